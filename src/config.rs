@@ -1,0 +1,735 @@
+//! Every setting: its meaning, unit, bounds and default.
+//!
+//! Settings come from three places, later ones winning: the defaults below, the YAML file given by `--config`, and
+//! the environment (`POSDUIF__SECTION__KEY`; also plain `DATABASE_URL` and `REDIS_URL`). An unknown or invalid key
+//! stops the start and names the key, the value and what is allowed. `config/config.yaml` shows all keys and is
+//! tested to equal [`Config::default`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::route::rule::Rule;
+
+/// Prefix of environment variables that override keys.
+const ENV_PREFIX: &str = "POSDUIF__";
+
+/// A value that must not appear in logs, errors or `config show`.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The secret itself; the only way to read it, so that uses are easy to find.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.0.is_empty() { "" } else { "***" })
+    }
+}
+
+/// All settings.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The HTTP server.
+    pub server: Server,
+    /// Ordinary SQL connections; the replication connection uses the same URL.
+    pub postgres: Postgres,
+    /// Redis, which holds the streams.
+    pub redis: Redis,
+    /// Reading the write-ahead log and publishing it.
+    pub replication: Replication,
+    /// How much history the streams keep.
+    pub streams: Streams,
+    /// Who gets in.
+    pub auth: Auth,
+    /// Batches to and from devices.
+    pub sync: Sync,
+    /// Messages.
+    pub messages: Messages,
+    /// Enrollment of devices.
+    pub enrollment: Enrollment,
+    /// Server-sent events.
+    pub sse: Sse,
+    /// What `GET /api/app-instructions` tells an app.
+    pub app: App,
+    /// Readiness.
+    pub health: Health,
+    /// Logging.
+    pub log: Log,
+    /// Routing rules for the operator's own tables, beside the built-in ones for messages, users and encrypted state.
+    pub routes: Vec<Rule>,
+}
+
+/// The HTTP server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Address to listen on.
+    pub host: String,
+    /// TCP port, 0 for any free one.
+    pub port: u16,
+    /// Base URL under which clients reach this server; empty means `http://<host>:<port>`.
+    pub public_url: String,
+    /// Tenant of a login that names none; empty means that a login must name one.
+    pub default_tenant: String,
+    /// Seconds that one request may take, streams excepted (1 to 600).
+    pub request_timeout_seconds: u64,
+    /// Seconds in which a client must have sent its request head (1 to 120).
+    pub header_timeout_seconds: u64,
+    /// Largest request body in bytes, uploads excepted (1 KiB to 64 MiB).
+    pub body_bytes_max: usize,
+    /// Most connections at once (1 to 1,000,000).
+    pub connections_max: usize,
+    /// Seconds that a stop waits for requests under way (0 to 300).
+    pub shutdown_grace_seconds: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 8080,
+            public_url: String::new(),
+            default_tenant: String::new(),
+            request_timeout_seconds: 30,
+            header_timeout_seconds: 10,
+            body_bytes_max: 1024 * 1024,
+            connections_max: 19_000,
+            shutdown_grace_seconds: 10,
+        }
+    }
+}
+
+/// Ordinary SQL connections.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Postgres {
+    /// Connection URL, `postgres://user:password@host:port/database`.
+    pub url: Secret,
+    /// Most pooled connections (1 to 1,000).
+    pub pool_size: usize,
+    /// Seconds to wait for a connection, its making included (1 to 60).
+    pub connect_timeout_seconds: u64,
+    /// Seconds after which Postgres ends a statement (1 to 600).
+    pub query_timeout_seconds: u64,
+}
+
+impl Default for Postgres {
+    fn default() -> Self {
+        Self {
+            url: Secret::new("postgres://posduif@127.0.0.1:5432/posduif"),
+            pool_size: 16,
+            connect_timeout_seconds: 5,
+            query_timeout_seconds: 15,
+        }
+    }
+}
+
+/// Redis, which holds the streams.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    /// Connection URL, `redis://user:password@host:port/database`.
+    pub url: Secret,
+    /// First part of every key. One engine, one prefix.
+    pub prefix: String,
+    /// Seconds to wait for a reply (1 to 60).
+    pub response_timeout_seconds: u64,
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: Secret::new("redis://127.0.0.1:6379/0"),
+            prefix: "posduif".into(),
+            response_timeout_seconds: 5,
+        }
+    }
+}
+
+/// Reading the write-ahead log and publishing it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replication {
+    /// Name of the logical replication slot; made when missing.
+    pub slot: String,
+    /// Name of the publication; made when missing, before the slot.
+    pub publication: String,
+    /// Milliseconds between heartbeats, the transactional messages whose age is the freshness (100 to 10,000).
+    pub heartbeat_interval_ms: u64,
+    /// Seconds without a byte from Postgres after which the connection counts as dead (2 to 300).
+    pub wire_timeout_seconds: u64,
+    /// Seconds without a reply after which Postgres lets a dead engine's slot go (2 to 300).
+    pub sender_timeout_seconds: u64,
+    /// Most changes in one batch to Redis (1 to 100,000).
+    pub batch_changes_max: usize,
+    /// Bytes of commands at which a batch is full; one change may overshoot it (4 KiB to 64 MiB).
+    pub batch_bytes_max: usize,
+}
+
+impl Default for Replication {
+    fn default() -> Self {
+        Self {
+            slot: "posduif".into(),
+            publication: "posduif".into(),
+            heartbeat_interval_ms: 1000,
+            wire_timeout_seconds: 8,
+            sender_timeout_seconds: 8,
+            batch_changes_max: 2000,
+            batch_bytes_max: 1024 * 1024,
+        }
+    }
+}
+
+/// How much history the streams keep.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Streams {
+    /// Most entries of one user's inbox; a device behind them takes a snapshot (100 to 100,000,000).
+    pub inbox_entries_max: u64,
+    /// Most entries of a tenant's shared stream (100 to 100,000,000).
+    pub shared_entries_max: u64,
+    /// Most entries of a tenant's log of all changes (100 to 1,000,000,000).
+    pub changes_entries_max: u64,
+    /// Most entries of a live stream, one a batch (100 to 1,000,000).
+    pub live_entries_max: u64,
+    /// Seconds between two looks at what can be trimmed (1 to 3,600).
+    pub trim_interval_seconds: u64,
+    /// Days after which a silent device no longer holds back trimming (1 to 3,650).
+    pub device_idle_days: u64,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self {
+            inbox_entries_max: 50_000,
+            shared_entries_max: 50_000,
+            changes_entries_max: 1_000_000,
+            live_entries_max: 10_000,
+            trim_interval_seconds: 10,
+            device_idle_days: 30,
+        }
+    }
+}
+
+/// How devices prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceAuth {
+    /// `X-Device-ID` and `Authorization: Bearer <device_token>`.
+    Token,
+    /// `X-Device-ID` alone. A device ID is guessable: for closed networks and old clients only.
+    Id,
+}
+
+/// Who gets in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// Key of access tokens and cursors, at least 32 bytes; `posduif dev` makes one, all else must set it.
+    pub jwt_secret: Secret,
+    /// `iss` of access tokens.
+    pub jwt_issuer: String,
+    /// `aud` of access tokens.
+    pub jwt_audience: String,
+    /// Seconds that an access token lives (60 to 86,400).
+    pub token_expiry_seconds: u64,
+    /// How devices prove who they are: `token` or `id`.
+    pub device_auth: DeviceAuth,
+    /// Seconds for which a checked device token is trusted without asking Postgres again (0 to 300).
+    pub device_cache_seconds: u64,
+    /// Argon2id memory in KiB (8,192 to 1,048,576).
+    pub argon2_memory_kib: u32,
+    /// Argon2id passes (1 to 10).
+    pub argon2_iterations: u32,
+    /// Most password hashes computed at once (1 to 64); each takes a core and the memory above.
+    pub hash_concurrency: usize,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            jwt_secret: Secret::new(""),
+            jwt_issuer: "posduif".into(),
+            jwt_audience: "posduif".into(),
+            token_expiry_seconds: 3600,
+            device_auth: DeviceAuth::Token,
+            device_cache_seconds: 5,
+            argon2_memory_kib: 19_456,
+            argon2_iterations: 2,
+            hash_concurrency: 2,
+        }
+    }
+}
+
+/// What happens when both sides changed the same message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConflictStrategy {
+    /// The later arrival at Postgres wins; the other version is kept in `message_conflicts`.
+    LastWriteWins,
+    /// The server's version stays until somebody resolves the conflict.
+    Manual,
+}
+
+/// Batches to and from devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sync {
+    /// Rows in a batch when the device does not say (1 to `batch_size_max`).
+    pub batch_size: usize,
+    /// Most rows in a batch (1 to 10,000).
+    pub batch_size_max: usize,
+    /// Bytes of rows at which a batch ends early; one row may overshoot it (64 KiB to 64 MiB).
+    pub batch_bytes_max: usize,
+    /// Most items in one upload (1 to 10,000).
+    pub upload_items_max: usize,
+    /// Largest upload in bytes after inflating (64 KiB to 256 MiB).
+    pub upload_bytes_max: usize,
+    /// Answer with gzip when the client accepts it.
+    pub compression: bool,
+    /// Bytes from which an answer is worth compressing (0 to 1 GiB).
+    pub compression_threshold_bytes: usize,
+    /// gzip level (1 fastest to 9 smallest).
+    pub compression_level: u32,
+    /// Seconds between two syncs that apps are advised to keep without events (10 to 86,400).
+    pub interval_seconds: u64,
+    /// What happens when both sides changed the same message: `last_write_wins` or `manual`.
+    pub conflict_strategy: ConflictStrategy,
+    /// Seconds between two bulk writes of the devices' last sync times to Postgres (1 to 3,600).
+    pub metadata_interval_seconds: u64,
+}
+
+impl Default for Sync {
+    fn default() -> Self {
+        Self {
+            batch_size: 100,
+            batch_size_max: 1000,
+            batch_bytes_max: 4 * 1024 * 1024,
+            upload_items_max: 1000,
+            upload_bytes_max: 8 * 1024 * 1024,
+            compression: true,
+            compression_threshold_bytes: 1024,
+            compression_level: 4,
+            interval_seconds: 300,
+            conflict_strategy: ConflictStrategy::LastWriteWins,
+            metadata_interval_seconds: 10,
+        }
+    }
+}
+
+/// Messages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Messages {
+    /// Longest content in characters (1 to 1,000,000).
+    pub content_chars_max: usize,
+}
+
+impl Default for Messages {
+    fn default() -> Self {
+        Self {
+            content_chars_max: 10_000,
+        }
+    }
+}
+
+/// Enrollment of devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Enrollment {
+    /// Seconds that an enrollment token is valid (60 to 2,592,000).
+    pub expiry_seconds: u64,
+    /// Seconds in which the same device may complete again when the answer was lost (0 to 3,600).
+    pub retry_seconds: u64,
+}
+
+impl Default for Enrollment {
+    fn default() -> Self {
+        Self {
+            expiry_seconds: 86_400,
+            retry_seconds: 600,
+        }
+    }
+}
+
+/// Server-sent events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sse {
+    /// Seconds between comment heartbeats (1 to 300).
+    pub heartbeat_seconds: u64,
+    /// Milliseconds that a client is advised to wait before it reconnects; up to as much again is added at random (100 to 60,000).
+    pub retry_ms: u64,
+    /// Events that may wait for one slow reader before it is cut; it resumes without loss (16 to 100,000).
+    pub queue_events_max: usize,
+    /// Events replayed one by one after a resume; beyond them one `sync_required` sums up (1 to 100,000).
+    pub replay_events_max: usize,
+}
+
+impl Default for Sse {
+    fn default() -> Self {
+        Self {
+            heartbeat_seconds: 15,
+            retry_ms: 1000,
+            queue_events_max: 256,
+            replay_events_max: 1000,
+        }
+    }
+}
+
+/// One remote widget of the app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Widget {
+    /// Kind of widget.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Where the app finds it.
+    pub url: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// What `GET /api/app-instructions` tells an app.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct App {
+    /// Version of the instructions.
+    pub version: String,
+    /// Remote widgets by name.
+    pub widgets: BTreeMap<String, Widget>,
+}
+
+impl Default for App {
+    fn default() -> Self {
+        Self {
+            version: "1.0.0".into(),
+            widgets: BTreeMap::new(),
+        }
+    }
+}
+
+/// Readiness.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// Seconds of age of what clients can see beyond which `/ready` answers 503 (2 to 3,600).
+    pub freshness_bound_seconds: u64,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            freshness_bound_seconds: 10,
+        }
+    }
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Logging.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Level or filter directives, for example `info` or `info,posduif::publish=debug`.
+    pub level: String,
+    /// Form of log lines: `text` or `json`.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file (when given), then the process's environment, and checks the bounds.
+    ///
+    /// # Errors
+    /// Names the key, its value and what is allowed.
+    pub fn load(file: Option<&Path>) -> Result<Self> {
+        let text = match file {
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the configuration file {}", path.display()))?,
+            None => String::new(),
+        };
+        Self::from_sources(&text, std::env::vars()).with_context(|| match file {
+            Some(path) => format!("configuration {}", path.display()),
+            None => "configuration from the environment".to_owned(),
+        })
+    }
+
+    /// Merges YAML text and environment variables over the defaults and checks the bounds.
+    ///
+    /// # Errors
+    /// Names the key, its value and what is allowed.
+    pub fn from_sources(yaml: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        let mut tree: Value = if yaml.trim().is_empty() {
+            Value::Object(serde_json::Map::new())
+        } else {
+            serde_saphyr::from_str(yaml).context("not valid YAML")?
+        };
+        if tree.is_null() {
+            tree = Value::Object(serde_json::Map::new());
+        }
+        // The defaults tell which keys exist and of which type each is, so that a password of digits stays text.
+        let defaults = serde_json::to_value(Self::default()).context("defaults")?;
+        let mut overrides: Vec<(String, String)> = Vec::new();
+        for (name, value) in env {
+            match name.as_str() {
+                "DATABASE_URL" => overrides.insert(0, ("postgres.url".into(), value)),
+                "REDIS_URL" => overrides.insert(0, ("redis.url".into(), value)),
+                _ => {
+                    if let Some(path) = name.strip_prefix(ENV_PREFIX) {
+                        overrides.push((path.to_ascii_lowercase().replace("__", "."), value));
+                    }
+                }
+            }
+        }
+        for (path, value) in overrides {
+            apply_override(&mut tree, &defaults, &path, &value)?;
+        }
+        let config: Self = serde_path_to_error::deserialize(&tree).map_err(|error| {
+            let path = error.path().to_string();
+            let found = found_at(&tree, &path);
+            anyhow!("key `{path}`{found}: {}", error.inner())
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks that every number lies within its bounds and texts have their form.
+    fn check(&self) -> Result<()> {
+        fn within(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
+            if value < low || value > high {
+                bail!("key `{key}` is {value}: allowed is {low} to {high}");
+            }
+            Ok(())
+        }
+        const KIB: u64 = 1024;
+        const MIB: u64 = 1024 * KIB;
+        let (s, p, r) = (&self.server, &self.postgres, &self.replication);
+        within("server.request_timeout_seconds", s.request_timeout_seconds, 1, 600)?;
+        within("server.header_timeout_seconds", s.header_timeout_seconds, 1, 120)?;
+        within("server.body_bytes_max", s.body_bytes_max as u64, KIB, 64 * MIB)?;
+        within("server.connections_max", s.connections_max as u64, 1, 1_000_000)?;
+        within("server.shutdown_grace_seconds", s.shutdown_grace_seconds, 0, 300)?;
+        within("postgres.pool_size", p.pool_size as u64, 1, 1000)?;
+        within("postgres.connect_timeout_seconds", p.connect_timeout_seconds, 1, 60)?;
+        within("postgres.query_timeout_seconds", p.query_timeout_seconds, 1, 600)?;
+        within(
+            "redis.response_timeout_seconds",
+            self.redis.response_timeout_seconds,
+            1,
+            60,
+        )?;
+        within(
+            "replication.heartbeat_interval_ms",
+            r.heartbeat_interval_ms,
+            100,
+            10_000,
+        )?;
+        within("replication.wire_timeout_seconds", r.wire_timeout_seconds, 2, 300)?;
+        within("replication.sender_timeout_seconds", r.sender_timeout_seconds, 2, 300)?;
+        within("replication.batch_changes_max", r.batch_changes_max as u64, 1, 100_000)?;
+        within(
+            "replication.batch_bytes_max",
+            r.batch_bytes_max as u64,
+            4 * KIB,
+            64 * MIB,
+        )?;
+        let t = &self.streams;
+        within("streams.inbox_entries_max", t.inbox_entries_max, 100, 100_000_000)?;
+        within("streams.shared_entries_max", t.shared_entries_max, 100, 100_000_000)?;
+        within("streams.changes_entries_max", t.changes_entries_max, 100, 1_000_000_000)?;
+        within("streams.live_entries_max", t.live_entries_max, 100, 1_000_000)?;
+        within("streams.trim_interval_seconds", t.trim_interval_seconds, 1, 3600)?;
+        within("streams.device_idle_days", t.device_idle_days, 1, 3650)?;
+        let a = &self.auth;
+        within("auth.token_expiry_seconds", a.token_expiry_seconds, 60, 86_400)?;
+        within("auth.device_cache_seconds", a.device_cache_seconds, 0, 300)?;
+        within("auth.argon2_memory_kib", a.argon2_memory_kib.into(), 8192, 1_048_576)?;
+        within("auth.argon2_iterations", a.argon2_iterations.into(), 1, 10)?;
+        within("auth.hash_concurrency", a.hash_concurrency as u64, 1, 64)?;
+        let y = &self.sync;
+        within("sync.batch_size_max", y.batch_size_max as u64, 1, 10_000)?;
+        within("sync.batch_size", y.batch_size as u64, 1, y.batch_size_max as u64)?;
+        within("sync.batch_bytes_max", y.batch_bytes_max as u64, 64 * KIB, 64 * MIB)?;
+        within("sync.upload_items_max", y.upload_items_max as u64, 1, 10_000)?;
+        within("sync.upload_bytes_max", y.upload_bytes_max as u64, 64 * KIB, 256 * MIB)?;
+        within(
+            "sync.compression_threshold_bytes",
+            y.compression_threshold_bytes as u64,
+            0,
+            1024 * MIB,
+        )?;
+        within("sync.compression_level", y.compression_level.into(), 1, 9)?;
+        within("sync.interval_seconds", y.interval_seconds, 10, 86_400)?;
+        within("sync.metadata_interval_seconds", y.metadata_interval_seconds, 1, 3600)?;
+        within(
+            "messages.content_chars_max",
+            self.messages.content_chars_max as u64,
+            1,
+            1_000_000,
+        )?;
+        within(
+            "enrollment.expiry_seconds",
+            self.enrollment.expiry_seconds,
+            60,
+            2_592_000,
+        )?;
+        within("enrollment.retry_seconds", self.enrollment.retry_seconds, 0, 3600)?;
+        let e = &self.sse;
+        within("sse.heartbeat_seconds", e.heartbeat_seconds, 1, 300)?;
+        within("sse.retry_ms", e.retry_ms, 100, 60_000)?;
+        within("sse.queue_events_max", e.queue_events_max as u64, 16, 100_000)?;
+        within("sse.replay_events_max", e.replay_events_max as u64, 1, 100_000)?;
+        within(
+            "health.freshness_bound_seconds",
+            self.health.freshness_bound_seconds,
+            2,
+            3600,
+        )?;
+
+        // Slot names: Postgres chapter 27.2.6; the same form keeps keys and identifiers free of quoting.
+        for (key, name) in [
+            ("replication.slot", &r.slot),
+            ("replication.publication", &r.publication),
+        ] {
+            if name.is_empty()
+                || name.len() > 63
+                || !name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+            {
+                bail!("key `{key}` is \"{name}\": allowed are 1 to 63 of a-z, 0-9 and _");
+            }
+        }
+        let prefix = &self.redis.prefix;
+        if prefix.is_empty()
+            || prefix.len() > 64
+            || !prefix
+                .bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'.'))
+        {
+            bail!("key `redis.prefix` is \"{prefix}\": allowed are 1 to 64 of a-z, A-Z, 0-9, _, - and .");
+        }
+        if !s.default_tenant.is_empty() && !crate::database::tenants::is_valid_name(&s.default_tenant) {
+            bail!(
+                "key `server.default_tenant` is \"{}\": allowed are a letter and up to 47 of a-z, 0-9 and _",
+                s.default_tenant
+            );
+        }
+        for (index, rule) in self.routes.iter().enumerate() {
+            rule.check().map_err(|why| anyhow!("key `routes[{index}]`: {why}"))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a missing or short token secret; called by whatever serves requests.
+    ///
+    /// # Errors
+    /// When `auth.jwt_secret` has fewer than 32 bytes or is a well-known example.
+    pub fn check_secrets(&self) -> Result<()> {
+        let secret = self.auth.jwt_secret.expose();
+        if secret.len() < 32 || secret.to_ascii_lowercase().contains("change") {
+            bail!(
+                "key `auth.jwt_secret` is {}: set at least 32 random bytes, for example \
+                 POSDUIF__AUTH__JWT_SECRET=$(openssl rand -hex 32)",
+                if secret.is_empty() {
+                    "not set"
+                } else {
+                    "too short or an example"
+                }
+            );
+        }
+        Ok(())
+    }
+
+    /// The base URL that clients use, without a trailing slash.
+    pub fn public_url(&self) -> String {
+        if self.server.public_url.is_empty() {
+            format!("http://{}:{}", self.server.host, self.server.port)
+        } else {
+            self.server.public_url.trim_end_matches('/').to_owned()
+        }
+    }
+}
+
+/// Sets the leaf at a dotted path to a text from the environment, read as the type that the defaults have there.
+fn apply_override(tree: &mut Value, defaults: &Value, path: &str, text: &str) -> Result<()> {
+    let unknown = || {
+        anyhow!(
+            "environment variable {ENV_PREFIX}{}: no such key",
+            path.to_ascii_uppercase().replace('.', "__")
+        )
+    };
+    let mut like = defaults;
+    let mut node = tree;
+    let mut parts = path.split('.').peekable();
+    while let Some(part) = parts.next() {
+        like = like.get(part).ok_or_else(unknown)?;
+        let map = node.as_object_mut().ok_or_else(unknown)?;
+        if parts.peek().is_some() {
+            node = map.entry(part).or_insert_with(|| Value::Object(serde_json::Map::new()));
+            continue;
+        }
+        let value = match like {
+            Value::String(_) => Value::String(text.to_owned()),
+            _ => serde_saphyr::from_str(text)
+                .map_err(|_| anyhow!("key `{path}` is \"{text}\": not a value of its type"))?,
+        };
+        map.insert(part.to_owned(), value);
+        return Ok(());
+    }
+    Err(unknown())
+}
+
+/// ` = value` for the leaf at a path, for error texts; secrets and inner nodes give nothing.
+fn found_at(tree: &Value, path: &str) -> String {
+    let mut node = tree;
+    for part in path.split('.') {
+        match node.get(part) {
+            Some(inner) => node = inner,
+            None => return String::new(),
+        }
+    }
+    let secret = path.ends_with("url") || path.ends_with("secret");
+    match node {
+        Value::Object(_) | Value::Array(_) => String::new(),
+        _ if secret => " = ***".into(),
+        leaf => format!(" = {leaf}"),
+    }
+}

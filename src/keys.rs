@@ -1,0 +1,73 @@
+//! The names of all Redis keys. They never change; the part in braces is the Redis Cluster hash tag.
+
+use uuid::Uuid;
+
+/// Makes key names under one prefix (`redis.prefix`).
+#[derive(Debug, Clone)]
+pub struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// Keys under a prefix.
+    pub fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    /// Hash: how far publishing has come; written by the publisher's `EXEC` only.
+    pub fn checkpoint(&self) -> String {
+        format!("{}:checkpoint", self.prefix)
+    }
+
+    /// Hash: transactions that a snapshot may not see yet: first stream ID → `<lowest xid>-<highest xid>`.
+    pub fn window(&self) -> String {
+        format!("{}:window", self.prefix)
+    }
+
+    /// Stream: thin notices for API nodes, one stream a lane.
+    pub fn live(&self, lane: u32) -> String {
+        format!("{}:live:{lane}", self.prefix)
+    }
+
+    /// Stream: every row change of the tenant in commit order.
+    pub fn changes(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:changes", self.prefix)
+    }
+
+    /// Stream: what every user of the tenant must see.
+    pub fn shared(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:shared", self.prefix)
+    }
+
+    /// Stream: what one user must see.
+    pub fn inbox(&self, tenant: &str, user: &str) -> String {
+        format!("{}:{{{tenant}}}:inbox:{user}", self.prefix)
+    }
+
+    /// Stream: what could not be routed or stored, with the cause.
+    pub fn quarantine(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:quarantine", self.prefix)
+    }
+
+    /// Hash: the tenant's `generation`, and `trim:<stream>` → the stream ID up to which entries were trimmed.
+    pub fn meta(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:meta", self.prefix)
+    }
+
+    /// Hash: one device's sync state: what it acknowledged and was given.
+    pub fn device(&self, tenant: &str, device_id: &str) -> String {
+        format!("{}:{{{tenant}}}:device:{device_id}", self.prefix)
+    }
+
+    /// Sorted set: `<user>/<device>` by the time (ms since 1970) until which it counts as online.
+    pub fn presence(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:presence", self.prefix)
+    }
+
+    /// Field of [`Keys::meta`] that holds the trim point of a user's inbox.
+    pub fn trim_inbox_field(user: Uuid) -> String {
+        format!("trim:inbox:{user}")
+    }
+}

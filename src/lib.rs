@@ -1,0 +1,63 @@
+//! Posduif: a row committed in Postgres is the event.
+//!
+//! Whoever writes a row (the API, a migration, somebody's `psql`), the write-ahead log carries it, in commit order,
+//! to Redis Streams, and SSE and the device's next sync batch are two ways to read the same stream with the same
+//! cursor:
+//!
+//! ```text
+//!  any writer ─▶ Postgres ─WAL─▶ replication ─▶ decode ─▶ route ─▶ publish ─▶ Redis ─▶ deliver ─▶ sync · http
+//!                    ▲               └───────── acknowledge(LSN) ◀────┘                              │
+//!                    └───────────────── database ◀── domain: messages, uploads, acks ◀──────────────┘
+//! ```
+//!
+//! Modules in reading order:
+//!
+//! - [`change`]: what flows: [`change::Position`], [`change::StreamId`]; [`keys`]: the names of all Redis keys.
+//! - [`replication`]: the replication connection, its frames, the slot, epochs, and the loop that ties the stages.
+//! - [`decode`]: pgoutput bytes to messages, column texts to JSON.
+//! - [`route`]: rules: who sees which change, under which event.
+//! - [`publish`]: batches, the guarded `MULTI`/`EXEC`, the checkpoint, progress and durability.
+//! - [`deliver`]: reading the streams: ranges, the live tail and its fan-out, presence, trimming.
+//! - [`sync`]: cursors, incoming batches (snapshot, then stream).
+//! - [`domain`]: users, devices, enrollment, messages, uploads: rows and rules.
+//! - [`database`]: pool, tenants, migrations, publication; queries come from `sql/`.
+//! - [`http`]: the API.
+//! - [`engine`]: starts the parts, stops them in order; [`config`]: every setting; [`telemetry`]: logs and health.
+//! - [`cli`]: the command line, one file a noun; [`dev`]: `posduif dev`'s own Postgres and Redis.
+//!
+//! Invariants:
+//!
+//! - acknowledged ≤ durable ≤ published ≤ received, and none goes back within one `START_REPLICATION`.
+//! - Only [`replication`] speaks the replication protocol, only [`publish`] and [`deliver`] speak Redis Streams, only
+//!   [`http`] knows status codes.
+//! - [`decode`], [`route`] and [`publish::progress`] do no IO.
+//! - Every queue has a bound, named in [`config`].
+//! - What cannot be decoded stops the engine; what cannot be routed or stored goes to the tenant's quarantine.
+
+pub mod change;
+pub mod keys;
+
+pub mod replication;
+
+pub mod decode;
+
+pub mod route;
+
+pub mod publish;
+
+pub mod deliver;
+
+pub mod sync;
+
+pub mod domain;
+
+pub mod database;
+
+pub mod http;
+
+pub mod config;
+pub mod engine;
+pub mod telemetry;
+
+pub mod cli;
+pub mod dev;

@@ -1,0 +1,10 @@
+//! The command line's entry: parse, run, exit code. All else is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    posduif::cli::run(posduif::cli::Cli::parse()).await
+}

@@ -1,0 +1,3 @@
+//! Routing: who sees which change, under which event. Pure: no IO, no clock.
+
+pub mod rule;
