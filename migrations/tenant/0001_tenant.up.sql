@@ -63,6 +63,8 @@ BEGIN
         IF NEW.updated_at = OLD.updated_at THEN
             NEW.updated_at := now();
         END IF;
+        -- A device's upload counts versions itself; whoever comes here is none.
+        NEW.device_id := NULL;
     END IF;
     RETURN NEW;
 END

@@ -1,2 +1,255 @@
-//! Being built.
+//! Ordinary SQL: the pool, what can go wrong with it, and running a statement in a tenant's schema.
+//!
+//! Statements live in `sql/*.sql`, one a file, and name a tenant's schema by the placeholder `{schema}`
+//! ([`tenants::Tenant::sql`]). They run as unnamed typed statements: one round trip each, and nothing is cached that
+//! would grow with the number of tenants.
+//!
+//! Every session runs in UTC with a statement timeout. `search_path` is left alone: each name is qualified.
+
+pub mod migrations;
+pub mod publication;
 pub mod tenants;
+
+use std::error::Error as _;
+use std::io;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context;
+use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{NoTls, Row};
+
+use crate::config;
+
+/// A connection out of the pool; dropping it gives it back.
+pub type Client = deadpool_postgres::Client;
+
+/// A parameter and its type, as [`Database::query`] and tokio-postgres' typed statements take it.
+pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// What went wrong with a statement, told apart by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres cannot be reached, is overloaded, timed out or chose this statement to resolve a deadlock: the same
+    /// statement may succeed later.
+    #[error("Postgres is unavailable: {0}")]
+    Unavailable(String),
+    /// The rows would break a constraint.
+    #[error("constraint {name} refuses the row: {message}")]
+    Constraint {
+        /// The constraint's or unique index's name.
+        name: String,
+        /// What Postgres said.
+        message: String,
+    },
+    /// Postgres refused the statement itself, which is a mistake in it or in the schema.
+    #[error("Postgres refused a statement: {0}")]
+    Statement(#[source] tokio_postgres::Error),
+}
+
+impl Error {
+    /// Whether this is a violation of the named constraint or unique index.
+    pub fn violates(&self, constraint: &str) -> bool {
+        matches!(self, Self::Constraint { name, .. } if name == constraint)
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let Some(refusal) = error.as_db_error() else {
+            let broken = error.is_closed() || error.source().is_some_and(|cause| cause.is::<io::Error>());
+            return if broken {
+                Self::Unavailable(with_causes(&error))
+            } else {
+                Self::Statement(error)
+            };
+        };
+        let code = refusal.code();
+        let text = || format!("{} (SQLSTATE {})", refusal.message(), code.code());
+        match code.code().get(..2) {
+            Some("23") => Self::Constraint {
+                name: refusal.constraint().unwrap_or_default().to_owned(),
+                message: text(),
+            },
+            // Connection, serialization and deadlock, resources, operator intervention (timeouts and shutdown too).
+            Some("08" | "40" | "53" | "57" | "58") => Self::Unavailable(text()),
+            // A lock timeout; and a former primary that now only reads.
+            _ if *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::READ_ONLY_SQL_TRANSACTION => {
+                Self::Unavailable(text())
+            }
+            _ => Self::Statement(error),
+        }
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        // Whatever keeps us from a connection, wrong credentials too, is for the operator: a client can only wait.
+        Self::Unavailable(match error {
+            PoolError::Backend(error) => with_causes(&error),
+            PoolError::Timeout(kind) => format!("no connection in time ({kind:?}); see `postgres.pool_size`"),
+            other => other.to_string(),
+        })
+    }
+}
+
+/// tokio-postgres prints only its own level; the cause names the host or the refusal.
+fn with_causes(error: &tokio_postgres::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The pool of ordinary SQL connections. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pool: Pool,
+    config: tokio_postgres::Config,
+}
+
+impl Database {
+    /// Makes the pool and checks that one connection works. The other connections are made when they are needed.
+    ///
+    /// # Errors
+    /// When the URL is malformed or Postgres cannot be reached with it.
+    pub async fn connect(settings: &config::Postgres) -> anyhow::Result<Self> {
+        let mut config = tokio_postgres::Config::from_str(settings.url.expose())
+            .context("key `postgres.url` is no connection URL of the form postgres://user:password@host:port/database")?;
+        let timeout = Duration::from_secs(settings.connect_timeout_seconds);
+        let own = format!(
+            "-c TimeZone=UTC -c statement_timeout={}",
+            settings.query_timeout_seconds * 1000
+        );
+        let options = match config.get_options() {
+            Some(theirs) => format!("{own} {theirs}"),
+            None => own,
+        };
+        config.options(options).connect_timeout(timeout);
+        if config.get_application_name().is_none() {
+            config.application_name("posduif");
+        }
+        let manager = Manager::from_config(
+            config.clone(),
+            NoTls,
+            ManagerConfig {
+                recycling_method: RecyclingMethod::Fast,
+            },
+        );
+        let pool = Pool::builder(manager)
+            .max_size(settings.pool_size)
+            .wait_timeout(Some(timeout))
+            .create_timeout(Some(timeout))
+            .recycle_timeout(Some(timeout))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .context("cannot make the Postgres connection pool")?;
+        let database = Self { pool, config };
+        database.check().await.with_context(|| {
+            format!(
+                "cannot use Postgres at {}; check that it runs and `postgres.url` (or DATABASE_URL)",
+                database.place()
+            )
+        })?;
+        Ok(database)
+    }
+
+    /// A connection out of the pool.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when none comes free, or none can be made, within `postgres.connect_timeout_seconds`.
+    pub async fn get(&self) -> Result<Client, Error> {
+        Ok(self.pool.get().await?)
+    }
+
+    /// A connection of its own, outside of the pool and without the statement timeout, for work that holds session
+    /// locks: they end with it, however the work ends.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn connect_alone(&self) -> Result<tokio_postgres::Client, Error> {
+        let (client, connection) = self
+            .config
+            .connect(NoTls)
+            .await
+            .map_err(|error| Error::Unavailable(with_causes(&error)))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::warn!(%error, "a Postgres connection broke");
+            }
+        });
+        client.batch_execute("SET statement_timeout = 0").await?;
+        Ok(client)
+    }
+
+    /// Runs one statement in one round trip and gives all its rows.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+        Ok(self.get().await?.query_typed(sql, params).await?)
+    }
+
+    /// Runs one statement in one round trip and gives its first row.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query_opt(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    /// Asks Postgres for a sign of life.
+    ///
+    /// # Errors
+    /// When it gives none.
+    pub async fn check(&self) -> Result<(), Error> {
+        self.get().await?.simple_query("SELECT 1").await?;
+        Ok(())
+    }
+
+    /// Host, port and database, without the secrets of the URL.
+    fn place(&self) -> String {
+        let hosts: Vec<String> = self
+            .config
+            .get_hosts()
+            .iter()
+            .map(|host| match host {
+                tokio_postgres::config::Host::Tcp(name) => name.clone(),
+                tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+            })
+            .collect();
+        let ports: Vec<String> = self.config.get_ports().iter().map(u16::to_string).collect();
+        format!(
+            "{}:{} (database {}, user {})",
+            hosts.join(","),
+            if ports.is_empty() { "5432".to_owned() } else { ports.join(",") },
+            self.config.get_dbname().unwrap_or("by default the user's name"),
+            self.config.get_user().unwrap_or("by default the system's"),
+        )
+    }
+}
+
+/// Puts a name into double quotes, so that it is an identifier whatever it holds.
+pub fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_are_quoted() {
+        assert_eq!(quote_identifier("tenant_a"), "\"tenant_a\"");
+        assert_eq!(quote_identifier("a\"b"), "\"a\"\"b\"");
+    }
+}

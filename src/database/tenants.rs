@@ -1,4 +1,34 @@
-//! Tenants.
+//! Tenants: each has a schema `tenant_<name>` with its own tables, and a row in `posduif.tenants`.
+
+use anyhow::{Context, bail};
+use tokio_postgres::types::Type;
+
+use super::{Database, Error, migrations, publication, quote_identifier};
+use crate::config;
+
+/// A tenant's name and schema.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tenant {
+    /// What people and tokens call it, for example `demo`.
+    pub name: String,
+    /// The schema that holds its tables, for example `tenant_demo`.
+    pub schema: String,
+}
+
+impl Tenant {
+    /// The tenant of this name, whether or not it exists; `None` when no tenant can have this name.
+    pub fn named(name: &str) -> Option<Self> {
+        is_valid_name(name).then(|| Self {
+            name: name.to_owned(),
+            schema: format!("tenant_{name}"),
+        })
+    }
+
+    /// A statement with `{schema}` replaced by this tenant's schema, quoted.
+    pub fn sql(&self, statement: &str) -> String {
+        statement.replace("{schema}", &quote_identifier(&self.schema))
+    }
+}
 
 /// Whether a text can name a tenant: a letter, then up to 47 of a-z, 0-9 and _.
 pub fn is_valid_name(name: &str) -> bool {
@@ -6,4 +36,97 @@ pub fn is_valid_name(name: &str) -> bool {
     matches!(bytes.next(), Some(b'a'..=b'z'))
         && name.len() <= 48
         && bytes.all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
+/// Makes a tenant: schema, tables, publication entry and directory row, in one transaction that also carries the
+/// message `posduif.tenant`, on which the replicator makes the tenant's streams. Gives false when it existed already.
+///
+/// # Errors
+/// When the name cannot be one, the control schema is missing, or Postgres refuses.
+pub async fn create(database: &Database, replication: &config::Replication, name: &str) -> anyhow::Result<bool> {
+    let Some(tenant) = Tenant::named(name) else {
+        bail!("{name:?} cannot name a tenant: allowed are a letter and up to 47 of a-z, 0-9 and _");
+    };
+    let mut client = database.connect_alone().await?;
+    let transaction = client.transaction().await?;
+    migrations::lock_for_transaction(&transaction).await?;
+    let inserted = transaction
+        .execute_typed(
+            include_str!("../../sql/tenant_insert.sql"),
+            &[(&tenant.name, Type::TEXT), (&tenant.schema, Type::TEXT)],
+        )
+        .await
+        .context("cannot register the tenant; `posduif migrate up` makes the tables that hold tenants")?;
+    if inserted == 0 {
+        return Ok(false);
+    }
+    transaction
+        .batch_execute(&tenant.sql("CREATE SCHEMA {schema}"))
+        .await
+        .with_context(|| format!("cannot make the schema {}", tenant.schema))?;
+    migrations::up_tenant(&transaction, &tenant).await?;
+    publication::include(&transaction, &replication.publication, &tenant).await?;
+    transaction
+        .query_typed(
+            include_str!("../../sql/tenant_announce.sql"),
+            &[(&tenant.name, Type::TEXT)],
+        )
+        .await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// All tenants, by name.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn list(database: &Database) -> Result<Vec<Tenant>, Error> {
+    let rows = database.query(include_str!("../../sql/tenant_list.sql"), &[]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Tenant {
+                name: row.try_get("name")?,
+                schema: row.try_get("schema_name")?,
+            })
+        })
+        .collect()
+}
+
+/// The tenant of this name, if it exists.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn find(database: &Database, name: &str) -> Result<Option<Tenant>, Error> {
+    // An impossible name (one with a NUL, say) must not reach Postgres.
+    let Some(tenant) = Tenant::named(name) else {
+        return Ok(None);
+    };
+    let row = database
+        .query_opt(
+            include_str!("../../sql/tenant_find.sql"),
+            &[(&tenant.name, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.map(|_| tenant))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_tenants() {
+        for good in ["a", "demo", "a_1", &"x".repeat(48)] {
+            assert!(is_valid_name(good), "{good}");
+        }
+        for bad in ["", "1a", "_a", "A", "a-b", "a b", "a\0", "ä", &"x".repeat(49)] {
+            assert!(!is_valid_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn statements_name_the_quoted_schema() {
+        let tenant = Tenant::named("demo").expect("a valid name");
+        assert_eq!(tenant.sql("SELECT FROM {schema}.users"), "SELECT FROM \"tenant_demo\".users");
+    }
 }

@@ -1,0 +1,27 @@
+-- Gives every table that a statement made in, or moved into, a tenant's schema REPLICA IDENTITY FULL.
+-- It runs as its owner, a superuser, because whoever makes the table need not see posduif.tenants. Its own ALTER TABLE
+-- fires it once more; that time the identity is FULL already, which ends the recursion. For the same reason nobody can
+-- take the identity away again while the trigger is enabled.
+CREATE OR REPLACE FUNCTION posduif.full_identity() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    made record;
+BEGIN
+    -- `migrate down` of the control schema drops this table and leaves the trigger.
+    IF to_regclass('posduif.tenants') IS NULL THEN
+        RETURN;
+    END IF;
+    FOR made IN
+        SELECT DISTINCT command.objid::regclass AS name
+        FROM pg_event_trigger_ddl_commands() command
+        JOIN pg_class class ON class.oid = command.objid AND command.classid = 'pg_class'::regclass
+        JOIN pg_namespace schema ON schema.oid = class.relnamespace
+        WHERE class.relkind IN ('r', 'p')
+          AND class.relreplident <> 'f'
+          AND schema.nspname IN (SELECT tenant.schema_name FROM posduif.tenants tenant)
+    LOOP
+        -- regclass prints itself qualified and quoted.
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', made.name);
+    END LOOP;
+END
+$$

@@ -1,0 +1,6 @@
+-- Whether a publication has a whole schema: one row or none. $1 text: publication; $2 text: schema.
+SELECT 1
+FROM pg_catalog.pg_publication_namespace entry
+JOIN pg_catalog.pg_publication publication ON publication.oid = entry.pnpubid
+JOIN pg_catalog.pg_namespace schema ON schema.oid = entry.pnnspid
+WHERE publication.pubname = $1 AND schema.nspname = $2

@@ -1,0 +1,15 @@
+-- Tables of a schema that a publication lacks; a partition is published by its root. $1 text: publication; $2 text: schema.
+SELECT class.relname::text
+FROM pg_catalog.pg_class class
+JOIN pg_catalog.pg_namespace schema ON schema.oid = class.relnamespace
+WHERE schema.nspname = $2
+  AND class.relkind IN ('r', 'p')
+  AND class.relpersistence = 'p'
+  AND NOT class.relispartition
+  AND NOT EXISTS (
+      SELECT
+      FROM pg_catalog.pg_publication_rel entry
+      JOIN pg_catalog.pg_publication publication ON publication.oid = entry.prpubid
+      WHERE publication.pubname = $1 AND entry.prrelid = class.oid
+  )
+ORDER BY class.relname
