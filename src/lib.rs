@@ -22,6 +22,7 @@
 //! - [`domain`]: users, devices, enrollment, messages, uploads: rows and rules.
 //! - [`database`]: pool, tenants, migrations, publication; queries come from `sql/`.
 //! - [`http`]: the API.
+//! - [`transport`]: byte streams to servers.
 //! - [`engine`]: starts the parts, stops them in order; [`config`]: every setting; [`telemetry`]: logs and health.
 //! - [`cli`]: the command line, one file a noun; [`dev`]: `posduif dev`'s own Postgres and Redis.
 //!
@@ -58,6 +59,7 @@ pub mod http;
 pub mod config;
 pub mod engine;
 pub mod telemetry;
+pub mod transport;
 
 pub mod cli;
 pub mod dev;

@@ -1,16 +1,37 @@
-//! `posduif serve`.
+//! `posduif serve`: runs the engine until Ctrl-C or SIGTERM.
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Global;
+use crate::engine::{Engine, Role};
 
 /// Arguments of `posduif serve`.
 #[derive(Debug, Args)]
-pub(super) struct Serve {}
+pub(super) struct Serve {
+    /// Which parts to run
+    #[arg(long, value_enum, default_value = "all")]
+    role: Role,
+}
 
 impl Serve {
     /// Runs the command.
-    pub(super) async fn run(self, _global: &Global) -> anyhow::Result<()> {
-        anyhow::bail!("not built yet")
+    pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let config = global.load()?;
+        crate::telemetry::init(&config.log)?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut engine = Engine::start(config, self.role).await?;
+        if let Some(address) = engine.address() {
+            println!("ready: http://{address}");
+        }
+        let failed = tokio::select! {
+            result = engine.failed() => Some(result),
+            _ = interrupt.recv() => None,
+            _ = terminate.recv() => None,
+        };
+        tracing::info!("stopping");
+        engine.stop().await;
+        failed.unwrap_or(Ok(()))
     }
 }

@@ -1,1 +1,5 @@
-//! Being built.
+//! From pgoutput's bytes to messages, and from column texts to JSON. Pure: no IO, no clock.
+
+pub mod pgoutput;
+pub mod relation;
+pub mod value;

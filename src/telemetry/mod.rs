@@ -1,1 +1,4 @@
-//! Being built.
+//! Logs and health: what the engine tells about itself.
+
+pub mod logging;
+pub use logging::init;

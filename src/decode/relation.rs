@@ -1,0 +1,94 @@
+//! What is known of the tables in the stream: Relation and Type messages, kept for the rows that follow.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::pgoutput;
+use super::value::Kind;
+
+/// A table as the stream describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relation {
+    /// OID of the table.
+    pub oid: u32,
+    /// Its schema.
+    pub schema: Arc<str>,
+    /// Its name.
+    pub table: Arc<str>,
+    /// What old rows carry.
+    pub replica_identity: pgoutput::ReplicaIdentity,
+    /// Columns in the order of tuples.
+    pub columns: Vec<Column>,
+}
+
+/// A column of a [`Relation`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Part of the replica identity.
+    pub is_key: bool,
+    /// How its values become JSON.
+    pub kind: Kind,
+    /// `"name":`, ready for a JSON object.
+    pub json_key: Vec<u8>,
+}
+
+impl Relation {
+    /// The index of a column by name.
+    pub fn column(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name == name)
+    }
+}
+
+/// Types that are not built in, by OID; a Type message comes before the relation that uses it.
+#[derive(Debug, Default)]
+pub struct Types {
+    names: HashMap<u32, String>,
+}
+
+impl Types {
+    /// Remembers a Type message.
+    pub fn learn(&mut self, oid: u32, name: &str) {
+        self.names.insert(oid, name.to_owned());
+    }
+
+    /// Builds the relation that a Relation message describes.
+    pub fn relation(&self, message: &pgoutput::Relation<'_>) -> Relation {
+        let columns = message
+            .columns
+            .iter()
+            .map(|column| {
+                let mut json_key = Vec::with_capacity(column.name.len() + 3);
+                super::value::write_string(column.name, &mut json_key);
+                json_key.push(b':');
+                Column {
+                    name: column.name.to_owned(),
+                    is_key: column.is_key,
+                    kind: self.kind(column.type_oid),
+                    json_key,
+                }
+            })
+            .collect();
+        Relation {
+            oid: message.oid,
+            schema: if message.namespace.is_empty() {
+                "pg_catalog"
+            } else {
+                message.namespace
+            }
+            .into(),
+            table: message.name.into(),
+            replica_identity: message.replica_identity,
+            columns,
+        }
+    }
+
+    fn kind(&self, oid: u32) -> Kind {
+        match Kind::of_type(oid) {
+            // Postgres names the array type of `mood` `_mood`; its elements print as texts.
+            Kind::Text if self.names.get(&oid).is_some_and(|name| name.starts_with('_')) => Kind::TextArray,
+            kind => kind,
+        }
+    }
+}

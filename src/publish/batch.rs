@@ -1,0 +1,549 @@
+//! A batch: the commands of one `MULTI`/`EXEC`, encoded as they come, and what they add up to.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use uuid::Uuid;
+
+use super::checkpoint::{Checkpoint, Epoch, TransactionMark};
+use super::resp;
+use crate::change::StreamId;
+use crate::decode::value::write_string;
+use crate::keys::Keys;
+use crate::route::router::{Audience, Delivery};
+use crate::route::rule::Operation;
+
+/// A tenant's quarantine keeps about this many entries.
+const QUARANTINE_ENTRIES_MAX: &[u8] = b"10000";
+
+/// Live streams are cut once in this many entries; cutting each time would cost more than the entries.
+const LIVE_TRIM_EVERY: u64 = 64;
+
+/// A stream that belongs to a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Every change of the tenant.
+    Changes(Arc<str>),
+    /// What all users of the tenant see.
+    Shared(Arc<str>),
+    /// What one user sees.
+    Inbox(Arc<str>, Uuid),
+}
+
+impl Target {
+    /// The tenant.
+    pub fn tenant(&self) -> &Arc<str> {
+        match self {
+            Self::Changes(tenant) | Self::Shared(tenant) | Self::Inbox(tenant, _) => tenant,
+        }
+    }
+
+    /// The Redis key.
+    pub fn key(&self, keys: &Keys) -> String {
+        match self {
+            Self::Changes(tenant) => keys.changes(tenant),
+            Self::Shared(tenant) => keys.shared(tenant),
+            Self::Inbox(tenant, user) => keys.inbox(tenant, user.hyphenated().encode_lower(&mut Uuid::encode_buffer())),
+        }
+    }
+
+    /// The field of the tenant's meta hash that holds the trim point.
+    pub fn trim_field(&self) -> String {
+        match self {
+            Self::Changes(_) => "trim:changes".into(),
+            Self::Shared(_) => "trim:shared".into(),
+            Self::Inbox(_, user) => Keys::trim_inbox_field(*user),
+        }
+    }
+}
+
+/// What a command in the batch is, to make sense of its reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// Adds a change to a stream that must exist; a nil reply tells that it does not.
+    Entry(Target),
+    /// Creates a stream by a `reset` entry; an entry that is there already does as well.
+    Birth(Target),
+    /// Anything else, which must succeed.
+    Other,
+}
+
+/// Trimming a stream up to but not including an ID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trim {
+    /// The stream.
+    pub target: Target,
+    /// First entry that stays.
+    pub min_id: StreamId,
+}
+
+/// The parts of an entry that are the same for all its audiences, encoded once.
+#[derive(Debug, Default)]
+pub struct EntryBody {
+    encoded: BytesMut,
+    arguments: usize,
+}
+
+/// Where a change comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// Schema of the table.
+    pub schema: &'a str,
+    /// The table.
+    pub table: &'a str,
+    /// Commit time, µs since 1970.
+    pub commit_ts: i64,
+    /// Transaction id.
+    pub xid: u32,
+}
+
+impl EntryBody {
+    /// Starts anew for another change.
+    pub fn begin(&mut self, source: &Source<'_>) {
+        self.encoded.clear();
+        self.arguments = 0;
+        self.field("schema", source.schema.as_bytes());
+        self.field("table", source.table.as_bytes());
+        self.field("ts", itoa::Buffer::new().format(source.commit_ts).as_bytes());
+        self.field("xid", itoa::Buffer::new().format(source.xid).as_bytes());
+    }
+
+    /// Adds a field.
+    pub fn field(&mut self, name: &str, value: &[u8]) {
+        resp::argument(&mut self.encoded, name.as_bytes());
+        resp::argument(&mut self.encoded, value);
+        self.arguments += 2;
+    }
+}
+
+/// The commands of one `EXEC` in the making.
+#[derive(Debug)]
+pub struct Batch {
+    keys: Keys,
+    commands: BytesMut,
+    /// For each command: where it ends in `commands`, and what it is.
+    queued: Vec<(usize, Purpose)>,
+    key: Vec<u8>,
+    changes: usize,
+    position: Option<StreamId>,
+    complete: Option<(StreamId, TransactionMark)>,
+    window: Option<(StreamId, u32, u32)>,
+    window_done: Vec<String>,
+    notices: Vec<u8>,
+    heartbeat_ts: Option<i64>,
+    announces: bool,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new(keys: Keys) -> Self {
+        Self {
+            keys,
+            commands: BytesMut::new(),
+            queued: Vec::new(),
+            key: Vec::new(),
+            changes: 0,
+            position: None,
+            complete: None,
+            window: None,
+            window_done: Vec::new(),
+            notices: Vec::new(),
+            heartbeat_ts: None,
+            announces: false,
+        }
+    }
+
+    /// Nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.queued.is_empty() && self.position.is_none() && self.complete.is_none() && self.window_done.is_empty()
+    }
+
+    /// Changes in it, routed or not.
+    pub fn changes(&self) -> usize {
+        self.changes
+    }
+
+    /// Bytes of commands in it.
+    pub fn bytes(&self) -> usize {
+        self.commands.len() + self.notices.len()
+    }
+
+    /// The last change in it.
+    pub fn position(&self) -> Option<StreamId> {
+        self.position
+    }
+
+    /// The last complete transaction in it.
+    pub fn complete_transaction(&self) -> Option<TransactionMark> {
+        self.complete.map(|(_, mark)| mark)
+    }
+
+    /// Notes that a change was reached. Rows also open the window: until a snapshot sees the transaction, a handoff
+    /// must begin below here.
+    pub fn reach(&mut self, id: StreamId, xid_of_rows: Option<u32>) {
+        self.changes += 1;
+        self.position = Some(id);
+        if let Some(xid) = xid_of_rows {
+            let (first, low, high) = self.window.unwrap_or((id, xid, xid));
+            // Transaction ids wrap around (Postgres chapter 25.1.5); within one batch they lie close together.
+            let is_before = |a: u32, b: u32| a.wrapping_sub(b).cast_signed() < 0;
+            let low = if is_before(xid, low) { xid } else { low };
+            let high = if is_before(high, xid) { xid } else { high };
+            self.window = Some((first, low, high));
+        }
+    }
+
+    /// Notes that a transaction is complete.
+    pub fn complete(&mut self, last: StreamId, mark: TransactionMark) {
+        self.complete = Some((last, mark));
+        self.position = Some(self.position.map_or(last, |position| position.max(last)));
+    }
+
+    /// The window entry that it will write: first stream ID, lowest and highest transaction id.
+    pub fn window(&self) -> Option<(StreamId, u32, u32)> {
+        self.window
+    }
+
+    /// Forgets window entries that a snapshot has seen.
+    pub fn close_window(&mut self, entries: Vec<String>) {
+        self.window_done.extend(entries);
+    }
+
+    /// Adds a change to a stream.
+    pub fn entry(&mut self, target: Target, id: StreamId, op: &str, event: Option<&str>, body: &EntryBody) {
+        let arguments = 6 + body.arguments + if event.is_some() { 2 } else { 0 };
+        resp::begin(&mut self.commands, arguments);
+        resp::argument(&mut self.commands, b"XADD");
+        self.push_key(&target);
+        // A stream that is not there must not come to be with a hole in front: only a birth makes one.
+        resp::argument(&mut self.commands, b"NOMKSTREAM");
+        self.push_id(id);
+        resp::argument(&mut self.commands, b"op");
+        resp::argument(&mut self.commands, op.as_bytes());
+        self.commands.extend_from_slice(&body.encoded);
+        if let Some(event) = event {
+            resp::argument(&mut self.commands, b"event");
+            resp::argument(&mut self.commands, event.as_bytes());
+        }
+        self.queued.push((self.commands.len(), Purpose::Entry(target)));
+    }
+
+    /// Creates a stream, or breaks its history, by a `reset` entry.
+    pub fn birth(&mut self, target: Target, id: StreamId, commit_ts: i64) {
+        resp::begin(&mut self.commands, 7);
+        resp::argument(&mut self.commands, b"XADD");
+        self.push_key(&target);
+        self.push_id(id);
+        for text in ["op", "reset", "ts"] {
+            resp::argument(&mut self.commands, text.as_bytes());
+        }
+        resp::argument(&mut self.commands, itoa::Buffer::new().format(commit_ts).as_bytes());
+        self.queued.push((self.commands.len(), Purpose::Birth(target)));
+    }
+
+    /// Sets a tenant's generation, which every cursor must match.
+    pub fn set_generation(&mut self, tenant: &str, generation: i64) {
+        let (key, generation) = (self.keys.meta(tenant), generation.to_string());
+        self.other(&[b"HSET", key.as_bytes(), b"generation", generation.as_bytes()]);
+    }
+
+    /// Trims a stream. The trim point is stored with it, because Redis does not keep it.
+    pub fn trim(&mut self, trim: &Trim) {
+        let (meta, field) = (self.keys.meta(trim.target.tenant()), trim.target.trim_field());
+        let (key, id) = (trim.target.key(&self.keys), trim.min_id.to_string());
+        self.other(&[b"HSET", meta.as_bytes(), field.as_bytes(), id.as_bytes()]);
+        self.other(&[b"XTRIM", key.as_bytes(), b"MINID", id.as_bytes()]);
+    }
+
+    /// Puts a change that could not be routed or stored aside, with the cause.
+    pub fn quarantine(&mut self, tenant: &str, id: Option<StreamId>, cause: &str, body: Option<&EntryBody>) {
+        let key = self.keys.quarantine(tenant);
+        let id = id.map(|id| id.to_string()).unwrap_or_default();
+        resp::begin(&mut self.commands, 10 + body.map_or(0, |body| body.arguments));
+        let head: [&[u8]; 10] = [
+            b"XADD",
+            key.as_bytes(),
+            b"MAXLEN",
+            b"~",
+            QUARANTINE_ENTRIES_MAX,
+            b"*",
+            b"position",
+            id.as_bytes(),
+            b"cause",
+            cause.as_bytes(),
+        ];
+        head.iter().for_each(|text| resp::argument(&mut self.commands, text));
+        if let Some(body) = body {
+            self.commands.extend_from_slice(&body.encoded);
+        }
+        self.queued.push((self.commands.len(), Purpose::Other));
+    }
+
+    /// Tells API nodes about a change: `[id, tenant, table, row id, xid, commit time, [[event, op, users or null], …]]`.
+    pub fn notice(
+        &mut self,
+        id: StreamId,
+        tenant: &str,
+        source: &Source<'_>,
+        row_id: Option<&[u8]>,
+        deliveries: &[Delivery<'_>],
+    ) {
+        self.begin_notice(id, tenant, source, row_id);
+        for (index, delivery) in deliveries.iter().enumerate() {
+            // Audiences with the same event are named together.
+            let is_same = |other: &Delivery<'_>| other.event == delivery.event && other.operation == delivery.operation;
+            if deliveries[..index].iter().any(is_same) {
+                continue;
+            }
+            let users = deliveries[index..]
+                .iter()
+                .filter(|other| is_same(other))
+                .map(|other| other.audience);
+            self.push_notice_group(delivery.event, operation_text(delivery.operation), users);
+        }
+        self.end_notice();
+    }
+
+    /// Tells API nodes that streams of a tenant were created or broken.
+    pub fn reset_notice(&mut self, id: StreamId, tenant: &str, audience: Audience, commit_ts: i64) {
+        let source = Source {
+            schema: "",
+            table: "",
+            commit_ts,
+            xid: 0,
+        };
+        self.begin_notice(id, tenant, &source, None);
+        self.push_notice_group("reset", "reset", std::iter::once(audience));
+        self.end_notice();
+    }
+
+    /// A heartbeat was reached; its age at the clients is the freshness.
+    pub fn heartbeat(&mut self, commit_ts: i64) {
+        self.heartbeat_ts = Some(commit_ts);
+    }
+
+    /// Begins an epoch: the whole checkpoint, and a live entry whose epoch tells API nodes.
+    pub fn begin_epoch(&mut self, checkpoint: &Checkpoint) {
+        let (key, window, fields) = (self.keys.checkpoint(), self.keys.window(), checkpoint.fields());
+        let mut arguments: Vec<&[u8]> = vec![b"HSET", key.as_bytes()];
+        for (name, value) in &fields {
+            arguments.extend([name.as_bytes(), value.as_bytes()]);
+        }
+        resp::command(&mut self.commands, &arguments);
+        self.queued.push((self.commands.len(), Purpose::Other));
+        self.other(&[b"DEL", window.as_bytes()]);
+        self.position = Some(checkpoint.position);
+        self.announces = true;
+    }
+
+    fn begin_notice(&mut self, id: StreamId, tenant: &str, source: &Source<'_>, row_id: Option<&[u8]>) {
+        let out = &mut self.notices;
+        if !out.is_empty() {
+            out.push(b',');
+        }
+        let _ = write!(out, "[\"{id}\",\"{tenant}\",");
+        write_string(source.table, out);
+        out.push(b',');
+        match row_id.and_then(|bytes| std::str::from_utf8(bytes).ok()) {
+            Some(text) => write_string(text, out),
+            None => out.extend_from_slice(b"null"),
+        }
+        let _ = write!(out, ",{},{},[", source.xid, source.commit_ts);
+    }
+
+    fn push_notice_group(&mut self, event: &str, op: &str, audiences: impl Iterator<Item = Audience>) {
+        let out = &mut self.notices;
+        if out.last() == Some(&b']') {
+            out.push(b',');
+        }
+        out.push(b'[');
+        write_string(event, out);
+        let _ = write!(out, ",\"{op}\",");
+        let start = out.len();
+        for audience in audiences {
+            match audience {
+                Audience::User(user) => {
+                    out.push(if out.len() == start { b'[' } else { b',' });
+                    out.push(b'"');
+                    out.extend_from_slice(user.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
+                    out.push(b'"');
+                }
+                Audience::Tenant => {
+                    out.truncate(start);
+                    out.extend_from_slice(b"null]");
+                    return;
+                }
+            }
+        }
+        out.extend_from_slice(b"]]");
+    }
+
+    fn end_notice(&mut self) {
+        self.notices.extend_from_slice(b"]]");
+    }
+
+    /// Adds a whole command that must succeed.
+    pub fn other(&mut self, arguments: &[&[u8]]) {
+        resp::command(&mut self.commands, arguments);
+        self.queued.push((self.commands.len(), Purpose::Other));
+    }
+
+    fn push_key(&mut self, target: &Target) {
+        self.key.clear();
+        self.key.extend_from_slice(target.key(&self.keys).as_bytes());
+        resp::argument(&mut self.commands, &self.key);
+    }
+
+    fn push_id(&mut self, id: StreamId) {
+        let mut text = [0_u8; 41];
+        let mut ms = itoa::Buffer::new();
+        let ms = ms.format(id.ms).as_bytes();
+        let mut seq = itoa::Buffer::new();
+        let seq = seq.format(id.seq).as_bytes();
+        let length = ms.len() + 1 + seq.len();
+        text[..ms.len()].copy_from_slice(ms);
+        text[ms.len()] = b'-';
+        text[ms.len() + 1..length].copy_from_slice(seq);
+        resp::argument(&mut self.commands, &text[..length]);
+    }
+
+    /// Takes a command away, so that the rest can be sent again.
+    pub fn remove(&mut self, index: usize) -> Option<Purpose> {
+        let end = self.queued.get(index)?.0;
+        let start = index.checked_sub(1).map_or(0, |before| self.queued[before].0);
+        let rest = self.commands.split_off(end);
+        self.commands.truncate(start);
+        self.commands.extend_from_slice(&rest);
+        let (_, purpose) = self.queued.remove(index);
+        for (later, _) in &mut self.queued[index..] {
+            *later -= end - start;
+        }
+        Some(purpose)
+    }
+
+    /// Appends the body of the transaction: the commands, then the window, the live entry and the checkpoint.
+    pub(super) fn write(&self, tail: &Tail<'_>, out: &mut BytesMut) -> Written {
+        out.extend_from_slice(&self.commands);
+        let mut count = self.queued.len();
+        let mut live = tail.live;
+        let mut live_index = None;
+        if let Some((first, low, high)) = self.window {
+            let (first, range) = (first.to_string(), format!("{low}-{high}"));
+            let window = self.keys.window();
+            resp::command(out, &[b"HSET", window.as_bytes(), first.as_bytes(), range.as_bytes()]);
+            count += 1;
+        }
+        if !self.window_done.is_empty() {
+            let window = self.keys.window();
+            resp::begin(out, 2 + self.window_done.len());
+            resp::argument(out, b"HDEL");
+            resp::argument(out, window.as_bytes());
+            self.window_done
+                .iter()
+                .for_each(|id| resp::argument(out, id.as_bytes()));
+            count += 1;
+        }
+        if let Some(position) = self.position
+            && (self.heartbeat_ts.is_some() || self.announces || !self.notices.is_empty())
+            && position > tail.live
+        {
+            let key = self.keys.live(tail.lane);
+            let (id, prev) = (position.to_string(), tail.live.to_string());
+            let heartbeat = self.heartbeat_ts.map(|ts| ts.to_string()).unwrap_or_default();
+            let notices = [b"[", &self.notices[..], b"]"].concat();
+            let epoch = tail.epoch.id.to_string();
+            let command: [&[u8]; 11] = [
+                b"XADD",
+                key.as_bytes(),
+                id.as_bytes(),
+                b"prev",
+                prev.as_bytes(),
+                b"epoch",
+                epoch.as_bytes(),
+                b"heartbeat",
+                heartbeat.as_bytes(),
+                b"notices",
+                &notices,
+            ];
+            resp::command(out, &command);
+            live_index = Some(count);
+            count += 1;
+            live = position;
+            if tail.sequence % LIVE_TRIM_EVERY == 0 {
+                let keep = tail.live_entries_max.to_string();
+                resp::command(out, &[b"XTRIM", key.as_bytes(), b"MAXLEN", b"~", keep.as_bytes()]);
+                count += 1;
+            }
+        }
+        let mut fields: Vec<(&str, String)> = vec![("acknowledged", tail.acknowledged.to_string())];
+        if let Some(position) = self.position {
+            fields.push(("position", position.to_string()));
+        }
+        if let Some((published, mark)) = self.complete {
+            fields.push(("published", published.to_string()));
+            fields.push(("lsn", mark.lsn.to_string()));
+            fields.push(("end_lsn", mark.end_lsn.to_string()));
+            fields.push(("xid", mark.xid.to_string()));
+            fields.push(("commit_ts", mark.commit_ts.to_string()));
+        }
+        if live != tail.live {
+            fields.push(("live", live.to_string()));
+        }
+        let checkpoint = self.keys.checkpoint();
+        resp::begin(out, 2 + 2 * fields.len());
+        resp::argument(out, b"HSET");
+        resp::argument(out, checkpoint.as_bytes());
+        for (name, value) in &fields {
+            resp::argument(out, name.as_bytes());
+            resp::argument(out, value.as_bytes());
+        }
+        Written {
+            commands: count + 1,
+            live,
+            live_index,
+        }
+    }
+
+    /// What the command at an index is; `None` for those behind the batch's own.
+    pub(super) fn purpose(&self, index: usize) -> Option<&Purpose> {
+        self.queued.get(index).map(|(_, purpose)| purpose)
+    }
+}
+
+/// What was written of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written {
+    /// Commands between MULTI and EXEC.
+    pub(super) commands: usize,
+    /// ID of the last live entry afterwards.
+    pub(super) live: StreamId,
+    /// Which command adds the live entry.
+    pub(super) live_index: Option<usize>,
+}
+
+/// What a batch's end says beside its own content.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tail<'a> {
+    /// Number of the lane, which is also its live stream's.
+    pub(super) lane: u32,
+    /// The current epoch.
+    pub(super) epoch: &'a Epoch,
+    /// ID of the last live entry.
+    pub(super) live: StreamId,
+    /// Entries that a live stream keeps.
+    pub(super) live_entries_max: u64,
+    /// Counts batches.
+    pub(super) sequence: u64,
+    /// What Postgres may be told once this is durable.
+    pub(super) acknowledged: postgres_types::PgLsn,
+}
+
+/// The text of an operation in entries and notices.
+pub fn operation_text(operation: Operation) -> &'static str {
+    match operation {
+        Operation::Insert => "insert",
+        Operation::Update => "update",
+        Operation::Delete => "delete",
+    }
+}

@@ -1,0 +1,522 @@
+//! The publisher's connection to Redis: one guarded transaction under way at a time, every reply read.
+//!
+//! It never reconnects by itself. After a lost connection nobody knows whether the last `EXEC` happened; only a new
+//! session, which reads the checkpoint again and replays from the slot, finds out.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bytes::BytesMut;
+use redis::{ConnectionAddr, IntoConnectionInfo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::batch::{Batch, Purpose, Tail, Target, Written};
+use super::checkpoint::{Checkpoint, Epoch};
+use super::durability::Persistence;
+use super::resp::{self, Reply};
+use crate::change::StreamId;
+use crate::config;
+use crate::keys::Keys;
+use crate::transport::{self, Address, BoxStream};
+
+const READ_BYTES_MIN: usize = 32 * 1024;
+
+/// What became of a batch.
+#[derive(Debug)]
+pub enum Outcome {
+    /// All of it is in Redis, but for what is listed.
+    Written {
+        /// The batch as sent.
+        batch: Batch,
+        /// Streams that do not exist: their readers must be told.
+        missing: Vec<Target>,
+        /// Streams that took an entry ill, with Redis' words.
+        failed: Vec<(Target, String)>,
+        /// The live stream took its entry ill; it must be made anew, which its readers notice.
+        live_failed: Option<String>,
+    },
+    /// Nothing of it is in Redis, which cannot take it now (OOM, READONLY, MISCONF, LOADING); try again later.
+    Refused {
+        /// The batch as it was.
+        batch: Batch,
+        /// Redis' words.
+        cause: String,
+    },
+    /// Nothing of it is in Redis, because one command is not allowed (NOPERM). The batch comes back without it.
+    Denied {
+        /// The batch without the command.
+        batch: Batch,
+        /// What the command was for.
+        purpose: Option<Purpose>,
+        /// Redis' words.
+        cause: String,
+    },
+}
+
+/// Why the connection must not be used any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Another engine has become the writer, or somebody wrote to the checkpoint. Nothing of the batch is in Redis.
+    #[error("another writer has taken over the checkpoint")]
+    Fenced,
+    /// Parts of a batch may be in Redis, and nothing tells which: only a new epoch is safe.
+    #[error("a transaction was not held together by Redis: {0}")]
+    TornTransaction(String),
+    /// The socket or the protocol failed; whether the batch is in Redis is unknown until the checkpoint is read.
+    #[error("connection to Redis lost: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<resp::RespError> for Failure {
+    fn from(error: resp::RespError) -> Self {
+        Self::Io(io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// A transaction under way.
+struct InFlight {
+    batch: Batch,
+    /// Replies read.
+    replies: usize,
+    /// First refusal at queueing: command index and text.
+    refusal: Option<(usize, String)>,
+    /// What EXEC answered.
+    result: Option<Reply>,
+    written: Written,
+    sent_at: Instant,
+}
+
+/// The publisher's connection.
+pub struct Connection {
+    stream: BoxStream,
+    inbound: BytesMut,
+    outbound: BytesMut,
+    keys: Keys,
+    writer: String,
+    lane: u32,
+    live: StreamId,
+    live_entries_max: u64,
+    sequence: u64,
+    in_flight: Option<InFlight>,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("writer", &self.writer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the new writer found.
+#[derive(Debug)]
+pub struct Claim {
+    /// The checkpoint, `None` on an empty Redis.
+    pub checkpoint: Option<Checkpoint>,
+    /// Identity of the Redis process.
+    pub run_id: String,
+    /// What protects its memory.
+    pub persistence: Persistence,
+    /// The window's entries: first stream ID, lowest and highest transaction id.
+    pub window: Vec<(StreamId, u32, u32)>,
+}
+
+impl Connection {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// When Redis cannot be reached or refuses the login.
+    pub async fn connect(config: &config::Redis, live_entries_max: u64) -> Result<Self> {
+        let timeout = Duration::from_secs(config.response_timeout_seconds);
+        let info = config
+            .url
+            .expose()
+            .into_connection_info()
+            .context("key `redis.url` is no Redis URL")?;
+        let address = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => Address::Tcp(host.clone(), *port),
+            ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
+            _ => bail!("key `redis.url`: TLS to Redis is not supported yet, use redis:// or unix://"),
+        };
+        let mut connection = Self {
+            stream: transport::connect(&address, timeout).await.context("Redis")?,
+            inbound: BytesMut::with_capacity(READ_BYTES_MIN),
+            outbound: BytesMut::new(),
+            keys: Keys::new(&config.prefix),
+            writer: uuid::Uuid::new_v4().simple().to_string(),
+            lane: 0,
+            live: StreamId::ZERO,
+            live_entries_max,
+            sequence: 0,
+            in_flight: None,
+            timeout,
+        };
+        let settings = info.redis_settings();
+        if let Some(password) = settings.password() {
+            let user = settings.username().unwrap_or("default");
+            let reply = connection
+                .request(&[b"AUTH", user.as_bytes(), password.as_bytes()])
+                .await?;
+            // Redis without ACL users (before 6) knows the one-argument form only.
+            if let Reply::Error(_) = reply {
+                connection
+                    .expect_ok(&[b"AUTH", password.as_bytes()])
+                    .await
+                    .context("Redis login")?;
+            }
+        }
+        if settings.db() != 0 {
+            connection
+                .expect_ok(&[b"SELECT", settings.db().to_string().as_bytes()])
+                .await?;
+        }
+        Ok(connection)
+    }
+
+    /// Becomes the writer: from here on no other engine's `EXEC` succeeds. Then reads the checkpoint and watches it.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or the checkpoint makes no sense.
+    pub async fn claim(&mut self) -> Result<Claim> {
+        let key = self.keys.checkpoint();
+        let run_id = self.info("server", "run_id").await?;
+        let persistence = self.persistence().await?;
+        let writer = self.writer.clone();
+        let claim: [&[u8]; 6] = [
+            b"HSET",
+            key.as_bytes(),
+            b"writer",
+            writer.as_bytes(),
+            b"run_id",
+            run_id.as_bytes(),
+        ];
+        match self.request(&claim).await? {
+            Reply::Integer(_) => {}
+            other => bail!("Redis refused the writer's claim: {other:?}"),
+        }
+        let checkpoint = Checkpoint::parse(&self.hash(&key).await?)?;
+        let window = self.hash(&self.keys.window()).await?;
+        let window = window
+            .iter()
+            .filter_map(|(first, range)| {
+                let (low, high) = range.split_once('-')?;
+                Some((first.parse().ok()?, low.parse().ok()?, high.parse().ok()?))
+            })
+            .collect();
+        self.live = checkpoint.as_ref().map_or(StreamId::ZERO, |checkpoint| checkpoint.live);
+        self.guard().await?;
+        Ok(Claim {
+            checkpoint,
+            run_id,
+            persistence,
+            window,
+        })
+    }
+
+    async fn hash(&mut self, key: &str) -> Result<HashMap<String, String>> {
+        let Reply::Array(replies) = self.request(&[b"HGETALL", key.as_bytes()]).await? else {
+            bail!("Redis refused to show the hash {key}");
+        };
+        let mut texts = replies.into_iter().map(|reply| match reply {
+            Reply::Bulk(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            _ => String::new(),
+        });
+        let mut fields = HashMap::new();
+        while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
+            fields.insert(name, value);
+        }
+        Ok(fields)
+    }
+
+    /// Watches the checkpoint and makes sure that we are still its writer.
+    async fn guard(&mut self) -> Result<()> {
+        let key = self.keys.checkpoint();
+        self.expect_ok(&[b"WATCH", key.as_bytes()]).await?;
+        match self.request(&[b"HGET", key.as_bytes(), b"writer"]).await? {
+            Reply::Bulk(writer) if writer == self.writer.as_bytes() => Ok(()),
+            _ => Err(Failure::Fenced.into()),
+        }
+    }
+
+    async fn persistence(&mut self) -> Result<Persistence> {
+        if self.info("persistence", "aof_enabled").await? != "1" {
+            return Ok(Persistence::Off);
+        }
+        // Managed servers may forbid CONFIG; the slower rule is safe for every policy.
+        Ok(match self.request(&[b"CONFIG", b"GET", b"appendfsync"]).await? {
+            Reply::Array(pair) => match pair.get(1) {
+                Some(Reply::Bulk(policy)) if &policy[..] == b"always" => Persistence::Always,
+                Some(Reply::Bulk(policy)) if &policy[..] == b"no" => Persistence::Off,
+                _ => Persistence::EverySecond,
+            },
+            _ => Persistence::EverySecond,
+        })
+    }
+
+    async fn info(&mut self, section: &str, field: &str) -> Result<String> {
+        let Reply::Bulk(bytes) = self.request(&[b"INFO", section.as_bytes()]).await? else {
+            bail!("Redis refused INFO {section}");
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let value = text
+            .lines()
+            .filter_map(|line| line.trim().split_once(':'))
+            .find(|(name, _)| *name == field);
+        Ok(value.map(|(_, value)| value.to_owned()).unwrap_or_default())
+    }
+
+    /// One command, one reply, outside any transaction.
+    async fn request(&mut self, arguments: &[&[u8]]) -> Result<Reply, Failure> {
+        resp::command(&mut self.outbound, arguments);
+        let timeout = self.timeout;
+        let exchange = async {
+            while !self.outbound.is_empty() {
+                self.write_some().await?;
+            }
+            loop {
+                if let Some(reply) = resp::parse(&mut self.inbound)? {
+                    return Ok(reply);
+                }
+                self.fill().await?;
+            }
+        };
+        tokio::time::timeout(timeout, exchange)
+            .await
+            .unwrap_or_else(|_| Err(Failure::Io(timed_out(timeout))))
+    }
+
+    async fn expect_ok(&mut self, arguments: &[&[u8]]) -> Result<()> {
+        match self.request(arguments).await? {
+            Reply::Status(_) => Ok(()),
+            Reply::Error(error) => bail!("Redis: {error}"),
+            other => bail!("Redis answered {other:?}"),
+        }
+    }
+
+    /// Nothing is under way; a batch can be sent.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_none()
+    }
+
+    /// Queues a batch as one guarded transaction. Only when idle.
+    pub fn send(&mut self, batch: Batch, epoch: &Epoch, acknowledged: postgres_types::PgLsn) {
+        let tail = Tail {
+            lane: self.lane,
+            epoch,
+            live: self.live,
+            live_entries_max: self.live_entries_max,
+            sequence: self.sequence,
+            acknowledged,
+        };
+        let out = &mut self.outbound;
+        resp::command(out, &[b"MULTI"]);
+        let written = batch.write(&tail, out);
+        resp::command(out, &[b"EXEC"]);
+        // The next transaction's guard rides along, so that it costs no round trip.
+        let key = self.keys.checkpoint();
+        resp::command(out, &[b"WATCH", key.as_bytes()]);
+        resp::command(out, &[b"HGET", key.as_bytes(), b"writer"]);
+        self.sequence += 1;
+        self.in_flight = Some(InFlight {
+            batch,
+            replies: 0,
+            refusal: None,
+            result: None,
+            written,
+            sent_at: Instant::now(),
+        });
+    }
+
+    /// Fails when Redis has not answered for too long.
+    ///
+    /// # Errors
+    /// [`Failure::Io`] with the time that has passed.
+    pub fn check_timeout(&self, now: Instant) -> Result<(), Failure> {
+        match &self.in_flight {
+            Some(in_flight) if now.duration_since(in_flight.sent_at) > self.timeout => {
+                Err(Failure::Io(timed_out(self.timeout)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether something waits to be written.
+    pub fn has_outbound(&self) -> bool {
+        !self.outbound.is_empty()
+    }
+
+    /// Writes some of what waits. Safe to cancel.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn write_some(&mut self) -> Result<(), Failure> {
+        if self.stream.write_buf(&mut self.outbound).await? == 0 {
+            return Err(Failure::Io(io::ErrorKind::WriteZero.into()));
+        }
+        if self.outbound.is_empty() && self.outbound.capacity() > 8 * 1024 * 1024 {
+            self.outbound = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// Writes and reads whatever is possible now, at least one byte in one direction. Safe to cancel.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn progress(&mut self) -> Result<(), Failure> {
+        self.inbound.reserve(READ_BYTES_MIN);
+        let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
+        tokio::select! {
+            written = writer.write_buf(&mut self.outbound), if !self.outbound.is_empty() => {
+                if written? == 0 {
+                    return Err(Failure::Io(io::ErrorKind::WriteZero.into()));
+                }
+            }
+            read = reader.read_buf(&mut self.inbound) => {
+                if read? == 0 {
+                    return Err(Failure::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by Redis")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn fill(&mut self) -> Result<(), Failure> {
+        self.inbound.reserve(READ_BYTES_MIN);
+        match self.stream.read_buf(&mut self.inbound).await? {
+            0 => Err(Failure::Io(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "closed by Redis",
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes replies from the buffer, without IO; the outcome once all of them are there.
+    ///
+    /// # Errors
+    /// When we are no longer the writer, or the transaction did not hold together.
+    pub fn outcome(&mut self) -> Result<Option<Outcome>, Failure> {
+        loop {
+            let Some(in_flight) = &mut self.in_flight else {
+                return Ok(None);
+            };
+            let Some(reply) = resp::parse(&mut self.inbound)? else {
+                return Ok(None);
+            };
+            let exec = in_flight.written.commands + 1;
+            match in_flight.replies {
+                0 => match reply {
+                    Reply::Status(_) => {}
+                    // Without MULTI the commands behind it run one by one.
+                    other => return Err(Failure::TornTransaction(format!("MULTI was answered with {other:?}"))),
+                },
+                index if index < exec => match reply {
+                    Reply::Queued => {}
+                    Reply::Error(text) => {
+                        in_flight.refusal.get_or_insert((index - 1, text));
+                    }
+                    other => {
+                        return Err(Failure::TornTransaction(format!(
+                            "a queued command was answered with {other:?}"
+                        )));
+                    }
+                },
+                index if index == exec => in_flight.result = Some(reply),
+                index if index == exec + 1 => match reply {
+                    Reply::Status(_) => {}
+                    other => {
+                        return Err(Failure::Io(io::Error::other(format!(
+                            "WATCH was answered with {other:?}"
+                        ))));
+                    }
+                },
+                _ => {
+                    let is_writer = matches!(&reply, Reply::Bulk(writer) if writer == self.writer.as_bytes());
+                    return match self.in_flight.take() {
+                        Some(in_flight) => self.conclude(in_flight, is_writer).map(Some),
+                        None => Ok(None),
+                    };
+                }
+            }
+            in_flight.replies += 1;
+        }
+    }
+
+    fn conclude(&mut self, in_flight: InFlight, is_writer: bool) -> Result<Outcome, Failure> {
+        let InFlight {
+            mut batch,
+            refusal,
+            result,
+            written,
+            ..
+        } = in_flight;
+        if let Some((index, cause)) = refusal {
+            // EXECABORT: nothing was written.
+            if !matches!(&result, Some(Reply::Error(text)) if text.starts_with("EXECABORT")) {
+                return Err(Failure::TornTransaction(format!(
+                    "{cause}, but EXEC answered {result:?}"
+                )));
+            }
+            if !is_writer {
+                return Err(Failure::Fenced);
+            }
+            if cause.starts_with("NOPERM") && batch.purpose(index).is_some() {
+                let purpose = batch.remove(index);
+                return Ok(Outcome::Denied { batch, purpose, cause });
+            }
+            return Ok(Outcome::Refused { batch, cause });
+        }
+        let results = match result {
+            Some(Reply::Array(results)) => results,
+            Some(Reply::Nil) => return Err(Failure::Fenced),
+            // At EXEC itself Redis may still refuse all of it (OOM, READONLY after a failover).
+            Some(Reply::Error(cause)) if !cause.starts_with("ERR EXEC without MULTI") => {
+                return if is_writer {
+                    Ok(Outcome::Refused { batch, cause })
+                } else {
+                    Err(Failure::Fenced)
+                };
+            }
+            other => return Err(Failure::TornTransaction(format!("EXEC was answered with {other:?}"))),
+        };
+        self.live = written.live;
+        let (mut missing, mut failed, mut live_failed) = (Vec::new(), Vec::new(), None);
+        for (index, result) in results.into_iter().enumerate() {
+            match (batch.purpose(index), result) {
+                (Some(Purpose::Entry(target)), Reply::Nil) if !missing.contains(target) => missing.push(target.clone()),
+                (Some(Purpose::Entry(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
+                // A birth that is refused as too old meets a stream that has gone on: it exists, which is the point.
+                (Some(Purpose::Birth(target)), Reply::Error(text)) if text.starts_with("WRONGTYPE") => {
+                    failed.push((target.clone(), text));
+                }
+                (None, Reply::Error(text)) if written.live_index == Some(index) => live_failed = Some(text),
+                (None | Some(Purpose::Other), Reply::Error(text)) => {
+                    return Err(Failure::TornTransaction(format!(
+                        "command {index} of a transaction failed: {text}"
+                    )));
+                }
+                _ => {}
+            }
+        }
+        if !is_writer {
+            return Err(Failure::Fenced);
+        }
+        Ok(Outcome::Written {
+            batch,
+            missing,
+            failed,
+            live_failed,
+        })
+    }
+}
+
+fn timed_out(timeout: Duration) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("no answer within {} s", timeout.as_secs()),
+    )
+}

@@ -1,0 +1,202 @@
+//! When Redis can no longer lose what it holds. The state machine is pure; the session asks Redis for it.
+//!
+//! With `appendonly yes` and `appendfsync everysec` a reply only means "in memory". Redis writes its AOF buffer to the
+//! file before it goes back to sleep, and syncs the file about once a second on another thread. So a batch is on disk
+//! when `INFO persistence` showed `aof_buffer_length:0` after it and, at least two seconds later, showed
+//! `aof_pending_bio_fsync:0`. A plain wait is not enough, because a sync can take longer than any wait.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use postgres_types::PgLsn;
+
+/// A sync that began before the buffer was empty may still be the one that is seen to end; the next begins within two
+/// seconds.
+const SYNC_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What protects Redis' memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Persistence {
+    /// Nothing: a Redis crash costs a reset of all devices.
+    Off,
+    /// The AOF, synced about once a second.
+    EverySecond,
+    /// The AOF, synced before each reply.
+    Always,
+}
+
+/// What `INFO persistence` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AofState {
+    /// The AOF is on.
+    pub enabled: bool,
+    /// Bytes not yet given to the file.
+    pub buffer_length: u64,
+    /// Syncs under way.
+    pub pending_fsync: u64,
+    /// The last write to the file worked.
+    pub last_write_ok: bool,
+}
+
+impl AofState {
+    /// Reads the answer to `INFO persistence`.
+    pub fn parse(info: &str) -> Self {
+        let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.trim().split_once(':')).collect();
+        let number = |name| fields.get(name).and_then(|text| text.parse().ok());
+        Self {
+            enabled: number("aof_enabled") == Some(1_u64),
+            // A server that does not tell is taken to be busy.
+            buffer_length: number("aof_buffer_length").unwrap_or(u64::MAX),
+            pending_fsync: number("aof_pending_bio_fsync").unwrap_or(u64::MAX),
+            last_write_ok: fields.get("aof_last_write_status").is_none_or(|status| *status == "ok"),
+        }
+    }
+}
+
+/// A published position on its way to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Candidate {
+    published: PgLsn,
+    acknowledged: PgLsn,
+    /// Since when the file has it.
+    written_at: Option<Instant>,
+}
+
+/// Follows published positions to the disk, one at a time.
+#[derive(Debug)]
+pub struct Durability {
+    persistence: Persistence,
+    candidate: Option<Candidate>,
+}
+
+/// What has become durable: a position, and the `acknowledged` that the checkpoint held with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Durable {
+    /// All up to here is on disk.
+    pub published: PgLsn,
+    /// The checkpoint on disk says that Postgres may have been told this.
+    pub acknowledged: PgLsn,
+}
+
+impl Durability {
+    /// Starts with nothing on its way.
+    pub fn new(persistence: Persistence) -> Self {
+        Self {
+            persistence,
+            candidate: None,
+        }
+    }
+
+    /// Whether Redis must be asked for its AOF's state to make progress.
+    pub fn wants_state(&self) -> bool {
+        self.persistence == Persistence::EverySecond
+    }
+
+    /// An `EXEC` succeeded. With no wait ahead the position is durable, as far as it ever will be, at once.
+    pub fn published(&mut self, published: PgLsn, acknowledged: PgLsn) -> Option<Durable> {
+        match self.persistence {
+            Persistence::Off | Persistence::Always => Some(Durable {
+                published,
+                acknowledged,
+            }),
+            Persistence::EverySecond => None,
+        }
+    }
+
+    /// Redis told its AOF's state. `published` and `acknowledged` are what an `EXEC` had written before it was asked.
+    pub fn observe(&mut self, state: AofState, published: PgLsn, acknowledged: PgLsn, now: Instant) -> Option<Durable> {
+        if !state.enabled || !state.last_write_ok {
+            self.candidate = None;
+            return None;
+        }
+        let candidate = self.candidate.get_or_insert(Candidate {
+            published,
+            acknowledged,
+            written_at: None,
+        });
+        match candidate.written_at {
+            None => {
+                if state.buffer_length == 0 {
+                    // What was published meanwhile is in the file as well.
+                    *candidate = Candidate {
+                        published,
+                        acknowledged,
+                        written_at: Some(now),
+                    };
+                }
+                None
+            }
+            Some(written_at) => {
+                if now.duration_since(written_at) < SYNC_INTERVAL || state.pending_fsync > 0 {
+                    return None;
+                }
+                let durable = Durable {
+                    published: candidate.published,
+                    acknowledged: candidate.acknowledged,
+                };
+                self.candidate = None;
+                Some(durable)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(buffer_length: u64, pending_fsync: u64) -> AofState {
+        AofState {
+            enabled: true,
+            buffer_length,
+            pending_fsync,
+            last_write_ok: true,
+        }
+    }
+
+    #[test]
+    fn info_is_read_and_silence_counts_as_busy() {
+        let info = "# Persistence\r\naof_enabled:1\r\naof_last_write_status:ok\r\naof_buffer_length:0\r\naof_pending_bio_fsync:1\r\n";
+        assert_eq!(AofState::parse(info), state(0, 1));
+        assert_eq!(AofState::parse("aof_enabled:1").buffer_length, u64::MAX);
+        assert!(!AofState::parse("").enabled);
+    }
+
+    #[test]
+    fn a_position_is_durable_only_after_the_buffer_was_empty_and_a_whole_sync_has_ended() {
+        let mut durability = Durability::new(Persistence::EverySecond);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_millis(seconds);
+        assert_eq!(durability.published(10.into(), 1.into()), None);
+        assert_eq!(durability.observe(state(5, 0), 10.into(), 1.into(), at(0)), None);
+        assert_eq!(durability.observe(state(0, 1), 20.into(), 2.into(), at(100)), None);
+        assert_eq!(durability.observe(state(0, 0), 30.into(), 3.into(), at(2000)), None);
+        assert_eq!(durability.observe(state(0, 1), 30.into(), 3.into(), at(2200)), None);
+        assert_eq!(
+            durability.observe(state(7, 0), 30.into(), 3.into(), at(2300)),
+            Some(Durable {
+                published: 20.into(),
+                acknowledged: 2.into()
+            })
+        );
+    }
+
+    #[test]
+    fn a_failing_write_starts_the_wait_again() {
+        let mut durability = Durability::new(Persistence::EverySecond);
+        let start = Instant::now();
+        durability.observe(state(0, 0), 10.into(), 1.into(), start);
+        let failing = AofState {
+            last_write_ok: false,
+            ..state(0, 0)
+        };
+        assert_eq!(
+            durability.observe(failing, 10.into(), 1.into(), start + SYNC_INTERVAL),
+            None
+        );
+        assert_eq!(
+            durability.observe(state(0, 0), 10.into(), 1.into(), start + 2 * SYNC_INTERVAL),
+            None
+        );
+    }
+}

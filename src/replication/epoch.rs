@@ -1,0 +1,369 @@
+//! Whether history has broken since the checkpoint was written. Pure: the session gathers the facts.
+//!
+//! LSNs go backwards after a restore, a failover to a standby that lagged, or on a new cluster. Redis would then refuse
+//! each new entry as too old, and taking that for "already there" would be silent total loss. So every doubt begins a
+//! new epoch: streams get a `reset`, devices take a snapshot.
+
+use std::fmt;
+
+use postgres_types::PgLsn;
+
+use super::connection::SystemIdentity;
+use crate::decode::pgoutput::Begin;
+use crate::publish::checkpoint::{Checkpoint, TransactionMark};
+
+/// What is known of the server after `START_REPLICATION`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Whom we talk to.
+    pub identity: SystemIdentity,
+    /// The slot was made just now.
+    pub slot_created: bool,
+    /// Where the slot is confirmed.
+    pub confirmed: PgLsn,
+    /// The timeline's history file, when the timeline is not the checkpoint's.
+    pub timeline_history: Option<String>,
+}
+
+/// Why a new epoch begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Break {
+    /// Redis holds no checkpoint: the first start, or it was emptied.
+    NoCheckpoint,
+    /// The slot had gone, and changes with it.
+    SlotCreated,
+    /// Another cluster.
+    OtherSystem {
+        /// The checkpoint's.
+        was: String,
+        /// The server's.
+        is: String,
+    },
+    /// The timeline left the checkpoint's before the checkpoint.
+    TimelineForked {
+        /// The checkpoint's.
+        was: i32,
+        /// The server's.
+        is: i32,
+    },
+    /// The server's WAL ends before what was published.
+    WalEndsEarly {
+        /// The server's end of WAL.
+        end: PgLsn,
+        /// The checkpoint.
+        published: PgLsn,
+    },
+    /// The slot was moved on by somebody else, past changes that were never published.
+    SlotAdvanced {
+        /// Where it stands.
+        confirmed: PgLsn,
+        /// What we acknowledged at most.
+        acknowledged: PgLsn,
+    },
+    /// Redis lost what it had reported durable: it was restored from an older copy.
+    RedisRewound {
+        /// What it holds.
+        published: PgLsn,
+        /// What was acknowledged to Postgres.
+        acknowledged: PgLsn,
+    },
+    /// The replay did not meet the transaction that the checkpoint names.
+    TransactionMissing(TransactionMark),
+    /// Redis ran parts of a transaction without the rest.
+    TornTransaction,
+}
+
+impl fmt::Display for Break {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCheckpoint => f.write_str("Redis holds no checkpoint: first start, or it was emptied"),
+            Self::SlotCreated => f.write_str("the slot had to be created anew"),
+            Self::OtherSystem { was, is } => write!(f, "another cluster: system id {is}, was {was}"),
+            Self::TimelineForked { was, is } => {
+                write!(f, "timeline {is} left timeline {was} before the checkpoint")
+            }
+            Self::WalEndsEarly { end, published } => {
+                write!(
+                    f,
+                    "WAL ends at {end}, before the published {published}: an older copy was restored"
+                )
+            }
+            Self::SlotAdvanced {
+                confirmed,
+                acknowledged,
+            } => {
+                write!(
+                    f,
+                    "the slot stands at {confirmed}, beyond the acknowledged {acknowledged}"
+                )
+            }
+            Self::RedisRewound {
+                published,
+                acknowledged,
+            } => {
+                write!(
+                    f,
+                    "Redis holds all up to {published} only, though {acknowledged} was acknowledged"
+                )
+            }
+            Self::TransactionMissing(mark) => write!(
+                f,
+                "the log no longer holds the published transaction {} at {}: an older copy was restored",
+                mark.xid, mark.lsn
+            ),
+            Self::TornTransaction => f.write_str("Redis did not hold a transaction together"),
+        }
+    }
+}
+
+/// Decides by what is known at the start.
+///
+/// # Errors
+/// Not an error of the program: the [`Break`] that calls for a new epoch.
+pub fn judge(server: &Server, checkpoint: Option<&Checkpoint>) -> Result<Replay, Break> {
+    let checkpoint = checkpoint.ok_or(Break::NoCheckpoint)?;
+    if checkpoint.system_id != server.identity.system_id {
+        return Err(Break::OtherSystem {
+            was: checkpoint.system_id.clone(),
+            is: server.identity.system_id.clone(),
+        });
+    }
+    if server.slot_created {
+        return Err(Break::SlotCreated);
+    }
+    let end_lsn = checkpoint
+        .transaction
+        .map_or(checkpoint.acknowledged, |mark| mark.end_lsn);
+    if checkpoint.timeline != server.identity.timeline {
+        let switch = server
+            .timeline_history
+            .as_deref()
+            .and_then(|history| switch_point(history, checkpoint.timeline));
+        if switch.is_none_or(|switch| switch < end_lsn) {
+            return Err(Break::TimelineForked {
+                was: checkpoint.timeline,
+                is: server.identity.timeline,
+            });
+        }
+    }
+    if server.identity.wal_end < end_lsn {
+        return Err(Break::WalEndsEarly {
+            end: server.identity.wal_end,
+            published: end_lsn,
+        });
+    }
+    if server.confirmed > checkpoint.acknowledged {
+        return Err(Break::SlotAdvanced {
+            confirmed: server.confirmed,
+            acknowledged: checkpoint.acknowledged,
+        });
+    }
+    if end_lsn < checkpoint.acknowledged {
+        return Err(Break::RedisRewound {
+            published: end_lsn,
+            acknowledged: checkpoint.acknowledged,
+        });
+    }
+    Ok(Replay::expecting(
+        checkpoint.transaction.filter(|mark| server.confirmed <= mark.lsn),
+    ))
+}
+
+/// Where a timeline's history (Postgres chapter 26.3.6) says that it was left.
+fn switch_point(history: &str, timeline: i32) -> Option<PgLsn> {
+    history.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let id: i32 = fields.next()?.parse().ok()?;
+        let lsn: PgLsn = fields.next()?.parse().ok()?;
+        (id == timeline).then_some(lsn)
+    })
+}
+
+/// Watches a replay for the transaction that the checkpoint names.
+///
+/// A restored copy of the data directory has the same system id, timeline and slot, and its new transactions can even
+/// repeat an LSN and a transaction id; they cannot repeat the commit time too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replay {
+    expected: Option<TransactionMark>,
+}
+
+impl Replay {
+    fn expecting(expected: Option<TransactionMark>) -> Self {
+        Self { expected }
+    }
+
+    /// A replay that has nothing to meet.
+    pub fn free() -> Self {
+        Self { expected: None }
+    }
+
+    /// Nothing may be acknowledged while this holds.
+    pub fn is_unproven(&self) -> bool {
+        self.expected.is_some()
+    }
+
+    /// A transaction begins.
+    ///
+    /// # Errors
+    /// When the replay passes the expected transaction without having met it.
+    pub fn meet(&mut self, begin: &Begin) -> Result<(), Break> {
+        let Some(mark) = self.expected else { return Ok(()) };
+        if begin.final_lsn < mark.lsn {
+            return Ok(());
+        }
+        if begin.final_lsn == mark.lsn && begin.xid == mark.xid && begin.commit_ts == mark.commit_ts {
+            self.expected = None;
+            return Ok(());
+        }
+        Err(Break::TransactionMissing(mark))
+    }
+}
+
+/// The base that keeps stream IDs growing: 0 until a rewind needs more.
+pub fn base_above(last_ms: u64, previous_base: u64, start: PgLsn) -> u64 {
+    let start = u64::from(start);
+    if previous_base.saturating_add(start) > last_ms {
+        previous_base
+    } else {
+        last_ms.saturating_add(1).saturating_sub(start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::StreamId;
+    use crate::publish::checkpoint::{Epoch, EpochId};
+
+    fn mark() -> TransactionMark {
+        TransactionMark {
+            lsn: 100.into(),
+            end_lsn: 110.into(),
+            xid: 7,
+            commit_ts: 1,
+        }
+    }
+
+    fn checkpoint() -> Checkpoint {
+        Checkpoint {
+            epoch: Epoch {
+                id: EpochId(1),
+                number: 1,
+                base: 0,
+            },
+            system_id: "s".into(),
+            timeline: 1,
+            position: StreamId { ms: 100, seq: 1 },
+            published: StreamId { ms: 100, seq: 1 },
+            transaction: Some(mark()),
+            acknowledged: 90.into(),
+            live: StreamId::ZERO,
+            run_id: "r".into(),
+        }
+    }
+
+    fn server() -> Server {
+        Server {
+            identity: SystemIdentity {
+                system_id: "s".into(),
+                timeline: 1,
+                wal_end: 200.into(),
+            },
+            slot_created: false,
+            confirmed: 80.into(),
+            timeline_history: None,
+        }
+    }
+
+    #[test]
+    fn an_ordinary_restart_goes_on_and_expects_the_last_transaction() {
+        let replay = judge(&server(), Some(&checkpoint())).unwrap();
+        assert!(replay.is_unproven());
+        // A confirmed position beyond the transaction will not replay it.
+        let mut checkpoint = checkpoint();
+        checkpoint.acknowledged = 110.into();
+        let confirmed = Server {
+            confirmed: 110.into(),
+            ..server()
+        };
+        assert!(!judge(&confirmed, Some(&checkpoint)).unwrap().is_unproven());
+    }
+
+    #[test]
+    fn each_break_is_recognised() {
+        assert_eq!(judge(&server(), None), Err(Break::NoCheckpoint));
+        let created = Server {
+            slot_created: true,
+            ..server()
+        };
+        assert_eq!(judge(&created, Some(&checkpoint())), Err(Break::SlotCreated));
+        let mut other = server();
+        other.identity.system_id = "t".into();
+        assert!(matches!(
+            judge(&other, Some(&checkpoint())),
+            Err(Break::OtherSystem { .. })
+        ));
+        let mut short = server();
+        short.identity.wal_end = 105.into();
+        assert!(matches!(
+            judge(&short, Some(&checkpoint())),
+            Err(Break::WalEndsEarly { .. })
+        ));
+        let advanced = Server {
+            confirmed: 95.into(),
+            ..server()
+        };
+        assert!(matches!(
+            judge(&advanced, Some(&checkpoint())),
+            Err(Break::SlotAdvanced { .. })
+        ));
+        let mut rewound = checkpoint();
+        rewound.acknowledged = 150.into();
+        assert!(matches!(
+            judge(&server(), Some(&rewound)),
+            Err(Break::RedisRewound { .. })
+        ));
+    }
+
+    #[test]
+    fn a_promoted_standby_goes_on_unless_it_lagged() {
+        let promoted = |history: &str| {
+            let mut server = server();
+            server.identity.timeline = 2;
+            server.timeline_history = Some(history.into());
+            judge(&server, Some(&checkpoint()))
+        };
+        assert!(promoted("1\t0/6E\tno recovery target specified\n").is_ok());
+        assert!(matches!(
+            promoted("1\t0/6D\tno recovery target specified\n"),
+            Err(Break::TimelineForked { .. })
+        ));
+        assert!(matches!(promoted(""), Err(Break::TimelineForked { .. })));
+    }
+
+    #[test]
+    fn a_replay_must_meet_exactly_the_transaction_of_the_checkpoint() {
+        let begin = |lsn: u64, xid, commit_ts| Begin {
+            final_lsn: lsn.into(),
+            xid,
+            commit_ts,
+        };
+        let mut replay = Replay::expecting(Some(mark()));
+        assert_eq!(replay.meet(&begin(90, 3, 9)), Ok(()));
+        assert_eq!(replay.meet(&begin(100, 7, 1)), Ok(()));
+        assert!(!replay.is_unproven());
+        assert_eq!(replay.meet(&begin(101, 8, 2)), Ok(()));
+        for other in [begin(100, 7, 2), begin(100, 8, 1), begin(101, 7, 1)] {
+            assert!(Replay::expecting(Some(mark())).meet(&other).is_err());
+        }
+    }
+
+    #[test]
+    fn the_base_grows_only_when_ids_would_go_back() {
+        assert_eq!(base_above(100, 0, 101.into()), 0);
+        assert_eq!(base_above(100, 0, 100.into()), 1);
+        assert_eq!(base_above(1000, 50, 100.into()), 901);
+        assert_eq!(base_above(0, 0, 100.into()), 0);
+    }
+}

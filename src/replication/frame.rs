@@ -1,0 +1,114 @@
+//! What flows on a replication connection inside CopyData (Postgres chapter 55.4, "Streaming Replication Protocol").
+
+use bytes::{BufMut, BytesMut};
+use postgres_types::PgLsn;
+
+/// Microseconds between the Unix epoch and Postgres' epoch, 2000-01-01.
+const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+/// A message from the walsender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// A piece of the stream: one pgoutput message.
+    XLogData {
+        /// Where the WAL data begins; a change's own LSN, which is no position.
+        start: PgLsn,
+        /// Current end of WAL on the server.
+        server_end: PgLsn,
+        /// The pgoutput message.
+        payload: &'a [u8],
+    },
+    /// Says that the connection lives.
+    Keepalive {
+        /// Current end of WAL on the server.
+        server_end: PgLsn,
+        /// An answer is due at once, or the server ends the connection.
+        reply_requested: bool,
+    },
+}
+
+/// CopyData content that is no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("replication frame with tag {tag:#04x} and {length} bytes is not understood")]
+pub struct FrameError {
+    /// First byte, 0 when there was none.
+    pub tag: u8,
+    /// Length of the content in bytes.
+    pub length: usize,
+}
+
+/// Reads the content of one CopyData message.
+///
+/// # Errors
+/// When the tag is unknown or the length wrong.
+pub fn parse(content: &[u8]) -> Result<Frame<'_>, FrameError> {
+    let error = FrameError {
+        tag: content.first().copied().unwrap_or(0),
+        length: content.len(),
+    };
+    let u64_at = |offset: usize| -> Result<u64, FrameError> {
+        let bytes = content.get(offset..offset + 8).ok_or(error)?;
+        bytes.try_into().map(u64::from_be_bytes).map_err(|_| error)
+    };
+    match content.first() {
+        Some(b'w') => Ok(Frame::XLogData {
+            start: u64_at(1)?.into(),
+            server_end: u64_at(9)?.into(),
+            payload: content.get(25..).ok_or(error)?,
+        }),
+        Some(b'k') if content.len() == 18 => Ok(Frame::Keepalive {
+            server_end: u64_at(1)?.into(),
+            reply_requested: content[17] != 0,
+        }),
+        _ => Err(error),
+    }
+}
+
+/// Appends a Standby status update, as a whole CopyData message.
+///
+/// A logical slot is confirmed at `flushed`; `received` only shows in `pg_stat_replication`.
+pub fn write_status(received: PgLsn, flushed: PgLsn, unix_micros: i64, out: &mut BytesMut) {
+    const LENGTH: u32 = 4 + 1 + 8 + 8 + 8 + 8 + 1;
+    out.put_u8(b'd');
+    out.put_u32(LENGTH);
+    out.put_u8(b'r');
+    out.put_u64(received.into());
+    out.put_u64(flushed.into());
+    out.put_u64(flushed.into());
+    out.put_i64(unix_micros.saturating_sub(POSTGRES_EPOCH_MICROS));
+    out.put_u8(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_update_is_a_copy_data_message_of_its_length() {
+        let mut out = BytesMut::new();
+        write_status(0x20.into(), 0x10.into(), POSTGRES_EPOCH_MICROS + 5, &mut out);
+        assert_eq!(out.len(), 39);
+        assert_eq!(&out[..6], b"d\x00\x00\x00\x26r");
+        assert_eq!(out[13], 0x20);
+        assert_eq!(out[21], 0x10);
+        assert_eq!(out[37], 5);
+    }
+
+    #[test]
+    fn frames_of_wrong_length_or_tag_are_refused() {
+        for bad in [&b""[..], b"w", b"wxxxxxxxxxxxxxxxxxxxxxxx", b"k", &[b'k'; 19], b"z1234"] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+        let mut keepalive = [0_u8; 18];
+        keepalive[0] = b'k';
+        keepalive[8] = 7;
+        keepalive[17] = 1;
+        assert_eq!(
+            parse(&keepalive),
+            Ok(Frame::Keepalive {
+                server_end: 7.into(),
+                reply_requested: true
+            })
+        );
+    }
+}

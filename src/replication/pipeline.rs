@@ -1,0 +1,462 @@
+//! From pgoutput messages to a batch of commands: decode, number, route, encode. Pure: no IO, no clock.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use postgres_types::PgLsn;
+use uuid::Uuid;
+
+use super::epoch::{Break, Replay};
+use super::heartbeat;
+use crate::change::{Position, StreamId};
+use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, Tuple};
+use crate::decode::relation::{Relation, Types};
+use crate::decode::value::{self, NotUtf8};
+use crate::keys::Keys;
+use crate::publish::batch::{Batch, EntryBody, Source, Target, operation_text};
+use crate::publish::checkpoint::TransactionMark;
+use crate::route::router::{Audience, Delivery, Plan, Router};
+use crate::route::row::{Row, Seen};
+
+/// Prefix of the message by which a new tenant's streams are created: `<tenant>` or `<tenant> <generation>`.
+pub const TENANT_PREFIX: &str = "posduif.tenant";
+
+/// Prefix of the message by which a lost inbox is created anew: `<tenant> <user id>`.
+pub const INBOX_PREFIX: &str = "posduif.inbox";
+
+/// Why the stream cannot be followed further.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Bytes that are not understood.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// Messages in an order that the protocol does not have.
+    #[error("pgoutput: {0}")]
+    Order(&'static str),
+    /// A row of a table that was not described.
+    #[error("pgoutput: a row of the table with OID {0}, which was not described before")]
+    UnknownRelation(u32),
+    /// History has broken; a new epoch must begin.
+    #[error("history has broken: {0}")]
+    Broken(Break),
+}
+
+/// The transaction under way.
+#[derive(Debug, Clone, Copy)]
+struct Transaction {
+    begin: Begin,
+    ordinal: u64,
+}
+
+/// A table, and what its rows mean for whom.
+#[derive(Debug)]
+struct Table {
+    relation: Relation,
+    /// `None` for tables outside of tenants' schemas.
+    plan: Option<Plan>,
+}
+
+/// Counts of what went through, for logs and metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Complete transactions.
+    pub transactions: u64,
+    /// Changes, routed or not.
+    pub changes: u64,
+    /// Changes below the checkpoint, met again in a replay.
+    pub replayed: u64,
+    /// Messages outside of transactions, which have no position.
+    pub ignored_messages: u64,
+    /// Changes that went to a quarantine.
+    pub quarantined: u64,
+}
+
+/// Where a pipeline starts.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    /// The epoch's base.
+    pub base: u64,
+    /// All up to here is published.
+    pub position: StreamId,
+    /// What the replay must meet.
+    pub replay: Replay,
+}
+
+/// The stages between the two connections.
+#[derive(Debug)]
+pub struct Pipeline {
+    keys: Keys,
+    router: Router,
+    heartbeat_prefix: String,
+    types: Types,
+    tables: HashMap<u32, Table>,
+    base: u64,
+    published: StreamId,
+    replay: Replay,
+    transaction: Option<Transaction>,
+    received: PgLsn,
+    stopped: HashSet<Target>,
+    batch: Batch,
+    body: EntryBody,
+    json: Vec<u8>,
+    counts: Counts,
+}
+
+impl Pipeline {
+    /// A pipeline for the stream of a slot.
+    pub fn new(keys: Keys, router: Router, slot: &str, start: Start) -> Self {
+        Self {
+            batch: Batch::new(keys.clone()),
+            keys,
+            router,
+            heartbeat_prefix: format!("{}{slot}", heartbeat::PREFIX),
+            types: Types::default(),
+            tables: HashMap::new(),
+            base: start.base,
+            published: start.position,
+            replay: start.replay,
+            transaction: None,
+            received: PgLsn::from(0),
+            stopped: HashSet::new(),
+            body: EntryBody::default(),
+            json: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// The batch being filled.
+    pub fn batch(&mut self) -> &mut Batch {
+        &mut self.batch
+    }
+
+    /// Takes the batch and begins another.
+    pub fn take_batch(&mut self) -> Batch {
+        std::mem::replace(&mut self.batch, Batch::new(self.keys.clone()))
+    }
+
+    /// End LSN of the last transaction that was read to its end.
+    pub fn received(&self) -> PgLsn {
+        self.received
+    }
+
+    /// Nothing may be acknowledged while the replay has not met the checkpoint's transaction.
+    pub fn is_unproven(&self) -> bool {
+        self.replay.is_unproven()
+    }
+
+    /// Counts since the start.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// A stream takes no entries; those that follow are left out until somebody has mended it.
+    pub fn stop_stream(&mut self, target: Target, cause: &str) {
+        tracing::error!(
+            stream = target.key(&self.keys),
+            cause,
+            "stream takes no entries and is stopped"
+        );
+        let cause = format!("stream {} takes no entries: {cause}", target.key(&self.keys));
+        self.batch.quarantine(&target.tenant().clone(), None, &cause, None);
+        self.counts.quarantined += 1;
+        self.stopped.insert(target);
+    }
+
+    /// Takes in one pgoutput message.
+    ///
+    /// # Errors
+    /// When it is not understood, or shows that history has broken.
+    pub fn apply(&mut self, payload: &[u8]) -> Result<(), Error> {
+        match pgoutput::decode(payload)? {
+            Message::Begin(begin) => self.begin(begin),
+            Message::Commit(commit) => self.commit(&commit),
+            Message::Relation(relation) => {
+                let relation = self.types.relation(&relation);
+                let plan = self.router.plan(&relation);
+                self.tables.insert(relation.oid, Table { relation, plan });
+                Ok(())
+            }
+            Message::Type { oid, name, .. } => {
+                self.types.learn(oid, name);
+                Ok(())
+            }
+            Message::Origin { .. } => Ok(()),
+            Message::Insert { relation, new } => self.row(relation, Row::inserted(&new)),
+            Message::Update { relation, old, new } => self.row(relation, Row::updated(old.as_ref(), &new)),
+            Message::Delete { relation, old } => self.row(relation, Row::deleted(&old)),
+            Message::Truncate { relations, .. } => relations.into_iter().try_for_each(|oid| self.truncate(oid)),
+            Message::Logical {
+                transactional: false, ..
+            } => {
+                // It has no place in the order of commits: its LSN can be exactly the next commit's.
+                self.counts.ignored_messages += 1;
+                Ok(())
+            }
+            Message::Logical { prefix, content, .. } => self.message(prefix, content),
+        }
+    }
+
+    fn begin(&mut self, begin: Begin) -> Result<(), Error> {
+        if self.transaction.is_some() {
+            return Err(Error::Order("a transaction begins inside another"));
+        }
+        self.replay.meet(&begin).map_err(Error::Broken)?;
+        self.transaction = Some(Transaction { begin, ordinal: 0 });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: &Commit) -> Result<(), Error> {
+        let transaction = self
+            .transaction
+            .take()
+            .ok_or(Error::Order("a commit without its begin"))?;
+        if transaction.begin.final_lsn != commit.commit_lsn {
+            return Err(Error::Order("a commit of another transaction"));
+        }
+        self.received = self.received.max(commit.end_lsn);
+        self.counts.transactions += 1;
+        let position = Position {
+            commit_lsn: commit.commit_lsn,
+            ordinal: transaction.ordinal,
+        };
+        let last = StreamId::of(position, self.base);
+        // A replayed transaction must not take the checkpoint back; the last one may still lack its commit there.
+        if last >= self.published {
+            self.batch.complete(
+                last,
+                TransactionMark {
+                    lsn: commit.commit_lsn,
+                    end_lsn: commit.end_lsn,
+                    xid: transaction.begin.xid,
+                    commit_ts: transaction.begin.commit_ts,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Numbers a change; `None` when it is published already.
+    fn next_id(&mut self) -> Result<(Option<StreamId>, Begin), Error> {
+        let transaction = self
+            .transaction
+            .as_mut()
+            .ok_or(Error::Order("a change outside of a transaction"))?;
+        transaction.ordinal += 1;
+        let position = Position {
+            commit_lsn: transaction.begin.final_lsn,
+            ordinal: transaction.ordinal,
+        };
+        let id = StreamId::of(position, self.base);
+        self.counts.changes += 1;
+        if id <= self.published {
+            self.counts.replayed += 1;
+            return Ok((None, transaction.begin));
+        }
+        Ok((Some(id), transaction.begin))
+    }
+
+    fn row(&mut self, oid: u32, row: Row<'_>) -> Result<(), Error> {
+        let (Some(id), begin) = self.next_id()? else {
+            return Ok(());
+        };
+        let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
+        let Some(plan) = &table.plan else {
+            self.batch.reach(id, None);
+            return Ok(());
+        };
+        self.batch.reach(id, Some(begin.xid));
+        let source = source(&table.relation, &begin);
+        self.body.begin(&source);
+        if let Err(cause) = write_rows(&table.relation, &row, &mut self.json, &mut self.body) {
+            self.counts.quarantined += 1;
+            tracing::warn!(tenant = &*plan.tenant, table = &*table.relation.table, %id, %cause, "row quarantined");
+            self.batch
+                .quarantine(&plan.tenant, Some(id), &cause.to_string(), Some(&self.body));
+            return Ok(());
+        }
+        let changes = Target::Changes(plan.tenant.clone());
+        if !self.stopped.contains(&changes) {
+            self.batch
+                .entry(changes, id, operation_text(row.operation), None, &self.body);
+        }
+        let mut deliveries: Vec<Delivery<'_>> = Vec::new();
+        if let Err(cause) = plan.route(&row, &mut deliveries) {
+            self.counts.quarantined += 1;
+            tracing::warn!(tenant = &*plan.tenant, table = &*table.relation.table, %id, %cause, "row quarantined");
+            self.batch
+                .quarantine(&plan.tenant, Some(id), &cause.to_string(), Some(&self.body));
+            return Ok(());
+        }
+        if let Some(column) = plan.birth_column
+            && row.operation == crate::route::rule::Operation::Insert
+            && let Ok(Some(user)) = crate::route::row::user_id(row.new(column))
+        {
+            self.batch
+                .birth(Target::Inbox(plan.tenant.clone(), user), id, begin.commit_ts);
+        }
+        for delivery in deliveries.iter().filter(|delivery| delivery.stored) {
+            let target = match delivery.audience {
+                Audience::User(user) => Target::Inbox(plan.tenant.clone(), user),
+                Audience::Tenant => Target::Shared(plan.tenant.clone()),
+            };
+            if !self.stopped.contains(&target) {
+                let op = operation_text(delivery.operation);
+                self.batch.entry(target, id, op, Some(delivery.event), &self.body);
+            }
+        }
+        if !deliveries.is_empty() {
+            let row_id = plan.id_column.and_then(|column| match row.latest(column) {
+                Seen::Text(text) => Some(text),
+                _ => None,
+            });
+            self.batch.notice(id, &plan.tenant, &source, row_id, &deliveries);
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, oid: u32) -> Result<(), Error> {
+        let (Some(id), begin) = self.next_id()? else {
+            return Ok(());
+        };
+        let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
+        let Some(plan) = &table.plan else {
+            self.batch.reach(id, None);
+            return Ok(());
+        };
+        self.batch.reach(id, Some(begin.xid));
+        let source = source(&table.relation, &begin);
+        self.body.begin(&source);
+        let changes = Target::Changes(plan.tenant.clone());
+        if !self.stopped.contains(&changes) {
+            self.batch.entry(changes, id, "truncate", None, &self.body);
+        }
+        if plan.is_routed() {
+            // Nobody can say any more who had the rows: all users of the tenant take a snapshot.
+            let shared = Target::Shared(plan.tenant.clone());
+            if !self.stopped.contains(&shared) {
+                self.batch.entry(shared, id, "truncate", Some("reset"), &self.body);
+            }
+            self.batch
+                .reset_notice(id, &plan.tenant, Audience::Tenant, begin.commit_ts);
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, prefix: &str, content: &[u8]) -> Result<(), Error> {
+        let (Some(id), begin) = self.next_id()? else {
+            return Ok(());
+        };
+        self.batch.reach(id, None);
+        let text = std::str::from_utf8(content).unwrap_or_default();
+        if prefix == self.heartbeat_prefix {
+            self.batch.heartbeat(begin.commit_ts);
+        } else if prefix == TENANT_PREFIX {
+            let (name, generation) = text.split_once(' ').unwrap_or((text, "1"));
+            if let (true, Ok(generation)) = (crate::database::tenants::is_valid_name(name), generation.parse::<i64>()) {
+                let tenant: Arc<str> = name.into();
+                for target in [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())] {
+                    self.stopped.remove(&target);
+                    self.batch.birth(target, id, begin.commit_ts);
+                }
+                self.batch.set_generation(name, generation);
+                self.batch.reset_notice(id, name, Audience::Tenant, begin.commit_ts);
+            }
+        } else if prefix == INBOX_PREFIX
+            && let Some((name, user)) = text.split_once(' ')
+            && let (true, Ok(user)) = (crate::database::tenants::is_valid_name(name), user.parse::<Uuid>())
+        {
+            self.batch.birth(Target::Inbox(name.into(), user), id, begin.commit_ts);
+        }
+        Ok(())
+    }
+}
+
+fn source<'a>(relation: &'a Relation, begin: &Begin) -> Source<'a> {
+    Source {
+        schema: &relation.schema,
+        table: &relation.table,
+        commit_ts: begin.commit_ts,
+        xid: begin.xid,
+    }
+}
+
+/// Adds `row`, `old` and `unchanged`, as far as the log has them.
+fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut EntryBody) -> Result<(), NotUtf8> {
+    if let Some(new) = row.new_tuple() {
+        let old = row.old_row();
+        json.clear();
+        write_object(relation, new, |column| whole_old_cell(old, column), json)?;
+        body.field("row", json);
+        json.clear();
+        for (index, (column, cell)) in relation.columns.iter().zip(new).enumerate() {
+            if *cell == Cell::Unchanged && whole_old_cell(old, index).is_none() {
+                json.push(if json.is_empty() { b'[' } else { b',' });
+                value::write_string(&column.name, json);
+            }
+        }
+        if !json.is_empty() {
+            json.push(b']');
+            body.field("unchanged", json);
+        }
+    }
+    match row.old_row() {
+        Some(Old::Full(old)) => {
+            json.clear();
+            write_object(relation, old, |_| None, json)?;
+            body.field("old", json);
+        }
+        Some(Old::Key(old)) => {
+            // Columns outside the key are NULL here, which says nothing about the row.
+            let key: Tuple<'_> = relation
+                .columns
+                .iter()
+                .zip(old)
+                .map(|(column, cell)| if column.is_key { *cell } else { Cell::Unchanged })
+                .collect();
+            json.clear();
+            write_object(relation, &key, |_| None, json)?;
+            body.field("old", json);
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+fn whole_old_cell<'a>(old: Option<&Old<'a>>, index: usize) -> Option<Cell<'a>> {
+    match old {
+        Some(Old::Full(tuple)) => tuple.get(index).copied().filter(|cell| *cell != Cell::Unchanged),
+        _ => None,
+    }
+}
+
+/// Writes a JSON object of the columns whose value is there; an unchanged one may be supplied.
+fn write_object<'a>(
+    relation: &Relation,
+    tuple: &Tuple<'a>,
+    supplied: impl Fn(usize) -> Option<Cell<'a>>,
+    json: &mut Vec<u8>,
+) -> Result<(), NotUtf8> {
+    json.push(b'{');
+    let start = json.len();
+    for (index, (column, cell)) in relation.columns.iter().zip(tuple).enumerate() {
+        let cell = match cell {
+            Cell::Unchanged => match supplied(index) {
+                Some(cell) => cell,
+                None => continue,
+            },
+            cell => *cell,
+        };
+        if json.len() > start {
+            json.push(b',');
+        }
+        json.extend_from_slice(&column.json_key);
+        match cell {
+            Cell::Null => json.extend_from_slice(b"null"),
+            Cell::Text(text) => value::write_json(column.kind, text, json)?,
+            // The option `binary` is off.
+            Cell::Binary(_) | Cell::Unchanged => json.extend_from_slice(b"null"),
+        }
+    }
+    json.push(b'}');
+    Ok(())
+}

@@ -1,0 +1,791 @@
+//! One session: from a successful `START_REPLICATION` and a claimed checkpoint to the first lost connection.
+//!
+//! One task owns both connections. [`Event`] lists every reason to wake, [`Session::next_event`] waits for the first of
+//! them, [`Session::handle`] acts on it. While a batch is under way the next one grows; when it is full, Postgres is
+//! not read, so that nothing piles up here however long Redis takes.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow};
+use postgres_types::{PgLsn, Type};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::connection::{self, Connection};
+use super::epoch::{self, Break, Replay, Server};
+use super::frame::Frame;
+use super::heartbeat::Snapshot;
+use super::pipeline::{self, Pipeline, Start};
+use super::slot;
+use crate::change::StreamId;
+use crate::config::Config;
+use crate::database::Database;
+use crate::database::tenants::Tenant;
+use crate::keys::Keys;
+use crate::publish::batch::{Batch, Purpose, Target, Trim};
+use crate::publish::checkpoint::{Checkpoint, Epoch, EpochId};
+use crate::publish::connection::{self as redis_connection, Claim, Failure, Outcome};
+use crate::publish::durability::{AofState, Durability, Persistence};
+use crate::publish::progress::Progress;
+use crate::route::router::Router;
+
+/// How often timeouts are looked at and a status update is due.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Status updates are sent at least this often, far below any `wal_sender_timeout`.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often Redis is asked for the state of its AOF.
+const AOF_INTERVAL: Duration = Duration::from_millis(500);
+
+/// First and longest wait before a refused batch is sent again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// `reset` entries in one transaction when an epoch begins.
+const BIRTHS_PER_BATCH: usize = 1000;
+
+/// How long a stop waits for the batch under way.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// What the session is doing, for readiness and logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Connecting.
+    Starting,
+    /// Another engine reads from the slot; this one takes over when it goes.
+    Waiting,
+    /// Following the log.
+    Streaming {
+        /// The epoch.
+        epoch: EpochId,
+        /// How far.
+        progress: Progress,
+        /// Why Redis takes nothing at the moment.
+        refused: Option<String>,
+    },
+    /// The last session ended; another begins soon.
+    Failed(String),
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+pub enum End {
+    /// As asked.
+    Stopped,
+    /// What came is not understood, and skipping it would lose data.
+    Fatal(anyhow::Error),
+    /// Another engine has the slot.
+    SlotInUse,
+    /// A new epoch must begin.
+    Broken(Break),
+    /// Anything else; try again.
+    Failed(anyhow::Error),
+}
+
+/// What a session works with.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// The settings.
+    pub config: &'a Config,
+    /// Ordinary SQL.
+    pub database: &'a Database,
+    /// What heartbeats saw.
+    pub snapshots: watch::Receiver<Snapshot>,
+    /// What is to be trimmed.
+    pub trims: &'a mut mpsc::Receiver<Trim>,
+    /// Where the state is shown.
+    pub state: &'a watch::Sender<State>,
+    /// Ends the session.
+    pub stop: CancellationToken,
+}
+
+/// Every reason to wake.
+#[derive(Debug)]
+enum Event {
+    /// Postgres sent something.
+    Received,
+    /// A status update went out.
+    StatusWritten,
+    /// Redis took or answered something.
+    Redis,
+    /// Redis told the state of its AOF.
+    Aof(AofReading),
+    /// A heartbeat saw a snapshot.
+    Seen,
+    /// A stream is to be trimmed.
+    Trim(Trim),
+    /// Time to look at timeouts, the status update and a refused batch.
+    Tick,
+    /// The session shall end.
+    Stop,
+}
+
+/// The AOF's state, and what had been written before it was asked for.
+#[derive(Debug, Clone, Copy)]
+struct AofReading {
+    state: AofState,
+    written: Written,
+}
+
+/// What `EXEC`s have written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Written {
+    published: PgLsn,
+    acknowledged: PgLsn,
+}
+
+struct Session<'a> {
+    context: Surroundings<'a>,
+    postgres: Connection,
+    redis: redis_connection::Connection,
+    pipeline: Pipeline,
+    epoch: Epoch,
+    progress: Progress,
+    durability: Durability,
+    written: watch::Sender<Written>,
+    aof: mpsc::Receiver<AofReading>,
+    /// What `acknowledged` says in the batch under way.
+    sending_acknowledged: PgLsn,
+    /// Streams to be born before the next batch.
+    births: Option<Batch>,
+    /// Transactions that a snapshot may not see yet.
+    window: Vec<(StreamId, u32, u32)>,
+    /// A batch that Redis refused, and when to try it again.
+    refused: Option<(Batch, Instant)>,
+    refusal: Option<String>,
+    /// How long to wait after the next refusal.
+    retry_wait: Duration,
+    last_received: Instant,
+    last_status: Instant,
+    ticks: tokio::time::Interval,
+}
+
+/// Runs one session.
+pub async fn run(context: Surroundings<'_>, forced: Option<Break>) -> End {
+    match start(context, forced).await {
+        Ok(session) => session.run().await,
+        Err(end) => end,
+    }
+}
+
+impl From<anyhow::Error> for End {
+    fn from(error: anyhow::Error) -> Self {
+        match error.downcast::<Failure>() {
+            Ok(failure) => failure.into(),
+            Err(error) => Self::Failed(error),
+        }
+    }
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::TornTransaction(_) => {
+                tracing::error!(%failure, "a new epoch must begin");
+                Self::Broken(Break::TornTransaction)
+            }
+            failure => Self::Failed(failure.into()),
+        }
+    }
+}
+
+impl From<connection::Error> for End {
+    fn from(error: connection::Error) -> Self {
+        match &error {
+            connection::Error::Server(server) if server.is_slot_in_use() => Self::SlotInUse,
+            connection::Error::Protocol(_) => Self::Fatal(error.into()),
+            _ => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<pipeline::Error> for End {
+    fn from(error: pipeline::Error) -> Self {
+        match error {
+            pipeline::Error::Broken(broken) => Self::Broken(broken),
+            error => Self::Fatal(error.into()),
+        }
+    }
+}
+
+/// Connects, in the order that fences others out: the slot first, then the checkpoint.
+async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Session<'_>, End> {
+    let settings = &context.config.replication;
+    let timeout = Duration::from_secs(context.config.postgres.connect_timeout_seconds);
+    let url: tokio_postgres::Config = context
+        .config
+        .postgres
+        .url
+        .expose()
+        .parse()
+        .context("key `postgres.url` is no connection URL")?;
+
+    let slot_created = match slot::state(context.database, &settings.slot).await? {
+        Some(state) if state.wal_status != "lost" => false,
+        found => {
+            if found.is_some() {
+                tracing::error!(
+                    slot = settings.slot,
+                    "Postgres removed WAL that the slot needed (max_slot_wal_keep_size); it is made anew"
+                );
+                slot::drop(context.database, &settings.slot).await?;
+            }
+            // A slot positioned before its publication fails for good, so the publication comes first.
+            crate::database::publication::ensure(context.database, &settings.publication).await?;
+            let lsn = slot::create(context.database, &settings.slot).await?;
+            tracing::info!(slot = settings.slot, %lsn, "replication slot created");
+            true
+        }
+    };
+    let sender_timeout = Duration::from_secs(settings.sender_timeout_seconds);
+    let mut postgres = Connection::connect(&url, timeout, sender_timeout).await?;
+    let identity = postgres.identify_system().await?;
+    let mut timeline_history = None;
+    postgres
+        .start_replication(&settings.slot, &settings.publication)
+        .await?;
+
+    let confirmed = slot::state(context.database, &settings.slot)
+        .await?
+        .context("the slot disappeared while it was started")?
+        .confirmed;
+    let mut redis =
+        redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max).await?;
+    let claim = redis.claim().await?;
+    if claim.persistence == Persistence::Off {
+        tracing::warn!("Redis does not persist durably (appendonly no): its crash costs a reset of all devices");
+    }
+    if let Some(checkpoint) = &claim.checkpoint
+        && checkpoint.timeline != identity.timeline
+    {
+        // A connection that streams takes no further command.
+        let mut other = Connection::connect(&url, timeout, sender_timeout).await?;
+        timeline_history = other.timeline_history(identity.timeline).await?;
+        other.close().await;
+    }
+    let server = Server {
+        identity,
+        slot_created,
+        confirmed,
+        timeline_history,
+    };
+    let verdict = match forced {
+        Some(broken) => Err(broken),
+        None => epoch::judge(&server, claim.checkpoint.as_ref()),
+    };
+    let (epoch, position, replay, acknowledged) = match (verdict, &claim.checkpoint) {
+        (Ok(replay), Some(checkpoint)) => (checkpoint.epoch, checkpoint.position, replay, checkpoint.acknowledged),
+        (Ok(_), None) => return Err(End::Failed(anyhow!("no checkpoint, yet no new epoch"))),
+        (Err(broken), _) => {
+            let (epoch, position) = begin_epoch(&context, &mut redis, &server, &claim, &broken).await?;
+            (epoch, position, Replay::free(), confirmed)
+        }
+    };
+    tracing::info!(
+        slot = settings.slot, %confirmed, %position, epoch = %epoch.id, number = epoch.number, base = epoch.base,
+        "following the write-ahead log"
+    );
+
+    let keys = Keys::new(&context.config.redis.prefix);
+    let start = Start {
+        base: epoch.base,
+        position,
+        replay,
+    };
+    let (written, _) = watch::channel(Written {
+        published: confirmed,
+        acknowledged,
+    });
+    let (aof_sender, aof) = mpsc::channel(1);
+    let durability = Durability::new(claim.persistence);
+    if durability.wants_state() {
+        tokio::spawn(read_aof_states(
+            context.config.redis.clone(),
+            written.subscribe(),
+            aof_sender,
+        ));
+    }
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    Ok(Session {
+        pipeline: Pipeline::new(keys, Router::new(context.config.routes.clone()), &settings.slot, start),
+        context,
+        postgres,
+        redis,
+        epoch,
+        progress: Progress::starting_at(confirmed),
+        durability,
+        written,
+        aof,
+        sending_acknowledged: acknowledged,
+        births: None,
+        window: claim.window,
+        refused: None,
+        refusal: None,
+        retry_wait: RETRY.0,
+        last_received: Instant::now(),
+        last_status: Instant::now(),
+        ticks,
+    })
+}
+
+/// Asks Redis for the state of its AOF as long as the session lasts.
+async fn read_aof_states(
+    config: crate::config::Redis,
+    written: watch::Receiver<Written>,
+    readings: mpsc::Sender<AofReading>,
+) {
+    let Ok(client) = redis::Client::open(config.url.expose()) else {
+        return;
+    };
+    let mut connection = None;
+    while !readings.is_closed() {
+        tokio::time::sleep(AOF_INTERVAL).await;
+        let before = *written.borrow();
+        let reading = async {
+            let held = match &mut connection {
+                Some(held) => held,
+                None => connection.insert(client.get_multiplexed_async_connection().await?),
+            };
+            redis::cmd("INFO").arg("persistence").query_async::<String>(held).await
+        };
+        match tokio::time::timeout(Duration::from_secs(config.response_timeout_seconds), reading).await {
+            Ok(Ok(info)) => {
+                let reading = AofReading {
+                    state: AofState::parse(&info),
+                    written: before,
+                };
+                if readings.send(reading).await.is_err() {
+                    return;
+                }
+            }
+            // The publisher's own connection tells what is wrong.
+            _ => connection = None,
+        }
+    }
+}
+
+/// Begins a new epoch: Postgres records it, each stream gets a `reset` entry, then the checkpoint says so.
+///
+/// A crash before the last step leaves the old checkpoint, so that the next start finds the same break.
+async fn begin_epoch(
+    context: &Surroundings<'_>,
+    redis: &mut redis_connection::Connection,
+    server: &Server,
+    claim: &Claim,
+    broken: &Break,
+) -> Result<(Epoch, StreamId)> {
+    let slot = &context.config.replication.slot;
+    let last = context
+        .database
+        .query_opt(include_str!("../../sql/epoch_last.sql"), &[(slot, Type::TEXT)])
+        .await
+        .context("cannot read the last epoch")?;
+    let (last_number, last_base) = last.map_or((0, 0), |row| (row.get::<_, i64>("number"), row.get::<_, i64>("base")));
+    let checkpoint = claim.checkpoint.as_ref();
+    let old = checkpoint.map(|checkpoint| checkpoint.epoch);
+    let last_ms = checkpoint.map_or(0, |checkpoint| checkpoint.position.ms.max(checkpoint.live.ms));
+    let previous_base = old.map_or(0, |old| old.base).max(u64::try_from(last_base).unwrap_or(0));
+    let epoch = Epoch {
+        id: EpochId::random().context("no random bits from the operating system")?,
+        number: old.map_or(0, |old| old.number).max(last_number) + 1,
+        base: epoch::base_above(last_ms, previous_base, server.confirmed),
+    };
+    let position = StreamId {
+        ms: u64::from(server.confirmed).saturating_add(epoch.base),
+        seq: 0,
+    };
+    tracing::warn!(reason = %broken, number = epoch.number, id = %epoch.id, base = epoch.base, "a new epoch begins");
+    context
+        .database
+        .query(
+            include_str!("../../sql/epoch_insert.sql"),
+            &[
+                (slot, Type::TEXT),
+                (&epoch.number, Type::INT8),
+                (&epoch.id.to_string(), Type::TEXT),
+                (&i64::try_from(epoch.base).unwrap_or(i64::MAX), Type::INT8),
+                (&server.identity.system_id, Type::TEXT),
+                (&server.identity.timeline, Type::INT4),
+                (&server.confirmed, Type::PG_LSN),
+                (&broken.to_string(), Type::TEXT),
+            ],
+        )
+        .await
+        .context("cannot record the new epoch")?;
+
+    let keys = Keys::new(&context.config.redis.prefix);
+    let now = unix_micros();
+    let acknowledged = checkpoint.map_or(PgLsn::from(0), |checkpoint| checkpoint.acknowledged);
+    let old = old.unwrap_or(epoch);
+    let tenants = context
+        .database
+        .query(include_str!("../../sql/tenant_generations.sql"), &[])
+        .await
+        .context("cannot list the tenants")?;
+    for row in &tenants {
+        let (name, generation): (String, i64) = (row.get("name"), row.get("generation"));
+        let Some(tenant) = Tenant::named(&name) else { continue };
+        let shared_name: std::sync::Arc<str> = name.as_str().into();
+        let mut batch = Batch::new(keys.clone());
+        batch.set_generation(&name, generation);
+        for target in [
+            Target::Changes(shared_name.clone()),
+            Target::Shared(shared_name.clone()),
+        ] {
+            batch.birth(target, position, now);
+        }
+        let mut after = Uuid::nil();
+        loop {
+            let page = BIRTHS_PER_BATCH as i64;
+            let users = context
+                .database
+                .query(
+                    &tenant.sql(include_str!("../../sql/user_ids.sql")),
+                    &[(&after, Type::UUID), (&page, Type::INT8)],
+                )
+                .await
+                .with_context(|| format!("cannot list the users of tenant {name}"))?;
+            for user in &users {
+                after = user.get("id");
+                batch.birth(Target::Inbox(shared_name.clone(), after), position, now);
+            }
+            exchange(
+                redis,
+                std::mem::replace(&mut batch, Batch::new(keys.clone())),
+                &old,
+                acknowledged,
+            )
+            .await?;
+            if users.len() < BIRTHS_PER_BATCH {
+                break;
+            }
+        }
+    }
+    let mut batch = Batch::new(keys);
+    batch.begin_epoch(&Checkpoint {
+        epoch,
+        system_id: server.identity.system_id.clone(),
+        timeline: server.identity.timeline,
+        position,
+        published: position,
+        transaction: None,
+        acknowledged: server.confirmed,
+        live: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.live),
+        run_id: claim.run_id.clone(),
+    });
+    exchange(redis, batch, &epoch, server.confirmed).await?;
+    Ok((epoch, position))
+}
+
+/// Sends one batch and waits for its outcome.
+async fn exchange(
+    redis: &mut redis_connection::Connection,
+    batch: Batch,
+    epoch: &Epoch,
+    acknowledged: PgLsn,
+) -> Result<()> {
+    redis.send(batch, epoch, acknowledged);
+    loop {
+        match redis.outcome()? {
+            Some(Outcome::Written { .. }) => return Ok(()),
+            Some(Outcome::Refused { cause, .. } | Outcome::Denied { cause, .. }) => {
+                return Err(anyhow!("Redis refused the beginning of an epoch: {cause}"));
+            }
+            None => {
+                redis.check_timeout(Instant::now())?;
+                let _ = tokio::time::timeout(TICK, redis.progress()).await.unwrap_or(Ok(()))?;
+            }
+        }
+    }
+}
+
+impl Session<'_> {
+    async fn run(mut self) -> End {
+        self.show_state();
+        let end = loop {
+            self.send_when_possible();
+            let event = match self.next_event().await {
+                Ok(event) => event,
+                Err(end) => break end,
+            };
+            match self.handle(event) {
+                Ok(false) => {}
+                Ok(true) => break self.drain().await,
+                Err(end) => break end,
+            }
+        };
+        let counts = self.pipeline.counts();
+        tracing::info!(
+            transactions = counts.transactions,
+            changes = counts.changes,
+            replayed = counts.replayed,
+            quarantined = counts.quarantined,
+            acknowledged = %self.progress.acknowledged(),
+            "stopped following the write-ahead log"
+        );
+        self.postgres.close().await;
+        end
+    }
+
+    fn is_full(&mut self) -> bool {
+        let settings = &self.context.config.replication;
+        let batch = self.pipeline.batch();
+        batch.changes() >= settings.batch_changes_max || batch.bytes() >= settings.batch_bytes_max
+    }
+
+    async fn next_event(&mut self) -> Result<Event, End> {
+        let may_read = !self.is_full();
+        tokio::select! {
+            () = self.context.stop.cancelled() => Ok(Event::Stop),
+            result = self.redis.progress(), if !self.redis.is_idle() => {
+                result?;
+                Ok(Event::Redis)
+            }
+            result = self.postgres.progress(may_read), if may_read || self.postgres.has_outbound() => {
+                Ok(if result? { Event::Received } else { Event::StatusWritten })
+            }
+            Some(reading) = self.aof.recv() => Ok(Event::Aof(reading)),
+            Ok(()) = self.context.snapshots.changed() => Ok(Event::Seen),
+            Some(trim) = self.context.trims.recv(), if may_read => Ok(Event::Trim(trim)),
+            _ = self.ticks.tick() => Ok(Event::Tick),
+        }
+    }
+
+    /// Acts on an event; true when the session shall end.
+    fn handle(&mut self, event: Event) -> Result<bool, End> {
+        match event {
+            Event::Received => {
+                self.last_received = Instant::now();
+                self.take_frames()?;
+            }
+            Event::StatusWritten => {}
+            Event::Redis => {
+                while let Some(outcome) = self.redis.outcome()? {
+                    self.conclude(outcome);
+                    self.send_when_possible();
+                }
+                // There may be frames that the full batch left in the buffer.
+                self.take_frames()?;
+            }
+            Event::Aof(reading) => {
+                let Written {
+                    published,
+                    acknowledged,
+                } = reading.written;
+                let durable = self
+                    .durability
+                    .observe(reading.state, published, acknowledged, Instant::now());
+                self.advance(durable);
+            }
+            Event::Seen => self.close_window(),
+            Event::Trim(trim) => self.pipeline.batch().trim(&trim),
+            Event::Tick => self.tick()?,
+            Event::Stop => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    /// Takes frames out of the buffer until it is empty or the batch full.
+    fn take_frames(&mut self) -> Result<(), End> {
+        while !self.is_full() {
+            match self.postgres.peek()? {
+                None => break,
+                Some(Frame::XLogData { payload, .. }) => self.pipeline.apply(payload)?,
+                Some(Frame::Keepalive { reply_requested, .. }) => {
+                    if reply_requested {
+                        self.queue_status();
+                    }
+                }
+            }
+            self.postgres.consume();
+        }
+        self.progress.receive(self.pipeline.received());
+        Ok(())
+    }
+
+    fn send_when_possible(&mut self) {
+        if !self.redis.is_idle() {
+            return;
+        }
+        let batch = match self.refused.take() {
+            Some((batch, at)) if Instant::now() < at => {
+                self.refused = Some((batch, at));
+                return;
+            }
+            Some((batch, _)) => batch,
+            // Births go first: what follows them in the log comes after them in their streams.
+            None => match self.births.take() {
+                Some(births) => births,
+                None if self.pipeline.batch().is_empty() => return,
+                None => self.pipeline.take_batch(),
+            },
+        };
+        // What the checkpoint said before may have been sent before, so it never goes back.
+        if !self.pipeline.is_unproven() {
+            self.sending_acknowledged = self.sending_acknowledged.max(self.progress.durable());
+        }
+        self.redis.send(batch, &self.epoch, self.sending_acknowledged);
+    }
+
+    fn conclude(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Written {
+                batch,
+                missing,
+                failed,
+                live_failed,
+            } => {
+                if self.refusal.take().is_some() {
+                    tracing::info!("Redis takes entries again");
+                }
+                self.retry_wait = RETRY.0;
+                self.window.extend(batch.window());
+                if let Some(mark) = batch.complete_transaction() {
+                    self.progress.publish(mark.end_lsn);
+                }
+                self.mend(missing, batch.position());
+                for (target, cause) in failed {
+                    self.pipeline.stop_stream(target, &cause);
+                }
+                if let Some(cause) = live_failed {
+                    tracing::error!(cause, "the live stream took its entry ill and is made anew");
+                    let key = Keys::new(&self.context.config.redis.prefix).live(0);
+                    self.pipeline.batch().other(&[b"DEL", key.as_bytes()]);
+                }
+                let (published, acknowledged) = (self.progress.published(), self.sending_acknowledged);
+                self.written.send_replace(Written {
+                    published,
+                    acknowledged,
+                });
+                let durable = self.durability.published(published, acknowledged);
+                self.advance(durable);
+            }
+            Outcome::Refused { batch, cause } => {
+                if self.refusal.as_ref() != Some(&cause) {
+                    tracing::warn!(cause, "Redis takes nothing at the moment; the batch waits");
+                }
+                self.refusal = Some(cause);
+                self.refused = Some((batch, Instant::now() + self.retry_wait));
+                self.retry_wait = (self.retry_wait * 2).min(RETRY.1);
+                self.show_state();
+            }
+            Outcome::Denied { batch, purpose, cause } => {
+                if let Some(Purpose::Entry(target) | Purpose::Birth(target)) = purpose {
+                    self.pipeline.stop_stream(target, &cause);
+                } else {
+                    tracing::error!(
+                        cause,
+                        "Redis forbids a command of the publisher; see the ACL in the docs"
+                    );
+                }
+                self.refused = Some((batch, Instant::now()));
+            }
+        }
+    }
+
+    /// Streams that should be there are not. The tenant's own are born anew, which tells their readers; an inbox is
+    /// born anew when its user's device comes for a snapshot, since only the API knows whether there is such a user.
+    fn mend(&mut self, missing: Vec<Target>, position: Option<StreamId>) {
+        let Some(position) = position else { return };
+        for target in missing {
+            if matches!(target, Target::Inbox(..)) {
+                tracing::debug!(?target, "no such inbox");
+                continue;
+            }
+            tracing::warn!(?target, "stream was missing and is born anew with a reset");
+            let keys = Keys::new(&self.context.config.redis.prefix);
+            let births = self.births.get_or_insert_with(|| Batch::new(keys));
+            births.birth(target, position, unix_micros());
+        }
+    }
+
+    fn advance(&mut self, durable: Option<crate::publish::durability::Durable>) {
+        let Some(durable) = durable else { return };
+        self.progress.make_durable(durable.published);
+        let before = self.progress.acknowledged();
+        if !self.pipeline.is_unproven() {
+            self.progress.acknowledge(durable.acknowledged);
+        }
+        if self.progress.acknowledged() > before {
+            self.queue_status();
+        }
+        self.show_state();
+    }
+
+    fn close_window(&mut self) {
+        let snapshot = self.context.snapshots.borrow_and_update().clone();
+        let mut seen = Vec::new();
+        self.window.retain(|(first, low, high)| {
+            let is_seen = snapshot.sees_all(*low, *high);
+            if is_seen {
+                seen.push(first.to_string());
+            }
+            !is_seen
+        });
+        if !seen.is_empty() {
+            self.pipeline.batch().close_window(seen);
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), End> {
+        let now = Instant::now();
+        self.redis.check_timeout(now)?;
+        let quiet = now.duration_since(self.last_received);
+        // While the batch is full nothing is read, and silence says nothing.
+        if self.is_full() {
+            self.last_received = now;
+        } else if quiet > Duration::from_secs(self.context.config.replication.wire_timeout_seconds) {
+            return Err(End::Failed(anyhow!(
+                "no byte from Postgres for {} s: the connection counts as dead",
+                quiet.as_secs()
+            )));
+        }
+        if now.duration_since(self.last_status) >= STATUS_INTERVAL {
+            self.queue_status();
+        }
+        Ok(())
+    }
+
+    fn queue_status(&mut self) {
+        self.last_status = Instant::now();
+        self.postgres
+            .queue_status(self.progress.received(), self.progress.acknowledged(), unix_micros());
+    }
+
+    fn show_state(&self) {
+        self.context.state.send_replace(State::Streaming {
+            epoch: self.epoch.id,
+            progress: self.progress,
+            refused: self.refusal.clone(),
+        });
+    }
+
+    /// Finishes the batch under way and the one being filled, so that a restart has little to replay.
+    async fn drain(&mut self) -> End {
+        let deadline = Instant::now() + DRAIN;
+        while Instant::now() < deadline && self.refused.is_none() {
+            self.send_when_possible();
+            if self.redis.is_idle() {
+                break;
+            }
+            match tokio::time::timeout(TICK, self.redis.progress()).await {
+                Ok(Ok(())) => match self.redis.outcome() {
+                    Ok(Some(outcome)) => self.conclude(outcome),
+                    Ok(None) => {}
+                    Err(failure) => return failure.into(),
+                },
+                Ok(Err(failure)) => return failure.into(),
+                Err(_) => {}
+            }
+        }
+        End::Stopped
+    }
+}
+
+/// Now, in µs since 1970.
+fn unix_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,135 @@
+//! The built-in rule for messages: sender and recipient see each version, the server's bookkeeping only the sender.
+
+use super::router::{Audience, Delivery};
+use super::row::{NotAUserId, Row, Seen, user_id};
+use super::rule::Operation;
+use crate::decode::relation::Relation;
+
+/// Where the columns of a tenant's `messages` stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Columns {
+    sender: usize,
+    recipient: usize,
+    status: usize,
+    synced_at: usize,
+    read_at: usize,
+    deleted_at: usize,
+    count: usize,
+}
+
+impl Columns {
+    /// Finds the columns.
+    ///
+    /// # Errors
+    /// The name of one that is missing.
+    pub(super) fn of(relation: &Relation) -> Result<Self, &'static str> {
+        let find = |name: &'static str| relation.column(name).ok_or(name);
+        Ok(Self {
+            sender: find("sender_id")?,
+            recipient: find("recipient_id")?,
+            status: find("status")?,
+            synced_at: find("synced_at")?,
+            read_at: find("read_at")?,
+            deleted_at: find("deleted_at")?,
+            count: relation.columns.len(),
+        })
+    }
+
+    /// Who sees what of a changed message.
+    pub(super) fn route(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
+        match row.operation {
+            Operation::Insert => self.appear(row, out),
+            Operation::Delete => self.disappear(row, out),
+            Operation::Update => {
+                let was_deleted = row.old(self.deleted_at).is_set();
+                let is_deleted = row.new(self.deleted_at).is_set();
+                match (was_deleted, is_deleted) {
+                    (true, true) => Ok(()),
+                    (true, false) => self.appear(row, out),
+                    (false, true) => self.disappear(row, out),
+                    (false, false) => self.change(row, out),
+                }
+            }
+        }
+    }
+
+    fn appear(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
+        let recipient = user_id(row.new(self.recipient))?;
+        let sender = user_id(row.new(self.sender))?;
+        if let Some(user) = recipient {
+            out.push(Delivery::stored(Audience::User(user), Operation::Insert, "new_message"));
+        }
+        // The sender's other devices show what was sent.
+        if let Some(user) = sender.filter(|user| Some(*user) != recipient) {
+            out.push(Delivery::stored(
+                Audience::User(user),
+                Operation::Insert,
+                "message_updated",
+            ));
+        }
+        Ok(())
+    }
+
+    fn disappear(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
+        // The old row names who had it; after a soft delete that also moved the message, the new row does not.
+        let had = |column| match row.old(column) {
+            Seen::Unknown => user_id(row.latest(column)),
+            seen => user_id(seen),
+        };
+        let recipient = had(self.recipient)?;
+        let sender = had(self.sender)?;
+        for user in recipient
+            .into_iter()
+            .chain(sender.filter(|user| Some(*user) != recipient))
+        {
+            out.push(Delivery::stored(
+                Audience::User(user),
+                Operation::Delete,
+                "message_deleted",
+            ));
+        }
+        Ok(())
+    }
+
+    fn change(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
+        let mut changed = (0..self.count).filter(|column| row.has_changed(*column)).peekable();
+        if changed.peek().is_none() {
+            return Ok(());
+        }
+        let bookkeeping = changed.all(|column| column == self.status || column == self.synced_at);
+        let (old_recipient, old_sender) = (user_id(row.old(self.recipient))?, user_id(row.old(self.sender))?);
+        let (recipient, sender) = (user_id(row.new(self.recipient))?, user_id(row.new(self.sender))?);
+
+        let is_party = |user| Some(user) == recipient || Some(user) == sender;
+        for user in old_recipient
+            .into_iter()
+            .chain(old_sender.filter(|user| Some(*user) != old_recipient))
+        {
+            if !is_party(user) {
+                out.push(Delivery::stored(
+                    Audience::User(user),
+                    Operation::Delete,
+                    "message_deleted",
+                ));
+            }
+        }
+        let was_read = row.old(self.read_at) == Seen::Null && row.new(self.read_at).is_set();
+        let event = match row.new(self.status) {
+            _ if was_read => "message_read",
+            Seen::Text(b"synced") if bookkeeping => "message_synced",
+            Seen::Text(b"read") if bookkeeping => "message_read",
+            _ => "message_updated",
+        };
+        if let Some(user) = recipient {
+            if old_recipient.is_some() && old_recipient != recipient {
+                out.push(Delivery::stored(Audience::User(user), Operation::Insert, "new_message"));
+            } else if !bookkeeping {
+                out.push(Delivery::stored(Audience::User(user), Operation::Update, event));
+            }
+        }
+        if let Some(user) = sender.filter(|user| Some(*user) != recipient) {
+            out.push(Delivery::stored(Audience::User(user), Operation::Update, event));
+        }
+        Ok(())
+    }
+}
