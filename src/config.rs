@@ -214,6 +214,8 @@ pub struct Streams {
     pub changes_entries_max: u64,
     /// Most entries of a live stream, one a batch (100 to 1,000,000).
     pub live_entries_max: u64,
+    /// Seconds that an entry stays after all devices have acknowledged it, for live readers that resume (0 to 604,800).
+    pub acknowledged_keep_seconds: u64,
     /// Seconds between two looks at what can be trimmed (1 to 3,600).
     pub trim_interval_seconds: u64,
     /// Days after which a silent device no longer holds back trimming (1 to 3,650).
@@ -227,6 +229,7 @@ impl Default for Streams {
             shared_entries_max: 50_000,
             changes_entries_max: 1_000_000,
             live_entries_max: 10_000,
+            acknowledged_keep_seconds: 600,
             trim_interval_seconds: 10,
             device_idle_days: 30,
         }

@@ -1,0 +1,355 @@
+//! The live tail: one reader of the live stream a process, and its fan-out to everybody connected here.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redis::aio::MultiplexedConnection;
+use redis::streams::{StreamReadOptions, StreamReadReply};
+use redis::{AsyncCommands, FromRedisValue};
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::entry::Op;
+use crate::change::StreamId;
+use crate::config;
+use crate::keys::Keys;
+use crate::publish::checkpoint::EpochId;
+
+/// How long one read waits for entries.
+const BLOCK: Duration = Duration::from_millis(1000);
+
+/// Entries taken at once; each is a batch of notices.
+const COUNT: usize = 64;
+
+/// Pauses before a lost connection is made anew: first, longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// One change, for one recipient or a whole tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The change's place.
+    pub id: StreamId,
+    /// The table.
+    pub table: String,
+    /// The row's id.
+    pub row_id: Option<String>,
+    /// Transaction id.
+    pub xid: u32,
+    /// Commit time, µs since 1970.
+    pub commit_ts: i64,
+    /// What it is for the recipient.
+    pub op: Op,
+    /// The live event's name.
+    pub event: String,
+}
+
+/// What a subscriber is woken with.
+#[derive(Debug, Clone)]
+pub enum Signal {
+    /// A change.
+    Notice(Arc<Notice>),
+    /// Notices were missed or history broke: read the streams from the last seen place.
+    Gap,
+}
+
+/// How fresh the read path is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Freshness {
+    /// Commit time of the last heartbeat seen here, µs since 1970; 0 before the first.
+    pub heartbeat_ts: i64,
+    /// The epoch, once known.
+    pub epoch: Option<EpochId>,
+    /// The last entry seen.
+    pub position: StreamId,
+}
+
+impl Freshness {
+    /// Age of what clients can see; `None` before the first heartbeat.
+    pub fn age(&self) -> Option<Duration> {
+        if self.heartbeat_ts == 0 {
+            return None;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let then = Duration::from_micros(self.heartbeat_ts.unsigned_abs());
+        Some(now.saturating_sub(then))
+    }
+}
+
+type Subscribers = HashMap<u64, mpsc::Sender<Signal>>;
+
+#[derive(Debug, Default)]
+struct Readers {
+    by_user: HashMap<Uuid, Subscribers>,
+}
+
+/// Who is connected here, and how to reach them.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    tenants: Arc<Mutex<HashMap<String, Readers>>>,
+    next: Arc<AtomicU64>,
+    freshness: watch::Sender<Freshness>,
+    /// Device changes, for caches of who may what.
+    device_changes: tokio::sync::broadcast::Sender<(String, Option<Uuid>)>,
+    queue: usize,
+}
+
+/// A place in the hub; dropping it leaves.
+#[derive(Debug)]
+pub struct Subscription {
+    signals: mpsc::Receiver<Signal>,
+    hub: Hub,
+    tenant: String,
+    user: Uuid,
+    number: u64,
+}
+
+impl Subscription {
+    /// The next signal; `None` when this reader was too slow and was cut.
+    pub async fn recv(&mut self) -> Option<Signal> {
+        self.signals.recv().await
+    }
+
+    /// A signal that waits already.
+    pub fn try_recv(&mut self) -> Option<Signal> {
+        self.signals.try_recv().ok()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.hub.remove(&self.tenant, self.user, self.number);
+    }
+}
+
+impl Hub {
+    /// A hub whose subscribers each hold up to this many signals.
+    pub fn new(queue: usize) -> Self {
+        Self {
+            tenants: Arc::default(),
+            next: Arc::default(),
+            freshness: watch::Sender::default(),
+            device_changes: tokio::sync::broadcast::Sender::new(1024),
+            queue,
+        }
+    }
+
+    /// Registers a reader. Signals from here on are queued, so register first and then read history.
+    pub fn subscribe(&self, tenant: &str, user: Uuid) -> Subscription {
+        let (sender, signals) = mpsc::channel(self.queue);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let readers = tenants.entry(tenant.to_owned()).or_default();
+        readers.by_user.entry(user).or_default().insert(number, sender);
+        Subscription {
+            signals,
+            hub: self.clone(),
+            tenant: tenant.to_owned(),
+            user,
+            number,
+        }
+    }
+
+    /// Freshness, as it changes.
+    pub fn freshness(&self) -> watch::Receiver<Freshness> {
+        self.freshness.subscribe()
+    }
+
+    /// Devices that changed: tenant and user, or all of the tenant's.
+    pub fn device_changes(&self) -> tokio::sync::broadcast::Receiver<(String, Option<Uuid>)> {
+        self.device_changes.subscribe()
+    }
+
+    fn remove(&self, tenant: &str, user: Uuid, number: u64) {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(readers) = tenants.get_mut(tenant) else { return };
+        if let Some(subscribers) = readers.by_user.get_mut(&user) {
+            subscribers.remove(&number);
+            if subscribers.is_empty() {
+                readers.by_user.remove(&user);
+            }
+        }
+        if readers.by_user.is_empty() {
+            tenants.remove(tenant);
+        }
+    }
+
+    /// Sends to a user's readers; one whose queue is full is cut, and resumes from its last id without loss.
+    fn send(subscribers: &mut Subscribers, signal: &Signal) {
+        subscribers.retain(|_, sender| sender.try_send(signal.clone()).is_ok());
+    }
+
+    fn deliver(&self, tenant: &str, users: Option<&[Uuid]>, notice: Notice) {
+        let signal = Signal::Notice(Arc::new(notice));
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(readers) = tenants.get_mut(tenant) else { return };
+        match users {
+            Some(users) => {
+                for user in users {
+                    if let Some(subscribers) = readers.by_user.get_mut(user) {
+                        Self::send(subscribers, &signal);
+                    }
+                }
+            }
+            None => readers
+                .by_user
+                .values_mut()
+                .for_each(|subscribers| Self::send(subscribers, &signal)),
+        }
+    }
+
+    fn deliver_gap(&self) {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        for readers in tenants.values_mut() {
+            readers
+                .by_user
+                .values_mut()
+                .for_each(|subscribers| Self::send(subscribers, &Signal::Gap));
+        }
+    }
+}
+
+/// A notice as the live stream holds it.
+#[derive(Debug, Deserialize)]
+struct RawNotice(
+    String,
+    String,
+    String,
+    Option<String>,
+    u32,
+    i64,
+    Vec<(String, String, Option<Vec<Uuid>>)>,
+);
+
+/// Follows the live stream until `stop`.
+pub async fn run(config: config::Redis, hub: Hub, stop: CancellationToken) {
+    let work = async {
+        let mut wait = BACKOFF.0;
+        let mut last: Option<StreamId> = None;
+        loop {
+            match follow(&config, &hub, &mut last, &mut wait).await {
+                Ok(never) => match never {},
+                Err(error) => tracing::warn!(%error, "live tail interrupted; trying again"),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}
+
+async fn follow(
+    config: &config::Redis,
+    hub: &Hub,
+    last: &mut Option<StreamId>,
+    wait: &mut Duration,
+) -> Result<std::convert::Infallible, redis::RedisError> {
+    let timeout = Duration::from_secs(config.response_timeout_seconds);
+    let client = redis::Client::open(config.url.expose())?;
+    let settings = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(timeout))
+        .set_response_timeout(Some(BLOCK + timeout));
+    let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
+    let key = Keys::new(&config.prefix).live(0);
+    let options = StreamReadOptions::default()
+        .count(COUNT)
+        .block(BLOCK.as_millis() as usize);
+    loop {
+        let from = match *last {
+            Some(last) => last,
+            None => *last.insert(newest(&mut connection, &key).await?),
+        };
+        let reply: Option<StreamReadReply> = connection.xread_options(&[&key], &[from.to_string()], &options).await?;
+        *wait = BACKOFF.0;
+        let entries = reply
+            .into_iter()
+            .flat_map(|reply| reply.keys)
+            .flat_map(|stream| stream.ids);
+        let mut was_empty = true;
+        for raw in entries {
+            was_empty = false;
+            let Ok(id) = raw.id.parse::<StreamId>() else { continue };
+            take_entry(hub, id, from_map(&raw.map), last);
+        }
+        if was_empty {
+            // A stream that was made anew can be behind us: then nothing would ever come.
+            let newest = newest(&mut connection, &key).await?;
+            if newest < from {
+                *last = Some(StreamId::ZERO);
+                hub.deliver_gap();
+            }
+        }
+    }
+}
+
+async fn newest(connection: &mut MultiplexedConnection, key: &str) -> Result<StreamId, redis::RedisError> {
+    let reply: redis::streams::StreamRangeReply = connection.xrevrange_count(key, "+", "-", 1).await?;
+    Ok(reply
+        .ids
+        .first()
+        .and_then(|raw| raw.id.parse().ok())
+        .unwrap_or(StreamId::ZERO))
+}
+
+fn from_map(map: &HashMap<String, redis::Value>) -> impl Fn(&str) -> String + '_ {
+    |name| {
+        map.get(name)
+            .and_then(|value| String::from_redis_value_ref(value).ok())
+            .unwrap_or_default()
+    }
+}
+
+fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last: &mut Option<StreamId>) {
+    let previous = *hub.freshness.borrow();
+    let epoch = field("epoch").parse::<EpochId>().ok();
+    // Each entry names the one before it, so a trimmed or lost one shows.
+    let is_gap = field("prev").parse::<StreamId>().ok() != *last;
+    let is_break = previous.epoch.is_some() && previous.epoch != epoch;
+    *last = Some(id);
+    if is_gap || is_break {
+        hub.deliver_gap();
+    }
+    let notices = field("notices");
+    match serde_json::from_str::<Vec<RawNotice>>(&notices) {
+        Ok(notices) => notices.into_iter().for_each(|notice| dispatch(hub, notice)),
+        Err(error) => {
+            tracing::error!(%id, %error, "live entry is not understood; readers go back to their streams");
+            hub.deliver_gap();
+        }
+    }
+    hub.freshness.send_modify(|freshness| {
+        freshness.epoch = epoch;
+        freshness.position = id;
+        if let Ok(ts) = field("heartbeat").parse() {
+            freshness.heartbeat_ts = ts;
+        }
+    });
+}
+
+fn dispatch(hub: &Hub, notice: RawNotice) {
+    let RawNotice(id, tenant, table, row_id, xid, commit_ts, groups) = notice;
+    let Ok(id) = id.parse::<StreamId>() else { return };
+    for (event, op, users) in groups {
+        if event == "device_changed" {
+            for user in users.iter().flatten() {
+                let _ = hub.device_changes.send((tenant.clone(), Some(*user)));
+            }
+        }
+        let notice = Notice {
+            id,
+            table: table.clone(),
+            row_id: row_id.clone(),
+            xid,
+            commit_ts,
+            op: Op::parse(&op),
+            event,
+        };
+        hub.deliver(&tenant, users.as_deref(), notice);
+    }
+}

@@ -1,0 +1,286 @@
+//! What a user must see, read from Redis with one round trip.
+//!
+//! Each read is a `MULTI`/`EXEC`, so that inbox, shared stream, trim points and checkpoint are of the same moment: read
+//! one after the other, an entry of the inbox could be missed while a later one of the shared stream is seen.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::streams::StreamRangeReply;
+use redis::{Pipeline, RedisError};
+use uuid::Uuid;
+
+use super::entry::{Entry, Op};
+use crate::change::StreamId;
+use crate::config;
+use crate::keys::Keys;
+use crate::publish::checkpoint::EpochId;
+
+/// Entries read at once from one stream; bounds memory when rows are large.
+const CHUNK: usize = 256;
+
+/// Why nothing could be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis failed or did not answer in time.
+    #[error("Redis: {0}")]
+    Redis(#[from] RedisError),
+    /// The replicator has not written a checkpoint yet.
+    #[error("no checkpoint: the replicator has not started, or Redis was emptied")]
+    NoCheckpoint,
+}
+
+/// What the checkpoint says to readers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// The current epoch.
+    pub epoch: EpochId,
+    /// Its base.
+    pub base: u64,
+    /// Last entry written.
+    pub position: StreamId,
+    /// Last complete transaction.
+    pub published: StreamId,
+}
+
+/// A reader's place in one tenant's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The epoch that the position belongs to.
+    pub epoch: EpochId,
+    /// The tenant's generation that it belongs to.
+    pub generation: i64,
+    /// All up to here was seen.
+    pub position: StreamId,
+}
+
+/// A stretch of what a user must see.
+#[derive(Debug, Clone)]
+pub struct Slice {
+    /// Entries of the inbox and the shared stream in commit order.
+    pub entries: Vec<Entry>,
+    /// All up to here is in it.
+    pub end: StreamId,
+    /// There is more behind it.
+    pub has_more: bool,
+    /// The checkpoint at that moment.
+    pub view: View,
+}
+
+/// What reading from a place gives.
+#[derive(Debug, Clone)]
+pub enum Read {
+    /// What follows.
+    Slice(Slice),
+    /// History does not reach back to the place, or breaks behind it: a snapshot is needed.
+    Broken(View),
+}
+
+/// The beginning of a snapshot, read before the snapshot is taken.
+#[derive(Debug, Clone)]
+pub struct Handoff {
+    /// The checkpoint.
+    pub view: View,
+    /// The tenant's generation.
+    pub generation: i64,
+    /// Transactions that a snapshot may not see yet: first stream ID, lowest and highest transaction id.
+    pub window: Vec<(StreamId, u32, u32)>,
+    /// Streams that should be there and are not.
+    pub missing: Missing,
+}
+
+/// Which of a user's streams do not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing {
+    /// The tenant's shared stream or meta hash.
+    pub tenant: bool,
+    /// The user's inbox.
+    pub inbox: bool,
+}
+
+/// Reads streams and devices' sync states. Cloning shares the connection.
+#[derive(Clone)]
+pub struct Store {
+    connection: ConnectionManager,
+    keys: Arc<Keys>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// A store whose connection is made when first needed and anew when lost.
+    ///
+    /// # Errors
+    /// When the URL is none of Redis'.
+    pub fn new(config: &config::Redis) -> Result<Self, Error> {
+        let timeout = Duration::from_secs(config.response_timeout_seconds);
+        let settings = ConnectionManagerConfig::new()
+            .set_response_timeout(Some(timeout))
+            .set_connection_timeout(Some(timeout))
+            .set_number_of_retries(1)
+            .set_max_delay(Duration::from_millis(500));
+        let client = redis::Client::open(config.url.expose())?;
+        Ok(Self {
+            connection: ConnectionManager::new_lazy_with_config(client, settings)?,
+            keys: Arc::new(Keys::new(&config.prefix)),
+        })
+    }
+
+    /// The shared connection.
+    pub fn connection(&self) -> ConnectionManager {
+        self.connection.clone()
+    }
+
+    /// Names of keys.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The checkpoint.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn view(&self) -> Result<View, Error> {
+        let fields: Vec<Option<String>> = checkpoint_command(&mut redis::pipe(), &self.keys)
+            .query_async::<(Vec<Option<String>>,)>(&mut self.connection())
+            .await?
+            .0;
+        parse_view(&fields)
+    }
+
+    /// What follows a place, up to about this many entries.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn read(&self, tenant: &str, user: Uuid, place: Place, limit: usize) -> Result<Read, Error> {
+        let (inbox, shared) = (self.keys.inbox(tenant, &user.to_string()), self.keys.shared(tenant));
+        let count = limit.clamp(1, CHUNK);
+        let from = place.position.next().to_string();
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        pipe.xrange_count(&inbox, &from, "+", count)
+            .xrange_count(&shared, &from, "+", count);
+        pipe.cmd("EXISTS").arg(&inbox).arg(&shared);
+        pipe.cmd("HMGET")
+            .arg(self.keys.meta(tenant))
+            .arg("generation")
+            .arg(Keys::trim_inbox_field(user))
+            .arg("trim:shared");
+        checkpoint_command(&mut pipe, &self.keys);
+        type Answer = (
+            StreamRangeReply,
+            StreamRangeReply,
+            u32,
+            Vec<Option<String>>,
+            Vec<Option<String>>,
+        );
+        let (mine, common, existing, meta, checkpoint): Answer = pipe.query_async(&mut self.connection()).await?;
+
+        let view = parse_view(&checkpoint)?;
+        let meta = |index: usize| meta.get(index).and_then(Option::as_deref);
+        let generation: Option<i64> = meta(0).and_then(|text| text.parse().ok());
+        // Entries below a trim point are gone; those at it are there.
+        let is_trimmed = [meta(1), meta(2)].into_iter().flatten().any(|text| {
+            text.parse::<StreamId>()
+                .map_or(true, |first_kept| place.position.next() < first_kept)
+        });
+        if view.epoch != place.epoch || generation != Some(place.generation) || existing != 2 || is_trimmed {
+            return Ok(Read::Broken(view));
+        }
+        Ok(merge(mine, common, count, place.position, view))
+    }
+
+    /// What a snapshot's beginning needs, before the snapshot is taken.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn handoff(&self, tenant: &str, user: Uuid) -> Result<Handoff, Error> {
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        pipe.cmd("EXISTS").arg(self.keys.inbox(tenant, &user.to_string()));
+        pipe.cmd("EXISTS").arg(self.keys.shared(tenant));
+        pipe.cmd("HGET").arg(self.keys.meta(tenant)).arg("generation");
+        pipe.cmd("HGETALL").arg(self.keys.window());
+        checkpoint_command(&mut pipe, &self.keys);
+        type Answer = (bool, bool, Option<i64>, HashMap<String, String>, Vec<Option<String>>);
+        let (inbox, shared, generation, window, checkpoint): Answer = pipe.query_async(&mut self.connection()).await?;
+        Ok(Handoff {
+            view: parse_view(&checkpoint)?,
+            generation: generation.unwrap_or(0),
+            window: window
+                .iter()
+                .filter_map(|(first, range)| {
+                    let (low, high) = range.split_once('-')?;
+                    Some((first.parse().ok()?, low.parse().ok()?, high.parse().ok()?))
+                })
+                .collect(),
+            missing: Missing {
+                tenant: !shared || generation.is_none(),
+                inbox: !inbox,
+            },
+        })
+    }
+}
+
+fn checkpoint_command<'a>(pipe: &'a mut Pipeline, keys: &Keys) -> &'a mut Pipeline {
+    pipe.cmd("HMGET")
+        .arg(keys.checkpoint())
+        .arg(&["epoch", "base", "position", "published"])
+}
+
+fn parse_view(fields: &[Option<String>]) -> Result<View, Error> {
+    fn field<T: std::str::FromStr>(fields: &[Option<String>], index: usize) -> Result<T, Error> {
+        let text = fields.get(index).and_then(Option::as_deref);
+        text.and_then(|text| text.parse().ok()).ok_or(Error::NoCheckpoint)
+    }
+    Ok(View {
+        epoch: field(fields, 0)?,
+        base: field(fields, 1)?,
+        position: field(fields, 2)?,
+        published: field(fields, 3)?,
+    })
+}
+
+/// Merges two ranges that were each cut at `count` entries.
+fn merge(mine: StreamRangeReply, common: StreamRangeReply, count: usize, after: StreamId, view: View) -> Read {
+    let parse = |reply: StreamRangeReply| {
+        let is_cut = reply.ids.len() >= count;
+        let entries: Vec<Entry> = reply.ids.into_iter().filter_map(Entry::parse).collect();
+        // Behind the last entry of a cut range there may be others, so the merge ends there.
+        let horizon = if is_cut {
+            entries.last().map(|entry| entry.id)
+        } else {
+            None
+        };
+        (entries, horizon)
+    };
+    let (mine, my_horizon) = parse(mine);
+    let (common, common_horizon) = parse(common);
+    let horizon = match (my_horizon, common_horizon) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, other) => one.or(other),
+    };
+    let mut entries: Vec<Entry> = Vec::with_capacity(mine.len() + common.len());
+    let within = |entry: &Entry| horizon.is_none_or(|horizon| entry.id <= horizon);
+    entries.extend(mine.into_iter().filter(within));
+    entries.extend(common.into_iter().filter(within));
+    // Both are sorted, and a change is in only one of them for the same user, or in both with the same meaning.
+    entries.sort_by_key(|entry| entry.id);
+    if entries.iter().any(|entry| entry.op == Op::Reset) {
+        return Read::Broken(view);
+    }
+    Read::Slice(Slice {
+        end: entries.last().map_or(after, |entry| entry.id),
+        has_more: horizon.is_some(),
+        entries,
+        view,
+    })
+}

@@ -1,0 +1,185 @@
+//! Deciding what the streams may forget. The publisher does the trimming, as the only one who writes to them.
+//!
+//! An inbox keeps what the slowest live device of its user has not acknowledged, and for a while longer what it has, so
+//! that a live reader can resume from an older place. Bounds on the number of entries come before both: who falls
+//! behind them takes a snapshot.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use postgres_types::Type;
+use redis::streams::StreamRangeReply;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::entry::Entry;
+use super::store::Store;
+use crate::change::StreamId;
+use crate::config::Config;
+use crate::database::Database;
+use crate::database::tenants::{self, Tenant};
+use crate::publish::batch::{Target, Trim};
+
+/// Users looked at in one round trip.
+const PAGE: usize = 500;
+
+/// Entries looked at in one stream a round; what is left waits for the next.
+const LOOK: usize = 2000;
+
+/// Looks at all streams again and again until `stop`.
+pub async fn run(
+    config: Arc<Config>,
+    database: Database,
+    store: Store,
+    trims: mpsc::Sender<Trim>,
+    stop: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(config.streams.trim_interval_seconds));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        tokio::select! {
+            result = round(&config, &database, &store, &trims) => if let Err(error) = result {
+                tracing::warn!(cause = format!("{error:#}"), "trimming postponed");
+            },
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn round(config: &Config, database: &Database, store: &Store, trims: &mpsc::Sender<Trim>) -> Result<()> {
+    for tenant in tenants::list(database).await.context("cannot list the tenants")? {
+        let name: Arc<str> = tenant.name.as_str().into();
+        for (target, entries_max) in [
+            (Target::Changes(name.clone()), config.streams.changes_entries_max),
+            (Target::Shared(name.clone()), config.streams.shared_entries_max),
+        ] {
+            if let Some(trim) = beyond_bound(store, target, entries_max).await? {
+                trims.send(trim).await?;
+            }
+        }
+        let mut after = Uuid::nil();
+        loop {
+            let page = inboxes(config, database, &tenant, after).await?;
+            for (user, devices) in &page {
+                after = *user;
+                if let Some(trim) = inbox(config, store, &name, *user, devices).await? {
+                    trims.send(trim).await?;
+                }
+            }
+            if page.len() < PAGE {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A page of users with their live devices.
+async fn inboxes(
+    config: &Config,
+    database: &Database,
+    tenant: &Tenant,
+    after: Uuid,
+) -> Result<Vec<(Uuid, Vec<String>)>> {
+    let idle_days = config.streams.device_idle_days as f64;
+    let rows = database
+        .query(
+            &tenant.sql(include_str!("../../sql/trim_users.sql")),
+            &[
+                (&after, Type::UUID),
+                (&(PAGE as i64), Type::INT8),
+                (&idle_days, Type::FLOAT8),
+            ],
+        )
+        .await
+        .with_context(|| format!("cannot list the devices of tenant {}", tenant.name))?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.get("user_id"), row.get("devices")))
+        .collect())
+}
+
+async fn inbox(
+    config: &Config,
+    store: &Store,
+    tenant: &Arc<str>,
+    user: Uuid,
+    devices: &[String],
+) -> Result<Option<Trim>> {
+    let target = Target::Inbox(tenant.clone(), user);
+    if let Some(trim) = beyond_bound(store, target.clone(), config.streams.inbox_entries_max).await? {
+        return Ok(Some(trim));
+    }
+    if devices.is_empty() {
+        return Ok(None);
+    }
+    let mut pipe = redis::pipe();
+    for device in devices {
+        pipe.hget(store.keys().device(tenant, device), "ack");
+    }
+    let acknowledged: Vec<Option<String>> = pipe.query_async(&mut store.connection()).await?;
+    // A device that never acknowledged will begin with a snapshot and holds nothing back.
+    let Some(slowest) = acknowledged
+        .iter()
+        .flatten()
+        .filter_map(|text| text.parse::<StreamId>().ok())
+        .min()
+    else {
+        return Ok(None);
+    };
+    let key = target.key(store.keys());
+    let reply: StreamRangeReply = redis::cmd("XRANGE")
+        .arg(&key)
+        .arg("-")
+        .arg(slowest.to_string())
+        .arg("COUNT")
+        .arg(LOOK)
+        .query_async(&mut store.connection())
+        .await?;
+    let keep_from = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .saturating_sub(Duration::from_secs(config.streams.acknowledged_keep_seconds))
+        .as_micros();
+    let last_old = reply
+        .ids
+        .into_iter()
+        .filter_map(Entry::parse)
+        .take_while(|entry| u128::from(entry.commit_ts.unsigned_abs()) < keep_from)
+        .last();
+    Ok(last_old.map(|entry| Trim {
+        target,
+        min_id: entry.id.next(),
+    }))
+}
+
+/// The trim that takes a stream back to its bound, in steps.
+async fn beyond_bound(store: &Store, target: Target, entries_max: u64) -> Result<Option<Trim>> {
+    let key = target.key(store.keys());
+    let length: u64 = redis::cmd("XLEN")
+        .arg(&key)
+        .query_async(&mut store.connection())
+        .await?;
+    let Some(excess) = length.checked_sub(entries_max).filter(|excess| *excess > 0) else {
+        return Ok(None);
+    };
+    let reply: StreamRangeReply = redis::cmd("XRANGE")
+        .arg(&key)
+        .arg("-")
+        .arg("+")
+        .arg("COUNT")
+        .arg(excess.min(LOOK as u64))
+        .query_async(&mut store.connection())
+        .await?;
+    let last = reply.ids.last().and_then(|raw| raw.id.parse::<StreamId>().ok());
+    Ok(last.map(|id| Trim {
+        target,
+        min_id: id.next(),
+    }))
+}
