@@ -1,4 +1,3 @@
 //! Logs and health: what the engine tells about itself.
 
 pub mod logging;
-pub use logging::init;

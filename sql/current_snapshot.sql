@@ -1,0 +1,2 @@
+-- What statements from here on see at least.
+SELECT pg_current_snapshot()::text AS snapshot

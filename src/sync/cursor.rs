@@ -1,0 +1,218 @@
+//! The cursor: one opaque, authenticated text for batches, SSE ids and WebSocket.
+//!
+//! It is bound to the tenant and to the device (or the web user), so that one that was copied to another phone is
+//! refused instead of silently skipping rows there.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
+
+use crate::change::StreamId;
+use crate::deliver::store::Place;
+use crate::publish::checkpoint::EpochId;
+
+/// Grows when the layout changes; older cursors are then refused and their devices take a snapshot.
+const VERSION: u8 = 1;
+
+/// The authentication code is cut to 128 bits (RFC 2104, section 5).
+const TAG_BYTES: usize = 16;
+
+const STREAM_BYTES: usize = 1 + 1 + 8 + 8 + 8 + 8;
+const SNAPSHOT_BYTES: usize = STREAM_BYTES + 1 + 8 + 16;
+
+/// Where in a snapshot the next page begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageStart {
+    /// Which kind of rows.
+    pub phase: u8,
+    /// Behind the row of this time, µs since 1970 …
+    pub created_at: i64,
+    /// … and this id.
+    pub id: Uuid,
+}
+
+/// A reader's place, and whether it is still taking a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// Where the stream goes on, after the snapshot if there is one.
+    pub place: Place,
+    /// The snapshot's next page.
+    pub page: Option<PageStart>,
+}
+
+/// Whom a cursor belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// A device.
+    Device(&'a str),
+    /// A web user.
+    User(Uuid),
+}
+
+/// A text that is no cursor of this owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cursor is not valid here: drop it, keep the outbox and begin without one")]
+pub struct InvalidCursor;
+
+/// Makes and checks cursors.
+#[derive(Clone)]
+pub struct CursorKey {
+    mac: Hmac<Sha256>,
+}
+
+impl std::fmt::Debug for CursorKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CursorKey")
+    }
+}
+
+impl CursorKey {
+    /// Derives the key from the secret of access tokens.
+    pub fn derive(secret: &str) -> Self {
+        // HMAC takes keys of any length, so making one cannot fail (RFC 2104, section 3).
+        let mac = |key: &[u8]| {
+            <Hmac<Sha256> as KeyInit>::new_from_slice(key)
+                .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"))
+        };
+        let mut derivation = mac(secret.as_bytes());
+        derivation.update(b"posduif cursor");
+        Self {
+            mac: mac(&derivation.finalize().into_bytes()),
+        }
+    }
+
+    fn tag(&self, tenant: &str, owner: Owner<'_>, payload: &[u8]) -> [u8; TAG_BYTES] {
+        let mut mac = self.mac.clone();
+        // Lengths keep the parts apart.
+        mac.update(&(tenant.len() as u64).to_be_bytes());
+        mac.update(tenant.as_bytes());
+        match owner {
+            Owner::Device(device) => {
+                mac.update(b"d");
+                mac.update(&(device.len() as u64).to_be_bytes());
+                mac.update(device.as_bytes());
+            }
+            Owner::User(user) => {
+                mac.update(b"u");
+                mac.update(user.as_bytes());
+            }
+        }
+        mac.update(payload);
+        let full = mac.finalize().into_bytes();
+        let mut tag = [0; TAG_BYTES];
+        tag.copy_from_slice(&full[..TAG_BYTES]);
+        tag
+    }
+
+    /// The text of a cursor.
+    pub fn encode(&self, tenant: &str, owner: Owner<'_>, cursor: &Cursor) -> String {
+        let mut bytes = Vec::with_capacity(SNAPSHOT_BYTES + TAG_BYTES);
+        bytes.push(VERSION);
+        bytes.push(u8::from(cursor.page.is_some()));
+        bytes.extend_from_slice(&cursor.place.epoch.0.to_be_bytes());
+        bytes.extend_from_slice(&cursor.place.generation.to_be_bytes());
+        bytes.extend_from_slice(&cursor.place.position.ms.to_be_bytes());
+        bytes.extend_from_slice(&cursor.place.position.seq.to_be_bytes());
+        if let Some(page) = &cursor.page {
+            bytes.push(page.phase);
+            bytes.extend_from_slice(&page.created_at.to_be_bytes());
+            bytes.extend_from_slice(page.id.as_bytes());
+        }
+        let tag = self.tag(tenant, owner, &bytes);
+        bytes.extend_from_slice(&tag);
+        BASE64.encode(bytes)
+    }
+
+    /// Reads a cursor.
+    ///
+    /// # Errors
+    /// When the text is mangled, or belongs to another device, user or tenant.
+    pub fn decode(&self, tenant: &str, owner: Owner<'_>, text: &str) -> Result<Cursor, InvalidCursor> {
+        if text.len() > 2 * (SNAPSHOT_BYTES + TAG_BYTES) {
+            return Err(InvalidCursor);
+        }
+        let bytes = BASE64.decode(text).map_err(|_| InvalidCursor)?;
+        let length = bytes.len().checked_sub(TAG_BYTES).ok_or(InvalidCursor)?;
+        let (payload, tag) = bytes.split_at(length);
+        if !bool::from(self.tag(tenant, owner, payload).ct_eq(tag)) {
+            return Err(InvalidCursor);
+        }
+        let has_page = match (payload.first(), payload.get(1), length) {
+            (Some(&VERSION), Some(0), STREAM_BYTES) => false,
+            (Some(&VERSION), Some(1), SNAPSHOT_BYTES) => true,
+            _ => return Err(InvalidCursor),
+        };
+        let number = |offset: usize| -> Result<u64, InvalidCursor> {
+            let bytes = payload.get(offset..offset + 8).ok_or(InvalidCursor)?;
+            bytes.try_into().map(u64::from_be_bytes).map_err(|_| InvalidCursor)
+        };
+        let page = if has_page {
+            Some(PageStart {
+                phase: payload[STREAM_BYTES],
+                created_at: number(STREAM_BYTES + 1)?.cast_signed(),
+                id: Uuid::from_slice(&payload[STREAM_BYTES + 9..]).map_err(|_| InvalidCursor)?,
+            })
+        } else {
+            None
+        };
+        Ok(Cursor {
+            place: Place {
+                epoch: EpochId(number(2)?),
+                generation: number(10)?.cast_signed(),
+                position: StreamId {
+                    ms: number(18)?,
+                    seq: number(26)?,
+                },
+            },
+            page,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn cursors() -> impl Strategy<Value = Cursor> {
+        let page = proptest::option::of((any::<u8>(), any::<i64>(), any::<u128>()));
+        (any::<u64>(), any::<i64>(), any::<u64>(), any::<u64>(), page).prop_map(|(epoch, generation, ms, seq, page)| {
+            Cursor {
+                place: Place { epoch: EpochId(epoch), generation, position: StreamId { ms, seq } },
+                page: page.map(|(phase, created_at, id)| PageStart { phase, created_at, id: Uuid::from_u128(id) }),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_cursor_is_read_as_it_was_written(cursor in cursors()) {
+            let key = CursorKey::derive("secret");
+            let text = key.encode("demo", Owner::Device("d1"), &cursor);
+            prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+            prop_assert_eq!(key.decode("demo", Owner::Device("d1"), &text), Ok(cursor));
+        }
+
+        #[test]
+        fn nobody_else_can_use_it_and_no_byte_can_change(cursor in cursors(), at in any::<prop::sample::Index>()) {
+            let key = CursorKey::derive("secret");
+            let text = key.encode("demo", Owner::Device("d1"), &cursor);
+            prop_assert!(key.decode("demo", Owner::Device("d2"), &text).is_err());
+            prop_assert!(key.decode("demo2", Owner::Device("d1"), &text).is_err());
+            prop_assert!(key.decode("demo", Owner::User(Uuid::nil()), &text).is_err());
+            prop_assert!(CursorKey::derive("other").decode("demo", Owner::Device("d1"), &text).is_err());
+            let mut bytes = BASE64.decode(&text).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1;
+            prop_assert!(key.decode("demo", Owner::Device("d1"), &BASE64.encode(bytes)).is_err());
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,200}") {
+            prop_assert!(CursorKey::derive("secret").decode("demo", Owner::Device("d1"), &text).is_err());
+        }
+    }
+}

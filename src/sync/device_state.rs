@@ -1,0 +1,115 @@
+//! What each device was given and has acknowledged, in one Redis hash a device.
+//!
+//! It is kept in Redis so that a poll costs no Postgres statement; the [`super::metadata`] writer carries the times to
+//! Postgres in bulk. Losing it costs nothing but a slower trim and statuses that stay `pending_sync` a little longer.
+
+use std::collections::HashMap;
+
+use redis::AsyncCommands;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::change::StreamId;
+use crate::deliver::store::{Error, Store};
+use crate::publish::checkpoint::EpochId;
+
+/// Answers that can still be acknowledged by their `sync_timestamp`.
+const GIVEN_MAX: usize = 4;
+
+/// Seconds after which the state of a device that is never heard of again goes.
+const LIFETIME_SECONDS: i64 = 400 * 86_400;
+
+/// An answer that a device was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Given {
+    /// Its `sync_timestamp`, unique for the device.
+    pub timestamp: String,
+    /// Its cursor.
+    pub cursor: String,
+    /// Ids of messages in it that came from a snapshot and were `pending_sync`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<Uuid>,
+}
+
+/// A device's state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceState {
+    /// All up to here it has, in this epoch.
+    pub acknowledged: Option<(EpochId, StreamId)>,
+    /// The last answers, newest last.
+    pub given: Vec<Given>,
+    /// When it last synced, ms since 1970.
+    pub last_sync_ms: Option<i64>,
+    /// What it last reported as waiting to be sent.
+    pub pending_outgoing: u32,
+}
+
+/// Reads a device's state.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn read(store: &Store, tenant: &str, device_id: &str) -> Result<DeviceState, Error> {
+    let key = store.keys().device(tenant, device_id);
+    let fields: HashMap<String, String> = store.connection().hgetall(key).await?;
+    let field = |name: &str| fields.get(name).map(String::as_str);
+    let acknowledged = match (field("epoch"), field("ack")) {
+        (Some(epoch), Some(ack)) => epoch.parse().ok().zip(ack.parse().ok()),
+        _ => None,
+    };
+    Ok(DeviceState {
+        acknowledged,
+        given: field("given").and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default(),
+        last_sync_ms: field("last_sync").and_then(|text| text.parse().ok()),
+        pending_outgoing: field("pending").and_then(|text| text.parse().ok()).unwrap_or_default(),
+    })
+}
+
+/// What a request changes.
+#[derive(Debug, Clone, Default)]
+pub struct Update {
+    /// A new acknowledged place.
+    pub acknowledged: Option<(EpochId, StreamId)>,
+    /// The whole list of given answers, oldest first.
+    pub given: Option<Vec<Given>>,
+    /// When it synced, ms since 1970.
+    pub last_sync_ms: Option<i64>,
+    /// What it reports as waiting.
+    pub pending_outgoing: Option<u32>,
+}
+
+/// Adds an answer to those given, forgetting the oldest.
+pub fn with_given(mut given: Vec<Given>, new: Given) -> Vec<Given> {
+    given.push(new);
+    let excess = given.len().saturating_sub(GIVEN_MAX);
+    given.drain(..excess);
+    given
+}
+
+/// Writes what changed.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn write(store: &Store, tenant: &str, device_id: &str, update: &Update) -> Result<(), Error> {
+    let key = store.keys().device(tenant, device_id);
+    let mut fields: Vec<(&str, String)> = Vec::new();
+    if let Some((epoch, position)) = update.acknowledged {
+        fields.push(("epoch", epoch.to_string()));
+        fields.push(("ack", position.to_string()));
+    }
+    if let Some(given) = &update.given {
+        fields.push(("given", serde_json::to_string(given).unwrap_or_default()));
+    }
+    if let Some(time) = update.last_sync_ms {
+        fields.push(("last_sync", time.to_string()));
+    }
+    if let Some(pending) = update.pending_outgoing {
+        fields.push(("pending", pending.to_string()));
+    }
+    if fields.is_empty() {
+        return Ok(());
+    }
+    let mut pipe = redis::pipe();
+    pipe.hset_multiple(&key, &fields).ignore().expire(&key, LIFETIME_SECONDS).ignore();
+    let () = pipe.query_async(&mut store.connection()).await?;
+    Ok(())
+}
