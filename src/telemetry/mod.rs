@@ -1,1 +1,3 @@
-//! Being built.
+//! Logs and health: what the engine tells about itself.
+
+pub mod logging;
