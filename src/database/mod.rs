@@ -123,8 +123,9 @@ impl Database {
     /// # Errors
     /// When the URL is malformed or Postgres cannot be reached with it.
     pub async fn connect(settings: &config::Postgres) -> anyhow::Result<Self> {
-        let mut config = tokio_postgres::Config::from_str(settings.url.expose())
-            .context("key `postgres.url` is no connection URL of the form postgres://user:password@host:port/database")?;
+        let mut config = tokio_postgres::Config::from_str(settings.url.expose()).context(
+            "key `postgres.url` is no connection URL of the form postgres://user:password@host:port/database",
+        )?;
         let timeout = Duration::from_secs(settings.connect_timeout_seconds);
         let own = format!(
             "-c TimeZone=UTC -c statement_timeout={}",
@@ -231,7 +232,11 @@ impl Database {
         format!(
             "{}:{} (database {}, user {})",
             hosts.join(","),
-            if ports.is_empty() { "5432".to_owned() } else { ports.join(",") },
+            if ports.is_empty() {
+                "5432".to_owned()
+            } else {
+                ports.join(",")
+            },
             self.config.get_dbname().unwrap_or("by default the user's name"),
             self.config.get_user().unwrap_or("by default the system's"),
         )

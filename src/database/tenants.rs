@@ -102,10 +102,7 @@ pub async fn find(database: &Database, name: &str) -> Result<Option<Tenant>, Err
         return Ok(None);
     };
     let row = database
-        .query_opt(
-            include_str!("../../sql/tenant_find.sql"),
-            &[(&tenant.name, Type::TEXT)],
-        )
+        .query_opt(include_str!("../../sql/tenant_find.sql"), &[(&tenant.name, Type::TEXT)])
         .await?;
     Ok(row.map(|_| tenant))
 }
@@ -127,6 +124,9 @@ mod tests {
     #[test]
     fn statements_name_the_quoted_schema() {
         let tenant = Tenant::named("demo").expect("a valid name");
-        assert_eq!(tenant.sql("SELECT FROM {schema}.users"), "SELECT FROM \"tenant_demo\".users");
+        assert_eq!(
+            tenant.sql("SELECT FROM {schema}.users"),
+            "SELECT FROM \"tenant_demo\".users"
+        );
     }
 }
