@@ -39,7 +39,7 @@ enum Verb {
     Force {
         /// The version that is true
         #[arg(value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
-        version: i32,
+        number: i32,
         /// Which schema: `all` (every tenant's, not the control schema), `posduif` or `tenant_<name>`
         #[arg(long, value_parser = Target::parse)]
         schema: Target,
@@ -103,13 +103,13 @@ impl Migrate {
                 }
                 Ok(())
             }
-            Verb::Force { version, schema } => {
-                let forced = migrations::force(&database, &schema, version).await?;
+            Verb::Force { number, schema } => {
+                let forced = migrations::force(&database, &schema, number).await?;
                 if global.json {
-                    println!("{}", json!({"forced": forced, "version": version}));
+                    println!("{}", json!({"forced": forced, "version": number}));
                 } else {
                     for schema in forced {
-                        println!("{schema} is now at version {version}");
+                        println!("{schema} is now at version {number}");
                     }
                 }
                 Ok(())

@@ -324,9 +324,7 @@ fn parse_outcome(text: &str) -> Option<Outcome> {
 fn explain(code: &str, outcome: Outcome) -> Option<&'static str> {
     match (code, outcome) {
         ("INVALID_RECIPIENT", _) => Some("the recipient does not exist"),
-        ("FORBIDDEN", _) => {
-            Some("this message is not this device's user's to change, or web users would write to each other")
-        }
+        ("FORBIDDEN", _) => Some("this is not for this device's user to do"),
         ("NOT_FOUND", _) => Some("there is no such message, or it was deleted"),
         ("CONFLICT", Outcome::Conflict) => Some("the message had changed since this device last saw it"),
         ("CONFLICT", _) => Some("the id is taken by another message"),

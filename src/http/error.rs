@@ -1,7 +1,7 @@
 //! Errors as the API shows them, and the only place that turns the domain's into statuses and codes.
 
 use hyper::StatusCode;
-use hyper::header::{ALLOW, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::{Map, Value, json};
 
 use super::response::{self, Response};
@@ -167,18 +167,13 @@ impl Error {
                 "request_id": request_id,
             }
         });
-        let mut response = response::text(self.code.status(), "");
-        *response.body_mut() = response::full(envelope.to_string());
+        let mut response = response::with_type(self.code.status(), "application/json", envelope.to_string());
         let headers = response.headers_mut();
-        headers.insert(
-            hyper::header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
         if self.code.is_retryable() {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
         if self.code == Code::Unauthorized {
-            headers.insert(hyper::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(allow) = self.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
             headers.insert(ALLOW, allow);

@@ -43,7 +43,8 @@ pub fn no_content() -> Response {
     response
 }
 
-fn with_type(status: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Response {
+/// An answer with a body of this type.
+pub fn with_type(status: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Response {
     let mut response = hyper::Response::new(full(bytes));
     *response.status_mut() = status;
     response

@@ -164,7 +164,7 @@ impl Service {
             Ok(response) => (response, None),
             Err(mut error) => {
                 let cause = error.cause.take();
-                let failure = (error.code.as_str(), cause.unwrap_or_default());
+                let failure = (error.code.as_str(), cause);
                 (error.into_response(&id), Some(failure))
             }
         };

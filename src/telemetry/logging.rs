@@ -1,6 +1,6 @@
 //! Log lines: to stderr, as text for people or as JSON, one object a line.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
 use anyhow::{Context, Result, anyhow};
 use tracing_subscriber::EnvFilter;
@@ -22,7 +22,8 @@ pub fn init(log: &config::Log) -> Result<()> {
     })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     let started = match log.format {
         config::LogFormat::Text => builder.finish().try_init(),
         config::LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
