@@ -48,7 +48,9 @@ DECLARE
     wanted jsonb;
 BEGIN
     SELECT u.user_type INTO author_type FROM {schema}.users u WHERE u.id = author;
-    -- All known rows at once and in one order: two batches with the same ids wait for each other, not in a circle.
+    -- Batches of one user take turns: sent twice at once, the same new ids in another order would be a deadlock.
+    PERFORM pg_advisory_xact_lock(hashtextextended(author::text, 0));
+    -- So would known rows that somebody else changes, unless all are locked at once in one order.
     PERFORM FROM {schema}.messages m WHERE m.id = ANY (ids) ORDER BY m.id FOR UPDATE;
 
     FOR n IN 1 .. coalesce(array_length(ids, 1), 0) LOOP

@@ -1,16 +1,132 @@
-//! `posduif migrate`.
+//! `posduif migrate`: versions of the control schema and of each tenant's schema.
 
-use clap::Args;
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::Global;
+use crate::database::Database;
+use crate::database::migrations::{self, Step, Target};
 
 /// Arguments of `posduif migrate`.
 #[derive(Debug, Args)]
-pub(super) struct Migrate {}
+pub(super) struct Migrate {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Apply every missing migration, to the control schema and to every tenant's
+    Up,
+    /// Roll back the last N migrations of each schema; its data goes with them
+    Down {
+        /// How many migrations of each schema
+        #[arg(default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        count: u32,
+        /// Which schema: `all` (every tenant's, not the control schema), `posduif` or `tenant_<name>`
+        #[arg(long, default_value = "all", value_parser = Target::parse)]
+        schema: Target,
+        /// Yes, lose what the tables of these migrations hold
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Show the version of every schema and what is pending
+    Status,
+    /// Show the version of every schema
+    Version,
+    /// Write down that a schema is at version N, and clean, without running anything
+    Force {
+        /// The version that is true
+        #[arg(value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
+        number: i32,
+        /// Which schema: `all` (every tenant's, not the control schema), `posduif` or `tenant_<name>`
+        #[arg(long, value_parser = Target::parse)]
+        schema: Target,
+    },
+}
 
 impl Migrate {
     /// Runs the command.
-    pub(super) async fn run(self, _global: &Global) -> anyhow::Result<()> {
-        anyhow::bail!("not built yet")
+    pub(super) async fn run(self, global: &Global) -> Result<()> {
+        let config = global.load()?;
+        if let Verb::Down {
+            count,
+            schema,
+            yes: false,
+        } = &self.verb
+        {
+            let whose = match schema {
+                Target::Tenants => "every tenant's schema".to_owned(),
+                Target::Control => "the control schema posduif".to_owned(),
+                Target::Tenant(tenant) => format!("the schema {}", tenant.schema),
+            };
+            bail!(
+                "this rolls back the last {count} migration(s) of {whose}, and what their tables hold is lost; add \
+                 --yes to do it"
+            );
+        }
+        let database = Database::connect(&config.postgres).await?;
+        match self.verb {
+            Verb::Up => show_steps(global, &migrations::up(&database, &config.replication).await?),
+            Verb::Down { count, schema, .. } => show_steps(global, &migrations::down(&database, &schema, count).await?),
+            Verb::Status => {
+                let status = migrations::status(&database).await?;
+                if global.json {
+                    println!("{}", serde_json::to_string_pretty(&status)?);
+                    return Ok(());
+                }
+                let rows = status.into_iter().map(|schema| {
+                    let pending = match schema.pending.as_slice() {
+                        [] => "-".to_owned(),
+                        names => names.join(", "),
+                    };
+                    let dirty = if schema.dirty { "dirty" } else { "clean" };
+                    [schema.schema, schema.version.to_string(), dirty.to_owned(), pending]
+                });
+                super::print_table(["SCHEMA", "VERSION", "STATE", "PENDING"], rows);
+                Ok(())
+            }
+            Verb::Version => {
+                let status = migrations::status(&database).await?;
+                if global.json {
+                    let versions: serde_json::Map<_, _> = status
+                        .into_iter()
+                        .map(|schema| (schema.schema, json!({"version": schema.version, "dirty": schema.dirty})))
+                        .collect();
+                    println!("{}", serde_json::to_string_pretty(&versions)?);
+                    return Ok(());
+                }
+                for schema in status {
+                    let dirty = if schema.dirty { " (dirty)" } else { "" };
+                    println!("{} {}{dirty}", schema.schema, schema.version);
+                }
+                Ok(())
+            }
+            Verb::Force { number, schema } => {
+                let forced = migrations::force(&database, &schema, number).await?;
+                if global.json {
+                    println!("{}", json!({"forced": forced, "version": number}));
+                } else {
+                    for schema in forced {
+                        println!("{schema} is now at version {number}");
+                    }
+                }
+                Ok(())
+            }
+        }
     }
+}
+
+fn show_steps(global: &Global, steps: &[Step]) -> Result<()> {
+    if global.json {
+        println!("{}", serde_json::to_string_pretty(steps)?);
+    } else if steps.is_empty() {
+        println!("nothing to do");
+    } else {
+        for step in steps {
+            println!("{step}");
+        }
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@ mod demo;
 mod dev;
 mod migrate;
 mod serve;
+mod table;
 mod tenant;
 mod user;
 
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use self::table::print_table;
 use crate::config::Config;
 
 /// A WAL-driven change-data-capture sync engine: Postgres rows to phones and browsers, and their work back.
@@ -89,5 +91,17 @@ pub async fn run(cli: Cli) -> ExitCode {
             eprintln!("posduif: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }

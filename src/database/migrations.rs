@@ -257,7 +257,10 @@ pub(super) async fn up_tenant(transaction: &Transaction<'_>, tenant: &Tenant) ->
 /// Takes the lock over all work on schemas until the transaction ends.
 pub(super) async fn lock_for_transaction(transaction: &Transaction<'_>) -> Result<()> {
     transaction
-        .query_typed("SELECT pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)])
+        .query_typed(
+            include_str!("../../sql/schema_lock_transaction.sql"),
+            &[(&LOCK, Type::INT8)],
+        )
         .await?;
     Ok(())
 }
@@ -266,7 +269,7 @@ pub(super) async fn lock_for_transaction(transaction: &Transaction<'_>) -> Resul
 async fn locked(database: &Database) -> Result<Client> {
     let client = database.connect_alone().await?;
     client
-        .query_typed("SELECT pg_advisory_lock($1)", &[(&LOCK, Type::INT8)])
+        .query_typed(include_str!("../../sql/schema_lock.sql"), &[(&LOCK, Type::INT8)])
         .await?;
     Ok(client)
 }

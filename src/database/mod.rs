@@ -2,7 +2,8 @@
 //!
 //! Statements live in `sql/*.sql`, one a file, and name a tenant's schema by the placeholder `{schema}`
 //! ([`tenants::Tenant::sql`]). They run as unnamed typed statements: one round trip each, and nothing is cached that
-//! would grow with the number of tenants.
+//! would grow with the number of tenants. Only DDL that takes names, which no parameter can carry, is put together in
+//! code, from quoted identifiers.
 //!
 //! Every session runs in UTC with a statement timeout. `search_path` is left alone: each name is qualified.
 

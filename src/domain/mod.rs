@@ -1,1 +1,158 @@
-//! Being built.
+//! Users, devices, enrollment, messages and uploads: rows and rules, without transport.
+//!
+//! Functions here check what they are given as far as rows depend on it and say in [`Error`] what is wrong; which
+//! status code that makes is for [`crate::http`] to know. Who is allowed in is settled before: a function trusts the
+//! user and the tenant it is called with.
+//!
+//! Nothing here publishes anything. A row is the event.
+
+pub mod devices;
+pub mod enrollment;
+pub mod messages;
+pub mod password;
+pub mod uploads;
+pub mod users;
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer};
+use tokio_postgres::types::{FromSql, Type};
+
+use crate::database;
+
+/// Why the domain refuses.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What the caller gave is malformed.
+    #[error("{field}: {message}")]
+    Invalid {
+        /// The field at fault, as the API spells it.
+        field: &'static str,
+        /// What is wrong and what is allowed.
+        message: String,
+    },
+    /// A message without content.
+    #[error("a message needs content")]
+    EmptyMessage,
+    /// The recipient of a message does not exist.
+    #[error("the recipient does not exist")]
+    InvalidRecipient,
+    /// There is no such thing, at least none that the caller may know of.
+    #[error("{0} not found")]
+    NotFound(&'static str),
+    /// It exists, but is not the caller's to touch.
+    #[error("{0}")]
+    Forbidden(&'static str),
+    /// The caller did not prove who they are, or no longer are who they were.
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    /// It would collide with what exists.
+    #[error("{0}")]
+    Conflict(String),
+    /// Too much is asked at once; later it will work.
+    #[error("{0}")]
+    Busy(&'static str),
+    /// Postgres did not do it.
+    #[error(transparent)]
+    Database(#[from] database::Error),
+    /// Something that should not happen did.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// An [`Error::Invalid`].
+    pub fn invalid(field: &'static str, message: impl Into<String>) -> Self {
+        Self::Invalid {
+            field,
+            message: message.into(),
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+/// Checks a text from outside: not empty, not longer than `chars_max`, and free of NUL, which Postgres cannot store.
+///
+/// # Errors
+/// [`Error::Invalid`] with the field.
+pub fn check_text(field: &'static str, text: &str, chars_max: usize) -> Result<(), Error> {
+    if text.is_empty() {
+        return Err(Error::invalid(field, "must not be empty"));
+    }
+    if text.contains('\0') {
+        return Err(Error::invalid(field, "must not contain the character NUL"));
+    }
+    if text.chars().count() > chars_max {
+        return Err(Error::invalid(
+            field,
+            format!("must not be longer than {chars_max} characters"),
+        ));
+    }
+    Ok(())
+}
+
+/// A time as the API prints it: RFC 3339 in UTC with `Z`, microseconds without trailing zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub DateTime<Utc>);
+
+impl Timestamp {
+    /// This moment.
+    pub fn now() -> Self {
+        Self(Utc::now())
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.format("%Y-%m-%dT%H:%M:%S%.6f").to_string();
+        write!(f, "{}Z", text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'a> FromSql<'a> for Timestamp {
+    fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        DateTime::<Utc>::from_sql(ty, raw).map(Self)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        <DateTime<Utc> as FromSql<'_>>::accepts(ty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_have_no_trailing_zeros() {
+        for (text, printed) in [
+            ("2024-01-15T10:30:00Z", "2024-01-15T10:30:00Z"),
+            ("2024-01-15T10:30:20.120000Z", "2024-01-15T10:30:20.12Z"),
+            ("2024-01-15T12:30:00.000001+02:00", "2024-01-15T10:30:00.000001Z"),
+            ("2024-01-15T10:30:00.1234567Z", "2024-01-15T10:30:00.123456Z"),
+        ] {
+            let time = DateTime::parse_from_rfc3339(text).expect("a timestamp").to_utc();
+            assert_eq!(Timestamp(time).to_string(), printed);
+        }
+    }
+
+    #[test]
+    fn texts_are_checked() {
+        assert!(check_text("f", "ä", 1).is_ok());
+        for bad in ["", "a\0", "ab"] {
+            assert!(check_text("f", bad, 1).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+-- Gives a device that never used its token another one; no row when it did, or is revoked.
+-- $1 text: tenant; $2 text: device id; $3 bytea: SHA-256 of the new token.
+UPDATE posduif.devices directory
+SET token_hash = $3, issued_at = now()
+FROM {schema}.users owner
+WHERE directory.tenant = $1 AND directory.device_id = $2
+  AND directory.first_used_at IS NULL AND directory.revoked_at IS NULL
+  AND owner.id = directory.user_id AND owner.deleted_at IS NULL AND owner.disabled_at IS NULL
+RETURNING owner.id AS user_id, owner.username

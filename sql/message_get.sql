@@ -1,0 +1,4 @@
+-- One message. $1 uuid: id.
+SELECT id, sender_id, recipient_id, content, status, version, created_at, updated_at, synced_at, read_at
+FROM {schema}.messages
+WHERE id = $1 AND deleted_at IS NULL

@@ -1,0 +1,7 @@
+-- Who may log in under a name, a username going before an email. $1 text: username or email; $2 text: tenant.
+SELECT u.id, u.username, u.user_type, c.password_hash
+FROM {schema}.users u
+LEFT JOIN posduif.credentials c ON c.tenant = $2 AND c.user_id = u.id
+WHERE u.deleted_at IS NULL AND u.disabled_at IS NULL AND (lower(u.username) = lower($1) OR lower(u.email) = lower($1))
+ORDER BY (lower(u.username) = lower($1)) DESC
+LIMIT 1

@@ -1,0 +1,257 @@
+//! Devices as principals: who a device token speaks for.
+//!
+//! The directory `posduif.devices` holds the SHA-256 of each token. A checked token is trusted for
+//! `auth.device_cache_seconds`, so that a poll costs no statement; whoever revokes a device or disables a user calls
+//! [`Devices::invalidate`], and other nodes follow when their entries age out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use moka::future::Cache;
+use sha2::{Digest, Sha256};
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::Error;
+use super::users::UserType;
+use crate::config::{self, DeviceAuth};
+use crate::database::Database;
+use crate::database::tenants::{self, Tenant};
+
+/// Most principals that are remembered.
+const CACHE_ENTRIES_MAX: u64 = 100_000;
+
+/// Longest device token that is looked at; ours have 43 characters.
+const TOKEN_BYTES_MAX: usize = 512;
+
+const UNKNOWN: Error = Error::Unauthorized("unknown device, or not its token");
+
+/// A device that proved who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DevicePrincipal {
+    /// Its tenant.
+    pub tenant: Tenant,
+    /// Its id.
+    pub device_id: String,
+    /// The user whose device it is.
+    pub user_id: Uuid,
+    /// What that user is.
+    pub user_type: UserType,
+}
+
+/// What a device showed: its id and, unless the id alone is enough, the hash of its token.
+type Proof = (Option<[u8; 32]>, String);
+
+/// Checks devices. Cloning shares the cache.
+#[derive(Debug, Clone)]
+pub struct Devices {
+    database: Database,
+    mode: DeviceAuth,
+    default_tenant: String,
+    cache: Option<Cache<Proof, Arc<DevicePrincipal>>>,
+}
+
+impl Devices {
+    /// Takes mode and cache time from the settings.
+    pub fn new(database: Database, settings: &config::Config) -> Self {
+        let seconds = settings.auth.device_cache_seconds;
+        Self {
+            database,
+            mode: settings.auth.device_auth,
+            default_tenant: settings.server.default_tenant.clone(),
+            cache: (seconds > 0).then(|| {
+                Cache::builder()
+                    .max_capacity(CACHE_ENTRIES_MAX)
+                    .time_to_live(Duration::from_secs(seconds))
+                    .build()
+            }),
+        }
+    }
+
+    /// Who this device is. Under `auth.device_auth: id` the tenant is the hinted one, else `server.default_tenant`, and
+    /// a token is checked only if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`] for an unknown or revoked device, a wrong token, or a disabled user;
+    /// [`Error::NotFound`] for an unknown device where ids alone are enough.
+    pub async fn authenticate(
+        &self,
+        tenant: Option<&str>,
+        device_id: &str,
+        token: Option<&str>,
+    ) -> Result<Arc<DevicePrincipal>, Error> {
+        if check_device_id(device_id).is_err() || token.is_some_and(|token| token.len() > TOKEN_BYTES_MAX) {
+            return Err(UNKNOWN);
+        }
+        let Some(token) = token else {
+            return match self.mode {
+                DeviceAuth::Token => Err(Error::Unauthorized("a device token is needed")),
+                // Not remembered: the hint would have to be part of the proof, and this is for closed networks.
+                DeviceAuth::Id => self.by_id(tenant.unwrap_or(&self.default_tenant), device_id).await,
+            };
+        };
+        let hash = hash_token(token);
+        let proof = (Some(hash), device_id.to_owned());
+        if let Some(cache) = &self.cache
+            && let Some(known) = cache.get(&proof).await
+        {
+            return Ok(known);
+        }
+        let row = self
+            .database
+            .query_opt(
+                include_str!("../../sql/device_by_token.sql"),
+                &[(&hash.as_slice(), Type::BYTEA), (&device_id, Type::TEXT)],
+            )
+            .await?
+            .ok_or(UNKNOWN)?;
+        let tenant = Tenant::named(row.try_get("tenant")?).ok_or(UNKNOWN)?;
+        let principal = Arc::new(self.principal(tenant, device_id, row.try_get("user_id")?).await?);
+        if row.try_get::<_, bool>("is_first_use")? {
+            self.database
+                .query(
+                    include_str!("../../sql/device_first_use.sql"),
+                    &[(&hash.as_slice(), Type::BYTEA)],
+                )
+                .await?;
+        }
+        if let Some(cache) = &self.cache {
+            cache.insert(proof, principal.clone()).await;
+        }
+        Ok(principal)
+    }
+
+    /// Forgets what was checked for a device, or for all devices of a user.
+    pub async fn invalidate(&self, tenant: &str, of: Whose<'_>) {
+        let Some(cache) = &self.cache else { return };
+        let hit: Vec<Arc<Proof>> = cache
+            .iter()
+            .filter(|(_, principal)| {
+                principal.tenant.name == tenant
+                    && match of {
+                        Whose::Device(device_id) => principal.device_id == device_id,
+                        Whose::User(user_id) => principal.user_id == user_id,
+                    }
+            })
+            .map(|(proof, _)| proof)
+            .collect();
+        for proof in hit {
+            cache.invalidate(&*proof).await;
+        }
+    }
+
+    /// Revokes a device: its token ends now here, and within `auth.device_cache_seconds` on other nodes. Gives false
+    /// when there is no such device, or it was revoked before.
+    ///
+    /// # Errors
+    /// When Postgres does not do it.
+    pub async fn revoke(&self, tenant: &Tenant, device_id: &str) -> Result<bool, Error> {
+        if check_device_id(device_id).is_err() {
+            return Ok(false);
+        }
+        let row = self
+            .database
+            .query_opt(
+                &tenant.sql(include_str!("../../sql/device_revoke.sql")),
+                &[(&tenant.name, Type::TEXT), (&device_id, Type::TEXT)],
+            )
+            .await?;
+        self.invalidate(&tenant.name, Whose::Device(device_id)).await;
+        Ok(row.is_some())
+    }
+
+    async fn by_id(&self, tenant: &str, device_id: &str) -> Result<Arc<DevicePrincipal>, Error> {
+        const NONE: Error = Error::NotFound("device");
+        let tenant = tenants::find(&self.database, tenant).await?.ok_or(NONE)?;
+        let row = self
+            .database
+            .query_opt(
+                include_str!("../../sql/device_by_id.sql"),
+                &[(&tenant.name, Type::TEXT), (&device_id, Type::TEXT)],
+            )
+            .await?
+            .ok_or(NONE)?;
+        Ok(Arc::new(
+            self.principal(tenant, device_id, row.try_get("user_id")?).await?,
+        ))
+    }
+
+    async fn principal(&self, tenant: Tenant, device_id: &str, user_id: Uuid) -> Result<DevicePrincipal, Error> {
+        let user = self
+            .database
+            .query_opt(
+                &tenant.sql(include_str!("../../sql/user_active_type.sql")),
+                &[(&user_id, Type::UUID)],
+            )
+            .await?
+            .ok_or(UNKNOWN)?;
+        Ok(DevicePrincipal {
+            device_id: device_id.to_owned(),
+            user_id,
+            user_type: user.try_get::<_, &str>("user_type")?.parse()?,
+            tenant,
+        })
+    }
+}
+
+/// Whose principals to forget.
+#[derive(Debug, Clone, Copy)]
+pub enum Whose<'a> {
+    /// One device's.
+    Device(&'a str),
+    /// All of a user's.
+    User(Uuid),
+}
+
+/// Checks the form of a device id: 1 to 128 of letters, digits, `.`, `_`, `:` and `-`.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn check_device_id(device_id: &str) -> Result<(), Error> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
+    if (1..=128).contains(&device_id.len()) && device_id.bytes().all(allowed) {
+        Ok(())
+    } else {
+        Err(Error::invalid(
+            "device_id",
+            "must be 1 to 128 of A-Z, a-z, 0-9, `.`, `_`, `:` and `-`",
+        ))
+    }
+}
+
+/// A fresh device token: 256 random bits, as text.
+pub(super) fn new_token() -> Result<String, Error> {
+    let mut bits = [0; 32];
+    getrandom::fill(&mut bits).map_err(|error| Error::Internal(format!("no random bits: {error}")))?;
+    Ok(URL_SAFE_NO_PAD.encode(bits))
+}
+
+/// What the directory keeps of a token.
+pub(super) fn hash_token(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_ids_are_checked() {
+        for good in ["a", "device_123", "A.b:c-d", &"x".repeat(128)] {
+            assert!(check_device_id(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "ä", "a\0", &"x".repeat(129)] {
+            assert!(check_device_id(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_random_and_fit_a_header() {
+        let (one, two) = (new_token().expect("a token"), new_token().expect("a token"));
+        assert_ne!(one, two);
+        assert_eq!(one.len(), 43);
+        assert!(!one.contains('.'), "a dot is what tells access tokens apart");
+    }
+}

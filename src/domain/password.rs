@@ -1,0 +1,134 @@
+//! Passwords: Argon2id, kept as PHC strings.
+//!
+//! A hash costs a core and some megabytes on purpose, so few are computed at once and others wait in line, off the
+//! runtime's threads. Checking a password for a user who does not exist costs the same, so that time tells nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use argon2::{Algorithm, Argon2, Params, Version};
+use tokio::sync::Semaphore;
+
+use super::Error;
+use crate::config;
+
+/// Longest password in bytes; Argon2 hashes any length, but a request need not.
+const BYTES_MAX: usize = 1024;
+
+/// Fewest characters of a new password.
+const CHARS_MIN: usize = 8;
+
+/// How long a check may wait in line before the caller is told to come back.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Hashes and checks passwords. Cloning shares the line.
+#[derive(Debug, Clone)]
+pub struct Passwords {
+    params: Params,
+    permits: Arc<Semaphore>,
+}
+
+impl Passwords {
+    /// Takes cost and concurrency from the settings.
+    ///
+    /// # Errors
+    /// When Argon2 refuses the cost, which the bounds of the settings rule out.
+    pub fn new(settings: &config::Auth) -> anyhow::Result<Self> {
+        let params = Params::new(settings.argon2_memory_kib, settings.argon2_iterations, 1, None)
+            .map_err(|error| anyhow::anyhow!("keys `auth.argon2_*` make no Argon2 parameters: {error}"))?;
+        Ok(Self {
+            params,
+            permits: Arc::new(Semaphore::new(settings.hash_concurrency)),
+        })
+    }
+
+    /// The PHC string of a new password.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is too short or too long, [`Error::Busy`] when the line is too long.
+    pub async fn hash(&self, password: &str) -> Result<String, Error> {
+        if password.chars().count() < CHARS_MIN || password.len() > BYTES_MAX {
+            return Err(Error::invalid(
+                "password",
+                format!("must have at least {CHARS_MIN} characters and at most {BYTES_MAX} bytes"),
+            ));
+        }
+        let password = password.to_owned();
+        self.compute(move |argon2| hash(argon2, &password)).await?
+    }
+
+    /// Whether the password is the one that was hashed. Without a hash it takes as long and gives false.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the line is too long.
+    pub async fn verify(&self, password: &str, stored: Option<String>) -> Result<bool, Error> {
+        if password.len() > BYTES_MAX {
+            return Ok(false);
+        }
+        let password = password.to_owned();
+        self.compute(move |argon2| match stored {
+            Some(stored) => {
+                let stored = PasswordHash::new(&stored)
+                    .map_err(|error| Error::Internal(format!("a stored password hash is malformed: {error}")))?;
+                Ok(argon2.verify_password(password.as_bytes(), &stored).is_ok())
+            }
+            None => hash(argon2, &password).map(|_| false),
+        })
+        .await?
+    }
+
+    /// Waits in line, then computes on a thread that may block.
+    async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Argon2<'_>) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let permit = tokio::time::timeout(PATIENCE, self.permits.clone().acquire_owned())
+            .await
+            .map_err(|_| Error::Busy("too many logins at once; try again in a moment"))?
+            .map_err(|_| Error::Internal("the line for password hashes is closed".into()))?;
+        let params = self.params.clone();
+        tokio::task::spawn_blocking(move || {
+            let result = work(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params));
+            // Held until here also when nobody waits for the result any more: the core is busy all the same.
+            drop(permit);
+            result
+        })
+        .await
+        .map_err(|error| Error::Internal(format!("hashing a password failed: {error}")))
+    }
+}
+
+fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String, Error> {
+    argon2
+        .hash_password(password.as_bytes())
+        .map(|hash| hash.to_string())
+        .map_err(|error| Error::Internal(format!("hashing a password failed: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_password_fits_its_own_hash_only() {
+        let passwords = Passwords::new(&config::Auth {
+            argon2_memory_kib: 8192,
+            argon2_iterations: 1,
+            ..config::Auth::default()
+        })
+        .expect("valid settings");
+        let stored = passwords.hash("posduif-demo").await.expect("a hash");
+        assert!(stored.starts_with("$argon2id$v=19$m=8192,t=1,p=1$"), "{stored}");
+        assert!(
+            passwords
+                .verify("posduif-demo", Some(stored.clone()))
+                .await
+                .expect("checked")
+        );
+        assert!(!passwords.verify("posduif-dema", Some(stored)).await.expect("checked"));
+        assert!(!passwords.verify("posduif-demo", None).await.expect("checked"));
+        assert!(matches!(passwords.hash("short").await, Err(Error::Invalid { .. })));
+    }
+}

@@ -1,0 +1,286 @@
+//! Users of a tenant: people at the web and people with a phone.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::password::Passwords;
+use super::{Error, Timestamp, check_text};
+use crate::config;
+use crate::database::tenants::{self, Tenant};
+use crate::database::{self, Database};
+
+/// Where a user works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum UserType {
+    /// At the web; logs in with a password and writes to mobile users.
+    Web,
+    /// On a phone; enrolled by a web user.
+    Mobile,
+}
+
+impl UserType {
+    /// The word in the database and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Web => "web",
+            Self::Mobile => "mobile",
+        }
+    }
+}
+
+impl fmt::Display for UserType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for UserType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "web" => Ok(Self::Web),
+            "mobile" => Ok(Self::Mobile),
+            _ => Err(Error::invalid("user_type", "must be web or mobile")),
+        }
+    }
+}
+
+/// A user as the API shows one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct User {
+    /// Its id.
+    pub id: Uuid,
+    /// Unique within the tenant, whatever the case of its letters.
+    pub username: String,
+    /// Web or mobile.
+    pub user_type: UserType,
+    /// The device that was enrolled last and is not revoked.
+    pub device_id: Option<String>,
+    /// Whether one of its devices or pages is connected. Comes from presence, not from the row.
+    pub online_status: bool,
+    /// When it was last seen.
+    pub last_seen: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl User {
+    fn from_row(row: &Row, online: &HashSet<Uuid>) -> Result<Self, Error> {
+        let id = row.try_get("id")?;
+        Ok(Self {
+            id,
+            username: row.try_get("username")?,
+            user_type: row.try_get::<_, &str>("user_type")?.parse()?,
+            device_id: row.try_get("device_id")?,
+            online_status: online.contains(&id),
+            last_seen: row.try_get("last_seen")?,
+            created_at: row.try_get("created_at")?,
+        })
+    }
+}
+
+/// A user to be made.
+#[derive(Debug, Clone)]
+pub struct NewUser {
+    /// 1 to 255 characters.
+    pub username: String,
+    /// Web or mobile.
+    pub user_type: UserType,
+    /// Another name to log in with.
+    pub email: Option<String>,
+    /// Without one, nobody can log in as this user.
+    pub password: Option<String>,
+}
+
+/// Makes a user, and its credentials in the same transaction. For the command line and set-up.
+///
+/// # Errors
+/// [`Error::Conflict`] when the username or email is taken, [`Error::NotFound`] for the tenant, [`Error::Invalid`].
+pub async fn create(database: &Database, auth: &config::Auth, tenant: &str, new: NewUser) -> Result<Uuid, Error> {
+    check_name("username", &new.username)?;
+    if let Some(email) = &new.email {
+        check_name("email", email)?;
+        if !email.contains('@') {
+            return Err(Error::invalid("email", "must contain an @"));
+        }
+    }
+    let tenant = tenants::find(database, tenant)
+        .await?
+        .ok_or(Error::NotFound("tenant"))?;
+    let hash = match &new.password {
+        Some(password) => {
+            let passwords = Passwords::new(auth).map_err(|error| Error::Internal(error.to_string()))?;
+            Some(passwords.hash(password).await?)
+        }
+        None => None,
+    };
+    let created = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/user_insert.sql")),
+            &[
+                (&new.username, Type::TEXT),
+                (&new.user_type.as_str(), Type::TEXT),
+                (&new.email, Type::TEXT),
+                (&tenant.name, Type::TEXT),
+                (&hash, Type::TEXT),
+            ],
+        )
+        .await
+        .map_err(|error| taken(error, &new.username))?
+        .ok_or_else(|| Error::Internal("inserting a user gave no row".into()))?;
+    Ok(created.try_get("id")?)
+}
+
+/// What to list.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only this type.
+    pub user_type: Option<UserType>,
+    /// Only usernames that contain this, whatever the case.
+    pub username: Option<String>,
+    /// Only those who are online, or only those who are not.
+    pub online: Option<bool>,
+    /// At most so many.
+    pub limit: i64,
+    /// After so many.
+    pub offset: i64,
+}
+
+/// The users that pass the filter, by username, and how many there are beyond limit and offset.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn list(
+    database: &Database,
+    tenant: &Tenant,
+    filter: &Filter,
+    online: &HashSet<Uuid>,
+) -> Result<(Vec<User>, i64), Error> {
+    let ids: Vec<Uuid> = online.iter().copied().collect();
+    let rows = database
+        .query(
+            &tenant.sql(include_str!("../../sql/user_list.sql")),
+            &[
+                (&filter.user_type.map(UserType::as_str), Type::TEXT),
+                (&filter.username, Type::TEXT),
+                (&filter.online, Type::BOOL),
+                (&ids, Type::UUID_ARRAY),
+                (&filter.limit, Type::INT8),
+                (&filter.offset, Type::INT8),
+            ],
+        )
+        .await?;
+    let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
+    let mut users = Vec::with_capacity(rows.len());
+    for row in &rows {
+        // The row of a page beyond the end bears the total only.
+        if row.try_get::<_, Option<Uuid>>("id")?.is_some() {
+            users.push(User::from_row(row, online)?);
+        }
+    }
+    Ok((users, total))
+}
+
+/// One user.
+///
+/// # Errors
+/// [`Error::NotFound`] when it does not exist or is deleted.
+pub async fn get(database: &Database, tenant: &Tenant, id: Uuid, online: &HashSet<Uuid>) -> Result<User, Error> {
+    let row = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/user_get.sql")),
+            &[(&id, Type::UUID)],
+        )
+        .await?
+        .ok_or(Error::NotFound("user"))?;
+    User::from_row(&row, online)
+}
+
+/// Who logged in.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// Their tenant.
+    pub tenant: Tenant,
+    /// Their id.
+    pub id: Uuid,
+    /// Their username, as it is written.
+    pub username: String,
+    /// Web or mobile.
+    pub user_type: UserType,
+}
+
+/// Checks a password for a username or an email. Whatever is wrong (tenant, name, password, a disabled user), the
+/// error and the time it takes are the same.
+///
+/// # Errors
+/// [`Error::Unauthorized`], or what keeps the check from being made.
+pub async fn verify_password(
+    database: &Database,
+    passwords: &Passwords,
+    tenant: &str,
+    name: &str,
+    password: &str,
+) -> Result<Login, Error> {
+    let mut stored = None;
+    let mut login = None;
+    if let Some(tenant) = tenants::find(database, tenant).await?
+        && check_name("username", name).is_ok()
+    {
+        let row = database
+            .query_opt(
+                &tenant.sql(include_str!("../../sql/user_credentials.sql")),
+                &[(&name, Type::TEXT), (&tenant.name, Type::TEXT)],
+            )
+            .await?;
+        if let Some(row) = row {
+            stored = row.try_get("password_hash")?;
+            login = Some(Login {
+                id: row.try_get("id")?,
+                username: row.try_get("username")?,
+                user_type: row.try_get::<_, &str>("user_type")?.parse()?,
+                tenant,
+            });
+        }
+    }
+    match login {
+        Some(login) if passwords.verify(password, stored).await? => Ok(login),
+        Some(_) => Err(Error::Unauthorized(WRONG)),
+        None => {
+            passwords.verify(password, None).await?;
+            Err(Error::Unauthorized(WRONG))
+        }
+    }
+}
+
+const WRONG: &str = "wrong tenant, username or password";
+
+/// Checks a username or email.
+pub(super) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
+    check_text(field, name, 255)?;
+    if name.trim() != name || name.chars().any(char::is_control) {
+        return Err(Error::invalid(
+            field,
+            "must not begin or end with a space, nor contain control characters",
+        ));
+    }
+    Ok(())
+}
+
+/// Tells a taken name from other errors.
+pub(super) fn taken(error: database::Error, username: &str) -> Error {
+    if error.violates("users_username") {
+        Error::Conflict(format!("the username {username:?} is taken"))
+    } else if error.violates("users_email") {
+        Error::Conflict("the email is taken".into())
+    } else {
+        error.into()
+    }
+}

@@ -1,0 +1,321 @@
+//! Who sends a request: access tokens of users, device tokens, and the login that issues the former.
+//!
+//! An access token is a JWT and has dots; a device token has none. So one `Authorization: Bearer` header serves both,
+//! and a device's needs `X-Device-ID` beside it.
+
+use std::sync::Arc;
+
+use chrono::Utc;
+use hyper::StatusCode;
+use hyper::header::HeaderMap;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::App;
+use super::error::{Code, Error};
+use super::request::{Request, header, required};
+use super::response::{Response, json};
+use super::routes::Access;
+use crate::config::{self, DeviceAuth};
+use crate::database::tenants::Tenant;
+use crate::domain::devices::DevicePrincipal;
+use crate::domain::users::{self, UserType};
+
+/// Seconds by which the clocks of two nodes may differ.
+const LEEWAY_SECONDS: u64 = 5;
+
+/// A user with an access token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebPrincipal {
+    /// Their tenant.
+    pub tenant: Tenant,
+    /// Their id.
+    pub user_id: Uuid,
+    /// What they are. A mobile user with a password can log in too.
+    pub user_type: UserType,
+}
+
+/// Who sends a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Principal {
+    /// A user with an access token.
+    Web(WebPrincipal),
+    /// A device with its token.
+    Device(Arc<DevicePrincipal>),
+}
+
+impl Principal {
+    /// The tenant that all they may see is in.
+    pub fn tenant(&self) -> &Tenant {
+        match self {
+            Self::Web(user) => &user.tenant,
+            Self::Device(device) => &device.tenant,
+        }
+    }
+
+    /// The user who they are, or whose device they are.
+    pub fn user_id(&self) -> Uuid {
+        match self {
+            Self::Web(user) => user.user_id,
+            Self::Device(device) => device.user_id,
+        }
+    }
+}
+
+/// What an access token says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    sub: Uuid,
+    tenant: String,
+    user_type: UserType,
+    iss: String,
+    aud: String,
+    iat: i64,
+    nbf: i64,
+    exp: i64,
+    jti: Uuid,
+}
+
+/// Issues and checks access tokens.
+pub struct Tokens {
+    header: Header,
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    validation: Validation,
+    issuer: String,
+    audience: String,
+    lifetime_seconds: i64,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens")
+            .field("kid", &self.header.kid)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokens {
+    /// Takes key, issuer, audience and lifetime from the settings.
+    pub fn new(settings: &config::Auth) -> Self {
+        let secret = settings.jwt_secret.expose().as_bytes();
+        let mut header = Header::new(Algorithm::HS256);
+        // Names the key without telling it, for the day when there are two.
+        let digest = Sha256::new()
+            .chain_update(b"posduif kid\0")
+            .chain_update(secret)
+            .finalize();
+        header.kid = Some(digest[..4].iter().map(|byte| format!("{byte:02x}")).collect());
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_issuer(&[&settings.jwt_issuer]);
+        validation.set_audience(&[&settings.jwt_audience]);
+        validation.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
+        validation.validate_nbf = true;
+        validation.leeway = LEEWAY_SECONDS;
+        Self {
+            header,
+            encoding: EncodingKey::from_secret(secret),
+            decoding: DecodingKey::from_secret(secret),
+            validation,
+            issuer: settings.jwt_issuer.clone(),
+            audience: settings.jwt_audience.clone(),
+            lifetime_seconds: i64::try_from(settings.token_expiry_seconds).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// A token for a user, from now on.
+    ///
+    /// # Errors
+    /// 500 when it cannot be signed.
+    pub fn issue(&self, tenant: &Tenant, user_id: Uuid, user_type: UserType) -> Result<String, Error> {
+        let now = Utc::now().timestamp();
+        let claims = Claims {
+            sub: user_id,
+            tenant: tenant.name.clone(),
+            user_type,
+            iss: self.issuer.clone(),
+            aud: self.audience.clone(),
+            iat: now,
+            nbf: now,
+            exp: now.saturating_add(self.lifetime_seconds),
+            jti: Uuid::new_v4(),
+        };
+        encode(&self.header, &claims, &self.encoding)
+            .map_err(|error| Error::internal(format!("an access token cannot be signed: {error}")))
+    }
+
+    /// Who a token speaks for. Nothing but the token is looked at.
+    ///
+    /// # Errors
+    /// 401 for a malformed, forged, expired or foreign token.
+    pub fn check(&self, token: &str) -> Result<WebPrincipal, Error> {
+        use jsonwebtoken::errors::ErrorKind;
+        let claims = decode::<Claims>(token, &self.decoding, &self.validation)
+            .map_err(|error| match error.kind() {
+                ErrorKind::ExpiredSignature => unauthorized("the access token has expired"),
+                _ => unauthorized("the access token is not valid"),
+            })?
+            .claims;
+        Ok(WebPrincipal {
+            tenant: Tenant::named(&claims.tenant).ok_or_else(|| unauthorized("the access token is not valid"))?,
+            user_id: claims.sub,
+            user_type: claims.user_type,
+        })
+    }
+}
+
+fn unauthorized(message: &str) -> Error {
+    Error::new(Code::Unauthorized, message)
+}
+
+/// Admits a request to a route, or says why not.
+///
+/// # Errors
+/// 401 without valid credentials of the right kind, 403 with those of the wrong kind of user.
+pub async fn admit(app: &App, access: Access, headers: &HeaderMap) -> Result<Option<Principal>, Error> {
+    if access == Access::Public {
+        return Ok(None);
+    }
+    let bearer = bearer(headers)?;
+    let device_id = header(headers, "x-device-id");
+    let principal = match (bearer, device_id) {
+        (Some(token), _) if token.contains('.') => Principal::Web(app.tokens.check(token)?),
+        (token, Some(device_id)) if token.is_some() || app.config.auth.device_auth == DeviceAuth::Id => {
+            let tenant = header(headers, "x-tenant");
+            Principal::Device(app.devices.authenticate(tenant, device_id, token).await?)
+        }
+        (Some(_), None) if access != Access::Web => return Err(unauthorized("the header X-Device-ID is needed")),
+        (Some(_), None) => return Err(unauthorized("the access token is not valid")),
+        (None, _) => return Err(unauthorized(needed(access, app.config.auth.device_auth))),
+        (Some(_), Some(_)) => return Err(unauthorized("the credentials are not valid")),
+    };
+    match (access, &principal) {
+        (Access::Device, Principal::Web(_)) => Err(unauthorized(needed(access, app.config.auth.device_auth))),
+        (Access::Web, Principal::Device(_)) => Err(Error::new(Code::Forbidden, "this is for web users")),
+        (Access::Web, Principal::Web(user)) if user.user_type != UserType::Web => {
+            Err(Error::new(Code::Forbidden, "this is for web users"))
+        }
+        _ => Ok(Some(principal)),
+    }
+}
+
+fn needed(access: Access, mode: DeviceAuth) -> &'static str {
+    match (access, mode) {
+        (Access::Device, DeviceAuth::Token) => {
+            "a device's credentials are needed: the headers X-Device-ID and Authorization: Bearer <device_token>"
+        }
+        (Access::Device, DeviceAuth::Id) => "a device's credentials are needed: the header X-Device-ID",
+        _ => "credentials are needed: the header Authorization: Bearer <token>",
+    }
+}
+
+/// The token of an `Authorization: Bearer` header.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Error> {
+    let Some(value) = headers.get(hyper::header::AUTHORIZATION) else {
+        return Ok(None);
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty())
+        .map(|(_, token)| Some(token.trim()))
+        .ok_or_else(|| unauthorized("the header Authorization must be: Bearer <token>"))
+}
+
+#[derive(Deserialize)]
+struct LoginBody {
+    tenant: Option<String>,
+    username: Option<String>,
+    email: Option<String>,
+    password: Option<String>,
+}
+
+/// `POST /api/auth/login`.
+///
+/// # Errors
+/// 401 with one and the same text whatever of tenant, name and password is wrong.
+pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
+    let name = required("username", body.username.or(body.email))?;
+    let password = required("password", body.password)?;
+    for (field, text) in [("username", &name), ("password", &password)] {
+        if text.is_empty() {
+            return Err(Error::invalid(field, "must not be empty"));
+        }
+    }
+    let tenant = body
+        .tenant
+        .or_else(|| request.header("x-tenant").map(str::to_owned))
+        .unwrap_or_else(|| app.config.server.default_tenant.clone());
+    if tenant.is_empty() {
+        return Err(Error::invalid(
+            "tenant",
+            "is missing: name it here or in the header X-Tenant; this server has no default tenant",
+        ));
+    }
+    let login = users::verify_password(&app.database, &app.passwords, &tenant, &name, &password).await?;
+    let token = app.tokens.issue(&login.tenant, login.id, login.user_type)?;
+    json(
+        StatusCode::OK,
+        &json!({
+            "token": token,
+            "user": {"id": login.id, "username": login.username, "user_type": login.user_type},
+            "expires_in": app.config.auth.token_expiry_seconds,
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+
+    fn tokens(secret: &str, audience: &str) -> Tokens {
+        Tokens::new(&config::Auth {
+            jwt_secret: Secret::new(secret),
+            jwt_audience: audience.into(),
+            ..config::Auth::default()
+        })
+    }
+
+    #[test]
+    fn a_token_speaks_for_its_user_under_its_own_key_and_audience_only() {
+        let tenant = Tenant::named("demo").expect("a name");
+        let user = WebPrincipal {
+            tenant: tenant.clone(),
+            user_id: Uuid::from_u128(7),
+            user_type: UserType::Web,
+        };
+        let ours = tokens(&"s".repeat(32), "posduif");
+        let token = ours.issue(&tenant, user.user_id, user.user_type).expect("signed");
+        assert_eq!(ours.check(&token).expect("valid"), user);
+        assert!(tokens(&"t".repeat(32), "posduif").check(&token).is_err());
+        assert!(tokens(&"s".repeat(32), "other").check(&token).is_err());
+        for bad in ["", "a.b.c", &token[..token.len() - 1], &format!("{token}x")] {
+            assert_eq!(ours.check(bad).expect_err("not valid").code, Code::Unauthorized);
+        }
+        // `alg: none`, and the signature left out.
+        let unsigned = format!("eyJhbGciOiJub25lIn0.{}.", token.split('.').nth(1).expect("claims"));
+        assert!(ours.check(&unsigned).is_err());
+    }
+
+    #[test]
+    fn bearer_tokens_are_read() {
+        let with = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", value.parse().expect("a header"));
+            bearer(&headers)
+                .map(|token| token.map(str::to_owned))
+                .map_err(|error| error.code)
+        };
+        assert_eq!(with("Bearer abc"), Ok(Some("abc".into())));
+        assert_eq!(with("bearer  abc"), Ok(Some("abc".into())));
+        for bad in ["Bearer", "Bearer ", "Basic abc", "abc"] {
+            assert_eq!(with(bad), Err(Code::Unauthorized), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `/api/enrollment`: how a phone becomes a device.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::App;
+use super::error::Error;
+use super::request::{Request, has_nul, required, uuid};
+use super::response::{self, Response};
+use crate::domain::devices::Whose;
+use crate::domain::enrollment::{self, Completion};
+
+#[derive(Default, Deserialize)]
+struct NewEnrollment {
+    user_id: Option<String>,
+}
+
+/// `POST /api/enrollment/create`; the body may be left out.
+///
+/// # Errors
+/// 400, 403 when it names another web user, 404 when it names nobody.
+pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: NewEnrollment = request.json_or_default(app.config.server.body_bytes_max).await?;
+    let user_id = body.user_id.map(|text| uuid("user_id", &text)).transpose()?;
+    let caller = request.caller()?;
+    let lifetime = Duration::from_secs(app.config.enrollment.expiry_seconds);
+    let created = enrollment::create(&app.database, caller.tenant(), caller.user_id(), user_id, lifetime).await?;
+    let url = format!("{}/api/enrollment/{}", app.config.public_url(), created.token);
+    response::json(
+        StatusCode::CREATED,
+        &json!({
+            "token": created.token,
+            "qr_code_data": {
+                "enrollment_url": url,
+                "token": created.token,
+                "tenant_id": caller.tenant().name,
+            },
+            "expires_at": created.expires_at,
+        }),
+    )
+}
+
+/// `GET /api/enrollment/:token`.
+///
+/// # Errors
+/// 404 for an unknown token, 400 for one that is used or has expired.
+pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let token = request.param_id("token", "enrollment")?;
+    let details = enrollment::get(&app.database, token).await?;
+    response::json(
+        StatusCode::OK,
+        &json!({
+            "token": token,
+            "tenant_id": details.tenant,
+            "created_by": details.created_by,
+            "expires_at": details.expires_at,
+            // What is used or has expired is an error and not shown.
+            "used_at": null,
+            "valid": true,
+        }),
+    )
+}
+
+#[derive(Deserialize)]
+struct CompletionBody {
+    token: Option<String>,
+    device_id: Option<String>,
+    username: Option<String>,
+    device_name: Option<String>,
+    public_key: Option<String>,
+    device_info: Option<Map<String, Value>>,
+}
+
+/// `POST /api/enrollment/complete`: what is created is the device, so 201.
+///
+/// # Errors
+/// 400 for a used token, 404 for an unknown or expired one, 409 for a taken username or device id.
+pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: CompletionBody = request.json(app.config.server.body_bytes_max).await?;
+    let device_info = Value::Object(body.device_info.unwrap_or_default());
+    if has_nul(&device_info) {
+        return Err(Error::invalid("device_info", "must not contain the character NUL"));
+    }
+    let completion = Completion {
+        token: uuid("token", &required("token", body.token)?)?,
+        device_id: required("device_id", body.device_id)?,
+        username: body.username,
+        device_name: body.device_name,
+        public_key: body.public_key,
+        device_info,
+    };
+    let enrolled = enrollment::complete(&app.database, &app.config.enrollment, &completion).await?;
+    // A token that this one replaces must not live on in the cache.
+    app.devices
+        .invalidate(&enrolled.tenant.name, Whose::Device(&enrolled.device_id))
+        .await;
+    response::json(
+        StatusCode::CREATED,
+        &json!({
+            "user_id": enrolled.user_id,
+            "username": enrolled.username,
+            "device_id": enrolled.device_id,
+            "device_token": enrolled.device_token,
+            "tenant_id": enrolled.tenant.name,
+            "app_instructions_url": format!("{}/api/app-instructions", app.config.public_url()),
+        }),
+    )
+}

@@ -1,0 +1,255 @@
+//! Errors as the API shows them, and the only place that turns the domain's into statuses and codes.
+
+use hyper::StatusCode;
+use hyper::header::{ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use serde_json::{Map, Value, json};
+
+use super::response::{self, Response};
+use crate::{database, domain};
+
+/// Seconds that a client is told to wait while a dependency is down or too much is asked.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// What kind of error: its code and status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// Malformed request: 400.
+    ValidationError,
+    /// A message without content: 400.
+    EmptyMessage,
+    /// A cursor that is malformed or another reader's: 400.
+    InvalidCursor,
+    /// No credentials, or bad ones: 401.
+    Unauthorized,
+    /// Not the caller's: 403.
+    Forbidden,
+    /// Absent: 404.
+    NotFound,
+    /// The recipient is absent: 404.
+    InvalidRecipient,
+    /// The path exists, not with this method: 405.
+    MethodNotAllowed,
+    /// Collides with what exists: 409.
+    Conflict,
+    /// Too large a body: 413.
+    PayloadTooLarge,
+    /// Not JSON: 415.
+    UnsupportedMediaType,
+    /// Too much at once: 429.
+    RateLimited,
+    /// A mistake here: 500.
+    InternalError,
+    /// Postgres is down or too slow: 503.
+    DatabaseError,
+    /// Redis is down or too slow: 503.
+    RedisError,
+    /// The stream cannot be read just now: 503.
+    SyncError,
+    /// The request took too long: 503.
+    Timeout,
+}
+
+impl Code {
+    /// The word in the envelope.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ValidationError => "VALIDATION_ERROR",
+            Self::EmptyMessage => "EMPTY_MESSAGE",
+            Self::InvalidCursor => "INVALID_CURSOR",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::Forbidden => "FORBIDDEN",
+            Self::NotFound => "NOT_FOUND",
+            Self::InvalidRecipient => "INVALID_RECIPIENT",
+            Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
+            Self::Conflict => "CONFLICT",
+            Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
+            Self::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::InternalError => "INTERNAL_ERROR",
+            Self::DatabaseError => "DATABASE_ERROR",
+            Self::RedisError => "REDIS_ERROR",
+            Self::SyncError => "SYNC_ERROR",
+            Self::Timeout => "TIMEOUT",
+        }
+    }
+
+    /// Its status.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::ValidationError | Self::EmptyMessage | Self::InvalidCursor => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::InvalidRecipient => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::DatabaseError | Self::RedisError | Self::SyncError | Self::Timeout => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// Whether the same request may succeed later without anybody doing anything.
+    pub fn is_retryable(self) -> bool {
+        matches!(
+            self,
+            Self::RateLimited | Self::DatabaseError | Self::RedisError | Self::SyncError | Self::Timeout
+        )
+    }
+}
+
+/// An error as a client sees it, and what only the log sees.
+#[derive(Debug)]
+pub struct Error {
+    /// Code and status.
+    pub code: Code,
+    /// For people, without secrets and without the inner workings.
+    pub message: String,
+    /// For programs.
+    pub details: Map<String, Value>,
+    /// The methods that the path has, for 405.
+    pub allow: Option<String>,
+    /// The cause, for the log.
+    pub cause: Option<String>,
+}
+
+impl Error {
+    /// An error with a code and a text for people.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            details: Map::new(),
+            allow: None,
+            cause: None,
+        }
+    }
+
+    /// 400 with the field at fault.
+    pub fn invalid(field: &str, message: impl std::fmt::Display) -> Self {
+        Self::new(Code::ValidationError, format!("{field}: {message}")).with("field", field)
+    }
+
+    /// 500; the client learns only the request's id, the log the cause.
+    pub fn internal(cause: impl Into<String>) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..Self::new(
+                Code::InternalError,
+                "something went wrong here; the request_id leads to it in the log",
+            )
+        }
+    }
+
+    /// Adds the cause, for the log.
+    #[must_use]
+    pub fn caused_by(mut self, cause: &dyn std::error::Error) -> Self {
+        self.cause = Some(cause.to_string());
+        self
+    }
+
+    /// Adds a detail for programs.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// The answer that shows this error.
+    pub fn into_response(self, request_id: &str) -> Response {
+        let envelope = json!({
+            "error": {
+                "code": self.code.as_str(),
+                "message": self.message,
+                "details": self.details,
+                "retryable": self.code.is_retryable(),
+                "request_id": request_id,
+            }
+        });
+        let mut response = response::with_type(self.code.status(), "application/json", envelope.to_string());
+        let headers = response.headers_mut();
+        if self.code.is_retryable() {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        if self.code == Code::Unauthorized {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
+            headers.insert(ALLOW, allow);
+        }
+        response
+    }
+}
+
+impl From<domain::Error> for Error {
+    fn from(error: domain::Error) -> Self {
+        use domain::Error as Domain;
+        let text = error.to_string();
+        match error {
+            Domain::Invalid { field, message } => Self::invalid(field, message),
+            Domain::EmptyMessage => Self::new(Code::EmptyMessage, text).with("field", "content"),
+            Domain::InvalidRecipient => Self::new(Code::InvalidRecipient, text).with("field", "recipient_id"),
+            Domain::NotFound(_) => Self::new(Code::NotFound, text),
+            Domain::Forbidden(_) => Self::new(Code::Forbidden, text),
+            Domain::Unauthorized(_) => Self::new(Code::Unauthorized, text),
+            Domain::Conflict(_) => Self::new(Code::Conflict, text),
+            Domain::Busy(_) => Self::new(Code::RateLimited, text),
+            Domain::Database(error) => error.into(),
+            Domain::Internal(cause) => Self::internal(cause),
+        }
+    }
+}
+
+impl From<database::Error> for Error {
+    fn from(error: database::Error) -> Self {
+        match error {
+            database::Error::Unavailable(cause) => Self {
+                cause: Some(cause),
+                ..Self::new(
+                    Code::DatabaseError,
+                    "the database is unavailable; try again in a moment",
+                )
+            },
+            other => {
+                let mut cause = other.to_string();
+                if let database::Error::Statement(inner) = &other
+                    && let Some(refusal) = inner.as_db_error()
+                {
+                    cause = format!("{cause}: {} (SQLSTATE {})", refusal.message(), refusal.code().code());
+                }
+                Self::internal(cause)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_shows_itself_in_the_envelope() {
+        let response = Error::invalid("limit", "must be 1 to 1000").into_response("r1");
+        assert_eq!(response.status(), 400);
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(
+            serde_json::from_slice::<Value>(&body).expect("JSON"),
+            json!({"error": {
+                "code": "VALIDATION_ERROR", "message": "limit: must be 1 to 1000", "details": {"field": "limit"},
+                "retryable": false, "request_id": "r1",
+            }})
+        );
+    }
+
+    #[test]
+    fn a_dependency_that_is_down_says_when_to_come_back_and_hides_its_cause() {
+        let error = Error::from(database::Error::Unavailable("host 10.0.0.1 refused".into()));
+        assert!(!error.message.contains("10.0.0.1"));
+        let response = error.into_response("r1");
+        assert_eq!(response.status(), 503);
+        assert!(response.headers().contains_key(RETRY_AFTER));
+    }
+}

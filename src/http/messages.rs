@@ -1,0 +1,125 @@
+//! `/api/messages`: what the caller sent and got.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::App;
+use super::error::{Code, Error};
+use super::request::{Request, required, uuid};
+use super::response::{self, Response};
+use crate::domain::messages::{self, Filter, Status};
+
+#[derive(Deserialize)]
+struct NewMessage {
+    recipient_id: Option<String>,
+    content: Option<String>,
+}
+
+/// `POST /api/messages`: from a web user to a mobile user.
+///
+/// # Errors
+/// 400, 403 to a web user, 404 to nobody.
+pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: NewMessage = request.json(app.config.server.body_bytes_max).await?;
+    let recipient = uuid("recipient_id", &required("recipient_id", body.recipient_id)?)?;
+    let content = content(&app, body.content)?;
+    let caller = request.caller()?;
+    let message = messages::create(&app.database, caller.tenant(), caller.user_id(), recipient, &content).await?;
+    response::json(StatusCode::CREATED, &message)
+}
+
+/// `GET /api/messages?recipient_id=&status=&limit=&offset=`, newest first.
+///
+/// # Errors
+/// 400 for a bad parameter.
+pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let query = &request.query;
+    let filter = Filter {
+        recipient: query.parsed("recipient_id", "a UUID")?,
+        status: query
+            .get("status")
+            .map(|text| {
+                Status::parse(text).ok_or_else(|| Error::invalid("status", "must be pending_sync, synced or read"))
+            })
+            .transpose()?,
+        limit: query.number("limit", 50, 1..=1000)?,
+        offset: query.number("offset", 0, 0..=i64::MAX)?,
+    };
+    let caller = request.caller()?;
+    let (messages, total) = messages::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
+    response::json(
+        StatusCode::OK,
+        &json!({"messages": messages, "total": total, "limit": filter.limit, "offset": filter.offset}),
+    )
+}
+
+/// `GET /api/messages/unread-count`.
+///
+/// # Errors
+/// 503.
+pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let caller = request.caller()?;
+    let count = messages::unread_count(&app.database, caller.tenant(), caller.user_id()).await?;
+    response::json(StatusCode::OK, &json!({"unread_count": count}))
+}
+
+/// `GET /api/messages/:id`.
+///
+/// # Errors
+/// 403 when it is others', 404.
+pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let id = request.param_id("id", "message")?;
+    let caller = request.caller()?;
+    let message = messages::get(&app.database, caller.tenant(), caller.user_id(), id).await?;
+    response::json(StatusCode::OK, &message)
+}
+
+#[derive(Deserialize)]
+struct Edit {
+    content: Option<String>,
+}
+
+/// `PATCH /api/messages/:id` by its sender.
+///
+/// # Errors
+/// 400, 403, 404.
+pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let id = request.param_id("id", "message")?;
+    let body: Edit = request.json(app.config.server.body_bytes_max).await?;
+    let content = content(&app, body.content)?;
+    let caller = request.caller()?;
+    let message = messages::edit(&app.database, caller.tenant(), caller.user_id(), id, &content).await?;
+    response::json(StatusCode::OK, &message)
+}
+
+/// `PUT /api/messages/:id/read` by its recipient. A repeat answers the same.
+///
+/// # Errors
+/// 403, 404.
+pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let id = request.param_id("id", "message")?;
+    let caller = request.caller()?;
+    let message = messages::mark_read(&app.database, caller.tenant(), caller.user_id(), id).await?;
+    response::json(StatusCode::OK, &message)
+}
+
+/// `DELETE /api/messages/:id` by its sender: for both sides.
+///
+/// # Errors
+/// 403, 404, also for the second time.
+pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let id = request.param_id("id", "message")?;
+    let caller = request.caller()?;
+    messages::delete(&app.database, caller.tenant(), caller.user_id(), id).await?;
+    Ok(response::no_content())
+}
+
+/// The content of a body, checked.
+fn content(app: &App, content: Option<String>) -> Result<String, Error> {
+    let content = content.ok_or_else(|| Error::new(Code::EmptyMessage, "a message needs content"))?;
+    messages::check_content(&content, app.config.messages.content_chars_max)?;
+    Ok(content)
+}

@@ -1,0 +1,178 @@
+//! The whole surface of the API.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use hyper::Method;
+
+use super::error::{Code, Error};
+use super::request::{Request, percent_decode};
+use super::response::Response;
+use super::{App, app, auth, enrollment, health, messages, sync, users};
+
+/// Whom a route admits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody.
+    Public,
+    /// A web user's access token.
+    Web,
+    /// A device's credentials.
+    Device,
+    /// Either of the two, and a mobile user's access token.
+    Any,
+}
+
+/// What a handler gives, boxed, so that all handlers have one type. It must come within
+/// `server.request_timeout_seconds`; the body of the answer may then stream for as long as it likes.
+pub type Answer = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
+
+/// A handler as the table holds it.
+pub type Handler = fn(Arc<App>, Request) -> Answer;
+
+/// One line of the table.
+#[derive(Debug)]
+pub struct Route {
+    /// The method; a GET route answers HEAD too.
+    pub method: Method,
+    /// The path, parameters in braces.
+    pub path: &'static str,
+    /// Whom it admits.
+    pub access: Access,
+    /// What answers.
+    pub handler: Handler,
+}
+
+/// One line: method, path, access, handler.
+macro_rules! route {
+    ($method:ident $path:literal $access:ident $handler:path) => {
+        Route {
+            method: Method::$method,
+            path: $path,
+            access: Access::$access,
+            handler: |app, request| Box::pin($handler(app, request)),
+        }
+    };
+}
+
+/// The table.
+#[rustfmt::skip]
+static ROUTES: &[Route] = &[
+    route!(POST   "/api/auth/login"            Public auth::login),
+
+    route!(GET    "/api/users"                 Web    users::list),
+    route!(GET    "/api/users/{id}"            Any    users::get),
+
+    route!(POST   "/api/messages"              Web    messages::create),
+    route!(GET    "/api/messages"              Any    messages::list),
+    route!(GET    "/api/messages/unread-count" Any    messages::unread_count),
+    route!(GET    "/api/messages/{id}"         Any    messages::get),
+    route!(PATCH  "/api/messages/{id}"         Any    messages::edit),
+    route!(DELETE "/api/messages/{id}"         Any    messages::delete),
+    route!(PUT    "/api/messages/{id}/read"    Any    messages::mark_read),
+
+    route!(POST   "/api/enrollment/create"     Web    enrollment::create),
+    route!(POST   "/api/enrollment/complete"   Public enrollment::complete),
+    route!(GET    "/api/enrollment/{token}"    Public enrollment::get),
+
+    route!(GET    "/api/app-instructions"      Device app::instructions),
+
+    route!(POST   "/api/sync/outgoing"         Device sync::outgoing),
+
+    route!(GET    "/health"                    Public health::health),
+    route!(GET    "/ready"                     Public health::ready),
+];
+
+/// Finds the route of a request.
+#[derive(Debug)]
+pub struct Router {
+    paths: matchit::Router<Vec<&'static Route>>,
+}
+
+/// A path's parameters, decoded.
+pub(super) type Params = Vec<(String, String)>;
+
+impl Router {
+    /// The router over the table.
+    ///
+    /// # Errors
+    /// When two paths of the table collide.
+    pub fn new() -> Result<Self, matchit::InsertError> {
+        let mut paths = matchit::Router::new();
+        let mut seen: Vec<(&str, Vec<&'static Route>)> = Vec::new();
+        for route in ROUTES {
+            match seen.iter_mut().find(|(path, _)| *path == route.path) {
+                Some((_, routes)) => routes.push(route),
+                None => seen.push((route.path, vec![route])),
+            }
+        }
+        for (path, routes) in seen {
+            paths.insert(path, routes)?;
+        }
+        Ok(Self { paths })
+    }
+
+    /// The route of a method and path, and the path's parameters.
+    ///
+    /// # Errors
+    /// 404 for an unknown path, 405 for a method it does not have, 400 for parameters with bad percent-encoding.
+    pub(super) fn find(&self, method: &Method, path: &str) -> Result<(&'static Route, Params), Error> {
+        let found = self
+            .paths
+            .at(path)
+            .map_err(|_| Error::new(Code::NotFound, "there is nothing at this path"))?;
+        let wanted = if method == Method::HEAD { &Method::GET } else { method };
+        let Some(route) = found.value.iter().find(|route| route.method == *wanted) else {
+            let mut allow: Vec<&str> = found.value.iter().map(|route| route.method.as_str()).collect();
+            if allow.contains(&"GET") {
+                allow.push("HEAD");
+            }
+            let allow = allow.join(", ");
+            let mut error = Error::new(Code::MethodNotAllowed, format!("allowed here: {allow}"));
+            error.allow = Some(allow);
+            return Err(error);
+        };
+        let params = found
+            .params
+            .iter()
+            .map(|(key, value)| {
+                percent_decode(value)
+                    .map(|value| (key.to_owned(), value))
+                    .ok_or_else(|| Error::invalid(key, "has bad percent-encoding or characters that cannot be"))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok((route, params))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_methods_are_found_or_refused() {
+        let router = Router::new().expect("no two paths collide");
+        let find = |method: Method, path: &str| {
+            router
+                .find(&method, path)
+                .map(|(route, params)| (route.path, params))
+                .map_err(|error| (error.code, error.allow))
+        };
+        assert_eq!(find(Method::GET, "/health"), Ok(("/health", vec![])));
+        assert_eq!(find(Method::HEAD, "/health"), Ok(("/health", vec![])));
+        assert_eq!(
+            find(Method::GET, "/api/messages/unread-count"),
+            Ok(("/api/messages/unread-count", vec![]))
+        );
+        assert_eq!(
+            find(Method::PUT, "/api/messages/a%20b/read"),
+            Ok(("/api/messages/{id}/read", vec![("id".into(), "a b".into())]))
+        );
+        assert_eq!(find(Method::GET, "/nothing"), Err((Code::NotFound, None)));
+        assert_eq!(
+            find(Method::DELETE, "/api/messages"),
+            Err((Code::MethodNotAllowed, Some("POST, GET, HEAD".into())))
+        );
+        assert_eq!(find(Method::GET, "/api/users/%zz"), Err((Code::ValidationError, None)));
+    }
+}

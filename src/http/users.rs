@@ -1,0 +1,59 @@
+//! `/api/users`: the mobile users whom web users write to.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::App;
+use super::error::Error;
+use super::request::Request;
+use super::response::{self, Response};
+use crate::domain::users::{self, Filter, UserType};
+
+/// Most users in one answer, which is also the default: the seed's clients know no pages.
+const LIMIT_MAX: i64 = 1000;
+
+/// `GET /api/users?filter=&status=&limit=&offset=`.
+///
+/// # Errors
+/// 400 for a bad parameter.
+pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let query = &request.query;
+    let filter = Filter {
+        user_type: Some(UserType::Mobile),
+        username: query.get("filter").map(str::to_owned),
+        online: query.parsed("status", "true or false")?,
+        limit: query.number("limit", LIMIT_MAX, 1..=LIMIT_MAX)?,
+        offset: query.number("offset", 0, 0..=i64::MAX)?,
+    };
+    let tenant = request.caller()?.tenant();
+    let online = online(&app, &tenant.name).await;
+    let (users, total) = users::list(&app.database, tenant, &filter, &online).await?;
+    response::json(
+        StatusCode::OK,
+        &json!({"users": users, "total": total, "limit": filter.limit, "offset": filter.offset}),
+    )
+}
+
+/// `GET /api/users/:id`.
+///
+/// # Errors
+/// 404.
+pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let id = request.param_id("id", "user")?;
+    let tenant = request.caller()?.tenant();
+    let online = online(&app, &tenant.name).await;
+    let user = users::get(&app.database, tenant, id, &online).await?;
+    response::json(StatusCode::OK, &user)
+}
+
+/// Who is online; nobody when Redis does not say, because users exist without it.
+async fn online(app: &App, tenant: &str) -> HashSet<Uuid> {
+    app.presence.online(tenant).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, tenant, "presence is unknown, everybody shows as offline");
+        HashSet::new()
+    })
+}
