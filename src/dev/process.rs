@@ -180,6 +180,20 @@ fn split_arguments(bytes: &[u8]) -> Vec<String> {
         .collect()
 }
 
+/// Processes whose working folder was this one when it was deleted. Without /proc (macOS) none is found.
+pub(super) fn working_in_deleted(folder: &Path) -> Vec<u32> {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let mut name = folder.as_os_str().to_owned();
+    name.push(" (deleted)");
+    processes
+        .flatten()
+        .filter(|entry| std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.as_os_str() == name))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
 /// The process id on the first line of a pid file; `None` when there is no file or no id in it.
 pub(super) fn read_pid(file: &Path) -> Option<u32> {
     parse_pid(&std::fs::read_to_string(file).ok()?)

@@ -251,16 +251,21 @@ fn find_program() -> Result<&'static str> {
         })
 }
 
-/// Stops a server left over by an earlier run in this folder; used before the folder is started.
+/// Stops servers left over by an earlier run in this folder; used before the folder is started.
 pub(super) async fn stop_stray_in(folder: &Path) -> Result<()> {
-    match folder.canonicalize() {
-        Ok(folder) => {
-            // Whoever holds the lock supervises that server, which then is no stray.
-            let _lock = FolderLock::take(&folder)?;
-            stop_stray(&folder).await
-        }
-        Err(_) => Ok(()),
+    if let Ok(folder) = folder.canonicalize() {
+        // Whoever holds the lock supervises that server, which then is no stray.
+        let _lock = FolderLock::take(&folder)?;
+        return stop_stray(&folder).await;
     }
+    // The folder was deleted, and the pid file with it. A Redis does not notice and would run on for good.
+    for pid in process::working_in_deleted(folder) {
+        if is_redis(&process::arguments(pid).await.join(" ")) {
+            tracing::info!(pid, "stopping a Redis whose folder was deleted");
+            process::stop_stray("Redis", pid, STOP_AT_ONCE).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Stops a server that runs in this folder without a supervisor.
@@ -283,8 +288,7 @@ async fn stop_stray(folder: &Path) -> Result<()> {
 /// elsewhere the port has to do, as the configuration in the folder names it.
 async fn is_redis_in(pid: u32, folder: &Path) -> bool {
     let arguments = process::arguments(pid).await.join(" ");
-    let program = arguments.split_whitespace().next().unwrap_or_default();
-    if !PROGRAMS.iter().any(|name| program.ends_with(name)) {
+    if !is_redis(&arguments) {
         return false;
     }
     match std::fs::read_link(format!("/proc/{pid}/cwd")) {
@@ -294,6 +298,12 @@ async fn is_redis_in(pid: u32, folder: &Path) -> bool {
             .and_then(|text| port_of(&text))
             .is_some_and(|port| listens_on(&arguments, port)),
     }
+}
+
+/// Whether a process's arguments are those of a Redis.
+fn is_redis(arguments: &str) -> bool {
+    let program = arguments.split_whitespace().next().unwrap_or_default();
+    PROGRAMS.iter().any(|name| program.ends_with(name))
 }
 
 /// The port in a `redis.conf`.
