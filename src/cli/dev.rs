@@ -281,3 +281,76 @@ async fn run_command(mut command: Command, servers: &mut Servers, signals: &mut 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// All leaves of a settings tree that a line of an environment file can hold, as `POSDUIF__SECTION__KEY`.
+    fn leaves(config: &Config) -> BTreeMap<String, String> {
+        let tree = serde_json::to_value(config).unwrap();
+        let mut found = BTreeMap::new();
+        for (section, keys) in tree.as_object().unwrap() {
+            for (key, value) in keys.as_object().into_iter().flatten() {
+                let secret = matches!(key.as_str(), "url" | "jwt_secret");
+                if !secret && !value.is_object() {
+                    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                    found.insert(format!("POSDUIF__{section}__{key}").to_uppercase(), text);
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_example_environment_shows_every_setting_with_its_default() {
+        let shown: BTreeMap<String, String> = include_str!("../../.env.example")
+            .lines()
+            .filter_map(|line| line.strip_prefix('#')?.split_once('='))
+            .filter(|(name, _)| name.starts_with("POSDUIF__"))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        assert_eq!(shown, leaves(&Config::default()));
+    }
+
+    #[test]
+    fn the_example_environment_is_read_without_complaint() {
+        let variables = include_str!("../../.env.example")
+            .lines()
+            .filter(|line| !line.starts_with("# "))
+            .filter_map(|line| line.trim_start_matches('#').split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Config::from_sources("", variables).unwrap();
+    }
+
+    #[test]
+    fn private_servers_and_the_demo_tenant_only_fill_what_is_not_set() {
+        let folder = tempfolder();
+        let mut config = Config::default();
+        config.server.default_tenant = "acme".into();
+        config.auth.jwt_secret = Secret::new("mine");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let none = ServersOptions {
+            postgres: false,
+            redis: false,
+            durability: Durability::Disposable,
+        };
+        let servers = runtime.block_on(Servers::start(&folder, &none)).unwrap();
+        let before = config.clone();
+        configure(&mut config, &servers, None);
+        assert_eq!(config, before);
+        configure(&mut config, &servers, Some(0));
+        assert_eq!(config.server.port, 0);
+        drop(servers);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    fn tempfolder() -> PathBuf {
+        std::env::temp_dir().join(format!("posduif-dev-test-{}", std::process::id()))
+    }
+}

@@ -138,6 +138,16 @@ impl Servers {
         self.redis.as_ref()
     }
 
+    /// The private Postgres, to stop, kill and restart it.
+    pub fn postgres_mut(&mut self) -> Option<&mut PrivatePostgres> {
+        self.postgres.as_mut()
+    }
+
+    /// The private Redis, to stop, kill and restart it.
+    pub fn redis_mut(&mut self) -> Option<&mut PrivateRedis> {
+        self.redis.as_mut()
+    }
+
     /// A token secret that stays the same as long as the folder does.
     pub fn jwt_secret(&self) -> &Secret {
         &self.jwt_secret
@@ -303,5 +313,43 @@ mod tests {
         let error = Memory::read_or_new(&file).err().unwrap().to_string();
         assert!(error.contains("servers.json"), "{error}");
         folder::remove_all(&folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn killed_servers_restart_on_their_ports_with_their_data() {
+        let options = ServersOptions {
+            postgres: true,
+            redis: true,
+            durability: Durability::Disposable,
+        };
+        let mut servers = Servers::start_temporary(&options).await.unwrap();
+        let folder = servers.folder().to_owned();
+
+        let postgres = servers.postgres_mut().unwrap();
+        let url = postgres.url();
+        run_sql(&url, "CREATE TABLE kept AS SELECT 1").await;
+        postgres.kill().await.unwrap();
+        assert_eq!(postgres.pid(), None);
+        postgres.restart().await.unwrap();
+        assert_eq!(postgres.url(), url);
+        run_sql(&url, "SELECT * FROM kept").await;
+
+        let redis = servers.redis_mut().unwrap();
+        let pid = redis.pid();
+        redis.stop().await.unwrap();
+        redis.restart().await.unwrap();
+        assert!(redis.pid().is_some() && redis.pid() != pid);
+
+        let refusal = Servers::start(&folder, &options).await.unwrap_err().to_string();
+        assert!(refusal.contains("in use by another running posduif"), "{refusal}");
+
+        servers.stop().await.unwrap();
+        assert!(!folder.exists());
+    }
+
+    async fn run_sql(url: &str, statement: &str) {
+        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute(statement).await.unwrap();
     }
 }
