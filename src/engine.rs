@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use tokio::sync::{mpsc, watch};
@@ -10,6 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::database::{Database, migrations, publication};
+use crate::deliver::live::{self, Hub};
+use crate::deliver::store::Store;
+use crate::deliver::trim;
+use crate::http::server::Server;
+use crate::http::{App, Parts};
 use crate::replication::replicator;
 use crate::replication::session::State;
 
@@ -42,7 +48,8 @@ impl Role {
 pub struct Engine {
     address: Option<SocketAddr>,
     parts: JoinSet<Result<()>>,
-    stop: CancellationToken,
+    stop_serving: CancellationToken,
+    stop_replicating: CancellationToken,
 }
 
 impl Engine {
@@ -61,19 +68,68 @@ impl Engine {
             .context("cannot migrate the schemas")?;
         publication::ensure(&database, &config.replication.publication).await?;
 
-        let stop = CancellationToken::new();
-        let mut parts = JoinSet::new();
-        let (state, _) = watch::channel(State::Starting);
-        if role.replicates() {
-            let (_trims, due) = mpsc::channel(TRIMS_MAX);
-            let (config, database, stop) = (config.clone(), database.clone(), stop.clone());
-            parts.spawn(async move { replicator::run(&config, &database, due, &state, stop).await });
-        }
-        Ok(Self {
+        let store = Store::new(&config.redis).context("key `redis.url`")?;
+        let mut engine = Self {
             address: None,
-            parts,
-            stop,
-        })
+            parts: JoinSet::new(),
+            stop_serving: CancellationToken::new(),
+            stop_replicating: CancellationToken::new(),
+        };
+        let replication = role.replicates().then(|| engine.replicate(&config, &database, &store));
+        if role.serves() {
+            engine.serve(&config, database, store, replication).await?;
+        }
+        Ok(engine)
+    }
+
+    fn replicate(&mut self, config: &Arc<Config>, database: &Database, store: &Store) -> watch::Receiver<State> {
+        let (state, shown) = watch::channel(State::Starting);
+        let (trims, due) = mpsc::channel(TRIMS_MAX);
+        let stop = self.stop_replicating.clone();
+        self.parts.spawn({
+            let (config, database, stop) = (config.clone(), database.clone(), stop.clone());
+            async move { replicator::run(&config, &database, due, &state, stop).await }
+        });
+        let trimming = trim::run(config.clone(), database.clone(), store.clone(), trims, stop);
+        self.parts.spawn(async move {
+            trimming.await;
+            Ok(())
+        });
+        shown
+    }
+
+    async fn serve(
+        &mut self,
+        config: &Arc<Config>,
+        database: Database,
+        store: Store,
+        replication: Option<watch::Receiver<State>>,
+    ) -> Result<()> {
+        let hub = Hub::new(config.sse.queue_events_max);
+        let stop = self.stop_serving.clone();
+        let app = Arc::new(App::new(
+            config.clone(),
+            Parts {
+                database: database.clone(),
+                store,
+                hub: hub.clone(),
+                replication,
+                stop: stop.clone(),
+            },
+        )?);
+        let server = Server::bind(app.clone()).await?;
+        self.address = Some(server.address());
+        let interval = Duration::from_secs(config.sync.metadata_interval_seconds);
+        let metadata = app.metadata.clone().run(database, interval, stop.clone());
+        let tail = live::run(config.redis.clone(), hub, stop.clone());
+        let forgetting = app.devices.clone().follow(app.hub.device_changes(), stop.clone());
+        self.parts.spawn(async move {
+            tokio::join!(metadata, tail, forgetting);
+            Ok(())
+        });
+        self.parts
+            .spawn(async move { server.run(stop).await.context("the HTTP server failed") });
+        Ok(())
     }
 
     /// Where HTTP listens; `None` for a replicator.
@@ -96,7 +152,8 @@ impl Engine {
 
     /// Drains: no new requests, those under way finish, the last batch is published, then all connections close.
     pub async fn stop(mut self) {
-        self.stop.cancel();
+        self.stop_serving.cancel();
+        self.stop_replicating.cancel();
         while let Some(result) = self.parts.join_next().await {
             if let Ok(Err(error)) = result {
                 tracing::error!(

@@ -9,6 +9,7 @@
 
 pub mod migrations;
 pub mod publication;
+pub mod snapshot;
 pub mod tenants;
 
 use std::error::Error as _;

@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamReadOptions, StreamReadReply};
 use redis::{AsyncCommands, FromRedisValue};
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -24,6 +24,9 @@ const BLOCK: Duration = Duration::from_millis(1000);
 
 /// Entries taken at once; each is a batch of notices.
 const COUNT: usize = 64;
+
+/// Changed devices that may wait for who follows them.
+const DEVICE_CHANGES_MAX: usize = 1024;
 
 /// Pauses before a lost connection is made anew: first, longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -54,6 +57,15 @@ pub enum Signal {
     Notice(Arc<Notice>),
     /// Notices were missed or history broke: read the streams from the last seen place.
     Gap,
+}
+
+/// A device of this user has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceChange {
+    /// The tenant's name.
+    pub tenant: String,
+    /// The device's user.
+    pub user: Uuid,
 }
 
 /// How fresh the read path is.
@@ -92,8 +104,7 @@ pub struct Hub {
     tenants: Arc<Mutex<HashMap<String, Readers>>>,
     next: Arc<AtomicU64>,
     freshness: watch::Sender<Freshness>,
-    /// Device changes, for caches of who may what.
-    device_changes: tokio::sync::broadcast::Sender<(String, Option<Uuid>)>,
+    device_changes: broadcast::Sender<DeviceChange>,
     queue: usize,
 }
 
@@ -132,7 +143,7 @@ impl Hub {
             tenants: Arc::default(),
             next: Arc::default(),
             freshness: watch::Sender::default(),
-            device_changes: tokio::sync::broadcast::Sender::new(1024),
+            device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
             queue,
         }
     }
@@ -158,8 +169,8 @@ impl Hub {
         self.freshness.subscribe()
     }
 
-    /// Devices that changed: tenant and user, or all of the tenant's.
-    pub fn device_changes(&self) -> tokio::sync::broadcast::Receiver<(String, Option<Uuid>)> {
+    /// Devices that changed, for caches of who may what.
+    pub fn device_changes(&self) -> broadcast::Receiver<DeviceChange> {
         self.device_changes.subscribe()
     }
 
@@ -338,7 +349,10 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
     for (event, op, users) in groups {
         if event == "device_changed" {
             for user in users.iter().flatten() {
-                let _ = hub.device_changes.send((tenant.clone(), Some(*user)));
+                let _ = hub.device_changes.send(DeviceChange {
+                    tenant: tenant.clone(),
+                    user: *user,
+                });
             }
         }
         let notice = Notice {

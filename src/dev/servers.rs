@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{self, FolderLock};
 use super::{
-    PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions, free_port, is_free, postgres, random_secret,
+    PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions, free_port, is_free, postgres, process, random_secret,
 };
 use crate::config::Secret;
 

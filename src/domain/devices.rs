@@ -2,7 +2,7 @@
 //!
 //! The directory `posduif.devices` holds the SHA-256 of each token. A checked token is trusted for
 //! `auth.device_cache_seconds`, so that a poll costs no statement; whoever revokes a device or disables a user calls
-//! [`Devices::invalidate`], and other nodes follow when their entries age out.
+//! [`Devices::invalidate`], and other nodes follow by the log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use moka::future::Cache;
 use sha2::{Digest, Sha256};
+use tokio::sync::broadcast;
 use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Error;
@@ -19,6 +21,7 @@ use super::users::UserType;
 use crate::config::{self, DeviceAuth};
 use crate::database::Database;
 use crate::database::tenants::{self, Tenant};
+use crate::deliver::live::DeviceChange;
 
 /// Most principals that are remembered.
 const CACHE_ENTRIES_MAX: u64 = 100_000;
@@ -67,6 +70,26 @@ impl Devices {
                     .time_to_live(Duration::from_secs(seconds))
                     .build()
             }),
+        }
+    }
+
+    /// Forgets devices as the log says that they changed, on whichever node that was done, until `stop`.
+    pub async fn follow(self, mut changes: broadcast::Receiver<DeviceChange>, stop: CancellationToken) {
+        loop {
+            let change = tokio::select! {
+                () = stop.cancelled() => return,
+                change = changes.recv() => change,
+            };
+            match change {
+                Ok(change) => self.invalidate(&change.tenant, Whose::User(change.user)).await,
+                // Too many at once to follow: none is known any more.
+                Err(broadcast::error::RecvError::Lagged(_)) => {
+                    if let Some(cache) = &self.cache {
+                        cache.invalidate_all();
+                    }
+                }
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
         }
     }
 

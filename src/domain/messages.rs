@@ -6,6 +6,8 @@
 //!
 //! The trigger `messages_new_version` counts versions, so no statement here does.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -13,7 +15,14 @@ use uuid::Uuid;
 
 use super::{Error, Timestamp, check_text};
 use crate::database::Database;
+use crate::database::snapshot::Snapshot;
 use crate::database::tenants::Tenant;
+
+/// How often a count looks again for a commit that is not visible yet.
+const VISIBLE_TRIES: u32 = 5;
+
+/// How long it waits between looks.
+const VISIBLE_POLL: Duration = Duration::from_millis(10);
 
 /// How far a message has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -191,6 +200,33 @@ pub async fn unread_count(database: &Database, tenant: &Tenant, user: Uuid) -> R
         )
         .await?;
     Ok(row.map_or(Ok(0), |row| row.try_get("unread_count"))?)
+}
+
+/// How many messages to this user are unread, the one of transaction `xid` included.
+///
+/// The log can bring a message before a snapshot sees it: by a hair on any server, for long while a commit waits for a
+/// standby. So the count waits a little for it, and then adds it.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn unread_count_including(database: &Database, tenant: &Tenant, user: Uuid, xid: u32) -> Result<i64, Error> {
+    let statement = tenant.sql(include_str!("../../sql/message_unread_count_seen.sql"));
+    let mut tries = 0;
+    loop {
+        let row = database.query_opt(&statement, &[(&user, Type::UUID)]).await?;
+        let (count, snapshot): (i64, String) = match &row {
+            Some(row) => (row.try_get("unread_count")?, row.try_get("snapshot")?),
+            None => return Ok(0),
+        };
+        if Snapshot::parse(&snapshot).is_none_or(|snapshot| snapshot.sees_all(xid, xid)) {
+            return Ok(count);
+        }
+        if tries == VISIBLE_TRIES {
+            return Ok(count + 1);
+        }
+        tries += 1;
+        tokio::time::sleep(VISIBLE_POLL).await;
+    }
 }
 
 /// One message.

@@ -15,19 +15,29 @@ pub mod request;
 pub mod response;
 pub mod routes;
 pub mod server;
+pub mod sse;
 pub mod sync;
 pub mod users;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use postgres_types::PgLsn;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::change::StreamId;
 use crate::config::Config;
 use crate::database::Database;
+use crate::deliver::live::Hub;
 use crate::deliver::presence::Presence;
+use crate::deliver::store::{Store, View};
 use crate::domain::devices::Devices;
 use crate::domain::password::Passwords;
+use crate::replication::session::State;
+use crate::sync::cursor::CursorKey;
+use crate::sync::incoming::Incoming;
+use crate::sync::metadata::Metadata;
 
 /// What handlers work with; one for the whole process.
 #[derive(Debug)]
@@ -44,6 +54,35 @@ pub struct App {
     pub devices: Devices,
     /// Who is online.
     pub presence: Presence,
+    /// Reads the streams.
+    pub store: Store,
+    /// Who is connected here.
+    pub hub: Hub,
+    /// Makes and checks cursors.
+    pub cursors: CursorKey,
+    /// Makes devices' batches.
+    pub incoming: Incoming,
+    /// Gathers sync times.
+    pub metadata: Metadata,
+    /// What this process's replicator does; `None` without one.
+    pub replication: Option<watch::Receiver<State>>,
+    /// Ends streams when the server stops.
+    pub stop: CancellationToken,
+}
+
+/// What the app is made of besides the settings.
+#[derive(Debug)]
+pub struct Parts {
+    /// Ordinary SQL.
+    pub database: Database,
+    /// Reads the streams.
+    pub store: Store,
+    /// Who is connected here.
+    pub hub: Hub,
+    /// What this process's replicator does; `None` without one.
+    pub replication: Option<watch::Receiver<State>>,
+    /// Ends streams when the server stops.
+    pub stop: CancellationToken,
 }
 
 impl App {
@@ -51,20 +90,46 @@ impl App {
     ///
     /// # Errors
     /// When a setting is unusable; a missing token secret, for example.
-    pub fn new(config: Arc<Config>, database: Database, presence: Presence) -> anyhow::Result<Self> {
+    pub fn new(config: Arc<Config>, parts: Parts) -> anyhow::Result<Self> {
         config.check_secrets()?;
+        let Parts {
+            database,
+            store,
+            hub,
+            replication,
+            stop,
+        } = parts;
+        let cursors = CursorKey::derive(config.auth.jwt_secret.expose());
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
             tokens: auth::Tokens::new(&config.auth),
             devices: Devices::new(database.clone(), &config),
+            presence: Presence::connect(&config.redis)?,
+            incoming: Incoming {
+                database: database.clone(),
+                store: store.clone(),
+                cursors: cursors.clone(),
+            },
+            metadata: Metadata::default(),
             database,
-            presence,
             config,
+            store,
+            hub,
+            cursors,
+            replication,
+            stop,
         })
     }
 
-    /// The stream ID that stands for a place in the write-ahead log; `None` while no epoch is known.
-    pub fn stream_id_of(&self, _lsn: PgLsn) -> Option<StreamId> {
-        None
+    /// The stream ID that stands for a place in the write-ahead log; `None` while Redis does not tell the epoch.
+    pub async fn stream_id_of(&self, lsn: PgLsn) -> Option<StreamId> {
+        let View { base, .. } = tokio::time::timeout(PATIENCE, self.store.view()).await.ok()?.ok()?;
+        Some(StreamId {
+            ms: u64::from(lsn).saturating_add(base),
+            seq: 0,
+        })
     }
 }
+
+/// How long Redis may take for what an answer can do without.
+const PATIENCE: Duration = Duration::from_millis(500);

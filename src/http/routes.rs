@@ -8,7 +8,7 @@ use hyper::Method;
 use super::error::{Code, Error};
 use super::request::{Request, percent_decode};
 use super::response::Response;
-use super::{App, app, auth, enrollment, health, messages, sync, users};
+use super::{App, app, auth, enrollment, health, messages, sse, sync, users};
 
 /// Whom a route admits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,13 @@ static ROUTES: &[Route] = &[
 
     route!(GET    "/api/app-instructions"      Device app::instructions),
 
+    route!(GET    "/api/sync/incoming"         Device sync::incoming),
+    route!(POST   "/api/sync/ack"              Device sync::acknowledge),
     route!(POST   "/api/sync/outgoing"         Device sync::outgoing),
+    route!(GET    "/api/sync/status"           Device sync::status),
+
+    route!(GET    "/sse/mobile/{device_id}"    Device sse::mobile),
+    route!(GET    "/sse/web/{user_id}"         Web    sse::web),
 
     route!(GET    "/health"                    Public health::health),
     route!(GET    "/ready"                     Public health::ready),

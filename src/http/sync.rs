@@ -1,9 +1,16 @@
 //! `/api/sync`: batches from and to devices.
 
+use std::io::Write as _;
 use std::sync::Arc;
+use std::time::Instant;
 
+use chrono::{DateTime, Utc};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use hyper::StatusCode;
-use serde::Deserialize;
+use hyper::header::{CONTENT_ENCODING, HeaderValue, VARY};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::App;
@@ -11,13 +18,18 @@ use super::error::{Code, Error};
 use super::request::{Request, required};
 use super::response::{self, Response};
 use crate::config::ConflictStrategy;
+use crate::deliver::store;
+use crate::domain::Timestamp;
+use crate::domain::devices::DevicePrincipal;
 use crate::domain::uploads::{self, ItemResult, Outcome, Rules};
+use crate::sync::device_state::{self, Update};
+use crate::sync::incoming::{self, Question};
+use crate::sync::item::{Change, Item};
 
 #[derive(Deserialize)]
 struct Upload {
     messages: Option<Vec<Value>>,
     // `compressed` repeats what Content-Encoding says and is ignored.
-    #[allow(dead_code, reason = "checked for its form; its keeping belongs to the sync status")]
     pending_count: Option<u32>,
 }
 
@@ -41,7 +53,20 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
         content_chars_max: app.config.messages.content_chars_max,
         strategy: settings.conflict_strategy,
     };
-    let uploaded = uploads::apply(&app.database, request.device()?, &items, rules).await?;
+    let device = request.device()?;
+    let uploaded = match uploads::apply(&app.database, device, &items, rules).await {
+        Ok(uploaded) => uploaded,
+        Err(error) => {
+            app.metadata
+                .failed(&device.tenant, &device.device_id, error.to_string());
+            return Err(error.into());
+        }
+    };
+    let pending = match body.pending_count {
+        Some(pending) => Some(pending),
+        None => reported_pending(&request)?,
+    };
+    report(&app, device, pending).await;
     // A client that knows counts only shall neither repeat what stands nor count what does not as done.
     let stands = |result: &ItemResult| match result.status {
         Outcome::Applied | Outcome::Duplicate => true,
@@ -62,7 +87,234 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
             "sync_timestamp": uploaded.at,
             "results": uploaded.results,
             "failed_messages": failed,
-            "position": app.stream_id_of(uploaded.lsn).map(|id| id.to_string()),
+            "position": app.stream_id_of(uploaded.lsn).await.map(|id| id.to_string()),
+        }),
+    )
+}
+
+/// What a device says of its own queue, in the header `X-Pending-Outgoing`.
+fn reported_pending(request: &Request) -> Result<Option<u32>, Error> {
+    let Some(text) = request.header("x-pending-outgoing") else {
+        return Ok(None);
+    };
+    let count = text
+        .parse()
+        .map_err(|_| Error::invalid("X-Pending-Outgoing", "must be a number of 0 or more"))?;
+    Ok(Some(count))
+}
+
+/// Notes a sync that worked, for the status. Losing the note costs nothing, so Redis' absence is no error.
+async fn report(app: &App, device: &DevicePrincipal, pending: Option<u32>) {
+    app.metadata.succeeded(&device.tenant, &device.device_id, pending);
+    let update = Update {
+        last_sync_ms: Some(Utc::now().timestamp_millis()),
+        pending_outgoing: pending,
+        ..Update::default()
+    };
+    let write = device_state::write(&app.store, &device.tenant.name, &device.device_id, &update);
+    if !matches!(tokio::time::timeout(super::PATIENCE, write).await, Ok(Ok(()))) {
+        tracing::debug!(device = device.device_id, "Redis does not take the device's report");
+    }
+}
+
+impl From<incoming::Error> for Error {
+    fn from(error: incoming::Error) -> Self {
+        let text = error.to_string();
+        match error {
+            incoming::Error::InvalidCursor(_) => Self::new(Code::InvalidCursor, text).with("field", "cursor"),
+            incoming::Error::Store(error) => error.into(),
+            incoming::Error::Domain(error) => error.into(),
+            incoming::Error::Snapshot(cause) => {
+                let mut error = Self::new(Code::SyncError, "a snapshot cannot begin now; try again in a moment");
+                error.cause = Some(cause);
+                error
+            }
+        }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match &error {
+            store::Error::Redis(_) => Self::new(Code::RedisError, "Redis is unavailable; try again in a moment"),
+            store::Error::NoCheckpoint => Self::new(
+                Code::SyncError,
+                "the replicator has published nothing yet; try again in a moment",
+            ),
+        }
+        .caused_by(&error)
+    }
+}
+
+/// The answer to `GET /api/sync/incoming`.
+#[derive(Serialize)]
+struct IncomingBody<'a> {
+    messages: Vec<&'a RawValue>,
+    users: Vec<&'a RawValue>,
+    changes: Vec<&'a Change>,
+    cursor: Option<&'a str>,
+    has_more: bool,
+    reset: bool,
+    position: String,
+    compressed: bool,
+    sync_timestamp: Timestamp,
+}
+
+/// `GET /api/sync/incoming`: what the device does not have yet.
+///
+/// # Errors
+/// 400 `INVALID_CURSOR` for a cursor that is not this device's, 503 while Redis or, for a snapshot, Postgres is away.
+pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let started = Instant::now();
+    let settings = &app.config.sync;
+    let device = request.device()?;
+    let since = match request.query.get("since") {
+        Some(text) => {
+            let at = DateTime::parse_from_rfc3339(text).map_err(|_| {
+                Error::invalid(
+                    "since",
+                    "must be a time as in RFC 3339, for example 2026-01-15T10:45:00Z",
+                )
+            })?;
+            Some((text, at.with_timezone(&Utc)))
+        }
+        None => None,
+    };
+    let question = Question {
+        cursor: request.query.get("cursor"),
+        since,
+        limit: request
+            .query
+            .number("limit", settings.batch_size, 1..=settings.batch_size_max)?,
+        bytes_max: settings.batch_bytes_max,
+    };
+    let pending = reported_pending(&request)?;
+    let batch = match app.incoming.batch(device, question).await {
+        Ok(batch) => batch,
+        Err(error) => {
+            if !matches!(error, incoming::Error::InvalidCursor(_)) {
+                app.metadata
+                    .failed(&device.tenant, &device.device_id, error.to_string());
+            }
+            return Err(error.into());
+        }
+    };
+    app.metadata.succeeded(&device.tenant, &device.device_id, pending);
+
+    let mut body = IncomingBody {
+        messages: Vec::new(),
+        users: Vec::new(),
+        changes: Vec::new(),
+        cursor: batch.cursor.as_deref(),
+        has_more: batch.has_more,
+        reset: batch.reset,
+        position: batch.position.to_string(),
+        compressed: false,
+        sync_timestamp: batch.timestamp,
+    };
+    for item in &batch.items {
+        match item {
+            Item::Message(json) => body.messages.push(json),
+            Item::User(json) => body.users.push(json),
+            Item::Change(change) => body.changes.push(change),
+        }
+    }
+    if !batch.items.is_empty() || batch.reset {
+        tracing::info!(
+            device = device.device_id,
+            tenant = device.tenant.name,
+            messages = body.messages.len(),
+            users = body.users.len(),
+            changes = body.changes.len(),
+            reset = batch.reset,
+            ms = started.elapsed().as_millis() as u64,
+            "incoming sync"
+        );
+    }
+    // The rows are nearly all of the answer, so their size decides.
+    let bytes: usize = batch.items.iter().map(Item::bytes).sum();
+    body.compressed = settings.compression && bytes >= settings.compression_threshold_bytes && accepts_gzip(&request);
+    let mut answer = if body.compressed {
+        let plain =
+            serde_json::to_vec(&body).map_err(|error| Error::internal(format!("a batch is no JSON: {error}")))?;
+        let level = Compression::new(settings.compression_level);
+        let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 2), level);
+        let packed = encoder
+            .write_all(&plain)
+            .and_then(|()| encoder.finish())
+            .map_err(|error| Error::internal(format!("a batch cannot be compressed: {error}")))?;
+        let mut answer = response::with_type(StatusCode::OK, "application/json", packed);
+        answer
+            .headers_mut()
+            .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        answer
+    } else {
+        response::json(StatusCode::OK, &body)?
+    };
+    answer
+        .headers_mut()
+        .insert(VARY, HeaderValue::from_static("accept-encoding"));
+    Ok(answer)
+}
+
+/// Whether the client takes gzip (RFC 9110, section 12.5.3).
+fn accepts_gzip(request: &Request) -> bool {
+    request.header("accept-encoding").is_some_and(|accepted| {
+        accepted.split(',').any(|coding| {
+            let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+            let is_refused = weight
+                .trim()
+                .strip_prefix("q=")
+                .is_some_and(|q| q.trim().parse() == Ok(0.0_f32));
+            matches!(name.trim(), "gzip" | "*") && !is_refused
+        })
+    })
+}
+
+#[derive(Deserialize)]
+struct Acknowledgement {
+    cursor: Option<String>,
+}
+
+/// `POST /api/sync/ack`: the device has all up to the cursor.
+///
+/// # Errors
+/// 400 `INVALID_CURSOR` for a cursor that is not this device's, 503 while Redis or Postgres is away.
+pub async fn acknowledge(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: Acknowledgement = request.json(app.config.server.body_bytes_max).await?;
+    let cursor = required("cursor", body.cursor)?;
+    let device = request.device()?;
+    app.incoming.acknowledge(device, &cursor).await?;
+    app.metadata
+        .succeeded(&device.tenant, &device.device_id, reported_pending(&request)?);
+    response::json(
+        StatusCode::OK,
+        &json!({"acknowledged": true, "sync_timestamp": Timestamp::now()}),
+    )
+}
+
+/// `GET /api/sync/status`: how the device's sync stands.
+///
+/// # Errors
+/// 503 while Redis is away.
+pub async fn status(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let device = request.device()?;
+    let state = device_state::read(&app.store, &device.tenant.name, &device.device_id).await?;
+    let pending = app.incoming.pending(device).await?;
+    let last_sync = state
+        .last_sync_ms
+        .and_then(DateTime::from_timestamp_millis)
+        .map(Timestamp);
+    let failed = app.metadata.has_failed(&device.tenant, &device.device_id);
+    let sync_status = if failed { "error" } else { "idle" };
+    response::json(
+        StatusCode::OK,
+        &json!({
+            "device_id": device.device_id,
+            "last_sync_timestamp": last_sync,
+            "pending_outgoing_count": state.pending_outgoing,
+            "pending_incoming_count": pending,
+            "sync_status": sync_status,
         }),
     )
 }

@@ -7,10 +7,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::epoch::Break;
-use super::heartbeat::{self, Snapshot};
+use super::heartbeat;
 use super::session::{self, End, State, Surroundings};
 use crate::config::Config;
 use crate::database::Database;
+use crate::database::snapshot::Snapshot;
 use crate::publish::batch::Trim;
 
 /// Waits between sessions: first, longest.

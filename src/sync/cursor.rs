@@ -181,8 +181,16 @@ mod tests {
         let page = proptest::option::of((any::<u8>(), any::<i64>(), any::<u128>()));
         (any::<u64>(), any::<i64>(), any::<u64>(), any::<u64>(), page).prop_map(|(epoch, generation, ms, seq, page)| {
             Cursor {
-                place: Place { epoch: EpochId(epoch), generation, position: StreamId { ms, seq } },
-                page: page.map(|(phase, created_at, id)| PageStart { phase, created_at, id: Uuid::from_u128(id) }),
+                place: Place {
+                    epoch: EpochId(epoch),
+                    generation,
+                    position: StreamId { ms, seq },
+                },
+                page: page.map(|(phase, created_at, id)| PageStart {
+                    phase,
+                    created_at,
+                    id: Uuid::from_u128(id),
+                }),
             }
         })
     }

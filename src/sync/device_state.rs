@@ -58,7 +58,9 @@ pub async fn read(store: &Store, tenant: &str, device_id: &str) -> Result<Device
     };
     Ok(DeviceState {
         acknowledged,
-        given: field("given").and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default(),
+        given: field("given")
+            .and_then(|json| serde_json::from_str(json).ok())
+            .unwrap_or_default(),
         last_sync_ms: field("last_sync").and_then(|text| text.parse().ok()),
         pending_outgoing: field("pending").and_then(|text| text.parse().ok()).unwrap_or_default(),
     })
@@ -109,7 +111,10 @@ pub async fn write(store: &Store, tenant: &str, device_id: &str, update: &Update
         return Ok(());
     }
     let mut pipe = redis::pipe();
-    pipe.hset_multiple(&key, &fields).ignore().expire(&key, LIFETIME_SECONDS).ignore();
+    pipe.hset_multiple(&key, &fields)
+        .ignore()
+        .expire(&key, LIFETIME_SECONDS)
+        .ignore();
     let () = pipe.query_async(&mut store.connection()).await?;
     Ok(())
 }

@@ -162,7 +162,11 @@ mod tests {
                 Item::Message(json) => {
                     let value: serde_json::Value = serde_json::from_str(json.get()).unwrap();
                     assert!(value.get("device_id").is_none() && value.get("deleted_at").is_none());
-                    format!("{}={}", value["id"].as_str().unwrap(), value["content"].as_str().unwrap())
+                    format!(
+                        "{}={}",
+                        value["id"].as_str().unwrap(),
+                        value["content"].as_str().unwrap()
+                    )
                 }
                 Item::Change(change) => format!("{}-{}", change.op, change.id.as_deref().unwrap_or("?")),
                 Item::User(_) => "user".into(),
@@ -184,11 +188,13 @@ mod tests {
     #[test]
     fn a_deleted_row_never_shows_its_content() {
         let items = collapse(vec![entry(1, Op::Delete, "a", "secret")]);
-        assert!(!serde_json::to_string(match &items[0] {
-            Item::Change(change) => change,
-            _ => panic!("a delete is a change"),
-        })
-        .unwrap()
-        .contains("secret"));
+        assert!(
+            !serde_json::to_string(match &items[0] {
+                Item::Change(change) => change,
+                _ => panic!("a delete is a change"),
+            })
+            .unwrap()
+            .contains("secret")
+        );
     }
 }

@@ -13,11 +13,11 @@ use uuid::Uuid;
 use super::cursor::PageStart;
 use super::item::Item;
 use crate::database::Database;
+use crate::database::snapshot::Snapshot;
 use crate::database::tenants::Tenant;
 use crate::deliver::store::{Handoff, Place, Store};
 use crate::domain::messages::{Message, Status};
 use crate::domain::{self, Timestamp};
-use crate::replication::heartbeat;
 use crate::replication::pipeline::{INBOX_PREFIX, TENANT_PREFIX};
 
 /// How long to wait for the replicator to create a missing stream.
@@ -76,12 +76,17 @@ pub const FIRST: PageStart = PageStart {
 /// See [`Error`].
 pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Place, Error> {
     let handoff = complete_handoff(database, store, tenant, user).await?;
-    let rows = database.query(include_str!("../../sql/current_snapshot.sql"), &[]).await?;
+    let rows = database
+        .query(include_str!("../../sql/current_snapshot.sql"), &[])
+        .await?;
     let snapshot = rows
         .first()
-        .and_then(|row| heartbeat::Snapshot::parse(row.get("snapshot")))
+        .and_then(|row| Snapshot::parse(row.get("snapshot")))
         .ok_or_else(|| domain::Error::Internal("pg_current_snapshot() is not understood".into()))?;
-    let unseen = handoff.window.iter().filter(|(_, low, high)| !snapshot.sees_all(*low, *high));
+    let unseen = handoff
+        .window
+        .iter()
+        .filter(|(_, low, high)| !snapshot.sees_all(*low, *high));
     let position = unseen.map(|(first, ..)| first.previous()).min();
     Ok(Place {
         epoch: handoff.view.epoch,

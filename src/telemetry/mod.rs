@@ -1,3 +1,5 @@
 //! Logs and health: what the engine tells about itself.
 
 pub mod logging;
+
+pub use logging::init;

@@ -1,0 +1,389 @@
+//! `/sse`: live events as server-sent events (WHATWG HTML, "Server-sent events").
+//!
+//! An event's `id` is the cursor of its place, the same that batches use; `Last-Event-ID` resumes behind it. Events are
+//! thin: a device fetches rows by sync, a web page by request.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Channel};
+use hyper::StatusCode;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::App;
+use super::error::{Code, Error};
+use super::request::Request;
+use super::response::Response;
+use crate::database::tenants::Tenant;
+use crate::deliver::feed::{Change, Feed, FeedEvent, Start};
+use crate::deliver::store::Place;
+use crate::domain::devices::{DevicePrincipal, Whose};
+use crate::domain::messages;
+use crate::sync::cursor::{Cursor, Owner};
+use crate::sync::device_state;
+
+/// Writes that may wait for a slow reader's socket, beside the feed's own queue.
+const CHUNKS_MAX: usize = 8;
+
+/// Pause before a feed that lost Redis looks again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Whose stream it is.
+#[derive(Debug, Clone)]
+enum Reader {
+    Device(Arc<DevicePrincipal>, Option<String>),
+    Web {
+        tenant: Tenant,
+        user: Uuid,
+        session: String,
+    },
+}
+
+impl Reader {
+    fn tenant(&self) -> &Tenant {
+        match self {
+            Self::Device(device, _) => &device.tenant,
+            Self::Web { tenant, .. } => tenant,
+        }
+    }
+
+    fn user(&self) -> Uuid {
+        match self {
+            Self::Device(device, _) => device.user_id,
+            Self::Web { user, .. } => *user,
+        }
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        match self {
+            Self::Device(device, _) => Owner::Device(&device.device_id),
+            Self::Web { user, .. } => Owner::User(*user),
+        }
+    }
+
+    /// The name under which presence knows this stream.
+    fn presence_name(&self) -> &str {
+        match self {
+            Self::Device(device, _) => &device.device_id,
+            Self::Web { session, .. } => session,
+        }
+    }
+}
+
+/// `GET /sse/mobile/:device_id`.
+///
+/// # Errors
+/// 403 for another device's stream, 400 for a bad id to resume from, 503 while Redis is away.
+pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let device = request.device()?.clone();
+    if request.param("device_id") != device.device_id {
+        return Err(Error::new(Code::Forbidden, "this is another device's stream"));
+    }
+    let token = request
+        .header("authorization")
+        .and_then(|value| value.split_once(' '))
+        .map(|(_, token)| token.trim());
+    let token = token.map(str::to_owned);
+    open(app, &request, Reader::Device(device, token)).await
+}
+
+/// `GET /sse/web/:user_id`.
+///
+/// # Errors
+/// 403 for another user's stream, 400 for a bad id to resume from, 503 while Redis is away.
+pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let caller = request.caller()?;
+    let (tenant, user) = (caller.tenant().clone(), caller.user_id());
+    if request.param_id("user_id", "user")? != user {
+        return Err(Error::new(Code::Forbidden, "this is another user's stream"));
+    }
+    let session = format!("web:{}", Uuid::new_v4());
+    open(app, &request, Reader::Web { tenant, user, session }).await
+}
+
+async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Response, Error> {
+    let resume = resume_place(&app, request, &reader).await?;
+    let start = Start {
+        tenant: reader.tenant().name.clone(),
+        user: reader.user(),
+        resume,
+        replay_max: app.config.sse.replay_events_max,
+    };
+    let feed = Feed::open(app.store.clone(), &app.hub, start).await?;
+    let waiting = match &reader {
+        Reader::Device(device, _) => app.incoming.pending(device).await?,
+        Reader::Web { .. } => 0,
+    };
+    let (sender, body) = Channel::<Bytes, io::Error>::new(CHUNKS_MAX);
+    tokio::spawn(stream(app, feed, reader, waiting, sender));
+
+    let mut response = hyper::Response::new(body.boxed_unsync());
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-store, no-transform"),
+    );
+    // Proxies such as nginx would otherwise hold events back.
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    Ok(response)
+}
+
+/// Where the client wants to go on.
+async fn resume_place(app: &App, request: &Request, reader: &Reader) -> Result<Option<Place>, Error> {
+    let text = request
+        .header("last-event-id")
+        .or_else(|| request.query.get("last_event_id"))
+        .or_else(|| request.query.get("lastEventId"))
+        .filter(|text| !text.is_empty());
+    let Some(text) = text else { return Ok(None) };
+    let tenant = &reader.tenant().name;
+    let cursor = app
+        .cursors
+        .decode(tenant, reader.owner(), text)
+        .map_err(|error| Error::new(Code::InvalidCursor, error.to_string()).with("field", "last_event_id"))?;
+    let mut place = cursor.place;
+    // What a device has acknowledged needs no event any more, and may be trimmed already.
+    if let Reader::Device(device, _) = reader {
+        let state = device_state::read(&app.store, tenant, &device.device_id).await?;
+        if let Some((epoch, acknowledged)) = state.acknowledged
+            && epoch == place.epoch
+        {
+            place.position = place.position.max(acknowledged);
+        }
+    }
+    Ok(Some(place))
+}
+
+/// An event in its wire form.
+struct Event {
+    name: &'static str,
+    own_name: Option<String>,
+    id: Option<String>,
+    data: Value,
+}
+
+impl Event {
+    fn new(name: &'static str, data: Value) -> Self {
+        Self {
+            name,
+            own_name: None,
+            id: None,
+            data,
+        }
+    }
+
+    fn write(&self, out: &mut BytesMut) {
+        // JSON has no line breaks of its own, names are checked by the configuration, ids are base64.
+        out.put_slice(b"event: ");
+        out.put_slice(self.own_name.as_deref().unwrap_or(self.name).as_bytes());
+        if let Some(id) = &self.id {
+            out.put_slice(b"\nid: ");
+            out.put_slice(id.as_bytes());
+        }
+        out.put_slice(b"\ndata: ");
+        out.put_slice(self.data.to_string().as_bytes());
+        out.put_slice(b"\n\n");
+    }
+}
+
+/// Why a stream wakes.
+enum Wake {
+    Events(Vec<(FeedEvent, Place)>),
+    TooSlow,
+    Interrupted,
+    Heartbeat,
+    Stop,
+}
+
+/// Feeds one stream until its client goes, its device loses its standing, or the server stops.
+async fn stream(
+    app: Arc<App>,
+    mut feed: Feed,
+    reader: Reader,
+    waiting: usize,
+    mut sender: http_body_util::channel::Sender<Bytes, io::Error>,
+) {
+    let settings = &app.config.sse;
+    let heartbeat = Duration::from_secs(settings.heartbeat_seconds);
+    let mut heartbeats = tokio::time::interval_at(tokio::time::Instant::now() + heartbeat, heartbeat);
+    let cursor = |place: Place| {
+        app.cursors
+            .encode(&reader.tenant().name, reader.owner(), &Cursor { place, page: None })
+    };
+
+    let mut out = BytesMut::new();
+    let retry_ms = settings.retry_ms + random_up_to(settings.retry_ms);
+    out.put_slice(format!("retry: {retry_ms}\n\n").as_bytes());
+    let beginning = cursor(feed.beginning());
+    Event::new("hello", json!({"type": "hello", "cursor": beginning})).write(&mut out);
+    if waiting > 0 {
+        let mut event = Event::new(
+            "sync_required",
+            json!({"type": "sync_required", "pending_count": waiting}),
+        );
+        event.id = Some(beginning);
+        event.write(&mut out);
+    }
+    touch(&app, &reader, heartbeat).await;
+    let mut is_revoked = false;
+    loop {
+        if !out.is_empty() && sender.send_data(out.split().freeze()).await.is_err() {
+            break;
+        }
+        let wake = tokio::select! {
+            () = app.stop.cancelled() => Wake::Stop,
+            events = feed.next() => match events {
+                Ok(Some(events)) => Wake::Events(events),
+                Ok(None) => Wake::TooSlow,
+                Err(error) => {
+                    tracing::debug!(%error, "a feed waits for Redis");
+                    Wake::Interrupted
+                }
+            },
+            _ = heartbeats.tick() => Wake::Heartbeat,
+        };
+        match wake {
+            Wake::Events(events) => {
+                let wants_unread = matches!(reader, Reader::Web { .. });
+                for (event, place) in events {
+                    let mut event = match event {
+                        FeedEvent::DeviceChanged => {
+                            is_revoked |= has_lost_standing(&app, &reader).await;
+                            continue;
+                        }
+                        FeedEvent::Change(change) if wants_unread => web_event(&app, &reader, change).await,
+                        FeedEvent::Change(change) => mobile_event(change),
+                        FeedEvent::SumUp => sum_up(&app, &reader).await,
+                        FeedEvent::Reset => Event::new("reset", json!({"type": "reset"})),
+                    };
+                    event.id = Some(cursor(place));
+                    event.write(&mut out);
+                }
+                if is_revoked {
+                    Event::new("revoked", json!({"type": "revoked"})).write(&mut out);
+                    let _ = sender.send_data(out.split().freeze()).await;
+                    break;
+                }
+            }
+            Wake::Interrupted => tokio::time::sleep(RETRY).await,
+            Wake::Heartbeat => {
+                out.put_slice(b": heartbeat\n\n");
+                touch(&app, &reader, heartbeat).await;
+            }
+            Wake::Stop => {
+                let delay = settings.retry_ms + random_up_to(settings.retry_ms);
+                Event::new("bye", json!({"type": "bye", "reconnect_ms": delay})).write(&mut out);
+                let _ = sender.send_data(out.split().freeze()).await;
+                break;
+            }
+            Wake::TooSlow => {
+                tracing::info!(user = %reader.user(), "a slow reader is cut; it resumes by its last id");
+                break;
+            }
+        }
+    }
+    let _ = app
+        .presence
+        .leave(&reader.tenant().name, reader.user(), reader.presence_name())
+        .await;
+}
+
+/// Whether a device may no longer read.
+async fn has_lost_standing(app: &App, reader: &Reader) -> bool {
+    let Reader::Device(device, token) = reader else {
+        return false;
+    };
+    app.devices
+        .invalidate(&device.tenant.name, Whose::Device(&device.device_id))
+        .await;
+    let checked = app
+        .devices
+        .authenticate(Some(&device.tenant.name), &device.device_id, token.as_deref())
+        .await;
+    matches!(
+        checked,
+        Err(crate::domain::Error::Unauthorized(_) | crate::domain::Error::NotFound(_))
+    )
+}
+
+async fn touch(app: &App, reader: &Reader, heartbeat: Duration) {
+    // A missed heartbeat does not make a device offline.
+    let ttl = 2 * heartbeat + Duration::from_secs(5);
+    if let Err(error) = app
+        .presence
+        .touch(&reader.tenant().name, reader.user(), reader.presence_name(), ttl)
+        .await
+    {
+        tracing::debug!(%error, "presence is not written");
+    }
+}
+
+fn mobile_event(change: Change) -> Event {
+    let mut event = plain_event(change);
+    // The seed's name for a new message on a device's stream.
+    if event.name == "new_message" {
+        event.name = "message";
+    }
+    event
+}
+
+async fn web_event(app: &App, reader: &Reader, change: Change) -> Event {
+    let xid = change.xid;
+    let mut event = plain_event(change);
+    if event.name == "new_message" {
+        let unread = messages::unread_count_including(&app.database, reader.tenant(), reader.user(), xid).await;
+        event.data["unread_count"] = match unread {
+            Ok(count) => count.into(),
+            Err(error) => {
+                tracing::warn!(%error, "an unread count is missing");
+                Value::Null
+            }
+        };
+    }
+    event
+}
+
+fn plain_event(change: Change) -> Event {
+    let name = match change.event.as_str() {
+        "new_message" => "new_message",
+        "message_read" => "message_read",
+        "message_synced" => "message_synced",
+        "message_updated" => "message_updated",
+        "message_deleted" => "message_deleted",
+        "state_changed" => "state_changed",
+        _ => "change",
+    };
+    if change.table == "messages" {
+        return Event::new(name, json!({"type": name, "message_id": change.row_id}));
+    }
+    let own_name = (name != change.event).then(|| change.event.clone());
+    let data = json!({"type": change.event, "table": change.table, "op": change.op.as_str(), "id": change.row_id});
+    Event {
+        own_name,
+        ..Event::new(name, data)
+    }
+}
+
+async fn sum_up(app: &App, reader: &Reader) -> Event {
+    let pending = match reader {
+        Reader::Device(device, _) => app.incoming.pending(device).await.unwrap_or(1).max(1),
+        Reader::Web { .. } => 1,
+    };
+    Event::new(
+        "sync_required",
+        json!({"type": "sync_required", "pending_count": pending}),
+    )
+}
+
+fn random_up_to(bound: u64) -> u64 {
+    getrandom::u64().map_or(0, |random| random % (bound + 1))
+}

@@ -1,0 +1,543 @@
+//! A device's incoming batch: acknowledge what it has, then give what follows.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use postgres_types::Type;
+use redis::streams::StreamRangeReply;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::cursor::{Cursor, CursorKey, InvalidCursor, Owner};
+use super::device_state::{self, DeviceState, Given, Update};
+use super::item::{self, Item};
+use super::snapshot;
+use crate::change::StreamId;
+use crate::database::Database;
+use crate::deliver::entry::{Entry, Op};
+use crate::deliver::store::{self, Place, Read, Store};
+use crate::domain::devices::DevicePrincipal;
+use crate::domain::messages::{Message, Status};
+use crate::domain::{self, Timestamp};
+
+/// Entries looked at in one step when statuses follow an acknowledgement.
+const ACKNOWLEDGE_CHUNK: usize = 500;
+
+/// Entries beyond which what waits is no longer counted exactly.
+const PENDING_MAX: usize = 1000;
+
+/// Why there is no batch.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cursor is not this device's.
+    #[error(transparent)]
+    InvalidCursor(#[from] InvalidCursor),
+    /// Redis failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Postgres failed.
+    #[error(transparent)]
+    Domain(#[from] domain::Error),
+    /// A snapshot could not begin.
+    #[error("{0}")]
+    Snapshot(String),
+}
+
+impl From<snapshot::Error> for Error {
+    fn from(error: snapshot::Error) -> Self {
+        match error {
+            snapshot::Error::Store(error) => Self::Store(error),
+            snapshot::Error::Domain(error) => Self::Domain(error),
+            error @ snapshot::Error::NoStreams => Self::Snapshot(error.to_string()),
+        }
+    }
+}
+
+/// A batch.
+#[derive(Debug)]
+pub struct Batch {
+    /// Rows in commit order, within a snapshot in the order of its pages.
+    pub items: Vec<Item>,
+    /// What to ask with next time; `None` when this only re-read.
+    pub cursor: Option<String>,
+    /// There is more to fetch at once.
+    pub has_more: bool,
+    /// What the device holds is to be replaced: this is the first page of a snapshot.
+    pub reset: bool,
+    /// The published checkpoint.
+    pub position: StreamId,
+    /// When it was made; unique for the device.
+    pub timestamp: Timestamp,
+}
+
+/// What a device asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// Its cursor.
+    pub cursor: Option<&'a str>,
+    /// The `sync_timestamp` of an answer that it has, for clients that know no cursor.
+    pub since: Option<(&'a str, DateTime<Utc>)>,
+    /// Most rows.
+    pub limit: usize,
+    /// Bytes of rows at which the batch ends.
+    pub bytes_max: usize,
+}
+
+/// Makes batches.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// Ordinary SQL.
+    pub database: Database,
+    /// The streams.
+    pub store: Store,
+    /// Makes and checks cursors.
+    pub cursors: CursorKey,
+}
+
+impl Incoming {
+    /// Acknowledges what the question's cursor or timestamp says, and gives what follows.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn batch(&self, device: &DevicePrincipal, question: Question<'_>) -> Result<Batch, Error> {
+        let owner = Owner::Device(&device.device_id);
+        let tenant = &device.tenant.name;
+        let state = device_state::read(&self.store, tenant, &device.device_id).await?;
+        // An acknowledgement by timestamp is one by the cursor that came with it.
+        let cursor_text = match (question.cursor, question.since) {
+            (Some(text), _) => Some(text.to_owned()),
+            (None, Some((since, at))) => match state.given.iter().rev().find(|given| given.timestamp == since) {
+                Some(given) => Some(given.cursor.clone()),
+                None => return self.re_read(device, at, question).await,
+            },
+            (None, None) => None,
+        };
+        let cursor = match &cursor_text {
+            Some(text) => Some(self.cursors.decode(tenant, owner, text)?),
+            None => None,
+        };
+        let mut update = Update::default();
+        let mut given = state.given.clone();
+        if let (Some(cursor), Some(text)) = (&cursor, &cursor_text) {
+            // Rows are worth more than their status: when Postgres is away, what is acknowledged waits for later.
+            match self.settle(device, &state, cursor, text).await {
+                Ok(Some(acknowledged)) => {
+                    update.acknowledged = Some(acknowledged);
+                    if let Some(at) = given.iter().position(|given| given.cursor == *text) {
+                        given[..=at].iter_mut().for_each(|given| given.pending.clear());
+                    }
+                }
+                Ok(None) => {}
+                Err(Error::Domain(error)) => tracing::warn!(%error, "an acknowledgement waits for Postgres"),
+                Err(error) => return Err(error),
+            }
+        }
+        let mut answer = self.answer(device, cursor, question).await?;
+        if answer.is_pin
+            && state
+                .acknowledged
+                .is_none_or(|(epoch, _)| epoch != answer.cursor.place.epoch)
+        {
+            // Holds back trimming until the device has come through its snapshot.
+            update.acknowledged = Some((answer.cursor.place.epoch, answer.cursor.place.position));
+        }
+        let timestamp = unique_timestamp(&given);
+        let text = self.cursors.encode(tenant, owner, &answer.cursor);
+        let is_news = !answer.items.is_empty() || cursor_text.as_ref() != Some(&text);
+        if is_news || question.since.is_some() {
+            let new = Given {
+                timestamp: rfc3339(timestamp),
+                cursor: text.clone(),
+                pending: std::mem::take(&mut answer.pending),
+            };
+            update.given = Some(device_state::with_given(given, new));
+        }
+        update.last_sync_ms = Some(timestamp.0.timestamp_millis());
+        device_state::write(&self.store, tenant, &device.device_id, &update).await?;
+        Ok(Batch {
+            items: answer.items,
+            cursor: Some(text),
+            has_more: answer.has_more,
+            reset: answer.reset,
+            position: answer.position,
+            timestamp,
+        })
+    }
+
+    /// Acknowledges without reading.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn acknowledge(&self, device: &DevicePrincipal, text: &str) -> Result<(), Error> {
+        let tenant = &device.tenant.name;
+        let cursor = self.cursors.decode(tenant, Owner::Device(&device.device_id), text)?;
+        let state = device_state::read(&self.store, tenant, &device.device_id).await?;
+        let acknowledged = self.settle(device, &state, &cursor, text).await?;
+        let update = Update {
+            acknowledged,
+            last_sync_ms: Some(Utc::now().timestamp_millis()),
+            ..Update::default()
+        };
+        Ok(device_state::write(&self.store, tenant, &device.device_id, &update).await?)
+    }
+
+    /// Rows of what waits for a device, counted up to a bound.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn pending(&self, device: &DevicePrincipal) -> Result<usize, Error> {
+        let tenant = &device.tenant;
+        let state = device_state::read(&self.store, &tenant.name, &device.device_id).await?;
+        let Some((epoch, acknowledged)) = state.acknowledged else {
+            let rows = self
+                .database
+                .query(
+                    &tenant.sql(include_str!("../../sql/messages_pending_count.sql")),
+                    &[(&device.user_id, Type::UUID)],
+                )
+                .await
+                .map_err(domain::Error::from)?;
+            let count: i64 = rows.first().map_or(0, |row| row.get("count"));
+            return Ok(usize::try_from(count).unwrap_or(0));
+        };
+        let handoff = self.store.handoff(&tenant.name, device.user_id).await?;
+        let mut place = Place {
+            epoch,
+            generation: handoff.generation,
+            position: acknowledged,
+        };
+        let mut rows = HashSet::new();
+        let mut looked = 0;
+        while looked < PENDING_MAX {
+            let Read::Slice(slice) = self
+                .store
+                .read(&tenant.name, device.user_id, place, PENDING_MAX)
+                .await?
+            else {
+                // A snapshot waits: at least one thing to do.
+                return Ok(rows.len().max(1));
+            };
+            looked += slice.entries.len();
+            rows.extend(slice.entries.iter().map(|entry| (entry.table.clone(), entry.row_id())));
+            if !slice.has_more {
+                break;
+            }
+            place.position = slice.end;
+        }
+        Ok(rows.len())
+    }
+
+    /// Moves statuses on and gives the new acknowledged place, `None` when it is not beyond the old one.
+    async fn settle(
+        &self,
+        device: &DevicePrincipal,
+        state: &DeviceState,
+        cursor: &Cursor,
+        text: &str,
+    ) -> Result<Option<(EpochPlace, StreamId)>, Error> {
+        let mut ids: Vec<Uuid> = Vec::new();
+        if let Some(at) = state.given.iter().position(|given| given.cursor == text) {
+            ids.extend(state.given[..=at].iter().flat_map(|given| &given.pending));
+        }
+        let place = cursor.place;
+        let before = state
+            .acknowledged
+            .filter(|(epoch, _)| *epoch == place.epoch)
+            .map(|(_, position)| position);
+        let is_beyond = cursor.page.is_none() && before.is_none_or(|before| before < place.position);
+        if is_beyond {
+            self.pending_in_stream(device, before.unwrap_or(StreamId::ZERO), place.position, &mut ids)
+                .await?;
+        }
+        for chunk in ids.chunks(ACKNOWLEDGE_CHUNK) {
+            self.database
+                .query(
+                    &device.tenant.sql(include_str!("../../sql/messages_mark_synced.sql")),
+                    &[(&device.user_id, Type::UUID), (&chunk, Type::UUID_ARRAY)],
+                )
+                .await
+                .map_err(domain::Error::from)?;
+        }
+        Ok(is_beyond.then_some((place.epoch, place.position)))
+    }
+
+    /// Collects the received messages of a stretch of the inbox that wait for their acknowledgement.
+    async fn pending_in_stream(
+        &self,
+        device: &DevicePrincipal,
+        after: StreamId,
+        until: StreamId,
+        ids: &mut Vec<Uuid>,
+    ) -> Result<(), Error> {
+        #[derive(Deserialize)]
+        struct Row<'a> {
+            id: Uuid,
+            recipient_id: Uuid,
+            status: &'a str,
+        }
+        let key = self
+            .store
+            .keys()
+            .inbox(&device.tenant.name, &device.user_id.to_string());
+        let mut from = after.next();
+        loop {
+            let reply: StreamRangeReply = redis::cmd("XRANGE")
+                .arg(&key)
+                .arg(from.to_string())
+                .arg(until.to_string())
+                .arg("COUNT")
+                .arg(ACKNOWLEDGE_CHUNK)
+                .query_async(&mut self.store.connection())
+                .await
+                .map_err(store::Error::from)?;
+            let is_last = reply.ids.len() < ACKNOWLEDGE_CHUNK;
+            for entry in reply.ids.into_iter().filter_map(Entry::parse) {
+                from = entry.id.next();
+                if entry.table != "messages" || !matches!(entry.op, Op::Insert | Op::Update) {
+                    continue;
+                }
+                if let Some(row) = entry
+                    .row
+                    .as_deref()
+                    .and_then(|row| serde_json::from_str::<Row<'_>>(row).ok())
+                    && row.recipient_id == device.user_id
+                    && row.status == Status::PendingSync.as_str()
+                {
+                    ids.push(row.id);
+                }
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        device: &DevicePrincipal,
+        cursor: Option<Cursor>,
+        question: Question<'_>,
+    ) -> Result<Answer, Error> {
+        match cursor {
+            Some(Cursor { place, page: None }) => match self.stream(device, place, question).await? {
+                Some(answer) => Ok(answer),
+                None => self.snapshot(device, None, question).await,
+            },
+            Some(Cursor {
+                place,
+                page: Some(page),
+            }) => {
+                // A snapshot whose stream has gone meanwhile would end in another one.
+                match self.store.read(&device.tenant.name, device.user_id, place, 1).await? {
+                    Read::Slice(_) => self.snapshot(device, Some((place, page)), question).await,
+                    Read::Broken(_) => self.snapshot(device, None, question).await,
+                }
+            }
+            None => self.snapshot(device, None, question).await,
+        }
+    }
+
+    /// What follows in the stream; `None` when history does not reach back.
+    async fn stream(
+        &self,
+        device: &DevicePrincipal,
+        start: Place,
+        question: Question<'_>,
+    ) -> Result<Option<Answer>, Error> {
+        let mut place = start;
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut bytes = 0;
+        let (has_more, position) = loop {
+            let room = question.limit - entries.len();
+            let slice = match self
+                .store
+                .read(&device.tenant.name, device.user_id, place, room)
+                .await?
+            {
+                Read::Slice(slice) => slice,
+                Read::Broken(_) => return Ok(None),
+            };
+            place.position = slice.end;
+            bytes += slice.entries.iter().map(Entry::bytes).sum::<usize>();
+            entries.extend(slice.entries);
+            entries.truncate(question.limit);
+            if !slice.has_more || entries.len() >= question.limit || bytes >= question.bytes_max {
+                let is_cut = entries.last().is_some_and(|last| last.id < slice.end);
+                break (slice.has_more || is_cut, slice.view.published);
+            }
+        };
+        if has_more {
+            end_at_transaction(&mut entries);
+        }
+        place.position = entries.last().map_or(start.position, |entry| entry.id);
+        Ok(Some(Answer {
+            items: item::collapse(entries),
+            pending: Vec::new(),
+            cursor: Cursor { place, page: None },
+            has_more,
+            reset: false,
+            is_pin: false,
+            position,
+        }))
+    }
+
+    async fn snapshot(
+        &self,
+        device: &DevicePrincipal,
+        resumed: Option<(Place, super::cursor::PageStart)>,
+        question: Question<'_>,
+    ) -> Result<Answer, Error> {
+        let (place, start) = match resumed {
+            Some(resumed) => resumed,
+            None => {
+                let place = snapshot::begin(&self.database, &self.store, &device.tenant, device.user_id).await?;
+                (place, snapshot::FIRST)
+            }
+        };
+        let page = snapshot::page(
+            &self.database,
+            &device.tenant,
+            device.user_id,
+            start,
+            question.limit,
+            question.bytes_max,
+        )
+        .await?;
+        let view = self.store.view().await?;
+        // After the last page the stream may hold more, and asking costs little.
+        let has_more = page.next.is_some() || view.position > place.position;
+        Ok(Answer {
+            items: page.items,
+            pending: page.pending,
+            cursor: Cursor { place, page: page.next },
+            has_more,
+            reset: resumed.is_none(),
+            is_pin: true,
+            position: view.published,
+        })
+    }
+
+    /// Messages changed since a time that is nobody's `sync_timestamp`: neither acknowledges nor moves anything.
+    async fn re_read(
+        &self,
+        device: &DevicePrincipal,
+        since: DateTime<Utc>,
+        question: Question<'_>,
+    ) -> Result<Batch, Error> {
+        let view = self.store.view().await?;
+        let limit = i64::try_from(question.limit.saturating_add(1)).unwrap_or(i64::MAX);
+        let rows = self
+            .database
+            .query(
+                &device.tenant.sql(include_str!("../../sql/messages_since.sql")),
+                &[
+                    (&device.user_id, Type::UUID),
+                    (&since, Type::TIMESTAMPTZ),
+                    (&limit, Type::INT8),
+                ],
+            )
+            .await
+            .map_err(domain::Error::from)?;
+        let mut items = Vec::with_capacity(rows.len());
+        for row in rows.iter().take(question.limit) {
+            let message = Message::from_row(row)?;
+            let json = serde_json::value::to_raw_value(&message)
+                .map_err(|error| domain::Error::Internal(error.to_string()))?;
+            items.push(Item::Message(json));
+        }
+        Ok(Batch {
+            has_more: rows.len() > items.len(),
+            items,
+            cursor: None,
+            reset: false,
+            position: view.published,
+            timestamp: Timestamp::now(),
+        })
+    }
+}
+
+type EpochPlace = crate::publish::checkpoint::EpochId;
+
+struct Answer {
+    items: Vec<Item>,
+    pending: Vec<Uuid>,
+    cursor: Cursor,
+    has_more: bool,
+    reset: bool,
+    /// The cursor's place must not be trimmed away, though it acknowledges nothing.
+    is_pin: bool,
+    position: StreamId,
+}
+
+/// Cuts a batch that goes on back to the end of a transaction, unless all of it is one.
+fn end_at_transaction(entries: &mut Vec<Entry>) {
+    let Some(last) = entries.last().map(|entry| entry.id.ms) else {
+        return;
+    };
+    if entries.first().is_some_and(|first| first.id.ms != last) {
+        entries.retain(|entry| entry.id.ms != last);
+    }
+}
+
+/// Now, and later than any answer that the device was given.
+fn unique_timestamp(given: &[Given]) -> Timestamp {
+    let now = Utc::now();
+    let last = given
+        .last()
+        .and_then(|given| DateTime::parse_from_rfc3339(&given.timestamp).ok());
+    match last {
+        Some(last) if last >= now => Timestamp(last.with_timezone(&Utc) + chrono::Duration::microseconds(1)),
+        _ => Timestamp(now),
+    }
+}
+
+/// As the API prints it.
+fn rfc3339(timestamp: Timestamp) -> String {
+    serde_json::to_value(timestamp)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(ids: &[(u64, u64)]) -> Vec<Entry> {
+        ids.iter()
+            .map(|(ms, seq)| Entry {
+                id: StreamId { ms: *ms, seq: *seq },
+                op: Op::Insert,
+                table: String::new(),
+                event: String::new(),
+                xid: 0,
+                commit_ts: 0,
+                row: None,
+                old: None,
+                unchanged: None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_batch_that_goes_on_ends_with_a_whole_transaction_where_it_can() {
+        let mut cut = entries(&[(1, 1), (1, 2), (2, 1), (2, 2)]);
+        end_at_transaction(&mut cut);
+        assert_eq!(cut.len(), 2);
+        let mut one = entries(&[(2, 1), (2, 2)]);
+        end_at_transaction(&mut one);
+        assert_eq!(one.len(), 2);
+        end_at_transaction(&mut Vec::new());
+    }
+
+    #[test]
+    fn timestamps_of_one_device_never_repeat() {
+        let future = "2999-01-01T00:00:00.000001Z";
+        let given = Given {
+            timestamp: future.into(),
+            cursor: String::new(),
+            pending: Vec::new(),
+        };
+        assert_eq!(rfc3339(unique_timestamp(&[given])), "2999-01-01T00:00:00.000002Z");
+    }
+}

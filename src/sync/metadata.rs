@@ -1,0 +1,103 @@
+//! The devices' sync times, written to Postgres in bulk: one statement per tenant and interval, however often they poll.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use postgres_types::Type;
+use tokio_util::sync::CancellationToken;
+
+use crate::database::Database;
+use crate::database::tenants::Tenant;
+
+/// What a device's last sync was like.
+#[derive(Debug, Clone)]
+struct Note {
+    at: DateTime<Utc>,
+    pending_outgoing: Option<i32>,
+    error: Option<String>,
+}
+
+/// Gathers what devices did until it is written.
+#[derive(Debug, Clone, Default)]
+pub struct Metadata {
+    notes: Arc<Mutex<HashMap<Tenant, HashMap<String, Note>>>>,
+}
+
+impl Metadata {
+    /// Notes a sync that worked.
+    pub fn succeeded(&self, tenant: &Tenant, device_id: &str, pending_outgoing: Option<u32>) {
+        self.note(tenant, device_id, pending_outgoing, None);
+    }
+
+    /// Notes a sync that did not.
+    pub fn failed(&self, tenant: &Tenant, device_id: &str, error: String) {
+        self.note(tenant, device_id, None, Some(error));
+    }
+
+    /// Whether the device's last sync here failed, as far as it is not written yet.
+    pub fn has_failed(&self, tenant: &Tenant, device_id: &str) -> bool {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes
+            .get(tenant)
+            .and_then(|devices| devices.get(device_id))
+            .is_some_and(|note| note.error.is_some())
+    }
+
+    fn note(&self, tenant: &Tenant, device_id: &str, pending_outgoing: Option<u32>, error: Option<String>) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = notes.entry(tenant.clone()).or_default().entry(device_id.to_owned());
+        let note = device.or_insert_with(|| Note {
+            at: Utc::now(),
+            pending_outgoing: None,
+            error: None,
+        });
+        note.at = Utc::now();
+        note.error = error;
+        if let Some(pending) = pending_outgoing {
+            note.pending_outgoing = Some(i32::try_from(pending).unwrap_or(i32::MAX));
+        }
+    }
+
+    /// Writes what has gathered, again and again, and once more at the end.
+    pub async fn run(self, database: Database, interval: Duration, stop: CancellationToken) {
+        loop {
+            let is_last = tokio::select! {
+                () = tokio::time::sleep(interval) => false,
+                () = stop.cancelled() => true,
+            };
+            self.write(&database).await;
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    async fn write(&self, database: &Database) {
+        let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
+        for (tenant, devices) in notes {
+            let (mut ids, mut times, mut pending, mut errors) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            for (id, note) in devices {
+                ids.push(id);
+                times.push(note.at);
+                pending.push(note.pending_outgoing);
+                errors.push(note.error);
+            }
+            let result = database
+                .query(
+                    &tenant.sql(include_str!("../../sql/sync_metadata_write.sql")),
+                    &[
+                        (&ids, Type::TEXT_ARRAY),
+                        (&times, Type::TIMESTAMPTZ_ARRAY),
+                        (&pending, Type::INT4_ARRAY),
+                        (&errors, Type::TEXT_ARRAY),
+                    ],
+                )
+                .await;
+            if let Err(error) = result {
+                tracing::warn!(tenant = tenant.name, %error, "sync times are not written; the next ones will be");
+            }
+        }
+    }
+}
