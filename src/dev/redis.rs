@@ -72,7 +72,7 @@ impl RedisOptions {
     /// Connection URL.
     pub(super) fn url(&self) -> String {
         let (password, port) = (self.password.expose(), self.port);
-        format!("redis://:{password}@127.0.0.1:{port}/0")
+        format!("redis://default:{password}@127.0.0.1:{port}/0")
     }
 }
 

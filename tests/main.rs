@@ -1,0 +1,5 @@
+//! All integration tests, in one binary. They need a Postgres and a Redis: `./scripts/test` starts both.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod pipeline;
+mod support;

@@ -1,0 +1,273 @@
+//! A small client of the API: requests with JSON, and event streams.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+
+use super::{PASSWORD, PATIENCE};
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON, null when it is none.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+
+    /// The error code of the envelope.
+    pub(crate) fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The body as JSON of an answer that must have this status.
+    #[track_caller]
+    pub(crate) fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", String::from_utf8_lossy(&self.body));
+        self.json()
+    }
+}
+
+/// A client with the credentials of one user or device, or none.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    client: Client<HttpConnector, Full<Bytes>>,
+    address: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Api {
+    /// A client without credentials.
+    pub(crate) fn new(address: &str) -> Self {
+        Self {
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            address: address.to_owned(),
+            headers: Vec::new(),
+        }
+    }
+
+    /// The same client with one more header on each request.
+    pub(crate) fn with(&self, name: &str, value: &str) -> Self {
+        let mut with = self.clone();
+        with.headers.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+        with.headers.push((name.to_owned(), value.to_owned()));
+        with
+    }
+
+    /// Logs a user in.
+    pub(crate) async fn log_in(&self, tenant: &str, username: &str) -> Self {
+        let body = json!({"tenant": tenant, "username": username, "password": PASSWORD});
+        let answer = self.post("/api/auth/login", &body).await.expect(200);
+        self.with(
+            "authorization",
+            &format!("Bearer {}", answer["token"].as_str().unwrap()),
+        )
+    }
+
+    /// Enrolls a new device by way of this web user, for an existing user or a new one; gives the device's client and
+    /// its answer.
+    pub(crate) async fn enroll(&self, device_id: &str, user: Option<&str>) -> (Self, Value) {
+        let body = user.map_or(json!({}), |user| json!({"user_id": user}));
+        let created = self.post("/api/enrollment/create", &body).await.expect(201);
+        let complete = json!({
+            "token": created["token"],
+            "device_id": device_id,
+            "device_info": {"platform": "android", "version": "13", "model": "Pixel 7", "app_version": "1.0.0"},
+        });
+        let answer = Self::new(&self.address)
+            .post("/api/enrollment/complete", &complete)
+            .await
+            .expect(201);
+        let token = answer["device_token"].as_str().unwrap();
+        let device = Self::new(&self.address)
+            .with("authorization", &format!("Bearer {token}"))
+            .with("x-device-id", device_id);
+        (device, answer)
+    }
+
+    /// Sends a request with any body.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let response = self.begin(method, path, content_type, body).await;
+        let (head, body) = response.into_parts();
+        let body = tokio::time::timeout(PATIENCE, body.collect())
+            .await
+            .unwrap()
+            .unwrap()
+            .to_bytes();
+        Answer {
+            status: head.status,
+            headers: head.headers,
+            body,
+        }
+    }
+
+    async fn begin(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: impl Into<Bytes>,
+    ) -> hyper::Response<Incoming> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address));
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let request = request.body(Full::new(body.into())).unwrap();
+        tokio::time::timeout(PATIENCE, self.client.request(request))
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, None, "").await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::POST, path, Some("application/json"), body.to_string())
+            .await
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PUT, path, Some("application/json"), body.to_string())
+            .await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PATCH, path, Some("application/json"), body.to_string())
+            .await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, None, "").await
+    }
+
+    /// Opens an event stream and waits for its `hello`.
+    pub(crate) async fn events(&self, path: &str) -> Events {
+        let response = self.begin(Method::GET, path, None, "").await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let mut events = Events {
+            body: response.into_body(),
+            buffer: String::new(),
+            cursor: String::new(),
+        };
+        let hello = events.next().await.expect("a hello");
+        assert_eq!(hello.name, "hello");
+        events.cursor = hello.data["cursor"].as_str().unwrap().to_owned();
+        events
+    }
+
+    /// A device's whole sync: pages until there is no more; gives all pages and the last cursor.
+    pub(crate) async fn sync(&self, cursor: Option<&str>) -> (Vec<Value>, String) {
+        let mut pages = Vec::new();
+        let mut cursor = cursor.map(str::to_owned);
+        loop {
+            let path = match &cursor {
+                Some(cursor) => format!("/api/sync/incoming?cursor={cursor}"),
+                None => "/api/sync/incoming".to_owned(),
+            };
+            let page = self.get(&path).await.expect(200);
+            cursor = Some(page["cursor"].as_str().unwrap().to_owned());
+            let has_more = page["has_more"] == true;
+            pages.push(page);
+            if !has_more {
+                return (pages, cursor.unwrap());
+            }
+        }
+    }
+}
+
+/// An event.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) id: Option<String>,
+    pub(crate) data: Value,
+}
+
+/// An open event stream.
+#[derive(Debug)]
+pub(crate) struct Events {
+    body: Incoming,
+    buffer: String,
+    /// Where it began, as its `hello` said.
+    pub(crate) cursor: String,
+}
+
+impl Events {
+    /// The next event; `None` when the stream has ended. Comments and `retry` are passed over.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        tokio::time::timeout(PATIENCE, self.read())
+            .await
+            .expect("no event came in time")
+    }
+
+    /// Whether nothing comes for a while.
+    pub(crate) async fn is_silent(&mut self, span: Duration) -> bool {
+        tokio::time::timeout(span, self.read()).await.is_err()
+    }
+
+    /// The next event of this name; others are passed over.
+    pub(crate) async fn expect(&mut self, name: &str) -> Event {
+        loop {
+            let event = self
+                .next()
+                .await
+                .unwrap_or_else(|| panic!("the stream ended before {name}"));
+            if event.name == name {
+                return event;
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Option<Event> {
+        loop {
+            while let Some((block, rest)) = self.buffer.split_once("\n\n") {
+                let (block, rest) = (block.to_owned(), rest.to_owned());
+                self.buffer = rest;
+                let field = |name: &str| {
+                    block
+                        .lines()
+                        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned))
+                };
+                if let Some(name) = field("event") {
+                    let data = field("data").unwrap_or_default();
+                    return Some(Event {
+                        name,
+                        id: field("id"),
+                        data: serde_json::from_str(&data).unwrap(),
+                    });
+                }
+            }
+            let frame = self.body.frame().await?.ok()?;
+            if let Ok(data) = frame.into_data() {
+                self.buffer.push_str(std::str::from_utf8(&data).unwrap());
+            }
+        }
+    }
+}

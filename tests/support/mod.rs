@@ -1,0 +1,360 @@
+//! What tests stand on: a world of one's own, made of a database, a slot and a Redis prefix that nobody else uses.
+
+pub(crate) mod http;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use posduif::change::StreamId;
+use posduif::config::{Config, Secret};
+use posduif::database::{Database, tenants};
+use posduif::domain::users::{self, NewUser, UserType};
+use posduif::engine::{Engine, Role};
+use posduif::keys::Keys;
+use redis::aio::MultiplexedConnection;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio_postgres::NoTls;
+use uuid::Uuid;
+
+use self::http::Api;
+
+/// How long anything may take before a test says what it waited for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The password of every user that tests make.
+pub(crate) const PASSWORD: &str = "correct horse";
+
+fn server(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run ./scripts/test"))
+}
+
+/// A database, a slot, a publication and a Redis prefix of one's own. Dropping it removes them.
+pub(crate) struct World {
+    pub(crate) config: Config,
+    name: String,
+    admin_url: String,
+}
+
+impl World {
+    /// A new, empty world.
+    pub(crate) async fn new() -> Self {
+        Self::on(&server("DATABASE_URL"), &server("REDIS_URL")).await
+    }
+
+    /// A world on servers of the test's own.
+    pub(crate) async fn on(database_url: &str, redis_url: &str) -> Self {
+        let name = format!("t{}", &Uuid::new_v4().simple().to_string()[..16]);
+        let admin = connect(database_url).await;
+        admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        let (base, _) = database_url.rsplit_once('/').unwrap();
+        let mut config = Config::default();
+        config.postgres.url = Secret::new(format!("{base}/{name}"));
+        config.postgres.pool_size = 4;
+        config.redis.url = Secret::new(redis_url);
+        config.redis.prefix = name.clone();
+        config.replication.slot = name.clone();
+        config.replication.publication = name.clone();
+        config.server.port = 0;
+        config.server.default_tenant = "acme".into();
+        config.auth.jwt_secret = Secret::new("a secret that only this test world knows");
+        // The cheapest hash that the bounds allow: tests log in often.
+        config.auth.argon2_memory_kib = 8192;
+        config.auth.argon2_iterations = 1;
+        Self {
+            config,
+            name,
+            admin_url: database_url.to_owned(),
+        }
+    }
+
+    /// Ordinary SQL as the engine does it.
+    pub(crate) async fn database(&self) -> Database {
+        Database::connect(&self.config.postgres).await.unwrap()
+    }
+
+    /// A connection of somebody else's: `psql`, another application.
+    pub(crate) async fn psql(&self) -> tokio_postgres::Client {
+        connect(self.config.postgres.url.expose()).await
+    }
+
+    /// A connection to Redis.
+    pub(crate) async fn redis(&self) -> MultiplexedConnection {
+        let client = redis::Client::open(self.config.redis.url.expose()).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// Names of this world's keys.
+    pub(crate) fn keys(&self) -> Keys {
+        Keys::new(&self.config.redis.prefix)
+    }
+
+    /// An engine within the test.
+    pub(crate) async fn engine(&self, role: Role) -> RunningEngine {
+        let engine = Engine::start(self.config.clone(), role).await.unwrap();
+        RunningEngine { engine: Some(engine) }
+    }
+
+    /// An engine in a process of its own, which can be killed.
+    pub(crate) async fn process(&self, role: &str) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_posduif"));
+        command
+            .args(["serve", "--role", role])
+            .current_dir(std::env::temp_dir())
+            .env_remove("DATABASE_URL")
+            .env_remove("REDIS_URL")
+            .env("POSDUIF__POSTGRES__URL", self.config.postgres.url.expose())
+            .env("POSDUIF__REDIS__URL", self.config.redis.url.expose())
+            .env("POSDUIF__REDIS__PREFIX", &self.config.redis.prefix)
+            .env("POSDUIF__REPLICATION__SLOT", &self.config.replication.slot)
+            .env(
+                "POSDUIF__REPLICATION__PUBLICATION",
+                &self.config.replication.publication,
+            )
+            .env("POSDUIF__SERVER__PORT", "0")
+            .env("POSDUIF__SERVER__DEFAULT_TENANT", &self.config.server.default_tenant)
+            .env("POSDUIF__AUTH__JWT_SECRET", self.config.auth.jwt_secret.expose())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut address = None;
+        if role != "replicator" {
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let line = tokio::time::timeout(PATIENCE, lines.next_line())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
+            address = Some(line.strip_prefix("ready: http://").unwrap().to_owned());
+        }
+        Process { child, address }
+    }
+
+    /// A tenant; an engine or `migrate` must have made the control schema.
+    pub(crate) async fn tenant(&self, name: &str) {
+        let database = self.database().await;
+        tenants::create(&database, &self.config.replication, name)
+            .await
+            .unwrap();
+    }
+
+    /// A user of a tenant with [`PASSWORD`].
+    pub(crate) async fn user(&self, tenant: &str, username: &str, user_type: UserType) -> Uuid {
+        let database = self.database().await;
+        let user = NewUser {
+            username: username.to_owned(),
+            user_type,
+            email: None,
+            password: Some(PASSWORD.to_owned()),
+        };
+        users::create(&database, &self.config.auth, tenant, user).await.unwrap()
+    }
+
+    /// Waits until all that is committed now has been published.
+    pub(crate) async fn published(&self) {
+        let client = self.psql().await;
+        let row = client
+            .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
+            .await
+            .unwrap();
+        let target: postgres_types::PgLsn = row.get::<_, String>(0).parse().unwrap();
+        let key = self.keys().checkpoint();
+        let redis = self.redis().await;
+        eventually("the checkpoint reaches the end of the log", || {
+            let (mut redis, key) = (redis.clone(), key.clone());
+            async move {
+                let end: Option<String> = redis::cmd("HGET")
+                    .arg(&key)
+                    .arg("end_lsn")
+                    .query_async(&mut redis)
+                    .await
+                    .unwrap();
+                end.and_then(|end| end.parse::<postgres_types::PgLsn>().ok())
+                    .filter(|end| *end >= target)
+            }
+        })
+        .await;
+    }
+
+    /// All entries of a stream.
+    pub(crate) async fn stream(&self, key: &str) -> Vec<Entry> {
+        let mut redis = self.redis().await;
+        let reply: redis::streams::StreamRangeReply = redis::cmd("XRANGE")
+            .arg(key)
+            .arg("-")
+            .arg("+")
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        reply
+            .ids
+            .into_iter()
+            .map(|raw| Entry {
+                id: raw.id.parse().unwrap(),
+                fields: raw
+                    .map
+                    .into_iter()
+                    .map(|(name, value)| (name, redis::from_redis_value(value).unwrap()))
+                    .collect(),
+            })
+            .collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let (url, name, redis_url) = (
+            self.admin_url.clone(),
+            self.name.clone(),
+            self.config.redis.url.expose().to_owned(),
+        );
+        // A test may end anywhere, also by a panic inside a runtime, so the clean-up brings its own.
+        let cleaning = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let clean = async {
+                    let admin = try_connect(&url).await?;
+                    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+                    let drop_slot = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                                     WHERE database = $1 AND NOT active";
+                    for _ in 0..50 {
+                        admin.execute(end, &[&name]).await.ok()?;
+                        let _ = admin.execute(drop_slot, &[&name]).await;
+                        if admin
+                            .batch_execute(&format!("DROP DATABASE IF EXISTS {name}"))
+                            .await
+                            .is_ok()
+                        {
+                            break;
+                        }
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    let client = redis::Client::open(redis_url).ok()?;
+                    let mut redis = client.get_multiplexed_async_connection().await.ok()?;
+                    let keys: Vec<String> = redis::cmd("KEYS")
+                        .arg(format!("{name}:*"))
+                        .query_async(&mut redis)
+                        .await
+                        .ok()?;
+                    if !keys.is_empty() {
+                        let _: i64 = redis::cmd("UNLINK").arg(keys).query_async(&mut redis).await.ok()?;
+                    }
+                    Some(())
+                };
+                let _ = tokio::time::timeout(Duration::from_secs(5), clean).await;
+            });
+        });
+        let _ = cleaning.join();
+    }
+}
+
+/// An entry of a stream with its fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) id: StreamId,
+    pub(crate) fields: HashMap<String, String>,
+}
+
+impl Entry {
+    /// A field, empty when absent.
+    pub(crate) fn field(&self, name: &str) -> &str {
+        self.fields.get(name).map_or("", String::as_str)
+    }
+
+    /// A field that holds JSON, null when absent.
+    pub(crate) fn json(&self, name: &str) -> serde_json::Value {
+        self.fields
+            .get(name)
+            .map_or(serde_json::Value::Null, |json| serde_json::from_str(json).unwrap())
+    }
+}
+
+/// An engine within the test; dropping it without [`RunningEngine::stop`] abandons its tasks.
+pub(crate) struct RunningEngine {
+    engine: Option<Engine>,
+}
+
+impl RunningEngine {
+    /// A client of its API.
+    pub(crate) fn api(&self) -> Api {
+        Api::new(&self.engine.as_ref().unwrap().address().unwrap().to_string())
+    }
+
+    /// Stops it as Ctrl-C does.
+    pub(crate) async fn stop(mut self) {
+        tokio::time::timeout(PATIENCE, self.engine.take().unwrap().stop())
+            .await
+            .unwrap();
+    }
+}
+
+/// An engine in a process of its own.
+pub(crate) struct Process {
+    child: Child,
+    address: Option<String>,
+}
+
+impl Process {
+    /// A client of its API.
+    pub(crate) fn api(&self) -> Api {
+        Api::new(self.address.as_ref().unwrap())
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// Ends it as a power cut would.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Ends it by SIGTERM and gives its exit code.
+    pub(crate) async fn terminate(mut self) -> Option<i32> {
+        let pid = nix::unistd::Pid::from_raw(self.pid().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        tokio::time::timeout(PATIENCE, self.child.wait())
+            .await
+            .unwrap()
+            .unwrap()
+            .code()
+    }
+
+    /// The most memory that it has used so far, in KiB (`VmHWM`).
+    pub(crate) fn peak_memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+async fn try_connect(url: &str) -> Option<tokio_postgres::Client> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.ok()?;
+    tokio::spawn(connection);
+    Some(client)
+}
+
+async fn connect(url: &str) -> tokio_postgres::Client {
+    try_connect(url)
+        .await
+        .unwrap_or_else(|| panic!("cannot connect to Postgres"))
+}
+
+/// Asks again and again until there is an answer; says what it waited for when patience ends.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
