@@ -183,13 +183,13 @@ async fn play(api: &Api, file: &Path, patience: Duration, report: &mut Report) -
     report
         .step("it syncs what it missed", sync_until_it_has(api, &mut phone, &missed))
         .await?;
-    let unread = unread_count(api, &bob).await.unwrap_or(0);
-    let upload = phone.outbox()?;
-    report
+    let (upload, unread) = report
         .step("it uploads its outbox", async {
+            let unread = unread_count(api, &bob).await?;
+            let upload = phone.outbox()?;
             let results = phone.upload(api, &upload).await?;
             all_are("applied", &replies, &results)?;
-            Ok(((), format!("2 applied, outbox: {}", phone.pending()?)))
+            Ok(((upload, unread), format!("2 applied, outbox: {}", phone.pending()?)))
         })
         .await?;
     report

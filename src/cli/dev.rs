@@ -231,7 +231,8 @@ fn announce(config: &Config, folder: &Path, port: u16, json: bool) -> Result<()>
         println!("{}", serde_json::json!({"ready": url, "env": env, "data": folder}));
     } else {
         println!("ready: {url}");
-        println!("{}", what_next(&shown(&env)));
+        let program = std::env::current_exe().map_or_else(|_| "posduif".to_owned(), |path| shown(&path));
+        println!("{}", what_next(&program, &shown(&env)));
     }
     Ok(())
 }
@@ -244,12 +245,12 @@ fn shown(path: &Path) -> String {
     relative.unwrap_or_else(|| path.display().to_string())
 }
 
-fn what_next(env: &str) -> String {
+fn what_next(program: &str, env: &str) -> String {
     format!(
         r#"
 Try, in another terminal:
   set -a; . '{env}'; set +a
-  posduif demo                  # the whole story, with a SQLite file as the phone
+  '{program}' demo    # the whole story, with a SQLite file as the phone
   curl -s "$POSDUIF_URL/api/auth/login" -H 'Content-Type: application/json' \
        -d '{{"username":"bob","password":"{DEMO_PASSWORD}"}}'
   psql "$DATABASE_URL" -c "INSERT INTO tenant_demo.messages (sender_id, recipient_id, content)

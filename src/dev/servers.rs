@@ -47,8 +47,9 @@ pub struct Servers {
     redis: Option<PrivateRedis>,
     jwt_secret: Secret,
     folder: PathBuf,
-    temporary: bool,
     _lock: FolderLock,
+    // After the servers: fields are dropped in this order.
+    temporary: Option<TemporaryFolder>,
 }
 
 impl Servers {
@@ -61,7 +62,7 @@ impl Servers {
         let folder = folder
             .canonicalize()
             .with_context(|| format!("cannot enter the data folder {}", folder.display()))?;
-        Self::start_in(folder, options, false).await
+        Self::start_in(folder, options).await
     }
 
     /// Starts the servers in a new folder, which [`Self::stop`] removes.
@@ -69,15 +70,17 @@ impl Servers {
     /// # Errors
     /// When a server is not installed or does not start.
     pub async fn start_temporary(options: &ServersOptions) -> Result<Self> {
-        let folder = folder::create_temporary()?;
-        let started = Self::start_in(folder.clone(), options, true).await;
-        if started.is_err() {
-            remove(&folder)?;
-        }
-        started
+        let temporary = TemporaryFolder(folder::create_temporary()?);
+        let folder = temporary
+            .0
+            .canonicalize()
+            .with_context(|| format!("cannot enter {}", temporary.0.display()))?;
+        let mut servers = Self::start_in(folder, options).await?;
+        servers.temporary = Some(temporary);
+        Ok(servers)
     }
 
-    async fn start_in(folder: PathBuf, options: &ServersOptions, temporary: bool) -> Result<Self> {
+    async fn start_in(folder: PathBuf, options: &ServersOptions) -> Result<Self> {
         let lock = FolderLock::take(&folder)?;
         let memory_file = folder.join("servers.json");
         let mut memory = Memory::read_or_new(&memory_file)?;
@@ -112,8 +115,8 @@ impl Servers {
             redis,
             jwt_secret: Secret::new(&memory.jwt_secret),
             folder,
-            temporary,
             _lock: lock,
+            temporary: None,
         })
     }
 
@@ -207,8 +210,27 @@ impl Servers {
         self.remove_temporary()
     }
 
-    fn remove_temporary(&self) -> Result<()> {
-        if self.temporary { remove(&self.folder) } else { Ok(()) }
+    fn remove_temporary(&mut self) -> Result<()> {
+        match self.temporary.take() {
+            Some(temporary) => remove(&temporary.0),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A folder that goes with the servers, also when a start is interrupted or a test panics.
+#[derive(Debug)]
+struct TemporaryFolder(PathBuf);
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        // Servers and their children that were killed just now need a moment to end, and may be writing until then.
+        for _ in 0..50 {
+            if remove(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(super::process::POLL);
+        }
     }
 }
 

@@ -69,9 +69,12 @@ impl Api {
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
             bail!("{url} is not of the form http://host:port, which is all that the demo speaks");
         }
+        let mut connector = HttpConnector::new();
+        // The steps' latencies are to be the engine's, not those of small packets that wait for an acknowledgement.
+        connector.set_nodelay(true);
         Ok(Self {
             base: url.trim_end_matches('/').to_owned(),
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            client: Client::builder(TokioExecutor::new()).build(connector),
             patience,
         })
     }
