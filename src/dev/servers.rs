@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{self, FolderLock};
 use super::{
-    PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions, free_port, is_free, postgres, process, random_secret,
+    PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions, free_port, is_free, postgres, random_secret,
 };
 use crate::config::Secret;
 
@@ -229,7 +229,7 @@ impl Drop for TemporaryFolder {
             if remove(&self.0).is_ok() {
                 return;
             }
-            std::thread::sleep(process::POLL);
+            std::thread::sleep(super::process::POLL);
         }
     }
 }
