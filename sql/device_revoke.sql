@@ -3,4 +3,4 @@ WITH directory AS (
     UPDATE posduif.devices SET revoked_at = now() WHERE tenant = $1 AND device_id = $2 AND revoked_at IS NULL
 )
 UPDATE {schema}.devices SET revoked_at = now() WHERE device_id = $2 AND revoked_at IS NULL
-RETURNING device_id
+RETURNING user_id

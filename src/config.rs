@@ -260,7 +260,8 @@ pub struct Auth {
     pub token_expiry_seconds: u64,
     /// How devices prove who they are: `token` or `id`.
     pub device_auth: DeviceAuth,
-    /// Seconds for which a checked device token is trusted without asking Postgres again (0 to 300).
+    /// Seconds for which a checked device token is trusted without asking Postgres again (0 to 3,600). The log tells
+    /// of revocations within moments; while what it tells is not fresh, nothing is trusted.
     pub device_cache_seconds: u64,
     /// Argon2id memory in KiB (8,192 to 1,048,576).
     pub argon2_memory_kib: u32,
@@ -278,7 +279,7 @@ impl Default for Auth {
             jwt_audience: "posduif".into(),
             token_expiry_seconds: 3600,
             device_auth: DeviceAuth::Token,
-            device_cache_seconds: 5,
+            device_cache_seconds: 600,
             argon2_memory_kib: 19_456,
             argon2_iterations: 2,
             hash_concurrency: 2,
@@ -584,7 +585,7 @@ impl Config {
         within("streams.device_idle_days", t.device_idle_days, 1, 3650)?;
         let a = &self.auth;
         within("auth.token_expiry_seconds", a.token_expiry_seconds, 60, 86_400)?;
-        within("auth.device_cache_seconds", a.device_cache_seconds, 0, 300)?;
+        within("auth.device_cache_seconds", a.device_cache_seconds, 0, 3600)?;
         within("auth.argon2_memory_kib", a.argon2_memory_kib.into(), 8192, 1_048_576)?;
         within("auth.argon2_iterations", a.argon2_iterations.into(), 1, 10)?;
         within("auth.hash_concurrency", a.hash_concurrency as u64, 1, 64)?;

@@ -5,13 +5,14 @@
 //! [`Devices::invalidate`], and other nodes follow by the log.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use moka::future::Cache;
 use sha2::{Digest, Sha256};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -21,7 +22,7 @@ use super::users::UserType;
 use crate::config::{self, DeviceAuth};
 use crate::database::Database;
 use crate::database::tenants::{self, Tenant};
-use crate::deliver::live::DeviceChange;
+use crate::deliver::live::{DeviceChange, Freshness};
 
 /// Most principals that are remembered.
 const CACHE_ENTRIES_MAX: u64 = 100_000;
@@ -47,29 +48,60 @@ pub struct DevicePrincipal {
 /// What a device showed: its id and, unless the id alone is enough, the hash of its token.
 type Proof = (Option<[u8; 32]>, String);
 
+/// What was checked, and what has changed since.
+#[derive(Debug)]
+struct PrincipalCache {
+    /// Each with the number of the last change when it was checked.
+    principals: Cache<Proof, (Arc<DevicePrincipal>, u64)>,
+    /// The last change of each tenant's user, remembered for longer than a principal.
+    changes: Cache<(String, Uuid), u64>,
+    /// Counts changes.
+    sequence: AtomicU64,
+}
+
+impl PrincipalCache {
+    fn new(lifetime: Duration) -> Self {
+        Self {
+            principals: Cache::builder()
+                .max_capacity(CACHE_ENTRIES_MAX)
+                .time_to_live(lifetime)
+                .build(),
+            changes: Cache::builder().time_to_live(2 * lifetime).build(),
+            sequence: AtomicU64::new(0),
+        }
+    }
+
+    async fn get(&self, proof: &Proof) -> Option<Arc<DevicePrincipal>> {
+        let (principal, checked) = self.principals.get(proof).await?;
+        let user = (principal.tenant.name.clone(), principal.user_id);
+        let changed = self.changes.get(&user).await;
+        changed.is_none_or(|changed| changed <= checked).then_some(principal)
+    }
+}
+
 /// Checks devices. Cloning shares the cache.
 #[derive(Debug, Clone)]
 pub struct Devices {
     database: Database,
     mode: DeviceAuth,
     default_tenant: String,
-    cache: Option<Cache<Proof, Arc<DevicePrincipal>>>,
+    cache: Option<Arc<PrincipalCache>>,
+    /// Revocations come by the log, so the cache is as good as the log is fresh.
+    freshness: watch::Receiver<Freshness>,
+    freshness_bound: Duration,
 }
 
 impl Devices {
     /// Takes mode and cache time from the settings.
-    pub fn new(database: Database, settings: &config::Config) -> Self {
+    pub fn new(database: Database, settings: &config::Config, freshness: watch::Receiver<Freshness>) -> Self {
         let seconds = settings.auth.device_cache_seconds;
         Self {
             database,
             mode: settings.auth.device_auth,
             default_tenant: settings.server.default_tenant.clone(),
-            cache: (seconds > 0).then(|| {
-                Cache::builder()
-                    .max_capacity(CACHE_ENTRIES_MAX)
-                    .time_to_live(Duration::from_secs(seconds))
-                    .build()
-            }),
+            freshness,
+            freshness_bound: Duration::from_secs(settings.health.freshness_bound_seconds),
+            cache: (seconds > 0).then(|| Arc::new(PrincipalCache::new(Duration::from_secs(seconds)))),
         }
     }
 
@@ -81,11 +113,11 @@ impl Devices {
                 change = changes.recv() => change,
             };
             match change {
-                Ok(change) => self.invalidate(&change.tenant, Whose::User(change.user)).await,
+                Ok(change) => self.invalidate(&change.tenant, change.user).await,
                 // Too many at once to follow: none is known any more.
                 Err(broadcast::error::RecvError::Lagged(_)) => {
                     if let Some(cache) = &self.cache {
-                        cache.invalidate_all();
+                        cache.principals.invalidate_all();
                     }
                 }
                 Err(broadcast::error::RecvError::Closed) => return,
@@ -117,11 +149,22 @@ impl Devices {
         };
         let hash = hash_token(token);
         let proof = (Some(hash), device_id.to_owned());
-        if let Some(cache) = &self.cache
+        let is_fresh = self
+            .freshness
+            .borrow()
+            .age()
+            .is_some_and(|age| age <= self.freshness_bound);
+        if is_fresh
+            && let Some(cache) = &self.cache
             && let Some(known) = cache.get(&proof).await
         {
             return Ok(known);
         }
+        // A change that comes between here and the answer must not be covered by it.
+        let sequence = self
+            .cache
+            .as_ref()
+            .map_or(0, |cache| cache.sequence.load(Ordering::SeqCst));
         let row = self
             .database
             .query_opt(
@@ -141,32 +184,21 @@ impl Devices {
                 .await?;
         }
         if let Some(cache) = &self.cache {
-            cache.insert(proof, principal.clone()).await;
+            cache.principals.insert(proof, (principal.clone(), sequence)).await;
         }
         Ok(principal)
     }
 
-    /// Forgets what was checked for a device, or for all devices of a user.
-    pub async fn invalidate(&self, tenant: &str, of: Whose<'_>) {
-        let Some(cache) = &self.cache else { return };
-        let hit: Vec<Arc<Proof>> = cache
-            .iter()
-            .filter(|(_, principal)| {
-                principal.tenant.name == tenant
-                    && match of {
-                        Whose::Device(device_id) => principal.device_id == device_id,
-                        Whose::User(user_id) => principal.user_id == user_id,
-                    }
-            })
-            .map(|(proof, _)| proof)
-            .collect();
-        for proof in hit {
-            cache.invalidate(&*proof).await;
+    /// Forgets what was checked for the devices of a user.
+    pub async fn invalidate(&self, tenant: &str, user: Uuid) {
+        if let Some(cache) = &self.cache {
+            let change = cache.sequence.fetch_add(1, Ordering::SeqCst) + 1;
+            cache.changes.insert((tenant.to_owned(), user), change).await;
         }
     }
 
-    /// Revokes a device: its token ends now here, and within `auth.device_cache_seconds` on other nodes. Gives false
-    /// when there is no such device, or it was revoked before.
+    /// Revokes a device: its token ends now here, and on other nodes when the log tells them. Gives false when there is
+    /// no such device, or it was revoked before.
     ///
     /// # Errors
     /// When Postgres does not do it.
@@ -181,8 +213,9 @@ impl Devices {
                 &[(&tenant.name, Type::TEXT), (&device_id, Type::TEXT)],
             )
             .await?;
-        self.invalidate(&tenant.name, Whose::Device(device_id)).await;
-        Ok(row.is_some())
+        let Some(row) = row else { return Ok(false) };
+        self.invalidate(&tenant.name, row.try_get("user_id")?).await;
+        Ok(true)
     }
 
     async fn by_id(&self, tenant: &str, device_id: &str) -> Result<Arc<DevicePrincipal>, Error> {
@@ -217,15 +250,6 @@ impl Devices {
             tenant,
         })
     }
-}
-
-/// Whose principals to forget.
-#[derive(Debug, Clone, Copy)]
-pub enum Whose<'a> {
-    /// One device's.
-    Device(&'a str),
-    /// All of a user's.
-    User(Uuid),
 }
 
 /// Checks the form of a device id: 1 to 128 of letters, digits, `.`, `_`, `:` and `-`.

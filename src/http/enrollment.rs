@@ -11,7 +11,6 @@ use super::App;
 use super::error::Error;
 use super::request::{Request, has_nul, required, uuid};
 use super::response::{self, Response};
-use crate::domain::devices::Whose;
 use crate::domain::enrollment::{self, Completion};
 
 #[derive(Default, Deserialize)]
@@ -95,9 +94,7 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
     };
     let enrolled = enrollment::complete(&app.database, &app.config.enrollment, &completion).await?;
     // A token that this one replaces must not live on in the cache.
-    app.devices
-        .invalidate(&enrolled.tenant.name, Whose::Device(&enrolled.device_id))
-        .await;
+    app.devices.invalidate(&enrolled.tenant.name, enrolled.user_id).await;
     response::json(
         StatusCode::CREATED,
         &json!({

@@ -103,7 +103,7 @@ impl App {
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
             tokens: auth::Tokens::new(&config.auth),
-            devices: Devices::new(database.clone(), &config),
+            devices: Devices::new(database.clone(), &config, hub.freshness()),
             presence: Presence::connect(&config.redis)?,
             incoming: Incoming {
                 database: database.clone(),

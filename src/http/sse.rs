@@ -21,7 +21,7 @@ use super::response::Response;
 use crate::database::tenants::Tenant;
 use crate::deliver::feed::{Change, Feed, FeedEvent, Start};
 use crate::deliver::store::Place;
-use crate::domain::devices::{DevicePrincipal, Whose};
+use crate::domain::devices::DevicePrincipal;
 use crate::domain::messages;
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::device_state;
@@ -302,9 +302,7 @@ async fn has_lost_standing(app: &App, reader: &Reader) -> bool {
     let Reader::Device(device, token) = reader else {
         return false;
     };
-    app.devices
-        .invalidate(&device.tenant.name, Whose::Device(&device.device_id))
-        .await;
+    app.devices.invalidate(&device.tenant.name, device.user_id).await;
     let checked = app
         .devices
         .authenticate(Some(&device.tenant.name), &device.device_id, token.as_deref())

@@ -470,7 +470,7 @@ impl Batch {
             live_index = Some(count);
             count += 1;
             live = position;
-            if tail.sequence % LIVE_TRIM_EVERY == 0 {
+            if tail.sequence.is_multiple_of(LIVE_TRIM_EVERY) {
                 let keep = tail.live_entries_max.to_string();
                 resp::command(out, &[b"XTRIM", key.as_bytes(), b"MAXLEN", b"~", keep.as_bytes()]);
                 count += 1;

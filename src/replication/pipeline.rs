@@ -289,7 +289,7 @@ impl Pipeline {
         }
         if let Some(column) = plan.birth_column
             && row.operation == crate::route::rule::Operation::Insert
-            && let Ok(Some(user)) = crate::route::row::user_id(row.new(column))
+            && let Ok(Some(user)) = crate::route::row::user_id(row.after(column))
         {
             self.batch
                 .birth(Target::Inbox(plan.tenant.clone(), user), id, begin.commit_ts);

@@ -495,7 +495,7 @@ async fn exchange(
             }
             None => {
                 redis.check_timeout(Instant::now())?;
-                let _ = tokio::time::timeout(TICK, redis.progress()).await.unwrap_or(Ok(()))?;
+                tokio::time::timeout(TICK, redis.progress()).await.unwrap_or(Ok(()))?;
             }
         }
     }

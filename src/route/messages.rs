@@ -41,8 +41,8 @@ impl Columns {
             Operation::Insert => self.appear(row, out),
             Operation::Delete => self.disappear(row, out),
             Operation::Update => {
-                let was_deleted = row.old(self.deleted_at).is_set();
-                let is_deleted = row.new(self.deleted_at).is_set();
+                let was_deleted = row.before(self.deleted_at).is_set();
+                let is_deleted = row.after(self.deleted_at).is_set();
                 match (was_deleted, is_deleted) {
                     (true, true) => Ok(()),
                     (true, false) => self.appear(row, out),
@@ -54,8 +54,8 @@ impl Columns {
     }
 
     fn appear(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
-        let recipient = user_id(row.new(self.recipient))?;
-        let sender = user_id(row.new(self.sender))?;
+        let recipient = user_id(row.after(self.recipient))?;
+        let sender = user_id(row.after(self.sender))?;
         if let Some(user) = recipient {
             out.push(Delivery::stored(Audience::User(user), Operation::Insert, "new_message"));
         }
@@ -72,7 +72,7 @@ impl Columns {
 
     fn disappear(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
         // The old row names who had it; after a soft delete that also moved the message, the new row does not.
-        let had = |column| match row.old(column) {
+        let had = |column| match row.before(column) {
             Seen::Unknown => user_id(row.latest(column)),
             seen => user_id(seen),
         };
@@ -97,8 +97,8 @@ impl Columns {
             return Ok(());
         }
         let bookkeeping = changed.all(|column| column == self.status || column == self.synced_at);
-        let (old_recipient, old_sender) = (user_id(row.old(self.recipient))?, user_id(row.old(self.sender))?);
-        let (recipient, sender) = (user_id(row.new(self.recipient))?, user_id(row.new(self.sender))?);
+        let (old_recipient, old_sender) = (user_id(row.before(self.recipient))?, user_id(row.before(self.sender))?);
+        let (recipient, sender) = (user_id(row.after(self.recipient))?, user_id(row.after(self.sender))?);
 
         let is_party = |user| Some(user) == recipient || Some(user) == sender;
         for user in old_recipient
@@ -113,8 +113,8 @@ impl Columns {
                 ));
             }
         }
-        let was_read = row.old(self.read_at) == Seen::Null && row.new(self.read_at).is_set();
-        let event = match row.new(self.status) {
+        let was_read = row.before(self.read_at) == Seen::Null && row.after(self.read_at).is_set();
+        let event = match row.after(self.status) {
             _ if was_read => "message_read",
             Seen::Text(b"synced") if bookkeeping => "message_synced",
             Seen::Text(b"read") if bookkeeping => "message_read",

@@ -232,8 +232,8 @@ impl ColumnsRoute {
             return Ok(());
         }
         // For its recipients a row appears, changes or disappears; moving in or out of the condition counts too.
-        let old_fits = row.operation != Operation::Insert && self.fits(row, Row::old);
-        let new_fits = row.operation != Operation::Delete && self.fits(row, Row::new);
+        let old_fits = row.operation != Operation::Insert && self.fits(row, Row::before);
+        let new_fits = row.operation != Operation::Delete && self.fits(row, Row::after);
         if row.operation == Operation::Update
             && old_fits
             && new_fits
@@ -259,12 +259,12 @@ impl ColumnsRoute {
             },
             Recipients::Columns(columns) => {
                 let old = if old_fits {
-                    self.users(columns, row, Row::old)?
+                    self.users(columns, row, Row::before)?
                 } else {
                     Vec::new()
                 };
                 let new = if new_fits {
-                    self.users(columns, row, Row::new)?
+                    self.users(columns, row, Row::after)?
                 } else {
                     Vec::new()
                 };

@@ -79,7 +79,7 @@ impl<'a> Row<'a> {
     }
 
     /// A column before the change.
-    pub fn old(&self, column: usize) -> Seen<'a> {
+    pub fn before(&self, column: usize) -> Seen<'a> {
         match self.old {
             Some(Old::Full(tuple)) => Seen::of(tuple.get(column)),
             // Outside the key a NULL only means "not kept".
@@ -92,9 +92,9 @@ impl<'a> Row<'a> {
     }
 
     /// A column after the change; an unchanged TOAST value is taken from the old row where the WAL has it.
-    pub fn new(&self, column: usize) -> Seen<'a> {
+    pub fn after(&self, column: usize) -> Seen<'a> {
         match self.new.and_then(|tuple| tuple.get(column)) {
-            Some(Cell::Unchanged) => self.old(column),
+            Some(Cell::Unchanged) => self.before(column),
             cell => Seen::of(cell),
         }
     }
@@ -102,9 +102,9 @@ impl<'a> Row<'a> {
     /// A column of the row as it is, or as it last was when deleted.
     pub fn latest(&self, column: usize) -> Seen<'a> {
         if self.new.is_some() {
-            self.new(column)
+            self.after(column)
         } else {
-            self.old(column)
+            self.before(column)
         }
     }
 
@@ -113,7 +113,7 @@ impl<'a> Row<'a> {
         if let Some(Cell::Unchanged) = self.new.and_then(|tuple| tuple.get(column)) {
             return false;
         }
-        let (old, new) = (self.old(column), self.new(column));
+        let (old, new) = (self.before(column), self.after(column));
         old == Seen::Unknown || old != new
     }
 }
