@@ -656,6 +656,7 @@ impl Config {
                 s.default_tenant
             );
         }
+        within("routes (their number)", self.routes.len() as u64, 0, 200)?;
         for (index, rule) in self.routes.iter().enumerate() {
             rule.check().map_err(|why| anyhow!("key `routes[{index}]`: {why}"))?;
         }

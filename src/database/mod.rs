@@ -5,7 +5,7 @@
 //! would grow with the number of tenants. Only DDL that takes names, which no parameter can carry, is put together in
 //! code, from quoted identifiers.
 //!
-//! Every session runs in UTC with a statement timeout. `search_path` is left alone: each name is qualified.
+//! Every session prints values as the replication connection does, in UTC, and has a statement timeout. `search_path` is left alone: each name is qualified.
 
 pub mod migrations;
 pub mod publication;
@@ -130,7 +130,8 @@ impl Database {
         )?;
         let timeout = Duration::from_secs(settings.connect_timeout_seconds);
         let own = format!(
-            "-c TimeZone=UTC -c statement_timeout={}",
+            "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex \
+             -c statement_timeout={}",
             settings.query_timeout_seconds * 1000
         );
         let options = match config.get_options() {

@@ -84,7 +84,8 @@ impl Types {
         }
     }
 
-    fn kind(&self, oid: u32) -> Kind {
+    /// How values of a type become JSON.
+    pub fn kind(&self, oid: u32) -> Kind {
         match Kind::of_type(oid) {
             // Postgres names the array type of `mood` `_mood`; its elements print as texts.
             Kind::Text if self.names.get(&oid).is_some_and(|name| name.starts_with('_')) => Kind::TextArray,

@@ -108,7 +108,8 @@ pub fn write_json(kind: Kind, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Not
     Ok(())
 }
 
-fn write_text(kind: Kind, text: &str, out: &mut Vec<u8>) {
+/// Appends one value, known to be UTF-8, as JSON.
+pub fn write_text(kind: Kind, text: &str, out: &mut Vec<u8>) {
     match kind {
         Kind::Bool if text == "t" => out.extend_from_slice(b"true"),
         Kind::Bool if text == "f" => out.extend_from_slice(b"false"),

@@ -35,6 +35,7 @@ use crate::deliver::store::{Store, View};
 use crate::domain::devices::Devices;
 use crate::domain::password::Passwords;
 use crate::replication::session::State;
+use crate::route::rule::Rule;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::Incoming;
 use crate::sync::metadata::Metadata;
@@ -109,6 +110,9 @@ impl App {
                 database: database.clone(),
                 store: store.clone(),
                 cursors: cursors.clone(),
+                rules: std::iter::once(Rule::encrypted_states())
+                    .chain(config.routes.iter().cloned())
+                    .collect(),
             },
             metadata: Metadata::default(),
             database,

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::messages;
 use super::row::{NotAUserId, Row, Seen, user_id};
-use super::rule::{Operation, Rule, When};
+use super::rule::{Operation, Rule, TENANT, When};
 use crate::decode::relation::Relation;
 
 /// Each tenant's schema is this and its name.
@@ -141,9 +141,9 @@ impl Router {
             "users" => {
                 plan.birth_column = relation.column("id");
                 let visible = ["username", "user_type", "email", "disabled_at", "deleted_at"];
-                plan.add(&built_in("tenant", "change", &visible), relation, true)
+                plan.add(&built_in(TENANT, "change", &visible), relation, true)
             }
-            "encrypted_states" => plan.add(&built_in("user_id", "state_changed", &[]), relation, true),
+            "encrypted_states" => plan.add(&Rule::encrypted_states(), relation, true),
             // API nodes drop what they remember of a device that changed.
             "devices" => plan.add(
                 &built_in("user_id", "device_changed", &["user_id", "revoked_at"]),
@@ -172,7 +172,7 @@ impl Plan {
             };
             relation.column(column).ok_or_else(missing)
         };
-        let to = if rule.to == ["tenant"] {
+        let to = if rule.to == [TENANT] {
             Recipients::Tenant
         } else {
             let columns = rule.to.iter().map(|column| Ok((find(column)?, column.clone())));

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// The word in `to` that means every user of the tenant.
+pub const TENANT: &str = "tenant";
+
 /// What happened to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -50,6 +53,16 @@ fn default_event() -> String {
 }
 
 impl Rule {
+    /// The built-in rule for encrypted state: all devices of the user.
+    pub fn encrypted_states() -> Self {
+        Self {
+            table: "encrypted_states".into(),
+            to: vec!["user_id".into()],
+            event: "state_changed".into(),
+            when: When::default(),
+        }
+    }
+
     /// Checks the rule's own form.
     ///
     /// # Errors
@@ -68,7 +81,7 @@ impl Rule {
                 self.table
             ));
         }
-        if self.to.is_empty() || (self.to.len() > 1 && self.to.iter().any(|column| column == "tenant")) {
+        if self.to.is_empty() || (self.to.len() > 1 && self.to.iter().any(|column| column == TENANT)) {
             return Err("`to` must be columns that hold user ids, or [tenant] alone".into());
         }
         if self.event.is_empty()

@@ -1,6 +1,7 @@
 //! A device's incoming batch: acknowledge what it has, then give what follows.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use postgres_types::Type;
@@ -10,8 +11,9 @@ use uuid::Uuid;
 
 use super::cursor::{Cursor, CursorKey, InvalidCursor, Owner};
 use super::device_state::{self, DeviceState, Given, Update};
-use super::item::{self, Item};
-use super::snapshot;
+use super::item::{self, Change, Item};
+use super::snapshot::{self, Scope};
+use super::tables;
 use crate::change::StreamId;
 use crate::database::Database;
 use crate::deliver::entry::{Entry, Op};
@@ -19,6 +21,7 @@ use crate::deliver::store::{self, Place, Read, Store};
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::messages::{Message, Status};
 use crate::domain::{self, Timestamp};
+use crate::route::rule::Rule;
 
 /// Entries looked at in one step when statuses follow an acknowledgement.
 const ACKNOWLEDGE_CHUNK: usize = 500;
@@ -92,6 +95,8 @@ pub struct Incoming {
     pub store: Store,
     /// Makes and checks cursors.
     pub cursors: CursorKey,
+    /// Rules of tables that are shown under `changes`.
+    pub rules: Arc<[Rule]>,
 }
 
 impl Incoming {
@@ -370,8 +375,10 @@ impl Incoming {
             end_at_transaction(&mut entries);
         }
         place.position = entries.last().map_or(start.position, |entry| entry.id);
+        let mut items = item::collapse(entries);
+        self.complete(device, &mut items).await?;
         Ok(Some(Answer {
-            items: item::collapse(entries),
+            items,
             pending: Vec::new(),
             cursor: Cursor { place, page: None },
             has_more,
@@ -381,28 +388,59 @@ impl Incoming {
         }))
     }
 
+    /// Reads whole rows where the log left columns out. A row that has gone meanwhile is left out: its end follows.
+    async fn complete(&self, device: &DevicePrincipal, items: &mut Vec<Item>) -> Result<(), Error> {
+        let mut wanted: HashMap<String, Vec<String>> = HashMap::new();
+        for item in items.iter() {
+            if let Item::Change(Change {
+                is_partial: true,
+                table,
+                id: Some(id),
+                ..
+            }) = item
+            {
+                wanted.entry(table.clone()).or_default().push(id.clone());
+            }
+        }
+        for (table, ids) in wanted {
+            let rows = tables::by_id(&self.database, &device.tenant, &table, &ids).await?;
+            let mut rows: HashMap<String, _> = rows.into_iter().map(|row| (row.id, row.json)).collect();
+            for item in items.iter_mut() {
+                if let Item::Change(change) = item
+                    && change.is_partial
+                    && change.table == table
+                    && let Some(json) = change.id.as_ref().and_then(|id| rows.remove(id))
+                {
+                    change.row = Some(json);
+                    change.is_partial = false;
+                }
+            }
+        }
+        items.retain(|item| !matches!(item, Item::Change(Change { is_partial: true, .. })));
+        Ok(())
+    }
+
     async fn snapshot(
         &self,
         device: &DevicePrincipal,
         resumed: Option<(Place, super::cursor::PageStart)>,
         question: Question<'_>,
     ) -> Result<Answer, Error> {
+        let is_first = resumed.is_none();
         let (place, start) = match resumed {
             Some(resumed) => resumed,
             None => {
                 let place = snapshot::begin(&self.database, &self.store, &device.tenant, device.user_id).await?;
-                (place, snapshot::FIRST)
+                (place, snapshot::phase_start(0))
             }
         };
-        let page = snapshot::page(
-            &self.database,
-            &device.tenant,
-            device.user_id,
-            start,
-            question.limit,
-            question.bytes_max,
-        )
-        .await?;
+        let scope = Scope {
+            database: &self.database,
+            tenant: &device.tenant,
+            user: device.user_id,
+            rules: &self.rules,
+        };
+        let page = snapshot::page(scope, start, question.limit, question.bytes_max).await?;
         let view = self.store.view().await?;
         // After the last page the stream may hold more, and asking costs little.
         let has_more = page.next.is_some() || view.position > place.position;
@@ -411,7 +449,7 @@ impl Incoming {
             pending: page.pending,
             cursor: Cursor { place, page: page.next },
             has_more,
-            reset: resumed.is_none(),
+            reset: is_first,
             is_pin: true,
             position: view.published,
         })

@@ -18,6 +18,9 @@ pub struct Change {
     pub id: Option<String>,
     /// The row, null when it has gone.
     pub row: Option<Box<RawValue>>,
+    /// The log left columns out; the row must be completed before a client sees it.
+    #[serde(skip)]
+    pub is_partial: bool,
 }
 
 /// One row of a batch.
@@ -126,6 +129,7 @@ fn item(entry: Entry, id: Option<String>) -> Option<Item> {
         None => None,
     };
     Some(Item::Change(Change {
+        is_partial: row.is_some() && entry.unchanged.is_some(),
         table: entry.table,
         op: entry.op.as_str(),
         id,

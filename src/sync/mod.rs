@@ -1,7 +1,8 @@
 //! Incoming batches: what a device gets, and how it says that it has it.
 //!
 //! What a device gets depends on its [`cursor`] only. No cursor, or one that history no longer reaches, begins a
-//! [`snapshot`] from Postgres, which hands over to the stream without a gap; [`incoming`] joins both and
+//! [`snapshot`] from Postgres ([`tables`] reads the operator's own), which hands over to the stream without a gap;
+//! [`incoming`] joins both and
 //! [`device_state`] remembers, in Redis, what each device was given and has acknowledged.
 
 pub mod cursor;
@@ -10,3 +11,4 @@ pub mod incoming;
 pub mod item;
 pub mod metadata;
 pub mod snapshot;
+pub mod tables;

@@ -10,15 +10,18 @@ use std::time::{Duration, Instant};
 use postgres_types::Type;
 use uuid::Uuid;
 
-use super::cursor::PageStart;
-use super::item::Item;
+use super::cursor::{ID_BYTES_MAX, PageStart};
+use super::item::{Change, Item};
+use super::tables;
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::Tenant;
+use crate::deliver::entry::Op;
 use crate::deliver::store::{Handoff, Place, Store};
 use crate::domain::messages::{Message, Status};
 use crate::domain::{self, Timestamp};
 use crate::replication::pipeline::{INBOX_PREFIX, TENANT_PREFIX};
+use crate::route::rule::Rule;
 
 /// How long to wait for the replicator to create a missing stream.
 const BIRTH_WAIT: Duration = Duration::from_secs(5);
@@ -50,7 +53,8 @@ impl From<crate::database::Error> for Error {
 const RECEIVED: u8 = 0;
 const SENT: u8 = 1;
 const USERS: u8 = 2;
-const END: u8 = 3;
+/// The first of the rules' tables; one phase each.
+const TABLES: u8 = 3;
 
 /// A page of a snapshot.
 #[derive(Debug)]
@@ -63,12 +67,27 @@ pub struct Page {
     pub next: Option<PageStart>,
 }
 
-/// The first page's start.
-pub const FIRST: PageStart = PageStart {
-    phase: RECEIVED,
-    created_at: i64::MIN,
-    id: Uuid::nil(),
-};
+/// The start of a phase; phase 0 is the first page's.
+pub fn phase_start(phase: u8) -> PageStart {
+    PageStart {
+        phase,
+        created_at: i64::MIN,
+        id: String::new(),
+    }
+}
+
+/// Whose snapshot it is, and of what.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope<'a> {
+    /// Ordinary SQL.
+    pub database: &'a Database,
+    /// The tenant.
+    pub tenant: &'a Tenant,
+    /// The user.
+    pub user: Uuid,
+    /// Rules of tables that have no phase of their own.
+    pub rules: &'a [Rule],
+}
 
 /// Finds the place from which the stream goes on behind a snapshot that begins now.
 ///
@@ -135,76 +154,68 @@ async fn complete_handoff(database: &Database, store: &Store, tenant: &Tenant, u
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn page(
-    database: &Database,
-    tenant: &Tenant,
-    user: Uuid,
-    start: PageStart,
-    limit: usize,
-    bytes_max: usize,
-) -> Result<Page, Error> {
+pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: usize) -> Result<Page, Error> {
+    let end = usize::from(TABLES) + scope.rules.len();
     let mut page = Page {
         items: Vec::new(),
         pending: Vec::new(),
-        next: Some(start),
+        next: None,
     };
     let mut bytes = 0;
-    while let Some(start) = page.next.filter(|start| start.phase < END) {
+    let mut start = start;
+    while usize::from(start.phase) < end {
         let room = limit - page.items.len();
-        let rows = rows(database, tenant, user, start, room).await?;
+        let phase = start.phase;
+        let rows = rows(scope, &start, room).await?;
         let is_last = rows.len() < room;
         for row in rows {
+            if row.next.id.len() > ID_BYTES_MAX {
+                return Err(domain::Error::Internal("a row's id is too long to page by".into()).into());
+            }
             bytes += row.item.bytes();
             page.items.push(row.item);
             page.pending.extend(row.pending);
-            page.next = Some(PageStart {
-                phase: start.phase,
-                created_at: row.created_at,
-                id: row.id,
-            });
+            start = row.next;
             if bytes >= bytes_max {
+                page.next = Some(start);
                 return Ok(page);
             }
         }
         if !is_last {
+            page.next = Some(start);
             return Ok(page);
         }
-        page.next = Some(PageStart {
-            phase: start.phase + 1,
-            ..FIRST
-        });
+        start = phase_start(phase + 1);
     }
-    page.next = None;
     Ok(page)
 }
 
 struct SnapshotRow {
     item: Item,
     pending: Option<Uuid>,
-    created_at: i64,
-    id: Uuid,
+    next: PageStart,
 }
 
-async fn rows(
-    database: &Database,
-    tenant: &Tenant,
-    user: Uuid,
-    start: PageStart,
-    limit: usize,
-) -> Result<Vec<SnapshotRow>, Error> {
+async fn rows(scope: Scope<'_>, start: &PageStart, limit: usize) -> Result<Vec<SnapshotRow>, Error> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let statement = match start.phase {
         RECEIVED => include_str!("../../sql/snapshot_received.sql"),
         SENT => include_str!("../../sql/snapshot_sent.sql"),
-        _ => include_str!("../../sql/snapshot_users.sql"),
+        USERS => include_str!("../../sql/snapshot_users.sql"),
+        phase => match scope.rules.get(usize::from(phase - TABLES)) {
+            Some(rule) => return table_rows(scope, rule, start, limit).await,
+            None => return Ok(Vec::new()),
+        },
     };
-    let rows = database
+    let after = Uuid::parse_str(&start.id).unwrap_or(Uuid::nil());
+    let rows = scope
+        .database
         .query(
-            &tenant.sql(statement),
+            &scope.tenant.sql(statement),
             &[
-                (&user, Type::UUID),
+                (&scope.user, Type::UUID),
                 (&start.created_at, Type::INT8),
-                (&start.id, Type::UUID),
+                (&after, Type::UUID),
                 (&limit, Type::INT8),
             ],
         )
@@ -212,22 +223,7 @@ async fn rows(
     let mut found = Vec::with_capacity(rows.len());
     for row in &rows {
         let (item, pending) = if start.phase == USERS {
-            #[derive(serde::Serialize)]
-            struct User<'a> {
-                id: Uuid,
-                username: &'a str,
-                user_type: &'a str,
-                created_at: Timestamp,
-                updated_at: Timestamp,
-            }
-            let user = User {
-                id: row.get("id"),
-                username: row.get("username"),
-                user_type: row.get("user_type"),
-                created_at: row.get("created_at"),
-                updated_at: row.get("updated_at"),
-            };
-            (Item::User(raw(&user)?), None)
+            (Item::User(raw(&UserShown::from_row(row)?)?), None)
         } else {
             let message = Message::from_row(row)?;
             let is_pending = start.phase == RECEIVED && message.status == Status::PendingSync;
@@ -236,11 +232,55 @@ async fn rows(
         found.push(SnapshotRow {
             item,
             pending,
-            created_at: row.get("created_at_micros"),
-            id: row.get("id"),
+            next: PageStart {
+                phase: start.phase,
+                created_at: row.try_get("created_at_micros").map_err(domain::Error::from)?,
+                id: row.try_get::<_, Uuid>("id").map_err(domain::Error::from)?.to_string(),
+            },
         });
     }
     Ok(found)
+}
+
+/// A user as other users see them.
+#[derive(serde::Serialize)]
+struct UserShown<'a> {
+    id: Uuid,
+    username: &'a str,
+    user_type: &'a str,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+}
+
+impl<'a> UserShown<'a> {
+    fn from_row(row: &'a tokio_postgres::Row) -> Result<Self, domain::Error> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            username: row.try_get("username")?,
+            user_type: row.try_get("user_type")?,
+            created_at: row.try_get("created_at")?,
+            updated_at: row.try_get("updated_at")?,
+        })
+    }
+}
+
+async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64) -> Result<Vec<SnapshotRow>, Error> {
+    let rows = tables::visible(scope.database, scope.tenant, scope.user, rule, &start.id, limit).await?;
+    let row = |row: tables::Row| SnapshotRow {
+        item: Item::Change(Change {
+            table: rule.table.clone(),
+            op: Op::Insert.as_str(),
+            id: Some(row.id.clone()),
+            row: Some(row.json),
+            is_partial: false,
+        }),
+        pending: None,
+        next: PageStart {
+            id: row.id,
+            ..start.clone()
+        },
+    };
+    Ok(rows.into_iter().map(row).collect())
 }
 
 fn raw(value: &impl serde::Serialize) -> Result<Box<serde_json::value::RawValue>, domain::Error> {

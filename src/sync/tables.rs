@@ -1,0 +1,185 @@
+//! Rows of routed tables that have no code of their own, read from Postgres in the form that the stream has.
+//!
+//! Which rows a user sees follows from the same rule that routes their changes; values are printed by Postgres' own
+//! output functions and turned into JSON by the same code as the log's.
+
+use postgres_types::Type;
+use serde_json::value::RawValue;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use crate::database::tenants::Tenant;
+use crate::database::{Database, quote_identifier};
+use crate::decode::relation::Types;
+use crate::decode::value::{self, Kind};
+use crate::domain;
+use crate::route::rule::{Rule, TENANT};
+
+/// OID of the type `uuid`.
+const UUID_OID: u32 = 2950;
+
+/// A table's columns.
+#[derive(Debug)]
+struct Table {
+    /// Qualified and quoted.
+    name: String,
+    columns: Vec<Column>,
+}
+
+#[derive(Debug)]
+struct Column {
+    name: String,
+    type_oid: u32,
+    kind: Kind,
+}
+
+/// A row: its id as text, and all of it as JSON.
+#[derive(Debug)]
+pub struct Row {
+    /// The column `id`.
+    pub id: String,
+    /// The whole row.
+    pub json: Box<RawValue>,
+}
+
+/// A page of the rows that a rule shows to a user, in the order of their ids as texts. A table that the tenant does not
+/// have, or that lacks a column of the rule or an `id`, has none.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn visible(
+    database: &Database,
+    tenant: &Tenant,
+    user: Uuid,
+    rule: &Rule,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<Row>, domain::Error> {
+    let Some(table) = describe(database, tenant, &rule.table).await? else {
+        return Ok(Vec::new());
+    };
+    let user = user.to_string();
+    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> =
+        vec![(&after, Type::TEXT), (&limit, Type::INT8), (&user, Type::TEXT)];
+    let mut conditions = vec!["$3::text IS NOT NULL".to_owned()];
+    if rule.to != [TENANT] {
+        let mut recipients = Vec::new();
+        for column in &rule.to {
+            let Some(column) = table.column(column) else {
+                return Ok(Vec::new());
+            };
+            let name = quote_identifier(&column.name);
+            // A plain comparison of UUIDs can use an index.
+            recipients.push(match column.type_oid {
+                UUID_OID => format!("t.{name} = $3::uuid"),
+                _ => format!("t.{name}::text = $3"),
+            });
+        }
+        conditions.push(format!("({})", recipients.join(" OR ")));
+    }
+    for (column, text) in &rule.when.equals {
+        let Some(column) = table.column(column) else {
+            return Ok(Vec::new());
+        };
+        parameters.push((text, Type::TEXT));
+        conditions.push(format!("{} = ${}", printed(&column.name), parameters.len()));
+    }
+    if table.column("deleted_at").is_some() {
+        conditions.push("t.deleted_at IS NULL".to_owned());
+    }
+    conditions.push("t.id::text COLLATE \"C\" > $1".to_owned());
+    let statement = format!(
+        "{} WHERE {} ORDER BY t.id::text COLLATE \"C\" LIMIT $2",
+        table.select(),
+        conditions.join(" AND ")
+    );
+    table.read(database, &statement, &parameters).await
+}
+
+/// The rows with these ids, as far as they exist.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn by_id(
+    database: &Database,
+    tenant: &Tenant,
+    table: &str,
+    ids: &[String],
+) -> Result<Vec<Row>, domain::Error> {
+    let Some(table) = describe(database, tenant, table).await? else {
+        return Ok(Vec::new());
+    };
+    let statement = format!("{} WHERE t.id::text = ANY($1)", table.select());
+    table.read(database, &statement, &[(&ids, Type::TEXT_ARRAY)]).await
+}
+
+async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<Option<Table>, domain::Error> {
+    let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
+    let rows = database
+        .query(include_str!("../../sql/table_columns.sql"), &[(&name, Type::TEXT)])
+        .await?;
+    let mut types = Types::default();
+    let mut columns = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let type_oid: u32 = row.try_get("type_oid")?;
+        types.learn(type_oid, row.try_get("type_name")?);
+        columns.push(Column {
+            name: row.try_get("name")?,
+            type_oid,
+            kind: types.kind(type_oid),
+        });
+    }
+    let table = Table { name, columns };
+    Ok(table.column("id").is_some().then_some(table))
+}
+
+/// A column as its type's output function prints it; a cast to text differs for some types.
+fn printed(column: &str) -> String {
+    let column = quote_identifier(column);
+    format!("CASE WHEN t.{column} IS NOT NULL THEN format('%s', t.{column}) END")
+}
+
+impl Table {
+    fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    fn select(&self) -> String {
+        let columns: Vec<String> = self.columns.iter().map(|column| printed(&column.name)).collect();
+        format!("SELECT t.id::text, {} FROM {} AS t", columns.join(", "), self.name)
+    }
+
+    async fn read(
+        &self,
+        database: &Database,
+        statement: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, domain::Error> {
+        let rows = database.query(statement, parameters).await?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let mut json = vec![b'{'];
+            for (index, column) in self.columns.iter().enumerate() {
+                if index > 0 {
+                    json.push(b',');
+                }
+                value::write_string(&column.name, &mut json);
+                json.push(b':');
+                match row.try_get::<_, Option<&str>>(index + 1)? {
+                    Some(text) => value::write_text(column.kind, text, &mut json),
+                    None => json.extend_from_slice(b"null"),
+                }
+            }
+            json.push(b'}');
+            let json = String::from_utf8(json)
+                .ok()
+                .and_then(|json| RawValue::from_string(json).ok())
+                .ok_or_else(|| domain::Error::Internal(format!("a row of {} is no JSON", self.name)))?;
+            found.push(Row {
+                id: row.try_get(0)?,
+                json,
+            });
+        }
+        Ok(found)
+    }
+}
