@@ -1,5 +1,9 @@
--- The columns of a table as the log shows them: not dropped, not generated. $1: qualified, quoted table name.
-SELECT a.attname::text AS name, a.atttypid::oid AS type_oid, t.typname::text AS type_name
-FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+-- The columns of a table as the log shows them: not dropped, not generated; a domain's type under its base type's name.
+-- $1: qualified, quoted table name.
+SELECT a.attname::text AS name, a.atttypid::oid AS type_oid, coalesce(b.typname, t.typname)::text AS type_name,
+       CASE WHEN coalesce(b.typnamespace, t.typnamespace) = 'pg_catalog'::regnamespace THEN '' ELSE 'user' END AS namespace
+FROM pg_attribute AS a
+JOIN pg_type AS t ON t.oid = a.atttypid
+LEFT JOIN pg_type AS b ON t.typtype = 'd' AND b.oid = t.typbasetype
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 ORDER BY a.attnum

@@ -18,6 +18,9 @@ use crate::route::rule::Rule;
 /// Prefix of environment variables that override keys.
 const ENV_PREFIX: &str = "POSDUIF__";
 
+/// Keys whose values are secret.
+const SECRETS: [&str; 3] = ["postgres.url", "redis.url", "auth.jwt_secret"];
+
 /// A value that must not appear in logs, errors or `config show`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
@@ -491,7 +494,7 @@ impl Config {
                 .with_context(|| format!("cannot read the configuration file {}", path.display()))?,
             None => String::new(),
         };
-        Self::from_sources(&text, std::env::vars()).with_context(|| match file {
+        Self::from_sources(&text, environment()?).with_context(|| match file {
             Some(path) => format!("configuration {}", path.display()),
             None => "configuration from the environment".to_owned(),
         })
@@ -505,10 +508,16 @@ impl Config {
         let mut tree: Value = if yaml.trim().is_empty() {
             Value::Object(serde_json::Map::new())
         } else {
-            serde_saphyr::from_str(yaml).context("not valid YAML")?
+            // Without the lines at fault, which may hold a secret.
+            let options = serde_saphyr::options! { with_snippet: false };
+            serde_saphyr::from_str_with_options(yaml, options).context("not valid YAML")?
         };
         if tree.is_null() {
             tree = Value::Object(serde_json::Map::new());
+        }
+        // A section without keys is there, and empty.
+        if let Value::Object(sections) = &mut tree {
+            sections.retain(|_, section| !section.is_null());
         }
         // The defaults tell which keys exist and of which type each is, so that a password of digits stays text.
         let defaults = serde_json::to_value(Self::default()).context("defaults")?;
@@ -529,8 +538,8 @@ impl Config {
         }
         let config: Self = serde_path_to_error::deserialize(&tree).map_err(|error| {
             let path = error.path().to_string();
-            let found = found_at(&tree, &path);
-            anyhow!("key `{path}`{found}: {}", error.inner())
+            let found = path.split('.').try_fold(&tree, |node, part| node.get(part));
+            refused(found, &path, &error.inner().to_string())
         })?;
         config.check()?;
         Ok(config)
@@ -581,6 +590,12 @@ impl Config {
         within("streams.shared_entries_max", t.shared_entries_max, 100, 100_000_000)?;
         within("streams.changes_entries_max", t.changes_entries_max, 100, 1_000_000_000)?;
         within("streams.live_entries_max", t.live_entries_max, 100, 1_000_000)?;
+        within(
+            "streams.acknowledged_keep_seconds",
+            t.acknowledged_keep_seconds,
+            0,
+            604_800,
+        )?;
         within("streams.trim_interval_seconds", t.trim_interval_seconds, 1, 3600)?;
         within("streams.device_idle_days", t.device_idle_days, 1, 3650)?;
         let a = &self.auth;
@@ -657,6 +672,13 @@ impl Config {
             );
         }
         within("routes (their number)", self.routes.len() as u64, 0, 200)?;
+        if tracing_subscriber::EnvFilter::try_new(&self.log.level).is_err() {
+            bail!(
+                "key `log.level` is \"{}\": allowed are a level or directives, for example info or \
+                 info,posduif::publish=debug",
+                self.log.level
+            );
+        }
         for (index, rule) in self.routes.iter().enumerate() {
             rule.check().map_err(|why| anyhow!("key `routes[{index}]`: {why}"))?;
         }
@@ -714,7 +736,7 @@ fn apply_override(tree: &mut Value, defaults: &Value, path: &str, text: &str) ->
         let value = match like {
             Value::String(_) => Value::String(text.to_owned()),
             _ => serde_saphyr::from_str(text)
-                .map_err(|_| anyhow!("key `{path}` is \"{text}\": not a value of its type"))?,
+                .map_err(|_| refused(Some(&text.into()), path, "not a value of its type"))?,
         };
         map.insert(part.to_owned(), value);
         return Ok(());
@@ -722,19 +744,306 @@ fn apply_override(tree: &mut Value, defaults: &Value, path: &str, text: &str) ->
     Err(unknown())
 }
 
-/// ` = value` for the leaf at a path, for error texts; secrets and inner nodes give nothing.
-fn found_at(tree: &Value, path: &str) -> String {
-    let mut node = tree;
-    for part in path.split('.') {
-        match node.get(part) {
-            Some(inner) => node = inner,
-            None => return String::new(),
+/// The error for a key that is not what it should be. The value is told unless it may hold a secret; serde's words
+/// repeat it, so they are left out then too.
+fn refused(found: Option<&Value>, path: &str, why: &str) -> anyhow::Error {
+    let holds = |secret: &&str| **secret == *path || secret.starts_with(&format!("{path}."));
+    if path == "." || SECRETS.iter().any(holds) {
+        return anyhow!("key `{path}` = ***: not of its type (not shown, since it may hold a secret)");
+    }
+    match found {
+        // A key that nobody knows may be a secret's, misspelt.
+        Some(leaf) if !leaf.is_object() && !leaf.is_array() && !why.starts_with("unknown field") => {
+            anyhow!("key `{path}` = {leaf}: {why}")
+        }
+        _ => anyhow!("key `{path}`: {why}"),
+    }
+}
+
+/// The process's environment; variables of others may be what they like.
+fn environment() -> Result<Vec<(String, String)>> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| {
+            let name = name.into_string().ok()?;
+            let is_ours = name.starts_with(ENV_PREFIX) || matches!(name.as_str(), "DATABASE_URL" | "REDIS_URL");
+            is_ours.then(|| match value.into_string() {
+                Ok(value) => Ok((name, value)),
+                Err(_) => Err(anyhow!("environment variable {name} is not UTF-8")),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YAML: &str = include_str!("../config/config.yaml");
+
+    fn load(yaml: &str, env: &[(&str, &str)]) -> Result<Config> {
+        let env = env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::from_sources(yaml, env)
+    }
+
+    fn refusal(yaml: &str, env: &[(&str, &str)]) -> String {
+        format!("{:#}", load(yaml, env).unwrap_err())
+    }
+
+    #[test]
+    fn the_file_in_the_repository_says_what_the_defaults_are() {
+        assert_eq!(load(YAML, &[]).unwrap(), Config::default());
+        assert_eq!(load("", &[]).unwrap(), Config::default());
+        assert_eq!(load("# nothing but a comment\n", &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_file_in_the_repository_shows_every_key() {
+        fn keys(tree: &Value, path: &str, found: &mut Vec<String>) {
+            for (key, value) in tree.as_object().into_iter().flatten() {
+                let path = format!("{path}.{key}");
+                keys(value, &path, found);
+                found.push(path);
+            }
+        }
+        let (mut shown, mut known) = (Vec::new(), Vec::new());
+        keys(&serde_saphyr::from_str(YAML).unwrap(), "", &mut shown);
+        keys(&serde_json::to_value(Config::default()).unwrap(), "", &mut known);
+        shown.sort();
+        known.sort();
+        assert_eq!(shown, known);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        for (yaml, key) in [
+            ("sever: {port: 1}", "sever"),
+            ("server: {prot: 1}", "server.prot"),
+            (
+                "app: {widgets: {inbox: {type: a, url: b, version: c, colour: d}}}",
+                "app.widgets.inbox.colour",
+            ),
+            ("routes: [{table: orders, to: [user_id], evnt: x}]", "routes[0].evnt"),
+        ] {
+            let text = refusal(yaml, &[]);
+            assert!(
+                text.contains(&format!("key `{key}`")) && text.contains("unknown field"),
+                "{text}"
+            );
         }
     }
-    let secret = path.ends_with("url") || path.ends_with("secret");
-    match node {
-        Value::Object(_) | Value::Array(_) => String::new(),
-        _ if secret => " = ***".into(),
-        leaf => format!(" = {leaf}"),
+
+    #[test]
+    fn wrong_types_are_refused_with_key_and_value() {
+        for (yaml, key, value) in [
+            ("server: {port: many}", "server.port", "\"many\""),
+            ("server: {port: 70000}", "server.port", "70000"),
+            ("server: {port: -1}", "server.port", "-1"),
+            ("sync: {compression: 1}", "sync.compression", "1"),
+            ("sync: {conflict_strategy: coin}", "sync.conflict_strategy", "\"coin\""),
+            ("auth: {device_auth: both}", "auth.device_auth", "\"both\""),
+            ("sse: ", "sse", "null"),
+        ] {
+            let text = refusal(yaml, &[]);
+            assert!(text.contains(&format!("key `{key}` = {value}:")), "{text}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_refused_with_what_is_allowed() {
+        for (yaml, expected) in [
+            (
+                "server: {request_timeout_seconds: 0}",
+                "key `server.request_timeout_seconds` is 0: allowed is 1 to 600",
+            ),
+            (
+                "streams: {acknowledged_keep_seconds: 604801}",
+                "key `streams.acknowledged_keep_seconds` is 604801",
+            ),
+            (
+                "streams: {inbox_entries_max: 99}",
+                "key `streams.inbox_entries_max` is 99",
+            ),
+            (
+                "sync: {batch_size: 11, batch_size_max: 10}",
+                "key `sync.batch_size` is 11: allowed is 1 to 10",
+            ),
+            ("auth: {argon2_memory_kib: 8}", "key `auth.argon2_memory_kib` is 8"),
+            ("replication: {slot: Main}", "key `replication.slot` is \"Main\""),
+            ("redis: {prefix: 'a:b'}", "key `redis.prefix` is \"a:b\""),
+            (
+                "server: {default_tenant: 9lives}",
+                "key `server.default_tenant` is \"9lives\"",
+            ),
+            ("log: {level: '=,,='}", "key `log.level` is \"=,,=\""),
+            ("routes: [{table: messages, to: [user_id]}]", "key `routes[0]`"),
+        ] {
+            let text = refusal(yaml, &[]);
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+
+    /// The bounds that the comments in the YAML file name are those that are checked.
+    #[test]
+    fn bounds_are_as_the_file_in_the_repository_tells_them() {
+        let (mut section, mut comment, mut checked) = (String::new(), String::new(), 0);
+        for line in YAML.lines() {
+            match line.trim().strip_prefix('#') {
+                Some(text) => comment = text.to_owned(),
+                None if line.starts_with(char::is_alphabetic) => section = line.trim_end_matches(':').to_owned(),
+                None => {
+                    let Some((key, _)) = line.trim().split_once(':') else {
+                        continue;
+                    };
+                    let bounds = comment
+                        .rsplit_once('(')
+                        .and_then(|(_, bounds)| bounds.split_once(" to "));
+                    let number = |text: &str| -> Option<u64> {
+                        let text = text.trim_end_matches([')', '.']);
+                        let (digits, unit) = text.split_once(' ').unwrap_or((text, ""));
+                        let unit = match unit {
+                            "" => 1,
+                            "KiB" => 1 << 10,
+                            "MiB" => 1 << 20,
+                            "GiB" => 1 << 30,
+                            _ => return None,
+                        };
+                        digits.replace(',', "").parse::<u64>().ok().map(|number| number * unit)
+                    };
+                    let Some((low, high)) = bounds.and_then(|(low, high)| Some((number(low)?, number(high)?))) else {
+                        continue;
+                    };
+                    let is_allowed = |value: u64| load(&format!("{section}: {{{key}: {value}}}"), &[]).is_ok();
+                    // A default batch must fit into the largest one, so that one has a higher lower bound here.
+                    assert!(
+                        key == "batch_size_max" || is_allowed(low),
+                        "{section}.{key}: {low} is not allowed"
+                    );
+                    assert!(is_allowed(high), "{section}.{key}: {high} is not allowed");
+                    assert!(!is_allowed(high + 1), "{section}.{key}: {} is allowed", high + 1);
+                    assert!(
+                        low == 0 || !is_allowed(low - 1),
+                        "{section}.{key}: {} is allowed",
+                        low - 1
+                    );
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked > 30, "only {checked} keys with bounds were found");
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_its_own_names_over_plain_ones() {
+        let env = [
+            ("POSDUIF__SERVER__PORT", "9000"),
+            ("POSDUIF__POSTGRES__URL", "postgres://own"),
+            ("DATABASE_URL", "postgres://plain"),
+            ("REDIS_URL", "redis://plain"),
+            ("POSDUIF__ROUTES", "[{table: orders, to: [user_id]}]"),
+            ("POSDUIF__SYNC__CONFLICT_STRATEGY", "manual"),
+            ("POSDUIF_URL", "not ours"),
+            ("PATH", "/bin"),
+        ];
+        let config = load("server: {port: 1, host: '::1'}", &env).unwrap();
+        assert_eq!((config.server.port, config.server.host.as_str()), (9000, "::1"));
+        assert_eq!(config.postgres.url.expose(), "postgres://own");
+        assert_eq!(config.redis.url.expose(), "redis://plain");
+        assert_eq!(config.routes.len(), 1);
+        assert_eq!(config.sync.conflict_strategy, ConflictStrategy::Manual);
+    }
+
+    #[test]
+    fn texts_from_the_environment_stay_texts() {
+        let env = [
+            ("POSDUIF__AUTH__JWT_SECRET", "00420"),
+            ("POSDUIF__REDIS__PREFIX", "1e3"),
+            ("POSDUIF__APP__VERSION", "2.0"),
+            ("POSDUIF__SERVER__PUBLIC_URL", "null"),
+        ];
+        let config = load("", &env).unwrap();
+        assert_eq!(config.auth.jwt_secret.expose(), "00420");
+        assert_eq!(config.redis.prefix, "1e3");
+        assert_eq!(config.app.version, "2.0");
+        assert_eq!(config.server.public_url, "null");
+    }
+
+    #[test]
+    fn unknown_variables_are_refused_by_name() {
+        for name in [
+            "POSDUIF__SERVER__PROT",
+            "POSDUIF__SEVER__PORT",
+            "POSDUIF__SERVER__PORT__X",
+            "POSDUIF__",
+        ] {
+            let text = refusal("", &[(name, "1")]);
+            assert!(
+                text.contains(&format!("environment variable {name}: no such key")),
+                "{text}"
+            );
+        }
+        let text = refusal("", &[("POSDUIF__SERVER__PORT", "many")]);
+        assert!(text.contains("key `server.port` = \"many\""), "{text}");
+    }
+
+    #[test]
+    fn secrets_are_never_shown() {
+        let config = load(
+            "auth: {jwt_secret: hush-1}\npostgres: {url: 'postgres://a:hush-2@h/d'}\nredis: {url: 'redis://:hush-3@h'}",
+            &[],
+        )
+        .unwrap();
+        let shown = format!(
+            "{config:?} {} {}",
+            serde_json::to_string(&config).unwrap(),
+            serde_saphyr::to_string(&config).unwrap()
+        );
+        assert!(!shown.contains("hush"), "{shown}");
+        assert!(shown.contains("***"));
+        // Whether one is set shows.
+        assert_eq!(serde_json::to_value(Secret::new("")).unwrap(), "");
+    }
+
+    #[test]
+    fn errors_never_show_what_may_be_a_secret() {
+        for (yaml, key) in [
+            ("auth: {jwt_secret: 4711}", "auth.jwt_secret"),
+            ("auth: {jwt_secret: [4711]}", "auth.jwt_secret"),
+            ("auth: {jwt_secert: 'x4711'}", "auth.jwt_secert"),
+            ("redis: 'redis://:4711@h'", "redis"),
+            ("postgres: {url: 4711}", "postgres.url"),
+            ("4711", "."),
+            ("auth:\n  jwt_secret: \"4711\n  jwt_issuer: a\n", "not valid YAML"),
+            ("auth: {jwt_secret: '4711', jwt_secret: '4711'}", "not valid YAML"),
+        ] {
+            let text = refusal(yaml, &[]);
+            assert!(text.contains(key) && !text.contains("4711"), "{text}");
+        }
+        for (name, key) in [("POSDUIF__AUTH", "auth"), ("POSDUIF__REDIS", "redis")] {
+            let text = refusal("", &[(name, "{url: \"4711")]);
+            assert!(
+                text.contains(&format!("key `{key}`")) && !text.contains("4711"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_token_secret_must_be_long_and_no_example() {
+        for bad in ["", "tiny", "change-me-change-me-change-me-change-me"] {
+            let text = format!(
+                "{:#}",
+                load("", &[("POSDUIF__AUTH__JWT_SECRET", bad)])
+                    .unwrap()
+                    .check_secrets()
+                    .unwrap_err()
+            );
+            assert!(text.contains("key `auth.jwt_secret`"), "{text}");
+            assert!(bad.is_empty() || !text.contains(bad), "{text}");
+        }
+        let good = "0123456789abcdef0123456789abcdef";
+        let config = load("", &[("POSDUIF__AUTH__JWT_SECRET", good)]).unwrap();
+        config.check_secrets().unwrap();
     }
 }

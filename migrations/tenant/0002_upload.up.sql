@@ -143,7 +143,8 @@ BEGIN
             status := 'duplicate';
             version := server_row.version;
         ELSE
-            contested := op = 'create' OR base < server_row.version;
+            -- Without a base nothing is contested.
+            contested := op = 'create' OR coalesce(base < server_row.version, false);
             wanted := {schema}.message_json(server_row) || jsonb_build_object('op', op);
             IF op <> 'delete' THEN
                 wanted := wanted || jsonb_build_object('content', contents[n]);

@@ -131,7 +131,7 @@ impl Database {
         let timeout = Duration::from_secs(settings.connect_timeout_seconds);
         let own = format!(
             "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex \
-             -c statement_timeout={}",
+             -c client_min_messages=warning -c statement_timeout={}",
             settings.query_timeout_seconds * 1000
         );
         let options = match config.get_options() {

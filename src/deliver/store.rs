@@ -144,15 +144,22 @@ impl Store {
         &self.keys
     }
 
+    /// Runs reading commands, once more when the connection turns out to be lost: it is made anew in between.
+    async fn query<T: redis::FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, RedisError> {
+        match pipe.query_async(&mut self.connection()).await {
+            Err(error) if error.is_io_error() && !error.is_timeout() => pipe.query_async(&mut self.connection()).await,
+            result => result,
+        }
+    }
+
     /// The checkpoint.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn view(&self) -> Result<View, Error> {
-        let fields: Vec<Option<String>> = checkpoint_command(&mut redis::pipe(), &self.keys)
-            .query_async::<(Vec<Option<String>>,)>(&mut self.connection())
-            .await?
-            .0;
+        let mut pipe = redis::pipe();
+        checkpoint_command(&mut pipe, &self.keys);
+        let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
         parse_view(&fields)
     }
 
@@ -182,7 +189,7 @@ impl Store {
             Vec<Option<String>>,
             Vec<Option<String>>,
         );
-        let (mine, common, existing, meta, checkpoint): Answer = pipe.query_async(&mut self.connection()).await?;
+        let (mine, common, existing, meta, checkpoint): Answer = self.query(&pipe).await?;
 
         let view = parse_view(&checkpoint)?;
         let meta = |index: usize| meta.get(index).and_then(Option::as_deref);
@@ -211,7 +218,7 @@ impl Store {
         pipe.cmd("HGETALL").arg(self.keys.window());
         checkpoint_command(&mut pipe, &self.keys);
         type Answer = (bool, bool, Option<i64>, HashMap<String, String>, Vec<Option<String>>);
-        let (inbox, shared, generation, window, checkpoint): Answer = pipe.query_async(&mut self.connection()).await?;
+        let (inbox, shared, generation, window, checkpoint): Answer = self.query(&pipe).await?;
         Ok(Handoff {
             view: parse_view(&checkpoint)?,
             generation: generation.unwrap_or(0),

@@ -141,7 +141,9 @@ impl Router {
             "users" => {
                 plan.birth_column = relation.column("id");
                 let visible = ["username", "user_type", "email", "disabled_at", "deleted_at"];
-                plan.add(&built_in(TENANT, "change", &visible), relation, true)
+                plan.add(&built_in(TENANT, "change", &visible), relation, true).and_then(|()| {
+                    plan.add(&built_in("id", "device_changed", &["disabled_at", "deleted_at"]), relation, false)
+                })
             }
             "encrypted_states" => plan.add(&Rule::encrypted_states(), relation, true),
             // API nodes drop what they remember of a device that changed.

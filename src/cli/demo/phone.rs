@@ -76,11 +76,22 @@ pub(super) struct Message {
 #[derive(Debug, Deserialize)]
 pub(super) struct Batch {
     messages: Vec<Message>,
+    /// Rows of other tables, and rows that have gone.
+    #[serde(default)]
+    changes: Vec<Change>,
     /// Where the next batch begins; asking with it acknowledges this one.
     cursor: String,
     has_more: bool,
-    /// What follows is all there is: rows of before that do not come again are gone.
+    /// From here on all there is comes again: rows of before that do not come are gone.
     reset: bool,
+}
+
+/// A row that came, changed or went, of any table.
+#[derive(Debug, Deserialize)]
+struct Change {
+    table: String,
+    op: String,
+    id: Option<String>,
 }
 
 /// What the server made of one uploaded item.
@@ -186,15 +197,13 @@ impl Phone {
     /// Rules 1 and 2.
     fn store(&mut self, batch: &Batch) -> Result<()> {
         let transaction = self.database.transaction()?;
-        // A reset may come in several batches, all marked; only the first of them empties the table.
-        let resetting = recall(&transaction, "resetting")?.is_some();
-        if batch.reset && !resetting {
+        if batch.reset {
             transaction.execute("DELETE FROM messages WHERE id NOT IN (SELECT id FROM outbox)", [])?;
         }
-        if batch.reset && batch.has_more {
-            remember(&transaction, "resetting", "yes")?;
-        } else {
-            transaction.execute("DELETE FROM memory WHERE key = 'resetting'", [])?;
+        for change in &batch.changes {
+            if change.table == "messages" && change.op == "delete" {
+                transaction.execute("DELETE FROM messages WHERE id = ?1", [&change.id])?;
+            }
         }
         for message in &batch.messages {
             put(&transaction, message)?;
@@ -419,8 +428,9 @@ mod tests {
             batch(json!({"messages": [row("gone", 1, "x")], "cursor": "1", "has_more": false, "reset": false}));
         phone.store(&before).unwrap();
         let mine = phone.write("you", "mine").unwrap();
-        for (id, more) in [("a", true), ("b", false)] {
-            let part = batch(json!({"messages": [row(id, 1, "x")], "cursor": id, "has_more": more, "reset": true}));
+        for (id, is_first) in [("a", true), ("b", false)] {
+            let page = json!({"messages": [row(id, 1, "x")], "cursor": id, "has_more": is_first, "reset": is_first});
+            let part = batch(page);
             phone.store(&part).unwrap();
         }
         let kept = phone.messages().unwrap();
@@ -432,11 +442,11 @@ mod tests {
     #[test]
     fn a_deleted_message_is_forgotten() {
         let mut phone = phone();
-        let mut deleted = row("a", 2, "x");
-        deleted["deleted_at"] = json!("2026-01-01T00:00:00Z");
-        let both = [row("a", 1, "x"), deleted];
-        let whole = batch(json!({"messages": both, "cursor": "1", "has_more": false, "reset": false}));
-        phone.store(&whole).unwrap();
+        let first = json!({"messages": [row("a", 1, "x")], "cursor": "1", "has_more": false, "reset": false});
+        phone.store(&batch(first)).unwrap();
+        let gone = [json!({"table": "messages", "op": "delete", "id": "a", "row": null})];
+        let second = json!({"messages": [], "changes": gone, "cursor": "2", "has_more": false, "reset": false});
+        phone.store(&batch(second)).unwrap();
         assert!(phone.messages().unwrap().is_empty());
     }
 
