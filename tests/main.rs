@@ -1,5 +1,11 @@
 //! All integration tests, in one binary. They need a Postgres and a Redis: `./scripts/test` starts both.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod decoder;
+mod handoff;
 mod pipeline;
+mod properties;
+mod recovery;
+mod rules;
 mod support;
+mod values;

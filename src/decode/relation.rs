@@ -44,13 +44,19 @@ impl Relation {
 /// Types that are not built in, by OID; a Type message comes before the relation that uses it.
 #[derive(Debug, Default)]
 pub struct Types {
-    names: HashMap<u32, String>,
+    kinds: HashMap<u32, Kind>,
 }
 
 impl Types {
-    /// Remembers a Type message.
-    pub fn learn(&mut self, oid: u32, name: &str) {
-        self.names.insert(oid, name.to_owned());
+    /// Remembers a Type message. A domain comes under its base type's name, in no schema when that is built in.
+    pub fn learn(&mut self, oid: u32, namespace: &str, name: &str) {
+        let kind = match Kind::of_built_in(name) {
+            Some(kind) if namespace.is_empty() => kind,
+            // Postgres names the array type of `mood` `_mood`; its elements print as texts.
+            _ if name.starts_with('_') => Kind::TextArray,
+            _ => Kind::Text,
+        };
+        self.kinds.insert(oid, kind);
     }
 
     /// Builds the relation that a Relation message describes.
@@ -86,10 +92,6 @@ impl Types {
 
     /// How values of a type become JSON.
     pub fn kind(&self, oid: u32) -> Kind {
-        match Kind::of_type(oid) {
-            // Postgres names the array type of `mood` `_mood`; its elements print as texts.
-            Kind::Text if self.names.get(&oid).is_some_and(|name| name.starts_with('_')) => Kind::TextArray,
-            kind => kind,
-        }
+        self.kinds.get(&oid).copied().unwrap_or_else(|| Kind::of_type(oid))
     }
 }

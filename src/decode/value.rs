@@ -78,6 +78,27 @@ impl Kind {
         }
     }
 
+    /// The kind of a built-in type by name, where it is not the text that other types are.
+    pub fn of_built_in(name: &str) -> Option<Self> {
+        Some(match name {
+            "bool" => Self::Bool,
+            "int8" | "int2" | "int4" | "oid" => Self::Integer,
+            "float4" | "float8" => Self::Float,
+            "json" | "jsonb" => Self::Json,
+            "bytea" => Self::Bytes,
+            "timestamptz" => Self::TimestampTz,
+            "timestamp" => Self::Timestamp,
+            "_bool" => Self::BoolArray,
+            "_int8" | "_int2" | "_int4" | "_oid" => Self::IntegerArray,
+            "_float4" | "_float8" => Self::FloatArray,
+            "_json" | "_jsonb" => Self::JsonArray,
+            "_bytea" => Self::BytesArray,
+            "_timestamptz" => Self::TimestampTzArray,
+            "_timestamp" => Self::TimestampArray,
+            _ => return None,
+        })
+    }
+
     fn element(self) -> Option<Self> {
         Some(match self {
             Self::BoolArray => Self::Bool,

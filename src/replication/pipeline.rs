@@ -176,8 +176,8 @@ impl Pipeline {
                 self.tables.insert(relation.oid, Table { relation, plan });
                 Ok(())
             }
-            Message::Type { oid, name, .. } => {
-                self.types.learn(oid, name);
+            Message::Type { oid, namespace, name } => {
+                self.types.learn(oid, namespace, name);
                 Ok(())
             }
             Message::Origin { .. } => Ok(()),

@@ -385,8 +385,21 @@ async fn begin_epoch(
     let (last_number, last_base) = last.map_or((0, 0), |row| (row.get::<_, i64>("number"), row.get::<_, i64>("base")));
     let checkpoint = claim.checkpoint.as_ref();
     let old = checkpoint.map(|checkpoint| checkpoint.epoch);
-    let last_ms = checkpoint.map_or(0, |checkpoint| checkpoint.position.ms.max(checkpoint.live.ms));
     let previous_base = old.map_or(0, |old| old.base).max(u64::try_from(last_base).unwrap_or(0));
+    let last_ms = match checkpoint {
+        Some(checkpoint) => checkpoint.position.ms.max(checkpoint.live.ms),
+        None if last_number == 0 => 0,
+        // Streams may have outlived their checkpoint. Whatever they hold was in the log before we took over the slot.
+        None => {
+            let end = context
+                .database
+                .query_opt(include_str!("../../sql/wal_position.sql"), &[])
+                .await
+                .context("cannot read the end of the log")?;
+            let end = end.context("the log has no end")?.get::<_, PgLsn>("lsn");
+            u64::from(end).saturating_add(previous_base)
+        }
+    };
     let epoch = Epoch {
         id: EpochId::random().context("no random bits from the operating system")?,
         number: old.map_or(0, |old| old.number).max(last_number) + 1,

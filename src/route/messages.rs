@@ -38,6 +38,9 @@ impl Columns {
     /// Who sees what of a changed message.
     pub(super) fn route(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
         match row.operation {
+            // What is or was deleted softly already is nobody's to see.
+            Operation::Insert if row.after(self.deleted_at).is_set() => Ok(()),
+            Operation::Delete if row.before(self.deleted_at).is_set() => Ok(()),
             Operation::Insert => self.appear(row, out),
             Operation::Delete => self.disappear(row, out),
             Operation::Update => {

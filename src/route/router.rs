@@ -141,9 +141,14 @@ impl Router {
             "users" => {
                 plan.birth_column = relation.column("id");
                 let visible = ["username", "user_type", "email", "disabled_at", "deleted_at"];
-                plan.add(&built_in(TENANT, "change", &visible), relation, true).and_then(|()| {
-                    plan.add(&built_in("id", "device_changed", &["disabled_at", "deleted_at"]), relation, false)
-                })
+                plan.add(&built_in(TENANT, "change", &visible), relation, true)
+                    .and_then(|()| {
+                        plan.add(
+                            &built_in("id", "device_changed", &["disabled_at", "deleted_at"]),
+                            relation,
+                            false,
+                        )
+                    })
             }
             "encrypted_states" => plan.add(&Rule::encrypted_states(), relation, true),
             // API nodes drop what they remember of a device that changed.
@@ -174,17 +179,23 @@ impl Plan {
             };
             relation.column(column).ok_or_else(missing)
         };
+        let mut changed: Vec<usize> = rule.when.changed.iter().map(find).collect::<Result<_, _>>()?;
         let to = if rule.to == [TENANT] {
             Recipients::Tenant
         } else {
             let columns = rule.to.iter().map(|column| Ok((find(column)?, column.clone())));
-            Recipients::Columns(columns.collect::<Result<_, String>>()?)
+            let columns = columns.collect::<Result<Vec<_>, String>>()?;
+            // Whoever loses a row or gets one must learn it, whatever else is watched.
+            if !changed.is_empty() {
+                changed.extend(columns.iter().map(|(column, _)| *column));
+            }
+            Recipients::Columns(columns)
         };
         self.routes.push(Route::Columns(ColumnsRoute {
             to,
             event: rule.event.clone(),
             operations: rule.when.op.clone(),
-            changed: rule.when.changed.iter().map(find).collect::<Result<_, _>>()?,
+            changed,
             equals: rule
                 .when
                 .equals
@@ -273,9 +284,11 @@ impl ColumnsRoute {
                 for user in old.iter().filter(|user| !new.contains(user)) {
                     deliver(Audience::User(*user), Operation::Delete, out);
                 }
+                // Where the log does not have the old recipients, they count as those of the new row.
+                let is_unknown = |(column, _): &(usize, String)| row.before(*column) == Seen::Unknown;
+                let unknown = old_fits && columns.iter().any(is_unknown);
                 for user in &new {
-                    let known =
-                        old.contains(user) || (row.operation == Operation::Update && old.is_empty() && old_fits);
+                    let known = unknown || old.contains(user);
                     let operation = if known { Operation::Update } else { Operation::Insert };
                     deliver(Audience::User(*user), operation, out);
                 }

@@ -26,7 +26,8 @@ pub enum Operation {
 pub struct When {
     /// Only these operations; empty means all.
     pub op: Vec<Operation>,
-    /// Only updates that change one of these columns; empty means all. Inserts and deletes pass.
+    /// Only updates that change one of these columns; empty means all. Inserts, deletes and changes of the recipient
+    /// pass.
     pub changed: Vec<String>,
     /// Only rows in which these columns have these texts.
     pub equals: BTreeMap<String, String>,

@@ -1,6 +1,11 @@
 //! What tests stand on: a world of one's own, made of a database, a slot and a Redis prefix that nobody else uses.
 
+// Used by the tests of the API.
+#[allow(dead_code)]
 pub(crate) mod http;
+pub(crate) mod oracle;
+pub(crate) mod servers;
+pub(crate) mod stage;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -155,11 +160,9 @@ impl World {
 
     /// Waits until all that is committed now has been published.
     pub(crate) async fn published(&self) {
-        let client = self.psql().await;
-        let row = client
-            .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
-            .await
-            .unwrap();
+        // A commit of the test's own, so that nobody need wait for the next heartbeat.
+        let emit = "SELECT pg_logical_emit_message(true, 'test', '')::text";
+        let row = self.psql().await.query_one(emit, &[]).await.unwrap();
         let target: postgres_types::PgLsn = row.get::<_, String>(0).parse().unwrap();
         let key = self.keys().checkpoint();
         let redis = self.redis().await;
@@ -173,10 +176,17 @@ impl World {
                     .await
                     .unwrap();
                 end.and_then(|end| end.parse::<postgres_types::PgLsn>().ok())
-                    .filter(|end| *end >= target)
+                    .filter(|end| *end > target)
             }
         })
         .await;
+    }
+
+    /// All fields of the checkpoint.
+    pub(crate) async fn checkpoint(&self) -> HashMap<String, String> {
+        let mut redis = self.redis().await;
+        let key = self.keys().checkpoint();
+        redis::cmd("HGETALL").arg(key).query_async(&mut redis).await.unwrap()
     }
 
     /// All entries of a stream.

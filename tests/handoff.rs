@@ -1,0 +1,260 @@
+//! The snapshot hands over to the stream without a hole, also while Postgres ships commits that nobody sees yet.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use posduif::change::StreamId;
+use posduif::database::Database;
+use posduif::database::tenants::Tenant;
+use posduif::deliver::store::{Place, Read, Store};
+use posduif::sync::item::Item;
+use posduif::sync::snapshot;
+use uuid::Uuid;
+
+use crate::support::servers::{self, Own};
+use crate::support::stage::Stage;
+use crate::support::{World, eventually};
+
+/// A stage whose Postgres can keep commits invisible: shipped, but waiting for a standby that does not exist. Only
+/// sessions that ask for it wait.
+struct Slow {
+    stage: Stage,
+    store: Store,
+    database: Database,
+    tenant: Tenant,
+    admin: tokio_postgres::Client,
+    // Last: the world is cleaned up before its server goes.
+    _server: Own<posduif::dev::PrivatePostgres>,
+}
+
+impl Slow {
+    async fn new() -> Self {
+        let server = servers::postgres().await;
+        let world = World::on(&server.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+        let admin = world.psql().await;
+        let name: String = admin
+            .query_one("SELECT current_database()::text", &[])
+            .await
+            .unwrap()
+            .get(0);
+        let local = format!("ALTER DATABASE {name} SET synchronous_commit = local");
+        admin.batch_execute(&local).await.unwrap();
+        let admin = world.psql().await;
+        let stage = Stage::on(world).await;
+        Self {
+            store: Store::new(&stage.world.config.redis).unwrap(),
+            database: stage.world.database().await,
+            tenant: Tenant::named("acme").unwrap(),
+            stage,
+            admin,
+            _server: server,
+        }
+    }
+
+    /// From now on, waiting sessions' commits stay invisible, or become visible.
+    async fn hold(&self, held: bool) {
+        let set = match held {
+            true => "ALTER SYSTEM SET synchronous_standby_names = 'nobody'",
+            false => "ALTER SYSTEM RESET synchronous_standby_names",
+        };
+        self.admin.batch_execute(set).await.unwrap();
+        self.admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        // Each process of the server reads its settings when it comes to it. Holding has begun when a commit is held.
+        loop {
+            let session = self.waiting_session().await;
+            let emit = "SELECT pg_logical_emit_message(true, 'test', '')";
+            let probe = tokio::spawn(async move { session.batch_execute(emit).await });
+            let is_held = eventually("a commit is held or not", || async {
+                let held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+                let held: i64 = self.admin.query_one(held, &[]).await.unwrap().get(0);
+                match held {
+                    0 => probe.is_finished().then_some(false),
+                    _ => Some(true),
+                }
+            })
+            .await;
+            if is_held == held {
+                return;
+            }
+        }
+    }
+
+    /// A session that waits for the standby.
+    async fn waiting_session(&self) -> tokio_postgres::Client {
+        let client = self.stage.world.psql().await;
+        client.batch_execute("SET synchronous_commit = on").await.unwrap();
+        client
+    }
+
+    /// Takes a snapshot for Joe: the place at which the stream goes on, and the messages in it.
+    async fn snapshot(&self) -> (Place, HashSet<Uuid>) {
+        let joe = self.stage.joe;
+        let place = snapshot::begin(&self.database, &self.store, &self.tenant, joe)
+            .await
+            .unwrap();
+        let mut seen = HashSet::new();
+        let mut next = Some(snapshot::FIRST);
+        while let Some(start) = next {
+            let page = snapshot::page(&self.database, &self.tenant, joe, start, 50, 1 << 20)
+                .await
+                .unwrap();
+            for item in &page.items {
+                if let Item::Message(json) = item {
+                    let message: serde_json::Value = serde_json::from_str(json.get()).unwrap();
+                    seen.insert(message["id"].as_str().unwrap().parse().unwrap());
+                }
+            }
+            next = page.next;
+        }
+        (place, seen)
+    }
+
+    /// The messages that the stream brings Joe behind a place.
+    async fn behind(&self, mut place: Place) -> HashSet<Uuid> {
+        let mut seen = HashSet::new();
+        loop {
+            let read = self.store.read("acme", self.stage.joe, place, 100).await.unwrap();
+            let Read::Slice(slice) = read else {
+                panic!("the stream breaks behind {place:?}");
+            };
+            for entry in slice.entries.iter().filter(|entry| entry.table == "messages") {
+                let row: serde_json::Value = serde_json::from_str(entry.row.as_deref().unwrap()).unwrap();
+                seen.insert(row["id"].as_str().unwrap().parse().unwrap());
+            }
+            place.position = slice.end;
+            if !slice.has_more {
+                return seen;
+            }
+        }
+    }
+}
+
+const INSERT: &str = "INSERT INTO tenant_acme.messages (id, sender_id, recipient_id, content) VALUES ($1, $2, $3, 'x')";
+
+#[tokio::test]
+async fn a_snapshot_that_does_not_see_a_published_commit_leaves_it_to_the_stream() {
+    let slow = Slow::new().await;
+    let (bob, joe) = (slow.stage.bob, slow.stage.joe);
+    let before = slow.stage.message(bob, joe, "before").await;
+    slow.stage.world.published().await;
+    let (_, seen) = slow.snapshot().await;
+    assert_eq!(seen, HashSet::from([before]));
+
+    // GIVEN a commit that is in the stream while SELECT does not see it
+    slow.hold(true).await;
+    let id = Uuid::new_v4();
+    let session = slow.waiting_session().await;
+    let held = tokio::spawn(async move { session.execute(INSERT, &[&id, &bob, &joe]).await.unwrap() });
+    let key = slow.stage.world.keys().inbox("acme", &joe.to_string());
+    let entry = eventually("the invisible commit is in the stream", || async {
+        let entries = slow.stage.world.stream(&key).await;
+        entries
+            .into_iter()
+            .find(|entry| entry.json("row")["id"] == id.to_string())
+    })
+    .await;
+    // AND a later one that SELECT sees, so that the stream has gone on
+    let later = slow.stage.message(bob, joe, "later").await;
+    slow.stage.world.published().await;
+
+    // WHEN a snapshot is taken
+    let (place, seen) = slow.snapshot().await;
+
+    // THEN the stream takes over below the commit that the snapshot lacks
+    assert_eq!(seen, HashSet::from([before, later]));
+    assert!(!held.is_finished());
+    assert!(place.position < entry.id, "{place:?} is not below {}", entry.id);
+    assert!(slow.behind(place).await.is_superset(&HashSet::from([id, later])));
+
+    // WHEN the commit becomes visible
+    slow.hold(false).await;
+    held.await.unwrap();
+    let (_, seen) = slow.snapshot().await;
+    assert_eq!(seen, HashSet::from([before, id, later]));
+    // THEN later snapshots begin behind it
+    eventually("snapshots begin behind the commit", || async {
+        (slow.snapshot().await.0.position >= entry.id).then_some(())
+    })
+    .await;
+    slow.stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshot_and_stream_together_hold_all_that_was_committed_whenever_it_was() {
+    let slow = Slow::new().await;
+    let (bob, joe) = (slow.stage.bob, slow.stage.joe);
+    slow.hold(true).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for number in 0..4_u32 {
+        let session = match number % 2 {
+            0 => slow.waiting_session().await,
+            _ => slow.stage.world.psql().await,
+        };
+        let done = done.clone();
+        writers.push(tokio::spawn(async move {
+            let mut committed = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                // Transactions of some length overlap, and their order of commit is not that of their ids.
+                session.batch_execute("BEGIN").await.unwrap();
+                let mut ids = Vec::new();
+                for _ in 0..=rand(3) {
+                    let id = Uuid::new_v4();
+                    session.execute(INSERT, &[&id, &bob, &joe]).await.unwrap();
+                    ids.push(id);
+                    tokio::time::sleep(Duration::from_micros(rand(3000).into())).await;
+                }
+                if rand(5) == 0 {
+                    session.batch_execute("ROLLBACK").await.unwrap();
+                } else {
+                    session.batch_execute("COMMIT").await.unwrap();
+                    committed.extend(ids);
+                }
+            }
+            committed
+        }));
+    }
+    // Snapshots at all moments, while commits become visible in bursts.
+    let mut taken = Vec::new();
+    for round in 0..40 {
+        taken.push(slow.snapshot().await);
+        if round % 4 == 3 {
+            slow.hold(false).await;
+            slow.hold(true).await;
+        }
+    }
+    done.store(true, Ordering::Relaxed);
+    slow.hold(false).await;
+    let mut committed = HashSet::new();
+    for writer in writers {
+        committed.extend(writer.await.unwrap());
+    }
+    slow.stage.world.published().await;
+    assert!(committed.len() > 100, "{} rows", committed.len());
+
+    let mut handed_over = 0;
+    for (place, snapshot) in taken {
+        assert!(place.position > StreamId::ZERO);
+        let stream = slow.behind(place).await;
+        let together: HashSet<Uuid> = snapshot.union(&stream).copied().collect();
+        let missing: Vec<&Uuid> = committed.difference(&together).collect();
+        assert!(
+            missing.is_empty(),
+            "{} rows in neither part, behind {place:?}",
+            missing.len()
+        );
+        assert!(together.is_subset(&committed), "a row that was rolled back is shown");
+        handed_over += usize::from(!snapshot.is_empty() && !stream.is_subset(&snapshot));
+    }
+    assert!(handed_over > 10, "hardly any snapshot was taken while rows came");
+    slow.stage.stop().await;
+}
+
+/// A random number below a bound.
+fn rand(bound: u32) -> u32 {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).unwrap();
+    u32::from_ne_bytes(bytes) % bound
+}

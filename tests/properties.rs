@@ -1,0 +1,335 @@
+//! What must hold for any input: routing and array literals.
+
+use std::collections::HashSet;
+
+use posduif::decode::pgoutput::{Cell, Old, ReplicaIdentity, Tuple};
+use posduif::decode::relation::{Column, Relation};
+use posduif::decode::value::{Kind, write_json};
+use posduif::route::router::{Audience, Delivery, Plan, Router};
+use posduif::route::row::Row;
+use posduif::route::rule::{Operation, Rule, When};
+use proptest::prelude::*;
+use serde_json::Value;
+use uuid::Uuid;
+
+/// A column's value: few of them, so that rows often have the same.
+type Content = Option<String>;
+
+/// A change: the row before and after.
+#[derive(Debug, Clone)]
+enum Change {
+    Insert(Vec<Content>),
+    Update(Vec<Content>, Vec<Content>),
+    Delete(Vec<Content>),
+}
+
+impl Change {
+    fn old(&self) -> Option<&Vec<Content>> {
+        match self {
+            Self::Insert(_) => None,
+            Self::Update(old, _) | Self::Delete(old) => Some(old),
+        }
+    }
+
+    fn new(&self) -> Option<&Vec<Content>> {
+        match self {
+            Self::Delete(_) => None,
+            Self::Insert(new) | Self::Update(_, new) => Some(new),
+        }
+    }
+}
+
+fn relation(table: &str, columns: &[&str]) -> Relation {
+    let column = |name: &&str| Column {
+        name: (*name).to_owned(),
+        is_key: true,
+        kind: Kind::Text,
+        json_key: Vec::new(),
+    };
+    Relation {
+        oid: 1,
+        schema: "tenant_acme".into(),
+        table: table.into(),
+        replica_identity: ReplicaIdentity::Full,
+        columns: columns.iter().map(column).collect(),
+    }
+}
+
+fn tuple(row: &[Content]) -> Tuple<'_> {
+    row.iter()
+        .map(|content| match content {
+            Some(text) => Cell::Text(text.as_bytes()),
+            None => Cell::Null,
+        })
+        .collect()
+}
+
+/// Routes a change as the WAL shows it under REPLICA IDENTITY FULL.
+fn route<'p>(plan: &'p Plan, change: &Change) -> Vec<Delivery<'p>> {
+    let old = change.old().map(|row| Old::Full(tuple(row)));
+    let new = change.new().map(|row| tuple(row));
+    let row = match (&old, &new) {
+        (None, Some(new)) => Row::inserted(new),
+        (Some(old), Some(new)) => Row::updated(Some(old), new),
+        (Some(old), None) => Row::deleted(old),
+        (None, None) => unreachable!("a change has a side"),
+    };
+    let mut deliveries = Vec::new();
+    plan.route(&row, &mut deliveries).unwrap();
+    deliveries
+}
+
+fn users(row: Option<&Vec<Content>>, columns: &[usize]) -> HashSet<Uuid> {
+    let ids = columns.iter().filter_map(|column| row?[*column].as_deref());
+    ids.map(|text| text.parse().unwrap()).collect()
+}
+
+/// Checks that whoever lost sight of the row is told so once, whoever sees it now is told of it at most once, in the
+/// right words, and nobody else is told anything.
+fn check_audiences(
+    deliveries: &[Delivery<'_>],
+    before: &HashSet<Uuid>,
+    after: &HashSet<Uuid>,
+    must_tell: bool,
+) -> Result<(), TestCaseError> {
+    let told: Vec<(Uuid, Operation)> = deliveries
+        .iter()
+        .map(|delivery| match delivery.audience {
+            Audience::User(user) => (user, delivery.operation),
+            Audience::Tenant => panic!("nobody said that all shall see it"),
+        })
+        .collect();
+    for user in before.union(after) {
+        let operations: Vec<Operation> = told.iter().filter(|(of, _)| of == user).map(|(_, op)| *op).collect();
+        if !after.contains(user) {
+            prop_assert_eq!(operations, [Operation::Delete]);
+        } else if must_tell || !operations.is_empty() {
+            prop_assert_eq!(operations.len(), 1);
+            prop_assert_ne!(operations[0], Operation::Delete);
+        }
+    }
+    for (user, _) in told {
+        prop_assert!(before.contains(&user) || after.contains(&user));
+    }
+    Ok(())
+}
+
+fn user() -> impl Strategy<Value = String> {
+    (1_u128..5).prop_map(|n| Uuid::from_u128(n).to_string())
+}
+
+fn some_of(texts: &'static [&'static str]) -> impl Strategy<Value = Content> {
+    proptest::option::of(proptest::sample::select(texts).prop_map(str::to_owned))
+}
+
+fn changes(row: impl Strategy<Value = Vec<Content>> + Clone + 'static) -> impl Strategy<Value = Change> {
+    prop_oneof![
+        row.clone().prop_map(Change::Insert),
+        row.clone().prop_map(Change::Delete),
+        (row.clone(), row.clone()).prop_map(|(old, new)| Change::Update(old, new)),
+        // Most updates change one column.
+        (row.clone(), row, any::<proptest::sample::Index>()).prop_map(|(old, other, index)| {
+            let mut new = old.clone();
+            let index = index.index(new.len());
+            new[index].clone_from(&other[index]);
+            Change::Update(old, new)
+        }),
+    ]
+}
+
+const MESSAGE: [&str; 8] = [
+    "id",
+    "sender_id",
+    "recipient_id",
+    "content",
+    "status",
+    "synced_at",
+    "read_at",
+    "deleted_at",
+];
+
+fn message_rows() -> impl Strategy<Value = Vec<Content>> + Clone {
+    let columns = (
+        user(),
+        user(),
+        some_of(&["a", "b"]),
+        some_of(&["pending_sync", "synced", "read"]),
+        some_of(&["1", "2"]),
+        some_of(&["1"]),
+        some_of(&["1"]),
+    );
+    let row = columns.prop_map(|(sender, recipient, content, status, synced, read, deleted)| {
+        let id = Some("m".to_owned());
+        vec![
+            id,
+            Some(sender),
+            Some(recipient),
+            content,
+            status,
+            synced,
+            read,
+            deleted,
+        ]
+    });
+    row.boxed()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_message_reaches_all_who_could_or_can_see_it_and_nobody_else(change in changes(message_rows())) {
+        let router = Router::new(Vec::new());
+        let plan = router.plan(&relation("messages", &MESSAGE)).unwrap();
+        let deliveries = route(&plan, &change);
+        let visible = |row: Option<&Vec<Content>>| match row {
+            Some(row) if row[7].is_none() => users(Some(row), &[1, 2]),
+            _ => HashSet::new(),
+        };
+        let (before, after) = (visible(change.old()), visible(change.new()));
+        let (old, new) = (change.old(), change.new());
+        let differs = |column: usize| match (old, new) {
+            (Some(old), Some(new)) => old[column] != new[column],
+            _ => true,
+        };
+        let only_bookkeeping = !before.is_empty() && !after.is_empty()
+            && (0..8).all(|column| !differs(column) || column == 4 || column == 5);
+        let is_noop = (0..8).all(|column| !differs(column));
+        check_audiences(&deliveries, &before, &after, !only_bookkeeping)?;
+        if is_noop {
+            prop_assert_eq!(deliveries.len(), 0);
+        }
+        if only_bookkeeping {
+            let recipient: Uuid = new.unwrap()[2].as_ref().unwrap().parse().unwrap();
+            let told: Vec<Audience> = deliveries.iter().map(|delivery| delivery.audience).collect();
+            prop_assert!(!told.contains(&Audience::User(recipient)));
+        }
+        // Whoever did not have it before hears of a new message when it is for them.
+        if let (Some(old), Some(new)) = (old, new) && !before.is_empty() && !after.is_empty() && old[2] != new[2] {
+            let recipient: Uuid = new[2].as_ref().unwrap().parse().unwrap();
+            let mine = deliveries.iter().find(|delivery| delivery.audience == Audience::User(recipient)).unwrap();
+            prop_assert_eq!((mine.operation, mine.event), (Operation::Insert, "new_message"));
+        }
+    }
+
+    #[test]
+    fn a_rules_row_reaches_all_who_could_or_can_see_it_and_nobody_else(
+        change in changes((
+            proptest::option::of(user()),
+            proptest::option::of(user()),
+            some_of(&["open", "closed"]),
+            some_of(&["a", "b"]),
+            some_of(&["1"]),
+        ).prop_map(|(a, b, state, title, deleted)| vec![a, b, state, title, deleted]).boxed()),
+        is_conditional in any::<bool>(),
+        watches_title in any::<bool>(),
+    ) {
+        let mut when = When::default();
+        if is_conditional {
+            when.equals.insert("state".into(), "open".into());
+        }
+        if watches_title {
+            when.changed.push("title".into());
+        }
+        let own = Rule { table: "tickets".into(), to: vec!["a".into(), "b".into()], event: "ticket".into(), when };
+        let router = Router::new(vec![own]);
+        let plan = router.plan(&relation("tickets", &["a", "b", "state", "title", "deleted_at"])).unwrap();
+        let deliveries = route(&plan, &change);
+        let visible = |row: Option<&Vec<Content>>| match row {
+            Some(row) if row[4].is_none() && (!is_conditional || row[2].as_deref() == Some("open")) => {
+                users(Some(row), &[0, 1])
+            }
+            _ => HashSet::new(),
+        };
+        let (before, after) = (visible(change.old()), visible(change.new()));
+        let is_watched = match (change.old(), change.new()) {
+            (Some(old), Some(new)) => !watches_title || old[3] != new[3],
+            _ => true,
+        };
+        check_audiences(&deliveries, &before, &after, is_watched)?;
+        // Each user is told what it is for that user.
+        for delivery in &deliveries {
+            if let Audience::User(user) = delivery.audience {
+                let expected = match (before.contains(&user), after.contains(&user)) {
+                    (false, _) => Operation::Insert,
+                    (true, true) => Operation::Update,
+                    (true, false) => Operation::Delete,
+                };
+                prop_assert_eq!(delivery.operation, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn an_array_literal_becomes_the_array_that_postgres_printed(
+        array in proptest::collection::vec(proptest::option::of(".{0,6}|[{}\",\\\\ ]{0,4}|(?i)null"), 0..5),
+        rows in 1_usize..4,
+    ) {
+        let element = |text: &Option<String>| text.clone().map_or(Value::Null, Value::String);
+        let flat = Value::Array(array.iter().map(element).collect());
+        prop_assert_eq!(read(Kind::TextArray, &literal(&array)), flat.clone());
+        if !array.is_empty() {
+            let nested = format!("{{{}}}", vec![literal(&array); rows].join(","));
+            prop_assert_eq!(read(Kind::TextArray, &nested), Value::Array(vec![flat; rows]));
+        }
+    }
+
+    #[test]
+    fn any_text_becomes_valid_json_whatever_its_type(text in ".{0,40}|[{}\",\\\\ntfNUL0-9.eE+-]{0,20}") {
+        for kind in [
+            Kind::Bool, Kind::Integer, Kind::Float, Kind::Bytes, Kind::TimestampTz, Kind::Timestamp, Kind::Text,
+            Kind::BoolArray, Kind::IntegerArray, Kind::BytesArray, Kind::TimestampTzArray, Kind::TimestampArray,
+            Kind::TextArray,
+        ] {
+            let mut json = Vec::new();
+            write_json(kind, text.as_bytes(), &mut json).unwrap();
+            // Floats come from Postgres, which prints numbers that JSON knows; other texts may look like them.
+            if kind != Kind::Float {
+                let value = serde_json::from_slice::<Value>(&json);
+                prop_assert!(value.is_ok(), "{:?} {:?}", kind, String::from_utf8_lossy(&json));
+            }
+        }
+    }
+
+    #[test]
+    fn a_float_stays_the_number_that_postgres_printed(bits in any::<u64>(), short in any::<u32>()) {
+        for value in [f64::from_bits(bits), f64::from(f32::from_bits(short))] {
+            // As Postgres prints it: shortest form, with an exponent of at least two digits.
+            let text = if value.is_nan() { "NaN".to_owned() } else { format!("{value:e}") };
+            let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, ""));
+            let printed = match exponent.parse::<i32>() {
+                Ok(exponent) => format!("{mantissa}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
+                Err(_) => mantissa.to_owned(),
+            };
+            let mut json = Vec::new();
+            write_json(Kind::Float, printed.as_bytes(), &mut json).unwrap();
+            match serde_json::from_slice(&json).unwrap() {
+                Value::Number(_) => prop_assert_eq!(printed.as_bytes(), json),
+                other => prop_assert!(!value.is_finite(), "{} became {}", printed, other),
+            }
+        }
+    }
+}
+
+fn read(kind: Kind, text: &str) -> Value {
+    let mut json = Vec::new();
+    write_json(kind, text.as_bytes(), &mut json).unwrap();
+    serde_json::from_slice(&json).unwrap()
+}
+
+/// An array as `array_out` prints it (Postgres chapter 8.15.6).
+fn literal(array: &[Option<String>]) -> String {
+    let element = |text: &Option<String>| match text {
+        None => "NULL".to_owned(),
+        Some(text) => {
+            let is_plain = !text.is_empty()
+                && !text.eq_ignore_ascii_case("null")
+                && !text.contains(|c: char| matches!(c, '{' | '}' | '"' | ',' | '\\') || c.is_whitespace());
+            match is_plain {
+                true => text.clone(),
+                false => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+            }
+        }
+    };
+    format!("{{{}}}", array.iter().map(element).collect::<Vec<_>>().join(","))
+}

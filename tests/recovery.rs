@@ -1,0 +1,497 @@
+//! Nothing lost, nothing doubled, nothing out of order, whatever is killed: engine, Redis, Postgres.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use posduif::change::StreamId;
+use posduif::engine::Role;
+use posduif::replication::slot;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::support::oracle::outline;
+use crate::support::stage::Stage;
+use crate::support::{Entry, World, eventually, servers};
+
+const INSERT: &str = "INSERT INTO tenant_acme.messages (id, sender_id, recipient_id, content) VALUES ($1, $2, $3, 'x') ON CONFLICT DO NOTHING";
+
+/// Writers that commit single rows, each by itself, until they have written so many.
+struct Writers {
+    tasks: JoinSet<()>,
+    committed: Arc<AtomicUsize>,
+}
+
+impl Writers {
+    /// Four writers of messages from Bob to Joe. A writer that loses its connection makes another and repeats the row.
+    async fn start(stage: &Stage, rows: usize) -> Self {
+        let committed = Arc::new(AtomicUsize::new(0));
+        let mut tasks = JoinSet::new();
+        for _ in 0..4 {
+            let (bob, joe) = (stage.bob, stage.joe);
+            let committed = committed.clone();
+            let url = stage.world.config.postgres.url.expose().to_owned();
+            tasks.spawn(async move {
+                let mut session = None;
+                for _ in 0..rows / 4 {
+                    let id = Uuid::new_v4();
+                    loop {
+                        let (client, insert) = match session.take() {
+                            Some(session) => session,
+                            None => match prepare(&url).await {
+                                Some(session) => session,
+                                None => {
+                                    tokio::time::sleep(Duration::from_millis(20)).await;
+                                    continue;
+                                }
+                            },
+                        };
+                        if client.execute(&insert, &[&id, &bob, &joe]).await.is_ok() {
+                            session = Some((client, insert));
+                            committed.fetch_add(1, Ordering::Relaxed);
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+        Self { tasks, committed }
+    }
+
+    /// Waits until this many rows are committed.
+    async fn reach(&self, rows: usize) {
+        eventually("the writers have written", || async {
+            (self.committed.load(Ordering::Relaxed) >= rows).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until all is written.
+    async fn finish(self) {
+        self.tasks.join_all().await;
+    }
+}
+
+async fn prepare(url: &str) -> Option<(tokio_postgres::Client, tokio_postgres::Statement)> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.ok()?;
+    tokio::spawn(connection);
+    let insert = client.prepare(INSERT).await.ok()?;
+    Some((client, insert))
+}
+
+/// Compares both streams with what Postgres tells, and gives the number of messages in them.
+async fn check_all_there_once_in_order(stage: &Stage) -> usize {
+    let base = stage.world.checkpoint().await["base"].parse().unwrap();
+    let changes = outline(&stage.changes().await);
+    let inbox = outline(&stage.inbox(stage.joe).await);
+    let expected = stage.oracle.changes("acme", base).await;
+    assert_same(&changes, &expected);
+    let joe = stage.joe.to_string();
+    let to_joe = stage
+        .oracle
+        .matching(base, |change| change.column("recipient_id") == joe)
+        .await;
+    assert_same(&inbox, &to_joe);
+    let rows: i64 = stage
+        .world
+        .psql()
+        .await
+        .query_one("SELECT count(*) FROM tenant_acme.messages", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let inserted: HashSet<&String> = to_joe
+        .iter()
+        .filter(|change| change.1 == "insert")
+        .map(|change| &change.3)
+        .collect();
+    assert_eq!(usize::try_from(rows).unwrap(), inserted.len());
+    inserted.len()
+}
+
+/// Like `assert_eq`, but shows the first difference only.
+#[track_caller]
+fn assert_same<T: PartialEq + std::fmt::Debug>(found: &[T], expected: &[T]) {
+    let at = found
+        .iter()
+        .zip(expected)
+        .position(|(found, expected)| found != expected);
+    let at = at.unwrap_or(found.len().min(expected.len()));
+    assert!(
+        found == expected,
+        "{} found, {} expected; at {at}: found {:?}, expected {:?}",
+        found.len(),
+        expected.len(),
+        found.get(at),
+        expected.get(at)
+    );
+}
+
+fn resets(entries: &[Entry]) -> usize {
+    entries.iter().filter(|entry| entry.field("op") == "reset").count()
+}
+
+async fn epoch(world: &World) -> String {
+    world.checkpoint().await["epoch"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_is_killed_again_and_again_loses_doubles_and_reorders_nothing() {
+    let (stage, mut engine) = Stage::with_process(World::new().await).await;
+    let first = epoch(&stage.world).await;
+    let writers = Writers::start(&stage, 10_000).await;
+    for rows in [1500, 4000, 6500, 9000] {
+        writers.reach(rows).await;
+        engine.kill().await;
+        engine = stage.world.process("replicator").await;
+    }
+    writers.finish().await;
+    assert_eq!(check_all_there_once_in_order(&stage).await, 10_000);
+    assert_eq!(epoch(&stage.world).await, first);
+    assert_eq!(engine.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn an_engine_that_stops_cleanly_and_starts_again_publishes_nothing_twice() {
+    let (stage, mut engine) = Stage::with_process(World::new().await).await;
+    for round in 1..=3 {
+        let writers = Writers::start(&stage, 200).await;
+        writers.reach(100).await;
+        assert_eq!(engine.terminate().await, Some(0));
+        writers.finish().await;
+        engine = stage.world.process("replicator").await;
+        assert_eq!(check_all_there_once_in_order(&stage).await, 200 * round);
+    }
+    assert_eq!(resets(&stage.changes().await), 1);
+    assert_eq!(engine.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_second_engine_waits_for_the_slot_and_takes_over_when_the_first_is_killed() {
+    let (stage, first) = Stage::with_process(World::new().await).await;
+    stage.message(stage.bob, stage.joe, "by the first").await;
+    stage.world.published().await;
+    let writer = stage.world.checkpoint().await["writer"].clone();
+    let second = stage.world.process("replicator").await;
+    // Its heartbeats begin before it asks for the slot.
+    eventually("the second engine runs", || async {
+        let beating = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND query LIKE '%pg_logical_emit_message%' AND pid <> pg_backend_pid()
+                         AND query NOT LIKE '%pg_stat_activity%' AND query NOT LIKE '%''test''%'";
+        (stage.psql.query_one(beating, &[]).await.unwrap().get::<_, i64>(0) >= 2).then_some(())
+    })
+    .await;
+    stage.message(stage.bob, stage.joe, "while the second waits").await;
+    check_all_there_once_in_order(&stage).await;
+    assert_eq!(stage.world.checkpoint().await["writer"], writer);
+
+    first.kill().await;
+    stage.message(stage.bob, stage.joe, "by the second").await;
+    assert_eq!(check_all_there_once_in_order(&stage).await, 3);
+    assert_ne!(stage.world.checkpoint().await["writer"], writer);
+    assert_eq!(second.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn an_emptied_redis_makes_everybody_begin_anew_under_the_running_engine() {
+    let stage = Stage::new().await;
+    stage.message(stage.bob, stage.joe, "lost").await;
+    stage.world.published().await;
+    let before = stage.world.checkpoint().await;
+    let mut redis = stage.world.redis().await;
+    let pattern = format!("{}:*", stage.world.config.redis.prefix);
+    let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await.unwrap();
+    let _: i64 = redis::cmd("DEL").arg(keys).query_async(&mut redis).await.unwrap();
+
+    let after = eventually("a new epoch", || async {
+        let checkpoint = stage.world.checkpoint().await;
+        checkpoint
+            .get("epoch")
+            .is_some_and(|epoch| *epoch != before["epoch"])
+            .then_some(checkpoint)
+    })
+    .await;
+    let number = |checkpoint: &std::collections::HashMap<String, String>| checkpoint["number"].parse::<i64>().unwrap();
+    assert_eq!(number(&after), number(&before) + 1);
+    let id = stage.message(stage.bob, stage.joe, "after").await;
+    let streams = [
+        stage.changes().await,
+        stage.shared().await,
+        stage.inbox(stage.joe).await,
+        stage.inbox(stage.bob).await,
+    ];
+    for stream in &streams {
+        assert_eq!(stream[0].field("op"), "reset");
+    }
+    for stream in [&streams[0], &streams[2], &streams[3]] {
+        assert_eq!(stream.last().unwrap().json("row")["id"], id.to_string());
+    }
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_was_dropped_costs_a_reset_and_ids_go_on_growing() {
+    let mut stage = Stage::new().await;
+    let world = &stage.world;
+    stage.message(stage.bob, stage.joe, "before").await;
+    let before = [
+        stage.changes().await,
+        stage.shared().await,
+        stage.inbox(stage.joe).await,
+    ];
+    let first = epoch(world).await;
+    stage.engine.take().unwrap().stop().await;
+    let unseen = stage.message(stage.bob, stage.joe, "while nobody looks").await;
+    slot::drop(&world.database().await, &world.config.replication.slot)
+        .await
+        .unwrap();
+
+    stage.engine = Some(world.engine(Role::Replicator).await);
+    eventually("a new epoch", || async { (epoch(world).await != first).then_some(()) }).await;
+    let id = stage.message(stage.bob, stage.joe, "after").await;
+    let after = [
+        stage.changes().await,
+        stage.shared().await,
+        stage.inbox(stage.joe).await,
+    ];
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(after[..before.len()], before[..], "what was there stays");
+        let reset = &after[before.len()];
+        assert_eq!(reset.field("op"), "reset");
+        assert!(reset.id > before.last().unwrap().id);
+    }
+    assert_eq!(after[2].last().unwrap().json("row")["id"], id.to_string());
+    // What nobody saw comes with the snapshot that the reset asks for.
+    assert!(
+        !after[2]
+            .iter()
+            .any(|entry| entry.json("row")["id"] == unseen.to_string())
+    );
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_checkpoint_costs_a_reset_behind_all_that_the_streams_hold() {
+    let stage = Stage::new().await;
+    let first = epoch(&stage.world).await;
+    for _ in 0..20 {
+        stage.message(stage.bob, stage.joe, "x").await;
+    }
+    let before = stage.inbox(stage.joe).await;
+    let key = stage.world.keys().checkpoint();
+    let _: i64 = redis::cmd("DEL")
+        .arg(key)
+        .query_async(&mut stage.world.redis().await)
+        .await
+        .unwrap();
+    eventually("a new epoch", || async {
+        let checkpoint = stage.world.checkpoint().await;
+        checkpoint
+            .get("epoch")
+            .is_some_and(|epoch| *epoch != first)
+            .then_some(())
+    })
+    .await;
+    let id = stage.message(stage.bob, stage.joe, "after").await;
+    let after = stage.inbox(stage.joe).await;
+    assert_eq!(after[..before.len()], before[..]);
+    assert_eq!(after[before.len()].field("op"), "reset");
+    assert_eq!(after.last().unwrap().json("row")["id"], id.to_string());
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_writes_to_the_checkpoint_fences_the_engine_which_begins_a_new_session_and_loses_nothing() {
+    let stage = Stage::new().await;
+    let first = epoch(&stage.world).await;
+    let writers = Writers::start(&stage, 1000).await;
+    let key = stage.world.keys().checkpoint();
+    let mut redis = stage.world.redis().await;
+    for rows in [100, 300, 500] {
+        writers.reach(rows).await;
+        let _: i64 = redis::cmd("HSET")
+            .arg(&key)
+            .arg("writer")
+            .arg("a zombie")
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        eventually("the engine has claimed the checkpoint again", || async {
+            (stage.world.checkpoint().await["writer"] != "a zombie").then_some(())
+        })
+        .await;
+    }
+    writers.finish().await;
+    assert_eq!(check_all_there_once_in_order(&stage).await, 1000);
+    assert_eq!(epoch(&stage.world).await, first);
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_killed_and_comes_back_has_the_same_as_postgres() {
+    let mut redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let stage = Stage::on(world).await;
+    let first = epoch(&stage.world).await;
+    let writers = Writers::start(&stage, 2000).await;
+    for rows in [500, 1200] {
+        writers.reach(rows).await;
+        redis.server.kill().await.unwrap();
+        redis.server.restart().await.unwrap();
+    }
+    writers.finish().await;
+    assert_eq!(check_all_there_once_in_order(&stage).await, 2000);
+    assert_eq!(epoch(&stage.world).await, first);
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn what_redis_had_not_on_disk_when_the_power_went_is_published_again() {
+    let mut redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let stage = Stage::on(world).await;
+    stage.message(stage.bob, stage.joe, "on disk").await;
+    stage.world.published().await;
+    let first = epoch(&stage.world).await;
+    let log = append_only_file(redis.folder());
+    let on_disk = std::fs::metadata(&log).unwrap().len();
+    // Positions become durable seconds after they were published, so none of these is yet.
+    for _ in 0..100 {
+        stage.message(stage.bob, stage.joe, "in memory only").await;
+    }
+    stage.world.published().await;
+    redis.server.kill().await.unwrap();
+    assert!(std::fs::metadata(&log).unwrap().len() > on_disk);
+    let file = std::fs::OpenOptions::new().write(true).open(&log).unwrap();
+    file.set_len(on_disk).unwrap();
+    redis.server.restart().await.unwrap();
+
+    assert_eq!(check_all_there_once_in_order(&stage).await, 101);
+    assert_eq!(
+        epoch(&stage.world).await,
+        first,
+        "nothing that was acknowledged is lost, so nobody begins anew"
+    );
+    stage.stop().await;
+}
+
+/// The part of the append-only file that Redis writes to.
+fn append_only_file(folder: &std::path::Path) -> PathBuf {
+    let folder = folder.join("redis/appendonlydir");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let is_written = |path: &PathBuf| path.to_str().unwrap().ends_with(".incr.aof");
+    files.filter(is_written).max().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_is_killed_and_comes_back_costs_no_reset() {
+    let mut postgres = servers::postgres().await;
+    let world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+    let stage = Stage::on(world).await;
+    let first = epoch(&stage.world).await;
+    let writers = Writers::start(&stage, 2000).await;
+    writers.reach(700).await;
+    postgres.server.kill().await.unwrap();
+    postgres.server.restart().await.unwrap();
+    writers.finish().await;
+    assert_eq!(check_all_there_once_in_order(&stage).await, 2000);
+    assert_eq!(epoch(&stage.world).await, first);
+    assert_eq!(resets(&stage.changes().await), 1);
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_full_for_a_while_drops_nothing() {
+    let redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let stage = Stage::on(world).await;
+    let mut connection = stage.world.redis().await;
+    let first = epoch(&stage.world).await;
+    let writers = Writers::start(&stage, 1000).await;
+    writers.reach(300).await;
+    let limit = async |bytes: &str, redis: &mut redis::aio::MultiplexedConnection| {
+        let _: () = redis::cmd("CONFIG")
+            .arg("SET")
+            .arg("maxmemory")
+            .arg(bytes)
+            .query_async(redis)
+            .await
+            .unwrap();
+    };
+    limit("1", &mut connection).await;
+    let refusals = async || -> u64 {
+        let info: String = redis::cmd("INFO")
+            .arg("errorstats")
+            .query_async(&mut connection.clone())
+            .await
+            .unwrap();
+        let count = info.lines().find_map(|line| line.strip_prefix("errorstat_OOM:count="));
+        count.map_or(0, |count| count.trim().parse().unwrap())
+    };
+    eventually("Redis has refused a batch", || async {
+        (refusals().await > 0).then_some(())
+    })
+    .await;
+    let stuck = stage.world.checkpoint().await["position"].clone();
+    // Rows go on being committed meanwhile.
+    writers.finish().await;
+    stage.message(stage.bob, stage.joe, "the last").await;
+    assert_eq!(stage.world.checkpoint().await["position"], stuck);
+    limit("0", &mut connection).await;
+
+    assert_eq!(check_all_there_once_in_order(&stage).await, 1001);
+    assert_eq!(epoch(&stage.world).await, first);
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_transaction_costs_the_engine_no_growing_memory() {
+    const ROWS: i64 = 200_000;
+    let (stage, engine) = Stage::with_process(World::new().await).await;
+    let insert = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
+                  SELECT $1, $1, 'message ' || n FROM generate_series(1, $2::bigint) n";
+    let key = stage.world.keys().changes("acme");
+    stage.world.published().await;
+    let redis = stage.world.redis().await;
+    let before: i64 = redis::cmd("XLEN")
+        .arg(&key)
+        .query_async(&mut redis.clone())
+        .await
+        .unwrap();
+    // Foreign keys are not what this is about.
+    stage.sql("SET session_replication_role = replica").await;
+    stage.psql.execute(insert, &[&stage.joe, &ROWS]).await.unwrap();
+    let length = async || -> i64 {
+        redis::cmd("XLEN")
+            .arg(&key)
+            .query_async(&mut redis.clone())
+            .await
+            .unwrap()
+    };
+    for part in 1..=10 {
+        let wanted = before + ROWS * part / 10;
+        eventually("the next part is in the stream", || async {
+            (length().await >= wanted).then_some(())
+        })
+        .await;
+    }
+    stage.world.published().await;
+    let after = length().await;
+    assert_eq!(after - before, ROWS);
+    let last: redis::streams::StreamRangeReply = redis::cmd("XREVRANGE")
+        .arg(&key)
+        .arg("+")
+        .arg("-")
+        .arg("COUNT")
+        .arg(1)
+        .query_async(&mut redis.clone())
+        .await
+        .unwrap();
+    let last: StreamId = last.ids[0].id.parse().unwrap();
+    assert_eq!(i64::try_from(last.seq), Ok(ROWS));
+    let peak = engine.peak_memory_kib();
+    assert!(peak < 64 * 1024, "{peak} KiB");
+    assert_eq!(engine.terminate().await, Some(0));
+}

@@ -1,0 +1,240 @@
+//! Rules of the operator's own, and what cannot be routed by them.
+
+use posduif::config::Config;
+use posduif::route::rule::{Operation, Rule, When};
+use uuid::Uuid;
+
+use crate::support::Entry;
+use crate::support::stage::Stage;
+
+fn rule(table: &str, to: &[&str], when: When) -> Rule {
+    Rule {
+        table: table.into(),
+        to: to.iter().map(|column| (*column).to_owned()).collect(),
+        event: format!("{table}_changed"),
+        when,
+    }
+}
+
+fn told(entries: &[Entry], table: &str) -> Vec<(String, String)> {
+    let of_table = entries.iter().filter(|entry| entry.field("table") == table);
+    of_table
+        .map(|entry| {
+            let row = if entry.fields.contains_key("row") { "row" } else { "old" };
+            let id = entry.json(row)["id"].as_str().unwrap().to_owned();
+            assert_eq!(entry.field("event"), format!("{table}_changed"));
+            (entry.field("op").to_owned(), id)
+        })
+        .collect()
+}
+
+fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected
+        .iter()
+        .map(|(op, id)| ((*op).to_owned(), (*id).to_owned()))
+        .collect()
+}
+
+#[tokio::test]
+async fn an_own_table_feeds_the_users_that_its_columns_name() {
+    let own = |config: &mut Config| {
+        config.routes = vec![rule("orders", &["customer", "courier"], When::default())];
+    };
+    let stage = Stage::with(own).await;
+    let (bob, joe, ann) = (stage.bob, stage.joe, stage.user("ann").await);
+    stage
+        .sql("CREATE TABLE tenant_acme.orders (id text PRIMARY KEY, customer uuid, courier uuid, state text)")
+        .await;
+    stage
+        .sql(&format!(
+            "INSERT INTO tenant_acme.orders VALUES ('1', '{bob}', NULL, 'new')"
+        ))
+        .await;
+    stage
+        .sql(&format!("UPDATE tenant_acme.orders SET courier = '{joe}'"))
+        .await;
+    stage.sql("UPDATE tenant_acme.orders SET state = 'packed'").await;
+    stage
+        .sql(&format!("UPDATE tenant_acme.orders SET courier = '{ann}'"))
+        .await;
+    stage.sql("UPDATE tenant_acme.orders SET courier = customer").await;
+    stage.sql("DELETE FROM tenant_acme.orders").await;
+
+    let inbox = async |user: Uuid| told(&stage.inbox(user).await, "orders");
+    let by_bob = [
+        ("insert", "1"),
+        ("update", "1"),
+        ("update", "1"),
+        ("update", "1"),
+        ("update", "1"),
+        ("delete", "1"),
+    ];
+    assert_eq!(inbox(bob).await, pairs(&by_bob));
+    assert_eq!(
+        inbox(joe).await,
+        pairs(&[("insert", "1"), ("update", "1"), ("delete", "1")])
+    );
+    assert_eq!(inbox(ann).await, pairs(&[("insert", "1"), ("delete", "1")]));
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_gets_its_first_recipient_is_new_to_that_user() {
+    let own = |config: &mut Config| config.routes = vec![rule("tasks", &["assignee"], When::default())];
+    let stage = Stage::with(own).await;
+    let joe = stage.joe;
+    stage
+        .sql("CREATE TABLE tenant_acme.tasks (id text PRIMARY KEY, assignee uuid)")
+        .await;
+    stage.sql("INSERT INTO tenant_acme.tasks VALUES ('1', NULL)").await;
+    stage
+        .sql(&format!("UPDATE tenant_acme.tasks SET assignee = '{joe}'"))
+        .await;
+    stage.sql("UPDATE tenant_acme.tasks SET assignee = NULL").await;
+    assert_eq!(
+        told(&stage.inbox(joe).await, "tasks"),
+        pairs(&[("insert", "1"), ("delete", "1")])
+    );
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_rule_with_conditions_tells_of_rows_that_come_into_it_and_leave_it() {
+    let own = |config: &mut Config| {
+        let published = When {
+            equals: [("state".to_owned(), "published".to_owned())].into(),
+            ..When::default()
+        };
+        let noted = When {
+            changed: vec!["title".into()],
+            ..When::default()
+        };
+        let only_new = When {
+            op: vec![Operation::Insert],
+            ..When::default()
+        };
+        config.routes = vec![
+            rule("articles", &["tenant"], published),
+            rule("notes", &["owner"], noted),
+            rule("alarms", &["owner"], only_new),
+        ];
+    };
+    let stage = Stage::with(own).await;
+    let (bob, joe) = (stage.bob, stage.joe);
+    stage
+        .sql(&format!(
+            "CREATE TABLE tenant_acme.articles (id text PRIMARY KEY, state text, title text, deleted_at timestamptz);
+             CREATE TABLE tenant_acme.notes (id text PRIMARY KEY, owner uuid, title text, views int);
+             CREATE TABLE tenant_acme.alarms (id text PRIMARY KEY, owner uuid, seen boolean);
+             INSERT INTO tenant_acme.articles VALUES ('draft', 'draft'), ('out', 'published');
+             UPDATE tenant_acme.articles SET title = 'x';
+             UPDATE tenant_acme.articles SET state = 'published' WHERE id = 'draft';
+             UPDATE tenant_acme.articles SET state = 'withdrawn' WHERE id = 'out';
+             UPDATE tenant_acme.articles SET deleted_at = now() WHERE id = 'draft';
+             DELETE FROM tenant_acme.articles;
+             INSERT INTO tenant_acme.notes VALUES ('n', '{bob}', 'a', 0);
+             UPDATE tenant_acme.notes SET views = 1;
+             UPDATE tenant_acme.notes SET title = 'b';
+             UPDATE tenant_acme.notes SET owner = '{joe}';
+             INSERT INTO tenant_acme.alarms VALUES ('a', '{joe}', false);
+             UPDATE tenant_acme.alarms SET seen = true;
+             DELETE FROM tenant_acme.alarms"
+        ))
+        .await;
+    let shared = told(&stage.shared().await, "articles");
+    let expected = [
+        ("insert", "out"),
+        ("update", "out"),
+        ("insert", "draft"),
+        ("delete", "out"),
+        ("delete", "draft"),
+    ];
+    assert_eq!(shared, pairs(&expected));
+    // Whoever has a row must learn that it is somebody else's now, also when that column is not among those watched.
+    assert_eq!(
+        told(&stage.inbox(bob).await, "notes"),
+        pairs(&[("insert", "n"), ("update", "n"), ("delete", "n")])
+    );
+    assert_eq!(told(&stage.inbox(joe).await, "notes"), pairs(&[("insert", "n")]));
+    assert_eq!(told(&stage.inbox(joe).await, "alarms"), pairs(&[("insert", "a")]));
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_routed_goes_to_the_quarantine_and_stops_nothing() {
+    let own = |config: &mut Config| {
+        config.routes = vec![
+            rule("orders", &["customer"], When::default()),
+            rule("misfits", &["nobody"], When::default()),
+        ];
+    };
+    let stage = Stage::with(own).await;
+    let world = &stage.world;
+    world.tenant("beta").await;
+    let eve = world
+        .user("beta", "eve", posduif::domain::users::UserType::Mobile)
+        .await;
+    let joe = stage.joe;
+    let create = "CREATE TABLE {schema}.orders (id text PRIMARY KEY, customer text)";
+    for schema in ["tenant_acme", "tenant_beta"] {
+        stage.sql(&create.replace("{schema}", schema)).await;
+    }
+    stage
+        .sql("CREATE TABLE tenant_acme.misfits (id text PRIMARY KEY)")
+        .await;
+    stage
+        .sql(&format!(
+            "BEGIN;
+             INSERT INTO tenant_acme.orders VALUES ('1', 'somebody');
+             INSERT INTO tenant_acme.orders VALUES ('2', '{joe}');
+             INSERT INTO tenant_acme.misfits VALUES ('3');
+             INSERT INTO tenant_beta.orders VALUES ('4', '{eve}');
+             COMMIT"
+        ))
+        .await;
+    assert_eq!(told(&stage.inbox(joe).await, "orders"), pairs(&[("insert", "2")]));
+    let beta = world.stream(&world.keys().inbox("beta", &eve.to_string())).await;
+    assert_eq!(told(&beta, "orders"), pairs(&[("insert", "4")]));
+    assert!(world.stream(&world.keys().quarantine("beta")).await.is_empty());
+
+    let quarantine = world.stream(&world.keys().quarantine("acme")).await;
+    let changes = stage.changes().await;
+    let place = |id: &str| {
+        let entry = changes.iter().find(|entry| entry.json("row")["id"] == id).unwrap();
+        entry.id.to_string()
+    };
+    assert_eq!(quarantine.len(), 2);
+    for (entry, id, cause) in [(&quarantine[0], "1", "somebody"), (&quarantine[1], "3", "nobody")] {
+        assert_eq!(entry.json("row")["id"], id);
+        assert_eq!(entry.field("position"), place(id), "the tenant's log has it too");
+        assert!(entry.field("cause").contains(cause), "{}", entry.field("cause"));
+    }
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_somebody_has_spoilt_is_stopped_and_the_others_go_on() {
+    let stage = Stage::new().await;
+    let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
+    stage.world.published().await;
+    let mut redis = stage.world.redis().await;
+    let _: i64 = redis::cmd("DEL").arg(&key).query_async(&mut redis).await.unwrap();
+    let _: () = redis::cmd("SET")
+        .arg(&key)
+        .arg("not a stream")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    let first = stage.message(stage.bob, stage.joe, "lost to Joe's stream").await;
+    let second = stage.message(stage.bob, stage.joe, "too").await;
+    let sent: Vec<Entry> = stage.inbox(stage.bob).await;
+    for id in [first, second] {
+        assert!(sent.iter().any(|entry| entry.json("row")["id"] == id.to_string()));
+    }
+    let quarantine = stage.world.stream(&stage.world.keys().quarantine("acme")).await;
+    assert!(
+        quarantine.iter().any(|entry| entry.field("cause").contains(&key)),
+        "{quarantine:?}"
+    );
+    stage.stop().await;
+}
