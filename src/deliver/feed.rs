@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::entry::{Entry, Op};
 use super::live::{Hub, Notice, Signal, Subscription};
-use super::store::{Error, Place, Read, Store};
+use super::store::{Error, Missing, Place, Read, Store};
 use crate::change::StreamId;
 
 /// Entries read at once in a replay.
@@ -67,6 +67,7 @@ pub struct Feed {
     place: Place,
     ready: VecDeque<(FeedEvent, Place)>,
     unread_gap: bool,
+    missing: Missing,
 }
 
 impl Feed {
@@ -89,11 +90,17 @@ impl Feed {
             start,
             ready: VecDeque::new(),
             unread_gap: false,
+            missing: handoff.missing,
         };
         if feed.start.resume.is_some() {
             feed.catch_up().await?;
         }
         Ok(feed)
+    }
+
+    /// Which of the user's streams did not exist when the feed was opened.
+    pub fn missing(&self) -> Missing {
+        self.missing
     }
 
     /// The place of what was given last; before anything was given, where the feed begins.

@@ -100,6 +100,13 @@ pub struct Missing {
     pub inbox: bool,
 }
 
+impl Missing {
+    /// Whether any is missing.
+    pub fn any(self) -> bool {
+        self.tenant || self.inbox
+    }
+}
+
 /// Reads streams and devices' sync states. Cloning shares the connection.
 #[derive(Clone)]
 pub struct Store {

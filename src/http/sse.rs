@@ -24,7 +24,7 @@ use crate::deliver::store::Place;
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::messages;
 use crate::sync::cursor::{Cursor, Owner};
-use crate::sync::device_state;
+use crate::sync::{device_state, incoming, snapshot};
 
 /// Writes that may wait for a slow reader's socket, beside the feed's own queue.
 const CHUNKS_MAX: usize = 8;
@@ -113,7 +113,14 @@ async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Respon
         resume,
         replay_max: app.config.sse.replay_events_max,
     };
-    let feed = Feed::open(app.store.clone(), &app.hub, start).await?;
+    let mut feed = Feed::open(app.store.clone(), &app.hub, start.clone()).await?;
+    if feed.missing().any() {
+        // A lost stream would have nothing to tell for ever.
+        snapshot::ensure_streams(&app.database, &app.store, reader.tenant(), reader.user())
+            .await
+            .map_err(incoming::Error::from)?;
+        feed = Feed::open(app.store.clone(), &app.hub, start).await?;
+    }
     let waiting = match &reader {
         Reader::Device(device, _) => app.incoming.pending(device).await?,
         Reader::Web { .. } => 0,

@@ -94,7 +94,7 @@ pub struct Scope<'a> {
 /// # Errors
 /// See [`Error`].
 pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Place, Error> {
-    let handoff = complete_handoff(database, store, tenant, user).await?;
+    let handoff = ensure_streams(database, store, tenant, user).await?;
     let rows = database
         .query(include_str!("../../sql/current_snapshot.sql"), &[])
         .await?;
@@ -115,9 +115,12 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
 }
 
 /// Reads the handoff; streams that are missing are asked for by way of the log, like everything that is published.
-async fn complete_handoff(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Handoff, Error> {
+///
+/// # Errors
+/// See [`Error`].
+pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Handoff, Error> {
     let handoff = store.handoff(&tenant.name, user).await?;
-    if !handoff.missing.tenant && !handoff.missing.inbox {
+    if !handoff.missing.any() {
         return Ok(handoff);
     }
     tracing::warn!(tenant = tenant.name, %user, missing = ?handoff.missing, "streams are missing and are asked for");
@@ -143,7 +146,7 @@ async fn complete_handoff(database: &Database, store: &Store, tenant: &Tenant, u
     while Instant::now() < deadline {
         tokio::time::sleep(BIRTH_POLL).await;
         let handoff = store.handoff(&tenant.name, user).await?;
-        if !handoff.missing.tenant && !handoff.missing.inbox {
+        if !handoff.missing.any() {
             return Ok(handoff);
         }
     }
