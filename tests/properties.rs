@@ -24,14 +24,14 @@ enum Change {
 }
 
 impl Change {
-    fn old(&self) -> Option<&Vec<Content>> {
+    fn before(&self) -> Option<&Vec<Content>> {
         match self {
             Self::Insert(_) => None,
             Self::Update(old, _) | Self::Delete(old) => Some(old),
         }
     }
 
-    fn new(&self) -> Option<&Vec<Content>> {
+    fn after(&self) -> Option<&Vec<Content>> {
         match self {
             Self::Delete(_) => None,
             Self::Insert(new) | Self::Update(_, new) => Some(new),
@@ -66,8 +66,8 @@ fn tuple(row: &[Content]) -> Tuple<'_> {
 
 /// Routes a change as the WAL shows it under REPLICA IDENTITY FULL.
 fn route<'p>(plan: &'p Plan, change: &Change) -> Vec<Delivery<'p>> {
-    let old = change.old().map(|row| Old::Full(tuple(row)));
-    let new = change.new().map(|row| tuple(row));
+    let old = change.before().map(|row| Old::Full(tuple(row)));
+    let new = change.after().map(|row| tuple(row));
     let row = match (&old, &new) {
         (None, Some(new)) => Row::inserted(new),
         (Some(old), Some(new)) => Row::updated(Some(old), new),
@@ -186,8 +186,8 @@ proptest! {
             Some(row) if row[7].is_none() => users(Some(row), &[1, 2]),
             _ => HashSet::new(),
         };
-        let (before, after) = (visible(change.old()), visible(change.new()));
-        let (old, new) = (change.old(), change.new());
+        let (before, after) = (visible(change.before()), visible(change.after()));
+        let (old, new) = (change.before(), change.after());
         let differs = |column: usize| match (old, new) {
             (Some(old), Some(new)) => old[column] != new[column],
             _ => true,
@@ -241,8 +241,8 @@ proptest! {
             }
             _ => HashSet::new(),
         };
-        let (before, after) = (visible(change.old()), visible(change.new()));
-        let is_watched = match (change.old(), change.new()) {
+        let (before, after) = (visible(change.before()), visible(change.after()));
+        let is_watched = match (change.before(), change.after()) {
             (Some(old), Some(new)) => !watches_title || old[3] != new[3],
             _ => true,
         };

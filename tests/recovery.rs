@@ -139,23 +139,43 @@ async fn epoch(world: &World) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_is_killed_again_and_again_loses_doubles_and_reorders_nothing() {
-    let (stage, mut engine) = Stage::with_process(World::new().await).await;
+    let (stage, mut engine) = Stage::with_process(World::new().await, "all").await;
+    let bob = engine.api().log_in("acme", "bob").await;
+    let (phone, enrolled) = bob.enroll("phone", Some(&stage.joe.to_string())).await;
+    let (_, cursor) = phone.sync(None).await;
     let first = epoch(&stage.world).await;
     let writers = Writers::start(&stage, 10_000).await;
     for rows in [1500, 4000, 6500, 9000] {
         writers.reach(rows).await;
         engine.kill().await;
-        engine = stage.world.process("replicator").await;
+        engine = stage.world.process("all").await;
     }
     writers.finish().await;
     assert_eq!(check_all_there_once_in_order(&stage).await, 10_000);
     assert_eq!(epoch(&stage.world).await, first);
+
+    // The phone, which knows nothing of all this, goes on where it was.
+    let token = format!("Bearer {}", enrolled["device_token"].as_str().unwrap());
+    let phone = engine.api().with("x-device-id", "phone").with("authorization", &token);
+    let (pages, _) = phone.sync(Some(&cursor)).await;
+    let messages = pages.iter().flat_map(|page| page["messages"].as_array().unwrap());
+    let received: Vec<String> = messages
+        .map(|message| message["id"].as_str().unwrap().to_owned())
+        .collect();
+    let inbox = outline(&stage.inbox(stage.joe).await);
+    let inserted: Vec<String> = inbox
+        .into_iter()
+        .filter(|change| change.1 == "insert")
+        .map(|change| change.3)
+        .collect();
+    assert_same(&received, &inserted);
+    assert!(pages.iter().all(|page| page["reset"] != true));
     assert_eq!(engine.terminate().await, Some(0));
 }
 
 #[tokio::test]
 async fn an_engine_that_stops_cleanly_and_starts_again_publishes_nothing_twice() {
-    let (stage, mut engine) = Stage::with_process(World::new().await).await;
+    let (stage, mut engine) = Stage::with_process(World::new().await, "replicator").await;
     for round in 1..=3 {
         let writers = Writers::start(&stage, 200).await;
         writers.reach(100).await;
@@ -170,7 +190,7 @@ async fn an_engine_that_stops_cleanly_and_starts_again_publishes_nothing_twice()
 
 #[tokio::test]
 async fn a_second_engine_waits_for_the_slot_and_takes_over_when_the_first_is_killed() {
-    let (stage, first) = Stage::with_process(World::new().await).await;
+    let (stage, first) = Stage::with_process(World::new().await, "replicator").await;
     stage.message(stage.bob, stage.joe, "by the first").await;
     stage.world.published().await;
     let writer = stage.world.checkpoint().await["writer"].clone();
@@ -196,9 +216,12 @@ async fn a_second_engine_waits_for_the_slot_and_takes_over_when_the_first_is_kil
 
 #[tokio::test]
 async fn an_emptied_redis_makes_everybody_begin_anew_under_the_running_engine() {
-    let stage = Stage::new().await;
-    stage.message(stage.bob, stage.joe, "lost").await;
+    let stage = Stage::on_with(World::new().await, Role::All).await;
+    let bob = stage.engine.as_ref().unwrap().api().log_in("acme", "bob").await;
+    let (phone, _) = bob.enroll("phone", Some(&stage.joe.to_string())).await;
+    let lost = stage.message(stage.bob, stage.joe, "lost to the streams").await;
     stage.world.published().await;
+    let (_, cursor) = phone.sync(None).await;
     let before = stage.world.checkpoint().await;
     let mut redis = stage.world.redis().await;
     let pattern = format!("{}:*", stage.world.config.redis.prefix);
@@ -228,6 +251,12 @@ async fn an_emptied_redis_makes_everybody_begin_anew_under_the_running_engine() 
     for stream in [&streams[0], &streams[2], &streams[3]] {
         assert_eq!(stream.last().unwrap().json("row")["id"], id.to_string());
     }
+    // Postgres still has what the streams lost.
+    let (pages, _) = phone.sync(Some(&cursor)).await;
+    assert_eq!(pages[0]["reset"], true);
+    let messages = pages[0]["messages"].as_array().unwrap();
+    let received: HashSet<&str> = messages.iter().map(|message| message["id"].as_str().unwrap()).collect();
+    assert_eq!(received, HashSet::from([&*lost.to_string(), &*id.to_string()]));
     stage.stop().await;
 }
 
@@ -449,7 +478,7 @@ async fn a_redis_that_is_full_for_a_while_drops_nothing() {
 #[tokio::test]
 async fn a_large_transaction_costs_the_engine_no_growing_memory() {
     const ROWS: i64 = 200_000;
-    let (stage, engine) = Stage::with_process(World::new().await).await;
+    let (stage, engine) = Stage::with_process(World::new().await, "replicator").await;
     let insert = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
                   SELECT $1, $1, 'message ' || n FROM generate_series(1, $2::bigint) n";
     let key = stage.world.keys().changes("acme");

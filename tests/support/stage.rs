@@ -1,4 +1,4 @@
-//! A world in which something already goes on: an engine follows the log, and a tenant has users.
+//! A world in which something goes on already: an engine follows the log, and a tenant has users.
 
 use posduif::config::Config;
 use posduif::domain::users::UserType;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::oracle::Oracle;
 use super::{Entry, RunningEngine, World, eventually};
 
-/// A replicator, the tenant `acme`, its web user Bob and its mobile user Joe.
+/// An engine, the tenant `acme`, its web user Bob and its mobile user Joe.
 pub(crate) struct Stage {
     // Before the world: fields are dropped in this order, and the engine must not see the database go.
     pub(crate) engine: Option<RunningEngine>,
@@ -32,9 +32,14 @@ impl Stage {
         Self::on(world).await
     }
 
-    /// A stage in this world, with the engine in the test.
+    /// A stage in this world, with a replicator in the test.
     pub(crate) async fn on(world: World) -> Self {
-        let engine = world.engine(Role::Replicator).await;
+        Self::on_with(world, Role::Replicator).await
+    }
+
+    /// A stage in this world, with an engine in the test.
+    pub(crate) async fn on_with(world: World, role: Role) -> Self {
+        let engine = world.engine(role).await;
         Self {
             engine: Some(engine),
             ..Self::without_engine(world).await
@@ -55,9 +60,9 @@ impl Stage {
         }
     }
 
-    /// A stage in a world of the test's own servers or settings, with the engine in a process of its own.
-    pub(crate) async fn with_process(world: World) -> (Self, super::Process) {
-        let process = world.process("replicator").await;
+    /// A stage in this world, with the engine in a process of its own.
+    pub(crate) async fn with_process(world: World, role: &str) -> (Self, super::Process) {
+        let process = world.process(role).await;
         let database = world.database().await;
         eventually("the engine has made the slot", || async {
             let slot = posduif::replication::slot::state(&database, &world.config.replication.slot);
