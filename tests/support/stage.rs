@@ -6,7 +6,7 @@ use posduif::engine::Role;
 use uuid::Uuid;
 
 use super::oracle::Oracle;
-use super::{Entry, RunningEngine, World, eventually};
+use super::{Entry, RunningEngine, World};
 
 /// An engine, the tenant `acme`, its web user Bob and its mobile user Joe.
 pub(crate) struct Stage {
@@ -40,6 +40,8 @@ impl Stage {
     /// A stage in this world, with an engine in the test.
     pub(crate) async fn on_with(world: World, role: Role) -> Self {
         let engine = world.engine(role).await;
+        // The first epoch has begun when the tenant comes, so that its streams are born once.
+        world.published().await;
         Self {
             engine: Some(engine),
             ..Self::without_engine(world).await
@@ -63,12 +65,7 @@ impl Stage {
     /// A stage in this world, with the engine in a process of its own.
     pub(crate) async fn with_process(world: World, role: &str) -> (Self, super::Process) {
         let process = world.process(role).await;
-        let database = world.database().await;
-        eventually("the engine has made the slot", || async {
-            let slot = posduif::replication::slot::state(&database, &world.config.replication.slot);
-            slot.await.unwrap()
-        })
-        .await;
+        world.published().await;
         (Self::without_engine(world).await, process)
     }
 
