@@ -1,5 +1,6 @@
 //! All integration tests, in one binary. They need a Postgres and a Redis: `./scripts/test` starts both.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod api;
 mod pipeline;
 mod support;

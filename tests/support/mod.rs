@@ -1,6 +1,7 @@
 //! What tests stand on: a world of one's own, made of a database, a slot and a Redis prefix that nobody else uses.
 
 pub(crate) mod http;
+pub(crate) mod office;
 
 use std::collections::HashMap;
 use std::future::Future;
