@@ -1,11 +1,16 @@
 //! All integration tests, in one binary. They need a Postgres and a Redis: `./scripts/test` starts both.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod api;
+mod bad_input;
+mod cli;
 mod decoder;
 mod handoff;
+mod live;
 mod pipeline;
 mod properties;
 mod recovery;
 mod rules;
 mod support;
+mod sync;
 mod values;

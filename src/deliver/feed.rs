@@ -41,8 +41,9 @@ pub enum FeedEvent {
     SumUp,
     /// History breaks: only a snapshot tells what is.
     Reset,
-    /// A device of the user has changed, maybe lost its standing; nothing for the reader itself.
-    DeviceChanged,
+    /// A device of the user has changed, maybe lost its standing, in the transaction of this id; nothing for the
+    /// reader itself.
+    DeviceChanged(u32),
 }
 
 /// Whose feed, and from where.
@@ -169,7 +170,7 @@ impl Feed {
     fn push(&mut self, change: Change) {
         let event = match change.event.as_str() {
             "" => return,
-            "device_changed" => FeedEvent::DeviceChanged,
+            "device_changed" => FeedEvent::DeviceChanged(change.xid),
             _ => FeedEvent::Change(change),
         };
         self.ready.push_back((event, self.place));

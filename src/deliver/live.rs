@@ -66,6 +66,8 @@ pub struct DeviceChange {
     pub tenant: String,
     /// The device's user.
     pub user: Uuid,
+    /// Transaction id.
+    pub xid: u32,
 }
 
 /// How fresh the read path is.
@@ -352,6 +354,7 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
                 let _ = hub.device_changes.send(DeviceChange {
                     tenant: tenant.clone(),
                     user: *user,
+                    xid,
                 });
             }
         }

@@ -21,8 +21,15 @@ use super::Error;
 use super::users::UserType;
 use crate::config::{self, DeviceAuth};
 use crate::database::Database;
+use crate::database::snapshot::Snapshot;
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::live::{DeviceChange, Freshness};
+
+/// How often a change that the log told of is looked for in Postgres.
+const VISIBLE_POLL: Duration = Duration::from_millis(10);
+
+/// How long it is looked for; then the cache's own time is the bound.
+const VISIBLE_WAIT: Duration = Duration::from_secs(2);
 
 /// Most principals that are remembered.
 const CACHE_ENTRIES_MAX: u64 = 100_000;
@@ -113,7 +120,14 @@ impl Devices {
                 change = changes.recv() => change,
             };
             match change {
-                Ok(change) => self.invalidate(&change.tenant, change.user).await,
+                Ok(change) => {
+                    self.invalidate(&change.tenant, change.user).await;
+                    if self.cache.is_some() {
+                        // Whoever asked before the commit could be seen was remembered as it was before.
+                        self.await_visible(change.xid).await;
+                        self.invalidate(&change.tenant, change.user).await;
+                    }
+                }
                 // Too many at once to follow: none is known any more.
                 Err(broadcast::error::RecvError::Lagged(_)) => {
                     if let Some(cache) = &self.cache {
@@ -122,6 +136,35 @@ impl Devices {
                 }
                 Err(broadcast::error::RecvError::Closed) => return,
             }
+        }
+    }
+
+    /// Whether checks that begin from now on see what this transaction did: the log can tell of a commit before
+    /// Postgres shows it.
+    ///
+    /// # Errors
+    /// When Postgres cannot be asked.
+    pub async fn sees(&self, xid: u32) -> Result<bool, Error> {
+        let row = self
+            .database
+            .query_opt(include_str!("../../sql/current_snapshot.sql"), &[])
+            .await?
+            .ok_or_else(|| Error::Internal("pg_current_snapshot() gave no row".into()))?;
+        let snapshot = Snapshot::parse(row.try_get("snapshot")?);
+        Ok(snapshot.is_none_or(|snapshot| snapshot.sees_all(xid, xid)))
+    }
+
+    async fn await_visible(&self, xid: u32) {
+        let wait = async {
+            while !matches!(self.sees(xid).await, Ok(true)) {
+                tokio::time::sleep(VISIBLE_POLL).await;
+            }
+        };
+        if tokio::time::timeout(VISIBLE_WAIT, wait).await.is_err() {
+            tracing::debug!(
+                xid,
+                "a changed device is not visible yet; the cache's time ends what is remembered"
+            );
         }
     }
 

@@ -89,6 +89,11 @@ static ROUTES: &[Route] = &[
     route!(GET    "/ready"                     Public health::ready),
 ];
 
+/// The table, to be read.
+pub fn table() -> &'static [Route] {
+    ROUTES
+}
+
 /// Finds the route of a request.
 #[derive(Debug)]
 pub struct Router {

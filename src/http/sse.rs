@@ -12,6 +12,7 @@ use http_body_util::{BodyExt as _, Channel};
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::App;
@@ -31,6 +32,9 @@ const CHUNKS_MAX: usize = 8;
 
 /// Pause before a feed that lost Redis looks again.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// Pause before a device that has changed is looked at again, when its change could not be seen yet.
+const RECHECK: Duration = Duration::from_millis(20);
 
 /// Whose stream it is.
 #[derive(Debug, Clone)]
@@ -126,7 +130,14 @@ async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Respon
         Reader::Web { .. } => 0,
     };
     let (sender, body) = Channel::<Bytes, io::Error>::new(CHUNKS_MAX);
-    tokio::spawn(stream(app, feed, reader, waiting, sender));
+    // The body goes with its connection, and the guard with the body.
+    let gone = CancellationToken::new();
+    let guard = gone.clone().drop_guard();
+    let body = body.map_frame(move |frame| {
+        let _held = &guard;
+        frame
+    });
+    tokio::spawn(stream(app, feed, reader, waiting, sender, gone));
 
     let mut response = hyper::Response::new(body.boxed_unsync());
     *response.status_mut() = StatusCode::OK;
@@ -208,7 +219,18 @@ enum Wake {
     TooSlow,
     Interrupted,
     Heartbeat,
+    Recheck,
+    Gone,
     Stop,
+}
+
+/// Whether a device may go on reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Kept,
+    Lost,
+    /// Postgres does not show the change yet, or does not answer.
+    Unknown,
 }
 
 /// Feeds one stream until its client goes, its device loses its standing, or the server stops.
@@ -218,6 +240,7 @@ async fn stream(
     reader: Reader,
     waiting: usize,
     mut sender: http_body_util::channel::Sender<Bytes, io::Error>,
+    gone: CancellationToken,
 ) {
     let settings = &app.config.sse;
     let heartbeat = Duration::from_secs(settings.heartbeat_seconds);
@@ -241,13 +264,27 @@ async fn stream(
         event.write(&mut out);
     }
     touch(&app, &reader, heartbeat).await;
-    let mut is_revoked = false;
+    // The last transaction that changed a device of the user, until it was looked at.
+    let mut unseen: Option<u32> = None;
     loop {
+        if let Some(xid) = unseen {
+            match standing(&app, &reader, xid).await {
+                Standing::Kept => unseen = None,
+                Standing::Unknown => {}
+                Standing::Lost => {
+                    Event::new("revoked", json!({"type": "revoked"})).write(&mut out);
+                    let _ = sender.send_data(out.split().freeze()).await;
+                    break;
+                }
+            }
+        }
         if !out.is_empty() && sender.send_data(out.split().freeze()).await.is_err() {
             break;
         }
         let wake = tokio::select! {
             () = app.stop.cancelled() => Wake::Stop,
+            () = gone.cancelled() => Wake::Gone,
+            () = tokio::time::sleep(RECHECK), if unseen.is_some() => Wake::Recheck,
             events = feed.next() => match events {
                 Ok(Some(events)) => Wake::Events(events),
                 Ok(None) => Wake::TooSlow,
@@ -263,8 +300,8 @@ async fn stream(
                 let wants_unread = matches!(reader, Reader::Web { .. });
                 for (event, place) in events {
                     let mut event = match event {
-                        FeedEvent::DeviceChanged => {
-                            is_revoked |= has_lost_standing(&app, &reader).await;
+                        FeedEvent::DeviceChanged(xid) => {
+                            unseen = Some(xid);
                             continue;
                         }
                         FeedEvent::Change(change) if wants_unread => web_event(&app, &reader, change).await,
@@ -275,12 +312,9 @@ async fn stream(
                     event.id = Some(cursor(place));
                     event.write(&mut out);
                 }
-                if is_revoked {
-                    Event::new("revoked", json!({"type": "revoked"})).write(&mut out);
-                    let _ = sender.send_data(out.split().freeze()).await;
-                    break;
-                }
             }
+            Wake::Recheck => {}
+            Wake::Gone => break,
             Wake::Interrupted => tokio::time::sleep(RETRY).await,
             Wake::Heartbeat => {
                 out.put_slice(b": heartbeat\n\n");
@@ -304,20 +338,25 @@ async fn stream(
         .await;
 }
 
-/// Whether a device may no longer read.
-async fn has_lost_standing(app: &App, reader: &Reader) -> bool {
+/// Whether the device may go on reading after what this transaction did.
+async fn standing(app: &App, reader: &Reader, xid: u32) -> Standing {
     let Reader::Device(device, token) = reader else {
-        return false;
+        return Standing::Kept;
     };
+    // In this order: what is seen now, the check behind it sees too.
+    if !matches!(app.devices.sees(xid).await, Ok(true)) {
+        return Standing::Unknown;
+    }
     app.devices.invalidate(&device.tenant.name, device.user_id).await;
     let checked = app
         .devices
         .authenticate(Some(&device.tenant.name), &device.device_id, token.as_deref())
         .await;
-    matches!(
-        checked,
-        Err(crate::domain::Error::Unauthorized(_) | crate::domain::Error::NotFound(_))
-    )
+    match checked {
+        Ok(_) => Standing::Kept,
+        Err(crate::domain::Error::Unauthorized(_) | crate::domain::Error::NotFound(_)) => Standing::Lost,
+        Err(_) => Standing::Unknown,
+    }
 }
 
 async fn touch(app: &App, reader: &Reader, heartbeat: Duration) {

@@ -49,6 +49,10 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
         .with("field", "messages")
         .with("items_max", settings.upload_items_max));
     }
+    let pending = match body.pending_count {
+        Some(pending) => Some(pending),
+        None => reported_pending(&request)?,
+    };
     let rules = Rules {
         content_chars_max: app.config.messages.content_chars_max,
         strategy: settings.conflict_strategy,
@@ -61,10 +65,6 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
                 .failed(&device.tenant, &device.device_id, error.to_string());
             return Err(error.into());
         }
-    };
-    let pending = match body.pending_count {
-        Some(pending) => Some(pending),
-        None => reported_pending(&request)?,
     };
     report(&app, device, pending).await;
     // A client that knows counts only shall neither repeat what stands nor count what does not as done.
@@ -106,9 +106,22 @@ fn reported_pending(request: &Request) -> Result<Option<u32>, Error> {
 /// Notes a sync that worked, for the status. Losing the note costs nothing, so Redis' absence is no error.
 async fn report(app: &App, device: &DevicePrincipal, pending: Option<u32>) {
     app.metadata.succeeded(&device.tenant, &device.device_id, pending);
+    let last_sync_ms = Some(Utc::now().timestamp_millis());
+    note(app, device, last_sync_ms, pending).await;
+}
+
+/// Like [`report`], where the sync itself has noted its time.
+async fn report_pending(app: &App, device: &DevicePrincipal, pending: Option<u32>) {
+    app.metadata.succeeded(&device.tenant, &device.device_id, pending);
+    if pending.is_some() {
+        note(app, device, None, pending).await;
+    }
+}
+
+async fn note(app: &App, device: &DevicePrincipal, last_sync_ms: Option<i64>, pending_outgoing: Option<u32>) {
     let update = Update {
-        last_sync_ms: Some(Utc::now().timestamp_millis()),
-        pending_outgoing: pending,
+        last_sync_ms,
+        pending_outgoing,
         ..Update::default()
     };
     let write = device_state::write(&app.store, &device.tenant.name, &device.device_id, &update);
@@ -199,7 +212,7 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
             return Err(error.into());
         }
     };
-    app.metadata.succeeded(&device.tenant, &device.device_id, pending);
+    report_pending(&app, device, pending).await;
 
     let mut body = IncomingBody {
         messages: Vec::new(),
@@ -284,9 +297,9 @@ pub async fn acknowledge(app: Arc<App>, mut request: Request) -> Result<Response
     let body: Acknowledgement = request.json(app.config.server.body_bytes_max).await?;
     let cursor = required("cursor", body.cursor)?;
     let device = request.device()?;
+    let pending = reported_pending(&request)?;
     app.incoming.acknowledge(device, &cursor).await?;
-    app.metadata
-        .succeeded(&device.tenant, &device.device_id, reported_pending(&request)?);
+    report_pending(&app, device, pending).await;
     response::json(
         StatusCode::OK,
         &json!({"acknowledged": true, "sync_timestamp": Timestamp::now()}),

@@ -1,7 +1,5 @@
 //! A small client of the API: requests with JSON, and event streams.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -23,6 +21,19 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    async fn read(response: hyper::Response<Incoming>) -> Result<Self, String> {
+        let (head, body) = response.into_parts();
+        let body = tokio::time::timeout(PATIENCE, body.collect())
+            .await
+            .map_err(|_| format!("the answer did not end within {PATIENCE:?}"))?
+            .map_err(|error| format!("the answer broke off: {error:?}"))?;
+        Ok(Self {
+            status: head.status,
+            headers: head.headers,
+            body: body.to_bytes(),
+        })
+    }
+
     /// The body as JSON, null when it is none.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
@@ -67,6 +78,32 @@ impl Api {
         with
     }
 
+    /// The same client without a header.
+    pub(crate) fn without(&self, name: &str) -> Self {
+        let mut without = self.clone();
+        without.headers.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+        without
+    }
+
+    /// A header that each request bears.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let mut headers = self.headers.iter();
+        let found = headers.find(|(known, _)| known.eq_ignore_ascii_case(name));
+        &found.unwrap_or_else(|| panic!("this client has no header {name}")).1
+    }
+
+    /// Host and port.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The same credentials at another engine.
+    pub(crate) fn at(&self, other: &Self) -> Self {
+        let mut there = self.clone();
+        there.address.clone_from(&other.address);
+        there
+    }
+
     /// Logs a user in.
     pub(crate) async fn log_in(&self, tenant: &str, username: &str) -> Self {
         let body = json!({"tenant": tenant, "username": username, "password": PASSWORD});
@@ -106,18 +143,20 @@ impl Api {
         content_type: Option<&str>,
         body: impl Into<Bytes>,
     ) -> Answer {
-        let response = self.begin(method, path, content_type, body).await;
-        let (head, body) = response.into_parts();
-        let body = tokio::time::timeout(PATIENCE, body.collect())
-            .await
-            .unwrap()
-            .unwrap()
-            .to_bytes();
-        Answer {
-            status: head.status,
-            headers: head.headers,
-            body,
-        }
+        let answer = self.try_send(method, path, content_type, body).await;
+        answer.unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// Like [`Api::send`], with what happened to the connection instead of a panic.
+    pub(crate) async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, String> {
+        let response = self.begin(method, path, content_type, body).await?;
+        Answer::read(response).await
     }
 
     async fn begin(
@@ -126,21 +165,22 @@ impl Api {
         path: &str,
         content_type: Option<&str>,
         body: impl Into<Bytes>,
-    ) -> hyper::Response<Incoming> {
+    ) -> Result<hyper::Response<Incoming>, String> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.address));
+        // As bytes, because a bad client may send any.
         for (name, value) in &self.headers {
-            request = request.header(name, value);
+            request = request.header(name, value.as_bytes());
         }
         if let Some(content_type) = content_type {
-            request = request.header("content-type", content_type);
+            request = request.header("content-type", content_type.as_bytes());
         }
         let request = request.body(Full::new(body.into())).unwrap();
         tokio::time::timeout(PATIENCE, self.client.request(request))
             .await
-            .unwrap()
-            .unwrap()
+            .map_err(|_| format!("no answer within {PATIENCE:?}"))?
+            .map_err(|error| format!("the connection broke: {error:?}"))
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -168,18 +208,29 @@ impl Api {
 
     /// Opens an event stream and waits for its `hello`.
     pub(crate) async fn events(&self, path: &str) -> Events {
-        let response = self.begin(Method::GET, path, None, "").await;
-        assert_eq!(response.status(), 200);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let mut events = Events {
-            body: response.into_body(),
-            buffer: String::new(),
-            cursor: String::new(),
+        let mut events = match self.open(path).await {
+            Ok(events) => events,
+            Err(answer) => panic!("{path} answered {}: {}", answer.status, answer.json()),
         };
         let hello = events.next().await.expect("a hello");
         assert_eq!(hello.name, "hello");
         events.cursor = hello.data["cursor"].as_str().unwrap().to_owned();
         events
+    }
+
+    /// Opens an event stream and reads nothing of it; gives the answer when it is refused.
+    pub(crate) async fn open(&self, path: &str) -> Result<Events, Answer> {
+        let response = self.begin(Method::GET, path, None, "").await.unwrap();
+        if response.status() != StatusCode::OK {
+            return Err(Answer::read(response).await.unwrap());
+        }
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert_eq!(response.headers()["x-accel-buffering"], "no");
+        Ok(Events {
+            body: response.into_body(),
+            buffer: String::new(),
+            cursor: String::new(),
+        })
     }
 
     /// A device's whole sync: pages until there is no more; gives all pages and the last cursor.
@@ -227,11 +278,6 @@ impl Events {
             .expect("no event came in time")
     }
 
-    /// Whether nothing comes for a while.
-    pub(crate) async fn is_silent(&mut self, span: Duration) -> bool {
-        tokio::time::timeout(span, self.read()).await.is_err()
-    }
-
     /// The next event of this name; others are passed over.
     pub(crate) async fn expect(&mut self, name: &str) -> Event {
         loop {
@@ -245,24 +291,47 @@ impl Events {
         }
     }
 
+    /// The rest of the stream to its end, which must come in time.
+    pub(crate) async fn rest(&mut self) -> Vec<Event> {
+        let mut rest = Vec::new();
+        while let Some(event) = self.next().await {
+            rest.push(event);
+        }
+        rest
+    }
+
+    /// The next block of lines as it is, be it an event, a comment or `retry`.
+    pub(crate) async fn block(&mut self) -> Option<String> {
+        tokio::time::timeout(PATIENCE, self.read_block())
+            .await
+            .expect("nothing came in time")
+    }
+
     async fn read(&mut self) -> Option<Event> {
         loop {
-            while let Some((block, rest)) = self.buffer.split_once("\n\n") {
+            let block = self.read_block().await?;
+            let field = |name: &str| {
+                block
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned))
+            };
+            if let Some(name) = field("event") {
+                let data = field("data").unwrap_or_default();
+                return Some(Event {
+                    name,
+                    id: field("id"),
+                    data: serde_json::from_str(&data).unwrap(),
+                });
+            }
+        }
+    }
+
+    async fn read_block(&mut self) -> Option<String> {
+        loop {
+            if let Some((block, rest)) = self.buffer.split_once("\n\n") {
                 let (block, rest) = (block.to_owned(), rest.to_owned());
                 self.buffer = rest;
-                let field = |name: &str| {
-                    block
-                        .lines()
-                        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned))
-                };
-                if let Some(name) = field("event") {
-                    let data = field("data").unwrap_or_default();
-                    return Some(Event {
-                        name,
-                        id: field("id"),
-                        data: serde_json::from_str(&data).unwrap(),
-                    });
-                }
+                return Some(block);
             }
             let frame = self.body.frame().await?.ok()?;
             if let Ok(data) = frame.into_data() {

@@ -1,8 +1,7 @@
 //! What tests stand on: a world of one's own, made of a database, a slot and a Redis prefix that nobody else uses.
 
-// Used by the tests of the API.
-#[allow(dead_code)]
 pub(crate) mod http;
+pub(crate) mod office;
 pub(crate) mod oracle;
 pub(crate) mod servers;
 pub(crate) mod stage;

@@ -1,0 +1,1067 @@
+//! Every endpoint: the shapes of its answers and its codes.
+
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use hyper::Method;
+use posduif::config::DeviceAuth;
+use posduif::domain::users::{self, NewUser, UserType};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::http::{Answer, Api};
+use crate::support::office::{Office, id, ids};
+use crate::support::{PASSWORD, eventually};
+
+/// The fields of an object, sorted.
+#[track_caller]
+fn fields(object: &Value) -> Vec<&str> {
+    let mut names: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Whether a value is a time as the API prints it.
+#[track_caller]
+fn assert_is_time(value: &Value) {
+    let text = value.as_str().unwrap_or_else(|| panic!("{value} is no time"));
+    assert!(text.ends_with('Z'), "{text}");
+    chrono::DateTime::parse_from_rfc3339(text).unwrap();
+}
+
+/// An error's status and code.
+#[track_caller]
+fn assert_refused(answer: &Answer, status: u16, code: &str) {
+    let told = (answer.status.as_u16(), answer.code());
+    assert_eq!((told.0, told.1.as_str()), (status, code), "{}", answer.json());
+}
+
+const MESSAGE: [&str; 10] = [
+    "content",
+    "created_at",
+    "id",
+    "read_at",
+    "recipient_id",
+    "sender_id",
+    "status",
+    "synced_at",
+    "updated_at",
+    "version",
+];
+
+#[tokio::test]
+async fn a_web_user_logs_in_by_name_or_email_with_the_tenant_in_body_header_or_settings() {
+    let office = Office::open().await;
+    let database = office.world.database().await;
+    let ann = NewUser {
+        username: "Ann".into(),
+        user_type: UserType::Web,
+        email: Some("ann@example.com".into()),
+        password: Some(PASSWORD.into()),
+    };
+    let ann_id = users::create(&database, &office.world.config.auth, "acme", ann)
+        .await
+        .unwrap();
+
+    let in_body = json!({"username": "ann", "password": PASSWORD, "tenant": "acme"});
+    let answer = office.anybody.post("/api/auth/login", &in_body).await.expect(200);
+    assert_eq!(fields(&answer), ["expires_in", "token", "user"]);
+    assert_eq!(answer["expires_in"], 3600);
+    assert_eq!(
+        answer["user"],
+        json!({"id": ann_id, "username": "Ann", "user_type": "web"})
+    );
+    assert_eq!(answer["token"].as_str().unwrap().split('.').count(), 3);
+
+    let by_email = json!({"email": "ANN@example.com", "password": PASSWORD});
+    let in_header = office.anybody.with("x-tenant", "acme");
+    assert_eq!(
+        in_header.post("/api/auth/login", &by_email).await.expect(200)["user"]["id"],
+        json!(ann_id)
+    );
+    assert_eq!(
+        office.anybody.post("/api/auth/login", &by_email).await.expect(200)["user"]["id"],
+        json!(ann_id)
+    );
+    let email_as_name = json!({"username": "ann@example.com", "password": PASSWORD});
+    office.anybody.post("/api/auth/login", &email_as_name).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_with_a_login_the_answer_is_the_same() {
+    let office = Office::open().await;
+    office.world.user("acme", "gone", UserType::Web).await;
+    office
+        .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'gone'")
+        .await;
+    let mut told = Vec::new();
+    for body in [
+        json!({"username": "bob", "password": "wrong"}),
+        json!({"username": "nobody", "password": PASSWORD}),
+        json!({"username": "gone", "password": PASSWORD}),
+        json!({"username": "bob", "password": PASSWORD, "tenant": "elsewhere"}),
+        json!({"username": "bob", "password": PASSWORD, "tenant": "no such name!"}),
+        json!({"username": "bob\u{0}", "password": PASSWORD}),
+        json!({"username": "bob", "password": format!("{PASSWORD}\u{0}")}),
+        json!({"username": "bob", "password": "x".repeat(5000)}),
+    ] {
+        let answer = office.anybody.post("/api/auth/login", &body).await;
+        assert_refused(&answer, 401, "UNAUTHORIZED");
+        told.push(answer.json()["error"]["message"].clone());
+    }
+    told.dedup();
+    assert_eq!(told.len(), 1, "{told:?}");
+    for body in [json!({"username": "bob"}), json!({"password": PASSWORD}), json!({})] {
+        assert_refused(
+            &office.anybody.post("/api/auth/login", &body).await,
+            400,
+            "VALIDATION_ERROR",
+        );
+    }
+    office.close().await;
+}
+
+/// A token with these claims over those of a good one, signed with this world's key or another.
+fn token(office: &Office, claims: &Value, secret: &str) -> String {
+    let now = chrono::Utc::now().timestamp();
+    let mut all = json!({
+        "sub": office.bob_id, "tenant": "acme", "user_type": "web", "iss": "posduif", "aud": "posduif",
+        "iat": now, "nbf": now, "exp": now + 60, "jti": Uuid::new_v4(),
+    });
+    for (name, value) in claims.as_object().unwrap() {
+        all[name] = value.clone();
+    }
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &all, &key).unwrap()
+}
+
+#[tokio::test]
+async fn only_a_token_that_is_ours_and_of_now_lets_somebody_in() {
+    let office = Office::open().await;
+    let secret = office.world.config.auth.jwt_secret.expose();
+    let now = chrono::Utc::now().timestamp();
+    let with = |claims: Value, secret: &str| {
+        let token = token(&office, &claims, secret);
+        office.anybody.with("authorization", &format!("Bearer {token}"))
+    };
+    with(json!({}), secret).get("/api/messages").await.expect(200);
+    for (claims, secret) in [
+        (json!({}), "another secret of quite enough bytes"),
+        (json!({"exp": now - 60}), secret),
+        (json!({"exp": null}), secret),
+        (json!({"nbf": now + 60}), secret),
+        (json!({"iss": "somebody"}), secret),
+        (json!({"aud": "somebody"}), secret),
+        (json!({"sub": "bob"}), secret),
+        (json!({"tenant": "no name\u{0}"}), secret),
+        (json!({"user_type": "king"}), secret),
+    ] {
+        let answer = with(claims.clone(), secret).get("/api/messages").await;
+        assert_refused(&answer, 401, "UNAUTHORIZED");
+        assert_eq!(answer.headers["www-authenticate"], "Bearer", "{claims}");
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn users_are_the_mobile_users_with_their_device_and_presence() {
+    let office = Office::open().await;
+    let sally = office.world.user("acme", "sally_1", UserType::Mobile).await;
+    let phone = office.phone("joes-phone").await;
+
+    let list = office.bob.get("/api/users").await.expect(200);
+    assert_eq!(fields(&list), ["limit", "offset", "total", "users"]);
+    let names: Vec<&str> = list["users"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|user| user["username"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["joe", "sally_1"]);
+    let joe = &list["users"][0];
+    assert_eq!(
+        fields(joe),
+        [
+            "created_at",
+            "device_id",
+            "id",
+            "last_seen",
+            "online_status",
+            "user_type",
+            "username"
+        ]
+    );
+    assert_eq!(
+        (&joe["device_id"], &joe["online_status"]),
+        (&json!("joes-phone"), &json!(false))
+    );
+    assert_eq!(joe["user_type"], "mobile");
+    assert_is_time(&joe["created_at"]);
+    assert_eq!(list["users"][1]["device_id"], Value::Null);
+
+    let events = phone.events("/sse/mobile/joes-phone").await;
+    let one = office
+        .bob
+        .get(&format!("/api/users/{}", office.joe_id))
+        .await
+        .expect(200);
+    assert_eq!((&one["username"], &one["online_status"]), (&json!("joe"), &json!(true)));
+    for (query, found) in [
+        ("filter=SALLY_", vec![sally]),
+        ("filter=%25", vec![]),
+        ("status=true", vec![office.joe_id]),
+        ("status=false", vec![sally]),
+        ("limit=1&offset=1", vec![sally]),
+        ("offset=9", vec![]),
+    ] {
+        let list = office.bob.get(&format!("/api/users?{query}")).await.expect(200);
+        let found: Vec<String> = found.iter().map(Uuid::to_string).collect();
+        assert_eq!(ids(&list["users"]), found, "{query}");
+    }
+    drop(events);
+    eventually("joe is offline", || async {
+        let one = office
+            .bob
+            .get(&format!("/api/users/{}", office.joe_id))
+            .await
+            .expect(200);
+        (one["online_status"] == false).then_some(())
+    })
+    .await;
+    assert_refused(
+        &office.bob.get(&format!("/api/users/{}", Uuid::new_v4())).await,
+        404,
+        "NOT_FOUND",
+    );
+    assert_refused(&office.bob.get("/api/users/joe").await, 404, "NOT_FOUND");
+    assert_eq!(
+        phone.get(&format!("/api/users/{}", office.bob_id)).await.expect(200)["username"],
+        "bob"
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_message_has_all_its_fields_from_its_creation_to_its_end() {
+    let office = Office::open().await;
+    let phone = office.phone("joes-phone").await;
+    let body = json!({"recipient_id": office.joe_id, "content": "Hello, this is a test message"});
+    let created = office.bob.post("/api/messages", &body).await.expect(201);
+    assert_eq!(fields(&created), MESSAGE);
+    assert_eq!(created["sender_id"], json!(office.bob_id));
+    assert_eq!(created["recipient_id"], json!(office.joe_id));
+    assert_eq!(created["content"], "Hello, this is a test message");
+    assert_eq!(
+        (&created["status"], &created["version"]),
+        (&json!("pending_sync"), &json!(1))
+    );
+    assert_eq!(
+        (&created["synced_at"], &created["read_at"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_is_time(&created["created_at"]);
+
+    let path = format!("/api/messages/{}", id(&created));
+    assert_eq!(office.bob.get(&path).await.expect(200), created);
+    assert_eq!(phone.get(&path).await.expect(200), created);
+
+    let edited = office
+        .bob
+        .patch(&path, &json!({"content": "Hello again"}))
+        .await
+        .expect(200);
+    assert_eq!(fields(&edited), MESSAGE);
+    assert_eq!(
+        (&edited["content"], &edited["version"]),
+        (&json!("Hello again"), &json!(2))
+    );
+    let same = office
+        .bob
+        .patch(&path, &json!({"content": "Hello again"}))
+        .await
+        .expect(200);
+    assert_eq!(same, edited, "the same text is no change");
+    assert_refused(&phone.patch(&path, &json!({"content": "mine"})).await, 403, "FORBIDDEN");
+
+    assert_refused(
+        &office.bob.put(&format!("{path}/read"), &json!({})).await,
+        403,
+        "FORBIDDEN",
+    );
+    let read = phone.put(&format!("{path}/read"), &json!({})).await.expect(200);
+    assert_eq!(fields(&read), MESSAGE);
+    assert_eq!((&read["id"], &read["status"]), (&created["id"], &json!("read")));
+    assert_is_time(&read["read_at"]);
+    assert_eq!(
+        phone.put(&format!("{path}/read"), &json!({})).await.expect(200),
+        read,
+        "a repeat"
+    );
+
+    assert_refused(&phone.delete(&path).await, 403, "FORBIDDEN");
+    let deleted = office.bob.delete(&path).await;
+    assert_eq!((deleted.status.as_u16(), deleted.body.len()), (204, 0));
+    for answer in [
+        office.bob.delete(&path).await,
+        office.bob.get(&path).await,
+        office.bob.patch(&path, &json!({"content": "late"})).await,
+        phone.put(&format!("{path}/read"), &json!({})).await,
+    ] {
+        assert_refused(&answer, 404, "NOT_FOUND");
+    }
+    assert_eq!(office.bob.get("/api/messages").await.expect(200)["total"], 0);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn messages_that_cannot_be_are_refused_with_their_code() {
+    let office = Office::open().await;
+    let jane = office.world.user("acme", "jane", UserType::Web).await;
+    let to_joe = |content: Value| json!({"recipient_id": office.joe_id, "content": content});
+    for (body, status, code) in [
+        (to_joe(json!("")), 400, "EMPTY_MESSAGE"),
+        (to_joe(json!(" \n\t")), 400, "EMPTY_MESSAGE"),
+        (to_joe(Value::Null), 400, "EMPTY_MESSAGE"),
+        (to_joe(json!("a\u{0}b")), 400, "VALIDATION_ERROR"),
+        (to_joe(json!("x".repeat(10_001))), 400, "VALIDATION_ERROR"),
+        (
+            json!({"recipient_id": Uuid::new_v4(), "content": "hi"}),
+            404,
+            "INVALID_RECIPIENT",
+        ),
+        (json!({"recipient_id": "joe", "content": "hi"}), 400, "VALIDATION_ERROR"),
+        (json!({"content": "hi"}), 400, "VALIDATION_ERROR"),
+        (json!({"recipient_id": jane, "content": "hi"}), 403, "FORBIDDEN"),
+        (
+            json!({"recipient_id": office.bob_id, "content": "hi"}),
+            403,
+            "FORBIDDEN",
+        ),
+    ] {
+        assert_refused(&office.bob.post("/api/messages", &body).await, status, code);
+    }
+    // Length counts characters, not bytes.
+    office
+        .bob
+        .post("/api/messages", &to_joe(json!("ä".repeat(10_000))))
+        .await
+        .expect(201);
+    let content = "quotes \" \\ and <b> & newline\nand \u{1F600}";
+    let created = office
+        .bob
+        .post("/api/messages", &to_joe(json!(content)))
+        .await
+        .expect(201);
+    assert_eq!(office.message(&id(&created)).await["content"], content);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_disabled_user_with_a_good_token_can_no_longer_write() {
+    let office = Office::open().await;
+    office
+        .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'bob'")
+        .await;
+    let body = json!({"recipient_id": office.joe_id, "content": "hi"});
+    assert_refused(&office.bob.post("/api/messages", &body).await, 401, "UNAUTHORIZED");
+    assert_refused(
+        &office.bob.post("/api/enrollment/create", &json!({})).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn messages_are_listed_newest_first_filtered_and_in_pages() {
+    let office = Office::open().await;
+    let sally = office.world.user("acme", "sally", UserType::Mobile).await;
+    let phone = office.phone("joes-phone").await;
+    let written = office.insert(5).await;
+    let to_sally = json!({"recipient_id": sally, "content": "for sally"});
+    let to_sally = id(&office.bob.post("/api/messages", &to_sally).await.expect(201));
+    phone
+        .put(&format!("/api/messages/{}/read", written[4]), &json!({}))
+        .await
+        .expect(200);
+    let newest_first: Vec<String> = written.iter().rev().cloned().collect();
+
+    let list = office.bob.get("/api/messages").await.expect(200);
+    assert_eq!(fields(&list), ["limit", "messages", "offset", "total"]);
+    assert_eq!(
+        (&list["total"], &list["limit"], &list["offset"]),
+        (&json!(6), &json!(50), &json!(0))
+    );
+    assert_eq!(fields(&list["messages"][0]), MESSAGE);
+    assert_eq!(ids(&list["messages"])[0], to_sally);
+    assert_eq!(ids(&list["messages"])[1..], newest_first);
+    for (query, found, total) in [
+        (format!("recipient_id={sally}"), vec![to_sally.clone()], 1),
+        ("status=read".into(), vec![written[4].clone()], 1),
+        ("status=synced".into(), vec![], 0),
+        (
+            format!("recipient_id={}&limit=2&offset=1", office.joe_id),
+            newest_first[1..3].to_vec(),
+            5,
+        ),
+        ("offset=100".into(), vec![], 6),
+        ("limit=1000&offset=9223372036854775807".into(), vec![], 6),
+    ] {
+        let list = office.bob.get(&format!("/api/messages?{query}")).await.expect(200);
+        assert_eq!(
+            (ids(&list["messages"]), &list["total"]),
+            (found, &json!(total)),
+            "{query}"
+        );
+    }
+    assert_eq!(
+        ids(&phone.get("/api/messages").await.expect(200)["messages"]),
+        newest_first,
+        "joe does not see sally's"
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn the_unread_count_is_of_received_messages_only() {
+    let office = Office::open().await;
+    let phone = office.phone("joes-phone").await;
+    let written = office.insert(3).await;
+    assert_eq!(
+        office.bob.get("/api/messages/unread-count").await.expect(200),
+        json!({"unread_count": 0})
+    );
+    assert_eq!(
+        phone.get("/api/messages/unread-count").await.expect(200),
+        json!({"unread_count": 3})
+    );
+    phone
+        .put(&format!("/api/messages/{}/read", written[0]), &json!({}))
+        .await
+        .expect(200);
+    office.bob.delete(&format!("/api/messages/{}", written[1])).await;
+    assert_eq!(
+        phone.get("/api/messages/unread-count").await.expect(200),
+        json!({"unread_count": 1})
+    );
+    office.close().await;
+}
+
+fn completion(token: &Value, device_id: &str) -> Value {
+    json!({
+        "token": token, "device_id": device_id,
+        "device_info": {"platform": "android", "version": "13", "model": "Pixel 7", "app_version": "1.0.0"},
+    })
+}
+
+async fn new_enrollment(office: &Office) -> Value {
+    office.bob.post("/api/enrollment/create", &json!({})).await.expect(201)
+}
+
+#[tokio::test]
+async fn an_enrollment_goes_from_its_code_to_a_device_that_may_sync() {
+    let office = Office::with(|config| config.server.public_url = "https://sync.example.com/".into()).await;
+    let created = office
+        .bob
+        .send(Method::POST, "/api/enrollment/create", None, "")
+        .await
+        .expect(201);
+    assert_eq!(fields(&created), ["expires_at", "qr_code_data", "token"]);
+    let token = created["token"].as_str().unwrap();
+    let url = format!("https://sync.example.com/api/enrollment/{token}");
+    assert_eq!(
+        created["qr_code_data"],
+        json!({"enrollment_url": url, "token": token, "tenant_id": "acme"})
+    );
+    assert_is_time(&created["expires_at"]);
+
+    let shown = office
+        .anybody
+        .get(&format!("/api/enrollment/{token}"))
+        .await
+        .expect(200);
+    assert_eq!(
+        shown,
+        json!({
+            "token": token, "tenant_id": "acme", "created_by": "bob", "expires_at": created["expires_at"],
+            "used_at": null, "valid": true,
+        })
+    );
+
+    let mut body = completion(&created["token"], "device_123");
+    body["username"] = json!("mobile_user_1");
+    body["device_name"] = json!("Pixel");
+    body["public_key"] = json!("a key");
+    let done = office.anybody.post("/api/enrollment/complete", &body).await.expect(201);
+    assert_eq!(
+        fields(&done),
+        [
+            "app_instructions_url",
+            "device_id",
+            "device_token",
+            "tenant_id",
+            "user_id",
+            "username"
+        ]
+    );
+    assert_eq!(
+        (&done["device_id"], &done["tenant_id"]),
+        (&json!("device_123"), &json!("acme"))
+    );
+    assert_eq!(done["username"], "mobile_user_1");
+    assert_eq!(
+        done["app_instructions_url"],
+        "https://sync.example.com/api/app-instructions"
+    );
+
+    let device = office.anybody.with("x-device-id", "device_123").with(
+        "authorization",
+        &format!("Bearer {}", done["device_token"].as_str().unwrap()),
+    );
+    device.get("/api/sync/incoming").await.expect(200);
+    let user = office
+        .bob
+        .get(&format!("/api/users/{}", done["user_id"].as_str().unwrap()))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&user["device_id"], &user["user_type"]),
+        (&json!("device_123"), &json!("mobile"))
+    );
+    assert_refused(
+        &office.anybody.get(&format!("/api/enrollment/{token}")).await,
+        400,
+        "VALIDATION_ERROR",
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn an_enrollment_is_good_for_one_device_and_until_its_end() {
+    let office = Office::open().await;
+    let used = new_enrollment(&office).await;
+    office
+        .anybody
+        .post("/api/enrollment/complete", &completion(&used["token"], "one"))
+        .await
+        .expect(201);
+    let second = office
+        .anybody
+        .post("/api/enrollment/complete", &completion(&used["token"], "two"))
+        .await;
+    assert_refused(&second, 400, "VALIDATION_ERROR");
+
+    let late = new_enrollment(&office).await;
+    office
+        .sql("UPDATE tenant_acme.enrollments SET expires_at = now() - interval '1 second' WHERE used_at IS NULL")
+        .await;
+    let path = format!("/api/enrollment/{}", late["token"].as_str().unwrap());
+    assert_refused(&office.anybody.get(&path).await, 400, "VALIDATION_ERROR");
+    let answer = office
+        .anybody
+        .post("/api/enrollment/complete", &completion(&late["token"], "three"))
+        .await;
+    assert_refused(&answer, 404, "NOT_FOUND");
+
+    let unknown = json!(Uuid::new_v4());
+    let path = format!("/api/enrollment/{}", unknown.as_str().unwrap());
+    assert_refused(&office.anybody.get(&path).await, 404, "NOT_FOUND");
+    let answer = office
+        .anybody
+        .post("/api/enrollment/complete", &completion(&unknown, "four"))
+        .await;
+    assert_refused(&answer, 404, "NOT_FOUND");
+    assert_refused(&office.anybody.get("/api/enrollment/no-token").await, 404, "NOT_FOUND");
+    let fresh = new_enrollment(&office).await;
+    for bad in ["", "a b", "a/b", "ä", "a\u{0}", &"x".repeat(129)] {
+        let answer = office
+            .anybody
+            .post("/api/enrollment/complete", &completion(&fresh["token"], bad))
+            .await;
+        assert_refused(&answer, 400, "VALIDATION_ERROR");
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_device_whose_answer_was_lost_may_complete_again_until_its_first_use() {
+    let office = Office::open().await;
+    let enrollment = new_enrollment(&office).await;
+    let body = completion(&enrollment["token"], "phone");
+    let complete = || office.anybody.post("/api/enrollment/complete", &body);
+    let with = |answer: &Value| {
+        office.anybody.with("x-device-id", "phone").with(
+            "authorization",
+            &format!("Bearer {}", answer["device_token"].as_str().unwrap()),
+        )
+    };
+    let lost = complete().await.expect(201);
+    let again = complete().await.expect(201);
+    assert_eq!(lost["user_id"], again["user_id"]);
+    assert_ne!(lost["device_token"], again["device_token"]);
+    assert_refused(&with(&lost).get("/api/sync/status").await, 401, "UNAUTHORIZED");
+    with(&again).get("/api/sync/status").await.expect(200);
+    assert_refused(&complete().await, 400, "VALIDATION_ERROR");
+
+    let enrollment = new_enrollment(&office).await;
+    let body = completion(&enrollment["token"], "other");
+    office.anybody.post("/api/enrollment/complete", &body).await.expect(201);
+    office
+        .sql("UPDATE tenant_acme.enrollments SET used_at = used_at - interval '601 seconds' WHERE device_id = 'other'")
+        .await;
+    let late = office.anybody.post("/api/enrollment/complete", &body).await;
+    assert_refused(&late, 400, "VALIDATION_ERROR");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn of_many_completions_of_one_enrollment_at_once_one_device_wins() {
+    let office = Office::open().await;
+    let enrollment = new_enrollment(&office).await;
+    let completions = (0..8).map(|n| {
+        let body = completion(&enrollment["token"], &format!("phone-{n}"));
+        let anybody = office.anybody.clone();
+        async move { anybody.post("/api/enrollment/complete", &body).await.status.as_u16() }
+    });
+    let mut statuses = futures_util::future::join_all(completions).await;
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 400, 400, 400, 400, 400, 400, 400]);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn taken_usernames_and_device_ids_are_conflicts_unless_the_enrollment_names_their_user() {
+    let office = Office::open().await;
+    let jane = office.world.user("acme", "jane", UserType::Web).await;
+    let enroll = |user: Option<Uuid>| {
+        let body = user.map_or(json!({}), |user| json!({"user_id": user}));
+        let bob = office.bob.clone();
+        async move { bob.post("/api/enrollment/create", &body).await }
+    };
+    let joes = enroll(Some(office.joe_id)).await.expect(201);
+    let first = office
+        .anybody
+        .post("/api/enrollment/complete", &completion(&joes["token"], "joes"))
+        .await
+        .expect(201);
+    assert_eq!(
+        (&first["user_id"], &first["username"]),
+        (&json!(office.joe_id), &json!("joe"))
+    );
+
+    let fresh = new_enrollment(&office).await;
+    let taken_device = completion(&fresh["token"], "joes");
+    assert_refused(
+        &office.anybody.post("/api/enrollment/complete", &taken_device).await,
+        409,
+        "CONFLICT",
+    );
+    let mut taken_name = completion(&fresh["token"], "another");
+    taken_name["username"] = json!("JOE");
+    assert_refused(
+        &office.anybody.post("/api/enrollment/complete", &taken_name).await,
+        409,
+        "CONFLICT",
+    );
+    // Neither used the enrollment up, nor left a user behind.
+    office
+        .anybody
+        .post("/api/enrollment/complete", &completion(&fresh["token"], "another"))
+        .await
+        .expect(201);
+    assert_eq!(office.bob.get("/api/users").await.expect(200)["total"], 2);
+
+    // Enrolling joe's own device anew ends its former token.
+    let device = |answer: &Value| {
+        office.anybody.with("x-device-id", "joes").with(
+            "authorization",
+            &format!("Bearer {}", answer["device_token"].as_str().unwrap()),
+        )
+    };
+    device(&first).get("/api/sync/status").await.expect(200);
+    let anew = enroll(Some(office.joe_id)).await.expect(201);
+    let mut body = completion(&anew["token"], "joes");
+    body["username"] = json!("someone");
+    assert_refused(
+        &office.anybody.post("/api/enrollment/complete", &body).await,
+        409,
+        "CONFLICT",
+    );
+    body["username"] = json!("joe");
+    let second = office.anybody.post("/api/enrollment/complete", &body).await.expect(201);
+    assert_refused(&device(&first).get("/api/sync/status").await, 401, "UNAUTHORIZED");
+    device(&second).get("/api/sync/status").await.expect(200);
+
+    assert_refused(&enroll(Some(jane)).await, 403, "FORBIDDEN");
+    assert_refused(&enroll(Some(Uuid::new_v4())).await, 404, "NOT_FOUND");
+    let own = enroll(Some(office.bob_id)).await.expect(201);
+    let own = office
+        .anybody
+        .post("/api/enrollment/complete", &completion(&own["token"], "bobs"))
+        .await
+        .expect(201);
+    assert_eq!(own["user_id"], json!(office.bob_id));
+    office.close().await;
+}
+
+/// What a phone uploads, and the answer.
+async fn upload(phone: &Api, items: &[Value]) -> Value {
+    phone
+        .post("/api/sync/outgoing", &json!({"messages": items, "compressed": false}))
+        .await
+        .expect(200)
+}
+
+#[tokio::test]
+async fn an_upload_answers_each_item_and_may_be_repeated() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let mine = Uuid::new_v4();
+    let item = json!({
+        "id": mine, "sender_id": office.joe_id, "recipient_id": office.bob_id, "content": "Reply message",
+        "status": "pending_sync", "created_at": "2024-01-15T10:50:00Z",
+    });
+    let answer = upload(&phone, std::slice::from_ref(&item)).await;
+    assert_eq!(
+        fields(&answer),
+        [
+            "failed_count",
+            "failed_messages",
+            "position",
+            "results",
+            "sync_timestamp",
+            "synced_count"
+        ]
+    );
+    assert_eq!(
+        (&answer["synced_count"], &answer["failed_count"]),
+        (&json!(1), &json!(0))
+    );
+    assert_eq!(answer["failed_messages"], json!([]));
+    assert_eq!(
+        answer["results"],
+        json!([{"id": mine, "status": "applied", "version": 1}])
+    );
+    assert_is_time(&answer["sync_timestamp"]);
+    assert!(answer["position"].as_str().unwrap().contains('-'), "{answer}");
+
+    let stored = office.message(&mine.to_string()).await;
+    assert_eq!(
+        (&stored["status"], &stored["created_at"]),
+        (&json!("synced"), &json!("2024-01-15T10:50:00Z"))
+    );
+    let again = upload(&phone, &[item]).await;
+    assert_eq!(
+        (&again["results"][0]["status"], &again["synced_count"]),
+        (&json!("duplicate"), &json!(1))
+    );
+    assert_eq!(upload(&phone, &[]).await["results"], json!([]));
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_phone_edits_deletes_and_reads_and_older_bases_are_conflicts() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let mine = Uuid::new_v4();
+    let create = json!({"id": mine, "recipient_id": office.bob_id, "content": "one"});
+    let edit = |content: &str, base: i64| json!({"id": mine, "op": "edit", "content": content, "base_version": base});
+    upload(&phone, &[create]).await;
+    let edited = upload(&phone, &[edit("two", 1)]).await;
+    assert_eq!(
+        edited["results"],
+        json!([{"id": mine, "status": "applied", "version": 2}])
+    );
+    assert_eq!(
+        upload(&phone, &[edit("two", 1)]).await["results"][0]["status"],
+        "duplicate"
+    );
+
+    let conflict = upload(&phone, &[edit("three", 1)]).await;
+    let result = &conflict["results"][0];
+    assert_eq!(
+        (&result["status"], &result["code"]),
+        (&json!("conflict"), &json!("CONFLICT"))
+    );
+    assert_eq!(fields(&result["server"]), MESSAGE);
+    assert_eq!(
+        office.message(&mine.to_string()).await["content"],
+        "three",
+        "the last write wins"
+    );
+
+    let theirs = office.send("for joe").await;
+    let read = json!({"id": theirs, "op": "read"});
+    let not_mine = json!({"id": theirs, "op": "edit", "content": "forged"});
+    let deleted = json!({"id": mine, "op": "delete", "base_version": 3});
+    let answer = upload(&phone, &[read, not_mine, deleted]).await;
+    let statuses: Vec<&str> = answer["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["status"].as_str().unwrap())
+        .collect();
+    assert_eq!(statuses, ["applied", "rejected", "applied"]);
+    assert_eq!(
+        (&answer["synced_count"], &answer["failed_count"]),
+        (&json!(2), &json!(1))
+    );
+    assert_eq!(answer["failed_messages"][0]["message_id"], json!(theirs));
+    assert_eq!(answer["results"][1]["code"], "FORBIDDEN");
+    assert_eq!(office.message(&theirs).await["status"], "read");
+    assert_eq!(office.message(&theirs).await["content"], "for joe");
+    assert_refused(
+        &office.bob.get(&format!("/api/messages/{mine}")).await,
+        404,
+        "NOT_FOUND",
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn under_manual_resolution_the_servers_version_stays() {
+    let office = Office::with(|config| config.sync.conflict_strategy = posduif::config::ConflictStrategy::Manual).await;
+    let phone = office.phone("phone").await;
+    let mine = Uuid::new_v4();
+    upload(
+        &phone,
+        &[json!({"id": mine, "recipient_id": office.bob_id, "content": "one"})],
+    )
+    .await;
+    upload(
+        &phone,
+        &[json!({"id": mine, "op": "edit", "content": "two", "base_version": 1})],
+    )
+    .await;
+    let answer = upload(
+        &phone,
+        &[json!({"id": mine, "op": "edit", "content": "three", "base_version": 1})],
+    )
+    .await;
+    assert_eq!(answer["results"][0]["status"], "conflict");
+    assert_eq!(answer["results"][0]["server"]["content"], "two");
+    assert_eq!(answer["failed_count"], 1);
+    assert_eq!(office.message(&mine.to_string()).await["content"], "two");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn one_bad_item_never_blocks_the_others_of_its_upload() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let item = |key: &str, value: Value| {
+        let mut item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "hi"});
+        item[key] = value;
+        item
+    };
+    let bad = [
+        (json!(7), "VALIDATION_ERROR"),
+        (json!(null), "VALIDATION_ERROR"),
+        (item("id", json!("nonsense")), "VALIDATION_ERROR"),
+        (item("id", json!(["a"])), "VALIDATION_ERROR"),
+        (item("op", json!("drop table")), "VALIDATION_ERROR"),
+        (item("content", json!("")), "EMPTY_MESSAGE"),
+        (item("content", json!("a\u{0}b")), "VALIDATION_ERROR"),
+        (item("content", json!("x".repeat(10_001))), "VALIDATION_ERROR"),
+        (item("recipient_id", json!(Uuid::new_v4())), "INVALID_RECIPIENT"),
+        (item("sender_id", json!(office.bob_id)), "FORBIDDEN"),
+        (item("base_version", json!(-1)), "VALIDATION_ERROR"),
+        (item("base_version", json!(1.0e300)), "VALIDATION_ERROR"),
+        (item("created_at", json!("now")), "VALIDATION_ERROR"),
+        (json!({"id": Uuid::new_v4(), "op": "read"}), "NOT_FOUND"),
+        (json!({"id": Uuid::new_v4(), "op": "delete"}), "NOT_FOUND"),
+    ];
+    let mut items: Vec<Value> = bad.iter().map(|(item, _)| item.clone()).collect();
+    let good = item("content", json!("the only good one"));
+    items.insert(7, good.clone());
+    let answer = upload(&phone, &items).await;
+    assert_eq!(answer["results"].as_array().unwrap().len(), items.len());
+    assert_eq!(
+        (&answer["synced_count"], &answer["failed_count"]),
+        (&json!(1), &json!(bad.len()))
+    );
+    let mut results = answer["results"].as_array().unwrap().clone();
+    let applied = results.remove(7);
+    assert_eq!((&applied["id"], &applied["status"]), (&good["id"], &json!("applied")));
+    for (result, (item, code)) in results.iter().zip(&bad) {
+        assert_eq!(
+            (&result["status"], &result["code"]),
+            (&json!("rejected"), &json!(code)),
+            "{item}"
+        );
+    }
+    office.close().await;
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn uploads_may_be_compressed_and_a_gzip_bomb_is_too_large() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await.with("content-encoding", "gzip");
+    let item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "packed"});
+    let body = json!({"messages": [item], "compressed": true}).to_string();
+    let send = |bytes: Vec<u8>| phone.send(Method::POST, "/api/sync/outgoing", Some("application/json"), bytes);
+    let answer = send(gzip(body.as_bytes())).await.expect(200);
+    assert_eq!(answer["results"][0]["status"], "applied");
+
+    let bomb = gzip(&vec![b' '; 64 * 1024 * 1024]);
+    assert!(bomb.len() < 100_000);
+    assert_refused(&send(bomb).await, 413, "PAYLOAD_TOO_LARGE");
+    assert_refused(&send(body.into_bytes()).await, 400, "VALIDATION_ERROR");
+    let mut torn = gzip(b"{\"messages\": []}");
+    torn.truncate(torn.len() - 6);
+    assert_refused(&send(torn).await, 400, "VALIDATION_ERROR");
+    let brotli = office.phone("other").await.with("content-encoding", "br");
+    let answer = brotli
+        .send(Method::POST, "/api/sync/outgoing", Some("application/json"), "x")
+        .await;
+    assert_refused(&answer, 415, "UNSUPPORTED_MEDIA_TYPE");
+
+    let plain = phone.without("content-encoding");
+    let many: Vec<Value> = (0..1001).map(|_| json!({})).collect();
+    let answer = plain.post("/api/sync/outgoing", &json!({"messages": many})).await;
+    assert_refused(&answer, 413, "PAYLOAD_TOO_LARGE");
+    let large = format!("{{\"messages\": [], \"padding\": \"{}\"}}", "x".repeat(9 * 1024 * 1024));
+    let answer = plain
+        .send(Method::POST, "/api/sync/outgoing", Some("application/json"), large)
+        .await;
+    assert_refused(&answer, 413, "PAYLOAD_TOO_LARGE");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn gzip_bombs_cost_the_engine_no_memory_and_it_still_ends_in_order() {
+    let office = Office::open().await;
+    let engine = office.world.process("api").await;
+    let phone = office
+        .phone("phone")
+        .await
+        .at(&engine.api())
+        .with("content-encoding", "gzip");
+    phone.get("/api/sync/status").await.expect(200);
+    let before = engine.peak_memory_kib();
+    // A gigabyte together.
+    let bomb = gzip(&vec![b' '; 128 * 1024 * 1024]);
+    for _ in 0..8 {
+        let answer = phone
+            .send(
+                Method::POST,
+                "/api/sync/outgoing",
+                Some("application/json"),
+                bomb.clone(),
+            )
+            .await;
+        assert_refused(&answer, 413, "PAYLOAD_TOO_LARGE");
+    }
+    let grown = engine.peak_memory_kib() - before;
+    assert!(grown < 64 * 1024, "{grown} KiB");
+    assert_eq!(engine.terminate().await, Some(0));
+    office.close().await;
+}
+
+#[tokio::test]
+async fn app_instructions_say_what_is_configured() {
+    let office = Office::with(|config| {
+        config.server.public_url = "https://backend.example.com".into();
+        config.app.widgets.insert(
+            "inbox".into(),
+            posduif::config::Widget {
+                kind: "remote_widget".into(),
+                url: "https://cdn.example.com/widgets/inbox.json".into(),
+                version: "1.0.0".into(),
+            },
+        );
+    })
+    .await;
+    let phone = office.phone("phone").await;
+    assert_eq!(
+        phone.get("/api/app-instructions").await.expect(200),
+        json!({
+            "version": "1.0.0",
+            "tenant_id": "acme",
+            "api_base_url": "https://backend.example.com",
+            "widgets": {"inbox": {
+                "type": "remote_widget", "url": "https://cdn.example.com/widgets/inbox.json", "version": "1.0.0",
+            }},
+            "sync_config": {"batch_size": 100, "compression": true, "sync_interval_seconds": 300},
+        })
+    );
+    assert_refused(&office.anybody.get("/api/app-instructions").await, 401, "UNAUTHORIZED");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn where_ids_are_enough_a_device_needs_no_token_and_an_unknown_one_is_not_enrolled() {
+    let office = Office::with(|config| config.auth.device_auth = DeviceAuth::Id).await;
+    office.phone("phone").await;
+    let by_id = office.anybody.with("x-device-id", "phone");
+    assert_eq!(
+        by_id.get("/api/app-instructions").await.expect(200)["tenant_id"],
+        "acme"
+    );
+    by_id.get("/api/sync/incoming").await.expect(200);
+    let stranger = office.anybody.with("x-device-id", "stranger");
+    assert_refused(&stranger.get("/api/app-instructions").await, 404, "NOT_FOUND");
+    let malformed = office.anybody.with("x-device-id", "no id!");
+    assert_refused(&malformed.get("/api/app-instructions").await, 401, "UNAUTHORIZED");
+    assert_refused(&office.anybody.get("/api/app-instructions").await, 401, "UNAUTHORIZED");
+    let wrong = by_id.with("authorization", "Bearer wrong");
+    assert_refused(&wrong.get("/api/app-instructions").await, 401, "UNAUTHORIZED");
+    let elsewhere = by_id.with("x-tenant", "elsewhere");
+    assert_refused(&elsewhere.get("/api/app-instructions").await, 404, "NOT_FOUND");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn health_is_alive_and_readiness_tells_each_check() {
+    let office = Office::open().await;
+    let health = office.anybody.get("/health").await;
+    assert_eq!((health.status.as_u16(), &health.body[..]), (200, &b"OK"[..]));
+    assert!(
+        health.headers["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("text/plain")
+    );
+    let head = office.anybody.send(Method::HEAD, "/health", None, "").await;
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
+
+    let ready = office.ready().await;
+    assert_eq!(fields(&ready), ["checks", "ready"]);
+    assert_eq!(
+        fields(&ready["checks"]),
+        ["freshness", "postgres", "redis", "replication"]
+    );
+    for (name, check) in ready["checks"].as_object().unwrap() {
+        assert_eq!(check["ok"], true, "{name}");
+    }
+    assert!(ready["checks"]["freshness"]["age_seconds"].as_f64().unwrap() < 10.0);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn an_error_bears_the_clients_request_id_and_so_does_its_header() {
+    let office = Office::open().await;
+    let answer = office.anybody.with("x-request-id", "trace-7").get("/nothing").await;
+    assert_refused(&answer, 404, "NOT_FOUND");
+    assert_eq!(answer.headers["x-request-id"], "trace-7");
+    assert_eq!(
+        answer.json()["error"],
+        json!({
+            "code": "NOT_FOUND", "message": answer.json()["error"]["message"], "details": {}, "retryable": false,
+            "request_id": "trace-7",
+        })
+    );
+    let forged = office.anybody.with("x-request-id", "a b{}").get("/nothing").await;
+    let own = forged.headers["x-request-id"].to_str().unwrap().to_owned();
+    Uuid::parse_str(&own).unwrap();
+    assert_eq!(forged.json()["error"]["request_id"], own);
+    office.close().await;
+}

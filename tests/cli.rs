@@ -1,0 +1,516 @@
+//! The command line: what it prints, its exit codes, and `dev` and `demo` from start to end.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use posduif::dev::{PrivateRedis, RedisOptions};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use uuid::Uuid;
+
+use crate::support::http::Api;
+use crate::support::office::Office;
+use crate::support::{PATIENCE, World, eventually};
+
+/// The program, without any setting of the surroundings.
+fn posduif() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_posduif"));
+    command
+        .current_dir(std::env::temp_dir())
+        .env_remove("DATABASE_URL")
+        .env_remove("REDIS_URL")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+/// The program with a world's settings.
+fn posduif_in(world: &World) -> Command {
+    let config = &world.config;
+    let mut command = posduif();
+    command
+        .env("POSDUIF__POSTGRES__URL", config.postgres.url.expose())
+        .env("POSDUIF__REDIS__URL", config.redis.url.expose())
+        .env("POSDUIF__REPLICATION__SLOT", &config.replication.slot)
+        .env("POSDUIF__REPLICATION__PUBLICATION", &config.replication.publication)
+        .env("POSDUIF__AUTH__ARGON2_MEMORY_KIB", "8192")
+        .env("POSDUIF__AUTH__ARGON2_ITERATIONS", "1");
+    command
+}
+
+/// What a command printed and how it ended.
+struct Ended {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    /// The output of a command that must have worked.
+    #[track_caller]
+    fn text(self) -> String {
+        assert_eq!(self.code, Some(0), "{}", self.stderr);
+        self.stdout
+    }
+
+    /// The output as JSON of a command that must have worked.
+    #[track_caller]
+    fn json(self) -> Value {
+        let text = self.text();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// The complaint of a command that must have ended like this.
+    #[track_caller]
+    fn complaint(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
+        assert_eq!(self.stdout, "");
+        assert!(
+            !self.stderr.contains("backtrace") && !self.stderr.contains("panicked"),
+            "{}",
+            self.stderr
+        );
+        self.stderr
+    }
+}
+
+async fn run(command: &mut Command, arguments: &[&str]) -> Ended {
+    let output = tokio::time::timeout(PATIENCE, command.args(arguments).output());
+    let Output { status, stdout, stderr } = output.await.expect("the command ends in time").unwrap();
+    Ended {
+        code: status.code(),
+        stdout: String::from_utf8(stdout).unwrap(),
+        stderr: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
+    let world = World::new().await;
+    let migrate = |arguments: &'static str| async {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        run(posduif_in(&world).arg("migrate"), &arguments).await
+    };
+    let fresh = migrate("status --json").await.json();
+    assert!(
+        fresh.as_array().unwrap().iter().all(|schema| schema["version"] == 0),
+        "{fresh}"
+    );
+    let complaint = run(posduif_in(&world).args(["tenant", "create", "acme"]), &[])
+        .await
+        .complaint(1);
+    assert!(complaint.contains("migrate up"), "{complaint}");
+
+    let steps = migrate("up --json").await.json();
+    assert_eq!(
+        steps,
+        json!([{"schema": "posduif", "migration": "0001_control", "direction": "up"}])
+    );
+    assert_eq!(migrate("up").await.text(), "nothing to do\n");
+    run(posduif_in(&world).args(["tenant", "create", "acme"]), &[])
+        .await
+        .text();
+    let clean = |version: i32| json!({"version": version, "dirty": false});
+    assert_eq!(
+        migrate("version --json").await.json(),
+        json!({"posduif": clean(1), "tenant_acme": clean(2)})
+    );
+
+    let complaint = migrate("down").await.complaint(1);
+    assert!(complaint.contains("--yes") && complaint.contains("lost"), "{complaint}");
+    let steps = migrate("down 1 --yes --json").await.json();
+    assert_eq!(
+        steps,
+        json!([{"schema": "tenant_acme", "migration": "0002_upload", "direction": "down"}])
+    );
+    let status = migrate("status --json").await.json();
+    assert_eq!(
+        status[1],
+        json!({"schema": "tenant_acme", "version": 1, "dirty": false, "pending": ["0002_upload"]})
+    );
+    assert!(migrate("status").await.text().contains("0002_upload"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0002_upload\n");
+    let all = migrate("down 99 --yes").await.text();
+    assert_eq!(
+        all,
+        "tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
+    );
+    let complaint = migrate("down --schema posduif --yes").await.complaint(1);
+    assert!(complaint.contains("tenants"), "{complaint}");
+    migrate("up").await.text();
+
+    let forced = migrate("force 1 --schema tenant_acme --json").await.json();
+    assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
+    assert_eq!(migrate("version").await.text(), "posduif 1\ntenant_acme 1\n");
+    migrate("force 7 --schema tenant_acme").await.complaint(1);
+    migrate("force 2 --schema tenant_nobody").await.complaint(1);
+    migrate("force 2 --schema tenant_acme").await.text();
+    let psql = world.psql().await;
+    psql.batch_execute("UPDATE posduif.schema_migrations SET dirty = true WHERE schema_name = 'tenant_acme'")
+        .await
+        .unwrap();
+    let complaint = migrate("up").await.complaint(1);
+    assert!(
+        complaint.contains("dirty") && complaint.contains("force"),
+        "{complaint}"
+    );
+}
+
+#[tokio::test]
+async fn tenants_and_users_are_made_and_listed() {
+    let world = World::new().await;
+    let command = |arguments: &str| {
+        let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+        let mut command = posduif_in(&world);
+        command.args(arguments);
+        command
+    };
+    run(&mut command("migrate up"), &[]).await.text();
+    assert_eq!(run(&mut command("tenant list --json"), &[]).await.json(), json!([]));
+    let created = run(&mut command("tenant create acme --json"), &[]).await.json();
+    assert_eq!(created, json!({"name": "acme", "created": true}));
+    let again = run(&mut command("tenant create acme --json"), &[]).await.json();
+    assert_eq!(again, json!({"name": "acme", "created": false}));
+    let listed = run(&mut command("--json tenant list"), &[]).await.json();
+    assert_eq!(listed, json!([{"name": "acme", "schema": "tenant_acme"}]));
+    assert_eq!(
+        run(&mut command("tenant list"), &[]).await.text(),
+        "TENANT  SCHEMA\nacme    tenant_acme\n"
+    );
+    for bad in ["ACME", "1a", "a-b", "x\u{e4}", "a;drop"] {
+        let complaint = run(&mut command("tenant create"), &[bad]).await.complaint(1);
+        assert!(complaint.contains("allowed are"), "{complaint}");
+    }
+
+    let bob = "user create --tenant acme --username bob --type web --password posduif-demo --json";
+    let created = run(&mut command(bob), &[]).await.json();
+    Uuid::parse_str(created["id"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&created["username"], &created["user_type"]),
+        (&json!("bob"), &json!("web"))
+    );
+    let complaint = run(&mut command(bob), &[]).await.complaint(1);
+    assert!(complaint.contains("taken"), "{complaint}");
+    run(
+        &mut command("user create --tenant acme --username joe --type mobile"),
+        &[],
+    )
+    .await
+    .text();
+    let complaint = run(
+        &mut command("user create --tenant acme --username ann --type web --password short"),
+        &[],
+    )
+    .await
+    .complaint(1);
+    assert!(
+        complaint.contains("at least 8 characters") && !complaint.contains("short"),
+        "{complaint}"
+    );
+    let complaint = run(&mut command("user create --tenant acme --username ann --type web"), &[])
+        .await
+        .complaint(1);
+    assert!(complaint.contains("password"), "{complaint}");
+    let complaint = run(
+        &mut command("user create --tenant nobody --username ann --type mobile"),
+        &[],
+    )
+    .await
+    .complaint(1);
+    assert!(complaint.contains("tenant"), "{complaint}");
+    let complaint = run(&mut command("user list"), &[]).await.complaint(1);
+    assert!(complaint.contains("--tenant"), "{complaint}");
+
+    let users = run(&mut command("user list --tenant acme --json"), &[]).await.json();
+    let mut fields: Vec<&String> = users[0].as_object().unwrap().keys().collect();
+    fields.sort_unstable();
+    assert_eq!(
+        fields,
+        ["created_at", "device_id", "id", "last_seen", "user_type", "username"]
+    );
+    let names: Vec<&Value> = users.as_array().unwrap().iter().map(|user| &user["username"]).collect();
+    assert_eq!(names, ["bob", "joe"]);
+    let mobile = run(&mut command("user list --tenant acme --type mobile"), &[])
+        .await
+        .text();
+    assert!(
+        mobile.starts_with("USERNAME") && mobile.contains("joe") && !mobile.contains("bob"),
+        "{mobile}"
+    );
+}
+
+#[tokio::test]
+async fn the_configuration_is_checked_and_shown_without_its_secrets() {
+    let mut good = posduif();
+    good.env("POSDUIF__AUTH__JWT_SECRET", "a very secret secret of 32 bytes!!")
+        .env("POSDUIF__POSTGRES__URL", "postgres://u:hidden@h/d");
+    let shown = run(good.args(["config", "show", "--json"]), &[]).await.json();
+    assert_eq!(
+        (&shown["auth"]["jwt_secret"], &shown["postgres"]["url"]),
+        (&json!("***"), &json!("***"))
+    );
+    assert_eq!(shown["server"]["port"], 8080);
+    let mut good = posduif();
+    good.env("POSDUIF__POSTGRES__URL", "postgres://u:hidden@h/d");
+    let shown = run(good.args(["config", "show"]), &[]).await.text();
+    assert!(shown.contains("port: 8080") && !shown.contains("hidden"), "{shown}");
+    assert_eq!(
+        run(&mut posduif(), &["config", "check", "--json"]).await.json(),
+        json!({"valid": true})
+    );
+    for (name, value, told) in [
+        ("POSDUIF__SERVER__PROT", "1", "no such key"),
+        ("POSDUIF__SERVER__PORT", "eighty", "server.port"),
+        ("POSDUIF__SSE__RETRY_MS", "1", "allowed is 100 to 60000"),
+        ("POSDUIF__AUTH__DEVICE_AUTH", "trust", "token"),
+    ] {
+        let complaint = run(posduif().env(name, value), &["config", "check"]).await.complaint(1);
+        assert!(complaint.contains(told), "{complaint}");
+    }
+    let complaint = run(&mut posduif(), &["config", "check", "--config", "no-such-file.yaml"])
+        .await
+        .complaint(1);
+    assert!(complaint.contains("no-such-file.yaml"), "{complaint}");
+    for secret in ["", "tiny42", "please-change-me-please-change-me-please"] {
+        let complaint = run(posduif().env("POSDUIF__AUTH__JWT_SECRET", secret), &["serve"])
+            .await
+            .complaint(1);
+        assert!(
+            complaint.contains("auth.jwt_secret") && (secret.is_empty() || !complaint.contains(secret)),
+            "{complaint}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn wrong_usage_ends_with_2() {
+    for arguments in [
+        &[][..],
+        &["fly"],
+        &["serve", "--role", "king"],
+        &["migrate"],
+        &["migrate", "down", "0"],
+        &["migrate", "down", "x"],
+        &["migrate", "down", "--schema", "public", "--yes"],
+        &["migrate", "force", "1"],
+        &["tenant", "create"],
+        &["user", "create", "--tenant", "acme"],
+        &["user", "list", "--type", "robot"],
+        &["demo", "--timeout", "0"],
+        &["dev", "--port", "70000"],
+        &["--nonsense"],
+    ] {
+        let ended = run(&mut posduif(), arguments).await;
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {}{}", ended.stdout, ended.stderr);
+        assert!(
+            ended.stderr.contains("Usage") || ended.stderr.contains("--help"),
+            "{arguments:?}: {}",
+            ended.stderr
+        );
+    }
+    assert!(run(&mut posduif(), &["--help"]).await.text().contains("Usage: posduif"));
+    assert!(run(&mut posduif(), &["--version"]).await.text().starts_with("posduif "));
+}
+
+#[tokio::test]
+async fn a_postgres_that_cannot_be_reached_is_said_plainly() {
+    for arguments in [
+        &["migrate", "up"][..],
+        &["tenant", "list"],
+        &["user", "list", "--tenant", "acme"],
+        &["serve"],
+    ] {
+        let mut command = posduif();
+        command
+            .env("POSDUIF__AUTH__JWT_SECRET", "a very secret secret of 32 bytes!!")
+            .env("POSDUIF__POSTGRES__URL", "postgres://nobody:hidden@127.0.0.1:1/nothing")
+            .env("POSDUIF__LOG__LEVEL", "error")
+            .env("RUST_BACKTRACE", "1");
+        let complaint = run(&mut command, arguments).await.complaint(1);
+        assert!(complaint.starts_with("posduif: "), "{complaint}");
+        assert!(complaint.to_lowercase().contains("postgres"), "{complaint}");
+        assert!(complaint.contains("127.0.0.1"), "{complaint}");
+        assert!(!complaint.contains("hidden"), "{complaint}");
+        assert_eq!(complaint.trim_end().lines().count(), 1, "{complaint}");
+    }
+}
+
+/// A folder for `dev` that goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("posduif-cli-test-{}", Uuid::new_v4().simple())))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+
+    /// Processes that work in the folder or name it.
+    fn processes(&self) -> Vec<String> {
+        let numbered = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let entry = entry.ok()?;
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            (pid != std::process::id()).then(|| entry.path())
+        });
+        let names = |process: &Path| -> Option<String> {
+            let line = std::fs::read(process.join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let works_here = std::fs::read_link(process.join("cwd")).is_ok_and(|folder| folder.starts_with(&self.0));
+            (works_here || line.contains(self.path())).then_some(line)
+        };
+        numbered.filter_map(|process| names(&process)).collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running `posduif dev`.
+struct Dev {
+    child: Child,
+    url: String,
+    stderr: tokio::task::JoinHandle<String>,
+}
+
+impl Dev {
+    async fn start(folder: &Folder) -> Self {
+        let mut command = posduif();
+        command
+            .args(["dev", "--port", "0", "--data", folder.path(), "--json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut log = child.stderr.take().unwrap();
+        let stderr = tokio::spawn(async move {
+            let mut text = String::new();
+            let _ = log.read_to_string(&mut text).await;
+            text
+        });
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line())
+            .await
+            .expect("dev is ready in time");
+        let Some(line) = line.unwrap() else {
+            panic!("dev ended: {}", stderr.await.unwrap());
+        };
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        Self {
+            child,
+            url: ready["ready"].as_str().unwrap().to_owned(),
+            stderr,
+        }
+    }
+
+    fn api(&self) -> Api {
+        Api::new(self.url.strip_prefix("http://").unwrap())
+    }
+
+    /// Sends a signal and waits for the end.
+    async fn end(mut self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().unwrap().cast_signed()), signal).unwrap();
+        let status = tokio::time::timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("dev ends in time")
+            .unwrap();
+        assert_eq!(status.code(), Some(0), "{}", self.stderr.await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn dev_plays_the_demo_stops_whole_and_starts_again_with_its_data_even_after_a_kill() {
+    let folder = Folder::new();
+    let dev = Dev::start(&folder).await;
+    let demo = run(posduif().env("POSDUIF_URL", &dev.url), &["demo", "--json"])
+        .await
+        .text();
+    assert!(demo.lines().count() > 5, "{demo}");
+    let log_in = json!({"username": "bob", "password": "posduif-demo"});
+    let login = dev.api().post("/api/auth/login", &log_in).await.expect(200);
+    let bob = dev
+        .api()
+        .with("authorization", &format!("Bearer {}", login["token"].as_str().unwrap()));
+    let before = bob.get("/api/messages").await.expect(200)["total"].clone();
+    assert!(before.as_u64().unwrap() > 0);
+
+    let environment = std::fs::read_to_string(folder.0.join("dev.env")).unwrap();
+    for name in ["POSDUIF_URL=", "DATABASE_URL=", "REDIS_URL="] {
+        assert!(environment.lines().any(|line| line.starts_with(name)), "{environment}");
+    }
+    // A second start in the same folder while the first runs is refused and harms nothing.
+    let complaint = run(&mut posduif(), &["dev", "--port", "0", "--data", folder.path()]).await;
+    assert_eq!(complaint.code, Some(1), "{}", complaint.stderr);
+    assert!(complaint.stderr.contains("in use"), "{}", complaint.stderr);
+    assert_eq!(dev.api().get("/health").await.status, 200);
+    assert!(folder.processes().len() >= 3, "{:?}", folder.processes());
+    dev.end(Signal::SIGINT).await;
+    assert_eq!(folder.processes(), Vec::<String>::new());
+
+    // The token of the first run is still good, and so is the data; also after a kill, which leaves the servers behind.
+    let mut dev = Dev::start(&folder).await;
+    let total = async |dev: &Dev| bob.at(&dev.api()).get("/api/messages").await.expect(200)["total"].clone();
+    assert_eq!(total(&dev).await, before);
+    dev.child.kill().await.unwrap();
+    let dev = Dev::start(&folder).await;
+    assert_eq!(total(&dev).await, before);
+    dev.api().post("/api/auth/login", &log_in).await.expect(200);
+    dev.end(Signal::SIGTERM).await;
+    assert_eq!(folder.processes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_demo_names_what_is_wrong_when_redis_hangs() {
+    let folder = Folder::new();
+    let mut redis = PrivateRedis::start(&folder.0, RedisOptions::new().unwrap())
+        .await
+        .unwrap();
+    let postgres = std::env::var("DATABASE_URL").expect("run ./scripts/test");
+    let world = World::on(&postgres, &redis.url()).await;
+    let office = Office::within(world, |config| {
+        config.server.default_tenant = "demo".into();
+        config.redis.response_timeout_seconds = 1;
+    })
+    .await;
+    let world = &office.world;
+    world.tenant("demo").await;
+    let bob = "user create --tenant demo --username bob --type web --password posduif-demo";
+    let arguments: Vec<&str> = bob.split(' ').collect();
+    run(&mut posduif_in(world), &arguments).await.text();
+    world.published().await;
+    let pid = Pid::from_raw(redis.pid().unwrap().cast_signed());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let url = format!("http://{}", office.anybody.address());
+    let ended = run(posduif().env("POSDUIF_URL", url), &["demo", "--timeout", "3"]).await;
+    kill(pid, Signal::SIGCONT).unwrap();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.to_lowercase().contains("redis"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    // And the engine is well again without anybody's help.
+    eventually("the engine is ready again", || async {
+        (office.anybody.get("/ready").await.status == 200).then_some(())
+    })
+    .await;
+    let Office { world, engine, .. } = office;
+    engine.stop().await;
+    drop(world);
+    redis.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_demo_says_when_no_engine_answers() {
+    let ended = run(
+        &mut posduif(),
+        &["demo", "--url", "http://127.0.0.1:1", "--timeout", "2"],
+    )
+    .await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("no engine answers"), "{}", ended.stderr);
+}
