@@ -95,11 +95,15 @@ impl Slow {
             .await
             .unwrap();
         let mut seen = HashSet::new();
-        let mut next = Some(snapshot::FIRST);
+        let scope = snapshot::Scope {
+            database: &self.database,
+            tenant: &self.tenant,
+            user: joe,
+            rules: &[],
+        };
+        let mut next = Some(snapshot::phase_start(0));
         while let Some(start) = next {
-            let page = snapshot::page(&self.database, &self.tenant, joe, start, 50, 1 << 20)
-                .await
-                .unwrap();
+            let page = snapshot::page(scope, start, 50, 1 << 20).await.unwrap();
             for item in &page.items {
                 if let Item::Message(json) = item {
                     let message: serde_json::Value = serde_json::from_str(json.get()).unwrap();
