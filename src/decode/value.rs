@@ -156,7 +156,8 @@ pub fn write_text(kind: Kind, text: &str, out: &mut Vec<u8>) {
 fn is_safe_integer(text: &str) -> bool {
     // Fewer than 16 digits need no parsing, and most integers have.
     let digits = text.strip_prefix('-').unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+    let is_padded = digits.len() > 1 && digits.starts_with('0');
+    if digits.is_empty() || is_padded || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return false;
     }
     digits.len() < 16
@@ -376,6 +377,7 @@ mod tests {
             (Kind::Integer, "9007199254740992", "9007199254740992"),
             (Kind::Integer, "9007199254740993", "\"9007199254740993\""),
             (Kind::Integer, "-9223372036854775808", "\"-9223372036854775808\""),
+            (Kind::Integer, "00", "\"00\""),
             (Kind::Float, "1.5e-07", "1.5e-07"),
             (Kind::Float, "NaN", "\"NaN\""),
             (Kind::Float, "-Infinity", "\"-Infinity\""),
