@@ -14,7 +14,7 @@ use crate::database::{Database, migrations, publication};
 use crate::deliver::live::{self, Hub};
 use crate::deliver::store::Store;
 use crate::deliver::trim;
-use crate::http::server::Server;
+use crate::http::server::{self, Server};
 use crate::http::{App, Parts};
 use crate::replication::replicator;
 use crate::replication::session::State;
@@ -105,6 +105,13 @@ impl Engine {
         store: Store,
         replication: Option<watch::Receiver<State>>,
     ) -> Result<()> {
+        let listener = server::listen(&config.server).await?;
+        let address = listener.local_addr()?;
+        self.address = Some(address);
+        // With port 0 only now is known what URLs must name.
+        let mut config = Config::clone(config);
+        config.server.port = address.port();
+        let config = Arc::new(config);
         let hub = Hub::new(config.sse.queue_events_max);
         let stop = self.stop_serving.clone();
         let app = Arc::new(App::new(
@@ -117,8 +124,7 @@ impl Engine {
                 stop: stop.clone(),
             },
         )?);
-        let server = Server::bind(app.clone()).await?;
-        self.address = Some(server.address());
+        let server = Server::new(listener, app.clone())?;
         let interval = Duration::from_secs(config.sync.metadata_interval_seconds);
         let metadata = app.metadata.clone().run(database, interval, stop.clone());
         let tail = live::run(config.redis.clone(), hub, stop.clone());

@@ -21,7 +21,7 @@ impl Keys {
         format!("{}:checkpoint", self.prefix)
     }
 
-    /// Hash: transactions that a snapshot may not see yet: first stream ID → `<lowest xid>-<highest xid>`.
+    /// Hash: transactions that a snapshot may not see yet: first stream ID → transaction ids in runs, `7-9,12`.
     pub fn window(&self) -> String {
         format!("{}:window", self.prefix)
     }

@@ -41,9 +41,9 @@ pub enum FeedEvent {
     SumUp,
     /// History breaks: only a snapshot tells what is.
     Reset,
-    /// A device of the user has changed, maybe lost its standing, in the transaction of this id; nothing for the
-    /// reader itself.
-    DeviceChanged(u32),
+    /// A device of the user has changed, maybe lost its standing, in the transaction of this id if that is known;
+    /// nothing for the reader itself.
+    DeviceChanged(Option<u32>),
 }
 
 /// Whose feed, and from where.
@@ -114,7 +114,7 @@ impl Feed {
         self.place
     }
 
-    /// The next events with their places; `None` when this reader was too slow and was cut. Safe to cancel.
+    /// The next events with their places; `None` when the process ends. Safe to cancel.
     ///
     /// # Errors
     /// When Redis fails while a gap is closed; calling again tries again.
@@ -123,6 +123,8 @@ impl Feed {
             if self.unread_gap {
                 self.catch_up().await?;
                 self.unread_gap = false;
+                // Changes of devices are in no stream.
+                self.ready.push_back((FeedEvent::DeviceChanged(None), self.place));
             }
             if !self.ready.is_empty() {
                 return Ok(Some(self.ready.drain(..).collect()));
@@ -148,6 +150,12 @@ impl Feed {
     }
 
     fn take_notice(&mut self, notice: &Notice) {
+        // In no stream and at a place that another event may have: it is told as often as it comes.
+        if notice.event == "device_changed" {
+            self.ready
+                .push_back((FeedEvent::DeviceChanged(Some(notice.xid)), self.place));
+            return;
+        }
         if notice.id <= self.place.position {
             return;
         }
@@ -168,12 +176,9 @@ impl Feed {
     }
 
     fn push(&mut self, change: Change) {
-        let event = match change.event.as_str() {
-            "" => return,
-            "device_changed" => FeedEvent::DeviceChanged(change.xid),
-            _ => FeedEvent::Change(change),
-        };
-        self.ready.push_back((event, self.place));
+        if !change.event.is_empty() {
+            self.ready.push_back((FeedEvent::Change(change), self.place));
+        }
     }
 
     /// Reads history from the current place to its end.

@@ -1,7 +1,7 @@
 //! The live tail: one reader of the live stream a process, and its fan-out to everybody connected here.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -59,15 +59,20 @@ pub enum Signal {
     Gap,
 }
 
-/// A device of this user has changed.
+/// Devices have changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceChange {
-    /// The tenant's name.
-    pub tenant: String,
-    /// The device's user.
-    pub user: Uuid,
-    /// Transaction id.
-    pub xid: u32,
+pub enum DeviceChange {
+    /// One of this user.
+    One {
+        /// The tenant's name.
+        tenant: String,
+        /// The device's user.
+        user: Uuid,
+        /// Transaction id.
+        xid: u32,
+    },
+    /// Maybe any: notices were missed.
+    Any,
 }
 
 /// How fresh the read path is.
@@ -93,7 +98,15 @@ impl Freshness {
     }
 }
 
-type Subscribers = HashMap<u64, mpsc::Sender<Signal>>;
+/// A subscriber as the hub sees it.
+#[derive(Debug)]
+struct Subscriber {
+    queue: mpsc::Sender<Signal>,
+    /// A signal did not fit. Until the reader has seen this it gets no more, so that nothing comes behind a hole.
+    has_missed: Arc<AtomicBool>,
+}
+
+type Subscribers = HashMap<u64, Subscriber>;
 
 #[derive(Debug, Default)]
 struct Readers {
@@ -114,6 +127,7 @@ pub struct Hub {
 #[derive(Debug)]
 pub struct Subscription {
     signals: mpsc::Receiver<Signal>,
+    has_missed: Arc<AtomicBool>,
     hub: Hub,
     tenant: String,
     user: Uuid,
@@ -121,14 +135,22 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The next signal; `None` when this reader was too slow and was cut.
+    /// The next signal, in order. After a burst that did not fit the queue, what fitted comes first and then a
+    /// [`Signal::Gap`]. `None` when the hub is gone. Safe to cancel.
     pub async fn recv(&mut self) -> Option<Signal> {
-        self.signals.recv().await
+        match self.try_recv() {
+            Some(signal) => Some(signal),
+            None => self.signals.recv().await,
+        }
     }
 
     /// A signal that waits already.
     pub fn try_recv(&mut self) -> Option<Signal> {
-        self.signals.try_recv().ok()
+        match self.signals.try_recv() {
+            Ok(signal) => Some(signal),
+            // The queue was full when the flag was set, so whoever reads on comes by here.
+            Err(_) => self.has_missed.swap(false, Ordering::SeqCst).then_some(Signal::Gap),
+        }
     }
 }
 
@@ -152,13 +174,19 @@ impl Hub {
 
     /// Registers a reader. Signals from here on are queued, so register first and then read history.
     pub fn subscribe(&self, tenant: &str, user: Uuid) -> Subscription {
-        let (sender, signals) = mpsc::channel(self.queue);
+        let (queue, signals) = mpsc::channel(self.queue);
+        let has_missed = Arc::new(AtomicBool::new(false));
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let readers = tenants.entry(tenant.to_owned()).or_default();
-        readers.by_user.entry(user).or_default().insert(number, sender);
+        let subscriber = Subscriber {
+            queue,
+            has_missed: has_missed.clone(),
+        };
+        readers.by_user.entry(user).or_default().insert(number, subscriber);
         Subscription {
             signals,
+            has_missed,
             hub: self.clone(),
             tenant: tenant.to_owned(),
             user,
@@ -190,9 +218,13 @@ impl Hub {
         }
     }
 
-    /// Sends to a user's readers; one whose queue is full is cut, and resumes from its last id without loss.
-    fn send(subscribers: &mut Subscribers, signal: &Signal) {
-        subscribers.retain(|_, sender| sender.try_send(signal.clone()).is_ok());
+    /// Sends to a user's readers. One whose queue is full reads its streams when it has emptied the queue.
+    fn send(subscribers: &Subscribers, signal: &Signal) {
+        for subscriber in subscribers.values() {
+            if !subscriber.has_missed.load(Ordering::SeqCst) && subscriber.queue.try_send(signal.clone()).is_err() {
+                subscriber.has_missed.store(true, Ordering::SeqCst);
+            }
+        }
     }
 
     fn deliver(&self, tenant: &str, users: Option<&[Uuid]>, notice: Notice) {
@@ -202,24 +234,25 @@ impl Hub {
         match users {
             Some(users) => {
                 for user in users {
-                    if let Some(subscribers) = readers.by_user.get_mut(user) {
+                    if let Some(subscribers) = readers.by_user.get(user) {
                         Self::send(subscribers, &signal);
                     }
                 }
             }
             None => readers
                 .by_user
-                .values_mut()
+                .values()
                 .for_each(|subscribers| Self::send(subscribers, &signal)),
         }
     }
 
     fn deliver_gap(&self) {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        for readers in tenants.values_mut() {
+        let _ = self.device_changes.send(DeviceChange::Any);
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        for readers in tenants.values() {
             readers
                 .by_user
-                .values_mut()
+                .values()
                 .for_each(|subscribers| Self::send(subscribers, &Signal::Gap));
         }
     }
@@ -351,7 +384,7 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
     for (event, op, users) in groups {
         if event == "device_changed" {
             for user in users.iter().flatten() {
-                let _ = hub.device_changes.send(DeviceChange {
+                let _ = hub.device_changes.send(DeviceChange::One {
                     tenant: tenant.clone(),
                     user: *user,
                     xid,

@@ -17,6 +17,7 @@ use crate::change::StreamId;
 use crate::config;
 use crate::keys::Keys;
 use crate::publish::checkpoint::EpochId;
+use crate::publish::window::WindowEntry;
 
 /// Entries read at once from one stream; bounds memory when rows are large.
 const CHUNK: usize = 256;
@@ -85,8 +86,8 @@ pub struct Handoff {
     pub view: View,
     /// The tenant's generation.
     pub generation: i64,
-    /// Transactions that a snapshot may not see yet: first stream ID, lowest and highest transaction id.
-    pub window: Vec<(StreamId, u32, u32)>,
+    /// Transactions that a snapshot may not see yet.
+    pub window: Vec<WindowEntry>,
     /// Streams that should be there and are not.
     pub missing: Missing,
 }
@@ -231,10 +232,7 @@ impl Store {
             generation: generation.unwrap_or(0),
             window: window
                 .iter()
-                .filter_map(|(first, range)| {
-                    let (low, high) = range.split_once('-')?;
-                    Some((first.parse().ok()?, low.parse().ok()?, high.parse().ok()?))
-                })
+                .filter_map(|(first, runs)| WindowEntry::parse(first, runs))
                 .collect(),
             missing: Missing {
                 tenant: !shared || generation.is_none(),

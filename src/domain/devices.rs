@@ -120,16 +120,16 @@ impl Devices {
                 change = changes.recv() => change,
             };
             match change {
-                Ok(change) => {
-                    self.invalidate(&change.tenant, change.user).await;
+                Ok(DeviceChange::One { tenant, user, xid }) => {
+                    self.invalidate(&tenant, user).await;
                     if self.cache.is_some() {
                         // Whoever asked before the commit could be seen was remembered as it was before.
-                        self.await_visible(change.xid).await;
-                        self.invalidate(&change.tenant, change.user).await;
+                        self.await_visible(xid).await;
+                        self.invalidate(&tenant, user).await;
                     }
                 }
-                // Too many at once to follow: none is known any more.
-                Err(broadcast::error::RecvError::Lagged(_)) => {
+                // What was missed, or came too fast to follow, could be anybody's.
+                Ok(DeviceChange::Any) | Err(broadcast::error::RecvError::Lagged(_)) => {
                     if let Some(cache) = &self.cache {
                         cache.principals.invalidate_all();
                     }
@@ -293,6 +293,18 @@ impl Devices {
             tenant,
         })
     }
+}
+
+/// Whether the tenant has such a device, revoked or not.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn exists(database: &Database, tenant: &Tenant, device_id: &str) -> Result<bool, Error> {
+    let statement = tenant.sql(include_str!("../../sql/device_exists.sql"));
+    Ok(database
+        .query_opt(&statement, &[(&device_id, Type::TEXT)])
+        .await?
+        .is_some())
 }
 
 /// Checks the form of a device id: 1 to 128 of letters, digits, `.`, `_`, `:` and `-`.

@@ -189,6 +189,15 @@ pub async fn list(
     Ok((users, total))
 }
 
+/// Whether the user exists and is neither disabled nor deleted.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn is_active(database: &Database, tenant: &Tenant, user: Uuid) -> Result<bool, Error> {
+    let statement = tenant.sql(include_str!("../../sql/user_active_type.sql"));
+    Ok(database.query_opt(&statement, &[(&user, Type::UUID)]).await?.is_some())
+}
+
 /// One user.
 ///
 /// # Errors

@@ -25,6 +25,7 @@ use super::error::{Code, Error};
 use super::request::{Query, Request, drain, header};
 use super::response::Response;
 use super::routes::{Params, Route, Router};
+use crate::config;
 
 /// How long to wait when the system has no more file descriptors or the like.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -35,7 +36,6 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
-    address: SocketAddr,
     service: Arc<Service>,
 }
 
@@ -46,33 +46,33 @@ struct Service {
     router: Router,
 }
 
+/// Listens at `server.host` and `server.port`.
+///
+/// # Errors
+/// When the address is taken or not this machine's.
+pub async fn listen(settings: &config::Server) -> io::Result<TcpListener> {
+    TcpListener::bind((settings.host.as_str(), settings.port))
+        .await
+        .map_err(|error| {
+            let place = format!("{}:{}", settings.host, settings.port);
+            io::Error::new(
+                error.kind(),
+                format!("cannot listen on {place}: {error}; see `server.host` and `server.port`"),
+            )
+        })
+}
+
 impl Server {
-    /// Listens at `server.host` and `server.port`.
+    /// A server on a listening socket.
     ///
     /// # Errors
-    /// When the address is taken or not this machine's.
-    pub async fn bind(app: Arc<App>) -> io::Result<Self> {
-        let settings = &app.config.server;
-        let listener = TcpListener::bind((settings.host.as_str(), settings.port))
-            .await
-            .map_err(|error| {
-                let place = format!("{}:{}", settings.host, settings.port);
-                io::Error::new(
-                    error.kind(),
-                    format!("cannot listen on {place}: {error}; see `server.host` and `server.port`"),
-                )
-            })?;
+    /// When two paths of the route table collide.
+    pub fn new(listener: TcpListener, app: Arc<App>) -> io::Result<Self> {
         let router = Router::new().map_err(io::Error::other)?;
         Ok(Self {
-            address: listener.local_addr()?,
             listener,
             service: Arc::new(Service { app, router }),
         })
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 
     /// Serves until told to stop; then lets requests under way finish, within `server.shutdown_grace_seconds`.

@@ -3,6 +3,7 @@
 //! An event's `id` is the cursor of its place, the same that batches use; `Last-Event-ID` resumes behind it. Events are
 //! thin: a device fetches rows by sync, a web page by request.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +23,8 @@ use super::response::Response;
 use crate::database::tenants::Tenant;
 use crate::deliver::feed::{Change, Feed, FeedEvent, Start};
 use crate::deliver::store::Place;
-use crate::domain::devices::DevicePrincipal;
-use crate::domain::messages;
+use crate::domain::devices::{self, DevicePrincipal};
+use crate::domain::{messages, users};
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
 
@@ -32,6 +33,9 @@ const CHUNKS_MAX: usize = 8;
 
 /// Pause before a feed that lost Redis looks again.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// How long a reader may leave no room for its events.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Pause before a device that has changed is looked at again, when its change could not be seen yet.
 const RECHECK: Duration = Duration::from_millis(20);
@@ -85,7 +89,11 @@ impl Reader {
 pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let device = request.device()?.clone();
     if request.param("device_id") != device.device_id {
-        return Err(Error::new(Code::Forbidden, "this is another device's stream"));
+        let exists = devices::exists(&app.database, &device.tenant, request.param("device_id")).await?;
+        return Err(match exists {
+            true => Error::new(Code::Forbidden, "this is another device's stream"),
+            false => Error::new(Code::NotFound, "device not found"),
+        });
     }
     let token = request
         .header("authorization")
@@ -102,7 +110,9 @@ pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> 
 pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
     let (tenant, user) = (caller.tenant().clone(), caller.user_id());
-    if request.param_id("user_id", "user")? != user {
+    let wanted = request.param_id("user_id", "user")?;
+    if wanted != user {
+        users::get(&app.database, &tenant, wanted, &HashSet::new()).await?;
         return Err(Error::new(Code::Forbidden, "this is another user's stream"));
     }
     let session = format!("web:{}", Uuid::new_v4());
@@ -216,7 +226,6 @@ impl Event {
 /// Why a stream wakes.
 enum Wake {
     Events(Vec<(FeedEvent, Place)>),
-    TooSlow,
     Interrupted,
     Heartbeat,
     Recheck,
@@ -224,7 +233,7 @@ enum Wake {
     Stop,
 }
 
-/// Whether a device may go on reading.
+/// Whether a reader may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     Kept,
@@ -264,8 +273,8 @@ async fn stream(
         event.write(&mut out);
     }
     touch(&app, &reader, heartbeat).await;
-    // The last transaction that changed a device of the user, until it was looked at.
-    let mut unseen: Option<u32> = None;
+    // A device of the user has changed, in this transaction if it is known, and was not looked at since.
+    let mut unseen: Option<Option<u32>> = None;
     loop {
         if let Some(xid) = unseen {
             match standing(&app, &reader, xid).await {
@@ -278,8 +287,17 @@ async fn stream(
                 }
             }
         }
-        if !out.is_empty() && sender.send_data(out.split().freeze()).await.is_err() {
-            break;
+        if !out.is_empty() {
+            let write = sender.send_data(out.split().freeze());
+            match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => break,
+                Err(_) => {
+                    tracing::info!(user = %reader.user(), "a slow reader is cut; it resumes by its last id");
+                    sender.abort(io::ErrorKind::TimedOut.into());
+                    break;
+                }
+            }
         }
         let wake = tokio::select! {
             () = app.stop.cancelled() => Wake::Stop,
@@ -287,7 +305,7 @@ async fn stream(
             () = tokio::time::sleep(RECHECK), if unseen.is_some() => Wake::Recheck,
             events = feed.next() => match events {
                 Ok(Some(events)) => Wake::Events(events),
-                Ok(None) => Wake::TooSlow,
+                Ok(None) => Wake::Stop,
                 Err(error) => {
                     tracing::debug!(%error, "a feed waits for Redis");
                     Wake::Interrupted
@@ -307,7 +325,15 @@ async fn stream(
                         FeedEvent::Change(change) if wants_unread => web_event(&app, &reader, change).await,
                         FeedEvent::Change(change) => mobile_event(change),
                         FeedEvent::SumUp => sum_up(&app, &reader).await,
-                        FeedEvent::Reset => Event::new("reset", json!({"type": "reset"})),
+                        FeedEvent::Reset => {
+                            let mut event = Event::new("reset", json!({"type": "reset"}));
+                            if !wants_unread {
+                                event.id = Some(cursor(place));
+                                event.write(&mut out);
+                                event = sum_up(&app, &reader).await;
+                            }
+                            event
+                        }
                     };
                     event.id = Some(cursor(place));
                     event.write(&mut out);
@@ -326,10 +352,6 @@ async fn stream(
                 let _ = sender.send_data(out.split().freeze()).await;
                 break;
             }
-            Wake::TooSlow => {
-                tracing::info!(user = %reader.user(), "a slow reader is cut; it resumes by its last id");
-                break;
-            }
         }
     }
     let _ = app
@@ -338,15 +360,21 @@ async fn stream(
         .await;
 }
 
-/// Whether the device may go on reading after what this transaction did.
-async fn standing(app: &App, reader: &Reader, xid: u32) -> Standing {
-    let Reader::Device(device, token) = reader else {
-        return Standing::Kept;
-    };
+/// Whether the reader may go on after what this transaction did.
+async fn standing(app: &App, reader: &Reader, xid: Option<u32>) -> Standing {
     // In this order: what is seen now, the check behind it sees too.
-    if !matches!(app.devices.sees(xid).await, Ok(true)) {
+    if let Some(xid) = xid
+        && !matches!(app.devices.sees(xid).await, Ok(true))
+    {
         return Standing::Unknown;
     }
+    let Reader::Device(device, token) = reader else {
+        return match users::is_active(&app.database, reader.tenant(), reader.user()).await {
+            Ok(true) => Standing::Kept,
+            Ok(false) => Standing::Lost,
+            Err(_) => Standing::Unknown,
+        };
+    };
     app.devices.invalidate(&device.tenant.name, device.user_id).await;
     let checked = app
         .devices

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::checkpoint::{Checkpoint, Epoch, TransactionMark};
 use super::resp;
+use super::window::WindowEntry;
 use crate::change::StreamId;
 use crate::decode::value::write_string;
 use crate::keys::Keys;
@@ -128,7 +129,7 @@ pub struct Batch {
     changes: usize,
     position: Option<StreamId>,
     complete: Option<(StreamId, TransactionMark)>,
-    window: Option<(StreamId, u32, u32)>,
+    window: Option<WindowEntry>,
     window_done: Vec<String>,
     notices: Vec<u8>,
     heartbeat_ts: Option<i64>,
@@ -185,12 +186,10 @@ impl Batch {
         self.changes += 1;
         self.position = Some(id);
         if let Some(xid) = xid_of_rows {
-            let (first, low, high) = self.window.unwrap_or((id, xid, xid));
-            // Transaction ids wrap around (Postgres chapter 25.1.5); within one batch they lie close together.
-            let is_before = |a: u32, b: u32| a.wrapping_sub(b).cast_signed() < 0;
-            let low = if is_before(xid, low) { xid } else { low };
-            let high = if is_before(high, xid) { xid } else { high };
-            self.window = Some((first, low, high));
+            match &mut self.window {
+                Some(entry) => entry.add(xid),
+                None => self.window = Some(WindowEntry::new(id, xid)),
+            }
         }
     }
 
@@ -200,9 +199,9 @@ impl Batch {
         self.position = Some(self.position.map_or(last, |position| position.max(last)));
     }
 
-    /// The window entry that it will write: first stream ID, lowest and highest transaction id.
-    pub fn window(&self) -> Option<(StreamId, u32, u32)> {
-        self.window
+    /// The window entry that it will write.
+    pub fn window(&self) -> Option<&WindowEntry> {
+        self.window.as_ref()
     }
 
     /// Forgets window entries that a snapshot has seen.
@@ -428,8 +427,8 @@ impl Batch {
         let mut count = self.queued.len();
         let mut live = tail.live;
         let mut live_index = None;
-        if let Some((first, low, high)) = self.window {
-            let (first, range) = (first.to_string(), format!("{low}-{high}"));
+        if let Some(entry) = &self.window {
+            let (first, range) = (entry.first.to_string(), entry.encode());
             let window = self.keys.window();
             resp::command(out, &[b"HSET", window.as_bytes(), first.as_bytes(), range.as_bytes()]);
             count += 1;

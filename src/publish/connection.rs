@@ -16,6 +16,7 @@ use super::batch::{Batch, Purpose, Tail, Target, Written};
 use super::checkpoint::{Checkpoint, Epoch};
 use super::durability::Persistence;
 use super::resp::{self, Reply};
+use super::window::WindowEntry;
 use crate::change::StreamId;
 use crate::config;
 use crate::keys::Keys;
@@ -120,8 +121,8 @@ pub struct Claim {
     pub run_id: String,
     /// What protects its memory.
     pub persistence: Persistence,
-    /// The window's entries: first stream ID, lowest and highest transaction id.
-    pub window: Vec<(StreamId, u32, u32)>,
+    /// The window's entries.
+    pub window: Vec<WindowEntry>,
 }
 
 impl Connection {
@@ -201,10 +202,7 @@ impl Connection {
         let window = self.hash(&self.keys.window()).await?;
         let window = window
             .iter()
-            .filter_map(|(first, range)| {
-                let (low, high) = range.split_once('-')?;
-                Some((first.parse().ok()?, low.parse().ok()?, high.parse().ok()?))
-            })
+            .filter_map(|(first, runs)| WindowEntry::parse(first, runs))
             .collect();
         self.live = checkpoint.as_ref().map_or(StreamId::ZERO, |checkpoint| checkpoint.live);
         self.guard().await?;

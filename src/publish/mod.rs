@@ -11,3 +11,4 @@ pub mod connection;
 pub mod durability;
 pub mod progress;
 pub mod resp;
+pub mod window;

@@ -28,6 +28,7 @@ use crate::publish::checkpoint::{Checkpoint, Epoch, EpochId};
 use crate::publish::connection::{self as redis_connection, Claim, Failure, Outcome};
 use crate::publish::durability::{AofState, Durability, Persistence};
 use crate::publish::progress::Progress;
+use crate::publish::window::WindowEntry;
 use crate::route::router::Router;
 
 /// How often timeouts are looked at and a status update is due.
@@ -150,7 +151,7 @@ struct Session<'a> {
     /// Streams to be born before the next batch.
     births: Option<Batch>,
     /// Transactions that a snapshot may not see yet.
-    window: Vec<(StreamId, u32, u32)>,
+    window: Vec<WindowEntry>,
     /// A batch that Redis refused, and when to try it again.
     refused: Option<(Batch, Instant)>,
     refusal: Option<String>,
@@ -654,7 +655,7 @@ impl Session<'_> {
                     tracing::info!("Redis takes entries again");
                 }
                 self.retry_wait = RETRY.0;
-                self.window.extend(batch.window());
+                self.window.extend(batch.window().cloned());
                 if let Some(mark) = batch.complete_transaction() {
                     self.progress.publish(mark.end_lsn);
                 }
@@ -730,10 +731,10 @@ impl Session<'_> {
     fn close_window(&mut self) {
         let snapshot = self.context.snapshots.borrow_and_update().clone();
         let mut seen = Vec::new();
-        self.window.retain(|(first, low, high)| {
-            let is_seen = snapshot.sees_all(*low, *high);
+        self.window.retain(|entry| {
+            let is_seen = entry.is_seen_by(&snapshot);
             if is_seen {
-                seen.push(first.to_string());
+                seen.push(entry.first.to_string());
             }
             !is_seen
         });

@@ -102,11 +102,8 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
         .first()
         .and_then(|row| Snapshot::parse(row.get("snapshot")))
         .ok_or_else(|| domain::Error::Internal("pg_current_snapshot() is not understood".into()))?;
-    let unseen = handoff
-        .window
-        .iter()
-        .filter(|(_, low, high)| !snapshot.sees_all(*low, *high));
-    let position = unseen.map(|(first, ..)| first.previous()).min();
+    let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
+    let position = unseen.map(|entry| entry.first.previous()).min();
     Ok(Place {
         epoch: handoff.view.epoch,
         generation: handoff.generation,
