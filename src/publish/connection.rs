@@ -66,7 +66,7 @@ pub enum Failure {
     #[error("a transaction was not held together by Redis: {0}")]
     TornTransaction(String),
     /// The socket or the protocol failed; whether the batch is in Redis is unknown until the checkpoint is read.
-    #[error("connection to Redis lost: {0}")]
+    #[error("connection to Redis lost")]
     Io(#[from] io::Error),
 }
 

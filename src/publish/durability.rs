@@ -5,7 +5,7 @@
 //! when `INFO persistence` showed `aof_buffer_length:0` after it and, at least two seconds later, showed
 //! `aof_pending_bio_fsync:0`. A plain wait is not enough, because a sync can take longer than any wait.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use postgres_types::PgLsn;
@@ -56,17 +56,17 @@ impl AofState {
 /// A published position on its way to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Candidate {
-    published: PgLsn,
-    acknowledged: PgLsn,
+    durable: Durable,
     /// Since when the file has it.
-    written_at: Option<Instant>,
+    written_at: Instant,
 }
 
-/// Follows published positions to the disk, one at a time.
+/// Follows published positions to the disk.
 #[derive(Debug)]
 pub struct Durability {
     persistence: Persistence,
-    candidate: Option<Candidate>,
+    /// Oldest first; one a look, and each leaves after some seconds, so there are few.
+    candidates: VecDeque<Candidate>,
 }
 
 /// What has become durable: a position, and the `acknowledged` that the checkpoint held with it.
@@ -83,7 +83,7 @@ impl Durability {
     pub fn new(persistence: Persistence) -> Self {
         Self {
             persistence,
-            candidate: None,
+            candidates: VecDeque::new(),
         }
     }
 
@@ -106,38 +106,29 @@ impl Durability {
     /// Redis told its AOF's state. `published` and `acknowledged` are what an `EXEC` had written before it was asked.
     pub fn observe(&mut self, state: AofState, published: PgLsn, acknowledged: PgLsn, now: Instant) -> Option<Durable> {
         if !state.enabled || !state.last_write_ok {
-            self.candidate = None;
+            self.candidates.clear();
             return None;
         }
-        let candidate = self.candidate.get_or_insert(Candidate {
-            published,
-            acknowledged,
-            written_at: None,
-        });
-        match candidate.written_at {
-            None => {
-                if state.buffer_length == 0 {
-                    // What was published meanwhile is in the file as well.
-                    *candidate = Candidate {
-                        published,
-                        acknowledged,
-                        written_at: Some(now),
-                    };
-                }
-                None
-            }
-            Some(written_at) => {
-                if now.duration_since(written_at) < SYNC_INTERVAL || state.pending_fsync > 0 {
-                    return None;
-                }
-                let durable = Durable {
-                    published: candidate.published,
-                    acknowledged: candidate.acknowledged,
-                };
-                self.candidate = None;
-                Some(durable)
+        let mut reached = None;
+        if state.pending_fsync == 0 {
+            while let Some(candidate) = self.candidates.front()
+                && now.duration_since(candidate.written_at) >= SYNC_INTERVAL
+            {
+                reached = Some(candidate.durable);
+                self.candidates.pop_front();
             }
         }
+        let durable = Durable {
+            published,
+            acknowledged,
+        };
+        if state.buffer_length == 0 && self.candidates.back().is_none_or(|last| last.durable != durable) {
+            self.candidates.push_back(Candidate {
+                durable,
+                written_at: now,
+            });
+        }
+        reached
     }
 }
 

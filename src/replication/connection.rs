@@ -31,7 +31,7 @@ const READ_BUFFER_KEEP_BYTES: usize = 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The socket failed.
-    #[error("replication connection lost: {0}")]
+    #[error("replication connection lost")]
     Io(#[from] io::Error),
     /// Postgres reported an error.
     #[error(transparent)]
