@@ -14,7 +14,7 @@ use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
 use super::folder::{self, FolderLock};
-use super::process::{self, Escalation, POLL, Supervised};
+use super::process::{self, Escalation, MaybeRunning, POLL, Supervised};
 use crate::config::Secret;
 
 /// Name of the superuser and of the database.
@@ -106,7 +106,7 @@ pub struct PrivatePostgres {
     binaries: PathBuf,
     data: PathBuf,
     log: PathBuf,
-    process: Option<Supervised>,
+    process: MaybeRunning,
     _lock: FolderLock,
 }
 
@@ -136,7 +136,7 @@ impl PrivatePostgres {
             binaries,
             data,
             log: beside(folder, "log"),
-            process: None,
+            process: MaybeRunning::default(),
             _lock: lock,
         };
         if !exists(&server.data)? {
@@ -159,7 +159,7 @@ impl PrivatePostgres {
 
     /// Process id of the postmaster; `None` while it does not run.
     pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().and_then(Supervised::pid)
+        self.process.pid()
     }
 
     /// Stops it in order: sessions end, a checkpoint is written.
@@ -167,21 +167,12 @@ impl PrivatePostgres {
     /// # Errors
     /// When not even SIGKILL ends it.
     pub async fn stop(&mut self) -> Result<()> {
-        self.end(STOP).await
+        self.process.stop(STOP).await
     }
 
     /// Stops it without a checkpoint; the next start recovers.
     pub(super) async fn stop_at_once(&mut self) -> Result<()> {
-        self.end(STOP_AT_ONCE).await
-    }
-
-    async fn end(&mut self, escalation: &Escalation) -> Result<()> {
-        // Kept until it has ended, so that a stop that is given up can be followed by a harder one.
-        if let Some(process) = &mut self.process {
-            process.stop(escalation).await?;
-        }
-        self.process = None;
-        Ok(())
+        self.process.stop(STOP_AT_ONCE).await
     }
 
     /// Kills the postmaster, for tests of what survives. Its sessions notice and end by themselves shortly after.
@@ -189,19 +180,12 @@ impl PrivatePostgres {
     /// # Errors
     /// When the operating system refuses.
     pub async fn kill(&mut self) -> Result<()> {
-        if let Some(process) = &mut self.process {
-            process.kill().await?;
-        }
-        self.process = None;
-        Ok(())
+        self.process.kill().await
     }
 
     /// Waits until it ends by itself and gives the error to report; never returns while it runs or is stopped.
     pub async fn failed(&mut self) -> anyhow::Error {
-        match &mut self.process {
-            Some(process) => process.end().await,
-            None => std::future::pending().await,
-        }
+        self.process.failed().await
     }
 
     /// Starts it again after [`Self::stop`] or [`Self::kill`], on the same port with the same data, and returns when
@@ -210,7 +194,7 @@ impl PrivatePostgres {
     /// # Errors
     /// When it does not start: with the end of its log.
     pub async fn restart(&mut self) -> Result<()> {
-        if self.process.is_some() {
+        if self.process.is_running() {
             return Ok(());
         }
         let deadline = Instant::now() + START_PATIENCE;
@@ -218,7 +202,7 @@ impl PrivatePostgres {
             let mut process = Supervised::spawn("Postgres", self.server_command(), &self.log)?;
             match self.wait_until_ready(&mut process, deadline).await {
                 Ok(()) => {
-                    self.process = Some(process);
+                    self.process.started(process);
                     return Ok(());
                 }
                 // Sessions of a killed postmaster need a moment to notice, and until then they hold its memory.

@@ -21,6 +21,54 @@ const TAIL_LINES: usize = 15;
 /// What a stop sends, and how long it waits for the end after each.
 pub(super) type Escalation = [(Signal, Duration)];
 
+/// A server's process while it runs, nothing while it does not.
+#[derive(Debug, Default)]
+pub(super) struct MaybeRunning(Option<Supervised>);
+
+impl MaybeRunning {
+    /// Whether it was started and not stopped since.
+    pub(super) fn is_running(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Process id.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.0.as_ref().and_then(Supervised::pid)
+    }
+
+    /// It runs now.
+    pub(super) fn started(&mut self, process: Supervised) {
+        self.0 = Some(process);
+    }
+
+    /// Stops it; does nothing while it does not run.
+    pub(super) async fn stop(&mut self, escalation: &Escalation) -> Result<()> {
+        // Kept until it has ended, so that a stop that is given up can be followed by a harder one.
+        if let Some(process) = &mut self.0 {
+            process.stop(escalation).await?;
+        }
+        self.0 = None;
+        Ok(())
+    }
+
+    /// Kills it; does nothing while it does not run.
+    pub(super) async fn kill(&mut self) -> Result<()> {
+        if let Some(process) = &mut self.0 {
+            process.kill().await?;
+        }
+        self.0 = None;
+        Ok(())
+    }
+
+    /// Waits until it ends by itself and gives the error to report; never returns while it runs or is stopped.
+    pub(super) async fn failed(&mut self) -> anyhow::Error {
+        match &mut self.0 {
+            Some(process) => process.end().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// A child process whose output goes to a log file.
 #[derive(Debug)]
 pub(super) struct Supervised {

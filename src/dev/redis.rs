@@ -9,7 +9,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::folder::{self, FolderLock};
-use super::process::{self, Escalation, POLL, Supervised};
+use super::process::{self, Escalation, MaybeRunning, POLL, Supervised};
 use crate::config::Secret;
 
 /// How long a start may take; loading a large append-only file is the longest.
@@ -85,7 +85,7 @@ pub struct PrivateRedis {
     program: &'static str,
     folder: PathBuf,
     log: PathBuf,
-    process: Option<Supervised>,
+    process: MaybeRunning,
     _lock: FolderLock,
 }
 
@@ -108,7 +108,7 @@ impl PrivateRedis {
             program: find_program()?,
             log: folder.join("redis.log"),
             folder,
-            process: None,
+            process: MaybeRunning::default(),
             _lock: lock,
         };
         server.restart().await?;
@@ -127,7 +127,7 @@ impl PrivateRedis {
 
     /// Process id; `None` while it does not run.
     pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().and_then(Supervised::pid)
+        self.process.pid()
     }
 
     /// Stops it in order: what it holds is on disk.
@@ -135,21 +135,12 @@ impl PrivateRedis {
     /// # Errors
     /// When not even SIGKILL ends it.
     pub async fn stop(&mut self) -> Result<()> {
-        self.end(STOP).await
+        self.process.stop(STOP).await
     }
 
     /// Stops it without writing what is left.
     pub(super) async fn stop_at_once(&mut self) -> Result<()> {
-        self.end(STOP_AT_ONCE).await
-    }
-
-    async fn end(&mut self, escalation: &Escalation) -> Result<()> {
-        // Kept until it has ended, so that a stop that is given up can be followed by a harder one.
-        if let Some(process) = &mut self.process {
-            process.stop(escalation).await?;
-        }
-        self.process = None;
-        Ok(())
+        self.process.stop(STOP_AT_ONCE).await
     }
 
     /// Kills it, for tests of what survives.
@@ -157,19 +148,12 @@ impl PrivateRedis {
     /// # Errors
     /// When the operating system refuses.
     pub async fn kill(&mut self) -> Result<()> {
-        if let Some(process) = &mut self.process {
-            process.kill().await?;
-        }
-        self.process = None;
-        Ok(())
+        self.process.kill().await
     }
 
     /// Waits until it ends by itself and gives the error to report; never returns while it runs or is stopped.
     pub async fn failed(&mut self) -> anyhow::Error {
-        match &mut self.process {
-            Some(process) => process.end().await,
-            None => std::future::pending().await,
-        }
+        self.process.failed().await
     }
 
     /// Starts it again after [`Self::stop`] or [`Self::kill`], on the same port with the same data, and returns when
@@ -178,7 +162,7 @@ impl PrivateRedis {
     /// # Errors
     /// When it does not start: with the end of its log.
     pub async fn restart(&mut self) -> Result<()> {
-        if self.process.is_some() {
+        if self.process.is_running() {
             return Ok(());
         }
         // In a file, because arguments are visible to every user of the machine.
@@ -187,7 +171,7 @@ impl PrivateRedis {
         command.arg("redis.conf").current_dir(&self.folder);
         let mut process = Supervised::spawn("Redis", command, &self.log)?;
         self.wait_until_ready(&mut process).await?;
-        self.process = Some(process);
+        self.process.started(process);
         Ok(())
     }
 

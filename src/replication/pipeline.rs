@@ -255,36 +255,46 @@ impl Pipeline {
         Ok((Some(id), transaction.begin))
     }
 
-    fn row(&mut self, oid: u32, row: Row<'_>) -> Result<(), Error> {
+    /// Numbers a change of a table; `None` when it is published already or its table belongs to no tenant.
+    fn reach(&mut self, oid: u32) -> Result<Option<(StreamId, Begin)>, Error> {
         let (Some(id), begin) = self.next_id()? else {
-            return Ok(());
+            return Ok(None);
         };
         let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
-        let Some(plan) = &table.plan else {
-            self.batch.reach(id, None);
+        let is_tenants = table.plan.is_some();
+        self.batch.reach(id, is_tenants.then_some(begin.xid));
+        Ok(is_tenants.then_some((id, begin)))
+    }
+
+    fn row(&mut self, oid: u32, row: Row<'_>) -> Result<(), Error> {
+        let (
+            Some((id, begin)),
+            Some(Table {
+                relation,
+                plan: Some(plan),
+            }),
+        ) = (self.reach(oid)?, self.tables.get(&oid))
+        else {
             return Ok(());
         };
-        self.batch.reach(id, Some(begin.xid));
-        let source = source(&table.relation, &begin);
+        let source = source(relation, &begin);
         self.body.begin(&source);
-        if let Err(cause) = write_rows(&table.relation, &row, &mut self.json, &mut self.body) {
-            self.counts.quarantined += 1;
-            tracing::warn!(tenant = &*plan.tenant, table = &*table.relation.table, %id, %cause, "row quarantined");
-            self.batch
-                .quarantine(&plan.tenant, Some(id), &cause.to_string(), Some(&self.body));
-            return Ok(());
-        }
-        let changes = Target::Changes(plan.tenant.clone());
-        if !self.stopped.contains(&changes) {
-            self.batch
-                .entry(changes, id, operation_text(row.operation), None, &self.body);
-        }
         let mut deliveries: Vec<Delivery<'_>> = Vec::new();
-        if let Err(cause) = plan.route(&row, &mut deliveries) {
+        let routed = match write_rows(relation, &row, &mut self.json, &mut self.body) {
+            Ok(()) => {
+                let changes = Target::Changes(plan.tenant.clone());
+                if !self.stopped.contains(&changes) {
+                    let op = operation_text(row.operation);
+                    self.batch.entry(changes, id, op, None, &self.body);
+                }
+                plan.route(&row, &mut deliveries).map_err(|cause| cause.to_string())
+            }
+            Err(cause) => Err(cause.to_string()),
+        };
+        if let Err(cause) = routed {
             self.counts.quarantined += 1;
-            tracing::warn!(tenant = &*plan.tenant, table = &*table.relation.table, %id, %cause, "row quarantined");
-            self.batch
-                .quarantine(&plan.tenant, Some(id), &cause.to_string(), Some(&self.body));
+            tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
+            self.batch.quarantine(&plan.tenant, Some(id), &cause, Some(&self.body));
             return Ok(());
         }
         if let Some(column) = plan.birth_column
@@ -315,16 +325,17 @@ impl Pipeline {
     }
 
     fn truncate(&mut self, oid: u32) -> Result<(), Error> {
-        let (Some(id), begin) = self.next_id()? else {
+        let (
+            Some((id, begin)),
+            Some(Table {
+                relation,
+                plan: Some(plan),
+            }),
+        ) = (self.reach(oid)?, self.tables.get(&oid))
+        else {
             return Ok(());
         };
-        let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
-        let Some(plan) = &table.plan else {
-            self.batch.reach(id, None);
-            return Ok(());
-        };
-        self.batch.reach(id, Some(begin.xid));
-        let source = source(&table.relation, &begin);
+        let source = source(relation, &begin);
         self.body.begin(&source);
         let changes = Target::Changes(plan.tenant.clone());
         if !self.stopped.contains(&changes) {
