@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use postgres_types::PgLsn;
 
+/// Microseconds between the Unix epoch and Postgres' epoch, 2000-01-01; its wire formats count from the latter.
+pub const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+
 /// Where a change stands in the history of one server: the commit LSN of its transaction and its number in it.
 ///
 /// The ordinal counts from 1, before any filtering or routing: inserts, updates, deletes, transactional messages and
@@ -31,11 +34,6 @@ pub struct StreamId {
 impl StreamId {
     /// Before every entry.
     pub const ZERO: Self = Self { ms: 0, seq: 0 };
-    /// After every entry.
-    pub const MAX: Self = Self {
-        ms: u64::MAX,
-        seq: u64::MAX,
-    };
 
     /// The ID of a position in an epoch with this base.
     pub fn of(position: Position, base: u64) -> Self {

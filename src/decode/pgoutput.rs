@@ -7,8 +7,7 @@ use std::fmt;
 
 use postgres_types::PgLsn;
 
-/// Microseconds between the Unix epoch and Postgres' epoch, 2000-01-01.
-const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+use crate::change::POSTGRES_EPOCH_MICROS;
 
 /// Most columns a relation or tuple can have; Postgres' own limit is 1,600.
 const COLUMNS_MAX: u16 = 2048;

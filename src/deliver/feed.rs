@@ -109,11 +109,6 @@ impl Feed {
         self.start.resume.unwrap_or(self.place)
     }
 
-    /// The place up to which all has been queued.
-    pub fn place(&self) -> Place {
-        self.place
-    }
-
     /// The next events with their places; `None` when the process ends. Safe to cancel.
     ///
     /// # Errors

@@ -229,8 +229,8 @@ impl Hub {
 
     fn deliver(&self, tenant: &str, users: Option<&[Uuid]>, notice: Notice) {
         let signal = Signal::Notice(Arc::new(notice));
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(readers) = tenants.get_mut(tenant) else { return };
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(readers) = tenants.get(tenant) else { return };
         match users {
             Some(users) => {
                 for user in users {

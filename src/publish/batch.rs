@@ -125,7 +125,6 @@ pub struct Batch {
     commands: BytesMut,
     /// For each command: where it ends in `commands`, and what it is.
     queued: Vec<(usize, Purpose)>,
-    key: Vec<u8>,
     changes: usize,
     position: Option<StreamId>,
     complete: Option<(StreamId, TransactionMark)>,
@@ -143,7 +142,6 @@ impl Batch {
             keys,
             commands: BytesMut::new(),
             queued: Vec::new(),
-            key: Vec::new(),
             changes: 0,
             position: None,
             complete: None,
@@ -389,9 +387,7 @@ impl Batch {
     }
 
     fn push_key(&mut self, target: &Target) {
-        self.key.clear();
-        self.key.extend_from_slice(target.key(&self.keys).as_bytes());
-        resp::argument(&mut self.commands, &self.key);
+        resp::argument(&mut self.commands, target.key(&self.keys).as_bytes());
     }
 
     fn push_id(&mut self, id: StreamId) {

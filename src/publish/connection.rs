@@ -341,16 +341,7 @@ impl Connection {
         }
     }
 
-    /// Whether something waits to be written.
-    pub fn has_outbound(&self) -> bool {
-        !self.outbound.is_empty()
-    }
-
-    /// Writes some of what waits. Safe to cancel.
-    ///
-    /// # Errors
-    /// When the connection is lost.
-    pub async fn write_some(&mut self) -> Result<(), Failure> {
+    async fn write_some(&mut self) -> Result<(), Failure> {
         if self.stream.write_buf(&mut self.outbound).await? == 0 {
             return Err(Failure::Io(io::ErrorKind::WriteZero.into()));
         }

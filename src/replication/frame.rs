@@ -3,8 +3,7 @@
 use bytes::{BufMut, BytesMut};
 use postgres_types::PgLsn;
 
-/// Microseconds between the Unix epoch and Postgres' epoch, 2000-01-01.
-const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+use crate::change::POSTGRES_EPOCH_MICROS;
 
 /// A message from the walsender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

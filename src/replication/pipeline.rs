@@ -16,7 +16,8 @@ use crate::keys::Keys;
 use crate::publish::batch::{Batch, EntryBody, Source, Target, operation_text};
 use crate::publish::checkpoint::TransactionMark;
 use crate::route::router::{Audience, Delivery, Plan, Router};
-use crate::route::row::{Row, Seen};
+use crate::route::row::{Row, Seen, user_id};
+use crate::route::rule::Operation;
 
 /// Prefix of the message by which a new tenant's streams are created: `<tenant>` or `<tenant> <generation>`.
 pub const TENANT_PREFIX: &str = "posduif.tenant";
@@ -54,6 +55,13 @@ struct Table {
     relation: Relation,
     /// `None` for tables outside of tenants' schemas.
     plan: Option<Plan>,
+}
+
+impl Table {
+    /// The table and its plan, when it belongs to a tenant.
+    fn of_tenant(&self) -> Option<(&Relation, &Plan)> {
+        self.plan.as_ref().map(|plan| (&self.relation, plan))
+    }
 }
 
 /// Counts of what went through, for logs and metrics.
@@ -261,20 +269,16 @@ impl Pipeline {
             return Ok(None);
         };
         let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
-        let is_tenants = table.plan.is_some();
+        let is_tenants = table.of_tenant().is_some();
         self.batch.reach(id, is_tenants.then_some(begin.xid));
         Ok(is_tenants.then_some((id, begin)))
     }
 
     fn row(&mut self, oid: u32, row: Row<'_>) -> Result<(), Error> {
-        let (
-            Some((id, begin)),
-            Some(Table {
-                relation,
-                plan: Some(plan),
-            }),
-        ) = (self.reach(oid)?, self.tables.get(&oid))
-        else {
+        let Some((id, begin)) = self.reach(oid)? else {
+            return Ok(());
+        };
+        let Some((relation, plan)) = self.tables.get(&oid).and_then(Table::of_tenant) else {
             return Ok(());
         };
         let source = source(relation, &begin);
@@ -298,8 +302,8 @@ impl Pipeline {
             return Ok(());
         }
         if let Some(column) = plan.birth_column
-            && row.operation == crate::route::rule::Operation::Insert
-            && let Ok(Some(user)) = crate::route::row::user_id(row.after(column))
+            && row.operation == Operation::Insert
+            && let Ok(Some(user)) = user_id(row.after(column))
         {
             self.batch
                 .birth(Target::Inbox(plan.tenant.clone(), user), id, begin.commit_ts);
@@ -325,14 +329,10 @@ impl Pipeline {
     }
 
     fn truncate(&mut self, oid: u32) -> Result<(), Error> {
-        let (
-            Some((id, begin)),
-            Some(Table {
-                relation,
-                plan: Some(plan),
-            }),
-        ) = (self.reach(oid)?, self.tables.get(&oid))
-        else {
+        let Some((id, begin)) = self.reach(oid)? else {
+            return Ok(());
+        };
+        let Some((relation, plan)) = self.tables.get(&oid).and_then(Table::of_tenant) else {
             return Ok(());
         };
         let source = source(relation, &begin);

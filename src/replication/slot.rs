@@ -10,8 +10,6 @@ use crate::database::Database;
 pub struct SlotState {
     /// Everything before this is confirmed.
     pub confirmed: PgLsn,
-    /// Somebody reads from it.
-    pub is_active: bool,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: String,
 }
@@ -33,7 +31,6 @@ pub async fn state(database: &Database, slot: &str) -> Result<Option<SlotState>>
     let confirmed: Option<PgLsn> = row.get("confirmed_flush_lsn");
     Ok(Some(SlotState {
         confirmed: confirmed.unwrap_or(PgLsn::from(0)),
-        is_active: row.get("active"),
         wal_status: row.get("wal_status"),
     }))
 }
