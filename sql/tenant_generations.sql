@@ -1,2 +1,2 @@
--- All tenants with their generation.
-SELECT name, generation FROM posduif.tenants ORDER BY name
+-- All tenants with their generation and state.
+SELECT name, generation, state FROM posduif.tenants ORDER BY name

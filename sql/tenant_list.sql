@@ -1,2 +1,2 @@
--- All tenants by name.
-SELECT name, schema_name FROM posduif.tenants ORDER BY name
+-- All tenants.
+SELECT name, schema_name, state FROM posduif.tenants ORDER BY name

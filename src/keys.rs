@@ -43,7 +43,12 @@ impl Keys {
 
     /// Stream: what one user must see.
     pub fn inbox(&self, tenant: &str, user: &str) -> String {
-        format!("{}:{{{tenant}}}:inbox:{user}", self.prefix)
+        self.inbox_parts(tenant, user).concat()
+    }
+
+    /// The parts of [`Keys::inbox`], for who writes many.
+    pub fn inbox_parts<'a>(&'a self, tenant: &'a str, user: &'a str) -> [&'a str; 5] {
+        [&self.prefix, ":{", tenant, "}:inbox:", user]
     }
 
     /// Stream: what could not be routed or stored, with the cause.
@@ -51,7 +56,12 @@ impl Keys {
         format!("{}:{{{tenant}}}:quarantine", self.prefix)
     }
 
-    /// Hash: the tenant's `generation`, and `trim:<stream>` → the stream ID up to which entries were trimmed.
+    /// Hash: streams that take no entries, `changes acme` or `inbox acme <user>`, with the cause.
+    pub fn stopped(&self) -> String {
+        format!("{}:stopped", self.prefix)
+    }
+
+    /// Hash: the tenant's `generation`, its `state` (`active` or `paused`), and `trim:<stream>` → the stream ID up to which entries were trimmed.
     pub fn meta(&self, tenant: &str) -> String {
         format!("{}:{{{tenant}}}:meta", self.prefix)
     }

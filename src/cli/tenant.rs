@@ -1,6 +1,6 @@
 //! `posduif tenant`: each tenant has its own schema.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -23,6 +23,24 @@ enum Verb {
     },
     /// Show all tenants
     List,
+    /// Stop a tenant's delivery; what is published meanwhile waits in its streams, uploads are taken
+    Pause {
+        /// The tenant
+        name: String,
+    },
+    /// Let a paused tenant's delivery go on
+    Resume {
+        /// The tenant
+        name: String,
+    },
+    /// Begin a tenant's streams anew: each of its devices takes a snapshot, other readers get a reset
+    Resync {
+        /// The tenant
+        name: String,
+        /// Do it: without this, only what would happen is said
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 impl Tenant {
@@ -41,22 +59,54 @@ impl Tenant {
                     println!("the tenant {name} exists already");
                 }
             }
+            Verb::Pause { name } => set_paused(&database, global, &name, true).await?,
+            Verb::Resume { name } => set_paused(&database, global, &name, false).await?,
+            Verb::Resync { name, yes } => {
+                if tenants::find(&database, &name).await?.is_none() {
+                    bail!("there is no tenant {name}; `posduif tenant list` shows all");
+                }
+                let devices = tenants::count_devices(&database, &name).await?;
+                if !yes {
+                    bail!("the {devices} devices of tenant {name} would each take a snapshot; `--yes` does it");
+                }
+                tenants::resync(&database, &name).await?;
+                if global.json {
+                    println!("{}", json!({"name": name, "devices": devices}));
+                } else {
+                    println!("the {devices} devices of tenant {name} take a snapshot with their next sync");
+                }
+            }
             Verb::List => {
-                let tenants = tenants::list(&database).await?;
+                let tenants = tenants::directory(&database).await?;
                 if global.json {
                     let tenants: Vec<_> = tenants
                         .iter()
-                        .map(|tenant| json!({"name": tenant.name, "schema": tenant.schema}))
+                        .map(|listed| json!({"name": listed.tenant.name, "schema": listed.tenant.schema, "state": listed.state}))
                         .collect();
                     println!("{}", serde_json::to_string_pretty(&tenants)?);
                 } else {
                     super::print_table(
-                        ["TENANT", "SCHEMA"],
-                        tenants.into_iter().map(|tenant| [tenant.name, tenant.schema]),
+                        ["TENANT", "SCHEMA", "STATE"],
+                        tenants
+                            .into_iter()
+                            .map(|listed| [listed.tenant.name, listed.tenant.schema, listed.state]),
                     );
                 }
             }
         }
         Ok(())
     }
+}
+
+async fn set_paused(database: &Database, global: &Global, name: &str, paused: bool) -> Result<()> {
+    if !tenants::set_paused(database, name, paused).await? {
+        bail!("there is no tenant {name}; `posduif tenant list` shows all");
+    }
+    let state = if paused { "paused" } else { "active" };
+    if global.json {
+        println!("{}", json!({"name": name, "state": state}));
+    } else {
+        println!("the tenant {name} is {state}");
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::{Database, Error, migrations, publication, quote_identifier};
 use crate::config;
+use crate::replication::pipeline::{STATE_PREFIX, TENANT_PREFIX};
 
 /// A tenant's name and schema.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -76,20 +77,89 @@ pub async fn create(database: &Database, replication: &config::Replication, name
     Ok(true)
 }
 
+/// Pauses a tenant's delivery or lets it go on; what is published meanwhile waits in its streams. Gives false when
+/// there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result<bool, Error> {
+    let state = if paused { "paused" } else { "active" };
+    let rows = database
+        .query(
+            include_str!("../../sql/tenant_set_state.sql"),
+            &[(&name, Type::TEXT), (&state, Type::TEXT), (&STATE_PREFIX, Type::TEXT)],
+        )
+        .await?;
+    Ok(!rows.is_empty())
+}
+
+/// Begins a tenant's streams anew: every device of it takes a snapshot, every other reader is told by a `reset`. Gives
+/// false when there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn resync(database: &Database, name: &str) -> Result<bool, Error> {
+    let rows = database
+        .query(
+            include_str!("../../sql/tenant_rebirth.sql"),
+            &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
+        )
+        .await?;
+    Ok(!rows.is_empty())
+}
+
+/// Devices of a tenant that are not revoked.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn count_devices(database: &Database, name: &str) -> Result<i64, Error> {
+    let row = database
+        .query_opt(
+            include_str!("../../sql/tenant_device_count.sql"),
+            &[(&name, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.map_or(0, |row| row.get("count")))
+}
+
+/// A tenant as the directory has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Name and schema.
+    pub tenant: Tenant,
+    /// `active` or `paused`.
+    pub state: String,
+}
+
+/// All tenants with their state, by name.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn directory(database: &Database) -> Result<Vec<Listed>, Error> {
+    let rows = database.query(include_str!("../../sql/tenant_list.sql"), &[]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Listed {
+                tenant: Tenant {
+                    name: row.try_get("name")?,
+                    schema: row.try_get("schema_name")?,
+                },
+                state: row.try_get("state")?,
+            })
+        })
+        .collect()
+}
+
 /// All tenants, by name.
 ///
 /// # Errors
 /// When Postgres cannot be asked.
 pub async fn list(database: &Database) -> Result<Vec<Tenant>, Error> {
-    let rows = database.query(include_str!("../../sql/tenant_list.sql"), &[]).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Tenant {
-                name: row.try_get("name")?,
-                schema: row.try_get("schema_name")?,
-            })
-        })
-        .collect()
+    Ok(directory(database)
+        .await?
+        .into_iter()
+        .map(|listed| listed.tenant)
+        .collect())
 }
 
 /// The tenant of this name, if it exists.

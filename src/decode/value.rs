@@ -237,7 +237,17 @@ pub fn write_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     let bytes = text.as_bytes();
     let mut start = 0;
-    for (index, byte) in bytes.iter().enumerate() {
+    let mut index = 0;
+    while index < bytes.len() {
+        // Most text needs no escapes; whole blocks are looked at without a branch a byte.
+        if let Some(block) = bytes[index..].first_chunk::<32>()
+            && !block.iter().fold(false, |any, byte| any | needs_escape(*byte))
+        {
+            index += block.len();
+            continue;
+        }
+        let byte = bytes[index];
+        index += 1;
         let escape = match byte {
             b'"' => b'"',
             b'\\' => b'\\',
@@ -247,8 +257,8 @@ pub fn write_string(text: &str, out: &mut Vec<u8>) {
             0..=0x1f => b'u',
             _ => continue,
         };
-        out.extend_from_slice(&bytes[start..index]);
-        start = index + 1;
+        out.extend_from_slice(&bytes[start..index - 1]);
+        start = index;
         out.extend_from_slice(&[b'\\', escape]);
         if escape == b'u' {
             out.extend_from_slice(b"00");
@@ -258,6 +268,10 @@ pub fn write_string(text: &str, out: &mut Vec<u8>) {
     }
     out.extend_from_slice(&bytes[start..]);
     out.push(b'"');
+}
+
+fn needs_escape(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
 /// Reads an array literal (Postgres chapter 8.15.6) and writes JSON.

@@ -19,7 +19,9 @@ pub enum Op {
     Delete,
     /// History breaks here, or all rows of a table have gone: only a snapshot tells what is.
     Reset,
-    /// Something that no reader of rows cares for.
+    /// A message for users, which is no row.
+    Message,
+    /// Something that no reader cares for.
     Other,
 }
 
@@ -31,6 +33,7 @@ impl Op {
             "update" => Self::Update,
             "delete" => Self::Delete,
             "reset" | "truncate" => Self::Reset,
+            "message" => Self::Message,
             _ => Self::Other,
         }
     }
@@ -42,7 +45,8 @@ impl Op {
             Self::Update => "update",
             Self::Delete => "delete",
             Self::Reset => "reset",
-            Self::Other => "message",
+            Self::Message => "message",
+            Self::Other => "other",
         }
     }
 }
@@ -93,8 +97,11 @@ impl Entry {
         })
     }
 
-    /// The row's `id`, new or old, as text.
+    /// The row's `id`, new or old, as text. A message is told from others by its place.
     pub fn row_id(&self) -> Option<String> {
+        if self.op == Op::Message {
+            return Some(self.id.to_string());
+        }
         #[derive(Deserialize)]
         struct Identified {
             id: serde_json::Value,

@@ -30,6 +30,8 @@ pub struct Change {
     pub row_id: Option<String>,
     /// Transaction id.
     pub xid: u32,
+    /// What a message says, JSON.
+    pub data: Option<String>,
 }
 
 /// What a feed gives.
@@ -69,6 +71,8 @@ pub struct Feed {
     ready: VecDeque<(FeedEvent, Place)>,
     unread_gap: bool,
     missing: Missing,
+    /// The tenant is paused: what comes waits in the streams.
+    is_paused: bool,
 }
 
 impl Feed {
@@ -92,6 +96,7 @@ impl Feed {
             ready: VecDeque::new(),
             unread_gap: false,
             missing: handoff.missing,
+            is_paused: handoff.is_paused,
         };
         if feed.start.resume.is_some() {
             feed.catch_up().await?;
@@ -151,7 +156,15 @@ impl Feed {
                 .push_back((FeedEvent::DeviceChanged(Some(notice.xid)), self.place));
             return;
         }
-        if notice.id <= self.place.position {
+        if notice.event == "tenant_resumed" {
+            self.unread_gap = true;
+            return;
+        }
+        if self.is_paused || notice.id <= self.place.position {
+            return;
+        }
+        if notice.event == "tenant_paused" {
+            self.is_paused = true;
             return;
         }
         if notice.op == Op::Reset {
@@ -167,6 +180,7 @@ impl Feed {
             op: notice.op,
             row_id: notice.row_id.clone(),
             xid: notice.xid,
+            data: notice.data.clone(),
         });
     }
 
@@ -184,10 +198,15 @@ impl Feed {
             let slice = match self
                 .store
                 .read(&self.start.tenant, self.start.user, reading, CHUNK)
-                .await?
+                .await
             {
-                Read::Slice(slice) => slice,
-                Read::Broken(_) => return self.jump(FeedEvent::Reset).await,
+                Ok(Read::Slice(slice)) => slice,
+                Ok(Read::Broken(_)) => return self.jump(FeedEvent::Reset).await,
+                Err(Error::Paused) => {
+                    self.is_paused = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             };
             reading.position = slice.end;
             entries.extend(slice.entries);
@@ -198,9 +217,11 @@ impl Feed {
                 break;
             }
         }
+        self.is_paused = false;
         for entry in entries {
             self.place.position = entry.id;
             let row_id = entry.row_id();
+            let data = entry.row.filter(|_| entry.op == Op::Message);
             self.push(Change {
                 id: entry.id,
                 row_id,
@@ -208,6 +229,7 @@ impl Feed {
                 table: entry.table,
                 op: entry.op,
                 xid: entry.xid,
+                data,
             });
         }
         Ok(())
@@ -221,6 +243,7 @@ impl Feed {
             generation: handoff.generation,
             position: handoff.view.position,
         };
+        self.is_paused = handoff.is_paused;
         self.ready.push_back((event, self.place));
         Ok(())
     }

@@ -9,6 +9,7 @@ use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamReadOptions, StreamReadReply};
 use redis::{AsyncCommands, FromRedisValue};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -48,6 +49,8 @@ pub struct Notice {
     pub op: Op,
     /// The live event's name.
     pub event: String,
+    /// What a message says, JSON.
+    pub data: Option<String>,
 }
 
 /// What a subscriber is woken with.
@@ -268,6 +271,7 @@ struct RawNotice(
     u32,
     i64,
     Vec<(String, String, Option<Vec<Uuid>>)>,
+    #[serde(default)] Option<Box<RawValue>>,
 );
 
 /// Follows the live stream until `stop`.
@@ -379,7 +383,7 @@ fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last: &mu
 }
 
 fn dispatch(hub: &Hub, notice: RawNotice) {
-    let RawNotice(id, tenant, table, row_id, xid, commit_ts, groups) = notice;
+    let RawNotice(id, tenant, table, row_id, xid, commit_ts, groups, data) = notice;
     let Ok(id) = id.parse::<StreamId>() else { return };
     for (event, op, users) in groups {
         if event == "device_changed" {
@@ -399,6 +403,7 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
             commit_ts,
             op: Op::parse(&op),
             event,
+            data: data.as_ref().map(|data| data.get().to_owned()),
         };
         hub.deliver(&tenant, users.as_deref(), notice);
     }

@@ -19,6 +19,9 @@ use crate::keys::Keys;
 use crate::publish::checkpoint::EpochId;
 use crate::publish::window::WindowEntry;
 
+/// What a tenant's `state` says while its delivery is paused.
+pub const PAUSED: &str = "paused";
+
 /// Entries read at once from one stream; bounds memory when rows are large.
 const CHUNK: usize = 256;
 
@@ -31,6 +34,9 @@ pub enum Error {
     /// The replicator has not written a checkpoint yet.
     #[error("no checkpoint: the replicator has not started, or Redis was emptied")]
     NoCheckpoint,
+    /// The operator has paused the tenant's delivery.
+    #[error("the tenant is paused")]
+    Paused,
 }
 
 /// What the checkpoint says to readers.
@@ -90,6 +96,8 @@ pub struct Handoff {
     pub window: Vec<WindowEntry>,
     /// Streams that should be there and are not.
     pub missing: Missing,
+    /// Nothing is to be delivered for now.
+    pub is_paused: bool,
 }
 
 /// Which of a user's streams do not exist.
@@ -188,7 +196,8 @@ impl Store {
             .arg(self.keys.meta(tenant))
             .arg("generation")
             .arg(Keys::trim_inbox_field(user))
-            .arg("trim:shared");
+            .arg("trim:shared")
+            .arg("state");
         checkpoint_command(&mut pipe, &self.keys);
         type Answer = (
             StreamRangeReply,
@@ -201,6 +210,9 @@ impl Store {
 
         let view = parse_view(&checkpoint)?;
         let meta = |index: usize| meta.get(index).and_then(Option::as_deref);
+        if meta(3) == Some(PAUSED) {
+            return Err(Error::Paused);
+        }
         let generation: Option<i64> = meta(0).and_then(|text| text.parse().ok());
         // Entries below a trim point are gone; those at it are there.
         let is_trimmed = [meta(1), meta(2)].into_iter().flatten().any(|text| {
@@ -222,11 +234,14 @@ impl Store {
         pipe.atomic();
         pipe.cmd("EXISTS").arg(self.keys.inbox(tenant, &user.to_string()));
         pipe.cmd("EXISTS").arg(self.keys.shared(tenant));
-        pipe.cmd("HGET").arg(self.keys.meta(tenant)).arg("generation");
+        pipe.cmd("HMGET")
+            .arg(self.keys.meta(tenant))
+            .arg(&["generation", "state"]);
         pipe.cmd("HGETALL").arg(self.keys.window());
         checkpoint_command(&mut pipe, &self.keys);
-        type Answer = (bool, bool, Option<i64>, HashMap<String, String>, Vec<Option<String>>);
-        let (inbox, shared, generation, window, checkpoint): Answer = self.query(&pipe).await?;
+        type Meta = (Option<i64>, Option<String>);
+        type Answer = (bool, bool, Meta, HashMap<String, String>, Vec<Option<String>>);
+        let (inbox, shared, (generation, state), window, checkpoint): Answer = self.query(&pipe).await?;
         Ok(Handoff {
             view: parse_view(&checkpoint)?,
             generation: generation.unwrap_or(0),
@@ -238,6 +253,7 @@ impl Store {
                 tenant: !shared || generation.is_none(),
                 inbox: !inbox,
             },
+            is_paused: state.as_deref() == Some(PAUSED),
         })
     }
 }

@@ -45,6 +45,8 @@ pub enum Code {
     RedisError,
     /// The stream cannot be read just now: 503.
     SyncError,
+    /// The operator has paused the tenant's delivery: 503.
+    TenantPaused,
     /// The request took too long: 503.
     Timeout,
 }
@@ -69,6 +71,7 @@ impl Code {
             Self::DatabaseError => "DATABASE_ERROR",
             Self::RedisError => "REDIS_ERROR",
             Self::SyncError => "SYNC_ERROR",
+            Self::TenantPaused => "TENANT_PAUSED",
             Self::Timeout => "TIMEOUT",
         }
     }
@@ -86,7 +89,9 @@ impl Code {
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::DatabaseError | Self::RedisError | Self::SyncError | Self::Timeout => StatusCode::SERVICE_UNAVAILABLE,
+            Self::DatabaseError | Self::RedisError | Self::SyncError | Self::TenantPaused | Self::Timeout => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -94,7 +99,12 @@ impl Code {
     pub fn is_retryable(self) -> bool {
         matches!(
             self,
-            Self::RateLimited | Self::DatabaseError | Self::RedisError | Self::SyncError | Self::Timeout
+            Self::RateLimited
+                | Self::DatabaseError
+                | Self::RedisError
+                | Self::SyncError
+                | Self::TenantPaused
+                | Self::Timeout
         )
     }
 }

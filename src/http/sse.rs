@@ -438,7 +438,10 @@ fn plain_event(change: Change) -> Event {
         return Event::new(name, json!({"type": name, "message_id": change.row_id}));
     }
     let own_name = (name != change.event).then(|| change.event.clone());
-    let data = json!({"type": change.event, "table": change.table, "op": change.op.as_str(), "id": change.row_id});
+    let mut data = json!({"type": change.event, "table": change.table, "op": change.op.as_str(), "id": change.row_id});
+    if let Some(said) = change.data.and_then(|text| serde_json::from_str(&text).ok()) {
+        data["data"] = said;
+    }
     Event {
         own_name,
         ..Event::new(name, data)

@@ -150,6 +150,10 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match &error {
             store::Error::Redis(_) => Self::new(Code::RedisError, "Redis is unavailable; try again in a moment"),
+            store::Error::Paused => Self::new(
+                Code::TenantPaused,
+                "this tenant is paused; what waits is delivered when it goes on",
+            ),
             store::Error::NoCheckpoint => Self::new(
                 Code::SyncError,
                 "the replicator has published nothing yet; try again in a moment",

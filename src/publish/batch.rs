@@ -12,6 +12,7 @@ use super::window::WindowEntry;
 use crate::change::StreamId;
 use crate::decode::value::write_string;
 use crate::keys::Keys;
+use crate::route::outbox::Letter;
 use crate::route::router::{Audience, Delivery};
 use crate::route::rule::Operation;
 
@@ -20,6 +21,9 @@ const QUARANTINE_ENTRIES_MAX: &[u8] = b"10000";
 
 /// Live streams are cut once in this many entries; cutting each time would cost more than the entries.
 const LIVE_TRIM_EVERY: u64 = 64;
+
+/// Size up to which an emptied batch keeps its buffer; one that a large row has grown beyond is given back.
+const BUFFER_KEEP_BYTES: usize = 4 * 1024 * 1024;
 
 /// A stream that belongs to a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,6 +50,39 @@ impl Target {
             Self::Changes(tenant) => keys.changes(tenant),
             Self::Shared(tenant) => keys.shared(tenant),
             Self::Inbox(tenant, user) => keys.inbox(tenant, user.hyphenated().encode_lower(&mut Uuid::encode_buffer())),
+        }
+    }
+
+    /// Appends the key as an argument, without an allocation: this happens for each entry.
+    fn push_key(&self, keys: &Keys, out: &mut BytesMut) {
+        let mut buffer = Uuid::encode_buffer();
+        match self {
+            Self::Inbox(tenant, user) => {
+                let user = user.hyphenated().encode_lower(&mut buffer);
+                resp::argument_of(out, &keys.inbox_parts(tenant, user));
+            }
+            Self::Changes(_) | Self::Shared(_) => resp::argument(out, self.key(keys).as_bytes()),
+        }
+    }
+
+    /// As [`Keys::stopped`] names it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Changes(tenant) => format!("changes {tenant}"),
+            Self::Shared(tenant) => format!("shared {tenant}"),
+            Self::Inbox(tenant, user) => format!("inbox {tenant} {user}"),
+        }
+    }
+
+    /// Reads a [`Self::name`].
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut words = name.split(' ');
+        let (kind, tenant) = (words.next()?, words.next()?);
+        match (kind, words.next()) {
+            ("changes", None) => Some(Self::Changes(tenant.into())),
+            ("shared", None) => Some(Self::Shared(tenant.into())),
+            ("inbox", Some(user)) => Some(Self::Inbox(tenant.into(), user.parse().ok()?)),
+            _ => None,
         }
     }
 
@@ -110,6 +147,11 @@ impl EntryBody {
         self.field("xid", itoa::Buffer::new().format(source.xid).as_bytes());
     }
 
+    /// Its length in bytes.
+    pub fn bytes(&self) -> usize {
+        self.encoded.len()
+    }
+
     /// Adds a field.
     pub fn field(&mut self, name: &str, value: &[u8]) {
         resp::argument(&mut self.encoded, name.as_bytes());
@@ -150,6 +192,19 @@ impl Batch {
             notices: Vec::new(),
             heartbeat_ts: None,
             announces: false,
+        }
+    }
+
+    /// Forgets its content, but not the memory that held it: fresh memory for each batch would cost page faults.
+    pub fn clear(&mut self) {
+        let commands = std::mem::take(&mut self.commands);
+        let (queued, notices) = (std::mem::take(&mut self.queued), std::mem::take(&mut self.notices));
+        *self = Self::new(self.keys.clone());
+        if commands.capacity() <= BUFFER_KEEP_BYTES {
+            (self.commands, self.queued, self.notices) = (commands, queued, notices);
+            self.commands.clear();
+            self.queued.clear();
+            self.notices.clear();
         }
     }
 
@@ -245,6 +300,30 @@ impl Batch {
         self.other(&[b"HSET", key.as_bytes(), b"generation", generation.as_bytes()]);
     }
 
+    /// Pauses a tenant's delivery, or lets it go on.
+    pub fn set_state(&mut self, tenant: &str, state: &str) {
+        let key = self.keys.meta(tenant);
+        self.other(&[b"HSET", key.as_bytes(), b"state", state.as_bytes()]);
+    }
+
+    /// Notes that a stream takes no entries, so that whoever publishes next knows of the hole.
+    pub fn stop(&mut self, target: &Target, cause: &str) {
+        let (key, name) = (self.keys.stopped(), target.name());
+        self.other(&[b"HSET", key.as_bytes(), name.as_bytes(), cause.as_bytes()]);
+    }
+
+    /// Forgets that a stream took no entries.
+    pub fn unstop(&mut self, target: &Target) {
+        let (key, name) = (self.keys.stopped(), target.name());
+        self.other(&[b"HDEL", key.as_bytes(), name.as_bytes()]);
+    }
+
+    /// Removes a stream, for a birth to follow.
+    pub fn remove_stream(&mut self, target: &Target) {
+        let key = target.key(&self.keys);
+        self.other(&[b"DEL", key.as_bytes()]);
+    }
+
     /// Trims a stream. The trim point is stored with it, because Redis does not keep it.
     pub fn trim(&mut self, trim: &Trim) {
         let (meta, field) = (self.keys.meta(trim.target.tenant()), trim.target.trim_field());
@@ -277,7 +356,8 @@ impl Batch {
         self.queued.push((self.commands.len(), Purpose::Other));
     }
 
-    /// Tells API nodes about a change: `[id, tenant, table, row id, xid, commit time, [[event, op, users or null], …]]`.
+    /// Tells API nodes about a change: `[id, tenant, table, row id, xid, commit time, [[event, op, users or null], …]]`,
+    /// behind them the data of a message.
     pub fn notice(
         &mut self,
         id: StreamId,
@@ -299,11 +379,23 @@ impl Batch {
                 .map(|other| other.audience);
             self.push_notice_group(delivery.event, operation_text(delivery.operation), users);
         }
-        self.end_notice();
+        self.end_notice(None);
+    }
+
+    /// Tells API nodes about a message for users.
+    pub fn letter_notice(&mut self, id: StreamId, source: &Source<'_>, letter: &Letter<'_>) {
+        self.begin_notice(id, letter.tenant, source, Some(id.to_string().as_bytes()));
+        self.push_notice_group(letter.event, "message", letter.to.iter().copied());
+        self.end_notice(Some(letter.data));
     }
 
     /// Tells API nodes that streams of a tenant were created or broken.
     pub fn reset_notice(&mut self, id: StreamId, tenant: &str, audience: Audience, commit_ts: i64) {
+        self.tenant_notice(id, tenant, "reset", audience, commit_ts);
+    }
+
+    /// Tells API nodes about a tenant as a whole.
+    pub fn tenant_notice(&mut self, id: StreamId, tenant: &str, event: &str, audience: Audience, commit_ts: i64) {
         let source = Source {
             schema: "",
             table: "",
@@ -311,8 +403,8 @@ impl Batch {
             xid: 0,
         };
         self.begin_notice(id, tenant, &source, None);
-        self.push_notice_group("reset", "reset", std::iter::once(audience));
-        self.end_notice();
+        self.push_notice_group(event, event, std::iter::once(audience));
+        self.end_notice(None);
     }
 
     /// A heartbeat was reached; its age at the clients is the freshness.
@@ -376,8 +468,13 @@ impl Batch {
         out.extend_from_slice(b"]]");
     }
 
-    fn end_notice(&mut self) {
-        self.notices.extend_from_slice(b"]]");
+    fn end_notice(&mut self, data: Option<&str>) {
+        self.notices.push(b']');
+        if let Some(data) = data {
+            self.notices.push(b',');
+            self.notices.extend_from_slice(data.as_bytes());
+        }
+        self.notices.push(b']');
     }
 
     /// Adds a whole command that must succeed.
@@ -387,7 +484,7 @@ impl Batch {
     }
 
     fn push_key(&mut self, target: &Target) {
-        resp::argument(&mut self.commands, target.key(&self.keys).as_bytes());
+        target.push_key(&self.keys, &mut self.commands);
     }
 
     fn push_id(&mut self, id: StreamId) {
@@ -417,9 +514,13 @@ impl Batch {
         Some(purpose)
     }
 
-    /// Appends the body of the transaction: the commands, then the window, the live entry and the checkpoint.
-    pub(super) fn write(&self, tail: &Tail<'_>, out: &mut BytesMut) -> Written {
-        out.extend_from_slice(&self.commands);
+    /// The commands, encoded.
+    pub(super) fn commands(&self) -> &[u8] {
+        &self.commands
+    }
+
+    /// Appends what comes behind the commands: the window, the live entry and the checkpoint.
+    pub(super) fn write_tail(&self, tail: &Tail<'_>, out: &mut BytesMut) -> Written {
         let mut count = self.queued.len();
         let mut live = tail.live;
         let mut live_index = None;

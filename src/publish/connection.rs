@@ -4,11 +4,11 @@
 //! session, which reads the checkpoint again and replays from the slot, finds out.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use redis::{ConnectionAddr, IntoConnectionInfo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -76,6 +76,33 @@ impl From<resp::RespError> for Failure {
     }
 }
 
+/// Bytes on their way to Redis. The commands of the batch under way are written from where they are: they go between
+/// the two buffers.
+#[derive(Default)]
+struct Outbound {
+    before: BytesMut,
+    /// How much of the batch's commands is written.
+    sent: usize,
+    after: BytesMut,
+}
+
+impl Outbound {
+    /// What is left, in order.
+    fn parts<'a>(&'a self, in_flight: Option<&'a InFlight>) -> [IoSlice<'a>; 3] {
+        let commands = in_flight.map_or(&[][..], |in_flight| in_flight.batch.commands());
+        [&self.before, commands.get(self.sent..).unwrap_or_default(), &self.after].map(IoSlice::new)
+    }
+
+    /// So many bytes of [`Self::parts`] are written.
+    fn advance(&mut self, written: usize, commands: usize) {
+        let before = written.min(self.before.len());
+        self.before.advance(before);
+        let sent = (written - before).min(commands.saturating_sub(self.sent));
+        self.sent += sent;
+        self.after.advance(written - before - sent);
+    }
+}
+
 /// A transaction under way.
 struct InFlight {
     batch: Batch,
@@ -93,7 +120,7 @@ struct InFlight {
 pub struct Connection {
     stream: BoxStream,
     inbound: BytesMut,
-    outbound: BytesMut,
+    outbound: Outbound,
     keys: Keys,
     writer: String,
     lane: u32,
@@ -123,6 +150,8 @@ pub struct Claim {
     pub persistence: Persistence,
     /// The window's entries.
     pub window: Vec<WindowEntry>,
+    /// Streams that took no entries, and have a hole since.
+    pub stopped: Vec<Target>,
 }
 
 impl Connection {
@@ -145,7 +174,7 @@ impl Connection {
         let mut connection = Self {
             stream: transport::connect(&address, timeout).await.context("Redis")?,
             inbound: BytesMut::with_capacity(READ_BYTES_MIN),
-            outbound: BytesMut::new(),
+            outbound: Outbound::default(),
             keys: Keys::new(&config.prefix),
             writer: uuid::Uuid::new_v4().simple().to_string(),
             lane: 0,
@@ -204,6 +233,7 @@ impl Connection {
             .iter()
             .filter_map(|(first, runs)| WindowEntry::parse(first, runs))
             .collect();
+        let stopped = self.hash(&self.keys.stopped()).await?;
         self.live = checkpoint.as_ref().map_or(StreamId::ZERO, |checkpoint| checkpoint.live);
         self.guard().await?;
         Ok(Claim {
@@ -211,6 +241,7 @@ impl Connection {
             run_id,
             persistence,
             window,
+            stopped: stopped.keys().filter_map(|name| Target::parse(name)).collect(),
         })
     }
 
@@ -268,12 +299,10 @@ impl Connection {
 
     /// One command, one reply, outside any transaction.
     async fn request(&mut self, arguments: &[&[u8]]) -> Result<Reply, Failure> {
-        resp::command(&mut self.outbound, arguments);
+        resp::command(&mut self.outbound.before, arguments);
         let timeout = self.timeout;
         let exchange = async {
-            while !self.outbound.is_empty() {
-                self.write_some().await?;
-            }
+            self.stream.write_all_buf(&mut self.outbound.before).await?;
             loop {
                 if let Some(reply) = resp::parse(&mut self.inbound)? {
                     return Ok(reply);
@@ -309,9 +338,10 @@ impl Connection {
             sequence: self.sequence,
             acknowledged,
         };
-        let out = &mut self.outbound;
-        resp::command(out, &[b"MULTI"]);
-        let written = batch.write(&tail, out);
+        self.outbound.sent = 0;
+        resp::command(&mut self.outbound.before, &[b"MULTI"]);
+        let out = &mut self.outbound.after;
+        let written = batch.write_tail(&tail, out);
         resp::command(out, &[b"EXEC"]);
         // The next transaction's guard rides along, so that it costs no round trip.
         let key = self.keys.checkpoint();
@@ -341,29 +371,24 @@ impl Connection {
         }
     }
 
-    async fn write_some(&mut self) -> Result<(), Failure> {
-        if self.stream.write_buf(&mut self.outbound).await? == 0 {
-            return Err(Failure::Io(io::ErrorKind::WriteZero.into()));
-        }
-        if self.outbound.is_empty() && self.outbound.capacity() > 8 * 1024 * 1024 {
-            self.outbound = BytesMut::new();
-        }
-        Ok(())
-    }
-
     /// Writes and reads whatever is possible now, at least one byte in one direction. Safe to cancel.
     ///
     /// # Errors
     /// When the connection is lost.
     pub async fn progress(&mut self) -> Result<(), Failure> {
         self.inbound.reserve(READ_BYTES_MIN);
+        let commands = self
+            .in_flight
+            .as_ref()
+            .map_or(0, |in_flight| in_flight.batch.commands().len());
+        let parts = self.outbound.parts(self.in_flight.as_ref());
+        let has_outbound = parts.iter().any(|part| !part.is_empty());
         let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
         tokio::select! {
-            written = writer.write_buf(&mut self.outbound), if !self.outbound.is_empty() => {
-                if written? == 0 {
-                    return Err(Failure::Io(io::ErrorKind::WriteZero.into()));
-                }
-            }
+            written = writer.write_vectored(&parts), if has_outbound => match written? {
+                0 => return Err(Failure::Io(io::ErrorKind::WriteZero.into())),
+                written => self.outbound.advance(written, commands),
+            },
             read = reader.read_buf(&mut self.inbound) => {
                 if read? == 0 {
                     return Err(Failure::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by Redis")));

@@ -45,6 +45,13 @@ pub fn argument(out: &mut BytesMut, bytes: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends one argument that is given in parts.
+pub fn argument_of(out: &mut BytesMut, parts: &[&str]) {
+    header(out, b'$', parts.iter().map(|part| part.len()).sum());
+    parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends a whole command.
 pub fn command(out: &mut BytesMut, arguments: &[&[u8]]) {
     begin(out, arguments.len());

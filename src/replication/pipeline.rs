@@ -9,21 +9,31 @@ use uuid::Uuid;
 use super::epoch::{Break, Replay};
 use super::heartbeat;
 use crate::change::{Position, StreamId};
+use crate::database::tenants::is_valid_name;
 use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, Tuple};
 use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
+use crate::deliver::store;
 use crate::keys::Keys;
 use crate::publish::batch::{Batch, EntryBody, Source, Target, operation_text};
 use crate::publish::checkpoint::TransactionMark;
-use crate::route::router::{Audience, Delivery, Plan, Router};
+use crate::route::outbox::{self, Letter};
+use crate::route::router::{Audience, Delivery, Plan, Router, SCHEMA_PREFIX};
 use crate::route::row::{Row, Seen, user_id};
 use crate::route::rule::Operation;
 
-/// Prefix of the message by which a new tenant's streams are created: `<tenant>` or `<tenant> <generation>`.
+/// Prefix of the message by which a tenant's streams are created, or begin anew: `<tenant>`, and then its generation
+/// and state where they are not the first ones.
 pub const TENANT_PREFIX: &str = "posduif.tenant";
+
+/// Prefix of the message by which a tenant's delivery is paused or goes on: `<tenant> <state>`.
+pub const STATE_PREFIX: &str = "posduif.state";
 
 /// Prefix of the message by which a lost inbox is created anew: `<tenant> <user id>`.
 pub const INBOX_PREFIX: &str = "posduif.inbox";
+
+/// Longest entry in bytes. Redis takes no argument beyond 512 MiB, and would close the connection on one.
+const ENTRY_BYTES_MAX: usize = 384 * 1024 * 1024;
 
 /// Why the stream cannot be followed further.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +90,7 @@ pub struct Counts {
 }
 
 /// Where a pipeline starts.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Start {
     /// The epoch's base.
     pub base: u64,
@@ -88,6 +98,8 @@ pub struct Start {
     pub position: StreamId,
     /// What the replay must meet.
     pub replay: Replay,
+    /// Names of the tenants that there are; others join by way of the log.
+    pub tenants: HashSet<Arc<str>>,
 }
 
 /// The stages between the two connections.
@@ -103,8 +115,11 @@ pub struct Pipeline {
     replay: Replay,
     transaction: Option<Transaction>,
     received: PgLsn,
+    tenants: HashSet<Arc<str>>,
     stopped: HashSet<Target>,
     batch: Batch,
+    /// A batch that was written, whose memory the next one takes over.
+    spare: Option<Batch>,
     body: EntryBody,
     json: Vec<u8>,
     counts: Counts,
@@ -125,7 +140,9 @@ impl Pipeline {
             replay: start.replay,
             transaction: None,
             received: PgLsn::from(0),
+            tenants: start.tenants,
             stopped: HashSet::new(),
+            spare: None,
             body: EntryBody::default(),
             json: Vec::new(),
             counts: Counts::default(),
@@ -139,7 +156,14 @@ impl Pipeline {
 
     /// Takes the batch and begins another.
     pub fn take_batch(&mut self) -> Batch {
-        std::mem::replace(&mut self.batch, Batch::new(self.keys.clone()))
+        let next = self.spare.take().unwrap_or_else(|| Batch::new(self.keys.clone()));
+        std::mem::replace(&mut self.batch, next)
+    }
+
+    /// Takes back a batch that was written.
+    pub fn recycle(&mut self, mut batch: Batch) {
+        batch.clear();
+        self.spare = Some(batch);
     }
 
     /// End LSN of the last transaction that was read to its end.
@@ -157,7 +181,8 @@ impl Pipeline {
         self.counts
     }
 
-    /// A stream takes no entries; those that follow are left out until somebody has mended it.
+    /// A stream takes no entries; those that follow are left out until it begins anew: with the next session, or the
+    /// tenant's resync.
     pub fn stop_stream(&mut self, target: Target, cause: &str) {
         tracing::error!(
             stream = target.key(&self.keys),
@@ -166,6 +191,7 @@ impl Pipeline {
         );
         let cause = format!("stream {} takes no entries: {cause}", target.key(&self.keys));
         self.batch.quarantine(&target.tenant().clone(), None, &cause, None);
+        self.batch.stop(&target, &cause);
         self.counts.quarantined += 1;
         self.stopped.insert(target);
     }
@@ -285,6 +311,13 @@ impl Pipeline {
         self.body.begin(&source);
         let mut deliveries: Vec<Delivery<'_>> = Vec::new();
         let routed = match write_rows(relation, &row, &mut self.json, &mut self.body) {
+            Ok(()) if self.body.bytes() > ENTRY_BYTES_MAX => {
+                let bytes = self.body.bytes();
+                self.body.begin(&source);
+                Err(format!(
+                    "the row takes {bytes} bytes; an entry has at most {ENTRY_BYTES_MAX}"
+                ))
+            }
             Ok(()) => {
                 let changes = Target::Changes(plan.tenant.clone());
                 if !self.stopped.contains(&changes) {
@@ -358,27 +391,115 @@ impl Pipeline {
             return Ok(());
         };
         self.batch.reach(id, None);
-        let text = std::str::from_utf8(content).unwrap_or_default();
         if prefix == self.heartbeat_prefix {
             self.batch.heartbeat(begin.commit_ts);
-        } else if prefix == TENANT_PREFIX {
-            let (name, generation) = text.split_once(' ').unwrap_or((text, "1"));
-            if let (true, Ok(generation)) = (crate::database::tenants::is_valid_name(name), generation.parse::<i64>()) {
-                let tenant: Arc<str> = name.into();
-                for target in [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())] {
-                    self.stopped.remove(&target);
-                    self.batch.birth(target, id, begin.commit_ts);
+            return Ok(());
+        }
+        if let Some(event) = prefix.strip_prefix(outbox::PREFIX) {
+            self.letter(id, &begin, prefix, event, content);
+            return Ok(());
+        }
+        // What is the server's own names a tenant first.
+        let mut words = std::str::from_utf8(content).unwrap_or_default().split(' ');
+        let Some(name) = words.next().filter(|name| is_valid_name(name)) else {
+            return Ok(());
+        };
+        match prefix {
+            TENANT_PREFIX => {
+                let generation = words.next().map_or(Ok(1), str::parse::<i64>);
+                let state = words.next().unwrap_or("active");
+                if let Ok(generation) = generation {
+                    self.begin_tenant(id, &begin, name, generation, state);
                 }
-                self.batch.set_generation(name, generation);
-                self.batch.reset_notice(id, name, Audience::Tenant, begin.commit_ts);
             }
-        } else if prefix == INBOX_PREFIX
-            && let Some((name, user)) = text.split_once(' ')
-            && let (true, Ok(user)) = (crate::database::tenants::is_valid_name(name), user.parse::<Uuid>())
-        {
-            self.batch.birth(Target::Inbox(name.into(), user), id, begin.commit_ts);
+            STATE_PREFIX => {
+                let state = words.next().unwrap_or("active");
+                let is_paused = state == store::PAUSED;
+                let event = if is_paused { "tenant_paused" } else { "tenant_resumed" };
+                self.batch.set_state(name, state);
+                self.batch
+                    .tenant_notice(id, name, event, Audience::Tenant, begin.commit_ts);
+            }
+            INBOX_PREFIX => {
+                if let Some(Ok(user)) = words.next().map(str::parse::<Uuid>) {
+                    self.batch.birth(Target::Inbox(name.into(), user), id, begin.commit_ts);
+                }
+            }
+            _ => {}
         }
         Ok(())
+    }
+
+    /// A tenant's streams come to be, or begin anew.
+    fn begin_tenant(&mut self, id: StreamId, begin: &Begin, name: &str, generation: i64, state: &str) {
+        let tenant: Arc<str> = name.into();
+        // What is in the place of a stopped stream would refuse its birth as well.
+        let stopped: Vec<Target> = self.stopped.extract_if(|target| *target.tenant() == tenant).collect();
+        for target in &stopped {
+            self.batch.remove_stream(target);
+            self.batch.unstop(target);
+        }
+        let own = [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())];
+        let inboxes = stopped.into_iter().filter(|target| !own.contains(target));
+        for target in own.clone().into_iter().chain(inboxes) {
+            self.batch.birth(target, id, begin.commit_ts);
+        }
+        self.batch.set_generation(name, generation);
+        self.batch.set_state(name, state);
+        self.batch.reset_notice(id, name, Audience::Tenant, begin.commit_ts);
+        self.tenants.insert(tenant);
+    }
+
+    /// A message for users.
+    fn letter(&mut self, id: StreamId, begin: &Begin, prefix: &str, event: &str, content: &[u8]) {
+        let letter = Letter::parse(event, content);
+        let name = match &letter {
+            Ok(letter) => Some(letter.tenant),
+            Err(undeliverable) => undeliverable.tenant.as_deref(),
+        };
+        let Some(tenant) = name.and_then(|name| self.tenants.get(name)).cloned() else {
+            self.counts.quarantined += 1;
+            let cause = letter
+                .as_ref()
+                .err()
+                .map_or("there is no such tenant", |error| &error.cause);
+            tracing::error!(prefix, %id, tenant = name, cause, "a message reaches nobody");
+            return;
+        };
+        let schema = format!("{SCHEMA_PREFIX}{tenant}");
+        let source = Source {
+            schema: &schema,
+            table: prefix,
+            commit_ts: begin.commit_ts,
+            xid: begin.xid,
+        };
+        self.body.begin(&source);
+        let letter = match letter {
+            Ok(letter) => letter,
+            Err(undeliverable) => {
+                self.counts.quarantined += 1;
+                tracing::warn!(tenant = &*tenant, %id, cause = %undeliverable, "message quarantined");
+                self.body
+                    .field("content", &content[..content.len().min(outbox::CONTENT_BYTES_MAX)]);
+                self.batch
+                    .quarantine(&tenant, Some(id), &undeliverable.to_string(), Some(&self.body));
+                return;
+            }
+        };
+        self.body.field("row", letter.data.as_bytes());
+        let changes = Target::Changes(tenant.clone());
+        let targets = letter.to.iter().map(|audience| match audience {
+            Audience::User(user) => Target::Inbox(tenant.clone(), *user),
+            Audience::Tenant => Target::Shared(tenant.clone()),
+        });
+        for (target, event) in
+            std::iter::once((changes, None)).chain(targets.map(|target| (target, Some(letter.event))))
+        {
+            if !self.stopped.contains(&target) {
+                self.batch.entry(target, id, "message", event, &self.body);
+            }
+        }
+        self.batch.letter_notice(id, &source, &letter);
     }
 }
 

@@ -4,6 +4,8 @@
 //! them, [`Session::handle`] acts on it. While a batch is under way the next one grows; when it is full, Postgres is
 //! not read, so that nothing piles up here however long Redis takes.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
@@ -293,6 +295,7 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         base: epoch.base,
         position,
         replay,
+        tenants: tenants(context.database).await?,
     };
     let (written, _) = watch::channel(Written {
         published: confirmed,
@@ -310,7 +313,12 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     Ok(Session {
-        pipeline: Pipeline::new(keys, Router::new(context.config.routes.clone()), &settings.slot, start),
+        pipeline: Pipeline::new(
+            keys.clone(),
+            Router::new(context.config.routes.clone()),
+            &settings.slot,
+            start,
+        ),
         context,
         postgres,
         redis,
@@ -320,7 +328,7 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         written,
         aof,
         sending_acknowledged: acknowledged,
-        births: None,
+        births: rebirths(&keys, &claim.stopped, position),
         window: claim.window,
         refused: None,
         refusal: None,
@@ -440,10 +448,12 @@ async fn begin_epoch(
         .context("cannot list the tenants")?;
     for row in &tenants {
         let (name, generation): (String, i64) = (row.get("name"), row.get("generation"));
+        let state: String = row.get("state");
         let Some(tenant) = Tenant::named(&name) else { continue };
         let shared_name: std::sync::Arc<str> = name.as_str().into();
         let mut batch = Batch::new(keys.clone());
         batch.set_generation(&name, generation);
+        batch.set_state(&name, &state);
         for target in [
             Target::Changes(shared_name.clone()),
             Target::Shared(shared_name.clone()),
@@ -491,6 +501,24 @@ async fn begin_epoch(
     });
     exchange(redis, batch, &epoch, server.confirmed).await?;
     Ok((epoch, position))
+}
+
+/// Streams that took no entries begin anew: what they missed is lost to them, and a reset tells their readers. One that
+/// still takes none is stopped again.
+fn rebirths(keys: &Keys, stopped: &[Target], position: StreamId) -> Option<Batch> {
+    let mut births = Batch::new(keys.clone());
+    for target in stopped {
+        births.unstop(target);
+        births.birth(target.clone(), position, unix_micros());
+    }
+    (!stopped.is_empty()).then_some(births)
+}
+
+async fn tenants(database: &Database) -> Result<HashSet<Arc<str>>> {
+    let tenants = crate::database::tenants::list(database)
+        .await
+        .context("cannot list the tenants")?;
+    Ok(tenants.into_iter().map(|tenant| tenant.name.into()).collect())
 }
 
 /// Sends one batch and waits for its outcome.
@@ -660,6 +688,7 @@ impl Session<'_> {
                     self.progress.publish(mark.end_lsn);
                 }
                 self.mend(missing, batch.position());
+                self.pipeline.recycle(batch);
                 for (target, cause) in failed {
                     self.pipeline.stop_stream(target, &cause);
                 }

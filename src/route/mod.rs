@@ -4,6 +4,7 @@
 //! [`router::Plan`] once; each row then costs no lookup: its new and old values name the recipients.
 
 pub mod messages;
+pub mod outbox;
 pub mod router;
 pub mod row;
 pub mod rule;

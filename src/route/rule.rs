@@ -53,6 +53,11 @@ fn default_event() -> String {
     "change".into()
 }
 
+/// Whether a text can name a live event: 1 to 64 of a-z, 0-9 and _.
+pub fn is_event_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
 impl Rule {
     /// The built-in rule for encrypted state: all devices of the user.
     pub fn encrypted_states() -> Self {
@@ -85,13 +90,7 @@ impl Rule {
         if self.to.is_empty() || (self.to.len() > 1 && self.to.iter().any(|column| column == TENANT)) {
             return Err("`to` must be columns that hold user ids, or [tenant] alone".into());
         }
-        if self.event.is_empty()
-            || self.event.len() > 64
-            || !self
-                .event
-                .bytes()
-                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
-        {
+        if !is_event_name(&self.event) {
             return Err(format!(
                 "event is {:?}: allowed are 1 to 64 of a-z, 0-9 and _",
                 self.event

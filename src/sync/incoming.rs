@@ -214,13 +214,13 @@ impl Incoming {
         let mut rows = HashSet::new();
         let mut looked = 0;
         while looked < PENDING_MAX {
-            let Read::Slice(slice) = self
-                .store
-                .read(&tenant.name, device.user_id, place, PENDING_MAX)
-                .await?
-            else {
+            let slice = match self.store.read(&tenant.name, device.user_id, place, PENDING_MAX).await {
+                Ok(Read::Slice(slice)) => slice,
                 // A snapshot waits: at least one thing to do.
-                return Ok(rows.len().max(1));
+                Ok(Read::Broken(_)) => return Ok(rows.len().max(1)),
+                // What waits cannot be had.
+                Err(store::Error::Paused) => return Ok(0),
+                Err(error) => return Err(error.into()),
             };
             looked += slice.entries.len();
             rows.extend(slice.entries.iter().map(|entry| (entry.table.clone(), entry.row_id())));
@@ -462,7 +462,11 @@ impl Incoming {
         since: DateTime<Utc>,
         question: Question<'_>,
     ) -> Result<Batch, Error> {
-        let view = self.store.view().await?;
+        let handoff = self.store.handoff(&device.tenant.name, device.user_id).await?;
+        if handoff.is_paused {
+            return Err(store::Error::Paused.into());
+        }
+        let view = handoff.view;
         let limit = i64::try_from(question.limit.saturating_add(1)).unwrap_or(i64::MAX);
         let rows = self
             .database

@@ -12,7 +12,7 @@ use crate::deliver::entry::{Entry, Op};
 pub struct Change {
     /// The table.
     pub table: String,
-    /// `insert`, `update` or `delete`.
+    /// `insert`, `update`, `delete`, or `message` for one that is no row.
     pub op: &'static str,
     /// The row's id.
     pub id: Option<String>,

@@ -15,12 +15,12 @@ use super::item::{Change, Item};
 use super::tables;
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
-use crate::database::tenants::Tenant;
+use crate::database::tenants::{self, Tenant};
 use crate::deliver::entry::Op;
-use crate::deliver::store::{Handoff, Place, Store};
+use crate::deliver::store::{self, Handoff, Place, Store};
 use crate::domain::messages::{Message, Status};
 use crate::domain::{self, Timestamp};
-use crate::replication::pipeline::{INBOX_PREFIX, TENANT_PREFIX};
+use crate::replication::pipeline::INBOX_PREFIX;
 use crate::route::rule::Rule;
 
 /// How long to wait for the replicator to create a missing stream.
@@ -95,6 +95,9 @@ pub struct Scope<'a> {
 /// See [`Error`].
 pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Place, Error> {
     let handoff = ensure_streams(database, store, tenant, user).await?;
+    if handoff.is_paused {
+        return Err(store::Error::Paused.into());
+    }
     let rows = database
         .query(include_str!("../../sql/current_snapshot.sql"), &[])
         .await?;
@@ -123,12 +126,7 @@ pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant,
     tracing::warn!(tenant = tenant.name, %user, missing = ?handoff.missing, "streams are missing and are asked for");
     if handoff.missing.tenant {
         // The trim points went with the meta hash, so all cursors of the tenant must end.
-        database
-            .query(
-                include_str!("../../sql/tenant_rebirth.sql"),
-                &[(&tenant.name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
-            )
-            .await?;
+        tenants::resync(database, &tenant.name).await?;
     }
     if handoff.missing.inbox {
         let content = format!("{} {user}", tenant.name);
