@@ -176,11 +176,26 @@ async fn tenants_and_users_are_made_and_listed() {
     let again = run(&mut command("tenant create acme --json"), &[]).await.json();
     assert_eq!(again, json!({"name": "acme", "created": false}));
     let listed = run(&mut command("--json tenant list"), &[]).await.json();
-    assert_eq!(listed, json!([{"name": "acme", "schema": "tenant_acme"}]));
+    assert_eq!(
+        listed,
+        json!([{"name": "acme", "schema": "tenant_acme", "state": "active"}])
+    );
     assert_eq!(
         run(&mut command("tenant list"), &[]).await.text(),
-        "TENANT  SCHEMA\nacme    tenant_acme\n"
+        "TENANT  SCHEMA       STATE\nacme    tenant_acme  active\n"
     );
+    let paused = run(&mut command("tenant pause acme"), &[]).await.text();
+    assert_eq!(paused, "the tenant acme is paused\n");
+    let resumed = run(&mut command("tenant resume acme --json"), &[]).await.json();
+    assert_eq!(resumed, json!({"name": "acme", "state": "active"}));
+    let asked = run(&mut command("tenant resync acme"), &[]).await;
+    assert!(asked.complaint(1).contains("--yes"));
+    let resynced = run(&mut command("tenant resync acme --yes --json"), &[]).await.json();
+    assert_eq!(resynced, json!({"name": "acme", "devices": 0}));
+    for verb in ["pause", "resume", "resync"] {
+        let refused = run(&mut command(&format!("tenant {verb} nowhere")), &[]).await;
+        assert!(refused.complaint(1).contains("no tenant nowhere"));
+    }
     for bad in ["ACME", "1a", "a-b", "x\u{e4}", "a;drop"] {
         let complaint = run(&mut command("tenant create"), &[bad]).await.complaint(1);
         assert!(complaint.contains("allowed are"), "{complaint}");

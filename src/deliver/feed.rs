@@ -73,6 +73,8 @@ pub struct Feed {
     missing: Missing,
     /// The tenant is paused: what comes waits in the streams.
     is_paused: bool,
+    /// It was paused when the feed began from now on, so that nobody could tell what waits.
+    owes_sum_up: bool,
 }
 
 impl Feed {
@@ -97,6 +99,7 @@ impl Feed {
             unread_gap: false,
             missing: handoff.missing,
             is_paused: handoff.is_paused,
+            owes_sum_up: handoff.is_paused,
         };
         if feed.start.resume.is_some() {
             feed.catch_up().await?;
@@ -218,6 +221,9 @@ impl Feed {
             }
         }
         self.is_paused = false;
+        if std::mem::take(&mut self.owes_sum_up) {
+            self.ready.push_back((FeedEvent::SumUp, self.place));
+        }
         for entry in entries {
             self.place.position = entry.id;
             let row_id = entry.row_id();

@@ -87,7 +87,12 @@ impl World {
     /// A connection to Redis.
     pub(crate) async fn redis(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.config.redis.url.expose()).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        // Whole streams are read at once here.
+        let settings = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        client
+            .get_multiplexed_async_connection_with_config(&settings)
+            .await
+            .unwrap()
     }
 
     /// Names of this world's keys.

@@ -1,0 +1,504 @@
+//! Tenants as a whole: messages to their users, pause, resync, streams that are mended, tables in motion.
+
+use std::time::Duration;
+
+use posduif::config::Config;
+use posduif::database::tenants;
+use posduif::engine::Role;
+use posduif::route::rule::{Rule, When};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::Entry;
+use crate::support::office::{Office, ids};
+use crate::support::stage::Stage;
+
+const EMIT: &str = "SELECT pg_logical_emit_message(true, $1, $2::text)";
+
+/// Puts a message into the log.
+async fn emit(psql: &tokio_postgres::Client, event: &str, content: &serde_json::Value) {
+    let prefix = format!("posduif:{event}");
+    psql.execute(EMIT, &[&prefix, &content.to_string()]).await.unwrap();
+}
+
+fn of_op<'a>(entries: &'a [Entry], op: &'a str) -> Vec<&'a Entry> {
+    entries.iter().filter(|entry| entry.field("op") == op).collect()
+}
+
+#[tokio::test]
+async fn a_message_of_the_outbox_reaches_the_users_it_names_when_its_transaction_commits() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let (_, cursor) = phone.sync(None).await;
+    let mut mobile = phone.events("/sse/mobile/phone").await;
+    let mut web = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
+    let psql = office.world.psql().await;
+    let to_joe = json!({"tenant": "acme", "to": [office.joe_id], "data": {"order": 7}});
+
+    psql.batch_execute("BEGIN").await.unwrap();
+    emit(&psql, "order_lost", &to_joe).await;
+    psql.batch_execute("ROLLBACK").await.unwrap();
+    emit(&psql, "order_shipped", &to_joe).await;
+    emit(
+        &psql,
+        "news",
+        &json!({"tenant": "acme", "to": "tenant", "data": "hello"}),
+    )
+    .await;
+
+    let shipped = mobile.expect("order_shipped").await;
+    assert_eq!(
+        (&shipped.data["op"], &shipped.data["data"]),
+        (&json!("message"), &json!({"order": 7}))
+    );
+    assert!(shipped.id.is_some(), "{shipped:?}");
+    assert_eq!(mobile.expect("news").await.data["data"], "hello");
+    assert_eq!(web.expect("news").await.data["data"], "hello");
+
+    let batch = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
+    let told: Vec<_> = batch["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| (&change["table"], &change["op"], &change["row"]))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (&json!("posduif:order_shipped"), &json!("message"), &json!({"order": 7})),
+            (&json!("posduif:news"), &json!("message"), &json!("hello")),
+        ]
+    );
+    // Two of them are two, however alike.
+    assert_ne!(batch["changes"][0]["id"], batch["changes"][1]["id"]);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_resumed_stream_tells_what_a_message_said() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let psql = office.world.psql().await;
+    let mut events = phone.events("/sse/mobile/phone").await;
+    office.send("before").await;
+    let last = events.expect("message").await.id.unwrap();
+    drop(events);
+    emit(
+        &psql,
+        "ping",
+        &json!({"tenant": "acme", "to": [office.joe_id], "data": [1, 2]}),
+    )
+    .await;
+    office.world.published().await;
+    let mut events = phone.with("last-event-id", &last).events("/sse/mobile/phone").await;
+    assert_eq!(events.expect("ping").await.data["data"], json!([1, 2]));
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_message_that_names_nobody_rightly_is_quarantined_and_one_to_no_tenant_makes_no_key() {
+    let stage = Stage::new().await;
+    emit(&stage.psql, "x", &json!({"tenant": "acme", "to": "joe"})).await;
+    emit(&stage.psql, "x", &json!({"tenant": "nowhere", "to": [stage.joe]})).await;
+    emit(&stage.psql, "x", &json!("nonsense")).await;
+    emit(
+        &stage.psql,
+        "y",
+        &json!({"tenant": "acme", "to": [stage.joe, Uuid::nil()]}),
+    )
+    .await;
+    let inbox = stage.inbox(stage.joe).await;
+    assert_eq!(of_op(&inbox, "message").len(), 1);
+    assert_eq!(of_op(&inbox, "message")[0].field("event"), "y");
+    let log = stage.changes().await;
+    assert_eq!(of_op(&log, "message")[0].field("table"), "posduif:y");
+    let quarantine = stage.world.stream(&stage.world.keys().quarantine("acme")).await;
+    assert_eq!(quarantine.len(), 1, "{quarantine:?}");
+    assert!(
+        quarantine[0].field("cause").contains("list of user ids"),
+        "{quarantine:?}"
+    );
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg(format!("{}:*nowhere*", stage.world.config.redis.prefix))
+        .query_async(&mut stage.world.redis().await)
+        .await
+        .unwrap();
+    assert!(keys.is_empty(), "{keys:?}");
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_paused_tenant_gets_nothing_until_it_is_resumed_and_then_everything_once() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let (_, cursor) = phone.sync(None).await;
+    let mut events = phone.events("/sse/mobile/phone").await;
+    let database = office.world.database().await;
+    assert!(tenants::set_paused(&database, "acme", true).await.unwrap());
+    assert!(!tenants::set_paused(&database, "nowhere", true).await.unwrap());
+    office.world.published().await;
+
+    let message = office.send("while paused").await;
+    office.world.published().await;
+    for path in [
+        "/api/sync/incoming".to_owned(),
+        format!("/api/sync/incoming?cursor={cursor}"),
+    ] {
+        let refused = phone.get(&path).await;
+        assert_eq!(
+            (refused.status.as_u16(), refused.code().as_str()),
+            (503, "TENANT_PAUSED"),
+            "{path}"
+        );
+    }
+    // A stream that comes now waits as well, and a restarted engine still knows.
+    office.engine.stop().await;
+    let engine = office.world.engine(Role::All).await;
+    let phone = phone.at(&engine.api());
+    assert_eq!(phone.get("/api/sync/incoming").await.status.as_u16(), 503);
+    assert!(events.rest().await.iter().all(|event| event.name != "message"));
+    let mut events = phone.events("/sse/mobile/phone").await;
+    let during = phone.post("/api/sync/outgoing", &json!({"messages": []})).await;
+    assert_eq!(during.status.as_u16(), 200, "uploads are taken meanwhile");
+
+    tenants::set_paused(&database, "acme", false).await.unwrap();
+    events.expect("sync_required").await;
+    let batch = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
+    assert_eq!(ids(&batch["messages"]), [message]);
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_resync_makes_every_device_take_a_snapshot_and_tells_other_readers() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let message = office.send("kept").await;
+    office.world.published().await;
+    let (_, cursor) = phone.sync(None).await;
+    let database = office.world.database().await;
+    assert!(tenants::resync(&database, "acme").await.unwrap());
+    office.world.published().await;
+    let answer = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&answer["reset"], ids(&answer["messages"])),
+        (&json!(true), vec![message])
+    );
+    let log = office.world.stream(&office.world.keys().changes("acme")).await;
+    assert_eq!(of_op(&log, "reset").len(), 2, "one at the tenant's birth, one now");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_stopped_stream_begins_anew_with_a_reset_once_it_takes_entries_again() {
+    let mut stage = Stage::new().await;
+    stage.world.published().await;
+    let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
+    let mut redis = stage.world.redis().await;
+    // Somebody's own entry, far ahead: all that follow are refused as too old.
+    let _: String = redis::cmd("XADD")
+        .arg(&key)
+        .arg("18446744073709551614-1")
+        .arg("a")
+        .arg("b")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    stage.message(stage.bob, stage.joe, "refused").await;
+    stage.world.published().await;
+    let stopped: Vec<String> = redis::cmd("HKEYS")
+        .arg(stage.world.keys().stopped())
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    assert_eq!(stopped, [format!("inbox acme {}", stage.joe)]);
+
+    // Repaired by hand while the engine is away: the hole must not go unnoticed.
+    stage.engine.take().unwrap().stop().await;
+    let _: i64 = redis::cmd("XDEL")
+        .arg(&key)
+        .arg("18446744073709551614-1")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    let _: i64 = redis::cmd("DEL").arg(&key).query_async(&mut redis).await.unwrap();
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    let second = stage.message(stage.bob, stage.joe, "taken").await;
+    let inbox = stage.inbox(stage.joe).await;
+    assert_eq!(
+        inbox.iter().map(|entry| entry.field("op")).collect::<Vec<_>>(),
+        ["reset", "insert"]
+    );
+    assert_eq!(inbox[1].json("row")["id"], second.to_string());
+    let stopped: i64 = redis::cmd("EXISTS")
+        .arg(stage.world.keys().stopped())
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    assert_eq!(stopped, 0);
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_resync_clears_away_what_stopped_a_stream() {
+    let stage = Stage::new().await;
+    stage.world.published().await;
+    let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
+    let mut redis = stage.world.redis().await;
+    let _: () = redis::cmd("SET")
+        .arg(&key)
+        .arg("not a stream")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    stage.message(stage.bob, stage.joe, "refused").await;
+    stage.world.published().await;
+    tenants::resync(&stage.world.database().await, "acme").await.unwrap();
+    let message = stage.message(stage.bob, stage.joe, "taken").await;
+    let inbox = stage.inbox(stage.joe).await;
+    assert_eq!(
+        inbox.iter().map(|entry| entry.field("op")).collect::<Vec<_>>(),
+        ["reset", "insert"]
+    );
+    assert_eq!(inbox[1].json("row")["id"], message.to_string());
+    stage.stop().await;
+}
+
+fn note_rule() -> Rule {
+    Rule {
+        table: "notes".into(),
+        to: vec!["owner".into()],
+        event: "note".into(),
+        when: When::default(),
+    }
+}
+
+#[tokio::test]
+async fn tables_and_columns_are_renamed_and_dropped_while_the_log_is_followed() {
+    let stage = Stage::with(|config: &mut Config| config.routes = vec![note_rule()]).await;
+    let joe = stage.joe;
+    stage
+        .sql("CREATE TABLE tenant_acme.drafts (id int PRIMARY KEY, owner uuid, body text, extra text)")
+        .await;
+    stage
+        .sql(&format!("INSERT INTO tenant_acme.drafts VALUES (1, '{joe}', 'a', 'x')"))
+        .await;
+    // From here on the rule covers it.
+    stage.sql("ALTER TABLE tenant_acme.drafts RENAME TO notes").await;
+    stage
+        .sql(&format!("INSERT INTO tenant_acme.notes VALUES (2, '{joe}', 'b', 'y')"))
+        .await;
+    stage
+        .sql("ALTER TABLE tenant_acme.notes RENAME COLUMN body TO content")
+        .await;
+    stage.sql("ALTER TABLE tenant_acme.notes DROP COLUMN extra, ADD COLUMN size bigint GENERATED ALWAYS AS (length(content)) STORED").await;
+    stage
+        .sql(&format!("INSERT INTO tenant_acme.notes VALUES (3, '{joe}', 'ccc')"))
+        .await;
+    stage.sql("UPDATE tenant_acme.notes SET id = 4 WHERE id = 3").await;
+    stage.sql("DROP TABLE tenant_acme.notes").await;
+    stage.sql("CREATE TABLE tenant_acme.notes (owner uuid, n int)").await;
+    stage
+        .sql(&format!("INSERT INTO tenant_acme.notes VALUES ('{joe}', 5)"))
+        .await;
+
+    let rows: Vec<_> = stage
+        .changes()
+        .await
+        .iter()
+        .filter(|entry| entry.field("op") != "reset" && ["drafts", "notes"].contains(&entry.field("table")))
+        .map(|entry| entry.json("row"))
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            json!({"id": 1, "owner": joe, "body": "a", "extra": "x"}),
+            json!({"id": 2, "owner": joe, "body": "b", "extra": "y"}),
+            json!({"id": 3, "owner": joe, "content": "ccc"}),
+            json!({"id": 4, "owner": joe, "content": "ccc"}),
+            json!({"owner": joe, "n": 5}),
+        ]
+    );
+    let told: Vec<_> = stage
+        .inbox(joe)
+        .await
+        .iter()
+        .filter(|entry| entry.field("event") == "note")
+        .map(|entry| entry.field("op").to_owned())
+        .collect();
+    assert_eq!(told, ["insert", "insert", "update", "insert"]);
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_partitioned_table_is_one_table_whichever_partition_a_row_is_in_or_moves_to() {
+    let stage = Stage::with(|config: &mut Config| config.routes = vec![note_rule()]).await;
+    let joe = stage.joe;
+    stage
+        .sql(
+            "CREATE TABLE tenant_acme.notes (id int, owner uuid, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+             CREATE TABLE tenant_acme.notes_2025 PARTITION OF tenant_acme.notes FOR VALUES FROM ('2025-01-01') TO ('2026-01-01');
+             CREATE TABLE tenant_acme.notes_2026 PARTITION OF tenant_acme.notes FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');",
+        )
+        .await;
+    stage
+        .sql(&format!(
+            "INSERT INTO tenant_acme.notes VALUES (1, '{joe}', '2025-05-05'), (2, '{joe}', '2026-05-05')"
+        ))
+        .await;
+    // Postgres moves the row: a delete in one partition, an insert in the other.
+    stage
+        .sql("UPDATE tenant_acme.notes SET day = '2026-01-01' WHERE id = 1")
+        .await;
+    let told: Vec<_> = stage
+        .inbox(joe)
+        .await
+        .iter()
+        .filter(|entry| entry.field("event") == "note")
+        .map(|entry| {
+            let row = if entry.field("op") == "delete" { "old" } else { "row" };
+            (
+                entry.field("table").to_owned(),
+                entry.field("op").to_owned(),
+                entry.json(row)["id"].clone(),
+            )
+        })
+        .collect();
+    let expected = [("insert", 1), ("insert", 2), ("delete", 1), ("insert", 1)];
+    assert_eq!(
+        told,
+        expected.map(|(op, id)| ("notes".to_owned(), op.to_owned(), json!(id)))
+    );
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn every_replica_identity_tells_what_the_log_has_and_a_table_without_one_cannot_be_spoilt() {
+    let stage = Stage::new().await;
+    // The event trigger would give these FULL again, so it is put to sleep, as a server without it would be.
+    stage.sql("ALTER EVENT TRIGGER posduif_full_identity DISABLE").await;
+    stage
+        .sql(
+            "CREATE TABLE tenant_acme.by_key (id int PRIMARY KEY, a text);
+             CREATE TABLE tenant_acme.by_index (id int NOT NULL, a text);
+             CREATE UNIQUE INDEX by_index_id ON tenant_acme.by_index (id);
+             ALTER TABLE tenant_acme.by_index REPLICA IDENTITY USING INDEX by_index_id;
+             CREATE TABLE tenant_acme.nothing (id int, a text);
+             ALTER TABLE tenant_acme.nothing REPLICA IDENTITY NOTHING;",
+        )
+        .await;
+    for table in ["by_key", "by_index"] {
+        stage
+            .sql(&format!("INSERT INTO tenant_acme.{table} VALUES (1, 'x')"))
+            .await;
+        stage.sql(&format!("UPDATE tenant_acme.{table} SET a = 'y'")).await;
+        stage.sql(&format!("UPDATE tenant_acme.{table} SET id = 2")).await;
+        stage.sql(&format!("DELETE FROM tenant_acme.{table}")).await;
+    }
+    stage.sql("INSERT INTO tenant_acme.nothing VALUES (1, 'x')").await;
+    let refused = stage.psql.execute("UPDATE tenant_acme.nothing SET a = 'y'", &[]).await;
+    assert!(
+        refused
+            .unwrap_err()
+            .as_db_error()
+            .unwrap()
+            .message()
+            .contains("replica identity")
+    );
+
+    let log = stage.changes().await;
+    for table in ["by_key", "by_index"] {
+        let told: Vec<_> = log
+            .iter()
+            .filter(|entry| entry.field("table") == table)
+            .map(|entry| (entry.field("op"), entry.json("row"), entry.json("old")))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("insert", json!({"id": 1, "a": "x"}), json!(null)),
+                ("update", json!({"id": 1, "a": "y"}), json!(null)),
+                ("update", json!({"id": 2, "a": "y"}), json!({"id": 1})),
+                ("delete", json!(null), json!({"id": 2})),
+            ],
+            "{table}"
+        );
+    }
+    assert_eq!(log.iter().filter(|entry| entry.field("table") == "nothing").count(), 1);
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_value_of_ten_megabytes_arrives_whole_and_what_follows_too() {
+    let stage = Stage::new().await;
+    stage
+        .sql("CREATE TABLE tenant_acme.files (id int PRIMARY KEY, content text, raw bytea)")
+        .await;
+    stage.sql("INSERT INTO tenant_acme.files SELECT 1, string_agg(md5(n::text), ''), decode(repeat('00ff', 500000), 'hex') FROM generate_series(1, 327680) n").await;
+    stage
+        .sql("INSERT INTO tenant_acme.files VALUES (2, 'small', NULL)")
+        .await;
+    let rows: Vec<_> = stage
+        .changes()
+        .await
+        .iter()
+        .filter(|entry| entry.field("table") == "files")
+        .map(|entry| entry.json("row"))
+        .collect();
+    let expected: String = stage
+        .psql
+        .query_one("SELECT md5(content) FROM tenant_acme.files WHERE id = 1", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let content = rows[0]["content"].as_str().unwrap();
+    assert_eq!(content.len(), 10_485_760);
+    let again: String = stage
+        .psql
+        .query_one("SELECT md5($1::text)", &[&content])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(again, expected);
+    assert_eq!(rows[0]["raw"].as_str().unwrap().len(), 1_333_336);
+    assert_eq!(rows[1], json!({"id": 2, "content": "small", "raw": null}));
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn tenants_that_come_while_others_write_get_their_own_rows_only() {
+    let stage = Stage::new().await;
+    let names = ["beta", "gamma", "delta"];
+    for name in names {
+        stage.world.tenant(name).await;
+        let user = stage
+            .world
+            .user(name, "joe", posduif::domain::users::UserType::Mobile)
+            .await;
+        stage.message(stage.bob, stage.joe, "to acme").await;
+        stage
+            .sql(&format!("INSERT INTO tenant_{name}.messages (sender_id, recipient_id, content) VALUES ('{user}', '{user}', 'to {name}')"))
+            .await;
+    }
+    stage.world.published().await;
+    for name in names {
+        let log = stage.world.stream(&stage.world.keys().changes(name)).await;
+        let contents: Vec<_> = log
+            .iter()
+            .filter(|entry| entry.field("table") == "messages")
+            .map(|entry| entry.json("row")["content"].clone())
+            .collect();
+        assert_eq!(contents, [json!(format!("to {name}"))]);
+    }
+    tokio::time::timeout(Duration::from_secs(10), stage.stop())
+        .await
+        .unwrap();
+}
