@@ -13,4 +13,5 @@ mod recovery;
 mod rules;
 mod support;
 mod sync;
+mod tls;
 mod values;

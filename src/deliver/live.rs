@@ -18,6 +18,7 @@ use crate::change::StreamId;
 use crate::config;
 use crate::keys::Keys;
 use crate::publish::checkpoint::EpochId;
+use crate::transport;
 
 /// How long one read waits for entries.
 const BLOCK: Duration = Duration::from_millis(1000);
@@ -297,7 +298,7 @@ async fn follow(
     wait: &mut Duration,
 ) -> Result<std::convert::Infallible, redis::RedisError> {
     let timeout = Duration::from_secs(config.response_timeout_seconds);
-    let client = redis::Client::open(config.url.expose())?;
+    let client = transport::redis::client(config)?;
     let settings = redis::AsyncConnectionConfig::new()
         .set_connection_timeout(Some(timeout))
         .set_response_timeout(Some(BLOCK + timeout));
