@@ -352,7 +352,9 @@ fn from_map(map: &HashMap<String, redis::Value>) -> impl Fn(&str) -> String + '_
     }
 }
 
-fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last: &mut Option<StreamId>) {
+/// Takes in one entry, whose fields `field` gives (empty when absent), behind the entry `last`. What is not understood
+/// sends readers back to their streams.
+pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last: &mut Option<StreamId>) {
     let previous = *hub.freshness.borrow();
     let epoch = field("epoch").parse::<EpochId>().ok();
     // Each entry names the one before it, so a trimmed or lost one shows.
