@@ -128,7 +128,9 @@ impl Default for Server {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Postgres {
-    /// Connection URL, `postgres://user:password@host:port/database`.
+    /// Connection URL, `postgres://user:password@host:port/database`, `postgres:///database?host=/folder` for a Unix
+    /// socket. For TLS, as in libpq: `?sslmode=` disable, prefer (default), require, verify-ca or verify-full,
+    /// `sslrootcert=` file or system, `sslcert=` and `sslkey=` for a certificate of our own, `channel_binding=`.
     pub url: Secret,
     /// Most pooled connections (1 to 1,000).
     pub pool_size: usize,
@@ -153,8 +155,14 @@ impl Default for Postgres {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Redis {
-    /// Connection URL, `redis://user:password@host:port/database`.
+    /// Connection URL, `redis://user:password@host:port/database`, `rediss://` for TLS, `unix:///path` for a socket.
     pub url: Secret,
+    /// File (PEM) with the authority that vouches for a `rediss://` server; empty means those of the system.
+    pub ca_file: String,
+    /// File (PEM) with a certificate of our own for a `rediss://` server that wants one; empty means none.
+    pub cert_file: String,
+    /// File (PEM) with the private key of `cert_file`.
+    pub key_file: String,
     /// First part of every key. One engine, one prefix.
     pub prefix: String,
     /// Seconds to wait for a reply (1 to 60).
@@ -165,6 +173,9 @@ impl Default for Redis {
     fn default() -> Self {
         Self {
             url: Secret::new("redis://127.0.0.1:6379/0"),
+            ca_file: String::new(),
+            cert_file: String::new(),
+            key_file: String::new(),
             prefix: "posduif".into(),
             response_timeout_seconds: 5,
         }
@@ -665,6 +676,9 @@ impl Config {
         {
             bail!("key `redis.prefix` is \"{prefix}\": allowed are 1 to 64 of a-z, A-Z, 0-9, _, - and .");
         }
+        if self.redis.cert_file.is_empty() != self.redis.key_file.is_empty() {
+            bail!("keys `redis.cert_file` and `redis.key_file`: one of them is empty; a certificate needs its key");
+        }
         if !s.default_tenant.is_empty() && !crate::database::tenants::is_valid_name(&s.default_tenant) {
             bail!(
                 "key `server.default_tenant` is \"{}\": allowed are a letter and up to 47 of a-z, 0-9 and _",
@@ -876,6 +890,10 @@ mod tests {
             ("auth: {argon2_memory_kib: 8}", "key `auth.argon2_memory_kib` is 8"),
             ("replication: {slot: Main}", "key `replication.slot` is \"Main\""),
             ("redis: {prefix: 'a:b'}", "key `redis.prefix` is \"a:b\""),
+            (
+                "redis: {cert_file: a.crt}",
+                "keys `redis.cert_file` and `redis.key_file`",
+            ),
             (
                 "server: {default_tenant: 9lives}",
                 "key `server.default_tenant` is \"9lives\"",

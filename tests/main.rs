@@ -14,4 +14,5 @@ mod rules;
 mod support;
 mod sync;
 mod tenants;
+mod tls;
 mod values;

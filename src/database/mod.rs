@@ -14,16 +14,16 @@ pub mod tenants;
 
 use std::error::Error as _;
 use std::io;
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{NoTls, Row};
 
 use crate::config;
+use crate::transport::postgres::Server;
 
 /// A connection out of the pool; dropping it gives it back.
 pub type Client = deadpool_postgres::Client;
@@ -117,6 +117,7 @@ fn with_causes(error: &tokio_postgres::Error) -> String {
 pub struct Database {
     pool: Pool,
     config: tokio_postgres::Config,
+    server: Server,
 }
 
 impl Database {
@@ -125,9 +126,8 @@ impl Database {
     /// # Errors
     /// When the URL is malformed or Postgres cannot be reached with it.
     pub async fn connect(settings: &config::Postgres) -> anyhow::Result<Self> {
-        let mut config = tokio_postgres::Config::from_str(settings.url.expose()).context(
-            "key `postgres.url` is no connection URL of the form postgres://user:password@host:port/database",
-        )?;
+        let server = Server::parse(settings.url.expose()).context("key `postgres.url`")?;
+        let mut config = server.config().clone();
         let timeout = Duration::from_secs(settings.connect_timeout_seconds);
         let own = format!(
             "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex \
@@ -144,7 +144,7 @@ impl Database {
         }
         let manager = Manager::from_config(
             config.clone(),
-            NoTls,
+            server.clone(),
             ManagerConfig {
                 recycling_method: RecyclingMethod::Fast,
             },
@@ -157,7 +157,7 @@ impl Database {
             .runtime(Runtime::Tokio1)
             .build()
             .context("cannot make the Postgres connection pool")?;
-        let database = Self { pool, config };
+        let database = Self { pool, config, server };
         database.check().await.with_context(|| {
             format!(
                 "cannot use Postgres at {}; check that it runs and `postgres.url` (or DATABASE_URL)",
@@ -183,7 +183,7 @@ impl Database {
     pub async fn connect_alone(&self) -> Result<tokio_postgres::Client, Error> {
         let (client, connection) = self
             .config
-            .connect(NoTls)
+            .connect(self.server.clone())
             .await
             .map_err(|error| Error::Unavailable(with_causes(&error)))?;
         tokio::spawn(async move {

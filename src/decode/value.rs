@@ -136,7 +136,7 @@ pub fn write_text(kind: Kind, text: &str, out: &mut Vec<u8>) {
         Kind::Bool if text == "f" => out.extend_from_slice(b"false"),
         Kind::Integer if is_safe_integer(text) => out.extend_from_slice(text.as_bytes()),
         Kind::Float if is_json_number(text) => out.extend_from_slice(text.as_bytes()),
-        Kind::Json if !text.is_empty() => out.extend_from_slice(text.as_bytes()),
+        Kind::Json if is_json(text) => out.extend_from_slice(text.as_bytes()),
         Kind::Bytes if write_base64(text, out) => {}
         Kind::TimestampTz if write_timestamp(text, true, out) => {}
         Kind::Timestamp if write_timestamp(text, false, out) => {}
@@ -166,13 +166,39 @@ fn is_safe_integer(text: &str) -> bool {
             .is_ok_and(|value| (-INTEGER_MAX..=INTEGER_MAX).contains(&value))
 }
 
-/// Whether a float as Postgres prints it is a JSON number too; `NaN` and `Infinity` are not.
+/// Whether a float as Postgres prints it is a JSON number too (RFC 8259, section 6); `NaN` and `Infinity` are not.
 fn is_json_number(text: &str) -> bool {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    digits.bytes().next().is_some_and(|byte| byte.is_ascii_digit())
-        && digits
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'+' | b'-'))
+    let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let mut rest = text.strip_prefix('-').unwrap_or(text).as_bytes();
+    let whole = digits(rest);
+    if whole == 0 || (whole > 1 && rest[0] == b'0') {
+        return false;
+    }
+    rest = &rest[whole..];
+    if let Some(fraction) = rest.strip_prefix(b".") {
+        let count = digits(fraction);
+        if count == 0 {
+            return false;
+        }
+        rest = &fraction[count..];
+    }
+    if let Some((b'e' | b'E', exponent)) = rest.split_first() {
+        let exponent = match exponent.split_first() {
+            Some((b'+' | b'-', exponent)) => exponent,
+            _ => exponent,
+        };
+        let count = digits(exponent);
+        if count == 0 {
+            return false;
+        }
+        rest = &exponent[count..];
+    }
+    rest.is_empty()
+}
+
+/// Whether a text is JSON. Postgres has checked that, but one value that is not would make its whole row unreadable.
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
 fn write_base64(text: &str, out: &mut Vec<u8>) -> bool {
@@ -209,15 +235,29 @@ fn write_base64(text: &str, out: &mut Vec<u8>) -> bool {
 /// `2026-01-02 03:04:05.678+00` becomes `2026-01-02T03:04:05.678Z`. Infinities and years before 1 or after 9999 are
 /// outside RFC 3339 and stay as Postgres prints them.
 fn write_timestamp(text: &str, with_zone: bool, out: &mut Vec<u8>) -> bool {
-    let bytes = text.as_bytes();
+    const FORM: &[u8; 19] = b"0000-00-00 00:00:00";
     let time = match with_zone {
         true => match text.strip_suffix("+00") {
             Some(time) => time.as_bytes(),
             None => return false,
         },
-        false => bytes,
+        false => text.as_bytes(),
     };
-    if time.len() < 19 || time[4] != b'-' || time[10] != b' ' || time[time.len() - 1] == b'C' {
+    let Some((seconds, fraction)) = time.split_first_chunk::<19>() else {
+        return false;
+    };
+    let fits = |(byte, form): (&u8, &u8)| {
+        if *form == b'0' {
+            byte.is_ascii_digit()
+        } else {
+            byte == form
+        }
+    };
+    let is_fraction = match fraction.split_first() {
+        None => true,
+        Some((point, digits)) => *point == b'.' && !digits.is_empty() && digits.iter().all(u8::is_ascii_digit),
+    };
+    if !seconds.iter().zip(FORM).all(fits) || !is_fraction {
         return false;
     }
     out.push(b'"');
@@ -420,6 +460,30 @@ mod tests {
         ] {
             assert_eq!(json(kind, text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_does_not_have_its_types_form_is_a_string() {
+        for (kind, text) in [
+            (Kind::Float, "1."),
+            (Kind::Float, "1..5"),
+            (Kind::Float, "01"),
+            (Kind::Float, "1e"),
+            (Kind::Float, "1e+-5"),
+            (Kind::Json, ""),
+            (Kind::Json, "{"),
+            (Kind::Json, "1 2"),
+            (Kind::Timestamp, "2026-01-02 03:04:05\""),
+            (Kind::Timestamp, "2026-01-02 03:04:05."),
+            (Kind::Timestamp, "2026\"01-02 03:04:05"),
+            (Kind::TimestampTz, "2026-01-02 03:04:05\n+00"),
+        ] {
+            let mut expected = Vec::new();
+            write_string(text, &mut expected);
+            assert_eq!(json(kind, text).as_bytes(), expected);
+        }
+        assert_eq!(json(Kind::JsonArray, "{1,x}"), r#"[1,"x"]"#);
+        assert_eq!(json(Kind::FloatArray, "{-0,1.5e+300,--1}"), r#"[-0,1.5e+300,"--1"]"#);
     }
 
     #[test]

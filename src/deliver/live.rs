@@ -19,6 +19,7 @@ use crate::change::StreamId;
 use crate::config;
 use crate::keys::Keys;
 use crate::publish::checkpoint::EpochId;
+use crate::transport;
 
 /// How long one read waits for entries.
 const BLOCK: Duration = Duration::from_millis(1000);
@@ -301,7 +302,7 @@ async fn follow(
     wait: &mut Duration,
 ) -> Result<std::convert::Infallible, redis::RedisError> {
     let timeout = Duration::from_secs(config.response_timeout_seconds);
-    let client = redis::Client::open(config.url.expose())?;
+    let client = transport::redis::client(config)?;
     let settings = redis::AsyncConnectionConfig::new()
         .set_connection_timeout(Some(timeout))
         .set_response_timeout(Some(BLOCK + timeout));
@@ -355,7 +356,9 @@ fn from_map(map: &HashMap<String, redis::Value>) -> impl Fn(&str) -> String + '_
     }
 }
 
-fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last: &mut Option<StreamId>) {
+/// Takes in one entry, whose fields `field` gives (empty when absent), behind the entry `last`. What is not understood
+/// sends readers back to their streams.
+pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last: &mut Option<StreamId>) {
     let previous = *hub.freshness.borrow();
     let epoch = field("epoch").parse::<EpochId>().ok();
     // Each entry names the one before it, so a trimmed or lost one shows.

@@ -10,11 +10,12 @@ use std::time::Duration;
 use anyhow::Context;
 use chrono::Utc;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, Pipeline, RedisResult};
+use redis::{Pipeline, RedisResult};
 use uuid::Uuid;
 
 use crate::config;
 use crate::keys::Keys;
+use crate::transport;
 
 /// How long Redis may take to answer.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -56,7 +57,7 @@ impl Presence {
     /// # Errors
     /// When `redis.url` is malformed.
     pub fn connect(settings: &config::Redis) -> anyhow::Result<Self> {
-        let client = Client::open(settings.url.expose())
+        let client = transport::redis::client(settings)
             .context("key `redis.url` is no connection URL of the form redis://user:password@host:port/database")?;
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)

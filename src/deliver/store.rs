@@ -18,6 +18,7 @@ use crate::config;
 use crate::keys::Keys;
 use crate::publish::checkpoint::EpochId;
 use crate::publish::window::WindowEntry;
+use crate::transport;
 
 /// What a tenant's `state` says while its delivery is paused.
 pub const PAUSED: &str = "paused";
@@ -135,7 +136,7 @@ impl Store {
     /// A store whose connection is made when first needed and anew when lost.
     ///
     /// # Errors
-    /// When the URL is none of Redis'.
+    /// When the URL is none of Redis', or a certificate cannot be read.
     pub fn new(config: &config::Redis) -> Result<Self, Error> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
         let settings = ConnectionManagerConfig::new()
@@ -143,7 +144,7 @@ impl Store {
             .set_connection_timeout(Some(timeout))
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500));
-        let client = redis::Client::open(config.url.expose())?;
+        let client = transport::redis::client(config)?;
         Ok(Self {
             connection: ConnectionManager::new_lazy_with_config(client, settings)?,
             keys: Arc::new(Keys::new(&config.prefix)),

@@ -223,6 +223,11 @@ impl Batch {
         self.commands.len() + self.notices.len()
     }
 
+    /// What it holds so far: commands as RESP, and notices as JSON without the brackets around them.
+    pub fn commands(&self) -> (&[u8], &[u8]) {
+        (&self.commands, &self.notices)
+    }
+
     /// The last change in it.
     pub fn position(&self) -> Option<StreamId> {
         self.position

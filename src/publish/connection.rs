@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
-use redis::{ConnectionAddr, IntoConnectionInfo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::batch::{Batch, Purpose, Tail, Target, Written};
@@ -20,7 +19,7 @@ use super::window::WindowEntry;
 use crate::change::StreamId;
 use crate::config;
 use crate::keys::Keys;
-use crate::transport::{self, Address, BoxStream};
+use crate::transport::{self, BoxStream};
 
 const READ_BYTES_MIN: usize = 32 * 1024;
 
@@ -161,18 +160,9 @@ impl Connection {
     /// When Redis cannot be reached or refuses the login.
     pub async fn connect(config: &config::Redis, live_entries_max: u64) -> Result<Self> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
-        let info = config
-            .url
-            .expose()
-            .into_connection_info()
-            .context("key `redis.url` is no Redis URL")?;
-        let address = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => Address::Tcp(host.clone(), *port),
-            ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
-            _ => bail!("key `redis.url`: TLS to Redis is not supported yet, use redis:// or unix://"),
-        };
+        let (stream, login) = transport::redis::open(config, timeout).await?;
         let mut connection = Self {
-            stream: transport::connect(&address, timeout).await.context("Redis")?,
+            stream,
             inbound: BytesMut::with_capacity(READ_BYTES_MIN),
             outbound: Outbound::default(),
             keys: Keys::new(&config.prefix),
@@ -184,23 +174,18 @@ impl Connection {
             in_flight: None,
             timeout,
         };
-        let settings = info.redis_settings();
-        if let Some(password) = settings.password() {
-            let user = settings.username().unwrap_or("default");
-            let reply = connection
-                .request(&[b"AUTH", user.as_bytes(), password.as_bytes()])
-                .await?;
-            // Redis without ACL users (before 6) knows the one-argument form only.
-            if let Reply::Error(_) = reply {
-                connection
-                    .expect_ok(&[b"AUTH", password.as_bytes()])
-                    .await
-                    .context("Redis login")?;
-            }
-        }
-        if settings.db() != 0 {
+        if let Some(password) = login.password() {
+            let user = login.username().unwrap_or("default");
             connection
-                .expect_ok(&[b"SELECT", settings.db().to_string().as_bytes()])
+                .expect_ok(&[b"AUTH", user.as_bytes(), password.as_bytes()])
+                .await
+                .with_context(|| {
+                    format!("Redis refuses the login of user {user}: check `redis.url` (or REDIS_URL) and its ACL")
+                })?;
+        }
+        if login.db() != 0 {
+            connection
+                .expect_ok(&[b"SELECT", login.db().to_string().as_bytes()])
                 .await?;
         }
         Ok(connection)

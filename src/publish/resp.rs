@@ -98,7 +98,12 @@ fn complete(bytes: &[u8], start: usize, depth: usize) -> Result<Option<usize>, R
             length => {
                 let length = usize::try_from(length).map_err(|_| RespError("negative length"))?;
                 end = end.checked_add(length + 2).ok_or(RespError("length too large"))?;
-                Ok((bytes.len() >= end).then_some(end))
+                match bytes.get(end - 2..end) {
+                    None => Ok(None),
+                    Some(b"\r\n") => Ok(Some(end)),
+                    // Whoever disagrees about a length disagrees about all that follows.
+                    Some(_) => Err(RespError("a bulk string is longer than it says")),
+                }
             }
         },
         b'*' => match number(rest)? {
@@ -197,6 +202,7 @@ mod tests {
             "$x\r\n",
             "*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n",
             "$-7\r\n",
+            "$1\r\nabc",
         ] {
             assert!(parse(&mut BytesMut::from(bad)).is_err(), "{bad}");
         }

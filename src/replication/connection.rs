@@ -16,10 +16,11 @@ use postgres_protocol::message::backend::{self, Header, Message};
 use postgres_protocol::message::frontend;
 use postgres_types::PgLsn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_postgres::config::Host;
+use tokio_postgres::config::ChannelBinding as Binding;
 
 use super::frame::{self, Frame};
-use crate::transport::{self, Address, BoxStream};
+use crate::transport::postgres::Server;
+use crate::transport::{self, BoxStream};
 
 /// Bytes that the read buffer offers to the socket at least.
 const READ_BYTES_MIN: usize = 64 * 1024;
@@ -39,7 +40,7 @@ pub enum Error {
     /// Postgres sent what the protocol does not foresee here.
     #[error("replication protocol: {0}")]
     Protocol(String),
-    /// No way to log in.
+    /// No way to log in, TLS included.
     #[error("replication connection: {0}")]
     Authentication(String),
 }
@@ -104,24 +105,27 @@ impl Connection {
     /// `sender_timeout` becomes the session's `wal_sender_timeout`, so that a dead engine's slot is let go.
     ///
     /// # Errors
-    /// When no host answers, the login fails, or the role may not replicate.
-    pub async fn connect(
-        config: &tokio_postgres::Config,
-        connect_timeout: Duration,
-        sender_timeout: Duration,
-    ) -> Result<Self, Error> {
+    /// When no host answers, TLS or the login fails, or the role may not replicate.
+    pub async fn connect(server: &Server, connect_timeout: Duration, sender_timeout: Duration) -> Result<Self, Error> {
         let mut last = Error::Authentication("the connection URL names no host".into());
-        for address in addresses(config) {
+        for (address, name) in server.addresses() {
             match transport::connect(&address, connect_timeout).await {
                 Ok(stream) => {
-                    let mut connection = Self {
-                        stream,
-                        inbound: BytesMut::with_capacity(2 * READ_BYTES_MIN),
-                        outbound: BytesMut::new(),
+                    let login = async {
+                        let secured = server.secure(stream, &name).await;
+                        let secured = secured.map_err(|error| Error::Authentication(format!("{address}: {error}")))?;
+                        let mut connection = Self {
+                            stream: secured.stream,
+                            inbound: BytesMut::with_capacity(2 * READ_BYTES_MIN),
+                            outbound: BytesMut::new(),
+                        };
+                        connection
+                            .log_in(server.config(), secured.end_point, sender_timeout)
+                            .await?;
+                        Ok(connection)
                     };
-                    let login = connection.log_in(config, sender_timeout);
                     return match tokio::time::timeout(connect_timeout, login).await {
-                        Ok(result) => result.map(|()| connection),
+                        Ok(result) => result,
                         Err(_) => Err(Error::Authentication(format!(
                             "{address} did not complete the login within {} s",
                             connect_timeout.as_secs()
@@ -134,7 +138,13 @@ impl Connection {
         Err(last)
     }
 
-    async fn log_in(&mut self, config: &tokio_postgres::Config, sender_timeout: Duration) -> Result<(), Error> {
+    /// Logs in, bound to the server's end of an encrypted channel where both sides can.
+    async fn log_in(
+        &mut self,
+        config: &tokio_postgres::Config,
+        end_point: Option<Vec<u8>>,
+        sender_timeout: Duration,
+    ) -> Result<(), Error> {
         let user = config
             .get_user()
             .ok_or_else(|| Error::Authentication("the connection URL names no user".into()))?;
@@ -154,7 +164,11 @@ impl Connection {
             ("wal_sender_timeout", &timeout),
         ];
         frontend::startup_message(parameters, &mut self.outbound)?;
+        let must_bind = config.get_channel_binding() == Binding::Require;
+        let mut end_point = end_point.filter(|_| config.get_channel_binding() != Binding::Disable);
+        // The exchange under way, and whether it proved that the server knows the password and ends our channel.
         let mut scram: Option<ScramSha256> = None;
+        let mut is_bound = false;
         let password = || {
             config.get_password().ok_or_else(|| {
                 Error::Authentication(format!("postgres wants a password for user {user}, the URL has none"))
@@ -163,6 +177,19 @@ impl Connection {
         loop {
             self.flush().await?;
             match self.message().await? {
+                Message::AuthenticationOk if scram.is_some() => {
+                    return Err(Error::Authentication(
+                        "the server let us in without proof that it knows the password".into(),
+                    ));
+                }
+                Message::AuthenticationOk if must_bind && !is_bound => {
+                    return Err(unbound("the server wants no login for this user (see its pg_hba.conf)"));
+                }
+                Message::AuthenticationCleartextPassword | Message::AuthenticationMd5Password(_) if must_bind => {
+                    return Err(unbound(
+                        "the server wants no SCRAM login for this user (see its pg_hba.conf)",
+                    ));
+                }
                 Message::AuthenticationOk => {}
                 Message::AuthenticationCleartextPassword => {
                     frontend::password_message(password()?, &mut self.outbound)?;
@@ -173,14 +200,32 @@ impl Connection {
                 }
                 Message::AuthenticationSasl(body) => {
                     let offered: Vec<&str> = body.mechanisms().collect()?;
-                    if !offered.contains(&sasl::SCRAM_SHA_256) {
+                    let offers_binding = offered.contains(&sasl::SCRAM_SHA_256_PLUS);
+                    let (mechanism, binding) = match end_point.take() {
+                        Some(end_point) if offers_binding => {
+                            is_bound = true;
+                            (
+                                sasl::SCRAM_SHA_256_PLUS,
+                                ChannelBinding::tls_server_end_point(end_point),
+                            )
+                        }
+                        // The server refuses if it did offer, and somebody in between took the offer away.
+                        Some(_) => (sasl::SCRAM_SHA_256, ChannelBinding::unrequested()),
+                        None => (sasl::SCRAM_SHA_256, ChannelBinding::unsupported()),
+                    };
+                    if must_bind && !is_bound {
+                        return Err(unbound(
+                            "it needs TLS (sslmode=require or stronger) and a certificate whose signature names a hash",
+                        ));
+                    }
+                    if !offered.contains(&mechanism) {
                         return Err(Error::Authentication(format!(
                             "postgres offers only {}; SCRAM-SHA-256 is needed",
                             offered.join(", ")
                         )));
                     }
-                    let exchange = ScramSha256::new(password()?, ChannelBinding::unsupported());
-                    frontend::sasl_initial_response(sasl::SCRAM_SHA_256, exchange.message(), &mut self.outbound)?;
+                    let exchange = ScramSha256::new(password()?, binding);
+                    frontend::sasl_initial_response(mechanism, exchange.message(), &mut self.outbound)?;
                     scram = Some(exchange);
                 }
                 Message::AuthenticationSaslContinue(body) => {
@@ -449,6 +494,12 @@ fn closed() -> Error {
     ))
 }
 
+fn unbound(why: &str) -> Error {
+    Error::Authentication(format!(
+        "`channel_binding=require`, but the login cannot be bound to TLS: {why}"
+    ))
+}
+
 fn unexpected(what: &str) -> Error {
     Error::Protocol(format!("unexpected {what}"))
 }
@@ -471,19 +522,4 @@ fn server_error(body: &backend::ErrorResponseBody) -> Result<ServerError, Error>
         }
     }
     Ok(error)
-}
-
-/// All addresses of a connection URL, in its order.
-fn addresses(config: &tokio_postgres::Config) -> Vec<Address> {
-    let ports = config.get_ports();
-    let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-    config
-        .get_hosts()
-        .iter()
-        .enumerate()
-        .map(|(index, host)| match host {
-            Host::Tcp(host) => Address::Tcp(host.clone(), port(index)),
-            Host::Unix(directory) => Address::Unix(directory.join(format!(".s.PGSQL.{}", port(index)))),
-        })
-        .collect()
 }

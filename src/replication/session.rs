@@ -32,6 +32,7 @@ use crate::publish::durability::{AofState, Durability, Persistence};
 use crate::publish::progress::Progress;
 use crate::publish::window::WindowEntry;
 use crate::route::router::Router;
+use crate::transport;
 
 /// How often timeouts are looked at and a status update is due.
 const TICK: Duration = Duration::from_millis(250);
@@ -216,13 +217,9 @@ impl From<pipeline::Error> for End {
 async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Session<'_>, End> {
     let settings = &context.config.replication;
     let timeout = Duration::from_secs(context.config.postgres.connect_timeout_seconds);
-    let url: tokio_postgres::Config = context
-        .config
-        .postgres
-        .url
-        .expose()
-        .parse()
-        .context("key `postgres.url` is no connection URL")?;
+    // Read anew for each session, so that renewed certificates are taken.
+    let upstream =
+        transport::postgres::Server::parse(context.config.postgres.url.expose()).context("key `postgres.url`")?;
 
     let slot_created = match slot::state(context.database, &settings.slot).await? {
         Some(state) if state.wal_status != "lost" => false,
@@ -242,7 +239,7 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         }
     };
     let sender_timeout = Duration::from_secs(settings.sender_timeout_seconds);
-    let mut postgres = Connection::connect(&url, timeout, sender_timeout).await?;
+    let mut postgres = Connection::connect(&upstream, timeout, sender_timeout).await?;
     let identity = postgres.identify_system().await?;
     let mut timeline_history = None;
     postgres
@@ -263,7 +260,7 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         && checkpoint.timeline != identity.timeline
     {
         // A connection that streams takes no further command.
-        let mut other = Connection::connect(&url, timeout, sender_timeout).await?;
+        let mut other = Connection::connect(&upstream, timeout, sender_timeout).await?;
         timeline_history = other.timeline_history(identity.timeline).await?;
         other.close().await;
     }
@@ -345,7 +342,7 @@ async fn read_aof_states(
     written: watch::Receiver<Written>,
     readings: mpsc::Sender<AofReading>,
 ) {
-    let Ok(client) = redis::Client::open(config.url.expose()) else {
+    let Ok(client) = transport::redis::client(&config) else {
         return;
     };
     let mut connection = None;

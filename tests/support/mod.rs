@@ -17,10 +17,10 @@ use posduif::database::{Database, tenants};
 use posduif::domain::users::{self, NewUser, UserType};
 use posduif::engine::{Engine, Role};
 use posduif::keys::Keys;
+use posduif::transport::postgres::Server;
 use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio_postgres::NoTls;
 use uuid::Uuid;
 
 use self::http::Api;
@@ -53,9 +53,13 @@ impl World {
         let name = format!("t{}", &Uuid::new_v4().simple().to_string()[..16]);
         let admin = connect(database_url).await;
         admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
-        let (base, _) = database_url.rsplit_once('/').unwrap();
+        let (address, parameters) = match database_url.split_once('?') {
+            Some((address, parameters)) => (address, format!("?{parameters}")),
+            None => (database_url, String::new()),
+        };
+        let (base, _) = address.rsplit_once('/').unwrap();
         let mut config = Config::default();
-        config.postgres.url = Secret::new(format!("{base}/{name}"));
+        config.postgres.url = Secret::new(format!("{base}/{name}{parameters}"));
         config.postgres.pool_size = 4;
         config.redis.url = Secret::new(redis_url);
         config.redis.prefix = name.clone();
@@ -86,7 +90,7 @@ impl World {
 
     /// A connection to Redis.
     pub(crate) async fn redis(&self) -> MultiplexedConnection {
-        let client = redis::Client::open(self.config.redis.url.expose()).unwrap();
+        let client = posduif::transport::redis::client(&self.config.redis).unwrap();
         // Whole streams are read at once here.
         let settings = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
         client
@@ -220,11 +224,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let (url, name, redis_url) = (
-            self.admin_url.clone(),
-            self.name.clone(),
-            self.config.redis.url.expose().to_owned(),
-        );
+        let (url, name, redis) = (self.admin_url.clone(), self.name.clone(), self.config.redis.clone());
         // A test may end anywhere, also by a panic inside a runtime, so the clean-up brings its own.
         let cleaning = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -249,7 +249,7 @@ impl Drop for World {
                         }
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
-                    let client = redis::Client::open(redis_url).ok()?;
+                    let client = posduif::transport::redis::client(&redis).ok()?;
                     let mut redis = client.get_multiplexed_async_connection().await.ok()?;
                     let keys: Vec<String> = redis::cmd("KEYS")
                         .arg(format!("{name}:*"))
@@ -350,7 +350,8 @@ impl Process {
 }
 
 async fn try_connect(url: &str) -> Option<tokio_postgres::Client> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.ok()?;
+    let server = Server::parse(url).ok()?;
+    let (client, connection) = server.config().connect(server.clone()).await.ok()?;
     tokio::spawn(connection);
     Some(client)
 }

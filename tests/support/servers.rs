@@ -1,6 +1,6 @@
 //! Servers of a test's own, which it may kill, fill up and restart. Dropping them removes their data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use posduif::dev::{PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions};
 use uuid::Uuid;
@@ -14,16 +14,28 @@ pub(crate) struct Own<S> {
 
 /// A Redis of one's own.
 pub(crate) async fn redis() -> Own<PrivateRedis> {
+    redis_with(|_, options| options).await
+}
+
+/// A Redis of one's own with further settings, which may name files in its folder.
+pub(crate) async fn redis_with(change: impl FnOnce(&Path, RedisOptions) -> RedisOptions) -> Own<PrivateRedis> {
     let folder = Folder::new();
-    let options = RedisOptions::new().unwrap();
+    let options = change(&folder.0, RedisOptions::new().unwrap());
     let server = PrivateRedis::start(&folder.0.join("redis"), options).await.unwrap();
     Own { server, folder }
 }
 
 /// A Postgres of one's own. It does not sync, which a killed process does not need.
 pub(crate) async fn postgres() -> Own<PrivatePostgres> {
+    postgres_with(|_, options| options).await
+}
+
+/// A Postgres of one's own with further settings, which may name its folder.
+pub(crate) async fn postgres_with(
+    change: impl FnOnce(&Path, PostgresOptions) -> PostgresOptions,
+) -> Own<PrivatePostgres> {
     let folder = Folder::new();
-    let options = PostgresOptions::new().unwrap().setting("fsync", "off");
+    let options = change(&folder.0, PostgresOptions::new().unwrap().setting("fsync", "off"));
     let server = PrivatePostgres::start(&folder.0.join("postgres"), options)
         .await
         .unwrap();

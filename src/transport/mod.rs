@@ -1,4 +1,13 @@
-//! Byte streams to servers, however they are reached.
+//! Byte streams to servers, however they are reached: TCP, a Unix socket, TLS.
+//!
+//! - [`tls`]: what a server must prove, and the encrypted stream.
+//! - [`postgres`]: the connection URL of Postgres with libpq's parameters for TLS, which the pool and the replication
+//!   connection share.
+//! - [`redis`]: the same for Redis, which the publisher's own connection and the `redis` crate share.
+
+pub mod postgres;
+pub mod redis;
+pub mod tls;
 
 use std::io;
 use std::path::PathBuf;
