@@ -5,6 +5,7 @@ mod api;
 mod bad_input;
 mod cli;
 mod decoder;
+mod faults;
 mod handoff;
 mod live;
 mod pipeline;
