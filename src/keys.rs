@@ -26,6 +26,11 @@ impl Keys {
         format!("{}:window", self.prefix)
     }
 
+    /// Hash: streams that took no entries and have a hole until they are born anew, each with the cause.
+    pub fn stopped(&self) -> String {
+        format!("{}:stopped", self.prefix)
+    }
+
     /// Stream: thin notices for API nodes, one stream a lane.
     pub fn live(&self, lane: u32) -> String {
         format!("{}:live:{lane}", self.prefix)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use uuid::Uuid;
 
-use super::checkpoint::{Checkpoint, Epoch, TransactionMark};
+use super::checkpoint::{Checkpoint, Epoch, OpenTransaction, TransactionMark};
 use super::resp;
 use super::window::WindowEntry;
 use crate::change::StreamId;
@@ -46,6 +46,27 @@ impl Target {
             Self::Changes(tenant) => keys.changes(tenant),
             Self::Shared(tenant) => keys.shared(tenant),
             Self::Inbox(tenant, user) => keys.inbox(tenant, user.hyphenated().encode_lower(&mut Uuid::encode_buffer())),
+        }
+    }
+
+    /// A text from which it can be made again: `changes acme`, `inbox acme <user id>`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Changes(tenant) => format!("changes {tenant}"),
+            Self::Shared(tenant) => format!("shared {tenant}"),
+            Self::Inbox(tenant, user) => format!("inbox {tenant} {user}"),
+        }
+    }
+
+    /// Reads what [`Self::name`] wrote; `None` when it is not that.
+    pub fn named(name: &str) -> Option<Self> {
+        let mut words = name.split(' ');
+        let (kind, tenant) = (words.next()?, words.next()?.into());
+        match (kind, words.next()) {
+            ("changes", None) => Some(Self::Changes(tenant)),
+            ("shared", None) => Some(Self::Shared(tenant)),
+            ("inbox", Some(user)) => Some(Self::Inbox(tenant, user.parse().ok()?)),
+            _ => None,
         }
     }
 
@@ -128,6 +149,7 @@ pub struct Batch {
     changes: usize,
     position: Option<StreamId>,
     complete: Option<(StreamId, TransactionMark)>,
+    open: Option<OpenTransaction>,
     window: Option<WindowEntry>,
     window_done: Vec<String>,
     notices: Vec<u8>,
@@ -145,6 +167,7 @@ impl Batch {
             changes: 0,
             position: None,
             complete: None,
+            open: None,
             window: None,
             window_done: Vec::new(),
             notices: Vec::new(),
@@ -195,6 +218,11 @@ impl Batch {
     pub fn complete(&mut self, last: StreamId, mark: TransactionMark) {
         self.complete = Some((last, mark));
         self.position = Some(self.position.map_or(last, |position| position.max(last)));
+    }
+
+    /// Notes the transaction that ends in a later batch.
+    pub fn leave_open(&mut self, open: OpenTransaction) {
+        self.open = Some(open);
     }
 
     /// The window entry that it will write.
@@ -474,6 +502,8 @@ impl Batch {
         let mut fields: Vec<(&str, String)> = vec![("acknowledged", tail.acknowledged.to_string())];
         if let Some(position) = self.position {
             fields.push(("position", position.to_string()));
+            // Whoever replays from here must be able to tell whether it is the same transaction.
+            fields.push(("open", self.open.map(|open| open.to_string()).unwrap_or_default()));
         }
         if let Some((published, mark)) = self.complete {
             fields.push(("published", published.to_string()));

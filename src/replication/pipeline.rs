@@ -14,7 +14,7 @@ use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
 use crate::keys::Keys;
 use crate::publish::batch::{Batch, EntryBody, Source, Target, operation_text};
-use crate::publish::checkpoint::TransactionMark;
+use crate::publish::checkpoint::{OpenTransaction, TransactionMark};
 use crate::route::router::{Audience, Delivery, Plan, Router};
 use crate::route::row::{Row, Seen, user_id};
 use crate::route::rule::Operation;
@@ -139,6 +139,15 @@ impl Pipeline {
 
     /// Takes the batch and begins another.
     pub fn take_batch(&mut self) -> Batch {
+        if let Some(Transaction { begin, ordinal }) = self.transaction
+            && ordinal > 0
+        {
+            self.batch.leave_open(OpenTransaction {
+                lsn: begin.final_lsn,
+                xid: begin.xid,
+                commit_ts: begin.commit_ts,
+            });
+        }
         std::mem::replace(&mut self.batch, Batch::new(self.keys.clone()))
     }
 
@@ -159,6 +168,9 @@ impl Pipeline {
 
     /// A stream takes no entries; those that follow are left out until somebody has mended it.
     pub fn stop_stream(&mut self, target: Target, cause: &str) {
+        if !self.stopped.insert(target.clone()) {
+            return;
+        }
         tracing::error!(
             stream = target.key(&self.keys),
             cause,
@@ -166,8 +178,11 @@ impl Pipeline {
         );
         let cause = format!("stream {} takes no entries: {cause}", target.key(&self.keys));
         self.batch.quarantine(&target.tenant().clone(), None, &cause, None);
+        // Whoever mends it must know that there is a hole, after a restart too.
+        let stopped = self.keys.stopped();
+        self.batch
+            .other(&[b"HSET", stopped.as_bytes(), target.name().as_bytes(), cause.as_bytes()]);
         self.counts.quarantined += 1;
-        self.stopped.insert(target);
     }
 
     /// Takes in one pgoutput message.
