@@ -123,6 +123,8 @@ pub struct Claim {
     pub persistence: Persistence,
     /// The window's entries.
     pub window: Vec<WindowEntry>,
+    /// Names of streams that were stopped.
+    pub stopped: Vec<String>,
 }
 
 impl Connection {
@@ -204,6 +206,7 @@ impl Connection {
             .iter()
             .filter_map(|(first, runs)| WindowEntry::parse(first, runs))
             .collect();
+        let stopped = self.hash(&self.keys.stopped()).await?.into_keys().collect();
         self.live = checkpoint.as_ref().map_or(StreamId::ZERO, |checkpoint| checkpoint.live);
         self.guard().await?;
         Ok(Claim {
@@ -211,6 +214,7 @@ impl Connection {
             run_id,
             persistence,
             window,
+            stopped,
         })
     }
 

@@ -93,6 +93,8 @@ pub struct Surroundings<'a> {
     pub database: &'a Database,
     /// What heartbeats saw.
     pub snapshots: watch::Receiver<Snapshot>,
+    /// Postgres shuts down: it waits until nobody follows its log any more.
+    pub leaving: watch::Receiver<bool>,
     /// What is to be trimmed.
     pub trims: &'a mut mpsc::Receiver<Trim>,
     /// Where the state is shown.
@@ -114,6 +116,8 @@ enum Event {
     Aof(AofReading),
     /// A heartbeat saw a snapshot.
     Seen,
+    /// Postgres shuts down, or does so no longer.
+    Leaving,
     /// A stream is to be trimmed.
     Trim(Trim),
     /// Time to look at timeouts, the status update and a refused batch.
@@ -123,9 +127,11 @@ enum Event {
 }
 
 /// The AOF's state, and what had been written before it was asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct AofReading {
     state: AofState,
+    /// Identity of the Redis process that told it.
+    run_id: String,
     written: Written,
 }
 
@@ -144,6 +150,8 @@ struct Session<'a> {
     epoch: Epoch,
     progress: Progress,
     durability: Durability,
+    /// Identity of the Redis process that the publisher writes to.
+    run_id: String,
     written: watch::Sender<Written>,
     aof: mpsc::Receiver<AofReading>,
     /// What `acknowledged` says in the batch under way.
@@ -241,7 +249,7 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     };
     let sender_timeout = Duration::from_secs(settings.sender_timeout_seconds);
     let mut postgres = Connection::connect(&url, timeout, sender_timeout).await?;
-    let identity = postgres.identify_system().await?;
+    let mut identity = postgres.identify_system().await?;
     let mut timeline_history = None;
     postgres
         .start_replication(&settings.slot, &settings.publication)
@@ -254,6 +262,13 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     let mut redis =
         redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max).await?;
     let claim = redis.claim().await?;
+    // Asked after the claim: another engine may have published until then, and that must not look like a rewind.
+    let end = context
+        .database
+        .query_opt(include_str!("../../sql/wal_position.sql"), &[])
+        .await
+        .context("cannot read the end of the log")?;
+    identity.wal_end = end.context("the log has no end")?.get("lsn");
     if claim.persistence == Persistence::Off {
         tracing::warn!("Redis does not persist durably (appendonly no): its crash costs a reset of all devices");
     }
@@ -307,6 +322,7 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
             aof_sender,
         ));
     }
+    let births = births_of_stopped(&keys, &claim.stopped, position);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     Ok(Session {
@@ -317,10 +333,11 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         epoch,
         progress: Progress::starting_at(confirmed),
         durability,
+        run_id: claim.run_id,
         written,
         aof,
         sending_acknowledged: acknowledged,
-        births: None,
+        births,
         window: claim.window,
         refused: None,
         refusal: None,
@@ -329,6 +346,26 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         last_status: Instant::now(),
         ticks,
     })
+}
+
+/// Streams that an earlier session had to stop have a hole: they are born anew, which tells their readers. One that is
+/// still not to be written is stopped again.
+fn births_of_stopped(keys: &Keys, stopped: &[String], position: StreamId) -> Option<Batch> {
+    let targets: Vec<Target> = stopped.iter().filter_map(|name| Target::named(name)).collect();
+    if targets.is_empty() {
+        return None;
+    }
+    let mut batch = Batch::new(keys.clone());
+    let key = keys.stopped();
+    for target in targets {
+        tracing::warn!(
+            stream = target.key(keys),
+            "stream was stopped and is born anew with a reset"
+        );
+        batch.other(&[b"HDEL", key.as_bytes(), target.name().as_bytes()]);
+        batch.birth(target, position, unix_micros());
+    }
+    Some(batch)
 }
 
 /// Asks Redis for the state of its AOF as long as the session lasts.
@@ -349,12 +386,16 @@ async fn read_aof_states(
                 Some(held) => held,
                 None => connection.insert(client.get_multiplexed_async_connection().await?),
             };
-            redis::cmd("INFO").arg("persistence").query_async::<String>(held).await
+            let mut pipe = redis::pipe();
+            pipe.cmd("INFO").arg("server").cmd("INFO").arg("persistence");
+            pipe.query_async::<(String, String)>(held).await
         };
         match tokio::time::timeout(Duration::from_secs(config.response_timeout_seconds), reading).await {
-            Ok(Ok(info)) => {
+            Ok(Ok((server, persistence))) => {
+                let run_id = server.lines().find_map(|line| line.trim().strip_prefix("run_id:"));
                 let reading = AofReading {
-                    state: AofState::parse(&info),
+                    state: AofState::parse(&persistence),
+                    run_id: run_id.unwrap_or_default().to_owned(),
                     written: before,
                 };
                 if readings.send(reading).await.is_err() {
@@ -485,6 +526,7 @@ async fn begin_epoch(
         position,
         published: position,
         transaction: None,
+        open: None,
         acknowledged: server.confirmed,
         live: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.live),
         run_id: claim.run_id.clone(),
@@ -494,6 +536,8 @@ async fn begin_epoch(
 }
 
 /// Sends one batch and waits for its outcome.
+///
+/// What Redis forbids for one stream is left out: its first entry will be forbidden too, and stop that stream alone.
 async fn exchange(
     redis: &mut redis_connection::Connection,
     batch: Batch,
@@ -504,7 +548,15 @@ async fn exchange(
     loop {
         match redis.outcome()? {
             Some(Outcome::Written { .. }) => return Ok(()),
-            Some(Outcome::Refused { cause, .. } | Outcome::Denied { cause, .. }) => {
+            Some(Outcome::Denied { batch, purpose, cause }) => {
+                tracing::error!(
+                    ?purpose,
+                    cause,
+                    "Redis forbids a stream to be born; see the ACL in the docs"
+                );
+                redis.send(batch, epoch, acknowledged);
+            }
+            Some(Outcome::Refused { cause, .. }) => {
                 return Err(anyhow!("Redis refused the beginning of an epoch: {cause}"));
             }
             None => {
@@ -562,6 +614,7 @@ impl Session<'_> {
             }
             Some(reading) = self.aof.recv() => Ok(Event::Aof(reading)),
             Ok(()) = self.context.snapshots.changed() => Ok(Event::Seen),
+            Ok(()) = self.context.leaving.changed() => Ok(Event::Leaving),
             Some(trim) = self.context.trims.recv(), if may_read => Ok(Event::Trim(trim)),
             _ = self.ticks.tick() => Ok(Event::Tick),
         }
@@ -583,6 +636,12 @@ impl Session<'_> {
                 // There may be frames that the full batch left in the buffer.
                 self.take_frames()?;
             }
+            // A Redis that has come back may lack what the one before it had taken, though its file is complete.
+            Event::Aof(reading) if reading.run_id != self.run_id => {
+                return Err(End::Failed(anyhow!(
+                    "Redis has restarted: what it lost is published again"
+                )));
+            }
             Event::Aof(reading) => {
                 let Written {
                     published,
@@ -594,6 +653,11 @@ impl Session<'_> {
                 self.advance(durable);
             }
             Event::Seen => self.close_window(),
+            Event::Leaving => {
+                if *self.context.leaving.borrow_and_update() {
+                    return Err(End::Failed(anyhow!("Postgres shuts down")));
+                }
+            }
             Event::Trim(trim) => self.pipeline.batch().trim(&trim),
             Event::Tick => self.tick()?,
             Event::Stop => return Ok(true),
