@@ -218,6 +218,27 @@ impl Connection {
         })
     }
 
+    /// The last entry of a stream, zero when there is none.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn last_id(&mut self, key: &str) -> Result<StreamId> {
+        let newest = self
+            .request(&[b"XREVRANGE", key.as_bytes(), b"+", b"-", b"COUNT", b"1"])
+            .await?;
+        let Reply::Array(entries) = newest else {
+            return Ok(StreamId::ZERO);
+        };
+        let id = match entries.first() {
+            Some(Reply::Array(entry)) => match entry.first() {
+                Some(Reply::Bulk(id)) => String::from_utf8_lossy(id).parse().ok(),
+                _ => None,
+            },
+            _ => None,
+        };
+        Ok(id.unwrap_or(StreamId::ZERO))
+    }
+
     async fn hash(&mut self, key: &str) -> Result<HashMap<String, String>> {
         let Reply::Array(replies) = self.request(&[b"HGETALL", key.as_bytes()]).await? else {
             bail!("Redis refused to show the hash {key}");

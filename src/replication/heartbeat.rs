@@ -72,7 +72,10 @@ pub async fn run(
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer within 5 s".to_owned(),
         };
-        client = None;
+        // A connection that was lost is made anew at once, which tells whether Postgres is still there.
+        if client.take().is_some_and(|client| client.is_closed()) {
+            ticks.reset_immediately();
+        }
         if !std::mem::replace(&mut failing, true) {
             tracing::warn!(cause, "heartbeat failed; freshness will show it");
         }

@@ -156,7 +156,7 @@ struct Session<'a> {
     aof: mpsc::Receiver<AofReading>,
     /// What `acknowledged` says in the batch under way.
     sending_acknowledged: PgLsn,
-    /// Streams to be born before the next batch.
+    /// What goes before the next batch, above all streams to be born.
     births: Option<Batch>,
     /// Transactions that a snapshot may not see yet.
     window: Vec<WindowEntry>,
@@ -322,7 +322,14 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
             aof_sender,
         ));
     }
-    let births = births_of_stopped(&keys, &claim.stopped, position);
+    let timeline = claim.checkpoint.as_ref().map(|checkpoint| checkpoint.timeline);
+    let has_switched = timeline.is_some_and(|timeline| timeline != server.identity.timeline);
+    let opening = opening(
+        &keys,
+        &claim.stopped,
+        position,
+        has_switched.then_some(server.identity.timeline),
+    );
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     Ok(Session {
@@ -337,7 +344,7 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         written,
         aof,
         sending_acknowledged: acknowledged,
-        births,
+        births: opening,
         window: claim.window,
         refused: None,
         refusal: None,
@@ -348,14 +355,18 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     })
 }
 
+/// What a session writes before all else.
+///
 /// Streams that an earlier session had to stop have a hole: they are born anew, which tells their readers. One that is
-/// still not to be written is stopped again.
-fn births_of_stopped(keys: &Keys, stopped: &[String], position: StreamId) -> Option<Batch> {
-    let targets: Vec<Target> = stopped.iter().filter_map(|name| Target::named(name)).collect();
-    if targets.is_empty() {
-        return None;
-    }
+/// still not to be written is stopped again. And when the server went on on a timeline that holds all that is published,
+/// the next session must compare with that one.
+fn opening(keys: &Keys, stopped: &[String], position: StreamId, timeline: Option<i32>) -> Option<Batch> {
     let mut batch = Batch::new(keys.clone());
+    if let Some(timeline) = timeline {
+        let (key, timeline) = (keys.checkpoint(), timeline.to_string());
+        batch.other(&[b"HSET", key.as_bytes(), b"timeline", timeline.as_bytes()]);
+    }
+    let targets = stopped.iter().filter_map(|name| Target::named(name));
     let key = keys.stopped();
     for target in targets {
         tracing::warn!(
@@ -365,7 +376,7 @@ fn births_of_stopped(keys: &Keys, stopped: &[String], position: StreamId) -> Opt
         batch.other(&[b"HDEL", key.as_bytes(), target.name().as_bytes()]);
         batch.birth(target, position, unix_micros());
     }
-    Some(batch)
+    (!batch.is_empty()).then_some(batch)
 }
 
 /// Asks Redis for the state of its AOF as long as the session lasts.
@@ -428,18 +439,26 @@ async fn begin_epoch(
     let checkpoint = claim.checkpoint.as_ref();
     let old = checkpoint.map(|checkpoint| checkpoint.epoch);
     let previous_base = old.map_or(0, |old| old.base).max(u64::try_from(last_base).unwrap_or(0));
+    let keys = Keys::new(&context.config.redis.prefix);
+    let tenants = context
+        .database
+        .query(include_str!("../../sql/tenant_generations.sql"), &[])
+        .await
+        .context("cannot list the tenants")?;
     let last_ms = match checkpoint {
         Some(checkpoint) => checkpoint.position.ms.max(checkpoint.live.ms),
-        None if last_number == 0 => 0,
-        // Streams may have outlived their checkpoint. Whatever they hold was in the log before we took over the slot.
+        // Streams may have outlived their checkpoint, in this log or in one that was rewound since.
         None => {
-            let end = context
-                .database
-                .query_opt(include_str!("../../sql/wal_position.sql"), &[])
-                .await
-                .context("cannot read the end of the log")?;
-            let end = end.context("the log has no end")?.get::<_, PgLsn>("lsn");
-            u64::from(end).saturating_add(previous_base)
+            let mut last = redis.last_id(&keys.live(0)).await?;
+            for row in &tenants {
+                last = last.max(redis.last_id(&keys.changes(row.get("name"))).await?);
+            }
+            match last {
+                StreamId::ZERO if last_number == 0 => 0,
+                last => last
+                    .ms
+                    .max(u64::from(server.identity.wal_end).saturating_add(previous_base)),
+            }
         }
     };
     let epoch = Epoch {
@@ -470,15 +489,9 @@ async fn begin_epoch(
         .await
         .context("cannot record the new epoch")?;
 
-    let keys = Keys::new(&context.config.redis.prefix);
     let now = unix_micros();
     let acknowledged = checkpoint.map_or(PgLsn::from(0), |checkpoint| checkpoint.acknowledged);
     let old = old.unwrap_or(epoch);
-    let tenants = context
-        .database
-        .query(include_str!("../../sql/tenant_generations.sql"), &[])
-        .await
-        .context("cannot list the tenants")?;
     for row in &tenants {
         let (name, generation): (String, i64) = (row.get("name"), row.get("generation"));
         let Some(tenant) = Tenant::named(&name) else { continue };
