@@ -123,6 +123,10 @@ impl World {
         });
         let numbers = [
             (
+                "REPLICATION__HEARTBEAT_INTERVAL_MS",
+                config.replication.heartbeat_interval_ms,
+            ),
+            (
                 "REPLICATION__WIRE_TIMEOUT_SECONDS",
                 config.replication.wire_timeout_seconds,
             ),

@@ -14,16 +14,29 @@ pub(crate) struct Own<S> {
 
 /// A Redis of one's own.
 pub(crate) async fn redis() -> Own<PrivateRedis> {
+    redis_of(RedisOptions::new().unwrap()).await
+}
+
+/// A Redis of one's own with one more setting.
+pub(crate) async fn redis_with(name: &str, value: &str) -> Own<PrivateRedis> {
+    redis_of(RedisOptions::new().unwrap().setting(name, value)).await
+}
+
+async fn redis_of(options: RedisOptions) -> Own<PrivateRedis> {
     let folder = Folder::new();
-    let options = RedisOptions::new().unwrap();
     let server = PrivateRedis::start(&folder.0.join("redis"), options).await.unwrap();
     Own { server, folder }
 }
 
 /// A Postgres of one's own. It does not sync, which a killed process does not need.
 pub(crate) async fn postgres() -> Own<PrivatePostgres> {
+    postgres_with(PostgresOptions::new().unwrap()).await
+}
+
+/// A Postgres of one's own with these settings.
+pub(crate) async fn postgres_with(options: PostgresOptions) -> Own<PrivatePostgres> {
     let folder = Folder::new();
-    let options = PostgresOptions::new().unwrap().setting("fsync", "off");
+    let options = options.setting("fsync", "off");
     let server = PrivatePostgres::start(&folder.0.join("postgres"), options)
         .await
         .unwrap();
