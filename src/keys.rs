@@ -26,6 +26,11 @@ impl Keys {
         format!("{}:window", self.prefix)
     }
 
+    /// Hash: streams that took no entries and have a hole until they are born anew, each with the cause.
+    pub fn stopped(&self) -> String {
+        format!("{}:stopped", self.prefix)
+    }
+
     /// Stream: thin notices for API nodes, one stream a lane.
     pub fn live(&self, lane: u32) -> String {
         format!("{}:live:{lane}", self.prefix)
@@ -56,12 +61,8 @@ impl Keys {
         format!("{}:{{{tenant}}}:quarantine", self.prefix)
     }
 
-    /// Hash: streams that take no entries, `changes acme` or `inbox acme <user>`, with the cause.
-    pub fn stopped(&self) -> String {
-        format!("{}:stopped", self.prefix)
-    }
-
-    /// Hash: the tenant's `generation`, its `state` (`active` or `paused`), and `trim:<stream>` → the stream ID up to which entries were trimmed.
+    /// Hash: the tenant's `generation`, its `state` (`active` or `paused`), and `trim:<stream>` → the stream ID up to
+    /// which entries were trimmed.
     pub fn meta(&self, tenant: &str) -> String {
         format!("{}:{{{tenant}}}:meta", self.prefix)
     }

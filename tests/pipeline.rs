@@ -17,6 +17,8 @@ use crate::support::{Entry, World, eventually, servers};
 async fn a_committed_row_is_in_the_tenants_log_and_in_its_recipients_inbox() {
     let world = World::new().await;
     let engine = world.engine(Role::Replicator).await;
+    // What is committed before the slot is there is in no stream.
+    world.published().await;
     world.tenant("acme").await;
     let bob = world.user("acme", "bob", UserType::Web).await;
     let joe = world.user("acme", "joe", UserType::Mobile).await;

@@ -17,13 +17,22 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::config;
 use crate::transport::postgres::Server;
+
+/// How long a pooled connection counts as alive after it was taken last.
+const TRUSTED: Duration = Duration::from_secs(1);
+
+/// How long a pooled connection may take for a sign of life before it is given up.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// What a statement may take beyond the time after which Postgres ends it: then nobody is there to end it.
+const STATEMENT_GRACE: Duration = Duration::from_secs(2);
 
 /// A connection out of the pool; dropping it gives it back.
 pub type Client = deadpool_postgres::Client;
@@ -52,6 +61,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether Postgres is up but takes no sessions (SQLSTATE 57P03): it starts, recovers or shuts down.
+    pub fn is_cannot_connect_now(&self) -> bool {
+        matches!(self, Self::Unavailable(text) if text.ends_with("(SQLSTATE 57P03)"))
+    }
+
     /// Whether this is a violation of the named constraint or unique index.
     pub fn violates(&self, constraint: &str) -> bool {
         matches!(self, Self::Constraint { name, .. } if name == constraint)
@@ -118,6 +132,7 @@ pub struct Database {
     pool: Pool,
     config: tokio_postgres::Config,
     server: Server,
+    statement_timeout: Duration,
 }
 
 impl Database {
@@ -155,9 +170,29 @@ impl Database {
             .create_timeout(Some(timeout))
             .recycle_timeout(Some(timeout))
             .runtime(Runtime::Tokio1)
+            .pre_recycle(Hook::async_fn(|client, metrics| {
+                // A half-open connection looks idle; one that was in use just now has shown that it lives.
+                let is_trusted = metrics.last_used() < TRUSTED;
+                Box::pin(async move {
+                    if is_trusted {
+                        return Ok(());
+                    }
+                    match tokio::time::timeout(SIGN_OF_LIFE, client.simple_query("")).await {
+                        Ok(Ok(_)) => Ok(()),
+                        Ok(Err(error)) => Err(HookError::Backend(error)),
+                        Err(_) => Err(HookError::message("no sign of life")),
+                    }
+                })
+            }))
             .build()
             .context("cannot make the Postgres connection pool")?;
-        let database = Self { pool, config, server };
+        let statement_timeout = Duration::from_secs(settings.query_timeout_seconds) + STATEMENT_GRACE;
+        let database = Self {
+            pool,
+            config,
+            server,
+            statement_timeout,
+        };
         database.check().await.with_context(|| {
             format!(
                 "cannot use Postgres at {}; check that it runs and `postgres.url` (or DATABASE_URL)",
@@ -181,11 +216,14 @@ impl Database {
     /// # Errors
     /// When Postgres cannot be reached.
     pub async fn connect_alone(&self) -> Result<tokio_postgres::Client, Error> {
-        let (client, connection) = self
-            .config
-            .connect(self.server.clone())
-            .await
-            .map_err(|error| Error::Unavailable(with_causes(&error)))?;
+        let (client, connection) =
+            self.config
+                .connect(self.server.clone())
+                .await
+                .map_err(|error| match error.as_db_error() {
+                    Some(_) => Error::from(error),
+                    None => Error::Unavailable(with_causes(&error)),
+                })?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::warn!(%error, "a Postgres connection broke");
@@ -200,7 +238,14 @@ impl Database {
     /// # Errors
     /// See [`Error`].
     pub async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
-        Ok(self.get().await?.query_typed(sql, params).await?)
+        let client = self.get().await?;
+        match tokio::time::timeout(self.statement_timeout, client.query_typed(sql, params)).await {
+            Ok(rows) => Ok(rows?),
+            Err(_) => Err(Error::Unavailable(format!(
+                "no answer within {} s",
+                self.statement_timeout.as_secs()
+            ))),
+        }
     }
 
     /// Runs one statement in one round trip and gives its first row.

@@ -4,8 +4,8 @@
 //! one after the other, an entry of the inbox could be missed while a later one of the shared stream is seen.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::streams::StreamRangeReply;
@@ -117,10 +117,16 @@ impl Missing {
     }
 }
 
+/// How long a connection is given before it is replaced by another.
+const RENEWAL: Duration = Duration::from_secs(1);
+
 /// Reads streams and devices' sync states. Cloning shares the connection.
 #[derive(Clone)]
 pub struct Store {
-    connection: ConnectionManager,
+    client: redis::Client,
+    settings: ConnectionManagerConfig,
+    /// The connection, and since when it is in use.
+    connection: Arc<RwLock<(ConnectionManager, Instant)>>,
     keys: Arc<Keys>,
 }
 
@@ -146,14 +152,32 @@ impl Store {
             .set_max_delay(Duration::from_millis(500));
         let client = transport::redis::client(config)?;
         Ok(Self {
-            connection: ConnectionManager::new_lazy_with_config(client, settings)?,
+            connection: Arc::new(RwLock::new((
+                ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?,
+                Instant::now(),
+            ))),
+            client,
+            settings,
             keys: Arc::new(Keys::new(&config.prefix)),
         })
     }
 
     /// The shared connection.
     pub fn connection(&self) -> ConnectionManager {
-        self.connection.clone()
+        self.connection.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Makes the connection anew. The manager does so by itself when it hears that a connection has ended, but a
+    /// half-open one is only silent.
+    pub fn renew(&self) {
+        let mut held = self.connection.write().unwrap_or_else(PoisonError::into_inner);
+        if held.1.elapsed() < RENEWAL {
+            return;
+        }
+        match ConnectionManager::new_lazy_with_config(self.client.clone(), self.settings.clone()) {
+            Ok(connection) => *held = (connection, Instant::now()),
+            Err(error) => tracing::warn!(%error, "cannot make another connection to Redis"),
+        }
     }
 
     /// Names of keys.
@@ -165,6 +189,10 @@ impl Store {
     async fn query<T: redis::FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, RedisError> {
         match pipe.query_async(&mut self.connection()).await {
             Err(error) if error.is_io_error() && !error.is_timeout() => pipe.query_async(&mut self.connection()).await,
+            Err(error) if error.is_timeout() => {
+                self.renew();
+                Err(error)
+            }
             result => result,
         }
     }

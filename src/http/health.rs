@@ -65,7 +65,10 @@ pub async fn ready(app: Arc<App>, _request: Request) -> Result<Response, Error> 
             };
             (Some(problem.to_owned()), json!({}))
         }
-        Err(_) => (Some(format!("no answer within {seconds} s")), json!({})),
+        Err(_) => {
+            app.store.renew();
+            (Some(format!("no answer within {seconds} s")), json!({}))
+        }
     };
     note("redis", redis.0, redis.1);
     if let Some(replication) = &app.replication {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use uuid::Uuid;
 
-use super::checkpoint::{Checkpoint, Epoch, TransactionMark};
+use super::checkpoint::{Checkpoint, Epoch, OpenTransaction, TransactionMark};
 use super::resp;
 use super::window::WindowEntry;
 use crate::change::StreamId;
@@ -170,6 +170,7 @@ pub struct Batch {
     changes: usize,
     position: Option<StreamId>,
     complete: Option<(StreamId, TransactionMark)>,
+    open: Option<OpenTransaction>,
     window: Option<WindowEntry>,
     window_done: Vec<String>,
     notices: Vec<u8>,
@@ -187,6 +188,7 @@ impl Batch {
             changes: 0,
             position: None,
             complete: None,
+            open: None,
             window: None,
             window_done: Vec::new(),
             notices: Vec::new(),
@@ -255,6 +257,11 @@ impl Batch {
     pub fn complete(&mut self, last: StreamId, mark: TransactionMark) {
         self.complete = Some((last, mark));
         self.position = Some(self.position.map_or(last, |position| position.max(last)));
+    }
+
+    /// Notes the transaction that ends in a later batch.
+    pub fn leave_open(&mut self, open: OpenTransaction) {
+        self.open = Some(open);
     }
 
     /// The window entry that it will write.
@@ -519,11 +526,6 @@ impl Batch {
         Some(purpose)
     }
 
-    /// The commands, encoded.
-    pub(super) fn commands(&self) -> &[u8] {
-        &self.commands
-    }
-
     /// Appends what comes behind the commands: the window, the live entry and the checkpoint.
     pub(super) fn write_tail(&self, tail: &Tail<'_>, out: &mut BytesMut) -> Written {
         let mut count = self.queued.len();
@@ -580,6 +582,8 @@ impl Batch {
         let mut fields: Vec<(&str, String)> = vec![("acknowledged", tail.acknowledged.to_string())];
         if let Some(position) = self.position {
             fields.push(("position", position.to_string()));
+            // Whoever replays from here must be able to tell whether it is the same transaction.
+            fields.push(("open", self.open.map(|open| open.to_string()).unwrap_or_default()));
         }
         if let Some((published, mark)) = self.complete {
             fields.push(("published", published.to_string()));

@@ -63,6 +63,35 @@ pub struct TransactionMark {
     pub commit_ts: i64,
 }
 
+/// A transaction of which only the first changes are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenTransaction {
+    /// Its commit LSN.
+    pub lsn: PgLsn,
+    /// Its id, without epoch.
+    pub xid: u32,
+    /// Its commit time, µs since 1970.
+    pub commit_ts: i64,
+}
+
+impl fmt::Display for OpenTransaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.lsn, self.xid, self.commit_ts)
+    }
+}
+
+impl OpenTransaction {
+    /// Reads what [`fmt::Display`] wrote; `None` when it is not that.
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        Some(Self {
+            lsn: parts.next()?.parse().ok()?,
+            xid: parts.next()?.parse().ok()?,
+            commit_ts: parts.next()?.parse().ok()?,
+        })
+    }
+}
+
 /// The checkpoint hash, complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -78,6 +107,8 @@ pub struct Checkpoint {
     pub published: StreamId,
     /// The last complete published transaction; `None` in a new epoch.
     pub transaction: Option<TransactionMark>,
+    /// The transaction inside of which `position` lies, if it does.
+    pub open: Option<OpenTransaction>,
     /// What Postgres may have been told.
     pub acknowledged: PgLsn,
     /// ID of the last entry of the live stream.
@@ -120,6 +151,13 @@ impl Checkpoint {
         } else {
             None
         };
+        let open = match fields.get("open").map_or("", String::as_str) {
+            "" => None,
+            text => Some(OpenTransaction::parse(text).ok_or_else(|| CheckpointError {
+                field: "open",
+                value: text.to_owned(),
+            })?),
+        };
         Ok(Some(Self {
             epoch: Epoch {
                 id: field(fields, "epoch")?,
@@ -131,6 +169,7 @@ impl Checkpoint {
             position: field(fields, "position")?,
             published: field(fields, "published")?,
             transaction,
+            open,
             acknowledged: field(fields, "acknowledged")?,
             live: field(fields, "live")?,
             run_id: field(fields, "run_id")?,
@@ -156,6 +195,7 @@ impl Checkpoint {
             ),
             ("xid", text(mark.map(|mark| mark.xid.to_string()))),
             ("commit_ts", text(mark.map(|mark| mark.commit_ts.to_string()))),
+            ("open", text(self.open.map(|open| open.to_string()))),
             ("acknowledged", self.acknowledged.to_string()),
             ("live", self.live.to_string()),
             ("run_id", self.run_id.clone()),
@@ -185,6 +225,11 @@ mod tests {
                 xid: 5,
                 commit_ts: -1,
             }),
+            open: Some(OpenTransaction {
+                lsn: 9.into(),
+                xid: 6,
+                commit_ts: 2,
+            }),
             acknowledged: 7.into(),
             live: StreamId::ZERO,
             run_id: "r".into(),
@@ -198,7 +243,7 @@ mod tests {
             Checkpoint::parse(&fields)
         };
         assert_eq!(read(&checkpoint), Ok(Some(checkpoint.clone())));
-        checkpoint.transaction = None;
+        (checkpoint.transaction, checkpoint.open) = (None, None);
         assert_eq!(read(&checkpoint), Ok(Some(checkpoint.clone())));
         assert_eq!(
             Checkpoint::parse(&HashMap::from([("writer".into(), "x".into())])),

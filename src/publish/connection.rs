@@ -88,7 +88,7 @@ struct Outbound {
 impl Outbound {
     /// What is left, in order.
     fn parts<'a>(&'a self, in_flight: Option<&'a InFlight>) -> [IoSlice<'a>; 3] {
-        let commands = in_flight.map_or(&[][..], |in_flight| in_flight.batch.commands());
+        let commands = in_flight.map_or(&[][..], |in_flight| in_flight.batch.commands().0);
         [&self.before, commands.get(self.sent..).unwrap_or_default(), &self.after].map(IoSlice::new)
     }
 
@@ -230,6 +230,27 @@ impl Connection {
         })
     }
 
+    /// The last entry of a stream, zero when there is none.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn last_id(&mut self, key: &str) -> Result<StreamId> {
+        let newest = self
+            .request(&[b"XREVRANGE", key.as_bytes(), b"+", b"-", b"COUNT", b"1"])
+            .await?;
+        let Reply::Array(entries) = newest else {
+            return Ok(StreamId::ZERO);
+        };
+        let id = match entries.first() {
+            Some(Reply::Array(entry)) => match entry.first() {
+                Some(Reply::Bulk(id)) => String::from_utf8_lossy(id).parse().ok(),
+                _ => None,
+            },
+            _ => None,
+        };
+        Ok(id.unwrap_or(StreamId::ZERO))
+    }
+
     async fn hash(&mut self, key: &str) -> Result<HashMap<String, String>> {
         let Reply::Array(replies) = self.request(&[b"HGETALL", key.as_bytes()]).await? else {
             bail!("Redis refused to show the hash {key}");
@@ -365,7 +386,7 @@ impl Connection {
         let commands = self
             .in_flight
             .as_ref()
-            .map_or(0, |in_flight| in_flight.batch.commands().len());
+            .map_or(0, |in_flight| in_flight.batch.commands().0.len());
         let parts = self.outbound.parts(self.in_flight.as_ref());
         let has_outbound = parts.iter().any(|part| !part.is_empty());
         let (mut reader, mut writer) = tokio::io::split(&mut self.stream);

@@ -10,7 +10,7 @@ use postgres_types::PgLsn;
 
 use super::connection::SystemIdentity;
 use crate::decode::pgoutput::Begin;
-use crate::publish::checkpoint::{Checkpoint, TransactionMark};
+use crate::publish::checkpoint::{Checkpoint, OpenTransaction, TransactionMark};
 
 /// What is known of the server after `START_REPLICATION`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub enum Break {
     },
     /// The replay did not meet the transaction that the checkpoint names.
     TransactionMissing(TransactionMark),
+    /// The replay did not meet the transaction of which the first part is published.
+    OpenTransactionMissing(OpenTransaction),
     /// Redis ran parts of a transaction without the rest.
     TornTransaction,
 }
@@ -111,6 +113,12 @@ impl fmt::Display for Break {
                 "the log no longer holds the published transaction {} at {}: an older copy was restored",
                 mark.xid, mark.lsn
             ),
+            Self::OpenTransactionMissing(open) => write!(
+                f,
+                "the log no longer holds the transaction {} at {}, of which a part was published: an older copy was \
+                 restored",
+                open.xid, open.lsn
+            ),
             Self::TornTransaction => f.write_str("Redis did not hold a transaction together"),
         }
     }
@@ -134,22 +142,25 @@ pub fn judge(server: &Server, checkpoint: Option<&Checkpoint>) -> Result<Replay,
     let end_lsn = checkpoint
         .transaction
         .map_or(checkpoint.acknowledged, |mark| mark.end_lsn);
+    // Its commit record begins there, so the log must go on.
+    let open_end = checkpoint.open.map(|open| PgLsn::from(u64::from(open.lsn) + 1));
+    let reached = open_end.map_or(end_lsn, |open_end| open_end.max(end_lsn));
     if checkpoint.timeline != server.identity.timeline {
         let switch = server
             .timeline_history
             .as_deref()
             .and_then(|history| switch_point(history, checkpoint.timeline));
-        if switch.is_none_or(|switch| switch < end_lsn) {
+        if switch.is_none_or(|switch| switch < reached) {
             return Err(Break::TimelineForked {
                 was: checkpoint.timeline,
                 is: server.identity.timeline,
             });
         }
     }
-    if server.identity.wal_end < end_lsn {
+    if server.identity.wal_end < reached {
         return Err(Break::WalEndsEarly {
             end: server.identity.wal_end,
-            published: end_lsn,
+            published: reached,
         });
     }
     if server.confirmed > checkpoint.acknowledged {
@@ -164,9 +175,11 @@ pub fn judge(server: &Server, checkpoint: Option<&Checkpoint>) -> Result<Replay,
             acknowledged: checkpoint.acknowledged,
         });
     }
-    Ok(Replay::expecting(
-        checkpoint.transaction.filter(|mark| server.confirmed <= mark.lsn),
-    ))
+    Ok(Replay {
+        expected: checkpoint.transaction.filter(|mark| server.confirmed <= mark.lsn),
+        open: checkpoint.open,
+        published: checkpoint.published.ms.saturating_sub(checkpoint.epoch.base).into(),
+    })
 }
 
 /// Where a timeline's history (Postgres chapter 26.3.6) says that it was left.
@@ -179,44 +192,55 @@ fn switch_point(history: &str, timeline: i32) -> Option<PgLsn> {
     })
 }
 
-/// Watches a replay for the transaction that the checkpoint names.
+/// Watches a replay for the transactions that the checkpoint names: the last complete one, and behind it the one whose
+/// first part is published. What a restored server has in the latter's place would else count as published already.
 ///
 /// A restored copy of the data directory has the same system id, timeline and slot, and its new transactions can even
 /// repeat an LSN and a transaction id; they cannot repeat the commit time too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Replay {
     expected: Option<TransactionMark>,
+    open: Option<OpenTransaction>,
+    /// What begins below is published in whole.
+    published: PgLsn,
 }
 
 impl Replay {
-    fn expecting(expected: Option<TransactionMark>) -> Self {
-        Self { expected }
-    }
-
     /// A replay that has nothing to meet.
     pub fn free() -> Self {
-        Self { expected: None }
+        Self {
+            expected: None,
+            open: None,
+            published: PgLsn::from(0),
+        }
     }
 
     /// Nothing may be acknowledged while this holds.
     pub fn is_unproven(&self) -> bool {
-        self.expected.is_some()
+        self.expected.is_some() || self.open.is_some()
     }
 
     /// A transaction begins.
     ///
     /// # Errors
-    /// When the replay passes the expected transaction without having met it.
+    /// When the replay passes an expected transaction without having met it.
     pub fn meet(&mut self, begin: &Begin) -> Result<(), Break> {
-        let Some(mark) = self.expected else { return Ok(()) };
-        if begin.final_lsn < mark.lsn {
-            return Ok(());
+        let is = |lsn, xid, commit_ts| begin.final_lsn == lsn && begin.xid == xid && begin.commit_ts == commit_ts;
+        match (self.expected, self.open) {
+            (Some(mark), _) if begin.final_lsn < mark.lsn => Ok(()),
+            (Some(mark), _) if is(mark.lsn, mark.xid, mark.commit_ts) => {
+                self.expected = None;
+                Ok(())
+            }
+            (Some(mark), _) => Err(Break::TransactionMissing(mark)),
+            (None, Some(_)) if begin.final_lsn < self.published => Ok(()),
+            (None, Some(open)) if is(open.lsn, open.xid, open.commit_ts) => {
+                self.open = None;
+                Ok(())
+            }
+            (None, Some(open)) => Err(Break::OpenTransactionMissing(open)),
+            (None, None) => Ok(()),
         }
-        if begin.final_lsn == mark.lsn && begin.xid == mark.xid && begin.commit_ts == mark.commit_ts {
-            self.expected = None;
-            return Ok(());
-        }
-        Err(Break::TransactionMissing(mark))
     }
 }
 
@@ -257,6 +281,7 @@ mod tests {
             position: StreamId { ms: 100, seq: 1 },
             published: StreamId { ms: 100, seq: 1 },
             transaction: Some(mark()),
+            open: None,
             acknowledged: 90.into(),
             live: StreamId::ZERO,
             run_id: "r".into(),
@@ -349,14 +374,58 @@ mod tests {
             xid,
             commit_ts,
         };
-        let mut replay = Replay::expecting(Some(mark()));
+        let expecting = || judge(&server(), Some(&checkpoint())).unwrap();
+        let mut replay = expecting();
         assert_eq!(replay.meet(&begin(90, 3, 9)), Ok(()));
         assert_eq!(replay.meet(&begin(100, 7, 1)), Ok(()));
         assert!(!replay.is_unproven());
         assert_eq!(replay.meet(&begin(101, 8, 2)), Ok(()));
         for other in [begin(100, 7, 2), begin(100, 8, 1), begin(101, 7, 1)] {
-            assert!(Replay::expecting(Some(mark())).meet(&other).is_err());
+            assert!(expecting().meet(&other).is_err());
         }
+    }
+
+    #[test]
+    fn a_replay_must_also_meet_the_transaction_of_which_a_part_is_published() {
+        let open = OpenTransaction {
+            lsn: 130.into(),
+            xid: 8,
+            commit_ts: 2,
+        };
+        let mut checkpoint = checkpoint();
+        checkpoint.open = Some(open);
+        checkpoint.position = StreamId { ms: 130, seq: 4 };
+        let begin = |lsn: u64, xid, commit_ts| Begin {
+            final_lsn: lsn.into(),
+            xid,
+            commit_ts,
+        };
+        let replay = judge(&server(), Some(&checkpoint)).unwrap();
+        let mut same = replay;
+        for met in [begin(90, 3, 9), begin(100, 7, 1), begin(130, 8, 2), begin(150, 9, 3)] {
+            assert!(same.is_unproven() || met.xid == 9);
+            assert_eq!(same.meet(&met), Ok(()));
+        }
+        assert!(!same.is_unproven());
+        // Small transactions in its place would count as published already.
+        for other in [begin(120, 8, 2), begin(130, 8, 3), begin(130, 9, 2), begin(140, 8, 2)] {
+            let mut replay = replay;
+            assert_eq!(replay.meet(&begin(100, 7, 1)), Ok(()));
+            assert_eq!(replay.meet(&other), Err(Break::OpenTransactionMissing(open)));
+        }
+        let mut short = server();
+        short.identity.wal_end = 130.into();
+        assert!(matches!(
+            judge(&short, Some(&checkpoint)),
+            Err(Break::WalEndsEarly { .. })
+        ));
+        // The first transaction of an epoch, with nothing complete before it.
+        checkpoint.transaction = None;
+        checkpoint.acknowledged = 110.into();
+        checkpoint.published = StreamId { ms: 110, seq: 0 };
+        let mut replay = judge(&server(), Some(&checkpoint)).unwrap();
+        assert_eq!(replay.meet(&begin(100, 7, 1)), Ok(()));
+        assert_eq!(replay.meet(&begin(110, 8, 2)), Err(Break::OpenTransactionMissing(open)));
     }
 
     #[test]

@@ -15,12 +15,22 @@ use crate::database::{self, Database};
 /// Prefix of heartbeats; the slot's name follows, since each engine of several hears the others' too.
 pub const PREFIX: &str = "posduif.heartbeat:";
 
+/// What heartbeats find out.
+#[derive(Debug)]
+pub struct Findings {
+    /// The last snapshot.
+    pub seen: watch::Sender<Snapshot>,
+    /// Postgres takes no sessions, because it shuts down. It then waits for whoever follows its log to have confirmed
+    /// its very end, which we never do, since only transactions are confirmed.
+    pub leaves: watch::Sender<bool>,
+}
+
 /// Emits heartbeats until cancelled, and passes on what each saw. A failure is logged once and tried again.
 pub async fn run(
     database: Database,
     slot: String,
     interval: Duration,
-    seen: watch::Sender<Snapshot>,
+    findings: Findings,
     cancelled: CancellationToken,
 ) {
     let prefix = format!("{PREFIX}{slot}");
@@ -47,18 +57,25 @@ pub async fn run(
             result = tokio::time::timeout(Duration::from_secs(5), beat) => result,
             () = cancelled.cancelled() => return,
         };
+        let is_leaving = matches!(&result, Ok(Err(error)) if error.is_cannot_connect_now());
+        findings
+            .leaves
+            .send_if_modified(|leaves| std::mem::replace(leaves, is_leaving) != is_leaving);
         let cause = match result {
             Ok(Ok(text)) => {
                 failing = false;
                 if let Some(snapshot) = text.and_then(|text| Snapshot::parse(&text)) {
-                    seen.send_replace(snapshot);
+                    findings.seen.send_replace(snapshot);
                 }
                 continue;
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer within 5 s".to_owned(),
         };
-        client = None;
+        // A connection that was lost is made anew at once, which tells whether Postgres is still there.
+        if client.take().is_some_and(|client| client.is_closed()) {
+            ticks.reset_immediately();
+        }
         if !std::mem::replace(&mut failing, true) {
             tracing::warn!(cause, "heartbeat failed; freshness will show it");
         }

@@ -16,7 +16,7 @@ use crate::decode::value::{self, NotUtf8};
 use crate::deliver::store;
 use crate::keys::Keys;
 use crate::publish::batch::{Batch, EntryBody, Source, Target, operation_text};
-use crate::publish::checkpoint::TransactionMark;
+use crate::publish::checkpoint::{OpenTransaction, TransactionMark};
 use crate::route::outbox::{self, Letter};
 use crate::route::router::{Audience, Delivery, Plan, Router, SCHEMA_PREFIX};
 use crate::route::row::{Row, Seen, user_id};
@@ -156,6 +156,15 @@ impl Pipeline {
 
     /// Takes the batch and begins another.
     pub fn take_batch(&mut self) -> Batch {
+        if let Some(Transaction { begin, ordinal }) = self.transaction
+            && ordinal > 0
+        {
+            self.batch.leave_open(OpenTransaction {
+                lsn: begin.final_lsn,
+                xid: begin.xid,
+                commit_ts: begin.commit_ts,
+            });
+        }
         let next = self.spare.take().unwrap_or_else(|| Batch::new(self.keys.clone()));
         std::mem::replace(&mut self.batch, next)
     }
@@ -184,6 +193,9 @@ impl Pipeline {
     /// A stream takes no entries; those that follow are left out until it begins anew: with the next session, or the
     /// tenant's resync.
     pub fn stop_stream(&mut self, target: Target, cause: &str) {
+        if !self.stopped.insert(target.clone()) {
+            return;
+        }
         tracing::error!(
             stream = target.key(&self.keys),
             cause,
@@ -191,9 +203,9 @@ impl Pipeline {
         );
         let cause = format!("stream {} takes no entries: {cause}", target.key(&self.keys));
         self.batch.quarantine(&target.tenant().clone(), None, &cause, None);
+        // Whoever mends it must know that there is a hole, after a restart too.
         self.batch.stop(&target, &cause);
         self.counts.quarantined += 1;
-        self.stopped.insert(target);
     }
 
     /// Takes in one pgoutput message.

@@ -32,14 +32,15 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<()> {
     let (seen, snapshots) = watch::channel(Snapshot::default());
+    let (leaves, leaving) = watch::channel(false);
     let heartbeats = tokio::spawn(heartbeat::run(
         database.clone(),
         config.replication.slot.clone(),
         Duration::from_millis(config.replication.heartbeat_interval_ms),
-        seen,
+        heartbeat::Findings { seen, leaves },
         stop.clone(),
     ));
-    let result = sessions(config, database, &mut trims, state, &snapshots, &stop).await;
+    let result = sessions(config, database, &mut trims, state, (&snapshots, &leaving), &stop).await;
     stop.cancel();
     let _ = heartbeats.await;
     result
@@ -50,7 +51,7 @@ async fn sessions(
     database: &Database,
     trims: &mut mpsc::Receiver<Trim>,
     state: &watch::Sender<State>,
-    snapshots: &watch::Receiver<Snapshot>,
+    (snapshots, leaving): (&watch::Receiver<Snapshot>, &watch::Receiver<bool>),
     stop: &CancellationToken,
 ) -> Result<()> {
     let mut forced: Option<Break> = None;
@@ -60,6 +61,7 @@ async fn sessions(
             config,
             database,
             snapshots: snapshots.clone(),
+            leaving: leaving.clone(),
             trims,
             state,
             stop: stop.clone(),

@@ -96,6 +96,8 @@ pub struct Surroundings<'a> {
     pub database: &'a Database,
     /// What heartbeats saw.
     pub snapshots: watch::Receiver<Snapshot>,
+    /// Postgres shuts down: it waits until nobody follows its log any more.
+    pub leaving: watch::Receiver<bool>,
     /// What is to be trimmed.
     pub trims: &'a mut mpsc::Receiver<Trim>,
     /// Where the state is shown.
@@ -117,6 +119,8 @@ enum Event {
     Aof(AofReading),
     /// A heartbeat saw a snapshot.
     Seen,
+    /// Postgres shuts down, or does so no longer.
+    Leaving,
     /// A stream is to be trimmed.
     Trim(Trim),
     /// Time to look at timeouts, the status update and a refused batch.
@@ -126,9 +130,11 @@ enum Event {
 }
 
 /// The AOF's state, and what had been written before it was asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct AofReading {
     state: AofState,
+    /// Identity of the Redis process that told it.
+    run_id: String,
     written: Written,
 }
 
@@ -147,11 +153,13 @@ struct Session<'a> {
     epoch: Epoch,
     progress: Progress,
     durability: Durability,
+    /// Identity of the Redis process that the publisher writes to.
+    run_id: String,
     written: watch::Sender<Written>,
     aof: mpsc::Receiver<AofReading>,
     /// What `acknowledged` says in the batch under way.
     sending_acknowledged: PgLsn,
-    /// Streams to be born before the next batch.
+    /// What goes before the next batch, above all streams to be born.
     births: Option<Batch>,
     /// Transactions that a snapshot may not see yet.
     window: Vec<WindowEntry>,
@@ -240,7 +248,7 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     };
     let sender_timeout = Duration::from_secs(settings.sender_timeout_seconds);
     let mut postgres = Connection::connect(&upstream, timeout, sender_timeout).await?;
-    let identity = postgres.identify_system().await?;
+    let mut identity = postgres.identify_system().await?;
     let mut timeline_history = None;
     postgres
         .start_replication(&settings.slot, &settings.publication)
@@ -253,6 +261,13 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     let mut redis =
         redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max).await?;
     let claim = redis.claim().await?;
+    // Asked after the claim: another engine may have published until then, and that must not look like a rewind.
+    let end = context
+        .database
+        .query_opt(include_str!("../../sql/wal_position.sql"), &[])
+        .await
+        .context("cannot read the end of the log")?;
+    identity.wal_end = end.context("the log has no end")?.get("lsn");
     if claim.persistence == Persistence::Off {
         tracing::warn!("Redis does not persist durably (appendonly no): its crash costs a reset of all devices");
     }
@@ -307,6 +322,14 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
             aof_sender,
         ));
     }
+    let timeline = claim.checkpoint.as_ref().map(|checkpoint| checkpoint.timeline);
+    let has_switched = timeline.is_some_and(|timeline| timeline != server.identity.timeline);
+    let opening = opening(
+        &keys,
+        &claim.stopped,
+        position,
+        has_switched.then_some(server.identity.timeline),
+    );
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     Ok(Session {
@@ -322,10 +345,11 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         epoch,
         progress: Progress::starting_at(confirmed),
         durability,
+        run_id: claim.run_id,
         written,
         aof,
         sending_acknowledged: acknowledged,
-        births: rebirths(&keys, &claim.stopped, position),
+        births: opening,
         window: claim.window,
         refused: None,
         refusal: None,
@@ -334,6 +358,28 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         last_status: Instant::now(),
         ticks,
     })
+}
+
+/// What a session writes before all else.
+///
+/// Streams that an earlier session had to stop have a hole: they are born anew, which tells their readers. One that is
+/// still not to be written is stopped again. And when the server went on on a timeline that holds all that is published,
+/// the next session must compare with that one.
+fn opening(keys: &Keys, stopped: &[Target], position: StreamId, timeline: Option<i32>) -> Option<Batch> {
+    let mut batch = Batch::new(keys.clone());
+    if let Some(timeline) = timeline {
+        let (key, timeline) = (keys.checkpoint(), timeline.to_string());
+        batch.other(&[b"HSET", key.as_bytes(), b"timeline", timeline.as_bytes()]);
+    }
+    for target in stopped {
+        tracing::warn!(
+            stream = target.key(keys),
+            "stream was stopped and is born anew with a reset"
+        );
+        batch.unstop(target);
+        batch.birth(target.clone(), position, unix_micros());
+    }
+    (!batch.is_empty()).then_some(batch)
 }
 
 /// Asks Redis for the state of its AOF as long as the session lasts.
@@ -354,12 +400,16 @@ async fn read_aof_states(
                 Some(held) => held,
                 None => connection.insert(client.get_multiplexed_async_connection().await?),
             };
-            redis::cmd("INFO").arg("persistence").query_async::<String>(held).await
+            let mut pipe = redis::pipe();
+            pipe.cmd("INFO").arg("server").cmd("INFO").arg("persistence");
+            pipe.query_async::<(String, String)>(held).await
         };
         match tokio::time::timeout(Duration::from_secs(config.response_timeout_seconds), reading).await {
-            Ok(Ok(info)) => {
+            Ok(Ok((server, persistence))) => {
+                let run_id = server.lines().find_map(|line| line.trim().strip_prefix("run_id:"));
                 let reading = AofReading {
-                    state: AofState::parse(&info),
+                    state: AofState::parse(&persistence),
+                    run_id: run_id.unwrap_or_default().to_owned(),
                     written: before,
                 };
                 if readings.send(reading).await.is_err() {
@@ -392,18 +442,26 @@ async fn begin_epoch(
     let checkpoint = claim.checkpoint.as_ref();
     let old = checkpoint.map(|checkpoint| checkpoint.epoch);
     let previous_base = old.map_or(0, |old| old.base).max(u64::try_from(last_base).unwrap_or(0));
+    let keys = Keys::new(&context.config.redis.prefix);
+    let tenants = context
+        .database
+        .query(include_str!("../../sql/tenant_generations.sql"), &[])
+        .await
+        .context("cannot list the tenants")?;
     let last_ms = match checkpoint {
         Some(checkpoint) => checkpoint.position.ms.max(checkpoint.live.ms),
-        None if last_number == 0 => 0,
-        // Streams may have outlived their checkpoint. Whatever they hold was in the log before we took over the slot.
+        // Streams may have outlived their checkpoint, in this log or in one that was rewound since.
         None => {
-            let end = context
-                .database
-                .query_opt(include_str!("../../sql/wal_position.sql"), &[])
-                .await
-                .context("cannot read the end of the log")?;
-            let end = end.context("the log has no end")?.get::<_, PgLsn>("lsn");
-            u64::from(end).saturating_add(previous_base)
+            let mut last = redis.last_id(&keys.live(0)).await?;
+            for row in &tenants {
+                last = last.max(redis.last_id(&keys.changes(row.get("name"))).await?);
+            }
+            match last {
+                StreamId::ZERO if last_number == 0 => 0,
+                last => last
+                    .ms
+                    .max(u64::from(server.identity.wal_end).saturating_add(previous_base)),
+            }
         }
     };
     let epoch = Epoch {
@@ -434,15 +492,9 @@ async fn begin_epoch(
         .await
         .context("cannot record the new epoch")?;
 
-    let keys = Keys::new(&context.config.redis.prefix);
     let now = unix_micros();
     let acknowledged = checkpoint.map_or(PgLsn::from(0), |checkpoint| checkpoint.acknowledged);
     let old = old.unwrap_or(epoch);
-    let tenants = context
-        .database
-        .query(include_str!("../../sql/tenant_generations.sql"), &[])
-        .await
-        .context("cannot list the tenants")?;
     for row in &tenants {
         let (name, generation): (String, i64) = (row.get("name"), row.get("generation"));
         let state: String = row.get("state");
@@ -492,23 +544,13 @@ async fn begin_epoch(
         position,
         published: position,
         transaction: None,
+        open: None,
         acknowledged: server.confirmed,
         live: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.live),
         run_id: claim.run_id.clone(),
     });
     exchange(redis, batch, &epoch, server.confirmed).await?;
     Ok((epoch, position))
-}
-
-/// Streams that took no entries begin anew: what they missed is lost to them, and a reset tells their readers. One that
-/// still takes none is stopped again.
-fn rebirths(keys: &Keys, stopped: &[Target], position: StreamId) -> Option<Batch> {
-    let mut births = Batch::new(keys.clone());
-    for target in stopped {
-        births.unstop(target);
-        births.birth(target.clone(), position, unix_micros());
-    }
-    (!stopped.is_empty()).then_some(births)
 }
 
 async fn tenants(database: &Database) -> Result<HashSet<Arc<str>>> {
@@ -519,6 +561,8 @@ async fn tenants(database: &Database) -> Result<HashSet<Arc<str>>> {
 }
 
 /// Sends one batch and waits for its outcome.
+///
+/// What Redis forbids for one stream is left out: its first entry will be forbidden too, and stop that stream alone.
 async fn exchange(
     redis: &mut redis_connection::Connection,
     batch: Batch,
@@ -529,7 +573,15 @@ async fn exchange(
     loop {
         match redis.outcome()? {
             Some(Outcome::Written { .. }) => return Ok(()),
-            Some(Outcome::Refused { cause, .. } | Outcome::Denied { cause, .. }) => {
+            Some(Outcome::Denied { batch, purpose, cause }) => {
+                tracing::error!(
+                    ?purpose,
+                    cause,
+                    "Redis forbids a stream to be born; see the ACL in the docs"
+                );
+                redis.send(batch, epoch, acknowledged);
+            }
+            Some(Outcome::Refused { cause, .. }) => {
                 return Err(anyhow!("Redis refused the beginning of an epoch: {cause}"));
             }
             None => {
@@ -587,6 +639,7 @@ impl Session<'_> {
             }
             Some(reading) = self.aof.recv() => Ok(Event::Aof(reading)),
             Ok(()) = self.context.snapshots.changed() => Ok(Event::Seen),
+            Ok(()) = self.context.leaving.changed() => Ok(Event::Leaving),
             Some(trim) = self.context.trims.recv(), if may_read => Ok(Event::Trim(trim)),
             _ = self.ticks.tick() => Ok(Event::Tick),
         }
@@ -608,6 +661,12 @@ impl Session<'_> {
                 // There may be frames that the full batch left in the buffer.
                 self.take_frames()?;
             }
+            // A Redis that has come back may lack what the one before it had taken, though its file is complete.
+            Event::Aof(reading) if reading.run_id != self.run_id => {
+                return Err(End::Failed(anyhow!(
+                    "Redis has restarted: what it lost is published again"
+                )));
+            }
             Event::Aof(reading) => {
                 let Written {
                     published,
@@ -619,6 +678,11 @@ impl Session<'_> {
                 self.advance(durable);
             }
             Event::Seen => self.close_window(),
+            Event::Leaving => {
+                if *self.context.leaving.borrow_and_update() {
+                    return Err(End::Failed(anyhow!("Postgres shuts down")));
+                }
+            }
             Event::Trim(trim) => self.pipeline.batch().trim(&trim),
             Event::Tick => self.tick()?,
             Event::Stop => return Ok(true),

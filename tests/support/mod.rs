@@ -3,14 +3,17 @@
 pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
+pub(crate) mod proxy;
 pub(crate) mod servers;
 pub(crate) mod stage;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use posduif::change::StreamId;
 use posduif::config::{Config, Secret};
 use posduif::database::{Database, tenants};
@@ -106,31 +109,68 @@ impl World {
 
     /// An engine within the test.
     pub(crate) async fn engine(&self, role: Role) -> RunningEngine {
-        let engine = Engine::start(self.config.clone(), role).await.unwrap();
+        self.engine_with(role, self.config.clone()).await
+    }
+
+    /// An engine within the test that sees the world by other settings, through a proxy say.
+    pub(crate) async fn engine_with(&self, role: Role, config: Config) -> RunningEngine {
+        let engine = Engine::start(config, role).await.unwrap();
         RunningEngine { engine: Some(engine) }
     }
 
     /// An engine in a process of its own, which can be killed.
     pub(crate) async fn process(&self, role: &str) -> Process {
+        self.process_with(role, &self.config, None).await
+    }
+
+    /// An engine in a process of its own that sees the world by other settings. Its log can go to a file.
+    pub(crate) async fn process_with(&self, role: &str, config: &Config, log: Option<&Path>) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_posduif"));
+        let errors = log.map_or(Stdio::inherit(), |path| {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            file.unwrap().into()
+        });
+        let numbers = [
+            (
+                "REPLICATION__HEARTBEAT_INTERVAL_MS",
+                config.replication.heartbeat_interval_ms,
+            ),
+            (
+                "REPLICATION__WIRE_TIMEOUT_SECONDS",
+                config.replication.wire_timeout_seconds,
+            ),
+            (
+                "REPLICATION__SENDER_TIMEOUT_SECONDS",
+                config.replication.sender_timeout_seconds,
+            ),
+            (
+                "REPLICATION__BATCH_CHANGES_MAX",
+                config.replication.batch_changes_max as u64,
+            ),
+            ("REDIS__RESPONSE_TIMEOUT_SECONDS", config.redis.response_timeout_seconds),
+            ("STREAMS__INBOX_ENTRIES_MAX", config.streams.inbox_entries_max),
+            ("STREAMS__SHARED_ENTRIES_MAX", config.streams.shared_entries_max),
+            ("STREAMS__CHANGES_ENTRIES_MAX", config.streams.changes_entries_max),
+            ("HEALTH__FRESHNESS_BOUND_SECONDS", config.health.freshness_bound_seconds),
+        ];
+        for (name, value) in numbers {
+            command.env(format!("POSDUIF__{name}"), value.to_string());
+        }
         command
             .args(["serve", "--role", role])
             .current_dir(std::env::temp_dir())
             .env_remove("DATABASE_URL")
             .env_remove("REDIS_URL")
-            .env("POSDUIF__POSTGRES__URL", self.config.postgres.url.expose())
-            .env("POSDUIF__REDIS__URL", self.config.redis.url.expose())
-            .env("POSDUIF__REDIS__PREFIX", &self.config.redis.prefix)
-            .env("POSDUIF__REPLICATION__SLOT", &self.config.replication.slot)
-            .env(
-                "POSDUIF__REPLICATION__PUBLICATION",
-                &self.config.replication.publication,
-            )
+            .env("POSDUIF__POSTGRES__URL", config.postgres.url.expose())
+            .env("POSDUIF__REDIS__URL", config.redis.url.expose())
+            .env("POSDUIF__REDIS__PREFIX", &config.redis.prefix)
+            .env("POSDUIF__REPLICATION__SLOT", &config.replication.slot)
+            .env("POSDUIF__REPLICATION__PUBLICATION", &config.replication.publication)
             .env("POSDUIF__SERVER__PORT", "0")
-            .env("POSDUIF__SERVER__DEFAULT_TENANT", &self.config.server.default_tenant)
-            .env("POSDUIF__AUTH__JWT_SECRET", self.config.auth.jwt_secret.expose())
+            .env("POSDUIF__SERVER__DEFAULT_TENANT", &config.server.default_tenant)
+            .env("POSDUIF__AUTH__JWT_SECRET", config.auth.jwt_secret.expose())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(errors)
             .kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut address = None;
@@ -199,12 +239,23 @@ impl World {
 
     /// All entries of a stream.
     pub(crate) async fn stream(&self, key: &str) -> Vec<Entry> {
-        let mut redis = self.redis().await;
+        Self::range(&mut self.redis().await, key, StreamId::ZERO, usize::MAX >> 1).await
+    }
+
+    /// Entries of a stream from an ID on, up to so many.
+    pub(crate) async fn range(
+        redis: &mut MultiplexedConnection,
+        key: &str,
+        from: StreamId,
+        count: usize,
+    ) -> Vec<Entry> {
         let reply: redis::streams::StreamRangeReply = redis::cmd("XRANGE")
             .arg(key)
-            .arg("-")
+            .arg(from.to_string())
             .arg("+")
-            .query_async(&mut redis)
+            .arg("COUNT")
+            .arg(count)
+            .query_async(redis)
             .await
             .unwrap();
         reply
@@ -330,10 +381,19 @@ impl Process {
         self.child.kill().await.unwrap();
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        send_signal(self.pid(), signal);
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Ends it by SIGTERM and gives its exit code.
     pub(crate) async fn terminate(mut self) -> Option<i32> {
-        let pid = nix::unistd::Pid::from_raw(self.pid().cast_signed());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         tokio::time::timeout(PATIENCE, self.child.wait())
             .await
             .unwrap()
@@ -341,15 +401,46 @@ impl Process {
             .code()
     }
 
-    /// The most memory that it has used so far, in KiB (`VmHWM`).
+    /// The most memory that it has used so far, in KiB.
     pub(crate) fn peak_memory_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    /// The memory that it uses now, in KiB.
+    pub(crate) fn resident_memory_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    fn memory_kib(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 }
 
-async fn try_connect(url: &str) -> Option<tokio_postgres::Client> {
+/// Sends a signal to a process that the test has started.
+pub(crate) fn send_signal(pid: u32, signal: Signal) {
+    let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), signal);
+}
+
+/// Sends a signal to a process and to its children, as Postgres' sessions are.
+pub(crate) fn send_signal_to_family(pid: u32, signal: Signal) {
+    send_signal(pid, signal);
+    let parent = format!(" {pid} ");
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // The name, in parentheses, may contain anything; behind it come the state and the parent.
+        let rest = stat.rsplit(')').next().unwrap_or_default();
+        if rest.get(2..).is_some_and(|rest| rest.starts_with(&parent)) {
+            send_signal(child, signal);
+        }
+    }
+}
+
+pub(crate) async fn try_connect(url: &str) -> Option<tokio_postgres::Client> {
     let server = Server::parse(url).ok()?;
     let (client, connection) = server.config().connect(server.clone()).await.ok()?;
     tokio::spawn(connection);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use posduif::change::{Position, StreamId};
 use posduif::decode::pgoutput::{self, Begin, Cell, Commit, Message, Tuple};
+use postgres_types::PgLsn;
 
 use super::{Entry, World, connect};
 
@@ -57,13 +58,18 @@ impl Oracle {
 
     /// All transactions since it began to watch, in commit order.
     pub(crate) async fn transactions(&self) -> Vec<Transaction> {
-        let peek = "SELECT data FROM pg_logical_slot_peek_binary_changes($1::text::name, NULL, NULL, \
+        self.peek(&connect(&self.url).await, None).await.unwrap()
+    }
+
+    /// The next transactions, about as many as have this number of changes.
+    pub(crate) async fn peek(
+        &self,
+        psql: &tokio_postgres::Client,
+        changes: Option<i32>,
+    ) -> Result<Vec<Transaction>, tokio_postgres::Error> {
+        let peek = "SELECT data FROM pg_logical_slot_peek_binary_changes($1::text::name, NULL, $3, \
                     'proto_version', '1', 'publication_names', $2, 'messages', 'true')";
-        let rows = connect(&self.url)
-            .await
-            .query(peek, &[&self.slot, &self.publication])
-            .await
-            .unwrap();
+        let rows = psql.query(peek, &[&self.slot, &self.publication, &changes]).await?;
         let mut relations: HashMap<u32, (String, String, Vec<String>)> = HashMap::new();
         let mut transactions = Vec::new();
         let mut open: Option<(Begin, u64, Vec<Change>)> = None;
@@ -120,7 +126,13 @@ impl Oracle {
                 Message::Logical { .. } | Message::Origin { .. } | Message::Type { .. } => {}
             }
         }
-        transactions
+        Ok(transactions)
+    }
+
+    /// Forgets transactions up to this end.
+    pub(crate) async fn forget(&self, psql: &tokio_postgres::Client, end: PgLsn) -> Result<(), tokio_postgres::Error> {
+        let advance = "SELECT pg_replication_slot_advance($1::text::name, $2)";
+        psql.execute(advance, &[&self.slot, &end]).await.map(|_| ())
     }
 
     /// What a tenant's stream of all changes must hold beside resets, in an epoch with this base.

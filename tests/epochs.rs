@@ -1,0 +1,445 @@
+//! History that breaks, end to end: consumers get a `reset`, devices a snapshot, what is committed then flows, and what
+//! only looks like a break costs nobody anything.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use posduif::config::Secret;
+use posduif::dev::{PostgresOptions, PrivatePostgres};
+use posduif::engine::Role;
+use postgres_types::PgLsn;
+use uuid::Uuid;
+
+use crate::support::http::Api;
+use crate::support::proxy::Proxy;
+use crate::support::servers::{self, Own};
+use crate::support::stage::Stage;
+use crate::support::{Entry, World, eventually};
+
+/// A copy of a server's folder, made while the server does not run.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(status.success());
+}
+
+/// Puts a copy in the place of a server's folder.
+fn restore(copy: &Path, to: &Path) {
+    std::fs::remove_dir_all(to).unwrap();
+    let status = Command::new("cp").arg("-a").arg(copy).arg(to).status().unwrap();
+    assert!(status.success());
+}
+
+/// A Postgres of the test's own that can be set back.
+struct Rewindable {
+    postgres: Own<PrivatePostgres>,
+}
+
+impl Rewindable {
+    async fn new() -> Self {
+        Self {
+            postgres: servers::postgres().await,
+        }
+    }
+
+    async fn world(&self) -> World {
+        World::on(&self.postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await
+    }
+
+    fn data(&self) -> PathBuf {
+        self.postgres
+            .folder()
+            .join("postgres")
+            .canonicalize()
+            .unwrap()
+            .join("data")
+    }
+
+    fn copy_path(&self) -> PathBuf {
+        self.data().with_file_name("data.copy")
+    }
+
+    /// Copies all that is there now.
+    async fn save(&mut self, stage: &mut Stage) {
+        self.postgres.server.stop().await.unwrap();
+        copy(&self.data(), &self.copy_path());
+        self.start(stage).await;
+    }
+
+    /// Goes back to the copy.
+    async fn restore(&mut self, stage: &mut Stage) {
+        self.postgres.server.stop().await.unwrap();
+        restore(&self.copy_path(), &self.data());
+        self.start(stage).await;
+    }
+
+    async fn start(&mut self, stage: &mut Stage) {
+        self.postgres.server.restart().await.unwrap();
+        stage.psql = stage.world.psql().await;
+    }
+
+    /// Starts as a standby would, and promotes.
+    async fn promote(&mut self, stage: &mut Stage) {
+        std::fs::write(self.data().join("standby.signal"), "").unwrap();
+        self.start(stage).await;
+        stage.sql("SELECT pg_promote()").await;
+    }
+}
+
+async fn end_of_log(stage: &Stage) -> PgLsn {
+    let end = "SELECT pg_current_wal_lsn()";
+    stage.psql.query_one(end, &[]).await.unwrap().get(0)
+}
+
+async fn number(world: &World) -> String {
+    world.checkpoint().await.remove("number").unwrap_or_default()
+}
+
+/// Waits until an epoch of this number has begun, and gives the cause.
+async fn epoch_begins(stage: &Stage, wanted: &str) -> String {
+    eventually("a new epoch", || async {
+        (number(&stage.world).await == wanted).then_some(())
+    })
+    .await;
+    let reason = "SELECT reason FROM posduif.epochs ORDER BY number DESC LIMIT 1";
+    stage.psql.query_one(reason, &[]).await.unwrap().get(0)
+}
+
+/// Ids of the rows behind a stream's last `reset`, and the place of that.
+#[track_caller]
+fn behind_reset(entries: &[Entry]) -> (usize, Vec<String>) {
+    let reset = entries.iter().rposition(|entry| entry.field("op") == "reset").unwrap();
+    assert!(entries.windows(2).all(|pair| pair[0].id < pair[1].id));
+    let rows = &entries[reset + 1..];
+    let ids = rows
+        .iter()
+        .map(|entry| entry.json("row")["id"].as_str().unwrap_or_default().to_owned());
+    (reset, ids.collect())
+}
+
+/// The streams hold what they held, a `reset`, and at their end these rows. Between the two, what had not been
+/// acknowledged may come again.
+async fn check_rows_behind_reset(stage: &Stage, before: &[Entry], rows: &[Uuid]) {
+    let rows: Vec<String> = rows.iter().map(Uuid::to_string).collect();
+    let changes = stage.changes().await;
+    assert_eq!(changes[..before.len()], before[..]);
+    let (reset, ids) = behind_reset(&changes);
+    assert!(reset >= before.len(), "the reset is new");
+    assert!(ids.ends_with(&rows), "{ids:?} do not end with {rows:?}");
+    let (_, ids) = behind_reset(&stage.inbox(stage.joe).await);
+    assert!(ids.ends_with(&rows), "{ids:?} do not end with {rows:?}");
+}
+
+/// Joe's phone, enrolled, with the cursor of its first sync.
+async fn phone(stage: &Stage) -> (Api, String) {
+    let bob = stage.engine.as_ref().unwrap().api().log_in("acme", "bob").await;
+    let (phone, _) = bob.enroll("phone", Some(&stage.joe.to_string())).await;
+    let (_, cursor) = phone.sync(None).await;
+    (phone, cursor)
+}
+
+/// The phone begins anew, and then has these messages.
+async fn check_phone_resets(phone: &Api, cursor: &str, messages: &[Uuid]) {
+    eventually("the engine is ready", || async {
+        (phone.get("/ready").await.status == 200).then_some(())
+    })
+    .await;
+    let (pages, _) = phone.sync(Some(cursor)).await;
+    assert_eq!(pages[0]["reset"], true);
+    let received = pages.iter().flat_map(|page| page["messages"].as_array().unwrap());
+    let received: HashSet<String> = received
+        .map(|message| message["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(received, messages.iter().map(Uuid::to_string).collect());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_of_postgres_restored_under_the_running_engine_begins_an_epoch() {
+    let mut server = Rewindable::new().await;
+    let mut stage = Stage::on_with(server.world().await, Role::All).await;
+    let (phone, cursor) = phone(&stage).await;
+    let kept = stage.message(stage.bob, stage.joe, "in the copy").await;
+    stage.world.published().await;
+    server.save(&mut stage).await;
+    for _ in 0..20 {
+        stage.message(stage.bob, stage.joe, "lost").await;
+    }
+    let before = stage.changes().await;
+    assert_eq!(number(&stage.world).await, "1", "an orderly restart breaks nothing");
+    server.restore(&mut stage).await;
+    let reason = epoch_begins(&stage, "2").await;
+    assert!(reason.contains("older copy"), "{reason}");
+    let after = stage.message(stage.bob, stage.joe, "after").await;
+    check_rows_behind_reset(&stage, &before, &[after]).await;
+    check_phone_resets(&phone, &cursor, &[kept, after]).await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_of_postgres_that_has_grown_beyond_the_old_end_begins_an_epoch() {
+    let mut server = Rewindable::new().await;
+    let mut stage = Stage::on_with(server.world().await, Role::All).await;
+    let (phone, cursor) = phone(&stage).await;
+    let kept = stage.message(stage.bob, stage.joe, "in the copy").await;
+    stage.world.published().await;
+    server.save(&mut stage).await;
+    for _ in 0..20 {
+        stage.message(stage.bob, stage.joe, "lost").await;
+    }
+    let before = stage.changes().await;
+    stage.engine.take().unwrap().stop().await;
+    let top = end_of_log(&stage).await;
+    server.restore(&mut stage).await;
+    let mut rows = Vec::new();
+    while end_of_log(&stage).await <= top {
+        rows.push(stage.message(stage.bob, stage.joe, "new").await);
+    }
+    stage.engine = Some(stage.world.engine(Role::All).await);
+    let reason = epoch_begins(&stage, "2").await;
+    assert!(reason.contains("older copy"), "{reason}");
+    rows.push(stage.message(stage.bob, stage.joe, "after").await);
+    check_rows_behind_reset(&stage, &before, &rows).await;
+    rows.push(kept);
+    let phone = phone.at(&stage.engine.as_ref().unwrap().api());
+    check_phone_resets(&phone, &cursor, &rows).await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_the_place_of_a_half_published_transaction_after_a_restore_is_published() {
+    let mut server = Rewindable::new().await;
+    let mut world = server.world().await;
+    // A heartbeat behind the copy would be missed first.
+    world.config.replication.heartbeat_interval_ms = 10_000;
+    world.config.replication.batch_changes_max = 20;
+    let (mut stage, engine) = Stage::with_process(world, "replicator").await;
+    stage.message(stage.bob, stage.joe, "in the copy").await;
+    let before = stage.changes().await;
+    server.postgres.server.kill().await.unwrap();
+    copy(&server.data(), &server.copy_path());
+    server.start(&mut stage).await;
+    let many = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
+                SELECT $1, $2, 'lost' FROM generate_series(1, 20000)";
+    stage.psql.execute(many, &[&stage.bob, &stage.joe]).await.unwrap();
+    eventually("a part of the transaction is published", || async {
+        let open = stage.world.checkpoint().await.remove("open");
+        open.filter(|open| !open.is_empty())
+    })
+    .await;
+    engine.kill().await;
+    assert_ne!(stage.world.checkpoint().await["open"], "");
+    let top = end_of_log(&stage).await;
+    server.postgres.server.kill().await.unwrap();
+    restore(&server.copy_path(), &server.data());
+    server.start(&mut stage).await;
+    // Rows below the place where the lost transaction was committed, and rows above it.
+    let mut rows = Vec::new();
+    for _ in 0..5 {
+        rows.push(stage.message(stage.bob, stage.joe, "below").await);
+    }
+    while end_of_log(&stage).await <= top {
+        stage.sql("SELECT pg_switch_wal()").await;
+        rows.push(stage.message(stage.bob, stage.joe, "at last above").await);
+    }
+    let engine = stage.world.process("replicator").await;
+    let reason = epoch_begins(&stage, "2").await;
+    assert!(reason.contains("of which a part was published"), "{reason}");
+    check_rows_behind_reset(&stage, &before, &rows).await;
+    assert_eq!(engine.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_standby_breaks_history_only_when_it_lacks_something() {
+    let mut server = Rewindable::new().await;
+    let mut stage = Stage::on_with(server.world().await, Role::Replicator).await;
+    stage.message(stage.bob, stage.joe, "before").await;
+    stage.world.published().await;
+    // The engine gets all of it before the shutdown.
+    server.postgres.server.stop().await.unwrap();
+    copy(&server.data(), &server.copy_path());
+    // It has all that the primary had.
+    server.promote(&mut stage).await;
+    stage.message(stage.bob, stage.joe, "on the second timeline").await;
+    stage.world.published().await;
+    stage.engine.take().unwrap().stop().await;
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    stage.message(stage.bob, stage.joe, "with another engine").await;
+    let before = stage.changes().await;
+    assert_eq!(number(&stage.world).await, "1");
+
+    // It lagged.
+    stage.engine.take().unwrap().stop().await;
+    server.postgres.server.stop().await.unwrap();
+    restore(&server.copy_path(), &server.data());
+    std::fs::remove_dir_all(server.copy_path()).unwrap();
+    server.promote(&mut stage).await;
+    server.save(&mut stage).await;
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    let reason = epoch_begins(&stage, "2").await;
+    assert!(reason.contains("older copy"), "{reason}");
+    let row = stage.message(stage.bob, stage.joe, "after the lag").await;
+    check_rows_behind_reset(&stage, &before, &[row]).await;
+
+    // It lagged and forked again: the timeline tells.
+    for _ in 0..20 {
+        stage.message(stage.bob, stage.joe, "lost").await;
+    }
+    let before = stage.changes().await;
+    server.postgres.server.stop().await.unwrap();
+    restore(&server.copy_path(), &server.data());
+    server.promote(&mut stage).await;
+    let reason = epoch_begins(&stage, "3").await;
+    assert!(reason.contains("timeline 3 left timeline 2"), "{reason}");
+    let row = stage.message(stage.bob, stage.joe, "after the fork").await;
+    check_rows_behind_reset(&stage, &before, &[row]).await;
+
+    // Made by pg_basebackup, it has no slots.
+    let before = stage.changes().await;
+    server.postgres.server.stop().await.unwrap();
+    for slot in std::fs::read_dir(server.data().join("pg_replslot")).unwrap() {
+        std::fs::remove_dir_all(slot.unwrap().path()).unwrap();
+    }
+    server.promote(&mut stage).await;
+    let reason = epoch_begins(&stage, "4").await;
+    assert!(reason.contains("slot had to be created"), "{reason}");
+    let row = stage.message(stage.bob, stage.joe, "with another slot").await;
+    check_rows_behind_reset(&stage, &before, &[row]).await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_cluster_begins_an_epoch() {
+    let mut stage = Stage::new().await;
+    stage.message(stage.bob, stage.joe, "before").await;
+    let before = stage.changes().await;
+    stage.engine.take().unwrap().stop().await;
+    // What Redis holds comes from elsewhere.
+    let () = redis::cmd("HSET")
+        .arg(stage.world.keys().checkpoint())
+        .arg("system_id")
+        .arg("7000000000000000000")
+        .query_async(&mut stage.world.redis().await)
+        .await
+        .unwrap();
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    let reason = epoch_begins(&stage, "2").await;
+    assert!(reason.contains("another cluster"), "{reason}");
+    let row = stage.message(stage.bob, stage.joe, "after").await;
+    check_rows_behind_reset(&stage, &before, &[row]).await;
+    stage.stop().await;
+}
+
+/// Writes WAL until Postgres has given up the world's slot.
+async fn lose_slot(stage: &Stage) {
+    let slot = stage.world.config.replication.slot.clone();
+    eventually("the slot is lost", || async {
+        for statement in [
+            "SELECT pg_logical_emit_message(false, 'test', repeat('x', 100000))",
+            "SELECT pg_switch_wal()",
+            "CHECKPOINT",
+        ] {
+            stage.sql(statement).await;
+        }
+        let status = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = $1";
+        let status: Option<String> = stage.psql.query_one(status, &[&slot]).await.unwrap().get(0);
+        (status.as_deref() == Some("lost")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_postgres_gave_up_is_made_anew_while_streaming_and_before_the_start() {
+    let postgres = servers::postgres_with(|_, options| {
+        options
+            .setting("max_slot_wal_keep_size", "1MB")
+            .setting("max_wal_size", "32MB")
+    })
+    .await;
+    let world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+    let proxy = Proxy::before(world.config.postgres.url.expose()).await;
+    let mut config = world.config.clone();
+    config.postgres.url = Secret::new(proxy.url(config.postgres.url.expose()));
+    let engine = world.engine_with(Role::All, config.clone()).await;
+    world.published().await;
+    let mut stage = Stage::without_engine(world).await;
+    stage.engine = Some(engine);
+    let (phone, cursor) = phone(&stage).await;
+    let before = stage.changes().await;
+    proxy.stall();
+    let mut rows = vec![stage.message(stage.bob, stage.joe, "in the lost log").await];
+    lose_slot(&stage).await;
+    proxy.resume();
+    let reason = epoch_begins(&stage, "2").await;
+    assert!(reason.contains("slot"), "{reason}");
+    rows.push(stage.message(stage.bob, stage.joe, "after").await);
+    check_rows_behind_reset(&stage, &before, &rows[1..]).await;
+    check_phone_resets(&phone, &cursor, &rows).await;
+
+    let before = stage.changes().await;
+    stage.engine.take().unwrap().stop().await;
+    stage.message(stage.bob, stage.joe, "in the lost log").await;
+    lose_slot(&stage).await;
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    let reason = epoch_begins(&stage, "3").await;
+    assert!(reason.contains("slot had to be created"), "{reason}");
+    let row = stage.message(stage.bob, stage.joe, "after").await;
+    check_rows_behind_reset(&stage, &before, &[row]).await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_of_redis_begins_an_epoch() {
+    let mut redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let stage = Stage::on_with(world, Role::All).await;
+    let (phone, cursor) = phone(&stage).await;
+    let mut rows = vec![stage.message(stage.bob, stage.joe, "in the copy").await];
+    stage.world.published().await;
+    let (data, saved) = (redis.folder().join("redis/appendonlydir"), redis.folder().join("saved"));
+    redis.server.stop().await.unwrap();
+    copy(&data, &saved);
+    redis.server.restart().await.unwrap();
+    let before = stage.changes().await;
+    rows.push(stage.message(stage.bob, stage.joe, "not in the copy").await);
+    // From here on Postgres does not send it again.
+    let end = end_of_log(&stage).await;
+    eventually("all is acknowledged", || async {
+        let confirmed = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1";
+        let slot = &stage.world.config.replication.slot;
+        let confirmed: PgLsn = stage.psql.query_one(confirmed, &[slot]).await.unwrap().get(0);
+        (confirmed >= end).then_some(())
+    })
+    .await;
+    redis.server.stop().await.unwrap();
+    restore(&saved, &data);
+    redis.server.restart().await.unwrap();
+    let reason = epoch_begins(&stage, "2").await;
+    assert!(reason.contains("beyond the acknowledged"), "{reason}");
+    rows.push(stage.message(stage.bob, stage.joe, "after").await);
+    check_rows_behind_reset(&stage, &before, &rows[2..]).await;
+    check_phone_resets(&phone, &cursor, &rows).await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_checkpoint_and_an_older_copy_of_postgres_at_once_begin_an_epoch() {
+    let mut server = Rewindable::new().await;
+    let mut stage = Stage::on_with(server.world().await, Role::Replicator).await;
+    server.save(&mut stage).await;
+    for _ in 0..50 {
+        stage.message(stage.bob, stage.joe, "lost").await;
+    }
+    let before = stage.changes().await;
+    stage.engine.take().unwrap().stop().await;
+    server.restore(&mut stage).await;
+    let () = redis::cmd("DEL")
+        .arg(stage.world.keys().checkpoint())
+        .query_async(&mut stage.world.redis().await)
+        .await
+        .unwrap();
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    epoch_begins(&stage, "2").await;
+    let row = stage.message(stage.bob, stage.joe, "after").await;
+    check_rows_behind_reset(&stage, &before, &[row]).await;
+    stage.stop().await;
+}

@@ -1,0 +1,133 @@
+//! `/ready` is red while what clients see is old, whatever the cause, answers at once all the same, and is green again
+//! by itself when the cause is gone.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use posduif::config::Secret;
+use posduif::engine::Role;
+
+use crate::support::http::Api;
+use crate::support::proxy::Proxy;
+use crate::support::{RunningEngine, World, eventually, send_signal, send_signal_to_family, servers};
+
+/// The bound on the age of what clients see.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// Within this time after the bound `/ready` must be red.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// An engine with a small bound, behind proxies.
+struct Watched {
+    engine: RunningEngine,
+    to_postgres: Proxy,
+    to_redis: Proxy,
+    world: World,
+}
+
+impl Watched {
+    async fn new() -> Self {
+        Self::on(World::new().await).await
+    }
+
+    async fn on(world: World) -> Self {
+        let to_postgres = Proxy::before(world.config.postgres.url.expose()).await;
+        let to_redis = Proxy::before(world.config.redis.url.expose()).await;
+        let mut config = world.config.clone();
+        config.postgres.url = Secret::new(to_postgres.url(config.postgres.url.expose()));
+        config.redis.url = Secret::new(to_redis.url(config.redis.url.expose()));
+        config.health.freshness_bound_seconds = BOUND.as_secs();
+        config.replication.wire_timeout_seconds = 3;
+        config.redis.response_timeout_seconds = 2;
+        let watched = Self {
+            engine: world.engine_with(Role::All, config).await,
+            to_postgres,
+            to_redis,
+            world,
+        };
+        watched.becomes_ready().await;
+        watched
+    }
+
+    fn api(&self) -> Api {
+        self.engine.api()
+    }
+
+    async fn becomes_ready(&self) {
+        let api = self.api();
+        eventually("the engine is ready", || async {
+            (api.get("/ready").await.status == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// Nothing that is committed from now on reaches clients. Asks until well after the time by which `/ready` must
+    /// be red.
+    async fn must_turn_red(&self) {
+        let start = Instant::now();
+        let api = self.api();
+        let mut reds = 0;
+        while reds < 3 {
+            let asked = Instant::now();
+            let status = api.get("/ready").await.status;
+            // A second for each server that does not answer, and a lot for a busy machine.
+            assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+            let age = asked - start;
+            if age > BOUND + GRACE {
+                assert_eq!(status, 503, "what clients see is {age:?} old at least");
+                reds += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// What was committed meanwhile is there, and nothing had to begin anew.
+    async fn goes_on(self) {
+        self.becomes_ready().await;
+        self.world.published().await;
+        assert_eq!(self.world.checkpoint().await["number"], "1");
+        self.engine.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_connection_that_hangs_turns_ready_red_until_it_goes_on() {
+    let watched = Watched::new().await;
+    watched.to_postgres.stall();
+    watched.must_turn_red().await;
+    watched.to_postgres.resume();
+    watched.goes_on().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_connection_that_hangs_turns_ready_red_until_it_goes_on() {
+    let watched = Watched::new().await;
+    watched.to_redis.stall();
+    watched.must_turn_red().await;
+    watched.to_redis.resume();
+    watched.goes_on().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_dead_for_good_without_a_reset_are_replaced() {
+    let watched = Watched::new().await;
+    watched.to_postgres.abandon();
+    watched.to_redis.abandon();
+    watched.goes_on().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_are_stopped_turn_ready_red_until_they_go_on() {
+    let (postgres, redis) = tokio::join!(servers::postgres(), servers::redis());
+    let world = World::on(&postgres.server.url(), &redis.server.url()).await;
+    let watched = Watched::on(world).await;
+    let (postgres, redis) = (postgres.server.pid().unwrap(), redis.server.pid().unwrap());
+    send_signal_to_family(postgres, Signal::SIGSTOP);
+    watched.must_turn_red().await;
+    send_signal_to_family(postgres, Signal::SIGCONT);
+    watched.becomes_ready().await;
+    send_signal(redis, Signal::SIGSTOP);
+    watched.must_turn_red().await;
+    send_signal(redis, Signal::SIGCONT);
+    watched.goes_on().await;
+}

@@ -1,0 +1,198 @@
+//! A Redis that takes nothing for a while, or not everything: nothing is dropped, the engine says what is wrong, and its
+//! memory stays as it is.
+
+use posduif::domain::users::UserType;
+use posduif::engine::Role;
+use redis::aio::MultiplexedConnection;
+
+use crate::support::oracle::outline;
+use crate::support::servers;
+use crate::support::stage::Stage;
+use crate::support::{World, eventually};
+
+async fn redis_command(redis: &MultiplexedConnection, words: &[&str]) {
+    let mut command = redis::cmd(words[0]);
+    command.arg(&words[1..]);
+    let _: redis::Value = command.query_async(&mut redis.clone()).await.unwrap();
+}
+
+/// How often Redis has refused a command with this word.
+async fn refusals(redis: &MultiplexedConnection, word: &str) -> u64 {
+    let mut info = redis::cmd("INFO");
+    let info: String = info.arg("errorstats").query_async(&mut redis.clone()).await.unwrap();
+    let start = format!("errorstat_{word}:count=");
+    let count = info.lines().find_map(|line| line.strip_prefix(&start));
+    count.map_or(0, |count| count.trim().parse().unwrap())
+}
+
+/// Waits until `/ready` is red for this reason.
+async fn ready_says(stage: &Stage, word: &str) {
+    let api = stage.engine.as_ref().unwrap().api();
+    eventually("the engine says what is wrong", || async {
+        let answer = api.get("/ready").await;
+        let cause = answer.json()["checks"]["replication"]["detail"].to_string();
+        (answer.status == 503 && cause.contains(word)).then_some(())
+    })
+    .await;
+}
+
+async fn check_complete(stage: &Stage) {
+    let changes = outline(&stage.changes().await);
+    assert_eq!(changes, stage.oracle.changes("acme", 0).await);
+    assert_eq!(stage.world.checkpoint().await["number"], "1", "no new epoch");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_full_or_reads_only_or_loads_is_waited_for_and_reported() {
+    let mut redis = servers::redis_with(|_, options| options.setting("key-load-delay", "500")).await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let stage = Stage::on_with(world, Role::All).await;
+    let connection = stage.world.redis().await;
+    for (begin, end, word) in [
+        (
+            ["CONFIG", "SET", "maxmemory", "1"],
+            ["CONFIG", "SET", "maxmemory", "0"],
+            "OOM",
+        ),
+        // A replica of nobody who answers.
+        (
+            ["REPLICAOF", "127.0.0.1", "1", ""],
+            ["REPLICAOF", "NO", "ONE", ""],
+            "READONLY",
+        ),
+    ] {
+        let words = |words: [&'static str; 4]| words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>();
+        redis_command(&connection, &words(begin)).await;
+        for _ in 0..10 {
+            stage.message(stage.bob, stage.joe, "while Redis takes nothing").await;
+        }
+        ready_says(&stage, word).await;
+        redis_command(&connection, &words(end)).await;
+        check_complete(&stage).await;
+    }
+
+    // Enough commands that Redis looks up from its loading now and then.
+    let many = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
+                SELECT $1, $2, 'x' FROM generate_series(1, 2000)";
+    stage.psql.execute(many, &[&stage.bob, &stage.joe]).await.unwrap();
+    stage.world.published().await;
+    redis.server.kill().await.unwrap();
+    let (restarted, ()) = tokio::join!(redis.server.restart(), ready_says(&stage, "LOADING"));
+    restarted.unwrap();
+    check_complete(&stage).await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_redis_forbids_stops_alone_and_begins_anew_when_it_is_allowed_again() {
+    let redis = servers::redis().await;
+    let mut world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let admin = world.redis().await;
+    let prefix = world.config.redis.prefix.clone();
+    redis_command(
+        &admin,
+        &["ACL", "SETUSER", "engine", "on", ">secret", "~*", "&*", "+@all"],
+    )
+    .await;
+    let url = world.config.redis.url.expose().to_owned();
+    let place = url.rsplit_once('@').unwrap().1;
+    let mut config = world.config.clone();
+    config.redis.url = posduif::config::Secret::new(format!("redis://engine:secret@{place}"));
+    std::mem::swap(&mut world.config, &mut config);
+    let mut stage = Stage::on_with(world, Role::Replicator).await;
+    stage.world.tenant("other").await;
+    let ann = stage.world.user("other", "ann", UserType::Web).await;
+    let ben = stage.world.user("other", "ben", UserType::Mobile).await;
+    let to_ben = async |stage: &Stage, content: &str| {
+        let insert = format!(
+            "INSERT INTO tenant_other.messages (sender_id, recipient_id, content) VALUES ('{ann}', '{ben}', '{content}')"
+        );
+        stage.sql(&insert).await;
+    };
+    // All other streams may be read to check them: by a user who may everything.
+    stage.world.config.redis.url = config.redis.url.clone();
+    to_ben(&stage, "before").await;
+    stage.world.published().await;
+
+    // All but the one stream.
+    let mut allowed = vec!["ACL", "SETUSER", "engine", "resetkeys"];
+    let patterns: Vec<String> = ["checkpoint", "window", "stopped", "live:*", "{acme}:*"]
+        .into_iter()
+        .chain([
+            "{other}:inbox:*",
+            "{other}:shared",
+            "{other}:meta",
+            "{other}:quarantine",
+        ])
+        .map(|pattern| format!("~{prefix}:{pattern}"))
+        .collect();
+    allowed.extend(patterns.iter().map(String::as_str));
+    redis_command(&admin, &allowed).await;
+    for _ in 0..5 {
+        to_ben(&stage, "forbidden").await;
+        stage.message(stage.bob, stage.joe, "to another tenant").await;
+    }
+    check_complete(&stage).await;
+    let keys = stage.world.keys();
+    let messages = |entries: &[crate::support::Entry]| {
+        let contents = entries.iter().map(|entry| match entry.field("op") {
+            "insert" if entry.field("table") == "messages" => entry.json("row")["content"].as_str().unwrap().to_owned(),
+            op => op.to_owned(),
+        });
+        contents.collect::<Vec<String>>()
+    };
+    let inbox = stage.world.stream(&keys.inbox("other", &ben.to_string())).await;
+    assert_eq!(messages(&inbox).len(), 7, "birth and six messages");
+    let changes = messages(&stage.world.stream(&keys.changes("other")).await);
+    assert_eq!(changes.last().unwrap(), "before");
+    let quarantine = stage.world.stream(&keys.quarantine("other")).await;
+    let quarantine: Vec<&str> = quarantine.iter().map(|entry| entry.field("cause")).collect();
+    assert_eq!(quarantine.len(), 1);
+    assert!(quarantine[0].contains("NOPERM"), "{quarantine:?}");
+
+    // Allowed again, it goes on with the next session, and says that something is missing.
+    redis_command(&admin, &["ACL", "SETUSER", "engine", "~*"]).await;
+    stage.engine.take().unwrap().stop().await;
+    std::mem::swap(&mut stage.world.config, &mut config);
+    config.redis.prefix.clone_from(&prefix);
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    to_ben(&stage, "after").await;
+    stage.world.published().await;
+    let changes = messages(&stage.world.stream(&keys.changes("other")).await);
+    assert_eq!(changes[changes.len() - 3..], ["before", "reset", "after"]);
+    check_complete(&stage).await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engines_memory_stays_flat_while_redis_takes_nothing_or_is_away() {
+    let mut redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let (stage, engine) = Stage::with_process(world, "replicator").await;
+    stage.message(stage.bob, stage.joe, "warm").await;
+    stage.world.published().await;
+    let connection = stage.world.redis().await;
+    let backlog = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
+                   SELECT $1, $2, repeat(md5(n::text), 100) FROM generate_series(1, 10000) n";
+    let before = engine.resident_memory_kib();
+    redis_command(&connection, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    stage.psql.execute(backlog, &[&stage.bob, &stage.joe]).await.unwrap();
+    let refused = refusals(&connection, "OOM").await;
+    eventually("Redis has refused a batch again and again", || async {
+        (refusals(&connection, "OOM").await > refused + 4).then_some(())
+    })
+    .await;
+    let full = engine.resident_memory_kib();
+    redis.server.kill().await.unwrap();
+    stage.psql.execute(backlog, &[&stage.bob, &stage.joe]).await.unwrap();
+    let away = engine.resident_memory_kib();
+    redis.server.restart().await.unwrap();
+    check_complete(&stage).await;
+    let peak = engine.peak_memory_kib();
+    // Two batches with their buffers; the backlog is 32 MB twice, and as commands twice that.
+    assert!(
+        peak < before + 24 * 1024,
+        "{before} KiB before, {full} while Redis was full, {away} while it was away, {peak} at most"
+    );
+    assert_eq!(engine.terminate().await, Some(0));
+}

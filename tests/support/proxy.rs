@@ -1,0 +1,160 @@
+//! A TCP proxy in front of a server: it can cut, refuse, and hold up in silence what goes through it.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What the proxy is to do. A connection compares with the orders at its birth.
+#[derive(Debug, Clone, Copy, Default)]
+struct Orders {
+    is_stalled: bool,
+    is_refusing: bool,
+    cuts: u64,
+    abandoned: u64,
+}
+
+impl Orders {
+    /// Whether a connection that was born under `birth` is served now.
+    fn serves(&self, birth: &Self) -> bool {
+        !self.is_stalled && self.abandoned == birth.abandoned
+    }
+}
+
+/// A proxy; dropping it resets what goes through it.
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    orders: watch::Sender<Orders>,
+    accepting: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// A proxy in front of the server that a URL names by IP address and port.
+    pub(crate) async fn before(url: &str) -> Self {
+        let target: SocketAddr = host_and_port(url).parse().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (orders, given) = watch::channel(Orders::default());
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(serve(client, target, given.clone()));
+            }
+        });
+        Self {
+            address,
+            orders,
+            accepting,
+        }
+    }
+
+    /// The URL by which the server is reached through the proxy.
+    pub(crate) fn url(&self, url: &str) -> String {
+        url.replace(host_and_port(url), &self.address.to_string())
+    }
+
+    /// Resets all connections; new ones are served.
+    pub(crate) fn cut(&self) {
+        self.orders.send_modify(|orders| orders.cuts += 1);
+    }
+
+    /// Stops forwarding, in both directions and without a word, until [`Self::resume`]. New connections are accepted
+    /// and hear nothing.
+    pub(crate) fn stall(&self) {
+        self.orders.send_modify(|orders| orders.is_stalled = true);
+    }
+
+    /// Resets new connections, and those that are there.
+    pub(crate) fn refuse(&self) {
+        self.orders.send_modify(|orders| {
+            orders.is_refusing = true;
+            orders.cuts += 1;
+        });
+    }
+
+    /// Never forwards anything again on the connections that are there, and does not say so; new ones are served.
+    pub(crate) fn abandon(&self) {
+        self.orders.send_modify(|orders| orders.abandoned += 1);
+    }
+
+    /// Serves again: what was held up goes on, what was cut or abandoned does not.
+    pub(crate) fn resume(&self) {
+        self.orders.send_modify(|orders| {
+            orders.is_stalled = false;
+            orders.is_refusing = false;
+        });
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+fn host_and_port(url: &str) -> &str {
+    let rest = url.split_once("://").unwrap().1;
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    rest.split(['/', '?']).next().unwrap()
+}
+
+/// One connection, from its acceptance to its end.
+async fn serve(mut client: TcpStream, target: SocketAddr, mut orders: watch::Receiver<Orders>) {
+    let birth = *orders.borrow_and_update();
+    let mut ending = orders.clone();
+    let mut server = None;
+    let is_over = tokio::select! {
+        () = forward(&mut client, &mut server, target, orders, birth), if !birth.is_refusing => true,
+        // Also when the proxy is gone.
+        _ = ending.wait_for(|now| now.is_refusing || now.cuts != birth.cuts) => false,
+    };
+    if !is_over {
+        let _ = client.set_zero_linger();
+        if let Some(server) = server {
+            let _ = server.set_zero_linger();
+        }
+    }
+}
+
+async fn forward(
+    client: &mut TcpStream,
+    server: &mut Option<TcpStream>,
+    target: SocketAddr,
+    mut orders: watch::Receiver<Orders>,
+    birth: Orders,
+) {
+    let _ = orders.wait_for(|now| now.serves(&birth)).await;
+    let Ok(connected) = TcpStream::connect(target).await else {
+        let _ = client.set_zero_linger();
+        return;
+    };
+    let server = server.insert(connected);
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
+    let _ = tokio::try_join!(
+        pump(from_client, to_server, orders.clone(), birth),
+        pump(from_server, to_client, orders, birth)
+    );
+}
+
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    mut orders: watch::Receiver<Orders>,
+    birth: Orders,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await;
+        // Neither an end nor a reset passes a proxy that is stalled.
+        let _ = orders.wait_for(|now| now.serves(&birth)).await;
+        match read? {
+            0 => return to.shutdown().await,
+            length => to.write_all(&buffer[..length]).await?,
+        }
+    }
+}

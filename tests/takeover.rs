@@ -1,0 +1,126 @@
+//! Two engines: the second takes over when the first is killed or stalled, and a first one that awakes does no harm.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use posduif::config::{Config, Secret};
+
+use crate::support::oracle::outline;
+use crate::support::proxy::Proxy;
+use crate::support::stage::Stage;
+use crate::support::{World, eventually};
+
+/// Messages, one a commit, and what the streams then hold compared with Postgres.
+async fn write(stage: &Stage, count: usize) {
+    for number in 0..count {
+        stage.message(stage.bob, stage.joe, &format!("message {number}")).await;
+    }
+}
+
+async fn check_streams(stage: &Stage) {
+    let changes = outline(&stage.changes().await);
+    assert_eq!(changes, stage.oracle.changes("acme", 0).await);
+    let joe = stage.joe.to_string();
+    let to_joe = stage
+        .oracle
+        .matching(0, |change| change.column("recipient_id") == joe)
+        .await;
+    assert_eq!(outline(&stage.inbox(stage.joe).await), to_joe);
+    assert_eq!(stage.world.checkpoint().await["number"], "1", "no new epoch");
+}
+
+async fn writer(world: &World) -> String {
+    world.checkpoint().await.remove("writer").unwrap_or_default()
+}
+
+/// Waits until another engine than this has published what is committed now, and gives the time that it took.
+async fn taken_over(stage: &Stage, from: &str) -> Duration {
+    let start = Instant::now();
+    stage.message(stage.bob, stage.joe, "for the second").await;
+    eventually("another engine writes", || async {
+        (writer(&stage.world).await != from).then_some(())
+    })
+    .await;
+    stage.world.published().await;
+    start.elapsed()
+}
+
+/// An engine that reaches Postgres through a proxy only.
+async fn behind_proxy(world: &World) -> (Proxy, Config) {
+    let proxy = Proxy::before(world.config.postgres.url.expose()).await;
+    let mut config = world.config.clone();
+    config.postgres.url = Secret::new(proxy.url(config.postgres.url.expose()));
+    (proxy, config)
+}
+
+/// The time that a takeover may take beyond the promise, since the machine does other things too.
+const BUSY: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_engine_takes_over_within_seconds_when_the_first_is_killed() {
+    let (stage, first) = Stage::with_process(World::new().await, "replicator").await;
+    let second = stage.world.process("replicator").await;
+    write(&stage, 20).await;
+    stage.world.published().await;
+    let writing = writer(&stage.world).await;
+    first.kill().await;
+    let time = taken_over(&stage, &writing).await;
+    assert!(time < Duration::from_secs(5) + BUSY, "{time:?}");
+    write(&stage, 20).await;
+    check_streams(&stage).await;
+    assert_eq!(second.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_engine_takes_over_when_the_first_no_longer_hears_from_postgres() {
+    let world = World::new().await;
+    let (proxy, config) = behind_proxy(&world).await;
+    let mut first = world.process_with("replicator", &config, None).await;
+    world.published().await;
+    let stage = Stage::without_engine(world).await;
+    write(&stage, 20).await;
+    stage.world.published().await;
+    let writing = writer(&stage.world).await;
+    let second = stage.world.process("replicator").await;
+    proxy.stall();
+    let time = taken_over(&stage, &writing).await;
+    assert!(time < Duration::from_secs(10) + BUSY, "{time:?}");
+    write(&stage, 20).await;
+
+    // What it had not read yet reaches the first one now; it finds the slot taken and waits.
+    proxy.resume();
+    let writing = writer(&stage.world).await;
+    write(&stage, 20).await;
+    check_streams(&stage).await;
+    assert_eq!(writer(&stage.world).await, writing);
+    assert!(!first.has_ended());
+    // And is there when it is needed.
+    second.kill().await;
+    taken_over(&stage, &writing).await;
+    check_streams(&stage).await;
+    assert_eq!(first.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_slept_while_another_took_over_does_no_harm_when_it_awakes() {
+    let (stage, mut first) = Stage::with_process(World::new().await, "replicator").await;
+    write(&stage, 20).await;
+    stage.world.published().await;
+    let writing = writer(&stage.world).await;
+    let second = stage.world.process("replicator").await;
+    first.signal(Signal::SIGSTOP);
+    // These wait in the first one's socket and are published by the second.
+    write(&stage, 50).await;
+    let time = taken_over(&stage, &writing).await;
+    assert!(time < Duration::from_secs(10) + BUSY, "{time:?}");
+    let writing = writer(&stage.world).await;
+    first.signal(Signal::SIGCONT);
+    write(&stage, 50).await;
+    check_streams(&stage).await;
+    assert_eq!(writer(&stage.world).await, writing);
+    assert!(!first.has_ended());
+    second.kill().await;
+    taken_over(&stage, &writing).await;
+    check_streams(&stage).await;
+    assert_eq!(first.terminate().await, Some(0));
+}
