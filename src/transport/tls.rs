@@ -379,7 +379,45 @@ fn der_item(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::ServerConfig;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::TlsAcceptor;
+
     use super::*;
+
+    /// A server that reads so many bytes and answers with one.
+    async fn answer_after<S: AsyncRead + AsyncWrite + Unpin>(stream: S, count: usize) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        let mut bytes = vec![0; count];
+        stream.read_exact(&mut bytes).await.unwrap();
+        stream.write_all(b"!").await.unwrap();
+        stream.flush().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_the_socket_did_not_take_goes_out_while_we_wait_for_the_answer() {
+        const COUNT: usize = 10_000;
+        // A socket that holds less than one record.
+        let (ours, theirs) = tokio::io::duplex(512);
+        let server = tokio::spawn(answer_after(theirs, COUNT));
+        let connector = Connector::new(&Trust::Anybody, None, None).unwrap();
+        let mut stream = connector.connect("somebody", ours).await.unwrap();
+        // All of it is accepted at once, without a flush.
+        assert_eq!(stream.write(&[7; COUNT]).await.unwrap(), COUNT);
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(20), stream.read_u8()).await;
+        assert_eq!(answer.unwrap().unwrap(), b'!');
+        server.await.unwrap();
+    }
 
     /// A certificate's outline around an algorithm.
     fn outline(algorithm: &[u8]) -> Vec<u8> {

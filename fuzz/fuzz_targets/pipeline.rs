@@ -1,0 +1,70 @@
+//! A sequence of pgoutput messages, each behind its length in two bytes, from the log to Redis' commands.
+#![no_main]
+
+use bytes::BytesMut;
+use libfuzzer_sys::fuzz_target;
+use posduif::change::StreamId;
+use posduif::keys::Keys;
+use posduif::publish::resp::{self, Reply};
+use posduif::replication::epoch::Replay;
+use posduif::replication::pipeline::{Pipeline, Start};
+use posduif::route::router::Router;
+use posduif::route::rule::Rule;
+use serde_json::Value;
+
+/// Fields that hold JSON.
+const JSON: [&[u8]; 4] = [b"row", b"old", b"unchanged", b"notices"];
+
+fuzz_target!(|bytes: &[u8]| {
+    let start = Start {
+        base: 7,
+        position: StreamId::ZERO,
+        replay: Replay::free(),
+    };
+    let router = Router::new(vec![Rule {
+        table: "notes".to_owned(),
+        to: vec!["user_id".to_owned()],
+        event: "note_changed".to_owned(),
+        when: Default::default(),
+    }]);
+    let mut pipeline = Pipeline::new(Keys::new("posduif"), router, "posduif", start);
+    let (mut rest, mut received) = (bytes, pipeline.received());
+    while let Some((length, behind)) = rest.split_first_chunk::<2>() {
+        let length = usize::from(u16::from_be_bytes(*length)).min(behind.len());
+        let (message, behind) = behind.split_at(length);
+        rest = behind;
+        if let Err(error) = pipeline.apply(message) {
+            // The engine ends here.
+            let _ = error.to_string();
+            break;
+        }
+        assert!(pipeline.received() >= received);
+        received = pipeline.received();
+    }
+    let batch = pipeline.take_batch();
+    let (commands, notices) = batch.commands();
+    assert!(serde_json::from_slice::<Vec<Value>>(&[b"[", notices, b"]"].concat()).is_ok());
+    let mut commands = BytesMut::from(commands);
+    while let Some(command) = resp::parse(&mut commands).expect("commands are RESP") {
+        let Reply::Array(arguments) = command else {
+            panic!("a command is {command:?}");
+        };
+        let arguments: Vec<&[u8]> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Reply::Bulk(bytes) => &bytes[..],
+                other => panic!("an argument is {other:?}"),
+            })
+            .collect();
+        // Key, options and ID come before the fields.
+        if let Some(fields) = arguments.iter().position(|argument| *argument == b"op") {
+            for pair in arguments[fields..].chunks_exact(2) {
+                if JSON.contains(&pair[0]) {
+                    let judged = serde_json::from_slice::<serde::de::IgnoredAny>(pair[1]);
+                    assert!(judged.is_ok(), "{judged:?}");
+                }
+            }
+        }
+    }
+    assert!(commands.is_empty());
+});
