@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use posduif::config::Secret;
-use posduif::dev::{PostgresOptions, PrivatePostgres};
+use posduif::dev::PrivatePostgres;
 use posduif::engine::Role;
 use postgres_types::PgLsn;
 use uuid::Uuid;
