@@ -84,6 +84,32 @@ async fn a_redis_that_is_full_or_reads_only_or_loads_is_waited_for_and_reported(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_gone_ahead_of_a_refused_batch_is_taken_back_and_sent_in_its_place() {
+    let redis = servers::redis().await;
+    let mut world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    // Many batches a transaction, each large enough that the next one goes ahead.
+    world.config.replication.batch_changes_max = 50;
+    let stage = Stage::on_with(world, Role::Replicator).await;
+    let connection = stage.world.redis().await;
+    let many = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
+                SELECT $1, $2, repeat(md5(n::text), 60) FROM generate_series(1, 1000) n";
+    for _ in 0..5 {
+        let before = stage.world.checkpoint().await["position"].clone();
+        stage.psql.execute(many, &[&stage.bob, &stage.joe]).await.unwrap();
+        eventually("the transaction is under way", || async {
+            (stage.world.checkpoint().await["position"] != before).then_some(())
+        })
+        .await;
+        redis_command(&connection, &["CONFIG", "SET", "maxmemory", "1"]).await;
+        stage.psql.execute(many, &[&stage.bob, &stage.joe]).await.unwrap();
+        redis_command(&connection, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    }
+    check_complete(&stage).await;
+    assert!(refusals(&connection, "OOM").await > 0, "Redis was never full");
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_redis_forbids_stops_alone_and_begins_anew_when_it_is_allowed_again() {
     let redis = servers::redis().await;
     let mut world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;

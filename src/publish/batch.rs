@@ -215,6 +215,11 @@ impl Batch {
         self.queued.is_empty() && self.position.is_none() && self.complete.is_none() && self.window_done.is_empty()
     }
 
+    /// Commands in it.
+    pub fn len(&self) -> usize {
+        self.queued.len()
+    }
+
     /// Changes in it, routed or not.
     pub fn changes(&self) -> usize {
         self.changes

@@ -23,6 +23,9 @@ use crate::transport::{self, BoxStream};
 
 const READ_BYTES_MIN: usize = 32 * 1024;
 
+/// Bytes of the next batch from which they go ahead; fewer are not worth a write of their own.
+const AHEAD_BYTES_MIN: usize = 32 * 1024;
+
 /// What became of a batch.
 #[derive(Debug)]
 pub enum Outcome {
@@ -102,6 +105,23 @@ impl Outbound {
     }
 }
 
+/// How much of the next batch has gone ahead. Redis queues its commands while we read what became of the transaction
+/// before it; nothing of them happens without the `EXEC`, which follows only when that one has worked.
+#[derive(Debug, Clone, Copy)]
+struct Ahead {
+    commands: usize,
+    bytes: usize,
+}
+
+/// What went ahead is being taken back.
+#[derive(Debug, Clone, Copy)]
+struct Discarding {
+    /// Replies read, and to read: to MULTI, to each command, to DISCARD, and the guard's two.
+    replies: usize,
+    total: usize,
+    since: Instant,
+}
+
 /// A transaction under way.
 struct InFlight {
     batch: Batch,
@@ -127,6 +147,8 @@ pub struct Connection {
     live_entries_max: u64,
     sequence: u64,
     in_flight: Option<InFlight>,
+    ahead: Option<Ahead>,
+    discarding: Option<Discarding>,
     timeout: Duration,
 }
 
@@ -172,6 +194,8 @@ impl Connection {
             live_entries_max,
             sequence: 0,
             in_flight: None,
+            ahead: None,
+            discarding: None,
             timeout,
         };
         if let Some(password) = login.password() {
@@ -331,7 +355,43 @@ impl Connection {
 
     /// Nothing is under way; a batch can be sent.
     pub fn is_idle(&self) -> bool {
-        self.in_flight.is_none()
+        self.in_flight.is_none() && self.discarding.is_none()
+    }
+
+    /// Lets commands of the next batch go ahead of its `EXEC`; only while another one is under way. The batch may still
+    /// grow, and must be the next one sent, or be taken back by [`Connection::discard`].
+    pub fn send_ahead(&mut self, next: &Batch) {
+        let (commands, _) = next.commands();
+        let gone = self.ahead.map_or(0, |ahead| ahead.bytes);
+        if self.in_flight.is_none() || commands.len() < gone + AHEAD_BYTES_MIN {
+            return;
+        }
+        // Behind all of the transaction under way.
+        let out = &mut self.outbound.after;
+        if self.ahead.is_none() {
+            resp::command(out, &[b"MULTI"]);
+        }
+        out.extend_from_slice(&commands[gone..]);
+        self.ahead = Some(Ahead {
+            commands: next.len(),
+            bytes: commands.len(),
+        });
+    }
+
+    /// Takes back what went ahead; false when nothing did.
+    pub fn discard(&mut self) -> bool {
+        let Some(ahead) = self.ahead.take() else { return false };
+        let (out, key) = (&mut self.outbound.after, self.keys.checkpoint());
+        resp::command(out, &[b"DISCARD"]);
+        // DISCARD forgets what is watched.
+        resp::command(out, &[b"WATCH", key.as_bytes()]);
+        resp::command(out, &[b"HGET", key.as_bytes(), b"writer"]);
+        self.discarding = Some(Discarding {
+            replies: 0,
+            total: ahead.commands + 4,
+            since: Instant::now(),
+        });
+        true
     }
 
     /// Queues a batch as one guarded transaction. Only when idle.
@@ -344,8 +404,17 @@ impl Connection {
             sequence: self.sequence,
             acknowledged,
         };
-        self.outbound.sent = 0;
-        resp::command(&mut self.outbound.before, &[b"MULTI"]);
+        match self.ahead.take() {
+            // What went ahead and is not written yet comes before the rest.
+            Some(ahead) => {
+                self.outbound.before = std::mem::take(&mut self.outbound.after);
+                self.outbound.sent = ahead.bytes;
+            }
+            None => {
+                self.outbound.sent = 0;
+                resp::command(&mut self.outbound.before, &[b"MULTI"]);
+            }
+        }
         let out = &mut self.outbound.after;
         let written = batch.write_tail(&tail, out);
         resp::command(out, &[b"EXEC"]);
@@ -369,10 +438,10 @@ impl Connection {
     /// # Errors
     /// [`Failure::Io`] with the time that has passed.
     pub fn check_timeout(&self, now: Instant) -> Result<(), Failure> {
-        match &self.in_flight {
-            Some(in_flight) if now.duration_since(in_flight.sent_at) > self.timeout => {
-                Err(Failure::Io(timed_out(self.timeout)))
-            }
+        let in_flight = self.in_flight.as_ref().map(|in_flight| in_flight.sent_at);
+        let since = in_flight.or(self.discarding.map(|discarding| discarding.since));
+        match since {
+            Some(since) if now.duration_since(since) > self.timeout => Err(Failure::Io(timed_out(self.timeout))),
             _ => Ok(()),
         }
     }
@@ -421,6 +490,9 @@ impl Connection {
     /// When we are no longer the writer, or the transaction did not hold together.
     pub fn outcome(&mut self) -> Result<Option<Outcome>, Failure> {
         loop {
+            if self.in_flight.is_none() && self.discarding.is_some() && !self.take_discarded()? {
+                return Ok(None);
+            }
             let Some(in_flight) = &mut self.in_flight else {
                 return Ok(None);
             };
@@ -456,14 +528,51 @@ impl Connection {
                 },
                 _ => {
                     let is_writer = matches!(&reply, Reply::Bulk(writer) if writer == self.writer.as_bytes());
-                    return match self.in_flight.take() {
-                        Some(in_flight) => self.conclude(in_flight, is_writer).map(Some),
-                        None => Ok(None),
+                    let Some(in_flight) = self.in_flight.take() else {
+                        return Ok(None);
                     };
+                    let outcome = self.conclude(in_flight, is_writer)?;
+                    if !matches!(outcome, Outcome::Written { .. }) {
+                        // This batch comes before the one that went ahead.
+                        self.discard();
+                    }
+                    return Ok(Some(outcome));
                 }
             }
             in_flight.replies += 1;
         }
+    }
+
+    /// Reads the replies to what is taken back; false when more of them are to come.
+    fn take_discarded(&mut self) -> Result<bool, Failure> {
+        while let Some(discarding) = &mut self.discarding {
+            let Some(reply) = resp::parse(&mut self.inbound)? else {
+                return Ok(false);
+            };
+            discarding.replies += 1;
+            let (replies, total) = (discarding.replies, discarding.total);
+            match (replies, reply) {
+                (1, Reply::Status(_)) => {}
+                (1, other) => return Err(Failure::TornTransaction(format!("MULTI was answered with {other:?}"))),
+                (_, Reply::Bulk(writer)) if replies == total && writer == self.writer.as_bytes() => {
+                    self.discarding = None;
+                }
+                (_, _) if replies == total => return Err(Failure::Fenced),
+                (_, Reply::Status(_)) if replies + 3 > total => {}
+                (_, other) if replies + 3 > total => {
+                    return Err(Failure::TornTransaction(format!(
+                        "DISCARD or WATCH was answered with {other:?}"
+                    )));
+                }
+                (_, Reply::Queued | Reply::Error(_)) => {}
+                (_, other) => {
+                    return Err(Failure::TornTransaction(format!(
+                        "a queued command was answered with {other:?}"
+                    )));
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn conclude(&mut self, in_flight: InFlight, is_writer: bool) -> Result<Outcome, Failure> {

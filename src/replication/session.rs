@@ -710,6 +710,12 @@ impl Session<'_> {
 
     fn send_when_possible(&mut self) {
         if !self.redis.is_idle() {
+            if self.refused.is_none() && self.births.is_none() {
+                self.redis.send_ahead(self.pipeline.batch());
+            }
+            return;
+        }
+        if self.births.is_some() && self.redis.discard() {
             return;
         }
         let batch = match self.refused.take() {
