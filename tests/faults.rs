@@ -286,6 +286,14 @@ impl Run {
             self.to_redis.resume();
             self.rest().await;
         }
+        // At last those after which an engine must not simply go on, and no other fault that would mend what it did.
+        for fault in [Fault::RedisCut, Fault::RedisFull, Fault::PowerLost] {
+            *counts.entry(fault).or_default() += 1;
+            let caught_up = self.catch_up(DRAIN).await;
+            assert!(caught_up.is_some(), "not published; log in {}", self.log.display());
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            self.inflict(fault).await;
+        }
         counts
     }
 
@@ -446,9 +454,7 @@ impl Run {
             let then = sizes.get(&log).copied().unwrap_or(0).min(now);
             let file = std::fs::OpenOptions::new().write(true).open(&log).unwrap();
             file.set_len(then).unwrap();
-            if self.is_long {
-                println!("           {} bytes of {now} lost", now - then);
-            }
+            println!("           {} bytes of {now} lost with the power", now - then);
         }
         self.redis.server.restart().await.unwrap();
     }

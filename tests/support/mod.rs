@@ -90,7 +90,12 @@ impl World {
     /// A connection to Redis.
     pub(crate) async fn redis(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.config.redis.url.expose()).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        // Whole streams are read at once, on a machine that is busy.
+        let settings = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        let connecting = client.get_multiplexed_async_connection_with_config(&settings);
+        connecting.await.unwrap()
     }
 
     /// Names of this world's keys.
