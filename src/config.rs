@@ -209,7 +209,7 @@ impl Default for Replication {
             publication: "posduif".into(),
             heartbeat_interval_ms: 1000,
             wire_timeout_seconds: 8,
-            sender_timeout_seconds: 8,
+            sender_timeout_seconds: 6,
             batch_changes_max: 500,
             batch_bytes_max: 1024 * 1024,
         }

@@ -121,7 +121,7 @@ async fn a_run_of_random_faults_loses_doubles_and_reorders_nothing() {
     let (until, target) = watch::channel(None);
     let truth = tokio::spawn(Truth::follow(oracle, url.clone(), run.world.keys(), target));
     // A long run commits more slowly, so that Redis can hold all of it until the end.
-    let pause_ms = if duration > Duration::from_secs(300) { 60 } else { 15 };
+    let pause_ms = if duration > Duration::from_secs(300) { 100 } else { 15 };
     let writers = Writers::start(&url, &run.offices, &mut run.random, pause_ms);
 
     let counts = run.strike(duration, &writers).await;
@@ -268,8 +268,14 @@ impl Run {
                     writers.committed()
                 );
             }
-            // At times a second fault overlaps.
-            let overlap = self.random.below(6);
+            // Some do harm only to an engine that is busy. At times a second fault overlaps the others.
+            let overlap = if matches!(fault, Fault::RedisFull | Fault::RedisCut | Fault::PowerLost) {
+                let _ = self.catch_up(Duration::from_secs(15)).await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                6
+            } else {
+                self.random.below(6)
+            };
             match overlap {
                 0 => self.to_postgres.stall(),
                 1 => self.to_redis.stall(),
@@ -279,6 +285,14 @@ impl Run {
             self.to_postgres.resume();
             self.to_redis.resume();
             self.rest().await;
+        }
+        // At last those after which an engine must not simply go on, and no other fault that would mend what it did.
+        for fault in [Fault::RedisCut, Fault::RedisFull, Fault::PowerLost] {
+            *counts.entry(fault).or_default() += 1;
+            let caught_up = self.catch_up(DRAIN).await;
+            assert!(caught_up.is_some(), "not published; log in {}", self.log.display());
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            self.inflict(fault).await;
         }
         counts
     }
@@ -350,7 +364,7 @@ impl Run {
             }
             Fault::RedisFull => {
                 self.limit_redis("1").await;
-                tokio::time::sleep(hold).await;
+                tokio::time::sleep(hold.max(Duration::from_millis(600))).await;
                 self.limit_redis("0").await;
             }
             Fault::PowerLost => self.lose_power().await,
@@ -425,7 +439,7 @@ impl Run {
 
     /// Kills Redis and takes from its append-only file what had not reached the disk up to a second before.
     async fn lose_power(&mut self) {
-        let age = self.random.millis(0, 1000);
+        let age = self.random.millis(400, 1000);
         self.redis.server.kill().await.unwrap();
         let then = Instant::now().checked_sub(age).unwrap();
         let sizes = {
@@ -440,9 +454,7 @@ impl Run {
             let then = sizes.get(&log).copied().unwrap_or(0).min(now);
             let file = std::fs::OpenOptions::new().write(true).open(&log).unwrap();
             file.set_len(then).unwrap();
-            if self.is_long {
-                println!("           {} bytes of {now} lost", now - then);
-            }
+            println!("           {} bytes of {now} lost with the power", now - then);
         }
         self.redis.server.restart().await.unwrap();
     }
@@ -452,6 +464,18 @@ impl Run {
         if self.engines.is_empty() {
             self.start_engine().await;
         }
+        match self.catch_up(DRAIN).await {
+            Some(end) => end,
+            None => {
+                let checkpoint = self.world.checkpoint().await;
+                let log = self.log.display();
+                panic!("not published within {DRAIN:?}; log in {log}; {checkpoint:?}")
+            }
+        }
+    }
+
+    /// Waits until all that is committed now is published, and gives the end of that; `None` when the time is up.
+    async fn catch_up(&mut self, limit: Duration) -> Option<PgLsn> {
         let psql = self.world.psql().await;
         let emit = "SELECT pg_logical_emit_message(true, 'test', '')::text";
         let target: PgLsn = psql
@@ -462,20 +486,18 @@ impl Run {
             .parse()
             .unwrap();
         let start = Instant::now();
-        loop {
-            let checkpoint = self.world.checkpoint().await;
-            let end = checkpoint.get("end_lsn").and_then(|end| end.parse::<PgLsn>().ok());
-            if end.is_some_and(|end| end > target) {
-                return target;
+        while start.elapsed() < limit {
+            let end = self.world.checkpoint().await.remove("end_lsn");
+            if end
+                .and_then(|end| end.parse::<PgLsn>().ok())
+                .is_some_and(|end| end > target)
+            {
+                return Some(target);
             }
-            assert!(
-                start.elapsed() < DRAIN,
-                "not published within {DRAIN:?}; log in {}; {checkpoint:?}",
-                self.log.display()
-            );
             self.supervise().await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        None
     }
 
     /// Why each epoch began.

@@ -222,7 +222,9 @@ impl From<pipeline::Error> for End {
 }
 
 /// Connects, in the order that fences others out: the slot first, then the checkpoint.
-async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Session<'_>, End> {
+async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<Session<'_>, End> {
+    // If Postgres still shuts down, the next statements tell.
+    context.leaving.mark_unchanged();
     let settings = &context.config.replication;
     let timeout = Duration::from_secs(context.config.postgres.connect_timeout_seconds);
     // Read anew for each session, so that renewed certificates are taken.
@@ -248,11 +250,10 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     };
     let sender_timeout = Duration::from_secs(settings.sender_timeout_seconds);
     let mut postgres = Connection::connect(&upstream, timeout, sender_timeout).await?;
-    let mut identity = postgres.identify_system().await?;
+    let mut identity = within(timeout, postgres.identify_system()).await?;
     let mut timeline_history = None;
-    postgres
-        .start_replication(&settings.slot, &settings.publication)
-        .await?;
+    let starting = postgres.start_replication(&settings.slot, &settings.publication);
+    within(timeout, starting).await?;
 
     let confirmed = slot::state(context.database, &settings.slot)
         .await?
@@ -276,7 +277,7 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     {
         // A connection that streams takes no further command.
         let mut other = Connection::connect(&upstream, timeout, sender_timeout).await?;
-        timeline_history = other.timeline_history(identity.timeline).await?;
+        timeline_history = within(timeout, other.timeline_history(identity.timeline)).await?;
         other.close().await;
     }
     let server = Server {
@@ -358,6 +359,17 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         last_status: Instant::now(),
         ticks,
     })
+}
+
+/// Waits for an answer of Postgres no longer than this.
+async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, connection::Error>>) -> Result<T, End> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(End::Failed(anyhow!(
+            "no answer from Postgres within {} s",
+            limit.as_secs()
+        ))),
+    }
 }
 
 /// What a session writes before all else.

@@ -94,12 +94,12 @@ impl World {
     /// A connection to Redis.
     pub(crate) async fn redis(&self) -> MultiplexedConnection {
         let client = posduif::transport::redis::client(&self.config.redis).unwrap();
-        // Whole streams are read at once here.
-        let settings = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
-        client
-            .get_multiplexed_async_connection_with_config(&settings)
-            .await
-            .unwrap()
+        // Whole streams are read at once, on a machine that is busy.
+        let settings = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        let connecting = client.get_multiplexed_async_connection_with_config(&settings);
+        connecting.await.unwrap()
     }
 
     /// Names of this world's keys.
