@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use posduif::config::Config;
-use posduif::database::tenants;
+use posduif::config::{Config, Secret};
+use posduif::database::{migrations, tenants};
 use posduif::engine::Role;
 use posduif::route::rule::{Rule, When};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::Entry;
 use crate::support::office::{Office, ids};
 use crate::support::stage::Stage;
+use crate::support::{Entry, World};
 
 const EMIT: &str = "SELECT pg_logical_emit_message(true, $1, $2::text)";
 
@@ -499,6 +499,68 @@ async fn tenants_that_come_while_others_write_get_their_own_rows_only() {
         assert_eq!(contents, [json!(format!("to {name}"))]);
     }
     tokio::time::timeout(Duration::from_secs(10), stage.stop())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn without_a_superuser_a_table_with_rows_that_joins_late_makes_the_tenant_begin_anew() {
+    let mut world = World::new().await;
+    let name = world.config.redis.prefix.clone();
+    let role = format!("{name}_role");
+    let admin = world.psql().await;
+    let make =
+        format!("CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'secret'; ALTER DATABASE {name} OWNER TO {role};");
+    admin.batch_execute(&make).await.unwrap();
+    let url = world.config.postgres.url.expose().to_owned();
+    let (_, place) = url.rsplit_once('@').unwrap();
+    world.config.postgres.url = Secret::new(format!("postgres://{role}:secret@{place}"));
+    let stage = Stage::on_with(world, Role::All).await;
+    stage.message(stage.bob, stage.joe, "published").await;
+    assert_eq!(
+        of_op(&stage.changes().await, "insert")
+            .iter()
+            .filter(|entry| entry.field("table") == "messages")
+            .count(),
+        1
+    );
+
+    stage
+        .sql("CREATE TABLE tenant_acme.empty (id int); CREATE TABLE tenant_acme.full (id int)")
+        .await;
+    migrate(&stage).await;
+    let resets = of_op(&stage.changes().await, "reset").len();
+    stage
+        .sql("CREATE TABLE tenant_acme.late (id int); INSERT INTO tenant_acme.late VALUES (1)")
+        .await;
+    migrate(&stage).await;
+    stage
+        .sql("INSERT INTO tenant_acme.late VALUES (2); UPDATE tenant_acme.late SET id = 3 WHERE id = 1")
+        .await;
+    let log = stage.changes().await;
+    assert_eq!(
+        (resets, of_op(&log, "reset").len()),
+        (1, 2),
+        "only the table with rows says so"
+    );
+    let told: Vec<_> = log
+        .iter()
+        .filter(|entry| entry.field("table") == "late")
+        .map(|entry| entry.json("row")["id"].clone())
+        .collect();
+    assert_eq!(told, [json!(2), json!(3)]);
+
+    let Stage { engine, world, .. } = stage;
+    engine.unwrap().stop().await;
+    // Roles belong to the whole server, so this one must not stay behind.
+    let clean = format!("REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}; DROP ROLE {role};");
+    admin.batch_execute(&clean).await.unwrap();
+    drop(world);
+}
+
+async fn migrate(stage: &Stage) {
+    let database = stage.world.database().await;
+    migrations::up(&database, &stage.world.config.replication)
         .await
         .unwrap();
 }

@@ -142,7 +142,13 @@ pub async fn up(database: &Database, replication: &config::Replication) -> Resul
     for tenant in tenants::list(database).await? {
         let transaction = client.transaction().await?;
         let applied = up_tenant(&transaction, &tenant).await?;
-        publication::include(&transaction, &replication.publication, &tenant).await?;
+        if publication::include(&transaction, &replication.publication, &tenant).await? {
+            tracing::warn!(
+                tenant = tenant.name,
+                "a table with rows joins the publication: the tenant's streams begin anew"
+            );
+            tenants::resync_within(&transaction, &tenant.name).await?;
+        }
         transaction.commit().await?;
         steps.extend(applied);
     }

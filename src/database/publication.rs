@@ -4,7 +4,8 @@
 //! A superuser on Postgres 15 or newer publishes whole schemas, so that a tenant's new table joins by itself. Such a
 //! table has no replica identity to speak of, and its owner's first UPDATE would fail; therefore an event trigger
 //! gives it REPLICA IDENTITY FULL in the transaction that makes it, and the trigger exists before any schema joins.
-//! Everybody else publishes a list of tables, and a new table joins with the next `posduif migrate up`.
+//! Everybody else publishes a list of tables, and a new table joins with the next `posduif migrate up`; when it has rows
+//! by then, the tenant's streams begin anew.
 
 use anyhow::{Context, Result};
 use tokio_postgres::Transaction;
@@ -26,11 +27,12 @@ pub async fn ensure(database: &Database, publication: &str) -> Result<()> {
     Ok(())
 }
 
-/// Puts all of a tenant's tables into the publication, making that first if need be. The caller holds the schema lock.
+/// Puts all of a tenant's tables into the publication, making that first if need be; gives whether a table joined that
+/// holds rows already, which no stream has. The caller holds the schema lock.
 ///
 /// # Errors
 /// When Postgres refuses, for example because a table has another owner.
-pub(super) async fn include(transaction: &Transaction<'_>, publication: &str, tenant: &Tenant) -> Result<()> {
+pub(super) async fn include(transaction: &Transaction<'_>, publication: &str, tenant: &Tenant) -> Result<bool> {
     let whole_schemas = prepare(transaction, publication).await?;
     let params = [
         (&publication as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT),
@@ -49,21 +51,28 @@ pub(super) async fn include(transaction: &Transaction<'_>, publication: &str, te
                 .await
                 .with_context(|| format!("cannot add the schema {} to the publication", tenant.schema))?;
         }
-        return Ok(());
+        return Ok(false);
     }
     identity(transaction, tenant).await?;
     let missing = transaction
         .query_typed(include_str!("../../sql/publication_missing_tables.sql"), &params)
         .await?;
+    let mut has_rows = false;
     for row in missing {
         let table: String = row.try_get("relname")?;
         let (name, quoted) = (quote_identifier(publication), quote_identifier(&table));
+        // Locked against writers, so that no row comes between the look and the joining.
+        let join = format!(
+            "LOCK TABLE {{schema}}.{quoted} IN SHARE MODE; ALTER PUBLICATION {name} ADD TABLE {{schema}}.{quoted}"
+        );
         transaction
-            .batch_execute(&tenant.sql(&format!("ALTER PUBLICATION {name} ADD TABLE {{schema}}.{quoted}")))
+            .batch_execute(&tenant.sql(&join))
             .await
             .with_context(|| format!("cannot add {}.{table} to the publication", tenant.schema))?;
+        let look = tenant.sql(&format!("SELECT FROM {{schema}}.{quoted} LIMIT 1"));
+        has_rows |= !transaction.query_typed(&look, &[]).await?.is_empty();
     }
-    Ok(())
+    Ok(has_rows)
 }
 
 /// Gives every table of the tenant REPLICA IDENTITY FULL. Without identity a published table's owner cannot update.

@@ -108,6 +108,18 @@ pub async fn resync(database: &Database, name: &str) -> Result<bool, Error> {
     Ok(!rows.is_empty())
 }
 
+/// [`resync`] as a part of a transaction.
+pub(super) async fn resync_within(transaction: &tokio_postgres::Transaction<'_>, name: &str) -> anyhow::Result<()> {
+    transaction
+        .query_typed(
+            include_str!("../../sql/tenant_rebirth.sql"),
+            &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
+        )
+        .await
+        .with_context(|| format!("cannot begin the streams of tenant {name} anew"))?;
+    Ok(())
+}
+
 /// Devices of a tenant that are not revoked.
 ///
 /// # Errors
