@@ -27,6 +27,8 @@ use posduif::keys::Keys;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamRangeReply, StreamReadOptions, StreamReadReply};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio_postgres::NoTls;
 use tokio_postgres::types::PgLsn;
@@ -74,6 +76,9 @@ enum Contestant {
     Receive { socket: bool, binary: bool },
     /// The engine; each row into `changes`, and with a rule into one of the inboxes.
     Engine { inboxes: bool },
+    /// What the engine made Redis write to its append-only file, from memory into Redis again: what the server takes at
+    /// most.
+    Replay,
 }
 
 impl fmt::Display for Contestant {
@@ -98,6 +103,7 @@ impl fmt::Display for Contestant {
             } => "pg_recvlogical, TCP, binary",
             Self::Engine { inboxes: true } => "engine, changes and inbox",
             Self::Engine { inboxes: false } => "engine, changes only",
+            Self::Replay => "Redis alone, changes and inbox",
         })
     }
 }
@@ -150,6 +156,7 @@ async fn main() {
     let mut contestants = vec![
         REFERENCE,
         Contestant::Engine { inboxes: true },
+        Contestant::Replay,
         Contestant::Engine { inboxes: false },
     ];
     if !options.short {
@@ -182,6 +189,8 @@ struct Bench {
     /// What Redis held when the slot stood at its base.
     template: PathBuf,
     next_row: i64,
+    /// What the last run with inboxes wrote to the append-only file.
+    written: Vec<u8>,
     // Last, so that it is removed last.
     folder: Folder,
 }
@@ -222,6 +231,7 @@ impl Bench {
             sql,
             config,
             next_row: 0,
+            written: Vec::new(),
             folder,
         }
     }
@@ -296,6 +306,7 @@ impl Bench {
                 self.copy_slot(BASE, COPY).await;
                 let run = match *contestant {
                     Contestant::Decode => self.decode(end, rows).await,
+                    Contestant::Replay => self.replay(rows).await,
                     Contestant::Receive { socket, binary } => self.receive(socket, binary, end, rows).await,
                     Contestant::Engine { inboxes } => self.run_engine(inboxes, end, rows, &expected).await,
                 };
@@ -383,7 +394,44 @@ impl Bench {
         let redis_cpu = Process::of(redis).cpu - redis_before.cpu;
         stop(&mut engine).await;
         self.verify(inboxes, expected).await;
+        if inboxes {
+            let (kept, file) = (
+                append_only_file(&self.template),
+                append_only_file(&self.folder.0.join("redis")),
+            );
+            self.written = std::fs::read(file).unwrap();
+            self.written.drain(..std::fs::read(kept).unwrap().len());
+        }
         run(rows, time, [walsender.cpu, reader.cpu, redis_cpu], reader.peak_kib)
+    }
+
+    async fn replay(&mut self, rows: i64) -> Run {
+        self.reset().await;
+        let redis = self.redis.pid().unwrap();
+        let redis_before = Process::of(redis).cpu;
+        let stream = TcpStream::connect(("127.0.0.1", self.redis.port())).await.unwrap();
+        let (mut reader, mut writer) = stream.into_split();
+        let url = self.redis.url();
+        let (login, _) = url.trim_start_matches("redis://").split_once('@').unwrap();
+        let (user, password) = login.split_once(':').unwrap();
+        let login = format!("AUTH {user} {password}\r\n");
+        let start = Instant::now();
+        let written = std::mem::take(&mut self.written);
+        let writing = tokio::spawn(async move {
+            writer.write_all(login.as_bytes()).await.unwrap();
+            writer.write_all(&written).await.unwrap();
+            writer.write_all(b"ECHO the-end\r\n").await.unwrap();
+        });
+        let mut replies = Vec::new();
+        while !replies.ends_with(b"the-end\r\n") {
+            let old = replies.len().saturating_sub(16);
+            replies.drain(..old);
+            reader.read_buf(&mut replies).await.unwrap();
+        }
+        let time = start.elapsed();
+        writing.await.unwrap();
+        let redis_cpu = Process::of(redis).cpu - redis_before;
+        run(rows, time, [Duration::ZERO, Duration::ZERO, redis_cpu], 0)
     }
 
     fn start_engine(&self, inboxes: bool) -> Child {
@@ -750,6 +798,15 @@ fn clear(folder: &Path) {
         }
         .unwrap();
     }
+}
+
+/// The part of Redis' append-only file that grows.
+fn append_only_file(folder: &Path) -> PathBuf {
+    let files = std::fs::read_dir(folder.join("appendonlydir")).unwrap();
+    let mut paths = files.map(|entry| entry.unwrap().path());
+    paths
+        .find(|path| path.to_string_lossy().ends_with(".incr.aof"))
+        .unwrap()
 }
 
 fn binaries() -> PathBuf {
