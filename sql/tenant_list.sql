@@ -1,2 +1,3 @@
--- All tenants.
-SELECT name, schema_name, state FROM posduif.tenants ORDER BY name
+-- All tenants by name. One whose schema somebody has dropped or renamed is none any more.
+SELECT name, schema_name, state FROM posduif.tenants
+WHERE EXISTS (SELECT FROM pg_namespace WHERE nspname = schema_name) ORDER BY name

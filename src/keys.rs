@@ -67,6 +67,17 @@ impl Keys {
         format!("{}:{{{tenant}}}:meta", self.prefix)
     }
 
+    /// Pattern of all keys of a tenant.
+    pub fn of_tenant(&self, tenant: &str) -> String {
+        // What a pattern gives a meaning is taken by its word.
+        let prefix: String = self
+            .prefix
+            .chars()
+            .flat_map(|c| ['\\', c].into_iter().skip(usize::from(c.is_ascii_alphanumeric())))
+            .collect();
+        format!("{prefix}:{{{tenant}}}:*")
+    }
+
     /// Hash: one device's sync state: what it acknowledged and was given.
     pub fn device(&self, tenant: &str, device_id: &str) -> String {
         format!("{}:{{{tenant}}}:device:{device_id}", self.prefix)

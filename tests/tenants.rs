@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use posduif::config::{Config, Secret};
 use posduif::database::{migrations, tenants};
+use posduif::deliver::store::Store;
+use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use posduif::route::rule::{Rule, When};
 use serde_json::json;
@@ -11,7 +13,7 @@ use uuid::Uuid;
 
 use crate::support::office::{Office, ids};
 use crate::support::stage::Stage;
-use crate::support::{Entry, World};
+use crate::support::{Entry, World, eventually};
 
 const EMIT: &str = "SELECT pg_logical_emit_message(true, $1, $2::text)";
 
@@ -479,10 +481,7 @@ async fn tenants_that_come_while_others_write_get_their_own_rows_only() {
     let names = ["beta", "gamma", "delta"];
     for name in names {
         stage.world.tenant(name).await;
-        let user = stage
-            .world
-            .user(name, "joe", posduif::domain::users::UserType::Mobile)
-            .await;
+        let user = stage.world.user(name, "joe", UserType::Mobile).await;
         stage.message(stage.bob, stage.joe, "to acme").await;
         stage
             .sql(&format!("INSERT INTO tenant_{name}.messages (sender_id, recipient_id, content) VALUES ('{user}', '{user}', 'to {name}')"))
@@ -563,4 +562,114 @@ async fn migrate(stage: &Stage) {
     migrations::up(&database, &stage.world.config.replication)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_dropped_tenant_leaves_nothing_behind_and_the_others_go_on() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    phone.sync(None).await;
+    office.world.tenant("beta").await;
+    let ann = office.world.user("beta", "ann", UserType::Mobile).await;
+    let mut events = phone.events("/sse/mobile/phone").await;
+    let database = office.world.database().await;
+    let dropped = tenants::drop(&database, "acme").await.unwrap().unwrap();
+    assert_eq!(tenants::drop(&database, "acme").await.unwrap(), None);
+    let store = Store::new(&office.world.config.redis).unwrap();
+    assert!(
+        store
+            .remove_tenant("acme", dropped, Duration::from_secs(20))
+            .await
+            .unwrap()
+            > 0
+    );
+    events.expect("revoked").await;
+    assert_eq!(phone.get("/api/sync/incoming").await.status.as_u16(), 401);
+
+    let note = "INSERT INTO tenant_beta.messages (sender_id, recipient_id, content) VALUES ($1, $1, 'x')";
+    office.world.psql().await.execute(note, &[&ann]).await.unwrap();
+    office.world.published().await;
+    let inbox = office
+        .world
+        .stream(&office.world.keys().inbox("beta", &ann.to_string()))
+        .await;
+    assert_eq!(of_op(&inbox, "insert").len(), 1);
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg(office.world.keys().of_tenant("acme"))
+        .query_async(&mut office.world.redis().await)
+        .await
+        .unwrap();
+    assert!(keys.is_empty(), "{keys:?}");
+
+    // One of the same name begins from nothing, also for an engine that starts only now.
+    office.world.tenant("acme").await;
+    office.engine.stop().await;
+    let engine = office.world.engine(Role::Replicator).await;
+    office.world.user("acme", "joe", UserType::Mobile).await;
+    office.world.published().await;
+    let log = office.world.stream(&office.world.keys().changes("acme")).await;
+    assert_eq!(
+        log.iter().map(|entry| entry.field("op")).collect::<Vec<_>>(),
+        ["reset", "insert"]
+    );
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_schema_that_somebody_drops_or_renames_by_hand_stops_nobody_else() {
+    let mut stage = Stage::new().await;
+    for name in ["beta", "gamma"] {
+        stage.world.tenant(name).await;
+    }
+    stage
+        .sql("DROP SCHEMA tenant_beta CASCADE; ALTER SCHEMA tenant_gamma RENAME TO tenant_delta")
+        .await;
+    stage
+        .sql("INSERT INTO tenant_delta.users (username, user_type) VALUES ('nobody', 'mobile')")
+        .await;
+    stage.message(stage.bob, stage.joe, "first").await;
+    stage.world.published().await;
+    // A new epoch walks through all tenants.
+    stage.engine.take().unwrap().stop().await;
+    let _: i64 = redis::cmd("DEL")
+        .arg(stage.world.keys().checkpoint())
+        .query_async(&mut stage.world.redis().await)
+        .await
+        .unwrap();
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    let message = stage.message(stage.bob, stage.joe, "second").await;
+    let inbox = stage.inbox(stage.joe).await;
+    assert_eq!(inbox.last().unwrap().json("row")["id"], message.to_string());
+    assert!(
+        stage
+            .world
+            .stream(&stage.world.keys().changes("delta"))
+            .await
+            .is_empty()
+    );
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_beyond_its_bound_is_cut_to_it_however_fast_it_grew() {
+    let stage = Stage::with(|config: &mut Config| {
+        config.streams.changes_entries_max = 100;
+        config.streams.trim_interval_seconds = 1;
+    })
+    .await;
+    stage
+        .sql("CREATE TABLE tenant_acme.many (id int); INSERT INTO tenant_acme.many SELECT generate_series(1, 10000)")
+        .await;
+    eventually("the stream is as long as allowed", || async {
+        (stage.changes().await.len() == 100).then_some(())
+    })
+    .await;
+    let meta: Option<String> = redis::cmd("HGET")
+        .arg(stage.world.keys().meta("acme"))
+        .arg("trim:changes")
+        .query_async(&mut stage.world.redis().await)
+        .await
+        .unwrap();
+    assert_eq!(meta.unwrap(), stage.changes().await[0].id.to_string());
+    stage.stop().await;
 }

@@ -1,11 +1,17 @@
 //! `posduif tenant`: each tenant has its own schema.
 
-use anyhow::{Result, bail};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Global;
 use crate::database::{Database, tenants};
+use crate::deliver::store::Store;
+
+/// How long a drop waits for the replicator before it removes keys.
+const DROP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Arguments of `posduif tenant`.
 #[derive(Debug, Args)]
@@ -32,6 +38,14 @@ enum Verb {
     Resume {
         /// The tenant
         name: String,
+    },
+    /// Drop a tenant: its schema with all rows, its streams, users and devices
+    Drop {
+        /// The tenant
+        name: String,
+        /// Do it: without this, only what would be lost is said
+        #[arg(long)]
+        yes: bool,
     },
     /// Begin a tenant's streams anew: each of its devices takes a snapshot, other readers get a reset
     Resync {
@@ -61,6 +75,33 @@ impl Tenant {
             }
             Verb::Pause { name } => set_paused(&database, global, &name, true).await?,
             Verb::Resume { name } => set_paused(&database, global, &name, false).await?,
+            Verb::Drop { name, yes } => {
+                if tenants::find(&database, &name).await?.is_none() {
+                    bail!("there is no tenant {name}; `posduif tenant list` shows all");
+                }
+                let devices = tenants::count_devices(&database, &name).await?;
+                if !yes {
+                    bail!(
+                        "the schema tenant_{name} with all its rows, its streams and {devices} devices would be lost; \
+                         `--yes` does it"
+                    );
+                }
+                let store = Store::new(&config.redis).context("key `redis.url`")?;
+                let Some(dropped) = tenants::drop(&database, &name).await? else {
+                    bail!("the tenant {name} was dropped by somebody else just now");
+                };
+                let keys = store.remove_tenant(&name, dropped, DROP_PATIENCE).await.with_context(|| {
+                    format!(
+                        "the tenant {name} is dropped, its keys in Redis are not; once an engine replicates, make it \
+                         again and drop it"
+                    )
+                })?;
+                if global.json {
+                    println!("{}", json!({"name": name, "dropped": true, "keys": keys}));
+                } else {
+                    println!("dropped the tenant {name}, and {keys} keys in Redis");
+                }
+            }
             Verb::Resync { name, yes } => {
                 if tenants::find(&database, &name).await?.is_none() {
                     bail!("there is no tenant {name}; `posduif tenant list` shows all");

@@ -1,11 +1,11 @@
 //! Tenants: each has a schema `tenant_<name>` with its own tables, and a row in `posduif.tenants`.
 
 use anyhow::{Context, bail};
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{PgLsn, Type};
 
 use super::{Database, Error, migrations, publication, quote_identifier};
 use crate::config;
-use crate::replication::pipeline::{STATE_PREFIX, TENANT_PREFIX};
+use crate::replication::pipeline::{DROPPED_PREFIX, STATE_PREFIX, TENANT_PREFIX};
 
 /// A tenant's name and schema.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -106,6 +106,42 @@ pub async fn resync(database: &Database, name: &str) -> Result<bool, Error> {
         )
         .await?;
     Ok(!rows.is_empty())
+}
+
+/// Drops a tenant: its schema with all rows, its credentials and devices. Gives the place in the log behind which
+/// nothing is published for it, or `None` when there was no such tenant.
+///
+/// # Errors
+/// When Postgres refuses, for example because others hold locks on its tables.
+pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLsn>> {
+    let Some(tenant) = Tenant::named(name) else {
+        return Ok(None);
+    };
+    let mut client = database.connect_alone().await?;
+    let transaction = client.transaction().await?;
+    migrations::lock_for_transaction(&transaction).await?;
+    let rows = transaction
+        .query_typed(
+            include_str!("../../sql/tenant_drop.sql"),
+            &[(&name, Type::TEXT), (&DROPPED_PREFIX, Type::TEXT)],
+        )
+        .await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    transaction
+        .batch_execute(&tenant.sql("DROP SCHEMA IF EXISTS {schema} CASCADE"))
+        .await
+        .with_context(|| format!("cannot drop the schema {}", tenant.schema))?;
+    transaction
+        .query_typed(
+            include_str!("../../sql/migrations_forget.sql"),
+            &[(&tenant.schema, Type::TEXT)],
+        )
+        .await?;
+    let lsn: String = row.try_get("lsn")?;
+    transaction.commit().await?;
+    lsn.parse()
+        .map(Some)
+        .map_err(|_| anyhow::anyhow!("Postgres gave {lsn:?} as a place in the log"))
 }
 
 /// [`resync`] as a part of a transaction.

@@ -390,12 +390,19 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
     let Ok(id) = id.parse::<StreamId>() else { return };
     for (event, op, users) in groups {
         if event == "device_changed" {
-            for user in users.iter().flatten() {
-                let _ = hub.device_changes.send(DeviceChange::One {
-                    tenant: tenant.clone(),
-                    user: *user,
-                    xid,
-                });
+            let changes = users.as_ref().map_or_else(
+                || vec![DeviceChange::Any],
+                |users| {
+                    let one = |user: &Uuid| DeviceChange::One {
+                        tenant: tenant.clone(),
+                        user: *user,
+                        xid,
+                    };
+                    users.iter().map(one).collect()
+                },
+            );
+            for change in changes {
+                let _ = hub.device_changes.send(change);
             }
         }
         let notice = Notice {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use postgres_types::PgLsn;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::streams::StreamRangeReply;
 use redis::{Pipeline, RedisError};
@@ -35,6 +36,9 @@ pub enum Error {
     /// The replicator has not written a checkpoint yet.
     #[error("no checkpoint: the replicator has not started, or Redis was emptied")]
     NoCheckpoint,
+    /// The replicator has not come far enough in the log.
+    #[error("the replicator has not come that far yet")]
+    NotPublished,
     /// The operator has paused the tenant's delivery.
     #[error("the tenant is paused")]
     Paused,
@@ -206,6 +210,53 @@ impl Store {
         checkpoint_command(&mut pipe, &self.keys);
         let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
         parse_view(&fields)
+    }
+
+    /// Waits until all up to a place in the log is published, then removes every key of a tenant that has been dropped.
+    /// Gives their number.
+    ///
+    /// # Errors
+    /// See [`Error`]; also when nothing is published that far within `patience`.
+    pub async fn remove_tenant(&self, tenant: &str, dropped: PgLsn, patience: Duration) -> Result<u64, Error> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let end: Option<String> = redis::cmd("HGET")
+                .arg(self.keys.checkpoint())
+                .arg("end_lsn")
+                .query_async(&mut self.connection())
+                .await?;
+            // Later: its EXEC is then over too.
+            if end
+                .and_then(|end| end.parse::<PgLsn>().ok())
+                .is_some_and(|end| end > dropped)
+            {
+                break;
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(Error::NotPublished);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let pattern = self.keys.of_tenant(tenant);
+        let (mut removed, mut cursor) = (0, 0_u64);
+        loop {
+            let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
+                .arg(cursor)
+                .arg(&["MATCH", &pattern, "COUNT", "1000"])
+                .query_async(&mut self.connection())
+                .await?;
+            if !keys.is_empty() {
+                let count: u64 = redis::cmd("UNLINK")
+                    .arg(keys)
+                    .query_async(&mut self.connection())
+                    .await?;
+                removed += count;
+            }
+            cursor = next;
+            if cursor == 0 {
+                return Ok(removed);
+            }
+        }
     }
 
     /// What follows a place, up to about this many entries.

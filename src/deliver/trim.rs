@@ -25,8 +25,11 @@ use crate::publish::batch::{Target, Trim};
 /// Users looked at in one round trip.
 const PAGE: usize = 500;
 
-/// Entries looked at in one stream a round; what is left waits for the next.
+/// Entries looked at at once in one stream.
 const LOOK: usize = 2000;
+
+/// Most entries that one round takes from a stream that is beyond its bound; what is left waits for the next.
+const TRIM_MAX: u64 = 500_000;
 
 /// Looks at all streams again and again until `stop`.
 pub async fn run(
@@ -159,7 +162,7 @@ async fn inbox(
     }))
 }
 
-/// The trim that takes a stream back to its bound, in steps.
+/// The trim that takes a stream back to its bound.
 async fn beyond_bound(store: &Store, target: Target, entries_max: u64) -> Result<Option<Trim>> {
     let key = target.key(store.keys());
     let length: u64 = redis::cmd("XLEN")
@@ -169,15 +172,25 @@ async fn beyond_bound(store: &Store, target: Target, entries_max: u64) -> Result
     let Some(excess) = length.checked_sub(entries_max).filter(|excess| *excess > 0) else {
         return Ok(None);
     };
-    let reply: StreamRangeReply = redis::cmd("XRANGE")
-        .arg(&key)
-        .arg("-")
-        .arg("+")
-        .arg("COUNT")
-        .arg(excess.min(LOOK as u64))
-        .query_async(&mut store.connection())
-        .await?;
-    let last = reply.ids.last().and_then(|raw| raw.id.parse::<StreamId>().ok());
+    // Redis cannot tell which entry is the nth, so they are gone through; in pages, whatever they hold.
+    let mut left = excess.min(TRIM_MAX);
+    let mut last: Option<StreamId> = None;
+    while left > 0 {
+        let page = left.min(LOOK as u64);
+        let reply: StreamRangeReply = redis::cmd("XRANGE")
+            .arg(&key)
+            .arg(last.map_or("-".to_owned(), |id| id.next().to_string()))
+            .arg("+")
+            .arg("COUNT")
+            .arg(page)
+            .query_async(&mut store.connection())
+            .await?;
+        let Some(id) = reply.ids.last().and_then(|raw| raw.id.parse::<StreamId>().ok()) else {
+            break;
+        };
+        last = Some(id);
+        left -= page;
+    }
     Ok(last.map(|id| Trim {
         target,
         min_id: id.next(),

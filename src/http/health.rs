@@ -59,9 +59,9 @@ pub async fn ready(app: Arc<App>, _request: Request) -> Result<Response, Error> 
             tracing::debug!(%error, "Redis fails its check");
             let problem = match error {
                 crate::deliver::store::Error::Redis(_) => "unavailable",
-                crate::deliver::store::Error::Paused | crate::deliver::store::Error::NoCheckpoint => {
-                    "holds no checkpoint: nothing was published yet"
-                }
+                crate::deliver::store::Error::Paused
+                | crate::deliver::store::Error::NotPublished
+                | crate::deliver::store::Error::NoCheckpoint => "holds no checkpoint: nothing was published yet",
             };
             (Some(problem.to_owned()), json!({}))
         }

@@ -154,7 +154,7 @@ impl From<store::Error> for Error {
                 Code::TenantPaused,
                 "this tenant is paused; what waits is delivered when it goes on",
             ),
-            store::Error::NoCheckpoint => Self::new(
+            store::Error::NoCheckpoint | store::Error::NotPublished => Self::new(
                 Code::SyncError,
                 "the replicator has published nothing yet; try again in a moment",
             ),

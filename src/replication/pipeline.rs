@@ -29,6 +29,9 @@ pub const TENANT_PREFIX: &str = "posduif.tenant";
 /// Prefix of the message by which a tenant's delivery is paused or goes on: `<tenant> <state>`.
 pub const STATE_PREFIX: &str = "posduif.state";
 
+/// Prefix of the message by which a tenant's streams end: `<tenant>`.
+pub const DROPPED_PREFIX: &str = "posduif.dropped";
+
 /// Prefix of the message by which a lost inbox is created anew: `<tenant> <user id>`.
 pub const INBOX_PREFIX: &str = "posduif.inbox";
 
@@ -218,7 +221,10 @@ impl Pipeline {
             Message::Commit(commit) => self.commit(&commit),
             Message::Relation(relation) => {
                 let relation = self.types.relation(&relation);
-                let plan = self.router.plan(&relation);
+                let plan = self
+                    .router
+                    .plan(&relation)
+                    .filter(|plan| self.tenants.contains(&plan.tenant));
                 self.tables.insert(relation.oid, Table { relation, plan });
                 Ok(())
             }
@@ -432,6 +438,7 @@ impl Pipeline {
                 self.batch
                     .tenant_notice(id, name, event, Audience::Tenant, begin.commit_ts);
             }
+            DROPPED_PREFIX => self.end_tenant(id, &begin, name),
             INBOX_PREFIX => {
                 if let Some(Ok(user)) = words.next().map(str::parse::<Uuid>) {
                     self.batch.birth(Target::Inbox(name.into(), user), id, begin.commit_ts);
@@ -459,7 +466,30 @@ impl Pipeline {
         self.batch.set_generation(name, generation);
         self.batch.set_state(name, state);
         self.batch.reset_notice(id, name, Audience::Tenant, begin.commit_ts);
-        self.tenants.insert(tenant);
+        if self.tenants.insert(tenant) {
+            // Tables that were described before their tenant was known.
+            for table in self.tables.values_mut().filter(|table| table.plan.is_none()) {
+                let plan = self.router.plan(&table.relation);
+                table.plan = plan.filter(|plan| self.tenants.contains(&plan.tenant));
+            }
+        }
+    }
+
+    /// A tenant has gone, and its streams go with it; `tenant drop` removes the inboxes.
+    fn end_tenant(&mut self, id: StreamId, begin: &Begin, name: &str) {
+        let tenant: Arc<str> = name.into();
+        for table in self.tables.values_mut() {
+            table.plan.take_if(|plan| plan.tenant == tenant);
+        }
+        let stopped: Vec<Target> = self.stopped.extract_if(|target| *target.tenant() == tenant).collect();
+        stopped.iter().for_each(|target| self.batch.unstop(target));
+        for target in [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())] {
+            self.batch.remove_stream(&target);
+        }
+        // Whoever is connected has lost its standing.
+        self.batch
+            .tenant_notice(id, name, "device_changed", Audience::Tenant, begin.commit_ts);
+        self.tenants.remove(&tenant);
     }
 
     /// A message for users.
