@@ -17,7 +17,8 @@ use uuid::Uuid;
 use super::connection::{self, Connection};
 use super::epoch::{self, Break, Replay, Server};
 use super::frame::Frame;
-use super::pipeline::{self, Pipeline, Start};
+use super::pipeline::{self, Counts, Pipeline, Start};
+use super::replicator::Report;
 use super::slot;
 use crate::change::StreamId;
 use crate::config::Config;
@@ -63,6 +64,10 @@ pub enum State {
     Streaming {
         /// The epoch.
         epoch: EpochId,
+        /// Its number.
+        number: i64,
+        /// Streams that take no entries.
+        stopped_streams: usize,
         /// How far.
         progress: Progress,
         /// Why Redis takes nothing at the moment.
@@ -84,7 +89,51 @@ pub enum End {
     /// A new epoch must begin.
     Broken(Break),
     /// Anything else; try again.
-    Failed(anyhow::Error),
+    Failed(Cause, anyhow::Error),
+}
+
+/// Who or what ended a session against our will, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Postgres, or the way to it.
+    Postgres,
+    /// Redis, or the way to it.
+    Redis,
+    /// Another engine became the writer.
+    Fenced,
+    /// History has broken.
+    Broken,
+    /// Anything else.
+    Other,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Postgres, Self::Redis, Self::Fenced, Self::Broken, Self::Other];
+
+    /// A word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Redis => "redis",
+            Self::Fenced => "fenced",
+            Self::Broken => "broken",
+            Self::Other => "other",
+        }
+    }
+
+    fn of(error: &anyhow::Error) -> Self {
+        let is_postgres = |cause: &(dyn std::error::Error + 'static)| {
+            cause.is::<connection::Error>()
+                || cause.is::<crate::database::Error>()
+                || cause.is::<tokio_postgres::Error>()
+        };
+        if error.chain().any(is_postgres) {
+            Self::Postgres
+        } else {
+            Self::Other
+        }
+    }
 }
 
 /// What a session works with.
@@ -100,8 +149,8 @@ pub struct Surroundings<'a> {
     pub leaving: watch::Receiver<bool>,
     /// What is to be trimmed.
     pub trims: &'a mut mpsc::Receiver<Trim>,
-    /// Where the state is shown.
-    pub state: &'a watch::Sender<State>,
+    /// Where all is shown.
+    pub report: &'a Report,
     /// Ends the session.
     pub stop: CancellationToken,
 }
@@ -168,6 +217,10 @@ struct Session<'a> {
     refusal: Option<String>,
     /// How long to wait after the next refusal.
     retry_wait: Duration,
+    /// When the batch under way was sent.
+    sent_at: Instant,
+    /// What of the pipeline's counts is in the metrics.
+    reported: Counts,
     last_received: Instant,
     last_status: Instant,
     ticks: tokio::time::Interval,
@@ -185,7 +238,17 @@ impl From<anyhow::Error> for End {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<Failure>() {
             Ok(failure) => failure.into(),
-            Err(error) => Self::Failed(error),
+            Err(error) => Self::Failed(Cause::of(&error), error),
+        }
+    }
+}
+
+impl End {
+    /// The end by an error that is Redis' unless it says otherwise.
+    fn by_redis(error: anyhow::Error) -> Self {
+        match error.into() {
+            Self::Failed(Cause::Other, error) => Self::Failed(Cause::Redis, error),
+            end => end,
         }
     }
 }
@@ -197,7 +260,8 @@ impl From<Failure> for End {
                 tracing::error!(%failure, "a new epoch must begin");
                 Self::Broken(Break::TornTransaction)
             }
-            failure => Self::Failed(failure.into()),
+            Failure::Fenced => Self::Failed(Cause::Fenced, failure.into()),
+            Failure::Io(_) => Self::Failed(Cause::Redis, failure.into()),
         }
     }
 }
@@ -207,7 +271,7 @@ impl From<connection::Error> for End {
         match &error {
             connection::Error::Server(server) if server.is_slot_in_use() => Self::SlotInUse,
             connection::Error::Protocol(_) => Self::Fatal(error.into()),
-            _ => Self::Failed(error.into()),
+            _ => Self::Failed(Cause::Postgres, error.into()),
         }
     }
 }
@@ -259,8 +323,10 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         .context("the slot disappeared while it was started")?
         .confirmed;
     let mut redis =
-        redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max).await?;
-    let claim = redis.claim().await?;
+        redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max)
+            .await
+            .map_err(End::by_redis)?;
+    let claim = redis.claim().await.map_err(End::by_redis)?;
     // Asked after the claim: another engine may have published until then, and that must not look like a rewind.
     let end = context
         .database
@@ -291,9 +357,11 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     };
     let (epoch, position, replay, acknowledged) = match (verdict, &claim.checkpoint) {
         (Ok(replay), Some(checkpoint)) => (checkpoint.epoch, checkpoint.position, replay, checkpoint.acknowledged),
-        (Ok(_), None) => return Err(End::Failed(anyhow!("no checkpoint, yet no new epoch"))),
+        (Ok(_), None) => return Err(End::Failed(Cause::Other, anyhow!("no checkpoint, yet no new epoch"))),
         (Err(broken), _) => {
-            let (epoch, position) = begin_epoch(&context, &mut redis, &server, &claim, &broken).await?;
+            let (epoch, position) = begin_epoch(&context, &mut redis, &server, &claim, &broken)
+                .await
+                .map_err(End::by_redis)?;
             (epoch, position, Replay::free(), confirmed)
         }
     };
@@ -354,6 +422,8 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
         refused: None,
         refusal: None,
         retry_wait: RETRY.0,
+        sent_at: Instant::now(),
+        reported: Counts::default(),
         last_received: Instant::now(),
         last_status: Instant::now(),
         ticks,
@@ -550,6 +620,7 @@ async fn begin_epoch(
         run_id: claim.run_id.clone(),
     });
     exchange(redis, batch, &epoch, server.confirmed).await?;
+    context.report.metrics.replication.epoch_began(broken);
     Ok((epoch, position))
 }
 
@@ -608,6 +679,8 @@ impl Session<'_> {
             }
         };
         let counts = self.pipeline.counts();
+        let metrics = &self.context.report.metrics.replication;
+        metrics.add(counts, &mut self.reported);
         tracing::info!(
             transactions = counts.transactions,
             changes = counts.changes,
@@ -663,9 +736,10 @@ impl Session<'_> {
             }
             // A Redis that has come back may lack what the one before it had taken, though its file is complete.
             Event::Aof(reading) if reading.run_id != self.run_id => {
-                return Err(End::Failed(anyhow!(
-                    "Redis has restarted: what it lost is published again"
-                )));
+                return Err(End::Failed(
+                    Cause::Redis,
+                    anyhow!("Redis has restarted: what it lost is published again"),
+                ));
             }
             Event::Aof(reading) => {
                 let Written {
@@ -680,7 +754,7 @@ impl Session<'_> {
             Event::Seen => self.close_window(),
             Event::Leaving => {
                 if *self.context.leaving.borrow_and_update() {
-                    return Err(End::Failed(anyhow!("Postgres shuts down")));
+                    return Err(End::Failed(Cause::Postgres, anyhow!("Postgres shuts down")));
                 }
             }
             Event::Trim(trim) => self.pipeline.batch().trim(&trim),
@@ -729,6 +803,7 @@ impl Session<'_> {
         if !self.pipeline.is_unproven() {
             self.sending_acknowledged = self.sending_acknowledged.max(self.progress.durable());
         }
+        self.sent_at = Instant::now();
         self.redis.send(batch, &self.epoch, self.sending_acknowledged);
     }
 
@@ -744,6 +819,10 @@ impl Session<'_> {
                     tracing::info!("Redis takes entries again");
                 }
                 self.retry_wait = RETRY.0;
+                let entries = batch.entries().saturating_sub(failed.len());
+                let metrics = &self.context.report.metrics.replication;
+                metrics.wrote(self.sent_at.elapsed(), entries, batch.changes(), batch.bytes());
+                metrics.add(self.pipeline.counts(), &mut self.reported);
                 self.window.extend(batch.window().cloned());
                 if let Some(mark) = batch.complete_transaction() {
                     self.progress.publish(mark.end_lsn);
@@ -767,6 +846,7 @@ impl Session<'_> {
                 self.advance(durable);
             }
             Outcome::Refused { batch, cause } => {
+                self.context.report.metrics.replication.refused(&cause);
                 if self.refusal.as_ref() != Some(&cause) {
                     tracing::warn!(cause, "Redis takes nothing at the moment; the batch waits");
                 }
@@ -776,6 +856,7 @@ impl Session<'_> {
                 self.show_state();
             }
             Outcome::Denied { batch, purpose, cause } => {
+                self.context.report.metrics.replication.refused(&cause);
                 if let Some(Purpose::Entry(target) | Purpose::Birth(target)) = purpose {
                     self.pipeline.stop_stream(target, &cause);
                 } else {
@@ -841,14 +922,20 @@ impl Session<'_> {
         if self.is_full() {
             self.last_received = now;
         } else if quiet > Duration::from_secs(self.context.config.replication.wire_timeout_seconds) {
-            return Err(End::Failed(anyhow!(
-                "no byte from Postgres for {} s: the connection counts as dead",
-                quiet.as_secs()
-            )));
+            return Err(End::Failed(
+                Cause::Postgres,
+                anyhow!(
+                    "no byte from Postgres for {} s: the connection counts as dead",
+                    quiet.as_secs()
+                ),
+            ));
         }
         if now.duration_since(self.last_status) >= STATUS_INTERVAL {
             self.queue_status();
         }
+        let metrics = &self.context.report.metrics.replication;
+        metrics.add(self.pipeline.counts(), &mut self.reported);
+        self.show_state();
         Ok(())
     }
 
@@ -859,8 +946,11 @@ impl Session<'_> {
     }
 
     fn show_state(&self) {
-        self.context.state.send_replace(State::Streaming {
+        self.context.report.reached.send_replace(Some(self.progress));
+        self.context.report.state.send_replace(State::Streaming {
             epoch: self.epoch.id,
+            number: self.epoch.number,
+            stopped_streams: self.pipeline.stopped_streams(),
             progress: self.progress,
             refused: self.refusal.clone(),
         });
