@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
@@ -15,7 +15,7 @@ use super::response::{self, Response};
 use crate::replication::replicator::{Lag, Shown};
 use crate::replication::session::State;
 use crate::replication::slot::Sample;
-use crate::telemetry::metrics::{Label, registry};
+use crate::telemetry::metrics::{Label, RequestLabels, registry};
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -162,4 +162,57 @@ fn labelled<const N: usize>(label: &'static str, values: [(&'static str, f64); N
         gauges.get_or_create(&[(label, value)]).set(number);
     }
     gauges
+}
+
+/// What a request is counted under. `route` is the pattern of its path, empty when there is nothing.
+pub(super) fn request_labels(method: &Method, route: &'static str, status: StatusCode) -> RequestLabels {
+    [
+        ("method", method_name(method)),
+        ("route", if route.is_empty() { "none" } else { route }),
+        ("status", status_class(status)),
+    ]
+}
+
+/// A client may make up methods without end.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+fn status_class(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_stay_few_whatever_clients_send() {
+        for method in ["MADE", "UP", "METHODS"] {
+            let method = Method::from_bytes(method.as_bytes()).expect("a method");
+            assert_eq!(
+                request_labels(&method, "", StatusCode::NOT_FOUND),
+                [("method", "other"), ("route", "none"), ("status", "4xx")]
+            );
+        }
+        assert_eq!(
+            request_labels(&Method::PATCH, "/api/messages/{id}", StatusCode::NO_CONTENT),
+            [("method", "PATCH"), ("route", "/api/messages/{id}"), ("status", "2xx")]
+        );
+    }
 }

@@ -23,6 +23,7 @@ use super::App;
 use super::auth::{self, Principal};
 use super::error::{Code, Error};
 use super::health::Vitals;
+use super::metrics::request_labels;
 use super::request::{Query, Request, drain, header};
 use super::response::Response;
 use super::routes::{Answer, Handler, Params, Route, Router};
@@ -182,7 +183,7 @@ impl Service {
         let took = started.elapsed();
         let ms = took.as_millis() as u64;
         let metrics = &self.vitals.metrics.http;
-        metrics.answered(&method, pattern, response.status(), took);
+        metrics.answered(request_labels(&method, pattern, response.status()), took);
         match failure {
             Some((code, cause)) if status >= 500 => {
                 tracing::error!(%method, path = pattern, status, ms, request_id = id, %peer, code, cause, "request");
