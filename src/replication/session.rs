@@ -26,10 +26,11 @@ use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::Tenant;
 use crate::keys::Keys;
+use crate::publish::aof::{self, Written};
 use crate::publish::batch::{Batch, Purpose, Target, Trim};
 use crate::publish::checkpoint::{Checkpoint, Epoch, EpochId};
 use crate::publish::connection::{self as redis_connection, Claim, Failure, Outcome};
-use crate::publish::durability::{self, AofState, Durability, Persistence, Sight};
+use crate::publish::durability::{Durability, Persistence};
 use crate::publish::progress::Progress;
 use crate::publish::window::WindowEntry;
 use crate::route::router::Router;
@@ -40,12 +41,6 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// Status updates are sent at least this often, far below any `wal_sender_timeout`.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often Redis is asked about its AOF.
-const AOF_INTERVAL: Duration = Duration::from_millis(500);
-
-/// How long one `WAITAOF` may take at most, and which part of Redis' patience: a sync comes about once a second.
-const WAITAOF: (Duration, u32) = (Duration::from_secs(2), 2);
 
 /// First and longest wait before a refused batch is sent again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -168,7 +163,7 @@ enum Event {
     /// Redis took or answered something.
     Redis,
     /// Redis told about its AOF.
-    Aof(AofReading),
+    Aof(aof::Reading),
     /// A heartbeat saw a snapshot.
     Seen,
     /// Postgres shuts down, or does so no longer.
@@ -179,22 +174,6 @@ enum Event {
     Tick,
     /// The session shall end.
     Stop,
-}
-
-/// What Redis told about its AOF, and what had been written before it was asked.
-#[derive(Debug, Clone)]
-struct AofReading {
-    sight: Sight,
-    /// Identity of the Redis process that told it.
-    run_id: String,
-    written: Written,
-}
-
-/// What `EXEC`s have written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Written {
-    published: PgLsn,
-    acknowledged: PgLsn,
 }
 
 struct Session<'a> {
@@ -208,7 +187,7 @@ struct Session<'a> {
     /// Identity of the Redis process that the publisher writes to.
     run_id: String,
     written: watch::Sender<Written>,
-    aof: mpsc::Receiver<AofReading>,
+    aof: mpsc::Receiver<aof::Reading>,
     /// What `acknowledged` says in the batch under way.
     sending_acknowledged: PgLsn,
     /// What goes before the next batch, above all streams to be born.
@@ -387,7 +366,11 @@ async fn start(context: Surroundings<'_>, forced: Option<Break>) -> Result<Sessi
     let (aof_sender, aof) = mpsc::channel(1);
     let durability = Durability::new(claim.persistence);
     if durability.wants_state() {
-        tokio::spawn(read_aof(context.config.redis.clone(), written.subscribe(), aof_sender));
+        tokio::spawn(aof::watch(
+            context.config.redis.clone(),
+            written.subscribe(),
+            aof_sender,
+        ));
     }
     let timeline = claim.checkpoint.as_ref().map(|checkpoint| checkpoint.timeline);
     let has_switched = timeline.is_some_and(|timeline| timeline != server.identity.timeline);
@@ -449,78 +432,6 @@ fn opening(keys: &Keys, stopped: &[Target], position: StreamId, timeline: Option
         batch.birth(target.clone(), position, unix_micros());
     }
     (!batch.is_empty()).then_some(batch)
-}
-
-/// Asks Redis about its AOF as long as the session lasts, on a connection that waits while the publisher's goes on.
-async fn read_aof(config: crate::config::Redis, written: watch::Receiver<Written>, readings: mpsc::Sender<AofReading>) {
-    let Ok(client) = transport::redis::client(&config) else {
-        return;
-    };
-    let timeout = Duration::from_secs(config.response_timeout_seconds);
-    let settings = redis::AsyncConnectionConfig::new().set_response_timeout(Some(timeout));
-    let key = Keys::new(&config.prefix).aof();
-    let mut has_refused = false;
-    let mut connection = None;
-    while !readings.is_closed() {
-        tokio::time::sleep(AOF_INTERVAL).await;
-        let before = *written.borrow();
-        let reading = async {
-            let held = match &mut connection {
-                Some(held) => held,
-                None => connection.insert(client.get_multiplexed_async_connection_with_config(&settings).await?),
-            };
-            let server: String = redis::cmd("INFO").arg("server").query_async(held).await?;
-            let run_id = server.lines().find_map(|line| line.trim().strip_prefix("run_id:"));
-            let run_id = run_id.unwrap_or_default().to_owned();
-            if durability::knows_waitaof(&server) {
-                match wait_aof(held, &key, before.published, timeout).await {
-                    Ok(sight) => return Ok((run_id, sight)),
-                    // Redis is full, say, or its ACL forbids it: how the file stands tells the same, only later.
-                    Err(error) if error.code().is_some() => {
-                        if !std::mem::replace(&mut has_refused, true) {
-                            tracing::info!(%error, "Redis refuses WAITAOF; asking for the state of its file instead");
-                        }
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            let persistence: String = redis::cmd("INFO").arg("persistence").query_async(held).await?;
-            Ok::<_, redis::RedisError>((run_id, Sight::State(AofState::parse(&persistence))))
-        };
-        match tokio::time::timeout(timeout, reading).await {
-            Ok(Ok((run_id, sight))) => {
-                let reading = AofReading {
-                    sight,
-                    run_id,
-                    written: before,
-                };
-                if readings.send(reading).await.is_err() {
-                    return;
-                }
-            }
-            // The publisher's own connection tells what is wrong.
-            _ => connection = None,
-        }
-    }
-}
-
-/// Waits until Redis' file holds all that was written before now.
-async fn wait_aof(
-    connection: &mut redis::aio::MultiplexedConnection,
-    key: &str,
-    published: PgLsn,
-    timeout: Duration,
-) -> Result<Sight, redis::RedisError> {
-    // Redis waits for the last write of the connection that asks. So there must be one, behind the publisher's.
-    let mark = published.to_string();
-    let _: i64 = redis::cmd("HSET")
-        .arg(&[key, "published", &mark])
-        .query_async(connection)
-        .await?;
-    let (longest, part) = WAITAOF;
-    let wait = (timeout / part).min(longest).as_millis() as u64;
-    let (synced, _replicas): (i64, i64) = redis::cmd("WAITAOF").arg(&[1, 0, wait]).query_async(connection).await?;
-    Ok(Sight::of_waitaof(synced))
 }
 
 /// Begins a new epoch: Postgres records it, each stream gets a `reset` entry, then the checkpoint says so.
