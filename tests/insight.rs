@@ -223,6 +223,47 @@ async fn wal_that_is_kept_for_a_held_engine_shows_and_grows_and_goes_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_about_to_be_lost_is_warned_about_once() {
+    let postgres = servers::postgres_with(|_, options| options.setting("max_slot_wal_keep_size", "32MB")).await;
+    let mut world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+    world.config.replication.heartbeat_interval_ms = 100;
+    let proxy = Proxy::before(world.config.redis.url.expose()).await;
+    let mut config = world.config.clone();
+    config.redis.url = Secret::new(proxy.url(config.redis.url.expose()));
+    let log = postgres.folder().join("engine.log");
+    let mut process = world.process_with("replicator", &config, Some(&log)).await;
+    let api = process.announced().await;
+    world.published().await;
+    let lines = || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        let lines = log.lines().filter(|line| line.contains("the slot is about to be lost"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(), [""; 0]);
+    proxy.stall();
+    let psql = world.psql().await;
+    psql.batch_execute(
+        "CREATE TABLE public.noise AS SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 50000) n",
+    )
+    .await
+    .unwrap();
+    let warnings = eventually("the log warns", || async {
+        Some(lines()).filter(|lines| !lines.is_empty())
+    })
+    .await;
+    assert!(warnings[0].contains(&world.config.replication.slot), "{warnings:?}");
+    assert!(warnings[0].contains("max_slot_wal_keep_size"), "{warnings:?}");
+    // It is looked at again and again, and said no more.
+    eventually("it was looked at again", || async {
+        let replication = replication(&api).await;
+        (replication["wal_status"] == "unreserved" && replication["safe_wal_size_bytes"] == 0).then_some(())
+    })
+    .await;
+    assert_eq!(lines().len(), 1);
+    process.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_redis_refuses_and_sessions_that_end_are_counted_by_their_cause() {
     let mut redis = servers::redis().await;
     let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
