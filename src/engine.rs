@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use tokio::sync::{mpsc, watch};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -14,10 +15,11 @@ use crate::database::{Database, migrations, publication};
 use crate::deliver::live::{self, Hub};
 use crate::deliver::store::Store;
 use crate::deliver::trim;
+use crate::http::health::Vitals;
 use crate::http::server::{self, Server};
 use crate::http::{App, Parts};
-use crate::replication::replicator;
-use crate::replication::session::State;
+use crate::replication::replicator::{self, Report, Shown};
+use crate::telemetry::metrics::Metrics;
 
 /// Trims that may wait for the publisher.
 const TRIMS_MAX: usize = 256;
@@ -29,7 +31,7 @@ pub enum Role {
     All,
     /// HTTP only.
     Api,
-    /// From the write-ahead log to Redis only.
+    /// From the write-ahead log to Redis only; HTTP tells how it is.
     Replicator,
 }
 
@@ -38,7 +40,7 @@ impl Role {
         matches!(self, Self::All | Self::Replicator)
     }
 
-    fn serves(self) -> bool {
+    fn serves_api(self) -> bool {
         matches!(self, Self::All | Self::Api)
     }
 }
@@ -46,7 +48,7 @@ impl Role {
 /// A running engine.
 #[derive(Debug)]
 pub struct Engine {
-    address: Option<SocketAddr>,
+    address: SocketAddr,
     parts: JoinSet<Result<()>>,
     stop_serving: CancellationToken,
     stop_replicating: CancellationToken,
@@ -58,7 +60,7 @@ impl Engine {
     /// # Errors
     /// When the settings, Postgres or Redis forbid a start.
     pub async fn start(config: Config, role: Role) -> Result<Self> {
-        if role.serves() {
+        if role.serves_api() {
             config.check_secrets()?;
         }
         let config = Arc::new(config);
@@ -69,26 +71,40 @@ impl Engine {
         publication::ensure(&database, &config.replication.publication).await?;
 
         let store = Store::new(&config.redis).context("key `redis.url`")?;
+        // Before anything runs, so that a port that is taken ends nothing half done.
+        let listener = server::listen(&config.server).await?;
+        let metrics = Arc::new(Metrics::new(role.replicates()));
         let mut engine = Self {
-            address: None,
+            address: listener.local_addr()?,
             parts: JoinSet::new(),
             stop_serving: CancellationToken::new(),
             stop_replicating: CancellationToken::new(),
         };
-        let replication = role.replicates().then(|| engine.replicate(&config, &database, &store));
-        if role.serves() {
-            engine.serve(&config, database, store, replication).await?;
-        }
+        let replication = role
+            .replicates()
+            .then(|| engine.replicate(&config, &database, &store, metrics.clone()));
+        // With port 0 only now is known what URLs must name.
+        let mut config = Config::clone(&config);
+        config.server.port = engine.address.port();
+        let vitals = Vitals {
+            hub: Hub::new(config.sse.queue_events_max),
+            config: Arc::new(config),
+            database,
+            store,
+            replication,
+            metrics,
+        };
+        engine.serve(listener, vitals, role.serves_api())?;
         Ok(engine)
     }
 
-    fn replicate(&mut self, config: &Arc<Config>, database: &Database, store: &Store) -> watch::Receiver<State> {
-        let (state, shown) = watch::channel(State::Starting);
+    fn replicate(&mut self, config: &Arc<Config>, database: &Database, store: &Store, metrics: Arc<Metrics>) -> Shown {
+        let (report, shown) = Report::new(metrics);
         let (trims, due) = mpsc::channel(TRIMS_MAX);
         let stop = self.stop_replicating.clone();
         self.parts.spawn({
             let (config, database, stop) = (config.clone(), database.clone(), stop.clone());
-            async move { replicator::run(&config, &database, due, &state, stop).await }
+            async move { replicator::run(&config, &database, due, &report, stop).await }
         });
         let trimming = trim::run(config.clone(), database.clone(), store.clone(), trims, stop);
         self.parts.spawn(async move {
@@ -98,48 +114,49 @@ impl Engine {
         shown
     }
 
-    async fn serve(
-        &mut self,
-        config: &Arc<Config>,
-        database: Database,
-        store: Store,
-        replication: Option<watch::Receiver<State>>,
-    ) -> Result<()> {
-        let listener = server::listen(&config.server).await?;
-        let address = listener.local_addr()?;
-        self.address = Some(address);
-        // With port 0 only now is known what URLs must name.
-        let mut config = Config::clone(config);
-        config.server.port = address.port();
-        let config = Arc::new(config);
-        let hub = Hub::new(config.sse.queue_events_max);
+    fn serve(&mut self, listener: TcpListener, vitals: Vitals, with_api: bool) -> Result<()> {
+        let vitals = Arc::new(vitals);
         let stop = self.stop_serving.clone();
-        let app = Arc::new(App::new(
-            config.clone(),
-            Parts {
-                database: database.clone(),
-                store,
-                hub: hub.clone(),
-                replication,
-                stop: stop.clone(),
-            },
-        )?);
-        let server = Server::new(listener, app.clone())?;
-        let interval = Duration::from_secs(config.sync.metadata_interval_seconds);
-        let metadata = app.metadata.clone().run(database, interval, stop.clone());
-        let tail = live::run(config.redis.clone(), hub, stop.clone());
-        let forgetting = app.devices.clone().follow(app.hub.device_changes(), stop.clone());
+        // Freshness is what this sees, so that it runs in every role.
+        let tail = live::run(vitals.config.redis.clone(), vitals.hub.clone(), stop.clone());
         self.parts.spawn(async move {
-            tokio::join!(metadata, tail, forgetting);
+            tail.await;
             Ok(())
         });
+        let app = with_api.then(|| self.start_api(&vitals)).transpose()?;
+        let server = Server::new(listener, vitals, app)?;
         self.parts
             .spawn(async move { server.run(stop).await.context("the HTTP server failed") });
         Ok(())
     }
 
-    /// Where HTTP listens; `None` for a replicator.
-    pub fn address(&self) -> Option<SocketAddr> {
+    fn start_api(&mut self, vitals: &Vitals) -> Result<Arc<App>> {
+        let stop = self.stop_serving.clone();
+        let app = Arc::new(App::new(
+            vitals.config.clone(),
+            Parts {
+                database: vitals.database.clone(),
+                store: vitals.store.clone(),
+                hub: vitals.hub.clone(),
+                metrics: vitals.metrics.clone(),
+                stop: stop.clone(),
+            },
+        )?);
+        let interval = Duration::from_secs(vitals.config.sync.metadata_interval_seconds);
+        let metadata = app
+            .metadata
+            .clone()
+            .run(vitals.database.clone(), interval, stop.clone());
+        let forgetting = app.devices.clone().follow(app.hub.device_changes(), stop);
+        self.parts.spawn(async move {
+            tokio::join!(metadata, forgetting);
+            Ok(())
+        });
+        Ok(app)
+    }
+
+    /// Where HTTP listens.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 

@@ -31,6 +31,11 @@ impl Keys {
         format!("{}:stopped", self.prefix)
     }
 
+    /// Hash: `published`, an LSN. What is written there is only a mark behind which `WAITAOF` waits.
+    pub fn aof(&self) -> String {
+        format!("{}:aof", self.prefix)
+    }
+
     /// Stream: thin notices for API nodes, one stream a lane.
     pub fn live(&self, lane: u32) -> String {
         format!("{}:live:{lane}", self.prefix)

@@ -23,7 +23,7 @@
 //! - [`database`]: pool, tenants, migrations, publication; queries come from `sql/`.
 //! - [`http`]: the API.
 //! - [`transport`]: byte streams to servers.
-//! - [`engine`]: starts the parts, stops them in order; [`config`]: every setting; [`telemetry`]: logs and health.
+//! - [`engine`]: starts the parts, stops them in order; [`config`]: every setting; [`telemetry`]: logs and counters.
 //! - [`cli`]: the command line, one file a noun; [`dev`]: `posduif dev`'s own Postgres and Redis.
 //!
 //! Invariants:

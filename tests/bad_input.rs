@@ -155,6 +155,7 @@ const LINES: &[Line] = &[
     },
     line("GET", "/health", Access::Public),
     line("GET", "/ready", Access::Public),
+    line("GET", "/metrics", Access::Public),
 ];
 
 impl Line {

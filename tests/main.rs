@@ -9,6 +9,7 @@ mod epochs;
 mod faults;
 mod freshness;
 mod handoff;
+mod insight;
 mod live;
 mod pipeline;
 mod properties;

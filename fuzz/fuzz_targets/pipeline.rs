@@ -20,6 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
         base: 7,
         position: StreamId::ZERO,
         replay: Replay::free(),
+        tenants: ["acme".into(), "demo".into()].into(),
     };
     let router = Router::new(vec![Rule {
         table: "notes".to_owned(),

@@ -160,8 +160,7 @@ async fn serve(config: Config, servers: &mut Servers, signals: &mut StopSignals,
     };
     let work = async {
         prepare_demo(&config).await?;
-        let port = engine.address().map_or(config.server.port, |address| address.port());
-        announce(&config, &folder, port, json)?;
+        announce(&config, &folder, engine.address().port(), json)?;
         engine.failed().await
     };
     let outcome = tokio::select! {

@@ -22,9 +22,7 @@ impl Serve {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut engine = Engine::start(config, self.role).await?;
-        if let Some(address) = engine.address() {
-            println!("ready: http://{address}");
-        }
+        println!("ready: http://{}", engine.address());
         let failed = tokio::select! {
             result = engine.failed() => Some(result),
             _ = interrupt.recv() => None,

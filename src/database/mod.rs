@@ -126,6 +126,17 @@ fn with_causes(error: &tokio_postgres::Error) -> String {
     text
 }
 
+/// How a pool is used, in connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolUse {
+    /// Made, and free.
+    pub idle: usize,
+    /// Taken, or being made.
+    pub in_use: usize,
+    /// Most at once.
+    pub max: usize,
+}
+
 /// The pool of ordinary SQL connections. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Database {
@@ -263,6 +274,16 @@ impl Database {
     pub async fn check(&self) -> Result<(), Error> {
         self.get().await?.simple_query("SELECT 1").await?;
         Ok(())
+    }
+
+    /// How the pool is used.
+    pub fn pool_use(&self) -> PoolUse {
+        let status = self.pool.status();
+        PoolUse {
+            idle: status.available,
+            in_use: status.size.saturating_sub(status.available),
+            max: status.max_size,
+        }
     }
 
     /// Host, port and database, without the secrets of the URL.

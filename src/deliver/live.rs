@@ -208,6 +208,13 @@ impl Hub {
         self.device_changes.subscribe()
     }
 
+    /// How many readers there are.
+    pub fn subscribers(&self) -> usize {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_tenants = tenants.values().flat_map(|readers| readers.by_user.values());
+        of_tenants.map(HashMap::len).sum()
+    }
+
     fn remove(&self, tenant: &str, user: Uuid, number: u64) {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(readers) = tenants.get_mut(tenant) else { return };

@@ -1,4 +1,4 @@
-//! `/health`: the process is alive. `/ready`: what clients see is fresh.
+//! `/health`: the process is alive. `/ready`: what clients see is fresh. Every role answers these.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,20 +6,42 @@ use std::time::Duration;
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::App;
 use super::error::Error;
 use super::request::Request;
 use super::response::{self, Response};
+use crate::config::Config;
+use crate::database::Database;
+use crate::deliver::live::Hub;
+use crate::deliver::store::Store;
+use crate::replication::replicator::Shown;
 use crate::replication::session::State;
+use crate::telemetry::metrics::Metrics;
 
 /// How long a server may take for a sign of life.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What tells how the process is; one for the whole process, whatever its role.
+#[derive(Debug)]
+pub struct Vitals {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Ordinary SQL.
+    pub database: Database,
+    /// Reads the streams.
+    pub store: Store,
+    /// What the live tail has seen, and who is connected here.
+    pub hub: Hub,
+    /// What this process's replicator does; `None` without one.
+    pub replication: Option<Shown>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
 
 /// `GET /health`.
 ///
 /// # Errors
 /// None.
-pub async fn health(_app: Arc<App>, _request: Request) -> Result<Response, Error> {
+pub async fn health(_vitals: Arc<Vitals>, _request: Request) -> Result<Response, Error> {
     Ok(response::text(StatusCode::OK, "OK"))
 }
 
@@ -27,10 +49,10 @@ pub async fn health(_app: Arc<App>, _request: Request) -> Result<Response, Error
 ///
 /// # Errors
 /// None; a failed check is an answer.
-pub async fn ready(app: Arc<App>, _request: Request) -> Result<Response, Error> {
+pub async fn ready(vitals: Arc<Vitals>, _request: Request) -> Result<Response, Error> {
     let (postgres, redis) = tokio::join!(
-        tokio::time::timeout(PATIENCE, app.database.check()),
-        tokio::time::timeout(PATIENCE, app.store.view()),
+        tokio::time::timeout(PATIENCE, vitals.database.check()),
+        tokio::time::timeout(PATIENCE, vitals.store.view()),
     );
     let mut checks = Map::new();
     let mut ready = true;
@@ -66,18 +88,19 @@ pub async fn ready(app: Arc<App>, _request: Request) -> Result<Response, Error> 
             (Some(problem.to_owned()), json!({}))
         }
         Err(_) => {
-            app.store.renew();
+            vitals.store.renew();
             (Some(format!("no answer within {seconds} s")), json!({}))
         }
     };
     note("redis", redis.0, redis.1);
-    if let Some(replication) = &app.replication {
-        let state = replication.borrow().clone();
-        let (problem, detail) = match state {
+    if let Some(shown) = &vitals.replication {
+        let state = shown.state.borrow().clone();
+        let (problem, mut detail) = match state {
             State::Streaming {
                 epoch,
                 progress,
                 refused,
+                ..
             } => (
                 refused.map(|cause| format!("Redis takes no entries: {cause}")),
                 json!({
@@ -94,10 +117,25 @@ pub async fn ready(app: Arc<App>, _request: Request) -> Result<Response, Error> 
             State::Starting => (Some("starting".to_owned()), json!({"state": "starting"})),
             State::Failed(cause) => (Some(cause), json!({"state": "interrupted"})),
         };
+        if let Some(sample) = &*shown.sample.borrow() {
+            detail["wal_position"] = sample.wal_position.to_string().into();
+            detail["wal_status"] = sample.wal_status.clone().into();
+            detail["retained_wal_bytes"] = sample.retained_wal_bytes().into();
+            detail["safe_wal_size_bytes"] = sample.safe_wal_bytes.into();
+            detail["sample_age_seconds"] = sample.at.elapsed().as_secs_f64().into();
+        }
+        if let Some(lag) = shown.lag() {
+            detail["lag_bytes"] = json!({
+                "received": lag.received,
+                "published": lag.published,
+                "durable": lag.durable,
+                "acknowledged": lag.acknowledged,
+            });
+        }
         note("replication", problem, detail);
     }
-    let bound = Duration::from_secs(app.config.health.freshness_bound_seconds);
-    let age = app.hub.freshness().borrow().age();
+    let bound = Duration::from_secs(vitals.config.health.freshness_bound_seconds);
+    let age = vitals.hub.freshness().borrow().age();
     let problem = match age {
         None => Some("no heartbeat has come through yet".to_owned()),
         Some(age) if age > bound => Some(format!(

@@ -11,6 +11,7 @@ pub mod enrollment;
 pub mod error;
 pub mod health;
 pub mod messages;
+pub mod metrics;
 pub mod request;
 pub mod response;
 pub mod routes;
@@ -23,7 +24,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postgres_types::PgLsn;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::change::StreamId;
@@ -34,11 +34,11 @@ use crate::deliver::presence::Presence;
 use crate::deliver::store::{Store, View};
 use crate::domain::devices::Devices;
 use crate::domain::password::Passwords;
-use crate::replication::session::State;
 use crate::route::rule::Rule;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::Incoming;
 use crate::sync::metadata::Metadata;
+use crate::telemetry::metrics::Metrics;
 
 /// What handlers work with; one for the whole process.
 #[derive(Debug)]
@@ -65,8 +65,8 @@ pub struct App {
     pub incoming: Incoming,
     /// Gathers sync times.
     pub metadata: Metadata,
-    /// What this process's replicator does; `None` without one.
-    pub replication: Option<watch::Receiver<State>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Ends streams when the server stops.
     pub stop: CancellationToken,
 }
@@ -80,8 +80,8 @@ pub struct Parts {
     pub store: Store,
     /// Who is connected here.
     pub hub: Hub,
-    /// What this process's replicator does; `None` without one.
-    pub replication: Option<watch::Receiver<State>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Ends streams when the server stops.
     pub stop: CancellationToken,
 }
@@ -97,7 +97,7 @@ impl App {
             database,
             store,
             hub,
-            replication,
+            metrics,
             stop,
         } = parts;
         let cursors = CursorKey::derive(config.auth.jwt_secret.expose());
@@ -120,7 +120,7 @@ impl App {
             store,
             hub,
             cursors,
-            replication,
+            metrics,
             stop,
         })
     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use hyper::Method;
 
 use super::error::{Code, Error};
+use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
-use super::{App, app, auth, enrollment, health, messages, sse, sync, users};
+use super::{App, app, auth, enrollment, health, messages, metrics, sse, sync, users};
 
 /// Whom a route admits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +29,13 @@ pub enum Access {
 pub type Answer = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
 
 /// A handler as the table holds it.
-pub type Handler = fn(Arc<App>, Request) -> Answer;
+#[derive(Debug, Clone, Copy)]
+pub enum Handler {
+    /// Of the API.
+    Api(fn(Arc<App>, Request) -> Answer),
+    /// Of how the process is: there in every role.
+    Vitals(fn(Arc<Vitals>, Request) -> Answer),
+}
 
 /// One line of the table.
 #[derive(Debug)]
@@ -43,14 +50,22 @@ pub struct Route {
     pub handler: Handler,
 }
 
-/// One line: method, path, access, handler.
+/// One line: method, path, access, handler. What tells how the process is can be read by everybody.
 macro_rules! route {
     ($method:ident $path:literal $access:ident $handler:path) => {
         Route {
             method: Method::$method,
             path: $path,
             access: Access::$access,
-            handler: |app, request| Box::pin($handler(app, request)),
+            handler: Handler::Api(|app, request| Box::pin($handler(app, request))),
+        }
+    };
+    ($path:literal Vitals $handler:path) => {
+        Route {
+            method: Method::GET,
+            path: $path,
+            access: Access::Public,
+            handler: Handler::Vitals(|vitals, request| Box::pin($handler(vitals, request))),
         }
     };
 }
@@ -85,8 +100,9 @@ static ROUTES: &[Route] = &[
     route!(GET    "/sse/mobile/{device_id}"    Device sse::mobile),
     route!(GET    "/sse/web/{user_id}"         Web    sse::web),
 
-    route!(GET    "/health"                    Public health::health),
-    route!(GET    "/ready"                     Public health::ready),
+    route!(       "/health"                    Vitals health::health),
+    route!(       "/ready"                     Vitals health::ready),
+    route!(       "/metrics"                   Vitals metrics::metrics),
 ];
 
 /// The table, to be read.
@@ -104,14 +120,15 @@ pub struct Router {
 pub(super) type Params = Vec<(String, String)>;
 
 impl Router {
-    /// The router over the table.
+    /// The router over the table, or only over what tells how the process is.
     ///
     /// # Errors
     /// When two paths of the table collide.
-    pub fn new() -> Result<Self, matchit::InsertError> {
+    pub fn new(with_api: bool) -> Result<Self, matchit::InsertError> {
         let mut paths = matchit::Router::new();
         let mut seen: Vec<(&str, Vec<&'static Route>)> = Vec::new();
-        for route in ROUTES {
+        let is_served = |route: &&Route| with_api || matches!(route.handler, Handler::Vitals(_));
+        for route in ROUTES.iter().filter(is_served) {
             match seen.iter_mut().find(|(path, _)| *path == route.path) {
                 Some((_, routes)) => routes.push(route),
                 None => seen.push((route.path, vec![route])),
@@ -162,7 +179,11 @@ mod tests {
 
     #[test]
     fn paths_and_methods_are_found_or_refused() {
-        let router = Router::new().expect("no two paths collide");
+        let router = Router::new(true).expect("no two paths collide");
+        let vitals = Router::new(false).expect("no two paths collide");
+        assert!(vitals.find(&Method::GET, "/ready").is_ok());
+        let api = vitals.find(&Method::GET, "/api/users").map(|(route, _)| route.path);
+        assert_eq!(api.map_err(|error| error.code), Err(Code::NotFound));
         let find = |method: Method, path: &str| {
             router
                 .find(&method, path)

@@ -20,11 +20,13 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::App;
-use super::auth;
+use super::auth::{self, Principal};
 use super::error::{Code, Error};
+use super::health::Vitals;
+use super::metrics::request_labels;
 use super::request::{Query, Request, drain, header};
 use super::response::Response;
-use super::routes::{Params, Route, Router};
+use super::routes::{Answer, Handler, Params, Route, Router};
 use crate::config;
 
 /// How long to wait when the system has no more file descriptors or the like.
@@ -42,8 +44,16 @@ pub struct Server {
 /// What connections share.
 #[derive(Debug)]
 struct Service {
-    app: Arc<App>,
+    vitals: Arc<Vitals>,
+    /// `None` where only the process's health is served.
+    app: Option<Arc<App>>,
     router: Router,
+}
+
+/// A handler, and what it works with.
+enum Call {
+    Api(fn(Arc<App>, Request) -> Answer, Arc<App>),
+    Vitals(fn(Arc<Vitals>, Request) -> Answer),
 }
 
 /// Listens at `server.host` and `server.port`.
@@ -63,15 +73,15 @@ pub async fn listen(settings: &config::Server) -> io::Result<TcpListener> {
 }
 
 impl Server {
-    /// A server on a listening socket.
+    /// A server on a listening socket; without an `app` only of how the process is.
     ///
     /// # Errors
     /// When two paths of the route table collide.
-    pub fn new(listener: TcpListener, app: Arc<App>) -> io::Result<Self> {
-        let router = Router::new().map_err(io::Error::other)?;
+    pub fn new(listener: TcpListener, vitals: Arc<Vitals>, app: Option<Arc<App>>) -> io::Result<Self> {
+        let router = Router::new(app.is_some()).map_err(io::Error::other)?;
         Ok(Self {
             listener,
-            service: Arc::new(Service { app, router }),
+            service: Arc::new(Service { vitals, app, router }),
         })
     }
 
@@ -80,7 +90,7 @@ impl Server {
     /// # Errors
     /// None at present: what goes wrong with one connection ends that connection.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
-        let settings = &self.service.app.config.server;
+        let settings = &self.service.vitals.config.server;
         let connections = Arc::new(Semaphore::new(settings.connections_max));
         let tasks = TaskTracker::new();
         let mut builder = http1::Builder::new();
@@ -170,7 +180,10 @@ impl Service {
         };
         finish(response.headers_mut(), &id);
         let status = response.status().as_u16();
-        let ms = started.elapsed().as_millis() as u64;
+        let took = started.elapsed();
+        let ms = took.as_millis() as u64;
+        let metrics = &self.vitals.metrics.http;
+        metrics.answered(request_labels(&method, pattern, response.status()), took);
         match failure {
             Some((code, cause)) if status >= 500 => {
                 tracing::error!(%method, path = pattern, status, ms, request_id = id, %peer, code, cause, "request");
@@ -196,22 +209,23 @@ impl Service {
     ) -> Result<Response, Error> {
         let (head, body) = request.into_parts();
         let prepared = self.prepare(&head, pattern);
-        let timeout = Duration::from_secs(self.app.config.server.request_timeout_seconds);
+        let timeout = Duration::from_secs(self.vitals.config.server.request_timeout_seconds);
         let work = async {
             let admitted = match prepared {
-                Ok((route, params, query)) => auth::admit(&self.app, route.access, &head.headers)
+                Ok((route, params, query)) => self
+                    .admit(route, &head.headers)
                     .await
-                    .map(|principal| (route, params, query, principal)),
+                    .map(|(call, principal)| (call, params, query, principal)),
                 Err(error) => Err(error),
             };
-            let (route, params, query, principal) = match admitted {
+            let (call, params, query, principal) = match admitted {
                 Ok(admitted) => admitted,
                 Err(error) => {
                     drain(body, &head.headers).await;
                     return Err(error);
                 }
             };
-            let request = Request {
+            let mut request = Request {
                 headers: head.headers,
                 query,
                 principal,
@@ -219,7 +233,16 @@ impl Service {
                 params,
                 body: Some(body),
             };
-            (route.handler)(self.app.clone(), request).await
+            match call {
+                Call::Api(handler, app) => handler(app, request).await,
+                Call::Vitals(handler) => {
+                    // They answer at once, and an unread body would make the connection's end overtake the answer.
+                    if let Some(body) = request.body.take() {
+                        drain(body, &request.headers).await;
+                    }
+                    handler(self.vitals.clone(), request).await
+                }
+            }
         };
         // The bound holds until the answer begins: a body that streams may go on.
         tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
@@ -228,6 +251,18 @@ impl Service {
                 format!("the request took longer than {} s", timeout.as_secs()),
             ))
         })
+    }
+
+    /// Who asks, and what answers.
+    async fn admit(&self, route: &Route, headers: &HeaderMap) -> Result<(Call, Option<Principal>), Error> {
+        match (route.handler, &self.app) {
+            (Handler::Vitals(handler), _) => Ok((Call::Vitals(handler), None)),
+            (Handler::Api(handler), Some(app)) => {
+                let principal = auth::admit(app, route.access, headers).await?;
+                Ok((Call::Api(handler, app.clone()), principal))
+            }
+            (Handler::Api(_), None) => Err(Error::internal("the router gave a route that is not served")),
+        }
     }
 
     /// What the head alone tells.

@@ -27,6 +27,7 @@ use crate::domain::devices::{self, DevicePrincipal};
 use crate::domain::{messages, users};
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
+use crate::telemetry::metrics::Http;
 
 /// Writes that may wait for a slow reader's socket, beside the feed's own queue.
 const CHUNKS_MAX: usize = 8;
@@ -209,7 +210,8 @@ impl Event {
         }
     }
 
-    fn write(&self, out: &mut BytesMut) {
+    fn write(&self, out: &mut BytesMut, metrics: &Http) {
+        metrics.event_written(self.name);
         // JSON has no line breaks of its own, names are checked by the configuration, ids are base64.
         out.put_slice(b"event: ");
         out.put_slice(self.own_name.as_deref().unwrap_or(self.name).as_bytes());
@@ -252,6 +254,7 @@ async fn stream(
     gone: CancellationToken,
 ) {
     let settings = &app.config.sse;
+    let metrics = &app.metrics.http;
     let heartbeat = Duration::from_secs(settings.heartbeat_seconds);
     let mut heartbeats = tokio::time::interval_at(tokio::time::Instant::now() + heartbeat, heartbeat);
     let cursor = |place: Place| {
@@ -263,14 +266,14 @@ async fn stream(
     let retry_ms = settings.retry_ms + random_up_to(settings.retry_ms);
     out.put_slice(format!("retry: {retry_ms}\n\n").as_bytes());
     let beginning = cursor(feed.beginning());
-    Event::new("hello", json!({"type": "hello", "cursor": beginning})).write(&mut out);
+    Event::new("hello", json!({"type": "hello", "cursor": beginning})).write(&mut out, metrics);
     if waiting > 0 {
         let mut event = Event::new(
             "sync_required",
             json!({"type": "sync_required", "pending_count": waiting}),
         );
         event.id = Some(beginning);
-        event.write(&mut out);
+        event.write(&mut out, metrics);
     }
     touch(&app, &reader, heartbeat).await;
     // A device of the user has changed, in this transaction if it is known, and was not looked at since.
@@ -281,7 +284,7 @@ async fn stream(
                 Standing::Kept => unseen = None,
                 Standing::Unknown => {}
                 Standing::Lost => {
-                    Event::new("revoked", json!({"type": "revoked"})).write(&mut out);
+                    Event::new("revoked", json!({"type": "revoked"})).write(&mut out, metrics);
                     let _ = sender.send_data(out.split().freeze()).await;
                     break;
                 }
@@ -329,14 +332,14 @@ async fn stream(
                             let mut event = Event::new("reset", json!({"type": "reset"}));
                             if !wants_unread {
                                 event.id = Some(cursor(place));
-                                event.write(&mut out);
+                                event.write(&mut out, metrics);
                                 event = sum_up(&app, &reader).await;
                             }
                             event
                         }
                     };
                     event.id = Some(cursor(place));
-                    event.write(&mut out);
+                    event.write(&mut out, metrics);
                 }
             }
             Wake::Recheck => {}
@@ -348,7 +351,7 @@ async fn stream(
             }
             Wake::Stop => {
                 let delay = settings.retry_ms + random_up_to(settings.retry_ms);
-                Event::new("bye", json!({"type": "bye", "reconnect_ms": delay})).write(&mut out);
+                Event::new("bye", json!({"type": "bye", "reconnect_ms": delay})).write(&mut out, metrics);
                 let _ = sender.send_data(out.split().freeze()).await;
                 break;
             }

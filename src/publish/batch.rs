@@ -225,6 +225,12 @@ impl Batch {
         self.changes
     }
 
+    /// Stream entries in it.
+    pub fn entries(&self) -> usize {
+        let is_entry = |(_, purpose): &&(usize, Purpose)| matches!(purpose, Purpose::Entry(_));
+        self.queued.iter().filter(is_entry).count()
+    }
+
     /// Bytes of commands in it.
     pub fn bytes(&self) -> usize {
         self.commands.len() + self.notices.len()

@@ -4,6 +4,9 @@
 //! file before it goes back to sleep, and syncs the file about once a second on another thread. So a batch is on disk
 //! when `INFO persistence` showed `aof_buffer_length:0` after it and, at least two seconds later, showed
 //! `aof_pending_bio_fsync:0`. A plain wait is not enough, because a sync can take longer than any wait.
+//!
+//! A server that knows `WAITAOF` (Redis 7.2, Valkey) tells the same sooner, and without a rule of ours about its inner
+//! life: it waits until its file holds the last write of the connection that asks, and all writes before that one.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -51,6 +54,35 @@ impl AofState {
             last_write_ok: fields.get("aof_last_write_status").is_none_or(|status| *status == "ok"),
         }
     }
+}
+
+/// What Redis told about its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// How it stands.
+    State(AofState),
+    /// It holds all that was written before the question.
+    Synced,
+    /// It did not within the time that was given.
+    NotYet,
+}
+
+impl Sight {
+    /// Reads the first number of the answer to `WAITAOF`: of the server's own file. Replicas are no concern of ours.
+    pub fn of_waitaof(synced_locally: i64) -> Self {
+        if synced_locally >= 1 {
+            Self::Synced
+        } else {
+            Self::NotYet
+        }
+    }
+}
+
+/// Whether the server knows `WAITAOF`, by its answer to `INFO server`. Valkey calls itself Redis 7.2 there as well.
+pub fn knows_waitaof(info: &str) -> bool {
+    let version = info.lines().find_map(|line| line.trim().strip_prefix("redis_version:"));
+    let mut parts = version.unwrap_or_default().split('.').map(str::parse::<u32>);
+    matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (7, 2))
 }
 
 /// A published position on its way to the disk.
@@ -103,8 +135,20 @@ impl Durability {
         }
     }
 
-    /// Redis told its AOF's state. `published` and `acknowledged` are what an `EXEC` had written before it was asked.
-    pub fn observe(&mut self, state: AofState, published: PgLsn, acknowledged: PgLsn, now: Instant) -> Option<Durable> {
+    /// Redis told about its file. `published` and `acknowledged` are what an `EXEC` had written before it was asked.
+    pub fn observe(&mut self, sight: Sight, published: PgLsn, acknowledged: PgLsn, now: Instant) -> Option<Durable> {
+        let state = match sight {
+            Sight::State(state) => state,
+            Sight::Synced => {
+                // Those that a look at its state has noted are older.
+                self.candidates.clear();
+                return Some(Durable {
+                    published,
+                    acknowledged,
+                });
+            }
+            Sight::NotYet => return None,
+        };
         if !state.enabled || !state.last_write_ok {
             self.candidates.clear();
             return None;
@@ -136,7 +180,7 @@ impl Durability {
 mod tests {
     use super::*;
 
-    fn state(buffer_length: u64, pending_fsync: u64) -> AofState {
+    fn aof(buffer_length: u64, pending_fsync: u64) -> AofState {
         AofState {
             enabled: true,
             buffer_length,
@@ -145,10 +189,59 @@ mod tests {
         }
     }
 
+    fn state(buffer_length: u64, pending_fsync: u64) -> Sight {
+        Sight::State(aof(buffer_length, pending_fsync))
+    }
+
+    #[test]
+    fn waitaof_is_known_from_redis_7_2_on() {
+        let knows = |version: &str| knows_waitaof(&format!("# Server\r\nredis_version:{version}\r\nos:Linux\r\n"));
+        for version in ["7.2.0", "7.2.4", "7.10.1", "8.0.0", "10.0"] {
+            assert!(knows(version), "{version}");
+        }
+        for version in ["7.0.15", "6.3.4", "2.8", "", "7", "x.y", "255"] {
+            assert!(!knows(version), "{version}");
+        }
+        assert!(!knows_waitaof("valkey_version:8.0.1"));
+        assert!(knows_waitaof(
+            "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\n"
+        ));
+    }
+
+    #[test]
+    fn what_waitaof_confirms_is_durable_at_once_and_what_it_does_not_never() {
+        let mut durability = Durability::new(Persistence::EverySecond);
+        let now = Instant::now();
+        assert_eq!(Sight::of_waitaof(0), Sight::NotYet);
+        assert_eq!(durability.observe(Sight::NotYet, 10.into(), 1.into(), now), None);
+        let durable = Durable {
+            published: 20.into(),
+            acknowledged: 2.into(),
+        };
+        assert_eq!(
+            durability.observe(Sight::of_waitaof(1), 20.into(), 2.into(), now),
+            Some(durable)
+        );
+    }
+
+    #[test]
+    fn when_waitaof_is_refused_between_its_looks_the_state_tells_and_nothing_goes_back() {
+        let mut durability = Durability::new(Persistence::EverySecond);
+        let start = Instant::now();
+        assert_eq!(durability.observe(state(0, 0), 10.into(), 1.into(), start), None);
+        let synced = durability.observe(Sight::Synced, 20.into(), 2.into(), start);
+        assert_eq!(synced.map(|durable| durable.published), Some(20.into()));
+        // The look at 10 is long enough ago by now, but it is behind what is known.
+        let later = start + 2 * SYNC_INTERVAL;
+        assert_eq!(durability.observe(state(0, 0), 30.into(), 3.into(), later), None);
+        let reached = durability.observe(state(0, 0), 40.into(), 4.into(), later + SYNC_INTERVAL);
+        assert_eq!(reached.map(|durable| durable.published), Some(30.into()));
+    }
+
     #[test]
     fn info_is_read_and_silence_counts_as_busy() {
         let info = "# Persistence\r\naof_enabled:1\r\naof_last_write_status:ok\r\naof_buffer_length:0\r\naof_pending_bio_fsync:1\r\n";
-        assert_eq!(AofState::parse(info), state(0, 1));
+        assert_eq!(AofState::parse(info), aof(0, 1));
         assert_eq!(AofState::parse("aof_enabled:1").buffer_length, u64::MAX);
         assert!(!AofState::parse("").enabled);
     }
@@ -177,10 +270,10 @@ mod tests {
         let mut durability = Durability::new(Persistence::EverySecond);
         let start = Instant::now();
         durability.observe(state(0, 0), 10.into(), 1.into(), start);
-        let failing = AofState {
+        let failing = Sight::State(AofState {
             last_write_ok: false,
-            ..state(0, 0)
-        };
+            ..aof(0, 0)
+        });
         assert_eq!(
             durability.observe(failing, 10.into(), 1.into(), start + SYNC_INTERVAL),
             None

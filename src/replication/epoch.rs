@@ -75,6 +75,50 @@ pub enum Break {
     TornTransaction,
 }
 
+impl Break {
+    /// Every [`Self::kind`].
+    pub const KINDS: [&str; 10] = [
+        "no_checkpoint",
+        "slot_created",
+        "other_system",
+        "timeline_forked",
+        "wal_ends_early",
+        "slot_advanced",
+        "redis_rewound",
+        "transaction_missing",
+        "open_transaction_missing",
+        "torn_transaction",
+    ];
+
+    /// A word for it, for metrics.
+    pub fn kind(&self) -> &'static str {
+        let [
+            no_checkpoint,
+            slot_created,
+            other_system,
+            timeline_forked,
+            wal_ends_early,
+            slot_advanced,
+            redis_rewound,
+            transaction_missing,
+            open_transaction_missing,
+            torn_transaction,
+        ] = Self::KINDS;
+        match self {
+            Self::NoCheckpoint => no_checkpoint,
+            Self::SlotCreated => slot_created,
+            Self::OtherSystem { .. } => other_system,
+            Self::TimelineForked { .. } => timeline_forked,
+            Self::WalEndsEarly { .. } => wal_ends_early,
+            Self::SlotAdvanced { .. } => slot_advanced,
+            Self::RedisRewound { .. } => redis_rewound,
+            Self::TransactionMissing(_) => transaction_missing,
+            Self::OpenTransactionMissing(_) => open_transaction_missing,
+            Self::TornTransaction => torn_transaction,
+        }
+    }
+}
+
 impl fmt::Display for Break {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

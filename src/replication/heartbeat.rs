@@ -1,7 +1,7 @@
 //! The heartbeat: a transactional message, once a second, that travels the whole way to the clients' read path.
 //!
 //! Its age there is the freshness. It also lets an idle database's slot move on, and brings the snapshot by which the
-//! publisher forgets transactions that every later reader sees.
+//! publisher forgets transactions that every later reader sees, and a look at the slot.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use postgres_types::Type;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::slot::Sample;
 use crate::database::snapshot::Snapshot;
 use crate::database::{self, Database};
 
@@ -20,6 +21,8 @@ pub const PREFIX: &str = "posduif.heartbeat:";
 pub struct Findings {
     /// The last snapshot.
     pub seen: watch::Sender<Snapshot>,
+    /// The last look at the slot.
+    pub sample: watch::Sender<Option<Sample>>,
     /// Postgres takes no sessions, because it shuts down. It then waits for whoever follows its log to have confirmed
     /// its very end, which we never do, since only transactions are confirmed.
     pub leaves: watch::Sender<bool>,
@@ -36,6 +39,7 @@ pub async fn run(
     let prefix = format!("{PREFIX}{slot}");
     let mut client = None;
     let mut failing = false;
+    let mut in_danger = false;
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -49,9 +53,15 @@ pub async fn run(
                 None => client.insert(connect(&database).await?),
             };
             let rows = held
-                .query_typed(include_str!("../../sql/heartbeat.sql"), &[(&prefix, Type::TEXT)])
+                .query_typed(
+                    include_str!("../../sql/heartbeat.sql"),
+                    &[(&prefix, Type::TEXT), (&slot, Type::NAME)],
+                )
                 .await?;
-            Ok::<_, database::Error>(rows.first().map(|row| row.get::<_, String>("snapshot")))
+            match rows.first() {
+                Some(row) => Ok::<_, database::Error>(Some((row.try_get("snapshot")?, Sample::read(row)?))),
+                None => Ok(None),
+            }
         };
         let result = tokio::select! {
             result = tokio::time::timeout(Duration::from_secs(5), beat) => result,
@@ -62,10 +72,15 @@ pub async fn run(
             .leaves
             .send_if_modified(|leaves| std::mem::replace(leaves, is_leaving) != is_leaving);
         let cause = match result {
-            Ok(Ok(text)) => {
+            Ok(Ok(found)) => {
                 failing = false;
-                if let Some(snapshot) = text.and_then(|text| Snapshot::parse(&text)) {
-                    findings.seen.send_replace(snapshot);
+                if let Some((text, sample)) = found {
+                    report(&slot, &sample, &mut in_danger);
+                    findings.sample.send_replace(Some(sample));
+                    let text: String = text;
+                    if let Some(snapshot) = Snapshot::parse(&text) {
+                        findings.seen.send_replace(snapshot);
+                    }
                 }
                 continue;
             }
@@ -79,6 +94,28 @@ pub async fn run(
         if !std::mem::replace(&mut failing, true) {
             tracing::warn!(cause, "heartbeat failed; freshness will show it");
         }
+    }
+}
+
+/// Says once when the slot gets into danger, and once when it is out of it.
+fn report(slot: &str, sample: &Sample, in_danger: &mut bool) {
+    let is_in_danger = sample.is_in_danger();
+    if std::mem::replace(in_danger, is_in_danger) == is_in_danger {
+        return;
+    }
+    let (retained_bytes, safe_bytes) = (sample.retained_wal_bytes(), sample.safe_wal_bytes);
+    if is_in_danger {
+        tracing::warn!(
+            slot,
+            wal_status = sample.wal_status,
+            retained_bytes,
+            safe_bytes,
+            "the slot is about to be lost: beyond max_slot_wal_keep_size Postgres removes the WAL that it needs, which \
+             costs a new epoch and a snapshot for each device; find out why nothing is acknowledged, or raise \
+             max_slot_wal_keep_size"
+        );
+    } else {
+        tracing::info!(slot, retained_bytes, safe_bytes, "the slot is out of danger");
     }
 }
 

@@ -193,6 +193,11 @@ impl Pipeline {
         self.counts
     }
 
+    /// How many streams take no entries.
+    pub fn stopped_streams(&self) -> usize {
+        self.stopped.len()
+    }
+
     /// A stream takes no entries; those that follow are left out until it begins anew: with the next session, or the
     /// tenant's resync.
     pub fn stop_stream(&mut self, target: Target, cause: &str) {

@@ -1,5 +1,6 @@
 //! Begins a new session whenever one ends, until it is told to stop.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,17 +9,93 @@ use tokio_util::sync::CancellationToken;
 
 use super::epoch::Break;
 use super::heartbeat;
-use super::session::{self, End, State, Surroundings};
+use super::session::{self, Cause, End, State, Surroundings};
+use super::slot::Sample;
 use crate::config::Config;
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::publish::batch::Trim;
+use crate::publish::progress::Progress;
+use crate::telemetry::metrics::Metrics;
 
 /// Waits between sessions: first, longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// How often a waiting engine asks whether the slot is free.
 const SLOT_POLL: Duration = Duration::from_millis(500);
+
+/// Where a replicator shows what it does.
+#[derive(Debug)]
+pub struct Report {
+    /// What it does now.
+    pub state: watch::Sender<State>,
+    /// How far it came, in this session or the one before; `None` when another engine may have gone on since.
+    pub reached: watch::Sender<Option<Progress>>,
+    /// The last look at the slot.
+    pub sample: watch::Sender<Option<Sample>>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What a replicator shows.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// What it does now.
+    pub state: watch::Receiver<State>,
+    /// How far it came.
+    pub reached: watch::Receiver<Option<Progress>>,
+    /// The last look at the slot.
+    pub sample: watch::Receiver<Option<Sample>>,
+}
+
+/// How many bytes of the log each stage is behind its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lag {
+    /// Not read from Postgres.
+    pub received: u64,
+    /// Not in Redis' memory.
+    pub published: u64,
+    /// Not on Redis' disk.
+    pub durable: u64,
+    /// Not confirmed to Postgres.
+    pub acknowledged: u64,
+}
+
+impl Report {
+    /// A place to show things, and the view on it.
+    pub fn new(metrics: Arc<Metrics>) -> (Self, Shown) {
+        let (state, states) = watch::channel(State::Starting);
+        let (reached, progress) = watch::channel(None);
+        let (sample, samples) = watch::channel(None);
+        let report = Self {
+            state,
+            reached,
+            sample,
+            metrics,
+        };
+        let shown = Shown {
+            state: states,
+            reached: progress,
+            sample: samples,
+        };
+        (report, shown)
+    }
+}
+
+impl Shown {
+    /// How far each stage was behind when a heartbeat looked last; `None` before this replicator has followed the log.
+    pub fn lag(&self) -> Option<Lag> {
+        let reached = (*self.reached.borrow())?;
+        let sample = self.sample.borrow();
+        let sample = sample.as_ref()?;
+        Some(Lag {
+            received: sample.behind(reached.received()),
+            published: sample.behind(reached.published()),
+            durable: sample.behind(reached.durable()),
+            acknowledged: sample.behind(reached.acknowledged()),
+        })
+    }
+}
 
 /// Follows the log until `stop`, whatever happens to the connections.
 ///
@@ -28,7 +105,7 @@ pub async fn run(
     config: &Config,
     database: &Database,
     mut trims: mpsc::Receiver<Trim>,
-    state: &watch::Sender<State>,
+    report: &Report,
     stop: CancellationToken,
 ) -> Result<()> {
     let (seen, snapshots) = watch::channel(Snapshot::default());
@@ -37,10 +114,14 @@ pub async fn run(
         database.clone(),
         config.replication.slot.clone(),
         Duration::from_millis(config.replication.heartbeat_interval_ms),
-        heartbeat::Findings { seen, leaves },
+        heartbeat::Findings {
+            seen,
+            sample: report.sample.clone(),
+            leaves,
+        },
         stop.clone(),
     ));
-    let result = sessions(config, database, &mut trims, state, (&snapshots, &leaving), &stop).await;
+    let result = sessions(config, database, &mut trims, report, (&snapshots, &leaving), &stop).await;
     stop.cancel();
     let _ = heartbeats.await;
     result
@@ -50,10 +131,11 @@ async fn sessions(
     config: &Config,
     database: &Database,
     trims: &mut mpsc::Receiver<Trim>,
-    state: &watch::Sender<State>,
+    report: &Report,
     (snapshots, leaving): (&watch::Receiver<Snapshot>, &watch::Receiver<bool>),
     stop: &CancellationToken,
 ) -> Result<()> {
+    let state = &report.state;
     let mut forced: Option<Break> = None;
     let mut wait = BACKOFF.0;
     loop {
@@ -63,7 +145,7 @@ async fn sessions(
             snapshots: snapshots.clone(),
             leaving: leaving.clone(),
             trims,
-            state,
+            report,
             stop: stop.clone(),
         };
         // A stop must not wait for a connection that does not come.
@@ -86,15 +168,18 @@ async fn sessions(
                     );
                 }
                 state.send_replace(State::Waiting);
+                report.reached.send_replace(None);
                 SLOT_POLL
             }
             End::Broken(broken) => {
                 tracing::warn!(reason = %broken, "history has broken");
+                report.metrics.replication.restarted(Cause::Broken);
                 state.send_replace(State::Failed(format!("history has broken: {broken}")));
                 forced = Some(broken);
                 BACKOFF.0
             }
-            End::Failed(error) => {
+            End::Failed(cause, error) => {
+                report.metrics.replication.restarted(cause);
                 tracing::warn!(cause = format!("{error:#}"), "replication interrupted; trying again");
                 state.send_replace(State::Failed(format!("{error:#}")));
                 wait = if was_streaming {

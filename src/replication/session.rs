@@ -17,7 +17,8 @@ use uuid::Uuid;
 use super::connection::{self, Connection};
 use super::epoch::{self, Break, Replay, Server};
 use super::frame::Frame;
-use super::pipeline::{self, Pipeline, Start};
+use super::pipeline::{self, Counts, Pipeline, Start};
+use super::replicator::Report;
 use super::slot;
 use crate::change::StreamId;
 use crate::config::Config;
@@ -25,10 +26,11 @@ use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::Tenant;
 use crate::keys::Keys;
+use crate::publish::aof::{self, Written};
 use crate::publish::batch::{Batch, Purpose, Target, Trim};
 use crate::publish::checkpoint::{Checkpoint, Epoch, EpochId};
 use crate::publish::connection::{self as redis_connection, Claim, Failure, Outcome};
-use crate::publish::durability::{AofState, Durability, Persistence};
+use crate::publish::durability::{Durability, Persistence};
 use crate::publish::progress::Progress;
 use crate::publish::window::WindowEntry;
 use crate::route::router::Router;
@@ -39,9 +41,6 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// Status updates are sent at least this often, far below any `wal_sender_timeout`.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often Redis is asked for the state of its AOF.
-const AOF_INTERVAL: Duration = Duration::from_millis(500);
 
 /// First and longest wait before a refused batch is sent again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -63,6 +62,10 @@ pub enum State {
     Streaming {
         /// The epoch.
         epoch: EpochId,
+        /// Its number.
+        number: i64,
+        /// Streams that take no entries.
+        stopped_streams: usize,
         /// How far.
         progress: Progress,
         /// Why Redis takes nothing at the moment.
@@ -84,7 +87,51 @@ pub enum End {
     /// A new epoch must begin.
     Broken(Break),
     /// Anything else; try again.
-    Failed(anyhow::Error),
+    Failed(Cause, anyhow::Error),
+}
+
+/// Who or what ended a session against our will, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Postgres, or the way to it.
+    Postgres,
+    /// Redis, or the way to it.
+    Redis,
+    /// Another engine became the writer.
+    Fenced,
+    /// History has broken.
+    Broken,
+    /// Anything else.
+    Other,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Postgres, Self::Redis, Self::Fenced, Self::Broken, Self::Other];
+
+    /// A word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Redis => "redis",
+            Self::Fenced => "fenced",
+            Self::Broken => "broken",
+            Self::Other => "other",
+        }
+    }
+
+    fn of(error: &anyhow::Error) -> Self {
+        let is_postgres = |cause: &(dyn std::error::Error + 'static)| {
+            cause.is::<connection::Error>()
+                || cause.is::<crate::database::Error>()
+                || cause.is::<tokio_postgres::Error>()
+        };
+        if error.chain().any(is_postgres) {
+            Self::Postgres
+        } else {
+            Self::Other
+        }
+    }
 }
 
 /// What a session works with.
@@ -100,8 +147,8 @@ pub struct Surroundings<'a> {
     pub leaving: watch::Receiver<bool>,
     /// What is to be trimmed.
     pub trims: &'a mut mpsc::Receiver<Trim>,
-    /// Where the state is shown.
-    pub state: &'a watch::Sender<State>,
+    /// Where all is shown.
+    pub report: &'a Report,
     /// Ends the session.
     pub stop: CancellationToken,
 }
@@ -115,8 +162,8 @@ enum Event {
     StatusWritten,
     /// Redis took or answered something.
     Redis,
-    /// Redis told the state of its AOF.
-    Aof(AofReading),
+    /// Redis told about its AOF.
+    Aof(aof::Reading),
     /// A heartbeat saw a snapshot.
     Seen,
     /// Postgres shuts down, or does so no longer.
@@ -127,22 +174,6 @@ enum Event {
     Tick,
     /// The session shall end.
     Stop,
-}
-
-/// The AOF's state, and what had been written before it was asked for.
-#[derive(Debug, Clone)]
-struct AofReading {
-    state: AofState,
-    /// Identity of the Redis process that told it.
-    run_id: String,
-    written: Written,
-}
-
-/// What `EXEC`s have written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Written {
-    published: PgLsn,
-    acknowledged: PgLsn,
 }
 
 struct Session<'a> {
@@ -156,7 +187,7 @@ struct Session<'a> {
     /// Identity of the Redis process that the publisher writes to.
     run_id: String,
     written: watch::Sender<Written>,
-    aof: mpsc::Receiver<AofReading>,
+    aof: mpsc::Receiver<aof::Reading>,
     /// What `acknowledged` says in the batch under way.
     sending_acknowledged: PgLsn,
     /// What goes before the next batch, above all streams to be born.
@@ -168,6 +199,10 @@ struct Session<'a> {
     refusal: Option<String>,
     /// How long to wait after the next refusal.
     retry_wait: Duration,
+    /// When the batch under way was sent.
+    sent_at: Instant,
+    /// What of the pipeline's counts is in the metrics.
+    reported: Counts,
     last_received: Instant,
     last_status: Instant,
     ticks: tokio::time::Interval,
@@ -185,7 +220,17 @@ impl From<anyhow::Error> for End {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<Failure>() {
             Ok(failure) => failure.into(),
-            Err(error) => Self::Failed(error),
+            Err(error) => Self::Failed(Cause::of(&error), error),
+        }
+    }
+}
+
+impl End {
+    /// The end by an error that is Redis' unless it says otherwise.
+    fn by_redis(error: anyhow::Error) -> Self {
+        match error.into() {
+            Self::Failed(Cause::Other, error) => Self::Failed(Cause::Redis, error),
+            end => end,
         }
     }
 }
@@ -197,7 +242,8 @@ impl From<Failure> for End {
                 tracing::error!(%failure, "a new epoch must begin");
                 Self::Broken(Break::TornTransaction)
             }
-            failure => Self::Failed(failure.into()),
+            Failure::Fenced => Self::Failed(Cause::Fenced, failure.into()),
+            Failure::Io(_) => Self::Failed(Cause::Redis, failure.into()),
         }
     }
 }
@@ -207,7 +253,7 @@ impl From<connection::Error> for End {
         match &error {
             connection::Error::Server(server) if server.is_slot_in_use() => Self::SlotInUse,
             connection::Error::Protocol(_) => Self::Fatal(error.into()),
-            _ => Self::Failed(error.into()),
+            _ => Self::Failed(Cause::Postgres, error.into()),
         }
     }
 }
@@ -260,8 +306,10 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
         .context("the slot disappeared while it was started")?
         .confirmed;
     let mut redis =
-        redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max).await?;
-    let claim = redis.claim().await?;
+        redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max)
+            .await
+            .map_err(End::by_redis)?;
+    let claim = redis.claim().await.map_err(End::by_redis)?;
     // Asked after the claim: another engine may have published until then, and that must not look like a rewind.
     let end = context
         .database
@@ -292,9 +340,11 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
     };
     let (epoch, position, replay, acknowledged) = match (verdict, &claim.checkpoint) {
         (Ok(replay), Some(checkpoint)) => (checkpoint.epoch, checkpoint.position, replay, checkpoint.acknowledged),
-        (Ok(_), None) => return Err(End::Failed(anyhow!("no checkpoint, yet no new epoch"))),
+        (Ok(_), None) => return Err(End::Failed(Cause::Other, anyhow!("no checkpoint, yet no new epoch"))),
         (Err(broken), _) => {
-            let (epoch, position) = begin_epoch(&context, &mut redis, &server, &claim, &broken).await?;
+            let (epoch, position) = begin_epoch(&context, &mut redis, &server, &claim, &broken)
+                .await
+                .map_err(End::by_redis)?;
             (epoch, position, Replay::free(), confirmed)
         }
     };
@@ -317,7 +367,7 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
     let (aof_sender, aof) = mpsc::channel(1);
     let durability = Durability::new(claim.persistence);
     if durability.wants_state() {
-        tokio::spawn(read_aof_states(
+        tokio::spawn(aof::watch(
             context.config.redis.clone(),
             written.subscribe(),
             aof_sender,
@@ -355,6 +405,8 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
         refused: None,
         refusal: None,
         retry_wait: RETRY.0,
+        sent_at: Instant::now(),
+        reported: Counts::default(),
         last_received: Instant::now(),
         last_status: Instant::now(),
         ticks,
@@ -365,10 +417,10 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
 async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, connection::Error>>) -> Result<T, End> {
     match tokio::time::timeout(limit, answer).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(End::Failed(anyhow!(
-            "no answer from Postgres within {} s",
-            limit.as_secs()
-        ))),
+        Err(_) => Err(End::Failed(
+            Cause::Postgres,
+            anyhow!("no answer from Postgres within {} s", limit.as_secs()),
+        )),
     }
 }
 
@@ -392,46 +444,6 @@ fn opening(keys: &Keys, stopped: &[Target], position: StreamId, timeline: Option
         batch.birth(target.clone(), position, unix_micros());
     }
     (!batch.is_empty()).then_some(batch)
-}
-
-/// Asks Redis for the state of its AOF as long as the session lasts.
-async fn read_aof_states(
-    config: crate::config::Redis,
-    written: watch::Receiver<Written>,
-    readings: mpsc::Sender<AofReading>,
-) {
-    let Ok(client) = transport::redis::client(&config) else {
-        return;
-    };
-    let mut connection = None;
-    while !readings.is_closed() {
-        tokio::time::sleep(AOF_INTERVAL).await;
-        let before = *written.borrow();
-        let reading = async {
-            let held = match &mut connection {
-                Some(held) => held,
-                None => connection.insert(client.get_multiplexed_async_connection().await?),
-            };
-            let mut pipe = redis::pipe();
-            pipe.cmd("INFO").arg("server").cmd("INFO").arg("persistence");
-            pipe.query_async::<(String, String)>(held).await
-        };
-        match tokio::time::timeout(Duration::from_secs(config.response_timeout_seconds), reading).await {
-            Ok(Ok((server, persistence))) => {
-                let run_id = server.lines().find_map(|line| line.trim().strip_prefix("run_id:"));
-                let reading = AofReading {
-                    state: AofState::parse(&persistence),
-                    run_id: run_id.unwrap_or_default().to_owned(),
-                    written: before,
-                };
-                if readings.send(reading).await.is_err() {
-                    return;
-                }
-            }
-            // The publisher's own connection tells what is wrong.
-            _ => connection = None,
-        }
-    }
 }
 
 /// Begins a new epoch: Postgres records it, each stream gets a `reset` entry, then the checkpoint says so.
@@ -562,6 +574,7 @@ async fn begin_epoch(
         run_id: claim.run_id.clone(),
     });
     exchange(redis, batch, &epoch, server.confirmed).await?;
+    context.report.metrics.replication.epoch_began(broken);
     Ok((epoch, position))
 }
 
@@ -620,6 +633,8 @@ impl Session<'_> {
             }
         };
         let counts = self.pipeline.counts();
+        let metrics = &self.context.report.metrics.replication;
+        metrics.add(counts, &mut self.reported);
         tracing::info!(
             transactions = counts.transactions,
             changes = counts.changes,
@@ -675,9 +690,10 @@ impl Session<'_> {
             }
             // A Redis that has come back may lack what the one before it had taken, though its file is complete.
             Event::Aof(reading) if reading.run_id != self.run_id => {
-                return Err(End::Failed(anyhow!(
-                    "Redis has restarted: what it lost is published again"
-                )));
+                return Err(End::Failed(
+                    Cause::Redis,
+                    anyhow!("Redis has restarted: what it lost is published again"),
+                ));
             }
             Event::Aof(reading) => {
                 let Written {
@@ -686,13 +702,13 @@ impl Session<'_> {
                 } = reading.written;
                 let durable = self
                     .durability
-                    .observe(reading.state, published, acknowledged, Instant::now());
+                    .observe(reading.sight, published, acknowledged, Instant::now());
                 self.advance(durable);
             }
             Event::Seen => self.close_window(),
             Event::Leaving => {
                 if *self.context.leaving.borrow_and_update() {
-                    return Err(End::Failed(anyhow!("Postgres shuts down")));
+                    return Err(End::Failed(Cause::Postgres, anyhow!("Postgres shuts down")));
                 }
             }
             Event::Trim(trim) => self.pipeline.batch().trim(&trim),
@@ -747,6 +763,7 @@ impl Session<'_> {
         if !self.pipeline.is_unproven() {
             self.sending_acknowledged = self.sending_acknowledged.max(self.progress.durable());
         }
+        self.sent_at = Instant::now();
         self.redis.send(batch, &self.epoch, self.sending_acknowledged);
     }
 
@@ -762,6 +779,10 @@ impl Session<'_> {
                     tracing::info!("Redis takes entries again");
                 }
                 self.retry_wait = RETRY.0;
+                let entries = batch.entries().saturating_sub(failed.len());
+                let metrics = &self.context.report.metrics.replication;
+                metrics.wrote(self.sent_at.elapsed(), entries, batch.changes(), batch.bytes());
+                metrics.add(self.pipeline.counts(), &mut self.reported);
                 self.window.extend(batch.window().cloned());
                 if let Some(mark) = batch.complete_transaction() {
                     self.progress.publish(mark.end_lsn);
@@ -785,6 +806,7 @@ impl Session<'_> {
                 self.advance(durable);
             }
             Outcome::Refused { batch, cause } => {
+                self.context.report.metrics.replication.refused(&cause);
                 if self.refusal.as_ref() != Some(&cause) {
                     tracing::warn!(cause, "Redis takes nothing at the moment; the batch waits");
                 }
@@ -794,6 +816,7 @@ impl Session<'_> {
                 self.show_state();
             }
             Outcome::Denied { batch, purpose, cause } => {
+                self.context.report.metrics.replication.refused(&cause);
                 if let Some(Purpose::Entry(target) | Purpose::Birth(target)) = purpose {
                     self.pipeline.stop_stream(target, &cause);
                 } else {
@@ -859,14 +882,20 @@ impl Session<'_> {
         if self.is_full() {
             self.last_received = now;
         } else if quiet > Duration::from_secs(self.context.config.replication.wire_timeout_seconds) {
-            return Err(End::Failed(anyhow!(
-                "no byte from Postgres for {} s: the connection counts as dead",
-                quiet.as_secs()
-            )));
+            return Err(End::Failed(
+                Cause::Postgres,
+                anyhow!(
+                    "no byte from Postgres for {} s: the connection counts as dead",
+                    quiet.as_secs()
+                ),
+            ));
         }
         if now.duration_since(self.last_status) >= STATUS_INTERVAL {
             self.queue_status();
         }
+        let metrics = &self.context.report.metrics.replication;
+        metrics.add(self.pipeline.counts(), &mut self.reported);
+        self.show_state();
         Ok(())
     }
 
@@ -877,8 +906,11 @@ impl Session<'_> {
     }
 
     fn show_state(&self) {
-        self.context.state.send_replace(State::Streaming {
+        self.context.report.reached.send_replace(Some(self.progress));
+        self.context.report.state.send_replace(State::Streaming {
             epoch: self.epoch.id,
+            number: self.epoch.number,
+            stopped_streams: self.pipeline.stopped_streams(),
             progress: self.progress,
             refused: self.refusal.clone(),
         });

@@ -1,9 +1,15 @@
 //! The slot: where Postgres remembers how far we are, and the lock that makes one engine the leader.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, bail};
 use postgres_types::{PgLsn, Type};
+use tokio_postgres::Row;
 
 use crate::database::Database;
+
+/// A slot in danger is reported when less than this part of what it may hold back is left.
+const SAFE_SHARE: u64 = 5;
 
 /// What Postgres says of our slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +18,58 @@ pub struct SlotState {
     pub confirmed: PgLsn,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: String,
+}
+
+/// What a heartbeat saw of the slot and of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Where the log ended.
+    pub wal_position: PgLsn,
+    /// From where on Postgres keeps WAL for the slot; `None` without a slot, and for a lost one.
+    pub restart: Option<PgLsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`; `None` without a slot.
+    pub wal_status: Option<String>,
+    /// Bytes of WAL that can be written before the slot may be lost; `None` when there is no bound.
+    pub safe_wal_bytes: Option<u64>,
+    /// When this was.
+    pub at: Instant,
+}
+
+impl Sample {
+    /// Reads the row of `sql/heartbeat.sql`.
+    ///
+    /// # Errors
+    /// When a column is missing, or of another type.
+    pub fn read(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        let safe: Option<i64> = row.try_get("safe_wal_size")?;
+        Ok(Self {
+            wal_position: row.try_get("wal_position")?,
+            restart: row.try_get("restart_lsn")?,
+            wal_status: row.try_get("wal_status")?,
+            // Beyond the bound, but not yet lost, it is negative.
+            safe_wal_bytes: safe.map(|safe| u64::try_from(safe).unwrap_or(0)),
+            at: Instant::now(),
+        })
+    }
+
+    /// Bytes of WAL that Postgres keeps for the slot.
+    pub fn retained_wal_bytes(&self) -> Option<u64> {
+        self.restart.map(|restart| self.behind(restart))
+    }
+
+    /// How many bytes of WAL a position is behind the end of the log.
+    pub fn behind(&self, position: PgLsn) -> u64 {
+        u64::from(self.wal_position).saturating_sub(position.into())
+    }
+
+    /// Whether the slot may be lost soon.
+    pub fn is_in_danger(&self) -> bool {
+        let is_narrow = match (self.safe_wal_bytes, self.retained_wal_bytes()) {
+            (Some(safe), Some(retained)) => safe < safe.saturating_add(retained) / SAFE_SHARE,
+            _ => false,
+        };
+        is_narrow || self.wal_status.as_deref() == Some("unreserved")
+    }
 }
 
 /// Reads the slot's state.
@@ -63,4 +121,35 @@ pub async fn drop(database: &Database, slot: &str) -> Result<()> {
         .await
         .with_context(|| format!("cannot drop the replication slot {slot}"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(wal_status: &str, retained: u64, safe: Option<u64>) -> Sample {
+        Sample {
+            wal_position: (1000 + retained).into(),
+            restart: Some(1000.into()),
+            wal_status: Some(wal_status.to_owned()),
+            safe_wal_bytes: safe,
+            at: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn a_slot_is_in_danger_when_little_is_left_or_its_wal_may_go() {
+        assert!(!sample("reserved", 0, Some(100)).is_in_danger());
+        assert!(!sample("extended", 80, Some(20)).is_in_danger());
+        assert!(sample("extended", 81, Some(19)).is_in_danger());
+        assert!(sample("unreserved", 120, Some(0)).is_in_danger());
+        assert!(!sample("extended", 1 << 40, None).is_in_danger(), "no bound, no danger");
+    }
+
+    #[test]
+    fn distances_are_never_below_zero() {
+        let sample = sample("reserved", 50, None);
+        assert_eq!(sample.retained_wal_bytes(), Some(50));
+        assert_eq!((sample.behind(1040.into()), sample.behind(2000.into())), (10, 0));
+    }
 }

@@ -1,5 +1,6 @@
-//! Logs and health: what the engine tells about itself.
+//! Logs and counters: what the engine tells about itself.
 
 pub mod logging;
+pub mod metrics;
 
 pub use logging::init;

@@ -172,18 +172,13 @@ impl World {
             .stdout(Stdio::piped())
             .stderr(errors)
             .kill_on_drop(true);
-        let mut child = command.spawn().unwrap();
-        let mut address = None;
+        let child = command.spawn().unwrap();
+        let mut process = Process { child, address: None };
+        // One that only replicates may be struck by faults while it starts, too, and is used without its address.
         if role != "replicator" {
-            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            let line = tokio::time::timeout(PATIENCE, lines.next_line())
-                .await
-                .unwrap()
-                .unwrap()
-                .unwrap();
-            address = Some(line.strip_prefix("ready: http://").unwrap().to_owned());
+            process.announced().await;
         }
-        Process { child, address }
+        process
     }
 
     /// A tenant; an engine or `migrate` must have made the control schema.
@@ -348,7 +343,7 @@ pub(crate) struct RunningEngine {
 impl RunningEngine {
     /// A client of its API.
     pub(crate) fn api(&self) -> Api {
-        Api::new(&self.engine.as_ref().unwrap().address().unwrap().to_string())
+        Api::new(&self.engine.as_ref().unwrap().address().to_string())
     }
 
     /// Stops it as Ctrl-C does.
@@ -369,6 +364,17 @@ impl Process {
     /// A client of its API.
     pub(crate) fn api(&self) -> Api {
         Api::new(self.address.as_ref().unwrap())
+    }
+
+    /// Waits until it listens, and says where.
+    pub(crate) async fn announced(&mut self) -> Api {
+        if let Some(output) = self.child.stdout.take() {
+            let mut lines = BufReader::new(output).lines();
+            let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.unwrap();
+            let line = line.unwrap().unwrap();
+            self.address = Some(line.strip_prefix("ready: http://").unwrap().to_owned());
+        }
+        self.api()
     }
 
     /// Its process id.

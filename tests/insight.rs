@@ -1,0 +1,404 @@
+//! What the engine tells about itself: `/metrics`, and the slot in `/ready`; in every role.
+
+use std::collections::{BTreeMap, HashSet};
+
+use hyper::Method;
+use posduif::config::Secret;
+use posduif::engine::Role;
+use serde_json::Value;
+
+use crate::support::http::Api;
+use crate::support::office::Office;
+use crate::support::proxy::Proxy;
+use crate::support::stage::Stage;
+use crate::support::{PATIENCE, World, eventually, servers};
+
+/// A scrape: values by sample, labels included, and types by family.
+#[derive(Debug)]
+struct Scrape {
+    samples: BTreeMap<String, f64>,
+    types: BTreeMap<String, String>,
+}
+
+impl Scrape {
+    async fn of(api: &Api) -> Self {
+        let answer = api.get("/metrics").await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(
+            answer.headers["content-type"],
+            "text/plain; version=0.0.4; charset=utf-8"
+        );
+        Self::parse(std::str::from_utf8(&answer.body).unwrap())
+    }
+
+    /// Reads the text format, and checks that it is that.
+    fn parse(text: &str) -> Self {
+        let (mut samples, mut types, mut helps) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
+        assert!(text.ends_with('\n'));
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, help) = rest.split_once(' ').unwrap();
+                assert!(help.len() > 10, "{line}");
+                assert!(helps.insert(name), "{name} is there twice");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                assert!(helps.contains(name), "{name} has no HELP");
+                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+                types.insert(name.to_owned(), kind.to_owned());
+            } else {
+                let (sample, value) = line.rsplit_once(' ').unwrap();
+                let name = sample.split('{').next().unwrap();
+                let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                assert!(name.starts_with("posduif_") && name.chars().all(is_name), "{line}");
+                let family = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .filter_map(|suffix| name.strip_suffix(suffix))
+                    .find(|family| types.get(*family).is_some_and(|kind| kind == "histogram"))
+                    .unwrap_or(name);
+                let kind = types.get(family).unwrap_or_else(|| panic!("{line} has no TYPE"));
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+                let value: f64 = value.parse().unwrap();
+                assert!(samples.insert(sample.to_owned(), value).is_none(), "twice: {line}");
+            }
+        }
+        Self { samples, types }
+    }
+
+    /// A sample's value.
+    #[track_caller]
+    fn get(&self, sample: &str) -> f64 {
+        let found = self.samples.get(&format!("posduif_{sample}"));
+        *found.unwrap_or_else(|| panic!("no {sample} in {self:#?}"))
+    }
+}
+
+/// What `/ready` says of the replicator.
+async fn replication(api: &Api) -> Value {
+    api.get("/ready").await.json()["checks"]["replication"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_are_valid_and_move_with_what_is_written_and_asked() {
+    let office = Office::open().await;
+    let phone = office.phone("phone-1").await;
+    office.ready().await;
+    let before = Scrape::of(&office.anybody).await;
+    assert!(before.types.len() > 25, "{:?}", before.types.keys());
+    assert_eq!(before.get("replication_state{state=\"streaming\"}"), 1.0);
+    assert_eq!(before.get("replication_state{state=\"failed\"}"), 0.0);
+    assert_eq!(before.get("epoch_number"), 1.0);
+    assert_eq!(before.get("epochs_begun_total{reason=\"no_checkpoint\"}"), 1.0);
+    assert_eq!(before.get("slot_wal_status{status=\"reserved\"}"), 1.0);
+    assert!(before.get("freshness_age_seconds") < PATIENCE.as_secs_f64());
+    assert_eq!(
+        before.get("pool_connections_max"),
+        office.world.config.postgres.pool_size as f64
+    );
+    assert_eq!(before.get("subscribers"), 0.0);
+
+    let mut events = phone.events("/sse/mobile/phone-1").await;
+    office.insert(10).await;
+    office.world.published().await;
+    events.expect("message").await;
+    phone.get("/nothing/jane/secret").await;
+    phone
+        .send(Method::from_bytes(b"BREW").unwrap(), "/health", None, "")
+        .await;
+    let increase = |now: &Scrape, sample: &str| {
+        let before = before.samples.get(&format!("posduif_{sample}"));
+        now.get(sample) - before.copied().unwrap_or_default()
+    };
+    let now = eventually("what was read is counted", || async {
+        let now = Scrape::of(&office.anybody).await;
+        (increase(&now, "changes_total") >= 10.0).then_some(now)
+    })
+    .await;
+    assert!(increase(&now, "transactions_total") >= 1.0);
+    assert!(increase(&now, "batches_total") >= 1.0);
+    // Ten messages: the tenant's stream and two inboxes.
+    assert!(increase(&now, "entries_total") >= 30.0);
+    assert_eq!(now.get("batch_exec_seconds_count"), now.get("batches_total"));
+    assert!(now.get("batch_changes_sum") >= 10.0 && now.get("batch_bytes_sum") > 1000.0);
+    assert_eq!(now.get("subscribers"), 1.0);
+    assert_eq!(increase(&now, "sse_events_total{event=\"hello\"}"), 1.0);
+    assert!(increase(&now, "sse_events_total{event=\"message\"}") >= 1.0);
+    let requests = |rest: &str| format!("http_requests_total{{{rest}}}");
+    let stream = r#"method="GET",route="/sse/mobile/{device_id}",status="2xx""#;
+    assert_eq!(increase(&now, &requests(stream)), 1.0);
+    assert_eq!(now.get(&format!("http_request_seconds_count{{{stream}}}")), 1.0);
+    assert_eq!(
+        increase(&now, &requests(r#"method="GET",route="none",status="4xx""#)),
+        1.0
+    );
+    assert_eq!(
+        increase(&now, &requests(r#"method="other",route="none",status="4xx""#)),
+        1.0
+    );
+    let text = format!("{:?}", now.samples);
+    for secret in ["jane", "acme", "phone-1", &office.joe_id.to_string()] {
+        assert!(!text.contains(secret), "{secret} is a label");
+    }
+
+    drop(events);
+    eventually("the stream's end is seen", || async {
+        let now = Scrape::of(&office.anybody).await;
+        (now.get("subscribers") == 0.0).then_some(())
+    })
+    .await;
+    office.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_catches_up_with_the_log() {
+    let stage = Stage::on_with(World::new().await, Role::All).await;
+    let api = stage.engine.as_ref().unwrap().api();
+    stage.message(stage.bob, stage.joe, "hello").await;
+    stage.world.published().await;
+    eventually("all stages reach the end of the log", || async {
+        let replication = replication(&api).await;
+        let stages = ["received", "published", "durable", "acknowledged"];
+        let lags = stages.map(|stage| replication["lag_bytes"][stage].as_u64());
+        let [received, published, durable, acknowledged] = lags;
+        assert!(received <= published && published <= durable && durable <= acknowledged);
+        // Others write on this server as well; a few seconds of their log remain.
+        acknowledged.filter(|lag| *lag < 64 * 1024 * 1024)
+    })
+    .await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wal_that_is_kept_for_a_held_engine_shows_and_grows_and_goes_again() {
+    let postgres = servers::postgres_with(|_, options| options.setting("max_slot_wal_keep_size", "64MB")).await;
+    let mut world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+    world.config.replication.heartbeat_interval_ms = 100;
+    let proxy = Proxy::before(world.config.redis.url.expose()).await;
+    let mut config = world.config.clone();
+    config.redis.url = Secret::new(proxy.url(config.redis.url.expose()));
+    let engine = world.engine_with(Role::All, config).await;
+    let api = engine.api();
+    world.published().await;
+    let retained = |replication: &Value| replication["retained_wal_bytes"].as_u64();
+    let first = eventually("the slot is looked at", || async {
+        let replication = replication(&api).await;
+        retained(&replication).map(|_| replication)
+    })
+    .await;
+    assert_eq!(first["wal_status"], "reserved");
+    assert!(first["safe_wal_size_bytes"].as_u64().unwrap() > 32 * 1024 * 1024);
+    assert!(first["sample_age_seconds"].as_f64().unwrap() < PATIENCE.as_secs_f64());
+
+    // Redis hangs: what is written now can neither be published nor acknowledged.
+    proxy.stall();
+    let psql = world.psql().await;
+    psql.batch_execute(
+        "CREATE TABLE public.noise AS SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 20000) n",
+    )
+    .await
+    .unwrap();
+    let held = eventually("20 MB are held back", || async {
+        let now = replication(&api).await;
+        (retained(&now)? > retained(&first)? + 16_000_000).then_some(now)
+    })
+    .await;
+    let safe = |replication: &Value| replication["safe_wal_size_bytes"].as_u64().unwrap();
+    assert!(safe(&held) + 16_000_000 < safe(&first), "{held}");
+    assert!(held["lag_bytes"]["acknowledged"].as_u64().unwrap() > 16_000_000);
+    let scrape = Scrape::of(&api).await;
+    assert!(scrape.get("slot_retained_wal_bytes") > 16e6);
+    assert!(scrape.get("replication_lag_bytes{stage=\"published\"}") > 16e6);
+    assert!(scrape.get("slot_safe_wal_size_bytes") + 16e6 < safe(&first) as f64);
+
+    proxy.resume();
+    eventually("nothing is held back any more", || async {
+        // Postgres moves `restart_lsn` when it logs which transactions run, which is every 15 s, or at a checkpoint.
+        psql.batch_execute("CHECKPOINT").await.unwrap();
+        let now = replication(&api).await;
+        (retained(&now)? < 1_000_000).then_some(())
+    })
+    .await;
+    let scrape = Scrape::of(&api).await;
+    assert!(scrape.get("replication_lag_bytes{stage=\"acknowledged\"}") < 1e6);
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_is_about_to_be_lost_is_warned_about_once() {
+    let postgres = servers::postgres_with(|_, options| options.setting("max_slot_wal_keep_size", "32MB")).await;
+    let mut world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+    world.config.replication.heartbeat_interval_ms = 100;
+    let proxy = Proxy::before(world.config.redis.url.expose()).await;
+    let mut config = world.config.clone();
+    config.redis.url = Secret::new(proxy.url(config.redis.url.expose()));
+    let log = postgres.folder().join("engine.log");
+    let mut process = world.process_with("replicator", &config, Some(&log)).await;
+    let api = process.announced().await;
+    world.published().await;
+    let lines = || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        let lines = log.lines().filter(|line| line.contains("the slot is about to be lost"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(), [""; 0]);
+    proxy.stall();
+    let psql = world.psql().await;
+    psql.batch_execute(
+        "CREATE TABLE public.noise AS SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 50000) n",
+    )
+    .await
+    .unwrap();
+    let warnings = eventually("the log warns", || async {
+        Some(lines()).filter(|lines| !lines.is_empty())
+    })
+    .await;
+    assert!(warnings[0].contains(&world.config.replication.slot), "{warnings:?}");
+    assert!(warnings[0].contains("max_slot_wal_keep_size"), "{warnings:?}");
+    // It is looked at again and again, and said no more.
+    eventually("it was looked at again", || async {
+        let replication = replication(&api).await;
+        (replication["wal_status"] == "unreserved" && replication["safe_wal_size_bytes"] == 0).then_some(())
+    })
+    .await;
+    assert_eq!(lines().len(), 1);
+    process.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_redis_refuses_and_sessions_that_end_are_counted_by_their_cause() {
+    let mut redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let stage = Stage::on_with(world, Role::All).await;
+    let api = stage.engine.as_ref().unwrap().api();
+    let before = Scrape::of(&api).await;
+    for kind in ["OOM", "READONLY", "LOADING", "MISCONF", "NOPERM", "other"] {
+        assert_eq!(before.get(&format!("redis_refusals_total{{kind=\"{kind}\"}}")), 0.0);
+    }
+    assert_eq!(before.get("session_restarts_total{cause=\"redis\"}"), 0.0);
+    let set = async |maxmemory: &str| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg(&["SET", "maxmemory", maxmemory]);
+        let _: String = command.query_async(&mut stage.world.redis().await).await.unwrap();
+    };
+    set("1").await;
+    stage.message(stage.bob, stage.joe, "while Redis is full").await;
+    eventually("refusals are counted", || async {
+        let now = Scrape::of(&api).await;
+        (now.get("redis_refusals_total{kind=\"OOM\"}") >= 2.0).then_some(())
+    })
+    .await;
+    set("0").await;
+    stage.world.published().await;
+    redis.server.kill().await.unwrap();
+    eventually("the end of the session is counted", || async {
+        let now = Scrape::of(&api).await;
+        (now.get("session_restarts_total{cause=\"redis\"}") >= 1.0).then_some(())
+    })
+    .await;
+    redis.server.restart().await.unwrap();
+    stage.world.published().await;
+    let now = Scrape::of(&api).await;
+    assert_eq!(now.get("session_restarts_total{cause=\"postgres\"}"), 0.0);
+    assert_eq!(now.get("redis_refusals_total{kind=\"other\"}"), 0.0);
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_has_stopped_is_counted() {
+    let stage = Stage::on_with(World::new().await, Role::All).await;
+    let api = stage.engine.as_ref().unwrap().api();
+    let inbox = stage.world.keys().inbox("acme", &stage.joe.to_string());
+    let mut redis = stage.world.redis().await;
+    let _: () = redis::pipe()
+        .atomic()
+        .cmd("DEL")
+        .arg(&inbox)
+        .ignore()
+        .cmd("SET")
+        .arg(&inbox)
+        .arg("no stream")
+        .ignore()
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    stage.message(stage.bob, stage.joe, "to nowhere").await;
+    eventually("the stream is counted as stopped", || async {
+        let now = Scrape::of(&api).await;
+        (now.get("streams_stopped") == 1.0 && now.get("changes_quarantined_total") >= 1.0).then_some(())
+    })
+    .await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_only_replicates_tells_how_it_is_and_nothing_else() {
+    let world = World::new().await;
+    let mut process = world.process("replicator").await;
+    let api = process.announced().await;
+    assert_eq!(api.get("/health").await.status, 200);
+    let ready = eventually("it is ready", || async {
+        let answer = api.get("/ready").await;
+        (answer.status == 200).then(|| answer.json())
+    })
+    .await;
+    assert!(ready["checks"]["freshness"]["age_seconds"].as_f64().unwrap() < PATIENCE.as_secs_f64());
+    assert_eq!(ready["checks"]["replication"]["state"], "streaming");
+    let scrape = Scrape::of(&api).await;
+    assert_eq!(scrape.get("replication_state{state=\"streaming\"}"), 1.0);
+    for (method, path) in [
+        (Method::GET, "/api/users"),
+        (Method::POST, "/api/auth/login"),
+        (Method::GET, "/sse/mobile/phone-1"),
+        (Method::GET, "/"),
+    ] {
+        assert_eq!(api.send(method, path, None, "").await.status, 404, "{path}");
+    }
+    assert_eq!(api.send(Method::POST, "/metrics", None, "").await.status, 405);
+    assert_eq!(process.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_waits_for_the_slot_sees_what_clients_see_and_claims_no_lag() {
+    let world = World::new().await;
+    let (mut first, mut second) = (world.process("replicator").await, world.process("replicator").await);
+    let apis = [first.announced().await, second.announced().await];
+    let waiting = eventually("one streams, the other waits, both are ready", || async {
+        let mut waiting = None;
+        for api in &apis {
+            let answer = api.get("/ready").await;
+            if answer.status != 200 {
+                return None;
+            }
+            if answer.json()["checks"]["replication"]["state"] == "waiting for the slot" {
+                waiting = Some(api.clone());
+            }
+        }
+        waiting
+    })
+    .await;
+    let state = eventually("it has looked at the slot", || async {
+        let state = replication(&waiting).await;
+        state["retained_wal_bytes"].is_u64().then_some(state)
+    })
+    .await;
+    assert_eq!(state["lag_bytes"], Value::Null);
+    let scrape = Scrape::of(&waiting).await;
+    assert_eq!(scrape.get("replication_state{state=\"waiting\"}"), 1.0);
+    assert!(scrape.get("freshness_age_seconds") < PATIENCE.as_secs_f64());
+    assert!(!scrape.types.contains_key("posduif_replication_lag_bytes"));
+    assert_eq!(first.terminate().await, Some(0));
+    assert_eq!(second.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken_is_named_in_the_error() {
+    let world = World::new().await;
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = world.config.clone();
+    config.server.port = taken.local_addr().unwrap().port();
+    let place = format!("127.0.0.1:{}", config.server.port);
+    let error = posduif::engine::Engine::start(config, Role::Replicator)
+        .await
+        .unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.contains(&place) && text.contains("server.port"), "{text}");
+}
