@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
 use crate::database::{Database, migrations, publication};
@@ -52,6 +52,8 @@ pub struct Engine {
     parts: JoinSet<Result<()>>,
     stop_serving: CancellationToken,
     stop_replicating: CancellationToken,
+    /// Lets the replication's thread end. It may hold pooled connections that others use, so it does so last.
+    release: DropGuard,
 }
 
 impl Engine {
@@ -79,6 +81,7 @@ impl Engine {
             parts: JoinSet::new(),
             stop_serving: CancellationToken::new(),
             stop_replicating: CancellationToken::new(),
+            release: CancellationToken::new().drop_guard(),
         };
         let replication = role
             .replicates()
@@ -102,10 +105,12 @@ impl Engine {
         let (report, shown) = Report::new(metrics);
         let (trims, due) = mpsc::channel(TRIMS_MAX);
         let stop = self.stop_replicating.clone();
-        self.parts.spawn({
+        let replicating = {
             let (config, database, stop) = (config.clone(), database.clone(), stop.clone());
             async move { replicator::run(&config, &database, due, &report, stop).await }
-        });
+        };
+        self.parts
+            .spawn(on_own_thread(replicating, self.release.token().clone()));
         let trimming = trim::run(config.clone(), database.clone(), store.clone(), trims, stop);
         self.parts.spawn(async move {
             trimming.await;
@@ -186,4 +191,31 @@ impl Engine {
             }
         }
     }
+}
+
+/// Runs work on a thread of its own: it wakes for every read and every answer, and being handed from thread to thread
+/// costs more than the work itself. The thread stays until `release`, or until the future is dropped.
+async fn on_own_thread(
+    work: impl Future<Output = Result<()>> + Send + 'static,
+    release: CancellationToken,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (done, result) = oneshot::channel();
+    let abandoned = CancellationToken::new();
+    let _guard = abandoned.clone().drop_guard();
+    std::thread::Builder::new()
+        .name("replication".into())
+        .spawn(move || {
+            runtime.block_on(async move {
+                tokio::select! {
+                    result = work => {
+                        let _nobody_waits = done.send(result);
+                        release.cancelled().await;
+                    }
+                    () = abandoned.cancelled() => {}
+                }
+            });
+        })
+        .context("cannot start the replication's thread")?;
+    result.await.context("the replication's thread died")?
 }

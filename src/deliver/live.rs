@@ -198,6 +198,12 @@ impl Hub {
         }
     }
 
+    /// Whether anybody here wants to know of changes.
+    fn has_readers(&self) -> bool {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        !tenants.is_empty() || self.device_changes.receiver_count() > 0
+    }
+
     /// Freshness, as it changes.
     pub fn freshness(&self) -> watch::Receiver<Freshness> {
         self.freshness.subscribe()
@@ -375,7 +381,12 @@ pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last:
     if is_gap || is_break {
         hub.deliver_gap();
     }
-    let notices = field("notices");
+    // A process that only replicates wants to know how fresh this is, and has nobody to tell.
+    let notices = if hub.has_readers() {
+        field("notices")
+    } else {
+        "[]".to_owned()
+    };
     match serde_json::from_str::<Vec<RawNotice>>(&notices) {
         Ok(notices) => notices.into_iter().for_each(|notice| dispatch(hub, notice)),
         Err(error) => {

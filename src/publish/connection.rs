@@ -24,7 +24,7 @@ use crate::transport::{self, BoxStream};
 const READ_BYTES_MIN: usize = 32 * 1024;
 
 /// Bytes of the next batch from which they go ahead; fewer are not worth a write of their own.
-const AHEAD_BYTES_MIN: usize = 32 * 1024;
+const AHEAD_BYTES_MIN: usize = 64 * 1024;
 
 /// What became of a batch.
 #[derive(Debug)]
