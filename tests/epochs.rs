@@ -67,6 +67,18 @@ impl Rewindable {
     }
 
     /// Goes back to the copy.
+    /// Saves with one message in the copy and more behind it that a restore loses; gives that message, and what
+    /// `changes` then holds.
+    async fn save_with_message(&mut self, stage: &mut Stage) -> (Uuid, Vec<Entry>) {
+        let kept = stage.message(stage.bob, stage.joe, "in the copy").await;
+        stage.world.published().await;
+        self.save(stage).await;
+        for _ in 0..20 {
+            stage.message(stage.bob, stage.joe, "lost").await;
+        }
+        (kept, stage.changes().await)
+    }
+
     async fn restore(&mut self, stage: &mut Stage) {
         self.postgres.server.stop().await.unwrap();
         restore(&self.copy_path(), &self.data());
@@ -158,13 +170,7 @@ async fn an_older_copy_of_postgres_restored_under_the_running_engine_begins_an_e
     let mut server = Rewindable::new().await;
     let mut stage = Stage::on_with(server.world().await, Role::All).await;
     let (phone, cursor) = phone(&stage).await;
-    let kept = stage.message(stage.bob, stage.joe, "in the copy").await;
-    stage.world.published().await;
-    server.save(&mut stage).await;
-    for _ in 0..20 {
-        stage.message(stage.bob, stage.joe, "lost").await;
-    }
-    let before = stage.changes().await;
+    let (kept, before) = server.save_with_message(&mut stage).await;
     assert_eq!(number(&stage.world).await, "1", "an orderly restart breaks nothing");
     server.restore(&mut stage).await;
     let reason = epoch_begins(&stage, "2").await;
@@ -180,13 +186,7 @@ async fn an_older_copy_of_postgres_that_has_grown_beyond_the_old_end_begins_an_e
     let mut server = Rewindable::new().await;
     let mut stage = Stage::on_with(server.world().await, Role::All).await;
     let (phone, cursor) = phone(&stage).await;
-    let kept = stage.message(stage.bob, stage.joe, "in the copy").await;
-    stage.world.published().await;
-    server.save(&mut stage).await;
-    for _ in 0..20 {
-        stage.message(stage.bob, stage.joe, "lost").await;
-    }
-    let before = stage.changes().await;
+    let (kept, before) = server.save_with_message(&mut stage).await;
     stage.engine.take().unwrap().stop().await;
     let top = end_of_log(&stage).await;
     server.restore(&mut stage).await;

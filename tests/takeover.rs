@@ -8,7 +8,7 @@ use posduif::config::{Config, Secret};
 use crate::support::oracle::outline;
 use crate::support::proxy::Proxy;
 use crate::support::stage::Stage;
-use crate::support::{World, eventually};
+use crate::support::{Process, World, eventually};
 
 /// Messages, one a commit, and what the streams then hold compared with Postgres.
 async fn write(stage: &Stage, count: usize) {
@@ -45,6 +45,17 @@ async fn taken_over(stage: &Stage, from: &str) -> Duration {
     start.elapsed()
 }
 
+/// The first engine, awake again, leaves the second one alone, and is there when the second one dies.
+async fn check_waits_and_takes_over(stage: &Stage, mut first: Process, second: Process, writing: &str) {
+    check_streams(stage).await;
+    assert_eq!(writer(&stage.world).await, writing);
+    assert!(!first.has_ended());
+    second.kill().await;
+    taken_over(stage, writing).await;
+    check_streams(stage).await;
+    assert_eq!(first.terminate().await, Some(0));
+}
+
 /// An engine that reaches Postgres through a proxy only.
 async fn behind_proxy(world: &World) -> (Proxy, Config) {
     let proxy = Proxy::before(world.config.postgres.url.expose()).await;
@@ -75,7 +86,7 @@ async fn a_second_engine_takes_over_within_seconds_when_the_first_is_killed() {
 async fn a_second_engine_takes_over_when_the_first_no_longer_hears_from_postgres() {
     let world = World::new().await;
     let (proxy, config) = behind_proxy(&world).await;
-    let mut first = world.process_with("replicator", &config, None).await;
+    let first = world.process_with("replicator", &config, None).await;
     world.published().await;
     let stage = Stage::without_engine(world).await;
     write(&stage, 20).await;
@@ -91,19 +102,12 @@ async fn a_second_engine_takes_over_when_the_first_no_longer_hears_from_postgres
     proxy.resume();
     let writing = writer(&stage.world).await;
     write(&stage, 20).await;
-    check_streams(&stage).await;
-    assert_eq!(writer(&stage.world).await, writing);
-    assert!(!first.has_ended());
-    // And is there when it is needed.
-    second.kill().await;
-    taken_over(&stage, &writing).await;
-    check_streams(&stage).await;
-    assert_eq!(first.terminate().await, Some(0));
+    check_waits_and_takes_over(&stage, first, second, &writing).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_slept_while_another_took_over_does_no_harm_when_it_awakes() {
-    let (stage, mut first) = Stage::with_process(World::new().await, "replicator").await;
+    let (stage, first) = Stage::with_process(World::new().await, "replicator").await;
     write(&stage, 20).await;
     stage.world.published().await;
     let writing = writer(&stage.world).await;
@@ -116,11 +120,5 @@ async fn an_engine_that_slept_while_another_took_over_does_no_harm_when_it_awake
     let writing = writer(&stage.world).await;
     first.signal(Signal::SIGCONT);
     write(&stage, 50).await;
-    check_streams(&stage).await;
-    assert_eq!(writer(&stage.world).await, writing);
-    assert!(!first.has_ended());
-    second.kill().await;
-    taken_over(&stage, &writing).await;
-    check_streams(&stage).await;
-    assert_eq!(first.terminate().await, Some(0));
+    check_waits_and_takes_over(&stage, first, second, &writing).await;
 }

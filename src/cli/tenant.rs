@@ -143,7 +143,7 @@ async fn set_paused(database: &Database, global: &Global, name: &str, paused: bo
     if !tenants::set_paused(database, name, paused).await? {
         bail!("there is no tenant {name}; `posduif tenant list` shows all");
     }
-    let state = if paused { "paused" } else { "active" };
+    let state = tenants::state_name(paused);
     if global.json {
         println!("{}", json!({"name": name, "state": state}));
     } else {

@@ -7,6 +7,12 @@ use super::{Database, Error, migrations, publication, quote_identifier};
 use crate::config;
 use crate::replication::pipeline::{DROPPED_PREFIX, STATE_PREFIX, TENANT_PREFIX};
 
+/// A tenant's state while it is delivered.
+pub const ACTIVE: &str = "active";
+
+/// A tenant's state while it is published but not delivered.
+pub const PAUSED: &str = "paused";
+
 /// A tenant's name and schema.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tenant {
@@ -77,13 +83,18 @@ pub async fn create(database: &Database, replication: &config::Replication, name
     Ok(true)
 }
 
+/// The word for a tenant's state, in Postgres, in the log and in Redis.
+pub fn state_name(paused: bool) -> &'static str {
+    if paused { PAUSED } else { ACTIVE }
+}
+
 /// Pauses a tenant's delivery or lets it go on; what is published meanwhile waits in its streams. Gives false when
 /// there is no such tenant.
 ///
 /// # Errors
 /// When Postgres cannot be asked.
 pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result<bool, Error> {
-    let state = if paused { "paused" } else { "active" };
+    let state = state_name(paused);
     let rows = database
         .query(
             include_str!("../../sql/tenant_set_state.sql"),

@@ -408,19 +408,17 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
     let Ok(id) = id.parse::<StreamId>() else { return };
     for (event, op, users) in groups {
         if event == "device_changed" {
-            let changes = users.as_ref().map_or_else(
-                || vec![DeviceChange::Any],
-                |users| {
-                    let one = |user: &Uuid| DeviceChange::One {
-                        tenant: tenant.clone(),
-                        user: *user,
-                        xid,
-                    };
-                    users.iter().map(one).collect()
-                },
-            );
-            for change in changes {
+            let tell = |change| {
                 let _ = hub.device_changes.send(change);
+            };
+            match &users {
+                None => tell(DeviceChange::Any),
+                Some(users) => {
+                    for &user in users {
+                        let tenant = tenant.clone();
+                        tell(DeviceChange::One { tenant, user, xid });
+                    }
+                }
             }
         }
         let notice = Notice {

@@ -16,13 +16,11 @@ use uuid::Uuid;
 use super::entry::{Entry, Op};
 use crate::change::StreamId;
 use crate::config;
+use crate::database::tenants::PAUSED;
 use crate::keys::Keys;
 use crate::publish::checkpoint::EpochId;
 use crate::publish::window::WindowEntry;
 use crate::transport;
-
-/// What a tenant's `state` says while its delivery is paused.
-pub const PAUSED: &str = "paused";
 
 /// Entries read at once from one stream; bounds memory when rows are large.
 const CHUNK: usize = 256;

@@ -37,6 +37,14 @@ pub enum Target {
 }
 
 impl Target {
+    /// What an audience within a tenant reads.
+    pub fn of(tenant: &Arc<str>, audience: Audience) -> Self {
+        match audience {
+            Audience::User(user) => Self::Inbox(tenant.clone(), user),
+            Audience::Tenant => Self::Shared(tenant.clone()),
+        }
+    }
+
     /// The tenant.
     pub fn tenant(&self) -> &Arc<str> {
         match self {
@@ -216,7 +224,7 @@ impl Batch {
     }
 
     /// Commands in it.
-    pub fn len(&self) -> usize {
+    pub fn command_count(&self) -> usize {
         self.queued.len()
     }
 

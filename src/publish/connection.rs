@@ -373,7 +373,7 @@ impl Connection {
         }
         out.extend_from_slice(&commands[gone..]);
         self.ahead = Some(Ahead {
-            commands: next.len(),
+            commands: next.command_count(),
             bytes: commands.len(),
         });
     }

@@ -9,11 +9,10 @@ use uuid::Uuid;
 use super::epoch::{Break, Replay};
 use super::heartbeat;
 use crate::change::{Position, StreamId};
-use crate::database::tenants::is_valid_name;
+use crate::database::tenants::{self, is_valid_name};
 use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, Tuple};
 use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
-use crate::deliver::store;
 use crate::keys::Keys;
 use crate::publish::batch::{Batch, EntryBody, Source, Target, operation_text};
 use crate::publish::checkpoint::{OpenTransaction, TransactionMark};
@@ -365,10 +364,7 @@ impl Pipeline {
                 .birth(Target::Inbox(plan.tenant.clone(), user), id, begin.commit_ts);
         }
         for delivery in deliveries.iter().filter(|delivery| delivery.stored) {
-            let target = match delivery.audience {
-                Audience::User(user) => Target::Inbox(plan.tenant.clone(), user),
-                Audience::Tenant => Target::Shared(plan.tenant.clone()),
-            };
+            let target = Target::of(&plan.tenant, delivery.audience);
             if !self.stopped.contains(&target) {
                 let op = operation_text(delivery.operation);
                 self.batch.entry(target, id, op, Some(delivery.event), &self.body);
@@ -430,14 +426,14 @@ impl Pipeline {
         match prefix {
             TENANT_PREFIX => {
                 let generation = words.next().map_or(Ok(1), str::parse::<i64>);
-                let state = words.next().unwrap_or("active");
+                let state = words.next().unwrap_or(tenants::ACTIVE);
                 if let Ok(generation) = generation {
                     self.begin_tenant(id, &begin, name, generation, state);
                 }
             }
             STATE_PREFIX => {
-                let state = words.next().unwrap_or("active");
-                let is_paused = state == store::PAUSED;
+                let state = words.next().unwrap_or(tenants::ACTIVE);
+                let is_paused = state == tenants::PAUSED;
                 let event = if is_paused { "tenant_paused" } else { "tenant_resumed" };
                 self.batch.set_state(name, state);
                 self.batch
@@ -535,10 +531,7 @@ impl Pipeline {
         };
         self.body.field("row", letter.data.as_bytes());
         let changes = Target::Changes(tenant.clone());
-        let targets = letter.to.iter().map(|audience| match audience {
-            Audience::User(user) => Target::Inbox(tenant.clone(), *user),
-            Audience::Tenant => Target::Shared(tenant.clone()),
-        });
+        let targets = letter.to.iter().map(|audience| Target::of(&tenant, *audience));
         for (target, event) in
             std::iter::once((changes, None)).chain(targets.map(|target| (target, Some(letter.event))))
         {
