@@ -695,6 +695,10 @@ impl Config {
         }
         for (index, rule) in self.routes.iter().enumerate() {
             rule.check().map_err(|why| anyhow!("key `routes[{index}]`: {why}"))?;
+            let has_upload = |other: &Rule| other.table == rule.table && other.upload.is_some();
+            if rule.upload.is_some() && self.routes[..index].iter().any(has_upload) {
+                bail!("key `routes[{index}].upload`: the table {:?} has one in another rule", rule.table);
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use posduif::domain::users::{self, NewUser, UserType};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::http::{Answer, Api};
+use crate::support::http::Answer;
 use crate::support::office::{Office, id, ids};
 use crate::support::{PASSWORD, eventually};
 
@@ -706,14 +706,6 @@ async fn taken_usernames_and_device_ids_are_conflicts_unless_the_enrollment_name
     office.close().await;
 }
 
-/// What a phone uploads, and the answer.
-async fn upload(phone: &Api, items: &[Value]) -> Value {
-    phone
-        .post("/api/sync/outgoing", &json!({"messages": items, "compressed": false}))
-        .await
-        .expect(200)
-}
-
 #[tokio::test]
 async fn an_upload_answers_each_item_and_may_be_repeated() {
     let office = Office::open().await;
@@ -723,7 +715,7 @@ async fn an_upload_answers_each_item_and_may_be_repeated() {
         "id": mine, "sender_id": office.joe_id, "recipient_id": office.bob_id, "content": "Reply message",
         "status": "pending_sync", "created_at": "2024-01-15T10:50:00Z",
     });
-    let answer = upload(&phone, std::slice::from_ref(&item)).await;
+    let answer = phone.upload(std::slice::from_ref(&item)).await;
     assert_eq!(
         fields(&answer),
         [
@@ -752,12 +744,12 @@ async fn an_upload_answers_each_item_and_may_be_repeated() {
         (&stored["status"], &stored["created_at"]),
         (&json!("synced"), &json!("2024-01-15T10:50:00Z"))
     );
-    let again = upload(&phone, &[item]).await;
+    let again = phone.upload(&[item]).await;
     assert_eq!(
         (&again["results"][0]["status"], &again["synced_count"]),
         (&json!("duplicate"), &json!(1))
     );
-    assert_eq!(upload(&phone, &[]).await["results"], json!([]));
+    assert_eq!(phone.upload(&[]).await["results"], json!([]));
     office.close().await;
 }
 
@@ -768,18 +760,18 @@ async fn a_phone_edits_deletes_and_reads_and_older_bases_are_conflicts() {
     let mine = Uuid::new_v4();
     let create = json!({"id": mine, "recipient_id": office.bob_id, "content": "one"});
     let edit = |content: &str, base: i64| json!({"id": mine, "op": "edit", "content": content, "base_version": base});
-    upload(&phone, &[create]).await;
-    let edited = upload(&phone, &[edit("two", 1)]).await;
+    phone.upload(&[create]).await;
+    let edited = phone.upload(&[edit("two", 1)]).await;
     assert_eq!(
         edited["results"],
         json!([{"id": mine, "status": "applied", "version": 2}])
     );
     assert_eq!(
-        upload(&phone, &[edit("two", 1)]).await["results"][0]["status"],
+        phone.upload(&[edit("two", 1)]).await["results"][0]["status"],
         "duplicate"
     );
 
-    let conflict = upload(&phone, &[edit("three", 1)]).await;
+    let conflict = phone.upload(&[edit("three", 1)]).await;
     let result = &conflict["results"][0];
     assert_eq!(
         (&result["status"], &result["code"]),
@@ -796,7 +788,7 @@ async fn a_phone_edits_deletes_and_reads_and_older_bases_are_conflicts() {
     let read = json!({"id": theirs, "op": "read"});
     let not_mine = json!({"id": theirs, "op": "edit", "content": "forged"});
     let deleted = json!({"id": mine, "op": "delete", "base_version": 3});
-    let answer = upload(&phone, &[read, not_mine, deleted]).await;
+    let answer = phone.upload(&[read, not_mine, deleted]).await;
     let statuses: Vec<&str> = answer["results"]
         .as_array()
         .unwrap()
@@ -825,19 +817,13 @@ async fn under_manual_resolution_the_servers_version_stays() {
     let office = Office::with(|config| config.sync.conflict_strategy = posduif::config::ConflictStrategy::Manual).await;
     let phone = office.phone("phone").await;
     let mine = Uuid::new_v4();
-    upload(
-        &phone,
-        &[json!({"id": mine, "recipient_id": office.bob_id, "content": "one"})],
+    phone.upload(&[json!({"id": mine, "recipient_id": office.bob_id, "content": "one"})],
     )
     .await;
-    upload(
-        &phone,
-        &[json!({"id": mine, "op": "edit", "content": "two", "base_version": 1})],
+    phone.upload(&[json!({"id": mine, "op": "edit", "content": "two", "base_version": 1})],
     )
     .await;
-    let answer = upload(
-        &phone,
-        &[json!({"id": mine, "op": "edit", "content": "three", "base_version": 1})],
+    let answer = phone.upload(&[json!({"id": mine, "op": "edit", "content": "three", "base_version": 1})],
     )
     .await;
     assert_eq!(answer["results"][0]["status"], "conflict");
@@ -876,7 +862,7 @@ async fn one_bad_item_never_blocks_the_others_of_its_upload() {
     let mut items: Vec<Value> = bad.iter().map(|(item, _)| item.clone()).collect();
     let good = item("content", json!("the only good one"));
     items.insert(7, good.clone());
-    let answer = upload(&phone, &items).await;
+    let answer = phone.upload(&items).await;
     assert_eq!(answer["results"].as_array().unwrap().len(), items.len());
     assert_eq!(
         (&answer["synced_count"], &answer["failed_count"]),

@@ -117,7 +117,7 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(1), "tenant_acme": clean(2)})
+        json!({"posduif": clean(1), "tenant_acme": clean(4)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -125,19 +125,20 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0002_upload", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0004_upload_rows", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 1, "dirty": false, "pending": ["0002_upload"]})
+        json!({"schema": "tenant_acme", "version": 3, "dirty": false, "pending": ["0004_upload_rows"]})
     );
-    assert!(migrate("status").await.text().contains("0002_upload"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0002_upload\n");
+    assert!(migrate("status").await.text().contains("0004_upload_rows"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0004_upload_rows\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
+        "tenant_acme rolled back 0004_upload_rows\ntenant_acme rolled back 0003_conflicts\n\
+         tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
     );
     let complaint = migrate("down --schema posduif --yes").await.complaint(1);
     assert!(complaint.contains("tenants"), "{complaint}");

@@ -4,6 +4,7 @@
 mod api;
 mod bad_input;
 mod cli;
+mod conflicts;
 mod decoder;
 mod epochs;
 mod faults;
@@ -11,6 +12,7 @@ mod freshness;
 mod handoff;
 mod insight;
 mod live;
+mod own_tables;
 mod pipeline;
 mod properties;
 mod recovery;

@@ -231,7 +231,7 @@ proptest! {
         if watches_title {
             when.changed.push("title".into());
         }
-        let own = Rule { table: "tickets".into(), to: vec!["a".into(), "b".into()], event: "ticket".into(), when };
+        let own = Rule { table: "tickets".into(), to: vec!["a".into(), "b".into()], event: "ticket".into(), when, upload: None };
         let router = Router::new(vec![own]);
         let plan = router.plan(&relation("tickets", &["a", "b", "state", "title", "deleted_at"])).unwrap();
         let deliveries = route(&plan, &change);

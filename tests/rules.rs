@@ -13,6 +13,7 @@ fn rule(table: &str, to: &[&str], when: When) -> Rule {
         to: to.iter().map(|column| (*column).to_owned()).collect(),
         event: format!("{table}_changed"),
         when,
+        upload: None,
     }
 }
 

@@ -280,6 +280,7 @@ fn note_rule() -> Rule {
         to: vec!["owner".into()],
         event: "note".into(),
         when: When::default(),
+        upload: None,
     }
 }
 

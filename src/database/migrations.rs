@@ -49,6 +49,8 @@ const CONTROL: &[Migration] = &[migration!(1, "control", "0001_control")];
 const TENANT: &[Migration] = &[
     migration!(1, "tenant", "0001_tenant"),
     migration!(2, "tenant", "0002_upload"),
+    migration!(3, "tenant", "0003_conflicts"),
+    migration!(4, "tenant", "0004_upload_rows"),
 ];
 
 /// Which schemas a command is about.

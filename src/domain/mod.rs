@@ -6,6 +6,7 @@
 //!
 //! Nothing here publishes anything. A row is the event.
 
+pub mod conflicts;
 pub mod devices;
 pub mod enrollment;
 pub mod messages;

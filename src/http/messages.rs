@@ -25,7 +25,7 @@ struct NewMessage {
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: NewMessage = request.json(app.config.server.body_bytes_max).await?;
     let recipient = uuid("recipient_id", &required("recipient_id", body.recipient_id)?)?;
-    let content = content(&app, body.content)?;
+    let content = checked_content(&app, body.content)?;
     let caller = request.caller()?;
     let message = messages::create(&app.database, caller.tenant(), caller.user_id(), recipient, &content).await?;
     response::json(StatusCode::CREATED, &message)
@@ -89,7 +89,7 @@ struct Edit {
 pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let body: Edit = request.json(app.config.server.body_bytes_max).await?;
-    let content = content(&app, body.content)?;
+    let content = checked_content(&app, body.content)?;
     let caller = request.caller()?;
     let message = messages::edit(&app.database, caller.tenant(), caller.user_id(), id, &content).await?;
     response::json(StatusCode::OK, &message)
@@ -118,7 +118,7 @@ pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Error> 
 }
 
 /// The content of a body, checked.
-fn content(app: &App, content: Option<String>) -> Result<String, Error> {
+pub(super) fn checked_content(app: &App, content: Option<String>) -> Result<String, Error> {
     let content = content.ok_or_else(|| Error::new(Code::EmptyMessage, "a message needs content"))?;
     messages::check_content(&content, app.config.messages.content_chars_max)?;
     Ok(content)

@@ -7,6 +7,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod conflicts;
 pub mod enrollment;
 pub mod error;
 pub mod health;
@@ -110,7 +111,8 @@ impl App {
                 database: database.clone(),
                 store: store.clone(),
                 cursors: cursors.clone(),
-                rules: std::iter::once(Rule::encrypted_states())
+                rules: [Rule::encrypted_states(), Rule::conflicts()]
+                    .into_iter()
                     .chain(config.routes.iter().cloned())
                     .collect(),
             },

@@ -9,7 +9,7 @@ use super::error::{Code, Error};
 use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
-use super::{App, app, auth, enrollment, health, messages, metrics, sse, sync, users};
+use super::{App, app, auth, conflicts, enrollment, health, messages, metrics, sse, sync, users};
 
 /// Whom a route admits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +96,9 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/sync/ack"              Device sync::acknowledge),
     route!(POST   "/api/sync/outgoing"         Device sync::outgoing),
     route!(GET    "/api/sync/status"           Device sync::status),
+
+    route!(GET    "/api/conflicts"             Any    conflicts::list),
+    route!(POST   "/api/conflicts/{id}/resolve" Any   conflicts::resolve),
 
     route!(GET    "/sse/mobile/{device_id}"    Device sse::mobile),
     route!(GET    "/sse/web/{user_id}"         Web    sse::web),

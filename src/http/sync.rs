@@ -1,5 +1,6 @@
 //! `/api/sync`: batches from and to devices.
 
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,14 +22,17 @@ use crate::config::ConflictStrategy;
 use crate::deliver::store;
 use crate::domain::Timestamp;
 use crate::domain::devices::DevicePrincipal;
-use crate::domain::uploads::{self, ItemResult, Outcome, Rules};
+use crate::domain::uploads::{self, ItemResult, Items, Outcome, Rules};
 use crate::sync::device_state::{self, Update};
 use crate::sync::incoming::{self, Question};
 use crate::sync::item::{Change, Item};
+use crate::sync::tables;
 
 #[derive(Deserialize)]
 struct Upload {
     messages: Option<Vec<Value>>,
+    #[serde(default)]
+    changes: Vec<Value>,
     // `compressed` repeats what Content-Encoding says and is ignored.
     pending_count: Option<u32>,
 }
@@ -40,11 +44,14 @@ struct Upload {
 pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let settings = &app.config.sync;
     let body: Upload = request.json_inflated(settings.upload_bytes_max).await?;
-    let items = required("messages", body.messages)?;
-    if items.len() > settings.upload_items_max {
+    let messages = match body.messages {
+        None if !body.changes.is_empty() => Vec::new(),
+        messages => required("messages", messages)?,
+    };
+    if messages.len() + body.changes.len() > settings.upload_items_max {
         return Err(Error::new(
             Code::PayloadTooLarge,
-            format!("messages: must not be more than {}", settings.upload_items_max),
+            format!("messages: must not be more than {}, with changes", settings.upload_items_max),
         )
         .with("field", "messages")
         .with("items_max", settings.upload_items_max));
@@ -56,9 +63,14 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
     let rules = Rules {
         content_chars_max: app.config.messages.content_chars_max,
         strategy: settings.conflict_strategy,
+        tables: &app.config.routes,
+    };
+    let items = Items {
+        messages: &messages,
+        changes: &body.changes,
     };
     let device = request.device()?;
-    let uploaded = match uploads::apply(&app.database, device, &items, rules).await {
+    let mut uploaded = match uploads::apply(&app.database, device, items, rules).await {
         Ok(uploaded) => uploaded,
         Err(error) => {
             app.metadata
@@ -67,17 +79,23 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
         }
     };
     report(&app, device, pending).await;
+    show_contested(&app, device, &mut uploaded.results).await;
     // A client that knows counts only shall neither repeat what stands nor count what does not as done.
     let stands = |result: &ItemResult| match result.status {
         Outcome::Applied | Outcome::Duplicate => true,
-        Outcome::Conflict => settings.conflict_strategy == ConflictStrategy::LastWriteWins,
-        Outcome::Rejected => false,
+        Outcome::Conflict => {
+            result.table.is_none() && settings.conflict_strategy == ConflictStrategy::LastWriteWins
+        }
+        Outcome::Rejected | Outcome::Retry => false,
     };
     let failed: Vec<Value> = uploaded
         .results
         .iter()
         .filter(|result| !stands(result))
-        .map(|result| json!({"message_id": result.id, "error": result.message}))
+        .map(|result| match &result.table {
+            None => json!({"message_id": result.id, "error": result.message}),
+            Some(table) => json!({"table": table, "id": result.id, "error": result.message}),
+        })
         .collect();
     response::json(
         StatusCode::OK,
@@ -90,6 +108,32 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
             "position": app.stream_id_of(uploaded.lsn).await.map(|id| id.to_string()),
         }),
     )
+}
+
+/// Adds the rows of own tables that devices contested. Postgres' absence costs only these: the rows come with the next
+/// batch too.
+async fn show_contested(app: &App, device: &DevicePrincipal, results: &mut [ItemResult]) {
+    let mut contested: HashMap<String, Vec<&mut ItemResult>> = HashMap::new();
+    for result in results {
+        if let (Outcome::Conflict, Some(table)) = (result.status, &result.table) {
+            contested.entry(table.clone()).or_default().push(result);
+        }
+    }
+    for (table, mut results) in contested {
+        let ids: Vec<String> = results.iter().filter_map(|result| result.id.clone()).collect();
+        let rows = match tables::by_id(&app.database, &device.tenant, &table, &ids).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::warn!(tenant = device.tenant.name, table, %error, "contested rows are not shown");
+                return;
+            }
+        };
+        for row in rows {
+            for result in results.iter_mut().filter(|result| result.id.as_ref() == Some(&row.id)) {
+                result.server = serde_json::from_str(row.json.get()).ok();
+            }
+        }
+    }
 }
 
 /// What a device says of its own queue, in the header `X-Pending-Outgoing`.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::messages;
 use super::row::{NotAUserId, Row, Seen, user_id};
-use super::rule::{Operation, Rule, TENANT, When};
+use super::rule::{Operation, Rule, TENANT};
 use crate::decode::relation::Relation;
 
 /// Each tenant's schema is this and its name.
@@ -97,7 +97,7 @@ struct ColumnsRoute {
     changed: Vec<usize>,
     equals: Vec<(usize, String)>,
     /// A set value means that the row is as good as deleted.
-    deleted_at: Option<usize>,
+    gone: Option<usize>,
     stored: bool,
 }
 
@@ -125,15 +125,8 @@ impl Router {
             routes: Vec::new(),
             broken: None,
         };
-        let built_in = |to: &str, event: &str, changed: &[&str]| Rule {
-            table: relation.table.to_string(),
-            to: vec![to.to_owned()],
-            event: event.to_owned(),
-            when: When {
-                changed: changed.iter().map(|column| (*column).to_owned()).collect(),
-                ..When::default()
-            },
-        };
+        let built_in =
+            |to: &str, event: &str, changed: &[&str]| Rule::built_in(&relation.table, to, event, changed);
         let result = match &*relation.table {
             "messages" => messages::Columns::of(relation)
                 .map(|columns| plan.routes.push(Route::Messages(columns)))
@@ -151,6 +144,7 @@ impl Router {
                     })
             }
             "encrypted_states" => plan.add(&Rule::encrypted_states(), relation, true),
+            "message_conflicts" => plan.add(&Rule::conflicts(), relation, true),
             // API nodes drop what they remember of a device that changed.
             "devices" => plan.add(
                 &built_in("user_id", "device_changed", &["user_id", "revoked_at"]),
@@ -202,7 +196,7 @@ impl Plan {
                 .iter()
                 .map(|(column, text)| Ok((find(column)?, text.clone())))
                 .collect::<Result<_, String>>()?,
-            deleted_at: relation.column("deleted_at"),
+            gone: relation.column(Rule::gone_column(&rule.table)),
             stored,
         }));
         Ok(())
@@ -303,7 +297,7 @@ impl ColumnsRoute {
             Seen::Null => false,
             Seen::Unknown => true,
         };
-        self.equals.iter().all(equal) && !self.deleted_at.is_some_and(|column| side(row, column).is_set())
+        self.equals.iter().all(equal) && !self.gone.is_some_and(|column| side(row, column).is_set())
     }
 
     fn users<'a>(

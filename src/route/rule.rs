@@ -33,6 +33,16 @@ pub struct When {
     pub equals: BTreeMap<String, String>,
 }
 
+/// What devices may write in a table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upload {
+    /// The column with the id of the user whose row it is: only that user's devices change it.
+    pub owner: String,
+    /// Columns that they may set.
+    pub columns: Vec<String>,
+}
+
 /// Which table feeds whom.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +57,9 @@ pub struct Rule {
     /// Condition.
     #[serde(default)]
     pub when: When,
+    /// What devices may write; nothing unless given.
+    #[serde(default)]
+    pub upload: Option<Upload>,
 }
 
 fn default_event() -> String {
@@ -61,11 +74,34 @@ pub fn is_event_name(text: &str) -> bool {
 impl Rule {
     /// The built-in rule for encrypted state: all devices of the user.
     pub fn encrypted_states() -> Self {
+        Self::built_in("encrypted_states", "user_id", "state_changed", &[])
+    }
+
+    /// The built-in rule for open conflicts: all devices of the user who made the change.
+    pub fn conflicts() -> Self {
+        Self::built_in("message_conflicts", "user_id", "conflict", &[])
+    }
+
+    /// A rule for one of the tables that every tenant has.
+    pub(super) fn built_in(table: &str, to: &str, event: &str, changed: &[&str]) -> Self {
         Self {
-            table: "encrypted_states".into(),
-            to: vec!["user_id".into()],
-            event: "state_changed".into(),
-            when: When::default(),
+            table: table.into(),
+            to: vec![to.into()],
+            event: event.into(),
+            when: When {
+                changed: changed.iter().map(|column| (*column).to_owned()).collect(),
+                ..When::default()
+            },
+            upload: None,
+        }
+    }
+
+    /// The column of a table that says, when set, that the row is as good as gone.
+    pub fn gone_column(table: &str) -> &'static str {
+        match table {
+            // What is decided no longer concerns anybody.
+            "message_conflicts" => "resolved_at",
+            _ => "deleted_at",
         }
     }
 
@@ -74,7 +110,7 @@ impl Rule {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), String> {
-        const BUILT_IN: [&str; 3] = ["messages", "users", "encrypted_states"];
+        const BUILT_IN: [&str; 4] = ["messages", "users", "encrypted_states", "message_conflicts"];
         if self.table.is_empty() || self.table.len() > 63 {
             return Err(format!(
                 "table is {:?}: a table name of 1 to 63 bytes is needed",
@@ -95,6 +131,18 @@ impl Rule {
                 "event is {:?}: allowed are 1 to 64 of a-z, 0-9 and _",
                 self.event
             ));
+        }
+        if let Some(upload) = &self.upload {
+            if upload.columns.is_empty() {
+                return Err("upload.columns must name the columns that devices may set".into());
+            }
+            for reserved in [upload.owner.as_str(), "id", "deleted_at"] {
+                if upload.columns.iter().any(|column| column == reserved) {
+                    return Err(format!(
+                        "upload.columns names {reserved:?}, which is set by the engine: leave it out"
+                    ));
+                }
+            }
         }
         Ok(())
     }

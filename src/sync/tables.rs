@@ -84,8 +84,9 @@ pub async fn visible(
         parameters.push((text, Type::TEXT));
         conditions.push(format!("{} = ${}", printed(&column.name), parameters.len()));
     }
-    if table.column("deleted_at").is_some() {
-        conditions.push("t.deleted_at IS NULL".to_owned());
+    let gone = Rule::gone_column(&rule.table);
+    if table.column(gone).is_some() {
+        conditions.push(format!("t.{gone} IS NULL"));
     }
     conditions.push("t.id::text COLLATE \"C\" > $1".to_owned());
     let statement = format!(

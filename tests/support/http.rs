@@ -192,6 +192,11 @@ impl Api {
             .await
     }
 
+    /// What a phone uploads as messages, and the answer.
+    pub(crate) async fn upload(&self, items: &[Value]) -> Value {
+        self.post("/api/sync/outgoing", &json!({"messages": items})).await.expect(200)
+    }
+
     pub(crate) async fn put(&self, path: &str, body: &Value) -> Answer {
         self.send(Method::PUT, path, Some("application/json"), body.to_string())
             .await

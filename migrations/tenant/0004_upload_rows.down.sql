@@ -1,0 +1,1 @@
+DROP FUNCTION {schema}.upload_rows(uuid, text, jsonb);

@@ -1,0 +1,75 @@
+//! `/api/conflicts`: messages that the caller's devices changed while somebody else did.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::App;
+use super::error::Error;
+use super::messages::checked_content;
+use super::request::{Request, required};
+use super::response::{self, Response};
+use crate::domain::conflicts::{self, Filter, Resolution};
+
+/// `GET /api/conflicts?status=&limit=&offset=`, newest first.
+///
+/// # Errors
+/// 400 for a bad parameter.
+pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let query = &request.query;
+    let filter = Filter {
+        id: None,
+        is_open: match query.get("status") {
+            None | Some("open") => Some(true),
+            Some("resolved") => Some(false),
+            Some("all") => None,
+            Some(_) => return Err(Error::invalid("status", "must be open, resolved or all")),
+        },
+        limit: query.number("limit", 50, 1..=1000)?,
+        offset: query.number("offset", 0, 0..=i64::MAX)?,
+    };
+    let caller = request.caller()?;
+    let (conflicts, total) = conflicts::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
+    response::json(
+        StatusCode::OK,
+        &json!({"conflicts": conflicts, "total": total, "limit": filter.limit, "offset": filter.offset}),
+    )
+}
+
+#[derive(Deserialize)]
+struct Decision {
+    resolution: Option<String>,
+    content: Option<String>,
+    base_version: Option<i64>,
+}
+
+/// `POST /api/conflicts/:id/resolve` by the user whose device made the change. A repeat answers the same.
+///
+/// # Errors
+/// 400, 404, 409 when it was resolved otherwise or the message has changed since.
+pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let id = request.param_id("id", "conflict")?;
+    let body: Decision = request.json(app.config.server.body_bytes_max).await?;
+    let resolution = match (required("resolution", body.resolution)?.as_str(), body.content) {
+        ("client", None) => Resolution::Client,
+        ("server", None) => Resolution::Server,
+        ("merged", content) => Resolution::Merged(checked_content(&app, content)?),
+        ("client" | "server", Some(_)) => {
+            return Err(Error::invalid("content", "belongs to the resolution merged only"));
+        }
+        _ => return Err(Error::invalid("resolution", "must be client, server or merged")),
+    };
+    let caller = request.caller()?;
+    let conflict = conflicts::resolve(
+        &app.database,
+        caller.tenant(),
+        caller.user_id(),
+        id,
+        &resolution,
+        body.base_version,
+    )
+    .await?;
+    response::json(StatusCode::OK, &conflict)
+}
