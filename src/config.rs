@@ -697,7 +697,10 @@ impl Config {
             rule.check().map_err(|why| anyhow!("key `routes[{index}]`: {why}"))?;
             let has_upload = |other: &Rule| other.table == rule.table && other.upload.is_some();
             if rule.upload.is_some() && self.routes[..index].iter().any(has_upload) {
-                bail!("key `routes[{index}].upload`: the table {:?} has one in another rule", rule.table);
+                bail!(
+                    "key `routes[{index}].upload`: the table {:?} has one in another rule",
+                    rule.table
+                );
             }
         }
         Ok(())

@@ -817,15 +817,15 @@ async fn under_manual_resolution_the_servers_version_stays() {
     let office = Office::with(|config| config.sync.conflict_strategy = posduif::config::ConflictStrategy::Manual).await;
     let phone = office.phone("phone").await;
     let mine = Uuid::new_v4();
-    phone.upload(&[json!({"id": mine, "recipient_id": office.bob_id, "content": "one"})],
-    )
-    .await;
-    phone.upload(&[json!({"id": mine, "op": "edit", "content": "two", "base_version": 1})],
-    )
-    .await;
-    let answer = phone.upload(&[json!({"id": mine, "op": "edit", "content": "three", "base_version": 1})],
-    )
-    .await;
+    phone
+        .upload(&[json!({"id": mine, "recipient_id": office.bob_id, "content": "one"})])
+        .await;
+    phone
+        .upload(&[json!({"id": mine, "op": "edit", "content": "two", "base_version": 1})])
+        .await;
+    let answer = phone
+        .upload(&[json!({"id": mine, "op": "edit", "content": "three", "base_version": 1})])
+        .await;
     assert_eq!(answer["results"][0]["status"], "conflict");
     assert_eq!(answer["results"][0]["server"]["content"], "two");
     assert_eq!(answer["failed_count"], 1);

@@ -37,7 +37,8 @@ async fn conflicts(of: &Api, query: &str) -> Vec<Value> {
 }
 
 async fn resolve(by: &Api, conflict: &Value, decision: Value) -> Answer {
-    by.post(&format!("/api/conflicts/{}/resolve", id(conflict)), &decision).await
+    by.post(&format!("/api/conflicts/{}/resolve", id(conflict)), &decision)
+        .await
 }
 
 #[tokio::test]
@@ -53,12 +54,18 @@ async fn a_conflict_is_listed_with_both_versions_and_told_to_the_users_devices()
     let conflict = &listed[0];
     assert_eq!(conflict["message_id"], json!(message));
     assert_eq!(conflict["device_id"], "phone");
-    assert_eq!((&conflict["base_version"], &conflict["strategy"]), (&json!(1), &json!("manual")));
+    assert_eq!(
+        (&conflict["base_version"], &conflict["strategy"]),
+        (&json!(1), &json!("manual"))
+    );
     assert_eq!(conflict["client_version"]["content"], "phone's");
     assert_eq!(conflict["client_version"]["op"], "edit");
     assert_eq!(conflict["server_version"]["content"], "server's");
     assert_eq!(conflict["message"], conflict["server_version"]);
-    assert_eq!((&conflict["resolution"], &conflict["resolved_at"]), (&Value::Null, &Value::Null));
+    assert_eq!(
+        (&conflict["resolution"], &conflict["resolved_at"]),
+        (&Value::Null, &Value::Null)
+    );
     assert!(conflicts(&office.bob, "").await.is_empty(), "it is joe's");
 
     let told = events.expect("conflict").await;
@@ -67,9 +74,15 @@ async fn a_conflict_is_listed_with_both_versions_and_told_to_the_users_devices()
         json!({"type": "conflict", "table": "message_conflicts", "op": "insert", "id": conflict["id"]})
     );
     for (device, cursor) in [(&phone, &cursor), (&other, &others_cursor)] {
-        let batch = device.get(&format!("/api/sync/incoming?cursor={cursor}")).await.expect(200);
+        let batch = device
+            .get(&format!("/api/sync/incoming?cursor={cursor}"))
+            .await
+            .expect(200);
         let change = &batch["changes"][0];
-        assert_eq!((&change["table"], &change["id"]), (&json!("message_conflicts"), &conflict["id"]));
+        assert_eq!(
+            (&change["table"], &change["id"]),
+            (&json!("message_conflicts"), &conflict["id"])
+        );
         assert_eq!(change["row"]["client_version"]["content"], "phone's");
     }
     let fresh = office.phone("fresh").await;
@@ -107,8 +120,16 @@ async fn each_resolution_ends_the_conflict_with_the_text_it_names() {
     assert_eq!(conflicts(&phone, "status=resolved").await.len(), 3);
     assert_eq!(conflicts(&phone, "status=all&limit=2").await.len(), 2);
     office.world.published().await;
-    let batch = phone.get(&format!("/api/sync/incoming?cursor={cursor}")).await.expect(200);
-    let left: Vec<&Value> = batch["changes"].as_array().unwrap().iter().map(|change| &change["op"]).collect();
+    let batch = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
+    let left: Vec<&Value> = batch["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| &change["op"])
+        .collect();
     assert_eq!(left, ["delete"; 3], "a resolved conflict leaves the devices");
     office.close().await;
 }
@@ -121,7 +142,9 @@ async fn a_resolution_brings_the_message_to_sender_and_recipient() {
     let mut at_web = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
     let mut at_phone = phone.events("/sse/mobile/phone").await;
     let conflict = conflicts(&phone, "").await.remove(0);
-    resolve(&phone, &conflict, json!({"resolution": "client"})).await.expect(200);
+    resolve(&phone, &conflict, json!({"resolution": "client"}))
+        .await
+        .expect(200);
     for events in [&mut at_web, &mut at_phone] {
         let event = events.expect("message_updated").await;
         assert_eq!(event.data["message_id"], json!(message));
@@ -136,14 +159,27 @@ async fn the_phones_delete_may_win_and_a_deleted_message_leaves_nothing_to_decid
     let message = contested(&office, &phone, delete.clone()).await;
     assert_eq!(office.message(&message).await["content"], "server's");
     let conflict = conflicts(&phone, "").await.remove(0);
-    let resolved = resolve(&phone, &conflict, json!({"resolution": "client"})).await.expect(200);
-    assert_eq!((&resolved["resolution"], &resolved["message"]), (&json!("client"), &Value::Null));
+    let resolved = resolve(&phone, &conflict, json!({"resolution": "client"}))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&resolved["resolution"], &resolved["message"]),
+        (&json!("client"), &Value::Null)
+    );
     assert_eq!(office.bob.get(&format!("/api/messages/{message}")).await.status, 404);
 
-    for end in ["UPDATE tenant_acme.messages SET deleted_at = now()", "DELETE FROM tenant_acme.messages"] {
+    for end in [
+        "UPDATE tenant_acme.messages SET deleted_at = now()",
+        "DELETE FROM tenant_acme.messages",
+    ] {
         contested(&office, &phone, edit("", "phone's", 1)).await;
         let conflict = conflicts(&phone, "").await.remove(0);
-        office.sql(&format!("{end} WHERE id = '{}'", conflict["message_id"].as_str().unwrap())).await;
+        office
+            .sql(&format!(
+                "{end} WHERE id = '{}'",
+                conflict["message_id"].as_str().unwrap()
+            ))
+            .await;
         assert!(conflicts(&phone, "").await.is_empty(), "{end}");
         let refused = resolve(&phone, &conflict, json!({"resolution": "client"})).await;
         assert_eq!((refused.status.as_u16(), refused.code().as_str()), (409, "CONFLICT"));
@@ -159,10 +195,19 @@ async fn who_decides_upon_an_older_version_is_told_the_newer_one() {
     phone.upload(&[edit(&message, "newer", 2)]).await;
     let refused = resolve(&phone, &conflict, json!({"resolution": "client"})).await;
     assert_eq!(refused.status, 409);
-    assert!(refused.json()["error"]["message"].as_str().unwrap().contains("base_version 3"), "{:?}", refused.json());
+    assert!(
+        refused.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("base_version 3"),
+        "{:?}",
+        refused.json()
+    );
     assert_eq!(office.message(&message).await["content"], "newer");
     assert_eq!(conflicts(&phone, "").await[0]["message"]["content"], "newer");
-    resolve(&phone, &conflict, json!({"resolution": "client", "base_version": 3})).await.expect(200);
+    resolve(&phone, &conflict, json!({"resolution": "client", "base_version": 3}))
+        .await
+        .expect(200);
     assert_eq!(office.message(&message).await["content"], "phone's");
     office.close().await;
 }
@@ -199,10 +244,19 @@ async fn where_the_last_write_wins_a_conflict_is_on_record_and_asks_nobody() {
     contested(&office, &phone, edit("", "phone's", 1)).await;
     assert!(conflicts(&phone, "").await.is_empty());
     let record = conflicts(&phone, "status=resolved").await.remove(0);
-    assert_eq!((&record["resolution"], &record["strategy"]), (&json!("client"), &json!("last_write_wins")));
-    assert_eq!((&record["resolved_by"], &record["message"]["content"]), (&Value::Null, &json!("phone's")));
+    assert_eq!(
+        (&record["resolution"], &record["strategy"]),
+        (&json!("client"), &json!("last_write_wins"))
+    );
+    assert_eq!(
+        (&record["resolved_by"], &record["message"]["content"]),
+        (&Value::Null, &json!("phone's"))
+    );
     office.world.published().await;
-    let batch = phone.get(&format!("/api/sync/incoming?cursor={cursor}")).await.expect(200);
+    let batch = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
     assert_eq!(batch["changes"], json!([]));
     office.close().await;
 }

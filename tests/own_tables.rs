@@ -42,14 +42,21 @@ async fn office() -> (Office, Api) {
 }
 
 async fn upload(phone: &Api, changes: &[Value]) -> Vec<Value> {
-    let answer = phone.post("/api/sync/outgoing", &json!({"changes": changes})).await.expect(200);
+    let answer = phone
+        .post("/api/sync/outgoing", &json!({"changes": changes}))
+        .await
+        .expect(200);
     answer["results"].as_array().unwrap().clone()
 }
 
 /// Uploads one change; gives its status, code and version.
 async fn one(phone: &Api, change: Value) -> (String, Value, Value) {
     let result = upload(phone, &[change]).await.remove(0);
-    (result["status"].as_str().unwrap().to_owned(), result["code"].clone(), result["version"].clone())
+    (
+        result["status"].as_str().unwrap().to_owned(),
+        result["code"].clone(),
+        result["version"].clone(),
+    )
 }
 
 fn task(op: &str, id: Uuid, row: Value, base: Option<i64>) -> Value {
@@ -72,17 +79,31 @@ async fn a_row_that_a_phone_wrote_comes_back_to_all_whom_the_rule_names() {
         "tags": ["a", "b,c"], "photo": "AAEC/w==", "detail": {"deep": [1, null, "x"]},
     });
     let answer = phone
-        .post("/api/sync/outgoing", &json!({"changes": [task("create", id, row.clone(), None)]}))
+        .post(
+            "/api/sync/outgoing",
+            &json!({"changes": [task("create", id, row.clone(), None)]}),
+        )
         .await
         .expect(200);
-    assert_eq!(answer["results"], json!([{"table": "tasks", "id": id, "status": "applied", "version": 1}]));
-    assert_eq!((&answer["synced_count"], &answer["failed_count"]), (&json!(1), &json!(0)));
+    assert_eq!(
+        answer["results"],
+        json!([{"table": "tasks", "id": id, "status": "applied", "version": 1}])
+    );
+    assert_eq!(
+        (&answer["synced_count"], &answer["failed_count"]),
+        (&json!(1), &json!(0))
+    );
 
     office.world.published().await;
     let from_stream = format!("/api/sync/incoming?cursor={cursor}");
     for (device, path) in [(&sally, from_stream.as_str()), (&phone, "/api/sync/incoming")] {
         let batch = device.get(path).await.expect(200);
-        let change = batch["changes"].as_array().unwrap().iter().find(|change| change["table"] == "tasks").unwrap();
+        let change = batch["changes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|change| change["table"] == "tasks")
+            .unwrap();
         assert_eq!(change["id"], json!(id));
         for (column, value) in row.as_object().unwrap() {
             assert_eq!(&change["row"][column], value, "{column}");
@@ -106,15 +127,34 @@ async fn only_the_owner_changes_a_row_and_repeats_change_nothing() {
     assert_eq!(one(&sally, edit.clone()).await.1, "FORBIDDEN");
     assert_eq!(one(&phone, edit.clone()).await, done(2));
     assert_eq!(one(&phone, edit).await, ("duplicate".into(), Value::Null, json!(2)));
-    assert_eq!(one(&phone, create).await.0, "duplicate", "a repeated create never overwrites what came after it");
+    assert_eq!(
+        one(&phone, create).await.0,
+        "duplicate",
+        "a repeated create never overwrites what came after it"
+    );
     let delete = task("delete", id, Value::Null, None);
     assert_eq!(one(&sally, delete.clone()).await.1, "FORBIDDEN");
     assert_eq!(one(&phone, delete.clone()).await, done(3));
     assert_eq!(one(&phone, delete).await.0, "duplicate");
-    assert_eq!(one(&phone, task("edit", id, json!({"done": false}), None)).await.1, "NOT_FOUND");
-    assert_eq!(one(&phone, task("edit", Uuid::new_v4(), json!({"done": false}), None)).await.1, "NOT_FOUND");
+    assert_eq!(
+        one(&phone, task("edit", id, json!({"done": false}), None)).await.1,
+        "NOT_FOUND"
+    );
+    assert_eq!(
+        one(&phone, task("edit", Uuid::new_v4(), json!({"done": false}), None))
+            .await
+            .1,
+        "NOT_FOUND"
+    );
     let psql = office.world.psql().await;
-    let count: i64 = psql.query_one("SELECT count(*) FROM tenant_acme.tasks WHERE deleted_at IS NOT NULL", &[]).await.unwrap().get(0);
+    let count: i64 = psql
+        .query_one(
+            "SELECT count(*) FROM tenant_acme.tasks WHERE deleted_at IS NOT NULL",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
     assert_eq!(count, 1);
     office.close().await;
 }
@@ -124,69 +164,149 @@ async fn an_older_base_is_a_conflict_that_shows_the_row_and_leaves_it() {
     let (office, phone) = office().await;
     let id = Uuid::new_v4();
     one(&phone, task("create", id, json!({"title": "one", "price": "1"}), None)).await;
-    office.sql("UPDATE tenant_acme.tasks SET title = 'somebody''s', version = version + 1").await;
+    office
+        .sql("UPDATE tenant_acme.tasks SET title = 'somebody''s', version = version + 1")
+        .await;
     for change in [
         task("edit", id, json!({"title": "phone's"}), Some(1)),
         task("delete", id, Value::Null, Some(1)),
     ] {
         let result = upload(&phone, &[change]).await.remove(0);
-        assert_eq!((&result["status"], &result["code"], &result["version"]), (&json!("conflict"), &json!("CONFLICT"), &json!(2)));
-        assert_eq!((&result["server"]["title"], &result["server"]["price"]), (&json!("somebody's"), &json!("1.00")));
+        assert_eq!(
+            (&result["status"], &result["code"], &result["version"]),
+            (&json!("conflict"), &json!("CONFLICT"), &json!(2))
+        );
+        assert_eq!(
+            (&result["server"]["title"], &result["server"]["price"]),
+            (&json!("somebody's"), &json!("1.00"))
+        );
     }
     // The same id with other content, while the first one is as it was made.
     let fresh = Uuid::new_v4();
     one(&phone, task("create", fresh, json!({"title": "one"}), None)).await;
-    assert_eq!(one(&phone, task("create", fresh, json!({"title": "two"}), None)).await.0, "conflict");
-    assert_eq!(one(&phone, task("edit", id, json!({"title": "phone's"}), Some(2))).await, done(3));
+    assert_eq!(
+        one(&phone, task("create", fresh, json!({"title": "two"}), None))
+            .await
+            .0,
+        "conflict"
+    );
+    assert_eq!(
+        one(&phone, task("edit", id, json!({"title": "phone's"}), Some(2))).await,
+        done(3)
+    );
     office.close().await;
 }
 
 #[tokio::test]
 async fn whatever_postgres_has_against_a_row_is_that_items_result_only() {
     let (office, phone) = office().await;
-    office.sql("CREATE TABLE tenant_acme.notes (id int PRIMARY KEY, owner uuid, body text)").await;
+    office
+        .sql("CREATE TABLE tenant_acme.notes (id int PRIMARY KEY, owner uuid, body text)")
+        .await;
     let new = |row: Value| task("create", Uuid::new_v4(), row, None);
     let bad = [
         (new(json!({"title": "forbidden"})), "rejected", "VALIDATION_ERROR"),
         (new(json!({"title": null})), "rejected", "VALIDATION_ERROR"),
         (new(json!({})), "rejected", "VALIDATION_ERROR"),
-        (new(json!({"title": "a", "price": "twelve"})), "rejected", "VALIDATION_ERROR"),
-        (new(json!({"title": "a", "due": "someday"})), "rejected", "VALIDATION_ERROR"),
-        (new(json!({"title": "a", "photo": "no base64!"})), "rejected", "VALIDATION_ERROR"),
-        (new(json!({"title": "a", "tags": {"not": "a list"}})), "rejected", "VALIDATION_ERROR"),
+        (
+            new(json!({"title": "a", "price": "twelve"})),
+            "rejected",
+            "VALIDATION_ERROR",
+        ),
+        (
+            new(json!({"title": "a", "due": "someday"})),
+            "rejected",
+            "VALIDATION_ERROR",
+        ),
+        (
+            new(json!({"title": "a", "photo": "no base64!"})),
+            "rejected",
+            "VALIDATION_ERROR",
+        ),
+        (
+            new(json!({"title": "a", "tags": {"not": "a list"}})),
+            "rejected",
+            "VALIDATION_ERROR",
+        ),
         (new(json!({"title": "a", "version": 9})), "rejected", "VALIDATION_ERROR"),
         (new(json!({"title": "a", "code": "taken"})), "rejected", "CONFLICT"),
-        (json!({"table": "tasks", "id": "no uuid", "row": {"title": "a"}}), "rejected", "VALIDATION_ERROR"),
-        (json!({"table": "notes", "id": 1, "row": {"body": "a"}, "base_version": 1}), "rejected", "VALIDATION_ERROR"),
-        (json!({"table": "notes", "id": 99_999_999_999_i64, "row": {"body": "a"}}), "rejected", "VALIDATION_ERROR"),
-        (json!({"table": "absent", "id": 1, "row": {"body": "a"}}), "retry", "SYNC_ERROR"),
-        (json!({"table": "readings", "id": 1, "row": {"body": "a"}}), "rejected", "FORBIDDEN"),
-        (json!({"table": "messages", "id": 1, "row": {"content": "a"}}), "rejected", "FORBIDDEN"),
+        (
+            json!({"table": "tasks", "id": "no uuid", "row": {"title": "a"}}),
+            "rejected",
+            "VALIDATION_ERROR",
+        ),
+        (
+            json!({"table": "notes", "id": 1, "row": {"body": "a"}, "base_version": 1}),
+            "rejected",
+            "VALIDATION_ERROR",
+        ),
+        (
+            json!({"table": "notes", "id": 99_999_999_999_i64, "row": {"body": "a"}}),
+            "rejected",
+            "VALIDATION_ERROR",
+        ),
+        (
+            json!({"table": "absent", "id": 1, "row": {"body": "a"}}),
+            "retry",
+            "SYNC_ERROR",
+        ),
+        (
+            json!({"table": "readings", "id": 1, "row": {"body": "a"}}),
+            "rejected",
+            "FORBIDDEN",
+        ),
+        (
+            json!({"table": "messages", "id": 1, "row": {"content": "a"}}),
+            "rejected",
+            "FORBIDDEN",
+        ),
         (json!("nonsense"), "rejected", "VALIDATION_ERROR"),
     ];
-    assert_eq!(one(&phone, new(json!({"title": "first", "code": "taken"}))).await, done(1));
+    assert_eq!(
+        one(&phone, new(json!({"title": "first", "code": "taken"}))).await,
+        done(1)
+    );
     let mut changes: Vec<Value> = bad.iter().map(|(change, ..)| change.clone()).collect();
     changes.push(new(json!({"title": "good"})));
     changes.push(json!({"table": "notes", "id": 7, "row": {"body": "number"}}));
     let message = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "with them"});
     let answer = phone
-        .post("/api/sync/outgoing", &json!({"messages": [message], "changes": changes}))
+        .post(
+            "/api/sync/outgoing",
+            &json!({"messages": [message], "changes": changes}),
+        )
         .await
         .expect(200);
     let results = answer["results"].as_array().unwrap();
     assert_eq!(results.len(), bad.len() + 3);
-    assert_eq!((&results[0]["status"], results[0].get("table")), (&json!("applied"), None));
+    assert_eq!(
+        (&results[0]["status"], results[0].get("table")),
+        (&json!("applied"), None)
+    );
     for (result, (change, status, code)) in results[1..].iter().zip(&bad) {
-        assert_eq!((&result["status"], &result["code"]), (&json!(status), &json!(code)), "{change} {result}");
-        assert!(result["message"].as_str().is_some_and(|message| !message.is_empty()), "{result}");
+        assert_eq!(
+            (&result["status"], &result["code"]),
+            (&json!(status), &json!(code)),
+            "{change} {result}"
+        );
+        assert!(
+            result["message"].as_str().is_some_and(|message| !message.is_empty()),
+            "{result}"
+        );
     }
     for good in &results[bad.len() + 1..] {
         assert_eq!(good["status"], "applied", "{good}");
     }
     assert_eq!(answer["failed_count"], json!(bad.len()));
     // A table without `deleted_at` loses the row itself.
-    assert_eq!(one(&phone, json!({"table": "notes", "op": "delete", "id": 7})).await.0, "applied");
-    assert_eq!(one(&phone, json!({"table": "notes", "op": "delete", "id": 7})).await.0, "duplicate");
+    assert_eq!(
+        one(&phone, json!({"table": "notes", "op": "delete", "id": 7})).await.0,
+        "applied"
+    );
+    assert_eq!(
+        one(&phone, json!({"table": "notes", "op": "delete", "id": 7})).await.0,
+        "duplicate"
+    );
     office.close().await;
 }
 
@@ -200,8 +320,13 @@ async fn a_trigger_of_the_operators_that_objects_is_heard() {
              CREATE TRIGGER object BEFORE INSERT ON tenant_acme.tasks FOR EACH ROW EXECUTE FUNCTION tenant_acme.object()",
         )
         .await;
-    let result = upload(&phone, &[task("create", Uuid::new_v4(), json!({"title": "a"}), None)]).await.remove(0);
-    assert_eq!((&result["status"], &result["message"]), (&json!("rejected"), &json!("tasks are closed on Sundays")));
+    let result = upload(&phone, &[task("create", Uuid::new_v4(), json!({"title": "a"}), None)])
+        .await
+        .remove(0);
+    assert_eq!(
+        (&result["status"], &result["message"]),
+        (&json!("rejected"), &json!("tasks are closed on Sundays"))
+    );
     office.close().await;
 }
 
@@ -230,7 +355,9 @@ async fn the_example_of_the_documentation_works_as_it_stands() {
             email: None,
             password: Some("posduif-demo".to_owned()),
         };
-        users::create(&database, &world.config.auth, "demo", user).await.unwrap();
+        users::create(&database, &world.config.auth, "demo", user)
+            .await
+            .unwrap();
     }
     world.published().await;
     let script = format!("set -euo pipefail\n{}", blocks("sh"));

@@ -218,7 +218,11 @@ fn item_index(row: &Row, indexes: &[usize]) -> Result<usize, Error> {
         .ok()
         .and_then(|number| indexes.get(number))
         .copied()
-        .ok_or_else(|| Error::Internal(format!("an upload's answer is about the item {number}, which was not sent")))
+        .ok_or_else(|| {
+            Error::Internal(format!(
+                "an upload's answer is about the item {number}, which was not sent"
+            ))
+        })
 }
 
 fn outcome(row: &Row) -> Result<(Outcome, Option<String>), Error> {

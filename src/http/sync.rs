@@ -51,7 +51,10 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
     if messages.len() + body.changes.len() > settings.upload_items_max {
         return Err(Error::new(
             Code::PayloadTooLarge,
-            format!("messages: must not be more than {}, with changes", settings.upload_items_max),
+            format!(
+                "messages: must not be more than {}, with changes",
+                settings.upload_items_max
+            ),
         )
         .with("field", "messages")
         .with("items_max", settings.upload_items_max));
@@ -83,9 +86,7 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
     // A client that knows counts only shall neither repeat what stands nor count what does not as done.
     let stands = |result: &ItemResult| match result.status {
         Outcome::Applied | Outcome::Duplicate => true,
-        Outcome::Conflict => {
-            result.table.is_none() && settings.conflict_strategy == ConflictStrategy::LastWriteWins
-        }
+        Outcome::Conflict => result.table.is_none() && settings.conflict_strategy == ConflictStrategy::LastWriteWins,
         Outcome::Rejected | Outcome::Retry => false,
     };
     let failed: Vec<Value> = uploaded

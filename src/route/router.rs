@@ -125,8 +125,7 @@ impl Router {
             routes: Vec::new(),
             broken: None,
         };
-        let built_in =
-            |to: &str, event: &str, changed: &[&str]| Rule::built_in(&relation.table, to, event, changed);
+        let built_in = |to: &str, event: &str, changed: &[&str]| Rule::built_in(&relation.table, to, event, changed);
         let result = match &*relation.table {
             "messages" => messages::Columns::of(relation)
                 .map(|columns| plan.routes.push(Route::Messages(columns)))

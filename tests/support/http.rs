@@ -194,7 +194,9 @@ impl Api {
 
     /// What a phone uploads as messages, and the answer.
     pub(crate) async fn upload(&self, items: &[Value]) -> Value {
-        self.post("/api/sync/outgoing", &json!({"messages": items})).await.expect(200)
+        self.post("/api/sync/outgoing", &json!({"messages": items}))
+            .await
+            .expect(200)
     }
 
     pub(crate) async fn put(&self, path: &str, body: &Value) -> Answer {
