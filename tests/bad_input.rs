@@ -119,6 +119,16 @@ const LINES: &[Line] = &[
         ..line("POST", "/api/enrollment/complete", Access::Public)
     },
     line("GET", "/api/enrollment/{token}", Access::Public),
+    line("GET", "/api/enrollment/{token}/qr.svg", Access::Public),
+    Line {
+        bad_queries: &["limit=0", "limit=1001", "offset=-1", "status=gone", "user_id=1"],
+        ..line("GET", "/api/devices", Access::Any)
+    },
+    Line {
+        fields: &[("name", Takes::Text), ("public_key", Takes::Text)],
+        ..line("PATCH", "/api/devices/{id}", Access::Any)
+    },
+    line("DELETE", "/api/devices/{id}", Access::Any),
     line("GET", "/api/app-instructions", Access::Device),
     Line {
         bad_queries: &[
@@ -141,10 +151,26 @@ const LINES: &[Line] = &[
         ..line("POST", "/api/sync/ack", Access::Device)
     },
     Line {
-        fields: &[("messages", Takes::List), ("pending_count", Takes::Number)],
+        fields: &[
+            ("messages", Takes::List),
+            ("changes", Takes::List),
+            ("pending_count", Takes::Number),
+        ],
         ..line("POST", "/api/sync/outgoing", Access::Device)
     },
     line("GET", "/api/sync/status", Access::Device),
+    Line {
+        bad_queries: &["limit=0", "limit=1001", "offset=-1", "status=closed"],
+        ..line("GET", "/api/conflicts", Access::Any)
+    },
+    Line {
+        fields: &[
+            ("resolution", Takes::Text),
+            ("content", Takes::Text),
+            ("base_version", Takes::Number),
+        ],
+        ..line("POST", "/api/conflicts/{id}/resolve", Access::Any)
+    },
     Line {
         bad_queries: RESUME,
         ..line("GET", "/sse/mobile/{device_id}", Access::Device)
@@ -192,8 +218,11 @@ struct Scene {
     strange_user: Uuid,
     strange_message: String,
     strange_device: &'static str,
-    /// Another user of the same tenant.
+    /// Another user of the same tenant, with a device.
     jane_id: Uuid,
+    /// Conflicts that are another tenant's, and jane's.
+    strange_conflict: String,
+    others_conflict: String,
 }
 
 impl Scene {
@@ -217,7 +246,26 @@ impl Scene {
         let strange_device = "globex-phone";
         let (strange_phone, _) = stranger.enroll(strange_device, Some(&strange_joe.to_string())).await;
         let strange_message = id(&stranger.post("/api/messages", &write(strange_joe)).await.expect(201));
+        jane.enroll("janes", Some(&jane_id.to_string())).await;
+        let psql = office.world.psql().await;
+        let conflict = async |tenant: &str, message: &str, user: Uuid| -> String {
+            let insert = format!(
+                "INSERT INTO tenant_{tenant}.message_conflicts
+                     (message_id, user_id, base_version, client_version, server_version, strategy)
+                 VALUES ('{message}', '{user}', 1, $1, $1, 'manual') RETURNING id"
+            );
+            let version = json!({"op": "edit", "content": SECRET, "version": 1});
+            psql.query_one(&insert, &[&version])
+                .await
+                .unwrap()
+                .get::<_, Uuid>(0)
+                .to_string()
+        };
+        let strange_conflict = conflict("globex", &strange_message, strange_user).await;
+        let others_conflict = conflict("acme", &others_message, jane_id).await;
         Self {
+            strange_conflict,
+            others_conflict,
             phone,
             stranger,
             strange_phone,
@@ -262,8 +310,10 @@ impl Scene {
                 "token": Uuid::new_v4(), "device_id": "new", "username": "new", "device_name": "new",
                 "public_key": "new", "device_info": {"platform": "android"},
             }),
+            "/api/devices/{id}" => json!({"name": "new", "public_key": "new"}),
+            "/api/conflicts/{id}/resolve" => json!({"resolution": "merged", "content": "both", "base_version": 1}),
             "/api/sync/ack" => json!({"cursor": "a cursor"}),
-            "/api/sync/outgoing" => json!({"messages": [], "pending_count": 0}),
+            "/api/sync/outgoing" => json!({"messages": [], "changes": [], "pending_count": 0}),
             path => panic!("{path} takes no body"),
         }
     }
@@ -547,6 +597,8 @@ async fn bad_paths_and_queries_are_the_clients_fault_and_others_rows_are_out_of_
             path if path.starts_with("/api/messages/") => {
                 (scene.strange_message.clone(), Some(scene.others_message.clone()))
             }
+            "/api/devices/{id}" => (scene.strange_device.to_owned(), Some("janes".to_owned())),
+            "/api/conflicts/{id}/resolve" => (scene.strange_conflict.clone(), Some(scene.others_conflict.clone())),
             _ => continue,
         };
         findings
@@ -734,7 +786,7 @@ async fn bad_bodies_are_the_clients_fault() {
                 .await;
         }
     }
-    assert_eq!(taking_bodies, 7);
+    assert_eq!(taking_bodies, 9);
     // Rows of others, named in a body.
     let foreign = [
         (
@@ -880,7 +932,7 @@ async fn a_body_that_is_too_large_is_refused_over_a_whole_connection_and_one_tha
                 .await;
         }
     }
-    assert_eq!(refused, 7);
+    assert_eq!(refused, 9);
     findings.report(30);
     scene.office.close().await;
 }

@@ -218,7 +218,7 @@ async fn nobody_else_sees_or_resolves_a_conflict_and_bad_decisions_are_explained
     contested(&office, &phone, edit("", "phone's", 1)).await;
     let conflict = conflicts(&phone, "").await.remove(0);
     let refused = resolve(&office.bob, &conflict, json!({"resolution": "server"})).await;
-    assert_eq!((refused.status.as_u16(), refused.code().as_str()), (404, "NOT_FOUND"));
+    assert_eq!((refused.status.as_u16(), refused.code().as_str()), (403, "FORBIDDEN"));
     for decision in [
         json!({}),
         json!({"resolution": "coin"}),

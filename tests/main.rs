@@ -6,6 +6,7 @@ mod bad_input;
 mod cli;
 mod conflicts;
 mod decoder;
+mod devices;
 mod epochs;
 mod faults;
 mod freshness;

@@ -22,7 +22,8 @@ CREATE TRIGGER messages_close_conflicts_of_row AFTER DELETE ON {schema}.messages
 --   resolved  done, or done before in the same way
 --   closed    it was resolved otherwise
 --   moved     the message has changed beyond the base; nothing is done, and `version` is where it stands
---   absent    the user has no such conflict
+--   foreign   it is another user's
+--   absent    there is none
 CREATE FUNCTION {schema}.resolve_conflict(author uuid, conflict uuid, wanted text, merged text, base bigint)
 RETURNS TABLE (outcome text, version bigint)
 LANGUAGE plpgsql AS $$
@@ -36,9 +37,9 @@ BEGIN
     PERFORM FROM {schema}.messages m
         WHERE m.id = (SELECT c.message_id FROM {schema}.message_conflicts c WHERE c.id = conflict AND c.user_id = author)
         FOR UPDATE;
-    SELECT c.* INTO found FROM {schema}.message_conflicts c WHERE c.id = conflict AND c.user_id = author FOR UPDATE;
-    IF found.id IS NULL THEN
-        RETURN QUERY SELECT 'absent', NULL::bigint;
+    SELECT c.* INTO found FROM {schema}.message_conflicts c WHERE c.id = conflict FOR UPDATE;
+    IF found.user_id IS DISTINCT FROM author THEN
+        RETURN QUERY SELECT CASE WHEN found.id IS NULL THEN 'absent' ELSE 'foreign' END, NULL::bigint;
         RETURN;
     END IF;
     SELECT m.* INTO message FROM {schema}.messages m WHERE m.id = found.message_id AND m.deleted_at IS NULL;

@@ -126,7 +126,7 @@ pub enum Resolution {
 /// the user decided; without it, the one in the conflict.
 ///
 /// # Errors
-/// [`Error::NotFound`], or [`Error::Conflict`] when it was resolved otherwise, or the message has changed since.
+/// [`Error::NotFound`], [`Error::Forbidden`] for another user's, [`Error::Conflict`] when it was resolved otherwise, or the message has changed since.
 pub async fn resolve(
     database: &Database,
     tenant: &Tenant,
@@ -162,6 +162,7 @@ pub async fn resolve(
             )));
         }
         ("moved", None) => return Err(Error::Conflict("the message was deleted".into())),
+        ("foreign", _) => return Err(Error::Forbidden("this conflict is another user's")),
         _ => return Err(Error::NotFound("conflict")),
     }
     let one = Filter {

@@ -11,14 +11,17 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use moka::future::Cache;
+use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, watch};
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Error;
 use super::users::UserType;
+use super::{Error, Timestamp, check_text};
 use crate::config::{self, DeviceAuth};
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
@@ -293,6 +296,185 @@ impl Devices {
             tenant,
         })
     }
+}
+
+/// A device as the API shows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Device {
+    /// Its id.
+    pub device_id: String,
+    /// Whose it is.
+    pub user_id: Uuid,
+    /// What its user calls it.
+    pub name: Option<String>,
+    /// `mobile`, `desktop` or `browser`.
+    pub device_type: String,
+    /// Its public key for end-to-end encryption, in the form that the app gave it.
+    pub public_key: Option<String>,
+    /// What the app said of itself.
+    pub device_info: Value,
+    /// When it was enrolled.
+    pub created_at: Timestamp,
+    /// When it last synced, some seconds behind.
+    pub last_seen_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl Device {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            device_id: row.try_get("device_id")?,
+            user_id: row.try_get("user_id")?,
+            name: row.try_get("name")?,
+            device_type: row.try_get("device_type")?,
+            public_key: row.try_get("public_key")?,
+            device_info: row.try_get("device_info")?,
+            created_at: row.try_get("created_at")?,
+            last_seen_at: row.try_get("last_seen_at")?,
+            revoked_at: row.try_get("revoked_at")?,
+        })
+    }
+}
+
+/// Who asks for devices: everybody sees their own, web users also those of mobile users, whom they enroll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// The user.
+    pub user_id: Uuid,
+    /// What they are.
+    pub user_type: UserType,
+}
+
+/// What to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filter<'a> {
+    /// Only this user's.
+    pub user: Option<Uuid>,
+    /// Only this one.
+    pub device_id: Option<&'a str>,
+    /// Only revoked ones, or only others.
+    pub is_revoked: Option<bool>,
+    /// At most so many.
+    pub limit: i64,
+    /// After so many.
+    pub offset: i64,
+}
+
+/// Devices, newest first, and how many there are beyond limit and offset.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn list(
+    database: &Database,
+    tenant: &Tenant,
+    asker: Asker,
+    filter: &Filter<'_>,
+) -> Result<(Vec<Device>, i64), Error> {
+    let rows = database
+        .query(
+            &tenant.sql(include_str!("../../sql/device_list.sql")),
+            &[
+                (&asker.user_id, Type::UUID),
+                (&asker.user_type.as_str(), Type::TEXT),
+                (&filter.user, Type::UUID),
+                (&filter.device_id, Type::TEXT),
+                (&filter.is_revoked, Type::BOOL),
+                (&filter.limit, Type::INT8),
+                (&filter.offset, Type::INT8),
+            ],
+        )
+        .await?;
+    let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
+    let mut devices = Vec::with_capacity(rows.len());
+    for row in &rows {
+        // The row of a page beyond the end bears the total only.
+        if row.try_get::<_, Option<&str>>("device_id")?.is_some() {
+            devices.push(Device::from_row(row)?);
+        }
+    }
+    Ok((devices, total))
+}
+
+/// One device.
+///
+/// # Errors
+/// [`Error::NotFound`], or [`Error::Forbidden`] when it is not the asker's to see.
+pub async fn get(database: &Database, tenant: &Tenant, asker: Asker, device_id: &str) -> Result<Device, Error> {
+    let one = Filter {
+        user: None,
+        device_id: Some(device_id),
+        is_revoked: None,
+        limit: 1,
+        offset: 0,
+    };
+    // What Postgres cannot store, nobody has.
+    if check_device_id(device_id).is_err() {
+        return Err(Error::NotFound("device"));
+    }
+    let (mut devices, _) = list(database, tenant, asker, &one).await?;
+    match devices.pop() {
+        Some(device) => Ok(device),
+        None => Err(absent_or_anothers(database, tenant, device_id).await?),
+    }
+}
+
+/// Why somebody has no such device.
+async fn absent_or_anothers(database: &Database, tenant: &Tenant, device_id: &str) -> Result<Error, Error> {
+    Ok(match exists(database, tenant, device_id).await? {
+        true => Error::Forbidden("this device is another user's, or revoked"),
+        false => Error::NotFound("device"),
+    })
+}
+
+/// Changes what the user's device is called, and its key; `None` leaves a value as it is.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Forbidden`] for another user's, or a revoked one, [`Error::Invalid`].
+pub async fn update(
+    database: &Database,
+    tenant: &Tenant,
+    user: Uuid,
+    device_id: &str,
+    name: Option<&str>,
+    public_key: Option<&str>,
+) -> Result<(), Error> {
+    check_description(("name", name), public_key)?;
+    if check_device_id(device_id).is_err() {
+        return Err(Error::NotFound("device"));
+    }
+    let updated = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/device_update.sql")),
+            &[
+                (&user, Type::UUID),
+                (&device_id, Type::TEXT),
+                (&name, Type::TEXT),
+                (&public_key, Type::TEXT),
+            ],
+        )
+        .await?;
+    match updated {
+        Some(_) => Ok(()),
+        None => Err(absent_or_anothers(database, tenant, device_id).await?),
+    }
+}
+
+/// Checks what a device says of itself.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub(super) fn check_description(
+    (field, name): (&'static str, Option<&str>),
+    public_key: Option<&str>,
+) -> Result<(), Error> {
+    if let Some(name) = name {
+        check_text(field, name, 255)?;
+    }
+    if let Some(key) = public_key {
+        check_text("public_key", key, 16_384)?;
+    }
+    Ok(())
 }
 
 /// Whether the tenant has such a device, revoked or not.

@@ -13,9 +13,9 @@ use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::devices::{check_device_id, hash_token, new_token};
+use super::devices::{check_description, check_device_id, hash_token, new_token};
 use super::users::{check_name, taken};
-use super::{Error, Timestamp, check_text};
+use super::{Error, Timestamp};
 use crate::config;
 use crate::database::tenants::Tenant;
 use crate::database::{self, Database};
@@ -156,12 +156,10 @@ pub async fn complete(
     if let Some(username) = &completion.username {
         check_name("username", username)?;
     }
-    if let Some(name) = &completion.device_name {
-        check_text("device_name", name, 255)?;
-    }
-    if let Some(key) = &completion.public_key {
-        check_text("public_key", key, 16_384)?;
-    }
+    check_description(
+        ("device_name", completion.device_name.as_deref()),
+        completion.public_key.as_deref(),
+    )?;
     let (tenant, id) = find(database, completion.token).await?;
     let mut client = database.get().await?;
     let transaction = client.transaction().await?;

@@ -18,6 +18,7 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 use tokio_postgres::types::{FromSql, Type};
 
 use crate::database;
@@ -96,6 +97,17 @@ pub fn check_text(field: &'static str, text: &str, chars_max: usize) -> Result<(
         ));
     }
     Ok(())
+}
+
+/// Whether a text somewhere in it has the character NUL, which Postgres cannot store. How deep a value can be is bounded
+/// by the parser's limit.
+pub fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// A time as the API prints it: RFC 3339 in UTC with `Z`, microseconds without trailing zeros.

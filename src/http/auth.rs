@@ -56,6 +56,14 @@ impl Principal {
         }
     }
 
+    /// What that user is.
+    pub fn user_type(&self) -> UserType {
+        match self {
+            Self::Web(user) => user.user_type,
+            Self::Device(device) => device.user_type,
+        }
+    }
+
     /// The user who they are, or whose device they are.
     pub fn user_id(&self) -> Uuid {
         match self {

@@ -48,7 +48,7 @@ struct Decision {
 /// `POST /api/conflicts/:id/resolve` by the user whose device made the change. A repeat answers the same.
 ///
 /// # Errors
-/// 400, 404, 409 when it was resolved otherwise or the message has changed since.
+/// 400, 403, 404, 409 when it was resolved otherwise or the message has changed since.
 pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "conflict")?;
     let body: Decision = request.json(app.config.server.body_bytes_max).await?;
@@ -61,6 +61,9 @@ pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Er
         }
         _ => return Err(Error::invalid("resolution", "must be client, server or merged")),
     };
+    if body.base_version.is_some_and(|base| base < 1) {
+        return Err(Error::invalid("base_version", "must be a positive whole number"));
+    }
     let caller = request.caller()?;
     let conflict = conflicts::resolve(
         &app.database,

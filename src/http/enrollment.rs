@@ -4,14 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use qrcode::QrCode;
+use qrcode::render::svg;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use super::App;
 use super::error::Error;
-use super::request::{Request, has_nul, required, uuid};
+use super::request::{Request, required, uuid};
 use super::response::{self, Response};
 use crate::domain::enrollment::{self, Completion};
+use crate::domain::has_nul;
 
 #[derive(Default, Deserialize)]
 struct NewEnrollment {
@@ -28,19 +32,36 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
     let caller = request.caller()?;
     let lifetime = Duration::from_secs(app.config.enrollment.expiry_seconds);
     let created = enrollment::create(&app.database, caller.tenant(), caller.user_id(), user_id, lifetime).await?;
-    let url = format!("{}/api/enrollment/{}", app.config.public_url(), created.token);
     response::json(
         StatusCode::CREATED,
         &json!({
             "token": created.token,
-            "qr_code_data": {
-                "enrollment_url": url,
-                "token": created.token,
-                "tenant_id": caller.tenant().name,
-            },
+            "qr_code_data": qr_code_data(&app, created.token, &caller.tenant().name),
             "expires_at": created.expires_at,
         }),
     )
+}
+
+/// What a phone's camera is to read.
+fn qr_code_data(app: &App, token: Uuid, tenant: &str) -> Value {
+    json!({
+        "enrollment_url": format!("{}/api/enrollment/{token}", app.config.public_url()),
+        "token": token,
+        "tenant_id": tenant,
+    })
+}
+
+/// `GET /api/enrollment/:token/qr.svg`: the picture of the `qr_code_data` that `create` gave.
+///
+/// # Errors
+/// As [`get`].
+pub async fn picture(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let token = request.param_id("token", "enrollment")?;
+    let details = enrollment::get(&app.database, token).await?;
+    let data = qr_code_data(&app, token, &details.tenant).to_string();
+    let code = QrCode::new(data).map_err(|error| Error::internal(format!("no QR code of an enrollment: {error}")))?;
+    let picture = code.render::<svg::Color<'_>>().min_dimensions(256, 256).build();
+    Ok(response::with_type(StatusCode::OK, "image/svg+xml", picture))
 }
 
 /// `GET /api/enrollment/:token`.

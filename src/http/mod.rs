@@ -8,6 +8,7 @@
 pub mod app;
 pub mod auth;
 pub mod conflicts;
+pub mod devices;
 pub mod enrollment;
 pub mod error;
 pub mod health;

@@ -9,7 +9,7 @@ use super::error::{Code, Error};
 use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
-use super::{App, app, auth, conflicts, enrollment, health, messages, metrics, sse, sync, users};
+use super::{App, app, auth, conflicts, devices, enrollment, health, messages, metrics, sse, sync, users};
 
 /// Whom a route admits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +89,11 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/enrollment/create"     Web    enrollment::create),
     route!(POST   "/api/enrollment/complete"   Public enrollment::complete),
     route!(GET    "/api/enrollment/{token}"    Public enrollment::get),
+    route!(GET    "/api/enrollment/{token}/qr.svg" Public enrollment::picture),
+
+    route!(GET    "/api/devices"               Any    devices::list),
+    route!(PATCH  "/api/devices/{id}"          Any    devices::update),
+    route!(DELETE "/api/devices/{id}"          Any    devices::revoke),
 
     route!(GET    "/api/app-instructions"      Device app::instructions),
 

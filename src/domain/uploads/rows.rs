@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Refusal, base_version, fields, operation};
+use crate::domain::has_nul;
 use crate::route::rule::Rule;
 
 /// Longest id of a row, in characters.
@@ -59,17 +60,6 @@ pub(super) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
         "table": table, "owner": upload.owner, "columns": upload.columns, "op": op, "id": id, "row": row,
         "base": base_version(fields)?,
     }))
-}
-
-/// Whether a text in it has a NUL, which Postgres cannot store; it would fail the whole batch. The depth is bounded by
-/// the JSON parser's.
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(values) => values.iter().any(has_nul),
-        Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,92 @@
+//! `/api/devices`: the caller's devices and, for web users, those of the mobile users whom they enroll.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::App;
+use super::auth::Principal;
+use super::error::Error;
+use super::request::Request;
+use super::response::{self, Response};
+use crate::domain::devices::{self, Asker, Filter};
+
+fn asker(caller: &Principal) -> Asker {
+    Asker {
+        user_id: caller.user_id(),
+        user_type: caller.user_type(),
+    }
+}
+
+/// `GET /api/devices?user_id=&status=&limit=&offset=`, newest first.
+///
+/// # Errors
+/// 400 for a bad parameter.
+pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let query = &request.query;
+    let caller = request.caller()?;
+    let filter = Filter {
+        // Without a name, one's own.
+        user: Some(query.parsed("user_id", "a UUID")?.unwrap_or_else(|| caller.user_id())),
+        device_id: None,
+        is_revoked: match query.get("status") {
+            None | Some("active") => Some(false),
+            Some("revoked") => Some(true),
+            Some("all") => None,
+            Some(_) => return Err(Error::invalid("status", "must be active, revoked or all")),
+        },
+        limit: query.number("limit", 50, 1..=1000)?,
+        offset: query.number("offset", 0, 0..=i64::MAX)?,
+    };
+    let (devices, total) = devices::list(&app.database, caller.tenant(), asker(caller), &filter).await?;
+    response::json(
+        StatusCode::OK,
+        &json!({"devices": devices, "total": total, "limit": filter.limit, "offset": filter.offset}),
+    )
+}
+
+#[derive(Deserialize)]
+struct Description {
+    name: Option<String>,
+    public_key: Option<String>,
+}
+
+/// `PATCH /api/devices/:id` by its user.
+///
+/// # Errors
+/// 400, 403 for another user's or a revoked one, 404.
+pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: Description = request.json(app.config.server.body_bytes_max).await?;
+    if body.name.is_none() && body.public_key.is_none() {
+        return Err(Error::invalid("name", "or public_key must be there"));
+    }
+    let caller = request.caller()?;
+    let id = request.param("id");
+    devices::update(
+        &app.database,
+        caller.tenant(),
+        caller.user_id(),
+        id,
+        body.name.as_deref(),
+        body.public_key.as_deref(),
+    )
+    .await?;
+    let device = devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    response::json(StatusCode::OK, &device)
+}
+
+/// `DELETE /api/devices/:id`: its token and its streams end, at every node.
+///
+/// # Errors
+/// 403 for others', 404, also for the second time.
+pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let caller = request.caller()?;
+    let id = request.param("id");
+    devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    match app.devices.revoke(caller.tenant(), id).await? {
+        true => Ok(response::no_content()),
+        false => Err(crate::domain::Error::NotFound("device").into()),
+    }
+}
