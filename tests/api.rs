@@ -1,5 +1,6 @@
 //! Every endpoint: the shapes of its answers and its codes.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 
 use flate2::Compression;
@@ -7,12 +8,14 @@ use flate2::write::GzEncoder;
 use hyper::Method;
 use posduif::config::DeviceAuth;
 use posduif::domain::users::{self, NewUser, UserType};
+use posduif::http::error::Code;
+use posduif::http::routes::{self, Access};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::http::Answer;
 use crate::support::office::{Office, id, ids};
-use crate::support::{PASSWORD, eventually};
+use crate::support::{PASSWORD, eventually, spec};
 
 /// The fields of an object, sorted.
 #[track_caller]
@@ -1029,6 +1032,38 @@ async fn health_is_alive_and_readiness_tells_each_check() {
         assert_eq!(check["ok"], true, "{name}");
     }
     assert!(ready["checks"]["freshness"]["age_seconds"].as_f64().unwrap() < 10.0);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn the_description_has_every_route_with_its_credentials_and_every_error_code() {
+    let office = Office::open().await;
+    let served = office.anybody.get("/openapi.json").await.expect(200);
+    assert_eq!(&served, spec::document());
+    let mut described = BTreeSet::new();
+    for (path, item) in served["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters") {
+            let security = operation.get("security").unwrap_or(&served["security"]);
+            let admits = |scheme: &str| security.as_array().unwrap().iter().any(|way| way.get(scheme).is_some());
+            let access = match (admits("accessToken"), admits("deviceToken")) {
+                (false, false) => Access::Public,
+                (true, false) => Access::Web,
+                (false, true) => Access::Device,
+                (true, true) => Access::Any,
+            };
+            described.insert(format!("{} {path} {access:?}", method.to_uppercase()));
+        }
+    }
+    let table = routes::table()
+        .iter()
+        .map(|route| format!("{} {} {:?}", route.method, route.path, route.access));
+    assert_eq!(described, table.collect());
+    let codes = served["components"]["schemas"]["Code"]["enum"].as_array().unwrap();
+    let known: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
+    assert_eq!(
+        codes.iter().map(|code| code.as_str().unwrap()).collect::<Vec<_>>(),
+        known
+    );
     office.close().await;
 }
 

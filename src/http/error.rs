@@ -52,6 +52,28 @@ pub enum Code {
 }
 
 impl Code {
+    /// All there are.
+    pub const ALL: [Self; 18] = [
+        Self::ValidationError,
+        Self::EmptyMessage,
+        Self::InvalidCursor,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::InvalidRecipient,
+        Self::MethodNotAllowed,
+        Self::Conflict,
+        Self::PayloadTooLarge,
+        Self::UnsupportedMediaType,
+        Self::RateLimited,
+        Self::InternalError,
+        Self::DatabaseError,
+        Self::RedisError,
+        Self::SyncError,
+        Self::TenantPaused,
+        Self::Timeout,
+    ];
+
     /// The word in the envelope.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -14,6 +14,7 @@ pub mod error;
 pub mod health;
 pub mod messages;
 pub mod metrics;
+pub mod openapi;
 pub mod request;
 pub mod response;
 pub mod routes;
@@ -25,6 +26,7 @@ pub mod users;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use postgres_types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
@@ -67,6 +69,8 @@ pub struct App {
     pub incoming: Incoming,
     /// Gathers sync times.
     pub metadata: Metadata,
+    /// The API's description.
+    pub openapi: Bytes,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Ends streams when the server stops.
@@ -118,6 +122,7 @@ impl App {
                     .collect(),
             },
             metadata: Metadata::default(),
+            openapi: openapi::encoded()?,
             database,
             config,
             store,

@@ -9,7 +9,7 @@ use super::error::{Code, Error};
 use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
-use super::{App, app, auth, conflicts, devices, enrollment, health, messages, metrics, sse, sync, users};
+use super::{App, app, auth, conflicts, devices, enrollment, health, messages, metrics, openapi, sse, sync, users};
 
 /// Whom a route admits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +107,8 @@ static ROUTES: &[Route] = &[
 
     route!(GET    "/sse/mobile/{device_id}"    Device sse::mobile),
     route!(GET    "/sse/web/{user_id}"         Web    sse::web),
+
+    route!(GET    "/openapi.json"              Public openapi::openapi),
 
     route!(       "/health"                    Vitals health::health),
     route!(       "/ready"                     Vitals health::ready),

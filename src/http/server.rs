@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
+use hyper::Method;
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
@@ -233,15 +234,15 @@ impl Service {
                 params,
                 body: Some(body),
             };
+            // These take no body, and an unread one would make the connection's end overtake the answer.
+            if matches!(head.method, Method::GET | Method::HEAD | Method::DELETE)
+                && let Some(body) = request.body.take()
+            {
+                drain(body, &request.headers).await;
+            }
             match call {
                 Call::Api(handler, app) => handler(app, request).await,
-                Call::Vitals(handler) => {
-                    // They answer at once, and an unread body would make the connection's end overtake the answer.
-                    if let Some(body) = request.body.take() {
-                        drain(body, &request.headers).await;
-                    }
-                    handler(self.vitals.clone(), request).await
-                }
+                Call::Vitals(handler) => handler(self.vitals.clone(), request).await,
             }
         };
         // The bound holds until the answer begins: a body that streams may go on.

@@ -10,7 +10,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
-use super::{PASSWORD, PATIENCE};
+use super::{PASSWORD, PATIENCE, spec};
 
 /// An answer.
 #[derive(Debug)]
@@ -155,8 +155,10 @@ impl Api {
         content_type: Option<&str>,
         body: impl Into<Bytes>,
     ) -> Result<Answer, String> {
-        let response = self.begin(method, path, content_type, body).await?;
-        Answer::read(response).await
+        let response = self.begin(method.clone(), path, content_type, body).await?;
+        let answer = Answer::read(response).await?;
+        spec::check(&method, path, &answer);
+        Ok(answer)
     }
 
     async fn begin(

@@ -1,0 +1,93 @@
+//! The API's description, against which every answer is checked that a test gets.
+
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex};
+
+use hyper::Method;
+use jsonschema::Validator;
+use serde_json::{Value, json};
+
+use super::http::Answer;
+
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| posduif::http::openapi::document().unwrap());
+
+/// Validators by where their schemas stand.
+static VALIDATORS: LazyLock<Mutex<HashMap<String, Validator>>> = LazyLock::new(Mutex::default);
+
+/// The description.
+pub(crate) fn document() -> &'static Value {
+    &DOCUMENT
+}
+
+/// What a reference refers to, or the value itself.
+fn resolved(value: &'static Value) -> &'static Value {
+    match value["$ref"].as_str() {
+        Some(reference) => DOCUMENT.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => value,
+    }
+}
+
+/// The path's pattern in the description; a literal path goes before one with parameters.
+fn pattern(path: &str) -> Option<&'static str> {
+    let path = path.split('?').next().unwrap();
+    let paths = DOCUMENT["paths"].as_object().unwrap();
+    let fits = |pattern: &str| {
+        pattern.split('/').count() == path.split('/').count()
+            && pattern
+                .split('/')
+                .zip(path.split('/'))
+                .all(|(a, b)| a == b || a.starts_with('{') && !b.is_empty())
+    };
+    let mut fitting: Vec<&'static String> = paths.keys().filter(|pattern| fits(pattern)).collect();
+    fitting.sort_by_key(|pattern| pattern.contains('{'));
+    fitting.first().map(|pattern| pattern.as_str())
+}
+
+/// Complains about an answer that the description does not know.
+#[track_caller]
+pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
+    let Some(pattern) = pattern(path) else { return };
+    let operation = &DOCUMENT["paths"][pattern][method.as_str().to_lowercase()];
+    let place = format!("{method} {pattern} {}", answer.status.as_u16());
+    if operation.is_null() {
+        // Other methods are 405, and HEAD is what GET is.
+        return;
+    }
+    let known = &operation["responses"][answer.status.as_str()];
+    assert!(
+        !known.is_null(),
+        "docs/openapi.yaml does not know {place}: {}",
+        answer.json()
+    );
+    let known = resolved(known);
+    let Some(content) = known["content"].as_object() else {
+        assert!(answer.body.is_empty(), "{place} has a body");
+        return;
+    };
+    let sent = answer.headers["content-type"].to_str().unwrap();
+    let media = sent.split(';').next().unwrap();
+    let known = content
+        .get(media)
+        .unwrap_or_else(|| panic!("docs/openapi.yaml does not know {media} of {place}"));
+    if media != "application/json" || answer.headers.contains_key("content-encoding") {
+        return;
+    }
+    let mut validators = VALIDATORS.lock().unwrap();
+    let validator = validators.entry(place.clone()).or_insert_with(|| {
+        let schema = json!({
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "allOf": [known["schema"]],
+            "components": DOCUMENT["components"],
+        });
+        jsonschema::validator_for(&schema).unwrap_or_else(|error| panic!("the schema of {place}: {error}"))
+    });
+    let body = answer.json();
+    let complaints: Vec<String> = validator
+        .iter_errors(&body)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(
+        complaints.is_empty(),
+        "{place} is not as docs/openapi.yaml says: {complaints:?}\n{body}"
+    );
+}
