@@ -7,13 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::route::rule::Rule;
+use crate::transport::tls::Identity;
 
 /// Prefix of environment variables that override keys.
 const ENV_PREFIX: &str = "POSDUIF__";
@@ -106,6 +107,27 @@ pub struct Server {
     pub connections_max: usize,
     /// Seconds that a stop waits for requests under way (0 to 300).
     pub shutdown_grace_seconds: u64,
+    /// File (PEM) with the server's certificate and those that link it to an authority; empty means plain HTTP.
+    pub tls_cert_file: String,
+    /// File (PEM) with the private key of `tls_cert_file`.
+    pub tls_key_file: String,
+    /// Origins whose pages may call the API, `https://app.example.com` for example, or `*` for all; empty means none.
+    pub cors_origins: Vec<String>,
+}
+
+impl Server {
+    /// The certificate to serve with, if any.
+    pub fn identity(&self) -> Option<Identity> {
+        self.is_secure().then(|| Identity {
+            certificate: PathBuf::from(&self.tls_cert_file),
+            key: PathBuf::from(&self.tls_key_file),
+        })
+    }
+
+    /// Whether it speaks HTTPS.
+    pub fn is_secure(&self) -> bool {
+        !self.tls_cert_file.is_empty()
+    }
 }
 
 impl Default for Server {
@@ -120,6 +142,9 @@ impl Default for Server {
             body_bytes_max: 1024 * 1024,
             connections_max: 19_000,
             shutdown_grace_seconds: 10,
+            tls_cert_file: String::new(),
+            tls_key_file: String::new(),
+            cors_origins: Vec::new(),
         }
     }
 }
@@ -685,6 +710,19 @@ impl Config {
                 s.default_tenant
             );
         }
+        if s.tls_cert_file.is_empty() != s.tls_key_file.is_empty() {
+            bail!(
+                "keys `server.tls_cert_file` and `server.tls_key_file`: one of them is empty; a certificate needs its key"
+            );
+        }
+        for origin in &s.cors_origins {
+            if !is_origin(origin) {
+                bail!(
+                    "key `server.cors_origins` has {origin:?}: allowed are * and origins such as https://app.example.com, \
+                     without a path or a slash at the end"
+                );
+            }
+        }
         within("routes (their number)", self.routes.len() as u64, 0, 200)?;
         if tracing_subscriber::EnvFilter::try_new(&self.log.level).is_err() {
             bail!(
@@ -729,11 +767,24 @@ impl Config {
     /// The base URL that clients use, without a trailing slash.
     pub fn public_url(&self) -> String {
         if self.server.public_url.is_empty() {
-            format!("http://{}:{}", self.server.host, self.server.port)
+            let scheme = if self.server.is_secure() { "https" } else { "http" };
+            format!("{scheme}://{}:{}", self.server.host, self.server.port)
         } else {
             self.server.public_url.trim_end_matches('/').to_owned()
         }
     }
+}
+
+/// Whether a text is an origin as browsers send it (RFC 6454, section 6.2), or the star.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    text == "*"
+        || host.is_some_and(|host| {
+            !host.is_empty()
+                && host.bytes().all(|b| {
+                    b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b':' | b'[' | b']')
+                })
+        })
 }
 
 /// Sets the leaf at a dotted path to a text from the environment, read as the type that the defaults have there.

@@ -25,3 +25,4 @@ mod takeover;
 mod tenants;
 mod tls;
 mod values;
+mod wire;

@@ -25,13 +25,13 @@ use crate::support::servers::{self, Own};
 use crate::support::{World, eventually};
 
 /// A certificate authority.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
+pub(crate) struct Authority {
+    pub(crate) issuer: Issuer<'static, KeyPair>,
+    pub(crate) pem: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -44,7 +44,7 @@ impl Authority {
     }
 
     /// A certificate for hosts and a user's name, and its key, as PEM.
-    fn issue(&self, hosts: &[&str], user: &str) -> (String, String) {
+    pub(crate) fn issue(&self, hosts: &[&str], user: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = CertificateParams::new(hosts).unwrap();

@@ -1,4 +1,4 @@
-//! The API over HTTP/1.1.
+//! The API over HTTP/1.1 and HTTP/2.
 //!
 //! [`routes`] is the whole surface in one table; [`server`] carries a request through it: identify, route, admit, run,
 //! answer, log, once for all. Handlers are plain functions from a [`request::Request`] to an answer or an
@@ -18,6 +18,7 @@ pub mod openapi;
 pub mod request;
 pub mod response;
 pub mod routes;
+pub mod secure;
 pub mod server;
 pub mod sse;
 pub mod sync;

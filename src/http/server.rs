@@ -3,21 +3,29 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use hyper::Method;
 use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
+    HeaderValue, IF_MATCH, IF_NONE_MATCH, REFERRER_POLICY, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceBuilder;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use uuid::Uuid;
 
 use super::App;
@@ -28,6 +36,7 @@ use super::metrics::request_labels;
 use super::request::{Query, Request, drain, header};
 use super::response::Response;
 use super::routes::{Answer, Handler, Params, Route, Router};
+use super::secure::Acceptor;
 use crate::config;
 
 /// How long to wait when the system has no more file descriptors or the like.
@@ -35,10 +44,32 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// Requests that one HTTP/2 connection may have under way, streams of events included.
+const HTTP2_STREAMS_MAX: u32 = 100;
+
+/// Largest head of an HTTP/2 request; hyper's own bound for HTTP/1 is about 400 KiB in 100 headers.
+const HTTP2_HEADER_BYTES_MAX: u32 = 64 * 1024;
+
+/// Bytes that may wait for a slow reader of one HTTP/2 answer.
+const HTTP2_SEND_BYTES_MAX: usize = 256 * 1024;
+
+/// How often a silent HTTP/2 client is asked whether it is there, and how long it has to say so.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Pause before looking again at a first word that is not complete.
+const PEEK_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a browser may remember what pages of other origins may do.
+const CORS_AGE: Duration = Duration::from_secs(600);
+
+/// A connection, encrypted or not.
+type Connection = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
 /// A server that listens.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
+    secure: Option<Acceptor>,
     service: Arc<Service>,
 }
 
@@ -77,11 +108,13 @@ impl Server {
     /// A server on a listening socket; without an `app` only of how the process is.
     ///
     /// # Errors
-    /// When two paths of the route table collide.
-    pub fn new(listener: TcpListener, vitals: Arc<Vitals>, app: Option<Arc<App>>) -> io::Result<Self> {
-        let router = Router::new(app.is_some()).map_err(io::Error::other)?;
+    /// When two paths of the route table collide, or the certificate cannot be read.
+    pub fn new(listener: TcpListener, vitals: Arc<Vitals>, app: Option<Arc<App>>) -> anyhow::Result<Self> {
+        let router = Router::new(app.is_some())?;
+        let secure = vitals.config.server.identity().map(Acceptor::new).transpose()?;
         Ok(Self {
             listener,
+            secure,
             service: Arc::new(Service { vitals, app, router }),
         })
     }
@@ -94,10 +127,14 @@ impl Server {
         let settings = &self.service.vitals.config.server;
         let connections = Arc::new(Semaphore::new(settings.connections_max));
         let tasks = TaskTracker::new();
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_secs(settings.header_timeout_seconds));
+        let protocols = Arc::new(Protocols::new(settings));
+        let cors = cors(settings)?;
+        let graceful = GracefulShutdown::new();
+        if let Some(secure) = &self.secure {
+            let following = secure.clone().follow_files();
+            let shutdown = shutdown.clone();
+            tokio::spawn(async move { shutdown.run_until_cancelled_owned(following).await });
+        }
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -112,22 +149,19 @@ impl Server {
                 }
             };
             let service = self.service.clone();
-            let connection = builder.serve_connection(
-                TokioIo::new(stream),
-                service_fn(move |request| {
-                    let service = service.clone();
-                    async move { Ok::<_, io::Error>(service.answer(request, peer).await) }
-                }),
-            );
+            let handler = tower::service_fn(move |request| {
+                let service = service.clone();
+                async move { Ok::<_, io::Error>(service.answer(request, peer).await) }
+            });
+            let handler = ServiceBuilder::new().option_layer(cors.clone()).service(handler);
+            let (protocols, secure, watcher) = (protocols.clone(), self.secure.clone(), graceful.watcher());
             let shutdown = shutdown.clone();
             tasks.spawn(async move {
-                let mut connection = pin!(connection);
-                let ended = tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = shutdown.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
+                let opening = protocols.open(stream, secure.as_ref());
+                let ended = match shutdown.run_until_cancelled(opening).await {
+                    Some(Ok((stream, protocol))) => protocols.serve(stream, protocol, handler, watcher).await,
+                    Some(Err(error)) => Err(error.into()),
+                    None => Ok(()),
                 };
                 if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "a connection broke");
@@ -138,7 +172,8 @@ impl Server {
         drop(self.listener);
         let grace = Duration::from_secs(settings.shutdown_grace_seconds);
         tasks.close();
-        if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
+        let ended = async { tokio::join!(graceful.shutdown(), tasks.wait()) };
+        if tokio::time::timeout(grace, ended).await.is_err() {
             tracing::warn!(
                 grace_seconds = grace.as_secs(),
                 "requests were still under way after the grace period"
@@ -157,6 +192,139 @@ async fn accept(
     let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
     Ok((stream, peer, permit))
+}
+
+/// What a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// How connections are opened and served.
+#[derive(Debug)]
+struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    opening_max: Duration,
+}
+
+impl Protocols {
+    fn new(settings: &config::Server) -> Self {
+        let opening_max = Duration::from_secs(settings.header_timeout_seconds);
+        let mut http1 = http1::Builder::new();
+        http1.timer(TokioTimer::new()).header_read_timeout(opening_max);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(HTTP2_STREAMS_MAX)
+            .max_header_list_size(HTTP2_HEADER_BYTES_MAX)
+            .max_send_buf_size(HTTP2_SEND_BYTES_MAX)
+            // A client that is gone without a word ends here.
+            .keep_alive_interval(HTTP2_PING_INTERVAL)
+            .keep_alive_timeout(HTTP2_PING_INTERVAL);
+        Self {
+            http1,
+            http2,
+            opening_max,
+        }
+    }
+
+    /// Shakes hands where that is wanted, and finds out what the client speaks: by ALPN (RFC 7301), or by the first bytes
+    /// of a client that knows beforehand (RFC 9113, section 3.3).
+    async fn open(&self, stream: TcpStream, secure: Option<&Acceptor>) -> io::Result<(Connection, Protocol)> {
+        let opening = async {
+            let Some(secure) = secure else {
+                let protocol = protocol_of(&stream).await?;
+                return Ok((Either::Left(stream), protocol));
+            };
+            let stream = secure.accept(stream).await?;
+            let protocol = match stream.get_ref().1.alpn_protocol() {
+                Some(b"h2") => Protocol::Http2,
+                _ => Protocol::Http1,
+            };
+            Ok((Either::Right(Box::new(stream)), protocol))
+        };
+        tokio::time::timeout(self.opening_max, opening)
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    async fn serve<S>(
+        &self,
+        stream: Connection,
+        protocol: Protocol,
+        handler: S,
+        watcher: Watcher,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+    where
+        S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error> + Clone + Send + 'static,
+        S::Future: Send,
+    {
+        let handler = TowerToHyperService::new(handler);
+        match protocol {
+            Protocol::Http1 => {
+                let connection = self.http1.serve_connection(TokioIo::new(stream), handler);
+                watcher.watch(connection).await?;
+            }
+            Protocol::Http2 => {
+                let connection = self.http2.serve_connection(TokioIo::new(stream), handler);
+                watcher.watch(connection).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Looks at the first bytes without taking them.
+async fn protocol_of(stream: &TcpStream) -> io::Result<Protocol> {
+    // No method of HTTP/1 is called so.
+    const PREFACE: &[u8; 4] = b"PRI ";
+    loop {
+        let mut first = [0; PREFACE.len()];
+        let count = stream.peek(&mut first).await?;
+        if count == 0 || !PREFACE.starts_with(&first[..count]) {
+            return Ok(Protocol::Http1);
+        }
+        if count == PREFACE.len() {
+            return Ok(Protocol::Http2);
+        }
+        // What is there stays there, so waiting for readiness would not wait.
+        tokio::time::sleep(PEEK_PAUSE).await;
+    }
+}
+
+/// What pages of other origins may do (Fetch standard, "CORS protocol"); `None` where there are none.
+fn cors(settings: &config::Server) -> io::Result<Option<CorsLayer>> {
+    if settings.cors_origins.is_empty() {
+        return Ok(None);
+    }
+    let origins = if settings.cors_origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        let origins = settings.cors_origins.iter().map(|origin| HeaderValue::from_str(origin));
+        AllowOrigin::list(origins.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?)
+    };
+    const SENT: [HeaderName; 9] = [
+        AUTHORIZATION,
+        CONTENT_TYPE,
+        CONTENT_ENCODING,
+        IF_MATCH,
+        IF_NONE_MATCH,
+        X_REQUEST_ID,
+        HeaderName::from_static("x-device-id"),
+        HeaderName::from_static("x-tenant"),
+        HeaderName::from_static("x-pending-outgoing"),
+    ];
+    let sent = SENT.into_iter().chain([HeaderName::from_static("last-event-id")]);
+    Ok(Some(
+        CorsLayer::new()
+            .allow_origin(origins)
+            .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+            .allow_headers(sent.collect::<Vec<_>>())
+            .expose_headers([X_REQUEST_ID, RETRY_AFTER, ETAG])
+            .max_age(CORS_AGE),
+    ))
 }
 
 impl Service {
@@ -179,7 +347,7 @@ impl Service {
                 (error.into_response(&id), Some(failure))
             }
         };
-        finish(response.headers_mut(), &id);
+        finish(response.headers_mut(), &id, self.vitals.config.server.is_secure());
         let status = response.status().as_u16();
         let took = started.elapsed();
         let ms = took.as_millis() as u64;
@@ -292,16 +460,24 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// Headers of every answer. What a handler has set stays.
-fn finish(headers: &mut HeaderMap, id: &str) {
+fn finish(headers: &mut HeaderMap, id: &str, is_secure: bool) {
     if let Ok(id) = HeaderValue::try_from(id) {
         headers.insert(X_REQUEST_ID, id);
     }
-    headers
-        .entry(X_CONTENT_TYPE_OPTIONS)
-        .or_insert(HeaderValue::from_static("nosniff"));
-    headers
-        .entry(CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    let mut all = vec![
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (CACHE_CONTROL, "no-store"),
+        // An answer that is opened as a page does nothing, and is nobody's frame.
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        // Paths may hold an enrollment's token.
+        (REFERRER_POLICY, "no-referrer"),
+    ];
+    if is_secure {
+        all.push((STRICT_TRANSPORT_SECURITY, "max-age=31536000"));
+    }
+    for (name, value) in all {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
 }
 
 #[cfg(test)]

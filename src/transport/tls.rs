@@ -1,4 +1,4 @@
-//! TLS as a client, by rustls.
+//! TLS by rustls, as a client, and what a server shares with it.
 //!
 //! A [`Connector`] knows what the server must prove and who we are. Its [`Stream`] can be read and written like any
 //! other: what the socket did not take at once goes out with the next read, so that nobody need remember to flush.
@@ -49,6 +49,31 @@ pub struct Identity {
     pub key: PathBuf,
 }
 
+impl Identity {
+    /// Reads both files.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read or holds something else.
+    pub fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        let key = PrivateKeyDer::from_pem_file(&self.key).with_context(|| {
+            format!(
+                "{}: no private key in PEM form without a passphrase",
+                self.key.display()
+            )
+        })?;
+        Ok((read_certificates(&self.certificate)?, key))
+    }
+
+    /// What to say when the two do not belong together.
+    pub fn mismatch(&self) -> String {
+        format!(
+            "the certificate {} and the key {} do not make a pair",
+            self.certificate.display(),
+            self.key.display()
+        )
+    }
+}
+
 /// Makes encrypted connections. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Connector {
@@ -81,21 +106,10 @@ impl Connector {
         let mut config = match identity {
             None => builder.with_no_client_auth(),
             Some(identity) => {
-                let key = PrivateKeyDer::from_pem_file(&identity.key).with_context(|| {
-                    format!(
-                        "{}: no private key in PEM form without a passphrase",
-                        identity.key.display()
-                    )
-                })?;
+                let (certificates, key) = identity.read()?;
                 builder
-                    .with_client_auth_cert(read_certificates(&identity.certificate)?, key)
-                    .with_context(|| {
-                        format!(
-                            "the certificate {} and the key {} do not make a pair",
-                            identity.certificate.display(),
-                            identity.key.display()
-                        )
-                    })?
+                    .with_client_auth_cert(certificates, key)
+                    .with_context(|| identity.mismatch())?
             }
         };
         config.alpn_protocols.extend(protocol.map(<[u8]>::to_vec));
@@ -133,7 +147,7 @@ impl Connector {
 }
 
 /// The cryptography behind TLS.
-pub(super) fn provider() -> Arc<CryptoProvider> {
+pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

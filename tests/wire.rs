@@ -1,0 +1,318 @@
+//! How the API is reached: HTTP/1.1 and HTTP/2, encrypted or not, from pages of other origins, by slow clients.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::header::HeaderMap;
+use hyper::{Method, Request, StatusCode, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use posduif::engine::Role;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use uuid::Uuid;
+
+use crate::support::office::Office;
+use crate::support::{World, eventually};
+use crate::tls::Authority;
+
+/// A folder of the test's own.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("posduif-wire-test-{}", Uuid::new_v4().simple()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Certificate and key where the server looks for them.
+fn install(folder: &Path, authority: &Authority, name: &str) {
+    let (certificate, key) = authority.issue(&["localhost", name], "server");
+    // The key last: in between, the two do not fit.
+    std::fs::write(folder.join("server.crt"), certificate).unwrap();
+    std::fs::write(folder.join("server.key"), key).unwrap();
+}
+
+/// An encrypted connection, by a client that takes one of these protocols.
+async fn connect(address: &str, authority: &Authority, alpn: &[&str]) -> Result<TlsStream<TcpStream>, String> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap())
+        .unwrap();
+    let mut config = ClientConfig::builder_with_provider(posduif::transport::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+/// What an answer said.
+struct Heard {
+    status: StatusCode,
+    version: Version,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+async fn ask_http2<S>(stream: S, scheme: &str, path: &str) -> Heard
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let request = Request::get(format!("{scheme}://localhost{path}"))
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    heard(sender.send_request(request).await.unwrap()).await
+}
+
+async fn ask_http1<S>(stream: S, path: &str) -> Heard
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let request = Request::get(path)
+        .header("host", "localhost")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    heard(sender.send_request(request).await.unwrap()).await
+}
+
+async fn heard(response: hyper::Response<hyper::body::Incoming>) -> Heard {
+    let (head, body) = response.into_parts();
+    Heard {
+        status: head.status,
+        version: head.version,
+        headers: head.headers,
+        body: body.collect().await.unwrap().to_bytes(),
+    }
+}
+
+#[tokio::test]
+async fn http2_is_spoken_with_clients_that_begin_with_it() {
+    let office = Office::open().await;
+    let stream = TcpStream::connect(office.anybody.address()).await.unwrap();
+    let answer = ask_http2(stream, "http", "/health").await;
+    assert_eq!(
+        (answer.status, answer.version, &answer.body[..]),
+        (StatusCode::OK, Version::HTTP_2, &b"OK"[..])
+    );
+    // A request of HTTP/1 whose method begins like the preface of HTTP/2, in pieces.
+    let mut stream = TcpStream::connect(office.anybody.address()).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    for piece in [
+        "P",
+        "U",
+        "T /api/messages/x/read HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    ] {
+        stream.write_all(piece.as_bytes()).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 401"), "{text}");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn events_reach_a_client_of_http2_and_its_connection_ends_with_the_server() {
+    let office = Office::open().await;
+    let stream = TcpStream::connect(office.anybody.address()).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::get(format!("http://localhost/sse/web/{}", office.bob_id))
+        .header("authorization", office.bob.header("authorization"))
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
+    let mut text = String::new();
+    while !text.contains("event: hello") {
+        text += std::str::from_utf8(body.frame().await.unwrap().unwrap().data_ref().unwrap()).unwrap();
+    }
+    office.close().await;
+    while let Some(Ok(frame)) = body.frame().await {
+        text += std::str::from_utf8(frame.data_ref().unwrap_or(&Bytes::new())).unwrap();
+    }
+    assert!(text.contains("event: bye"), "{text}");
+    drop(sender);
+    connection.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn https_is_spoken_and_a_renewed_certificate_needs_no_restart() {
+    let folder = Folder::new();
+    let (old, new) = (Authority::new("old authority"), Authority::new("new authority"));
+    install(&folder.0, &old, "old.example");
+    let mut world = World::new().await;
+    world.config.server.tls_cert_file = folder.0.join("server.crt").display().to_string();
+    world.config.server.tls_key_file = folder.0.join("server.key").display().to_string();
+    let engine = world.engine(Role::All).await;
+    let api = engine.api();
+    let address = api.address();
+    for (alpn, version) in [
+        (&["h2", "http/1.1"][..], Version::HTTP_2),
+        (&["http/1.1"], Version::HTTP_11),
+        (&[], Version::HTTP_11),
+    ] {
+        let stream = connect(address, &old, alpn).await.unwrap();
+        let answer = match version {
+            Version::HTTP_2 => ask_http2(stream, "https", "/health").await,
+            _ => ask_http1(stream, "/health").await,
+        };
+        assert_eq!((answer.status, answer.version), (StatusCode::OK, version), "{alpn:?}");
+        assert_eq!(answer.headers["strict-transport-security"], "max-age=31536000");
+    }
+    // Who does not encrypt gets nothing.
+    let mut plain = TcpStream::connect(address).await.unwrap();
+    plain
+        .write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut bytes = Vec::new();
+    let _ = plain.read_to_end(&mut bytes).await;
+    assert!(!bytes.starts_with(b"HTTP"), "{bytes:?}");
+
+    assert!(connect(address, &new, &[]).await.is_err());
+    install(&folder.0, &new, "new.example");
+    eventually("the new certificate is in force", || async {
+        connect(address, &new, &[]).await.ok()
+    })
+    .await;
+    // Half a renewal leaves what is in force.
+    std::fs::write(folder.0.join("server.crt"), "no certificate").unwrap();
+    assert_eq!(
+        ask_http1(connect(address, &new, &[]).await.unwrap(), "/health")
+            .await
+            .status,
+        200
+    );
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn pages_of_the_named_origins_may_call_and_others_may_not() {
+    let office = Office::with(|config| config.server.cors_origins = vec!["https://app.example.com".into()]).await;
+    let preflight = |origin: &str| {
+        office
+            .anybody
+            .with("origin", origin)
+            .with("access-control-request-method", "PATCH")
+            .with(
+                "access-control-request-headers",
+                "authorization,content-type,x-device-id,last-event-id",
+            )
+    };
+    let answer = preflight("https://app.example.com")
+        .send(Method::OPTIONS, "/api/messages/x", None, "")
+        .await;
+    assert_eq!(answer.status, 200);
+    let header = |name: &str| answer.headers[name].to_str().unwrap().to_lowercase();
+    assert_eq!(header("access-control-allow-origin"), "https://app.example.com");
+    assert!(header("access-control-allow-methods").contains("patch"));
+    for name in ["authorization", "content-type", "x-device-id", "last-event-id"] {
+        assert!(header("access-control-allow-headers").contains(name), "{name}");
+    }
+    assert!(header("vary").contains("origin"));
+    let answer = preflight("https://evil.example.com")
+        .send(Method::OPTIONS, "/api/messages/x", None, "")
+        .await;
+    assert!(!answer.headers.contains_key("access-control-allow-origin"));
+    let answer = office
+        .bob
+        .with("origin", "https://app.example.com")
+        .get("/api/messages")
+        .await;
+    assert_eq!(answer.headers["access-control-allow-origin"], "https://app.example.com");
+    assert!(
+        answer.headers["access-control-expose-headers"]
+            .to_str()
+            .unwrap()
+            .to_lowercase()
+            .contains("retry-after")
+    );
+    office.close().await;
+
+    let closed = Office::open().await;
+    let answer = closed
+        .bob
+        .with("origin", "https://app.example.com")
+        .get("/api/messages")
+        .await;
+    assert!(
+        !answer.headers.contains_key("access-control-allow-origin"),
+        "by default there are none"
+    );
+    assert_eq!(
+        closed
+            .anybody
+            .send(Method::OPTIONS, "/api/messages", None, "")
+            .await
+            .status,
+        405
+    );
+    closed.close().await;
+}
+
+#[tokio::test]
+async fn every_answer_is_safe_to_be_opened_as_a_page() {
+    let office = Office::open().await;
+    for path in ["/health", "/api/messages", "/nothing", "/openapi.json"] {
+        let answer = office.anybody.get(path).await;
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+            ("referrer-policy", "no-referrer"),
+            ("cache-control", "no-store"),
+        ] {
+            assert_eq!(answer.headers[name], value, "{path}");
+        }
+        assert!(
+            !answer.headers.contains_key("strict-transport-security"),
+            "this is plain HTTP"
+        );
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn who_opens_a_connection_and_says_nothing_is_let_go() {
+    let office = Office::with(|config| config.server.header_timeout_seconds = 1).await;
+    for first in ["", "P", "GET /health HTTP/1.1\r\nhost:"] {
+        let mut stream = TcpStream::connect(office.anybody.address()).await.unwrap();
+        stream.write_all(first.as_bytes()).await.unwrap();
+        let mut bytes = Vec::new();
+        let ended = tokio::time::timeout(crate::support::PATIENCE, stream.read_to_end(&mut bytes)).await;
+        assert!(ended.is_ok(), "{first:?} held its connection");
+    }
+    office.close().await;
+}
