@@ -14,8 +14,12 @@ mod handoff;
 mod insight;
 mod live;
 mod own_tables;
+#[path = "../examples/phone.rs"]
+#[expect(dead_code, reason = "its command line and what only that uses")]
+mod phone;
 mod pipeline;
 mod properties;
+mod protocol;
 mod recovery;
 mod refusals;
 mod rules;
