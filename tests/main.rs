@@ -13,6 +13,7 @@ mod freshness;
 mod handoff;
 mod insight;
 mod live;
+mod model;
 mod own_tables;
 #[path = "../examples/phone.rs"]
 #[expect(dead_code, reason = "its command line and what only that uses")]
