@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use clap::{Parser, Subcommand};
 use http_body_util::{BodyExt, Full};
@@ -493,15 +494,21 @@ impl Phone {
                 self.sync(http).await?;
             }
             for event in &batch {
-                if let Some(id) = &event.id {
-                    remember(&self.database, "last_event_id", id)?;
-                }
+                self.saw(event)?;
                 told(self, event);
                 if event.name == "bye" {
                     let pause = event.field("reconnect_ms").and_then(|ms| ms.as_u64());
                     return Ok(Duration::from_millis(pause.unwrap_or(1000)));
                 }
             }
+        }
+    }
+
+    /// Keeps the place of an event, behind which the next stream begins.
+    pub(crate) fn saw(&self, event: &Event) -> Result<(), Trouble> {
+        match &event.id {
+            Some(id) => remember(&self.database, "last_event_id", id),
+            None => Ok(()),
         }
     }
 
@@ -1088,13 +1095,13 @@ enum Command {
 
 /// Does what the command line says, and a sync where that helps.
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> anyhow::Result<()> {
     let Arguments { file, command } = Arguments::parse();
     let mut phone = Phone::open(&file)?;
     if let Command::Enroll { url } = &command {
         let (base, token) = url
             .split_once("/api/enrollment/")
-            .ok_or("an enrollment's URL is http://host:port/api/enrollment/<token>")?;
+            .context("an enrollment's URL is http://host:port/api/enrollment/<token>")?;
         phone.enroll(&Http::new(base), token).await?;
         remember(&phone.database, "server", base)?;
     }

@@ -1267,8 +1267,8 @@ impl<'a> Case<'a> {
                         }
                     }
                     "delete" => {
-                        let is_gone = deleted.contains(id) || self.restored.contains(id);
-                        if !is_gone && !(is_kept && conflicts > 0) {
+                        let is_explained = is_kept && conflicts > 0 || self.restored.contains(id);
+                        if !is_explained && !deleted.contains(id) {
                             return wrong("was accepted and is not there");
                         }
                     }
