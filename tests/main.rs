@@ -13,9 +13,14 @@ mod freshness;
 mod handoff;
 mod insight;
 mod live;
+mod model;
 mod own_tables;
+#[path = "../examples/phone.rs"]
+#[expect(dead_code, reason = "its command line and what only that uses")]
+mod phone;
 mod pipeline;
 mod properties;
+mod protocol;
 mod recovery;
 mod refusals;
 mod rules;

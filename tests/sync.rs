@@ -219,6 +219,36 @@ async fn what_was_taken_back_deleted_or_moved_away_arrives_as_a_delete() {
 }
 
 #[tokio::test]
+async fn a_row_that_went_and_came_again_arrives_as_its_end_and_then_as_a_new_row() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let id = office.send("the first life").await;
+    let edit = json!({"content": "its second version"});
+    office
+        .bob
+        .patch(&format!("/api/messages/{id}"), &edit)
+        .await
+        .expect(200);
+    let here = caught_up(&office, &phone).await;
+    // Its versions begin anew, so a phone that keeps the higher one must hear of the end.
+    let (bob, joe) = (office.bob_id, office.joe_id);
+    office
+        .sql(&format!(
+            "BEGIN; DELETE FROM tenant_acme.messages WHERE id = '{id}';
+             INSERT INTO tenant_acme.messages (id, sender_id, recipient_id, content)
+                 VALUES ('{id}', '{bob}', '{joe}', 'the second life'); COMMIT"
+        ))
+        .await;
+    office.world.published().await;
+    let (pages, _) = phone.sync(Some(&here)).await;
+    let told = |page: &Value| (ids(&page["changes"]), ids(&page["messages"]));
+    assert_eq!(told(&pages[0]), (vec![id.clone()], vec![]));
+    assert_eq!(told(&pages[1]), (vec![], vec![id]));
+    assert_eq!(pages[1]["messages"][0]["version"], 1);
+    office.close().await;
+}
+
+#[tokio::test]
 async fn users_that_come_change_and_go_are_told_to_everybody() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;

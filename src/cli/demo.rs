@@ -2,10 +2,11 @@
 //!
 //! It runs against a real engine and checks everything it sees, so it doubles as a smoke test: nothing lost, nothing
 //! told twice, nothing out of order, and at the end the phone's SQLite file says what the server says. Each run
-//! enrolls a new phone, so it can run again and again, also several at once.
+//! enrolls a new phone, so it can run again and again, also several at once. The phone is the reference phone itself.
 
 mod api;
-mod events;
+#[path = "../../examples/phone.rs"]
+#[expect(dead_code, reason = "its command line and what only that uses")]
 mod phone;
 mod report;
 
@@ -13,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -22,9 +24,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use self::api::{Api, Caller, encode};
-use self::events::{Event, EventStream};
-use self::phone::{Message, Outcome, Phone};
+use self::api::{Api, Caller, EventStream, encode};
+use self::phone::{Answer, Event, Http, Lost, Message, Network, Phone, Request, Trouble};
 use self::report::Report;
 use super::Global;
 use super::dev::{DEMO_PASSWORD, DEMO_TENANT};
@@ -90,15 +91,52 @@ struct EnrollmentDetails {
 }
 
 #[derive(Deserialize)]
-struct Enrolled {
-    user_id: String,
-    device_token: String,
-}
-
-#[derive(Deserialize)]
 struct Page {
     messages: Vec<Message>,
     total: usize,
+}
+
+/// The way from the phone to the engine. It tells what became of the last upload, and can lose its answer.
+struct Line<'a> {
+    http: &'a Http,
+    results: Mutex<Vec<Outcome>>,
+    loses_answer: bool,
+}
+
+impl<'a> Line<'a> {
+    fn new(api: &'a Api, loses_answer: bool) -> Self {
+        Self {
+            http: &api.http,
+            results: Mutex::default(),
+            loses_answer,
+        }
+    }
+
+    /// What became of the items of the last upload.
+    fn results(&self) -> Vec<Outcome> {
+        self.results.lock().map(|results| results.clone()).unwrap_or_default()
+    }
+}
+
+/// What became of one uploaded item.
+#[derive(Debug, Clone, Deserialize)]
+struct Outcome {
+    id: String,
+    status: String,
+}
+
+impl Network for Line<'_> {
+    async fn exchange(&self, request: Request) -> Result<Answer, Lost> {
+        let answer = self.http.exchange(request).await?;
+        let results = answer.body.get("results").map(Vec::<Outcome>::deserialize);
+        if let (Some(Ok(found)), Ok(mut results)) = (results, self.results.lock()) {
+            *results = found;
+        }
+        if self.loses_answer {
+            return Err(Lost("the demo lost the answer".to_owned()));
+        }
+        Ok(answer)
+    }
 }
 
 /// The story. Every step names what it shows; every check says what it found instead.
@@ -120,26 +158,25 @@ async fn play(api: &Api, file: &Path, patience: Duration, report: &mut Report) -
             enroll(api, &enrollment, file),
         )
         .await?;
+    let phone_id = phone.recall("user_id")?.context("the phone does not know its user")?;
 
     let mut told = BTreeSet::new();
-    let mobile = format!("/sse/mobile/{}", phone.device_id);
     let mut phone_events = report
         .step("the phone opens its event stream", async {
-            Ok((api.events(&phone.caller, &mobile, None).await?, String::new()))
+            Ok((api.listen_as(&mut phone).await?, String::new()))
         })
         .await?;
     let web = format!("/sse/web/{}", bob.id);
     let mut bob_events = report
         .step("bob opens his event stream", async {
-            Ok((api.events(&bob.caller, &web, None).await?, String::new()))
+            Ok((api.listen(&bob.caller, &web).await?, String::new()))
         })
         .await?;
 
     let first = report
         .step("bob writes a message; the phone is told at once", async {
-            let message = send(api, &bob, &phone.user_id, "Hello, phone").await?;
-            wait_for_messages(&mut phone_events, std::slice::from_ref(&message), &mut told).await?;
-            phone.saw_event(phone_events.last_event_id())?;
+            let message = send(api, &bob, &phone_id, "Hello, phone").await?;
+            wait_for_messages(&mut phone_events, &phone, std::slice::from_ref(&message), &mut told).await?;
             Ok((message, "event: message".to_owned()))
         })
         .await?;
@@ -155,7 +192,7 @@ async fn play(api: &Api, file: &Path, patience: Duration, report: &mut Report) -
         .step("the phone is off line; bob writes three more", async {
             let mut missed = Vec::new();
             for content in ["Are you there?", "Never mind", "Call me back"] {
-                missed.push(send(api, &bob, &phone.user_id, content).await?);
+                missed.push(send(api, &bob, &phone_id, content).await?);
             }
             Ok((missed, String::new()))
         })
@@ -163,33 +200,36 @@ async fn play(api: &Api, file: &Path, patience: Duration, report: &mut Report) -
     let replies = report
         .step("the phone, still off line, writes two replies", async {
             let replies = [
-                phone.write(&bob.id, "Here I am")?,
-                phone.write(&bob.id, "Was in a tunnel")?,
+                phone.send(&bob.id, "Here I am")?,
+                phone.send(&bob.id, "Was in a tunnel")?,
             ];
-            Ok((replies, format!("outbox: {}", phone.pending()?)))
+            Ok((replies, format!("outbox: {}", phone.waiting()?.len())))
         })
         .await?;
 
     let mut phone_events = report
         .step("the phone is back and is told what it missed, in order", async {
-            let last = phone.last_event_id()?;
+            let last = phone.recall("last_event_id")?;
             ensure!(last.is_some(), "no event so far had an id to resume from");
-            let mut events = api.events(&phone.caller, &mobile, last.as_deref()).await?;
-            wait_for_messages(&mut events, &missed, &mut told).await?;
-            phone.saw_event(events.last_event_id())?;
+            let mut events = api.listen_as(&mut phone).await?;
+            wait_for_messages(&mut events, &phone, &missed, &mut told).await?;
             Ok((events, "Last-Event-ID, no message twice".to_owned()))
         })
         .await?;
     report
         .step("it syncs what it missed", sync_until_it_has(api, &mut phone, &missed))
         .await?;
-    let (upload, unread) = report
-        .step("it uploads its outbox", async {
+    let unread = report
+        .step("it uploads its outbox, and the answer is lost", async {
             let unread = unread_count(api, &bob).await?;
-            let upload = phone.outbox()?;
-            let results = phone.upload(api, &upload).await?;
-            all_are("applied", &replies, &results)?;
-            Ok(((upload, unread), format!("2 applied, outbox: {}", phone.pending()?)))
+            let line = Line::new(api, true);
+            let outcome = phone.upload(&line).await;
+            ensure!(
+                matches!(outcome, Err(Trouble::Later { .. })),
+                "the phone took a lost answer for {outcome:?}"
+            );
+            all_are("applied", &replies, &line.results())?;
+            Ok((unread, format!("2 applied, outbox: {}", phone.waiting()?.len())))
         })
         .await?;
     report
@@ -203,10 +243,11 @@ async fn play(api: &Api, file: &Path, patience: Duration, report: &mut Report) -
         })
         .await?;
     report
-        .step("the answer was lost, it uploads the same again", async {
-            let results = phone.upload(api, &upload).await?;
-            all_are("duplicate", &replies, &results)?;
-            Ok(((), "2 duplicate".to_owned()))
+        .step("without an answer, it uploads the same again", async {
+            let line = Line::new(api, false);
+            phone.upload(&line).await?;
+            all_are("duplicate", &replies, &line.results())?;
+            Ok(((), format!("2 duplicate, outbox: {}", phone.waiting()?.len())))
         })
         .await?;
 
@@ -214,8 +255,8 @@ async fn play(api: &Api, file: &Path, patience: Duration, report: &mut Report) -
     report
         .step("bob reads the first reply; the phone is told", async {
             read(api, &bob, first_reply).await?;
-            wait_until_read(&mut phone_events, first_reply).await?;
-            phone.saw_event(phone_events.last_event_id())?;
+            wait_until_read(&mut phone_events, &phone, first_reply).await?;
+            phone.fetch(&api.http).await?;
             Ok(((), "event: message_read".to_owned()))
         })
         .await?;
@@ -223,8 +264,8 @@ async fn play(api: &Api, file: &Path, patience: Duration, report: &mut Report) -
     drop(phone_events);
     report
         .step("off line again, the phone edits its second reply", async {
-            phone.edit(&second_reply.id, "Was in a long tunnel")?;
-            Ok(((), format!("outbox: {}", phone.pending()?)))
+            phone.edit(second_reply, "Was in a long tunnel")?;
+            Ok(((), format!("outbox: {}", phone.waiting()?.len())))
         })
         .await?;
     report
@@ -249,17 +290,16 @@ async fn play(api: &Api, file: &Path, patience: Duration, report: &mut Report) -
         .await?;
     report
         .step("the phone uploads the edit: both sides changed the message", async {
-            let upload = phone.outbox()?;
-            let results = phone.upload(api, &upload).await?;
-            all_are("conflict", std::slice::from_ref(second_reply), &results)?;
-            Ok(((), format!("1 conflict, outbox: {}", phone.pending()?)))
+            let line = Line::new(api, false);
+            phone.upload(&line).await?;
+            all_are("conflict", std::slice::from_ref(second_reply), &line.results())?;
+            Ok(((), format!("1 conflict, outbox: {}", phone.waiting()?.len())))
         })
         .await?;
     report
         .step("it resumes and is told that its reply was read", async {
-            let last = phone.last_event_id()?;
-            let mut events = api.events(&phone.caller, &mobile, last.as_deref()).await?;
-            wait_until_read(&mut events, second_reply).await?;
+            let mut events = api.listen_as(&mut phone).await?;
+            wait_until_read(&mut events, &phone, second_reply).await?;
             Ok(((), "event: message_read".to_owned()))
         })
         .await?;
@@ -300,21 +340,12 @@ async fn read_enrollment(api: &Api, token: &str) -> Result<((), String)> {
 }
 
 async fn enroll(api: &Api, token: &str, file: &Path) -> Result<(Phone, String)> {
-    let unique = uuid::Uuid::new_v4().simple().to_string();
-    let device_id = format!("demo-{unique}");
-    let username = format!("phone-{}", &unique[..12]);
-    let body = json!({
-        "token": token,
-        "device_id": device_id,
-        "username": username,
-        "device_name": "posduif demo",
-        "device_info": {"platform": "demo", "version": "1", "model": "SQLite file", "app_version": env!("CARGO_PKG_VERSION")},
-    });
-    let enrolled: Enrolled = api
-        .call(&Caller::Nobody, Method::POST, "/api/enrollment/complete", Some(body))
-        .await?;
-    let phone = Phone::new(file, &device_id, &enrolled.device_token, &enrolled.user_id)?;
-    Ok((phone, format!("user {username}")))
+    let mut phone = Phone::open(file)?;
+    // Few, so that the demo shows paging.
+    phone.batch_rows = Some(2);
+    phone.enroll(&api.http, token).await?;
+    let device = phone.recall("device_id")?.unwrap_or_default();
+    Ok((phone, device))
 }
 
 async fn send(api: &Api, bob: &Bob, recipient_id: &str, content: &str) -> Result<Message> {
@@ -322,8 +353,8 @@ async fn send(api: &Api, bob: &Bob, recipient_id: &str, content: &str) -> Result
     api.call(&bob.caller, Method::POST, "/api/messages", Some(body)).await
 }
 
-async fn read(api: &Api, bob: &Bob, message: &Message) -> Result<()> {
-    let path = format!("/api/messages/{}/read", message.id);
+async fn read(api: &Api, bob: &Bob, message_id: &str) -> Result<()> {
+    let path = format!("/api/messages/{message_id}/read");
     let _read: Value = api.call(&bob.caller, Method::PUT, &path, None).await?;
     Ok(())
 }
@@ -339,10 +370,17 @@ async fn unread_count(api: &Api, bob: &Bob) -> Result<u64> {
 }
 
 /// Waits until the phone was told of exactly these messages, in this order, each for the first time.
-async fn wait_for_messages(events: &mut EventStream, wanted: &[Message], told: &mut BTreeSet<String>) -> Result<()> {
+async fn wait_for_messages(
+    events: &mut EventStream,
+    phone: &Phone,
+    wanted: &[Message],
+    told: &mut BTreeSet<String>,
+) -> Result<()> {
     for message in wanted {
         let what = format!("event `message` about \"{}\"", message.content);
-        let id = events.wait_for(&what, message_of).await?;
+        let told_of = |event: &Event| Some((message_of(event)?, event.clone()));
+        let (id, event) = events.wait_for(&what, told_of).await?;
+        phone.saw(&event)?;
         ensure!(told.insert(id.clone()), "the phone was told of message {id} twice");
         ensure!(
             id == message.id,
@@ -360,14 +398,13 @@ fn message_of(event: &Event) -> Option<String> {
 }
 
 /// Waits until bob was told of both replies and gives the unread count of the last event.
-async fn wait_for_replies(events: &mut EventStream, replies: &[Message]) -> Result<u64> {
+async fn wait_for_replies(events: &mut EventStream, replies: &[String]) -> Result<u64> {
     let mut count = None;
     for reply in replies {
-        let what = format!("event `new_message` about \"{}\"", reply.content);
+        let what = format!("event `new_message` about {reply}");
         count = events
             .wait_for(&what, |event| {
-                event
-                    .is("new_message", &reply.id)
+                is_about(event, "new_message", reply)
                     .then(|| event.field("unread_count").and_then(|count| count.as_u64()))
             })
             .await?;
@@ -375,15 +412,20 @@ async fn wait_for_replies(events: &mut EventStream, replies: &[Message]) -> Resu
     count.context("event `new_message` has no unread_count")
 }
 
-async fn wait_until_read(events: &mut EventStream, message: &Message) -> Result<()> {
-    let what = format!("event `message_read` about \"{}\"", message.content);
-    events
-        .wait_for(&what, |event| event.is("message_read", &message.id).then_some(()))
-        .await
+async fn wait_until_read(events: &mut EventStream, phone: &Phone, message_id: &str) -> Result<()> {
+    let what = format!("event `message_read` about {message_id}");
+    let read = |event: &Event| is_about(event, "message_read", message_id).then(|| event.clone());
+    let event = events.wait_for(&what, read).await?;
+    Ok(phone.saw(&event)?)
+}
+
+/// Whether it is this event about this message.
+fn is_about(event: &Event, name: &str, message_id: &str) -> bool {
+    event.name == name && event.field("message_id").is_some_and(|id| id == message_id)
 }
 
 async fn sync_until_it_has(api: &Api, phone: &mut Phone, wanted: &[Message]) -> Result<((), String)> {
-    let synced = phone.sync(api).await?;
+    let synced = phone.fetch(&api.http).await?;
     let kept = phone.messages()?;
     for message in wanted {
         let found = kept.get(&message.id).map(|kept| &kept.content);
@@ -398,15 +440,12 @@ async fn sync_until_it_has(api: &Api, phone: &mut Phone, wanted: &[Message]) -> 
 }
 
 /// Checks that the server answered with this status, and for these messages.
-fn all_are(status: &str, messages: &[Message], results: &[Outcome]) -> Result<()> {
+fn all_are(status: &str, messages: &[String], results: &[Outcome]) -> Result<()> {
     let found: Vec<String> = results
         .iter()
         .map(|result| format!("{} {}", result.id, result.status))
         .collect();
-    let expected: Vec<String> = messages
-        .iter()
-        .map(|message| format!("{} {status}", message.id))
-        .collect();
+    let expected: Vec<String> = messages.iter().map(|id| format!("{id} {status}")).collect();
     ensure!(
         found == expected,
         "the upload was answered by {found:?}, not {expected:?}"
@@ -419,9 +458,10 @@ fn all_are(status: &str, messages: &[Message], results: &[Outcome]) -> Result<()
 async fn compare(api: &Api, bob: &Bob, phone: &mut Phone, patience: Duration) -> Result<usize> {
     let deadline = Instant::now() + patience;
     loop {
-        phone.sync(api).await?;
+        phone.sync(&api.http).await?;
         let kept = phone.messages()?;
-        let seen = conversation(api, bob, &phone.user_id).await?;
+        let user_id = phone.recall("user_id")?.unwrap_or_default();
+        let seen = conversation(api, bob, &user_id).await?;
         let mut differences: Vec<String> = seen
             .values()
             .filter_map(|theirs| difference(theirs, kept.get(&theirs.id)))
@@ -537,7 +577,6 @@ mod tests {
             version: 1,
             created_at: "2026-01-01T00:00:00Z".into(),
             read_at: read_at.map(str::to_owned),
-            deleted_at: None,
         }
     }
 
@@ -554,6 +593,7 @@ mod tests {
     fn an_event_about_something_else_is_no_message() {
         let event = |name: &str, data: &str| Event {
             name: name.to_owned(),
+            id: None,
             data: data.to_owned(),
         };
         assert_eq!(

@@ -352,7 +352,7 @@ impl Incoming {
         let mut place = start;
         let mut entries: Vec<Entry> = Vec::new();
         let mut bytes = 0;
-        let (has_more, position) = loop {
+        let (mut has_more, position) = loop {
             let room = question.limit - entries.len();
             let slice = match self
                 .store
@@ -371,6 +371,7 @@ impl Incoming {
                 break (slice.has_more || is_cut, slice.view.published);
             }
         };
+        has_more |= item::end_before_return(&mut entries);
         if has_more {
             end_at_transaction(&mut entries);
         }

@@ -1,6 +1,6 @@
 //! What a batch holds, and how stream entries become it: the newest version of each row once, in commit order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -88,6 +88,26 @@ struct UserColumns<'a> {
 fn project<'a, T: Deserialize<'a> + Serialize>(row: &'a str) -> Option<Box<RawValue>> {
     let columns: T = serde_json::from_str(row).ok()?;
     serde_json::value::to_raw_value(&columns).ok()
+}
+
+/// Cuts off what follows from where a row comes again that went before, and says whether it did.
+///
+/// Such a row may begin anew with a lower version. In one batch its end would be left out for the newer row, and a
+/// client that holds a higher version would keep that for ever.
+pub fn end_before_return(entries: &mut Vec<Entry>) -> bool {
+    let mut gone: HashSet<(String, Option<String>)> = HashSet::new();
+    let returned = entries.iter().position(|entry| match entry.op {
+        Op::Delete => {
+            gone.insert((entry.table.clone(), entry.row_id()));
+            false
+        }
+        Op::Insert | Op::Update if !gone.is_empty() => gone.contains(&(entry.table.clone(), entry.row_id())),
+        _ => false,
+    });
+    if let Some(end) = returned {
+        entries.truncate(end);
+    }
+    returned.is_some()
 }
 
 /// Turns entries in commit order into items: of several versions of a row only the newest stays, at its place.
@@ -187,6 +207,21 @@ mod tests {
             entry(4, Op::Delete, "b", "1"),
         ]);
         assert_eq!(show(&items), ["a=2", "delete-b"]);
+    }
+
+    #[test]
+    fn entries_end_before_a_row_comes_again_that_went() {
+        let mut entries = vec![
+            entry(1, Op::Insert, "a", "1"),
+            entry(2, Op::Delete, "a", "1"),
+            entry(3, Op::Insert, "b", "1"),
+            entry(4, Op::Insert, "a", "anew"),
+        ];
+        assert!(end_before_return(&mut entries));
+        assert_eq!(show(&collapse(entries)), ["delete-a", "b=1"]);
+        let mut entries = vec![entry(1, Op::Update, "a", "1"), entry(2, Op::Delete, "a", "1")];
+        assert!(!end_before_return(&mut entries));
+        assert_eq!(entries.len(), 2);
     }
 
     #[test]

@@ -1,20 +1,15 @@
-//! The client's side of the HTTP API.
+//! What the demo asks the engine, as bob in a browser, and how it listens: by the reference phone's HTTP.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper::{Method, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::events::EventStream;
+use super::phone::{Answer, Event, Events, Http, Network, Phone, Request};
 
 /// How long `/ready` may take to say why something else failed.
 const READY_PATIENCE: Duration = Duration::from_secs(3);
@@ -22,59 +17,47 @@ const READY_PATIENCE: Duration = Duration::from_secs(3);
 /// As whom a request is made.
 #[derive(Debug, Clone)]
 pub(super) enum Caller {
-    /// Before logging in or enrolling.
+    /// Before logging in.
     Nobody,
     /// A person in a browser, by access token.
     User {
         /// What logging in gave.
         token: String,
     },
-    /// A device, by the token that enrolling gave.
-    Device {
-        /// The id that the device chose for itself.
-        id: String,
-        /// What enrolling gave; the server keeps a digest only.
-        token: String,
-    },
 }
 
-/// An answer with its JSON body.
-#[derive(Debug)]
-pub(super) struct Reply {
-    /// HTTP status.
-    pub(super) status: StatusCode,
-    /// The body; null when it is no JSON.
-    pub(super) body: Value,
-}
-
-impl Reply {
-    /// The code of the error envelope, if there is one.
-    pub(super) fn error_code(&self) -> Option<&str> {
-        self.body.pointer("/error/code")?.as_str()
+impl Caller {
+    fn headers(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Nobody => Vec::new(),
+            Self::User { token } => vec![("authorization", format!("Bearer {token}"))],
+        }
     }
 }
 
-/// An engine's API.
+/// A client of one engine.
 #[derive(Debug)]
 pub(super) struct Api {
     base: String,
-    client: Client<HttpConnector, Full<Bytes>>,
+    pub(super) http: Http,
     patience: Duration,
 }
 
 impl Api {
-    /// The API at a base URL; no answer may take longer than `patience`.
+    /// A client of the engine at `url`, which waits `patience` for each answer and each event.
+    ///
+    /// # Errors
+    /// When the URL is none of plain HTTP.
     pub(super) fn new(url: &str, patience: Duration) -> Result<Self> {
         let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
             bail!("{url} is not of the form http://host:port, which is all that the demo speaks");
         }
-        let mut connector = HttpConnector::new();
-        // The steps' latencies are to be the engine's, not those of small packets that wait for an acknowledgement.
-        connector.set_nodelay(true);
+        let mut http = Http::new(url);
+        http.patience = patience;
         Ok(Self {
             base: url.trim_end_matches('/').to_owned(),
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            http,
             patience,
         })
     }
@@ -87,106 +70,87 @@ impl Api {
         path: &str,
         body: Option<Value>,
     ) -> Result<T> {
-        let reply = self.send(caller, method.clone(), path, body).await?;
-        if !reply.status.is_success() {
-            bail!("{method} {path} answered {}: {}", reply.status, brief(&reply.body));
+        let asked = format!("{method} {path}");
+        let Answer { status, body, .. } = self.send(caller, method, path, body).await?;
+        if !status.is_success() {
+            bail!("{asked} answered {status}: {}", brief(&body));
         }
-        let Reply { status, body } = reply;
-        T::deserialize(&body).with_context(|| format!("{method} {path} answered {status} with {}", brief(&body)))
+        T::deserialize(&body).with_context(|| format!("{asked} answered {status} with {}", brief(&body)))
     }
 
-    /// Makes a request, whatever the answer.
-    pub(super) async fn send(&self, caller: &Caller, method: Method, path: &str, body: Option<Value>) -> Result<Reply> {
-        let exchange = async {
-            let response = self.request(caller, method.clone(), path, body, None).await?;
-            let status = response.status();
-            let bytes = response
-                .into_body()
-                .collect()
-                .await
-                .context("the answer broke off")?
-                .to_bytes();
-            anyhow::Ok(Reply {
-                status,
-                body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
-            })
+    async fn send(&self, caller: &Caller, method: Method, path: &str, body: Option<Value>) -> Result<Answer> {
+        let asked = format!("{method} {path}");
+        let request = Request {
+            method,
+            path: path.to_owned(),
+            headers: caller.headers(),
+            body,
         };
-        match timeout(self.patience, exchange).await {
-            Ok(reply) => reply.with_context(|| format!("{method} {path}")),
-            Err(_) => bail!("waited {} s for the answer to {method} {path}", self.patience.as_secs()),
-        }
+        let answer = self.http.exchange(request).await;
+        answer.with_context(|| format!("{asked}: no engine answers at {}; `posduif dev` starts one", self.base))
     }
 
-    /// Opens a stream of events and waits for its `hello`.
-    pub(super) async fn events(&self, caller: &Caller, path: &str, last_event_id: Option<&str>) -> Result<EventStream> {
-        let request = self.request(caller, Method::GET, path, None, last_event_id);
-        let response = timeout(self.patience, request)
-            .await
-            .map_err(|_| anyhow!("waited {} s for {path} to open", self.patience.as_secs()))?
-            .with_context(|| format!("GET {path}"))?;
-        let status = response.status();
-        if status != StatusCode::OK {
-            bail!("GET {path} answered {status}, not a stream of events");
-        }
-        let mut events = EventStream::new(path, response.into_body(), self.patience);
-        events
-            .wait_for("its first event, hello", |event| (event.name == "hello").then_some(()))
-            .await?;
-        Ok(events)
+    /// Opens bob's stream of events and waits for its `hello`.
+    pub(super) async fn listen(&self, caller: &Caller, path: &str) -> Result<EventStream> {
+        let events = self.http.events(path.to_owned(), caller.headers()).await;
+        let events = events.with_context(|| format!("GET {path}"))?;
+        EventStream::begin(events, self.patience).await
     }
 
-    async fn request(
-        &self,
-        caller: &Caller,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-        last_event_id: Option<&str>,
-    ) -> Result<Response<Incoming>> {
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
-        request = match caller {
-            Caller::Nobody => request,
-            Caller::User { token } => request.header(AUTHORIZATION, format!("Bearer {token}")),
-            Caller::Device { id, token } => request
-                .header("X-Device-ID", id)
-                .header(AUTHORIZATION, format!("Bearer {token}")),
-        };
-        if let Some(id) = last_event_id {
-            request = request.header("Last-Event-ID", id);
-        }
-        let body = match body {
-            Some(body) => {
-                request = request.header(CONTENT_TYPE, "application/json");
-                Bytes::from(body.to_string())
-            }
-            None => Bytes::new(),
-        };
-        let request = request
-            .header(ACCEPT, "application/json, text/event-stream")
-            .body(Full::new(body))
-            .context("malformed request")?;
-        let response = self.client.request(request).await;
-        response.with_context(|| format!("no engine answers at {}; `posduif dev` starts one", self.base))
+    /// Opens the phone's stream of events behind the last one that it has seen, and waits for its `hello`.
+    pub(super) async fn listen_as(&self, phone: &mut Phone) -> Result<EventStream> {
+        let events = phone.listen(&self.http).await.context("the phone's event stream")?;
+        EventStream::begin(events, self.patience).await
     }
 
     /// Asks `/ready` why something else failed.
     pub(super) async fn readiness(&self) -> String {
-        let exchange = async {
-            let response = self.request(&Caller::Nobody, Method::GET, "/ready", None, None).await?;
-            let status = response.status();
-            let bytes = response.into_body().collect().await?.to_bytes();
-            anyhow::Ok((status, serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null)))
-        };
-        match timeout(READY_PATIENCE, exchange).await {
-            Ok(Ok((StatusCode::OK, _))) => {
+        match timeout(READY_PATIENCE, self.send(&Caller::Nobody, Method::GET, "/ready", None)).await {
+            Ok(Ok(answer)) if answer.status == StatusCode::OK => {
                 "/ready answers 200: Postgres, Redis and the replication look well".to_owned()
             }
-            Ok(Ok((status, body))) => format!("/ready answers {status}: {}", failing_checks(&body)),
+            Ok(Ok(answer)) => format!("/ready answers {}: {}", answer.status, failing_checks(&answer.body)),
             Ok(Err(error)) => format!("/ready cannot be asked: {error:#}"),
             Err(_) => format!(
                 "/ready does not answer within {} s either: the engine hangs, or what it asks does",
                 READY_PATIENCE.as_secs()
             ),
+        }
+    }
+}
+
+/// A stream of events, one after the other.
+#[derive(Debug)]
+pub(super) struct EventStream {
+    events: Events,
+    ready: VecDeque<Event>,
+    patience: Duration,
+}
+
+impl EventStream {
+    async fn begin(events: Events, patience: Duration) -> Result<Self> {
+        let mut stream = Self {
+            events,
+            ready: VecDeque::new(),
+            patience,
+        };
+        let is_hello = |event: &Event| (event.name == "hello").then_some(());
+        stream.wait_for("its first event, hello", is_hello).await?;
+        Ok(stream)
+    }
+
+    /// Waits for the first event that `pick` makes something of; others are passed over.
+    pub(super) async fn wait_for<T>(&mut self, what: &str, mut pick: impl FnMut(&Event) -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            while let Some(event) = self.ready.pop_front() {
+                if let Some(found) = pick(&event) {
+                    return Ok(found);
+                }
+            }
+            let next = timeout_at(deadline, self.events.next()).await;
+            let next = next.map_err(|_| anyhow!("waited {} s for {what}", self.patience.as_secs()))?;
+            self.ready.extend(next.with_context(|| format!("waiting for {what}"))?);
         }
     }
 }

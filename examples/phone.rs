@@ -1,0 +1,1139 @@
+//! The reference phone: a whole client in one file, with SQLite for its memory. `docs/sync-protocol.md` says what it must
+//! do; here is how. The tests and `posduif demo` play with this very code.
+//!
+//! ```sh
+//! cargo run --example phone -- enroll http://127.0.0.1:8080/api/enrollment/<token>     # what the QR code says
+//! cargo run --example phone -- send bob "Hello"
+//! cargo run --example phone -- watch
+//! ```
+//!
+//! Three tables hold everything:
+//!
+//! - `rows`: what the server has said, row by row, of all tables.
+//! - `outbox`: what the user did and the server has not answered for, oldest first.
+//! - `memory`: who the phone is, its cursor, the last event's id.
+//!
+//! What the user sees is `rows` with the outbox played over it ([`Phone::messages`]), so the two never mix.
+//!
+//! Five rules make it exact, whatever is lost, repeated or killed on the way:
+//!
+//! 1. Rows and cursor are stored in **one transaction**. A phone that dies asks again for what it has not stored.
+//! 2. A cursor is sent **only after its rows are stored**, because asking with it acknowledges them.
+//! 3. A row **replaces** what is stored unless that is a newer version. What comes twice does no harm.
+//! 4. The outbox has ids and base versions of the phone's own, so an upload without an answer is **sent again** as it is.
+//! 5. An item leaves the outbox only in the transaction that stores **what the server answered for it**.
+//!
+//! It speaks plain HTTP; an app on a real phone uses the HTTP of its platform, and HTTPS.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use clap::{Parser, Subcommand};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{Method, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+// ---------------------------------------------------------------------------------------------- what the phone keeps
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS rows (
+    tbl   TEXT NOT NULL,
+    id    TEXT NOT NULL,
+    row   TEXT NOT NULL,              -- JSON, as it came
+    stale INTEGER NOT NULL DEFAULT 0, -- 1 while a snapshot is under way that has not mentioned it
+    PRIMARY KEY (tbl, id)
+);
+CREATE TABLE IF NOT EXISTS outbox (
+    place        INTEGER PRIMARY KEY AUTOINCREMENT,
+    op           TEXT NOT NULL,       -- create, edit, delete, read
+    id           TEXT NOT NULL,       -- of the message
+    recipient_id TEXT,
+    content      TEXT,
+    base_version INTEGER,             -- the version upon which the user made the change
+    created_at   TEXT NOT NULL,
+    refusal      TEXT                 -- why the server will never take it; it is then kept for the user to see
+);
+CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+";
+
+/// Most items in one upload; the server's default limit is 1,000.
+const UPLOAD_ITEMS_MAX: usize = 500;
+
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A stream in which nothing has come for so long is dead, since the server sends a comment every 15 s.
+const SILENCE_MAX: Duration = Duration::from_secs(50);
+
+/// A message as the user sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Message {
+    /// Chosen by whoever writes it.
+    pub(crate) id: String,
+    /// Who wrote it.
+    pub(crate) sender_id: String,
+    /// Who is to read it.
+    pub(crate) recipient_id: String,
+    /// What it says.
+    pub(crate) content: String,
+    /// Grows by one with every change of what it says.
+    pub(crate) version: i64,
+    /// When it was written, RFC 3339.
+    pub(crate) created_at: String,
+    /// When its recipient read it.
+    #[serde(default)]
+    pub(crate) read_at: Option<String>,
+}
+
+/// Something that the user did and the server has not answered for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Item {
+    place: i64,
+    /// `create`, `edit`, `delete` or `read`.
+    pub(crate) op: String,
+    /// Id of the message.
+    pub(crate) id: String,
+    recipient_id: Option<String>,
+    /// What the message is to say.
+    pub(crate) content: Option<String>,
+    /// The version upon which the user made the change.
+    pub(crate) base_version: Option<i64>,
+    created_at: String,
+    /// Why the server will never take it.
+    pub(crate) refusal: Option<String>,
+}
+
+/// How a phone stands; the states of `docs/sync-protocol.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It has no token: it never had one, or the one it had has ended. Rows and outbox are kept.
+    Unenrolled,
+    /// It has a token and no cursor.
+    Fresh,
+    /// It is taking a snapshot: not all of its rows need be so any more.
+    Snapshot,
+    /// It follows the stream.
+    Stream,
+}
+
+/// Why something did not work.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    /// There is no answer, or one that says to come back. Whether the server did it nobody knows; to do the same again
+    /// is right in either case.
+    #[error("not now: {cause}")]
+    Later {
+        /// For people.
+        cause: String,
+        /// The server's own wish, in `Retry-After`.
+        after: Option<Duration>,
+    },
+    /// The server does not know the token any more: enroll again.
+    #[error("this device's enrollment has ended")]
+    Ended,
+    /// There is no token.
+    #[error("this phone is not enrolled")]
+    Unenrolled,
+    /// The server will not do it, now or later.
+    #[error("refused, {code}: {message}")]
+    Refused {
+        /// Of the API.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// The user asks for what cannot be.
+    #[error("{0}")]
+    Misuse(String),
+    /// The SQLite file fails.
+    #[error("the phone's file: {0}")]
+    File(#[from] rusqlite::Error),
+}
+
+impl Trouble {
+    fn later(cause: impl ToString) -> Self {
+        Self::Later {
+            cause: cause.to_string(),
+            after: None,
+        }
+    }
+
+    fn is_refusal(&self, wanted: &str) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == wanted)
+    }
+}
+
+/// What a sync did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Synced {
+    /// Batches that were fetched.
+    pub(crate) batches: usize,
+    /// Rows that came, changed or went.
+    pub(crate) rows: usize,
+}
+
+/// A phone, which is its SQLite file.
+pub(crate) struct Phone {
+    database: Connection,
+    /// Rows to ask for at once; the server's own number when unset.
+    pub(crate) batch_rows: Option<usize>,
+}
+
+impl Phone {
+    /// Opens the file, or makes it. All that this type does can be cut off anywhere and goes on from the file.
+    pub(crate) fn open(path: &Path) -> Result<Self, Trouble> {
+        let database = Connection::open(path)?;
+        database.execute_batch(SCHEMA)?;
+        Ok(Self {
+            database,
+            batch_rows: None,
+        })
+    }
+
+    /// How it stands.
+    pub(crate) fn state(&self) -> Result<State, Trouble> {
+        let has = |key| self.recall(key).map(|value| value.is_some());
+        Ok(match (has("device_token")?, has("cursor")?, has("in_snapshot")?) {
+            (false, _, _) => State::Unenrolled,
+            (true, false, _) => State::Fresh,
+            (true, true, true) => State::Snapshot,
+            (true, true, false) => State::Stream,
+        })
+    }
+
+    // ------------------------------------------------------------------------------------------------------ enrolling
+
+    /// Trades what the QR code says for a token of this device's own. When the answer is lost, the same call gives a
+    /// fresh token.
+    pub(crate) async fn enroll(&mut self, network: &impl Network, token: &str) -> Result<(), Trouble> {
+        // Kept before it is sent: only the same device may ask for a lost answer again.
+        let device_id = match self.recall("device_id")? {
+            Some(device_id) => device_id,
+            None => format!("phone-{}", uuid::Uuid::new_v4().simple()),
+        };
+        remember(&self.database, "device_id", &device_id)?;
+        let request = Request {
+            method: Method::POST,
+            path: "/api/enrollment/complete".to_owned(),
+            headers: Vec::new(),
+            body: Some(json!({
+                "token": token,
+                "device_id": device_id,
+                "device_info": {"platform": "sqlite", "version": "1", "model": "reference phone"},
+            })),
+        };
+        let answer = judge(network.exchange(request).await).map_err(|trouble| match trouble {
+            // A token of an enrollment, unlike that of a device, is told by 404 and 400.
+            Trouble::Ended => Trouble::later("the server wants credentials for an enrollment"),
+            trouble => trouble,
+        });
+        if let Err(trouble) = &answer
+            && trouble.is_refusal("CONFLICT")
+        {
+            // This device belongs to somebody else there. Under another id it can be the new user's.
+            forget(&self.database, "device_id")?;
+        }
+        let enrolled: Enrolled = read(&answer?)?;
+        let is_somebody_else = self.recall("user_id")?.is_some_and(|known| known != enrolled.user_id);
+        let transaction = self.database.transaction()?;
+        if is_somebody_else {
+            // What one user had or wrote is not the next one's to see or to send.
+            transaction.execute_batch("DELETE FROM rows; DELETE FROM outbox")?;
+            ["cursor", "in_snapshot", "last_event_id"]
+                .iter()
+                .try_for_each(|key| forget(&transaction, key))?;
+        }
+        remember(&transaction, "device_token", &enrolled.device_token)?;
+        remember(&transaction, "user_id", &enrolled.user_id)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    // -------------------------------------------------------------------------------------------------------- syncing
+
+    /// Sends the outbox, then fetches what is new.
+    pub(crate) async fn sync(&mut self, network: &impl Network) -> Result<Synced, Trouble> {
+        let uploaded = self.upload(network).await;
+        if let Err(trouble) = uploaded {
+            // Uploads need the server's Postgres only, batches mostly its Redis: one may work without the other.
+            if matches!(trouble, Trouble::Later { .. }) {
+                self.fetch(network).await?;
+            }
+            return Err(trouble);
+        }
+        self.fetch(network).await
+    }
+
+    /// Fetches batches until there is no more.
+    pub(crate) async fn fetch(&mut self, network: &impl Network) -> Result<Synced, Trouble> {
+        let mut synced = Synced::default();
+        loop {
+            let cursor = self.recall("cursor")?;
+            let mut path = "/api/sync/incoming?".to_owned();
+            if let Some(rows) = self.batch_rows {
+                path.push_str(&format!("limit={rows}&"));
+            }
+            if let Some(cursor) = &cursor {
+                path.push_str(&format!("cursor={cursor}"));
+            }
+            let batch: Batch = match self.ask(network, Method::GET, path, None).await {
+                Ok(answer) => read(&answer)?,
+                // Not this device's, or of before the server's secret changed. Without one a snapshot begins.
+                Err(trouble) if trouble.is_refusal("INVALID_CURSOR") && cursor.is_some() => {
+                    forget(&self.database, "cursor")?;
+                    continue;
+                }
+                Err(trouble) => return Err(trouble),
+            };
+            self.store(&batch)?;
+            synced.batches += 1;
+            synced.rows += batch.messages.len() + batch.users.len() + batch.changes.len();
+            if batch.has_more && cursor.as_ref() == Some(&batch.cursor) {
+                return Err(Trouble::later("the server has more, and does not say where"));
+            }
+            if !batch.has_more {
+                break;
+            }
+        }
+        if synced.rows > 0 {
+            // The next question would acknowledge the last batch as well, but it may be long until then, and senders
+            // like to know.
+            let cursor = self.recall("cursor")?;
+            let path = "/api/sync/ack".to_owned();
+            self.ask(network, Method::POST, path, Some(json!({"cursor": cursor})))
+                .await?;
+        }
+        Ok(synced)
+    }
+
+    /// Stores a batch and its cursor (rules 1 and 3).
+    fn store(&mut self, batch: &Batch) -> Result<(), Trouble> {
+        let transaction = self.database.transaction()?;
+        if batch.reset {
+            // A snapshot begins: all that it does not mention will be gone at its end. Until then the user goes on
+            // seeing the old rows instead of half of the new ones.
+            transaction.execute("UPDATE rows SET stale = 1", [])?;
+            remember(&transaction, "in_snapshot", "1")?;
+        }
+        // Ends before rows: a row that went and came again is in the batch as both.
+        for change in batch.changes.iter().filter(|change| change.op == "delete") {
+            if let Some(id) = &change.id {
+                remove(&transaction, &change.table, id)?;
+            }
+        }
+        for (table, rows) in [("messages", &batch.messages), ("users", &batch.users)] {
+            for row in rows {
+                if let Some(id) = row.get("id").and_then(Value::as_str) {
+                    put(&transaction, table, id, row)?;
+                }
+            }
+        }
+        for change in &batch.changes {
+            // A `message` is no row; an app that uses those would act on it here.
+            if let ("insert" | "update", Some(id), Some(row)) = (change.op.as_str(), &change.id, &change.row) {
+                put(&transaction, &change.table, id, row)?;
+            }
+        }
+        if !batch.has_more {
+            transaction.execute("DELETE FROM rows WHERE stale", [])?;
+            forget(&transaction, "in_snapshot")?;
+        }
+        remember(&transaction, "cursor", &batch.cursor)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Sends the outbox, oldest first, until the server has answered for all of it.
+    pub(crate) async fn upload(&mut self, network: &impl Network) -> Result<(), Trouble> {
+        let mut items_max = UPLOAD_ITEMS_MAX;
+        loop {
+            let mut items = self.waiting()?;
+            let count = items.len();
+            items.truncate(items_max);
+            if items.is_empty() {
+                return Ok(());
+            }
+            let body = json!({
+                "messages": items.iter().map(Item::to_json).collect::<Vec<_>>(),
+                "pending_count": count - items.len(),
+            });
+            let path = "/api/sync/outgoing".to_owned();
+            let answer = match self.ask(network, Method::POST, path, Some(body)).await {
+                Err(trouble) if trouble.is_refusal("PAYLOAD_TOO_LARGE") => {
+                    match items.as_slice() {
+                        [item] => refuse(&self.database, item.place, "it is too large")?,
+                        items => items_max = items.len() / 2,
+                    }
+                    continue;
+                }
+                answer => read::<UploadAnswer>(&answer?)?,
+            };
+            let left = self.settle(&items, &answer.results)?;
+            if left > 0 {
+                return Err(Trouble::later(format!("{left} items are to be sent again")));
+            }
+        }
+    }
+
+    /// Stores what the server answered for items (rule 5), and gives the number of those to be sent again. Results come
+    /// in the order of the items.
+    fn settle(&mut self, items: &[Item], results: &[ItemResult]) -> Result<usize, Trouble> {
+        let user_id = self.recall("user_id")?.unwrap_or_default();
+        let transaction = self.database.transaction()?;
+        let mut done = 0;
+        for (item, result) in items.iter().zip(results) {
+            match (result.status.as_str(), &result.server) {
+                // Stored at once, so that the user does not see the former text until it comes by the stream.
+                ("applied", _) => {
+                    let before = message(&transaction, &item.id)?;
+                    match item.change(before, &user_id) {
+                        Some(mut after) => {
+                            after.version = result.version.unwrap_or(after.version);
+                            put(&transaction, "messages", &item.id, &json!(after))?;
+                        }
+                        None => remove(&transaction, "messages", &item.id)?,
+                    }
+                }
+                // Somebody else changed it too. Which of the two stands is the server's to say; both are kept there.
+                ("conflict", Some(server)) => put(&transaction, "messages", &item.id, server)?,
+                // It was done by an earlier upload whose answer did not arrive. What came of it comes by the stream.
+                ("duplicate" | "conflict", _) => {}
+                ("rejected", _) => {
+                    let reason = result.message.as_deref().unwrap_or("no reason given");
+                    refuse(&transaction, item.place, reason)?;
+                    done += 1;
+                    continue;
+                }
+                // `retry`, and whatever servers may say one day.
+                _ => continue,
+            }
+            transaction.execute("DELETE FROM outbox WHERE place = ?1", [item.place])?;
+            done += 1;
+        }
+        transaction.commit()?;
+        Ok(items.len() - done)
+    }
+
+    /// Makes a request as this device.
+    async fn ask(
+        &mut self,
+        network: &impl Network,
+        method: Method,
+        path: String,
+        body: Option<Value>,
+    ) -> Result<Answer, Trouble> {
+        let headers = self.credentials()?;
+        let request = Request {
+            method,
+            path,
+            headers,
+            body,
+        };
+        let answer = judge(network.exchange(request).await);
+        if let Err(Trouble::Ended) = answer {
+            forget(&self.database, "device_token")?;
+        }
+        answer
+    }
+
+    fn credentials(&self) -> Result<Vec<(&'static str, String)>, Trouble> {
+        match (self.recall("device_id")?, self.recall("device_token")?) {
+            (Some(id), Some(token)) => Ok(vec![("x-device-id", id), ("authorization", format!("Bearer {token}"))]),
+            _ => Err(Trouble::Unenrolled),
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------- staying up to date
+
+    /// Follows the event stream and syncs whenever it tells of something, for ever. Ends only for what waiting does not
+    /// mend.
+    pub(crate) async fn watch(&mut self, http: &Http, mut told: impl FnMut(&Self, &Event)) -> Result<(), Trouble> {
+        let mut backoff = Backoff::default();
+        loop {
+            let pause = match self.follow(http, &mut backoff, &mut told).await {
+                Ok(pause) => pause,
+                Err(Trouble::Later { after, .. }) => backoff.next(after),
+                Err(trouble) => return Err(trouble),
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Follows one event stream to its end; gives the pause that the server wishes.
+    pub(crate) async fn follow(
+        &mut self,
+        http: &Http,
+        backoff: &mut Backoff,
+        told: &mut impl FnMut(&Self, &Event),
+    ) -> Result<Duration, Trouble> {
+        let mut events = self.listen(http).await?;
+        // After connecting, so that nothing falls between: what comes from now on is told.
+        self.sync(http).await?;
+        *backoff = Backoff::default();
+        loop {
+            // One sync answers for all events that have come meanwhile.
+            let batch = events.next().await?;
+            if batch.iter().any(|event| event.name == "revoked") {
+                forget(&self.database, "device_token")?;
+                return Err(Trouble::Ended);
+            }
+            // Events are thin: which one it is does not matter, the rows come by sync.
+            if batch
+                .iter()
+                .any(|event| !matches!(event.name.as_str(), "hello" | "presence" | "bye"))
+            {
+                self.sync(http).await?;
+            }
+            for event in &batch {
+                self.saw(event)?;
+                told(self, event);
+                if event.name == "bye" {
+                    let pause = event.field("reconnect_ms").and_then(|ms| ms.as_u64());
+                    return Ok(Duration::from_millis(pause.unwrap_or(1000)));
+                }
+            }
+        }
+    }
+
+    /// Keeps the place of an event, behind which the next stream begins.
+    pub(crate) fn saw(&self, event: &Event) -> Result<(), Trouble> {
+        match &event.id {
+            Some(id) => remember(&self.database, "last_event_id", id),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the event stream behind the last event that this phone has seen.
+    pub(crate) async fn listen(&mut self, http: &Http) -> Result<Events, Trouble> {
+        loop {
+            let mut headers = self.credentials()?;
+            let device_id = self.recall("device_id")?.unwrap_or_default();
+            let last_event_id = self.recall("last_event_id")?;
+            // An event's id is no cursor for `fetch`: that would acknowledge rows that are not stored (rule 2).
+            headers.extend(last_event_id.iter().map(|id| ("last-event-id", id.clone())));
+            let path = format!("/sse/mobile/{device_id}");
+            match http.events(path, headers).await {
+                Err(trouble) if trouble.is_refusal("INVALID_CURSOR") && last_event_id.is_some() => {
+                    forget(&self.database, "last_event_id")?;
+                }
+                Err(Trouble::Ended) => {
+                    forget(&self.database, "device_token")?;
+                    return Err(Trouble::Ended);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------- what the user does
+
+    /// Writes a message, on line or not; gives its id.
+    pub(crate) fn send(&mut self, recipient_id: &str, content: &str) -> Result<String, Trouble> {
+        let id = uuid::Uuid::new_v4().to_string();
+        self.queue("create", &id, Some(recipient_id), Some(content), None)?;
+        Ok(id)
+    }
+
+    /// Changes what a message says.
+    pub(crate) fn edit(&mut self, id: &str, content: &str) -> Result<(), Trouble> {
+        let base = self.seen(id)?.version;
+        self.queue("edit", id, None, Some(content), Some(base))
+    }
+
+    /// Takes a message back.
+    pub(crate) fn delete(&mut self, id: &str) -> Result<(), Trouble> {
+        let base = self.seen(id)?.version;
+        self.queue("delete", id, None, None, Some(base))
+    }
+
+    /// Notes that the user has read a message.
+    pub(crate) fn read(&mut self, id: &str) -> Result<(), Trouble> {
+        let base = self.seen(id)?.version;
+        self.queue("read", id, None, None, Some(base))
+    }
+
+    /// A message as the user sees it now. Its version is the base of the user's next change: what the server said, plus
+    /// one for each own change that is still in the outbox.
+    fn seen(&self, id: &str) -> Result<Message, Trouble> {
+        self.messages()?
+            .remove(id)
+            .ok_or_else(|| Trouble::Misuse(format!("there is no message {id} here")))
+    }
+
+    fn queue(
+        &mut self,
+        op: &str,
+        id: &str,
+        recipient_id: Option<&str>,
+        content: Option<&str>,
+        base_version: Option<i64>,
+    ) -> Result<(), Trouble> {
+        let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+        self.database.execute(
+            "INSERT INTO outbox (op, id, recipient_id, content, base_version, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![op, id, recipient_id, content, base_version, now],
+        )?;
+        Ok(())
+    }
+
+    // ------------------------------------------------------------------------------------------------ what the user sees
+
+    /// All messages by id: what the server has said, and the outbox played over it.
+    pub(crate) fn messages(&self) -> Result<BTreeMap<String, Message>, Trouble> {
+        let user_id = self.recall("user_id")?.unwrap_or_default();
+        let mut messages: BTreeMap<String, Message> = self
+            .rows("messages")?
+            .into_iter()
+            .filter_map(|(id, row)| Some((id, Message::deserialize(row).ok()?)))
+            .collect();
+        for item in self.waiting()? {
+            if let Some(after) = item.change(messages.remove(&item.id), &user_id) {
+                messages.insert(item.id, after);
+            }
+        }
+        Ok(messages)
+    }
+
+    /// All rows of a table by id, as the server has said them.
+    pub(crate) fn rows(&self, table: &str) -> Result<BTreeMap<String, Value>, Trouble> {
+        let mut statement = self.database.prepare("SELECT id, row FROM rows WHERE tbl = ?1")?;
+        let rows = statement.query_map([table], |row| Ok((row.get(0)?, parse(&row.get::<_, String>(1)?))))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// What the user did and the server has not answered for, oldest first.
+    pub(crate) fn waiting(&self) -> Result<Vec<Item>, Trouble> {
+        self.items("SELECT * FROM outbox WHERE refusal IS NULL ORDER BY place")
+    }
+
+    /// What the user did and the server will never take.
+    pub(crate) fn refused(&self) -> Result<Vec<Item>, Trouble> {
+        self.items("SELECT * FROM outbox WHERE refusal IS NOT NULL ORDER BY place")
+    }
+
+    fn items(&self, query: &str) -> Result<Vec<Item>, Trouble> {
+        let mut statement = self.database.prepare(query)?;
+        let items = statement.query_map([], |row| {
+            Ok(Item {
+                place: row.get("place")?,
+                op: row.get("op")?,
+                id: row.get("id")?,
+                recipient_id: row.get("recipient_id")?,
+                content: row.get("content")?,
+                base_version: row.get("base_version")?,
+                created_at: row.get("created_at")?,
+                refusal: row.get("refusal")?,
+            })
+        })?;
+        Ok(items.collect::<Result<_, _>>()?)
+    }
+
+    /// Something that the phone keeps by name: `device_id`, `user_id`, `cursor`, `last_event_id` and the like.
+    pub(crate) fn recall(&self, key: &str) -> Result<Option<String>, Trouble> {
+        let found = self
+            .database
+            .query_row("SELECT value FROM memory WHERE key = ?1", [key], |row| row.get(0));
+        Ok(found.optional()?)
+    }
+}
+
+impl Item {
+    /// What the item makes of a message; `None` when there is no message then.
+    fn change(&self, before: Option<Message>, user_id: &str) -> Option<Message> {
+        if self.op == "create" {
+            return Some(Message {
+                id: self.id.clone(),
+                sender_id: user_id.to_owned(),
+                recipient_id: self.recipient_id.clone().unwrap_or_default(),
+                content: self.content.clone().unwrap_or_default(),
+                version: 1,
+                created_at: self.created_at.clone(),
+                read_at: None,
+            });
+        }
+        let mut message = before?;
+        match self.op.as_str() {
+            "edit" => message.content = self.content.clone().unwrap_or_default(),
+            "read" if message.read_at.is_none() => message.read_at = Some(self.created_at.clone()),
+            "read" => return Some(message),
+            _ => return None,
+        }
+        message.version += 1;
+        Some(message)
+    }
+
+    /// As the server takes it.
+    fn to_json(&self) -> Value {
+        json!({
+            "op": self.op,
+            "id": self.id,
+            "recipient_id": self.recipient_id,
+            "content": self.content,
+            "base_version": self.base_version,
+            "created_at": self.created_at,
+        })
+    }
+}
+
+/// Stores a row unless a newer version is there. Only messages have versions; of all else the last one to come counts.
+/// What is stale is of another history, whose versions say nothing in this one.
+fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
+    transaction.execute(
+        "INSERT INTO rows (tbl, id, row, stale) VALUES (?1, ?2, ?3, 0)
+         ON CONFLICT (tbl, id) DO UPDATE SET row = excluded.row, stale = 0
+         WHERE rows.stale OR rows.tbl <> 'messages' OR excluded.row ->> 'version' >= rows.row ->> 'version'",
+        params![table, id, row.to_string()],
+    )?;
+    Ok(())
+}
+
+fn message(transaction: &Transaction<'_>, id: &str) -> Result<Option<Message>, Trouble> {
+    let query = "SELECT row FROM rows WHERE tbl = 'messages' AND id = ?1";
+    let row = transaction.query_row(query, [id], |row| row.get::<_, String>(0));
+    Ok(row.optional()?.and_then(|row| Message::deserialize(parse(&row)).ok()))
+}
+
+fn remove(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Trouble> {
+    transaction.execute("DELETE FROM rows WHERE tbl = ?1 AND id = ?2", [table, id])?;
+    Ok(())
+}
+
+fn refuse(database: &Connection, place: i64, reason: &str) -> Result<(), Trouble> {
+    database.execute(
+        "UPDATE outbox SET refusal = ?2 WHERE place = ?1",
+        params![place, reason],
+    )?;
+    Ok(())
+}
+
+fn remember(database: &Connection, key: &str, value: &str) -> Result<(), Trouble> {
+    database.execute(
+        "INSERT INTO memory (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        [key, value],
+    )?;
+    Ok(())
+}
+
+fn forget(database: &Connection, key: &str) -> Result<(), Trouble> {
+    database.execute("DELETE FROM memory WHERE key = ?1", [key])?;
+    Ok(())
+}
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or(Value::Null)
+}
+
+// -------------------------------------------------------------------------------------------------- what the server says
+
+/// The answer to a completed enrollment.
+#[derive(Deserialize)]
+struct Enrolled {
+    user_id: String,
+    device_token: String,
+}
+
+/// The answer of `GET /api/sync/incoming`.
+#[derive(Deserialize)]
+struct Batch {
+    messages: Vec<Value>,
+    users: Vec<Value>,
+    changes: Vec<Change>,
+    /// What to ask with next time, and what acknowledges this batch.
+    cursor: String,
+    /// Ask again at once.
+    has_more: bool,
+    /// The first batch of a snapshot: what the phone holds is replaced by what follows.
+    reset: bool,
+}
+
+/// A row of another table, or one of any table that has gone.
+#[derive(Deserialize)]
+struct Change {
+    table: String,
+    op: String,
+    id: Option<String>,
+    row: Option<Value>,
+}
+
+/// The answer of `POST /api/sync/outgoing`.
+#[derive(Deserialize)]
+struct UploadAnswer {
+    results: Vec<ItemResult>,
+}
+
+/// What became of one uploaded item.
+#[derive(Deserialize)]
+struct ItemResult {
+    /// `applied`, `duplicate`, `conflict`, `rejected` or `retry`.
+    status: String,
+    message: Option<String>,
+    version: Option<i64>,
+    /// The message as it is there now.
+    server: Option<Value>,
+}
+
+/// Reads an answer's body. One that cannot be read is a fault on the way, as a login page of a train's network is.
+fn read<T: for<'de> Deserialize<'de>>(answer: &Answer) -> Result<T, Trouble> {
+    T::deserialize(&answer.body).map_err(Trouble::later)
+}
+
+/// Tells what an answer means for whoever asked.
+fn judge(answer: Result<Answer, Lost>) -> Result<Answer, Trouble> {
+    let answer = answer.map_err(Trouble::later)?;
+    let error = |name| {
+        let text = answer.body.get("error")?.get(name)?.as_str()?;
+        Some(text.to_owned())
+    };
+    let (code, message) = (
+        error("code").unwrap_or_default(),
+        error("message").unwrap_or_else(|| answer.status.to_string()),
+    );
+    match answer.status {
+        status if status.is_success() => Ok(answer),
+        StatusCode::UNAUTHORIZED => Err(Trouble::Ended),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(Trouble::Later {
+            cause: message,
+            after: answer.retry_after,
+        }),
+        status if status.is_server_error() => Err(Trouble::Later {
+            cause: message,
+            after: answer.retry_after,
+        }),
+        _ => Err(Trouble::Refused { code, message }),
+    }
+}
+
+/// Waits longer and longer, at random within bounds, so that phones that lost the server together do not come back
+/// together.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The next pause: 1 s to 1 min and up to as much again, and never less than what the server wishes.
+    pub(crate) fn next(&mut self, wish: Option<Duration>) -> Duration {
+        let seconds = 1_u64 << self.failures.min(6);
+        self.failures += 1;
+        let least = Duration::from_secs(seconds.min(60)).max(wish.unwrap_or_default());
+        let random = getrandom::u64().map_or(0.5, |random| random as f64 / u64::MAX as f64);
+        least.mul_f64(1.0 + random)
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- the network
+
+/// A request.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    /// HTTP method.
+    pub(crate) method: Method,
+    /// Path and query.
+    pub(crate) path: String,
+    /// Beside those of the body.
+    pub(crate) headers: Vec<(&'static str, String)>,
+    /// JSON.
+    pub(crate) body: Option<Value>,
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    /// HTTP status.
+    pub(crate) status: StatusCode,
+    /// `Retry-After`.
+    pub(crate) retry_after: Option<Duration>,
+    /// JSON, null when it is none.
+    pub(crate) body: Value,
+}
+
+/// There is no answer. Whether the request arrived nobody knows.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("no answer: {0}")]
+pub(crate) struct Lost(pub(crate) String);
+
+/// What lies between phone and server. The tests put one in its place that loses requests and answers.
+pub(crate) trait Network: Sync {
+    /// Sends a request and waits for its answer.
+    fn exchange(&self, request: Request) -> impl Future<Output = Result<Answer, Lost>> + Send;
+}
+
+/// HTTP to one server.
+#[derive(Debug, Clone)]
+pub(crate) struct Http {
+    base: String,
+    client: Client<HttpConnector, Full<Bytes>>,
+    /// How long one answer may take.
+    pub(crate) patience: Duration,
+}
+
+impl Http {
+    /// A client of the server at a URL of the form `http://host:port`.
+    pub(crate) fn new(base: &str) -> Self {
+        let mut connector = HttpConnector::new();
+        // Requests are small and wait for their answer, so nothing is gained by waiting for more to send.
+        connector.set_nodelay(true);
+        Self {
+            base: base.trim_end_matches('/').to_owned(),
+            client: Client::builder(TokioExecutor::new()).build(connector),
+            patience: PATIENCE,
+        }
+    }
+
+    /// Opens a stream of events.
+    pub(crate) async fn events(&self, path: String, headers: Vec<(&'static str, String)>) -> Result<Events, Trouble> {
+        let request = Request {
+            method: Method::GET,
+            path,
+            headers,
+            body: None,
+        };
+        let response = tokio::time::timeout(self.patience, self.begin(request))
+            .await
+            .map_err(Trouble::later)?
+            .map_err(Trouble::later)?;
+        if response.status() == StatusCode::OK {
+            return Ok(Events {
+                body: response.into_body(),
+                parser: EventParser::default(),
+            });
+        }
+        judge(self.end(response).await)?;
+        Err(Trouble::later("this is no stream of events"))
+    }
+
+    async fn begin(&self, request: Request) -> Result<hyper::Response<Incoming>, Lost> {
+        let mut builder = hyper::Request::builder()
+            .method(request.method)
+            .uri(format!("{}{}", self.base, request.path));
+        for (name, value) in request.headers {
+            builder = builder.header(name, value);
+        }
+        let body = match request.body {
+            Some(body) => {
+                builder = builder.header("content-type", "application/json");
+                Bytes::from(body.to_string())
+            }
+            None => Bytes::new(),
+        };
+        let request = builder.body(Full::new(body)).map_err(|error| Lost(error.to_string()))?;
+        let response = self.client.request(request).await;
+        response.map_err(|error| Lost(format!("{} does not answer: {error}", self.base)))
+    }
+
+    async fn end(&self, response: hyper::Response<Incoming>) -> Result<Answer, Lost> {
+        let status = response.status();
+        let retry_after = response
+            .headers()
+            .get("retry-after")
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .map(Duration::from_secs);
+        let body = response.into_body().collect().await;
+        let body = body.map_err(|error| Lost(format!("the answer broke off: {error}")))?;
+        Ok(Answer {
+            status,
+            retry_after,
+            body: serde_json::from_slice(&body.to_bytes()).unwrap_or(Value::Null),
+        })
+    }
+}
+
+impl Network for Http {
+    async fn exchange(&self, request: Request) -> Result<Answer, Lost> {
+        let exchange = async { self.end(self.begin(request).await?).await };
+        let patience = self.patience;
+        match tokio::time::timeout(patience, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Lost(format!("nothing within {} s", patience.as_secs()))),
+        }
+    }
+}
+
+/// A live event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// What `event:` said, `message` when it said nothing.
+    pub(crate) name: String,
+    /// What to resume behind.
+    pub(crate) id: Option<String>,
+    /// The lines of `data:`, joined by line feeds: JSON.
+    pub(crate) data: String,
+}
+
+impl Event {
+    /// A field of the data.
+    pub(crate) fn field(&self, name: &str) -> Option<Value> {
+        parse(&self.data).get(name).cloned()
+    }
+}
+
+/// An open stream of events.
+#[derive(Debug)]
+pub(crate) struct Events {
+    body: Incoming,
+    parser: EventParser,
+}
+
+impl Events {
+    /// The events that have come since the last call, at least one.
+    pub(crate) async fn next(&mut self) -> Result<Vec<Event>, Trouble> {
+        loop {
+            let ready = self.parser.take();
+            if !ready.is_empty() {
+                return Ok(ready);
+            }
+            let frame = tokio::time::timeout(SILENCE_MAX, self.body.frame()).await;
+            match frame.map_err(Trouble::later)? {
+                Some(frame) => {
+                    let frame = frame.map_err(Trouble::later)?;
+                    self.parser.push(frame.data_ref().map_or(&[][..], |bytes| bytes));
+                }
+                None => return Err(Trouble::later("the server ended the stream")),
+            }
+        }
+    }
+}
+
+/// Bytes to events, as the HTML standard defines the format; only a lone carriage return as a line end, which no server
+/// sends, is left out.
+#[derive(Debug, Default)]
+pub(crate) struct EventParser {
+    /// Bytes after the last whole line.
+    rest: Vec<u8>,
+    name: String,
+    id: Option<String>,
+    data: Option<String>,
+    ready: VecDeque<Event>,
+}
+
+impl EventParser {
+    /// Takes what has come.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.rest.extend_from_slice(bytes);
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            self.line(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']));
+        }
+    }
+
+    /// Gives the events that are whole.
+    pub(crate) fn take(&mut self) -> Vec<Event> {
+        self.ready.drain(..).collect()
+    }
+
+    fn line(&mut self, line: &str) {
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match field {
+            // The empty line ends an event. What has no data is none, such as a comment, which begins with a colon.
+            "" if line.is_empty() => {
+                let (name, id) = (std::mem::take(&mut self.name), self.id.take());
+                if let Some(data) = self.data.take() {
+                    let name = if name.is_empty() { "message".to_owned() } else { name };
+                    self.ready.push_back(Event { name, id, data });
+                }
+            }
+            "event" => value.clone_into(&mut self.name),
+            "id" => self.id = Some(value.to_owned()),
+            "data" => match &mut self.data {
+                Some(data) => *data = format!("{data}\n{value}"),
+                None => self.data = Some(value.to_owned()),
+            },
+            // `retry` is for clients that know nothing better than to wait that long; see `Backoff`.
+            _ => {}
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- the command line
+
+#[derive(Parser)]
+#[command(about = "The reference phone, which shows how a client of Posduif works")]
+struct Arguments {
+    /// The phone's SQLite file
+    #[arg(long, default_value = "phone.sqlite")]
+    file: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Enroll this phone
+    Enroll {
+        /// The enrollment's URL, which the QR code holds
+        url: String,
+    },
+    /// Send and fetch once
+    Sync,
+    /// Write a message; it waits for the next sync
+    Send {
+        /// A user's name or id
+        to: String,
+        content: String,
+    },
+    /// Change what a message says
+    Edit { id: String, content: String },
+    /// Take a message back
+    Delete { id: String },
+    /// Note that a message was read
+    Read { id: String },
+    /// Show all messages
+    List,
+    /// Stay up to date and show each event
+    Watch,
+}
+
+/// Does what the command line says, and a sync where that helps.
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Arguments { file, command } = Arguments::parse();
+    let mut phone = Phone::open(&file)?;
+    if let Command::Enroll { url } = &command {
+        let (base, token) = url
+            .split_once("/api/enrollment/")
+            .context("an enrollment's URL is http://host:port/api/enrollment/<token>")?;
+        phone.enroll(&Http::new(base), token).await?;
+        remember(&phone.database, "server", base)?;
+    }
+    let http = Http::new(&phone.recall("server")?.ok_or(Trouble::Unenrolled)?);
+    match command {
+        Command::Enroll { .. } | Command::Sync => {
+            let synced = phone.sync(&http).await?;
+            println!("{} rows in {} batches", synced.rows, synced.batches);
+        }
+        Command::Send { to, content } => {
+            let users = phone.rows("users")?;
+            let named = users.iter().find(|(_, user)| user["username"] == to.as_str());
+            println!("{}", phone.send(named.map_or(&to, |(id, _)| id), &content)?);
+        }
+        Command::Edit { id, content } => phone.edit(&id, &content)?,
+        Command::Delete { id } => phone.delete(&id)?,
+        Command::Read { id } => phone.read(&id)?,
+        Command::List => {
+            let mut messages: Vec<Message> = phone.messages()?.into_values().collect();
+            messages.sort_by(|one, other| one.created_at.cmp(&other.created_at));
+            for message in messages {
+                println!("{}  {}", message.id, message.content);
+            }
+            println!("{:?}, {} waiting to be sent", phone.state()?, phone.waiting()?.len());
+            for item in phone.refused()? {
+                println!("refused: {} {}: {}", item.op, item.id, item.refusal.unwrap_or_default());
+            }
+        }
+        Command::Watch => {
+            let told = |_: &Phone, event: &Event| println!("{} {}", event.name, event.data);
+            phone.watch(&http, told).await?;
+        }
+    }
+    Ok(())
+}

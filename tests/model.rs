@@ -1,0 +1,1452 @@
+//! Every device converges, whatever happens on the way: many random stories, each with phones, a web user and somebody
+//! at `psql`, in which answers get lost, requests come twice or late, phones die and are restored from older copies,
+//! streams are trimmed and lost, history breaks and engines restart. At the end of each story every phone's SQLite must
+//! say what a query on Postgres says, and what phones uploaded must be there once.
+//!
+//! The phone is the reference phone itself. Stories come from a seed, which is printed; each can be told again:
+//!
+//! ```sh
+//! POSDUIF_MODEL_SEED=7 POSDUIF_MODEL_CASE=33 cargo nextest run model
+//! ```
+//!
+//! `POSDUIF_MODEL_CASES` sets the number of stories of both tests together.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use hyper::Method;
+use posduif::config::ConflictStrategy;
+use posduif::database::{Database, tenants};
+use posduif::engine::Role;
+use postgres_types::{PgLsn, ToSql};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config as ProptestConfig, RngAlgorithm, TestRng, TestRunner};
+use redis::aio::MultiplexedConnection;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::phone::{Answer, Http, Lost, Network, Phone, Request, State, Trouble};
+use crate::support::http::Api;
+use crate::support::{PATIENCE, RunningEngine, World, eventually};
+
+/// Stories of both tests together, unless the environment says otherwise.
+const CASES: usize = 1000;
+
+/// Stories that go on side by side in one test, each in a tenant of its own at a time.
+const WORKERS: usize = 6;
+
+/// Stories after which a worker goes on in a new tenant.
+const TENANT_CASES: usize = 40;
+
+/// Tries to make a failing story smaller.
+const SHRINKS_MAX: usize = 60;
+
+// ------------------------------------------------------------------------------------------------------------- stories
+
+/// What becomes of one request of a phone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It is answered.
+    Pass,
+    /// It never arrives.
+    LoseRequest,
+    /// It is done, and the answer is lost.
+    LoseAnswer,
+    /// It arrives twice, and the second answer comes back.
+    Twice,
+    /// It is done; it arrives once more when the story says so.
+    Linger,
+    /// The phone dies before sending it.
+    DieBefore,
+    /// The phone dies before it has stored the answer.
+    DieAfter,
+}
+
+/// One of several, whose number is known only when it comes to it.
+#[derive(Clone, Copy)]
+struct Pick(u8);
+
+impl std::fmt::Debug for Pick {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Pick {
+    fn index(self, count: usize) -> usize {
+        usize::from(self.0) % count
+    }
+
+    fn of<T>(self, all: &[T]) -> &T {
+        &all[self.index(all.len())]
+    }
+
+    fn of_mut<T>(self, all: &mut [T]) -> &mut T {
+        let index = self.index(all.len());
+        &mut all[index]
+    }
+}
+
+/// Something that happens. Picks choose among what there is then.
+#[derive(Debug, Clone)]
+enum Op {
+    BobWrites {
+        to: Pick,
+    },
+    BobEdits {
+        message: Pick,
+    },
+    BobDeletes {
+        message: Pick,
+    },
+    BobReads {
+        message: Pick,
+    },
+    Insert {
+        from: Pick,
+        to: Pick,
+        count: u8,
+        long: bool,
+        commits: bool,
+    },
+    Edit {
+        message: Pick,
+        in_one_commit: Option<Pick>,
+    },
+    SoftDelete {
+        message: Pick,
+    },
+    Restore {
+        message: Pick,
+    },
+    Delete {
+        message: Pick,
+        and_again: bool,
+    },
+    MoveTo {
+        message: Pick,
+        to: Pick,
+    },
+    MoveFrom {
+        message: Pick,
+        from: Pick,
+    },
+    NewTask {
+        owner: Pick,
+        long: bool,
+    },
+    EditTask {
+        task: Pick,
+    },
+    FinishTask {
+        task: Pick,
+    },
+    GiveTask {
+        task: Pick,
+        owner: Option<Pick>,
+    },
+    SoftDeleteTask {
+        task: Pick,
+    },
+    DeleteTask {
+        task: Pick,
+    },
+    Notice {
+        text: Option<u8>,
+    },
+    Rename {
+        user: Pick,
+    },
+    PhoneWrites {
+        phone: Pick,
+        to: Pick,
+    },
+    PhoneEdits {
+        phone: Pick,
+        message: Pick,
+    },
+    PhoneDeletes {
+        phone: Pick,
+        message: Pick,
+    },
+    PhoneReads {
+        phone: Pick,
+        message: Pick,
+    },
+    Sync {
+        phone: Pick,
+        fates: Vec<Fate>,
+    },
+    Upload {
+        phone: Pick,
+        fates: Vec<Fate>,
+    },
+    Fetch {
+        phone: Pick,
+        fates: Vec<Fate>,
+    },
+    /// A request that lingered arrives.
+    Late {
+        phone: Pick,
+    },
+    /// The phone's file is copied.
+    Save {
+        phone: Pick,
+    },
+    /// The copy takes the file's place.
+    GoBack {
+        phone: Pick,
+    },
+    /// The device's token ends; its user enrolls it anew.
+    Revoke {
+        phone: Pick,
+    },
+    /// The user's inbox forgets all but its last entries.
+    Trim {
+        user: Pick,
+        keep: u8,
+    },
+    LoseInbox {
+        user: Pick,
+    },
+    /// The tenant's streams begin anew.
+    Resync,
+    /// All that is committed reaches the streams.
+    Publish,
+    /// Redis loses the checkpoint: history breaks for everybody.
+    BreakHistory,
+    RestartEngine,
+}
+
+fn fates() -> impl Strategy<Value = Vec<Fate>> {
+    use Fate::*;
+    let fate = prop_oneof![
+        6 => Just(Pass),
+        1 => Just(LoseRequest),
+        2 => Just(LoseAnswer),
+        1 => Just(Twice),
+        1 => Just(Linger),
+        1 => Just(DieBefore),
+        1 => Just(DieAfter),
+    ];
+    proptest::collection::vec(fate, 0..5)
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    use Op::*;
+    let i = || any::<u8>().prop_map(Pick);
+    let by_bob = prop_oneof![
+        3 => i().prop_map(|to| BobWrites { to }),
+        2 => i().prop_map(|message| BobEdits { message }),
+        1 => i().prop_map(|message| BobDeletes { message }),
+        1 => i().prop_map(|message| BobReads { message }),
+    ];
+    let by_psql = prop_oneof![
+        4 => (i(), i(), 1..4_u8, prop::bool::weighted(0.1), prop::bool::weighted(0.9))
+            .prop_map(|(from, to, count, long, commits)| Insert { from, to, count, long, commits }),
+        4 => (i(), prop::option::weighted(0.3, i())).prop_map(|(message, in_one_commit)| Edit { message, in_one_commit }),
+        2 => i().prop_map(|message| SoftDelete { message }),
+        1 => i().prop_map(|message| Restore { message }),
+        2 => (i(), prop::bool::weighted(0.4)).prop_map(|(message, and_again)| Delete { message, and_again }),
+        2 => (i(), i()).prop_map(|(message, to)| MoveTo { message, to }),
+        1 => (i(), i()).prop_map(|(message, from)| MoveFrom { message, from }),
+        1 => i().prop_map(|user| Rename { user }),
+    ];
+    let own_tables = prop_oneof![
+        3 => (i(), prop::bool::weighted(0.2)).prop_map(|(owner, long)| NewTask { owner, long }),
+        1 => i().prop_map(|task| EditTask { task }),
+        1 => i().prop_map(|task| FinishTask { task }),
+        2 => (i(), prop::option::weighted(0.8, i())).prop_map(|(task, owner)| GiveTask { task, owner }),
+        1 => i().prop_map(|task| SoftDeleteTask { task }),
+        1 => i().prop_map(|task| DeleteTask { task }),
+        1 => prop::option::weighted(0.7, any::<u8>()).prop_map(|text| Notice { text }),
+    ];
+    let by_phone = prop_oneof![
+        4 => (i(), i()).prop_map(|(phone, to)| PhoneWrites { phone, to }),
+        4 => (i(), i()).prop_map(|(phone, message)| PhoneEdits { phone, message }),
+        1 => (i(), i()).prop_map(|(phone, message)| PhoneDeletes { phone, message }),
+        1 => (i(), i()).prop_map(|(phone, message)| PhoneReads { phone, message }),
+    ];
+    let on_the_way = prop_oneof![
+        6 => (i(), fates()).prop_map(|(phone, fates)| Sync { phone, fates }),
+        2 => (i(), fates()).prop_map(|(phone, fates)| Upload { phone, fates }),
+        4 => (i(), fates()).prop_map(|(phone, fates)| Fetch { phone, fates }),
+        1 => i().prop_map(|phone| Late { phone }),
+        2 => Just(Publish),
+    ];
+    let mishaps = prop_oneof![
+        3 => i().prop_map(|phone| Save { phone }),
+        4 => i().prop_map(|phone| GoBack { phone }),
+        2 => (i(), 0..6_u8).prop_map(|(user, keep)| Trim { user, keep }),
+        1 => i().prop_map(|phone| Revoke { phone }),
+        1 => i().prop_map(|user| LoseInbox { user }),
+        1 => Just(Resync),
+    ];
+    prop_oneof![3 => by_bob, 5 => by_psql, 3 => own_tables, 5 => by_phone, 8 => on_the_way, 2 => mishaps]
+}
+
+/// A story. Some, by their number, have what shakes everybody: each run must have it, and not too often.
+fn story(number: usize) -> impl Strategy<Value = Vec<Op>> {
+    let ops = || proptest::collection::vec(op(), 6..22);
+    (ops(), ops()).prop_map(move |(mut first, second)| {
+        match number % 100 {
+            16 | 67 => first.push(Op::BreakHistory),
+            42 | 91 => first.push(Op::RestartEngine),
+            _ => {}
+        }
+        first.extend(second);
+        first
+    })
+}
+
+/// The source of chance for one story.
+fn runner(seed: u64, number: usize) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..16].copy_from_slice(&(number as u64).to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    TestRunner::new_with_rng(ProptestConfig::default(), rng)
+}
+
+// --------------------------------------------------------------------------------------------------------- the engine
+
+/// One engine, with what all stories share.
+struct Stage {
+    world: World,
+    engine: tokio::sync::Mutex<Option<RunningEngine>>,
+    /// Where it listens; another port after each start.
+    address: Mutex<String>,
+    /// What shook everybody, so far and just now.
+    shocks: AtomicU64,
+    psql: tokio_postgres::Client,
+    redis: MultiplexedConnection,
+    database: Database,
+    folder: Folder,
+    strategy: ConflictStrategy,
+    tenants: AtomicUsize,
+    texts: AtomicU64,
+    tallies: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Stage {
+    async fn new(strategy: ConflictStrategy) -> Arc<Self> {
+        let mut world = World::new().await;
+        let config = &mut world.config;
+        config.replication.heartbeat_interval_ms = 200;
+        config.postgres.pool_size = 8;
+        config.streams.acknowledged_keep_seconds = 0;
+        // Where stories trim by themselves the engine does not: two who trim would undo each other's notes of it.
+        config.streams.trim_interval_seconds = if strategy == ConflictStrategy::Manual { 3600 } else { 1 };
+        config.sync.conflict_strategy = strategy;
+        config.sync.batch_size = 10;
+        config.auth.token_expiry_seconds = 86_400;
+        config.routes = serde_json::from_value(json!([
+            {"table": "tasks", "to": ["owner"]},
+            {"table": "notices", "to": ["tenant"]},
+        ]))
+        .unwrap();
+        let engine = world.engine(Role::All).await;
+        world.published().await;
+        // In memory where there is such a folder: phones sync their files to the disk, which is not what is tested.
+        let parent = Some(PathBuf::from("/dev/shm")).filter(|path| path.is_dir());
+        let folder = parent.unwrap_or_else(std::env::temp_dir);
+        let folder = folder.join(format!("posduif-model-{}", Uuid::new_v4().simple()));
+        std::fs::create_dir(&folder).unwrap();
+        let psql = world.psql().await;
+        // What anybody ever wrote, outside of the published schemas.
+        psql.batch_execute(
+            "CREATE TABLE public.history (tenant text, id uuid, op text, content text, is_new_text boolean, is_read boolean);
+             CREATE INDEX ON public.history (id);
+             CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 INSERT INTO public.history SELECT TG_TABLE_SCHEMA, coalesce(NEW.id, OLD.id), TG_OP,
+                     coalesce(NEW.content, OLD.content), NEW.content IS DISTINCT FROM OLD.content,
+                     NEW.read_at IS NOT NULL;
+                 RETURN NULL;
+             END $$",
+        )
+        .await
+        .unwrap();
+        Arc::new(Self {
+            address: Mutex::new(engine.api().address().to_owned()),
+            engine: tokio::sync::Mutex::new(Some(engine)),
+            shocks: AtomicU64::new(0),
+            redis: world.redis().await,
+            database: world.database().await,
+            psql,
+            folder: Folder(folder),
+            world,
+            strategy,
+            tenants: AtomicUsize::new(0),
+            texts: AtomicU64::new(0),
+            tallies: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    fn api(&self) -> Api {
+        Api::new(&self.address.lock().unwrap())
+    }
+
+    fn tally(&self, what: &'static str) {
+        *self.tallies.lock().unwrap().entry(what).or_default() += 1;
+    }
+
+    /// A text that nobody has written before.
+    fn text(&self, is_long: bool) -> String {
+        let number = self.texts.fetch_add(1, Ordering::Relaxed);
+        // Long enough to be stored out of line, and not compressible.
+        let tail: String = (0..if is_long { 100 } else { 0 })
+            .map(|_| Uuid::new_v4().simple().to_string())
+            .collect();
+        format!("text {number} {tail}")
+    }
+
+    /// Waits until all that is committed now has been published.
+    async fn published(&self) {
+        let emit = "SELECT pg_logical_emit_message(true, 'test', '')::text";
+        let row = self.psql.query_one(emit, &[]).await.unwrap();
+        let target: PgLsn = row.get::<_, String>(0).parse().unwrap();
+        let key = self.world.keys().checkpoint();
+        let since = Instant::now();
+        loop {
+            let end: Option<String> = redis::cmd("HGET")
+                .arg(&key)
+                .arg("end_lsn")
+                .query_async(&mut self.redis.clone())
+                .await
+                .unwrap();
+            if end
+                .and_then(|end| end.parse::<PgLsn>().ok())
+                .is_some_and(|end| end > target)
+            {
+                return;
+            }
+            assert!(since.elapsed() < 2 * PATIENCE, "what is committed is not published");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn restart(&self) {
+        let mut engine = self.engine.lock().await;
+        self.shocks.fetch_add(1, Ordering::SeqCst);
+        engine.take().unwrap().stop().await;
+        let started = self.world.engine(Role::All).await;
+        *self.address.lock().unwrap() = started.api().address().to_owned();
+        *engine = Some(started);
+        self.shocks.fetch_add(1, Ordering::SeqCst);
+        self.tally("engine restarts");
+    }
+
+    async fn break_history(&self) {
+        let _one_at_a_time = self.engine.lock().await;
+        self.shocks.fetch_add(1, Ordering::SeqCst);
+        let key = self.world.keys().checkpoint();
+        let epoch = || async {
+            let epoch: Option<String> = redis::cmd("HGET")
+                .arg(&key)
+                .arg("epoch")
+                .query_async(&mut self.redis.clone())
+                .await
+                .unwrap();
+            epoch
+        };
+        let before = epoch().await;
+        let () = redis::cmd("DEL")
+            .arg(&key)
+            .query_async(&mut self.redis.clone())
+            .await
+            .unwrap();
+        eventually("a new epoch", || async {
+            epoch().await.filter(|now| Some(now) != before.as_ref()).map(drop)
+        })
+        .await;
+        self.shocks.fetch_add(1, Ordering::SeqCst);
+        self.tally("epochs");
+    }
+
+    /// A tenant for stories one after the other, with bob at the web.
+    async fn tenant(&self) -> Tenant {
+        let name = format!("m{}", self.tenants.fetch_add(1, Ordering::Relaxed));
+        tenants::create(&self.database, &self.world.config.replication, &name)
+            .await
+            .unwrap();
+        let schema = format!("tenant_{name}");
+        self.psql
+            .batch_execute(&format!(
+                "CREATE TABLE {schema}.tasks (id serial PRIMARY KEY, owner uuid, body text, done boolean NOT NULL DEFAULT false, deleted_at timestamptz);
+                 ALTER TABLE {schema}.tasks REPLICA IDENTITY FULL;
+                 CREATE TABLE {schema}.notices (id int PRIMARY KEY, body text);
+                 ALTER TABLE {schema}.notices REPLICA IDENTITY FULL;
+                 CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON {schema}.messages
+                     FOR EACH ROW EXECUTE FUNCTION public.note()"
+            ))
+            .await
+            .unwrap();
+        let bob = self
+            .world
+            .user(&name, "bob", posduif::domain::users::UserType::Web)
+            .await;
+        self.published().await;
+        let bobs = eventually("bob is logged in", || async {
+            let body = json!({"tenant": name, "username": "bob", "password": crate::support::PASSWORD});
+            let answer = self
+                .api()
+                .try_send(
+                    Method::POST,
+                    "/api/auth/login",
+                    Some("application/json"),
+                    body.to_string(),
+                )
+                .await;
+            answer.ok().filter(|answer| answer.status == 200)
+        })
+        .await
+        .json();
+        let token = bobs["token"].as_str().unwrap().to_owned();
+        Tenant {
+            name,
+            schema,
+            bob,
+            token,
+        }
+    }
+}
+
+/// Where a story takes place.
+struct Tenant {
+    name: String,
+    schema: String,
+    bob: Uuid,
+    token: String,
+}
+
+// ------------------------------------------------------------------------------------------------------------ one story
+
+/// What lies between a phone and the engine: it does with each request what the story says.
+struct Unreliable {
+    stage: Arc<Stage>,
+    http: Mutex<(String, Http)>,
+    fates: Mutex<VecDeque<Fate>>,
+    /// Requests that arrive once more, much later.
+    lingering: Mutex<VecDeque<Request>>,
+    has_died: AtomicBool,
+}
+
+impl Unreliable {
+    fn http(&self) -> Http {
+        let address = self.stage.address.lock().unwrap().clone();
+        let mut http = self.http.lock().unwrap();
+        if http.0 != address {
+            *http = (address.clone(), Http::new(&format!("http://{address}")));
+        }
+        http.1.clone()
+    }
+}
+
+impl Network for Unreliable {
+    async fn exchange(&self, request: Request) -> Result<Answer, Lost> {
+        let lost = |what: &str| Err(Lost(what.to_owned()));
+        if self.has_died.load(Ordering::Relaxed) {
+            return lost("the phone is dead");
+        }
+        let fate = self.fates.lock().unwrap().pop_front().unwrap_or(Fate::Pass);
+        let http = self.http();
+        match fate {
+            Fate::Pass => http.exchange(request).await,
+            Fate::LoseRequest => lost("the story lost the request"),
+            Fate::LoseAnswer => {
+                let _lost = http.exchange(request).await;
+                lost("the story lost the answer")
+            }
+            Fate::Twice => {
+                let _first = http.exchange(request.clone()).await;
+                http.exchange(request).await
+            }
+            Fate::Linger => {
+                self.lingering.lock().unwrap().push_back(request.clone());
+                http.exchange(request).await
+            }
+            Fate::DieBefore => {
+                self.has_died.store(true, Ordering::Relaxed);
+                lost("the phone died")
+            }
+            Fate::DieAfter => {
+                let _lost = http.exchange(request).await;
+                self.has_died.store(true, Ordering::Relaxed);
+                lost("the phone died")
+            }
+        }
+    }
+}
+
+/// What a user did at a phone. The text of a new message or an edit is like no other.
+type Deed = (String, String, Option<String>);
+
+struct Device {
+    phone: Phone,
+    file: PathBuf,
+    user: Uuid,
+    network: Unreliable,
+    has_copy: bool,
+    /// What must have come to be, unless it was refused.
+    deeds: BTreeSet<Deed>,
+    refused: BTreeSet<Deed>,
+}
+
+fn deeds(items: Vec<crate::phone::Item>) -> impl Iterator<Item = Deed> {
+    items.into_iter().map(|item| (item.op, item.id, item.content))
+}
+
+impl Device {
+    fn open(file: &Path) -> Phone {
+        let mut phone = Phone::open(file).unwrap();
+        // Small, so that batches end within what belongs together.
+        phone.batch_rows = Some(4);
+        phone
+    }
+
+    fn set_fates(&self, fates: &[Fate]) {
+        *self.network.fates.lock().unwrap() = fates.iter().copied().collect();
+    }
+
+    /// What follows a sync, however it ended: a phone that died starts again from its file.
+    fn outlive(&mut self, outcome: Result<(), Trouble>) -> Result<(), String> {
+        self.network.fates.lock().unwrap().clear();
+        if self.network.has_died.swap(false, Ordering::Relaxed) {
+            self.phone = Self::open(&self.file);
+        }
+        match outcome {
+            Ok(()) | Err(Trouble::Later { .. } | Trouble::Ended | Trouble::Unenrolled) => Ok(()),
+            Err(trouble) => Err(format!("a phone met {trouble}")),
+        }
+    }
+
+    fn go_back(&mut self) {
+        self.refused.extend(deeds(self.phone.refused().unwrap()));
+        let before: BTreeSet<Deed> = deeds(self.phone.waiting().unwrap()).collect();
+        std::fs::copy(self.file.with_extension("copy"), &self.file).unwrap();
+        self.phone = Self::open(&self.file);
+        let after: BTreeSet<Deed> = deeds(self.phone.waiting().unwrap()).collect();
+        // What waited and is not in the copy is gone, as everybody would expect.
+        for lost in before.difference(&after) {
+            self.deeds.remove(lost);
+        }
+    }
+}
+
+struct Case<'a> {
+    stage: &'a Arc<Stage>,
+    tenant: &'a Tenant,
+    bob: Api,
+    users: Vec<Uuid>,
+    devices: Vec<Device>,
+    messages: Vec<Uuid>,
+    /// Messages whose deletion somebody at `psql` has taken back.
+    restored: BTreeSet<String>,
+}
+
+/// A message as the oracle and a phone tell it.
+type Told = (String, String, String, i64, Option<DateTime<Utc>>);
+
+impl<'a> Case<'a> {
+    async fn new(stage: &'a Arc<Stage>, tenant: &'a Tenant) -> Result<Self, String> {
+        let bob = stage.api().with("authorization", &format!("Bearer {}", tenant.token));
+        let mut users = vec![tenant.bob];
+        let insert = format!(
+            "INSERT INTO {}.users (username, user_type) VALUES ($1, 'mobile') RETURNING id",
+            tenant.schema
+        );
+        for name in ["joe", "sally"] {
+            let name = format!("{name} {}", stage.text(false));
+            users.push(
+                stage
+                    .psql
+                    .query_one(&insert, &[&name])
+                    .await
+                    .map_err(|e| e.to_string())?
+                    .get(0),
+            );
+        }
+        let mut case = Self {
+            stage,
+            tenant,
+            bob,
+            users,
+            devices: Vec::new(),
+            messages: Vec::new(),
+            restored: BTreeSet::new(),
+        };
+        for owner in [1, 1, 2] {
+            let file = stage.folder.0.join(format!("{}.sqlite", Uuid::new_v4().simple()));
+            let address = stage.address.lock().unwrap().clone();
+            case.devices.push(Device {
+                phone: Device::open(&file),
+                file,
+                user: case.users[owner],
+                network: Unreliable {
+                    stage: stage.clone(),
+                    http: Mutex::new((address.clone(), Http::new(&format!("http://{address}")))),
+                    fates: Mutex::default(),
+                    lingering: Mutex::default(),
+                    has_died: AtomicBool::new(false),
+                },
+                has_copy: false,
+                deeds: BTreeSet::new(),
+                refused: BTreeSet::new(),
+            });
+            case.enroll(case.devices.len() - 1).await?;
+        }
+        Ok(case)
+    }
+
+    async fn enroll(&mut self, device: usize) -> Result<(), String> {
+        let since = Instant::now();
+        loop {
+            let body = json!({"user_id": self.devices[device].user});
+            let created = self.by_bob(Method::POST, "/api/enrollment/create", &body).await?;
+            let device = &mut self.devices[device];
+            if let Some(token) = created.as_ref().and_then(|created| created["token"].as_str()) {
+                match device.phone.enroll(&device.network, token).await {
+                    Ok(()) => return Ok(()),
+                    Err(Trouble::Later { .. }) => {}
+                    Err(trouble) => return Err(format!("enrolling: {trouble}")),
+                }
+            }
+            if since.elapsed() > PATIENCE {
+                return Err("enrolling takes too long".into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// A request of bob's. Nobody minds when there is no answer.
+    async fn by_bob(&self, method: Method, path: &str, body: &Value) -> Result<Option<Value>, String> {
+        let bob = self.bob.at(&self.stage.api());
+        match bob
+            .try_send(method, path, Some("application/json"), body.to_string())
+            .await
+        {
+            Ok(answer) if answer.status.is_success() => Ok(Some(answer.json())),
+            Ok(answer) if matches!(answer.status.as_u16(), 403 | 404 | 503) => Ok(None),
+            Ok(answer) => Err(format!("{path} answered bob {}: {}", answer.status, answer.json())),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// A statement of somebody's at `psql`. `{s}` is the tenant's schema.
+    async fn sql(&self, statement: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, String> {
+        let statement = statement.replace("{s}", &self.tenant.schema);
+        let done = self.stage.psql.execute(&statement, parameters).await;
+        done.map_err(|error| format!("{statement}: {:?}", error.as_db_error()))
+    }
+
+    fn user(&self, index: Pick) -> Uuid {
+        *index.of(&self.users)
+    }
+
+    fn message(&self, index: Pick) -> Option<Uuid> {
+        (!self.messages.is_empty()).then(|| *index.of(&self.messages))
+    }
+
+    /// A task's number; there may be none of it.
+    async fn task(&self, index: Pick) -> Result<i32, String> {
+        let query = format!("SELECT id FROM {}.tasks ORDER BY id", self.tenant.schema);
+        let rows = self
+            .stage
+            .psql
+            .query(&query, &[])
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok(if rows.is_empty() { 0 } else { index.of(&rows).get(0) })
+    }
+
+    async fn happen(&mut self, op: &Op) -> Result<(), String> {
+        let text = self.stage.text(false);
+        match op {
+            Op::BobWrites { to } => {
+                let body = json!({"recipient_id": self.user(*to), "content": text});
+                if let Some(written) = self.by_bob(Method::POST, "/api/messages", &body).await? {
+                    self.messages.push(written["id"].as_str().unwrap().parse().unwrap());
+                }
+            }
+            Op::BobEdits { message } | Op::BobDeletes { message } | Op::BobReads { message } => {
+                let Some(id) = self.message(*message) else {
+                    return Ok(());
+                };
+                let (method, path) = match op {
+                    Op::BobEdits { .. } => (Method::PATCH, format!("/api/messages/{id}")),
+                    Op::BobDeletes { .. } => (Method::DELETE, format!("/api/messages/{id}")),
+                    _ => (Method::PUT, format!("/api/messages/{id}/read")),
+                };
+                self.by_bob(method, &path, &json!({"content": text})).await?;
+            }
+            Op::Insert {
+                from,
+                to,
+                count,
+                long,
+                commits,
+            } => {
+                let ids: Vec<Uuid> = (0..*count).map(|_| Uuid::new_v4()).collect();
+                let mut block = "DO $$ BEGIN ".to_owned();
+                for id in &ids {
+                    write!(
+                        block,
+                        "INSERT INTO {}.messages (id, sender_id, recipient_id, content) VALUES ('{id}', '{}', '{}', '{}'); ",
+                        self.tenant.schema,
+                        self.user(*from),
+                        self.user(*to),
+                        self.stage.text(*long)
+                    )
+                    .unwrap();
+                }
+                if *commits {
+                    self.messages.extend(ids);
+                } else {
+                    block.push_str("RAISE 'changed my mind'; ");
+                }
+                let done = self.stage.psql.batch_execute(&format!("{block} END $$")).await;
+                assert_eq!(done.is_ok(), *commits, "{done:?}");
+            }
+            Op::Edit { message, in_one_commit } => {
+                let ids: Vec<Uuid> = [Some(*message), *in_one_commit]
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|index| self.message(index))
+                    .collect();
+                self.sql(
+                    "UPDATE {s}.messages SET content = $1 || id WHERE id = ANY ($2)",
+                    &[&text, &ids],
+                )
+                .await?;
+            }
+            Op::SoftDelete { message } => {
+                let id = self.message(*message);
+                self.sql("UPDATE {s}.messages SET deleted_at = now() WHERE id = $1", &[&id])
+                    .await?;
+            }
+            Op::Restore { message } => {
+                let id = self.message(*message);
+                self.restored.extend(id.map(|id| id.to_string()));
+                self.sql("UPDATE {s}.messages SET deleted_at = NULL WHERE id = $1", &[&id])
+                    .await?;
+            }
+            Op::Delete { message, and_again } => {
+                let id = self.message(*message);
+                let went = self.sql("DELETE FROM {s}.messages WHERE id = $1", &[&id]).await?;
+                if let (true, 1, Some(id)) = (and_again, went, id) {
+                    let (from, to) = (self.users[0], self.users[1]);
+                    let insert =
+                        "INSERT INTO {s}.messages (id, sender_id, recipient_id, content) VALUES ($1, $2, $3, $4)";
+                    self.sql(insert, &[&id, &from, &to, &text]).await?;
+                }
+            }
+            Op::MoveTo { message, to } => {
+                let (id, to) = (self.message(*message), self.user(*to));
+                self.sql("UPDATE {s}.messages SET recipient_id = $2 WHERE id = $1", &[&id, &to])
+                    .await?;
+            }
+            Op::MoveFrom { message, from } => {
+                let (id, from) = (self.message(*message), self.user(*from));
+                self.sql("UPDATE {s}.messages SET sender_id = $2 WHERE id = $1", &[&id, &from])
+                    .await?;
+            }
+            Op::NewTask { owner, long } => {
+                let (owner, body) = (self.user(*owner), self.stage.text(*long));
+                self.sql("INSERT INTO {s}.tasks (owner, body) VALUES ($1, $2)", &[&owner, &body])
+                    .await?;
+            }
+            Op::EditTask { task } => {
+                let task = self.task(*task).await?;
+                self.sql("UPDATE {s}.tasks SET body = $2 WHERE id = $1", &[&task, &text])
+                    .await?;
+            }
+            Op::FinishTask { task } => {
+                let task = self.task(*task).await?;
+                self.sql("UPDATE {s}.tasks SET done = NOT done WHERE id = $1", &[&task])
+                    .await?;
+            }
+            Op::GiveTask { task, owner } => {
+                let (task, owner) = (self.task(*task).await?, owner.map(|owner| self.user(owner)));
+                self.sql("UPDATE {s}.tasks SET owner = $2 WHERE id = $1", &[&task, &owner])
+                    .await?;
+            }
+            Op::SoftDeleteTask { task } => {
+                let task = self.task(*task).await?;
+                self.sql("UPDATE {s}.tasks SET deleted_at = now() WHERE id = $1", &[&task])
+                    .await?;
+            }
+            Op::DeleteTask { task } => {
+                let task = self.task(*task).await?;
+                self.sql("DELETE FROM {s}.tasks WHERE id = $1", &[&task]).await?;
+            }
+            Op::Notice { text: Some(number) } => {
+                let put = "INSERT INTO {s}.notices VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body";
+                self.sql(put, &[&i32::from(number % 3), &text]).await?;
+            }
+            Op::Notice { text: None } => {
+                self.sql("DELETE FROM {s}.notices WHERE id = 1", &[]).await?;
+            }
+            Op::Rename { user } => {
+                let user = self.user(*user);
+                if user != self.tenant.bob {
+                    self.sql("UPDATE {s}.users SET username = $2 WHERE id = $1", &[&user, &text])
+                        .await?;
+                }
+            }
+            Op::PhoneWrites { phone, to } => {
+                let to = self.user(*to).to_string();
+                let device = phone.of_mut(&mut self.devices);
+                let id = device.phone.send(&to, &text).unwrap();
+                self.messages.push(id.parse().unwrap());
+                device.deeds.insert(("create".into(), id, Some(text)));
+            }
+            Op::PhoneEdits { phone, message }
+            | Op::PhoneDeletes { phone, message }
+            | Op::PhoneReads { phone, message } => {
+                let device = phone.of_mut(&mut self.devices);
+                let seen: Vec<String> = device.phone.messages().unwrap().into_keys().collect();
+                if seen.is_empty() {
+                    return Ok(());
+                }
+                let id = message.of(&seen).clone();
+                let deed = match op {
+                    Op::PhoneEdits { .. } => {
+                        device.phone.edit(&id, &text).unwrap();
+                        ("edit".to_owned(), id, Some(text))
+                    }
+                    Op::PhoneDeletes { .. } => {
+                        device.phone.delete(&id).unwrap();
+                        ("delete".to_owned(), id, None)
+                    }
+                    _ => {
+                        device.phone.read(&id).unwrap();
+                        ("read".to_owned(), id, None)
+                    }
+                };
+                device.deeds.insert(deed);
+            }
+            Op::Sync { phone, fates } => {
+                let device = phone.of_mut(&mut self.devices);
+                device.set_fates(fates);
+                let outcome = device.phone.sync(&device.network).await.map(drop);
+                device.outlive(outcome)?;
+            }
+            Op::Upload { phone, fates } => {
+                let device = phone.of_mut(&mut self.devices);
+                device.set_fates(fates);
+                let outcome = device.phone.upload(&device.network).await;
+                device.outlive(outcome)?;
+            }
+            Op::Fetch { phone, fates } => {
+                let device = phone.of_mut(&mut self.devices);
+                device.set_fates(fates);
+                let outcome = device.phone.fetch(&device.network).await.map(drop);
+                device.outlive(outcome)?;
+            }
+            Op::Late { phone } => {
+                let device = phone.of_mut(&mut self.devices);
+                let request = device.network.lingering.lock().unwrap().pop_front();
+                if let Some(request) = request {
+                    let _nobody_listens = device.network.http().exchange(request).await;
+                    self.stage.tally("requests that came late");
+                }
+            }
+            Op::Save { phone } => {
+                let device = phone.of_mut(&mut self.devices);
+                std::fs::copy(&device.file, device.file.with_extension("copy")).unwrap();
+                device.has_copy = true;
+            }
+            Op::GoBack { phone } => {
+                let mut copied: Vec<&mut Device> = self.devices.iter_mut().filter(|device| device.has_copy).collect();
+                if !copied.is_empty() {
+                    phone.of_mut(&mut copied).go_back();
+                    self.stage.tally("phones restored");
+                }
+            }
+            Op::Revoke { phone } => {
+                let index = phone.index(self.devices.len());
+                let Some(id) = self.devices[index].phone.recall("device_id").unwrap() else {
+                    return Ok(());
+                };
+                self.sql("UPDATE {s}.devices SET revoked_at = now() WHERE device_id = $1", &[&id])
+                    .await?;
+                self.enroll(index).await?;
+                self.stage.tally("devices enrolled anew");
+            }
+            Op::Trim { user, keep } => {
+                if self.stage.strategy == ConflictStrategy::Manual {
+                    self.trim(self.user(*user), *keep).await;
+                }
+            }
+            Op::LoseInbox { user } => {
+                let key = self
+                    .stage
+                    .world
+                    .keys()
+                    .inbox(&self.tenant.name, &self.user(*user).to_string());
+                let () = redis::cmd("DEL")
+                    .arg(key)
+                    .query_async(&mut self.stage.redis.clone())
+                    .await
+                    .unwrap();
+                self.stage.tally("inboxes lost");
+            }
+            Op::Resync => {
+                tenants::resync(&self.stage.database, &self.tenant.name)
+                    .await
+                    .map_err(|error| error.to_string())?;
+                self.stage.tally("tenants begun anew");
+            }
+            Op::Publish => self.stage.published().await,
+            Op::BreakHistory => self.stage.break_history().await,
+            Op::RestartEngine => self.stage.restart().await,
+        }
+        Ok(())
+    }
+
+    /// Trims an inbox as the publisher does: the note of it and the deed in one transaction.
+    async fn trim(&self, user: Uuid, keep: u8) {
+        let keys = self.stage.world.keys();
+        let key = keys.inbox(&self.tenant.name, &user.to_string());
+        let mut redis = self.stage.redis.clone();
+        let last: redis::streams::StreamRangeReply = redis::cmd("XREVRANGE")
+            .arg(&key)
+            .arg("+")
+            .arg("-")
+            .arg("COUNT")
+            .arg(keep + 1)
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        let Some(first) = last.ids.get(usize::from(keep)) else {
+            return;
+        };
+        let mut pipe = redis::pipe();
+        pipe.atomic()
+            .hset(keys.meta(&self.tenant.name), format!("trim:inbox:{user}"), &first.id)
+            .ignore()
+            .cmd("XTRIM")
+            .arg(&key)
+            .arg("MINID")
+            .arg(&first.id)
+            .ignore();
+        let () = pipe.query_async(&mut redis).await.unwrap();
+        self.stage.tally("inboxes trimmed by the story");
+    }
+
+    /// Every phone syncs to the end; then all must be equal.
+    async fn end(&mut self) -> Result<(), String> {
+        let since = Instant::now();
+        for index in 0..self.devices.len() {
+            loop {
+                let device = &mut self.devices[index];
+                device.set_fates(&[]);
+                match device.phone.upload(&device.network).await {
+                    Ok(()) => break,
+                    Err(Trouble::Ended | Trouble::Unenrolled) => self.enroll(index).await?,
+                    Err(Trouble::Later { .. }) if since.elapsed() < PATIENCE => {
+                        tokio::time::sleep(Duration::from_millis(10)).await
+                    }
+                    Err(trouble) => return Err(format!("phone {index} cannot upload: {trouble}")),
+                }
+            }
+        }
+        // What shakes everybody may come between; a replay then tells old things again before it tells the new.
+        loop {
+            let shocks = self.stage.shocks.load(Ordering::SeqCst);
+            self.stage.published().await;
+            match self.compare().await {
+                Ok(()) => break,
+                Err(_)
+                    if since.elapsed() < PATIENCE
+                        && (shocks % 2 == 1 || shocks != self.stage.shocks.load(Ordering::SeqCst)) =>
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(difference) => return Err(difference),
+            }
+        }
+        self.check_deeds().await
+    }
+
+    async fn compare(&mut self) -> Result<(), String> {
+        let s = &self.tenant.schema;
+        let since = Instant::now();
+        for index in 0..self.devices.len() {
+            loop {
+                let device = &mut self.devices[index];
+                match device.phone.fetch(&device.network).await {
+                    Ok(_) => break,
+                    // One that went back may have a token of before.
+                    Err(Trouble::Ended | Trouble::Unenrolled) => self.enroll(index).await?,
+                    Err(Trouble::Later { .. }) if since.elapsed() < PATIENCE => {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    Err(trouble) => return Err(format!("phone {index} cannot fetch: {trouble}")),
+                }
+            }
+            let device = &self.devices[index];
+            let phone = &device.phone;
+            if phone.state().unwrap() != State::Stream || !phone.waiting().unwrap().is_empty() {
+                return Err(format!(
+                    "phone {index} is {:?} and has {:?} waiting",
+                    phone.state(),
+                    phone.waiting()
+                ));
+            }
+            let mine = |id: &str| device.user.to_string() == id;
+            let held = phone.messages().unwrap().into_iter().map(|(id, message)| {
+                assert!(
+                    mine(&message.sender_id) || mine(&message.recipient_id),
+                    "somebody else's message: {message:?}"
+                );
+                let read_at = message
+                    .read_at
+                    .map(|time| DateTime::parse_from_rfc3339(&time).unwrap().to_utc());
+                (
+                    id,
+                    (
+                        message.sender_id,
+                        message.recipient_id,
+                        message.content,
+                        message.version,
+                        read_at,
+                    ),
+                )
+            });
+            let query = format!(
+                "SELECT id::text, sender_id::text, recipient_id::text, content, version, read_at FROM {s}.messages
+                 WHERE $1 IN (sender_id, recipient_id) AND deleted_at IS NULL"
+            );
+            let rows = self
+                .stage
+                .psql
+                .query(&query, &[&device.user])
+                .await
+                .map_err(|error| error.to_string())?;
+            let wanted: BTreeMap<String, Told> = rows
+                .iter()
+                .map(|row| (row.get(0), (row.get(1), row.get(2), row.get(3), row.get(4), row.get(5))))
+                .collect();
+            check(index, "messages", &held.collect(), &wanted)?;
+
+            let tables = [
+                ("users", "username", "deleted_at IS NULL AND $1::uuid IS NOT NULL"),
+                ("tasks", "body || done", "deleted_at IS NULL AND owner = $1"),
+                ("notices", "body", "$1::uuid IS NOT NULL"),
+            ];
+            for (table, text, condition) in tables {
+                let query = format!("SELECT id::text, {text} FROM {s}.{table} WHERE {condition}");
+                let rows = self
+                    .stage
+                    .psql
+                    .query(&query, &[&device.user])
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let wanted: BTreeMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+                let held = phone.rows(table).unwrap().into_iter().map(|(id, row)| {
+                    let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+                    let shown = match table {
+                        "users" => text("username"),
+                        "tasks" => format!("{}{}", text("body"), row["done"]),
+                        _ => text("body"),
+                    };
+                    (id, shown)
+                });
+                check(index, table, &held.collect(), &wanted)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What users did at their phones is in Postgres, each deed once.
+    async fn check_deeds(&mut self) -> Result<(), String> {
+        let query = "SELECT id::text, op, content, is_new_text, is_read FROM public.history WHERE id = ANY ($1)";
+        let rows = self
+            .stage
+            .psql
+            .query(query, &[&self.messages])
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut texts: HashMap<(String, String), i64> = HashMap::new();
+        let (mut births, mut ends) = (HashMap::<String, i64>::new(), HashMap::<String, i64>::new());
+        let mut read: BTreeSet<String> = BTreeSet::new();
+        for row in &rows {
+            let (id, op): (String, String) = (row.get(0), row.get(1));
+            match op.as_str() {
+                "INSERT" => *births.entry(id.clone()).or_default() += 1,
+                "DELETE" => *ends.entry(id.clone()).or_default() += 1,
+                _ => {}
+            }
+            if op != "DELETE" && row.get::<_, bool>(3) {
+                *texts.entry((id.clone(), row.get(2))).or_default() += 1;
+            }
+            if row.get(4) {
+                read.insert(id);
+            }
+        }
+        let query = format!(
+            "SELECT message_id::text, client_version ->> 'op', client_version ->> 'content' FROM {}.message_conflicts WHERE message_id = ANY ($1)",
+            self.tenant.schema
+        );
+        let rows = self
+            .stage
+            .psql
+            .query(&query, &[&self.messages])
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut conflicts: HashMap<Deed, i64> = HashMap::new();
+        for row in &rows {
+            let op: String = row.get(1);
+            let text = if op == "delete" { None } else { row.get(2) };
+            *conflicts.entry((op, row.get(0), text)).or_default() += 1;
+        }
+        let deleted = format!(
+            "SELECT id::text FROM {}.messages WHERE deleted_at IS NOT NULL",
+            self.tenant.schema
+        );
+        let rows = self
+            .stage
+            .psql
+            .query(&deleted, &[])
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut deleted: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+        deleted.extend(ends.keys().cloned());
+
+        for (index, device) in self.devices.iter_mut().enumerate() {
+            device.refused.extend(deeds(device.phone.refused().unwrap()));
+            for deed in device.deeds.difference(&device.refused) {
+                let (op, id, content) = deed;
+                let conflicts = conflicts.get(deed).copied().unwrap_or_default();
+                let ended = ends.get(id).copied().unwrap_or_default();
+                let written = |content: &Option<String>| {
+                    let key = (id.clone(), content.clone().unwrap_or_default());
+                    texts.get(&key).copied().unwrap_or_default()
+                };
+                let is_kept = self.stage.strategy == ConflictStrategy::Manual;
+                let wrong = |what: &str| {
+                    Err(format!(
+                        "phone {index}: {deed:?} {what}; {conflicts} conflicts, {ended} physical ends"
+                    ))
+                };
+                match op.as_str() {
+                    "create" => {
+                        let times = births.get(id).copied().unwrap_or_default();
+                        if times == 0 || written(content) == 0 {
+                            return wrong("was accepted and is not there");
+                        }
+                        if times > 1 + ended {
+                            return wrong("was done more than once");
+                        }
+                    }
+                    "edit" => {
+                        let times = written(content);
+                        if times == 0 && !(is_kept && conflicts > 0) {
+                            return wrong("was accepted and is not there");
+                        }
+                        // Without a conflict it is done once; one that conflicts is done, if at all, as a conflict.
+                        let contested = if is_kept { 0 } else { conflicts };
+                        if times > 1 + contested + ended {
+                            return wrong(&format!("was done {times} times"));
+                        }
+                    }
+                    "delete" => {
+                        let is_explained = is_kept && conflicts > 0 || self.restored.contains(id);
+                        if !is_explained && !deleted.contains(id) {
+                            return wrong("was accepted and is not there");
+                        }
+                    }
+                    "read" if !read.contains(id) => return wrong("was accepted and is not there"),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn clean_up(self) -> Result<(), String> {
+        let users = &self.users[1..];
+        self.sql(
+            "DELETE FROM {s}.messages WHERE sender_id = ANY ($1) OR recipient_id = ANY ($1)",
+            &[&users],
+        )
+        .await?;
+        self.sql("DELETE FROM {s}.messages WHERE id = ANY ($1)", &[&self.messages])
+            .await?;
+        self.sql("DELETE FROM {s}.tasks", &[]).await?;
+        self.sql("DELETE FROM {s}.notices", &[]).await?;
+        self.sql("DELETE FROM {s}.users WHERE id = ANY ($1)", &[&users]).await?;
+        self.stage
+            .psql
+            .execute("DELETE FROM public.history WHERE id = ANY ($1)", &[&self.messages])
+            .await
+            .map_err(|e| e.to_string())?;
+        for device in &self.devices {
+            let _gone = (
+                std::fs::remove_file(&device.file),
+                std::fs::remove_file(device.file.with_extension("copy")),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Compares what a phone holds with what it should, and tells the difference.
+fn check<T: PartialEq + std::fmt::Debug>(
+    phone: usize,
+    table: &str,
+    held: &BTreeMap<String, T>,
+    wanted: &BTreeMap<String, T>,
+) -> Result<(), String> {
+    if held == wanted {
+        return Ok(());
+    }
+    let mut text = format!("phone {phone} and Postgres differ in {table}:");
+    for id in held.keys().chain(wanted.keys()).collect::<BTreeSet<_>>() {
+        if held.get(id) != wanted.get(id) {
+            write!(
+                text,
+                "\n  {id}: phone {:?}\n      Postgres {:?}",
+                held.get(id),
+                wanted.get(id)
+            )
+            .unwrap();
+        }
+    }
+    Err(text)
+}
+
+async fn play(stage: &Arc<Stage>, tenant: &Tenant, ops: &[Op]) -> Result<(), String> {
+    let mut case = Case::new(stage, tenant).await?;
+    for op in ops {
+        case.happen(op).await.map_err(|error| format!("{op:?}: {error}"))?;
+        stage.tally("steps");
+    }
+    case.end().await?;
+    case.clean_up().await
+}
+
+// -------------------------------------------------------------------------------------------------------------- the runs
+
+fn from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is {text}, which is no number")),
+    )
+}
+
+/// A failing story, and why it fails.
+struct Failure {
+    number: usize,
+    reason: String,
+}
+
+async fn run(name: &str, strategy: ConflictStrategy, parity: usize) {
+    let seed = from_environment("POSDUIF_MODEL_SEED").unwrap_or_else(|| getrandom::u64().unwrap() >> 32);
+    let cases = from_environment("POSDUIF_MODEL_CASES").map_or(CASES, |cases| cases as usize);
+    let numbers: VecDeque<usize> = match from_environment("POSDUIF_MODEL_CASE") {
+        Some(number) => VecDeque::from([number as usize]),
+        None => (0..cases.max(2)).filter(|number| number % 2 == parity).collect(),
+    };
+    let (count, began) = (numbers.len(), Instant::now());
+    println!("{name}: {count} stories of the seed {seed}");
+    let stage = Stage::new(strategy).await;
+    let numbers = Mutex::new(numbers);
+    let failure: Mutex<Option<Failure>> = Mutex::default();
+    // Not tasks of their own: a phone's file belongs to one thread.
+    let workers = (0..WORKERS.min(count)).map(async |_| {
+        let mut tenant = stage.tenant().await;
+        let mut told = 0;
+        loop {
+            let next = numbers.lock().unwrap().pop_front();
+            let Some(number) = next.filter(|_| failure.lock().unwrap().is_none()) else {
+                return;
+            };
+            if told == TENANT_CASES {
+                tenants::drop(&stage.database, &tenant.name).await.unwrap();
+                tenant = stage.tenant().await;
+                told = 0;
+            }
+            told += 1;
+            let ops = story(number).new_tree(&mut runner(seed, number)).unwrap().current();
+            if let Err(reason) = play(&stage, &tenant, &ops).await {
+                failure.lock().unwrap().get_or_insert(Failure { number, reason });
+            }
+        }
+    });
+    futures_util::future::join_all(workers).await;
+    let found = failure.lock().unwrap().take();
+    if let Some(Failure { number, reason }) = found {
+        panic!("{}", shrunk(&stage, seed, number, &reason).await);
+    }
+    let took = began.elapsed();
+    println!(
+        "{count} stories in {took:.1?}, {:.1?} each: {:?}",
+        took / count.max(1) as u32,
+        stage.tallies.lock().unwrap()
+    );
+    let engine = stage.engine.lock().await.take().unwrap();
+    engine.stop().await;
+}
+
+/// Tells a failing story again and again with less in it, alone, and describes the least that still fails.
+async fn shrunk(stage: &Arc<Stage>, seed: u64, number: usize, reason: &str) -> String {
+    let mut tree = story(number).new_tree(&mut runner(seed, number)).unwrap();
+    let mut least = (tree.current(), reason.to_owned());
+    let mut is_repeatable = false;
+    for _ in 0..SHRINKS_MAX {
+        let ops = tree.current();
+        let tenant = stage.tenant().await;
+        let moved = match play(stage, &tenant, &ops).await {
+            Err(reason) => {
+                is_repeatable = true;
+                least = (ops, reason);
+                tree.simplify()
+            }
+            Ok(()) => tree.complicate(),
+        };
+        if !moved {
+            break;
+        }
+    }
+    let mut text = format!("story {number} of the seed {seed}: {}\n", least.1);
+    if !is_repeatable {
+        text.push_str("It went well when told again alone, so this is the whole of it:\n");
+    }
+    for op in &least.0 {
+        writeln!(text, "  {op:?}").unwrap();
+    }
+    write!(
+        text,
+        "again: POSDUIF_MODEL_SEED={seed} POSDUIF_MODEL_CASE={number} cargo nextest run model"
+    )
+    .unwrap();
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_phone_converges_when_the_last_write_wins() {
+    run("last write wins", ConflictStrategy::LastWriteWins, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_phone_converges_when_conflicts_are_left_to_people() {
+    run("manual", ConflictStrategy::Manual, 1).await;
+}

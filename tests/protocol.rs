@@ -1,0 +1,1194 @@
+//! The sync protocol, cell by cell: each test is a line of the table in `docs/sync-protocol.md`, played by the reference
+//! phone against a real engine. Modules are states, or what meets a device in any of them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use posduif::config::{Config, ConflictStrategy};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::phone::{Answer, Backoff, Event, EventParser, Http, Lost, Network, Phone, Request, State, Trouble};
+use crate::support::office::Office;
+use crate::support::proxy::Proxy;
+
+/// What becomes of one request.
+enum Play {
+    /// The engine answers.
+    Real,
+    /// The request never arrives.
+    LoseRequest,
+    /// The engine does it, and the answer is lost.
+    LoseAnswer,
+    /// Somebody else answers.
+    Say(Answer),
+}
+
+/// The line between a phone and the engine.
+struct Line {
+    http: Http,
+    plays: Mutex<VecDeque<Play>>,
+    asked: Mutex<Vec<Request>>,
+}
+
+impl Line {
+    fn to(office: &Office) -> Self {
+        Self {
+            http: Http::new(&format!("http://{}", office.anybody.address())),
+            plays: Mutex::default(),
+            asked: Mutex::default(),
+        }
+    }
+
+    /// What becomes of the next requests; those behind them are answered.
+    fn play(&self, plays: impl IntoIterator<Item = Play>) {
+        self.plays.lock().unwrap().extend(plays);
+    }
+
+    /// Methods and paths of the requests since the last call.
+    fn asked(&self) -> Vec<String> {
+        let asked = std::mem::take(&mut *self.asked.lock().unwrap());
+        asked
+            .iter()
+            .map(|request| format!("{} {}", request.method, request.path))
+            .collect()
+    }
+
+    /// The items of each upload since the last call.
+    fn uploaded(&self) -> Vec<Vec<Value>> {
+        let asked = std::mem::take(&mut *self.asked.lock().unwrap());
+        let bodies = asked.into_iter().filter(|request| request.path.contains("outgoing"));
+        bodies
+            .map(|request| request.body.unwrap()["messages"].as_array().unwrap().clone())
+            .collect()
+    }
+}
+
+impl Network for Line {
+    async fn exchange(&self, request: Request) -> Result<Answer, Lost> {
+        self.asked.lock().unwrap().push(request.clone());
+        let play = self.plays.lock().unwrap().pop_front().unwrap_or(Play::Real);
+        match play {
+            Play::Real => self.http.exchange(request).await,
+            Play::LoseRequest => Err(Lost("the request was lost".into())),
+            Play::LoseAnswer => {
+                self.http.exchange(request).await?;
+                Err(Lost("the answer was lost".into()))
+            }
+            Play::Say(answer) => Ok(answer),
+        }
+    }
+}
+
+fn says(status: u16, code: &str, retry_after: Option<u64>) -> Play {
+    Play::Say(Answer {
+        status: StatusCode::from_u16(status).unwrap(),
+        retry_after: retry_after.map(Duration::from_secs),
+        body: json!({"error": {"code": code, "message": "for people"}}),
+    })
+}
+
+/// An office, a phone of joe's, and the line between them.
+struct Scene {
+    phone: Phone,
+    line: Line,
+    file: PathBuf,
+    office: Office,
+}
+
+impl Scene {
+    /// The phone is new.
+    async fn unenrolled() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let office = Office::with(change).await;
+        let file = std::env::temp_dir().join(format!("posduif-phone-{}.sqlite", Uuid::new_v4().simple()));
+        Self {
+            phone: Phone::open(&file).unwrap(),
+            line: Line::to(&office),
+            file,
+            office,
+        }
+    }
+
+    /// The phone has its token and nothing else.
+    async fn fresh() -> Self {
+        let mut scene = Self::unenrolled().await;
+        scene.enroll().await.unwrap();
+        scene.line.asked();
+        scene
+    }
+
+    /// The phone is in the middle of its first snapshot: it has one row of six.
+    async fn snapshot() -> Self {
+        let mut scene = Self::fresh().await;
+        scene.office.insert(4).await;
+        scene.office.world.published().await;
+        scene.phone.batch_rows = Some(1);
+        scene.line.play([Play::Real, Play::LoseRequest]);
+        assert!(is_later(&scene.sync().await));
+        scene.line.asked();
+        scene.check(State::Snapshot, &["message 1"]);
+        scene
+    }
+
+    /// The phone has all there is: one message.
+    async fn stream() -> Self {
+        let mut scene = Self::fresh().await;
+        scene.catch_up().await;
+        scene
+    }
+
+    async fn stream_under(change: impl FnOnce(&mut Config)) -> Self {
+        let mut scene = Self::with(change).await;
+        scene.enroll().await.unwrap();
+        scene.catch_up().await;
+        scene
+    }
+
+    async fn catch_up(&mut self) {
+        self.office.insert(1).await;
+        self.office.world.published().await;
+        self.sync().await.unwrap();
+        self.line.asked();
+        self.check(State::Stream, &["message 1"]);
+    }
+
+    /// What a QR code for a device of joe's, or of somebody else's, holds.
+    async fn invitation(&self, user: Uuid) -> String {
+        let body = json!({"user_id": user});
+        let created = self.office.bob.post("/api/enrollment/create", &body).await.expect(201);
+        created["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn enroll(&mut self) -> Result<(), Trouble> {
+        let invitation = self.invitation(self.office.joe_id).await;
+        self.phone.enroll(&self.line, &invitation).await
+    }
+
+    async fn sync(&mut self) -> Result<(), Trouble> {
+        self.phone.sync(&self.line).await.map(drop)
+    }
+
+    /// Bob writes, and it is published.
+    async fn bob_writes(&self, content: &str) -> String {
+        let id = self.office.send(content).await;
+        self.office.world.published().await;
+        id
+    }
+
+    /// The phone dies and starts again from its file.
+    fn die(&mut self) {
+        self.phone = Phone::open(&self.file).unwrap();
+    }
+
+    fn memory(&self, key: &str) -> Option<String> {
+        self.phone.recall(key).unwrap()
+    }
+
+    /// The operator ends the device.
+    async fn revoke(&self) {
+        self.office
+            .sql("UPDATE tenant_acme.devices SET revoked_at = now()")
+            .await;
+        self.office.sql("UPDATE posduif.devices SET revoked_at = now()").await;
+    }
+
+    #[track_caller]
+    fn check(&self, state: State, texts: &[&str]) {
+        assert_eq!(self.phone.state().unwrap(), state);
+        let messages: BTreeSet<String> = self
+            .phone
+            .messages()
+            .unwrap()
+            .into_values()
+            .map(|message| message.content)
+            .collect();
+        assert_eq!(messages, texts.iter().map(|text| (*text).to_owned()).collect());
+    }
+
+    /// What waits in the outbox.
+    fn waiting(&self) -> Vec<String> {
+        self.phone.waiting().unwrap().into_iter().map(|item| item.op).collect()
+    }
+
+    async fn close(self) {
+        let _gone = std::fs::remove_file(&self.file);
+        self.office.close().await;
+    }
+}
+
+fn is_later(outcome: &Result<(), Trouble>) -> bool {
+    matches!(outcome, Err(Trouble::Later { .. }))
+}
+
+/// Begins a new history for the tenant, so that every cursor ends.
+async fn resync(office: &Office) {
+    let database = office.world.database().await;
+    posduif::database::tenants::resync(&database, "acme").await.unwrap();
+    office.world.published().await;
+}
+
+mod unenrolled {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_enrollment_is_answered() {
+        let mut scene = Scene::unenrolled().await;
+        scene.enroll().await.unwrap();
+        scene.check(State::Fresh, &[]);
+        assert_eq!(scene.memory("user_id"), Some(scene.office.joe_id.to_string()));
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_enrollment_is_not_answered() {
+        let mut scene = Scene::unenrolled().await;
+        let invitation = scene.invitation(scene.office.joe_id).await;
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.enroll(&scene.line, &invitation).await));
+        scene.check(State::Unenrolled, &[]);
+        let device_id = scene.memory("device_id");
+        scene.die();
+        scene.phone.enroll(&scene.line, &invitation).await.unwrap();
+        assert_eq!(
+            scene.memory("device_id"),
+            device_id,
+            "only the same device may ask again"
+        );
+        scene.sync().await.unwrap();
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_enrollment_is_refused() {
+        let mut scene = Scene::unenrolled().await;
+        let outcome = scene.phone.enroll(&scene.line, &Uuid::new_v4().to_string()).await;
+        assert!(matches!(outcome, Err(Trouble::Refused { code, .. }) if code == "NOT_FOUND"));
+        scene.check(State::Unenrolled, &[]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_same_user_enrolls_again() {
+        let mut scene = Scene::stream().await;
+        scene.phone.send(&scene.office.bob_id.to_string(), "unsent").unwrap();
+        let cursor = scene.memory("cursor");
+        scene.revoke().await;
+        scene.office.world.published().await;
+        scene.line.play([says(401, "UNAUTHORIZED", None)]);
+        assert!(matches!(scene.sync().await, Err(Trouble::Ended)));
+        scene.check(State::Unenrolled, &["message 1", "unsent"]);
+        scene.enroll().await.unwrap();
+        assert_eq!((scene.memory("cursor"), scene.waiting().len()), (cursor, 1));
+        scene.check(State::Stream, &["message 1", "unsent"]);
+        scene.sync().await.unwrap();
+        assert!(scene.waiting().is_empty());
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn another_user_enrolls() {
+        let mut scene = Scene::stream().await;
+        scene
+            .phone
+            .send(&scene.office.bob_id.to_string(), "joe's secret")
+            .unwrap();
+        let sally = scene
+            .office
+            .world
+            .user("acme", "sally", posduif::domain::users::UserType::Mobile)
+            .await;
+        let invitation = scene.invitation(sally).await;
+        // The device id is joe's for ever; the phone takes another.
+        let outcome = scene.phone.enroll(&scene.line, &invitation).await;
+        assert!(matches!(outcome, Err(Trouble::Refused { code, .. }) if code == "CONFLICT"));
+        scene.phone.enroll(&scene.line, &invitation).await.unwrap();
+        scene.check(State::Fresh, &[]);
+        assert!(scene.waiting().is_empty());
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &[]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_sync_is_wanted() {
+        let mut scene = Scene::unenrolled().await;
+        assert!(matches!(scene.sync().await, Err(Trouble::Unenrolled)));
+        assert!(scene.line.asked().is_empty());
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_user_writes() {
+        let mut scene = Scene::unenrolled().await;
+        scene
+            .phone
+            .send(&scene.office.bob_id.to_string(), "before all")
+            .unwrap();
+        scene.check(State::Unenrolled, &["before all"]);
+        scene.enroll().await.unwrap();
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["before all"]);
+        assert!(scene.waiting().is_empty());
+        scene.close().await;
+    }
+}
+
+mod fresh {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_whole_snapshot_comes() {
+        let mut scene = Scene::fresh().await;
+        scene.office.insert(2).await;
+        scene.office.world.published().await;
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "message 2"]);
+        assert_eq!(scene.phone.rows("users").unwrap().len(), 2);
+        let asked = scene.line.asked();
+        assert_eq!(asked.first().unwrap(), "GET /api/sync/incoming?");
+        assert_eq!(asked.last().unwrap(), "POST /api/sync/ack");
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_snapshots_first_page_comes() {
+        // Which is how every scene of a snapshot begins.
+        let scene = Scene::snapshot().await;
+        assert!(scene.memory("cursor").is_some());
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn no_answer_comes() {
+        let mut scene = Scene::fresh().await;
+        for loss in [Play::LoseRequest, Play::LoseAnswer] {
+            scene.line.play([loss]);
+            assert!(is_later(&scene.sync().await));
+            scene.check(State::Fresh, &[]);
+        }
+        scene.catch_up().await;
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_server_says_later() {
+        let mut scene = Scene::fresh().await;
+        scene.line.play([says(503, "SYNC_ERROR", Some(2))]);
+        let outcome = scene.sync().await;
+        assert!(matches!(outcome, Err(Trouble::Later { after, .. }) if after == Some(Duration::from_secs(2))));
+        scene.check(State::Fresh, &[]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_token_has_ended() {
+        let mut scene = Scene::fresh().await;
+        scene.line.play([says(401, "UNAUTHORIZED", None)]);
+        assert!(matches!(scene.sync().await, Err(Trouble::Ended)));
+        scene.check(State::Unenrolled, &[]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_user_writes() {
+        let mut scene = Scene::fresh().await;
+        let id = scene
+            .phone
+            .send(&scene.office.bob_id.to_string(), "first of all")
+            .unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        scene.check(State::Fresh, &["first of all"]);
+        assert_eq!(scene.office.message(&id).await["content"], "first of all");
+        scene.close().await;
+    }
+}
+
+mod snapshot {
+    use super::*;
+
+    const ALL: [&str; 4] = ["message 1", "message 2", "message 3", "message 4"];
+
+    #[tokio::test]
+    async fn a_page_comes() {
+        let mut scene = Scene::snapshot().await;
+        scene.line.play([Play::Real, Play::LoseRequest]);
+        assert!(is_later(&scene.sync().await));
+        scene.check(State::Snapshot, &ALL[..2]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_last_page_comes() {
+        let mut scene = Scene::snapshot().await;
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &ALL);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn no_answer_comes() {
+        let mut scene = Scene::snapshot().await;
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.sync().await));
+        scene.check(State::Snapshot, &ALL[..1]);
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &ALL);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn another_snapshot_begins() {
+        let mut scene = Scene::snapshot().await;
+        resync(&scene.office).await;
+        scene
+            .office
+            .sql("DELETE FROM tenant_acme.messages WHERE content = 'message 1'")
+            .await;
+        scene.office.world.published().await;
+        scene.line.play([Play::Real, Play::LoseRequest]);
+        assert!(is_later(&scene.sync().await));
+        // The first snapshot's row is of before, and stays until the second one's end.
+        scene.check(State::Snapshot, &ALL[..2]);
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &ALL[1..]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_cursor_is_refused() {
+        let mut scene = Scene::snapshot().await;
+        scene.line.play([says(400, "INVALID_CURSOR", None), Play::LoseRequest]);
+        assert!(is_later(&scene.sync().await));
+        scene.check(State::Fresh, &ALL[..1]);
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &ALL);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_token_has_ended() {
+        let mut scene = Scene::snapshot().await;
+        scene.line.play([says(401, "UNAUTHORIZED", None)]);
+        assert!(matches!(scene.sync().await, Err(Trouble::Ended)));
+        scene.check(State::Unenrolled, &ALL[..1]);
+        scene.enroll().await.unwrap();
+        scene.check(State::Snapshot, &ALL[..1]);
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &ALL);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_server_says_later() {
+        let mut scene = Scene::snapshot().await;
+        scene.line.play([says(429, "RATE_LIMITED", Some(7))]);
+        let outcome = scene.sync().await;
+        assert!(matches!(outcome, Err(Trouble::Later { after, .. }) if after == Some(Duration::from_secs(7))));
+        scene.check(State::Snapshot, &ALL[..1]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_phone_dies() {
+        let mut scene = Scene::snapshot().await;
+        let cursor = scene.memory("cursor").unwrap();
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.sync().await));
+        scene.die();
+        scene.line.asked();
+        scene.sync().await.unwrap();
+        assert_eq!(scene.line.asked()[0], format!("GET /api/sync/incoming?cursor={cursor}"));
+        scene.check(State::Stream, &ALL);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_user_writes() {
+        let mut scene = Scene::snapshot().await;
+        let bob = scene.office.bob_id.to_string();
+        scene.phone.send(&bob, "unsent").unwrap();
+        scene.phone.fetch(&scene.line).await.unwrap();
+        // The snapshot knows nothing of it, and it is still there.
+        let mut expected = ALL.to_vec();
+        expected.push("unsent");
+        scene.check(State::Stream, &expected);
+        assert_eq!(scene.waiting(), ["create"]);
+        scene.close().await;
+    }
+}
+
+mod stream {
+    use super::*;
+
+    #[tokio::test]
+    async fn rows_come() {
+        let mut scene = Scene::stream().await;
+        let id = scene.bob_writes("one").await;
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "one"]);
+        assert_eq!(
+            scene.office.message(&id).await["status"],
+            "synced",
+            "it was acknowledged"
+        );
+        let edit = json!({"content": "two"});
+        scene
+            .office
+            .bob
+            .patch(&format!("/api/messages/{id}"), &edit)
+            .await
+            .expect(200);
+        scene.office.world.published().await;
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "two"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn ends_of_rows_come() {
+        let mut scene = Scene::stream().await;
+        let id = scene.bob_writes("one").await;
+        scene.sync().await.unwrap();
+        scene.office.bob.delete(&format!("/api/messages/{id}")).await;
+        scene.office.world.published().await;
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn nothing_comes() {
+        let mut scene = Scene::stream().await;
+        scene.sync().await.unwrap();
+        scene.line.asked();
+        let cursor = scene.memory("cursor").unwrap();
+        scene.sync().await.unwrap();
+        assert_eq!(
+            scene.line.asked(),
+            [format!("GET /api/sync/incoming?cursor={cursor}")],
+            "nothing is there to acknowledge"
+        );
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn no_answer_comes() {
+        let mut scene = Scene::stream().await;
+        let id = scene.bob_writes("one").await;
+        for _ in 0..2 {
+            scene.line.play([Play::LoseAnswer]);
+            assert!(is_later(&scene.sync().await));
+            scene.check(State::Stream, &["message 1"]);
+        }
+        assert_eq!(scene.office.message(&id).await["status"], "pending_sync");
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "one"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_begins() {
+        let mut scene = Scene::stream().await;
+        scene.office.insert(2).await;
+        scene
+            .office
+            .sql("DELETE FROM tenant_acme.messages WHERE content = 'message 1'")
+            .await;
+        scene.bob_writes("new").await;
+        resync(&scene.office).await;
+        scene.phone.batch_rows = Some(1);
+        scene.line.play([Play::Real, Play::LoseRequest]);
+        assert!(is_later(&scene.sync().await));
+        // What the user had stays until all of the new is there.
+        scene.check(State::Snapshot, &["message 1", "message 2"]);
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 2", "new"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_cursor_is_refused() {
+        let mut scene = Scene::stream().await;
+        let bob = scene.office.bob_id.to_string();
+        scene.phone.send(&bob, "unsent").unwrap();
+        // Another device's cursor, as after a phone's data were moved to a new one.
+        let other = scene.office.phone("other").await.sync(None).await.1;
+        rusqlite::Connection::open(&scene.file)
+            .unwrap()
+            .execute("UPDATE memory SET value = ?1 WHERE key = 'cursor'", [other])
+            .unwrap();
+        scene
+            .line
+            .play([says(503, "DATABASE_ERROR", None), Play::Real, Play::LoseRequest]);
+        assert!(is_later(&scene.sync().await));
+        scene.check(State::Fresh, &["message 1", "unsent"]);
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "unsent"]);
+        assert!(scene.waiting().is_empty());
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_token_has_ended() {
+        let mut scene = Scene::stream().await;
+        let bob = scene.office.bob_id.to_string();
+        scene.phone.send(&bob, "unsent").unwrap();
+        scene.revoke().await;
+        scene.office.world.published().await;
+        crate::support::eventually("the revocation is seen", || async {
+            let headers = [("x-device-id", "device_id"), ("authorization", "device_token")];
+            let [id, token] = headers.map(|(_, key)| scene.memory(key).unwrap());
+            let device = scene
+                .office
+                .anybody
+                .with("x-device-id", &id)
+                .with("authorization", &format!("Bearer {token}"));
+            (device.get("/api/sync/status").await.status == 401).then_some(())
+        })
+        .await;
+        assert!(matches!(scene.sync().await, Err(Trouble::Ended)));
+        scene.check(State::Unenrolled, &["message 1", "unsent"]);
+        assert_eq!(scene.waiting(), ["create"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_server_says_later() {
+        let mut scene = Scene::stream().await;
+        let cursor = scene.memory("cursor");
+        scene.line.play([says(503, "REDIS_ERROR", Some(2))]);
+        let outcome = scene.sync().await;
+        assert!(matches!(outcome, Err(Trouble::Later { after, .. }) if after == Some(Duration::from_secs(2))));
+        assert_eq!(scene.memory("cursor"), cursor);
+        scene.check(State::Stream, &["message 1"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_phone_dies() {
+        let mut scene = Scene::stream().await;
+        scene.bob_writes("one").await;
+        let cursor = scene.memory("cursor").unwrap();
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.sync().await));
+        scene.die();
+        scene.line.asked();
+        scene.sync().await.unwrap();
+        assert_eq!(scene.line.asked()[0], format!("GET /api/sync/incoming?cursor={cursor}"));
+        scene.check(State::Stream, &["message 1", "one"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_older_copy_is_restored() {
+        let mut scene = Scene::stream().await;
+        let copy = scene.file.with_extension("copy");
+        std::fs::copy(&scene.file, &copy).unwrap();
+        let one = scene.bob_writes("one").await;
+        scene.sync().await.unwrap();
+        scene.office.bob.delete(&format!("/api/messages/{one}")).await;
+        scene.bob_writes("two").await;
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "two"]);
+        std::fs::rename(&copy, &scene.file).unwrap();
+        scene.die();
+        scene.check(State::Stream, &["message 1"]);
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "two"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_user_writes_edits_deletes_and_reads() {
+        let mut scene = Scene::stream().await;
+        let bob = scene.office.bob_id.to_string();
+        let theirs = scene.phone.messages().unwrap().into_keys().next().unwrap();
+        let mine = scene.phone.send(&bob, "one").unwrap();
+        scene.phone.edit(&mine, "two").unwrap();
+        scene.phone.edit(&mine, "three").unwrap();
+        scene.phone.read(&theirs).unwrap();
+        let gone = scene.phone.send(&bob, "never mind").unwrap();
+        scene.phone.delete(&gone).unwrap();
+        scene.check(State::Stream, &["message 1", "three"]);
+        let bases: Vec<Option<i64>> = scene
+            .phone
+            .waiting()
+            .unwrap()
+            .into_iter()
+            .map(|item| item.base_version)
+            .collect();
+        assert_eq!(
+            bases,
+            [None, Some(1), Some(2), Some(1), None, Some(1)],
+            "each upon the one before"
+        );
+        scene.die();
+        assert_eq!(scene.waiting(), ["create", "edit", "edit", "read", "create", "delete"]);
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "three"]);
+        let message = scene.office.message(&mine).await;
+        assert_eq!((&message["content"], &message["version"]), (&json!("three"), &json!(3)));
+        assert_eq!(scene.office.message(&theirs).await["status"], "read");
+        assert_eq!(scene.office.bob.get(&format!("/api/messages/{gone}")).await.status, 404);
+        scene.close().await;
+    }
+}
+
+mod outbox {
+    use super::*;
+
+    impl Scene {
+        /// A message of joe's that both sides have; gives its id.
+        async fn shared_message(&mut self) -> String {
+            let id = self.phone.send(&self.office.bob_id.to_string(), "mine").unwrap();
+            self.sync().await.unwrap();
+            self.office.world.published().await;
+            self.sync().await.unwrap();
+            self.line.asked();
+            id
+        }
+
+        /// Another device of joe's, or somebody at `psql`, changes a message.
+        async fn change_elsewhere(&self, id: &str) {
+            let change = format!("UPDATE tenant_acme.messages SET content = 'theirs' WHERE id = '{id}'");
+            self.office.sql(&change).await;
+            self.office.world.published().await;
+        }
+
+        /// What Postgres holds of a message.
+        async fn stands(&self, id: &str) -> String {
+            self.office.message(id).await["content"].as_str().unwrap().to_owned()
+        }
+
+        async fn count(&self, table: &str) -> i64 {
+            let query = format!("SELECT count(*) FROM tenant_acme.{table}");
+            self.office
+                .world
+                .psql()
+                .await
+                .query_one(&query, &[])
+                .await
+                .unwrap()
+                .get(0)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_item_is_applied() {
+        let mut scene = Scene::stream().await;
+        let id = scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert!(scene.waiting().is_empty());
+        // At once, before it comes by the stream.
+        scene.check(State::Stream, &["message 1", "mine"]);
+        assert_eq!(scene.phone.messages().unwrap()[&id].version, 1);
+        scene.phone.delete(&id).unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        scene.check(State::Stream, &["message 1"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_item_is_a_duplicate() {
+        let mut scene = Scene::stream().await;
+        let id = scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        assert_eq!(scene.waiting(), ["create"]);
+        scene.phone.upload(&scene.line).await.unwrap();
+        let uploads = scene.line.uploaded();
+        assert_eq!(
+            (uploads.len(), &uploads[0]),
+            (2, &uploads[1]),
+            "the same items go again"
+        );
+        assert!(scene.waiting().is_empty());
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("messages").await),
+            ("mine", 2)
+        );
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_item_conflicts_and_the_last_write_wins() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.change_elsewhere(&id).await;
+        scene.phone.edit(&id, "mine again").unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert!(scene.waiting().is_empty());
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("mine again", 1)
+        );
+        scene.check(State::Stream, &["message 1", "mine again"]);
+        scene.office.world.published().await;
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "mine again"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_item_conflicts_and_people_decide() {
+        let mut scene = Scene::stream_under(|config| config.sync.conflict_strategy = ConflictStrategy::Manual).await;
+        let id = scene.shared_message().await;
+        scene.change_elsewhere(&id).await;
+        scene.phone.edit(&id, "mine again").unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert!(scene.waiting().is_empty());
+        // The phone shows what stands; its own version is kept at the server.
+        scene.check(State::Stream, &["message 1", "theirs"]);
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("theirs", 1)
+        );
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_item_is_rejected() {
+        let mut scene = Scene::stream().await;
+        let nobody = Uuid::new_v4().to_string();
+        scene.phone.send(&nobody, "to nobody").unwrap();
+        scene.phone.send(&scene.office.bob_id.to_string(), "to bob").unwrap();
+        scene.sync().await.unwrap();
+        // One bad item holds up no other, and the user learns of it.
+        scene.check(State::Stream, &["message 1", "to bob"]);
+        let refused = scene.phone.refused().unwrap();
+        assert_eq!((refused.len(), refused[0].content.as_deref()), (1, Some("to nobody")));
+        assert!(refused[0].refusal.as_deref().unwrap().contains("recipient"));
+        scene.line.asked();
+        scene.sync().await.unwrap();
+        assert!(scene.line.uploaded().is_empty(), "it is not tried again");
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_item_is_to_be_sent_again() {
+        let mut scene = Scene::stream().await;
+        let id = scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        scene.line.play([Play::Say(Answer {
+            status: StatusCode::OK,
+            retry_after: None,
+            body: json!({"results": [{"id": id, "status": "retry"}]}),
+        })]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        assert_eq!(scene.waiting(), ["create"]);
+        scene.sync().await.unwrap();
+        assert_eq!(scene.stands(&id).await, "mine");
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn an_upload_is_too_large() {
+        let mut scene = Scene::stream_under(|config| config.sync.upload_items_max = 3).await;
+        let bob = scene.office.bob_id.to_string();
+        for number in 0..10 {
+            scene.phone.send(&bob, &format!("number {number}")).unwrap();
+        }
+        scene.phone.upload(&scene.line).await.unwrap();
+        let sizes: Vec<usize> = scene.line.uploaded().iter().map(Vec::len).collect();
+        assert_eq!(sizes, [10, 5, 2, 2, 2, 2, 2]);
+        assert!(scene.waiting().is_empty());
+        assert_eq!(scene.count("messages").await, 11);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_single_item_is_too_large() {
+        let mut scene = Scene::stream_under(|config| config.sync.upload_bytes_max = 64 * 1024).await;
+        let bob = scene.office.bob_id.to_string();
+        scene.phone.send(&bob, &"long ".repeat(20_000)).unwrap();
+        scene.phone.send(&bob, "short").unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(scene.phone.refused().unwrap().len(), 1);
+        scene.check(State::Stream, &["message 1", "short"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn no_answer_comes_while_postgres_is_away() {
+        let mut scene = Scene::stream().await;
+        scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        scene.bob_writes("one").await;
+        scene.line.play([says(503, "DATABASE_ERROR", Some(2))]);
+        assert!(is_later(&scene.sync().await));
+        // What can be fetched is fetched.
+        assert_eq!(scene.waiting(), ["create"]);
+        scene.check(State::Stream, &["message 1", "mine", "one"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_phone_dies_before_it_has_stored_the_answer() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.phone.edit(&id, "two").unwrap();
+        scene.phone.edit(&id, "three").unwrap();
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        scene.die();
+        scene.sync().await.unwrap();
+        assert!(scene.waiting().is_empty());
+        assert_eq!(scene.stands(&id).await, "three");
+        scene.office.world.published().await;
+        scene.sync().await.unwrap();
+        scene.check(State::Stream, &["message 1", "three"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_token_has_ended() {
+        let mut scene = Scene::stream().await;
+        scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        scene.line.play([says(401, "UNAUTHORIZED", None)]);
+        assert!(matches!(scene.phone.upload(&scene.line).await, Err(Trouble::Ended)));
+        scene.check(State::Unenrolled, &["message 1", "mine"]);
+        assert_eq!(scene.waiting(), ["create"]);
+        scene.close().await;
+    }
+}
+
+mod events {
+    use super::*;
+
+    /// Lets the phone watch until `enough` of what it was told.
+    async fn watch(scene: &mut Scene, http: &Http, mut enough: impl FnMut(&Phone, &Event) -> bool) {
+        let (done, mut is_done) = tokio::sync::mpsc::channel(1);
+        let told = |phone: &Phone, event: &Event| {
+            if enough(phone, event) {
+                let _enough = done.try_send(());
+            }
+        };
+        tokio::select! {
+            outcome = scene.phone.watch(http, told) => panic!("the phone stopped watching: {outcome:?}"),
+            heard = tokio::time::timeout(crate::support::PATIENCE, is_done.recv()) => { heard.expect("it is told"); }
+        }
+    }
+
+    fn has(phone: &Phone, text: &str) -> bool {
+        phone
+            .messages()
+            .unwrap()
+            .values()
+            .any(|message| message.content == text)
+    }
+
+    #[tokio::test]
+    async fn something_is_told() {
+        let mut scene = Scene::stream().await;
+        let http = scene.line.http.clone();
+        let (bob, joe) = (scene.office.bob.clone(), scene.office.joe_id);
+        let mut written = None;
+        watch(&mut scene, &http, |phone, event| {
+            if event.name == "hello" {
+                // Only now, so that it comes by an event.
+                let bob = bob.clone();
+                written = Some(tokio::spawn(async move {
+                    bob.post("/api/messages", &json!({"recipient_id": joe, "content": "one"}))
+                        .await
+                        .expect(201);
+                }));
+            }
+            event.name == "message" && has(phone, "one")
+        })
+        .await;
+        assert!(written.is_some());
+        assert!(scene.memory("last_event_id").is_some());
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn something_waits_when_the_stream_opens() {
+        let mut scene = Scene::fresh().await;
+        scene.bob_writes("before it listened").await;
+        let http = scene.line.http.clone();
+        watch(&mut scene, &http, |phone, _| has(phone, "before it listened")).await;
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_stream_breaks() {
+        let mut scene = Scene::stream().await;
+        let address = format!("http://{}", scene.office.anybody.address());
+        let proxy = Proxy::before(&address).await;
+        let http = Http::new(&proxy.url(&address));
+        scene.bob_writes("one").await;
+        let mut hellos = 0;
+        watch(&mut scene, &http, |phone, event| {
+            hellos += usize::from(event.name == "hello");
+            if hellos == 1 && has(phone, "one") {
+                proxy.cut();
+            }
+            hellos == 2
+        })
+        .await;
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_server_says_goodbye() {
+        let scene = Scene::stream_under(|config| config.sse.retry_ms = 300).await;
+        let http = scene.line.http.clone();
+        let Scene {
+            office,
+            mut phone,
+            file,
+            ..
+        } = scene;
+        let (listening, is_listening) = tokio::sync::oneshot::channel();
+        let mut listening = Some(listening);
+        let mut told = |_: &Phone, event: &Event| {
+            if let (true, Some(listening)) = (event.name == "hello", listening.take()) {
+                listening.send(()).unwrap();
+            }
+        };
+        let mut backoff = Backoff::default();
+        let (pause, ()) = tokio::join!(phone.follow(&http, &mut backoff, &mut told), async {
+            is_listening.await.unwrap();
+            office.close().await;
+        });
+        let pause = pause.unwrap();
+        assert!((300..=600).contains(&pause.as_millis()), "{pause:?}");
+        let _gone = std::fs::remove_file(file);
+    }
+
+    #[tokio::test]
+    async fn history_breaks() {
+        let mut scene = Scene::stream().await;
+        let http = scene.line.http.clone();
+        scene.office.sql("DELETE FROM tenant_acme.messages").await;
+        let database = scene.office.world.database().await;
+        let mut begun = None;
+        watch(&mut scene, &http, |phone, event| {
+            if event.name == "hello" {
+                let database = database.clone();
+                begun = Some(tokio::spawn(async move {
+                    posduif::database::tenants::resync(&database, "acme").await.unwrap();
+                }));
+            }
+            event.name == "reset" && phone.state().unwrap() == State::Stream
+        })
+        .await;
+        scene.check(State::Stream, &[]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_device_is_revoked() {
+        let mut scene = Scene::stream().await;
+        let http = scene.line.http.clone();
+        let psql = scene.office.world.psql().await;
+        let (listening, is_listening) = tokio::sync::oneshot::channel();
+        let mut listening = Some(listening);
+        let told = |_: &Phone, event: &Event| {
+            if let (true, Some(listening)) = (event.name == "hello", listening.take()) {
+                listening.send(()).unwrap();
+            }
+        };
+        let (outcome, ()) = tokio::join!(scene.phone.watch(&http, told), async {
+            is_listening.await.unwrap();
+            psql.batch_execute(
+                "UPDATE posduif.devices SET revoked_at = now(); UPDATE tenant_acme.devices SET revoked_at = now()",
+            )
+            .await
+            .unwrap();
+        });
+        assert!(matches!(outcome, Err(Trouble::Ended)), "{outcome:?}");
+        scene.check(State::Unenrolled, &["message 1"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_last_events_id_is_refused() {
+        let mut scene = Scene::stream().await;
+        rusqlite::Connection::open(&scene.file)
+            .unwrap()
+            .execute("INSERT INTO memory VALUES ('last_event_id', 'of another server')", [])
+            .unwrap();
+        let http = scene.line.http.clone();
+        watch(&mut scene, &http, |_, event| event.name == "hello").await;
+        assert_eq!(scene.memory("last_event_id"), None);
+        scene.check(State::Stream, &["message 1"]);
+        scene.close().await;
+    }
+}
+
+/// Lines of the table, by the test that each names.
+fn lines_of_the_table() -> BTreeMap<String, String> {
+    let text = include_str!("../docs/sync-protocol.md");
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains("::"));
+    rows.map(|line| {
+        let test = line
+            .split('|')
+            .map(str::trim)
+            .find(|cell| cell.starts_with('`') && cell.contains("::"));
+        (test.unwrap().trim_matches('`').to_owned(), line.to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn each_line_of_the_table_is_a_test_and_each_test_a_line() {
+    let mut tests = BTreeSet::new();
+    let mut module = "";
+    let mut is_test = false;
+    for line in include_str!("protocol.rs").lines() {
+        if let Some(name) = line.strip_prefix("mod ") {
+            module = name.trim_end_matches(" {");
+        }
+        let name = line
+            .trim_start()
+            .strip_prefix("async fn ")
+            .and_then(|rest| rest.split('(').next());
+        if let (true, Some(name)) = (is_test, name) {
+            tests.insert(format!("{module}::{name}"));
+        }
+        is_test = line.trim() == "#[tokio::test]";
+    }
+    let lines: BTreeSet<String> = lines_of_the_table().into_keys().collect();
+    assert_eq!(tests, lines);
+}
+
+#[test]
+fn events_are_read_as_they_are_written_in_pieces_of_any_size() {
+    let text = "retry: 1000\n\n: a comment\n\nid: c1\nevent: message\ndata: {\"a\":1}\n\ndata: ä\r\ndata:\r\ndata:  ü\r\n\r\n\
+                event: presence\n\nid: 2\ndata: not whole\n";
+    let event = |name: &str, id: Option<&str>, data: &str| Event {
+        name: name.to_owned(),
+        id: id.map(str::to_owned),
+        data: data.to_owned(),
+    };
+    for size in 1..=text.len() {
+        let mut parser = EventParser::default();
+        text.as_bytes().chunks(size).for_each(|piece| parser.push(piece));
+        let expected = [
+            event("message", Some("c1"), "{\"a\":1}"),
+            event("message", None, "ä\n\n ü"),
+        ];
+        assert_eq!(parser.take(), expected, "in pieces of {size}");
+    }
+}
+
+#[test]
+fn pauses_grow_to_a_bound_and_keep_to_the_servers_wish() {
+    let mut backoff = Backoff::default();
+    for least in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
+        let pause = backoff.next(None);
+        assert!(
+            (least..=2 * least).contains(&pause.as_secs()),
+            "{pause:?}, at least {least} s"
+        );
+    }
+    assert!(Backoff::default().next(Some(Duration::from_secs(30))) >= Duration::from_secs(30));
+}
