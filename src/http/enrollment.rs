@@ -60,7 +60,7 @@ fn qr_code_data(app: &App, token: Uuid, tenant: &str) -> Value {
 /// As [`get`].
 pub async fn picture(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let token = request.param_id("token", "enrollment")?;
-    let details = enrollment::get(&app.database, token).await?;
+    let details = limited(&app, request.address, enrollment::get(&app.database, token)).await?;
     let data = qr_code_data(&app, token, &details.tenant).to_string();
     let code = QrCode::new(data).map_err(|error| Error::internal(format!("no QR code of an enrollment: {error}")))?;
     let picture = code.render::<svg::Color<'_>>().min_dimensions(256, 256).build();
