@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,7 +21,12 @@ use crate::transport::tls::Identity;
 const ENV_PREFIX: &str = "POSDUIF__";
 
 /// Keys whose values are secret.
-const SECRETS: [&str; 3] = ["postgres.url", "redis.url", "auth.jwt_secret"];
+const SECRETS: [&str; 4] = [
+    "postgres.url",
+    "redis.url",
+    "auth.jwt_secret",
+    "auth.jwt_previous_secrets",
+];
 
 /// A value that must not appear in logs, errors or `config show`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -51,6 +57,55 @@ impl Serialize for Secret {
     }
 }
 
+/// An IP address, or a network of them by its length in bits: `10.0.0.0/8`, `::1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Network {
+    address: IpAddr,
+    bits: u32,
+}
+
+impl Network {
+    /// Whether an address is in it. One of IPv4 in IPv6's clothes (`::ffff:a.b.c.d`) is taken as what it is.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        fn same(one: u128, other: u128, width: u32, bits: u32) -> bool {
+            (one ^ other).checked_shr(width - bits).unwrap_or(0) == 0
+        }
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                same(network.to_bits().into(), address.to_bits().into(), 32, self.bits)
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => same(network.to_bits(), address.to_bits(), 128, self.bits),
+            _ => false,
+        }
+    }
+}
+
+impl TryFrom<String> for Network {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        const ALLOWED: &str = "must be an IP address or a network such as 10.0.0.0/8";
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text.as_str(), None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| ALLOWED)?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(width), str::parse).map_err(|_| ALLOWED)?;
+        if bits > width {
+            return Err(ALLOWED);
+        }
+        Ok(Self { address, bits })
+    }
+}
+
+impl From<Network> for String {
+    fn from(network: Network) -> Self {
+        format!("{}/{}", network.address, network.bits)
+    }
+}
+
 /// All settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -67,6 +122,8 @@ pub struct Config {
     pub streams: Streams,
     /// Who gets in.
     pub auth: Auth,
+    /// How often somebody may be wrong.
+    pub limits: Limits,
     /// Batches to and from devices.
     pub sync: Sync,
     /// Messages.
@@ -113,6 +170,8 @@ pub struct Server {
     pub tls_key_file: String,
     /// Origins whose pages may call the API, `https://app.example.com` for example, or `*` for all; empty means none.
     pub cors_origins: Vec<String>,
+    /// Proxies whose `X-Forwarded-For` is believed: addresses or networks, such as `10.0.0.0/8` or `::1`.
+    pub trusted_proxies: Vec<Network>,
 }
 
 impl Server {
@@ -122,6 +181,11 @@ impl Server {
             certificate: PathBuf::from(&self.tls_cert_file),
             key: PathBuf::from(&self.tls_key_file),
         })
+    }
+
+    /// The scheme of its URLs.
+    pub fn scheme(&self) -> &'static str {
+        if self.is_secure() { "https" } else { "http" }
     }
 
     /// Whether it speaks HTTPS.
@@ -145,6 +209,7 @@ impl Default for Server {
             tls_cert_file: String::new(),
             tls_key_file: String::new(),
             cors_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -291,12 +356,22 @@ pub enum DeviceAuth {
 pub struct Auth {
     /// Key of access tokens and cursors, at least 32 bytes; `posduif dev` makes one, all else must set it.
     pub jwt_secret: Secret,
+    /// Former values of `jwt_secret`, whose access tokens and cursors are still taken, at least 32 bytes each.
+    pub jwt_previous_secrets: Vec<Secret>,
     /// `iss` of access tokens.
     pub jwt_issuer: String,
     /// `aud` of access tokens.
     pub jwt_audience: String,
     /// Seconds that an access token lives (60 to 86,400).
     pub token_expiry_seconds: u64,
+    /// Seconds after its last login or refresh at which a session ends (300 to 31,536,000).
+    pub session_expiry_seconds: u64,
+    /// Most sessions of one user; a further login forgets the one that was used least recently (1 to 1,000).
+    pub sessions_max: usize,
+    /// Seconds in which a refresh may be repeated with the same token when its answer was lost (0 to 300).
+    pub refresh_retry_seconds: u64,
+    /// Whether anybody may register in any tenant; else only in tenants whose own registration is open.
+    pub registration_open: bool,
     /// How devices prove who they are: `token` or `id`.
     pub device_auth: DeviceAuth,
     /// Seconds for which a checked device token is trusted without asking Postgres again (0 to 3,600). The log tells
@@ -306,7 +381,8 @@ pub struct Auth {
     pub argon2_memory_kib: u32,
     /// Argon2id passes (1 to 10).
     pub argon2_iterations: u32,
-    /// Most password hashes computed at once (1 to 64); each takes a core and the memory above.
+    /// Most password hashes computed at once, each with a core, at low priority, and the memory above; 0 means one fewer
+    /// than there are cores, and at least one (0 to 64).
     pub hash_concurrency: usize,
 }
 
@@ -314,14 +390,54 @@ impl Default for Auth {
     fn default() -> Self {
         Self {
             jwt_secret: Secret::new(""),
+            jwt_previous_secrets: Vec::new(),
             jwt_issuer: "posduif".into(),
             jwt_audience: "posduif".into(),
             token_expiry_seconds: 3600,
+            session_expiry_seconds: 2_592_000,
+            sessions_max: 100,
+            refresh_retry_seconds: 30,
+            registration_open: false,
             device_auth: DeviceAuth::Token,
             device_cache_seconds: 600,
             argon2_memory_kib: 19_456,
             argon2_iterations: 2,
-            hash_concurrency: 2,
+            hash_concurrency: 0,
+        }
+    }
+}
+
+/// How often somebody may be wrong. All are counted in Redis over the same window; behind it one begins anew. An IPv6
+/// client is counted by its /64.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Seconds of a window (1 to 86,400).
+    pub window_seconds: u64,
+    /// Failed logins as one user from one address (1 to 1,000,000).
+    pub login_user_address_max: u64,
+    /// Failed logins as one user from all addresses but those where that user has logged in before (1 to 1,000,000).
+    pub login_user_max: u64,
+    /// Failed logins from one address; who has logged in there before is let in all the same (1 to 1,000,000).
+    pub login_address_max: u64,
+    /// Registrations from one address, successful or not (1 to 1,000,000).
+    pub register_address_max: u64,
+    /// Failed refreshes from one address (1 to 1,000,000).
+    pub refresh_address_max: u64,
+    /// Enrollments that were asked for or completed in vain from one address (1 to 1,000,000).
+    pub enrollment_address_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            window_seconds: 900,
+            login_user_address_max: 10,
+            login_user_max: 100,
+            login_address_max: 200,
+            register_address_max: 100,
+            refresh_address_max: 1000,
+            enrollment_address_max: 1000,
         }
     }
 }
@@ -636,10 +752,25 @@ impl Config {
         within("streams.device_idle_days", t.device_idle_days, 1, 3650)?;
         let a = &self.auth;
         within("auth.token_expiry_seconds", a.token_expiry_seconds, 60, 86_400)?;
+        within("auth.session_expiry_seconds", a.session_expiry_seconds, 300, 31_536_000)?;
+        within("auth.sessions_max", a.sessions_max as u64, 1, 1000)?;
+        within("auth.refresh_retry_seconds", a.refresh_retry_seconds, 0, 300)?;
         within("auth.device_cache_seconds", a.device_cache_seconds, 0, 3600)?;
         within("auth.argon2_memory_kib", a.argon2_memory_kib.into(), 8192, 1_048_576)?;
         within("auth.argon2_iterations", a.argon2_iterations.into(), 1, 10)?;
-        within("auth.hash_concurrency", a.hash_concurrency as u64, 1, 64)?;
+        within("auth.hash_concurrency", a.hash_concurrency as u64, 0, 64)?;
+        let l = &self.limits;
+        within("limits.window_seconds", l.window_seconds, 1, 86_400)?;
+        for (key, most) in [
+            ("limits.login_user_address_max", l.login_user_address_max),
+            ("limits.login_user_max", l.login_user_max),
+            ("limits.login_address_max", l.login_address_max),
+            ("limits.register_address_max", l.register_address_max),
+            ("limits.refresh_address_max", l.refresh_address_max),
+            ("limits.enrollment_address_max", l.enrollment_address_max),
+        ] {
+            within(key, most, 1, 1_000_000)?;
+        }
         let y = &self.sync;
         within("sync.batch_size_max", y.batch_size_max as u64, 1, 10_000)?;
         within("sync.batch_size", y.batch_size as u64, 1, y.batch_size_max as u64)?;
@@ -747,10 +878,17 @@ impl Config {
     /// Refuses a missing or short token secret; called by whatever serves requests.
     ///
     /// # Errors
-    /// When `auth.jwt_secret` has fewer than 32 bytes or is a well-known example.
+    /// When `auth.jwt_secret`, or one of `auth.jwt_previous_secrets`, has fewer than 32 bytes or is a well-known example.
     pub fn check_secrets(&self) -> Result<()> {
+        fn is_weak(secret: &str) -> bool {
+            secret.len() < 32 || secret.to_ascii_lowercase().contains("change")
+        }
         let secret = self.auth.jwt_secret.expose();
-        if secret.len() < 32 || secret.to_ascii_lowercase().contains("change") {
+        let mut previous = self.auth.jwt_previous_secrets.iter();
+        if let Some(index) = previous.position(|secret| is_weak(secret.expose())) {
+            bail!("key `auth.jwt_previous_secrets[{index}]` is too short or an example: it would let forged tokens in");
+        }
+        if is_weak(secret) {
             bail!(
                 "key `auth.jwt_secret` is {}: set at least 32 random bytes, for example \
                  POSDUIF__AUTH__JWT_SECRET=$(openssl rand -hex 32)",
@@ -767,8 +905,7 @@ impl Config {
     /// The base URL that clients use, without a trailing slash.
     pub fn public_url(&self) -> String {
         if self.server.public_url.is_empty() {
-            let scheme = if self.server.is_secure() { "https" } else { "http" };
-            format!("{scheme}://{}:{}", self.server.host, self.server.port)
+            format!("{}://{}:{}", self.server.scheme(), self.server.host, self.server.port)
         } else {
             self.server.public_url.trim_end_matches('/').to_owned()
         }
@@ -819,7 +956,8 @@ fn apply_override(tree: &mut Value, defaults: &Value, path: &str, text: &str) ->
 /// The error for a key that is not what it should be. The value is told unless it may hold a secret; serde's words
 /// repeat it, so they are left out then too.
 fn refused(found: Option<&Value>, path: &str, why: &str) -> anyhow::Error {
-    let holds = |secret: &&str| **secret == *path || secret.starts_with(&format!("{path}."));
+    let place = path.split('[').next().unwrap_or(path);
+    let holds = |secret: &&str| **secret == *place || secret.starts_with(&format!("{path}."));
     if path == "." || SECRETS.iter().any(holds) {
         return anyhow!("key `{path}` = ***: not of its type (not shown, since it may hold a secret)");
     }
@@ -888,6 +1026,31 @@ mod tests {
     }
 
     #[test]
+    fn a_network_holds_its_addresses_and_no_others() {
+        let holds = |network: &str, address: &str| {
+            let network = Network::try_from(network.to_owned()).unwrap();
+            network.contains(address.parse().unwrap())
+        };
+        assert!(holds("10.0.0.0/8", "10.255.0.1") && !holds("10.0.0.0/8", "11.0.0.1"));
+        assert!(holds("10.0.0.0/8", "::ffff:10.1.2.3") && !holds("10.0.0.0/8", "::1"));
+        assert!(holds("127.0.0.1", "127.0.0.1") && !holds("127.0.0.1", "127.0.0.2"));
+        assert!(holds("0.0.0.0/0", "1.2.3.4") && !holds("0.0.0.0/0", "::1"));
+        assert!(holds("2001:db8::/32", "2001:db8:1::1") && !holds("2001:db8::/32", "2001:db9::"));
+        assert!(holds("::/0", "::1") && holds("::1", "::1") && !holds("::1", "::2"));
+        for bad in [
+            "",
+            "ten",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0.0/-1",
+            "10.0.0.0/",
+            "10.0.0/8",
+        ] {
+            assert!(Network::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn unknown_keys_are_refused_by_name() {
         for (yaml, key) in [
             ("sever: {port: 1}", "sever"),
@@ -948,6 +1111,10 @@ mod tests {
             ("auth: {argon2_memory_kib: 8}", "key `auth.argon2_memory_kib` is 8"),
             ("replication: {slot: Main}", "key `replication.slot` is \"Main\""),
             ("redis: {prefix: 'a:b'}", "key `redis.prefix` is \"a:b\""),
+            (
+                "server: {trusted_proxies: [10.0.0.0/33]}",
+                "key `server.trusted_proxies[0]`: must be an IP address",
+            ),
             (
                 "redis: {cert_file: a.crt}",
                 "keys `redis.cert_file` and `redis.key_file`",
@@ -1070,7 +1237,7 @@ mod tests {
     #[test]
     fn secrets_are_never_shown() {
         let config = load(
-            "auth: {jwt_secret: hush-1}\npostgres: {url: 'postgres://a:hush-2@h/d'}\nredis: {url: 'redis://:hush-3@h'}",
+            "auth: {jwt_secret: hush-1, jwt_previous_secrets: [hush-4]}\npostgres: {url: 'postgres://a:hush-2@h/d'}\nredis: {url: 'redis://:hush-3@h'}",
             &[],
         )
         .unwrap();
@@ -1090,6 +1257,11 @@ mod tests {
         for (yaml, key) in [
             ("auth: {jwt_secret: 4711}", "auth.jwt_secret"),
             ("auth: {jwt_secret: [4711]}", "auth.jwt_secret"),
+            ("auth: {jwt_previous_secrets: '4711'}", "auth.jwt_previous_secrets"),
+            (
+                "auth: {jwt_previous_secrets: [x, 4711]}",
+                "auth.jwt_previous_secrets[1]",
+            ),
             ("auth: {jwt_secert: 'x4711'}", "auth.jwt_secert"),
             ("redis: 'redis://:4711@h'", "redis"),
             ("postgres: {url: 4711}", "postgres.url"),
@@ -1123,7 +1295,12 @@ mod tests {
             assert!(bad.is_empty() || !text.contains(bad), "{text}");
         }
         let good = "0123456789abcdef0123456789abcdef";
-        let config = load("", &[("POSDUIF__AUTH__JWT_SECRET", good)]).unwrap();
-        config.check_secrets().unwrap();
+        let env = [
+            ("POSDUIF__AUTH__JWT_SECRET", good),
+            ("POSDUIF__AUTH__JWT_PREVIOUS_SECRETS", "[tiny]"),
+        ];
+        load("", &env[..1]).unwrap().check_secrets().unwrap();
+        let text = format!("{:#}", load("", &env).unwrap().check_secrets().unwrap_err());
+        assert!(text.contains("key `auth.jwt_previous_secrets[0]`"), "{text}");
     }
 }

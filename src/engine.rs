@@ -152,9 +152,16 @@ impl Engine {
             .metadata
             .clone()
             .run(vitals.database.clone(), interval, stop.clone());
-        let forgetting = app.devices.clone().follow(app.hub.device_changes(), stop);
+        let forgetting = app.devices.clone().follow(app.hub.device_changes(), stop.clone());
+        let changes = app.hub.device_changes();
+        let (database, devices) = (vitals.database.clone(), app.devices.clone());
+        let ending = app
+            .sessions
+            .clone()
+            .follow_users(database, devices, changes, stop.clone());
+        let hearing = app.sessions.clone().follow_ends(stop);
         self.parts.spawn(async move {
-            tokio::join!(metadata, forgetting);
+            tokio::join!(metadata, forgetting, ending, hearing);
             Ok(())
         });
         Ok(app)

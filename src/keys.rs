@@ -93,6 +93,31 @@ impl Keys {
         format!("{}:{{{tenant}}}:presence", self.prefix)
     }
 
+    /// Hash: one login's session. Session ids are random over all tenants, and each session names its tenant.
+    pub fn session(&self, session: Uuid) -> String {
+        format!("{}:session:{session}", self.prefix)
+    }
+
+    /// Text: the session was ended, and access tokens of it may live on.
+    pub fn session_ended(&self, session: Uuid) -> String {
+        format!("{}:session:{session}:ended", self.prefix)
+    }
+
+    /// Set: ids of one user's sessions, some of which may have expired.
+    pub fn account_sessions(&self, user: Uuid) -> String {
+        format!("{}:account:{user}:sessions", self.prefix)
+    }
+
+    /// Pub/Sub channel: ids of sessions as they are ended.
+    pub fn sessions_ended(&self) -> String {
+        format!("{}:sessions:ended", self.prefix)
+    }
+
+    /// Number: how often something was counted against a limit within its window. `who` is a digest.
+    pub fn limit(&self, limit: &str, who: &str) -> String {
+        format!("{}:limit:{limit}:{who}", self.prefix)
+    }
+
     /// Field of [`Keys::meta`] that holds the trim point of a user's inbox.
     pub fn trim_inbox_field(user: Uuid) -> String {
         format!("trim:inbox:{user}")

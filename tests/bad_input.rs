@@ -74,6 +74,23 @@ const LINES: &[Line] = &[
         ..line("POST", "/api/auth/login", Access::Public)
     },
     Line {
+        fields: &[
+            ("tenant", Takes::Text),
+            ("username", Takes::Text),
+            ("email", Takes::Text),
+            ("password", Takes::Text),
+        ],
+        ..line("POST", "/api/auth/register", Access::Public)
+    },
+    Line {
+        fields: &[("refresh_token", Takes::Text)],
+        ..line("POST", "/api/auth/refresh", Access::Public)
+    },
+    line("POST", "/api/auth/logout", Access::User),
+    line("GET", "/api/auth/sessions", Access::User),
+    line("DELETE", "/api/auth/sessions", Access::User),
+    line("DELETE", "/api/auth/sessions/{id}", Access::User),
+    Line {
         bad_queries: &[
             "status=maybe",
             "status=1",
@@ -224,6 +241,15 @@ struct Scene {
     /// Conflicts that are another tenant's, and jane's.
     strange_conflict: String,
     others_conflict: String,
+    /// Sessions: of that user, and of the other tenant's.
+    others_session: String,
+    strange_session: String,
+}
+
+/// The id of the session that this client has.
+async fn session_of(api: &Api) -> String {
+    let sessions = api.get("/api/auth/sessions").await.expect(200);
+    id(&sessions["sessions"][0])
 }
 
 impl Scene {
@@ -264,9 +290,12 @@ impl Scene {
         };
         let strange_conflict = conflict("globex", &strange_message, strange_user).await;
         let others_conflict = conflict("acme", &others_message, jane_id).await;
+        let (others_session, strange_session) = (session_of(&jane).await, session_of(&stranger).await);
         Self {
             strange_conflict,
             others_conflict,
+            others_session,
+            strange_session,
             phone,
             stranger,
             strange_phone,
@@ -284,7 +313,7 @@ impl Scene {
     fn good(&self, line: &Line) -> &Api {
         match line.access {
             Access::Public => &self.office.anybody,
-            Access::Web | Access::Any => &self.office.bob,
+            Access::Web | Access::User | Access::Any => &self.office.bob,
             Access::Device => &self.phone,
         }
     }
@@ -303,6 +332,10 @@ impl Scene {
     /// A body that good credentials may send.
     fn good_body(&self, line: &Line) -> Value {
         match line.path {
+            "/api/auth/register" => {
+                json!({"tenant": "acme", "username": "new", "email": "new@example.com", "password": "short"})
+            }
+            "/api/auth/refresh" => json!({"refresh_token": "x".repeat(64)}),
             "/api/auth/login" => json!({"tenant": "acme", "username": "bob", "password": "wrong, so nothing happens"}),
             "/api/messages" => json!({"recipient_id": self.office.joe_id, "content": "hi"}),
             "/api/messages/{id}" => json!({"content": "hi again"}),
@@ -504,6 +537,7 @@ async fn nobody_gets_in_without_good_credentials_of_the_right_kind() {
                 bad.push(("a device's token", scene.phone.clone(), &[403]));
                 bad.push(("a mobile user's access token", mobile_user.clone(), &[403]));
             }
+            Access::User => bad.push(("a device's token", scene.phone.clone(), &[403])),
             Access::Device => {
                 bad.push(("an access token", office.bob.clone(), &[401]));
                 bad.push((
@@ -594,6 +628,9 @@ async fn bad_paths_and_queries_are_the_clients_fault_and_others_rows_are_out_of_
         let (strange, others) = match line.path {
             "/sse/mobile/{device_id}" => (scene.strange_device.to_owned(), Some("other-phone".to_owned())),
             "/sse/web/{user_id}" => (scene.strange_user.to_string(), Some(scene.jane_id.to_string())),
+            path if path.starts_with("/api/auth/sessions/") => {
+                (scene.strange_session.clone(), Some(scene.others_session.clone()))
+            }
             path if path.starts_with("/api/users/") => (scene.strange_user.to_string(), None),
             path if path.starts_with("/api/messages/") => {
                 (scene.strange_message.clone(), Some(scene.others_message.clone()))

@@ -21,8 +21,9 @@ impl Serve {
         crate::telemetry::init(&config.log)?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let scheme = config.server.scheme();
         let mut engine = Engine::start(config, self.role).await?;
-        println!("ready: http://{}", engine.address());
+        println!("ready: {scheme}://{}", engine.address());
         let failed = tokio::select! {
             result = engine.failed() => Some(result),
             _ = interrupt.recv() => None,

@@ -187,8 +187,8 @@ impl Store {
         &self.keys
     }
 
-    /// Runs reading commands, once more when the connection turns out to be lost: it is made anew in between.
-    async fn query<T: redis::FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, RedisError> {
+    /// Runs commands that may run twice, once more when the connection turns out to be lost: it is made anew in between.
+    pub(crate) async fn query<T: redis::FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, RedisError> {
         match pipe.query_async(&mut self.connection()).await {
             Err(error) if error.is_io_error() && !error.is_timeout() => pipe.query_async(&mut self.connection()).await,
             Err(error) if error.is_timeout() => {

@@ -1,4 +1,5 @@
-//! Users, devices, enrollment, messages and uploads: rows and rules, without transport.
+//! Users, devices, enrollment, messages and uploads: rows and rules, without transport. Sessions and limits are no rows:
+//! they live in Redis.
 //!
 //! Functions here check what they are given as far as rows depend on it and say in [`Error`] what is wrong; which
 //! status code that makes is for [`crate::http`] to know. Who is allowed in is settled before: a function trusts the
@@ -9,12 +10,15 @@
 pub mod conflicts;
 pub mod devices;
 pub mod enrollment;
+pub mod limits;
 pub mod messages;
 pub mod password;
+pub mod sessions;
 pub mod uploads;
 pub mod users;
 
 use std::fmt;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
@@ -55,6 +59,12 @@ pub enum Error {
     /// Too much is asked at once; later it will work.
     #[error("{0}")]
     Busy(&'static str),
+    /// Too often wrong; tried again after this time, it is looked at anew.
+    #[error("too many attempts; try again later")]
+    Limited(Duration),
+    /// Redis did not do it.
+    #[error("Redis: {0}")]
+    Redis(#[from] redis::RedisError),
     /// Postgres did not do it.
     #[error(transparent)]
     Database(#[from] database::Error),

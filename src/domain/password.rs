@@ -1,7 +1,8 @@
 //! Passwords: Argon2id, kept as PHC strings.
 //!
-//! A hash costs a core and some megabytes on purpose, so few are computed at once and others wait in line, off the
-//! runtime's threads. Checking a password for a user who does not exist costs the same, so that time tells nothing.
+//! A hash costs a core and some megabytes on purpose, so few are computed at once and others wait in line. Each has a
+//! thread of its own at low priority: where there are fewer cores than work, requests that wait for their answer go
+//! before it. Checking a password for a user who does not exist costs the same, so that time tells nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::Error;
 use crate::config;
@@ -22,6 +23,11 @@ const CHARS_MIN: usize = 8;
 
 /// How long a check may wait in line before the caller is told to come back.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How far a hash stands back behind the rest of the process, in the units of nice(2): it gets about a tenth of a core
+/// that others want, too.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 10;
 
 /// Hashes and checks passwords. Cloning shares the line.
 #[derive(Debug, Clone)]
@@ -38,9 +44,28 @@ impl Passwords {
     pub fn new(settings: &config::Auth) -> anyhow::Result<Self> {
         let params = Params::new(settings.argon2_memory_kib, settings.argon2_iterations, 1, None)
             .map_err(|error| anyhow::anyhow!("keys `auth.argon2_*` make no Argon2 parameters: {error}"))?;
+        let threads = match settings.hash_concurrency {
+            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1)),
+            threads => threads,
+        };
         Ok(Self {
             params,
-            permits: Arc::new(Semaphore::new(settings.hash_concurrency)),
+            permits: Arc::new(Semaphore::new(threads)),
+        })
+    }
+
+    /// Waits in line.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the line is too long.
+    pub async fn turn(&self) -> Result<Turn, Error> {
+        let permit = tokio::time::timeout(PATIENCE, self.permits.clone().acquire_owned())
+            .await
+            .map_err(|_| Error::Busy("too many logins at once; try again in a moment"))?
+            .map_err(|_| Error::Internal("the line for password hashes is closed".into()))?;
+        Ok(Turn {
+            params: self.params.clone(),
+            permit,
         })
     }
 
@@ -56,14 +81,24 @@ impl Passwords {
             ));
         }
         let password = password.to_owned();
-        self.compute(move |argon2| hash(argon2, &password)).await?
+        let turn = self.turn().await?;
+        turn.compute(move |argon2| hash(argon2, &password)).await?
     }
+}
 
+/// Leave to compute one hash.
+#[derive(Debug)]
+pub struct Turn {
+    params: Params,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Turn {
     /// Whether the password is the one that was hashed. Without a hash it takes as long and gives false.
     ///
     /// # Errors
-    /// [`Error::Busy`] when the line is too long.
-    pub async fn verify(&self, password: &str, stored: Option<String>) -> Result<bool, Error> {
+    /// When the stored hash is malformed or no thread can be started.
+    pub async fn verify(self, password: &str, stored: Option<String>) -> Result<bool, Error> {
         if password.len() > BYTES_MAX {
             return Ok(false);
         }
@@ -79,24 +114,33 @@ impl Passwords {
         .await?
     }
 
-    /// Waits in line, then computes on a thread that may block.
+    /// Computes on a thread of its own, which costs next to nothing beside a hash.
     async fn compute<T: Send + 'static>(
-        &self,
+        self,
         work: impl FnOnce(&Argon2<'_>) -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let permit = tokio::time::timeout(PATIENCE, self.permits.clone().acquire_owned())
+        let Self { params, permit } = self;
+        let (done, result) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("password".into())
+            .spawn(move || {
+                stand_back();
+                let _nobody_waits = done.send(work(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params)));
+                // Held until here also when nobody waits for the result any more: the core is busy all the same.
+                drop(permit);
+            })
+            .map_err(|error| Error::Internal(format!("no thread for a password's hash: {error}")))?;
+        result
             .await
-            .map_err(|_| Error::Busy("too many logins at once; try again in a moment"))?
-            .map_err(|_| Error::Internal("the line for password hashes is closed".into()))?;
-        let params = self.params.clone();
-        tokio::task::spawn_blocking(move || {
-            let result = work(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params));
-            // Held until here also when nobody waits for the result any more: the core is busy all the same.
-            drop(permit);
-            result
-        })
-        .await
-        .map_err(|error| Error::Internal(format!("hashing a password failed: {error}")))
+            .map_err(|_| Error::Internal("hashing a password failed: its thread died".into()))
+    }
+}
+
+/// Lowers the priority of this thread, which on Linux alone can have one of its own.
+fn stand_back() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "a password is hashed at full priority");
     }
 }
 
@@ -121,14 +165,13 @@ mod tests {
         .expect("valid settings");
         let stored = passwords.hash("posduif-demo").await.expect("a hash");
         assert!(stored.starts_with("$argon2id$v=19$m=8192,t=1,p=1$"), "{stored}");
-        assert!(
-            passwords
-                .verify("posduif-demo", Some(stored.clone()))
-                .await
-                .expect("checked")
-        );
-        assert!(!passwords.verify("posduif-dema", Some(stored)).await.expect("checked"));
-        assert!(!passwords.verify("posduif-demo", None).await.expect("checked"));
+        let verify = async |password, stored| {
+            let turn = passwords.turn().await.expect("a turn");
+            turn.verify(password, stored).await.expect("checked")
+        };
+        assert!(verify("posduif-demo", Some(stored.clone())).await);
+        assert!(!verify("posduif-dema", Some(stored)).await);
+        assert!(!verify("posduif-demo", None).await);
         assert!(matches!(passwords.hash("short").await, Err(Error::Invalid { .. })));
     }
 }

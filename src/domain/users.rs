@@ -9,6 +9,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::limits::{Attempt, Limits};
 use super::password::Passwords;
 use super::{Error, Timestamp, check_text};
 use crate::config;
@@ -105,6 +106,37 @@ pub struct NewUser {
 /// # Errors
 /// [`Error::Conflict`] when the username or email is taken, [`Error::NotFound`] for the tenant, [`Error::Invalid`].
 pub async fn create(database: &Database, auth: &config::Auth, tenant: &str, new: NewUser) -> Result<Uuid, Error> {
+    check(&new)?;
+    let tenant = tenants::find(database, tenant)
+        .await?
+        .ok_or(Error::NotFound("tenant"))?;
+    let passwords = Passwords::new(auth).map_err(|error| Error::Internal(error.to_string()))?;
+    insert(database, &passwords, &tenant, &new).await
+}
+
+/// Whether anybody may register in a tenant: that is its operator's word, or `everywhere`. `None` when there is no such
+/// tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn open_to_all(database: &Database, tenant: &str, everywhere: bool) -> Result<Option<Tenant>, Error> {
+    let Some(tenant) = Tenant::named(tenant) else {
+        return Ok(None);
+    };
+    let row = database
+        .query_opt(
+            include_str!("../../sql/tenant_registration.sql"),
+            &[(&tenant.name, Type::TEXT), (&everywhere, Type::BOOL)],
+        )
+        .await?;
+    Ok(row.map(|_| tenant))
+}
+
+/// Checks names and email of a user to be made.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn check(new: &NewUser) -> Result<(), Error> {
     check_name("username", &new.username)?;
     if let Some(email) = &new.email {
         check_name("email", email)?;
@@ -112,14 +144,16 @@ pub async fn create(database: &Database, auth: &config::Auth, tenant: &str, new:
             return Err(Error::invalid("email", "must contain an @"));
         }
     }
-    let tenant = tenants::find(database, tenant)
-        .await?
-        .ok_or(Error::NotFound("tenant"))?;
+    Ok(())
+}
+
+/// Makes a user whose names were checked.
+///
+/// # Errors
+/// Like [`create`].
+pub async fn insert(database: &Database, passwords: &Passwords, tenant: &Tenant, new: &NewUser) -> Result<Uuid, Error> {
     let hash = match &new.password {
-        Some(password) => {
-            let passwords = Passwords::new(auth).map_err(|error| Error::Internal(error.to_string()))?;
-            Some(passwords.hash(password).await?)
-        }
+        Some(password) => Some(passwords.hash(password).await?),
         None => None,
     };
     let created = database
@@ -226,18 +260,42 @@ pub struct Login {
     pub user_type: UserType,
 }
 
-/// Checks a password for a username or an email. Whatever is wrong (tenant, name, password, a disabled user), the
-/// error and the time it takes are the same.
+/// Who may act as this user: it exists and is neither disabled nor deleted. `None` also when the tenant is gone.
 ///
 /// # Errors
-/// [`Error::Unauthorized`], or what keeps the check from being made.
+/// When Postgres cannot be asked.
+pub async fn active(database: &Database, tenant: &Tenant, user: Uuid) -> Result<Option<Login>, Error> {
+    if tenants::find(database, &tenant.name).await?.is_none() {
+        return Ok(None);
+    }
+    let statement = tenant.sql(include_str!("../../sql/user_active.sql"));
+    let row = database.query_opt(&statement, &[(&user, Type::UUID)]).await?;
+    row.map(|row| {
+        Ok(Login {
+            id: user,
+            username: row.try_get("username")?,
+            user_type: row.try_get::<_, &str>("user_type")?.parse()?,
+            tenant: tenant.clone(),
+        })
+    })
+    .transpose()
+}
+
+/// Checks a password for a username or an email. Whatever is wrong (tenant, name, password, a disabled user), the
+/// error and the time it takes are the same. A wrong one counts against the limits; they are asked when the check's turn
+/// has come, so that no more passwords are tried than they allow, and before, so that nobody beyond them waits in line.
+///
+/// # Errors
+/// [`Error::Unauthorized`], [`Error::Limited`], or what keeps the check from being made.
 pub async fn verify_password(
     database: &Database,
-    passwords: &Passwords,
+    (passwords, limits): (&Passwords, &Limits),
+    attempt: &Attempt,
     tenant: &str,
     name: &str,
     password: &str,
 ) -> Result<Login, Error> {
+    limits.check(attempt).await?;
     let mut stored = None;
     let mut login = None;
     if let Some(tenant) = tenants::find(database, tenant).await?
@@ -259,11 +317,15 @@ pub async fn verify_password(
             });
         }
     }
-    match login {
-        Some(login) if passwords.verify(password, stored).await? => Ok(login),
-        Some(_) => Err(Error::Unauthorized(WRONG)),
-        None => {
-            passwords.verify(password, None).await?;
+    let turn = passwords.turn().await?;
+    limits.check(attempt).await?;
+    match (login, turn.verify(password, stored).await?) {
+        (Some(login), true) => {
+            limits.succeeded(attempt).await?;
+            Ok(login)
+        }
+        _ => {
+            limits.failed(attempt).await?;
             Err(Error::Unauthorized(WRONG))
         }
     }

@@ -1,4 +1,4 @@
-//! Who sends a request: access tokens of users, device tokens, and the login that issues the former.
+//! Who sends a request: access tokens of users (JWT, RFC 7519, as RFC 8725 advises) and device tokens.
 //!
 //! An access token is a JWT and has dots; a device token has none. So one `Authorization: Bearer` header serves both,
 //! and a device's needs `X-Device-ID` beside it.
@@ -6,23 +6,20 @@
 use std::sync::Arc;
 
 use chrono::Utc;
-use hyper::StatusCode;
 use hyper::header::HeaderMap;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::App;
 use super::error::{Code, Error};
-use super::request::{Request, header, required};
-use super::response::{Response, json};
+use super::request::header;
 use super::routes::Access;
 use crate::config::{self, DeviceAuth};
 use crate::database::tenants::Tenant;
 use crate::domain::devices::DevicePrincipal;
-use crate::domain::users::{self, UserType};
+use crate::domain::users::UserType;
 
 /// Seconds by which the clocks of two nodes may differ.
 const LEEWAY_SECONDS: u64 = 5;
@@ -36,6 +33,8 @@ pub struct WebPrincipal {
     pub user_id: Uuid,
     /// What they are. A mobile user with a password can log in too.
     pub user_type: UserType,
+    /// The session that the token was issued in.
+    pub session: Uuid,
 }
 
 /// Who sends a request.
@@ -79,6 +78,7 @@ struct Claims {
     sub: Uuid,
     tenant: String,
     user_type: UserType,
+    sid: Uuid,
     iss: String,
     aud: String,
     iat: i64,
@@ -91,7 +91,8 @@ struct Claims {
 pub struct Tokens {
     header: Header,
     encoding: EncodingKey,
-    decoding: DecodingKey,
+    /// By `kid`, the one that signs first.
+    decoding: Vec<(String, DecodingKey)>,
     validation: Validation,
     issuer: String,
     audience: String,
@@ -111,12 +112,13 @@ impl Tokens {
     pub fn new(settings: &config::Auth) -> Self {
         let secret = settings.jwt_secret.expose().as_bytes();
         let mut header = Header::new(Algorithm::HS256);
-        // Names the key without telling it, for the day when there are two.
-        let digest = Sha256::new()
-            .chain_update(b"posduif kid\0")
-            .chain_update(secret)
-            .finalize();
-        header.kid = Some(digest[..4].iter().map(|byte| format!("{byte:02x}")).collect());
+        header.kid = Some(kid(secret));
+        let previous = settings.jwt_previous_secrets.iter();
+        let secrets = previous.map(|secret| secret.expose().as_bytes());
+        let decoding = std::iter::once(secret)
+            .chain(secrets)
+            .map(|secret| (kid(secret), DecodingKey::from_secret(secret)))
+            .collect();
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[&settings.jwt_issuer]);
         validation.set_audience(&[&settings.jwt_audience]);
@@ -126,7 +128,7 @@ impl Tokens {
         Self {
             header,
             encoding: EncodingKey::from_secret(secret),
-            decoding: DecodingKey::from_secret(secret),
+            decoding,
             validation,
             issuer: settings.jwt_issuer.clone(),
             audience: settings.jwt_audience.clone(),
@@ -138,12 +140,13 @@ impl Tokens {
     ///
     /// # Errors
     /// 500 when it cannot be signed.
-    pub fn issue(&self, tenant: &Tenant, user_id: Uuid, user_type: UserType) -> Result<String, Error> {
+    pub fn issue(&self, user: &WebPrincipal) -> Result<String, Error> {
         let now = Utc::now().timestamp();
         let claims = Claims {
-            sub: user_id,
-            tenant: tenant.name.clone(),
-            user_type,
+            sub: user.user_id,
+            tenant: user.tenant.name.clone(),
+            user_type: user.user_type,
+            sid: user.session,
             iss: self.issuer.clone(),
             aud: self.audience.clone(),
             iat: now,
@@ -161,18 +164,35 @@ impl Tokens {
     /// 401 for a malformed, forged, expired or foreign token.
     pub fn check(&self, token: &str) -> Result<WebPrincipal, Error> {
         use jsonwebtoken::errors::ErrorKind;
-        let claims = decode::<Claims>(token, &self.decoding, &self.validation)
+        let invalid = || unauthorized("the access token is not valid");
+        let kid = decode_header(token).map_err(|_| invalid())?.kid;
+        // Without a name it can only be the present key.
+        let mut keys = self.decoding.iter();
+        let (_, key) = keys
+            .find(|(name, _)| kid.as_ref().is_none_or(|kid| kid == name))
+            .ok_or_else(invalid)?;
+        let claims = decode::<Claims>(token, key, &self.validation)
             .map_err(|error| match error.kind() {
                 ErrorKind::ExpiredSignature => unauthorized("the access token has expired"),
-                _ => unauthorized("the access token is not valid"),
+                _ => invalid(),
             })?
             .claims;
         Ok(WebPrincipal {
-            tenant: Tenant::named(&claims.tenant).ok_or_else(|| unauthorized("the access token is not valid"))?,
+            tenant: Tenant::named(&claims.tenant).ok_or_else(invalid)?,
             user_id: claims.sub,
             user_type: claims.user_type,
+            session: claims.sid,
         })
     }
+}
+
+/// Names a key without telling it.
+fn kid(secret: &[u8]) -> String {
+    let digest = Sha256::new()
+        .chain_update(b"posduif kid\0")
+        .chain_update(secret)
+        .finalize();
+    digest[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unauthorized(message: &str) -> Error {
@@ -195,7 +215,9 @@ pub async fn admit(app: &App, access: Access, headers: &HeaderMap) -> Result<Opt
             let tenant = header(headers, "x-tenant");
             Principal::Device(app.devices.authenticate(tenant, device_id, token).await?)
         }
-        (Some(_), None) if access != Access::Web => return Err(unauthorized("the header X-Device-ID is needed")),
+        (Some(_), None) if matches!(access, Access::Device | Access::Any) => {
+            return Err(unauthorized("the header X-Device-ID is needed"));
+        }
         (Some(_), None) => return Err(unauthorized("the access token is not valid")),
         (None, _) => return Err(unauthorized(needed(access, app.config.auth.device_auth))),
         (Some(_), Some(_)) => return Err(unauthorized("the credentials are not valid")),
@@ -203,6 +225,9 @@ pub async fn admit(app: &App, access: Access, headers: &HeaderMap) -> Result<Opt
     match (access, &principal) {
         (Access::Device, Principal::Web(_)) => Err(unauthorized(needed(access, app.config.auth.device_auth))),
         (Access::Web, Principal::Device(_)) => Err(Error::new(Code::Forbidden, "this is for web users")),
+        (Access::User, Principal::Device(_)) => {
+            Err(Error::new(Code::Forbidden, "this is for users who have logged in"))
+        }
         (Access::Web, Principal::Web(user)) if user.user_type != UserType::Web => {
             Err(Error::new(Code::Forbidden, "this is for web users"))
         }
@@ -234,49 +259,6 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Error> {
         .ok_or_else(|| unauthorized("the header Authorization must be: Bearer <token>"))
 }
 
-#[derive(Deserialize)]
-struct LoginBody {
-    tenant: Option<String>,
-    username: Option<String>,
-    email: Option<String>,
-    password: Option<String>,
-}
-
-/// `POST /api/auth/login`.
-///
-/// # Errors
-/// 401 with one and the same text whatever of tenant, name and password is wrong.
-pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
-    let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
-    let name = required("username", body.username.or(body.email))?;
-    let password = required("password", body.password)?;
-    for (field, text) in [("username", &name), ("password", &password)] {
-        if text.is_empty() {
-            return Err(Error::invalid(field, "must not be empty"));
-        }
-    }
-    let tenant = body
-        .tenant
-        .or_else(|| request.header("x-tenant").map(str::to_owned))
-        .unwrap_or_else(|| app.config.server.default_tenant.clone());
-    if tenant.is_empty() {
-        return Err(Error::invalid(
-            "tenant",
-            "is missing: name it here or in the header X-Tenant; this server has no default tenant",
-        ));
-    }
-    let login = users::verify_password(&app.database, &app.passwords, &tenant, &name, &password).await?;
-    let token = app.tokens.issue(&login.tenant, login.id, login.user_type)?;
-    json(
-        StatusCode::OK,
-        &json!({
-            "token": token,
-            "user": {"id": login.id, "username": login.username, "user_type": login.user_type},
-            "expires_in": app.config.auth.token_expiry_seconds,
-        }),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,14 +274,14 @@ mod tests {
 
     #[test]
     fn a_token_speaks_for_its_user_under_its_own_key_and_audience_only() {
-        let tenant = Tenant::named("demo").expect("a name");
         let user = WebPrincipal {
-            tenant: tenant.clone(),
+            tenant: Tenant::named("demo").expect("a name"),
             user_id: Uuid::from_u128(7),
             user_type: UserType::Web,
+            session: Uuid::from_u128(8),
         };
         let ours = tokens(&"s".repeat(32), "posduif");
-        let token = ours.issue(&tenant, user.user_id, user.user_type).expect("signed");
+        let token = ours.issue(&user).expect("signed");
         assert_eq!(ours.check(&token).expect("valid"), user);
         assert!(tokens(&"t".repeat(32), "posduif").check(&token).is_err());
         assert!(tokens(&"s".repeat(32), "other").check(&token).is_err());
@@ -309,6 +291,42 @@ mod tests {
         // `alg: none`, and the signature left out.
         let unsigned = format!("eyJhbGciOiJub25lIn0.{}.", token.split('.').nth(1).expect("claims"));
         assert!(ours.check(&unsigned).is_err());
+    }
+
+    #[test]
+    fn tokens_of_a_former_key_are_taken_as_long_as_it_is_known_and_only_under_its_name() {
+        let user = WebPrincipal {
+            tenant: Tenant::named("demo").expect("a name"),
+            user_id: Uuid::from_u128(7),
+            user_type: UserType::Web,
+            session: Uuid::from_u128(8),
+        };
+        let (old, new) = ("o".repeat(32), "n".repeat(32));
+        let token = tokens(&old, "posduif").issue(&user).expect("signed");
+        let rotated = |previous: &[&str]| {
+            Tokens::new(&config::Auth {
+                jwt_secret: Secret::new(&*new),
+                jwt_previous_secrets: previous.iter().map(|secret| Secret::new(*secret)).collect(),
+                ..config::Auth::default()
+            })
+        };
+        let both = rotated(&["another former secret of enough bytes", &old]);
+        assert_eq!(both.check(&token).expect("valid"), user);
+        assert!(rotated(&[]).check(&token).is_err());
+        // What is issued now bears the new key's name.
+        let fresh = both.issue(&user).expect("signed");
+        assert!(rotated(&[]).check(&fresh).is_ok());
+        assert!(tokens(&old, "posduif").check(&fresh).is_err());
+        // A former key under the present one's name, and one without a name.
+        for name in [Some(kid(new.as_bytes())), None] {
+            let claims = jsonwebtoken::dangerous::insecure_decode::<Claims>(&token)
+                .expect("claims")
+                .claims;
+            let mut header = Header::new(Algorithm::HS256);
+            header.kid = name;
+            let forged = encode(&header, &claims, &EncodingKey::from_secret(old.as_bytes())).expect("signed");
+            assert!(both.check(&forged).is_err());
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `/api/enrollment`: how a phone becomes a device.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::App;
 use super::error::Error;
 use super::request::{Request, required, uuid};
 use super::response::{self, Response};
+use super::{App, PATIENCE};
+use crate::domain;
 use crate::domain::enrollment::{self, Completion};
 use crate::domain::has_nul;
+use crate::domain::limits::Limit;
 
 #[derive(Default, Deserialize)]
 struct NewEnrollment {
@@ -57,7 +60,7 @@ fn qr_code_data(app: &App, token: Uuid, tenant: &str) -> Value {
 /// As [`get`].
 pub async fn picture(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let token = request.param_id("token", "enrollment")?;
-    let details = enrollment::get(&app.database, token).await?;
+    let details = limited(&app, request.address, enrollment::get(&app.database, token)).await?;
     let data = qr_code_data(&app, token, &details.tenant).to_string();
     let code = QrCode::new(data).map_err(|error| Error::internal(format!("no QR code of an enrollment: {error}")))?;
     let picture = code.render::<svg::Color<'_>>().min_dimensions(256, 256).build();
@@ -67,10 +70,10 @@ pub async fn picture(app: Arc<App>, request: Request) -> Result<Response, Error>
 /// `GET /api/enrollment/:token`.
 ///
 /// # Errors
-/// 404 for an unknown token, 400 for one that is used or has expired.
+/// 404 for an unknown token, 400 for one that is used or has expired, 429 after too many of those.
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let token = request.param_id("token", "enrollment")?;
-    let details = enrollment::get(&app.database, token).await?;
+    let details = limited(&app, request.address, enrollment::get(&app.database, token)).await?;
     response::json(
         StatusCode::OK,
         &json!({
@@ -98,7 +101,8 @@ struct CompletionBody {
 /// `POST /api/enrollment/complete`: what is created is the device, so 201.
 ///
 /// # Errors
-/// 400 for a used token, 404 for an unknown or expired one, 409 for a taken username or device id.
+/// 400 for a used token, 404 for an unknown or expired one, 429 after too many of those, 409 for a taken username or
+/// device id.
 pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: CompletionBody = request.json(app.config.server.body_bytes_max).await?;
     let device_info = Value::Object(body.device_info.unwrap_or_default());
@@ -113,7 +117,8 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
         public_key: body.public_key,
         device_info,
     };
-    let enrolled = enrollment::complete(&app.database, &app.config.enrollment, &completion).await?;
+    let completing = enrollment::complete(&app.database, &app.config.enrollment, &completion);
+    let enrolled = limited(&app, request.address, completing).await?;
     // A token that this one replaces must not live on in the cache.
     app.devices.invalidate(&enrolled.tenant.name, enrolled.user_id).await;
     response::json(
@@ -127,4 +132,25 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
             "app_instructions_url": format!("{}/api/app-instructions", app.config.public_url()),
         }),
     )
+}
+
+/// Counts what is asked for in vain. Tokens are random, so that this bounds load and not guesses; without Redis it goes
+/// without.
+async fn limited<T>(
+    app: &App,
+    address: IpAddr,
+    work: impl Future<Output = Result<T, domain::Error>>,
+) -> Result<T, Error> {
+    let checking = app.limits.check_address(Limit::Enrollment, address);
+    match tokio::time::timeout(PATIENCE, checking).await {
+        Ok(Err(error @ domain::Error::Limited(_))) => return Err(error.into()),
+        Ok(Ok(())) => {}
+        Ok(Err(_)) | Err(_) => tracing::warn!("enrollment goes without a limit while Redis does not answer"),
+    }
+    let result = work.await;
+    if let Err(domain::Error::NotFound(_) | domain::Error::Invalid { .. }) = &result {
+        let counting = app.limits.count_address(Limit::Enrollment, address);
+        let _goes_without = tokio::time::timeout(PATIENCE, counting).await;
+    }
+    Ok(result?)
 }

@@ -10,6 +10,8 @@ use crate::{database, domain};
 /// Seconds that a client is told to wait while a dependency is down or too much is asked.
 const RETRY_AFTER_SECONDS: &str = "2";
 
+const REDIS_AWAY: &str = "Redis is unavailable; try again in a moment";
+
 /// What kind of error: its code and status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
@@ -144,6 +146,8 @@ pub struct Error {
     pub allow: Option<String>,
     /// The cause, for the log.
     pub cause: Option<String>,
+    /// Seconds to wait before the next attempt, where they are known.
+    pub retry_after_seconds: Option<u64>,
 }
 
 impl Error {
@@ -155,6 +159,7 @@ impl Error {
             details: Map::new(),
             allow: None,
             cause: None,
+            retry_after_seconds: None,
         }
     }
 
@@ -202,7 +207,11 @@ impl Error {
         let mut response = response::with_type(self.code.status(), "application/json", envelope.to_string());
         let headers = response.headers_mut();
         if self.code.is_retryable() {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+            let seconds = self.retry_after_seconds.map(HeaderValue::from);
+            headers.insert(
+                RETRY_AFTER,
+                seconds.unwrap_or(HeaderValue::from_static(RETRY_AFTER_SECONDS)),
+            );
         }
         if self.code == Code::Unauthorized {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -227,6 +236,15 @@ impl From<domain::Error> for Error {
             Domain::Unauthorized(_) => Self::new(Code::Unauthorized, text),
             Domain::Conflict(_) => Self::new(Code::Conflict, text),
             Domain::Busy(_) => Self::new(Code::RateLimited, text),
+            Domain::Limited(wait) => {
+                // Rounded up: earlier it would be refused again.
+                let seconds = wait.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX);
+                Self {
+                    retry_after_seconds: Some(seconds),
+                    ..Self::new(Code::RateLimited, text)
+                }
+            }
+            Domain::Redis(error) => Self::new(Code::RedisError, REDIS_AWAY).caused_by(&error),
             Domain::Database(error) => error.into(),
             Domain::Internal(cause) => Self::internal(cause),
         }

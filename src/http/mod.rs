@@ -5,6 +5,7 @@
 //! [`error::Error`], one file a resource. A client that goes away cancels its handler; that is safe, because every
 //! change is one statement or one transaction.
 
+pub mod address;
 pub mod app;
 pub mod auth;
 pub mod conflicts;
@@ -20,6 +21,7 @@ pub mod response;
 pub mod routes;
 pub mod secure;
 pub mod server;
+pub mod sessions;
 pub mod sse;
 pub mod sync;
 pub mod users;
@@ -38,7 +40,9 @@ use crate::deliver::live::Hub;
 use crate::deliver::presence::Presence;
 use crate::deliver::store::{Store, View};
 use crate::domain::devices::Devices;
+use crate::domain::limits::Limits;
 use crate::domain::password::Passwords;
+use crate::domain::sessions::Sessions;
 use crate::route::rule::Rule;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::Incoming;
@@ -56,6 +60,10 @@ pub struct App {
     pub passwords: Passwords,
     /// Issues and checks access tokens.
     pub tokens: auth::Tokens,
+    /// Keeps sessions.
+    pub sessions: Sessions,
+    /// Counts and refuses.
+    pub limits: Limits,
     /// Checks device tokens.
     pub devices: Devices,
     /// Who is online.
@@ -107,10 +115,15 @@ impl App {
             metrics,
             stop,
         } = parts;
-        let cursors = CursorKey::derive(config.auth.jwt_secret.expose());
+        let previous = config.auth.jwt_previous_secrets.iter();
+        let cursors = previous.fold(CursorKey::derive(config.auth.jwt_secret.expose()), |key, secret| {
+            key.or_previous(secret.expose())
+        });
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
             tokens: auth::Tokens::new(&config.auth),
+            sessions: Sessions::new(store.clone(), &config),
+            limits: Limits::new(store.clone(), &config),
             devices: Devices::new(database.clone(), &config, hub.freshness()),
             presence: Presence::connect(&config.redis)?,
             incoming: Incoming {

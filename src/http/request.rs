@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderNam
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::auth::Principal;
+use super::auth::{Principal, WebPrincipal};
 use super::error::{Code, Error};
 use crate::domain::devices::DevicePrincipal;
 
@@ -31,6 +32,8 @@ pub struct Request {
     pub headers: HeaderMap,
     /// Its query.
     pub query: Query,
+    /// Where it comes from; see [`super::address`].
+    pub address: IpAddr,
     /// Who sends it; `None` on public routes.
     pub principal: Option<Principal>,
     /// Its id, which the answer and the log bear too.
@@ -59,6 +62,17 @@ impl Request {
         match self.caller()? {
             Principal::Device(device) => Ok(device),
             Principal::Web(_) => Err(Error::new(Code::Unauthorized, "a device's credentials are needed")),
+        }
+    }
+
+    /// The user with an access token who sends it.
+    ///
+    /// # Errors
+    /// 401 when no such user does.
+    pub fn user(&self) -> Result<&WebPrincipal, Error> {
+        match self.caller()? {
+            Principal::Web(user) => Ok(user),
+            Principal::Device(_) => Err(Error::new(Code::Unauthorized, "an access token is needed")),
         }
     }
 

@@ -9,7 +9,7 @@ use super::error::{Code, Error};
 use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
-use super::{App, app, auth, conflicts, devices, enrollment, health, messages, metrics, openapi, sse, sync, users};
+use super::{App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, sessions, sse, sync, users};
 
 /// Whom a route admits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Access {
     Public,
     /// A web user's access token.
     Web,
+    /// Any user's access token.
+    User,
     /// A device's credentials.
     Device,
     /// Either of the two, and a mobile user's access token.
@@ -73,7 +75,13 @@ macro_rules! route {
 /// The table.
 #[rustfmt::skip]
 static ROUTES: &[Route] = &[
-    route!(POST   "/api/auth/login"            Public auth::login),
+    route!(POST   "/api/auth/login"            Public sessions::login),
+    route!(POST   "/api/auth/register"         Public sessions::register),
+    route!(POST   "/api/auth/refresh"          Public sessions::refresh),
+    route!(POST   "/api/auth/logout"           User   sessions::logout),
+    route!(GET    "/api/auth/sessions"         User   sessions::list),
+    route!(DELETE "/api/auth/sessions"         User   sessions::end_others),
+    route!(DELETE "/api/auth/sessions/{id}"    User   sessions::end),
 
     route!(GET    "/api/users"                 Web    users::list),
     route!(GET    "/api/users/{id}"            Any    users::get),

@@ -29,6 +29,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use uuid::Uuid;
 
 use super::App;
+use super::address;
 use super::auth::{self, Principal};
 use super::error::{Code, Error};
 use super::health::Vitals;
@@ -335,7 +336,7 @@ impl Service {
         let id = request_id(request.headers());
         // The path's pattern, never the path: an enrollment's token is part of that.
         let mut pattern = "";
-        let result = AssertUnwindSafe(self.dispatch(request, &id, &mut pattern))
+        let result = AssertUnwindSafe(self.dispatch(request, peer, &id, &mut pattern))
             .catch_unwind()
             .await
             .unwrap_or_else(|_| Err(Error::internal("a handler panicked; the panic is in the log above")));
@@ -373,6 +374,7 @@ impl Service {
     async fn dispatch(
         &self,
         request: hyper::Request<Incoming>,
+        peer: SocketAddr,
         id: &str,
         pattern: &mut &'static str,
     ) -> Result<Response, Error> {
@@ -394,7 +396,9 @@ impl Service {
                     return Err(error);
                 }
             };
+            let trusted = &self.vitals.config.server.trusted_proxies;
             let mut request = Request {
+                address: address::client(peer.ip(), &head.headers, trusted),
                 headers: head.headers,
                 query,
                 principal,

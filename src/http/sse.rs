@@ -19,11 +19,12 @@ use uuid::Uuid;
 use super::App;
 use super::error::{Code, Error};
 use super::request::Request;
-use super::response::Response;
+use super::response::{self, Response};
 use crate::database::tenants::Tenant;
 use crate::deliver::feed::{Change, Feed, FeedEvent, Start};
 use crate::deliver::store::Place;
 use crate::domain::devices::{self, DevicePrincipal};
+use crate::domain::sessions::Watch;
 use crate::domain::{messages, users};
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
@@ -48,7 +49,10 @@ enum Reader {
     Web {
         tenant: Tenant,
         user: Uuid,
-        session: String,
+        /// The name under which presence knows this stream.
+        page: String,
+        /// The end of the session that the access token is of.
+        session: Arc<Watch>,
     },
 }
 
@@ -78,7 +82,15 @@ impl Reader {
     fn presence_name(&self) -> &str {
         match self {
             Self::Device(device, _) => &device.device_id,
-            Self::Web { session, .. } => session,
+            Self::Web { page, .. } => page,
+        }
+    }
+
+    /// Waits until the session of a web user was ended. Safe to cancel.
+    async fn ended(&self) {
+        match self {
+            Self::Device(..) => std::future::pending().await,
+            Self::Web { session, .. } => session.ended().await,
         }
     }
 }
@@ -107,17 +119,30 @@ pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> 
 /// `GET /sse/web/:user_id`.
 ///
 /// # Errors
-/// 403 for another user's stream, 400 for a bad id to resume from, 503 while Redis is away.
+/// 403 for another user's stream, 400 for a bad id to resume from, 503 while Redis is away. 204 is the answer when the
+/// session was ended.
 pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
-    let caller = request.caller()?;
-    let (tenant, user) = (caller.tenant().clone(), caller.user_id());
+    let caller = request.user()?;
+    let (tenant, user) = (caller.tenant.clone(), caller.user_id);
     let wanted = request.param_id("user_id", "user")?;
     if wanted != user {
         users::get(&app.database, &tenant, wanted, &HashSet::new()).await?;
         return Err(Error::new(Code::Forbidden, "this is another user's stream"));
     }
-    let session = format!("web:{}", Uuid::new_v4());
-    open(app, &request, Reader::Web { tenant, user, session }).await
+    // Watched first: an end in between must not be missed.
+    let session = Arc::new(app.sessions.watch(caller.session));
+    if app.sessions.is_ended(caller.session).await? {
+        // What tells an EventSource to stop for good (WHATWG HTML, section 9.2.3).
+        return Ok(response::no_content());
+    }
+    let page = format!("web:{}", Uuid::new_v4());
+    let reader = Reader::Web {
+        tenant,
+        user,
+        page,
+        session,
+    };
+    open(app, &request, reader).await
 }
 
 async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Response, Error> {
@@ -231,6 +256,7 @@ enum Wake {
     Interrupted,
     Heartbeat,
     Recheck,
+    Ended,
     Gone,
     Stop,
 }
@@ -305,6 +331,7 @@ async fn stream(
         let wake = tokio::select! {
             () = app.stop.cancelled() => Wake::Stop,
             () = gone.cancelled() => Wake::Gone,
+            () = reader.ended() => Wake::Ended,
             () = tokio::time::sleep(RECHECK), if unseen.is_some() => Wake::Recheck,
             events = feed.next() => match events {
                 Ok(Some(events)) => Wake::Events(events),
@@ -344,10 +371,19 @@ async fn stream(
             }
             Wake::Recheck => {}
             Wake::Gone => break,
+            Wake::Ended => {
+                Event::new("revoked", json!({"type": "revoked"})).write(&mut out, metrics);
+                let _ = sender.send_data(out.split().freeze()).await;
+                break;
+            }
             Wake::Interrupted => tokio::time::sleep(RETRY).await,
             Wake::Heartbeat => {
                 out.put_slice(b": heartbeat\n\n");
                 touch(&app, &reader, heartbeat).await;
+                // In case that the word of it was lost.
+                if let Reader::Web { session, .. } = &reader {
+                    app.sessions.recheck(session).await;
+                }
             }
             Wake::Stop => {
                 let delay = settings.retry_ms + random_up_to(settings.retry_ms);

@@ -66,6 +66,8 @@ pub struct InvalidCursor;
 #[derive(Clone)]
 pub struct CursorKey {
     mac: Hmac<Sha256>,
+    /// Of former secrets: read, never written.
+    previous: Vec<Hmac<Sha256>>,
 }
 
 impl std::fmt::Debug for CursorKey {
@@ -86,11 +88,19 @@ impl CursorKey {
         derivation.update(b"posduif cursor");
         Self {
             mac: mac(&derivation.finalize().into_bytes()),
+            previous: Vec::new(),
         }
     }
 
-    fn tag(&self, tenant: &str, owner: Owner<'_>, payload: &[u8]) -> [u8; TAG_BYTES] {
-        let mut mac = self.mac.clone();
+    /// Also takes cursors that were made under a former secret, so that changing it costs no snapshots.
+    #[must_use]
+    pub fn or_previous(mut self, secret: &str) -> Self {
+        self.previous.push(Self::derive(secret).mac);
+        self
+    }
+
+    fn tag(mac: &Hmac<Sha256>, tenant: &str, owner: Owner<'_>, payload: &[u8]) -> [u8; TAG_BYTES] {
+        let mut mac = mac.clone();
         // Lengths keep the parts apart.
         mac.update(&(tenant.len() as u64).to_be_bytes());
         mac.update(tenant.as_bytes());
@@ -126,7 +136,7 @@ impl CursorKey {
             bytes.extend_from_slice(&page.created_at.to_be_bytes());
             bytes.extend_from_slice(page.id.as_bytes());
         }
-        let tag = self.tag(tenant, owner, &bytes);
+        let tag = Self::tag(&self.mac, tenant, owner, &bytes);
         bytes.extend_from_slice(&tag);
         BASE64.encode(bytes)
     }
@@ -142,7 +152,8 @@ impl CursorKey {
         let bytes = BASE64.decode(text).map_err(|_| InvalidCursor)?;
         let length = bytes.len().checked_sub(TAG_BYTES).ok_or(InvalidCursor)?;
         let (payload, tag) = bytes.split_at(length);
-        if !bool::from(self.tag(tenant, owner, payload).ct_eq(tag)) {
+        let is_ours = |mac| bool::from(Self::tag(mac, tenant, owner, payload).ct_eq(tag));
+        if !std::iter::once(&self.mac).chain(&self.previous).any(is_ours) {
             return Err(InvalidCursor);
         }
         let has_page = match (payload.first(), payload.get(1), length) {
@@ -213,6 +224,8 @@ mod tests {
             prop_assert!(key.decode("demo2", Owner::Device("d1"), &text).is_err());
             prop_assert!(key.decode("demo", Owner::User(Uuid::nil()), &text).is_err());
             prop_assert!(CursorKey::derive("other").decode("demo", Owner::Device("d1"), &text).is_err());
+            let changed = CursorKey::derive("other").or_previous("secret");
+            prop_assert!(changed.decode("demo", Owner::Device("d1"), &text).is_ok());
             let mut bytes = BASE64.decode(&text).unwrap();
             let at = at.index(bytes.len());
             bytes[at] ^= 1;

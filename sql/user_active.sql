@@ -1,0 +1,2 @@
+-- A user's name and type, if it may act. $1 uuid: id.
+SELECT username, user_type FROM {schema}.users WHERE id = $1 AND deleted_at IS NULL AND disabled_at IS NULL

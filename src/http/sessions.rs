@@ -1,0 +1,228 @@
+//! `/api/auth`: login, registration, and the sessions that they begin.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::App;
+use super::auth::WebPrincipal;
+use super::error::{Code, Error};
+use super::request::{Request, required};
+use super::response::{self, Response, json};
+use crate::domain::limits::Limit;
+use crate::domain::sessions::{Client, Granted, RefreshToken};
+use crate::domain::users::{self, Login, NewUser, UserType};
+
+#[derive(Deserialize)]
+struct LoginBody {
+    tenant: Option<String>,
+    username: Option<String>,
+    email: Option<String>,
+    password: Option<String>,
+}
+
+impl LoginBody {
+    /// The tenant, which may stand elsewhere.
+    fn tenant(&self, app: &App, request: &Request) -> Result<String, Error> {
+        let named = self.tenant.as_deref().or_else(|| request.header("x-tenant"));
+        let tenant = named.unwrap_or(&app.config.server.default_tenant);
+        if tenant.is_empty() {
+            return Err(Error::invalid(
+                "tenant",
+                "is missing: name it here or in the header X-Tenant; this server has no default tenant",
+            ));
+        }
+        Ok(tenant.to_owned())
+    }
+}
+
+/// `POST /api/auth/login`.
+///
+/// # Errors
+/// 401 with one and the same text whatever of tenant, name and password is wrong, 429 after too many of those, 503
+/// without Redis.
+pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
+    let tenant = body.tenant(&app, &request);
+    let name = required("username", body.username.or(body.email))?;
+    let password = required("password", body.password)?;
+    for (field, text) in [("username", &name), ("password", &password)] {
+        if text.is_empty() {
+            return Err(Error::invalid(field, "must not be empty"));
+        }
+    }
+    let tenant = tenant?;
+    let attempt = app.limits.attempt(&tenant, &name, request.address);
+    let checks = (&app.passwords, &app.limits);
+    let login = users::verify_password(&app.database, checks, &attempt, &tenant, &name, &password).await?;
+    let granted = app.sessions.open(&login.tenant, login.id, &client(&request)).await?;
+    welcome(&app, StatusCode::OK, &login, &granted)
+}
+
+/// `POST /api/auth/register`: a new web user, who is logged in at once.
+///
+/// # Errors
+/// 400, 403 where registration is not open, 409 for a taken username or email, 429 after too many, 503 without Redis.
+pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
+    let tenant = body.tenant(&app, &request);
+    let username = required("username", body.username.clone().or(body.email.clone()))?;
+    let new = NewUser {
+        username,
+        user_type: UserType::Web,
+        email: body.email,
+        password: Some(required("password", body.password)?),
+    };
+    users::check(&new)?;
+    let tenant = tenant?;
+    // Also says whether Redis is there for the session, before anybody is made.
+    app.limits.take(Limit::Register, request.address).await?;
+    let open = users::open_to_all(&app.database, &tenant, app.config.auth.registration_open).await?;
+    // Whether there is such a tenant is nobody's business.
+    let tenant = open.ok_or_else(|| Error::new(Code::Forbidden, "registration is not open here"))?;
+    let id = users::insert(&app.database, &app.passwords, &tenant, &new).await?;
+    let login = Login {
+        tenant,
+        id,
+        username: new.username,
+        user_type: new.user_type,
+    };
+    let granted = app.sessions.open(&login.tenant, login.id, &client(&request)).await?;
+    welcome(&app, StatusCode::CREATED, &login, &granted)
+}
+
+#[derive(Deserialize)]
+struct RefreshBody {
+    refresh_token: Option<String>,
+}
+
+/// `POST /api/auth/refresh`.
+///
+/// # Errors
+/// 401 for a token that is good for nothing, also when its user is disabled or deleted; 429 after too many of those; 503
+/// without Redis or Postgres, and the token stays good.
+pub async fn refresh(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: RefreshBody = request.json(app.config.server.body_bytes_max).await?;
+    let token = required("refresh_token", body.refresh_token)?;
+    app.limits.check_address(Limit::Refresh, request.address).await?;
+    match continued(&app, &request, &token).await? {
+        Some((login, granted)) => welcome(&app, StatusCode::OK, &login, &granted),
+        None => {
+            app.limits.count_address(Limit::Refresh, request.address).await?;
+            Err(Error::new(
+                Code::Unauthorized,
+                "the refresh token is not valid: log in again",
+            ))
+        }
+    }
+}
+
+/// Whom a refresh token lets in, and with what they go on.
+async fn continued(app: &App, request: &Request, token: &str) -> Result<Option<(Login, Granted)>, Error> {
+    let Some(token) = RefreshToken::parse(token) else {
+        return Ok(None);
+    };
+    let Some((tenant, user)) = app.sessions.owner(token.session()).await? else {
+        return Ok(None);
+    };
+    // Before the token is taken, so that without Postgres it stays good.
+    let Some(login) = users::active(&app.database, &tenant, user).await? else {
+        app.sessions.end_all(&tenant, user, None).await?;
+        return Ok(None);
+    };
+    let granted = app.sessions.rotate(&token, user, &client(request)).await?;
+    Ok(granted.map(|granted| (login, granted)))
+}
+
+/// `POST /api/auth/logout`: ends the session of the access token that comes with it. Once more is no error.
+///
+/// # Errors
+/// 503 without Redis.
+pub async fn logout(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let user = request.user()?;
+    app.sessions.end(user.user_id, &[user.session]).await?;
+    Ok(response::no_content())
+}
+
+/// `GET /api/auth/sessions`: the caller's.
+///
+/// # Errors
+/// 401 when the caller's own session was ended, 503 without Redis.
+pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let user = entitled(&app, &request).await?;
+    let sessions = app.sessions.list(&user.tenant, user.user_id).await?;
+    let mut shown = Vec::with_capacity(sessions.len());
+    for session in sessions {
+        let mut row = json!(session);
+        row["current"] = (session.id == user.session).into();
+        shown.push(row);
+    }
+    json(StatusCode::OK, &json!({ "sessions": shown }))
+}
+
+/// `DELETE /api/auth/sessions`: all of the caller's but the one that asks.
+///
+/// # Errors
+/// 401 when the caller's own session was ended, 503 without Redis.
+pub async fn end_others(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let user = entitled(&app, &request).await?;
+    app.sessions
+        .end_all(&user.tenant, user.user_id, Some(user.session))
+        .await?;
+    Ok(response::no_content())
+}
+
+/// `DELETE /api/auth/sessions/:id`.
+///
+/// # Errors
+/// 401 when the caller's own session was ended, 403 for another user's, 404, 503 without Redis.
+pub async fn end(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let id = request.param_id("id", "session")?;
+    let user = entitled(&app, &request).await?;
+    match app.sessions.owner(id).await? {
+        Some((tenant, owner)) if tenant == user.tenant => {
+            if owner != user.user_id {
+                return Err(Error::new(Code::Forbidden, "this is another user's session"));
+            }
+        }
+        _ => return Err(Error::new(Code::NotFound, "session not found")),
+    }
+    app.sessions.end(user.user_id, &[id]).await?;
+    Ok(response::no_content())
+}
+
+/// The caller, whose own session must not have been ended: with a stolen access token nobody is to end others.
+async fn entitled<'a>(app: &App, request: &'a Request) -> Result<&'a WebPrincipal, Error> {
+    let user = request.user()?;
+    if app.sessions.is_ended(user.session).await? {
+        return Err(Error::new(Code::Unauthorized, "this session was ended"));
+    }
+    Ok(user)
+}
+
+fn client(request: &Request) -> Client {
+    Client {
+        address: request.address,
+        user_agent: request.header("user-agent").map(str::to_owned),
+    }
+}
+
+fn welcome(app: &App, status: StatusCode, login: &Login, granted: &Granted) -> Result<Response, Error> {
+    let principal = WebPrincipal {
+        tenant: login.tenant.clone(),
+        user_id: login.id,
+        user_type: login.user_type,
+        session: granted.session,
+    };
+    json(
+        status,
+        &json!({
+            "token": app.tokens.issue(&principal)?,
+            "refresh_token": granted.refresh_token,
+            "user": {"id": login.id, "username": login.username, "user_type": login.user_type},
+            "expires_in": app.config.auth.token_expiry_seconds,
+        }),
+    )
+}

@@ -1,0 +1,226 @@
+//! Limits: guessing ends soon, and nobody is locked out by somebody else.
+
+use hyper::StatusCode;
+use posduif::config::Config;
+use posduif::domain::users::UserType;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::PASSWORD;
+use crate::support::http::{Answer, Api};
+use crate::support::office::Office;
+
+/// An office that believes its clients where they come from.
+async fn open(change: impl FnOnce(&mut Config)) -> Office {
+    Office::with(|config| {
+        config.server.trusted_proxies = vec![String::from("127.0.0.0/8").try_into().unwrap()];
+        change(config);
+    })
+    .await
+}
+
+/// A client at an address.
+fn at(office: &Office, address: &str) -> Api {
+    office.anybody.with("x-forwarded-for", address)
+}
+
+async fn log_in(api: &Api, username: &str, password: &str) -> Answer {
+    let body = json!({"tenant": "acme", "username": username, "password": password});
+    api.post("/api/auth/login", &body).await
+}
+
+async fn guess(api: &Api, username: &str) -> StatusCode {
+    log_in(api, username, "a guess").await.status
+}
+
+/// Refused until a time that the answer tells, within the window.
+#[track_caller]
+fn assert_limited(answer: &Answer, window_seconds: u64) {
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (429, "RATE_LIMITED"));
+    assert_eq!(answer.json()["error"]["retryable"], true);
+    let wait: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=window_seconds).contains(&wait), "{wait}");
+}
+
+#[tokio::test]
+async fn wrong_passwords_run_into_a_limit_of_their_user_and_address_alone() {
+    let office = open(|config| {
+        config.limits.login_user_address_max = 3;
+        config.limits.window_seconds = 600;
+    })
+    .await;
+    office.world.user("acme", "jane", UserType::Web).await;
+    let thief = at(&office, "10.0.0.1");
+    for _ in 0..3 {
+        assert_eq!(guess(&thief, "bob").await, 401);
+    }
+    assert_limited(&log_in(&thief, "bob", "a guess").await, 600);
+    // Not even the right one, however it is written.
+    assert_limited(&log_in(&thief, "BOB", PASSWORD).await, 600);
+    // Others at this address, and this user elsewhere, do not notice.
+    log_in(&thief, "jane", PASSWORD).await.expect(200);
+    log_in(&at(&office, "10.0.0.2"), "bob", PASSWORD).await.expect(200);
+    // Who does not exist is treated the same.
+    for _ in 0..3 {
+        assert_eq!(guess(&thief, "nobody").await, 401);
+    }
+    assert_limited(&log_in(&thief, "nobody", "a guess").await, 600);
+    // Another tenant's user of the same name is another user.
+    let body = json!({"tenant": "elsewhere", "username": "bob", "password": "a guess"});
+    assert_eq!(thief.post("/api/auth/login", &body).await.status, 401);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_window_ends_when_the_answer_says_so() {
+    let office = open(|config| config.limits.login_user_address_max = 1).await;
+    let api = at(&office, "10.0.0.1");
+    assert_eq!(guess(&api, "bob").await, 401);
+    let answer = log_in(&api, "bob", PASSWORD).await;
+    assert_limited(&answer, office.world.config.limits.window_seconds);
+    let told: i64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    // The counter is gone by then, which is made to be now.
+    let mut redis = office.world.redis().await;
+    let pattern = format!("{}*", office.world.keys().limit("login-user-address", ""));
+    let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await.unwrap();
+    assert_eq!(keys.len(), 1);
+    let left: i64 = redis::cmd("PTTL").arg(&keys[0]).query_async(&mut redis).await.unwrap();
+    assert!(
+        left > 0 && left <= told * 1000,
+        "{left} ms are left, {told} s were told"
+    );
+    let _: i64 = redis::cmd("PEXPIRE")
+        .arg(&keys[0])
+        .arg(0)
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    log_in(&api, "bob", PASSWORD).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn successful_logins_are_never_too_many() {
+    let office = open(|config| {
+        config.limits.login_user_address_max = 1;
+        config.limits.login_user_max = 1;
+        config.limits.login_address_max = 1;
+    })
+    .await;
+    for _ in 0..5 {
+        log_in(&at(&office, "10.0.0.1"), "bob", PASSWORD).await.expect(200);
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn guesses_from_many_addresses_end_too_and_do_not_lock_the_user_out_at_home() {
+    let office = open(|config| config.limits.login_user_max = 4).await;
+    let home = at(&office, "192.168.1.1");
+    log_in(&home, "bob", PASSWORD).await.expect(200);
+    for host in 1..=4 {
+        assert_eq!(guess(&at(&office, &format!("10.0.0.{host}")), "bob").await, 401);
+    }
+    let stranger = at(&office, "10.0.0.5");
+    assert_limited(&log_in(&stranger, "bob", "a guess").await, 900);
+    assert_limited(&log_in(&stranger, "bob", PASSWORD).await, 900);
+    log_in(&home, "bob", PASSWORD).await.expect(200);
+    // Others are not meant.
+    log_in(&stranger, "joe", PASSWORD).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn guesses_at_many_names_end_too_and_do_not_lock_out_who_has_been_there_before() {
+    let office = open(|config| config.limits.login_address_max = 4).await;
+    let shared = at(&office, "10.0.0.1");
+    log_in(&shared, "bob", PASSWORD).await.expect(200);
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(guess(&shared, name).await, 401);
+    }
+    assert_limited(&log_in(&shared, "e", "a guess").await, 900);
+    assert_limited(&log_in(&shared, "joe", PASSWORD).await, 900);
+    log_in(&shared, "bob", PASSWORD).await.expect(200);
+    log_in(&at(&office, "10.0.0.2"), "joe", PASSWORD).await.expect(200);
+    // A subscriber of IPv6 is one client with all its addresses.
+    for host in 1..=4 {
+        assert_eq!(guess(&at(&office, &format!("2001:db8:0:1::{host}")), "x").await, 401);
+    }
+    assert_limited(&log_in(&at(&office, "2001:db8:0:1:ffff::1"), "y", "a guess").await, 900);
+    assert_eq!(guess(&at(&office, "2001:db8:0:2::1"), "y").await, 401);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn guesses_at_once_are_not_more_than_those_one_by_one() {
+    let office = open(|config| {
+        config.limits.login_user_address_max = 5;
+        config.auth.hash_concurrency = 1;
+    })
+    .await;
+    let clients: Vec<Api> = (0..40).map(|_| Api::new(office.anybody.address())).collect();
+    let guesses = clients.iter().map(|api| guess(api, "bob"));
+    let told = futures_util::future::join_all(guesses).await;
+    assert_eq!(told.iter().filter(|status| **status == 401).count(), 5, "{told:?}");
+    assert_eq!(told.iter().filter(|status| **status == 429).count(), 35, "{told:?}");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn an_address_that_nobody_vouches_for_is_not_believed() {
+    let office = Office::with(|config| config.limits.login_user_address_max = 2).await;
+    for host in 1..=2 {
+        assert_eq!(guess(&at(&office, &format!("10.0.0.{host}")), "bob").await, 401);
+    }
+    assert_limited(&log_in(&at(&office, "10.0.0.3"), "bob", PASSWORD).await, 900);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn registrations_refreshes_and_enrollments_have_limits_of_their_address() {
+    let office = open(|config| {
+        config.auth.registration_open = true;
+        config.limits.register_address_max = 2;
+        config.limits.refresh_address_max = 2;
+        config.limits.enrollment_address_max = 2;
+    })
+    .await;
+    let (here, there) = (at(&office, "10.0.0.1"), at(&office, "10.0.0.2"));
+    let newcomer = |name: &str| json!({"username": name, "password": PASSWORD});
+    for name in ["ann", "ben"] {
+        here.post("/api/auth/register", &newcomer(name)).await.expect(201);
+    }
+    assert_limited(&here.post("/api/auth/register", &newcomer("carl")).await, 900);
+    there.post("/api/auth/register", &newcomer("carl")).await.expect(201);
+
+    let refresh =
+        async |api: &Api, token: &Value| api.post("/api/auth/refresh", &json!({"refresh_token": token})).await;
+    let mut good = log_in(&here, "bob", PASSWORD).await.expect(200);
+    // Those that succeed are not counted.
+    for _ in 0..4 {
+        good = refresh(&here, &good["refresh_token"]).await.expect(200);
+    }
+    for _ in 0..2 {
+        assert_eq!(refresh(&here, &json!("a guess")).await.status, 401);
+    }
+    assert_limited(&refresh(&here, &good["refresh_token"]).await, 900);
+    refresh(&there, &good["refresh_token"]).await.expect(200);
+
+    let created = office.bob.post("/api/enrollment/create", &json!({})).await.expect(201);
+    let path = format!("/api/enrollment/{}", created["token"].as_str().unwrap());
+    let complete = |token: &Value| json!({"token": token, "device_id": "phone"});
+    for _ in 0..4 {
+        here.get(&path).await.expect(200);
+    }
+    assert_eq!(
+        here.get(&format!("/api/enrollment/{}", Uuid::new_v4())).await.status,
+        404
+    );
+    let wrong = complete(&json!(Uuid::new_v4()));
+    assert_eq!(here.post("/api/enrollment/complete", &wrong).await.status, 404);
+    assert_limited(&here.get(&path).await, 900);
+    let right = complete(&created["token"]);
+    assert_limited(&here.post("/api/enrollment/complete", &right).await, 900);
+    there.post("/api/enrollment/complete", &right).await.expect(201);
+    office.close().await;
+}

@@ -1,0 +1,562 @@
+//! Sessions: what a login begins, a refresh continues and a logout ends.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use posduif::domain::users::UserType;
+use posduif::engine::Role;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::http::{Answer, Api};
+use crate::support::office::{Office, id, ids};
+use crate::support::proxy::Proxy;
+use crate::support::{PASSWORD, World, eventually};
+
+/// A login's answer, which a refresh gives too.
+async fn log_in(office: &Office, username: &str) -> Value {
+    let body = json!({"username": username, "password": PASSWORD});
+    office.anybody.post("/api/auth/login", &body).await.expect(200)
+}
+
+fn as_user(office: &Office, answer: &Value) -> Api {
+    let token = answer["token"].as_str().unwrap();
+    office.anybody.with("authorization", &format!("Bearer {token}"))
+}
+
+async fn refresh(api: &Api, token: &Value) -> Answer {
+    api.post("/api/auth/refresh", &json!({"refresh_token": token})).await
+}
+
+#[track_caller]
+fn assert_refused(answer: &Answer, status: u16, code: &str) {
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (status, code),
+        "{}",
+        answer.json()
+    );
+}
+
+/// The session that an access token names.
+fn session_of(answer: &Value) -> String {
+    use base64::Engine as _;
+    let claims = answer["token"].as_str().unwrap().split('.').nth(1).unwrap();
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims).unwrap();
+    let claims: Value = serde_json::from_slice(&claims).unwrap();
+    claims["sid"].as_str().unwrap().to_owned()
+}
+
+/// Redis, as somebody else sees it.
+async fn ask<T: redis::FromRedisValue>(office: &Office, command: &[&str]) -> T {
+    let mut redis = office.world.redis().await;
+    redis::cmd(command[0])
+        .arg(&command[1..])
+        .query_async(&mut redis)
+        .await
+        .unwrap()
+}
+
+fn session_key(office: &Office, session: &str) -> String {
+    office.world.keys().session(session.parse().unwrap())
+}
+
+/// Makes a session's last refresh lie so far back that it cannot be repeated.
+async fn let_retry_end(office: &Office, session: &str) {
+    let key = session_key(office, session);
+    let _: i64 = ask(office, &["HINCRBY", &key, "rotated_at", "-31000"]).await;
+}
+
+#[tokio::test]
+async fn a_refresh_goes_on_where_the_login_began() {
+    let office = Office::open().await;
+    let first = log_in(&office, "bob").await;
+    let second = refresh(&office.anybody, &first["refresh_token"]).await.expect(200);
+    assert_eq!(
+        second.as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["expires_in", "refresh_token", "token", "user"]
+    );
+    assert_eq!(second["user"], first["user"]);
+    assert_eq!(session_of(&second), session_of(&first));
+    assert_ne!(second["refresh_token"], first["refresh_token"]);
+    let third = refresh(&office.anybody, &second["refresh_token"]).await.expect(200);
+    as_user(&office, &third).get("/api/messages").await.expect(200);
+    // A former access token holds for as long as it says.
+    as_user(&office, &first).get("/api/messages").await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_mobile_user_with_a_password_has_a_session_like_any_other() {
+    let office = Office::open().await;
+    let joe = log_in(&office, "joe").await;
+    let joe = refresh(&office.anybody, &joe["refresh_token"]).await.expect(200);
+    assert_eq!(joe["user"]["user_type"], "mobile");
+    let api = as_user(&office, &joe);
+    assert_eq!(
+        ids(&api.get("/api/auth/sessions").await.expect(200)["sessions"]),
+        [session_of(&joe)]
+    );
+    assert_eq!(api.post("/api/auth/logout", &json!({})).await.status, 204);
+    assert_refused(
+        &refresh(&office.anybody, &joe["refresh_token"]).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_refresh_whose_answer_was_lost_is_repeated_with_the_same_result() {
+    let office = Office::open().await;
+    let first = log_in(&office, "bob").await;
+    let lost = refresh(&office.anybody, &first["refresh_token"]).await.expect(200);
+    let again = refresh(&office.anybody, &first["refresh_token"]).await.expect(200);
+    assert_eq!(again["refresh_token"], lost["refresh_token"]);
+    // Once the successor is in use, nothing was lost.
+    let next = refresh(&office.anybody, &again["refresh_token"]).await.expect(200);
+    assert_refused(
+        &refresh(&office.anybody, &first["refresh_token"]).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    assert_refused(
+        &refresh(&office.anybody, &next["refresh_token"]).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_used_again_later_ends_its_session_and_no_other() {
+    let office = Office::open().await;
+    let other = log_in(&office, "bob").await;
+    let first = log_in(&office, "bob").await;
+    let second = refresh(&office.anybody, &first["refresh_token"]).await.expect(200);
+    let_retry_end(&office, &session_of(&first)).await;
+    assert_refused(
+        &refresh(&office.anybody, &first["refresh_token"]).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    assert_refused(
+        &refresh(&office.anybody, &second["refresh_token"]).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    let sessions = as_user(&office, &other).get("/api/auth/sessions").await.expect(200);
+    assert!(!ids(&sessions["sessions"]).contains(&session_of(&first)));
+    refresh(&office.anybody, &other["refresh_token"]).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn refreshes_at_once_with_one_token_never_make_two_chains() {
+    let office = Office::open().await;
+    let mut token = log_in(&office, "bob").await["refresh_token"].clone();
+    for _ in 0..5 {
+        let clients: Vec<Api> = (0..12).map(|_| Api::new(office.anybody.address())).collect();
+        let answers = join_all(clients.iter().map(|api| refresh(api, &token))).await;
+        let successors: BTreeSet<String> = answers
+            .into_iter()
+            .map(|answer| answer.expect(200)["refresh_token"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(successors.len(), 1, "{successors:?}");
+        token = json!(successors.first());
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_text_that_is_no_token_of_the_session_harms_nobody() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let office = Office::open().await;
+    let bob = log_in(&office, "bob").await;
+    let session = session_of(&bob);
+    let mut guess = session.parse::<Uuid>().unwrap().as_bytes().to_vec();
+    guess.extend([7; 32]);
+    for bad in [
+        json!(session),
+        json!(URL_SAFE_NO_PAD.encode(guess)),
+        json!(bob["token"]),
+        json!("x".repeat(64)),
+        json!("ä".repeat(32)),
+        json!(""),
+    ] {
+        assert_refused(&refresh(&office.anybody, &bad).await, 401, "UNAUTHORIZED");
+    }
+    refresh(&office.anybody, &bob["refresh_token"]).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn redis_holds_no_token_and_every_session_ends_by_itself() {
+    let office = Office::open().await;
+    let first = log_in(&office, "bob").await;
+    let second = refresh(&office.anybody, &first["refresh_token"]).await.expect(200);
+    let (key, index) = (
+        session_key(&office, &session_of(&first)),
+        office.world.keys().account_sessions(office.bob_id),
+    );
+    let stored: Vec<String> = ask(&office, &["HGETALL", &key]).await;
+    for secret in [&first, &second].map(|answer| answer["refresh_token"].as_str().unwrap()) {
+        assert!(stored.iter().all(|text| !text.contains(&secret[22..])), "{stored:?}");
+    }
+    let lifetime = office.world.config.auth.session_expiry_seconds as i64;
+    for key in [key, index] {
+        let ttl: i64 = ask(&office, &["TTL", &key]).await;
+        assert!(ttl > 0 && ttl <= lifetime, "{key} lives {ttl} s");
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn sessions_are_listed_with_their_clients_and_the_own_one_marked() {
+    let office = Office::with(|config| {
+        config.server.trusted_proxies = vec![String::from("127.0.0.1").try_into().unwrap()];
+    })
+    .await;
+    let body = json!({"username": "bob", "password": PASSWORD});
+    let elsewhere = office
+        .anybody
+        .with("user-agent", "Netscape/4")
+        .with("x-forwarded-for", "10.9.8.7");
+    let other = elsewhere.post("/api/auth/login", &body).await.expect(200);
+    let mine = office.bob.get("/api/auth/sessions").await.expect(200);
+    let sessions = mine["sessions"].as_array().unwrap();
+    assert_eq!(sessions.len(), 2);
+    assert_eq!(
+        sessions[0].as_object().unwrap().keys().collect::<Vec<_>>(),
+        [
+            "address",
+            "created_at",
+            "current",
+            "expires_at",
+            "id",
+            "last_used_at",
+            "user_agent"
+        ]
+    );
+    assert_eq!(sessions[0]["id"], json!(session_of(&other)));
+    assert_eq!(
+        (
+            &sessions[0]["user_agent"],
+            &sessions[0]["address"],
+            &sessions[0]["current"]
+        ),
+        (&json!("Netscape/4"), &json!("10.9.8.7"), &json!(false))
+    );
+    assert_eq!(
+        (
+            &sessions[1]["user_agent"],
+            &sessions[1]["address"],
+            &sessions[1]["current"]
+        ),
+        (&Value::Null, &json!("127.0.0.1"), &json!(true))
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_session_that_has_expired_leaves_the_list_when_somebody_looks() {
+    let office = Office::open().await;
+    let gone = session_of(&log_in(&office, "bob").await);
+    let index = office.world.keys().account_sessions(office.bob_id);
+    let _: i64 = ask(&office, &["DEL", &session_key(&office, &gone)]).await;
+    assert!(ask::<bool>(&office, &["SISMEMBER", &index, &gone]).await);
+    let sessions = office.bob.get("/api/auth/sessions").await.expect(200);
+    assert_eq!(sessions["sessions"].as_array().unwrap().len(), 1);
+    assert!(!ask::<bool>(&office, &["SISMEMBER", &index, &gone]).await);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_user_has_so_many_sessions_and_no_more() {
+    let office = Office::with(|config| config.auth.sessions_max = 3).await;
+    let mut logins = Vec::new();
+    for _ in 0..4 {
+        logins.push(log_in(&office, "joe").await);
+    }
+    let api = as_user(&office, &logins[3]);
+    let sessions = api.get("/api/auth/sessions").await.expect(200);
+    let kept: BTreeSet<String> = ids(&sessions["sessions"]).into_iter().collect();
+    assert_eq!(kept.len(), 3);
+    assert!(kept.contains(&session_of(&logins[3])), "the newest is among them");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn one_session_can_be_ended_or_all_others() {
+    let office = Office::open().await;
+    let logins = [log_in(&office, "bob").await, log_in(&office, "bob").await];
+    let path = format!("/api/auth/sessions/{}", session_of(&logins[0]));
+    assert_eq!(office.bob.delete(&path).await.status, 204);
+    assert_refused(
+        &refresh(&office.anybody, &logins[0]["refresh_token"]).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    assert_refused(&office.bob.delete(&path).await, 404, "NOT_FOUND");
+    // With the access token that is left, nobody ends the others.
+    let ended = as_user(&office, &logins[0]);
+    assert_refused(&ended.delete("/api/auth/sessions").await, 401, "UNAUTHORIZED");
+    assert_refused(&ended.get("/api/auth/sessions").await, 401, "UNAUTHORIZED");
+
+    let jane_id = office.world.user("acme", "jane", UserType::Web).await;
+    assert_ne!(jane_id, office.bob_id);
+    let jane = log_in(&office, "jane").await;
+    let last = log_in(&office, "bob").await;
+    let api = as_user(&office, &last);
+    assert_eq!(api.delete("/api/auth/sessions").await.status, 204);
+    let left = api.get("/api/auth/sessions").await.expect(200);
+    assert_eq!(ids(&left["sessions"]), [session_of(&last)]);
+    assert_refused(
+        &refresh(&office.anybody, &logins[1]["refresh_token"]).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    refresh(&office.anybody, &last["refresh_token"]).await.expect(200);
+    refresh(&office.anybody, &jane["refresh_token"]).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn another_tenants_user_with_the_same_id_sees_and_ends_none_of_them() {
+    let office = Office::open().await;
+    office.world.tenant("globex").await;
+    // As when a tenant is made from a copy of another.
+    office
+        .sql(
+            "INSERT INTO tenant_globex.users (id, username, user_type) \
+             SELECT id, username, user_type FROM tenant_acme.users WHERE username = 'bob'; \
+             INSERT INTO posduif.credentials (tenant, user_id, password_hash) \
+             SELECT 'globex', user_id, password_hash FROM posduif.credentials WHERE tenant = 'acme'",
+        )
+        .await;
+    let ours = log_in(&office, "bob").await;
+    let theirs = office.anybody.log_in("globex", "bob").await;
+    let list = theirs.get("/api/auth/sessions").await.expect(200);
+    assert_eq!(list["sessions"].as_array().unwrap().len(), 1);
+    let path = format!("/api/auth/sessions/{}", session_of(&ours));
+    assert_refused(&theirs.delete(&path).await, 404, "NOT_FOUND");
+    assert_eq!(theirs.delete("/api/auth/sessions").await.status, 204);
+    refresh(&office.anybody, &ours["refresh_token"]).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn ending_a_session_ends_its_stream_on_every_node_and_no_other_stream() {
+    let office = Office::open().await;
+    let second = office.world.engine(Role::Api).await;
+    let login = log_in(&office, "bob").await;
+    let here = as_user(&office, &login);
+    let there = here.at(&second.api());
+    let path = format!("/sse/web/{}", office.bob_id);
+    let mut ended = [here.events(&path).await, there.events(&path).await];
+    let mut kept = office.bob.events(&path).await;
+    assert_eq!(here.post("/api/auth/logout", &json!({})).await.status, 204);
+    for stream in &mut ended {
+        assert_eq!(stream.rest().await.last().unwrap().name, "revoked");
+    }
+    // The access token lives on, but not for a stream: 204 tells a browser to stop trying.
+    for api in [&here, &there] {
+        assert_eq!(api.open(&path).await.unwrap_err().status, 204);
+        assert_eq!(api.post("/api/auth/logout", &json!({})).await.status, 204);
+    }
+    office.phone("phone").await;
+    let message = office.send("still there").await;
+    let psql = office.world.psql().await;
+    let read = "UPDATE tenant_acme.messages SET status = 'read', read_at = now() WHERE id = $1";
+    psql.execute(read, &[&message.parse::<Uuid>().unwrap()]).await.unwrap();
+    assert_eq!(kept.expect("message_read").await.data["message_id"], json!(message));
+    second.stop().await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_user_who_is_disabled_or_deleted_has_no_sessions_any_more() {
+    let office = Office::open().await;
+    for (username, statement) in [
+        (
+            "ann",
+            "UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'ann'",
+        ),
+        (
+            "ben",
+            "UPDATE tenant_acme.users SET deleted_at = now() WHERE username = 'ben'",
+        ),
+    ] {
+        let user = office.world.user("acme", username, UserType::Web).await;
+        let login = log_in(&office, username).await;
+        office.sql(statement).await;
+        assert_refused(
+            &refresh(&office.anybody, &login["refresh_token"]).await,
+            401,
+            "UNAUTHORIZED",
+        );
+        let index = office.world.keys().account_sessions(user);
+        assert!(!ask::<bool>(&office, &["EXISTS", &index]).await);
+        assert!(!ask::<bool>(&office, &["EXISTS", &session_key(&office, &session_of(&login))]).await);
+    }
+    // Also when nobody refreshes.
+    let user = office.world.user("acme", "carl", UserType::Web).await;
+    log_in(&office, "carl").await;
+    office
+        .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'carl'")
+        .await;
+    let index = office.world.keys().account_sessions(user);
+    eventually("the sessions of the disabled user are gone", || async {
+        (!ask::<bool>(&office, &["EXISTS", &index]).await).then_some(())
+    })
+    .await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn the_user_of_a_dropped_tenant_is_not_let_in_again() {
+    let office = Office::open().await;
+    office.world.tenant("globex").await;
+    office.world.user("globex", "eve", UserType::Web).await;
+    let body = json!({"tenant": "globex", "username": "eve", "password": PASSWORD});
+    let eve = office.anybody.post("/api/auth/login", &body).await.expect(200);
+    office
+        .sql("DROP SCHEMA tenant_globex CASCADE; DELETE FROM posduif.tenants WHERE name = 'globex'")
+        .await;
+    assert_refused(
+        &refresh(&office.anybody, &eve["refresh_token"]).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn without_redis_requests_go_on_and_sessions_wait() {
+    let mut world = World::new().await;
+    let proxy = Proxy::before(world.config.redis.url.expose()).await;
+    let direct = world.config.redis.url.clone();
+    world.config.redis.url = posduif::config::Secret::new(proxy.url(direct.expose()));
+    world.config.redis.response_timeout_seconds = 1;
+    let mut office = Office::within(world, |_| {}).await;
+    let login = log_in(&office, "bob").await;
+    let enrollment = office.bob.post("/api/enrollment/create", &json!({})).await.expect(201);
+    proxy.refuse();
+    let body = json!({"username": "bob", "password": PASSWORD});
+    let bob = as_user(&office, &login);
+    for answer in [
+        office.anybody.post("/api/auth/login", &body).await,
+        refresh(&office.anybody, &login["refresh_token"]).await,
+        bob.get("/api/auth/sessions").await,
+        bob.delete("/api/auth/sessions").await,
+        bob.post("/api/auth/logout", &json!({})).await,
+    ] {
+        assert_refused(&answer, 503, "REDIS_ERROR");
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+    office.send("written all the same").await;
+    let path = format!("/api/enrollment/{}", enrollment["token"].as_str().unwrap());
+    office.anybody.get(&path).await.expect(200);
+    proxy.resume();
+    eventually("the refresh token is taken again", || async {
+        let answer = refresh(&office.anybody, &login["refresh_token"]).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    office.world.config.redis.url = direct;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn whoever_registers_is_logged_in_at_once_where_registration_is_open() {
+    let office = Office::open().await;
+    let register = async |body: Value| office.anybody.post("/api/auth/register", &body).await;
+    let ann = json!({"username": "Ann", "email": "ann@example.com", "password": PASSWORD});
+    assert_refused(&register(ann.clone()).await, 403, "FORBIDDEN");
+    office
+        .sql("UPDATE posduif.tenants SET registration_open = true WHERE name = 'acme'")
+        .await;
+    let answer = register(ann.clone()).await.expect(201);
+    assert_eq!(
+        answer.as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["expires_in", "refresh_token", "token", "user"]
+    );
+    assert_eq!(
+        (&answer["user"]["username"], &answer["user"]["user_type"]),
+        (&json!("Ann"), &json!("web"))
+    );
+    as_user(&office, &answer).get("/api/messages").await.expect(200);
+    refresh(&office.anybody, &answer["refresh_token"]).await.expect(200);
+    log_in(&office, "ann@example.com").await;
+
+    assert_refused(&register(ann).await, 409, "CONFLICT");
+    let same_name = json!({"username": "ANN", "password": PASSWORD});
+    assert_refused(&register(same_name).await, 409, "CONFLICT");
+    let same_email = json!({"username": "ann2", "email": "Ann@Example.com", "password": PASSWORD});
+    assert_refused(&register(same_email).await, 409, "CONFLICT");
+    // The email alone is a name, too.
+    let ben = register(json!({"email": "ben@example.com", "password": PASSWORD}))
+        .await
+        .expect(201);
+    assert_eq!(ben["user"]["username"], "ben@example.com");
+    for bad in [
+        json!({"username": "carl", "password": "short"}),
+        json!({"username": "carl"}),
+        json!({"password": PASSWORD}),
+        json!({"username": " carl", "password": PASSWORD}),
+        json!({"username": "carl", "email": "no address", "password": PASSWORD}),
+    ] {
+        assert_refused(&register(bad).await, 400, "VALIDATION_ERROR");
+    }
+    for elsewhere in ["nowhere", "No Name!"] {
+        let body = json!({"tenant": elsewhere, "username": "carl", "password": PASSWORD});
+        assert_refused(&register(body).await, 403, "FORBIDDEN");
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn an_operator_can_open_registration_everywhere() {
+    let office = Office::with(|config| config.auth.registration_open = true).await;
+    let body = json!({"tenant": "acme", "username": "ann", "password": PASSWORD});
+    let ann = office.anybody.post("/api/auth/register", &body).await.expect(201);
+    let id = id(&ann["user"]);
+    // Who registers becomes a row like any other, and has a stream.
+    let api = as_user(&office, &ann);
+    api.events(&format!("/sse/web/{id}")).await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn tokens_of_a_former_secret_open_doors_as_long_as_the_operator_keeps_it() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let (_, cursor) = phone.sync(None).await;
+    let mut config = office.world.config.clone();
+    let former = std::mem::replace(
+        &mut config.auth.jwt_secret,
+        posduif::config::Secret::new("another secret, of the day after that one"),
+    );
+    let login = log_in(&office, "bob").await;
+    let without = office.world.engine_with(Role::Api, config.clone()).await;
+    config.auth.jwt_previous_secrets = vec![former];
+    let with = office.world.engine_with(Role::Api, config).await;
+    let bob = as_user(&office, &login);
+    assert_refused(&bob.at(&without.api()).get("/api/messages").await, 401, "UNAUTHORIZED");
+    bob.at(&with.api()).get("/api/messages").await.expect(200);
+    // No device begins anew for that.
+    let path = format!("/api/sync/incoming?cursor={cursor}");
+    assert_refused(&phone.at(&without.api()).get(&path).await, 400, "INVALID_CURSOR");
+    assert_eq!(phone.at(&with.api()).get(&path).await.expect(200)["reset"], false);
+    // Refresh tokens know nothing of it.
+    let fresh = refresh(&without.api(), &login["refresh_token"]).await.expect(200);
+    as_user(&office, &fresh)
+        .at(&with.api())
+        .get("/api/messages")
+        .await
+        .expect(200);
+    without.stop().await;
+    with.stop().await;
+    office.close().await;
+}
