@@ -1,10 +1,7 @@
 //! Every endpoint: the shapes of its answers and its codes.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use hyper::Method;
 use posduif::config::DeviceAuth;
 use posduif::domain::users::{self, NewUser, UserType};
@@ -19,7 +16,7 @@ use crate::support::{PASSWORD, eventually, spec};
 
 /// The fields of an object, sorted.
 #[track_caller]
-fn fields(object: &Value) -> Vec<&str> {
+pub(crate) fn fields(object: &Value) -> Vec<&str> {
     let mut names: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
     names.sort_unstable();
     names
@@ -27,7 +24,7 @@ fn fields(object: &Value) -> Vec<&str> {
 
 /// Whether a value is a time as the API prints it.
 #[track_caller]
-fn assert_is_time(value: &Value) {
+pub(crate) fn assert_is_time(value: &Value) {
     let text = value.as_str().unwrap_or_else(|| panic!("{value} is no time"));
     assert!(text.ends_with('Z'), "{text}");
     chrono::DateTime::parse_from_rfc3339(text).unwrap();
@@ -35,12 +32,12 @@ fn assert_is_time(value: &Value) {
 
 /// An error's status and code.
 #[track_caller]
-fn assert_refused(answer: &Answer, status: u16, code: &str) {
+pub(crate) fn assert_refused(answer: &Answer, status: u16, code: &str) {
     let told = (answer.status.as_u16(), answer.code());
     assert_eq!((told.0, told.1.as_str()), (status, code), "{}", answer.json());
 }
 
-const MESSAGE: [&str; 10] = [
+pub(crate) const MESSAGE: [&str; 10] = [
     "content",
     "created_at",
     "id",
@@ -707,252 +704,6 @@ async fn taken_usernames_and_device_ids_are_conflicts_unless_the_enrollment_name
         .await
         .expect(201);
     assert_eq!(own["user_id"], json!(office.bob_id));
-    office.close().await;
-}
-
-#[tokio::test]
-async fn an_upload_answers_each_item_and_may_be_repeated() {
-    let office = Office::open().await;
-    let phone = office.phone("phone").await;
-    let mine = Uuid::new_v4();
-    let item = json!({
-        "id": mine, "sender_id": office.joe_id, "recipient_id": office.bob_id, "content": "Reply message",
-        "status": "pending_sync", "created_at": "2024-01-15T10:50:00Z",
-    });
-    let answer = phone.upload(std::slice::from_ref(&item)).await;
-    assert_eq!(
-        fields(&answer),
-        [
-            "failed_count",
-            "failed_messages",
-            "position",
-            "results",
-            "sync_timestamp",
-            "synced_count"
-        ]
-    );
-    assert_eq!(
-        (&answer["synced_count"], &answer["failed_count"]),
-        (&json!(1), &json!(0))
-    );
-    assert_eq!(answer["failed_messages"], json!([]));
-    assert_eq!(
-        answer["results"],
-        json!([{"id": mine, "status": "applied", "version": 1}])
-    );
-    assert_is_time(&answer["sync_timestamp"]);
-    assert!(answer["position"].as_str().unwrap().contains('-'), "{answer}");
-
-    let stored = office.message(&mine.to_string()).await;
-    assert_eq!(
-        (&stored["status"], &stored["created_at"]),
-        (&json!("synced"), &json!("2024-01-15T10:50:00Z"))
-    );
-    let again = phone.upload(&[item]).await;
-    assert_eq!(
-        (&again["results"][0]["status"], &again["synced_count"]),
-        (&json!("duplicate"), &json!(1))
-    );
-    assert_eq!(phone.upload(&[]).await["results"], json!([]));
-    office.close().await;
-}
-
-#[tokio::test]
-async fn a_phone_edits_deletes_and_reads_and_older_bases_are_conflicts() {
-    let office = Office::open().await;
-    let phone = office.phone("phone").await;
-    let mine = Uuid::new_v4();
-    let create = json!({"id": mine, "recipient_id": office.bob_id, "content": "one"});
-    let edit = |content: &str, base: i64| json!({"id": mine, "op": "edit", "content": content, "base_version": base});
-    phone.upload(&[create]).await;
-    let edited = phone.upload(&[edit("two", 1)]).await;
-    assert_eq!(
-        edited["results"],
-        json!([{"id": mine, "status": "applied", "version": 2}])
-    );
-    assert_eq!(
-        phone.upload(&[edit("two", 1)]).await["results"][0]["status"],
-        "duplicate"
-    );
-
-    let conflict = phone.upload(&[edit("three", 1)]).await;
-    let result = &conflict["results"][0];
-    assert_eq!(
-        (&result["status"], &result["code"]),
-        (&json!("conflict"), &json!("CONFLICT"))
-    );
-    assert_eq!(fields(&result["server"]), MESSAGE);
-    assert_eq!(
-        office.message(&mine.to_string()).await["content"],
-        "three",
-        "the last write wins"
-    );
-
-    let theirs = office.send("for joe").await;
-    let read = json!({"id": theirs, "op": "read"});
-    let not_mine = json!({"id": theirs, "op": "edit", "content": "forged"});
-    let deleted = json!({"id": mine, "op": "delete", "base_version": 3});
-    let answer = phone.upload(&[read, not_mine, deleted]).await;
-    let statuses: Vec<&str> = answer["results"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|r| r["status"].as_str().unwrap())
-        .collect();
-    assert_eq!(statuses, ["applied", "rejected", "applied"]);
-    assert_eq!(
-        (&answer["synced_count"], &answer["failed_count"]),
-        (&json!(2), &json!(1))
-    );
-    assert_eq!(answer["failed_messages"][0]["message_id"], json!(theirs));
-    assert_eq!(answer["results"][1]["code"], "FORBIDDEN");
-    assert_eq!(office.message(&theirs).await["status"], "read");
-    assert_eq!(office.message(&theirs).await["content"], "for joe");
-    assert_refused(
-        &office.bob.get(&format!("/api/messages/{mine}")).await,
-        404,
-        "NOT_FOUND",
-    );
-    office.close().await;
-}
-
-#[tokio::test]
-async fn under_manual_resolution_the_servers_version_stays() {
-    let office = Office::with(|config| config.sync.conflict_strategy = posduif::config::ConflictStrategy::Manual).await;
-    let phone = office.phone("phone").await;
-    let mine = Uuid::new_v4();
-    phone
-        .upload(&[json!({"id": mine, "recipient_id": office.bob_id, "content": "one"})])
-        .await;
-    phone
-        .upload(&[json!({"id": mine, "op": "edit", "content": "two", "base_version": 1})])
-        .await;
-    let answer = phone
-        .upload(&[json!({"id": mine, "op": "edit", "content": "three", "base_version": 1})])
-        .await;
-    assert_eq!(answer["results"][0]["status"], "conflict");
-    assert_eq!(answer["results"][0]["server"]["content"], "two");
-    assert_eq!(answer["failed_count"], 1);
-    assert_eq!(office.message(&mine.to_string()).await["content"], "two");
-    office.close().await;
-}
-
-#[tokio::test]
-async fn one_bad_item_never_blocks_the_others_of_its_upload() {
-    let office = Office::open().await;
-    let phone = office.phone("phone").await;
-    let item = |key: &str, value: Value| {
-        let mut item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "hi"});
-        item[key] = value;
-        item
-    };
-    let bad = [
-        (json!(7), "VALIDATION_ERROR"),
-        (json!(null), "VALIDATION_ERROR"),
-        (item("id", json!("nonsense")), "VALIDATION_ERROR"),
-        (item("id", json!(["a"])), "VALIDATION_ERROR"),
-        (item("op", json!("drop table")), "VALIDATION_ERROR"),
-        (item("content", json!("")), "EMPTY_MESSAGE"),
-        (item("content", json!("a\u{0}b")), "VALIDATION_ERROR"),
-        (item("content", json!("x".repeat(10_001))), "VALIDATION_ERROR"),
-        (item("recipient_id", json!(Uuid::new_v4())), "INVALID_RECIPIENT"),
-        (item("sender_id", json!(office.bob_id)), "FORBIDDEN"),
-        (item("base_version", json!(-1)), "VALIDATION_ERROR"),
-        (item("base_version", json!(1.0e300)), "VALIDATION_ERROR"),
-        (item("created_at", json!("now")), "VALIDATION_ERROR"),
-        (json!({"id": Uuid::new_v4(), "op": "read"}), "NOT_FOUND"),
-        (json!({"id": Uuid::new_v4(), "op": "delete"}), "NOT_FOUND"),
-    ];
-    let mut items: Vec<Value> = bad.iter().map(|(item, _)| item.clone()).collect();
-    let good = item("content", json!("the only good one"));
-    items.insert(7, good.clone());
-    let answer = phone.upload(&items).await;
-    assert_eq!(answer["results"].as_array().unwrap().len(), items.len());
-    assert_eq!(
-        (&answer["synced_count"], &answer["failed_count"]),
-        (&json!(1), &json!(bad.len()))
-    );
-    let mut results = answer["results"].as_array().unwrap().clone();
-    let applied = results.remove(7);
-    assert_eq!((&applied["id"], &applied["status"]), (&good["id"], &json!("applied")));
-    for (result, (item, code)) in results.iter().zip(&bad) {
-        assert_eq!(
-            (&result["status"], &result["code"]),
-            (&json!("rejected"), &json!(code)),
-            "{item}"
-        );
-    }
-    office.close().await;
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
-#[tokio::test]
-async fn uploads_may_be_compressed_and_a_gzip_bomb_is_too_large() {
-    let office = Office::open().await;
-    let phone = office.phone("phone").await.with("content-encoding", "gzip");
-    let item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "packed"});
-    let body = json!({"messages": [item], "compressed": true}).to_string();
-    let send = |bytes: Vec<u8>| phone.send(Method::POST, "/api/sync/outgoing", Some("application/json"), bytes);
-    let answer = send(gzip(body.as_bytes())).await.expect(200);
-    assert_eq!(answer["results"][0]["status"], "applied");
-
-    let bomb = gzip(&vec![b' '; 64 * 1024 * 1024]);
-    assert!(bomb.len() < 100_000);
-    assert_refused(&send(bomb).await, 413, "PAYLOAD_TOO_LARGE");
-    assert_refused(&send(body.into_bytes()).await, 400, "VALIDATION_ERROR");
-    let mut torn = gzip(b"{\"messages\": []}");
-    torn.truncate(torn.len() - 6);
-    assert_refused(&send(torn).await, 400, "VALIDATION_ERROR");
-    let brotli = office.phone("other").await.with("content-encoding", "br");
-    let answer = brotli
-        .send(Method::POST, "/api/sync/outgoing", Some("application/json"), "x")
-        .await;
-    assert_refused(&answer, 415, "UNSUPPORTED_MEDIA_TYPE");
-
-    let plain = phone.without("content-encoding");
-    let many: Vec<Value> = (0..1001).map(|_| json!({})).collect();
-    let answer = plain.post("/api/sync/outgoing", &json!({"messages": many})).await;
-    assert_refused(&answer, 413, "PAYLOAD_TOO_LARGE");
-    let large = format!("{{\"messages\": [], \"padding\": \"{}\"}}", "x".repeat(9 * 1024 * 1024));
-    let answer = plain
-        .send(Method::POST, "/api/sync/outgoing", Some("application/json"), large)
-        .await;
-    assert_refused(&answer, 413, "PAYLOAD_TOO_LARGE");
-    office.close().await;
-}
-
-#[tokio::test]
-async fn gzip_bombs_cost_the_engine_no_memory_and_it_still_ends_in_order() {
-    let office = Office::open().await;
-    let engine = office.world.process("api").await;
-    let phone = office
-        .phone("phone")
-        .await
-        .at(&engine.api())
-        .with("content-encoding", "gzip");
-    phone.get("/api/sync/status").await.expect(200);
-    let before = engine.peak_memory_kib();
-    // A gigabyte together.
-    let bomb = gzip(&vec![b' '; 128 * 1024 * 1024]);
-    for _ in 0..8 {
-        let answer = phone
-            .send(
-                Method::POST,
-                "/api/sync/outgoing",
-                Some("application/json"),
-                bomb.clone(),
-            )
-            .await;
-        assert_refused(&answer, 413, "PAYLOAD_TOO_LARGE");
-    }
-    let grown = engine.peak_memory_kib() - before;
-    assert!(grown < 64 * 1024, "{grown} KiB");
-    assert_eq!(engine.terminate().await, Some(0));
     office.close().await;
 }
 

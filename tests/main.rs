@@ -31,5 +31,6 @@ mod sync;
 mod takeover;
 mod tenants;
 mod tls;
+mod uploads;
 mod values;
 mod wire;
