@@ -14,6 +14,7 @@ mod handoff;
 mod insight;
 mod live;
 mod model;
+mod outages;
 mod own_tables;
 #[path = "../examples/phone.rs"]
 #[expect(dead_code, reason = "its command line and what only that uses")]

@@ -1,0 +1,122 @@
+//! The API while Postgres or Redis is away: what can be answered is, everything else says so in time, and nobody need
+//! restart anything.
+
+use hyper::Method;
+use posduif::config::Config;
+use posduif::dev::{PrivatePostgres, PrivateRedis};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::http::Api;
+use crate::support::office::{Office, id};
+use crate::support::servers::{self, Own};
+use crate::support::{World, eventually};
+
+/// An office on servers of its own, with joe's phone.
+async fn office(change: impl FnOnce(&mut Config)) -> (Office, Api, Own<PrivatePostgres>, Own<PrivateRedis>) {
+    let (postgres, redis) = tokio::join!(servers::postgres(), servers::redis());
+    let world = World::on(&postgres.server.url(), &redis.server.url()).await;
+    let office = Office::within(world, change).await;
+    let phone = office.phone("phone").await;
+    (office, phone, postgres, redis)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_postgres_is_away_the_api_says_so_streams_stay_open_and_all_recovers() {
+    let (office, phone, mut postgres, _redis) = office(|_| {}).await;
+    let mut events = phone.events("/sse/mobile/phone").await;
+    let mut page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
+    let first = office.send("before").await;
+    assert_eq!(events.expect("message").await.data["message_id"], json!(first));
+    let (_, cursor) = phone.sync(None).await;
+    postgres.server.kill().await.unwrap();
+
+    let message = json!({"recipient_id": office.joe_id, "content": "meanwhile"});
+    let login = json!({"tenant": "acme", "username": "bob", "password": crate::support::PASSWORD});
+    let upload = json!({"messages": [{"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "meanwhile"}]});
+    for (who, method, path, body) in [
+        (&office.bob, Method::GET, "/api/messages".to_owned(), None),
+        (&office.bob, Method::GET, "/api/users".to_owned(), None),
+        (&office.bob, Method::GET, "/api/devices".to_owned(), None),
+        (&office.bob, Method::GET, "/api/conflicts".to_owned(), None),
+        (&office.bob, Method::GET, format!("/api/messages/{first}"), None),
+        (&office.bob, Method::POST, "/api/messages".to_owned(), Some(&message)),
+        (&office.bob, Method::POST, "/api/enrollment/create".to_owned(), Some(&json!({}))),
+        (&office.anybody, Method::POST, "/api/auth/login".to_owned(), Some(&login)),
+        (&phone, Method::POST, "/api/sync/outgoing".to_owned(), Some(&upload)),
+    ] {
+        let what = format!("{method} {path}");
+        let (kind, body) = body.map_or((None, String::new()), |body| (Some("application/json"), body.to_string()));
+        // Sessions of Postgres outlive it by moments.
+        let answer = eventually("Postgres is gone", || async {
+            let answer = who.send(method.clone(), &path, kind, body.clone()).await;
+            (answer.status.as_u16() >= 400).then_some(answer)
+        })
+        .await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "DATABASE_ERROR"), "{what}");
+        assert_eq!(answer.json()["error"]["retryable"], true, "{what}");
+        assert!(answer.headers.contains_key("retry-after"), "{what}");
+        assert!(!answer.json().to_string().contains("onnection refused"), "no inner workings: {}", answer.json());
+    }
+
+    postgres.server.restart().await.unwrap();
+    let second = eventually("the API writes again", || async {
+        let answer = office.bob.post("/api/messages", &message).await;
+        (answer.status == 201).then(|| id(&answer.json()))
+    })
+    .await;
+    // On the streams that were open all the while.
+    assert_eq!(events.expect("message").await.data["message_id"], json!(second));
+    let reply = json!({"messages": [{"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "reply"}]});
+    phone.post("/api/sync/outgoing", &reply).await.expect(200);
+    assert_eq!(page.expect("new_message").await.data["message_id"], reply["messages"][0]["id"]);
+    let batch = phone.get(&format!("/api/sync/incoming?cursor={cursor}")).await.expect(200);
+    assert!(batch["messages"].as_array().unwrap().iter().any(|row| row["id"] == json!(second)));
+    assert_eq!(batch["reset"], false);
+    office.ready().await;
+    office.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_away_requests_with_a_token_succeed_and_nothing_is_lost() {
+    let (office, phone, _postgres, mut redis) = office(|_| {}).await;
+    let mut events = phone.events("/sse/mobile/phone").await;
+    let (_, cursor) = phone.sync(None).await;
+    // Another login than the office's, whose refresh token nobody has used.
+    let login = json!({"tenant": "acme", "username": "bob", "password": crate::support::PASSWORD});
+    let session = office.anybody.post("/api/auth/login", &login).await.expect(200);
+    redis.server.kill().await.unwrap();
+
+    let message = office.send("while Redis was away").await;
+    office.bob.patch(&format!("/api/messages/{message}"), &json!({"content": "edited"})).await.expect(200);
+    for path in ["/api/messages", "/api/messages/unread-count", "/api/users", "/api/devices", "/api/conflicts"] {
+        office.bob.get(path).await.expect(200);
+    }
+    let reply = json!({"messages": [{"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "reply"}]});
+    let uploaded = phone.post("/api/sync/outgoing", &reply).await.expect(200);
+    assert_eq!((&uploaded["results"][0]["status"], &uploaded["position"]), (&json!("applied"), &json!(null)));
+    for (who, path, body) in [
+        (&office.anybody, "/api/auth/login", &login),
+        (&office.anybody, "/api/auth/refresh", &json!({"refresh_token": session["refresh_token"]})),
+        (&phone, "/api/sync/ack", &json!({"cursor": cursor})),
+    ] {
+        let answer = who.post(path, body).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "REDIS_ERROR"), "{path}");
+        assert!(answer.headers.contains_key("retry-after"), "{path}");
+    }
+    let answer = phone.get("/api/sync/incoming").await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "REDIS_ERROR"));
+
+    redis.server.restart().await.unwrap();
+    let told = events.expect("message").await;
+    assert_eq!(told.data["message_id"], json!(message));
+    office.world.published().await;
+    let batch = phone.get(&format!("/api/sync/incoming?cursor={cursor}")).await.expect(200);
+    let contents: Vec<_> = batch["messages"].as_array().unwrap().iter().map(|row| &row["content"]).collect();
+    assert!(contents.contains(&&json!("edited")) && contents.contains(&&json!("reply")), "{contents:?}");
+    let refresh = json!({"refresh_token": session["refresh_token"]});
+    office.anybody.post("/api/auth/refresh", &refresh).await.expect(200);
+    office.anybody.post("/api/auth/login", &login).await.expect(200);
+    office.ready().await;
+    office.close().await;
+}
