@@ -22,7 +22,7 @@ const BYTES_MAX: usize = 1024;
 const CHARS_MIN: usize = 8;
 
 /// How long a check may wait in line before the caller is told to come back.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How far a hash stands back behind the rest of the process, in the units of nice(2): it gets about a tenth of a core
 /// that others want, too.
@@ -65,7 +65,7 @@ impl Passwords {
             .map_err(|_| Error::Internal("the line for password hashes is closed".into()))?;
         Ok(Turn {
             params: self.params.clone(),
-            permit,
+            permit: Arc::new(permit),
         })
     }
 
@@ -86,11 +86,11 @@ impl Passwords {
     }
 }
 
-/// Leave to compute one hash.
+/// Leave to compute one hash at a time; dropping it lets the next in.
 #[derive(Debug)]
 pub struct Turn {
     params: Params,
-    permit: OwnedSemaphorePermit,
+    permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl Turn {
@@ -98,7 +98,7 @@ impl Turn {
     ///
     /// # Errors
     /// When the stored hash is malformed or no thread can be started.
-    pub async fn verify(self, password: &str, stored: Option<String>) -> Result<bool, Error> {
+    pub async fn verify(&self, password: &str, stored: Option<String>) -> Result<bool, Error> {
         if password.len() > BYTES_MAX {
             return Ok(false);
         }
@@ -116,10 +116,10 @@ impl Turn {
 
     /// Computes on a thread of its own, which costs next to nothing beside a hash.
     async fn compute<T: Send + 'static>(
-        self,
+        &self,
         work: impl FnOnce(&Argon2<'_>) -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let Self { params, permit } = self;
+        let (params, permit) = (self.params.clone(), self.permit.clone());
         let (done, result) = oneshot::channel();
         std::thread::Builder::new()
             .name("password".into())

@@ -319,16 +319,24 @@ pub async fn verify_password(
     }
     let turn = passwords.turn().await?;
     limits.check(attempt).await?;
-    match (login, turn.verify(password, stored).await?) {
-        (Some(login), true) => {
-            limits.succeeded(attempt).await?;
-            Ok(login)
+    let (limits, attempt, password) = (limits.clone(), attempt.clone(), password.to_owned());
+    let is_user = login.is_some();
+    // A task of its own, which goes on when the client leaves: nobody guesses uncounted.
+    let checking = tokio::spawn(async move {
+        let is_right = turn.verify(&password, stored).await? && is_user;
+        if is_right {
+            limits.succeeded(&attempt).await?;
+        } else {
+            limits.failed(&attempt).await?;
         }
-        _ => {
-            limits.failed(attempt).await?;
-            Err(Error::Unauthorized(WRONG))
-        }
-    }
+        // The next may look at the limits when this one is counted.
+        drop(turn);
+        Ok::<_, Error>(is_right)
+    });
+    let is_right = checking
+        .await
+        .map_err(|error| Error::Internal(format!("checking a password failed: {error}")))??;
+    login.filter(|_| is_right).ok_or(Error::Unauthorized(WRONG))
 }
 
 const WRONG: &str = "wrong tenant, username or password";
