@@ -731,6 +731,7 @@ async fn app_instructions_say_what_is_configured() {
             "widgets": {"inbox": {
                 "type": "remote_widget", "url": "https://cdn.example.com/widgets/inbox.json", "version": "1.0.0",
             }},
+            "tables": [],
             "sync_config": {"batch_size": 100, "compression": true, "sync_interval_seconds": 300},
         })
     );

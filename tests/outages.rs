@@ -41,22 +41,42 @@ async fn while_postgres_is_away_the_api_says_so_streams_stay_open_and_all_recove
         (&office.bob, Method::GET, "/api/conflicts".to_owned(), None),
         (&office.bob, Method::GET, format!("/api/messages/{first}"), None),
         (&office.bob, Method::POST, "/api/messages".to_owned(), Some(&message)),
-        (&office.bob, Method::POST, "/api/enrollment/create".to_owned(), Some(&json!({}))),
-        (&office.anybody, Method::POST, "/api/auth/login".to_owned(), Some(&login)),
+        (
+            &office.bob,
+            Method::POST,
+            "/api/enrollment/create".to_owned(),
+            Some(&json!({})),
+        ),
+        (
+            &office.anybody,
+            Method::POST,
+            "/api/auth/login".to_owned(),
+            Some(&login),
+        ),
         (&phone, Method::POST, "/api/sync/outgoing".to_owned(), Some(&upload)),
     ] {
         let what = format!("{method} {path}");
-        let (kind, body) = body.map_or((None, String::new()), |body| (Some("application/json"), body.to_string()));
+        let (kind, body) = body.map_or((None, String::new()), |body| {
+            (Some("application/json"), body.to_string())
+        });
         // Sessions of Postgres outlive it by moments.
         let answer = eventually("Postgres is gone", || async {
             let answer = who.send(method.clone(), &path, kind, body.clone()).await;
             (answer.status.as_u16() >= 400).then_some(answer)
         })
         .await;
-        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "DATABASE_ERROR"), "{what}");
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_str()),
+            (503, "DATABASE_ERROR"),
+            "{what}"
+        );
         assert_eq!(answer.json()["error"]["retryable"], true, "{what}");
         assert!(answer.headers.contains_key("retry-after"), "{what}");
-        assert!(!answer.json().to_string().contains("onnection refused"), "no inner workings: {}", answer.json());
+        assert!(
+            !answer.json().to_string().contains("onnection refused"),
+            "no inner workings: {}",
+            answer.json()
+        );
     }
 
     postgres.server.restart().await.unwrap();
@@ -69,9 +89,21 @@ async fn while_postgres_is_away_the_api_says_so_streams_stay_open_and_all_recove
     assert_eq!(events.expect("message").await.data["message_id"], json!(second));
     let reply = json!({"messages": [{"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "reply"}]});
     phone.post("/api/sync/outgoing", &reply).await.expect(200);
-    assert_eq!(page.expect("new_message").await.data["message_id"], reply["messages"][0]["id"]);
-    let batch = phone.get(&format!("/api/sync/incoming?cursor={cursor}")).await.expect(200);
-    assert!(batch["messages"].as_array().unwrap().iter().any(|row| row["id"] == json!(second)));
+    assert_eq!(
+        page.expect("new_message").await.data["message_id"],
+        reply["messages"][0]["id"]
+    );
+    let batch = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
+    assert!(
+        batch["messages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|row| row["id"] == json!(second))
+    );
     assert_eq!(batch["reset"], false);
     office.ready().await;
     office.close().await;
@@ -88,20 +120,41 @@ async fn while_redis_is_away_requests_with_a_token_succeed_and_nothing_is_lost()
     redis.server.kill().await.unwrap();
 
     let message = office.send("while Redis was away").await;
-    office.bob.patch(&format!("/api/messages/{message}"), &json!({"content": "edited"})).await.expect(200);
-    for path in ["/api/messages", "/api/messages/unread-count", "/api/users", "/api/devices", "/api/conflicts"] {
+    office
+        .bob
+        .patch(&format!("/api/messages/{message}"), &json!({"content": "edited"}))
+        .await
+        .expect(200);
+    for path in [
+        "/api/messages",
+        "/api/messages/unread-count",
+        "/api/users",
+        "/api/devices",
+        "/api/conflicts",
+    ] {
         office.bob.get(path).await.expect(200);
     }
     let reply = json!({"messages": [{"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "reply"}]});
     let uploaded = phone.post("/api/sync/outgoing", &reply).await.expect(200);
-    assert_eq!((&uploaded["results"][0]["status"], &uploaded["position"]), (&json!("applied"), &json!(null)));
+    assert_eq!(
+        (&uploaded["results"][0]["status"], &uploaded["position"]),
+        (&json!("applied"), &json!(null))
+    );
     for (who, path, body) in [
         (&office.anybody, "/api/auth/login", &login),
-        (&office.anybody, "/api/auth/refresh", &json!({"refresh_token": session["refresh_token"]})),
+        (
+            &office.anybody,
+            "/api/auth/refresh",
+            &json!({"refresh_token": session["refresh_token"]}),
+        ),
         (&phone, "/api/sync/ack", &json!({"cursor": cursor})),
     ] {
         let answer = who.post(path, body).await;
-        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "REDIS_ERROR"), "{path}");
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_str()),
+            (503, "REDIS_ERROR"),
+            "{path}"
+        );
         assert!(answer.headers.contains_key("retry-after"), "{path}");
     }
     let answer = phone.get("/api/sync/incoming").await;
@@ -111,9 +164,20 @@ async fn while_redis_is_away_requests_with_a_token_succeed_and_nothing_is_lost()
     let told = events.expect("message").await;
     assert_eq!(told.data["message_id"], json!(message));
     office.world.published().await;
-    let batch = phone.get(&format!("/api/sync/incoming?cursor={cursor}")).await.expect(200);
-    let contents: Vec<_> = batch["messages"].as_array().unwrap().iter().map(|row| &row["content"]).collect();
-    assert!(contents.contains(&&json!("edited")) && contents.contains(&&json!("reply")), "{contents:?}");
+    let batch = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
+    let contents: Vec<_> = batch["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| &row["content"])
+        .collect();
+    assert!(
+        contents.contains(&&json!("edited")) && contents.contains(&&json!("reply")),
+        "{contents:?}"
+    );
     let refresh = json!({"refresh_token": session["refresh_token"]});
     office.anybody.post("/api/auth/refresh", &refresh).await.expect(200);
     office.anybody.post("/api/auth/login", &login).await.expect(200);

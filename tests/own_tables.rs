@@ -115,6 +115,30 @@ async fn a_row_that_a_phone_wrote_comes_back_to_all_whom_the_rule_names() {
 }
 
 #[tokio::test]
+async fn app_instructions_tell_the_form_of_the_tables() {
+    let (office, phone) = office().await;
+    office
+        .sql("CREATE TABLE tenant_acme.readings (id bigint PRIMARY KEY, level real[])")
+        .await;
+    let instructions = phone.get("/api/app-instructions").await.expect(200);
+    let tables = instructions["tables"].as_array().unwrap();
+    assert_eq!(tables.len(), 2, "those that are there: {tables:?}");
+    assert_eq!(
+        (&tables[0]["name"], &tables[0]["columns"][0]),
+        (&json!("tasks"), &json!({"name": "id", "type": "uuid"}))
+    );
+    assert_eq!(tables[0]["writable"].as_array().unwrap().len(), 9);
+    assert_eq!(
+        tables[1],
+        json!({
+            "name": "readings", "writable": [],
+            "columns": [{"name": "id", "type": "int8"}, {"name": "level", "type": "_float4"}],
+        })
+    );
+    office.close().await;
+}
+
+#[tokio::test]
 async fn only_the_owner_changes_a_row_and_repeats_change_nothing() {
     let (office, phone) = office().await;
     let id = Uuid::new_v4();

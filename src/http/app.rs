@@ -9,13 +9,15 @@ use super::App;
 use super::error::Error;
 use super::request::Request;
 use super::response::{self, Response};
+use crate::sync::tables;
 
 /// `GET /api/app-instructions`.
 ///
 /// # Errors
-/// None beyond admission.
+/// 503 while Postgres is away, where there are own tables.
 pub async fn instructions(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let sync = &app.config.sync;
+    let tables = tables::forms(&app.database, &request.device()?.tenant, &app.config.routes).await?;
     response::json(
         StatusCode::OK,
         &json!({
@@ -23,6 +25,7 @@ pub async fn instructions(app: Arc<App>, request: Request) -> Result<Response, E
             "tenant_id": request.device()?.tenant.name,
             "api_base_url": app.config.public_url(),
             "widgets": app.config.app.widgets,
+            "tables": tables,
             "sync_config": {
                 "batch_size": sync.batch_size,
                 "compression": sync.compression,

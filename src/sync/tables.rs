@@ -4,6 +4,7 @@
 //! output functions and turned into JSON by the same code as the log's.
 
 use postgres_types::Type;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -30,6 +31,7 @@ struct Table {
 struct Column {
     name: String,
     type_oid: u32,
+    type_name: String,
     kind: Kind,
 }
 
@@ -40,6 +42,52 @@ pub struct Row {
     pub id: String,
     /// The whole row.
     pub json: Box<RawValue>,
+}
+
+/// A table as an app may make it for its rows.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct TableForm {
+    /// Its name under `changes`.
+    pub name: String,
+    /// Its columns, in Postgres' order.
+    pub columns: Vec<ColumnForm>,
+    /// Columns that devices may write.
+    pub writable: Vec<String>,
+}
+
+/// A column of such a table.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct ColumnForm {
+    /// Its name.
+    pub name: String,
+    /// Postgres' name of its type: `uuid`, `int8`, `_text` for an array of texts.
+    #[serde(rename = "type")]
+    pub type_name: String,
+}
+
+/// The tables of these rules that the tenant has, each once.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn forms(database: &Database, tenant: &Tenant, rules: &[Rule]) -> Result<Vec<TableForm>, domain::Error> {
+    let mut forms: Vec<TableForm> = Vec::new();
+    for rule in rules {
+        let writable = rule.upload.iter().flat_map(|upload| upload.columns.iter().cloned());
+        if let Some(known) = forms.iter_mut().find(|form| form.name == rule.table) {
+            known.writable.extend(writable);
+        } else if let Some(table) = describe(database, tenant, &rule.table).await? {
+            let columns = table.columns.into_iter().map(|column| ColumnForm {
+                name: column.name,
+                type_name: column.type_name,
+            });
+            forms.push(TableForm {
+                name: rule.table.clone(),
+                columns: columns.collect(),
+                writable: writable.collect(),
+            });
+        }
+    }
+    Ok(forms)
 }
 
 /// A page of the rows that a rule shows to a user, in the order of their ids as texts. A table that the tenant does not
@@ -130,6 +178,7 @@ async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<O
         columns.push(Column {
             name: row.try_get("name")?,
             type_oid,
+            type_name: row.try_get("type_name")?,
             kind: types.kind(type_oid),
         });
     }
