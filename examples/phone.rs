@@ -241,6 +241,7 @@ impl Phone {
         {
             // This device belongs to somebody else there. Under another id it can be the new user's.
             forget(&self.database, "device_id")?;
+            forget(&self.database, "device_token")?;
         }
         let enrolled: Enrolled = read(&answer?)?;
         let is_somebody_else = self.recall("user_id")?.is_some_and(|known| known != enrolled.user_id);
@@ -324,12 +325,6 @@ impl Phone {
             transaction.execute("UPDATE rows SET stale = 1", [])?;
             remember(&transaction, "in_snapshot", "1")?;
         }
-        // Ends before rows: a row that went and came again is in the batch as both.
-        for change in batch.changes.iter().filter(|change| change.op == "delete") {
-            if let Some(id) = &change.id {
-                remove(&transaction, &change.table, id)?;
-            }
-        }
         for (table, rows) in [("messages", &batch.messages), ("users", &batch.users)] {
             for row in rows {
                 if let Some(id) = row.get("id").and_then(Value::as_str) {
@@ -338,9 +333,11 @@ impl Phone {
             }
         }
         for change in &batch.changes {
-            // A `message` is no row; an app that uses those would act on it here.
-            if let ("insert" | "update", Some(id), Some(row)) = (change.op.as_str(), &change.id, &change.row) {
-                put(&transaction, &change.table, id, row)?;
+            match (change.op.as_str(), &change.id, &change.row) {
+                ("delete", Some(id), _) => remove(&transaction, &change.table, id)?,
+                ("insert" | "update", Some(id), Some(row)) => put(&transaction, &change.table, id, row)?,
+                // A `message` is no row; an app that uses those would act on it here.
+                _ => {}
             }
         }
         if !batch.has_more {

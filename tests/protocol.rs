@@ -308,6 +308,7 @@ mod unenrolled {
         // The device id is joe's for ever; the phone takes another.
         let outcome = scene.phone.enroll(&scene.line, &invitation).await;
         assert!(matches!(outcome, Err(Trouble::Refused { code, .. }) if code == "CONFLICT"));
+        assert_eq!(scene.phone.state().unwrap(), State::Unenrolled);
         scene.phone.enroll(&scene.line, &invitation).await.unwrap();
         scene.check(State::Fresh, &[]);
         assert!(scene.waiting().is_empty());
