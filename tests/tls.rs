@@ -15,6 +15,7 @@ use posduif::publish;
 use posduif::replication::connection::Connection;
 use posduif::transport::postgres::Server;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -22,7 +23,7 @@ use uuid::Uuid;
 
 use crate::support::office::Office;
 use crate::support::servers::{self, Own};
-use crate::support::{World, eventually};
+use crate::support::{PASSWORD, World, eventually};
 
 /// A certificate authority.
 pub(crate) struct Authority {
@@ -398,7 +399,8 @@ fn documented_user(prefix: &str) -> String {
     assert!(line.contains(">PASSWORD ~posduif:*"), "{line}");
     let rights = line
         .replace(">PASSWORD", ">secret")
-        .replace("~posduif:*", &format!("~{prefix}:*"));
+        .replace("~posduif:*", &format!("~{prefix}:*"))
+        .replace("&posduif:*", &format!("&{prefix}:*"));
     format!("posduif {rights}")
 }
 
@@ -508,6 +510,24 @@ async fn a_row_gets_through(world: World) {
     );
     let batch = phone.get("/api/sync/incoming").await.expect(200);
     assert!(batch.to_string().contains("by every road"), "{batch}");
+    // Sessions and limits have commands of their own.
+    let log_in = |password: &str| json!({"username": "bob", "password": password});
+    let bob = office
+        .anybody
+        .post("/api/auth/login", &log_in(PASSWORD))
+        .await
+        .expect(200);
+    office
+        .anybody
+        .post("/api/auth/login", &log_in("a guess"))
+        .await
+        .expect(401);
+    let token = json!({"refresh_token": bob["refresh_token"]});
+    office.anybody.post("/api/auth/refresh", &token).await.expect(200);
+    assert_eq!(office.bob.delete("/api/auth/sessions").await.status, 204);
+    let left = office.bob.get("/api/auth/sessions").await.expect(200);
+    assert_eq!(left["sessions"].as_array().unwrap().len(), 1);
+    office.anybody.post("/api/auth/refresh", &token).await.expect(401);
     office.close().await;
 }
 
