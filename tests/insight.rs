@@ -350,7 +350,11 @@ async fn a_process_that_only_replicates_tells_how_it_is_and_nothing_else() {
         (Method::GET, "/sse/mobile/phone-1"),
         (Method::GET, "/"),
     ] {
-        assert_eq!(api.undescribed().send(method, path, None, "").await.status, 404, "{path}");
+        assert_eq!(
+            api.undescribed().send(method, path, None, "").await.status,
+            404,
+            "{path}"
+        );
     }
     assert_eq!(api.send(Method::POST, "/metrics", None, "").await.status, 405);
     assert_eq!(process.terminate().await, Some(0));
