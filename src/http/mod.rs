@@ -9,6 +9,7 @@ pub mod app;
 pub mod auth;
 pub mod enrollment;
 pub mod error;
+pub mod gzip;
 pub mod health;
 pub mod messages;
 pub mod metrics;
@@ -38,6 +39,7 @@ use crate::route::rule::Rule;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::Incoming;
 use crate::sync::metadata::Metadata;
+use crate::sync::statuses::Statuses;
 use crate::telemetry::metrics::Metrics;
 
 /// What handlers work with; one for the whole process.
@@ -113,6 +115,7 @@ impl App {
                 rules: std::iter::once(Rule::encrypted_states())
                     .chain(config.routes.iter().cloned())
                     .collect(),
+                statuses: Statuses::new(database.clone(), store.clone(), stop.clone()),
             },
             metadata: Metadata::default(),
             database,

@@ -232,6 +232,7 @@ impl Service {
                 id: id.to_owned(),
                 params,
                 body: Some(body),
+                metrics: self.vitals.metrics.clone(),
             };
             match call {
                 Call::Api(handler, app) => handler(app, request).await,
