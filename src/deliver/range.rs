@@ -5,10 +5,12 @@
 //! behind another's megabyte. Reading changes nothing, so what is lost with a connection is asked again on a new one.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use memchr::memchr;
 use redis::RedisError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
@@ -20,7 +22,8 @@ use crate::transport::{self, BoxStream};
 /// Connections to read with, at most; who comes when all are in use waits. Each holds one reply at a time.
 const CONNECTIONS_MAX: usize = 16;
 
-const READ_BYTES_MIN: usize = 64 * 1024;
+/// Room for a reply: what the connection's last ones took, within these bounds. One that grows is copied each time.
+const ROOM_BYTES: RangeInclusive<usize> = 4 * 1024..=1024 * 1024;
 
 /// Connections to one Redis that only read.
 pub(super) struct Connections {
@@ -33,6 +36,7 @@ pub(super) struct Connections {
 struct Connection {
     stream: BoxStream,
     buffer: BytesMut,
+    room: usize,
 }
 
 impl Connections {
@@ -97,6 +101,7 @@ impl Connections {
         let mut connection = Connection {
             stream,
             buffer: BytesMut::new(),
+            room: 0,
         };
         let logging_in = tokio::time::timeout(self.timeout, connection.ask(&commands, replies));
         let answer = logging_in
@@ -117,12 +122,14 @@ impl Connections {
 impl Connection {
     async fn ask(&mut self, commands: &[u8], replies: usize) -> io::Result<Bytes> {
         self.stream.write_all(commands).await?;
+        self.buffer
+            .reserve(self.room.clamp(*ROOM_BYTES.start(), *ROOM_BYTES.end()));
         let mut extent = Extent {
             at: 0,
             left: replies as u64,
         };
         while !extent.advance(&self.buffer)? {
-            self.buffer.reserve(READ_BYTES_MIN);
+            self.buffer.reserve(*ROOM_BYTES.start());
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -130,6 +137,8 @@ impl Connection {
         if extent.at != self.buffer.len() {
             return Err(malformed("more replies than commands"));
         }
+        // Large and small ones take turns.
+        self.room = (extent.at + ROOM_BYTES.start()).max(self.room - self.room / 4);
         Ok(self.buffer.split().freeze())
     }
 }
@@ -176,30 +185,29 @@ fn head(bytes: &[u8], at: usize) -> io::Result<Option<(u8, i64, usize)>> {
     let Some((&tag, rest)) = bytes.get(at..).and_then(<[u8]>::split_first) else {
         return Ok(None);
     };
-    let is_number = match tag {
-        b'$' | b'*' | b':' => true,
-        b'+' | b'-' => false,
+    let (length, number) = match tag {
+        b'$' | b'*' | b':' => number(rest)?,
+        b'+' | b'-' => (memchr(b'\r', rest).unwrap_or(rest.len()), 0),
         _ => return Err(malformed("unknown type")),
     };
-    let Some(length) = rest.iter().position(|byte| *byte == b'\r') else {
-        return Ok(None);
-    };
-    let number = if is_number { number(&rest[..length])? } else { 0 };
     Ok((length + 1 < rest.len()).then_some((tag, number, at + length + 3)))
 }
 
-fn number(digits: &[u8]) -> io::Result<i64> {
-    let (sign, digits) = match digits {
-        [b'-', digits @ ..] => (-1, digits),
-        digits => (1, digits),
-    };
-    if digits.is_empty() || digits.len() > 18 || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(malformed("not a number"));
+/// The number at the beginning, and how many bytes it takes. In replies of many short strings this is most of the work.
+fn number(bytes: &[u8]) -> io::Result<(usize, i64)> {
+    let is_negative = bytes.first() == Some(&b'-');
+    let (mut at, mut number) = (usize::from(is_negative), 0_i64);
+    // 18 digits cannot overflow.
+    while let Some(digit @ b'0'..=b'9') = bytes.get(at)
+        && at <= 18
+    {
+        number = number * 10 + i64::from(digit - b'0');
+        at += 1;
     }
-    Ok(sign
-        * digits
-            .iter()
-            .fold(0, |number, digit| number * 10 + i64::from(digit - b'0')))
+    match bytes.get(at) {
+        None | Some(b'\r') => Ok((at, if is_negative { -number } else { number })),
+        Some(_) => Err(malformed("not a number")),
+    }
 }
 
 /// A value of a reply; the elements of an array follow it.

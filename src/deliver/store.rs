@@ -24,8 +24,8 @@ use crate::publish::resp;
 use crate::publish::window::WindowEntry;
 use crate::transport;
 
-/// Entries read at once from one stream; bounds memory when rows are large.
-const CHUNK: usize = 256;
+/// Most entries read at once from one stream.
+const READ_MAX: usize = 1000;
 
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
@@ -268,14 +268,15 @@ impl Store {
         }
     }
 
-    /// What follows a place, up to about this many entries.
+    /// What follows a place, up to about this many entries, but no more than 1,000 of each stream at once. All of them
+    /// are in memory together, so who cannot tell how large they are asks for few.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn read(&self, tenant: &str, user: Uuid, place: Place, limit: usize) -> Result<Read, Error> {
         let (inbox, shared) = (self.keys.inbox(tenant, &user.to_string()), self.keys.shared(tenant));
         let (meta, checkpoint) = (self.keys.meta(tenant), self.keys.checkpoint());
-        let count = limit.clamp(1, CHUNK);
+        let count = limit.clamp(1, READ_MAX);
         let (from, count_text) = (place.position.next().to_string(), count.to_string());
         let commands: [&[&str]; 5] = [
             &["XRANGE", &inbox, &from, "+", "COUNT", &count_text],

@@ -25,6 +25,12 @@ use crate::route::rule::Rule;
 /// Rows of a catch-up whose statuses move on within its requests; those of more follow behind it.
 const SETTLE_AT_ONCE_MAX: u64 = 1000;
 
+/// Entries read at once while nobody knows how large they are.
+const FIRST_ENTRIES: usize = 256;
+
+/// Bytes of entries that are read at once, as the ones before let expect.
+const READ_BYTES: usize = 1024 * 1024;
+
 /// Entries beyond which what waits is no longer counted exactly.
 const PENDING_MAX: usize = 1000;
 
@@ -115,7 +121,9 @@ impl Incoming {
         // Which rows follow depends on the cursor only, so they are read together with the device's state.
         let (state, ahead) = tokio::join!(device_state::read(&self.store, tenant, &device.device_id), async {
             match &asked {
-                Some(Cursor { place, page: None }) => Some(self.read(device, *place, question.limit).await),
+                Some(Cursor { place, page: None }) => {
+                    Some(self.read(device, *place, question.limit.min(FIRST_ENTRIES)).await)
+                }
                 _ => None,
             }
         });
@@ -246,7 +254,11 @@ impl Incoming {
         let mut rows = HashSet::new();
         let mut looked = 0;
         while looked < PENDING_MAX {
-            let slice = match self.store.read(&tenant.name, device.user_id, place, PENDING_MAX).await {
+            let slice = match self
+                .store
+                .read(&tenant.name, device.user_id, place, FIRST_ENTRIES)
+                .await
+            {
                 Ok(Read::Slice(slice)) => slice,
                 // A snapshot waits: at least one thing to do.
                 Ok(Read::Broken(_)) => return Ok(rows.len().max(1)),
@@ -310,7 +322,7 @@ impl Incoming {
             Some(Cursor { place, page: None }) => {
                 let first = match ahead {
                     Some(first) => first?,
-                    None => self.read(device, place, question.limit).await?,
+                    None => self.read(device, place, question.limit.min(FIRST_ENTRIES)).await?,
                 };
                 match self.stream(device, place, first, question).await? {
                     Some(answer) => Ok(answer),
@@ -353,15 +365,17 @@ impl Incoming {
             };
             place.position = slice.end;
             bytes += slice.entries.iter().map(Entry::bytes).sum::<usize>();
-            let room = question.limit.saturating_sub(versions.len() + slice.entries.len());
+            let count = versions.len() + slice.entries.len();
+            let room = question.limit.saturating_sub(count);
             if !slice.has_more || room == 0 || bytes >= question.bytes_max {
                 versions.extend(item::versions(slice.entries));
                 versions.truncate(question.limit);
                 let is_cut = versions.last().is_some_and(|last| last.place < slice.end);
                 break (slice.has_more || is_cut, slice.view.published);
             }
+            let expected = (READ_BYTES / (bytes / count.max(1)).max(1)).max(1);
             // While Redis gathers what follows, what is here is made ready.
-            let (next, ()) = tokio::join!(self.read(device, place, room), async {
+            let (next, ()) = tokio::join!(self.read(device, place, room.min(expected)), async {
                 versions.extend(item::versions(slice.entries));
             });
             read = next?;

@@ -44,22 +44,29 @@ impl Item {
     }
 }
 
-/// The columns of a message that clients see, in the API's order; values are passed on as they are.
+/// The columns of a message that clients see, in the API's order, each as it begins in JSON; values are passed on as they
+/// are.
 const MESSAGE: [&str; 10] = [
-    "id",
-    "sender_id",
-    "recipient_id",
-    "content",
-    "status",
-    "version",
-    "created_at",
-    "updated_at",
-    "synced_at",
-    "read_at",
+    "{\"id\":",
+    ",\"sender_id\":",
+    ",\"recipient_id\":",
+    ",\"content\":",
+    ",\"status\":",
+    ",\"version\":",
+    ",\"created_at\":",
+    ",\"updated_at\":",
+    ",\"synced_at\":",
+    ",\"read_at\":",
 ];
 
 /// The columns of a user that other users see.
-const USER: [&str; 5] = ["id", "username", "user_type", "created_at", "updated_at"];
+const USER: [&str; 5] = [
+    "{\"id\":",
+    ",\"username\":",
+    ",\"user_type\":",
+    ",\"created_at\":",
+    ",\"updated_at\":",
+];
 
 /// Memory that projected rows are written to is asked for in pieces of this size.
 const PIECE_BYTES: usize = 128 * 1024;
@@ -98,15 +105,13 @@ pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
 
 /// Of several versions of a row only the newest, at its place.
 pub fn newest(versions: Vec<Version>) -> Vec<Item> {
-    let mut seen = HashSet::with_capacity(versions.len());
-    let mut items: Vec<Item> = versions
-        .into_iter()
-        .rev()
-        .filter(|version| version.row.as_ref().is_none_or(|row| seen.insert(row.clone())))
-        .filter_map(|version| version.item)
-        .collect();
-    items.reverse();
-    items
+    let mut seen: HashSet<&(Text, Text)> = HashSet::with_capacity(versions.len());
+    let mut newest = vec![true; versions.len()];
+    for (version, is_newest) in versions.iter().zip(&mut newest).rev() {
+        *is_newest = version.row.as_ref().is_none_or(|row| seen.insert(row));
+    }
+    let kept = versions.into_iter().zip(newest).filter(|(_, is_newest)| *is_newest);
+    kept.filter_map(|(version, _)| version.item).collect()
 }
 
 fn item(entry: Entry, id: Option<Text>, memory: &mut BytesMut) -> Item {
@@ -136,7 +141,8 @@ fn project<const N: usize>(row: &Text, columns: &[&str; N], memory: &mut BytesMu
     // The table has them in the same order, so the next one is nearly always the one that comes.
     let mut expected = 0;
     for (name, value) in members(row.as_bytes()) {
-        let is = |column: &&str| column.as_bytes() == name;
+        // Between the quotes.
+        let is = |column: &&str| &column.as_bytes()[2..column.len() - 2] == name;
         let rest = columns[expected..].iter().position(is).map(|at| expected + at);
         if let Some(at) = rest.or_else(|| columns.iter().position(is)) {
             values[at] = Some(value);
@@ -147,14 +153,12 @@ fn project<const N: usize>(row: &Text, columns: &[&str; N], memory: &mut BytesMu
     if memory.capacity() < row.as_bytes().len() {
         memory.reserve(row.as_bytes().len().max(PIECE_BYTES));
     }
-    for (at, (column, value)) in columns.iter().zip(values).enumerate() {
+    for (column, value) in columns.iter().zip(values) {
         let Some(value) = value else {
             memory.clear();
             return None;
         };
-        memory.put_slice(if at == 0 { b"{\"" } else { b",\"" });
         memory.put_slice(column.as_bytes());
-        memory.put_slice(b"\":");
         memory.put_slice(value);
     }
     memory.put_u8(b'}');

@@ -15,7 +15,9 @@ use crate::database::tenants::Tenant;
 /// What a device's last sync was like.
 #[derive(Debug, Clone)]
 struct Note {
-    at: DateTime<Utc>,
+    seen: DateTime<Utc>,
+    /// The last that worked.
+    synced: Option<DateTime<Utc>>,
     pending_outgoing: Option<i32>,
     /// Nothing when it only uploaded, which says nothing of what it still has to get.
     status: Option<SyncStatus>,
@@ -43,6 +45,7 @@ impl Metadata {
                 (None, before) => before,
                 (status, _) => status,
             };
+            note.synced = Some(note.seen);
             note.error = None;
             if let Some(pending) = pending_outgoing {
                 note.pending_outgoing = Some(i32::try_from(pending).unwrap_or(i32::MAX));
@@ -71,12 +74,13 @@ impl Metadata {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let device = notes.entry(tenant.clone()).or_default().entry(device_id.to_owned());
         let note = device.or_insert_with(|| Note {
-            at: Utc::now(),
+            seen: Utc::now(),
+            synced: None,
             pending_outgoing: None,
             status: None,
             error: None,
         });
-        note.at = Utc::now();
+        note.seen = Utc::now();
         change(note);
     }
 
@@ -97,11 +101,12 @@ impl Metadata {
     async fn write(&self, database: &Database) {
         let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
         for (tenant, devices) in notes {
-            let (mut ids, mut times, mut pending) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut ids, mut seen, mut synced, mut pending) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             let (mut statuses, mut errors) = (Vec::new(), Vec::new());
             for (id, note) in devices {
                 ids.push(id);
-                times.push(note.at);
+                seen.push(note.seen);
+                synced.push(note.synced);
                 pending.push(note.pending_outgoing);
                 statuses.push(note.status.map(SyncStatus::as_str));
                 errors.push(note.error);
@@ -111,7 +116,8 @@ impl Metadata {
                     &tenant.sql(include_str!("../../sql/sync_metadata_write.sql")),
                     &[
                         (&ids, Type::TEXT_ARRAY),
-                        (&times, Type::TIMESTAMPTZ_ARRAY),
+                        (&seen, Type::TIMESTAMPTZ_ARRAY),
+                        (&synced, Type::TIMESTAMPTZ_ARRAY),
                         (&pending, Type::INT4_ARRAY),
                         (&statuses, Type::TEXT_ARRAY),
                         (&errors, Type::TEXT_ARRAY),
