@@ -11,6 +11,8 @@
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod support;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io::Write as _;
@@ -20,9 +22,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use futures_util::TryStreamExt;
-use posduif::config::{Config, Secret};
-use posduif::database::{Database, migrations, tenants};
-use posduif::dev::{PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions};
 use posduif::keys::Keys;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
@@ -32,6 +31,8 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio_postgres::NoTls;
 use tokio_postgres::types::PgLsn;
+
+use support::{Process, Servers, stop};
 
 /// Users who each have an inbox.
 const USERS: i64 = 10_000;
@@ -181,58 +182,31 @@ async fn main() {
 }
 
 struct Bench {
-    postgres: PrivatePostgres,
-    redis: PrivateRedis,
+    servers: Servers,
     sql: tokio_postgres::Client,
     binaries: PathBuf,
-    config: Config,
     /// What Redis held when the slot stood at its base.
     template: PathBuf,
     next_row: i64,
     /// What the last run with inboxes wrote to the append-only file.
     written: Vec<u8>,
-    // Last, so that it is removed last.
-    folder: Folder,
 }
 
 impl Bench {
     /// Servers of our own, a tenant with its users, and a state from which every run starts.
     async fn prepare() -> Self {
-        let folder = Folder::new();
-        let options = PostgresOptions::new()
-            .unwrap()
-            .setting("shared_buffers", "512MB")
-            .setting("max_wal_size", "32GB")
-            .setting("checkpoint_timeout", "1h")
-            .setting("unix_socket_directories", folder.0.to_str().unwrap());
-        let postgres = PrivatePostgres::start(&folder.0.join("postgres"), options)
-            .await
-            .unwrap();
-        // A rewrite of the append-only file would fall into some rounds and not into others.
-        let options = RedisOptions::new().unwrap().setting("auto-aof-rewrite-percentage", "0");
-        let redis = PrivateRedis::start(&folder.0.join("redis"), options).await.unwrap();
-
-        let mut config = Config::default();
-        config.postgres.url = Secret::new(postgres.url());
-        config.redis.url = Secret::new(redis.url());
-        let database = Database::connect(&config.postgres).await.unwrap();
-        migrations::up(&database, &config.replication).await.unwrap();
-        tenants::create(&database, &config.replication, "bench").await.unwrap();
-        let (sql, connection) = tokio_postgres::connect(&postgres.url(), NoTls).await.unwrap();
+        let servers = Servers::start().await;
+        let (sql, connection) = tokio_postgres::connect(&servers.postgres.url(), NoTls).await.unwrap();
         tokio::spawn(connection);
         sql.batch_execute(include_str!("replication.sql")).await.unwrap();
         sql.execute("CALL tenant_bench.add_users($1)", &[&USERS]).await.unwrap();
-
         Self {
             binaries: binaries(),
-            template: folder.0.join("template"),
-            postgres,
-            redis,
+            template: servers.folder.0.join("template"),
+            servers,
             sql,
-            config,
             next_row: 0,
             written: Vec::new(),
-            folder,
         }
     }
 
@@ -240,18 +214,18 @@ impl Bench {
     async fn settle(&mut self) {
         self.drop_slot(BASE).await;
         self.drop_slot(ENGINE).await;
-        self.redis.kill().await.unwrap();
-        clear(&self.folder.0.join("redis"));
-        self.redis.restart().await.unwrap();
+        self.servers.redis.kill().await.unwrap();
+        clear(&self.servers.folder.0.join("redis"));
+        self.servers.redis.restart().await.unwrap();
         let mut engine = self.start_engine(true);
         self.wait(|_| true).await;
         let lsn = self.mark().await;
         self.wait(|state| state.acknowledged >= lsn).await;
         stop(&mut engine).await;
-        self.redis.stop().await.unwrap();
+        self.servers.redis.stop().await.unwrap();
         clear(&self.template);
-        copy(&self.folder.0.join("redis"), &self.template);
-        self.redis.restart().await.unwrap();
+        copy(&self.servers.folder.0.join("redis"), &self.template);
+        self.servers.redis.restart().await.unwrap();
         self.copy_slot(ENGINE, BASE).await;
     }
 
@@ -259,10 +233,10 @@ impl Bench {
     async fn reset(&mut self) {
         self.drop_slot(ENGINE).await;
         self.copy_slot(BASE, ENGINE).await;
-        self.redis.kill().await.unwrap();
-        clear(&self.folder.0.join("redis"));
-        copy(&self.template, &self.folder.0.join("redis"));
-        self.redis.restart().await.unwrap();
+        self.servers.redis.kill().await.unwrap();
+        clear(&self.servers.folder.0.join("redis"));
+        copy(&self.template, &self.servers.folder.0.join("redis"));
+        self.servers.redis.restart().await.unwrap();
     }
 
     async fn versions(&self) -> String {
@@ -334,7 +308,7 @@ impl Bench {
     }
 
     async fn receive(&self, socket: bool, binary: bool, end: PgLsn, rows: i64) -> Run {
-        let url = self.postgres.url();
+        let url = self.servers.postgres.url();
         let place = if socket {
             let (credentials, database) = url
                 .rsplit_once('@')
@@ -342,8 +316,8 @@ impl Bench {
                 .unwrap();
             format!(
                 "{credentials}@/{database}?host={}&port={}",
-                self.folder.0.display(),
-                self.postgres.port()
+                self.servers.folder.0.display(),
+                self.servers.postgres.port()
             )
         } else {
             url
@@ -383,7 +357,7 @@ impl Bench {
 
     async fn run_engine(&mut self, inboxes: bool, end: PgLsn, rows: i64, expected: &Expected) -> Run {
         self.reset().await;
-        let redis = self.redis.pid().unwrap();
+        let redis = self.servers.redis.pid().unwrap();
         let redis_before = Process::of(redis);
         let start = Instant::now();
         let mut engine = self.start_engine(inboxes);
@@ -397,7 +371,7 @@ impl Bench {
         if inboxes {
             let (kept, file) = (
                 append_only_file(&self.template),
-                append_only_file(&self.folder.0.join("redis")),
+                append_only_file(&self.servers.folder.0.join("redis")),
             );
             self.written = std::fs::read(file).unwrap();
             self.written.drain(..std::fs::read(kept).unwrap().len());
@@ -407,11 +381,13 @@ impl Bench {
 
     async fn replay(&mut self, rows: i64) -> Run {
         self.reset().await;
-        let redis = self.redis.pid().unwrap();
+        let redis = self.servers.redis.pid().unwrap();
         let redis_before = Process::of(redis).cpu;
-        let stream = TcpStream::connect(("127.0.0.1", self.redis.port())).await.unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", self.servers.redis.port()))
+            .await
+            .unwrap();
         let (mut reader, mut writer) = stream.into_split();
-        let url = self.redis.url();
+        let url = self.servers.redis.url();
         let (login, _) = url.trim_start_matches("redis://").split_once('@').unwrap();
         let (user, password) = login.split_once(':').unwrap();
         let login = format!("AUTH {user} {password}\r\n");
@@ -436,6 +412,7 @@ impl Bench {
 
     fn start_engine(&self, inboxes: bool) -> Child {
         let config = self
+            .servers
             .folder
             .0
             .join(if inboxes { "inboxes.yaml" } else { "changes.yaml" });
@@ -445,23 +422,11 @@ impl Bench {
             ""
         };
         std::fs::write(&config, routes).unwrap();
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.folder.0.join("engine.log"));
-        Command::new(env!("CARGO_BIN_EXE_posduif"))
-            .args(["serve", "--role", "replicator", "--config"])
+        self.servers
+            .engine("replicator")
+            .arg("--config")
             .arg(&config)
-            .env_remove("DATABASE_URL")
-            .env_remove("REDIS_URL")
-            .env("POSDUIF__POSTGRES__URL", self.config.postgres.url.expose())
-            .env("POSDUIF__REDIS__URL", self.config.redis.url.expose())
             .env("POSDUIF__STREAMS__CHANGES_ENTRIES_MAX", "100000000")
-            .env("POSDUIF__SERVER__PORT", "0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log.unwrap())
-            .kill_on_drop(true)
             .spawn()
             .unwrap()
     }
@@ -469,7 +434,7 @@ impl Bench {
     /// Reads back what Redis holds and compares it with the table.
     async fn verify(&mut self, inboxes: bool, expected: &Expected) {
         let mut redis = self.connect().await;
-        let keys = Keys::new(&self.config.redis.prefix);
+        let keys = Keys::new(&self.servers.config.redis.prefix);
         let mut found = Expected::default();
         read(&mut redis, &keys.changes("bench"), |row| found.add(row)).await;
         assert_eq!(&found, expected, "the stream of changes is not what the table holds");
@@ -514,7 +479,7 @@ impl Bench {
         let deadline = Instant::now() + duration;
         let mut writers = tokio::task::JoinSet::new();
         for number in 0..WRITERS {
-            let url = self.postgres.url();
+            let url = self.servers.postgres.url();
             let first = self.next_row + 1 + number;
             writers.spawn(async move {
                 let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
@@ -534,7 +499,7 @@ impl Bench {
         }
         let reader = tokio::spawn(follow(
             self.connect().await,
-            Keys::new(&self.config.redis.prefix).changes("bench"),
+            Keys::new(&self.servers.config.redis.prefix).changes("bench"),
             deadline + Duration::from_secs(1),
         ));
         let before = (Process::of(engine.id().unwrap()).cpu, Instant::now());
@@ -596,12 +561,12 @@ impl Bench {
     }
 
     async fn connect(&self) -> MultiplexedConnection {
-        let client = redis::Client::open(self.redis.url()).unwrap();
+        let client = redis::Client::open(self.servers.redis.url()).unwrap();
         client.get_multiplexed_async_connection().await.unwrap()
     }
 
     async fn state(&self, redis: &mut MultiplexedConnection) -> Option<State> {
-        let key = Keys::new(&self.config.redis.prefix).checkpoint();
+        let key = Keys::new(&self.servers.config.redis.prefix).checkpoint();
         let fields: (Option<String>, Option<String>) = redis.hmget(&key, &["end_lsn", "acknowledged"]).await.unwrap();
         let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok());
         Some(State {
@@ -738,47 +703,6 @@ fn report(contestants: &[Contestant], runs: &HashMap<String, Vec<Run>>) {
     std::io::stdout().flush().unwrap();
 }
 
-/// What the kernel says of a process.
-#[derive(Debug, Clone, Copy, Default)]
-struct Process {
-    cpu: Duration,
-    peak_kib: u64,
-}
-
-impl Process {
-    fn of(pid: u32) -> Self {
-        let mut process = Self::default();
-        process.look(pid);
-        process
-    }
-
-    /// Looks again; keeps what was seen when the process has gone.
-    fn look(&mut self, pid: u32) {
-        if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-            let fields: Vec<&str> = stat
-                .rsplit_once(')')
-                .map_or("", |(_, rest)| rest)
-                .split_whitespace()
-                .collect();
-            let ticks: u64 = [11, 12]
-                .iter()
-                .map(|index| fields[*index].parse::<u64>().unwrap())
-                .sum();
-            // USER_HZ is 100 on every Linux that matters.
-            self.cpu = Duration::from_millis(ticks * 10);
-        }
-        if let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) {
-            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let kib = peak.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok());
-            self.peak_kib = kib.unwrap_or(self.peak_kib);
-        }
-    }
-}
-
-async fn stop(engine: &mut Child) {
-    engine.kill().await.unwrap();
-}
-
 fn copy(from: &Path, to: &Path) {
     let status = std::process::Command::new("cp")
         .arg("-a")
@@ -824,24 +748,4 @@ fn binaries() -> PathBuf {
         .into_iter()
         .find(|folder| folder.join("pg_recvlogical").exists())
         .expect("pg_recvlogical is not installed: it comes with the Postgres client programs")
-}
-
-/// A folder that goes with the run.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-        let path = std::env::temp_dir().join(format!("posduif-bench-{}", std::process::id()));
-        std::fs::DirBuilder::new().mode(0o711).create(&path).unwrap();
-        // Postgres, run by another user, makes its socket here.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o1777)).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

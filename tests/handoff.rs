@@ -106,7 +106,7 @@ impl Slow {
             let page = snapshot::page(scope, start, 50, 1 << 20).await.unwrap();
             for item in &page.items {
                 if let Item::Message(json) = item {
-                    let message: serde_json::Value = serde_json::from_str(json.get()).unwrap();
+                    let message: serde_json::Value = serde_json::from_str(json.as_str()).unwrap();
                     seen.insert(message["id"].as_str().unwrap().parse().unwrap());
                 }
             }
@@ -123,8 +123,8 @@ impl Slow {
             let Read::Slice(slice) = read else {
                 panic!("the stream breaks behind {place:?}");
             };
-            for entry in slice.entries.iter().filter(|entry| entry.table == "messages") {
-                let row: serde_json::Value = serde_json::from_str(entry.row.as_deref().unwrap()).unwrap();
+            for entry in slice.entries.iter().filter(|entry| entry.table.as_str() == "messages") {
+                let row: serde_json::Value = serde_json::from_str(entry.row.as_ref().unwrap().as_str()).unwrap();
                 seen.insert(row["id"].as_str().unwrap().parse().unwrap());
             }
             place.position = slice.end;

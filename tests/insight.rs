@@ -1,7 +1,11 @@
 //! What the engine tells about itself: `/metrics`, and the slot in `/ready`; in every role.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::{Read as _, Write as _};
 
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use hyper::Method;
 use posduif::config::Secret;
 use posduif::engine::Role;
@@ -145,6 +149,53 @@ async fn metrics_are_valid_and_move_with_what_is_written_and_asked() {
         (now.get("subscribers") == 0.0).then_some(())
     })
     .await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn what_is_compressed_and_inflated_is_counted_with_its_bytes_and_time() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let before = Scrape::of(&office.anybody).await;
+    for direction in ["answer", "upload"] {
+        assert_eq!(
+            before.get(&format!("gzip_seconds_count{{direction=\"{direction}\"}}")),
+            0.0
+        );
+    }
+    office.send(&"long text ".repeat(500)).await;
+    office.world.published().await;
+    let answer = phone.with("accept-encoding", "gzip").get("/api/sync/incoming").await;
+    assert_eq!(answer.headers["content-encoding"], "gzip");
+    let mut plain = Vec::new();
+    GzDecoder::new(&answer.body[..]).read_to_end(&mut plain).unwrap();
+
+    let upload = format!("{{\"messages\": []{}}}", " ".repeat(10_000));
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(upload.as_bytes()).unwrap();
+    let packed = encoder.finish().unwrap();
+    let packing = phone.with("content-encoding", "gzip");
+    let uploaded = packing.send(
+        Method::POST,
+        "/api/sync/outgoing",
+        Some("application/json"),
+        packed.clone(),
+    );
+    uploaded.await.expect(200);
+
+    let now = Scrape::of(&office.anybody).await;
+    for (direction, plain, packed) in [
+        ("answer", plain.len(), answer.body.len()),
+        ("upload", upload.len(), packed.len()),
+    ] {
+        let get = |name: &str| now.get(&format!("gzip_{name}{{direction=\"{direction}\"}}"));
+        assert_eq!(
+            (get("plain_bytes_total"), get("packed_bytes_total")),
+            (plain as f64, packed as f64)
+        );
+        assert_eq!(get("seconds_count"), 1.0);
+        assert!(get("seconds_sum") > 0.0);
+    }
     office.close().await;
 }
 

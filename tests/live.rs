@@ -422,6 +422,8 @@ async fn a_stream_whose_history_is_gone_says_reset_and_goes_on() {
     let reset = events.expect("reset").await;
     assert_eq!(reset.data, json!({"type": "reset"}));
     assert!(reset.id.is_some());
+    let asked = events.next().await.unwrap();
+    assert_eq!((asked.name.as_str(), &asked.id), ("sync_required", &reset.id));
     let (pages, _) = phone.sync(None).await;
     assert_eq!(pages[0]["reset"], true);
     let live = office.send("after").await;
@@ -440,6 +442,7 @@ async fn a_truncated_table_is_a_reset_for_whoever_listens() {
     let mut events = phone.events(MOBILE).await;
     office.sql("TRUNCATE tenant_acme.messages").await;
     events.expect("reset").await;
+    assert_eq!(events.next().await.unwrap().name, "sync_required");
     let (pages, _) = phone.sync(Some(&here)).await;
     assert_eq!((&pages[0]["reset"], &pages[0]["messages"]), (&json!(true), &json!([])));
     let live = office.send("after").await;

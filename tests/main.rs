@@ -3,6 +3,7 @@
 
 mod api;
 mod bad_input;
+mod catchup;
 mod cli;
 mod conflicts;
 mod decoder;

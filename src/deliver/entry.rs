@@ -1,11 +1,13 @@
 //! Stream entries as readers see them.
 
-use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::str::FromStr;
 
-use redis::streams::StreamId as RawEntry;
-use redis::{FromRedisValue, Value};
-use serde::Deserialize;
+use bytes::Bytes;
 
+use super::json::members;
+use super::range::Reader;
 use crate::change::StreamId;
 
 /// What an entry says.
@@ -51,6 +53,52 @@ impl Op {
     }
 }
 
+/// A text that shares the memory of the reply that it came in. It is UTF-8 as everything that Postgres printed; who needs
+/// a `str` pays for the proof, who passes it on does not.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct Text(Bytes);
+
+impl Text {
+    /// The text; empty when it is no UTF-8.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    /// The text as bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// A part of it.
+    fn part(&self, part: &[u8]) -> Self {
+        Self(self.0.slice_ref(part))
+    }
+}
+
+impl From<Bytes> for Text {
+    fn from(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
 /// An entry of an inbox or a shared stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -59,65 +107,114 @@ pub struct Entry {
     /// What happened.
     pub op: Op,
     /// The table.
-    pub table: String,
+    pub table: Text,
     /// The live event's name.
-    pub event: String,
+    pub event: Text,
     /// Transaction id.
     pub xid: u32,
-    /// Commit time, µs since 1970.
-    pub commit_ts: i64,
     /// The row as JSON.
-    pub row: Option<String>,
+    pub row: Option<Text>,
     /// The old row as JSON.
-    pub old: Option<String>,
+    pub old: Option<Text>,
     /// Columns that the log left out, as a JSON array.
-    pub unchanged: Option<String>,
+    pub unchanged: Option<Text>,
 }
 
 impl Entry {
-    /// Reads an entry; fields that are missing or malformed are taken as empty.
-    pub fn parse(raw: RawEntry) -> Option<Self> {
-        let id = raw.id.parse().ok()?;
-        let mut fields: HashMap<String, Value> = raw.map;
-        let mut text = |name: &str| {
-            fields
-                .remove(name)
-                .and_then(|value| String::from_redis_value(value).ok())
+    /// Reads the entries of a range. Fields that are missing or malformed are taken as empty, an entry without a
+    /// position is left out.
+    ///
+    /// # Errors
+    /// When the reply has another form, or is an error.
+    pub(super) fn read_range(reader: &mut Reader<'_>, reply: &Bytes) -> io::Result<Vec<Self>> {
+        let count = reader.array()?;
+        let mut entries = Vec::with_capacity(count.min(reply.len() / 16));
+        for _ in 0..count {
+            entries.extend(Self::read(reader, reply)?);
+        }
+        Ok(entries)
+    }
+
+    fn read(reader: &mut Reader<'_>, reply: &Bytes) -> io::Result<Option<Self>> {
+        fn parse<T: FromStr>(text: &[u8]) -> Option<T> {
+            std::str::from_utf8(text).ok()?.parse().ok()
+        }
+        reader.array()?;
+        let id = parse(reader.text()?);
+        let mut entry = Self {
+            id: id.unwrap_or_default(),
+            op: Op::Other,
+            table: Text::default(),
+            event: Text::default(),
+            xid: 0,
+            row: None,
+            old: None,
+            unchanged: None,
         };
-        Some(Self {
-            id,
-            op: Op::parse(&text("op").unwrap_or_default()),
-            table: text("table").unwrap_or_default(),
-            event: text("event").unwrap_or_default(),
-            xid: text("xid").and_then(|text| text.parse().ok()).unwrap_or_default(),
-            commit_ts: text("ts").and_then(|text| text.parse().ok()).unwrap_or_default(),
-            row: text("row"),
-            old: text("old"),
-            unchanged: text("unchanged"),
-        })
+        for _ in 0..reader.array()? / 2 {
+            let (name, value) = (reader.text()?, reader.text()?);
+            let text = || Text(reply.slice_ref(value));
+            match name {
+                b"op" => entry.op = Op::parse(std::str::from_utf8(value).unwrap_or_default()),
+                b"table" => entry.table = text(),
+                b"event" => entry.event = text(),
+                b"xid" => entry.xid = parse(value).unwrap_or_default(),
+                b"row" => entry.row = Some(text()),
+                b"old" => entry.old = Some(text()),
+                b"unchanged" => entry.unchanged = Some(text()),
+                _ => {}
+            }
+        }
+        Ok(id.map(|_| entry))
     }
 
     /// The row's `id`, new or old, as text. A message is told from others by its place.
-    pub fn row_id(&self) -> Option<String> {
+    pub fn row_id(&self) -> Option<Text> {
         if self.op == Op::Message {
-            return Some(self.id.to_string());
+            return Some(self.id.to_string().into());
         }
-        #[derive(Deserialize)]
-        struct Identified {
-            id: serde_json::Value,
-        }
-        [&self.row, &self.old].into_iter().flatten().find_map(|json| {
-            match serde_json::from_str::<Identified>(json).ok()?.id {
-                serde_json::Value::String(text) => Some(text),
-                serde_json::Value::Null => None,
-                other => Some(other.to_string()),
+        [&self.row, &self.old].into_iter().flatten().find_map(|row| {
+            let (_, id) = members(row.as_bytes()).find(|(name, _)| *name == b"id")?;
+            match id {
+                b"null" => None,
+                [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => Some(row.part(plain)),
+                [b'"', ..] => serde_json::from_slice::<String>(id).ok().map(Text::from),
+                _ => Some(row.part(id)),
             }
         })
     }
 
     /// Roughly how much memory it takes.
     pub fn bytes(&self) -> usize {
-        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let length = |text: &Option<Text>| text.as_ref().map_or(0, |text| text.as_bytes().len());
         128 + length(&self.row) + length(&self.old)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row_id(row: &str) -> Option<String> {
+        let reply = format!(
+            "*1\r\n*2\r\n$3\r\n7-1\r\n*4\r\n$2\r\nop\r\n$6\r\ninsert\r\n$3\r\nrow\r\n${}\r\n{row}\r\n",
+            row.len()
+        );
+        let reply = Bytes::from(reply);
+        let entries = Entry::read_range(&mut Reader::new(&reply), &reply).unwrap();
+        assert_eq!(
+            (entries.len(), entries[0].id, entries[0].op),
+            (1, StreamId { ms: 7, seq: 1 }, Op::Insert)
+        );
+        entries[0].row_id().map(|id| id.to_string())
+    }
+
+    #[test]
+    fn a_rows_id_is_its_text_whatever_its_type() {
+        assert_eq!(row_id(r#"{"name":"id","id":"a-b"}"#).as_deref(), Some("a-b"));
+        assert_eq!(row_id(r#"{"id":17,"owner":null}"#).as_deref(), Some("17"));
+        assert_eq!(row_id(r#"{"id":"a\"b"}"#).as_deref(), Some("a\"b"));
+        assert_eq!(row_id(r#"{"id":null}"#), None);
+        assert_eq!(row_id(r#"{"other":1}"#), None);
     }
 }

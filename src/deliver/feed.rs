@@ -226,16 +226,16 @@ impl Feed {
         }
         for entry in entries {
             self.place.position = entry.id;
-            let row_id = entry.row_id();
+            let row_id = entry.row_id().map(|id| id.to_string());
             let data = entry.row.filter(|_| entry.op == Op::Message);
             self.push(Change {
                 id: entry.id,
                 row_id,
-                event: entry.event,
-                table: entry.table,
+                event: entry.event.to_string(),
+                table: entry.table.to_string(),
                 op: entry.op,
                 xid: entry.xid,
-                data,
+                data: data.map(|data| data.to_string()),
             });
         }
         Ok(())

@@ -7,23 +7,25 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use postgres_types::PgLsn;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::streams::StreamRangeReply;
 use redis::{Pipeline, RedisError};
 use uuid::Uuid;
 
 use super::entry::{Entry, Op};
+use super::range::{Connections, transaction};
 use crate::change::StreamId;
 use crate::config;
 use crate::database::tenants::PAUSED;
 use crate::keys::Keys;
 use crate::publish::checkpoint::EpochId;
+use crate::publish::resp;
 use crate::publish::window::WindowEntry;
 use crate::transport;
 
-/// Entries read at once from one stream; bounds memory when rows are large.
-const CHUNK: usize = 256;
+/// Most entries read at once from one stream.
+const READ_MAX: usize = 1000;
 
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,12 @@ pub enum Error {
     /// The operator has paused the tenant's delivery.
     #[error("the tenant is paused")]
     Paused,
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Redis(error.into())
+    }
 }
 
 /// What the checkpoint says to readers.
@@ -129,6 +137,8 @@ pub struct Store {
     settings: ConnectionManagerConfig,
     /// The connection, and since when it is in use.
     connection: Arc<RwLock<(ConnectionManager, Instant)>>,
+    /// For stretches of streams.
+    ranges: Arc<Connections>,
     keys: Arc<Keys>,
 }
 
@@ -160,6 +170,7 @@ impl Store {
             ))),
             client,
             settings,
+            ranges: Arc::new(Connections::new(config)),
             keys: Arc::new(Keys::new(&config.prefix)),
         })
     }
@@ -257,34 +268,36 @@ impl Store {
         }
     }
 
-    /// What follows a place, up to about this many entries.
+    /// What follows a place, up to about this many entries, but no more than 1,000 of each stream at once. All of them
+    /// are in memory together, so who cannot tell how large they are asks for few.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn read(&self, tenant: &str, user: Uuid, place: Place, limit: usize) -> Result<Read, Error> {
         let (inbox, shared) = (self.keys.inbox(tenant, &user.to_string()), self.keys.shared(tenant));
-        let count = limit.clamp(1, CHUNK);
-        let from = place.position.next().to_string();
-        let mut pipe = redis::pipe();
-        pipe.atomic();
-        pipe.xrange_count(&inbox, &from, "+", count)
-            .xrange_count(&shared, &from, "+", count);
-        pipe.cmd("EXISTS").arg(&inbox).arg(&shared);
-        pipe.cmd("HMGET")
-            .arg(self.keys.meta(tenant))
-            .arg("generation")
-            .arg(Keys::trim_inbox_field(user))
-            .arg("trim:shared")
-            .arg("state");
-        checkpoint_command(&mut pipe, &self.keys);
-        type Answer = (
-            StreamRangeReply,
-            StreamRangeReply,
-            u32,
-            Vec<Option<String>>,
-            Vec<Option<String>>,
-        );
-        let (mine, common, existing, meta, checkpoint): Answer = self.query(&pipe).await?;
+        let (meta, checkpoint) = (self.keys.meta(tenant), self.keys.checkpoint());
+        let count = limit.clamp(1, READ_MAX);
+        let (from, count_text) = (place.position.next().to_string(), count.to_string());
+        let commands: [&[&str]; 5] = [
+            &["XRANGE", &inbox, &from, "+", "COUNT", &count_text],
+            &["XRANGE", &shared, &from, "+", "COUNT", &count_text],
+            &["EXISTS", &inbox, &shared],
+            &[
+                "HMGET",
+                &meta,
+                "generation",
+                &Keys::trim_inbox_field(user),
+                "trim:shared",
+                "state",
+            ],
+            &["HMGET", &checkpoint, "epoch", "base", "position", "published"],
+        ];
+        let reply = self.transact(&commands).await?;
+        let mut replies = transaction(&reply, commands.len())?;
+        let mine = Entry::read_range(&mut replies, &reply)?;
+        let common = Entry::read_range(&mut replies, &reply)?;
+        let existing = replies.integer()?;
+        let (meta, checkpoint) = (replies.texts()?, replies.texts()?);
 
         let view = parse_view(&checkpoint)?;
         let meta = |index: usize| meta.get(index).and_then(Option::as_deref);
@@ -301,6 +314,39 @@ impl Store {
             return Ok(Read::Broken(view));
         }
         Ok(merge(mine, common, count, place.position, view))
+    }
+
+    /// A stretch of a user's inbox as it is now, from behind `after` up to and with `until`; up to so many entries.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn inbox(
+        &self,
+        tenant: &str,
+        user: Uuid,
+        after: StreamId,
+        until: StreamId,
+        count: usize,
+    ) -> Result<Vec<Entry>, Error> {
+        let inbox = self.keys.inbox(tenant, &user.to_string());
+        let (from, until, count) = (after.next().to_string(), until.to_string(), count.to_string());
+        let commands: [&[&str]; 1] = [&["XRANGE", &inbox, &from, &until, "COUNT", &count]];
+        let reply = self.transact(&commands).await?;
+        Ok(Entry::read_range(&mut transaction(&reply, commands.len())?, &reply)?)
+    }
+
+    /// The replies to commands of one moment, as they came.
+    async fn transact(&self, commands: &[&[&str]]) -> Result<bytes::Bytes, RedisError> {
+        let mut encoded = BytesMut::with_capacity(1024);
+        resp::command(&mut encoded, &[b"MULTI"]);
+        for command in commands {
+            resp::begin(&mut encoded, command.len());
+            command
+                .iter()
+                .for_each(|argument| resp::argument(&mut encoded, argument.as_bytes()));
+        }
+        resp::command(&mut encoded, &[b"EXEC"]);
+        self.ranges.ask(&encoded, commands.len() + 2).await
     }
 
     /// What a snapshot's beginning needs, before the snapshot is taken.
@@ -356,28 +402,18 @@ fn parse_view(fields: &[Option<String>]) -> Result<View, Error> {
 }
 
 /// Merges two ranges that were each cut at `count` entries.
-fn merge(mine: StreamRangeReply, common: StreamRangeReply, count: usize, after: StreamId, view: View) -> Read {
-    let parse = |reply: StreamRangeReply| {
-        let is_cut = reply.ids.len() >= count;
-        let entries: Vec<Entry> = reply.ids.into_iter().filter_map(Entry::parse).collect();
-        // Behind the last entry of a cut range there may be others, so the merge ends there.
-        let horizon = if is_cut {
-            entries.last().map(|entry| entry.id)
-        } else {
-            None
-        };
-        (entries, horizon)
-    };
-    let (mine, my_horizon) = parse(mine);
-    let (common, common_horizon) = parse(common);
-    let horizon = match (my_horizon, common_horizon) {
+fn merge(mine: Vec<Entry>, common: Vec<Entry>, count: usize, after: StreamId, view: View) -> Read {
+    // Behind the last entry of a cut range there may be others, so the merge ends there.
+    let cut = |entries: &[Entry]| entries.last().filter(|_| entries.len() >= count).map(|last| last.id);
+    let horizon = match (cut(&mine), cut(&common)) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     };
-    let mut entries: Vec<Entry> = Vec::with_capacity(mine.len() + common.len());
-    let within = |entry: &Entry| horizon.is_none_or(|horizon| entry.id <= horizon);
-    entries.extend(mine.into_iter().filter(within));
-    entries.extend(common.into_iter().filter(within));
+    let mut entries = mine;
+    entries.extend(common);
+    if let Some(horizon) = horizon {
+        entries.retain(|entry| entry.id <= horizon);
+    }
     // Both are sorted, and a change is in only one of them for the same user, or in both with the same meaning.
     entries.sort_by_key(|entry| entry.id);
     if entries.iter().any(|entry| entry.op == Op::Reset) {

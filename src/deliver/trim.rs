@@ -1,7 +1,7 @@
 //! Deciding what the streams may forget. The publisher does the trimming, as the only one who writes to them.
 //!
-//! An inbox keeps what the slowest live device of its user has not acknowledged, and for a while longer what it has, so
-//! that a live reader can resume from an older place. Bounds on the number of entries come before both: who falls
+//! An inbox keeps what the slowest live device of its user has not acknowledged, or whose statuses have not moved on,
+//! and for a while longer what it has, so that a live reader can resume from an older place. Bounds on the number of entries come before both: who falls
 //! behind them takes a snapshot.
 
 use std::sync::Arc;
@@ -14,7 +14,6 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::entry::Entry;
 use super::store::Store;
 use crate::change::StreamId;
 use crate::config::Config;
@@ -124,14 +123,13 @@ async fn inbox(
     }
     let mut pipe = redis::pipe();
     for device in devices {
-        pipe.hget(store.keys().device(tenant, device), "ack");
+        pipe.hmget(store.keys().device(tenant, device), &["settled", "ack"]);
     }
-    let acknowledged: Vec<Option<String>> = pipe.query_async(&mut store.connection()).await?;
+    let places: Vec<Vec<Option<String>>> = pipe.query_async(&mut store.connection()).await?;
     // A device that never acknowledged will begin with a snapshot and holds nothing back.
-    let Some(slowest) = acknowledged
+    let Some(slowest) = places
         .iter()
-        .flatten()
-        .filter_map(|text| text.parse::<StreamId>().ok())
+        .filter_map(|places| places.iter().flatten().next()?.parse::<StreamId>().ok())
         .min()
     else {
         return Ok(None);
@@ -152,13 +150,13 @@ async fn inbox(
         .as_micros();
     let last_old = reply
         .ids
-        .into_iter()
-        .filter_map(Entry::parse)
-        .take_while(|entry| u128::from(entry.commit_ts.unsigned_abs()) < keep_from)
+        .iter()
+        .take_while(|entry| entry.get::<u64>("ts").is_none_or(|ts| u128::from(ts) < keep_from))
+        .filter_map(|entry| entry.id.parse::<StreamId>().ok())
         .last();
-    Ok(last_old.map(|entry| Trim {
+    Ok(last_old.map(|id| Trim {
         target,
-        min_id: entry.id.next(),
+        min_id: id.next(),
     }))
 }
 

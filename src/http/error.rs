@@ -295,6 +295,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_worth_repeating_says_so_and_when_and_nothing_else_does() {
+        use Code as C;
+        for code in [
+            C::ValidationError,
+            C::EmptyMessage,
+            C::InvalidCursor,
+            C::Unauthorized,
+            C::Forbidden,
+            C::NotFound,
+            C::InvalidRecipient,
+            C::MethodNotAllowed,
+            C::Conflict,
+            C::PayloadTooLarge,
+            C::UnsupportedMediaType,
+            C::RateLimited,
+            C::InternalError,
+            C::DatabaseError,
+            C::RedisError,
+            C::SyncError,
+            C::TenantPaused,
+            C::Timeout,
+        ] {
+            let is_worth_repeating = matches!(code.status().as_u16(), 429 | 503);
+            assert_eq!(code.is_retryable(), is_worth_repeating, "{code:?}");
+            let response = Error::new(code, "text").into_response("r1");
+            assert_eq!(
+                response.headers().contains_key(RETRY_AFTER),
+                is_worth_repeating,
+                "{code:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_dependency_that_is_down_says_when_to_come_back_and_hides_its_cause() {
         let error = Error::from(database::Error::Unavailable("host 10.0.0.1 refused".into()));
         assert!(!error.message.contains("10.0.0.1"));

@@ -12,6 +12,7 @@ pub mod conflicts;
 pub mod devices;
 pub mod enrollment;
 pub mod error;
+pub mod gzip;
 pub mod health;
 pub mod messages;
 pub mod metrics;
@@ -47,6 +48,7 @@ use crate::route::rule::Rule;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::Incoming;
 use crate::sync::metadata::Metadata;
+use crate::sync::statuses::Statuses;
 use crate::telemetry::metrics::Metrics;
 
 /// What handlers work with; one for the whole process.
@@ -134,6 +136,7 @@ impl App {
                     .into_iter()
                     .chain(config.routes.iter().cloned())
                     .collect(),
+                statuses: Statuses::new(database.clone(), store.clone(), stop.clone()),
             },
             metadata: Metadata::default(),
             openapi: openapi::encoded()?,

@@ -405,6 +405,7 @@ impl Service {
                 id: id.to_owned(),
                 params,
                 body: Some(body),
+                metrics: self.vitals.metrics.clone(),
             };
             // These take no body, and an unread one would make the connection's end overtake the answer.
             if matches!(head.method, Method::GET | Method::HEAD | Method::DELETE)

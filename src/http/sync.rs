@@ -1,30 +1,29 @@
 //! `/api/sync`: batches from and to devices.
 
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, HeaderValue, VARY};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::App;
 use super::error::{Code, Error};
+use super::gzip;
 use super::request::{Request, required};
 use super::response::{self, Response};
 use crate::config::ConflictStrategy;
+use crate::decode::value::write_string;
+use crate::deliver::entry::Text;
 use crate::deliver::store;
 use crate::domain::Timestamp;
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::uploads::{self, ItemResult, Items, Outcome, Rules};
-use crate::sync::device_state::{self, Update};
-use crate::sync::incoming::{self, Question};
+use crate::sync::device_state::{self, SyncStatus, Update};
+use crate::sync::incoming::{self, Batch, Question};
 use crate::sync::item::{Change, Item};
 use crate::sync::tables;
 
@@ -131,7 +130,7 @@ async fn show_contested(app: &App, device: &DevicePrincipal, results: &mut [Item
         };
         for row in rows {
             for result in results.iter_mut().filter(|result| result.id.as_ref() == Some(&row.id)) {
-                result.server = serde_json::from_str(row.json.get()).ok();
+                result.server = serde_json::from_slice(row.json.as_bytes()).ok();
             }
         }
     }
@@ -148,27 +147,43 @@ fn reported_pending(request: &Request) -> Result<Option<u32>, Error> {
     Ok(Some(count))
 }
 
-/// Notes a sync that worked, for the status. Losing the note costs nothing, so Redis' absence is no error.
+/// Notes an upload that worked, for the status.
 async fn report(app: &App, device: &DevicePrincipal, pending: Option<u32>) {
-    app.metadata.succeeded(&device.tenant, &device.device_id, pending);
-    let last_sync_ms = Some(Utc::now().timestamp_millis());
-    note(app, device, last_sync_ms, pending).await;
+    app.metadata.succeeded(&device.tenant, &device.device_id, None, pending);
+    let update = Update {
+        last_sync_ms: Some(Utc::now().timestamp_millis()),
+        pending_outgoing: pending,
+        error: Some(String::new()),
+        ..Update::default()
+    };
+    note(app, device, update).await;
 }
 
-/// Like [`report`], where the sync itself has noted its time.
-async fn report_pending(app: &App, device: &DevicePrincipal, pending: Option<u32>) {
-    app.metadata.succeeded(&device.tenant, &device.device_id, pending);
+/// Like [`report`], where the sync itself has noted how it stands.
+async fn report_pending(app: &App, device: &DevicePrincipal, status: SyncStatus, pending: Option<u32>) {
+    app.metadata
+        .succeeded(&device.tenant, &device.device_id, Some(status), pending);
     if pending.is_some() {
-        note(app, device, None, pending).await;
+        let update = Update {
+            pending_outgoing: pending,
+            ..Update::default()
+        };
+        note(app, device, update).await;
     }
 }
 
-async fn note(app: &App, device: &DevicePrincipal, last_sync_ms: Option<i64>, pending_outgoing: Option<u32>) {
+/// Notes a sync that did not work, where other nodes see it as well.
+async fn report_failure(app: &App, device: &DevicePrincipal, error: String) {
+    app.metadata.failed(&device.tenant, &device.device_id, error.clone());
     let update = Update {
-        last_sync_ms,
-        pending_outgoing,
+        error: Some(error),
         ..Update::default()
     };
+    note(app, device, update).await;
+}
+
+/// Losing a note costs nothing, so Redis' absence is no error.
+async fn note(app: &App, device: &DevicePrincipal, update: Update) {
     let write = device_state::write(&app.store, &device.tenant.name, &device.device_id, &update);
     if !matches!(tokio::time::timeout(super::PATIENCE, write).await, Ok(Ok(()))) {
         tracing::debug!(device = device.device_id, "Redis does not take the device's report");
@@ -208,20 +223,6 @@ impl From<store::Error> for Error {
     }
 }
 
-/// The answer to `GET /api/sync/incoming`.
-#[derive(Serialize)]
-struct IncomingBody<'a> {
-    messages: Vec<&'a RawValue>,
-    users: Vec<&'a RawValue>,
-    changes: Vec<&'a Change>,
-    cursor: Option<&'a str>,
-    has_more: bool,
-    reset: bool,
-    position: String,
-    compressed: bool,
-    sync_timestamp: Timestamp,
-}
-
 /// `GET /api/sync/incoming`: what the device does not have yet.
 ///
 /// # Errors
@@ -255,68 +256,127 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
         Ok(batch) => batch,
         Err(error) => {
             if !matches!(error, incoming::Error::InvalidCursor(_)) {
-                app.metadata
-                    .failed(&device.tenant, &device.device_id, error.to_string());
+                report_failure(&app, device, error.to_string()).await;
             }
             return Err(error.into());
         }
     };
-    report_pending(&app, device, pending).await;
+    report_pending(&app, device, batch.status, pending).await;
 
-    let mut body = IncomingBody {
-        messages: Vec::new(),
-        users: Vec::new(),
-        changes: Vec::new(),
-        cursor: batch.cursor.as_deref(),
-        has_more: batch.has_more,
-        reset: batch.reset,
-        position: batch.position.to_string(),
-        compressed: false,
-        sync_timestamp: batch.timestamp,
-    };
-    for item in &batch.items {
-        match item {
-            Item::Message(json) => body.messages.push(json),
-            Item::User(json) => body.users.push(json),
-            Item::Change(change) => body.changes.push(change),
-        }
-    }
-    if !batch.items.is_empty() || batch.reset {
+    // The rows are nearly all of the answer, so their size decides.
+    let bytes: usize = batch.items.iter().map(Item::bytes).sum();
+    let is_compressed = settings.compression && bytes >= settings.compression_threshold_bytes && accepts_gzip(&request);
+    let plain = body(&batch, bytes, is_compressed)?;
+    let (rows, plain_bytes, ms) = (batch.items.len(), plain.len(), started.elapsed().as_millis() as u64);
+    let is_news = rows > 0 || batch.reset;
+    let mut answer = if is_compressed {
+        drop(batch);
+        let packed = gzip::pack(plain, settings.compression_level, &app.metrics).await?;
         tracing::info!(
             device = device.device_id,
             tenant = device.tenant.name,
-            messages = body.messages.len(),
-            users = body.users.len(),
-            changes = body.changes.len(),
-            reset = batch.reset,
-            ms = started.elapsed().as_millis() as u64,
+            rows,
+            plain_bytes,
+            packed_bytes = packed.bytes.len(),
+            ms,
+            gzip_ms = packed.took.as_millis() as u64,
             "incoming sync"
         );
-    }
-    // The rows are nearly all of the answer, so their size decides.
-    let bytes: usize = batch.items.iter().map(Item::bytes).sum();
-    body.compressed = settings.compression && bytes >= settings.compression_threshold_bytes && accepts_gzip(&request);
-    let mut answer = if body.compressed {
-        let plain =
-            serde_json::to_vec(&body).map_err(|error| Error::internal(format!("a batch is no JSON: {error}")))?;
-        let level = Compression::new(settings.compression_level);
-        let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 2), level);
-        let packed = encoder
-            .write_all(&plain)
-            .and_then(|()| encoder.finish())
-            .map_err(|error| Error::internal(format!("a batch cannot be compressed: {error}")))?;
-        let mut answer = response::with_type(StatusCode::OK, "application/json", packed);
+        let mut answer = response::with_type(StatusCode::OK, "application/json", packed.bytes);
         answer
             .headers_mut()
             .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         answer
     } else {
-        response::json(StatusCode::OK, &body)?
+        if is_news {
+            tracing::info!(
+                device = device.device_id,
+                tenant = device.tenant.name,
+                rows,
+                plain_bytes,
+                reset = batch.reset,
+                ms,
+                "incoming sync"
+            );
+        }
+        response::with_type(StatusCode::OK, "application/json", plain)
     };
     answer
         .headers_mut()
         .insert(VARY, HeaderValue::from_static("accept-encoding"));
     Ok(answer)
+}
+
+/// The answer to `GET /api/sync/incoming` in JSON. Rows are JSON already, and copied once.
+fn body(batch: &Batch, rows_bytes: usize, is_compressed: bool) -> Result<Vec<u8>, Error> {
+    #[derive(Serialize)]
+    struct Tail<'a> {
+        cursor: Option<&'a str>,
+        has_more: bool,
+        reset: bool,
+        position: String,
+        compressed: bool,
+        sync_timestamp: Timestamp,
+    }
+    let mut out = Vec::with_capacity(rows_bytes + 2 * batch.items.len() + 1024);
+    let write = |out: &mut Vec<u8>, list: &str, next: &dyn Fn(&mut Vec<u8>, &Item) -> bool| {
+        out.extend_from_slice(list.as_bytes());
+        for item in &batch.items {
+            if next(out, item) {
+                out.push(b',');
+            }
+        }
+        if out.last() == Some(&b',') {
+            out.pop();
+        }
+        out.push(b']');
+    };
+    write(&mut out, "{\"messages\":[", &|out, item| match item {
+        Item::Message(json) => append(out, json),
+        _ => false,
+    });
+    write(&mut out, ",\"users\":[", &|out, item| match item {
+        Item::User(json) => append(out, json),
+        _ => false,
+    });
+    write(&mut out, ",\"changes\":[", &|out, item| match item {
+        Item::Change(change) => append_change(out, change),
+        _ => false,
+    });
+    let tail = Tail {
+        cursor: batch.cursor.as_deref(),
+        has_more: batch.has_more,
+        reset: batch.reset,
+        position: batch.position.to_string(),
+        compressed: is_compressed,
+        sync_timestamp: batch.timestamp,
+    };
+    let start = out.len();
+    serde_json::to_writer(&mut out, &tail).map_err(|error| Error::internal(format!("a batch is no JSON: {error}")))?;
+    // The object that was begun goes on.
+    out[start] = b',';
+    Ok(out)
+}
+
+fn append(out: &mut Vec<u8>, json: &Text) -> bool {
+    out.extend_from_slice(json.as_bytes());
+    true
+}
+
+fn append_change(out: &mut Vec<u8>, change: &Change) -> bool {
+    out.extend_from_slice(b"{\"table\":");
+    write_string(change.table.as_str(), out);
+    out.extend_from_slice(b",\"op\":");
+    write_string(change.op, out);
+    out.extend_from_slice(b",\"id\":");
+    match &change.id {
+        Some(id) => write_string(id.as_str(), out),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(b",\"row\":");
+    out.extend_from_slice(change.row.as_ref().map_or(b"null", Text::as_bytes));
+    out.push(b'}');
+    true
 }
 
 /// Whether the client takes gzip (RFC 9110, section 12.5.3).
@@ -347,8 +407,8 @@ pub async fn acknowledge(app: Arc<App>, mut request: Request) -> Result<Response
     let cursor = required("cursor", body.cursor)?;
     let device = request.device()?;
     let pending = reported_pending(&request)?;
-    app.incoming.acknowledge(device, &cursor).await?;
-    report_pending(&app, device, pending).await;
+    let status = app.incoming.acknowledge(device, &cursor).await?;
+    report_pending(&app, device, status, pending).await;
     response::json(
         StatusCode::OK,
         &json!({"acknowledged": true, "sync_timestamp": Timestamp::now()}),
@@ -367,8 +427,9 @@ pub async fn status(app: Arc<App>, request: Request) -> Result<Response, Error> 
         .last_sync_ms
         .and_then(DateTime::from_timestamp_millis)
         .map(Timestamp);
-    let failed = app.metadata.has_failed(&device.tenant, &device.device_id);
-    let sync_status = if failed { "error" } else { "idle" };
+    // A failure of Redis could be noted here only.
+    let has_failed = app.metadata.has_failed(&device.tenant, &device.device_id);
+    let sync_status = if has_failed { SyncStatus::Error } else { state.status() };
     response::json(
         StatusCode::OK,
         &json!({

@@ -19,6 +19,9 @@ const GIVEN_MAX: usize = 4;
 /// Seconds after which the state of a device that is never heard of again goes.
 const LIFETIME_SECONDS: i64 = 400 * 86_400;
 
+/// Longest text of a failure that is kept.
+const ERROR_CHARS_MAX: usize = 500;
+
 /// An answer that a device was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Given {
@@ -36,12 +39,77 @@ pub struct Given {
 pub struct DeviceState {
     /// All up to here it has, in this epoch.
     pub acknowledged: Option<(EpochId, StreamId)>,
+    /// Up to here the statuses of what it has have moved on; never beyond what it has.
+    pub settled: Option<StreamId>,
     /// The last answers, newest last.
     pub given: Vec<Given>,
+    /// Rows that it was given since it began to catch up; 0 when it has come to the end.
+    pub catching_up: u64,
+    /// Why its last sync failed, if it did.
+    pub error: Option<String>,
     /// When it last synced, ms since 1970.
     pub last_sync_ms: Option<i64>,
     /// What it last reported as waiting to be sent.
     pub pending_outgoing: u32,
+}
+
+impl DeviceState {
+    /// The stretch that it has and whose statuses have not moved on.
+    pub fn behind(&self) -> Option<(StreamId, StreamId)> {
+        let (_, acknowledged) = self.acknowledged?;
+        self.settled
+            .filter(|settled| *settled < acknowledged)
+            .map(|settled| (settled, acknowledged))
+    }
+
+    /// The state after an update.
+    #[must_use]
+    pub fn updated(mut self, update: &Update) -> Self {
+        self.acknowledged = update.acknowledged.or(self.acknowledged);
+        self.settled = update.settled.or(self.settled);
+        self.catching_up = update.catching_up.unwrap_or(self.catching_up);
+        if let Some(error) = &update.error {
+            self.error = Some(error.clone()).filter(|error| !error.is_empty());
+        }
+        if let Some(given) = &update.given {
+            self.given.clone_from(given);
+        }
+        self.last_sync_ms = update.last_sync_ms.or(self.last_sync_ms);
+        self.pending_outgoing = update.pending_outgoing.unwrap_or(self.pending_outgoing);
+        self
+    }
+
+    /// How its sync stands.
+    pub fn status(&self) -> SyncStatus {
+        match self {
+            Self { error: Some(_), .. } => SyncStatus::Error,
+            Self { catching_up: 0, .. } => SyncStatus::Idle,
+            _ => SyncStatus::Syncing,
+        }
+    }
+}
+
+/// How a device's sync stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncStatus {
+    /// It has come to the end of what there was.
+    Idle,
+    /// It was told that there is more, or is in a snapshot.
+    Syncing,
+    /// Its last sync failed.
+    Error,
+}
+
+impl SyncStatus {
+    /// As Postgres keeps it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Syncing => "syncing",
+            Self::Error => "error",
+        }
+    }
 }
 
 /// Reads a device's state.
@@ -58,9 +126,14 @@ pub async fn read(store: &Store, tenant: &str, device_id: &str) -> Result<Device
     };
     Ok(DeviceState {
         acknowledged,
+        settled: field("settled").and_then(|text| text.parse().ok()),
         given: field("given")
             .and_then(|json| serde_json::from_str(json).ok())
             .unwrap_or_default(),
+        catching_up: field("catching_up")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_default(),
+        error: fields.get("error").filter(|error| !error.is_empty()).cloned(),
         last_sync_ms: field("last_sync").and_then(|text| text.parse().ok()),
         pending_outgoing: field("pending").and_then(|text| text.parse().ok()).unwrap_or_default(),
     })
@@ -71,8 +144,14 @@ pub async fn read(store: &Store, tenant: &str, device_id: &str) -> Result<Device
 pub struct Update {
     /// A new acknowledged place.
     pub acknowledged: Option<(EpochId, StreamId)>,
+    /// How far statuses have moved on.
+    pub settled: Option<StreamId>,
     /// The whole list of given answers, oldest first.
     pub given: Option<Vec<Given>>,
+    /// Rows given since it began to catch up.
+    pub catching_up: Option<u64>,
+    /// Why its sync failed; an empty text when it did not.
+    pub error: Option<String>,
     /// When it synced, ms since 1970.
     pub last_sync_ms: Option<i64>,
     /// What it reports as waiting.
@@ -97,6 +176,15 @@ pub async fn write(store: &Store, tenant: &str, device_id: &str, update: &Update
     if let Some((epoch, position)) = update.acknowledged {
         fields.push(("epoch", epoch.to_string()));
         fields.push(("ack", position.to_string()));
+    }
+    if let Some(settled) = update.settled {
+        fields.push(("settled", settled.to_string()));
+    }
+    if let Some(rows) = update.catching_up {
+        fields.push(("catching_up", rows.to_string()));
+    }
+    if let Some(error) = &update.error {
+        fields.push(("error", error.chars().take(ERROR_CHARS_MAX).collect()));
     }
     if let Some(given) = &update.given {
         fields.push(("given", serde_json::to_string(given).unwrap_or_default()));

@@ -5,26 +5,31 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use postgres_types::Type;
-use redis::streams::StreamRangeReply;
-use serde::Deserialize;
 use uuid::Uuid;
 
 use super::cursor::{Cursor, CursorKey, InvalidCursor, Owner};
-use super::device_state::{self, DeviceState, Given, Update};
-use super::item::{self, Change, Item};
+use super::device_state::{self, DeviceState, Given, SyncStatus, Update};
+use super::item::{self, Change, Item, Version};
 use super::snapshot::{self, Scope};
+use super::statuses::Statuses;
 use super::tables;
 use crate::change::StreamId;
 use crate::database::Database;
-use crate::deliver::entry::{Entry, Op};
+use crate::deliver::entry::Entry;
 use crate::deliver::store::{self, Place, Read, Store};
 use crate::domain::devices::DevicePrincipal;
-use crate::domain::messages::{Message, Status};
+use crate::domain::messages::Message;
 use crate::domain::{self, Timestamp};
 use crate::route::rule::Rule;
 
-/// Entries looked at in one step when statuses follow an acknowledgement.
-const ACKNOWLEDGE_CHUNK: usize = 500;
+/// Rows of a catch-up whose statuses move on within its requests; those of more follow behind it.
+const SETTLE_AT_ONCE_MAX: u64 = 1000;
+
+/// Entries read at once while nobody knows how large they are.
+const FIRST_ENTRIES: usize = 256;
+
+/// Bytes of entries that are read at once, as the ones before let expect.
+const READ_BYTES: usize = 1024 * 1024;
 
 /// Entries beyond which what waits is no longer counted exactly.
 const PENDING_MAX: usize = 1000;
@@ -71,6 +76,8 @@ pub struct Batch {
     pub position: StreamId,
     /// When it was made; unique for the device.
     pub timestamp: Timestamp,
+    /// How the device's sync stands with it.
+    pub status: SyncStatus,
 }
 
 /// What a device asks for.
@@ -97,6 +104,8 @@ pub struct Incoming {
     pub cursors: CursorKey,
     /// Rules of tables that are shown under `changes`.
     pub rules: Arc<[Rule]>,
+    /// Moves statuses on behind acknowledgements.
+    pub statuses: Statuses,
 }
 
 impl Incoming {
@@ -107,44 +116,62 @@ impl Incoming {
     pub async fn batch(&self, device: &DevicePrincipal, question: Question<'_>) -> Result<Batch, Error> {
         let owner = Owner::Device(&device.device_id);
         let tenant = &device.tenant.name;
-        let state = device_state::read(&self.store, tenant, &device.device_id).await?;
+        let decode = |text: &str| self.cursors.decode(tenant, owner, text);
+        let asked = question.cursor.map(decode).transpose()?;
+        // Which rows follow depends on the cursor only, so they are read together with the device's state.
+        let (state, ahead) = tokio::join!(device_state::read(&self.store, tenant, &device.device_id), async {
+            match &asked {
+                Some(Cursor { place, page: None }) => {
+                    Some(self.read(device, *place, question.limit.min(FIRST_ENTRIES)).await)
+                }
+                _ => None,
+            }
+        });
+        let state = state?;
         // An acknowledgement by timestamp is one by the cursor that came with it.
         let cursor_text = match (question.cursor, question.since) {
             (Some(text), _) => Some(text.to_owned()),
             (None, Some((since, at))) => match state.given.iter().rev().find(|given| given.timestamp == since) {
                 Some(given) => Some(given.cursor.clone()),
-                None => return self.re_read(device, at, question).await,
+                None => {
+                    return Ok(Batch {
+                        status: state.status(),
+                        ..self.re_read(device, at, question).await?
+                    });
+                }
             },
             (None, None) => None,
         };
-        let cursor = match &cursor_text {
-            Some(text) => Some(self.cursors.decode(tenant, owner, text)?),
-            None => None,
+        let cursor = match (asked, &cursor_text) {
+            (None, Some(text)) => Some(decode(text)?),
+            (asked, _) => asked,
         };
         let mut update = Update::default();
         let mut given = state.given.clone();
         if let (Some(cursor), Some(text)) = (&cursor, &cursor_text) {
             // Rows are worth more than their status: when Postgres is away, what is acknowledged waits for later.
             match self.settle(device, &state, cursor, text).await {
-                Ok(Some(acknowledged)) => {
-                    update.acknowledged = Some(acknowledged);
-                    if let Some(at) = given.iter().position(|given| given.cursor == *text) {
+                Ok(settled) => {
+                    if settled.acknowledged.is_some()
+                        && let Some(at) = given.iter().position(|given| given.cursor == *text)
+                    {
                         given[..=at].iter_mut().for_each(|given| given.pending.clear());
                     }
+                    update = settled;
                 }
-                Ok(None) => {}
                 Err(Error::Domain(error)) => tracing::warn!(%error, "an acknowledgement waits for Postgres"),
                 Err(error) => return Err(error),
             }
         }
-        let mut answer = self.answer(device, cursor, question).await?;
+        let mut answer = self.answer(device, cursor, ahead, question).await?;
         if answer.is_pin
             && state
                 .acknowledged
                 .is_none_or(|(epoch, _)| epoch != answer.cursor.place.epoch)
         {
             // Holds back trimming until the device has come through its snapshot.
-            update.acknowledged = Some((answer.cursor.place.epoch, answer.cursor.place.position));
+            let place = answer.cursor.place;
+            (update.acknowledged, update.settled) = (Some((place.epoch, place.position)), Some(place.position));
         }
         let timestamp = unique_timestamp(&given);
         let text = self.cursors.encode(tenant, owner, &answer.cursor);
@@ -158,7 +185,17 @@ impl Incoming {
             update.given = Some(device_state::with_given(given, new));
         }
         update.last_sync_ms = Some(timestamp.0.timestamp_millis());
+        let catching_up = match answer.has_more {
+            true => state.catching_up + (answer.items.len() as u64).max(1),
+            false => 0,
+        };
+        update.catching_up = (catching_up != state.catching_up).then_some(catching_up);
+        update.error = state.error.is_some().then(String::new);
         device_state::write(&self.store, tenant, &device.device_id, &update).await?;
+        let now = state.updated(&update);
+        if now.behind().is_some() {
+            self.statuses.follow(device, !answer.has_more);
+        }
         Ok(Batch {
             items: answer.items,
             cursor: Some(text),
@@ -166,6 +203,7 @@ impl Incoming {
             reset: answer.reset,
             position: answer.position,
             timestamp,
+            status: now.status(),
         })
     }
 
@@ -173,17 +211,19 @@ impl Incoming {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn acknowledge(&self, device: &DevicePrincipal, text: &str) -> Result<(), Error> {
+    pub async fn acknowledge(&self, device: &DevicePrincipal, text: &str) -> Result<SyncStatus, Error> {
         let tenant = &device.tenant.name;
         let cursor = self.cursors.decode(tenant, Owner::Device(&device.device_id), text)?;
         let state = device_state::read(&self.store, tenant, &device.device_id).await?;
-        let acknowledged = self.settle(device, &state, &cursor, text).await?;
-        let update = Update {
-            acknowledged,
-            last_sync_ms: Some(Utc::now().timestamp_millis()),
-            ..Update::default()
-        };
-        Ok(device_state::write(&self.store, tenant, &device.device_id, &update).await?)
+        let mut update = self.settle(device, &state, &cursor, text).await?;
+        update.last_sync_ms = Some(Utc::now().timestamp_millis());
+        update.error = state.error.is_some().then(String::new);
+        device_state::write(&self.store, tenant, &device.device_id, &update).await?;
+        let now = state.updated(&update);
+        if now.behind().is_some() {
+            self.statuses.follow(device, now.catching_up == 0);
+        }
+        Ok(now.status())
     }
 
     /// Rows of what waits for a device, counted up to a bound.
@@ -214,7 +254,11 @@ impl Incoming {
         let mut rows = HashSet::new();
         let mut looked = 0;
         while looked < PENDING_MAX {
-            let slice = match self.store.read(&tenant.name, device.user_id, place, PENDING_MAX).await {
+            let slice = match self
+                .store
+                .read(&tenant.name, device.user_id, place, FIRST_ENTRIES)
+                .await
+            {
                 Ok(Read::Slice(slice)) => slice,
                 // A snapshot waits: at least one thing to do.
                 Ok(Read::Broken(_)) => return Ok(rows.len().max(1)),
@@ -232,102 +276,59 @@ impl Incoming {
         Ok(rows.len())
     }
 
-    /// Moves statuses on and gives the new acknowledged place, `None` when it is not beyond the old one.
+    /// Moves the device's place on, and the statuses of what it acknowledges where they are not many.
     async fn settle(
         &self,
         device: &DevicePrincipal,
         state: &DeviceState,
         cursor: &Cursor,
         text: &str,
-    ) -> Result<Option<(EpochPlace, StreamId)>, Error> {
-        let mut ids: Vec<Uuid> = Vec::new();
+    ) -> Result<Update, Error> {
         if let Some(at) = state.given.iter().position(|given| given.cursor == text) {
-            ids.extend(state.given[..=at].iter().flat_map(|given| &given.pending));
+            let ids: Vec<Uuid> = state.given[..=at]
+                .iter()
+                .flat_map(|given| &given.pending)
+                .copied()
+                .collect();
+            self.statuses.mark(device, &ids).await?;
         }
         let place = cursor.place;
-        let before = state
-            .acknowledged
-            .filter(|(epoch, _)| *epoch == place.epoch)
-            .map(|(_, position)| position);
-        let is_beyond = cursor.page.is_none() && before.is_none_or(|before| before < place.position);
-        if is_beyond {
-            self.pending_in_stream(device, before.unwrap_or(StreamId::ZERO), place.position, &mut ids)
-                .await?;
+        let before = state.acknowledged.filter(|(epoch, _)| *epoch == place.epoch);
+        let before = before.map_or(StreamId::ZERO, |(_, position)| position);
+        if cursor.page.is_some() || place.position <= before {
+            return Ok(Update::default());
         }
-        for chunk in ids.chunks(ACKNOWLEDGE_CHUNK) {
-            self.database
-                .query(
-                    &device.tenant.sql(include_str!("../../sql/messages_mark_synced.sql")),
-                    &[(&device.user_id, Type::UUID), (&chunk, Type::UUID_ARRAY)],
-                )
-                .await
-                .map_err(domain::Error::from)?;
-        }
-        Ok(is_beyond.then_some((place.epoch, place.position)))
-    }
-
-    /// Collects the received messages of a stretch of the inbox that wait for their acknowledgement.
-    async fn pending_in_stream(
-        &self,
-        device: &DevicePrincipal,
-        after: StreamId,
-        until: StreamId,
-        ids: &mut Vec<Uuid>,
-    ) -> Result<(), Error> {
-        #[derive(Deserialize)]
-        struct Row<'a> {
-            id: Uuid,
-            recipient_id: Uuid,
-            status: &'a str,
-        }
-        let key = self
-            .store
-            .keys()
-            .inbox(&device.tenant.name, &device.user_id.to_string());
-        let mut from = after.next();
-        loop {
-            let reply: StreamRangeReply = redis::cmd("XRANGE")
-                .arg(&key)
-                .arg(from.to_string())
-                .arg(until.to_string())
-                .arg("COUNT")
-                .arg(ACKNOWLEDGE_CHUNK)
-                .query_async(&mut self.store.connection())
-                .await
-                .map_err(store::Error::from)?;
-            let is_last = reply.ids.len() < ACKNOWLEDGE_CHUNK;
-            for entry in reply.ids.into_iter().filter_map(Entry::parse) {
-                from = entry.id.next();
-                if entry.table != "messages" || !matches!(entry.op, Op::Insert | Op::Update) {
-                    continue;
-                }
-                if let Some(row) = entry
-                    .row
-                    .as_deref()
-                    .and_then(|row| serde_json::from_str::<Row<'_>>(row).ok())
-                    && row.recipient_id == device.user_id
-                    && row.status == Status::PendingSync.as_str()
-                {
-                    ids.push(row.id);
-                }
-            }
-            if is_last {
-                return Ok(());
-            }
-        }
+        let settled = match state.behind() {
+            Some((settled, _)) => settled.min(before),
+            None if state.catching_up > SETTLE_AT_ONCE_MAX => before,
+            // Of more than one piece the rest follows.
+            None => self.statuses.settle(device, before, place.position).await?,
+        };
+        Ok(Update {
+            acknowledged: Some((place.epoch, place.position)),
+            settled: Some(settled),
+            ..Update::default()
+        })
     }
 
     async fn answer(
         &self,
         device: &DevicePrincipal,
         cursor: Option<Cursor>,
+        ahead: Option<Result<Read, store::Error>>,
         question: Question<'_>,
     ) -> Result<Answer, Error> {
         match cursor {
-            Some(Cursor { place, page: None }) => match self.stream(device, place, question).await? {
-                Some(answer) => Ok(answer),
-                None => self.snapshot(device, None, question).await,
-            },
+            Some(Cursor { place, page: None }) => {
+                let first = match ahead {
+                    Some(first) => first?,
+                    None => self.read(device, place, question.limit.min(FIRST_ENTRIES)).await?,
+                };
+                match self.stream(device, place, first, question).await? {
+                    Some(answer) => Ok(answer),
+                    None => self.snapshot(device, None, question).await,
+                }
+            }
             Some(Cursor {
                 place,
                 page: Some(page),
@@ -342,41 +343,49 @@ impl Incoming {
         }
     }
 
-    /// What follows in the stream; `None` when history does not reach back.
+    async fn read(&self, device: &DevicePrincipal, place: Place, limit: usize) -> Result<Read, store::Error> {
+        self.store.read(&device.tenant.name, device.user_id, place, limit).await
+    }
+
+    /// What follows in the stream, of which the first is read; `None` when history does not reach back.
     async fn stream(
         &self,
         device: &DevicePrincipal,
         start: Place,
+        first: Read,
         question: Question<'_>,
     ) -> Result<Option<Answer>, Error> {
         let mut place = start;
-        let mut entries: Vec<Entry> = Vec::new();
+        let mut versions: Vec<Version> = Vec::new();
         let mut bytes = 0;
+        let mut read = first;
         let (mut has_more, position) = loop {
-            let room = question.limit - entries.len();
-            let slice = match self
-                .store
-                .read(&device.tenant.name, device.user_id, place, room)
-                .await?
-            {
-                Read::Slice(slice) => slice,
-                Read::Broken(_) => return Ok(None),
+            let Read::Slice(slice) = read else {
+                return Ok(None);
             };
             place.position = slice.end;
             bytes += slice.entries.iter().map(Entry::bytes).sum::<usize>();
-            entries.extend(slice.entries);
-            entries.truncate(question.limit);
-            if !slice.has_more || entries.len() >= question.limit || bytes >= question.bytes_max {
-                let is_cut = entries.last().is_some_and(|last| last.id < slice.end);
+            let count = versions.len() + slice.entries.len();
+            let room = question.limit.saturating_sub(count);
+            if !slice.has_more || room == 0 || bytes >= question.bytes_max {
+                versions.extend(item::versions(slice.entries));
+                versions.truncate(question.limit);
+                let is_cut = versions.last().is_some_and(|last| last.place < slice.end);
                 break (slice.has_more || is_cut, slice.view.published);
             }
+            let expected = (READ_BYTES / (bytes / count.max(1)).max(1)).max(1);
+            // While Redis gathers what follows, what is here is made ready.
+            let (next, ()) = tokio::join!(self.read(device, place, room.min(expected)), async {
+                versions.extend(item::versions(slice.entries));
+            });
+            read = next?;
         };
-        has_more |= item::end_before_return(&mut entries);
+        has_more |= item::end_before_return(&mut versions);
         if has_more {
-            end_at_transaction(&mut entries);
+            end_at_transaction(&mut versions);
         }
-        place.position = entries.last().map_or(start.position, |entry| entry.id);
-        let mut items = item::collapse(entries);
+        place.position = versions.last().map_or(start.position, |version| version.place);
+        let mut items = item::newest(versions);
         self.complete(device, &mut items).await?;
         Ok(Some(Answer {
             items,
@@ -400,7 +409,7 @@ impl Incoming {
                 ..
             }) = item
             {
-                wanted.entry(table.clone()).or_default().push(id.clone());
+                wanted.entry(table.to_string()).or_default().push(id.to_string());
             }
         }
         for (table, ids) in wanted {
@@ -409,8 +418,8 @@ impl Incoming {
             for item in items.iter_mut() {
                 if let Item::Change(change) = item
                     && change.is_partial
-                    && change.table == table
-                    && let Some(json) = change.id.as_ref().and_then(|id| rows.remove(id))
+                    && change.table.as_str() == table
+                    && let Some(json) = change.id.as_ref().and_then(|id| rows.remove(id.as_str()))
                 {
                     change.row = Some(json);
                     change.is_partial = false;
@@ -484,9 +493,8 @@ impl Incoming {
         let mut items = Vec::with_capacity(rows.len());
         for row in rows.iter().take(question.limit) {
             let message = Message::from_row(row)?;
-            let json = serde_json::value::to_raw_value(&message)
-                .map_err(|error| domain::Error::Internal(error.to_string()))?;
-            items.push(Item::Message(json));
+            let json = serde_json::to_string(&message).map_err(|error| domain::Error::Internal(error.to_string()))?;
+            items.push(Item::Message(json.into()));
         }
         Ok(Batch {
             has_more: rows.len() > items.len(),
@@ -495,11 +503,10 @@ impl Incoming {
             reset: false,
             position: view.published,
             timestamp: Timestamp::now(),
+            status: SyncStatus::Idle,
         })
     }
 }
-
-type EpochPlace = crate::publish::checkpoint::EpochId;
 
 struct Answer {
     items: Vec<Item>,
@@ -513,12 +520,12 @@ struct Answer {
 }
 
 /// Cuts a batch that goes on back to the end of a transaction, unless all of it is one.
-fn end_at_transaction(entries: &mut Vec<Entry>) {
-    let Some(last) = entries.last().map(|entry| entry.id.ms) else {
+fn end_at_transaction(versions: &mut Vec<Version>) {
+    let Some(last) = versions.last().map(|version| version.place.ms) else {
         return;
     };
-    if entries.first().is_some_and(|first| first.id.ms != last) {
-        entries.retain(|entry| entry.id.ms != last);
+    if versions.first().is_some_and(|first| first.place.ms != last) {
+        versions.retain(|version| version.place.ms != last);
     }
 }
 
@@ -545,29 +552,28 @@ fn rfc3339(timestamp: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deliver::entry::{Op, Text};
 
-    fn entries(ids: &[(u64, u64)]) -> Vec<Entry> {
-        ids.iter()
-            .map(|(ms, seq)| Entry {
-                id: StreamId { ms: *ms, seq: *seq },
-                op: Op::Insert,
-                table: String::new(),
-                event: String::new(),
-                xid: 0,
-                commit_ts: 0,
-                row: None,
-                old: None,
-                unchanged: None,
-            })
-            .collect()
+    fn versions(ids: &[(u64, u64)]) -> Vec<Version> {
+        let entry = |(ms, seq): &(u64, u64)| Entry {
+            id: StreamId { ms: *ms, seq: *seq },
+            op: Op::Insert,
+            table: Text::default(),
+            event: Text::default(),
+            xid: 0,
+            row: None,
+            old: None,
+            unchanged: None,
+        };
+        item::versions(ids.iter().map(entry).collect()).collect()
     }
 
     #[test]
     fn a_batch_that_goes_on_ends_with_a_whole_transaction_where_it_can() {
-        let mut cut = entries(&[(1, 1), (1, 2), (2, 1), (2, 2)]);
+        let mut cut = versions(&[(1, 1), (1, 2), (2, 1), (2, 2)]);
         end_at_transaction(&mut cut);
         assert_eq!(cut.len(), 2);
-        let mut one = entries(&[(2, 1), (2, 2)]);
+        let mut one = versions(&[(2, 1), (2, 2)]);
         end_at_transaction(&mut one);
         assert_eq!(one.len(), 2);
         end_at_transaction(&mut Vec::new());

@@ -1,35 +1,35 @@
 //! What a batch holds, and how stream entries become it: the newest version of each row once, in commit order.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use bytes::{BufMut as _, BytesMut};
 
-use crate::deliver::entry::{Entry, Op};
+use crate::change::StreamId;
+use crate::deliver::entry::{Entry, Op, Text};
+use crate::deliver::json::members;
 
 /// A changed row of a table that has no list of its own, or a row that has gone.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Change {
     /// The table.
-    pub table: String,
+    pub table: Text,
     /// `insert`, `update`, `delete`, or `message` for one that is no row.
     pub op: &'static str,
     /// The row's id.
-    pub id: Option<String>,
-    /// The row, null when it has gone.
-    pub row: Option<Box<RawValue>>,
+    pub id: Option<Text>,
+    /// The row as JSON, none when it has gone.
+    pub row: Option<Text>,
     /// The log left columns out; the row must be completed before a client sees it.
-    #[serde(skip)]
     pub is_partial: bool,
 }
 
 /// One row of a batch.
 #[derive(Debug)]
 pub enum Item {
-    /// A message as the API shows it.
-    Message(Box<RawValue>),
-    /// A user as other users see them.
-    User(Box<RawValue>),
+    /// A message as the API shows it, JSON.
+    Message(Text),
+    /// A user as other users see them, JSON.
+    User(Text),
     /// Anything else.
     Change(Change),
 }
@@ -38,123 +38,158 @@ impl Item {
     /// Roughly its length in JSON.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Message(json) | Self::User(json) => json.get().len(),
-            Self::Change(change) => 64 + change.row.as_ref().map_or(0, |row| row.get().len()),
+            Self::Message(json) | Self::User(json) => json.as_bytes().len(),
+            Self::Change(change) => 64 + change.row.as_ref().map_or(0, |row| row.as_bytes().len()),
         }
     }
 }
 
-/// The columns of a message that clients see, in the API's order; values are passed on as they are.
-#[derive(Serialize, Deserialize)]
-struct MessageColumns<'a> {
-    #[serde(borrow)]
-    id: &'a RawValue,
-    #[serde(borrow)]
-    sender_id: &'a RawValue,
-    #[serde(borrow)]
-    recipient_id: &'a RawValue,
-    #[serde(borrow)]
-    content: &'a RawValue,
-    #[serde(borrow)]
-    status: &'a RawValue,
-    #[serde(borrow)]
-    version: &'a RawValue,
-    #[serde(borrow)]
-    created_at: &'a RawValue,
-    #[serde(borrow)]
-    updated_at: &'a RawValue,
-    #[serde(borrow)]
-    synced_at: &'a RawValue,
-    #[serde(borrow)]
-    read_at: &'a RawValue,
-}
+/// The columns of a message that clients see, in the API's order, each as it begins in JSON; values are passed on as they
+/// are.
+const MESSAGE: [&str; 10] = [
+    "{\"id\":",
+    ",\"sender_id\":",
+    ",\"recipient_id\":",
+    ",\"content\":",
+    ",\"status\":",
+    ",\"version\":",
+    ",\"created_at\":",
+    ",\"updated_at\":",
+    ",\"synced_at\":",
+    ",\"read_at\":",
+];
 
 /// The columns of a user that other users see.
-#[derive(Serialize, Deserialize)]
-struct UserColumns<'a> {
-    #[serde(borrow)]
-    id: &'a RawValue,
-    #[serde(borrow)]
-    username: &'a RawValue,
-    #[serde(borrow)]
-    user_type: &'a RawValue,
-    #[serde(borrow)]
-    created_at: &'a RawValue,
-    #[serde(borrow)]
-    updated_at: &'a RawValue,
+const USER: [&str; 5] = [
+    "{\"id\":",
+    ",\"username\":",
+    ",\"user_type\":",
+    ",\"created_at\":",
+    ",\"updated_at\":",
+];
+
+/// Memory that projected rows are written to is asked for in pieces of this size.
+const PIECE_BYTES: usize = 128 * 1024;
+
+/// A version of a row, as an entry of the stream brought it.
+#[derive(Debug)]
+pub struct Version {
+    /// The entry's place.
+    pub place: StreamId,
+    /// Which row; nothing when it has no id.
+    row: Option<(Text, Text)>,
+    /// What a client sees of it, if anything.
+    item: Option<Item>,
 }
 
-/// Takes only the known columns of a row.
-fn project<'a, T: Deserialize<'a> + Serialize>(row: &'a str) -> Option<Box<RawValue>> {
-    let columns: T = serde_json::from_str(row).ok()?;
-    serde_json::value::to_raw_value(&columns).ok()
+impl Version {
+    /// Whether the row has gone with it.
+    fn is_end(&self) -> bool {
+        matches!(&self.item, Some(Item::Change(change)) if change.op == Op::Delete.as_str())
+    }
+}
+
+/// What clients see of entries, one version each.
+pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
+    let mut memory = BytesMut::new();
+    entries.into_iter().map(move |entry| {
+        let place = entry.id;
+        if matches!(entry.op, Op::Reset | Op::Other) {
+            return Version {
+                place,
+                row: None,
+                item: None,
+            };
+        }
+        let id = entry.row_id();
+        Version {
+            place,
+            row: id.clone().map(|id| (entry.table.clone(), id)),
+            item: Some(item(entry, id, &mut memory)),
+        }
+    })
 }
 
 /// Cuts off what follows from where a row comes again that went before, and says whether it did.
 ///
 /// Such a row may begin anew with a lower version. In one batch its end would be left out for the newer row, and a
 /// client that holds a higher version would keep that for ever.
-pub fn end_before_return(entries: &mut Vec<Entry>) -> bool {
-    let mut gone: HashSet<(String, Option<String>)> = HashSet::new();
-    let returned = entries.iter().position(|entry| match entry.op {
-        Op::Delete => {
-            gone.insert((entry.table.clone(), entry.row_id()));
+pub fn end_before_return(versions: &mut Vec<Version>) -> bool {
+    let mut gone: HashSet<&(Text, Text)> = HashSet::new();
+    let returned = versions.iter().position(|version| match &version.row {
+        Some(row) if version.is_end() => {
+            gone.insert(row);
             false
         }
-        Op::Insert | Op::Update if !gone.is_empty() => gone.contains(&(entry.table.clone(), entry.row_id())),
-        _ => false,
+        Some(row) => gone.contains(row),
+        None => false,
     });
     if let Some(end) = returned {
-        entries.truncate(end);
+        versions.truncate(end);
     }
     returned.is_some()
 }
 
-/// Turns entries in commit order into items: of several versions of a row only the newest stays, at its place.
-pub fn collapse(entries: Vec<Entry>) -> Vec<Item> {
-    let mut items: Vec<Option<Item>> = Vec::with_capacity(entries.len());
-    let mut newest: HashMap<(String, String), usize> = HashMap::new();
-    for entry in entries {
-        if matches!(entry.op, Op::Reset | Op::Other) {
-            continue;
-        }
-        let id = entry.row_id();
-        if let Some(id) = &id
-            && let Some(older) = newest.insert((entry.table.clone(), id.clone()), items.len())
-        {
-            items[older] = None;
-        }
-        items.push(item(entry, id));
+/// Of several versions of a row only the newest, at its place.
+pub fn newest(versions: Vec<Version>) -> Vec<Item> {
+    let mut seen: HashSet<&(Text, Text)> = HashSet::with_capacity(versions.len());
+    let mut newest = vec![true; versions.len()];
+    for (version, is_newest) in versions.iter().zip(&mut newest).rev() {
+        *is_newest = version.row.as_ref().is_none_or(|row| seen.insert(row));
     }
-    items.into_iter().flatten().collect()
+    let kept = versions.into_iter().zip(newest).filter(|(_, is_newest)| *is_newest);
+    kept.filter_map(|(version, _)| version.item).collect()
 }
 
-fn item(entry: Entry, id: Option<String>) -> Option<Item> {
-    let row = if entry.op == Op::Delete { None } else { entry.row };
-    match (entry.table.as_str(), &row) {
-        ("messages", Some(row)) => {
-            if let Some(json) = project::<MessageColumns<'_>>(row) {
-                return Some(Item::Message(json));
-            }
+fn item(entry: Entry, id: Option<Text>, memory: &mut BytesMut) -> Item {
+    let row = entry.row.filter(|_| entry.op != Op::Delete);
+    if let Some(row) = &row {
+        let shown = match entry.table.as_bytes() {
+            b"messages" => project(row, &MESSAGE, memory).map(Item::Message),
+            b"users" => project(row, &USER, memory).map(Item::User),
+            _ => None,
+        };
+        if let Some(item) = shown {
+            return item;
         }
-        ("users", Some(row)) => {
-            if let Some(json) = project::<UserColumns<'_>>(row) {
-                return Some(Item::User(json));
-            }
-        }
-        _ => {}
     }
-    let row = match row {
-        Some(row) => Some(RawValue::from_string(row).ok()?),
-        None => None,
-    };
-    Some(Item::Change(Change {
+    Item::Change(Change {
         is_partial: row.is_some() && entry.unchanged.is_some(),
         table: entry.table,
         op: entry.op.as_str(),
         id,
         row,
-    }))
+    })
+}
+
+/// Takes only these columns of a row; nothing when one is missing.
+fn project<const N: usize>(row: &Text, columns: &[&str; N], memory: &mut BytesMut) -> Option<Text> {
+    let mut values: [Option<&[u8]>; N] = [None; N];
+    // The table has them in the same order, so the next one is nearly always the one that comes.
+    let mut expected = 0;
+    for (name, value) in members(row.as_bytes()) {
+        // Between the quotes.
+        let is = |column: &&str| &column.as_bytes()[2..column.len() - 2] == name;
+        let rest = columns[expected..].iter().position(is).map(|at| expected + at);
+        if let Some(at) = rest.or_else(|| columns.iter().position(is)) {
+            values[at] = Some(value);
+            expected = at + 1;
+        }
+    }
+    // Names, quotes, colons and commas are no longer than what the row itself has of them.
+    if memory.capacity() < row.as_bytes().len() {
+        memory.reserve(row.as_bytes().len().max(PIECE_BYTES));
+    }
+    for (column, value) in columns.iter().zip(values) {
+        let Some(value) = value else {
+            memory.clear();
+            return None;
+        };
+        memory.put_slice(column.as_bytes());
+        memory.put_slice(value);
+    }
+    memory.put_u8(b'}');
+    Some(memory.split().freeze().into())
 }
 
 #[cfg(test)]
@@ -169,12 +204,11 @@ mod tests {
         Entry {
             id: StreamId { ms: 1, seq },
             op,
-            table: "messages".into(),
-            event: String::new(),
+            table: "messages".to_owned().into(),
+            event: Text::default(),
             xid: 1,
-            commit_ts: 1,
-            row: Some(row.clone()),
-            old: Some(row),
+            row: Some(row.clone().into()),
+            old: Some(row.into()),
             unchanged: None,
         }
     }
@@ -184,7 +218,7 @@ mod tests {
             .iter()
             .map(|item| match item {
                 Item::Message(json) => {
-                    let value: serde_json::Value = serde_json::from_str(json.get()).unwrap();
+                    let value: serde_json::Value = serde_json::from_slice(json.as_bytes()).unwrap();
                     assert!(value.get("device_id").is_none() && value.get("deleted_at").is_none());
                     format!(
                         "{}={}",
@@ -192,10 +226,14 @@ mod tests {
                         value["content"].as_str().unwrap()
                     )
                 }
-                Item::Change(change) => format!("{}-{}", change.op, change.id.as_deref().unwrap_or("?")),
+                Item::Change(change) => format!("{}-{}", change.op, change.id.as_ref().map_or("?", Text::as_str)),
                 Item::User(_) => "user".into(),
             })
             .collect()
+    }
+
+    fn collapse(entries: Vec<Entry>) -> Vec<Item> {
+        newest(versions(entries).collect())
     }
 
     #[test]
@@ -210,30 +248,35 @@ mod tests {
     }
 
     #[test]
-    fn entries_end_before_a_row_comes_again_that_went() {
-        let mut entries = vec![
+    fn versions_end_before_a_row_comes_again_that_went() {
+        let entries = vec![
             entry(1, Op::Insert, "a", "1"),
             entry(2, Op::Delete, "a", "1"),
             entry(3, Op::Insert, "b", "1"),
             entry(4, Op::Insert, "a", "anew"),
         ];
-        assert!(end_before_return(&mut entries));
-        assert_eq!(show(&collapse(entries)), ["delete-a", "b=1"]);
-        let mut entries = vec![entry(1, Op::Update, "a", "1"), entry(2, Op::Delete, "a", "1")];
-        assert!(!end_before_return(&mut entries));
-        assert_eq!(entries.len(), 2);
+        let mut cut: Vec<Version> = versions(entries).collect();
+        assert!(end_before_return(&mut cut));
+        assert_eq!(show(&newest(cut)), ["delete-a", "b=1"]);
+        let entries = vec![entry(1, Op::Update, "a", "1"), entry(2, Op::Delete, "a", "1")];
+        let mut whole: Vec<Version> = versions(entries).collect();
+        assert!(!end_before_return(&mut whole));
+        assert_eq!(whole.len(), 2);
     }
 
     #[test]
     fn a_deleted_row_never_shows_its_content() {
         let items = collapse(vec![entry(1, Op::Delete, "a", "secret")]);
-        assert!(
-            !serde_json::to_string(match &items[0] {
-                Item::Change(change) => change,
-                _ => panic!("a delete is a change"),
-            })
-            .unwrap()
-            .contains("secret")
-        );
+        assert!(matches!(&items[..], [Item::Change(Change { row: None, .. })]));
+    }
+
+    #[test]
+    fn a_message_without_one_of_its_columns_is_shown_as_it_is() {
+        let mut partial = entry(1, Op::Update, "a", "text");
+        partial.row = Some(r#"{"id":"a","status":"synced"}"#.to_owned().into());
+        partial.unchanged = Some(r#"["content"]"#.to_owned().into());
+        let items = collapse(vec![partial, entry(2, Op::Insert, "b", "next")]);
+        assert_eq!(show(&items), ["update-a", "b=next"]);
+        assert!(matches!(&items[0], Item::Change(Change { is_partial: true, .. })));
     }
 }

@@ -1,4 +1,4 @@
-//! The devices' sync times, written to Postgres in bulk: one statement per tenant and interval, however often they poll.
+//! The devices' sync times and statuses, written to Postgres in bulk: one statement per tenant and interval, however often they poll.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,14 +8,19 @@ use chrono::{DateTime, Utc};
 use postgres_types::Type;
 use tokio_util::sync::CancellationToken;
 
+use super::device_state::SyncStatus;
 use crate::database::Database;
 use crate::database::tenants::Tenant;
 
 /// What a device's last sync was like.
 #[derive(Debug, Clone)]
 struct Note {
-    at: DateTime<Utc>,
+    seen: DateTime<Utc>,
+    /// The last that worked.
+    synced: Option<DateTime<Utc>>,
     pending_outgoing: Option<i32>,
+    /// Nothing when it only uploaded, which says nothing of what it still has to get.
+    status: Option<SyncStatus>,
     error: Option<String>,
 }
 
@@ -26,14 +31,34 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// Notes a sync that worked.
-    pub fn succeeded(&self, tenant: &Tenant, device_id: &str, pending_outgoing: Option<u32>) {
-        self.note(tenant, device_id, pending_outgoing, None);
+    /// Notes a sync that worked, and how the device's sync stands with it.
+    pub fn succeeded(
+        &self,
+        tenant: &Tenant,
+        device_id: &str,
+        status: Option<SyncStatus>,
+        pending_outgoing: Option<u32>,
+    ) {
+        self.note(tenant, device_id, |note| {
+            note.status = match (status, note.status) {
+                (None, Some(SyncStatus::Error)) => None,
+                (None, before) => before,
+                (status, _) => status,
+            };
+            note.synced = Some(note.seen);
+            note.error = None;
+            if let Some(pending) = pending_outgoing {
+                note.pending_outgoing = Some(i32::try_from(pending).unwrap_or(i32::MAX));
+            }
+        });
     }
 
     /// Notes a sync that did not.
     pub fn failed(&self, tenant: &Tenant, device_id: &str, error: String) {
-        self.note(tenant, device_id, None, Some(error));
+        self.note(tenant, device_id, |note| {
+            note.status = Some(SyncStatus::Error);
+            note.error = Some(error);
+        });
     }
 
     /// Whether the device's last sync here failed, as far as it is not written yet.
@@ -45,19 +70,18 @@ impl Metadata {
             .is_some_and(|note| note.error.is_some())
     }
 
-    fn note(&self, tenant: &Tenant, device_id: &str, pending_outgoing: Option<u32>, error: Option<String>) {
+    fn note(&self, tenant: &Tenant, device_id: &str, change: impl FnOnce(&mut Note)) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let device = notes.entry(tenant.clone()).or_default().entry(device_id.to_owned());
         let note = device.or_insert_with(|| Note {
-            at: Utc::now(),
+            seen: Utc::now(),
+            synced: None,
             pending_outgoing: None,
+            status: None,
             error: None,
         });
-        note.at = Utc::now();
-        note.error = error;
-        if let Some(pending) = pending_outgoing {
-            note.pending_outgoing = Some(i32::try_from(pending).unwrap_or(i32::MAX));
-        }
+        note.seen = Utc::now();
+        change(note);
     }
 
     /// Writes what has gathered, again and again, and once more at the end.
@@ -77,11 +101,14 @@ impl Metadata {
     async fn write(&self, database: &Database) {
         let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
         for (tenant, devices) in notes {
-            let (mut ids, mut times, mut pending, mut errors) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (mut ids, mut seen, mut synced, mut pending) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (mut statuses, mut errors) = (Vec::new(), Vec::new());
             for (id, note) in devices {
                 ids.push(id);
-                times.push(note.at);
+                seen.push(note.seen);
+                synced.push(note.synced);
                 pending.push(note.pending_outgoing);
+                statuses.push(note.status.map(SyncStatus::as_str));
                 errors.push(note.error);
             }
             let result = database
@@ -89,8 +116,10 @@ impl Metadata {
                     &tenant.sql(include_str!("../../sql/sync_metadata_write.sql")),
                     &[
                         (&ids, Type::TEXT_ARRAY),
-                        (&times, Type::TIMESTAMPTZ_ARRAY),
+                        (&seen, Type::TIMESTAMPTZ_ARRAY),
+                        (&synced, Type::TIMESTAMPTZ_ARRAY),
                         (&pending, Type::INT4_ARRAY),
+                        (&statuses, Type::TEXT_ARRAY),
                         (&errors, Type::TEXT_ARRAY),
                     ],
                 )

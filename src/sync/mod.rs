@@ -3,7 +3,7 @@
 //! What a device gets depends on its [`cursor`] only. No cursor, or one that history no longer reaches, begins a
 //! [`snapshot`] from Postgres ([`tables`] reads the operator's own), which hands over to the stream without a gap;
 //! [`incoming`] joins both and
-//! [`device_state`] remembers, in Redis, what each device was given and has acknowledged.
+//! [`device_state`] remembers, in Redis, what each device was given and has acknowledged; [`statuses`] tells Postgres.
 
 pub mod cursor;
 pub mod device_state;
@@ -11,4 +11,5 @@ pub mod incoming;
 pub mod item;
 pub mod metadata;
 pub mod snapshot;
+pub mod statuses;
 pub mod tables;

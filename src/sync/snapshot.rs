@@ -16,7 +16,7 @@ use super::tables;
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::{self, Tenant};
-use crate::deliver::entry::Op;
+use crate::deliver::entry::{Op, Text};
 use crate::deliver::store::{self, Handoff, Place, Store};
 use crate::domain::messages::{Message, Status};
 use crate::domain::{self, Timestamp};
@@ -221,11 +221,11 @@ async fn rows(scope: Scope<'_>, start: &PageStart, limit: usize) -> Result<Vec<S
     let mut found = Vec::with_capacity(rows.len());
     for row in &rows {
         let (item, pending) = if start.phase == USERS {
-            (Item::User(raw(&UserShown::from_row(row)?)?), None)
+            (Item::User(shown(&UserShown::from_row(row)?)?), None)
         } else {
             let message = Message::from_row(row)?;
             let is_pending = start.phase == RECEIVED && message.status == Status::PendingSync;
-            (Item::Message(raw(&message)?), is_pending.then_some(message.id))
+            (Item::Message(shown(&message)?), is_pending.then_some(message.id))
         };
         found.push(SnapshotRow {
             item,
@@ -266,9 +266,9 @@ async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64
     let rows = tables::visible(scope.database, scope.tenant, scope.user, rule, &start.id, limit).await?;
     let row = |row: tables::Row| SnapshotRow {
         item: Item::Change(Change {
-            table: rule.table.clone(),
+            table: rule.table.clone().into(),
             op: Op::Insert.as_str(),
-            id: Some(row.id.clone()),
+            id: Some(row.id.clone().into()),
             row: Some(row.json),
             is_partial: false,
         }),
@@ -281,6 +281,8 @@ async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64
     Ok(rows.into_iter().map(row).collect())
 }
 
-fn raw(value: &impl serde::Serialize) -> Result<Box<serde_json::value::RawValue>, domain::Error> {
-    serde_json::value::to_raw_value(value).map_err(|error| domain::Error::Internal(error.to_string()))
+fn shown(value: &impl serde::Serialize) -> Result<Text, domain::Error> {
+    serde_json::to_string(value)
+        .map(Text::from)
+        .map_err(|error| domain::Error::Internal(error.to_string()))
 }

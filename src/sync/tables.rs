@@ -3,9 +3,9 @@
 //! Which rows a user sees follows from the same rule that routes their changes; values are printed by Postgres' own
 //! output functions and turned into JSON by the same code as the log's.
 
+use bytes::Bytes;
 use postgres_types::Type;
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use crate::database::tenants::Tenant;
 use crate::database::{Database, quote_identifier};
 use crate::decode::relation::Types;
 use crate::decode::value::{self, Kind};
+use crate::deliver::entry::Text;
 use crate::domain;
 use crate::route::rule::{Rule, TENANT};
 
@@ -41,7 +42,7 @@ pub struct Row {
     /// The column `id`.
     pub id: String,
     /// The whole row.
-    pub json: Box<RawValue>,
+    pub json: Text,
 }
 
 /// A table as an app may make it for its rows.
@@ -224,13 +225,9 @@ impl Table {
                 }
             }
             json.push(b'}');
-            let json = String::from_utf8(json)
-                .ok()
-                .and_then(|json| RawValue::from_string(json).ok())
-                .ok_or_else(|| domain::Error::Internal(format!("a row of {} is no JSON", self.name)))?;
             found.push(Row {
                 id: row.try_get(0)?,
-                json,
+                json: Bytes::from(json).into(),
             });
         }
         Ok(found)

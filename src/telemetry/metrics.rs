@@ -37,6 +37,8 @@ pub struct Metrics {
     pub replication: Replication,
     /// What the HTTP server does.
     pub http: Http,
+    /// What is compressed and inflated.
+    pub gzip: Gzip,
 }
 
 /// What the replicator counts.
@@ -63,6 +65,32 @@ pub struct Http {
     requests: Family<RequestLabels, Counter>,
     seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     sse_events: Family<Label, Counter>,
+}
+
+/// Compressing and inflating, by direction.
+#[derive(Debug)]
+pub struct Gzip {
+    plain_bytes: Family<Label, Counter>,
+    packed_bytes: Family<Label, Counter>,
+    seconds: Family<Label, Histogram, fn() -> Histogram>,
+}
+
+/// Which way a compressed body goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Compressed here.
+    Answer,
+    /// Inflated here.
+    Upload,
+}
+
+impl Direction {
+    fn label(self) -> Label {
+        match self {
+            Self::Answer => [("direction", "answer")],
+            Self::Upload => [("direction", "upload")],
+        }
+    }
 }
 
 /// A registry whose names begin with ours.
@@ -98,10 +126,13 @@ impl Metrics {
             "Events written to event streams, by name (of a rule's events: change)",
             http.sse_events.clone(),
         );
+        let gzip = Gzip::new();
+        gzip.register(&mut registry);
         Self {
             registry,
             replication,
             http,
+            gzip,
         }
     }
 
@@ -258,6 +289,49 @@ impl Http {
     /// An event was written to an event stream.
     pub fn event_written(&self, name: &'static str) {
         self.sse_events.get_or_create(&[("event", name)]).inc();
+    }
+}
+
+impl Gzip {
+    fn new() -> Self {
+        let new = Self {
+            plain_bytes: Family::default(),
+            packed_bytes: Family::default(),
+            // 0.1 ms to 1.6 s.
+            seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_1, 2.0, 15))),
+        };
+        for direction in [Direction::Answer, Direction::Upload] {
+            let _zero = new.plain_bytes.get_or_create(&direction.label());
+            let _zero = new.packed_bytes.get_or_create(&direction.label());
+            let _zero = new.seconds.get_or_create(&direction.label());
+        }
+        new
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "gzip_plain_bytes",
+            "Bytes of answers before compressing and of uploads after inflating",
+            self.plain_bytes.clone(),
+        );
+        registry.register(
+            "gzip_packed_bytes",
+            "Bytes of the same answers and uploads on the wire",
+            self.packed_bytes.clone(),
+        );
+        registry.register(
+            "gzip_seconds",
+            "Time to compress an answer or to inflate an upload",
+            self.seconds.clone(),
+        );
+    }
+
+    /// A body was compressed or inflated.
+    pub fn add(&self, direction: Direction, plain_bytes: usize, packed_bytes: usize, took: Duration) {
+        let label = direction.label();
+        self.plain_bytes.get_or_create(&label).inc_by(plain_bytes as u64);
+        self.packed_bytes.get_or_create(&label).inc_by(packed_bytes as u64);
+        self.seconds.get_or_create(&label).observe(took.as_secs_f64());
     }
 }
 

@@ -1,0 +1,144 @@
+//! What the benchmarks share: servers of their own with a tenant, an engine as a process, and what the kernel says of it.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use posduif::config::{Config, Secret};
+use posduif::database::{Database, migrations, tenants};
+use posduif::dev::{PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions};
+use tokio::process::{Child, Command};
+
+/// The tenant.
+pub(crate) const TENANT: &str = "bench";
+
+/// Postgres and Redis that nobody else uses, with a tenant and nobody in it.
+pub(crate) struct Servers {
+    pub(crate) postgres: PrivatePostgres,
+    pub(crate) redis: PrivateRedis,
+    pub(crate) config: Config,
+    // Last, so that it is removed last.
+    pub(crate) folder: Folder,
+}
+
+impl Servers {
+    pub(crate) async fn start() -> Self {
+        let folder = Folder::new();
+        let options = PostgresOptions::new()
+            .unwrap()
+            .setting("shared_buffers", "512MB")
+            .setting("max_wal_size", "32GB")
+            .setting("checkpoint_timeout", "1h")
+            .setting("unix_socket_directories", folder.0.to_str().unwrap());
+        let postgres = PrivatePostgres::start(&folder.0.join("postgres"), options)
+            .await
+            .unwrap();
+        // A rewrite of the append-only file would fall into some rounds and not into others.
+        let options = RedisOptions::new().unwrap().setting("auto-aof-rewrite-percentage", "0");
+        let redis = PrivateRedis::start(&folder.0.join("redis"), options).await.unwrap();
+        let mut config = Config::default();
+        config.postgres.url = Secret::new(postgres.url());
+        config.redis.url = Secret::new(redis.url());
+        let database = Database::connect(&config.postgres).await.unwrap();
+        migrations::up(&database, &config.replication).await.unwrap();
+        tenants::create(&database, &config.replication, TENANT).await.unwrap();
+        Self {
+            postgres,
+            redis,
+            config,
+            folder,
+        }
+    }
+
+    /// How an engine in this role is started; its log goes to a file in the folder.
+    pub(crate) fn engine(&self, role: &str) -> Command {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.folder.0.join("engine.log"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_posduif"));
+        command
+            .args(["serve", "--role", role])
+            .current_dir(&self.folder.0)
+            .env_remove("DATABASE_URL")
+            .env_remove("REDIS_URL")
+            .env("POSDUIF__POSTGRES__URL", self.config.postgres.url.expose())
+            .env("POSDUIF__REDIS__URL", self.config.redis.url.expose())
+            .env("POSDUIF__SERVER__PORT", "0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.unwrap())
+            .kill_on_drop(true);
+        command
+    }
+}
+
+/// What the kernel says of a process.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Process {
+    pub(crate) cpu: Duration,
+    pub(crate) peak_kib: u64,
+    pub(crate) resident_kib: u64,
+}
+
+impl Process {
+    pub(crate) fn of(pid: u32) -> Self {
+        let mut process = Self::default();
+        process.look(pid);
+        process
+    }
+
+    /// Looks again; keeps what was seen when the process has gone.
+    pub(crate) fn look(&mut self, pid: u32) {
+        if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            let fields: Vec<&str> = stat
+                .rsplit_once(')')
+                .map_or("", |(_, rest)| rest)
+                .split_whitespace()
+                .collect();
+            let ticks: u64 = [11, 12]
+                .iter()
+                .map(|index| fields[*index].parse::<u64>().unwrap())
+                .sum();
+            // USER_HZ is 100 on every Linux that matters.
+            self.cpu = Duration::from_millis(ticks * 10);
+        }
+        if let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) {
+            let kib = |name: &str| -> Option<u64> {
+                let text = status.lines().find_map(|line| line.strip_prefix(name))?;
+                text.trim().trim_end_matches(" kB").parse().ok()
+            };
+            self.peak_kib = kib("VmHWM:").unwrap_or(self.peak_kib);
+            self.resident_kib = kib("VmRSS:").unwrap_or(self.resident_kib);
+        }
+    }
+
+    /// Lets the peak begin anew at what is resident now.
+    pub(crate) fn forget_peak(pid: u32) {
+        std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+    }
+}
+
+pub(crate) async fn stop(engine: &mut Child) {
+    engine.kill().await.unwrap();
+}
+
+/// A folder that goes with the run.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+        let path = std::env::temp_dir().join(format!("posduif-bench-{}", std::process::id()));
+        std::fs::DirBuilder::new().mode(0o711).create(&path).unwrap();
+        // Postgres, run by another user, makes its socket here.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
