@@ -36,6 +36,7 @@ use crate::deliver::store::{Store, View};
 use crate::domain::devices::Devices;
 use crate::domain::password::Passwords;
 use crate::route::rule::Rule;
+use crate::sync::ahead::Ahead;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::Incoming;
 use crate::sync::metadata::Metadata;
@@ -115,6 +116,7 @@ impl App {
                 rules: std::iter::once(Rule::encrypted_states())
                     .chain(config.routes.iter().cloned())
                     .collect(),
+                ahead: Ahead::default(),
                 statuses: Statuses::new(database.clone(), store.clone(), stop.clone()),
             },
             metadata: Metadata::default(),
