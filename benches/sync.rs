@@ -312,7 +312,7 @@ impl Bench {
     async fn catch_up(&self, device: Device, options: &Options, gzip: bool) -> CatchUp {
         let engine = self.engine.id().unwrap();
         let before = self.cpu().await;
-        Process::forget_peak(engine);
+        forget_peak(engine);
         let resident = Process::of(engine).resident_kib;
         let mut http = Http::connect(&self.address);
         let limit = options.limit;
@@ -396,6 +396,11 @@ impl Bench {
         assert_eq!(left, 0, "statuses that have not moved on");
         row_bytes
     }
+}
+
+/// Lets a process' peak of memory begin anew at what is resident now.
+fn forget_peak(pid: u32) {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
 }
 
 fn describe(run: &CatchUp) -> String {

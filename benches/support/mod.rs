@@ -112,11 +112,6 @@ impl Process {
             self.resident_kib = kib("VmRSS:").unwrap_or(self.resident_kib);
         }
     }
-
-    /// Lets the peak begin anew at what is resident now.
-    pub(crate) fn forget_peak(pid: u32) {
-        std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
-    }
 }
 
 pub(crate) async fn stop(engine: &mut Child) {

@@ -1,24 +1,17 @@
 //! Entries of an inbox, as Redis' reply to a range.
 #![no_main]
 
+use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use posduif::deliver::entry::Entry;
-use redis::FromRedisValue;
-use redis::streams::StreamRangeReply;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(reply) = redis::parse_redis_value(bytes) else {
-        return;
-    };
-    let Ok(range) = StreamRangeReply::from_redis_value(reply) else {
-        return;
-    };
-    for raw in range.ids {
-        let text = raw.id.clone();
-        if let Some(entry) = Entry::parse(raw) {
-            assert_eq!(text.parse(), Ok(entry.id));
-            assert!(entry.bytes() >= 128);
-            let _ = entry.row_id();
+    let reply = Bytes::copy_from_slice(bytes);
+    for entry in Entry::parse_range(&reply).into_iter().flatten() {
+        assert!(entry.bytes() >= 128);
+        let _ = entry.row_id();
+        for text in [&entry.row, &entry.old, &entry.unchanged].into_iter().flatten() {
+            let _ = text.as_str();
         }
     }
 });

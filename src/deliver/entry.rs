@@ -121,6 +121,14 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Reads the entries of a reply that is one range, as Redis sent it.
+    ///
+    /// # Errors
+    /// When the reply has another form, or is an error.
+    pub fn parse_range(reply: &Bytes) -> io::Result<Vec<Self>> {
+        Self::read_range(&mut Reader::new(reply), reply)
+    }
+
     /// Reads the entries of a range. Fields that are missing or malformed are taken as empty, an entry without a
     /// position is left out.
     ///
@@ -201,7 +209,7 @@ mod tests {
             row.len()
         );
         let reply = Bytes::from(reply);
-        let entries = Entry::read_range(&mut Reader::new(&reply), &reply).unwrap();
+        let entries = Entry::parse_range(&reply).unwrap();
         assert_eq!(
             (entries.len(), entries[0].id, entries[0].op),
             (1, StreamId { ms: 7, seq: 1 }, Op::Insert)

@@ -45,6 +45,7 @@ use crate::domain::limits::Limits;
 use crate::domain::password::Passwords;
 use crate::domain::sessions::Sessions;
 use crate::route::rule::Rule;
+use crate::sync::ahead::Ahead;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::Incoming;
 use crate::sync::metadata::Metadata;
@@ -136,6 +137,7 @@ impl App {
                     .into_iter()
                     .chain(config.routes.iter().cloned())
                     .collect(),
+                ahead: Ahead::default(),
                 statuses: Statuses::new(database.clone(), store.clone(), stop.clone()),
             },
             metadata: Metadata::default(),

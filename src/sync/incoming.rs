@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use postgres_types::Type;
 use uuid::Uuid;
 
+use super::ahead::{self, Ahead};
 use super::cursor::{Cursor, CursorKey, InvalidCursor, Owner};
 use super::device_state::{self, DeviceState, Given, SyncStatus, Update};
 use super::item::{self, Change, Item, Version};
@@ -29,7 +30,7 @@ const SETTLE_AT_ONCE_MAX: u64 = 1000;
 const FIRST_ENTRIES: usize = 256;
 
 /// Bytes of entries that are read at once, as the ones before let expect.
-const READ_BYTES: usize = 1024 * 1024;
+pub(super) const READ_BYTES: usize = 1024 * 1024;
 
 /// Entries beyond which what waits is no longer counted exactly.
 const PENDING_MAX: usize = 1000;
@@ -104,6 +105,8 @@ pub struct Incoming {
     pub cursors: CursorKey,
     /// Rules of tables that are shown under `changes`.
     pub rules: Arc<[Rule]>,
+    /// What is read before it is asked for.
+    pub ahead: Ahead,
     /// Moves statuses on behind acknowledgements.
     pub statuses: Statuses,
 }
@@ -119,11 +122,9 @@ impl Incoming {
         let decode = |text: &str| self.cursors.decode(tenant, owner, text);
         let asked = question.cursor.map(decode).transpose()?;
         // Which rows follow depends on the cursor only, so they are read together with the device's state.
-        let (state, ahead) = tokio::join!(device_state::read(&self.store, tenant, &device.device_id), async {
+        let (state, first) = tokio::join!(device_state::read(&self.store, tenant, &device.device_id), async {
             match &asked {
-                Some(Cursor { place, page: None }) => {
-                    Some(self.read(device, *place, question.limit.min(FIRST_ENTRIES)).await)
-                }
+                Some(Cursor { place, page: None }) => Some(self.first(device, *place, question.limit).await),
                 _ => None,
             }
         });
@@ -163,7 +164,7 @@ impl Incoming {
                 Err(error) => return Err(error),
             }
         }
-        let mut answer = self.answer(device, cursor, ahead, question).await?;
+        let mut answer = self.answer(device, cursor, first, question).await?;
         if answer.is_pin
             && state
                 .acknowledged
@@ -315,14 +316,14 @@ impl Incoming {
         &self,
         device: &DevicePrincipal,
         cursor: Option<Cursor>,
-        ahead: Option<Result<Read, store::Error>>,
+        first: Option<Result<Read, store::Error>>,
         question: Question<'_>,
     ) -> Result<Answer, Error> {
         match cursor {
             Some(Cursor { place, page: None }) => {
-                let first = match ahead {
+                let first = match first {
                     Some(first) => first?,
-                    None => self.read(device, place, question.limit.min(FIRST_ENTRIES)).await?,
+                    None => self.first(device, place, question.limit).await?,
                 };
                 match self.stream(device, place, first, question).await? {
                     Some(answer) => Ok(answer),
@@ -343,6 +344,22 @@ impl Incoming {
         }
     }
 
+    /// The first that follows a place, maybe read ahead.
+    async fn first(&self, device: &DevicePrincipal, place: Place, limit: usize) -> Result<Read, store::Error> {
+        let kept = self
+            .ahead
+            .take(&(device.tenant.name.clone(), device.device_id.clone()), place);
+        let count = if kept.is_some() { 1 } else { limit.min(FIRST_ENTRIES) };
+        ahead::first(self.read(device, place, count).await, kept).await
+    }
+
+    fn read_ahead(&self, device: &DevicePrincipal, place: Place, limit: usize) {
+        let (store, tenant, user) = (self.store.clone(), device.tenant.name.clone(), device.user_id);
+        let key = (tenant.clone(), device.device_id.clone());
+        self.ahead
+            .begin(key, place, async move { store.read(&tenant, user, place, limit).await });
+    }
+
     async fn read(&self, device: &DevicePrincipal, place: Place, limit: usize) -> Result<Read, store::Error> {
         self.store.read(&device.tenant.name, device.user_id, place, limit).await
     }
@@ -359,6 +376,7 @@ impl Incoming {
         let mut versions: Vec<Version> = Vec::new();
         let mut bytes = 0;
         let mut read = first;
+        let mut expected;
         let (mut has_more, position) = loop {
             let Read::Slice(slice) = read else {
                 return Ok(None);
@@ -367,13 +385,13 @@ impl Incoming {
             bytes += slice.entries.iter().map(Entry::bytes).sum::<usize>();
             let count = versions.len() + slice.entries.len();
             let room = question.limit.saturating_sub(count);
+            expected = (READ_BYTES / (bytes / count.max(1)).max(1)).max(1);
             if !slice.has_more || room == 0 || bytes >= question.bytes_max {
                 versions.extend(item::versions(slice.entries));
                 versions.truncate(question.limit);
                 let is_cut = versions.last().is_some_and(|last| last.place < slice.end);
                 break (slice.has_more || is_cut, slice.view.published);
             }
-            let expected = (READ_BYTES / (bytes / count.max(1)).max(1)).max(1);
             // While Redis gathers what follows, what is here is made ready.
             let (next, ()) = tokio::join!(self.read(device, place, room.min(expected)), async {
                 versions.extend(item::versions(slice.entries));
@@ -385,6 +403,9 @@ impl Incoming {
             end_at_transaction(&mut versions);
         }
         place.position = versions.last().map_or(start.position, |version| version.place);
+        if has_more {
+            self.read_ahead(device, place, question.limit.min(expected));
+        }
         let mut items = item::newest(versions);
         self.complete(device, &mut items).await?;
         Ok(Some(Answer {

@@ -2,9 +2,10 @@
 //!
 //! What a device gets depends on its [`cursor`] only. No cursor, or one that history no longer reaches, begins a
 //! [`snapshot`] from Postgres ([`tables`] reads the operator's own), which hands over to the stream without a gap;
-//! [`incoming`] joins both and
+//! [`incoming`] joins both, [`ahead`] keeps Redis busy meanwhile, and
 //! [`device_state`] remembers, in Redis, what each device was given and has acknowledged; [`statuses`] tells Postgres.
 
+pub mod ahead;
 pub mod cursor;
 pub mod device_state;
 pub mod incoming;

@@ -37,13 +37,16 @@ const BEHIND_MAX: usize = 10_000;
 /// Devices whose statuses move on at once; each needs a connection to Postgres.
 const AT_ONCE_MAX: usize = 2;
 
+/// Tenant and device.
+type Key = (String, String);
+
 /// Moves statuses on. Cloning shares what is under way.
 #[derive(Debug, Clone)]
 pub struct Statuses {
     database: Database,
     store: Store,
     /// Devices whose statuses wait, each with what ends the waiting.
-    behind: Arc<Mutex<HashMap<(String, String), Arc<Notify>>>>,
+    behind: Arc<Mutex<HashMap<Key, Arc<Notify>>>>,
     permits: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -118,7 +121,7 @@ impl Statuses {
         }
     }
 
-    async fn wait_and_settle(&self, key: &(String, String), device: &DevicePrincipal, end: &Notify) {
+    async fn wait_and_settle(&self, key: &Key, device: &DevicePrincipal, end: &Notify) {
         let _either = tokio::time::timeout(PATIENCE, end.notified()).await;
         // Before the state is read, so that who moves the place meanwhile begins anew.
         self.behind.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
