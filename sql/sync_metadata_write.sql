@@ -3,8 +3,14 @@
 -- error), $6 errors (null: none).
 WITH news AS (
     SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS n (device_id, seen, synced, pending, status, error)
+), locked AS (
+    -- Users before their devices, as whoever removes a user locks them; the other way round would be a deadlock.
+    SELECT u.id FROM {schema}.users AS u
+    WHERE u.id IN (SELECT d.user_id FROM {schema}.devices AS d WHERE d.device_id = ANY ($1))
+    ORDER BY u.id FOR NO KEY UPDATE
 ), seen AS (
-    UPDATE {schema}.devices AS d SET last_seen_at = n.seen FROM news AS n WHERE d.device_id = n.device_id
+    UPDATE {schema}.devices AS d SET last_seen_at = n.seen FROM news AS n, locked AS l
+    WHERE d.device_id = n.device_id AND d.user_id = l.id
     RETURNING d.device_id, d.user_id, n.seen
 ), users_seen AS (
     UPDATE {schema}.users AS u SET last_seen = s.at
