@@ -120,9 +120,9 @@ async fn a_backlog_takes_no_memory_beyond_its_pages() {
     let before = node.peak_memory_kib();
     let (got, _) = pages(&phone, &here, 1000).await;
     assert!(got.len() >= 9_000);
-    // 80 MB of rows, and twice as much in the stream, in pages that end at 4 MiB.
+    // 80 MB of rows, and twice as much in the stream, in pages that end at 4 MiB, of which the next one is made ready.
     let grown = node.peak_memory_kib() - before;
-    assert!(grown < 48 * 1024, "{grown} KiB");
+    assert!(grown < 64 * 1024, "{grown} KiB");
     assert_eq!(node.terminate().await, Some(0));
     office.close().await;
 }

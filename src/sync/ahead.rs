@@ -1,7 +1,8 @@
-//! Reading ahead: while a device that catches up takes a page in, Redis gathers the next.
+//! Reading ahead: while a device that catches up takes a page in, the next is made ready.
 //!
-//! What is kept is only entries, which never change; whether history still reaches back to them is asked anew when they
-//! are given. It is a guess about the next request: few are kept, not for long, and who takes none reads as always.
+//! What is kept is only versions of rows, which never change; whether history still reaches back to them is asked anew
+//! when they are given. It is a guess about the next request: few are kept, not for long, and who takes none reads as
+//! always.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,10 +10,12 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::deliver::store::{Error, Place, Read, Slice};
+use super::stretch::{self, Bounds, FIRST_ENTRIES, Stretch};
+use crate::deliver::store::{Error, Place, Read, Store};
+use crate::domain::devices::DevicePrincipal;
 
-/// Stretches kept at once, each of about [`super::incoming::READ_BYTES`] at most.
-const KEPT_MAX: usize = 16;
+/// Stretches kept at once, each within the bounds of a batch.
+const KEPT_MAX: usize = 8;
 
 /// How long a stretch is kept for who does not come back.
 const KEEP: Duration = Duration::from_secs(2);
@@ -20,144 +23,178 @@ const KEEP: Duration = Duration::from_secs(2);
 /// Tenant and device.
 type Key = (String, String);
 
-/// What was read ahead, by device. Cloning shares it.
+/// What was asked ahead, and where it comes.
+type Asked = (Place, Bounds, Kept);
+
+/// A stretch that is being gathered.
+pub type Kept = oneshot::Receiver<Result<Option<Stretch>, Error>>;
+
+/// What was gathered ahead, by device. Cloning shares it.
 #[derive(Debug, Clone, Default)]
 pub struct Ahead {
-    kept: Arc<Mutex<HashMap<Key, (Place, Kept)>>>,
+    kept: Arc<Mutex<HashMap<Key, Asked>>>,
 }
 
-/// A stretch that is being read.
-pub type Kept = oneshot::Receiver<Result<Read, Error>>;
-
 impl Ahead {
-    /// Reads what the device will ask for next, unless enough is kept already.
-    pub fn begin(&self, key: Key, place: Place, reading: impl Future<Output = Result<Read, Error>> + Send + 'static) {
+    /// Gathers what the device will ask for next, unless enough is kept already.
+    pub fn begin(&self, store: &Store, device: &DevicePrincipal, place: Place, bounds: Bounds) {
+        let (store, tenant, user) = (store.clone(), device.tenant.name.clone(), device.user_id);
+        self.keep(key(device), place, bounds, async move {
+            let first = store
+                .read(&tenant, user, place, bounds.limit.min(FIRST_ENTRIES))
+                .await?;
+            stretch::gather(&store, &tenant, user, place, first, bounds).await
+        });
+    }
+
+    fn keep(
+        &self,
+        key: Key,
+        place: Place,
+        bounds: Bounds,
+        gathering: impl Future<Output = Result<Option<Stretch>, Error>> + Send + 'static,
+    ) {
         let (done, kept) = oneshot::channel();
         {
             let mut all = self.lock();
             if all.len() >= KEPT_MAX && !all.contains_key(&key) {
                 return;
             }
-            all.insert(key.clone(), (place, kept));
+            all.insert(key.clone(), (place, bounds, kept));
         }
         let ahead = self.clone();
         tokio::spawn(async move {
             // Nobody waits when it was taken and its request has ended, or another took its place.
-            let _unused = done.send(reading.await);
+            let _unused = done.send(gathering.await);
             tokio::time::sleep(KEEP).await;
             let mut all = ahead.lock();
-            if all.get(&key).is_some_and(|(kept, _)| *kept == place) {
+            if all.get(&key).is_some_and(|(kept, ..)| *kept == place) {
                 all.remove(&key);
             }
         });
     }
 
-    /// Takes what was read ahead for the device, if it begins at this place.
-    pub fn take(&self, key: &Key, place: Place) -> Option<Kept> {
-        let (kept, reading) = self.lock().remove(key)?;
-        (kept == place).then_some(reading)
+    /// Takes what was gathered ahead for the device, if it is just what the device asks for.
+    pub fn take(&self, device: &DevicePrincipal, place: Place, bounds: Bounds) -> Option<Kept> {
+        let (at, within, kept) = self.lock().remove(&key(device))?;
+        ((at, within) == (place, bounds)).then_some(kept)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, (Place, Kept)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Asked>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The first stretch of an answer: what was read ahead if history now still reaches back to it, else what was read now.
-/// What reached the end when it was read is not used: more may have come since.
-pub async fn first(now: Result<Read, Error>, kept: Option<Kept>) -> Result<Read, Error> {
-    let (Ok(Read::Slice(fresh)), Some(kept)) = (&now, kept) else {
-        return now;
+fn key(device: &DevicePrincipal) -> Key {
+    (device.tenant.name.clone(), device.device_id.clone())
+}
+
+/// What was gathered ahead, if history now still reaches back to it. What came to the end when it was gathered is not
+/// used: more may have come since.
+pub async fn still_there(now: &Read, kept: Option<Kept>) -> Option<Stretch> {
+    let (Read::Slice(now), Some(kept)) = (now, kept) else {
+        return None;
     };
-    match kept.await {
-        Ok(Ok(Read::Slice(slice))) if slice.has_more => Ok(Read::Slice(Slice {
-            view: fresh.view,
-            ..slice
-        })),
-        _ => now,
-    }
+    let stretch = kept.await.ok()?.ok()??;
+    stretch.has_more.then_some(Stretch {
+        published: now.view.published,
+        ..stretch
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
     use crate::change::StreamId;
-    use crate::deliver::store::View;
+    use crate::database::tenants::Tenant;
+    use crate::deliver::store::{Slice, View};
+    use crate::domain::users::UserType;
     use crate::publish::checkpoint::EpochId;
+
+    const BOUNDS: Bounds = Bounds {
+        limit: 10,
+        bytes_max: 1000,
+    };
+
+    fn device(name: &str) -> DevicePrincipal {
+        DevicePrincipal {
+            tenant: Tenant {
+                name: "acme".into(),
+                schema: "tenant_acme".into(),
+            },
+            device_id: name.into(),
+            user_id: Uuid::nil(),
+            user_type: UserType::Mobile,
+        }
+    }
+
+    fn id(ms: u64) -> StreamId {
+        StreamId { ms, seq: 1 }
+    }
 
     fn place(ms: u64) -> Place {
         Place {
             epoch: EpochId(1),
             generation: 0,
-            position: StreamId { ms, seq: 1 },
+            position: id(ms),
         }
     }
 
-    fn slice(end: u64, has_more: bool) -> Slice {
-        Slice {
-            entries: Vec::new(),
-            end: StreamId { ms: end, seq: 1 },
+    fn stretch(published: u64, has_more: bool) -> Stretch {
+        Stretch {
+            versions: Vec::new(),
             has_more,
-            view: view(end),
+            published: id(published),
         }
-    }
-
-    fn view(published: u64) -> View {
-        View {
-            epoch: EpochId(1),
-            base: 0,
-            position: StreamId { ms: published, seq: 1 },
-            published: StreamId { ms: published, seq: 1 },
-        }
-    }
-
-    fn key(device: &str) -> Key {
-        ("acme".into(), device.into())
     }
 
     #[tokio::test]
-    async fn what_was_read_ahead_is_given_once_and_only_where_it_was_asked_for() {
+    async fn what_was_gathered_ahead_is_given_once_and_only_to_who_asks_for_just_that() {
         let ahead = Ahead::default();
-        for at in [1, 2] {
-            ahead.begin(key("phone"), place(1), async { Ok(Read::Slice(slice(9, true))) });
-            assert_eq!(ahead.take(&key("phone"), place(at)).is_some(), at == 1);
-            assert!(ahead.take(&key("phone"), place(1)).is_none());
+        let phone = device("phone");
+        let other = Bounds { limit: 9, ..BOUNDS };
+        for (at, bounds, is_given) in [(1, BOUNDS, true), (2, BOUNDS, false), (1, other, false)] {
+            ahead.keep(key(&phone), place(1), BOUNDS, async { Ok(Some(stretch(9, true))) });
+            assert!(ahead.take(&device("another"), place(1), BOUNDS).is_none());
+            assert_eq!(ahead.take(&phone, place(at), bounds).is_some(), is_given);
+            assert!(ahead.take(&phone, place(1), BOUNDS).is_none());
         }
     }
 
     #[tokio::test]
     async fn no_more_is_kept_than_the_bound() {
         let ahead = Ahead::default();
-        for device in 0..KEPT_MAX + 5 {
-            ahead.begin(key(&device.to_string()), place(1), async { Err(Error::NoCheckpoint) });
+        for number in 0..KEPT_MAX + 5 {
+            let key = key(&device(&number.to_string()));
+            ahead.keep(key, place(1), BOUNDS, async { Err(Error::NoCheckpoint) });
         }
         assert_eq!(ahead.lock().len(), KEPT_MAX);
     }
 
     #[tokio::test]
-    async fn history_is_as_it_is_now_whatever_was_read_ahead() {
-        let given = async |now: Result<Read, Error>, kept: Slice| {
-            let (done, reading) = oneshot::channel();
-            done.send(Ok(Read::Slice(kept))).expect("it waits");
-            first(now, Some(reading)).await
+    async fn history_is_as_it_is_now_whatever_was_gathered_ahead() {
+        let view = View {
+            epoch: EpochId(1),
+            base: 0,
+            position: id(20),
+            published: id(20),
         };
-        let now = || Ok(Read::Slice(slice(3, true)));
-        match given(now(), slice(9, true)).await {
-            Ok(Read::Slice(given)) => assert_eq!((given.end.ms, given.view), (9, view(3))),
-            other => panic!("{other:?}"),
-        }
+        let there = Read::Slice(Slice {
+            entries: Vec::new(),
+            end: id(1),
+            has_more: true,
+            view,
+        });
+        let given = async |now: &Read, kept: Stretch| {
+            let (done, gathering) = oneshot::channel();
+            done.send(Ok(Some(kept))).expect("it waits");
+            still_there(now, Some(gathering)).await.map(|given| given.published)
+        };
+        assert_eq!(given(&there, stretch(9, true)).await, Some(id(20)));
         // The end that was seen may be the end no more.
-        match given(now(), slice(9, false)).await {
-            Ok(Read::Slice(given)) => assert_eq!(given.end.ms, 3),
-            other => panic!("{other:?}"),
-        }
-        assert!(matches!(
-            given(Ok(Read::Broken(view(3))), slice(9, true)).await,
-            Ok(Read::Broken(_))
-        ));
-        assert!(matches!(
-            given(Err(Error::Paused), slice(9, true)).await,
-            Err(Error::Paused)
-        ));
+        assert_eq!(given(&there, stretch(9, false)).await, None);
+        assert_eq!(given(&Read::Broken(view), stretch(9, true)).await, None);
     }
 }

@@ -10,13 +10,13 @@ use uuid::Uuid;
 use super::ahead::{self, Ahead};
 use super::cursor::{Cursor, CursorKey, InvalidCursor, Owner};
 use super::device_state::{self, DeviceState, Given, SyncStatus, Update};
-use super::item::{self, Change, Item, Version};
+use super::item::{self, Change, Item};
 use super::snapshot::{self, Scope};
 use super::statuses::Statuses;
+use super::stretch::{self, Bounds, FIRST_ENTRIES, Stretch};
 use super::tables;
 use crate::change::StreamId;
 use crate::database::Database;
-use crate::deliver::entry::Entry;
 use crate::deliver::store::{self, Place, Read, Store};
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::messages::Message;
@@ -25,12 +25,6 @@ use crate::route::rule::Rule;
 
 /// Rows of a catch-up whose statuses move on within its requests; those of more follow behind it.
 const SETTLE_AT_ONCE_MAX: u64 = 1000;
-
-/// Entries read at once while nobody knows how large they are.
-const FIRST_ENTRIES: usize = 256;
-
-/// Bytes of entries that are read at once, as the ones before let expect.
-pub(super) const READ_BYTES: usize = 1024 * 1024;
 
 /// Entries beyond which what waits is no longer counted exactly.
 const PENDING_MAX: usize = 1000;
@@ -94,6 +88,15 @@ pub struct Question<'a> {
     pub bytes_max: usize,
 }
 
+impl Question<'_> {
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            limit: self.limit,
+            bytes_max: self.bytes_max,
+        }
+    }
+}
+
 /// Makes batches.
 #[derive(Debug, Clone)]
 pub struct Incoming {
@@ -122,9 +125,9 @@ impl Incoming {
         let decode = |text: &str| self.cursors.decode(tenant, owner, text);
         let asked = question.cursor.map(decode).transpose()?;
         // Which rows follow depends on the cursor only, so they are read together with the device's state.
-        let (state, first) = tokio::join!(device_state::read(&self.store, tenant, &device.device_id), async {
+        let (state, stretch) = tokio::join!(device_state::read(&self.store, tenant, &device.device_id), async {
             match &asked {
-                Some(Cursor { place, page: None }) => Some(self.first(device, *place, question.limit).await),
+                Some(Cursor { place, page: None }) => Some(self.stretch(device, *place, question).await),
                 _ => None,
             }
         });
@@ -164,7 +167,7 @@ impl Incoming {
                 Err(error) => return Err(error),
             }
         }
-        let mut answer = self.answer(device, cursor, first, question).await?;
+        let mut answer = self.answer(device, cursor, stretch, question).await?;
         if answer.is_pin
             && state
                 .acknowledged
@@ -316,17 +319,17 @@ impl Incoming {
         &self,
         device: &DevicePrincipal,
         cursor: Option<Cursor>,
-        first: Option<Result<Read, store::Error>>,
+        stretch: Option<Result<Option<Stretch>, store::Error>>,
         question: Question<'_>,
     ) -> Result<Answer, Error> {
         match cursor {
             Some(Cursor { place, page: None }) => {
-                let first = match first {
-                    Some(first) => first?,
-                    None => self.first(device, place, question.limit).await?,
+                let stretch = match stretch {
+                    Some(stretch) => stretch?,
+                    None => self.stretch(device, place, question).await?,
                 };
-                match self.stream(device, place, first, question).await? {
-                    Some(answer) => Ok(answer),
+                match stretch {
+                    Some(stretch) => self.stream(device, place, stretch, question).await,
                     None => self.snapshot(device, None, question).await,
                 }
             }
@@ -344,79 +347,52 @@ impl Incoming {
         }
     }
 
-    /// The first that follows a place, maybe read ahead.
-    async fn first(&self, device: &DevicePrincipal, place: Place, limit: usize) -> Result<Read, store::Error> {
-        let kept = self
-            .ahead
-            .take(&(device.tenant.name.clone(), device.device_id.clone()), place);
-        let count = if kept.is_some() { 1 } else { limit.min(FIRST_ENTRIES) };
-        ahead::first(self.read(device, place, count).await, kept).await
+    /// What follows in the stream; `None` when history does not reach back.
+    async fn stretch(
+        &self,
+        device: &DevicePrincipal,
+        place: Place,
+        question: Question<'_>,
+    ) -> Result<Option<Stretch>, store::Error> {
+        let (tenant, user) = (&device.tenant.name, device.user_id);
+        let kept = self.ahead.take(device, place, question.bounds());
+        let count = if kept.is_some() {
+            1
+        } else {
+            question.limit.min(FIRST_ENTRIES)
+        };
+        let now = self.store.read(tenant, user, place, count).await?;
+        match ahead::still_there(&now, kept).await {
+            Some(stretch) => Ok(Some(stretch)),
+            None => stretch::gather(&self.store, tenant, user, place, now, question.bounds()).await,
+        }
     }
 
-    fn read_ahead(&self, device: &DevicePrincipal, place: Place, limit: usize) {
-        let (store, tenant, user) = (self.store.clone(), device.tenant.name.clone(), device.user_id);
-        let key = (tenant.clone(), device.device_id.clone());
-        self.ahead
-            .begin(key, place, async move { store.read(&tenant, user, place, limit).await });
-    }
-
-    async fn read(&self, device: &DevicePrincipal, place: Place, limit: usize) -> Result<Read, store::Error> {
-        self.store.read(&device.tenant.name, device.user_id, place, limit).await
-    }
-
-    /// What follows in the stream, of which the first is read; `None` when history does not reach back.
     async fn stream(
         &self,
         device: &DevicePrincipal,
         start: Place,
-        first: Read,
+        stretch: Stretch,
         question: Question<'_>,
-    ) -> Result<Option<Answer>, Error> {
-        let mut place = start;
-        let mut versions: Vec<Version> = Vec::new();
-        let mut bytes = 0;
-        let mut read = first;
-        let mut expected;
-        let (mut has_more, position) = loop {
-            let Read::Slice(slice) = read else {
-                return Ok(None);
-            };
-            place.position = slice.end;
-            bytes += slice.entries.iter().map(Entry::bytes).sum::<usize>();
-            let count = versions.len() + slice.entries.len();
-            let room = question.limit.saturating_sub(count);
-            expected = (READ_BYTES / (bytes / count.max(1)).max(1)).max(1);
-            if !slice.has_more || room == 0 || bytes >= question.bytes_max {
-                versions.extend(item::versions(slice.entries));
-                versions.truncate(question.limit);
-                let is_cut = versions.last().is_some_and(|last| last.place < slice.end);
-                break (slice.has_more || is_cut, slice.view.published);
-            }
-            // While Redis gathers what follows, what is here is made ready.
-            let (next, ()) = tokio::join!(self.read(device, place, room.min(expected)), async {
-                versions.extend(item::versions(slice.entries));
-            });
-            read = next?;
+    ) -> Result<Answer, Error> {
+        let place = Place {
+            position: stretch.end().unwrap_or(start.position),
+            ..start
         };
-        has_more |= item::end_before_return(&mut versions);
-        if has_more {
-            end_at_transaction(&mut versions);
+        if stretch.has_more {
+            self.ahead.begin(&self.store, device, place, question.bounds());
         }
-        place.position = versions.last().map_or(start.position, |version| version.place);
-        if has_more {
-            self.read_ahead(device, place, question.limit.min(expected));
-        }
-        let mut items = item::newest(versions);
+        let mut items = item::newest(stretch.versions);
         self.complete(device, &mut items).await?;
-        Ok(Some(Answer {
+        Ok(Answer {
             items,
             pending: Vec::new(),
             cursor: Cursor { place, page: None },
-            has_more,
+            has_more: stretch.has_more,
             reset: false,
             is_pin: false,
-            position,
-        }))
+            position: stretch.published,
+        })
     }
 
     /// Reads whole rows where the log left columns out. A row that has gone meanwhile is left out: its end follows.
@@ -540,16 +516,6 @@ struct Answer {
     position: StreamId,
 }
 
-/// Cuts a batch that goes on back to the end of a transaction, unless all of it is one.
-fn end_at_transaction(versions: &mut Vec<Version>) {
-    let Some(last) = versions.last().map(|version| version.place.ms) else {
-        return;
-    };
-    if versions.first().is_some_and(|first| first.place.ms != last) {
-        versions.retain(|version| version.place.ms != last);
-    }
-}
-
 /// Now, and later than any answer that the device was given.
 fn unique_timestamp(given: &[Given]) -> Timestamp {
     let now = Utc::now();
@@ -573,32 +539,6 @@ fn rfc3339(timestamp: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::entry::{Op, Text};
-
-    fn versions(ids: &[(u64, u64)]) -> Vec<Version> {
-        let entry = |(ms, seq): &(u64, u64)| Entry {
-            id: StreamId { ms: *ms, seq: *seq },
-            op: Op::Insert,
-            table: Text::default(),
-            event: Text::default(),
-            xid: 0,
-            row: None,
-            old: None,
-            unchanged: None,
-        };
-        item::versions(ids.iter().map(entry).collect()).collect()
-    }
-
-    #[test]
-    fn a_batch_that_goes_on_ends_with_a_whole_transaction_where_it_can() {
-        let mut cut = versions(&[(1, 1), (1, 2), (2, 1), (2, 2)]);
-        end_at_transaction(&mut cut);
-        assert_eq!(cut.len(), 2);
-        let mut one = versions(&[(2, 1), (2, 2)]);
-        end_at_transaction(&mut one);
-        assert_eq!(one.len(), 2);
-        end_at_transaction(&mut Vec::new());
-    }
 
     #[test]
     fn timestamps_of_one_device_never_repeat() {

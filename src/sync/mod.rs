@@ -2,7 +2,8 @@
 //!
 //! What a device gets depends on its [`cursor`] only. No cursor, or one that history no longer reaches, begins a
 //! [`snapshot`] from Postgres ([`tables`] reads the operator's own), which hands over to the stream without a gap;
-//! [`incoming`] joins both, [`ahead`] keeps Redis busy meanwhile, and
+//! [`incoming`] joins both; it gathers a
+//! [`stretch`] at a time, the next one [`ahead`] of its request, and
 //! [`device_state`] remembers, in Redis, what each device was given and has acknowledged; [`statuses`] tells Postgres.
 
 pub mod ahead;
@@ -13,4 +14,5 @@ pub mod item;
 pub mod metadata;
 pub mod snapshot;
 pub mod statuses;
+pub mod stretch;
 pub mod tables;
