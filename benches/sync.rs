@@ -330,7 +330,8 @@ impl Bench {
         let statuses = start.elapsed() - time;
         let end = self.cpu().await;
         let row_bytes = self.verify(&pages).await;
-        let between = |a: [Duration; 3], b: [Duration; 3]| [b[0] - a[0], b[1] - a[1], b[2] - a[2]];
+        // A worker of Postgres may have ended meanwhile.
+        let between = |a: [Duration; 3], b: [Duration; 3]| [0, 1, 2].map(|at| b[at].saturating_sub(a[at]));
         CatchUp {
             rate: Rate { row_bytes, time },
             body_bytes: pages.iter().map(|page| page.len() as u64).sum(),

@@ -102,10 +102,25 @@ pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
             };
         }
         let id = entry.row_id();
+        let row = entry.row.filter(|_| entry.op != Op::Delete);
+        let shown = row.as_ref().and_then(|row| match entry.table.as_bytes() {
+            b"messages" => project(row, &MESSAGE, &mut memory).map(Item::Message),
+            b"users" => project(row, &USER, &mut memory).map(Item::User),
+            _ => None,
+        });
+        let item = shown.unwrap_or_else(|| {
+            Item::Change(Change {
+                is_partial: row.is_some() && entry.unchanged.is_some(),
+                table: entry.table.clone(),
+                op: entry.op.as_str(),
+                id: id.clone(),
+                row,
+            })
+        });
         Version {
             place,
-            row: id.clone().map(|id| (entry.table.clone(), id)),
-            item: Some(item(entry, id, &mut memory)),
+            row: id.map(|id| (entry.table, id)),
+            item: Some(item),
         }
     })
 }
@@ -139,27 +154,6 @@ pub fn newest(versions: Vec<Version>) -> Vec<Item> {
     }
     let kept = versions.into_iter().zip(newest).filter(|(_, is_newest)| *is_newest);
     kept.filter_map(|(version, _)| version.item).collect()
-}
-
-fn item(entry: Entry, id: Option<Text>, memory: &mut BytesMut) -> Item {
-    let row = entry.row.filter(|_| entry.op != Op::Delete);
-    if let Some(row) = &row {
-        let shown = match entry.table.as_bytes() {
-            b"messages" => project(row, &MESSAGE, memory).map(Item::Message),
-            b"users" => project(row, &USER, memory).map(Item::User),
-            _ => None,
-        };
-        if let Some(item) = shown {
-            return item;
-        }
-    }
-    Item::Change(Change {
-        is_partial: row.is_some() && entry.unchanged.is_some(),
-        table: entry.table,
-        op: entry.op.as_str(),
-        id,
-        row,
-    })
 }
 
 /// Takes only these columns of a row; nothing when one is missing.

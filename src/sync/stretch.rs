@@ -10,8 +10,9 @@ use crate::deliver::store::{Error, Place, Read, Store};
 /// Entries read at once while nobody knows how large they are.
 pub const FIRST_ENTRIES: usize = 256;
 
-/// Bytes of entries that are read at once, as the ones before let expect.
-const READ_BYTES: usize = 1024 * 1024;
+/// Bytes of entries that are read at once, as the ones before let expect: little enough that Redis and this side work in
+/// turns on one batch, and that a reply stays in a processor's cache.
+const READ_BYTES: usize = 256 * 1024;
 
 /// What of a stretch a batch can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
