@@ -75,8 +75,7 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
     let mut uploaded = match uploads::apply(&app.database, device, items, rules).await {
         Ok(uploaded) => uploaded,
         Err(error) => {
-            app.metadata
-                .failed(&device.tenant, &device.device_id, error.to_string());
+            report_failure(&app, device, error.to_string()).await;
             return Err(error.into());
         }
     };
