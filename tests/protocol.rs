@@ -199,6 +199,12 @@ impl Scene {
         self.office.sql("UPDATE posduif.devices SET revoked_at = now()").await;
     }
 
+    /// The user writes to bob; gives the message's id.
+    #[track_caller]
+    fn write(&mut self, text: &str) -> String {
+        self.phone.send(&self.office.bob_id.to_string(), text).unwrap()
+    }
+
     #[track_caller]
     fn check(&self, state: State, texts: &[&str]) {
         assert_eq!(self.phone.state().unwrap(), state);
@@ -277,7 +283,7 @@ mod unenrolled {
     #[tokio::test]
     async fn the_same_user_enrolls_again() {
         let mut scene = Scene::stream().await;
-        scene.phone.send(&scene.office.bob_id.to_string(), "unsent").unwrap();
+        scene.write("unsent");
         let cursor = scene.memory("cursor");
         scene.revoke().await;
         scene.office.world.published().await;
@@ -295,10 +301,7 @@ mod unenrolled {
     #[tokio::test]
     async fn another_user_enrolls() {
         let mut scene = Scene::stream().await;
-        scene
-            .phone
-            .send(&scene.office.bob_id.to_string(), "joe's secret")
-            .unwrap();
+        scene.write("joe's secret");
         let sally = scene
             .office
             .world
@@ -328,10 +331,7 @@ mod unenrolled {
     #[tokio::test]
     async fn the_user_writes() {
         let mut scene = Scene::unenrolled().await;
-        scene
-            .phone
-            .send(&scene.office.bob_id.to_string(), "before all")
-            .unwrap();
+        scene.write("before all");
         scene.check(State::Unenrolled, &["before all"]);
         scene.enroll().await.unwrap();
         scene.sync().await.unwrap();
@@ -400,10 +400,7 @@ mod fresh {
     #[tokio::test]
     async fn the_user_writes() {
         let mut scene = Scene::fresh().await;
-        let id = scene
-            .phone
-            .send(&scene.office.bob_id.to_string(), "first of all")
-            .unwrap();
+        let id = scene.write("first of all");
         scene.phone.upload(&scene.line).await.unwrap();
         scene.check(State::Fresh, &["first of all"]);
         assert_eq!(scene.office.message(&id).await["content"], "first of all");
@@ -784,7 +781,7 @@ mod outbox {
     #[tokio::test]
     async fn an_item_is_applied() {
         let mut scene = Scene::stream().await;
-        let id = scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        let id = scene.write("mine");
         scene.phone.upload(&scene.line).await.unwrap();
         assert!(scene.waiting().is_empty());
         // At once, before it comes by the stream.
@@ -799,7 +796,7 @@ mod outbox {
     #[tokio::test]
     async fn an_item_is_a_duplicate() {
         let mut scene = Scene::stream().await;
-        let id = scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        let id = scene.write("mine");
         scene.line.play([Play::LoseAnswer]);
         assert!(is_later(&scene.phone.upload(&scene.line).await));
         assert_eq!(scene.waiting(), ["create"]);
@@ -859,7 +856,7 @@ mod outbox {
         let mut scene = Scene::stream().await;
         let nobody = Uuid::new_v4().to_string();
         scene.phone.send(&nobody, "to nobody").unwrap();
-        scene.phone.send(&scene.office.bob_id.to_string(), "to bob").unwrap();
+        scene.write("to bob");
         scene.sync().await.unwrap();
         // One bad item holds up no other, and the user learns of it.
         scene.check(State::Stream, &["message 1", "to bob"]);
@@ -875,7 +872,7 @@ mod outbox {
     #[tokio::test]
     async fn an_item_is_to_be_sent_again() {
         let mut scene = Scene::stream().await;
-        let id = scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        let id = scene.write("mine");
         scene.line.play([Play::Say(Answer {
             status: StatusCode::OK,
             retry_after: None,
@@ -918,7 +915,7 @@ mod outbox {
     #[tokio::test]
     async fn no_answer_comes_while_postgres_is_away() {
         let mut scene = Scene::stream().await;
-        scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        scene.write("mine");
         scene.bob_writes("one").await;
         scene.line.play([says(503, "DATABASE_ERROR", Some(2))]);
         assert!(is_later(&scene.sync().await));
@@ -949,7 +946,7 @@ mod outbox {
     #[tokio::test]
     async fn the_token_has_ended() {
         let mut scene = Scene::stream().await;
-        scene.phone.send(&scene.office.bob_id.to_string(), "mine").unwrap();
+        scene.write("mine");
         scene.line.play([says(401, "UNAUTHORIZED", None)]);
         assert!(matches!(scene.phone.upload(&scene.line).await, Err(Trouble::Ended)));
         scene.check(State::Unenrolled, &["message 1", "mine"]);

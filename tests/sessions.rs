@@ -8,6 +8,7 @@ use posduif::engine::Role;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::api::assert_refused;
 use crate::support::http::{Answer, Api};
 use crate::support::office::{Office, id, ids};
 use crate::support::proxy::Proxy;
@@ -28,14 +29,10 @@ async fn refresh(api: &Api, token: &Value) -> Answer {
     api.post("/api/auth/refresh", &json!({"refresh_token": token})).await
 }
 
-#[track_caller]
-fn assert_refused(answer: &Answer, status: u16, code: &str) {
-    assert_eq!(
-        (answer.status.as_u16(), answer.code().as_str()),
-        (status, code),
-        "{}",
-        answer.json()
-    );
+/// That the refresh token of an answer is good for nothing.
+async fn assert_spent(office: &Office, answer: &Value) {
+    let refused = refresh(&office.anybody, &answer["refresh_token"]).await;
+    assert_refused(&refused, 401, "UNAUTHORIZED");
 }
 
 /// The session that an access token names.
@@ -98,11 +95,7 @@ async fn a_mobile_user_with_a_password_has_a_session_like_any_other() {
         [session_of(&joe)]
     );
     assert_eq!(api.post("/api/auth/logout", &json!({})).await.status, 204);
-    assert_refused(
-        &refresh(&office.anybody, &joe["refresh_token"]).await,
-        401,
-        "UNAUTHORIZED",
-    );
+    assert_spent(&office, &joe).await;
     office.close().await;
 }
 
@@ -115,16 +108,8 @@ async fn a_refresh_whose_answer_was_lost_is_repeated_with_the_same_result() {
     assert_eq!(again["refresh_token"], lost["refresh_token"]);
     // Once the successor is in use, nothing was lost.
     let next = refresh(&office.anybody, &again["refresh_token"]).await.expect(200);
-    assert_refused(
-        &refresh(&office.anybody, &first["refresh_token"]).await,
-        401,
-        "UNAUTHORIZED",
-    );
-    assert_refused(
-        &refresh(&office.anybody, &next["refresh_token"]).await,
-        401,
-        "UNAUTHORIZED",
-    );
+    assert_spent(&office, &first).await;
+    assert_spent(&office, &next).await;
     office.close().await;
 }
 
@@ -135,16 +120,8 @@ async fn a_token_that_is_used_again_later_ends_its_session_and_no_other() {
     let first = log_in(&office, "bob").await;
     let second = refresh(&office.anybody, &first["refresh_token"]).await.expect(200);
     let_retry_end(&office, &session_of(&first)).await;
-    assert_refused(
-        &refresh(&office.anybody, &first["refresh_token"]).await,
-        401,
-        "UNAUTHORIZED",
-    );
-    assert_refused(
-        &refresh(&office.anybody, &second["refresh_token"]).await,
-        401,
-        "UNAUTHORIZED",
-    );
+    assert_spent(&office, &first).await;
+    assert_spent(&office, &second).await;
     let sessions = as_user(&office, &other).get("/api/auth/sessions").await.expect(200);
     assert!(!ids(&sessions["sessions"]).contains(&session_of(&first)));
     refresh(&office.anybody, &other["refresh_token"]).await.expect(200);
@@ -391,11 +368,7 @@ async fn a_user_who_is_disabled_or_deleted_has_no_sessions_any_more() {
         let user = office.world.user("acme", username, UserType::Web).await;
         let login = log_in(&office, username).await;
         office.sql(statement).await;
-        assert_refused(
-            &refresh(&office.anybody, &login["refresh_token"]).await,
-            401,
-            "UNAUTHORIZED",
-        );
+        assert_spent(&office, &login).await;
         let index = office.world.keys().account_sessions(user);
         assert!(!ask::<bool>(&office, &["EXISTS", &index]).await);
         assert!(!ask::<bool>(&office, &["EXISTS", &session_key(&office, &session_of(&login))]).await);
@@ -424,11 +397,7 @@ async fn the_user_of_a_dropped_tenant_is_not_let_in_again() {
     office
         .sql("DROP SCHEMA tenant_globex CASCADE; DELETE FROM posduif.tenants WHERE name = 'globex'")
         .await;
-    assert_refused(
-        &refresh(&office.anybody, &eve["refresh_token"]).await,
-        401,
-        "UNAUTHORIZED",
-    );
+    assert_spent(&office, &eve).await;
     office.close().await;
 }
 

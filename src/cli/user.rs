@@ -10,6 +10,7 @@ use serde_json::json;
 use super::Global;
 use crate::config::Config;
 use crate::database::{Database, tenants};
+use crate::domain::Page;
 use crate::domain::users::{self, Filter, NewUser, UserType};
 
 /// Arguments of `posduif user`.
@@ -105,9 +106,12 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user_typ
     loop {
         let filter = Filter {
             user_type,
-            limit: PAGE,
-            offset: i64::try_from(found.len())?,
-            ..Filter::default()
+            username: None,
+            online: None,
+            page: Page {
+                limit: PAGE,
+                offset: i64::try_from(found.len())?,
+            },
         };
         let (page, total) = users::list(&database, &tenant, &filter, &HashSet::new()).await?;
         let is_last = page.is_empty();

@@ -11,7 +11,7 @@ use super::range::Reader;
 use crate::change::StreamId;
 
 /// What an entry says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Op {
     /// A row has come.
     Insert,
@@ -24,6 +24,7 @@ pub enum Op {
     /// A message for users, which is no row.
     Message,
     /// Something that no reader cares for.
+    #[default]
     Other,
 }
 
@@ -100,7 +101,7 @@ impl fmt::Debug for Text {
 }
 
 /// An entry of an inbox or a shared stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Entry {
     /// Its place.
     pub id: StreamId,
@@ -151,13 +152,7 @@ impl Entry {
         let id = parse(reader.text()?);
         let mut entry = Self {
             id: id.unwrap_or_default(),
-            op: Op::Other,
-            table: Text::default(),
-            event: Text::default(),
-            xid: 0,
-            row: None,
-            old: None,
-            unchanged: None,
+            ..Self::default()
         };
         for _ in 0..reader.array()? / 2 {
             let (name, value) = (reader.text()?, reader.text()?);

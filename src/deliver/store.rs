@@ -27,6 +27,9 @@ use crate::transport;
 /// Most entries read at once from one stream.
 const READ_MAX: usize = 1000;
 
+/// Fields of the checkpoint that make a [`View`].
+const VIEW: [&str; 4] = ["epoch", "base", "position", "published"];
+
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -290,7 +293,7 @@ impl Store {
                 "trim:shared",
                 "state",
             ],
-            &["HMGET", &checkpoint, "epoch", "base", "position", "published"],
+            &["HMGET", &checkpoint, VIEW[0], VIEW[1], VIEW[2], VIEW[3]],
         ];
         let reply = self.transact(&commands).await?;
         let mut replies = transaction(&reply, commands.len())?;
@@ -383,9 +386,7 @@ impl Store {
 }
 
 fn checkpoint_command<'a>(pipe: &'a mut Pipeline, keys: &Keys) -> &'a mut Pipeline {
-    pipe.cmd("HMGET")
-        .arg(keys.checkpoint())
-        .arg(&["epoch", "base", "position", "published"])
+    pipe.cmd("HMGET").arg(keys.checkpoint()).arg(&VIEW)
 }
 
 fn parse_view(fields: &[Option<String>]) -> Result<View, Error> {

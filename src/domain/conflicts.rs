@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{Error, Timestamp};
+use super::{Error, Page, Timestamp, read_page};
 use crate::database::Database;
 use crate::database::tenants::Tenant;
 
@@ -72,10 +72,8 @@ pub struct Filter {
     pub id: Option<Uuid>,
     /// Only open ones, or only resolved ones.
     pub is_open: Option<bool>,
-    /// At most so many.
-    pub limit: i64,
-    /// After so many.
-    pub offset: i64,
+    /// Which part of the list.
+    pub page: Page,
 }
 
 /// A user's conflicts, newest first, and how many there are beyond limit and offset.
@@ -95,20 +93,12 @@ pub async fn list(
                 (&user, Type::UUID),
                 (&filter.id, Type::UUID),
                 (&filter.is_open, Type::BOOL),
-                (&filter.limit, Type::INT8),
-                (&filter.offset, Type::INT8),
+                (&filter.page.limit, Type::INT8),
+                (&filter.page.offset, Type::INT8),
             ],
         )
         .await?;
-    let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
-    let mut conflicts = Vec::with_capacity(rows.len());
-    for row in &rows {
-        // The row of a page beyond the end bears the total only.
-        if row.try_get::<_, Option<Uuid>>("id")?.is_some() {
-            conflicts.push(Conflict::from_row(row)?);
-        }
-    }
-    Ok((conflicts, total))
+    read_page(&rows, Conflict::from_row)
 }
 
 /// How a conflict is to end.
@@ -168,8 +158,7 @@ pub async fn resolve(
     let one = Filter {
         id: Some(id),
         is_open: None,
-        limit: 1,
-        offset: 0,
+        page: Page { limit: 1, offset: 0 },
     };
     let (mut conflicts, _) = list(database, tenant, user, &one).await?;
     conflicts.pop().ok_or(Error::NotFound("conflict"))

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::users::UserType;
-use super::{Error, Timestamp, check_text};
+use super::{Error, Page, Timestamp, check_text, read_page};
 use crate::config::{self, DeviceAuth};
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
@@ -157,17 +157,16 @@ impl Devices {
         Ok(snapshot.is_none_or(|snapshot| snapshot.sees_all(xid, xid)))
     }
 
-    async fn await_visible(&self, xid: u32) {
+    /// Waits until [`Devices::sees`] what a transaction did, for a while: what is not visible by then is found out
+    /// otherwise, later.
+    pub(super) async fn await_visible(&self, xid: u32) {
         let wait = async {
             while !matches!(self.sees(xid).await, Ok(true)) {
                 tokio::time::sleep(VISIBLE_POLL).await;
             }
         };
         if tokio::time::timeout(VISIBLE_WAIT, wait).await.is_err() {
-            tracing::debug!(
-                xid,
-                "a changed device is not visible yet; the cache's time ends what is remembered"
-            );
+            tracing::debug!(xid, "a change of a user is not visible yet");
         }
     }
 
@@ -355,10 +354,8 @@ pub struct Filter<'a> {
     pub device_id: Option<&'a str>,
     /// Only revoked ones, or only others.
     pub is_revoked: Option<bool>,
-    /// At most so many.
-    pub limit: i64,
-    /// After so many.
-    pub offset: i64,
+    /// Which part of the list.
+    pub page: Page,
 }
 
 /// Devices, newest first, and how many there are beyond limit and offset.
@@ -380,20 +377,12 @@ pub async fn list(
                 (&filter.user, Type::UUID),
                 (&filter.device_id, Type::TEXT),
                 (&filter.is_revoked, Type::BOOL),
-                (&filter.limit, Type::INT8),
-                (&filter.offset, Type::INT8),
+                (&filter.page.limit, Type::INT8),
+                (&filter.page.offset, Type::INT8),
             ],
         )
         .await?;
-    let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
-    let mut devices = Vec::with_capacity(rows.len());
-    for row in &rows {
-        // The row of a page beyond the end bears the total only.
-        if row.try_get::<_, Option<&str>>("device_id")?.is_some() {
-            devices.push(Device::from_row(row)?);
-        }
-    }
-    Ok((devices, total))
+    read_page(&rows, Device::from_row)
 }
 
 /// One device.
@@ -405,8 +394,7 @@ pub async fn get(database: &Database, tenant: &Tenant, asker: Asker, device_id: 
         user: None,
         device_id: Some(device_id),
         is_revoked: None,
-        limit: 1,
-        offset: 0,
+        page: Page { limit: 1, offset: 0 },
     };
     // What Postgres cannot store, nobody has.
     if check_device_id(device_id).is_err() {

@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{Error, Timestamp, check_text};
+use super::{Error, Page, Timestamp, check_text, read_page};
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::Tenant;
@@ -149,10 +149,8 @@ pub struct Filter {
     pub recipient: Option<Uuid>,
     /// Only with this status.
     pub status: Option<Status>,
-    /// At most so many.
-    pub limit: i64,
-    /// After so many.
-    pub offset: i64,
+    /// Which part of the list.
+    pub page: Page,
 }
 
 /// Messages that the user sent or got, newest first, and how many there are beyond limit and offset.
@@ -172,20 +170,12 @@ pub async fn list(
                 (&user, Type::UUID),
                 (&filter.recipient, Type::UUID),
                 (&filter.status.map(Status::as_str), Type::TEXT),
-                (&filter.limit, Type::INT8),
-                (&filter.offset, Type::INT8),
+                (&filter.page.limit, Type::INT8),
+                (&filter.page.offset, Type::INT8),
             ],
         )
         .await?;
-    let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
-    let mut messages = Vec::with_capacity(rows.len());
-    for row in &rows {
-        // The row of a page beyond the end bears the total only.
-        if row.try_get::<_, Option<Uuid>>("id")?.is_some() {
-            messages.push(Message::from_row(row)?);
-        }
-    }
-    Ok((messages, total))
+    read_page(&rows, Message::from_row)
 }
 
 /// How many messages to this user are unread.

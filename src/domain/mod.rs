@@ -23,6 +23,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
+use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
 use crate::database;
@@ -86,6 +87,41 @@ impl Error {
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Database(error.into())
+    }
+}
+
+/// Which part of a long list is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// At most so many.
+    pub limit: i64,
+    /// After so many.
+    pub offset: i64,
+}
+
+/// Reads a page out of rows that each bear the total and then the columns of one of the list, the first of which is never
+/// null there. A page beyond the end is a single row with nothing but the total.
+fn read_page<T>(rows: &[Row], read: impl Fn(&Row) -> Result<T, Error>) -> Result<(Vec<T>, i64), Error> {
+    let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
+    let mut page = Vec::with_capacity(rows.len());
+    for row in rows {
+        if row.try_get::<_, Option<Anything>>(1)?.is_some() {
+            page.push(read(row)?);
+        }
+    }
+    Ok((page, total))
+}
+
+/// A value of which only matters that it is there.
+struct Anything;
+
+impl<'a> FromSql<'a> for Anything {
+    fn from_sql(_: &Type, _: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
     }
 }
 

@@ -41,10 +41,6 @@ const USER_AGENT_CHARS_MAX: usize = 256;
 /// How much longer than any access token the mark of an ended session lives; clocks differ.
 const ENDED_MARGIN: Duration = Duration::from_secs(60);
 
-/// How often a change of a user that the log told of is looked for in Postgres, and for how long.
-const VISIBLE_POLL: Duration = Duration::from_millis(10);
-const VISIBLE_WAIT: Duration = Duration::from_secs(2);
-
 /// Pause before a lost subscription is made anew.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -563,13 +559,7 @@ impl Sessions {
         if self.list(tenant, user).await?.is_empty() {
             return Ok(());
         }
-        let visible = async {
-            while !matches!(devices.sees(xid).await, Ok(true)) {
-                tokio::time::sleep(VISIBLE_POLL).await;
-            }
-        };
-        // What is not visible by then, a refresh finds.
-        let _late = tokio::time::timeout(VISIBLE_WAIT, visible).await;
+        devices.await_visible(xid).await;
         if !users::is_active(database, tenant, user).await? {
             self.end_all(tenant, user, None).await?;
         }

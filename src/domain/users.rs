@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::limits::{Attempt, Limits};
 use super::password::Passwords;
-use super::{Error, Timestamp, check_text};
+use super::{Error, Page, Timestamp, check_text, read_page};
 use crate::config;
 use crate::database::tenants::{self, Tenant};
 use crate::database::{self, Database};
@@ -174,7 +174,7 @@ pub async fn insert(database: &Database, passwords: &Passwords, tenant: &Tenant,
 }
 
 /// What to list.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Filter {
     /// Only this type.
     pub user_type: Option<UserType>,
@@ -182,10 +182,8 @@ pub struct Filter {
     pub username: Option<String>,
     /// Only those who are online, or only those who are not.
     pub online: Option<bool>,
-    /// At most so many.
-    pub limit: i64,
-    /// After so many.
-    pub offset: i64,
+    /// Which part of the list.
+    pub page: Page,
 }
 
 /// The users that pass the filter, by username, and how many there are beyond limit and offset.
@@ -207,20 +205,12 @@ pub async fn list(
                 (&filter.username, Type::TEXT),
                 (&filter.online, Type::BOOL),
                 (&ids, Type::UUID_ARRAY),
-                (&filter.limit, Type::INT8),
-                (&filter.offset, Type::INT8),
+                (&filter.page.limit, Type::INT8),
+                (&filter.page.offset, Type::INT8),
             ],
         )
         .await?;
-    let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
-    let mut users = Vec::with_capacity(rows.len());
-    for row in &rows {
-        // The row of a page beyond the end bears the total only.
-        if row.try_get::<_, Option<Uuid>>("id")?.is_some() {
-            users.push(User::from_row(row, online)?);
-        }
-    }
-    Ok((users, total))
+    read_page(&rows, |row| User::from_row(row, online))
 }
 
 /// Whether the user exists and is neither disabled nor deleted.

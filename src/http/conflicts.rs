@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 use serde::Deserialize;
-use serde_json::json;
 
 use super::App;
 use super::error::Error;
 use super::messages::checked_content;
-use super::request::{Request, required};
+use super::request::{PAGE_ROWS, Request, required};
 use super::response::{self, Response};
 use crate::domain::conflicts::{self, Filter, Resolution};
 
@@ -27,15 +26,11 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
             Some("all") => None,
             Some(_) => return Err(Error::invalid("status", "must be open, resolved or all")),
         },
-        limit: query.number("limit", 50, 1..=1000)?,
-        offset: query.number("offset", 0, 0..=i64::MAX)?,
+        page: query.page(PAGE_ROWS)?,
     };
     let caller = request.caller()?;
     let (conflicts, total) = conflicts::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
-    response::json(
-        StatusCode::OK,
-        &json!({"conflicts": conflicts, "total": total, "limit": filter.limit, "offset": filter.offset}),
-    )
+    response::page("conflicts", &conflicts, total, filter.page)
 }
 
 #[derive(Deserialize)]

@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 use serde::Deserialize;
-use serde_json::json;
 
 use super::App;
 use super::auth::Principal;
 use super::error::Error;
-use super::request::Request;
+use super::request::{PAGE_ROWS, Request};
 use super::response::{self, Response};
 use crate::domain::devices::{self, Asker, Filter};
 
@@ -37,14 +36,10 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
             Some("all") => None,
             Some(_) => return Err(Error::invalid("status", "must be active, revoked or all")),
         },
-        limit: query.number("limit", 50, 1..=1000)?,
-        offset: query.number("offset", 0, 0..=i64::MAX)?,
+        page: query.page(PAGE_ROWS)?,
     };
     let (devices, total) = devices::list(&app.database, caller.tenant(), asker(caller), &filter).await?;
-    response::json(
-        StatusCode::OK,
-        &json!({"devices": devices, "total": total, "limit": filter.limit, "offset": filter.offset}),
-    )
+    response::page("devices", &devices, total, filter.page)
 }
 
 #[derive(Deserialize)]

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::App;
 use super::error::{Code, Error};
-use super::request::{Request, required, uuid};
+use super::request::{PAGE_ROWS, Request, required, uuid};
 use super::response::{self, Response};
 use crate::domain::messages::{self, Filter, Status};
 
@@ -45,15 +45,11 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
                 Status::parse(text).ok_or_else(|| Error::invalid("status", "must be pending_sync, synced or read"))
             })
             .transpose()?,
-        limit: query.number("limit", 50, 1..=1000)?,
-        offset: query.number("offset", 0, 0..=i64::MAX)?,
+        page: query.page(PAGE_ROWS)?,
     };
     let caller = request.caller()?;
     let (messages, total) = messages::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
-    response::json(
-        StatusCode::OK,
-        &json!({"messages": messages, "total": total, "limit": filter.limit, "offset": filter.offset}),
-    )
+    response::page("messages", &messages, total, filter.page)
 }
 
 /// `GET /api/messages/unread-count`.

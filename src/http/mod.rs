@@ -30,7 +30,6 @@ pub mod users;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use postgres_types::PgLsn;
 use tokio_util::sync::CancellationToken;
 
@@ -81,8 +80,6 @@ pub struct App {
     pub incoming: Incoming,
     /// Gathers sync times.
     pub metadata: Metadata,
-    /// The API's description.
-    pub openapi: Bytes,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Ends streams when the server stops.
@@ -141,7 +138,6 @@ impl App {
                 statuses: Statuses::new(database.clone(), store.clone(), stop.clone()),
             },
             metadata: Metadata::default(),
-            openapi: openapi::encoded()?,
             database,
             config,
             store,

@@ -17,8 +17,15 @@ use uuid::Uuid;
 use super::auth::{Principal, WebPrincipal};
 use super::error::{Code, Error};
 use super::gzip;
+use crate::domain::Page;
 use crate::domain::devices::DevicePrincipal;
 use crate::telemetry::metrics::Metrics;
+
+/// Most rows in one page of a list.
+pub const PAGE_MAX: i64 = 1000;
+
+/// Rows in a page whose size nobody names.
+pub const PAGE_ROWS: i64 = 50;
 
 /// A refused body is read on so far, so that the client sees the answer instead of a reset connection.
 const DRAIN_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -342,6 +349,17 @@ impl Query {
                     .map_err(|_| Error::invalid(key, format!("must be {allowed}")))
             })
             .transpose()
+    }
+
+    /// The page that `limit` (1 to 1,000) and `offset` name.
+    ///
+    /// # Errors
+    /// 400 with the key and the bounds.
+    pub fn page(&self, limit: i64) -> Result<Page, Error> {
+        Ok(Page {
+            limit: self.number("limit", limit, 1..=PAGE_MAX)?,
+            offset: self.number("offset", 0, 0..=i64::MAX)?,
+        })
     }
 
     /// A whole number within bounds.

@@ -8,8 +8,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
+use serde_json::json;
 
 use super::error::Error;
+use crate::domain::Page;
 
 /// Any body: a whole one or a stream.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -29,6 +31,17 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Error> {
     let bytes = serde_json::to_vec(value).map_err(|error| Error::internal(format!("an answer is no JSON: {error}")))?;
     Ok(with_type(status, "application/json", bytes))
+}
+
+/// A page of a list under its name, with where in the list it is.
+///
+/// # Errors
+/// As [`json`].
+pub fn page<T: Serialize>(name: &str, rows: &[T], total: i64, page: Page) -> Result<Response, Error> {
+    json(
+        StatusCode::OK,
+        &json!({name: rows, "total": total, "limit": page.limit, "offset": page.offset}),
+    )
 }
 
 /// An answer in plain text.

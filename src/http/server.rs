@@ -306,7 +306,7 @@ fn cors(settings: &config::Server) -> io::Result<Option<CorsLayer>> {
         let origins = settings.cors_origins.iter().map(|origin| HeaderValue::from_str(origin));
         AllowOrigin::list(origins.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?)
     };
-    const SENT: [HeaderName; 9] = [
+    const SENT: [HeaderName; 10] = [
         AUTHORIZATION,
         CONTENT_TYPE,
         CONTENT_ENCODING,
@@ -316,13 +316,13 @@ fn cors(settings: &config::Server) -> io::Result<Option<CorsLayer>> {
         HeaderName::from_static("x-device-id"),
         HeaderName::from_static("x-tenant"),
         HeaderName::from_static("x-pending-outgoing"),
+        HeaderName::from_static("last-event-id"),
     ];
-    let sent = SENT.into_iter().chain([HeaderName::from_static("last-event-id")]);
     Ok(Some(
         CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-            .allow_headers(sent.collect::<Vec<_>>())
+            .allow_headers(SENT)
             .expose_headers([X_REQUEST_ID, RETRY_AFTER, ETAG])
             .max_age(CORS_AGE),
     ))
@@ -469,7 +469,7 @@ fn finish(headers: &mut HeaderMap, id: &str, is_secure: bool) {
     if let Ok(id) = HeaderValue::try_from(id) {
         headers.insert(X_REQUEST_ID, id);
     }
-    let mut all = vec![
+    const ALL: [(HeaderName, &str); 4] = [
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (CACHE_CONTROL, "no-store"),
         // An answer that is opened as a page does nothing, and is nobody's frame.
@@ -477,10 +477,8 @@ fn finish(headers: &mut HeaderMap, id: &str, is_secure: bool) {
         // Paths may hold an enrollment's token.
         (REFERRER_POLICY, "no-referrer"),
     ];
-    if is_secure {
-        all.push((STRICT_TRANSPORT_SECURITY, "max-age=31536000"));
-    }
-    for (name, value) in all {
+    let https = is_secure.then_some((STRICT_TRANSPORT_SECURITY, "max-age=31536000"));
+    for (name, value) in ALL.into_iter().chain(https) {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
 }

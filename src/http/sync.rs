@@ -318,30 +318,22 @@ fn body(batch: &Batch, rows_bytes: usize, is_compressed: bool) -> Result<Vec<u8>
         sync_timestamp: Timestamp,
     }
     let mut out = Vec::with_capacity(rows_bytes + 2 * batch.items.len() + 1024);
-    let write = |out: &mut Vec<u8>, list: &str, next: &dyn Fn(&mut Vec<u8>, &Item) -> bool| {
-        out.extend_from_slice(list.as_bytes());
-        for item in &batch.items {
-            if next(out, item) {
-                out.push(b',');
-            }
-        }
-        if out.last() == Some(&b',') {
-            out.pop();
-        }
-        out.push(b']');
-    };
-    write(&mut out, "{\"messages\":[", &|out, item| match item {
-        Item::Message(json) => append(out, json),
-        _ => false,
+    let items = batch.items.iter();
+    let messages = items.clone().filter_map(|item| match item {
+        Item::Message(json) => Some(json),
+        _ => None,
     });
-    write(&mut out, ",\"users\":[", &|out, item| match item {
-        Item::User(json) => append(out, json),
-        _ => false,
+    let users = items.clone().filter_map(|item| match item {
+        Item::User(json) => Some(json),
+        _ => None,
     });
-    write(&mut out, ",\"changes\":[", &|out, item| match item {
-        Item::Change(change) => append_change(out, change),
-        _ => false,
+    let changes = items.filter_map(|item| match item {
+        Item::Change(change) => Some(change),
+        _ => None,
     });
+    append_list(&mut out, "{\"messages\":[", messages, append);
+    append_list(&mut out, ",\"users\":[", users, append);
+    append_list(&mut out, ",\"changes\":[", changes, append_change);
     let tail = Tail {
         cursor: batch.cursor.as_deref(),
         has_more: batch.has_more,
@@ -357,12 +349,28 @@ fn body(batch: &Batch, rows_bytes: usize, is_compressed: bool) -> Result<Vec<u8>
     Ok(out)
 }
 
-fn append(out: &mut Vec<u8>, json: &Text) -> bool {
-    out.extend_from_slice(json.as_bytes());
-    true
+/// A list that begins so, of what each item is in JSON.
+fn append_list<'a, T: 'a>(
+    out: &mut Vec<u8>,
+    beginning: &str,
+    items: impl Iterator<Item = &'a T>,
+    append: fn(&mut Vec<u8>, &T),
+) {
+    out.extend_from_slice(beginning.as_bytes());
+    for (index, item) in items.enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        append(out, item);
+    }
+    out.push(b']');
 }
 
-fn append_change(out: &mut Vec<u8>, change: &Change) -> bool {
+fn append(out: &mut Vec<u8>, json: &Text) {
+    out.extend_from_slice(json.as_bytes());
+}
+
+fn append_change(out: &mut Vec<u8>, change: &Change) {
     out.extend_from_slice(b"{\"table\":");
     write_string(change.table.as_str(), out);
     out.extend_from_slice(b",\"op\":");
@@ -375,7 +383,6 @@ fn append_change(out: &mut Vec<u8>, change: &Change) -> bool {
     out.extend_from_slice(b",\"row\":");
     out.extend_from_slice(change.row.as_ref().map_or(b"null", Text::as_bytes));
     out.push(b'}');
-    true
 }
 
 /// Whether the client takes gzip (RFC 9110, section 12.5.3).

@@ -4,17 +4,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use serde_json::json;
 use uuid::Uuid;
 
 use super::App;
 use super::error::Error;
-use super::request::Request;
+use super::request::{PAGE_MAX, Request};
 use super::response::{self, Response};
 use crate::domain::users::{self, Filter, UserType};
-
-/// Most users in one answer, which is also the default: the seed's clients know no pages.
-const LIMIT_MAX: i64 = 1000;
 
 /// `GET /api/users?filter=&status=&limit=&offset=`.
 ///
@@ -26,16 +22,13 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         user_type: Some(UserType::Mobile),
         username: query.get("filter").map(str::to_owned),
         online: query.parsed("status", "true or false")?,
-        limit: query.number("limit", LIMIT_MAX, 1..=LIMIT_MAX)?,
-        offset: query.number("offset", 0, 0..=i64::MAX)?,
+        // The seed's clients know no pages.
+        page: query.page(PAGE_MAX)?,
     };
     let tenant = request.caller()?.tenant();
     let online = online(&app, &tenant.name).await;
     let (users, total) = users::list(&app.database, tenant, &filter, &online).await?;
-    response::json(
-        StatusCode::OK,
-        &json!({"users": users, "total": total, "limit": filter.limit, "offset": filter.offset}),
-    )
+    response::page("users", &users, total, filter.page)
 }
 
 /// `GET /api/users/:id`.

@@ -199,11 +199,9 @@ mod tests {
             id: StreamId { ms: 1, seq },
             op,
             table: "messages".to_owned().into(),
-            event: Text::default(),
-            xid: 1,
             row: Some(row.clone().into()),
             old: Some(row.into()),
-            unchanged: None,
+            ..Entry::default()
         }
     }
 

@@ -98,18 +98,13 @@ fn end_at_transaction(versions: &mut Vec<Version>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::entry::{Op, Text};
+    use crate::deliver::entry::Op;
 
     fn versions(ids: &[(u64, u64)]) -> Vec<Version> {
         let entry = |(ms, seq): &(u64, u64)| Entry {
             id: StreamId { ms: *ms, seq: *seq },
             op: Op::Insert,
-            table: Text::default(),
-            event: Text::default(),
-            xid: 0,
-            row: None,
-            old: None,
-            unchanged: None,
+            ..Entry::default()
         };
         item::versions(ids.iter().map(entry).collect()).collect()
     }
