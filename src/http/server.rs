@@ -38,6 +38,7 @@ use super::request::{Query, Request, drain, header};
 use super::response::Response;
 use super::routes::{Answer, Handler, Params, Route, Router};
 use super::secure::Acceptor;
+use super::tickets;
 use crate::config;
 
 /// How long to wait when the system has no more file descriptors or the like.
@@ -384,7 +385,7 @@ impl Service {
         let work = async {
             let admitted = match prepared {
                 Ok((route, params, query)) => self
-                    .admit(route, &head.headers)
+                    .admit(route, &head.headers, &params, &query)
                     .await
                     .map(|(call, principal)| (call, params, query, principal)),
                 Err(error) => Err(error),
@@ -428,11 +429,22 @@ impl Service {
     }
 
     /// Who asks, and what answers.
-    async fn admit(&self, route: &Route, headers: &HeaderMap) -> Result<(Call, Option<Principal>), Error> {
+    async fn admit(
+        &self,
+        route: &Route,
+        headers: &HeaderMap,
+        params: &Params,
+        query: &Query,
+    ) -> Result<(Call, Option<Principal>), Error> {
         match (route.handler, &self.app) {
             (Handler::Vitals(handler), _) => Ok((Call::Vitals(handler), None)),
             (Handler::Api(handler), Some(app)) => {
-                let principal = auth::admit(app, route.access, headers).await?;
+                let stream = query.get("ticket").and_then(|ticket| {
+                    let stream = tickets::stream_of(route, params)?;
+                    Some((ticket, stream))
+                });
+                let ticket = stream.as_ref().map(|(ticket, stream)| (*ticket, stream));
+                let principal = auth::admit(app, route.access, headers, ticket).await?;
                 Ok((Call::Api(handler, app.clone()), principal))
             }
             (Handler::Api(_), None) => Err(Error::internal("the router gave a route that is not served")),

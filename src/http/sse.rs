@@ -3,7 +3,6 @@
 //! An event's `id` is the cursor of its place, the same that batches use; `Last-Event-ID` resumes behind it. Events are
 //! thin: a device fetches rows by sync, a web page by request.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +19,13 @@ use super::App;
 use super::error::{Code, Error};
 use super::request::Request;
 use super::response::{self, Response};
+use super::tickets;
 use crate::database::tenants::Tenant;
 use crate::deliver::feed::{Change, Feed, FeedEvent, Start};
 use crate::deliver::store::Place;
-use crate::domain::devices::{self, DevicePrincipal};
+use crate::domain::devices::DevicePrincipal;
 use crate::domain::sessions::Watch;
+use crate::domain::tickets::Stream;
 use crate::domain::{messages, users};
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
@@ -45,7 +46,7 @@ const RECHECK: Duration = Duration::from_millis(20);
 /// Whose stream it is.
 #[derive(Debug, Clone)]
 enum Reader {
-    Device(Arc<DevicePrincipal>, Option<String>),
+    Device(Arc<DevicePrincipal>),
     Web {
         tenant: Tenant,
         user: Uuid,
@@ -59,21 +60,21 @@ enum Reader {
 impl Reader {
     fn tenant(&self) -> &Tenant {
         match self {
-            Self::Device(device, _) => &device.tenant,
+            Self::Device(device) => &device.tenant,
             Self::Web { tenant, .. } => tenant,
         }
     }
 
     fn user(&self) -> Uuid {
         match self {
-            Self::Device(device, _) => device.user_id,
+            Self::Device(device) => device.user_id,
             Self::Web { user, .. } => *user,
         }
     }
 
     fn owner(&self) -> Owner<'_> {
         match self {
-            Self::Device(device, _) => Owner::Device(&device.device_id),
+            Self::Device(device) => Owner::Device(&device.device_id),
             Self::Web { user, .. } => Owner::User(*user),
         }
     }
@@ -81,7 +82,7 @@ impl Reader {
     /// The name under which presence knows this stream.
     fn presence_name(&self) -> &str {
         match self {
-            Self::Device(device, _) => &device.device_id,
+            Self::Device(device) => &device.device_id,
             Self::Web { page, .. } => page,
         }
     }
@@ -101,19 +102,9 @@ impl Reader {
 /// 403 for another device's stream, 400 for a bad id to resume from, 503 while Redis is away.
 pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let device = request.device()?.clone();
-    if request.param("device_id") != device.device_id {
-        let exists = devices::exists(&app.database, &device.tenant, request.param("device_id")).await?;
-        return Err(match exists {
-            true => Error::new(Code::Forbidden, "this is another device's stream"),
-            false => Error::new(Code::NotFound, "device not found"),
-        });
-    }
-    let token = request
-        .header("authorization")
-        .and_then(|value| value.split_once(' '))
-        .map(|(_, token)| token.trim());
-    let token = token.map(str::to_owned);
-    open(app, &request, Reader::Device(device, token)).await
+    let wanted = Stream::Mobile(request.param("device_id").to_owned());
+    tickets::check_own(&app, request.caller()?, &wanted).await?;
+    open(app, &request, Reader::Device(device)).await
 }
 
 /// `GET /sse/web/:user_id`.
@@ -124,11 +115,8 @@ pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> 
 pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.user()?;
     let (tenant, user) = (caller.tenant.clone(), caller.user_id);
-    let wanted = request.param_id("user_id", "user")?;
-    if wanted != user {
-        users::get(&app.database, &tenant, wanted, &HashSet::new()).await?;
-        return Err(Error::new(Code::Forbidden, "this is another user's stream"));
-    }
+    let wanted = Stream::Web(request.param_id("user_id", "user")?);
+    tickets::check_own(&app, request.caller()?, &wanted).await?;
     // Watched first: an end in between must not be missed.
     let session = Arc::new(app.sessions.watch(caller.session));
     if app.sessions.is_ended(caller.session).await? {
@@ -162,7 +150,7 @@ async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Respon
         feed = Feed::open(app.store.clone(), &app.hub, start).await?;
     }
     let waiting = match &reader {
-        Reader::Device(device, _) => app.incoming.pending(device).await?,
+        Reader::Device(device) => app.incoming.pending(device).await?,
         Reader::Web { .. } => 0,
     };
     let (sender, body) = Channel::<Bytes, io::Error>::new(CHUNKS_MAX);
@@ -206,7 +194,7 @@ async fn resume_place(app: &App, request: &Request, reader: &Reader) -> Result<O
         .map_err(|error| Error::new(Code::InvalidCursor, error.to_string()).with("field", "last_event_id"))?;
     let mut place = cursor.place;
     // What a device has acknowledged needs no event any more, and may be trimmed already.
-    if let Reader::Device(device, _) = reader {
+    if let Reader::Device(device) = reader {
         let state = device_state::read(&app.store, tenant, &device.device_id).await?;
         if let Some((epoch, acknowledged)) = state.acknowledged
             && epoch == place.epoch
@@ -407,7 +395,7 @@ async fn standing(app: &App, reader: &Reader, xid: Option<u32>) -> Standing {
     {
         return Standing::Unknown;
     }
-    let Reader::Device(device, token) = reader else {
+    let Reader::Device(device) = reader else {
         return match users::is_active(&app.database, reader.tenant(), reader.user()).await {
             Ok(true) => Standing::Kept,
             Ok(false) => Standing::Lost,
@@ -415,11 +403,7 @@ async fn standing(app: &App, reader: &Reader, xid: Option<u32>) -> Standing {
         };
     };
     app.devices.invalidate(&device.tenant.name, device.user_id).await;
-    let checked = app
-        .devices
-        .authenticate(Some(&device.tenant.name), &device.device_id, token.as_deref())
-        .await;
-    match checked {
+    match app.devices.check_again(device).await {
         Ok(_) => Standing::Kept,
         Err(crate::domain::Error::Unauthorized(_) | crate::domain::Error::NotFound(_)) => Standing::Lost,
         Err(_) => Standing::Unknown,
@@ -489,7 +473,7 @@ fn plain_event(change: Change) -> Event {
 
 async fn sum_up(app: &App, reader: &Reader) -> Event {
     let pending = match reader {
-        Reader::Device(device, _) => app.incoming.pending(device).await.unwrap_or(1).max(1),
+        Reader::Device(device) => app.incoming.pending(device).await.unwrap_or(1).max(1),
         Reader::Web { .. } => 1,
     };
     Event::new(
