@@ -42,6 +42,7 @@ use super::response::Response;
 use super::routes::{Answer, Handler, Params, Route, Router};
 use super::secure::Acceptor;
 use super::takeover::{self, Handover, Owning, Takeover, Watched};
+use super::tickets;
 use super::wire::{self, Connection, Wire};
 use crate::config;
 
@@ -522,7 +523,7 @@ impl Service {
         let work = async {
             let admitted = match prepared {
                 Ok((route, params, query)) => self
-                    .admit(route, &head.headers)
+                    .admit(route, &head.headers, &params, &query)
                     .await
                     .map(|(call, principal)| (call, params, query, principal)),
                 Err(error) => Err(error),
@@ -566,11 +567,22 @@ impl Service {
     }
 
     /// Who asks, and what answers.
-    async fn admit(&self, route: &Route, headers: &HeaderMap) -> Result<(Call, Option<Principal>), Error> {
+    async fn admit(
+        &self,
+        route: &Route,
+        headers: &HeaderMap,
+        params: &Params,
+        query: &Query,
+    ) -> Result<(Call, Option<Principal>), Error> {
         match (route.handler, &self.app) {
             (Handler::Vitals(handler), _) => Ok((Call::Vitals(handler), None)),
             (Handler::Api(handler), Some(app)) => {
-                let principal = auth::admit(app, route.access, headers).await?;
+                let stream = query.get("ticket").and_then(|ticket| {
+                    let stream = tickets::stream_of(route, params)?;
+                    Some((ticket, stream))
+                });
+                let ticket = stream.as_ref().map(|(ticket, stream)| (*ticket, stream));
+                let principal = auth::admit(app, route.access, headers, ticket).await?;
                 Ok((Call::Api(handler, app.clone()), principal))
             }
             (Handler::Api(_), None) => Err(Error::internal("the router gave a route that is not served")),

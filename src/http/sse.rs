@@ -2,7 +2,6 @@
 //!
 //! `Last-Event-ID` resumes behind the event of that id; see [`super::live`] for what is told.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,15 +14,16 @@ use tokio::io::ReadBuf;
 use uuid::Uuid;
 
 use super::App;
-use super::error::{Code, Error};
+use super::error::Error;
 use super::live::event::Event;
 use super::live::outlet::{Heard, Outlet};
 use super::live::{Live, Reader};
 use super::request::Request;
 use super::response::{self, Response};
 use super::takeover::Takeover;
+use super::tickets;
 use super::wire::Wire;
-use crate::domain::{devices, users};
+use crate::domain::tickets::Stream;
 
 /// Bytes of a client that are looked at, and thrown away, at once: behind its request it has nothing to say.
 const READ_BYTES: usize = 512;
@@ -34,19 +34,9 @@ const READ_BYTES: usize = 512;
 /// 403 for another device's stream, 400 for a bad id to resume from, 503 while Redis is away.
 pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let device = request.device()?.clone();
-    if request.param("device_id") != device.device_id {
-        let exists = devices::exists(&app.database, &device.tenant, request.param("device_id")).await?;
-        return Err(match exists {
-            true => Error::new(Code::Forbidden, "this is another device's stream"),
-            false => Error::new(Code::NotFound, "device not found"),
-        });
-    }
-    let token = request
-        .header("authorization")
-        .and_then(|value| value.split_once(' '))
-        .map(|(_, token)| token.trim());
-    let token = token.map(str::to_owned);
-    open(app, &request, Reader::Device(device, token)).await
+    let wanted = Stream::Mobile(request.param("device_id").to_owned());
+    tickets::check_own(&app, request.caller()?, &wanted).await?;
+    open(app, &request, Reader::Device(device)).await
 }
 
 /// `GET /sse/web/:user_id`.
@@ -57,11 +47,8 @@ pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> 
 pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.user()?;
     let (tenant, user) = (caller.tenant.clone(), caller.user_id);
-    let wanted = request.param_id("user_id", "user")?;
-    if wanted != user {
-        users::get(&app.database, &tenant, wanted, &HashSet::new()).await?;
-        return Err(Error::new(Code::Forbidden, "this is another user's stream"));
-    }
+    let wanted = Stream::Web(request.param_id("user_id", "user")?);
+    tickets::check_own(&app, request.caller()?, &wanted).await?;
     // Watched first: an end in between must not be missed.
     let session = Arc::new(app.sessions.watch(caller.session));
     if app.sessions.is_ended(caller.session).await? {

@@ -42,8 +42,8 @@ const RECHECK: Duration = Duration::from_millis(20);
 /// Whose stream it is.
 #[derive(Debug, Clone)]
 pub enum Reader {
-    /// A device's, with the token that it showed.
-    Device(Arc<DevicePrincipal>, Option<String>),
+    /// A device's.
+    Device(Arc<DevicePrincipal>),
     /// A web user's.
     Web {
         /// Their tenant.
@@ -60,21 +60,21 @@ pub enum Reader {
 impl Reader {
     fn tenant(&self) -> &Tenant {
         match self {
-            Self::Device(device, _) => &device.tenant,
+            Self::Device(device) => &device.tenant,
             Self::Web { tenant, .. } => tenant,
         }
     }
 
     fn user(&self) -> Uuid {
         match self {
-            Self::Device(device, _) => device.user_id,
+            Self::Device(device) => device.user_id,
             Self::Web { user, .. } => *user,
         }
     }
 
     fn owner(&self) -> Owner<'_> {
         match self {
-            Self::Device(device, _) => Owner::Device(&device.device_id),
+            Self::Device(device) => Owner::Device(&device.device_id),
             Self::Web { user, .. } => Owner::User(*user),
         }
     }
@@ -82,7 +82,7 @@ impl Reader {
     /// The name under which presence knows this stream.
     fn presence_name(&self) -> &str {
         match self {
-            Self::Device(device, _) => &device.device_id,
+            Self::Device(device) => &device.device_id,
             Self::Web { page, .. } => page,
         }
     }
@@ -155,7 +155,7 @@ impl Live {
             feed = Feed::open(app.store.clone(), &app.hub, start).await?;
         }
         let waiting = match &reader {
-            Reader::Device(device, _) => app.incoming.pending(device).await?,
+            Reader::Device(device) => app.incoming.pending(device).await?,
             Reader::Web { .. } => 0,
         };
         Ok(Self {
@@ -322,7 +322,7 @@ impl Live {
         {
             return Standing::Unknown;
         }
-        let Reader::Device(device, token) = &self.reader else {
+        let Reader::Device(device) = &self.reader else {
             return match users::is_active(&app.database, self.reader.tenant(), self.reader.user()).await {
                 Ok(true) => Standing::Kept,
                 Ok(false) => Standing::Lost,
@@ -330,11 +330,7 @@ impl Live {
             };
         };
         app.devices.invalidate(&device.tenant.name, device.user_id).await;
-        let checked = app
-            .devices
-            .authenticate(Some(&device.tenant.name), &device.device_id, token.as_deref())
-            .await;
-        match checked {
+        match app.devices.check_again(device).await {
             Ok(_) => Standing::Kept,
             Err(crate::domain::Error::Unauthorized(_) | crate::domain::Error::NotFound(_)) => Standing::Lost,
             Err(_) => Standing::Unknown,
@@ -373,7 +369,7 @@ impl Live {
 
     async fn sum_up(&self) -> Event {
         Event::sync_required(match &self.reader {
-            Reader::Device(device, _) => self.app.incoming.pending(device).await.unwrap_or(1).max(1),
+            Reader::Device(device) => self.app.incoming.pending(device).await.unwrap_or(1).max(1),
             Reader::Web { .. } => 1,
         })
     }
@@ -388,7 +384,7 @@ async fn resume_place(app: &App, reader: &Reader, text: &str) -> Result<Place, E
         .map_err(|error| Error::new(Code::InvalidCursor, error.to_string()).with("field", "last_event_id"))?;
     let mut place = cursor.place;
     // What a device has acknowledged needs no event any more, and may be trimmed already.
-    if let Reader::Device(device, _) = reader {
+    if let Reader::Device(device) = reader {
         let state = device_state::read(&app.store, tenant, &device.device_id).await?;
         if let Some((epoch, acknowledged)) = state.acknowledged
             && epoch == place.epoch
