@@ -1,10 +1,11 @@
 //! Reading the streams: ranges for batches and replays, the live tail and its fan-out, presence, trimming.
 //!
 //! [`store`] reads what a user must see with one round trip and no Postgres, an [`entry`] at a time; [`live`] follows the live stream once per
-//! process and wakes the readers it names; [`feed`] joins both for one reader: history first, then live.
+//! process, and the [`hub`] wakes the readers that it names; [`feed`] joins both for one reader: history first, then live.
 
 pub mod entry;
 pub mod feed;
+pub mod hub;
 pub mod json;
 pub mod live;
 pub mod presence;

@@ -133,22 +133,24 @@ impl Missing {
 /// How long a connection is given before it is replaced by another.
 const RENEWAL: Duration = Duration::from_secs(1);
 
-/// Reads streams and devices' sync states. Cloning shares the connection.
+/// Reads streams and devices' sync states. Cloning shares all of it, as every live stream does.
 #[derive(Clone)]
-pub struct Store {
+pub struct Store(Arc<Shared>);
+
+struct Shared {
     client: redis::Client,
     settings: ConnectionManagerConfig,
     /// The connection, and since when it is in use.
-    connection: Arc<RwLock<(ConnectionManager, Instant)>>,
+    connection: RwLock<(ConnectionManager, Instant)>,
     /// For stretches of streams.
-    ranges: Arc<Connections>,
-    keys: Arc<Keys>,
+    ranges: Connections,
+    keys: Keys,
 }
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store")
-            .field("keys", &self.keys)
+            .field("keys", &self.0.keys)
             .finish_non_exhaustive()
     }
 }
@@ -166,31 +168,36 @@ impl Store {
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500));
         let client = transport::redis::client(config)?;
-        Ok(Self {
-            connection: Arc::new(RwLock::new((
+        Ok(Self(Arc::new(Shared {
+            connection: RwLock::new((
                 ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?,
                 Instant::now(),
-            ))),
+            )),
             client,
             settings,
-            ranges: Arc::new(Connections::new(config)),
-            keys: Arc::new(Keys::new(&config.prefix)),
-        })
+            ranges: Connections::new(config),
+            keys: Keys::new(&config.prefix),
+        })))
     }
 
     /// The shared connection.
     pub fn connection(&self) -> ConnectionManager {
-        self.connection.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.0
+            .connection
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone()
     }
 
     /// Makes the connection anew. The manager does so by itself when it hears that a connection has ended, but a
     /// half-open one is only silent.
     pub fn renew(&self) {
-        let mut held = self.connection.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.0.connection.write().unwrap_or_else(PoisonError::into_inner);
         if held.1.elapsed() < RENEWAL {
             return;
         }
-        match ConnectionManager::new_lazy_with_config(self.client.clone(), self.settings.clone()) {
+        match ConnectionManager::new_lazy_with_config(self.0.client.clone(), self.0.settings.clone()) {
             Ok(connection) => *held = (connection, Instant::now()),
             Err(error) => tracing::warn!(%error, "cannot make another connection to Redis"),
         }
@@ -198,7 +205,7 @@ impl Store {
 
     /// Names of keys.
     pub fn keys(&self) -> &Keys {
-        &self.keys
+        &self.0.keys
     }
 
     /// Runs commands that may run twice, once more when the connection turns out to be lost: it is made anew in between.
@@ -219,7 +226,7 @@ impl Store {
     /// See [`Error`].
     pub async fn view(&self) -> Result<View, Error> {
         let mut pipe = redis::pipe();
-        checkpoint_command(&mut pipe, &self.keys);
+        checkpoint_command(&mut pipe, &self.0.keys);
         let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
         parse_view(&fields)
     }
@@ -233,7 +240,7 @@ impl Store {
         let deadline = tokio::time::Instant::now() + patience;
         loop {
             let end: Option<String> = redis::cmd("HGET")
-                .arg(self.keys.checkpoint())
+                .arg(self.0.keys.checkpoint())
                 .arg("end_lsn")
                 .query_async(&mut self.connection())
                 .await?;
@@ -249,7 +256,7 @@ impl Store {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let pattern = self.keys.of_tenant(tenant);
+        let pattern = self.0.keys.of_tenant(tenant);
         let (mut removed, mut cursor) = (0, 0_u64);
         loop {
             let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
@@ -277,8 +284,8 @@ impl Store {
     /// # Errors
     /// See [`Error`].
     pub async fn read(&self, tenant: &str, user: Uuid, place: Place, limit: usize) -> Result<Read, Error> {
-        let (inbox, shared) = (self.keys.inbox(tenant, &user.to_string()), self.keys.shared(tenant));
-        let (meta, checkpoint) = (self.keys.meta(tenant), self.keys.checkpoint());
+        let (inbox, shared) = (self.0.keys.inbox(tenant, &user.to_string()), self.0.keys.shared(tenant));
+        let (meta, checkpoint) = (self.0.keys.meta(tenant), self.0.keys.checkpoint());
         let count = limit.clamp(1, READ_MAX);
         let (from, count_text) = (place.position.next().to_string(), count.to_string());
         let commands: [&[&str]; 5] = [
@@ -331,7 +338,7 @@ impl Store {
         until: StreamId,
         count: usize,
     ) -> Result<Vec<Entry>, Error> {
-        let inbox = self.keys.inbox(tenant, &user.to_string());
+        let inbox = self.0.keys.inbox(tenant, &user.to_string());
         let (from, until, count) = (after.next().to_string(), until.to_string(), count.to_string());
         let commands: [&[&str]; 1] = [&["XRANGE", &inbox, &from, &until, "COUNT", &count]];
         let reply = self.transact(&commands).await?;
@@ -349,7 +356,7 @@ impl Store {
                 .for_each(|argument| resp::argument(&mut encoded, argument.as_bytes()));
         }
         resp::command(&mut encoded, &[b"EXEC"]);
-        self.ranges.ask(&encoded, commands.len() + 2).await
+        self.0.ranges.ask(&encoded, commands.len() + 2).await
     }
 
     /// What a snapshot's beginning needs, before the snapshot is taken.
@@ -359,13 +366,13 @@ impl Store {
     pub async fn handoff(&self, tenant: &str, user: Uuid) -> Result<Handoff, Error> {
         let mut pipe = redis::pipe();
         pipe.atomic();
-        pipe.cmd("EXISTS").arg(self.keys.inbox(tenant, &user.to_string()));
-        pipe.cmd("EXISTS").arg(self.keys.shared(tenant));
+        pipe.cmd("EXISTS").arg(self.0.keys.inbox(tenant, &user.to_string()));
+        pipe.cmd("EXISTS").arg(self.0.keys.shared(tenant));
         pipe.cmd("HMGET")
-            .arg(self.keys.meta(tenant))
+            .arg(self.0.keys.meta(tenant))
             .arg(&["generation", "state"]);
-        pipe.cmd("HGETALL").arg(self.keys.window());
-        checkpoint_command(&mut pipe, &self.keys);
+        pipe.cmd("HGETALL").arg(self.0.keys.window());
+        checkpoint_command(&mut pipe, &self.0.keys);
         type Meta = (Option<i64>, Option<String>);
         type Answer = (bool, bool, Meta, HashMap<String, String>, Vec<Option<String>>);
         let (inbox, shared, (generation, state), window, checkpoint): Answer = self.query(&pipe).await?;

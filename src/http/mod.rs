@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::change::StreamId;
 use crate::config::Config;
 use crate::database::Database;
-use crate::deliver::live::Hub;
+use crate::deliver::hub::Hub;
 use crate::deliver::presence::Presence;
 use crate::deliver::store::{Store, View};
 use crate::domain::devices::Devices;

@@ -11,7 +11,6 @@ use bytes::{BufMut as _, BytesMut};
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use tokio::io::ReadBuf;
-use uuid::Uuid;
 
 use super::App;
 use super::error::Error;
@@ -46,23 +45,13 @@ pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> 
 /// session was ended.
 pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.user()?;
-    let (tenant, user) = (caller.tenant.clone(), caller.user_id);
     let wanted = Stream::Web(request.param_id("user_id", "user")?);
     tickets::check_own(&app, request.caller()?, &wanted).await?;
-    // Watched first: an end in between must not be missed.
-    let session = Arc::new(app.sessions.watch(caller.session));
-    if app.sessions.is_ended(caller.session).await? {
+    match Reader::user(&app, caller).await? {
+        Some(reader) => open(app, &request, reader).await,
         // What tells an EventSource to stop for good (WHATWG HTML, section 9.2.3).
-        return Ok(response::no_content());
+        None => Ok(response::no_content()),
     }
-    let page = format!("web:{}", Uuid::new_v4());
-    let reader = Reader::Web {
-        tenant,
-        user,
-        page,
-        session,
-    };
-    open(app, &request, reader).await
 }
 
 async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Response, Error> {
@@ -105,11 +94,11 @@ impl Outlet for Sse {
         self.out.put_slice(b"\n\n");
     }
 
-    fn put(&mut self, event: &Event) {
+    fn put(&mut self, event: &Event<'_>) {
         // JSON has no line breaks of its own, names are checked by the configuration, ids are base64.
         self.out.put_slice(b"event: ");
         self.out.put_slice(event.shown_name().as_bytes());
-        if let Some(id) = &event.id {
+        if let Some(id) = event.id {
             self.out.put_slice(b"\nid: ");
             self.out.put_slice(id.as_bytes());
         }
