@@ -162,6 +162,8 @@ pub struct Server {
     pub body_bytes_max: usize,
     /// Most connections at once (1 to 1,000,000).
     pub connections_max: usize,
+    /// Connections that may wait to be accepted; the system's bound (`net.core.somaxconn`) counts, too (16 to 65,535).
+    pub backlog: u32,
     /// Seconds that a stop waits for requests under way (0 to 300).
     pub shutdown_grace_seconds: u64,
     /// File (PEM) with the server's certificate and those that link it to an authority; empty means plain HTTP.
@@ -205,6 +207,7 @@ impl Default for Server {
             header_timeout_seconds: 10,
             body_bytes_max: 1024 * 1024,
             connections_max: 19_000,
+            backlog: 4096,
             shutdown_grace_seconds: 10,
             tls_cert_file: String::new(),
             tls_key_file: String::new(),
@@ -712,6 +715,7 @@ impl Config {
         within("server.header_timeout_seconds", s.header_timeout_seconds, 1, 120)?;
         within("server.body_bytes_max", s.body_bytes_max as u64, KIB, 64 * MIB)?;
         within("server.connections_max", s.connections_max as u64, 1, 1_000_000)?;
+        within("server.backlog", s.backlog.into(), 16, 65_535)?;
         within("server.shutdown_grace_seconds", s.shutdown_grace_seconds, 0, 300)?;
         within("postgres.pool_size", p.pool_size as u64, 1, 1000)?;
         within("postgres.connect_timeout_seconds", p.connect_timeout_seconds, 1, 60)?;

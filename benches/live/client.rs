@@ -311,7 +311,9 @@ fn take(shared: &Shared, seat: &Mutex<Seat>, block: &str, now: u64) {
     let Some(data) = field("data: ") else { return };
     let name = field("event: ").unwrap_or_default();
     if name == "hello" {
-        let cursor = data.split_once("\"cursor\":\"").and_then(|(_, rest)| rest.split_once('"'));
+        let cursor = data
+            .split_once("\"cursor\":\"")
+            .and_then(|(_, rest)| rest.split_once('"'));
         cursor.unwrap().0.clone_into(&mut seat.lock().unwrap().last_id);
         return;
     }

@@ -228,7 +228,11 @@ impl Bench {
     }
 
     async fn run(&mut self, options: &Options) {
-        let nchan = if options.alone { None } else { Nchan::start(&self.servers.folder.0, options.workers).await };
+        let nchan = if options.alone {
+            None
+        } else {
+            Nchan::start(&self.servers.folder.0, options.workers).await
+        };
         let mut nchan = nchan.map(|nchan| (nchan, Clients::start()));
         if nchan.is_none() {
             println!("nginx with Nchan is not installed or left out (Debian: nginx, libnginx-mod-nchan)\n");
@@ -349,7 +353,10 @@ impl Bench {
         let engine = self.engine.id().unwrap();
         let cpu = Process::of(engine).cpu;
         let emit = "SELECT pg_logical_emit_message(true, 'posduif:announcement', $1::text)";
-        let content = format!(r#"{{"tenant": "{TENANT}", "to": "tenant", "data": {}}}"#, nchan::CONTENT);
+        let content = format!(
+            r#"{{"tenant": "{TENANT}", "to": "tenant", "data": {}}}"#,
+            nchan::CONTENT
+        );
         let mut rate = Rate::default();
         for _ in 0..options.events {
             self.clients.tell(&Command::Forget);
@@ -401,7 +408,11 @@ impl Bench {
         }
         let mut latencies: Vec<u64> = written
             .iter()
-            .map(|(id, asked)| told.get(id).expect("a message did not reach its reader").saturating_sub(*asked))
+            .map(|(id, asked)| {
+                told.get(id)
+                    .expect("a message did not reach its reader")
+                    .saturating_sub(*asked)
+            })
             .collect();
         latencies.sort_unstable();
         let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize] as f64 / 1000.0;
@@ -442,7 +453,11 @@ impl Bench {
             println!(
                 "storm of {count} {}: all back in {:.1} s, the slowest in {} ms, no error; {:.0} statements, {:.0} of them \
                  beyond those without a storm",
-                if is_cold { "to a new engine" } else { "to the same engine" },
+                if is_cold {
+                    "to a new engine"
+                } else {
+                    "to the same engine"
+                },
                 opened.took_ms as f64 / 1000.0,
                 opened.slowest_ms,
                 statements,

@@ -16,8 +16,7 @@ use super::{Clients, Options, Rate};
 pub(crate) const CONTENT: &str = r#"{"text":"the canteen opens at noon today"}"#;
 
 /// What clients of the engine get of it. Nchan is given the same.
-const TOLD: &str =
-    r#"{"data":{"text":"the canteen opens at noon today"},"id":"25852384-3","op":"message","table":"posduif:announcement","type":"announcement"}"#;
+const TOLD: &str = r#"{"data":{"text":"the canteen opens at noon today"},"id":"25852384-3","op":"message","table":"posduif:announcement","type":"announcement"}"#;
 
 /// Where Debian's package puts the module.
 const MODULE: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
@@ -66,7 +65,12 @@ impl Nchan {
         );
         let file = folder.join("nginx.conf");
         std::fs::write(&file, configuration).unwrap();
-        let master = Command::new("nginx").arg("-c").arg(&file).stdin(Stdio::null()).spawn().ok()?;
+        let master = Command::new("nginx")
+            .arg("-c")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .spawn()
+            .ok()?;
         let nchan = Self { master, address };
         for _ in 0..500 {
             if TcpStream::connect(address).await.is_ok() {
@@ -86,7 +90,10 @@ impl Nchan {
     }
 
     pub(crate) fn resident_kib(&self) -> u64 {
-        self.processes().into_iter().map(|pid| Process::of(pid).resident_kib).sum()
+        self.processes()
+            .into_iter()
+            .map(|pid| Process::of(pid).resident_kib)
+            .sum()
     }
 
     fn cpu(&self) -> Duration {

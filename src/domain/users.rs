@@ -1,6 +1,6 @@
 //! Users of a tenant: people at the web and people with a phone.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -211,6 +211,22 @@ pub async fn list(
         )
         .await?;
     read_page(&rows, |row| User::from_row(row, online))
+}
+
+/// The types of those of these users who may act, by their ids.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn active_types(
+    database: &Database,
+    tenant: &Tenant,
+    users: &[Uuid],
+) -> Result<HashMap<Uuid, UserType>, Error> {
+    let statement = tenant.sql(include_str!("../../sql/users_active_type.sql"));
+    let rows = database.query(&statement, &[(&users, Type::UUID_ARRAY)]).await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("id")?, row.try_get::<_, &str>("user_type")?.parse()?)))
+        .collect()
 }
 
 /// Whether the user exists and is neither disabled nor deleted.

@@ -51,7 +51,7 @@ use crate::domain::tickets::Tickets;
 use crate::route::rule::Rule;
 use crate::sync::ahead::Ahead;
 use crate::sync::cursor::CursorKey;
-use crate::sync::incoming::Incoming;
+use crate::sync::incoming::{self, Incoming};
 use crate::sync::metadata::Metadata;
 use crate::sync::statuses::Statuses;
 use crate::telemetry::metrics::Metrics;
@@ -144,6 +144,7 @@ impl App {
                     .collect(),
                 ahead: Ahead::default(),
                 statuses: Statuses::new(database.clone(), store.clone(), stop.clone()),
+                never_synced: incoming::never_synced(database.clone()),
             },
             metadata: Metadata::default(),
             database,

@@ -187,11 +187,13 @@ impl Live {
         outlet.begin(self.retry());
         self.greet(&mut outlet);
         Box::pin(self.touch()).await;
+        // What the history told is known already.
+        let mut wake = Wake::Signals(Signals::default());
         let end = loop {
-            let wake = poll_fn(|context| self.poll_wake(&mut outlet, context)).await;
             if let Some(end) = self.act(&mut outlet, wake).await {
                 break end;
             }
+            wake = poll_fn(|context| self.poll_wake(&mut outlet, context)).await;
         };
         match end {
             End::Words => Box::pin(close(outlet)).await,
