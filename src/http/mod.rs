@@ -14,6 +14,7 @@ pub mod enrollment;
 pub mod error;
 pub mod gzip;
 pub mod health;
+pub mod live;
 pub mod messages;
 pub mod metrics;
 pub mod openapi;
@@ -25,8 +26,10 @@ pub mod server;
 pub mod sessions;
 pub mod sse;
 pub mod sync;
+pub mod takeover;
 pub mod tickets;
 pub mod users;
+pub mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
