@@ -36,4 +36,5 @@ mod tickets;
 mod tls;
 mod uploads;
 mod values;
+mod websocket;
 mod wire;

@@ -41,8 +41,8 @@ pub(super) enum Said {
 /// The result for what cannot be read.
 pub(super) fn read(text: &str, items_max: usize) -> Result<Said, Answer> {
     let refused = |message: String| Answer::refused(Value::Null, &Error::new(Code::ValidationError, message));
-    let said: Value =
-        serde_json::from_str(text).map_err(|error| refused(format!("the frame is not the JSON that is needed: {error}")))?;
+    let said: Value = serde_json::from_str(text)
+        .map_err(|error| refused(format!("the frame is not the JSON that is needed: {error}")))?;
     match said {
         Value::Array(items) if (1..=items_max).contains(&items.len()) => Ok(Said::Items(items)),
         Value::Array(_) => Err(refused(format!("a list must have 1 to {items_max} items"))),
@@ -226,11 +226,7 @@ impl Batch {
     }
 
     async fn upload(&mut self, app: &App, device: &DevicePrincipal, answers: &mut Vec<Answer>) {
-        let Self {
-            ids,
-            messages,
-            changes,
-        } = std::mem::take(self);
+        let Self { ids, messages, changes } = std::mem::take(self);
         if ids.is_empty() {
             return;
         }
@@ -246,7 +242,11 @@ impl Batch {
         let mut of_changes = of_messages.split_off(messages.len()).into_iter();
         let mut of_messages = of_messages.into_iter();
         for (id, is_message) in ids {
-            let result = if is_message { of_messages.next() } else { of_changes.next() };
+            let result = if is_message {
+                of_messages.next()
+            } else {
+                of_changes.next()
+            };
             answers.extend(result.map(|result| Answer::of_upload(id, result)));
         }
     }
