@@ -38,9 +38,9 @@ pub(super) enum Said {
 /// Reads a frame's text.
 ///
 /// # Errors
-/// The result for what cannot be read.
-pub(super) fn read(text: &str, items_max: usize) -> Result<Said, Answer> {
-    let refused = |message: String| Answer::refused(Value::Null, &Error::new(Code::ValidationError, message));
+/// 400 for what cannot be read.
+pub(super) fn read(text: &str, items_max: usize) -> Result<Said, Error> {
+    let refused = |message: String| Error::new(Code::ValidationError, message);
     let said: Value = serde_json::from_str(text)
         .map_err(|error| refused(format!("the frame is not the JSON that is needed: {error}")))?;
     match said {

@@ -291,8 +291,7 @@ impl Socket {
         Poll::Ready(match message {
             Message::Text(text) => self.take(&text),
             Message::Binary(_) => {
-                let error = Error::new(Code::ValidationError, "a frame must be text: JSON");
-                self.answer(&Answer::refused(Value::Null, &error));
+                self.refuse(&Error::new(Code::ValidationError, "a frame must be text: JSON"));
                 None
             }
             // Answers to both are on their way by themselves.
@@ -308,7 +307,7 @@ impl Socket {
                 let work = items::carry_out(self.app.clone(), self.caller.clone(), items);
                 self.work = Some(Box::pin(work));
             }
-            Err(answer) => self.answer(&answer),
+            Err(error) => self.refuse(&error),
         }
         None
     }
