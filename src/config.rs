@@ -130,8 +130,10 @@ pub struct Config {
     pub messages: Messages,
     /// Enrollment of devices.
     pub enrollment: Enrollment,
-    /// Server-sent events.
+    /// Live events, by SSE and WebSocket.
     pub sse: Sse,
+    /// What clients say over WebSockets.
+    pub websocket: WebSocket,
     /// What `GET /api/app-instructions` tells an app.
     pub app: App,
     /// Readiness.
@@ -544,6 +546,8 @@ pub struct Sse {
     pub heartbeat_seconds: u64,
     /// Milliseconds that a client is advised to wait before it reconnects; up to as much again is added at random (100 to 60,000).
     pub retry_ms: u64,
+    /// Seconds that a reader may take nothing of what is sent before it is cut; it resumes without loss (1 to 300).
+    pub write_timeout_seconds: u64,
     /// Events that may wait for one slow reader before it is cut; it resumes without loss (16 to 100,000).
     pub queue_events_max: usize,
     /// Events replayed one by one after a resume; beyond them one `sync_required` sums up (1 to 100,000).
@@ -555,8 +559,28 @@ impl Default for Sse {
         Self {
             heartbeat_seconds: 15,
             retry_ms: 1000,
+            write_timeout_seconds: 20,
             queue_events_max: 256,
             replay_events_max: 1000,
+        }
+    }
+}
+
+/// What clients say over WebSockets. For what they are told, [`Sse`] holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WebSocket {
+    /// Largest message of a client in bytes, in one frame or several (1 KiB to 16 MiB).
+    pub message_bytes_max: usize,
+    /// Most items in one message (1 to 1000).
+    pub items_max: usize,
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 256 * 1024,
+            items_max: 100,
         }
     }
 }
@@ -806,8 +830,12 @@ impl Config {
         let e = &self.sse;
         within("sse.heartbeat_seconds", e.heartbeat_seconds, 1, 300)?;
         within("sse.retry_ms", e.retry_ms, 100, 60_000)?;
+        within("sse.write_timeout_seconds", e.write_timeout_seconds, 1, 300)?;
         within("sse.queue_events_max", e.queue_events_max as u64, 16, 100_000)?;
         within("sse.replay_events_max", e.replay_events_max as u64, 1, 100_000)?;
+        let w = &self.websocket;
+        within("websocket.message_bytes_max", w.message_bytes_max as u64, KIB, 16 * MIB)?;
+        within("websocket.items_max", w.items_max as u64, 1, 1000)?;
         within(
             "health.freshness_bound_seconds",
             self.health.freshness_bound_seconds,

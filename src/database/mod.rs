@@ -14,6 +14,8 @@ pub mod tenants;
 
 use std::error::Error as _;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -135,6 +137,8 @@ pub struct PoolUse {
     pub in_use: usize,
     /// Most at once.
     pub max: usize,
+    /// Times that work took one.
+    pub taken: u64,
 }
 
 /// The pool of ordinary SQL connections. Cloning shares it.
@@ -144,6 +148,7 @@ pub struct Database {
     config: tokio_postgres::Config,
     server: Server,
     statement_timeout: Duration,
+    taken: Arc<AtomicU64>,
 }
 
 impl Database {
@@ -203,6 +208,7 @@ impl Database {
             config,
             server,
             statement_timeout,
+            taken: Arc::default(),
         };
         database.check().await.with_context(|| {
             format!(
@@ -218,6 +224,7 @@ impl Database {
     /// # Errors
     /// [`Error::Unavailable`] when none comes free, or none can be made, within `postgres.connect_timeout_seconds`.
     pub async fn get(&self) -> Result<Client, Error> {
+        self.taken.fetch_add(1, Ordering::Relaxed);
         Ok(self.pool.get().await?)
     }
 
@@ -283,6 +290,7 @@ impl Database {
             idle: status.available,
             in_use: status.size.saturating_sub(status.available),
             max: status.max_size,
+            taken: self.taken.load(Ordering::Relaxed),
         }
     }
 

@@ -26,6 +26,9 @@ type Found<K, V> = Result<HashMap<K, V>, Error>;
 
 type Fetch<K, V> = dyn Fn(Vec<K>) -> Pin<Box<dyn Future<Output = Found<K, V>> + Send>> + Send + Sync;
 
+/// A question, and who waits for its answer.
+type Asked<K, V> = (K, oneshot::Sender<Result<Option<V>, Error>>);
+
 /// Gathers questions. Cloning shares it. Its queue holds one question for each request under way, so that
 /// `server.connections_max` bounds it.
 pub struct Loader<K, V>(Arc<Shared<K, V>>);
@@ -36,7 +39,7 @@ struct Shared<K, V> {
 }
 
 struct Queue<K, V> {
-    waiting: Vec<(K, oneshot::Sender<Result<Option<V>, Error>>)>,
+    waiting: Vec<Asked<K, V>>,
     /// Somebody answers.
     is_served: bool,
 }

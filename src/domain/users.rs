@@ -10,6 +10,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::limits::{Attempt, Limits};
+use super::loader::Loader;
 use super::password::Passwords;
 use super::{Error, Page, Timestamp, check_text, read_page};
 use crate::config;
@@ -211,6 +212,25 @@ pub async fn list(
         )
         .await?;
     read_page(&rows, |row| User::from_row(row, online))
+}
+
+/// Tells the types of users who may act, for all who ask at the same time together.
+pub fn types(database: Database) -> Loader<(Tenant, Uuid), UserType> {
+    Loader::new(move |users: Vec<(Tenant, Uuid)>| {
+        let database = database.clone();
+        async move {
+            let mut by_tenant: HashMap<Tenant, Vec<Uuid>> = HashMap::new();
+            for (tenant, user) in users {
+                by_tenant.entry(tenant).or_default().push(user);
+            }
+            let mut found = HashMap::new();
+            for (tenant, users) in by_tenant {
+                let types = active_types(&database, &tenant, &users).await?;
+                found.extend(types.into_iter().map(|(user, kind)| ((tenant.clone(), user), kind)));
+            }
+            Ok(found)
+        }
+    })
 }
 
 /// The types of those of these users who may act, by their ids.

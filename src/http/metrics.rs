@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use hyper::{Method, StatusCode};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
@@ -54,7 +55,7 @@ fn gauges(vitals: &Vitals) -> Registry {
     }
     now.register(
         "subscribers",
-        "Event streams connected to this process",
+        "Event streams and WebSockets connected to this process",
         ConstGauge::new(vitals.hub.subscribers() as f64),
     );
     let pool = vitals.database.pool_use();
@@ -62,6 +63,11 @@ fn gauges(vitals: &Vitals) -> Registry {
         "pool_connections",
         "Ordinary Postgres connections of this process, by use",
         labelled("use", [("in_use", pool.in_use as f64), ("idle", pool.idle as f64)]),
+    );
+    now.register(
+        "pool_connections_taken",
+        "Times that work took one of the ordinary Postgres connections",
+        ConstCounter::new(pool.taken),
     );
     now.register(
         "pool_connections_max",

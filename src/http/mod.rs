@@ -29,6 +29,7 @@ pub mod sync;
 pub mod takeover;
 pub mod tickets;
 pub mod users;
+pub mod websocket;
 pub mod wire;
 
 use std::sync::Arc;
@@ -36,18 +37,23 @@ use std::time::Duration;
 
 use postgres_types::PgLsn;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::change::StreamId;
 use crate::config::Config;
 use crate::database::Database;
+use crate::database::tenants::Tenant;
 use crate::deliver::hub::Hub;
 use crate::deliver::presence::Presence;
 use crate::deliver::store::{Store, View};
+use crate::domain;
 use crate::domain::devices::Devices;
 use crate::domain::limits::Limits;
+use crate::domain::loader::Loader;
 use crate::domain::password::Passwords;
 use crate::domain::sessions::Sessions;
 use crate::domain::tickets::Tickets;
+use crate::domain::users::UserType;
 use crate::route::rule::Rule;
 use crate::sync::ahead::Ahead;
 use crate::sync::cursor::CursorKey;
@@ -75,6 +81,8 @@ pub struct App {
     pub limits: Limits,
     /// Checks device tokens.
     pub devices: Devices,
+    /// Tells the types of users who may act.
+    pub active: Loader<(Tenant, Uuid), UserType>,
     /// Who is online.
     pub presence: Presence,
     /// Reads the streams.
@@ -133,6 +141,7 @@ impl App {
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
             devices: Devices::new(database.clone(), &config, hub.freshness()),
+            active: domain::users::types(database.clone()),
             presence: Presence::connect(&config.redis)?,
             incoming: Incoming {
                 database: database.clone(),

@@ -47,7 +47,7 @@ pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.user()?;
     let wanted = Stream::Web(request.param_id("user_id", "user")?);
     tickets::check_own(&app, request.caller()?, &wanted).await?;
-    match Reader::user(&app, caller).await? {
+    match Reader::web(&app, caller).await? {
         Some(reader) => open(app, &request, reader).await,
         // What tells an EventSource to stop for good (WHATWG HTML, section 9.2.3).
         None => Ok(response::no_content()),
@@ -55,11 +55,7 @@ pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
 }
 
 async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Response, Error> {
-    let resume = request
-        .header("last-event-id")
-        .or_else(|| request.query.get("last_event_id"))
-        .or_else(|| request.query.get("lastEventId"));
-    let live = Live::open(app, reader, resume).await?;
+    let live = Live::open(app, reader, request.resume()).await?;
 
     let mut response = response::no_content();
     *response.status_mut() = StatusCode::OK;
@@ -109,6 +105,10 @@ impl Outlet for Sse {
 
     fn beat(&mut self) {
         self.out.put_slice(b": heartbeat\n\n");
+    }
+
+    fn refuse(&mut self, _error: &Error) {
+        // Nothing can be asked for behind the request.
     }
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {

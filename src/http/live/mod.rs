@@ -27,16 +27,13 @@ use crate::deliver::hub::{self, Signals};
 use crate::deliver::live::Notice;
 use crate::deliver::store::Place;
 use crate::domain::devices::DevicePrincipal;
+use crate::domain::messages;
 use crate::domain::sessions::Watch;
-use crate::domain::{messages, users};
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
 
 /// Pause before a feed that lost Redis looks again.
 const RETRY: Duration = Duration::from_millis(500);
-
-/// How long a reader may leave no room for its events.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the last words may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,7 +64,7 @@ impl Reader {
     ///
     /// # Errors
     /// 503 while Redis is away.
-    pub async fn user(app: &App, user: &WebPrincipal) -> Result<Option<Self>, Error> {
+    pub async fn web(app: &App, user: &WebPrincipal) -> Result<Option<Self>, Error> {
         // Watched first: an end in between must not be missed.
         let session = app.sessions.watch(user.session);
         if app.sessions.is_ended(user.session).await? {
@@ -138,7 +135,9 @@ pub struct Live {
 /// Why a stream wakes.
 enum Wake {
     Signals(Signals),
+    Resume(String),
     Ended,
+    Done,
     Gone,
     Slow,
     Stop,
@@ -208,6 +207,8 @@ impl Live {
 
     fn poll_wake(&mut self, outlet: &mut impl Outlet, context: &mut Context<'_>) -> Poll<Wake> {
         match outlet.poll_hear(context) {
+            Poll::Ready(Heard::Resume(id)) => return Poll::Ready(Wake::Resume(id)),
+            Poll::Ready(Heard::Done) => return Poll::Ready(Wake::Done),
             Poll::Ready(Heard::Gone) => return Poll::Ready(Wake::Gone),
             Poll::Pending => {}
         }
@@ -219,7 +220,8 @@ impl Live {
             Poll::Ready(Err(_)) => return Poll::Ready(Wake::Gone),
             // While something waits to be written, what comes waits in the hub, where there is a bound.
             Poll::Pending => {
-                let sleep = || Box::pin(tokio::time::sleep(WRITE_TIMEOUT));
+                let patience = Duration::from_secs(self.app.config.sse.write_timeout_seconds);
+                let sleep = || Box::pin(tokio::time::sleep(patience));
                 if self.slow.get_or_insert_with(sleep).as_mut().poll(context).is_ready() {
                     return Poll::Ready(Wake::Slow);
                 }
@@ -238,25 +240,10 @@ impl Live {
     /// Does what a wake is for. Gives how the stream ends, if it does.
     async fn act(&mut self, outlet: &mut impl Outlet, wake: Wake) -> Option<End> {
         match wake {
-            Wake::Signals(signals) => {
-                if self.feed.take(&signals) {
-                    Box::pin(self.close_gap()).await;
-                }
-                while let Some((event, place)) = self.feed.pop() {
-                    self.tell(outlet, event, place).await;
-                }
-                if signals.is_beat {
-                    outlet.beat();
-                }
-                if signals.is_closed {
-                    let bye = Event::bye(self.retry().as_millis() as u64);
-                    self.put(outlet, &bye);
-                    return Some(End::Words);
-                }
-                if self.unseen.is_some() {
-                    return Box::pin(self.look(outlet)).await;
-                }
-                None
+            Wake::Signals(signals) => self.pass_on(outlet, signals).await,
+            Wake::Resume(id) => {
+                Box::pin(self.resume(outlet, &id)).await;
+                self.pass_on(outlet, Signals::default()).await
             }
             Wake::Ended => {
                 self.put(outlet, &Event::revoked());
@@ -267,9 +254,32 @@ impl Live {
                 self.put(outlet, &bye);
                 Some(End::Words)
             }
+            Wake::Done => Some(End::Words),
             Wake::Gone => Some(End::Gone),
             Wake::Slow => Some(End::Slow),
         }
+    }
+
+    /// Tells what the hub had, and what is known beside it.
+    async fn pass_on(&mut self, outlet: &mut impl Outlet, signals: Signals) -> Option<End> {
+        if self.feed.take(&signals) {
+            Box::pin(self.close_gap()).await;
+        }
+        while let Some((event, place)) = self.feed.pop() {
+            self.tell(outlet, event, place).await;
+        }
+        if signals.is_beat {
+            outlet.beat();
+        }
+        if signals.is_closed {
+            let bye = Event::bye(self.retry().as_millis() as u64);
+            self.put(outlet, &bye);
+            return Some(End::Words);
+        }
+        if self.unseen.is_some() {
+            return Box::pin(self.look(outlet)).await;
+        }
+        None
     }
 
     /// Reads what the hub has not told, and again in a moment if that cannot be had.
@@ -286,6 +296,18 @@ impl Live {
         self.put(outlet, &Event::hello(&beginning));
         if self.waiting > 0 {
             self.put(outlet, &Event::sync_required(self.waiting).at(&beginning));
+        }
+    }
+
+    /// Begins anew behind an id that the client names. If that cannot be, all goes on as it was.
+    async fn resume(&mut self, outlet: &mut impl Outlet, id: &str) {
+        match feed(&self.app, &self.reader, Some(id)).await {
+            Ok((feed, waiting)) => {
+                self.feed = feed;
+                self.waiting = waiting;
+                self.greet(outlet);
+            }
+            Err(error) => outlet.refuse(&error),
         }
     }
 
@@ -361,9 +383,13 @@ impl Live {
             return Standing::Unknown;
         }
         let Reader::Device(device) = &self.reader else {
-            return match users::is_active(&app.database, self.reader.tenant(), self.reader.user_id()).await {
-                Ok(true) => Standing::Kept,
-                Ok(false) => Standing::Lost,
+            return match app
+                .active
+                .load((self.reader.tenant().clone(), self.reader.user_id()))
+                .await
+            {
+                Ok(Some(_)) => Standing::Kept,
+                Ok(None) => Standing::Lost,
                 Err(_) => Standing::Unknown,
             };
         };
