@@ -36,6 +36,7 @@ mod support;
 mod sync;
 mod takeover;
 mod tenants;
+mod tickets;
 mod tls;
 mod uploads;
 mod values;
