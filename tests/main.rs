@@ -40,4 +40,5 @@ mod tickets;
 mod tls;
 mod uploads;
 mod values;
+mod websocket;
 mod wire;
