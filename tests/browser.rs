@@ -226,9 +226,15 @@ async fn chromiums_own_event_source_and_web_socket_are_told_by_ticket_and_come_b
     }
     // What the page writes is done, and told to its other stream.
     let result = told.next("socket", "result").await;
-    assert_eq!((&result["id"], &result["status"]), (&json!("from the page"), &json!("applied")));
+    assert_eq!(
+        (&result["id"], &result["status"]),
+        (&json!("from the page"), &json!("applied"))
+    );
     let written = &result["server"]["id"];
-    assert_eq!(office.message(written.as_str().unwrap()).await["content"], "written by a page");
+    assert_eq!(
+        office.message(written.as_str().unwrap()).await["content"],
+        "written by a page"
+    );
     assert_eq!(&told.next("source", "message_updated").await["message_id"], written);
 
     // Rows of somebody else's.
@@ -237,7 +243,10 @@ async fn chromiums_own_event_source_and_web_socket_are_told_by_ticket_and_come_b
         let statement = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) \
                          SELECT $1, $2, 'from psql' FROM generate_series(1, $3) RETURNING id";
         let rows = psql.query(statement, &[&office.joe_id, &office.bob_id, &count]).await;
-        rows.unwrap().iter().map(|row| row.get::<_, Uuid>(0).to_string()).collect()
+        rows.unwrap()
+            .iter()
+            .map(|row| row.get::<_, Uuid>(0).to_string())
+            .collect()
     };
     let sent = insert(3).await;
     for by in ["source", "socket"] {
@@ -258,7 +267,11 @@ async fn chromiums_own_event_source_and_web_socket_are_told_by_ticket_and_come_b
         told.next(by, "revoked").await;
         told.next(by, "over").await;
     }
-    let twice: Vec<&Value> = told.early.iter().filter(|report| report["name"] == "new_message").collect();
+    let twice: Vec<&Value> = told
+        .early
+        .iter()
+        .filter(|report| report["name"] == "new_message")
+        .collect();
     assert!(twice.is_empty(), "{twice:?}");
     drop(browser);
     office.close().await;
