@@ -3,6 +3,7 @@
 
 mod api;
 mod bad_input;
+mod browser;
 mod catchup;
 mod cli;
 mod conflicts;
@@ -36,4 +37,5 @@ mod tickets;
 mod tls;
 mod uploads;
 mod values;
+mod websocket;
 mod wire;
