@@ -3,11 +3,14 @@
 
 mod api;
 mod bad_input;
+mod browser;
 mod catchup;
 mod cli;
+mod commands;
 mod conflicts;
 mod decoder;
 mod devices;
+mod doctor;
 mod epochs;
 mod faults;
 mod freshness;
@@ -15,6 +18,7 @@ mod handoff;
 mod insight;
 mod live;
 mod model;
+mod operators;
 mod outages;
 mod own_tables;
 #[path = "../examples/phone.rs"]
@@ -29,6 +33,7 @@ mod refusals;
 mod rules;
 mod scale;
 mod sessions;
+mod slots;
 mod support;
 mod sync;
 mod takeover;
