@@ -4,7 +4,9 @@ mod config;
 mod demo;
 mod dev;
 mod migrate;
+mod progress;
 mod serve;
+mod stream;
 mod table;
 mod tenant;
 mod user;
@@ -70,6 +72,8 @@ enum Command {
     Tenant(tenant::Tenant),
     /// Users of a tenant
     User(user::User),
+    /// What Redis holds: streams, their readers, their trimming
+    Stream(stream::Stream),
     /// Show or check the configuration
     Config(config::ConfigCommand),
 }
@@ -83,6 +87,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Migrate(command) => command.run(&cli.global).await,
         Command::Tenant(command) => command.run(&cli.global).await,
         Command::User(command) => command.run(&cli.global).await,
+        Command::Stream(command) => command.run(&cli.global).await,
         Command::Config(command) => command.run(&cli.global),
     };
     match result {

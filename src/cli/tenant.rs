@@ -7,11 +7,12 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Global;
+use super::progress::Progress;
 use crate::database::{Database, tenants};
 use crate::deliver::store::Store;
 
-/// How long a drop waits for the replicator before it removes keys.
-const DROP_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a drop or a resync waits for the replicator.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Arguments of `posduif tenant`.
 #[derive(Debug, Args)]
@@ -87,15 +88,19 @@ impl Tenant {
                     );
                 }
                 let store = Store::new(&config.redis).context("key `redis.url`")?;
+                let mut progress = Progress::new(global, "dropping the schema", None);
                 let Some(dropped) = tenants::drop(&database, &name).await? else {
                     bail!("the tenant {name} was dropped by somebody else just now");
                 };
-                let keys = store.remove_tenant(&name, dropped, DROP_PATIENCE).await.with_context(|| {
+                progress.turn_to("removing keys in Redis", None);
+                let removing = store.remove_tenant(&name, dropped, PATIENCE, |keys| progress.set(keys));
+                let keys = removing.await.with_context(|| {
                     format!(
                         "the tenant {name} is dropped, its keys in Redis are not; once an engine replicates, make it \
                          again and drop it"
                     )
                 })?;
+                drop(progress);
                 if global.json {
                     println!("{}", json!({"name": name, "dropped": true, "keys": keys}));
                 } else {
@@ -110,11 +115,23 @@ impl Tenant {
                 if !yes {
                     bail!("the {devices} devices of tenant {name} would each take a snapshot; `--yes` does it");
                 }
-                tenants::resync(&database, &name).await?;
+                let store = Store::new(&config.redis).context("key `redis.url`")?;
+                let Some(asked) = tenants::resync(&database, &name).await? else {
+                    bail!("the tenant {name} was dropped by somebody else just now");
+                };
+                let progress = Progress::new(global, "waiting for the engine", None);
+                // What is asked for stands in the log, and whoever replicates next does it.
+                let is_done = store.published(asked, PATIENCE, |_| {}).await.is_ok();
+                drop(progress);
                 if global.json {
-                    println!("{}", json!({"name": name, "devices": devices}));
-                } else {
+                    println!("{}", json!({"name": name, "devices": devices, "published": is_done}));
+                } else if is_done {
                     println!("the {devices} devices of tenant {name} take a snapshot with their next sync");
+                } else {
+                    println!(
+                        "the {devices} devices of tenant {name} take a snapshot with their next sync, once an engine \
+                         replicates; none has published it yet"
+                    );
                 }
             }
             Verb::List => {

@@ -3,6 +3,7 @@
 pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
+pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod servers;
 pub(crate) mod spec;

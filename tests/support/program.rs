@@ -1,0 +1,171 @@
+//! The program's command line, run in a world.
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+
+use super::{PATIENCE, World, send_signal};
+
+/// The program with a world's settings and nothing else of the surroundings.
+pub(crate) fn program(world: &World) -> Command {
+    let config = &world.config;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_posduif"));
+    command
+        .current_dir(std::env::temp_dir())
+        .env_remove("DATABASE_URL")
+        .env_remove("REDIS_URL")
+        .env("POSDUIF__POSTGRES__URL", config.postgres.url.expose())
+        .env("POSDUIF__REDIS__URL", config.redis.url.expose())
+        .env("POSDUIF__REDIS__PREFIX", &config.redis.prefix)
+        .env("POSDUIF__REPLICATION__SLOT", &config.replication.slot)
+        .env("POSDUIF__REPLICATION__PUBLICATION", &config.replication.publication)
+        .env("POSDUIF__SERVER__DEFAULT_TENANT", &config.server.default_tenant)
+        .env("RUST_BACKTRACE", "1")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    /// The output of a command that must have worked.
+    #[track_caller]
+    pub(crate) fn text(self) -> String {
+        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// The output as JSON of a command that must have worked.
+    #[track_caller]
+    pub(crate) fn json(self) -> Value {
+        let text = self.text();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// The complaint of a command that must have failed: a single line, no backtrace, nothing on stdout.
+    #[track_caller]
+    pub(crate) fn complaint(self) -> String {
+        assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);
+        assert_eq!(self.stdout, "");
+        assert!(self.stderr.starts_with("posduif: "), "{}", self.stderr);
+        assert_eq!(self.stderr.trim_end().lines().count(), 1, "{}", self.stderr);
+        self.stderr
+    }
+}
+
+/// Runs `posduif` with these words.
+pub(crate) async fn run(world: &World, words: &str) -> Ended {
+    run_with(program(world), words).await
+}
+
+/// Runs a prepared command with these words.
+pub(crate) async fn run_with(mut command: Command, words: &str) -> Ended {
+    let output = tokio::time::timeout(PATIENCE * 2, command.args(words.split_whitespace()).output());
+    let Output { status, stdout, stderr } = output.await.expect("the command ends in time").unwrap();
+    Ended {
+        code: status.code(),
+        stdout: String::from_utf8(stdout).unwrap(),
+        stderr: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+/// A command that goes on until it is told to end.
+pub(crate) struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    errors: BufReader<ChildStderr>,
+}
+
+impl Running {
+    /// Starts `posduif` with these words.
+    pub(crate) fn start(world: &World, words: &str) -> Self {
+        let mut command = program(world);
+        command.args(words.split_whitespace());
+        Self::start_with(command)
+    }
+
+    /// Starts a prepared command.
+    pub(crate) fn start_with(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Self {
+            lines: BufReader::new(child.stdout.take().unwrap()).lines(),
+            errors: BufReader::new(child.stderr.take().unwrap()),
+            child,
+        }
+    }
+
+    /// The next line that it prints.
+    pub(crate) async fn line(&mut self) -> String {
+        let line = tokio::time::timeout(PATIENCE, self.lines.next_line()).await;
+        line.expect("a line comes in time").unwrap().expect("it goes on")
+    }
+
+    /// The next line that it prints, as JSON.
+    pub(crate) async fn json(&mut self) -> Value {
+        let line = self.line().await;
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    }
+
+    /// Waits for a line on stderr that holds this.
+    pub(crate) async fn says(&mut self, what: &str) {
+        let waiting = async {
+            let mut line = String::new();
+            while !line.contains(what) {
+                line.clear();
+                let read = self.errors.read_line(&mut line).await.unwrap();
+                assert!(read > 0, "it ended before it said {what:?}");
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        assert!(waited.is_ok(), "it did not say {what:?} in time");
+    }
+
+    /// Closes what it prints to, as `head` does when it has enough.
+    pub(crate) fn close_stdout(self) -> Unread {
+        Unread {
+            child: self.child,
+            errors: self.errors,
+        }
+    }
+
+    /// Ends it by a signal and gives its exit code.
+    pub(crate) async fn end(mut self, signal: Signal) -> Option<i32> {
+        send_signal(self.child.id().unwrap(), signal);
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        ended.expect("it ends in time").unwrap().code()
+    }
+
+    /// Waits until it ends by itself, and gives its exit code.
+    pub(crate) async fn ended(mut self) -> Option<i32> {
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        ended.expect("it ends in time").unwrap().code()
+    }
+}
+
+/// A command to whose output nobody listens any more.
+pub(crate) struct Unread {
+    child: Child,
+    errors: BufReader<ChildStderr>,
+}
+
+impl Unread {
+    /// Waits until it ends, and gives its exit code and what it said on stderr from now on.
+    pub(crate) async fn ended(mut self, patience: Duration) -> (Option<i32>, String) {
+        let ended = tokio::time::timeout(patience, self.child.wait()).await;
+        let code = ended.expect("it ends in time").unwrap().code();
+        let mut errors = String::new();
+        self.errors.read_to_string(&mut errors).await.unwrap();
+        (code, errors)
+    }
+}
