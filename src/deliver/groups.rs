@@ -123,11 +123,12 @@ pub async fn list(store: &Store, tenant: &str) -> Result<Option<Vec<Group>>, Err
             pending: group.pending as u64,
             last_delivered,
             lag,
-            missed: match told {
+            missed: match (told, group.entries_read) {
                 _ if !has_missed => Missed::Nothing,
-                // All that is there it has still before it, and the rest of its lag is gone.
-                Some(lag) => Missed::Entries(lag.saturating_sub(length)),
-                None => Missed::Some,
+                // All that is there it has still before it, and the rest of its lag is gone. Of a group that began in
+                // the middle and has read nothing yet, Redis counts only what is there.
+                (Some(lag), Some(_)) => Missed::Entries(lag.saturating_sub(length)),
+                _ => Missed::Some,
             },
             oldest_pending: pending.into_iter().next(),
             name: group.name,
