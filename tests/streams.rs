@@ -16,8 +16,9 @@ use tokio::process::Command;
 use uuid::Uuid;
 
 use crate::phone::{Http, Phone};
+use crate::support::command::{posduif_in, posduif_says as run, run as run_with};
 use crate::support::office::Office;
-use crate::support::program::{Running, program, run, run_with};
+use crate::support::running::Running;
 use crate::support::stage::Stage;
 use crate::support::{PATIENCE, World, eventually, servers};
 
@@ -109,7 +110,7 @@ async fn a_list_shows_each_tenants_streams_and_what_is_wrong_with_them() {
     assert_eq!((&by_key["stream"], &by_key["length"]), (&json!("changes"), &json!(7)));
     assert!(run(&stage.world, "stream show live").await.text().contains("live:0"));
     for wrong in ["acme", "acme/nothing", "nowhere/changes", "acme/inbox:nobody"] {
-        let complaint = run(&stage.world, &format!("stream show {wrong}")).await.complaint();
+        let complaint = run(&stage.world, &format!("stream show {wrong}")).await.complaint(1);
         assert!(complaint.contains("no "), "{complaint}");
     }
     stage.stop().await;
@@ -231,7 +232,7 @@ async fn a_tail_takes_filters_and_begins_where_it_is_told() {
     let ago = tail("--from 1h --limit 2".into()).await;
     assert_eq!(ago[0]["op"], "reset");
     // What a user sees is another stream: the delete reaches both, other tables nobody.
-    let joe = tail("--user joe --from start --op insert,delete --table messages -n 3".into()).await;
+    let joe = tail("--user joe --tenant acme --from start --op insert,delete --table messages -n 3".into()).await;
     assert_eq!(ops(&joe), ["insert messages", "insert messages", "delete messages"]);
     assert_eq!(
         (&joe[0]["event"], &joe[0]["stream"]),
@@ -336,7 +337,7 @@ async fn a_trim_by_hand_says_who_loses_and_makes_them_take_a_snapshot() {
     assert_eq!(shown["devices"][0]["behind"], 3);
     let complaint = run(&office.world, "stream trim acme/inbox:joe --keep 1")
         .await
-        .complaint();
+        .complaint(1);
     assert!(
         complaint.contains("1 devices") && complaint.contains("phone") && complaint.contains("--yes"),
         "{complaint}"
@@ -366,7 +367,7 @@ async fn a_trim_by_hand_says_who_loses_and_makes_them_take_a_snapshot() {
         .await
         .text();
     assert!(nothing.contains("nothing to do"), "{nothing}");
-    let complaint = run(&office.world, "stream trim live --keep 5 --yes").await.complaint();
+    let complaint = run(&office.world, "stream trim live --keep 5 --yes").await.complaint(1);
     assert!(complaint.contains("only changes, shared and inboxes"), "{complaint}");
     for wrong in ["acme/changes", "acme/changes --keep 1 --before 1h", ""] {
         assert_eq!(
@@ -459,7 +460,7 @@ async fn a_rebuild_makes_lost_and_spoilt_streams_anew_and_every_phone_converges(
         .await;
     world.published().await;
 
-    let complaint = run(world, "stream rebuild --tenant acme").await.complaint();
+    let complaint = run(world, "stream rebuild --tenant acme").await.complaint(1);
     assert!(
         complaint.contains("2 devices") && complaint.contains("--yes"),
         "{complaint}"
@@ -519,7 +520,7 @@ async fn a_rebuild_takes_away_changes_that_are_ahead_of_the_log() {
     stage.world.published().await;
     let key = stage.world.keys().changes("acme");
     let _: String = redis(&stage.world, &["XADD", &key, "18446744073709551614-1", "op", "insert"]).await;
-    let complaint = run(&stage.world, "stream rebuild --tenant acme").await.complaint();
+    let complaint = run(&stage.world, "stream rebuild --tenant acme").await.complaint(1);
     assert!(complaint.contains("history in its `changes`"), "{complaint}");
     let rebuilt = run(&stage.world, "stream rebuild --tenant acme --yes --json")
         .await
@@ -540,9 +541,7 @@ async fn a_rebuild_without_an_engine_says_that_none_replicates() {
     let mut stage = Stage::new().await;
     stage.world.published().await;
     stage.engine.take().unwrap().stop().await;
-    let mut command = program(&stage.world);
-    command.args(["stream", "rebuild", "--tenant", "acme", "--yes"]);
-    let rebuild = Running::start_with(command);
+    let rebuild = Running::start(&stage.world, "stream rebuild --tenant acme --yes");
     // It waits, and what it has asked for is done by the engine that comes.
     stage.engine = Some(stage.world.engine(Role::Replicator).await);
     assert_eq!(rebuild.ended().await, Some(0));
@@ -563,7 +562,7 @@ async fn groups_are_made_shown_and_dropped_with_what_they_have_not_read() {
     run(world, "stream groups create --tenant acme late").await.text();
     let complaint = run(world, "stream groups create --tenant acme search")
         .await
-        .complaint();
+        .complaint(1);
     assert!(complaint.contains("already"), "{complaint}");
     for n in 0..5 {
         stage.message(stage.bob, stage.joe, &format!("message {n}")).await;
@@ -618,7 +617,7 @@ async fn groups_are_made_shown_and_dropped_with_what_they_have_not_read() {
     );
 
     // Slower than what is kept: what is gone is told.
-    let complaint = run(world, "stream trim acme/changes --keep 2").await.complaint();
+    let complaint = run(world, "stream trim acme/changes --keep 2").await.complaint(1);
     assert!(
         complaint.contains("2 consumer groups") && complaint.contains("late"),
         "{complaint}"
@@ -648,13 +647,13 @@ async fn groups_are_made_shown_and_dropped_with_what_they_have_not_read() {
         (&json!("ok"), &json!(0))
     );
 
-    let complaint = run(world, "stream groups drop --tenant acme search").await.complaint();
+    let complaint = run(world, "stream groups drop --tenant acme search").await.complaint(1);
     assert!(
         complaint.contains("4 pending") && complaint.contains("--yes"),
         "{complaint}"
     );
     run(world, "stream groups drop --tenant acme search --yes").await.text();
-    let complaint = run(world, "stream groups show --tenant acme search").await.complaint();
+    let complaint = run(world, "stream groups show --tenant acme search").await.complaint(1);
     assert!(complaint.contains("no group search"), "{complaint}");
     stage.stop().await;
 }
@@ -688,7 +687,7 @@ async fn a_quarantine_is_listed_shown_and_emptied() {
 
     let complaint = run(world, &format!("stream quarantine drop --tenant acme {id}"))
         .await
-        .complaint();
+        .complaint(1);
     assert!(
         complaint.contains("1 changes") && complaint.contains("--yes"),
         "{complaint}"
@@ -702,7 +701,7 @@ async fn a_quarantine_is_listed_shown_and_emptied() {
     assert_eq!(dropped["dropped"], 1);
     let complaint = run(world, &format!("stream quarantine show --tenant acme {id}"))
         .await
-        .complaint();
+        .complaint(1);
     assert!(complaint.contains(id), "{complaint}");
     let dropped = run(world, "stream quarantine drop --tenant acme --all --yes --json")
         .await
@@ -745,9 +744,11 @@ async fn every_verb_says_plainly_that_postgres_or_redis_is_away() {
             ),
             ("POSDUIF__REDIS__URL", "redis://:hidden@127.0.0.1:1/0", "Redis"),
         ] {
-            let mut command = program(&world);
+            let mut command = posduif_in(&world);
             command.env(name, url);
-            let complaint = run_with(command, &format!("stream {verb}")).await.complaint();
+            let complaint = run_with(&mut command, &format!("stream {verb}").split(' ').collect::<Vec<_>>())
+                .await
+                .complaint(1);
             assert!(
                 complaint.contains(server) && !complaint.contains("hidden"),
                 "{verb}: {complaint}"
@@ -772,7 +773,7 @@ async fn every_verb_says_plainly_that_postgres_or_redis_is_away() {
         );
     }
     // A database in which nobody has migrated yet.
-    let complaint = run(&world, "stream list").await.complaint();
+    let complaint = run(&world, "stream list").await.complaint(1);
     assert!(complaint.contains("posduif migrate up"), "{complaint}");
 }
 
@@ -872,7 +873,7 @@ async fn the_commands_of_the_docs_for_consumers_do_what_they_say() {
          {block}",
         env!("CARGO_BIN_EXE_posduif")
     );
-    let settings: Vec<_> = program(&stage.world)
+    let settings: Vec<_> = posduif_in(&stage.world)
         .as_std()
         .get_envs()
         .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))

@@ -29,6 +29,7 @@ use self::phone::{Answer, Event, Http, Lost, Message, Network, Phone, Request, T
 use self::report::Report;
 use super::Global;
 use super::dev::{DEMO_PASSWORD, DEMO_TENANT};
+use super::output::{self, NobodyReads};
 
 /// Arguments of `posduif demo`.
 #[derive(Debug, Args)]
@@ -53,10 +54,11 @@ impl Demo {
         let mut report = Report::new(global.json);
         let outcome = play(&api, &file.path, patience, &mut report).await;
         if self.keep {
-            eprintln!("the phone's SQLite file: {}", file.path.display());
+            output::complain(format_args!("the phone's SQLite file: {}", file.path.display()));
         }
         match outcome {
             Ok(()) => Ok(()),
+            Err(error) if error.is::<NobodyReads>() => Err(error),
             Err(error) => bail!("{} failed: {error:#}\n{}", report.place(), api.readiness().await),
         }
     }

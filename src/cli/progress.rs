@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::Global;
+use super::{Global, output};
 
 /// Between two lines where there is no terminal.
 const LINES: Duration = Duration::from_secs(3);
@@ -97,8 +97,8 @@ impl Progress {
         {
             *next = Instant::now() + LINES;
             match total {
-                Some(total) => eprintln!("{what}: {done} of {total}"),
-                None => eprintln!("{what}: {done}"),
+                Some(total) => output::remark(format_args!("{what}: {done} of {total}")),
+                None => output::remark(format_args!("{what}: {done}")),
             }
         }
     }

@@ -1,6 +1,5 @@
 //! What streams are like, for operators: how long, how large, from when to when, trimmed where, stopped why.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -232,15 +231,13 @@ pub async fn trim_point(store: &Store, target: &Target) -> Result<Option<StreamI
     Ok(point.and_then(|point| point.parse().ok()))
 }
 
-/// All streams that take no entries.
+/// All streams that take no entries, by their names.
 ///
 /// # Errors
 /// When Redis fails.
 pub async fn stopped(store: &Store) -> Result<Vec<Stopped>, Error> {
-    let mut pipe = redis::pipe();
-    pipe.cmd("HGETALL").arg(store.keys().stopped());
-    let (fields,): (HashMap<String, String>,) = store.query(&pipe).await?;
-    let mut stopped: Vec<Stopped> = fields
+    let stopped = store.stopped().await?;
+    Ok(stopped
         .into_iter()
         .filter_map(|(name, cause)| {
             Some(Stopped {
@@ -248,9 +245,7 @@ pub async fn stopped(store: &Store) -> Result<Vec<Stopped>, Error> {
                 cause,
             })
         })
-        .collect();
-    stopped.sort_by_key(|stopped| stopped.target.name());
-    Ok(stopped)
+        .collect())
 }
 
 /// Users that a tenant's keys have inboxes for, whether or not Postgres has them. Goes through all keys of Redis.

@@ -4,8 +4,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::super::output::{self, say};
+use super::super::table::{Cell, Tone, facts, print_table};
 use super::place::Place;
-use super::{Bench, duration, group_name, printable};
+use super::{Bench, dash, duration, group_name, printable};
 use crate::deliver::groups::{self, Created, Group, Lag, Missed};
 use crate::deliver::streams;
 use crate::publish::batch::Target;
@@ -137,23 +139,28 @@ async fn list(bench: &Bench<'_>, named: &[String]) -> Result<()> {
             .iter()
             .map(|(tenant, group)| to_json(bench, tenant, group))
             .collect();
-        return Bench::print_json(&groups);
+        return output::json(&groups);
     }
     let rows = found.into_iter().map(|(tenant, group)| {
-        let verdict = verdict(bench, &group).1;
+        let (state, verdict) = verdict(bench, &group);
+        let tone = match state {
+            "missed" => Tone::Bad,
+            "near" => Tone::Warning,
+            _ => Tone::Good,
+        };
         let oldest = group.oldest_pending.as_ref();
         [
-            tenant,
-            printable(&group.name),
-            group.consumers.to_string(),
-            group.pending.to_string(),
-            oldest.map_or_else(|| "-".to_owned(), |oldest| duration(oldest.idle_ms)),
-            lag_text(group.lag),
-            group.last_delivered.to_string(),
-            verdict,
+            Cell::from(tenant),
+            printable(&group.name).into(),
+            Cell::number(group.consumers),
+            Cell::number(group.pending),
+            Cell::number(dash(oldest.map(|oldest| duration(oldest.idle_ms)))),
+            Cell::number(lag_text(group.lag)),
+            group.last_delivered.to_string().into(),
+            Cell::from(verdict).toned(tone),
         ]
     });
-    super::super::print_table(
+    print_table(
         [
             "TENANT",
             "GROUP",
@@ -165,8 +172,7 @@ async fn list(bench: &Bench<'_>, named: &[String]) -> Result<()> {
             "STATE",
         ],
         rows,
-    );
-    Ok(())
+    )
 }
 
 async fn one(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<Group> {
@@ -195,13 +201,13 @@ async fn create(bench: &Bench<'_>, tenant: &str, name: &str, from: Place) -> Res
     let trimmed = streams::trim_point(&bench.store, &target).await?;
     let is_cut = trimmed.is_some_and(|first_kept| after.next() < first_kept);
     if bench.global.json {
-        return Bench::print_json(&json!({
+        return output::json(&json!({
             "tenant": tenant, "group": name, "after": after.to_string(), "trimmed_below": trimmed.map(|id| id.to_string()),
         }));
     }
-    println!("made the group {name} on {}", target.key(bench.store.keys()));
+    say!("made the group {name} on {}", target.key(bench.store.keys()))?;
     if is_cut && let Some(first_kept) = trimmed {
-        println!("it begins with the oldest entry that there is: those below {first_kept} were trimmed");
+        say!("it begins with the oldest entry that there is: those below {first_kept} were trimmed")?;
     }
     Ok(())
 }
@@ -227,9 +233,9 @@ async fn show(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<()> {
                 })
             })
             .collect();
-        return Bench::print_json(&value);
+        return output::json(&value);
     }
-    for (what, text) in [
+    output::print(&facts([
         ("stream", bench.store.keys().changes(tenant)),
         ("group", printable(&group.name)),
         ("last delivered", group.last_delivered.to_string()),
@@ -243,12 +249,10 @@ async fn show(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<()> {
                 bench.config.streams.changes_entries_max
             ),
         ),
-    ] {
-        println!("{what:<16} {text}");
-    }
+    ]))?;
     if !consumers.is_empty() {
-        println!();
-        super::super::print_table(
+        say!("")?;
+        print_table(
             ["CONSUMER", "PENDING", "ASKED LAST"],
             consumers.into_iter().map(|consumer| {
                 [
@@ -257,11 +261,11 @@ async fn show(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<()> {
                     format!("{} ago", duration(consumer.idle_ms)),
                 ]
             }),
-        );
+        )?;
     }
     if !pending.is_empty() {
-        println!();
-        super::super::print_table(
+        say!("")?;
+        print_table(
             ["PENDING ENTRY", "CONSUMER", "GIVEN", "TIMES"],
             pending.into_iter().map(|entry| {
                 [
@@ -271,7 +275,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<()> {
                     entry.deliveries.to_string(),
                 ]
             }),
-        );
+        )?;
     }
     Ok(())
 }
@@ -293,10 +297,10 @@ async fn drop(bench: &Bench<'_>, tenant: &str, name: &str, yes: bool) -> Result<
         bail!("the group {name} was dropped by somebody else just now");
     }
     if bench.global.json {
-        return Bench::print_json(&json!({
+        return output::json(&json!({
             "tenant": tenant, "group": name, "dropped": true, "pending": group.pending,
         }));
     }
-    println!("dropped the group {name} of tenant {tenant}");
+    say!("dropped the group {name} of tenant {tenant}")?;
     Ok(())
 }

@@ -7,9 +7,13 @@ use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Bench, StreamView, bytes, dash, mark, printable};
+use super::super::human;
+use super::super::output::{self, say};
+use super::super::table::{Cell, NOTHING, Tone, print_table};
+use super::{Bench, StreamView, dash, mark, printable};
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::streams::{self, Ids, Length, Stopped};
+use crate::domain::users;
 use crate::publish::batch::Target;
 
 /// Inboxes whose memory is asked for; that of all is taken from theirs.
@@ -86,10 +90,9 @@ impl List {
             overview.tenants.push(TenantView::look(bench, tenant, &stopped).await?);
         }
         if bench.global.json {
-            return Bench::print_json(&overview);
+            return output::json(&overview);
         }
-        overview.print();
-        Ok(())
+        overview.print()
     }
 }
 
@@ -127,7 +130,7 @@ impl Inboxes {
         let (mut inboxes, mut sample) = (Self::default(), Vec::new());
         let mut after = Uuid::nil();
         loop {
-            let users = tenants::user_ids(&bench.database, tenant, after, streams::PAGE).await?;
+            let users = users::ids(&bench.database, tenant, after, streams::PAGE as i64).await?;
             let key = |user: &Uuid| bench.store.keys().inbox(&tenant.name, &user.to_string());
             let keys: Vec<String> = users.iter().map(key).collect();
             let lengths = streams::lengths(&bench.store, &keys).await?;
@@ -167,18 +170,26 @@ impl Inboxes {
     }
 }
 
+fn inboxes_text(count: u64) -> String {
+    match count {
+        1 => "1 inbox".to_owned(),
+        _ => format!("{count} inboxes"),
+    }
+}
+
 impl Overview {
-    fn print(&self) {
+    fn print(&self) -> Result<()> {
         let row = |tenant: &str, view: &StreamView, note: String| {
             [
-                tenant.to_owned(),
-                view.stream.clone(),
-                view.length.to_string(),
-                mark(view.first.as_ref()),
-                mark(view.last.as_ref()),
-                bytes(view.memory_bytes),
-                dash(view.trimmed_below.as_ref()),
-                note,
+                Cell::from(tenant),
+                view.stream.clone().into(),
+                Cell::number(view.length),
+                mark(view.first.as_ref()).into(),
+                mark(view.last.as_ref()).into(),
+                Cell::number(human::bytes(view.memory_bytes)),
+                dash(view.trimmed_below.as_ref()).into(),
+                // Only what is wrong is noted of these.
+                Cell::from(note).toned(Tone::Bad),
             ]
         };
         let mut rows = Vec::new();
@@ -191,14 +202,18 @@ impl Overview {
             rows.push(row(name, &tenant.changes, note.join("; ")));
             rows.push(row(name, &tenant.shared, complaint(&tenant.shared)));
             rows.push([
-                name.clone(),
-                format!("{} inboxes", tenant.inboxes.count),
-                tenant.inboxes.entries.to_string(),
-                "-".to_owned(),
-                "-".to_owned(),
-                bytes(tenant.inboxes.memory_bytes),
-                "-".to_owned(),
-                tenant.inboxes.note(),
+                Cell::from(name.as_str()),
+                inboxes_text(tenant.inboxes.count).into(),
+                Cell::number(tenant.inboxes.entries),
+                NOTHING.into(),
+                NOTHING.into(),
+                Cell::number(human::bytes(tenant.inboxes.memory_bytes)),
+                NOTHING.into(),
+                Cell::from(tenant.inboxes.note()).toned(if tenant.inboxes.missing > 0 {
+                    Tone::Warning
+                } else {
+                    Tone::Plain
+                }),
             ]);
             for view in [&tenant.push, &tenant.quarantine] {
                 if view.length > 0 {
@@ -207,7 +222,7 @@ impl Overview {
             }
         }
         rows.push(row("-", &self.live, String::new()));
-        super::super::print_table(
+        print_table(
             [
                 "TENANT",
                 "STREAM",
@@ -219,20 +234,21 @@ impl Overview {
                 "NOTE",
             ],
             rows,
-        );
+        )?;
         if self.epoch.is_none() {
-            println!("no engine has published anything yet, or Redis was emptied");
+            say!("no engine has published anything yet, or Redis was emptied")?;
         }
         for tenant in &self.tenants {
             for stopped in &tenant.stopped {
-                println!(
+                say!(
                     "{}/{} is stopped: {}; `posduif stream rebuild --tenant {}` makes it anew",
                     tenant.tenant,
                     stopped.stream,
                     printable(&stopped.cause),
                     tenant.tenant
-                );
+                )?;
             }
         }
+        Ok(())
     }
 }

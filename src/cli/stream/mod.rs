@@ -15,15 +15,15 @@ use anyhow::{Context as _, Result};
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::Global;
+use super::{Global, human};
 use crate::config::Config;
 use crate::database::Database;
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::store::{Error, Store, View};
 use crate::deliver::streams::{self, Found, Ids, Mark};
+use crate::domain::{self, users};
 use crate::publish::batch::Target;
 
 /// How long a command waits for an engine to publish what it has asked for.
@@ -84,13 +84,11 @@ impl<'a> Bench<'a> {
     async fn open(global: &'a Global) -> Result<Self> {
         let config = global.load()?;
         let database = Database::connect(&config.postgres).await?;
-        let store = Store::new(&config.redis).context("key `redis.url`")?;
+        let store = super::redis(&config).await?;
         let view = match store.view().await {
             Ok(view) => Some(view),
             Err(Error::NoCheckpoint) => None,
-            Err(error) => {
-                return Err(error).context("cannot use Redis; check that it runs and `redis.url` (or REDIS_URL)");
-            }
+            Err(error) => return Err(error).context("cannot read the checkpoint"),
         };
         Ok(Self {
             global,
@@ -108,10 +106,7 @@ impl<'a> Bench<'a> {
 
     /// A tenant that must exist.
     async fn tenant(&self, name: &str) -> Result<Tenant> {
-        let found = tenants::find(&self.database, name).await;
-        found
-            .context("cannot ask for the tenant; `posduif migrate up` makes the tables that hold tenants")?
-            .with_context(|| format!("there is no tenant {name}; `posduif tenant list` shows all"))
+        super::find_tenant(&self.database, name).await
     }
 
     /// These tenants, which must exist, or all.
@@ -128,24 +123,18 @@ impl<'a> Bench<'a> {
         Ok(found)
     }
 
-    /// A user of a tenant, by id or name.
+    /// A user of a tenant, by name, or by an id, which need not be any user's: its inbox may have outlived them.
     async fn user(&self, tenant: &Tenant, user: &str) -> Result<Uuid> {
-        if let Ok(id) = user.parse() {
-            return Ok(id);
+        match users::find(&self.database, tenant, user).await {
+            Ok(account) => Ok(account.id),
+            Err(domain::Error::NotFound(_)) => user.parse().ok().with_context(|| {
+                format!(
+                    "there is no user {user:?} in tenant {name}; `posduif user list --tenant {name}` shows all",
+                    name = tenant.name
+                )
+            }),
+            Err(error) => Err(error).context("cannot ask for the user"),
         }
-        let row = self
-            .database
-            .query_opt(
-                &tenant.sql(include_str!("../../../sql/user_id_by_name.sql")),
-                &[(&user, Type::TEXT)],
-            )
-            .await?;
-        row.map(|row| row.get("id")).with_context(|| {
-            format!(
-                "there is no user {user:?} in tenant {name}; `posduif user list --tenant {name}` shows all",
-                name = tenant.name
-            )
-        })
     }
 
     /// Waits until what was asked for by way of the log is done.
@@ -154,12 +143,6 @@ impl<'a> Bench<'a> {
             "asked for, and not done yet: it happens as soon as an engine replicates; `posduif status` shows whether \
              one does",
         )
-    }
-
-    /// Prints for programs.
-    fn print_json(value: &impl Serialize) -> Result<()> {
-        println!("{}", serde_json::to_string_pretty(value)?);
-        Ok(())
     }
 }
 
@@ -250,31 +233,9 @@ fn seconds(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
-/// A size for people.
-fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let (mut size, mut unit) = (bytes as f64 / 1024.0, UNITS[0]);
-    for next in &UNITS[1..] {
-        if size < 1024.0 {
-            break;
-        }
-        (size, unit) = (size / 1024.0, next);
-    }
-    format!("{size:.1} {unit}")
-}
-
 /// A length of time for people, from ms.
 fn duration(ms: u64) -> String {
-    match ms / 1000 {
-        0 => format!("{ms} ms"),
-        seconds @ 1..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} d", seconds / 86_400),
-    }
+    human::duration(Duration::from_millis(ms).as_secs_f64())
 }
 
 /// An ID that may be missing, for people.
@@ -310,14 +271,6 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_and_times_are_short() {
-        assert_eq!((bytes(12), bytes(1536)), ("12 B".to_owned(), "1.5 KiB".to_owned()));
-        assert_eq!(bytes(3 * 1024 * 1024 * 1024), "3.0 GiB");
-        let durations = [999, 61_000, 600_000, 8_000_000, 200_000_000].map(duration);
-        assert_eq!(durations, ["999 ms", "61 s", "10 min", "2 h", "2 d"]);
-    }
 
     #[test]
     fn what_others_wrote_cannot_speak_to_the_terminal() {

@@ -4,6 +4,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::super::output::{self, say};
+use super::super::table::print_table;
 use super::{Bench, dash, printable, seconds};
 use crate::change::StreamId;
 use crate::deliver::quarantine::{self, Aside};
@@ -108,13 +110,13 @@ async fn list(bench: &Bench<'_>, named: &[String], limit: u32) -> Result<()> {
     }
     if bench.global.json {
         let asides: Vec<Value> = found.iter().map(|(tenant, aside)| to_json(tenant, aside)).collect();
-        return Bench::print_json(&asides);
+        return output::json(&asides);
     }
     if found.is_empty() {
-        println!("nothing is in quarantine");
+        say!("nothing is in quarantine")?;
         return Ok(());
     }
-    super::super::print_table(
+    print_table(
         ["TENANT", "ID", "TIME", "POSITION", "TABLE", "CAUSE"],
         found.into_iter().map(|(tenant, aside)| {
             [
@@ -126,9 +128,9 @@ async fn list(bench: &Bench<'_>, named: &[String], limit: u32) -> Result<()> {
                 printable(&aside.cause),
             ]
         }),
-    );
+    )?;
     for (tenant, rest) in more {
-        println!("tenant {tenant} has {rest} older ones; --limit shows more");
+        say!("tenant {tenant} has {rest} older ones; --limit shows more")?;
     }
     Ok(())
 }
@@ -151,7 +153,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<()> {
             let parsed = is_json.then(|| serde_json::from_str(text).ok()).flatten();
             value[name] = parsed.unwrap_or_else(|| Value::String(text.clone()));
         }
-        return Bench::print_json(&value);
+        return output::json(&value);
     }
     let head = [
         ("id", aside.id.to_string()),
@@ -161,7 +163,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<()> {
     ];
     let fields = aside.fields.iter().map(|(name, value)| (name.as_str(), value.clone()));
     for (name, value) in head.into_iter().chain(fields) {
-        println!("{name:<12} {}", printable(&value));
+        say!("{name:<12} {}", printable(&value))?;
     }
     Ok(())
 }
@@ -195,8 +197,8 @@ async fn drop_all(bench: &Bench<'_>, tenant: &str, yes: bool) -> Result<()> {
 
 fn report(bench: &Bench<'_>, tenant: &str, count: u64) -> Result<()> {
     if bench.global.json {
-        return Bench::print_json(&json!({"tenant": tenant, "dropped": count}));
+        return output::json(&json!({"tenant": tenant, "dropped": count}));
     }
-    println!("dropped {count} changes from the quarantine of tenant {tenant}");
+    say!("dropped {count} changes from the quarantine of tenant {tenant}")?;
     Ok(())
 }

@@ -13,11 +13,13 @@ use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::super::output::{self, say};
 use super::super::progress::Progress;
 use super::Bench;
 use crate::database::tenants::{self, Rebuild as Asked, Tenant};
 use crate::deliver::store::Error;
 use crate::deliver::streams::{self, Found, Length};
+use crate::domain::users;
 use crate::publish::batch::Target;
 
 /// How often it is asked for what did not come out right: an entry that was on its way may have been refused in between.
@@ -101,23 +103,23 @@ fn report(
 ) -> Result<()> {
     let took = begun.elapsed();
     if bench.global.json {
-        return Bench::print_json(&json!({
+        return output::json(&json!({
             "tenant": tenant.name, "inboxes": asked.inboxes, "removed": orphans, "generation": asked.generation,
             "devices": devices, "changes_lost": lost_changes,
             "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         }));
     }
-    println!(
+    say!(
         "made {} inboxes of tenant {} anew in {:.1} s; its {devices} devices take a snapshot with their next sync",
         asked.inboxes,
         tenant.name,
         took.as_secs_f64()
-    );
+    )?;
     if !orphans.is_empty() {
-        println!("removed {} inboxes of users that Postgres does not have", orphans.len());
+        say!("removed {} inboxes of users that Postgres does not have", orphans.len())?;
     }
     if lost_changes {
-        println!("`changes` began anew, too: make its consumer groups again");
+        say!("`changes` began anew, too: make its consumer groups again")?;
     }
     Ok(())
 }
@@ -190,7 +192,7 @@ async fn verify(bench: &Bench<'_>, tenant: &Tenant, asked: &Asked, progress: &mu
     look(&own).await?;
     let (mut after, mut seen) = (Uuid::nil(), 0);
     loop {
-        let users = tenants::user_ids(&bench.database, tenant, after, streams::PAGE).await?;
+        let users = users::ids(&bench.database, tenant, after, streams::PAGE as i64).await?;
         let inboxes: Vec<String> = users.iter().map(|user| keys.inbox(&name, &user.to_string())).collect();
         look(&inboxes).await?;
         seen += users.len() as u64;

@@ -8,7 +8,10 @@ use serde::Serialize;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{Bench, StreamView, bytes, dash, mark, printable};
+use super::super::human;
+use super::super::output::{self, say};
+use super::super::table::{Cell, facts, print_table};
+use super::{Bench, StreamView, dash, mark, printable};
 use crate::change::StreamId;
 use crate::database::tenants::Tenant;
 use crate::deliver::streams::{self, Found, Ids};
@@ -159,10 +162,9 @@ impl Show {
             detail.devices = Some(devices);
         }
         if bench.global.json {
-            return Bench::print_json(&detail);
+            return output::json(&detail);
         }
-        detail.print();
-        Ok(())
+        detail.print()
     }
 }
 
@@ -203,7 +205,7 @@ async fn devices(bench: &Bench<'_>, tenant: &Tenant, user: Uuid, has_inbox: bool
 }
 
 impl Detail {
-    fn print(&self) {
+    fn print(&self) -> Result<()> {
         let view = &self.view;
         let entries = match self.entries_max {
             Some(most) => format!("{} (at most {most})", view.length),
@@ -216,7 +218,7 @@ impl Detail {
             ("first", mark(view.first.as_ref())),
             ("last", mark(view.last.as_ref())),
             ("last ID", dash(self.last_id.as_ref())),
-            ("memory", bytes(view.memory_bytes)),
+            ("memory", human::bytes(view.memory_bytes)),
             ("trimmed below", dash(view.trimmed_below.as_ref())),
             ("consumer groups", self.groups.to_string()),
             ("epoch", dash(self.epoch.as_ref())),
@@ -239,28 +241,27 @@ impl Detail {
             };
             lines.push(("held by", slowest));
         }
-        for (name, value) in lines {
-            println!("{name:<16} {value}");
-        }
+        output::print(&facts(lines))?;
         if let Some(devices) = self.devices.as_ref().filter(|devices| !devices.is_empty()) {
-            println!();
-            super::super::print_table(
+            say!("")?;
+            print_table(
                 ["DEVICE", "NAME", "HAS ALL UP TO", "BEHIND", "HOLDS TRIMMING"],
                 devices.iter().map(|device| {
                     [
-                        printable(&device.device_id),
-                        printable(&dash(device.name.as_ref())),
-                        dash(device.position.as_ref()),
-                        dash(device.behind),
+                        Cell::from(printable(&device.device_id)),
+                        printable(&dash(device.name.as_ref())).into(),
+                        dash(device.position.as_ref()).into(),
+                        Cell::number(dash(device.behind)),
                         match (device.revoked, device.holds) {
                             (true, _) => "no: revoked",
                             (_, true) => "yes",
                             (_, false) => "no",
                         }
-                        .to_owned(),
+                        .into(),
                     ]
                 }),
-            );
+            )?;
         }
+        Ok(())
     }
 }

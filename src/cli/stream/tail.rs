@@ -1,6 +1,6 @@
 //! `posduif stream tail`: changes as they are published.
 
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::super::output;
 use super::place::Place;
 use super::{Bench, printable};
 use crate::change::StreamId;
@@ -183,7 +184,7 @@ impl<'a> Following<'a> {
                 names if names.len() > NAMED_MAX => format!("{} streams", names.len()),
                 names => names.join(", "),
             };
-            eprintln!("following {what}; Ctrl-C ends it");
+            output::remark(format_args!("following {what}; Ctrl-C ends it"));
         }
         Ok(following)
     }
@@ -195,7 +196,7 @@ impl<'a> Following<'a> {
             match self.tail.next().await {
                 Ok(seen) => {
                     if is_away {
-                        eprintln!("posduif: Redis is back; going on where it was left");
+                        output::complain(format_args!("Redis is back; going on where it was left"));
                         is_away = false;
                     }
                     wait = AWAY.0;
@@ -205,7 +206,7 @@ impl<'a> Following<'a> {
                 }
                 Err(error) => {
                     if !is_away {
-                        eprintln!("posduif: Redis does not answer: {error}; waiting until it is back");
+                        output::complain(format_args!("Redis does not answer: {error}; waiting until it is back"));
                         is_away = true;
                     }
                     tokio::time::sleep(wait).await;
@@ -334,12 +335,11 @@ struct Printer {
 
 impl Printer {
     fn new(json: bool, full: bool) -> Self {
-        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
             out: io::BufWriter::new(io::stdout()),
             json,
             full,
-            colours: !json && !no_colour && io::stdout().is_terminal(),
+            colours: !json && output::has_colours(),
             width: 0,
         }
     }

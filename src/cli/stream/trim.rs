@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args};
 use serde_json::json;
 use tokio_postgres::types::Type;
 
+use super::super::output::{self, say};
 use super::place::Place;
 use super::show::Named;
 use super::{Bench, dash};
@@ -69,9 +70,9 @@ impl Trim {
         let is_nothing = shape.first.is_none_or(|first| first.id >= first_kept);
         if is_nothing {
             if bench.global.json {
-                return Bench::print_json(&json!({"stream": target.stream(), "tenant": tenant.name, "trimmed": 0}));
+                return output::json(&json!({"stream": target.stream(), "tenant": tenant.name, "trimmed": 0}));
             }
-            println!("{key} has nothing before that; nothing to do");
+            say!("{key} has nothing before that; nothing to do")?;
             return Ok(());
         }
         let entries = streams::count(&bench.store, &key, StreamId::ZERO, Some(first_kept), COUNT_MAX).await?;
@@ -105,12 +106,12 @@ impl Trim {
             );
         }
         if bench.global.json {
-            return Bench::print_json(&json!({
+            return output::json(&json!({
                 "tenant": tenant.name, "stream": target.stream(), "trimmed": entries,
                 "trimmed_below": first_kept.to_string(), "devices": losers.devices, "groups": losers.groups,
             }));
         }
-        println!("trimmed {entries_text} entries of {key}, all before {first_kept}");
+        say!("trimmed {entries_text} entries of {key}, all before {first_kept}")?;
         Ok(())
     }
 

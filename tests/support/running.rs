@@ -1,84 +1,15 @@
-//! The program's command line, run in a world.
+//! A command of the program that goes on until it is told to end, or nobody listens any more.
 
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdout};
 
+use super::command::posduif_in;
 use super::{PATIENCE, World, send_signal};
-
-/// The program with a world's settings and nothing else of the surroundings.
-pub(crate) fn program(world: &World) -> Command {
-    let config = &world.config;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_posduif"));
-    command
-        .current_dir(std::env::temp_dir())
-        .env_remove("DATABASE_URL")
-        .env_remove("REDIS_URL")
-        .env("POSDUIF__POSTGRES__URL", config.postgres.url.expose())
-        .env("POSDUIF__REDIS__URL", config.redis.url.expose())
-        .env("POSDUIF__REDIS__PREFIX", &config.redis.prefix)
-        .env("POSDUIF__REPLICATION__SLOT", &config.replication.slot)
-        .env("POSDUIF__REPLICATION__PUBLICATION", &config.replication.publication)
-        .env("POSDUIF__SERVER__DEFAULT_TENANT", &config.server.default_tenant)
-        .env("RUST_BACKTRACE", "1")
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    command
-}
-
-/// What a command printed and how it ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Ended {
-    /// The output of a command that must have worked.
-    #[track_caller]
-    pub(crate) fn text(self) -> String {
-        assert_eq!(self.code, Some(0), "{}{}", self.stdout, self.stderr);
-        self.stdout
-    }
-
-    /// The output as JSON of a command that must have worked.
-    #[track_caller]
-    pub(crate) fn json(self) -> Value {
-        let text = self.text();
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
-    }
-
-    /// The complaint of a command that must have failed: a single line, no backtrace, nothing on stdout.
-    #[track_caller]
-    pub(crate) fn complaint(self) -> String {
-        assert_eq!(self.code, Some(1), "{}{}", self.stdout, self.stderr);
-        assert_eq!(self.stdout, "");
-        assert!(self.stderr.starts_with("posduif: "), "{}", self.stderr);
-        assert_eq!(self.stderr.trim_end().lines().count(), 1, "{}", self.stderr);
-        self.stderr
-    }
-}
-
-/// Runs `posduif` with these words.
-pub(crate) async fn run(world: &World, words: &str) -> Ended {
-    run_with(program(world), words).await
-}
-
-/// Runs a prepared command with these words.
-pub(crate) async fn run_with(mut command: Command, words: &str) -> Ended {
-    let output = tokio::time::timeout(PATIENCE * 2, command.args(words.split_whitespace()).output());
-    let Output { status, stdout, stderr } = output.await.expect("the command ends in time").unwrap();
-    Ended {
-        code: status.code(),
-        stdout: String::from_utf8(stdout).unwrap(),
-        stderr: String::from_utf8(stderr).unwrap(),
-    }
-}
 
 /// A command that goes on until it is told to end.
 pub(crate) struct Running {
