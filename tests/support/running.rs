@@ -19,16 +19,14 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts `posduif` with these words.
-    pub(crate) fn start(world: &World, words: &str) -> Self {
-        let mut command = program(world);
-        command.args(words.split_whitespace());
-        Self::start_with(command)
-    }
-
-    /// Starts a prepared command.
-    pub(crate) fn start_with(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    /// Starts `posduif` with arguments that are separated by spaces.
+    pub(crate) fn start(world: &World, arguments: &str) -> Self {
+        let mut child = posduif_in(world)
+            .args(arguments.split(' '))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         Self {
             lines: BufReader::new(child.stdout.take().unwrap()).lines(),
             errors: BufReader::new(child.stderr.take().unwrap()),
