@@ -73,7 +73,8 @@ async fn stock_servers_have_each_wrong_setting_listed_and_are_well_after_the_fix
     let mut shell = Shell {
         postgres: postgres.server.url(),
         redis: redis.server.url(),
-        exports: "export POSDUIF__SERVER__CONNECTIONS_MAX=100".to_owned(),
+        exports: "export POSDUIF__SERVER__CONNECTIONS_MAX=100 POSDUIF__SERVER__PUBLIC_URL=http://127.0.0.1:1"
+            .to_owned(),
     };
     let ended = shell.run("posduif doctor --json").await;
     assert_eq!(ended.code, Some(1), "{}{}", ended.stdout, ended.stderr);
@@ -197,10 +198,10 @@ async fn beside_a_running_engine_everything_is_looked_at_and_well() {
         assert_eq!(checks[name]["level"], "ok", "{name}: {}", checks[name]);
     }
     office
-        .sql(
-            "ALTER TABLE tenant_acme.messages REPLICA IDENTITY DEFAULT; \
-             SELECT pg_create_logical_replication_slot(current_database() || '_old', 'pgoutput')",
-        )
+        .sql("ALTER TABLE tenant_acme.messages REPLICA IDENTITY DEFAULT")
+        .await;
+    office
+        .sql("SELECT pg_create_logical_replication_slot(current_database() || '_old', 'pgoutput')")
         .await;
     let ended = doctor(&["doctor", "--json", "--wrong"]).await;
     assert_eq!(ended.code, Some(1));

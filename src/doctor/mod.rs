@@ -9,6 +9,9 @@ pub mod host;
 pub mod postgres;
 pub mod redis;
 
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::config::Config;
@@ -101,6 +104,15 @@ pub async fn examine(config: &Config) -> Vec<Check> {
 
 /// How far a server's clock may be from ours, in seconds: beyond this it is worth a look.
 const SKEW_SECONDS: f64 = 1.0;
+
+/// How far a clock that was read between `began` and now is ahead of ours, in seconds, without what the way may account
+/// for.
+fn skew(there: DateTime<Utc>, began: Instant) -> f64 {
+    let way = began.elapsed() / 2;
+    #[expect(clippy::cast_precision_loss, reason = "the difference of two clocks")]
+    let seconds = (there - (Utc::now() - way)).num_milliseconds() as f64 / 1000.0;
+    seconds.signum() * (seconds.abs() - way.as_secs_f64()).max(0.0)
+}
 
 /// What the difference of a server's clock from ours means. `bound_seconds` is that of the freshness.
 fn clock(name: &'static str, whose: &str, skew_seconds: f64, bound_seconds: u64) -> Check {

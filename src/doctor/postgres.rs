@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Utc};
 
-use super::{Check, clock};
+use super::{Check, clock, skew};
 use crate::config::Config;
 use crate::database::migrations;
 use crate::database::publication::{self, Coverage};
@@ -58,11 +57,7 @@ impl Facts {
             .query_opt(include_str!("../../sql/doctor.sql"), &[])
             .await?
             .context("Postgres says nothing of our role")?;
-        // Its clock was read somewhere between the question and the answer.
-        let here = Utc::now() - began.elapsed() / 2;
-        let there: DateTime<Utc> = row.try_get("now")?;
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds between two clocks")]
-        let skew_seconds = (there - here).num_milliseconds() as f64 / 1000.0;
+        let skew_seconds = skew(row.try_get("now")?, began);
         Ok(Self {
             version: row.try_get("version")?,
             version_number: row.try_get("version_number")?,

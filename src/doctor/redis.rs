@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use chrono::Utc;
+use chrono::DateTime;
 
-use super::{Check, clock};
+use super::{Check, clock, skew};
 use crate::config;
 use crate::transport;
 
@@ -49,9 +49,8 @@ impl Facts {
             .ok();
         let began = Instant::now();
         let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut connection).await?;
-        let here = Utc::now() - began.elapsed() / 2;
-        #[expect(clippy::cast_precision_loss, reason = "microseconds between two clocks")]
-        let skew_seconds = (seconds * 1_000_000 + micros - here.timestamp_micros()) as f64 / 1e6;
+        let there = DateTime::from_timestamp_micros(seconds * 1_000_000 + micros).unwrap_or_default();
+        let skew_seconds = skew(there, began);
         let fields = info.lines().filter_map(|line| line.trim().split_once(':'));
         Ok(Self {
             info: fields

@@ -7,6 +7,7 @@ pub(crate) mod oracle;
 pub(crate) mod proxy;
 pub(crate) mod running;
 pub(crate) mod servers;
+pub(crate) mod socket;
 pub(crate) mod spec;
 pub(crate) mod stage;
 
