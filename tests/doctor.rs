@@ -198,7 +198,7 @@ async fn beside_a_running_engine_everything_is_looked_at_and_well() {
         assert_eq!(checks[name]["level"], "ok", "{name}: {}", checks[name]);
     }
     office
-        .sql("ALTER TABLE tenant_acme.messages REPLICA IDENTITY DEFAULT")
+        .sql("DROP EVENT TRIGGER posduif_full_identity; ALTER TABLE tenant_acme.messages REPLICA IDENTITY DEFAULT")
         .await;
     office
         .sql("SELECT pg_create_logical_replication_slot(current_database() || '_old', 'pgoutput')")

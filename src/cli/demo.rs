@@ -5,6 +5,7 @@
 //! enrolls a new phone, so it can run again and again, also several at once. The phone is the reference phone itself.
 
 mod api;
+#[allow(clippy::print_stdout, reason = "what its own command line prints")]
 #[path = "../../examples/phone.rs"]
 #[expect(dead_code, reason = "its command line and what only that uses")]
 mod phone;

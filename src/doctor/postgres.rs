@@ -11,6 +11,7 @@ use crate::database::publication::{self, Coverage};
 use crate::database::{Database, quote_identifier};
 use crate::replication::connection::Connection;
 use crate::replication::slots::{Left, Look, Verdict};
+use crate::transport::Address;
 use crate::transport::postgres::Server;
 
 /// The oldest version that works, as `server_version_num` has it.
@@ -46,12 +47,14 @@ struct Facts {
     is_superuser: bool,
     may_replicate: bool,
     may_create: bool,
+    /// How a shell reaches the server as somebody else: options of `psql`.
+    reach: String,
     /// How far its clock is ahead of ours.
     skew_seconds: f64,
 }
 
 impl Facts {
-    async fn read(database: &Database) -> Result<Self> {
+    async fn read(database: &Database, url: &str) -> Result<Self> {
         let began = Instant::now();
         let row = database
             .query_opt(include_str!("../../sql/doctor.sql"), &[])
@@ -74,6 +77,7 @@ impl Facts {
             is_superuser: row.try_get("is_superuser")?,
             may_replicate: row.try_get("may_replicate")?,
             may_create: row.try_get("may_create")?,
+            reach: reach(url),
             skew_seconds,
         })
     }
@@ -83,7 +87,7 @@ impl Facts {
         if self.is_superuser {
             format!("psql \"$DATABASE_URL\" -c \"{statement}\"")
         } else {
-            format!("psql -U postgres -d {} -c \"{statement}\"", self.database)
+            format!("psql {}-U postgres -d {} -c \"{statement}\"", self.reach, self.database)
         }
     }
 
@@ -100,6 +104,37 @@ impl Facts {
     }
 }
 
+/// The options of `psql` for the server that a URL names first.
+fn reach(url: &str) -> String {
+    let address = Server::parse(url)
+        .ok()
+        .and_then(|server| server.addresses().into_iter().next());
+    match address {
+        Some((Address::Tcp(host, port), _)) => format!("-h {host} -p {port} "),
+        Some((Address::Unix(socket), _)) => match (socket.parent(), socket.extension()) {
+            (Some(folder), Some(port)) => format!("-h {} -p {} ", folder.display(), port.display()),
+            _ => String::new(),
+        },
+        None => String::new(),
+    }
+}
+
+/// A name as SQL within a shell's double quotes has it.
+fn word(name: &str) -> String {
+    let is_plain = name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    if is_plain && !name.is_empty() {
+        return name.to_owned();
+    }
+    let mut escaped = String::new();
+    for c in quote_identifier(name).chars() {
+        if matches!(c, '"' | '\\' | '$' | '`') {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
 /// Looks at Postgres.
 pub(super) async fn examine(config: &Config) -> Vec<Check> {
     let database = match Database::connect(&config.postgres).await {
@@ -113,7 +148,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Check> {
             return vec![check.fix("pg_isready -d \"$DATABASE_URL\"")];
         }
     };
-    let facts = match Facts::read(&database).await {
+    let facts = match Facts::read(&database, config.postgres.url.expose()).await {
         Ok(facts) => facts,
         Err(error) => {
             return vec![Check::fail(
@@ -198,7 +233,7 @@ fn judge(facts: &Facts, config: &Config) -> Vec<Check> {
             format!("{} may not replicate", facts.role),
             "Only a role with REPLICATION reads the log; on Amazon RDS it is GRANT rds_replication instead",
         )
-        .fix(facts.as_superuser(&format!("ALTER ROLE {} REPLICATION", facts.role)))
+        .fix(facts.as_superuser(&format!("ALTER ROLE {} REPLICATION", word(&facts.role))))
     });
     checks.push(if facts.may_create {
         let how = if facts.is_superuser && facts.version_number >= 150_000 {
@@ -215,7 +250,8 @@ fn judge(facts: &Facts, config: &Config) -> Vec<Check> {
         )
         .fix(facts.as_superuser(&format!(
             "GRANT CREATE ON DATABASE {} TO {}",
-            facts.database, facts.role
+            word(&facts.database),
+            word(&facts.role)
         )))
     });
     let wanted = config.postgres.pool_size + CONNECTIONS_BESIDE;
@@ -519,6 +555,7 @@ mod tests {
             is_superuser: true,
             may_replicate: true,
             may_create: true,
+            reach: "-h db -p 5432 ".to_owned(),
             skew_seconds: 0.0,
         }
     }
@@ -623,6 +660,20 @@ mod tests {
     }
 
     #[test]
+    fn names_reach_postgres_through_a_shell_as_they_are() {
+        assert_eq!(word("posduif"), "posduif");
+        assert_eq!(word("Ann's $x"), r#"\"Ann's \$x\""#);
+        assert_eq!(
+            reach("postgres://u:p@db.example.com:6000/d"),
+            "-h db.example.com -p 6000 "
+        );
+        assert_eq!(
+            reach("postgres:///d?host=/run/postgresql"),
+            "-h /run/postgresql -p 5432 "
+        );
+    }
+
+    #[test]
     fn without_a_superuser_fixes_are_for_somebody_else() {
         let managed = Facts {
             is_superuser: false,
@@ -630,7 +681,10 @@ mod tests {
             ..facts()
         };
         let wrong = wrong(&managed, &look());
-        assert!(wrong[0].fix[0].starts_with("psql -U postgres"), "{wrong:?}");
+        assert!(
+            wrong[0].fix[0].starts_with("psql -h db -p 5432 -U postgres -d posduif -c "),
+            "{wrong:?}"
+        );
         assert!(wrong[0].meaning.contains("rds.logical_replication"), "{wrong:?}");
     }
 }
