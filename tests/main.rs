@@ -33,6 +33,7 @@ mod refusals;
 mod rules;
 mod sessions;
 mod slots;
+mod streams;
 mod support;
 mod sync;
 mod takeover;
