@@ -228,6 +228,11 @@ pub struct Postgres {
     pub connect_timeout_seconds: u64,
     /// Seconds after which Postgres ends a statement (1 to 600).
     pub query_timeout_seconds: u64,
+    /// Seconds that a statement waits for a lock of another one (1 to 600).
+    pub lock_timeout_seconds: u64,
+    /// Most statements that a pooled connection keeps prepared, for all tenants (0 to 10,000). 0 behind a pooler that does
+    /// not know of them.
+    pub prepared_statements_max: usize,
 }
 
 impl Default for Postgres {
@@ -237,6 +242,8 @@ impl Default for Postgres {
             pool_size: 16,
             connect_timeout_seconds: 5,
             query_timeout_seconds: 15,
+            lock_timeout_seconds: 5,
+            prepared_statements_max: 256,
         }
     }
 }
@@ -716,6 +723,13 @@ impl Config {
         within("postgres.pool_size", p.pool_size as u64, 1, 1000)?;
         within("postgres.connect_timeout_seconds", p.connect_timeout_seconds, 1, 60)?;
         within("postgres.query_timeout_seconds", p.query_timeout_seconds, 1, 600)?;
+        within("postgres.lock_timeout_seconds", p.lock_timeout_seconds, 1, 600)?;
+        within(
+            "postgres.prepared_statements_max",
+            p.prepared_statements_max as u64,
+            0,
+            10_000,
+        )?;
         within(
             "redis.response_timeout_seconds",
             self.redis.response_timeout_seconds,

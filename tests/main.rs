@@ -17,6 +17,7 @@ mod live;
 mod model;
 mod outages;
 mod own_tables;
+mod pages;
 #[path = "../examples/phone.rs"]
 #[expect(dead_code, reason = "its command line and what only that uses")]
 mod phone;

@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{Error, Page, Timestamp, check_text, read_page};
+use super::{Error, Page, Rows, Timestamp, check_text};
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::Tenant;
@@ -126,7 +126,7 @@ pub async fn create(
     content: &str,
 ) -> Result<Message, Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/message_insert.sql")),
             &[(&sender, Type::UUID), (&recipient, Type::UUID), (&content, Type::TEXT)],
         )
@@ -143,7 +143,7 @@ pub async fn create(
 }
 
 /// What to list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// Only to this recipient.
     pub recipient: Option<Uuid>,
@@ -153,29 +153,45 @@ pub struct Filter {
     pub page: Page,
 }
 
-/// Messages that the user sent or got, newest first, and how many there are beyond limit and offset.
+/// A page of the messages that the user sent or got, newest first by `(created_at, id)`. A page before or after a message
+/// costs the same however long the list is, and the message may be deleted meanwhile.
 ///
 /// # Errors
-/// When Postgres cannot be asked.
-pub async fn list(
-    database: &Database,
-    tenant: &Tenant,
-    user: Uuid,
-    filter: &Filter,
-) -> Result<(Vec<Message>, i64), Error> {
+/// [`Error::Invalid`] when the page is beside no message of the user's; when Postgres cannot be asked.
+pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Filter) -> Result<Rows<Message>, Error> {
+    let page = &filter.page;
+    let status = filter.status.map(Status::as_str);
+    if let Some((field, id)) = page.place_uuid()? {
+        let is_upwards = field == "after";
+        let rows = database
+            .query(
+                &tenant.sql(include_str!("../../sql/message_list_beside.sql")),
+                &[
+                    (&user, Type::UUID),
+                    (&filter.recipient, Type::UUID),
+                    (&status, Type::TEXT),
+                    (&(page.limit + 1), Type::INT8),
+                    (&id, Type::UUID),
+                    (&is_upwards, Type::BOOL),
+                ],
+            )
+            .await?;
+        return Rows::beside(&rows, field, (page.limit, is_upwards), Message::from_row);
+    }
+    let offset = page.offset();
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/message_list.sql")),
             &[
                 (&user, Type::UUID),
                 (&filter.recipient, Type::UUID),
-                (&filter.status.map(Status::as_str), Type::TEXT),
-                (&filter.page.limit, Type::INT8),
-                (&filter.page.offset, Type::INT8),
+                (&status, Type::TEXT),
+                (&page.limit, Type::INT8),
+                (&offset, Type::INT8),
             ],
         )
         .await?;
-    read_page(&rows, Message::from_row)
+    Rows::counted(&rows, offset, Message::from_row)
 }
 
 /// How many messages to this user are unread.
@@ -184,7 +200,7 @@ pub async fn list(
 /// When Postgres cannot be asked.
 pub async fn unread_count(database: &Database, tenant: &Tenant, user: Uuid) -> Result<i64, Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/message_unread_count.sql")),
             &[(&user, Type::UUID)],
         )
@@ -203,7 +219,7 @@ pub async fn unread_count_including(database: &Database, tenant: &Tenant, user: 
     let statement = tenant.sql(include_str!("../../sql/message_unread_count_seen.sql"));
     let mut tries = 0;
     loop {
-        let row = database.query_opt(&statement, &[(&user, Type::UUID)]).await?;
+        let row = database.query_often(&statement, &[(&user, Type::UUID)]).await?;
         let (count, snapshot): (i64, String) = match &row {
             Some(row) => (row.try_get("unread_count")?, row.try_get("snapshot")?),
             None => return Ok(0),
@@ -225,7 +241,7 @@ pub async fn unread_count_including(database: &Database, tenant: &Tenant, user: 
 /// [`Error::NotFound`], or [`Error::Forbidden`] when the user neither sent nor got it.
 pub async fn get(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<Message, Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/message_get.sql")),
             &[(&id, Type::UUID)],
         )
@@ -244,7 +260,7 @@ pub async fn get(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid) -> 
 /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is not the sender.
 pub async fn edit(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid, content: &str) -> Result<Message, Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/message_edit.sql")),
             &[(&id, Type::UUID), (&user, Type::UUID), (&content, Type::TEXT)],
         )
@@ -258,7 +274,7 @@ pub async fn edit(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid, co
 /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is not the recipient.
 pub async fn mark_read(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<Message, Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/message_mark_read.sql")),
             &[(&id, Type::UUID), (&user, Type::UUID)],
         )

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::limits::{Attempt, Limits};
 use super::password::Passwords;
-use super::{Error, Page, Timestamp, check_text, read_page};
+use super::{Error, Page, Rows, Timestamp, check_text};
 use crate::config;
 use crate::database::tenants::{self, Tenant};
 use crate::database::{self, Database};
@@ -186,31 +186,52 @@ pub struct Filter {
     pub page: Page,
 }
 
-/// The users that pass the filter, by username, and how many there are beyond limit and offset.
+/// A page of the users that pass the filter, by username (whatever the case) and id.
 ///
 /// # Errors
-/// When Postgres cannot be asked.
+/// [`Error::Invalid`] when the page is beside no user of the tenant; when Postgres cannot be asked.
 pub async fn list(
     database: &Database,
     tenant: &Tenant,
     filter: &Filter,
     online: &HashSet<Uuid>,
-) -> Result<(Vec<User>, i64), Error> {
+) -> Result<Rows<User>, Error> {
     let ids: Vec<Uuid> = online.iter().copied().collect();
+    let (page, user_type) = (&filter.page, filter.user_type.map(UserType::as_str));
+    let read = |row: &Row| User::from_row(row, online);
+    if let Some((field, id)) = page.place_uuid()? {
+        let is_upwards = field == "before";
+        let rows = database
+            .query(
+                &tenant.sql(include_str!("../../sql/user_list_beside.sql")),
+                &[
+                    (&user_type, Type::TEXT),
+                    (&filter.username, Type::TEXT),
+                    (&filter.online, Type::BOOL),
+                    (&ids, Type::UUID_ARRAY),
+                    (&(page.limit + 1), Type::INT8),
+                    (&id, Type::UUID),
+                    (&is_upwards, Type::BOOL),
+                ],
+            )
+            .await?;
+        return Rows::beside(&rows, field, (page.limit, is_upwards), read);
+    }
+    let offset = page.offset();
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/user_list.sql")),
             &[
-                (&filter.user_type.map(UserType::as_str), Type::TEXT),
+                (&user_type, Type::TEXT),
                 (&filter.username, Type::TEXT),
                 (&filter.online, Type::BOOL),
                 (&ids, Type::UUID_ARRAY),
-                (&filter.page.limit, Type::INT8),
-                (&filter.page.offset, Type::INT8),
+                (&page.limit, Type::INT8),
+                (&offset, Type::INT8),
             ],
         )
         .await?;
-    read_page(&rows, |row| User::from_row(row, online))
+    Rows::counted(&rows, offset, read)
 }
 
 /// Whether the user exists and is neither disabled nor deleted.

@@ -19,7 +19,7 @@ fn asker(caller: &Principal) -> Asker {
     }
 }
 
-/// `GET /api/devices?user_id=&status=&limit=&offset=`, newest first.
+/// `GET /api/devices?user_id=&status=&limit=&offset=&before=&after=`, newest first.
 ///
 /// # Errors
 /// 400 for a bad parameter.
@@ -38,8 +38,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         },
         page: query.page(PAGE_ROWS)?,
     };
-    let (devices, total) = devices::list(&app.database, caller.tenant(), asker(caller), &filter).await?;
-    response::page("devices", &devices, total, filter.page)
+    let found = devices::list(&app.database, caller.tenant(), asker(caller), &filter).await?;
+    response::page("devices", &found, &filter.page)
 }
 
 #[derive(Deserialize)]

@@ -31,7 +31,7 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
     response::json(StatusCode::CREATED, &message)
 }
 
-/// `GET /api/messages?recipient_id=&status=&limit=&offset=`, newest first.
+/// `GET /api/messages?recipient_id=&status=&limit=&offset=&before=&after=`, newest first.
 ///
 /// # Errors
 /// 400 for a bad parameter.
@@ -48,8 +48,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         page: query.page(PAGE_ROWS)?,
     };
     let caller = request.caller()?;
-    let (messages, total) = messages::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
-    response::page("messages", &messages, total, filter.page)
+    let found = messages::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
+    response::page("messages", &found, &filter.page)
 }
 
 /// `GET /api/messages/unread-count`.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::error::Error;
-use crate::domain::Page;
+use crate::domain::{Page, Rows, Start};
 
 /// Any body: a whole one or a stream.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -33,15 +33,18 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Erro
     Ok(with_type(status, "application/json", bytes))
 }
 
-/// A page of a list under its name, with where in the list it is.
+/// A page of a list under its name, with where in the list it is, or whether there is more in its direction.
 ///
 /// # Errors
 /// As [`json`].
-pub fn page<T: Serialize>(name: &str, rows: &[T], total: i64, page: Page) -> Result<Response, Error> {
-    json(
-        StatusCode::OK,
-        &json!({name: rows, "total": total, "limit": page.limit, "offset": page.offset}),
-    )
+pub fn page<T: Serialize>(name: &str, found: &Rows<T>, page: &Page) -> Result<Response, Error> {
+    let answer = match (found.total, &page.start) {
+        (Some(total), Start::Offset(offset)) => {
+            json!({name: found.rows, "total": total, "limit": page.limit, "offset": offset})
+        }
+        _ => json!({name: found.rows, "limit": page.limit, "has_more": found.has_more}),
+    };
+    json(StatusCode::OK, &answer)
 }
 
 /// An answer in plain text.
