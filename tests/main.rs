@@ -33,6 +33,7 @@ mod support;
 mod sync;
 mod takeover;
 mod tenants;
+mod tickets;
 mod tls;
 mod uploads;
 mod values;
