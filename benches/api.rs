@@ -3,7 +3,7 @@
 //!
 //! All take turns in each round, with as many connections each, against the same Postgres with the same durability, while
 //! the engine publishes what is written. Between two of them the log is drained, so that none works off what another
-//! left. The load comes from one thread of this process, as pgbench's comes from one of its own; its CPU counts as
+//! left. At the end, many log in at once, and another client tells how long it waits meanwhile. The load comes from one thread of this process, as pgbench's comes from one of its own; its CPU counts as
 //! pgbench's does, since all share the machine. Afterwards the rows are counted.
 //!
 //! ```text
@@ -45,6 +45,9 @@ const RECIPIENTS: usize = 1000;
 /// A message's text.
 const CONTENT: &str =
     "The quick brown fox jumps over the lazy dog, and the lazy dog takes it as it comes, as lazy dogs do.";
+
+/// Who log in at once.
+const LOGINS: usize = 200;
 
 /// Messages that a page of the read shows.
 const PAGE_ROWS: usize = 50;
@@ -252,6 +255,7 @@ impl Bench {
         );
         if !options.writes_only {
             self.reads(options.rounds, duration).await;
+            self.logins(options.rounds).await;
         }
         stop(&mut self.engine).await;
     }
@@ -294,6 +298,41 @@ impl Bench {
             }
             println!("{name} of a bare handler: {}\n", spread(&mut ratios));
             handler.kill().await.unwrap();
+        }
+    }
+
+    /// How long other requests take while many log in at once.
+    async fn logins(&self, rounds: usize) {
+        let access = format!("authorization: Bearer {}\r\n", self.tokens[0]);
+        let question = request("GET", "/api/messages?limit=1", &access, "");
+        let mut http = Http::connect(&self.address).await;
+        for round in 1..=rounds {
+            let mut alone = Vec::new();
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(2) {
+                alone.push(timed(&mut http, &question).await);
+            }
+            let mut logins = tokio::task::JoinSet::new();
+            for number in 0..LOGINS {
+                let username = format!("web-{}", number % self.tokens.len());
+                let body = json!({"tenant": TENANT, "username": username, "password": PASSWORD}).to_string();
+                let mut http = Http::connect(&self.address).await;
+                logins.spawn(async move { http.exchange(&request("POST", "/api/auth/login", "", &body)).await.0 });
+            }
+            let (mut beside, mut done) = (Vec::new(), 0);
+            let start = Instant::now();
+            while !logins.is_empty() {
+                beside.push(timed(&mut http, &question).await);
+                while let Some(status) = logins.try_join_next() {
+                    done += usize::from(status.unwrap() == 200);
+                }
+            }
+            println!(
+                "round {round}: {done} of {LOGINS} logins at once in {:.1} s; another client's p99 {:.1} ms, {:.1} ms alone",
+                start.elapsed().as_secs_f64(),
+                p99(&mut beside),
+                p99(&mut alone)
+            );
         }
     }
 
@@ -490,6 +529,18 @@ fn api_insert() -> String {
     format!("\\set r random(1, 1000)\n\\set s 1000000 + :client_id\n{statement};\n")
 }
 
+async fn timed(http: &mut Http, request: &[u8]) -> Duration {
+    let start = Instant::now();
+    http.send(request).await;
+    start.elapsed()
+}
+
+/// In ms.
+fn p99(times: &mut [Duration]) -> f64 {
+    times.sort_unstable();
+    times[times.len() * 99 / 100].as_secs_f64() * 1000.0
+}
+
 fn per_request(cpu: Duration, count: f64) -> f64 {
     cpu.as_secs_f64() * 1e6 / count
 }
@@ -594,6 +645,17 @@ impl Http {
 
     /// The body of an answer that must be good.
     async fn send(&mut self, request: &[u8]) -> &[u8] {
+        let (status, body) = self.exchange(request).await;
+        assert!(
+            (200..300).contains(&status),
+            "{status}: {}",
+            String::from_utf8_lossy(body)
+        );
+        body
+    }
+
+    /// Status and body of an answer.
+    async fn exchange(&mut self, request: &[u8]) -> (u16, &[u8]) {
         self.stream.write_all(request).await.unwrap();
         self.buffer.clear();
         let mut body = None;
@@ -604,19 +666,15 @@ impl Http {
                 && let Some(end) = memchr::memmem::find(&self.buffer, b"\r\n\r\n")
             {
                 let head = std::str::from_utf8(&self.buffer[..end]).unwrap();
-                assert!(
-                    head.starts_with("HTTP/1.1 2"),
-                    "{}",
-                    String::from_utf8_lossy(&self.buffer)
-                );
+                let status = head["HTTP/1.1 ".len()..][..3].parse().unwrap();
                 let at = head.find("content-length: ").expect("answers have a length") + "content-length: ".len();
                 let digits = head[at..].split('\r').next().unwrap();
-                body = Some((end + 4, digits.parse::<usize>().unwrap()));
+                body = Some((status, end + 4, digits.parse::<usize>().unwrap()));
             }
-            if let Some((start, length)) = body
+            if let Some((status, start, length)) = body
                 && self.buffer.len() >= start + length
             {
-                return &self.buffer[start..start + length];
+                return (status, &self.buffer[start..start + length]);
             }
         }
     }

@@ -132,6 +132,8 @@ pub struct Config {
     pub enrollment: Enrollment,
     /// Server-sent events.
     pub sse: Sse,
+    /// What API processes remember of Postgres.
+    pub cache: Cache,
     /// What `GET /api/app-instructions` tells an app.
     pub app: App,
     /// Readiness.
@@ -540,6 +542,29 @@ impl Default for Enrollment {
     }
 }
 
+/// What API processes remember of Postgres: unread counts, messages, users. The change stream keeps it right.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cache {
+    /// Seconds that anything is remembered at most, in case that the change stream missed something; 0 for nothing (0 to
+    /// 3,600).
+    pub ttl_seconds: u64,
+    /// Most unread counts, and most users, that one process remembers (100 to 10,000,000).
+    pub entries_max: u64,
+    /// Bytes of messages that one process remembers (64 KiB to 4 GiB).
+    pub messages_bytes_max: u64,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            ttl_seconds: 60,
+            entries_max: 100_000,
+            messages_bytes_max: 16 * 1024 * 1024,
+        }
+    }
+}
+
 /// Server-sent events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -786,6 +811,14 @@ impl Config {
             within(key, most, 1, 1_000_000)?;
         }
         let y = &self.sync;
+        within("cache.ttl_seconds", self.cache.ttl_seconds, 0, 3600)?;
+        within("cache.entries_max", self.cache.entries_max, 100, 10_000_000)?;
+        within(
+            "cache.messages_bytes_max",
+            self.cache.messages_bytes_max,
+            64 * KIB,
+            4096 * MIB,
+        )?;
         within("sync.batch_size_max", y.batch_size_max as u64, 1, 10_000)?;
         within("sync.batch_size", y.batch_size as u64, 1, y.batch_size_max as u64)?;
         within("sync.batch_bytes_max", y.batch_bytes_max as u64, 64 * KIB, 64 * MIB)?;

@@ -58,6 +58,8 @@ const PAGING: &[&str] = &[
     "offset=-1",
     "offset=x",
     "offset=9223372036854775808",
+    "before=nonsense",
+    "after=00000000-0000-4000-8000-000000000000",
 ];
 
 const RESUME: &[&str] = &["last_event_id=nonsense", "lastEventId=nonsense", "last_event_id=AAAA"];

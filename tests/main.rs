@@ -3,6 +3,7 @@
 
 mod api;
 mod bad_input;
+mod caches;
 mod catchup;
 mod cli;
 mod conflicts;
@@ -28,7 +29,9 @@ mod rate_limits;
 mod recovery;
 mod refusals;
 mod rules;
+mod secrets;
 mod sessions;
+mod statements;
 mod support;
 mod sync;
 mod takeover;

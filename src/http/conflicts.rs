@@ -69,5 +69,6 @@ pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Er
         body.base_version,
     )
     .await?;
+    app.caches.wrote_messages(&caller.tenant().name, [conflict.message_id]);
     response::json(StatusCode::OK, &conflict)
 }

@@ -79,9 +79,12 @@ pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Err
 pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
     let id = request.param("id");
-    devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    let device = devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
     match app.devices.revoke(caller.tenant(), id).await? {
-        true => Ok(response::no_content()),
+        true => {
+            app.caches.wrote_user(&caller.tenant().name, device.user_id);
+            Ok(response::no_content())
+        }
         false => Err(crate::domain::Error::NotFound("device").into()),
     }
 }

@@ -27,7 +27,15 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
     let recipient = uuid("recipient_id", &required("recipient_id", body.recipient_id)?)?;
     let content = checked_content(&app, body.content)?;
     let caller = request.caller()?;
-    let message = messages::create(&app.database, caller.tenant(), caller.user_id(), recipient, &content).await?;
+    let message = messages::create(
+        &app.database,
+        &app.caches,
+        caller.tenant(),
+        caller.user_id(),
+        recipient,
+        &content,
+    )
+    .await?;
     response::json(StatusCode::CREATED, &message)
 }
 
@@ -58,7 +66,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 /// 503.
 pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
-    let count = messages::unread_count(&app.database, caller.tenant(), caller.user_id()).await?;
+    let count = app.caches.unread_count(caller.tenant(), caller.user_id()).await?;
     response::json(StatusCode::OK, &json!({"unread_count": count}))
 }
 
@@ -69,7 +77,7 @@ pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, E
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
-    let message = messages::get(&app.database, caller.tenant(), caller.user_id(), id).await?;
+    let message = messages::get(&app.caches, caller.tenant(), caller.user_id(), id).await?;
     response::json(StatusCode::OK, &message)
 }
 
@@ -87,7 +95,15 @@ pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error
     let body: Edit = request.json(app.config.server.body_bytes_max).await?;
     let content = checked_content(&app, body.content)?;
     let caller = request.caller()?;
-    let message = messages::edit(&app.database, caller.tenant(), caller.user_id(), id, &content).await?;
+    let message = messages::edit(
+        &app.database,
+        &app.caches,
+        caller.tenant(),
+        caller.user_id(),
+        id,
+        &content,
+    )
+    .await?;
     response::json(StatusCode::OK, &message)
 }
 
@@ -98,7 +114,7 @@ pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error
 pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
-    let message = messages::mark_read(&app.database, caller.tenant(), caller.user_id(), id).await?;
+    let message = messages::mark_read(&app.database, &app.caches, caller.tenant(), caller.user_id(), id).await?;
     response::json(StatusCode::OK, &message)
 }
 
@@ -109,7 +125,7 @@ pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Erro
 pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
-    messages::delete(&app.database, caller.tenant(), caller.user_id(), id).await?;
+    messages::delete(&app.database, &app.caches, caller.tenant(), caller.user_id(), id).await?;
     Ok(response::no_content())
 }
 

@@ -7,8 +7,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use serde::Serialize;
-use serde_json::json;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 
 use super::error::Error;
 use crate::domain::{Page, Rows, Start};
@@ -38,13 +38,30 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Erro
 /// # Errors
 /// As [`json`].
 pub fn page<T: Serialize>(name: &str, found: &Rows<T>, page: &Page) -> Result<Response, Error> {
-    let answer = match (found.total, &page.start) {
-        (Some(total), Start::Offset(offset)) => {
-            json!({name: found.rows, "total": total, "limit": page.limit, "offset": offset})
+    json(StatusCode::OK, &Listed { name, found, page })
+}
+
+/// A page as it is written, without a tree of values in between.
+struct Listed<'a, T> {
+    name: &'a str,
+    found: &'a Rows<T>,
+    page: &'a Page,
+}
+
+impl<T: Serialize> Serialize for Listed<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry(self.name, &self.found.rows)?;
+        map.serialize_entry("limit", &self.page.limit)?;
+        match (self.found.total, &self.page.start) {
+            (Some(total), Start::Offset(offset)) => {
+                map.serialize_entry("total", &total)?;
+                map.serialize_entry("offset", offset)?;
+            }
+            _ => map.serialize_entry("has_more", &self.found.has_more)?,
         }
-        _ => json!({name: found.rows, "limit": page.limit, "has_more": found.has_more}),
-    };
-    json(StatusCode::OK, &answer)
+        map.end()
+    }
 }
 
 /// An answer in plain text.

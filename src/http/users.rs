@@ -39,7 +39,7 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "user")?;
     let tenant = request.caller()?.tenant();
     let online = online(&app, &tenant.name).await;
-    let user = users::get(&app.database, tenant, id, &online).await?;
+    let user = app.caches.user(tenant, id, &online).await?;
     response::json(StatusCode::OK, &user)
 }
 
