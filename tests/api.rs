@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use hyper::Method;
 use posduif::config::DeviceAuth;
 use posduif::domain::users::{self, NewUser, UserType};
+use posduif::engine::Role;
 use posduif::http::error::Code;
 use posduif::http::routes::{self, Access};
 use serde_json::{Value, json};

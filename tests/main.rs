@@ -3,6 +3,7 @@
 
 mod api;
 mod bad_input;
+mod browser;
 mod caches;
 mod catchup;
 mod cli;
@@ -40,4 +41,5 @@ mod tickets;
 mod tls;
 mod uploads;
 mod values;
+mod websocket;
 mod wire;

@@ -29,6 +29,7 @@ pub mod sync;
 pub mod takeover;
 pub mod tickets;
 pub mod users;
+pub mod websocket;
 pub mod wire;
 
 use std::sync::Arc;

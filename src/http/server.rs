@@ -537,6 +537,7 @@ impl Service {
             };
             let trusted = &self.vitals.config.server.trusted_proxies;
             let mut request = Request {
+                method: head.method.clone(),
                 address: address::client(peer.ip(), &head.headers, trusted),
                 headers: head.headers,
                 query,

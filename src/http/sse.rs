@@ -11,7 +11,6 @@ use bytes::{BufMut as _, BytesMut};
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use tokio::io::ReadBuf;
-use uuid::Uuid;
 
 use super::App;
 use super::error::Error;
@@ -46,31 +45,17 @@ pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> 
 /// session was ended.
 pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.user()?;
-    let (tenant, user) = (caller.tenant.clone(), caller.user_id);
     let wanted = Stream::Web(request.param_id("user_id", "user")?);
     tickets::check_own(&app, request.caller()?, &wanted).await?;
-    // Watched first: an end in between must not be missed.
-    let session = Arc::new(app.sessions.watch(caller.session));
-    if app.sessions.is_ended(caller.session).await? {
+    match Reader::web(&app, caller).await? {
+        Some(reader) => open(app, &request, reader).await,
         // What tells an EventSource to stop for good (WHATWG HTML, section 9.2.3).
-        return Ok(response::no_content());
+        None => Ok(response::no_content()),
     }
-    let page = format!("web:{}", Uuid::new_v4());
-    let reader = Reader::Web {
-        tenant,
-        user,
-        page,
-        session,
-    };
-    open(app, &request, reader).await
 }
 
 async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Response, Error> {
-    let resume = request
-        .header("last-event-id")
-        .or_else(|| request.query.get("last_event_id"))
-        .or_else(|| request.query.get("lastEventId"));
-    let live = Live::open(app, reader, resume).await?;
+    let live = Live::open(app, reader, request.resume()).await?;
 
     let mut response = response::no_content();
     *response.status_mut() = StatusCode::OK;
@@ -120,6 +105,10 @@ impl Outlet for Sse {
 
     fn beat(&mut self) {
         self.out.put_slice(b": heartbeat\n\n");
+    }
+
+    fn refuse(&mut self, _error: &Error) {
+        // Nothing can be asked for behind the request.
     }
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use self::event::Event;
 use self::outlet::{Heard, Outlet};
 use super::App;
+use super::auth::WebPrincipal;
 use super::error::{Code, Error};
 use crate::database::tenants::Tenant;
 use crate::deliver::feed::{Change, Feed, FeedEvent, Start};
@@ -87,6 +88,24 @@ impl Reader {
         }
     }
 
+    /// A user with an access token; `None` when its session was ended.
+    ///
+    /// # Errors
+    /// 503 while Redis is away.
+    pub async fn web(app: &App, user: &WebPrincipal) -> Result<Option<Self>, Error> {
+        // Watched first: an end in between must not be missed.
+        let session = Arc::new(app.sessions.watch(user.session));
+        if app.sessions.is_ended(user.session).await? {
+            return Ok(None);
+        }
+        Ok(Some(Self::Web {
+            tenant: user.tenant.clone(),
+            user: user.user_id,
+            page: format!("web:{}", Uuid::new_v4()),
+            session,
+        }))
+    }
+
     /// Waits until the session of a web user was ended. Safe to cancel.
     async fn ended(&self) {
         match self {
@@ -113,9 +132,11 @@ enum Wake {
     Events(Vec<(FeedEvent, Place)>),
     Flushed,
     Interrupted,
+    Resume(String),
     Heartbeat,
     Recheck,
     Ended,
+    Done,
     Gone,
     Slow,
     Stop,
@@ -136,28 +157,7 @@ impl Live {
     /// # Errors
     /// 400 for a bad id to resume from, 503 while Redis is away.
     pub async fn open(app: Arc<App>, reader: Reader, resume: Option<&str>) -> Result<Self, Error> {
-        let resume = match resume.filter(|text| !text.is_empty()) {
-            Some(text) => Some(resume_place(&app, &reader, text).await?),
-            None => None,
-        };
-        let start = Start {
-            tenant: reader.tenant().name.clone(),
-            user: reader.user(),
-            resume,
-            replay_max: app.config.sse.replay_events_max,
-        };
-        let mut feed = Feed::open(app.store.clone(), &app.hub, start.clone()).await?;
-        if feed.missing().any() {
-            // A lost stream would have nothing to tell for ever.
-            snapshot::ensure_streams(&app.database, &app.store, reader.tenant(), reader.user())
-                .await
-                .map_err(incoming::Error::from)?;
-            feed = Feed::open(app.store.clone(), &app.hub, start).await?;
-        }
-        let waiting = match &reader {
-            Reader::Device(device) => app.incoming.pending(device).await?,
-            Reader::Web { .. } => 0,
-        };
+        let (feed, waiting) = feed(&app, &reader, resume).await?;
         Ok(Self {
             app,
             reader,
@@ -175,13 +175,7 @@ impl Live {
         outlet.begin(Duration::from_millis(
             settings.retry_ms + random_up_to(settings.retry_ms),
         ));
-        let beginning = self.cursor(self.feed.beginning());
-        self.put(&mut outlet, &Event::hello(&beginning));
-        if self.waiting > 0 {
-            let mut event = Event::sync_required(self.waiting);
-            event.id = Some(beginning);
-            self.put(&mut outlet, &event);
-        }
+        self.greet(&mut outlet);
         self.touch(heartbeat).await;
         let mut is_written = false;
         let mut slow = Box::pin(tokio::time::sleep(WRITE_TIMEOUT));
@@ -202,8 +196,11 @@ impl Live {
                 () = self.app.stop.cancelled() => Wake::Stop,
                 () = self.reader.ended() => Wake::Ended,
                 wake = poll_fn(|context| {
-                    if outlet.poll_hear(context) == Poll::Ready(Heard::Gone) {
-                        return Poll::Ready(Wake::Gone);
+                    match outlet.poll_hear(context) {
+                        Poll::Ready(Heard::Resume(id)) => return Poll::Ready(Wake::Resume(id)),
+                        Poll::Ready(Heard::Done) => return Poll::Ready(Wake::Done),
+                        Poll::Ready(Heard::Gone) => return Poll::Ready(Wake::Gone),
+                        Poll::Pending => {}
                     }
                     match outlet.poll_flush(context) {
                         Poll::Ready(Ok(())) if is_written => Poll::Pending,
@@ -233,7 +230,12 @@ impl Live {
                     is_written = false;
                 }
                 Wake::Flushed => is_written = true,
+                Wake::Resume(id) => {
+                    self.resume(&mut outlet, &id).await;
+                    is_written = false;
+                }
                 Wake::Recheck => {}
+                Wake::Done => break,
                 Wake::Gone => {
                     self.leave().await;
                     return;
@@ -276,6 +278,29 @@ impl Live {
         });
         let _gone_anyhow = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
         self.leave().await;
+    }
+
+    /// Says where the stream begins, and whether something waits.
+    fn greet(&self, outlet: &mut impl Outlet) {
+        let beginning = self.cursor(self.feed.beginning());
+        self.put(outlet, &Event::hello(&beginning));
+        if self.waiting > 0 {
+            let mut event = Event::sync_required(self.waiting);
+            event.id = Some(beginning);
+            self.put(outlet, &event);
+        }
+    }
+
+    /// Begins anew behind an id that the client names. If that cannot be, all goes on as it was.
+    async fn resume(&mut self, outlet: &mut impl Outlet, id: &str) {
+        match feed(&self.app, &self.reader, Some(id)).await {
+            Ok((feed, waiting)) => {
+                self.feed = feed;
+                self.waiting = waiting;
+                self.greet(outlet);
+            }
+            Err(error) => outlet.refuse(&error),
+        }
     }
 
     /// Puts what a feed gives into its reader's form.
@@ -373,6 +398,33 @@ impl Live {
             Reader::Web { .. } => 1,
         })
     }
+}
+
+/// A feed from behind this id if there is one, else from now on; and how many things wait for a device.
+async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed, usize), Error> {
+    let resume = match resume.filter(|text| !text.is_empty()) {
+        Some(text) => Some(resume_place(app, reader, text).await?),
+        None => None,
+    };
+    let start = Start {
+        tenant: reader.tenant().name.clone(),
+        user: reader.user(),
+        resume,
+        replay_max: app.config.sse.replay_events_max,
+    };
+    let mut feed = Feed::open(app.store.clone(), &app.hub, start.clone()).await?;
+    if feed.missing().any() {
+        // A lost stream would have nothing to tell for ever.
+        snapshot::ensure_streams(&app.database, &app.store, reader.tenant(), reader.user())
+            .await
+            .map_err(incoming::Error::from)?;
+        feed = Feed::open(app.store.clone(), &app.hub, start).await?;
+    }
+    let waiting = match reader {
+        Reader::Device(device) => app.incoming.pending(device).await?,
+        Reader::Web { .. } => 0,
+    };
+    Ok((feed, waiting))
 }
 
 /// Where the client wants to go on.

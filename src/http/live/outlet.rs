@@ -5,10 +5,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::event::Event;
+use crate::http::error::Error;
 
 /// What was heard of a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
+    /// It wants to go on behind this cursor instead.
+    Resume(String),
+    /// It has ended the conversation, or can say nothing more that would be understood: the stream is to be closed.
+    Done,
     /// It has gone, or closed its sending side, which tells the same here.
     Gone,
 }
@@ -23,6 +28,9 @@ pub trait Outlet: Send {
 
     /// Puts in what shows that the server is there.
     fn beat(&mut self);
+
+    /// Puts in why what the client asked for last cannot be.
+    fn refuse(&mut self, error: &Error);
 
     /// Writes what waits. Ready at once when nothing does.
     ///
