@@ -112,9 +112,8 @@ async fn a_statement_whose_table_or_session_has_changed_is_asked_anew() {
 async fn who_waits_too_long_for_a_lock_is_told_so_and_may_come_back() {
     let world = World::new().await;
     let psql = world.psql().await;
-    psql.batch_execute("CREATE TABLE waits (id int); BEGIN; LOCK TABLE waits")
-        .await
-        .unwrap();
+    psql.batch_execute("CREATE TABLE waits (id int)").await.unwrap();
+    psql.batch_execute("BEGIN; LOCK TABLE waits").await.unwrap();
     let mut settings = world.config.postgres.clone();
     settings.lock_timeout_seconds = 1;
     let database = Database::connect(&settings).await.unwrap();
