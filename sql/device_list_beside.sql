@@ -1,14 +1,14 @@
 -- Devices right before a device, or right after it, newest first, each with whether that one is known to who asks. Without
--- any, one row with that alone. $1 uuid: who asks; $2 text: their type; $3 uuid or null: only this user's; $4 boolean or
--- null: only revoked ones, or only others; $5 bigint: most rows; $6 text: the device; $7 boolean: after it, else before it.
+-- any, one row with that alone. $1 uuid or null: who asks, without whom all are shown; $2 text or null: their type; $3 uuid
+-- or null: only this user's; $4 boolean or null: only revoked ones, or only others; $5 bigint: most rows; $6 text: the device; $7 boolean: after it, else before it.
 -- Devices made at the same time follow by id the other way round, as they always have.
 WITH seen AS (
-    SELECT d.device_id, d.user_id, d.name, d.device_type, d.public_key, d.device_info, d.created_at, d.revoked_at,
+    SELECT d.device_id, d.user_id, u.username, d.name, d.device_type, d.public_key, d.device_info, d.created_at, d.revoked_at,
            greatest(d.last_seen_at, s.last_sync_timestamp) AS last_seen_at
     FROM {schema}.devices d
     JOIN {schema}.users u ON u.id = d.user_id
     LEFT JOIN {schema}.sync_metadata s USING (device_id)
-    WHERE (u.id = $1 OR ($2 = 'web' AND u.user_type = 'mobile'))
+    WHERE ($1 IS NULL OR u.id = $1 OR ($2 = 'web' AND u.user_type = 'mobile'))
 ), place AS (
     SELECT created_at, device_id FROM seen WHERE device_id = $6
 ), found AS (

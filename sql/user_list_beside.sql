@@ -4,7 +4,7 @@
 WITH place AS (
     SELECT lower(username) AS name, id FROM {schema}.users WHERE id = $6
 ), before AS (
-    SELECT id, username, user_type, last_seen, created_at
+    SELECT id, username, user_type, last_seen, created_at, disabled_at
     FROM {schema}.users
     WHERE $7 AND (lower(username), id) < ((SELECT name FROM place), (SELECT id FROM place))
       AND deleted_at IS NULL
@@ -14,7 +14,7 @@ WITH place AS (
     ORDER BY lower(username) DESC, id DESC
     LIMIT $5
 ), after AS (
-    SELECT id, username, user_type, last_seen, created_at
+    SELECT id, username, user_type, last_seen, created_at, disabled_at
     FROM {schema}.users
     WHERE NOT $7 AND (lower(username), id) > ((SELECT name FROM place), (SELECT id FROM place))
       AND deleted_at IS NULL

@@ -407,7 +407,7 @@ impl Caches {
     /// [`Error::NotFound`] when it does not exist or is deleted; when Postgres cannot be asked.
     pub async fn user(&self, tenant: &Tenant, id: Uuid, online: &HashSet<Uuid>) -> Result<User, Error> {
         let ask = async {
-            let (user, snapshot) = users::find(&self.database, tenant, id).await?;
+            let (user, snapshot) = users::fetch(&self.database, tenant, id).await?;
             Ok((user, Some(snapshot)))
         };
         let user = self
