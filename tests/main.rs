@@ -37,6 +37,7 @@ mod secrets;
 mod sessions;
 mod slots;
 mod statements;
+mod streams;
 mod support;
 mod sync;
 mod takeover;
