@@ -24,11 +24,7 @@ async fn walk(of: &Api, list: &str, query: &str, direction: &str, from: &str, be
     let (mut found, mut last) = (Vec::new(), from.to_owned());
     loop {
         let (rows, has_more) = page(of, list, &format!("limit=2&{direction}={last}&{query}")).await;
-        assert_eq!(
-            rows.len() == 2 || !has_more,
-            true,
-            "a page that is not full is the last"
-        );
+        assert!(rows.len() == 2 || !has_more, "a page that is not full is the last");
         // Rows stand in the list's order, so that going up the list the first is the farthest.
         let is_upwards = (direction == "after") != (list == "users");
         let farthest = if is_upwards { rows.first() } else { rows.last() };
