@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::live::{DeviceChange, Freshness, Notice};
+use super::live::{DeviceChange, Follower, Freshness, Notice};
 use super::presence::Presence;
 
 /// Changed devices that may wait for who follows them.
@@ -142,6 +142,7 @@ struct Shared {
     count: AtomicUsize,
     freshness: watch::Sender<Freshness>,
     device_changes: broadcast::Sender<DeviceChange>,
+    follower: OnceLock<Arc<dyn Follower>>,
     queue_max: usize,
 }
 
@@ -218,6 +219,7 @@ impl Hub {
             count: AtomicUsize::new(0),
             freshness: watch::Sender::default(),
             device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
+            follower: OnceLock::new(),
             queue_max,
         }))
     }
@@ -277,7 +279,26 @@ impl Hub {
 
     /// Whether anybody here wants to know of changes.
     pub(super) fn has_readers(&self) -> bool {
-        self.subscribers() > 0 || self.0.device_changes.receiver_count() > 0
+        self.subscribers() > 0 || self.0.device_changes.receiver_count() > 0 || self.follower().is_some()
+    }
+
+    /// Lets somebody know of each change first. There can be one.
+    pub fn lead(&self, follower: Arc<dyn Follower>) {
+        let _is_there = self.0.follower.set(follower);
+    }
+
+    /// Who knows of each change first.
+    pub(super) fn follower(&self) -> Option<&Arc<dyn Follower>> {
+        self.0.follower.get()
+    }
+
+    /// Notes whether the live tail is there.
+    pub(super) fn set_connected(&self, is_connected: bool) {
+        self.0.freshness.send_if_modified(|freshness| {
+            let changes = freshness.is_connected != is_connected;
+            freshness.is_connected = is_connected;
+            changes
+        });
     }
 
     /// Freshness, as it changes.
@@ -325,6 +346,9 @@ impl Hub {
 
     /// Sends everybody back to the streams.
     pub(super) fn deliver_gap(&self) {
+        if let Some(follower) = self.follower() {
+            follower.lost();
+        }
         self.tell_device_change(DeviceChange::Any);
         self.seats()
             .each(|mailbox| mailbox.put(|signals| signals.is_gap = true));

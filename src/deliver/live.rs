@@ -101,6 +101,8 @@ pub struct Freshness {
     pub epoch: Option<EpochId>,
     /// The last entry seen.
     pub position: StreamId,
+    /// Whether the tail follows now, with nothing behind it to be read.
+    pub is_connected: bool,
 }
 
 impl Freshness {
@@ -113,6 +115,15 @@ impl Freshness {
         let then = Duration::from_micros(self.heartbeat_ts.unsigned_abs());
         Some(now.saturating_sub(then))
     }
+}
+
+/// Who must know of each change before any reader is told of it: what remembers rows. Calls must not block.
+pub trait Follower: std::fmt::Debug + Send + Sync {
+    /// A change of a tenant, for these users or all; a notice comes once for each group of users.
+    fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>);
+
+    /// Changes may have been missed.
+    fn lost(&self);
 }
 
 /// A notice as the live stream holds it.
@@ -136,7 +147,10 @@ pub async fn run(config: config::Redis, hub: Hub, stop: CancellationToken) {
         loop {
             match follow(&config, &hub, &mut last, &mut wait).await {
                 Ok(never) => match never {},
-                Err(error) => tracing::warn!(%error, "live tail interrupted; trying again"),
+                Err(error) => {
+                    hub.set_connected(false);
+                    tracing::warn!(%error, "live tail interrupted; trying again");
+                }
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(BACKOFF.1);
@@ -175,19 +189,24 @@ async fn follow(
             .into_iter()
             .flat_map(|reply| reply.keys)
             .flat_map(|stream| stream.ids);
-        let mut was_empty = true;
+        let mut count = 0;
         for raw in entries {
-            was_empty = false;
+            count += 1;
             let Ok(id) = raw.id.parse::<StreamId>() else { continue };
             take_entry(hub, id, from_map(&raw.map), last);
         }
-        if was_empty {
+        if count == 0 {
             // A stream that was made anew can be behind us: then nothing would ever come.
             let newest = newest(&mut connection, &key).await?;
             if newest < from {
                 *last = Some(StreamId::ZERO);
                 hub.deliver_gap();
+                continue;
             }
+        }
+        // Behind a full read there may be more.
+        if count < COUNT {
+            hub.set_connected(true);
         }
     }
 }
@@ -246,8 +265,29 @@ pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last:
 fn dispatch(hub: &Hub, notice: RawNotice) {
     let RawNotice(id, tenant, table, row_id, xid, _commit_ts, groups, data) = notice;
     let Ok(id) = id.parse::<StreamId>() else { return };
-    for (event, op, users) in groups {
-        if event == "device_changed" {
+    let notices: Vec<(Notice, Option<Vec<Uuid>>)> = groups
+        .into_iter()
+        .map(|(event, op, users)| {
+            let notice = Notice {
+                id,
+                table: table.clone(),
+                row_id: row_id.clone(),
+                xid,
+                op: Op::parse(&op),
+                event,
+                data: data.as_ref().map(|data| data.get().to_owned()),
+                told: OnceLock::new(),
+            };
+            (notice, users)
+        })
+        .collect();
+    if let Some(follower) = hub.follower() {
+        for (notice, users) in &notices {
+            follower.changed(&tenant, notice, users.as_deref());
+        }
+    }
+    for (notice, users) in notices {
+        if notice.event == "device_changed" {
             match &users {
                 None => hub.tell_device_change(DeviceChange::Any),
                 Some(users) => {
@@ -258,16 +298,6 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
                 }
             }
         }
-        let notice = Notice {
-            id,
-            table: table.clone(),
-            row_id: row_id.clone(),
-            xid,
-            op: Op::parse(&op),
-            event,
-            data: data.as_ref().map(|data| data.get().to_owned()),
-            told: OnceLock::new(),
-        };
         hub.deliver(&tenant, users.as_deref(), notice);
     }
 }

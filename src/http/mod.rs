@@ -47,6 +47,7 @@ use crate::deliver::hub::Hub;
 use crate::deliver::presence::Presence;
 use crate::deliver::store::{Store, View};
 use crate::domain;
+use crate::domain::caches::Caches;
 use crate::domain::devices::Devices;
 use crate::domain::limits::Limits;
 use crate::domain::loader::Loader;
@@ -83,6 +84,8 @@ pub struct App {
     pub devices: Devices,
     /// Tells the types of users who may act.
     pub active: Loader<(Tenant, Uuid), UserType>,
+    /// Remembers what the change stream keeps right.
+    pub caches: Caches,
     /// Who is online.
     pub presence: Presence,
     /// Reads the streams.
@@ -134,6 +137,16 @@ impl App {
         let cursors = previous.fold(CursorKey::derive(config.auth.jwt_secret.expose()), |key, secret| {
             key.or_previous(secret.expose())
         });
+        let caches = Caches::new(
+            database.clone(),
+            store.clone(),
+            &config,
+            hub.freshness(),
+            metrics.clone(),
+        );
+        if let Some(follower) = caches.follower() {
+            hub.lead(follower);
+        }
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
             tokens: auth::Tokens::new(&config.auth),
@@ -152,10 +165,11 @@ impl App {
                     .chain(config.routes.iter().cloned())
                     .collect(),
                 ahead: Ahead::default(),
-                statuses: Statuses::new(database.clone(), store.clone(), stop.clone()),
+                statuses: Statuses::new(database.clone(), caches.clone(), store.clone(), stop.clone()),
                 never_synced: incoming::never_synced(database.clone()),
             },
             metadata: Metadata::default(),
+            caches,
             database,
             config,
             store,

@@ -27,7 +27,6 @@ use crate::deliver::hub::{self, Signals};
 use crate::deliver::live::Notice;
 use crate::deliver::store::Place;
 use crate::domain::devices::DevicePrincipal;
-use crate::domain::messages;
 use crate::domain::sessions::Watch;
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
@@ -426,7 +425,9 @@ impl Live {
     /// How many messages a web user has not read, this one included.
     async fn unread(&self, notice: &Notice) -> Option<i64> {
         let (tenant, user) = (self.reader.tenant(), self.reader.user_id());
-        messages::unread_count_including(&self.app.database, tenant, user, notice.xid)
+        let caches = &self.app.caches;
+        caches
+            .unread_count_including(tenant, user, notice.xid)
             .await
             .inspect_err(|error| tracing::warn!(%error, "an unread count is missing"))
             .ok()
