@@ -5,6 +5,7 @@ pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
 pub(crate) mod proxy;
+pub(crate) mod running;
 pub(crate) mod servers;
 pub(crate) mod socket;
 pub(crate) mod spec;
