@@ -42,7 +42,7 @@ use super::request::{Query, Request, drain, header};
 use super::response::Response;
 use super::routes::{Answer, Handler, Params, Route, Router};
 use super::secure::Acceptor;
-use super::takeover::{self, Handover, Owning, Takeover, Watched};
+use super::takeover::{self, Handover, Takeover, Watched};
 use super::tickets;
 use super::wire::{self, Connection, Wire};
 use crate::config;
@@ -348,9 +348,12 @@ impl Protocols {
         drop(stop);
         let parts = connection.into_parts();
         // Copied, because a part of the read buffer would keep all of it.
-        let socket = parts.io.into_socket(Bytes::copy_from_slice(&parts.read_buf));
-        let owning = takeover.begin(Wire::Socket(socket), takeover::head(&response));
-        tenure.pass_on(owning);
+        let ahead = Bytes::copy_from_slice(&parts.read_buf);
+        let socket = parts.io.into_socket(ahead, tenure.permit);
+        // A task of its own, because one that has spoken HTTP is as large as all that it has needed for that.
+        if let Some(owning) = takeover.begin(Wire::Socket(socket), takeover::head(&response)) {
+            tenure.tasks.spawn(owning);
+        }
         Ok(())
     }
 
@@ -394,20 +397,6 @@ struct Tenure {
     /// All that a stop waits for.
     tasks: TaskTracker,
     shutdown: CancellationToken,
-}
-
-impl Tenure {
-    /// Gives a connection to its new owner. That is a task of its own, because one that has spoken HTTP is as large as
-    /// all that it has needed for that.
-    fn pass_on(self, owning: Option<Owning>) {
-        let Self { permit, tasks, .. } = self;
-        if let Some(owning) = owning {
-            tasks.spawn(async move {
-                owning.await;
-                drop(permit);
-            });
-        }
-    }
 }
 
 /// Tells once that the server stops.
