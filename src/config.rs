@@ -21,7 +21,8 @@ use crate::transport::tls::Identity;
 const ENV_PREFIX: &str = "POSDUIF__";
 
 /// Keys whose values are secret.
-const SECRETS: [&str; 4] = [
+const SECRETS: [&str; 5] = [
+    "telemetry.otlp_headers",
     "postgres.url",
     "redis.url",
     "auth.jwt_secret",
@@ -138,6 +139,8 @@ pub struct Config {
     pub health: Health,
     /// Logging.
     pub log: Log,
+    /// Traces for OpenTelemetry.
+    pub telemetry: Telemetry,
     /// Routing rules for the operator's own tables, beside the built-in ones for messages, users and encrypted state.
     pub routes: Vec<Rule>,
 }
@@ -635,6 +638,68 @@ impl Default for Log {
     }
 }
 
+/// Traces for OpenTelemetry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// Where a collector takes OTLP over HTTP, for example `http://127.0.0.1:4318`; empty means no traces.
+    pub otlp_endpoint: String,
+    /// Headers for the collector, `name=value` with commas between; some want a key.
+    pub otlp_headers: Secret,
+    /// What this system is called in traces.
+    pub service_name: String,
+    /// Part of the traces that is sent (0 to 1). A client that sends `traceparent` decides for its request.
+    pub sample_ratio: f64,
+    /// Most spans that wait to be sent; those beyond are dropped (64 to 1,000,000).
+    pub queue_spans_max: usize,
+    /// Milliseconds between two sendings (100 to 60,000).
+    pub export_interval_ms: u64,
+}
+
+impl Telemetry {
+    /// Where spans are sent: the endpoint with the path that the protocol has for traces, unless it has one itself.
+    pub fn traces_url(&self) -> String {
+        let endpoint = self.otlp_endpoint.trim_end_matches('/');
+        match endpoint.split_once("://") {
+            Some((_, place)) if place.contains('/') => endpoint.to_owned(),
+            _ => format!("{endpoint}/v1/traces"),
+        }
+    }
+
+    /// The headers for the collector, by name.
+    ///
+    /// # Errors
+    /// When one has no `=`. The value is not told.
+    pub fn headers(&self) -> Result<Vec<(String, String)>> {
+        let pairs = self
+            .otlp_headers
+            .expose()
+            .split(',')
+            .filter(|pair| !pair.trim().is_empty());
+        pairs
+            .map(|pair| {
+                let (name, value) = pair.split_once('=').ok_or_else(|| {
+                    anyhow!("key `telemetry.otlp_headers` must be of the form name=value, with commas between")
+                })?;
+                Ok((name.trim().to_owned(), value.trim().to_owned()))
+            })
+            .collect()
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self {
+            otlp_endpoint: String::new(),
+            otlp_headers: Secret::new(""),
+            service_name: "posduif".into(),
+            sample_ratio: 0.01,
+            queue_spans_max: 8192,
+            export_interval_ms: 2000,
+        }
+    }
+}
+
 impl Config {
     /// Reads the file (when given), then the process's environment, and checks the bounds.
     ///
@@ -771,6 +836,23 @@ impl Config {
         ] {
             within(key, most, 1, 1_000_000)?;
         }
+        let o = &self.telemetry;
+        within("telemetry.queue_spans_max", o.queue_spans_max as u64, 64, 1_000_000)?;
+        within("telemetry.export_interval_ms", o.export_interval_ms, 100, 60_000)?;
+        if !(0.0..=1.0).contains(&o.sample_ratio) {
+            bail!("key `telemetry.sample_ratio` is {}: allowed is 0 to 1", o.sample_ratio);
+        }
+        if !o.otlp_endpoint.is_empty()
+            && !["http://", "https://"]
+                .iter()
+                .any(|scheme| o.otlp_endpoint.starts_with(scheme))
+        {
+            bail!(
+                "key `telemetry.otlp_endpoint` is \"{}\": must be a URL such as http://127.0.0.1:4318, or empty",
+                o.otlp_endpoint
+            );
+        }
+        o.headers()?;
         let y = &self.sync;
         within("sync.batch_size_max", y.batch_size_max as u64, 1, 10_000)?;
         within("sync.batch_size", y.batch_size as u64, 1, y.batch_size_max as u64)?;

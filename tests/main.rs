@@ -15,6 +15,7 @@ mod handoff;
 mod insight;
 mod live;
 mod model;
+mod monitoring;
 mod outages;
 mod own_tables;
 #[path = "../examples/phone.rs"]
@@ -31,6 +32,7 @@ mod sessions;
 mod support;
 mod sync;
 mod takeover;
+mod telemetry;
 mod tenants;
 mod tls;
 mod uploads;

@@ -21,7 +21,7 @@ use crate::config::Config;
 #[derive(Debug, Parser)]
 #[command(
     name = "posduif",
-    version,
+    version = crate::telemetry::VERSION,
     about,
     propagate_version = true,
     arg_required_else_help = true

@@ -4,6 +4,7 @@
 //! recognised by its place. After a gap, history is read again from the last place seen.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -11,6 +12,7 @@ use super::entry::{Entry, Op};
 use super::live::{Hub, Notice, Signal, Subscription};
 use super::store::{Error, Missing, Place, Read, Store};
 use crate::change::StreamId;
+use crate::telemetry::traces;
 
 /// Entries read at once in a replay.
 const CHUNK: usize = 200;
@@ -185,6 +187,16 @@ impl Feed {
             xid: notice.xid,
             data: notice.data.clone(),
         });
+        self.trace(notice.id, "live", &notice.event, notice.heard);
+    }
+
+    /// Tells that the reader is given a change, where its transaction's trace is sampled.
+    fn trace(&self, id: StreamId, via: &'static str, event: &str, since: Instant) {
+        if !event.is_empty()
+            && let Some(transaction) = traces::Transaction::of(self.place.epoch, id)
+        {
+            transaction.delivered(via, event, since.elapsed());
+        }
     }
 
     fn push(&mut self, change: Change) {
@@ -195,6 +207,7 @@ impl Feed {
 
     /// Reads history from the current place to its end.
     async fn catch_up(&mut self) -> Result<(), Error> {
+        let started = Instant::now();
         let mut entries: Vec<Entry> = Vec::new();
         let mut reading = self.place;
         loop {
@@ -228,6 +241,7 @@ impl Feed {
             self.place.position = entry.id;
             let row_id = entry.row_id().map(|id| id.to_string());
             let data = entry.row.filter(|_| entry.op == Op::Message);
+            self.trace(entry.id, "replay", entry.event.as_str(), started);
             self.push(Change {
                 id: entry.id,
                 row_id,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamReadOptions, StreamReadReply};
@@ -52,6 +52,8 @@ pub struct Notice {
     pub event: String,
     /// What a message says, JSON.
     pub data: Option<String>,
+    /// When this process heard of it.
+    pub heard: Instant,
 }
 
 /// What a subscriber is woken with.
@@ -214,6 +216,19 @@ impl Hub {
         self.device_changes.subscribe()
     }
 
+    /// Signals that wait for the reader who is furthest behind.
+    pub fn longest_queue(&self) -> usize {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_tenants = tenants.values().flat_map(|readers| readers.by_user.values());
+        let waiting = |subscriber: &Subscriber| subscriber.queue.max_capacity() - subscriber.queue.capacity();
+        of_tenants.flat_map(HashMap::values).map(waiting).max().unwrap_or(0)
+    }
+
+    /// Changes of devices that somebody has not followed yet.
+    pub fn device_changes_waiting(&self) -> usize {
+        self.device_changes.len()
+    }
+
     /// How many readers there are.
     pub fn subscribers(&self) -> usize {
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
@@ -296,7 +311,10 @@ pub async fn run(config: config::Redis, hub: Hub, stop: CancellationToken) {
         loop {
             match follow(&config, &hub, &mut last, &mut wait).await {
                 Ok(never) => match never {},
-                Err(error) => tracing::warn!(%error, "live tail interrupted; trying again"),
+                Err(error) => tracing::warn!(
+                    cause = crate::telemetry::chain(&error),
+                    "live tail interrupted; trying again"
+                ),
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(BACKOFF.1);
@@ -390,7 +408,7 @@ pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last:
     match serde_json::from_str::<Vec<RawNotice>>(&notices) {
         Ok(notices) => notices.into_iter().for_each(|notice| dispatch(hub, notice)),
         Err(error) => {
-            tracing::error!(%id, %error, "live entry is not understood; readers go back to their streams");
+            tracing::error!(%id, cause = crate::telemetry::chain(&error), "live entry is not understood; readers go back to their streams");
             hub.deliver_gap();
         }
     }
@@ -406,6 +424,7 @@ pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last:
 fn dispatch(hub: &Hub, notice: RawNotice) {
     let RawNotice(id, tenant, table, row_id, xid, commit_ts, groups, data) = notice;
     let Ok(id) = id.parse::<StreamId>() else { return };
+    let heard = Instant::now();
     for (event, op, users) in groups {
         if event == "device_changed" {
             let tell = |change| {
@@ -430,6 +449,7 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
             op: Op::parse(&op),
             event,
             data: data.as_ref().map(|data| data.get().to_owned()),
+            heard,
         };
         hub.deliver(&tenant, users.as_deref(), notice);
     }

@@ -22,7 +22,9 @@ use crate::keys::Keys;
 use crate::publish::checkpoint::EpochId;
 use crate::publish::resp;
 use crate::publish::window::WindowEntry;
+use crate::telemetry::metrics::Operations;
 use crate::transport;
+use crate::transport::counted::Counted;
 
 /// Most entries read at once from one stream.
 const READ_MAX: usize = 1000;
@@ -143,6 +145,8 @@ pub struct Store {
     /// For stretches of streams.
     ranges: Arc<Connections>,
     keys: Arc<Keys>,
+    /// What Redis is asked.
+    operations: Operations,
 }
 
 impl std::fmt::Debug for Store {
@@ -166,6 +170,7 @@ impl Store {
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500));
         let client = transport::redis::client(config)?;
+        let operations = Operations::new("command");
         Ok(Self {
             connection: Arc::new(RwLock::new((
                 ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?,
@@ -173,14 +178,21 @@ impl Store {
             ))),
             client,
             settings,
-            ranges: Arc::new(Connections::new(config)),
+            ranges: Arc::new(Connections::new(config, operations.clone())),
             keys: Arc::new(Keys::new(&config.prefix)),
+            operations,
         })
     }
 
     /// The shared connection.
-    pub fn connection(&self) -> ConnectionManager {
-        self.connection.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+    pub fn connection(&self) -> Counted<ConnectionManager> {
+        let connection = self.connection.read().unwrap_or_else(PoisonError::into_inner).0.clone();
+        Counted::new(connection, self.operations.clone())
+    }
+
+    /// What Redis was asked, by the shared connections of this process.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// Makes the connection anew. The manager does so by itself when it hears that a connection has ended, but a
@@ -192,7 +204,10 @@ impl Store {
         }
         match ConnectionManager::new_lazy_with_config(self.client.clone(), self.settings.clone()) {
             Ok(connection) => *held = (connection, Instant::now()),
-            Err(error) => tracing::warn!(%error, "cannot make another connection to Redis"),
+            Err(error) => tracing::warn!(
+                cause = crate::telemetry::chain(&error),
+                "cannot make another connection to Redis"
+            ),
         }
     }
 

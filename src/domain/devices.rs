@@ -27,6 +27,7 @@ use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::live::{DeviceChange, Freshness};
+use crate::telemetry::metrics::CacheUse;
 
 /// How often a change that the log told of is looked for in Postgres.
 const VISIBLE_POLL: Duration = Duration::from_millis(10);
@@ -67,21 +68,33 @@ struct PrincipalCache {
     changes: Cache<(String, Uuid), u64>,
     /// Counts changes.
     sequence: AtomicU64,
+    /// How often it helps.
+    uses: CacheUse,
 }
 
 impl PrincipalCache {
-    fn new(lifetime: Duration) -> Self {
+    fn new(lifetime: Duration, uses: CacheUse) -> Self {
+        let principals: Cache<Proof, (Arc<DevicePrincipal>, u64)> = Cache::builder()
+            .max_capacity(CACHE_ENTRIES_MAX)
+            .time_to_live(lifetime)
+            .build();
+        let counted = principals.clone();
+        uses.measured_by(move || counted.entry_count());
         Self {
-            principals: Cache::builder()
-                .max_capacity(CACHE_ENTRIES_MAX)
-                .time_to_live(lifetime)
-                .build(),
+            principals,
+            uses,
             changes: Cache::builder().time_to_live(2 * lifetime).build(),
             sequence: AtomicU64::new(0),
         }
     }
 
     async fn get(&self, proof: &Proof) -> Option<Arc<DevicePrincipal>> {
+        let known = self.find(proof).await;
+        self.uses.asked(known.is_some());
+        known
+    }
+
+    async fn find(&self, proof: &Proof) -> Option<Arc<DevicePrincipal>> {
         let (principal, checked) = self.principals.get(proof).await?;
         let user = (principal.tenant.name.clone(), principal.user_id);
         let changed = self.changes.get(&user).await;
@@ -103,7 +116,12 @@ pub struct Devices {
 
 impl Devices {
     /// Takes mode and cache time from the settings.
-    pub fn new(database: Database, settings: &config::Config, freshness: watch::Receiver<Freshness>) -> Self {
+    pub fn new(
+        database: Database,
+        settings: &config::Config,
+        freshness: watch::Receiver<Freshness>,
+        uses: CacheUse,
+    ) -> Self {
         let seconds = settings.auth.device_cache_seconds;
         Self {
             database,
@@ -111,7 +129,7 @@ impl Devices {
             default_tenant: settings.server.default_tenant.clone(),
             freshness,
             freshness_bound: Duration::from_secs(settings.health.freshness_bound_seconds),
-            cache: (seconds > 0).then(|| Arc::new(PrincipalCache::new(Duration::from_secs(seconds)))),
+            cache: (seconds > 0).then(|| Arc::new(PrincipalCache::new(Duration::from_secs(seconds), uses))),
         }
     }
 

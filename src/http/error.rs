@@ -5,7 +5,7 @@ use hyper::header::{ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::{Map, Value, json};
 
 use super::response::{self, Response};
-use crate::{database, domain};
+use crate::{database, domain, telemetry};
 
 /// Seconds that a client is told to wait while a dependency is down or too much is asked.
 const RETRY_AFTER_SECONDS: &str = "2";
@@ -146,6 +146,8 @@ pub struct Error {
     pub allow: Option<String>,
     /// The cause, for the log.
     pub cause: Option<String>,
+    /// Where a mistake here was noticed, for the log, when that is asked for.
+    pub backtrace: Option<String>,
     /// Seconds to wait before the next attempt, where they are known.
     pub retry_after_seconds: Option<u64>,
 }
@@ -159,6 +161,7 @@ impl Error {
             details: Map::new(),
             allow: None,
             cause: None,
+            backtrace: None,
             retry_after_seconds: None,
         }
     }
@@ -172,6 +175,7 @@ impl Error {
     pub fn internal(cause: impl Into<String>) -> Self {
         Self {
             cause: Some(cause.into()),
+            backtrace: telemetry::backtrace(),
             ..Self::new(
                 Code::InternalError,
                 "something went wrong here; the request_id leads to it in the log",
@@ -182,7 +186,7 @@ impl Error {
     /// Adds the cause, for the log.
     #[must_use]
     pub fn caused_by(mut self, cause: &dyn std::error::Error) -> Self {
-        self.cause = Some(cause.to_string());
+        self.cause = Some(telemetry::chain(cause));
         self
     }
 
@@ -262,11 +266,11 @@ impl From<database::Error> for Error {
                 )
             },
             other => {
-                let mut cause = other.to_string();
+                let mut cause = telemetry::chain(&other);
                 if let database::Error::Statement(inner) = &other
                     && let Some(refusal) = inner.as_db_error()
                 {
-                    cause = format!("{cause}: {} (SQLSTATE {})", refusal.message(), refusal.code().code());
+                    cause = format!("{cause} (SQLSTATE {})", refusal.code().code());
                 }
                 Self::internal(cause)
             }

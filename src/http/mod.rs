@@ -124,8 +124,8 @@ impl App {
             tokens: auth::Tokens::new(&config.auth),
             sessions: Sessions::new(store.clone(), &config),
             limits: Limits::new(store.clone(), &config),
-            devices: Devices::new(database.clone(), &config, hub.freshness()),
-            presence: Presence::connect(&config.redis)?,
+            devices: Devices::new(database.clone(), &config, hub.freshness(), metrics.cache.clone()),
+            presence: Presence::connect(&config.redis, store.operations().clone())?,
             incoming: Incoming {
                 database: database.clone(),
                 store: store.clone(),

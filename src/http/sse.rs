@@ -455,7 +455,7 @@ async fn web_event(app: &App, reader: &Reader, change: Change) -> Event {
         event.data["unread_count"] = match unread {
             Ok(count) => count.into(),
             Err(error) => {
-                tracing::warn!(%error, "an unread count is missing");
+                tracing::warn!(cause = crate::telemetry::chain(&error), "an unread count is missing");
                 Value::Null
             }
         };

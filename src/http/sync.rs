@@ -72,6 +72,7 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
         changes: &body.changes,
     };
     let device = request.device()?;
+    let started = Instant::now();
     let mut uploaded = match uploads::apply(&app.database, device, items, rules).await {
         Ok(uploaded) => uploaded,
         Err(error) => {
@@ -79,6 +80,25 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
             return Err(error.into());
         }
     };
+    let took = started.elapsed();
+    app.metrics
+        .sync
+        .took(uploaded.results.iter().map(|result| result.status), took);
+    let count = |wanted| uploaded.results.iter().filter(|result| result.status == wanted).count();
+    tracing::info!(
+        device = device.device_id,
+        tenant = device.tenant.name,
+        items = uploaded.results.len(),
+        applied = count(Outcome::Applied),
+        duplicate = count(Outcome::Duplicate),
+        conflict = count(Outcome::Conflict),
+        rejected = count(Outcome::Rejected),
+        retry = count(Outcome::Retry),
+        pending,
+        ms = took.as_millis() as u64,
+        request_id = request.id,
+        "outgoing sync"
+    );
     report(&app, device, pending).await;
     show_contested(&app, device, &mut uploaded.results).await;
     // A client that knows counts only shall neither repeat what stands nor count what does not as done.
@@ -123,7 +143,12 @@ async fn show_contested(app: &App, device: &DevicePrincipal, results: &mut [Item
         let rows = match tables::by_id(&app.database, &device.tenant, &table, &ids).await {
             Ok(rows) => rows,
             Err(error) => {
-                tracing::warn!(tenant = device.tenant.name, table, %error, "contested rows are not shown");
+                tracing::warn!(
+                    tenant = device.tenant.name,
+                    table,
+                    cause = crate::telemetry::chain(&error),
+                    "contested rows are not shown"
+                );
                 return;
             }
         };
@@ -266,8 +291,11 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
     let bytes: usize = batch.items.iter().map(Item::bytes).sum();
     let is_compressed = settings.compression && bytes >= settings.compression_threshold_bytes && accepts_gzip(&request);
     let plain = body(&batch, bytes, is_compressed)?;
-    let (rows, plain_bytes, ms) = (batch.items.len(), plain.len(), started.elapsed().as_millis() as u64);
-    let is_news = rows > 0 || batch.reset;
+    let took = started.elapsed();
+    let (rows, plain_bytes, ms) = (batch.items.len(), plain.len(), took.as_millis() as u64);
+    app.metrics.sync.gave(batch.source, rows, took);
+    let (reset, has_more, source) = (batch.reset, batch.has_more, batch.source.as_str());
+    let is_news = rows > 0 || reset;
     let mut answer = if is_compressed {
         drop(batch);
         let packed = gzip::pack(plain, settings.compression_level, &app.metrics).await?;
@@ -278,7 +306,11 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
             plain_bytes,
             packed_bytes = packed.bytes.len(),
             ms,
+            source,
+            reset,
+            has_more,
             gzip_ms = packed.took.as_millis() as u64,
+            request_id = request.id,
             "incoming sync"
         );
         let mut answer = response::with_type(StatusCode::OK, "application/json", packed.bytes);
@@ -293,8 +325,11 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
                 tenant = device.tenant.name,
                 rows,
                 plain_bytes,
-                reset = batch.reset,
+                source,
+                reset,
+                has_more,
                 ms,
+                request_id = request.id,
                 "incoming sync"
             );
         }
@@ -413,7 +448,16 @@ pub async fn acknowledge(app: Arc<App>, mut request: Request) -> Result<Response
     let cursor = required("cursor", body.cursor)?;
     let device = request.device()?;
     let pending = reported_pending(&request)?;
+    let started = Instant::now();
     let status = app.incoming.acknowledge(device, &cursor).await?;
+    app.metrics.sync.acknowledged();
+    tracing::info!(
+        device = device.device_id,
+        tenant = device.tenant.name,
+        ms = started.elapsed().as_millis() as u64,
+        request_id = request.id,
+        "sync acknowledged"
+    );
     report_pending(&app, device, status, pending).await;
     response::json(
         StatusCode::OK,

@@ -178,6 +178,8 @@ pub struct Batch {
     changes: usize,
     position: Option<StreamId>,
     complete: Option<(StreamId, TransactionMark)>,
+    /// Transactions with rows of tenants that are complete here, and their commit times; kept only where traces are sent.
+    ended: Vec<(StreamId, i64)>,
     open: Option<OpenTransaction>,
     window: Option<WindowEntry>,
     window_done: Vec<String>,
@@ -196,6 +198,7 @@ impl Batch {
             changes: 0,
             position: None,
             complete: None,
+            ended: Vec::new(),
             open: None,
             window: None,
             window_done: Vec::new(),
@@ -270,6 +273,16 @@ impl Batch {
                 None => self.window = Some(WindowEntry::new(id, xid)),
             }
         }
+    }
+
+    /// Notes a transaction with rows, for its trace.
+    pub fn trace(&mut self, last: StreamId, commit_ts: i64) {
+        self.ended.push((last, commit_ts));
+    }
+
+    /// Transactions that were noted for their traces: place and commit time, µs since 1970.
+    pub fn traced(&self) -> &[(StreamId, i64)] {
+        &self.ended
     }
 
     /// Notes that a transaction is complete.

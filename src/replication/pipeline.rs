@@ -20,6 +20,7 @@ use crate::route::outbox::{self, Letter};
 use crate::route::router::{Audience, Delivery, Plan, Router, SCHEMA_PREFIX};
 use crate::route::row::{Row, Seen, user_id};
 use crate::route::rule::Operation;
+use crate::telemetry::traces;
 
 /// Prefix of the message by which a tenant's streams are created, or begin anew: `<tenant>`, and then its generation
 /// and state where they are not the first ones.
@@ -59,6 +60,8 @@ pub enum Error {
 struct Transaction {
     begin: Begin,
     ordinal: u64,
+    /// It has rows of tenants, which readers wait for.
+    has_rows: bool,
 }
 
 /// A table, and what its rows mean for whom.
@@ -158,7 +161,7 @@ impl Pipeline {
 
     /// Takes the batch and begins another.
     pub fn take_batch(&mut self) -> Batch {
-        if let Some(Transaction { begin, ordinal }) = self.transaction
+        if let Some(Transaction { begin, ordinal, .. }) = self.transaction
             && ordinal > 0
         {
             self.batch.leave_open(OpenTransaction {
@@ -190,6 +193,11 @@ impl Pipeline {
     /// Counts since the start.
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// How many tenants there are.
+    pub fn tenants(&self) -> usize {
+        self.tenants.len()
     }
 
     /// How many streams take no entries.
@@ -257,7 +265,11 @@ impl Pipeline {
             return Err(Error::Order("a transaction begins inside another"));
         }
         self.replay.meet(&begin).map_err(Error::Broken)?;
-        self.transaction = Some(Transaction { begin, ordinal: 0 });
+        self.transaction = Some(Transaction {
+            begin,
+            ordinal: 0,
+            has_rows: false,
+        });
         Ok(())
     }
 
@@ -278,6 +290,9 @@ impl Pipeline {
         let last = StreamId::of(position, self.base);
         // A replayed transaction must not take the checkpoint back; the last one may still lack its commit there.
         if last >= self.published {
+            if transaction.has_rows && traces::is_on() {
+                self.batch.trace(last, transaction.begin.commit_ts);
+            }
             self.batch.complete(
                 last,
                 TransactionMark {
@@ -319,6 +334,9 @@ impl Pipeline {
         let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
         let is_tenants = table.of_tenant().is_some();
         self.batch.reach(id, is_tenants.then_some(begin.xid));
+        if let Some(transaction) = &mut self.transaction {
+            transaction.has_rows |= is_tenants;
+        }
         Ok(is_tenants.then_some((id, begin)))
     }
 

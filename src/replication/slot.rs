@@ -18,6 +18,8 @@ pub struct SlotState {
     pub confirmed: PgLsn,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: String,
+    /// Why it is lost, where Postgres tells (17 or newer): `wal_removed`, `idle_timeout`.
+    pub lost_by: Option<String>,
 }
 
 /// What a heartbeat saw of the slot and of the log.
@@ -90,23 +92,33 @@ pub async fn state(database: &Database, slot: &str) -> Result<Option<SlotState>>
     Ok(Some(SlotState {
         confirmed: confirmed.unwrap_or(PgLsn::from(0)),
         wal_status: row.get("wal_status"),
+        lost_by: row.get("lost_by"),
     }))
 }
 
-/// Makes the slot.
+/// From here on standbys can keep copies of logical slots.
+const FAILOVER_VERSION: i32 = 170_000;
+
+/// Makes the slot, as one that survives a failover where the server knows such (Postgres chapter "Logical Replication
+/// Failover").
 ///
 /// # Errors
 /// When Postgres refuses: `wal_level` is not `logical`, no slot is left, or the role may not replicate.
 pub async fn create(database: &Database, slot: &str) -> Result<PgLsn> {
-    let rows = database
-        .query(include_str!("../../sql/slot_create.sql"), &[(&slot, Type::NAME)])
+    let version = database
+        .query_opt(include_str!("../../sql/server_version.sql"), &[])
         .await
-        .with_context(|| {
-            format!(
-                "cannot create the replication slot {slot}; needed are wal_level=logical, a free slot \
+        .context("cannot ask Postgres for its version")?;
+    let sql = match version.map(|row| row.get("version")) {
+        Some(FAILOVER_VERSION..) => include_str!("../../sql/slot_create_failover.sql"),
+        _ => include_str!("../../sql/slot_create.sql"),
+    };
+    let rows = database.query(sql, &[(&slot, Type::NAME)]).await.with_context(|| {
+        format!(
+            "cannot create the replication slot {slot}; needed are wal_level=logical, a free slot \
                  (max_replication_slots) and a role with REPLICATION"
-            )
-        })?;
+        )
+    })?;
     let row = rows.first().context("no answer to the slot's creation")?;
     Ok(row.get("lsn"))
 }

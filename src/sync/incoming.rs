@@ -21,7 +21,10 @@ use crate::deliver::store::{self, Place, Read, Store};
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::messages::Message;
 use crate::domain::{self, Timestamp};
+use crate::publish::checkpoint::EpochId;
 use crate::route::rule::Rule;
+use crate::telemetry::metrics::Source;
+use crate::telemetry::traces;
 
 /// Rows of a catch-up whose statuses move on within its requests; those of more follow behind it.
 const SETTLE_AT_ONCE_MAX: u64 = 1000;
@@ -73,6 +76,8 @@ pub struct Batch {
     pub timestamp: Timestamp,
     /// How the device's sync stands with it.
     pub status: SyncStatus,
+    /// Where the rows come from.
+    pub source: Source,
 }
 
 /// What a device asks for.
@@ -163,7 +168,10 @@ impl Incoming {
                     }
                     update = settled;
                 }
-                Err(Error::Domain(error)) => tracing::warn!(%error, "an acknowledgement waits for Postgres"),
+                Err(Error::Domain(error)) => tracing::warn!(
+                    cause = crate::telemetry::chain(&error),
+                    "an acknowledgement waits for Postgres"
+                ),
                 Err(error) => return Err(error),
             }
         }
@@ -208,6 +216,7 @@ impl Incoming {
             position: answer.position,
             timestamp,
             status: now.status(),
+            source: answer.source,
         })
     }
 
@@ -382,6 +391,7 @@ impl Incoming {
         if stretch.has_more {
             self.ahead.begin(&self.store, device, place, question.bounds());
         }
+        trace(place.epoch, &stretch);
         let mut items = item::newest(stretch.versions);
         self.complete(device, &mut items).await?;
         Ok(Answer {
@@ -392,6 +402,7 @@ impl Incoming {
             reset: false,
             is_pin: false,
             position: stretch.published,
+            source: Source::Stream,
         })
     }
 
@@ -459,6 +470,7 @@ impl Incoming {
             reset: is_first,
             is_pin: true,
             position: view.published,
+            source: Source::Snapshot,
         })
     }
 
@@ -501,7 +513,26 @@ impl Incoming {
             position: view.published,
             timestamp: Timestamp::now(),
             status: SyncStatus::Idle,
+            source: Source::Snapshot,
         })
+    }
+}
+
+/// Transactions of one batch that are told of in their traces, at most.
+const TRACED_MAX: usize = 100;
+
+/// Tells that a device is given these transactions, where their traces are sampled.
+fn trace(epoch: EpochId, stretch: &Stretch) {
+    if !traces::is_on() {
+        return;
+    }
+    let mut places: Vec<StreamId> = stretch.versions.iter().map(|version| version.place).collect();
+    places.dedup_by_key(|place| place.ms);
+    let sampled = places
+        .into_iter()
+        .filter_map(|place| traces::Transaction::of(epoch, place));
+    for transaction in sampled.take(TRACED_MAX) {
+        transaction.delivered("sync", "batch", std::time::Duration::ZERO);
     }
 }
 
@@ -514,6 +545,7 @@ struct Answer {
     /// The cursor's place must not be trimmed away, though it acknowledges nothing.
     is_pin: bool,
     position: StreamId,
+    source: Source,
 }
 
 /// Now, and later than any answer that the device was given.

@@ -5,6 +5,7 @@
 //!   connection share.
 //! - [`redis`]: the same for Redis, which the publisher's own connection and the `redis` crate share.
 
+pub mod counted;
 pub mod postgres;
 pub mod redis;
 pub mod tls;
