@@ -113,6 +113,11 @@ impl Keys {
         format!("{}:sessions:ended", self.prefix)
     }
 
+    /// Text (JSON): who may open which stream by the ticket with this digest.
+    pub fn ticket(&self, digest: &str) -> String {
+        format!("{}:ticket:{digest}", self.prefix)
+    }
+
     /// Number: how often something was counted against a limit within its window. `who` is a digest.
     pub fn limit(&self, limit: &str, who: &str) -> String {
         format!("{}:limit:{limit}:{who}", self.prefix)

@@ -189,6 +189,10 @@ const LINES: &[Line] = &[
         ..line("POST", "/api/conflicts/{id}/resolve", Access::Any)
     },
     Line {
+        fields: &[("stream", Takes::Text)],
+        ..line("POST", "/api/sse/ticket", Access::Any)
+    },
+    Line {
         bad_queries: RESUME,
         ..line("GET", "/sse/mobile/{device_id}", Access::Device)
     },
@@ -196,6 +200,7 @@ const LINES: &[Line] = &[
         bad_queries: RESUME,
         ..line("GET", "/sse/web/{user_id}", Access::Web)
     },
+    line("GET", "/ws", Access::Any),
     line("GET", "/openapi.json", Access::Public),
     line("GET", "/health", Access::Public),
     line("GET", "/ready", Access::Public),
@@ -354,6 +359,7 @@ impl Scene {
             "/api/devices/{id}" => json!({"name": "new", "public_key": "new"}),
             "/api/conflicts/{id}/resolve" => json!({"resolution": "merged", "content": "both", "base_version": 1}),
             "/api/sync/ack" => json!({"cursor": "a cursor"}),
+            "/api/sse/ticket" => json!({"stream": "/ws"}),
             "/api/sync/outgoing" => json!({"messages": [], "changes": [], "pending_count": 0}),
             path => panic!("{path} takes no body"),
         }
@@ -737,7 +743,7 @@ async fn bad_bodies_are_the_clients_fault() {
         taking_bodies += 1;
         let (api, path, good) = (scene.good(line), scene.good_path(line), scene.good_body(line));
         let typed = |bytes: &[u8]| (Some("application/json"), Bytes::copy_from_slice(bytes));
-        let may_be_empty = line.path == "/api/enrollment/create";
+        let may_be_empty = matches!(line.path, "/api/enrollment/create" | "/api/sse/ticket");
         if !may_be_empty {
             findings.refused("no body", api, line, &path, NOTHING, &[400]).await;
             findings
@@ -831,7 +837,7 @@ async fn bad_bodies_are_the_clients_fault() {
                 .await;
         }
     }
-    assert_eq!(taking_bodies, 11);
+    assert_eq!(taking_bodies, 12);
     // Rows of others, named in a body.
     let foreign = [
         (
@@ -841,6 +847,24 @@ async fn bad_bodies_are_the_clients_fault() {
         ),
         ("/api/enrollment/create", json!({"user_id": scene.strange_user}), &[404]),
         ("/api/enrollment/create", json!({"user_id": scene.jane_id}), &[403]),
+        (
+            "/api/sse/ticket",
+            json!({"stream": format!("/sse/web/{}", scene.strange_user)}),
+            &[404],
+        ),
+        (
+            "/api/sse/ticket",
+            json!({"stream": format!("/sse/web/{}", scene.jane_id)}),
+            &[403],
+        ),
+        (
+            "/api/sse/ticket",
+            json!({"stream": format!("/sse/mobile/{}", scene.strange_device)}),
+            &[404],
+        ),
+        ("/api/sse/ticket", json!({"stream": "/sse/mobile/phone"}), &[403]),
+        ("/api/sse/ticket", json!({"stream": "/sse/mobile/%00"}), &[400]),
+        ("/api/sse/ticket", json!({"stream": "/api/messages"}), &[400]),
     ];
     for (path, body, statuses) in foreign {
         let line = LINES
@@ -977,7 +1001,7 @@ async fn a_body_that_is_too_large_is_refused_over_a_whole_connection_and_one_tha
                 .await;
         }
     }
-    assert_eq!(refused, 11);
+    assert_eq!(refused, 12);
     findings.report(30);
     scene.office.close().await;
 }

@@ -398,3 +398,14 @@ async fn a_port_that_is_taken_is_named_in_the_error() {
     let text = format!("{error:#}");
     assert!(text.contains(&place) && text.contains("server.port"), "{text}");
 }
+
+#[tokio::test]
+async fn the_slot_is_made_to_survive_failovers_where_the_server_knows_such() {
+    let stage = Stage::new().await;
+    let ask = "SELECT to_jsonb(slot) ->> 'failover' FROM pg_replication_slots slot WHERE slot_name = $1";
+    let row = stage.psql.query_one(ask, &[&stage.world.config.replication.slot]).await;
+    let failover: Option<String> = row.unwrap().get(0);
+    let expected = (stage.server_version().await >= 170_000).then_some("true");
+    assert_eq!(failover.as_deref(), expected);
+    stage.stop().await;
+}

@@ -3,6 +3,7 @@
 
 mod api;
 mod bad_input;
+mod browser;
 mod catchup;
 mod cli;
 mod conflicts;
@@ -34,7 +35,9 @@ mod sync;
 mod takeover;
 mod telemetry;
 mod tenants;
+mod tickets;
 mod tls;
 mod uploads;
 mod values;
+mod websocket;
 mod wire;

@@ -109,7 +109,7 @@ async fn a_request_is_one_line_that_says_who_asked_and_a_sync_tells_its_counts_a
         .expect(200);
 
     let of = |id: &'static str, message: &'static str| {
-        move |line: &Value| line["request_id"] == id && line["message"] == message
+        move |line: &Value| (line["request_id"] == id || line["span"]["request_id"] == id) && line["message"] == message
     };
     let line = folder.line("the request's line", of("my-request", "request")).await;
     assert_eq!(line["level"], "INFO");
@@ -135,11 +135,7 @@ async fn a_request_is_one_line_that_says_who_asked_and_a_sync_tells_its_counts_a
     }
 
     let log = std::fs::read_to_string(folder.log()).unwrap();
-    let token = |api: &Api| {
-        api.header("authorization")
-            .trim_start_matches("Bearer ")
-            .to_owned()
-    };
+    let token = |api: &Api| api.header("authorization").trim_start_matches("Bearer ").to_owned();
     let secrets = [
         token(&bob),
         token(&phone),

@@ -4,6 +4,7 @@
 //! `auth.device_cache_seconds`, so that a poll costs no statement; whoever revokes a device or disables a user calls
 //! [`Devices::invalidate`], and other nodes follow by the log.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -54,10 +55,35 @@ pub struct DevicePrincipal {
     pub user_id: Uuid,
     /// What that user is.
     pub user_type: UserType,
+    /// The hash of the token that it showed; `None` where its id alone was enough.
+    pub token: Option<TokenHash>,
+}
+
+/// SHA-256 of a device token, which has too many random bits to be found by it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    /// The hash as text, in base64url.
+    pub fn text(self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    /// Reads a text; `None` for one that is no hash.
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenHash(..)")
+    }
 }
 
 /// What a device showed: its id and, unless the id alone is enough, the hash of its token.
-type Proof = (Option<[u8; 32]>, String);
+type Proof = (Option<TokenHash>, String);
 
 /// What was checked, and what has changed since.
 #[derive(Debug)]
@@ -200,17 +226,55 @@ impl Devices {
         device_id: &str,
         token: Option<&str>,
     ) -> Result<Arc<DevicePrincipal>, Error> {
-        if check_device_id(device_id).is_err() || token.is_some_and(|token| token.len() > TOKEN_BYTES_MAX) {
+        if token.is_some_and(|token| token.len() > TOKEN_BYTES_MAX) {
             return Err(UNKNOWN);
         }
-        let Some(token) = token else {
+        let hash = token.map(|token| TokenHash(hash_token(token)));
+        self.check(tenant, device_id, hash).await
+    }
+
+    /// Who this device is now, which proved before who it was: by the same token, which must still be its own.
+    ///
+    /// # Errors
+    /// Like [`Devices::authenticate`].
+    pub async fn check_again(&self, device: &DevicePrincipal) -> Result<Arc<DevicePrincipal>, Error> {
+        self.check_hash(&device.tenant.name, &device.device_id, device.token)
+            .await
+    }
+
+    /// Like [`Devices::authenticate`], of a device whose token only the hash is known of.
+    ///
+    /// # Errors
+    /// Like [`Devices::authenticate`], and [`Error::Unauthorized`] for a device of another tenant.
+    pub async fn check_hash(
+        &self,
+        tenant: &str,
+        device_id: &str,
+        hash: Option<TokenHash>,
+    ) -> Result<Arc<DevicePrincipal>, Error> {
+        let device = self.check(Some(tenant), device_id, hash).await?;
+        if device.tenant.name != tenant {
+            return Err(UNKNOWN);
+        }
+        Ok(device)
+    }
+
+    async fn check(
+        &self,
+        tenant: Option<&str>,
+        device_id: &str,
+        hash: Option<TokenHash>,
+    ) -> Result<Arc<DevicePrincipal>, Error> {
+        if check_device_id(device_id).is_err() {
+            return Err(UNKNOWN);
+        }
+        let Some(hash) = hash else {
             return match self.mode {
                 DeviceAuth::Token => Err(Error::Unauthorized("a device token is needed")),
                 // Not remembered: the hint would have to be part of the proof, and this is for closed networks.
                 DeviceAuth::Id => self.by_id(tenant.unwrap_or(&self.default_tenant), device_id).await,
             };
         };
-        let hash = hash_token(token);
         let proof = (Some(hash), device_id.to_owned());
         let is_fresh = self
             .freshness
@@ -232,17 +296,18 @@ impl Devices {
             .database
             .query_opt(
                 include_str!("../../sql/device_by_token.sql"),
-                &[(&hash.as_slice(), Type::BYTEA), (&device_id, Type::TEXT)],
+                &[(&hash.0.as_slice(), Type::BYTEA), (&device_id, Type::TEXT)],
             )
             .await?
             .ok_or(UNKNOWN)?;
         let tenant = Tenant::named(row.try_get("tenant")?).ok_or(UNKNOWN)?;
-        let principal = Arc::new(self.principal(tenant, device_id, row.try_get("user_id")?).await?);
+        let user_id = row.try_get("user_id")?;
+        let principal = Arc::new(self.principal(tenant, device_id, user_id, Some(hash)).await?);
         if row.try_get::<_, bool>("is_first_use")? {
             self.database
                 .query(
                     include_str!("../../sql/device_first_use.sql"),
-                    &[(&hash.as_slice(), Type::BYTEA)],
+                    &[(&hash.0.as_slice(), Type::BYTEA)],
                 )
                 .await?;
         }
@@ -293,11 +358,17 @@ impl Devices {
             .await?
             .ok_or(NONE)?;
         Ok(Arc::new(
-            self.principal(tenant, device_id, row.try_get("user_id")?).await?,
+            self.principal(tenant, device_id, row.try_get("user_id")?, None).await?,
         ))
     }
 
-    async fn principal(&self, tenant: Tenant, device_id: &str, user_id: Uuid) -> Result<DevicePrincipal, Error> {
+    async fn principal(
+        &self,
+        tenant: Tenant,
+        device_id: &str,
+        user_id: Uuid,
+        token: Option<TokenHash>,
+    ) -> Result<DevicePrincipal, Error> {
         let user = self
             .database
             .query_opt(
@@ -310,6 +381,7 @@ impl Devices {
             device_id: device_id.to_owned(),
             user_id,
             user_type: user.try_get::<_, &str>("user_type")?.parse()?,
+            token,
             tenant,
         })
     }

@@ -53,7 +53,7 @@ impl Outcome {
         Self::Retry,
     ];
 
-    /// The word for it.
+    /// Its word.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Applied => "applied",

@@ -1,7 +1,7 @@
 //! Who sends a request: access tokens of users (JWT, RFC 7519, as RFC 8725 advises) and device tokens.
 //!
 //! An access token is a JWT and has dots; a device token has none. So one `Authorization: Bearer` header serves both,
-//! and a device's needs `X-Device-ID` beside it.
+//! and a device's needs `X-Device-ID` beside it. Streams can be opened by a ticket instead, see [`super::tickets`].
 
 use std::sync::Arc;
 
@@ -16,9 +16,11 @@ use super::App;
 use super::error::{Code, Error};
 use super::request::header;
 use super::routes::Access;
+use super::tickets;
 use crate::config::{self, DeviceAuth};
 use crate::database::tenants::Tenant;
 use crate::domain::devices::DevicePrincipal;
+use crate::domain::tickets::Stream;
 use crate::domain::users::UserType;
 
 /// Seconds by which the clocks of two nodes may differ.
@@ -195,32 +197,26 @@ fn kid(secret: &[u8]) -> String {
     digest[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unauthorized(message: &str) -> Error {
+pub(super) fn unauthorized(message: &str) -> Error {
     Error::new(Code::Unauthorized, message)
 }
 
-/// Admits a request to a route, or says why not.
+/// Admits a request to a route, or says why not. A ticket for the stream that the route leads to goes before headers.
 ///
 /// # Errors
 /// 401 without valid credentials of the right kind, 403 with those of the wrong kind of user.
-pub async fn admit(app: &App, access: Access, headers: &HeaderMap) -> Result<Option<Principal>, Error> {
+pub async fn admit(
+    app: &App,
+    access: Access,
+    headers: &HeaderMap,
+    ticket: Option<(&str, &Stream)>,
+) -> Result<Option<Principal>, Error> {
     if access == Access::Public {
         return Ok(None);
     }
-    let bearer = bearer(headers)?;
-    let device_id = header(headers, "x-device-id");
-    let principal = match (bearer, device_id) {
-        (Some(token), _) if token.contains('.') => Principal::Web(app.tokens.check(token)?),
-        (token, Some(device_id)) if token.is_some() || app.config.auth.device_auth == DeviceAuth::Id => {
-            let tenant = header(headers, "x-tenant");
-            Principal::Device(app.devices.authenticate(tenant, device_id, token).await?)
-        }
-        (Some(_), None) if matches!(access, Access::Device | Access::Any) => {
-            return Err(unauthorized("the header X-Device-ID is needed"));
-        }
-        (Some(_), None) => return Err(unauthorized("the access token is not valid")),
-        (None, _) => return Err(unauthorized(needed(access, app.config.auth.device_auth))),
-        (Some(_), Some(_)) => return Err(unauthorized("the credentials are not valid")),
+    let principal = match ticket {
+        Some((ticket, stream)) => tickets::redeem(app, ticket, stream).await?,
+        None => identify(app, access, headers).await?,
     };
     match (access, &principal) {
         (Access::Device, Principal::Web(_)) => Err(unauthorized(needed(access, app.config.auth.device_auth))),
@@ -232,6 +228,27 @@ pub async fn admit(app: &App, access: Access, headers: &HeaderMap) -> Result<Opt
             Err(Error::new(Code::Forbidden, "this is for web users"))
         }
         _ => Ok(Some(principal)),
+    }
+}
+
+/// Who the headers say to send a request.
+async fn identify(app: &App, access: Access, headers: &HeaderMap) -> Result<Principal, Error> {
+    let bearer = bearer(headers)?;
+    let device_id = header(headers, "x-device-id");
+    match (bearer, device_id) {
+        (Some(token), _) if token.contains('.') => Ok(Principal::Web(app.tokens.check(token)?)),
+        (token, Some(device_id)) if token.is_some() || app.config.auth.device_auth == DeviceAuth::Id => {
+            let tenant = header(headers, "x-tenant");
+            Ok(Principal::Device(
+                app.devices.authenticate(tenant, device_id, token).await?,
+            ))
+        }
+        (Some(_), None) if matches!(access, Access::Device | Access::Any) => {
+            Err(unauthorized("the header X-Device-ID is needed"))
+        }
+        (Some(_), None) => Err(unauthorized("the access token is not valid")),
+        (None, _) => Err(unauthorized(needed(access, app.config.auth.device_auth))),
+        (Some(_), Some(_)) => Err(unauthorized("the credentials are not valid")),
     }
 }
 

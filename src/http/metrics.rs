@@ -59,7 +59,7 @@ fn gauges(vitals: &Vitals) -> Registry {
     }
     now.register(
         "subscribers",
-        "Event streams connected to this process",
+        "Event streams and WebSockets connected to this process",
         ConstGauge::new(vitals.hub.subscribers() as f64),
     );
     now.register(

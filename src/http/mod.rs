@@ -14,6 +14,7 @@ pub mod enrollment;
 pub mod error;
 pub mod gzip;
 pub mod health;
+pub mod live;
 pub mod messages;
 pub mod metrics;
 pub mod openapi;
@@ -25,7 +26,11 @@ pub mod server;
 pub mod sessions;
 pub mod sse;
 pub mod sync;
+pub mod takeover;
+pub mod tickets;
 pub mod users;
+pub mod websocket;
+pub mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +48,7 @@ use crate::domain::devices::Devices;
 use crate::domain::limits::Limits;
 use crate::domain::password::Passwords;
 use crate::domain::sessions::Sessions;
+use crate::domain::tickets::Tickets;
 use crate::route::rule::Rule;
 use crate::sync::ahead::Ahead;
 use crate::sync::cursor::CursorKey;
@@ -64,6 +70,8 @@ pub struct App {
     pub tokens: auth::Tokens,
     /// Keeps sessions.
     pub sessions: Sessions,
+    /// Issues and takes tickets.
+    pub tickets: Tickets,
     /// Counts and refuses.
     pub limits: Limits,
     /// Checks device tokens.
@@ -123,6 +131,7 @@ impl App {
             passwords: Passwords::new(&config.auth)?,
             tokens: auth::Tokens::new(&config.auth),
             sessions: Sessions::new(store.clone(), &config),
+            tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
             devices: Devices::new(database.clone(), &config, hub.freshness(), metrics.cache.clone()),
             presence: Presence::connect(&config.redis, store.operations().clone())?,

@@ -9,7 +9,10 @@ use super::error::{Code, Error};
 use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
-use super::{App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, sessions, sse, sync, users};
+use super::{
+    App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, sessions, sse, sync, tickets, users,
+    websocket,
+};
 
 /// Whom a route admits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +116,10 @@ static ROUTES: &[Route] = &[
     route!(GET    "/api/conflicts"             Any    conflicts::list),
     route!(POST   "/api/conflicts/{id}/resolve" Any   conflicts::resolve),
 
+    route!(POST   "/api/sse/ticket"            Any    tickets::create),
     route!(GET    "/sse/mobile/{device_id}"    Device sse::mobile),
     route!(GET    "/sse/web/{user_id}"         Web    sse::web),
+    route!(GET    "/ws"                        Any    websocket::open),
 
     route!(GET    "/openapi.json"              Public openapi::openapi),
 

@@ -127,6 +127,7 @@ mod tests {
             device_id: name.into(),
             user_id: Uuid::nil(),
             user_type: UserType::Mobile,
+            token: None,
         }
     }
 

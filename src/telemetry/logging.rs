@@ -30,7 +30,7 @@ pub fn init(log: &config::Log) -> Result<Logging> {
         .with_ansi(io::stderr().is_terminal());
     let lines = match log.format {
         config::LogFormat::Text => lines.boxed(),
-        config::LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        config::LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
     };
     tracing_subscriber::registry()
         .with(filter)
@@ -62,12 +62,14 @@ impl Logging {
 }
 
 fn filter(level: &str) -> Result<EnvFilter> {
-    EnvFilter::try_new(level).with_context(|| {
+    let filter = EnvFilter::try_new(level).with_context(|| {
         format!(
             "key `log.level` is \"{level}\": allowed are a level or directives, for example info or \
              info,posduif::publish=debug"
         )
-    })
+    })?;
+    // It traces what frames hold, which is nobody's but its users'.
+    Ok(filter.add_directive("tungstenite=info".parse()?))
 }
 
 /// An error with all its causes, each behind a colon. One that its effect repeats is said once.

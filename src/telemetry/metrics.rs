@@ -84,6 +84,7 @@ pub struct Http {
     requests: Family<RequestLabels, Counter>,
     seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     sse_events: Family<Label, Counter>,
+    websocket_items: Family<Label, Counter>,
     connections: Gauge,
 }
 
@@ -141,6 +142,7 @@ impl Metrics {
             seconds: Family::new_with_constructor(request_seconds),
             sse_events: Family::default(),
             connections: Gauge::default(),
+            websocket_items: Family::default(),
         };
         registry.register(
             "http_requests",
@@ -154,8 +156,13 @@ impl Metrics {
         );
         registry.register(
             "sse_events",
-            "Events written to event streams, by name (of a rule's events: change)",
+            "Events written to event streams and WebSockets, by name (of a rule's events: change)",
             http.sse_events.clone(),
+        );
+        registry.register(
+            "websocket_items",
+            "Items that came over WebSockets, by what became of them",
+            http.websocket_items.clone(),
         );
         registry.register(
             "http_connections",
@@ -385,6 +392,11 @@ impl Http {
     /// An event was written to an event stream.
     pub fn event_written(&self, name: &'static str) {
         self.sse_events.get_or_create(&[("event", name)]).inc();
+    }
+
+    /// An item that came over a WebSocket was answered.
+    pub fn item_answered(&self, status: &'static str) {
+        self.websocket_items.get_or_create(&[("status", status)]).inc();
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod oracle;
 pub(crate) mod proxy;
 pub(crate) mod scrape;
 pub(crate) mod servers;
+pub(crate) mod socket;
 pub(crate) mod spec;
 pub(crate) mod stage;
 
@@ -188,6 +189,7 @@ impl World {
             .env("POSDUIF__REDIS__PREFIX", &config.redis.prefix)
             .env("POSDUIF__REPLICATION__SLOT", &config.replication.slot)
             .env("POSDUIF__REPLICATION__PUBLICATION", &config.replication.publication)
+            .env("POSDUIF__LOG__LEVEL", &config.log.level)
             .env("POSDUIF__SERVER__PORT", "0")
             .env("POSDUIF__SERVER__DEFAULT_TENANT", &config.server.default_tenant)
             .env("POSDUIF__AUTH__JWT_SECRET", config.auth.jwt_secret.expose())
