@@ -1,2 +1,2 @@
--- The server's version as a number: 150018 is 15.18.
-SELECT current_setting('server_version_num')::int AS version
+-- Which Postgres this is.
+SELECT current_setting('server_version') AS version

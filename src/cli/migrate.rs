@@ -5,6 +5,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Global;
+use super::output::{self, say};
+use super::table::Cell;
 use crate::database::Database;
 use crate::database::migrations::{self, Step, Target};
 
@@ -73,7 +75,7 @@ impl Migrate {
             Verb::Status => {
                 let status = migrations::status(&database).await?;
                 if global.json {
-                    println!("{}", serde_json::to_string_pretty(&status)?);
+                    output::json(&status)?;
                     return Ok(());
                 }
                 let rows = status.into_iter().map(|schema| {
@@ -82,10 +84,14 @@ impl Migrate {
                         names => names.join(", "),
                     };
                     let dirty = if schema.dirty { "dirty" } else { "clean" };
-                    [schema.schema, schema.version.to_string(), dirty.to_owned(), pending]
+                    [
+                        Cell::from(schema.schema),
+                        Cell::number(schema.version),
+                        dirty.into(),
+                        pending.into(),
+                    ]
                 });
-                super::print_table(["SCHEMA", "VERSION", "STATE", "PENDING"], rows);
-                Ok(())
+                super::print_table(["SCHEMA", "VERSION", "STATE", "PENDING"], rows)
             }
             Verb::Version => {
                 let status = migrations::status(&database).await?;
@@ -94,22 +100,22 @@ impl Migrate {
                         .into_iter()
                         .map(|schema| (schema.schema, json!({"version": schema.version, "dirty": schema.dirty})))
                         .collect();
-                    println!("{}", serde_json::to_string_pretty(&versions)?);
+                    output::json(&versions)?;
                     return Ok(());
                 }
                 for schema in status {
                     let dirty = if schema.dirty { " (dirty)" } else { "" };
-                    println!("{} {}{dirty}", schema.schema, schema.version);
+                    say!("{} {}{dirty}", schema.schema, schema.version)?;
                 }
                 Ok(())
             }
             Verb::Force { number, schema } => {
                 let forced = migrations::force(&database, &schema, number).await?;
                 if global.json {
-                    println!("{}", json!({"forced": forced, "version": number}));
+                    say!("{}", json!({"forced": forced, "version": number}))?;
                 } else {
                     for schema in forced {
-                        println!("{schema} is now at version {number}");
+                        say!("{schema} is now at version {number}")?;
                     }
                 }
                 Ok(())
@@ -120,12 +126,12 @@ impl Migrate {
 
 fn show_steps(global: &Global, steps: &[Step]) -> Result<()> {
     if global.json {
-        println!("{}", serde_json::to_string_pretty(steps)?);
+        output::json(&steps)?;
     } else if steps.is_empty() {
-        println!("nothing to do");
+        say!("nothing to do")?;
     } else {
         for step in steps {
-            println!("{step}");
+            say!("{step}")?;
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Global;
+use super::output::say;
 use crate::engine::{Engine, Role};
 use crate::telemetry::Logging;
 
@@ -33,7 +34,8 @@ impl Serve {
         let mut terminate = signal(SignalKind::terminate())?;
         let scheme = config.server.scheme();
         let mut engine = Engine::start(config, self.role).await?;
-        println!("ready: {scheme}://{}", engine.address());
+        // Whoever started it may not care to read on; it serves all the same.
+        let _unread = say!("ready: {scheme}://{}", engine.address());
         let failed = loop {
             tokio::select! {
                 result = engine.failed() => break Some(result),

@@ -134,23 +134,14 @@ pub struct Status {
 pub async fn up(database: &Database, replication: &config::Replication) -> Result<Vec<Step>> {
     let mut client = locked(database).await?;
     let transaction = client.transaction().await?;
-    transaction
-        .batch_execute(include_str!("../../sql/migrations_bootstrap.sql"))
-        .await
-        .context("cannot make the schema posduif; the engine's role needs CREATE on the database")?;
+    bootstrap(&transaction).await?;
     let mut steps = apply(&transaction, CONTROL_SCHEMA, CONTROL).await?;
     publication::prepare(&transaction, &replication.publication).await?;
     transaction.commit().await?;
     for tenant in tenants::list(database).await? {
         let transaction = client.transaction().await?;
         let applied = up_tenant(&transaction, &tenant).await?;
-        if publication::include(&transaction, &replication.publication, &tenant).await? {
-            tracing::warn!(
-                tenant = tenant.name,
-                "a table with rows joins the publication: the tenant's streams begin anew"
-            );
-            tenants::resync_within(&transaction, &tenant.name).await?;
-        }
+        publication::include_whole(&transaction, &replication.publication, &tenant).await?;
         transaction.commit().await?;
         steps.extend(applied);
     }
@@ -260,6 +251,14 @@ pub async fn force(database: &Database, target: &Target, version: i32) -> Result
 /// Applies a tenant's missing migrations in the caller's transaction. The caller holds the lock.
 pub(super) async fn up_tenant(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<Step>> {
     apply(transaction, &tenant.schema, TENANT).await
+}
+
+/// Makes the control schema, empty, unless it exists. The caller holds the lock.
+pub(super) async fn bootstrap(transaction: &Transaction<'_>) -> Result<()> {
+    transaction
+        .batch_execute(include_str!("../../sql/migrations_bootstrap.sql"))
+        .await
+        .context("cannot make the schema posduif; the engine's role needs CREATE on the database")
 }
 
 /// Takes the lock over all work on schemas until the transaction ends.

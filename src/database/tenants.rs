@@ -1,10 +1,12 @@
 //! Tenants: each has a schema `tenant_<name>` with its own tables, and a row in `posduif.tenants`.
 
 use anyhow::{Context, bail};
+use serde::Serialize;
 use tokio_postgres::types::{PgLsn, Type};
 
 use super::{Database, Error, migrations, publication, quote_identifier};
 use crate::config;
+use crate::domain::Timestamp;
 use crate::replication::pipeline::{DROPPED_PREFIX, STATE_PREFIX, TENANT_PREFIX};
 
 /// A tenant's state while it is delivered.
@@ -179,6 +181,59 @@ pub async fn count_devices(database: &Database, name: &str) -> Result<i64, Error
         )
         .await?;
     Ok(row.map_or(0, |row| row.get("count")))
+}
+
+/// What a tenant has, as Postgres knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Holdings {
+    /// `active` or `paused`.
+    pub state: String,
+    /// Counts its resyncs.
+    pub generation: i64,
+    /// Whether anybody may register.
+    pub registration_open: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Web users, disabled ones too.
+    pub web_users: i64,
+    /// Mobile users, disabled ones too.
+    pub mobile_users: i64,
+    /// Disabled users of either kind.
+    pub disabled_users: i64,
+    /// Devices that may sync.
+    pub devices: i64,
+    /// Devices that were revoked.
+    pub revoked_devices: i64,
+    /// Conflicts that nobody has resolved.
+    pub open_conflicts: i64,
+}
+
+/// What a tenant has; `None` when there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn holdings(database: &Database, tenant: &Tenant) -> Result<Option<Holdings>, Error> {
+    let row = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/tenant_counts.sql")),
+            &[(&tenant.name, Type::TEXT)],
+        )
+        .await?;
+    row.map(|row| {
+        Ok(Holdings {
+            state: row.try_get("state")?,
+            generation: row.try_get("generation")?,
+            registration_open: row.try_get("registration_open")?,
+            created_at: row.try_get("created_at")?,
+            web_users: row.try_get("web")?,
+            mobile_users: row.try_get("mobile")?,
+            disabled_users: row.try_get("disabled")?,
+            devices: row.try_get("enrolled")?,
+            revoked_devices: row.try_get("revoked")?,
+            open_conflicts: row.try_get("open_conflicts")?,
+        })
+    })
+    .transpose()
 }
 
 /// A tenant as the directory has it.

@@ -19,7 +19,7 @@ use crate::change::StreamId;
 use crate::config;
 use crate::database::tenants::PAUSED;
 use crate::keys::Keys;
-use crate::publish::checkpoint::EpochId;
+use crate::publish::checkpoint::{Checkpoint, EpochId};
 use crate::publish::resp;
 use crate::publish::window::WindowEntry;
 use crate::telemetry::metrics::Operations;
@@ -132,6 +132,17 @@ impl Missing {
     }
 }
 
+/// How many entries a tenant's streams hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Lengths {
+    /// The log of all changes.
+    pub changes: u64,
+    /// What every user must see.
+    pub shared: u64,
+    /// What could not be routed or stored.
+    pub quarantine: u64,
+}
+
 /// How long a connection is given before it is replaced by another.
 const RENEWAL: Duration = Duration::from_secs(1);
 
@@ -147,6 +158,8 @@ pub struct Store {
     keys: Arc<Keys>,
     /// What Redis is asked.
     operations: Operations,
+    /// How long an answer may take.
+    patience: Duration,
 }
 
 impl std::fmt::Debug for Store {
@@ -181,6 +194,7 @@ impl Store {
             ranges: Arc::new(Connections::new(config, operations.clone())),
             keys: Arc::new(Keys::new(&config.prefix)),
             operations,
+            patience: timeout,
         })
     }
 
@@ -228,7 +242,18 @@ impl Store {
         }
     }
 
-    /// The checkpoint.
+    /// The whole checkpoint; `None` before the first epoch.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::NoCheckpoint`] when what is there is none, since somebody else wrote to it.
+    pub async fn checkpoint(&self) -> Result<Option<Checkpoint>, Error> {
+        let mut pipe = redis::pipe();
+        pipe.hgetall(self.keys.checkpoint());
+        let (fields,): (HashMap<String, String>,) = self.query(&pipe).await?;
+        Checkpoint::parse(&fields).map_err(|_| Error::NoCheckpoint)
+    }
+
+    /// What the checkpoint says to readers.
     ///
     /// # Errors
     /// See [`Error`].
@@ -237,6 +262,87 @@ impl Store {
         checkpoint_command(&mut pipe, &self.keys);
         let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
         parse_view(&fields)
+    }
+
+    /// Asks for a sign of life, no longer than `redis.response_timeout_seconds`.
+    ///
+    /// # Errors
+    /// When Redis gives none.
+    pub async fn check(&self) -> Result<(), Error> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("PING").ignore();
+        match tokio::time::timeout(self.patience, self.query::<()>(&pipe)).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!("no answer within {} s", self.patience.as_secs()),
+            )
+            .into()),
+        }
+    }
+
+    /// The server's version and how many bytes it uses.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn server(&self) -> Result<(String, u64), Error> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("INFO").arg("server").cmd("INFO").arg("memory");
+        let (server, memory): (String, String) = self.query(&pipe).await?;
+        let field = |text: &str, name: &str| {
+            let mut fields = text.lines().filter_map(|line| line.trim().split_once(':'));
+            fields.find_map(|(found, value)| (found == name).then(|| value.to_owned()))
+        };
+        let version = field(&server, "redis_version").unwrap_or_default();
+        let used = field(&memory, "used_memory").and_then(|used| used.parse().ok());
+        Ok((version, used.unwrap_or_default()))
+    }
+
+    /// How many entries a tenant's streams hold.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn lengths(&self, tenant: &str) -> Result<Lengths, Error> {
+        let mut pipe = redis::pipe();
+        for key in [
+            self.keys.changes(tenant),
+            self.keys.shared(tenant),
+            self.keys.quarantine(tenant),
+        ] {
+            pipe.xlen(key);
+        }
+        let (changes, shared, quarantine) = self.query(&pipe).await?;
+        Ok(Lengths {
+            changes,
+            shared,
+            quarantine,
+        })
+    }
+
+    /// How many entries the inboxes of these users hold, in their order; none where it is missing.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn inbox_lengths(&self, tenant: &str, users: &[Uuid]) -> Result<Vec<u64>, Error> {
+        if users.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for user in users {
+            pipe.xlen(self.keys.inbox(tenant, &user.to_string()));
+        }
+        Ok(self.query(&pipe).await?)
+    }
+
+    /// Streams that take no entries, each with the cause.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn stopped(&self) -> Result<std::collections::BTreeMap<String, String>, Error> {
+        let mut pipe = redis::pipe();
+        pipe.hgetall(self.keys.stopped());
+        let (stopped,) = self.query(&pipe).await?;
+        Ok(stopped)
     }
 
     /// Waits until all up to a place in the log is published, then removes every key of a tenant that has been dropped.

@@ -96,29 +96,30 @@ pub async fn state(database: &Database, slot: &str) -> Result<Option<SlotState>>
     }))
 }
 
-/// From here on standbys can keep copies of logical slots.
-const FAILOVER_VERSION: i32 = 170_000;
-
-/// Makes the slot, as one that survives a failover where the server knows such (Postgres chapter "Logical Replication
-/// Failover").
+/// Makes the slot, as a failover slot where the server can (Postgres 17), so that standbys which synchronize slots have it.
 ///
 /// # Errors
 /// When Postgres refuses: `wal_level` is not `logical`, no slot is left, or the role may not replicate.
 pub async fn create(database: &Database, slot: &str) -> Result<PgLsn> {
-    let version = database
-        .query_opt(include_str!("../../sql/server_version.sql"), &[])
+    let can_failover = database
+        .query_opt(include_str!("../../sql/slot_can_failover.sql"), &[])
         .await
-        .context("cannot ask Postgres for its version")?;
-    let sql = match version.map(|row| row.get("version")) {
-        Some(FAILOVER_VERSION..) => include_str!("../../sql/slot_create_failover.sql"),
-        _ => include_str!("../../sql/slot_create.sql"),
+        .context("cannot ask for the version of Postgres")?
+        .is_some_and(|row| row.get("can_failover"));
+    let statement = if can_failover {
+        include_str!("../../sql/slot_create_failover.sql")
+    } else {
+        include_str!("../../sql/slot_create.sql")
     };
-    let rows = database.query(sql, &[(&slot, Type::NAME)]).await.with_context(|| {
-        format!(
-            "cannot create the replication slot {slot}; needed are wal_level=logical, a free slot \
+    let rows = database
+        .query(statement, &[(&slot, Type::NAME)])
+        .await
+        .with_context(|| {
+            format!(
+                "cannot create the replication slot {slot}; needed are wal_level=logical, a free slot \
                  (max_replication_slots) and a role with REPLICATION"
-        )
-    })?;
+            )
+        })?;
     let row = rows.first().context("no answer to the slot's creation")?;
     Ok(row.get("lsn"))
 }

@@ -22,6 +22,7 @@ use prometheus_client::registry::Registry;
 pub use self::cache::CacheUse;
 pub use self::operations::Operations;
 pub use self::sync::{Source, Sync};
+use crate::domain::uploads::Outcome;
 use crate::replication::epoch::Break;
 use crate::replication::pipeline::Counts;
 use crate::replication::session::Cause;
@@ -144,6 +145,9 @@ impl Metrics {
             connections: Gauge::default(),
             websocket_items: Family::default(),
         };
+        for outcome in Outcome::ALL {
+            let _zero = http.websocket_items.get_or_create(&[("status", outcome.as_str())]);
+        }
         registry.register(
             "http_requests",
             "Requests answered, by method, pattern of the path and class of the status",

@@ -376,7 +376,7 @@ mod tests {
         assert_ne!(id(1, 7).trace, id(1, 8).trace);
         assert_ne!(id(1, 7).trace, id(2, 7).trace);
         // As it was from the beginning: nodes of different versions must agree.
-        assert_eq!(id(1, 7).trace.to_string(), "TRACE");
+        assert_eq!(id(1, 7).trace.to_string(), "b773075d5988de0fda477bdf967ea092");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What tests stand on: a world of one's own, made of a database, a slot and a Redis prefix that nobody else uses.
 
+pub(crate) mod command;
 pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
