@@ -121,7 +121,7 @@ async fn tenants_and_users_are_made_and_listed() {
     let asked = run(&mut command("tenant resync acme"), &[]).await;
     assert!(asked.complaint(1).contains("--yes"));
     let resynced = run(&mut command("tenant resync acme --yes --json"), &[]).await.json();
-    assert_eq!(resynced, json!({"name": "acme", "devices": 0}));
+    assert_eq!(resynced, json!({"name": "acme", "devices": 0, "published": false}));
     for verb in ["pause", "resume", "resync"] {
         let refused = run(&mut command(&format!("tenant {verb} nowhere")), &[]).await;
         assert!(refused.complaint(1).contains("no tenant nowhere"));

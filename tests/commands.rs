@@ -50,9 +50,10 @@ fn is_taken(words: &[String]) -> Result<(), clap::Error> {
 /// Arguments that a verb needs, and `--yes`, `--count` where it has them, so that it does something and comes to an end.
 fn with_arguments(words: &[String]) -> Vec<String> {
     /// One of these is a value that any argument takes.
-    const VALUES: [&str; 6] = [
+    const VALUES: [&str; 7] = [
         "acme",
         "1",
+        "1-1",
         "0/1",
         "tenant_acme",
         "00000000-0000-4000-8000-000000000000",
@@ -98,6 +99,18 @@ fn with_arguments(words: &[String]) -> Vec<String> {
             given.push("--yes".to_owned());
         } else if arg.get_id() == "count" && arg.get_long().is_some() {
             given.extend(["--count".to_owned(), "1".to_owned()]);
+        }
+    }
+    // One of several that exclude each other: a switch where there is one.
+    for group in command.get_groups().filter(|group| group.is_required_set()) {
+        let mut args: Vec<&Arg> = command
+            .get_arguments()
+            .filter(|arg| group.get_args().any(|id| id == arg.get_id()))
+            .collect();
+        args.sort_by_key(|arg| !matches!(arg.get_action(), ArgAction::SetTrue));
+        match args[0].get_action() {
+            ArgAction::SetTrue => given.push(format!("--{}", args[0].get_long().unwrap())),
+            _ => add(&mut given, args[0]),
         }
     }
     is_taken(&given).unwrap_or_else(|error| panic!("{given:?}: {error}"));

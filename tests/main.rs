@@ -34,6 +34,7 @@ mod refusals;
 mod rules;
 mod sessions;
 mod slots;
+mod streams;
 mod support;
 mod sync;
 mod takeover;

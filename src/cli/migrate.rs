@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::Global;
 use super::output::{self, say};
+use super::progress::Progress;
 use super::table::Cell;
 use crate::database::Database;
 use crate::database::migrations::{self, Step, Target};
@@ -70,8 +71,15 @@ impl Migrate {
         }
         let database = Database::connect(&config.postgres).await?;
         match self.verb {
-            Verb::Up => show_steps(global, &migrations::up(&database, &config.replication).await?),
-            Verb::Down { count, schema, .. } => show_steps(global, &migrations::down(&database, &schema, count).await?),
+            Verb::Up => {
+                let told = telling(global);
+                let steps = migrations::up_telling(&database, &config.replication, told).await?;
+                show_steps(global, &steps)
+            }
+            Verb::Down { count, schema, .. } => {
+                let steps = migrations::down(&database, &schema, count, telling(global)).await?;
+                show_steps(global, &steps)
+            }
             Verb::Status => {
                 let status = migrations::status(&database).await?;
                 if global.json {
@@ -121,6 +129,18 @@ impl Migrate {
                 Ok(())
             }
         }
+    }
+}
+
+/// Shows how many schemas are done.
+fn telling(global: &Global) -> impl FnMut(usize, usize) {
+    let mut progress = Progress::new(global, "migrating", None);
+    let mut known = 0;
+    move |done, total| {
+        if std::mem::replace(&mut known, total) != total {
+            progress.turn_to("migrating schemas", Some(total as u64));
+        }
+        progress.set(done as u64);
     }
 }
 

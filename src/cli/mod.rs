@@ -13,10 +13,12 @@ mod doctor;
 mod human;
 mod migrate;
 mod output;
+mod progress;
 mod publication;
 mod serve;
 mod slot;
 mod status;
+mod stream;
 mod table;
 mod tenant;
 mod user;
@@ -98,6 +100,8 @@ enum Command {
     Slot(slot::Slot),
     /// The publication: which tables the write-ahead log carries to us
     Publication(publication::Publication),
+    /// What Redis holds: streams, their readers, their trimming
+    Stream(stream::Stream),
     /// Show or check the configuration
     Config(config::ConfigCommand),
     /// Print a script that completes commands in a shell
@@ -120,6 +124,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Device(command) => command.run(&cli.global).await,
         Command::Slot(command) => command.run(&cli.global).await,
         Command::Publication(command) => command.run(&cli.global).await,
+        Command::Stream(command) => command.run(&cli.global).await,
         Command::Config(command) => command.run(&cli.global),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(&cli.global),

@@ -44,6 +44,11 @@ pub(super) fn complain(text: fmt::Arguments<'_>) {
     let _unread = writeln!(io::stderr(), "posduif: {text}");
 }
 
+/// Says something beside the output, to whoever looks on.
+pub(super) fn remark(text: fmt::Arguments<'_>) {
+    let _unread = writeln!(io::stderr(), "{text}");
+}
+
 /// Whether somebody looks at the output: it may be drawn again in place.
 pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()

@@ -8,15 +8,20 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::output::{self, say};
+use super::progress::Progress;
 use super::table::{Cell, Tone, facts};
 use super::{Global, find_tenant};
 use crate::config::Config;
 use crate::database::tenants::Tenant as Found;
 use crate::database::{Database, tenants};
+use crate::deliver::store::Store;
 use crate::domain::users;
 
 /// How long a drop waits for the replicator before it removes keys.
 const DROP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a resync waits for the replicator. It need not: what is asked for stands in the log.
+const RESYNC_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Inboxes that are measured at a time.
 const PAGE: i64 = 1000;
@@ -99,15 +104,19 @@ impl Tenant {
                 }
                 // Asked first, so that the keys are not left behind.
                 let store = super::redis(&config).await?;
+                let mut progress = Progress::new(global, "dropping the schema", None);
                 let Some(dropped) = tenants::drop(&database, &name).await? else {
                     bail!("the tenant {name} was dropped by somebody else just now");
                 };
-                let keys = store.remove_tenant(&name, dropped, DROP_PATIENCE).await.with_context(|| {
+                progress.turn_to("removing keys in Redis", None);
+                let removing = store.remove_tenant(&name, dropped, DROP_PATIENCE, |keys| progress.set(keys));
+                let keys = removing.await.with_context(|| {
                     format!(
                         "the tenant {name} is dropped, its keys in Redis are not; once an engine replicates, make it \
                          again and drop it"
                     )
                 })?;
+                drop(progress);
                 if global.json {
                     say!("{}", json!({"name": name, "dropped": true, "keys": keys}))?;
                 } else {
@@ -120,11 +129,22 @@ impl Tenant {
                 if !yes {
                     bail!("the {devices} devices of tenant {name} would each take a snapshot; `--yes` does it");
                 }
-                tenants::resync(&database, &name).await?;
+                let store = Store::new(&config.redis).context("key `redis.url`")?;
+                let Some(asked) = tenants::resync(&database, &name).await? else {
+                    bail!("the tenant {name} was dropped by somebody else just now");
+                };
+                let progress = Progress::new(global, "waiting for the engine", None);
+                let is_done = store.published(asked, RESYNC_PATIENCE, |_| {}).await.is_ok();
+                drop(progress);
                 if global.json {
-                    say!("{}", json!({"name": name, "devices": devices}))?;
-                } else {
+                    say!("{}", json!({"name": name, "devices": devices, "published": is_done}))?;
+                } else if is_done {
                     say!("the {devices} devices of tenant {name} take a snapshot with their next sync")?;
+                } else {
+                    say!(
+                        "the {devices} devices of tenant {name} take a snapshot with their next sync, once an engine \
+                         replicates; none has published it yet"
+                    )?;
                 }
             }
             Verb::Show { name } => {

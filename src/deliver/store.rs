@@ -116,6 +116,15 @@ pub struct Handoff {
     pub is_paused: bool,
 }
 
+/// How far publishing has come, as somebody sees who waits for a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// Commit of the transaction that the last entry belongs to.
+    pub commit_lsn: PgLsn,
+    /// Changes of it that are published; 0 as long as it lies before the place that is waited for.
+    pub ordinal: u64,
+}
+
 /// Which of a user's streams do not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missing {
@@ -345,33 +354,64 @@ impl Store {
         Ok(stopped)
     }
 
-    /// Waits until all up to a place in the log is published, then removes every key of a tenant that has been dropped.
-    /// Gives their number.
+    /// Waits until all up to a place in the log is published. Each look at the checkpoint is told to `seen`.
     ///
     /// # Errors
-    /// See [`Error`]; also when nothing is published that far within `patience`.
-    pub async fn remove_tenant(&self, tenant: &str, dropped: PgLsn, patience: Duration) -> Result<u64, Error> {
-        let deadline = tokio::time::Instant::now() + patience;
+    /// See [`Error`]; [`Error::NotPublished`] when that takes longer than `patience` without any progress.
+    pub async fn published(
+        &self,
+        place: PgLsn,
+        patience: Duration,
+        mut seen: impl FnMut(Reached),
+    ) -> Result<(), Error> {
+        let mut last = None;
+        let mut deadline = tokio::time::Instant::now() + patience;
         loop {
-            let end: Option<String> = redis::cmd("HGET")
-                .arg(self.keys.checkpoint())
-                .arg("end_lsn")
-                .query_async(&mut self.connection())
-                .await?;
+            let mut pipe = redis::pipe();
+            pipe.hmget(self.keys.checkpoint(), &["end_lsn", "base", "position"]);
+            let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
+            let field = |index: usize| fields.get(index).and_then(Option::as_deref);
+            let end = field(0).and_then(|end| end.parse::<PgLsn>().ok());
             // Later: its EXEC is then over too.
-            if end
-                .and_then(|end| end.parse::<PgLsn>().ok())
-                .is_some_and(|end| end > dropped)
-            {
-                break;
+            if end.is_some_and(|end| end > place) {
+                return Ok(());
             }
-            if tokio::time::Instant::now() > deadline {
+            let base = field(1).and_then(|base| base.parse::<u64>().ok());
+            let position = field(2).and_then(|position| position.parse::<StreamId>().ok());
+            if let (Some(base), Some(position)) = (base, position) {
+                let commit_lsn = PgLsn::from(position.ms.saturating_sub(base));
+                seen(Reached {
+                    commit_lsn,
+                    // A commit's record begins where its last message ends.
+                    ordinal: if commit_lsn >= place { position.seq } else { 0 },
+                });
+            }
+            // Inside of a large transaction it is the position alone that moves.
+            let now = tokio::time::Instant::now();
+            if last.replace(position) != Some(position) {
+                deadline = now + patience;
+            } else if now > deadline {
                 return Err(Error::NotPublished);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits until all up to a place in the log is published, then removes every key of a tenant that has been dropped.
+    /// Gives their number, which `removed` is told as it grows.
+    ///
+    /// # Errors
+    /// See [`Error`]; also when nothing is published within `patience`.
+    pub async fn remove_tenant(
+        &self,
+        tenant: &str,
+        dropped: PgLsn,
+        patience: Duration,
+        mut removed: impl FnMut(u64),
+    ) -> Result<u64, Error> {
+        self.published(dropped, patience, |_| {}).await?;
         let pattern = self.keys.of_tenant(tenant);
-        let (mut removed, mut cursor) = (0, 0_u64);
+        let (mut count, mut cursor) = (0, 0_u64);
         loop {
             let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
                 .arg(cursor)
@@ -379,15 +419,16 @@ impl Store {
                 .query_async(&mut self.connection())
                 .await?;
             if !keys.is_empty() {
-                let count: u64 = redis::cmd("UNLINK")
+                let unlinked: u64 = redis::cmd("UNLINK")
                     .arg(keys)
                     .query_async(&mut self.connection())
                     .await?;
-                removed += count;
+                count += unlinked;
+                removed(count);
             }
             cursor = next;
             if cursor == 0 {
-                return Ok(removed);
+                return Ok(count);
             }
         }
     }

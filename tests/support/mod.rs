@@ -5,6 +5,7 @@ pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
 pub(crate) mod proxy;
+pub(crate) mod running;
 pub(crate) mod scrape;
 pub(crate) mod servers;
 pub(crate) mod socket;
@@ -199,7 +200,8 @@ impl World {
             .kill_on_drop(true)
             .envs(variables.iter().copied());
         if let Some(file) = file {
-            command.arg("--config").arg(file);
+            // The environment wins over the file.
+            command.arg("--config").arg(file).env_remove("POSDUIF__LOG__LEVEL");
         }
         let child = command.spawn().unwrap();
         let mut process = Process { child, address: None };
