@@ -4,6 +4,7 @@
 mod api;
 mod bad_input;
 mod browser;
+mod caches;
 mod catchup;
 mod cli;
 mod commands;
@@ -22,6 +23,7 @@ mod monitoring;
 mod operators;
 mod outages;
 mod own_tables;
+mod pages;
 #[path = "../examples/phone.rs"]
 #[expect(dead_code, reason = "its command line and what only that uses")]
 mod phone;
@@ -32,8 +34,10 @@ mod rate_limits;
 mod recovery;
 mod refusals;
 mod rules;
+mod secrets;
 mod sessions;
 mod slots;
+mod statements;
 mod streams;
 mod support;
 mod sync;

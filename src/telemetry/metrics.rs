@@ -54,6 +54,8 @@ pub struct Metrics {
     pub sync: Sync,
     /// The cache of who a device is.
     pub cache: CacheUse,
+    /// What is looked up in memory.
+    pub caches: Caches,
 }
 
 /// What the replicator counts.
@@ -96,6 +98,33 @@ pub struct OpenConnection(Gauge);
 impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// What is remembered of Postgres, by kind.
+#[derive(Debug)]
+pub struct Caches {
+    lookups: Family<[(&'static str, &'static str); 2], Counter>,
+}
+
+/// A kind of what is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// How many messages a user has not read.
+    UnreadCount,
+    /// Messages.
+    Message,
+    /// Users.
+    User,
+}
+
+impl Cache {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::UnreadCount => "unread_count",
+            Self::Message => "message",
+            Self::User => "user",
+        }
     }
 }
 
@@ -179,6 +208,12 @@ impl Metrics {
         sync.register(&mut registry);
         let cache = CacheUse::new();
         cache.register(&mut registry);
+        let caches = Caches::new();
+        registry.register(
+            "cache_lookups",
+            "Questions that memory could answer (hit) and those that Postgres had to (miss)",
+            caches.lookups.clone(),
+        );
         Self {
             registry,
             replication,
@@ -186,6 +221,7 @@ impl Metrics {
             gzip,
             sync,
             cache,
+            caches,
         }
     }
 
@@ -401,6 +437,30 @@ impl Http {
     /// An item that came over a WebSocket was answered.
     pub fn item_answered(&self, status: &'static str) {
         self.websocket_items.get_or_create(&[("status", status)]).inc();
+    }
+}
+
+impl Caches {
+    fn new() -> Self {
+        let new = Self {
+            lookups: Family::default(),
+        };
+        for kind in [Cache::UnreadCount, Cache::Message, Cache::User] {
+            for result in ["hit", "miss"] {
+                let _zero = new
+                    .lookups
+                    .get_or_create(&[("cache", kind.as_str()), ("result", result)]);
+            }
+        }
+        new
+    }
+
+    /// Somebody asked.
+    pub fn looked_up(&self, kind: Cache, is_hit: bool) {
+        let result = if is_hit { "hit" } else { "miss" };
+        self.lookups
+            .get_or_create(&[("cache", kind.as_str()), ("result", result)])
+            .inc();
     }
 }
 
