@@ -34,6 +34,7 @@ mod rate_limits;
 mod recovery;
 mod refusals;
 mod rules;
+mod scale;
 mod secrets;
 mod sessions;
 mod slots;

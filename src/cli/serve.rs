@@ -9,10 +9,14 @@ use tokio_util::sync::CancellationToken;
 use super::Global;
 use super::output::say;
 use crate::engine::{Engine, Role};
+use crate::http::server::raise_descriptor_limit;
 use crate::telemetry::Logging;
 
 /// How long a stop waits until the collector of traces has the last spans.
 const TRACES_WAIT: Duration = Duration::from_secs(2);
+
+/// Descriptors that are no client's: of pools, files and the like.
+const DESCRIPTORS_BESIDE: u64 = 100;
 
 /// Arguments of `posduif serve`.
 #[derive(Debug, Args)]
@@ -30,6 +34,18 @@ impl Serve {
         let stop_traces = CancellationToken::new();
         let traces = crate::telemetry::traces::init(&config.telemetry, stop_traces.clone())?;
         let mut hangup = signal(SignalKind::hangup())?;
+        match raise_descriptor_limit() {
+            Ok(descriptors) if descriptors < config.server.connections_max as u64 + DESCRIPTORS_BESIDE => {
+                tracing::warn!(
+                    descriptors,
+                    connections_max = config.server.connections_max,
+                    "this process may hold fewer descriptors than `server.connections_max` needs: raise the limit (ulimit -n, \
+                 LimitNOFILE) or lower the key"
+                )
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the limit of descriptors stays as it is"),
+        }
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let scheme = config.server.scheme();

@@ -17,6 +17,8 @@ pub mod tenants;
 
 use std::error::Error as _;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -145,6 +147,8 @@ pub struct PoolUse {
     pub max: usize,
     /// Who waits for one.
     pub waiting: usize,
+    /// Times that work took one.
+    pub taken: u64,
 }
 
 /// The pool of ordinary SQL connections. Cloning shares it.
@@ -159,6 +163,7 @@ pub struct Database {
     operations: Operations,
     /// How long a connection was waited for, its making and checking included.
     waits: Histogram,
+    taken: Arc<AtomicU64>,
 }
 
 impl Database {
@@ -222,6 +227,7 @@ impl Database {
             operations: Operations::new("statement"),
             // 0.1 ms to 6.5 s.
             waits: Histogram::new(exponential_buckets(0.000_1, 4.0, 9)),
+            taken: Arc::default(),
         };
         database.check().await.with_context(|| {
             format!(
@@ -237,6 +243,7 @@ impl Database {
     /// # Errors
     /// [`Error::Unavailable`] when none comes free, or none can be made, within `postgres.connect_timeout_seconds`.
     pub async fn get(&self) -> Result<Client, Error> {
+        self.taken.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let client = self.pool.get().await;
         self.waits.observe(started.elapsed().as_secs_f64());
@@ -369,6 +376,7 @@ impl Database {
             in_use: status.size.saturating_sub(status.available),
             max: status.max_size,
             waiting: status.waiting,
+            taken: self.taken.load(Ordering::Relaxed),
         }
     }
 

@@ -148,11 +148,11 @@ pub struct Error {
     /// For programs.
     pub details: Map<String, Value>,
     /// The methods that the path has, for 405.
-    pub allow: Option<String>,
+    pub allow: Option<Box<str>>,
     /// The cause, for the log.
     pub cause: Option<String>,
     /// Where a mistake here was noticed, for the log, when that is asked for.
-    pub backtrace: Option<String>,
+    pub backtrace: Option<Box<std::backtrace::Backtrace>>,
     /// Seconds to wait before the next attempt, where they are known.
     pub retry_after_seconds: Option<u64>,
 }
@@ -231,7 +231,7 @@ impl Error {
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
             headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }
-        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
+        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
             headers.insert(ALLOW, allow);
         }
         response

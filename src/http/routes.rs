@@ -180,7 +180,7 @@ impl Router {
             }
             let allow = allow.join(", ");
             let mut error = Error::new(Code::MethodNotAllowed, format!("allowed here: {allow}"));
-            error.allow = Some(allow);
+            error.allow = Some(allow.into());
             return Err(error);
         };
         let params = found

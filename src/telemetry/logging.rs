@@ -44,7 +44,7 @@ pub fn init(log: &config::Log) -> Result<Logging> {
         tracing::error!(
             place,
             thread = thread.name(),
-            backtrace = backtrace(),
+            backtrace = backtrace().map(|here| here.to_string()),
             "a thread panicked: {text}"
         );
     }));
@@ -88,9 +88,9 @@ pub fn chain(error: &dyn Error) -> String {
 }
 
 /// How the program came here, when that is asked for by `RUST_BACKTRACE=1`; costs nothing else.
-pub fn backtrace() -> Option<String> {
+pub fn backtrace() -> Option<Box<Backtrace>> {
     let here = Backtrace::capture();
-    (here.status() == BacktraceStatus::Captured).then(|| here.to_string())
+    (here.status() == BacktraceStatus::Captured).then(|| Box::new(here))
 }
 
 #[cfg(test)]

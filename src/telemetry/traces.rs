@@ -7,7 +7,7 @@
 //! ```text
 //! transaction  commit in Postgres ────────────▶ EXEC answered      replicator
 //!   publish                          batch sent ▶ EXEC answered    replicator
-//!   deliver                            entry heard ▶ handed over   each node, once a reader
+//!   deliver                                         a reader is given it     each node
 //! ```
 //!
 //! Requests are traces of their own or continue the client's (`traceparent`, W3C Trace Context), with a span for each
@@ -195,15 +195,15 @@ impl Transaction {
         self.child(traces, false, publish);
     }
 
-    /// A reader was given a change of it, after so long, as a live event, out of history or in a batch: `via`.
-    pub fn delivered(&self, via: &'static str, event: &str, took: Duration) {
+    /// A reader is given a change of it now, as a live event, out of history or in a batch: `via`.
+    pub fn delivered(&self, via: &'static str, event: &str) {
         let Some(traces) = TRACES.get() else { return };
-        let end = SystemTime::now();
+        let now = SystemTime::now();
         let deliver = Span {
             name: "deliver".into(),
             kind: SpanKind::Consumer,
-            start: end - took,
-            end,
+            start: now,
+            end: now,
             attributes: vec![
                 KeyValue::new("messaging.system", "redis"),
                 KeyValue::new("messaging.operation.type", "receive"),
