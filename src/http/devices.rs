@@ -19,7 +19,7 @@ fn asker(caller: &Principal) -> Asker {
     }
 }
 
-/// `GET /api/devices?user_id=&status=&limit=&offset=`, newest first.
+/// `GET /api/devices?user_id=&status=&limit=&offset=&before=&after=`, newest first.
 ///
 /// # Errors
 /// 400 for a bad parameter.
@@ -38,8 +38,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         },
         page: query.page(PAGE_ROWS)?,
     };
-    let (devices, total) = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
-    response::page("devices", &devices, total, filter.page)
+    let found = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
+    response::page("devices", &found, &filter.page)
 }
 
 #[derive(Deserialize)]
@@ -79,9 +79,12 @@ pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Err
 pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
     let id = request.param("id");
-    devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    let device = devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
     match app.devices.revoke(caller.tenant(), id).await? {
-        true => Ok(response::no_content()),
+        true => {
+            app.caches.wrote_user(&caller.tenant().name, device.user_id);
+            Ok(response::no_content())
+        }
         false => Err(crate::domain::Error::NotFound("device").into()),
     }
 }
