@@ -211,7 +211,7 @@ mod tests {
             router
                 .find(&method, path)
                 .map(|(route, params)| (route.path, params))
-                .map_err(|error| (error.code, error.allow))
+                .map_err(|error| (error.code, error.allow.map(String::from)))
         };
         assert_eq!(find(Method::GET, "/health"), Ok(("/health", vec![])));
         assert_eq!(find(Method::HEAD, "/health"), Ok(("/health", vec![])));

@@ -39,7 +39,9 @@ pub fn init(log: &config::Log) -> Result<Logging> {
         .map_err(|error| anyhow!("logging cannot begin: {error}"))?;
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
-        let text = panic.payload_as_str().unwrap_or("a panic without a text");
+        let (payload, text) = (panic.payload(), "a panic without a text");
+        let text = payload.downcast_ref::<&str>().copied().unwrap_or(text);
+        let text = payload.downcast_ref::<String>().map_or(text, String::as_str);
         let thread = std::thread::current();
         tracing::error!(
             place,
