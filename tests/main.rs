@@ -28,6 +28,7 @@ mod recovery;
 mod refusals;
 mod rules;
 mod sessions;
+mod state;
 mod support;
 mod sync;
 mod takeover;

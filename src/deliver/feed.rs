@@ -30,7 +30,7 @@ pub struct Change {
     pub row_id: Option<String>,
     /// Transaction id.
     pub xid: u32,
-    /// What a message says, JSON.
+    /// What is told of it, JSON: what a message says, some columns of some tables.
     pub data: Option<String>,
 }
 
@@ -227,7 +227,7 @@ impl Feed {
         for entry in entries {
             self.place.position = entry.id;
             let row_id = entry.row_id().map(|id| id.to_string());
-            let data = entry.row.filter(|_| entry.op == Op::Message);
+            let data = entry.told();
             self.push(Change {
                 id: entry.id,
                 row_id,

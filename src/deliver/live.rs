@@ -50,7 +50,7 @@ pub struct Notice {
     pub op: Op,
     /// The live event's name.
     pub event: String,
-    /// What a message says, JSON.
+    /// What is told of it, JSON: what a message says, some columns of some tables.
     pub data: Option<String>,
 }
 

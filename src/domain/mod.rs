@@ -14,6 +14,7 @@ pub mod limits;
 pub mod messages;
 pub mod password;
 pub mod sessions;
+pub mod states;
 pub mod tickets;
 pub mod uploads;
 pub mod users;
@@ -39,6 +40,14 @@ pub enum Error {
         field: &'static str,
         /// What is wrong and what is allowed.
         message: String,
+    },
+    /// Bytes of the caller's beyond their bound.
+    #[error("{field}: must not be longer than {bytes_max} bytes")]
+    TooLarge {
+        /// The field at fault, as the API spells it.
+        field: &'static str,
+        /// Its bound.
+        bytes_max: usize,
     },
     /// A message without content.
     #[error("a message needs content")]

@@ -33,6 +33,10 @@ pub enum Code {
     MethodNotAllowed,
     /// Collides with what exists: 409.
     Conflict,
+    /// What is there is not what the request was made upon: 412.
+    PreconditionFailed,
+    /// The request does not say what it is made upon: 428.
+    PreconditionRequired,
     /// Too large a body: 413.
     PayloadTooLarge,
     /// Not JSON: 415.
@@ -55,7 +59,7 @@ pub enum Code {
 
 impl Code {
     /// All there are.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::ValidationError,
         Self::EmptyMessage,
         Self::InvalidCursor,
@@ -65,6 +69,8 @@ impl Code {
         Self::InvalidRecipient,
         Self::MethodNotAllowed,
         Self::Conflict,
+        Self::PreconditionFailed,
+        Self::PreconditionRequired,
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
         Self::RateLimited,
@@ -88,6 +94,8 @@ impl Code {
             Self::InvalidRecipient => "INVALID_RECIPIENT",
             Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             Self::Conflict => "CONFLICT",
+            Self::PreconditionFailed => "PRECONDITION_FAILED",
+            Self::PreconditionRequired => "PRECONDITION_REQUIRED",
             Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
             Self::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
             Self::RateLimited => "RATE_LIMITED",
@@ -109,6 +117,8 @@ impl Code {
             Self::NotFound | Self::InvalidRecipient => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict => StatusCode::CONFLICT,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
+            Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
@@ -229,6 +239,9 @@ impl From<domain::Error> for Error {
         let text = error.to_string();
         match error {
             Domain::Invalid { field, message } => Self::invalid(field, message),
+            Domain::TooLarge { field, bytes_max } => Self::new(Code::PayloadTooLarge, text)
+                .with("field", field)
+                .with("bytes_max", bytes_max),
             Domain::EmptyMessage => Self::new(Code::EmptyMessage, text).with("field", "content"),
             Domain::InvalidRecipient => Self::new(Code::InvalidRecipient, text).with("field", "recipient_id"),
             Domain::NotFound(_) => Self::new(Code::NotFound, text),
@@ -307,6 +320,8 @@ mod tests {
             C::InvalidRecipient,
             C::MethodNotAllowed,
             C::Conflict,
+            C::PreconditionFailed,
+            C::PreconditionRequired,
             C::PayloadTooLarge,
             C::UnsupportedMediaType,
             C::RateLimited,

@@ -21,14 +21,16 @@ use super::request::Request;
 use super::response::{self, Response};
 use super::tickets;
 use crate::database::tenants::Tenant;
+use crate::deliver::entry::Op;
 use crate::deliver::feed::{Change, Feed, FeedEvent, Start};
 use crate::deliver::store::Place;
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::sessions::Watch;
 use crate::domain::tickets::Stream;
 use crate::domain::{messages, users};
+use crate::route::rule::ENCRYPTED_STATES;
 use crate::sync::cursor::{Cursor, Owner};
-use crate::sync::{device_state, incoming, snapshot};
+use crate::sync::{device_state, incoming, snapshot, states};
 use crate::telemetry::metrics::Http;
 
 /// Writes that may wait for a slow reader's socket, beside the feed's own queue.
@@ -462,8 +464,17 @@ fn plain_event(change: Change) -> Event {
     }
     let own_name = (name != change.event).then(|| change.event.clone());
     let mut data = json!({"type": change.event, "table": change.table, "op": change.op.as_str(), "id": change.row_id});
-    if let Some(said) = change.data.and_then(|text| serde_json::from_str(&text).ok()) {
-        data["data"] = said;
+    let told = change.data.and_then(|text| serde_json::from_str(&text).ok());
+    match (told, data.as_object_mut()) {
+        // What a message says is its author's, so it has a place of its own.
+        (Some(said), _) if change.op == Op::Message => data["data"] = said,
+        (Some(Value::Object(told)), Some(data)) => {
+            data.extend(told);
+            if change.table == ENCRYPTED_STATES {
+                data.insert("kind".to_owned(), states::kind(change.op).into());
+            }
+        }
+        _ => {}
     }
     Event {
         own_name,

@@ -4,6 +4,7 @@ pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
 pub(crate) mod proxy;
+pub(crate) mod random;
 pub(crate) mod servers;
 pub(crate) mod spec;
 pub(crate) mod stage;
@@ -179,6 +180,7 @@ impl World {
             .env("POSDUIF__SERVER__PORT", "0")
             .env("POSDUIF__SERVER__DEFAULT_TENANT", &config.server.default_tenant)
             .env("POSDUIF__AUTH__JWT_SECRET", config.auth.jwt_secret.expose())
+            .env("POSDUIF__LOG__LEVEL", &config.log.level)
             .stdout(Stdio::piped())
             .stderr(errors)
             .kill_on_drop(true);
