@@ -132,8 +132,10 @@ pub struct Config {
     pub state: State,
     /// Enrollment of devices.
     pub enrollment: Enrollment,
-    /// Server-sent events.
+    /// Live events, by SSE and WebSocket.
     pub sse: Sse,
+    /// What clients say over WebSockets.
+    pub websocket: WebSocket,
     /// What `GET /api/app-instructions` tells an app.
     pub app: App,
     /// Readiness.
@@ -599,6 +601,25 @@ impl Default for Sse {
     }
 }
 
+/// What clients say over WebSockets. For what they are told, [`Sse`] holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WebSocket {
+    /// Largest message of a client in bytes, in one frame or several (1 KiB to 16 MiB).
+    pub message_bytes_max: usize,
+    /// Most items in one message (1 to 1000).
+    pub items_max: usize,
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 256 * 1024,
+            items_max: 100,
+        }
+    }
+}
+
 /// One remote widget of the app.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -852,6 +873,9 @@ impl Config {
         within("sse.retry_ms", e.retry_ms, 100, 60_000)?;
         within("sse.queue_events_max", e.queue_events_max as u64, 16, 100_000)?;
         within("sse.replay_events_max", e.replay_events_max as u64, 1, 100_000)?;
+        let w = &self.websocket;
+        within("websocket.message_bytes_max", w.message_bytes_max as u64, KIB, 16 * MIB)?;
+        within("websocket.items_max", w.items_max as u64, 1, 1000)?;
         within(
             "health.freshness_bound_seconds",
             self.health.freshness_bound_seconds,

@@ -1,8 +1,8 @@
 //! Posduif: a row committed in Postgres is the event.
 //!
 //! Whoever writes a row (the API, a migration, somebody's `psql`), the write-ahead log carries it, in commit order,
-//! to Redis Streams, and SSE and the device's next sync batch are two ways to read the same stream with the same
-//! cursor:
+//! to Redis Streams, and SSE, WebSocket and the device's next sync batch are three ways to read the same stream with the
+//! same cursor:
 //!
 //! ```text
 //!  any writer ─▶ Postgres ─WAL─▶ replication ─▶ decode ─▶ route ─▶ publish ─▶ Redis ─▶ deliver ─▶ sync · http

@@ -227,6 +227,7 @@ const LINES: &[Line] = &[
         bad_queries: RESUME,
         ..line("GET", "/sse/web/{user_id}", Access::Web)
     },
+    line("GET", "/ws", Access::Any),
     line("GET", "/openapi.json", Access::Public),
     line("GET", "/health", Access::Public),
     line("GET", "/ready", Access::Public),

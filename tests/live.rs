@@ -96,6 +96,8 @@ async fn a_phone_is_told_of_each_message_of_its_user_and_of_what_becomes_of_it()
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let sally = office.world.user("acme", "sally", UserType::Mobile).await;
+    // Else the stream could begin before sally does.
+    office.world.published().await;
     let mut events = phone.events(MOBILE).await;
     office
         .bob

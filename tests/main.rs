@@ -37,4 +37,5 @@ mod tickets;
 mod tls;
 mod uploads;
 mod values;
+mod websocket;
 mod wire;

@@ -43,6 +43,19 @@ pub enum Outcome {
     Retry,
 }
 
+impl Outcome {
+    /// Its word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Duplicate => "duplicate",
+            Self::Conflict => "conflict",
+            Self::Rejected => "rejected",
+            Self::Retry => "retry",
+        }
+    }
+}
+
 /// An item's outcome.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ItemResult {

@@ -1,7 +1,7 @@
 //! Errors as the API shows them, and the only place that turns the domain's into statuses and codes.
 
 use hyper::StatusCode;
-use hyper::header::{ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE, WWW_AUTHENTICATE};
 use serde_json::{Map, Value, json};
 
 use super::response::{self, Response};
@@ -41,6 +41,8 @@ pub enum Code {
     PayloadTooLarge,
     /// Not JSON: 415.
     UnsupportedMediaType,
+    /// No opening of a WebSocket: 426.
+    UpgradeRequired,
     /// Too much at once: 429.
     RateLimited,
     /// A mistake here: 500.
@@ -59,7 +61,7 @@ pub enum Code {
 
 impl Code {
     /// All there are.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::ValidationError,
         Self::EmptyMessage,
         Self::InvalidCursor,
@@ -73,6 +75,7 @@ impl Code {
         Self::PreconditionRequired,
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
+        Self::UpgradeRequired,
         Self::RateLimited,
         Self::InternalError,
         Self::DatabaseError,
@@ -98,6 +101,7 @@ impl Code {
             Self::PreconditionRequired => "PRECONDITION_REQUIRED",
             Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
             Self::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
+            Self::UpgradeRequired => "UPGRADE_REQUIRED",
             Self::RateLimited => "RATE_LIMITED",
             Self::InternalError => "INTERNAL_ERROR",
             Self::DatabaseError => "DATABASE_ERROR",
@@ -121,6 +125,7 @@ impl Code {
             Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::InternalError => StatusCode::INTERNAL_SERVER_ERROR,
             Self::DatabaseError | Self::RedisError | Self::SyncError | Self::TenantPaused | Self::Timeout => {
@@ -226,6 +231,12 @@ impl Error {
         if self.code == Code::Unauthorized {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        if self.code == Code::UpgradeRequired {
+            // RFC 9110, section 15.5.22, and RFC 6455, section 4.4.
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
         if let Some(allow) = self.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
             headers.insert(ALLOW, allow);
         }
@@ -324,6 +335,7 @@ mod tests {
             C::PreconditionRequired,
             C::PayloadTooLarge,
             C::UnsupportedMediaType,
+            C::UpgradeRequired,
             C::RateLimited,
             C::InternalError,
             C::DatabaseError,

@@ -7,10 +7,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::App;
+use super::auth::WebPrincipal;
 use super::error::{Code, Error};
 use super::request::{PAGE_ROWS, Request, required, uuid};
 use super::response::{self, Response};
-use crate::domain::messages::{self, Filter, Status};
+use crate::domain::messages::{self, Filter, Message, Status};
 
 #[derive(Deserialize)]
 struct NewMessage {
@@ -24,11 +25,23 @@ struct NewMessage {
 /// 400, 403 to a web user, 404 to nobody.
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: NewMessage = request.json(app.config.server.body_bytes_max).await?;
-    let recipient = uuid("recipient_id", &required("recipient_id", body.recipient_id)?)?;
-    let content = checked_content(&app, body.content)?;
-    let caller = request.caller()?;
-    let message = messages::create(&app.database, caller.tenant(), caller.user_id(), recipient, &content).await?;
+    let message = write(&app, request.user()?, body.recipient_id, body.content).await?;
     response::json(StatusCode::CREATED, &message)
+}
+
+/// Writes a message of a web user's, on whichever way it came.
+///
+/// # Errors
+/// As [`create`].
+pub(super) async fn write(
+    app: &App,
+    sender: &WebPrincipal,
+    recipient_id: Option<String>,
+    content: Option<String>,
+) -> Result<Message, Error> {
+    let recipient = uuid("recipient_id", &required("recipient_id", recipient_id)?)?;
+    let content = checked_content(app, content)?;
+    Ok(messages::create(&app.database, &sender.tenant, sender.user_id, recipient, &content).await?)
 }
 
 /// `GET /api/messages?recipient_id=&status=&limit=&offset=`, newest first.

@@ -54,7 +54,7 @@ fn gauges(vitals: &Vitals) -> Registry {
     }
     now.register(
         "subscribers",
-        "Event streams connected to this process",
+        "Event streams and WebSockets connected to this process",
         ConstGauge::new(vitals.hub.subscribers() as f64),
     );
     let pool = vitals.database.pool_use();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
+use hyper::Method;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderName};
 use serde::de::DeserializeOwned;
@@ -35,6 +36,8 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 /// A request that has found its route.
 #[derive(Debug)]
 pub struct Request {
+    /// Its method.
+    pub method: Method,
     /// Its headers.
     pub headers: HeaderMap,
     /// Its query.
@@ -104,6 +107,14 @@ impl Request {
     /// A header's text, if it is there and is text.
     pub fn header(&self, name: &'static str) -> Option<&str> {
         header(&self.headers, name)
+    }
+
+    /// The id of the event behind which a stream is to go on. The header goes first: a browser sends it by itself when it
+    /// reconnects to an address with an older id.
+    pub fn resume(&self) -> Option<&str> {
+        self.header("last-event-id")
+            .or_else(|| self.query.get("last_event_id"))
+            .or_else(|| self.query.get("lastEventId"))
     }
 
     /// The body, which must be JSON of this form. Unknown fields are tolerated.

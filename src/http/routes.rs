@@ -11,7 +11,7 @@ use super::request::{Request, percent_decode};
 use super::response::Response;
 use super::{
     App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, sessions, sse, state, sync, tickets,
-    users,
+    users, websocket,
 };
 
 /// Whom a route admits.
@@ -125,6 +125,7 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/sse/ticket"            Any    tickets::create),
     route!(GET    "/sse/mobile/{device_id}"    Device sse::mobile),
     route!(GET    "/sse/web/{user_id}"         Web    sse::web),
+    route!(GET    "/ws"                        Any    websocket::open),
 
     route!(GET    "/openapi.json"              Public openapi::openapi),
 

@@ -1,12 +1,17 @@
 //! The HTTP server: connections, and a request's way from its head to its log line.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
+use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper::body::Incoming;
 use hyper::header::{
@@ -15,16 +20,14 @@ use hyper::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio_rustls::server::TlsStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::either::Either;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
-use tower::ServiceBuilder;
+use tower::{ServiceBuilder, ServiceExt as _};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use uuid::Uuid;
 
@@ -38,7 +41,9 @@ use super::request::{Query, Request, drain, header};
 use super::response::Response;
 use super::routes::{Answer, Handler, Params, Route, Router};
 use super::secure::Acceptor;
+use super::takeover::{self, Handover, Owning, Takeover, Watched};
 use super::tickets;
+use super::wire::{self, Connection, Wire};
 use crate::config;
 
 /// How long to wait when the system has no more file descriptors or the like.
@@ -63,9 +68,6 @@ const PEEK_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long a browser may remember what pages of other origins may do.
 const CORS_AGE: Duration = Duration::from_secs(600);
-
-/// A connection, encrypted or not.
-type Connection = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// A server that listens.
 #[derive(Debug)]
@@ -131,7 +133,6 @@ impl Server {
         let tasks = TaskTracker::new();
         let protocols = Arc::new(Protocols::new(settings));
         let cors = cors(settings)?;
-        let graceful = GracefulShutdown::new();
         if let Some(secure) = &self.secure {
             let following = secure.clone().follow_files();
             let shutdown = shutdown.clone();
@@ -156,26 +157,28 @@ impl Server {
                 async move { Ok::<_, io::Error>(service.answer(request, peer).await) }
             });
             let handler = ServiceBuilder::new().option_layer(cors.clone()).service(handler);
-            let (protocols, secure, watcher) = (protocols.clone(), self.secure.clone(), graceful.watcher());
-            let shutdown = shutdown.clone();
+            let (protocols, secure) = (protocols.clone(), self.secure.clone());
+            let tenure = Tenure {
+                permit,
+                tasks: tasks.clone(),
+                shutdown: shutdown.clone(),
+            };
             tasks.spawn(async move {
                 let opening = protocols.open(stream, secure.as_ref());
-                let ended = match shutdown.run_until_cancelled(opening).await {
-                    Some(Ok((stream, protocol))) => protocols.serve(stream, protocol, handler, watcher).await,
+                let ended = match tenure.shutdown.run_until_cancelled(opening).await {
+                    Some(Ok((stream, protocol))) => protocols.serve(stream, protocol, handler, tenure).await,
                     Some(Err(error)) => Err(error.into()),
                     None => Ok(()),
                 };
                 if let Err(error) = ended {
                     tracing::debug!(%peer, %error, "a connection broke");
                 }
-                drop(permit);
             });
         }
         drop(self.listener);
         let grace = Duration::from_secs(settings.shutdown_grace_seconds);
         tasks.close();
-        let ended = async { tokio::join!(graceful.shutdown(), tasks.wait()) };
-        if tokio::time::timeout(grace, ended).await.is_err() {
+        if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
             tracing::warn!(
                 grace_seconds = grace.as_secs(),
                 "requests were still under way after the grace period"
@@ -189,7 +192,7 @@ impl Server {
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let permit = connections.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
@@ -252,30 +255,165 @@ impl Protocols {
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
+    /// Serves a connection until it ends, or somebody takes it over.
     async fn serve<S>(
         &self,
         stream: Connection,
         protocol: Protocol,
         handler: S,
-        watcher: Watcher,
+        tenure: Tenure,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
     where
         S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error> + Clone + Send + 'static,
         S::Future: Send,
     {
-        let handler = TowerToHyperService::new(handler);
         match protocol {
-            Protocol::Http1 => {
-                let connection = self.http1.serve_connection(TokioIo::new(stream), handler);
-                watcher.watch(connection).await?;
-            }
-            Protocol::Http2 => {
-                let connection = self.http2.serve_connection(TokioIo::new(stream), handler);
-                watcher.watch(connection).await?;
-            }
+            Protocol::Http1 => self.serve_http1(stream, handler, tenure).await?,
+            Protocol::Http2 => self.serve_http2(stream, handler, tenure).await?,
         }
         Ok(())
     }
+
+    async fn serve_http1<S>(&self, stream: Connection, handler: S, tenure: Tenure) -> hyper::Result<()>
+    where
+        S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error> + Clone + Send + 'static,
+        S::Future: Send,
+    {
+        let handover = Arc::new(Handover::default());
+        let leaving = handover.clone();
+        let service = service_fn(move |request| {
+            let (handler, handover) = (handler.clone(), leaving.clone());
+            async move {
+                match answer_or_takeover(handler, request).await? {
+                    (response, None) => Ok(response),
+                    (response, Some(takeover)) => {
+                        handover.leave(response, takeover);
+                        // It is not hyper who answers.
+                        std::future::pending::<io::Result<Response>>().await
+                    }
+                }
+            }
+        });
+        let io = Watched::new(stream, handover.clone());
+        let mut connection = self.http1.serve_connection(io, service);
+        let mut stop = Stop::new(&tenure.shutdown);
+        let taken = poll_fn(|context| {
+            let mut connection = Pin::new(&mut connection);
+            if stop.comes(context) {
+                connection.as_mut().graceful_shutdown();
+            }
+            if let Poll::Ready(ended) = connection.poll(context) {
+                return Poll::Ready(ended.map(|()| None));
+            }
+            handover
+                .take()
+                .map_or(Poll::Pending, |left| Poll::Ready(Ok(Some(left))))
+        });
+        let Some((response, takeover)) = taken.await? else {
+            return Ok(());
+        };
+        drop(stop);
+        let parts = connection.into_parts();
+        // Copied, because a part of the read buffer would keep all of it.
+        let socket = parts.io.into_socket(Bytes::copy_from_slice(&parts.read_buf));
+        let owning = takeover.begin(Wire::Socket(socket), takeover::head(&response));
+        tenure.pass_on(owning);
+        Ok(())
+    }
+
+    async fn serve_http2<S>(&self, stream: Connection, handler: S, tenure: Tenure) -> hyper::Result<()>
+    where
+        S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error> + Clone + Send + 'static,
+        S::Future: Send,
+    {
+        let tasks = tenure.tasks.clone();
+        let service = service_fn(move |request| {
+            let (handler, tasks) = (handler.clone(), tasks.clone());
+            async move {
+                let (mut response, takeover) = answer_or_takeover(handler, request).await?;
+                if let Some(takeover) = takeover {
+                    let (sender, body) = wire::stream();
+                    *response.body_mut() = body.boxed_unsync();
+                    if let Some(owning) = takeover.begin(Wire::Stream(sender), BytesMut::new()) {
+                        tasks.spawn(owning);
+                    }
+                }
+                Ok::<_, io::Error>(response)
+            }
+        });
+        let mut connection = self.http2.serve_connection(TokioIo::new(stream), service);
+        let mut stop = Stop::new(&tenure.shutdown);
+        poll_fn(|context| {
+            let mut connection = Pin::new(&mut connection);
+            if stop.comes(context) {
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.poll(context)
+        })
+        .await
+    }
+}
+
+/// What a connection lives under.
+struct Tenure {
+    /// Counts it among those that there may be.
+    permit: OwnedSemaphorePermit,
+    /// All that a stop waits for.
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Tenure {
+    /// Gives a connection to its new owner. That is a task of its own, because one that has spoken HTTP is as large as
+    /// all that it has needed for that.
+    fn pass_on(self, owning: Option<Owning>) {
+        let Self { permit, tasks, .. } = self;
+        if let Some(owning) = owning {
+            tasks.spawn(async move {
+                owning.await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// Tells once that the server stops.
+struct Stop<'a>(Option<Pin<Box<WaitForCancellationFuture<'a>>>>);
+
+impl<'a> Stop<'a> {
+    fn new(shutdown: &'a CancellationToken) -> Self {
+        Self(Some(Box::pin(shutdown.cancelled())))
+    }
+
+    fn comes(&mut self, context: &mut Context<'_>) -> bool {
+        let comes = self
+            .0
+            .as_mut()
+            .is_some_and(|stop| stop.as_mut().poll(context).is_ready());
+        if comes {
+            self.0 = None;
+        }
+        comes
+    }
+}
+
+/// Answers a request, and tells who takes over behind the answer's head.
+async fn answer_or_takeover<S>(
+    handler: S,
+    request: hyper::Request<Incoming>,
+) -> io::Result<(Response, Option<Takeover>)>
+where
+    S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error>,
+{
+    let is_head = request.method() == Method::HEAD;
+    let mut response = handler.oneshot(request).await?;
+    let takeover = response.extensions_mut().remove::<Takeover>();
+    if takeover.is_some() && is_head {
+        // As long as what a GET would bring: nobody knows.
+        *response.body_mut() = wire::stream().1.boxed_unsync();
+        return Ok((response, None));
+    }
+    Ok((response, takeover))
 }
 
 /// Looks at the first bytes without taking them.
@@ -399,6 +537,7 @@ impl Service {
             };
             let trusted = &self.vitals.config.server.trusted_proxies;
             let mut request = Request {
+                method: head.method.clone(),
                 address: address::client(peer.ip(), &head.headers, trusted),
                 headers: head.headers,
                 query,

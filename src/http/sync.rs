@@ -21,7 +21,7 @@ use crate::deliver::entry::Text;
 use crate::deliver::store;
 use crate::domain::Timestamp;
 use crate::domain::devices::DevicePrincipal;
-use crate::domain::uploads::{self, ItemResult, Items, Outcome, Rules};
+use crate::domain::uploads::{self, ItemResult, Items, Outcome, Rules, Uploaded};
 use crate::sync::device_state::{self, SyncStatus, Update};
 use crate::sync::incoming::{self, Batch, Question};
 use crate::sync::item::{Change, Item};
@@ -62,25 +62,11 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
         Some(pending) => Some(pending),
         None => reported_pending(&request)?,
     };
-    let rules = Rules {
-        content_chars_max: app.config.messages.content_chars_max,
-        strategy: settings.conflict_strategy,
-        tables: &app.config.routes,
-    };
     let items = Items {
         messages: &messages,
         changes: &body.changes,
     };
-    let device = request.device()?;
-    let mut uploaded = match uploads::apply(&app.database, device, items, rules).await {
-        Ok(uploaded) => uploaded,
-        Err(error) => {
-            report_failure(&app, device, error.to_string()).await;
-            return Err(error.into());
-        }
-    };
-    report(&app, device, pending).await;
-    show_contested(&app, device, &mut uploaded.results).await;
+    let uploaded = upload(&app, request.device()?, items, pending).await?;
     // A client that knows counts only shall neither repeat what stands nor count what does not as done.
     let stands = |result: &ItemResult| match result.status {
         Outcome::Applied | Outcome::Duplicate => true,
@@ -107,6 +93,34 @@ pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, E
             "position": app.stream_id_of(uploaded.lsn).await.map(|id| id.to_string()),
         }),
     )
+}
+
+/// Applies what a device did, on whichever way it came, and notes that for the status. `pending` is what the device says
+/// of its own queue.
+///
+/// # Errors
+/// 503 while Postgres is away. An item's fault is in its result.
+pub(super) async fn upload(
+    app: &App,
+    device: &DevicePrincipal,
+    items: Items<'_>,
+    pending: Option<u32>,
+) -> Result<Uploaded, Error> {
+    let rules = Rules {
+        content_chars_max: app.config.messages.content_chars_max,
+        strategy: app.config.sync.conflict_strategy,
+        tables: &app.config.routes,
+    };
+    let mut uploaded = match uploads::apply(&app.database, device, items, rules).await {
+        Ok(uploaded) => uploaded,
+        Err(error) => {
+            report_failure(app, device, error.to_string()).await;
+            return Err(error.into());
+        }
+    };
+    report(app, device, pending).await;
+    show_contested(app, device, &mut uploaded.results).await;
+    Ok(uploaded)
 }
 
 /// Adds the rows of own tables that devices contested. Postgres' absence costs only these: the rows come with the next
@@ -413,12 +427,26 @@ pub async fn acknowledge(app: Arc<App>, mut request: Request) -> Result<Response
     let cursor = required("cursor", body.cursor)?;
     let device = request.device()?;
     let pending = reported_pending(&request)?;
-    let status = app.incoming.acknowledge(device, &cursor).await?;
-    report_pending(&app, device, status, pending).await;
+    take_acknowledgement(&app, device, &cursor, pending).await?;
     response::json(
         StatusCode::OK,
         &json!({"acknowledged": true, "sync_timestamp": Timestamp::now()}),
     )
+}
+
+/// Notes that a device has all up to a cursor, on whichever way it says so.
+///
+/// # Errors
+/// As [`acknowledge`].
+pub(super) async fn take_acknowledgement(
+    app: &App,
+    device: &DevicePrincipal,
+    cursor: &str,
+    pending: Option<u32>,
+) -> Result<(), Error> {
+    let status = app.incoming.acknowledge(device, cursor).await?;
+    report_pending(app, device, status, pending).await;
+    Ok(())
 }
 
 /// `GET /api/sync/status`: how the device's sync stands.

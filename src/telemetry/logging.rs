@@ -20,6 +20,8 @@ pub fn init(log: &config::Log) -> Result<()> {
             log.level
         )
     })?;
+    // It traces what frames hold, which is nobody's but its users'.
+    let filter = filter.add_directive("tungstenite=info".parse()?);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

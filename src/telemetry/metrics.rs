@@ -65,6 +65,7 @@ pub struct Http {
     requests: Family<RequestLabels, Counter>,
     seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     sse_events: Family<Label, Counter>,
+    websocket_items: Family<Label, Counter>,
 }
 
 /// Compressing and inflating, by direction.
@@ -110,6 +111,7 @@ impl Metrics {
             requests: Family::default(),
             seconds: Family::new_with_constructor(request_seconds),
             sse_events: Family::default(),
+            websocket_items: Family::default(),
         };
         registry.register(
             "http_requests",
@@ -123,8 +125,13 @@ impl Metrics {
         );
         registry.register(
             "sse_events",
-            "Events written to event streams, by name (of a rule's events: change)",
+            "Events written to event streams and WebSockets, by name (of a rule's events: change)",
             http.sse_events.clone(),
+        );
+        registry.register(
+            "websocket_items",
+            "Items that came over WebSockets, by what became of them",
+            http.websocket_items.clone(),
         );
         let gzip = Gzip::new();
         gzip.register(&mut registry);
@@ -289,6 +296,11 @@ impl Http {
     /// An event was written to an event stream.
     pub fn event_written(&self, name: &'static str) {
         self.sse_events.get_or_create(&[("event", name)]).inc();
+    }
+
+    /// An item that came over a WebSocket was answered.
+    pub fn item_answered(&self, status: &'static str) {
+        self.websocket_items.get_or_create(&[("status", status)]).inc();
     }
 }
 

@@ -21,6 +21,15 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// An answer that came on another way.
+    pub(crate) fn new(status: StatusCode, headers: HeaderMap, body: impl Into<Bytes>) -> Self {
+        Self {
+            status,
+            headers,
+            body: body.into(),
+        }
+    }
+
     async fn read(response: hyper::Response<Incoming>) -> Result<Self, String> {
         let (head, body) = response.into_parts();
         let body = tokio::time::timeout(PATIENCE, body.collect())
@@ -100,6 +109,11 @@ impl Api {
         let mut headers = self.headers.iter();
         let found = headers.find(|(known, _)| known.eq_ignore_ascii_case(name));
         &found.unwrap_or_else(|| panic!("this client has no header {name}")).1
+    }
+
+    /// The headers that each request bears.
+    pub(crate) fn headers(&self) -> &[(String, String)] {
+        &self.headers
     }
 
     /// Host and port.

@@ -6,6 +6,7 @@ pub(crate) mod oracle;
 pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod servers;
+pub(crate) mod socket;
 pub(crate) mod spec;
 pub(crate) mod stage;
 
