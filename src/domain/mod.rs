@@ -1,5 +1,5 @@
-//! Users, devices, enrollment, messages and uploads: rows and rules, without transport. Sessions, tickets and limits are no
-//! rows: they live in Redis.
+//! Users, devices, enrollment, messages, encrypted state and uploads: rows and rules, without transport. Sessions, tickets
+//! and limits are no rows: they live in Redis.
 //!
 //! Functions here check what they are given as far as rows depend on it and say in [`Error`] what is wrong; which
 //! status code that makes is for [`crate::http`] to know. Who is allowed in is settled before: a function trusts the

@@ -121,7 +121,7 @@ impl Rule {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), String> {
-        const BUILT_IN: [&str; 4] = ["messages", "users", ENCRYPTED_STATES, "message_conflicts"];
+        const BUILT_IN: [&str; 5] = ["messages", "users", "devices", ENCRYPTED_STATES, "message_conflicts"];
         if self.table.is_empty() || self.table.len() > 63 {
             return Err(format!(
                 "table is {:?}: a table name of 1 to 63 bytes is needed",
