@@ -23,6 +23,12 @@ use crate::transport::{self, BoxStream};
 
 const READ_BYTES_MIN: usize = 32 * 1024;
 
+/// Fewest bytes of an answer to a command inside `MULTI`: `+QUEUED`, CR and LF. Errors are longer.
+const QUEUED_BYTES: usize = 9;
+
+/// Bytes of answers for which we wait at most before reading; the kernel wants to have room for more.
+const WAKE_BYTES_MAX: usize = 32 * 1024;
+
 /// Bytes of the next batch from which they go ahead; fewer are not worth a write of their own.
 const AHEAD_BYTES_MIN: usize = 64 * 1024;
 
@@ -138,6 +144,8 @@ struct InFlight {
 /// The publisher's connection.
 pub struct Connection {
     stream: BoxStream,
+    /// Bytes at which the stream wakes us.
+    wakes_at: usize,
     inbound: BytesMut,
     outbound: Outbound,
     keys: Keys,
@@ -185,6 +193,7 @@ impl Connection {
         let (stream, login) = transport::redis::open(config, timeout).await?;
         let mut connection = Self {
             stream,
+            wakes_at: 1,
             inbound: BytesMut::with_capacity(READ_BYTES_MIN),
             outbound: Outbound::default(),
             keys: Keys::new(&config.prefix),
@@ -329,6 +338,7 @@ impl Connection {
 
     /// One command, one reply, outside any transaction.
     async fn request(&mut self, arguments: &[&[u8]]) -> Result<Reply, Failure> {
+        self.wake_at(1);
         resp::command(&mut self.outbound.before, arguments);
         let timeout = self.timeout;
         let exchange = async {
@@ -451,6 +461,7 @@ impl Connection {
     /// # Errors
     /// When the connection is lost.
     pub async fn progress(&mut self) -> Result<(), Failure> {
+        self.wake_at(self.answer_bytes_min());
         self.inbound.reserve(READ_BYTES_MIN);
         let commands = self
             .in_flight
@@ -471,6 +482,24 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// At least so many bytes are still to come before the outcome of what is under way can be known. Redis writes its
+    /// answers to queued commands in many small pieces, none of which is worth waking for.
+    fn answer_bytes_min(&self) -> usize {
+        let queued = self.in_flight.as_ref().map_or(0, |in_flight| {
+            (in_flight.written.commands + 1).saturating_sub(in_flight.replies.max(1))
+        });
+        (queued * QUEUED_BYTES)
+            .saturating_sub(self.inbound.len())
+            .clamp(1, WAKE_BYTES_MAX)
+    }
+
+    fn wake_at(&mut self, bytes: usize) {
+        if bytes != self.wakes_at {
+            self.stream.wake_at(bytes);
+            self.wakes_at = bytes;
+        }
     }
 
     async fn fill(&mut self) -> Result<(), Failure> {

@@ -87,6 +87,8 @@ pub struct SystemIdentity {
 /// A connection in replication mode.
 pub struct Connection {
     stream: BoxStream,
+    /// Bytes at which the stream wakes us.
+    wakes_at: usize,
     inbound: BytesMut,
     outbound: BytesMut,
 }
@@ -116,6 +118,7 @@ impl Connection {
                         let secured = secured.map_err(|error| Error::Authentication(format!("{address}: {error}")))?;
                         let mut connection = Self {
                             stream: secured.stream,
+                            wakes_at: 1,
                             inbound: BytesMut::with_capacity(2 * READ_BYTES_MIN),
                             outbound: BytesMut::new(),
                         };
@@ -410,6 +413,14 @@ impl Connection {
         !self.outbound.is_empty()
     }
 
+    /// Asks [`Connection::progress`] to read only once so many bytes are there; best effort.
+    pub fn wake_at(&mut self, bytes: usize) {
+        if bytes != self.wakes_at {
+            self.stream.wake_at(bytes);
+            self.wakes_at = bytes;
+        }
+    }
+
     /// Writes what is queued and, when `may_read`, reads what is there, whichever is possible first; true when it
     /// read. Safe to cancel.
     ///
@@ -445,6 +456,7 @@ impl Connection {
 
     /// Ends the stream so that the slot is free at once; gives up after a second.
     pub async fn close(mut self) {
+        self.wake_at(1);
         frontend::copy_done(&mut self.outbound);
         frontend::terminate(&mut self.outbound);
         let farewell = async {

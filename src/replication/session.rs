@@ -39,6 +39,11 @@ use crate::transport;
 /// How often timeouts are looked at and a status update is due.
 const TICK: Duration = Duration::from_millis(250);
 
+/// While a batch is under way, what Postgres sends waits for company: it could not be sent on yet. So many bytes are worth
+/// taking in meanwhile, and after so long a time any are, since Postgres may ask whether we live.
+const GATHER_BYTES: usize = 16 * 1024;
+const GATHER: Duration = Duration::from_millis(100);
+
 /// Status updates are sent at least this often, far below any `wal_sender_timeout`.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -655,6 +660,10 @@ impl Session<'_> {
 
     async fn next_event(&mut self) -> Result<Event, End> {
         let may_read = !self.is_full();
+        self.postgres.wake_at(match self.redis.is_idle() {
+            false if self.sent_at.elapsed() < GATHER => GATHER_BYTES,
+            _ => 1,
+        });
         tokio::select! {
             () = self.context.stop.cancelled() => Ok(Event::Stop),
             result = self.redis.progress(), if !self.redis.is_idle() => {

@@ -17,9 +17,39 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A byte stream in both directions.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Asks to be woken for reading only once so many bytes are there, or the peer has closed (`SO_RCVLOWAT`, socket(7)).
+    /// Each waking costs both ends a switch between threads, which is wasted while what has come is of no use yet.
+    /// Streams that cannot do it go on waking for every byte.
+    fn wake_at(&self, _bytes: usize) {}
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+impl Stream for TcpStream {
+    #[cfg(target_os = "linux")]
+    fn wake_at(&self, bytes: usize) {
+        // Where it fails, nothing is lost but the saving.
+        let _ = nix::sys::socket::setsockopt(self, low_water::ReceiveLowWater, &bytes);
+    }
+}
+
+impl Stream for UnixStream {}
+
+// How many bytes a record holds is not seen from outside.
+impl Stream for tls::Stream<BoxStream> {}
+
+#[cfg(target_os = "linux")]
+mod low_water {
+    use nix::{libc, setsockopt_impl, sockopt_impl};
+
+    sockopt_impl!(
+        /// Bytes from which a socket counts as readable.
+        ReceiveLowWater,
+        SetOnly,
+        libc::SOL_SOCKET,
+        libc::SO_RCVLOWAT,
+        usize
+    );
+}
 
 /// A byte stream of any kind.
 pub type BoxStream = Box<dyn Stream>;
