@@ -16,6 +16,6 @@ WITH known AS (
     ON CONFLICT (device_id) DO NOTHING
     RETURNING *
 )
-SELECT false AS is_new, known.* FROM known
-UNION ALL
-SELECT true, made.* FROM made
+SELECT found.*, u.username
+FROM (SELECT false AS is_new, known.* FROM known UNION ALL SELECT true, made.* FROM made) found
+JOIN {schema}.users u ON u.id = found.user_id

@@ -66,6 +66,11 @@ impl Keys {
         format!("{}:{{{tenant}}}:quarantine", self.prefix)
     }
 
+    /// Stream: which devices are offline and have something, for a gateway that pushes.
+    pub fn push(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:push", self.prefix)
+    }
+
     /// Hash: the tenant's `generation`, its `state` (`active` or `paused`), and `trim:<stream>` → the stream ID up to
     /// which entries were trimmed.
     pub fn meta(&self, tenant: &str) -> String {

@@ -38,7 +38,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         },
         page: query.page(PAGE_ROWS)?,
     };
-    let (devices, total) = devices::list(&app.database, caller.tenant(), asker(caller), &filter).await?;
+    let (devices, total) = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
     response::page("devices", &devices, total, filter.page)
 }
 
