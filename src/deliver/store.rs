@@ -367,7 +367,8 @@ impl Store {
                 let commit_lsn = PgLsn::from(position.ms.saturating_sub(base));
                 seen(Reached {
                     commit_lsn,
-                    ordinal: if commit_lsn > place { position.seq } else { 0 },
+                    // A commit's record begins where its last message ends.
+                    ordinal: if commit_lsn >= place { position.seq } else { 0 },
                 });
             }
             // Inside of a large transaction it is the position alone that moves.
