@@ -46,7 +46,7 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(1), "tenant_acme": clean(5)})
+        json!({"posduif": clean(1), "tenant_acme": clean(6)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -54,20 +54,21 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0005_state", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0006_state", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 4, "dirty": false, "pending": ["0005_state"]})
+        json!({"schema": "tenant_acme", "version": 5, "dirty": false, "pending": ["0006_state"]})
     );
-    assert!(migrate("status").await.text().contains("0005_state"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0005_state\n");
+    assert!(migrate("status").await.text().contains("0006_state"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0006_state\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0005_state\ntenant_acme rolled back 0004_upload_rows\n\
-         tenant_acme rolled back 0003_conflicts\ntenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
+        "tenant_acme rolled back 0006_state\ntenant_acme rolled back 0005_conflict_pages\n\
+         tenant_acme rolled back 0004_upload_rows\ntenant_acme rolled back 0003_conflicts\n\
+         tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
     );
     let complaint = migrate("down --schema posduif --yes").await.complaint(1);
     assert!(complaint.contains("tenants"), "{complaint}");

@@ -51,7 +51,8 @@ const TENANT: &[Migration] = &[
     migration!(2, "tenant", "0002_upload"),
     migration!(3, "tenant", "0003_conflicts"),
     migration!(4, "tenant", "0004_upload_rows"),
-    migration!(5, "tenant", "0005_state"),
+    migration!(5, "tenant", "0005_conflict_pages"),
+    migration!(6, "tenant", "0006_state"),
 ];
 
 /// Which schemas a command is about.

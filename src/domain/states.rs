@@ -7,7 +7,7 @@
 //! once.
 //!
 //! All of that is decided by one statement, the function `write_states()` of the tenant's schema (its rules stand in
-//! `migrations/tenant/0005_state.up.sql`).
+//! `migrations/tenant/0006_state.up.sql`).
 
 use std::fmt;
 

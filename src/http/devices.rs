@@ -19,7 +19,7 @@ fn asker(caller: &Principal) -> Asker {
     }
 }
 
-/// `GET /api/devices?user_id=&status=&limit=&offset=`, newest first.
+/// `GET /api/devices?user_id=&status=&limit=&offset=&before=&after=`, newest first.
 ///
 /// # Errors
 /// 400 for a bad parameter.
@@ -38,8 +38,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         },
         page: query.page(PAGE_ROWS)?,
     };
-    let (devices, total) = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
-    response::page("devices", &devices, total, filter.page)
+    let found = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
+    response::page("devices", &found, &filter.page)
 }
 
 #[derive(Deserialize)]
@@ -82,6 +82,7 @@ pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> 
     devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
     let user = app.devices.revoke(caller.tenant(), id).await?;
     let user = user.ok_or(crate::domain::Error::NotFound("device"))?;
+    app.caches.wrote_user(&caller.tenant().name, user);
     if let Err(error) = app.sessions.end_of_device(caller.tenant(), user, id).await {
         tracing::warn!(%error, device = id, "sessions of a revoked device end when the log tells of it");
     }

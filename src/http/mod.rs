@@ -46,6 +46,7 @@ use crate::database::Database;
 use crate::deliver::live::Hub;
 use crate::deliver::presence::Presence;
 use crate::deliver::store::{Store, View};
+use crate::domain::caches::Caches;
 use crate::domain::devices::Devices;
 use crate::domain::limits::Limits;
 use crate::domain::password::Passwords;
@@ -78,6 +79,8 @@ pub struct App {
     pub limits: Limits,
     /// Checks device tokens.
     pub devices: Devices,
+    /// Remembers what the change stream keeps right.
+    pub caches: Caches,
     /// Who is online.
     pub presence: Presence,
     /// Reads the streams.
@@ -129,6 +132,16 @@ impl App {
         let cursors = previous.fold(CursorKey::derive(config.auth.jwt_secret.expose()), |key, secret| {
             key.or_previous(secret.expose())
         });
+        let caches = Caches::new(
+            database.clone(),
+            store.clone(),
+            &config,
+            hub.freshness(),
+            metrics.clone(),
+        );
+        if let Some(follower) = caches.follower() {
+            hub.lead(follower);
+        }
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
             tokens: auth::Tokens::new(&config.auth),
@@ -146,9 +159,10 @@ impl App {
                     .chain(config.routes.iter().cloned())
                     .collect(),
                 ahead: Ahead::default(),
-                statuses: Statuses::new(database.clone(), store.clone(), stop.clone()),
+                statuses: Statuses::new(database.clone(), caches.clone(), store.clone(), stop.clone()),
             },
             metadata: Metadata::default(),
+            caches,
             database,
             config,
             store,

@@ -138,6 +138,9 @@ async fn log_in(
         Some(named) => Some(devices::welcome(&app.database, login, named, app.config.auth.devices_max).await?),
         None => None,
     };
+    if device.as_ref().is_some_and(|device| device.is_new) {
+        app.caches.wrote_user(&login.tenant.name, login.id);
+    }
     let device_id = device.as_ref().map(|device| &*device.device.device_id);
     let granted = app
         .sessions

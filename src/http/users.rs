@@ -12,7 +12,7 @@ use super::request::{PAGE_MAX, Request};
 use super::response::{self, Response};
 use crate::domain::users::{self, Filter, UserType};
 
-/// `GET /api/users?filter=&status=&limit=&offset=`.
+/// `GET /api/users?filter=&status=&limit=&offset=&before=&after=`.
 ///
 /// # Errors
 /// 400 for a bad parameter.
@@ -27,8 +27,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     };
     let tenant = request.caller()?.tenant();
     let online = online(&app, &tenant.name).await;
-    let (users, total) = users::list(&app.database, tenant, &filter, &online).await?;
-    response::page("users", &users, total, filter.page)
+    let found = users::list(&app.database, tenant, &filter, &online).await?;
+    response::page("users", &found, &filter.page)
 }
 
 /// `GET /api/users/:id`.
@@ -39,7 +39,7 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "user")?;
     let tenant = request.caller()?.tenant();
     let online = online(&app, &tenant.name).await;
-    let user = users::get(&app.database, tenant, id, &online).await?;
+    let user = app.caches.user(tenant, id, &online).await?;
     response::json(StatusCode::OK, &user)
 }
 

@@ -39,6 +39,8 @@ pub struct Metrics {
     pub http: Http,
     /// What is compressed and inflated.
     pub gzip: Gzip,
+    /// What is looked up in memory.
+    pub caches: Caches,
 }
 
 /// What the replicator counts.
@@ -66,6 +68,33 @@ pub struct Http {
     seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     sse_events: Family<Label, Counter>,
     websocket_items: Family<Label, Counter>,
+}
+
+/// What is remembered of Postgres, by kind.
+#[derive(Debug)]
+pub struct Caches {
+    lookups: Family<[(&'static str, &'static str); 2], Counter>,
+}
+
+/// A kind of what is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// How many messages a user has not read.
+    UnreadCount,
+    /// Messages.
+    Message,
+    /// Users.
+    User,
+}
+
+impl Cache {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::UnreadCount => "unread_count",
+            Self::Message => "message",
+            Self::User => "user",
+        }
+    }
 }
 
 /// Compressing and inflating, by direction.
@@ -135,11 +164,18 @@ impl Metrics {
         );
         let gzip = Gzip::new();
         gzip.register(&mut registry);
+        let caches = Caches::new();
+        registry.register(
+            "cache_lookups",
+            "Questions that memory could answer (hit) and those that Postgres had to (miss)",
+            caches.lookups.clone(),
+        );
         Self {
             registry,
             replication,
             http,
             gzip,
+            caches,
         }
     }
 
@@ -301,6 +337,30 @@ impl Http {
     /// An item that came over a WebSocket was answered.
     pub fn item_answered(&self, status: &'static str) {
         self.websocket_items.get_or_create(&[("status", status)]).inc();
+    }
+}
+
+impl Caches {
+    fn new() -> Self {
+        let new = Self {
+            lookups: Family::default(),
+        };
+        for kind in [Cache::UnreadCount, Cache::Message, Cache::User] {
+            for result in ["hit", "miss"] {
+                let _zero = new
+                    .lookups
+                    .get_or_create(&[("cache", kind.as_str()), ("result", result)]);
+            }
+        }
+        new
+    }
+
+    /// Somebody asked.
+    pub fn looked_up(&self, kind: Cache, is_hit: bool) {
+        let result = if is_hit { "hit" } else { "miss" };
+        self.lookups
+            .get_or_create(&[("cache", kind.as_str()), ("result", result)])
+            .inc();
     }
 }
 
