@@ -12,7 +12,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
 use crate::database::{Database, migrations, publication};
-use crate::deliver::live::{self, Hub};
+use crate::deliver::hub::Hub;
+use crate::deliver::live;
 use crate::deliver::store::Store;
 use crate::deliver::trim;
 use crate::http::health::Vitals;
@@ -159,9 +160,12 @@ impl Engine {
             .sessions
             .clone()
             .follow_users(database, devices, changes, stop.clone());
-        let hearing = app.sessions.clone().follow_ends(stop);
+        let hearing = app.sessions.clone().follow_ends(stop.clone());
+        let heartbeat = Duration::from_secs(vitals.config.sse.heartbeat_seconds);
+        let looking = app.sessions.clone().recheck(heartbeat, stop.clone());
+        let beating = app.hub.clone().beat(heartbeat, app.presence.clone(), stop);
         self.parts.spawn(async move {
-            tokio::join!(metadata, forgetting, ending, hearing);
+            tokio::join!(metadata, forgetting, ending, hearing, looking, beating);
             Ok(())
         });
         Ok(app)

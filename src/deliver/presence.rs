@@ -4,7 +4,7 @@
 //! `<user>/<device>` counts as online until the time that is its score, so that a node that dies takes its readers'
 //! presence with it. Every answer comes within [`PATIENCE`]; who asks must be able to go on without one.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,12 +13,16 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Pipeline, RedisResult};
 use uuid::Uuid;
 
+use super::hub::Member;
 use crate::config;
 use crate::keys::Keys;
 use crate::transport;
 
 /// How long Redis may take to answer.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Members that are written at once.
+const REFRESHED_MAX: usize = 1000;
 
 /// Redis did not answer, or not in time.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +85,31 @@ impl Presence {
         // The dead leave nobody to remove them.
         commands.zrembyscore(&key, "-inf", format!("({now}")).ignore();
         self.run(&commands).await
+    }
+
+    /// Counts these as online for so long from now on.
+    ///
+    /// # Errors
+    /// When Redis does not do it.
+    pub async fn refresh(&self, members: &[&Member], ttl: Duration) -> Result<(), Error> {
+        let now = Utc::now().timestamp_millis();
+        let until = now.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX));
+        for members in members.chunks(REFRESHED_MAX) {
+            let mut by_tenant: HashMap<&str, Vec<(i64, String)>> = HashMap::new();
+            for Member { tenant, user, name } in members {
+                let of_tenant = by_tenant.entry(tenant).or_default();
+                of_tenant.push((until, format!("{user}/{name}")));
+            }
+            let mut commands = redis::pipe();
+            for (tenant, online) in &by_tenant {
+                let key = self.keys.presence(tenant);
+                commands.zadd_multiple(&key, online).ignore();
+                // The dead leave nobody to remove them.
+                commands.zrembyscore(&key, "-inf", format!("({now}")).ignore();
+            }
+            let () = self.run(&commands).await?;
+        }
+        Ok(())
     }
 
     /// Counts a device, or a page, as gone.
