@@ -129,6 +129,8 @@ pub struct Config {
     pub sync: Sync,
     /// Messages.
     pub messages: Messages,
+    /// Encrypted state.
+    pub state: State,
     /// Enrollment of devices.
     pub enrollment: Enrollment,
     /// Live events, by SSE and WebSocket.
@@ -387,6 +389,8 @@ pub struct Auth {
     pub sessions_max: usize,
     /// Seconds in which a refresh may be repeated with the same token when its answer was lost (0 to 300).
     pub refresh_retry_seconds: u64,
+    /// Devices of one user up to which logins may name new ones (1 to 1,000).
+    pub devices_max: usize,
     /// Whether anybody may register in any tenant; else only in tenants whose own registration is open.
     pub registration_open: bool,
     /// How devices prove who they are: `token` or `id`.
@@ -414,6 +418,7 @@ impl Default for Auth {
             session_expiry_seconds: 2_592_000,
             sessions_max: 100,
             refresh_retry_seconds: 30,
+            devices_max: 100,
             registration_open: false,
             device_auth: DeviceAuth::Token,
             device_cache_seconds: 600,
@@ -527,6 +532,42 @@ impl Default for Messages {
     fn default() -> Self {
         Self {
             content_chars_max: 10_000,
+        }
+    }
+}
+
+/// Encrypted state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    /// Longest encrypted state in bytes, before base64 (1 to 16 MiB).
+    pub bytes_max: usize,
+    /// Longest nonce in bytes (1 to 1,024).
+    pub nonce_bytes_max: usize,
+    /// Most keys of one user; of deleted ones as many are remembered (1 to 100,000).
+    pub keys_max: usize,
+    /// Most items in one batch (1 to 1,000).
+    pub batch_items_max: usize,
+    /// Largest body of a batch in bytes (64 KiB to 64 MiB).
+    pub batch_bytes_max: usize,
+}
+
+impl State {
+    /// Bytes of a body that holds one state and its nonce in base64.
+    pub fn body_bytes_max(&self) -> usize {
+        // Four characters for three bytes, and room for names, quotes and spaces.
+        (self.bytes_max + self.nonce_bytes_max) * 4 / 3 + 4096
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            bytes_max: 64 * 1024,
+            nonce_bytes_max: 64,
+            keys_max: 1000,
+            batch_items_max: 100,
+            batch_bytes_max: 8 * 1024 * 1024,
         }
     }
 }
@@ -887,6 +928,7 @@ impl Config {
         within("auth.session_expiry_seconds", a.session_expiry_seconds, 300, 31_536_000)?;
         within("auth.sessions_max", a.sessions_max as u64, 1, 1000)?;
         within("auth.refresh_retry_seconds", a.refresh_retry_seconds, 0, 300)?;
+        within("auth.devices_max", a.devices_max as u64, 1, 1000)?;
         within("auth.device_cache_seconds", a.device_cache_seconds, 0, 3600)?;
         within("auth.argon2_memory_kib", a.argon2_memory_kib.into(), 8192, 1_048_576)?;
         within("auth.argon2_iterations", a.argon2_iterations.into(), 1, 10)?;
@@ -955,6 +997,12 @@ impl Config {
             60,
             2_592_000,
         )?;
+        let t = &self.state;
+        within("state.bytes_max", t.bytes_max as u64, 1, 16 * MIB)?;
+        within("state.nonce_bytes_max", t.nonce_bytes_max as u64, 1, 1024)?;
+        within("state.keys_max", t.keys_max as u64, 1, 100_000)?;
+        within("state.batch_items_max", t.batch_items_max as u64, 1, 1000)?;
+        within("state.batch_bytes_max", t.batch_bytes_max as u64, 64 * KIB, 64 * MIB)?;
         within("enrollment.retry_seconds", self.enrollment.retry_seconds, 0, 3600)?;
         let e = &self.sse;
         within("sse.heartbeat_seconds", e.heartbeat_seconds, 1, 300)?;

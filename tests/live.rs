@@ -333,6 +333,7 @@ async fn a_revoked_devices_stream_ends_at_once_and_its_next_request_is_refused()
             .revoke(&Tenant::named("acme").unwrap(), "phone")
             .await
             .unwrap()
+            .is_some()
     );
     let rest = events.rest().await;
     assert!(revoked.elapsed() < Duration::from_secs(1), "{:?}", revoked.elapsed());

@@ -38,6 +38,7 @@ mod scale;
 mod secrets;
 mod sessions;
 mod slots;
+mod state;
 mod statements;
 mod streams;
 mod support;

@@ -33,6 +33,10 @@ pub enum Code {
     MethodNotAllowed,
     /// Collides with what exists: 409.
     Conflict,
+    /// What is there is not what the request was made upon: 412.
+    PreconditionFailed,
+    /// The request does not say what it is made upon: 428.
+    PreconditionRequired,
     /// Too large a body: 413.
     PayloadTooLarge,
     /// Not JSON: 415.
@@ -57,7 +61,7 @@ pub enum Code {
 
 impl Code {
     /// All there are.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::ValidationError,
         Self::EmptyMessage,
         Self::InvalidCursor,
@@ -67,6 +71,8 @@ impl Code {
         Self::InvalidRecipient,
         Self::MethodNotAllowed,
         Self::Conflict,
+        Self::PreconditionFailed,
+        Self::PreconditionRequired,
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
         Self::UpgradeRequired,
@@ -91,6 +97,8 @@ impl Code {
             Self::InvalidRecipient => "INVALID_RECIPIENT",
             Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             Self::Conflict => "CONFLICT",
+            Self::PreconditionFailed => "PRECONDITION_FAILED",
+            Self::PreconditionRequired => "PRECONDITION_REQUIRED",
             Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
             Self::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
             Self::UpgradeRequired => "UPGRADE_REQUIRED",
@@ -113,6 +121,8 @@ impl Code {
             Self::NotFound | Self::InvalidRecipient => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict => StatusCode::CONFLICT,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
+            Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
@@ -244,6 +254,9 @@ impl From<domain::Error> for Error {
         let text = error.to_string();
         match error {
             Domain::Invalid { field, message } => Self::invalid(field, message),
+            Domain::TooLarge { field, bytes_max } => Self::new(Code::PayloadTooLarge, text)
+                .with("field", field)
+                .with("bytes_max", bytes_max),
             Domain::EmptyMessage => Self::new(Code::EmptyMessage, text).with("field", "content"),
             Domain::InvalidRecipient => Self::new(Code::InvalidRecipient, text).with("field", "recipient_id"),
             Domain::NotFound(_) => Self::new(Code::NotFound, text),
@@ -322,6 +335,8 @@ mod tests {
             C::InvalidRecipient,
             C::MethodNotAllowed,
             C::Conflict,
+            C::PreconditionFailed,
+            C::PreconditionRequired,
             C::PayloadTooLarge,
             C::UnsupportedMediaType,
             C::UpgradeRequired,

@@ -10,8 +10,8 @@ use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
 use super::{
-    App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, sessions, sse, sync, tickets, users,
-    websocket,
+    App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, sessions, sse, state, sync, tickets,
+    users, websocket,
 };
 
 /// Whom a route admits.
@@ -112,6 +112,12 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/sync/ack"              Device sync::acknowledge),
     route!(POST   "/api/sync/outgoing"         Device sync::outgoing),
     route!(GET    "/api/sync/status"           Device sync::status),
+
+    route!(GET    "/api/state"                 Any    state::list),
+    route!(POST   "/api/state/batch"           Any    state::batch),
+    route!(GET    "/api/state/{key}"           Any    state::get),
+    route!(PUT    "/api/state/{key}"           Any    state::put),
+    route!(DELETE "/api/state/{key}"           Any    state::delete),
 
     route!(GET    "/api/conflicts"             Any    conflicts::list),
     route!(POST   "/api/conflicts/{id}/resolve" Any   conflicts::resolve),

@@ -441,7 +441,7 @@ impl Batch {
     }
 
     /// Tells API nodes about a change: `[id, tenant, table, row id, xid, commit time, [[event, op, users or null], …]]`,
-    /// behind them the data of a message.
+    /// behind them the data of a message, or what is told of the row, as JSON.
     pub fn notice(
         &mut self,
         id: StreamId,
@@ -449,6 +449,7 @@ impl Batch {
         source: &Source<'_>,
         row_id: Option<&[u8]>,
         deliveries: &[Delivery<'_>],
+        told: Option<&[u8]>,
     ) {
         self.begin_notice(id, tenant, source, row_id);
         for (index, delivery) in deliveries.iter().enumerate() {
@@ -463,14 +464,14 @@ impl Batch {
                 .map(|other| other.audience);
             self.push_notice_group(delivery.event, operation_text(delivery.operation), users);
         }
-        self.end_notice(None);
+        self.end_notice(told);
     }
 
     /// Tells API nodes about a message for users.
     pub fn letter_notice(&mut self, id: StreamId, source: &Source<'_>, letter: &Letter<'_>) {
         self.begin_notice(id, letter.tenant, source, Some(id.to_string().as_bytes()));
         self.push_notice_group(letter.event, "message", letter.to.iter().copied());
-        self.end_notice(Some(letter.data));
+        self.end_notice(Some(letter.data.as_bytes()));
     }
 
     /// Tells API nodes that streams of a tenant were created or broken.
@@ -552,11 +553,11 @@ impl Batch {
         out.extend_from_slice(b"]]");
     }
 
-    fn end_notice(&mut self, data: Option<&str>) {
+    fn end_notice(&mut self, data: Option<&[u8]>) {
         self.notices.push(b']');
         if let Some(data) = data {
             self.notices.push(b',');
-            self.notices.extend_from_slice(data.as_bytes());
+            self.notices.extend_from_slice(data);
         }
         self.notices.push(b']');
     }

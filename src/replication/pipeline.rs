@@ -400,7 +400,12 @@ impl Pipeline {
                 Seen::Text(text) => Some(text),
                 _ => None,
             });
-            self.batch.notice(id, &plan.tenant, &source, row_id, &deliveries);
+            let told = match write_told(relation, &plan.told_columns, &row, &mut self.json) {
+                Ok(()) if !plan.told_columns.is_empty() => Some(&*self.json),
+                // What is no text was refused above.
+                _ => None,
+            };
+            self.batch.notice(id, &plan.tenant, &source, row_id, &deliveries, told);
         }
         Ok(())
     }
@@ -647,6 +652,30 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
         }
         None => {}
     }
+    Ok(())
+}
+
+/// Writes a JSON object of some columns of the row as it is, or as it last was; what the WAL does not tell is left out.
+fn write_told(relation: &Relation, columns: &[usize], row: &Row<'_>, json: &mut Vec<u8>) -> Result<(), NotUtf8> {
+    json.clear();
+    json.push(b'{');
+    for &index in columns {
+        let (Some(column), seen) = (relation.columns.get(index), row.latest(index)) else {
+            continue;
+        };
+        if seen == Seen::Unknown {
+            continue;
+        }
+        if json.len() > 1 {
+            json.push(b',');
+        }
+        json.extend_from_slice(&column.json_key);
+        match seen {
+            Seen::Text(text) => value::write_json(column.kind, text, json)?,
+            Seen::Null | Seen::Unknown => json.extend_from_slice(b"null"),
+        }
+    }
+    json.push(b'}');
     Ok(())
 }
 

@@ -365,14 +365,15 @@ impl Incoming {
             Some(Cursor {
                 place,
                 page: Some(page),
-            }) => {
+            }) if snapshot::is_phase(page.phase, &self.rules) => {
                 // A snapshot whose stream has gone meanwhile would end in another one.
                 match self.store.read(&device.tenant.name, device.user_id, place, 1).await? {
                     Read::Slice(_) => self.snapshot(device, Some((place, page)), question).await,
                     Read::Broken(_) => self.snapshot(device, None, question).await,
                 }
             }
-            None => self.snapshot(device, None, question).await,
+            // None, or one of a rule that has gone, or of a list of encrypted state.
+            _ => self.snapshot(device, None, question).await,
         }
     }
 

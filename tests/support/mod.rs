@@ -5,6 +5,7 @@ pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
 pub(crate) mod proxy;
+pub(crate) mod random;
 pub(crate) mod running;
 pub(crate) mod scrape;
 pub(crate) mod servers;
@@ -195,6 +196,7 @@ impl World {
             .env("POSDUIF__SERVER__PORT", "0")
             .env("POSDUIF__SERVER__DEFAULT_TENANT", &config.server.default_tenant)
             .env("POSDUIF__AUTH__JWT_SECRET", config.auth.jwt_secret.expose())
+            .env("POSDUIF__LOG__LEVEL", &config.log.level)
             .stdout(Stdio::piped())
             .stderr(errors)
             .kill_on_drop(true)
