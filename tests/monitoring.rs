@@ -58,9 +58,12 @@ async fn scrape() -> Scrape {
     scrape
 }
 
+/// Labels, and their values where they are known.
+type Matched = Vec<(String, Option<String>)>;
+
 /// What an expression asks for: metrics, each with the labels that are matched or grouped by, and their values where a
 /// matcher names exactly one.
-fn asked(expression: &str) -> Vec<(String, Vec<(String, Option<String>)>)> {
+fn asked(expression: &str) -> Vec<(String, Matched)> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();
     let mut grouped = Vec::new();
@@ -77,7 +80,7 @@ fn asked(expression: &str) -> Vec<(String, Vec<(String, Option<String>)>)> {
         rest = &rest[start..];
         let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
         let (name, behind) = rest.split_at(end);
-        let mut labels: Vec<(String, Option<String>)> = Vec::new();
+        let mut labels = Matched::new();
         if let Some(matchers) = behind.strip_prefix('{') {
             let matchers = matchers.split('}').next().unwrap();
             for matcher in matchers.split("\",").filter(|matcher| !matcher.trim().is_empty()) {
