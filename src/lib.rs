@@ -19,7 +19,7 @@
 //! - [`publish`]: batches, the guarded `MULTI`/`EXEC`, the checkpoint, progress and durability.
 //! - [`deliver`]: reading the streams: ranges, the live tail and its fan-out, presence, trimming.
 //! - [`sync`]: cursors, incoming batches (snapshot, then stream).
-//! - [`domain`]: users, devices, enrollment, messages, uploads: rows and rules.
+//! - [`domain`]: users, devices, enrollment, messages, encrypted state, uploads: rows and rules.
 //! - [`database`]: pool, tenants, migrations, publication; queries come from `sql/`.
 //! - [`http`]: the API.
 //! - [`doctor`]: what of all this is not as it should be, and what mends it.

@@ -16,7 +16,9 @@ use uuid::Uuid;
 use super::hub::Member;
 use crate::config;
 use crate::keys::Keys;
+use crate::telemetry::metrics::Operations;
 use crate::transport;
+use crate::transport::counted::Counted;
 
 /// How long Redis may take to answer.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -38,7 +40,7 @@ pub enum Error {
 /// Reads and writes presence. Cloning shares the connection.
 #[derive(Clone)]
 pub struct Presence {
-    connection: ConnectionManager,
+    connection: Counted<ConnectionManager>,
     keys: Keys,
 }
 
@@ -51,16 +53,12 @@ impl std::fmt::Debug for Presence {
 }
 
 impl Presence {
-    /// Uses an existing connection.
-    pub fn new(connection: ConnectionManager, keys: Keys) -> Self {
-        Self { connection, keys }
-    }
-
-    /// A connection of its own, made when it is first needed and again whenever it breaks.
+    /// A connection of its own, made when it is first needed and again whenever it breaks. What is asked over it is
+    /// counted there.
     ///
     /// # Errors
     /// When `redis.url` is malformed.
-    pub fn connect(settings: &config::Redis) -> anyhow::Result<Self> {
+    pub fn connect(settings: &config::Redis, operations: Operations) -> anyhow::Result<Self> {
         let client = transport::redis::client(settings)
             .context("key `redis.url` is no connection URL of the form redis://user:password@host:port/database")?;
         let config = ConnectionManagerConfig::new()
@@ -69,7 +67,10 @@ impl Presence {
             .set_response_timeout(Some(PATIENCE));
         let connection = ConnectionManager::new_lazy_with_config(client, config)
             .context("cannot prepare the Redis connection for presence")?;
-        Ok(Self::new(connection, Keys::new(&settings.prefix)))
+        Ok(Self {
+            connection: Counted::new(connection, operations),
+            keys: Keys::new(&settings.prefix),
+        })
     }
 
     /// Counts a device, or a page, as online for so long from now on.

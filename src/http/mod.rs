@@ -18,6 +18,7 @@ pub mod live;
 pub mod messages;
 pub mod metrics;
 pub mod openapi;
+pub mod precondition;
 pub mod request;
 pub mod response;
 pub mod routes;
@@ -25,6 +26,7 @@ pub mod secure;
 pub mod server;
 pub mod sessions;
 pub mod sse;
+pub mod state;
 pub mod sync;
 pub mod takeover;
 pub mod tickets;
@@ -153,9 +155,9 @@ impl App {
             sessions: Sessions::new(store.clone(), &config),
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
-            devices: Devices::new(database.clone(), &config, hub.freshness()),
+            devices: Devices::new(database.clone(), &config, hub.freshness(), metrics.cache.clone()),
             active: domain::users::types(database.clone()),
-            presence: Presence::connect(&config.redis)?,
+            presence: Presence::connect(&config.redis, store.operations().clone())?,
             incoming: Incoming {
                 database: database.clone(),
                 store: store.clone(),

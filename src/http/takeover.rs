@@ -23,7 +23,6 @@ use hyper::header::{CONNECTION, DATE};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::either::Either;
 
 use super::response::Response;
@@ -105,7 +104,7 @@ impl Watched {
     }
 
     /// The bare socket, of which this was read already.
-    pub(super) fn into_socket(self, ahead: Bytes, permit: OwnedSemaphorePermit) -> Socket {
+    pub(super) fn into_socket(self, ahead: Bytes) -> Socket {
         let io = self.io.into_inner();
         let stream = match &io {
             Either::Left(stream) => stream,
@@ -114,7 +113,7 @@ impl Watched {
         if let Err(error) = end_when_silent(stream) {
             tracing::debug!(%error, "a client that vanishes is missed late");
         }
-        Socket::new(io, ahead, permit)
+        Socket::new(io, ahead)
     }
 
     /// hyper writes until all is written or the socket takes no more, so the last answer tells.

@@ -46,7 +46,11 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
 /// Who is online; nobody when Redis does not say, because users exist without it.
 async fn online(app: &App, tenant: &str) -> HashSet<Uuid> {
     app.presence.online(tenant).await.unwrap_or_else(|error| {
-        tracing::warn!(%error, tenant, "presence is unknown, everybody shows as offline");
+        tracing::warn!(
+            cause = crate::telemetry::chain(&error),
+            tenant,
+            "presence is unknown, everybody shows as offline"
+        );
         HashSet::new()
     })
 }

@@ -10,7 +10,6 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::body::{Body, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
@@ -80,18 +79,15 @@ pub struct Socket {
     ahead: Bytes,
     /// Something was written and maybe not sent.
     is_unflushed: bool,
-    /// Counts it among the connections that there may be.
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Socket {
-    /// A socket of which this was read already. The permit goes with it, so that another may come as soon as it is closed.
-    pub fn new(io: Connection, ahead: Bytes, permit: OwnedSemaphorePermit) -> Self {
+    /// A socket of which this was read already.
+    pub fn new(io: Connection, ahead: Bytes) -> Self {
         Self {
             io,
             ahead,
             is_unflushed: false,
-            _permit: permit,
         }
     }
 
