@@ -18,6 +18,7 @@ use crate::deliver::trim;
 use crate::http::health::Vitals;
 use crate::http::server::{self, Server};
 use crate::http::{App, Parts};
+use crate::push::Waker;
 use crate::replication::replicator::{self, Report, Shown};
 use crate::telemetry::metrics::Metrics;
 
@@ -89,9 +90,15 @@ impl Engine {
         // With port 0 only now is known what URLs must name.
         let mut config = Config::clone(&config);
         config.server.port = engine.address.port();
+        let config = Arc::new(config);
+        let hub = Hub::new(config.sse.queue_events_max);
+        if let Some(shown) = &replication {
+            let (config, database, store) = (config.clone(), database.clone(), store.clone());
+            engine.wake(Waker::new(config, database, store, &hub, metrics.clone())?, shown);
+        }
         let vitals = Vitals {
-            hub: Hub::new(config.sse.queue_events_max),
-            config: Arc::new(config),
+            hub,
+            config,
             database,
             store,
             replication,
@@ -117,6 +124,14 @@ impl Engine {
             Ok(())
         });
         shown
+    }
+
+    fn wake(&mut self, waker: Waker, shown: &Shown) {
+        let waking = waker.run(shown.state.clone(), self.stop_replicating.clone());
+        self.parts.spawn(async move {
+            waking.await;
+            Ok(())
+        });
     }
 
     fn serve(&mut self, listener: TcpListener, vitals: Vitals, with_api: bool) -> Result<()> {
@@ -159,9 +174,13 @@ impl Engine {
             .sessions
             .clone()
             .follow_users(database, devices, changes, stop.clone());
-        let hearing = app.sessions.clone().follow_ends(stop);
+        let hearing = app.sessions.clone().follow_ends(stop.clone());
+        let presence = app
+            .presence
+            .clone()
+            .run(app.config.clone(), vitals.database.clone(), stop);
         self.parts.spawn(async move {
-            tokio::join!(metadata, forgetting, ending, hearing);
+            tokio::join!(metadata, forgetting, ending, hearing, presence);
             Ok(())
         });
         Ok(app)

@@ -60,7 +60,14 @@ const PAGING: &[&str] = &[
     "offset=9223372036854775808",
 ];
 
-const RESUME: &[&str] = &["last_event_id=nonsense", "lastEventId=nonsense", "last_event_id=AAAA"];
+const PRESENCE: &[&str] = &["limit=0", "limit=1001", "offset=-1", "user_id=joe", "user_id=,"];
+
+const RESUME: &[&str] = &[
+    "last_event_id=nonsense",
+    "lastEventId=nonsense",
+    "last_event_id=AAAA",
+    "presence=maybe",
+];
 
 /// Every route there is.
 const LINES: &[Line] = &[
@@ -146,6 +153,14 @@ const LINES: &[Line] = &[
         ..line("PATCH", "/api/devices/{id}", Access::Any)
     },
     line("DELETE", "/api/devices/{id}", Access::Any),
+    Line {
+        bad_queries: PRESENCE,
+        ..line("GET", "/api/presence", Access::Any)
+    },
+    Line {
+        fields: &[("status", Takes::Text)],
+        ..line("PUT", "/api/presence", Access::Any)
+    },
     line("GET", "/api/app-instructions", Access::Device),
     Line {
         bad_queries: &[
@@ -356,6 +371,7 @@ impl Scene {
                 "token": Uuid::new_v4(), "device_id": "new", "username": "new", "device_name": "new",
                 "public_key": "new", "device_info": {"platform": "android"},
             }),
+            "/api/presence" => json!({"status": "away"}),
             "/api/devices/{id}" => json!({"name": "new", "public_key": "new"}),
             "/api/conflicts/{id}/resolve" => json!({"resolution": "merged", "content": "both", "base_version": 1}),
             "/api/sync/ack" => json!({"cursor": "a cursor"}),
@@ -837,7 +853,7 @@ async fn bad_bodies_are_the_clients_fault() {
                 .await;
         }
     }
-    assert_eq!(taking_bodies, 12);
+    assert_eq!(taking_bodies, 13);
     // Rows of others, named in a body.
     let foreign = [
         (
@@ -1001,7 +1017,7 @@ async fn a_body_that_is_too_large_is_refused_over_a_whole_connection_and_one_tha
                 .await;
         }
     }
-    assert_eq!(refused, 12);
+    assert_eq!(refused, 13);
     findings.report(30);
     scene.office.close().await;
 }

@@ -44,6 +44,7 @@ async fn everybody_sees_their_devices_and_web_users_those_of_mobile_users() {
             "device_type",
             "last_seen_at",
             "name",
+            "presence",
             "public_key",
             "revoked_at",
             "user_id"

@@ -1,6 +1,5 @@
 //! `posduif user`: users of a tenant.
 
-use std::collections::HashSet;
 use std::io::{self, BufRead as _, IsTerminal as _};
 
 use anyhow::{Context, Result, bail};
@@ -107,13 +106,13 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user_typ
         let filter = Filter {
             user_type,
             username: None,
-            online: None,
+            among: None,
             page: Page {
                 limit: PAGE,
                 offset: i64::try_from(found.len())?,
             },
         };
-        let (page, total) = users::list(&database, &tenant, &filter, &HashSet::new()).await?;
+        let (page, total) = users::list(&database, &tenant, &filter).await?;
         let is_last = page.is_empty();
         found.extend(page);
         if is_last || found.len() as i64 >= total {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::entry::Op;
+use super::push::Heard;
 use crate::change::StreamId;
 use crate::config;
 use crate::keys::Keys;
@@ -124,6 +125,7 @@ pub struct Hub {
     next: Arc<AtomicU64>,
     freshness: watch::Sender<Freshness>,
     device_changes: broadcast::Sender<DeviceChange>,
+    heard: Arc<Heard>,
     queue: usize,
 }
 
@@ -172,6 +174,7 @@ impl Hub {
             next: Arc::default(),
             freshness: watch::Sender::default(),
             device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
+            heard: Arc::default(),
             queue,
         }
     }
@@ -201,12 +204,17 @@ impl Hub {
     /// Whether anybody here wants to know of changes.
     fn has_readers(&self) -> bool {
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        !tenants.is_empty() || self.device_changes.receiver_count() > 0
+        !tenants.is_empty() || self.device_changes.receiver_count() > 0 || self.heard.is_listening()
     }
 
     /// Freshness, as it changes.
     pub fn freshness(&self) -> watch::Receiver<Freshness> {
         self.freshness.subscribe()
+    }
+
+    /// Who got something, for who wakes devices.
+    pub fn heard(&self) -> &Arc<Heard> {
+        &self.heard
     }
 
     /// Devices that changed, for caches of who may what.
@@ -265,6 +273,7 @@ impl Hub {
 
     fn deliver_gap(&self) {
         let _ = self.device_changes.send(DeviceChange::Any);
+        self.heard.note_gap();
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         for readers in tenants.values() {
             readers
@@ -421,6 +430,7 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
                 }
             }
         }
+        hub.heard.note(&tenant, &event, users.as_deref());
         let notice = Notice {
             id,
             table: table.clone(),

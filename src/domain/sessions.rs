@@ -221,6 +221,11 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// The session's id.
+    pub fn session(&self) -> Uuid {
+        self.session
+    }
+
     /// Waits until the session was ended. Safe to cancel.
     pub async fn ended(&self) {
         self.ended.cancelled().await;

@@ -1,9 +1,9 @@
 //! Users of a tenant: people at the web and people with a phone.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
+use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -15,6 +15,7 @@ use super::{Error, Page, Timestamp, check_text, read_page};
 use crate::config;
 use crate::database::tenants::{self, Tenant};
 use crate::database::{self, Database};
+use crate::deliver::presence::Entry;
 
 /// Where a user works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -65,7 +66,7 @@ pub struct User {
     pub user_type: UserType,
     /// The device that was enrolled last and is not revoked.
     pub device_id: Option<String>,
-    /// Whether one of its devices or pages is connected. Comes from presence, not from the row.
+    /// Whether it is online or away. Comes from presence, not from the row; see [`User::set_presence`].
     pub online_status: bool,
     /// When it was last seen.
     pub last_seen: Option<Timestamp>,
@@ -74,17 +75,26 @@ pub struct User {
 }
 
 impl User {
-    fn from_row(row: &Row, online: &HashSet<Uuid>) -> Result<Self, Error> {
-        let id = row.try_get("id")?;
+    fn from_row(row: &Row) -> Result<Self, Error> {
         Ok(Self {
-            id,
+            id: row.try_get("id")?,
             username: row.try_get("username")?,
             user_type: row.try_get::<_, &str>("user_type")?.parse()?,
             device_id: row.try_get("device_id")?,
-            online_status: online.contains(&id),
+            online_status: false,
             last_seen: row.try_get("last_seen")?,
             created_at: row.try_get("created_at")?,
         })
+    }
+
+    /// Takes over what presence knows: who is here is seen at this moment.
+    pub fn set_presence(&mut self, entry: &Entry) {
+        self.online_status = entry.status.is_present();
+        let seen = match self.online_status {
+            true => Some(Timestamp::now()),
+            false => DateTime::from_timestamp_millis(entry.seen_ms).map(Timestamp),
+        };
+        self.last_seen = self.last_seen.max(seen);
     }
 }
 
@@ -180,8 +190,8 @@ pub struct Filter {
     pub user_type: Option<UserType>,
     /// Only usernames that contain this, whatever the case.
     pub username: Option<String>,
-    /// Only those who are online, or only those who are not.
-    pub online: Option<bool>,
+    /// Only those among these, or only others.
+    pub among: Option<(bool, Vec<Uuid>)>,
     /// Which part of the list.
     pub page: Page,
 }
@@ -190,27 +200,25 @@ pub struct Filter {
 ///
 /// # Errors
 /// When Postgres cannot be asked.
-pub async fn list(
-    database: &Database,
-    tenant: &Tenant,
-    filter: &Filter,
-    online: &HashSet<Uuid>,
-) -> Result<(Vec<User>, i64), Error> {
-    let ids: Vec<Uuid> = online.iter().copied().collect();
+pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Result<(Vec<User>, i64), Error> {
+    let (is_among, ids) = match &filter.among {
+        Some((is_among, ids)) => (Some(*is_among), ids.as_slice()),
+        None => (None, [].as_slice()),
+    };
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/user_list.sql")),
             &[
                 (&filter.user_type.map(UserType::as_str), Type::TEXT),
                 (&filter.username, Type::TEXT),
-                (&filter.online, Type::BOOL),
+                (&is_among, Type::BOOL),
                 (&ids, Type::UUID_ARRAY),
                 (&filter.page.limit, Type::INT8),
                 (&filter.page.offset, Type::INT8),
             ],
         )
         .await?;
-    read_page(&rows, |row| User::from_row(row, online))
+    read_page(&rows, User::from_row)
 }
 
 /// Whether the user exists and is neither disabled nor deleted.
@@ -226,7 +234,7 @@ pub async fn is_active(database: &Database, tenant: &Tenant, user: Uuid) -> Resu
 ///
 /// # Errors
 /// [`Error::NotFound`] when it does not exist or is deleted.
-pub async fn get(database: &Database, tenant: &Tenant, id: Uuid, online: &HashSet<Uuid>) -> Result<User, Error> {
+pub async fn get(database: &Database, tenant: &Tenant, id: Uuid) -> Result<User, Error> {
     let row = database
         .query_opt(
             &tenant.sql(include_str!("../../sql/user_get.sql")),
@@ -234,7 +242,7 @@ pub async fn get(database: &Database, tenant: &Tenant, id: Uuid, online: &HashSe
         )
         .await?
         .ok_or(Error::NotFound("user"))?;
-    User::from_row(&row, online)
+    User::from_row(&row)
 }
 
 /// Who logged in.

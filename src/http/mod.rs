@@ -18,6 +18,7 @@ pub mod live;
 pub mod messages;
 pub mod metrics;
 pub mod openapi;
+pub mod presence;
 pub mod request;
 pub mod response;
 pub mod routes;
@@ -76,7 +77,7 @@ pub struct App {
     pub limits: Limits,
     /// Checks device tokens.
     pub devices: Devices,
-    /// Who is online.
+    /// Who is here.
     pub presence: Presence,
     /// Reads the streams.
     pub store: Store,
@@ -134,7 +135,7 @@ impl App {
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
             devices: Devices::new(database.clone(), &config, hub.freshness()),
-            presence: Presence::connect(&config.redis)?,
+            presence: Presence::new(&config)?,
             incoming: Incoming {
                 database: database.clone(),
                 store: store.clone(),

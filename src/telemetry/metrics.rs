@@ -39,6 +39,8 @@ pub struct Metrics {
     pub http: Http,
     /// What is compressed and inflated.
     pub gzip: Gzip,
+    /// Devices that are woken.
+    pub push: Push,
 }
 
 /// What the replicator counts.
@@ -66,6 +68,13 @@ pub struct Http {
     seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     sse_events: Family<Label, Counter>,
     websocket_items: Family<Label, Counter>,
+}
+
+/// Devices that are woken.
+#[derive(Debug, Default)]
+pub struct Push {
+    triggers: Counter,
+    webhooks: Family<Label, Counter>,
 }
 
 /// Compressing and inflating, by direction.
@@ -135,11 +144,16 @@ impl Metrics {
         );
         let gzip = Gzip::new();
         gzip.register(&mut registry);
+        let push = Push::default();
+        if replicates {
+            push.register(&mut registry);
+        }
         Self {
             registry,
             replication,
             http,
             gzip,
+            push,
         }
     }
 
@@ -301,6 +315,31 @@ impl Http {
     /// An item that came over a WebSocket was answered.
     pub fn item_answered(&self, status: &'static str) {
         self.websocket_items.get_or_create(&[("status", status)]).inc();
+    }
+}
+
+impl Push {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "push_triggers",
+            "Devices that were away and had something waiting",
+            self.triggers.clone(),
+        );
+        registry.register(
+            "push_webhooks",
+            "What became of telling the webhook, by outcome",
+            self.webhooks.clone(),
+        );
+    }
+
+    /// A device was woken.
+    pub fn triggered(&self) {
+        self.triggers.inc();
+    }
+
+    /// The webhook was told.
+    pub fn told(&self, outcome: &'static str) {
+        self.webhooks.get_or_create(&[("outcome", outcome)]).inc();
     }
 }
 

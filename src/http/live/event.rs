@@ -63,6 +63,16 @@ impl Event {
         Self::new("bye", &json!({"type": "bye", "reconnect_ms": reconnect_ms}))
     }
 
+    /// `presence`: who is here, the same text for all readers of a tenant.
+    pub fn presence(data: Arc<str>) -> Self {
+        Self {
+            name: "presence",
+            own_name: None,
+            id: None,
+            data,
+        }
+    }
+
     /// A change, thin: the row itself comes by sync or request.
     pub fn change(change: &Change) -> Self {
         let name = match change.event.as_str() {

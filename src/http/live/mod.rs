@@ -19,8 +19,10 @@ use self::outlet::{Heard, Outlet};
 use super::App;
 use super::auth::WebPrincipal;
 use super::error::{Code, Error};
+use super::request::Request;
 use crate::database::tenants::Tenant;
 use crate::deliver::feed::{Change, Feed, FeedEvent, Start};
+use crate::deliver::presence;
 use crate::deliver::store::Place;
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::sessions::Watch;
@@ -51,8 +53,6 @@ pub enum Reader {
         tenant: Tenant,
         /// Their id.
         user: Uuid,
-        /// The name under which presence knows this stream.
-        page: String,
         /// The end of the session that the access token is of.
         session: Arc<Watch>,
     },
@@ -80,11 +80,11 @@ impl Reader {
         }
     }
 
-    /// The name under which presence knows this stream.
-    fn presence_name(&self) -> &str {
+    /// Where presence says that the user is.
+    fn place(&self) -> presence::Place {
         match self {
-            Self::Device(device) => &device.device_id,
-            Self::Web { page, .. } => page,
+            Self::Device(device) => presence::Place::Device(device.device_id.clone()),
+            Self::Web { session, .. } => presence::Place::Session(session.session()),
         }
     }
 
@@ -101,7 +101,6 @@ impl Reader {
         Ok(Some(Self::Web {
             tenant: user.tenant.clone(),
             user: user.user_id,
-            page: format!("web:{}", Uuid::new_v4()),
             session,
         }))
     }
@@ -123,6 +122,8 @@ pub struct Live {
     feed: Feed,
     /// Things that wait for a device.
     waiting: usize,
+    /// Tells who comes and goes, unless the reader does not want to know.
+    presence: Option<presence::Watcher>,
     /// A device of the user has changed, in this transaction if it is known, and was not looked at since.
     unseen: Option<Option<u32>>,
 }
@@ -130,6 +131,7 @@ pub struct Live {
 /// Why a stream wakes.
 enum Wake {
     Events(Vec<(FeedEvent, Place)>),
+    Presence(Arc<str>),
     Flushed,
     Interrupted,
     Resume(String),
@@ -152,13 +154,15 @@ enum Standing {
 }
 
 impl Live {
-    /// Prepares a stream, from behind this id if there is one, else from now on.
+    /// Prepares a stream as a request wants it: from behind the id that it names, else from now on.
     ///
     /// # Errors
-    /// 400 for a bad id to resume from, 503 while Redis is away.
-    pub async fn open(app: Arc<App>, reader: Reader, resume: Option<&str>) -> Result<Self, Error> {
-        let (feed, waiting) = feed(&app, &reader, resume).await?;
+    /// 400 for a bad id to resume from or a bad parameter, 503 while Redis is away.
+    pub async fn open(app: Arc<App>, reader: Reader, request: &Request) -> Result<Self, Error> {
+        let wants_presence = request.query.parsed("presence", "true or false")?.unwrap_or(true);
+        let (feed, waiting) = feed(&app, &reader, request.resume()).await?;
         Ok(Self {
+            presence: wants_presence.then(|| app.presence.watch(&reader.tenant().name)),
             app,
             reader,
             feed,
@@ -176,7 +180,9 @@ impl Live {
             settings.retry_ms + random_up_to(settings.retry_ms),
         ));
         self.greet(&mut outlet);
-        self.touch(heartbeat).await;
+        let (tenant, user) = (&self.reader.tenant().name, self.reader.user());
+        let here = self.app.presence.enter(tenant, user, &self.reader.place());
+        here.seen().await;
         let mut is_written = false;
         let mut slow = Box::pin(tokio::time::sleep(WRITE_TIMEOUT));
         loop {
@@ -220,6 +226,7 @@ impl Live {
                         Wake::Interrupted
                     }
                 },
+                event = presence_event(&mut self.presence), if is_written => Wake::Presence(event),
                 _ = heartbeats.tick(), if is_written => Wake::Heartbeat,
             };
             match wake {
@@ -229,6 +236,10 @@ impl Live {
                     }
                     is_written = false;
                 }
+                Wake::Presence(data) => {
+                    self.put(&mut outlet, &Event::presence(data));
+                    is_written = false;
+                }
                 Wake::Flushed => is_written = true,
                 Wake::Resume(id) => {
                     self.resume(&mut outlet, &id).await;
@@ -236,14 +247,10 @@ impl Live {
                 }
                 Wake::Recheck => {}
                 Wake::Done => break,
-                Wake::Gone => {
-                    self.leave().await;
-                    return;
-                }
+                Wake::Gone => return,
                 Wake::Slow => {
                     tracing::info!(user = %self.reader.user(), "a slow reader is cut; it resumes by its last id");
                     outlet.cut();
-                    self.leave().await;
                     return;
                 }
                 Wake::Ended => {
@@ -254,7 +261,6 @@ impl Live {
                 Wake::Heartbeat => {
                     outlet.beat();
                     is_written = false;
-                    self.touch(heartbeat).await;
                     // In case that the word of it was lost.
                     if let Reader::Web { session, .. } = &self.reader {
                         self.app.sessions.recheck(session).await;
@@ -277,7 +283,6 @@ impl Live {
             other => other,
         });
         let _gone_anyhow = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
-        self.leave().await;
     }
 
     /// Says where the stream begins, and whether something waits.
@@ -362,24 +367,6 @@ impl Live {
         }
     }
 
-    async fn touch(&self, heartbeat: Duration) {
-        // A missed heartbeat does not make a device offline.
-        let ttl = 2 * heartbeat + Duration::from_secs(5);
-        let (presence, reader) = (&self.app.presence, &self.reader);
-        let touched = presence.touch(&reader.tenant().name, reader.user(), reader.presence_name(), ttl);
-        if let Err(error) = touched.await {
-            tracing::debug!(%error, "presence is not written");
-        }
-    }
-
-    async fn leave(&self) {
-        let (presence, reader) = (&self.app.presence, &self.reader);
-        let left = presence.leave(&reader.tenant().name, reader.user(), reader.presence_name());
-        if let Err(error) = left.await {
-            tracing::debug!(%error, "presence is not written");
-        }
-    }
-
     async fn web_event(&self, change: &Change) -> Event {
         if change.event != "new_message" || change.table != "messages" {
             return Event::change(change);
@@ -397,6 +384,14 @@ impl Live {
             Reader::Device(device) => self.app.incoming.pending(device).await.unwrap_or(1).max(1),
             Reader::Web { .. } => 1,
         })
+    }
+}
+
+/// What the reader is told of who comes and goes.
+async fn presence_event(watcher: &mut Option<presence::Watcher>) -> Arc<str> {
+    match watcher {
+        Some(watcher) => watcher.next().await,
+        None => std::future::pending().await,
     }
 }
 
