@@ -2,4 +2,4 @@
 WITH next AS (
     UPDATE posduif.tenants SET generation = generation + 1 WHERE name = $1 RETURNING name, generation, state
 )
-SELECT pg_logical_emit_message(true, $2, name || ' ' || generation || ' ' || state) FROM next
+SELECT pg_logical_emit_message(true, $2, name || ' ' || generation || ' ' || state) AS lsn, generation FROM next

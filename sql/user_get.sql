@@ -1,5 +1,5 @@
 -- One user. $1 uuid: id.
-SELECT u.id, u.username, u.user_type, u.last_seen, u.created_at, device.device_id
+SELECT u.id, u.username, u.user_type, u.last_seen, u.created_at, u.disabled_at, device.device_id
 FROM {schema}.users u
 LEFT JOIN LATERAL (
     SELECT d.device_id

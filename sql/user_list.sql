@@ -2,7 +2,7 @@
 -- $1 text or null: user_type; $2 text or null: part of the username; $3 boolean or null: among $4,
 -- or not; $4 uuid[]; $5 bigint: limit; $6 bigint: offset.
 WITH found AS (
-    SELECT id, username, user_type, last_seen, created_at
+    SELECT id, username, user_type, last_seen, created_at, disabled_at
     FROM {schema}.users
     WHERE deleted_at IS NULL
       AND ($1 IS NULL OR user_type = $1)

@@ -66,6 +66,11 @@ impl Keys {
         format!("{}:{{{tenant}}}:quarantine", self.prefix)
     }
 
+    /// Stream: which devices are offline and have something, for a gateway that pushes.
+    pub fn push(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:push", self.prefix)
+    }
+
     /// Hash: the tenant's `generation`, its `state` (`active` or `paused`), and `trim:<stream>` → the stream ID up to
     /// which entries were trimmed.
     pub fn meta(&self, tenant: &str) -> String {
@@ -102,11 +107,6 @@ impl Keys {
     /// Text: some process has carried last seen times to Postgres; expires when it is the next one's turn.
     pub fn presence_carrier(&self) -> String {
         format!("{}:presence:carrier", self.prefix)
-    }
-
-    /// Stream: devices that are away and have something.
-    pub fn push(&self, tenant: &str) -> String {
-        format!("{}:{{{tenant}}}:push", self.prefix)
     }
 
     /// Sorted set: entries of [`Keys::push`] that the webhook has not taken, by the time (ms since 1970) of the next try.

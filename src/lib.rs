@@ -23,6 +23,7 @@
 //! - [`push`]: waking devices that are away: when to look, and the webhook.
 //! - [`database`]: pool, tenants, migrations, publication; queries come from `sql/`.
 //! - [`http`]: the API.
+//! - [`doctor`]: what of all this is not as it should be, and what mends it.
 //! - [`transport`]: byte streams to servers.
 //! - [`engine`]: starts the parts, stops them in order; [`config`]: every setting; [`telemetry`]: logs and counters.
 //! - [`cli`]: the command line, one file a noun; [`dev`]: `posduif dev`'s own Postgres and Redis.
@@ -51,6 +52,7 @@ pub mod deliver;
 
 pub mod sync;
 
+pub mod doctor;
 pub mod domain;
 
 pub mod database;

@@ -1,7 +1,7 @@
 //! The command line: what it prints, its exit codes, and `dev` and `demo` from start to end.
 
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -9,84 +9,13 @@ use nix::unistd::Pid;
 use posduif::dev::{PrivateRedis, RedisOptions};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use uuid::Uuid;
 
+use crate::support::command::{posduif, posduif_in, run};
 use crate::support::http::Api;
 use crate::support::office::Office;
 use crate::support::{PATIENCE, World, eventually};
-
-/// The program, without any setting of the surroundings.
-fn posduif() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_posduif"));
-    command
-        .current_dir(std::env::temp_dir())
-        .env_remove("DATABASE_URL")
-        .env_remove("REDIS_URL")
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    command
-}
-
-/// The program with a world's settings.
-fn posduif_in(world: &World) -> Command {
-    let config = &world.config;
-    let mut command = posduif();
-    command
-        .env("POSDUIF__POSTGRES__URL", config.postgres.url.expose())
-        .env("POSDUIF__REDIS__URL", config.redis.url.expose())
-        .env("POSDUIF__REPLICATION__SLOT", &config.replication.slot)
-        .env("POSDUIF__REPLICATION__PUBLICATION", &config.replication.publication)
-        .env("POSDUIF__AUTH__ARGON2_MEMORY_KIB", "8192")
-        .env("POSDUIF__AUTH__ARGON2_ITERATIONS", "1");
-    command
-}
-
-/// What a command printed and how it ended.
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ended {
-    /// The output of a command that must have worked.
-    #[track_caller]
-    fn text(self) -> String {
-        assert_eq!(self.code, Some(0), "{}", self.stderr);
-        self.stdout
-    }
-
-    /// The output as JSON of a command that must have worked.
-    #[track_caller]
-    fn json(self) -> Value {
-        let text = self.text();
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
-    }
-
-    /// The complaint of a command that must have ended like this.
-    #[track_caller]
-    fn complaint(self, code: i32) -> String {
-        assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
-        assert_eq!(self.stdout, "");
-        assert!(
-            !self.stderr.contains("backtrace") && !self.stderr.contains("panicked"),
-            "{}",
-            self.stderr
-        );
-        self.stderr
-    }
-}
-
-async fn run(command: &mut Command, arguments: &[&str]) -> Ended {
-    let output = tokio::time::timeout(PATIENCE, command.args(arguments).output());
-    let Output { status, stdout, stderr } = output.await.expect("the command ends in time").unwrap();
-    Ended {
-        code: status.code(),
-        stdout: String::from_utf8(stdout).unwrap(),
-        stderr: String::from_utf8(stderr).unwrap(),
-    }
-}
 
 #[tokio::test]
 async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
@@ -192,7 +121,7 @@ async fn tenants_and_users_are_made_and_listed() {
     let asked = run(&mut command("tenant resync acme"), &[]).await;
     assert!(asked.complaint(1).contains("--yes"));
     let resynced = run(&mut command("tenant resync acme --yes --json"), &[]).await.json();
-    assert_eq!(resynced, json!({"name": "acme", "devices": 0}));
+    assert_eq!(resynced, json!({"name": "acme", "devices": 0, "published": false}));
     for verb in ["pause", "resume", "resync"] {
         let refused = run(&mut command(&format!("tenant {verb} nowhere")), &[]).await;
         assert!(refused.complaint(1).contains("no tenant nowhere"));
@@ -246,7 +175,15 @@ async fn tenants_and_users_are_made_and_listed() {
     fields.sort_unstable();
     assert_eq!(
         fields,
-        ["created_at", "device_id", "id", "last_seen", "user_type", "username"]
+        [
+            "created_at",
+            "device_id",
+            "disabled_at",
+            "id",
+            "last_seen",
+            "user_type",
+            "username"
+        ]
     );
     let names: Vec<&Value> = users.as_array().unwrap().iter().map(|user| &user["username"]).collect();
     assert_eq!(names, ["bob", "joe"]);

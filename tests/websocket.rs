@@ -372,7 +372,7 @@ async fn a_device_uploads_by_it_as_by_a_request() {
         {"type": "read", "message_id": from_bob},
         {"type": "change", "table": "tasks", "id": task, "row": {"title": "by the socket"}},
         {"type": "message", "id": "no uuid", "content": "hi"},
-        {"id": "a", "type": "ack", "cursor": cursor},
+        {"id": "a", "type": "ack", "cursor": cursor, "pending_count": 7},
         {"id": "b", "type": "read", "message_id": Uuid::new_v4()},
         {"id": "c", "type": "read"},
         {"id": "d", "type": "ack", "cursor": "nonsense"},
@@ -399,6 +399,7 @@ async fn a_device_uploads_by_it_as_by_a_request() {
     assert_eq!(office.message(&from_bob).await["status"], "read");
     let status = phone.get("/api/sync/status").await.expect(200);
     assert!(status["last_sync_timestamp"].is_string(), "{status}");
+    assert_eq!(status["pending_outgoing_count"], 7);
     office.close().await;
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::header::HeaderMap;
 use hyper::{Method, Request, StatusCode, Version};
@@ -12,10 +13,13 @@ use posduif::engine::Role;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use uuid::Uuid;
 
 use crate::support::office::Office;
@@ -166,6 +170,67 @@ async fn events_reach_a_client_of_http2_and_its_connection_ends_with_the_server(
     assert!(text.contains("event: bye"), "{text}");
     drop(sender);
     connection.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_web_socket_is_opened_over_tls_and_not_over_http2() {
+    let office = Office::open().await;
+    let token = office.bob.header("authorization");
+    let stream = TcpStream::connect(office.anybody.address()).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://localhost/ws").header("authorization", token);
+    let request = request.body(Empty::<Bytes>::new()).unwrap();
+    let refused = heard(sender.send_request(request).await.unwrap()).await;
+    assert_eq!(
+        (refused.status, refused.version),
+        (StatusCode::UPGRADE_REQUIRED, Version::HTTP_2)
+    );
+
+    let folder = Folder::new();
+    let authority = Authority::new("authority");
+    install(&folder.0, &authority, "example");
+    let mut config = office.world.config.clone();
+    config.server.tls_cert_file = folder.0.join("server.crt").display().to_string();
+    config.server.tls_key_file = folder.0.join("server.key").display().to_string();
+    let secure = office.world.engine_with(Role::Api, config).await;
+    let stream = connect(secure.api().address(), &authority, &["http/1.1"])
+        .await
+        .unwrap();
+    let mut request = "wss://localhost/ws".into_client_request().unwrap();
+    request.headers_mut().insert("authorization", token.parse().unwrap());
+    let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+    // Larger than what TLS encrypts at once.
+    let content = "x".repeat(9_000);
+    let item = json!({"type": "message", "recipient_id": office.joe_id, "content": content});
+    socket
+        .send(Message::text(json!([item, item, item]).to_string()))
+        .await
+        .unwrap();
+    let mut names = Vec::new();
+    while names.iter().filter(|name| *name == "result").count() < 3 {
+        let text = socket.next().await.unwrap().unwrap().into_text().unwrap();
+        let frame: Value = serde_json::from_str(&text).unwrap();
+        if frame["event"] == "result" {
+            assert_eq!(frame["data"]["server"]["content"], json!(content));
+        }
+        names.push(frame["event"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(names[0], "hello");
+    let closing = async {
+        let mut code = None;
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Close(close) = message {
+                code = close.map(|close| u16::from(close.code));
+            }
+        }
+        code
+    };
+    let (_, code) = tokio::join!(secure.stop(), closing);
+    assert_eq!(code, Some(1012));
+    office.close().await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::Global;
+use super::output::{self, say};
 
 /// Arguments of `posduif config`.
 #[derive(Debug, Args)]
@@ -24,10 +25,10 @@ impl ConfigCommand {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?;
         match self.verb {
-            Verb::Check if global.json => println!("{}", serde_json::json!({"valid": true})),
-            Verb::Check => println!("the configuration is valid"),
-            Verb::Show if global.json => println!("{}", serde_json::to_string_pretty(&config)?),
-            Verb::Show => print!("{}", serde_saphyr::to_string(&config)?),
+            Verb::Check if global.json => say!("{}", serde_json::json!({"valid": true}))?,
+            Verb::Check => say!("the configuration is valid")?,
+            Verb::Show if global.json => output::json(&config)?,
+            Verb::Show => output::print(&serde_saphyr::to_string(&config)?)?,
         }
         Ok(())
     }

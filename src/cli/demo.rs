@@ -5,6 +5,7 @@
 //! enrolls a new phone, so it can run again and again, also several at once. The phone is the reference phone itself.
 
 mod api;
+#[allow(clippy::print_stdout, reason = "what its own command line prints")]
 #[path = "../../examples/phone.rs"]
 #[expect(dead_code, reason = "its command line and what only that uses")]
 mod phone;
@@ -29,6 +30,7 @@ use self::phone::{Answer, Event, Http, Lost, Message, Network, Phone, Request, T
 use self::report::Report;
 use super::Global;
 use super::dev::{DEMO_PASSWORD, DEMO_TENANT};
+use super::output::{self, NobodyReads};
 
 /// Arguments of `posduif demo`.
 #[derive(Debug, Args)]
@@ -53,10 +55,11 @@ impl Demo {
         let mut report = Report::new(global.json);
         let outcome = play(&api, &file.path, patience, &mut report).await;
         if self.keep {
-            eprintln!("the phone's SQLite file: {}", file.path.display());
+            output::complain(format_args!("the phone's SQLite file: {}", file.path.display()));
         }
         match outcome {
             Ok(()) => Ok(()),
+            Err(error) if error.is::<NobodyReads>() => Err(error),
             Err(error) => bail!("{} failed: {error:#}\n{}", report.place(), api.readiness().await),
         }
     }

@@ -17,6 +17,7 @@ use tokio_postgres::types::Type;
 
 use self::signals::StopSignals;
 use super::Global;
+use super::output::say;
 use crate::config::{Config, Secret};
 use crate::database::Database;
 use crate::database::tenants::{self, Tenant};
@@ -227,11 +228,11 @@ fn announce(config: &Config, folder: &Path, port: u16, json: bool) -> Result<()>
     ];
     env_file::write(&env, &variables)?;
     if json {
-        println!("{}", serde_json::json!({"ready": url, "env": env, "data": folder}));
+        let _unread = say!("{}", serde_json::json!({"ready": url, "env": env, "data": folder}));
     } else {
-        println!("ready: {url}");
+        let _unread = say!("ready: {url}");
         let program = std::env::current_exe().map_or_else(|_| "posduif".to_owned(), |path| shown(&path));
-        println!("{}", what_next(&program, &shown(&env)));
+        let _unread = say!("{}", what_next(&program, &shown(&env)));
     }
     Ok(())
 }

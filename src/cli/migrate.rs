@@ -5,6 +5,9 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Global;
+use super::output::{self, say};
+use super::progress::Progress;
+use super::table::Cell;
 use crate::database::Database;
 use crate::database::migrations::{self, Step, Target};
 
@@ -68,12 +71,19 @@ impl Migrate {
         }
         let database = Database::connect(&config.postgres).await?;
         match self.verb {
-            Verb::Up => show_steps(global, &migrations::up(&database, &config.replication).await?),
-            Verb::Down { count, schema, .. } => show_steps(global, &migrations::down(&database, &schema, count).await?),
+            Verb::Up => {
+                let told = telling(global);
+                let steps = migrations::up_telling(&database, &config.replication, told).await?;
+                show_steps(global, &steps)
+            }
+            Verb::Down { count, schema, .. } => {
+                let steps = migrations::down(&database, &schema, count, telling(global)).await?;
+                show_steps(global, &steps)
+            }
             Verb::Status => {
                 let status = migrations::status(&database).await?;
                 if global.json {
-                    println!("{}", serde_json::to_string_pretty(&status)?);
+                    output::json(&status)?;
                     return Ok(());
                 }
                 let rows = status.into_iter().map(|schema| {
@@ -82,10 +92,14 @@ impl Migrate {
                         names => names.join(", "),
                     };
                     let dirty = if schema.dirty { "dirty" } else { "clean" };
-                    [schema.schema, schema.version.to_string(), dirty.to_owned(), pending]
+                    [
+                        Cell::from(schema.schema),
+                        Cell::number(schema.version),
+                        dirty.into(),
+                        pending.into(),
+                    ]
                 });
-                super::print_table(["SCHEMA", "VERSION", "STATE", "PENDING"], rows);
-                Ok(())
+                super::print_table(["SCHEMA", "VERSION", "STATE", "PENDING"], rows)
             }
             Verb::Version => {
                 let status = migrations::status(&database).await?;
@@ -94,22 +108,22 @@ impl Migrate {
                         .into_iter()
                         .map(|schema| (schema.schema, json!({"version": schema.version, "dirty": schema.dirty})))
                         .collect();
-                    println!("{}", serde_json::to_string_pretty(&versions)?);
+                    output::json(&versions)?;
                     return Ok(());
                 }
                 for schema in status {
                     let dirty = if schema.dirty { " (dirty)" } else { "" };
-                    println!("{} {}{dirty}", schema.schema, schema.version);
+                    say!("{} {}{dirty}", schema.schema, schema.version)?;
                 }
                 Ok(())
             }
             Verb::Force { number, schema } => {
                 let forced = migrations::force(&database, &schema, number).await?;
                 if global.json {
-                    println!("{}", json!({"forced": forced, "version": number}));
+                    say!("{}", json!({"forced": forced, "version": number}))?;
                 } else {
                     for schema in forced {
-                        println!("{schema} is now at version {number}");
+                        say!("{schema} is now at version {number}")?;
                     }
                 }
                 Ok(())
@@ -118,14 +132,26 @@ impl Migrate {
     }
 }
 
+/// Shows how many schemas are done.
+fn telling(global: &Global) -> impl FnMut(usize, usize) {
+    let mut progress = Progress::new(global, "migrating", None);
+    let mut known = 0;
+    move |done, total| {
+        if std::mem::replace(&mut known, total) != total {
+            progress.turn_to("migrating schemas", Some(total as u64));
+        }
+        progress.set(done as u64);
+    }
+}
+
 fn show_steps(global: &Global, steps: &[Step]) -> Result<()> {
     if global.json {
-        println!("{}", serde_json::to_string_pretty(steps)?);
+        output::json(&steps)?;
     } else if steps.is_empty() {
-        println!("nothing to do");
+        say!("nothing to do")?;
     } else {
         for step in steps {
-            println!("{step}");
+            say!("{step}")?;
         }
     }
     Ok(())

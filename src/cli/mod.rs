@@ -1,21 +1,41 @@
 //! The command line: `posduif <noun> <verb>`; one file a noun. Exit 0 for success, 1 for failure, 2 for wrong usage.
+//! What is asked of Postgres and Redis is known to the modules beside this one; here it is only printed.
 
+// `println!` panics when nobody reads: see `output::say!`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+mod completions;
 mod config;
 mod demo;
 mod dev;
+mod device;
+mod doctor;
+mod human;
 mod migrate;
+mod output;
+mod progress;
+mod publication;
 mod serve;
+mod slot;
+mod status;
+mod stream;
 mod table;
 mod tenant;
 mod user;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use self::table::print_table;
 use crate::config::Config;
+use crate::database::Database;
+use crate::database::tenants::{self, Tenant};
+use crate::deliver::store::Store;
+use crate::transport;
 
 /// A WAL-driven change-data-capture sync engine: Postgres rows to phones and browsers, and their work back.
 #[derive(Debug, Parser)]
@@ -46,7 +66,7 @@ pub(crate) struct Global {
 
 impl Global {
     /// The settings for this command.
-    fn load(&self) -> anyhow::Result<Config> {
+    fn load(&self) -> Result<Config> {
         let usual = PathBuf::from("config/config.yaml");
         match &self.config {
             Some(path) => Config::load(Some(path)),
@@ -64,14 +84,30 @@ enum Command {
     Dev(dev::Dev),
     /// Play the whole story against a running engine, with a SQLite file as the phone
     Demo(demo::Demo),
+    /// Look at every setting that an engine depends on, and say what mends what is wrong
+    Doctor(doctor::Doctor),
+    /// One look at everything: engine, servers, freshness, epoch, lag, slot, tenants
+    Status(status::Status),
     /// Bring the schemas to a version
     Migrate(migrate::Migrate),
     /// Tenants: each has its own schema
     Tenant(tenant::Tenant),
     /// Users of a tenant
     User(user::User),
+    /// Devices of a tenant's users
+    Device(device::Device),
+    /// Replication slots: what each costs, and what to do about it
+    Slot(slot::Slot),
+    /// The publication: which tables the write-ahead log carries to us
+    Publication(publication::Publication),
+    /// What Redis holds: streams, their readers, their trimming
+    Stream(stream::Stream),
     /// Show or check the configuration
     Config(config::ConfigCommand),
+    /// Print a script that completes commands in a shell
+    Completions(completions::Completions),
+    /// Print the manual page, or write a page for each command
+    Man(completions::Man),
 }
 
 /// Runs the command line and gives the exit code.
@@ -80,18 +116,67 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Serve(command) => command.run(&cli.global).await,
         Command::Dev(command) => command.run(&cli.global).await,
         Command::Demo(command) => command.run(&cli.global).await,
+        Command::Doctor(command) => command.run(&cli.global).await,
+        Command::Status(command) => command.run(&cli.global).await,
         Command::Migrate(command) => command.run(&cli.global).await,
         Command::Tenant(command) => command.run(&cli.global).await,
         Command::User(command) => command.run(&cli.global).await,
+        Command::Device(command) => command.run(&cli.global).await,
+        Command::Slot(command) => command.run(&cli.global).await,
+        Command::Publication(command) => command.run(&cli.global).await,
+        Command::Stream(command) => command.run(&cli.global).await,
         Command::Config(command) => command.run(&cli.global),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(&cli.global),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::NobodyReads>() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("posduif: {error:#}");
+            output::complain(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// A store whose Redis answers, so that its absence is told before anything is done.
+///
+/// # Errors
+/// Says where Redis was looked for.
+async fn redis(config: &Config) -> Result<Store> {
+    let store = Store::new(&config.redis).context("key `redis.url`")?;
+    store.check().await.with_context(|| {
+        format!(
+            "cannot use Redis at {}; check that it runs and `redis.url` (or REDIS_URL)",
+            transport::redis::place(&config.redis)
+        )
+    })?;
+    Ok(store)
+}
+
+/// The tenant of this name, else of `server.default_tenant`, and Postgres, which has it.
+///
+/// # Errors
+/// When neither names one that exists, or Postgres cannot be reached.
+async fn known_tenant(config: &Config, name: Option<String>) -> Result<(Database, Tenant)> {
+    let name = name.unwrap_or_else(|| config.server.default_tenant.clone());
+    if name.is_empty() {
+        bail!("name the tenant with --tenant; `server.default_tenant` is not set");
+    }
+    let database = Database::connect(&config.postgres).await?;
+    let tenant = find_tenant(&database, &name).await?;
+    Ok((database, tenant))
+}
+
+/// The tenant of this name.
+///
+/// # Errors
+/// When there is none.
+async fn find_tenant(database: &Database, name: &str) -> Result<Tenant> {
+    tenants::find(database, name)
+        .await
+        .context("cannot read the tenants; `posduif migrate up` makes the tables that hold them")?
+        .with_context(|| format!("there is no tenant {name}; `posduif tenant list` shows all"))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Global;
+use super::output::say;
 use crate::engine::{Engine, Role};
 
 /// Arguments of `posduif serve`.
@@ -23,7 +24,8 @@ impl Serve {
         let mut terminate = signal(SignalKind::terminate())?;
         let scheme = config.server.scheme();
         let mut engine = Engine::start(config, self.role).await?;
-        println!("ready: {scheme}://{}", engine.address());
+        // Whoever started it may not care to read on; it serves all the same.
+        let _unread = say!("ready: {scheme}://{}", engine.address());
         let failed = tokio::select! {
             result = engine.failed() => Some(result),
             _ = interrupt.recv() => None,

@@ -1,27 +1,144 @@
-//! Tables for people: columns as wide as their widest cell, two spaces between them.
+//! Tables for people: columns as wide as their widest cell, two spaces between them, numbers to the right.
 
-/// Prints a table.
-pub(super) fn print_table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
-    print!("{}", render(header, rows));
+use anyhow::Result;
+
+use super::output;
+
+/// How a cell looks where there are colours. What it says never depends on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// As everything.
+    Plain,
+    /// All is well: green.
+    Good,
+    /// Look at it: yellow.
+    Warning,
+    /// Something is wrong: red.
+    Bad,
+    /// Less important.
+    Faint,
 }
 
-fn render<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    let mut lines = vec![header.map(str::to_owned)];
-    lines.extend(rows);
-    let mut widths = [0; N];
+impl Tone {
+    /// The text in this tone. Colours are those of ECMA-48, which every terminal knows.
+    pub(super) fn paint(self, text: &str, colours: bool) -> String {
+        let code = match self {
+            Self::Good => "32",
+            Self::Warning => "33",
+            Self::Bad => "31",
+            Self::Faint => "2",
+            Self::Plain => "",
+        };
+        if colours && !code.is_empty() && !text.is_empty() {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// A cell of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cell {
+    text: String,
+    tone: Tone,
+    is_number: bool,
+}
+
+impl Cell {
+    /// A number, a size or the like, which stands to the right.
+    pub(super) fn number(text: impl ToString) -> Self {
+        Self {
+            text: text.to_string(),
+            tone: Tone::Plain,
+            is_number: true,
+        }
+    }
+
+    /// The same in another tone.
+    #[must_use]
+    pub(super) fn toned(self, tone: Tone) -> Self {
+        Self { tone, ..self }
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self {
+            text,
+            tone: Tone::Plain,
+            is_number: false,
+        }
+    }
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+/// What is not there.
+pub(super) const NOTHING: &str = "-";
+
+/// Prints a table.
+///
+/// # Errors
+/// When nobody reads it.
+pub(super) fn print_table<const N: usize, C: Into<Cell>>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [C; N]>,
+) -> Result<()> {
+    output::print(&table(header, rows))
+}
+
+/// A table as text, coloured where the output may be.
+pub(super) fn table<const N: usize, C: Into<Cell>>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [C; N]>,
+) -> String {
+    render(header, rows, output::has_colours())
+}
+
+/// Names and values, one a line.
+pub(super) fn facts<C: Into<Cell>>(facts: impl IntoIterator<Item = (&'static str, C)>) -> String {
+    let facts: Vec<(&str, Cell)> = facts.into_iter().map(|(name, cell)| (name, cell.into())).collect();
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    let colours = output::has_colours();
+    facts
+        .iter()
+        .map(|(name, cell)| format!("{name:<width$}  {}\n", cell.tone.paint(&cell.text, colours)))
+        .collect()
+}
+
+fn render<const N: usize, C: Into<Cell>>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [C; N]>,
+    colours: bool,
+) -> String {
+    let mut lines = vec![header.map(|name| Cell::from(name).toned(Tone::Faint))];
+    lines.extend(rows.into_iter().map(|row| row.map(Into::into)));
+    let (mut widths, mut is_number) = ([0; N], [false; N]);
     for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = (*width).max(cell.chars().count());
+        for (column, cell) in line.iter().enumerate() {
+            widths[column] = widths[column].max(cell.text.chars().count());
+            is_number[column] |= cell.is_number;
         }
     }
     let mut text = String::new();
     for line in lines {
-        let cells: Vec<String> = line
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
+        let mut written = String::new();
+        for (column, cell) in line.iter().enumerate() {
+            let padding = " ".repeat(widths[column] - cell.text.chars().count());
+            let painted = cell.tone.paint(&cell.text, colours);
+            let (left, right) = if is_number[column] {
+                (&*padding, "")
+            } else {
+                ("", &*padding)
+            };
+            written.push_str(&format!("{left}{painted}{right}  "));
+        }
+        text.push_str(written.trim_end());
         text.push('\n');
     }
     text
@@ -34,6 +151,24 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let rows = [["a".to_owned(), "1".to_owned()], ["longer".to_owned(), "22".to_owned()]];
-        assert_eq!(render(["NAME", "N"], rows), "NAME    N\na       1\nlonger  22\n");
+        assert_eq!(render(["NAME", "N"], rows, false), "NAME    N\na       1\nlonger  22\n");
+    }
+
+    #[test]
+    fn numbers_stand_to_the_right_and_colours_take_no_room() {
+        let rows = || {
+            [
+                [Cell::number(7), Cell::from("well").toned(Tone::Good)],
+                [Cell::number("1.5 kB"), Cell::from("ill").toned(Tone::Bad)],
+            ]
+        };
+        assert_eq!(
+            render(["SIZE", "IS"], rows(), false),
+            "  SIZE  IS\n     7  well\n1.5 kB  ill\n"
+        );
+        assert_eq!(
+            render(["SIZE", "IS"], rows(), true),
+            "  \x1b[2mSIZE\x1b[0m  \x1b[2mIS\x1b[0m\n     7  \x1b[32mwell\x1b[0m\n1.5 kB  \x1b[31mill\x1b[0m\n"
+        );
     }
 }

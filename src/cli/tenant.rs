@@ -5,13 +5,26 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
+use uuid::Uuid;
 
-use super::Global;
+use super::output::{self, say};
+use super::progress::Progress;
+use super::table::{Cell, Tone, facts};
+use super::{Global, find_tenant};
+use crate::config::Config;
+use crate::database::tenants::Tenant as Found;
 use crate::database::{Database, tenants};
 use crate::deliver::store::Store;
+use crate::domain::users;
 
 /// How long a drop waits for the replicator before it removes keys.
 const DROP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a resync waits for the replicator. It need not: what is asked for stands in the log.
+const RESYNC_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Inboxes that are measured at a time.
+const PAGE: i64 = 1000;
 
 /// Arguments of `posduif tenant`.
 #[derive(Debug, Args)]
@@ -29,6 +42,11 @@ enum Verb {
     },
     /// Show all tenants
     List,
+    /// Show what a tenant has: users, devices, conflicts, streams
+    Show {
+        /// The tenant
+        name: String,
+    },
     /// Stop a tenant's delivery; what is published meanwhile waits in its streams, uploads are taken
     Pause {
         /// The tenant
@@ -66,19 +84,17 @@ impl Tenant {
             Verb::Create { name } => {
                 let created = tenants::create(&database, &config.replication, &name).await?;
                 if global.json {
-                    println!("{}", json!({"name": name, "created": created}));
+                    say!("{}", json!({"name": name, "created": created}))?;
                 } else if created {
-                    println!("made the tenant {name}, schema tenant_{name}");
+                    say!("made the tenant {name}, schema tenant_{name}")?;
                 } else {
-                    println!("the tenant {name} exists already");
+                    say!("the tenant {name} exists already")?;
                 }
             }
             Verb::Pause { name } => set_paused(&database, global, &name, true).await?,
             Verb::Resume { name } => set_paused(&database, global, &name, false).await?,
             Verb::Drop { name, yes } => {
-                if tenants::find(&database, &name).await?.is_none() {
-                    bail!("there is no tenant {name}; `posduif tenant list` shows all");
-                }
+                find_tenant(&database, &name).await?;
                 let devices = tenants::count_devices(&database, &name).await?;
                 if !yes {
                     bail!(
@@ -86,36 +102,54 @@ impl Tenant {
                          `--yes` does it"
                     );
                 }
-                let store = Store::new(&config.redis).context("key `redis.url`")?;
+                // Asked first, so that the keys are not left behind.
+                let store = super::redis(&config).await?;
+                let mut progress = Progress::new(global, "dropping the schema", None);
                 let Some(dropped) = tenants::drop(&database, &name).await? else {
                     bail!("the tenant {name} was dropped by somebody else just now");
                 };
-                let keys = store.remove_tenant(&name, dropped, DROP_PATIENCE).await.with_context(|| {
+                progress.turn_to("removing keys in Redis", None);
+                let removing = store.remove_tenant(&name, dropped, DROP_PATIENCE, |keys| progress.set(keys));
+                let keys = removing.await.with_context(|| {
                     format!(
                         "the tenant {name} is dropped, its keys in Redis are not; once an engine replicates, make it \
                          again and drop it"
                     )
                 })?;
+                drop(progress);
                 if global.json {
-                    println!("{}", json!({"name": name, "dropped": true, "keys": keys}));
+                    say!("{}", json!({"name": name, "dropped": true, "keys": keys}))?;
                 } else {
-                    println!("dropped the tenant {name}, and {keys} keys in Redis");
+                    say!("dropped the tenant {name}, and {keys} keys in Redis")?;
                 }
             }
             Verb::Resync { name, yes } => {
-                if tenants::find(&database, &name).await?.is_none() {
-                    bail!("there is no tenant {name}; `posduif tenant list` shows all");
-                }
+                find_tenant(&database, &name).await?;
                 let devices = tenants::count_devices(&database, &name).await?;
                 if !yes {
                     bail!("the {devices} devices of tenant {name} would each take a snapshot; `--yes` does it");
                 }
-                tenants::resync(&database, &name).await?;
+                let store = Store::new(&config.redis).context("key `redis.url`")?;
+                let Some(asked) = tenants::resync(&database, &name).await? else {
+                    bail!("the tenant {name} was dropped by somebody else just now");
+                };
+                let progress = Progress::new(global, "waiting for the engine", None);
+                let is_done = store.published(asked, RESYNC_PATIENCE, |_| {}).await.is_ok();
+                drop(progress);
                 if global.json {
-                    println!("{}", json!({"name": name, "devices": devices}));
+                    say!("{}", json!({"name": name, "devices": devices, "published": is_done}))?;
+                } else if is_done {
+                    say!("the {devices} devices of tenant {name} take a snapshot with their next sync")?;
                 } else {
-                    println!("the {devices} devices of tenant {name} take a snapshot with their next sync");
+                    say!(
+                        "the {devices} devices of tenant {name} take a snapshot with their next sync, once an engine \
+                         replicates; none has published it yet"
+                    )?;
                 }
+            }
+            Verb::Show { name } => {
+                let tenant = find_tenant(&database, &name).await?;
+                return show(global, &config, &database, &tenant).await;
             }
             Verb::List => {
                 let tenants = tenants::directory(&database).await?;
@@ -124,19 +158,92 @@ impl Tenant {
                         .iter()
                         .map(|listed| json!({"name": listed.tenant.name, "schema": listed.tenant.schema, "state": listed.state}))
                         .collect();
-                    println!("{}", serde_json::to_string_pretty(&tenants)?);
+                    output::json(&tenants)?;
                 } else {
                     super::print_table(
                         ["TENANT", "SCHEMA", "STATE"],
                         tenants
                             .into_iter()
                             .map(|listed| [listed.tenant.name, listed.tenant.schema, listed.state]),
-                    );
+                    )?;
                 }
             }
         }
         Ok(())
     }
+}
+
+async fn show(global: &Global, config: &Config, database: &Database, tenant: &Found) -> Result<()> {
+    let store = super::redis(config).await?;
+    let holdings = tenants::holdings(database, tenant)
+        .await?
+        .with_context(|| format!("the tenant {} was dropped by somebody else just now", tenant.name))?;
+    let lengths = store.lengths(&tenant.name).await?;
+    let (mut inboxes, mut inbox_entries, mut longest) = (0_u64, 0_u64, 0_u64);
+    let mut after = Uuid::nil();
+    loop {
+        let page = users::ids(database, tenant, after, PAGE).await?;
+        let Some(&last) = page.last() else { break };
+        for length in store.inbox_lengths(&tenant.name, &page).await? {
+            inboxes += 1;
+            inbox_entries += length;
+            longest = longest.max(length);
+        }
+        after = last;
+    }
+    if global.json {
+        let mut shown = serde_json::to_value(&holdings)?;
+        shown["name"] = tenant.name.clone().into();
+        shown["schema"] = tenant.schema.clone().into();
+        shown["streams"] = json!({
+            "changes": lengths.changes, "shared": lengths.shared, "quarantine": lengths.quarantine,
+            "inboxes": inboxes, "inbox_entries": inbox_entries, "longest_inbox": longest,
+        });
+        return output::json(&shown);
+    }
+    let is_paused = holdings.state == tenants::PAUSED;
+    let quarantine = Cell::from(lengths.quarantine.to_string());
+    output::print(&facts([
+        ("tenant", Cell::from(tenant.name.clone())),
+        ("schema", tenant.schema.clone().into()),
+        (
+            "state",
+            Cell::from(holdings.state).toned(if is_paused { Tone::Warning } else { Tone::Good }),
+        ),
+        ("made", holdings.created_at.to_string().into()),
+        ("generation", holdings.generation.to_string().into()),
+        (
+            "registration",
+            if holdings.registration_open { "open" } else { "closed" }.into(),
+        ),
+        (
+            "users",
+            format!(
+                "{} web, {} mobile, {} of them disabled",
+                holdings.web_users, holdings.mobile_users, holdings.disabled_users
+            )
+            .into(),
+        ),
+        (
+            "devices",
+            format!("{}, and {} revoked", holdings.devices, holdings.revoked_devices).into(),
+        ),
+        ("open conflicts", holdings.open_conflicts.to_string().into()),
+        (
+            "quarantine",
+            quarantine.toned(if lengths.quarantine > 0 {
+                Tone::Warning
+            } else {
+                Tone::Plain
+            }),
+        ),
+        ("changes", format!("{} entries", lengths.changes).into()),
+        ("shared", format!("{} entries", lengths.shared).into()),
+        (
+            "inboxes",
+            format!("{inboxes}, with {inbox_entries} entries, {longest} in the longest").into(),
+        ),
+    ]))
 }
 
 async fn set_paused(database: &Database, global: &Global, name: &str, paused: bool) -> Result<()> {
@@ -145,9 +252,9 @@ async fn set_paused(database: &Database, global: &Global, name: &str, paused: bo
     }
     let state = tenants::state_name(paused);
     if global.json {
-        println!("{}", json!({"name": name, "state": state}));
+        say!("{}", json!({"name": name, "state": state}))?;
     } else {
-        println!("the tenant {name} is {state}");
+        say!("the tenant {name} is {state}")?;
     }
     Ok(())
 }

@@ -6,11 +6,16 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::Global;
+use super::output::{self, say};
+use super::table::{Cell, NOTHING, Tone};
+use super::{Global, known_tenant};
 use crate::config::Config;
-use crate::database::{Database, tenants};
+use crate::database::Database;
+use crate::database::tenants::Tenant;
 use crate::domain::Page;
-use crate::domain::users::{self, Filter, NewUser, UserType};
+use crate::domain::password::Passwords;
+use crate::domain::sessions::Sessions;
+use crate::domain::users::{self, Account, Filter, NewUser, UserType};
 
 /// Arguments of `posduif user`.
 #[derive(Debug, Args)]
@@ -32,6 +37,34 @@ enum Verb {
         #[arg(long = "type", value_enum)]
         user_type: Option<UserType>,
     },
+    /// Set a user's password; their sessions end, and with them their streams
+    Passwd {
+        #[command(flatten)]
+        who: Who,
+        /// At least 8 characters; better as a line on stdin, since arguments are visible to everybody on the machine
+        #[arg(long, env = "POSDUIF_PASSWORD", hide_env_values = true)]
+        password: Option<String>,
+    },
+    /// Disable a user: logins, devices, sessions and open streams end at once, access tokens run out
+    Disable {
+        #[command(flatten)]
+        who: Who,
+    },
+    /// Let a disabled user act again
+    Enable {
+        #[command(flatten)]
+        who: Who,
+    },
+}
+
+/// Which user.
+#[derive(Debug, Args)]
+struct Who {
+    /// The user, by name or id
+    user: String,
+    /// The tenant; without it `server.default_tenant`
+    #[arg(long)]
+    tenant: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -63,44 +96,107 @@ impl User {
         match self.verb {
             Verb::Create(create) => create.run(global, &config).await,
             Verb::List { tenant, user_type } => list(global, &config, tenant, user_type).await,
+            Verb::Passwd { who, password } => who.set_password(global, &config, password).await,
+            Verb::Disable { who } => who.set_disabled(global, &config, true).await,
+            Verb::Enable { who } => who.set_disabled(global, &config, false).await,
+        }
+    }
+}
+
+impl Who {
+    async fn find(&self, config: &Config) -> Result<(Database, Tenant, Account)> {
+        let (database, tenant) = known_tenant(config, self.tenant.clone()).await?;
+        let account = users::find(&database, &tenant, &self.user).await.with_context(|| {
+            format!(
+                "the tenant {} has no user {:?}; `posduif user list` shows them",
+                tenant.name, self.user
+            )
+        })?;
+        Ok((database, tenant, account))
+    }
+
+    async fn set_password(&self, global: &Global, config: &Config, password: Option<String>) -> Result<()> {
+        let password = match password {
+            Some(password) => password,
+            None => password_from_stdin()?,
+        };
+        let (database, tenant, account) = self.find(config).await?;
+        // Asked first, so that the sessions of a password that may be known to others do not go on.
+        let store = super::redis(config).await?;
+        let passwords = Passwords::new(&config.auth)?;
+        users::set_password(&database, &passwords, &tenant, account.id, &password).await?;
+        Sessions::new(store, config)
+            .end_all(&tenant, account.id, None)
+            .await
+            .context("the password is set, but sessions of the old one go on; try again")?;
+        if global.json {
+            return say!(
+                "{}",
+                json!({"id": account.id, "tenant": tenant.name, "username": account.username})
+            );
+        }
+        say!(
+            "set the password of {}; sessions with the old one have ended",
+            account.username
+        )
+    }
+
+    async fn set_disabled(&self, global: &Global, config: &Config, disabled: bool) -> Result<()> {
+        let (database, tenant, account) = self.find(config).await?;
+        let changed = users::set_disabled(&database, &tenant, account.id, disabled).await?;
+        if global.json {
+            return say!(
+                "{}",
+                json!({
+                    "id": account.id, "tenant": tenant.name, "username": account.username, "disabled": disabled,
+                    "changed": changed,
+                })
+            );
+        }
+        let name = &account.username;
+        match (disabled, changed) {
+            (true, true) => say!("disabled {name}: logins, devices, sessions and open streams end"),
+            (true, false) => say!("{name} was disabled already"),
+            (false, true) => say!("{name} may act again"),
+            (false, false) => say!("{name} was not disabled"),
         }
     }
 }
 
 impl Create {
     async fn run(self, global: &Global, config: &Config) -> Result<()> {
-        let tenant = tenant_or_default(config, self.tenant)?;
         let password = match (self.password, self.user_type) {
             (Some(password), _) => Some(password),
             (None, UserType::Web) => Some(password_from_stdin()?),
             (None, UserType::Mobile) => None,
         };
-        let database = Database::connect(&config.postgres).await?;
+        let (database, tenant) = known_tenant(config, self.tenant).await?;
         let user = NewUser {
             username: self.username.clone(),
             user_type: self.user_type,
             email: self.email,
             password,
         };
-        let id = users::create(&database, &config.auth, &tenant, user).await?;
+        let id = users::create(&database, &config.auth, &tenant.name, user).await?;
         if global.json {
-            println!(
+            say!(
                 "{}",
-                json!({"id": id, "tenant": tenant, "username": self.username, "user_type": self.user_type})
-            );
+                json!({"id": id, "tenant": tenant.name, "username": self.username, "user_type": self.user_type})
+            )?;
         } else {
-            println!("made the {} user {} of {tenant}: {id}", self.user_type, self.username);
+            say!(
+                "made the {} user {} of {}: {id}",
+                self.user_type,
+                self.username,
+                tenant.name
+            )?;
         }
         Ok(())
     }
 }
 
 async fn list(global: &Global, config: &Config, tenant: Option<String>, user_type: Option<UserType>) -> Result<()> {
-    let name = tenant_or_default(config, tenant)?;
-    let database = Database::connect(&config.postgres).await?;
-    let tenant = tenants::find(&database, &name)
-        .await?
-        .with_context(|| format!("there is no tenant {name:?}; `posduif tenant list` shows them"))?;
+    let (database, tenant) = known_tenant(config, tenant).await?;
     let mut found = Vec::new();
     loop {
         let filter = Filter {
@@ -127,42 +223,40 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user_typ
                 json!({
                     "id": user.id, "username": user.username, "user_type": user.user_type,
                     "device_id": user.device_id, "last_seen": user.last_seen, "created_at": user.created_at,
+                    "disabled_at": user.disabled_at,
                 })
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        output::json(&rows)?;
     } else {
         super::print_table(
-            ["USERNAME", "TYPE", "ID", "DEVICE", "LAST SEEN"],
+            ["USERNAME", "TYPE", "STATE", "ID", "DEVICE", "LAST SEEN"],
             found.into_iter().map(|user| {
+                let (state, tone) = match user.disabled_at {
+                    Some(_) => ("disabled", Tone::Warning),
+                    None => ("active", Tone::Plain),
+                };
                 [
-                    user.username,
-                    user.user_type.to_string(),
-                    user.id.to_string(),
-                    user.device_id.unwrap_or_else(|| "-".to_owned()),
-                    user.last_seen
-                        .map_or_else(|| "never".to_owned(), |time| time.to_string()),
+                    Cell::from(user.username),
+                    Cell::from(user.user_type.as_str()),
+                    Cell::from(state).toned(tone),
+                    Cell::from(user.id.to_string()),
+                    Cell::from(user.device_id.unwrap_or_else(|| NOTHING.to_owned())),
+                    Cell::from(
+                        user.last_seen
+                            .map_or_else(|| "never".to_owned(), |time| time.to_string()),
+                    ),
                 ]
             }),
-        );
+        )?;
     }
     Ok(())
-}
-
-fn tenant_or_default(config: &Config, tenant: Option<String>) -> Result<String> {
-    match tenant {
-        Some(tenant) => Ok(tenant),
-        None if config.server.default_tenant.is_empty() => {
-            bail!("name the tenant with --tenant; `server.default_tenant` is not set")
-        }
-        None => Ok(config.server.default_tenant.clone()),
-    }
 }
 
 fn password_from_stdin() -> Result<String> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
-        bail!("a web user needs a password: --password, POSDUIF_PASSWORD, or a line on stdin");
+        bail!("a password is needed: --password, POSDUIF_PASSWORD, or a line on stdin");
     }
     let mut line = String::new();
     stdin
@@ -171,7 +265,7 @@ fn password_from_stdin() -> Result<String> {
         .context("cannot read a password from stdin")?;
     let password = line.trim_end_matches(['\r', '\n']);
     if password.is_empty() {
-        bail!("a web user needs a password: --password, POSDUIF_PASSWORD, or a line on stdin");
+        bail!("a password is needed: --password, POSDUIF_PASSWORD, or a line on stdin");
     }
     Ok(password.to_owned())
 }

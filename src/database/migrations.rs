@@ -132,39 +132,53 @@ pub struct Status {
 /// # Errors
 /// Names the schema and the migration that failed; those before it stay applied.
 pub async fn up(database: &Database, replication: &config::Replication) -> Result<Vec<Step>> {
+    up_telling(database, replication, |_, _| {}).await
+}
+
+/// [`up`], telling of each schema how many are done, and of how many.
+///
+/// # Errors
+/// As [`up`].
+pub async fn up_telling(
+    database: &Database,
+    replication: &config::Replication,
+    mut told: impl FnMut(usize, usize),
+) -> Result<Vec<Step>> {
     let mut client = locked(database).await?;
     let transaction = client.transaction().await?;
-    transaction
-        .batch_execute(include_str!("../../sql/migrations_bootstrap.sql"))
-        .await
-        .context("cannot make the schema posduif; the engine's role needs CREATE on the database")?;
+    bootstrap(&transaction).await?;
     let mut steps = apply(&transaction, CONTROL_SCHEMA, CONTROL).await?;
     publication::prepare(&transaction, &replication.publication).await?;
     transaction.commit().await?;
-    for tenant in tenants::list(database).await? {
+    let tenants = tenants::list(database).await?;
+    for (index, tenant) in tenants.iter().enumerate() {
+        told(index + 1, tenants.len() + 1);
         let transaction = client.transaction().await?;
-        let applied = up_tenant(&transaction, &tenant).await?;
-        if publication::include(&transaction, &replication.publication, &tenant).await? {
-            tracing::warn!(
-                tenant = tenant.name,
-                "a table with rows joins the publication: the tenant's streams begin anew"
-            );
-            tenants::resync_within(&transaction, &tenant.name).await?;
-        }
+        let applied = up_tenant(&transaction, tenant).await?;
+        publication::include_whole(&transaction, &replication.publication, tenant).await?;
         transaction.commit().await?;
         steps.extend(applied);
     }
     Ok(steps)
 }
 
-/// Rolls back the last `count` migrations of each schema that the target names, newest first. Data goes with them.
+/// Rolls back the last `count` migrations of each schema that the target names, newest first. Data goes with them. Of
+/// each schema it is told how many are done, and of how many.
 ///
 /// # Errors
 /// When the control schema would lose its list of tenants while there are some, or a migration fails.
-pub async fn down(database: &Database, target: &Target, count: u32) -> Result<Vec<Step>> {
+pub async fn down(
+    database: &Database,
+    target: &Target,
+    count: u32,
+    mut told: impl FnMut(usize, usize),
+) -> Result<Vec<Step>> {
     let mut client = locked(database).await?;
     let mut steps = Vec::new();
-    for (schema, migrations) in schemas(database, target).await? {
+    let schemas = schemas(database, target).await?;
+    let total = schemas.len();
+    for (index, (schema, migrations)) in schemas.into_iter().enumerate() {
+        told(index, total);
         let transaction = client.transaction().await?;
         for _ in 0..count {
             let version = clean_version(&transaction, &schema).await?;
@@ -260,6 +274,14 @@ pub async fn force(database: &Database, target: &Target, version: i32) -> Result
 /// Applies a tenant's missing migrations in the caller's transaction. The caller holds the lock.
 pub(super) async fn up_tenant(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<Step>> {
     apply(transaction, &tenant.schema, TENANT).await
+}
+
+/// Makes the control schema, empty, unless it exists. The caller holds the lock.
+pub(super) async fn bootstrap(transaction: &Transaction<'_>) -> Result<()> {
+    transaction
+        .batch_execute(include_str!("../../sql/migrations_bootstrap.sql"))
+        .await
+        .context("cannot make the schema posduif; the engine's role needs CREATE on the database")
 }
 
 /// Takes the lock over all work on schemas until the transaction ends.

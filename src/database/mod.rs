@@ -143,6 +143,7 @@ pub struct Database {
     pool: Pool,
     config: tokio_postgres::Config,
     server: Server,
+    connect_timeout: Duration,
     statement_timeout: Duration,
 }
 
@@ -202,6 +203,7 @@ impl Database {
             pool,
             config,
             server,
+            connect_timeout: timeout,
             statement_timeout,
         };
         database.check().await.with_context(|| {
@@ -227,14 +229,18 @@ impl Database {
     /// # Errors
     /// When Postgres cannot be reached.
     pub async fn connect_alone(&self) -> Result<tokio_postgres::Client, Error> {
-        let (client, connection) =
-            self.config
-                .connect(self.server.clone())
-                .await
-                .map_err(|error| match error.as_db_error() {
-                    Some(_) => Error::from(error),
-                    None => Error::Unavailable(with_causes(&error)),
-                })?;
+        // The setting in `config` is for the socket alone; who takes it and says nothing is given up, too.
+        let connecting = tokio::time::timeout(self.connect_timeout, self.config.connect(self.server.clone()));
+        let (client, connection) = match connecting.await {
+            Ok(connected) => connected.map_err(|error| match error.as_db_error() {
+                Some(_) => Error::from(error),
+                None => Error::Unavailable(with_causes(&error)),
+            })?,
+            Err(_) => {
+                let seconds = self.connect_timeout.as_secs();
+                return Err(Error::Unavailable(format!("no connection within {seconds} s")));
+            }
+        };
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::warn!(%error, "a Postgres connection broke");

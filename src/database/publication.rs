@@ -8,11 +8,12 @@
 //! by then, the tenant's streams begin anew.
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 
-use super::tenants::Tenant;
-use super::{Database, migrations, quote_identifier};
+use super::tenants::{self, Tenant};
+use super::{Database, Param, migrations, quote_identifier};
 
 /// Makes the publication, without tables, unless it exists; and the event trigger where that is possible.
 ///
@@ -22,67 +23,217 @@ pub async fn ensure(database: &Database, publication: &str) -> Result<()> {
     let mut client = database.connect_alone().await?;
     let transaction = client.transaction().await?;
     migrations::lock_for_transaction(&transaction).await?;
+    migrations::bootstrap(&transaction).await?;
     prepare(&transaction, publication).await?;
     transaction.commit().await?;
     Ok(())
 }
 
-/// Puts all of a tenant's tables into the publication, making that first if need be; gives whether a table joined that
-/// holds rows already, which no stream has. The caller holds the schema lock.
+/// What a tenant's tables needed to be published whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Included {
+    /// Tables that joined the publication.
+    pub added: Vec<String>,
+    /// Tables, partitions too, that got REPLICA IDENTITY FULL.
+    pub identified: Vec<String>,
+    /// Whether one of those that joined holds rows already, which no stream has.
+    pub has_rows: bool,
+}
+
+/// Puts all of a tenant's tables into the publication, making that first if need be. The caller holds the schema lock.
 ///
 /// # Errors
 /// When Postgres refuses, for example because a table has another owner.
-pub(super) async fn include(transaction: &Transaction<'_>, publication: &str, tenant: &Tenant) -> Result<bool> {
+pub(super) async fn include(transaction: &Transaction<'_>, publication: &str, tenant: &Tenant) -> Result<Included> {
     let whole_schemas = prepare(transaction, publication).await?;
     let params = [
         (&publication as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT),
         (&tenant.schema, Type::TEXT),
     ];
+    // Before they join: without identity a published table's owner cannot update.
+    let identified = identity(transaction, tenant).await?;
+    let mut included = Included {
+        identified,
+        ..Included::default()
+    };
     if whole_schemas {
         let present = transaction
             .query_typed(include_str!("../../sql/publication_has_schema.sql"), &params)
             .await?;
-        if present.is_empty() {
-            // Tables that were in the schema before have to have their identity first; see `identity`.
-            identity(transaction, tenant).await?;
-            let name = quote_identifier(publication);
-            transaction
-                .batch_execute(&tenant.sql(&format!("ALTER PUBLICATION {name} ADD TABLES IN SCHEMA {{schema}}")))
-                .await
-                .with_context(|| format!("cannot add the schema {} to the publication", tenant.schema))?;
+        if !present.is_empty() {
+            return Ok(included);
         }
-        return Ok(false);
     }
-    identity(transaction, tenant).await?;
     let missing = transaction
         .query_typed(include_str!("../../sql/publication_missing_tables.sql"), &params)
         .await?;
-    let mut has_rows = false;
+    let name = quote_identifier(publication);
     for row in missing {
         let table: String = row.try_get("relname")?;
-        let (name, quoted) = (quote_identifier(publication), quote_identifier(&table));
+        let quoted = quote_identifier(&table);
         // Locked against writers, so that no row comes between the look and the joining.
-        let join = format!(
-            "LOCK TABLE {{schema}}.{quoted} IN SHARE MODE; ALTER PUBLICATION {name} ADD TABLE {{schema}}.{quoted}"
-        );
+        let lock = format!("LOCK TABLE {{schema}}.{quoted} IN SHARE MODE");
+        let join = format!("ALTER PUBLICATION {name} ADD TABLE {{schema}}.{quoted}");
+        let statements = if whole_schemas { lock } else { format!("{lock}; {join}") };
         transaction
-            .batch_execute(&tenant.sql(&join))
+            .batch_execute(&tenant.sql(&statements))
             .await
             .with_context(|| format!("cannot add {}.{table} to the publication", tenant.schema))?;
         let look = tenant.sql(&format!("SELECT FROM {{schema}}.{quoted} LIMIT 1"));
-        has_rows |= !transaction.query_typed(&look, &[]).await?.is_empty();
+        included.has_rows |= !transaction.query_typed(&look, &[]).await?.is_empty();
+        included.added.push(table);
     }
-    Ok(has_rows)
+    if whole_schemas {
+        transaction
+            .batch_execute(&tenant.sql(&format!("ALTER PUBLICATION {name} ADD TABLES IN SCHEMA {{schema}}")))
+            .await
+            .with_context(|| format!("cannot add the schema {} to the publication", tenant.schema))?;
+    }
+    Ok(included)
 }
 
-/// Gives every table of the tenant REPLICA IDENTITY FULL. Without identity a published table's owner cannot update.
-async fn identity(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<()> {
+/// [`include`], and the tenant's streams begin anew when they lack rows of a table that joined.
+pub(super) async fn include_whole(
+    transaction: &Transaction<'_>,
+    publication: &str,
+    tenant: &Tenant,
+) -> Result<Included> {
+    let included = include(transaction, publication, tenant).await?;
+    if included.has_rows {
+        tracing::warn!(
+            tenant = tenant.name,
+            "a table with rows joins the publication: the tenant's streams begin anew"
+        );
+        tenants::resync_within(transaction, &tenant.name).await?;
+    }
+    Ok(included)
+}
+
+/// Puts into the publication whatever of all tenants it lacks, as [`migrations::up`] does; gives the tenants for which
+/// something was to be done, with what it was.
+///
+/// # Errors
+/// Names the table that failed; tenants before it stay as they are by then.
+pub async fn sync(database: &Database, publication: &str) -> Result<Vec<(Tenant, Included)>> {
+    ensure(database, publication).await?;
+    let mut client = database.connect_alone().await?;
+    let mut done = Vec::new();
+    for tenant in tenants::list(database).await? {
+        let transaction = client.transaction().await?;
+        migrations::lock_for_transaction(&transaction).await?;
+        let included = include_whole(&transaction, publication, &tenant).await?;
+        transaction.commit().await?;
+        if included != Included::default() {
+            done.push((tenant, included));
+        }
+    }
+    Ok(done)
+}
+
+/// A tenant's table as the publication has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Table {
+    /// The tenant's name.
+    pub tenant: String,
+    /// Its schema.
+    pub schema: String,
+    /// The table.
+    pub table: String,
+    /// Whether the publication has it.
+    pub published: bool,
+    /// `full`; or `default`, `index` or `nothing`, with which changes lack columns, or fail.
+    pub replica_identity: String,
+}
+
+/// What a publication covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coverage {
+    /// Whether it exists.
+    pub exists: bool,
+    /// Whether this role publishes whole schemas, so that new tables join by themselves.
+    pub whole_schemas: bool,
+    /// Which of `insert`, `update`, `delete` and `truncate` it publishes.
+    pub operations: Vec<&'static str>,
+    /// Whether it publishes partitions under their root's name.
+    pub via_partition_root: bool,
+    /// All tenants' tables.
+    pub tables: Vec<Table>,
+}
+
+impl Coverage {
+    /// Tables that no stream hears of.
+    pub fn missing(&self) -> impl Iterator<Item = &Table> {
+        self.tables.iter().filter(|table| !table.published)
+    }
+
+    /// Tables of which the log does not carry whole old rows.
+    pub fn unidentified(&self) -> impl Iterator<Item = &Table> {
+        self.tables.iter().filter(|table| table.replica_identity != "full")
+    }
+
+    /// Whether it publishes all that there is.
+    pub fn is_complete(&self) -> bool {
+        self.exists
+            && self.operations.len() == OPERATIONS.len()
+            && self.via_partition_root
+            && self.missing().next().is_none()
+            && self.unidentified().next().is_none()
+    }
+}
+
+/// What a publication can publish.
+const OPERATIONS: [&str; 4] = ["insert", "update", "delete", "truncate"];
+
+/// What the publication covers.
+///
+/// # Errors
+/// When Postgres does not answer, or has no control schema yet.
+pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage> {
+    let name: [Param<'_>; 1] = [(&publication, Type::TEXT)];
+    let rights = database
+        .query_opt(include_str!("../../sql/publication_rights.sql"), &name)
+        .await?
+        .context("Postgres says nothing of our rights")?;
+    let publication = database
+        .query_opt(include_str!("../../sql/publication_get.sql"), &name)
+        .await?;
+    let rows = database
+        .query(include_str!("../../sql/publication_coverage.sql"), &name)
+        .await
+        .context("cannot read the tenants; `posduif migrate up` makes the tables that hold them")?;
+    let flag = |column: &str| publication.as_ref().is_some_and(|row| row.get(column));
+    let flags = ["pubinsert", "pubupdate", "pubdelete", "pubtruncate"].map(flag);
+    let tables = rows.iter().map(|row| {
+        Ok(Table {
+            tenant: row.try_get("tenant")?,
+            schema: row.try_get("schema")?,
+            table: row.try_get("name")?,
+            published: row.try_get("is_published")?,
+            replica_identity: row.try_get("identity")?,
+        })
+    });
+    Ok(Coverage {
+        exists: publication.is_some(),
+        whole_schemas: rights.try_get("whole_schemas")?,
+        operations: OPERATIONS
+            .into_iter()
+            .zip(flags)
+            .filter_map(|(name, is_published)| is_published.then_some(name))
+            .collect(),
+        via_partition_root: flag("pubviaroot"),
+        tables: tables.collect::<Result<_>>()?,
+    })
+}
+
+/// Gives every table of the tenant REPLICA IDENTITY FULL, and says which needed it.
+async fn identity(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<String>> {
     let tables = transaction
         .query_typed(
             include_str!("../../sql/tables_without_full_identity.sql"),
             &[(&tenant.schema, Type::TEXT)],
         )
         .await?;
+    let mut identified = Vec::with_capacity(tables.len());
     for row in tables {
         let table: String = row.try_get("relname")?;
         let quoted = quote_identifier(&table);
@@ -90,8 +241,9 @@ async fn identity(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<()> 
             .batch_execute(&tenant.sql(&format!("ALTER TABLE {{schema}}.{quoted} REPLICA IDENTITY FULL")))
             .await
             .with_context(|| format!("cannot give {}.{table} REPLICA IDENTITY FULL", tenant.schema))?;
+        identified.push(table);
     }
-    Ok(())
+    Ok(identified)
 }
 
 /// Makes the publication and, where possible, the event trigger. Gives whether whole schemas can be published. The

@@ -1,11 +1,15 @@
 //! Tenants: each has a schema `tenant_<name>` with its own tables, and a row in `posduif.tenants`.
 
 use anyhow::{Context, bail};
+use serde::Serialize;
 use tokio_postgres::types::{PgLsn, Type};
+use uuid::Uuid;
 
 use super::{Database, Error, migrations, publication, quote_identifier};
 use crate::config;
-use crate::replication::pipeline::{DROPPED_PREFIX, STATE_PREFIX, TENANT_PREFIX};
+use crate::domain::Timestamp;
+use crate::publish::batch::{Target, Trim};
+use crate::replication::pipeline::{DROPPED_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX, TRIM_PREFIX};
 
 /// A tenant's state while it is delivered.
 pub const ACTIVE: &str = "active";
@@ -105,18 +109,105 @@ pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result
 }
 
 /// Begins a tenant's streams anew: every device of it takes a snapshot, every other reader is told by a `reset`. Gives
-/// false when there is no such tenant.
+/// the place in the log at which they do, or `None` when there is no such tenant.
 ///
 /// # Errors
 /// When Postgres cannot be asked.
-pub async fn resync(database: &Database, name: &str) -> Result<bool, Error> {
-    let rows = database
-        .query(
+pub async fn resync(database: &Database, name: &str) -> Result<Option<PgLsn>, Error> {
+    let row = database
+        .query_opt(
             include_str!("../../sql/tenant_rebirth.sql"),
             &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
         )
         .await?;
-    Ok(!rows.is_empty())
+    Ok(row.map(|row| row.get("lsn")))
+}
+
+/// What a rebuild asks for by way of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebuild {
+    /// The place in the log behind which it is done.
+    pub lsn: PgLsn,
+    /// Inboxes that are made anew, one for each user, deleted ones included.
+    pub inboxes: i64,
+    /// The tenant's next generation.
+    pub generation: i64,
+}
+
+/// Makes a tenant's inboxes anew, one for each user that Postgres has, and `shared` with them; takes away the streams
+/// that are named, of which `changes` comes back. All of it in one transaction, with the next generation last, so that
+/// every device takes a snapshot. Gives `None` when there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow::Result<Option<Rebuild>> {
+    let Some(tenant) = Tenant::named(name) else {
+        return Ok(None);
+    };
+    let mut removed: Vec<String> = gone.iter().map(Target::stream).collect();
+    removed.push("shared".to_owned());
+    // As many messages as users may take longer than a statement of the pool may.
+    let mut client = database.connect_alone().await?;
+    let transaction = client.transaction().await?;
+    for stream in removed {
+        let content = format!("{name} {stream} gone");
+        transaction
+            .query_typed(
+                include_str!("../../sql/emit_message.sql"),
+                &[(&STREAM_PREFIX, Type::TEXT), (&content, Type::TEXT)],
+            )
+            .await?;
+    }
+    let inboxes = transaction
+        .query_typed(
+            &tenant.sql(include_str!("../../sql/tenant_inboxes_anew.sql")),
+            &[(&name, Type::TEXT), (&STREAM_PREFIX, Type::TEXT)],
+        )
+        .await
+        .with_context(|| format!("cannot list the users of tenant {name}"))?;
+    let next = transaction
+        .query_typed(
+            include_str!("../../sql/tenant_rebirth.sql"),
+            &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
+        )
+        .await?;
+    let Some(next) = next.first() else { return Ok(None) };
+    let rebuild = Rebuild {
+        lsn: next.try_get("lsn")?,
+        inboxes: inboxes.first().map_or(Ok(0), |row| row.try_get("inboxes"))?,
+        generation: next.try_get("generation")?,
+    };
+    transaction.commit().await?;
+    Ok(Some(rebuild))
+}
+
+/// Asks by way of the log for a stream to be trimmed. Gives the place in the log behind which it is.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn trim(database: &Database, trim: &Trim) -> Result<PgLsn, Error> {
+    let content = format!("{} {} {}", trim.target.tenant(), trim.target.stream(), trim.min_id);
+    let row = database
+        .query_opt(
+            include_str!("../../sql/emit_message.sql"),
+            &[(&TRIM_PREFIX, Type::TEXT), (&content, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.map_or(PgLsn::from(0), |row| row.get("lsn")))
+}
+
+/// Of these users, those that a tenant does not have, not even as deleted ones.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn unknown_users(database: &Database, tenant: &Tenant, users: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+    let rows = database
+        .query(
+            &tenant.sql(include_str!("../../sql/user_ids_unknown.sql")),
+            &[(&users, Type::UUID_ARRAY)],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get("id")).collect())
 }
 
 /// Drops a tenant: its schema with all rows, its credentials and devices. Gives the place in the log behind which
@@ -179,6 +270,59 @@ pub async fn count_devices(database: &Database, name: &str) -> Result<i64, Error
         )
         .await?;
     Ok(row.map_or(0, |row| row.get("count")))
+}
+
+/// What a tenant has, as Postgres knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Holdings {
+    /// `active` or `paused`.
+    pub state: String,
+    /// Counts its resyncs.
+    pub generation: i64,
+    /// Whether anybody may register.
+    pub registration_open: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Web users, disabled ones too.
+    pub web_users: i64,
+    /// Mobile users, disabled ones too.
+    pub mobile_users: i64,
+    /// Disabled users of either kind.
+    pub disabled_users: i64,
+    /// Devices that may sync.
+    pub devices: i64,
+    /// Devices that were revoked.
+    pub revoked_devices: i64,
+    /// Conflicts that nobody has resolved.
+    pub open_conflicts: i64,
+}
+
+/// What a tenant has; `None` when there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn holdings(database: &Database, tenant: &Tenant) -> Result<Option<Holdings>, Error> {
+    let row = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/tenant_counts.sql")),
+            &[(&tenant.name, Type::TEXT)],
+        )
+        .await?;
+    row.map(|row| {
+        Ok(Holdings {
+            state: row.try_get("state")?,
+            generation: row.try_get("generation")?,
+            registration_open: row.try_get("registration_open")?,
+            created_at: row.try_get("created_at")?,
+            web_users: row.try_get("web")?,
+            mobile_users: row.try_get("mobile")?,
+            disabled_users: row.try_get("disabled")?,
+            devices: row.try_get("enrolled")?,
+            revoked_devices: row.try_get("revoked")?,
+            open_conflicts: row.try_get("open_conflicts")?,
+        })
+    })
+    .transpose()
 }
 
 /// A tenant as the directory has it.

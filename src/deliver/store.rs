@@ -19,7 +19,7 @@ use crate::change::StreamId;
 use crate::config;
 use crate::database::tenants::PAUSED;
 use crate::keys::Keys;
-use crate::publish::checkpoint::EpochId;
+use crate::publish::checkpoint::{Checkpoint, EpochId};
 use crate::publish::resp;
 use crate::publish::window::WindowEntry;
 use crate::transport;
@@ -114,6 +114,15 @@ pub struct Handoff {
     pub is_paused: bool,
 }
 
+/// How far publishing has come, as somebody sees who waits for a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// Commit of the transaction that the last entry belongs to.
+    pub commit_lsn: PgLsn,
+    /// Changes of it that are published; 0 as long as it lies before the place that is waited for.
+    pub ordinal: u64,
+}
+
 /// Which of a user's streams do not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missing {
@@ -130,6 +139,17 @@ impl Missing {
     }
 }
 
+/// How many entries a tenant's streams hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Lengths {
+    /// The log of all changes.
+    pub changes: u64,
+    /// What every user must see.
+    pub shared: u64,
+    /// What could not be routed or stored.
+    pub quarantine: u64,
+}
+
 /// How long a connection is given before it is replaced by another.
 const RENEWAL: Duration = Duration::from_secs(1);
 
@@ -143,6 +163,8 @@ pub struct Store {
     /// For stretches of streams.
     ranges: Arc<Connections>,
     keys: Arc<Keys>,
+    /// How long an answer may take.
+    patience: Duration,
 }
 
 impl std::fmt::Debug for Store {
@@ -175,6 +197,7 @@ impl Store {
             settings,
             ranges: Arc::new(Connections::new(config)),
             keys: Arc::new(Keys::new(&config.prefix)),
+            patience: timeout,
         })
     }
 
@@ -213,7 +236,18 @@ impl Store {
         }
     }
 
-    /// The checkpoint.
+    /// The whole checkpoint; `None` before the first epoch.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::NoCheckpoint`] when what is there is none, since somebody else wrote to it.
+    pub async fn checkpoint(&self) -> Result<Option<Checkpoint>, Error> {
+        let mut pipe = redis::pipe();
+        pipe.hgetall(self.keys.checkpoint());
+        let (fields,): (HashMap<String, String>,) = self.query(&pipe).await?;
+        Checkpoint::parse(&fields).map_err(|_| Error::NoCheckpoint)
+    }
+
+    /// What the checkpoint says to readers.
     ///
     /// # Errors
     /// See [`Error`].
@@ -224,33 +258,144 @@ impl Store {
         parse_view(&fields)
     }
 
-    /// Waits until all up to a place in the log is published, then removes every key of a tenant that has been dropped.
-    /// Gives their number.
+    /// Asks for a sign of life, no longer than `redis.response_timeout_seconds`.
     ///
     /// # Errors
-    /// See [`Error`]; also when nothing is published that far within `patience`.
-    pub async fn remove_tenant(&self, tenant: &str, dropped: PgLsn, patience: Duration) -> Result<u64, Error> {
-        let deadline = tokio::time::Instant::now() + patience;
+    /// When Redis gives none.
+    pub async fn check(&self) -> Result<(), Error> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("PING").ignore();
+        match tokio::time::timeout(self.patience, self.query::<()>(&pipe)).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!("no answer within {} s", self.patience.as_secs()),
+            )
+            .into()),
+        }
+    }
+
+    /// The server's version and how many bytes it uses.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn server(&self) -> Result<(String, u64), Error> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("INFO").arg("server").cmd("INFO").arg("memory");
+        let (server, memory): (String, String) = self.query(&pipe).await?;
+        let field = |text: &str, name: &str| {
+            let mut fields = text.lines().filter_map(|line| line.trim().split_once(':'));
+            fields.find_map(|(found, value)| (found == name).then(|| value.to_owned()))
+        };
+        let version = field(&server, "redis_version").unwrap_or_default();
+        let used = field(&memory, "used_memory").and_then(|used| used.parse().ok());
+        Ok((version, used.unwrap_or_default()))
+    }
+
+    /// How many entries a tenant's streams hold.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn lengths(&self, tenant: &str) -> Result<Lengths, Error> {
+        let mut pipe = redis::pipe();
+        for key in [
+            self.keys.changes(tenant),
+            self.keys.shared(tenant),
+            self.keys.quarantine(tenant),
+        ] {
+            pipe.xlen(key);
+        }
+        let (changes, shared, quarantine) = self.query(&pipe).await?;
+        Ok(Lengths {
+            changes,
+            shared,
+            quarantine,
+        })
+    }
+
+    /// How many entries the inboxes of these users hold, in their order; none where it is missing.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn inbox_lengths(&self, tenant: &str, users: &[Uuid]) -> Result<Vec<u64>, Error> {
+        if users.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        for user in users {
+            pipe.xlen(self.keys.inbox(tenant, &user.to_string()));
+        }
+        Ok(self.query(&pipe).await?)
+    }
+
+    /// Streams that take no entries, each with the cause.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn stopped(&self) -> Result<std::collections::BTreeMap<String, String>, Error> {
+        let mut pipe = redis::pipe();
+        pipe.hgetall(self.keys.stopped());
+        let (stopped,) = self.query(&pipe).await?;
+        Ok(stopped)
+    }
+
+    /// Waits until all up to a place in the log is published. Each look at the checkpoint is told to `seen`.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::NotPublished`] when that takes longer than `patience` without any progress.
+    pub async fn published(
+        &self,
+        place: PgLsn,
+        patience: Duration,
+        mut seen: impl FnMut(Reached),
+    ) -> Result<(), Error> {
+        let mut last = None;
+        let mut deadline = tokio::time::Instant::now() + patience;
         loop {
-            let end: Option<String> = redis::cmd("HGET")
-                .arg(self.keys.checkpoint())
-                .arg("end_lsn")
-                .query_async(&mut self.connection())
-                .await?;
+            let mut pipe = redis::pipe();
+            pipe.hmget(self.keys.checkpoint(), &["end_lsn", "base", "position"]);
+            let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
+            let field = |index: usize| fields.get(index).and_then(Option::as_deref);
+            let end = field(0).and_then(|end| end.parse::<PgLsn>().ok());
             // Later: its EXEC is then over too.
-            if end
-                .and_then(|end| end.parse::<PgLsn>().ok())
-                .is_some_and(|end| end > dropped)
-            {
-                break;
+            if end.is_some_and(|end| end > place) {
+                return Ok(());
             }
-            if tokio::time::Instant::now() > deadline {
+            let base = field(1).and_then(|base| base.parse::<u64>().ok());
+            let position = field(2).and_then(|position| position.parse::<StreamId>().ok());
+            if let (Some(base), Some(position)) = (base, position) {
+                let commit_lsn = PgLsn::from(position.ms.saturating_sub(base));
+                seen(Reached {
+                    commit_lsn,
+                    ordinal: if commit_lsn > place { position.seq } else { 0 },
+                });
+            }
+            // Inside of a large transaction it is the position alone that moves.
+            let now = tokio::time::Instant::now();
+            if last.replace(position) != Some(position) {
+                deadline = now + patience;
+            } else if now > deadline {
                 return Err(Error::NotPublished);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits until all up to a place in the log is published, then removes every key of a tenant that has been dropped.
+    /// Gives their number, which `removed` is told as it grows.
+    ///
+    /// # Errors
+    /// See [`Error`]; also when nothing is published within `patience`.
+    pub async fn remove_tenant(
+        &self,
+        tenant: &str,
+        dropped: PgLsn,
+        patience: Duration,
+        mut removed: impl FnMut(u64),
+    ) -> Result<u64, Error> {
+        self.published(dropped, patience, |_| {}).await?;
         let pattern = self.keys.of_tenant(tenant);
-        let (mut removed, mut cursor) = (0, 0_u64);
+        let (mut count, mut cursor) = (0, 0_u64);
         loop {
             let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
                 .arg(cursor)
@@ -258,15 +403,16 @@ impl Store {
                 .query_async(&mut self.connection())
                 .await?;
             if !keys.is_empty() {
-                let count: u64 = redis::cmd("UNLINK")
+                let unlinked: u64 = redis::cmd("UNLINK")
                     .arg(keys)
                     .query_async(&mut self.connection())
                     .await?;
-                removed += count;
+                count += unlinked;
+                removed(count);
             }
             cursor = next;
             if cursor == 0 {
-                return Ok(removed);
+                return Ok(count);
             }
         }
     }

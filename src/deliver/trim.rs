@@ -61,8 +61,11 @@ async fn round(config: &Config, database: &Database, store: &Store, trims: &mpsc
             (Target::Changes(name.clone()), config.streams.changes_entries_max),
             (Target::Shared(name.clone()), config.streams.shared_entries_max),
         ] {
-            if let Some(trim) = beyond_bound(store, target, entries_max).await? {
-                trims.send(trim).await?;
+            // Something else in a stream's place must not keep all others from being trimmed.
+            match beyond_bound(store, target.clone(), entries_max).await {
+                Ok(Some(trim)) => trims.send(trim).await?,
+                Ok(None) => {}
+                Err(error) => is_foreign(store, &target, error)?,
             }
         }
         let mut after = Uuid::nil();
@@ -70,8 +73,10 @@ async fn round(config: &Config, database: &Database, store: &Store, trims: &mpsc
             let page = inboxes(config, database, &tenant, after).await?;
             for (user, devices) in &page {
                 after = *user;
-                if let Some(trim) = inbox(config, store, &name, *user, devices).await? {
-                    trims.send(trim).await?;
+                match inbox(config, store, &name, *user, devices).await {
+                    Ok(Some(trim)) => trims.send(trim).await?,
+                    Ok(None) => {}
+                    Err(error) => is_foreign(store, &Target::Inbox(name.clone(), *user), error)?,
                 }
             }
             if page.len() < PAGE {
@@ -79,6 +84,19 @@ async fn round(config: &Config, database: &Database, store: &Store, trims: &mpsc
             }
         }
     }
+    Ok(())
+}
+
+/// Passes over a key that holds no stream; what else went wrong is an error.
+fn is_foreign(store: &Store, target: &Target, error: anyhow::Error) -> Result<()> {
+    let refusal = error.downcast_ref::<redis::RedisError>();
+    if refusal.and_then(redis::RedisError::code) != Some("WRONGTYPE") {
+        return Err(error);
+    }
+    tracing::warn!(
+        key = target.key(store.keys()),
+        "not a stream, so it is not trimmed; `posduif stream rebuild` makes it one"
+    );
     Ok(())
 }
 
@@ -170,13 +188,25 @@ async fn beyond_bound(store: &Store, target: Target, entries_max: u64) -> Result
     let Some(excess) = length.checked_sub(entries_max).filter(|excess| *excess > 0) else {
         return Ok(None);
     };
-    // Redis cannot tell which entry is the nth, so they are gone through; in pages, whatever they hold.
-    let mut left = excess.min(TRIM_MAX);
+    let last = nth(store, &key, excess.min(TRIM_MAX)).await?;
+    Ok(last.map(|id| Trim {
+        target,
+        min_id: id.next(),
+    }))
+}
+
+/// The nth entry of a stream, or its last one when it has fewer. Redis cannot tell which it is, so they are gone
+/// through; in pages, whatever they hold.
+///
+/// # Errors
+/// When Redis fails, or the key holds no stream.
+pub async fn nth(store: &Store, key: &str, n: u64) -> Result<Option<StreamId>> {
+    let mut left = n;
     let mut last: Option<StreamId> = None;
     while left > 0 {
         let page = left.min(LOOK as u64);
         let reply: StreamRangeReply = redis::cmd("XRANGE")
-            .arg(&key)
+            .arg(key)
             .arg(last.map_or("-".to_owned(), |id| id.next().to_string()))
             .arg("+")
             .arg("COUNT")
@@ -189,8 +219,5 @@ async fn beyond_bound(store: &Store, target: Target, entries_max: u64) -> Result
         last = Some(id);
         left -= page;
     }
-    Ok(last.map(|id| Trim {
-        target,
-        min_id: id.next(),
-    }))
+    Ok(last)
 }

@@ -40,14 +40,18 @@ const STOP_AT_ONCE: &Escalation = &[
 ];
 
 /// What logical replication and a crowd of test connections need.
-const SETTINGS: &[(&str, &str)] = &[
-    ("listen_addresses", "127.0.0.1"),
-    // A socket path has at most 107 bytes, and the data folder may be longer.
-    ("unix_socket_directories", ""),
+const NEEDED: &[(&str, &str)] = &[
     ("wal_level", "logical"),
     ("max_replication_slots", "64"),
     ("max_wal_senders", "64"),
     ("max_connections", "200"),
+];
+
+/// What makes it private.
+const SETTINGS: &[(&str, &str)] = &[
+    ("listen_addresses", "127.0.0.1"),
+    // A socket path has at most 107 bytes, and the data folder may be longer.
+    ("unix_socket_directories", ""),
     // The supervisor keeps the log; some distributions' defaults would move it elsewhere.
     ("log_destination", "stderr"),
     ("logging_collector", "off"),
@@ -63,6 +67,9 @@ pub struct PostgresOptions {
     pub password: Secret,
     /// Further settings of `postgresql.conf`, which win over the built-in ones: `("fsync", "off")`.
     pub settings: Vec<(String, String)>,
+    /// Leaves what logical replication needs as Postgres has it by itself, for tests of what that leads to. Settings on
+    /// the command line could not be changed by `ALTER SYSTEM`.
+    pub is_stock: bool,
 }
 
 impl PostgresOptions {
@@ -75,6 +82,7 @@ impl PostgresOptions {
             port: super::free_port()?,
             password: super::random_secret()?,
             settings: Vec::new(),
+            is_stock: false,
         })
     }
 
@@ -226,7 +234,8 @@ impl PrivatePostgres {
         command.arg("-D").arg(&self.data);
         command.args(["-p", &self.options.port.to_string()]);
         let further = self.options.settings.iter().map(|(name, value)| (&**name, &**value));
-        for (name, value) in SETTINGS.iter().copied().chain(further) {
+        let needed = if self.options.is_stock { &[] } else { NEEDED };
+        for (name, value) in SETTINGS.iter().chain(needed).copied().chain(further) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         command

@@ -288,6 +288,7 @@ impl Memory {
             port: self.postgres_port,
             password: Secret::new(&self.postgres_password),
             settings: Vec::new(),
+            is_stock: false,
         }
     }
 

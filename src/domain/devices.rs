@@ -314,19 +314,11 @@ impl Devices {
     /// # Errors
     /// When Postgres does not do it.
     pub async fn revoke(&self, tenant: &Tenant, device_id: &str) -> Result<bool, Error> {
-        if check_device_id(device_id).is_err() {
-            return Ok(false);
+        let user = revoke(&self.database, tenant, device_id).await?;
+        if let Some(user) = user {
+            self.invalidate(&tenant.name, user).await;
         }
-        let row = self
-            .database
-            .query_opt(
-                &tenant.sql(include_str!("../../sql/device_revoke.sql")),
-                &[(&tenant.name, Type::TEXT), (&device_id, Type::TEXT)],
-            )
-            .await?;
-        let Some(row) = row else { return Ok(false) };
-        self.invalidate(&tenant.name, row.try_get("user_id")?).await;
-        Ok(true)
+        Ok(user.is_some())
     }
 
     async fn by_id(&self, tenant: &str, device_id: &str) -> Result<Arc<DevicePrincipal>, Error> {
@@ -370,6 +362,24 @@ impl Devices {
     }
 }
 
+/// Revokes a device; engines learn of it by the log. Gives whose it was, `None` when there is no such device, or it was
+/// revoked before.
+///
+/// # Errors
+/// When Postgres does not do it.
+pub async fn revoke(database: &Database, tenant: &Tenant, device_id: &str) -> Result<Option<Uuid>, Error> {
+    if check_device_id(device_id).is_err() {
+        return Ok(None);
+    }
+    let row = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/device_revoke.sql")),
+            &[(&tenant.name, Type::TEXT), (&device_id, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.map(|row| row.try_get("user_id")).transpose()?)
+}
+
 /// A device as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Device {
@@ -377,6 +387,9 @@ pub struct Device {
     pub device_id: String,
     /// Whose it is.
     pub user_id: Uuid,
+    /// Their username, which the API tells elsewhere.
+    #[serde(skip)]
+    pub username: String,
     /// What its user calls it.
     pub name: Option<String>,
     /// `mobile`, `desktop` or `browser`.
@@ -401,6 +414,7 @@ impl Device {
         Ok(Self {
             device_id: row.try_get("device_id")?,
             user_id: row.try_get("user_id")?,
+            username: row.try_get("username")?,
             name: row.try_get("name")?,
             device_type: row.try_get("device_type")?,
             public_key: row.try_get("public_key")?,
@@ -444,22 +458,23 @@ pub struct Filter<'a> {
     pub page: Page,
 }
 
-/// Devices, newest first, and how many there are beyond limit and offset.
+/// Devices, newest first, and how many there are beyond limit and offset; all of the tenant's when the operator asks, who
+/// is no user.
 ///
 /// # Errors
 /// When Postgres cannot be asked.
 pub async fn list(
     database: &Database,
     tenant: &Tenant,
-    asker: Asker,
+    asker: Option<Asker>,
     filter: &Filter<'_>,
 ) -> Result<(Vec<Device>, i64), Error> {
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/device_list.sql")),
             &[
-                (&asker.user_id, Type::UUID),
-                (&asker.user_type.as_str(), Type::TEXT),
+                (&asker.map(|asker| asker.user_id), Type::UUID),
+                (&asker.map(|asker| asker.user_type.as_str()), Type::TEXT),
                 (&filter.user, Type::UUID),
                 (&filter.device_id, Type::TEXT),
                 (&filter.is_revoked, Type::BOOL),
@@ -486,7 +501,7 @@ pub async fn get(database: &Database, tenant: &Tenant, asker: Asker, device_id: 
     if check_device_id(device_id).is_err() {
         return Err(Error::NotFound("device"));
     }
-    let (mut devices, _) = list(database, tenant, asker, &one).await?;
+    let (mut devices, _) = list(database, tenant, Some(asker), &one).await?;
     match devices.pop() {
         Some(device) => Ok(device),
         None => Err(absent_or_anothers(database, tenant, device_id).await?),

@@ -72,6 +72,9 @@ pub struct User {
     pub last_seen: Option<Timestamp>,
     /// When it was made.
     pub created_at: Timestamp,
+    /// When it was disabled, which is for the operator to know.
+    #[serde(skip)]
+    pub disabled_at: Option<Timestamp>,
 }
 
 impl User {
@@ -84,6 +87,7 @@ impl User {
             online_status: false,
             last_seen: row.try_get("last_seen")?,
             created_at: row.try_get("created_at")?,
+            disabled_at: row.try_get("disabled_at")?,
         })
     }
 
@@ -243,6 +247,91 @@ pub async fn get(database: &Database, tenant: &Tenant, id: Uuid) -> Result<User,
         .await?
         .ok_or(Error::NotFound("user"))?;
     User::from_row(&row)
+}
+
+/// Ids of a tenant's users in their order, deleted users included, behind `after`.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn ids(database: &Database, tenant: &Tenant, after: Uuid, limit: i64) -> Result<Vec<Uuid>, Error> {
+    let rows = database
+        .query(
+            &tenant.sql(include_str!("../../sql/user_ids.sql")),
+            &[(&after, Type::UUID), (&limit, Type::INT8)],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+}
+
+/// Who a user is, and whether they may act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Their id.
+    pub id: Uuid,
+    /// Their username, as it is written.
+    pub username: String,
+    /// Web or mobile.
+    pub user_type: UserType,
+    /// When they were disabled.
+    pub disabled_at: Option<Timestamp>,
+}
+
+/// The user of a name, whatever the case of its letters, or of an id; disabled ones too. For the command line.
+///
+/// # Errors
+/// [`Error::NotFound`].
+pub async fn find(database: &Database, tenant: &Tenant, name: &str) -> Result<Account, Error> {
+    const NONE: Error = Error::NotFound("user");
+    check_name("username", name).map_err(|_| NONE)?;
+    let row = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/user_find.sql")),
+            &[(&name, Type::TEXT), (&Uuid::try_parse(name).ok(), Type::UUID)],
+        )
+        .await?
+        .ok_or(NONE)?;
+    Ok(Account {
+        id: row.try_get("id")?,
+        username: row.try_get("username")?,
+        user_type: row.try_get::<_, &str>("user_type")?.parse()?,
+        disabled_at: row.try_get("disabled_at")?,
+    })
+}
+
+/// Sets a user's password. Their sessions go on; who wants them to end ends them.
+///
+/// # Errors
+/// [`Error::Invalid`] when it is too short or too long.
+pub async fn set_password(
+    database: &Database,
+    passwords: &Passwords,
+    tenant: &Tenant,
+    user: Uuid,
+    password: &str,
+) -> Result<(), Error> {
+    let hash = passwords.hash(password).await?;
+    database
+        .query(
+            include_str!("../../sql/user_set_password.sql"),
+            &[(&tenant.name, Type::TEXT), (&user, Type::UUID), (&hash, Type::TEXT)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Disables a user, or lets one act again. Engines learn of it by the log: streams, devices and sessions of a disabled
+/// user end at once. Gives false when nothing changed.
+///
+/// # Errors
+/// When Postgres does not do it.
+pub async fn set_disabled(database: &Database, tenant: &Tenant, user: Uuid, disabled: bool) -> Result<bool, Error> {
+    let row = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/user_set_disabled.sql")),
+            &[(&user, Type::UUID), (&disabled, Type::BOOL)],
+        )
+        .await?;
+    Ok(row.is_some())
 }
 
 /// Who logged in.

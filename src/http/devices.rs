@@ -40,7 +40,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         },
         page: query.page(PAGE_ROWS)?,
     };
-    let (mut devices, total) = devices::list(&app.database, caller.tenant(), asker(caller), &filter).await?;
+    let (mut devices, total) = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
     add_presence(&app, caller, &mut devices).await;
     response::page("devices", &devices, total, filter.page)
 }

@@ -25,6 +25,19 @@ const LIVE_TRIM_EVERY: u64 = 64;
 /// Size up to which an emptied batch keeps its buffer; one that a large row has grown beyond is given back.
 const BUFFER_KEEP_BYTES: usize = 4 * 1024 * 1024;
 
+/// Moves a trim point on and trims, but never back: a trim that waited here while a later one was made would otherwise
+/// hide from readers what is gone. Numbers are compared as texts, since Lua's lose digits beyond 2^53. A key that holds
+/// something else is left alone; its next entry stops the stream.
+const TRIM_SCRIPT: &[u8] = b"\
+local function below(a, b) if #a ~= #b then return #a < #b end return a < b end \
+local old_ms, old_seq = string.match(redis.call('HGET', KEYS[1], ARGV[1]) or '', '^(%d+)-(%d+)$') \
+local ms, seq = string.match(ARGV[2], '^(%d+)-(%d+)$') \
+if old_ms and (below(ms, old_ms) or (ms == old_ms and below(seq, old_seq))) then return 0 end \
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) \
+local trimmed = redis.pcall('XTRIM', KEYS[2], 'MINID', ARGV[2]) \
+if type(trimmed) == 'table' then return 0 end \
+return trimmed";
+
 /// A stream that belongs to a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
@@ -94,11 +107,31 @@ impl Target {
         }
     }
 
+    /// Its name within the tenant: `changes`, `shared` or `inbox:<user id>`.
+    pub fn stream(&self) -> String {
+        match self {
+            Self::Changes(_) => "changes".into(),
+            Self::Shared(_) => "shared".into(),
+            Self::Inbox(_, user) => format!("inbox:{user}"),
+        }
+    }
+
+    /// Reads a [`Self::stream`] of a tenant.
+    pub fn within(tenant: &Arc<str>, stream: &str) -> Option<Self> {
+        match stream {
+            "changes" => Some(Self::Changes(tenant.clone())),
+            "shared" => Some(Self::Shared(tenant.clone())),
+            _ => Some(Self::Inbox(
+                tenant.clone(),
+                stream.strip_prefix("inbox:")?.parse().ok()?,
+            )),
+        }
+    }
+
     /// The field of the tenant's meta hash that holds the trim point.
     pub fn trim_field(&self) -> String {
         match self {
-            Self::Changes(_) => "trim:changes".into(),
-            Self::Shared(_) => "trim:shared".into(),
+            Self::Changes(_) | Self::Shared(_) => format!("trim:{}", self.stream()),
             Self::Inbox(_, user) => Keys::trim_inbox_field(*user),
         }
     }
@@ -359,8 +392,15 @@ impl Batch {
     pub fn trim(&mut self, trim: &Trim) {
         let (meta, field) = (self.keys.meta(trim.target.tenant()), trim.target.trim_field());
         let (key, id) = (trim.target.key(&self.keys), trim.min_id.to_string());
-        self.other(&[b"HSET", meta.as_bytes(), field.as_bytes(), id.as_bytes()]);
-        self.other(&[b"XTRIM", key.as_bytes(), b"MINID", id.as_bytes()]);
+        self.other(&[
+            b"EVAL",
+            TRIM_SCRIPT,
+            b"2",
+            meta.as_bytes(),
+            key.as_bytes(),
+            field.as_bytes(),
+            id.as_bytes(),
+        ]);
     }
 
     /// Puts a change that could not be routed or stored aside, with the cause.

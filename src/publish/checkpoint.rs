@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use postgres_types::PgLsn;
 
@@ -174,6 +175,14 @@ impl Checkpoint {
             live: field(fields, "live")?,
             run_id: field(fields, "run_id")?,
         }))
+    }
+
+    /// How long ago the last complete transaction was committed, by the clocks of Postgres and of this machine. With an
+    /// engine at work it is about as old as the last heartbeat. `None` in a new epoch.
+    pub fn age(&self) -> Option<Duration> {
+        let committed = Duration::from_micros(self.transaction?.commit_ts.unsigned_abs());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Some(now.saturating_sub(committed))
     }
 
     /// All fields and their texts, as a new epoch writes them.

@@ -14,7 +14,7 @@ use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, O
 use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
 use crate::keys::Keys;
-use crate::publish::batch::{Batch, EntryBody, Source, Target, operation_text};
+use crate::publish::batch::{Batch, EntryBody, Source, Target, Trim, operation_text};
 use crate::publish::checkpoint::{OpenTransaction, TransactionMark};
 use crate::route::outbox::{self, Letter};
 use crate::route::router::{Audience, Delivery, Plan, Router, SCHEMA_PREFIX};
@@ -33,6 +33,13 @@ pub const DROPPED_PREFIX: &str = "posduif.dropped";
 
 /// Prefix of the message by which a lost inbox is created anew: `<tenant> <user id>`.
 pub const INBOX_PREFIX: &str = "posduif.inbox";
+
+/// Prefix of the message by which one stream begins anew: `<tenant> <stream>`, the stream as
+/// [`Target::stream`] names it; with a third word `gone` it is only removed.
+pub const STREAM_PREFIX: &str = "posduif.stream";
+
+/// Prefix of the message by which a stream is trimmed: `<tenant> <stream> <first ID that stays>`.
+pub const TRIM_PREFIX: &str = "posduif.trim";
 
 /// Longest entry in bytes. Redis takes no argument beyond 512 MiB, and would close the connection on one.
 const ENTRY_BYTES_MAX: usize = 384 * 1024 * 1024;
@@ -445,9 +452,40 @@ impl Pipeline {
                     self.batch.birth(Target::Inbox(name.into(), user), id, begin.commit_ts);
                 }
             }
+            STREAM_PREFIX => {
+                if let Some(target) = self.named_stream(name, words.next()) {
+                    let is_gone = words.next() == Some("gone");
+                    self.renew_stream(&target, (!is_gone).then_some((id, begin.commit_ts)));
+                }
+            }
+            TRIM_PREFIX => {
+                if let Some(target) = self.named_stream(name, words.next())
+                    && let Some(Ok(min_id)) = words.next().map(str::parse::<StreamId>)
+                {
+                    // What is not published yet must not be hidden from its readers.
+                    let min_id = min_id.min(id);
+                    self.batch.trim(&Trim { target, min_id });
+                }
+            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// A stream of a tenant that there is.
+    fn named_stream(&self, tenant: &str, stream: Option<&str>) -> Option<Target> {
+        Target::within(self.tenants.get(tenant)?, stream?)
+    }
+
+    /// A stream goes, whatever is in its place, and with a place and time of birth comes back empty.
+    fn renew_stream(&mut self, target: &Target, birth: Option<(StreamId, i64)>) {
+        self.batch.remove_stream(target);
+        if self.stopped.remove(target) {
+            self.batch.unstop(target);
+        }
+        if let Some((id, commit_ts)) = birth {
+            self.batch.birth(target.clone(), id, commit_ts);
+        }
     }
 
     /// A tenant's streams come to be, or begin anew.

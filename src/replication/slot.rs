@@ -93,13 +93,23 @@ pub async fn state(database: &Database, slot: &str) -> Result<Option<SlotState>>
     }))
 }
 
-/// Makes the slot.
+/// Makes the slot, as a failover slot where the server can (Postgres 17), so that standbys which synchronize slots have it.
 ///
 /// # Errors
 /// When Postgres refuses: `wal_level` is not `logical`, no slot is left, or the role may not replicate.
 pub async fn create(database: &Database, slot: &str) -> Result<PgLsn> {
+    let can_failover = database
+        .query_opt(include_str!("../../sql/slot_can_failover.sql"), &[])
+        .await
+        .context("cannot ask for the version of Postgres")?
+        .is_some_and(|row| row.get("can_failover"));
+    let statement = if can_failover {
+        include_str!("../../sql/slot_create_failover.sql")
+    } else {
+        include_str!("../../sql/slot_create.sql")
+    };
     let rows = database
-        .query(include_str!("../../sql/slot_create.sql"), &[(&slot, Type::NAME)])
+        .query(statement, &[(&slot, Type::NAME)])
         .await
         .with_context(|| {
             format!(

@@ -3,8 +3,10 @@
 //! - [`tls`]: what a server must prove, and the encrypted stream.
 //! - [`postgres`]: the connection URL of Postgres with libpq's parameters for TLS, which the pool and the replication
 //!   connection share.
+//! - [`http`]: one question to an engine.
 //! - [`redis`]: the same for Redis, which the publisher's own connection and the `redis` crate share.
 
+pub mod http;
 pub mod postgres;
 pub mod redis;
 pub mod tls;

@@ -39,6 +39,12 @@ pub fn client(config: &config::Redis) -> Result<Client, RedisError> {
     Client::build_with_tls(info, TlsCertificates { client_tls, root_cert })
 }
 
+/// Where `redis.url` says that Redis is, without the secrets in it.
+pub fn place(config: &config::Redis) -> String {
+    let info = config.url.expose().into_connection_info();
+    info.map_or_else(|_| "no address".to_owned(), |info| info.addr().to_string())
+}
+
 /// A byte stream of our own, and how to log in over it.
 ///
 /// # Errors

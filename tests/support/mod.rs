@@ -1,9 +1,11 @@
 //! What tests stand on: a world of one's own, made of a database, a slot and a Redis prefix that nobody else uses.
 
+pub(crate) mod command;
 pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
 pub(crate) mod proxy;
+pub(crate) mod running;
 pub(crate) mod servers;
 pub(crate) mod socket;
 pub(crate) mod spec;

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::json;
 
+use crate::cli::output::say;
+
 /// Numbers, times and prints the steps of the story.
 #[derive(Debug)]
 pub(super) struct Report {
@@ -36,11 +38,11 @@ impl Report {
         let took = began.elapsed();
         match outcome {
             Ok((value, remark)) => {
-                self.print(took, Ok(&remark));
+                self.print(took, Ok(&remark))?;
                 Ok(value)
             }
             Err(error) => {
-                self.print(took, Err(&format!("{error:#}")));
+                self.print(took, Err(&format!("{error:#}")))?;
                 Err(error)
             }
         }
@@ -51,7 +53,7 @@ impl Report {
         format!("step {} ({})", self.steps, self.current)
     }
 
-    fn print(&self, took: Duration, outcome: Result<&str, &str>) {
+    fn print(&self, took: Duration, outcome: Result<&str, &str>) -> Result<()> {
         let ms = took.as_secs_f64() * 1000.0;
         if self.json {
             let rounded = (ms * 1000.0).round() / 1000.0;
@@ -60,10 +62,9 @@ impl Report {
                 Ok(remark) => line["remark"] = remark.into(),
                 Err(error) => line["error"] = error.into(),
             }
-            println!("{line}");
-            return;
+            return say!("{line}");
         }
         let remark = outcome.unwrap_or("FAILED");
-        println!("{:>3}  {:<58} {ms:>9.1} ms  {remark}", self.steps, self.current);
+        say!("{:>3}  {:<58} {ms:>9.1} ms  {remark}", self.steps, self.current)
     }
 }

@@ -189,6 +189,11 @@ fn id_of(item: &Value) -> Value {
     }
 }
 
+/// What a device says, beside an item, of how much waits in its own queue.
+fn pending_of(item: &Value) -> Option<u32> {
+    item["pending_count"].as_u64().and_then(|count| count.try_into().ok())
+}
+
 /// What an item wants.
 fn type_of(item: &Value) -> &str {
     item["type"].as_str().unwrap_or_default()
@@ -209,11 +214,14 @@ struct Batch {
     ids: Vec<(Value, bool)>,
     messages: Vec<Value>,
     changes: Vec<Value>,
+    /// What the device says of its own queue, last.
+    pending: Option<u32>,
 }
 
 impl Batch {
     /// Takes an item that is uploaded; gives back any other.
     fn take(&mut self, item: Value) -> Option<Value> {
+        let pending = pending_of(&item);
         match type_of(&item) {
             "message" => {
                 self.ids.push((id_of(&item), true));
@@ -234,11 +242,17 @@ impl Batch {
             }
             _ => return Some(item),
         }
+        self.pending = pending.or(self.pending);
         None
     }
 
     async fn upload(&mut self, app: &App, device: &DevicePrincipal, answers: &mut Vec<Answer>) {
-        let Self { ids, messages, changes } = std::mem::take(self);
+        let Self {
+            ids,
+            messages,
+            changes,
+            pending,
+        } = std::mem::take(self);
         if ids.is_empty() {
             return;
         }
@@ -246,7 +260,7 @@ impl Batch {
             messages: &messages,
             changes: &changes,
         };
-        let uploaded = match timed(app, sync::upload(app, device, items, None)).await {
+        let uploaded = match timed(app, sync::upload(app, device, items, pending)).await {
             Ok(uploaded) => uploaded,
             Err(error) => return answers.extend(ids.into_iter().map(|(id, _)| Answer::refused(id, &error))),
         };
@@ -330,7 +344,7 @@ async fn by_device(app: &App, device: &DevicePrincipal, item: &Value) -> Result<
     match type_of(item) {
         "ack" => {
             let cursor = required("cursor", form::<Acknowledgement>(item)?.cursor)?;
-            sync::take_acknowledgement(app, device, &cursor, None).await
+            sync::take_acknowledgement(app, device, &cursor, pending_of(item)).await
         }
         // With an id it would be an upload.
         "read" => Err(Error::invalid("message_id", "must be the id of a message")),

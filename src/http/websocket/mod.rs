@@ -155,6 +155,8 @@ struct Socket {
     end: (CloseCode, &'static str),
     /// There is nothing more to hear.
     is_done: bool,
+    /// What the client sends is no more understood.
+    is_broken: bool,
     stage: Stage,
 }
 
@@ -164,7 +166,7 @@ enum Stage {
     Open,
     /// The last frame is written or on its way.
     Closing,
-    /// The client must only end, too.
+    /// Nothing more is written, and what comes is thrown away.
     Shut,
 }
 
@@ -224,6 +226,7 @@ impl Socket {
             unanswered: 0,
             end: (CloseCode::Normal, ""),
             is_done: false,
+            is_broken: false,
             stage: Stage::Open,
         }
     }
@@ -247,6 +250,12 @@ impl Socket {
         self.send(Message::text(json!({"event": name, "data": data}).to_string()));
     }
 
+    /// Ends the conversation with a client that breaks the protocol in this way.
+    fn break_off(&mut self, code: CloseCode, reason: &'static str) -> Heard {
+        self.is_broken = true;
+        self.finish(code, reason)
+    }
+
     /// Ends the conversation for this reason.
     fn finish(&mut self, code: CloseCode, reason: &'static str) -> Heard {
         self.end = (code, reason);
@@ -264,26 +273,33 @@ impl Socket {
         Poll::Ready(())
     }
 
-    /// Takes in one message, if it is complete.
-    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Option<Heard>> {
+    /// The next message, if it is complete.
+    fn read(&mut self, context: &mut Context<'_>) -> Result<Message, Fault> {
         let mut ends = Ends {
             from: Some((&mut self.wire, context)),
             to: &mut self.out,
         };
-        let message = match self.protocol.read(&mut ends) {
+        self.protocol.read(&mut ends)
+    }
+
+    /// Takes in one message, if it is complete.
+    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Option<Heard>> {
+        let message = match self.read(context) {
             Ok(message) => message,
             Err(Fault::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
             // Both have said that they close.
             Err(Fault::ConnectionClosed) => return Poll::Ready(Some(self.finish(CloseCode::Normal, ""))),
             Err(Fault::Capacity(_)) => {
-                return Poll::Ready(Some(self.finish(CloseCode::Size, "the message is too large")));
+                return Poll::Ready(Some(self.break_off(CloseCode::Size, "the message is too large")));
             }
-            Err(Fault::Utf8(_)) => return Poll::Ready(Some(self.finish(CloseCode::Invalid, "a text must be UTF-8"))),
+            Err(Fault::Utf8(_)) => {
+                return Poll::Ready(Some(self.break_off(CloseCode::Invalid, "a text must be UTF-8")));
+            }
             Err(Fault::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
                 return Poll::Ready(Some(Heard::Gone));
             }
             Err(Fault::Protocol(_)) => {
-                return Poll::Ready(Some(self.finish(CloseCode::Protocol, "that is not RFC 6455")));
+                return Poll::Ready(Some(self.break_off(CloseCode::Protocol, "that is not RFC 6455")));
             }
             Err(_) => return Poll::Ready(Some(Heard::Gone)),
         };
@@ -393,18 +409,28 @@ impl Outlet for Socket {
             self.send(Message::Close(Some(frame)));
             self.stage = Stage::Closing;
         }
-        if self.stage == Stage::Closing {
-            ready!(self.poll_flush(context))?;
-            ready!(self.wire.poll_close(context))?;
-            self.stage = Stage::Shut;
-        }
-        // Unread bytes would make the connection's end overtake the last frame.
+        ready!(self.poll_flush(context))?;
         for _ in 0..MESSAGES_MAX {
-            let mut bytes = [0; READ_BYTES];
-            let mut bytes = ReadBuf::new(&mut bytes);
-            ready!(self.wire.poll_read(context, &mut bytes))?;
-            if bytes.filled().is_empty() {
-                return Poll::Ready(Ok(()));
+            match self.stage {
+                // The client's own closing frame comes behind what it had sent before.
+                Stage::Closing if !self.is_broken => match self.read(context) {
+                    Ok(_) => {}
+                    Err(Fault::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                    Err(_) => return self.wire.poll_close(context),
+                },
+                Stage::Open | Stage::Closing => {
+                    ready!(self.wire.poll_close(context))?;
+                    self.stage = Stage::Shut;
+                }
+                // Unread bytes would make the connection's end overtake the last frame.
+                Stage::Shut => {
+                    let mut bytes = [0; READ_BYTES];
+                    let mut bytes = ReadBuf::new(&mut bytes);
+                    ready!(self.wire.poll_read(context, &mut bytes))?;
+                    if bytes.filled().is_empty() {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
             }
         }
         context.waker().wake_by_ref();

@@ -1,0 +1,293 @@
+//! `posduif doctor`: what it finds on servers as distributions ship them, and that its fixes mend it.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::command::{Ended, posduif, posduif_in, posduif_says, run};
+use crate::support::office::Office;
+use crate::support::servers;
+
+/// The checks by name.
+fn by_name(report: &Value) -> BTreeMap<String, Value> {
+    let checks = report["checks"].as_array().unwrap().iter();
+    checks
+        .map(|check| (check["name"].as_str().unwrap().to_owned(), check.clone()))
+        .collect()
+}
+
+/// The report of a doctor, whatever its exit code.
+fn report(ended: &Ended) -> Value {
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {}{}", ended.stdout, ended.stderr))
+}
+
+/// A shell on the servers, where `posduif` is this one.
+struct Shell {
+    postgres: String,
+    redis: String,
+    /// What an earlier fix has put into the surroundings.
+    exports: String,
+}
+
+impl Shell {
+    async fn run(&self, script: &str) -> Ended {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_posduif"));
+        let path = format!(
+            "{}:{}",
+            program.parent().unwrap().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", &format!("set -e\n{}\n{script}", self.exports)])
+            .current_dir(std::env::temp_dir())
+            .env("PATH", path)
+            .env("DATABASE_URL", &self.postgres)
+            .env("REDIS_URL", &self.redis)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        run(&mut command, &[]).await
+    }
+}
+
+#[tokio::test]
+async fn stock_servers_have_each_wrong_setting_listed_and_are_well_after_the_fixes_that_are_printed() {
+    let mut postgres = servers::postgres_with(|_, mut options| {
+        options.is_stock = true;
+        options
+    })
+    .await;
+    // As redis-server ships but for the place, and with eviction, which many set.
+    let redis = servers::redis_with(|_, options| {
+        options
+            .setting("appendonly", "no")
+            .setting("latency-tracking", "yes")
+            .setting("maxmemory-policy", "allkeys-lru")
+    })
+    .await;
+    let mut shell = Shell {
+        postgres: postgres.server.url(),
+        redis: redis.server.url(),
+        exports: "export POSDUIF__SERVER__CONNECTIONS_MAX=100 POSDUIF__SERVER__PUBLIC_URL=http://127.0.0.1:1"
+            .to_owned(),
+    };
+    let ended = shell.run("posduif doctor --json").await;
+    assert_eq!(ended.code, Some(1), "{}{}", ended.stdout, ended.stderr);
+    let found = report(&ended);
+    assert_eq!(found["ok"], false);
+    let checks = by_name(&found);
+    for (name, level, is) in [
+        ("postgres.wal_level", "fail", "replica"),
+        ("postgres.max_slot_wal_keep_size", "warn", "-1, which is no bound"),
+        ("redis.appendonly", "fail", "no"),
+        ("redis.maxmemory_policy", "fail", "allkeys-lru"),
+        ("redis.latency_tracking", "warn", "yes"),
+    ] {
+        let check = &checks[name];
+        assert_eq!(
+            (&check["level"], &check["found"]),
+            (&json!(level), &json!(is)),
+            "{check}"
+        );
+        assert!(
+            !check["fix"].as_array().unwrap().is_empty() && check["meaning"] != "",
+            "{check}"
+        );
+    }
+    assert_eq!(checks["config.jwt_secret"]["level"], "fail");
+    assert!(
+        checks["postgres.version"]["found"]
+            .as_str()
+            .unwrap()
+            .starts_with("PostgreSQL ")
+    );
+    let told = shell.run("posduif doctor").await.stdout;
+    for text in [
+        "fail  postgres.wal_level",
+        "fix: psql \"$DATABASE_URL\" -c \"ALTER SYSTEM SET wal_level = 'logical'\"",
+        "then: restart Postgres",
+        "fix: redis-cli -u \"$REDIS_URL\" CONFIG SET appendonly yes",
+        "fix: export POSDUIF__AUTH__JWT_SECRET=$(openssl rand -hex 32)",
+    ] {
+        assert!(told.contains(text), "{text}: {told}");
+    }
+    // No secret of a URL is printed.
+    let password = postgres.server.url().split([':', '@']).nth(2).unwrap().to_owned();
+    assert!(!told.contains(&password) && !ended.stdout.contains(&password));
+
+    for check in checks.values().filter(|check| check["name"] != "engine.public_url") {
+        for fix in check["fix"].as_array().unwrap() {
+            let fix = fix.as_str().unwrap();
+            if fix.starts_with("export ") || fix.starts_with("ulimit ") {
+                shell.exports.push_str(&format!("\n{fix}"));
+            } else {
+                let ended = shell.run(fix).await;
+                let said = format!("{fix}: {}{}", ended.stdout, ended.stderr);
+                assert!(ended.code == Some(0) && !said.contains("(error)"), "{said}");
+            }
+        }
+    }
+    postgres.server.stop().await.unwrap();
+    postgres.server.restart().await.unwrap();
+    let ended = shell.run("posduif doctor --json --wrong").await;
+    let left = report(&ended);
+    assert_eq!((&left["ok"], &left["failed"]), (&json!(true), &json!(0)), "{left}");
+    let names: Vec<String> = by_name(&left).into_keys().collect();
+    assert_eq!(names, ["engine.public_url"], "only that no engine runs yet: {left}");
+    assert_eq!(ended.code, Some(0));
+}
+
+#[tokio::test]
+async fn beside_a_running_engine_everything_is_looked_at_and_well() {
+    let office = Office::open().await;
+    let doctor = async |arguments: &[&str]| {
+        let mut command = posduif_in(&office.world);
+        command
+            .env(
+                "POSDUIF__SERVER__PUBLIC_URL",
+                format!("http://{}", office.anybody.address()),
+            )
+            .env("POSDUIF__SERVER__CONNECTIONS_MAX", "100")
+            .env(
+                "POSDUIF__AUTH__JWT_SECRET",
+                office.world.config.auth.jwt_secret.expose(),
+            );
+        run(&mut command, arguments).await
+    };
+    office.ready().await;
+    let ended = doctor(&["doctor", "--json"]).await;
+    let checks = by_name(&report(&ended));
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+    for name in [
+        "config.jwt_secret",
+        "engine.public_url",
+        "engine.ready",
+        "postgres.clock",
+        "postgres.connection",
+        "postgres.encoding",
+        "postgres.max_connections",
+        "postgres.max_replication_slots",
+        "postgres.max_wal_senders",
+        "postgres.primary",
+        "postgres.publication",
+        "postgres.replica_identity",
+        "postgres.replication_login",
+        "postgres.replication_right",
+        "postgres.rights",
+        "postgres.schemas",
+        "postgres.slot",
+        "postgres.version",
+        "postgres.wal_level",
+        "redis.appendfsync",
+        "redis.appendonly",
+        "redis.clock",
+        "redis.connection",
+        "redis.file",
+        "redis.latency_tracking",
+        "redis.maxmemory_policy",
+        "redis.memory",
+        "redis.server",
+        "redis.version",
+        "host.file_descriptors",
+    ] {
+        assert_eq!(checks[name]["level"], "ok", "{name}: {}", checks[name]);
+    }
+    office
+        .sql("DROP EVENT TRIGGER posduif_full_identity; ALTER TABLE tenant_acme.messages REPLICA IDENTITY DEFAULT")
+        .await;
+    office
+        .sql("SELECT pg_create_logical_replication_slot(current_database() || '_old', 'pgoutput')")
+        .await;
+    let ended = doctor(&["doctor", "--json", "--wrong"]).await;
+    assert_eq!(ended.code, Some(1));
+    let found = report(&ended);
+    let checks = by_name(&found);
+    assert_eq!(
+        checks["postgres.replica_identity"]["found"],
+        "not full for tenant_acme.messages"
+    );
+    assert_eq!(
+        checks["postgres.replica_identity"]["fix"],
+        json!(["posduif publication sync"])
+    );
+    // Slots of other tests are abandoned, too, in other databases: those are not ours to judge.
+    let slot = &checks["postgres.other_slot"];
+    let old = format!("{}_old", office.world.config.replication.slot);
+    assert_eq!(slot["fix"], json!([format!("posduif slot drop {old} --yes")]));
+    let mut fixes = posduif_says(&office.world, "publication sync").await.text();
+    fixes.push_str(
+        &posduif_says(&office.world, &format!("slot drop {old} --yes"))
+            .await
+            .text(),
+    );
+    assert!(fixes.contains("REPLICA IDENTITY FULL now"), "{fixes}");
+    assert_eq!(doctor(&["doctor"]).await.code, Some(0));
+    office.close().await;
+}
+
+#[tokio::test]
+async fn servers_that_are_away_or_silent_are_said_in_time_and_hide_nothing_else() {
+    // Takes connections and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
+    for (postgres, redis) in [
+        (
+            "postgres://u:hidden@127.0.0.1:1/d".to_owned(),
+            "redis://:hidden@127.0.0.1:1/0".to_owned(),
+        ),
+        (
+            format!("postgres://u:hidden@{silent}/d"),
+            format!("redis://:hidden@{silent}/0"),
+        ),
+    ] {
+        let began = Instant::now();
+        let mut command = posduif();
+        command
+            .env("DATABASE_URL", postgres)
+            .env("REDIS_URL", redis)
+            .env("POSDUIF__POSTGRES__CONNECT_TIMEOUT_SECONDS", "1")
+            .env("POSDUIF__REDIS__RESPONSE_TIMEOUT_SECONDS", "1")
+            .env("RUST_BACKTRACE", "1");
+        let ended = run(&mut command, &["doctor", "--json"]).await;
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        let checks = by_name(&report(&ended));
+        for name in ["postgres.connection", "redis.connection"] {
+            assert_eq!(checks[name]["level"], "fail");
+            assert!(
+                checks[name]["found"].as_str().unwrap().contains("127.0.0.1"),
+                "{}",
+                checks[name]
+            );
+        }
+        assert!(checks.contains_key("config.jwt_secret"));
+        let all = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(!all.contains("hidden") && !all.contains("backtrace"), "{all}");
+    }
+}
+
+#[tokio::test]
+async fn the_manual_and_the_completions_know_every_command() {
+    let folder = std::env::temp_dir().join(format!("posduif-man-{}", uuid::Uuid::new_v4().simple()));
+    let wrote = run(&mut posduif(), &["man", "--out", folder.to_str().unwrap()])
+        .await
+        .text();
+    assert!(wrote.contains("wrote the manual pages"), "{wrote}");
+    let page = |name: &str| std::fs::read_to_string(Path::new(&folder).join(name)).unwrap();
+    assert!(page("posduif.1").contains("slot") && page("posduif-slot-drop.1").contains("yes"));
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(run(&mut posduif(), &["man"]).await.text().contains(".TH posduif"));
+    for (shell, told) in [
+        ("bash", "_posduif()"),
+        ("zsh", "#compdef posduif"),
+        ("fish", "complete -c posduif"),
+    ] {
+        let script = run(&mut posduif(), &["completions", shell]).await.text();
+        assert!(script.contains(told) && script.contains("doctor"), "{shell}");
+    }
+}

@@ -1,0 +1,302 @@
+//! What an operator does and sees at a shell beside a running engine: users, devices, tenants, the whole.
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::support::command::{posduif_in, posduif_says, run};
+use crate::support::eventually;
+use crate::support::office::Office;
+
+/// Whether somebody may log in.
+async fn status_of_login(office: &Office, username: &str, password: &str) -> u16 {
+    let body = json!({"tenant": "acme", "username": username, "password": password});
+    office.anybody.post("/api/auth/login", &body).await.status.as_u16()
+}
+
+#[tokio::test]
+async fn a_new_password_ends_the_sessions_of_the_old_one() {
+    let office = Office::open().await;
+    office.bob.get("/api/auth/sessions").await.expect(200);
+    let mut command = posduif_in(&office.world);
+    command
+        .args(["user", "passwd", "BOB", "--tenant", "acme"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"brand new secret\n")
+        .await
+        .unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(said, "set the password of bob; sessions with the old one have ended\n");
+    assert_eq!(office.bob.get("/api/auth/sessions").await.status, 401);
+    assert_eq!(status_of_login(&office, "bob", "brand new secret").await, 200);
+    assert_eq!(status_of_login(&office, "bob", crate::support::PASSWORD).await, 401);
+    for (arguments, told) in [
+        (
+            "user passwd bob --tenant acme --password short",
+            "at least 8 characters",
+        ),
+        ("user passwd bob --tenant acme", "a line on stdin"),
+        ("user passwd nobody --tenant acme --password long-enough", "no user"),
+        (
+            "user passwd bob --tenant nowhere --password long-enough",
+            "no tenant nowhere",
+        ),
+    ] {
+        let complaint = posduif_says(&office.world, arguments).await.complaint(1);
+        assert!(complaint.contains(told), "{complaint}");
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_disabled_user_is_out_at_once_and_comes_back_when_enabled() {
+    let office = Office::open().await;
+    let phone = office.phone("phone-1").await;
+    let incoming = async || phone.get("/api/sync/incoming").await.status;
+    assert_eq!(incoming().await, 200);
+    let disabled = posduif_says(&office.world, "user disable joe --tenant acme --json")
+        .await
+        .json();
+    assert_eq!(
+        disabled,
+        json!({"id": office.joe_id, "tenant": "acme", "username": "joe", "disabled": true, "changed": true})
+    );
+    eventually("the phone is refused", || async {
+        (incoming().await == 401).then_some(())
+    })
+    .await;
+    let again = posduif_says(&office.world, "user disable joe --tenant acme")
+        .await
+        .text();
+    assert!(again.contains("already"), "{again}");
+    let listed = posduif_says(&office.world, "user list --tenant acme --json")
+        .await
+        .json();
+    let joe = |listed: &Value| {
+        listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|user| user["username"] == "joe")
+            .cloned()
+    };
+    assert!(joe(&listed).unwrap()["disabled_at"].is_string(), "{listed}");
+    let shown = posduif_says(&office.world, "user list --tenant acme").await.text();
+    assert!(
+        shown
+            .lines()
+            .any(|line| line.contains("joe") && line.contains("disabled")),
+        "{shown}"
+    );
+    let id = office.joe_id.to_string();
+    posduif_says(&office.world, &format!("user enable {id} --tenant acme"))
+        .await
+        .text();
+    eventually("the phone is let in", || async {
+        (incoming().await == 200).then_some(())
+    })
+    .await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_device_is_listed_shown_and_revoked() {
+    let office = Office::open().await;
+    let phone = office.phone("phone-1").await;
+    office.phone("phone-2").await;
+    office.send("hello").await;
+    office.world.published().await;
+    let synced = phone.get("/api/sync/incoming").await.expect(200);
+    let cursor = synced["cursor"].as_str().unwrap();
+    phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
+
+    let ids = |listed: &Value| -> Vec<String> {
+        let devices = listed.as_array().unwrap().iter();
+        devices
+            .map(|device| device["device_id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let listed = posduif_says(&office.world, "device list --tenant acme --json")
+        .await
+        .json();
+    assert_eq!(ids(&listed), ["phone-2", "phone-1"]);
+    assert_eq!(listed[0]["username"], "joe");
+    let of_bob = posduif_says(&office.world, "device list --tenant acme --user bob --json")
+        .await
+        .json();
+    assert_eq!(of_bob, json!([]));
+    let shown = posduif_says(&office.world, "device show phone-1 --tenant acme --json")
+        .await
+        .json();
+    assert_eq!(shown["sync"]["status"], "idle");
+    assert!(
+        shown["sync"]["acknowledged"].is_string() && shown["sync"]["last_sync_at"].is_string(),
+        "{shown}"
+    );
+    let text = posduif_says(&office.world, "device show phone-1 --tenant acme")
+        .await
+        .text();
+    assert!(text.contains("acknowledged") && text.contains("of epoch"), "{text}");
+
+    let asked = posduif_says(&office.world, "device revoke phone-1 --tenant acme")
+        .await
+        .complaint(1);
+    assert!(asked.contains("lose its token") && asked.contains("--yes"), "{asked}");
+    let revoked = posduif_says(&office.world, "device revoke phone-1 --tenant acme --yes --json")
+        .await
+        .json();
+    assert_eq!(
+        revoked,
+        json!({"device_id": "phone-1", "user_id": office.joe_id, "revoked": true})
+    );
+    eventually("the phone is refused", || async {
+        (phone.get("/api/sync/incoming").await.status == 401).then_some(())
+    })
+    .await;
+    let again = posduif_says(&office.world, "device revoke phone-1 --tenant acme --yes")
+        .await
+        .complaint(1);
+    assert!(again.contains("was revoked at"), "{again}");
+    let left = posduif_says(&office.world, "device list --tenant acme --json")
+        .await
+        .json();
+    assert_eq!(ids(&left), ["phone-2"]);
+    let all = posduif_says(&office.world, "device list --tenant acme --all")
+        .await
+        .text();
+    assert!(all.contains("revoked") && all.contains("enrolled"), "{all}");
+    for verb in ["show", "revoke --yes"] {
+        let absent = posduif_says(&office.world, &format!("device {verb} nothing --tenant acme"))
+            .await
+            .complaint(1);
+        assert!(absent.contains("no device"), "{absent}");
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_tenant_is_shown_with_what_it_has() {
+    let office = Office::open().await;
+    office.phone("phone-1").await;
+    for n in 0..3 {
+        office.send(&format!("message {n}")).await;
+    }
+    office
+        .sql("INSERT INTO tenant_acme.users (username, user_type, disabled_at) VALUES ('gone', 'web', now())")
+        .await;
+    office.world.published().await;
+    let shown = posduif_says(&office.world, "tenant show acme --json").await.json();
+    assert_eq!(
+        (
+            &shown["name"],
+            &shown["schema"],
+            &shown["state"],
+            &shown["registration_open"]
+        ),
+        (&json!("acme"), &json!("tenant_acme"), &json!("active"), &json!(false))
+    );
+    let counts: Vec<&Value> = [
+        "web_users",
+        "mobile_users",
+        "disabled_users",
+        "devices",
+        "open_conflicts",
+    ]
+    .map(|name| &shown[name])
+    .to_vec();
+    assert_eq!(counts, [2, 1, 1, 1, 0]);
+    let streams = &shown["streams"];
+    assert_eq!((&streams["inboxes"], &streams["quarantine"]), (&json!(3), &json!(0)));
+    assert!(
+        streams["longest_inbox"].as_u64().unwrap() >= 3 && streams["changes"].as_u64().unwrap() >= 6,
+        "{shown}"
+    );
+    let text = posduif_says(&office.world, "tenant show acme").await.text();
+    assert!(text.contains("2 web, 1 mobile, 1 of them disabled"), "{text}");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn status_shows_the_whole_and_what_is_away_in_its_place() {
+    let office = Office::open().await;
+    office.phone("phone-1").await;
+    office.send("hello").await;
+    office.ready().await;
+    office.world.published().await;
+    let url = format!("http://{}", office.anybody.address());
+    let look = async |arguments: &[&str], redis: Option<&str>| {
+        let mut command = posduif_in(&office.world);
+        command.env("POSDUIF__SERVER__PUBLIC_URL", &url);
+        if let Some(redis) = redis {
+            command.env("POSDUIF__REDIS__URL", redis);
+        }
+        run(&mut command, arguments).await
+    };
+    let status = look(&["status", "--json"], None).await.json();
+    assert_eq!(
+        (&status["engine"]["reachable"], &status["engine"]["ready"]),
+        (&json!(true), &json!(true))
+    );
+    assert_eq!(
+        (&status["freshness"]["fresh"], &status["epoch"]["number"]),
+        (&json!(true), &json!(1))
+    );
+    for stage in ["received", "published", "durable", "acknowledged", "confirmed"] {
+        assert!(status["lag_bytes"][stage].is_u64(), "{stage}: {status}");
+    }
+    assert_eq!(status["slot"]["verdict"], "in use");
+    let acme = &status["tenants"][0];
+    assert_eq!(
+        (
+            &acme["name"],
+            &acme["users"],
+            &acme["devices"],
+            &acme["open_conflicts"],
+            &acme["quarantine"]
+        ),
+        (&json!("acme"), &json!(2), &json!(1), &json!(0), &json!(0))
+    );
+    let text = look(&["status"], None).await.text();
+    for told in ["ready at http://", "behind the log", "TENANT", "acme", "in use"] {
+        assert!(text.contains(told), "{told}: {text}");
+    }
+    let twice = look(
+        &["status", "--watch", "--interval", "0.1", "--count", "2", "--json"],
+        None,
+    )
+    .await
+    .text();
+    assert_eq!(twice.lines().count(), 2, "{twice}");
+    let away = look(&["status", "--json"], Some("redis://:hidden@127.0.0.1:1/0")).await;
+    assert_eq!(away.code, Some(1));
+    assert!(
+        away.stderr.contains("cannot use Redis at 127.0.0.1:1"),
+        "{}",
+        away.stderr
+    );
+    let shown: Value = serde_json::from_str(&away.stdout).unwrap();
+    assert_eq!(
+        (&shown["redis"]["reachable"], &shown["postgres"]["reachable"]),
+        (&json!(false), &json!(true))
+    );
+    assert_eq!(shown["tenants"][0]["users"], 2);
+    office.close().await;
+}

@@ -1,0 +1,355 @@
+//! `posduif slot`: what slots cost and what to do about them, beside an engine that uses one.
+
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use posduif::config::Secret;
+use posduif::domain::users::UserType;
+use posduif::engine::Role;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+use crate::support::command::{posduif_in, posduif_says};
+use crate::support::servers::{self, Own};
+use crate::support::{PATIENCE, World, send_signal};
+
+/// A Postgres where a slot may keep 64 MB of WAL, and a world on it.
+async fn bounded() -> (World, Own<posduif::dev::PrivatePostgres>) {
+    let postgres = servers::postgres_with(|_, options| {
+        options
+            .setting("max_slot_wal_keep_size", "64MB")
+            .setting("min_wal_size", "32MB")
+            .setting("max_wal_size", "64MB")
+    })
+    .await;
+    let redis = std::env::var("REDIS_URL").expect("run ./scripts/test");
+    (World::on(&postgres.server.url(), &redis).await, postgres)
+}
+
+/// Writes so many MB of WAL that no slot has a use for.
+async fn write_wal(world: &World, megabytes: usize) {
+    let psql = world.psql().await;
+    for _ in 0..megabytes {
+        let emit = "SELECT pg_logical_emit_message(false, 'test', repeat('x', 1024 * 1024))";
+        psql.query_one(emit, &[]).await.unwrap();
+    }
+}
+
+fn named<'a>(slots: &'a Value, name: &str) -> &'a Value {
+    let slots = slots.as_array().unwrap();
+    slots.iter().find(|slot| slot["name"] == name).unwrap()
+}
+
+#[tokio::test]
+async fn of_two_slots_the_abandoned_one_is_named_with_its_cost_its_end_and_the_way_out() {
+    let (world, _postgres) = bounded().await;
+    let ours = world.config.replication.slot.clone();
+    let engine = world.engine(Role::Replicator).await;
+    world.published().await;
+    let made = posduif_says(&world, "slot create abandoned --json").await.json();
+    assert_eq!((&made["name"], &made["created"]), (&json!("abandoned"), &json!(true)));
+    let again = posduif_says(&world, "slot create abandoned").await.text();
+    assert!(again.contains("exists already"), "{again}");
+    write_wal(&world, 8).await;
+
+    let (listed, ()) = tokio::join!(
+        posduif_says(&world, "slot list --sample 2 --json"),
+        write_wal(&world, 4)
+    );
+    let listed = listed.json();
+    let used = named(&listed, &ours);
+    assert_eq!(
+        (
+            &used["ours"],
+            &used["active"],
+            &used["verdict"],
+            &used["lost"],
+            &used["command"]
+        ),
+        (
+            &json!(true),
+            &json!(true),
+            &json!("in use"),
+            &json!("keeps up"),
+            &Value::Null
+        )
+    );
+    assert_eq!(used["reader"]["application"], "posduif replicator");
+    assert!(
+        used["confirmed_lsn"].is_string() && used["lag_bytes"].is_u64() && used["lag_seconds"].is_f64(),
+        "{used}"
+    );
+    let abandoned = named(&listed, "abandoned");
+    assert_eq!(
+        (&abandoned["active"], &abandoned["verdict"]),
+        (&json!(false), &json!("safe to drop"))
+    );
+    assert_eq!(abandoned["command"], "posduif slot drop abandoned --yes");
+    let (retained, safe) = (
+        abandoned["retained_wal_bytes"].as_u64(),
+        abandoned["safe_wal_bytes"].as_u64(),
+    );
+    assert!(retained.unwrap() > 8 << 20 && safe.unwrap() < 64 << 20, "{abandoned}");
+    let rate = abandoned["wal_bytes_per_second"].as_f64().unwrap();
+    let left = abandoned["lost_in_seconds"].as_f64().unwrap();
+    #[expect(clippy::cast_precision_loss)]
+    let expected = safe.unwrap() as f64 / rate;
+    assert!(
+        rate > 0.0 && (left - expected).abs() < 0.1 + expected / 100.0,
+        "{abandoned}"
+    );
+
+    let (shown, ()) = tokio::join!(posduif_says(&world, "slot list"), write_wal(&world, 2));
+    let shown = shown.text();
+    for told in [
+        "SLOT",
+        "abandoned",
+        "safe to drop",
+        "in use",
+        "keeps up",
+        "max_slot_wal_keep_size is 64.0 MB",
+        "is lost in",
+        "run `posduif slot drop abandoned --yes`",
+    ] {
+        assert!(shown.contains(told), "{told}: {shown}");
+    }
+    assert!(!shown.contains('\u{1b}'), "no colours but on a terminal: {shown}");
+
+    for verb in ["drop", "advance"] {
+        let refused = posduif_says(&world, &format!("slot {verb} {ours} --yes"))
+            .await
+            .complaint(1);
+        assert!(refused.contains("in use") && refused.contains("process"), "{refused}");
+    }
+    let asked = posduif_says(&world, "slot drop abandoned").await.complaint(1);
+    assert!(
+        asked.contains("would be lost") && asked.contains("MB of WAL") && asked.contains("--yes"),
+        "{asked}"
+    );
+    let dropped = posduif_says(&world, "slot drop abandoned --yes --json").await.json();
+    assert_eq!(
+        (&dropped["dropped"], &dropped["new_epoch"]),
+        (&json!(true), &json!(false))
+    );
+    let absent = posduif_says(&world, "slot show abandoned").await.complaint(1);
+    assert!(absent.contains("no slot abandoned"), "{absent}");
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_slot_says_what_to_run_and_an_engine_makes_its_own_anew() {
+    let (world, _postgres) = bounded().await;
+    let ours = world.config.replication.slot.clone();
+    let engine = world.engine(Role::Replicator).await;
+    world.published().await;
+    engine.stop().await;
+    posduif_says(&world, "slot create other").await.text();
+    write_wal(&world, 120).await;
+    world.psql().await.batch_execute("CHECKPOINT").await.unwrap();
+    let listed = posduif_says(&world, "slot list --sample 0.1 --json").await.json();
+    for name in [&*ours, "other"] {
+        let slot = named(&listed, name);
+        assert_eq!(
+            (
+                &slot["wal_status"],
+                &slot["verdict"],
+                &slot["lost"],
+                &slot["lost_in_seconds"]
+            ),
+            (&json!("lost"), &json!("lost"), &json!("lost"), &json!(0.0))
+        );
+        assert_eq!(slot["command"], format!("posduif slot drop {name} --yes"));
+    }
+    let shown = posduif_says(&world, "slot list --sample 0.1").await.text();
+    assert!(
+        shown.contains("other: lost: run `posduif slot drop other --yes`"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains(&format!("{ours}: lost; the next engine makes it anew")),
+        "{shown}"
+    );
+    posduif_says(&world, "slot drop other --yes").await.text();
+    let engine = world.engine(Role::Replicator).await;
+    world.published().await;
+    let shown = posduif_says(&world, "slot show --json --sample 0.1").await.json();
+    assert_eq!(shown["epochs"][0]["reason"], "the slot had to be created anew");
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn to_move_or_drop_our_slot_costs_a_new_epoch_and_says_so() {
+    let world = World::new().await;
+    let ours = world.config.replication.slot.clone();
+    let engine = world.engine(Role::Replicator).await;
+    world.tenant("acme").await;
+    world.published().await;
+    engine.stop().await;
+    world.user("acme", "missed", UserType::Mobile).await;
+    let shown = posduif_says(&world, "slot show --sample 0.1").await.text();
+    for told in [
+        &*ours,
+        "this system's",
+        "no engine reads it",
+        "posduif serve",
+        "no checkpoint: first start",
+    ] {
+        assert!(shown.contains(told), "{told}: {shown}");
+    }
+    let asked = posduif_says(&world, &format!("slot advance {ours}")).await.complaint(1);
+    for told in ["would be lost", "new epoch", "--yes"] {
+        assert!(asked.contains(told), "{told}: {asked}");
+    }
+    let back = posduif_says(&world, &format!("slot advance {ours} --to 0/1 --yes"))
+        .await
+        .complaint(1);
+    assert!(back.contains("only moves forward"), "{back}");
+    let moved = posduif_says(&world, &format!("slot advance {ours} --yes --json"))
+        .await
+        .json();
+    assert_eq!(moved["new_epoch"], true);
+    let engine = world.engine(Role::Replicator).await;
+    world.published().await;
+    let epochs = posduif_says(&world, "slot show --json --sample 0.1").await.json();
+    assert_eq!(epochs["epochs"][0]["number"], 2);
+    let reason = epochs["epochs"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("beyond the acknowledged"), "{reason}");
+    engine.stop().await;
+    let asked = posduif_says(&world, &format!("slot drop {ours}")).await.complaint(1);
+    assert!(asked.contains("new epoch") && asked.contains("--yes"), "{asked}");
+    posduif_says(&world, &format!("slot drop {ours} --yes")).await.text();
+    let made = posduif_says(&world, "slot create").await.text();
+    assert!(made.contains(&format!("made the slot {ours}")), "{made}");
+}
+
+#[tokio::test]
+async fn a_slot_is_made_behind_its_publication_and_watched_until_ctrl_c() {
+    let world = World::new().await;
+    let ours = world.config.replication.slot.clone();
+    posduif_says(&world, "slot create").await.text();
+    let publication = &world.config.replication.publication;
+    let found = world.psql().await;
+    let found = found
+        .query("SELECT FROM pg_publication WHERE pubname = $1", &[publication])
+        .await;
+    assert_eq!(found.unwrap().len(), 1);
+    let twice = posduif_says(&world, "slot watch --interval 0.1 --count 2 --json")
+        .await
+        .text();
+    let looks: Vec<Value> = twice.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(looks.len(), 2);
+    assert!(
+        looks
+            .iter()
+            .all(|look| named(look, &ours)["verdict"] == "no engine reads it"),
+        "{twice}"
+    );
+
+    let mut watching = posduif_in(&world)
+        .args(["slot", "watch", "--interval", "0.1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let first = tokio::time::timeout(PATIENCE, lines.next_line())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert!(first.starts_with("SLOT"), "{first}");
+    send_signal(watching.id().unwrap(), Signal::SIGINT);
+    let ended = tokio::time::timeout(PATIENCE, watching.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_is_no_failure() {
+    let world = World::new().await;
+    posduif_says(&world, "slot create").await.text();
+    for arguments in [
+        &["slot", "watch", "--interval", "0.1"][..],
+        &["slot", "list", "--sample", "0.1"],
+        &["config", "show"],
+    ] {
+        let mut command = posduif_in(&world);
+        let mut child = command
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = tokio::time::timeout(PATIENCE, child.wait_with_output())
+            .await
+            .unwrap()
+            .unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), &*complaint), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+/// A role as managed Postgres gives one: it may replicate and owns its database, and is no superuser.
+async fn managed(world: &mut World) {
+    let name = world.config.replication.slot.clone();
+    let psql = world.psql().await;
+    let statements = format!(
+        "CREATE ROLE {name} LOGIN REPLICATION PASSWORD 'managed'; ALTER DATABASE {name} OWNER TO {name}; \
+         GRANT CREATE ON SCHEMA public TO {name}"
+    );
+    psql.batch_execute(&statements).await.unwrap();
+    let url = world.config.postgres.url.expose();
+    let (_, place) = url.rsplit_once('@').unwrap();
+    world.config.postgres.url = Secret::new(format!("postgres://{name}:managed@{place}"));
+}
+
+#[tokio::test]
+async fn what_a_publication_by_tables_lacks_is_named_and_added_by_sync() {
+    let postgres = servers::postgres().await;
+    let redis = std::env::var("REDIS_URL").expect("run ./scripts/test");
+    let mut world = World::on(&postgres.server.url(), &redis).await;
+    managed(&mut world).await;
+    let early = posduif_says(&world, "publication show").await.complaint(1);
+    assert!(early.contains("migrate up"), "{early}");
+    posduif_says(&world, "migrate up").await.text();
+    posduif_says(&world, "tenant create acme").await.text();
+    let whole = posduif_says(&world, "publication show --json").await.json();
+    assert_eq!(
+        (&whole["exists"], &whole["complete"], &whole["whole_schemas"]),
+        (&json!(true), &json!(true), &json!(false))
+    );
+    assert_eq!(whole["operations"], json!(["insert", "update", "delete", "truncate"]));
+    assert_eq!(posduif_says(&world, "publication sync").await.text(), "nothing to do\n");
+    let psql = world.psql().await;
+    psql.batch_execute(
+        "CREATE TABLE tenant_acme.orders (id int PRIMARY KEY); INSERT INTO tenant_acme.orders VALUES (1); \
+         ALTER TABLE tenant_acme.messages REPLICA IDENTITY DEFAULT",
+    )
+    .await
+    .unwrap();
+    let lacking = posduif_says(&world, "publication show --json --missing").await.json();
+    let row = |table: &str, published: bool, identity: &str| {
+        json!({"tenant": "acme", "schema": "tenant_acme", "table": table, "published": published,
+               "replica_identity": identity})
+    };
+    assert_eq!(
+        lacking["tables"],
+        json!([row("messages", true, "default"), row("orders", false, "default")])
+    );
+    assert_eq!(lacking["complete"], false);
+    let shown = posduif_says(&world, "publication show").await.text();
+    for told in [
+        "MISSING",
+        "tables one by one",
+        "1 table missing, 2 tables without",
+        "posduif publication sync",
+    ] {
+        assert!(shown.contains(told), "{told}: {shown}");
+    }
+    let synced = posduif_says(&world, "publication sync --json").await.json();
+    assert_eq!(
+        synced,
+        json!([{"tenant": "acme", "added": ["orders"], "identified": ["messages", "orders"], "resynced": true}])
+    );
+    let whole = posduif_says(&world, "publication show --json --missing").await.json();
+    assert_eq!((&whole["complete"], &whole["tables"]), (&json!(true), &json!([])));
+}
