@@ -1,4 +1,5 @@
--- One message. $1 uuid: id.
-SELECT id, sender_id, recipient_id, content, status, version, created_at, updated_at, synced_at, read_at
+-- One message, and which transactions this look sees. $1 uuid: id.
+SELECT id, sender_id, recipient_id, content, status, version, created_at, updated_at, synced_at, read_at,
+       pg_current_snapshot()::text AS snapshot
 FROM {schema}.messages
 WHERE id = $1 AND deleted_at IS NULL

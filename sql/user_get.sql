@@ -1,5 +1,6 @@
--- One user. $1 uuid: id.
-SELECT u.id, u.username, u.user_type, u.last_seen, u.created_at, u.disabled_at, device.device_id
+-- One user, and which transactions this look sees. $1 uuid: id.
+SELECT u.id, u.username, u.user_type, u.last_seen, u.created_at, u.disabled_at, device.device_id,
+       pg_current_snapshot()::text AS snapshot
 FROM {schema}.users u
 LEFT JOIN LATERAL (
     SELECT d.device_id

@@ -140,6 +140,8 @@ pub struct Config {
     pub push: Push,
     /// What clients say over WebSockets.
     pub websocket: WebSocket,
+    /// What API processes remember of Postgres.
+    pub cache: Cache,
     /// What `GET /api/app-instructions` tells an app.
     pub app: App,
     /// Readiness.
@@ -236,6 +238,11 @@ pub struct Postgres {
     pub connect_timeout_seconds: u64,
     /// Seconds after which Postgres ends a statement (1 to 600).
     pub query_timeout_seconds: u64,
+    /// Seconds that a statement waits for a lock of another one (1 to 600).
+    pub lock_timeout_seconds: u64,
+    /// Most statements that a pooled connection keeps prepared, for all tenants (0 to 10,000). 0 behind a pooler that does
+    /// not know of them.
+    pub prepared_statements_max: usize,
 }
 
 impl Default for Postgres {
@@ -245,6 +252,8 @@ impl Default for Postgres {
             pool_size: 16,
             connect_timeout_seconds: 5,
             query_timeout_seconds: 15,
+            lock_timeout_seconds: 5,
+            prepared_statements_max: 256,
         }
     }
 }
@@ -537,6 +546,29 @@ impl Default for Enrollment {
         Self {
             expiry_seconds: 86_400,
             retry_seconds: 600,
+        }
+    }
+}
+
+/// What API processes remember of Postgres: unread counts, messages, users. The change stream keeps it right.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cache {
+    /// Seconds that anything is remembered at most, in case that the change stream missed something; 0 for nothing (0 to
+    /// 3,600).
+    pub ttl_seconds: u64,
+    /// Most unread counts, and most users, that one process remembers (100 to 10,000,000).
+    pub entries_max: u64,
+    /// Bytes of messages that one process remembers (64 KiB to 4 GiB).
+    pub messages_bytes_max: u64,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            ttl_seconds: 60,
+            entries_max: 100_000,
+            messages_bytes_max: 16 * 1024 * 1024,
         }
     }
 }
@@ -860,6 +892,13 @@ impl Config {
         within("postgres.pool_size", p.pool_size as u64, 1, 1000)?;
         within("postgres.connect_timeout_seconds", p.connect_timeout_seconds, 1, 60)?;
         within("postgres.query_timeout_seconds", p.query_timeout_seconds, 1, 600)?;
+        within("postgres.lock_timeout_seconds", p.lock_timeout_seconds, 1, 600)?;
+        within(
+            "postgres.prepared_statements_max",
+            p.prepared_statements_max as u64,
+            0,
+            10_000,
+        )?;
         within(
             "redis.response_timeout_seconds",
             self.redis.response_timeout_seconds,
@@ -916,6 +955,14 @@ impl Config {
             within(key, most, 1, 1_000_000)?;
         }
         let y = &self.sync;
+        within("cache.ttl_seconds", self.cache.ttl_seconds, 0, 3600)?;
+        within("cache.entries_max", self.cache.entries_max, 100, 10_000_000)?;
+        within(
+            "cache.messages_bytes_max",
+            self.cache.messages_bytes_max,
+            64 * KIB,
+            4096 * MIB,
+        )?;
         within("sync.batch_size_max", y.batch_size_max as u64, 1, 10_000)?;
         within("sync.batch_size", y.batch_size as u64, 1, y.batch_size_max as u64)?;
         within("sync.batch_bytes_max", y.batch_bytes_max as u64, 64 * KIB, 64 * MIB)?;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use hyper::Method;
 use posduif::config::DeviceAuth;
 use posduif::domain::users::{self, NewUser, UserType};
+use posduif::engine::Role;
 use posduif::http::error::Code;
 use posduif::http::routes::{self, Access};
 use serde_json::{Value, json};
@@ -135,6 +136,33 @@ fn token(office: &Office, claims: &Value, secret: &str) -> String {
     }
     let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), &all, &key).unwrap()
+}
+
+#[tokio::test]
+async fn a_login_hashes_a_password_anew_when_the_cost_was_changed() {
+    let office = Office::open().await;
+    let psql = office.world.psql().await;
+    let hash = async || -> String {
+        let query = "SELECT password_hash FROM posduif.credentials WHERE user_id = $1";
+        psql.query_one(query, &[&office.bob_id]).await.unwrap().get(0)
+    };
+    let before = hash().await;
+    office.anybody.log_in("acme", "bob").await;
+    assert_eq!(hash().await, before, "the cost is the same");
+    let mut config = office.world.config.clone();
+    config.auth.argon2_memory_kib += 1024;
+    let cost = format!("m={}", config.auth.argon2_memory_kib);
+    let second = office.world.engine_with(Role::Api, config).await;
+    let there = second.api();
+    let wrong = json!({"tenant": "acme", "username": "bob", "password": "wrong horse"});
+    there.post("/api/auth/login", &wrong).await.expect(401);
+    assert_eq!(hash().await, before, "a wrong password changes nothing");
+    there.log_in("acme", "bob").await;
+    assert!(hash().await.contains(&cost), "{}", hash().await);
+    // The former node checks it all the same.
+    office.anybody.log_in("acme", "bob").await;
+    second.stop().await;
+    office.close().await;
 }
 
 #[tokio::test]

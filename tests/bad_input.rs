@@ -58,6 +58,8 @@ const PAGING: &[&str] = &[
     "offset=-1",
     "offset=x",
     "offset=9223372036854775808",
+    "before=nonsense",
+    "after=00000000-0000-4000-8000-000000000000",
 ];
 
 const PRESENCE: &[&str] = &["limit=0", "limit=1001", "offset=-1", "user_id=joe", "user_id=,"];
@@ -145,7 +147,15 @@ const LINES: &[Line] = &[
     line("GET", "/api/enrollment/{token}", Access::Public),
     line("GET", "/api/enrollment/{token}/qr.svg", Access::Public),
     Line {
-        bad_queries: &["limit=0", "limit=1001", "offset=-1", "status=gone", "user_id=1"],
+        bad_queries: &[
+            "limit=0",
+            "limit=1001",
+            "offset=-1",
+            "status=gone",
+            "user_id=1",
+            "before=nobody",
+            "after=%20",
+        ],
         ..line("GET", "/api/devices", Access::Any)
     },
     Line {
@@ -192,7 +202,14 @@ const LINES: &[Line] = &[
     },
     line("GET", "/api/sync/status", Access::Device),
     Line {
-        bad_queries: &["limit=0", "limit=1001", "offset=-1", "status=closed"],
+        bad_queries: &[
+            "limit=0",
+            "limit=1001",
+            "offset=-1",
+            "status=closed",
+            "before=1",
+            "after=00000000-0000-4000-8000-000000000000",
+        ],
         ..line("GET", "/api/conflicts", Access::Any)
     },
     Line {

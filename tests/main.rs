@@ -4,6 +4,7 @@
 mod api;
 mod bad_input;
 mod browser;
+mod caches;
 mod catchup;
 mod cli;
 mod commands;
@@ -21,6 +22,7 @@ mod model;
 mod operators;
 mod outages;
 mod own_tables;
+mod pages;
 #[path = "../examples/phone.rs"]
 #[expect(dead_code, reason = "its command line and what only that uses")]
 mod phone;
@@ -33,8 +35,10 @@ mod rate_limits;
 mod recovery;
 mod refusals;
 mod rules;
+mod secrets;
 mod sessions;
 mod slots;
+mod statements;
 mod streams;
 mod support;
 mod sync;

@@ -101,6 +101,7 @@ async fn an_id_of_either_transport_resumes_the_other_across_a_restart() {
     let event = stream.expect("message").await;
     told.push(about(&event));
     let mut last = event.id.unwrap();
+    let first = last.clone();
 
     let Office {
         mut engine,
@@ -153,6 +154,20 @@ async fn an_id_of_either_transport_resumes_the_other_across_a_restart() {
         }
     }
     assert_eq!(told, sent);
+    // What the phone has acknowledged meanwhile is not told again by either, however old the id.
+    let phone = phone.at(&engine.api());
+    let (_, cursor) = phone.sync(None).await;
+    assert_eq!(
+        outcome(&socket.ask(&json!({"type": "ack", "cursor": cursor})).await).0,
+        "applied"
+    );
+    let mut socket = phone.socket(&format!("/ws?last_event_id={first}")).await;
+    let mut stream = phone.with("last-event-id", &first).events(MOBILE).await;
+    let insert =
+        "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) VALUES ($1, $2, 'last') RETURNING id";
+    let live: Uuid = psql.query_one(insert, &[&bob_id, &joe_id]).await.unwrap().get(0);
+    assert_eq!(about(&socket.expect("message").await), live.to_string());
+    assert_eq!(about(&stream.expect("message").await), live.to_string());
     engine.stop().await;
 }
 

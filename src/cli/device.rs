@@ -10,9 +10,9 @@ use super::{Global, known_tenant};
 use crate::config::Config;
 use crate::database::Database;
 use crate::database::tenants::Tenant;
-use crate::domain::Page;
 use crate::domain::devices::{self, Device as Found, Filter};
 use crate::domain::users;
+use crate::domain::{Page, Start};
 use crate::sync::device_state;
 
 /// Devices that one listing asks for at a time.
@@ -94,9 +94,9 @@ async fn find(database: &Database, tenant: &Tenant, device_id: &str) -> Result<F
         user: None,
         device_id: Some(device_id),
         is_revoked: None,
-        page: Page { limit: 1, offset: 0 },
+        page: Page::first(1),
     };
-    let (mut found, _) = devices::list(database, tenant, None, &filter).await?;
+    let mut found = devices::list(database, tenant, None, &filter).await?.rows;
     found.pop().with_context(absent)
 }
 
@@ -112,21 +112,22 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user: Op
         Some(name) => Some(users::find(&database, &tenant, &name).await?.id),
         None => None,
     };
-    let mut found = Vec::new();
+    let mut found: Vec<Found> = Vec::new();
     loop {
+        // Beside the last one, so that none is missed or comes twice while devices come and go.
+        let start = match found.last() {
+            Some(last) => Start::Before(last.device_id.clone()),
+            None => Start::Offset(0),
+        };
         let filter = Filter {
             user,
             device_id: None,
             is_revoked: if all { None } else { Some(false) },
-            page: Page {
-                limit: PAGE,
-                offset: i64::try_from(found.len())?,
-            },
+            page: Page { limit: PAGE, start },
         };
-        let (page, total) = devices::list(&database, &tenant, None, &filter).await?;
-        let is_last = page.is_empty();
-        found.extend(page);
-        if is_last || found.len() as i64 >= total {
+        let page = devices::list(&database, &tenant, None, &filter).await?;
+        found.extend(page.rows);
+        if !page.has_more {
             break;
         }
     }

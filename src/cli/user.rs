@@ -12,10 +12,10 @@ use super::{Global, known_tenant};
 use crate::config::Config;
 use crate::database::Database;
 use crate::database::tenants::Tenant;
-use crate::domain::Page;
 use crate::domain::password::Passwords;
 use crate::domain::sessions::Sessions;
 use crate::domain::users::{self, Account, Filter, NewUser, UserType};
+use crate::domain::{Page, Start};
 
 /// Arguments of `posduif user`.
 #[derive(Debug, Args)]
@@ -197,21 +197,22 @@ impl Create {
 
 async fn list(global: &Global, config: &Config, tenant: Option<String>, user_type: Option<UserType>) -> Result<()> {
     let (database, tenant) = known_tenant(config, tenant).await?;
-    let mut found = Vec::new();
+    let mut found: Vec<users::User> = Vec::new();
     loop {
+        // Beside the last one, so that none is missed or comes twice while users come and go.
+        let start = match found.last() {
+            Some(last) => Start::After(last.id.to_string()),
+            None => Start::Offset(0),
+        };
         let filter = Filter {
             user_type,
             username: None,
             among: None,
-            page: Page {
-                limit: PAGE,
-                offset: i64::try_from(found.len())?,
-            },
+            page: Page { limit: PAGE, start },
         };
-        let (page, total) = users::list(&database, &tenant, &filter).await?;
-        let is_last = page.is_empty();
-        found.extend(page);
-        if is_last || found.len() as i64 >= total {
+        let page = users::list(&database, &tenant, &filter).await?;
+        found.extend(page.rows);
+        if !page.has_more {
             break;
         }
     }

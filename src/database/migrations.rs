@@ -51,6 +51,7 @@ const TENANT: &[Migration] = &[
     migration!(2, "tenant", "0002_upload"),
     migration!(3, "tenant", "0003_conflicts"),
     migration!(4, "tenant", "0004_upload_rows"),
+    migration!(5, "tenant", "0005_conflict_pages"),
 ];
 
 /// Which schemas a command is about.

@@ -1,12 +1,14 @@
 //! Ordinary SQL: the pool, what can go wrong with it, and running a statement in a tenant's schema.
 //!
 //! Statements live in `sql/*.sql`, one a file, and name a tenant's schema by the placeholder `{schema}`
-//! ([`tenants::Tenant::sql`]). They run as unnamed typed statements: one round trip each, and nothing is cached that
-//! would grow with the number of tenants. Only DDL that takes names, which no parameter can carry, is put together in
-//! code, from quoted identifiers.
+//! ([`tenants::Tenant::sql`]). They run as unnamed typed statements: one round trip each, planned for their values. The few
+//! that come with every request and find rows by a key are prepared, within a bound ([`connection`]). Only DDL that takes
+//! names, which no parameter can carry, is put together in code, from quoted identifiers.
 //!
-//! Every session prints values as the replication connection does, in UTC, and has a statement timeout. `search_path` is left alone: each name is qualified.
+//! Every session prints values as the replication connection does, in UTC, and has timeouts for a statement, for a lock and
+//! for a transaction that nobody goes on with. `search_path` is left alone: each name is qualified.
 
+pub mod connection;
 pub mod migrations;
 pub mod publication;
 pub mod snapshot;
@@ -17,7 +19,9 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
+use connection::{Connection, Manager};
+use deadpool::Runtime;
+use deadpool::managed::{Hook, HookError, Object, Pool, PoolError};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
@@ -35,7 +39,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 const STATEMENT_GRACE: Duration = Duration::from_secs(2);
 
 /// A connection out of the pool; dropping it gives it back.
-pub type Client = deadpool_postgres::Client;
+pub type Client = Object<Manager>;
 
 /// A parameter and its type, as [`Database::query`] and tokio-postgres' typed statements take it.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -100,8 +104,8 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-impl From<PoolError> for Error {
-    fn from(error: PoolError) -> Self {
+impl From<PoolError<tokio_postgres::Error>> for Error {
+    fn from(error: PoolError<tokio_postgres::Error>) -> Self {
         // Whatever keeps us from a connection, wrong credentials too, is for the operator: a client can only wait.
         Self::Unavailable(match error {
             PoolError::Backend(error) => with_causes(&error),
@@ -140,7 +144,7 @@ pub struct PoolUse {
 /// The pool of ordinary SQL connections. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Database {
-    pool: Pool,
+    pool: Pool<Manager>,
     config: tokio_postgres::Config,
     server: Server,
     connect_timeout: Duration,
@@ -158,8 +162,10 @@ impl Database {
         let timeout = Duration::from_secs(settings.connect_timeout_seconds);
         let own = format!(
             "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex \
-             -c client_min_messages=warning -c statement_timeout={}",
-            settings.query_timeout_seconds * 1000
+             -c client_min_messages=warning -c statement_timeout={query_ms} -c lock_timeout={lock_ms} \
+             -c idle_in_transaction_session_timeout={query_ms}",
+            query_ms = settings.query_timeout_seconds * 1000,
+            lock_ms = settings.lock_timeout_seconds * 1000,
         );
         let options = match config.get_options() {
             Some(theirs) => format!("{own} {theirs}"),
@@ -169,20 +175,18 @@ impl Database {
         if config.get_application_name().is_none() {
             config.application_name("posduif");
         }
-        let manager = Manager::from_config(
-            config.clone(),
-            server.clone(),
-            ManagerConfig {
-                recycling_method: RecyclingMethod::Fast,
-            },
-        );
+        let manager = Manager {
+            config: config.clone(),
+            server: server.clone(),
+            statements_max: settings.prepared_statements_max,
+        };
         let pool = Pool::builder(manager)
             .max_size(settings.pool_size)
             .wait_timeout(Some(timeout))
             .create_timeout(Some(timeout))
             .recycle_timeout(Some(timeout))
             .runtime(Runtime::Tokio1)
-            .pre_recycle(Hook::async_fn(|client, metrics| {
+            .pre_recycle(Hook::async_fn(|client: &mut Connection, metrics| {
                 // A half-open connection looks idle; one that was in use just now has shown that it lives.
                 let is_trusted = metrics.last_used() < TRUSTED;
                 Box::pin(async move {
@@ -223,8 +227,8 @@ impl Database {
         Ok(self.pool.get().await?)
     }
 
-    /// A connection of its own, outside of the pool and without the statement timeout, for work that holds session
-    /// locks: they end with it, however the work ends.
+    /// A connection of its own, outside of the pool and without timeouts, for work that holds session locks: they end
+    /// with it, however the work ends.
     ///
     /// # Errors
     /// When Postgres cannot be reached.
@@ -246,7 +250,11 @@ impl Database {
                 tracing::warn!(%error, "a Postgres connection broke");
             }
         });
-        client.batch_execute("SET statement_timeout = 0").await?;
+        client
+            .batch_execute(
+                "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0",
+            )
+            .await?;
         Ok(client)
     }
 
@@ -256,7 +264,24 @@ impl Database {
     /// See [`Error`].
     pub async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
         let client = self.get().await?;
-        match tokio::time::timeout(self.statement_timeout, client.query_typed(sql, params)).await {
+        self.in_time(client.query_typed(sql, params)).await
+    }
+
+    /// Like [`Database::query_opt`], for a statement that comes with every request: connections keep it prepared. It must
+    /// find its rows by a key, because Postgres may keep a plan for it that knows no values.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query_often(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
+        let client = self.get().await?;
+        Ok(self.in_time(client.query_often(sql, params)).await?.into_iter().next())
+    }
+
+    async fn in_time(
+        &self,
+        rows: impl Future<Output = Result<Vec<Row>, tokio_postgres::Error>>,
+    ) -> Result<Vec<Row>, Error> {
+        match tokio::time::timeout(self.statement_timeout, rows).await {
             Ok(rows) => Ok(rows?),
             Err(_) => Err(Error::Unavailable(format!(
                 "no answer within {} s",

@@ -1,5 +1,7 @@
 //! Which transactions a snapshot of Postgres sees.
 
+use tokio_postgres::Row;
+
 /// What `pg_current_snapshot()` saw (Postgres table 9.83).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
@@ -28,6 +30,14 @@ impl Snapshot {
             xmax,
             in_progress,
         })
+    }
+
+    /// Reads the column `snapshot`; one that cannot be read sees nothing.
+    ///
+    /// # Errors
+    /// When there is no such column.
+    pub fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self::parse(row.try_get("snapshot")?).unwrap_or_default())
     }
 
     /// Whether the snapshot sees every transaction of a range of 32-bit ids; doubt counts as no.

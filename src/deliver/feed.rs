@@ -159,6 +159,10 @@ impl Feed {
                 .push_back((FeedEvent::DeviceChanged(Some(notice.xid)), self.place));
             return;
         }
+        // For what is remembered here, not for readers.
+        if notice.event == "user_seen" {
+            return;
+        }
         if notice.event == "tenant_resumed" {
             self.unread_gap = true;
             return;

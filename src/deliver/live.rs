@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::aio::MultiplexedConnection;
@@ -89,6 +89,8 @@ pub struct Freshness {
     pub epoch: Option<EpochId>,
     /// The last entry seen.
     pub position: StreamId,
+    /// Whether the tail follows now, with nothing behind it to be read.
+    pub is_connected: bool,
 }
 
 impl Freshness {
@@ -101,6 +103,15 @@ impl Freshness {
         let then = Duration::from_micros(self.heartbeat_ts.unsigned_abs());
         Some(now.saturating_sub(then))
     }
+}
+
+/// Who must know of each change before any reader is told of it: what remembers rows. Calls must not block.
+pub trait Follower: std::fmt::Debug + Send + Sync {
+    /// A change of a tenant, for these users or all; a notice comes once for each group of users.
+    fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>);
+
+    /// Changes may have been missed.
+    fn lost(&self);
 }
 
 /// A subscriber as the hub sees it.
@@ -126,6 +137,7 @@ pub struct Hub {
     freshness: watch::Sender<Freshness>,
     device_changes: broadcast::Sender<DeviceChange>,
     heard: Arc<Heard>,
+    follower: Arc<OnceLock<Arc<dyn Follower>>>,
     queue: usize,
 }
 
@@ -175,6 +187,7 @@ impl Hub {
             freshness: watch::Sender::default(),
             device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
             heard: Arc::default(),
+            follower: Arc::default(),
             queue,
         }
     }
@@ -201,10 +214,26 @@ impl Hub {
         }
     }
 
+    /// Lets somebody know of each change first. There can be one.
+    pub fn lead(&self, follower: Arc<dyn Follower>) {
+        let _is_there = self.follower.set(follower);
+    }
+
+    fn set_connected(&self, is_connected: bool) {
+        self.freshness.send_if_modified(|freshness| {
+            let changes = freshness.is_connected != is_connected;
+            freshness.is_connected = is_connected;
+            changes
+        });
+    }
+
     /// Whether anybody here wants to know of changes.
     fn has_readers(&self) -> bool {
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        !tenants.is_empty() || self.device_changes.receiver_count() > 0 || self.heard.is_listening()
+        !tenants.is_empty()
+            || self.device_changes.receiver_count() > 0
+            || self.follower.get().is_some()
+            || self.heard.is_listening()
     }
 
     /// Freshness, as it changes.
@@ -272,6 +301,9 @@ impl Hub {
     }
 
     fn deliver_gap(&self) {
+        if let Some(follower) = self.follower.get() {
+            follower.lost();
+        }
         let _ = self.device_changes.send(DeviceChange::Any);
         self.heard.note_gap();
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
@@ -305,7 +337,10 @@ pub async fn run(config: config::Redis, hub: Hub, stop: CancellationToken) {
         loop {
             match follow(&config, &hub, &mut last, &mut wait).await {
                 Ok(never) => match never {},
-                Err(error) => tracing::warn!(%error, "live tail interrupted; trying again"),
+                Err(error) => {
+                    hub.set_connected(false);
+                    tracing::warn!(%error, "live tail interrupted; trying again");
+                }
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(BACKOFF.1);
@@ -344,19 +379,24 @@ async fn follow(
             .into_iter()
             .flat_map(|reply| reply.keys)
             .flat_map(|stream| stream.ids);
-        let mut was_empty = true;
+        let mut count = 0;
         for raw in entries {
-            was_empty = false;
+            count += 1;
             let Ok(id) = raw.id.parse::<StreamId>() else { continue };
             take_entry(hub, id, from_map(&raw.map), last);
         }
-        if was_empty {
+        if count == 0 {
             // A stream that was made anew can be behind us: then nothing would ever come.
             let newest = newest(&mut connection, &key).await?;
             if newest < from {
                 *last = Some(StreamId::ZERO);
                 hub.deliver_gap();
+                continue;
             }
+        }
+        // Behind a full read there may be more.
+        if count < COUNT {
+            hub.set_connected(true);
         }
     }
 }
@@ -415,8 +455,29 @@ pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last:
 fn dispatch(hub: &Hub, notice: RawNotice) {
     let RawNotice(id, tenant, table, row_id, xid, commit_ts, groups, data) = notice;
     let Ok(id) = id.parse::<StreamId>() else { return };
-    for (event, op, users) in groups {
-        if event == "device_changed" {
+    let notices: Vec<(Notice, Option<Vec<Uuid>>)> = groups
+        .into_iter()
+        .map(|(event, op, users)| {
+            let notice = Notice {
+                id,
+                table: table.clone(),
+                row_id: row_id.clone(),
+                xid,
+                commit_ts,
+                op: Op::parse(&op),
+                event,
+                data: data.as_ref().map(|data| data.get().to_owned()),
+            };
+            (notice, users)
+        })
+        .collect();
+    if let Some(follower) = hub.follower.get() {
+        for (notice, users) in &notices {
+            follower.changed(&tenant, notice, users.as_deref());
+        }
+    }
+    for (notice, users) in notices {
+        if notice.event == "device_changed" {
             let tell = |change| {
                 let _ = hub.device_changes.send(change);
             };
@@ -430,17 +491,7 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
                 }
             }
         }
-        hub.heard.note(&tenant, &event, users.as_deref());
-        let notice = Notice {
-            id,
-            table: table.clone(),
-            row_id: row_id.clone(),
-            xid,
-            commit_ts,
-            op: Op::parse(&op),
-            event,
-            data: data.as_ref().map(|data| data.get().to_owned()),
-        };
+        hub.heard.note(&tenant, &notice.event, users.as_deref());
         hub.deliver(&tenant, users.as_deref(), notice);
     }
 }

@@ -4,7 +4,7 @@
 //! one after the other, an entry of the inbox could be missed while a later one of the shared stream is seen.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -163,6 +163,8 @@ pub struct Store {
     /// For stretches of streams.
     ranges: Arc<Connections>,
     keys: Arc<Keys>,
+    /// The last entry that anybody was given here.
+    furthest: Arc<Mutex<StreamId>>,
     /// How long an answer may take.
     patience: Duration,
 }
@@ -197,6 +199,7 @@ impl Store {
             settings,
             ranges: Arc::new(Connections::new(config)),
             keys: Arc::new(Keys::new(&config.prefix)),
+            furthest: Arc::new(Mutex::new(StreamId::ZERO)),
             patience: timeout,
         })
     }
@@ -367,7 +370,8 @@ impl Store {
                 let commit_lsn = PgLsn::from(position.ms.saturating_sub(base));
                 seen(Reached {
                     commit_lsn,
-                    ordinal: if commit_lsn > place { position.seq } else { 0 },
+                    // A commit's record begins where its last message ends.
+                    ordinal: if commit_lsn >= place { position.seq } else { 0 },
                 });
             }
             // Inside of a large transaction it is the position alone that moves.
@@ -462,7 +466,24 @@ impl Store {
         if view.epoch != place.epoch || generation != Some(place.generation) || existing != 2 || is_trimmed {
             return Ok(Read::Broken(view));
         }
-        Ok(merge(mine, common, count, place.position, view))
+        let read = merge(mine, common, count, place.position, view);
+        if let Read::Slice(slice) = &read
+            && let Some(last) = slice.entries.last()
+        {
+            let mut furthest = self.furthest.lock().unwrap_or_else(PoisonError::into_inner);
+            *furthest = last.id.max(*furthest);
+        }
+        Ok(read)
+    }
+
+    /// The last entry that anybody was given here: what is remembered must not be older.
+    pub fn furthest(&self) -> StreamId {
+        *self.furthest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// History begins anew, and may count from lower.
+    pub fn forget_furthest(&self) {
+        *self.furthest.lock().unwrap_or_else(PoisonError::into_inner) = StreamId::ZERO;
     }
 
     /// A stretch of a user's inbox as it is now, from behind `after` up to and with `until`; up to so many entries.

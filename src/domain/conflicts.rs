@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{Error, Page, Timestamp, read_page};
+use super::{Error, Page, Rows, Timestamp};
 use crate::database::Database;
 use crate::database::tenants::Tenant;
 
@@ -66,7 +66,7 @@ impl Conflict {
 }
 
 /// What to list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// Only one.
     pub id: Option<Uuid>,
@@ -76,16 +76,29 @@ pub struct Filter {
     pub page: Page,
 }
 
-/// A user's conflicts, newest first, and how many there are beyond limit and offset.
+/// A page of a user's conflicts, newest first by `(created_at, id)`.
 ///
 /// # Errors
-/// When Postgres cannot be asked.
-pub async fn list(
-    database: &Database,
-    tenant: &Tenant,
-    user: Uuid,
-    filter: &Filter,
-) -> Result<(Vec<Conflict>, i64), Error> {
+/// [`Error::Invalid`] when the page is beside no conflict of the user's; when Postgres cannot be asked.
+pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Filter) -> Result<Rows<Conflict>, Error> {
+    let page = &filter.page;
+    if let Some((field, id)) = page.place_uuid()? {
+        let is_upwards = field == "after";
+        let rows = database
+            .query(
+                &tenant.sql(include_str!("../../sql/conflict_list_beside.sql")),
+                &[
+                    (&user, Type::UUID),
+                    (&filter.is_open, Type::BOOL),
+                    (&(page.limit + 1), Type::INT8),
+                    (&id, Type::UUID),
+                    (&is_upwards, Type::BOOL),
+                ],
+            )
+            .await?;
+        return Rows::beside(&rows, field, (page.limit, is_upwards), Conflict::from_row);
+    }
+    let offset = page.offset();
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/conflict_list.sql")),
@@ -93,12 +106,12 @@ pub async fn list(
                 (&user, Type::UUID),
                 (&filter.id, Type::UUID),
                 (&filter.is_open, Type::BOOL),
-                (&filter.page.limit, Type::INT8),
-                (&filter.page.offset, Type::INT8),
+                (&page.limit, Type::INT8),
+                (&offset, Type::INT8),
             ],
         )
         .await?;
-    read_page(&rows, Conflict::from_row)
+    Rows::counted(&rows, offset, Conflict::from_row)
 }
 
 /// How a conflict is to end.
@@ -158,8 +171,8 @@ pub async fn resolve(
     let one = Filter {
         id: Some(id),
         is_open: None,
-        page: Page { limit: 1, offset: 0 },
+        page: Page::first(1),
     };
-    let (mut conflicts, _) = list(database, tenant, user, &one).await?;
+    let mut conflicts = list(database, tenant, user, &one).await?.rows;
     conflicts.pop().ok_or(Error::NotFound("conflict"))
 }

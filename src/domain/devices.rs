@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::users::UserType;
-use super::{Error, Page, Timestamp, check_text, read_page};
+use super::{Error, Page, Rows, Timestamp, check_text};
 use crate::config::{self, DeviceAuth};
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
@@ -277,7 +277,7 @@ impl Devices {
             .map_or(0, |cache| cache.sequence.load(Ordering::SeqCst));
         let row = self
             .database
-            .query_opt(
+            .query_often(
                 include_str!("../../sql/device_by_token.sql"),
                 &[(&hash.0.as_slice(), Type::BYTEA), (&device_id, Type::TEXT)],
             )
@@ -346,7 +346,7 @@ impl Devices {
     ) -> Result<DevicePrincipal, Error> {
         let user = self
             .database
-            .query_opt(
+            .query_often(
                 &tenant.sql(include_str!("../../sql/user_active_type.sql")),
                 &[(&user_id, Type::UUID)],
             )
@@ -446,7 +446,7 @@ pub struct Asker {
 }
 
 /// What to list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter<'a> {
     /// Only this user's.
     pub user: Option<Uuid>,
@@ -458,17 +458,36 @@ pub struct Filter<'a> {
     pub page: Page,
 }
 
-/// Devices, newest first, and how many there are beyond limit and offset; all of the tenant's when the operator asks, who
-/// is no user.
+/// A page of devices, newest first by `(created_at, device_id)`; of all the tenant's when the operator asks, who is no user.
 ///
 /// # Errors
-/// When Postgres cannot be asked.
+/// [`Error::Invalid`] when the page is beside no device that the asker may see; when Postgres cannot be asked.
 pub async fn list(
     database: &Database,
     tenant: &Tenant,
     asker: Option<Asker>,
     filter: &Filter<'_>,
-) -> Result<(Vec<Device>, i64), Error> {
+) -> Result<Rows<Device>, Error> {
+    let page = &filter.page;
+    if let Some((field, id)) = page.place() {
+        let is_upwards = field == "after";
+        let rows = database
+            .query(
+                &tenant.sql(include_str!("../../sql/device_list_beside.sql")),
+                &[
+                    (&asker.map(|asker| asker.user_id), Type::UUID),
+                    (&asker.map(|asker| asker.user_type.as_str()), Type::TEXT),
+                    (&filter.user, Type::UUID),
+                    (&filter.is_revoked, Type::BOOL),
+                    (&(page.limit + 1), Type::INT8),
+                    (&id, Type::TEXT),
+                    (&is_upwards, Type::BOOL),
+                ],
+            )
+            .await?;
+        return Rows::beside(&rows, field, (page.limit, is_upwards), Device::from_row);
+    }
+    let offset = page.offset();
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/device_list.sql")),
@@ -478,12 +497,12 @@ pub async fn list(
                 (&filter.user, Type::UUID),
                 (&filter.device_id, Type::TEXT),
                 (&filter.is_revoked, Type::BOOL),
-                (&filter.page.limit, Type::INT8),
-                (&filter.page.offset, Type::INT8),
+                (&page.limit, Type::INT8),
+                (&offset, Type::INT8),
             ],
         )
         .await?;
-    read_page(&rows, Device::from_row)
+    Rows::counted(&rows, offset, Device::from_row)
 }
 
 /// One device.
@@ -495,13 +514,13 @@ pub async fn get(database: &Database, tenant: &Tenant, asker: Asker, device_id: 
         user: None,
         device_id: Some(device_id),
         is_revoked: None,
-        page: Page { limit: 1, offset: 0 },
+        page: Page::first(1),
     };
     // What Postgres cannot store, nobody has.
     if check_device_id(device_id).is_err() {
         return Err(Error::NotFound("device"));
     }
-    let (mut devices, _) = list(database, tenant, Some(asker), &one).await?;
+    let mut devices = list(database, tenant, Some(asker), &one).await?.rows;
     match devices.pop() {
         Some(device) => Ok(device),
         None => Err(absent_or_anothers(database, tenant, device_id).await?),

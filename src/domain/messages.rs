@@ -6,23 +6,16 @@
 //!
 //! The trigger `messages_new_version` counts versions, so no statement here does.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{Error, Page, Timestamp, check_text, read_page};
+use super::caches::Caches;
+use super::{Error, Page, Rows, Timestamp, check_text};
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::Tenant;
-
-/// How often a count looks again for a commit that is not visible yet.
-const VISIBLE_TRIES: u32 = 5;
-
-/// How long it waits between looks.
-const VISIBLE_POLL: Duration = Duration::from_millis(10);
 
 /// How far a message has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -120,13 +113,14 @@ pub fn check_content(content: &str, chars_max: usize) -> Result<(), Error> {
 /// the sender is disabled or deleted.
 pub async fn create(
     database: &Database,
+    caches: &Caches,
     tenant: &Tenant,
     sender: Uuid,
     recipient: Uuid,
     content: &str,
 ) -> Result<Message, Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/message_insert.sql")),
             &[(&sender, Type::UUID), (&recipient, Type::UUID), (&content, Type::TEXT)],
         )
@@ -137,13 +131,16 @@ pub async fn create(
     }
     match row.try_get::<_, Option<&str>>("recipient_type")? {
         None => Err(Error::InvalidRecipient),
-        Some("mobile") => Message::from_row(&row),
+        Some("mobile") => {
+            caches.wrote_unread(&tenant.name, recipient);
+            Message::from_row(&row)
+        }
         Some(_) => Err(Error::Forbidden("web users write to mobile users only")),
     }
 }
 
 /// What to list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// Only to this recipient.
     pub recipient: Option<Uuid>,
@@ -153,85 +150,77 @@ pub struct Filter {
     pub page: Page,
 }
 
-/// Messages that the user sent or got, newest first, and how many there are beyond limit and offset.
+/// A page of the messages that the user sent or got, newest first by `(created_at, id)`. A page before or after a message
+/// costs the same however long the list is, and the message may be deleted meanwhile.
 ///
 /// # Errors
-/// When Postgres cannot be asked.
-pub async fn list(
-    database: &Database,
-    tenant: &Tenant,
-    user: Uuid,
-    filter: &Filter,
-) -> Result<(Vec<Message>, i64), Error> {
+/// [`Error::Invalid`] when the page is beside no message of the user's; when Postgres cannot be asked.
+pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Filter) -> Result<Rows<Message>, Error> {
+    let page = &filter.page;
+    let status = filter.status.map(Status::as_str);
+    if let Some((field, id)) = page.place_uuid()? {
+        let is_upwards = field == "after";
+        let rows = database
+            .query(
+                &tenant.sql(include_str!("../../sql/message_list_beside.sql")),
+                &[
+                    (&user, Type::UUID),
+                    (&filter.recipient, Type::UUID),
+                    (&status, Type::TEXT),
+                    (&(page.limit + 1), Type::INT8),
+                    (&id, Type::UUID),
+                    (&is_upwards, Type::BOOL),
+                ],
+            )
+            .await?;
+        return Rows::beside(&rows, field, (page.limit, is_upwards), Message::from_row);
+    }
+    let offset = page.offset();
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/message_list.sql")),
             &[
                 (&user, Type::UUID),
                 (&filter.recipient, Type::UUID),
-                (&filter.status.map(Status::as_str), Type::TEXT),
-                (&filter.page.limit, Type::INT8),
-                (&filter.page.offset, Type::INT8),
+                (&status, Type::TEXT),
+                (&page.limit, Type::INT8),
+                (&offset, Type::INT8),
             ],
         )
         .await?;
-    read_page(&rows, Message::from_row)
+    Rows::counted(&rows, offset, Message::from_row)
 }
 
-/// How many messages to this user are unread.
-///
-/// # Errors
-/// When Postgres cannot be asked.
-pub async fn unread_count(database: &Database, tenant: &Tenant, user: Uuid) -> Result<i64, Error> {
+/// How many messages to this user are unread, and what the count has seen.
+pub(super) async fn unread_count(database: &Database, tenant: &Tenant, user: Uuid) -> Result<(i64, Snapshot), Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/message_unread_count.sql")),
             &[(&user, Type::UUID)],
         )
-        .await?;
-    Ok(row.map_or(Ok(0), |row| row.try_get("unread_count"))?)
+        .await?
+        .ok_or_else(|| Error::Internal("counting gave no row".into()))?;
+    Ok((row.try_get("unread_count")?, Snapshot::from_row(&row)?))
 }
 
-/// How many messages to this user are unread, the one of transaction `xid` included.
-///
-/// The log can bring a message before a snapshot sees it: by a hair on any server, for long while a commit waits for a
-/// standby. So the count waits a little for it, and then adds it.
-///
-/// # Errors
-/// When Postgres cannot be asked.
-pub async fn unread_count_including(database: &Database, tenant: &Tenant, user: Uuid, xid: u32) -> Result<i64, Error> {
-    let statement = tenant.sql(include_str!("../../sql/message_unread_count_seen.sql"));
-    let mut tries = 0;
-    loop {
-        let row = database.query_opt(&statement, &[(&user, Type::UUID)]).await?;
-        let (count, snapshot): (i64, String) = match &row {
-            Some(row) => (row.try_get("unread_count")?, row.try_get("snapshot")?),
-            None => return Ok(0),
-        };
-        if Snapshot::parse(&snapshot).is_none_or(|snapshot| snapshot.sees_all(xid, xid)) {
-            return Ok(count);
-        }
-        if tries == VISIBLE_TRIES {
-            return Ok(count + 1);
-        }
-        tries += 1;
-        tokio::time::sleep(VISIBLE_POLL).await;
-    }
+/// One message, and what the look has seen.
+pub(super) async fn find(database: &Database, tenant: &Tenant, id: Uuid) -> Result<(Message, Snapshot), Error> {
+    let row = database
+        .query_often(
+            &tenant.sql(include_str!("../../sql/message_get.sql")),
+            &[(&id, Type::UUID)],
+        )
+        .await?
+        .ok_or(Error::NotFound("message"))?;
+    Ok((Message::from_row(&row)?, Snapshot::from_row(&row)?))
 }
 
 /// One message.
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Forbidden`] when the user neither sent nor got it.
-pub async fn get(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<Message, Error> {
-    let row = database
-        .query_opt(
-            &tenant.sql(include_str!("../../sql/message_get.sql")),
-            &[(&id, Type::UUID)],
-        )
-        .await?
-        .ok_or(Error::NotFound("message"))?;
-    let message = Message::from_row(&row)?;
+pub async fn get(caches: &Caches, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<Message, Error> {
+    let message = caches.message(tenant, id).await?;
     if message.sender_id != user && message.recipient_id != user {
         return Err(Error::Forbidden("this message is between other users"));
     }
@@ -242,46 +231,59 @@ pub async fn get(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid) -> 
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is not the sender.
-pub async fn edit(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid, content: &str) -> Result<Message, Error> {
+pub async fn edit(
+    database: &Database,
+    caches: &Caches,
+    tenant: &Tenant,
+    user: Uuid,
+    id: Uuid,
+    content: &str,
+) -> Result<Message, Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/message_edit.sql")),
             &[(&id, Type::UUID), (&user, Type::UUID), (&content, Type::TEXT)],
         )
         .await?;
-    changed(row, "only the sender may edit a message")
+    changed(caches, tenant, row, "only the sender may edit a message")
 }
 
 /// Marks a message read, once: a repeat changes nothing.
 ///
 /// # Errors
 /// [`Error::NotFound`], or [`Error::Forbidden`] when the user is not the recipient.
-pub async fn mark_read(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<Message, Error> {
+pub async fn mark_read(
+    database: &Database,
+    caches: &Caches,
+    tenant: &Tenant,
+    user: Uuid,
+    id: Uuid,
+) -> Result<Message, Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/message_mark_read.sql")),
             &[(&id, Type::UUID), (&user, Type::UUID)],
         )
         .await?;
-    changed(row, "only the recipient may mark a message read")
+    changed(caches, tenant, row, "only the recipient may mark a message read")
 }
 
 /// Takes a message back, for both sides.
 ///
 /// # Errors
 /// [`Error::NotFound`], also for the second time, or [`Error::Forbidden`] when the user is not the sender.
-pub async fn delete(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<(), Error> {
+pub async fn delete(database: &Database, caches: &Caches, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<(), Error> {
     let row = database
         .query_opt(
             &tenant.sql(include_str!("../../sql/message_delete.sql")),
             &[(&id, Type::UUID), (&user, Type::UUID)],
         )
         .await?;
-    changed(row, "only the sender may delete a message").map(drop)
+    changed(caches, tenant, row, "only the sender may delete a message").map(drop)
 }
 
 /// Reads what a changing statement gave: no row for no message, `allowed`, and the message as it is now.
-fn changed(row: Option<Row>, forbidden: &'static str) -> Result<Message, Error> {
+fn changed(caches: &Caches, tenant: &Tenant, row: Option<Row>, forbidden: &'static str) -> Result<Message, Error> {
     let row = row.ok_or(Error::NotFound("message"))?;
     if !row.try_get::<_, bool>("allowed")? {
         return Err(Error::Forbidden(forbidden));
@@ -290,7 +292,10 @@ fn changed(row: Option<Row>, forbidden: &'static str) -> Result<Message, Error> 
     if row.try_get::<_, Option<Uuid>>("id")?.is_none() {
         return Err(Error::NotFound("message"));
     }
-    Message::from_row(&row)
+    let message = Message::from_row(&row)?;
+    caches.wrote_messages(&tenant.name, [message.id]);
+    caches.wrote_unread(&tenant.name, message.recipient_id);
+    Ok(message)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //!
 //! Nothing here publishes anything. A row is the event.
 
+pub mod caches;
 pub mod conflicts;
 pub mod devices;
 pub mod enrollment;
@@ -21,11 +22,12 @@ pub mod users;
 use std::fmt;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Timelike, Utc};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
+use uuid::Uuid;
 
 use crate::database;
 
@@ -92,25 +94,126 @@ impl From<tokio_postgres::Error> for Error {
 }
 
 /// Which part of a long list is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// At most so many.
     pub limit: i64,
-    /// After so many.
-    pub offset: i64,
+    /// Where it begins.
+    pub start: Start,
 }
 
-/// Reads a page out of rows that each bear the total and then the columns of one of the list, the first of which is never
-/// null there. A page beyond the end is a single row with nothing but the total.
-fn read_page<T>(rows: &[Row], read: impl Fn(&Row) -> Result<T, Error>) -> Result<(Vec<T>, i64), Error> {
-    let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
+/// Where a page begins. What `before` and `after` mean is the order of the list's key: times, or names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// After so many rows of the list.
+    Offset(i64),
+    /// Right before the row of this id: what is older, or comes earlier by name.
+    Before(String),
+    /// Right after the row of this id.
+    After(String),
+}
+
+impl Page {
+    /// The first rows of a list.
+    pub fn first(limit: i64) -> Self {
+        Self {
+            limit,
+            start: Start::Offset(0),
+        }
+    }
+
+    /// Rows of the list before it, where that is how it is named.
+    fn offset(&self) -> i64 {
+        match self.start {
+            Start::Offset(offset) => offset,
+            Start::Before(_) | Start::After(_) => 0,
+        }
+    }
+
+    /// The row that the page is before or after, and which of the two, if it names one.
+    fn place(&self) -> Option<(&'static str, &str)> {
+        match &self.start {
+            Start::Offset(_) => None,
+            Start::Before(id) => Some(("before", id)),
+            Start::After(id) => Some(("after", id)),
+        }
+    }
+
+    /// Like [`Page::place`], in a list whose rows have UUIDs.
+    fn place_uuid(&self) -> Result<Option<(&'static str, Uuid)>, Error> {
+        let place = self.place();
+        place
+            .map(|(field, id)| match Uuid::try_parse(id) {
+                Ok(id) => Ok((field, id)),
+                Err(_) => Err(unknown_place(field)),
+            })
+            .transpose()
+    }
+}
+
+fn unknown_place(field: &'static str) -> Error {
+    Error::invalid(field, "must be the id of a row of this list")
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rows<T> {
+    /// The rows, in the list's order.
+    pub rows: Vec<T>,
+    /// How many there are in the whole list; of a page by `before` or `after` nobody counts.
+    pub total: Option<i64>,
+    /// Whether there are more in the direction of the page.
+    pub has_more: bool,
+}
+
+impl<T> Rows<T> {
+    /// Reads a page by offset out of rows that each bear the total and then the columns of one of the list, the first of
+    /// which is never null there. A page beyond the end is a single row with nothing but the total.
+    fn counted(rows: &[Row], offset: i64, read: impl Fn(&Row) -> Result<T, Error>) -> Result<Self, Error> {
+        let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
+        let rows = present(rows, read)?;
+        Ok(Self {
+            has_more: offset.saturating_add_unsigned(rows.len() as u64) < total && !rows.is_empty(),
+            rows,
+            total: Some(total),
+        })
+    }
+
+    /// Reads a page before or after a row out of rows that each bear whether that row is known and then the columns of one
+    /// of the list, one more than the page may have if there are more, in the list's order. That one is the first when the
+    /// page goes against the order.
+    fn beside(
+        rows: &[Row],
+        field: &'static str,
+        (limit, is_upwards): (i64, bool),
+        read: impl Fn(&Row) -> Result<T, Error>,
+    ) -> Result<Self, Error> {
+        let is_known = rows.first().map_or(Ok(false), |row| row.try_get("is_known"))?;
+        if !is_known {
+            return Err(unknown_place(field));
+        }
+        let mut rows = present(rows, read)?;
+        let has_more = rows.len() as u64 > limit.unsigned_abs();
+        if has_more {
+            rows.remove(if is_upwards { 0 } else { rows.len() - 1 });
+        }
+        Ok(Self {
+            rows,
+            total: None,
+            has_more,
+        })
+    }
+}
+
+/// Reads those rows that are more than what stands beside them.
+fn present<T>(rows: &[Row], read: impl Fn(&Row) -> Result<T, Error>) -> Result<Vec<T>, Error> {
     let mut page = Vec::with_capacity(rows.len());
     for row in rows {
         if row.try_get::<_, Option<Anything>>(1)?.is_some() {
             page.push(read(row)?);
         }
     }
-    Ok((page, total))
+    Ok(page)
 }
 
 /// A value of which only matters that it is there.
@@ -170,8 +273,29 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.format("%Y-%m-%dT%H:%M:%S%.6f").to_string();
-        write!(f, "{}Z", text.trim_end_matches('0').trim_end_matches('.'))
+        // By hand: lists have hundreds of them, and chrono reads its format anew for each.
+        let (date, time) = (self.0.date_naive(), self.0.time());
+        write!(
+            f,
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
+            date.year(),
+            date.month(),
+            date.day(),
+            time.hour(),
+            time.minute(),
+            time.second()
+        )?;
+        // A leap second is the second before it, beyond its end.
+        let mut micros = time.nanosecond() / 1000 % 1_000_000;
+        if micros > 0 {
+            let mut digits = 6;
+            while micros.is_multiple_of(10) {
+                micros /= 10;
+                digits -= 1;
+            }
+            write!(f, ".{micros:0digits$}")?;
+        }
+        f.write_str("Z")
     }
 }
 

@@ -94,6 +94,25 @@ pub struct Turn {
 }
 
 impl Turn {
+    /// The PHC string of a password that was right, at the present cost; `None` where the stored one has that already.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub async fn renew(&self, password: &str, stored: &str) -> Result<Option<String>, Error> {
+        let is_present = PasswordHash::new(stored)
+            .ok()
+            .and_then(|hash| Params::try_from(&hash).ok())
+            .is_some_and(|params| {
+                let cost = |params: &Params| (params.m_cost(), params.t_cost(), params.p_cost());
+                cost(&params) == cost(&self.params)
+            });
+        if is_present {
+            return Ok(None);
+        }
+        let password = password.to_owned();
+        self.compute(move |argon2| hash(argon2, &password)).await?.map(Some)
+    }
+
     /// Whether the password is the one that was hashed. Without a hash it takes as long and gives false.
     ///
     /// # Errors
@@ -170,6 +189,12 @@ mod tests {
             turn.verify(password, stored).await.expect("checked")
         };
         assert!(verify("posduif-demo", Some(stored.clone())).await);
+        let turn = passwords.turn().await.expect("a turn");
+        let renewed = turn.renew("posduif-demo", &stored).await.expect("looked at");
+        assert_eq!(renewed, None, "the cost is the present one");
+        let older = stored.replace("m=8192", "m=4096");
+        assert_ne!(turn.renew("posduif-demo", &older).await.expect("looked at"), None);
+        drop(turn);
         assert!(!verify("posduif-dema", Some(stored)).await);
         assert!(!verify("posduif-demo", None).await);
         assert!(matches!(passwords.hash("short").await, Err(Error::Invalid { .. })));

@@ -10,9 +10,10 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::limits::{Attempt, Limits};
-use super::password::Passwords;
-use super::{Error, Page, Timestamp, check_text, read_page};
+use super::password::{Passwords, Turn};
+use super::{Error, Page, Rows, Timestamp, check_text};
 use crate::config;
+use crate::database::snapshot::Snapshot;
 use crate::database::tenants::{self, Tenant};
 use crate::database::{self, Database};
 use crate::deliver::presence::Entry;
@@ -200,29 +201,49 @@ pub struct Filter {
     pub page: Page,
 }
 
-/// The users that pass the filter, by username, and how many there are beyond limit and offset.
+/// A page of the users that pass the filter, by username (whatever the case) and id.
 ///
 /// # Errors
-/// When Postgres cannot be asked.
-pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Result<(Vec<User>, i64), Error> {
+/// [`Error::Invalid`] when the page is beside no user of the tenant; when Postgres cannot be asked.
+pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Result<Rows<User>, Error> {
     let (is_among, ids) = match &filter.among {
         Some((is_among, ids)) => (Some(*is_among), ids.as_slice()),
         None => (None, [].as_slice()),
     };
+    let (page, user_type) = (&filter.page, filter.user_type.map(UserType::as_str));
+    if let Some((field, id)) = page.place_uuid()? {
+        let is_upwards = field == "before";
+        let rows = database
+            .query(
+                &tenant.sql(include_str!("../../sql/user_list_beside.sql")),
+                &[
+                    (&user_type, Type::TEXT),
+                    (&filter.username, Type::TEXT),
+                    (&is_among, Type::BOOL),
+                    (&ids, Type::UUID_ARRAY),
+                    (&(page.limit + 1), Type::INT8),
+                    (&id, Type::UUID),
+                    (&is_upwards, Type::BOOL),
+                ],
+            )
+            .await?;
+        return Rows::beside(&rows, field, (page.limit, is_upwards), User::from_row);
+    }
+    let offset = page.offset();
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/user_list.sql")),
             &[
-                (&filter.user_type.map(UserType::as_str), Type::TEXT),
+                (&user_type, Type::TEXT),
                 (&filter.username, Type::TEXT),
                 (&is_among, Type::BOOL),
                 (&ids, Type::UUID_ARRAY),
-                (&filter.page.limit, Type::INT8),
-                (&filter.page.offset, Type::INT8),
+                (&page.limit, Type::INT8),
+                (&offset, Type::INT8),
             ],
         )
         .await?;
-    read_page(&rows, User::from_row)
+    Rows::counted(&rows, offset, User::from_row)
 }
 
 /// Whether the user exists and is neither disabled nor deleted.
@@ -234,19 +255,19 @@ pub async fn is_active(database: &Database, tenant: &Tenant, user: Uuid) -> Resu
     Ok(database.query_opt(&statement, &[(&user, Type::UUID)]).await?.is_some())
 }
 
-/// One user.
+/// One user, as if nobody were online, and what the look has seen.
 ///
 /// # Errors
 /// [`Error::NotFound`] when it does not exist or is deleted.
-pub async fn get(database: &Database, tenant: &Tenant, id: Uuid) -> Result<User, Error> {
+pub(super) async fn fetch(database: &Database, tenant: &Tenant, id: Uuid) -> Result<(User, Snapshot), Error> {
     let row = database
-        .query_opt(
+        .query_often(
             &tenant.sql(include_str!("../../sql/user_get.sql")),
             &[(&id, Type::UUID)],
         )
         .await?
         .ok_or(Error::NotFound("user"))?;
-    User::from_row(&row)
+    Ok((User::from_row(&row)?, Snapshot::from_row(&row)?))
 }
 
 /// Ids of a tenant's users in their order, deleted users included, behind `after`.
@@ -383,7 +404,7 @@ pub async fn verify_password(
     password: &str,
 ) -> Result<Login, Error> {
     limits.check(attempt).await?;
-    let mut stored = None;
+    let mut stored: Option<String> = None;
     let mut login = None;
     if let Some(tenant) = tenants::find(database, tenant).await?
         && check_name("username", name).is_ok()
@@ -407,12 +428,18 @@ pub async fn verify_password(
     let turn = passwords.turn().await?;
     limits.check(attempt).await?;
     let (limits, attempt, password) = (limits.clone(), attempt.clone(), password.to_owned());
-    let is_user = login.is_some();
+    let user = login.as_ref().map(|login| (login.tenant.name.clone(), login.id));
+    let database = database.clone();
     // A task of its own, which goes on when the client leaves: nobody guesses uncounted.
     let checking = tokio::spawn(async move {
-        let is_right = turn.verify(&password, stored).await? && is_user;
+        let is_right = turn.verify(&password, stored.clone()).await? && user.is_some();
         if is_right {
             limits.succeeded(&attempt).await?;
+            if let (Some((tenant, user)), Some(stored)) = (user, stored)
+                && let Err(error) = renew_hash(&database, &turn, &tenant, user, &password, &stored).await
+            {
+                tracing::warn!(%error, "a password's hash stays at its former cost until the next login");
+            }
         } else {
             limits.failed(&attempt).await?;
         }
@@ -424,6 +451,32 @@ pub async fn verify_password(
         .await
         .map_err(|error| Error::Internal(format!("checking a password failed: {error}")))??;
     login.filter(|_| is_right).ok_or(Error::Unauthorized(WRONG))
+}
+
+/// After a change of Argon2's cost: a login is when the password is there to be hashed anew.
+async fn renew_hash(
+    database: &Database,
+    turn: &Turn,
+    tenant: &str,
+    user: Uuid,
+    password: &str,
+    stored: &str,
+) -> Result<(), Error> {
+    let Some(renewed) = turn.renew(password, stored).await? else {
+        return Ok(());
+    };
+    database
+        .query(
+            include_str!("../../sql/credentials_rehash.sql"),
+            &[
+                (&tenant, Type::TEXT),
+                (&user, Type::UUID),
+                (&stored, Type::TEXT),
+                (&renewed, Type::TEXT),
+            ],
+        )
+        .await?;
+    Ok(())
 }
 
 const WRONG: &str = "wrong tenant, username or password";

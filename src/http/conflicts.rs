@@ -12,7 +12,7 @@ use super::request::{PAGE_ROWS, Request, required};
 use super::response::{self, Response};
 use crate::domain::conflicts::{self, Filter, Resolution};
 
-/// `GET /api/conflicts?status=&limit=&offset=`, newest first.
+/// `GET /api/conflicts?status=&limit=&offset=&before=&after=`, newest first.
 ///
 /// # Errors
 /// 400 for a bad parameter.
@@ -29,8 +29,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         page: query.page(PAGE_ROWS)?,
     };
     let caller = request.caller()?;
-    let (conflicts, total) = conflicts::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
-    response::page("conflicts", &conflicts, total, filter.page)
+    let found = conflicts::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
+    response::page("conflicts", &found, &filter.page)
 }
 
 #[derive(Deserialize)]
@@ -69,5 +69,6 @@ pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Er
         body.base_version,
     )
     .await?;
+    app.caches.wrote_messages(&caller.tenant().name, [conflict.message_id]);
     response::json(StatusCode::OK, &conflict)
 }

@@ -21,7 +21,7 @@ fn asker(caller: &Principal) -> Asker {
     }
 }
 
-/// `GET /api/devices?user_id=&status=&limit=&offset=`, newest first.
+/// `GET /api/devices?user_id=&status=&limit=&offset=&before=&after=`, newest first.
 ///
 /// # Errors
 /// 400 for a bad parameter.
@@ -40,9 +40,9 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         },
         page: query.page(PAGE_ROWS)?,
     };
-    let (mut devices, total) = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
-    add_presence(&app, caller, &mut devices).await;
-    response::page("devices", &devices, total, filter.page)
+    let mut found = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
+    add_presence(&app, caller, &mut found.rows).await;
+    response::page("devices", &found, &filter.page)
 }
 
 #[derive(Deserialize)]
@@ -98,9 +98,12 @@ async fn add_presence(app: &App, caller: &Principal, devices: &mut [Device]) {
 pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
     let id = request.param("id");
-    devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    let device = devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
     match app.devices.revoke(caller.tenant(), id).await? {
-        true => Ok(response::no_content()),
+        true => {
+            app.caches.wrote_user(&caller.tenant().name, device.user_id);
+            Ok(response::no_content())
+        }
         false => Err(crate::domain::Error::NotFound("device").into()),
     }
 }

@@ -41,10 +41,18 @@ pub(super) async fn write(
 ) -> Result<Message, Error> {
     let recipient = uuid("recipient_id", &required("recipient_id", recipient_id)?)?;
     let content = checked_content(app, content)?;
-    Ok(messages::create(&app.database, &sender.tenant, sender.user_id, recipient, &content).await?)
+    let created = messages::create(
+        &app.database,
+        &app.caches,
+        &sender.tenant,
+        sender.user_id,
+        recipient,
+        &content,
+    );
+    Ok(created.await?)
 }
 
-/// `GET /api/messages?recipient_id=&status=&limit=&offset=`, newest first.
+/// `GET /api/messages?recipient_id=&status=&limit=&offset=&before=&after=`, newest first.
 ///
 /// # Errors
 /// 400 for a bad parameter.
@@ -61,8 +69,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         page: query.page(PAGE_ROWS)?,
     };
     let caller = request.caller()?;
-    let (messages, total) = messages::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
-    response::page("messages", &messages, total, filter.page)
+    let found = messages::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
+    response::page("messages", &found, &filter.page)
 }
 
 /// `GET /api/messages/unread-count`.
@@ -71,7 +79,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 /// 503.
 pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
-    let count = messages::unread_count(&app.database, caller.tenant(), caller.user_id()).await?;
+    let count = app.caches.unread_count(caller.tenant(), caller.user_id()).await?;
     response::json(StatusCode::OK, &json!({"unread_count": count}))
 }
 
@@ -82,7 +90,7 @@ pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, E
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
-    let message = messages::get(&app.database, caller.tenant(), caller.user_id(), id).await?;
+    let message = messages::get(&app.caches, caller.tenant(), caller.user_id(), id).await?;
     response::json(StatusCode::OK, &message)
 }
 
@@ -100,7 +108,15 @@ pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error
     let body: Edit = request.json(app.config.server.body_bytes_max).await?;
     let content = checked_content(&app, body.content)?;
     let caller = request.caller()?;
-    let message = messages::edit(&app.database, caller.tenant(), caller.user_id(), id, &content).await?;
+    let message = messages::edit(
+        &app.database,
+        &app.caches,
+        caller.tenant(),
+        caller.user_id(),
+        id,
+        &content,
+    )
+    .await?;
     response::json(StatusCode::OK, &message)
 }
 
@@ -111,7 +127,7 @@ pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error
 pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
-    let message = messages::mark_read(&app.database, caller.tenant(), caller.user_id(), id).await?;
+    let message = messages::mark_read(&app.database, &app.caches, caller.tenant(), caller.user_id(), id).await?;
     response::json(StatusCode::OK, &message)
 }
 
@@ -122,7 +138,7 @@ pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Erro
 pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
-    messages::delete(&app.database, caller.tenant(), caller.user_id(), id).await?;
+    messages::delete(&app.database, &app.caches, caller.tenant(), caller.user_id(), id).await?;
     Ok(response::no_content())
 }
 

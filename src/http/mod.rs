@@ -45,6 +45,7 @@ use crate::database::Database;
 use crate::deliver::live::Hub;
 use crate::deliver::presence::Presence;
 use crate::deliver::store::{Store, View};
+use crate::domain::caches::Caches;
 use crate::domain::devices::Devices;
 use crate::domain::limits::Limits;
 use crate::domain::password::Passwords;
@@ -77,6 +78,8 @@ pub struct App {
     pub limits: Limits,
     /// Checks device tokens.
     pub devices: Devices,
+    /// Remembers what the change stream keeps right.
+    pub caches: Caches,
     /// Who is here.
     pub presence: Presence,
     /// Reads the streams.
@@ -128,6 +131,16 @@ impl App {
         let cursors = previous.fold(CursorKey::derive(config.auth.jwt_secret.expose()), |key, secret| {
             key.or_previous(secret.expose())
         });
+        let caches = Caches::new(
+            database.clone(),
+            store.clone(),
+            &config,
+            hub.freshness(),
+            metrics.clone(),
+        );
+        if let Some(follower) = caches.follower() {
+            hub.lead(follower);
+        }
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
             tokens: auth::Tokens::new(&config.auth),
@@ -145,9 +158,10 @@ impl App {
                     .chain(config.routes.iter().cloned())
                     .collect(),
                 ahead: Ahead::default(),
-                statuses: Statuses::new(database.clone(), store.clone(), stop.clone()),
+                statuses: Statuses::new(database.clone(), caches.clone(), store.clone(), stop.clone()),
             },
             metadata: Metadata::default(),
+            caches,
             database,
             config,
             store,

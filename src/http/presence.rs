@@ -44,7 +44,8 @@ impl Shown {
 /// 400 for a bad parameter, 503 while Redis is away.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let tenant = &request.caller()?.tenant().name;
-    let page = request.query.page(PAGE_MAX)?;
+    let limit = request.query.number("limit", PAGE_MAX, 1..=PAGE_MAX)?;
+    let offset = request.query.number("offset", 0, 0..=i64::MAX)?;
     let list = match request.query.get("user_id").filter(|text| !text.is_empty()) {
         Some(named) => {
             let ids: Vec<Uuid> = named
@@ -61,17 +62,13 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
             list.total = i64::try_from(list.entries.len()).unwrap_or(i64::MAX);
             list
         }
-        None => app
-            .presence
-            .page(tenant, page.limit, page.offset)
-            .await
-            .map_err(unavailable)?,
+        None => app.presence.page(tenant, limit, offset).await.map_err(unavailable)?,
     };
     let shown: Vec<Shown> = list.entries.iter().map(Shown::of).collect();
     response::json(
         StatusCode::OK,
-        &json!({"presence": shown, "version": list.version, "total": list.total, "limit": page.limit,
-                "offset": page.offset}),
+        &json!({"presence": shown, "version": list.version, "total": list.total, "limit": limit,
+                "offset": offset}),
     )
 }
 

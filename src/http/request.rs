@@ -18,8 +18,8 @@ use uuid::Uuid;
 use super::auth::{Principal, WebPrincipal};
 use super::error::{Code, Error};
 use super::gzip;
-use crate::domain::Page;
 use crate::domain::devices::DevicePrincipal;
+use crate::domain::{Page, Start};
 use crate::telemetry::metrics::Metrics;
 
 /// Most rows in one page of a list.
@@ -362,14 +362,24 @@ impl Query {
             .transpose()
     }
 
-    /// The page that `limit` (1 to 1,000) and `offset` name.
+    /// The page that `limit` (1 to 1,000) and one of `offset`, `before` and `after` name.
     ///
     /// # Errors
     /// 400 with the key and the bounds.
     pub fn page(&self, limit: i64) -> Result<Page, Error> {
+        let offset = self.number("offset", 0, 0..=i64::MAX)?;
+        let start = match (self.get("before"), self.get("after")) {
+            (None, None) => Start::Offset(offset),
+            (Some(_), Some(_)) => return Err(Error::invalid("before", "and after exclude each other")),
+            (_, _) if self.get("offset").is_some() => {
+                return Err(Error::invalid("offset", "excludes before and after"));
+            }
+            (Some(id), None) => Start::Before(id.to_owned()),
+            (None, Some(id)) => Start::After(id.to_owned()),
+        };
         Ok(Page {
             limit: self.number("limit", limit, 1..=PAGE_MAX)?,
-            offset: self.number("offset", 0, 0..=i64::MAX)?,
+            start,
         })
     }
 

@@ -7,11 +7,11 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use serde::Serialize;
-use serde_json::json;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 
 use super::error::Error;
-use crate::domain::Page;
+use crate::domain::{Page, Rows, Start};
 
 /// Any body: a whole one or a stream.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -33,15 +33,35 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Erro
     Ok(with_type(status, "application/json", bytes))
 }
 
-/// A page of a list under its name, with where in the list it is.
+/// A page of a list under its name, with where in the list it is, or whether there is more in its direction.
 ///
 /// # Errors
 /// As [`json`].
-pub fn page<T: Serialize>(name: &str, rows: &[T], total: i64, page: Page) -> Result<Response, Error> {
-    json(
-        StatusCode::OK,
-        &json!({name: rows, "total": total, "limit": page.limit, "offset": page.offset}),
-    )
+pub fn page<T: Serialize>(name: &str, found: &Rows<T>, page: &Page) -> Result<Response, Error> {
+    json(StatusCode::OK, &Listed { name, found, page })
+}
+
+/// A page as it is written, without a tree of values in between.
+struct Listed<'a, T> {
+    name: &'a str,
+    found: &'a Rows<T>,
+    page: &'a Page,
+}
+
+impl<T: Serialize> Serialize for Listed<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry(self.name, &self.found.rows)?;
+        map.serialize_entry("limit", &self.page.limit)?;
+        match (self.found.total, &self.page.start) {
+            (Some(total), Start::Offset(offset)) => {
+                map.serialize_entry("total", &total)?;
+                map.serialize_entry("offset", offset)?;
+            }
+            _ => map.serialize_entry("has_more", &self.found.has_more)?,
+        }
+        map.end()
+    }
 }
 
 /// An answer in plain text.

@@ -9,6 +9,7 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, HeaderValue, VARY};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::App;
 use super::error::{Code, Error};
@@ -118,6 +119,10 @@ pub(super) async fn upload(
             return Err(error.into());
         }
     };
+    let changed = uploaded.results.iter().filter(|result| result.table.is_none());
+    let changed = changed.filter_map(|result| Uuid::try_parse(result.id.as_deref()?).ok());
+    app.caches.wrote_messages(&device.tenant.name, changed);
+    app.caches.wrote_unread(&device.tenant.name, device.user_id);
     report(app, device, pending).await;
     show_contested(app, device, &mut uploaded.results).await;
     Ok(uploaded)

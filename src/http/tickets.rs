@@ -13,9 +13,9 @@ use super::error::{Code, Error};
 use super::request::{Request, percent_decode};
 use super::response::{self, Response};
 use super::routes::{Params, Route};
+use crate::domain::devices;
 use crate::domain::tickets::{Grant, Holder, LIFETIME, Stream};
 use crate::domain::users::UserType;
-use crate::domain::{devices, users};
 
 #[derive(Default, Deserialize)]
 struct Wanted {
@@ -141,7 +141,7 @@ pub(super) async fn check_own(app: &App, caller: &Principal, stream: &Stream) ->
             false => Error::new(Code::NotFound, "device not found"),
         }),
         (Stream::Web(wanted), _) => {
-            users::get(&app.database, tenant, *wanted).await?;
+            app.caches.user(tenant, *wanted).await?;
             Err(Error::new(
                 Code::Forbidden,
                 "this is another user's stream, or not for users of this kind",

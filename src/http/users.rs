@@ -12,7 +12,7 @@ use super::response::{self, Response};
 use crate::deliver::presence;
 use crate::domain::users::{self, Filter, User, UserType};
 
-/// `GET /api/users?filter=&status=&limit=&offset=`.
+/// `GET /api/users?filter=&status=&limit=&offset=&before=&after=`.
 ///
 /// # Errors
 /// 400 for a bad parameter.
@@ -30,9 +30,9 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         // The seed's clients know no pages.
         page: query.page(PAGE_MAX)?,
     };
-    let (mut users, total) = users::list(&app.database, tenant, &filter).await?;
-    add_presence(&app, &tenant.name, &mut users).await;
-    response::page("users", &users, total, filter.page)
+    let mut found = users::list(&app.database, tenant, &filter).await?;
+    add_presence(&app, &tenant.name, &mut found.rows).await;
+    response::page("users", &found, &filter.page)
 }
 
 /// `GET /api/users/:id`.
@@ -42,7 +42,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "user")?;
     let tenant = request.caller()?.tenant();
-    let mut user = users::get(&app.database, tenant, id).await?;
+    let mut user = app.caches.user(tenant, id).await?;
     add_presence(&app, &tenant.name, std::slice::from_mut(&mut user)).await;
     response::json(StatusCode::OK, &user)
 }

@@ -141,6 +141,8 @@ impl Router {
                             false,
                         )
                     })
+                    // What API nodes remember of a user shows this too.
+                    .and_then(|()| plan.add(&built_in("id", "user_seen", &["last_seen"]), relation, false))
             }
             "encrypted_states" => plan.add(&Rule::encrypted_states(), relation, true),
             "message_conflicts" => plan.add(&Rule::conflicts(), relation, true),

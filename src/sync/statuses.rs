@@ -22,6 +22,7 @@ use crate::deliver::entry::{Entry, Op};
 use crate::deliver::json::members;
 use crate::deliver::store::Store;
 use crate::domain;
+use crate::domain::caches::Caches;
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::messages::Status;
 
@@ -44,6 +45,7 @@ type Key = (String, String);
 #[derive(Debug, Clone)]
 pub struct Statuses {
     database: Database,
+    caches: Caches,
     store: Store,
     /// Devices whose statuses wait, each with what ends the waiting.
     behind: Arc<Mutex<HashMap<Key, Arc<Notify>>>>,
@@ -53,9 +55,10 @@ pub struct Statuses {
 
 impl Statuses {
     /// Nothing under way; what will be ends with `stop`.
-    pub fn new(database: Database, store: Store, stop: CancellationToken) -> Self {
+    pub fn new(database: Database, caches: Caches, store: Store, stop: CancellationToken) -> Self {
         Self {
             database,
+            caches,
             store,
             behind: Arc::default(),
             permits: Arc::new(Semaphore::new(AT_ONCE_MAX)),
@@ -73,6 +76,7 @@ impl Statuses {
             let values: [(&(dyn postgres_types::ToSql + Sync), Type); 2] =
                 [(&device.user_id, Type::UUID), (&chunk, Type::UUID_ARRAY)];
             self.database.query(&statement, &values).await?;
+            self.caches.wrote_messages(&device.tenant.name, chunk.iter().copied());
         }
         Ok(())
     }

@@ -41,6 +41,8 @@ pub struct Metrics {
     pub gzip: Gzip,
     /// Devices that are woken.
     pub push: Push,
+    /// What is looked up in memory.
+    pub caches: Caches,
 }
 
 /// What the replicator counts.
@@ -75,6 +77,33 @@ pub struct Http {
 pub struct Push {
     triggers: Counter,
     webhooks: Family<Label, Counter>,
+}
+
+/// What is remembered of Postgres, by kind.
+#[derive(Debug)]
+pub struct Caches {
+    lookups: Family<[(&'static str, &'static str); 2], Counter>,
+}
+
+/// A kind of what is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// How many messages a user has not read.
+    UnreadCount,
+    /// Messages.
+    Message,
+    /// Users.
+    User,
+}
+
+impl Cache {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::UnreadCount => "unread_count",
+            Self::Message => "message",
+            Self::User => "user",
+        }
+    }
 }
 
 /// Compressing and inflating, by direction.
@@ -148,12 +177,19 @@ impl Metrics {
         if replicates {
             push.register(&mut registry);
         }
+        let caches = Caches::new();
+        registry.register(
+            "cache_lookups",
+            "Questions that memory could answer (hit) and those that Postgres had to (miss)",
+            caches.lookups.clone(),
+        );
         Self {
             registry,
             replication,
             http,
             gzip,
             push,
+            caches,
         }
     }
 
@@ -340,6 +376,30 @@ impl Push {
     /// The webhook was told.
     pub fn told(&self, outcome: &'static str) {
         self.webhooks.get_or_create(&[("outcome", outcome)]).inc();
+    }
+}
+
+impl Caches {
+    fn new() -> Self {
+        let new = Self {
+            lookups: Family::default(),
+        };
+        for kind in [Cache::UnreadCount, Cache::Message, Cache::User] {
+            for result in ["hit", "miss"] {
+                let _zero = new
+                    .lookups
+                    .get_or_create(&[("cache", kind.as_str()), ("result", result)]);
+            }
+        }
+        new
+    }
+
+    /// Somebody asked.
+    pub fn looked_up(&self, kind: Cache, is_hit: bool) {
+        let result = if is_hit { "hit" } else { "miss" };
+        self.lookups
+            .get_or_create(&[("cache", kind.as_str()), ("result", result)])
+            .inc();
     }
 }
 

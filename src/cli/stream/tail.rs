@@ -390,8 +390,8 @@ impl Printer {
         let columns = change.columns();
         let told: Vec<String> = columns
             .iter()
-            // Its id stands before it already.
-            .filter(|column| column.name != "id")
+            // Its id stands before it already, and of a whole row only what there is matters.
+            .filter(|column| column.name != "id" && !is_void(column))
             .map(|column| self.column(column))
             .collect();
         if !told.is_empty() {
@@ -449,6 +449,11 @@ impl Printer {
             text.to_owned()
         }
     }
+}
+
+/// A column without a value, of a row that has come or gone.
+fn is_void(column: &Column<'_>) -> bool {
+    matches!((column.old, column.new), (None, Some("null")) | (Some("null"), None))
 }
 
 fn colour(op: &str) -> &'static str {

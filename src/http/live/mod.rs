@@ -26,7 +26,7 @@ use crate::deliver::presence;
 use crate::deliver::store::Place;
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::sessions::Watch;
-use crate::domain::{messages, users};
+use crate::domain::users;
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
 
@@ -372,7 +372,7 @@ impl Live {
             return Event::change(change);
         }
         let (tenant, user) = (self.reader.tenant(), self.reader.user());
-        let unread = messages::unread_count_including(&self.app.database, tenant, user, change.xid).await;
+        let unread = self.app.caches.unread_count_including(tenant, user, change.xid).await;
         if let Err(error) = &unread {
             tracing::warn!(%error, "an unread count is missing");
         }

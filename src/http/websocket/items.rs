@@ -304,7 +304,7 @@ impl Message {
 
 /// Does what a user wants; gives the message as it is now.
 async fn by_user(app: &App, user: &WebPrincipal, item: &Value) -> Result<Option<Value>, Error> {
-    let (database, tenant, id) = (&app.database, &user.tenant, user.user_id);
+    let (database, caches, tenant, id) = (&app.database, &app.caches, &user.tenant, user.user_id);
     let message = match type_of(item) {
         "message" => {
             let mut wanted: Message = form(item)?;
@@ -315,16 +315,16 @@ async fn by_user(app: &App, user: &WebPrincipal, item: &Value) -> Result<Option<
                 "create" => requests::write(app, user, wanted.recipient_id, wanted.content).await?,
                 "edit" => {
                     let content = requests::checked_content(app, wanted.content.take())?;
-                    messages::edit(database, tenant, id, wanted.id()?, &content).await?
+                    messages::edit(database, caches, tenant, id, wanted.id()?, &content).await?
                 }
                 "delete" => {
-                    messages::delete(database, tenant, id, wanted.id()?).await?;
+                    messages::delete(database, caches, tenant, id, wanted.id()?).await?;
                     return Ok(None);
                 }
                 _ => return Err(Error::invalid("op", "must be one of create, edit, delete")),
             }
         }
-        "read" => messages::mark_read(database, tenant, id, form::<Message>(item)?.id()?).await?,
+        "read" => messages::mark_read(database, caches, tenant, id, form::<Message>(item)?.id()?).await?,
         "change" | "ack" => return Err(Error::new(Code::Forbidden, "this is for devices")),
         _ => return Err(unknown("message, read, presence")),
     };

@@ -1,0 +1,1 @@
+DROP INDEX {schema}.message_conflicts_user;

@@ -1,0 +1,244 @@
+//! Pages before and after a row: whatever is written meanwhile, each row that was there comes once and in order.
+
+use posduif::domain::users::UserType;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::http::Api;
+use crate::support::office::{Office, id, ids};
+
+/// One page: its rows, and whether there are more.
+async fn page(of: &Api, list: &str, query: &str) -> (Vec<Value>, bool) {
+    let answer = of.get(&format!("/api/{list}?{query}")).await.expect(200);
+    (answer[list].as_array().unwrap().clone(), answer["has_more"] == true)
+}
+
+/// The ids of a whole list by offset.
+async fn all(of: &Api, list: &str, query: &str) -> Vec<String> {
+    let answer = of.get(&format!("/api/{list}?limit=1000&{query}")).await.expect(200);
+    ids(&answer[list])
+}
+
+/// A list from behind its first row to its end, in pages of two; `between` is done between two pages.
+async fn walk(of: &Api, list: &str, query: &str, direction: &str, from: &str, between: impl AsyncFn()) -> Vec<String> {
+    let (mut found, mut last) = (Vec::new(), from.to_owned());
+    loop {
+        let (rows, has_more) = page(of, list, &format!("limit=2&{direction}={last}&{query}")).await;
+        assert!(rows.len() == 2 || !has_more, "a page that is not full is the last");
+        // Rows stand in the list's order, so that going up the list the first is the farthest.
+        let is_upwards = (direction == "after") != (list == "users");
+        let farthest = if is_upwards { rows.first() } else { rows.last() };
+        last = farthest.map_or(last, id);
+        let page = rows.iter().map(id);
+        if is_upwards {
+            found = page.chain(found).collect();
+        } else {
+            found.extend(page);
+        }
+        if !has_more {
+            return found;
+        }
+        between().await;
+    }
+}
+
+#[tokio::test]
+async fn messages_are_walked_down_while_others_come_and_go() {
+    let office = Office::open().await;
+    // Many of one moment, so that only their ids order them; and some that came, not only sent ones.
+    office
+        .sql(&format!(
+            "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content, created_at)
+             SELECT CASE WHEN n % 3 = 0 THEN '{joe}'::uuid ELSE '{bob}' END,
+                    CASE WHEN n % 3 = 0 THEN '{bob}'::uuid ELSE '{joe}' END, n,
+                    '2024-01-15T10:00:00Z'::timestamptz + n / 4 * interval '1 second'
+             FROM generate_series(1, 13) n",
+            joe = office.joe_id,
+            bob = office.bob_id
+        ))
+        .await;
+    let before = all(&office.bob, "messages", "").await;
+    assert_eq!(before.len(), 13);
+    let walked = walk(&office.bob, "messages", "", "before", &before[0], async || {
+        office.send("written between two pages").await;
+    })
+    .await;
+    assert_eq!(walked, before[1..]);
+    // The pages by offset have shifted meanwhile.
+    assert_ne!(all(&office.bob, "messages", "").await[..13], before[..]);
+
+    // And up again, from the oldest: what came meanwhile is at the end.
+    let now = all(&office.bob, "messages", "").await;
+    let (oldest, others) = now.split_last().unwrap();
+    let walked = walk(&office.bob, "messages", "", "after", oldest, async || {}).await;
+    assert_eq!(walked, others);
+
+    // A row is a place also when it is deleted, or does not pass the filter.
+    let middle = &before[6];
+    let filter = format!("recipient_id={}", office.bob_id);
+    let expected: Vec<String> = {
+        let came = all(&office.bob, "messages", &filter).await;
+        came.into_iter().filter(|id| before[7..].contains(id)).collect()
+    };
+    assert!(!expected.is_empty());
+    office
+        .sql(&format!(
+            "UPDATE tenant_acme.messages SET deleted_at = now() WHERE id = '{middle}'"
+        ))
+        .await;
+    assert_eq!(
+        walk(&office.bob, "messages", &filter, "before", middle, async || {}).await,
+        expected
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_page_is_beside_a_row_of_the_list_or_nowhere() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let mine = office.send("mine").await;
+    office.world.user("acme", "jane", UserType::Web).await;
+    let jane = office.anybody.log_in("acme", "jane").await;
+    let refused = async |of: &Api, query: &str, field: &str| {
+        let answer = of.get(&format!("/api/messages?{query}")).await;
+        let code = (answer.status.as_u16(), answer.code());
+        assert_eq!(code, (400, "VALIDATION_ERROR".into()), "{query}");
+        assert_eq!(answer.json()["error"]["details"]["field"], field, "{query}");
+    };
+    for (direction, query) in [("before", "before="), ("after", "after=")] {
+        refused(&office.bob, &format!("{query}nonsense"), direction).await;
+        refused(&office.bob, &format!("{query}{}", Uuid::new_v4()), direction).await;
+        // Others' messages are no place, as if there were none.
+        refused(&jane, &format!("{query}{mine}"), direction).await;
+    }
+    refused(&office.bob, &format!("before={mine}&after={mine}"), "before").await;
+    refused(&office.bob, &format!("before={mine}&offset=1"), "offset").await;
+
+    // Whoever got it may stand there as well.
+    let later = office.send("later").await;
+    assert_eq!(
+        page(&phone, "messages", &format!("after={mine}")).await.0[0]["id"],
+        json!(later)
+    );
+    let answer = phone.get(&format!("/api/messages?after={later}")).await.expect(200);
+    assert_eq!(answer, json!({"messages": [], "limit": 50, "has_more": false}));
+    office.close().await;
+}
+
+#[tokio::test]
+async fn users_devices_and_conflicts_have_such_pages_too() {
+    let office = Office::open().await;
+    for name in ["Anna", "anton", "Berta", "zoe", "Zacharias"] {
+        office.world.user("acme", name, UserType::Mobile).await;
+    }
+    let users = all(&office.bob, "users", "").await;
+    assert_eq!(users.len(), 6);
+    let walked = walk(&office.bob, "users", "", "after", &users[0], async || {}).await;
+    assert_eq!(walked, users[1..]);
+    let walked = walk(&office.bob, "users", "", "before", &users[5], async || {}).await;
+    assert_eq!(walked, users[..5]);
+    // A web user is a place between them, though not shown.
+    let behind = walk(
+        &office.bob,
+        "users",
+        "",
+        "after",
+        &office.bob_id.to_string(),
+        async || {},
+    )
+    .await;
+    assert_eq!(behind, users[3..]);
+
+    for number in 0..4 {
+        office.phone(&format!("phone-{number}")).await;
+    }
+    // Two of one moment.
+    office
+        .sql("UPDATE tenant_acme.devices SET created_at = '2024-01-15' WHERE device_id IN ('phone-1', 'phone-2')")
+        .await;
+    let names = |rows: Vec<Value>| -> Vec<String> {
+        let name = |row: &Value| row["device_id"].as_str().unwrap().to_owned();
+        rows.iter().map(name).collect()
+    };
+    let user = format!("user_id={}", office.joe_id);
+    let devices = office.bob.get(&format!("/api/devices?{user}")).await.expect(200);
+    let devices = names(devices["devices"].as_array().unwrap().clone());
+    assert_eq!(devices, ["phone-3", "phone-0", "phone-1", "phone-2"]);
+    for (at, device) in devices.iter().enumerate() {
+        let (older, _) = page(&office.bob, "devices", &format!("before={device}&{user}")).await;
+        assert_eq!(names(older), devices[at + 1..]);
+        let (newer, _) = page(&office.bob, "devices", &format!("after={device}&{user}")).await;
+        assert_eq!(names(newer), devices[..at]);
+    }
+    let (two, has_more) = page(&office.bob, "devices", &format!("limit=2&after=phone-2&{user}")).await;
+    assert_eq!((names(two), has_more), (devices[1..3].to_vec(), true));
+
+    office
+        .sql(&format!(
+            "INSERT INTO tenant_acme.message_conflicts
+                 (message_id, user_id, base_version, client_version, server_version, strategy, created_at)
+             SELECT gen_random_uuid(), '{}', 1, '{{}}', '{{}}', 'manual', '2024-01-15'::timestamptz + n / 2 * interval '1 s'
+             FROM generate_series(1, 5) n",
+            office.bob_id
+        ))
+        .await;
+    let conflicts = all(&office.bob, "conflicts", "").await;
+    assert_eq!(conflicts.len(), 5);
+    let walked = walk(&office.bob, "conflicts", "", "before", &conflicts[0], async || {}).await;
+    assert_eq!(walked, conflicts[1..]);
+    let walked = walk(
+        &office.bob,
+        "conflicts",
+        "status=all",
+        "after",
+        &conflicts[4],
+        async || {},
+    )
+    .await;
+    assert_eq!(walked, conflicts[..4]);
+    office.close().await;
+}
+
+/// What Postgres would do for a page beside a message.
+async fn plan(psql: &tokio_postgres::Client, user: Uuid, place: Uuid) -> String {
+    let statement = include_str!("../sql/message_list_beside.sql").replace("{schema}", "tenant_acme");
+    let values = format!("'{user}'::uuid, NULL, NULL, 51, '{place}'::uuid, false");
+    let values: Vec<&str> = values.split(", ").collect();
+    let statement = (1..=6).rev().fold(statement, |text, number| {
+        text.replace(&format!("${number}"), values[number - 1])
+    });
+    let rows = psql
+        .query(&format!("EXPLAIN (ANALYZE) {statement}"), &[])
+        .await
+        .unwrap();
+    let lines: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    lines.join("\n")
+}
+
+#[tokio::test]
+async fn a_page_beside_a_message_reads_no_more_than_itself() {
+    let office = Office::open().await;
+    let sent = office.insert(20_000).await;
+    office.sql("ANALYZE tenant_acme.messages").await;
+    let plan = plan(&office.world.psql().await, office.bob_id, sent[1000].parse().unwrap()).await;
+    assert!(plan.contains("Index Scan Backward using messages_sender"), "{plan}");
+    assert!(!plan.contains("Seq Scan on messages"), "{plan}");
+    // No step sees more rows than the page has, and one.
+    for line in plan.lines() {
+        let Some((_, actual)) = line.split_once("actual time=") else {
+            continue;
+        };
+        let rows: f64 = actual
+            .split("rows=")
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!(rows <= 51.0, "{line}\n{plan}");
+    }
+    office.close().await;
+}
