@@ -1,2 +1,2 @@
--- Notes that a token has been used, which ends its enrollment's retries. $1 bytea: SHA-256 of the token.
-UPDATE posduif.devices SET first_used_at = now() WHERE token_hash = $1 AND first_used_at IS NULL
+-- Notes that tokens have been used, which ends their enrollments' retries. $1 bytea[]: SHA-256 of each token.
+UPDATE posduif.devices SET first_used_at = now() WHERE token_hash = ANY ($1) AND first_used_at IS NULL

@@ -172,6 +172,8 @@ pub struct Server {
     pub body_bytes_max: usize,
     /// Most connections at once (1 to 1,000,000).
     pub connections_max: usize,
+    /// Connections that may wait to be accepted; the system's bound (`net.core.somaxconn`) counts, too (16 to 65,535).
+    pub backlog: u32,
     /// Seconds that a stop waits for requests under way (0 to 300).
     pub shutdown_grace_seconds: u64,
     /// File (PEM) with the server's certificate and those that link it to an authority; empty means plain HTTP.
@@ -215,6 +217,7 @@ impl Default for Server {
             header_timeout_seconds: 10,
             body_bytes_max: 1024 * 1024,
             connections_max: 19_000,
+            backlog: 4096,
             shutdown_grace_seconds: 10,
             tls_cert_file: String::new(),
             tls_key_file: String::new(),
@@ -581,6 +584,8 @@ pub struct Sse {
     pub heartbeat_seconds: u64,
     /// Milliseconds that a client is advised to wait before it reconnects; up to as much again is added at random (100 to 60,000).
     pub retry_ms: u64,
+    /// Seconds that a reader may take nothing of what is sent before it is cut; it resumes without loss (1 to 300).
+    pub write_timeout_seconds: u64,
     /// Events that may wait for one slow reader before it is cut; it resumes without loss (16 to 100,000).
     pub queue_events_max: usize,
     /// Events replayed one by one after a resume; beyond them one `sync_required` sums up (1 to 100,000).
@@ -592,6 +597,7 @@ impl Default for Sse {
         Self {
             heartbeat_seconds: 15,
             retry_ms: 1000,
+            write_timeout_seconds: 20,
             queue_events_max: 256,
             replay_events_max: 1000,
         }
@@ -888,6 +894,7 @@ impl Config {
         within("server.header_timeout_seconds", s.header_timeout_seconds, 1, 120)?;
         within("server.body_bytes_max", s.body_bytes_max as u64, KIB, 64 * MIB)?;
         within("server.connections_max", s.connections_max as u64, 1, 1_000_000)?;
+        within("server.backlog", s.backlog.into(), 16, 65_535)?;
         within("server.shutdown_grace_seconds", s.shutdown_grace_seconds, 0, 300)?;
         within("postgres.pool_size", p.pool_size as u64, 1, 1000)?;
         within("postgres.connect_timeout_seconds", p.connect_timeout_seconds, 1, 60)?;
@@ -993,6 +1000,7 @@ impl Config {
         let e = &self.sse;
         within("sse.heartbeat_seconds", e.heartbeat_seconds, 1, 300)?;
         within("sse.retry_ms", e.retry_ms, 100, 60_000)?;
+        within("sse.write_timeout_seconds", e.write_timeout_seconds, 1, 300)?;
         within("sse.queue_events_max", e.queue_events_max as u64, 16, 100_000)?;
         within("sse.replay_events_max", e.replay_events_max as u64, 1, 100_000)?;
         let k = &self.websocket;

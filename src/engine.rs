@@ -12,7 +12,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
 use crate::database::{Database, migrations, publication};
-use crate::deliver::live::{self, Hub};
+use crate::deliver::hub::Hub;
+use crate::deliver::live;
 use crate::deliver::store::Store;
 use crate::deliver::trim;
 use crate::http::health::Vitals;
@@ -175,12 +176,15 @@ impl Engine {
             .clone()
             .follow_users(database, devices, changes, stop.clone());
         let hearing = app.sessions.clone().follow_ends(stop.clone());
+        let heartbeat = Duration::from_secs(vitals.config.sse.heartbeat_seconds);
+        let looking = app.sessions.clone().recheck(heartbeat, stop.clone());
+        let beating = app.hub.clone().beat(heartbeat, stop.clone());
         let presence = app
             .presence
             .clone()
             .run(app.config.clone(), vitals.database.clone(), stop);
         self.parts.spawn(async move {
-            tokio::join!(metadata, forgetting, ending, hearing, presence);
+            tokio::join!(metadata, forgetting, ending, hearing, looking, beating, presence);
             Ok(())
         });
         Ok(app)

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use posduif::database::tenants::Tenant;
-use posduif::deliver::live::Hub;
+use posduif::deliver::hub::Hub;
 use posduif::domain::devices::Devices;
 use posduif::domain::users::UserType;
 use posduif::engine::Role;

@@ -35,6 +35,7 @@ mod rate_limits;
 mod recovery;
 mod refusals;
 mod rules;
+mod scale;
 mod secrets;
 mod sessions;
 mod slots;

@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use uuid::Uuid;
 
 use crate::support::office::Office;
-use crate::support::{World, eventually};
+use crate::support::{PATIENCE, World, eventually};
 use crate::tls::Authority;
 
 /// A folder of the test's own.
@@ -282,6 +282,54 @@ async fn https_is_spoken_and_a_renewed_certificate_needs_no_restart() {
         200
     );
     engine.stop().await;
+}
+
+/// Reads on until the text holds this.
+async fn read_until<S: tokio::io::AsyncRead + Unpin>(stream: &mut S, text: &mut String, wanted: &str) {
+    let reading = async {
+        while !text.contains(wanted) {
+            let mut bytes = [0; 4096];
+            let count = stream.read(&mut bytes).await.unwrap();
+            assert!(count > 0, "the stream ended before {wanted}: {text}");
+            text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+        }
+    };
+    let read = tokio::time::timeout(PATIENCE, reading).await;
+    read.unwrap_or_else(|_| panic!("{wanted} did not come"));
+}
+
+#[tokio::test]
+async fn a_stream_over_https_is_told_and_ended_like_any_other() {
+    let folder = Folder::new();
+    let authority = Authority::new("authority");
+    install(&folder.0, &authority, "www.example");
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let mut config = office.world.config.clone();
+    config.server.tls_cert_file = folder.0.join("server.crt").display().to_string();
+    config.server.tls_key_file = folder.0.join("server.key").display().to_string();
+    let secure = office.world.engine_with(Role::Api, config).await;
+    let mut stream = connect(secure.api().address(), &authority, &["http/1.1"])
+        .await
+        .unwrap();
+    let request = format!(
+        "GET /sse/mobile/phone HTTP/1.1\r\nHost: localhost\r\nAuthorization: {}\r\nX-Device-ID: phone\r\n\r\n",
+        phone.header("authorization")
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    read_until(&mut stream, &mut text, "event: hello").await;
+    let message = office.send("nobody else reads this").await;
+    read_until(&mut stream, &mut text, &message).await;
+    let ending = async {
+        let mut rest = Vec::new();
+        // An end without its alert (RFC 8446, section 6.1) would be an error here.
+        stream.read_to_end(&mut rest).await.unwrap();
+        String::from_utf8(rest).unwrap()
+    };
+    let (_, rest) = tokio::join!(secure.stop(), ending);
+    assert!(rest.contains("event: bye"), "{rest}");
+    office.close().await;
 }
 
 #[tokio::test]

@@ -22,14 +22,23 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
+    #[allow(dead_code, reason = "one benchmark needs settings of its own")]
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With more settings of Postgres.
+    pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
         let folder = Folder::new();
-        let options = PostgresOptions::new()
+        let mut options = PostgresOptions::new()
             .unwrap()
             .setting("shared_buffers", "512MB")
             .setting("max_wal_size", "32GB")
             .setting("checkpoint_timeout", "1h")
             .setting("unix_socket_directories", folder.0.to_str().unwrap());
+        for (name, value) in settings {
+            options = options.setting(name, value);
+        }
         let postgres = PrivatePostgres::start(&folder.0.join("postgres"), options)
             .await
             .unwrap();

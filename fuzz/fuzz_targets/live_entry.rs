@@ -5,13 +5,14 @@ use std::collections::HashMap;
 
 use libfuzzer_sys::fuzz_target;
 use posduif::change::StreamId;
-use posduif::deliver::live::{self, Hub};
+use posduif::deliver::hub::Hub;
+use posduif::deliver::live;
 use uuid::Uuid;
 
 fuzz_target!(|bytes: &[u8]| {
     let hub = Hub::new(16);
-    let mut one = hub.subscribe("acme", Uuid::nil());
-    let mut other = hub.subscribe("globex", Uuid::nil());
+    let mut one = hub.subscribe("acme", Uuid::nil(), "one");
+    let mut other = hub.subscribe("globex", Uuid::nil(), "other");
     let mut last = None;
     // Fields are separated by bytes 0, entries by bytes 1: neither stands in JSON.
     for (number, entry) in (1_u64..).zip(bytes.split(|byte| *byte == 1)) {
@@ -30,6 +31,6 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(last, Some(id));
         assert_eq!(hub.freshness().borrow().position, id);
     }
-    while one.try_recv().is_some() {}
-    while other.try_recv().is_some() {}
+    while one.try_signals().is_some() {}
+    while other.try_signals().is_some() {}
 });

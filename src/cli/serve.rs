@@ -6,6 +6,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Global;
 use super::output::say;
 use crate::engine::{Engine, Role};
+use crate::http::server::raise_descriptor_limit;
+
+/// Descriptors that are no client's: of pools, files and the like.
+const DESCRIPTORS_BESIDE: u64 = 100;
 
 /// Arguments of `posduif serve`.
 #[derive(Debug, Args)]
@@ -20,6 +24,18 @@ impl Serve {
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?;
         crate::telemetry::init(&config.log)?;
+        match raise_descriptor_limit() {
+            Ok(descriptors) if descriptors < config.server.connections_max as u64 + DESCRIPTORS_BESIDE => {
+                tracing::warn!(
+                    descriptors,
+                    connections_max = config.server.connections_max,
+                    "this process may hold fewer descriptors than `server.connections_max` needs: raise the limit (ulimit -n, \
+                 LimitNOFILE) or lower the key"
+                )
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the limit of descriptors stays as it is"),
+        }
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let scheme = config.server.scheme();

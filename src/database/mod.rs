@@ -16,6 +16,8 @@ pub mod tenants;
 
 use std::error::Error as _;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -139,6 +141,8 @@ pub struct PoolUse {
     pub in_use: usize,
     /// Most at once.
     pub max: usize,
+    /// Times that work took one.
+    pub taken: u64,
 }
 
 /// The pool of ordinary SQL connections. Cloning shares it.
@@ -149,6 +153,7 @@ pub struct Database {
     server: Server,
     connect_timeout: Duration,
     statement_timeout: Duration,
+    taken: Arc<AtomicU64>,
 }
 
 impl Database {
@@ -209,6 +214,7 @@ impl Database {
             server,
             connect_timeout: timeout,
             statement_timeout,
+            taken: Arc::default(),
         };
         database.check().await.with_context(|| {
             format!(
@@ -224,6 +230,7 @@ impl Database {
     /// # Errors
     /// [`Error::Unavailable`] when none comes free, or none can be made, within `postgres.connect_timeout_seconds`.
     pub async fn get(&self) -> Result<Client, Error> {
+        self.taken.fetch_add(1, Ordering::Relaxed);
         Ok(self.pool.get().await?)
     }
 
@@ -314,6 +321,7 @@ impl Database {
             idle: status.available,
             in_use: status.size.saturating_sub(status.available),
             max: status.max_size,
+            taken: self.taken.load(Ordering::Relaxed),
         }
     }
 

@@ -4,41 +4,22 @@
 //! recognised by its place. After a gap, history is read again from the last place seen.
 
 use std::collections::VecDeque;
-
-use uuid::Uuid;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use super::entry::{Entry, Op};
-use super::live::{Hub, Notice, Signal, Subscription};
+use super::hub::{Member, Signals, Subscription};
+use super::live::Notice;
 use super::store::{Error, Missing, Place, Read, Store};
-use crate::change::StreamId;
 
 /// Entries read at once in a replay.
 const CHUNK: usize = 200;
-
-/// A change as a live reader learns of it: thin, the row itself comes by sync or request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// Its place.
-    pub id: StreamId,
-    /// The event's name.
-    pub event: String,
-    /// The table.
-    pub table: String,
-    /// What it is for this reader.
-    pub op: Op,
-    /// The row's id.
-    pub row_id: Option<String>,
-    /// Transaction id.
-    pub xid: u32,
-    /// What a message says, JSON.
-    pub data: Option<String>,
-}
 
 /// What a feed gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FeedEvent {
     /// A change.
-    Change(Change),
+    Change(Arc<Notice>),
     /// More has come than is told one by one; all up to the feed's place is meant.
     SumUp,
     /// History breaks: only a snapshot tells what is.
@@ -48,28 +29,16 @@ pub enum FeedEvent {
     DeviceChanged(Option<u32>),
 }
 
-/// Whose feed, and from where.
-#[derive(Debug, Clone)]
-pub struct Start {
-    /// The tenant's name.
-    pub tenant: String,
-    /// The user.
-    pub user: Uuid,
-    /// The place of the last event that the reader has.
-    pub resume: Option<Place>,
-    /// Entries replayed one by one.
-    pub replay_max: usize,
-}
-
 /// One reader's feed.
 #[derive(Debug)]
 pub struct Feed {
     store: Store,
     subscription: Subscription,
-    start: Start,
+    replay_max: usize,
+    beginning: Place,
     place: Place,
     ready: VecDeque<(FeedEvent, Place)>,
-    unread_gap: bool,
+    has_unread_gap: bool,
     missing: Missing,
     /// The tenant is paused: what comes waits in the streams.
     is_paused: bool,
@@ -78,30 +47,38 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Registers, then reads what the reader missed.
+    /// A feed of what a reader who is registered already has not seen: behind the place of the last event that it has,
+    /// else from now on. Up to `replay_max` entries of its history are told one by one.
     ///
     /// # Errors
     /// When Redis fails.
-    pub async fn open(store: Store, hub: &Hub, start: Start) -> Result<Self, Error> {
-        let subscription = hub.subscribe(&start.tenant, start.user);
-        let handoff = store.handoff(&start.tenant, start.user).await?;
+    pub async fn open(
+        store: Store,
+        subscription: Subscription,
+        resume: Option<Place>,
+        replay_max: usize,
+    ) -> Result<Self, Error> {
+        let Member { tenant, user, .. } = subscription.member();
+        let handoff = store.handoff(tenant, *user).await?;
         let now = Place {
             epoch: handoff.view.epoch,
             generation: handoff.generation,
             position: handoff.view.position,
         };
+        let place = resume.unwrap_or(now);
         let mut feed = Self {
             store,
             subscription,
-            place: start.resume.unwrap_or(now),
-            start,
+            replay_max,
+            beginning: place,
+            place,
             ready: VecDeque::new(),
-            unread_gap: false,
+            has_unread_gap: false,
             missing: handoff.missing,
             is_paused: handoff.is_paused,
             owes_sum_up: handoff.is_paused,
         };
-        if feed.start.resume.is_some() {
+        if resume.is_some() {
             feed.catch_up().await?;
         }
         Ok(feed)
@@ -112,47 +89,58 @@ impl Feed {
         self.missing
     }
 
-    /// The place of what was given last; before anything was given, where the feed begins.
-    pub fn beginning(&self) -> Place {
-        self.start.resume.unwrap_or(self.place)
+    /// Gives the place in the hub back, so that the feed can be opened anew.
+    pub fn into_subscription(self) -> Subscription {
+        self.subscription
     }
 
-    /// The next events with their places; `None` when the process ends. Safe to cancel.
+    /// Where the feed began.
+    pub fn beginning(&self) -> Place {
+        self.beginning
+    }
+
+    /// The next event with its place, of those that are known.
+    pub fn pop(&mut self) -> Option<(FeedEvent, Place)> {
+        let next = self.ready.pop_front();
+        if next.is_none() {
+            // Most of its life a feed has nothing to tell.
+            self.ready = VecDeque::new();
+        }
+        next
+    }
+
+    /// Waits for what the hub has for this reader. To be taken in by [`Feed::take`].
+    pub fn poll_signals(&mut self, context: &mut Context<'_>) -> Poll<Signals> {
+        self.subscription.poll_signals(context)
+    }
+
+    /// Waits for the end of all feeds. What the hub has otherwise waits there.
+    pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.subscription.poll_closed(context)
+    }
+
+    /// Takes in what the hub had. True when history must be read before there is more to tell, by [`Feed::close_gap`].
+    pub fn take(&mut self, signals: &Signals) -> bool {
+        for notice in &signals.notices {
+            self.take_notice(notice);
+        }
+        self.has_unread_gap |= signals.is_gap;
+        self.has_unread_gap
+    }
+
+    /// Reads the history behind the last place.
     ///
     /// # Errors
-    /// When Redis fails while a gap is closed; calling again tries again.
-    pub async fn next(&mut self) -> Result<Option<Vec<(FeedEvent, Place)>>, Error> {
-        loop {
-            if self.unread_gap {
-                self.catch_up().await?;
-                self.unread_gap = false;
-                // Changes of devices are in no stream.
-                self.ready.push_back((FeedEvent::DeviceChanged(None), self.place));
-            }
-            if !self.ready.is_empty() {
-                return Ok(Some(self.ready.drain(..).collect()));
-            }
-            let Some(signal) = self.subscription.recv().await else {
-                return Ok(None);
-            };
-            self.take(signal);
-            while self.ready.len() < CHUNK
-                && !self.unread_gap
-                && let Some(signal) = self.subscription.try_recv()
-            {
-                self.take(signal);
-            }
-        }
+    /// When Redis fails; calling again tries again.
+    pub async fn close_gap(&mut self) -> Result<(), Error> {
+        self.catch_up().await?;
+        self.has_unread_gap = false;
+        // Changes of devices are in no stream.
+        self.ready.push_back((FeedEvent::DeviceChanged(None), self.place));
+        Ok(())
     }
 
-    fn take(&mut self, signal: Signal) {
-        match signal {
-            Signal::Notice(notice) => self.take_notice(&notice),
-            Signal::Gap => self.unread_gap = true,
-        }
-    }
-
-    fn take_notice(&mut self, notice: &Notice) {
+    fn take_notice(&mut self, notice: &Arc<Notice>) {
         // In no stream and at a place that another event may have: it is told as often as it comes.
         if notice.event == "device_changed" {
             self.ready
@@ -164,10 +152,11 @@ impl Feed {
             return;
         }
         if notice.event == "tenant_resumed" {
-            self.unread_gap = true;
+            self.has_unread_gap = true;
             return;
         }
-        if self.is_paused || notice.id <= self.place.position {
+        // Behind a gap, history tells.
+        if self.has_unread_gap || self.is_paused || notice.id <= self.place.position {
             return;
         }
         if notice.event == "tenant_paused" {
@@ -176,37 +165,26 @@ impl Feed {
         }
         if notice.op == Op::Reset {
             // The streams tell what broke.
-            self.unread_gap = true;
+            self.has_unread_gap = true;
             return;
         }
         self.place.position = notice.id;
-        self.push(Change {
-            id: notice.id,
-            event: notice.event.clone(),
-            table: notice.table.clone(),
-            op: notice.op,
-            row_id: notice.row_id.clone(),
-            xid: notice.xid,
-            data: notice.data.clone(),
-        });
+        self.push(notice.clone());
     }
 
-    fn push(&mut self, change: Change) {
-        if !change.event.is_empty() {
-            self.ready.push_back((FeedEvent::Change(change), self.place));
+    fn push(&mut self, notice: Arc<Notice>) {
+        if !notice.event.is_empty() {
+            self.ready.push_back((FeedEvent::Change(notice), self.place));
         }
     }
 
     /// Reads history from the current place to its end.
     async fn catch_up(&mut self) -> Result<(), Error> {
+        let Member { tenant, user, .. } = self.subscription.member();
         let mut entries: Vec<Entry> = Vec::new();
         let mut reading = self.place;
         loop {
-            let slice = match self
-                .store
-                .read(&self.start.tenant, self.start.user, reading, CHUNK)
-                .await
-            {
+            let slice = match self.store.read(tenant, *user, reading, CHUNK).await {
                 Ok(Read::Slice(slice)) => slice,
                 Ok(Read::Broken(_)) => return self.jump(FeedEvent::Reset).await,
                 Err(Error::Paused) => {
@@ -217,7 +195,7 @@ impl Feed {
             };
             reading.position = slice.end;
             entries.extend(slice.entries);
-            if entries.len() > self.start.replay_max {
+            if entries.len() > self.replay_max {
                 return self.jump(FeedEvent::SumUp).await;
             }
             if !slice.has_more {
@@ -230,24 +208,15 @@ impl Feed {
         }
         for entry in entries {
             self.place.position = entry.id;
-            let row_id = entry.row_id().map(|id| id.to_string());
-            let data = entry.row.filter(|_| entry.op == Op::Message);
-            self.push(Change {
-                id: entry.id,
-                row_id,
-                event: entry.event.to_string(),
-                table: entry.table.to_string(),
-                op: entry.op,
-                xid: entry.xid,
-                data: data.map(|data| data.to_string()),
-            });
+            self.push(Arc::new(entry.into()));
         }
         Ok(())
     }
 
     /// Goes on from now, with one event for all that lies between.
     async fn jump(&mut self, event: FeedEvent) -> Result<(), Error> {
-        let handoff = self.store.handoff(&self.start.tenant, self.start.user).await?;
+        let Member { tenant, user, .. } = self.subscription.member();
+        let handoff = self.store.handoff(tenant, *user).await?;
         self.place = Place {
             epoch: handoff.view.epoch,
             generation: handoff.generation,

@@ -1,8 +1,7 @@
-//! The live tail: one reader of the live stream a process, and its fan-out to everybody connected here.
+//! The live tail: one reader of the live stream a process, which tells the [`super::hub`] what it names.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::aio::MultiplexedConnection;
@@ -10,12 +9,11 @@ use redis::streams::{StreamReadOptions, StreamReadReply};
 use redis::{AsyncCommands, FromRedisValue};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::entry::Op;
-use super::push::Heard;
+use super::entry::{Entry, Op};
+use super::hub::Hub;
 use crate::change::StreamId;
 use crate::config;
 use crate::keys::Keys;
@@ -28,14 +26,12 @@ const BLOCK: Duration = Duration::from_millis(1000);
 /// Entries taken at once; each is a batch of notices.
 const COUNT: usize = 64;
 
-/// Changed devices that may wait for who follows them.
-const DEVICE_CHANGES_MAX: usize = 1024;
-
 /// Pauses before a lost connection is made anew: first, longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// One change, for one recipient or a whole tenant.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A change as a live reader learns of it: thin, the row itself comes by sync or request. For one recipient or a whole
+/// tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Notice {
     /// The change's place.
     pub id: StreamId,
@@ -45,23 +41,39 @@ pub struct Notice {
     pub row_id: Option<String>,
     /// Transaction id.
     pub xid: u32,
-    /// Commit time, µs since 1970.
-    pub commit_ts: i64,
     /// What it is for the recipient.
     pub op: Op,
     /// The live event's name.
     pub event: String,
     /// What a message says, JSON.
     pub data: Option<String>,
+    /// What clients are told of it, written down once for all of them; see [`Notice::told`].
+    pub(super) told: OnceLock<Box<str>>,
 }
 
-/// What a subscriber is woken with.
-#[derive(Debug, Clone)]
-pub enum Signal {
-    /// A change.
-    Notice(Arc<Notice>),
-    /// Notices were missed or history broke: read the streams from the last seen place.
-    Gap,
+impl Notice {
+    /// What clients are told of it, made when it is first needed.
+    pub fn told(&self, make: impl FnOnce(&Self) -> String) -> &str {
+        self.told.get_or_init(|| make(self).into())
+    }
+}
+
+impl From<Entry> for Notice {
+    fn from(entry: Entry) -> Self {
+        Self {
+            id: entry.id,
+            row_id: entry.row_id().map(|id| id.to_string()),
+            table: entry.table.to_string(),
+            xid: entry.xid,
+            op: entry.op,
+            event: entry.event.to_string(),
+            data: entry
+                .row
+                .filter(|_| entry.op == Op::Message)
+                .map(|data| data.to_string()),
+            told: OnceLock::new(),
+        }
+    }
 }
 
 /// Devices have changed.
@@ -112,208 +124,6 @@ pub trait Follower: std::fmt::Debug + Send + Sync {
 
     /// Changes may have been missed.
     fn lost(&self);
-}
-
-/// A subscriber as the hub sees it.
-#[derive(Debug)]
-struct Subscriber {
-    queue: mpsc::Sender<Signal>,
-    /// A signal did not fit. Until the reader has seen this it gets no more, so that nothing comes behind a hole.
-    has_missed: Arc<AtomicBool>,
-}
-
-type Subscribers = HashMap<u64, Subscriber>;
-
-#[derive(Debug, Default)]
-struct Readers {
-    by_user: HashMap<Uuid, Subscribers>,
-}
-
-/// Who is connected here, and how to reach them.
-#[derive(Debug, Clone)]
-pub struct Hub {
-    tenants: Arc<Mutex<HashMap<String, Readers>>>,
-    next: Arc<AtomicU64>,
-    freshness: watch::Sender<Freshness>,
-    device_changes: broadcast::Sender<DeviceChange>,
-    heard: Arc<Heard>,
-    follower: Arc<OnceLock<Arc<dyn Follower>>>,
-    queue: usize,
-}
-
-/// A place in the hub; dropping it leaves.
-#[derive(Debug)]
-pub struct Subscription {
-    signals: mpsc::Receiver<Signal>,
-    has_missed: Arc<AtomicBool>,
-    hub: Hub,
-    tenant: String,
-    user: Uuid,
-    number: u64,
-}
-
-impl Subscription {
-    /// The next signal, in order. After a burst that did not fit the queue, what fitted comes first and then a
-    /// [`Signal::Gap`]. `None` when the hub is gone. Safe to cancel.
-    pub async fn recv(&mut self) -> Option<Signal> {
-        match self.try_recv() {
-            Some(signal) => Some(signal),
-            None => self.signals.recv().await,
-        }
-    }
-
-    /// A signal that waits already.
-    pub fn try_recv(&mut self) -> Option<Signal> {
-        match self.signals.try_recv() {
-            Ok(signal) => Some(signal),
-            // The queue was full when the flag was set, so whoever reads on comes by here.
-            Err(_) => self.has_missed.swap(false, Ordering::SeqCst).then_some(Signal::Gap),
-        }
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.hub.remove(&self.tenant, self.user, self.number);
-    }
-}
-
-impl Hub {
-    /// A hub whose subscribers each hold up to this many signals.
-    pub fn new(queue: usize) -> Self {
-        Self {
-            tenants: Arc::default(),
-            next: Arc::default(),
-            freshness: watch::Sender::default(),
-            device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
-            heard: Arc::default(),
-            follower: Arc::default(),
-            queue,
-        }
-    }
-
-    /// Registers a reader. Signals from here on are queued, so register first and then read history.
-    pub fn subscribe(&self, tenant: &str, user: Uuid) -> Subscription {
-        let (queue, signals) = mpsc::channel(self.queue);
-        let has_missed = Arc::new(AtomicBool::new(false));
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let readers = tenants.entry(tenant.to_owned()).or_default();
-        let subscriber = Subscriber {
-            queue,
-            has_missed: has_missed.clone(),
-        };
-        readers.by_user.entry(user).or_default().insert(number, subscriber);
-        Subscription {
-            signals,
-            has_missed,
-            hub: self.clone(),
-            tenant: tenant.to_owned(),
-            user,
-            number,
-        }
-    }
-
-    /// Lets somebody know of each change first. There can be one.
-    pub fn lead(&self, follower: Arc<dyn Follower>) {
-        let _is_there = self.follower.set(follower);
-    }
-
-    fn set_connected(&self, is_connected: bool) {
-        self.freshness.send_if_modified(|freshness| {
-            let changes = freshness.is_connected != is_connected;
-            freshness.is_connected = is_connected;
-            changes
-        });
-    }
-
-    /// Whether anybody here wants to know of changes.
-    fn has_readers(&self) -> bool {
-        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        !tenants.is_empty()
-            || self.device_changes.receiver_count() > 0
-            || self.follower.get().is_some()
-            || self.heard.is_listening()
-    }
-
-    /// Freshness, as it changes.
-    pub fn freshness(&self) -> watch::Receiver<Freshness> {
-        self.freshness.subscribe()
-    }
-
-    /// Who got something, for who wakes devices.
-    pub fn heard(&self) -> &Arc<Heard> {
-        &self.heard
-    }
-
-    /// Devices that changed, for caches of who may what.
-    pub fn device_changes(&self) -> broadcast::Receiver<DeviceChange> {
-        self.device_changes.subscribe()
-    }
-
-    /// How many readers there are.
-    pub fn subscribers(&self) -> usize {
-        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_tenants = tenants.values().flat_map(|readers| readers.by_user.values());
-        of_tenants.map(HashMap::len).sum()
-    }
-
-    fn remove(&self, tenant: &str, user: Uuid, number: u64) {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(readers) = tenants.get_mut(tenant) else { return };
-        if let Some(subscribers) = readers.by_user.get_mut(&user) {
-            subscribers.remove(&number);
-            if subscribers.is_empty() {
-                readers.by_user.remove(&user);
-            }
-        }
-        if readers.by_user.is_empty() {
-            tenants.remove(tenant);
-        }
-    }
-
-    /// Sends to a user's readers. One whose queue is full reads its streams when it has emptied the queue.
-    fn send(subscribers: &Subscribers, signal: &Signal) {
-        for subscriber in subscribers.values() {
-            if !subscriber.has_missed.load(Ordering::SeqCst) && subscriber.queue.try_send(signal.clone()).is_err() {
-                subscriber.has_missed.store(true, Ordering::SeqCst);
-            }
-        }
-    }
-
-    fn deliver(&self, tenant: &str, users: Option<&[Uuid]>, notice: Notice) {
-        let signal = Signal::Notice(Arc::new(notice));
-        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(readers) = tenants.get(tenant) else { return };
-        match users {
-            Some(users) => {
-                for user in users {
-                    if let Some(subscribers) = readers.by_user.get(user) {
-                        Self::send(subscribers, &signal);
-                    }
-                }
-            }
-            None => readers
-                .by_user
-                .values()
-                .for_each(|subscribers| Self::send(subscribers, &signal)),
-        }
-    }
-
-    fn deliver_gap(&self) {
-        if let Some(follower) = self.follower.get() {
-            follower.lost();
-        }
-        let _ = self.device_changes.send(DeviceChange::Any);
-        self.heard.note_gap();
-        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        for readers in tenants.values() {
-            readers
-                .by_user
-                .values()
-                .for_each(|subscribers| Self::send(subscribers, &Signal::Gap));
-        }
-    }
 }
 
 /// A notice as the live stream holds it.
@@ -421,7 +231,7 @@ fn from_map(map: &HashMap<String, redis::Value>) -> impl Fn(&str) -> String + '_
 /// Takes in one entry, whose fields `field` gives (empty when absent), behind the entry `last`. What is not understood
 /// sends readers back to their streams.
 pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last: &mut Option<StreamId>) {
-    let previous = *hub.freshness.borrow();
+    let previous = *hub.noted_freshness().borrow();
     let epoch = field("epoch").parse::<EpochId>().ok();
     // Each entry names the one before it, so a trimmed or lost one shows.
     let is_gap = field("prev").parse::<StreamId>().ok() != *last;
@@ -443,7 +253,7 @@ pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last:
             hub.deliver_gap();
         }
     }
-    hub.freshness.send_modify(|freshness| {
+    hub.noted_freshness().send_modify(|freshness| {
         freshness.epoch = epoch;
         freshness.position = id;
         if let Ok(ts) = field("heartbeat").parse() {
@@ -453,7 +263,7 @@ pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last:
 }
 
 fn dispatch(hub: &Hub, notice: RawNotice) {
-    let RawNotice(id, tenant, table, row_id, xid, commit_ts, groups, data) = notice;
+    let RawNotice(id, tenant, table, row_id, xid, _commit_ts, groups, data) = notice;
     let Ok(id) = id.parse::<StreamId>() else { return };
     let notices: Vec<(Notice, Option<Vec<Uuid>>)> = groups
         .into_iter()
@@ -463,35 +273,32 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
                 table: table.clone(),
                 row_id: row_id.clone(),
                 xid,
-                commit_ts,
                 op: Op::parse(&op),
                 event,
                 data: data.as_ref().map(|data| data.get().to_owned()),
+                told: OnceLock::new(),
             };
             (notice, users)
         })
         .collect();
-    if let Some(follower) = hub.follower.get() {
+    if let Some(follower) = hub.follower() {
         for (notice, users) in &notices {
             follower.changed(&tenant, notice, users.as_deref());
         }
     }
     for (notice, users) in notices {
         if notice.event == "device_changed" {
-            let tell = |change| {
-                let _ = hub.device_changes.send(change);
-            };
             match &users {
-                None => tell(DeviceChange::Any),
+                None => hub.tell_device_change(DeviceChange::Any),
                 Some(users) => {
                     for &user in users {
                         let tenant = tenant.clone();
-                        tell(DeviceChange::One { tenant, user, xid });
+                        hub.tell_device_change(DeviceChange::One { tenant, user, xid });
                     }
                 }
             }
         }
-        hub.heard.note(&tenant, &notice.event, users.as_deref());
+        hub.heard().note(&tenant, &notice.event, users.as_deref());
         hub.deliver(&tenant, users.as_deref(), notice);
     }
 }

@@ -153,18 +153,20 @@ pub struct Lengths {
 /// How long a connection is given before it is replaced by another.
 const RENEWAL: Duration = Duration::from_secs(1);
 
-/// Reads streams and devices' sync states. Cloning shares the connection.
+/// Reads streams and devices' sync states. Cloning shares all of it, as every live stream does.
 #[derive(Clone)]
-pub struct Store {
+pub struct Store(Arc<Shared>);
+
+struct Shared {
     client: redis::Client,
     settings: ConnectionManagerConfig,
     /// The connection, and since when it is in use.
-    connection: Arc<RwLock<(ConnectionManager, Instant)>>,
+    connection: RwLock<(ConnectionManager, Instant)>,
     /// For stretches of streams.
-    ranges: Arc<Connections>,
-    keys: Arc<Keys>,
+    ranges: Connections,
+    keys: Keys,
     /// The last entry that anybody was given here.
-    furthest: Arc<Mutex<StreamId>>,
+    furthest: Mutex<StreamId>,
     /// How long an answer may take.
     patience: Duration,
 }
@@ -172,7 +174,7 @@ pub struct Store {
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store")
-            .field("keys", &self.keys)
+            .field("keys", &self.0.keys)
             .finish_non_exhaustive()
     }
 }
@@ -190,33 +192,38 @@ impl Store {
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500));
         let client = transport::redis::client(config)?;
-        Ok(Self {
-            connection: Arc::new(RwLock::new((
+        Ok(Self(Arc::new(Shared {
+            connection: RwLock::new((
                 ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?,
                 Instant::now(),
-            ))),
+            )),
             client,
             settings,
-            ranges: Arc::new(Connections::new(config)),
-            keys: Arc::new(Keys::new(&config.prefix)),
-            furthest: Arc::new(Mutex::new(StreamId::ZERO)),
+            ranges: Connections::new(config),
+            keys: Keys::new(&config.prefix),
+            furthest: Mutex::new(StreamId::ZERO),
             patience: timeout,
-        })
+        })))
     }
 
     /// The shared connection.
     pub fn connection(&self) -> ConnectionManager {
-        self.connection.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.0
+            .connection
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone()
     }
 
     /// Makes the connection anew. The manager does so by itself when it hears that a connection has ended, but a
     /// half-open one is only silent.
     pub fn renew(&self) {
-        let mut held = self.connection.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.0.connection.write().unwrap_or_else(PoisonError::into_inner);
         if held.1.elapsed() < RENEWAL {
             return;
         }
-        match ConnectionManager::new_lazy_with_config(self.client.clone(), self.settings.clone()) {
+        match ConnectionManager::new_lazy_with_config(self.0.client.clone(), self.0.settings.clone()) {
             Ok(connection) => *held = (connection, Instant::now()),
             Err(error) => tracing::warn!(%error, "cannot make another connection to Redis"),
         }
@@ -224,7 +231,7 @@ impl Store {
 
     /// Names of keys.
     pub fn keys(&self) -> &Keys {
-        &self.keys
+        &self.0.keys
     }
 
     /// Runs commands that may run twice, once more when the connection turns out to be lost: it is made anew in between.
@@ -245,7 +252,7 @@ impl Store {
     /// See [`Error`]; [`Error::NoCheckpoint`] when what is there is none, since somebody else wrote to it.
     pub async fn checkpoint(&self) -> Result<Option<Checkpoint>, Error> {
         let mut pipe = redis::pipe();
-        pipe.hgetall(self.keys.checkpoint());
+        pipe.hgetall(self.0.keys.checkpoint());
         let (fields,): (HashMap<String, String>,) = self.query(&pipe).await?;
         Checkpoint::parse(&fields).map_err(|_| Error::NoCheckpoint)
     }
@@ -256,7 +263,7 @@ impl Store {
     /// See [`Error`].
     pub async fn view(&self) -> Result<View, Error> {
         let mut pipe = redis::pipe();
-        checkpoint_command(&mut pipe, &self.keys);
+        checkpoint_command(&mut pipe, &self.0.keys);
         let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
         parse_view(&fields)
     }
@@ -268,11 +275,11 @@ impl Store {
     pub async fn check(&self) -> Result<(), Error> {
         let mut pipe = redis::pipe();
         pipe.cmd("PING").ignore();
-        match tokio::time::timeout(self.patience, self.query::<()>(&pipe)).await {
+        match tokio::time::timeout(self.0.patience, self.query::<()>(&pipe)).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(std::io::Error::new(
                 std::io::ErrorKind::TimedOut,
-                format!("no answer within {} s", self.patience.as_secs()),
+                format!("no answer within {} s", self.0.patience.as_secs()),
             )
             .into()),
         }
@@ -302,9 +309,9 @@ impl Store {
     pub async fn lengths(&self, tenant: &str) -> Result<Lengths, Error> {
         let mut pipe = redis::pipe();
         for key in [
-            self.keys.changes(tenant),
-            self.keys.shared(tenant),
-            self.keys.quarantine(tenant),
+            self.0.keys.changes(tenant),
+            self.0.keys.shared(tenant),
+            self.0.keys.quarantine(tenant),
         ] {
             pipe.xlen(key);
         }
@@ -326,7 +333,7 @@ impl Store {
         }
         let mut pipe = redis::pipe();
         for user in users {
-            pipe.xlen(self.keys.inbox(tenant, &user.to_string()));
+            pipe.xlen(self.0.keys.inbox(tenant, &user.to_string()));
         }
         Ok(self.query(&pipe).await?)
     }
@@ -337,7 +344,7 @@ impl Store {
     /// See [`Error`].
     pub async fn stopped(&self) -> Result<std::collections::BTreeMap<String, String>, Error> {
         let mut pipe = redis::pipe();
-        pipe.hgetall(self.keys.stopped());
+        pipe.hgetall(self.0.keys.stopped());
         let (stopped,) = self.query(&pipe).await?;
         Ok(stopped)
     }
@@ -356,7 +363,7 @@ impl Store {
         let mut deadline = tokio::time::Instant::now() + patience;
         loop {
             let mut pipe = redis::pipe();
-            pipe.hmget(self.keys.checkpoint(), &["end_lsn", "base", "position"]);
+            pipe.hmget(self.0.keys.checkpoint(), &["end_lsn", "base", "position"]);
             let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
             let field = |index: usize| fields.get(index).and_then(Option::as_deref);
             let end = field(0).and_then(|end| end.parse::<PgLsn>().ok());
@@ -398,7 +405,7 @@ impl Store {
         mut removed: impl FnMut(u64),
     ) -> Result<u64, Error> {
         self.published(dropped, patience, |_| {}).await?;
-        let pattern = self.keys.of_tenant(tenant);
+        let pattern = self.0.keys.of_tenant(tenant);
         let (mut count, mut cursor) = (0, 0_u64);
         loop {
             let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
@@ -427,8 +434,8 @@ impl Store {
     /// # Errors
     /// See [`Error`].
     pub async fn read(&self, tenant: &str, user: Uuid, place: Place, limit: usize) -> Result<Read, Error> {
-        let (inbox, shared) = (self.keys.inbox(tenant, &user.to_string()), self.keys.shared(tenant));
-        let (meta, checkpoint) = (self.keys.meta(tenant), self.keys.checkpoint());
+        let (inbox, shared) = (self.0.keys.inbox(tenant, &user.to_string()), self.0.keys.shared(tenant));
+        let (meta, checkpoint) = (self.0.keys.meta(tenant), self.0.keys.checkpoint());
         let count = limit.clamp(1, READ_MAX);
         let (from, count_text) = (place.position.next().to_string(), count.to_string());
         let commands: [&[&str]; 5] = [
@@ -470,7 +477,7 @@ impl Store {
         if let Read::Slice(slice) = &read
             && let Some(last) = slice.entries.last()
         {
-            let mut furthest = self.furthest.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut furthest = self.0.furthest.lock().unwrap_or_else(PoisonError::into_inner);
             *furthest = last.id.max(*furthest);
         }
         Ok(read)
@@ -478,12 +485,12 @@ impl Store {
 
     /// The last entry that anybody was given here: what is remembered must not be older.
     pub fn furthest(&self) -> StreamId {
-        *self.furthest.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.furthest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// History begins anew, and may count from lower.
     pub fn forget_furthest(&self) {
-        *self.furthest.lock().unwrap_or_else(PoisonError::into_inner) = StreamId::ZERO;
+        *self.0.furthest.lock().unwrap_or_else(PoisonError::into_inner) = StreamId::ZERO;
     }
 
     /// A stretch of a user's inbox as it is now, from behind `after` up to and with `until`; up to so many entries.
@@ -498,7 +505,7 @@ impl Store {
         until: StreamId,
         count: usize,
     ) -> Result<Vec<Entry>, Error> {
-        let inbox = self.keys.inbox(tenant, &user.to_string());
+        let inbox = self.0.keys.inbox(tenant, &user.to_string());
         let (from, until, count) = (after.next().to_string(), until.to_string(), count.to_string());
         let commands: [&[&str]; 1] = [&["XRANGE", &inbox, &from, &until, "COUNT", &count]];
         let reply = self.transact(&commands).await?;
@@ -516,7 +523,7 @@ impl Store {
                 .for_each(|argument| resp::argument(&mut encoded, argument.as_bytes()));
         }
         resp::command(&mut encoded, &[b"EXEC"]);
-        self.ranges.ask(&encoded, commands.len() + 2).await
+        self.0.ranges.ask(&encoded, commands.len() + 2).await
     }
 
     /// What a snapshot's beginning needs, before the snapshot is taken.
@@ -526,13 +533,13 @@ impl Store {
     pub async fn handoff(&self, tenant: &str, user: Uuid) -> Result<Handoff, Error> {
         let mut pipe = redis::pipe();
         pipe.atomic();
-        pipe.cmd("EXISTS").arg(self.keys.inbox(tenant, &user.to_string()));
-        pipe.cmd("EXISTS").arg(self.keys.shared(tenant));
+        pipe.cmd("EXISTS").arg(self.0.keys.inbox(tenant, &user.to_string()));
+        pipe.cmd("EXISTS").arg(self.0.keys.shared(tenant));
         pipe.cmd("HMGET")
-            .arg(self.keys.meta(tenant))
+            .arg(self.0.keys.meta(tenant))
             .arg(&["generation", "state"]);
-        pipe.cmd("HGETALL").arg(self.keys.window());
-        checkpoint_command(&mut pipe, &self.keys);
+        pipe.cmd("HGETALL").arg(self.0.keys.window());
+        checkpoint_command(&mut pipe, &self.0.keys);
         type Meta = (Option<i64>, Option<String>);
         type Answer = (bool, bool, Meta, HashMap<String, String>, Vec<Option<String>>);
         let (inbox, shared, (generation, state), window, checkpoint): Answer = self.query(&pipe).await?;

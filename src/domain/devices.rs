@@ -4,6 +4,7 @@
 //! `auth.device_cache_seconds`, so that a poll costs no statement; whoever revokes a device or disables a user calls
 //! [`Devices::invalidate`], and other nodes follow by the log.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +22,8 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::users::UserType;
+use super::loader::Loader;
+use super::users::{self, UserType};
 use super::{Error, Page, Rows, Timestamp, check_text};
 use crate::config::{self, DeviceAuth};
 use crate::database::Database;
@@ -36,8 +38,8 @@ const VISIBLE_POLL: Duration = Duration::from_millis(10);
 /// How long it is looked for; then the cache's own time is the bound.
 const VISIBLE_WAIT: Duration = Duration::from_secs(2);
 
-/// Most principals that are remembered.
-const CACHE_ENTRIES_MAX: u64 = 100_000;
+/// Most principals that are remembered, unless twice as many connections as there may be are more.
+const CACHE_ENTRIES: u64 = 100_000;
 
 /// Longest device token that is looked at; ours have 43 characters.
 const TOKEN_BYTES_MAX: usize = 512;
@@ -82,8 +84,8 @@ impl fmt::Debug for TokenHash {
     }
 }
 
-/// What a device showed: its id and, unless the id alone is enough, the hash of its token.
-type Proof = (Option<TokenHash>, String);
+/// What a device showed: the hash of its token, and its id.
+type Proof = (TokenHash, String);
 
 /// What was checked, and what has changed since.
 #[derive(Debug)]
@@ -97,10 +99,10 @@ struct PrincipalCache {
 }
 
 impl PrincipalCache {
-    fn new(lifetime: Duration) -> Self {
+    fn new(lifetime: Duration, connections_max: usize) -> Self {
         Self {
             principals: Cache::builder()
-                .max_capacity(CACHE_ENTRIES_MAX)
+                .max_capacity(CACHE_ENTRIES.max(2 * connections_max as u64))
                 .time_to_live(lifetime)
                 .build(),
             changes: Cache::builder().time_to_live(2 * lifetime).build(),
@@ -123,6 +125,8 @@ pub struct Devices {
     mode: DeviceAuth,
     default_tenant: String,
     cache: Option<Arc<PrincipalCache>>,
+    /// Asks Postgres for those that are not in the cache.
+    loader: Loader<Proof, Arc<DevicePrincipal>>,
     /// Revocations come by the log, so the cache is as good as the log is fresh.
     freshness: watch::Receiver<Freshness>,
     freshness_bound: Duration,
@@ -132,13 +136,23 @@ impl Devices {
     /// Takes mode and cache time from the settings.
     pub fn new(database: Database, settings: &config::Config, freshness: watch::Receiver<Freshness>) -> Self {
         let seconds = settings.auth.device_cache_seconds;
+        let loader = {
+            let database = database.clone();
+            Loader::new(move |proofs| by_tokens(database.clone(), proofs))
+        };
         Self {
+            loader,
             database,
             mode: settings.auth.device_auth,
             default_tenant: settings.server.default_tenant.clone(),
             freshness,
             freshness_bound: Duration::from_secs(settings.health.freshness_bound_seconds),
-            cache: (seconds > 0).then(|| Arc::new(PrincipalCache::new(Duration::from_secs(seconds)))),
+            cache: (seconds > 0).then(|| {
+                Arc::new(PrincipalCache::new(
+                    Duration::from_secs(seconds),
+                    settings.server.connections_max,
+                ))
+            }),
         }
     }
 
@@ -258,7 +272,7 @@ impl Devices {
                 DeviceAuth::Id => self.by_id(tenant.unwrap_or(&self.default_tenant), device_id).await,
             };
         };
-        let proof = (Some(hash), device_id.to_owned());
+        let proof = (hash, device_id.to_owned());
         let is_fresh = self
             .freshness
             .borrow()
@@ -275,25 +289,7 @@ impl Devices {
             .cache
             .as_ref()
             .map_or(0, |cache| cache.sequence.load(Ordering::SeqCst));
-        let row = self
-            .database
-            .query_often(
-                include_str!("../../sql/device_by_token.sql"),
-                &[(&hash.0.as_slice(), Type::BYTEA), (&device_id, Type::TEXT)],
-            )
-            .await?
-            .ok_or(UNKNOWN)?;
-        let tenant = Tenant::named(row.try_get("tenant")?).ok_or(UNKNOWN)?;
-        let user_id = row.try_get("user_id")?;
-        let principal = Arc::new(self.principal(tenant, device_id, user_id, Some(hash)).await?);
-        if row.try_get::<_, bool>("is_first_use")? {
-            self.database
-                .query(
-                    include_str!("../../sql/device_first_use.sql"),
-                    &[(&hash.0.as_slice(), Type::BYTEA)],
-                )
-                .await?;
-        }
+        let principal = self.loader.load(proof.clone()).await?.ok_or(UNKNOWN)?;
         if let Some(cache) = &self.cache {
             cache.principals.insert(proof, (principal.clone(), sequence)).await;
         }
@@ -360,6 +356,65 @@ impl Devices {
             tenant,
         })
     }
+}
+
+/// Who these devices are.
+async fn by_tokens(database: Database, proofs: Vec<Proof>) -> Result<HashMap<Proof, Arc<DevicePrincipal>>, Error> {
+    let hashes: Vec<&[u8]> = proofs.iter().map(|(hash, _)| hash.0.as_slice()).collect();
+    let ids: Vec<&str> = proofs.iter().map(|(_, id)| id.as_str()).collect();
+    let rows = database
+        .query(
+            include_str!("../../sql/devices_by_token.sql"),
+            &[(&hashes, Type::BYTEA_ARRAY), (&ids, Type::TEXT_ARRAY)],
+        )
+        .await?;
+    let mut by_tenant: HashMap<Tenant, Vec<(TokenHash, String, Uuid)>> = HashMap::new();
+    let mut first_uses: Vec<TokenHash> = Vec::new();
+    for row in &rows {
+        let (Some(tenant), Ok(hash)) = (
+            Tenant::named(row.try_get("tenant")?),
+            row.try_get::<_, &[u8]>("token_hash")?.try_into(),
+        ) else {
+            continue;
+        };
+        let hash = TokenHash(hash);
+        let device = (hash, row.try_get("device_id")?, row.try_get("user_id")?);
+        by_tenant.entry(tenant).or_default().push(device);
+        if row.try_get("is_first_use")? {
+            first_uses.push(hash);
+        }
+    }
+    let mut found = HashMap::new();
+    for (tenant, devices) in by_tenant {
+        let users: Vec<Uuid> = devices.iter().map(|(.., user)| *user).collect();
+        let types = users::active_types(&database, &tenant, &users).await?;
+        for (hash, device_id, user_id) in devices {
+            let Some(&user_type) = types.get(&user_id) else {
+                continue;
+            };
+            let principal = DevicePrincipal {
+                tenant: tenant.clone(),
+                device_id: device_id.clone(),
+                user_id,
+                user_type,
+                token: Some(hash),
+            };
+            found.insert((hash, device_id), Arc::new(principal));
+        }
+    }
+    // Only of those who are let in.
+    let admitted: HashSet<TokenHash> = found.keys().map(|(hash, _)| *hash).collect();
+    first_uses.retain(|hash| admitted.contains(hash));
+    if !first_uses.is_empty() {
+        let hashes: Vec<&[u8]> = first_uses.iter().map(|hash| hash.0.as_slice()).collect();
+        database
+            .query(
+                include_str!("../../sql/device_first_use.sql"),
+                &[(&hashes, Type::BYTEA_ARRAY)],
+            )
+            .await?;
+    }
+    Ok(found)
 }
 
 /// Revokes a device; engines learn of it by the log. Gives whose it was, `None` when there is no such device, or it was

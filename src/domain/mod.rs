@@ -12,6 +12,7 @@ pub mod conflicts;
 pub mod devices;
 pub mod enrollment;
 pub mod limits;
+pub mod loader;
 pub mod messages;
 pub mod password;
 pub mod sessions;

@@ -12,7 +12,9 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -23,7 +25,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use uuid::Uuid;
 
 use super::devices::Devices;
@@ -40,6 +42,9 @@ const USER_AGENT_CHARS_MAX: usize = 256;
 
 /// How much longer than any access token the mark of an ended session lives; clocks differ.
 const ENDED_MARGIN: Duration = Duration::from_secs(60);
+
+/// Sessions that are looked at in one round trip.
+const RECHECKED_MAX: usize = 1000;
 
 /// Pause before a lost subscription is made anew.
 const RETRY: Duration = Duration::from_secs(1);
@@ -216,7 +221,7 @@ type Watched = Arc<Mutex<HashMap<Uuid, (CancellationToken, usize)>>>;
 #[derive(Debug)]
 pub struct Watch {
     session: Uuid,
-    ended: CancellationToken,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
     watched: Watched,
 }
 
@@ -226,9 +231,9 @@ impl Watch {
         self.session
     }
 
-    /// Waits until the session was ended. Safe to cancel.
-    pub async fn ended(&self) {
-        self.ended.cancelled().await;
+    /// Ready when the session was ended.
+    pub fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.ended.as_mut().poll(context)
     }
 }
 
@@ -463,16 +468,46 @@ impl Sessions {
         *count += 1;
         Watch {
             session,
-            ended: ended.clone(),
+            ended: Box::pin(ended.clone().cancelled_owned()),
             watched: self.watched.clone(),
         }
     }
 
-    /// Looks whether a session that is watched was ended without a word of it; while Redis is away nobody knows.
-    pub async fn recheck(&self, watch: &Watch) {
-        if matches!(self.is_ended(watch.session).await, Ok(true)) {
-            watch.ended.cancel();
+    /// Looks again and again whether sessions with streams here were ended, in case that the word of it was lost.
+    pub async fn recheck(self, interval: Duration, stop: CancellationToken) {
+        let work = async {
+            loop {
+                tokio::time::sleep(interval).await;
+                if let Err(error) = self.recheck_watched().await {
+                    tracing::debug!(%error, "ended sessions are looked for later");
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
         }
+    }
+
+    async fn recheck_watched(&self) -> Result<(), Error> {
+        let watched: Vec<Uuid> = self
+            .watched
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .copied()
+            .collect();
+        for sessions in watched.chunks(RECHECKED_MAX) {
+            let mut pipe = redis::pipe();
+            for &session in sessions {
+                pipe.exists(self.store.keys().session_ended(session));
+            }
+            let ended: Vec<bool> = self.store.query(&pipe).await?;
+            for (&session, _) in sessions.iter().zip(ended).filter(|(_, is_ended)| *is_ended) {
+                self.tell(session);
+            }
+        }
+        Ok(())
     }
 
     fn tell(&self, session: Uuid) {

@@ -1,5 +1,6 @@
 //! Users of a tenant: people at the web and people with a phone.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,6 +11,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::limits::{Attempt, Limits};
+use super::loader::Loader;
 use super::password::{Passwords, Turn};
 use super::{Error, Page, Rows, Timestamp, check_text};
 use crate::config;
@@ -244,6 +246,41 @@ pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Resu
         )
         .await?;
     Rows::counted(&rows, offset, User::from_row)
+}
+
+/// Tells the types of users who may act, for all who ask at the same time together.
+pub fn types(database: Database) -> Loader<(Tenant, Uuid), UserType> {
+    Loader::new(move |users: Vec<(Tenant, Uuid)>| {
+        let database = database.clone();
+        async move {
+            let mut by_tenant: HashMap<Tenant, Vec<Uuid>> = HashMap::new();
+            for (tenant, user) in users {
+                by_tenant.entry(tenant).or_default().push(user);
+            }
+            let mut found = HashMap::new();
+            for (tenant, users) in by_tenant {
+                let types = active_types(&database, &tenant, &users).await?;
+                found.extend(types.into_iter().map(|(user, kind)| ((tenant.clone(), user), kind)));
+            }
+            Ok(found)
+        }
+    })
+}
+
+/// The types of those of these users who may act, by their ids.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn active_types(
+    database: &Database,
+    tenant: &Tenant,
+    users: &[Uuid],
+) -> Result<HashMap<Uuid, UserType>, Error> {
+    let statement = tenant.sql(include_str!("../../sql/users_active_type.sql"));
+    let rows = database.query(&statement, &[(&users, Type::UUID_ARRAY)]).await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("id")?, row.try_get::<_, &str>("user_type")?.parse()?)))
+        .collect()
 }
 
 /// Whether the user exists and is neither disabled nor deleted.

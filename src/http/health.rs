@@ -11,7 +11,7 @@ use super::request::Request;
 use super::response::{self, Response};
 use crate::config::Config;
 use crate::database::Database;
-use crate::deliver::live::Hub;
+use crate::deliver::hub::Hub;
 use crate::deliver::store::Store;
 use crate::replication::replicator::Shown;
 use crate::replication::session::State;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use hyper::{Method, StatusCode};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
@@ -62,6 +63,11 @@ fn gauges(vitals: &Vitals) -> Registry {
         "pool_connections",
         "Ordinary Postgres connections of this process, by use",
         labelled("use", [("in_use", pool.in_use as f64), ("idle", pool.idle as f64)]),
+    );
+    now.register(
+        "pool_connections_taken",
+        "Times that work took one of the ordinary Postgres connections",
+        ConstCounter::new(pool.taken),
     );
     now.register(
         "pool_connections_max",

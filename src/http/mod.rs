@@ -38,23 +38,28 @@ use std::time::Duration;
 
 use postgres_types::PgLsn;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::change::StreamId;
 use crate::config::Config;
 use crate::database::Database;
-use crate::deliver::live::Hub;
+use crate::database::tenants::Tenant;
+use crate::deliver::hub::Hub;
 use crate::deliver::presence::Presence;
 use crate::deliver::store::{Store, View};
+use crate::domain;
 use crate::domain::caches::Caches;
 use crate::domain::devices::Devices;
 use crate::domain::limits::Limits;
+use crate::domain::loader::Loader;
 use crate::domain::password::Passwords;
 use crate::domain::sessions::Sessions;
 use crate::domain::tickets::Tickets;
+use crate::domain::users::UserType;
 use crate::route::rule::Rule;
 use crate::sync::ahead::Ahead;
 use crate::sync::cursor::CursorKey;
-use crate::sync::incoming::Incoming;
+use crate::sync::incoming::{self, Incoming};
 use crate::sync::metadata::Metadata;
 use crate::sync::statuses::Statuses;
 use crate::telemetry::metrics::Metrics;
@@ -78,6 +83,8 @@ pub struct App {
     pub limits: Limits,
     /// Checks device tokens.
     pub devices: Devices,
+    /// Tells the types of users who may act.
+    pub active: Loader<(Tenant, Uuid), UserType>,
     /// Remembers what the change stream keeps right.
     pub caches: Caches,
     /// Who is here.
@@ -148,6 +155,7 @@ impl App {
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
             devices: Devices::new(database.clone(), &config, hub.freshness()),
+            active: domain::users::types(database.clone()),
             presence: Presence::new(&config)?,
             incoming: Incoming {
                 database: database.clone(),
@@ -159,6 +167,7 @@ impl App {
                     .collect(),
                 ahead: Ahead::default(),
                 statuses: Statuses::new(database.clone(), caches.clone(), store.clone(), stop.clone()),
+                never_synced: incoming::never_synced(database.clone()),
             },
             metadata: Metadata::default(),
             caches,

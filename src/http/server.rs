@@ -22,7 +22,8 @@ use hyper::header::{
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::either::Either;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
@@ -92,20 +93,52 @@ enum Call {
     Vitals(fn(Arc<Vitals>, Request) -> Answer),
 }
 
-/// Listens at `server.host` and `server.port`.
+/// Listens at `server.host` and `server.port`, with room for `server.backlog` connections that wait.
 ///
 /// # Errors
 /// When the address is taken or not this machine's.
 pub async fn listen(settings: &config::Server) -> io::Result<TcpListener> {
-    TcpListener::bind((settings.host.as_str(), settings.port))
-        .await
-        .map_err(|error| {
-            let place = format!("{}:{}", settings.host, settings.port);
-            io::Error::new(
-                error.kind(),
-                format!("cannot listen on {place}: {error}; see `server.host` and `server.port`"),
-            )
-        })
+    let listening = async {
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in tokio::net::lookup_host((settings.host.as_str(), settings.port)).await? {
+            match listen_at(address, settings.backlog) {
+                Ok(listener) => return Ok(listener),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    };
+    listening.await.map_err(|error| {
+        let place = format!("{}:{}", settings.host, settings.port);
+        io::Error::new(
+            error.kind(),
+            format!("cannot listen on {place}: {error}; see `server.host` and `server.port`"),
+        )
+    })
+}
+
+fn listen_at(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A restart must not wait for connections that have just ended.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(backlog)
+}
+
+/// Raises the number of descriptors that this process may hold to the most that the system allows it, and gives that. A
+/// shell gives 1,024 by default, which is a thousand clients.
+///
+/// # Errors
+/// When the system does not tell or refuses.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(hard)
 }
 
 impl Server {

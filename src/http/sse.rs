@@ -90,11 +90,11 @@ impl Outlet for Sse {
         self.out.put_slice(b"\n\n");
     }
 
-    fn put(&mut self, event: &Event) {
+    fn put(&mut self, event: &Event<'_>) {
         // JSON has no line breaks of its own, names are checked by the configuration, ids are base64.
         self.out.put_slice(b"event: ");
         self.out.put_slice(event.shown_name().as_bytes());
-        if let Some(id) = &event.id {
+        if let Some(id) = event.id {
             self.out.put_slice(b"\nid: ");
             self.out.put_slice(id.as_bytes());
         }

@@ -22,9 +22,15 @@ use hyper::StatusCode;
 use hyper::header::{CONNECTION, DATE};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_util::either::Either;
 
 use super::response::Response;
 use super::wire::{Connection, Socket, Wire};
+
+/// How long what was sent may be unconfirmed, in milliseconds.
+#[cfg(target_os = "linux")]
+const SILENCE_MAX_MS: u32 = 60_000;
 
 /// What a new owner does until the client's end.
 pub type Owning = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -99,7 +105,15 @@ impl Watched {
 
     /// The bare socket, of which this was read already.
     pub(super) fn into_socket(self, ahead: Bytes) -> Socket {
-        Socket::new(self.io.into_inner(), ahead)
+        let io = self.io.into_inner();
+        let stream = match &io {
+            Either::Left(stream) => stream,
+            Either::Right(encrypted) => encrypted.get_ref().0,
+        };
+        if let Err(error) = end_when_silent(stream) {
+            tracing::debug!(%error, "a client that vanishes is missed late");
+        }
+        Socket::new(io, ahead)
     }
 
     /// hyper writes until all is written or the socket takes no more, so the last answer tells.
@@ -142,6 +156,19 @@ impl Write for Watched {
         let written = Pin::new(&mut self.io).poll_write_vectored(context, parts);
         self.note(written)
     }
+}
+
+/// Ends a connection whose client has not confirmed for a while what was sent to it (RFC 5482): a phone without coverage
+/// says nothing, and by itself the system tries for a quarter of an hour.
+#[cfg(target_os = "linux")]
+fn end_when_silent(stream: &TcpStream) -> io::Result<()> {
+    rustix::net::sockopt::set_tcp_user_timeout(stream, SILENCE_MAX_MS)?;
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn end_when_silent(_stream: &TcpStream) -> io::Result<()> {
+    Ok(())
 }
 
 /// An answer's head as HTTP/1.1 writes it (RFC 9112, section 2.1). Who takes the connection over closes it, unless the

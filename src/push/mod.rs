@@ -28,7 +28,7 @@ use self::webhook::Webhook;
 use crate::config::Config;
 use crate::database::Database;
 use crate::database::tenants::{self, Tenant};
-use crate::deliver::live::Hub;
+use crate::deliver::hub::Hub;
 use crate::deliver::presence::Presence;
 use crate::deliver::push::{self, Decision, Device, Heard, Terms};
 use crate::deliver::store::Store;

@@ -16,9 +16,11 @@ use super::statuses::Statuses;
 use super::stretch::{self, Bounds, FIRST_ENTRIES, Stretch};
 use super::tables;
 use crate::change::StreamId;
-use crate::database::Database;
+use crate::database::tenants::Tenant;
+use crate::database::{self, Database};
 use crate::deliver::store::{self, Place, Read, Store};
 use crate::domain::devices::DevicePrincipal;
+use crate::domain::loader::Loader;
 use crate::domain::messages::Message;
 use crate::domain::{self, Timestamp};
 use crate::route::rule::Rule;
@@ -97,6 +99,29 @@ impl Question<'_> {
     }
 }
 
+/// Counts messages that wait for users of whom no device has acknowledged anything.
+pub fn never_synced(database: Database) -> Loader<(Tenant, Uuid), i64> {
+    Loader::new(move |users: Vec<(Tenant, Uuid)>| {
+        let database = database.clone();
+        async move {
+            let mut by_tenant: HashMap<Tenant, Vec<Uuid>> = HashMap::new();
+            for (tenant, user) in users {
+                by_tenant.entry(tenant).or_default().push(user);
+            }
+            let mut counts = HashMap::new();
+            for (tenant, users) in by_tenant {
+                let statement = tenant.sql(include_str!("../../sql/messages_pending_counts.sql"));
+                for row in database.query(&statement, &[(&users, Type::UUID_ARRAY)]).await? {
+                    let user = row.try_get("recipient_id").map_err(database::Error::from)?;
+                    let count = row.try_get("count").map_err(database::Error::from)?;
+                    counts.insert((tenant.clone(), user), count);
+                }
+            }
+            Ok(counts)
+        }
+    })
+}
+
 /// Makes batches.
 #[derive(Debug, Clone)]
 pub struct Incoming {
@@ -112,6 +137,8 @@ pub struct Incoming {
     pub ahead: Ahead,
     /// Moves statuses on behind acknowledgements.
     pub statuses: Statuses,
+    /// Counts what waits for users whose devices have never synced; see [`never_synced`].
+    pub never_synced: Loader<(Tenant, Uuid), i64>,
 }
 
 impl Incoming {
@@ -243,15 +270,8 @@ impl Incoming {
         let tenant = &device.tenant;
         let state = device_state::read(&self.store, &tenant.name, &device.device_id).await?;
         let Some((epoch, acknowledged)) = state.acknowledged else {
-            let rows = self
-                .database
-                .query(
-                    &tenant.sql(include_str!("../../sql/messages_pending_count.sql")),
-                    &[(&device.user_id, Type::UUID)],
-                )
-                .await
-                .map_err(domain::Error::from)?;
-            let count: i64 = rows.first().map_or(0, |row| row.get("count"));
+            let count = self.never_synced.load((tenant.clone(), device.user_id)).await?;
+            let count = count.unwrap_or(0);
             return Ok(usize::try_from(count).unwrap_or(0));
         };
         let handoff = self.store.handoff(&tenant.name, device.user_id).await?;

@@ -5,12 +5,14 @@
 //! longer the more bytes it has told, and an event that would be too long, or too dear, is replaced by a word that
 //! something has changed: the reader asks for what it needs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
-use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -34,6 +36,7 @@ const TRUNCATED: &str = r#"{"type":"presence","truncated":true}"#;
 #[derive(Debug)]
 pub(super) struct Rooms {
     rooms: Mutex<HashMap<Arc<str>, Arc<Room>>>,
+    next: AtomicU64,
     tick: Duration,
     tick_max: Duration,
     entries_max: usize,
@@ -44,9 +47,6 @@ pub(super) struct Rooms {
 #[derive(Debug)]
 struct Room {
     state: Mutex<State>,
-    /// Whether the room knows how its tenant is.
-    is_known: watch::Sender<bool>,
-    events: broadcast::Sender<Arc<str>>,
     entries_max: usize,
 }
 
@@ -60,6 +60,14 @@ struct State {
     pending: Pending,
     /// No event goes out before.
     due: Instant,
+    /// Whether the room knows how its tenant is.
+    is_known: bool,
+    /// The last events, and the number of the newest.
+    events: VecDeque<Arc<str>>,
+    newest: u64,
+    /// How many readers there are, and those who wait.
+    readers: usize,
+    waiting: HashMap<u64, Waker>,
 }
 
 /// What readers have not been told.
@@ -76,32 +84,48 @@ enum Pending {
 #[derive(Debug)]
 pub struct Watcher {
     room: Arc<Room>,
-    /// Nothing before the whole was told, and when changes were missed.
-    events: Option<broadcast::Receiver<Arc<str>>>,
+    number: u64,
+    /// The last event that was told; nothing before the whole was.
+    told: Option<u64>,
 }
 
 impl Watcher {
     /// The next event: first how everybody is, then what changes, as the data of an event `presence`. Waits as long as
     /// Redis is away. Safe to cancel.
     pub async fn next(&mut self) -> Arc<str> {
-        loop {
-            if let Some(events) = &mut self.events {
-                match events.recv().await {
-                    Ok(event) => return event,
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.events = None,
-                    // The room holds the sender, and this holds the room.
-                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-                }
-            }
-            let mut is_known = self.room.is_known.subscribe();
-            if is_known.wait_for(|is_known| *is_known).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            // Under one lock, so that no change falls between the two.
-            let mut state = self.room.lock();
-            self.events = Some(self.room.events.subscribe());
-            return state.whole();
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The same, when there is one.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Arc<str>> {
+        let mut state = self.room.lock();
+        let behind = self.told.map(|told| state.newest - told);
+        if let Some(behind @ 1..) = behind
+            && let Ok(behind) = usize::try_from(behind)
+            && let Some(event) = state
+                .events
+                .len()
+                .checked_sub(behind)
+                .and_then(|at| state.events.get(at))
+        {
+            self.told = self.told.map(|told| told + 1);
+            return Poll::Ready(event.clone());
         }
+        // Who has not been told the whole, or is too far behind, is told it with all that was told before.
+        if behind != Some(0) && state.is_known {
+            self.told = Some(state.newest);
+            return Poll::Ready(state.whole());
+        }
+        state.waiting.insert(self.number, context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let mut state = self.room.lock();
+        state.readers -= 1;
+        state.waiting.remove(&self.number);
     }
 }
 
@@ -199,9 +223,12 @@ impl Room {
                 whole: None,
                 pending: Pending::Whole,
                 due: Instant::now(),
+                is_known: false,
+                events: VecDeque::new(),
+                newest: 0,
+                readers: 0,
+                waiting: HashMap::new(),
             }),
-            is_known: watch::Sender::new(false),
-            events: broadcast::Sender::new(BEHIND_MAX),
             entries_max,
         }
     }
@@ -225,7 +252,7 @@ impl Room {
             state.present = is_few.then(BTreeMap::new);
             state.pending = Pending::Whole;
             // Who comes before all is learned waits.
-            self.is_known.send_replace(false);
+            state.is_known = false;
         } else if !is_few {
             state.present = None;
         }
@@ -251,9 +278,12 @@ impl Room {
             state.pending = Pending::TooMany;
             state.known.version = changes.newest;
         }
+        let waiting = match std::mem::replace(&mut state.is_known, true) {
+            true => HashMap::new(),
+            false => std::mem::take(&mut state.waiting),
+        };
         drop(state);
-        self.is_known
-            .send_if_modified(|is_known| !std::mem::replace(is_known, true));
+        waiting.into_values().for_each(Waker::wake);
         false
     }
 }
@@ -262,6 +292,7 @@ impl Rooms {
     pub(super) fn new(settings: &config::Presence) -> Self {
         Self {
             rooms: Mutex::default(),
+            next: AtomicU64::new(0),
             tick: Duration::from_millis(settings.tick_ms),
             tick_max: Duration::from_secs(settings.tick_seconds_max).max(Duration::from_millis(settings.tick_ms)),
             entries_max: settings.entries_max,
@@ -279,7 +310,14 @@ impl Rooms {
                 room
             }
         };
-        Watcher { room, events: None }
+        let number = rooms.next.fetch_add(1, Ordering::Relaxed);
+        room.lock().readers += 1;
+        drop(all);
+        Watcher {
+            room,
+            number,
+            told: None,
+        }
     }
 
     pub(super) async fn run(&self, store: &PresenceStore, streams: &Streams, stop: &CancellationToken) {
@@ -337,7 +375,7 @@ impl Rooms {
             let mut answers = store.poll(&questions, self.entries_max + 1).await?.into_iter();
             asking.retain(|(_, room)| {
                 answers.next().is_some_and(|changes| {
-                    is_lost |= changes.is_anew && *room.is_known.borrow();
+                    is_lost |= changes.is_anew && room.lock().is_known;
                     room.take(changes)
                 })
             });
@@ -354,9 +392,9 @@ impl Rooms {
             if *free > now + self.tick / 2 {
                 return;
             }
-            let readers = room.events.receiver_count();
             let mut state = room.lock();
-            if state.due > now || !*room.is_known.borrow() {
+            let readers = state.readers;
+            if state.due > now || !state.is_known {
                 continue;
             }
             let Some(mut event) = state.news() else { continue };
@@ -379,8 +417,14 @@ impl Rooms {
             // A little less than whole ticks, so that none is missed by a hair.
             state.due = now + wait.saturating_sub(self.tick / 2);
             *free = (*free).max(now) + took;
-            // Under the lock, so that who comes in between begins with the whole behind it.
-            let _nobody_listens = room.events.send(event);
+            state.events.push_back(event);
+            if state.events.len() > BEHIND_MAX {
+                state.events.pop_front();
+            }
+            state.newest += 1;
+            let waiting = std::mem::take(&mut state.waiting);
+            drop(state);
+            waiting.into_values().for_each(Waker::wake);
         }
     }
 

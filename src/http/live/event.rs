@@ -1,25 +1,25 @@
 //! Events of live streams, whatever form they take on the wire.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
-use crate::deliver::feed::Change;
+use crate::deliver::live::Notice;
 
-/// An event.
+/// An event. What it says is shared by all who are told the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct Event<'a> {
     /// What kind it is, as metrics count it.
     pub name: &'static str,
     /// The name that a rule of the configuration gives it, if that is another.
-    pub own_name: Option<String>,
+    pub own_name: Option<&'a str>,
     /// The cursor of its place; ephemeral ones have none.
-    pub id: Option<String>,
+    pub id: Option<&'a str>,
     /// What it says, JSON without line breaks.
-    pub data: Arc<str>,
+    pub data: Cow<'a, str>,
 }
 
-impl Event {
+impl<'a> Event<'a> {
     /// An event that says this.
     pub fn new(name: &'static str, data: &Value) -> Self {
         Self {
@@ -30,9 +30,18 @@ impl Event {
         }
     }
 
+    /// The same at a place.
+    #[must_use]
+    pub fn at(self, cursor: &'a str) -> Self {
+        Self {
+            id: Some(cursor),
+            ..self
+        }
+    }
+
     /// The name that clients see.
     pub fn shown_name(&self) -> &str {
-        self.own_name.as_deref().unwrap_or(self.name)
+        self.own_name.unwrap_or(self.name)
     }
 
     /// `hello`: where the stream begins.
@@ -64,45 +73,56 @@ impl Event {
     }
 
     /// `presence`: who is here, the same text for all readers of a tenant.
-    pub fn presence(data: Arc<str>) -> Self {
+    pub fn presence(data: &'a str) -> Self {
         Self {
             name: "presence",
             own_name: None,
             id: None,
-            data,
+            data: data.into(),
         }
     }
 
     /// A change, thin: the row itself comes by sync or request.
-    pub fn change(change: &Change) -> Self {
-        let name = match change.event.as_str() {
-            "new_message" => "new_message",
-            "message_read" => "message_read",
-            "message_synced" => "message_synced",
-            "message_updated" => "message_updated",
-            "message_deleted" => "message_deleted",
-            "state_changed" => "state_changed",
-            _ => "change",
-        };
-        if change.table == "messages" {
-            return Self::new(name, &json!({"type": name, "message_id": change.row_id}));
-        }
-        let mut data =
-            json!({"type": change.event, "table": change.table, "op": change.op.as_str(), "id": change.row_id});
-        if let Some(said) = change.data.as_ref().and_then(|text| serde_json::from_str(text).ok()) {
-            data["data"] = said;
-        }
+    pub fn change(notice: &'a Notice) -> Self {
+        let name = kind(&notice.event);
+        let data = notice.told(|notice| {
+            if notice.table == "messages" {
+                return json!({"type": name, "message_id": notice.row_id}).to_string();
+            }
+            let mut data =
+                json!({"type": notice.event, "table": notice.table, "op": notice.op.as_str(), "id": notice.row_id});
+            if let Some(said) = notice.data.as_ref().and_then(|text| serde_json::from_str(text).ok()) {
+                data["data"] = said;
+            }
+            data.to_string()
+        });
+        let is_own = name != notice.event && notice.table != "messages";
         Self {
-            own_name: (name != change.event).then(|| change.event.clone()),
-            ..Self::new(name, &data)
+            name,
+            own_name: is_own.then_some(notice.event.as_str()),
+            id: None,
+            data: data.into(),
         }
     }
 
     /// A new message, with how many the reader has not read; `None` when that is not known.
-    pub fn new_message(change: &Change, unread: Option<i64>) -> Self {
+    pub fn new_message(notice: &Notice, unread: Option<i64>) -> Self {
         Self::new(
             "new_message",
-            &json!({"type": "new_message", "message_id": change.row_id, "unread_count": unread}),
+            &json!({"type": "new_message", "message_id": notice.row_id, "unread_count": unread}),
         )
+    }
+}
+
+/// The kind of a change by the name of its live event.
+fn kind(event: &str) -> &'static str {
+    match event {
+        "new_message" => "new_message",
+        "message_read" => "message_read",
+        "message_synced" => "message_synced",
+        "message_updated" => "message_updated",
+        "message_deleted" => "message_deleted",
+        "state_changed" => "state_changed",
+        _ => "change",
     }
 }

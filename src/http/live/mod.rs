@@ -8,10 +8,12 @@ pub mod event;
 pub mod outlet;
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::time::Sleep;
 use uuid::Uuid;
 
 use self::event::Event;
@@ -21,20 +23,18 @@ use super::auth::WebPrincipal;
 use super::error::{Code, Error};
 use super::request::Request;
 use crate::database::tenants::Tenant;
-use crate::deliver::feed::{Change, Feed, FeedEvent, Start};
+use crate::deliver::feed::{Feed, FeedEvent};
+use crate::deliver::hub::Signals;
+use crate::deliver::live::Notice;
 use crate::deliver::presence;
 use crate::deliver::store::Place;
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::sessions::Watch;
-use crate::domain::users;
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
 
 /// Pause before a feed that lost Redis looks again.
 const RETRY: Duration = Duration::from_millis(500);
-
-/// How long a reader may leave no room for its events.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the last words may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const RECHECK: Duration = Duration::from_millis(20);
 
 /// Whose stream it is.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum Reader {
     /// A device's.
     Device(Arc<DevicePrincipal>),
@@ -54,11 +54,28 @@ pub enum Reader {
         /// Their id.
         user: Uuid,
         /// The end of the session that the access token is of.
-        session: Arc<Watch>,
+        session: Watch,
     },
 }
 
 impl Reader {
+    /// A user with an access token; `None` when its session was ended.
+    ///
+    /// # Errors
+    /// 503 while Redis is away.
+    pub async fn web(app: &App, user: &WebPrincipal) -> Result<Option<Self>, Error> {
+        // Watched first: an end in between must not be missed.
+        let session = app.sessions.watch(user.session);
+        if app.sessions.is_ended(user.session).await? {
+            return Ok(None);
+        }
+        Ok(Some(Self::Web {
+            tenant: user.tenant.clone(),
+            user: user.user_id,
+            session,
+        }))
+    }
+
     fn tenant(&self) -> &Tenant {
         match self {
             Self::Device(device) => &device.tenant,
@@ -66,7 +83,7 @@ impl Reader {
         }
     }
 
-    fn user(&self) -> Uuid {
+    fn user_id(&self) -> Uuid {
         match self {
             Self::Device(device) => device.user_id,
             Self::Web { user, .. } => *user,
@@ -88,28 +105,11 @@ impl Reader {
         }
     }
 
-    /// A user with an access token; `None` when its session was ended.
-    ///
-    /// # Errors
-    /// 503 while Redis is away.
-    pub async fn web(app: &App, user: &WebPrincipal) -> Result<Option<Self>, Error> {
-        // Watched first: an end in between must not be missed.
-        let session = Arc::new(app.sessions.watch(user.session));
-        if app.sessions.is_ended(user.session).await? {
-            return Ok(None);
-        }
-        Ok(Some(Self::Web {
-            tenant: user.tenant.clone(),
-            user: user.user_id,
-            session,
-        }))
-    }
-
-    /// Waits until the session of a web user was ended. Safe to cancel.
-    async fn ended(&self) {
+    /// Ready when the session of a web user was ended.
+    fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
         match self {
-            Self::Device(..) => std::future::pending().await,
-            Self::Web { session, .. } => session.ended().await,
+            Self::Device(..) => Poll::Pending,
+            Self::Web { session, .. } => session.poll_ended(context),
         }
     }
 }
@@ -126,22 +126,32 @@ pub struct Live {
     presence: Option<presence::Watcher>,
     /// A device of the user has changed, in this transaction if it is known, and was not looked at since.
     unseen: Option<Option<u32>>,
+    /// When something is tried again that could not be found out.
+    again: Option<Pin<Box<Sleep>>>,
+    /// When a reader is too slow who has left no room for a while.
+    slow: Option<Pin<Box<Sleep>>>,
 }
 
 /// Why a stream wakes.
 enum Wake {
-    Events(Vec<(FeedEvent, Place)>),
     Presence(Arc<str>),
-    Flushed,
-    Interrupted,
+    Signals(Signals),
     Resume(String),
-    Heartbeat,
-    Recheck,
     Ended,
     Done,
     Gone,
     Slow,
     Stop,
+}
+
+/// How a stream ends.
+enum End {
+    /// There are last words.
+    Words,
+    /// The client has gone.
+    Gone,
+    /// It is too slow.
+    Slow,
 }
 
 /// Whether a reader may go on.
@@ -153,136 +163,145 @@ enum Standing {
     Unknown,
 }
 
+// Tens of thousands of these wait at once. What is seldom awaited is therefore boxed, and takes memory only then.
 impl Live {
     /// Prepares a stream as a request wants it: from behind the id that it names, else from now on.
     ///
     /// # Errors
     /// 400 for a bad id to resume from or a bad parameter, 503 while Redis is away.
-    pub async fn open(app: Arc<App>, reader: Reader, request: &Request) -> Result<Self, Error> {
+    pub async fn open(app: Arc<App>, reader: Reader, request: &Request) -> Result<Box<Self>, Error> {
         let wants_presence = request.query.parsed("presence", "true or false")?.unwrap_or(true);
         let (feed, waiting) = feed(&app, &reader, request.resume()).await?;
-        Ok(Self {
+        Ok(Box::new(Self {
             presence: wants_presence.then(|| app.presence.watch(&reader.tenant().name)),
             app,
             reader,
             feed,
             waiting,
             unseen: None,
-        })
+            again: None,
+            slow: None,
+        }))
     }
 
     /// Tells the reader what comes until its client goes, it loses its standing, or the server stops.
-    pub async fn run(mut self, mut outlet: impl Outlet) {
-        let settings = self.app.config.sse.clone();
-        let heartbeat = Duration::from_secs(settings.heartbeat_seconds);
-        let mut heartbeats = tokio::time::interval_at(tokio::time::Instant::now() + heartbeat, heartbeat);
-        outlet.begin(Duration::from_millis(
-            settings.retry_ms + random_up_to(settings.retry_ms),
-        ));
+    pub async fn run(mut self: Box<Self>, mut outlet: impl Outlet) {
+        outlet.begin(self.retry());
         self.greet(&mut outlet);
-        let (tenant, user) = (&self.reader.tenant().name, self.reader.user());
+        let (tenant, user) = (&self.reader.tenant().name, self.reader.user_id());
         let here = self.app.presence.enter(tenant, user, &self.reader.place());
-        here.seen().await;
-        let mut is_written = false;
-        let mut slow = Box::pin(tokio::time::sleep(WRITE_TIMEOUT));
-        loop {
-            if let Some(xid) = self.unseen
-                && is_written
-            {
-                match self.standing(xid).await {
-                    Standing::Kept => self.unseen = None,
-                    Standing::Unknown => {}
-                    Standing::Lost => {
-                        self.put(&mut outlet, &Event::revoked());
-                        break;
-                    }
-                }
+        Box::pin(here.seen()).await;
+        // What the history told is known already.
+        let mut wake = Wake::Signals(Signals::default());
+        let end = loop {
+            if let Some(end) = self.act(&mut outlet, wake).await {
+                break end;
             }
-            let wake = tokio::select! {
-                () = self.app.stop.cancelled() => Wake::Stop,
-                () = self.reader.ended() => Wake::Ended,
-                wake = poll_fn(|context| {
-                    match outlet.poll_hear(context) {
-                        Poll::Ready(Heard::Resume(id)) => return Poll::Ready(Wake::Resume(id)),
-                        Poll::Ready(Heard::Done) => return Poll::Ready(Wake::Done),
-                        Poll::Ready(Heard::Gone) => return Poll::Ready(Wake::Gone),
-                        Poll::Pending => {}
-                    }
-                    match outlet.poll_flush(context) {
-                        Poll::Ready(Ok(())) if is_written => Poll::Pending,
-                        Poll::Ready(Ok(())) => Poll::Ready(Wake::Flushed),
-                        Poll::Ready(Err(_)) => Poll::Ready(Wake::Gone),
-                        Poll::Pending => Poll::Pending,
-                    }
-                }) => wake,
-                () = &mut slow, if !is_written => Wake::Slow,
-                () = tokio::time::sleep(RECHECK), if is_written && self.unseen.is_some() => Wake::Recheck,
-                // While something waits to be written, what comes waits in the feed's queue, which has a bound.
-                events = self.feed.next(), if is_written => match events {
-                    Ok(Some(events)) => Wake::Events(events),
-                    Ok(None) => Wake::Stop,
-                    Err(error) => {
-                        tracing::debug!(%error, "a feed waits for Redis");
-                        Wake::Interrupted
-                    }
-                },
-                event = presence_event(&mut self.presence), if is_written => Wake::Presence(event),
-                _ = heartbeats.tick(), if is_written => Wake::Heartbeat,
-            };
-            match wake {
-                Wake::Events(events) => {
-                    for (event, place) in events {
-                        self.tell(&mut outlet, event, place).await;
-                    }
-                    is_written = false;
-                }
-                Wake::Presence(data) => {
-                    self.put(&mut outlet, &Event::presence(data));
-                    is_written = false;
-                }
-                Wake::Flushed => is_written = true,
-                Wake::Resume(id) => {
-                    self.resume(&mut outlet, &id).await;
-                    is_written = false;
-                }
-                Wake::Recheck => {}
-                Wake::Done => break,
-                Wake::Gone => return,
-                Wake::Slow => {
-                    tracing::info!(user = %self.reader.user(), "a slow reader is cut; it resumes by its last id");
-                    outlet.cut();
-                    return;
-                }
-                Wake::Ended => {
-                    self.put(&mut outlet, &Event::revoked());
-                    break;
-                }
-                Wake::Interrupted => tokio::time::sleep(RETRY).await,
-                Wake::Heartbeat => {
-                    outlet.beat();
-                    is_written = false;
-                    // In case that the word of it was lost.
-                    if let Reader::Web { session, .. } = &self.reader {
-                        self.app.sessions.recheck(session).await;
-                    }
-                }
-                Wake::Stop => {
-                    self.put(
-                        &mut outlet,
-                        &Event::bye(settings.retry_ms + random_up_to(settings.retry_ms)),
-                    );
-                    break;
-                }
-            }
-            if !is_written {
-                slow.as_mut().reset(tokio::time::Instant::now() + WRITE_TIMEOUT);
+            wake = poll_fn(|context| self.poll_wake(&mut outlet, context)).await;
+        };
+        match end {
+            End::Words => Box::pin(close(outlet)).await,
+            End::Gone => drop(outlet),
+            End::Slow => {
+                tracing::info!(user = %self.reader.user_id(), "a slow reader is cut; it resumes by its last id");
+                outlet.cut();
             }
         }
-        let closing = poll_fn(|context| match outlet.poll_flush(context) {
-            Poll::Ready(Ok(())) => outlet.poll_close(context),
-            other => other,
-        });
-        let _gone_anyhow = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+        drop(here);
+    }
+
+    fn poll_wake(&mut self, outlet: &mut impl Outlet, context: &mut Context<'_>) -> Poll<Wake> {
+        match outlet.poll_hear(context) {
+            Poll::Ready(Heard::Resume(id)) => return Poll::Ready(Wake::Resume(id)),
+            Poll::Ready(Heard::Done) => return Poll::Ready(Wake::Done),
+            Poll::Ready(Heard::Gone) => return Poll::Ready(Wake::Gone),
+            Poll::Pending => {}
+        }
+        if self.reader.poll_ended(context).is_ready() {
+            return Poll::Ready(Wake::Ended);
+        }
+        match outlet.poll_flush(context) {
+            Poll::Ready(Ok(())) => self.slow = None,
+            Poll::Ready(Err(_)) => return Poll::Ready(Wake::Gone),
+            // While something waits to be written, what comes waits in the hub, where there is a bound.
+            Poll::Pending => {
+                let patience = Duration::from_secs(self.app.config.sse.write_timeout_seconds);
+                let sleep = || Box::pin(tokio::time::sleep(patience));
+                if self.slow.get_or_insert_with(sleep).as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Wake::Slow);
+                }
+                return self.feed.poll_closed(context).map(|()| Wake::Stop);
+            }
+        }
+        if let Some(again) = &mut self.again
+            && again.as_mut().poll(context).is_ready()
+        {
+            self.again = None;
+            return Poll::Ready(Wake::Signals(Signals::default()));
+        }
+        if let Some(watcher) = &mut self.presence
+            && let Poll::Ready(event) = watcher.poll_next(context)
+        {
+            return Poll::Ready(Wake::Presence(event));
+        }
+        self.feed.poll_signals(context).map(Wake::Signals)
+    }
+
+    /// Does what a wake is for. Gives how the stream ends, if it does.
+    async fn act(&mut self, outlet: &mut impl Outlet, wake: Wake) -> Option<End> {
+        match wake {
+            Wake::Signals(signals) => self.pass_on(outlet, signals).await,
+            Wake::Presence(data) => {
+                self.put(outlet, &Event::presence(&data));
+                None
+            }
+            Wake::Resume(id) => {
+                Box::pin(self.resume(outlet, &id)).await;
+                self.pass_on(outlet, Signals::default()).await
+            }
+            Wake::Ended => {
+                self.put(outlet, &Event::revoked());
+                Some(End::Words)
+            }
+            Wake::Stop => {
+                let bye = Event::bye(self.retry().as_millis() as u64);
+                self.put(outlet, &bye);
+                Some(End::Words)
+            }
+            Wake::Done => Some(End::Words),
+            Wake::Gone => Some(End::Gone),
+            Wake::Slow => Some(End::Slow),
+        }
+    }
+
+    /// Tells what the hub had, and what is known beside it.
+    async fn pass_on(&mut self, outlet: &mut impl Outlet, signals: Signals) -> Option<End> {
+        if self.feed.take(&signals) {
+            Box::pin(self.close_gap()).await;
+        }
+        while let Some((event, place)) = self.feed.pop() {
+            self.tell(outlet, event, place).await;
+        }
+        if signals.is_beat {
+            outlet.beat();
+        }
+        if signals.is_closed {
+            let bye = Event::bye(self.retry().as_millis() as u64);
+            self.put(outlet, &bye);
+            return Some(End::Words);
+        }
+        if self.unseen.is_some() {
+            return Box::pin(self.look(outlet)).await;
+        }
+        None
+    }
+
+    /// Reads what the hub has not told, and again in a moment if that cannot be had.
+    async fn close_gap(&mut self) {
+        if let Err(error) = self.feed.close_gap().await {
+            tracing::debug!(%error, "a feed waits for Redis");
+            self.again = Some(Box::pin(tokio::time::sleep(RETRY)));
+        }
     }
 
     /// Says where the stream begins, and whether something waits.
@@ -290,9 +309,7 @@ impl Live {
         let beginning = self.cursor(self.feed.beginning());
         self.put(outlet, &Event::hello(&beginning));
         if self.waiting > 0 {
-            let mut event = Event::sync_required(self.waiting);
-            event.id = Some(beginning);
-            self.put(outlet, &event);
+            self.put(outlet, &Event::sync_required(self.waiting).at(&beginning));
         }
     }
 
@@ -310,29 +327,36 @@ impl Live {
 
     /// Puts what a feed gives into its reader's form.
     async fn tell(&mut self, outlet: &mut impl Outlet, event: FeedEvent, place: Place) {
-        let id = Some(self.cursor(place));
-        let is_web = matches!(self.reader, Reader::Web { .. });
-        let mut event = match event {
-            FeedEvent::DeviceChanged(xid) => {
-                self.unseen = Some(xid);
-                return;
+        let cursor = self.cursor(place);
+        match (event, &self.reader) {
+            (FeedEvent::DeviceChanged(xid), _) => self.unseen = Some(xid),
+            (FeedEvent::Change(notice), Reader::Web { .. }) if is_new_message(&notice) => {
+                let unread = Box::pin(self.unread(&notice)).await;
+                self.put(outlet, &Event::new_message(&notice, unread).at(&cursor));
             }
-            FeedEvent::Change(change) if is_web => self.web_event(&change).await,
-            FeedEvent::Change(change) => mobile_event(&change),
-            FeedEvent::SumUp => self.sum_up().await,
-            FeedEvent::Reset if is_web => Event::reset(),
-            FeedEvent::Reset => {
-                let mut event = Event::reset();
-                event.id.clone_from(&id);
+            (FeedEvent::Change(notice), reader) => {
+                let mut event = Event::change(&notice).at(&cursor);
+                // The seed's name for a new message on a device's stream.
+                if event.name == "new_message" && matches!(reader, Reader::Device(_)) {
+                    event.name = "message";
+                }
                 self.put(outlet, &event);
-                self.sum_up().await
             }
-        };
-        event.id = id;
-        self.put(outlet, &event);
+            (FeedEvent::SumUp, _) => {
+                let pending = Box::pin(self.pending()).await;
+                self.put(outlet, &Event::sync_required(pending).at(&cursor));
+            }
+            (FeedEvent::Reset, reader) => {
+                self.put(outlet, &Event::reset().at(&cursor));
+                if matches!(reader, Reader::Device(_)) {
+                    let pending = Box::pin(self.pending()).await;
+                    self.put(outlet, &Event::sync_required(pending).at(&cursor));
+                }
+            }
+        }
     }
 
-    fn put(&self, outlet: &mut impl Outlet, event: &Event) {
+    fn put(&self, outlet: &mut impl Outlet, event: &Event<'_>) {
         self.app.metrics.http.event_written(event.name);
         outlet.put(event);
     }
@@ -341,6 +365,26 @@ impl Live {
         let cursor = Cursor { place, page: None };
         let cursors = &self.app.cursors;
         cursors.encode(&self.reader.tenant().name, self.reader.owner(), &cursor)
+    }
+
+    /// How long a client is to wait before it connects again.
+    fn retry(&self) -> Duration {
+        let least = self.app.config.sse.retry_ms;
+        Duration::from_millis(least + random_up_to(least))
+    }
+
+    /// Looks whether the reader may go on, and again in a moment if nobody knows yet.
+    async fn look(&mut self, outlet: &mut impl Outlet) -> Option<End> {
+        let xid = self.unseen?;
+        match self.standing(xid).await {
+            Standing::Kept => self.unseen = None,
+            Standing::Unknown => self.again = Some(Box::pin(tokio::time::sleep(RECHECK))),
+            Standing::Lost => {
+                self.put(outlet, &Event::revoked());
+                return Some(End::Words);
+            }
+        }
+        None
     }
 
     /// Whether the reader may go on after what this transaction did.
@@ -353,9 +397,13 @@ impl Live {
             return Standing::Unknown;
         }
         let Reader::Device(device) = &self.reader else {
-            return match users::is_active(&app.database, self.reader.tenant(), self.reader.user()).await {
-                Ok(true) => Standing::Kept,
-                Ok(false) => Standing::Lost,
+            return match app
+                .active
+                .load((self.reader.tenant().clone(), self.reader.user_id()))
+                .await
+            {
+                Ok(Some(_)) => Standing::Kept,
+                Ok(None) => Standing::Lost,
                 Err(_) => Standing::Unknown,
             };
         };
@@ -367,32 +415,37 @@ impl Live {
         }
     }
 
-    async fn web_event(&self, change: &Change) -> Event {
-        if change.event != "new_message" || change.table != "messages" {
-            return Event::change(change);
-        }
-        let (tenant, user) = (self.reader.tenant(), self.reader.user());
-        let unread = self.app.caches.unread_count_including(tenant, user, change.xid).await;
-        if let Err(error) = &unread {
-            tracing::warn!(%error, "an unread count is missing");
-        }
-        Event::new_message(change, unread.ok())
+    /// How many messages a web user has not read, this one included.
+    async fn unread(&self, notice: &Notice) -> Option<i64> {
+        let (tenant, user) = (self.reader.tenant(), self.reader.user_id());
+        let caches = &self.app.caches;
+        caches
+            .unread_count_including(tenant, user, notice.xid)
+            .await
+            .inspect_err(|error| tracing::warn!(%error, "an unread count is missing"))
+            .ok()
     }
 
-    async fn sum_up(&self) -> Event {
-        Event::sync_required(match &self.reader {
+    /// How many things wait; at least one, since that is why it is asked.
+    async fn pending(&self) -> usize {
+        match &self.reader {
             Reader::Device(device) => self.app.incoming.pending(device).await.unwrap_or(1).max(1),
             Reader::Web { .. } => 1,
-        })
+        }
     }
 }
 
-/// What the reader is told of who comes and goes.
-async fn presence_event(watcher: &mut Option<presence::Watcher>) -> Arc<str> {
-    match watcher {
-        Some(watcher) => watcher.next().await,
-        None => std::future::pending().await,
-    }
+/// Writes the last words and ends the stream.
+async fn close(mut outlet: impl Outlet) {
+    let closing = poll_fn(|context| match outlet.poll_flush(context) {
+        Poll::Ready(Ok(())) => outlet.poll_close(context),
+        other => other,
+    });
+    let _gone_anyhow = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+}
+
+fn is_new_message(notice: &Notice) -> bool {
+    notice.event == "new_message" && notice.table == "messages"
 }
 
 /// A feed from behind this id if there is one, else from now on; and how many things wait for a device.
@@ -401,19 +454,16 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
         Some(text) => Some(resume_place(app, reader, text).await?),
         None => None,
     };
-    let start = Start {
-        tenant: reader.tenant().name.clone(),
-        user: reader.user(),
-        resume,
-        replay_max: app.config.sse.replay_events_max,
-    };
-    let mut feed = Feed::open(app.store.clone(), &app.hub, start.clone()).await?;
+    let (tenant, user) = (reader.tenant(), reader.user_id());
+    let subscription = app.hub.subscribe(&tenant.name, user);
+    let replay_max = app.config.sse.replay_events_max;
+    let mut feed = Feed::open(app.store.clone(), subscription, resume, replay_max).await?;
     if feed.missing().any() {
         // A lost stream would have nothing to tell for ever.
-        snapshot::ensure_streams(&app.database, &app.store, reader.tenant(), reader.user())
+        snapshot::ensure_streams(&app.database, &app.store, tenant, user)
             .await
             .map_err(incoming::Error::from)?;
-        feed = Feed::open(app.store.clone(), &app.hub, start).await?;
+        feed = Feed::open(app.store.clone(), feed.into_subscription(), resume, replay_max).await?;
     }
     let waiting = match reader {
         Reader::Device(device) => app.incoming.pending(device).await?,
@@ -440,15 +490,6 @@ async fn resume_place(app: &App, reader: &Reader, text: &str) -> Result<Place, E
         }
     }
     Ok(place)
-}
-
-fn mobile_event(change: &Change) -> Event {
-    let mut event = Event::change(change);
-    // The seed's name for a new message on a device's stream.
-    if event.name == "new_message" {
-        event.name = "message";
-    }
-    event
 }
 
 fn random_up_to(bound: u64) -> u64 {

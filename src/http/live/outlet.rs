@@ -24,7 +24,7 @@ pub trait Outlet: Send {
     fn begin(&mut self, retry: Duration);
 
     /// Puts an event behind what waits.
-    fn put(&mut self, event: &Event);
+    fn put(&mut self, event: &Event<'_>);
 
     /// Puts in what shows that the server is there.
     fn beat(&mut self);

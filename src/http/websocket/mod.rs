@@ -332,7 +332,7 @@ impl Socket {
 impl Outlet for Socket {
     fn begin(&mut self, _retry: Duration) {}
 
-    fn put(&mut self, event: &Event) {
+    fn put(&mut self, event: &Event<'_>) {
         match event.name {
             "revoked" => self.end = (REVOKED, "revoked"),
             "bye" => self.end = (CloseCode::Restart, "the server goes away"),
@@ -341,7 +341,7 @@ impl Outlet for Socket {
         let mut text = Vec::with_capacity(event.data.len() + 192);
         text.extend_from_slice(b"{\"event\":");
         write_string(event.shown_name(), &mut text);
-        if let Some(id) = &event.id {
+        if let Some(id) = event.id {
             text.extend_from_slice(b",\"id\":");
             write_string(id, &mut text);
         }

@@ -1,0 +1,411 @@
+//! Many streams at once, and what becomes of their sockets: each is taken out of HTTP and belongs to its stream alone.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use posduif::engine::Role;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::support::http::Api;
+use crate::support::office::Office;
+use crate::support::{PATIENCE, eventually};
+
+/// Streams that are open at once.
+const MANY: usize = 300;
+
+/// What a client read so far, block by block.
+struct Raw {
+    stream: TcpStream,
+    read: String,
+}
+
+impl Raw {
+    async fn connect(address: &str, request: &str) -> Self {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        Self {
+            stream,
+            read: String::new(),
+        }
+    }
+
+    /// What comes up to this text, which must come; without it.
+    async fn until(&mut self, end: &str) -> String {
+        match self.until_or_end(end).await {
+            Some(text) => text,
+            None => panic!("the connection ended before {end:?}: {}", self.read),
+        }
+    }
+
+    /// The same; `None` when the connection ends before.
+    async fn until_or_end(&mut self, end: &str) -> Option<String> {
+        loop {
+            if let Some((text, rest)) = self.read.split_once(end) {
+                let (text, rest) = (text.to_owned(), rest.to_owned());
+                self.read = rest;
+                return Some(text);
+            }
+            let mut bytes = [0; 16 * 1024];
+            let reading = tokio::time::timeout(PATIENCE, self.stream.read(&mut bytes));
+            match reading.await.unwrap_or_else(|_| panic!("{end:?} did not come")) {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.read.push_str(std::str::from_utf8(&bytes[..count]).unwrap()),
+            }
+        }
+    }
+
+    /// The next event of this name, with its data.
+    async fn event(&mut self, name: &str) -> (Option<String>, Value) {
+        loop {
+            let block = self.until("\n\n").await;
+            if let Some(event) = parse(&block, name) {
+                return event;
+            }
+        }
+    }
+
+    /// The connection's end; gives what came before it.
+    async fn end(mut self) -> String {
+        let mut rest = Vec::new();
+        let reading = self.stream.read_to_end(&mut rest);
+        let _reset = tokio::time::timeout(PATIENCE, reading)
+            .await
+            .expect("the connection ends");
+        self.read + std::str::from_utf8(&rest).unwrap()
+    }
+}
+
+/// Id and data of a block that is an event of this name.
+fn parse(block: &str, name: &str) -> Option<(Option<String>, Value)> {
+    let field = |name: &str| {
+        block
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(str::to_owned)
+    };
+    (field("event: ")? == name).then(|| {
+        let data = serde_json::from_str(&field("data: ").unwrap()).unwrap();
+        (field("id: "), data)
+    })
+}
+
+fn request(phone: &Api, method: &str, path: &str, more: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {}\r\nX-Device-ID: {}\r\n{more}\r\n",
+        phone.header("authorization"),
+        phone.header("x-device-id")
+    )
+}
+
+fn get(phone: &Api) -> String {
+    request(phone, "GET", "/sse/mobile/phone", "")
+}
+
+#[tokio::test]
+async fn a_bare_socket_and_an_http2_stream_are_told_the_same() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let mut raw = Raw::connect(phone.address(), &get(&phone)).await;
+    let head = raw.until("\r\n\r\n").await.to_lowercase();
+    let mut lines = head.lines();
+    assert_eq!(lines.next(), Some("http/1.1 200 ok"));
+    let headers: Vec<&str> = lines.collect();
+    for expected in [
+        "content-type: text/event-stream",
+        "cache-control: no-cache, no-store, no-transform",
+        "x-accel-buffering: no",
+        "x-content-type-options: nosniff",
+        "connection: close",
+    ] {
+        assert!(headers.contains(&expected), "{expected} is not in {headers:?}");
+    }
+    for name in ["x-request-id", "date"] {
+        assert!(
+            headers.iter().any(|line| line.starts_with(&format!("{name}: "))),
+            "{name}"
+        );
+    }
+    raw.event("hello").await;
+
+    let stream = TcpStream::connect(phone.address()).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let asked = Request::get(format!("http://{}/sse/mobile/phone", phone.address()))
+        .header("authorization", phone.header("authorization"))
+        .header("x-device-id", "phone")
+        .body(Empty::<bytes::Bytes>::new())
+        .unwrap();
+    let answer = sender.send_request(asked).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    let mut body = answer.into_body();
+    let mut text = String::new();
+    let sent: HashSet<String> = office.insert(50).await.into_iter().collect();
+    let (mut by_socket, mut by_stream) = (Vec::new(), Vec::new());
+    for _ in &sent {
+        by_socket.push(raw.event("message").await);
+    }
+    while by_stream.len() < sent.len() {
+        let frame = tokio::time::timeout(PATIENCE, body.frame()).await.unwrap().unwrap();
+        text.push_str(std::str::from_utf8(frame.unwrap().data_ref().unwrap()).unwrap());
+        while let Some((block, rest)) = text.split_once("\n\n") {
+            by_stream.extend(parse(block, "message"));
+            text = rest.to_owned();
+        }
+    }
+    assert_eq!(by_socket, by_stream);
+    let told: HashSet<String> = by_socket
+        .iter()
+        .map(|(_, data)| data["message_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(told, sent);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_stream_can_be_asked_for_behind_other_requests_and_whatever_its_client_sends() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    // Three requests in one breath, the last of them for the stream.
+    let health = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let requests = format!(
+        "{health}{}{}",
+        request(&phone, "HEAD", "/sse/mobile/phone", ""),
+        get(&phone)
+    );
+    let mut raw = Raw::connect(phone.address(), &requests).await;
+    assert!(raw.until("\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+    let after = raw.until("HTTP/1.1 200").await;
+    assert_eq!(
+        after, "OK",
+        "the first answer's body ends where the second answer begins"
+    );
+    let head = raw.until("\r\n\r\n").await.to_lowercase();
+    assert!(head.contains("content-type: text/event-stream"), "{head}");
+    let head = raw.until("\r\n\r\n").await.to_lowercase();
+    assert!(head.starts_with("http/1.1 200 ok"), "a HEAD brings no body: {head}");
+    raw.event("hello").await;
+
+    // Behind the stream nothing is answered, and nothing does harm.
+    raw.stream.write_all(health.as_bytes()).await.unwrap();
+    raw.stream.write_all(&[0xff; 100_000]).await.unwrap();
+    let message = office.send("still here?").await;
+    assert_eq!(raw.event("message").await.1["message_id"], message);
+
+    // Who closes the sending side has gone.
+    raw.stream.shutdown().await.unwrap();
+    assert!(!raw.end().await.contains("HTTP/1.1"));
+    let presence = office.world.keys().presence("acme");
+    eventually("nobody is present", || async {
+        let mut redis = office.world.redis().await;
+        let count: u64 = redis::cmd("ZCARD")
+            .arg(&presence)
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        (count == 0).then_some(())
+    })
+    .await;
+
+    // HTTP/1.0 knows no chunks.
+    let old = get(&phone).replace("HTTP/1.1", "HTTP/1.0");
+    let mut raw = Raw::connect(phone.address(), &old).await;
+    let head = raw.until("\r\n\r\n").await.to_lowercase();
+    assert!(!head.contains("transfer-encoding"), "{head}");
+    raw.event("hello").await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_cut_and_resumes_without_loss() {
+    let office = Office::with(|config| {
+        config.sse.write_timeout_seconds = 1;
+        config.sse.queue_events_max = 16;
+    })
+    .await;
+    let phone = office.phone("phone").await;
+    // A small window, and nobody reads.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    let mut stream = socket.connect(phone.address().parse().unwrap()).await.unwrap();
+    stream.write_all(get(&phone).as_bytes()).await.unwrap();
+    let mut raw = Raw {
+        stream,
+        read: String::new(),
+    };
+    raw.event("hello").await;
+    let emit = "SELECT pg_logical_emit_message(true, 'posduif:parcel', $1::text)";
+    let psql = office.world.psql().await;
+    let subscribers = || async { metric(&office.anybody, "posduif_subscribers").await };
+    assert_eq!(subscribers().await, 1.0);
+    let mut sent = 0;
+    // Sockets take several megabytes before they take no more.
+    while subscribers().await > 0.0 {
+        for _ in 0..20 {
+            let data =
+                json!({"tenant": "acme", "to": [office.joe_id], "data": {"n": sent, "filler": "x".repeat(50_000)}});
+            psql.query_one(emit, &[&data.to_string()]).await.unwrap();
+            sent += 1;
+        }
+        office.world.published().await;
+        assert!(sent < 1000, "a reader that takes nothing is still there");
+    }
+    let mut told = Vec::new();
+    let mut last = None;
+    while let Some(block) = raw.until_or_end("\n\n").await {
+        if let Some((id, data)) = parse(&block, "parcel") {
+            told.push(data["data"]["n"].as_u64().unwrap());
+            last = id;
+        }
+    }
+    assert!(told.len() < sent, "what was written before it was cut is not all");
+    let last = last.expect("an event came");
+    let mut resumed = phone.with("last-event-id", &last).events("/sse/mobile/phone").await;
+    while told.len() < sent {
+        told.push(resumed.expect("parcel").await.data["data"]["n"].as_u64().unwrap());
+    }
+    assert_eq!(told, (0..sent as u64).collect::<Vec<_>>());
+    office.close().await;
+}
+
+/// A value of the metrics.
+async fn metric(anybody: &Api, name: &str) -> f64 {
+    let text = String::from_utf8(anybody.get("/metrics").await.body.to_vec()).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no metric {name}")).parse().unwrap()
+}
+
+/// Many mobile users with a device each, whose token is its name.
+async fn populate(office: &Office) {
+    let many = MANY as i64;
+    let psql = office.world.psql().await;
+    for statement in [
+        "INSERT INTO tenant_acme.users (id, username, user_type) \
+         SELECT md5('user ' || n)::uuid, 'user ' || n, 'mobile' FROM generate_series(1, $1::bigint) n",
+        "INSERT INTO tenant_acme.devices (device_id, user_id) \
+         SELECT 'd' || n, md5('user ' || n)::uuid FROM generate_series(1, $1::bigint) n",
+        "INSERT INTO posduif.devices (tenant, device_id, user_id, token_hash) \
+         SELECT 'acme', 'd' || n, md5('user ' || n)::uuid, sha256(convert_to('token-' || n, 'UTF8')) \
+         FROM generate_series(1, $1::bigint) n",
+    ] {
+        psql.execute(statement, &[&many]).await.unwrap();
+    }
+    office.world.published().await;
+}
+
+/// All their streams at once, each behind its id if there is one; with where each begins.
+async fn open_all(address: &str, behind: &[String]) -> Vec<(Raw, String)> {
+    let opening = (1..=MANY).map(|n| async move {
+        let resume = behind.get(n - 1).map_or(String::new(), |id| format!("Last-Event-ID: {id}\r\n"));
+        let request = format!(
+            "GET /sse/mobile/d{n} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer token-{n}\r\nX-Device-ID: d{n}\r\n{resume}\r\n"
+        );
+        let mut raw = Raw::connect(address, &request).await;
+        let head = raw.until("\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let cursor = raw.event("hello").await.1["cursor"].as_str().unwrap().to_owned();
+        (raw, cursor)
+    });
+    futures_util::future::join_all(opening).await
+}
+
+#[tokio::test]
+async fn many_streams_are_told_together_and_come_back_together_at_the_price_of_a_few_statements() {
+    let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
+    populate(&office).await;
+    let address = office.anybody.address().to_owned();
+    let taken = || async { metric(&office.anybody, "posduif_pool_connections_taken_total").await };
+
+    // None of these devices was seen before: each is looked up, and most of them together.
+    let before = taken().await;
+    let streams = open_all(&address, &[]).await;
+    let cold = taken().await - before;
+    assert!(cold < MANY as f64 / 3.0, "{cold} times for {MANY} devices");
+    assert_eq!(metric(&office.anybody, "posduif_subscribers").await, MANY as f64);
+
+    // A heartbeat each, then one event to all, and another to one of them.
+    let mut streams = futures_util::future::join_all(streams.into_iter().map(|(mut raw, _)| async move {
+        while raw.until("\n\n").await != ": heartbeat" {}
+        raw
+    }))
+    .await;
+    office
+        .sql(
+            "SELECT pg_logical_emit_message(true, 'posduif:announcement', '{\"tenant\": \"acme\", \"to\": \"tenant\", \"data\": 1}'); \
+             SELECT pg_logical_emit_message(true, 'posduif:whisper', json_build_object('tenant', 'acme', 'to', \
+             json_build_array(md5('user 7')), 'data', 2)::text)",
+        )
+        .await;
+    let mut ids = Vec::new();
+    for raw in &mut streams {
+        let (id, data) = raw.event("announcement").await;
+        assert_eq!(data["data"], 1);
+        ids.push(id.expect("a durable event has an id"));
+    }
+    assert_eq!(streams[6].event("whisper").await.1["data"], 2);
+
+    // They all go, something happens, and they all come back.
+    drop(streams);
+    office
+        .sql("SELECT pg_logical_emit_message(true, 'posduif:announcement', '{\"tenant\": \"acme\", \"to\": \"tenant\", \"data\": 3}')")
+        .await;
+    office.world.published().await;
+    let before = taken().await;
+    let streams = open_all(&address, &ids).await;
+    let warm = taken().await - before;
+    assert!(warm < MANY as f64 / 3.0, "{warm} times for {MANY} devices");
+    let mut streams: Vec<Raw> = streams.into_iter().map(|(raw, _)| raw).collect();
+    for (number, raw) in streams.iter_mut().enumerate() {
+        if number == 6 {
+            assert_eq!(raw.event("whisper").await.1["data"], 2);
+        }
+        assert_eq!(raw.event("announcement").await.1["data"], 3);
+    }
+
+    // The server goes, and says so to each.
+    let Office { world, engine, .. } = office;
+    let saying = futures_util::future::join_all(streams.into_iter().map(|raw| raw.end()));
+    let (_, words) = tokio::join!(engine.stop(), saying);
+    for words in words {
+        let bye = words.split("\n\n").find_map(|block| parse(block, "bye"));
+        assert!(
+            bye.is_some_and(|(_, data)| data["reconnect_ms"].as_u64().unwrap() > 0),
+            "{words}"
+        );
+    }
+    // And they go on at another.
+    let other = world.engine(Role::All).await;
+    let streams = open_all(other.api().address(), &ids).await;
+    assert_eq!(streams.len(), MANY);
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn streams_count_among_the_connections_that_there_may_be() {
+    let office = Office::with(|config| config.server.connections_max = 3).await;
+    let phone = office.phone("phone").await;
+    // The clients of tests keep their connections, which are among the three.
+    let address = phone.address().to_owned();
+    let health = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let (request, world) = (get(&phone), office.world);
+    drop((phone, office.bob, office.anybody));
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut raw = Raw::connect(&address, &request).await;
+        raw.event("hello").await;
+        streams.push(raw);
+    }
+    let waiting = Raw::connect(&address, health).await;
+    let answer = tokio::time::timeout(Duration::from_millis(300), waiting.stream.readable()).await;
+    assert!(answer.is_err(), "a fourth connection is served");
+    drop(streams.pop());
+    assert!(waiting.end().await.ends_with("OK"));
+    office.engine.stop().await;
+    drop(world);
+}
