@@ -2,7 +2,8 @@
 -- row with nothing but the total. $1 uuid or null: who asks, without whom all are shown; $2 text or null: their type; $3 uuid or null: only this user's; $4 text or
 -- null: only this device; $5 boolean or null: only revoked ones, or only others; $6 bigint: limit; $7 bigint: offset.
 WITH found AS (
-    SELECT d.device_id, d.user_id, u.username, d.name, d.device_type, d.public_key, d.device_info, d.created_at, d.revoked_at,
+    SELECT d.device_id, d.user_id, u.username, d.name, d.device_type, d.public_key, d.public_key_changed_at,
+           d.device_info, d.created_at, d.revoked_at,
            greatest(d.last_seen_at, s.last_sync_timestamp) AS last_seen_at
     FROM {schema}.devices d
     JOIN {schema}.users u ON u.id = d.user_id

@@ -3,7 +3,8 @@
 -- or null: only this user's; $4 boolean or null: only revoked ones, or only others; $5 bigint: most rows; $6 text: the device; $7 boolean: after it, else before it.
 -- Devices made at the same time follow by id the other way round, as they always have.
 WITH seen AS (
-    SELECT d.device_id, d.user_id, u.username, d.name, d.device_type, d.public_key, d.device_info, d.created_at, d.revoked_at,
+    SELECT d.device_id, d.user_id, u.username, d.name, d.device_type, d.public_key, d.public_key_changed_at,
+           d.device_info, d.created_at, d.revoked_at,
            greatest(d.last_seen_at, s.last_sync_timestamp) AS last_seen_at
     FROM {schema}.devices d
     JOIN {schema}.users u ON u.id = d.user_id

@@ -2,6 +2,8 @@
 -- It runs as its owner, a superuser, because whoever makes the table need not see posduif.tenants. Its own ALTER TABLE
 -- fires it once more; that time the identity is FULL already, which ends the recursion. For the same reason nobody can
 -- take the identity away again while the trigger is enabled.
+-- A table with virtual generated columns (Postgres 18) gets, or goes back to, that of its primary key: such columns are
+-- never published, and with them in the identity its owner's UPDATE would fail.
 CREATE OR REPLACE FUNCTION posduif.full_identity() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -12,16 +14,22 @@ BEGIN
         RETURN;
     END IF;
     FOR made IN
-        SELECT DISTINCT command.objid::regclass AS name
+        SELECT DISTINCT command.objid::regclass AS name, wanted.identity
         FROM pg_event_trigger_ddl_commands() command
         JOIN pg_class class ON class.oid = command.objid AND command.classid = 'pg_class'::regclass
         JOIN pg_namespace schema ON schema.oid = class.relnamespace
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN EXISTS (
+                SELECT FROM pg_attribute attribute
+                WHERE attribute.attrelid = class.oid AND attribute.attgenerated = 'v' AND NOT attribute.attisdropped
+            ) THEN 'DEFAULT' ELSE 'FULL' END AS identity
+        ) wanted
         WHERE class.relkind IN ('r', 'p')
-          AND class.relreplident <> 'f'
+          AND (wanted.identity = 'FULL') <> (class.relreplident = 'f')
           AND schema.nspname IN (SELECT tenant.schema_name FROM posduif.tenants tenant)
     LOOP
         -- regclass prints itself qualified and quoted.
-        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', made.name);
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY %s', made.name, made.identity);
     END LOOP;
 END
 $$

@@ -1,6 +1,10 @@
 -- What exists and what this role may do. $1 text: publication.
 -- Publishing whole schemas and making event triggers both need a superuser; the former also Postgres 15.
+-- Postgres 18 knows about generated columns, and its pg_publication says so in a column that older ones lack.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1) AS publication_exists,
        EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = 'posduif_full_identity') AS trigger_exists,
        (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
-           AND current_setting('server_version_num')::int >= 150000 AS whole_schemas
+           AND current_setting('server_version_num')::int >= 150000 AS whole_schemas,
+       current_setting('server_version_num')::int >= 180000 AS knows_generated,
+       coalesce((SELECT to_jsonb(publication) ->> 'pubgencols' = 's'
+                 FROM pg_catalog.pg_publication publication WHERE pubname = $1), false) AS publishes_generated

@@ -21,7 +21,8 @@ use crate::transport::tls::Identity;
 const ENV_PREFIX: &str = "POSDUIF__";
 
 /// Keys whose values are secret.
-const SECRETS: [&str; 6] = [
+const SECRETS: [&str; 7] = [
+    "telemetry.otlp_headers",
     "postgres.url",
     "redis.url",
     "auth.jwt_secret",
@@ -130,6 +131,8 @@ pub struct Config {
     pub sync: Sync,
     /// Messages.
     pub messages: Messages,
+    /// Encrypted state.
+    pub state: State,
     /// Enrollment of devices.
     pub enrollment: Enrollment,
     /// Live events, by SSE and WebSocket.
@@ -148,6 +151,8 @@ pub struct Config {
     pub health: Health,
     /// Logging.
     pub log: Log,
+    /// Traces for OpenTelemetry.
+    pub telemetry: Telemetry,
     /// Routing rules for the operator's own tables, beside the built-in ones for messages, users and encrypted state.
     pub routes: Vec<Rule>,
 }
@@ -390,6 +395,8 @@ pub struct Auth {
     pub sessions_max: usize,
     /// Seconds in which a refresh may be repeated with the same token when its answer was lost (0 to 300).
     pub refresh_retry_seconds: u64,
+    /// Devices of one user up to which logins may name new ones (1 to 1,000).
+    pub devices_max: usize,
     /// Whether anybody may register in any tenant; else only in tenants whose own registration is open.
     pub registration_open: bool,
     /// How devices prove who they are: `token` or `id`.
@@ -417,6 +424,7 @@ impl Default for Auth {
             session_expiry_seconds: 2_592_000,
             sessions_max: 100,
             refresh_retry_seconds: 30,
+            devices_max: 100,
             registration_open: false,
             device_auth: DeviceAuth::Token,
             device_cache_seconds: 600,
@@ -530,6 +538,42 @@ impl Default for Messages {
     fn default() -> Self {
         Self {
             content_chars_max: 10_000,
+        }
+    }
+}
+
+/// Encrypted state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    /// Longest encrypted state in bytes, before base64 (1 to 16 MiB).
+    pub bytes_max: usize,
+    /// Longest nonce in bytes (1 to 1,024).
+    pub nonce_bytes_max: usize,
+    /// Most keys of one user; of deleted ones as many are remembered (1 to 100,000).
+    pub keys_max: usize,
+    /// Most items in one batch (1 to 1,000).
+    pub batch_items_max: usize,
+    /// Largest body of a batch in bytes (64 KiB to 64 MiB).
+    pub batch_bytes_max: usize,
+}
+
+impl State {
+    /// Bytes of a body that holds one state and its nonce in base64.
+    pub fn body_bytes_max(&self) -> usize {
+        // Four characters for three bytes, and room for names, quotes and spaces.
+        (self.bytes_max + self.nonce_bytes_max) * 4 / 3 + 4096
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            bytes_max: 64 * 1024,
+            nonce_bytes_max: 64,
+            keys_max: 1000,
+            batch_items_max: 100,
+            batch_bytes_max: 8 * 1024 * 1024,
         }
     }
 }
@@ -817,6 +861,68 @@ impl Default for Log {
     }
 }
 
+/// Traces for OpenTelemetry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// Where a collector takes OTLP over HTTP, for example `http://127.0.0.1:4318`; empty means no traces.
+    pub otlp_endpoint: String,
+    /// Headers for the collector, `name=value` with commas between; some want a key.
+    pub otlp_headers: Secret,
+    /// What this system is called in traces.
+    pub service_name: String,
+    /// Part of the traces that is sent (0 to 1). A client that sends `traceparent` decides for its request.
+    pub sample_ratio: f64,
+    /// Most spans that wait to be sent; those beyond are dropped (64 to 1,000,000).
+    pub queue_spans_max: usize,
+    /// Milliseconds between two sendings (100 to 60,000).
+    pub export_interval_ms: u64,
+}
+
+impl Telemetry {
+    /// Where spans are sent: the endpoint with the path that the protocol has for traces, unless it has one itself.
+    pub fn traces_url(&self) -> String {
+        let endpoint = self.otlp_endpoint.trim_end_matches('/');
+        match endpoint.split_once("://") {
+            Some((_, place)) if place.contains('/') => endpoint.to_owned(),
+            _ => format!("{endpoint}/v1/traces"),
+        }
+    }
+
+    /// The headers for the collector, by name.
+    ///
+    /// # Errors
+    /// When one has no `=`. The value is not told.
+    pub fn headers(&self) -> Result<Vec<(String, String)>> {
+        let pairs = self
+            .otlp_headers
+            .expose()
+            .split(',')
+            .filter(|pair| !pair.trim().is_empty());
+        pairs
+            .map(|pair| {
+                let (name, value) = pair.split_once('=').ok_or_else(|| {
+                    anyhow!("key `telemetry.otlp_headers` must be of the form name=value, with commas between")
+                })?;
+                Ok((name.trim().to_owned(), value.trim().to_owned()))
+            })
+            .collect()
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self {
+            otlp_endpoint: String::new(),
+            otlp_headers: Secret::new(""),
+            service_name: "posduif".into(),
+            sample_ratio: 0.01,
+            queue_spans_max: 8192,
+            export_interval_ms: 2000,
+        }
+    }
+}
+
 impl Config {
     /// Reads the file (when given), then the process's environment, and checks the bounds.
     ///
@@ -945,6 +1051,7 @@ impl Config {
         within("auth.session_expiry_seconds", a.session_expiry_seconds, 300, 31_536_000)?;
         within("auth.sessions_max", a.sessions_max as u64, 1, 1000)?;
         within("auth.refresh_retry_seconds", a.refresh_retry_seconds, 0, 300)?;
+        within("auth.devices_max", a.devices_max as u64, 1, 1000)?;
         within("auth.device_cache_seconds", a.device_cache_seconds, 0, 3600)?;
         within("auth.argon2_memory_kib", a.argon2_memory_kib.into(), 8192, 1_048_576)?;
         within("auth.argon2_iterations", a.argon2_iterations.into(), 1, 10)?;
@@ -961,6 +1068,23 @@ impl Config {
         ] {
             within(key, most, 1, 1_000_000)?;
         }
+        let o = &self.telemetry;
+        within("telemetry.queue_spans_max", o.queue_spans_max as u64, 64, 1_000_000)?;
+        within("telemetry.export_interval_ms", o.export_interval_ms, 100, 60_000)?;
+        if !(0.0..=1.0).contains(&o.sample_ratio) {
+            bail!("key `telemetry.sample_ratio` is {}: allowed is 0 to 1", o.sample_ratio);
+        }
+        if !o.otlp_endpoint.is_empty()
+            && !["http://", "https://"]
+                .iter()
+                .any(|scheme| o.otlp_endpoint.starts_with(scheme))
+        {
+            bail!(
+                "key `telemetry.otlp_endpoint` is \"{}\": must be a URL such as http://127.0.0.1:4318, or empty",
+                o.otlp_endpoint
+            );
+        }
+        o.headers()?;
         let y = &self.sync;
         within("cache.ttl_seconds", self.cache.ttl_seconds, 0, 3600)?;
         within("cache.entries_max", self.cache.entries_max, 100, 10_000_000)?;
@@ -996,6 +1120,12 @@ impl Config {
             60,
             2_592_000,
         )?;
+        let t = &self.state;
+        within("state.bytes_max", t.bytes_max as u64, 1, 16 * MIB)?;
+        within("state.nonce_bytes_max", t.nonce_bytes_max as u64, 1, 1024)?;
+        within("state.keys_max", t.keys_max as u64, 1, 100_000)?;
+        within("state.batch_items_max", t.batch_items_max as u64, 1, 1000)?;
+        within("state.batch_bytes_max", t.batch_bytes_max as u64, 64 * KIB, 64 * MIB)?;
         within("enrollment.retry_seconds", self.enrollment.retry_seconds, 0, 3600)?;
         let e = &self.sse;
         within("sse.heartbeat_seconds", e.heartbeat_seconds, 1, 300)?;

@@ -19,7 +19,7 @@
 //! - [`publish`]: batches, the guarded `MULTI`/`EXEC`, the checkpoint, progress and durability.
 //! - [`deliver`]: reading the streams: ranges, the live tail and its fan-out, presence, the streams `push`, trimming.
 //! - [`sync`]: cursors, incoming batches (snapshot, then stream).
-//! - [`domain`]: users, devices, enrollment, messages, uploads: rows and rules.
+//! - [`domain`]: users, devices, enrollment, messages, encrypted state, uploads: rows and rules.
 //! - [`push`]: waking devices that are away: when to look, and the webhook.
 //! - [`database`]: pool, tenants, migrations, publication; queries come from `sql/`.
 //! - [`http`]: the API.

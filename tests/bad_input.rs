@@ -18,6 +18,10 @@ use crate::support::office::{Office, id};
 /// In every text that the callers of these tests must never see.
 const SECRET: &str = "quartz";
 
+/// Keys of encrypted state: of another user, and of another tenant's.
+const OTHERS_KEY: &str = "quartz-diary";
+const STRANGE_KEY: &str = "quartz-ledger";
+
 /// What a request body's field takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Takes {
@@ -79,6 +83,7 @@ const LINES: &[Line] = &[
             ("username", Takes::Text),
             ("email", Takes::Text),
             ("password", Takes::Text),
+            ("device", Takes::Object),
         ],
         ..line("POST", "/api/auth/login", Access::Public)
     },
@@ -88,6 +93,7 @@ const LINES: &[Line] = &[
             ("username", Takes::Text),
             ("email", Takes::Text),
             ("password", Takes::Text),
+            ("device", Takes::Object),
         ],
         ..line("POST", "/api/auth/register", Access::Public)
     },
@@ -201,6 +207,27 @@ const LINES: &[Line] = &[
         ..line("POST", "/api/sync/outgoing", Access::Device)
     },
     line("GET", "/api/sync/status", Access::Device),
+    Line {
+        bad_queries: &[
+            "limit=0",
+            "limit=1001",
+            "limit=x",
+            "cursor=nonsense",
+            "cursor=AAAA",
+            "cursor=%00",
+        ],
+        ..line("GET", "/api/state", Access::Any)
+    },
+    Line {
+        fields: &[("items", Takes::List)],
+        ..line("POST", "/api/state/batch", Access::Any)
+    },
+    line("GET", "/api/state/{key}", Access::Any),
+    Line {
+        fields: &[("state", Takes::Text), ("nonce", Takes::Text)],
+        ..line("PUT", "/api/state/{key}", Access::Any)
+    },
+    line("DELETE", "/api/state/{key}", Access::Any),
     Line {
         bad_queries: &[
             "limit=0",
@@ -329,6 +356,11 @@ impl Scene {
         };
         let strange_conflict = conflict("globex", &strange_message, strange_user).await;
         let others_conflict = conflict("acme", &others_message, jane_id).await;
+        for (api, key) in [(&jane, OTHERS_KEY), (&stranger, STRANGE_KEY)] {
+            let state = json!({"state": "YQ==", "nonce": "YQ=="});
+            let path = format!("/api/state/{key}");
+            api.with("if-none-match", "*").put(&path, &state).await.expect(201);
+        }
         let (others_session, strange_session) = (session_of(&jane).await, session_of(&stranger).await);
         let leaver = office.anybody.log_in("acme", "bob").await;
         Self {
@@ -391,6 +423,10 @@ impl Scene {
             "/api/presence" => json!({"status": "away"}),
             "/api/devices/{id}" => json!({"name": "new", "public_key": "new"}),
             "/api/conflicts/{id}/resolve" => json!({"resolution": "merged", "content": "both", "base_version": 1}),
+            "/api/state/batch" => {
+                json!({"items": [{"key": "theme", "state": "YQ==", "nonce": "YQ==", "base_version": 7}]})
+            }
+            "/api/state/{key}" => json!({"state": "YQ==", "nonce": "YQ=="}),
             "/api/sync/ack" => json!({"cursor": "a cursor"}),
             "/api/sse/ticket" => json!({"stream": "/ws"}),
             "/api/sync/outgoing" => json!({"messages": [], "changes": [], "pending_count": 0}),
@@ -651,6 +687,23 @@ async fn bad_paths_and_queries_are_the_clients_fault_and_others_rows_are_out_of_
                 )
                 .await;
         }
+        if line.path == "/api/state/{key}" {
+            // A key is whatever its user makes of it, so what others have is just not there.
+            let statuses: &[u16] = if line.method == "GET" { &[404] } else { &[428] };
+            for key in [OTHERS_KEY, STRANGE_KEY] {
+                for api in [&office.bob, &scene.phone] {
+                    let path = line.path_with(key);
+                    findings
+                        .refused("somebody else's key", api, line, &path, body.clone(), statuses)
+                        .await;
+                }
+            }
+            let long = line.path_with(&"x".repeat(256));
+            findings
+                .refused("an overlong key", api, line, &long, body.clone(), &[400])
+                .await;
+            continue;
+        }
         let absent: &[u16] = &[404];
         let long = "x".repeat(20_000);
         let unknown = Uuid::new_v4().to_string();
@@ -739,6 +792,8 @@ async fn bad_paths_and_queries_are_the_clients_fault_and_others_rows_are_out_of_
     let users = office.bob.get(&format!("/api/users?filter={SECRET}")).await.expect(200);
     assert_eq!(users["total"], 0);
     // What they may see themselves is there.
+    assert!(String::from_utf8_lossy(&scene.stranger.get("/api/state").await.body).contains(SECRET));
+    assert!(!String::from_utf8_lossy(&office.bob.get("/api/state").await.body).contains(SECRET));
     assert!(String::from_utf8_lossy(&scene.stranger.get("/api/messages").await.body).contains(SECRET));
     assert!(String::from_utf8_lossy(&scene.strange_phone.get("/api/sync/incoming").await.body).contains(SECRET));
     assert!(!String::from_utf8_lossy(&scene.phone.get("/api/sync/incoming").await.body).contains(SECRET));
@@ -870,7 +925,7 @@ async fn bad_bodies_are_the_clients_fault() {
                 .await;
         }
     }
-    assert_eq!(taking_bodies, 13);
+    assert_eq!(taking_bodies, 15);
     // Rows of others, named in a body.
     let foreign = [
         (
@@ -1034,7 +1089,7 @@ async fn a_body_that_is_too_large_is_refused_over_a_whole_connection_and_one_tha
                 .await;
         }
     }
-    assert_eq!(refused, 13);
+    assert_eq!(refused, 15);
     findings.report(30);
     scene.office.close().await;
 }

@@ -46,7 +46,7 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(1), "tenant_acme": clean(4)})
+        json!({"posduif": clean(1), "tenant_acme": clean(6)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -54,19 +54,20 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0004_upload_rows", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0006_state", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 3, "dirty": false, "pending": ["0004_upload_rows"]})
+        json!({"schema": "tenant_acme", "version": 5, "dirty": false, "pending": ["0006_state"]})
     );
-    assert!(migrate("status").await.text().contains("0004_upload_rows"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0004_upload_rows\n");
+    assert!(migrate("status").await.text().contains("0006_state"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0006_state\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0004_upload_rows\ntenant_acme rolled back 0003_conflicts\n\
+        "tenant_acme rolled back 0006_state\ntenant_acme rolled back 0005_conflict_pages\n\
+         tenant_acme rolled back 0004_upload_rows\ntenant_acme rolled back 0003_conflicts\n\
          tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
     );
     let complaint = migrate("down --schema posduif --yes").await.complaint(1);
@@ -105,6 +106,30 @@ async fn tenants_and_users_are_made_and_listed() {
     assert_eq!(created, json!({"name": "acme", "created": true}));
     let again = run(&mut command("tenant create acme --json"), &[]).await.json();
     assert_eq!(again, json!({"name": "acme", "created": false}));
+    let is_open = async || {
+        let asked = "SELECT registration_open FROM posduif.tenants WHERE name = 'acme'";
+        world
+            .psql()
+            .await
+            .query_one(asked, &[])
+            .await
+            .unwrap()
+            .get::<_, bool>(0)
+    };
+    assert!(!is_open().await);
+    let opened = run(&mut command("tenant create acme --registration open --json"), &[]).await;
+    assert_eq!(
+        opened.json(),
+        json!({"name": "acme", "created": false, "registration": "open"})
+    );
+    assert!(is_open().await);
+    run(&mut command("tenant create acme"), &[]).await.text();
+    assert!(is_open().await, "what is not named stays");
+    let closed = run(&mut command("tenant create acme --registration closed"), &[])
+        .await
+        .text();
+    assert_eq!(closed, "the tenant acme exists already; its registration is closed\n");
+    assert!(!is_open().await);
     let listed = run(&mut command("--json tenant list"), &[]).await.json();
     assert_eq!(
         listed,

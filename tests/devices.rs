@@ -6,8 +6,10 @@ use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use serde_json::{Value, json};
 
-use crate::support::http::Api;
+use crate::api::assert_refused;
+use crate::support::http::{Answer, Api};
 use crate::support::office::Office;
+use crate::support::{PASSWORD, eventually};
 
 async fn devices(of: &Api, query: &str) -> Vec<Value> {
     let answer = of.get(&format!("/api/devices?{query}")).await.expect(200);
@@ -46,6 +48,7 @@ async fn everybody_sees_their_devices_and_web_users_those_of_mobile_users() {
             "name",
             "presence",
             "public_key",
+            "public_key_changed_at",
             "revoked_at",
             "user_id"
         ]
@@ -186,5 +189,223 @@ async fn the_picture_of_an_enrollment_says_what_its_data_say() {
     assert_eq!(read, created["qr_code_data"]);
     let absent = format!("/api/enrollment/{}/qr.svg", uuid::Uuid::new_v4());
     assert_eq!(office.anybody.get(&absent).await.status, 404);
+    office.close().await;
+}
+
+/// Logs a user in with a device.
+async fn log_in(office: &Office, user: &str, device: &Value) -> Answer {
+    let body = json!({"username": user, "password": PASSWORD, "device": device});
+    office.anybody.post("/api/auth/login", &body).await
+}
+
+fn as_user(office: &Office, answer: &Value) -> Api {
+    let token = answer["token"].as_str().unwrap();
+    office.anybody.with("authorization", &format!("Bearer {token}"))
+}
+
+async fn refresh(office: &Office, answer: &Value) -> Answer {
+    let body = json!({"refresh_token": answer["refresh_token"]});
+    office.anybody.post("/api/auth/refresh", &body).await
+}
+
+#[tokio::test]
+async fn a_login_names_a_new_device_or_a_known_one_and_its_session_is_bound_to_it() {
+    let office = Office::open().await;
+    let laptop = json!({"id": "laptop", "name": "Bob's laptop", "type": "desktop", "public_key": "key one"});
+    let first = log_in(&office, "bob", &laptop).await.expect(200);
+    let told = &first["device"];
+    assert_eq!(
+        (
+            &told["device_id"],
+            &told["is_new"],
+            &told["device_type"],
+            &told["name"],
+            &told["public_key"]
+        ),
+        (
+            &json!("laptop"),
+            &json!(true),
+            &json!("desktop"),
+            &json!("Bob's laptop"),
+            &json!("key one")
+        )
+    );
+    // Known by its id, whatever else is said; what is not said stays.
+    let again = log_in(&office, "bob", &json!({"id": "laptop"})).await.expect(200);
+    assert_eq!(
+        (
+            &again["device"]["is_new"],
+            &again["device"]["public_key"],
+            &again["device"]["public_key_changed_at"]
+        ),
+        (&json!(false), &json!("key one"), &Value::Null)
+    );
+    // One that has no id gets one, and says what it is by who logs in.
+    let browser = log_in(&office, "bob", &json!({})).await.expect(200);
+    assert_eq!(
+        (&browser["device"]["is_new"], &browser["device"]["device_type"]),
+        (&json!(true), &json!("browser"))
+    );
+    let given = browser["device"]["device_id"].as_str().unwrap().to_owned();
+    let phone = log_in(&office, "joe", &json!({"name": "phone"})).await.expect(200);
+    assert_eq!(phone["device"]["device_type"], "mobile");
+
+    let bob = as_user(&office, &browser);
+    let sessions = bob.get("/api/auth/sessions").await.expect(200);
+    let of = |device: Value| -> Vec<bool> {
+        let sessions = sessions["sessions"].as_array().unwrap().iter();
+        let bound = sessions.filter(|session| session["device_id"] == device);
+        bound.map(|session| session["current"].as_bool().unwrap()).collect()
+    };
+    assert_eq!(of(json!(given)), [true]);
+    assert_eq!(of(json!("laptop")), [false, false]);
+    assert_eq!(of(Value::Null), [false], "that of the login without a device");
+    let mine = devices(&bob, "").await;
+    assert_eq!(mine.len(), 2);
+    assert!(mine.iter().all(|device| !device["last_seen_at"].is_null()));
+    // What is written under the session is the device's, before and after a refresh.
+    let state = json!({"state": "YQ==", "nonce": "YQ=="});
+    let made = bob
+        .with("if-none-match", "*")
+        .put("/api/state/k", &state)
+        .await
+        .expect(201);
+    assert_eq!(made["device_id"], json!(given));
+    let later = as_user(&office, &refresh(&office, &browser).await.expect(200));
+    let changed = later
+        .with("if-match", "\"1\"")
+        .put("/api/state/k", &state)
+        .await
+        .expect(200);
+    assert_eq!(changed["device_id"], json!(given));
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_login_is_refused_with_a_device_that_it_may_not_use() {
+    let office = Office::with(|config| config.auth.devices_max = 2).await;
+    office.phone("phone").await;
+    assert_refused(&log_in(&office, "bob", &json!({"id": "phone"})).await, 403, "FORBIDDEN");
+    log_in(&office, "bob", &json!({"id": "one"})).await.expect(200);
+    log_in(&office, "bob", &json!({"id": "two"})).await.expect(200);
+    assert_refused(&log_in(&office, "bob", &json!({"id": "three"})).await, 409, "CONFLICT");
+    log_in(&office, "bob", &json!({"id": "two"})).await.expect(200);
+    assert_eq!(office.bob.delete("/api/devices/one").await.status, 204);
+    assert_refused(&log_in(&office, "bob", &json!({"id": "one"})).await, 403, "FORBIDDEN");
+    log_in(&office, "bob", &json!({"id": "three"})).await.expect(200);
+    for bad in [
+        json!("laptop"),
+        json!({"id": "a b"}),
+        json!({"id": ""}),
+        json!({"id": "x".repeat(129)}),
+        json!({"type": "toaster"}),
+        json!({"name": ""}),
+        json!({"name": "x".repeat(256)}),
+        json!({"public_key": "x".repeat(16_385)}),
+        json!({"public_key": "a\u{0}"}),
+    ] {
+        assert_refused(&log_in(&office, "bob", &bad).await, 400, "VALIDATION_ERROR");
+    }
+    // Nobody learns of devices by a wrong password.
+    let wrong = json!({"username": "bob", "password": "wrong", "device": {"id": "phone"}});
+    assert_refused(
+        &office.anybody.post("/api/auth/login", &wrong).await,
+        401,
+        "UNAUTHORIZED",
+    );
+    assert_eq!(devices(&office.bob, "").await.len(), 2);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_revoked_devices_sessions_and_streams_end_at_every_node_however_it_was_revoked() {
+    let office = Office::open().await;
+    let second = office.world.engine(Role::Api).await;
+    let web = format!("/sse/web/{}", office.bob_id);
+    for (device, by_api) in [("one", true), ("two", false)] {
+        let answer = log_in(&office, "bob", &json!({"id": device})).await.expect(200);
+        let bound = as_user(&office, &answer);
+        let there = bound.at(&second.api());
+        bound.get("/api/state").await.expect(200);
+        there.get("/api/state").await.expect(200);
+        let mut here = bound.events(&web).await;
+        let mut elsewhere = there.events(&web).await;
+        if by_api {
+            assert_eq!(office.bob.delete(&format!("/api/devices/{device}")).await.status, 204);
+        } else {
+            office
+                .sql("UPDATE tenant_acme.devices SET revoked_at = now() WHERE device_id = 'two'")
+                .await;
+        }
+        for events in [&mut here, &mut elsewhere] {
+            assert_eq!(events.rest().await.last().unwrap().name, "revoked", "{device}");
+        }
+        for api in [&bound, &there] {
+            eventually("its access token is good for nothing", || async {
+                (api.get("/api/state").await.status == 401).then_some(())
+            })
+            .await;
+        }
+        assert_refused(&refresh(&office, &answer).await, 401, "UNAUTHORIZED");
+        let left = office.bob.get("/api/auth/sessions").await.expect(200);
+        let left = left["sessions"].as_array().unwrap();
+        assert!(left.iter().all(|session| session["device_id"] != device));
+        assert!(!left.is_empty(), "others go on");
+    }
+    second.stop().await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn devices_of_an_account_read_each_others_keys_and_see_when_one_changes() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let keyed = json!({"public_key": "phone's first"});
+    phone.patch("/api/devices/phone", &keyed).await.expect(200);
+    let laptop = log_in(
+        &office,
+        "joe",
+        &json!({"id": "laptop", "type": "desktop", "public_key": "laptop's"}),
+    )
+    .await;
+    let laptop = as_user(&office, &laptop.expect(200));
+    let keys = async |of: &Api| -> Vec<(Value, Value, bool)> {
+        let known = devices(of, "").await;
+        let key = |device: &Value| {
+            let changed = !device["public_key_changed_at"].is_null();
+            (device["device_id"].clone(), device["public_key"].clone(), changed)
+        };
+        known.iter().map(key).collect()
+    };
+    let both = keys(&phone).await;
+    assert_eq!(both[0], (json!("laptop"), json!("laptop's"), false));
+    assert_eq!(both[1].1, "phone's first");
+    assert_eq!(keys(&laptop).await, both);
+
+    office.world.published().await;
+    let (_, cursor) = phone.sync(None).await;
+    let mut events = phone.events("/sse/mobile/phone").await;
+    log_in(&office, "joe", &json!({"id": "laptop", "public_key": "another"}))
+        .await
+        .expect(200);
+    let event = events.expect("change").await;
+    assert_eq!(
+        (&event.data["table"], &event.data["op"], &event.data["id"]),
+        (&json!("devices"), &json!("update"), &json!("laptop"))
+    );
+    assert!(event.id.is_some());
+    assert_eq!(keys(&laptop).await[0], (json!("laptop"), json!("another"), true));
+    let batch = &phone.sync(Some(&cursor)).await.0[0];
+    let change = &batch["changes"][0];
+    assert_eq!((&change["table"], &change["id"]), (&json!("devices"), &json!("laptop")));
+    assert_eq!(change["row"]["public_key"], "another");
+    // A name is no key.
+    let answer = log_in(&office, "joe", &json!({"id": "laptop", "name": "renamed"}))
+        .await
+        .expect(200);
+    assert_eq!(answer["device"]["name"], "renamed");
+    office.world.published().await;
+    let (pages, _) = phone.sync(batch["cursor"].as_str()).await;
+    assert!(pages[0]["changes"].as_array().unwrap().is_empty());
     office.close().await;
 }

@@ -2,7 +2,6 @@
 //!
 //! The suite runs some twenty seconds of it; `./scripts/faults --minutes 30 --seed 7` as much as one likes.
 
-mod random;
 mod truth;
 mod writers;
 
@@ -18,11 +17,11 @@ use posduif::domain::users::UserType;
 use postgres_types::PgLsn;
 use tokio::sync::watch;
 
-use self::random::Random;
 use self::truth::{Deviation, Truth, compare};
 use self::writers::{Office, Offices, Writers};
 use crate::support::oracle::Oracle;
 use crate::support::proxy::Proxy;
+use crate::support::random::Random;
 use crate::support::servers::{self, Own};
 use crate::support::{Process, World, send_signal, send_signal_to_family, try_connect};
 

@@ -1,6 +1,5 @@
 //! What the engine tells about itself: `/metrics`, and the slot in `/ready`; in every role.
 
-use std::collections::{BTreeMap, HashSet};
 use std::io::{Read as _, Write as _};
 
 use flate2::Compression;
@@ -14,67 +13,9 @@ use serde_json::Value;
 use crate::support::http::Api;
 use crate::support::office::Office;
 use crate::support::proxy::Proxy;
+use crate::support::scrape::Scrape;
 use crate::support::stage::Stage;
 use crate::support::{PATIENCE, World, eventually, servers};
-
-/// A scrape: values by sample, labels included, and types by family.
-#[derive(Debug)]
-struct Scrape {
-    samples: BTreeMap<String, f64>,
-    types: BTreeMap<String, String>,
-}
-
-impl Scrape {
-    async fn of(api: &Api) -> Self {
-        let answer = api.get("/metrics").await;
-        assert_eq!(answer.status, 200);
-        assert_eq!(
-            answer.headers["content-type"],
-            "text/plain; version=0.0.4; charset=utf-8"
-        );
-        Self::parse(std::str::from_utf8(&answer.body).unwrap())
-    }
-
-    /// Reads the text format, and checks that it is that.
-    fn parse(text: &str) -> Self {
-        let (mut samples, mut types, mut helps) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
-        assert!(text.ends_with('\n'));
-        for line in text.lines() {
-            if let Some(rest) = line.strip_prefix("# HELP ") {
-                let (name, help) = rest.split_once(' ').unwrap();
-                assert!(help.len() > 10, "{line}");
-                assert!(helps.insert(name), "{name} is there twice");
-            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-                let (name, kind) = rest.split_once(' ').unwrap();
-                assert!(helps.contains(name), "{name} has no HELP");
-                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
-                types.insert(name.to_owned(), kind.to_owned());
-            } else {
-                let (sample, value) = line.rsplit_once(' ').unwrap();
-                let name = sample.split('{').next().unwrap();
-                let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-                assert!(name.starts_with("posduif_") && name.chars().all(is_name), "{line}");
-                let family = ["_bucket", "_sum", "_count"]
-                    .iter()
-                    .filter_map(|suffix| name.strip_suffix(suffix))
-                    .find(|family| types.get(*family).is_some_and(|kind| kind == "histogram"))
-                    .unwrap_or(name);
-                let kind = types.get(family).unwrap_or_else(|| panic!("{line} has no TYPE"));
-                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-                let value: f64 = value.parse().unwrap();
-                assert!(samples.insert(sample.to_owned(), value).is_none(), "twice: {line}");
-            }
-        }
-        Self { samples, types }
-    }
-
-    /// A sample's value.
-    #[track_caller]
-    fn get(&self, sample: &str) -> f64 {
-        let found = self.samples.get(&format!("posduif_{sample}"));
-        *found.unwrap_or_else(|| panic!("no {sample} in {self:#?}"))
-    }
-}
 
 /// What `/ready` says of the replicator.
 async fn replication(api: &Api) -> Value {
@@ -456,4 +397,15 @@ async fn a_port_that_is_taken_is_named_in_the_error() {
         .unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains(&place) && text.contains("server.port"), "{text}");
+}
+
+#[tokio::test]
+async fn the_slot_is_made_to_survive_failovers_where_the_server_knows_such() {
+    let stage = Stage::new().await;
+    let ask = "SELECT to_jsonb(slot) ->> 'failover' FROM pg_replication_slots slot WHERE slot_name = $1";
+    let row = stage.psql.query_one(ask, &[&stage.world.config.replication.slot]).await;
+    let failover: Option<String> = row.unwrap().get(0);
+    let expected = (stage.server_version().await >= 170_000).then_some("true");
+    assert_eq!(failover.as_deref(), expected);
+    stage.stop().await;
 }

@@ -8,6 +8,7 @@ use posduif::deliver::hub::Hub;
 use posduif::domain::devices::Devices;
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
+use posduif::telemetry::metrics::CacheUse;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -320,13 +321,19 @@ async fn a_revoked_devices_stream_ends_at_once_and_its_next_request_is_refused()
     let mut others = other.events("/sse/mobile/other").await;
     // Another node does it: it shares nothing with the engine but Postgres.
     let database = office.world.database().await;
-    let elsewhere = Devices::new(database, &office.world.config, Hub::new(1).freshness());
+    let elsewhere = Devices::new(
+        database,
+        &office.world.config,
+        Hub::new(1).freshness(),
+        CacheUse::default(),
+    );
     let revoked = Instant::now();
     assert!(
         elsewhere
             .revoke(&Tenant::named("acme").unwrap(), "phone")
             .await
             .unwrap()
+            .is_some()
     );
     let rest = events.rest().await;
     assert!(revoked.elapsed() < Duration::from_secs(1), "{:?}", revoked.elapsed());

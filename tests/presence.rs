@@ -9,6 +9,7 @@ use posduif::config::Config;
 use posduif::deliver::presence::{Place, Presence, Status};
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
+use posduif::telemetry::metrics::Operations;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -64,7 +65,7 @@ struct Node {
 
 impl Node {
     async fn start(world: &World) -> Self {
-        let presence = Presence::new(&world.config).unwrap();
+        let presence = Presence::new(&world.config, Operations::new("command")).unwrap();
         let stop = CancellationToken::new();
         let config = Arc::new(world.config.clone());
         let running = presence.clone().run(config, world.database().await, stop.clone());

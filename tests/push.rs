@@ -16,6 +16,7 @@ use posduif::config::{Config, Secret};
 use posduif::deliver::presence::{Place, Presence};
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
+use posduif::telemetry::metrics::Operations;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -505,7 +506,7 @@ async fn a_burst_to_many_users_wakes_each_of_their_devices_once() {
     // One of them is here.
     let here = "SELECT id FROM tenant_acme.users WHERE username = 'many-1'";
     let here: Uuid = psql.query_one(here, &[]).await.unwrap().get(0);
-    let presence = Presence::new(&office.world.config).unwrap();
+    let presence = Presence::new(&office.world.config, Operations::new("command")).unwrap();
     let place = Place::Device(format!("phone-{here}"));
     presence
         .declare("acme", here, &place, posduif::deliver::presence::Status::Online)

@@ -210,6 +210,7 @@ async fn sessions_are_listed_with_their_clients_and_the_own_one_marked() {
             "address",
             "created_at",
             "current",
+            "device_id",
             "expires_at",
             "id",
             "last_used_at",

@@ -41,7 +41,7 @@ use crate::transport;
 #[derive(Debug, Parser)]
 #[command(
     name = "posduif",
-    version,
+    version = crate::telemetry::VERSION,
     about,
     propagate_version = true,
     arg_required_else_help = true

@@ -1,12 +1,19 @@
-//! `posduif serve`: runs the engine until Ctrl-C or SIGTERM.
+//! `posduif serve`: runs the engine until Ctrl-C or SIGTERM. SIGHUP reads `log.level` anew.
+
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::Global;
 use super::output::say;
 use crate::engine::{Engine, Role};
 use crate::http::server::raise_descriptor_limit;
+use crate::telemetry::Logging;
+
+/// How long a stop waits until the collector of traces has the last spans.
+const TRACES_WAIT: Duration = Duration::from_secs(2);
 
 /// Descriptors that are no client's: of pools, files and the like.
 const DESCRIPTORS_BESIDE: u64 = 100;
@@ -23,7 +30,10 @@ impl Serve {
     /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?;
-        crate::telemetry::init(&config.log)?;
+        let logging = crate::telemetry::init(&config.log)?;
+        let stop_traces = CancellationToken::new();
+        let traces = crate::telemetry::traces::init(&config.telemetry, stop_traces.clone())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         match raise_descriptor_limit() {
             Ok(descriptors) if descriptors < config.server.connections_max as u64 + DESCRIPTORS_BESIDE => {
                 tracing::warn!(
@@ -42,13 +52,33 @@ impl Serve {
         let mut engine = Engine::start(config, self.role).await?;
         // Whoever started it may not care to read on; it serves all the same.
         let _unread = say!("ready: {scheme}://{}", engine.address());
-        let failed = tokio::select! {
-            result = engine.failed() => Some(result),
-            _ = interrupt.recv() => None,
-            _ = terminate.recv() => None,
+        let failed = loop {
+            tokio::select! {
+                result = engine.failed() => break Some(result),
+                _ = interrupt.recv() => break None,
+                _ = terminate.recv() => break None,
+                _ = hangup.recv() => change_level(global, &logging),
+            }
         };
         tracing::info!("stopping");
         engine.stop().await;
+        stop_traces.cancel();
+        if let Some(traces) = traces {
+            // The collector may be away.
+            let _ = tokio::time::timeout(TRACES_WAIT, traces).await;
+        }
         failed.unwrap_or(Ok(()))
+    }
+}
+
+/// Reads the settings anew and takes `log.level` from them; nothing else changes. A mistake in them changes nothing.
+fn change_level(global: &Global, logging: &Logging) {
+    let changed = global
+        .load()
+        .and_then(|config| logging.set_level(&config.log.level).map(|()| config.log.level));
+    match changed {
+        // At a level that every sensible filter lets through.
+        Ok(level) => tracing::warn!(now = level, "log.level was read anew"),
+        Err(error) => tracing::error!(cause = format!("{error:#}"), "log.level stays as it was"),
     }
 }

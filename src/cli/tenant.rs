@@ -35,10 +35,13 @@ pub(super) struct Tenant {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Make a tenant: schema, tables and publication entry; one that exists stays as it is
+    /// Make a tenant: schema, tables and publication entry; one that exists keeps all but what is named here
     Create {
         /// A letter and up to 47 of a-z, 0-9 and _
         name: String,
+        /// Whether anybody may register as a web user; closed in a new tenant
+        #[arg(long)]
+        registration: Option<Registration>,
     },
     /// Show all tenants
     List,
@@ -75,20 +78,41 @@ enum Verb {
     },
 }
 
+/// Whether anybody may register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Registration {
+    Open,
+    Closed,
+}
+
 impl Tenant {
     /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
         let database = Database::connect(&config.postgres).await?;
         match self.verb {
-            Verb::Create { name } => {
+            Verb::Create { name, registration } => {
                 let created = tenants::create(&database, &config.replication, &name).await?;
+                if let Some(registration) = registration {
+                    tenants::set_registration(&database, &name, registration == Registration::Open).await?;
+                }
+                let word = registration.map(|registration| match registration {
+                    Registration::Open => "open",
+                    Registration::Closed => "closed",
+                });
                 if global.json {
-                    say!("{}", json!({"name": name, "created": created}))?;
-                } else if created {
-                    say!("made the tenant {name}, schema tenant_{name}")?;
+                    let mut made = json!({"name": name, "created": created});
+                    if let Some(word) = word {
+                        made["registration"] = word.into();
+                    }
+                    say!("{made}")?;
                 } else {
-                    say!("the tenant {name} exists already")?;
+                    let state = word.map_or(String::new(), |word| format!("; its registration is {word}"));
+                    if created {
+                        say!("made the tenant {name}, schema tenant_{name}{state}")?;
+                    } else {
+                        say!("the tenant {name} exists already{state}")?;
+                    }
                 }
             }
             Verb::Pause { name } => set_paused(&database, global, &name, true).await?,

@@ -52,6 +52,7 @@ const TENANT: &[Migration] = &[
     migration!(3, "tenant", "0003_conflicts"),
     migration!(4, "tenant", "0004_upload_rows"),
     migration!(5, "tenant", "0005_conflict_pages"),
+    migration!(6, "tenant", "0006_state"),
 ];
 
 /// Which schemas a command is about.

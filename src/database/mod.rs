@@ -12,23 +12,28 @@ pub mod connection;
 pub mod migrations;
 pub mod publication;
 pub mod snapshot;
+mod statements;
 pub mod tenants;
 
 use std::error::Error as _;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use connection::{Connection, Manager};
 use deadpool::Runtime;
 use deadpool::managed::{Hook, HookError, Object, Pool, PoolError};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::config;
+use crate::telemetry;
+use crate::telemetry::metrics::Operations;
+use crate::telemetry::traces;
 use crate::transport::postgres::Server;
 
 /// How long a pooled connection counts as alive after it was taken last.
@@ -70,6 +75,15 @@ impl Error {
     /// Whether Postgres is up but takes no sessions (SQLSTATE 57P03): it starts, recovers or shuts down.
     pub fn is_cannot_connect_now(&self) -> bool {
         matches!(self, Self::Unavailable(text) if text.ends_with("(SQLSTATE 57P03)"))
+    }
+
+    /// A word for it, for metrics.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Constraint { .. } => "constraint",
+            Self::Statement(_) => "statement",
+        }
     }
 
     /// Whether this is a violation of the named constraint or unique index.
@@ -119,17 +133,7 @@ impl From<PoolError<tokio_postgres::Error>> for Error {
 
 /// tokio-postgres prints only its own level; the cause names the host or the refusal.
 fn with_causes(error: &tokio_postgres::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let more = cause.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        source = cause.source();
-    }
-    text
+    telemetry::chain(error)
 }
 
 /// How a pool is used, in connections.
@@ -141,6 +145,8 @@ pub struct PoolUse {
     pub in_use: usize,
     /// Most at once.
     pub max: usize,
+    /// Who waits for one.
+    pub waiting: usize,
     /// Times that work took one.
     pub taken: u64,
 }
@@ -153,6 +159,10 @@ pub struct Database {
     server: Server,
     connect_timeout: Duration,
     statement_timeout: Duration,
+    /// What Postgres is asked.
+    operations: Operations,
+    /// How long a connection was waited for, its making and checking included.
+    waits: Histogram,
     taken: Arc<AtomicU64>,
 }
 
@@ -214,6 +224,9 @@ impl Database {
             server,
             connect_timeout: timeout,
             statement_timeout,
+            operations: Operations::new("statement"),
+            // 0.1 ms to 6.5 s.
+            waits: Histogram::new(exponential_buckets(0.000_1, 4.0, 9)),
             taken: Arc::default(),
         };
         database.check().await.with_context(|| {
@@ -231,7 +244,10 @@ impl Database {
     /// [`Error::Unavailable`] when none comes free, or none can be made, within `postgres.connect_timeout_seconds`.
     pub async fn get(&self) -> Result<Client, Error> {
         self.taken.fetch_add(1, Ordering::Relaxed);
-        Ok(self.pool.get().await?)
+        let started = Instant::now();
+        let client = self.pool.get().await;
+        self.waits.observe(started.elapsed().as_secs_f64());
+        Ok(client?)
     }
 
     /// A connection of its own, outside of the pool and without timeouts, for work that holds session locks: they end
@@ -254,7 +270,7 @@ impl Database {
         };
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::warn!(%error, "a Postgres connection broke");
+                tracing::warn!(cause = crate::telemetry::chain(&error), "a Postgres connection broke");
             }
         });
         client
@@ -271,7 +287,7 @@ impl Database {
     /// See [`Error`].
     pub async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
         let client = self.get().await?;
-        self.in_time(client.query_typed(sql, params)).await
+        self.in_time(sql, client.query_typed(sql, params)).await
     }
 
     /// Like [`Database::query_opt`], for a statement that comes with every request: connections keep it prepared. It must
@@ -281,20 +297,58 @@ impl Database {
     /// See [`Error`].
     pub async fn query_often(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
         let client = self.get().await?;
-        Ok(self.in_time(client.query_often(sql, params)).await?.into_iter().next())
+        let rows = self.in_time(sql, client.query_often(sql, params)).await?;
+        Ok(rows.into_iter().next())
     }
 
     async fn in_time(
         &self,
+        sql: &str,
         rows: impl Future<Output = Result<Vec<Row>, tokio_postgres::Error>>,
     ) -> Result<Vec<Row>, Error> {
-        match tokio::time::timeout(self.statement_timeout, rows).await {
-            Ok(rows) => Ok(rows?),
-            Err(_) => Err(Error::Unavailable(format!(
-                "no answer within {} s",
-                self.statement_timeout.as_secs()
-            ))),
+        match tokio::time::timeout(self.statement_timeout, self.counted(sql, rows)).await {
+            Ok(rows) => rows,
+            Err(_) => {
+                self.ended(sql, Instant::now() - self.statement_timeout, Some("timeout"));
+                Err(Error::Unavailable(format!(
+                    "no answer within {} s",
+                    self.statement_timeout.as_secs()
+                )))
+            }
         }
+    }
+
+    /// Counts a statement that runs on a connection which the caller holds, by the name of its file.
+    ///
+    /// # Errors
+    /// Those of the statement.
+    pub async fn counted<T>(
+        &self,
+        sql: &str,
+        asking: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Error> {
+        let started = Instant::now();
+        let result = asking.await.map_err(Error::from);
+        let failed = result.as_ref().err().map(Error::kind);
+        self.ended(sql, started, failed);
+        result
+    }
+
+    /// A statement that began then has ended, maybe in vain.
+    fn ended(&self, sql: &str, started: Instant, failed: Option<&'static str>) {
+        let name = statements::name(sql);
+        self.operations.ended(name, started.elapsed(), failed);
+        traces::asked("postgresql", name, started, failed);
+    }
+
+    /// What Postgres was asked by this process.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// How long connections were waited for, in seconds.
+    pub fn waits(&self) -> &Histogram {
+        &self.waits
     }
 
     /// Runs one statement in one round trip and gives its first row.
@@ -321,6 +375,7 @@ impl Database {
             idle: status.available,
             in_use: status.size.saturating_sub(status.available),
             max: status.max_size,
+            waiting: status.waiting,
             taken: self.taken.load(Ordering::Relaxed),
         }
     }

@@ -225,7 +225,7 @@ pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage
     })
 }
 
-/// Gives every table of the tenant REPLICA IDENTITY FULL, and says which needed it.
+/// Gives every table of the tenant REPLICA IDENTITY FULL, virtual generated columns permitting, and says which needed it.
 async fn identity(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<String>> {
     let tables = transaction
         .query_typed(
@@ -255,17 +255,33 @@ pub(super) async fn prepare(transaction: &Transaction<'_>, publication: &str) ->
             &[(&publication, Type::TEXT)],
         )
         .await?;
+    let name = quote_identifier(publication);
+    let knows_generated: bool = rights.try_get("knows_generated")?;
     if !rights.try_get::<_, bool>("publication_exists")? {
-        let name = quote_identifier(publication);
+        // From Postgres 18 on a replica identity must not hold a column that is not published, so that owners of tables
+        // with stored generated columns could not update. Before, such columns are never published, and nobody minds.
+        let generated = if knows_generated {
+            ", publish_generated_columns = stored"
+        } else {
+            ""
+        };
         // Rules name the partitioned table, so changes are published under its name, not under each partition's.
         transaction
             .batch_execute(&format!(
-                "CREATE PUBLICATION {name} WITH (publish_via_partition_root = true)"
+                "CREATE PUBLICATION {name} WITH (publish_via_partition_root = true{generated})"
             ))
             .await
             .with_context(|| {
                 format!("cannot make the publication {publication}; the engine's role needs CREATE on the database")
             })?;
+    } else if knows_generated && !rights.try_get::<_, bool>("publishes_generated")? {
+        // Made before an upgrade.
+        transaction
+            .batch_execute(&format!(
+                "ALTER PUBLICATION {name} SET (publish_generated_columns = stored)"
+            ))
+            .await
+            .with_context(|| format!("cannot let the publication {publication} publish stored generated columns"))?;
     }
     let whole_schemas: bool = rights.try_get("whole_schemas")?;
     if whole_schemas {

@@ -108,6 +108,20 @@ pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result
     Ok(!rows.is_empty())
 }
 
+/// Lets anybody register in a tenant, or nobody. Gives false when there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn set_registration(database: &Database, name: &str, open: bool) -> Result<bool, Error> {
+    let rows = database
+        .query(
+            include_str!("../../sql/tenant_set_registration.sql"),
+            &[(&name, Type::TEXT), (&open, Type::BOOL)],
+        )
+        .await?;
+    Ok(!rows.is_empty())
+}
+
 /// Begins a tenant's streams anew: every device of it takes a snapshot, every other reader is told by a `reset`. Gives
 /// the place in the log at which they do, or `None` when there is no such tenant.
 ///

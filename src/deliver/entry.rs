@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::json::members;
 use super::range::Reader;
 use crate::change::StreamId;
+use crate::route::rule::Rule;
 
 /// What an entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -171,13 +172,43 @@ impl Entry {
         Ok(id.map(|_| entry))
     }
 
-    /// The row's `id`, new or old, as text. A message is told from others by its place.
+    /// What live events tell beside the row's id, JSON: the data of a message, some columns of some tables.
+    pub fn told(&self) -> Option<Text> {
+        if self.op == Op::Message {
+            return self.row.clone();
+        }
+        let columns = Rule::told_columns(self.table.as_str());
+        if columns.is_empty() {
+            return None;
+        }
+        let row = self.row.as_ref().or(self.old.as_ref())?;
+        let mut told = vec![b'{'];
+        for (name, value) in members(row.as_bytes()) {
+            if columns.iter().any(|column| column.as_bytes() == name) {
+                if told.len() > 1 {
+                    told.push(b',');
+                }
+                told.push(b'"');
+                told.extend_from_slice(name);
+                told.extend_from_slice(b"\":");
+                told.extend_from_slice(value);
+            }
+        }
+        told.push(b'}');
+        Some(Bytes::from(told).into())
+    }
+
+    /// The row's `id`, new or old, as text; of a device its `device_id`. A message is told from others by its place.
     pub fn row_id(&self) -> Option<Text> {
         if self.op == Op::Message {
             return Some(self.id.to_string().into());
         }
+        let column: &[u8] = match self.table.as_bytes() {
+            b"devices" => b"device_id",
+            _ => b"id",
+        };
         [&self.row, &self.old].into_iter().flatten().find_map(|row| {
-            let (_, id) = members(row.as_bytes()).find(|(name, _)| *name == b"id")?;
+            let (_, id) = members(row.as_bytes()).find(|(name, _)| *name == column)?;
             match id {
                 b"null" => None,
                 [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => Some(row.part(plain)),
@@ -210,6 +241,22 @@ mod tests {
             (1, StreamId { ms: 7, seq: 1 }, Op::Insert)
         );
         entries[0].row_id().map(|id| id.to_string())
+    }
+
+    #[test]
+    fn of_encrypted_state_live_events_tell_key_version_and_device_and_no_bytes() {
+        let row =
+            r#"{"id":"i","user_id":"u","key":"a\"b","state":"c2VjcmV0","nonce":"bg==","version":3,"device_id":null}"#;
+        let mut entry = Entry {
+            op: Op::Update,
+            table: "encrypted_states".to_owned().into(),
+            row: Some(row.to_owned().into()),
+            ..Entry::default()
+        };
+        let told = entry.told().map(|told| told.to_string());
+        assert_eq!(told.as_deref(), Some(r#"{"key":"a\"b","version":3,"device_id":null}"#));
+        entry.table = "messages".to_owned().into();
+        assert_eq!(entry.told(), None);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use super::entry::{Entry, Op};
 use super::hub::{Member, Signals, Subscription};
 use super::live::Notice;
 use super::store::{Error, Missing, Place, Read, Store};
+use crate::change::StreamId;
+use crate::telemetry::traces;
 
 /// Entries read at once in a replay.
 const CHUNK: usize = 200;
@@ -169,7 +171,17 @@ impl Feed {
             return;
         }
         self.place.position = notice.id;
+        self.trace(notice.id, "live", &notice.event);
         self.push(notice.clone());
+    }
+
+    /// Tells that the reader is given a change, where its transaction's trace is sampled.
+    fn trace(&self, id: StreamId, via: &'static str, event: &str) {
+        if !event.is_empty()
+            && let Some(transaction) = traces::Transaction::of(self.place.epoch, id)
+        {
+            transaction.delivered(via, event);
+        }
     }
 
     fn push(&mut self, notice: Arc<Notice>) {
@@ -208,6 +220,7 @@ impl Feed {
         }
         for entry in entries {
             self.place.position = entry.id;
+            self.trace(entry.id, "replay", entry.event.as_str());
             self.push(Arc::new(entry.into()));
         }
         Ok(())

@@ -328,6 +328,19 @@ impl Hub {
         let _nobody_follows = self.0.device_changes.send(change);
     }
 
+    /// Notices that wait for the reader who is furthest behind.
+    pub fn longest_queue(&self) -> usize {
+        let mut longest = 0;
+        self.seats()
+            .each(|mailbox| longest = longest.max(mailbox.lock().signals.notices.len()));
+        longest
+    }
+
+    /// Changes of devices that somebody has not followed yet.
+    pub fn device_changes_waiting(&self) -> usize {
+        self.0.device_changes.len()
+    }
+
     /// How many readers there are.
     pub fn subscribers(&self) -> usize {
         self.0.count.load(Ordering::Relaxed)
@@ -389,7 +402,7 @@ impl Hub {
 }
 
 impl Seats {
-    fn each(&self, act: impl Fn(&Mailbox)) {
+    fn each(&self, mut act: impl FnMut(&Mailbox)) {
         let of_users = self.tenants.values().flat_map(HashMap::values);
         of_users.flatten().for_each(|mailbox| act(mailbox));
     }

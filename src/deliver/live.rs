@@ -45,7 +45,7 @@ pub struct Notice {
     pub op: Op,
     /// The live event's name.
     pub event: String,
-    /// What a message says, JSON.
+    /// What is told of it, JSON: what a message says, some columns of some tables.
     pub data: Option<String>,
     /// What clients are told of it, written down once for all of them; see [`Notice::told`].
     pub(super) told: OnceLock<Box<str>>,
@@ -67,10 +67,7 @@ impl From<Entry> for Notice {
             xid: entry.xid,
             op: entry.op,
             event: entry.event.to_string(),
-            data: entry
-                .row
-                .filter(|_| entry.op == Op::Message)
-                .map(|data| data.to_string()),
+            data: entry.told().map(|told| told.to_string()),
             told: OnceLock::new(),
         }
     }

@@ -7,7 +7,7 @@
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use memchr::memchr;
@@ -17,7 +17,9 @@ use tokio::sync::Semaphore;
 
 use crate::config;
 use crate::publish::resp;
-use crate::transport::{self, BoxStream};
+use crate::telemetry::metrics::Operations;
+use crate::telemetry::traces;
+use crate::transport::{self, BoxStream, counted};
 
 /// Connections to read with, at most; who comes when all are in use waits. Each holds one reply at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -31,6 +33,7 @@ pub(super) struct Connections {
     timeout: Duration,
     idle: Mutex<Vec<Connection>>,
     permits: Semaphore,
+    operations: Operations,
 }
 
 struct Connection {
@@ -41,12 +44,13 @@ struct Connection {
 
 impl Connections {
     /// None yet.
-    pub(super) fn new(config: &config::Redis) -> Self {
+    pub(super) fn new(config: &config::Redis, operations: Operations) -> Self {
         Self {
             config: config.clone(),
             timeout: Duration::from_secs(config.response_timeout_seconds),
             idle: Mutex::default(),
             permits: Semaphore::new(CONNECTIONS_MAX),
+            operations,
         }
     }
 
@@ -58,6 +62,17 @@ impl Connections {
         let Ok(_permit) = self.permits.acquire().await else {
             return Err(io::Error::other("the connections are closed").into());
         };
+        let started = Instant::now();
+        let answer = self.ask_once_more(commands, replies).await;
+        let failed = answer.as_ref().err().map(counted::cause);
+        // What is asked beside the entries goes in the same round trip.
+        self.operations.ended("XRANGE", started.elapsed(), failed);
+        traces::asked("redis", "XRANGE", started, failed);
+        answer
+    }
+
+    /// Asks, and again on a new connection when the one at hand turns out to be lost.
+    async fn ask_once_more(&self, commands: &[u8], replies: usize) -> Result<Bytes, RedisError> {
         let idle = self.idle().pop();
         let answer = match idle {
             Some(connection) => match self.ask_on(connection, commands, replies).await {

@@ -22,7 +22,9 @@ use crate::keys::Keys;
 use crate::publish::checkpoint::{Checkpoint, EpochId};
 use crate::publish::resp;
 use crate::publish::window::WindowEntry;
+use crate::telemetry::metrics::Operations;
 use crate::transport;
+use crate::transport::counted::Counted;
 
 /// Most entries read at once from one stream.
 const READ_MAX: usize = 1000;
@@ -165,6 +167,8 @@ struct Shared {
     /// For stretches of streams.
     ranges: Connections,
     keys: Keys,
+    /// What Redis is asked.
+    operations: Operations,
     /// The last entry that anybody was given here.
     furthest: Mutex<StreamId>,
     /// How long an answer may take.
@@ -192,6 +196,7 @@ impl Store {
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500));
         let client = transport::redis::client(config)?;
+        let operations = Operations::new("command");
         Ok(Self(Arc::new(Shared {
             connection: RwLock::new((
                 ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?,
@@ -199,21 +204,23 @@ impl Store {
             )),
             client,
             settings,
-            ranges: Connections::new(config),
+            ranges: Connections::new(config, operations.clone()),
             keys: Keys::new(&config.prefix),
             furthest: Mutex::new(StreamId::ZERO),
+            operations,
             patience: timeout,
         })))
     }
 
     /// The shared connection.
-    pub fn connection(&self) -> ConnectionManager {
-        self.0
-            .connection
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .clone()
+    pub fn connection(&self) -> Counted<ConnectionManager> {
+        let held = self.0.connection.read().unwrap_or_else(PoisonError::into_inner);
+        Counted::new(held.0.clone(), self.0.operations.clone())
+    }
+
+    /// What Redis was asked, by the shared connections of this process.
+    pub fn operations(&self) -> &Operations {
+        &self.0.operations
     }
 
     /// Makes the connection anew. The manager does so by itself when it hears that a connection has ended, but a
@@ -225,7 +232,10 @@ impl Store {
         }
         match ConnectionManager::new_lazy_with_config(self.0.client.clone(), self.0.settings.clone()) {
             Ok(connection) => *held = (connection, Instant::now()),
-            Err(error) => tracing::warn!(%error, "cannot make another connection to Redis"),
+            Err(error) => tracing::warn!(
+                cause = crate::telemetry::chain(&error),
+                "cannot make another connection to Redis"
+            ),
         }
     }
 

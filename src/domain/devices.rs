@@ -13,7 +13,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use moka::future::Cache;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, watch};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::loader::Loader;
-use super::users::{self, UserType};
+use super::users::{self, Login, UserType};
 use super::{Error, Page, Rows, Timestamp, check_text};
 use crate::config::{self, DeviceAuth};
 use crate::database::Database;
@@ -31,6 +31,7 @@ use crate::database::snapshot::Snapshot;
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::live::{DeviceChange, Freshness};
 use crate::deliver::presence::{Entry, Status};
+use crate::telemetry::metrics::CacheUse;
 
 /// How often a change that the log told of is looked for in Postgres.
 const VISIBLE_POLL: Duration = Duration::from_millis(10);
@@ -43,6 +44,8 @@ const CACHE_ENTRIES: u64 = 100_000;
 
 /// Longest device token that is looked at; ours have 43 characters.
 const TOKEN_BYTES_MAX: usize = 512;
+
+const OTHERS: Error = Error::Forbidden("this device is another user's, or revoked");
 
 const UNKNOWN: Error = Error::Unauthorized("unknown device, or not its token");
 
@@ -87,22 +90,37 @@ impl fmt::Debug for TokenHash {
 /// What a device showed: the hash of its token, and its id.
 type Proof = (TokenHash, String);
 
+/// A device that a session is bound to: tenant, user and its id.
+type Bound = (String, Uuid, String);
+
 /// What was checked, and what has changed since.
 #[derive(Debug)]
 struct PrincipalCache {
     /// Each with the number of the last change when it was checked.
     principals: Cache<Proof, (Arc<DevicePrincipal>, u64)>,
+    /// Devices that sessions are bound to and that may be used, likewise.
+    bound: Cache<Bound, u64>,
     /// The last change of each tenant's user, remembered for longer than a principal.
     changes: Cache<(String, Uuid), u64>,
     /// Counts changes.
     sequence: AtomicU64,
+    /// How often it helps.
+    uses: CacheUse,
 }
 
 impl PrincipalCache {
-    fn new(lifetime: Duration, connections_max: usize) -> Self {
+    fn new(lifetime: Duration, connections_max: usize, uses: CacheUse) -> Self {
+        let principals: Cache<Proof, (Arc<DevicePrincipal>, u64)> = Cache::builder()
+            .max_capacity(CACHE_ENTRIES.max(2 * connections_max as u64))
+            .time_to_live(lifetime)
+            .build();
+        let counted = principals.clone();
+        uses.measured_by(move || counted.entry_count());
         Self {
-            principals: Cache::builder()
-                .max_capacity(CACHE_ENTRIES.max(2 * connections_max as u64))
+            principals,
+            uses,
+            bound: Cache::builder()
+                .max_capacity(CACHE_ENTRIES)
                 .time_to_live(lifetime)
                 .build(),
             changes: Cache::builder().time_to_live(2 * lifetime).build(),
@@ -111,10 +129,28 @@ impl PrincipalCache {
     }
 
     async fn get(&self, proof: &Proof) -> Option<Arc<DevicePrincipal>> {
+        let known = self.find(proof).await;
+        self.uses.asked(known.is_some());
+        known
+    }
+
+    async fn find(&self, proof: &Proof) -> Option<Arc<DevicePrincipal>> {
         let (principal, checked) = self.principals.get(proof).await?;
-        let user = (principal.tenant.name.clone(), principal.user_id);
-        let changed = self.changes.get(&user).await;
-        changed.is_none_or(|changed| changed <= checked).then_some(principal)
+        let is_current = self.is_current(&principal.tenant.name, principal.user_id, checked);
+        is_current.await.then_some(principal)
+    }
+
+    async fn is_bound(&self, bound: &Bound) -> bool {
+        match self.bound.get(bound).await {
+            Some(checked) => self.is_current(&bound.0, bound.1, checked).await,
+            None => false,
+        }
+    }
+
+    /// Whether nothing of the user's has changed since the check with this number.
+    async fn is_current(&self, tenant: &str, user: Uuid, checked: u64) -> bool {
+        let changed = self.changes.get(&(tenant.to_owned(), user)).await;
+        changed.is_none_or(|changed| changed <= checked)
     }
 }
 
@@ -134,7 +170,12 @@ pub struct Devices {
 
 impl Devices {
     /// Takes mode and cache time from the settings.
-    pub fn new(database: Database, settings: &config::Config, freshness: watch::Receiver<Freshness>) -> Self {
+    pub fn new(
+        database: Database,
+        settings: &config::Config,
+        freshness: watch::Receiver<Freshness>,
+        uses: CacheUse,
+    ) -> Self {
         let seconds = settings.auth.device_cache_seconds;
         let loader = {
             let database = database.clone();
@@ -151,6 +192,7 @@ impl Devices {
                 Arc::new(PrincipalCache::new(
                     Duration::from_secs(seconds),
                     settings.server.connections_max,
+                    uses,
                 ))
             }),
         }
@@ -176,6 +218,7 @@ impl Devices {
                 Ok(DeviceChange::Any) | Err(broadcast::error::RecvError::Lagged(_)) => {
                     if let Some(cache) = &self.cache {
                         cache.principals.invalidate_all();
+                        cache.bound.invalidate_all();
                     }
                 }
                 Err(broadcast::error::RecvError::Closed) => return,
@@ -273,27 +316,53 @@ impl Devices {
             };
         };
         let proof = (hash, device_id.to_owned());
-        let is_fresh = self
-            .freshness
-            .borrow()
-            .age()
-            .is_some_and(|age| age <= self.freshness_bound);
-        if is_fresh
-            && let Some(cache) = &self.cache
+        if let Some(cache) = self.fresh_cache()
             && let Some(known) = cache.get(&proof).await
         {
             return Ok(known);
         }
         // A change that comes between here and the answer must not be covered by it.
-        let sequence = self
-            .cache
-            .as_ref()
-            .map_or(0, |cache| cache.sequence.load(Ordering::SeqCst));
+        let sequence = self.sequence();
         let principal = self.loader.load(proof.clone()).await?.ok_or(UNKNOWN)?;
         if let Some(cache) = &self.cache {
             cache.principals.insert(proof, (principal.clone(), sequence)).await;
         }
         Ok(principal)
+    }
+
+    /// Whether the device that a session of the user's is bound to may still be used.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`] for a revoked one, and when Postgres cannot be asked.
+    pub async fn check_bound(&self, tenant: &Tenant, user: Uuid, device_id: &str) -> Result<(), Error> {
+        let bound = (tenant.name.clone(), user, device_id.to_owned());
+        if let Some(cache) = self.fresh_cache()
+            && cache.is_bound(&bound).await
+        {
+            return Ok(());
+        }
+        let sequence = self.sequence();
+        if usable(&self.database, tenant, user, &[device_id]).await?.is_empty() {
+            return Err(Error::Unauthorized("the device of this session is revoked"));
+        }
+        if let Some(cache) = &self.cache {
+            cache.bound.insert(bound, sequence).await;
+        }
+        Ok(())
+    }
+
+    /// What was checked, if there is a cache and the log would have told of changes.
+    fn fresh_cache(&self) -> Option<&PrincipalCache> {
+        let age = self.freshness.borrow().age();
+        let is_fresh = age.is_some_and(|age| age <= self.freshness_bound);
+        self.cache.as_deref().filter(|_| is_fresh)
+    }
+
+    /// The number of the last change.
+    fn sequence(&self) -> u64 {
+        self.cache
+            .as_ref()
+            .map_or(0, |cache| cache.sequence.load(Ordering::SeqCst))
     }
 
     /// Forgets what was checked for the devices of a user.
@@ -304,17 +373,17 @@ impl Devices {
         }
     }
 
-    /// Revokes a device: its token ends now here, and on other nodes when the log tells them. Gives false when there is
-    /// no such device, or it was revoked before.
+    /// Revokes a device: its token ends now here, and on other nodes when the log tells them. Gives its user, or `None`
+    /// when there is no such device, or it was revoked before.
     ///
     /// # Errors
     /// When Postgres does not do it.
-    pub async fn revoke(&self, tenant: &Tenant, device_id: &str) -> Result<bool, Error> {
+    pub async fn revoke(&self, tenant: &Tenant, device_id: &str) -> Result<Option<Uuid>, Error> {
         let user = revoke(&self.database, tenant, device_id).await?;
         if let Some(user) = user {
             self.invalidate(&tenant.name, user).await;
         }
-        Ok(user.is_some())
+        Ok(user)
     }
 
     async fn by_id(&self, tenant: &str, device_id: &str) -> Result<Arc<DevicePrincipal>, Error> {
@@ -451,6 +520,8 @@ pub struct Device {
     pub device_type: String,
     /// Its public key for end-to-end encryption, in the form that the app gave it.
     pub public_key: Option<String>,
+    /// When that became another one than it was; none while it is the first.
+    pub public_key_changed_at: Option<Timestamp>,
     /// What the app said of itself.
     pub device_info: Value,
     /// When it was enrolled.
@@ -473,6 +544,7 @@ impl Device {
             name: row.try_get("name")?,
             device_type: row.try_get("device_type")?,
             public_key: row.try_get("public_key")?,
+            public_key_changed_at: row.try_get("public_key_changed_at")?,
             device_info: row.try_get("device_info")?,
             created_at: row.try_get("created_at")?,
             last_seen_at: row.try_get("last_seen_at")?,
@@ -489,6 +561,151 @@ impl Device {
             self.last_seen_at = Some(Timestamp::now());
         }
     }
+}
+
+/// What kind of device it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceType {
+    /// A phone or tablet.
+    Mobile,
+    /// A computer's app.
+    Desktop,
+    /// A browser.
+    Browser,
+}
+
+impl DeviceType {
+    /// The word in the database and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mobile => "mobile",
+            Self::Desktop => "desktop",
+            Self::Browser => "browser",
+        }
+    }
+
+    /// What somebody of this type likely logs in with.
+    fn of(user_type: UserType) -> Self {
+        match user_type {
+            UserType::Web => Self::Browser,
+            UserType::Mobile => Self::Mobile,
+        }
+    }
+}
+
+/// A device as a login names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Its id; a new one is given to a device that has none.
+    pub id: Option<String>,
+    /// What its user calls it.
+    pub name: Option<String>,
+    /// What it is.
+    pub device_type: Option<DeviceType>,
+    /// Its public key.
+    pub public_key: Option<String>,
+}
+
+impl Named {
+    /// Checks what is said of the device.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn check(&self) -> Result<(), Error> {
+        if let Some(id) = &self.id {
+            check_device_id(id)?;
+        }
+        check_description(("name", self.name.as_deref()), self.public_key.as_deref())
+    }
+}
+
+/// A device that a user has logged in with.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Welcomed {
+    /// The device.
+    #[serde(flatten)]
+    pub device: Device,
+    /// Whether it was not known before.
+    pub is_new: bool,
+}
+
+/// The device that a user logs in with: one of theirs, or a new one. What is said of a known one replaces what was known.
+///
+/// # Errors
+/// [`Error::Forbidden`] for another user's or a revoked one, [`Error::Conflict`] when the user has `devices_max` already.
+pub async fn welcome(database: &Database, login: &Login, named: &Named, devices_max: usize) -> Result<Welcomed, Error> {
+    let tenant = &login.tenant;
+    let made_up;
+    let id = match &named.id {
+        Some(id) => id,
+        None => {
+            made_up = Uuid::new_v4().to_string();
+            &made_up
+        }
+    };
+    let most = i64::try_from(devices_max).unwrap_or(i64::MAX);
+    // Of two logins that name the same new device at once, the second finds it the second time.
+    for _ in 0..2 {
+        let row = database
+            .query_opt(
+                &tenant.sql(include_str!("../../sql/device_login.sql")),
+                &[
+                    (&login.id, Type::UUID),
+                    (id, Type::TEXT),
+                    (&named.name, Type::TEXT),
+                    (&named.device_type.map(DeviceType::as_str), Type::TEXT),
+                    (&named.public_key, Type::TEXT),
+                    (&DeviceType::of(login.user_type).as_str(), Type::TEXT),
+                    (&most, Type::INT8),
+                ],
+            )
+            .await?;
+        if let Some(row) = row {
+            return Ok(Welcomed {
+                device: Device::from_row(&row)?,
+                is_new: row.try_get("is_new")?,
+            });
+        }
+        if !exists(database, tenant, id).await? {
+            return Err(Error::Conflict(format!(
+                "this user has {devices_max} devices: revoke one that is no longer used"
+            )));
+        }
+    }
+    Err(OTHERS)
+}
+
+/// Notes that a device of a user was seen; false when there is none, or it is revoked.
+///
+/// # Errors
+/// When Postgres does not do it.
+pub async fn seen(database: &Database, tenant: &Tenant, user: Uuid, device_id: &str) -> Result<bool, Error> {
+    let statement = tenant.sql(include_str!("../../sql/device_seen.sql"));
+    let row = database
+        .query_opt(&statement, &[(&user, Type::UUID), (&device_id, Type::TEXT)])
+        .await?;
+    Ok(row.is_some())
+}
+
+/// Those of some devices that are a user's and may be used.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub(super) async fn usable(
+    database: &Database,
+    tenant: &Tenant,
+    user: Uuid,
+    device_ids: &[&str],
+) -> Result<HashSet<String>, Error> {
+    let statement = tenant.sql(include_str!("../../sql/devices_usable.sql"));
+    let rows = database
+        .query(&statement, &[(&user, Type::UUID), (&device_ids, Type::TEXT_ARRAY)])
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| row.try_get("device_id"))
+        .collect::<Result<_, _>>()?)
 }
 
 /// Who asks for devices: everybody sees their own, web users also those of mobile users, whom they enroll.
@@ -585,7 +802,7 @@ pub async fn get(database: &Database, tenant: &Tenant, asker: Asker, device_id: 
 /// Why somebody has no such device.
 async fn absent_or_anothers(database: &Database, tenant: &Tenant, device_id: &str) -> Result<Error, Error> {
     Ok(match exists(database, tenant, device_id).await? {
-        true => Error::Forbidden("this device is another user's, or revoked"),
+        true => OTHERS,
         false => Error::NotFound("device"),
     })
 }

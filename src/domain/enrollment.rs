@@ -155,6 +155,9 @@ pub async fn complete(
     check_device_id(&completion.device_id)?;
     if let Some(username) = &completion.username {
         check_name("username", username)?;
+        if username.contains('@') {
+            return Err(Error::invalid("username", "must not contain @"));
+        }
     }
     check_description(
         ("device_name", completion.device_name.as_deref()),

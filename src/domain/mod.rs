@@ -1,5 +1,5 @@
-//! Users, devices, enrollment, messages and uploads: rows and rules, without transport. Sessions, tickets and limits are no
-//! rows: they live in Redis.
+//! Users, devices, enrollment, messages, encrypted state and uploads: rows and rules, without transport. Sessions, tickets
+//! and limits are no rows: they live in Redis.
 //!
 //! Functions here check what they are given as far as rows depend on it and say in [`Error`] what is wrong; which
 //! status code that makes is for [`crate::http`] to know. Who is allowed in is settled before: a function trusts the
@@ -16,6 +16,7 @@ pub mod loader;
 pub mod messages;
 pub mod password;
 pub mod sessions;
+pub mod states;
 pub mod tickets;
 pub mod uploads;
 pub mod users;
@@ -42,6 +43,14 @@ pub enum Error {
         field: &'static str,
         /// What is wrong and what is allowed.
         message: String,
+    },
+    /// Bytes of the caller's beyond their bound.
+    #[error("{field}: must not be longer than {bytes_max} bytes")]
+    TooLarge {
+        /// The field at fault, as the API spells it.
+        field: &'static str,
+        /// Its bound.
+        bytes_max: usize,
     },
     /// A message without content.
     #[error("a message needs content")]

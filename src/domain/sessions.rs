@@ -28,7 +28,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use uuid::Uuid;
 
-use super::devices::Devices;
+use super::devices::{self, Devices};
 use super::{Error, Timestamp, users};
 use crate::config;
 use crate::database::Database;
@@ -81,9 +81,10 @@ redis.call('DEL', KEYS[1])
 return {false, 1}";
 
 /// Fields that are shown.
-const SHOWN: [&str; 7] = [
+const SHOWN: [&str; 8] = [
     "tenant",
     "user",
+    "device",
     "created_at",
     "last_used_at",
     "expires_at",
@@ -106,6 +107,19 @@ pub struct Session {
     pub user_agent: Option<String>,
     /// Where it was then.
     pub address: Option<String>,
+    /// The user's device that it is bound to, if its login named one.
+    pub device_id: Option<String>,
+}
+
+/// Whose a session is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The tenant.
+    pub tenant: Tenant,
+    /// The user.
+    pub user: Uuid,
+    /// The user's device that it is bound to.
+    pub device_id: Option<String>,
 }
 
 /// Where a login or a refresh comes from.
@@ -277,12 +291,18 @@ impl Sessions {
         }
     }
 
-    /// Begins a session of a user who has just proved who they are. Of too many, those that were used least recently are
-    /// forgotten: they cannot be refreshed any more.
+    /// Begins a session of a user who has just proved who they are, bound to the device that they named. Of too many,
+    /// those that were used least recently are forgotten: they cannot be refreshed any more.
     ///
     /// # Errors
     /// [`Error::Redis`].
-    pub async fn open(&self, tenant: &Tenant, user: Uuid, client: &Client) -> Result<Granted, Error> {
+    pub async fn open(
+        &self,
+        tenant: &Tenant,
+        user: Uuid,
+        device_id: Option<&str>,
+        client: &Client,
+    ) -> Result<Granted, Error> {
         let token = RefreshToken::new()?;
         let id = token.session();
         let now = Utc::now().timestamp_millis();
@@ -298,6 +318,7 @@ impl Sessions {
             .arg(self.lifetime_seconds)
             .arg(("tenant", &tenant.name))
             .arg(("user", user.to_string()))
+            .arg(("device", device_id.unwrap_or_default()))
             .arg(("current", token.hash()))
             .arg(("created_at", now))
             .arg(("last_used_at", now))
@@ -318,13 +339,13 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Error::Redis`].
-    pub async fn owner(&self, session: Uuid) -> Result<Option<(Tenant, Uuid)>, Error> {
+    pub async fn owner(&self, session: Uuid) -> Result<Option<Owner>, Error> {
         let mut pipe = redis::pipe();
         pipe.cmd("HMGET")
             .arg(self.store.keys().session(session))
-            .arg(&SHOWN[..2]);
-        let (owner,): ((Option<String>, Option<String>),) = self.store.query(&pipe).await?;
-        Ok(parse_owner(owner.0.as_deref(), owner.1.as_deref()))
+            .arg(&SHOWN[..3]);
+        let (fields,): (Vec<Option<String>>,) = self.store.query(&pipe).await?;
+        Ok(parse_owner(&fields))
     }
 
     /// Takes a refresh token of this user and gives its successor, once or, while the answer may have got lost, several
@@ -385,15 +406,15 @@ impl Sessions {
         for ((member, id), fields) in members.iter().zip(ids).zip(found) {
             let field = |index: usize| fields.get(index).and_then(Option::as_deref);
             let time = |index: usize| field(index).and_then(timestamp);
-            let (Some(id), Some(owner)) = (id, parse_owner(field(0), field(1))) else {
+            let (Some(id), Some(owner)) = (id, parse_owner(&fields)) else {
                 stale.push(member);
                 continue;
             };
             // The same user id may be another tenant's too, whose schema was copied say.
-            if (&owner.0, owner.1) != (tenant, user) {
+            if (&owner.tenant, owner.user) != (tenant, user) {
                 continue;
             }
-            let (Some(created_at), Some(last_used_at), Some(expires_at)) = (time(2), time(3), time(4)) else {
+            let (Some(created_at), Some(last_used_at), Some(expires_at)) = (time(3), time(4), time(5)) else {
                 continue;
             };
             let text = |index: usize| field(index).filter(|text| !text.is_empty()).map(str::to_owned);
@@ -402,8 +423,9 @@ impl Sessions {
                 created_at,
                 last_used_at,
                 expires_at,
-                user_agent: text(5),
-                address: text(6),
+                user_agent: text(6),
+                address: text(7),
+                device_id: owner.device_id,
             });
         }
         if !stale.is_empty() {
@@ -448,6 +470,19 @@ impl Sessions {
         let ids = sessions.iter().map(|session| session.id);
         let others: Vec<Uuid> = ids.filter(|&id| Some(id) != but).collect();
         self.end(user, &others).await
+    }
+
+    /// Ends the sessions of a user that are bound to a device.
+    ///
+    /// # Errors
+    /// [`Error::Redis`].
+    pub async fn end_of_device(&self, tenant: &Tenant, user: Uuid, device_id: &str) -> Result<(), Error> {
+        let sessions = self.list(tenant, user).await?;
+        let bound = sessions
+            .iter()
+            .filter(|session| session.device_id.as_deref() == Some(device_id));
+        let ids: Vec<Uuid> = bound.map(|session| session.id).collect();
+        self.end(user, &ids).await
     }
 
     /// Whether the session was ended before its time, as far as access tokens of it may still live.
@@ -561,8 +596,8 @@ impl Sessions {
         Ok(())
     }
 
-    /// Ends the sessions of users whom the log says to be disabled or deleted, until `stop`. A session that is missed
-    /// ends when it is refreshed.
+    /// Ends the sessions of users whom the log says to be disabled or deleted, and of devices that are revoked, until
+    /// `stop`. A session that is missed ends when it is refreshed.
     pub async fn follow_users(
         self,
         database: Database,
@@ -596,19 +631,36 @@ impl Sessions {
         xid: u32,
     ) -> Result<(), Error> {
         // Most changes are of devices, and most users with devices have no session.
-        if self.list(tenant, user).await?.is_empty() {
+        let sessions = self.list(tenant, user).await?;
+        if sessions.is_empty() {
             return Ok(());
         }
         devices.await_visible(xid).await;
         if !users::is_active(database, tenant, user).await? {
-            self.end_all(tenant, user, None).await?;
+            return self.end_all(tenant, user, None).await;
         }
-        Ok(())
+        let bound: Vec<&str> = sessions
+            .iter()
+            .filter_map(|session| session.device_id.as_deref())
+            .collect();
+        if bound.is_empty() {
+            return Ok(());
+        }
+        let usable = devices::usable(database, tenant, user, &bound).await?;
+        let is_over = |session: &&Session| session.device_id.as_ref().is_some_and(|id| !usable.contains(id));
+        let over: Vec<Uuid> = sessions.iter().filter(is_over).map(|session| session.id).collect();
+        self.end(user, &over).await
     }
 }
 
-fn parse_owner(tenant: Option<&str>, user: Option<&str>) -> Option<(Tenant, Uuid)> {
-    Some((Tenant::named(tenant?)?, Uuid::try_parse(user?).ok()?))
+/// Reads the first three of what is shown.
+fn parse_owner(fields: &[Option<String>]) -> Option<Owner> {
+    let field = |index: usize| fields.get(index).and_then(Option::as_deref);
+    Some(Owner {
+        tenant: Tenant::named(field(0)?)?,
+        user: Uuid::try_parse(field(1)?).ok()?,
+        device_id: field(2).filter(|device| !device.is_empty()).map(str::to_owned),
+    })
 }
 
 /// A time in milliseconds since 1970.

@@ -71,6 +71,8 @@ pub enum Holder {
         user_type: UserType,
         /// The session of the access token.
         session: Uuid,
+        /// The device that the session is bound to.
+        device_id: Option<String>,
     },
     /// A device.
     Device {
@@ -97,6 +99,7 @@ enum StoredHolder {
         user: Uuid,
         user_type: UserType,
         session: Uuid,
+        bound_to: Option<String>,
     },
     Device {
         device: String,
@@ -129,10 +132,12 @@ impl Tickets {
                 user_id,
                 user_type,
                 session,
+                device_id,
             } => StoredHolder::User {
                 user: *user_id,
                 user_type: *user_type,
                 session: *session,
+                bound_to: device_id.clone(),
             },
             Holder::Device { device_id, token } => StoredHolder::Device {
                 device: device_id.clone(),
@@ -188,10 +193,12 @@ impl Stored {
                 user,
                 user_type,
                 session,
+                bound_to,
             } => Holder::User {
                 user_id: user,
                 user_type,
                 session,
+                device_id: bound_to,
             },
             StoredHolder::Device { device, token } => Holder::Device {
                 device_id: device,

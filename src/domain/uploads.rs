@@ -44,6 +44,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Applied,
+        Self::Duplicate,
+        Self::Conflict,
+        Self::Rejected,
+        Self::Retry,
+    ];
+
     /// Its word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -175,12 +184,18 @@ pub async fn apply(
         async {
             match batch.indexes.is_empty() {
                 true => Ok(Vec::new()),
-                false => client.query_typed(&upload_messages, &message_params).await,
+                false => {
+                    let asking = client.query_typed(&upload_messages, &message_params);
+                    database.counted(&upload_messages, asking).await
+                }
             }
         },
         async {
             match has_rows {
-                true => client.query_typed(&upload_rows, &row_params).await,
+                true => {
+                    let asking = client.query_typed(&upload_rows, &row_params);
+                    database.counted(&upload_rows, asking).await
+                }
                 false => Ok(Vec::new()),
             }
         },

@@ -22,6 +22,7 @@ use crate::database::tenants::Tenant;
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::tickets::Stream;
 use crate::domain::users::UserType;
+use crate::sync::cursor::Owner;
 
 /// Seconds by which the clocks of two nodes may differ.
 const LEEWAY_SECONDS: u64 = 5;
@@ -37,6 +38,8 @@ pub struct WebPrincipal {
     pub user_type: UserType,
     /// The session that the token was issued in.
     pub session: Uuid,
+    /// The user's device that the session is bound to, if its login named one.
+    pub device_id: Option<String>,
 }
 
 /// Who sends a request.
@@ -72,6 +75,22 @@ impl Principal {
             Self::Device(device) => device.user_id,
         }
     }
+
+    /// The device that they are, or whose session it is.
+    pub fn device_id(&self) -> Option<&str> {
+        match self {
+            Self::Web(user) => user.device_id.as_deref(),
+            Self::Device(device) => Some(&device.device_id),
+        }
+    }
+
+    /// Whose their cursors are.
+    pub fn cursor_owner(&self) -> Owner<'_> {
+        match self {
+            Self::Web(user) => Owner::User(user.user_id),
+            Self::Device(device) => Owner::Device(&device.device_id),
+        }
+    }
 }
 
 /// What an access token says.
@@ -81,6 +100,9 @@ struct Claims {
     tenant: String,
     user_type: UserType,
     sid: Uuid,
+    /// The device that the session is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    did: Option<String>,
     iss: String,
     aud: String,
     iat: i64,
@@ -149,6 +171,7 @@ impl Tokens {
             tenant: user.tenant.name.clone(),
             user_type: user.user_type,
             sid: user.session,
+            did: user.device_id.clone(),
             iss: self.issuer.clone(),
             aud: self.audience.clone(),
             iat: now,
@@ -184,6 +207,7 @@ impl Tokens {
             user_id: claims.sub,
             user_type: claims.user_type,
             session: claims.sid,
+            device_id: claims.did,
         })
     }
 }
@@ -236,7 +260,13 @@ async fn identify(app: &App, access: Access, headers: &HeaderMap) -> Result<Prin
     let bearer = bearer(headers)?;
     let device_id = header(headers, "x-device-id");
     match (bearer, device_id) {
-        (Some(token), _) if token.contains('.') => Ok(Principal::Web(app.tokens.check(token)?)),
+        (Some(token), _) if token.contains('.') => {
+            let user = app.tokens.check(token)?;
+            if let Some(device_id) = &user.device_id {
+                app.devices.check_bound(&user.tenant, user.user_id, device_id).await?;
+            }
+            Ok(Principal::Web(user))
+        }
         (token, Some(device_id)) if token.is_some() || app.config.auth.device_auth == DeviceAuth::Id => {
             let tenant = header(headers, "x-tenant");
             Ok(Principal::Device(
@@ -296,6 +326,7 @@ mod tests {
             user_id: Uuid::from_u128(7),
             user_type: UserType::Web,
             session: Uuid::from_u128(8),
+            device_id: Some("laptop".into()),
         };
         let ours = tokens(&"s".repeat(32), "posduif");
         let token = ours.issue(&user).expect("signed");
@@ -317,6 +348,7 @@ mod tests {
             user_id: Uuid::from_u128(7),
             user_type: UserType::Web,
             session: Uuid::from_u128(8),
+            device_id: None,
         };
         let (old, new) = ("o".repeat(32), "n".repeat(32));
         let token = tokens(&old, "posduif").issue(&user).expect("signed");

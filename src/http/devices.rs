@@ -91,19 +91,19 @@ async fn add_presence(app: &App, caller: &Principal, devices: &mut [Device]) {
     }
 }
 
-/// `DELETE /api/devices/:id`: its token and its streams end, at every node.
+/// `DELETE /api/devices/:id`: its token, its sessions and its streams end, at every node.
 ///
 /// # Errors
 /// 403 for others', 404, also for the second time.
 pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
     let id = request.param("id");
-    let device = devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
-    match app.devices.revoke(caller.tenant(), id).await? {
-        true => {
-            app.caches.wrote_user(&caller.tenant().name, device.user_id);
-            Ok(response::no_content())
-        }
-        false => Err(crate::domain::Error::NotFound("device").into()),
+    devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    let user = app.devices.revoke(caller.tenant(), id).await?;
+    let user = user.ok_or(crate::domain::Error::NotFound("device"))?;
+    app.caches.wrote_user(&caller.tenant().name, user);
+    if let Err(error) = app.sessions.end_of_device(caller.tenant(), user, id).await {
+        tracing::warn!(%error, device = id, "sessions of a revoked device end when the log tells of it");
     }
+    Ok(response::no_content())
 }

@@ -5,7 +5,7 @@ use hyper::header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_V
 use serde_json::{Map, Value, json};
 
 use super::response::{self, Response};
-use crate::{database, domain};
+use crate::{database, domain, telemetry};
 
 /// Seconds that a client is told to wait while a dependency is down or too much is asked.
 const RETRY_AFTER_SECONDS: &str = "2";
@@ -33,6 +33,10 @@ pub enum Code {
     MethodNotAllowed,
     /// Collides with what exists: 409.
     Conflict,
+    /// What is there is not what the request was made upon: 412.
+    PreconditionFailed,
+    /// The request does not say what it is made upon: 428.
+    PreconditionRequired,
     /// Too large a body: 413.
     PayloadTooLarge,
     /// Not JSON: 415.
@@ -57,7 +61,7 @@ pub enum Code {
 
 impl Code {
     /// All there are.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::ValidationError,
         Self::EmptyMessage,
         Self::InvalidCursor,
@@ -67,6 +71,8 @@ impl Code {
         Self::InvalidRecipient,
         Self::MethodNotAllowed,
         Self::Conflict,
+        Self::PreconditionFailed,
+        Self::PreconditionRequired,
         Self::PayloadTooLarge,
         Self::UnsupportedMediaType,
         Self::UpgradeRequired,
@@ -91,6 +97,8 @@ impl Code {
             Self::InvalidRecipient => "INVALID_RECIPIENT",
             Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             Self::Conflict => "CONFLICT",
+            Self::PreconditionFailed => "PRECONDITION_FAILED",
+            Self::PreconditionRequired => "PRECONDITION_REQUIRED",
             Self::PayloadTooLarge => "PAYLOAD_TOO_LARGE",
             Self::UnsupportedMediaType => "UNSUPPORTED_MEDIA_TYPE",
             Self::UpgradeRequired => "UPGRADE_REQUIRED",
@@ -113,6 +121,8 @@ impl Code {
             Self::NotFound | Self::InvalidRecipient => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict => StatusCode::CONFLICT,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
+            Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
@@ -148,9 +158,11 @@ pub struct Error {
     /// For programs.
     pub details: Map<String, Value>,
     /// The methods that the path has, for 405.
-    pub allow: Option<String>,
+    pub allow: Option<Box<str>>,
     /// The cause, for the log.
     pub cause: Option<String>,
+    /// Where a mistake here was noticed, for the log, when that is asked for.
+    pub backtrace: Option<Box<std::backtrace::Backtrace>>,
     /// Seconds to wait before the next attempt, where they are known.
     pub retry_after_seconds: Option<u64>,
 }
@@ -164,6 +176,7 @@ impl Error {
             details: Map::new(),
             allow: None,
             cause: None,
+            backtrace: None,
             retry_after_seconds: None,
         }
     }
@@ -177,6 +190,7 @@ impl Error {
     pub fn internal(cause: impl Into<String>) -> Self {
         Self {
             cause: Some(cause.into()),
+            backtrace: telemetry::backtrace(),
             ..Self::new(
                 Code::InternalError,
                 "something went wrong here; the request_id leads to it in the log",
@@ -187,7 +201,7 @@ impl Error {
     /// Adds the cause, for the log.
     #[must_use]
     pub fn caused_by(mut self, cause: &dyn std::error::Error) -> Self {
-        self.cause = Some(cause.to_string());
+        self.cause = Some(telemetry::chain(cause));
         self
     }
 
@@ -227,7 +241,7 @@ impl Error {
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
             headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }
-        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::try_from(allow).ok()) {
+        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
             headers.insert(ALLOW, allow);
         }
         response
@@ -240,6 +254,9 @@ impl From<domain::Error> for Error {
         let text = error.to_string();
         match error {
             Domain::Invalid { field, message } => Self::invalid(field, message),
+            Domain::TooLarge { field, bytes_max } => Self::new(Code::PayloadTooLarge, text)
+                .with("field", field)
+                .with("bytes_max", bytes_max),
             Domain::EmptyMessage => Self::new(Code::EmptyMessage, text).with("field", "content"),
             Domain::InvalidRecipient => Self::new(Code::InvalidRecipient, text).with("field", "recipient_id"),
             Domain::NotFound(_) => Self::new(Code::NotFound, text),
@@ -273,11 +290,11 @@ impl From<database::Error> for Error {
                 )
             },
             other => {
-                let mut cause = other.to_string();
+                let mut cause = telemetry::chain(&other);
                 if let database::Error::Statement(inner) = &other
                     && let Some(refusal) = inner.as_db_error()
                 {
-                    cause = format!("{cause}: {} (SQLSTATE {})", refusal.message(), refusal.code().code());
+                    cause = format!("{cause} (SQLSTATE {})", refusal.code().code());
                 }
                 Self::internal(cause)
             }
@@ -318,6 +335,8 @@ mod tests {
             C::InvalidRecipient,
             C::MethodNotAllowed,
             C::Conflict,
+            C::PreconditionFailed,
+            C::PreconditionRequired,
             C::PayloadTooLarge,
             C::UnsupportedMediaType,
             C::UpgradeRequired,

@@ -16,6 +16,7 @@ use super::response::{self, Response};
 use crate::replication::replicator::{Lag, Shown};
 use crate::replication::session::State;
 use crate::replication::slot::Sample;
+use crate::telemetry;
 use crate::telemetry::metrics::{Label, RequestLabels, registry};
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -38,11 +39,15 @@ pub async fn metrics(vitals: Arc<Vitals>, _request: Request) -> Result<Response,
 /// How things stand. What is not known now is left out.
 fn gauges(vitals: &Vitals) -> Registry {
     let mut now = registry();
-    let version = Gauges::default();
+    let version: Family<[(&str, &str); 2], Gauge<f64, AtomicU64>> = Family::default();
     version
-        .get_or_create(&[("version", env!("CARGO_PKG_VERSION"))])
+        .get_or_create(&[("version", env!("CARGO_PKG_VERSION")), ("commit", telemetry::COMMIT)])
         .set(1.0);
-    now.register("build_info", "The version that runs", version);
+    now.register(
+        "build_info",
+        "The version that runs, and the commit it was built from",
+        version,
+    );
     if let Some(shown) = &vitals.replication {
         replication_gauges(&mut now, shown);
     }
@@ -58,7 +63,49 @@ fn gauges(vitals: &Vitals) -> Registry {
         "Event streams and WebSockets connected to this process",
         ConstGauge::new(vitals.hub.subscribers() as f64),
     );
+    now.register(
+        "subscriber_queue_events",
+        "Events that wait for the slowest event stream here; at sse.queue_events_max it reads its streams instead",
+        ConstGauge::new(vitals.hub.longest_queue() as f64),
+    );
+    now.register(
+        "device_changes_waiting",
+        "Changes of devices that wait for whoever follows them, at most 1024",
+        ConstGauge::new(vitals.hub.device_changes_waiting() as f64),
+    );
+    now.register(
+        "http_connections_max",
+        "Most connections of clients at once (server.connections_max)",
+        ConstGauge::new(vitals.config.server.connections_max as f64),
+    );
+    vitals.metrics.cache.register_size(&mut now);
+    vitals.database.operations().register(
+        &mut now,
+        "database_query",
+        [
+            "Time of statements, by the name of their file in sql/ (other: put together in code)",
+            "Statements that failed, by cause: unavailable, constraint, statement (refused as such), timeout",
+        ],
+    );
+    vitals.store.operations().register(
+        &mut now,
+        "redis_command",
+        [
+            "Time of commands to Redis, by the first of what is sent at once; the publisher's are in batch_exec_seconds",
+            "Commands to Redis that failed, by cause: timeout, connection, refused",
+        ],
+    );
     let pool = vitals.database.pool_use();
+    now.register(
+        "pool_wait_seconds",
+        "Time until the pool gave a connection, its making and checking included",
+        vitals.database.waits().clone(),
+    );
+    now.register(
+        "pool_waiting",
+        "Who waits for a connection out of the pool",
+        ConstGauge::new(pool.waiting as f64),
+    );
     now.register(
         "pool_connections",
         "Ordinary Postgres connections of this process, by use",

@@ -18,6 +18,7 @@ pub mod live;
 pub mod messages;
 pub mod metrics;
 pub mod openapi;
+pub mod precondition;
 pub mod presence;
 pub mod request;
 pub mod response;
@@ -26,6 +27,7 @@ pub mod secure;
 pub mod server;
 pub mod sessions;
 pub mod sse;
+pub mod state;
 pub mod sync;
 pub mod takeover;
 pub mod tickets;
@@ -154,9 +156,9 @@ impl App {
             sessions: Sessions::new(store.clone(), &config),
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
-            devices: Devices::new(database.clone(), &config, hub.freshness()),
+            devices: Devices::new(database.clone(), &config, hub.freshness(), metrics.cache.clone()),
             active: domain::users::types(database.clone()),
-            presence: Presence::new(&config)?,
+            presence: Presence::new(&config, store.operations().clone())?,
             incoming: Incoming {
                 database: database.clone(),
                 store: store.clone(),

@@ -76,6 +76,13 @@ pub fn no_content() -> Response {
     response
 }
 
+/// 304: the client has what is asked for.
+pub fn not_modified() -> Response {
+    let mut response = no_content();
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    response
+}
+
 /// An answer with a body of this type.
 pub fn with_type(status: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Response {
     let mut response = hyper::Response::new(full(bytes));

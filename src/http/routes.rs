@@ -10,7 +10,7 @@ use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
 use super::{
-    App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, presence, sessions, sse, sync,
+    App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, presence, sessions, sse, state, sync,
     tickets, users, websocket,
 };
 
@@ -116,6 +116,12 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/sync/outgoing"         Device sync::outgoing),
     route!(GET    "/api/sync/status"           Device sync::status),
 
+    route!(GET    "/api/state"                 Any    state::list),
+    route!(POST   "/api/state/batch"           Any    state::batch),
+    route!(GET    "/api/state/{key}"           Any    state::get),
+    route!(PUT    "/api/state/{key}"           Any    state::put),
+    route!(DELETE "/api/state/{key}"           Any    state::delete),
+
     route!(GET    "/api/conflicts"             Any    conflicts::list),
     route!(POST   "/api/conflicts/{id}/resolve" Any   conflicts::resolve),
 
@@ -183,7 +189,7 @@ impl Router {
             }
             let allow = allow.join(", ");
             let mut error = Error::new(Code::MethodNotAllowed, format!("allowed here: {allow}"));
-            error.allow = Some(allow);
+            error.allow = Some(allow.into());
             return Err(error);
         };
         let params = found
@@ -214,7 +220,7 @@ mod tests {
             router
                 .find(&method, path)
                 .map(|(route, params)| (route.path, params))
-                .map_err(|error| (error.code, error.allow))
+                .map_err(|error| (error.code, error.allow.map(String::from)))
         };
         assert_eq!(find(Method::GET, "/health"), Ok(("/health", vec![])));
         assert_eq!(find(Method::HEAD, "/health"), Ok(("/health", vec![])));

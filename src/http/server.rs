@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use hyper::Method;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
     HeaderValue, IF_MATCH, IF_NONE_MATCH, REFERRER_POLICY, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
@@ -30,6 +30,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
 use tower::{ServiceBuilder, ServiceExt as _};
 use tower_http::cors::{AllowOrigin, CorsLayer};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::App;
@@ -46,6 +47,8 @@ use super::takeover::{self, Handover, Owning, Takeover, Watched};
 use super::tickets;
 use super::wire::{self, Connection, Wire};
 use crate::config;
+use crate::telemetry::metrics::OpenConnection;
+use crate::telemetry::traces;
 
 /// How long to wait when the system has no more file descriptors or the like.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -85,6 +88,40 @@ struct Service {
     /// `None` where only the process's health is served.
     app: Option<Arc<App>>,
     router: Router,
+}
+
+/// What a request's line in the log tells besides its answer.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The path's pattern, never the path: an enrollment's token is part of that.
+    pattern: &'static str,
+    principal: Option<Principal>,
+}
+
+impl Seen {
+    fn tenant(&self) -> Option<&str> {
+        self.principal
+            .as_ref()
+            .map(|principal| principal.tenant().name.as_str())
+    }
+
+    fn user(&self) -> Option<String> {
+        self.principal.as_ref().map(|principal| principal.user_id().to_string())
+    }
+
+    fn device(&self) -> Option<&str> {
+        match &self.principal {
+            Some(Principal::Device(device)) => Some(&device.device_id),
+            _ => None,
+        }
+    }
+}
+
+/// What the log tells of a request that failed.
+struct Failure {
+    code: &'static str,
+    cause: Option<String>,
+    backtrace: Option<String>,
 }
 
 /// A handler, and what it works with.
@@ -193,6 +230,7 @@ impl Server {
             let (protocols, secure) = (protocols.clone(), self.secure.clone());
             let tenure = Tenure {
                 permit,
+                counted: self.service.vitals.metrics.http.connected(),
                 tasks: tasks.clone(),
                 shutdown: shutdown.clone(),
             };
@@ -391,6 +429,8 @@ impl Protocols {
 struct Tenure {
     /// Counts it among those that there may be.
     permit: OwnedSemaphorePermit,
+    /// Counts it for the metrics.
+    counted: OpenConnection,
     /// All that a stop waits for.
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -400,11 +440,13 @@ impl Tenure {
     /// Gives a connection to its new owner. That is a task of its own, because one that has spoken HTTP is as large as
     /// all that it has needed for that.
     fn pass_on(self, owning: Option<Owning>) {
-        let Self { permit, tasks, .. } = self;
+        let Self {
+            permit, counted, tasks, ..
+        } = self;
         if let Some(owning) = owning {
             tasks.spawn(async move {
                 owning.await;
-                drop(permit);
+                drop((permit, counted));
             });
         }
     }
@@ -478,7 +520,7 @@ fn cors(settings: &config::Server) -> io::Result<Option<CorsLayer>> {
         let origins = settings.cors_origins.iter().map(|origin| HeaderValue::from_str(origin));
         AllowOrigin::list(origins.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?)
     };
-    const SENT: [HeaderName; 10] = [
+    const SENT: [HeaderName; 11] = [
         AUTHORIZATION,
         CONTENT_TYPE,
         CONTENT_ENCODING,
@@ -489,6 +531,7 @@ fn cors(settings: &config::Server) -> io::Result<Option<CorsLayer>> {
         HeaderName::from_static("x-tenant"),
         HeaderName::from_static("x-pending-outgoing"),
         HeaderName::from_static("last-event-id"),
+        HeaderName::from_static("traceparent"),
     ];
     Ok(Some(
         CorsLayer::new()
@@ -506,38 +549,63 @@ impl Service {
         let started = Instant::now();
         let method = request.method().clone();
         let id = request_id(request.headers());
-        // The path's pattern, never the path: an enrollment's token is part of that.
-        let mut pattern = "";
-        let result = AssertUnwindSafe(self.dispatch(request, peer, &id, &mut pattern))
+        let trace = traces::Request::begin(header(request.headers(), "traceparent"));
+        let mut seen = Seen::default();
+        // Whatever is logged on the way bears the request's id.
+        let span = tracing::info_span!("request", request_id = id);
+        let answering = self.dispatch(request, peer, &id, &mut seen).instrument(span);
+        let answering = traces::Request::within(trace.as_ref(), answering);
+        let result = AssertUnwindSafe(answering)
             .catch_unwind()
             .await
             .unwrap_or_else(|_| Err(Error::internal("a handler panicked; the panic is in the log above")));
         let (mut response, failure) = match result {
             Ok(response) => (response, None),
             Err(mut error) => {
-                let cause = error.cause.take();
-                let failure = (error.code.as_str(), cause);
+                let failure = Failure {
+                    code: error.code.as_str(),
+                    cause: error.cause.take(),
+                    backtrace: error.backtrace.take().map(|here| here.to_string()),
+                };
                 (error.into_response(&id), Some(failure))
             }
         };
         finish(response.headers_mut(), &id, self.vitals.config.server.is_secure());
-        let status = response.status().as_u16();
-        let took = started.elapsed();
-        let ms = took.as_millis() as u64;
-        let metrics = &self.vitals.metrics.http;
-        metrics.answered(request_labels(&method, pattern, response.status()), took);
-        match failure {
-            Some((code, cause)) if status >= 500 => {
-                tracing::error!(%method, path = pattern, status, ms, request_id = id, %peer, code, cause, "request");
-            }
-            Some((code, cause)) => {
-                tracing::info!(%method, path = pattern, status, ms, request_id = id, %peer, code, cause, "request");
-            }
+        let (status, took) = (response.status().as_u16(), started.elapsed());
+        let labels = request_labels(&method, seen.pattern, response.status());
+        self.vitals.metrics.http.answered(labels, took);
+        let trace_id = trace.as_ref().map(traces::Request::trace_id);
+        if let Some(trace) = trace {
+            let [(_, method), (_, route), _] = labels;
+            trace.answered(method, route, status, &id);
+        }
+        // A macro, since the level of an event is fixed where it stands.
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    %method,
+                    path = seen.pattern,
+                    status,
+                    ms = took.as_secs_f64() * 1000.0,
+                    bytes = response.body().size_hint().exact(),
+                    tenant = seen.tenant(),
+                    user = seen.user(),
+                    device = seen.device(),
+                    request_id = id,
+                    trace_id,
+                    %peer,
+                    code = failure.as_ref().map(|failure| failure.code),
+                    cause = failure.as_ref().and_then(|failure| failure.cause.as_deref()),
+                    backtrace = failure.as_ref().and_then(|failure| failure.backtrace.as_deref()),
+                    "request"
+                )
+            };
+        }
+        match (&failure, seen.pattern) {
+            (Some(_), _) if status >= 500 => line!(error),
             // Probes come every few seconds.
-            None if matches!(pattern, "/health" | "/ready" | "/metrics") => {
-                tracing::debug!(%method, path = pattern, status, ms, request_id = id, %peer, "request");
-            }
-            None => tracing::info!(%method, path = pattern, status, ms, request_id = id, %peer, "request"),
+            (None, "/health" | "/ready" | "/metrics") => line!(debug),
+            _ => line!(info),
         }
         response
     }
@@ -548,10 +616,10 @@ impl Service {
         request: hyper::Request<Incoming>,
         peer: SocketAddr,
         id: &str,
-        pattern: &mut &'static str,
+        seen: &mut Seen,
     ) -> Result<Response, Error> {
         let (head, body) = request.into_parts();
-        let prepared = self.prepare(&head, pattern);
+        let prepared = self.prepare(&head, &mut seen.pattern);
         let timeout = Duration::from_secs(self.vitals.config.server.request_timeout_seconds);
         let work = async {
             let admitted = match prepared {
@@ -568,6 +636,7 @@ impl Service {
                     return Err(error);
                 }
             };
+            seen.principal.clone_from(&principal);
             let trusted = &self.vitals.config.server.trusted_proxies;
             let mut request = Request {
                 method: head.method.clone(),

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::App;
 use super::auth::WebPrincipal;
 use super::error::{Code, Error};
 use super::request::{Request, required};
 use super::response::{self, Response, json};
+use crate::domain::devices::{self, DeviceType, Named};
 use crate::domain::limits::Limit;
 use crate::domain::sessions::{Client, Granted, RefreshToken};
 use crate::domain::users::{self, Login, NewUser, UserType};
@@ -21,6 +22,28 @@ struct LoginBody {
     username: Option<String>,
     email: Option<String>,
     password: Option<String>,
+    device: Option<DeviceBody>,
+}
+
+/// The device that somebody logs in with.
+#[derive(Deserialize)]
+struct DeviceBody {
+    id: Option<String>,
+    name: Option<String>,
+    #[serde(rename = "type")]
+    device_type: Option<DeviceType>,
+    public_key: Option<String>,
+}
+
+impl From<DeviceBody> for Named {
+    fn from(body: DeviceBody) -> Self {
+        Self {
+            id: body.id,
+            name: body.name,
+            device_type: body.device_type,
+            public_key: body.public_key,
+        }
+    }
 }
 
 impl LoginBody {
@@ -38,11 +61,11 @@ impl LoginBody {
     }
 }
 
-/// `POST /api/auth/login`.
+/// `POST /api/auth/login`, with a device or without.
 ///
 /// # Errors
-/// 401 with one and the same text whatever of tenant, name and password is wrong, 429 after too many of those, 503
-/// without Redis.
+/// 401 with one and the same text whatever of tenant, name and password is wrong, 403 for a device that is another
+/// user's or revoked, 409 for too many devices, 429 after too many wrong passwords, 503 without Redis.
 pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
     let tenant = body.tenant(&app, &request);
@@ -53,12 +76,12 @@ pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Erro
             return Err(Error::invalid(field, "must not be empty"));
         }
     }
+    let device = named(body.device)?;
     let tenant = tenant?;
     let attempt = app.limits.attempt(&tenant, &name, request.address);
     let checks = (&app.passwords, &app.limits);
     let login = users::verify_password(&app.database, checks, &attempt, &tenant, &name, &password).await?;
-    let granted = app.sessions.open(&login.tenant, login.id, &client(&request)).await?;
-    welcome(&app, StatusCode::OK, &login, &granted)
+    log_in(&app, &request, StatusCode::OK, &login, device.as_ref()).await
 }
 
 /// `POST /api/auth/register`: a new web user, who is logged in at once.
@@ -69,13 +92,16 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
     let tenant = body.tenant(&app, &request);
     let username = required("username", body.username.clone().or(body.email.clone()))?;
+    // Who registers under an email only has one.
+    let email = body.email.or_else(|| username.contains('@').then(|| username.clone()));
     let new = NewUser {
         username,
         user_type: UserType::Web,
-        email: body.email,
+        email,
         password: Some(required("password", body.password)?),
     };
     users::check(&new)?;
+    let device = named(body.device)?;
     let tenant = tenant?;
     // Also says whether Redis is there for the session, before anybody is made.
     app.limits.take(Limit::Register, request.address).await?;
@@ -89,8 +115,42 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
         username: new.username,
         user_type: new.user_type,
     };
-    let granted = app.sessions.open(&login.tenant, login.id, &client(&request)).await?;
-    welcome(&app, StatusCode::CREATED, &login, &granted)
+    log_in(&app, &request, StatusCode::CREATED, &login, device.as_ref()).await
+}
+
+fn named(body: Option<DeviceBody>) -> Result<Option<Named>, Error> {
+    let device = body.map(Named::from);
+    if let Some(device) = &device {
+        device.check()?;
+    }
+    Ok(device)
+}
+
+/// Begins a session of somebody who has proved who they are, with the device that they named.
+async fn log_in(
+    app: &App,
+    request: &Request,
+    status: StatusCode,
+    login: &Login,
+    device: Option<&Named>,
+) -> Result<Response, Error> {
+    let device = match device {
+        Some(named) => Some(devices::welcome(&app.database, login, named, app.config.auth.devices_max).await?),
+        None => None,
+    };
+    if device.as_ref().is_some_and(|device| device.is_new) {
+        app.caches.wrote_user(&login.tenant.name, login.id);
+    }
+    let device_id = device.as_ref().map(|device| &*device.device.device_id);
+    let granted = app
+        .sessions
+        .open(&login.tenant, login.id, device_id, &client(request))
+        .await?;
+    let mut answer = welcome(app, login, &granted, device_id)?;
+    if let Some(device) = &device {
+        answer["device"] = json!(device);
+    }
+    json(status, &answer)
 }
 
 #[derive(Deserialize)]
@@ -108,7 +168,9 @@ pub async fn refresh(app: Arc<App>, mut request: Request) -> Result<Response, Er
     let token = required("refresh_token", body.refresh_token)?;
     app.limits.check_address(Limit::Refresh, request.address).await?;
     match continued(&app, &request, &token).await? {
-        Some((login, granted)) => welcome(&app, StatusCode::OK, &login, &granted),
+        Some((login, granted, device_id)) => {
+            json(StatusCode::OK, &welcome(&app, &login, &granted, device_id.as_deref())?)
+        }
         None => {
             app.limits.count_address(Limit::Refresh, request.address).await?;
             Err(Error::new(
@@ -119,21 +181,32 @@ pub async fn refresh(app: Arc<App>, mut request: Request) -> Result<Response, Er
     }
 }
 
-/// Whom a refresh token lets in, and with what they go on.
-async fn continued(app: &App, request: &Request, token: &str) -> Result<Option<(Login, Granted)>, Error> {
+/// Whom a refresh token lets in, with what they go on, and the device that the session is bound to.
+async fn continued(
+    app: &App,
+    request: &Request,
+    token: &str,
+) -> Result<Option<(Login, Granted, Option<String>)>, Error> {
     let Some(token) = RefreshToken::parse(token) else {
         return Ok(None);
     };
-    let Some((tenant, user)) = app.sessions.owner(token.session()).await? else {
+    let Some(owner) = app.sessions.owner(token.session()).await? else {
         return Ok(None);
     };
+    let (tenant, user) = (owner.tenant, owner.user);
     // Before the token is taken, so that without Postgres it stays good.
     let Some(login) = users::active(&app.database, &tenant, user).await? else {
         app.sessions.end_all(&tenant, user, None).await?;
         return Ok(None);
     };
+    if let Some(device_id) = &owner.device_id
+        && !devices::seen(&app.database, &tenant, user, device_id).await?
+    {
+        app.sessions.end(user, &[token.session()]).await?;
+        return Ok(None);
+    }
     let granted = app.sessions.rotate(&token, user, &client(request)).await?;
-    Ok(granted.map(|granted| (login, granted)))
+    Ok(granted.map(|granted| (login, granted, owner.device_id)))
 }
 
 /// `POST /api/auth/logout`: ends the session of the access token that comes with it. Once more is no error.
@@ -182,8 +255,8 @@ pub async fn end(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "session")?;
     let user = entitled(&app, &request).await?;
     match app.sessions.owner(id).await? {
-        Some((tenant, owner)) if tenant == user.tenant => {
-            if owner != user.user_id {
+        Some(owner) if owner.tenant == user.tenant => {
+            if owner.user != user.user_id {
                 return Err(Error::new(Code::Forbidden, "this is another user's session"));
             }
         }
@@ -209,20 +282,19 @@ fn client(request: &Request) -> Client {
     }
 }
 
-fn welcome(app: &App, status: StatusCode, login: &Login, granted: &Granted) -> Result<Response, Error> {
+/// What a login or a refresh answers.
+fn welcome(app: &App, login: &Login, granted: &Granted, device_id: Option<&str>) -> Result<Value, Error> {
     let principal = WebPrincipal {
         tenant: login.tenant.clone(),
         user_id: login.id,
         user_type: login.user_type,
         session: granted.session,
+        device_id: device_id.map(str::to_owned),
     };
-    json(
-        status,
-        &json!({
-            "token": app.tokens.issue(&principal)?,
-            "refresh_token": granted.refresh_token,
-            "user": {"id": login.id, "username": login.username, "user_type": login.user_type},
-            "expires_in": app.config.auth.token_expiry_seconds,
-        }),
-    )
+    Ok(json!({
+        "token": app.tokens.issue(&principal)?,
+        "refresh_token": granted.refresh_token,
+        "user": {"id": login.id, "username": login.username, "user_type": login.user_type},
+        "expires_in": app.config.auth.token_expiry_seconds,
+    }))
 }

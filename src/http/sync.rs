@@ -112,6 +112,7 @@ pub(super) async fn upload(
         strategy: app.config.sync.conflict_strategy,
         tables: &app.config.routes,
     };
+    let started = Instant::now();
     let mut uploaded = match uploads::apply(&app.database, device, items, rules).await {
         Ok(uploaded) => uploaded,
         Err(error) => {
@@ -119,6 +120,23 @@ pub(super) async fn upload(
             return Err(error.into());
         }
     };
+    let took = started.elapsed();
+    let results = &uploaded.results;
+    app.metrics.sync.took(results.iter().map(|result| result.status), took);
+    let count = |wanted| results.iter().filter(|result| result.status == wanted).count();
+    tracing::info!(
+        device = device.device_id,
+        tenant = device.tenant.name,
+        items = results.len(),
+        applied = count(Outcome::Applied),
+        duplicate = count(Outcome::Duplicate),
+        conflict = count(Outcome::Conflict),
+        rejected = count(Outcome::Rejected),
+        retry = count(Outcome::Retry),
+        pending,
+        ms = took.as_millis() as u64,
+        "outgoing sync"
+    );
     let changed = uploaded.results.iter().filter(|result| result.table.is_none());
     let changed = changed.filter_map(|result| Uuid::try_parse(result.id.as_deref()?).ok());
     app.caches.wrote_messages(&device.tenant.name, changed);
@@ -142,7 +160,12 @@ async fn show_contested(app: &App, device: &DevicePrincipal, results: &mut [Item
         let rows = match tables::by_id(&app.database, &device.tenant, &table, &ids).await {
             Ok(rows) => rows,
             Err(error) => {
-                tracing::warn!(tenant = device.tenant.name, table, %error, "contested rows are not shown");
+                tracing::warn!(
+                    tenant = device.tenant.name,
+                    table,
+                    cause = crate::telemetry::chain(&error),
+                    "contested rows are not shown"
+                );
                 return;
             }
         };
@@ -285,8 +308,11 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
     let bytes: usize = batch.items.iter().map(Item::bytes).sum();
     let is_compressed = settings.compression && bytes >= settings.compression_threshold_bytes && accepts_gzip(&request);
     let plain = body(&batch, bytes, is_compressed)?;
-    let (rows, plain_bytes, ms) = (batch.items.len(), plain.len(), started.elapsed().as_millis() as u64);
-    let is_news = rows > 0 || batch.reset;
+    let took = started.elapsed();
+    let (rows, plain_bytes, ms) = (batch.items.len(), plain.len(), took.as_millis() as u64);
+    app.metrics.sync.gave(batch.source, rows, took);
+    let (reset, has_more, source) = (batch.reset, batch.has_more, batch.source.as_str());
+    let is_news = rows > 0 || reset;
     let mut answer = if is_compressed {
         drop(batch);
         let packed = gzip::pack(plain, settings.compression_level, &app.metrics).await?;
@@ -297,6 +323,9 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
             plain_bytes,
             packed_bytes = packed.bytes.len(),
             ms,
+            source,
+            reset,
+            has_more,
             gzip_ms = packed.took.as_millis() as u64,
             "incoming sync"
         );
@@ -312,7 +341,9 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
                 tenant = device.tenant.name,
                 rows,
                 plain_bytes,
-                reset = batch.reset,
+                source,
+                reset,
+                has_more,
                 ms,
                 "incoming sync"
             );
@@ -449,7 +480,15 @@ pub(super) async fn take_acknowledgement(
     cursor: &str,
     pending: Option<u32>,
 ) -> Result<(), Error> {
+    let started = Instant::now();
     let status = app.incoming.acknowledge(device, cursor).await?;
+    app.metrics.sync.acknowledged();
+    tracing::info!(
+        device = device.device_id,
+        tenant = device.tenant.name,
+        ms = started.elapsed().as_millis() as u64,
+        "sync acknowledged"
+    );
     report_pending(app, device, status, pending).await;
     Ok(())
 }

@@ -47,6 +47,7 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
                 user_id: user.user_id,
                 user_type: user.user_type,
                 session: user.session,
+                device_id: user.device_id.clone(),
             }
         }
         Principal::Device(device) => Holder::Device {
@@ -111,12 +112,19 @@ pub(super) async fn redeem(app: &App, ticket: &str, stream: &Stream) -> Result<P
             user_id,
             user_type,
             session,
-        } => Principal::Web(WebPrincipal {
-            tenant: grant.tenant,
-            user_id,
-            user_type,
-            session,
-        }),
+            device_id,
+        } => {
+            if let Some(device_id) = &device_id {
+                app.devices.check_bound(&grant.tenant, user_id, device_id).await?;
+            }
+            Principal::Web(WebPrincipal {
+                tenant: grant.tenant,
+                user_id,
+                user_type,
+                session,
+                device_id,
+            })
+        }
         Holder::Device { device_id, token } => {
             let device = app.devices.check_hash(&grant.tenant.name, &device_id, token).await;
             Principal::Device(device?)

@@ -64,6 +64,9 @@ async fn add_presence(app: &App, tenant: &str, users: &mut [User]) {
 }
 
 fn unknown(error: presence::Error) -> presence::List {
-    tracing::warn!(%error, "presence is unknown, everybody shows as offline");
+    tracing::warn!(
+        cause = crate::telemetry::chain(&error),
+        "presence is unknown, everybody shows as offline"
+    );
     presence::List::default()
 }

@@ -211,6 +211,8 @@ pub struct Batch {
     changes: usize,
     position: Option<StreamId>,
     complete: Option<(StreamId, TransactionMark)>,
+    /// Transactions with rows of tenants that are complete here, and their commit times; kept only where traces are sent.
+    ended: Vec<(StreamId, i64)>,
     open: Option<OpenTransaction>,
     window: Option<WindowEntry>,
     window_done: Vec<String>,
@@ -229,6 +231,7 @@ impl Batch {
             changes: 0,
             position: None,
             complete: None,
+            ended: Vec::new(),
             open: None,
             window: None,
             window_done: Vec::new(),
@@ -303,6 +306,16 @@ impl Batch {
                 None => self.window = Some(WindowEntry::new(id, xid)),
             }
         }
+    }
+
+    /// Notes a transaction with rows, for its trace.
+    pub fn trace(&mut self, last: StreamId, commit_ts: i64) {
+        self.ended.push((last, commit_ts));
+    }
+
+    /// Transactions that were noted for their traces: place and commit time, µs since 1970.
+    pub fn traced(&self) -> &[(StreamId, i64)] {
+        &self.ended
     }
 
     /// Notes that a transaction is complete.
@@ -428,7 +441,7 @@ impl Batch {
     }
 
     /// Tells API nodes about a change: `[id, tenant, table, row id, xid, commit time, [[event, op, users or null], …]]`,
-    /// behind them the data of a message.
+    /// behind them the data of a message, or what is told of the row, as JSON.
     pub fn notice(
         &mut self,
         id: StreamId,
@@ -436,6 +449,7 @@ impl Batch {
         source: &Source<'_>,
         row_id: Option<&[u8]>,
         deliveries: &[Delivery<'_>],
+        told: Option<&[u8]>,
     ) {
         self.begin_notice(id, tenant, source, row_id);
         for (index, delivery) in deliveries.iter().enumerate() {
@@ -450,14 +464,14 @@ impl Batch {
                 .map(|other| other.audience);
             self.push_notice_group(delivery.event, operation_text(delivery.operation), users);
         }
-        self.end_notice(None);
+        self.end_notice(told);
     }
 
     /// Tells API nodes about a message for users.
     pub fn letter_notice(&mut self, id: StreamId, source: &Source<'_>, letter: &Letter<'_>) {
         self.begin_notice(id, letter.tenant, source, Some(id.to_string().as_bytes()));
         self.push_notice_group(letter.event, "message", letter.to.iter().copied());
-        self.end_notice(Some(letter.data));
+        self.end_notice(Some(letter.data.as_bytes()));
     }
 
     /// Tells API nodes that streams of a tenant were created or broken.
@@ -539,11 +553,11 @@ impl Batch {
         out.extend_from_slice(b"]]");
     }
 
-    fn end_notice(&mut self, data: Option<&str>) {
+    fn end_notice(&mut self, data: Option<&[u8]>) {
         self.notices.push(b']');
         if let Some(data) = data {
             self.notices.push(b',');
-            self.notices.extend_from_slice(data.as_bytes());
+            self.notices.extend_from_slice(data);
         }
         self.notices.push(b']');
     }

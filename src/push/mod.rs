@@ -92,7 +92,7 @@ impl Waker {
     ) -> Result<Self> {
         let webhook = Webhook::new(&config.push, store.clone(), metrics.clone())?;
         Ok(Self {
-            presence: Presence::new(&config)?,
+            presence: Presence::new(&config, store.operations().clone())?,
             heard: hub.heard().clone(),
             webhook: webhook.map(Arc::new),
             config,

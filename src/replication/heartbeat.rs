@@ -52,12 +52,9 @@ pub async fn run(
                 Some(client) => client,
                 None => client.insert(connect(&database).await?),
             };
-            let rows = held
-                .query_typed(
-                    include_str!("../../sql/heartbeat.sql"),
-                    &[(&prefix, Type::TEXT), (&slot, Type::NAME)],
-                )
-                .await?;
+            let sql = include_str!("../../sql/heartbeat.sql");
+            let params: [database::Param<'_>; 2] = [(&prefix, Type::TEXT), (&slot, Type::NAME)];
+            let rows = database.counted(sql, held.query_typed(sql, &params)).await?;
             match rows.first() {
                 Some(row) => Ok::<_, database::Error>(Some((row.try_get("snapshot")?, Sample::read(row)?))),
                 None => Ok(None),

@@ -20,6 +20,7 @@ use crate::route::outbox::{self, Letter};
 use crate::route::router::{Audience, Delivery, Plan, Router, SCHEMA_PREFIX};
 use crate::route::row::{Row, Seen, user_id};
 use crate::route::rule::Operation;
+use crate::telemetry::traces;
 
 /// Prefix of the message by which a tenant's streams are created, or begin anew: `<tenant>`, and then its generation
 /// and state where they are not the first ones.
@@ -66,6 +67,8 @@ pub enum Error {
 struct Transaction {
     begin: Begin,
     ordinal: u64,
+    /// It has rows of tenants, which readers wait for.
+    has_rows: bool,
 }
 
 /// A table, and what its rows mean for whom.
@@ -165,7 +168,7 @@ impl Pipeline {
 
     /// Takes the batch and begins another.
     pub fn take_batch(&mut self) -> Batch {
-        if let Some(Transaction { begin, ordinal }) = self.transaction
+        if let Some(Transaction { begin, ordinal, .. }) = self.transaction
             && ordinal > 0
         {
             self.batch.leave_open(OpenTransaction {
@@ -197,6 +200,11 @@ impl Pipeline {
     /// Counts since the start.
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// How many tenants there are.
+    pub fn tenants(&self) -> usize {
+        self.tenants.len()
     }
 
     /// How many streams take no entries.
@@ -264,7 +272,11 @@ impl Pipeline {
             return Err(Error::Order("a transaction begins inside another"));
         }
         self.replay.meet(&begin).map_err(Error::Broken)?;
-        self.transaction = Some(Transaction { begin, ordinal: 0 });
+        self.transaction = Some(Transaction {
+            begin,
+            ordinal: 0,
+            has_rows: false,
+        });
         Ok(())
     }
 
@@ -285,6 +297,9 @@ impl Pipeline {
         let last = StreamId::of(position, self.base);
         // A replayed transaction must not take the checkpoint back; the last one may still lack its commit there.
         if last >= self.published {
+            if transaction.has_rows && traces::is_on() {
+                self.batch.trace(last, transaction.begin.commit_ts);
+            }
             self.batch.complete(
                 last,
                 TransactionMark {
@@ -326,6 +341,9 @@ impl Pipeline {
         let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
         let is_tenants = table.of_tenant().is_some();
         self.batch.reach(id, is_tenants.then_some(begin.xid));
+        if let Some(transaction) = &mut self.transaction {
+            transaction.has_rows |= is_tenants;
+        }
         Ok(is_tenants.then_some((id, begin)))
     }
 
@@ -382,7 +400,12 @@ impl Pipeline {
                 Seen::Text(text) => Some(text),
                 _ => None,
             });
-            self.batch.notice(id, &plan.tenant, &source, row_id, &deliveries);
+            let told = match write_told(relation, &plan.told_columns, &row, &mut self.json) {
+                Ok(()) if !plan.told_columns.is_empty() => Some(&*self.json),
+                // What is no text was refused above.
+                _ => None,
+            };
+            self.batch.notice(id, &plan.tenant, &source, row_id, &deliveries, told);
         }
         Ok(())
     }
@@ -629,6 +652,30 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
         }
         None => {}
     }
+    Ok(())
+}
+
+/// Writes a JSON object of some columns of the row as it is, or as it last was; what the WAL does not tell is left out.
+fn write_told(relation: &Relation, columns: &[usize], row: &Row<'_>, json: &mut Vec<u8>) -> Result<(), NotUtf8> {
+    json.clear();
+    json.push(b'{');
+    for &index in columns {
+        let (Some(column), seen) = (relation.columns.get(index), row.latest(index)) else {
+            continue;
+        };
+        if seen == Seen::Unknown {
+            continue;
+        }
+        if json.len() > 1 {
+            json.push(b',');
+        }
+        json.extend_from_slice(&column.json_key);
+        match seen {
+            Seen::Text(text) => value::write_json(column.kind, text, json)?,
+            Seen::Null | Seen::Unknown => json.extend_from_slice(b"null"),
+        }
+    }
+    json.push(b'}');
     Ok(())
 }
 

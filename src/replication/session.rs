@@ -34,6 +34,7 @@ use crate::publish::durability::{Durability, Persistence};
 use crate::publish::progress::Progress;
 use crate::publish::window::WindowEntry;
 use crate::route::router::Router;
+use crate::telemetry::traces;
 use crate::transport;
 
 /// How often timeouts are looked at and a status update is due.
@@ -285,10 +286,12 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
     let slot_created = match slot::state(context.database, &settings.slot).await? {
         Some(state) if state.wal_status != "lost" => false,
         found => {
-            if found.is_some() {
+            if let Some(lost) = found {
                 tracing::error!(
                     slot = settings.slot,
-                    "Postgres removed WAL that the slot needed (max_slot_wal_keep_size); it is made anew"
+                    lost_by = lost.lost_by,
+                    "Postgres removed WAL that the slot needed (max_slot_wal_keep_size, idle_replication_slot_timeout); \
+                     it is made anew"
                 );
                 slot::drop(context.database, &settings.slot).await?;
             }
@@ -729,10 +732,14 @@ impl Session<'_> {
 
     /// Takes frames out of the buffer until it is empty or the batch full.
     fn take_frames(&mut self) -> Result<(), End> {
+        let (started, mut bytes) = (Instant::now(), 0);
         while !self.is_full() {
             match self.postgres.peek()? {
                 None => break,
-                Some(Frame::XLogData { payload, .. }) => self.pipeline.apply(payload)?,
+                Some(Frame::XLogData { payload, .. }) => {
+                    bytes += payload.len();
+                    self.pipeline.apply(payload)?;
+                }
                 Some(Frame::Keepalive { reply_requested, .. }) => {
                     if reply_requested {
                         self.queue_status();
@@ -742,6 +749,10 @@ impl Session<'_> {
             self.postgres.consume();
         }
         self.progress.receive(self.pipeline.received());
+        if bytes > 0 {
+            let metrics = &self.context.report.metrics.replication;
+            metrics.decoded(bytes, started.elapsed());
+        }
         Ok(())
     }
 
@@ -792,6 +803,7 @@ impl Session<'_> {
                 let metrics = &self.context.report.metrics.replication;
                 metrics.wrote(self.sent_at.elapsed(), entries, batch.changes(), batch.bytes());
                 metrics.add(self.pipeline.counts(), &mut self.reported);
+                self.trace(&batch);
                 self.window.extend(batch.window().cloned());
                 if let Some(mark) = batch.complete_transaction() {
                     self.progress.publish(mark.end_lsn);
@@ -835,6 +847,20 @@ impl Session<'_> {
                     );
                 }
                 self.refused = Some((batch, Instant::now()));
+            }
+        }
+    }
+
+    /// Tells of the transactions that Redis took to their end, where their traces are sampled.
+    fn trace(&self, batch: &Batch) {
+        if batch.traced().is_empty() {
+            return;
+        }
+        let answered = SystemTime::now();
+        let sent = answered - self.sent_at.elapsed();
+        for (last, commit_ts) in batch.traced() {
+            if let Some(transaction) = traces::Transaction::of(self.epoch.id, *last) {
+                transaction.published(*commit_ts, sent, answered, batch.changes());
             }
         }
     }
@@ -904,6 +930,8 @@ impl Session<'_> {
         }
         let metrics = &self.context.report.metrics.replication;
         metrics.add(self.pipeline.counts(), &mut self.reported);
+        metrics.waiting(self.pipeline.batch().changes(), self.context.trims.len());
+        metrics.tenants(self.pipeline.tenants());
         self.show_state();
         Ok(())
     }

@@ -18,6 +18,8 @@ pub struct SlotState {
     pub confirmed: PgLsn,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: String,
+    /// Why it is lost, where Postgres tells (17 or newer): `wal_removed`, `idle_timeout`.
+    pub lost_by: Option<String>,
 }
 
 /// What a heartbeat saw of the slot and of the log.
@@ -90,6 +92,7 @@ pub async fn state(database: &Database, slot: &str) -> Result<Option<SlotState>>
     Ok(Some(SlotState {
         confirmed: confirmed.unwrap_or(PgLsn::from(0)),
         wal_status: row.get("wal_status"),
+        lost_by: row.get("lost_by"),
     }))
 }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::messages;
 use super::row::{NotAUserId, Row, Seen, user_id};
-use super::rule::{Operation, Rule, TENANT};
+use super::rule::{ENCRYPTED_STATES, Operation, Rule, TENANT};
 use crate::decode::relation::Relation;
 
 /// Each tenant's schema is this and its name.
@@ -77,6 +77,8 @@ pub struct Plan {
     pub id_column: Option<usize>,
     /// The column that makes an insert the birth of a user, in `users`.
     pub birth_column: Option<usize>,
+    /// Columns whose values live events tell.
+    pub told_columns: Vec<usize>,
     routes: Vec<Route>,
     /// Why rows of this table cannot be routed.
     broken: Option<String>,
@@ -122,6 +124,10 @@ impl Router {
                 .column("id")
                 .or_else(|| relation.columns.iter().position(|column| column.is_key)),
             birth_column: None,
+            told_columns: Rule::told_columns(&relation.table)
+                .iter()
+                .filter_map(|column| relation.column(column))
+                .collect(),
             routes: Vec::new(),
             broken: None,
         };
@@ -144,14 +150,16 @@ impl Router {
                     // What API nodes remember of a user shows this too.
                     .and_then(|()| plan.add(&built_in("id", "user_seen", &["last_seen"]), relation, false))
             }
-            "encrypted_states" => plan.add(&Rule::encrypted_states(), relation, true),
+            ENCRYPTED_STATES => plan.add(&Rule::encrypted_states(), relation, true),
             "message_conflicts" => plan.add(&Rule::conflicts(), relation, true),
-            // API nodes drop what they remember of a device that changed.
-            "devices" => plan.add(
-                &built_in("user_id", "device_changed", &["user_id", "revoked_at"]),
-                relation,
-                false,
-            ),
+            "devices" => {
+                let mut other_key = built_in("user_id", "change", &["public_key"]);
+                other_key.when.op = vec![Operation::Update];
+                // API nodes drop what they remember of a device that changed.
+                let standing = built_in("user_id", "device_changed", &["user_id", "revoked_at"]);
+                plan.add(&standing, relation, false)
+                    .and_then(|()| plan.add(&other_key, relation, true))
+            }
             _ => Ok(()),
         };
         let own = self.rules.iter().filter(|rule| *rule.table == *relation.table);

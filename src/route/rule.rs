@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// The word in `to` that means every user of the tenant.
 pub const TENANT: &str = "tenant";
 
+/// The table of encrypted state.
+pub const ENCRYPTED_STATES: &str = "encrypted_states";
+
 /// What happened to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -74,7 +77,7 @@ pub fn is_event_name(text: &str) -> bool {
 impl Rule {
     /// The built-in rule for encrypted state: all devices of the user.
     pub fn encrypted_states() -> Self {
-        Self::built_in("encrypted_states", "user_id", "state_changed", &[])
+        Self::built_in(ENCRYPTED_STATES, "user_id", "state_changed", &[])
     }
 
     /// The built-in rule for open conflicts: all devices of the user who made the change.
@@ -105,12 +108,20 @@ impl Rule {
         }
     }
 
+    /// The columns of a table, in the order of rows, whose values live events tell beside the row's id.
+    pub fn told_columns(table: &str) -> &'static [&'static str] {
+        match table {
+            ENCRYPTED_STATES => &["key", "version", "device_id"],
+            _ => &[],
+        }
+    }
+
     /// Checks the rule's own form.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self) -> Result<(), String> {
-        const BUILT_IN: [&str; 4] = ["messages", "users", "encrypted_states", "message_conflicts"];
+        const BUILT_IN: [&str; 5] = ["messages", "users", "devices", ENCRYPTED_STATES, "message_conflicts"];
         if self.table.is_empty() || self.table.len() > 63 {
             return Err(format!(
                 "table is {:?}: a table name of 1 to 63 bytes is needed",

@@ -23,7 +23,10 @@ use crate::domain::devices::DevicePrincipal;
 use crate::domain::loader::Loader;
 use crate::domain::messages::Message;
 use crate::domain::{self, Timestamp};
+use crate::publish::checkpoint::EpochId;
 use crate::route::rule::Rule;
+use crate::telemetry::metrics::Source;
+use crate::telemetry::traces;
 
 /// Rows of a catch-up whose statuses move on within its requests; those of more follow behind it.
 const SETTLE_AT_ONCE_MAX: u64 = 1000;
@@ -75,6 +78,8 @@ pub struct Batch {
     pub timestamp: Timestamp,
     /// How the device's sync stands with it.
     pub status: SyncStatus,
+    /// Where the rows come from.
+    pub source: Source,
 }
 
 /// What a device asks for.
@@ -190,7 +195,10 @@ impl Incoming {
                     }
                     update = settled;
                 }
-                Err(Error::Domain(error)) => tracing::warn!(%error, "an acknowledgement waits for Postgres"),
+                Err(Error::Domain(error)) => tracing::warn!(
+                    cause = crate::telemetry::chain(&error),
+                    "an acknowledgement waits for Postgres"
+                ),
                 Err(error) => return Err(error),
             }
         }
@@ -240,6 +248,7 @@ impl Incoming {
             position: answer.position,
             timestamp,
             status: now.status(),
+            source: answer.source,
         })
     }
 
@@ -361,14 +370,15 @@ impl Incoming {
             Some(Cursor {
                 place,
                 page: Some(page),
-            }) => {
+            }) if snapshot::is_phase(page.phase, &self.rules) => {
                 // A snapshot whose stream has gone meanwhile would end in another one.
                 match self.store.read(&device.tenant.name, device.user_id, place, 1).await? {
                     Read::Slice(_) => self.snapshot(device, Some((place, page)), question).await,
                     Read::Broken(_) => self.snapshot(device, None, question).await,
                 }
             }
-            None => self.snapshot(device, None, question).await,
+            // None, or one of a rule that has gone, or of a list of encrypted state.
+            _ => self.snapshot(device, None, question).await,
         }
     }
 
@@ -407,6 +417,7 @@ impl Incoming {
         if stretch.has_more {
             self.ahead.begin(&self.store, device, place, question.bounds());
         }
+        trace(place.epoch, &stretch);
         let mut items = item::newest(stretch.versions);
         self.complete(device, &mut items).await?;
         Ok(Answer {
@@ -417,6 +428,7 @@ impl Incoming {
             reset: false,
             is_pin: false,
             position: stretch.published,
+            source: Source::Stream,
         })
     }
 
@@ -484,6 +496,7 @@ impl Incoming {
             reset: is_first,
             is_pin: true,
             position: view.published,
+            source: Source::Snapshot,
         })
     }
 
@@ -526,7 +539,26 @@ impl Incoming {
             position: view.published,
             timestamp: Timestamp::now(),
             status: SyncStatus::Idle,
+            source: Source::Snapshot,
         })
+    }
+}
+
+/// Transactions of one batch that are told of in their traces, at most.
+const TRACED_MAX: usize = 100;
+
+/// Tells that a device is given these transactions, where their traces are sampled.
+fn trace(epoch: EpochId, stretch: &Stretch) {
+    if !traces::is_on() {
+        return;
+    }
+    let mut places: Vec<StreamId> = stretch.versions.iter().map(|version| version.place).collect();
+    places.dedup_by_key(|place| place.ms);
+    let sampled = places
+        .into_iter()
+        .filter_map(|place| traces::Transaction::of(epoch, place));
+    for transaction in sampled.take(TRACED_MAX) {
+        transaction.delivered("sync", "batch");
     }
 }
 
@@ -539,6 +571,7 @@ struct Answer {
     /// The cursor's place must not be trimmed away, though it acknowledges nothing.
     is_pin: bool,
     position: StreamId,
+    source: Source,
 }
 
 /// Now, and later than any answer that the device was given.

@@ -125,7 +125,11 @@ impl Metadata {
                 )
                 .await;
             if let Err(error) = result {
-                tracing::warn!(tenant = tenant.name, %error, "sync times are not written; the next ones will be");
+                tracing::warn!(
+                    tenant = tenant.name,
+                    cause = crate::telemetry::chain(&error),
+                    "sync times are not written; the next ones will be"
+                );
             }
         }
     }

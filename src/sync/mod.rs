@@ -5,6 +5,7 @@
 //! [`incoming`] joins both; it gathers a
 //! [`stretch`] at a time, the next one [`ahead`] of its request, and
 //! [`device_state`] remembers, in Redis, what each device was given and has acknowledged; [`statuses`] tells Postgres.
+//! [`states`] gives changes of encrypted state alone, to whoever asks.
 
 pub mod ahead;
 pub mod cursor;
@@ -13,6 +14,7 @@ pub mod incoming;
 pub mod item;
 pub mod metadata;
 pub mod snapshot;
+pub mod states;
 pub mod statuses;
 pub mod stretch;
 pub mod tables;

@@ -55,6 +55,8 @@ const SENT: u8 = 1;
 const USERS: u8 = 2;
 /// The first of the rules' tables; one phase each.
 const TABLES: u8 = 3;
+/// No phase of a device's snapshot: pages of a user's encrypted state alone, see [`super::states`].
+pub const STATES: u8 = u8::MAX;
 
 /// A page of a snapshot.
 #[derive(Debug)]
@@ -74,6 +76,11 @@ pub fn phase_start(phase: u8) -> PageStart {
         created_at: i64::MIN,
         id: String::new(),
     }
+}
+
+/// Whether a phase is one of snapshots under these rules.
+pub fn is_phase(phase: u8, rules: &[Rule]) -> bool {
+    usize::from(phase) < usize::from(TABLES) + rules.len()
 }
 
 /// Whose snapshot it is, and of what.

@@ -134,7 +134,9 @@ impl Statuses {
         };
         if let Err(error) = self.settle_all(device).await {
             tracing::warn!(
-                device = device.device_id, tenant = device.tenant.name, %error,
+                device = device.device_id,
+                tenant = device.tenant.name,
+                cause = crate::telemetry::chain(&error),
                 "statuses stay behind until the device's next request"
             );
         }

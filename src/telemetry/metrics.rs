@@ -4,18 +4,29 @@
 //! fed once a batch or a request, never once a row; what can be read off when somebody asks, gauges above all, is put
 //! together by [`crate::http::metrics`]. Labels have few values, all known beforehand: no tenant, no user, no raw path.
 
+mod cache;
+mod operations;
+mod sync;
+
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+pub use self::cache::CacheUse;
+pub use self::operations::Operations;
+pub use self::sync::{Source, Sync};
+use crate::domain::uploads::Outcome;
 use crate::replication::epoch::Break;
 use crate::replication::pipeline::Counts;
 use crate::replication::session::Cause;
+use crate::telemetry::process;
 
 /// First part of every name.
 const PREFIX: &str = "posduif";
@@ -41,6 +52,10 @@ pub struct Metrics {
     pub gzip: Gzip,
     /// Devices that are woken.
     pub push: Push,
+    /// What devices sync.
+    pub sync: Sync,
+    /// The cache of who a device is.
+    pub cache: CacheUse,
     /// What is looked up in memory.
     pub caches: Caches,
 }
@@ -55,9 +70,14 @@ pub struct Replication {
     ignored_messages: Counter,
     batches: Counter,
     entries: Counter,
+    decode_seconds: Counter<f64, AtomicU64>,
+    received_bytes: Counter,
     exec_seconds: Histogram,
     batch_changes: Histogram,
     batch_bytes: Histogram,
+    growing_changes: Gauge,
+    trims_waiting: Gauge,
+    tenants: Gauge,
     refusals: Family<Label, Counter>,
     restarts: Family<Label, Counter>,
     epochs: Family<Label, Counter>,
@@ -70,6 +90,17 @@ pub struct Http {
     seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     sse_events: Family<Label, Counter>,
     websocket_items: Family<Label, Counter>,
+    connections: Gauge,
+}
+
+/// Counts a connection for as long as it lives.
+#[derive(Debug)]
+pub struct OpenConnection(Gauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// Devices that are woken.
@@ -149,8 +180,12 @@ impl Metrics {
             requests: Family::default(),
             seconds: Family::new_with_constructor(request_seconds),
             sse_events: Family::default(),
+            connections: Gauge::default(),
             websocket_items: Family::default(),
         };
+        for outcome in Outcome::ALL {
+            let _zero = http.websocket_items.get_or_create(&[("status", outcome.as_str())]);
+        }
         registry.register(
             "http_requests",
             "Requests answered, by method, pattern of the path and class of the status",
@@ -171,12 +206,21 @@ impl Metrics {
             "Items that came over WebSockets, by what became of them",
             http.websocket_items.clone(),
         );
+        registry.register(
+            "http_connections",
+            "Connections of clients that are open, event streams included",
+            http.connections.clone(),
+        );
         let gzip = Gzip::new();
         gzip.register(&mut registry);
         let push = Push::default();
         if replicates {
             push.register(&mut registry);
         }
+        let sync = Sync::new();
+        sync.register(&mut registry);
+        let cache = CacheUse::new();
+        cache.register(&mut registry);
         let caches = Caches::new();
         registry.register(
             "cache_lookups",
@@ -189,6 +233,8 @@ impl Metrics {
             http,
             gzip,
             push,
+            sync,
+            cache,
             caches,
         }
     }
@@ -201,6 +247,7 @@ impl Metrics {
         let mut open = String::new();
         text::encode_registry(&mut open, now)?;
         text::encode_registry(&mut open, &self.registry)?;
+        text::encode_registry(&mut open, &process::registry())?;
         Ok(plain(&open))
     }
 }
@@ -215,6 +262,11 @@ impl Replication {
             ignored_messages: Counter::default(),
             batches: Counter::default(),
             entries: Counter::default(),
+            decode_seconds: Counter::default(),
+            received_bytes: Counter::default(),
+            growing_changes: Gauge::default(),
+            trims_waiting: Gauge::default(),
+            tenants: Gauge::default(),
             // 0.25 ms to 4 s, 1 to 65,536 changes, 256 B to 64 MiB.
             exec_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 15)),
             batch_changes: Histogram::new(exponential_buckets(1.0, 4.0, 9)),
@@ -274,6 +326,31 @@ impl Replication {
             registry.register(name, help, counter.clone());
         }
         registry.register(
+            "decode_seconds",
+            "Time to decode and route what was read, and to put it into batches",
+            self.decode_seconds.clone(),
+        );
+        registry.register(
+            "received_bytes",
+            "Bytes of pgoutput messages read from Postgres",
+            self.received_bytes.clone(),
+        );
+        registry.register(
+            "batch_growing_changes",
+            "Changes in the batch that grows while another is under way; full at replication.batch_changes_max",
+            self.growing_changes.clone(),
+        );
+        registry.register(
+            "trims_waiting",
+            "Streams to be trimmed that wait for the publisher, at most 256",
+            self.trims_waiting.clone(),
+        );
+        registry.register(
+            "tenants",
+            "Tenants whose streams this process writes",
+            self.tenants.clone(),
+        );
+        registry.register(
             "batch_exec_seconds",
             "Time from sending a batch to the answer of its EXEC",
             self.exec_seconds.clone(),
@@ -310,6 +387,23 @@ impl Replication {
             .inc_by(counts.ignored_messages.saturating_sub(before.ignored_messages));
     }
 
+    /// So many bytes were decoded and routed.
+    pub fn decoded(&self, bytes: usize, took: Duration) {
+        self.received_bytes.inc_by(bytes as u64);
+        self.decode_seconds.inc_by(took.as_secs_f64());
+    }
+
+    /// How much waits: changes in the batch that grows, and streams to be trimmed.
+    pub fn waiting(&self, changes: usize, trims: usize) {
+        self.growing_changes.set(as_gauge(changes));
+        self.trims_waiting.set(as_gauge(trims));
+    }
+
+    /// There are so many tenants.
+    pub fn tenants(&self, count: usize) {
+        self.tenants.set(as_gauge(count));
+    }
+
     /// Redis took a batch.
     pub fn wrote(&self, took: Duration, entries: usize, changes: usize, bytes: usize) {
         self.batches.inc();
@@ -341,6 +435,12 @@ impl Http {
     pub fn answered(&self, labels: RequestLabels, took: Duration) {
         self.requests.get_or_create(&labels).inc();
         self.seconds.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// A client has connected; counted until the answer is dropped.
+    pub fn connected(&self) -> OpenConnection {
+        self.connections.inc();
+        OpenConnection(self.connections.clone())
     }
 
     /// An event was written to an event stream.
@@ -444,6 +544,10 @@ impl Gzip {
         self.packed_bytes.get_or_create(&label).inc_by(packed_bytes as u64);
         self.seconds.get_or_create(&label).observe(took.as_secs_f64());
     }
+}
+
+fn as_gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn request_seconds() -> Histogram {

@@ -6,6 +6,7 @@
 //! - [`http`]: one question to an engine.
 //! - [`redis`]: the same for Redis, which the publisher's own connection and the `redis` crate share.
 
+pub mod counted;
 pub mod http;
 pub mod postgres;
 pub mod redis;

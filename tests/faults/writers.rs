@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::random::Random;
+use crate::support::random::Random;
 use crate::support::try_connect;
 
 /// A tenant with one web user, who sends, and two mobile users, who receive.

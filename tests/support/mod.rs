@@ -5,7 +5,9 @@ pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
 pub(crate) mod proxy;
+pub(crate) mod random;
 pub(crate) mod running;
+pub(crate) mod scrape;
 pub(crate) mod servers;
 pub(crate) mod socket;
 pub(crate) mod spec;
@@ -140,6 +142,18 @@ impl World {
 
     /// An engine in a process of its own that sees the world by other settings. Its log can go to a file.
     pub(crate) async fn process_with(&self, role: &str, config: &Config, log: Option<&Path>) -> Process {
+        self.process_under(role, config, log, &[], None).await
+    }
+
+    /// The same with further variables of the environment, and with a configuration file.
+    pub(crate) async fn process_under(
+        &self,
+        role: &str,
+        config: &Config,
+        log: Option<&Path>,
+        variables: &[(&str, &str)],
+        file: Option<&Path>,
+    ) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_posduif"));
         let errors = log.map_or(Stdio::inherit(), |path| {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
@@ -188,9 +202,15 @@ impl World {
             .env("POSDUIF__SERVER__PORT", "0")
             .env("POSDUIF__SERVER__DEFAULT_TENANT", &config.server.default_tenant)
             .env("POSDUIF__AUTH__JWT_SECRET", config.auth.jwt_secret.expose())
+            .env("POSDUIF__LOG__LEVEL", &config.log.level)
             .stdout(Stdio::piped())
             .stderr(errors)
-            .kill_on_drop(true);
+            .kill_on_drop(true)
+            .envs(variables.iter().copied());
+        if let Some(file) = file {
+            // The environment wins over the file.
+            command.arg("--config").arg(file).env_remove("POSDUIF__LOG__LEVEL");
+        }
         let child = command.spawn().unwrap();
         let mut process = Process { child, address: None };
         // One that only replicates may be struck by faults while it starts, too, and is used without its address.

@@ -74,6 +74,12 @@ impl Stage {
         self.psql.batch_execute(sql).await.unwrap();
     }
 
+    /// The server's version: 150018 is 15.18.
+    pub(crate) async fn server_version(&self) -> i32 {
+        let version = "SELECT current_setting('server_version_num')::int";
+        self.psql.query_one(version, &[]).await.unwrap().get(0)
+    }
+
     /// Inserts a message and gives its id.
     pub(crate) async fn message(&self, from: Uuid, to: Uuid, content: &str) -> Uuid {
         let insert =

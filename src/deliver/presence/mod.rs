@@ -30,6 +30,7 @@ use self::store::{Asked, PresenceStore};
 use self::streams::Streams;
 use crate::config::Config;
 use crate::database::Database;
+use crate::telemetry::metrics::Operations;
 
 pub use self::rooms::Watcher;
 pub use self::store::List;
@@ -154,8 +155,8 @@ impl Presence {
     ///
     /// # Errors
     /// When `redis.url` is malformed.
-    pub fn new(config: &Config) -> anyhow::Result<Self> {
-        let store = PresenceStore::connect(config)?;
+    pub fn new(config: &Config, operations: Operations) -> anyhow::Result<Self> {
+        let store = PresenceStore::connect(config, operations)?;
         Ok(Self {
             streams: Arc::new(Streams::new(config)),
             rooms: Arc::new(Rooms::new(&config.presence)),

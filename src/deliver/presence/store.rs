@@ -15,7 +15,9 @@ use uuid::Uuid;
 use super::{Entry, Error, Place, Status};
 use crate::config;
 use crate::keys::Keys;
+use crate::telemetry::metrics::Operations;
 use crate::transport;
+use crate::transport::counted::Counted;
 
 /// How long Redis may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_millis(500);
@@ -107,7 +109,7 @@ pub(super) struct Seen {
 /// Runs the scripts. Cloning shares the connection.
 #[derive(Clone)]
 pub(super) struct PresenceStore {
-    connection: ConnectionManager,
+    connection: Counted<ConnectionManager>,
     keys: Keys,
     held: Duration,
     grace: Duration,
@@ -122,11 +124,12 @@ impl std::fmt::Debug for PresenceStore {
 }
 
 impl PresenceStore {
-    /// A connection of its own, made when it is first needed and again whenever it breaks.
+    /// A connection of its own, made when it is first needed and again whenever it breaks. What is asked over it is
+    /// counted there.
     ///
     /// # Errors
     /// When `redis.url` is malformed.
-    pub(super) fn connect(config: &config::Config) -> anyhow::Result<Self> {
+    pub(super) fn connect(config: &config::Config, operations: Operations) -> anyhow::Result<Self> {
         let settings = &config.redis;
         let client = transport::redis::client(settings)
             .context("key `redis.url` is no connection URL of the form redis://user:password@host:port/database")?;
@@ -136,8 +139,11 @@ impl PresenceStore {
             .set_response_timeout(Some(PATIENCE));
         let grace = Duration::from_secs(config.presence.grace_seconds);
         Ok(Self {
-            connection: ConnectionManager::new_lazy_with_config(client, manager)
-                .context("cannot prepare the Redis connection for presence")?,
+            connection: Counted::new(
+                ConnectionManager::new_lazy_with_config(client, manager)
+                    .context("cannot prepare the Redis connection for presence")?,
+                operations,
+            ),
             keys: Keys::new(&settings.prefix),
             // A missed heartbeat does not make a device offline, and a node that dies is no better than one that leaves.
             held: 2 * Duration::from_secs(config.sse.heartbeat_seconds) + grace.max(Duration::from_secs(5)),

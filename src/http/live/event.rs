@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
+use crate::deliver::entry::Op;
 use crate::deliver::live::Notice;
+use crate::route::rule::ENCRYPTED_STATES;
+use crate::sync::states;
 
 /// An event. What it says is shared by all who are told the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,8 +94,17 @@ impl<'a> Event<'a> {
             }
             let mut data =
                 json!({"type": notice.event, "table": notice.table, "op": notice.op.as_str(), "id": notice.row_id});
-            if let Some(said) = notice.data.as_ref().and_then(|text| serde_json::from_str(text).ok()) {
-                data["data"] = said;
+            let told = notice.data.as_ref().and_then(|text| serde_json::from_str(text).ok());
+            match (told, data.as_object_mut()) {
+                // What a message says is its author's, so it has a place of its own.
+                (Some(said), _) if notice.op == Op::Message => data["data"] = said,
+                (Some(Value::Object(told)), Some(data)) => {
+                    data.extend(told);
+                    if notice.table == ENCRYPTED_STATES {
+                        data.insert("kind".to_owned(), states::kind(notice.op).into());
+                    }
+                }
+                _ => {}
             }
             data.to_string()
         });

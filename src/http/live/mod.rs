@@ -422,7 +422,7 @@ impl Live {
         caches
             .unread_count_including(tenant, user, notice.xid)
             .await
-            .inspect_err(|error| tracing::warn!(%error, "an unread count is missing"))
+            .inspect_err(|error| tracing::warn!(cause = crate::telemetry::chain(error), "an unread count is missing"))
             .ok()
     }
 

@@ -1,0 +1,55 @@
+# syntax=docker/dockerfile:1
+# Builds a small image of the engine. The settings are environment variables, as in .env.example; docker-compose.yml shows a
+# whole system.
+#
+#   docker build --build-arg POSDUIF_COMMIT=$(git rev-parse --short=12 HEAD) -t posduif .
+
+# Debian's release in both stages: the program is linked against its C library.
+FROM rust:1.95-slim-bookworm AS build
+# ring and SQLite compile C.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev make \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+
+# Dependencies first, with empty sources in place of ours: this layer stays until they change.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir -p src examples tests benches sql \
+    && echo 'fn main() {}' | tee src/main.rs tests/main.rs benches/replication.rs benches/sync.rs examples/phone.rs >/dev/null \
+    && echo 'fn main() {}' > build.rs \
+    && touch src/lib.rs \
+    && cargo build --profile dist --locked --bin posduif \
+    && rm -rf src examples tests benches sql build.rs target/dist/posduif* target/dist/deps/*posduif* target/dist/build/posduif* \
+        target/dist/.fingerprint/posduif*
+
+COPY build.rs ./
+COPY sql sql
+COPY migrations migrations
+COPY docs/openapi.yaml docs/openapi.yaml
+COPY examples examples
+COPY src src
+# There is no repository in here; `posduif --version` tells what this says.
+ARG POSDUIF_COMMIT=
+RUN mkdir -p tests benches \
+    && touch tests/main.rs benches/replication.rs benches/sync.rs \
+    && POSDUIF_COMMIT=$POSDUIF_COMMIT cargo build --profile dist --locked --bin posduif
+
+FROM debian:bookworm-slim
+# Authorities that vouch for Postgres and Redis over TLS.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent posduif
+COPY --from=build /src/target/dist/posduif /usr/local/bin/posduif
+USER 10001:10001
+WORKDIR /
+ENV POSDUIF__SERVER__HOST=0.0.0.0 \
+    POSDUIF__SERVER__PORT=8080 \
+    POSDUIF__LOG__FORMAT=json
+EXPOSE 8080
+# Alive, not fresh: a container that is started again because Redis is away helps nobody. /ready is for the load balancer.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/$POSDUIF__SERVER__PORT && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/posduif"]
+CMD ["serve"]

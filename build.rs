@@ -1,0 +1,89 @@
+//! Tells the program which commit it was built from, and names the statements in `sql/` for the metrics.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, io};
+
+fn main() -> io::Result<()> {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-env-changed=POSDUIF_COMMIT");
+    let (version, commit) = (env::var("CARGO_PKG_VERSION").unwrap_or_default(), commit());
+    let built_from = if commit.is_empty() { "commit unknown" } else { &commit };
+    println!("cargo::rustc-env=POSDUIF_COMMIT={commit}");
+    println!("cargo::rustc-env=POSDUIF_VERSION={version} ({built_from})");
+    name_statements()
+}
+
+/// The commit: of `POSDUIF_COMMIT` where somebody builds without the repository (a container, a tarball), else of git,
+/// else nothing. Debug builds have none: each commit would compile the whole crate anew.
+fn commit() -> String {
+    let given = env::var("POSDUIF_COMMIT").unwrap_or_default();
+    if !given.trim().is_empty() {
+        return given.trim().to_owned();
+    }
+    if env::var("PROFILE").as_deref() != Ok("release") {
+        return String::new();
+    }
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return String::new();
+    };
+    // Where HEAD points to, and the branch it names; a worktree has them elsewhere than in .git.
+    for name in ["HEAD", "index", "packed-refs"]
+        .map(String::from)
+        .into_iter()
+        .chain(git(&["symbolic-ref", "-q", "HEAD"]))
+    {
+        if let Some(path) = git(&["rev-parse", "--git-path", &name])
+            && Path::new(&path).exists()
+        {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
+    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+        Some(changes) if !changes.is_empty() => commit + "-modified",
+        _ => commit,
+    }
+}
+
+/// What git says here; `None` without git, and where the repository is another project's that holds this one's sources.
+fn git(arguments: &[&str]) -> Option<String> {
+    let run = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    let top = PathBuf::from(run(&["rev-parse", "--show-toplevel"])?);
+    let own = env::var_os("CARGO_MANIFEST_DIR")?;
+    if top.canonicalize().ok()? != Path::new(&own).canonicalize().ok()? {
+        return None;
+    }
+    run(arguments)
+}
+
+/// Writes the table of statements: the name of each file in `sql/`, and its text.
+fn name_statements() -> io::Result<()> {
+    println!("cargo::rerun-if-changed=sql");
+    let mut names: Vec<String> = fs::read_dir("sql")?
+        .filter_map(|entry| {
+            Some(
+                entry
+                    .ok()?
+                    .file_name()
+                    .into_string()
+                    .ok()?
+                    .strip_suffix(".sql")?
+                    .to_owned(),
+            )
+        })
+        .collect();
+    names.sort();
+    let lines: String = names
+        .iter()
+        .map(|name| {
+            format!("    (\"{name}\", include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/sql/{name}.sql\"))),\n")
+        })
+        .collect();
+    let text = format!("/// The files of `sql/`: name and text.\nconst FILES: &[(&str, &str)] = &[\n{lines}];\n");
+    let folder = env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("cargo names no OUT_DIR"))?;
+    fs::write(Path::new(&folder).join("statements.rs"), text)
+}

@@ -1,0 +1,21 @@
+-- A device that a login names: the user's own, described anew where the login says something, or a new one. No row when
+-- the id is taken by somebody else's device or a revoked one, or the user has too many. $1 uuid: user; $2 text: device id;
+-- $3 text or null: name; $4 text or null: type; $5 text or null: public key; $6 text: type of a new one that tells none;
+-- $7 bigint: most devices.
+WITH known AS (
+    UPDATE {schema}.devices
+    SET name = coalesce($3, name), device_type = coalesce($4, device_type), public_key = coalesce($5, public_key),
+        last_seen_at = now()
+    WHERE device_id = $2 AND user_id = $1 AND revoked_at IS NULL
+    RETURNING *
+), made AS (
+    INSERT INTO {schema}.devices (device_id, user_id, name, device_type, public_key, last_seen_at)
+    SELECT $2, $1, $3, coalesce($4, $6), $5, now()
+    WHERE NOT EXISTS (SELECT FROM known)
+      AND (SELECT count(*) FROM {schema}.devices WHERE user_id = $1 AND revoked_at IS NULL) < $7
+    ON CONFLICT (device_id) DO NOTHING
+    RETURNING *
+)
+SELECT found.*, u.username
+FROM (SELECT false AS is_new, known.* FROM known UNION ALL SELECT true, made.* FROM made) found
+JOIN {schema}.users u ON u.id = found.user_id
