@@ -180,7 +180,11 @@ impl Subscription {
             signals.is_closed = is_closed;
             return Poll::Ready(taken);
         }
-        waiting.reader = Some(context.waker().clone());
+        // The one that is there is nearly always the same.
+        match &mut waiting.reader {
+            Some(reader) => reader.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
         Poll::Pending
     }
 
