@@ -1,6 +1,6 @@
 -- A page of users by username, and the total; a page beyond the end is one row with nothing but the total.
--- $1 text or null: user_type; $2 text or null: part of the username; $3 boolean or null: online;
--- $4 uuid[]: who is online; $5 bigint: limit; $6 bigint: offset.
+-- $1 text or null: user_type; $2 text or null: part of the username; $3 boolean or null: among $4,
+-- or not; $4 uuid[]; $5 bigint: limit; $6 bigint: offset.
 WITH found AS (
     SELECT id, username, user_type, last_seen, created_at, disabled_at
     FROM {schema}.users

@@ -21,12 +21,14 @@ use crate::transport::tls::Identity;
 const ENV_PREFIX: &str = "POSDUIF__";
 
 /// Keys whose values are secret.
-const SECRETS: [&str; 5] = [
+const SECRETS: [&str; 7] = [
     "telemetry.otlp_headers",
     "postgres.url",
     "redis.url",
     "auth.jwt_secret",
     "auth.jwt_previous_secrets",
+    "push.webhook_secret",
+    "push.webhook_previous_secrets",
 ];
 
 /// A value that must not appear in logs, errors or `config show`.
@@ -135,6 +137,10 @@ pub struct Config {
     pub enrollment: Enrollment,
     /// Live events, by SSE and WebSocket.
     pub sse: Sse,
+    /// Who is here.
+    pub presence: Presence,
+    /// Waking devices that are away.
+    pub push: Push,
     /// What clients say over WebSockets.
     pub websocket: WebSocket,
     /// What API processes remember of Postgres.
@@ -642,6 +648,123 @@ impl Default for Sse {
     }
 }
 
+/// Who is here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Presence {
+    /// Seconds after its last stream has closed at which a device or page is offline (0 to 60).
+    pub grace_seconds: u64,
+    /// Milliseconds between two looks at what has changed, which go out as one event (100 to 10,000).
+    pub tick_ms: u64,
+    /// Seconds that changes wait at most when there is much to tell; what takes longer is not told one by one (1 to 300).
+    pub tick_seconds_max: u64,
+    /// Most users in one event; beyond them it says only that clients must ask (10 to 1,000).
+    pub entries_max: usize,
+    /// Bytes of events a second that one process tells, over all its streams; each event counts 256 more (64 KiB to 1 GiB).
+    pub fanout_bytes_per_second: u64,
+    /// Seconds between two bulk writes of last seen times to Postgres (1 to 3,600).
+    pub last_seen_interval_seconds: u64,
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self {
+            grace_seconds: 10,
+            tick_ms: 1000,
+            tick_seconds_max: 10,
+            entries_max: 200,
+            fanout_bytes_per_second: 8 * 1024 * 1024,
+            last_seen_interval_seconds: 60,
+        }
+    }
+}
+
+/// Waking devices that are away: an entry in the tenant's stream `push`, and a webhook.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Push {
+    /// Seconds without a stream after which a device for which something waits is woken (1 to 3,600).
+    pub after_seconds: u64,
+    /// Live events that wake; `*` for all. None means that nobody is woken.
+    pub events: Vec<String>,
+    /// Seconds between two looks at all devices, for what was missed (10 to 86,400).
+    pub sweep_interval_seconds: u64,
+    /// Most users who are remembered because something waits for them; beyond them the next look at all finds the others (100 to 10,000,000).
+    pub candidates_max: usize,
+    /// About how many entries a tenant's stream `push` keeps (100 to 1,000,000).
+    pub stream_entries_max: u64,
+    /// Where each entry is told, `https://push.example.com/posduif` for example; empty means nowhere.
+    pub webhook_url: String,
+    /// Key that signs what is told: `whsec_` and the base64 of 24 to 64 random bytes.
+    pub webhook_secret: Secret,
+    /// Former values of `webhook_secret`, which sign beside it.
+    pub webhook_previous_secrets: Vec<Secret>,
+    /// File (PEM) with the authority that vouches for the webhook's server; empty means those of the system.
+    pub webhook_ca_file: String,
+    /// Seconds that the webhook may take to answer (1 to 60).
+    pub webhook_timeout_seconds: u64,
+    /// How often one entry is told before it is given up (1 to 100).
+    pub webhook_attempts_max: u32,
+    /// Most entries that are told at once (1 to 64).
+    pub webhook_concurrency: usize,
+}
+
+impl Default for Push {
+    fn default() -> Self {
+        Self {
+            after_seconds: 60,
+            events: vec!["new_message".into()],
+            sweep_interval_seconds: 300,
+            candidates_max: 100_000,
+            stream_entries_max: 10_000,
+            webhook_url: String::new(),
+            webhook_secret: Secret::new(""),
+            webhook_previous_secrets: Vec::new(),
+            webhook_ca_file: String::new(),
+            webhook_timeout_seconds: 10,
+            webhook_attempts_max: 12,
+            webhook_concurrency: 8,
+        }
+    }
+}
+
+impl Push {
+    /// Checks texts and secrets.
+    fn check(&self) -> Result<()> {
+        for event in &self.events {
+            if event != "*" && !crate::route::rule::is_event_name(event) {
+                bail!("key `push.events` has {event:?}: allowed are * and names of 1 to 64 of a-z, 0-9 and _");
+            }
+        }
+        if self.webhook_url.is_empty() {
+            return Ok(());
+        }
+        if let Err(why) = crate::push::webhook::Target::parse(&self.webhook_url) {
+            bail!("key `push.webhook_url`: {why}");
+        }
+        let secrets = std::iter::once((None, &self.webhook_secret));
+        let previous = self.webhook_previous_secrets.iter().enumerate();
+        for (index, secret) in secrets.chain(previous.map(|(index, secret)| (Some(index), secret))) {
+            if crate::push::webhook::decode_secret(secret.expose()).is_none() {
+                let key = match index {
+                    None => "push.webhook_secret".to_owned(),
+                    Some(index) => format!("push.webhook_previous_secrets[{index}]"),
+                };
+                bail!(
+                    "key `{key}` is {}: allowed is whsec_ and the base64 of 24 to 64 random bytes, for example \
+                     POSDUIF__PUSH__WEBHOOK_SECRET=whsec_$(openssl rand -base64 32)",
+                    if secret.expose().is_empty() {
+                        "not set"
+                    } else {
+                        "no such key"
+                    }
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What clients say over WebSockets. For what they are told, [`Sse`] holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -1010,9 +1133,36 @@ impl Config {
         within("sse.write_timeout_seconds", e.write_timeout_seconds, 1, 300)?;
         within("sse.queue_events_max", e.queue_events_max as u64, 16, 100_000)?;
         within("sse.replay_events_max", e.replay_events_max as u64, 1, 100_000)?;
-        let w = &self.websocket;
-        within("websocket.message_bytes_max", w.message_bytes_max as u64, KIB, 16 * MIB)?;
-        within("websocket.items_max", w.items_max as u64, 1, 1000)?;
+        let k = &self.websocket;
+        within("websocket.message_bytes_max", k.message_bytes_max as u64, KIB, 16 * MIB)?;
+        within("websocket.items_max", k.items_max as u64, 1, 1000)?;
+        let h = &self.presence;
+        within("presence.grace_seconds", h.grace_seconds, 0, 60)?;
+        within("presence.tick_ms", h.tick_ms, 100, 10_000)?;
+        within("presence.tick_seconds_max", h.tick_seconds_max, 1, 300)?;
+        within("presence.entries_max", h.entries_max as u64, 10, 1000)?;
+        within(
+            "presence.fanout_bytes_per_second",
+            h.fanout_bytes_per_second,
+            64 * KIB,
+            1024 * MIB,
+        )?;
+        within(
+            "presence.last_seen_interval_seconds",
+            h.last_seen_interval_seconds,
+            1,
+            3600,
+        )?;
+        let w = &self.push;
+        within("push.after_seconds", w.after_seconds, 1, 3600)?;
+        within("push.sweep_interval_seconds", w.sweep_interval_seconds, 10, 86_400)?;
+        within("push.candidates_max", w.candidates_max as u64, 100, 10_000_000)?;
+        within("push.stream_entries_max", w.stream_entries_max, 100, 1_000_000)?;
+        within("push.webhook_timeout_seconds", w.webhook_timeout_seconds, 1, 60)?;
+        within("push.webhook_attempts_max", w.webhook_attempts_max.into(), 1, 100)?;
+        within("push.webhook_concurrency", w.webhook_concurrency as u64, 1, 64)?;
+        within("push.events (their number)", w.events.len() as u64, 0, 200)?;
+        w.check()?;
         within(
             "health.freshness_bound_seconds",
             self.health.freshness_bound_seconds,

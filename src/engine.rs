@@ -19,6 +19,7 @@ use crate::deliver::trim;
 use crate::http::health::Vitals;
 use crate::http::server::{self, Server};
 use crate::http::{App, Parts};
+use crate::push::Waker;
 use crate::replication::replicator::{self, Report, Shown};
 use crate::telemetry::metrics::Metrics;
 
@@ -90,9 +91,15 @@ impl Engine {
         // With port 0 only now is known what URLs must name.
         let mut config = Config::clone(&config);
         config.server.port = engine.address.port();
+        let config = Arc::new(config);
+        let hub = Hub::new(config.sse.queue_events_max);
+        if let Some(shown) = &replication {
+            let (config, database, store) = (config.clone(), database.clone(), store.clone());
+            engine.wake(Waker::new(config, database, store, &hub, metrics.clone())?, shown);
+        }
         let vitals = Vitals {
-            hub: Hub::new(config.sse.queue_events_max),
-            config: Arc::new(config),
+            hub,
+            config,
             database,
             store,
             replication,
@@ -118,6 +125,14 @@ impl Engine {
             Ok(())
         });
         shown
+    }
+
+    fn wake(&mut self, waker: Waker, shown: &Shown) {
+        let waking = waker.run(shown.state.clone(), self.stop_replicating.clone());
+        self.parts.spawn(async move {
+            waking.await;
+            Ok(())
+        });
     }
 
     fn serve(&mut self, listener: TcpListener, vitals: Vitals, with_api: bool) -> Result<()> {
@@ -163,9 +178,13 @@ impl Engine {
         let hearing = app.sessions.clone().follow_ends(stop.clone());
         let heartbeat = Duration::from_secs(vitals.config.sse.heartbeat_seconds);
         let looking = app.sessions.clone().recheck(heartbeat, stop.clone());
-        let beating = app.hub.clone().beat(heartbeat, app.presence.clone(), stop);
+        let beating = app.hub.clone().beat(heartbeat, stop.clone());
+        let presence = app
+            .presence
+            .clone()
+            .run(app.config.clone(), vitals.database.clone(), stop);
         self.parts.spawn(async move {
-            tokio::join!(metadata, forgetting, ending, hearing, looking, beating);
+            tokio::join!(metadata, forgetting, ending, hearing, looking, beating, presence);
             Ok(())
         });
         Ok(app)

@@ -93,9 +93,30 @@ impl Keys {
         format!("{}:{{{tenant}}}:device:{device_id}", self.prefix)
     }
 
-    /// Sorted set: `<user>/<device>` by the time (ms since 1970) until which it counts as online.
+    /// Sorted set: the tenant's open streams, `<user>/<device or session>/<stream>`, by the time (ms since 1970) at which
+    /// each is over unless it is held again.
     pub fn presence(&self, tenant: &str) -> String {
         format!("{}:{{{tenant}}}:presence", self.prefix)
+    }
+
+    /// What is derived from [`Keys::presence`]: `users`, `changed`, `gone`, `seen` and `unwritten`.
+    pub fn presence_part(&self, tenant: &str, part: &str) -> String {
+        format!("{}:{{{tenant}}}:presence:{part}", self.prefix)
+    }
+
+    /// Text: some process has carried last seen times to Postgres; expires when it is the next one's turn.
+    pub fn presence_carrier(&self) -> String {
+        format!("{}:presence:carrier", self.prefix)
+    }
+
+    /// Sorted set: entries of [`Keys::push`] that the webhook has not taken, by the time (ms since 1970) of the next try.
+    pub fn push_due(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:push:due", self.prefix)
+    }
+
+    /// Hash: how often the webhook was told of them.
+    pub fn push_tries(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:push:tries", self.prefix)
     }
 
     /// Hash: one login's session. Session ids are random over all tenants, and each session names its tenant.

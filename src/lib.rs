@@ -17,9 +17,10 @@
 //! - [`decode`]: pgoutput bytes to messages, column texts to JSON.
 //! - [`route`]: rules: who sees which change, under which event.
 //! - [`publish`]: batches, the guarded `MULTI`/`EXEC`, the checkpoint, progress and durability.
-//! - [`deliver`]: reading the streams: ranges, the live tail and its fan-out, presence, trimming.
+//! - [`deliver`]: reading the streams: ranges, the live tail and its fan-out, presence, the streams `push`, trimming.
 //! - [`sync`]: cursors, incoming batches (snapshot, then stream).
 //! - [`domain`]: users, devices, enrollment, messages, encrypted state, uploads: rows and rules.
+//! - [`push`]: waking devices that are away: when to look, and the webhook.
 //! - [`database`]: pool, tenants, migrations, publication; queries come from `sql/`.
 //! - [`http`]: the API.
 //! - [`doctor`]: what of all this is not as it should be, and what mends it.
@@ -55,6 +56,8 @@ pub mod doctor;
 pub mod domain;
 
 pub mod database;
+
+pub mod push;
 
 pub mod http;
 

@@ -66,7 +66,14 @@ const PAGING: &[&str] = &[
     "after=00000000-0000-4000-8000-000000000000",
 ];
 
-const RESUME: &[&str] = &["last_event_id=nonsense", "lastEventId=nonsense", "last_event_id=AAAA"];
+const PRESENCE: &[&str] = &["limit=0", "limit=1001", "offset=-1", "user_id=joe", "user_id=,"];
+
+const RESUME: &[&str] = &[
+    "last_event_id=nonsense",
+    "lastEventId=nonsense",
+    "last_event_id=AAAA",
+    "presence=maybe",
+];
 
 /// Every route there is.
 const LINES: &[Line] = &[
@@ -162,6 +169,14 @@ const LINES: &[Line] = &[
         ..line("PATCH", "/api/devices/{id}", Access::Any)
     },
     line("DELETE", "/api/devices/{id}", Access::Any),
+    Line {
+        bad_queries: PRESENCE,
+        ..line("GET", "/api/presence", Access::Any)
+    },
+    Line {
+        fields: &[("status", Takes::Text)],
+        ..line("PUT", "/api/presence", Access::Any)
+    },
     line("GET", "/api/app-instructions", Access::Device),
     Line {
         bad_queries: &[
@@ -405,6 +420,7 @@ impl Scene {
                 "token": Uuid::new_v4(), "device_id": "new", "username": "new", "device_name": "new",
                 "public_key": "new", "device_info": {"platform": "android"},
             }),
+            "/api/presence" => json!({"status": "away"}),
             "/api/devices/{id}" => json!({"name": "new", "public_key": "new"}),
             "/api/conflicts/{id}/resolve" => json!({"resolution": "merged", "content": "both", "base_version": 1}),
             "/api/state/batch" => {
@@ -909,7 +925,7 @@ async fn bad_bodies_are_the_clients_fault() {
                 .await;
         }
     }
-    assert_eq!(taking_bodies, 14);
+    assert_eq!(taking_bodies, 15);
     // Rows of others, named in a body.
     let foreign = [
         (
@@ -1073,7 +1089,7 @@ async fn a_body_that_is_too_large_is_refused_over_a_whole_connection_and_one_tha
                 .await;
         }
     }
-    assert_eq!(refused, 14);
+    assert_eq!(refused, 15);
     findings.report(30);
     scene.office.close().await;
 }

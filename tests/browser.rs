@@ -74,7 +74,7 @@ fn program() -> Option<PathBuf> {
     let found = places.into_iter().find(|place| place.is_file());
     Some(found.unwrap_or_else(|| {
         panic!(
-            "no browser: none of {} is in the PATH. Install Chromium (scripts/setup --browser does), name a \
+            "no browser: none of {} is in the PATH. Install Chromium (scripts/setup --tests does), name a \
              browser's program by POSDUIF_BROWSER, or leave this test out by POSDUIF_BROWSER=none",
             PROGRAMS.join(", ")
         )

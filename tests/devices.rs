@@ -46,6 +46,7 @@ async fn everybody_sees_their_devices_and_web_users_those_of_mobile_users() {
             "device_type",
             "last_seen_at",
             "name",
+            "presence",
             "public_key",
             "public_key_changed_at",
             "revoked_at",

@@ -50,7 +50,7 @@ async fn a_stream_begins_with_retry_and_hello_and_beats() {
     let phone = office.phone("phone").await;
     let web = format!("/sse/web/{}", office.bob_id);
     let check = |api: Api, path: String| async move {
-        let mut events = api.open(&path).await.unwrap();
+        let mut events = api.open(&format!("{path}?presence=false")).await.unwrap();
         let retry = events.block().await.unwrap();
         let retry: u64 = retry.strip_prefix("retry: ").unwrap().parse().unwrap();
         assert!((400..=800).contains(&retry), "{retry}");
@@ -498,6 +498,8 @@ async fn a_client_that_went_away_leaves_nothing_behind() {
     let phone = office.phone("phone").await;
     let presence = office.world.keys().presence("acme");
     let count = || async {
+        // Whoever asks sees to it that who is over goes.
+        office.bob.get("/api/presence").await.expect(200);
         let mut redis = office.world.redis().await;
         redis::cmd("ZCARD")
             .arg(&presence)

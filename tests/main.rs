@@ -28,8 +28,10 @@ mod pages;
 #[expect(dead_code, reason = "its command line and what only that uses")]
 mod phone;
 mod pipeline;
+mod presence;
 mod properties;
 mod protocol;
+mod push;
 mod rate_limits;
 mod recovery;
 mod refusals;

@@ -575,7 +575,7 @@ async fn a_client_that_answers_no_ping_is_closed_and_one_that_does_stays() {
     let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
     let phone = office.phone("phone").await;
     let mut there = phone.socket("/ws").await;
-    let mut away = phone.socket("/ws").await;
+    let mut away = phone.socket("/ws?presence=false").await;
     // Bytes are read, and nothing is answered.
     let mut bytes = Vec::new();
     let read = away.raw().read_to_end(&mut bytes);

@@ -1,6 +1,5 @@
 //! `posduif user`: users of a tenant.
 
-use std::collections::HashSet;
 use std::io::{self, BufRead as _, IsTerminal as _};
 
 use anyhow::{Context, Result, bail};
@@ -208,10 +207,10 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user_typ
         let filter = Filter {
             user_type,
             username: None,
-            online: None,
+            among: None,
             page: Page { limit: PAGE, start },
         };
-        let page = users::list(&database, &tenant, &filter, &HashSet::new()).await?;
+        let page = users::list(&database, &tenant, &filter).await?;
         found.extend(page.rows);
         if !page.has_more {
             break;

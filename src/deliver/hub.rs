@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::live::{DeviceChange, Follower, Freshness, Notice};
-use super::presence::Presence;
+use super::push::Heard;
 
 /// Changed devices that may wait for who follows them.
 const DEVICE_CHANGES_MAX: usize = 1024;
@@ -32,8 +32,6 @@ pub struct Member {
     pub tenant: Arc<str>,
     /// The user.
     pub user: Uuid,
-    /// The device, or a name that the page alone has.
-    pub name: Box<str>,
 }
 
 /// What a reader is woken with: first the notices, in order, then the rest.
@@ -143,6 +141,7 @@ struct Shared {
     freshness: watch::Sender<Freshness>,
     device_changes: broadcast::Sender<DeviceChange>,
     follower: OnceLock<Arc<dyn Follower>>,
+    heard: Arc<Heard>,
     queue_max: usize,
 }
 
@@ -224,6 +223,7 @@ impl Hub {
             freshness: watch::Sender::default(),
             device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
             follower: OnceLock::new(),
+            heard: Arc::default(),
             queue_max,
         }))
     }
@@ -236,8 +236,8 @@ impl Hub {
         self.0.wheel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a reader under a name. What happens from here on waits for it, so register first and then read history.
-    pub fn subscribe(&self, tenant: &str, user: Uuid, name: &str) -> Subscription {
+    /// Registers a reader. What happens from here on waits for it, so register first and then read history.
+    pub fn subscribe(&self, tenant: &str, user: Uuid) -> Subscription {
         let mut seats = self.seats();
         let known = seats.tenants.get_key_value(tenant).map(|(known, _)| known.clone());
         let tenant = known.unwrap_or_else(|| tenant.into());
@@ -245,7 +245,6 @@ impl Hub {
             member: Member {
                 tenant: tenant.clone(),
                 user,
-                name: name.into(),
             },
             waiting: Mutex::default(),
         });
@@ -265,7 +264,7 @@ impl Hub {
 
     fn remove(&self, mailbox: &Arc<Mailbox>) {
         self.0.count.fetch_sub(1, Ordering::Relaxed);
-        let Member { tenant, user, .. } = &mailbox.member;
+        let Member { tenant, user } = &mailbox.member;
         let mut seats = self.seats();
         let Some(readers) = seats.tenants.get_mut(tenant) else {
             return;
@@ -283,7 +282,15 @@ impl Hub {
 
     /// Whether anybody here wants to know of changes.
     pub(super) fn has_readers(&self) -> bool {
-        self.subscribers() > 0 || self.0.device_changes.receiver_count() > 0 || self.follower().is_some()
+        self.subscribers() > 0
+            || self.0.device_changes.receiver_count() > 0
+            || self.follower().is_some()
+            || self.0.heard.is_listening()
+    }
+
+    /// Who got something, for who wakes devices.
+    pub fn heard(&self) -> &Arc<Heard> {
+        &self.0.heard
     }
 
     /// Lets somebody know of each change first. There can be one.
@@ -367,6 +374,7 @@ impl Hub {
             follower.lost();
         }
         self.tell_device_change(DeviceChange::Any);
+        self.0.heard.note_gap();
         self.seats()
             .each(|mailbox| mailbox.put(|signals| signals.is_gap = true));
     }
@@ -378,45 +386,23 @@ impl Hub {
         seats.each(|mailbox| mailbox.put(|signals| signals.is_closed = true));
     }
 
-    /// Gives each reader its heartbeat once an interval, and keeps them present meanwhile, until `stop`, when all streams
-    /// end. So many readers of a part of the interval cost one round trip to Redis.
-    pub async fn beat(self, interval: Duration, presence: Presence, stop: CancellationToken) {
-        let lifetime = lifetime(interval);
-        // Redis must not hold up heartbeats. What it is too slow for is left out: the next heartbeat tells the same.
-        let (beaten, mut present) = mpsc::channel::<Vec<Arc<Mailbox>>>(BEATS as usize);
-        let refreshing = async {
-            while let Some(mailboxes) = present.recv().await {
-                let members: Vec<&Member> = mailboxes.iter().map(|mailbox| &mailbox.member).collect();
-                if let Err(error) = presence.refresh(&members, lifetime).await {
-                    tracing::debug!(%error, "presence is not written");
-                }
-            }
-        };
+    /// Gives each reader its heartbeat once an interval until `stop`, when all streams end.
+    pub async fn beat(self, interval: Duration, stop: CancellationToken) {
         let beating = async {
             let mut ticks = tokio::time::interval(interval / BEATS);
             loop {
                 ticks.tick().await;
-                let due = self.wheel().turn();
-                for mailbox in &due {
+                for mailbox in self.wheel().turn() {
                     mailbox.put(|signals| signals.is_beat = true);
-                }
-                if !due.is_empty() {
-                    let _left_out = beaten.try_send(due);
                 }
             }
         };
         tokio::select! {
             () = stop.cancelled() => {}
             () = beating => {}
-            () = refreshing => {}
         }
         self.close();
     }
-}
-
-/// How long a reader counts as present after it was heard of. A missed heartbeat does not make it absent.
-pub fn lifetime(heartbeat: Duration) -> Duration {
-    2 * heartbeat + Duration::from_secs(5)
 }
 
 impl Seats {
@@ -446,10 +432,10 @@ mod tests {
     fn notices_reach_whom_they_name_and_a_full_queue_ends_in_a_gap() {
         let hub = Hub::new(2);
         let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let mut first = hub.subscribe("acme", one, "phone");
-        let mut page = hub.subscribe("acme", one, "page");
-        let mut other = hub.subscribe("acme", two, "phone");
-        let mut elsewhere = hub.subscribe("globex", one, "phone");
+        let mut first = hub.subscribe("acme", one);
+        let mut page = hub.subscribe("acme", one);
+        let mut other = hub.subscribe("acme", two);
+        let mut elsewhere = hub.subscribe("globex", one);
         assert_eq!(hub.subscribers(), 4);
         hub.deliver("acme", Some(&[one]), notice(1));
         hub.deliver("acme", None, notice(2));
@@ -475,19 +461,19 @@ mod tests {
     #[test]
     fn everybody_has_one_heartbeat_an_interval() {
         let hub = Hub::new(16);
-        let mut early = hub.subscribe("acme", Uuid::nil(), "early");
+        let mut early = hub.subscribe("acme", Uuid::from_u128(1));
         for _ in 0..BEATS / 2 {
             assert!(hub.wheel().turn().is_empty());
         }
-        let mut late = hub.subscribe("acme", Uuid::nil(), "late");
+        let mut late = hub.subscribe("acme", Uuid::from_u128(2));
         let mut beaten = Vec::new();
         for _ in 0..BEATS {
             for mailbox in hub.wheel().turn() {
                 mailbox.put(|signals| signals.is_beat = true);
-                beaten.push(mailbox.member.name.to_string());
+                beaten.push(mailbox.member.user);
             }
         }
-        assert_eq!(beaten, ["early", "late"]);
+        assert_eq!(beaten, [Uuid::from_u128(1), Uuid::from_u128(2)]);
         assert!(early.try_signals().is_some_and(|signals| signals.is_beat));
         assert!(late.try_signals().is_some_and(|signals| signals.is_beat));
         assert!(late.try_signals().is_none());
@@ -499,9 +485,9 @@ mod tests {
     #[test]
     fn who_comes_after_the_end_finds_it_ended() {
         let hub = Hub::new(16);
-        let mut before = hub.subscribe("acme", Uuid::nil(), "phone");
+        let mut before = hub.subscribe("acme", Uuid::nil());
         hub.close();
-        let mut after = hub.subscribe("acme", Uuid::nil(), "phone");
+        let mut after = hub.subscribe("acme", Uuid::nil());
         for subscription in [&mut before, &mut after] {
             assert!(subscription.try_signals().is_some_and(|signals| signals.is_closed));
             // It stays so.

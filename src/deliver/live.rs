@@ -295,6 +295,7 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
                 }
             }
         }
+        hub.heard().note(&tenant, &notice.event, users.as_deref());
         hub.deliver(&tenant, users.as_deref(), notice);
     }
 }

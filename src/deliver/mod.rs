@@ -1,4 +1,4 @@
-//! Reading the streams: ranges for batches and replays, the live tail and its fan-out, presence, trimming.
+//! Reading the streams: ranges for batches and replays, the live tail and its fan-out, presence, the streams `push`, trimming.
 //!
 //! [`store`] reads what a user must see with one round trip and no Postgres, an [`entry`] at a time; [`live`] follows the live stream once per
 //! process, and the [`hub`] wakes the readers that it names; [`feed`] joins both for one reader: history first, then live.
@@ -13,6 +13,7 @@ pub mod hub;
 pub mod json;
 pub mod live;
 pub mod presence;
+pub mod push;
 pub mod quarantine;
 mod range;
 pub mod store;

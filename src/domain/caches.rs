@@ -14,7 +14,6 @@
 //! What this node writes itself is forgotten at once. Other nodes follow with the log. Beyond all that, nothing lives longer
 //! than `cache.ttl_seconds`.
 
-use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -401,22 +400,17 @@ impl Caches {
             .await
     }
 
-    /// One user. Who is online comes from presence.
+    /// One user, as if nobody were here: that comes from presence, see [`User::set_presence`].
     ///
     /// # Errors
     /// [`Error::NotFound`] when it does not exist or is deleted; when Postgres cannot be asked.
-    pub async fn user(&self, tenant: &Tenant, id: Uuid, online: &HashSet<Uuid>) -> Result<User, Error> {
+    pub async fn user(&self, tenant: &Tenant, id: Uuid) -> Result<User, Error> {
         let ask = async {
             let (user, snapshot) = users::fetch(&self.database, tenant, id).await?;
             Ok((user, Some(snapshot)))
         };
-        let user = self
-            .answer(metrics::Cache::User, Memories::users, (tenant, id), |_| true, ask)
-            .await?;
-        Ok(User {
-            online_status: online.contains(&id),
-            ..user
-        })
+        self.answer(metrics::Cache::User, Memories::users, (tenant, id), |_| true, ask)
+            .await
     }
 
     /// This node has changed messages; who reads them here next sees it.

@@ -30,6 +30,7 @@ use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::live::{DeviceChange, Freshness};
+use crate::deliver::presence::{Entry, Status};
 use crate::telemetry::metrics::CacheUse;
 
 /// How often a change that the log told of is looked for in Postgres.
@@ -525,10 +526,13 @@ pub struct Device {
     pub device_info: Value,
     /// When it was enrolled.
     pub created_at: Timestamp,
-    /// When it last synced, some seconds behind.
+    /// When it last synced, or had a stream, some seconds behind.
     pub last_seen_at: Option<Timestamp>,
     /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
+    /// Whether it is here, where that was asked. Comes from presence, not from the row; see [`Device::set_presence`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presence: Option<Status>,
 }
 
 impl Device {
@@ -545,7 +549,17 @@ impl Device {
             created_at: row.try_get("created_at")?,
             last_seen_at: row.try_get("last_seen_at")?,
             revoked_at: row.try_get("revoked_at")?,
+            presence: None,
         })
+    }
+
+    /// Takes over what presence knows of its user, if it does: a device that is here is seen at this moment.
+    pub fn set_presence(&mut self, entry: Option<&Entry>) {
+        let here = entry.and_then(|entry| entry.devices.iter().find(|(id, _)| *id == self.device_id));
+        self.presence = Some(here.map_or(Status::Offline, |(_, status)| *status));
+        if here.is_some() {
+            self.last_seen_at = Some(Timestamp::now());
+        }
     }
 }
 

@@ -240,6 +240,11 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// The session's id.
+    pub fn session(&self) -> Uuid {
+        self.session
+    }
+
     /// Ready when the session was ended.
     pub fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.ended.as_mut().poll(context)

@@ -1,9 +1,10 @@
 //! Users of a tenant: people at the web and people with a phone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
+use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -17,6 +18,7 @@ use crate::config;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::{self, Tenant};
 use crate::database::{self, Database};
+use crate::deliver::presence::Entry;
 
 /// Where a user works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -67,7 +69,7 @@ pub struct User {
     pub user_type: UserType,
     /// The device that was enrolled last and is not revoked.
     pub device_id: Option<String>,
-    /// Whether one of its devices or pages is connected. Comes from presence, not from the row.
+    /// Whether it is online or away. Comes from presence, not from the row; see [`User::set_presence`].
     pub online_status: bool,
     /// When it was last seen.
     pub last_seen: Option<Timestamp>,
@@ -79,18 +81,27 @@ pub struct User {
 }
 
 impl User {
-    fn from_row(row: &Row, online: &HashSet<Uuid>) -> Result<Self, Error> {
-        let id = row.try_get("id")?;
+    fn from_row(row: &Row) -> Result<Self, Error> {
         Ok(Self {
-            id,
+            id: row.try_get("id")?,
             username: row.try_get("username")?,
             user_type: row.try_get::<_, &str>("user_type")?.parse()?,
             device_id: row.try_get("device_id")?,
-            online_status: online.contains(&id),
+            online_status: false,
             last_seen: row.try_get("last_seen")?,
             created_at: row.try_get("created_at")?,
             disabled_at: row.try_get("disabled_at")?,
         })
+    }
+
+    /// Takes over what presence knows: who is here is seen at this moment.
+    pub fn set_presence(&mut self, entry: &Entry) {
+        self.online_status = entry.status.is_present();
+        let seen = match self.online_status {
+            true => Some(Timestamp::now()),
+            false => DateTime::from_timestamp_millis(entry.seen_ms).map(Timestamp),
+        };
+        self.last_seen = self.last_seen.max(seen);
     }
 }
 
@@ -212,8 +223,8 @@ pub struct Filter {
     pub user_type: Option<UserType>,
     /// Only usernames that contain this, whatever the case.
     pub username: Option<String>,
-    /// Only those who are online, or only those who are not.
-    pub online: Option<bool>,
+    /// Only those among these, or only others.
+    pub among: Option<(bool, Vec<Uuid>)>,
     /// Which part of the list.
     pub page: Page,
 }
@@ -222,15 +233,12 @@ pub struct Filter {
 ///
 /// # Errors
 /// [`Error::Invalid`] when the page is beside no user of the tenant; when Postgres cannot be asked.
-pub async fn list(
-    database: &Database,
-    tenant: &Tenant,
-    filter: &Filter,
-    online: &HashSet<Uuid>,
-) -> Result<Rows<User>, Error> {
-    let ids: Vec<Uuid> = online.iter().copied().collect();
+pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Result<Rows<User>, Error> {
+    let (is_among, ids) = match &filter.among {
+        Some((is_among, ids)) => (Some(*is_among), ids.as_slice()),
+        None => (None, [].as_slice()),
+    };
     let (page, user_type) = (&filter.page, filter.user_type.map(UserType::as_str));
-    let read = |row: &Row| User::from_row(row, online);
     if let Some((field, id)) = page.place_uuid()? {
         let is_upwards = field == "before";
         let rows = database
@@ -239,7 +247,7 @@ pub async fn list(
                 &[
                     (&user_type, Type::TEXT),
                     (&filter.username, Type::TEXT),
-                    (&filter.online, Type::BOOL),
+                    (&is_among, Type::BOOL),
                     (&ids, Type::UUID_ARRAY),
                     (&(page.limit + 1), Type::INT8),
                     (&id, Type::UUID),
@@ -247,7 +255,7 @@ pub async fn list(
                 ],
             )
             .await?;
-        return Rows::beside(&rows, field, (page.limit, is_upwards), read);
+        return Rows::beside(&rows, field, (page.limit, is_upwards), User::from_row);
     }
     let offset = page.offset();
     let rows = database
@@ -256,14 +264,14 @@ pub async fn list(
             &[
                 (&user_type, Type::TEXT),
                 (&filter.username, Type::TEXT),
-                (&filter.online, Type::BOOL),
+                (&is_among, Type::BOOL),
                 (&ids, Type::UUID_ARRAY),
                 (&page.limit, Type::INT8),
                 (&offset, Type::INT8),
             ],
         )
         .await?;
-    Rows::counted(&rows, offset, read)
+    Rows::counted(&rows, offset, User::from_row)
 }
 
 /// Tells the types of users who may act, for all who ask at the same time together.
@@ -322,7 +330,7 @@ pub(super) async fn fetch(database: &Database, tenant: &Tenant, id: Uuid) -> Res
         )
         .await?
         .ok_or(Error::NotFound("user"))?;
-    Ok((User::from_row(&row, &HashSet::new())?, Snapshot::from_row(&row)?))
+    Ok((User::from_row(&row)?, Snapshot::from_row(&row)?))
 }
 
 /// Ids of a tenant's users in their order, deleted users included, behind `after`.

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 use serde::Deserialize;
+use uuid::Uuid;
 
 use super::App;
 use super::auth::Principal;
 use super::error::Error;
 use super::request::{PAGE_ROWS, Request};
 use super::response::{self, Response};
-use crate::domain::devices::{self, Asker, Filter};
+use crate::deliver::presence::List;
+use crate::domain::devices::{self, Asker, Device, Filter};
 
 fn asker(caller: &Principal) -> Asker {
     Asker {
@@ -38,7 +40,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         },
         page: query.page(PAGE_ROWS)?,
     };
-    let found = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
+    let mut found = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
+    add_presence(&app, caller, &mut found.rows).await;
     response::page("devices", &found, &filter.page)
 }
 
@@ -68,8 +71,24 @@ pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Err
         body.public_key.as_deref(),
     )
     .await?;
-    let device = devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    let mut device = devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    add_presence(&app, caller, std::slice::from_mut(&mut device)).await;
     response::json(StatusCode::OK, &device)
+}
+
+/// Adds which of them are here; none when Redis does not say, because devices exist without it.
+async fn add_presence(app: &App, caller: &Principal, devices: &mut [Device]) {
+    let mut users: Vec<Uuid> = devices.iter().map(|device| device.user_id).collect();
+    users.sort_unstable();
+    users.dedup();
+    let found = app.presence.of(&caller.tenant().name, &users).await;
+    let found = found.unwrap_or_else(|error| {
+        tracing::warn!(%error, "presence is unknown, every device shows as offline");
+        List::default()
+    });
+    for device in devices {
+        device.set_presence(found.entries.iter().find(|entry| entry.user == device.user_id));
+    }
 }
 
 /// `DELETE /api/devices/:id`: its token, its sessions and its streams end, at every node.

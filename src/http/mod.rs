@@ -19,6 +19,7 @@ pub mod messages;
 pub mod metrics;
 pub mod openapi;
 pub mod precondition;
+pub mod presence;
 pub mod request;
 pub mod response;
 pub mod routes;
@@ -88,7 +89,7 @@ pub struct App {
     pub active: Loader<(Tenant, Uuid), UserType>,
     /// Remembers what the change stream keeps right.
     pub caches: Caches,
-    /// Who is online.
+    /// Who is here.
     pub presence: Presence,
     /// Reads the streams.
     pub store: Store,
@@ -157,7 +158,7 @@ impl App {
             limits: Limits::new(store.clone(), &config),
             devices: Devices::new(database.clone(), &config, hub.freshness(), metrics.cache.clone()),
             active: domain::users::types(database.clone()),
-            presence: Presence::connect(&config.redis, store.operations().clone())?,
+            presence: Presence::new(&config, store.operations().clone())?,
             incoming: Incoming {
                 database: database.clone(),
                 store: store.clone(),

@@ -10,8 +10,8 @@ use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
 use super::{
-    App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, sessions, sse, state, sync, tickets,
-    users, websocket,
+    App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, presence, sessions, sse, state, sync,
+    tickets, users, websocket,
 };
 
 /// Whom a route admits.
@@ -105,6 +105,9 @@ static ROUTES: &[Route] = &[
     route!(GET    "/api/devices"               Any    devices::list),
     route!(PATCH  "/api/devices/{id}"          Any    devices::update),
     route!(DELETE "/api/devices/{id}"          Any    devices::revoke),
+
+    route!(GET    "/api/presence"              Any    presence::list),
+    route!(PUT    "/api/presence"              Any    presence::declare),
 
     route!(GET    "/api/app-instructions"      Device app::instructions),
 

@@ -55,7 +55,7 @@ pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
 }
 
 async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Response, Error> {
-    let live = Live::open(app, reader, request.resume()).await?;
+    let live = Live::open(app, reader, request).await?;
 
     let mut response = response::no_content();
     *response.status_mut() = StatusCode::OK;

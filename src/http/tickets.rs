@@ -1,6 +1,5 @@
 //! `/api/sse/ticket`: tickets for browsers, whose `EventSource` and `WebSocket` cannot send credentials in a header.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -150,7 +149,7 @@ pub(super) async fn check_own(app: &App, caller: &Principal, stream: &Stream) ->
             false => Error::new(Code::NotFound, "device not found"),
         }),
         (Stream::Web(wanted), _) => {
-            app.caches.user(tenant, *wanted, &HashSet::new()).await?;
+            app.caches.user(tenant, *wanted).await?;
             Err(Error::new(
                 Code::Forbidden,
                 "this is another user's stream, or not for users of this kind",

@@ -1,6 +1,5 @@
 //! `/api/users`: the mobile users whom web users write to.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -10,7 +9,8 @@ use super::App;
 use super::error::Error;
 use super::request::{PAGE_MAX, Request};
 use super::response::{self, Response};
-use crate::domain::users::{self, Filter, UserType};
+use crate::deliver::presence;
+use crate::domain::users::{self, Filter, User, UserType};
 
 /// `GET /api/users?filter=&status=&limit=&offset=&before=&after=`.
 ///
@@ -18,16 +18,20 @@ use crate::domain::users::{self, Filter, UserType};
 /// 400 for a bad parameter.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let query = &request.query;
+    let tenant = request.caller()?.tenant();
+    let among = match query.parsed("status", "true or false")? {
+        Some(is_present) => Some((is_present, present(&app, &tenant.name).await)),
+        None => None,
+    };
     let filter = Filter {
         user_type: Some(UserType::Mobile),
         username: query.get("filter").map(str::to_owned),
-        online: query.parsed("status", "true or false")?,
+        among,
         // The seed's clients know no pages.
         page: query.page(PAGE_MAX)?,
     };
-    let tenant = request.caller()?.tenant();
-    let online = online(&app, &tenant.name).await;
-    let found = users::list(&app.database, tenant, &filter, &online).await?;
+    let mut found = users::list(&app.database, tenant, &filter).await?;
+    add_presence(&app, &tenant.name, &mut found.rows).await;
     response::page("users", &found, &filter.page)
 }
 
@@ -38,19 +42,31 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "user")?;
     let tenant = request.caller()?.tenant();
-    let online = online(&app, &tenant.name).await;
-    let user = app.caches.user(tenant, id, &online).await?;
+    let mut user = app.caches.user(tenant, id).await?;
+    add_presence(&app, &tenant.name, std::slice::from_mut(&mut user)).await;
     response::json(StatusCode::OK, &user)
 }
 
-/// Who is online; nobody when Redis does not say, because users exist without it.
-async fn online(app: &App, tenant: &str) -> HashSet<Uuid> {
-    app.presence.online(tenant).await.unwrap_or_else(|error| {
-        tracing::warn!(
-            cause = crate::telemetry::chain(&error),
-            tenant,
-            "presence is unknown, everybody shows as offline"
-        );
-        HashSet::new()
-    })
+/// Who is online or away; nobody when Redis does not say, because users exist without it.
+async fn present(app: &App, tenant: &str) -> Vec<Uuid> {
+    let present = app.presence.present(tenant).await.unwrap_or_else(unknown);
+    present.entries.iter().map(|entry| entry.user).collect()
+}
+
+async fn add_presence(app: &App, tenant: &str, users: &mut [User]) {
+    let ids: Vec<Uuid> = users.iter().map(|user| user.id).collect();
+    let found = app.presence.of(tenant, &ids).await.unwrap_or_else(unknown);
+    for user in users {
+        if let Some(entry) = found.entries.iter().find(|entry| entry.user == user.id) {
+            user.set_presence(entry);
+        }
+    }
+}
+
+fn unknown(error: presence::Error) -> presence::List {
+    tracing::warn!(
+        cause = crate::telemetry::chain(&error),
+        "presence is unknown, everybody shows as offline"
+    );
+    presence::List::default()
 }

@@ -41,6 +41,8 @@ pub struct DeviceState {
     pub acknowledged: Option<(EpochId, StreamId)>,
     /// Up to here the statuses of what it has have moved on; never beyond what it has.
     pub settled: Option<StreamId>,
+    /// All up to here it was given, in this epoch; it may not have arrived.
+    pub read: Option<(EpochId, StreamId)>,
     /// The last answers, newest last.
     pub given: Vec<Given>,
     /// Rows that it was given since it began to catch up; 0 when it has come to the end.
@@ -67,6 +69,7 @@ impl DeviceState {
     pub fn updated(mut self, update: &Update) -> Self {
         self.acknowledged = update.acknowledged.or(self.acknowledged);
         self.settled = update.settled.or(self.settled);
+        self.read = update.read.or(self.read);
         self.catching_up = update.catching_up.unwrap_or(self.catching_up);
         if let Some(error) = &update.error {
             self.error = Some(error.clone()).filter(|error| !error.is_empty());
@@ -127,6 +130,10 @@ pub async fn read(store: &Store, tenant: &str, device_id: &str) -> Result<Device
     Ok(DeviceState {
         acknowledged,
         settled: field("settled").and_then(|text| text.parse().ok()),
+        read: field("read").and_then(|text| {
+            let (epoch, position) = text.split_once(' ')?;
+            epoch.parse().ok().zip(position.parse().ok())
+        }),
         given: field("given")
             .and_then(|json| serde_json::from_str(json).ok())
             .unwrap_or_default(),
@@ -146,6 +153,8 @@ pub struct Update {
     pub acknowledged: Option<(EpochId, StreamId)>,
     /// How far statuses have moved on.
     pub settled: Option<StreamId>,
+    /// How far it was given.
+    pub read: Option<(EpochId, StreamId)>,
     /// The whole list of given answers, oldest first.
     pub given: Option<Vec<Given>>,
     /// Rows given since it began to catch up.
@@ -179,6 +188,9 @@ pub async fn write(store: &Store, tenant: &str, device_id: &str, update: &Update
     }
     if let Some(settled) = update.settled {
         fields.push(("settled", settled.to_string()));
+    }
+    if let Some((epoch, position)) = update.read {
+        fields.push(("read", format!("{epoch} {position}")));
     }
     if let Some(rows) = update.catching_up {
         fields.push(("catching_up", rows.to_string()));

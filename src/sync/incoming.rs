@@ -223,6 +223,11 @@ impl Incoming {
             };
             update.given = Some(device_state::with_given(given, new));
         }
+        // For who wakes devices: this one has been here. The pages of a snapshot all bear its beginning.
+        if answer.cursor.page.is_none() {
+            let place = (answer.cursor.place.epoch, answer.cursor.place.position);
+            update.read = Some(place).filter(|_| state.read != Some(place));
+        }
         update.last_sync_ms = Some(timestamp.0.timestamp_millis());
         let catching_up = match answer.has_more {
             true => state.catching_up + (answer.items.len() as u64).max(1),

@@ -50,6 +50,8 @@ pub struct Metrics {
     pub http: Http,
     /// What is compressed and inflated.
     pub gzip: Gzip,
+    /// Devices that are woken.
+    pub push: Push,
     /// What devices sync.
     pub sync: Sync,
     /// The cache of who a device is.
@@ -99,6 +101,13 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+/// Devices that are woken.
+#[derive(Debug, Default)]
+pub struct Push {
+    triggers: Counter,
+    webhooks: Family<Label, Counter>,
 }
 
 /// What is remembered of Postgres, by kind.
@@ -204,6 +213,10 @@ impl Metrics {
         );
         let gzip = Gzip::new();
         gzip.register(&mut registry);
+        let push = Push::default();
+        if replicates {
+            push.register(&mut registry);
+        }
         let sync = Sync::new();
         sync.register(&mut registry);
         let cache = CacheUse::new();
@@ -219,6 +232,7 @@ impl Metrics {
             replication,
             http,
             gzip,
+            push,
             sync,
             cache,
             caches,
@@ -437,6 +451,31 @@ impl Http {
     /// An item that came over a WebSocket was answered.
     pub fn item_answered(&self, status: &'static str) {
         self.websocket_items.get_or_create(&[("status", status)]).inc();
+    }
+}
+
+impl Push {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "push_triggers",
+            "Devices that were away and had something waiting",
+            self.triggers.clone(),
+        );
+        registry.register(
+            "push_webhooks",
+            "What became of telling the webhook, by outcome",
+            self.webhooks.clone(),
+        );
+    }
+
+    /// A device was woken.
+    pub fn triggered(&self) {
+        self.triggers.inc();
+    }
+
+    /// The webhook was told.
+    pub fn told(&self, outcome: &'static str) {
+        self.webhooks.get_or_create(&[("outcome", outcome)]).inc();
     }
 }
 

@@ -306,8 +306,18 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// The next event; `None` when the stream has ended. Comments and `retry` are passed over.
+    /// The next event; `None` when the stream has ended. Comments and `retry` are passed over, and who comes and goes.
     pub(crate) async fn next(&mut self) -> Option<Event> {
+        loop {
+            let event = self.next_of_all().await;
+            if event.as_ref().is_none_or(|event| event.name != "presence") {
+                return event;
+            }
+        }
+    }
+
+    /// The next event, `presence` too.
+    pub(crate) async fn next_of_all(&mut self) -> Option<Event> {
         tokio::time::timeout(PATIENCE, self.read())
             .await
             .expect("no event came in time")
@@ -317,7 +327,7 @@ impl Events {
     pub(crate) async fn expect(&mut self, name: &str) -> Event {
         loop {
             let event = self
-                .next()
+                .next_of_all()
                 .await
                 .unwrap_or_else(|| panic!("the stream ended before {name}"));
             if event.name == name {

@@ -76,6 +76,9 @@ impl World {
         config.replication.publication = name.clone();
         config.server.port = 0;
         config.server.default_tenant = "acme".into();
+        // Who has gone is to be gone soon.
+        config.presence.grace_seconds = 1;
+        config.presence.tick_ms = 200;
         config.auth.jwt_secret = Secret::new("a secret that only this test world knows");
         // The cheapest hash that the bounds allow: tests log in often.
         config.auth.argon2_memory_kib = 8192;
@@ -177,6 +180,9 @@ impl World {
             ("STREAMS__INBOX_ENTRIES_MAX", config.streams.inbox_entries_max),
             ("STREAMS__SHARED_ENTRIES_MAX", config.streams.shared_entries_max),
             ("STREAMS__CHANGES_ENTRIES_MAX", config.streams.changes_entries_max),
+            ("PRESENCE__GRACE_SECONDS", config.presence.grace_seconds),
+            ("PRESENCE__TICK_MS", config.presence.tick_ms),
+            ("SSE__HEARTBEAT_SECONDS", config.sse.heartbeat_seconds),
             ("HEALTH__FRESHNESS_BOUND_SECONDS", config.health.freshness_bound_seconds),
         ];
         for (name, value) in numbers {

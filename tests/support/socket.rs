@@ -83,8 +83,18 @@ impl Api {
 }
 
 impl Socket {
-    /// The next event; `None` when the socket was closed.
+    /// The next event; `None` when the socket was closed. Who comes and goes is passed over.
     pub(crate) async fn next(&mut self) -> Option<Event> {
+        loop {
+            let event = self.next_of_all().await;
+            if event.as_ref().is_none_or(|event| event.name != "presence") {
+                return event;
+            }
+        }
+    }
+
+    /// The next event, `presence` too.
+    pub(crate) async fn next_of_all(&mut self) -> Option<Event> {
         if !self.told.is_empty() {
             return Some(self.told.remove(0));
         }
@@ -94,7 +104,7 @@ impl Socket {
     /// The next event of this name; others are passed over.
     pub(crate) async fn expect(&mut self, name: &str) -> Event {
         loop {
-            let event = self.next().await;
+            let event = self.next_of_all().await;
             let event = event.unwrap_or_else(|| panic!("closed by {:?} before {name}", self.closed));
             if event.name == name {
                 return event;
@@ -102,10 +112,10 @@ impl Socket {
         }
     }
 
-    /// All events until the socket is closed, and the code it was closed with; 1006 stands for none.
+    /// All events but who comes and goes until the socket is closed, and the code it was closed with; 1006 stands for none.
     pub(crate) async fn rest(&mut self) -> (Vec<Event>, u16) {
-        let mut rest = std::mem::take(&mut self.told);
-        while let Some(event) = self.read().await {
+        let mut rest = Vec::new();
+        while let Some(event) = self.next().await {
             rest.push(event);
         }
         (rest, self.closed.as_ref().map_or(1006, |(code, _)| *code))

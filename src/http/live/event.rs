@@ -75,6 +75,16 @@ impl<'a> Event<'a> {
         Self::new("bye", &json!({"type": "bye", "reconnect_ms": reconnect_ms}))
     }
 
+    /// `presence`: who is here, the same text for all readers of a tenant.
+    pub fn presence(data: &'a str) -> Self {
+        Self {
+            name: "presence",
+            own_name: None,
+            id: None,
+            data: data.into(),
+        }
+    }
+
     /// A change, thin: the row itself comes by sync or request.
     pub fn change(notice: &'a Notice) -> Self {
         let name = kind(&notice.event);

@@ -21,10 +21,12 @@ use self::outlet::{Heard, Outlet};
 use super::App;
 use super::auth::WebPrincipal;
 use super::error::{Code, Error};
+use super::request::Request;
 use crate::database::tenants::Tenant;
 use crate::deliver::feed::{Feed, FeedEvent};
-use crate::deliver::hub::{self, Signals};
+use crate::deliver::hub::Signals;
 use crate::deliver::live::Notice;
+use crate::deliver::presence;
 use crate::deliver::store::Place;
 use crate::domain::devices::DevicePrincipal;
 use crate::domain::sessions::Watch;
@@ -51,8 +53,6 @@ pub enum Reader {
         tenant: Tenant,
         /// Their id.
         user: Uuid,
-        /// The name under which presence knows this stream.
-        page: String,
         /// The end of the session that the access token is of.
         session: Watch,
     },
@@ -72,7 +72,6 @@ impl Reader {
         Ok(Some(Self::Web {
             tenant: user.tenant.clone(),
             user: user.user_id,
-            page: format!("web:{}", Uuid::new_v4()),
             session,
         }))
     }
@@ -98,11 +97,11 @@ impl Reader {
         }
     }
 
-    /// The name under which presence knows this stream.
-    fn presence_name(&self) -> &str {
+    /// Where presence says that the user is.
+    fn place(&self) -> presence::Place {
         match self {
-            Self::Device(device) => &device.device_id,
-            Self::Web { page, .. } => page,
+            Self::Device(device) => presence::Place::Device(device.device_id.clone()),
+            Self::Web { session, .. } => presence::Place::Session(session.session()),
         }
     }
 
@@ -123,6 +122,8 @@ pub struct Live {
     feed: Feed,
     /// Things that wait for a device.
     waiting: usize,
+    /// Tells who comes and goes, unless the reader does not want to know.
+    presence: Option<presence::Watcher>,
     /// A device of the user has changed, in this transaction if it is known, and was not looked at since.
     unseen: Option<Option<u32>>,
     /// When something is tried again that could not be found out.
@@ -133,6 +134,7 @@ pub struct Live {
 
 /// Why a stream wakes.
 enum Wake {
+    Presence(Arc<str>),
     Signals(Signals),
     Resume(String),
     Ended,
@@ -163,13 +165,15 @@ enum Standing {
 
 // Tens of thousands of these wait at once. What is seldom awaited is therefore boxed, and takes memory only then.
 impl Live {
-    /// Prepares a stream, from behind this id if there is one, else from now on.
+    /// Prepares a stream as a request wants it: from behind the id that it names, else from now on.
     ///
     /// # Errors
-    /// 400 for a bad id to resume from, 503 while Redis is away.
-    pub async fn open(app: Arc<App>, reader: Reader, resume: Option<&str>) -> Result<Box<Self>, Error> {
-        let (feed, waiting) = feed(&app, &reader, resume).await?;
+    /// 400 for a bad id to resume from or a bad parameter, 503 while Redis is away.
+    pub async fn open(app: Arc<App>, reader: Reader, request: &Request) -> Result<Box<Self>, Error> {
+        let wants_presence = request.query.parsed("presence", "true or false")?.unwrap_or(true);
+        let (feed, waiting) = feed(&app, &reader, request.resume()).await?;
         Ok(Box::new(Self {
+            presence: wants_presence.then(|| app.presence.watch(&reader.tenant().name)),
             app,
             reader,
             feed,
@@ -184,7 +188,9 @@ impl Live {
     pub async fn run(mut self: Box<Self>, mut outlet: impl Outlet) {
         outlet.begin(self.retry());
         self.greet(&mut outlet);
-        Box::pin(self.touch()).await;
+        let (tenant, user) = (&self.reader.tenant().name, self.reader.user_id());
+        let here = self.app.presence.enter(tenant, user, &self.reader.place());
+        Box::pin(here.seen()).await;
         // What the history told is known already.
         let mut wake = Wake::Signals(Signals::default());
         let end = loop {
@@ -201,7 +207,7 @@ impl Live {
                 outlet.cut();
             }
         }
-        Box::pin(self.leave()).await;
+        drop(here);
     }
 
     fn poll_wake(&mut self, outlet: &mut impl Outlet, context: &mut Context<'_>) -> Poll<Wake> {
@@ -233,6 +239,11 @@ impl Live {
             self.again = None;
             return Poll::Ready(Wake::Signals(Signals::default()));
         }
+        if let Some(watcher) = &mut self.presence
+            && let Poll::Ready(event) = watcher.poll_next(context)
+        {
+            return Poll::Ready(Wake::Presence(event));
+        }
         self.feed.poll_signals(context).map(Wake::Signals)
     }
 
@@ -240,6 +251,10 @@ impl Live {
     async fn act(&mut self, outlet: &mut impl Outlet, wake: Wake) -> Option<End> {
         match wake {
             Wake::Signals(signals) => self.pass_on(outlet, signals).await,
+            Wake::Presence(data) => {
+                self.put(outlet, &Event::presence(&data));
+                None
+            }
             Wake::Resume(id) => {
                 Box::pin(self.resume(outlet, &id)).await;
                 self.pass_on(outlet, Signals::default()).await
@@ -400,28 +415,6 @@ impl Live {
         }
     }
 
-    async fn touch(&self) {
-        let lifetime = hub::lifetime(Duration::from_secs(self.app.config.sse.heartbeat_seconds));
-        let (presence, reader) = (&self.app.presence, &self.reader);
-        let touched = presence.touch(
-            &reader.tenant().name,
-            reader.user_id(),
-            reader.presence_name(),
-            lifetime,
-        );
-        if let Err(error) = touched.await {
-            tracing::debug!(%error, "presence is not written");
-        }
-    }
-
-    async fn leave(&self) {
-        let (presence, reader) = (&self.app.presence, &self.reader);
-        let left = presence.leave(&reader.tenant().name, reader.user_id(), reader.presence_name());
-        if let Err(error) = left.await {
-            tracing::debug!(%error, "presence is not written");
-        }
-    }
-
     /// How many messages a web user has not read, this one included.
     async fn unread(&self, notice: &Notice) -> Option<i64> {
         let (tenant, user) = (self.reader.tenant(), self.reader.user_id());
@@ -462,7 +455,7 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
         None => None,
     };
     let (tenant, user) = (reader.tenant(), reader.user_id());
-    let subscription = app.hub.subscribe(&tenant.name, user, reader.presence_name());
+    let subscription = app.hub.subscribe(&tenant.name, user);
     let replay_max = app.config.sse.replay_events_max;
     let mut feed = Feed::open(app.store.clone(), subscription, resume, replay_max).await?;
     if feed.missing().any() {

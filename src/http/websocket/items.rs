@@ -19,7 +19,7 @@ use crate::http::App;
 use crate::http::auth::{Principal, WebPrincipal};
 use crate::http::error::{Code, Error};
 use crate::http::request::{required, uuid};
-use crate::http::{messages as requests, sync};
+use crate::http::{messages as requests, presence as requests_of_presence, sync};
 
 /// Longest id of an item that its result repeats, in characters.
 const ID_CHARS_MAX: usize = 128;
@@ -136,7 +136,13 @@ pub(super) async fn carry_out(app: Arc<App>, caller: Principal, items: Vec<Value
     match &caller {
         Principal::Web(user) => {
             for item in &items {
-                let done = timed(&app, by_user(&app, user, item)).await;
+                let done = timed(&app, async {
+                    match type_of(item) {
+                        "presence" => presence(&app, &caller, item).await.map(Some),
+                        _ => by_user(&app, user, item).await,
+                    }
+                });
+                let done = done.await;
                 answers.push(match done {
                     Ok(server) => Answer::applied(id_of(item), server),
                     Err(error) => Answer::refused(id_of(item), &error),
@@ -148,8 +154,14 @@ pub(super) async fn carry_out(app: Arc<App>, caller: Principal, items: Vec<Value
             for item in items {
                 let Some(item) = batch.take(item) else { continue };
                 batch.upload(&app, device, &mut answers).await;
-                answers.push(match timed(&app, by_device(&app, device, &item)).await {
-                    Ok(()) => Answer::applied(id_of(&item), None),
+                let done = timed(&app, async {
+                    match type_of(&item) {
+                        "presence" => presence(&app, &caller, &item).await.map(Some),
+                        _ => by_device(&app, device, &item).await.map(|()| None),
+                    }
+                });
+                answers.push(match done.await {
+                    Ok(server) => Answer::applied(id_of(&item), server),
                     Err(error) => Answer::refused(id_of(&item), &error),
                 });
             }
@@ -267,6 +279,16 @@ impl Batch {
 }
 
 #[derive(Deserialize)]
+struct Declaration {
+    status: Option<String>,
+}
+
+/// Says that the device, or the session's pages, are online or away; gives what the user is with that.
+async fn presence(app: &App, caller: &Principal, item: &Value) -> Result<Value, Error> {
+    requests_of_presence::take(app, caller, form::<Declaration>(item)?.status).await
+}
+
+#[derive(Deserialize)]
 struct Message {
     op: Option<String>,
     message_id: Option<String>,
@@ -304,7 +326,7 @@ async fn by_user(app: &App, user: &WebPrincipal, item: &Value) -> Result<Option<
         }
         "read" => messages::mark_read(database, caches, tenant, id, form::<Message>(item)?.id()?).await?,
         "change" | "ack" => return Err(Error::new(Code::Forbidden, "this is for devices")),
-        _ => return Err(unknown("message, read")),
+        _ => return Err(unknown("message, read, presence")),
     };
     let message = serde_json::to_value(message);
     message
@@ -326,6 +348,6 @@ async fn by_device(app: &App, device: &DevicePrincipal, item: &Value) -> Result<
         }
         // With an id it would be an upload.
         "read" => Err(Error::invalid("message_id", "must be the id of a message")),
-        _ => Err(unknown("message, change, read, ack")),
+        _ => Err(unknown("message, change, read, ack, presence")),
     }
 }

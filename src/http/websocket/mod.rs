@@ -74,7 +74,7 @@ pub async fn open(app: Arc<App>, request: Request) -> Result<Response, Error> {
             .await?
             .ok_or_else(|| unauthorized("this session was ended"))?,
     };
-    let live = Live::open(app.clone(), reader, request.resume()).await?;
+    let live = Live::open(app.clone(), reader, &request).await?;
 
     let mut response = response::no_content();
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

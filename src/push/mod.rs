@@ -1,0 +1,316 @@
+//! Waking devices that are away and have something waiting.
+//!
+//! The engine that follows the log does it; when another takes over, it goes on. Whom to look at comes from two sides: the
+//! live tail tells at once who got something ([`Heard`]), and now and then all devices are looked at, a page at a time,
+//! for what was missed while nobody looked (`sweep`). Looking costs a statement for hundreds of users and a few round
+//! trips to Redis. What is decided of a device is decided in Redis ([`crate::deliver::push`]): one entry until it has
+//! synced.
+//!
+//! - `schedule`: users to be looked at, and when.
+//! - [`webhook`]: tells each entry to a server of the operator's.
+
+mod schedule;
+pub mod webhook;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::schedule::Schedule;
+use self::webhook::Webhook;
+use crate::config::Config;
+use crate::database::Database;
+use crate::database::tenants::{self, Tenant};
+use crate::deliver::hub::Hub;
+use crate::deliver::presence::Presence;
+use crate::deliver::push::{self, Decision, Device, Heard, Terms};
+use crate::deliver::store::Store;
+use crate::replication::session::State;
+use crate::telemetry::metrics::Metrics;
+
+/// How long what is heard gathers, so that a burst is looked at once.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// Users or devices in one statement.
+const PAGE: usize = 500;
+
+/// Devices in one round trip of decisions.
+const DECISIONS: usize = 50;
+
+/// Pause before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Events that go to single users by built-in rules. The shared stream holds none of them.
+const PERSONAL: [&str; 7] = [
+    "new_message",
+    "message_updated",
+    "message_read",
+    "message_synced",
+    "message_deleted",
+    "state_changed",
+    "conflict",
+];
+
+/// What waking needs.
+#[derive(Debug)]
+pub struct Waker {
+    config: Arc<Config>,
+    database: Database,
+    store: Store,
+    presence: Presence,
+    heard: Arc<Heard>,
+    metrics: Arc<Metrics>,
+    webhook: Option<Arc<Webhook>>,
+}
+
+/// A look at all devices of tenants, as far as it has come.
+#[derive(Debug, Default)]
+struct Sweep {
+    tenants: VecDeque<Tenant>,
+    /// Behind this device of the first tenant.
+    after: String,
+}
+
+impl Waker {
+    /// Prepares waking; nothing is done before [`Waker::run`].
+    ///
+    /// # Errors
+    /// When the webhook's authority cannot be read, or `redis.url` is malformed.
+    pub fn new(
+        config: Arc<Config>,
+        database: Database,
+        store: Store,
+        hub: &Hub,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let webhook = Webhook::new(&config.push, store.clone(), metrics.clone())?;
+        Ok(Self {
+            presence: Presence::new(&config, store.operations().clone())?,
+            heard: hub.heard().clone(),
+            webhook: webhook.map(Arc::new),
+            config,
+            database,
+            store,
+            metrics,
+        })
+    }
+
+    /// Wakes devices while this engine follows the log, until `stop`.
+    pub async fn run(self, mut state: watch::Receiver<State>, stop: CancellationToken) {
+        let events: HashSet<String> = self.config.push.events.iter().cloned().collect();
+        if events.is_empty() {
+            return stop.cancelled().await;
+        }
+        let work = async {
+            loop {
+                if state
+                    .wait_for(|state| matches!(state, State::Streaming { .. }))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+                self.heard
+                    .listen(Some((events.clone(), self.config.push.candidates_max)));
+                tokio::select! {
+                    () = self.lead() => {}
+                    ended = state.wait_for(|state| !matches!(state, State::Streaming { .. })) => {
+                        if ended.is_err() {
+                            return;
+                        }
+                    }
+                }
+                self.heard.listen(None);
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+        self.heard.listen(None);
+    }
+
+    /// Looks, and tells, for as long as it may.
+    async fn lead(&self) {
+        match &self.webhook {
+            None => self.look_for_ever().await,
+            Some(webhook) => {
+                tokio::join!(self.look_for_ever(), webhook.clone().deliver(&self.database));
+            }
+        }
+    }
+
+    async fn look_for_ever(&self) {
+        let settings = &self.config.push;
+        let interval = Duration::from_secs(settings.sweep_interval_seconds);
+        let mut schedule = Schedule::new(settings.candidates_max);
+        let mut sweep = Sweep::default();
+        // At first, nobody knows what was missed.
+        let mut next_sweep = Instant::now();
+        loop {
+            let wake = match sweep.tenants.is_empty() {
+                true => schedule.next().map_or(next_sweep, |due| due.min(next_sweep)),
+                false => Instant::now(),
+            };
+            tokio::select! {
+                () = self.heard.something() => tokio::time::sleep(GATHER).await,
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            let told = self.heard.take();
+            let now = Instant::now();
+            for (tenant, users) in told.users {
+                for user in users {
+                    schedule.put(&tenant, user, now);
+                }
+            }
+            sweep.add(told.tenants.iter().filter_map(|name| Tenant::named(name)));
+            if told.is_gap || schedule.take_overflow() {
+                next_sweep = next_sweep.min(now + RETRY);
+            }
+            let result = async {
+                if next_sweep <= now {
+                    sweep.add(tenants::list(&self.database).await.context("cannot list the tenants")?);
+                    next_sweep = now + interval;
+                }
+                self.look_at_due(&mut schedule, now).await?;
+                self.go_on(&mut sweep, &mut schedule).await
+            };
+            if let Err(error) = result.await {
+                tracing::warn!(
+                    cause = format!("{error:#}"),
+                    "devices that are away are looked at later"
+                );
+                tokio::time::sleep(RETRY).await;
+                // Whoever was just taken out is found again.
+                next_sweep = next_sweep.min(Instant::now() + interval.min(RETRY * 5));
+            }
+        }
+    }
+
+    /// Looks at users who are due.
+    async fn look_at_due(&self, schedule: &mut Schedule, now: Instant) -> Result<()> {
+        let mut by_tenant: HashMap<Arc<str>, Vec<Uuid>> = HashMap::new();
+        for (tenant, user) in schedule.due(now) {
+            by_tenant.entry(tenant).or_default().push(user);
+        }
+        for (name, users) in by_tenant {
+            let Some(tenant) = Tenant::named(&name) else { continue };
+            for users in users.chunks(PAGE) {
+                let sql = tenant.sql(include_str!("../../sql/push_devices_of.sql"));
+                let rows = self.database.query(&sql, &[(&users, Type::UUID_ARRAY)]).await;
+                self.look_at(&tenant, &devices(&rows?)?, schedule).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the next page of a sweep.
+    async fn go_on(&self, sweep: &mut Sweep, schedule: &mut Schedule) -> Result<()> {
+        let Some(tenant) = sweep.tenants.front().cloned() else {
+            return Ok(());
+        };
+        let sql = tenant.sql(include_str!("../../sql/push_devices.sql"));
+        let size = i64::try_from(PAGE).unwrap_or(i64::MAX);
+        let rows = self
+            .database
+            .query(&sql, &[(&sweep.after, Type::TEXT), (&size, Type::INT8)])
+            .await;
+        let page = match rows {
+            Ok(rows) => devices(&rows)?,
+            Err(error) => {
+                // A tenant that was dropped meanwhile must not stop the others.
+                sweep.next_tenant();
+                return Err(error).with_context(|| format!("cannot list the devices of tenant {}", tenant.name));
+            }
+        };
+        match page.last() {
+            Some(last) if page.len() == PAGE => sweep.after.clone_from(&last.device_id),
+            _ => sweep.next_tenant(),
+        }
+        self.look_at(&tenant, &page, schedule).await
+    }
+
+    /// Decides of devices of one tenant, and when to look again.
+    async fn look_at(&self, tenant: &Tenant, devices: &[Device], schedule: &mut Schedule) -> Result<()> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let settings = &self.config.push;
+        let after = Duration::from_secs(settings.after_seconds);
+        let epoch = self.store.view().await?.epoch;
+        let counts =
+            |event: &str| !event.is_empty() && settings.events.iter().any(|wanted| wanted == "*" || wanted == event);
+        let is_shared = !settings.events.iter().all(|event| PERSONAL.contains(&event.as_str()));
+        let found = push::waiting(&self.store, &tenant.name, epoch, devices, counts, is_shared).await?;
+        let waiting: Vec<_> = devices
+            .iter()
+            .zip(found)
+            .filter_map(|(device, waiting)| Some((device, waiting?)))
+            .collect();
+        let terms = Terms {
+            after,
+            entries_max: settings.stream_entries_max,
+            has_webhook: self.webhook.is_some(),
+        };
+        for part in waiting.chunks(DECISIONS) {
+            // Asking takes away streams that are over.
+            let users: Vec<Uuid> = part.iter().map(|(device, _)| device.user).collect();
+            self.presence.of(&tenant.name, &users).await?;
+            let decisions = push::trigger(&self.store, &tenant.name, epoch, part, terms).await?;
+            for ((device, _), decision) in part.iter().zip(decisions) {
+                match decision {
+                    Decision::Triggered => {
+                        self.metrics.push.triggered();
+                        if let Some(webhook) = &self.webhook {
+                            webhook.hint(&tenant.name);
+                        }
+                    }
+                    Decision::Later => schedule.put(&tenant.name, device.user, Instant::now() + after),
+                    Decision::In(wait) => schedule.put(&tenant.name, device.user, Instant::now() + wait),
+                    Decision::Nothing => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sweep {
+    fn add(&mut self, tenants: impl IntoIterator<Item = Tenant>) {
+        for tenant in tenants {
+            // One that is being looked at begins anew behind the others.
+            let is_waiting = self
+                .tenants
+                .iter()
+                .skip(usize::from(!self.after.is_empty()))
+                .any(|known| *known == tenant);
+            if !is_waiting {
+                self.tenants.push_back(tenant);
+            }
+        }
+    }
+
+    fn next_tenant(&mut self) {
+        self.tenants.pop_front();
+        self.after.clear();
+    }
+}
+
+fn devices(rows: &[tokio_postgres::Row]) -> Result<Vec<Device>> {
+    rows.iter()
+        .map(|row| {
+            Ok(Device {
+                device_id: row.try_get("device_id")?,
+                user: row.try_get("user_id")?,
+                enrolled_ts: row.try_get("enrolled_micros")?,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,537 @@
+//! Waking devices that are away and have something: once until they have synced, and told to a webhook.
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use posduif::config::{Config, Secret};
+use posduif::deliver::presence::{Place, Presence};
+use posduif::domain::users::UserType;
+use posduif::engine::Role;
+use posduif::telemetry::metrics::Operations;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use uuid::Uuid;
+
+use crate::support::office::Office;
+use crate::support::{Entry, World, eventually};
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
+
+/// The entries of a tenant's stream `push`.
+async fn pushes(world: &World, tenant: &str) -> Vec<Entry> {
+    world.stream(&world.keys().push(tenant)).await
+}
+
+/// Waits until there are so many.
+async fn pushed(world: &World, count: usize) -> Vec<Entry> {
+    eventually(&format!("{count} devices were woken"), || async {
+        let pushes = pushes(world, "acme").await;
+        assert!(pushes.len() <= count, "{pushes:?}");
+        (pushes.len() == count).then_some(pushes)
+    })
+    .await
+}
+
+fn quick(config: &mut Config) {
+    config.push.after_seconds = 1;
+    config.presence.grace_seconds = 0;
+    config.sse.heartbeat_seconds = 1;
+}
+
+/// Another user with a phone, for whom a message shows that what came before it was looked at.
+async fn witness(office: &Office, device_id: &str) -> Uuid {
+    let user = office.world.user("acme", device_id, UserType::Mobile).await;
+    office.bob.enroll(device_id, Some(&user.to_string())).await;
+    user
+}
+
+async fn send(office: &Office, user: Uuid) {
+    let body = json!({"recipient_id": user, "content": "hi"});
+    office.bob.post("/api/messages", &body).await.expect(201);
+}
+
+fn devices(pushes: &[Entry]) -> Vec<&str> {
+    pushes.iter().map(|entry| entry.field("device_id")).collect()
+}
+
+#[tokio::test]
+async fn a_phone_that_is_away_is_woken_once_until_it_has_synced_however_many_bursts_and_engines() {
+    let mut office = Office::with(quick).await;
+    let phone = office.phone("phone").await;
+    let (_, cursor) = phone.sync(None).await;
+    office.insert(50).await;
+    let first = pushed(&office.world, 1).await.remove(0);
+    assert_eq!(first.field("device_id"), "phone");
+    assert_eq!(first.field("user_id"), office.joe_id.to_string());
+    assert_eq!((first.field("event"), first.field("pending")), ("new_message", "50"));
+    assert!(!format!("{first:?}").contains("message 1"), "{first:?}");
+    for burst in 0..3 {
+        office.insert(20).await;
+        send(&office, witness(&office, &format!("witness-{burst}")).await).await;
+        let pushes = pushed(&office.world, 2 + burst).await;
+        assert_eq!(devices(&pushes).iter().filter(|device| **device == "phone").count(), 1);
+    }
+    // Another engine takes over, and looks at all devices.
+    let engine = office.world.engine(Role::All).await;
+    let (anybody, bob) = (engine.api(), office.bob.at(&engine.api()));
+    let first_engine = std::mem::replace(&mut office.engine, engine);
+    first_engine.stop().await;
+    (office.anybody, office.bob) = (anybody, bob);
+    let phone = phone.at(&office.bob);
+    office.insert(20).await;
+    send(&office, witness(&office, "witness-3").await).await;
+    let pushes = pushed(&office.world, 5).await;
+    assert_eq!(devices(&pushes).iter().filter(|device| **device == "phone").count(), 1);
+
+    // A page is not all of it.
+    let page = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}&limit=10"))
+        .await
+        .expect(200);
+    assert_eq!(page["has_more"], true);
+    let (_, cursor) = phone.sync(page["cursor"].as_str()).await;
+    office.insert(5).await;
+    let pushes = pushed(&office.world, 6).await;
+    assert_eq!(devices(&pushes[5..]), ["phone"]);
+    // What it was given and has not acknowledged wakes nobody again.
+    phone.sync(Some(&cursor)).await;
+    send(&office, witness(&office, "witness-4").await).await;
+    let pushes = pushed(&office.world, 7).await;
+    assert_eq!(devices(&pushes[6..]), ["witness-4"]);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_device_with_a_stream_is_woken_only_when_it_has_gone_without_syncing() {
+    let office = Office::with(quick).await;
+    let phone = office.phone("phone").await;
+    let stream = phone.events("/sse/mobile/phone").await;
+    send(&office, office.joe_id).await;
+    send(&office, witness(&office, "witness").await).await;
+    let pushes = pushed(&office.world, 1).await;
+    assert_eq!(devices(&pushes), ["witness"]);
+    drop(stream);
+    let pushes = pushed(&office.world, 2).await;
+    assert_eq!(devices(&pushes[1..]), ["phone"]);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_device_that_had_a_stream_a_moment_ago_is_given_its_time() {
+    let office = Office::with(|config| {
+        quick(config);
+        config.push.after_seconds = 4;
+    })
+    .await;
+    let phone = office.phone("phone").await;
+    phone.sync(None).await;
+    drop(phone.events("/sse/mobile/phone").await);
+    eventually("joe is offline", || async {
+        let joe = office
+            .bob
+            .get(&format!("/api/users/{}", office.joe_id))
+            .await
+            .expect(200);
+        (joe["online_status"] == false).then_some(())
+    })
+    .await;
+    let gone = chrono::Utc::now();
+    send(&office, office.joe_id).await;
+    send(&office, witness(&office, "witness").await).await;
+    assert_eq!(devices(&pushed(&office.world, 1).await), ["witness"]);
+    let pushes = pushed(&office.world, 2).await;
+    assert_eq!(devices(&pushes[1..]), ["phone"]);
+    let waited = pushes[1].id.ms as i64 - gone.timestamp_millis();
+    assert!(waited >= 2000, "woken after {waited} ms");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn nobody_is_woken_while_the_tenant_is_paused_nor_when_the_device_is_revoked_or_the_user_disabled() {
+    let office = Office::with(quick).await;
+    let (one, revoked) = (office.phone("one").await, office.phone("revoked").await);
+    let disabled = witness(&office, "disabled").await;
+    one.sync(None).await;
+    revoked.sync(None).await;
+    office.bob.delete("/api/devices/revoked").await;
+    office
+        .sql(&format!(
+            "UPDATE tenant_acme.users SET disabled_at = now() WHERE id = '{disabled}'"
+        ))
+        .await;
+    let database = office.world.database().await;
+    posduif::database::tenants::set_paused(&database, "acme", true)
+        .await
+        .unwrap();
+    office.world.published().await;
+    office.insert(3).await;
+    let insert = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) VALUES ($1, $2, 'hi')";
+    let psql = office.world.psql().await;
+    psql.execute(insert, &[&office.bob_id, &disabled]).await.unwrap();
+    // The other tenant's phone shows that these were looked at.
+    office.world.tenant("beta").await;
+    let eve = office.world.user("beta", "eve", UserType::Web).await;
+    let ken = office.world.user("beta", "ken", UserType::Mobile).await;
+    office.world.published().await;
+    let eves = office.anybody.log_in("beta", "eve").await;
+    eves.enroll("kens", Some(&ken.to_string())).await;
+    let insert = "INSERT INTO tenant_beta.messages (sender_id, recipient_id, content) VALUES ($1, $2, 'hi')";
+    psql.execute(insert, &[&eve, &ken]).await.unwrap();
+    eventually("ken's phone is woken", || async {
+        (pushes(&office.world, "beta").await.len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(pushes(&office.world, "acme").await, []);
+    posduif::database::tenants::set_paused(&database, "acme", false)
+        .await
+        .unwrap();
+    assert_eq!(devices(&pushed(&office.world, 1).await), ["one"]);
+    send(&office, witness(&office, "witness").await).await;
+    assert_eq!(devices(&pushed(&office.world, 2).await), ["one", "witness"]);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn what_came_while_no_engine_ran_is_found_and_only_events_that_are_named_count() {
+    let office = Office::with(quick).await;
+    let phone = office.phone("phone").await;
+    let message = office.send("read me").await;
+    let (_, cursor) = phone.sync(None).await;
+    phone.sync(Some(&cursor)).await;
+    phone
+        .put(&format!("/api/messages/{message}/read"), &json!({}))
+        .await
+        .expect(200);
+    office.world.published().await;
+    let Office {
+        world,
+        engine,
+        bob_id,
+        joe_id,
+        ..
+    } = office;
+    engine.stop().await;
+    // Nobody tells this one: an engine finds it when it has published it, or when it looks at all devices.
+    let sally = world.user("acme", "sally", UserType::Mobile).await;
+    let psql = world.psql().await;
+    let device = "INSERT INTO tenant_acme.devices (device_id, user_id, created_at) VALUES ('sallys', $1, now() - interval '1 hour')";
+    psql.execute(device, &[&sally]).await.unwrap();
+    let insert = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) VALUES ($1, $2, 'hi')";
+    psql.execute(insert, &[&bob_id, &sally]).await.unwrap();
+    let engine = world.engine(Role::Replicator).await;
+    // Joe's phone has only the word that its message was read.
+    assert_eq!(devices(&pushed(&world, 1).await), ["sallys"]);
+    engine.stop().await;
+    // A trigger that is lost with its mark is found without any notice.
+    let mut redis = world.redis().await;
+    let keys = world.keys();
+    let _: u64 = redis::cmd("DEL")
+        .arg(&[keys.push("acme"), keys.device("acme", "sallys")])
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    psql.execute(
+        "UPDATE tenant_acme.users SET email = 'j@example.com' WHERE id = $1",
+        &[&joe_id],
+    )
+    .await
+    .unwrap();
+    let engine = world.engine(Role::Replicator).await;
+    assert_eq!(devices(&pushed(&world, 1).await), ["sallys"]);
+    engine.stop().await;
+}
+
+/// A request that a receiver got.
+#[derive(Debug, Clone)]
+struct Told {
+    headers: HashMap<String, String>,
+    body: Bytes,
+}
+
+impl Told {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+/// What a receiver answers with.
+#[derive(Debug, Clone, Copy)]
+enum Reply {
+    Status(u16),
+    Redirect,
+    Silence,
+}
+
+/// A server that the webhook tells.
+#[derive(Clone)]
+struct Receiver {
+    address: String,
+    told: Arc<Mutex<Vec<Told>>>,
+}
+
+impl Receiver {
+    /// One that answers so, and then by 204.
+    async fn start(replies: &[Reply]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let told: Arc<Mutex<Vec<Told>>> = Arc::default();
+        let replies = Arc::new(Mutex::new(VecDeque::from(replies.to_vec())));
+        let (shared, here) = (told.clone(), address.clone());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (told, replies, here) = (shared.clone(), replies.clone(), here.clone());
+                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let (told, replies, here) = (told.clone(), replies.clone(), here.clone());
+                    async move {
+                        assert_eq!(request.uri().path(), "/hook", "a redirect was followed");
+                        let headers = request.headers().iter();
+                        let headers =
+                            headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
+                        let headers = headers.collect();
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        told.lock().unwrap().push(Told { headers, body });
+                        let reply = replies.lock().unwrap().pop_front().unwrap_or(Reply::Status(204));
+                        let response = Response::builder();
+                        let response = match reply {
+                            Reply::Status(status) => response.status(status),
+                            Reply::Redirect => response.status(302).header("location", format!("http://{here}/else")),
+                            Reply::Silence => std::future::pending().await,
+                        };
+                        Ok::<_, Infallible>(response.body(Full::new(Bytes::new())).unwrap())
+                    }
+                });
+                let connection =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(connection);
+            }
+        });
+        Self { address, told }
+    }
+
+    fn configure(&self, config: &mut Config) {
+        quick(config);
+        config.push.webhook_url = format!("http://{}/hook", self.address);
+        config.push.webhook_secret = Secret::new(SECRET);
+        config.push.webhook_timeout_seconds = 1;
+    }
+
+    /// Waits until it was told so often.
+    async fn told(&self, count: usize) -> Vec<Told> {
+        eventually(&format!("the webhook was told {count} times"), || async {
+            let told = self.told.lock().unwrap().clone();
+            (told.len() >= count).then_some(told)
+        })
+        .await
+    }
+}
+
+/// What is due at the webhook.
+async fn due(world: &World) -> u64 {
+    let mut redis = world.redis().await;
+    let key = world.keys().push_due("acme");
+    redis::cmd("ZCARD").arg(key).query_async(&mut redis).await.unwrap()
+}
+
+/// A Python with the public library; `None` where it is said that there is none.
+fn python() -> Option<PathBuf> {
+    match std::env::var("POSDUIF_STANDARDWEBHOOKS") {
+        Ok(none) if none == "none" => return None,
+        Ok(program) if !program.is_empty() => return Some(program.into()),
+        _ => {}
+    }
+    // Beside the folder in which the engine's program was built.
+    let target = Path::new(env!("CARGO_BIN_EXE_posduif"))
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap();
+    let python = target.join("standardwebhooks/bin/python3");
+    assert!(
+        python.exists(),
+        "{} is missing: run scripts/standardwebhooks, name a Python that has the library by POSDUIF_STANDARDWEBHOOKS, or \
+         leave this out by POSDUIF_STANDARDWEBHOOKS=none",
+        python.display()
+    );
+    Some(python)
+}
+
+/// Lets the public library verify a request.
+async fn verify(python: &Path, told: &Told, secret: &str) -> Result<(), String> {
+    let program = "import json, sys\n\
+                   from standardwebhooks.webhooks import Webhook\n\
+                   headers = json.loads(sys.argv[1])\n\
+                   Webhook(sys.argv[2]).verify(sys.stdin.buffer.read(), headers)\n";
+    let mut child = Command::new(python)
+        .args(["-c", program, &json!(told.headers).to_string(), secret])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&told.body).await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_fails_twice_gets_it_on_the_third_try_signed_anew_and_otherwise_the_same() {
+    let receiver = Receiver::start(&[Reply::Status(500), Reply::Redirect]).await;
+    let office = Office::with(|config| {
+        receiver.configure(config);
+        config.push.webhook_previous_secrets = vec![Secret::new("whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")];
+    })
+    .await;
+    office.phone("phone").await;
+    let content = "nobody but joe may read this";
+    office.send(content).await;
+    let told = receiver.told(3).await;
+    let entry = pushed(&office.world, 1).await.remove(0);
+    eventually("nothing is due", || async {
+        (due(&office.world).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(receiver.told.lock().unwrap().len(), 3);
+    for each in &told {
+        assert_eq!(each.headers["webhook-id"], entry.field("id"));
+        assert_eq!(each.body, told[0].body);
+        assert_eq!(each.headers["content-type"], "application/json");
+        assert_eq!(each.headers["webhook-signature"].split(' ').count(), 2);
+    }
+    let body = told[2].json();
+    assert_eq!(
+        body["data"],
+        json!({"tenant": "acme", "user_id": office.joe_id, "device_id": "phone", "event": "new_message", "pending": 1})
+    );
+    assert_eq!(body["type"], "device.waiting");
+    assert!(!body.to_string().contains("nobody"), "{body}");
+    if let Some(python) = python() {
+        verify(&python, &told[2], SECRET).await.unwrap();
+        verify(&python, &told[2], "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
+            .await
+            .unwrap();
+        verify(&python, &told[2], "whsec_BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB")
+            .await
+            .unwrap_err();
+        let mut forged = told[2].clone();
+        forged.body = Bytes::from(forged.json().to_string().replace("phone", "other"));
+        verify(&python, &forged, SECRET).await.unwrap_err();
+    }
+    let metrics = office.anybody.get("/metrics").await;
+    let metrics = String::from_utf8_lossy(&metrics.body);
+    for line in [
+        "posduif_push_triggers_total 1",
+        "posduif_push_webhooks_total{outcome=\"taken\"} 1",
+        "posduif_push_webhooks_total{outcome=\"refused\"} 2",
+    ] {
+        assert!(metrics.contains(line), "{line}");
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn what_an_engine_could_not_finish_another_one_tells_with_the_same_id() {
+    let receiver = Receiver::start(&[Reply::Silence]).await;
+    let office = Office::with(|config| receiver.configure(config)).await;
+    office.phone("phone").await;
+    office.send("hi").await;
+    let first = receiver.told(1).await.remove(0);
+    let Office { world, engine, .. } = office;
+    // As it dies: nothing is said any more.
+    drop(engine);
+    let other = world.engine(Role::Replicator).await;
+    let told = receiver.told(2).await;
+    assert_eq!(told[1].headers["webhook-id"], first.headers["webhook-id"]);
+    assert_eq!(told[1].body, first.body);
+    eventually("nothing is due", || async { (due(&world).await == 0).then_some(()) }).await;
+    assert_eq!(pushes(&world, "acme").await.len(), 1);
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_gone_is_told_nothing_more_and_one_that_never_takes_it_not_for_ever() {
+    let receiver = Receiver::start(&[Reply::Status(503), Reply::Status(429), Reply::Status(410)]).await;
+    let office = Office::with(|config| {
+        receiver.configure(config);
+        config.push.webhook_attempts_max = 2;
+    })
+    .await;
+    office.phone("phone").await;
+    office.send("hi").await;
+    receiver.told(2).await;
+    eventually("it is given up", || async {
+        (due(&office.world).await == 0).then_some(())
+    })
+    .await;
+    send(&office, witness(&office, "one").await).await;
+    receiver.told(3).await;
+    send(&office, witness(&office, "two").await).await;
+    pushed(&office.world, 3).await;
+    eventually("nothing is due", || async {
+        (due(&office.world).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(receiver.told.lock().unwrap().len(), 3);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_burst_to_many_users_wakes_each_of_their_devices_once() {
+    const USERS: usize = 600;
+    let office = Office::with(quick).await;
+    let psql = office.world.psql().await;
+    psql.batch_execute(&format!(
+        "WITH users AS (
+             INSERT INTO tenant_acme.users (username, user_type)
+             SELECT 'many-' || n, 'mobile' FROM generate_series(1, {USERS}) n RETURNING id
+         )
+         INSERT INTO tenant_acme.devices (device_id, user_id) SELECT 'phone-' || id, id FROM users"
+    ))
+    .await
+    .unwrap();
+    office.world.published().await;
+    // One of them is here.
+    let here = "SELECT id FROM tenant_acme.users WHERE username = 'many-1'";
+    let here: Uuid = psql.query_one(here, &[]).await.unwrap().get(0);
+    let presence = Presence::new(&office.world.config, Operations::new("command")).unwrap();
+    let place = Place::Device(format!("phone-{here}"));
+    presence
+        .declare("acme", here, &place, posduif::deliver::presence::Status::Online)
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        psql.execute(
+            "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
+             SELECT $1, id, 'hi' FROM tenant_acme.users WHERE username LIKE 'many-%'",
+            &[&office.bob_id],
+        )
+        .await
+        .unwrap();
+    }
+    let pushes = eventually("all but one are woken", || async {
+        let pushes = pushes(&office.world, "acme").await;
+        (pushes.len() >= USERS - 1).then_some(pushes)
+    })
+    .await;
+    let mut woken = devices(&pushes);
+    woken.sort_unstable();
+    woken.dedup();
+    assert_eq!((woken.len(), pushes.len()), (USERS - 1, USERS - 1));
+    assert!(!woken.contains(&format!("phone-{here}").as_str()));
+    tokio::time::timeout(Duration::from_secs(20), office.close())
+        .await
+        .unwrap();
+}
