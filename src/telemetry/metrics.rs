@@ -456,6 +456,9 @@ impl Http {
 
 impl Push {
     fn register(&self, registry: &mut Registry) {
+        for outcome in ["taken", "refused", "given_up", "gone"] {
+            let _zero = self.webhooks.get_or_create(&[("outcome", outcome)]);
+        }
         registry.register(
             "push_triggers",
             "Devices that were away and had something waiting",
