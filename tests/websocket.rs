@@ -87,10 +87,11 @@ async fn an_id_of_either_transport_resumes_the_other_across_a_restart() {
     let phone = office.phone("phone").await;
     let mut told = Vec::new();
     let mut sent = vec![office.send("before").await];
+    // Both begin behind it.
+    office.world.published().await;
     let mut stream = phone.events(MOBILE).await;
     let mut socket = phone.socket("/ws").await;
     // What the phone has acknowledged is not told again.
-    office.world.published().await;
     let (_, cursor) = phone.sync(None).await;
     assert_eq!(
         outcome(&socket.ask(&json!({"type": "ack", "cursor": cursor})).await).0,
