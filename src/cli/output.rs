@@ -34,7 +34,7 @@ pub(super) fn print(text: &str) -> Result<()> {
 /// Prints a value as JSON for people and programs.
 ///
 /// # Errors
-/// See [`print`].
+/// See [`print()`].
 pub(super) fn json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }

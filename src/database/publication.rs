@@ -92,7 +92,7 @@ pub(super) async fn include(transaction: &Transaction<'_>, publication: &str, te
     Ok(included)
 }
 
-/// [`include`], and the tenant's streams begin anew when they lack rows of a table that joined.
+/// [`include()`], and the tenant's streams begin anew when they lack rows of a table that joined.
 pub(super) async fn include_whole(
     transaction: &Transaction<'_>,
     publication: &str,
