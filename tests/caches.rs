@@ -166,6 +166,7 @@ async fn a_client_reads_what_it_has_written_and_what_it_has_been_told() {
         let event = page.expect("new_message").await;
         assert_eq!(event.data["unread_count"], number);
         assert_eq!(unread(&office.bob).await, number);
+        assert_eq!(unread(&office.bob).await, number);
 
         // Edited, and read here at once.
         let sent = office.send("first").await;
