@@ -165,7 +165,7 @@ impl Bench {
             joe,
             devices: Vec::new(),
         };
-        bench.published().await;
+        bench.servers.published(&bench.sql).await;
         bench.enroll(2 * options.rounds);
         let insert = "INSERT INTO tenant_bench.messages (sender_id, recipient_id, content, created_at) \
                       SELECT $1, $2, left(repeat(md5(n::text), $4 / 32 + 1), $4), now() + n * interval '1 microsecond' \
@@ -174,7 +174,7 @@ impl Bench {
             let values: [&(dyn tokio_postgres::types::ToSql + Sync); 4] = [&bob, &joe, &first, &options.content_bytes];
             bench.sql.execute(insert, &values).await.unwrap();
         }
-        bench.published().await;
+        bench.servers.published(&bench.sql).await;
         bench
     }
 
@@ -251,46 +251,16 @@ impl Bench {
         for statement in ["VACUUM tenant_bench.messages", "CHECKPOINT"] {
             self.sql.batch_execute(statement).await.unwrap();
         }
-        self.published().await;
+        self.servers.published(&self.sql).await;
         let keys = Keys::new(&self.servers.config.redis.prefix);
         for key in [keys.changes(TENANT), keys.inbox(TENANT, &self.bob.to_string())] {
             redis::cmd("XTRIM")
                 .arg(&key)
                 .arg(&["MAXLEN", "0"])
-                .exec_async(&mut self.redis().await)
+                .exec_async(&mut self.servers.connect_redis().await)
                 .await
                 .unwrap();
         }
-    }
-
-    /// Waits until all that is committed now has been published.
-    async fn published(&self) {
-        let emit = "SELECT pg_logical_emit_message(true, 'bench', '')";
-        let target: tokio_postgres::types::PgLsn = self.sql.query_one(emit, &[]).await.unwrap().get(0);
-        let mut redis = self.redis().await;
-        let key = Keys::new(&self.servers.config.redis.prefix).checkpoint();
-        loop {
-            let end: Option<String> = redis::cmd("HGET")
-                .arg(&key)
-                .arg("end_lsn")
-                .query_async(&mut redis)
-                .await
-                .unwrap();
-            if end.is_some_and(|end| end.parse::<tokio_postgres::types::PgLsn>().unwrap() > target) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn redis(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(self.servers.redis.url()).unwrap();
-        // The machine is busy.
-        let patient = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(60)))
-            .set_response_timeout(Some(Duration::from_secs(60)));
-        let connecting = client.get_multiplexed_async_connection_with_config(&patient);
-        connecting.await.unwrap()
     }
 
     /// The best that a bare client gets; `best` is its page, once that is known.
@@ -360,7 +330,7 @@ impl Bench {
 
     /// Waits until the statuses of all that the device has acknowledged have moved on.
     async fn statuses_moved(&self, device: &Device) {
-        let mut redis = self.redis().await;
+        let mut redis = self.servers.connect_redis().await;
         let key = Keys::new(&self.servers.config.redis.prefix).device(TENANT, &device.id);
         loop {
             let places: (String, String) = redis::cmd("HMGET")

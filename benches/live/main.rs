@@ -171,9 +171,9 @@ impl Bench {
         ] {
             self.sql.execute(statement, &[&count]).await.unwrap();
         }
-        self.published().await;
+        self.servers.published(&self.sql).await;
         let keys = Keys::new(&self.servers.config.redis.prefix);
-        let mut redis = self.redis().await;
+        let mut redis = self.servers.connect_redis().await;
         let (epoch, published): (String, String) = redis::cmd("HMGET")
             .arg(keys.checkpoint())
             .arg(&["epoch", "published"])
@@ -189,36 +189,6 @@ impl Bench {
             .ignore();
         }
         let () = pipe.query_async(&mut redis).await.unwrap();
-    }
-
-    async fn redis(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(self.servers.redis.url()).unwrap();
-        // The machine is busy.
-        let patient = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(60)))
-            .set_response_timeout(Some(Duration::from_secs(60)));
-        let connecting = client.get_multiplexed_async_connection_with_config(&patient);
-        connecting.await.unwrap()
-    }
-
-    /// Waits until all that is committed now has been published.
-    async fn published(&self) {
-        let emit = "SELECT pg_logical_emit_message(true, 'bench', '')";
-        let target: tokio_postgres::types::PgLsn = self.sql.query_one(emit, &[]).await.unwrap().get(0);
-        let mut redis = self.redis().await;
-        let key = Keys::new(&self.servers.config.redis.prefix).checkpoint();
-        loop {
-            let end: Option<String> = redis::cmd("HGET")
-                .arg(&key)
-                .arg("end_lsn")
-                .query_async(&mut redis)
-                .await
-                .unwrap();
-            if end.is_some_and(|end| end.parse::<tokio_postgres::types::PgLsn>().unwrap() > target) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 
     /// Statements that Postgres has got so far, this one not counted.
@@ -445,7 +415,7 @@ impl Bench {
             if is_cold {
                 stop(&mut self.engine).await;
                 (self.engine, self.address) = start(&self.servers, options).await;
-                self.published().await;
+                self.servers.published(&self.sql).await;
             }
             let (before, begun) = (self.statements().await, Instant::now());
             let opened = self.open(count, spread);

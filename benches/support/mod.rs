@@ -7,7 +7,10 @@ use std::time::Duration;
 use posduif::config::{Config, Secret};
 use posduif::database::{Database, migrations, tenants};
 use posduif::dev::{PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions};
+use posduif::keys::Keys;
+use redis::aio::MultiplexedConnection;
 use tokio::process::{Child, Command};
+use tokio_postgres::types::PgLsn;
 
 /// The tenant.
 pub(crate) const TENANT: &str = "bench";
@@ -56,6 +59,38 @@ impl Servers {
             redis,
             config,
             folder,
+        }
+    }
+
+    /// A connection to Redis that waits for a busy machine.
+    #[allow(dead_code, reason = "not every benchmark looks into Redis")]
+    pub(crate) async fn connect_redis(&self) -> MultiplexedConnection {
+        let client = redis::Client::open(self.redis.url()).unwrap();
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(60)))
+            .set_response_timeout(Some(Duration::from_secs(60)));
+        let connecting = client.get_multiplexed_async_connection_with_config(&patient);
+        connecting.await.unwrap()
+    }
+
+    /// Waits until all that is committed now has been published.
+    #[allow(dead_code, reason = "not every benchmark waits for it")]
+    pub(crate) async fn published(&self, sql: &tokio_postgres::Client) {
+        let emit = "SELECT pg_logical_emit_message(true, 'bench', '')";
+        let target: PgLsn = sql.query_one(emit, &[]).await.unwrap().get(0);
+        let mut redis = self.connect_redis().await;
+        let key = Keys::new(&self.config.redis.prefix).checkpoint();
+        loop {
+            let end: Option<String> = redis::cmd("HGET")
+                .arg(&key)
+                .arg("end_lsn")
+                .query_async(&mut redis)
+                .await
+                .unwrap();
+            if end.is_some_and(|end| end.parse::<PgLsn>().unwrap() > target) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::Error;
-use crate::database;
+use crate::database::tenants::Tenant;
+use crate::database::{self, Database};
 
 /// Least time between two statements.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -22,7 +24,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Most questions in one statement.
 const BATCH_MAX: usize = 1000;
 
-type Found<K, V> = Result<HashMap<K, V>, Error>;
+/// Answers by their questions.
+pub type Found<K, V> = Result<HashMap<K, V>, Error>;
 
 type Fetch<K, V> = dyn Fn(Vec<K>) -> Pin<Box<dyn Future<Output = Found<K, V>> + Send>> + Send + Sync;
 
@@ -120,6 +123,37 @@ where
             }
             tokio::time::sleep_until(began + PAUSE).await;
         }
+    }
+}
+
+impl<V> Loader<(Tenant, Uuid), V>
+where
+    V: Clone + Send + 'static,
+{
+    /// A loader that finds answers about the users of one tenant by this.
+    pub fn by_tenant<F>(database: Database, fetch: fn(Database, Tenant, Vec<Uuid>) -> F) -> Self
+    where
+        F: Future<Output = Found<Uuid, V>> + Send + 'static,
+    {
+        Self::new(move |asked: Vec<(Tenant, Uuid)>| {
+            let database = database.clone();
+            async move {
+                let mut by_tenant: HashMap<Tenant, Vec<Uuid>> = HashMap::new();
+                for (tenant, user) in asked {
+                    by_tenant.entry(tenant).or_default().push(user);
+                }
+                let mut found = HashMap::new();
+                for (tenant, users) in by_tenant {
+                    let answers = fetch(database.clone(), tenant.clone(), users).await?;
+                    found.extend(
+                        answers
+                            .into_iter()
+                            .map(|(user, answer)| ((tenant.clone(), user), answer)),
+                    );
+                }
+                Ok(found)
+            }
+        })
     }
 }
 

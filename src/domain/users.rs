@@ -276,20 +276,8 @@ pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Resu
 
 /// Tells the types of users who may act, for all who ask at the same time together.
 pub fn types(database: Database) -> Loader<(Tenant, Uuid), UserType> {
-    Loader::new(move |users: Vec<(Tenant, Uuid)>| {
-        let database = database.clone();
-        async move {
-            let mut by_tenant: HashMap<Tenant, Vec<Uuid>> = HashMap::new();
-            for (tenant, user) in users {
-                by_tenant.entry(tenant).or_default().push(user);
-            }
-            let mut found = HashMap::new();
-            for (tenant, users) in by_tenant {
-                let types = active_types(&database, &tenant, &users).await?;
-                found.extend(types.into_iter().map(|(user, kind)| ((tenant.clone(), user), kind)));
-            }
-            Ok(found)
-        }
+    Loader::by_tenant(database, |database, tenant, users| async move {
+        active_types(&database, &tenant, &users).await
     })
 }
 

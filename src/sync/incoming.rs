@@ -16,11 +16,11 @@ use super::statuses::Statuses;
 use super::stretch::{self, Bounds, FIRST_ENTRIES, Stretch};
 use super::tables;
 use crate::change::StreamId;
+use crate::database::Database;
 use crate::database::tenants::Tenant;
-use crate::database::{self, Database};
 use crate::deliver::store::{self, Place, Read, Store};
 use crate::domain::devices::DevicePrincipal;
-use crate::domain::loader::Loader;
+use crate::domain::loader::{Found, Loader};
 use crate::domain::messages::Message;
 use crate::domain::{self, Timestamp};
 use crate::publish::checkpoint::EpochId;
@@ -106,25 +106,15 @@ impl Question<'_> {
 
 /// Counts messages that wait for users of whom no device has acknowledged anything.
 pub fn never_synced(database: Database) -> Loader<(Tenant, Uuid), i64> {
-    Loader::new(move |users: Vec<(Tenant, Uuid)>| {
-        let database = database.clone();
-        async move {
-            let mut by_tenant: HashMap<Tenant, Vec<Uuid>> = HashMap::new();
-            for (tenant, user) in users {
-                by_tenant.entry(tenant).or_default().push(user);
-            }
-            let mut counts = HashMap::new();
-            for (tenant, users) in by_tenant {
-                let statement = tenant.sql(include_str!("../../sql/messages_pending_counts.sql"));
-                for row in database.query(&statement, &[(&users, Type::UUID_ARRAY)]).await? {
-                    let user = row.try_get("recipient_id").map_err(database::Error::from)?;
-                    let count = row.try_get("count").map_err(database::Error::from)?;
-                    counts.insert((tenant.clone(), user), count);
-                }
-            }
-            Ok(counts)
-        }
-    })
+    Loader::by_tenant(database, pending_counts)
+}
+
+async fn pending_counts(database: Database, tenant: Tenant, users: Vec<Uuid>) -> Found<Uuid, i64> {
+    let statement = tenant.sql(include_str!("../../sql/messages_pending_counts.sql"));
+    let rows = database.query(&statement, &[(&users, Type::UUID_ARRAY)]).await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("recipient_id")?, row.try_get("count")?)))
+        .collect()
 }
 
 /// Makes batches.
