@@ -14,8 +14,9 @@ WORKDIR /src
 
 # Dependencies first, with empty sources in place of ours: this layer stays until they change.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src examples tests benches sql \
-    && echo 'fn main() {}' | tee src/main.rs tests/main.rs benches/replication.rs benches/sync.rs examples/phone.rs >/dev/null \
+RUN mkdir -p src examples tests benches/live sql \
+    && echo 'fn main() {}' | tee src/main.rs tests/main.rs examples/phone.rs benches/replication.rs benches/sync.rs \
+        benches/api.rs benches/live/main.rs >/dev/null \
     && echo 'fn main() {}' > build.rs \
     && touch src/lib.rs \
     && cargo build --profile dist --locked --bin posduif \
@@ -30,8 +31,8 @@ COPY examples examples
 COPY src src
 # There is no repository in here; `posduif --version` tells what this says.
 ARG POSDUIF_COMMIT=
-RUN mkdir -p tests benches \
-    && touch tests/main.rs benches/replication.rs benches/sync.rs \
+RUN mkdir -p tests benches/live \
+    && touch tests/main.rs benches/replication.rs benches/sync.rs benches/api.rs benches/live/main.rs \
     && POSDUIF_COMMIT=$POSDUIF_COMMIT cargo build --profile dist --locked --bin posduif
 
 FROM debian:bookworm-slim
