@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,7 +16,7 @@ use moka::future::Cache;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Mutex, broadcast, watch};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,9 @@ use crate::telemetry::metrics::CacheUse;
 
 /// How often a change that the log told of is looked for in Postgres.
 const VISIBLE_POLL: Duration = Duration::from_millis(10);
+
+/// How long a look counts for what it has shown.
+const SEEN_LIFETIME: Duration = Duration::from_secs(1);
 
 /// How long it is looked for; then the cache's own time is the bound.
 const VISIBLE_WAIT: Duration = Duration::from_secs(2);
@@ -166,6 +169,8 @@ pub struct Devices {
     /// Revocations come by the log, so the cache is as good as the log is fresh.
     freshness: watch::Receiver<Freshness>,
     freshness_bound: Duration,
+    /// The last look at what Postgres shows, and when: one transaction may have changed many devices.
+    seen: Arc<Mutex<Option<(Instant, Snapshot)>>>,
 }
 
 impl Devices {
@@ -188,6 +193,7 @@ impl Devices {
             default_tenant: settings.server.default_tenant.clone(),
             freshness,
             freshness_bound: Duration::from_secs(settings.health.freshness_bound_seconds),
+            seen: Arc::default(),
             cache: (seconds > 0).then(|| {
                 Arc::new(PrincipalCache::new(
                     Duration::from_secs(seconds),
@@ -232,13 +238,26 @@ impl Devices {
     /// # Errors
     /// When Postgres cannot be asked.
     pub async fn sees(&self, xid: u32) -> Result<bool, Error> {
+        let mut seen = self.seen.lock().await;
+        if let Some((at, snapshot)) = &*seen {
+            let is_seen = snapshot.sees_all(xid, xid);
+            // What is visible stays so; but after a restore the same ids come again.
+            let lifetime = if is_seen { SEEN_LIFETIME } else { VISIBLE_POLL };
+            if at.elapsed() < lifetime {
+                return Ok(is_seen);
+            }
+        }
         let row = self
             .database
             .query_opt(include_str!("../../sql/current_snapshot.sql"), &[])
             .await?
             .ok_or_else(|| Error::Internal("pg_current_snapshot() gave no row".into()))?;
-        let snapshot = Snapshot::parse(row.try_get("snapshot")?);
-        Ok(snapshot.is_none_or(|snapshot| snapshot.sees_all(xid, xid)))
+        let Some(snapshot) = Snapshot::parse(row.try_get("snapshot")?) else {
+            return Ok(true);
+        };
+        let is_seen = snapshot.sees_all(xid, xid);
+        *seen = Some((Instant::now(), snapshot));
+        Ok(is_seen)
     }
 
     /// Waits until [`Devices::sees`] what a transaction did, for a while: what is not visible by then is found out
