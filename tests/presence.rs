@@ -226,6 +226,9 @@ async fn a_user_is_as_present_as_the_most_present_of_its_devices_and_pages() {
         (&list["total"], &list["presence"][0]["user_id"]),
         (&json!(1), &json!(office.joe_id))
     );
+    let beyond = format!("/api/presence?limit=50&offset={}", i64::MAX - 1);
+    let beyond = office.bob.get(&beyond).await.expect(200);
+    assert_eq!(beyond["presence"], json!([]));
     let page = office.bob.get("/api/presence?limit=1&offset=1").await.expect(200);
     assert_eq!(
         (&page["total"], page["presence"].as_array().unwrap().len()),

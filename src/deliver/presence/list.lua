@@ -1,10 +1,11 @@
--- Users and how they are. Arguments: ms that a stream is held; then `page`, how many to pass over and how many to give, the
--- last changed first, or `of` and users, or `present`. Gives version, how many there are, and of each user id and record.
+-- Users and how they are. Arguments: ms that a stream is held; then `page`, and the first and the last place of those to
+-- give, the last changed first, or `of` and users, or `present`. Gives version, how many there are, and of each user id and
+-- record.
 while sweep(tonumber(ARGV[1]), 200) == 200 do end
 save()
 local ids
 if ARGV[2] == 'page' then
-  ids = redis.call('ZREVRANGE', CHANGED, ARGV[3], ARGV[3] + ARGV[4] - 1)
+  ids = redis.call('ZREVRANGE', CHANGED, ARGV[3], ARGV[4])
 elseif ARGV[2] == 'of' then
   ids = {unpack(ARGV, 3)}
 end

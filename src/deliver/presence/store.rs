@@ -229,7 +229,10 @@ impl PresenceStore {
         let mut pipe = redis::pipe();
         let command = self.script(&mut pipe, LIST, tenant).arg(self.held_ms());
         match asked {
-            Asked::Page { offset, limit } => command.arg("page").arg(offset).arg(limit),
+            Asked::Page { offset, limit } => {
+                // Reckoned here: Lua's numbers lose the last digits of large ones.
+                command.arg("page").arg(offset).arg(offset.saturating_add(limit - 1))
+            }
             Asked::Of(users) => command
                 .arg("of")
                 .arg(users.iter().map(Uuid::to_string).collect::<Vec<_>>()),
