@@ -4,6 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, io};
 
+/// The commit of an archive of the sources: `git archive` and tarballs of releases have it here (.gitattributes). In a
+/// repository it stays a pattern.
+const ARCHIVED: &str = "$Format:%H$";
+
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=POSDUIF_COMMIT");
@@ -14,12 +18,16 @@ fn main() -> io::Result<()> {
     name_statements()
 }
 
-/// The commit: of `POSDUIF_COMMIT` where somebody builds without the repository (a container, a tarball), else of git,
-/// else nothing. Debug builds have none: each commit would compile the whole crate anew.
+/// The commit: of `POSDUIF_COMMIT` where somebody builds without the repository (a container), else of the archive that the
+/// sources came in, else of git, else nothing. Debug builds in a repository have none: each commit would compile the whole
+/// crate anew.
 fn commit() -> String {
     let given = env::var("POSDUIF_COMMIT").unwrap_or_default();
     if !given.trim().is_empty() {
         return given.trim().to_owned();
+    }
+    if let Some(commit) = ARCHIVED.get(..12).filter(|commit| !commit.starts_with('$')) {
+        return commit.to_owned();
     }
     if env::var("PROFILE").as_deref() != Ok("release") {
         return String::new();

@@ -263,6 +263,9 @@ async fn status_shows_the_whole_and_what_is_away_in_its_place() {
         assert!(status["lag_bytes"][stage].is_u64(), "{stage}: {status}");
     }
     assert_eq!(status["slot"]["verdict"], "in use");
+    let version = run(&mut posduif_in(&office.world), &["--version"]).await.text();
+    let version = version.trim().strip_prefix("posduif ").unwrap();
+    assert_eq!(status["version"], version);
     let acme = &status["tenants"][0];
     assert_eq!(
         (
@@ -275,7 +278,14 @@ async fn status_shows_the_whole_and_what_is_away_in_its_place() {
         (&json!("acme"), &json!(2), &json!(1), &json!(0), &json!(0))
     );
     let text = look(&["status"], None).await.text();
-    for told in ["ready at http://", "behind the log", "TENANT", "acme", "in use"] {
+    for told in [
+        version,
+        "ready at http://",
+        "behind the log",
+        "TENANT",
+        "acme",
+        "in use",
+    ] {
         assert!(text.contains(told), "{told}: {text}");
     }
     let twice = look(

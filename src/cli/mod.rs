@@ -12,6 +12,7 @@ mod device;
 mod doctor;
 mod human;
 mod migrate;
+mod notify;
 mod output;
 mod progress;
 mod publication;

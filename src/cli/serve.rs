@@ -6,8 +6,8 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::Global;
 use super::output::say;
+use super::{Global, notify};
 use crate::engine::{Engine, Role};
 use crate::http::server::raise_descriptor_limit;
 use crate::telemetry::Logging;
@@ -49,9 +49,15 @@ impl Serve {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let scheme = config.server.scheme();
-        let mut engine = Engine::start(config, self.role).await?;
+        let mut engine = tokio::select! {
+            engine = Engine::start(config, self.role) => engine?,
+            // Nothing runs yet; a migration that is under way rolls back.
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+        };
         // Whoever started it may not care to read on; it serves all the same.
         let _unread = say!("ready: {scheme}://{}", engine.address());
+        notify::tell(notify::READY);
         let failed = loop {
             tokio::select! {
                 result = engine.failed() => break Some(result),
@@ -61,6 +67,7 @@ impl Serve {
             }
         };
         tracing::info!("stopping");
+        notify::tell(notify::STOPPING);
         engine.stop().await;
         stop_traces.cancel();
         if let Some(traces) = traces {

@@ -17,6 +17,7 @@ use crate::database::{Database, migrations};
 use crate::deliver::store::{Lengths, Store};
 use crate::publish::checkpoint::Checkpoint;
 use crate::replication::slots::{Finding, Look};
+use crate::telemetry;
 use crate::transport::http;
 
 /// How long an engine may take to answer.
@@ -290,7 +291,7 @@ impl Whole {
             .map(|(stage, bytes)| (stage.to_owned(), bytes.into()))
             .collect();
         json!({
-            "version": env!("CARGO_PKG_VERSION"),
+            "version": telemetry::VERSION,
             "engine": engine,
             "postgres": postgres,
             "redis": redis,
@@ -370,7 +371,7 @@ impl Whole {
             },
         );
         let mut text = facts([
-            ("posduif", Cell::from(env!("CARGO_PKG_VERSION"))),
+            ("posduif", Cell::from(telemetry::VERSION)),
             ("engine", engine),
             ("Postgres", postgres),
             ("Redis", redis),
