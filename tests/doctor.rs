@@ -280,8 +280,18 @@ async fn the_manual_and_the_completions_know_every_command() {
     assert!(wrote.contains("wrote the manual pages"), "{wrote}");
     let page = |name: &str| std::fs::read_to_string(Path::new(&folder).join(name)).unwrap();
     assert!(page("posduif.1").contains("slot") && page("posduif-slot-drop.1").contains("yes"));
+    let first = run(&mut posduif(), &["man"]).await.text();
+    assert_eq!(first, page("posduif.1"));
+    for (name, text) in [("posduif", first), ("posduif-slot-drop", page("posduif-slot-drop.1"))] {
+        // Name, section, no date, what it belongs to.
+        let head = format!(".TH {name} 1 \"\" \"posduif {}", env!("CARGO_PKG_VERSION"));
+        assert!(text.contains(&head), "{text}");
+    }
+    // Each page that one refers to is there.
+    for reference in page("posduif.1").lines().filter_map(|line| line.strip_suffix("(1)")) {
+        page(&format!("{}.1", reference.replace('\\', "")));
+    }
     std::fs::remove_dir_all(&folder).unwrap();
-    assert!(run(&mut posduif(), &["man"]).await.text().contains(".TH posduif"));
     for (shell, told) in [
         ("bash", "_posduif()"),
         ("zsh", "#compdef posduif"),
@@ -289,5 +299,13 @@ async fn the_manual_and_the_completions_know_every_command() {
     ] {
         let script = run(&mut posduif(), &["completions", shell]).await.text();
         assert!(script.contains(told) && script.contains("doctor"), "{shell}");
+        let file = std::env::temp_dir().join(format!("posduif-{}.{shell}", uuid::Uuid::new_v4().simple()));
+        std::fs::write(&file, script).unwrap();
+        // Only bash is everywhere.
+        match tokio::process::Command::new(shell).arg("-n").arg(&file).output().await {
+            Ok(judged) => assert!(judged.status.success(), "{shell}: {judged:?}"),
+            Err(error) => assert_ne!(shell, "bash", "{error}"),
+        }
+        std::fs::remove_file(&file).unwrap();
     }
 }

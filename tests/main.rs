@@ -23,6 +23,7 @@ mod monitoring;
 mod operators;
 mod outages;
 mod own_tables;
+mod packaging;
 mod pages;
 #[path = "../examples/phone.rs"]
 #[expect(dead_code, reason = "its command line and what only that uses")]

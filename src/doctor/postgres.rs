@@ -97,7 +97,8 @@ impl Facts {
             String::new()
         } else {
             format!(
-                ". The role {} is no superuser: run this as one; of a managed Postgres, set {parameter} in its console",
+                ". The role {} is no superuser: run this as one (Debian's own server knows it on its machine only, as \
+                 `sudo -u postgres psql` without -h and -U); of a managed Postgres, set {parameter} in its console",
                 self.role
             )
         }

@@ -1,0 +1,126 @@
+//! What is shipped beside the program: the image, the compose file, the unit of systemd, and what the program tells systemd.
+
+use std::collections::BTreeSet;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use posduif::config::Config;
+use serde_json::Value;
+
+use crate::support::{PATIENCE, World};
+
+const DOCKERFILE: &str = include_str!("../Dockerfile");
+const COMPOSE: &str = include_str!("../docker-compose.yml");
+const UNIT: &str = include_str!("../config/posduif.service");
+
+/// What a supervisor is told next.
+async fn told(socket: &tokio::net::UnixDatagram) -> String {
+    let mut text = [0; 100];
+    let read = tokio::time::timeout(PATIENCE, socket.recv(&mut text)).await;
+    let length = read.expect("the supervisor is told in time").unwrap();
+    String::from_utf8(text[..length].to_vec()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_supervisor_is_told_when_the_engine_serves_and_when_it_ends() {
+    let world = World::new().await;
+    let path = std::env::temp_dir().join(format!("posduif-notify-{}", uuid::Uuid::new_v4().simple()));
+    // Beside a path, systemd may give a name in Linux' abstract namespace.
+    let mut places = vec![(UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap().to_owned())];
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::linux::net::SocketAddrExt as _;
+        let name = format!("posduif-notify-{}", uuid::Uuid::new_v4().simple());
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+        places.push((UnixDatagram::bind_addr(&address).unwrap(), format!("@{name}")));
+    }
+    for (socket, place) in places {
+        socket.set_nonblocking(true).unwrap();
+        let socket = tokio::net::UnixDatagram::from_std(socket).unwrap();
+        let process = world
+            .process_under("all", &world.config, None, &[("NOTIFY_SOCKET", &place)], None)
+            .await;
+        assert_eq!(told(&socket).await, "READY=1");
+        assert_eq!(process.api().get("/health").await.status, 200);
+        process.signal(Signal::SIGTERM);
+        assert_eq!(told(&socket).await, "STOPPING=1");
+        assert_eq!(process.terminate().await, Some(0));
+    }
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn the_image_is_built_with_a_stand_in_for_each_target() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let metadata = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(root)
+        .output()
+        .unwrap();
+    let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let paths: BTreeSet<&str> = metadata["packages"][0]["targets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|target| Path::new(target["src_path"].as_str().unwrap()))
+        .map(|path| path.strip_prefix(root).unwrap().to_str().unwrap())
+        .collect();
+    assert!(paths.contains("benches/live/main.rs"), "{paths:?}");
+    // Once for the dependencies' layer, once for what is not copied into the last one.
+    let (dependencies, rest) = DOCKERFILE.split_once("\nCOPY build.rs").unwrap();
+    for path in paths {
+        assert!(dependencies.contains(path), "the dependencies' layer has no {path}");
+        let is_copied = ["build.rs", "src/", "examples/"]
+            .iter()
+            .any(|copied| path.starts_with(copied));
+        assert!(is_copied || rest.contains(path), "the build has no {path}");
+    }
+}
+
+#[test]
+fn every_setting_that_is_shipped_exists() {
+    let known = include_str!("../.env.example");
+    let mut seen = 0;
+    for (name, text) in [
+        ("Dockerfile", DOCKERFILE),
+        ("docker-compose.yml", COMPOSE),
+        ("posduif.service", UNIT),
+    ] {
+        let words =
+            text.split(|letter: char| !(letter.is_ascii_uppercase() || letter.is_ascii_digit() || letter == '_'));
+        for word in words.filter(|word| word.starts_with("POSDUIF__")) {
+            let is_known = known
+                .lines()
+                .any(|line| line.trim_start_matches('#').split('=').next() == Some(word));
+            assert!(is_known, "{name}: {word}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 5, "{seen}");
+}
+
+#[test]
+fn bounds_of_supervisors_leave_room_for_the_engines_own() {
+    let config = Config::default();
+    let number = |text: &str, before: &str| -> u64 {
+        let rest = text.split_once(before).unwrap_or_else(|| panic!("no {before}")).1;
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    };
+    let grace = Duration::from_secs(config.server.shutdown_grace_seconds);
+    for seconds in [
+        number(UNIT, "\nTimeoutStopSec="),
+        number(COMPOSE, "stop_grace_period: "),
+    ] {
+        assert!(Duration::from_secs(seconds) > grace, "{seconds}");
+    }
+    for descriptors in [number(UNIT, "\nLimitNOFILE="), number(COMPOSE, "nofile: {soft: ")] {
+        assert!(
+            descriptors > config.server.connections_max as u64 + 100,
+            "{descriptors}"
+        );
+    }
+}
