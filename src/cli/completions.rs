@@ -31,7 +31,7 @@ const ENVIRONMENT: [(&str, &str); 6] = [
     ("NO_COLOR", "when set, no colours"),
     (
         "RUST_BACKTRACE",
-        "when 1, the engine logs its own mistakes with a backtrace",
+        "when 1, mistakes of the engine are logged with the calls that led there",
     ),
 ];
 
