@@ -1,8 +1,17 @@
 //! What an API process remembers is what Postgres says, whoever changes it, and never older than what a client was told.
 
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use posduif::database::tenants::Tenant;
+use posduif::deliver::live::Freshness;
+use posduif::deliver::store::{Place, Read, Store};
+use posduif::domain::caches::Caches;
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
+use posduif::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::support::eventually;
@@ -316,6 +325,68 @@ async fn without_the_live_tail_postgres_answers_and_afterwards_memory_is_right()
     })
     .await;
     second.stop().await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_nor_learns() {
+    let office = Office::open().await;
+    let config = &office.world.config;
+    // A node of the test's own, whose tail stands where the test says.
+    let store = Store::new(&config.redis).unwrap();
+    let view = store.view().await.unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let mut tail = Freshness {
+        // Fresh for as long as the test takes.
+        heartbeat_ts: (now.as_micros() + 600_000_000) as i64,
+        epoch: Some(view.epoch),
+        position: view.position,
+        is_connected: true,
+    };
+    let (followed, freshness) = watch::channel(tail);
+    let database = office.world.database().await;
+    let caches = Caches::new(
+        database,
+        store.clone(),
+        config,
+        freshness,
+        Arc::new(Metrics::new(false)),
+    );
+    let tenant = Tenant::named("acme").unwrap();
+    let name = async || caches.user(&tenant, office.joe_id).await.unwrap().username;
+    let rename = async |name: &str| {
+        let statement = format!(
+            "UPDATE tenant_acme.users SET username = '{name}' WHERE id = '{}'",
+            office.joe_id
+        );
+        office.sql(&statement).await;
+        office.world.published().await;
+    };
+    assert_eq!(name().await, "joe");
+    // The tail has not told of it, and no client here knows.
+    rename("joseph").await;
+    assert_eq!(name().await, "joe", "it is remembered");
+
+    // Somebody is handed the change out of the stream.
+    let handoff = store.handoff("acme", office.joe_id).await.unwrap();
+    let place = Place {
+        epoch: view.epoch,
+        generation: handoff.generation,
+        position: view.position,
+    };
+    let read = store.read("acme", office.joe_id, place, 1000).await.unwrap();
+    let Read::Slice(slice) = read else { panic!("{read:?}") };
+    let told = slice.entries.last().unwrap().id;
+    assert!(told > tail.position);
+    assert_eq!(name().await, "joseph");
+    rename("jo").await;
+    assert_eq!(name().await, "jo", "nothing was learned meanwhile");
+
+    // The tail tells of both, and gets there.
+    caches.follower().unwrap().lost();
+    tail.position = store.view().await.unwrap().position;
+    followed.send_replace(tail);
+    assert_eq!(name().await, "jo");
     office.close().await;
 }
 
