@@ -161,6 +161,69 @@ async fn what_somebody_changes_by_sql_is_seen_although_it_was_remembered() {
 }
 
 #[tokio::test]
+async fn a_list_is_as_long_as_postgres_says_whoever_writes_and_deletes() {
+    let office = Office::open().await;
+    office.ready().await;
+    let phone = office.phone("phone").await;
+    let total = async |of: &Api, query: &str| {
+        let answer = of.get(&format!("/api/messages?limit=2{query}")).await.expect(200);
+        answer["total"].as_i64().unwrap()
+    };
+    let remembers = async |wanted: i64| {
+        eventually(&format!("bob has {wanted}"), || async {
+            (total(&office.bob, "").await == wanted).then_some(())
+        })
+        .await;
+        let page = remembered(&office.bob, "messages_total", "/api/messages?limit=2").await;
+        assert_eq!(page["total"], wanted);
+        assert_eq!(page["messages"].as_array().unwrap().len() as i64, wanted.min(2));
+        // Beyond the end it is as long.
+        let page = office.bob.get("/api/messages?offset=1000").await.expect(200);
+        assert_eq!((&page["total"], &page["messages"]), (&json!(wanted), &json!([])));
+    };
+    remembers(0).await;
+    // Past the API.
+    let ids = office.insert(5).await;
+    remembers(5).await;
+    let write = format!(
+        "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) VALUES ('{}', '{}', 'a reply')",
+        office.joe_id, office.bob_id
+    );
+    office.sql(&write).await;
+    remembers(6).await;
+    office
+        .sql(&format!(
+            "UPDATE tenant_acme.messages SET deleted_at = now() WHERE id = '{}'",
+            ids[0]
+        ))
+        .await;
+    remembers(5).await;
+
+    // What somebody writes here, they and the other side see at once, remembered or not.
+    assert_eq!(total(&phone, "").await, 5);
+    let sent = office.send("one more").await;
+    assert_eq!((total(&office.bob, "").await, total(&phone, "").await), (6, 6));
+    let item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "by the phone"});
+    phone.upload(&[item]).await;
+    assert_eq!(total(&phone, "").await, 7);
+    remembers(7).await;
+    assert_eq!(office.bob.delete(&format!("/api/messages/{sent}")).await.status, 204);
+    assert_eq!((total(&office.bob, "").await, total(&phone, "").await), (6, 6));
+
+    // Part of the list is counted each time.
+    let (to_joe, to_bob) = (office.joe_id, office.bob_id);
+    assert_eq!(total(&office.bob, &format!("&recipient_id={to_joe}")).await, 4);
+    assert_eq!(total(&office.bob, &format!("&recipient_id={to_bob}")).await, 2);
+    office
+        .sql("UPDATE tenant_acme.messages SET status = 'read', read_at = now() WHERE content = 'a reply'")
+        .await;
+    assert_eq!(total(&office.bob, "&status=read").await, 1);
+    office.sql("TRUNCATE tenant_acme.messages").await;
+    remembers(0).await;
+    office.close().await;
+}
+
+#[tokio::test]
 async fn a_client_reads_what_it_has_written_and_what_it_has_been_told() {
     let office = Office::open().await;
     office.ready().await;
