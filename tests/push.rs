@@ -14,6 +14,8 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use posduif::config::{Config, Secret};
 use posduif::deliver::presence::{Place, Presence};
+use posduif::deliver::push;
+use posduif::deliver::store::Store;
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use posduif::http::secure::Acceptor;
@@ -461,6 +463,39 @@ async fn a_receiver_that_fails_twice_gets_it_on_the_third_try_signed_anew_and_ot
     ] {
         assert!(metrics.contains(line), "{line}");
     }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn what_a_device_gets_between_the_look_and_the_decision_wakes_nobody() {
+    // Nobody else decides.
+    let office = Office::with(|config| config.push.events.clear()).await;
+    let phone = office.phone("phone").await;
+    office.phone("tablet").await;
+    office.send("hi").await;
+    office.world.published().await;
+    let store = Store::new(&office.world.config.redis).unwrap();
+    let epoch = store.view().await.unwrap().epoch;
+    let devices = ["phone", "tablet"].map(|id| push::Device {
+        device_id: id.to_owned(),
+        user: office.joe_id,
+        enrolled_ts: 0,
+    });
+    let counts = |event: &str| event == "new_message";
+    let found = push::waiting(&store, "acme", epoch, &devices, counts, false)
+        .await
+        .unwrap();
+    let waiting: Vec<_> = devices.iter().zip(found.into_iter().map(Option::unwrap)).collect();
+    let (_, here) = phone.sync(None).await;
+    phone.post("/api/sync/ack", &json!({"cursor": here})).await.expect(200);
+    let terms = push::Terms {
+        after: Duration::ZERO,
+        entries_max: 10,
+        has_webhook: false,
+    };
+    let decisions = push::trigger(&store, "acme", epoch, &waiting, terms).await.unwrap();
+    assert_eq!(decisions, [push::Decision::Nothing, push::Decision::Triggered]);
+    assert_eq!(pushed(&office.world, 1).await[0].field("device_id"), "tablet");
     office.close().await;
 }
 

@@ -362,8 +362,9 @@ async fn a_stream_whose_node_missed_the_word_of_its_sessions_end_ends_with_a_hea
         .events(&format!("/sse/web/{}", office.bob_id))
         .await;
     // Another node ends the session, and the word of it is lost.
-    let mark = office.world.keys().session_ended(session_of(&login).parse().unwrap());
-    let _: String = ask(&office, &["SET", &mark, "1", "EX", "60"]).await;
+    let until = (chrono::Utc::now().timestamp_millis() + 60_000).to_string();
+    let ended = office.world.keys().ended_sessions();
+    let _: i64 = ask(&office, &["ZADD", &ended, &until, &session_of(&login)]).await;
     assert_eq!(stream.rest().await.last().unwrap().name, "revoked");
     office.close().await;
 }

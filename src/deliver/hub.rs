@@ -502,6 +502,30 @@ mod tests {
     }
 
     #[test]
+    fn a_live_entry_that_follows_another_than_the_last_one_or_is_of_another_epoch_opens_a_gap() {
+        let hub = Hub::new(16);
+        let mut reader = hub.subscribe("acme", Uuid::nil());
+        let mut last = None;
+        let mut take = |ms: u64, prev: &str, epoch: &str| {
+            let field = |name: &str| match name {
+                "prev" => prev.to_owned(),
+                "epoch" => epoch.to_owned(),
+                "notices" => "[]".to_owned(),
+                _ => String::new(),
+            };
+            crate::deliver::live::take_entry(&hub, StreamId { ms, seq: 1 }, field, &mut last);
+            reader.try_signals().is_some_and(|signals| signals.is_gap)
+        };
+        let (one, two) = ("00000000000000aa", "00000000000000bb");
+        take(5, "4-1", one);
+        assert!(!take(6, "5-1", one));
+        assert!(take(8, "7-1", one), "one in between is missing");
+        assert!(!take(9, "8-1", one));
+        assert!(take(10, "9-1", two), "another epoch");
+        assert!(!take(11, "10-1", two));
+    }
+
+    #[test]
     fn a_gap_is_told_to_all_who_rely_on_hearing_everything() {
         let hub = Hub::new(16);
         let memory = Arc::new(Memory::default());
