@@ -25,19 +25,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use posduif::database::Database;
-use posduif::domain::users::{self, NewUser, UserType};
-use posduif::keys::Keys;
+use posduif::domain::users::UserType;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
-use tokio_postgres::NoTls;
-use tokio_postgres::types::PgLsn;
 
-use support::{Process, Servers, TENANT, stop};
-
-const PASSWORD: &str = "correct horse";
+use support::{PASSWORD, Process, Servers, TENANT, stop};
 
 /// Mobile users who get messages.
 const RECIPIENTS: usize = 1000;
@@ -141,33 +135,14 @@ struct Bench {
 impl Bench {
     async fn prepare(options: &Options) -> Self {
         let servers = Servers::start().await;
-        let mut engine = servers
-            .engine("all")
-            .env("POSDUIF__AUTH__JWT_SECRET", "a secret that only this run knows")
-            .env("POSDUIF__POSTGRES__POOL_SIZE", options.connections.to_string())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = tokio::io::BufReader::new(engine.stdout.take().unwrap()).lines();
-        let line = lines.next_line().await.unwrap().expect("the engine starts");
-        let address = line.strip_prefix("ready: http://").unwrap().to_owned();
-
-        let (sql, connection) = tokio_postgres::connect(&servers.postgres.url(), NoTls).await.unwrap();
-        tokio::spawn(connection);
-        let database = Database::connect(&servers.config.postgres).await.unwrap();
+        let pool = ("POSDUIF__POSTGRES__POOL_SIZE", options.connections.to_string());
+        let (engine, address) = servers.serve(&[pool]).await;
+        let sql = servers.connect_sql().await;
         let mut http = Http::connect(&address).await;
         let mut tokens = Vec::new();
         for number in 0..options.connections {
             let username = format!("web-{number}");
-            let user = NewUser {
-                username: username.clone(),
-                user_type: UserType::Web,
-                email: None,
-                password: Some(PASSWORD.into()),
-            };
-            users::create(&database, &servers.config.auth, TENANT, user)
-                .await
-                .unwrap();
+            servers.user(&username, UserType::Web).await;
             let login = json!({"tenant": TENANT, "username": username, "password": PASSWORD});
             let answer = http.post("/api/auth/login", "", &login).await;
             tokens.push(answer["token"].as_str().unwrap().to_owned());
@@ -198,7 +173,7 @@ impl Bench {
             device: String::new(),
             cursor: String::new(),
         };
-        bench.drained().await;
+        bench.servers.published(&bench.sql).await;
         bench.enroll(&mut http).await;
         bench
     }
@@ -214,7 +189,7 @@ impl Bench {
         let enrolled = http.post("/api/enrollment/complete", "", &complete).await;
         let token = enrolled["device_token"].as_str().unwrap();
         self.device = format!("authorization: Bearer {token}\r\nx-device-id: phone\r\n");
-        self.drained().await;
+        self.servers.published(&self.sql).await;
         let mut page = json!({"has_more": true, "cursor": ""});
         while page["has_more"] == true {
             let path = format!(
@@ -357,7 +332,7 @@ impl Bench {
             })
             .collect();
         let run = self.load(&self.address, self.engine.id(), &requests, duration).await;
-        self.drained().await;
+        self.servers.published(&self.sql).await;
         let written = self.count().await - before;
         let answered = (run.per_second * duration.as_secs_f64()).round() as i64;
         let difference = (written - answered).abs();
@@ -450,7 +425,7 @@ impl Bench {
             }
         }
         times.sort_unstable();
-        self.drained().await;
+        self.servers.published(&self.sql).await;
         let mut cpu: [f64; 4] = std::array::from_fn(|at| per_request(after[at] - before[at], count));
         cpu[3] = per_request(children_cpu() - own, count);
         assert!(took.as_secs() >= options.seconds);
@@ -482,28 +457,6 @@ impl Bench {
     async fn count(&self) -> i64 {
         let query = format!("SELECT count(*) FROM tenant_{TENANT}.messages");
         self.sql.query_one(&query, &[]).await.unwrap().get(0)
-    }
-
-    /// Waits until all that is committed now has been published.
-    async fn drained(&self) {
-        let emit = "SELECT pg_logical_emit_message(true, 'bench', '')";
-        let target: PgLsn = self.sql.query_one(emit, &[]).await.unwrap().get(0);
-        let client = redis::Client::open(self.servers.redis.url()).unwrap();
-        let mut redis = client.get_multiplexed_async_connection().await.unwrap();
-        let key = Keys::new(&self.servers.config.redis.prefix).checkpoint();
-        loop {
-            let end: Result<Option<String>, _> = redis::cmd("HGET")
-                .arg(&key)
-                .arg("end_lsn")
-                .query_async(&mut redis)
-                .await;
-            if let Ok(Some(end)) = end
-                && end.parse::<PgLsn>().is_ok_and(|end| end > target)
-            {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 }
 

@@ -196,8 +196,7 @@ impl Bench {
     /// Servers of our own, a tenant with its users, and a state from which every run starts.
     async fn prepare() -> Self {
         let servers = Servers::start().await;
-        let (sql, connection) = tokio_postgres::connect(&servers.postgres.url(), NoTls).await.unwrap();
-        tokio::spawn(connection);
+        let sql = servers.connect_sql().await;
         sql.batch_execute(include_str!("replication.sql")).await.unwrap();
         sql.execute("CALL tenant_bench.add_users($1)", &[&USERS]).await.unwrap();
         Self {

@@ -16,23 +16,17 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use flate2::read::GzDecoder;
-use posduif::database::Database;
-use posduif::domain::users::{self, NewUser, UserType};
+use posduif::domain::users::UserType;
 use posduif::keys::Keys;
 use serde_json::{Value, json};
-use tokio::io::AsyncBufReadExt;
 use tokio::process::Child;
-use tokio_postgres::NoTls;
 use uuid::Uuid;
 
-use support::{Process, Servers, TENANT, stop};
-
-const PASSWORD: &str = "correct horse";
+use support::{PASSWORD, Process, Servers, TENANT, stop};
 
 /// Entries that the bare client asks for at once; the best of them counts.
 const BARE_PAGES: [usize; 3] = [1_000, 5_000, 20_000];
@@ -123,39 +117,17 @@ struct Device {
 impl Bench {
     async fn prepare(options: &Options) -> Self {
         let servers = Servers::start().await;
-        let mut engine = servers
-            .engine("all")
-            .env("POSDUIF__AUTH__JWT_SECRET", "a secret that only this run knows")
-            .env(
-                "POSDUIF__STREAMS__INBOX_ENTRIES_MAX",
-                (2 * options.messages).to_string(),
-            )
+        let inbox_max = (2 * options.messages).to_string();
+        let settings = [
+            ("POSDUIF__STREAMS__INBOX_ENTRIES_MAX", inbox_max),
             // Trimming what the statuses leave to the sender would fall into some rounds and not into others.
-            .env("POSDUIF__STREAMS__TRIM_INTERVAL_SECONDS", "3600")
-            .env("POSDUIF__SYNC__BATCH_SIZE_MAX", options.limit.max(100).to_string())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = tokio::io::BufReader::new(engine.stdout.take().unwrap()).lines();
-        let line = lines.next_line().await.unwrap().expect("the engine starts");
-        let address = line.strip_prefix("ready: http://").unwrap().to_owned();
-
-        let database = Database::connect(&servers.config.postgres).await.unwrap();
-        let user = async |name: &str, user_type| {
-            let user = NewUser {
-                username: name.into(),
-                user_type,
-                email: None,
-                password: Some(PASSWORD.into()),
-            };
-            users::create(&database, &servers.config.auth, TENANT, user)
-                .await
-                .unwrap()
-        };
-        let bob = user("bob", UserType::Web).await;
-        let joe = user("joe", UserType::Mobile).await;
-        let (sql, connection) = tokio_postgres::connect(&servers.postgres.url(), NoTls).await.unwrap();
-        tokio::spawn(connection);
+            ("POSDUIF__STREAMS__TRIM_INTERVAL_SECONDS", "3600".to_owned()),
+            ("POSDUIF__SYNC__BATCH_SIZE_MAX", options.limit.max(100).to_string()),
+        ];
+        let (engine, address) = servers.serve(&settings).await;
+        let bob = servers.user("bob", UserType::Web).await;
+        let joe = servers.user("joe", UserType::Mobile).await;
+        let sql = servers.connect_sql().await;
         let mut bench = Self {
             servers,
             sql,

@@ -1,16 +1,30 @@
--- A page of a user's conflicts, newest first, and the total; a page beyond the end is one row with nothing but the total.
--- $1 uuid: user; $2 uuid or null: only this one; $3 boolean or null: only open or resolved ones; $4 bigint: limit;
--- $5 bigint: offset.
-WITH found AS (
+-- A page of a user's conflicts, newest first: behind so many of them, right before a conflict, or right after it. Each row has
+-- whether that conflict is known and, without one, the list's length; a page without rows is one row with these alone.
+-- $1 uuid: user; $2 uuid or null: only this one; $3 boolean or null: only open or resolved ones; $4 bigint: most rows;
+-- $5 bigint: offset; $6 uuid or null: the conflict; $7 boolean: after it, else before it.
+WITH place AS (
+    SELECT created_at, id FROM {schema}.message_conflicts WHERE id = $6 AND user_id = $1
+), before AS (
     SELECT * FROM {schema}.message_conflicts
-    WHERE user_id = $1
-      AND ($2 IS NULL OR id = $2)
-      AND ($3 IS NULL OR (resolved_at IS NULL) = $3)
+    WHERE NOT $7 AND ($6 IS NULL OR (created_at, id) < ((SELECT created_at FROM place), (SELECT id FROM place)))
+      AND user_id = $1 AND ($2 IS NULL OR id = $2) AND ($3 IS NULL OR (resolved_at IS NULL) = $3)
+    ORDER BY created_at DESC, id DESC
+    LIMIT $4 OFFSET $5
+), after AS (
+    SELECT * FROM {schema}.message_conflicts
+    WHERE $7 AND (created_at, id) > ((SELECT created_at FROM place), (SELECT id FROM place))
+      AND user_id = $1 AND ($2 IS NULL OR id = $2) AND ($3 IS NULL OR (resolved_at IS NULL) = $3)
+    ORDER BY created_at, id
+    LIMIT $4
 ), page AS (
-    SELECT * FROM found ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5
+    TABLE before UNION ALL TABLE after
 )
-SELECT counted.total, page.*, CASE WHEN m.id IS NOT NULL THEN {schema}.message_json(m) END AS message
-FROM (SELECT count(*) AS total FROM found) counted
+SELECT $6 IS NULL OR EXISTS (SELECT FROM place) AS is_known,
+       CASE WHEN $6 IS NULL
+            THEN (SELECT count(*) FROM {schema}.message_conflicts
+                  WHERE user_id = $1 AND ($2 IS NULL OR id = $2) AND ($3 IS NULL OR (resolved_at IS NULL) = $3)) END AS total,
+       page.*, CASE WHEN m.id IS NOT NULL THEN {schema}.message_json(m) END AS message
+FROM (VALUES (1)) AS one (row)
 LEFT JOIN page ON true
 LEFT JOIN {schema}.messages m ON m.id = page.message_id AND m.deleted_at IS NULL
 ORDER BY page.created_at DESC, page.id DESC

@@ -1,21 +1,37 @@
--- Devices of a user, or of all mobile users for a web user, newest first, and the total; a page beyond the end is one
--- row with nothing but the total. $1 uuid or null: who asks, without whom all are shown; $2 text or null: their type; $3 uuid or null: only this user's; $4 text or
--- null: only this device; $5 boolean or null: only revoked ones, or only others; $6 bigint: limit; $7 bigint: offset.
-WITH found AS (
+-- A page of the devices of a user, or of all mobile users for a web user, newest first: behind so many of them, right before a
+-- device, or right after it. Each row has whether that device is known to who asks and, without one, the list's length; a page
+-- without rows is one row with these alone.
+-- $1 uuid or null: who asks, without whom all are shown; $2 text or null: their type; $3 uuid or null: only this user's;
+-- $4 text or null: only this device; $5 boolean or null: only revoked ones, or only others; $6 bigint: most rows;
+-- $7 bigint: offset; $8 text or null: the device; $9 boolean: after it, else before it.
+-- Devices made at the same time follow by id the other way round, as they always have.
+WITH seen AS NOT MATERIALIZED (
     SELECT d.device_id, d.user_id, u.username, d.name, d.device_type, d.public_key, d.public_key_changed_at,
            d.device_info, d.created_at, d.revoked_at,
            greatest(d.last_seen_at, s.last_sync_timestamp) AS last_seen_at
     FROM {schema}.devices d
     JOIN {schema}.users u ON u.id = d.user_id
     LEFT JOIN {schema}.sync_metadata s USING (device_id)
-    WHERE ($1 IS NULL OR u.id = $1 OR ($2 = 'web' AND u.user_type = 'mobile'))
-      AND ($3 IS NULL OR d.user_id = $3)
-      AND ($4 IS NULL OR d.device_id = $4)
-      AND ($5 IS NULL OR (d.revoked_at IS NOT NULL) = $5)
+    WHERE $1 IS NULL OR u.id = $1 OR ($2 = 'web' AND u.user_type = 'mobile')
+), place AS (
+    SELECT created_at, device_id FROM seen WHERE device_id = $8
+), found AS NOT MATERIALIZED (
+    SELECT * FROM seen
+    WHERE ($3 IS NULL OR user_id = $3)
+      AND ($4 IS NULL OR device_id = $4)
+      AND ($5 IS NULL OR (revoked_at IS NOT NULL) = $5)
 ), page AS (
-    SELECT * FROM found ORDER BY created_at DESC, device_id LIMIT $6 OFFSET $7
+    SELECT * FROM found
+    WHERE $8 IS NULL
+       OR (device_id <> $8
+           AND $9 = (created_at > (SELECT created_at FROM place)
+                     OR (created_at = (SELECT created_at FROM place) AND device_id < $8)))
+    ORDER BY CASE WHEN $9 THEN created_at END, CASE WHEN $9 THEN device_id END DESC,
+             CASE WHEN NOT $9 THEN created_at END DESC, CASE WHEN NOT $9 THEN device_id END
+    LIMIT $6 OFFSET $7
 )
-SELECT counted.total, page.*
-FROM (SELECT count(*) AS total FROM found) counted
+SELECT $8 IS NULL OR EXISTS (SELECT FROM place) AS is_known,
+       CASE WHEN $8 IS NULL THEN (SELECT count(*) FROM found) END AS total, page.*
+FROM (VALUES (1)) AS one (row)
 LEFT JOIN page ON true
 ORDER BY page.created_at DESC, page.device_id

@@ -124,9 +124,9 @@ impl Keys {
         format!("{}:session:{session}", self.prefix)
     }
 
-    /// Text: the session was ended, and access tokens of it may live on.
-    pub fn session_ended(&self, session: Uuid) -> String {
-        format!("{}:session:{session}:ended", self.prefix)
+    /// Sorted set: sessions that were ended, by the time (ms since 1970) from which no access token of them lives on.
+    pub fn ended_sessions(&self) -> String {
+        format!("{}:sessions:ended:until", self.prefix)
     }
 
     /// Set: ids of one user's sessions, some of which may have expired.

@@ -853,6 +853,78 @@ async fn the_description_has_every_route_with_its_credentials_and_every_error_co
     office.close().await;
 }
 
+/// Where below a schema an answer may hold what is not described. `within` holds references on the way here.
+fn unsaid(schema: &Value, place: &str, is_closed: bool, within: &[&str], found: &mut BTreeSet<String>) {
+    if let Some(reference) = schema["$ref"].as_str() {
+        if !within.contains(&reference) {
+            let target = spec::document().pointer(reference.trim_start_matches('#')).unwrap();
+            unsaid(target, place, is_closed, &[within, &[reference]].concat(), found);
+        }
+        return;
+    }
+    let is =
+        |name: &str| schema["type"] == name || schema["type"].as_array().is_some_and(|all| all.contains(&name.into()));
+    let closes = |key: &str| schema.get(key).is_some_and(|value| *value != json!(true));
+    let is_closed = is_closed || closes("additionalProperties") || closes("unevaluatedProperties");
+    let is_any = ["type", "allOf", "anyOf", "oneOf", "enum", "const", "required"]
+        .iter()
+        .all(|key| schema.get(*key).is_none());
+    if is_any || is("object") && !is_closed || is("array") && schema.get("items").is_none() {
+        found.insert(place.to_owned());
+    }
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        unsaid(property, &format!("{place}.{name}"), false, within, found);
+    }
+    for key in ["additionalProperties", "items"] {
+        if let Some(inner) = schema.get(key).filter(|inner| inner.is_object()) {
+            unsaid(inner, &format!("{place}[]"), false, within, found);
+        }
+    }
+    // Where the whole is closed, its parts need not be.
+    for key in ["allOf", "anyOf", "oneOf"] {
+        for part in schema[key].as_array().into_iter().flatten() {
+            unsaid(part, place, is_closed, within, found);
+        }
+    }
+}
+
+#[test]
+fn the_description_says_all_that_an_answer_may_hold_but_what_others_put_there() {
+    let mut found = BTreeSet::new();
+    for (path, item) in spec::document()["paths"].as_object().unwrap() {
+        for (_, operation) in item.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters") {
+            for response in operation["responses"].as_object().unwrap().values() {
+                let response = match response["$ref"].as_str() {
+                    Some(reference) => spec::document().pointer(reference.trim_start_matches('#')).unwrap(),
+                    None => response,
+                };
+                let schema = &response["content"]["application/json"]["schema"];
+                if !schema.is_null() {
+                    unsaid(schema, path, false, &[], &mut found);
+                }
+            }
+        }
+    }
+    // An error's details depend on its code, and rows and what apps say of themselves are not ours.
+    found.retain(|place| !place.ends_with(".error.details"));
+    let known = [
+        "/api/app-instructions.widgets",
+        "/api/auth/login.device.device_info",
+        "/api/auth/refresh.device.device_info",
+        "/api/auth/register.device.device_info",
+        "/api/conflicts.conflicts[].client_version",
+        "/api/conflicts.conflicts[].server_version",
+        "/api/conflicts/{id}/resolve.client_version",
+        "/api/conflicts/{id}/resolve.server_version",
+        "/api/devices.devices[].device_info",
+        "/api/devices/{id}.device_info",
+        "/api/sync/incoming.changes[].row",
+        "/api/sync/outgoing.results[].server",
+        "/openapi.json",
+    ];
+    assert_eq!(found, known.map(str::to_owned).into());
+}
+
 #[tokio::test]
 async fn an_error_bears_the_clients_request_id_and_so_does_its_header() {
     let office = Office::open().await;

@@ -1,8 +1,17 @@
 //! What an API process remembers is what Postgres says, whoever changes it, and never older than what a client was told.
 
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use posduif::database::tenants::Tenant;
+use posduif::deliver::live::Freshness;
+use posduif::deliver::store::{Place, Read, Store};
+use posduif::domain::caches::Caches;
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
+use posduif::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::support::eventually;
@@ -148,6 +157,69 @@ async fn what_somebody_changes_by_sql_is_seen_although_it_was_remembered() {
         (office.bob.get(&path).await.status == 404).then_some(())
     })
     .await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_list_is_as_long_as_postgres_says_whoever_writes_and_deletes() {
+    let office = Office::open().await;
+    office.ready().await;
+    let phone = office.phone("phone").await;
+    let total = async |of: &Api, query: &str| {
+        let answer = of.get(&format!("/api/messages?limit=2{query}")).await.expect(200);
+        answer["total"].as_i64().unwrap()
+    };
+    let remembers = async |wanted: i64| {
+        eventually(&format!("bob has {wanted}"), || async {
+            (total(&office.bob, "").await == wanted).then_some(())
+        })
+        .await;
+        let page = remembered(&office.bob, "messages_total", "/api/messages?limit=2").await;
+        assert_eq!(page["total"], wanted);
+        assert_eq!(page["messages"].as_array().unwrap().len() as i64, wanted.min(2));
+        // Beyond the end it is as long.
+        let page = office.bob.get("/api/messages?offset=1000").await.expect(200);
+        assert_eq!((&page["total"], &page["messages"]), (&json!(wanted), &json!([])));
+    };
+    remembers(0).await;
+    // Past the API.
+    let ids = office.insert(5).await;
+    remembers(5).await;
+    let write = format!(
+        "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) VALUES ('{}', '{}', 'a reply')",
+        office.joe_id, office.bob_id
+    );
+    office.sql(&write).await;
+    remembers(6).await;
+    office
+        .sql(&format!(
+            "UPDATE tenant_acme.messages SET deleted_at = now() WHERE id = '{}'",
+            ids[0]
+        ))
+        .await;
+    remembers(5).await;
+
+    // What somebody writes here, they and the other side see at once, remembered or not.
+    assert_eq!(total(&phone, "").await, 5);
+    let sent = office.send("one more").await;
+    assert_eq!((total(&office.bob, "").await, total(&phone, "").await), (6, 6));
+    let item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "by the phone"});
+    phone.upload(&[item]).await;
+    assert_eq!(total(&phone, "").await, 7);
+    remembers(7).await;
+    assert_eq!(office.bob.delete(&format!("/api/messages/{sent}")).await.status, 204);
+    assert_eq!((total(&office.bob, "").await, total(&phone, "").await), (6, 6));
+
+    // Part of the list is counted each time.
+    let (to_joe, to_bob) = (office.joe_id, office.bob_id);
+    assert_eq!(total(&office.bob, &format!("&recipient_id={to_joe}")).await, 4);
+    assert_eq!(total(&office.bob, &format!("&recipient_id={to_bob}")).await, 2);
+    office
+        .sql("UPDATE tenant_acme.messages SET status = 'read', read_at = now() WHERE content = 'a reply'")
+        .await;
+    assert_eq!(total(&office.bob, "&status=read").await, 1);
+    office.sql("TRUNCATE tenant_acme.messages").await;
+    remembers(0).await;
     office.close().await;
 }
 
@@ -316,6 +388,68 @@ async fn without_the_live_tail_postgres_answers_and_afterwards_memory_is_right()
     })
     .await;
     second.stop().await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_nor_learns() {
+    let office = Office::open().await;
+    let config = &office.world.config;
+    // A node of the test's own, whose tail stands where the test says.
+    let store = Store::new(&config.redis).unwrap();
+    let view = store.view().await.unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let mut tail = Freshness {
+        // Fresh for as long as the test takes.
+        heartbeat_ts: (now.as_micros() + 600_000_000) as i64,
+        epoch: Some(view.epoch),
+        position: view.position,
+        is_connected: true,
+    };
+    let (followed, freshness) = watch::channel(tail);
+    let database = office.world.database().await;
+    let caches = Caches::new(
+        database,
+        store.clone(),
+        config,
+        freshness,
+        Arc::new(Metrics::new(false)),
+    );
+    let tenant = Tenant::named("acme").unwrap();
+    let name = async || caches.user(&tenant, office.joe_id).await.unwrap().username;
+    let rename = async |name: &str| {
+        let statement = format!(
+            "UPDATE tenant_acme.users SET username = '{name}' WHERE id = '{}'",
+            office.joe_id
+        );
+        office.sql(&statement).await;
+        office.world.published().await;
+    };
+    assert_eq!(name().await, "joe");
+    // The tail has not told of it, and no client here knows.
+    rename("joseph").await;
+    assert_eq!(name().await, "joe", "it is remembered");
+
+    // Somebody is handed the change out of the stream.
+    let handoff = store.handoff("acme", office.joe_id).await.unwrap();
+    let place = Place {
+        epoch: view.epoch,
+        generation: handoff.generation,
+        position: view.position,
+    };
+    let read = store.read("acme", office.joe_id, place, 1000).await.unwrap();
+    let Read::Slice(slice) = read else { panic!("{read:?}") };
+    let told = slice.entries.last().unwrap().id;
+    assert!(told > tail.position);
+    assert_eq!(name().await, "joseph");
+    rename("jo").await;
+    assert_eq!(name().await, "jo", "nothing was learned meanwhile");
+
+    // The tail tells of both, and gets there.
+    caches.follower().unwrap().lost();
+    tail.position = store.view().await.unwrap().position;
+    followed.send_replace(tail);
+    assert_eq!(name().await, "jo");
     office.close().await;
 }
 

@@ -46,7 +46,7 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(1), "tenant_acme": clean(6)})
+        json!({"posduif": clean(1), "tenant_acme": clean(7)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -54,19 +54,20 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0006_state", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0007_message_lists", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 5, "dirty": false, "pending": ["0006_state"]})
+        json!({"schema": "tenant_acme", "version": 6, "dirty": false, "pending": ["0007_message_lists"]})
     );
-    assert!(migrate("status").await.text().contains("0006_state"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0006_state\n");
+    assert!(migrate("status").await.text().contains("0007_message_lists"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0007_message_lists\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0006_state\ntenant_acme rolled back 0005_conflict_pages\n\
+        "tenant_acme rolled back 0007_message_lists\ntenant_acme rolled back 0006_state\n\
+         tenant_acme rolled back 0005_conflict_pages\n\
          tenant_acme rolled back 0004_upload_rows\ntenant_acme rolled back 0003_conflicts\n\
          tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
     );
@@ -77,7 +78,7 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
     assert_eq!(migrate("version").await.text(), "posduif 1\ntenant_acme 1\n");
-    migrate("force 7 --schema tenant_acme").await.complaint(1);
+    migrate("force 8 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();
     let psql = world.psql().await;

@@ -318,6 +318,32 @@ async fn a_login_is_refused_with_a_device_that_it_may_not_use() {
 }
 
 #[tokio::test]
+async fn the_former_token_of_a_device_that_is_enrolled_anew_ends_at_every_node_and_its_streams_too() {
+    let office = Office::open().await;
+    let second = office.world.engine(Role::Api).await;
+    let former = office.phone("phone").await;
+    let there = former.at(&second.api());
+    let mut streams = [
+        former.events("/sse/mobile/phone").await,
+        there.events("/sse/mobile/phone").await,
+    ];
+    let anew = office.phone("phone").await;
+    for stream in &mut streams {
+        assert_eq!(stream.rest().await.last().unwrap().name, "revoked");
+    }
+    assert_eq!(former.get("/api/sync/status").await.status, 401);
+    eventually("the other node refuses it, too", || async {
+        (there.get("/api/sync/status").await.status == 401).then_some(())
+    })
+    .await;
+    assert_eq!(former.open("/sse/mobile/phone").await.unwrap_err().status, 401);
+    anew.events("/sse/mobile/phone").await;
+    anew.at(&second.api()).events("/sse/mobile/phone").await;
+    second.stop().await;
+    office.close().await;
+}
+
+#[tokio::test]
 async fn a_revoked_devices_sessions_and_streams_end_at_every_node_however_it_was_revoked() {
     let office = Office::open().await;
     let second = office.world.engine(Role::Api).await;

@@ -15,7 +15,7 @@ use crate::support::http::Api;
 use crate::support::proxy::Proxy;
 use crate::support::servers::{self, Own};
 use crate::support::stage::Stage;
-use crate::support::{Entry, World, eventually};
+use crate::support::{Entry, World, connect, eventually};
 
 /// A copy of a server's folder, made while the server does not run.
 fn copy(from: &Path, to: &Path) {
@@ -66,7 +66,6 @@ impl Rewindable {
         self.start(stage).await;
     }
 
-    /// Goes back to the copy.
     /// Saves with one message in the copy and more behind it that a restore loses; gives that message, and what
     /// `changes` then holds.
     async fn save_with_message(&mut self, stage: &mut Stage) -> (Uuid, Vec<Entry>) {
@@ -79,6 +78,7 @@ impl Rewindable {
         (kept, stage.changes().await)
     }
 
+    /// Goes back to the copy.
     async fn restore(&mut self, stage: &mut Stage) {
         self.postgres.server.stop().await.unwrap();
         restore(&self.copy_path(), &self.data());
@@ -304,6 +304,80 @@ async fn a_promoted_standby_breaks_history_only_when_it_lacks_something() {
     assert!(reason.contains("slot had to be created"), "{reason}");
     let row = stage.message(stage.bob, stage.joe, "with another slot").await;
     check_rows_behind_reset(&stage, &before, &[row]).await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_to_a_standby_that_keeps_a_copy_of_the_slot_breaks_nothing() {
+    let mut primary = servers::postgres().await;
+    // What is answered is durable, so that the slot moves on at once.
+    let redis = servers::redis_with(|_, options| options.setting("appendfsync", "always")).await;
+    let proxy = Proxy::before(&primary.server.url()).await;
+    let world = World::on(&proxy.url(&primary.server.url()), &redis.server.url()).await;
+    let mut stage = Stage::on_with(world, Role::Replicator).await;
+    if stage.server_version().await < 170_000 {
+        // Slots are not synchronized yet.
+        return stage.stop().await;
+    }
+    stage
+        .sql("SELECT pg_create_physical_replication_slot('standby', true)")
+        .await;
+    let standby = servers::standby_of(&mut primary, "standby", |options| {
+        options
+            .setting("sync_replication_slots", "on")
+            .setting("hot_standby_feedback", "on")
+    })
+    .await;
+    stage.psql = stage.world.psql().await;
+    // The engine is sent only what the standby has.
+    stage
+        .sql("ALTER SYSTEM SET synchronized_standby_slots = 'standby'")
+        .await;
+    stage.sql("SELECT pg_reload_conf()").await;
+    stage.message(stage.bob, stage.joe, "on the primary").await;
+    let there = connect(&standby.server.url()).await;
+    let slot = stage.world.config.replication.slot.clone();
+    eventually("the standby keeps a copy of the slot", || async {
+        // A copy counts once the primary's slot has moved on beyond it, which it does behind such records.
+        stage.sql("SELECT pg_log_standby_snapshot()").await;
+        // Wakes who looks, which else sleeps ever longer.
+        there.execute("SELECT pg_reload_conf()", &[]).await.unwrap();
+        let synced = "SELECT FROM pg_replication_slots WHERE slot_name = $1 AND synced AND NOT temporary";
+        there.query_opt(synced, &[&slot]).await.unwrap()
+    })
+    .await;
+    // Some of these the standby may not have when the primary dies; then nobody has seen them.
+    for _ in 0..200 {
+        stage
+            .message(stage.bob, stage.joe, "while the primary still lives")
+            .await;
+    }
+    primary.server.kill().await.unwrap();
+    there.execute("SELECT pg_promote()", &[]).await.unwrap();
+    proxy.lead_to(&standby.server.url());
+    proxy.cut();
+    stage.psql = stage.world.psql().await;
+    stage.message(stage.bob, stage.joe, "on the new primary").await;
+    let changes = stage.changes().await;
+    let inserted: Vec<_> = changes.iter().filter(|entry| entry.field("op") == "insert").collect();
+    assert!(inserted.windows(2).all(|pair| pair[0].id < pair[1].id));
+    let published: Vec<_> = inserted
+        .iter()
+        .filter(|entry| entry.field("table") == "messages")
+        .map(|entry| entry.json("row")["id"].as_str().unwrap().to_owned())
+        .collect();
+    // One session wrote them, one after another.
+    let committed = "SELECT id::text FROM tenant_acme.messages ORDER BY created_at";
+    let committed: Vec<String> = stage
+        .psql
+        .query(committed, &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(published, committed);
+    assert_eq!(number(&stage.world).await, "1", "no new epoch");
     stage.stop().await;
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use posduif::config::Secret;
 use posduif::engine::Role;
+use serde_json::Value;
 
 use crate::support::http::Api;
 use crate::support::proxy::Proxy;
@@ -49,36 +50,12 @@ impl Watched {
         watched
     }
 
-    fn api(&self) -> Api {
-        self.engine.api()
-    }
-
     async fn becomes_ready(&self) {
-        let api = self.api();
-        eventually("the engine is ready", || async {
-            (api.get("/ready").await.status == 200).then_some(())
-        })
-        .await;
+        becomes_ready(&self.engine.api()).await;
     }
 
-    /// Nothing that is committed from now on reaches clients. Asks until well after the time by which `/ready` must
-    /// be red.
     async fn must_turn_red(&self) {
-        let start = Instant::now();
-        let api = self.api();
-        let mut reds = 0;
-        while reds < 3 {
-            let asked = Instant::now();
-            let status = api.get("/ready").await.status;
-            // A second for each server that does not answer, and a lot for a busy machine.
-            assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
-            let age = asked - start;
-            if age > BOUND + GRACE {
-                assert_eq!(status, 503, "what clients see is {age:?} old at least");
-                reds += 1;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        must_turn_red(&self.engine.api()).await;
     }
 
     /// What was committed meanwhile is there, and nothing had to begin anew.
@@ -88,6 +65,53 @@ impl Watched {
         assert_eq!(self.world.checkpoint().await["number"], "1");
         self.engine.stop().await;
     }
+}
+
+async fn becomes_ready(api: &Api) {
+    eventually("the engine is ready", || async {
+        (api.get("/ready").await.status == 200).then_some(())
+    })
+    .await;
+}
+
+/// Nothing that is committed from now on reaches clients. Asks until well after the time by which `/ready` must be red;
+/// gives its checks then.
+async fn must_turn_red(api: &Api) -> Value {
+    let start = Instant::now();
+    let mut reds = 0;
+    loop {
+        let asked = Instant::now();
+        let answer = api.get("/ready").await;
+        // A second for each server that does not answer, and a lot for a busy machine.
+        assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+        let age = asked - start;
+        if age > BOUND + GRACE {
+            assert_eq!(answer.status, 503, "what clients see is {age:?} old at least");
+            reds += 1;
+            if reds == 3 {
+                return answer.json()["checks"].clone();
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_turns_red_when_nobody_publishes_although_all_that_it_asks_answers() {
+    let mut world = World::new().await;
+    world.config.health.freshness_bound_seconds = BOUND.as_secs();
+    let publisher = world.engine(Role::Replicator).await;
+    let node = world.engine(Role::Api).await;
+    becomes_ready(&node.api()).await;
+    publisher.stop().await;
+    let checks = must_turn_red(&node.api()).await;
+    for (name, check) in checks.as_object().unwrap() {
+        assert_eq!(check["ok"], name != "freshness", "{name}: {check}");
+    }
+    let next = world.engine(Role::Replicator).await;
+    becomes_ready(&node.api()).await;
+    next.stop().await;
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

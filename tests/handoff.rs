@@ -162,6 +162,12 @@ async fn a_snapshot_that_does_not_see_a_published_commit_leaves_it_to_the_stream
     // AND a later one that SELECT sees, so that the stream has gone on
     let later = slow.stage.message(bob, joe, "later").await;
     slow.stage.world.published().await;
+    // AND is forgotten by the window, which a heartbeat has looked through
+    eventually("the window has closed behind the invisible commit", || async {
+        let window = slow.store.handoff("acme", joe).await.unwrap().window;
+        window.iter().all(|noted| noted.first <= entry.id).then_some(())
+    })
+    .await;
 
     // WHEN a snapshot is taken
     let (place, seen) = slow.snapshot().await;

@@ -454,6 +454,36 @@ async fn the_rows_of_one_copy_have_places_of_their_own() {
 }
 
 #[tokio::test]
+async fn what_is_small_follows_what_is_large_at_once_and_over_the_same_connections() {
+    let stage = Stage::new().await;
+    let redis = stage.world.redis().await;
+    let writer = || async {
+        let key = stage.world.keys().checkpoint();
+        let writer: String = redis::cmd("HGET")
+            .arg(&key)
+            .arg("writer")
+            .query_async(&mut redis.clone())
+            .await
+            .unwrap();
+        writer
+    };
+    // Each session takes the checkpoint under a name of its own. One that waited for more bytes than come, of Postgres or of
+    // Redis, would be given up after some seconds, and another would follow.
+    let before = writer().await;
+    for rows in [1, 5000, 1, 5000, 1] {
+        let insert = format!(
+            "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) \
+             SELECT '{}', '{}', 'row ' || n FROM generate_series(1, {rows}) n",
+            stage.bob, stage.joe
+        );
+        stage.sql(&insert).await;
+        stage.world.published().await;
+    }
+    assert_eq!(writer().await, before);
+    stage.stop().await;
+}
+
+#[tokio::test]
 async fn a_truncated_table_makes_every_user_begin_anew() {
     let stage = Stage::new().await;
     stage.message(stage.bob, stage.joe, "hi").await;

@@ -337,6 +337,34 @@ async fn a_node_that_dies_takes_its_readers_with_it() {
 }
 
 #[tokio::test]
+async fn a_stream_that_stays_is_held_again_and_again() {
+    let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
+    let phone = office.phone("phone").await;
+    let _stream = phone.events("/sse/mobile/phone").await;
+    becomes(&office.bob, office.joe_id, "online").await;
+    // When it is over unless somebody holds it.
+    let over = async || {
+        let mut redis = office.world.redis().await;
+        let streams: Vec<(String, f64)> = redis::cmd("ZRANGE")
+            .arg(office.world.keys().presence("acme"))
+            .arg(&["0", "-1", "WITHSCORES"])
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        assert_eq!(streams.len(), 1, "{streams:?}");
+        streams[0].1
+    };
+    for _ in 0..3 {
+        let before = over().await;
+        eventually("the stream is held again", || async {
+            (over().await > before).then_some(())
+        })
+        .await;
+    }
+    office.close().await;
+}
+
+#[tokio::test]
 async fn presence_that_redis_lost_comes_back_and_is_not_told_as_gone() {
     let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
     let phone = office.phone("phone").await;

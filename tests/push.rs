@@ -14,17 +14,23 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use posduif::config::{Config, Secret};
 use posduif::deliver::presence::{Place, Presence};
+use posduif::deliver::push;
+use posduif::deliver::store::Store;
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
+use posduif::http::secure::Acceptor;
 use posduif::telemetry::metrics::Operations;
+use posduif::transport::tls::Identity;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
+use tokio_util::either::Either;
 use uuid::Uuid;
 
 use crate::support::office::Office;
-use crate::support::{Entry, World, eventually};
+use crate::support::{Entry, World, eventually, spec};
+use crate::tls::Authority;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
 
@@ -283,6 +289,11 @@ struct Receiver {
 impl Receiver {
     /// One that answers so, and then by 204.
     async fn start(replies: &[Reply]) -> Self {
+        Self::start_with(replies, None).await
+    }
+
+    /// The same, over HTTPS if it has a certificate.
+    async fn start_with(replies: &[Reply], acceptor: Option<Acceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let told: Arc<Mutex<Vec<Told>>> = Arc::default();
@@ -291,6 +302,14 @@ impl Receiver {
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                let stream = match &acceptor {
+                    None => Either::Left(stream),
+                    Some(acceptor) => match acceptor.accept(stream).await {
+                        Ok(stream) => Either::Right(stream),
+                        // The client does not like the certificate.
+                        Err(_) => continue,
+                    },
+                };
                 let (told, replies, here) = (shared.clone(), replies.clone(), here.clone());
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
                     let (told, replies, here) = (told.clone(), replies.clone(), here.clone());
@@ -323,6 +342,10 @@ impl Receiver {
     fn configure(&self, config: &mut Config) {
         quick(config);
         config.push.webhook_url = format!("http://{}/hook", self.address);
+        Self::configure_telling(config);
+    }
+
+    fn configure_telling(config: &mut Config) {
         config.push.webhook_secret = Secret::new(SECRET);
         config.push.webhook_timeout_seconds = 1;
     }
@@ -409,6 +432,7 @@ async fn a_receiver_that_fails_twice_gets_it_on_the_third_try_signed_anew_and_ot
         assert_eq!(each.headers["webhook-id"], entry.field("id"));
         assert_eq!(each.body, told[0].body);
         assert_eq!(each.headers["content-type"], "application/json");
+        spec::check_webhook("device.waiting", &each.headers, &each.json());
         assert_eq!(each.headers["webhook-signature"].split(' ').count(), 2);
     }
     let body = told[2].json();
@@ -439,6 +463,39 @@ async fn a_receiver_that_fails_twice_gets_it_on_the_third_try_signed_anew_and_ot
     ] {
         assert!(metrics.contains(line), "{line}");
     }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn what_a_device_gets_between_the_look_and_the_decision_wakes_nobody() {
+    // Nobody else decides.
+    let office = Office::with(|config| config.push.events.clear()).await;
+    let phone = office.phone("phone").await;
+    office.phone("tablet").await;
+    office.send("hi").await;
+    office.world.published().await;
+    let store = Store::new(&office.world.config.redis).unwrap();
+    let epoch = store.view().await.unwrap().epoch;
+    let devices = ["phone", "tablet"].map(|id| push::Device {
+        device_id: id.to_owned(),
+        user: office.joe_id,
+        enrolled_ts: 0,
+    });
+    let counts = |event: &str| event == "new_message";
+    let found = push::waiting(&store, "acme", epoch, &devices, counts, false)
+        .await
+        .unwrap();
+    let waiting: Vec<_> = devices.iter().zip(found.into_iter().map(Option::unwrap)).collect();
+    let (_, here) = phone.sync(None).await;
+    phone.post("/api/sync/ack", &json!({"cursor": here})).await.expect(200);
+    let terms = push::Terms {
+        after: Duration::ZERO,
+        entries_max: 10,
+        has_webhook: false,
+    };
+    let decisions = push::trigger(&store, "acme", epoch, &waiting, terms).await.unwrap();
+    assert_eq!(decisions, [push::Decision::Nothing, push::Decision::Triggered]);
+    assert_eq!(pushed(&office.world, 1).await[0].field("device_id"), "tablet");
     office.close().await;
 }
 
@@ -534,4 +591,272 @@ async fn a_burst_to_many_users_wakes_each_of_their_devices_once() {
     tokio::time::timeout(Duration::from_secs(20), office.close())
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn each_event_wakes_whom_it_is_for_when_it_is_named_those_of_own_rules_too() {
+    let office = Office::with(|config| {
+        quick(config);
+        let personal = ["message_updated", "message_read", "message_synced", "message_deleted"];
+        let others = ["state_changed", "conflict", "task", "nudge", "news"];
+        config.push.events = personal.into_iter().chain(others).map(str::to_owned).collect();
+        config.routes = serde_json::from_value(json!([
+            {"table": "tasks", "to": ["owner"], "event": "task"},
+            {"table": "news", "to": ["tenant"], "event": "news"},
+        ]))
+        .unwrap();
+    })
+    .await;
+    office
+        .sql(
+            "CREATE TABLE tenant_acme.tasks (id int PRIMARY KEY, owner uuid);
+             CREATE TABLE tenant_acme.news (id int PRIMARY KEY)",
+        )
+        .await;
+    let message = |from: &str, to: &str, change: &str| {
+        format!(
+            "INSERT INTO tenant_acme.messages (id, sender_id, recipient_id, content)
+             VALUES (gen_random_uuid(), '{from}', '{to}', 'hi');
+             UPDATE tenant_acme.messages SET {change} WHERE '{to}' = recipient_id AND '{from}' = sender_id"
+        )
+    };
+    let bob = office.bob_id.to_string();
+    // Each a user with a phone of its own, and what happens to them in one transaction.
+    let mut wanted = Vec::new();
+    for event in [
+        "message_updated",
+        "message_read",
+        "message_synced",
+        "message_deleted",
+        "state_changed",
+        "conflict",
+        "task",
+        "nudge",
+        "new_message",
+    ] {
+        let user = witness(&office, event).await.to_string();
+        let statement = match event {
+            "message_updated" => message(&bob, &user, "content = 'edited'"),
+            "message_read" => message(&user, &bob, "read_at = now(), status = 'read'"),
+            "message_synced" => message(&user, &bob, "synced_at = now(), status = 'synced'"),
+            "message_deleted" => message(&bob, &user, "deleted_at = now()"),
+            "state_changed" => format!(
+                "INSERT INTO tenant_acme.encrypted_states (user_id, key, state, nonce) VALUES ('{user}', 'k', 's', 'n')"
+            ),
+            "conflict" => format!(
+                "INSERT INTO tenant_acme.message_conflicts
+                     (message_id, user_id, base_version, client_version, server_version, strategy)
+                 VALUES (gen_random_uuid(), '{user}', 1, '{{}}', '{{}}', 'manual')"
+            ),
+            "task" => format!("INSERT INTO tenant_acme.tasks VALUES (1, '{user}')"),
+            "nudge" => {
+                let letter = json!({"tenant": "acme", "to": [user], "data": {}});
+                format!("SELECT pg_logical_emit_message(true, 'posduif:nudge', '{letter}')")
+            }
+            // Not named here.
+            _ => message(&bob, &user, "content = content"),
+        };
+        office.sql(&statement).await;
+        wanted.push(event);
+    }
+    let told = |pushes: &[Entry]| {
+        let told = |entry: &Entry| (entry.field("device_id").to_owned(), entry.field("event").to_owned());
+        let mut told: Vec<_> = pushes.iter().map(told).collect();
+        told.sort();
+        told
+    };
+    let last = wanted.pop().unwrap();
+    let mut expected: Vec<(String, String)> = wanted.iter().map(|event| ((*event).into(), (*event).into())).collect();
+    expected.sort();
+    assert_eq!(told(&pushed(&office.world, expected.len()).await), expected);
+    // What goes to all wakes those who were not woken yet.
+    office.sql("INSERT INTO tenant_acme.news VALUES (1)").await;
+    expected.push((last.into(), "news".into()));
+    expected.sort();
+    assert_eq!(told(&pushed(&office.world, expected.len()).await), expected);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn what_a_device_has_written_itself_wakes_the_others_of_its_user() {
+    let office = Office::with(|config| {
+        quick(config);
+        config.push.events = vec!["*".into()];
+    })
+    .await;
+    let phone = office.phone("phone").await;
+    office.phone("tablet").await;
+    let (_, cursor) = phone.sync(None).await;
+    phone.sync(Some(&cursor)).await;
+    let item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "by the phone"});
+    phone.upload(&[item]).await;
+    let state = json!({"state": "c2VjcmV0", "nonce": "MTIgYnl0ZXM="});
+    phone
+        .with("if-none-match", "*")
+        .put("/api/state/settings", &state)
+        .await
+        .expect(201);
+    assert_eq!(devices(&pushed(&office.world, 1).await), ["tablet"]);
+    // The phone was looked at along with it; what somebody else does wakes it.
+    office.send("hi").await;
+    assert_eq!(devices(&pushed(&office.world, 2).await), ["tablet", "phone"]);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn over_https_the_receiver_must_prove_who_it_is_by_the_authority_that_is_named() {
+    let folder = std::env::temp_dir().join(format!("posduif-webhook-{}", Uuid::new_v4()));
+    std::fs::create_dir(&folder).unwrap();
+    let authority = Authority::new("the receiver's authority");
+    let (certificate, key) = authority.issue(&["localhost"], "receiver");
+    let file = |name: &str, content: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let ca = file("ca.crt", &authority.pem).to_str().unwrap().to_owned();
+    let other_ca = file("other.crt", &Authority::new("somebody else").pem);
+    let identity = Identity {
+        certificate: file("receiver.crt", &certificate),
+        key: file("receiver.key", &key),
+    };
+    let receiver = Receiver::start_with(&[], Some(Acceptor::new(identity).unwrap())).await;
+    let port = receiver.address.rsplit(':').next().unwrap().to_owned();
+    let at = |host: &str, ca: &str| {
+        let (url, ca) = (format!("https://{host}:{port}/hook"), ca.to_owned());
+        move |config: &mut Config| {
+            quick(config);
+            config.push.webhook_url = url;
+            config.push.webhook_ca_file = ca;
+            Receiver::configure_telling(config);
+        }
+    };
+    // The system's authorities, another one, and the right one for another name.
+    let office = Office::with(at("localhost", "")).await;
+    office.phone("phone").await;
+    office.send("hi").await;
+    let refused = async |api: &crate::support::http::Api| {
+        eventually("the webhook was not taken", || async {
+            let metrics = api.get("/metrics").await;
+            let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+            let line = "posduif_push_webhooks_total{outcome=\"refused\"} ";
+            let count = metrics.lines().find_map(|text| text.strip_prefix(line)).unwrap_or("0");
+            (count != "0").then_some(())
+        })
+        .await;
+    };
+    refused(&office.anybody).await;
+    let Office { world, engine, .. } = office;
+    engine.stop().await;
+    for change in [at("localhost", other_ca.to_str().unwrap()), at("127.0.0.1", &ca)] {
+        let mut config = world.config.clone();
+        change(&mut config);
+        let engine = world.engine_with(Role::Replicator, config).await;
+        refused(&engine.api().undescribed()).await;
+        engine.stop().await;
+    }
+    assert!(receiver.told.lock().unwrap().is_empty());
+    let mut config = world.config.clone();
+    at("localhost", &ca)(&mut config);
+    let engine = world.engine_with(Role::Replicator, config).await;
+    let told = receiver.told(1).await.remove(0);
+    assert_eq!(
+        told.headers["webhook-id"],
+        pushed(&world, 1).await.remove(0).field("id")
+    );
+    spec::check_webhook("device.waiting", &told.headers, &told.json());
+    engine.stop().await;
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// What a hostile receiver does with a connection.
+async fn misbehave(how: usize, mut stream: TcpStream) -> std::io::Result<()> {
+    let mut request = [0; 4096];
+    let _bytes = stream.read(&mut request).await?;
+    match how {
+        // A head without an end.
+        0 => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\n").await?;
+            loop {
+                stream.write_all(b"x-more: and more of it\r\n").await?;
+            }
+        }
+        // An answer that comes for ever, byte by byte.
+        1 => loop {
+            stream.write_all(b"H").await?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        },
+        // No answer at all.
+        2 => Ok(()),
+        // Something else than HTTP.
+        3 => stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").await,
+        // Provisional answers without an end.
+        4 => loop {
+            stream.write_all(b"HTTP/1.1 102 Processing\r\n\r\n").await?;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        },
+        // Taken, with a body that nobody has asked for.
+        _ => {
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n")
+                .await?;
+            loop {
+                stream.write_all(&[b'x'; 65_536]).await?;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn whatever_a_receiver_sends_is_bounded_in_time_and_bytes() {
+    const HOSTILE: usize = 6;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let ended = Arc::new(Mutex::new(Vec::new()));
+    let noted = ended.clone();
+    let taken = Arc::new(Mutex::new(0));
+    let counted = taken.clone();
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (noted, counted) = (noted.clone(), counted.clone());
+            tokio::spawn(async move {
+                if number < HOSTILE {
+                    // An end by the client's hand is an error here.
+                    let _ended = misbehave(number, stream).await;
+                    noted.lock().unwrap().push(number);
+                } else {
+                    let mut request = [0; 4096];
+                    let _bytes = stream.read(&mut request).await.unwrap();
+                    *counted.lock().unwrap() += 1;
+                    stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+                }
+            });
+        }
+    });
+    let office = Office::with(|config| {
+        quick(config);
+        config.push.webhook_url = format!("http://{address}/hook");
+        Receiver::configure_telling(config);
+    })
+    .await;
+    let users: Vec<String> = (1..=HOSTILE).map(|number| format!("phone-{number}")).collect();
+    for name in &users {
+        let user = witness(&office, name).await;
+        send(&office, user).await;
+    }
+    pushed(&office.world, HOSTILE).await;
+    eventually("the client has ended each of them", || async {
+        let mut ended = ended.lock().unwrap().clone();
+        ended.sort_unstable();
+        (ended == (0..HOSTILE).collect::<Vec<_>>()).then_some(())
+    })
+    .await;
+    eventually("nothing is due", || async {
+        (due(&office.world).await == 0).then_some(())
+    })
+    .await;
+    // The last was taken by its first answer, all others by their second.
+    assert_eq!(*taken.lock().unwrap(), HOSTILE - 1);
+    office.close().await;
 }

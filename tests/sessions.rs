@@ -326,7 +326,8 @@ async fn another_tenants_user_with_the_same_id_sees_and_ends_none_of_them() {
 
 #[tokio::test]
 async fn ending_a_session_ends_its_stream_on_every_node_and_no_other_stream() {
-    let office = Office::open().await;
+    // Nodes look for themselves once a heartbeat, which is too late here: the word of it must reach them.
+    let office = Office::with(|config| config.sse.heartbeat_seconds = 60).await;
     let second = office.world.engine(Role::Api).await;
     let login = log_in(&office, "bob").await;
     let here = as_user(&office, &login);
@@ -338,7 +339,7 @@ async fn ending_a_session_ends_its_stream_on_every_node_and_no_other_stream() {
     for stream in &mut ended {
         assert_eq!(stream.rest().await.last().unwrap().name, "revoked");
     }
-    // The access token lives on, but not for a stream: 204 tells a browser to stop trying.
+    // 204 tells a browser to stop trying.
     for api in [&here, &there] {
         assert_eq!(api.open(&path).await.unwrap_err().status, 204);
         assert_eq!(api.post("/api/auth/logout", &json!({})).await.status, 204);
@@ -350,6 +351,113 @@ async fn ending_a_session_ends_its_stream_on_every_node_and_no_other_stream() {
     psql.execute(read, &[&message.parse::<Uuid>().unwrap()]).await.unwrap();
     assert_eq!(kept.expect("message_read").await.data["message_id"], json!(message));
     second.stop().await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_stream_whose_node_missed_the_word_of_its_sessions_end_ends_with_a_heartbeat() {
+    let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
+    let login = log_in(&office, "bob").await;
+    let mut stream = as_user(&office, &login)
+        .events(&format!("/sse/web/{}", office.bob_id))
+        .await;
+    // Another node ends the session, and the word of it is lost.
+    let until = (chrono::Utc::now().timestamp_millis() + 60_000).to_string();
+    let ended = office.world.keys().ended_sessions();
+    let _: i64 = ask(&office, &["ZADD", &ended, &until, &session_of(&login)]).await;
+    assert_eq!(stream.rest().await.last().unwrap().name, "revoked");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn the_access_token_of_an_ended_session_opens_nothing_any_more_on_any_node() {
+    let office = Office::open().await;
+    let second = office.world.engine(Role::Api).await;
+    let here = as_user(&office, &log_in(&office, "bob").await);
+    let there = here.at(&second.api());
+    for api in [&here, &there] {
+        api.get("/api/messages").await.expect(200);
+    }
+    assert_eq!(here.post("/api/auth/logout", &json!({})).await.status, 204);
+    let write = json!({"recipient_id": office.joe_id, "content": "too late"});
+    for answer in [
+        here.get("/api/messages").await,
+        here.get("/api/users").await,
+        here.post("/api/messages", &write).await,
+        here.post("/api/sse/ticket", &json!({})).await,
+    ] {
+        assert_refused(&answer, 401, "UNAUTHORIZED");
+    }
+    let refused = async |api: &Api| {
+        eventually("the token is refused", || async {
+            (api.get("/api/messages").await.status == 401).then_some(())
+        })
+        .await;
+    };
+    refused(&there).await;
+    // One that starts later has it from Redis.
+    let third = office.world.engine(Role::Api).await;
+    refused(&here.at(&third.api())).await;
+    // The user's other session goes on everywhere.
+    for api in [&office.bob, &office.bob.at(&second.api()), &office.bob.at(&third.api())] {
+        api.get("/api/messages").await.expect(200);
+    }
+    // A user who is disabled by SQL has no session, and so no token.
+    office.world.user("acme", "ann", UserType::Web).await;
+    let ann = as_user(&office, &log_in(&office, "ann").await);
+    ann.get("/api/messages").await.expect(200);
+    office
+        .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'ann'")
+        .await;
+    refused(&ann).await;
+    refused(&ann.at(&third.api())).await;
+    second.stop().await;
+    third.stop().await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn no_token_does_what_another_kind_of_token_is_for() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let login = log_in(&office, "bob").await;
+    let ticket = office.bob.post("/api/sse/ticket", &json!({})).await.expect(201);
+    let created = office.bob.post("/api/enrollment/create", &json!({})).await.expect(201);
+    let device_token = phone
+        .header("authorization")
+        .strip_prefix("Bearer ")
+        .unwrap()
+        .to_owned();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let access = text(&login["token"]);
+    let others = [
+        text(&login["refresh_token"]),
+        text(&ticket["ticket"]),
+        text(&created["token"]),
+    ];
+    for token in others.iter().chain([&device_token]) {
+        let bearer = format!("Bearer {token}");
+        let user = office.anybody.with("authorization", &bearer);
+        for path in ["/api/messages", "/api/users", "/api/auth/sessions", "/api/devices"] {
+            assert_refused(&user.get(path).await, 401, "UNAUTHORIZED");
+        }
+    }
+    for token in others.iter().chain([&access]) {
+        let device = phone.with("authorization", &format!("Bearer {token}"));
+        assert_refused(&device.get("/api/sync/status").await, 401, "UNAUTHORIZED");
+        assert_eq!(device.open("/sse/mobile/phone").await.unwrap_err().status, 401);
+    }
+    for token in [&access, &device_token, &others[1], &others[2]] {
+        let answer = refresh(&office.anybody, &json!(token)).await;
+        assert_refused(&answer, 401, "UNAUTHORIZED");
+    }
+    for token in [&access, &device_token, &others[0], &others[2]] {
+        let path = format!("/sse/web/{}?ticket={token}", office.bob_id);
+        assert_eq!(office.anybody.open(&path).await.unwrap_err().status, 401);
+    }
+    // All that was for nothing, and nothing was spent by it.
+    refresh(&office.anybody, &login["refresh_token"]).await.expect(200);
+    phone.get("/api/sync/status").await.expect(200);
     office.close().await;
 }
 
@@ -412,6 +520,8 @@ async fn without_redis_requests_go_on_and_sessions_wait() {
     let mut office = Office::within(world, |_| {}).await;
     let login = log_in(&office, "bob").await;
     let enrollment = office.bob.post("/api/enrollment/create", &json!({})).await.expect(201);
+    let ended = as_user(&office, &log_in(&office, "bob").await);
+    assert_eq!(ended.post("/api/auth/logout", &json!({})).await.status, 204);
     proxy.refuse();
     let body = json!({"username": "bob", "password": PASSWORD});
     let bob = as_user(&office, &login);
@@ -426,6 +536,7 @@ async fn without_redis_requests_go_on_and_sessions_wait() {
         assert!(answer.headers.contains_key("retry-after"));
     }
     office.send("written all the same").await;
+    assert_refused(&ended.get("/api/messages").await, 401, "UNAUTHORIZED");
     let path = format!("/api/enrollment/{}", enrollment["token"].as_str().unwrap());
     office.anybody.get(&path).await.expect(200);
     proxy.resume();

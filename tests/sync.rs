@@ -652,6 +652,43 @@ async fn two_phones_of_one_user_each_go_at_their_own_pace() {
 }
 
 #[tokio::test]
+async fn an_inbox_lets_go_of_what_all_phones_have_and_keeps_what_the_slowest_lacks() {
+    let office = Office::with(|config| {
+        config.streams.trim_interval_seconds = 1;
+        config.streams.acknowledged_keep_seconds = 0;
+    })
+    .await;
+    let (fast, slow) = (office.phone("fast").await, office.phone("slow").await);
+    let mut fast_here = caught_up(&office, &fast).await;
+    let mut slow_here = caught_up(&office, &slow).await;
+    let mut sent = Vec::new();
+    for n in 0..3 {
+        sent.push(office.send(&format!("message {n}")).await);
+        office.world.published().await;
+        (_, fast_here) = fast.sync(Some(&fast_here)).await;
+        if n == 0 {
+            (_, slow_here) = slow.sync(Some(&slow_here)).await;
+        }
+    }
+    for (phone, here) in [(&fast, &fast_here), (&slow, &slow_here)] {
+        phone.post("/api/sync/ack", &json!({"cursor": here})).await.expect(200);
+    }
+    let inbox = office.world.keys().inbox("acme", &office.joe_id.to_string());
+    let kept = eventually("what both have is gone", || async {
+        let entries = office.world.stream(&inbox).await;
+        let of_messages = entries.iter().filter(|entry| entry.field("table") == "messages");
+        let kept: Vec<String> = of_messages.map(|entry| id(&entry.json("row"))).collect();
+        (!kept.contains(&sent[0])).then_some(kept)
+    })
+    .await;
+    assert_eq!(kept, sent[1..]);
+    let (pages, _) = slow.sync(Some(&slow_here)).await;
+    assert_eq!(pages[0]["reset"], false);
+    assert_eq!(ids(&pages[0]["messages"]), sent[1..]);
+    office.close().await;
+}
+
+#[tokio::test]
 async fn a_large_answer_is_compressed_when_the_phone_accepts_it() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;

@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use posduif::keys::Keys;
-use tokio::io::AsyncBufReadExt;
 use tokio_postgres::NoTls;
 
 use self::client::{Answer, Command, Peer, now_us};
@@ -144,8 +143,7 @@ impl Bench {
         ])
         .await;
         let (engine, address) = start(&servers, options).await;
-        let (sql, connection) = tokio_postgres::connect(&servers.postgres.url(), NoTls).await.unwrap();
-        tokio::spawn(connection);
+        let sql = servers.connect_sql().await;
         sql.batch_execute("CREATE EXTENSION pg_stat_statements").await.unwrap();
         let bench = Self {
             servers,
@@ -440,21 +438,13 @@ impl Bench {
 }
 
 async fn start(servers: &Servers, options: &Options) -> (tokio::process::Child, SocketAddr) {
-    let mut engine = servers
-        .engine("all")
-        .env("POSDUIF__AUTH__JWT_SECRET", "a secret that only this run knows")
-        .env(
-            "POSDUIF__SERVER__CONNECTIONS_MAX",
-            (options.connections + 500).to_string(),
-        )
-        .env("POSDUIF__LOG__LEVEL", "warn")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = tokio::io::BufReader::new(engine.stdout.take().unwrap()).lines();
-    let line = lines.next_line().await.unwrap().expect("the engine starts");
-    let address = line.strip_prefix("ready: http://").unwrap().parse().unwrap();
-    (engine, address)
+    let connections_max = (options.connections + 500).to_string();
+    let settings = [
+        ("POSDUIF__SERVER__CONNECTIONS_MAX", connections_max),
+        ("POSDUIF__LOG__LEVEL", "warn".to_owned()),
+    ];
+    let (engine, address) = servers.serve(&settings).await;
+    (engine, address.parse().unwrap())
 }
 
 /// Events that came, and how long they took.

@@ -7,13 +7,20 @@ use std::time::Duration;
 use posduif::config::{Config, Secret};
 use posduif::database::{Database, migrations, tenants};
 use posduif::dev::{PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions};
+use posduif::domain::users::{self, NewUser, UserType};
 use posduif::keys::Keys;
 use redis::aio::MultiplexedConnection;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio_postgres::NoTls;
 use tokio_postgres::types::PgLsn;
+use uuid::Uuid;
 
 /// The tenant.
 pub(crate) const TENANT: &str = "bench";
+
+/// Of every user who logs in.
+pub(crate) const PASSWORD: &str = "correct horse";
 
 /// Postgres and Redis that nobody else uses, with a tenant and nobody in it.
 pub(crate) struct Servers {
@@ -62,6 +69,26 @@ impl Servers {
         }
     }
 
+    /// An ordinary connection to Postgres.
+    pub(crate) async fn connect_sql(&self) -> tokio_postgres::Client {
+        let (sql, connection) = tokio_postgres::connect(&self.postgres.url(), NoTls).await.unwrap();
+        tokio::spawn(connection);
+        sql
+    }
+
+    /// A user who can log in.
+    #[allow(dead_code, reason = "not every benchmark has somebody log in")]
+    pub(crate) async fn user(&self, name: &str, user_type: UserType) -> Uuid {
+        let database = Database::connect(&self.config.postgres).await.unwrap();
+        let user = NewUser {
+            username: name.into(),
+            user_type,
+            email: None,
+            password: Some(PASSWORD.into()),
+        };
+        users::create(&database, &self.config.auth, TENANT, user).await.unwrap()
+    }
+
     /// A connection to Redis that waits for a busy machine.
     #[allow(dead_code, reason = "not every benchmark looks into Redis")]
     pub(crate) async fn connect_redis(&self) -> MultiplexedConnection {
@@ -92,6 +119,22 @@ impl Servers {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// An engine in all roles under these settings beside the usual ones, and where it serves.
+    #[allow(dead_code, reason = "one benchmark asks nothing over HTTP")]
+    pub(crate) async fn serve(&self, settings: &[(&str, String)]) -> (Child, String) {
+        let mut engine = self
+            .engine("all")
+            .env("POSDUIF__AUTH__JWT_SECRET", "a secret that only this run knows")
+            .envs(settings.iter().map(|(key, value)| (key, value)))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(engine.stdout.take().unwrap()).lines();
+        let line = lines.next_line().await.unwrap().expect("the engine starts");
+        let address = line.strip_prefix("ready: http://").unwrap().to_owned();
+        (engine, address)
     }
 
     /// How an engine in this role is started; its log goes to a file in the folder.

@@ -40,7 +40,7 @@ impl Publication {
                 let mut coverage = publication::coverage(&database, name).await?;
                 let is_complete = coverage.is_complete();
                 if missing {
-                    let is_whole = |table: &publication::Table| table.published && table.replica_identity == "full";
+                    let is_whole = |table: &publication::Table| table.published && table.is_identified();
                     coverage.tables.retain(|table| !is_whole(table));
                 }
                 if global.json {
@@ -64,6 +64,7 @@ impl Publication {
                         .map(|(tenant, included)| {
                             json!({
                                 "tenant": tenant.name, "added": included.added, "identified": included.identified,
+                                "keyed": included.keyed,
                                 "resynced": included.has_rows,
                             })
                         })
@@ -79,6 +80,12 @@ impl Publication {
                     }
                     for identified in &included.identified {
                         say!("{}.{identified} has REPLICA IDENTITY FULL now", tenant.schema)?;
+                    }
+                    for keyed in &included.keyed {
+                        say!(
+                            "{}.{keyed} has the replica identity of its primary key now, for its virtual columns",
+                            tenant.schema
+                        )?;
                     }
                     if included.has_rows {
                         say!(
@@ -102,16 +109,17 @@ fn show(name: &str, coverage: &Coverage) -> String {
             } else {
                 ("MISSING", Tone::Bad)
             };
-            let whole = if row.replica_identity == "full" {
-                Tone::Plain
+            let whole = if row.is_identified() { Tone::Plain } else { Tone::Bad };
+            let identity = if row.virtual_columns {
+                format!("{}, virtual columns", row.replica_identity)
             } else {
-                Tone::Bad
+                row.replica_identity.clone()
             };
             [
                 Cell::from(row.tenant.clone()),
                 Cell::from(row.table.clone()),
                 Cell::from(is).toned(tone),
-                Cell::from(row.replica_identity.clone()).toned(whole),
+                Cell::from(identity).toned(whole),
             ]
         });
         text.push_str(&table(["TENANT", "TABLE", "PUBLISHED", "REPLICA IDENTITY"], rows));
@@ -140,7 +148,7 @@ fn show(name: &str, coverage: &Coverage) -> String {
     }
     if missing + unidentified > 0 {
         text.push_str(&format!(
-            "{} missing, {} without REPLICA IDENTITY FULL: run `posduif publication sync`\n",
+            "{} missing, {} of another replica identity than needed: run `posduif publication sync`\n",
             human::count(missing, "table"),
             human::count(unidentified, "table")
         ));

@@ -53,6 +53,7 @@ const TENANT: &[Migration] = &[
     migration!(4, "tenant", "0004_upload_rows"),
     migration!(5, "tenant", "0005_conflict_pages"),
     migration!(6, "tenant", "0006_state"),
+    migration!(7, "tenant", "0007_message_lists"),
 ];
 
 /// Which schemas a command is about.

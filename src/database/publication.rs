@@ -36,6 +36,8 @@ pub struct Included {
     pub added: Vec<String>,
     /// Tables, partitions too, that got REPLICA IDENTITY FULL.
     pub identified: Vec<String>,
+    /// Those that went back to the identity of their primary key, because they have virtual generated columns.
+    pub keyed: Vec<String>,
     /// Whether one of those that joined holds rows already, which no stream has.
     pub has_rows: bool,
 }
@@ -51,11 +53,7 @@ pub(super) async fn include(transaction: &Transaction<'_>, publication: &str, te
         (&tenant.schema, Type::TEXT),
     ];
     // Before they join: without identity a published table's owner cannot update.
-    let identified = identity(transaction, tenant).await?;
-    let mut included = Included {
-        identified,
-        ..Included::default()
-    };
+    let mut included = identity(transaction, tenant).await?;
     if whole_schemas {
         let present = transaction
             .query_typed(include_str!("../../sql/publication_has_schema.sql"), &params)
@@ -143,6 +141,15 @@ pub struct Table {
     pub published: bool,
     /// `full`; or `default`, `index` or `nothing`, with which changes lack columns, or fail.
     pub replica_identity: String,
+    /// Whether it has virtual generated columns (Postgres 18), with which it must not have the identity `full`.
+    pub virtual_columns: bool,
+}
+
+impl Table {
+    /// Whether it has the identity that it should have.
+    pub fn is_identified(&self) -> bool {
+        (self.replica_identity == "full") != self.virtual_columns
+    }
 }
 
 /// What a publication covers.
@@ -166,9 +173,9 @@ impl Coverage {
         self.tables.iter().filter(|table| !table.published)
     }
 
-    /// Tables of which the log does not carry whole old rows.
+    /// Tables that have not the identity that they should have: the log does not carry their old rows, or they refuse updates.
     pub fn unidentified(&self) -> impl Iterator<Item = &Table> {
-        self.tables.iter().filter(|table| table.replica_identity != "full")
+        self.tables.iter().filter(|table| !table.is_identified())
     }
 
     /// Whether it publishes all that there is.
@@ -210,6 +217,7 @@ pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage
             table: row.try_get("name")?,
             published: row.try_get("is_published")?,
             replica_identity: row.try_get("identity")?,
+            virtual_columns: row.try_get("has_virtual_columns")?,
         })
     });
     Ok(Coverage {
@@ -225,25 +233,29 @@ pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage
     })
 }
 
-/// Gives every table of the tenant REPLICA IDENTITY FULL, virtual generated columns permitting, and says which needed it.
-async fn identity(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<String>> {
+/// Gives every table of the tenant the replica identity that it should have, and says which needed it.
+async fn identity(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<Included> {
     let tables = transaction
         .query_typed(
-            include_str!("../../sql/tables_without_full_identity.sql"),
+            include_str!("../../sql/tables_of_other_identity.sql"),
             &[(&tenant.schema, Type::TEXT)],
         )
         .await?;
-    let mut identified = Vec::with_capacity(tables.len());
+    let mut included = Included::default();
     for row in tables {
         let table: String = row.try_get("relname")?;
+        let identity: &str = row.try_get("identity")?;
         let quoted = quote_identifier(&table);
         transaction
-            .batch_execute(&tenant.sql(&format!("ALTER TABLE {{schema}}.{quoted} REPLICA IDENTITY FULL")))
+            .batch_execute(&tenant.sql(&format!("ALTER TABLE {{schema}}.{quoted} REPLICA IDENTITY {identity}")))
             .await
-            .with_context(|| format!("cannot give {}.{table} REPLICA IDENTITY FULL", tenant.schema))?;
-        identified.push(table);
+            .with_context(|| format!("cannot give {}.{table} REPLICA IDENTITY {identity}", tenant.schema))?;
+        match identity {
+            "FULL" => included.identified.push(table),
+            _ => included.keyed.push(table),
+        }
     }
-    Ok(identified)
+    Ok(included)
 }
 
 /// Makes the publication and, where possible, the event trigger. Gives whether whole schemas can be published. The

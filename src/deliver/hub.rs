@@ -458,6 +458,88 @@ mod tests {
         assert!(other.try_signals().is_some_and(|signals| signals.is_gap));
     }
 
+    /// Remembers rows, and looks whether a reader was told before.
+    #[derive(Debug, Default)]
+    struct Memory {
+        reader: Mutex<Option<Subscription>>,
+        changed: AtomicUsize,
+        lost: AtomicUsize,
+        was_late: AtomicUsize,
+    }
+
+    impl Follower for Memory {
+        fn changed(&self, _tenant: &str, _notice: &Notice, _users: Option<&[Uuid]>) {
+            self.changed.fetch_add(1, Ordering::Relaxed);
+            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = reader.as_mut().and_then(Subscription::try_signals);
+            self.was_late.fetch_add(usize::from(told.is_some()), Ordering::Relaxed);
+        }
+
+        fn lost(&self) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_remembers_rows_hears_of_a_change_before_any_reader() {
+        let hub = Hub::new(16);
+        let memory = Arc::new(Memory::default());
+        hub.lead(memory.clone());
+        let user = Uuid::from_u128(1);
+        *memory.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(hub.subscribe("acme", user));
+        let notices =
+            format!(r#"[["5-1","acme","messages",null,7,0,[["a","insert",["{user}"]],["b","insert",null]]]]"#);
+        let field = |name: &str| match name {
+            "notices" => notices.clone(),
+            _ => String::new(),
+        };
+        crate::deliver::live::take_entry(&hub, StreamId { ms: 5, seq: 1 }, field, &mut None);
+        let count = |of: &AtomicUsize| of.load(Ordering::Relaxed);
+        assert_eq!((count(&memory.changed), count(&memory.was_late)), (2, 0));
+        let mut reader = memory.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let signals = reader.as_mut().and_then(Subscription::try_signals);
+        assert_eq!(signals.map(|signals| signals.notices.len()), Some(2));
+    }
+
+    #[test]
+    fn a_live_entry_that_follows_another_than_the_last_one_or_is_of_another_epoch_opens_a_gap() {
+        let hub = Hub::new(16);
+        let mut reader = hub.subscribe("acme", Uuid::nil());
+        let mut last = None;
+        let mut take = |ms: u64, prev: &str, epoch: &str| {
+            let field = |name: &str| match name {
+                "prev" => prev.to_owned(),
+                "epoch" => epoch.to_owned(),
+                "notices" => "[]".to_owned(),
+                _ => String::new(),
+            };
+            crate::deliver::live::take_entry(&hub, StreamId { ms, seq: 1 }, field, &mut last);
+            reader.try_signals().is_some_and(|signals| signals.is_gap)
+        };
+        let (one, two) = ("00000000000000aa", "00000000000000bb");
+        take(5, "4-1", one);
+        assert!(!take(6, "5-1", one));
+        assert!(take(8, "7-1", one), "one in between is missing");
+        assert!(!take(9, "8-1", one));
+        assert!(take(10, "9-1", two), "another epoch");
+        assert!(!take(11, "10-1", two));
+    }
+
+    #[test]
+    fn a_gap_is_told_to_all_who_rely_on_hearing_everything() {
+        let hub = Hub::new(16);
+        let memory = Arc::new(Memory::default());
+        hub.lead(memory.clone());
+        let mut devices = hub.device_changes();
+        hub.heard().listen(Some((["new_message".to_owned()].into(), 10)));
+        let mut reader = hub.subscribe("acme", Uuid::nil());
+        hub.deliver_gap();
+        assert_eq!(memory.lost.load(Ordering::Relaxed), 1);
+        assert_eq!(devices.try_recv(), Ok(DeviceChange::Any));
+        assert!(hub.heard().take().is_gap);
+        assert!(reader.try_signals().is_some_and(|signals| signals.is_gap));
+    }
+
     #[test]
     fn everybody_has_one_heartbeat_an_interval() {
         let hub = Hub::new(16);

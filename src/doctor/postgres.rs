@@ -522,12 +522,20 @@ fn judge_coverage(coverage: &Coverage, name: &str) -> Vec<Check> {
         .fix("posduif publication sync")
     };
     let identity = if unidentified.is_empty() {
-        Check::ok("postgres.replica_identity", format!("full for all {total} tables"))
+        let keyed = coverage.tables.iter().filter(|table| table.virtual_columns).count();
+        let found = match keyed {
+            0 => format!("full for all {total} tables"),
+            _ => format!(
+                "full for {} tables, of the primary key for {keyed} with virtual columns",
+                total - keyed
+            ),
+        };
+        Check::ok("postgres.replica_identity", found)
     } else {
         Check::fail(
             "postgres.replica_identity",
-            format!("not full for {}", named(unidentified)),
-            "The log lacks old rows: who may no longer see a row is not told, and an UPDATE may fail",
+            format!("not as it should be for {}", named(unidentified)),
+            "The log lacks old rows, so that who may no longer see a row is not told, or an UPDATE fails",
         )
         .fix("posduif publication sync")
     };

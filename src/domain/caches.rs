@@ -1,5 +1,5 @@
-//! What is remembered of Postgres, so that the same question costs no statement: how many messages a user has not read,
-//! messages, and users.
+//! What is remembered of Postgres, so that the same question costs no statement, or a smaller one: how many messages a user
+//! has and has not read, messages, and users.
 //!
 //! The change stream keeps it right. Each change forgets what it touches, before any reader here is told of it: an answer
 //! is never older than what the client has been told. Three things could break that, and none does:
@@ -197,6 +197,7 @@ fn newer(a: u32, b: u32) -> u32 {
 #[derive(Debug)]
 struct Memories {
     unread: Memory<i64>,
+    totals: Memory<i64>,
     messages: Memory<Message>,
     users: Memory<User>,
     store: Store,
@@ -205,6 +206,10 @@ struct Memories {
 impl Memories {
     fn unread(&self) -> &Memory<i64> {
         &self.unread
+    }
+
+    fn totals(&self) -> &Memory<i64> {
+        &self.totals
     }
 
     fn messages(&self) -> &Memory<Message> {
@@ -223,7 +228,9 @@ impl Follower for Memories {
             _ if notice.op == Op::Reset => self.lost(),
             ("messages", Some(users)) => {
                 for user in users {
-                    self.unread.changed(&key(tenant, *user), notice.xid);
+                    let key = key(tenant, *user);
+                    self.unread.changed(&key, notice.xid);
+                    self.totals.changed(&key, notice.xid);
                 }
                 match row {
                     Some(id) => self.messages.changed(&key(tenant, id), notice.xid),
@@ -247,6 +254,7 @@ impl Follower for Memories {
 
     fn lost(&self) {
         self.unread.forget();
+        self.totals.forget();
         self.messages.forget();
         self.users.forget();
         // Another history may count anew.
@@ -280,6 +288,7 @@ impl Caches {
             memories: (cache.ttl_seconds > 0).then(|| {
                 Arc::new(Memories {
                     unread: Memory::new(cache.entries_max, |_| 1, lifetime),
+                    totals: Memory::new(cache.entries_max, |_| 1, lifetime),
                     messages: Memory::new(
                         cache.messages_bytes_max,
                         |message| message.content.len() + MESSAGE_BYTES,
@@ -385,6 +394,26 @@ impl Caches {
             .await
     }
 
+    /// How many messages this user has sent and got, remembered or counted by `ask`.
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub(super) async fn messages_total(
+        &self,
+        tenant: &Tenant,
+        user: Uuid,
+        ask: impl Future<Output = Result<(i64, Option<Snapshot>), Error>>,
+    ) -> Result<i64, Error> {
+        self.answer(
+            metrics::Cache::MessagesTotal,
+            Memories::totals,
+            (tenant, user),
+            |_| true,
+            ask,
+        )
+        .await
+    }
+
     /// One message, whoever asks.
     ///
     /// # Errors
@@ -421,10 +450,14 @@ impl Caches {
         }
     }
 
-    /// This node has changed which messages a user has read, or has.
-    pub fn wrote_unread(&self, tenant: &str, user: Uuid) {
+    /// This node has changed which messages users have read, or have.
+    pub fn wrote_counts(&self, tenant: &str, users: impl IntoIterator<Item = Uuid>) {
         if let Some(memories) = &self.memories {
-            memories.unread.written(&key(tenant, user));
+            for user in users {
+                let key = key(tenant, user);
+                memories.unread.written(&key);
+                memories.totals.written(&key);
+            }
         }
     }
 

@@ -82,23 +82,7 @@ pub struct Filter {
 /// [`Error::Invalid`] when the page is beside no conflict of the user's; when Postgres cannot be asked.
 pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Filter) -> Result<Rows<Conflict>, Error> {
     let page = &filter.page;
-    if let Some((field, id)) = page.place_uuid()? {
-        let is_upwards = field == "after";
-        let rows = database
-            .query(
-                &tenant.sql(include_str!("../../sql/conflict_list_beside.sql")),
-                &[
-                    (&user, Type::UUID),
-                    (&filter.is_open, Type::BOOL),
-                    (&(page.limit + 1), Type::INT8),
-                    (&id, Type::UUID),
-                    (&is_upwards, Type::BOOL),
-                ],
-            )
-            .await?;
-        return Rows::beside(&rows, field, (page.limit, is_upwards), Conflict::from_row);
-    }
-    let offset = page.offset();
+    let (place, is_after) = (page.place_uuid()?, page.is_after());
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/conflict_list.sql")),
@@ -106,12 +90,14 @@ pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Fil
                 (&user, Type::UUID),
                 (&filter.id, Type::UUID),
                 (&filter.is_open, Type::BOOL),
-                (&page.limit, Type::INT8),
-                (&offset, Type::INT8),
+                (&page.rows_max(), Type::INT8),
+                (&page.offset(), Type::INT8),
+                (&place, Type::UUID),
+                (&is_after, Type::BOOL),
             ],
         )
         .await?;
-    Rows::counted(&rows, offset, Conflict::from_row)
+    Rows::read(&rows, page, is_after, Conflict::from_row)
 }
 
 /// How a conflict is to end.

@@ -349,6 +349,25 @@ impl Devices {
         Ok(principal)
     }
 
+    /// Whether this token is, or was until its revocation, the device's own.
+    ///
+    /// # Errors
+    /// When Postgres cannot be asked.
+    pub async fn has_known(&self, device_id: &str, token: &str) -> Result<bool, Error> {
+        if check_device_id(device_id).is_err() || token.len() > TOKEN_BYTES_MAX {
+            return Ok(false);
+        }
+        let hash = hash_token(token);
+        let row = self
+            .database
+            .query_opt(
+                include_str!("../../sql/device_token_known.sql"),
+                &[(&hash.as_slice(), Type::BYTEA), (&device_id, Type::TEXT)],
+            )
+            .await?;
+        Ok(row.is_some())
+    }
+
     /// Whether the device that a session of the user's is bound to may still be used.
     ///
     /// # Errors
@@ -760,25 +779,7 @@ pub async fn list(
     filter: &Filter<'_>,
 ) -> Result<Rows<Device>, Error> {
     let page = &filter.page;
-    if let Some((field, id)) = page.place() {
-        let is_upwards = field == "after";
-        let rows = database
-            .query(
-                &tenant.sql(include_str!("../../sql/device_list_beside.sql")),
-                &[
-                    (&asker.map(|asker| asker.user_id), Type::UUID),
-                    (&asker.map(|asker| asker.user_type.as_str()), Type::TEXT),
-                    (&filter.user, Type::UUID),
-                    (&filter.is_revoked, Type::BOOL),
-                    (&(page.limit + 1), Type::INT8),
-                    (&id, Type::TEXT),
-                    (&is_upwards, Type::BOOL),
-                ],
-            )
-            .await?;
-        return Rows::beside(&rows, field, (page.limit, is_upwards), Device::from_row);
-    }
-    let offset = page.offset();
+    let (place, is_after) = (page.place().map(|(_, id)| id), page.is_after());
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/device_list.sql")),
@@ -788,12 +789,14 @@ pub async fn list(
                 (&filter.user, Type::UUID),
                 (&filter.device_id, Type::TEXT),
                 (&filter.is_revoked, Type::BOOL),
-                (&page.limit, Type::INT8),
-                (&offset, Type::INT8),
+                (&page.rows_max(), Type::INT8),
+                (&page.offset(), Type::INT8),
+                (&place, Type::TEXT),
+                (&is_after, Type::BOOL),
             ],
         )
         .await?;
-    Rows::counted(&rows, offset, Device::from_row)
+    Rows::read(&rows, page, is_after, Device::from_row)
 }
 
 /// One device.

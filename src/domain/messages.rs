@@ -132,7 +132,7 @@ pub async fn create(
     match row.try_get::<_, Option<&str>>("recipient_type")? {
         None => Err(Error::InvalidRecipient),
         Some("mobile") => {
-            caches.wrote_unread(&tenant.name, recipient);
+            caches.wrote_counts(&tenant.name, [sender, recipient]);
             Message::from_row(&row)
         }
         Some(_) => Err(Error::Forbidden("web users write to mobile users only")),
@@ -151,44 +151,58 @@ pub struct Filter {
 }
 
 /// A page of the messages that the user sent or got, newest first by `(created_at, id)`. A page before or after a message
-/// costs the same however long the list is, and the message may be deleted meanwhile.
+/// costs the same however long the list is, and the message may be deleted meanwhile. The length of the whole list, without
+/// filters, is remembered.
 ///
 /// # Errors
 /// [`Error::Invalid`] when the page is beside no message of the user's; when Postgres cannot be asked.
-pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Filter) -> Result<Rows<Message>, Error> {
-    let page = &filter.page;
-    let status = filter.status.map(Status::as_str);
-    if let Some((field, id)) = page.place_uuid()? {
-        let is_upwards = field == "after";
+pub async fn list(
+    database: &Database,
+    caches: &Caches,
+    tenant: &Tenant,
+    user: Uuid,
+    filter: &Filter,
+) -> Result<Rows<Message>, Error> {
+    let place = filter.page.place_uuid()?;
+    let ask = async |is_counted: bool| {
+        let page = &filter.page;
         let rows = database
             .query(
-                &tenant.sql(include_str!("../../sql/message_list_beside.sql")),
+                &tenant.sql(include_str!("../../sql/message_list.sql")),
                 &[
                     (&user, Type::UUID),
                     (&filter.recipient, Type::UUID),
-                    (&status, Type::TEXT),
-                    (&(page.limit + 1), Type::INT8),
-                    (&id, Type::UUID),
-                    (&is_upwards, Type::BOOL),
+                    (&filter.status.map(Status::as_str), Type::TEXT),
+                    (&page.rows_max(), Type::INT8),
+                    (&page.offset(), Type::INT8),
+                    (&place, Type::UUID),
+                    (&page.is_after(), Type::BOOL),
+                    (&is_counted, Type::BOOL),
                 ],
             )
             .await?;
-        return Rows::beside(&rows, field, (page.limit, is_upwards), Message::from_row);
+        let found = Rows::read(&rows, page, page.is_after(), Message::from_row)?;
+        Ok::<_, Error>((found, rows))
+    };
+    if place.is_some() || filter.recipient.is_some() || filter.status.is_some() {
+        return Ok(ask(place.is_none()).await?.0);
     }
-    let offset = page.offset();
-    let rows = database
-        .query(
-            &tenant.sql(include_str!("../../sql/message_list.sql")),
-            &[
-                (&user, Type::UUID),
-                (&filter.recipient, Type::UUID),
-                (&status, Type::TEXT),
-                (&page.limit, Type::INT8),
-                (&offset, Type::INT8),
-            ],
-        )
-        .await?;
-    Rows::counted(&rows, offset, Message::from_row)
+    // Who counts reads the page as well.
+    let mut counted = None;
+    let total = caches.messages_total(tenant, user, async {
+        let (found, rows) = ask(true).await?;
+        let total = found.total.unwrap_or_default();
+        counted = Some(found);
+        let snapshot = rows.first().map(Snapshot::from_row).transpose()?;
+        Ok((total, snapshot))
+    });
+    let total = total.await?;
+    let mut found = match counted {
+        Some(found) => found,
+        None => ask(false).await?.0,
+    };
+    found.total = Some(total);
+    Ok(found)
 }
 
 /// How many messages to this user are unread, and what the count has seen.
@@ -294,7 +308,7 @@ fn changed(caches: &Caches, tenant: &Tenant, row: Option<Row>, forbidden: &'stat
     }
     let message = Message::from_row(&row)?;
     caches.wrote_messages(&tenant.name, [message.id]);
-    caches.wrote_unread(&tenant.name, message.recipient_id);
+    caches.wrote_counts(&tenant.name, [message.sender_id, message.recipient_id]);
     Ok(message)
 }
 

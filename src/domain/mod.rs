@@ -149,15 +149,22 @@ impl Page {
         }
     }
 
-    /// Like [`Page::place`], in a list whose rows have UUIDs.
-    fn place_uuid(&self) -> Result<Option<(&'static str, Uuid)>, Error> {
+    /// The id of that row, in a list whose rows have UUIDs.
+    fn place_uuid(&self) -> Result<Option<Uuid>, Error> {
         let place = self.place();
         place
-            .map(|(field, id)| match Uuid::try_parse(id) {
-                Ok(id) => Ok((field, id)),
-                Err(_) => Err(unknown_place(field)),
-            })
+            .map(|(field, id)| Uuid::try_parse(id).map_err(|_| unknown_place(field)))
             .transpose()
+    }
+
+    /// Whether the page lies after its row.
+    fn is_after(&self) -> bool {
+        matches!(self.start, Start::After(_))
+    }
+
+    /// How many rows to ask for: one more than wanted tells whether there are more.
+    fn rows_max(&self) -> i64 {
+        self.limit.saturating_add(1)
     }
 }
 
@@ -177,53 +184,38 @@ pub struct Rows<T> {
 }
 
 impl<T> Rows<T> {
-    /// Reads a page by offset out of rows that each bear the total and then the columns of one of the list, the first of
-    /// which is never null there. A page beyond the end is a single row with nothing but the total.
-    fn counted(rows: &[Row], offset: i64, read: impl Fn(&Row) -> Result<T, Error>) -> Result<Self, Error> {
-        let total = rows.first().map_or(Ok(0), |row| row.try_get("total"))?;
-        let rows = present(rows, read)?;
-        Ok(Self {
-            has_more: offset.saturating_add_unsigned(rows.len() as u64) < total && !rows.is_empty(),
-            rows,
-            total: Some(total),
-        })
-    }
-
-    /// Reads a page before or after a row out of rows that each bear whether that row is known and then the columns of one
-    /// of the list, one more than the page may have if there are more, in the list's order. That one is the first when the
-    /// page goes against the order.
-    fn beside(
+    /// Reads a page out of rows that each bear whether the row beside which the page lies is known, the list's length if it
+    /// was counted, and then the columns of one of the list, the first of which is never null there; one more than the page
+    /// may have if there are more, in the list's order. That one is the first when the page goes against the order.
+    fn read(
         rows: &[Row],
-        field: &'static str,
-        (limit, is_upwards): (i64, bool),
+        page: &Page,
+        is_upwards: bool,
         read: impl Fn(&Row) -> Result<T, Error>,
     ) -> Result<Self, Error> {
-        let is_known = rows.first().map_or(Ok(false), |row| row.try_get("is_known"))?;
-        if !is_known {
+        let first = rows
+            .first()
+            .ok_or_else(|| Error::Internal("a list gave no row".into()))?;
+        if let (false, Some((field, _))) = (first.try_get("is_known")?, page.place()) {
             return Err(unknown_place(field));
         }
-        let mut rows = present(rows, read)?;
-        let has_more = rows.len() as u64 > limit.unsigned_abs();
+        let total = first.try_get("total")?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in rows {
+            if row.try_get::<_, Option<Anything>>(2)?.is_some() {
+                found.push(read(row)?);
+            }
+        }
+        let has_more = found.len() as u64 > page.limit.unsigned_abs();
         if has_more {
-            rows.remove(if is_upwards { 0 } else { rows.len() - 1 });
+            found.remove(if is_upwards { 0 } else { found.len() - 1 });
         }
         Ok(Self {
-            rows,
-            total: None,
+            rows: found,
+            total,
             has_more,
         })
     }
-}
-
-/// Reads those rows that are more than what stands beside them.
-fn present<T>(rows: &[Row], read: impl Fn(&Row) -> Result<T, Error>) -> Result<Vec<T>, Error> {
-    let mut page = Vec::with_capacity(rows.len());
-    for row in rows {
-        if row.try_get::<_, Option<Anything>>(1)?.is_some() {
-            page.push(read(row)?);
-        }
-    }
-    Ok(page)
 }
 
 /// A value of which only matters that it is there.

@@ -1,7 +1,9 @@
 //! Sessions: what a login begins and what its refresh tokens continue. They live in Redis and end by themselves.
 //!
 //! A session is a hash with a time to live; a set per user lists its sessions, and references to those that have
-//! expired are removed whenever somebody looks. Access tokens name their session but are checked without it.
+//! expired are removed whenever somebody looks. Access tokens name their session but are checked without Redis. So that
+//! they end with it all the same, each node remembers the sessions that were ended lately: it hears of them by Pub/Sub,
+//! reads them when it subscribes, and goes by what it knows while Redis is away.
 //!
 //! A refresh token is 128 bits that stay, from whose digest the session's id is made, and 256 bits that change with
 //! every use; Redis holds the SHA-256 only. So whoever shows a token of a session with the wrong changing part has
@@ -22,6 +24,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 use hmac::{Hmac, KeyInit, Mac};
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
@@ -44,7 +48,7 @@ const USER_AGENT_CHARS_MAX: usize = 256;
 const ENDED_MARGIN: Duration = Duration::from_secs(60);
 
 /// Sessions that are looked at in one round trip.
-const RECHECKED_MAX: usize = 1000;
+const LOOK_MAX: usize = 1000;
 
 /// Pause before a lost subscription is made anew.
 const RETRY: Duration = Duration::from_secs(1);
@@ -271,8 +275,11 @@ pub struct Sessions {
     lifetime_seconds: u64,
     retry_ms: u64,
     sessions_max: usize,
-    /// How long an access token of an ended session may live on.
-    token_life: Duration,
+    /// How long an ended session is remembered: as long as access tokens of it live.
+    ended_life: Duration,
+    /// Sessions that this node knows to be ended.
+    ended: Cache<Uuid, ()>,
+    ended_max: u64,
     watched: Watched,
 }
 
@@ -280,13 +287,22 @@ impl Sessions {
     /// Takes times and bounds from the settings.
     pub fn new(store: Store, settings: &config::Config) -> Self {
         let auth = &settings.auth;
+        let ended_life = Duration::from_secs(auth.token_expiry_seconds) + ENDED_MARGIN;
+        let ended_max = settings.cache.entries_max;
         Self {
             store,
             redis: settings.redis.clone(),
             lifetime_seconds: auth.session_expiry_seconds,
             retry_ms: auth.refresh_retry_seconds * 1000,
             sessions_max: auth.sessions_max,
-            token_life: Duration::from_secs(auth.token_expiry_seconds),
+            ended_life,
+            // Beyond the bound those that were looked at least recently are forgotten: their tokens expire.
+            ended: Cache::builder()
+                .max_capacity(ended_max)
+                .eviction_policy(EvictionPolicy::lru())
+                .time_to_live(ended_life)
+                .build(),
+            ended_max,
             watched: Watched::default(),
         }
     }
@@ -437,8 +453,8 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Ends sessions of a user: they cannot be refreshed, and streams that are open under them end, on this node now and
-    /// on others in a moment.
+    /// Ends sessions of a user: they cannot be refreshed, and their access tokens and the streams that are open under them
+    /// end, on this node now and on others in a moment.
     ///
     /// # Errors
     /// [`Error::Redis`].
@@ -449,13 +465,17 @@ impl Sessions {
         let keys = self.store.keys();
         let mut pipe = redis::pipe();
         pipe.atomic();
+        let now = Utc::now().timestamp_millis();
+        let until = now.saturating_add(i64::try_from(self.ended_life.as_millis()).unwrap_or(i64::MAX));
+        pipe.zrembyscore(keys.ended_sessions(), "-inf", now).ignore();
         for &session in sessions {
-            let life = (self.token_life + ENDED_MARGIN).as_secs();
             pipe.del(keys.session(session)).ignore();
-            pipe.set_ex(keys.session_ended(session), 1, life).ignore();
+            pipe.zadd(keys.ended_sessions(), session.to_string(), until).ignore();
             pipe.srem(keys.account_sessions(user), session.to_string()).ignore();
             pipe.publish(keys.sessions_ended(), session.to_string()).ignore();
         }
+        let life = i64::try_from(self.ended_life.as_secs()).unwrap_or(i64::MAX);
+        pipe.expire(keys.ended_sessions(), life).ignore();
         let () = self.store.query(&pipe).await?;
         sessions.iter().for_each(|&session| self.tell(session));
         Ok(())
@@ -491,9 +511,15 @@ impl Sessions {
     /// [`Error::Redis`].
     pub async fn is_ended(&self, session: Uuid) -> Result<bool, Error> {
         let mut pipe = redis::pipe();
-        pipe.exists(self.store.keys().session_ended(session));
-        let (is_ended,): (bool,) = self.store.query(&pipe).await?;
-        Ok(is_ended)
+        pipe.zscore(self.store.keys().ended_sessions(), session.to_string());
+        let (until,): (Option<f64>,) = self.store.query(&pipe).await?;
+        Ok(until.is_some())
+    }
+
+    /// Whether this node knows that the session was ended. Costs nothing, and holds without Redis; what was ended a moment
+    /// ago on another node, or while Redis is away, is not known yet.
+    pub fn is_known_ended(&self, session: Uuid) -> bool {
+        self.ended.contains_key(&session)
     }
 
     /// Watches for a session's end from now on. What was before is for [`Sessions::is_ended`] to tell.
@@ -532,20 +558,22 @@ impl Sessions {
             .keys()
             .copied()
             .collect();
-        for sessions in watched.chunks(RECHECKED_MAX) {
+        for sessions in watched.chunks(LOOK_MAX) {
             let mut pipe = redis::pipe();
             for &session in sessions {
-                pipe.exists(self.store.keys().session_ended(session));
+                pipe.zscore(self.store.keys().ended_sessions(), session.to_string());
             }
-            let ended: Vec<bool> = self.store.query(&pipe).await?;
-            for (&session, _) in sessions.iter().zip(ended).filter(|(_, is_ended)| *is_ended) {
+            let ended: Vec<Option<f64>> = self.store.query(&pipe).await?;
+            for (&session, _) in sessions.iter().zip(ended).filter(|(_, until)| until.is_some()) {
                 self.tell(session);
             }
         }
         Ok(())
     }
 
+    /// Remembers that a session was ended, and tells the streams that are open under it.
     fn tell(&self, session: Uuid) {
+        self.ended.insert(session, ());
         let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((ended, _)) = watched.get(&session) {
             ended.cancel();
@@ -566,8 +594,8 @@ impl Sessions {
         Ok(self.store.query(&pipe).await?)
     }
 
-    /// Learns of sessions that other nodes end, until `stop`. What is missed while Redis is away, streams find out by
-    /// [`Sessions::is_ended`].
+    /// Learns of sessions that other nodes end, and have ended, until `stop`. What is missed while Redis is away, it finds
+    /// out as soon as it is back.
     pub async fn follow_ends(self, stop: CancellationToken) {
         let work = async {
             loop {
@@ -583,9 +611,11 @@ impl Sessions {
         }
     }
 
-    async fn hear_ends(&self) -> Result<(), redis::RedisError> {
+    async fn hear_ends(&self) -> Result<(), Error> {
         let mut subscription = transport::redis::client(&self.redis)?.get_async_pubsub().await?;
         subscription.subscribe(self.store.keys().sessions_ended()).await?;
+        // Subscribed first: what is ended in between is heard.
+        self.catch_up().await?;
         let mut messages = subscription.on_message();
         while let Some(message) = messages.next().await {
             let id = message.get_payload::<String>().ok();
@@ -594,6 +624,27 @@ impl Sessions {
             }
         }
         Ok(())
+    }
+
+    /// Learns of all sessions that were ended lately.
+    async fn catch_up(&self) -> Result<(), Error> {
+        let mut known = 0;
+        loop {
+            let mut pipe = redis::pipe();
+            pipe.cmd("ZRANGEBYSCORE")
+                .arg(self.store.keys().ended_sessions())
+                .arg(Utc::now().timestamp_millis())
+                .arg("+inf")
+                .arg(&["LIMIT", &known.to_string(), &LOOK_MAX.to_string()]);
+            let (page,): (Vec<String>,) = self.store.query(&pipe).await?;
+            for session in page.iter().filter_map(|id| Uuid::try_parse(id).ok()) {
+                self.tell(session);
+            }
+            known += page.len() as u64;
+            if page.len() < LOOK_MAX || known >= self.ended_max {
+                return Ok(());
+            }
+        }
     }
 
     /// Ends the sessions of users whom the log says to be disabled or deleted, and of devices that are revoked, until

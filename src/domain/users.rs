@@ -239,25 +239,9 @@ pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Resu
         None => (None, [].as_slice()),
     };
     let (page, user_type) = (&filter.page, filter.user_type.map(UserType::as_str));
-    if let Some((field, id)) = page.place_uuid()? {
-        let is_upwards = field == "before";
-        let rows = database
-            .query(
-                &tenant.sql(include_str!("../../sql/user_list_beside.sql")),
-                &[
-                    (&user_type, Type::TEXT),
-                    (&filter.username, Type::TEXT),
-                    (&is_among, Type::BOOL),
-                    (&ids, Type::UUID_ARRAY),
-                    (&(page.limit + 1), Type::INT8),
-                    (&id, Type::UUID),
-                    (&is_upwards, Type::BOOL),
-                ],
-            )
-            .await?;
-        return Rows::beside(&rows, field, (page.limit, is_upwards), User::from_row);
-    }
-    let offset = page.offset();
+    // Names go up the alphabet, so before a row is against the order.
+    let place = page.place_uuid()?;
+    let is_before = place.is_some() && !page.is_after();
     let rows = database
         .query(
             &tenant.sql(include_str!("../../sql/user_list.sql")),
@@ -266,12 +250,14 @@ pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Resu
                 (&filter.username, Type::TEXT),
                 (&is_among, Type::BOOL),
                 (&ids, Type::UUID_ARRAY),
-                (&page.limit, Type::INT8),
-                (&offset, Type::INT8),
+                (&page.rows_max(), Type::INT8),
+                (&page.offset(), Type::INT8),
+                (&place, Type::UUID),
+                (&is_before, Type::BOOL),
             ],
         )
         .await?;
-    Rows::counted(&rows, offset, User::from_row)
+    Rows::read(&rows, page, is_before, User::from_row)
 }
 
 /// Tells the types of users who may act, for all who ask at the same time together.

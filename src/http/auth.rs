@@ -255,6 +255,15 @@ pub async fn admit(
     }
 }
 
+/// Whether the headers are those of a device that was let in once and is no more, because it was revoked or its user
+/// disabled. Its stream is answered by 204 then, which says to an EventSource that it must not come back.
+pub(super) async fn has_lost_standing(app: &App, headers: &HeaderMap) -> bool {
+    match (bearer(headers), header(headers, "x-device-id")) {
+        (Ok(Some(token)), Some(device_id)) => app.devices.has_known(device_id, token).await.unwrap_or(false),
+        _ => false,
+    }
+}
+
 /// Who the headers say to send a request.
 async fn identify(app: &App, access: Access, headers: &HeaderMap) -> Result<Principal, Error> {
     let bearer = bearer(headers)?;

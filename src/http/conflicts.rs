@@ -70,5 +70,6 @@ pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Er
     )
     .await?;
     app.caches.wrote_messages(&caller.tenant().name, [conflict.message_id]);
+    app.caches.wrote_counts(&caller.tenant().name, [caller.user_id()]);
     response::json(StatusCode::OK, &conflict)
 }

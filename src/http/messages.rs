@@ -69,7 +69,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         page: query.page(PAGE_ROWS)?,
     };
     let caller = request.caller()?;
-    let found = messages::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
+    let found = messages::list(&app.database, &app.caches, caller.tenant(), caller.user_id(), &filter).await?;
     response::page("messages", &found, &filter.page)
 }
 

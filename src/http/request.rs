@@ -112,7 +112,10 @@ impl Request {
     /// The id of the event behind which a stream is to go on. The header goes first: a browser sends it by itself when it
     /// reconnects to an address with an older id.
     pub fn resume(&self) -> Option<&str> {
-        self.header("last-event-id")
+        // One that is no text is no id either. Taken as absent, the stream would begin behind what was missed.
+        let header = self.headers.get("last-event-id");
+        header
+            .map(|value| value.to_str().map_or("?", str::trim))
             .or_else(|| self.query.get("last_event_id"))
             .or_else(|| self.query.get("lastEventId"))
     }

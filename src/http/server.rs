@@ -40,13 +40,14 @@ use super::error::{Code, Error};
 use super::health::Vitals;
 use super::metrics::request_labels;
 use super::request::{Query, Request, drain, header};
-use super::response::Response;
-use super::routes::{Answer, Handler, Params, Route, Router};
+use super::response::{self, Response};
+use super::routes::{Access, Answer, Handler, Params, Route, Router};
 use super::secure::Acceptor;
 use super::takeover::{self, Handover, Owning, Takeover, Watched};
 use super::tickets;
 use super::wire::{self, Connection, Wire};
 use crate::config;
+use crate::domain::tickets::Stream;
 use crate::telemetry::metrics::OpenConnection;
 use crate::telemetry::traces;
 
@@ -128,6 +129,8 @@ struct Failure {
 enum Call {
     Api(fn(Arc<App>, Request) -> Answer, Arc<App>),
     Vitals(fn(Arc<Vitals>, Request) -> Answer),
+    /// Nothing: who asks has lost the right to a stream for good.
+    Over,
 }
 
 /// Listens at `server.host` and `server.port`, with room for `server.backlog` connections that wait.
@@ -480,14 +483,8 @@ async fn answer_or_takeover<S>(
 where
     S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error>,
 {
-    let is_head = request.method() == Method::HEAD;
     let mut response = handler.oneshot(request).await?;
     let takeover = response.extensions_mut().remove::<Takeover>();
-    if takeover.is_some() && is_head {
-        // As long as what a GET would bring: nobody knows.
-        *response.body_mut() = wire::stream().1.boxed_unsync();
-        return Ok((response, None));
-    }
     Ok((response, takeover))
 }
 
@@ -658,6 +655,7 @@ impl Service {
             match call {
                 Call::Api(handler, app) => handler(app, request).await,
                 Call::Vitals(handler) => handler(self.vitals.clone(), request).await,
+                Call::Over => Ok(response::no_content()),
             }
         };
         // The bound holds until the answer begins: a body that streams may go on.
@@ -680,12 +678,27 @@ impl Service {
         match (route.handler, &self.app) {
             (Handler::Vitals(handler), _) => Ok((Call::Vitals(handler), None)),
             (Handler::Api(handler), Some(app)) => {
-                let stream = query.get("ticket").and_then(|ticket| {
-                    let stream = tickets::stream_of(route, params)?;
-                    Some((ticket, stream))
-                });
-                let ticket = stream.as_ref().map(|(ticket, stream)| (*ticket, stream));
-                let principal = auth::admit(app, route.access, headers, ticket).await?;
+                let stream = tickets::stream_of(route, params);
+                let ticket = query.get("ticket").zip(stream.as_ref());
+                let principal = match auth::admit(app, route.access, headers, ticket).await {
+                    Err(error)
+                        if error.code == Code::Unauthorized
+                            && ticket.is_none()
+                            && matches!(stream, Some(Stream::Mobile(_)))
+                            && auth::has_lost_standing(app, headers).await =>
+                    {
+                        return Ok((Call::Over, None));
+                    }
+                    admitted => admitted?,
+                };
+                // Streams, and what a user does with sessions, say it in their own way.
+                if let Some(Principal::Web(user)) = &principal
+                    && stream.is_none()
+                    && route.access != Access::User
+                    && app.sessions.is_known_ended(user.session)
+                {
+                    return Err(auth::unauthorized("this session was ended"));
+                }
                 Ok((Call::Api(handler, app.clone()), principal))
             }
             (Handler::Api(_), None) => Err(Error::internal("the router gave a route that is not served")),

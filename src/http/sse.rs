@@ -8,8 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{BufMut as _, BytesMut};
-use hyper::StatusCode;
+use http_body_util::BodyExt as _;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{Method, StatusCode};
 use tokio::io::ReadBuf;
 
 use super::App;
@@ -21,7 +22,7 @@ use super::request::Request;
 use super::response::{self, Response};
 use super::takeover::Takeover;
 use super::tickets;
-use super::wire::Wire;
+use super::wire::{self, Wire};
 use crate::domain::tickets::Stream;
 
 /// Bytes of a client that are looked at, and thrown away, at once: behind its request it has nothing to say.
@@ -55,9 +56,16 @@ pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
 }
 
 async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Response, Error> {
-    let live = Live::open(app, reader, request).await?;
-
     let mut response = response::no_content();
+    if request.method == Method::HEAD {
+        Live::check(&app, &reader, request).await?;
+        // As long as what a GET would bring: nobody knows.
+        *response.body_mut() = wire::stream().1.boxed_unsync();
+    } else {
+        let live = Live::open(app, reader, request).await?;
+        let takeover = Takeover::new(move |wire, out| live.run(Sse { wire, out }));
+        response.extensions_mut().insert(takeover);
+    }
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -70,8 +78,6 @@ async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Respon
         HeaderName::from_static("x-accel-buffering"),
         HeaderValue::from_static("no"),
     );
-    let takeover = Takeover::new(move |wire, out| live.run(Sse { wire, out }));
-    response.extensions_mut().insert(takeover);
     Ok(response)
 }
 

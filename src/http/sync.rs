@@ -140,7 +140,7 @@ pub(super) async fn upload(
     let changed = uploaded.results.iter().filter(|result| result.table.is_none());
     let changed = changed.filter_map(|result| Uuid::try_parse(result.id.as_deref()?).ok());
     app.caches.wrote_messages(&device.tenant.name, changed);
-    app.caches.wrote_unread(&device.tenant.name, device.user_id);
+    app.caches.wrote_counts(&device.tenant.name, [device.user_id]);
     report(app, device, pending).await;
     show_contested(app, device, &mut uploaded.results).await;
     Ok(uploaded)
@@ -437,16 +437,20 @@ fn append_change(out: &mut Vec<u8>, change: &Change) {
 
 /// Whether the client takes gzip (RFC 9110, section 12.5.3).
 fn accepts_gzip(request: &Request) -> bool {
-    request.header("accept-encoding").is_some_and(|accepted| {
-        accepted.split(',').any(|coding| {
+    request.header("accept-encoding").is_some_and(takes_gzip)
+}
+
+fn takes_gzip(accepted: &str) -> bool {
+    let weight_of = |wanted: &str| {
+        accepted.split(',').find_map(|coding| {
             let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
-            let is_refused = weight
-                .trim()
-                .strip_prefix("q=")
-                .is_some_and(|q| q.trim().parse() == Ok(0.0_f32));
-            matches!(name.trim(), "gzip" | "*") && !is_refused
+            let (_, q) = weight.split_once('=').unwrap_or(("q", "1"));
+            let is_it = name.trim().eq_ignore_ascii_case(wanted);
+            is_it.then(|| q.trim().parse::<f32>().is_ok_and(|q| q > 0.0))
         })
-    })
+    };
+    // What is named goes before what stands for all others.
+    weight_of("gzip").or_else(|| weight_of("*")).unwrap_or(false)
 }
 
 #[derive(Deserialize)]
@@ -518,4 +522,36 @@ pub async fn status(app: Arc<App>, request: Request) -> Result<Response, Error> 
             "sync_status": sync_status,
         }),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_for_those_who_take_it() {
+        for accepted in [
+            "gzip",
+            "GZIP",
+            "br, gzip",
+            "deflate;q=0, gzip;q=0.5",
+            "*",
+            "*;q=0.1",
+            "gzip; q=1.0, *;q=0",
+        ] {
+            assert!(takes_gzip(accepted), "{accepted}");
+        }
+        for accepted in [
+            "",
+            "br",
+            "gzip;q=0",
+            "gzip;q=0.0, *",
+            "*;q=0",
+            "identity",
+            "gzip;q=x",
+            "xgzip",
+        ] {
+            assert!(!takes_gzip(accepted), "{accepted}");
+        }
+    }
 }

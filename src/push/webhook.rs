@@ -6,8 +6,11 @@
 //! after a crash, because what is under way stays in Redis. What is told has no content of anything.
 
 use std::collections::{HashMap, HashSet};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -323,17 +326,22 @@ impl Webhook {
             stream = Box::new(connector.connect(&self.target.host, stream).await?);
         }
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // A redirect is a refusal: what is signed goes where the operator says and nowhere else.
-        let answer = async {
-            tokio::select! {
-                response = sender.send_request(request) => response,
-                ended = connection => match ended {
-                    Err(error) => Err(error),
-                    Ok(()) => std::future::pending().await,
-                },
+        let mut sending = pin!(sender.send_request(request));
+        let mut connection = Some(Box::pin(connection));
+        let mut failure = None;
+        // Many servers close with their answer: it counts also when the connection ends in the same moment.
+        let answered = poll_fn(|context| {
+            if let Some(open) = &mut connection
+                && let Poll::Ready(ended) = open.as_mut().poll(context)
+            {
+                failure = ended.err();
+                connection = None;
             }
-        };
-        let response = answer.await?;
+            sending.as_mut().poll(context)
+        });
+        let answered = answered.await;
+        let response = answered.map_err(|error| failure.unwrap_or(error))?;
+        // A redirect is a refusal: what is signed goes where the operator says and nowhere else.
         let status = response.status();
         Ok(match status {
             status if status.is_success() => Answer::Taken,

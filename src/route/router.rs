@@ -156,7 +156,7 @@ impl Router {
                 let mut other_key = built_in("user_id", "change", &["public_key"]);
                 other_key.when.op = vec![Operation::Update];
                 // API nodes drop what they remember of a device that changed.
-                let standing = built_in("user_id", "device_changed", &["user_id", "revoked_at"]);
+                let standing = built_in("user_id", "device_changed", &["user_id", "revoked_at", "created_at"]);
                 plan.add(&standing, relation, false)
                     .and_then(|()| plan.add(&other_key, relation, true))
             }

@@ -121,6 +121,8 @@ pub struct Caches {
 pub enum Cache {
     /// How many messages a user has not read.
     UnreadCount,
+    /// How many messages a user has.
+    MessagesTotal,
     /// Messages.
     Message,
     /// Users.
@@ -131,6 +133,7 @@ impl Cache {
     fn as_str(self) -> &'static str {
         match self {
             Self::UnreadCount => "unread_count",
+            Self::MessagesTotal => "messages_total",
             Self::Message => "message",
             Self::User => "user",
         }
@@ -487,7 +490,7 @@ impl Caches {
         let new = Self {
             lookups: Family::default(),
         };
-        for kind in [Cache::UnreadCount, Cache::Message, Cache::User] {
+        for kind in [Cache::UnreadCount, Cache::MessagesTotal, Cache::Message, Cache::User] {
             for result in ["hit", "miss"] {
                 let _zero = new
                     .lookups

@@ -492,7 +492,7 @@ pub(crate) async fn try_connect(url: &str) -> Option<tokio_postgres::Client> {
     Some(client)
 }
 
-async fn connect(url: &str) -> tokio_postgres::Client {
+pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
     try_connect(url)
         .await
         .unwrap_or_else(|| panic!("cannot connect to Postgres"))

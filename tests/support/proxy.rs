@@ -10,8 +10,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// What the proxy is to do. A connection compares with the orders at its birth.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Orders {
+    target: SocketAddr,
     is_stalled: bool,
     is_refusing: bool,
     cuts: u64,
@@ -35,13 +36,18 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// A proxy in front of the server that a URL names by IP address and port.
     pub(crate) async fn before(url: &str) -> Self {
-        let target: SocketAddr = host_and_port(url).parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (orders, given) = watch::channel(Orders::default());
+        let (orders, given) = watch::channel(Orders {
+            target: host_and_port(url).parse().unwrap(),
+            is_stalled: false,
+            is_refusing: false,
+            cuts: 0,
+            abandoned: 0,
+        });
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, target, given.clone()));
+                tokio::spawn(serve(client, given.clone()));
             }
         });
         Self {
@@ -80,6 +86,12 @@ impl Proxy {
         self.orders.send_modify(|orders| orders.abandoned += 1);
     }
 
+    /// Leads new connections to another server.
+    pub(crate) fn lead_to(&self, url: &str) {
+        let target = host_and_port(url).parse().unwrap();
+        self.orders.send_modify(|orders| orders.target = target);
+    }
+
     /// Serves again: what was held up goes on, what was cut or abandoned does not.
     pub(crate) fn resume(&self) {
         self.orders.send_modify(|orders| {
@@ -102,12 +114,12 @@ fn host_and_port(url: &str) -> &str {
 }
 
 /// One connection, from its acceptance to its end.
-async fn serve(mut client: TcpStream, target: SocketAddr, mut orders: watch::Receiver<Orders>) {
+async fn serve(mut client: TcpStream, mut orders: watch::Receiver<Orders>) {
     let birth = *orders.borrow_and_update();
     let mut ending = orders.clone();
     let mut server = None;
     let is_over = tokio::select! {
-        () = forward(&mut client, &mut server, target, orders, birth), if !birth.is_refusing => true,
+        () = forward(&mut client, &mut server, orders, birth), if !birth.is_refusing => true,
         // Also when the proxy is gone.
         _ = ending.wait_for(|now| now.is_refusing || now.cuts != birth.cuts) => false,
     };
@@ -122,11 +134,11 @@ async fn serve(mut client: TcpStream, target: SocketAddr, mut orders: watch::Rec
 async fn forward(
     client: &mut TcpStream,
     server: &mut Option<TcpStream>,
-    target: SocketAddr,
     mut orders: watch::Receiver<Orders>,
     birth: Orders,
 ) {
     let _ = orders.wait_for(|now| now.serves(&birth)).await;
+    let target = orders.borrow().target;
     let Ok(connected) = TcpStream::connect(target).await else {
         let _ = client.set_zero_linger();
         return;

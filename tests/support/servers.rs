@@ -1,7 +1,9 @@
 //! Servers of a test's own, which it may kill, fill up and restart. Dropping them removes their data.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use posduif::config::Secret;
 use posduif::dev::{PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions};
 use uuid::Uuid;
 
@@ -39,6 +41,39 @@ pub(crate) async fn postgres_with(
     let server = PrivatePostgres::start(&folder.0.join("postgres"), options)
         .await
         .unwrap();
+    Own { server, folder }
+}
+
+/// A standby that follows a primary, which must not run while its folder is copied, by this physical slot of the primary's.
+/// What the copy is to do beside that, `change` says.
+pub(crate) async fn standby_of(
+    primary: &mut Own<PrivatePostgres>,
+    slot: &str,
+    change: impl FnOnce(PostgresOptions) -> PostgresOptions,
+) -> Own<PrivatePostgres> {
+    let folder = Folder::new();
+    let home = folder.0.join("postgres");
+    let from = primary.folder().join("postgres").canonicalize().unwrap();
+    primary.server.stop().await.unwrap();
+    let status = Command::new("cp").arg("-a").arg(from).arg(&home).status().unwrap();
+    assert!(status.success());
+    primary.server.restart().await.unwrap();
+    // As by pg_basebackup, which copies no slots.
+    for slot in std::fs::read_dir(home.join("data/pg_replslot")).unwrap() {
+        std::fs::remove_dir_all(slot.unwrap().path()).unwrap();
+    }
+    std::fs::write(home.join("data/standby.signal"), "").unwrap();
+    let url = primary.server.url();
+    let (_, password) = url.split_once('@').unwrap().0.rsplit_once(':').unwrap();
+    let options = PostgresOptions {
+        password: Secret::new(password),
+        ..PostgresOptions::new().unwrap()
+    };
+    let options = options
+        .setting("fsync", "off")
+        .setting("primary_conninfo", &url)
+        .setting("primary_slot_name", slot);
+    let server = PrivatePostgres::start(&home, change(options)).await.unwrap();
     Own { server, folder }
 }
 

@@ -43,6 +43,46 @@ fn pattern(path: &str) -> Option<&'static str> {
     fitting.first().map(|pattern| pattern.as_str())
 }
 
+/// Complains about a request to a webhook that is not as the description says.
+#[track_caller]
+pub(crate) fn check_webhook(name: &str, headers: &HashMap<String, String>, body: &Value) {
+    let operation = &DOCUMENT["webhooks"][name]["post"];
+    assert!(
+        !operation.is_null(),
+        "docs/openapi.yaml does not know the webhook {name}"
+    );
+    for parameter in operation["parameters"].as_array().unwrap() {
+        let name = parameter["name"].as_str().unwrap();
+        let value = headers.get(name).unwrap_or_else(|| panic!("{name} is missing"));
+        complain(name, &parameter["schema"], &Value::from(value.as_str()));
+    }
+    let content = operation["requestBody"]["content"].as_object().unwrap();
+    let schema = &content[&headers["content-type"]]["schema"];
+    complain(name, schema, body);
+}
+
+/// Complains about a value that is not as its schema says.
+#[track_caller]
+fn complain(place: &str, schema: &Value, value: &Value) {
+    let mut validators = VALIDATORS.lock().unwrap();
+    let validator = validators.entry(place.to_owned()).or_insert_with(|| {
+        let schema = json!({
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "allOf": [schema],
+            "components": DOCUMENT["components"],
+        });
+        jsonschema::validator_for(&schema).unwrap_or_else(|error| panic!("the schema of {place}: {error}"))
+    });
+    let complaints: Vec<String> = validator
+        .iter_errors(value)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(
+        complaints.is_empty(),
+        "{place} is not as docs/openapi.yaml says: {complaints:?}\n{value}"
+    );
+}
+
 /// Complains about an answer that the description does not know.
 #[track_caller]
 pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
@@ -72,22 +112,5 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     if media != "application/json" || answer.headers.contains_key("content-encoding") {
         return;
     }
-    let mut validators = VALIDATORS.lock().unwrap();
-    let validator = validators.entry(place.clone()).or_insert_with(|| {
-        let schema = json!({
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "allOf": [known["schema"]],
-            "components": DOCUMENT["components"],
-        });
-        jsonschema::validator_for(&schema).unwrap_or_else(|error| panic!("the schema of {place}: {error}"))
-    });
-    let body = answer.json();
-    let complaints: Vec<String> = validator
-        .iter_errors(&body)
-        .map(|error| format!("{}: {error}", error.instance_path()))
-        .collect();
-    assert!(
-        complaints.is_empty(),
-        "{place} is not as docs/openapi.yaml says: {complaints:?}\n{body}"
-    );
+    complain(&place, &known["schema"], &answer.json());
 }

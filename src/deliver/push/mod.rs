@@ -4,12 +4,14 @@
 //! come, marks it and adds the entry. So there is one entry until the device has synced, however many bursts come and
 //! however many engines look. What the webhook has not taken stays in a list beside the stream.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use redis::{FromRedisValue as _, Pipeline, Value, from_redis_value};
+use serde::Deserialize;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -252,6 +254,8 @@ pub async fn waiting(
         let replies: Vec<redis::streams::StreamRangeReply> = store.query(&pipe).await?;
         for ((index, key, has), reply) in part.iter().zip(replies) {
             let since = has.is_none().then_some(devices[*index].enrolled_ts);
+            let device = &devices[*index].device_id;
+            let counts = |event: &str, entry: &redis::streams::StreamId| counts(event) && !is_own(device, event, entry);
             let waiting = look(store, key, *has, reply, &counts, since).await?;
             let best: &mut Option<Waiting> = &mut found[*index];
             *best = match (best.take(), waiting) {
@@ -284,7 +288,7 @@ async fn look(
     key: &str,
     has: Option<StreamId>,
     mut reply: redis::streams::StreamRangeReply,
-    counts: &impl Fn(&str) -> bool,
+    counts: &impl Fn(&str, &redis::streams::StreamId) -> bool,
     since_ts: Option<i64>,
 ) -> Result<Option<Waiting>, Error> {
     let mut looked = 0;
@@ -296,7 +300,7 @@ async fn look(
             last = Some(id);
             let event: String = entry.get("event").unwrap_or_default();
             let is_old = since_ts.is_some_and(|since| entry.get::<i64>("ts").is_none_or(|ts| ts < since));
-            if is_old || !counts(&event) {
+            if is_old || !counts(&event, entry) {
                 continue;
             }
             match &mut waiting {
@@ -329,6 +333,20 @@ async fn look(
         let (next,): (redis::streams::StreamRangeReply,) = store.query(&pipe).await?;
         reply = next;
     }
+}
+
+/// Whether a change is the device's own: of what it has written itself it need not be told.
+fn is_own(device_id: &str, event: &str, entry: &redis::streams::StreamId) -> bool {
+    #[derive(Deserialize)]
+    struct Writer<'a> {
+        #[serde(borrow)]
+        device_id: Option<Cow<'a, str>>,
+    }
+    // The built-in tables' column; statuses, which others move, have events of their own.
+    matches!(event, "message_updated" | "state_changed")
+        && entry.get::<String>("row").is_some_and(|row| {
+            serde_json::from_str::<Writer<'_>>(&row).is_ok_and(|row| row.device_id.as_deref() == Some(device_id))
+        })
 }
 
 /// The same as the script says.

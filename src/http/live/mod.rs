@@ -165,12 +165,24 @@ enum Standing {
 
 // Tens of thousands of these wait at once. What is seldom awaited is therefore boxed, and takes memory only then.
 impl Live {
+    /// Looks whether a stream could begin as a request wants it, and prepares none.
+    ///
+    /// # Errors
+    /// As [`Live::open`].
+    pub async fn check(app: &App, reader: &Reader, request: &Request) -> Result<(), Error> {
+        wants_presence(request)?;
+        if let Some(id) = request.resume().filter(|id| !id.is_empty()) {
+            resume_place(app, reader, id).await?;
+        }
+        Ok(())
+    }
+
     /// Prepares a stream as a request wants it: from behind the id that it names, else from now on.
     ///
     /// # Errors
     /// 400 for a bad id to resume from or a bad parameter, 503 while Redis is away.
     pub async fn open(app: Arc<App>, reader: Reader, request: &Request) -> Result<Box<Self>, Error> {
-        let wants_presence = request.query.parsed("presence", "true or false")?.unwrap_or(true);
+        let wants_presence = wants_presence(request)?;
         let (feed, waiting) = feed(&app, &reader, request.resume()).await?;
         Ok(Box::new(Self {
             presence: wants_presence.then(|| app.presence.watch(&reader.tenant().name)),
@@ -442,6 +454,10 @@ async fn close(mut outlet: impl Outlet) {
         other => other,
     });
     let _gone_anyhow = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+}
+
+fn wants_presence(request: &Request) -> Result<bool, Error> {
+    Ok(request.query.parsed("presence", "true or false")?.unwrap_or(true))
 }
 
 fn is_new_message(notice: &Notice) -> bool {
