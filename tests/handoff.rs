@@ -275,22 +275,26 @@ async fn position_and_window_are_read_in_one_moment() {
     // Redis tells what each connection asks: `<time> [<database> <address>] "<command>" ...`.
     let keys = stage.world.keys();
     let mut asked: HashMap<String, Vec<String>> = HashMap::new();
-    let of_handoff = loop {
-        let line = tokio::time::timeout(PATIENCE, lines.next())
-            .await
-            .expect("the window is read within a transaction")
-            .unwrap();
-        let (head, command) = line.split_once("] ").unwrap();
-        let (_, address) = head.rsplit_once(' ').unwrap();
-        let commands = asked.entry(address.to_owned()).or_default();
-        if command.starts_with("\"MULTI\"") {
-            commands.clear();
+    let reads = format!("\"HGETALL\" \"{}\"", keys.window());
+    let transaction = async {
+        while let Some(line) = lines.next().await {
+            let (head, command) = line.split_once("] ").unwrap();
+            let (_, address) = head.rsplit_once(' ').unwrap();
+            let commands = asked.entry(address.to_owned()).or_default();
+            if command.starts_with("\"MULTI\"") {
+                commands.clear();
+            }
+            commands.push(command.to_owned());
+            // The publisher only writes to the window.
+            if command.starts_with("\"EXEC\"") && commands.contains(&reads) {
+                return commands.clone();
+            }
         }
-        commands.push(command.to_owned());
-        if command.starts_with("\"EXEC\"") && commands.iter().any(|command| command.contains(&keys.window())) {
-            break commands.clone();
-        }
+        panic!("the monitor has ended");
     };
+    let of_handoff = tokio::time::timeout(PATIENCE, transaction)
+        .await
+        .expect("the window is read within a transaction");
     assert!(of_handoff[0].starts_with("\"MULTI\""), "{of_handoff:?}");
     assert!(
         of_handoff.iter().any(|command| command.contains(&keys.checkpoint())),
