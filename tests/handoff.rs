@@ -1,10 +1,11 @@
 //! The snapshot hands over to the stream without a hole, also while Postgres ships commits that nobody sees yet.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use posduif::change::StreamId;
 use posduif::database::Database;
 use posduif::database::tenants::Tenant;
@@ -15,7 +16,7 @@ use uuid::Uuid;
 
 use crate::support::servers::{self, Own};
 use crate::support::stage::Stage;
-use crate::support::{World, eventually};
+use crate::support::{PATIENCE, World, eventually};
 
 /// A stage whose Postgres can keep commits invisible: shipped, but waiting for a standby that does not exist. Only
 /// sessions that ask for it wait.
@@ -260,6 +261,47 @@ async fn snapshot_and_stream_together_hold_all_that_was_committed_whenever_it_wa
     }
     assert!(handed_over > 10, "hardly any snapshot was taken while rows came");
     slow.stage.stop().await;
+}
+
+#[tokio::test]
+async fn position_and_window_are_read_in_one_moment() {
+    let stage = Stage::new().await;
+    let config = &stage.world.config.redis;
+    let client = posduif::transport::redis::client(config).unwrap();
+    let mut monitor = client.get_async_monitor().await.unwrap();
+    let mut lines = monitor.on_message::<String>();
+    let store = Store::new(config).unwrap();
+    store.handoff("acme", stage.joe).await.unwrap();
+    // Redis tells what each connection asks: `<time> [<database> <address>] "<command>" ...`.
+    let keys = stage.world.keys();
+    let mut asked: HashMap<String, Vec<String>> = HashMap::new();
+    let reads = format!("\"HGETALL\" \"{}\"", keys.window());
+    let transaction = async {
+        while let Some(line) = lines.next().await {
+            let (head, command) = line.split_once("] ").unwrap();
+            let (_, address) = head.rsplit_once(' ').unwrap();
+            let commands = asked.entry(address.to_owned()).or_default();
+            if command.starts_with("\"MULTI\"") {
+                commands.clear();
+            }
+            commands.push(command.to_owned());
+            // The publisher only writes to the window.
+            if command.starts_with("\"EXEC\"") && commands.contains(&reads) {
+                return commands.clone();
+            }
+        }
+        panic!("the monitor has ended");
+    };
+    let of_handoff = tokio::time::timeout(PATIENCE, transaction)
+        .await
+        .expect("the window is read within a transaction");
+    assert!(of_handoff[0].starts_with("\"MULTI\""), "{of_handoff:?}");
+    assert!(
+        of_handoff.iter().any(|command| command.contains(&keys.checkpoint())),
+        "{of_handoff:?}"
+    );
+    drop(lines);
+    stage.stop().await;
 }
 
 /// A random number below a bound.

@@ -3,8 +3,12 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use posduif::change::StreamId;
 use posduif::database::tenants::Tenant;
+use posduif::deliver::feed::{Feed, FeedEvent};
 use posduif::deliver::hub::Hub;
+use posduif::deliver::live::take_entry;
+use posduif::deliver::store::{Place, Store};
 use posduif::domain::devices::Devices;
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
@@ -12,9 +16,9 @@ use posduif::telemetry::metrics::CacheUse;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::eventually;
 use crate::support::http::{Api, Event, Events};
 use crate::support::office::{Office, id};
+use crate::support::{PATIENCE, eventually};
 
 const MOBILE: &str = "/sse/mobile/phone";
 
@@ -275,6 +279,68 @@ async fn what_comes_while_a_stream_resumes_is_told_once() {
         }
     }
     assert_eq!(told, expected);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn what_the_hub_got_while_history_was_read_is_told_behind_it_and_nothing_twice() {
+    let office = Office::open().await;
+    let store = Store::new(&office.world.config.redis).unwrap();
+    let handoff = store.handoff("acme", office.joe_id).await.unwrap();
+    let before = Place {
+        epoch: handoff.view.epoch,
+        generation: handoff.generation,
+        position: handoff.view.position,
+    };
+    let sent = office.send("in history").await;
+    office.world.published().await;
+    let inbox = office.world.keys().inbox("acme", &office.joe_id.to_string());
+    let known = office.world.stream(&inbox).await.pop().unwrap().id;
+    // Behind all that is published.
+    let next = StreamId {
+        ms: store.view().await.unwrap().position.ms + 1,
+        seq: 1,
+    };
+
+    // By the live tail comes what is in history as well, and one more.
+    let hub = Hub::new(16);
+    let subscription = hub.subscribe("acme", office.joe_id);
+    let (mut last, other) = (None, Uuid::new_v4().to_string());
+    for (id, row) in [(known, &sent), (next, &other)] {
+        let previous = last.map(|last: StreamId| last.to_string()).unwrap_or_default();
+        let notices = json!([[
+            id.to_string(),
+            "acme",
+            "messages",
+            row,
+            7,
+            0,
+            [["new_message", "insert", [office.joe_id]]]
+        ]]);
+        let field = |name: &str| match name {
+            "prev" => previous.clone(),
+            "epoch" => before.epoch.to_string(),
+            "notices" => notices.to_string(),
+            _ => String::new(),
+        };
+        take_entry(&hub, id, field, &mut last);
+    }
+    let mut feed = Feed::open(store, subscription, Some(before), 100).await.unwrap();
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        while let Some((FeedEvent::Change(notice), _)) = feed.pop() {
+            told.push(notice.row_id.clone().unwrap());
+        }
+        if told.len() < 2 {
+            let waiting = std::future::poll_fn(|context| feed.poll_signals(context));
+            let signals = tokio::time::timeout(PATIENCE, waiting)
+                .await
+                .expect("the hub's is kept");
+            assert!(!feed.take(&signals), "there is no gap");
+        }
+    }
+    assert_eq!(told, [sent, other]);
+    assert_eq!(feed.pop(), None);
     office.close().await;
 }
 

@@ -494,7 +494,8 @@ async fn many_users_of_one_tenant_who_come_at_once_are_not_told_to_each_other_on
         ));
     }
     eventually("all are here", || async {
-        let list = node.presence.present("acme").await.unwrap();
+        // It waits for Redis half a second and no longer.
+        let list = node.presence.present("acme").await.ok()?;
         (list.entries.len() == USERS).then_some(())
     })
     .await;
@@ -505,7 +506,7 @@ async fn many_users_of_one_tenant_who_come_at_once_are_not_told_to_each_other_on
     .await;
     drop(here.split_off(1));
     eventually("all but one have gone", || async {
-        let list = node.presence.present("acme").await.unwrap();
+        let list = node.presence.present("acme").await.ok()?;
         (list.entries.len() == 1).then_some(())
     })
     .await;

@@ -334,7 +334,7 @@ async fn what_a_publication_by_tables_lacks_is_named_and_added_by_sync() {
     let lacking = posduif_says(&world, "publication show --json --missing").await.json();
     let row = |table: &str, published: bool, identity: &str| {
         json!({"tenant": "acme", "schema": "tenant_acme", "table": table, "published": published,
-               "replica_identity": identity})
+               "replica_identity": identity, "virtual_columns": false})
     };
     assert_eq!(
         lacking["tables"],
@@ -345,7 +345,7 @@ async fn what_a_publication_by_tables_lacks_is_named_and_added_by_sync() {
     for told in [
         "MISSING",
         "tables one by one",
-        "1 table missing, 2 tables without",
+        "1 table missing, 2 tables of another replica identity",
         "posduif publication sync",
     ] {
         assert!(shown.contains(told), "{told}: {shown}");
@@ -353,7 +353,7 @@ async fn what_a_publication_by_tables_lacks_is_named_and_added_by_sync() {
     let synced = posduif_says(&world, "publication sync --json").await.json();
     assert_eq!(
         synced,
-        json!([{"tenant": "acme", "added": ["orders"], "identified": ["messages", "orders"], "resynced": true}])
+        json!([{"tenant": "acme", "added": ["orders"], "identified": ["messages", "orders"], "keyed": [], "resynced": true}])
     );
     let whole = posduif_says(&world, "publication show --json --missing").await.json();
     assert_eq!((&whole["complete"], &whole["tables"]), (&json!(true), &json!([])));
