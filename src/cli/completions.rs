@@ -20,7 +20,7 @@ const EXIT_STATUS: [(&str, &str); 3] = [
 ];
 
 /// Variables that every command heeds.
-const ENVIRONMENT: [(&str, &str); 6] = [
+const ENVIRONMENT: [(&str, &str); 5] = [
     ("DATABASE_URL", "Postgres (postgres.url)"),
     ("REDIS_URL", "Redis (redis.url)"),
     (
@@ -29,10 +29,6 @@ const ENVIRONMENT: [(&str, &str); 6] = [
     ),
     ("POSDUIF_PASSWORD", "the password for user create and user passwd"),
     ("NO_COLOR", "when set, no colours"),
-    (
-        "RUST_BACKTRACE",
-        "when 1, mistakes of the engine are logged with the calls that led there",
-    ),
 ];
 
 /// Arguments of `posduif completions`.
