@@ -1,7 +1,8 @@
 -- A page of users by username: behind so many of them, right before a user, or right after it. Each row has whether that user is
--- known, deleted or not, and, without one, the list's length; a page without rows is one row with these alone.
+-- known, deleted or not, and the list's length if it is asked for; a page without rows is one row with these alone.
 -- $1 text or null: user_type; $2 text or null: part of the username; $3 boolean or null: among $4, or not; $4 uuid[];
--- $5 bigint: most rows; $6 bigint: offset; $7 uuid or null: the user; $8 boolean: before it, else after it.
+-- $5 bigint: most rows; $6 bigint: offset; $7 uuid or null: the user; $8 boolean: before it, else after it;
+-- $9 boolean: whether to count.
 WITH place AS (
     SELECT lower(username) AS name, id FROM {schema}.users WHERE id = $7
 ), found AS NOT MATERIALIZED (
@@ -25,7 +26,8 @@ WITH place AS (
     TABLE before UNION ALL TABLE after
 )
 SELECT $7 IS NULL OR EXISTS (SELECT FROM place) AS is_known,
-       CASE WHEN $7 IS NULL THEN (SELECT count(*) FROM found) END AS total, page.*, device.device_id
+       CASE WHEN $9 THEN (SELECT count(*) FROM found) END AS total, page.*, device.device_id,
+       pg_current_snapshot()::text AS snapshot
 FROM (VALUES (1)) AS one (row)
 LEFT JOIN page ON true
 LEFT JOIN LATERAL (

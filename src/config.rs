@@ -604,7 +604,7 @@ pub struct Cache {
     /// Seconds that anything is remembered at most, in case that the change stream missed something; 0 for nothing (0 to
     /// 3,600).
     pub ttl_seconds: u64,
-    /// Most counts of unread messages, of messages, and most users, that one process remembers (100 to 10,000,000).
+    /// Most counts of each kind, and most users, that one process remembers (100 to 10,000,000).
     pub entries_max: u64,
     /// Bytes of messages that one process remembers (64 KiB to 4 GiB).
     pub messages_bytes_max: u64,

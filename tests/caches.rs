@@ -224,6 +224,51 @@ async fn a_list_is_as_long_as_postgres_says_whoever_writes_and_deletes() {
 }
 
 #[tokio::test]
+async fn the_list_of_users_is_as_long_as_there_are_users_whoever_makes_and_removes_them() {
+    let office = Office::open().await;
+    office.ready().await;
+    let remembers = async |wanted: i64| {
+        eventually(&format!("there are {wanted}"), || async {
+            let page = office.bob.get("/api/users?limit=1").await.expect(200);
+            (page["total"] == wanted).then_some(())
+        })
+        .await;
+        let page = remembered(&office.bob, "users_total", "/api/users?limit=1").await;
+        assert_eq!(
+            (page["total"].as_i64().unwrap(), ids(&page["users"]).len()),
+            (wanted, 1)
+        );
+    };
+    remembers(1).await;
+    // That somebody was seen is no reason to count, a new one is.
+    office.sql("UPDATE tenant_acme.users SET last_seen = now()").await;
+    remembers(1).await;
+    office
+        .sql("INSERT INTO tenant_acme.users (username, user_type) SELECT 'm' || n, 'mobile' FROM generate_series(1, 3) n")
+        .await;
+    remembers(4).await;
+    office
+        .sql("UPDATE tenant_acme.users SET deleted_at = now() WHERE username = 'm1'")
+        .await;
+    remembers(3).await;
+    // Here it shows at once.
+    let (_, new) = office.bob.enroll("a-new-users", None).await;
+    let page = office.bob.get("/api/users").await.expect(200);
+    assert_eq!(page["total"], 4);
+    assert!(ids(&page["users"]).contains(&new["user_id"].as_str().unwrap().to_owned()));
+    office
+        .sql(&format!(
+            "UPDATE tenant_acme.users SET user_type = 'web' WHERE id = '{}'",
+            new["user_id"].as_str().unwrap()
+        ))
+        .await;
+    remembers(3).await;
+    let filtered = office.bob.get("/api/users?filter=M2").await.expect(200);
+    assert_eq!(filtered["total"], 1);
+    office.close().await;
+}
+
+#[tokio::test]
 async fn a_client_reads_what_it_has_written_and_what_it_has_been_told() {
     let office = Office::open().await;
     office.ready().await;

@@ -261,7 +261,7 @@ async fn a_table_with_virtual_columns_must_not_be_identified_by_its_whole_row() 
         by_name(&report)["postgres.replica_identity"].clone()
     };
     assert_eq!(notes().await, (json!(true), json!("default")));
-    assert_eq!(judged().await["verdict"], "ok", "{}", judged().await);
+    assert_eq!(judged().await["level"], "ok", "{}", judged().await);
 
     // As a role that is no superuser leaves it: identified first, and the column comes later.
     office

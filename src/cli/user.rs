@@ -210,7 +210,7 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user_typ
             among: None,
             page: Page { limit: PAGE, start },
         };
-        let page = users::list(&database, &tenant, &filter).await?;
+        let page = users::list(&database, None, &tenant, &filter).await?;
         found.extend(page.rows);
         if !page.has_more {
             break;

@@ -1,5 +1,5 @@
 //! What is remembered of Postgres, so that the same question costs no statement, or a smaller one: how many messages a user
-//! has and has not read, messages, and users.
+//! has and has not read, how many users a tenant has, messages, and users.
 //!
 //! The change stream keeps it right. Each change forgets what it touches, before any reader here is told of it: an answer
 //! is never older than what the client has been told. Three things could break that, and none does:
@@ -22,9 +22,9 @@ use moka::sync::Cache;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::Error;
 use super::messages::{self, Message};
 use super::users::{self, User};
+use super::{Error, Rows};
 use crate::config;
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
@@ -51,6 +51,12 @@ const MESSAGE_BYTES: usize = 320;
 
 /// A tenant's name, and the id of a user or a message.
 type Key = (String, Uuid);
+
+/// Stands for the whole tenant in a key.
+const NOBODY: Uuid = Uuid::nil();
+
+/// A page of a list, with its length if that was to be counted, and what was seen.
+type Counted<T> = (Rows<T>, Snapshot);
 
 fn key(tenant: &str, id: Uuid) -> Key {
     (tenant.to_owned(), id)
@@ -197,7 +203,8 @@ fn newer(a: u32, b: u32) -> u32 {
 #[derive(Debug)]
 struct Memories {
     unread: Memory<i64>,
-    totals: Memory<i64>,
+    messages_total: Memory<i64>,
+    users_total: Memory<i64>,
     messages: Memory<Message>,
     users: Memory<User>,
     store: Store,
@@ -208,8 +215,12 @@ impl Memories {
         &self.unread
     }
 
-    fn totals(&self) -> &Memory<i64> {
-        &self.totals
+    fn messages_total(&self) -> &Memory<i64> {
+        &self.messages_total
+    }
+
+    fn users_total(&self) -> &Memory<i64> {
+        &self.users_total
     }
 
     fn messages(&self) -> &Memory<Message> {
@@ -230,17 +241,23 @@ impl Follower for Memories {
                 for user in users {
                     let key = key(tenant, *user);
                     self.unread.changed(&key, notice.xid);
-                    self.totals.changed(&key, notice.xid);
+                    self.messages_total.changed(&key, notice.xid);
                 }
                 match row {
                     Some(id) => self.messages.changed(&key(tenant, id), notice.xid),
                     None => self.messages.forget(),
                 }
             }
-            ("users", _) => match row {
-                Some(id) => self.users.changed(&key(tenant, id), notice.xid),
-                None => self.users.forget(),
-            },
+            ("users", told) => {
+                // Whom everybody is told of has come, gone, or changed visibly.
+                if told.is_none() {
+                    self.users_total.changed(&key(tenant, NOBODY), notice.xid);
+                }
+                match row {
+                    Some(id) => self.users.changed(&key(tenant, id), notice.xid),
+                    None => self.users.forget(),
+                }
+            }
             // What a user is shown with.
             ("devices", Some(users)) => {
                 for user in users {
@@ -254,7 +271,8 @@ impl Follower for Memories {
 
     fn lost(&self) {
         self.unread.forget();
-        self.totals.forget();
+        self.messages_total.forget();
+        self.users_total.forget();
         self.messages.forget();
         self.users.forget();
         // Another history may count anew.
@@ -288,7 +306,8 @@ impl Caches {
             memories: (cache.ttl_seconds > 0).then(|| {
                 Arc::new(Memories {
                     unread: Memory::new(cache.entries_max, |_| 1, lifetime),
-                    totals: Memory::new(cache.entries_max, |_| 1, lifetime),
+                    messages_total: Memory::new(cache.entries_max, |_| 1, lifetime),
+                    users_total: Memory::new(cache.entries_max, |_| 1, lifetime),
                     messages: Memory::new(
                         cache.messages_bytes_max,
                         |message| message.content.len() + MESSAGE_BYTES,
@@ -394,24 +413,61 @@ impl Caches {
             .await
     }
 
-    /// How many messages this user has sent and got, remembered or counted by `ask`.
+    /// A page of all messages that this user has sent and got, as [`Caches::counted`].
     ///
     /// # Errors
     /// Those of `ask`.
-    pub(super) async fn messages_total(
+    pub(super) async fn messages_page<T, F>(
         &self,
         tenant: &Tenant,
         user: Uuid,
-        ask: impl Future<Output = Result<(i64, Option<Snapshot>), Error>>,
-    ) -> Result<i64, Error> {
-        self.answer(
-            metrics::Cache::MessagesTotal,
-            Memories::totals,
-            (tenant, user),
-            |_| true,
-            ask,
-        )
-        .await
+        ask: impl Fn(bool) -> F,
+    ) -> Result<Rows<T>, Error>
+    where
+        F: Future<Output = Result<Counted<T>, Error>>,
+    {
+        let kind = metrics::Cache::MessagesTotal;
+        self.counted(kind, Memories::messages_total, (tenant, user), ask).await
+    }
+
+    /// A page of all mobile users of the tenant, as [`Caches::counted`].
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub(super) async fn users_page<T, F>(&self, tenant: &Tenant, ask: impl Fn(bool) -> F) -> Result<Rows<T>, Error>
+    where
+        F: Future<Output = Result<Counted<T>, Error>>,
+    {
+        let kind = metrics::Cache::UsersTotal;
+        self.counted(kind, Memories::users_total, (tenant, NOBODY), ask).await
+    }
+
+    /// A page of a list whose length is remembered. `ask` reads it, and counts the list if it is to.
+    async fn counted<T, F>(
+        &self,
+        kind: metrics::Cache,
+        memory: fn(&Memories) -> &Memory<i64>,
+        key: (&Tenant, Uuid),
+        ask: impl Fn(bool) -> F,
+    ) -> Result<Rows<T>, Error>
+    where
+        F: Future<Output = Result<Counted<T>, Error>>,
+    {
+        // Who counts reads the page as well.
+        let mut read = None;
+        let total = self.answer(kind, memory, key, |_| true, async {
+            let (page, snapshot) = ask(true).await?;
+            let total = page.total.unwrap_or_default();
+            read = Some(page);
+            Ok((total, Some(snapshot)))
+        });
+        let total = total.await?;
+        let mut page = match read {
+            Some(page) => page,
+            None => ask(false).await?.0,
+        };
+        page.total = Some(total);
+        Ok(page)
     }
 
     /// One message, whoever asks.
@@ -456,7 +512,7 @@ impl Caches {
             for user in users {
                 let key = key(tenant, user);
                 memories.unread.written(&key);
-                memories.totals.written(&key);
+                memories.messages_total.written(&key);
             }
         }
     }
@@ -465,6 +521,7 @@ impl Caches {
     pub fn wrote_user(&self, tenant: &str, user: Uuid) {
         if let Some(memories) = &self.memories {
             memories.users.written(&key(tenant, user));
+            memories.users_total.written(&key(tenant, NOBODY));
         }
     }
 }

@@ -163,12 +163,12 @@ pub async fn list(
     user: Uuid,
     filter: &Filter,
 ) -> Result<Rows<Message>, Error> {
-    let place = filter.page.place_uuid()?;
-    let ask = async |is_counted: bool| {
-        let page = &filter.page;
+    let (page, place) = (&filter.page, filter.page.place_uuid()?);
+    let statement = &tenant.sql(include_str!("../../sql/message_list.sql"));
+    let ask = |is_counted: bool| async move {
         let rows = database
             .query(
-                &tenant.sql(include_str!("../../sql/message_list.sql")),
+                statement,
                 &[
                     (&user, Type::UUID),
                     (&filter.recipient, Type::UUID),
@@ -181,28 +181,16 @@ pub async fn list(
                 ],
             )
             .await?;
-        let found = Rows::read(&rows, page, page.is_after(), Message::from_row)?;
-        Ok::<_, Error>((found, rows))
+        Rows::read_seen(&rows, page, page.is_after(), Message::from_row)
     };
-    if place.is_some() || filter.recipient.is_some() || filter.status.is_some() {
-        return Ok(ask(place.is_none()).await?.0);
+    match filter {
+        Filter {
+            recipient: None,
+            status: None,
+            ..
+        } if place.is_none() => caches.messages_page(tenant, user, ask).await,
+        _ => Ok(ask(place.is_none()).await?.0),
     }
-    // Who counts reads the page as well.
-    let mut counted = None;
-    let total = caches.messages_total(tenant, user, async {
-        let (found, rows) = ask(true).await?;
-        let total = found.total.unwrap_or_default();
-        counted = Some(found);
-        let snapshot = rows.first().map(Snapshot::from_row).transpose()?;
-        Ok((total, snapshot))
-    });
-    let total = total.await?;
-    let mut found = match counted {
-        Some(found) => found,
-        None => ask(false).await?.0,
-    };
-    found.total = Some(total);
-    Ok(found)
 }
 
 /// How many messages to this user are unread, and what the count has seen.

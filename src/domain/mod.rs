@@ -32,6 +32,7 @@ use tokio_postgres::types::{FromSql, Type};
 use uuid::Uuid;
 
 use crate::database;
+use crate::database::snapshot::Snapshot;
 
 /// Why the domain refuses.
 #[derive(Debug, thiserror::Error)]
@@ -184,6 +185,18 @@ pub struct Rows<T> {
 }
 
 impl<T> Rows<T> {
+    /// [`Rows::read`], and which transactions the look has seen.
+    fn read_seen(
+        rows: &[Row],
+        page: &Page,
+        is_upwards: bool,
+        read: impl Fn(&Row) -> Result<T, Error>,
+    ) -> Result<(Self, Snapshot), Error> {
+        let found = Self::read(rows, page, is_upwards, read)?;
+        let snapshot = rows.first().map(Snapshot::from_row).transpose()?;
+        Ok((found, snapshot.unwrap_or_default()))
+    }
+
     /// Reads a page out of rows that each bear whether the row beside which the page lies is known, the list's length if it
     /// was counted, and then the columns of one of the list, the first of which is never null there; one more than the page
     /// may have if there are more, in the list's order. That one is the first when the page goes against the order.

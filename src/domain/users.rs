@@ -10,6 +10,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::caches::Caches;
 use super::limits::{Attempt, Limits};
 use super::loader::Loader;
 use super::password::{Passwords, Turn};
@@ -229,11 +230,17 @@ pub struct Filter {
     pub page: Page,
 }
 
-/// A page of the users that pass the filter, by username (whatever the case) and id.
+/// A page of the users that pass the filter, by username (whatever the case) and id. How many mobile users there are is
+/// remembered where there are caches.
 ///
 /// # Errors
 /// [`Error::Invalid`] when the page is beside no user of the tenant; when Postgres cannot be asked.
-pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Result<Rows<User>, Error> {
+pub async fn list(
+    database: &Database,
+    caches: Option<&Caches>,
+    tenant: &Tenant,
+    filter: &Filter,
+) -> Result<Rows<User>, Error> {
     let (is_among, ids) = match &filter.among {
         Some((is_among, ids)) => (Some(*is_among), ids.as_slice()),
         None => (None, [].as_slice()),
@@ -242,22 +249,38 @@ pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Resu
     // Names go up the alphabet, so before a row is against the order.
     let place = page.place_uuid()?;
     let is_before = place.is_some() && !page.is_after();
-    let rows = database
-        .query(
-            &tenant.sql(include_str!("../../sql/user_list.sql")),
-            &[
-                (&user_type, Type::TEXT),
-                (&filter.username, Type::TEXT),
-                (&is_among, Type::BOOL),
-                (&ids, Type::UUID_ARRAY),
-                (&page.rows_max(), Type::INT8),
-                (&page.offset(), Type::INT8),
-                (&place, Type::UUID),
-                (&is_before, Type::BOOL),
-            ],
-        )
-        .await?;
-    Rows::read(&rows, page, is_before, User::from_row)
+    let statement = &tenant.sql(include_str!("../../sql/user_list.sql"));
+    let ask = |is_counted: bool| async move {
+        let rows = database
+            .query(
+                statement,
+                &[
+                    (&user_type, Type::TEXT),
+                    (&filter.username, Type::TEXT),
+                    (&is_among, Type::BOOL),
+                    (&ids, Type::UUID_ARRAY),
+                    (&page.rows_max(), Type::INT8),
+                    (&page.offset(), Type::INT8),
+                    (&place, Type::UUID),
+                    (&is_before, Type::BOOL),
+                    (&is_counted, Type::BOOL),
+                ],
+            )
+            .await?;
+        Rows::read_seen(&rows, page, is_before, User::from_row)
+    };
+    match (filter, caches) {
+        (
+            Filter {
+                user_type: Some(UserType::Mobile),
+                username: None,
+                among: None,
+                ..
+            },
+            Some(caches),
+        ) if place.is_none() => caches.users_page(tenant, ask).await,
+        _ => Ok(ask(place.is_none()).await?.0),
+    }
 }
 
 /// Tells the types of users who may act, for all who ask at the same time together.

@@ -30,7 +30,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         // The seed's clients know no pages.
         page: query.page(PAGE_MAX)?,
     };
-    let mut found = users::list(&app.database, tenant, &filter).await?;
+    let mut found = users::list(&app.database, Some(&app.caches), tenant, &filter).await?;
     add_presence(&app, &tenant.name, &mut found.rows).await;
     response::page("users", &found, &filter.page)
 }

@@ -123,6 +123,8 @@ pub enum Cache {
     UnreadCount,
     /// How many messages a user has.
     MessagesTotal,
+    /// How many mobile users a tenant has.
+    UsersTotal,
     /// Messages.
     Message,
     /// Users.
@@ -134,6 +136,7 @@ impl Cache {
         match self {
             Self::UnreadCount => "unread_count",
             Self::MessagesTotal => "messages_total",
+            Self::UsersTotal => "users_total",
             Self::Message => "message",
             Self::User => "user",
         }
@@ -490,7 +493,13 @@ impl Caches {
         let new = Self {
             lookups: Family::default(),
         };
-        for kind in [Cache::UnreadCount, Cache::MessagesTotal, Cache::Message, Cache::User] {
+        for kind in [
+            Cache::UnreadCount,
+            Cache::MessagesTotal,
+            Cache::UsersTotal,
+            Cache::Message,
+            Cache::User,
+        ] {
             for result in ["hit", "miss"] {
                 let _zero = new
                     .lookups
