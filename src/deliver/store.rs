@@ -599,11 +599,12 @@ fn merge(mine: Vec<Entry>, common: Vec<Entry>, count: usize, after: StreamId, vi
     if let Some(horizon) = horizon {
         entries.retain(|entry| entry.id <= horizon);
     }
-    // Both are sorted, and a change is in only one of them for the same user, or in both with the same meaning.
+    // Both are sorted. A change that is something else for the user than for all is in both, and the user's own counts.
     entries.sort_by_key(|entry| entry.id);
     if entries.iter().any(|entry| entry.op == Op::Reset) {
         return Read::Broken(view);
     }
+    entries.dedup_by_key(|entry| entry.id);
     Read::Slice(Slice {
         end: entries.last().map_or(after, |entry| entry.id),
         has_more: horizon.is_some(),

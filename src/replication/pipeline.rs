@@ -357,13 +357,12 @@ impl Pipeline {
         let source = source(relation, &begin);
         self.body.begin(&source);
         let mut deliveries: Vec<Delivery<'_>> = Vec::new();
-        let routed = match write_rows(relation, &row, &mut self.json, &mut self.body) {
+        let (is_stored, routed) = match write_rows(relation, &row, &mut self.json, &mut self.body) {
             Ok(()) if self.body.bytes() > ENTRY_BYTES_MAX => {
                 let bytes = self.body.bytes();
                 self.body.begin(&source);
-                Err(format!(
-                    "the row takes {bytes} bytes; an entry has at most {ENTRY_BYTES_MAX}"
-                ))
+                let cause = format!("the row takes {bytes} bytes; an entry has at most {ENTRY_BYTES_MAX}");
+                (false, Err(cause))
             }
             Ok(()) => {
                 let changes = Target::Changes(plan.tenant.clone());
@@ -371,14 +370,17 @@ impl Pipeline {
                     let op = operation_text(row.operation);
                     self.batch.entry(changes, id, op, None, &self.body);
                 }
-                plan.route(&row, &mut deliveries).map_err(|cause| cause.to_string())
+                let routed = plan.route(&row, &mut deliveries);
+                (true, routed.map_err(|cause| cause.to_string()))
             }
-            Err(cause) => Err(cause.to_string()),
+            Err(cause) => (false, Err(cause.to_string())),
         };
         if let Err(cause) = routed {
             self.counts.quarantined += 1;
             tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
             self.batch.quarantine(&plan.tenant, Some(id), &cause, Some(&self.body));
+        }
+        if !is_stored {
             return Ok(());
         }
         if let Some(column) = plan.birth_column
@@ -525,8 +527,7 @@ impl Pipeline {
         for target in own.clone().into_iter().chain(inboxes) {
             self.batch.birth(target, id, begin.commit_ts);
         }
-        self.batch.set_generation(name, generation);
-        self.batch.set_state(name, state);
+        self.batch.begin_meta(name, generation, state);
         self.batch.reset_notice(id, name, Audience::Tenant, begin.commit_ts);
         if self.tenants.insert(tenant) {
             // Tables that were described before their tenant was known.
