@@ -152,6 +152,41 @@ pub enum Purpose {
     Other,
 }
 
+/// What was put aside, which tells what can settle it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aside {
+    /// A row that names somebody who is no user. Whom it names rightly was told.
+    Recipient,
+    /// A row of a table that a rule does not fit. Who sees it by other rules was told.
+    Rule,
+    /// A row that no stream can hold.
+    Row,
+    /// A message that is malformed.
+    Message,
+    /// A stream that takes no entries.
+    Stream,
+}
+
+impl Aside {
+    const ALL: [Self; 5] = [Self::Recipient, Self::Rule, Self::Row, Self::Message, Self::Stream];
+
+    /// A word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recipient => "recipient",
+            Self::Rule => "rule",
+            Self::Row => "row",
+            Self::Message => "message",
+            Self::Stream => "stream",
+        }
+    }
+
+    /// Reads an [`Self::as_str`].
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|aside| aside.as_str() == word)
+    }
+}
+
 /// Trimming a stream up to but not including an ID.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trim {
@@ -435,11 +470,17 @@ impl Batch {
     }
 
     /// Puts a change that could not be routed or stored aside, with the cause.
-    pub fn quarantine(&mut self, tenant: &str, id: Option<StreamId>, cause: &str, body: Option<&EntryBody>) {
+    pub fn quarantine(
+        &mut self,
+        tenant: &str,
+        id: Option<StreamId>,
+        (aside, cause): (Aside, &str),
+        body: Option<&EntryBody>,
+    ) {
         let key = self.keys.quarantine(tenant);
         let id = id.map(|id| id.to_string()).unwrap_or_default();
-        resp::begin(&mut self.commands, 10 + body.map_or(0, |body| body.arguments));
-        let head: [&[u8]; 10] = [
+        resp::begin(&mut self.commands, 12 + body.map_or(0, |body| body.arguments));
+        let head: [&[u8]; 12] = [
             b"XADD",
             key.as_bytes(),
             b"MAXLEN",
@@ -448,6 +489,8 @@ impl Batch {
             b"*",
             b"position",
             id.as_bytes(),
+            b"kind",
+            aside.as_str().as_bytes(),
             b"cause",
             cause.as_bytes(),
         ];
