@@ -845,7 +845,7 @@ async fn what_was_put_aside_is_delivered_once_its_cause_is_mended() {
     );
     let generation: i64 = redis(world, &["HGET", &world.keys().meta("acme"), "generation"]).await;
     assert_eq!((generation, quarantined(world).await), (2, vec![asides[5].clone()]));
-    assert_eq!(retry("--all --yes").await.code, Some(2), "--yes is for a resync");
+    assert_eq!(retry("").await.code, Some(2), "it must be said which");
     stage.stop().await;
 }
 

@@ -48,7 +48,7 @@ enum Verb {
         #[arg(long)]
         resync: bool,
         /// Do it: without this, a resync only says what would happen
-        #[arg(long, requires = "resync")]
+        #[arg(long)]
         yes: bool,
     },
     /// Forget changes that are settled; nothing tries them again
