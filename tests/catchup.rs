@@ -81,6 +81,35 @@ async fn a_phone_that_was_away_gets_everything_once_in_pages_and_then_all_counts
 }
 
 #[tokio::test]
+async fn an_inbox_that_holds_less_than_one_transaction_costs_a_snapshot_and_no_row() {
+    let office = Office::with(|config| {
+        config.streams.inbox_entries_max = 100;
+        config.streams.trim_interval_seconds = 1;
+    })
+    .await;
+    let phone = office.phone("phone").await;
+    let here = caught_up(&office, &phone).await;
+    let sent = office.insert(1000).await;
+    let inbox = office.world.keys().inbox("acme", &office.joe_id.to_string());
+    eventually("the inbox is cut within the transaction", || async {
+        let entries = office.world.stream(&inbox).await;
+        (entries.len() == 100 && entries[0].id.ms == entries[99].id.ms).then_some(())
+    })
+    .await;
+    let (pages, here) = phone.sync(Some(&here)).await;
+    assert_eq!(pages[0]["reset"], true);
+    let got: HashSet<String> = pages.iter().flat_map(|page| ids(&page["messages"])).collect();
+    assert_eq!(got, sent.into_iter().collect());
+    // Behind it the stream goes on.
+    let next = office.send("next").await;
+    office.world.published().await;
+    let (pages, _) = phone.sync(Some(&here)).await;
+    assert!(pages.iter().all(|page| page["reset"] == false));
+    assert!(pages.iter().any(|page| ids(&page["messages"]).contains(&next)));
+    office.close().await;
+}
+
+#[tokio::test]
 async fn statuses_that_were_behind_when_the_node_ended_follow_at_the_next_node() {
     let office = Office::with(|config| config.streams.acknowledged_keep_seconds = 0).await;
     let phone = office.phone("phone").await;

@@ -22,6 +22,7 @@ mod model;
 mod monitoring;
 mod operators;
 mod outages;
+mod overlaps;
 mod own_tables;
 mod packaging;
 mod pages;

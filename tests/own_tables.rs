@@ -354,6 +354,47 @@ async fn a_trigger_of_the_operators_that_objects_is_heard() {
     office.close().await;
 }
 
+#[tokio::test]
+async fn a_row_that_gets_another_id_is_gone_under_the_one_that_it_had() {
+    let (office, phone) = office().await;
+    office
+        .sql("CREATE TABLE tenant_acme.notes (id int PRIMARY KEY, owner uuid, body text)")
+        .await;
+    let (_, mut cursor) = phone.sync(None).await;
+    let joe = office.joe_id;
+    // Of one transaction, so that no page may end between the two halves of a change.
+    office
+        .sql(&format!(
+            "INSERT INTO tenant_acme.notes SELECT n, '{joe}', 'note' FROM generate_series(1, 30) n;
+             UPDATE tenant_acme.notes SET id = id + 100"
+        ))
+        .await;
+    office.world.published().await;
+    let mut held = std::collections::BTreeSet::new();
+    loop {
+        let page = phone
+            .get(&format!("/api/sync/incoming?limit=7&cursor={cursor}"))
+            .await
+            .expect(200);
+        assert_eq!(page["reset"], false);
+        for change in page["changes"].as_array().unwrap() {
+            let id = change["id"].as_str().unwrap().to_owned();
+            if change["op"] == "delete" {
+                held.remove(&id);
+            } else {
+                held.insert(id);
+            }
+        }
+        cursor = page["cursor"].as_str().unwrap().to_owned();
+        if page["has_more"] == false {
+            break;
+        }
+    }
+    let expected: std::collections::BTreeSet<String> = (101..=130).map(|id| id.to_string()).collect();
+    assert_eq!(held, expected);
+    office.close().await;
+}
+
 /// The text of `docs/own-tables.md`, carried out: its configuration, then its commands one after the other.
 #[tokio::test]
 async fn the_example_of_the_documentation_works_as_it_stands() {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use posduif::decode::pgoutput::{Cell, Old, ReplicaIdentity, Tuple};
 use posduif::decode::relation::{Column, Relation};
 use posduif::decode::value::{Kind, write_json};
-use posduif::route::router::{Audience, Delivery, Plan, Router};
+use posduif::route::router::{Audience, Delivery, Plan, RouteError, Router};
 use posduif::route::row::Row;
 use posduif::route::rule::{Operation, Rule, When};
 use proptest::prelude::*;
@@ -37,6 +37,14 @@ impl Change {
             Self::Insert(new) | Self::Update(_, new) => Some(new),
         }
     }
+
+    fn operation(&self) -> Operation {
+        match self {
+            Self::Insert(_) => Operation::Insert,
+            Self::Update(..) => Operation::Update,
+            Self::Delete(_) => Operation::Delete,
+        }
+    }
 }
 
 fn relation(table: &str, columns: &[&str]) -> Relation {
@@ -66,6 +74,12 @@ fn tuple(row: &[Content]) -> Tuple<'_> {
 
 /// Routes a change as the WAL shows it under REPLICA IDENTITY FULL.
 fn route<'p>(plan: &'p Plan, change: &Change) -> Vec<Delivery<'p>> {
+    let (deliveries, result) = try_route(plan, change);
+    result.unwrap();
+    deliveries
+}
+
+fn try_route<'p>(plan: &'p Plan, change: &Change) -> (Vec<Delivery<'p>>, Result<(), RouteError>) {
     let old = change.before().map(|row| Old::Full(tuple(row)));
     let new = change.after().map(|row| tuple(row));
     let row = match (&old, &new) {
@@ -75,13 +89,13 @@ fn route<'p>(plan: &'p Plan, change: &Change) -> Vec<Delivery<'p>> {
         (None, None) => unreachable!("a change has a side"),
     };
     let mut deliveries = Vec::new();
-    plan.route(&row, &mut deliveries).unwrap();
-    deliveries
+    let result = plan.route(&row, &mut deliveries);
+    (deliveries, result)
 }
 
 fn users(row: Option<&Vec<Content>>, columns: &[usize]) -> HashSet<Uuid> {
     let ids = columns.iter().filter_map(|column| row?[*column].as_deref());
-    ids.map(|text| text.parse().unwrap()).collect()
+    ids.filter_map(|text| text.parse().ok()).collect()
 }
 
 /// Checks that whoever lost sight of the row is told so once, whoever sees it now is told of it at most once, in the
@@ -116,6 +130,42 @@ fn check_audiences(
 
 fn user() -> impl Strategy<Value = String> {
     (1_u128..5).prop_map(|n| Uuid::from_u128(n).to_string())
+}
+
+/// A recipient who can be no user.
+const NOBODY: &str = "nobody";
+
+fn recipient() -> impl Strategy<Value = String> {
+    prop_oneof![9 => user(), 1 => Just(NOBODY.to_owned())]
+}
+
+const TICKET: [&str; 5] = ["a", "b", "state", "title", "deleted_at"];
+
+/// Rules for tickets, but for the names of their events.
+fn ticket_rules() -> impl Strategy<Value = Rule> {
+    let to = proptest::sample::select(vec![
+        vec!["a"],
+        vec!["b"],
+        vec!["a", "b"],
+        vec!["a", "a"],
+        vec!["tenant"],
+    ]);
+    let operations = [Operation::Insert, Operation::Update, Operation::Delete];
+    let op = prop_oneof![2 => Just(Vec::new()), 1 => proptest::sample::subsequence(operations.to_vec(), 1..3)];
+    (to, op, any::<bool>(), any::<bool>()).prop_map(|(to, op, is_conditional, watches_title)| Rule {
+        table: "tickets".into(),
+        to: to.into_iter().map(str::to_owned).collect(),
+        event: String::new(),
+        when: When {
+            op,
+            changed: watches_title.then(|| "title".to_owned()).into_iter().collect(),
+            equals: is_conditional
+                .then(|| ("state".to_owned(), "open".to_owned()))
+                .into_iter()
+                .collect(),
+        },
+        upload: None,
+    })
 }
 
 fn some_of(texts: &'static [&'static str]) -> impl Strategy<Value = Content> {
@@ -213,51 +263,69 @@ proptest! {
     }
 
     #[test]
-    fn a_rules_row_reaches_all_who_could_or_can_see_it_and_nobody_else(
+    fn a_row_reaches_once_all_who_could_or_can_see_it_by_any_rule_and_nobody_else(
         change in changes((
-            proptest::option::of(user()),
-            proptest::option::of(user()),
+            proptest::option::of(recipient()),
+            proptest::option::of(recipient()),
             some_of(&["open", "closed"]),
             some_of(&["a", "b"]),
             some_of(&["1"]),
         ).prop_map(|(a, b, state, title, deleted)| vec![a, b, state, title, deleted]).boxed()),
-        is_conditional in any::<bool>(),
-        watches_title in any::<bool>(),
+        rules in proptest::collection::vec(ticket_rules(), 1..5),
     ) {
-        let mut when = When::default();
-        if is_conditional {
-            when.equals.insert("state".into(), "open".into());
-        }
-        if watches_title {
-            when.changed.push("title".into());
-        }
-        let own = Rule { table: "tickets".into(), to: vec!["a".into(), "b".into()], event: "ticket".into(), when, upload: None };
-        let router = Router::new(vec![own]);
-        let plan = router.plan(&relation("tickets", &["a", "b", "state", "title", "deleted_at"])).unwrap();
-        let deliveries = route(&plan, &change);
-        let visible = |row: Option<&Vec<Content>>| match row {
-            Some(row) if row[4].is_none() && (!is_conditional || row[2].as_deref() == Some("open")) => {
-                users(Some(row), &[0, 1])
-            }
-            _ => HashSet::new(),
+        let named = rules.iter().enumerate().map(|(at, rule)| Rule { event: format!("event{at}"), ..rule.clone() });
+        let rules: Vec<Rule> = named.collect();
+        let router = Router::new(rules.clone());
+        let plan = router.plan(&relation("tickets", &TICKET)).unwrap();
+        let (deliveries, result) = try_route(&plan, &change);
+        let audiences: HashSet<Audience> = deliveries.iter().map(|delivery| delivery.audience).collect();
+        prop_assert_eq!(audiences.len(), deliveries.len(), "each audience once: {:?}", deliveries);
+
+        let shows = |rule: &Rule, row: Option<&Vec<Content>>| row.is_some_and(|row| {
+            row[4].is_none() && rule.when.equals.iter().all(|(_, state)| row[2].as_ref() == Some(state))
+        });
+        let columns = |rule: &Rule| -> Vec<usize> {
+            rule.to.iter().filter_map(|to| TICKET.iter().position(|column| column == to)).collect()
         };
-        let (before, after) = (visible(change.before()), visible(change.after()));
-        let is_watched = match (change.before(), change.after()) {
-            (Some(old), Some(new)) => !watches_title || old[3] != new[3],
-            _ => true,
+        let sees = |rule: &Rule, row: Option<&Vec<Content>>, user: Uuid| {
+            shows(rule, row) && (rule.to == ["tenant"] || users(row, &columns(rule)).contains(&user))
         };
-        check_audiences(&deliveries, &before, &after, is_watched)?;
-        // Each user is told what it is for that user.
-        for delivery in &deliveries {
-            if let Audience::User(user) = delivery.audience {
-                let expected = match (before.contains(&user), after.contains(&user)) {
+        // Everybody who may be named, and somebody who never is.
+        for user in (1_u128..6).map(Uuid::from_u128) {
+            let sides: Vec<(&Rule, bool, bool)> = rules
+                .iter()
+                .map(|rule| (rule, sees(rule, change.before(), user), sees(rule, change.after(), user)))
+                .collect();
+            let tells = |(rule, before, after): &&(&Rule, bool, bool)| {
+                let is_watched = match (change.before(), change.after()) {
+                    (Some(old), Some(new)) => rule.when.changed.is_empty()
+                        || old[3] != new[3] || columns(rule).iter().any(|column| old[*column] != new[*column]),
+                    _ => true,
+                };
+                (rule.when.op.is_empty() || rule.when.op.contains(&change.operation()))
+                    && (before != after || *before && is_watched)
+            };
+            let telling: Vec<&(&Rule, bool, bool)> = sides.iter().filter(tells).collect();
+            let still = telling.iter().find(|(_, _, after)| *after).or(telling.first());
+            let expected = still.map(|(rule, ..)| {
+                let saw = sides.iter().any(|(_, before, _)| *before);
+                let operation = match (saw, sides.iter().any(|(_, _, after)| *after)) {
                     (false, _) => Operation::Insert,
                     (true, true) => Operation::Update,
                     (true, false) => Operation::Delete,
                 };
-                prop_assert_eq!(delivery.operation, expected);
-            }
+                (operation, rule.event.as_str())
+            });
+            let own = deliveries.iter().find(|delivery| delivery.audience == Audience::User(user));
+            let all = deliveries.iter().find(|delivery| delivery.audience == Audience::Tenant);
+            let told = own.or(all).map(|delivery| (delivery.operation, delivery.event));
+            prop_assert_eq!(told, expected, "{} of {:?}", user, deliveries);
+            prop_assert!(own.is_none_or(|own| all.is_none_or(|all| (own.operation, own.event) != (all.operation, all.event))));
         }
+        let is_misnamed = change.after().is_some_and(|row| rules.iter().any(|rule| {
+            shows(rule, Some(row)) && columns(rule).iter().any(|column| row[*column].as_deref() == Some(NOBODY))
+        }));
+        prop_assert_eq!(result.is_err(), is_misnamed);
     }
 
     #[test]

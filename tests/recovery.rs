@@ -528,3 +528,76 @@ async fn a_large_transaction_costs_the_engine_no_growing_memory() {
     assert!(peak < 64 * 1024, "{peak} KiB");
     assert_eq!(engine.terminate().await, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_is_killed_inside_of_large_transactions_goes_on_where_it_was() {
+    let mut world = World::new().await;
+    // Some hundred batches a transaction.
+    world.config.replication.batch_changes_max = 50;
+    let (stage, mut engine) = Stage::with_process(world, "replicator").await;
+    let first = epoch(&stage.world).await;
+    let many = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
+                SELECT $1, $2, 'message ' || n FROM generate_series(1, 10000) n";
+    for _ in 0..3 {
+        stage.psql.execute(many, &[&stage.bob, &stage.joe]).await.unwrap();
+        eventually("a part of it is published", || async {
+            let open = stage.world.checkpoint().await.remove("open");
+            open.filter(|open| !open.is_empty())
+        })
+        .await;
+        engine.kill().await;
+        engine = stage.world.process("replicator").await;
+    }
+    stage.world.published().await;
+    let changes = outline(&stage.changes().await);
+    assert_eq!(changes, stage.oracle.changes("acme", 0).await);
+    let inbox = stage.inbox(stage.joe).await;
+    assert_eq!(
+        inbox.iter().filter(|entry| entry.field("op") == "insert").count(),
+        30_000
+    );
+    assert_eq!(epoch(&stage.world).await, first);
+    assert_eq!(engine.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_transaction_has_its_place_where_it_is_committed_whatever_came_in_between() {
+    let postgres = servers::postgres_with(|_, options| options.setting("max_prepared_transactions", "4")).await;
+    let world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+    let mut stage = Stage::on(world).await;
+    let (bob, joe) = (stage.bob, stage.joe);
+    let insert = |content: &str| {
+        format!(
+            "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) VALUES ('{bob}', '{joe}', '{content}')"
+        )
+    };
+    for (name, content) in [
+        ("one", "prepared"),
+        ("two", "rolled back"),
+        ("three", "prepared before a restart"),
+    ] {
+        let script = format!("BEGIN; {}; PREPARE TRANSACTION '{name}'", insert(content));
+        stage.sql(&script).await;
+    }
+    stage.message(bob, joe, "first").await;
+    stage.world.published().await;
+    stage.sql("COMMIT PREPARED 'one'; ").await;
+    stage.sql("ROLLBACK PREPARED 'two'").await;
+    stage.message(bob, joe, "third").await;
+    stage.world.published().await;
+    stage.engine.take().unwrap().stop().await;
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    stage.message(bob, joe, "fourth").await;
+    stage.sql("COMMIT PREPARED 'three'").await;
+    let changes = stage.changes().await;
+    let messages = changes.iter().filter(|entry| entry.field("table") == "messages");
+    let contents: Vec<String> = messages
+        .map(|entry| entry.json("row")["content"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        contents,
+        ["first", "prepared", "third", "fourth", "prepared before a restart"]
+    );
+    assert_eq!(outline(&changes), stage.oracle.changes("acme", 0).await);
+    stage.stop().await;
+}

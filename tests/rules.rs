@@ -1,6 +1,10 @@
 //! Rules of the operator's own, and what cannot be routed by them.
 
+use posduif::change::StreamId;
 use posduif::config::Config;
+use posduif::database::tenants;
+use posduif::engine::Role;
+use posduif::publish::batch::{Target, Trim};
 use posduif::route::rule::{Operation, Rule, When};
 use uuid::Uuid;
 
@@ -237,5 +241,121 @@ async fn a_stream_that_somebody_has_spoilt_is_stopped_and_the_others_go_on() {
         quarantine.iter().any(|entry| entry.field("cause").contains(&key)),
         "{quarantine:?}"
     );
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn whatever_is_in_the_place_of_a_tenants_quarantine_or_meta_hash_costs_no_new_epoch() {
+    let own = |config: &mut Config| config.routes = vec![rule("orders", &["customer"], When::default())];
+    let stage = Stage::with(own).await;
+    let (world, keys) = (&stage.world, stage.world.keys());
+    world.tenant("beta").await;
+    world.published().await;
+    let mut redis = world.redis().await;
+    for key in [keys.quarantine("acme"), keys.meta("acme")] {
+        let _: i64 = redis::cmd("DEL").arg(&key).query_async(&mut redis).await.unwrap();
+        let set = redis::cmd("SET")
+            .arg(&key)
+            .arg("somebody's")
+            .query_async(&mut redis)
+            .await;
+        let () = set.unwrap();
+    }
+    stage
+        .sql(
+            "CREATE TABLE tenant_acme.orders (id text PRIMARY KEY, customer text);
+             INSERT INTO tenant_acme.orders VALUES ('1', 'somebody')",
+        )
+        .await;
+    let database = world.database().await;
+    tenants::set_paused(&database, "acme", false).await.unwrap();
+    let trim = Trim {
+        target: Target::Inbox("acme".into(), stage.joe),
+        min_id: StreamId { ms: 1, seq: 1 },
+    };
+    tenants::trim(&database, &trim).await.unwrap();
+    let message = stage.message(stage.bob, stage.joe, "goes on").await;
+    let inbox = stage.inbox(stage.joe).await;
+    assert_eq!(inbox.last().unwrap().json("row")["id"], message.to_string());
+    assert_eq!(world.checkpoint().await["number"], "1", "no new epoch");
+    let beta = world.stream(&keys.changes("beta")).await;
+    assert_eq!(
+        beta.iter().map(|entry| entry.field("op")).collect::<Vec<_>>(),
+        ["reset"]
+    );
+
+    // A resync mends what is the tenant's.
+    tenants::resync(&database, "acme").await.unwrap();
+    world.published().await;
+    let generation: Option<i64> = redis::cmd("HGET")
+        .arg(keys.meta("acme"))
+        .arg("generation")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    assert_eq!(generation, Some(2));
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn a_stopped_stream_that_cannot_begin_anew_stays_stopped_however_often_the_engine_starts() {
+    let mut stage = Stage::new().await;
+    stage.world.published().await;
+    let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
+    let mut redis = stage.world.redis().await;
+    // Somebody's own entry, some megabytes of log ahead.
+    let position: StreamId = stage.world.checkpoint().await["position"].parse().unwrap();
+    let ahead = StreamId {
+        ms: position.ms + 8 * 1024 * 1024,
+        seq: 1,
+    };
+    let _: String = redis::cmd("XADD")
+        .arg(&key)
+        .arg(ahead.to_string())
+        .arg("a")
+        .arg("b")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    stage.message(stage.bob, stage.joe, "refused").await;
+    stage.world.published().await;
+    let stopped = async || -> Vec<String> {
+        let mut redis = stage.world.redis().await;
+        let names = redis::cmd("HKEYS")
+            .arg(stage.world.keys().stopped())
+            .query_async(&mut redis)
+            .await;
+        names.unwrap()
+    };
+    assert_eq!(stopped().await, [format!("inbox acme {}", stage.joe)]);
+    stage.engine.take().unwrap().stop().await;
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    stage.world.published().await;
+    // Until the log has come beyond it.
+    stage
+        .sql("CREATE TABLE public.much AS SELECT repeat(md5(n::text), 20) FROM generate_series(1, 20000) n")
+        .await;
+    let message = stage.message(stage.bob, stage.joe, "behind the hole").await;
+    let inbox = stage.inbox(stage.joe).await;
+    let is_there = |entry: &Entry| entry.json("row")["id"] == message.to_string();
+    let resets = inbox
+        .iter()
+        .skip(1)
+        .filter(|entry| entry.field("op") == "reset")
+        .count();
+    assert!(
+        !inbox.iter().any(is_there) || resets > 0,
+        "a hole that nobody can see: {inbox:?}"
+    );
+    assert_eq!(stopped().await.len() + resets, 1);
+    stage.engine.take().unwrap().stop().await;
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    let inbox = stage.inbox(stage.joe).await;
+    let resets = inbox
+        .iter()
+        .skip(1)
+        .filter(|entry| entry.field("op") == "reset")
+        .count();
+    assert_eq!((stopped().await.len(), resets), (0, 1), "now it begins anew");
     stage.stop().await;
 }

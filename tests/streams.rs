@@ -715,8 +715,142 @@ async fn a_quarantine_is_listed_shown_and_emptied() {
     stage.stop().await;
 }
 
+/// The IDs in a tenant's quarantine, oldest first, with what settles each.
+async fn quarantined(world: &World) -> Vec<(String, String)> {
+    let listed = run(world, "stream quarantine list --tenant acme --json").await.json();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let mut found: Vec<(String, String)> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|aside| (text(&aside["id"]), text(&aside["settled_by"])))
+        .collect();
+    found.reverse();
+    found
+}
+
+#[tokio::test]
+async fn what_was_put_aside_is_delivered_once_its_cause_is_mended() {
+    let stage = Stage::with(|config| {
+        config.routes = serde_json::from_value(json!([
+            {"table": "orders", "to": ["customer"], "event": "order"},
+            {"table": "late", "to": ["owner"], "event": "late", "when": {"changed": ["title"]}},
+        ]))
+        .unwrap();
+    })
+    .await;
+    let (world, joe) = (&stage.world, stage.joe);
+    let retry = async |arguments: &str| run(world, &format!("stream quarantine retry --tenant acme {arguments}")).await;
+    stage
+        .sql(
+            "CREATE TABLE tenant_acme.orders (id text PRIMARY KEY, customer text);
+             CREATE TABLE tenant_acme.late (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, title text)",
+        )
+        .await;
+    for statement in [
+        "INSERT INTO tenant_acme.late (title) VALUES ('new')",
+        "INSERT INTO tenant_acme.late (title) VALUES ('old')",
+        "UPDATE tenant_acme.late SET title = 'newer' WHERE id = 2",
+        "INSERT INTO tenant_acme.orders VALUES ('1', 'somebody')",
+        "INSERT INTO tenant_acme.orders VALUES ('2', 'somebody')",
+        "SELECT pg_logical_emit_message(true, 'posduif:x', '{\"tenant\": \"acme\", \"to\": 1}')",
+    ] {
+        stage.sql(statement).await;
+    }
+    world.published().await;
+    let asides = quarantined(world).await;
+    let remedies: Vec<&str> = asides.iter().map(|(_, remedy)| remedy.as_str()).collect();
+    assert_eq!(remedies, ["retry", "retry", "resync", "retry", "retry", "sender"]);
+    let shown = run(world, &format!("stream quarantine show --tenant acme {}", asides[2].0)).await;
+    assert!(shown.text().contains("--resync"));
+
+    // Before anything is mended: each says why it stays, and nothing is added.
+    let ended = retry("--all").await;
+    assert_eq!(ended.code, Some(1));
+    assert!(
+        ended.stdout.contains("settled 0 ") && ended.stdout.contains("names column owner"),
+        "{}",
+        ended.stdout
+    );
+    assert!(
+        ended.stdout.contains("\"somebody\" is not a user id"),
+        "{}",
+        ended.stdout
+    );
+    assert_eq!(quarantined(world).await, asides);
+
+    // The table is mended; the rule asks for another title, but this row is new to Joe.
+    stage
+        .sql(&format!("ALTER TABLE tenant_acme.late ADD owner uuid DEFAULT '{joe}'"))
+        .await;
+    let settled = retry(&format!("{} --json", asides[0].0)).await.json();
+    assert_eq!(settled, json!({"tenant": "acme", "settled": 1, "left": []}));
+    let told = async || -> Vec<(String, Value, String)> {
+        let inbox = stage.inbox(joe).await;
+        let rows = inbox
+            .iter()
+            .filter(|entry| entry.field("table") != "users" && entry.field("op") != "reset");
+        rows.map(|entry| {
+            (
+                entry.field("op").to_owned(),
+                entry.json("row")["id"].clone(),
+                entry.field("event").to_owned(),
+            )
+        })
+        .collect()
+    };
+    let late = ("insert".to_owned(), json!(1), "late".to_owned());
+    assert_eq!(told().await, std::slice::from_ref(&late));
+
+    // One order is mended by hand, which tells of it; the other one goes.
+    stage
+        .sql(&format!(
+            "UPDATE tenant_acme.orders SET customer = '{joe}' WHERE id = '1'; DELETE FROM tenant_acme.orders WHERE id = '2'"
+        ))
+        .await;
+    let order = ("insert".to_owned(), json!("1"), "order".to_owned());
+    assert_eq!(told().await, [late.clone(), order.clone()]);
+    stage
+        .sql(
+            "CREATE FUNCTION tenant_acme.object() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN RAISE EXCEPTION 'late is closed'; END $$;
+             CREATE TRIGGER object BEFORE UPDATE ON tenant_acme.late EXECUTE FUNCTION tenant_acme.object()",
+        )
+        .await;
+    let ended = retry(&format!("{} {} {}", asides[1].0, asides[3].0, asides[4].0)).await;
+    assert_eq!(ended.code, Some(1));
+    assert!(
+        ended.stdout.contains("settled 2 ") && ended.stdout.contains("late is closed"),
+        "{}",
+        ended.stdout
+    );
+    assert_eq!(
+        told().await,
+        [late.clone(), order.clone(), order.clone()],
+        "told again as it is"
+    );
+
+    // What a row cannot settle, a resync does; what was sent malformed, only its sender.
+    let complaint = retry("--all --resync").await.complaint(1);
+    assert!(
+        complaint.contains("settles 2 changes") && complaint.contains("--yes"),
+        "{complaint}"
+    );
+    let ended = retry("--all --resync --yes").await;
+    assert_eq!(ended.code, Some(1));
+    assert!(
+        ended.stdout.contains("settled 2 ") && ended.stdout.contains("send it anew"),
+        "{}",
+        ended.stdout
+    );
+    let generation: i64 = redis(world, &["HGET", &world.keys().meta("acme"), "generation"]).await;
+    assert_eq!((generation, quarantined(world).await), (2, vec![asides[5].clone()]));
+    assert_eq!(retry("").await.code, Some(2), "it must be said which");
+    stage.stop().await;
+}
+
 /// Every verb that works on a tenant, without and with what it needs.
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 14] = [
     "list",
     "show acme/changes",
     "tail --limit 1",
@@ -729,6 +863,7 @@ const VERBS: [&str; 13] = [
     "groups drop --tenant acme g --yes",
     "quarantine",
     "quarantine show --tenant acme 1-1",
+    "quarantine retry --tenant acme --all",
     "quarantine drop --tenant acme --all --yes",
 ];
 

@@ -250,6 +250,47 @@ async fn a_stopped_stream_begins_anew_with_a_reset_once_it_takes_entries_again()
 }
 
 #[tokio::test]
+async fn readers_of_a_stopped_stream_are_told_that_something_is_missing() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let key = office.world.keys().inbox("acme", &office.joe_id.to_string());
+    let before = office.send("taken").await;
+    office.world.published().await;
+    let (_, cursor) = phone.sync(None).await;
+    let mut redis = office.world.redis().await;
+    let _: String = redis::cmd("XADD")
+        .arg(&key)
+        .arg("18446744073709551614-1")
+        .arg("a")
+        .arg("b")
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    // Somebody else's entry moves no reader.
+    let (_, same) = phone.sync(Some(&cursor)).await;
+    let refused = office.send("refused").await;
+    office.world.published().await;
+    let answer = phone
+        .get(&format!("/api/sync/incoming?cursor={same}"))
+        .await
+        .expect(503);
+    assert_eq!(answer["error"]["code"], "SYNC_ERROR");
+    let mut live = phone.events(&format!("/sse/mobile/phone?last_event_id={same}")).await;
+    live.expect("reset").await;
+
+    tenants::resync(&office.world.database().await, "acme").await.unwrap();
+    office.world.published().await;
+    let (pages, _) = phone.sync(Some(&same)).await;
+    assert_eq!(pages[0]["reset"], true);
+    let messages: Vec<String> = pages.iter().flat_map(|page| ids(&page["messages"])).collect();
+    assert!(
+        messages.contains(&before) && messages.contains(&refused),
+        "{messages:?}"
+    );
+    office.close().await;
+}
+
+#[tokio::test]
 async fn a_resync_clears_away_what_stopped_a_stream() {
     let stage = Stage::new().await;
     stage.world.published().await;

@@ -9,7 +9,9 @@ use super::{Database, Error, migrations, publication, quote_identifier};
 use crate::config;
 use crate::domain::Timestamp;
 use crate::publish::batch::{Target, Trim};
-use crate::replication::pipeline::{DROPPED_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX, TRIM_PREFIX};
+use crate::replication::pipeline::{
+    DROPPED_PREFIX, RETRY_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX, TRIM_PREFIX,
+};
 
 /// A tenant's state while it is delivered.
 pub const ACTIVE: &str = "active";
@@ -208,6 +210,53 @@ pub async fn trim(database: &Database, trim: &Trim) -> Result<PgLsn, Error> {
         )
         .await?;
     Ok(row.map_or(PgLsn::from(0), |row| row.get("lsn")))
+}
+
+/// Writes a row once more as it is, told to all who see it as if it had just come. Gives the place in the log behind
+/// which it is, or `None` when there is no such row.
+///
+/// # Errors
+/// When Postgres refuses, for example because a trigger objects.
+pub async fn write_again(database: &Database, tenant: &Tenant, table: &str, id: &str) -> anyhow::Result<Option<PgLsn>> {
+    let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
+    let columns = database
+        .query_opt(include_str!("../../sql/table_row_columns.sql"), &[(&name, Type::TEXT)])
+        .await
+        .with_context(|| format!("cannot look at the table {name}"))?;
+    let Some(columns) = columns else { return Ok(None) };
+    let id_type: String = columns.try_get("id_type")?;
+    let column = quote_identifier(columns.try_get("free_column")?);
+    let mut client = database.connect_alone().await?;
+    let transaction = client.transaction().await?;
+    let marked = transaction
+        .query_typed_one(
+            include_str!("../../sql/emit_message.sql"),
+            &[(&RETRY_PREFIX, Type::TEXT), (&tenant.name, Type::TEXT)],
+        )
+        .await?;
+    let is_it = format!("id = ($1::text)::{id_type}");
+    let row = transaction
+        .query_typed(
+            &format!("SELECT FROM {name} WHERE {is_it} FOR UPDATE"),
+            &[(&id, Type::TEXT)],
+        )
+        .await
+        .with_context(|| format!("cannot read the row {id} of {name}"))?;
+    if row.is_empty() {
+        return Ok(None);
+    }
+    let written = transaction
+        .execute_typed(
+            &format!("UPDATE {name} SET {column} = {column} WHERE {is_it}"),
+            &[(&id, Type::TEXT)],
+        )
+        .await
+        .with_context(|| format!("cannot write the row {id} of {name} once more"))?;
+    if written == 0 {
+        bail!("a trigger or a policy keeps the row {id} of {name} from being written once more as it is");
+    }
+    transaction.commit().await?;
+    Ok(Some(marked.try_get("lsn")?))
 }
 
 /// Of these users, those that a tenant does not have, not even as deleted ones.

@@ -203,19 +203,31 @@ impl Entry {
         if self.op == Op::Message {
             return Some(self.id.to_string().into());
         }
+        [&self.row, &self.old]
+            .into_iter()
+            .flatten()
+            .find_map(|row| self.id_of(row))
+    }
+
+    /// The id by which a reader knew the row until now, where that was another one.
+    pub fn former_id(&self) -> Option<Text> {
+        let (row, old) = (self.row.as_ref()?, self.old.as_ref()?);
+        let former = self.id_of(old)?;
+        (self.id_of(row)? != former).then_some(former)
+    }
+
+    fn id_of(&self, row: &Text) -> Option<Text> {
         let column: &[u8] = match self.table.as_bytes() {
             b"devices" => b"device_id",
             _ => b"id",
         };
-        [&self.row, &self.old].into_iter().flatten().find_map(|row| {
-            let (_, id) = members(row.as_bytes()).find(|(name, _)| *name == column)?;
-            match id {
-                b"null" => None,
-                [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => Some(row.part(plain)),
-                [b'"', ..] => serde_json::from_slice::<String>(id).ok().map(Text::from),
-                _ => Some(row.part(id)),
-            }
-        })
+        let (_, id) = members(row.as_bytes()).find(|(name, _)| *name == column)?;
+        match id {
+            b"null" => None,
+            [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => Some(row.part(plain)),
+            [b'"', ..] => serde_json::from_slice::<String>(id).ok().map(Text::from),
+            _ => Some(row.part(id)),
+        }
     }
 
     /// Roughly how much memory it takes.

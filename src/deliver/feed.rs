@@ -198,7 +198,8 @@ impl Feed {
         loop {
             let slice = match self.store.read(tenant, *user, reading, CHUNK).await {
                 Ok(Read::Slice(slice)) => slice,
-                Ok(Read::Broken(_)) => return self.jump(FeedEvent::Reset).await,
+                // What a stopped stream lacks, only a snapshot tells.
+                Ok(Read::Broken(_)) | Err(Error::Stopped) => return self.jump(FeedEvent::Reset).await,
                 Err(Error::Paused) => {
                     self.is_paused = true;
                     return Ok(());

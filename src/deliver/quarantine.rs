@@ -4,8 +4,14 @@ use std::collections::BTreeMap;
 
 use redis::streams::StreamRangeReply;
 
+use serde_json::Value;
+
 use super::store::{Error, Store};
 use crate::change::StreamId;
+use crate::publish::batch;
+
+/// Changes read at once; each may hold a large row twice.
+const PAGE: usize = 100;
 
 /// What was put aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,10 +20,63 @@ pub struct Aside {
     pub id: StreamId,
     /// Where the change stands in the log, as a stream ID; `None` when it is about a stream as a whole.
     pub position: Option<StreamId>,
+    /// What it is; `None` of one that an older engine put aside.
+    pub kind: Option<batch::Aside>,
     /// Why it is here.
     pub cause: String,
     /// The change's own fields: `schema`, `table`, `ts`, `xid`, and as far as they could be made `row` and `old`.
     pub fields: BTreeMap<String, String>,
+}
+
+/// What settles a change that was put aside, once its cause is mended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remedy {
+    /// To write the row once more: nobody holds a version of it that they should not.
+    Row {
+        /// The table.
+        table: String,
+        /// The row's id.
+        id: String,
+    },
+    /// To begin the tenant's streams anew, for this reason.
+    Resync(&'static str),
+    /// Its sender alone can send it again.
+    Sender,
+}
+
+impl Aside {
+    /// What settles it.
+    pub fn remedy(&self) -> Remedy {
+        match self.kind {
+            Some(batch::Aside::Message) => return Remedy::Sender,
+            Some(batch::Aside::Stream) => return Remedy::Resync("a stream lacks entries from then on"),
+            None if self.position.is_none() => return Remedy::Resync("a stream lacks entries from then on"),
+            _ => {}
+        }
+        let (row, old) = (self.fields.get("row"), self.fields.get("old"));
+        if self.kind.is_none() && row.is_none() && old.is_none() && self.fields.contains_key("content") {
+            return Remedy::Sender;
+        }
+        // Whoever lost a row by a name that is no user's was told so.
+        if old.is_some() && self.kind != Some(batch::Aside::Recipient) {
+            return Remedy::Resync("devices may hold the row as it was before");
+        }
+        match self.row() {
+            Some((table, id)) => Remedy::Row { table, id },
+            None => Remedy::Resync("nothing tells which row it is"),
+        }
+    }
+
+    /// The table and the id of the row that it is about, if it is and tells.
+    pub fn row(&self) -> Option<(String, String)> {
+        let row: Value = serde_json::from_str(self.fields.get("row")?).ok()?;
+        let id = match &row["id"] {
+            Value::String(id) => id.clone(),
+            Value::Number(id) => id.to_string(),
+            _ => return None,
+        };
+        Some((self.fields.get("table")?.clone(), id))
+    }
 }
 
 /// How many changes are in a tenant's quarantine.
@@ -48,6 +107,19 @@ pub async fn one(store: &Store, tenant: &str, id: StreamId) -> Result<Option<Asi
     Ok(read(store, "XRANGE", tenant, [&id, &id], 1).await?.into_iter().next())
 }
 
+/// Goes through a tenant's quarantine from behind an ID on, oldest first.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn each(store: &Store, tenant: &str, mut after: StreamId, mut see: impl FnMut(Aside)) -> Result<(), Error> {
+    loop {
+        let page = read(store, "XRANGE", tenant, [&after.next().to_string(), "+"], PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.id;
+        page.into_iter().for_each(&mut see);
+    }
+}
+
 async fn read(store: &Store, command: &str, tenant: &str, range: [&str; 2], most: usize) -> Result<Vec<Aside>, Error> {
     let mut pipe = redis::pipe();
     pipe.cmd(command)
@@ -66,6 +138,7 @@ async fn read(store: &Store, command: &str, tenant: &str, range: [&str; 2], most
         Some(Aside {
             id,
             position: fields.remove("position").and_then(|position| position.parse().ok()),
+            kind: fields.remove("kind").and_then(|kind| batch::Aside::parse(&kind)),
             cause: fields.remove("cause").unwrap_or_default(),
             fields,
         })
@@ -78,6 +151,9 @@ async fn read(store: &Store, command: &str, tenant: &str, range: [&str; 2], most
 /// # Errors
 /// When Redis fails.
 pub async fn forget(store: &Store, tenant: &str, ids: &[StreamId]) -> Result<u64, Error> {
+    if ids.is_empty() {
+        return Ok(0);
+    }
     let ids: Vec<String> = ids.iter().map(StreamId::to_string).collect();
     let mut pipe = redis::pipe();
     pipe.cmd("XDEL").arg(store.keys().quarantine(tenant)).arg(ids);
@@ -97,4 +173,47 @@ pub async fn forget_up_to(store: &Store, tenant: &str, last: StreamId) -> Result
         .arg(last.next().to_string());
     let (count,): (u64,) = store.query(&pipe).await?;
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn aside(kind: Option<batch::Aside>, fields: &[(&str, &str)]) -> Aside {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Aside {
+            id: StreamId { ms: 1, seq: 0 },
+            position: (kind != Some(batch::Aside::Stream)).then_some(StreamId { ms: 7, seq: 1 }),
+            kind,
+            cause: String::new(),
+            fields: fields.iter().map(own).chain([own(&("table", "orders"))]).collect(),
+        }
+    }
+
+    #[test]
+    fn a_row_settles_itself_unless_somebody_may_hold_an_older_one() {
+        let row = |id: &str| Remedy::Row {
+            table: "orders".into(),
+            id: id.into(),
+        };
+        let (new, old) = (("row", r#"{"id":7}"#), ("old", r#"{"id":7}"#));
+        for kind in [batch::Aside::Rule, batch::Aside::Row, batch::Aside::Recipient] {
+            assert_eq!(aside(Some(kind), &[new]).remedy(), row("7"), "{kind:?}");
+        }
+        assert_eq!(aside(None, &[("row", r#"{"id":"a"}"#)]).remedy(), row("a"));
+        assert_eq!(aside(Some(batch::Aside::Recipient), &[new, old]).remedy(), row("7"));
+        for (kind, fields) in [
+            (Some(batch::Aside::Rule), &[new, old][..]),
+            (None, &[new, old]),
+            (Some(batch::Aside::Rule), &[old]),
+            (Some(batch::Aside::Row), &[]),
+            (Some(batch::Aside::Recipient), &[("row", r#"{"key":7}"#)]),
+            (Some(batch::Aside::Stream), &[]),
+        ] {
+            let remedy = aside(kind, fields).remedy();
+            assert!(matches!(remedy, Remedy::Resync(_)), "{kind:?} {fields:?}");
+        }
+        assert_eq!(aside(Some(batch::Aside::Message), &[]).remedy(), Remedy::Sender);
+        assert_eq!(aside(None, &[("content", "x")]).remedy(), Remedy::Sender);
+    }
 }

@@ -19,6 +19,7 @@ use crate::change::StreamId;
 use crate::config;
 use crate::database::tenants::PAUSED;
 use crate::keys::Keys;
+use crate::publish::batch::Target;
 use crate::publish::checkpoint::{Checkpoint, EpochId};
 use crate::publish::resp;
 use crate::publish::window::WindowEntry;
@@ -44,6 +45,9 @@ pub enum Error {
     /// The replicator has not come far enough in the log.
     #[error("the replicator has not come that far yet")]
     NotPublished,
+    /// A stream of the user takes no entries, and all that it has is read: what follows is missing.
+    #[error("a stream of this user has stopped: `posduif stream list` says why")]
+    Stopped,
     /// The operator has paused the tenant's delivery.
     #[error("the tenant is paused")]
     Paused,
@@ -446,9 +450,12 @@ impl Store {
     pub async fn read(&self, tenant: &str, user: Uuid, place: Place, limit: usize) -> Result<Read, Error> {
         let (inbox, shared) = (self.0.keys.inbox(tenant, &user.to_string()), self.0.keys.shared(tenant));
         let (meta, checkpoint) = (self.0.keys.meta(tenant), self.0.keys.checkpoint());
+        let stopped = self.0.keys.stopped();
+        let name: Arc<str> = tenant.into();
+        let names = [Target::Inbox(name.clone(), user), Target::Shared(name)].map(|target| target.name());
         let count = limit.clamp(1, READ_MAX);
         let (from, count_text) = (place.position.next().to_string(), count.to_string());
-        let commands: [&[&str]; 5] = [
+        let commands: [&[&str]; 6] = [
             &["XRANGE", &inbox, &from, "+", "COUNT", &count_text],
             &["XRANGE", &shared, &from, "+", "COUNT", &count_text],
             &["EXISTS", &inbox, &shared],
@@ -461,13 +468,14 @@ impl Store {
                 "state",
             ],
             &["HMGET", &checkpoint, VIEW[0], VIEW[1], VIEW[2], VIEW[3]],
+            &["HMGET", &stopped, &names[0], &names[1]],
         ];
         let reply = self.transact(&commands).await?;
         let mut replies = transaction(&reply, commands.len())?;
         let mine = Entry::read_range(&mut replies, &reply)?;
         let common = Entry::read_range(&mut replies, &reply)?;
         let existing = replies.integer()?;
-        let (meta, checkpoint) = (replies.texts()?, replies.texts()?);
+        let (meta, checkpoint, stopped) = (replies.texts()?, replies.texts()?, replies.texts()?);
 
         let view = parse_view(&checkpoint)?;
         let meta = |index: usize| meta.get(index).and_then(Option::as_deref);
@@ -484,9 +492,13 @@ impl Store {
             return Ok(Read::Broken(view));
         }
         let read = merge(mine, common, count, place.position, view);
-        if let Read::Slice(slice) = &read
-            && let Some(last) = slice.entries.last()
-        {
+        if let Read::Slice(slice) = &read {
+            let Some(last) = slice.entries.last() else {
+                return match stopped.iter().any(Option::is_some) {
+                    true => Err(Error::Stopped),
+                    false => Ok(read),
+                };
+            };
             let mut furthest = self.0.furthest.lock().unwrap_or_else(PoisonError::into_inner);
             *furthest = last.id.max(*furthest);
         }
@@ -594,16 +606,18 @@ fn merge(mine: Vec<Entry>, common: Vec<Entry>, count: usize, after: StreamId, vi
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     };
+    // Behind what is published there can only be somebody else's, and a reader's place there would pass over ours.
+    let horizon = horizon.filter(|horizon| *horizon < view.position);
+    let end = horizon.unwrap_or(view.position);
     let mut entries = mine;
     entries.extend(common);
-    if let Some(horizon) = horizon {
-        entries.retain(|entry| entry.id <= horizon);
-    }
-    // Both are sorted, and a change is in only one of them for the same user, or in both with the same meaning.
+    entries.retain(|entry| entry.id <= end);
+    // Both are sorted. A change that is something else for the user than for all is in both, and the user's own counts.
     entries.sort_by_key(|entry| entry.id);
     if entries.iter().any(|entry| entry.op == Op::Reset) {
         return Read::Broken(view);
     }
+    entries.dedup_by_key(|entry| entry.id);
     Read::Slice(Slice {
         end: entries.last().map_or(after, |entry| entry.id),
         has_more: horizon.is_some(),

@@ -82,6 +82,7 @@ pub async fn ready(vitals: Arc<Vitals>, _request: Request) -> Result<Response, E
             let problem = match error {
                 crate::deliver::store::Error::Redis(_) => "unavailable",
                 crate::deliver::store::Error::Paused
+                | crate::deliver::store::Error::Stopped
                 | crate::deliver::store::Error::NotPublished
                 | crate::deliver::store::Error::NoCheckpoint => "holds no checkpoint: nothing was published yet",
             };

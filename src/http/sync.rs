@@ -255,6 +255,10 @@ impl From<store::Error> for Error {
                 Code::TenantPaused,
                 "this tenant is paused; what waits is delivered when it goes on",
             ),
+            store::Error::Stopped => Self::new(
+                Code::SyncError,
+                "what follows cannot be given until the operator has mended the user's stream",
+            ),
             store::Error::NoCheckpoint | store::Error::NotPublished => Self::new(
                 Code::SyncError,
                 "the replicator has published nothing yet; try again in a moment",

@@ -27,15 +27,19 @@ pub enum Wire {
 
 impl Wire {
     /// Writes all that is in `out`. Ready when nothing of it waits here any more; a [`Wire::Stream`] holds one portion
-    /// until the client's window takes it.
+    /// until the client's window takes it. Then `out` has given its memory back: a stream is silent most of its life.
     ///
     /// # Errors
     /// When the client is gone.
     pub fn poll_write(&mut self, context: &mut Context<'_>, out: &mut BytesMut) -> Poll<io::Result<()>> {
-        match self {
+        let written = match self {
             Self::Socket(socket) => socket.poll_write_all(context, out),
             Self::Stream(sender) => sender.poll_send(context, out),
+        };
+        if written.is_ready() {
+            *out = BytesMut::new();
         }
+        written
     }
 
     /// Reads what the client sends. Nothing read means that it has ended; an HTTP/2 client sends nothing.

@@ -144,8 +144,47 @@ pub enum Purpose {
     Entry(Target),
     /// Creates a stream by a `reset` entry; an entry that is there already does as well.
     Birth(Target),
+    /// Breaks the history of a stream that has a hole by a `reset` entry, which must be there.
+    Rebirth(Target),
+    /// Writes a key of a tenant that is none of these streams. What goes wrong with it is that tenant's alone.
+    Aside(String),
     /// Anything else, which must succeed.
     Other,
+}
+
+/// What was put aside, which tells what can settle it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aside {
+    /// A row that names somebody who is no user. Whom it names rightly was told.
+    Recipient,
+    /// A row of a table that a rule does not fit. Who sees it by other rules was told.
+    Rule,
+    /// A row that no stream can hold.
+    Row,
+    /// A message that is malformed.
+    Message,
+    /// A stream that takes no entries.
+    Stream,
+}
+
+impl Aside {
+    const ALL: [Self; 5] = [Self::Recipient, Self::Rule, Self::Row, Self::Message, Self::Stream];
+
+    /// A word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recipient => "recipient",
+            Self::Rule => "rule",
+            Self::Row => "row",
+            Self::Message => "message",
+            Self::Stream => "stream",
+        }
+    }
+
+    /// Reads an [`Self::as_str`].
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|aside| aside.as_str() == word)
+    }
 }
 
 /// Trimming a stream up to but not including an ID.
@@ -358,29 +397,42 @@ impl Batch {
         self.queued.push((self.commands.len(), Purpose::Entry(target)));
     }
 
-    /// Creates a stream, or breaks its history, by a `reset` entry.
+    /// Creates a stream by a `reset` entry, unless it is there.
     pub fn birth(&mut self, target: Target, id: StreamId, commit_ts: i64) {
+        self.push_reset(&target, id, commit_ts);
+        self.queued.push((self.commands.len(), Purpose::Birth(target)));
+    }
+
+    /// Breaks the history of a stream that has a hole by a `reset` entry.
+    pub fn rebirth(&mut self, target: Target, id: StreamId, commit_ts: i64) {
+        self.push_reset(&target, id, commit_ts);
+        self.queued.push((self.commands.len(), Purpose::Rebirth(target)));
+    }
+
+    fn push_reset(&mut self, target: &Target, id: StreamId, commit_ts: i64) {
         resp::begin(&mut self.commands, 7);
         resp::argument(&mut self.commands, b"XADD");
-        self.push_key(&target);
+        self.push_key(target);
         self.push_id(id);
         for text in ["op", "reset", "ts"] {
             resp::argument(&mut self.commands, text.as_bytes());
         }
         resp::argument(&mut self.commands, itoa::Buffer::new().format(commit_ts).as_bytes());
-        self.queued.push((self.commands.len(), Purpose::Birth(target)));
     }
 
-    /// Sets a tenant's generation, which every cursor must match.
-    pub fn set_generation(&mut self, tenant: &str, generation: i64) {
+    /// Begins a tenant's meta hash anew, whatever is in its place: with its generation, which every cursor must match,
+    /// and its state. The trim points go; all that they told of lies before the generation.
+    pub fn begin_meta(&mut self, tenant: &str, generation: i64, state: &str) {
         let (key, generation) = (self.keys.meta(tenant), generation.to_string());
-        self.other(&[b"HSET", key.as_bytes(), b"generation", generation.as_bytes()]);
+        self.other(&[b"DEL", key.as_bytes()]);
+        let fields: [&[u8]; 4] = [b"generation", generation.as_bytes(), b"state", state.as_bytes()];
+        self.aside(&key, &[&[b"HSET", key.as_bytes()][..], &fields].concat());
     }
 
     /// Pauses a tenant's delivery, or lets it go on.
     pub fn set_state(&mut self, tenant: &str, state: &str) {
         let key = self.keys.meta(tenant);
-        self.other(&[b"HSET", key.as_bytes(), b"state", state.as_bytes()]);
+        self.aside(&key, &[b"HSET", key.as_bytes(), b"state", state.as_bytes()]);
     }
 
     /// Notes that a stream takes no entries, so that whoever publishes next knows of the hole.
@@ -405,7 +457,7 @@ impl Batch {
     pub fn trim(&mut self, trim: &Trim) {
         let (meta, field) = (self.keys.meta(trim.target.tenant()), trim.target.trim_field());
         let (key, id) = (trim.target.key(&self.keys), trim.min_id.to_string());
-        self.other(&[
+        let command: [&[u8]; 7] = [
             b"EVAL",
             TRIM_SCRIPT,
             b"2",
@@ -413,15 +465,22 @@ impl Batch {
             key.as_bytes(),
             field.as_bytes(),
             id.as_bytes(),
-        ]);
+        ];
+        self.aside(&meta, &command);
     }
 
     /// Puts a change that could not be routed or stored aside, with the cause.
-    pub fn quarantine(&mut self, tenant: &str, id: Option<StreamId>, cause: &str, body: Option<&EntryBody>) {
+    pub fn quarantine(
+        &mut self,
+        tenant: &str,
+        id: Option<StreamId>,
+        (aside, cause): (Aside, &str),
+        body: Option<&EntryBody>,
+    ) {
         let key = self.keys.quarantine(tenant);
         let id = id.map(|id| id.to_string()).unwrap_or_default();
-        resp::begin(&mut self.commands, 10 + body.map_or(0, |body| body.arguments));
-        let head: [&[u8]; 10] = [
+        resp::begin(&mut self.commands, 12 + body.map_or(0, |body| body.arguments));
+        let head: [&[u8]; 12] = [
             b"XADD",
             key.as_bytes(),
             b"MAXLEN",
@@ -430,6 +489,8 @@ impl Batch {
             b"*",
             b"position",
             id.as_bytes(),
+            b"kind",
+            aside.as_str().as_bytes(),
             b"cause",
             cause.as_bytes(),
         ];
@@ -437,7 +498,7 @@ impl Batch {
         if let Some(body) = body {
             self.commands.extend_from_slice(&body.encoded);
         }
-        self.queued.push((self.commands.len(), Purpose::Other));
+        self.queued.push((self.commands.len(), Purpose::Aside(key)));
     }
 
     /// Tells API nodes about a change: `[id, tenant, table, row id, xid, commit time, [[event, op, users or null], …]]`,
@@ -566,6 +627,12 @@ impl Batch {
     pub fn other(&mut self, arguments: &[&[u8]]) {
         resp::command(&mut self.commands, arguments);
         self.queued.push((self.commands.len(), Purpose::Other));
+    }
+
+    /// Adds a whole command that writes a tenant's key beside its streams.
+    fn aside(&mut self, key: &str, arguments: &[&[u8]]) {
+        resp::command(&mut self.commands, arguments);
+        self.queued.push((self.commands.len(), Purpose::Aside(key.to_owned())));
     }
 
     fn push_key(&mut self, target: &Target) {

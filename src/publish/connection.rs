@@ -43,6 +43,10 @@ pub enum Outcome {
         missing: Vec<Target>,
         /// Streams that took an entry ill, with Redis' words.
         failed: Vec<(Target, String)>,
+        /// Streams that had a hole, and tell it now.
+        reborn: Vec<Target>,
+        /// Other keys of tenants that hold something else, with Redis' words.
+        spoilt: Vec<(String, String)>,
         /// The live stream took its entry ill; it must be made anew, which its readers notice.
         live_failed: Option<String>,
     },
@@ -643,6 +647,7 @@ impl Connection {
         };
         self.live = written.live;
         let (mut missing, mut failed, mut live_failed) = (Vec::new(), Vec::new(), None);
+        let (mut reborn, mut spoilt) = (Vec::new(), Vec::new());
         for (index, result) in results.into_iter().enumerate() {
             match (batch.purpose(index), result) {
                 (Some(Purpose::Entry(target)), Reply::Nil) if !missing.contains(target) => missing.push(target.clone()),
@@ -651,6 +656,9 @@ impl Connection {
                 (Some(Purpose::Birth(target)), Reply::Error(text)) if text.starts_with("WRONGTYPE") => {
                     failed.push((target.clone(), text));
                 }
+                (Some(Purpose::Rebirth(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
+                (Some(Purpose::Rebirth(target)), _) => reborn.push(target.clone()),
+                (Some(Purpose::Aside(key)), Reply::Error(text)) => spoilt.push((key.clone(), text)),
                 (None, Reply::Error(text)) if written.live_index == Some(index) => live_failed = Some(text),
                 (None | Some(Purpose::Other), Reply::Error(text)) => {
                     return Err(Failure::TornTransaction(format!(
@@ -667,6 +675,8 @@ impl Connection {
             batch,
             missing,
             failed,
+            reborn,
+            spoilt,
             live_failed,
         })
     }

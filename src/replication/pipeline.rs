@@ -14,10 +14,10 @@ use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, O
 use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
 use crate::keys::Keys;
-use crate::publish::batch::{Batch, EntryBody, Source, Target, Trim, operation_text};
+use crate::publish::batch::{Aside, Batch, EntryBody, Source, Target, Trim, operation_text};
 use crate::publish::checkpoint::{OpenTransaction, TransactionMark};
 use crate::route::outbox::{self, Letter};
-use crate::route::router::{Audience, Delivery, Plan, Router, SCHEMA_PREFIX};
+use crate::route::router::{Audience, Delivery, Plan, RouteError, Router, SCHEMA_PREFIX};
 use crate::route::row::{Row, Seen, user_id};
 use crate::route::rule::Operation;
 use crate::telemetry::traces;
@@ -41,6 +41,9 @@ pub const STREAM_PREFIX: &str = "posduif.stream";
 
 /// Prefix of the message by which a stream is trimmed: `<tenant> <stream> <first ID that stays>`.
 pub const TRIM_PREFIX: &str = "posduif.trim";
+
+/// Prefix of the message behind which a transaction's rows of a tenant are told as if they were new: `<tenant>`.
+pub const RETRY_PREFIX: &str = "posduif.retry";
 
 /// Longest entry in bytes. Redis takes no argument beyond 512 MiB, and would close the connection on one.
 const ENTRY_BYTES_MAX: usize = 384 * 1024 * 1024;
@@ -126,6 +129,8 @@ pub struct Pipeline {
     published: StreamId,
     replay: Replay,
     transaction: Option<Transaction>,
+    /// The tenant whose rows in this transaction are told as new.
+    retried: Option<Arc<str>>,
     received: PgLsn,
     tenants: HashSet<Arc<str>>,
     stopped: HashSet<Target>,
@@ -151,6 +156,7 @@ impl Pipeline {
             published: start.position,
             replay: start.replay,
             transaction: None,
+            retried: None,
             received: PgLsn::from(0),
             tenants: start.tenants,
             stopped: HashSet::new(),
@@ -224,7 +230,8 @@ impl Pipeline {
             "stream takes no entries and is stopped"
         );
         let cause = format!("stream {} takes no entries: {cause}", target.key(&self.keys));
-        self.batch.quarantine(&target.tenant().clone(), None, &cause, None);
+        let aside = (Aside::Stream, cause.as_str());
+        self.batch.quarantine(target.tenant(), None, aside, None);
         // Whoever mends it must know that there is a hole, after a restart too.
         self.batch.stop(&target, &cause);
         self.counts.quarantined += 1;
@@ -272,6 +279,7 @@ impl Pipeline {
             return Err(Error::Order("a transaction begins inside another"));
         }
         self.replay.meet(&begin).map_err(Error::Broken)?;
+        self.retried = None;
         self.transaction = Some(Transaction {
             begin,
             ordinal: 0,
@@ -357,13 +365,13 @@ impl Pipeline {
         let source = source(relation, &begin);
         self.body.begin(&source);
         let mut deliveries: Vec<Delivery<'_>> = Vec::new();
-        let routed = match write_rows(relation, &row, &mut self.json, &mut self.body) {
+        let is_retried = self.retried.as_ref() == Some(&plan.tenant);
+        let (is_stored, put_aside) = match write_rows(relation, &row, &mut self.json, &mut self.body) {
             Ok(()) if self.body.bytes() > ENTRY_BYTES_MAX => {
                 let bytes = self.body.bytes();
                 self.body.begin(&source);
-                Err(format!(
-                    "the row takes {bytes} bytes; an entry has at most {ENTRY_BYTES_MAX}"
-                ))
+                let cause = format!("the row takes {bytes} bytes; an entry has at most {ENTRY_BYTES_MAX}");
+                (false, Some((Aside::Row, cause)))
             }
             Ok(()) => {
                 let changes = Target::Changes(plan.tenant.clone());
@@ -371,14 +379,23 @@ impl Pipeline {
                     let op = operation_text(row.operation);
                     self.batch.entry(changes, id, op, None, &self.body);
                 }
-                plan.route(&row, &mut deliveries).map_err(|cause| cause.to_string())
+                let seen = if is_retried { row.as_new() } else { row };
+                let routed = plan.route(&seen, &mut deliveries);
+                let put_aside = routed.err().map(|cause| match &cause {
+                    RouteError::Recipient { .. } => (Aside::Recipient, cause.to_string()),
+                    RouteError::Rule(_) => (Aside::Rule, cause.to_string()),
+                });
+                (true, put_aside)
             }
-            Err(cause) => Err(cause.to_string()),
+            Err(cause) => (false, Some((Aside::Row, cause.to_string()))),
         };
-        if let Err(cause) = routed {
+        if let Some((aside, cause)) = put_aside {
             self.counts.quarantined += 1;
             tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
-            self.batch.quarantine(&plan.tenant, Some(id), &cause, Some(&self.body));
+            self.batch
+                .quarantine(&plan.tenant, Some(id), (aside, &cause), Some(&self.body));
+        }
+        if !is_stored {
             return Ok(());
         }
         if let Some(column) = plan.birth_column
@@ -436,6 +453,11 @@ impl Pipeline {
     }
 
     fn message(&mut self, prefix: &str, content: &[u8]) -> Result<(), Error> {
+        if prefix == RETRY_PREFIX {
+            // Also when it is published already: what follows it may not be.
+            let tenant = std::str::from_utf8(content).unwrap_or_default();
+            self.retried = self.tenants.get(tenant).cloned();
+        }
         let (Some(id), begin) = self.next_id()? else {
             return Ok(());
         };
@@ -525,8 +547,7 @@ impl Pipeline {
         for target in own.clone().into_iter().chain(inboxes) {
             self.batch.birth(target, id, begin.commit_ts);
         }
-        self.batch.set_generation(name, generation);
-        self.batch.set_state(name, state);
+        self.batch.begin_meta(name, generation, state);
         self.batch.reset_notice(id, name, Audience::Tenant, begin.commit_ts);
         if self.tenants.insert(tenant) {
             // Tables that were described before their tenant was known.
@@ -585,8 +606,9 @@ impl Pipeline {
                 tracing::warn!(tenant = &*tenant, %id, cause = %undeliverable, "message quarantined");
                 self.body
                     .field("content", &content[..content.len().min(outbox::CONTENT_BYTES_MAX)]);
+                let cause = undeliverable.to_string();
                 self.batch
-                    .quarantine(&tenant, Some(id), &undeliverable.to_string(), Some(&self.body));
+                    .quarantine(&tenant, Some(id), (Aside::Message, &cause), Some(&self.body));
                 return;
             }
         };

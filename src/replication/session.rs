@@ -434,8 +434,8 @@ async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, conne
 
 /// What a session writes before all else.
 ///
-/// Streams that an earlier session had to stop have a hole: they are born anew, which tells their readers. One that is
-/// still not to be written is stopped again. And when the server went on on a timeline that holds all that is published,
+/// Streams that an earlier session had to stop have a hole: they are born anew, which tells their readers. One that does
+/// not take even that is stopped again. And when the server went on on a timeline that holds all that is published,
 /// the next session must compare with that one.
 fn opening(keys: &Keys, stopped: &[Target], position: StreamId, timeline: Option<i32>) -> Option<Batch> {
     let mut batch = Batch::new(keys.clone());
@@ -448,8 +448,7 @@ fn opening(keys: &Keys, stopped: &[Target], position: StreamId, timeline: Option
             stream = target.key(keys),
             "stream was stopped and is born anew with a reset"
         );
-        batch.unstop(target);
-        batch.birth(target.clone(), position, unix_micros());
+        batch.rebirth(target.clone(), position, unix_micros());
     }
     (!batch.is_empty()).then_some(batch)
 }
@@ -533,8 +532,7 @@ async fn begin_epoch(
         let Some(tenant) = Tenant::named(&name) else { continue };
         let shared_name: std::sync::Arc<str> = name.as_str().into();
         let mut batch = Batch::new(keys.clone());
-        batch.set_generation(&name, generation);
-        batch.set_state(&name, &state);
+        batch.begin_meta(&name, generation, &state);
         for target in [
             Target::Changes(shared_name.clone()),
             Target::Shared(shared_name.clone()),
@@ -694,7 +692,7 @@ impl Session<'_> {
             Event::StatusWritten => {}
             Event::Redis => {
                 while let Some(outcome) = self.redis.outcome()? {
-                    self.conclude(outcome);
+                    self.conclude(outcome)?;
                     self.send_when_possible();
                 }
                 // There may be frames that the full batch left in the buffer.
@@ -787,12 +785,14 @@ impl Session<'_> {
         self.redis.send(batch, &self.epoch, self.sending_acknowledged);
     }
 
-    fn conclude(&mut self, outcome: Outcome) {
+    fn conclude(&mut self, outcome: Outcome) -> Result<(), End> {
         match outcome {
             Outcome::Written {
                 batch,
                 missing,
                 failed,
+                reborn,
+                spoilt,
                 live_failed,
             } => {
                 if self.refusal.take().is_some() {
@@ -813,6 +813,10 @@ impl Session<'_> {
                 for (target, cause) in failed {
                     self.pipeline.stop_stream(target, &cause);
                 }
+                reborn.iter().for_each(|target| self.pipeline.batch().unstop(target));
+                for (key, cause) in spoilt {
+                    tracing::error!(key, cause, "a tenant's key holds something else; remove it");
+                }
                 if let Some(cause) = live_failed {
                     tracing::error!(cause, "the live stream took its entry ill and is made anew");
                     let key = Keys::new(&self.context.config.redis.prefix).live(0);
@@ -828,6 +832,11 @@ impl Session<'_> {
             }
             Outcome::Refused { batch, cause } => {
                 self.context.report.metrics.replication.refused(&cause);
+                if cause.contains("READONLY") {
+                    // Another server may be the primary by now, and the one at hand may stay a replica for ever.
+                    let cause = anyhow!("Redis has become a replica ({cause}): connecting anew");
+                    return Err(End::Failed(Cause::Redis, cause));
+                }
                 if self.refusal.as_ref() != Some(&cause) {
                     tracing::warn!(cause, "Redis takes nothing at the moment; the batch waits");
                 }
@@ -838,7 +847,7 @@ impl Session<'_> {
             }
             Outcome::Denied { batch, purpose, cause } => {
                 self.context.report.metrics.replication.refused(&cause);
-                if let Some(Purpose::Entry(target) | Purpose::Birth(target)) = purpose {
+                if let Some(Purpose::Entry(target) | Purpose::Birth(target) | Purpose::Rebirth(target)) = purpose {
                     self.pipeline.stop_stream(target, &cause);
                 } else {
                     tracing::error!(
@@ -849,6 +858,7 @@ impl Session<'_> {
                 self.refused = Some((batch, Instant::now()));
             }
         }
+        Ok(())
     }
 
     /// Tells of the transactions that Redis took to their end, where their traces are sampled.
@@ -877,7 +887,7 @@ impl Session<'_> {
             tracing::warn!(?target, "stream was missing and is born anew with a reset");
             let keys = Keys::new(&self.context.config.redis.prefix);
             let births = self.births.get_or_insert_with(|| Batch::new(keys));
-            births.birth(target, position, unix_micros());
+            births.rebirth(target, position, unix_micros());
         }
     }
 
@@ -963,7 +973,11 @@ impl Session<'_> {
             }
             match tokio::time::timeout(TICK, self.redis.progress()).await {
                 Ok(Ok(())) => match self.redis.outcome() {
-                    Ok(Some(outcome)) => self.conclude(outcome),
+                    Ok(Some(outcome)) => {
+                        if let Err(end) = self.conclude(outcome) {
+                            return end;
+                        }
+                    }
                     Ok(None) => {}
                     Err(failure) => return failure.into(),
                 },

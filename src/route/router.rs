@@ -79,15 +79,14 @@ pub struct Plan {
     pub birth_column: Option<usize>,
     /// Columns whose values live events tell.
     pub told_columns: Vec<usize>,
-    routes: Vec<Route>,
-    /// Why rows of this table cannot be routed.
+    /// The built-in rule for messages, where this is their table.
+    messages: Option<messages::Columns>,
+    /// Rules whose deliveries streams keep: each user is told a change once, however many of them say so.
+    stored: Vec<ColumnsRoute>,
+    /// Rules whose deliveries are only live, each an event of its own.
+    fleeting: Vec<ColumnsRoute>,
+    /// Why a rule cannot route rows of this table.
     broken: Option<String>,
-}
-
-#[derive(Debug, Clone)]
-enum Route {
-    Messages(messages::Columns),
-    Columns(ColumnsRoute),
 }
 
 /// A rule compiled for a table.
@@ -100,7 +99,6 @@ struct ColumnsRoute {
     equals: Vec<(usize, String)>,
     /// A set value means that the row is as good as deleted.
     gone: Option<usize>,
-    stored: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -128,51 +126,184 @@ impl Router {
                 .iter()
                 .filter_map(|column| relation.column(column))
                 .collect(),
-            routes: Vec::new(),
+            messages: None,
+            stored: Vec::new(),
+            fleeting: Vec::new(),
             broken: None,
         };
         let built_in = |to: &str, event: &str, changed: &[&str]| Rule::built_in(&relation.table, to, event, changed);
-        let result = match &*relation.table {
-            "messages" => messages::Columns::of(relation)
-                .map(|columns| plan.routes.push(Route::Messages(columns)))
-                .map_err(|column| format!("table messages lacks the column {column}")),
+        match &*relation.table {
+            "messages" => match messages::Columns::of(relation) {
+                Ok(columns) => plan.messages = Some(columns),
+                Err(column) => plan.broken = Some(format!("table messages lacks the column {column}")),
+            },
             "users" => {
                 plan.birth_column = relation.column("id");
                 let visible = ["username", "user_type", "email", "disabled_at", "deleted_at"];
-                plan.add(&built_in(TENANT, "change", &visible), relation, true)
-                    .and_then(|()| {
-                        plan.add(
-                            &built_in("id", "device_changed", &["disabled_at", "deleted_at"]),
-                            relation,
-                            false,
-                        )
-                    })
-                    // What API nodes remember of a user shows this too.
-                    .and_then(|()| plan.add(&built_in("id", "user_seen", &["last_seen"]), relation, false))
+                plan.store(&built_in(TENANT, "change", &visible), relation);
+                let standing = built_in("id", "device_changed", &["disabled_at", "deleted_at"]);
+                plan.only_tell(&standing, relation);
+                // What API nodes remember of a user shows this too.
+                plan.only_tell(&built_in("id", "user_seen", &["last_seen"]), relation);
             }
-            ENCRYPTED_STATES => plan.add(&Rule::encrypted_states(), relation, true),
-            "message_conflicts" => plan.add(&Rule::conflicts(), relation, true),
+            ENCRYPTED_STATES => plan.store(&Rule::encrypted_states(), relation),
+            "message_conflicts" => plan.store(&Rule::conflicts(), relation),
             "devices" => {
-                let mut other_key = built_in("user_id", "change", &["public_key"]);
-                other_key.when.op = vec![Operation::Update];
                 // API nodes drop what they remember of a device that changed.
                 let standing = built_in("user_id", "device_changed", &["user_id", "revoked_at", "created_at"]);
-                plan.add(&standing, relation, false)
-                    .and_then(|()| plan.add(&other_key, relation, true))
+                plan.only_tell(&standing, relation);
+                let mut other_key = built_in("user_id", "change", &["public_key"]);
+                other_key.when.op = vec![Operation::Update];
+                plan.store(&other_key, relation);
             }
-            _ => Ok(()),
-        };
-        let own = self.rules.iter().filter(|rule| *rule.table == *relation.table);
-        let result = own.fold(result, |result, rule| {
-            result.and_then(|()| plan.add(rule, relation, true))
-        });
-        plan.broken = result.err();
+            _ => {}
+        }
+        for rule in self.rules.iter().filter(|rule| *rule.table == *relation.table) {
+            plan.store(rule, relation);
+        }
         Some(plan)
     }
 }
 
 impl Plan {
-    fn add(&mut self, rule: &Rule, relation: &Relation, stored: bool) -> Result<(), String> {
+    fn store(&mut self, rule: &Rule, relation: &Relation) {
+        match ColumnsRoute::compile(rule, relation) {
+            Ok(route) => self.stored.push(route),
+            Err(cause) => self.is_broken_by(cause),
+        }
+    }
+
+    fn only_tell(&mut self, rule: &Rule, relation: &Relation) {
+        match ColumnsRoute::compile(rule, relation) {
+            Ok(route) => self.fleeting.push(route),
+            Err(cause) => self.is_broken_by(cause),
+        }
+    }
+
+    fn is_broken_by(&mut self, cause: String) {
+        self.broken.get_or_insert(cause);
+    }
+
+    /// Whether any rule covers the table.
+    pub fn is_routed(&self) -> bool {
+        self.messages.is_some() || !self.stored.is_empty() || !self.fleeting.is_empty() || self.broken.is_some()
+    }
+
+    /// Appends who sees a row. A user has at most one delivery that is stored, and so has the tenant; where a user's own
+    /// differs from the tenant's, it goes before that.
+    ///
+    /// # Errors
+    /// When a rule does not fit the table, or the row names somebody who cannot be a user. Who sees it by other rules and
+    /// columns is appended nevertheless, as a snapshot would show it to them.
+    pub fn route<'p>(&'p self, row: &Row<'_>, out: &mut Vec<Delivery<'p>>) -> Result<(), RouteError> {
+        let mut result = match &self.broken {
+            Some(broken) => Err(RouteError::Rule(broken.clone())),
+            None => Ok(()),
+        };
+        if let Some(columns) = &self.messages {
+            let start = out.len();
+            if let Err(cause) = columns.route(row, out) {
+                out.truncate(start);
+                result = Err(RouteError::Recipient {
+                    column: "sender_id or recipient_id".into(),
+                    cause,
+                });
+            }
+        }
+        let mut sight = |route: &'p ColumnsRoute| route.sight(row, &mut result);
+        for route in &self.fleeting {
+            tell(&[sight(route)], false, out);
+        }
+        match &self.stored[..] {
+            [] => {}
+            // As nearly every table has it.
+            [route] => tell(&[sight(route)], true, out),
+            routes => tell(&routes.iter().map(sight).collect::<Vec<_>>(), true, out),
+        }
+        result
+    }
+}
+
+/// Who sees a row by one rule.
+struct Sight<'p> {
+    before: Seers,
+    after: Seers,
+    /// Whether the rule tells of the operation at all.
+    is_told: bool,
+    /// Whether it tells those who see the row before and after.
+    is_change_told: bool,
+    event: &'p str,
+}
+
+enum Seers {
+    Everybody,
+    These(Vec<Uuid>),
+}
+
+impl Seers {
+    const NOBODY: Self = Self::These(Vec::new());
+
+    fn users(&self) -> &[Uuid] {
+        match self {
+            Self::Everybody => &[],
+            Self::These(users) => users,
+        }
+    }
+
+    fn include(&self, audience: Audience) -> bool {
+        match (self, audience) {
+            (Self::Everybody, _) => true,
+            (Self::These(users), Audience::User(user)) => users.contains(&user),
+            (Self::These(_), Audience::Tenant) => false,
+        }
+    }
+}
+
+/// Appends what an audience is told of a row that it sees by these rules: a row is somebody's as long as one of them says
+/// so, and the event is that of the first by which it still is.
+fn tell<'p>(sights: &[Sight<'p>], stored: bool, out: &mut Vec<Delivery<'p>>) {
+    let delivery = |audience| {
+        let saw = sights.iter().any(|sight| sight.before.include(audience));
+        let sees = sights.iter().any(|sight| sight.after.include(audience));
+        let operation = match (saw, sees) {
+            (false, false) => return None,
+            (false, true) => Operation::Insert,
+            (true, true) => Operation::Update,
+            (true, false) => Operation::Delete,
+        };
+        let is_telling = |sight: &&Sight<'p>| {
+            let (before, after) = (sight.before.include(audience), sight.after.include(audience));
+            sight.is_told && (before != after || before && sight.is_change_told)
+        };
+        let mut telling = sights.iter().filter(is_telling);
+        let first = telling.next()?;
+        let still = |sight: &&Sight<'p>| sight.after.include(audience);
+        let teller = std::iter::once(first).chain(telling).find(still).unwrap_or(first);
+        Some(Delivery {
+            audience,
+            operation,
+            event: teller.event,
+            stored,
+        })
+    };
+    let common = delivery(Audience::Tenant);
+    let is_common = |own: &Delivery<'p>| {
+        common.is_some_and(|common| (common.operation, common.event) == (own.operation, own.event))
+    };
+    let before = sights.iter().flat_map(|sight| sight.before.users());
+    let after = sights.iter().flat_map(|sight| sight.after.users());
+    let start = out.len();
+    for user in before.chain(after) {
+        let audience = Audience::User(*user);
+        if !out[start..].iter().any(|other| other.audience == audience) {
+            out.extend(delivery(audience).filter(|own| !is_common(own)));
+        }
+    }
+    out.extend(common);
+}
+
+impl ColumnsRoute {
+    fn compile(rule: &Rule, relation: &Relation) -> Result<Self, String> {
         let find = |column: &String| {
             let missing = || {
                 format!(
@@ -194,110 +325,53 @@ impl Plan {
             }
             Recipients::Columns(columns)
         };
-        self.routes.push(Route::Columns(ColumnsRoute {
+        let equals = rule.when.equals.iter();
+        Ok(Self {
             to,
             event: rule.event.clone(),
             operations: rule.when.op.clone(),
             changed,
-            equals: rule
-                .when
-                .equals
-                .iter()
+            equals: equals
                 .map(|(column, text)| Ok((find(column)?, text.clone())))
                 .collect::<Result<_, String>>()?,
             gone: relation.column(Rule::gone_column(&rule.table)),
-            stored,
-        }));
-        Ok(())
+        })
     }
 
-    /// Whether any rule covers the table.
-    pub fn is_routed(&self) -> bool {
-        !self.routes.is_empty() || self.broken.is_some()
-    }
-
-    /// Appends who sees a row.
-    ///
-    /// # Errors
-    /// When a rule covers the table but the row names no valid recipient; nothing is appended then.
-    pub fn route<'p>(&'p self, row: &Row<'_>, out: &mut Vec<Delivery<'p>>) -> Result<(), RouteError> {
-        if let Some(broken) = &self.broken {
-            return Err(RouteError::Rule(broken.clone()));
-        }
-        let start = out.len();
-        for route in &self.routes {
-            let result = match route {
-                Route::Messages(columns) => columns.route(row, out).map_err(|cause| RouteError::Recipient {
-                    column: "sender_id or recipient_id".into(),
-                    cause,
-                }),
-                Route::Columns(route) => route.route(row, out),
-            };
-            if let Err(error) = result {
-                out.truncate(start);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl ColumnsRoute {
-    fn route<'p>(&'p self, row: &Row<'_>, out: &mut Vec<Delivery<'p>>) -> Result<(), RouteError> {
-        if !self.operations.is_empty() && !self.operations.contains(&row.operation) {
-            return Ok(());
-        }
-        // For its recipients a row appears, changes or disappears; moving in or out of the condition counts too.
+    /// Who sees a row by this rule. Moving in or out of the condition counts as coming and going. A recipient that is no
+    /// user is passed over, and of the new row noted in `result`: of the old one that was done when it came.
+    fn sight(&self, row: &Row<'_>, result: &mut Result<(), RouteError>) -> Sight<'_> {
         let old_fits = row.operation != Operation::Insert && self.fits(row, Row::before);
         let new_fits = row.operation != Operation::Delete && self.fits(row, Row::after);
-        if row.operation == Operation::Update
-            && old_fits
-            && new_fits
-            && !self.changed.is_empty()
-            && !self.changed.iter().any(|column| row.has_changed(*column))
-        {
-            return Ok(());
-        }
-        let deliver = |audience, operation, out: &mut Vec<Delivery<'p>>| {
-            out.push(Delivery {
-                audience,
-                operation,
-                event: &self.event,
-                stored: self.stored,
-            });
-        };
-        match &self.to {
-            Recipients::Tenant => match (old_fits, new_fits) {
-                (false, false) => {}
-                (false, true) => deliver(Audience::Tenant, Operation::Insert, out),
-                (true, true) => deliver(Audience::Tenant, Operation::Update, out),
-                (true, false) => deliver(Audience::Tenant, Operation::Delete, out),
-            },
+        let is_change_told = self.changed.is_empty() || self.changed.iter().any(|column| row.has_changed(*column));
+        let (before, after) = match &self.to {
+            Recipients::Tenant => {
+                let seers = |fits| if fits { Seers::Everybody } else { Seers::NOBODY };
+                (seers(old_fits), seers(new_fits))
+            }
             Recipients::Columns(columns) => {
-                let old = if old_fits {
-                    self.users(columns, row, Row::before)?
-                } else {
-                    Vec::new()
-                };
-                let new = if new_fits {
-                    self.users(columns, row, Row::after)?
-                } else {
-                    Vec::new()
-                };
-                for user in old.iter().filter(|user| !new.contains(user)) {
-                    deliver(Audience::User(*user), Operation::Delete, out);
+                let (mut old, mut new) = (Vec::new(), Vec::new());
+                if old_fits {
+                    users(columns, row, Row::before, &mut old, &mut Ok(()));
+                }
+                if new_fits {
+                    users(columns, row, Row::after, &mut new, result);
                 }
                 // Where the log does not have the old recipients, they count as those of the new row.
                 let is_unknown = |(column, _): &(usize, String)| row.before(*column) == Seen::Unknown;
-                let unknown = old_fits && columns.iter().any(is_unknown);
-                for user in &new {
-                    let known = unknown || old.contains(user);
-                    let operation = if known { Operation::Update } else { Operation::Insert };
-                    deliver(Audience::User(*user), operation, out);
+                if old_fits && columns.iter().any(is_unknown) {
+                    old.extend(&new);
                 }
+                (Seers::These(old), Seers::These(new))
             }
+        };
+        Sight {
+            before,
+            after,
+            is_told: self.operations.is_empty() || self.operations.contains(&row.operation),
+            is_change_told,
+            event: &self.event,
         }
-        Ok(())
     }
 
     fn fits<'a>(&self, row: &Row<'a>, side: fn(&Row<'a>, usize) -> Seen<'a>) -> bool {
@@ -308,21 +382,27 @@ impl ColumnsRoute {
         };
         self.equals.iter().all(equal) && !self.gone.is_some_and(|column| side(row, column).is_set())
     }
+}
 
-    fn users<'a>(
-        &self,
-        columns: &[(usize, String)],
-        row: &Row<'a>,
-        side: fn(&Row<'a>, usize) -> Seen<'a>,
-    ) -> Result<Vec<Uuid>, RouteError> {
-        let mut users = Vec::with_capacity(columns.len());
-        for (column, name) in columns {
-            let user = user_id(side(row, *column)).map_err(|cause| RouteError::Recipient {
-                column: name.clone(),
-                cause,
-            })?;
-            users.extend(user.filter(|user| !users.contains(user)));
+/// Adds the users that one side of a row names, and notes the first that is none.
+fn users<'a>(
+    columns: &[(usize, String)],
+    row: &Row<'a>,
+    side: fn(&Row<'a>, usize) -> Seen<'a>,
+    users: &mut Vec<Uuid>,
+    result: &mut Result<(), RouteError>,
+) {
+    for (column, name) in columns {
+        match user_id(side(row, *column)) {
+            Ok(user) => users.extend(user.filter(|user| !users.contains(user))),
+            Err(cause) => {
+                if result.is_ok() {
+                    *result = Err(RouteError::Recipient {
+                        column: name.clone(),
+                        cause,
+                    });
+                }
+            }
         }
-        Ok(users)
     }
 }

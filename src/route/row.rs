@@ -68,6 +68,18 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// The row as it is, as if it had just come.
+    #[must_use]
+    pub fn as_new(self) -> Self {
+        Self {
+            operation: match self.operation {
+                Operation::Update => Operation::Insert,
+                other => other,
+            },
+            ..self
+        }
+    }
+
     /// The new row's cells.
     pub fn new_tuple(&self) -> Option<&'a Tuple<'a>> {
         self.new

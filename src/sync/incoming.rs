@@ -292,6 +292,7 @@ impl Incoming {
                 Ok(Read::Broken(_)) => return Ok(rows.len().max(1)),
                 // What waits cannot be had.
                 Err(store::Error::Paused) => return Ok(0),
+                Err(store::Error::Stopped) => return Ok(rows.len().max(1)),
                 Err(error) => return Err(error.into()),
             };
             looked += slice.entries.len();

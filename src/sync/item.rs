@@ -78,6 +78,8 @@ pub struct Version {
     pub place: StreamId,
     /// Which row; nothing when it has no id.
     row: Option<(Text, Text)>,
+    /// Which row it was until then, where it has got another id.
+    former: Option<Box<(Text, Text)>>,
     /// What a client sees of it, if anything.
     item: Option<Item>,
 }
@@ -98,10 +100,17 @@ pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
             return Version {
                 place,
                 row: None,
+                former: None,
                 item: None,
             };
         }
-        let id = entry.row_id();
+        let (id, former) = match entry.op {
+            // Of what goes, the reader knows only the former one.
+            Op::Delete => (entry.former_id().or_else(|| entry.row_id()), None),
+            Op::Update => (entry.row_id(), entry.former_id()),
+            _ => (entry.row_id(), None),
+        };
+        let former = former.map(|id| Box::new((entry.table.clone(), id)));
         let row = entry.row.filter(|_| entry.op != Op::Delete);
         let shown = row.as_ref().and_then(|row| match entry.table.as_bytes() {
             b"messages" => project(row, &MESSAGE, &mut memory).map(Item::Message),
@@ -120,6 +129,7 @@ pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
         Version {
             place,
             row: id.map(|id| (entry.table, id)),
+            former,
             item: Some(item),
         }
     })
@@ -131,13 +141,17 @@ pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
 /// client that holds a higher version would keep that for ever.
 pub fn end_before_return(versions: &mut Vec<Version>) -> bool {
     let mut gone: HashSet<&(Text, Text)> = HashSet::new();
-    let returned = versions.iter().position(|version| match &version.row {
-        Some(row) if version.is_end() => {
-            gone.insert(row);
-            false
-        }
-        Some(row) => gone.contains(row),
-        None => false,
+    let returned = versions.iter().position(|version| {
+        let is_back = match &version.row {
+            Some(row) if version.is_end() => {
+                gone.insert(row);
+                false
+            }
+            Some(row) => gone.contains(row),
+            None => false,
+        };
+        gone.extend(version.former.as_deref());
+        is_back
     });
     if let Some(end) = returned {
         versions.truncate(end);
@@ -145,15 +159,29 @@ pub fn end_before_return(versions: &mut Vec<Version>) -> bool {
     returned.is_some()
 }
 
-/// Of several versions of a row only the newest, at its place.
+/// Of several versions of a row only the newest, at its place. A row that has got another id goes under the one it had.
 pub fn newest(versions: Vec<Version>) -> Vec<Item> {
     let mut seen: HashSet<&(Text, Text)> = HashSet::with_capacity(versions.len());
-    let mut newest = vec![true; versions.len()];
-    for (version, is_newest) in versions.iter().zip(&mut newest).rev() {
+    let mut kept = vec![(true, true); versions.len()];
+    for (version, (is_newest, is_gone)) in versions.iter().zip(&mut kept).rev() {
         *is_newest = version.row.as_ref().is_none_or(|row| seen.insert(row));
+        *is_gone = version.former.as_deref().is_some_and(|former| seen.insert(former));
     }
-    let kept = versions.into_iter().zip(newest).filter(|(_, is_newest)| *is_newest);
-    kept.filter_map(|(version, _)| version.item).collect()
+    let mut items = Vec::with_capacity(versions.len());
+    for (version, (is_newest, is_gone)) in versions.into_iter().zip(kept) {
+        if let Some(former) = version.former.filter(|_| is_gone) {
+            let (table, id) = *former;
+            items.push(Item::Change(Change {
+                table,
+                op: Op::Delete.as_str(),
+                id: Some(id),
+                row: None,
+                is_partial: false,
+            }));
+        }
+        items.extend(version.item.filter(|_| is_newest));
+    }
+    items
 }
 
 /// Takes only these columns of a row; nothing when one is missing.
@@ -254,6 +282,29 @@ mod tests {
         let mut whole: Vec<Version> = versions(entries).collect();
         assert!(!end_before_return(&mut whole));
         assert_eq!(whole.len(), 2);
+    }
+
+    #[test]
+    fn a_row_with_another_id_goes_under_the_one_it_had_unless_that_is_a_rows_again() {
+        let renamed = |seq, from: &str, to: &str| Entry {
+            old: entry(0, Op::Insert, from, "").row,
+            ..entry(seq, Op::Update, to, "1")
+        };
+        let items = collapse(vec![entry(1, Op::Insert, "a", "1"), renamed(2, "a", "b")]);
+        assert_eq!(show(&items), ["delete-a", "b=1"]);
+        assert_eq!(
+            show(&collapse(vec![renamed(1, "a", "b"), renamed(2, "b", "c")])),
+            ["delete-a", "delete-b", "c=1"]
+        );
+        let gone = Entry {
+            op: Op::Delete,
+            ..renamed(1, "a", "b")
+        };
+        assert_eq!(show(&collapse(vec![gone])), ["delete-a"]);
+        let entries = vec![renamed(1, "a", "b"), entry(2, Op::Insert, "a", "2")];
+        let mut cut: Vec<Version> = versions(entries).collect();
+        assert!(end_before_return(&mut cut));
+        assert_eq!(show(&newest(cut)), ["delete-a", "b=1"]);
     }
 
     #[test]

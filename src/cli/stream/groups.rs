@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::output::{self, say};
 use super::super::table::{Cell, Tone, facts, print_table};
 use super::place::Place;
-use super::{Bench, dash, duration, group_name, printable};
+use super::{Bench, Tenants, dash, duration, group_name, printable};
 use crate::deliver::groups::{self, Created, Group, Lag, Missed};
 use crate::deliver::streams;
 use crate::publish::batch::Target;
@@ -29,9 +29,8 @@ pub(super) struct Groups {
 enum Verb {
     /// Show all groups, with what is pending and how far each is behind
     List {
-        /// Only this tenant's; may be given several times
-        #[arg(long)]
-        tenant: Vec<String>,
+        #[command(flatten)]
+        tenants: Tenants,
     },
     /// Make a group on a tenant's `changes`
     Create {
@@ -47,32 +46,39 @@ enum Verb {
     },
     /// Show one group: its consumers and its oldest pending entries
     Show {
-        /// The tenant
-        #[arg(long)]
-        tenant: String,
-        /// The group
-        name: String,
+        #[command(flatten)]
+        which: Which,
     },
     /// Drop a group, and with it what it knows of pending entries
     Drop {
-        /// The tenant
-        #[arg(long)]
-        tenant: String,
-        /// The group
-        name: String,
+        #[command(flatten)]
+        which: Which,
         /// Do it: without this, only what would be lost is said
         #[arg(long)]
         yes: bool,
     },
 }
 
+/// Which group.
+#[derive(Debug, Args)]
+struct Which {
+    /// The tenant
+    #[arg(long)]
+    tenant: String,
+    /// The group
+    name: String,
+}
+
 impl Groups {
     pub(super) async fn run(self, bench: &Bench<'_>) -> Result<()> {
-        match self.verb.unwrap_or(Verb::List { tenant: Vec::new() }) {
-            Verb::List { tenant } => list(bench, &tenant).await,
+        let default = Verb::List {
+            tenants: Tenants::default(),
+        };
+        match self.verb.unwrap_or(default) {
+            Verb::List { tenants } => list(bench, &tenants).await,
             Verb::Create { tenant, name, from } => create(bench, &tenant, &name, from).await,
-            Verb::Show { tenant, name } => show(bench, &tenant, &name).await,
-            Verb::Drop { tenant, name, yes } => drop(bench, &tenant, &name, yes).await,
+            Verb::Show { which } => show(bench, &which.tenant, &which.name).await,
+            Verb::Drop { which, yes } => drop(bench, &which.tenant, &which.name, yes).await,
         }
     }
 }
@@ -128,9 +134,9 @@ fn to_json(bench: &Bench<'_>, tenant: &str, group: &Group) -> Value {
     })
 }
 
-async fn list(bench: &Bench<'_>, named: &[String]) -> Result<()> {
+async fn list(bench: &Bench<'_>, tenants: &Tenants) -> Result<()> {
     let mut found = Vec::new();
-    for tenant in bench.tenants(named).await? {
+    for tenant in bench.tenants(tenants).await? {
         let groups = groups::list(&bench.store, &tenant.name).await?.unwrap_or_default();
         found.extend(groups.into_iter().map(|group| (tenant.name.clone(), group)));
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::super::human;
 use super::super::output::{self, say};
 use super::super::table::{Cell, NOTHING, Tone, print_table};
-use super::{Bench, StreamView, dash, mark, printable};
+use super::{Bench, StreamView, Tenants, dash, mark, printable};
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::streams::{self, Ids, Length, Stopped};
 use crate::domain::users;
@@ -22,9 +22,8 @@ const SAMPLE: usize = 100;
 /// Arguments of `posduif stream list`.
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// Only this tenant; may be given several times
-    #[arg(long)]
-    tenant: Vec<String>,
+    #[command(flatten)]
+    tenants: Tenants,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,7 +75,7 @@ struct StoppedView {
 
 impl List {
     pub(super) async fn run(self, bench: &Bench<'_>) -> Result<()> {
-        let tenants = bench.tenants(&self.tenant).await?;
+        let tenants = bench.tenants(&self.tenants).await?;
         let stopped = streams::stopped(&bench.store).await?;
         let keys = bench.store.keys();
         let (live, _) = StreamView::look(bench, "live", keys.live(0), bench.positions()).await?;

@@ -42,7 +42,7 @@ enum Verb {
     List(list::List),
     /// Show one stream in detail
     Show(show::Show),
-    /// Follow changes as they are published
+    /// Follow changes as they are published, of tenants that come meanwhile, too
     Tail(tail::Tail),
     /// Forget a stream's oldest entries
     Trim(trim::Trim),
@@ -52,6 +52,14 @@ enum Verb {
     Groups(groups::Groups),
     /// What could not be routed or stored, and why
     Quarantine(quarantine::Quarantine),
+}
+
+/// Whose streams are shown.
+#[derive(Debug, Default, Args)]
+struct Tenants {
+    /// Only this tenant's; may be given several times
+    #[arg(long = "tenant", value_name = "TENANT")]
+    named: Vec<String>,
 }
 
 impl Stream {
@@ -110,7 +118,7 @@ impl<'a> Bench<'a> {
     }
 
     /// These tenants, which must exist, or all.
-    async fn tenants(&self, named: &[String]) -> Result<Vec<Tenant>> {
+    async fn tenants(&self, Tenants { named }: &Tenants) -> Result<Vec<Tenant>> {
         if named.is_empty() {
             return tenants::list(&self.database)
                 .await

@@ -1,15 +1,19 @@
 //! `posduif stream quarantine`: what could not be routed or stored, and why.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::super::output::{self, say};
 use super::super::table::print_table;
-use super::{Bench, dash, printable, seconds};
+use super::{Bench, Tenants, dash, printable, seconds};
 use crate::change::StreamId;
-use crate::deliver::quarantine::{self, Aside};
+use crate::database::tenants::{self, Tenant};
+use crate::deliver::quarantine::{self, Aside, Remedy};
 use crate::deliver::streams::{rfc3339, time_of_micros};
+use crate::publish::batch;
 
 /// Arguments of `posduif stream quarantine`.
 #[derive(Debug, Args)]
@@ -22,9 +26,8 @@ pub(super) struct Quarantine {
 enum Verb {
     /// Show the newest of each tenant's quarantine
     List {
-        /// Only this tenant's; may be given several times
-        #[arg(long)]
-        tenant: Vec<String>,
+        #[command(flatten)]
+        tenants: Tenants,
         /// At most so many of each tenant
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
@@ -37,38 +40,65 @@ enum Verb {
         /// Its ID, as `list` shows it
         id: StreamId,
     },
+    /// Deliver changes whose cause is mended, and forget them
+    Retry {
+        #[command(flatten)]
+        which: Which,
+        /// Begin the tenant's streams anew, which settles also what a row alone does not: each device takes a snapshot
+        #[arg(long)]
+        resync: bool,
+        /// Do it: without this, a resync only says what would happen
+        #[arg(long)]
+        yes: bool,
+    },
     /// Forget changes that are settled; nothing tries them again
-    #[command(group(ArgGroup::new("which").required(true).args(["ids", "all"])))]
     Drop {
-        /// The tenant
-        #[arg(long)]
-        tenant: String,
-        /// Their IDs, as `list` shows them
-        ids: Vec<StreamId>,
-        /// All of them
-        #[arg(long)]
-        all: bool,
+        #[command(flatten)]
+        which: Which,
         /// Do it: without this, only what would be lost is said
         #[arg(long)]
         yes: bool,
     },
 }
 
+/// Which changes.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["ids", "all"])))]
+struct Which {
+    /// The tenant
+    #[arg(long)]
+    tenant: String,
+    /// Their IDs, as `list` shows them
+    ids: Vec<StreamId>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+}
+
 impl Quarantine {
     pub(super) async fn run(self, bench: &Bench<'_>) -> Result<()> {
         let default = Verb::List {
-            tenant: Vec::new(),
+            tenants: Tenants::default(),
             limit: 20,
         };
         match self.verb.unwrap_or(default) {
-            Verb::List { tenant, limit } => list(bench, &tenant, limit).await,
+            Verb::List { tenants, limit } => list(bench, &tenants, limit).await,
             Verb::Show { tenant, id } => show(bench, &tenant, id).await,
-            Verb::Drop { tenant, ids, all, yes } => {
-                bench.tenant(&tenant).await?;
-                if all {
-                    drop_all(bench, &tenant, yes).await
+            Verb::Retry { which, resync, yes } => {
+                let tenant = bench.tenant(&which.tenant).await?;
+                let asides = remedies(bench, &which).await?;
+                if resync {
+                    retry_by_resync(bench, &tenant, asides, yes).await
                 } else {
-                    drop_some(bench, &tenant, &ids, yes).await
+                    retry(bench, &tenant, asides).await
+                }
+            }
+            Verb::Drop { which, yes } => {
+                bench.tenant(&which.tenant).await?;
+                if which.all {
+                    drop_all(bench, &which.tenant, yes).await
+                } else {
+                    drop_some(bench, &which.tenant, &which.ids, yes).await
                 }
             }
         }
@@ -93,14 +123,16 @@ fn to_json(tenant: &str, aside: &Aside) -> Value {
         "time": time(aside).map(rfc3339),
         "position": aside.position.map(|position| position.to_string()),
         "table": table(aside),
+        "kind": aside.kind.map(batch::Aside::as_str),
         "cause": aside.cause,
+        "settled_by": remedy_word(&aside.remedy()),
     })
 }
 
-async fn list(bench: &Bench<'_>, named: &[String], limit: u32) -> Result<()> {
+async fn list(bench: &Bench<'_>, tenants: &Tenants, limit: u32) -> Result<()> {
     let mut found = Vec::new();
     let mut more = Vec::new();
-    for tenant in bench.tenants(named).await? {
+    for tenant in bench.tenants(tenants).await? {
         let newest = quarantine::newest(&bench.store, &tenant.name, limit as usize).await?;
         let count = quarantine::count(&bench.store, &tenant.name).await?;
         if let Some(rest) = count.checked_sub(newest.len() as u64).filter(|rest| *rest > 0) {
@@ -160,10 +192,134 @@ async fn show(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<()> {
         ("put aside", time(&aside).map_or_else(|| "-".to_owned(), rfc3339)),
         ("position", dash(aside.position)),
         ("cause", aside.cause.clone()),
+        ("settled by", remedy_text(&aside.remedy())),
     ];
     let fields = aside.fields.iter().map(|(name, value)| (name.as_str(), value.clone()));
     for (name, value) in head.into_iter().chain(fields) {
         say!("{name:<12} {}", printable(&value))?;
+    }
+    Ok(())
+}
+
+fn remedy_word(remedy: &Remedy) -> &'static str {
+    match remedy {
+        Remedy::Row { .. } => "retry",
+        Remedy::Resync(_) => "resync",
+        Remedy::Sender => "sender",
+    }
+}
+
+fn remedy_text(remedy: &Remedy) -> String {
+    match remedy {
+        Remedy::Row { .. } => "`retry`, which writes the row once more, when its cause is mended".to_owned(),
+        Remedy::Resync(reason) => format!("`retry --resync` only: {reason}"),
+        Remedy::Sender => "who sent the message: send it anew as it should be, and drop this".to_owned(),
+    }
+}
+
+/// What settles each of these changes.
+async fn remedies(bench: &Bench<'_>, which: &Which) -> Result<Vec<(StreamId, Remedy)>> {
+    let mut remedies = Vec::with_capacity(which.ids.len());
+    for id in &which.ids {
+        remedies.push((*id, one(bench, &which.tenant, *id).await?.remedy()));
+    }
+    if which.all {
+        let see = |aside: Aside| remedies.push((aside.id, aside.remedy()));
+        quarantine::each(&bench.store, &which.tenant, StreamId::ZERO, see).await?;
+    }
+    Ok(remedies)
+}
+
+/// Writes the rows once more, so that the log carries them as they are now to all who see them now.
+async fn retry(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy)>) -> Result<()> {
+    let newest = quarantine::newest(&bench.store, &tenant.name, 1).await?;
+    let newest = newest.first().map_or(StreamId::ZERO, |newest| newest.id);
+    let mut left: Vec<(StreamId, String)> = Vec::new();
+    let mut rows: BTreeMap<(String, String), Vec<StreamId>> = BTreeMap::new();
+    for (id, remedy) in asides {
+        match remedy {
+            Remedy::Row { table, id: row } => rows.entry((table, row)).or_default().push(id),
+            other => left.push((id, remedy_text(&other))),
+        }
+    }
+    let mut last = None;
+    for ((table, row), ids) in &rows {
+        match tenants::write_again(&bench.database, tenant, table, row).await {
+            Ok(Some(place)) => last = Some(place),
+            // What nobody was told of, nobody need forget.
+            Ok(None) => {}
+            Err(error) => left.extend(ids.iter().map(|id| (*id, format!("{error:#}")))),
+        }
+    }
+    if let Some(place) = last {
+        bench.done(place, |_| {}).await?;
+    }
+    // One that was put aside again says what the first one says.
+    let (mut again, mut causes) = (Vec::new(), BTreeMap::new());
+    let see = |aside: Aside| {
+        if let Some(row) = aside.row().filter(|row| rows.contains_key(row)) {
+            again.push(aside.id);
+            causes.insert(row, aside.cause);
+        }
+    };
+    quarantine::each(&bench.store, &tenant.name, newest, see).await?;
+    for (row, cause) in causes {
+        let ids = rows.get(&row).into_iter().flatten();
+        left.extend(ids.map(|id| (*id, format!("its cause is not mended: {cause}"))));
+    }
+    let is_left = |id: &StreamId| left.iter().any(|(other, _)| other == id);
+    let done: Vec<StreamId> = rows.into_values().flatten().filter(|id| !is_left(id)).collect();
+    quarantine::forget(&bench.store, &tenant.name, &[again, done.clone()].concat()).await?;
+    report_retry(bench, tenant, done.len(), left)
+}
+
+/// Begins the tenant's streams anew, which settles all but messages.
+async fn retry_by_resync(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy)>, yes: bool) -> Result<()> {
+    let (mut settled, mut left) = (Vec::new(), Vec::new());
+    for (id, remedy) in asides {
+        match remedy {
+            Remedy::Sender => left.push((id, remedy_text(&remedy))),
+            Remedy::Row { .. } | Remedy::Resync(_) => settled.push(id),
+        }
+    }
+    if !yes {
+        let devices = tenants::count_devices(&bench.database, &tenant.name).await?;
+        bail!(
+            "the {devices} devices of tenant {} would each take a snapshot, which settles {} changes; `--yes` does it",
+            tenant.name,
+            settled.len()
+        );
+    }
+    if !settled.is_empty() {
+        let place = tenants::resync(&bench.database, &tenant.name)
+            .await?
+            .with_context(|| format!("the tenant {} was dropped by somebody else just now", tenant.name))?;
+        bench.done(place, |_| {}).await?;
+        quarantine::forget(&bench.store, &tenant.name, &settled).await?;
+    }
+    report_retry(bench, tenant, settled.len(), left)
+}
+
+fn report_retry(bench: &Bench<'_>, tenant: &Tenant, settled: usize, mut left: Vec<(StreamId, String)>) -> Result<()> {
+    left.sort();
+    if bench.global.json {
+        let left: Vec<Value> = left
+            .iter()
+            .map(|(id, reason)| json!({"id": id.to_string(), "reason": reason}))
+            .collect();
+        output::json(&json!({"tenant": tenant.name, "settled": settled, "left": left}))?;
+    } else {
+        say!("settled {settled} changes of tenant {}", tenant.name)?;
+        for (id, reason) in &left {
+            say!("left {id}: {}", printable(reason))?;
+        }
+    }
+    if !left.is_empty() {
+        bail!(
+            "{} changes are left in the quarantine of tenant {}",
+            left.len(),
+            tenant.name
+        );
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::output;
 use super::place::Place;
-use super::{Bench, printable};
+use super::{Bench, Tenants, printable};
 use crate::change::StreamId;
 use crate::database::tenants;
 use crate::deliver::streams;
@@ -34,9 +34,8 @@ const VALUE_MAX: usize = 60;
 /// Arguments of `posduif stream tail`.
 #[derive(Debug, Args)]
 pub(super) struct Tail {
-    /// Only this tenant's; may be given several times. Without it all, also those that come meanwhile
-    #[arg(long)]
-    tenant: Vec<String>,
+    #[command(flatten)]
+    tenants: Tenants,
     /// Only of this table; may be given several times
     #[arg(long)]
     table: Vec<String>,
@@ -150,12 +149,12 @@ impl<'a> Following<'a> {
             },
             printer: Printer::new(bench.global.json, command.full),
             left: command.limit,
-            follows_all: command.tenant.is_empty() && command.user.is_none(),
+            follows_all: command.tenants.named.is_empty() && command.user.is_none(),
             looked_at: Instant::now(),
         };
         let targets: Vec<Target> = match &command.user {
             Some(user) => {
-                let name = match command.tenant.as_slice() {
+                let name = match command.tenants.named.as_slice() {
                     [name] => name,
                     [] if !bench.config.server.default_tenant.is_empty() => &bench.config.server.default_tenant,
                     _ => bail!("`--user` wants one `--tenant`, whose user it is"),
@@ -168,7 +167,7 @@ impl<'a> Following<'a> {
                 ]
             }
             None => {
-                let tenants = bench.tenants(&command.tenant).await?.into_iter();
+                let tenants = bench.tenants(&command.tenants).await?.into_iter();
                 tenants.map(|tenant| Target::Changes(tenant.name.into())).collect()
             }
         };

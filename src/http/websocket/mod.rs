@@ -371,12 +371,7 @@ impl Outlet for Socket {
     }
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let written = self.wire.poll_write(context, &mut self.out);
-        if written.is_ready() {
-            // A stream is silent most of its life, and a buffer for that is memory lost.
-            self.out = BytesMut::new();
-        }
-        written
+        self.wire.poll_write(context, &mut self.out)
     }
 
     fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
