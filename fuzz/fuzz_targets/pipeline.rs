@@ -27,6 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
         to: vec!["user_id".to_owned()],
         event: "note_changed".to_owned(),
         when: Default::default(),
+        upload: None,
     }]);
     let mut pipeline = Pipeline::new(Keys::new("posduif"), router, "posduif", start);
     let (mut rest, mut received) = (bytes, pipeline.received());
