@@ -212,11 +212,10 @@ fn head(bytes: &[u8], at: usize) -> io::Result<Option<(u8, i64, usize)>> {
 fn number(bytes: &[u8]) -> io::Result<(usize, i64)> {
     let is_negative = bytes.first() == Some(&b'-');
     let (mut at, mut number) = (usize::from(is_negative), 0_i64);
-    // 18 digits cannot overflow.
-    while let Some(digit @ b'0'..=b'9') = bytes.get(at)
-        && at <= 18
-    {
-        number = number * 10 + i64::from(digit - b'0');
+    while let Some(digit @ b'0'..=b'9') = bytes.get(at) {
+        let longer = number.checked_mul(10);
+        let longer = longer.and_then(|number| number.checked_add(i64::from(digit - b'0')));
+        number = longer.ok_or_else(|| malformed("too large a number"))?;
         at += 1;
     }
     match bytes.get(at) {
@@ -349,6 +348,25 @@ mod tests {
             assert!(!extent.advance(&ENTRY[..cut]).unwrap(), "{cut}");
             assert!(extent.advance(ENTRY).unwrap(), "{cut}");
             assert_eq!(extent.at, ENTRY.len());
+        }
+    }
+
+    #[test]
+    fn integers_are_read_to_their_ends_and_larger_ones_refused() {
+        let read = |text: &str| {
+            Reader::new(format!(":{text}\r\n").as_bytes()).next().ok() == text.parse().ok().map(Value::Integer)
+        };
+        for text in [
+            "0",
+            "-1",
+            "999999999999999999",
+            "9223372036854775807",
+            "-9223372036854775807",
+        ] {
+            assert!(read(text), "{text}");
+        }
+        for text in ["9223372036854775808", "9999999999999999999", "99999999999999999999999"] {
+            assert!(Reader::new(format!(":{text}\r\n").as_bytes()).next().is_err(), "{text}");
         }
     }
 
