@@ -302,32 +302,20 @@ async fn a_stopped_stream_that_cannot_begin_anew_stays_stopped_however_often_the
     let mut stage = Stage::new().await;
     stage.world.published().await;
     let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
-    let mut redis = stage.world.redis().await;
     // Somebody's own entry, some megabytes of log ahead.
     let position: StreamId = stage.world.checkpoint().await["position"].parse().unwrap();
     let ahead = StreamId {
         ms: position.ms + 8 * 1024 * 1024,
         seq: 1,
     };
-    let _: String = redis::cmd("XADD")
-        .arg(&key)
-        .arg(ahead.to_string())
-        .arg("a")
-        .arg("b")
-        .query_async(&mut redis)
-        .await
-        .unwrap();
+    let add = ["XADD", &key, &ahead.to_string(), "a", "b"];
+    let _: String = stage.world.ask_redis(&add).await;
     stage.message(stage.bob, stage.joe, "refused").await;
     stage.world.published().await;
-    let stopped = async || -> Vec<String> {
-        let mut redis = stage.world.redis().await;
-        let names = redis::cmd("HKEYS")
-            .arg(stage.world.keys().stopped())
-            .query_async(&mut redis)
-            .await;
-        names.unwrap()
-    };
-    assert_eq!(stopped().await, [format!("inbox acme {}", stage.joe)]);
+    assert_eq!(
+        stage.world.stopped_streams().await,
+        [format!("inbox acme {}", stage.joe)]
+    );
     stage.engine.take().unwrap().stop().await;
     stage.engine = Some(stage.world.engine(Role::Replicator).await);
     stage.world.published().await;
@@ -347,7 +335,7 @@ async fn a_stopped_stream_that_cannot_begin_anew_stays_stopped_however_often_the
         !inbox.iter().any(is_there) || resets > 0,
         "a hole that nobody can see: {inbox:?}"
     );
-    assert_eq!(stopped().await.len() + resets, 1);
+    assert_eq!(stage.world.stopped_streams().await.len() + resets, 1);
     stage.engine.take().unwrap().stop().await;
     stage.engine = Some(stage.world.engine(Role::Replicator).await);
     let inbox = stage.inbox(stage.joe).await;
@@ -356,6 +344,10 @@ async fn a_stopped_stream_that_cannot_begin_anew_stays_stopped_however_often_the
         .skip(1)
         .filter(|entry| entry.field("op") == "reset")
         .count();
-    assert_eq!((stopped().await.len(), resets), (0, 1), "now it begins anew");
+    assert_eq!(
+        (stage.world.stopped_streams().await.len(), resets),
+        (0, 1),
+        "now it begins anew"
+    );
     stage.stop().await;
 }

@@ -41,14 +41,6 @@ impl Drop for File {
     }
 }
 
-async fn redis<T: redis::FromRedisValue>(world: &World, words: &[&str]) -> T {
-    let mut command = redis::cmd(words[0]);
-    for word in &words[1..] {
-        command.arg(word);
-    }
-    command.query_async(&mut world.redis().await).await.unwrap()
-}
-
 #[tokio::test]
 async fn a_list_shows_each_tenants_streams_and_what_is_wrong_with_them() {
     let stage = Stage::new().await;
@@ -58,7 +50,7 @@ async fn a_list_shows_each_tenants_streams_and_what_is_wrong_with_them() {
     }
     stage.world.published().await;
     let key = stage.world.keys().inbox("acme", &sally.to_string());
-    let _: i64 = redis(&stage.world, &["DEL", &key]).await;
+    let _: i64 = stage.world.ask_redis(&["DEL", &key]).await;
 
     let list = run(&stage.world, "stream list --json").await.json();
     let acme = &list["tenants"][0];
@@ -121,7 +113,7 @@ async fn a_stream_that_stopped_is_listed_with_its_cause_and_the_way_out() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let key = stage.world.keys().shared("acme");
-    let _: () = redis(&stage.world, &["SET", &key, "not a stream"]).await;
+    let _: () = stage.world.ask_redis(&["SET", &key, "not a stream"]).await;
     stage.user("sally").await;
     stage.world.published().await;
     let list = run(&stage.world, "stream list --tenant acme --json").await.json();
@@ -447,12 +439,14 @@ async fn a_rebuild_makes_lost_and_spoilt_streams_anew_and_every_phone_converges(
     // One inbox is deleted, one spoilt, `shared` is spoilt too, and one belongs to nobody.
     let keys = world.keys();
     let inbox = |user: Uuid| keys.inbox("acme", &user.to_string());
-    let _: i64 = redis(world, &["DEL", &inbox(office.joe_id), &inbox(without_device)]).await;
-    let _: () = redis(world, &["SET", &inbox(sally), "spoilt"]).await;
-    let _: () = redis(world, &["SET", &keys.shared("acme"), "spoilt"]).await;
+    let _: i64 = world
+        .ask_redis(&["DEL", &inbox(office.joe_id), &inbox(without_device)])
+        .await;
+    let _: () = world.ask_redis(&["SET", &inbox(sally), "spoilt"]).await;
+    let _: () = world.ask_redis(&["SET", &keys.shared("acme"), "spoilt"]).await;
     let nobody = Uuid::new_v4();
-    let _: String = redis(world, &["XADD", &inbox(nobody), "1-1", "op", "insert"]).await;
-    let history: i64 = redis(world, &["XLEN", &keys.changes("acme")]).await;
+    let _: String = world.ask_redis(&["XADD", &inbox(nobody), "1-1", "op", "insert"]).await;
+    let history: i64 = world.ask_redis(&["XLEN", &keys.changes("acme")]).await;
     say(office.joe_id, "lost").await;
     say(sally, "refused").await;
     office
@@ -480,11 +474,13 @@ async fn a_rebuild_makes_lost_and_spoilt_streams_anew_and_every_phone_converges(
         assert_eq!(world.stream(&inbox(user)).await[0].field("op"), "reset", "{user}");
     }
     assert_eq!(
-        redis::<i64>(world, &["EXISTS", &inbox(nobody), &keys.stopped()]).await,
+        world
+            .ask_redis::<i64>(&["EXISTS", &inbox(nobody), &keys.stopped()])
+            .await,
         0
     );
     // Others' history goes on, with a reset in it.
-    assert!(redis::<i64>(world, &["XLEN", &keys.changes("acme")]).await > history);
+    assert!(world.ask_redis::<i64>(&["XLEN", &keys.changes("acme")]).await > history);
     let list = run(world, "stream list --json").await.json();
     assert_eq!(
         (
@@ -519,7 +515,10 @@ async fn a_rebuild_takes_away_changes_that_are_ahead_of_the_log() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let key = stage.world.keys().changes("acme");
-    let _: String = redis(&stage.world, &["XADD", &key, "18446744073709551614-1", "op", "insert"]).await;
+    let _: String = stage
+        .world
+        .ask_redis(&["XADD", &key, "18446744073709551614-1", "op", "insert"])
+        .await;
     let complaint = run(&stage.world, "stream rebuild --tenant acme").await.complaint(1);
     assert!(complaint.contains("history in its `changes`"), "{complaint}");
     let rebuilt = run(&stage.world, "stream rebuild --tenant acme --yes --json")
@@ -579,7 +578,7 @@ async fn groups_are_made_shown_and_dropped_with_what_they_have_not_read() {
         &key,
         ">",
     ];
-    let _: redis::Value = redis(world, &read).await;
+    let _: redis::Value = world.ask_redis(&read).await;
 
     let groups = run(world, "stream groups list --json").await.json();
     let of = |groups: &Value, name: &str| -> Value {
@@ -640,7 +639,9 @@ async fn groups_are_made_shown_and_dropped_with_what_they_have_not_read() {
             .contains("missed 2 entries")
     );
     // It reads on, and is well again.
-    let _: redis::Value = redis(world, &["XREADGROUP", "GROUP", "late", "one", "STREAMS", &key, ">"]).await;
+    let _: redis::Value = world
+        .ask_redis(&["XREADGROUP", "GROUP", "late", "one", "STREAMS", &key, ">"])
+        .await;
     let groups = run(world, "stream groups list --tenant acme --json").await.json();
     assert_eq!(
         (&of(&groups, "late")["state"], &of(&groups, "late")["lag"]),
@@ -843,7 +844,9 @@ async fn what_was_put_aside_is_delivered_once_its_cause_is_mended() {
         "{}",
         ended.stdout
     );
-    let generation: i64 = redis(world, &["HGET", &world.keys().meta("acme"), "generation"]).await;
+    let generation: i64 = world
+        .ask_redis(&["HGET", &world.keys().meta("acme"), "generation"])
+        .await;
     assert_eq!((generation, quarantined(world).await), (2, vec![asides[5].clone()]));
     assert_eq!(retry("").await.code, Some(2), "it must be said which");
     stage.stop().await;
@@ -974,7 +977,7 @@ async fn the_consumer_of_the_docs_gets_everything_once_in_order_also_when_it_die
 
     // The stream is made anew, and its group is gone with it: it begins with the reset.
     let key = world.keys().changes("acme");
-    let _: i64 = redis(world, &["DEL", &key]).await;
+    let _: i64 = world.ask_redis(&["DEL", &key]).await;
     stage.message(stage.bob, stage.joe, "second").await;
     world.published().await;
     let lines = expect(6).await;

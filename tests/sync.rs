@@ -482,6 +482,12 @@ async fn a_cursor_that_is_mangled_or_anothers_is_refused_and_changes_nothing() {
     ];
     let before = phone.get("/api/sync/status").await.expect(200)["sync_status"].clone();
     assert_ne!(before, "error");
+    // What is no text is no id either: taken for none, the stream would begin behind what was missed.
+    let answer = phone.with("last-event-id", "\u{e4}").get("/sse/mobile/phone").await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (400, "INVALID_CURSOR")
+    );
     for bad in bad {
         for answer in [
             phone.get(&format!("/api/sync/incoming?cursor={bad}")).await,

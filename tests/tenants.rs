@@ -204,34 +204,20 @@ async fn a_stopped_stream_begins_anew_with_a_reset_once_it_takes_entries_again()
     let mut stage = Stage::new().await;
     stage.world.published().await;
     let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
-    let mut redis = stage.world.redis().await;
     // Somebody's own entry, far ahead: all that follow are refused as too old.
-    let _: String = redis::cmd("XADD")
-        .arg(&key)
-        .arg("18446744073709551614-1")
-        .arg("a")
-        .arg("b")
-        .query_async(&mut redis)
-        .await
-        .unwrap();
+    let add = ["XADD", &key, "18446744073709551614-1", "a", "b"];
+    let _: String = stage.world.ask_redis(&add).await;
     stage.message(stage.bob, stage.joe, "refused").await;
     stage.world.published().await;
-    let stopped: Vec<String> = redis::cmd("HKEYS")
-        .arg(stage.world.keys().stopped())
-        .query_async(&mut redis)
-        .await
-        .unwrap();
-    assert_eq!(stopped, [format!("inbox acme {}", stage.joe)]);
+    assert_eq!(
+        stage.world.stopped_streams().await,
+        [format!("inbox acme {}", stage.joe)]
+    );
 
     // Repaired by hand while the engine is away: the hole must not go unnoticed.
     stage.engine.take().unwrap().stop().await;
-    let _: i64 = redis::cmd("XDEL")
-        .arg(&key)
-        .arg("18446744073709551614-1")
-        .query_async(&mut redis)
-        .await
-        .unwrap();
-    let _: i64 = redis::cmd("DEL").arg(&key).query_async(&mut redis).await.unwrap();
+    let _: i64 = stage.world.ask_redis(&["XDEL", &key, "18446744073709551614-1"]).await;
+    let _: i64 = stage.world.ask_redis(&["DEL", &key]).await;
     stage.engine = Some(stage.world.engine(Role::Replicator).await);
     let second = stage.message(stage.bob, stage.joe, "taken").await;
     let inbox = stage.inbox(stage.joe).await;
@@ -240,11 +226,7 @@ async fn a_stopped_stream_begins_anew_with_a_reset_once_it_takes_entries_again()
         ["reset", "insert"]
     );
     assert_eq!(inbox[1].json("row")["id"], second.to_string());
-    let stopped: i64 = redis::cmd("EXISTS")
-        .arg(stage.world.keys().stopped())
-        .query_async(&mut redis)
-        .await
-        .unwrap();
+    let stopped: i64 = stage.world.ask_redis(&["EXISTS", &stage.world.keys().stopped()]).await;
     assert_eq!(stopped, 0);
     stage.stop().await;
 }
@@ -257,15 +239,8 @@ async fn readers_of_a_stopped_stream_are_told_that_something_is_missing() {
     let before = office.send("taken").await;
     office.world.published().await;
     let (_, cursor) = phone.sync(None).await;
-    let mut redis = office.world.redis().await;
-    let _: String = redis::cmd("XADD")
-        .arg(&key)
-        .arg("18446744073709551614-1")
-        .arg("a")
-        .arg("b")
-        .query_async(&mut redis)
-        .await
-        .unwrap();
+    let add = ["XADD", &key, "18446744073709551614-1", "a", "b"];
+    let _: String = office.world.ask_redis(&add).await;
     // Somebody else's entry moves no reader.
     let (_, same) = phone.sync(Some(&cursor)).await;
     let refused = office.send("refused").await;

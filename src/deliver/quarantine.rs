@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use redis::streams::StreamRangeReply;
-
 use serde_json::Value;
 
 use super::store::{Error, Store};
 use crate::change::StreamId;
-use crate::publish::batch;
+use crate::publish::batch::AsideKind;
 
 /// Changes read at once; each may hold a large row twice.
 const PAGE: usize = 100;
@@ -21,7 +20,7 @@ pub struct Aside {
     /// Where the change stands in the log, as a stream ID; `None` when it is about a stream as a whole.
     pub position: Option<StreamId>,
     /// What it is; `None` of one that an older engine put aside.
-    pub kind: Option<batch::Aside>,
+    pub kind: Option<AsideKind>,
     /// Why it is here.
     pub cause: String,
     /// The change's own fields: `schema`, `table`, `ts`, `xid`, and as far as they could be made `row` and `old`.
@@ -48,8 +47,8 @@ impl Aside {
     /// What settles it.
     pub fn remedy(&self) -> Remedy {
         match self.kind {
-            Some(batch::Aside::Message) => return Remedy::Sender,
-            Some(batch::Aside::Stream) => return Remedy::Resync("a stream lacks entries from then on"),
+            Some(AsideKind::Message) => return Remedy::Sender,
+            Some(AsideKind::Stream) => return Remedy::Resync("a stream lacks entries from then on"),
             None if self.position.is_none() => return Remedy::Resync("a stream lacks entries from then on"),
             _ => {}
         }
@@ -58,7 +57,7 @@ impl Aside {
             return Remedy::Sender;
         }
         // Whoever lost a row by a name that is no user's was told so.
-        if old.is_some() && self.kind != Some(batch::Aside::Recipient) {
+        if old.is_some() && self.kind != Some(AsideKind::Recipient) {
             return Remedy::Resync("devices may hold the row as it was before");
         }
         match self.row() {
@@ -138,7 +137,7 @@ async fn read(store: &Store, command: &str, tenant: &str, range: [&str; 2], most
         Some(Aside {
             id,
             position: fields.remove("position").and_then(|position| position.parse().ok()),
-            kind: fields.remove("kind").and_then(|kind| batch::Aside::parse(&kind)),
+            kind: fields.remove("kind").and_then(|kind| AsideKind::parse(&kind)),
             cause: fields.remove("cause").unwrap_or_default(),
             fields,
         })
@@ -179,11 +178,11 @@ pub async fn forget_up_to(store: &Store, tenant: &str, last: StreamId) -> Result
 mod tests {
     use super::*;
 
-    fn aside(kind: Option<batch::Aside>, fields: &[(&str, &str)]) -> Aside {
+    fn aside(kind: Option<AsideKind>, fields: &[(&str, &str)]) -> Aside {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         Aside {
             id: StreamId { ms: 1, seq: 0 },
-            position: (kind != Some(batch::Aside::Stream)).then_some(StreamId { ms: 7, seq: 1 }),
+            position: (kind != Some(AsideKind::Stream)).then_some(StreamId { ms: 7, seq: 1 }),
             kind,
             cause: String::new(),
             fields: fields.iter().map(own).chain([own(&("table", "orders"))]).collect(),
@@ -197,23 +196,23 @@ mod tests {
             id: id.into(),
         };
         let (new, old) = (("row", r#"{"id":7}"#), ("old", r#"{"id":7}"#));
-        for kind in [batch::Aside::Rule, batch::Aside::Row, batch::Aside::Recipient] {
+        for kind in [AsideKind::Rule, AsideKind::Row, AsideKind::Recipient] {
             assert_eq!(aside(Some(kind), &[new]).remedy(), row("7"), "{kind:?}");
         }
         assert_eq!(aside(None, &[("row", r#"{"id":"a"}"#)]).remedy(), row("a"));
-        assert_eq!(aside(Some(batch::Aside::Recipient), &[new, old]).remedy(), row("7"));
+        assert_eq!(aside(Some(AsideKind::Recipient), &[new, old]).remedy(), row("7"));
         for (kind, fields) in [
-            (Some(batch::Aside::Rule), &[new, old][..]),
+            (Some(AsideKind::Rule), &[new, old][..]),
             (None, &[new, old]),
-            (Some(batch::Aside::Rule), &[old]),
-            (Some(batch::Aside::Row), &[]),
-            (Some(batch::Aside::Recipient), &[("row", r#"{"key":7}"#)]),
-            (Some(batch::Aside::Stream), &[]),
+            (Some(AsideKind::Rule), &[old]),
+            (Some(AsideKind::Row), &[]),
+            (Some(AsideKind::Recipient), &[("row", r#"{"key":7}"#)]),
+            (Some(AsideKind::Stream), &[]),
         ] {
             let remedy = aside(kind, fields).remedy();
             assert!(matches!(remedy, Remedy::Resync(_)), "{kind:?} {fields:?}");
         }
-        assert_eq!(aside(Some(batch::Aside::Message), &[]).remedy(), Remedy::Sender);
+        assert_eq!(aside(Some(AsideKind::Message), &[]).remedy(), Remedy::Sender);
         assert_eq!(aside(None, &[("content", "x")]).remedy(), Remedy::Sender);
     }
 }

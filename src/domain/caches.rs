@@ -53,7 +53,7 @@ const MESSAGE_BYTES: usize = 320;
 type Key = (String, Uuid);
 
 /// Stands for the whole tenant in a key.
-const NOBODY: Uuid = Uuid::nil();
+const WHOLE_TENANT: Uuid = Uuid::nil();
 
 /// A page of a list, with its length if that was to be counted, and what was seen.
 type Counted<T> = (Rows<T>, Snapshot);
@@ -251,7 +251,7 @@ impl Follower for Memories {
             ("users", told) => {
                 // Whom everybody is told of has come, gone, or changed visibly.
                 if told.is_none() {
-                    self.users_total.changed(&key(tenant, NOBODY), notice.xid);
+                    self.users_total.changed(&key(tenant, WHOLE_TENANT), notice.xid);
                 }
                 match row {
                     Some(id) => self.users.changed(&key(tenant, id), notice.xid),
@@ -439,7 +439,8 @@ impl Caches {
         F: Future<Output = Result<Counted<T>, Error>>,
     {
         let kind = metrics::Cache::UsersTotal;
-        self.counted(kind, Memories::users_total, (tenant, NOBODY), ask).await
+        self.counted(kind, Memories::users_total, (tenant, WHOLE_TENANT), ask)
+            .await
     }
 
     /// A page of a list whose length is remembered. `ask` reads it, and counts the list if it is to.
@@ -521,7 +522,7 @@ impl Caches {
     pub fn wrote_user(&self, tenant: &str, user: Uuid) {
         if let Some(memories) = &self.memories {
             memories.users.written(&key(tenant, user));
-            memories.users_total.written(&key(tenant, NOBODY));
+            memories.users_total.written(&key(tenant, WHOLE_TENANT));
         }
     }
 }

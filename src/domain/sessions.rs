@@ -628,13 +628,14 @@ impl Sessions {
 
     /// Learns of all sessions that were ended lately.
     async fn catch_up(&self) -> Result<(), Error> {
-        let mut known = 0;
+        let (mut known, now) = (0, Utc::now().timestamp_millis());
         loop {
             let mut pipe = redis::pipe();
-            pipe.cmd("ZRANGEBYSCORE")
+            // From the newest on: what expires meanwhile moves no place.
+            pipe.cmd("ZREVRANGEBYSCORE")
                 .arg(self.store.keys().ended_sessions())
-                .arg(Utc::now().timestamp_millis())
                 .arg("+inf")
+                .arg(now)
                 .arg(&["LIMIT", &known.to_string(), &LOOK_MAX.to_string()]);
             let (page,): (Vec<String>,) = self.store.query(&pipe).await?;
             for session in page.iter().filter_map(|id| Uuid::try_parse(id).ok()) {

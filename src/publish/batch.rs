@@ -147,14 +147,14 @@ pub enum Purpose {
     /// Breaks the history of a stream that has a hole by a `reset` entry, which must be there.
     Rebirth(Target),
     /// Writes a key of a tenant that is none of these streams. What goes wrong with it is that tenant's alone.
-    Aside(String),
+    Beside(String),
     /// Anything else, which must succeed.
     Other,
 }
 
 /// What was put aside, which tells what can settle it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Aside {
+pub enum AsideKind {
     /// A row that names somebody who is no user. Whom it names rightly was told.
     Recipient,
     /// A row of a table that a rule does not fit. Who sees it by other rules was told.
@@ -167,7 +167,7 @@ pub enum Aside {
     Stream,
 }
 
-impl Aside {
+impl AsideKind {
     const ALL: [Self; 5] = [Self::Recipient, Self::Rule, Self::Row, Self::Message, Self::Stream];
 
     /// A word for it.
@@ -183,7 +183,7 @@ impl Aside {
 
     /// Reads an [`Self::as_str`].
     pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|aside| aside.as_str() == word)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
     }
 }
 
@@ -426,13 +426,13 @@ impl Batch {
         let (key, generation) = (self.keys.meta(tenant), generation.to_string());
         self.other(&[b"DEL", key.as_bytes()]);
         let fields: [&[u8]; 4] = [b"generation", generation.as_bytes(), b"state", state.as_bytes()];
-        self.aside(&key, &[&[b"HSET", key.as_bytes()][..], &fields].concat());
+        self.beside(&key, &[&[b"HSET", key.as_bytes()][..], &fields].concat());
     }
 
     /// Pauses a tenant's delivery, or lets it go on.
     pub fn set_state(&mut self, tenant: &str, state: &str) {
         let key = self.keys.meta(tenant);
-        self.aside(&key, &[b"HSET", key.as_bytes(), b"state", state.as_bytes()]);
+        self.beside(&key, &[b"HSET", key.as_bytes(), b"state", state.as_bytes()]);
     }
 
     /// Notes that a stream takes no entries, so that whoever publishes next knows of the hole.
@@ -466,7 +466,7 @@ impl Batch {
             field.as_bytes(),
             id.as_bytes(),
         ];
-        self.aside(&meta, &command);
+        self.beside(&meta, &command);
     }
 
     /// Puts a change that could not be routed or stored aside, with the cause.
@@ -474,7 +474,7 @@ impl Batch {
         &mut self,
         tenant: &str,
         id: Option<StreamId>,
-        (aside, cause): (Aside, &str),
+        (kind, cause): (AsideKind, &str),
         body: Option<&EntryBody>,
     ) {
         let key = self.keys.quarantine(tenant);
@@ -490,7 +490,7 @@ impl Batch {
             b"position",
             id.as_bytes(),
             b"kind",
-            aside.as_str().as_bytes(),
+            kind.as_str().as_bytes(),
             b"cause",
             cause.as_bytes(),
         ];
@@ -498,7 +498,7 @@ impl Batch {
         if let Some(body) = body {
             self.commands.extend_from_slice(&body.encoded);
         }
-        self.queued.push((self.commands.len(), Purpose::Aside(key)));
+        self.queued.push((self.commands.len(), Purpose::Beside(key)));
     }
 
     /// Tells API nodes about a change: `[id, tenant, table, row id, xid, commit time, [[event, op, users or null], …]]`,
@@ -630,9 +630,9 @@ impl Batch {
     }
 
     /// Adds a whole command that writes a tenant's key beside its streams.
-    fn aside(&mut self, key: &str, arguments: &[&[u8]]) {
+    fn beside(&mut self, key: &str, arguments: &[&[u8]]) {
         resp::command(&mut self.commands, arguments);
-        self.queued.push((self.commands.len(), Purpose::Aside(key.to_owned())));
+        self.queued.push((self.commands.len(), Purpose::Beside(key.to_owned())));
     }
 
     fn push_key(&mut self, target: &Target) {

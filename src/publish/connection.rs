@@ -658,7 +658,7 @@ impl Connection {
                 }
                 (Some(Purpose::Rebirth(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
                 (Some(Purpose::Rebirth(target)), _) => reborn.push(target.clone()),
-                (Some(Purpose::Aside(key)), Reply::Error(text)) => spoilt.push((key.clone(), text)),
+                (Some(Purpose::Beside(key)), Reply::Error(text)) => spoilt.push((key.clone(), text)),
                 (None, Reply::Error(text)) if written.live_index == Some(index) => live_failed = Some(text),
                 (None | Some(Purpose::Other), Reply::Error(text)) => {
                     return Err(Failure::TornTransaction(format!(

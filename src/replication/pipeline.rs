@@ -14,7 +14,7 @@ use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, O
 use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
 use crate::keys::Keys;
-use crate::publish::batch::{Aside, Batch, EntryBody, Source, Target, Trim, operation_text};
+use crate::publish::batch::{AsideKind, Batch, EntryBody, Source, Target, Trim, operation_text};
 use crate::publish::checkpoint::{OpenTransaction, TransactionMark};
 use crate::route::outbox::{self, Letter};
 use crate::route::router::{Audience, Delivery, Plan, RouteError, Router, SCHEMA_PREFIX};
@@ -230,8 +230,8 @@ impl Pipeline {
             "stream takes no entries and is stopped"
         );
         let cause = format!("stream {} takes no entries: {cause}", target.key(&self.keys));
-        let aside = (Aside::Stream, cause.as_str());
-        self.batch.quarantine(target.tenant(), None, aside, None);
+        self.batch
+            .quarantine(target.tenant(), None, (AsideKind::Stream, &cause), None);
         // Whoever mends it must know that there is a hole, after a restart too.
         self.batch.stop(&target, &cause);
         self.counts.quarantined += 1;
@@ -371,7 +371,7 @@ impl Pipeline {
                 let bytes = self.body.bytes();
                 self.body.begin(&source);
                 let cause = format!("the row takes {bytes} bytes; an entry has at most {ENTRY_BYTES_MAX}");
-                (false, Some((Aside::Row, cause)))
+                (false, Some((AsideKind::Row, cause)))
             }
             Ok(()) => {
                 let changes = Target::Changes(plan.tenant.clone());
@@ -382,18 +382,18 @@ impl Pipeline {
                 let seen = if is_retried { row.as_new() } else { row };
                 let routed = plan.route(&seen, &mut deliveries);
                 let put_aside = routed.err().map(|cause| match &cause {
-                    RouteError::Recipient { .. } => (Aside::Recipient, cause.to_string()),
-                    RouteError::Rule(_) => (Aside::Rule, cause.to_string()),
+                    RouteError::Recipient { .. } => (AsideKind::Recipient, cause.to_string()),
+                    RouteError::Rule(_) => (AsideKind::Rule, cause.to_string()),
                 });
                 (true, put_aside)
             }
-            Err(cause) => (false, Some((Aside::Row, cause.to_string()))),
+            Err(cause) => (false, Some((AsideKind::Row, cause.to_string()))),
         };
-        if let Some((aside, cause)) = put_aside {
+        if let Some((kind, cause)) = put_aside {
             self.counts.quarantined += 1;
             tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
             self.batch
-                .quarantine(&plan.tenant, Some(id), (aside, &cause), Some(&self.body));
+                .quarantine(&plan.tenant, Some(id), (kind, &cause), Some(&self.body));
         }
         if !is_stored {
             return Ok(());
@@ -608,7 +608,7 @@ impl Pipeline {
                     .field("content", &content[..content.len().min(outbox::CONTENT_BYTES_MAX)]);
                 let cause = undeliverable.to_string();
                 self.batch
-                    .quarantine(&tenant, Some(id), (Aside::Message, &cause), Some(&self.body));
+                    .quarantine(&tenant, Some(id), (AsideKind::Message, &cause), Some(&self.body));
                 return;
             }
         };

@@ -167,21 +167,24 @@ impl Router {
 
 impl Plan {
     fn store(&mut self, rule: &Rule, relation: &Relation) {
-        match ColumnsRoute::compile(rule, relation) {
-            Ok(route) => self.stored.push(route),
-            Err(cause) => self.is_broken_by(cause),
-        }
+        let route = self.compile(rule, relation);
+        self.stored.extend(route);
     }
 
     fn only_tell(&mut self, rule: &Rule, relation: &Relation) {
-        match ColumnsRoute::compile(rule, relation) {
-            Ok(route) => self.fleeting.push(route),
-            Err(cause) => self.is_broken_by(cause),
-        }
+        let route = self.compile(rule, relation);
+        self.fleeting.extend(route);
     }
 
-    fn is_broken_by(&mut self, cause: String) {
-        self.broken.get_or_insert(cause);
+    /// The rule for this table; the first that does not fit is noted.
+    fn compile(&mut self, rule: &Rule, relation: &Relation) -> Option<ColumnsRoute> {
+        match ColumnsRoute::compile(rule, relation) {
+            Ok(route) => Some(route),
+            Err(cause) => {
+                self.broken.get_or_insert(cause);
+                None
+            }
+        }
     }
 
     /// Whether any rule covers the table.

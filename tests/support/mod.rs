@@ -119,6 +119,18 @@ impl World {
         connecting.await.unwrap()
     }
 
+    /// What Redis answers to a command of somebody else's.
+    pub(crate) async fn ask_redis<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query_async(&mut self.redis().await).await.unwrap()
+    }
+
+    /// Names of the streams that take no entries.
+    pub(crate) async fn stopped_streams(&self) -> Vec<String> {
+        self.ask_redis(&["HKEYS", &self.keys().stopped()]).await
+    }
+
     /// Names of this world's keys.
     pub(crate) fn keys(&self) -> Keys {
         Keys::new(&self.config.redis.prefix)

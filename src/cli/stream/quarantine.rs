@@ -13,7 +13,7 @@ use crate::change::StreamId;
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::quarantine::{self, Aside, Remedy};
 use crate::deliver::streams::{rfc3339, time_of_micros};
-use crate::publish::batch;
+use crate::publish::batch::AsideKind;
 
 /// Arguments of `posduif stream quarantine`.
 #[derive(Debug, Args)]
@@ -123,7 +123,7 @@ fn to_json(tenant: &str, aside: &Aside) -> Value {
         "time": time(aside).map(rfc3339),
         "position": aside.position.map(|position| position.to_string()),
         "table": table(aside),
-        "kind": aside.kind.map(batch::Aside::as_str),
+        "kind": aside.kind.map(AsideKind::as_str),
         "cause": aside.cause,
         "settled_by": remedy_word(&aside.remedy()),
     })
@@ -234,12 +234,14 @@ async fn remedies(bench: &Bench<'_>, which: &Which) -> Result<Vec<(StreamId, Rem
 async fn retry(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy)>) -> Result<()> {
     let newest = quarantine::newest(&bench.store, &tenant.name, 1).await?;
     let newest = newest.first().map_or(StreamId::ZERO, |newest| newest.id);
-    let mut left: Vec<(StreamId, String)> = Vec::new();
+    let mut left: BTreeMap<StreamId, String> = BTreeMap::new();
     let mut rows: BTreeMap<(String, String), Vec<StreamId>> = BTreeMap::new();
     for (id, remedy) in asides {
         match remedy {
             Remedy::Row { table, id: row } => rows.entry((table, row)).or_default().push(id),
-            other => left.push((id, remedy_text(&other))),
+            other => {
+                left.insert(id, remedy_text(&other));
+            }
         }
     }
     let mut last = None;
@@ -267,19 +269,21 @@ async fn retry(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy
         let ids = rows.get(&row).into_iter().flatten();
         left.extend(ids.map(|id| (*id, format!("its cause is not mended: {cause}"))));
     }
-    let is_left = |id: &StreamId| left.iter().any(|(other, _)| other == id);
-    let done: Vec<StreamId> = rows.into_values().flatten().filter(|id| !is_left(id)).collect();
+    let done = rows.into_values().flatten().filter(|id| !left.contains_key(id));
+    let done: Vec<StreamId> = done.collect();
     quarantine::forget(&bench.store, &tenant.name, &[again, done.clone()].concat()).await?;
     report_retry(bench, tenant, done.len(), left)
 }
 
 /// Begins the tenant's streams anew, which settles all but messages.
 async fn retry_by_resync(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy)>, yes: bool) -> Result<()> {
-    let (mut settled, mut left) = (Vec::new(), Vec::new());
+    let (mut settled, mut left) = (Vec::new(), BTreeMap::new());
     for (id, remedy) in asides {
         match remedy {
-            Remedy::Sender => left.push((id, remedy_text(&remedy))),
             Remedy::Row { .. } | Remedy::Resync(_) => settled.push(id),
+            Remedy::Sender => {
+                left.insert(id, remedy_text(&remedy));
+            }
         }
     }
     if !yes {
@@ -300,8 +304,7 @@ async fn retry_by_resync(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(Stream
     report_retry(bench, tenant, settled.len(), left)
 }
 
-fn report_retry(bench: &Bench<'_>, tenant: &Tenant, settled: usize, mut left: Vec<(StreamId, String)>) -> Result<()> {
-    left.sort();
+fn report_retry(bench: &Bench<'_>, tenant: &Tenant, settled: usize, left: BTreeMap<StreamId, String>) -> Result<()> {
     if bench.global.json {
         let left: Vec<Value> = left
             .iter()
