@@ -139,7 +139,8 @@ impl Engine {
         let vitals = Arc::new(vitals);
         let stop = self.stop_serving.clone();
         // Freshness is what this sees, so that it runs in every role.
-        let tail = live::run(vitals.config.redis.clone(), vitals.hub.clone(), stop.clone());
+        let redis = vitals.config.redis.clone();
+        let tail = live::run(redis, vitals.store.clone(), vitals.hub.clone(), stop.clone());
         self.parts.spawn(async move {
             tail.await;
             Ok(())

@@ -3,12 +3,14 @@
 
 use hyper::Method;
 use posduif::config::Config;
-use posduif::dev::{PrivatePostgres, PrivateRedis};
+use posduif::config::Secret;
+use posduif::dev::{PrivatePostgres, PrivateRedis, RedisOptions};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::support::http::Api;
-use crate::support::office::{Office, id};
+use crate::support::office::{Office, id, ids};
+use crate::support::proxy::Proxy;
 use crate::support::servers::{self, Own};
 use crate::support::{World, eventually};
 
@@ -117,6 +119,12 @@ async fn while_redis_is_away_requests_with_a_token_succeed_and_nothing_is_lost()
     // Another login than the office's, whose refresh token nobody has used.
     let login = json!({"tenant": "acme", "username": "bob", "password": crate::support::PASSWORD});
     let session = office.anybody.post("/api/auth/login", &login).await.expect(200);
+    // While it syncs its file, Redis keeps for up to 2 s to itself what comes, and the kill would take that.
+    eventually("Redis has written the session to its file", || async {
+        let info: String = office.world.ask_redis(&["INFO", "persistence"]).await;
+        info.contains("aof_buffer_length:0\r\n").then_some(())
+    })
+    .await;
     redis.server.kill().await.unwrap();
 
     let message = office.send("while Redis was away").await;
@@ -181,6 +189,70 @@ async fn while_redis_is_away_requests_with_a_token_succeed_and_nothing_is_lost()
     let refresh = json!({"refresh_token": session["refresh_token"]});
     office.anybody.post("/api/auth/refresh", &refresh).await.expect(200);
     office.anybody.post("/api/auth/login", &login).await.expect(200);
+    office.ready().await;
+    office.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_redis_fails_over_to_its_replica_all_follow_although_the_old_one_answers_and_nothing_is_lost() {
+    let password = "both";
+    let of_pair = |options: RedisOptions| {
+        let options = RedisOptions {
+            password: Secret::new(password),
+            ..options
+        };
+        options.setting("masterauth", password)
+    };
+    let first = servers::redis_with(|_, options| of_pair(options)).await;
+    let port = first.server.port().to_string();
+    let follow = format!("127.0.0.1 {port}");
+    let second = servers::redis_with(|_, options| of_pair(options).setting("replicaof", &follow)).await;
+    let proxy = Proxy::before(&first.server.url()).await;
+    let url = std::env::var("DATABASE_URL").unwrap();
+    let world = World::on(&url, &proxy.url(&first.server.url())).await;
+    let office = Office::within(world, |_| {}).await;
+    let phone = office.phone("phone").await;
+    let mut events = phone.events("/sse/mobile/phone").await;
+    let before = office.send("before").await;
+    assert_eq!(events.expect("message").await.data["message_id"], json!(before));
+    let (_, cursor) = phone.sync(None).await;
+    let checkpoint = office.world.checkpoint().await;
+    eventually("the second server follows the first", || async {
+        let info: String = office.world.ask_redis(&["INFO", "replication"]).await;
+        info.contains("state=online").then_some(())
+    })
+    .await;
+
+    // Redis lets the second catch up, and makes it the primary and itself its replica; nobody's connection ends.
+    let _: String = office.world.ask_redis(&["FAILOVER"]).await;
+    let meanwhile = office.send("meanwhile").await;
+    eventually("the first has become a replica", || async {
+        let info: String = office.world.ask_redis(&["INFO", "replication"]).await;
+        info.contains("role:slave").then_some(())
+    })
+    .await;
+    proxy.lead_to(&second.server.url());
+
+    assert_eq!(events.expect("message").await.data["message_id"], json!(meanwhile));
+    let after = office.send("after").await;
+    assert_eq!(events.expect("message").await.data["message_id"], json!(after));
+    office.world.published().await;
+    assert_eq!(
+        office.world.checkpoint().await["epoch"],
+        checkpoint["epoch"],
+        "no new epoch"
+    );
+    let (pages, cursor) = phone.sync(Some(&cursor)).await;
+    assert_eq!(
+        (&pages[0]["reset"], ids(&pages[0]["messages"])),
+        (&json!(false), vec![meanwhile, after.clone()])
+    );
+    // What writes to Redis comes to the new primary by itself.
+    let body = json!({"cursor": cursor});
+    phone.post("/api/sync/ack", &body).await.expect(200);
+    office.anybody.log_in("acme", "bob").await;
+    phone.put("/api/presence", &json!({"status": "away"})).await.expect(200);
+    assert_eq!(office.message(&after).await["status"], "synced");
     office.ready().await;
     office.close().await;
 }

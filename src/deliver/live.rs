@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamReadOptions, StreamReadReply};
@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::entry::{Entry, Op};
 use super::hub::Hub;
+use super::store::Store;
 use crate::change::StreamId;
 use crate::config;
 use crate::keys::Keys;
@@ -25,6 +26,9 @@ const BLOCK: Duration = Duration::from_millis(1000);
 
 /// Entries taken at once; each is a batch of notices.
 const COUNT: usize = 64;
+
+/// After so long without an entry, longer than between any two heartbeats, connections are made anew.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// Pauses before a lost connection is made anew: first, longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -136,13 +140,13 @@ struct RawNotice(
     #[serde(default)] Option<Box<RawValue>>,
 );
 
-/// Follows the live stream until `stop`.
-pub async fn run(config: config::Redis, hub: Hub, stop: CancellationToken) {
+/// Follows the live stream until `stop`. When that is silent, the connections of `store` are made anew as well.
+pub async fn run(config: config::Redis, store: Store, hub: Hub, stop: CancellationToken) {
     let work = async {
         let mut wait = BACKOFF.0;
         let mut last: Option<StreamId> = None;
         loop {
-            match follow(&config, &hub, &mut last, &mut wait).await {
+            match follow(&config, &store, &hub, &mut last, &mut wait).await {
                 Ok(never) => match never {},
                 Err(error) => {
                     hub.set_connected(false);
@@ -161,6 +165,7 @@ pub async fn run(config: config::Redis, hub: Hub, stop: CancellationToken) {
 
 async fn follow(
     config: &config::Redis,
+    store: &Store,
     hub: &Hub,
     last: &mut Option<StreamId>,
     wait: &mut Duration,
@@ -175,6 +180,7 @@ async fn follow(
     let options = StreamReadOptions::default()
         .count(COUNT)
         .block(BLOCK.as_millis() as usize);
+    let mut heard_at = Instant::now();
     loop {
         let from = match *last {
             Some(last) => last,
@@ -200,6 +206,14 @@ async fn follow(
                 hub.deliver_gap();
                 continue;
             }
+            if heard_at.elapsed() > SILENCE {
+                // Nobody publishes, or nobody does so here any more: the address may lead to another server by now.
+                store.renew();
+                connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
+                heard_at = Instant::now();
+            }
+        } else {
+            heard_at = Instant::now();
         }
         // Behind a full read there may be more.
         if count < COUNT {

@@ -19,7 +19,7 @@ use crate::config;
 use crate::publish::resp;
 use crate::telemetry::metrics::Operations;
 use crate::telemetry::traces;
-use crate::transport::{self, BoxStream, counted};
+use crate::transport::{self, BoxStream, shared};
 
 /// Connections to read with, at most; who comes when all are in use waits. Each holds one reply at a time.
 const CONNECTIONS_MAX: usize = 16;
@@ -64,7 +64,7 @@ impl Connections {
         };
         let started = Instant::now();
         let answer = self.ask_once_more(commands, replies).await;
-        let failed = answer.as_ref().err().map(counted::cause);
+        let failed = answer.as_ref().err().map(shared::cause);
         // What is asked beside the entries goes in the same round trip.
         self.operations.ended("XRANGE", started.elapsed(), failed);
         traces::asked("redis", "XRANGE", started, failed);
@@ -87,9 +87,14 @@ impl Connections {
         };
         if answer.is_err() {
             // The others are likely half-open as well, and each would take its own time to show it.
-            self.idle().clear();
+            self.renew();
         }
         Ok(answer?)
+    }
+
+    /// Makes new connections from now on.
+    pub(super) fn renew(&self) {
+        self.idle().clear();
     }
 
     async fn ask_on(&self, mut connection: Connection, commands: &[u8], replies: usize) -> io::Result<Bytes> {

@@ -4,12 +4,11 @@
 //! one after the other, an entry of the inbox could be missed while a later one of the shared stream is seen.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_types::PgLsn;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Pipeline, RedisError};
 use uuid::Uuid;
 
@@ -24,8 +23,7 @@ use crate::publish::checkpoint::{Checkpoint, EpochId};
 use crate::publish::resp;
 use crate::publish::window::WindowEntry;
 use crate::telemetry::metrics::Operations;
-use crate::transport;
-use crate::transport::counted::Counted;
+use crate::transport::shared::SharedConnection;
 
 /// Most entries read at once from one stream.
 const READ_MAX: usize = 1000;
@@ -156,18 +154,12 @@ pub struct Lengths {
     pub quarantine: u64,
 }
 
-/// How long a connection is given before it is replaced by another.
-const RENEWAL: Duration = Duration::from_secs(1);
-
 /// Reads streams and devices' sync states. Cloning shares all of it, as every live stream does.
 #[derive(Clone)]
 pub struct Store(Arc<Shared>);
 
 struct Shared {
-    client: redis::Client,
-    settings: ConnectionManagerConfig,
-    /// The connection, and since when it is in use.
-    connection: RwLock<(ConnectionManager, Instant)>,
+    connection: SharedConnection,
     /// For stretches of streams.
     ranges: Connections,
     keys: Keys,
@@ -194,20 +186,9 @@ impl Store {
     /// When the URL is none of Redis', or a certificate cannot be read.
     pub fn new(config: &config::Redis) -> Result<Self, Error> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
-        let settings = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(timeout))
-            .set_connection_timeout(Some(timeout))
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(500));
-        let client = transport::redis::client(config)?;
         let operations = Operations::new("command");
         Ok(Self(Arc::new(Shared {
-            connection: RwLock::new((
-                ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?,
-                Instant::now(),
-            )),
-            client,
-            settings,
+            connection: SharedConnection::new(config, timeout, operations.clone())?,
             ranges: Connections::new(config, operations.clone()),
             keys: Keys::new(&config.prefix),
             furthest: Mutex::new(StreamId::ZERO),
@@ -217,9 +198,8 @@ impl Store {
     }
 
     /// The shared connection.
-    pub fn connection(&self) -> Counted<ConnectionManager> {
-        let held = self.0.connection.read().unwrap_or_else(PoisonError::into_inner);
-        Counted::new(held.0.clone(), self.0.operations.clone())
+    pub fn connection(&self) -> SharedConnection {
+        self.0.connection.clone()
     }
 
     /// What Redis was asked, by the shared connections of this process.
@@ -227,20 +207,10 @@ impl Store {
         &self.0.operations
     }
 
-    /// Makes the connection anew. The manager does so by itself when it hears that a connection has ended, but a
-    /// half-open one is only silent.
+    /// Makes the connections anew, in case that they lead nowhere, or to a server that nobody writes to any more.
     pub fn renew(&self) {
-        let mut held = self.0.connection.write().unwrap_or_else(PoisonError::into_inner);
-        if held.1.elapsed() < RENEWAL {
-            return;
-        }
-        match ConnectionManager::new_lazy_with_config(self.0.client.clone(), self.0.settings.clone()) {
-            Ok(connection) => *held = (connection, Instant::now()),
-            Err(error) => tracing::warn!(
-                cause = crate::telemetry::chain(&error),
-                "cannot make another connection to Redis"
-            ),
-        }
+        self.0.connection.renew();
+        self.0.ranges.renew();
     }
 
     /// Names of keys.
@@ -252,10 +222,6 @@ impl Store {
     pub(crate) async fn query<T: redis::FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, RedisError> {
         match pipe.query_async(&mut self.connection()).await {
             Err(error) if error.is_io_error() && !error.is_timeout() => pipe.query_async(&mut self.connection()).await,
-            Err(error) if error.is_timeout() => {
-                self.renew();
-                Err(error)
-            }
             result => result,
         }
     }

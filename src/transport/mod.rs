@@ -5,11 +5,12 @@
 //!   connection share.
 //! - [`http`]: one question to an engine.
 //! - [`redis`]: the same for Redis, which the publisher's own connection and the `redis` crate share.
+//! - [`shared`]: the connection to Redis that many share.
 
-pub mod counted;
 pub mod http;
 pub mod postgres;
 pub mod redis;
+pub mod shared;
 pub mod tls;
 
 use std::io;

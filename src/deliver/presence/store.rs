@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Pipeline, RedisResult, Value, from_redis_value};
 use uuid::Uuid;
 
@@ -16,8 +15,7 @@ use super::{Entry, Error, Place, Status};
 use crate::config;
 use crate::keys::Keys;
 use crate::telemetry::metrics::Operations;
-use crate::transport;
-use crate::transport::counted::Counted;
+use crate::transport::shared::SharedConnection;
 
 /// How long Redis may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_millis(500);
@@ -109,7 +107,7 @@ pub(super) struct Seen {
 /// Runs the scripts. Cloning shares the connection.
 #[derive(Clone)]
 pub(super) struct PresenceStore {
-    connection: Counted<ConnectionManager>,
+    connection: SharedConnection,
     keys: Keys,
     held: Duration,
     grace: Duration,
@@ -131,19 +129,10 @@ impl PresenceStore {
     /// When `redis.url` is malformed.
     pub(super) fn connect(config: &config::Config, operations: Operations) -> anyhow::Result<Self> {
         let settings = &config.redis;
-        let client = transport::redis::client(settings)
-            .context("key `redis.url` is no connection URL of the form redis://user:password@host:port/database")?;
-        let manager = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_connection_timeout(Some(PATIENCE))
-            .set_response_timeout(Some(PATIENCE));
         let grace = Duration::from_secs(config.presence.grace_seconds);
         Ok(Self {
-            connection: Counted::new(
-                ConnectionManager::new_lazy_with_config(client, manager)
-                    .context("cannot prepare the Redis connection for presence")?,
-                operations,
-            ),
+            connection: SharedConnection::new(settings, PATIENCE, operations)
+                .context("cannot prepare the Redis connection for presence by `redis.url`")?,
             keys: Keys::new(&settings.prefix),
             // A missed heartbeat does not make a device offline, and a node that dies is no better than one that leaves.
             held: 2 * Duration::from_secs(config.sse.heartbeat_seconds) + grace.max(Duration::from_secs(5)),
