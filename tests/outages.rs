@@ -5,6 +5,7 @@ use hyper::Method;
 use posduif::config::Config;
 use posduif::config::Secret;
 use posduif::dev::{PrivatePostgres, PrivateRedis, RedisOptions};
+use posduif::engine::Role;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -193,8 +194,8 @@ async fn while_redis_is_away_requests_with_a_token_succeed_and_nothing_is_lost()
     office.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_redis_fails_over_to_its_replica_all_follow_although_the_old_one_answers_and_nothing_is_lost() {
+/// A Redis, and another that follows it.
+async fn redis_and_replica() -> (Own<PrivateRedis>, Own<PrivateRedis>) {
     let password = "both";
     let of_pair = |options: RedisOptions| {
         let options = RedisOptions {
@@ -204,9 +205,22 @@ async fn when_redis_fails_over_to_its_replica_all_follow_although_the_old_one_an
         options.setting("masterauth", password)
     };
     let first = servers::redis_with(|_, options| of_pair(options)).await;
-    let port = first.server.port().to_string();
-    let follow = format!("127.0.0.1 {port}");
+    let follow = format!("127.0.0.1 {}", first.server.port());
     let second = servers::redis_with(|_, options| of_pair(options).setting("replicaof", &follow)).await;
+    (first, second)
+}
+
+async fn replica_follows(world: &World) {
+    eventually("the second server follows the first", || async {
+        let info: String = world.ask_redis(&["INFO", "replication"]).await;
+        info.contains("state=online").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_redis_fails_over_to_its_replica_all_follow_although_the_old_one_answers_and_nothing_is_lost() {
+    let (first, second) = redis_and_replica().await;
     let proxy = Proxy::before(&first.server.url()).await;
     let url = std::env::var("DATABASE_URL").unwrap();
     let world = World::on(&url, &proxy.url(&first.server.url())).await;
@@ -217,11 +231,7 @@ async fn when_redis_fails_over_to_its_replica_all_follow_although_the_old_one_an
     assert_eq!(events.expect("message").await.data["message_id"], json!(before));
     let (_, cursor) = phone.sync(None).await;
     let checkpoint = office.world.checkpoint().await;
-    eventually("the second server follows the first", || async {
-        let info: String = office.world.ask_redis(&["INFO", "replication"]).await;
-        info.contains("state=online").then_some(())
-    })
-    .await;
+    replica_follows(&office.world).await;
 
     // Redis lets the second catch up, and makes it the primary and itself its replica; nobody's connection ends.
     let _: String = office.world.ask_redis(&["FAILOVER"]).await;
@@ -254,5 +264,45 @@ async fn when_redis_fails_over_to_its_replica_all_follow_although_the_old_one_an
     phone.put("/api/presence", &json!({"status": "away"})).await.expect(200);
     assert_eq!(office.message(&after).await["status"], "synced");
     office.ready().await;
+    office.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_a_redis_that_nobody_writes_to_any_more_come_to_the_one_that_its_address_leads_to() {
+    let (first, second) = redis_and_replica().await;
+    let (for_one, for_two) = (
+        Proxy::before(&first.server.url()).await,
+        Proxy::before(&first.server.url()).await,
+    );
+    let url = std::env::var("DATABASE_URL").unwrap();
+    let world = World::on(&url, &for_one.url(&first.server.url())).await;
+    let office = Office::within(world, |_| {}).await;
+    let phone = office.phone("phone").await;
+    replica_follows(&office.world).await;
+    let mut config = office.world.config.clone();
+    config.redis.url = Secret::new(for_two.url(&first.server.url()));
+    let two = office.world.engine_with(Role::Api, config).await;
+    let (phone, there) = (phone.at(&two.api()), two.api());
+    let ready = async |status: u16| {
+        eventually(&format!("/ready answers {status}"), || async {
+            (there.get("/ready").await.status == status).then_some(())
+        })
+        .await;
+    };
+    ready(200).await;
+    let mut events = phone.events("/sse/mobile/phone").await;
+
+    // The second is made the primary, and the first, which hears nothing of it, is left alone with one node's readers.
+    for_one.lead_to(&second.server.url());
+    let _: String = office.world.ask_redis(&["REPLICAOF", "NO", "ONE"]).await;
+    for_one.cut();
+    for_two.lead_to(&second.server.url());
+    let message = office.send("to the second").await;
+    ready(503).await;
+    ready(200).await;
+    assert_eq!(events.expect("message").await.data["message_id"], json!(message));
+    let (pages, _) = phone.sync(None).await;
+    assert!(ids(&pages[0]["messages"]).contains(&message), "{pages:?}");
+    two.stop().await;
     office.close().await;
 }
