@@ -125,7 +125,8 @@ pub struct Status {
     pub version: i32,
     /// Whether another tool left a migration half-way.
     pub dirty: bool,
-    /// Whether the schema itself is gone: somebody has dropped or renamed it.
+    /// Whether the schema itself is gone: somebody has dropped or renamed it. Only said when it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub missing: bool,
     /// Migrations that `up` would apply.
     pub pending: Vec<&'static str>,
