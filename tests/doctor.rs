@@ -12,6 +12,7 @@ use tokio::process::Command;
 
 use crate::support::World;
 use crate::support::command::{Ended, posduif, posduif_in, posduif_says, run};
+use crate::support::eventually;
 use crate::support::office::Office;
 use crate::support::servers;
 
@@ -446,10 +447,14 @@ async fn streams_that_are_missing_or_stopped_fail_until_they_are_made_anew() {
         let _: i64 = office.world.ask_redis(&["DEL", &key]).await;
         mend(&format!("acme/{name} is missing")).await;
     }
-    // As the engine notes one that has a hole.
-    let stopped = ["HSET", &keys.stopped(), "shared acme", "a reason"];
-    let _: i64 = office.world.ask_redis(&stopped).await;
-    mend("acme/shared is stopped").await;
+    // The engine stops what takes no entries.
+    let _: () = office.world.ask_redis(&["SET", &keys.changes("acme"), "spoilt"]).await;
+    office.send("hello").await;
+    eventually("the stream is stopped", || async {
+        (!office.world.stopped_streams().await.is_empty()).then_some(())
+    })
+    .await;
+    mend("acme/changes is a string, acme/changes is stopped").await;
 
     // Where nobody has published there need be none; where somebody has, it is another Redis.
     assert_eq!(judged("redis.checkpoint").await["level"], "ok");
