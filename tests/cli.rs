@@ -34,6 +34,12 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
         .complaint(1);
     assert!(complaint.contains("migrate up"), "{complaint}");
 
+    let complaint = run(posduif_in(&world).args(["tenant", "list"]), &[]).await.complaint(1);
+    assert!(
+        complaint.contains("migrate up") && complaint.matches("db error").count() == 1,
+        "{complaint}"
+    );
+
     let steps = migrate("up --json").await.json();
     assert_eq!(
         steps,

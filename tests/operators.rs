@@ -143,6 +143,10 @@ async fn a_device_is_listed_shown_and_revoked() {
         .await
         .json();
     assert_eq!(of_bob, json!([]));
+    let absent = posduif_says(&office.world, "device list --tenant acme --user nobody")
+        .await
+        .complaint(1);
+    assert!(absent.contains("the tenant acme has no user \"nobody\""), "{absent}");
     let shown = posduif_says(&office.world, "device show phone-1 --tenant acme --json")
         .await
         .json();

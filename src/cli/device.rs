@@ -109,7 +109,15 @@ fn as_json(device: &Found) -> Result<Value> {
 async fn list(global: &Global, config: &Config, tenant: Option<String>, user: Option<String>, all: bool) -> Result<()> {
     let (database, tenant) = known_tenant(config, tenant).await?;
     let user = match user {
-        Some(name) => Some(users::find(&database, &tenant, &name).await?.id),
+        Some(name) => {
+            let account = users::find(&database, &tenant, &name).await.with_context(|| {
+                format!(
+                    "the tenant {} has no user {name:?}; `posduif user list` shows them",
+                    tenant.name
+                )
+            })?;
+            Some(account.id)
+        }
         None => None,
     };
     let mut found: Vec<Found> = Vec::new();

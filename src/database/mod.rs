@@ -67,7 +67,7 @@ pub enum Error {
         message: String,
     },
     /// Postgres refused the statement itself, which is a mistake in it or in the schema.
-    #[error("Postgres refused a statement: {0}")]
+    #[error("Postgres refused a statement")]
     Statement(#[source] tokio_postgres::Error),
 }
 
