@@ -82,6 +82,9 @@ impl Status {
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
         if !self.watch {
+            if self.repetition.is_given() {
+                output::misuse!("`--interval` and `--count` are for `--watch`");
+            }
             let whole = Whole::look(&config, None).await;
             if global.json {
                 output::json(&whole.json())?;
