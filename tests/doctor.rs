@@ -181,6 +181,7 @@ async fn beside_a_running_engine_everything_is_looked_at_and_well() {
         "postgres.rights",
         "postgres.schemas",
         "postgres.slot",
+        "postgres.tenants",
         "postgres.version",
         "postgres.wal_level",
         "redis.appendfsync",

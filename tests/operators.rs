@@ -515,5 +515,212 @@ async fn status_shows_the_whole_and_what_is_away_in_its_place() {
         (&json!(false), &json!(true))
     );
     assert_eq!(shown["tenants"][0]["users"], 2);
+    // What nobody can know is not told as if it had never been.
+    assert_eq!(
+        (
+            &shown["freshness"]["fresh"],
+            &shown["epoch"],
+            &shown["tenants"][0]["shared"]
+        ),
+        (&Value::Null, &Value::Null, &Value::Null)
+    );
+    let text = look(&["status"], Some("redis://:hidden@127.0.0.1:1/0")).await.stdout;
+    assert!(!text.contains("nothing is published yet"), "{text}");
+    for fact in ["published ", "epoch "] {
+        let line = text.lines().find(|line| line.starts_with(fact)).unwrap();
+        assert!(line.ends_with("unknown: Redis cannot be asked"), "{text}");
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn the_engine_is_looked_for_where_the_environment_or_the_command_says() {
+    let office = Office::open().await;
+    office.ready().await;
+    let url = format!("http://{}", office.anybody.address());
+    for arguments in [vec!["status", "--json"], vec!["doctor", "--json"]] {
+        let mut by_environment = posduif_in(&office.world);
+        by_environment.env("POSDUIF_URL", format!("{url}/"));
+        let said = run(&mut by_environment, &arguments).await.stdout;
+        let mut by_option = posduif_in(&office.world);
+        // The option counts.
+        by_option.env("POSDUIF_URL", "http://127.0.0.1:1");
+        let named = [&arguments[..], &["--url", &url]].concat();
+        for said in [said, run(&mut by_option, &named).await.stdout] {
+            let said: Value = serde_json::from_str(&said).unwrap();
+            let found = match arguments[0] {
+                "status" => said["engine"]["url"] == url && said["engine"]["ready"] == true,
+                _ => {
+                    let checks = said["checks"].as_array().unwrap();
+                    let engine = checks
+                        .iter()
+                        .find(|check| check["name"] == "engine.public_url")
+                        .unwrap();
+                    engine["found"] == url && engine["level"] == "ok"
+                }
+            };
+            assert!(found, "{said}");
+        }
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_key_that_somebody_spoilt_is_named_with_its_tenant_and_hides_nothing_else() {
+    let office = Office::open().await;
+    office.world.tenant("other").await;
+    office.world.published().await;
+    let keys = office.world.keys();
+    let spoil = async |key: &str| office.world.ask_redis::<()>(&["SET", key, "x"]).await;
+    let says = async |arguments: &str| posduif_says(&office.world, arguments).await;
+
+    spoil(&keys.shared("acme")).await;
+    let status = says("status --json").await.json();
+    assert_eq!(
+        (
+            &status["redis"]["reachable"],
+            &status["redis"]["error"],
+            &status["epoch"]["number"]
+        ),
+        (&json!(true), &Value::Null, &json!(1))
+    );
+    assert_eq!(status["freshness"]["fresh"], true);
+    let (acme, other) = (&status["tenants"][0], &status["tenants"][1]);
+    assert_eq!((&acme["shared"], &acme["quarantine"]), (&Value::Null, &json!(0)));
+    assert!(
+        acme["changes"].is_u64() && other["shared"].is_u64() && other["error"].is_null(),
+        "{status}"
+    );
+    let mends = format!(
+        "the key {} holds a string, which is not ours; `posduif stream rebuild --tenant acme --yes` makes it anew",
+        keys.shared("acme")
+    );
+    assert_eq!(acme["error"], mends);
+    let text = says("status").await.text();
+    assert!(text.contains(&format!("acme: {mends}")), "{text}");
+    assert!(!text.contains("nothing is published yet"), "{text}");
+    says("stream rebuild --tenant acme --yes").await.text();
+    assert!(says("status --json").await.json()["tenants"][0]["error"].is_null());
+
+    // What is in the other tenant's quarantine is shown all the same.
+    let aside = ["XADD", &keys.quarantine("other"), "*", "cause", "a reason"];
+    let _: String = office.world.ask_redis(&aside).await;
+    spoil(&keys.quarantine("acme")).await;
+    let asides = says("stream quarantine").await;
+    assert!(
+        asides.code == Some(1) && asides.stdout.contains("a reason"),
+        "{}",
+        asides.stdout
+    );
+    let shown = says("tenant show acme --json").await.json();
+    assert_eq!(shown["streams"]["quarantine"], Value::Null);
+    assert_eq!(shown["web_users"], 1);
+    let list = says("stream list").await.text();
+    assert!(list.contains("no stream but a string"), "{list}");
+    let mends = format!("DEL '{}'` removes it", keys.quarantine("acme"));
+    for said in [
+        asides.stderr.as_str(),
+        shown["streams"]["error"].as_str().unwrap(),
+        &says("tenant show acme").await.text(),
+        &says("stream quarantine show --tenant acme 1-1").await.complaint(1),
+    ] {
+        assert!(said.contains(&mends) && !said.contains("Pipeline"), "{said}");
+    }
+    let _: i64 = office.world.ask_redis(&["DEL", &keys.quarantine("acme")]).await;
+
+    spoil(&keys.meta("acme")).await;
+    let list = says("stream list --json").await.json();
+    let error = list["tenants"][0]["error"].as_str().unwrap();
+    assert!(
+        error.contains(&keys.meta("acme")) && error.contains("`posduif tenant resync acme --yes`"),
+        "{error}"
+    );
+    assert!(list["tenants"][0]["changes"]["length"].as_u64().unwrap() > 0, "{list}");
+    assert_eq!(
+        (&list["tenants"][1]["error"], &list["tenants"][1]["state"]),
+        (&Value::Null, &json!("active"))
+    );
+    let told = says("stream list --tenant acme").await.text();
+    assert!(told.contains(error), "{told}");
+    says("tenant resync acme --yes").await.text();
+    office.world.published().await;
+    assert!(says("stream list --json").await.json()["tenants"][0]["error"].is_null());
+    office.close().await;
+}
+
+#[tokio::test]
+async fn a_tenant_whose_schema_or_table_is_gone_is_told_wherever_tenants_are() {
+    let office = Office::open().await;
+    office.world.tenant("other").await;
+    let says = async |arguments: &str| posduif_says(&office.world, arguments).await;
+    let judged = async || {
+        let report: Value = serde_json::from_str(&says("doctor --json").await.stdout).unwrap();
+        let checks = report["checks"].as_array().unwrap().clone();
+        checks
+            .into_iter()
+            .find(|check| check["name"] == "postgres.tenants")
+            .unwrap()
+    };
+    assert_eq!(judged().await["level"], "ok");
+
+    office.sql("DROP TABLE tenant_other.devices CASCADE").await;
+    let check = judged().await;
+    assert_eq!(
+        (&check["level"], &check["found"]),
+        (&json!("fail"), &json!("missing: tenant_other.devices"))
+    );
+    let complaint = says("tenant show other").await.complaint(1);
+    assert!(complaint.contains("tenant_other.devices"), "{complaint}");
+
+    office.sql("DROP SCHEMA tenant_other CASCADE").await;
+    let check = judged().await;
+    assert_eq!(
+        (&check["level"], &check["found"]),
+        (&json!("fail"), &json!("missing: the schema tenant_other"))
+    );
+    let mends = "posduif tenant drop other --yes";
+    assert!(check["meaning"].as_str().unwrap().contains(mends), "{check}");
+    let list = says("tenant list --json").await.json();
+    assert_eq!(
+        list[1],
+        json!({"name": "other", "schema": "tenant_other", "state": "schema missing"})
+    );
+    let status = says("status --json").await.json();
+    let other = &status["tenants"][1];
+    assert_eq!(
+        (&other["name"], &other["state"]),
+        (&json!("other"), &json!("schema missing"))
+    );
+    assert!(other["error"].as_str().unwrap().contains(mends), "{other}");
+    let migrated = says("migrate status --json").await.json();
+    let missing: Vec<&Value> = migrated
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|schema| &schema["missing"])
+        .collect();
+    assert_eq!(missing, [&Value::Null, &Value::Null, &json!(true)]);
+    assert!(
+        says("migrate status")
+            .await
+            .text()
+            .lines()
+            .any(|line| { line.contains("tenant_other") && line.contains("missing") })
+    );
+    for arguments in ["tenant show other", "tenant create other", "user list --tenant other"] {
+        let complaint = says(arguments).await.complaint(1);
+        assert!(
+            complaint.contains("the schema tenant_other") && complaint.contains(mends),
+            "{complaint}"
+        );
+    }
+    says("tenant drop other --yes").await.text();
+    assert!(
+        says("tenant create other")
+            .await
+            .text()
+            .contains("made the tenant other")
+    );
+    assert_eq!(judged().await["level"], "ok");
     office.close().await;
 }

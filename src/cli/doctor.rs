@@ -14,13 +14,16 @@ pub(super) struct Doctor {
     /// Show only what is wrong
     #[arg(long)]
     wrong: bool,
+    /// Base URL of the engine; without it `server.public_url`
+    #[arg(long, env = "POSDUIF_URL")]
+    url: Option<String>,
 }
 
 impl Doctor {
     /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
-        let mut checks = doctor::examine(&config).await;
+        let mut checks = doctor::examine(&config, &super::engine_url(self.url, &config)).await;
         let count = |level| checks.iter().filter(|check| check.level == level).count();
         let (failed, warned, well) = (count(Level::Fail), count(Level::Warn), count(Level::Ok));
         if self.wrong {

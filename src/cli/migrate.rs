@@ -93,11 +93,15 @@ impl Migrate {
                         [] => "-".to_owned(),
                         names => names.join(", "),
                     };
-                    let dirty = if schema.dirty { "dirty" } else { "clean" };
+                    let state = match (schema.missing, schema.dirty) {
+                        (true, _) => "missing",
+                        (_, true) => "dirty",
+                        _ => "clean",
+                    };
                     [
                         Cell::from(schema.schema),
                         Cell::number(schema.version),
-                        dirty.into(),
+                        state.into(),
                         pending.into(),
                     ]
                 });

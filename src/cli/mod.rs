@@ -34,7 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use self::table::print_table;
 use crate::config::Config;
 use crate::database::Database;
-use crate::database::tenants::{self, Tenant};
+use crate::database::tenants::{self, Listed, Tenant};
 use crate::deliver::store::Store;
 use crate::transport;
 
@@ -155,6 +155,14 @@ pub async fn run(cli: Cli) -> ExitCode {
     }
 }
 
+/// Where the running engine is looked for: where the command line or `POSDUIF_URL` says, else where clients do.
+fn engine_url(named: Option<String>, config: &Config) -> String {
+    match named {
+        Some(url) if !url.is_empty() => url.trim_end_matches('/').to_owned(),
+        _ => config.public_url(),
+    }
+}
+
 /// A store whose Redis answers, so that its absence is told before anything is done.
 ///
 /// # Errors
@@ -187,12 +195,32 @@ async fn known_tenant(config: &Config, name: Option<String>) -> Result<(Database
 /// The tenant of this name.
 ///
 /// # Errors
-/// When there is none.
+/// When there is none, or its schema is gone.
 async fn find_tenant(database: &Database, name: &str) -> Result<Tenant> {
-    tenants::find(database, name)
-        .await
-        .context("cannot read the tenants; `posduif migrate up` makes the tables that hold them")?
+    let listed = find_registered(database, name).await?;
+    listed.check()?;
+    Ok(listed.tenant)
+}
+
+/// The tenant of this name, its schema may be gone.
+///
+/// # Errors
+/// When there is none.
+async fn find_registered(database: &Database, name: &str) -> Result<Listed> {
+    let mut listed = directory(database).await?.into_iter();
+    listed
+        .find(|listed| listed.tenant.name == name)
         .with_context(|| format!("there is no tenant {name}; `posduif tenant list` shows all"))
+}
+
+/// All tenants that are registered.
+///
+/// # Errors
+/// When they cannot be read.
+async fn directory(database: &Database) -> Result<Vec<Listed>> {
+    tenants::directory(database)
+        .await
+        .context("cannot read the tenants; `posduif migrate up` makes the tables that hold them")
 }
 
 #[cfg(test)]

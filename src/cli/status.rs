@@ -1,5 +1,6 @@
 //! `posduif status`: one look at everything. What cannot be asked is said in its place; the rest is shown all the same.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -12,9 +13,10 @@ use super::table::{Cell, NOTHING, Tone, facts, table};
 use super::watch::Repetition;
 use super::{Global, human, output};
 use crate::config::Config;
-use crate::database::tenants::{self, Holdings};
+use crate::database::tenants::{self, Holdings, Listed};
 use crate::database::{Database, migrations};
-use crate::deliver::store::{Lengths, Store};
+use crate::deliver::store::Store;
+use crate::deliver::streams::{self, Lengths};
 use crate::publish::checkpoint::Checkpoint;
 use crate::replication::slots::{Finding, Look};
 use crate::telemetry;
@@ -26,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Arguments of `posduif status`.
 #[derive(Debug, Args)]
 pub(super) struct Status {
+    /// Base URL of the engine; without it `server.public_url`
+    #[arg(long, env = "POSDUIF_URL")]
+    url: Option<String>,
     /// Look again and again, in place on a terminal, until Ctrl-C
     #[arg(long)]
     watch: bool,
@@ -42,7 +47,7 @@ struct Postgres {
     /// Migrations that are missing.
     pending: usize,
     /// Tenants, and what each has; nothing when its schema has another version.
-    tenants: Vec<(String, String, Option<Holdings>)>,
+    tenants: Vec<(Listed, Option<Holdings>)>,
 }
 
 /// What is known of Redis.
@@ -50,9 +55,10 @@ struct Postgres {
 struct Redis {
     version: String,
     memory_bytes: u64,
-    checkpoint: Option<Checkpoint>,
-    stopped: std::collections::BTreeMap<String, String>,
-    lengths: std::collections::HashMap<String, Lengths>,
+    checkpoint: Result<Option<Checkpoint>, String>,
+    stopped: Result<BTreeMap<String, String>, String>,
+    /// Of each tenant.
+    lengths: HashMap<String, Result<Lengths, String>>,
 }
 
 /// A tenant as it is shown.
@@ -64,7 +70,9 @@ struct Row {
     devices: Option<i64>,
     open_conflicts: Option<i64>,
     #[serde(flatten)]
-    lengths: Option<Lengths>,
+    lengths: Lengths,
+    /// What else is in the place of its streams, or why nothing is known of them.
+    error: Option<String>,
 }
 
 /// One look.
@@ -81,11 +89,12 @@ impl Status {
     /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
+        let url = super::engine_url(self.url, &config);
         if !self.watch {
             if self.repetition.is_given() {
                 output::misuse!("`--interval` and `--count` are for `--watch`");
             }
-            let whole = Whole::look(&config, None).await;
+            let whole = Whole::look(&config, &url, None).await;
             if global.json {
                 output::json(&whole.json())?;
             } else {
@@ -95,7 +104,7 @@ impl Status {
         }
         let mut earlier: Option<Look> = None;
         let look = async || {
-            let whole = Whole::look(&config, earlier.as_ref()).await;
+            let whole = Whole::look(&config, &url, earlier.as_ref()).await;
             let text = if global.json {
                 format!("{}\n", whole.json())
             } else {
@@ -123,8 +132,11 @@ impl Postgres {
         if !is_fresh {
             for listed in tenants::directory(&database).await? {
                 // A schema that another version made may lack what is counted.
-                let holdings = tenants::holdings(&database, &listed.tenant).await.ok().flatten();
-                found.push((listed.tenant.name, listed.state, holdings));
+                let holdings = match listed.has_schema() {
+                    true => tenants::holdings(&database, &listed.tenant).await.ok().flatten(),
+                    false => None,
+                };
+                found.push((listed, holdings));
             }
         }
         Ok(Self {
@@ -140,23 +152,30 @@ impl Postgres {
 impl Redis {
     async fn ask(store: &Store, tenants: &[String]) -> Result<Self> {
         let (version, memory_bytes) = store.server().await?;
-        let mut lengths = std::collections::HashMap::new();
+        let mut lengths = HashMap::new();
         for tenant in tenants {
-            lengths.insert(tenant.clone(), store.lengths(tenant).await?);
+            let known = streams::lengths_of(store, tenant).await;
+            lengths.insert(tenant.clone(), known.map_err(|error| error.to_string()));
         }
         Ok(Self {
             version,
             memory_bytes,
-            checkpoint: store.checkpoint().await?,
-            stopped: store.stopped().await?,
+            checkpoint: store.checkpoint().await.map_err(|error| error.to_string()),
+            stopped: store.stopped().await.map_err(|error| error.to_string()),
             lengths,
         })
+    }
+
+    /// What it answers, but not as it should.
+    fn error(&self) -> Option<String> {
+        let errors = [self.checkpoint.as_ref().err(), self.stopped.as_ref().err()];
+        let errors: Vec<&str> = errors.into_iter().flatten().map(String::as_str).collect();
+        (!errors.is_empty()).then(|| errors.join("; "))
     }
 }
 
 impl Whole {
-    async fn look(config: &Config, earlier: Option<&Look>) -> Self {
-        let url = config.public_url();
+    async fn look(config: &Config, url: &str, earlier: Option<&Look>) -> Self {
         let ready = format!("{url}/ready");
         let engine = async {
             let answer = http::get(&ready, PATIENCE)
@@ -175,7 +194,11 @@ impl Whole {
         let store = async { super::redis(config).await.map_err(|error| format!("{error:#}")) };
         let (engine, postgres, store) = tokio::join!(engine, postgres, store);
         let names: Vec<String> = match &postgres {
-            Ok(postgres) => postgres.tenants.iter().map(|(name, ..)| name.clone()).collect(),
+            Ok(postgres) => postgres
+                .tenants
+                .iter()
+                .map(|(listed, _)| listed.tenant.name.clone())
+                .collect(),
             Err(_) => Vec::new(),
         };
         let redis = match store {
@@ -183,7 +206,7 @@ impl Whole {
             Err(error) => Err(error),
         };
         Self {
-            url,
+            url: url.to_owned(),
             engine,
             postgres,
             redis,
@@ -191,10 +214,13 @@ impl Whole {
         }
     }
 
-    /// Fails when Postgres or Redis did not answer.
+    /// Fails when Postgres or Redis did not answer as it should.
     fn check(&self) -> Result<()> {
-        let errors = [self.postgres.as_ref().err(), self.redis.as_ref().err()];
-        let errors: Vec<&str> = errors.into_iter().flatten().map(String::as_str).collect();
+        let redis = match &self.redis {
+            Ok(redis) => redis.error(),
+            Err(error) => Some(error.clone()),
+        };
+        let errors: Vec<String> = self.postgres.as_ref().err().cloned().into_iter().chain(redis).collect();
         if errors.is_empty() {
             return Ok(());
         }
@@ -202,7 +228,19 @@ impl Whole {
     }
 
     fn checkpoint(&self) -> Option<&Checkpoint> {
-        self.redis.as_ref().ok()?.checkpoint.as_ref()
+        self.redis.as_ref().ok()?.checkpoint.as_ref().ok()?.as_ref()
+    }
+
+    /// Why nobody knows how far publishing has come.
+    fn unknown(&self) -> Option<&str> {
+        match &self.redis {
+            Ok(redis) => redis
+                .checkpoint
+                .as_ref()
+                .err()
+                .map(|_| "unknown: the checkpoint cannot be read"),
+            Err(_) => Some("unknown: Redis cannot be asked"),
+        }
     }
 
     /// Age of the last transaction that is published, in seconds, and whether that is fresh.
@@ -251,17 +289,23 @@ impl Whole {
         let Ok(postgres) = &self.postgres else {
             return Vec::new();
         };
-        let row = |(name, state, holdings): &(String, String, Option<Holdings>)| Row {
-            name: name.clone(),
-            state: state.clone(),
-            users: holdings.as_ref().map(|has| has.web_users + has.mobile_users),
-            devices: holdings.as_ref().map(|has| has.devices),
-            open_conflicts: holdings.as_ref().map(|has| has.open_conflicts),
-            lengths: self
-                .redis
-                .as_ref()
-                .ok()
-                .and_then(|redis| redis.lengths.get(name).copied()),
+        let row = |(listed, holdings): &(Listed, Option<Holdings>)| {
+            let name = &listed.tenant.name;
+            let missing = listed.check().err().map(|error| error.to_string());
+            let (lengths, error) = match self.redis.as_ref().ok().and_then(|redis| redis.lengths.get(name)) {
+                Some(Ok(lengths)) => (lengths.clone(), lengths.error()),
+                Some(Err(error)) => (Lengths::default(), Some(error.clone())),
+                None => (Lengths::default(), None),
+            };
+            Row {
+                name: name.clone(),
+                state: listed.state.clone(),
+                users: holdings.as_ref().map(|has| has.web_users + has.mobile_users),
+                devices: holdings.as_ref().map(|has| has.devices),
+                open_conflicts: holdings.as_ref().map(|has| has.open_conflicts),
+                lengths,
+                error: missing.or(error),
+            }
         };
         postgres.tenants.iter().map(row).collect()
     }
@@ -283,7 +327,7 @@ impl Whole {
         let redis = match &self.redis {
             Ok(redis) => json!({
                 "reachable": true, "version": redis.version, "used_memory_bytes": redis.memory_bytes,
-                "stopped_streams": redis.stopped, "error": null,
+                "stopped_streams": redis.stopped.as_ref().ok(), "error": redis.error(),
             }),
             Err(error) => json!({"reachable": false, "error": error}),
         };
@@ -301,7 +345,7 @@ impl Whole {
             "freshness": {
                 "age_seconds": age.map(|(age, _)| age),
                 "bound_seconds": self.bound_seconds,
-                "fresh": age.is_some_and(|(_, is_fresh)| is_fresh),
+                "fresh": self.unknown().is_none().then(|| age.is_some_and(|(_, is_fresh)| is_fresh)),
             },
             "epoch": self.checkpoint().map(|checkpoint| json!({
                 "id": checkpoint.epoch.id.to_string(), "number": checkpoint.epoch.number, "base": checkpoint.epoch.base,
@@ -341,7 +385,13 @@ impl Whole {
             Err(error) => bad(error),
         };
         let redis = match &self.redis {
-            Ok(redis) => Cell::from(format!("{}, {} used", redis.version, human::bytes(redis.memory_bytes))),
+            Ok(redis) => {
+                let is = format!("{}, {} used", redis.version, human::bytes(redis.memory_bytes));
+                match redis.error() {
+                    Some(error) => bad(&format!("{is}; {error}")),
+                    None => is.into(),
+                }
+            }
             Err(error) => bad(error),
         };
         let fresh = match self.age() {
@@ -351,10 +401,10 @@ impl Whole {
                 human::duration(age),
                 self.bound_seconds
             )),
-            None => Cell::from("nothing is published yet").toned(Tone::Warning),
+            None => Cell::from(self.unknown().unwrap_or("nothing is published yet")).toned(Tone::Warning),
         };
         let epoch = self.checkpoint().map_or_else(
-            || NOTHING.to_owned(),
+            || self.unknown().unwrap_or(NOTHING).to_owned(),
             |checkpoint| format!("{} ({})", checkpoint.epoch.number, checkpoint.epoch.id),
         );
         let lags: Vec<String> = self
@@ -362,8 +412,12 @@ impl Whole {
             .into_iter()
             .filter_map(|(stage, bytes)| Some(format!("{stage} {}", human::bytes(bytes?))))
             .collect();
+        let unseen = match &self.postgres {
+            Ok(_) => NOTHING,
+            Err(_) => "unknown: Postgres cannot be asked",
+        };
         let slot = self.slot().map_or_else(
-            || NOTHING.to_owned(),
+            || unseen.to_owned(),
             |finding| {
                 let kept = finding.retained_bytes.map_or_else(|| NOTHING.to_owned(), human::bytes);
                 format!(
@@ -383,7 +437,7 @@ impl Whole {
             (
                 "behind the log",
                 if lags.is_empty() {
-                    NOTHING.to_owned()
+                    unseen.to_owned()
                 } else {
                     lags.join(", ")
                 }
@@ -392,7 +446,7 @@ impl Whole {
             ("slot", slot.into()),
         ]);
         if let Ok(redis) = &self.redis {
-            for (stream, cause) in &redis.stopped {
+            for (stream, cause) in redis.stopped.iter().flatten() {
                 text.push_str(&format!("stopped: {stream}: {cause}\n"));
             }
         }
@@ -400,26 +454,27 @@ impl Whole {
         if !rows.is_empty() {
             let number =
                 |value: Option<i64>| Cell::number(value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string()));
-            let length = |row: &Row, of: fn(&Lengths) -> u64| {
-                let length = row.lengths.as_ref().map(of);
+            let length = |length: Option<u64>| {
                 Cell::number(length.map_or_else(|| NOTHING.to_owned(), |length| length.to_string()))
             };
+            let wrong = rows.iter().filter_map(|row| Some((&row.name, row.error.as_ref()?)));
+            let wrong: String = wrong.map(|(name, error)| format!("{name}: {error}\n")).collect();
             let rows = rows.iter().map(|row| {
-                let is_paused = row.state == tenants::PAUSED;
-                let has_quarantine = row.lengths.is_some_and(|lengths| lengths.quarantine > 0);
+                let tone = match row.state.as_str() {
+                    tenants::PAUSED => Tone::Warning,
+                    tenants::ACTIVE => Tone::Plain,
+                    _ => Tone::Bad,
+                };
+                let has_quarantine = row.lengths.quarantine.is_some_and(|count| count > 0);
                 [
                     Cell::from(row.name.clone()),
-                    Cell::from(row.state.clone()).toned(if is_paused { Tone::Warning } else { Tone::Plain }),
+                    Cell::from(row.state.clone()).toned(tone),
                     number(row.users),
                     number(row.devices),
                     number(row.open_conflicts),
-                    length(row, |lengths| lengths.quarantine).toned(if has_quarantine {
-                        Tone::Warning
-                    } else {
-                        Tone::Plain
-                    }),
-                    length(row, |lengths| lengths.changes),
-                    length(row, |lengths| lengths.shared),
+                    length(row.lengths.quarantine).toned(if has_quarantine { Tone::Warning } else { Tone::Plain }),
+                    length(row.lengths.changes),
+                    length(row.lengths.shared),
                 ]
             });
             let header = [
@@ -432,7 +487,7 @@ impl Whole {
                 "CHANGES",
                 "SHARED",
             ];
-            text.push_str(&format!("\n{}", table(header, rows)));
+            text.push_str(&format!("\n{}{wrong}", table(header, rows)));
         }
         text
     }

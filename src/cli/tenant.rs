@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use super::output::{self, say};
 use super::progress::Progress;
-use super::table::{Cell, Tone, facts};
-use super::{Global, find_tenant};
+use super::table::{Cell, NOTHING, Tone, facts};
+use super::{Global, find_registered, find_tenant};
 use crate::config::Config;
-use crate::database::tenants::Tenant as Found;
+use crate::database::tenants::Listed;
 use crate::database::{Database, tenants};
 use crate::deliver::store::Store;
+use crate::deliver::streams::{self, Length};
 use crate::domain::users;
 
 /// How long a drop waits for the replicator before it removes keys.
@@ -126,7 +127,7 @@ impl Tenant {
             Verb::Pause { name } => set_paused(&database, global, &name, true).await?,
             Verb::Resume { name } => set_paused(&database, global, &name, false).await?,
             Verb::Drop { name, yes } => {
-                find_tenant(&database, &name).await?;
+                find_registered(&database, &name).await?;
                 let devices = tenants::count_devices(&database, &name).await?;
                 if !yes {
                     bail!(
@@ -180,11 +181,11 @@ impl Tenant {
                 }
             }
             Verb::Show { name } => {
-                let tenant = find_tenant(&database, &name).await?;
+                let tenant = find_registered(&database, &name).await?;
                 return show(global, &config, &database, &tenant).await;
             }
             Verb::List => {
-                let tenants = tenants::directory(&database).await?;
+                let tenants = super::directory(&database).await?;
                 if global.json {
                     let tenants: Vec<_> = tenants
                         .iter()
@@ -205,21 +206,47 @@ impl Tenant {
     }
 }
 
-async fn show(global: &Global, config: &Config, database: &Database, tenant: &Found) -> Result<()> {
+async fn show(global: &Global, config: &Config, database: &Database, listed: &Listed) -> Result<()> {
+    let tenant = &listed.tenant;
+    if let Err(error) = listed.check() {
+        if !global.json {
+            return Err(error);
+        }
+        output::json(&json!({
+            "name": tenant.name, "schema": tenant.schema, "state": listed.state, "error": error.to_string(),
+        }))?;
+        return Err(error);
+    }
+    let missing = tenants::missing_tables(database, Some(&tenant.name)).await?;
+    if !missing.is_empty() {
+        bail!(
+            "of tenant {} these tables are missing: {}; bring them back from a backup",
+            tenant.name,
+            missing.join(", ")
+        );
+    }
     let store = super::redis(config).await?;
     let holdings = tenants::holdings(database, tenant)
         .await?
         .with_context(|| format!("the tenant {} was dropped by somebody else just now", tenant.name))?;
-    let lengths = store.lengths(&tenant.name).await?;
+    let mut lengths = streams::lengths_of(&store, &tenant.name).await?;
     let (mut inboxes, mut inbox_entries, mut longest) = (0_u64, 0_u64, 0_u64);
     let mut after = Uuid::nil();
     loop {
         let page = users::ids(database, tenant, after, PAGE).await?;
         let Some(&last) = page.last() else { break };
-        for length in store.inbox_lengths(&tenant.name, &page).await? {
-            inboxes += 1;
-            inbox_entries += length;
-            longest = longest.max(length);
+        let key = |user: &Uuid| store.keys().inbox(&tenant.name, &user.to_string());
+        let keys: Vec<String> = page.iter().map(key).collect();
+        for (key, length) in keys.iter().zip(streams::lengths(&store, &keys).await?) {
+            match length {
+                Length::Missing => {}
+                Length::Entries(length) => {
+                    inboxes += 1;
+                    inbox_entries += length;
+                    longest = longest.max(length);
+                }
+                Length::Foreign(kind) => lengths.note(&store, &tenant.name, key, &kind),
+            }
         }
         after = last;
     }
@@ -230,12 +257,14 @@ async fn show(global: &Global, config: &Config, database: &Database, tenant: &Fo
         shown["streams"] = json!({
             "changes": lengths.changes, "shared": lengths.shared, "quarantine": lengths.quarantine,
             "inboxes": inboxes, "inbox_entries": inbox_entries, "longest_inbox": longest,
+            "error": lengths.error(),
         });
         return output::json(&shown);
     }
     let is_paused = holdings.state == tenants::PAUSED;
-    let quarantine = Cell::from(lengths.quarantine.to_string());
-    output::print(&facts([
+    let length = |length: Option<u64>| length.map_or_else(|| NOTHING.to_owned(), |length| length.to_string());
+    let quarantine = Cell::from(length(lengths.quarantine));
+    let mut shown = vec![
         ("tenant", Cell::from(tenant.name.clone())),
         ("schema", tenant.schema.clone().into()),
         (
@@ -263,19 +292,23 @@ async fn show(global: &Global, config: &Config, database: &Database, tenant: &Fo
         ("open conflicts", holdings.open_conflicts.to_string().into()),
         (
             "quarantine",
-            quarantine.toned(if lengths.quarantine > 0 {
+            quarantine.toned(if lengths.quarantine != Some(0) {
                 Tone::Warning
             } else {
                 Tone::Plain
             }),
         ),
-        ("changes", format!("{} entries", lengths.changes).into()),
-        ("shared", format!("{} entries", lengths.shared).into()),
+        ("changes", format!("{} entries", length(lengths.changes)).into()),
+        ("shared", format!("{} entries", length(lengths.shared)).into()),
         (
             "inboxes",
             format!("{inboxes}, with {inbox_entries} entries, {longest} in the longest").into(),
         ),
-    ]))
+    ];
+    if let Some(error) = lengths.error() {
+        shown.push(("wrong", Cell::from(error).toned(Tone::Bad)));
+    }
+    output::print(&facts(shown))
 }
 
 async fn set_paused(database: &Database, global: &Global, name: &str, paused: bool) -> Result<()> {

@@ -149,6 +149,9 @@ pub struct Status {
     pub version: i32,
     /// Whether another tool left a migration half-way.
     pub dirty: bool,
+    /// Whether the schema itself is gone: somebody has dropped or renamed it. Only said when it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub missing: bool,
     /// Migrations that `up` would apply.
     pub pending: Vec<&'static str>,
 }
@@ -290,15 +293,16 @@ pub async fn status(database: &Database) -> Result<Vec<Status>> {
                 row.try_get::<_, String>("schema_name")?,
                 row.try_get::<_, i32>("version")?,
                 row.try_get::<_, bool>("dirty")?,
+                !row.try_get::<_, bool>("exists")?,
             ));
         }
     }
     if !found.iter().any(|(schema, ..)| schema == CONTROL_SCHEMA) {
-        found.insert(0, (CONTROL_SCHEMA.to_owned(), 0, false));
+        found.insert(0, (CONTROL_SCHEMA.to_owned(), 0, false, false));
     }
     Ok(found
         .into_iter()
-        .map(|(schema, version, dirty)| {
+        .map(|(schema, version, dirty, missing)| {
             let migrations = if schema == CONTROL_SCHEMA { CONTROL } else { TENANT };
             let pending = migrations
                 .iter()
@@ -309,10 +313,19 @@ pub async fn status(database: &Database) -> Result<Vec<Status>> {
                 schema,
                 version,
                 dirty,
+                missing,
                 pending,
             }
         })
         .collect())
+}
+
+/// The tables that a tenant's schema has at a version.
+pub(super) fn tenant_tables(version: i32) -> Vec<&'static str> {
+    let applied = TENANT.iter().filter(|migration| migration.number <= version);
+    let lines = applied.flat_map(|migration| migration.up.lines());
+    let made = lines.filter_map(|line| line.strip_prefix("CREATE TABLE {schema}."));
+    made.filter_map(|rest| rest.split([' ', '(']).next()).collect()
 }
 
 /// Writes down that the schemas are at this version, and clean, without running anything.

@@ -19,6 +19,9 @@ pub const ACTIVE: &str = "active";
 /// A tenant's state while it is published but not delivered.
 pub const PAUSED: &str = "paused";
 
+/// The state of a tenant that is registered, while the schema that held its tables is gone.
+pub const SCHEMA_MISSING: &str = "schema missing";
+
 /// A tenant's name and schema.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tenant {
@@ -71,7 +74,12 @@ pub async fn create(database: &Database, replication: &config::Replication, name
         .await
         .context("cannot register the tenant; `posduif migrate up` makes the tables that hold tenants")?;
     if inserted == 0 {
-        return Ok(false);
+        transaction.rollback().await?;
+        let directory = directory(database).await?;
+        return match directory.iter().find(|listed| listed.tenant == tenant) {
+            Some(listed) => listed.check().map(|()| false),
+            None => Ok(false),
+        };
     }
     transaction
         .batch_execute(&tenant.sql("CREATE SCHEMA {schema}"))
@@ -393,11 +401,31 @@ pub async fn holdings(database: &Database, tenant: &Tenant) -> Result<Option<Hol
 pub struct Listed {
     /// Name and schema.
     pub tenant: Tenant,
-    /// `active` or `paused`.
+    /// `active`, `paused`, or [`SCHEMA_MISSING`].
     pub state: String,
 }
 
-/// All tenants with their state, by name.
+impl Listed {
+    /// Whether its schema exists.
+    pub fn has_schema(&self) -> bool {
+        self.state != SCHEMA_MISSING
+    }
+
+    /// # Errors
+    /// When its schema is gone: says what can be done.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.has_schema() {
+            return Ok(());
+        }
+        let Tenant { name, schema } = &self.tenant;
+        bail!(
+            "the schema {schema} of tenant {name} is missing: bring it back from a backup, or `posduif tenant drop {name} \
+             --yes` forgets the tenant, so that it can be made anew"
+        )
+    }
+}
+
+/// All tenants that are registered, with their state, by name: also those whose schema is gone.
 ///
 /// # Errors
 /// When Postgres cannot be asked.
@@ -416,7 +444,27 @@ pub async fn directory(database: &Database) -> Result<Vec<Listed>, Error> {
         .collect()
 }
 
-/// All tenants, by name.
+/// The tables that migrations have made and that somebody has dropped or renamed, `schema.table`: of one tenant or of
+/// all. Nothing is said of a tenant whose whole schema is gone.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn missing_tables(database: &Database, name: Option<&str>) -> Result<Vec<String>, Error> {
+    let sql = include_str!("../../sql/tenant_tables.sql");
+    let mut missing = Vec::new();
+    for row in database.query(sql, &[(&name, Type::TEXT)]).await? {
+        let schema: String = row.try_get("schema_name")?;
+        let found: Vec<String> = row.try_get("tables")?;
+        let wanted = migrations::tenant_tables(row.try_get("version")?);
+        let gone = wanted
+            .into_iter()
+            .filter(|table| !found.iter().any(|found| found == table));
+        missing.extend(gone.map(|table| format!("{schema}.{table}")));
+    }
+    Ok(missing)
+}
+
+/// All tenants that have their schema, by name.
 ///
 /// # Errors
 /// When Postgres cannot be asked.
@@ -424,6 +472,7 @@ pub async fn list(database: &Database) -> Result<Vec<Tenant>, Error> {
     Ok(directory(database)
         .await?
         .into_iter()
+        .filter(Listed::has_schema)
         .map(|listed| listed.tenant)
         .collect())
 }

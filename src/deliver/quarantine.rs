@@ -83,10 +83,7 @@ impl Aside {
 /// # Errors
 /// When Redis fails.
 pub async fn count(store: &Store, tenant: &str) -> Result<u64, Error> {
-    let mut pipe = redis::pipe();
-    pipe.cmd("XLEN").arg(store.keys().quarantine(tenant));
-    let (count,): (u64,) = store.query(&pipe).await?;
-    Ok(count)
+    ask(store, tenant, "XLEN", &[]).await
 }
 
 /// The newest changes of a tenant's quarantine, newest first.
@@ -119,14 +116,22 @@ pub async fn each(store: &Store, tenant: &str, mut after: StreamId, mut see: imp
     }
 }
 
+/// Sends a command about a tenant's quarantine.
+async fn ask<T: redis::FromRedisValue>(
+    store: &Store,
+    tenant: &str,
+    command: &str,
+    arguments: &[&str],
+) -> Result<T, Error> {
+    let (mut pipe, key) = (redis::pipe(), store.keys().quarantine(tenant));
+    pipe.cmd(command).arg(&key).arg(arguments);
+    let (answer,) = store.query_key(&pipe, Some(tenant), &key).await?;
+    Ok(answer)
+}
+
 async fn read(store: &Store, command: &str, tenant: &str, range: [&str; 2], most: usize) -> Result<Vec<Aside>, Error> {
-    let mut pipe = redis::pipe();
-    pipe.cmd(command)
-        .arg(store.keys().quarantine(tenant))
-        .arg(&range)
-        .arg("COUNT")
-        .arg(most);
-    let (reply,): (StreamRangeReply,) = store.query(&pipe).await?;
+    let most = most.to_string();
+    let reply: StreamRangeReply = ask(store, tenant, command, &[range[0], range[1], "COUNT", &most]).await?;
     let asides = reply.ids.into_iter().filter_map(|raw| {
         let id = raw.id.parse().ok()?;
         let mut fields: BTreeMap<String, String> = raw
@@ -154,10 +159,8 @@ pub async fn forget(store: &Store, tenant: &str, ids: &[StreamId]) -> Result<u64
         return Ok(0);
     }
     let ids: Vec<String> = ids.iter().map(StreamId::to_string).collect();
-    let mut pipe = redis::pipe();
-    pipe.cmd("XDEL").arg(store.keys().quarantine(tenant)).arg(ids);
-    let (count,): (u64,) = store.query(&pipe).await?;
-    Ok(count)
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    ask(store, tenant, "XDEL", &ids).await
 }
 
 /// Forgets all changes up to this one; what is put aside meanwhile stays. Gives how many there were.
@@ -165,13 +168,7 @@ pub async fn forget(store: &Store, tenant: &str, ids: &[StreamId]) -> Result<u64
 /// # Errors
 /// When Redis fails.
 pub async fn forget_up_to(store: &Store, tenant: &str, last: StreamId) -> Result<u64, Error> {
-    let mut pipe = redis::pipe();
-    pipe.cmd("XTRIM")
-        .arg(store.keys().quarantine(tenant))
-        .arg("MINID")
-        .arg(last.next().to_string());
-    let (count,): (u64,) = store.query(&pipe).await?;
-    Ok(count)
+    ask(store, tenant, "XTRIM", &["MINID", &last.next().to_string()]).await
 }
 
 #[cfg(test)]

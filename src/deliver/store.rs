@@ -37,6 +37,16 @@ pub enum Error {
     /// Redis failed or did not answer in time.
     #[error("Redis: {0}")]
     Redis(#[from] RedisError),
+    /// Something else is in a key's place.
+    #[error("the key {key} holds a {found}, which is not ours; {fix}")]
+    Foreign {
+        /// The key.
+        key: String,
+        /// The name of the type that it holds.
+        found: String,
+        /// What mends it, in words.
+        fix: String,
+    },
     /// The replicator has not written a checkpoint yet.
     #[error("no checkpoint: the replicator has not started, or Redis was emptied")]
     NoCheckpoint,
@@ -143,17 +153,6 @@ impl Missing {
     }
 }
 
-/// How many entries a tenant's streams hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Lengths {
-    /// The log of all changes.
-    pub changes: u64,
-    /// What every user must see.
-    pub shared: u64,
-    /// What could not be routed or stored.
-    pub quarantine: u64,
-}
-
 /// Reads streams and devices' sync states. Cloning shares all of it, as every live stream does.
 #[derive(Clone)]
 pub struct Store(Arc<Shared>);
@@ -226,14 +225,50 @@ impl Store {
         }
     }
 
+    /// [`Store::query`] about one key, of a tenant if any: says what is in its place when it cannot be what we wrote.
+    pub(super) async fn query_key<T: redis::FromRedisValue>(
+        &self,
+        pipe: &Pipeline,
+        tenant: Option<&str>,
+        key: &str,
+    ) -> Result<T, Error> {
+        let error = match self.query(pipe).await {
+            Err(error) if error.to_string().contains("WRONGTYPE") => error,
+            result => return Ok(result?),
+        };
+        let mut pipe = redis::pipe();
+        pipe.cmd("TYPE").arg(key);
+        match self.query::<(String,)>(&pipe).await {
+            Ok((kind,)) => Err(self.foreign(tenant, key, &kind)),
+            Err(_) => Err(error.into()),
+        }
+    }
+
+    /// What is said of a key that holds something else than what we write, and what mends it.
+    pub(super) fn foreign(&self, tenant: Option<&str>, key: &str, kind: &str) -> Error {
+        let keys = &self.0.keys;
+        let fix = match tenant {
+            Some(tenant) if key == keys.meta(tenant) => format!("`posduif tenant resync {tenant} --yes` makes it anew"),
+            Some(tenant) if key != keys.quarantine(tenant) => {
+                format!("`posduif stream rebuild --tenant {tenant} --yes` makes it anew")
+            }
+            _ => format!("`redis-cli -u \"$REDIS_URL\" DEL '{key}'` removes it"),
+        };
+        Error::Foreign {
+            key: key.to_owned(),
+            found: kind.to_owned(),
+            fix,
+        }
+    }
+
     /// The whole checkpoint; `None` before the first epoch.
     ///
     /// # Errors
     /// See [`Error`]; [`Error::NoCheckpoint`] when what is there is none, since somebody else wrote to it.
     pub async fn checkpoint(&self) -> Result<Option<Checkpoint>, Error> {
-        let mut pipe = redis::pipe();
-        pipe.hgetall(self.0.keys.checkpoint());
-        let (fields,): (HashMap<String, String>,) = self.query(&pipe).await?;
+        let (mut pipe, key) = (redis::pipe(), self.0.keys.checkpoint());
+        pipe.hgetall(&key);
+        let (fields,): (HashMap<String, String>,) = self.query_key(&pipe, None, &key).await?;
         Checkpoint::parse(&fields).map_err(|_| Error::NoCheckpoint)
     }
 
@@ -244,7 +279,8 @@ impl Store {
     pub async fn view(&self) -> Result<View, Error> {
         let mut pipe = redis::pipe();
         checkpoint_command(&mut pipe, &self.0.keys);
-        let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
+        let key = self.0.keys.checkpoint();
+        let (fields,): (Vec<Option<String>>,) = self.query_key(&pipe, None, &key).await?;
         parse_view(&fields)
     }
 
@@ -282,50 +318,14 @@ impl Store {
         Ok((version, used.unwrap_or_default()))
     }
 
-    /// How many entries a tenant's streams hold.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn lengths(&self, tenant: &str) -> Result<Lengths, Error> {
-        let mut pipe = redis::pipe();
-        for key in [
-            self.0.keys.changes(tenant),
-            self.0.keys.shared(tenant),
-            self.0.keys.quarantine(tenant),
-        ] {
-            pipe.xlen(key);
-        }
-        let (changes, shared, quarantine) = self.query(&pipe).await?;
-        Ok(Lengths {
-            changes,
-            shared,
-            quarantine,
-        })
-    }
-
-    /// How many entries the inboxes of these users hold, in their order; none where it is missing.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn inbox_lengths(&self, tenant: &str, users: &[Uuid]) -> Result<Vec<u64>, Error> {
-        if users.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipe = redis::pipe();
-        for user in users {
-            pipe.xlen(self.0.keys.inbox(tenant, &user.to_string()));
-        }
-        Ok(self.query(&pipe).await?)
-    }
-
     /// Streams that take no entries, each with the cause.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn stopped(&self) -> Result<std::collections::BTreeMap<String, String>, Error> {
-        let mut pipe = redis::pipe();
-        pipe.hgetall(self.0.keys.stopped());
-        let (stopped,) = self.query(&pipe).await?;
+        let (mut pipe, key) = (redis::pipe(), self.0.keys.stopped());
+        pipe.hgetall(&key);
+        let (stopped,) = self.query_key(&pipe, None, &key).await?;
         Ok(stopped)
     }
 

@@ -15,6 +15,9 @@ use crate::publish::batch::Target;
 /// Keys asked about in one round trip.
 pub const PAGE: usize = 500;
 
+/// Of how many streams of a tenant it is told what is in their place.
+const ERRORS_SHOWN: usize = 5;
+
 /// An entry's place: its ID, and what that and its fields tell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mark {
@@ -77,8 +80,45 @@ pub enum Length {
     Entries(u64),
 }
 
+/// How many entries a tenant's streams hold; nothing is known of one that is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Lengths {
+    /// The log of all changes.
+    pub changes: Option<u64>,
+    /// What every user must see.
+    pub shared: Option<u64>,
+    /// What could not be routed or stored.
+    pub quarantine: Option<u64>,
+    /// What is in the place of those of which nothing is known, and what mends it.
+    #[serde(skip)]
+    errors: Vec<String>,
+    /// Beyond those.
+    #[serde(skip)]
+    more: u64,
+}
+
+impl Lengths {
+    /// Something else is in the place of one of the tenant's streams.
+    pub fn note(&mut self, store: &Store, tenant: &str, key: &str, kind: &str) {
+        if self.errors.len() < ERRORS_SHOWN {
+            self.errors.push(store.foreign(Some(tenant), key, kind).to_string());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// What is wrong, if anything is.
+    pub fn error(&self) -> Option<String> {
+        let mut shown = self.errors.join("; ");
+        if self.more > 0 {
+            shown.push_str(&format!("; and {} more", self.more));
+        }
+        (!shown.is_empty()).then_some(shown)
+    }
+}
+
 /// A tenant's meta hash, but for trim points of inboxes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Meta {
     /// The generation that readers go by.
     pub generation: Option<i64>,
@@ -190,6 +230,31 @@ pub async fn lengths(store: &Store, keys: &[String]) -> Result<Vec<Length>, Erro
     Ok(lengths)
 }
 
+/// How many entries a tenant's streams hold but for inboxes.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn lengths_of(store: &Store, tenant: &str) -> Result<Lengths, Error> {
+    let names = store.keys();
+    let keys = [names.changes(tenant), names.shared(tenant), names.quarantine(tenant)];
+    let (mut known, mut wrong) = (Lengths::default(), Vec::new());
+    let places = [&mut known.changes, &mut known.shared, &mut known.quarantine];
+    for ((place, key), length) in places.into_iter().zip(&keys).zip(lengths(store, &keys).await?) {
+        *place = match length {
+            Length::Missing => Some(0),
+            Length::Entries(count) => Some(count),
+            Length::Foreign(kind) => {
+                wrong.push((key, kind));
+                None
+            }
+        };
+    }
+    wrong
+        .iter()
+        .for_each(|(key, kind)| known.note(store, tenant, key, kind));
+    Ok(known)
+}
+
 /// What these keys take together, in bytes, as Redis guesses it from samples.
 ///
 /// # Errors
@@ -212,9 +277,9 @@ pub async fn memory(store: &Store, keys: &[String]) -> Result<u64, Error> {
 /// # Errors
 /// When Redis fails.
 pub async fn meta(store: &Store, tenant: &str) -> Result<Meta, Error> {
-    let mut pipe = redis::pipe();
-    pipe.hmget(store.keys().meta(tenant), &["generation", "state"]);
-    let ((generation, state),): ((Option<i64>, Option<String>),) = store.query(&pipe).await?;
+    let (mut pipe, key) = (redis::pipe(), store.keys().meta(tenant));
+    pipe.hmget(&key, &["generation", "state"]);
+    let ((generation, state),): ((Option<i64>, Option<String>),) = store.query_key(&pipe, Some(tenant), &key).await?;
     Ok(Meta { generation, state })
 }
 
@@ -223,11 +288,10 @@ pub async fn meta(store: &Store, tenant: &str) -> Result<Meta, Error> {
 /// # Errors
 /// When Redis fails.
 pub async fn trim_point(store: &Store, target: &Target) -> Result<Option<StreamId>, Error> {
-    let mut pipe = redis::pipe();
-    pipe.cmd("HGET")
-        .arg(store.keys().meta(target.tenant()))
-        .arg(target.trim_field());
-    let (point,): (Option<String>,) = store.query(&pipe).await?;
+    let (mut pipe, tenant) = (redis::pipe(), target.tenant());
+    let key = store.keys().meta(tenant);
+    pipe.cmd("HGET").arg(&key).arg(target.trim_field());
+    let (point,): (Option<String>,) = store.query_key(&pipe, Some(tenant), &key).await?;
     Ok(point.and_then(|point| point.parse().ok()))
 }
 

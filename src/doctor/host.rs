@@ -16,12 +16,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const DESCRIPTORS_BESIDE: u64 = 100;
 
 /// Looks at this machine, and from it at the engine.
-pub(super) async fn examine(config: &Config) -> Vec<Check> {
+pub(super) async fn examine(config: &Config, url: &str) -> Vec<Check> {
     let mut checks = vec![secret(config)];
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         checks.push(descriptors(config, soft, hard));
     }
-    checks.extend(engine(config).await);
+    checks.extend(engine(url).await);
     checks
 }
 
@@ -62,20 +62,19 @@ fn descriptors(config: &Config, soft: u64, hard: u64) -> Check {
     }
 }
 
-async fn engine(config: &Config) -> Vec<Check> {
+async fn engine(url: &str) -> Vec<Check> {
     const URL: &str = "engine.public_url";
-    let url = config.public_url();
     let health = match http::get(&format!("{url}/health"), PATIENCE).await {
-        Ok(answer) if answer.status == 200 && answer.body.starts_with(b"OK") => Check::ok(URL, url.clone()),
+        Ok(answer) if answer.status == 200 && answer.body.starts_with(b"OK") => Check::ok(URL, url),
         Ok(answer) => Check::fail(
             URL,
             format!("{url}/health answers {}", answer.status),
-            "Something else answers where clients look for the engine: check `server.public_url` and the proxy",
+            "Something else answers where clients look for the engine: check `server.public_url` (or POSDUIF_URL) and the proxy",
         ),
         Err(error) => Check::warn(
             URL,
             format!("{url}: {error:#}"),
-            "No engine is reached where clients look for it: start one, or check `server.public_url` and the way there",
+            "No engine is reached where clients look for it: start one, or check `server.public_url` (or POSDUIF_URL) and the way there",
         )
         .fix("posduif serve"),
     };

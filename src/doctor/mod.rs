@@ -91,13 +91,13 @@ impl Check {
     }
 }
 
-/// Looks at everything. What cannot be reached is a failed check; each part takes no longer than its timeouts in the
+/// Looks at everything, and for the engine at this base URL. What cannot be reached is a failed check; each part takes no longer than its timeouts in the
 /// settings.
-pub async fn examine(config: &Config) -> Vec<Check> {
+pub async fn examine(config: &Config, url: &str) -> Vec<Check> {
     let (postgres, redis, host) = tokio::join!(
         postgres::examine(config),
         redis::examine(&config.redis),
-        host::examine(config)
+        host::examine(config, url)
     );
     [postgres, redis, host].concat()
 }

@@ -8,6 +8,7 @@ use super::{Check, clock, skew};
 use crate::config::Config;
 use crate::database::migrations;
 use crate::database::publication::{self, Coverage};
+use crate::database::tenants::{self, Listed};
 use crate::database::{Database, quote_identifier};
 use crate::replication::connection::Connection;
 use crate::replication::slots::{Left, Look, Verdict};
@@ -468,6 +469,7 @@ async fn schemas(database: &Database, config: &Config) -> Vec<Check> {
     if is_fresh {
         return checks;
     }
+    checks.push(tenants(database).await);
     match publication::coverage(database, &config.replication.publication).await {
         Ok(coverage) => checks.extend(judge_coverage(&coverage, &config.replication.publication)),
         Err(error) => checks.push(Check::fail(
@@ -479,16 +481,53 @@ async fn schemas(database: &Database, config: &Config) -> Vec<Check> {
     checks
 }
 
+/// Whether each registered tenant has its schema, and that its tables.
+async fn tenants(database: &Database) -> Check {
+    const NAME: &str = "postgres.tenants";
+    let look = async {
+        let directory = tenants::directory(database).await?;
+        let tables = tenants::missing_tables(database, None).await?;
+        Ok::<_, crate::database::Error>((directory, tables))
+    };
+    let (directory, tables) = match look.await {
+        Ok(found) => found,
+        Err(error) => return Check::fail(NAME, format!("{error:#}"), "They cannot be read"),
+    };
+    let gone: Vec<&Listed> = directory.iter().filter(|listed| !listed.has_schema()).collect();
+    if gone.is_empty() && tables.is_empty() {
+        return Check::ok(NAME, format!("all {} have their schema and tables", directory.len()));
+    }
+    let schemas = gone.iter().map(|listed| format!("the schema {}", listed.tenant.schema));
+    let missing: Vec<String> = schemas.chain(tables).collect();
+    let or = gone.first().map_or_else(String::new, |listed| {
+        let name = &listed.tenant.name;
+        format!(
+            ". A tenant that is to begin empty is forgotten with its devices and credentials by `posduif tenant drop {name} \
+             --yes`, and made anew by `posduif tenant create {name}`"
+        )
+    });
+    Check::fail(
+        NAME,
+        format!("missing: {}", some_of(missing)),
+        format!(
+            "Somebody has dropped or renamed it, and nobody of the tenant can work: bring it back from a backup{or}"
+        ),
+    )
+}
+
+/// The first of these, and how many more there are.
+fn some_of(names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(3);
+    let mut text = names.into_iter().take(3).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
 /// Judges what is published.
 fn judge_coverage(coverage: &Coverage, name: &str) -> Vec<Check> {
-    let named = |tables: Vec<String>| {
-        let more = tables.len().saturating_sub(3);
-        let mut text = tables.into_iter().take(3).collect::<Vec<_>>().join(", ");
-        if more > 0 {
-            text.push_str(&format!(" and {more} more"));
-        }
-        text
-    };
+    let named = some_of;
     let place = |table: &publication::Table| format!("{}.{}", table.schema, table.table);
     let missing: Vec<String> = coverage.missing().map(place).collect();
     let unidentified: Vec<String> = coverage.unidentified().map(place).collect();

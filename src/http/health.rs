@@ -80,7 +80,7 @@ pub async fn ready(vitals: Arc<Vitals>, _request: Request) -> Result<Response, E
         Ok(Err(error)) => {
             tracing::debug!(%error, "Redis fails its check");
             let problem = match error {
-                crate::deliver::store::Error::Redis(_) => "unavailable",
+                crate::deliver::store::Error::Redis(_) | crate::deliver::store::Error::Foreign { .. } => "unavailable",
                 crate::deliver::store::Error::Paused
                 | crate::deliver::store::Error::Stopped
                 | crate::deliver::store::Error::NotPublished

@@ -250,7 +250,9 @@ impl From<incoming::Error> for Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match &error {
-            store::Error::Redis(_) => Self::new(Code::RedisError, "Redis is unavailable; try again in a moment"),
+            store::Error::Redis(_) | store::Error::Foreign { .. } => {
+                Self::new(Code::RedisError, "Redis is unavailable; try again in a moment")
+            }
             store::Error::Paused => Self::new(
                 Code::TenantPaused,
                 "this tenant is paused; what waits is delivered when it goes on",

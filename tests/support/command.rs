@@ -14,6 +14,7 @@ pub(crate) fn posduif() -> Command {
         .current_dir(std::env::temp_dir())
         .env_remove("DATABASE_URL")
         .env_remove("REDIS_URL")
+        .env_remove("POSDUIF_URL")
         .stdin(Stdio::null())
         .kill_on_drop(true);
     command

@@ -12,7 +12,8 @@ use super::super::output::{self, say};
 use super::super::table::{Cell, NOTHING, Tone, print_table};
 use super::{Bench, StreamView, Tenants, dash, mark};
 use crate::database::tenants::{self, Tenant};
-use crate::deliver::streams::{self, Ids, Length, Stopped};
+use crate::deliver::store::Error;
+use crate::deliver::streams::{self, Ids, Length, Meta, Stopped};
 use crate::domain::users;
 use crate::publish::batch::Target;
 
@@ -46,6 +47,8 @@ struct TenantView {
     push: StreamView,
     quarantine: StreamView,
     stopped: Vec<StoppedView>,
+    /// What else is in the place of the hash that has generation, state and trim points.
+    error: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -98,7 +101,11 @@ impl List {
 impl TenantView {
     async fn look(bench: &Bench<'_>, tenant: &Tenant, stopped: &[Stopped]) -> Result<Self> {
         let (name, keys): (Arc<str>, _) = (tenant.name.as_str().into(), bench.store.keys());
-        let meta = streams::meta(&bench.store, &name).await?;
+        let (meta, error) = match streams::meta(&bench.store, &name).await {
+            Ok(meta) => (meta, None),
+            Err(error @ Error::Foreign { .. }) => (Meta::default(), Some(error.to_string())),
+            Err(error) => return Err(error.into()),
+        };
         let (changes, _) = StreamView::look_at(bench, &Target::Changes(name.clone()), stopped).await?;
         let (shared, _) = StreamView::look_at(bench, &Target::Shared(name.clone()), stopped).await?;
         let (push, _) = StreamView::look(bench, "push", keys.push(&name), Ids::Clock).await?;
@@ -120,6 +127,7 @@ impl TenantView {
                     cause: stopped.cause.clone(),
                 })
                 .collect(),
+            error,
         })
     }
 }
@@ -219,8 +227,10 @@ impl Overview {
                 }),
             ]);
             for view in [&tenant.push, &tenant.quarantine] {
-                if view.length > 0 {
-                    rows.push(row(name, view, String::new()));
+                match view.kind.as_str() {
+                    "none" => {}
+                    "stream" if view.length == 0 => {}
+                    _ => rows.push(row(name, view, complaint(view))),
                 }
             }
         }
@@ -242,6 +252,9 @@ impl Overview {
             say!("no engine has published anything yet, or Redis was emptied")?;
         }
         for tenant in &self.tenants {
+            if let Some(error) = &tenant.error {
+                say!("{}: {}", tenant.tenant, error)?;
+            }
             for stopped in &tenant.stopped {
                 say!(
                     "{}/{} is stopped: {}; `posduif stream rebuild --tenant {}` makes it anew",

@@ -12,6 +12,7 @@ use super::{Bench, Tenants, dash, seconds};
 use crate::change::StreamId;
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::quarantine::{self, Aside, Remedy};
+use crate::deliver::store::Error;
 use crate::deliver::streams::{rfc3339, time_of_micros};
 use crate::publish::batch::AsideKind;
 
@@ -131,9 +132,17 @@ fn to_json(tenant: &str, aside: &Aside) -> Value {
 
 async fn list(bench: &Bench<'_>, tenants: &Tenants, limit: u32) -> Result<()> {
     let mut found = Vec::new();
-    let mut more = Vec::new();
+    let (mut more, mut wrong) = (Vec::new(), Vec::new());
     for tenant in bench.tenants(tenants).await? {
-        let newest = quarantine::newest(&bench.store, &tenant.name, limit as usize).await?;
+        let newest = match quarantine::newest(&bench.store, &tenant.name, limit as usize).await {
+            Ok(newest) => newest,
+            // Those of other tenants are shown all the same.
+            Err(error @ Error::Foreign { .. }) => {
+                wrong.push(format!("tenant {}: {error}", tenant.name));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let count = quarantine::count(&bench.store, &tenant.name).await?;
         if let Some(rest) = count.checked_sub(newest.len() as u64).filter(|rest| *rest > 0) {
             more.push((tenant.name.clone(), rest));
@@ -142,12 +151,22 @@ async fn list(bench: &Bench<'_>, tenants: &Tenants, limit: u32) -> Result<()> {
     }
     if bench.global.json {
         let asides: Vec<Value> = found.iter().map(|(tenant, aside)| to_json(tenant, aside)).collect();
-        return output::json(&asides);
-    }
-    if found.is_empty() {
+        output::json(&asides)?;
+    } else if !found.is_empty() {
+        print(found)?;
+        for (tenant, rest) in more {
+            say!("tenant {tenant} has {rest} older ones; --limit shows more")?;
+        }
+    } else if wrong.is_empty() {
         say!("nothing is in quarantine")?;
+    }
+    if wrong.is_empty() {
         return Ok(());
     }
+    bail!("{}", wrong.join("; "))
+}
+
+fn print(found: Vec<(String, Aside)>) -> Result<()> {
     print_table(
         ["TENANT", "ID", "TIME", "POSITION", "TABLE", "CAUSE"],
         found.into_iter().map(|(tenant, aside)| {
@@ -160,11 +179,7 @@ async fn list(bench: &Bench<'_>, tenants: &Tenants, limit: u32) -> Result<()> {
                 aside.cause.clone(),
             ]
         }),
-    )?;
-    for (tenant, rest) in more {
-        say!("tenant {tenant} has {rest} older ones; --limit shows more")?;
-    }
-    Ok(())
+    )
 }
 
 async fn one(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<Aside> {
