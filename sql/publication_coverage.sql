@@ -4,7 +4,8 @@ SELECT tenant.name AS tenant, schema.nspname::text AS schema, class.relname::tex
        class.relispartition OR published.tablename IS NOT NULL AS is_published,
        CASE class.relreplident WHEN 'f' THEN 'full' WHEN 'i' THEN 'index' WHEN 'n' THEN 'nothing' ELSE 'default' END
            AS identity,
-       virtual.has AS has_virtual_columns
+       virtual.has AS has_virtual_columns,
+       pg_has_role(class.relowner, 'USAGE') AS is_ours
 FROM posduif.tenants tenant
 JOIN pg_catalog.pg_namespace schema ON schema.nspname = tenant.schema_name
 JOIN pg_catalog.pg_class class ON class.relnamespace = schema.oid

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use posduif::config::Secret;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::support::World;
 use crate::support::command::{Ended, posduif, posduif_in, posduif_says, run};
+use crate::support::eventually;
 use crate::support::office::Office;
 use crate::support::servers;
 
@@ -186,6 +189,7 @@ async fn beside_a_running_engine_everything_is_looked_at_and_well() {
         "postgres.wal_level",
         "redis.appendfsync",
         "redis.appendonly",
+        "redis.checkpoint",
         "redis.clock",
         "redis.connection",
         "redis.file",
@@ -193,6 +197,7 @@ async fn beside_a_running_engine_everything_is_looked_at_and_well() {
         "redis.maxmemory_policy",
         "redis.memory",
         "redis.server",
+        "redis.streams",
         "redis.version",
         "host.file_descriptors",
     ] {
@@ -323,6 +328,150 @@ async fn servers_that_are_away_or_silent_are_said_in_time_and_hide_nothing_else(
         let all = format!("{}{}", ended.stdout, ended.stderr);
         assert!(!all.contains("hidden") && !all.contains("backtrace"), "{all}");
     }
+}
+
+#[tokio::test]
+async fn a_refused_login_a_missing_database_and_a_missing_role_each_have_a_fix_of_their_own() {
+    let world = World::new().await;
+    let name = world.config.redis.prefix.clone();
+    let psql = world.psql().await;
+    psql.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD 'right'"))
+        .await
+        .unwrap();
+    let url = world.config.postgres.url.expose();
+    let (_, place) = url.rsplit_once('@').unwrap();
+    let (host, _) = place.split_once('/').unwrap();
+    for (login, found, fix) in [
+        (
+            format!("{name}:hidden@{place}"),
+            "password authentication failed",
+            format!("-U postgres -d postgres -c \"\\\\password {name}\""),
+        ),
+        (
+            format!("{name}:right@{host}/{name}_none"),
+            "does not exist (SQLSTATE 3D000)",
+            format!("CREATE DATABASE {name}_none OWNER {name}"),
+        ),
+    ] {
+        let mut command = posduif_in(&world);
+        command.env("POSDUIF__POSTGRES__URL", format!("postgres://{login}"));
+        let ended = run(&mut command, &["doctor", "--json"]).await;
+        let check = &by_name(&report(&ended))["postgres.connection"];
+        assert!(check["found"].as_str().unwrap().contains(found), "{check}");
+        assert!(
+            check["meaning"].as_str().unwrap().contains("Postgres is there"),
+            "{check}"
+        );
+        assert!(check["fix"][0].as_str().unwrap().contains(&fix), "{fix}: {check}");
+        assert!(!ended.stdout.contains("hidden"), "{check}");
+    }
+    psql.batch_execute(&format!("DROP ROLE {name}")).await.unwrap();
+}
+
+#[tokio::test]
+async fn rights_that_a_role_lacks_are_told_as_what_they_are_and_granted_by_the_fixes() {
+    let mut world = World::new().await;
+    let name = world.config.redis.prefix.clone();
+    let admin = world.psql().await;
+    admin
+        .batch_execute(&format!(
+            "CREATE ROLE {name} LOGIN PASSWORD 'secret'; ALTER DATABASE {name} OWNER TO {name}"
+        ))
+        .await
+        .unwrap();
+    let url = world.config.postgres.url.expose().to_owned();
+    let (_, place) = url.rsplit_once('@').unwrap();
+    world.config.postgres.url = Secret::new(format!("postgres://{name}:secret@{place}"));
+    posduif_says(&world, "migrate up").await.text();
+    posduif_says(&world, "tenant create acme").await.text();
+    admin
+        .batch_execute("CREATE TABLE tenant_acme.foreigns (id int PRIMARY KEY)")
+        .await
+        .unwrap();
+    let judged = async || by_name(&report(&posduif_says(&world, "doctor --json").await));
+    let checks = judged().await;
+    let login = &checks["postgres.replication_login"];
+    assert_eq!(login["level"], "fail");
+    assert!(!login["meaning"].as_str().unwrap().contains("pg_hba"), "{login}");
+    // The statement within the command, which names somebody who is a superuser elsewhere.
+    let statement = |fix: &Value| fix.as_str().unwrap().split('"').nth(1).unwrap().to_owned();
+    let mut statements = vec![statement(&login["fix"][0])];
+    assert_eq!(statements[0], format!("ALTER ROLE {name} REPLICATION"));
+    for check in ["postgres.publication", "postgres.replica_identity"] {
+        let check = &checks[check];
+        assert!(
+            check["found"].as_str().unwrap().contains("tenant_acme.foreigns"),
+            "{check}"
+        );
+        statements.push(statement(&check["fix"][0]));
+        assert_eq!(
+            statements.last().unwrap(),
+            &format!("ALTER TABLE tenant_acme.foreigns OWNER TO {name}")
+        );
+        assert_eq!(check["fix"][1], "posduif publication sync");
+    }
+    admin.batch_execute(&statements.join(";")).await.unwrap();
+    posduif_says(&world, "publication sync").await.text();
+    let checks = judged().await;
+    for check in ["replication_login", "publication", "replica_identity"] {
+        let check = &checks[&format!("postgres.{check}")];
+        assert_eq!(check["level"], "ok", "{check}");
+    }
+    admin
+        .batch_execute(&format!("ALTER DATABASE {name} OWNER TO CURRENT_USER; REASSIGN OWNED BY {name} TO CURRENT_USER; DROP OWNED BY {name}; DROP ROLE {name}"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn streams_that_are_missing_or_stopped_fail_until_they_are_made_anew() {
+    let office = Office::open().await;
+    office.ready().await;
+    let keys = office.world.keys();
+    let judged = async |name: &str| by_name(&report(&posduif_says(&office.world, "doctor --json").await))[name].clone();
+    assert_eq!(judged("redis.streams").await["level"], "ok");
+    let mend = async |found: &str| {
+        let check = judged("redis.streams").await;
+        assert_eq!((&check["level"], &check["found"]), (&json!("fail"), &json!(found)));
+        let fixes = check["fix"].as_array().unwrap();
+        for fix in fixes {
+            let command = fix.as_str().unwrap().strip_prefix("posduif ").unwrap();
+            posduif_says(&office.world, command).await.text();
+        }
+        assert!(!fixes.is_empty());
+        office.world.published().await;
+        let check = judged("redis.streams").await;
+        assert_eq!(check["level"], "ok", "{check}");
+    };
+    for (key, name) in [(keys.shared("acme"), "shared"), (keys.changes("acme"), "changes")] {
+        let _: i64 = office.world.ask_redis(&["DEL", &key]).await;
+        mend(&format!("acme/{name} is missing")).await;
+    }
+    // The engine stops what takes no entries.
+    let _: () = office.world.ask_redis(&["SET", &keys.changes("acme"), "spoilt"]).await;
+    office.send("hello").await;
+    eventually("the stream is stopped", || async {
+        (!office.world.stopped_streams().await.is_empty()).then_some(())
+    })
+    .await;
+    mend("acme/changes is a string, acme/changes is stopped").await;
+
+    // Where nobody has published there need be none; where somebody has, it is another Redis.
+    assert_eq!(judged("redis.checkpoint").await["level"], "ok");
+    let mut command = posduif_in(&office.world);
+    command.env("POSDUIF__REDIS__PREFIX", "elsewhere");
+    let checks = by_name(&report(&run(&mut command, &["doctor", "--json"]).await));
+    let check = &checks["redis.checkpoint"];
+    assert_eq!(check["level"], "warn");
+    assert!(
+        check["found"]
+            .as_str()
+            .unwrap()
+            .starts_with("none, though epoch 1 of slot"),
+        "{check}"
+    );
+    assert!(check["meaning"].as_str().unwrap().contains("another Redis"), "{check}");
+    office.close().await;
 }
 
 #[tokio::test]

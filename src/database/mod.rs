@@ -74,7 +74,17 @@ pub enum Error {
 impl Error {
     /// Whether Postgres is up but takes no sessions (SQLSTATE 57P03): it starts, recovers or shuts down.
     pub fn is_cannot_connect_now(&self) -> bool {
-        matches!(self, Self::Unavailable(text) if text.ends_with("(SQLSTATE 57P03)"))
+        matches!(self, Self::Unavailable(_)) && self.sqlstate() == Some("57P03")
+    }
+
+    /// What Postgres calls it (appendix A of its manual), where it said anything.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable(text) | Self::Constraint { message: text, .. } => {
+                Some(text.strip_suffix(')')?.rsplit_once("(SQLSTATE ")?.1)
+            }
+            Self::Statement(error) => error.code().map(SqlState::code),
+        }
     }
 
     /// A word for it, for metrics.
@@ -124,7 +134,10 @@ impl From<PoolError<tokio_postgres::Error>> for Error {
     fn from(error: PoolError<tokio_postgres::Error>) -> Self {
         // Whatever keeps us from a connection, wrong credentials too, is for the operator: a client can only wait.
         Self::Unavailable(match error {
-            PoolError::Backend(error) => with_causes(&error),
+            PoolError::Backend(error) => match error.as_db_error() {
+                Some(refusal) => format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code()),
+                None => with_causes(&error),
+            },
             PoolError::Timeout(kind) => format!("no connection in time ({kind:?}); see `postgres.pool_size`"),
             other => other.to_string(),
         })

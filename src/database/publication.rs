@@ -143,6 +143,9 @@ pub struct Table {
     pub replica_identity: String,
     /// Whether it has virtual generated columns (Postgres 18), with which it must not have the identity `full`.
     pub virtual_columns: bool,
+    /// Whether our role owns it, as the changes to it ask for.
+    #[serde(skip)]
+    pub is_ours: bool,
 }
 
 impl Table {
@@ -218,6 +221,7 @@ pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage
             published: row.try_get("is_published")?,
             replica_identity: row.try_get("identity")?,
             virtual_columns: row.try_get("has_virtual_columns")?,
+            is_ours: row.try_get("is_ours")?,
         })
     });
     Ok(Coverage {

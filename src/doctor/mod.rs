@@ -1,13 +1,14 @@
 //! Looks at everything that an engine depends on, and says what is wrong, what that means and what mends it.
 //!
 //! Each part is looked at by itself, so that one that is away hides nothing of the others. What is judged is read
-//! first: [`postgres`] and [`redis`] judge plain facts, and [`host`] this machine and the way to the engine.
+//! first: [`postgres`], [`redis`] and [`streams`] judge plain facts, and [`host`] this machine and the way to the engine.
 //!
 //! Commands name the servers as `"$DATABASE_URL"` and `"$REDIS_URL"`, so that no secret is printed.
 
 pub mod host;
 pub mod postgres;
 pub mod redis;
+pub mod streams;
 
 use std::time::Instant;
 
@@ -94,12 +95,23 @@ impl Check {
 /// Looks at everything, and for the engine at this base URL. What cannot be reached is a failed check; each part takes no longer than its timeouts in the
 /// settings.
 pub async fn examine(config: &Config, url: &str) -> Vec<Check> {
-    let (postgres, redis, host) = tokio::join!(
+    let (postgres, redis, streams, host) = tokio::join!(
         postgres::examine(config),
         redis::examine(&config.redis),
+        streams::examine(config),
         host::examine(config, url)
     );
-    [postgres, redis, host].concat()
+    [postgres, redis, streams, host].concat()
+}
+
+/// The first of these, and how many more there are.
+fn some_of(names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(3);
+    let mut text = names.into_iter().take(3).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
 }
 
 /// How far a server's clock may be from ours, in seconds: beyond this it is worth a look.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{Check, clock, skew};
+use super::{Check, clock, skew, some_of};
 use crate::config::Config;
 use crate::database::migrations;
 use crate::database::publication::{self, Coverage};
@@ -141,14 +141,7 @@ fn word(name: &str) -> String {
 pub(super) async fn examine(config: &Config) -> Vec<Check> {
     let database = match Database::connect(&config.postgres).await {
         Ok(database) => database,
-        Err(error) => {
-            let check = Check::fail(
-                "postgres.connection",
-                format!("{error:#}"),
-                "Nothing works without Postgres, and nothing else of it can be looked at",
-            );
-            return vec![check.fix("pg_isready -d \"$DATABASE_URL\"")];
-        }
+        Err(error) => return vec![no_connection(&error, config.postgres.url.expose())],
     };
     let facts = match Facts::read(&database, config.postgres.url.expose()).await {
         Ok(facts) => facts,
@@ -176,8 +169,71 @@ pub(super) async fn examine(config: &Config) -> Vec<Check> {
         Ok(look) => checks.extend(judge_slots(&look, &facts, &config.replication.slot)),
         Err(error) => checks.push(Check::fail("postgres.slots", format!("{error:#}"), "")),
     }
-    checks.extend(schemas(&database, config).await);
+    checks.extend(schemas(&database, config, &facts).await);
     checks
+}
+
+/// Why there is no connection, and what mends that: by what Postgres says where it is there.
+fn no_connection(error: &anyhow::Error, url: &str) -> Check {
+    let text = format!("{error:#}");
+    let code = error
+        .downcast_ref::<crate::database::Error>()
+        .and_then(crate::database::Error::sqlstate);
+    let server = Server::parse(url).ok();
+    let named = server.as_ref().map(Server::config);
+    let role = named.and_then(tokio_postgres::Config::get_user).unwrap_or("posduif");
+    let database = named.and_then(tokio_postgres::Config::get_dbname).unwrap_or(role);
+    let superuser = |command: &str| format!("psql {}-U postgres -d postgres -c \"{command}\"", reach(url));
+    let (means, fix) = match code {
+        Some("28P01") => (
+            format!(
+                "Postgres is there and refuses the password, or knows no role {role}: put the right ones into \
+                 `postgres.url` (or DATABASE_URL). This sets another password"
+            ),
+            superuser(&format!("\\\\password {}", word(role))),
+        ),
+        Some("28000") if text.contains("does not exist") => (
+            format!(
+                "Postgres is there and knows no role {role}: name another in `postgres.url` (or DATABASE_URL), or make it"
+            ),
+            superuser(&format!("CREATE ROLE {} LOGIN REPLICATION", word(role))),
+        ),
+        Some("28000") if text.contains("not permitted to log in") => (
+            format!("Postgres is there, and the role {role} may not log in"),
+            superuser(&format!("ALTER ROLE {} LOGIN", word(role))),
+        ),
+        Some("28000") => (
+            format!(
+                "Postgres is there and lets {role} in from nowhere like this: pg_hba.conf needs a line such as `host \
+                 {database} {role} samenet scram-sha-256`. This says where the file is"
+            ),
+            superuser("SHOW hba_file"),
+        ),
+        Some("3D000") => (
+            format!(
+                "Postgres is there and has no database {database}: name another in `postgres.url` (or DATABASE_URL), or \
+                 make it"
+            ),
+            superuser(&format!("CREATE DATABASE {} OWNER {}", word(database), word(role))),
+        ),
+        Some("42501") => (
+            format!("Postgres is there, and {role} may not connect to the database {database}"),
+            superuser(&format!(
+                "GRANT CONNECT ON DATABASE {} TO {}",
+                word(database),
+                word(role)
+            )),
+        ),
+        Some("53300") => (
+            "All connections of Postgres, of the role or of the database are taken. This says by whom".to_owned(),
+            superuser("SELECT usename, application_name, count(*) FROM pg_stat_activity GROUP BY 1, 2 ORDER BY 3 DESC"),
+        ),
+        _ => (
+            "Nothing works without Postgres, and nothing else of it can be looked at".to_owned(),
+            "pg_isready -d \"$DATABASE_URL\"".to_owned(),
+        ),
+    };
+    Check::fail("postgres.connection", text, means).fix(fix)
 }
 
 /// Judges settings and rights.
@@ -298,6 +354,17 @@ async fn replication_login(config: &Config, facts: &Facts) -> Check {
         Ok(Err(error)) => format!("{error:#}"),
         Err(_) => format!("no answer within {} s", timeout.as_secs()),
     };
+    refused_login(facts, failure)
+}
+
+/// Judges why a replication connection was refused.
+fn refused_login(facts: &Facts, failure: String) -> Check {
+    const NAME: &str = "postgres.replication_login";
+    if !facts.may_replicate && !failure.contains("pg_hba.conf") {
+        let meaning = format!("The role {} lacks the right to read the log", facts.role);
+        let fix = format!("ALTER ROLE {} REPLICATION", word(&facts.role));
+        return Check::fail(NAME, failure, meaning).fix(facts.as_superuser(&fix));
+    }
     let meaning = format!(
         "The log is read over a replication connection, which is let in by its database's name: pg_hba.conf needs a line \
          such as `host {} {} samenet scram-sha-256`. This says where the file is",
@@ -387,10 +454,11 @@ fn judge_slots(look: &Look, facts: &Facts, ours: &str) -> Vec<Check> {
         )
         .fix(format!("export POSDUIF__REPLICATION__SLOT={ours}_engine")),
         Some(finding) => match (finding.verdict, finding.left) {
-            (Verdict::Lost, _) => Check::warn(
+            (Verdict::Lost, _) => Check::fail(
                 "postgres.slot",
                 format!("{ours} is lost"),
-                "The next engine makes it anew and begins a new epoch: every device takes a snapshot",
+                "Postgres has removed WAL that it needed, so that nothing is published from it any more. The next engine \
+                 makes it anew and begins a new epoch: every device takes a snapshot",
             )
             .fix("posduif serve"),
             (Verdict::InUse, Left::Seconds(_)) => Check::warn(
@@ -429,7 +497,7 @@ fn judge_slots(look: &Look, facts: &Facts, ours: &str) -> Vec<Check> {
 }
 
 /// Schemas, publication and replica identities.
-async fn schemas(database: &Database, config: &Config) -> Vec<Check> {
+async fn schemas(database: &Database, config: &Config, facts: &Facts) -> Vec<Check> {
     let mut checks = Vec::new();
     let is_fresh = match migrations::status(database).await {
         Ok(status) => {
@@ -471,7 +539,7 @@ async fn schemas(database: &Database, config: &Config) -> Vec<Check> {
     }
     checks.push(tenants(database).await);
     match publication::coverage(database, &config.replication.publication).await {
-        Ok(coverage) => checks.extend(judge_coverage(&coverage, &config.replication.publication)),
+        Ok(coverage) => checks.extend(judge_coverage(&coverage, &config.replication.publication, facts)),
         Err(error) => checks.push(Check::fail(
             "postgres.publication",
             format!("{error:#}"),
@@ -515,20 +583,32 @@ async fn tenants(database: &Database) -> Check {
     )
 }
 
-/// The first of these, and how many more there are.
-fn some_of(names: Vec<String>) -> String {
-    let more = names.len().saturating_sub(3);
-    let mut text = names.into_iter().take(3).collect::<Vec<_>>().join(", ");
-    if more > 0 {
-        text.push_str(&format!(" and {more} more"));
-    }
-    text
-}
-
 /// Judges what is published.
-fn judge_coverage(coverage: &Coverage, name: &str) -> Vec<Check> {
-    let named = some_of;
+fn judge_coverage(coverage: &Coverage, name: &str, facts: &Facts) -> Vec<Check> {
     let place = |table: &publication::Table| format!("{}.{}", table.schema, table.table);
+    // Only its owner changes a table, and adds it.
+    let owned = |check: Check, tables: Vec<&publication::Table>| {
+        let mut foreign = tables.into_iter().filter(|table| !table.is_ours).peekable();
+        if foreign.peek().is_none() {
+            return check;
+        }
+        let mut check = Check {
+            meaning: format!(
+                "{}. A table of another owner is to be {}'s first",
+                check.meaning, facts.role
+            ),
+            ..check
+        };
+        for table in foreign {
+            check = check.fix(facts.as_superuser(&format!(
+                "ALTER TABLE {}.{} OWNER TO {}",
+                word(&table.schema),
+                word(&table.table),
+                word(&facts.role)
+            )));
+        }
+        check
+    };
     let missing: Vec<String> = coverage.missing().map(place).collect();
     let unidentified: Vec<String> = coverage.unidentified().map(place).collect();
     let total = coverage.tables.len();
@@ -553,12 +633,12 @@ fn judge_coverage(coverage: &Coverage, name: &str) -> Vec<Check> {
     } else if missing.is_empty() {
         Check::ok("postgres.publication", format!("{name} has all {total} tables"))
     } else {
-        Check::fail(
+        let check = Check::fail(
             "postgres.publication",
-            format!("{name} lacks {}", named(missing)),
+            format!("{name} lacks {}", some_of(missing)),
             "No stream hears of what is written there. When such a table has rows, its tenant's streams begin anew with this",
-        )
-        .fix("posduif publication sync")
+        );
+        owned(check, coverage.missing().collect()).fix("posduif publication sync")
     };
     let identity = if unidentified.is_empty() {
         let keyed = coverage.tables.iter().filter(|table| table.virtual_columns).count();
@@ -571,12 +651,12 @@ fn judge_coverage(coverage: &Coverage, name: &str) -> Vec<Check> {
         };
         Check::ok("postgres.replica_identity", found)
     } else {
-        Check::fail(
+        let check = Check::fail(
             "postgres.replica_identity",
-            format!("not as it should be for {}", named(unidentified)),
+            format!("not as it should be for {}", some_of(unidentified)),
             "The log lacks old rows, so that who may no longer see a row is not told, or an UPDATE fails",
-        )
-        .fix("posduif publication sync")
+        );
+        owned(check, coverage.unidentified().collect()).fix("posduif publication sync")
     };
     vec![publication, identity]
 }
@@ -585,6 +665,7 @@ fn judge_coverage(coverage: &Coverage, name: &str) -> Vec<Check> {
 mod tests {
     use super::*;
     use crate::doctor::Level;
+    use crate::replication::slots::Slot;
 
     fn facts() -> Facts {
         Facts {
@@ -705,6 +786,51 @@ mod tests {
             assert_eq!((found.0, found.1), (name, level));
             assert!(found.2.contains(fix), "{name}: {}", found.2);
         }
+    }
+
+    #[test]
+    fn a_lost_slot_of_ours_is_a_failure() {
+        let slot = Slot {
+            name: "posduif".to_owned(),
+            is_logical: true,
+            plugin: Some("pgoutput".to_owned()),
+            database: Some("posduif".to_owned()),
+            is_here: true,
+            is_temporary: false,
+            is_active: false,
+            reader: None,
+            restart: None,
+            confirmed: Some(500.into()),
+            wal_status: Some("lost".to_owned()),
+            safe_bytes: None,
+            lag_seconds: None,
+            is_failover: None,
+            is_synced: None,
+            inactive_seconds: None,
+            invalidation: None,
+        };
+        let look = Look {
+            slots: vec![slot],
+            ..look()
+        };
+        let wrong = wrong(&facts(), &look);
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert_eq!((wrong[0].name, wrong[0].level), ("postgres.slot", Level::Fail));
+        assert!(wrong[0].meaning.contains("new epoch"), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_refused_replication_login_is_mended_where_it_was_refused() {
+        let mut facts = facts();
+        let hba = refused_login(&facts, "no pg_hba.conf entry for replication connection".to_owned());
+        assert!(hba.fix[0].contains("SHOW hba_file"), "{hba:?}");
+        facts.may_replicate = false;
+        let right = refused_login(
+            &facts,
+            "must be superuser or replication role to start walsender".to_owned(),
+        );
+        assert!(right.fix[0].contains("ALTER ROLE posduif REPLICATION"), "{right:?}");
+        assert!(!right.meaning.contains("pg_hba.conf"), "{right:?}");
     }
 
     #[test]
