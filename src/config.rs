@@ -1205,6 +1205,12 @@ impl Config {
                 "keys `server.tls_cert_file` and `server.tls_key_file`: one of them is empty; a certificate needs its key"
             );
         }
+        if !s.public_url.is_empty() && !is_base_url(&s.public_url) {
+            bail!(
+                "key `server.public_url` is {:?}: must be a URL such as https://app.example.com, or empty",
+                s.public_url
+            );
+        }
         for origin in &s.cors_origins {
             if !is_origin(origin) {
                 bail!(
@@ -1269,6 +1275,16 @@ impl Config {
             self.server.public_url.trim_end_matches('/').to_owned()
         }
     }
+}
+
+/// Whether paths can be appended to a text so that it is the URL of something that HTTP serves.
+fn is_base_url(text: &str) -> bool {
+    text.parse::<hyper::Uri>().is_ok_and(|url| {
+        matches!(url.scheme_str(), Some("http" | "https"))
+            && url.host().is_some_and(|host| !host.is_empty())
+            && url.query().is_none()
+            && !text.contains('#')
+    })
 }
 
 /// Whether a text is an origin as browsers send it (RFC 6454, section 6.2), or the star.
@@ -1566,13 +1582,13 @@ mod tests {
             ("POSDUIF__AUTH__JWT_SECRET", "00420"),
             ("POSDUIF__REDIS__PREFIX", "1e3"),
             ("POSDUIF__APP__VERSION", "2.0"),
-            ("POSDUIF__SERVER__PUBLIC_URL", "null"),
+            ("POSDUIF__SERVER__DEFAULT_TENANT", "null"),
         ];
         let config = load("", &env).unwrap();
         assert_eq!(config.auth.jwt_secret.expose(), "00420");
         assert_eq!(config.redis.prefix, "1e3");
         assert_eq!(config.app.version, "2.0");
-        assert_eq!(config.server.public_url, "null");
+        assert_eq!(config.server.default_tenant, "null");
     }
 
     #[test]

@@ -17,11 +17,15 @@ use crate::deliver::live;
 use crate::deliver::store::Store;
 use crate::deliver::trim;
 use crate::http::health::Vitals;
+use crate::http::secure::Acceptor;
 use crate::http::server::{self, Server};
 use crate::http::{App, Parts};
 use crate::push::Waker;
+use crate::push::webhook::Webhook;
 use crate::replication::replicator::{self, Report, Shown};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces;
+use crate::transport;
 
 /// Trims that may wait for the publisher.
 const TRIMS_MAX: usize = 256;
@@ -47,6 +51,24 @@ impl Role {
     }
 }
 
+/// Checks what the settings name, as far as that needs no other process: URLs, files, and the secret of those roles that
+/// need it.
+///
+/// # Errors
+/// Names the key, and why an engine of this role would not start with it.
+pub fn check(config: &Config, role: Role) -> Result<()> {
+    if role.serves_api() {
+        config.check_secrets()?;
+    }
+    transport::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?;
+    let store = Store::new(&config.redis).context("key `redis.url`")?;
+    config.server.identity().map(Acceptor::new).transpose()?;
+    if role.replicates() {
+        Webhook::new(&config.push, store, Arc::new(Metrics::new(true)))?;
+    }
+    traces::check(&config.telemetry)
+}
+
 /// A running engine.
 #[derive(Debug)]
 pub struct Engine {
@@ -64,9 +86,7 @@ impl Engine {
     /// # Errors
     /// When the settings, Postgres or Redis forbid a start.
     pub async fn start(config: Config, role: Role) -> Result<Self> {
-        if role.serves_api() {
-            config.check_secrets()?;
-        }
+        check(&config, role)?;
         let config = Arc::new(config);
         let database = Database::connect(&config.postgres).await?;
         migrations::up(&database, &config.replication)

@@ -57,6 +57,20 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
 
     let complaint = migrate("down").await.complaint(1);
     assert!(complaint.contains("--yes") && complaint.contains("lost"), "{complaint}");
+    assert!(complaint.contains("0007_message_lists of tenant_acme;"), "{complaint}");
+    let complaint = migrate("down 99").await.complaint(1);
+    for told in [
+        "0006_state of tenant_acme, with the columns devices.public_key_changed_at",
+        "0001_tenant of tenant_acme, with the tables encrypted_states",
+        "users",
+    ] {
+        assert!(complaint.contains(told), "{complaint}");
+    }
+    let complaint = migrate("down --schema posduif").await.complaint(1);
+    assert!(
+        complaint.contains("0001_control of posduif, with the tables epochs"),
+        "{complaint}"
+    );
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
@@ -77,6 +91,7 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
          tenant_acme rolled back 0004_upload_rows\ntenant_acme rolled back 0003_conflicts\n\
          tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
     );
+    assert_eq!(migrate("down").await.text(), "nothing to do\n");
     let complaint = migrate("down --schema posduif --yes").await.complaint(1);
     assert!(complaint.contains("tenants"), "{complaint}");
     migrate("up").await.text();
@@ -159,7 +174,7 @@ async fn tenants_and_users_are_made_and_listed() {
         assert!(refused.complaint(1).contains("no tenant nowhere"));
     }
     for bad in ["ACME", "1a", "a-b", "x\u{e4}", "a;drop"] {
-        let complaint = run(&mut command("tenant create"), &[bad]).await.complaint(1);
+        let complaint = run(&mut command("tenant create"), &[bad]).await.complaint(2);
         assert!(complaint.contains("allowed are"), "{complaint}");
     }
 
@@ -199,7 +214,7 @@ async fn tenants_and_users_are_made_and_listed() {
     .await
     .complaint(1);
     assert!(complaint.contains("tenant"), "{complaint}");
-    let complaint = run(&mut command("user list"), &[]).await.complaint(1);
+    let complaint = run(&mut command("user list"), &[]).await.complaint(2);
     assert!(complaint.contains("--tenant"), "{complaint}");
 
     let users = run(&mut command("user list --tenant acme --json"), &[]).await.json();
@@ -243,15 +258,24 @@ async fn the_configuration_is_checked_and_shown_without_its_secrets() {
     good.env("POSDUIF__POSTGRES__URL", "postgres://u:hidden@h/d");
     let shown = run(good.args(["config", "show"]), &[]).await.text();
     assert!(shown.contains("port: 8080") && !shown.contains("hidden"), "{shown}");
+    let mut good = posduif();
+    good.env("POSDUIF__AUTH__JWT_SECRET", "a very secret secret of 32 bytes!!");
     assert_eq!(
-        run(&mut posduif(), &["config", "check", "--json"]).await.json(),
+        run(&mut good, &["config", "check", "--json"]).await.json(),
         json!({"valid": true})
     );
+    // Which needs none.
+    run(&mut posduif(), &["config", "check", "--role", "replicator"])
+        .await
+        .text();
     for (name, value, told) in [
         ("POSDUIF__SERVER__PROT", "1", "no such key"),
         ("POSDUIF__SERVER__PORT", "eighty", "server.port"),
         ("POSDUIF__SSE__RETRY_MS", "1", "allowed is 100 to 60000"),
         ("POSDUIF__AUTH__DEVICE_AUTH", "trust", "token"),
+        ("POSDUIF__SERVER__PUBLIC_URL", "foo", "server.public_url"),
+        ("POSDUIF__SERVER__PUBLIC_URL", "https://", "server.public_url"),
+        ("POSDUIF__SERVER__PUBLIC_URL", "https://a/?b", "server.public_url"),
     ] {
         let complaint = run(posduif().env(name, value), &["config", "check"]).await.complaint(1);
         assert!(complaint.contains(told), "{complaint}");
@@ -260,6 +284,56 @@ async fn the_configuration_is_checked_and_shown_without_its_secrets() {
         .await
         .complaint(1);
     assert!(complaint.contains("no-such-file.yaml"), "{complaint}");
+    // What `serve` refuses, before it asks anybody.
+    let no_file = "/no/such/file.pem";
+    for (settings, told) in [
+        (&[("POSDUIF__AUTH__JWT_SECRET", "")][..], "auth.jwt_secret"),
+        (&[("POSDUIF__AUTH__JWT_SECRET", "short")], "auth.jwt_secret"),
+        (&[("DATABASE_URL", "mysql://x")], "postgres.url"),
+        (
+            &[(
+                "DATABASE_URL",
+                "postgres://h/d?sslmode=verify-full&sslrootcert=/no/such/file.pem",
+            )],
+            no_file,
+        ),
+        (&[("REDIS_URL", "")], "redis.url"),
+        (&[("REDIS_URL", "http://x")], "redis.url"),
+        (
+            &[("REDIS_URL", "rediss://h"), ("POSDUIF__REDIS__CA_FILE", no_file)],
+            "redis.ca_file",
+        ),
+        (
+            &[
+                ("POSDUIF__SERVER__TLS_CERT_FILE", no_file),
+                ("POSDUIF__SERVER__TLS_KEY_FILE", no_file),
+            ],
+            no_file,
+        ),
+        (
+            &[
+                ("POSDUIF__PUSH__WEBHOOK_URL", "https://h/"),
+                (
+                    "POSDUIF__PUSH__WEBHOOK_SECRET",
+                    "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz",
+                ),
+                ("POSDUIF__PUSH__WEBHOOK_CA_FILE", no_file),
+            ],
+            "push.webhook_ca_file",
+        ),
+    ] {
+        let mut said = Vec::new();
+        for arguments in [&["config", "check"][..], &["serve"]] {
+            let mut command = posduif();
+            command
+                .env("POSDUIF__AUTH__JWT_SECRET", "a very secret secret of 32 bytes!!")
+                .envs(settings.iter().copied());
+            let complaint = run(&mut command, arguments).await.complaint(1);
+            assert!(complaint.contains(told), "{arguments:?}: {complaint}");
+            said.push(complaint);
+        }
+        assert_eq!(said[0], said[1]);
+    }
     for secret in ["", "tiny42", "please-change-me-please-change-me-please"] {
         let complaint = run(posduif().env("POSDUIF__AUTH__JWT_SECRET", secret), &["serve"])
             .await
@@ -283,6 +357,17 @@ async fn wrong_usage_ends_with_2() {
         &["migrate", "down", "--schema", "public", "--yes"],
         &["migrate", "force", "1"],
         &["tenant", "create"],
+        &["tenant", "create", "Acme"],
+        &["tenant", "create", ""],
+        &["slot", "create", "Bad Name"],
+        &["slot", "create", ""],
+        &["stream", "show", ""],
+        &["user", "list"],
+        &["device", "list"],
+        &["status", "--count", "2"],
+        &["status", "--interval", "1"],
+        &["man", "--json"],
+        &["completions", "bash", "--json"],
         &["user", "create", "--tenant", "acme"],
         &["user", "list", "--type", "robot"],
         &["demo", "--timeout", "0"],

@@ -96,10 +96,41 @@ async fn a_device_is_renamed_by_its_user_only() {
         (&phone, "/api/devices/a%20b", json!({"name": "x"}), 404),
         (&phone, "/api/devices/phone", json!({"name": ""}), 400),
         (&phone, "/api/devices/phone", json!({"name": "a\u{0}"}), 400),
+        (&phone, "/api/devices/phone", json!({"name": "a\u{1b}[2J"}), 400),
+        (&phone, "/api/devices/phone", json!({"name": "a\nb"}), 400),
+        (&phone, "/api/devices/phone", json!({"name": "a\u{9b}31m"}), 400),
         (&phone, "/api/devices/phone", json!({"name": "x".repeat(256)}), 400),
     ] {
         assert_eq!(who.patch(path, &body).await.status, status, "{path} {body}");
     }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn no_device_brings_control_characters_along() {
+    let office = Office::open().await;
+    let enrollment = office.bob.post("/api/enrollment/create", &json!({})).await.expect(201);
+    let mut told = json!({"token": enrollment["token"], "device_id": "phone", "device_name": "Joe's phone"});
+    for (field, bad) in [
+        ("device_name", json!("na\u{1b}[2J\u{1b}]0;owned\u{7}me")),
+        ("username", json!("na\u{1b}[2Jme")),
+        ("device_info", json!({"model": "a\u{1b}[2J"})),
+        ("device_info", json!({"a\u{7}": 1})),
+        ("device_info", json!({"a": [{"b": "\u{9b}"}]})),
+    ] {
+        let mut body = told.clone();
+        body[field] = bad;
+        let refused = office.anybody.post("/api/enrollment/complete", &body).await.expect(400);
+        assert_eq!(refused["error"]["code"], "VALIDATION_ERROR", "{body}: {refused}");
+        assert!(refused.to_string().contains(field), "{body}: {refused}");
+    }
+    let body = json!({
+        "tenant": "acme", "username": "bob", "password": crate::support::PASSWORD,
+        "device": {"id": "laptop", "name": "a\u{7}"},
+    });
+    office.anybody.post("/api/auth/login", &body).await.expect(400);
+    told["device_info"] = json!({"model": "Ä 1"});
+    office.anybody.post("/api/enrollment/complete", &told).await.expect(201);
     office.close().await;
 }
 

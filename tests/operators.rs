@@ -3,11 +3,12 @@
 use std::process::Stdio;
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::ChildStdout;
 
 use crate::support::command::{posduif_in, posduif_says, run};
-use crate::support::eventually;
 use crate::support::office::Office;
+use crate::support::{PATIENCE, World, eventually};
 
 /// Whether somebody may log in.
 async fn status_of_login(office: &Office, username: &str, password: &str) -> u16 {
@@ -194,6 +195,212 @@ async fn a_device_is_listed_shown_and_revoked() {
         assert!(absent.contains("no device"), "{absent}");
     }
     office.close().await;
+}
+
+#[tokio::test]
+async fn names_from_the_tables_cannot_speak_to_the_terminal_and_hints_can_be_pasted() {
+    let office = Office::open().await;
+    office.phone("phone-1").await;
+    // As somebody may write it who is no client of ours.
+    office
+        .sql(
+            "UPDATE tenant_acme.devices SET name = E'na\\x1b[2J\\x1b]0;owned\\x07me', \
+             device_info = '{\"model\": \"\u{9b}31m\"}'; \
+             INSERT INTO tenant_acme.users (id, username, user_type) VALUES \
+             ('0e000000-0000-4000-8000-000000000000', E'ev\\x1b[2Jil', 'web'), (gen_random_uuid(), '日本', 'web')",
+        )
+        .await;
+    for (arguments, shown) in [
+        ("device list --tenant acme", "na\\u001b[2J\\u001b]0;owned\\u0007me"),
+        (
+            "device list --tenant acme --json",
+            "na\\u001b[2J\\u001b]0;owned\\u0007me",
+        ),
+        (
+            "device show phone-1 --tenant acme",
+            "na\\u001b[2J\\u001b]0;owned\\u0007me",
+        ),
+        ("device show phone-1 --tenant acme --json", "\\u009b31m"),
+        ("user list --tenant acme", "ev\\u001b[2Jil"),
+        (
+            "user disable 0e000000-0000-4000-8000-000000000000 --tenant acme",
+            "ev\\u001b[2Jil",
+        ),
+    ] {
+        let text = posduif_says(&office.world, arguments).await.text();
+        assert!(text.contains(shown), "{arguments}: {text}");
+        let is_plain = |c: char| c == '\n' || !c.is_control();
+        assert!(text.chars().all(is_plain), "{arguments}: {text:?}");
+    }
+    // Wide characters take two columns, and the next column begins where it does in the other lines.
+    let text = posduif_says(&office.world, "user list --tenant acme").await.text();
+    let place = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        let (before, _) = line.split_once("web").unwrap();
+        unicode_width::UnicodeWidthStr::width(before)
+    };
+    assert_eq!(place("日本"), place("bob"), "{text}");
+
+    for (arguments, hint) in [
+        ("user disable nobody --tenant acme", "posduif user list --tenant acme"),
+        (
+            "device show nothing --tenant acme",
+            "posduif device list --tenant acme --all",
+        ),
+        (
+            "stream quarantine show --tenant acme 1-1",
+            "posduif stream quarantine list --tenant acme",
+        ),
+    ] {
+        let complaint = posduif_says(&office.world, arguments).await.complaint(1);
+        assert!(complaint.contains(&format!("`{hint}`")), "{complaint}");
+        posduif_says(&office.world, hint.strip_prefix("posduif ").unwrap())
+            .await
+            .text();
+    }
+    office
+        .world
+        .ask_redis::<redis::Value>(&["DEL", &office.world.keys().inbox("acme", &office.bob_id.to_string())])
+        .await;
+    let text = posduif_says(&office.world, "stream list").await.text();
+    assert!(text.contains("`posduif stream rebuild --tenant acme`"), "{text}");
+    office.close().await;
+}
+
+/// A command on a terminal of its own, and the words that name that terminal.
+async fn on_a_terminal(world: &World, command: &str) -> (tokio::process::Child, BufReader<ChildStdout>, String) {
+    let program = env!("CARGO_BIN_EXE_posduif");
+    let mut script = posduif_in(world);
+    let settings: Vec<_> = script
+        .as_std()
+        .get_envs()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+        .collect();
+    script = tokio::process::Command::new("script");
+    script
+        .envs(settings)
+        .args(["-qec", &command.replace("posduif", program), "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = script.spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut terminal = String::new();
+    output.read_line(&mut terminal).await.unwrap();
+    (child, output, terminal.trim().to_owned())
+}
+
+#[tokio::test]
+async fn on_a_terminal_a_password_is_asked_for_without_echo() {
+    let office = Office::open().await;
+    for (once_more, code) in [("another one", 1), ("typed at last", 0)] {
+        let (mut child, mut output, terminal) =
+            on_a_terminal(&office.world, "tty; exec posduif user passwd bob --tenant acme").await;
+        let mut stdin = child.stdin.take().unwrap();
+        let mut said = Vec::new();
+        for (prompt, typed) in [("Password: ", "typed at last"), ("Once more: ", once_more)] {
+            while !said.ends_with(prompt.as_bytes()) {
+                let read = tokio::time::timeout(PATIENCE, output.read_u8()).await;
+                said.push(read.expect("it asks").unwrap());
+            }
+            eventually("nothing typed is shown", || async {
+                let state = tokio::process::Command::new("stty")
+                    .args(["-F", &terminal, "-a"])
+                    .output()
+                    .await;
+                String::from_utf8(state.unwrap().stdout)
+                    .unwrap()
+                    .contains(" -echo ")
+                    .then_some(())
+            })
+            .await;
+            stdin.write_all(format!("{typed}\n").as_bytes()).await.unwrap();
+        }
+        output.read_to_end(&mut said).await.unwrap();
+        let said = String::from_utf8(said).unwrap();
+        assert_eq!(child.wait().await.unwrap().code(), Some(code), "{said}");
+        assert!(
+            !said.contains("typed at last") && !said.contains("another one"),
+            "{said}"
+        );
+        let told = if code == 0 {
+            "set the password of bob"
+        } else {
+            "the two passwords differ"
+        };
+        assert!(said.contains(told), "{said}");
+    }
+    assert_eq!(status_of_login(&office, "bob", "typed at last").await, 200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn what_is_watched_stays_within_the_terminal() {
+    let office = Office::open().await;
+    for tenant in ["one", "two", "three", "four"] {
+        posduif_says(&office.world, &format!("tenant create {tenant}"))
+            .await
+            .text();
+    }
+    let command = "tty; stty rows 10 cols 40; exec posduif status --watch --interval 0.1 --count 3";
+    let (mut child, mut output, _) = on_a_terminal(&office.world, command).await;
+    let mut said = String::new();
+    output.read_to_string(&mut said).await.unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(0), "{said}");
+    let frames: Vec<&str> = said.split("\u{1b}[H").skip(1).collect();
+    assert_eq!(frames.len(), 3, "{said}");
+    for frame in frames {
+        // The cursor comes to rest on the last row, so that nothing scrolls.
+        assert_eq!(frame.matches('\n').count(), 9, "{frame}");
+        assert!(frame.contains(" more\r\n"), "{frame}");
+        for line in frame.lines() {
+            let plain = console_text(line);
+            assert!(unicode_width::UnicodeWidthStr::width(&*plain) <= 40, "{plain}");
+        }
+    }
+    office.close().await;
+}
+
+/// What a terminal shows of a line.
+fn console_text(line: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        shown.push_str(before);
+        rest = after
+            .split_once(|c: char| c.is_ascii_alphabetic())
+            .map_or("", |(_, rest)| rest);
+    }
+    shown.push_str(rest);
+    shown.replace('\r', "")
+}
+
+#[tokio::test]
+async fn an_engine_says_where_it_serves_for_programs_too() {
+    let world = World::new().await;
+    let mut command = posduif_in(&world);
+    command
+        .env("POSDUIF__AUTH__JWT_SECRET", "a very secret secret of 32 bytes!!")
+        .env("POSDUIF__SERVER__PORT", "0")
+        .args(["serve", "--role", "api", "--json"])
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // Logs share the output.
+    let ready = loop {
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
+        let line = line.expect("it is ready in time").unwrap().expect("it says so");
+        if let Ok(ready) = serde_json::from_str::<Value>(&line)
+            && ready["ready"] == true
+        {
+            break ready;
+        }
+    };
+    assert!(
+        ready["url"].as_str().unwrap().starts_with("http://127.0.0.1:"),
+        "{ready}"
+    );
+    child.kill().await.unwrap();
 }
 
 #[tokio::test]

@@ -102,6 +102,77 @@ fn every_setting_that_is_shipped_exists() {
     assert!(seen > 5, "{seen}");
 }
 
+/// Each setting of `.env.example`, with the comment above it.
+fn settings() -> Vec<(&'static str, &'static str, String)> {
+    let (mut settings, mut comment) = (Vec::new(), String::new());
+    for line in include_str!("../.env.example").lines() {
+        match line.trim_start_matches('#').split_once('=') {
+            Some((name, value)) if !line.starts_with("# ") => {
+                settings.push((name, value, std::mem::take(&mut comment)));
+            }
+            _ if line.is_empty() => comment.clear(),
+            _ => comment.push_str(&line[1..]),
+        }
+    }
+    settings
+}
+
+/// The settings in force in a shell that has read such a file as the example says.
+fn sourced(text: &str) -> Value {
+    let file = std::env::temp_dir().join(format!("posduif-env-{}", uuid::Uuid::new_v4().simple()));
+    std::fs::write(&file, text).unwrap();
+    let script = r#"set -e; set -a; . "$0"; set +a; exec "$1" config show --json"#;
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .args([&file, Path::new(env!("CARGO_BIN_EXE_posduif"))])
+        .current_dir(std::env::temp_dir())
+        .env_clear()
+        .output()
+        .unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{text}: {said}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn what_the_example_of_an_environment_says_is_so() {
+    let whole = include_str!("../.env.example").replace("\n#POSDUIF", "\nPOSDUIF");
+    let defaults = sourced("");
+    assert_eq!(sourced(&whole), defaults);
+    let (mut examples, mut bounds) = (0, 0);
+    for (name, value, comment) in settings() {
+        let Some(path) = name.strip_prefix("POSDUIF__") else {
+            continue;
+        };
+        let pointer = format!("/{}", path.to_ascii_lowercase().replace("__", "/"));
+        // Lists, as a shell takes them.
+        for example in comment.split('`').skip(1).step_by(2).filter(|text| text.contains('[')) {
+            let shown = sourced(&format!("{name}={example}\n"));
+            let list = shown.pointer(&pointer).unwrap();
+            let entries = example.matches(',').count() + 1;
+            assert!(
+                list.as_array().map_or(list == "***", |list| list.len() == entries),
+                "{name}={example}: {list}"
+            );
+            examples += 1;
+        }
+        // And the value lies within the bounds.
+        let number = |text: &str| text.replace(',', "").parse::<f64>();
+        if let Some((low, high)) = comment.split(['(', ')']).find_map(|text| {
+            Some((
+                number(text.split_once(" to ")?.0).ok()?,
+                number(text.split_once(" to ")?.1).ok()?,
+            ))
+        }) {
+            let value: f64 = value.parse().unwrap();
+            assert!((low..=high).contains(&value), "{name} is {value}, of {low} to {high}");
+            bounds += 1;
+        }
+    }
+    assert!(examples >= 2 && bounds > 40, "{examples} {bounds}");
+}
+
 #[test]
 fn bounds_of_supervisors_leave_room_for_the_engines_own() {
     let config = Config::default();

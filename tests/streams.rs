@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use posduif::change::StreamId;
 use posduif::database::tenants;
+use posduif::deliver::store::Store;
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use posduif::publish::batch::{Target, Trim};
@@ -101,8 +102,13 @@ async fn a_list_shows_each_tenants_streams_and_what_is_wrong_with_them() {
     let by_key = run(&stage.world, &format!("stream show {key} --json")).await.json();
     assert_eq!((&by_key["stream"], &by_key["length"]), (&json!("changes"), &json!(7)));
     assert!(run(&stage.world, "stream show live").await.text().contains("live:0"));
-    for wrong in ["acme", "acme/nothing", "nowhere/changes", "acme/inbox:nobody"] {
-        let complaint = run(&stage.world, &format!("stream show {wrong}")).await.complaint(1);
+    for (wrong, code) in [
+        ("acme", 2),
+        ("acme/nothing", 2),
+        ("nowhere/changes", 1),
+        ("acme/inbox:nobody", 1),
+    ] {
+        let complaint = run(&stage.world, &format!("stream show {wrong}")).await.complaint(code);
         assert!(complaint.contains("no "), "{complaint}");
     }
     stage.stop().await;
@@ -231,10 +237,46 @@ async fn a_tail_takes_filters_and_begins_where_it_is_told() {
         (&json!("new_message"), &json!(format!("inbox:{}", stage.joe)))
     );
 
-    for wrong in ["--from yesterday", "--op nothing", "--limit 0"] {
-        let ended = run(&stage.world, &format!("stream tail {wrong}")).await;
+    for wrong in [
+        "tail --from yesterday",
+        "tail --op nothing",
+        "tail --limit 0",
+        "tail --user joe",
+    ] {
+        let ended = run(&stage.world, &format!("stream {wrong}")).await;
         assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains("--help"), "{}", ended.stderr);
     }
+    let store = Store::new(&stage.world.config.redis).unwrap();
+    let position = store.view().await.unwrap().position;
+    for verb in ["tail --tenant acme --limit 1", "groups create --tenant acme late"] {
+        for (place, told) in [
+            ("99999999999999-0", "beyond what is published"),
+            ("FFFFFF/0", "beyond what is published"),
+            ("2099-01-01T00:00:00Z", "has not come yet"),
+        ] {
+            let complaint = run(&stage.world, &format!("stream {verb} --from {place}"))
+                .await
+                .complaint(1);
+            assert!(complaint.contains(told), "{complaint}");
+            let end = complaint
+                .split("ends at ")
+                .nth(1)
+                .map(|rest| rest.split(' ').next().unwrap());
+            if let Some(end) = end {
+                assert!(end.parse::<StreamId>().unwrap() >= position, "{complaint}");
+            }
+        }
+    }
+    // Where a reader goes on that has all.
+    let next = store.view().await.unwrap().position.next();
+    let made = run(
+        &stage.world,
+        &format!("stream groups create --tenant acme late --from {next} --json"),
+    )
+    .await
+    .json();
+    assert_eq!(made["after"], next.previous().to_string());
     stage.stop().await;
 }
 

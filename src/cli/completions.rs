@@ -41,7 +41,8 @@ pub(super) struct Completions {
 
 impl Completions {
     /// Runs the command.
-    pub(super) fn run(&self) -> Result<()> {
+    pub(super) fn run(&self, global: &Global) -> Result<()> {
+        global.refuse_json("a script for a shell")?;
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "posduif", &mut script);
         output::print(&String::from_utf8(script)?)
@@ -63,6 +64,7 @@ impl Man {
         let mut command = Cli::command().disable_help_subcommand(true);
         command.build();
         let Some(folder) = &self.out else {
+            global.refuse_json("a manual page")?;
             return output::print(&String::from_utf8(page(&command)?)?);
         };
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;

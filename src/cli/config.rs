@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::Global;
 use super::output::{self, say};
+use crate::engine::{self, Role};
 
 /// Arguments of `posduif config`.
 #[derive(Debug, Args)]
@@ -14,8 +15,12 @@ pub(super) struct ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Check every key and say what is wrong
-    Check,
+    /// Check every key, URL and file as `serve` does, and say what is wrong
+    Check {
+        /// For which parts; a replicator needs no secret
+        #[arg(long, value_enum, default_value = "all")]
+        role: Role,
+    },
     /// Print the settings in force, secrets hidden
     Show,
 }
@@ -25,8 +30,14 @@ impl ConfigCommand {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?;
         match self.verb {
-            Verb::Check if global.json => say!("{}", serde_json::json!({"valid": true}))?,
-            Verb::Check => say!("the configuration is valid")?,
+            Verb::Check { role } => {
+                engine::check(&config, role)?;
+                if global.json {
+                    say!("{}", serde_json::json!({"valid": true}))?;
+                } else {
+                    say!("the configuration is valid")?;
+                }
+            }
             Verb::Show if global.json => output::json(&config)?,
             Verb::Show => output::print(&serde_saphyr::to_string(&config)?)?,
         }

@@ -83,8 +83,8 @@ impl Device {
 async fn find(database: &Database, tenant: &Tenant, device_id: &str) -> Result<Found> {
     let absent = || {
         format!(
-            "the tenant {} has no device {device_id:?}; `posduif device list` shows them",
-            tenant.name
+            "the tenant {name} has no device {device_id:?}; `posduif device list --tenant {name} --all` shows them",
+            name = tenant.name
         )
     };
     if devices::check_device_id(device_id).is_err() {

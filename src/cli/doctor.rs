@@ -57,7 +57,11 @@ fn text(checks: &[Check]) -> String {
             Level::Fail => Tone::Bad,
         };
         let level = tone.paint(&format!("{:<4}", check.level.as_str()), colours);
-        text.push_str(&format!("{level}  {:<width$}  {}\n", check.name, check.found));
+        text.push_str(&format!(
+            "{level}  {:<width$}  {}\n",
+            check.name,
+            output::printable_lines(&check.found)
+        ));
         if !check.meaning.is_empty() {
             text.push_str(&format!("      {}.\n", check.meaning));
         }

@@ -9,7 +9,10 @@ use super::output::{self, say};
 use super::progress::Progress;
 use super::table::Cell;
 use crate::database::Database;
-use crate::database::migrations::{self, Step, Target};
+use crate::database::migrations::{self, Rollback, Step, Target};
+
+/// Schemas that are named when a rollback is only told of; of more the number is said.
+const SCHEMAS_NAMED_MAX: usize = 8;
 
 /// Arguments of `posduif migrate`.
 #[derive(Debug, Args)]
@@ -53,28 +56,27 @@ impl Migrate {
     /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
-        if let Verb::Down {
-            count,
-            schema,
-            yes: false,
-        } = &self.verb
-        {
-            let whose = match schema {
-                Target::Tenants => "every tenant's schema".to_owned(),
-                Target::Control => "the control schema posduif".to_owned(),
-                Target::Tenant(tenant) => format!("the schema {}", tenant.schema),
-            };
-            bail!(
-                "this rolls back the last {count} migration(s) of {whose}, and what their tables hold is lost; add \
-                 --yes to do it"
-            );
-        }
         let database = Database::connect(&config.postgres).await?;
         match self.verb {
             Verb::Up => {
                 let told = telling(global);
                 let steps = migrations::up_telling(&database, &config.replication, told).await?;
                 show_steps(global, &steps)
+            }
+            Verb::Down {
+                count,
+                schema,
+                yes: false,
+            } => {
+                let plan = migrations::down_plan(&database, &schema, count).await?;
+                if plan.is_empty() {
+                    return show_steps(global, &[]);
+                }
+                let plan: Vec<String> = plan.iter().map(told).collect();
+                bail!(
+                    "this would roll back {}; what they hold would be lost; `--yes` does it",
+                    plan.join("; ")
+                );
             }
             Verb::Down { count, schema, .. } => {
                 let steps = migrations::down(&database, &schema, count, telling(global)).await?;
@@ -134,6 +136,35 @@ impl Migrate {
             }
         }
     }
+}
+
+/// A rollback in words: `0006_state of tenant_acme, with the columns users.state_floor`.
+fn told(rollback: &Rollback) -> String {
+    let named = rollback.schemas.iter().take(SCHEMAS_NAMED_MAX);
+    let mut told = format!(
+        "{} of {}",
+        rollback.migration,
+        named.map(String::as_str).collect::<Vec<_>>().join(", ")
+    );
+    if let Some(rest @ 1..) = rollback.schemas.len().checked_sub(SCHEMAS_NAMED_MAX) {
+        told.push_str(&format!(" and {rest} more"));
+    }
+    let columns = rollback
+        .columns
+        .iter()
+        .map(|(table, column)| format!("{table}.{column}"));
+    for (kind, lost) in [
+        (
+            "tables",
+            rollback.tables.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ),
+        ("columns", columns.collect()),
+    ] {
+        if !lost.is_empty() {
+            told.push_str(&format!(", with the {kind} {}", lost.join(", ")));
+        }
+    }
+    told
 }
 
 /// Shows how many schemas are done.

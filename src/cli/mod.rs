@@ -28,7 +28,7 @@ mod watch;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use self::table::print_table;
@@ -66,6 +66,17 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// Refuses `--json` of a command that prints a text for other programs.
+    ///
+    /// # Errors
+    /// [`output::WrongUsage`].
+    fn refuse_json(&self, what: &str) -> Result<()> {
+        if self.json {
+            output::misuse!("{what} has no JSON: leave out `--json`");
+        }
+        Ok(())
+    }
+
     /// The settings for this command.
     fn load(&self) -> Result<Config> {
         let usual = PathBuf::from("config/config.yaml");
@@ -127,12 +138,16 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Publication(command) => command.run(&cli.global).await,
         Command::Stream(command) => command.run(&cli.global).await,
         Command::Config(command) => command.run(&cli.global),
-        Command::Completions(command) => command.run(),
+        Command::Completions(command) => command.run(&cli.global),
         Command::Man(command) => command.run(&cli.global),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<output::NobodyReads>() => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::WrongUsage>() => {
+            output::complain(format_args!("{error:#}\n\nFor more information, try '--help'."));
+            ExitCode::from(2)
+        }
         Err(error) => {
             output::complain(format_args!("{error:#}"));
             ExitCode::FAILURE
@@ -170,7 +185,7 @@ async fn redis(config: &Config) -> Result<Store> {
 async fn known_tenant(config: &Config, name: Option<String>) -> Result<(Database, Tenant)> {
     let name = name.unwrap_or_else(|| config.server.default_tenant.clone());
     if name.is_empty() {
-        bail!("name the tenant with --tenant; `server.default_tenant` is not set");
+        output::misuse!("name the tenant with --tenant; `server.default_tenant` is not set");
     }
     let database = Database::connect(&config.postgres).await?;
     let tenant = find_tenant(&database, &name).await?;

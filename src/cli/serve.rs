@@ -56,7 +56,12 @@ impl Serve {
             _ = terminate.recv() => return Ok(()),
         };
         // Whoever started it may not care to read on; it serves all the same.
-        let _unread = say!("ready: {scheme}://{}", engine.address());
+        let url = format!("{scheme}://{}", engine.address());
+        let _unread = if global.json {
+            say!("{}", serde_json::json!({"ready": true, "url": url}))
+        } else {
+            say!("ready: {url}")
+        };
         notify::tell(notify::READY);
         let failed = loop {
             tokio::select! {

@@ -49,6 +49,7 @@ enum Verb {
     /// Make the slot, the publication first; one that exists stays as it is
     Create {
         /// The slot; without it `replication.slot`
+        #[arg(value_parser = new_name)]
         name: Option<String>,
     },
     /// Move a slot forward past changes, which its reader never gets
@@ -111,6 +112,17 @@ impl Slot {
 fn lsn(text: &str) -> Result<PgLsn, String> {
     text.parse()
         .map_err(|_| "not an LSN; one is two hexadecimal numbers, such as 16/B374D848".to_owned())
+}
+
+/// Whether a text can name a slot (Postgres chapter 27.2.6).
+fn new_name(text: &str) -> Result<String, String> {
+    let is_name = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
+    (1..=63)
+        .contains(&text.len())
+        .then_some(text)
+        .filter(|text| text.bytes().all(is_name))
+        .map(str::to_owned)
+        .ok_or_else(|| "allowed are 1 to 63 of a-z, 0-9 and _".to_owned())
 }
 
 fn absent(name: &str) -> String {
@@ -354,10 +366,6 @@ async fn show(global: &Global, database: &Database, finding: &Finding) -> Result
 }
 
 async fn create(global: &Global, config: &Config, database: &Database, name: &str) -> Result<()> {
-    let is_name = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
-    if name.is_empty() || name.len() > 63 || !name.bytes().all(is_name) {
-        bail!("{name:?} cannot name a slot: allowed are 1 to 63 of a-z, 0-9 and _");
-    }
     let (lsn, created) = match slot::state(database, name).await? {
         Some(state) => (state.confirmed, false),
         None => {

@@ -91,6 +91,9 @@ impl Status {
         let config = global.load()?;
         let url = super::engine_url(self.url, &config);
         if !self.watch {
+            if self.repetition.is_given() {
+                output::misuse!("`--interval` and `--count` are for `--watch`");
+            }
             let whole = Whole::look(&config, &url, None).await;
             if global.json {
                 output::json(&whole.json())?;

@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 
-use super::output;
+use unicode_width::UnicodeWidthStr as _;
+
+use super::output::{self, printable};
 
 /// How a cell looks where there are colours. What it says never depends on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +39,7 @@ impl Tone {
     }
 }
 
-/// A cell of a table.
+/// A cell of a table. Its text may be from others: see [`printable`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cell {
     text: String,
@@ -49,7 +51,7 @@ impl Cell {
     /// A number, a size or the like, which stands to the right.
     pub(super) fn number(text: impl ToString) -> Self {
         Self {
-            text: text.to_string(),
+            text: printable(&text.to_string()),
             tone: Tone::Plain,
             is_number: true,
         }
@@ -65,7 +67,7 @@ impl Cell {
 impl From<String> for Cell {
     fn from(text: String) -> Self {
         Self {
-            text,
+            text: printable(&text),
             tone: Tone::Plain,
             is_number: false,
         }
@@ -121,7 +123,7 @@ fn render<const N: usize, C: Into<Cell>>(
     let (mut widths, mut is_number) = ([0; N], [false; N]);
     for line in &lines {
         for (column, cell) in line.iter().enumerate() {
-            widths[column] = widths[column].max(cell.text.chars().count());
+            widths[column] = widths[column].max(cell.text.width());
             is_number[column] |= cell.is_number;
         }
     }
@@ -129,7 +131,7 @@ fn render<const N: usize, C: Into<Cell>>(
     for line in lines {
         let mut written = String::new();
         for (column, cell) in line.iter().enumerate() {
-            let padding = " ".repeat(widths[column] - cell.text.chars().count());
+            let padding = " ".repeat(widths[column] - cell.text.width());
             let painted = cell.tone.paint(&cell.text, colours);
             let (left, right) = if is_number[column] {
                 (&*padding, "")
@@ -152,6 +154,23 @@ mod tests {
     fn columns_line_up() {
         let rows = [["a".to_owned(), "1".to_owned()], ["longer".to_owned(), "22".to_owned()]];
         assert_eq!(render(["NAME", "N"], rows, false), "NAME    N\na       1\nlonger  22\n");
+    }
+
+    #[test]
+    fn columns_line_up_also_beside_wide_and_combining_characters() {
+        let rows = [["日本", "1"], ["e\u{301}", "2"], ["abcd", "3"]];
+        assert_eq!(
+            render(["N", "M"], rows, false),
+            "N     M\n日本  1\ne\u{301}     2\nabcd  3\n"
+        );
+    }
+
+    #[test]
+    fn a_cell_cannot_speak_to_the_terminal() {
+        assert_eq!(
+            render(["N"], [["na\u{1b}[2J\nme"]], true),
+            "\x1b[2mN\x1b[0m\nna\\u001b[2J\\nme\n"
+        );
     }
 
     #[test]

@@ -39,6 +39,7 @@ enum Verb {
     /// Make a tenant: schema, tables and publication entry; one that exists keeps all but what is named here
     Create {
         /// A letter and up to 47 of a-z, 0-9 and _
+        #[arg(value_parser = new_name)]
         name: String,
         /// Whether anybody may register as a web user; closed in a new tenant
         #[arg(long)]
@@ -84,6 +85,13 @@ enum Verb {
 enum Registration {
     Open,
     Closed,
+}
+
+/// Whether a text can name a tenant.
+fn new_name(text: &str) -> Result<String, String> {
+    tenants::is_valid_name(text)
+        .then(|| text.to_owned())
+        .ok_or_else(|| "allowed are a letter and up to 47 of a-z, 0-9 and _".to_owned())
 }
 
 impl Tenant {

@@ -41,7 +41,7 @@ enum Verb {
     Passwd {
         #[command(flatten)]
         who: Who,
-        /// At least 8 characters; better as a line on stdin, since arguments are visible to everybody on the machine
+        /// At least 8 characters; better typed, or as a line on stdin, since arguments are visible to everybody on the machine
         #[arg(long, env = "POSDUIF_PASSWORD", hide_env_values = true)]
         password: Option<String>,
     },
@@ -81,7 +81,7 @@ struct Create {
     /// Another name to log in with
     #[arg(long)]
     email: Option<String>,
-    /// At least 8 characters; a web user's may also come as a line on stdin
+    /// At least 8 characters; a web user's may also come as a line on stdin, or be typed
     #[arg(long, env = "POSDUIF_PASSWORD", hide_env_values = true)]
     password: Option<String>,
 }
@@ -108,8 +108,9 @@ impl Who {
         let (database, tenant) = known_tenant(config, self.tenant.clone()).await?;
         let account = users::find(&database, &tenant, &self.user).await.with_context(|| {
             format!(
-                "the tenant {} has no user {:?}; `posduif user list` shows them",
-                tenant.name, self.user
+                "the tenant {name} has no user {:?}; `posduif user list --tenant {name}` shows them",
+                self.user,
+                name = tenant.name
             )
         })?;
         Ok((database, tenant, account))
@@ -118,7 +119,7 @@ impl Who {
     async fn set_password(&self, global: &Global, config: &Config, password: Option<String>) -> Result<()> {
         let password = match password {
             Some(password) => password,
-            None => password_from_stdin()?,
+            None => ask_password()?,
         };
         let (database, tenant, account) = self.find(config).await?;
         // Asked first, so that the sessions of a password that may be known to others do not go on.
@@ -167,7 +168,7 @@ impl Create {
     async fn run(self, global: &Global, config: &Config) -> Result<()> {
         let password = match (self.password, self.user_type) {
             (Some(password), _) => Some(password),
-            (None, UserType::Web) => Some(password_from_stdin()?),
+            (None, UserType::Web) => Some(ask_password()?),
             (None, UserType::Mobile) => None,
         };
         let (database, tenant) = known_tenant(config, self.tenant).await?;
@@ -254,19 +255,34 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user_typ
     Ok(())
 }
 
-fn password_from_stdin() -> Result<String> {
+/// A password from whoever is there: asked for twice, without echo, on a terminal; else a line of stdin.
+fn ask_password() -> Result<String> {
+    const NONE: &str = "a password is needed: --password, POSDUIF_PASSWORD, or a line on stdin";
     let stdin = io::stdin();
-    if stdin.is_terminal() {
-        bail!("a password is needed: --password, POSDUIF_PASSWORD, or a line on stdin");
-    }
-    let mut line = String::new();
-    stdin
-        .lock()
-        .read_line(&mut line)
-        .context("cannot read a password from stdin")?;
-    let password = line.trim_end_matches(['\r', '\n']);
+    let password = if stdin.is_terminal() {
+        let terminal = console::Term::stderr();
+        if !terminal.is_term() {
+            bail!(NONE);
+        }
+        let ask = |prompt: &str| {
+            terminal.write_str(prompt)?;
+            terminal.read_secure_line()
+        };
+        let password = ask("Password: ").context("cannot read a password from the terminal")?;
+        if !password.is_empty() && ask("Once more: ").context("cannot read a password from the terminal")? != password {
+            bail!("the two passwords differ; nothing was changed");
+        }
+        password
+    } else {
+        let mut line = String::new();
+        stdin
+            .lock()
+            .read_line(&mut line)
+            .context("cannot read a password from stdin")?;
+        line.trim_end_matches(['\r', '\n']).to_owned()
+    };
     if password.is_empty() {
-        bail!("a password is needed: --password, POSDUIF_PASSWORD, or a line on stdin");
+        bail!(NONE);
     }
-    Ok(password.to_owned())
+    Ok(password)
 }

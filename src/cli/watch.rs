@@ -5,28 +5,37 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use clap::Args;
 use tokio::time::{MissedTickBehavior, interval};
+use unicode_width::UnicodeWidthChar as _;
 
 use super::output;
+
+/// Between two looks, when nothing else is said.
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// How a view is repeated.
 #[derive(Debug, Clone, Copy, Args)]
 pub(super) struct Repetition {
-    /// Seconds between two looks (0.1 to 3600)
-    #[arg(long, default_value = "2", value_name = "SECONDS", value_parser = seconds)]
-    interval: Duration,
+    /// Seconds between two looks (0.1 to 3600) [default: 2]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    interval: Option<Duration>,
     /// End after so many looks; without it, Ctrl-C ends it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
 
 impl Repetition {
+    /// Whether anything is said about it.
+    pub(super) fn is_given(&self) -> bool {
+        self.interval.is_some() || self.count.is_some()
+    }
+
     /// Draws until Ctrl-C, or as often as was asked for. A look that fails says why, and the next may go well again.
     ///
     /// # Errors
     /// When the last look that was asked for failed, or nobody reads the output.
     pub(super) async fn draw(self, mut look: impl AsyncFnMut() -> Result<String>) -> Result<()> {
-        let in_place = output::is_terminal();
-        let mut ticks = interval(self.interval);
+        let screen = || output::is_terminal().then(output::terminal_size);
+        let mut ticks = interval(self.interval.unwrap_or(INTERVAL));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let work = async {
             let mut left = self.count;
@@ -34,9 +43,9 @@ impl Repetition {
                 ticks.tick().await;
                 left = left.map(|left| left - 1);
                 match look().await {
-                    Ok(text) => output::print(&frame(&text, in_place))?,
+                    Ok(text) => output::print(&frame(&text, screen()))?,
                     Err(error) if left == Some(0) => return Err(error),
-                    Err(error) => output::print(&frame(&format!("{error:#}\n"), in_place))?,
+                    Err(error) => output::print(&frame(&format!("{error:#}\n"), screen()))?,
                 }
                 if left == Some(0) {
                     return Ok(());
@@ -50,12 +59,54 @@ impl Repetition {
     }
 }
 
-/// A view as it is written: in place, each line clears what stood behind it, and the last what stood below.
-fn frame(text: &str, in_place: bool) -> String {
-    if !in_place {
+/// A view as it is written. In place, on a screen of so many columns and rows, each line clears what stood there, and the
+/// last what stood below. A terminal that must scroll or wrap is no longer drawn over where it was: lines are cut to the
+/// width, and what does not fit above the last row, where the cursor rests, is only counted.
+fn frame(text: &str, screen: Option<(usize, usize)>) -> String {
+    let Some((columns, rows)) = screen else {
         return text.to_owned();
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let room = rows.saturating_sub(1).max(1);
+    let shown = if lines.len() > room { room - 1 } else { lines.len() };
+    let mut frame = "\x1b[H".to_owned();
+    for line in &lines[..shown] {
+        // Cleared first: behind a line as wide as the screen, clearing would take its last character.
+        frame.push_str("\x1b[K");
+        push_cut(&mut frame, line, columns);
+        frame.push('\n');
     }
-    format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"))
+    if shown < lines.len() {
+        frame.push_str("\x1b[K");
+        push_cut(&mut frame, &format!("… {} more", lines.len() - shown), columns);
+        frame.push('\n');
+    }
+    frame.push_str("\x1b[J");
+    frame
+}
+
+/// Appends as much of a line as fits. Colours take no room, and what is left out of them is their text alone, so that
+/// they end where they should.
+fn push_cut(frame: &mut String, line: &str, columns: usize) {
+    let mut left = columns;
+    let mut is_colour = false;
+    for c in line.chars() {
+        if c == '\x1b' {
+            is_colour = true;
+        }
+        if is_colour {
+            frame.push(c);
+            is_colour = c != 'm';
+            continue;
+        }
+        match left.checked_sub(c.width().unwrap_or(0)) {
+            Some(rest) => {
+                left = rest;
+                frame.push(c);
+            }
+            None => left = 0,
+        }
+    }
 }
 
 /// Reads a time in seconds.
@@ -73,8 +124,25 @@ mod tests {
 
     #[test]
     fn a_view_in_place_leaves_nothing_of_the_one_before() {
-        assert_eq!(frame("a\nb\n", true), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
-        assert_eq!(frame("a\nb\n", false), "a\nb\n");
+        assert_eq!(frame("a\nb\n", Some((80, 24))), "\x1b[H\x1b[Ka\n\x1b[Kb\n\x1b[J");
+        assert_eq!(frame("a\nb\n", None), "a\nb\n");
+    }
+
+    #[test]
+    fn a_view_in_place_stays_within_the_screen() {
+        assert_eq!(
+            frame("1\n2\n3\n4\n", Some((80, 4))),
+            "\x1b[H\x1b[K1\n\x1b[K2\n\x1b[K… 2 more\n\x1b[J"
+        );
+        assert_eq!(frame("1\n2\n3\n", Some((80, 4))).matches('\n').count(), 3);
+        assert_eq!(frame("12345678\n", Some((5, 4))), "\x1b[H\x1b[K12345\n\x1b[J");
+        assert_eq!(frame("日本語\n", Some((5, 4))), "\x1b[H\x1b[K日本\n\x1b[J");
+        assert_eq!(
+            frame("ab\x1b[32mcdef\x1b[0mgh\n", Some((3, 4))),
+            "\x1b[H\x1b[Kab\x1b[32mc\x1b[0m\n\x1b[J"
+        );
+        // However small it is.
+        assert_eq!(frame("1\n2\n", Some((1, 1))), "\x1b[H\x1b[K…\n\x1b[J");
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //!
 //! All work on schemas happens under one advisory lock: any number of engines may start at once.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
@@ -31,6 +33,28 @@ struct Migration {
     name: &'static str,
     up: &'static str,
     down: &'static str,
+}
+
+impl Migration {
+    /// Its rollback, of no schema yet, with what its statements drop.
+    fn rollback(&self) -> Rollback {
+        let (mut tables, mut columns) = (Vec::new(), Vec::new());
+        for statement in self.down.split(';') {
+            let words: Vec<&str> = statement.split_whitespace().collect();
+            let bare = |name: &'static str| name.split_once('.').map_or(name, |(_, bare)| bare);
+            match *words.as_slice() {
+                ["DROP", "TABLE", table] => tables.push(bare(table)),
+                ["ALTER", "TABLE", table, "DROP", "COLUMN", column] => columns.push((bare(table), column)),
+                _ => {}
+            }
+        }
+        Rollback {
+            migration: self.name,
+            schemas: Vec::new(),
+            tables,
+            columns,
+        }
+    }
 }
 
 /// Embeds the two files of a migration.
@@ -211,6 +235,43 @@ pub async fn down(
         transaction.commit().await?;
     }
     Ok(steps)
+}
+
+/// A migration that [`down`] would roll back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollback {
+    /// The migration, for example `0001_tenant`.
+    pub migration: &'static str,
+    /// The schemas that have it.
+    pub schemas: Vec<String>,
+    /// Tables that go with it.
+    pub tables: Vec<&'static str>,
+    /// Columns that go with it, of tables that stay.
+    pub columns: Vec<(&'static str, &'static str)>,
+}
+
+/// What [`down`] would roll back, newest first; nothing is done.
+///
+/// # Errors
+/// When Postgres cannot be asked, or there is no such tenant.
+pub async fn down_plan(database: &Database, target: &Target, count: u32) -> Result<Vec<Rollback>> {
+    let versions: BTreeMap<String, i32> = status(database)
+        .await?
+        .into_iter()
+        .map(|status| (status.schema, status.version))
+        .collect();
+    let mut plan: BTreeMap<Reverse<i32>, Rollback> = BTreeMap::new();
+    for (schema, migrations) in schemas(database, target).await? {
+        let version = versions.get(&schema).copied().unwrap_or(0);
+        let applied = migrations.iter().rev().filter(|migration| migration.number <= version);
+        for migration in applied.take(count as usize) {
+            let rollback = plan
+                .entry(Reverse(migration.number))
+                .or_insert_with(|| migration.rollback());
+            rollback.schemas.push(schema.clone());
+        }
+    }
+    Ok(plan.into_values().collect())
 }
 
 /// Where the control schema and each tenant's schema stand.
@@ -406,6 +467,36 @@ mod tests {
                     migration.name
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_a_rollback_loses_is_read_from_it() {
+        let of = |number: usize| TENANT[number - 1].rollback();
+        assert_eq!(of(1).tables.len(), TENANT[0].down.matches("DROP TABLE").count());
+        assert!(of(1).tables.contains(&"users"));
+        assert_eq!(
+            of(6).columns,
+            [
+                ("devices", "public_key_changed_at"),
+                ("encrypted_states", "creation"),
+                ("users", "state_floor")
+            ]
+        );
+        for migration in CONTROL.iter().chain(TENANT) {
+            let (down, lost) = (migration.down, migration.rollback());
+            assert_eq!(
+                lost.tables.len(),
+                down.matches("DROP TABLE").count(),
+                "{}",
+                migration.name
+            );
+            assert_eq!(
+                lost.columns.len(),
+                down.matches("DROP COLUMN").count(),
+                "{}",
+                migration.name
+            );
         }
     }
 

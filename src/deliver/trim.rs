@@ -95,7 +95,8 @@ fn is_foreign(store: &Store, target: &Target, error: anyhow::Error) -> Result<()
     }
     tracing::warn!(
         key = target.key(store.keys()),
-        "not a stream, so it is not trimmed; `posduif stream rebuild` makes it one"
+        "not a stream, so it is not trimmed; `posduif stream rebuild --tenant {}` makes it one",
+        target.tenant()
     );
     Ok(())
 }

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::loader::Loader;
 use super::users::{self, Login, UserType};
-use super::{Error, Page, Rows, Timestamp, check_text};
+use super::{Error, Page, Rows, Timestamp, check_line, check_text};
 use crate::config::{self, DeviceAuth};
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
@@ -871,7 +871,7 @@ pub(super) fn check_description(
     public_key: Option<&str>,
 ) -> Result<(), Error> {
     if let Some(name) = name {
-        check_text(field, name, 255)?;
+        check_line(field, name, 255)?;
     }
     if let Some(key) = public_key {
         check_text("public_key", key, 16_384)?;

@@ -123,7 +123,7 @@ pub struct Completion {
     pub device_name: Option<String>,
     /// The device's public key.
     pub public_key: Option<String>,
-    /// Platform, model and the like: a JSON object without NUL characters.
+    /// Platform, model and the like: a JSON object without control characters.
     pub device_info: Value,
 }
 

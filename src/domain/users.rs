@@ -14,7 +14,7 @@ use super::caches::Caches;
 use super::limits::{Attempt, Limits};
 use super::loader::Loader;
 use super::password::{Passwords, Turn};
-use super::{Error, Page, Rows, Timestamp, check_text};
+use super::{Error, Page, Rows, Timestamp, check_line, check_text};
 use crate::config;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::{self, Tenant};
@@ -543,12 +543,9 @@ const WRONG: &str = "wrong tenant, username or password";
 
 /// Checks a username or email.
 pub(super) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
-    check_text(field, name, 255)?;
-    if name.trim() != name || name.chars().any(char::is_control) {
-        return Err(Error::invalid(
-            field,
-            "must not begin or end with a space, nor contain control characters",
-        ));
+    check_line(field, name, 255)?;
+    if name.trim() != name {
+        return Err(Error::invalid(field, "must not begin or end with a space"));
     }
     Ok(())
 }

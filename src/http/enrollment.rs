@@ -17,7 +17,7 @@ use super::response::{self, Response};
 use super::{App, PATIENCE};
 use crate::domain;
 use crate::domain::enrollment::{self, Completion};
-use crate::domain::has_nul;
+use crate::domain::has_control;
 use crate::domain::limits::Limit;
 
 #[derive(Default, Deserialize)]
@@ -106,8 +106,8 @@ struct CompletionBody {
 pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: CompletionBody = request.json(app.config.server.body_bytes_max).await?;
     let device_info = Value::Object(body.device_info.unwrap_or_default());
-    if has_nul(&device_info) {
-        return Err(Error::invalid("device_info", "must not contain the character NUL"));
+    if has_control(&device_info) {
+        return Err(Error::invalid("device_info", "must not contain control characters"));
     }
     let completion = Completion {
         token: uuid("token", &required("token", body.token)?)?,

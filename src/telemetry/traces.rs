@@ -90,6 +90,18 @@ pub fn init(settings: &config::Telemetry, stop: CancellationToken) -> Result<Opt
     Ok(Some(tokio::spawn(exporting)))
 }
 
+/// Checks the settings as [`init`] does, without sending anything.
+///
+/// # Errors
+/// As [`init`].
+pub fn check(settings: &config::Telemetry) -> Result<()> {
+    if settings.otlp_endpoint.is_empty() {
+        return Ok(());
+    }
+    let (_, waiting) = mpsc::channel(1);
+    exporter::run(settings, waiting, CancellationToken::new()).map(drop)
+}
+
 /// Whether spans are sent at all.
 pub fn is_on() -> bool {
     TRACES.get().is_some()

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::output::{self, say};
 use super::super::table::{Cell, Tone, facts, print_table};
 use super::place::Place;
-use super::{Bench, Tenants, dash, duration, group_name, printable};
+use super::{Bench, Tenants, dash, duration, group_name};
 use crate::deliver::groups::{self, Created, Group, Lag, Missed};
 use crate::deliver::streams;
 use crate::publish::batch::Target;
@@ -157,7 +157,7 @@ async fn list(bench: &Bench<'_>, tenants: &Tenants) -> Result<()> {
         let oldest = group.oldest_pending.as_ref();
         [
             Cell::from(tenant),
-            printable(&group.name).into(),
+            group.name.clone().into(),
             Cell::number(group.consumers),
             Cell::number(group.pending),
             Cell::number(dash(oldest.map(|oldest| duration(oldest.idle_ms)))),
@@ -185,7 +185,9 @@ async fn one(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<Group> {
     bench.tenant(tenant).await?;
     let groups = groups::list(&bench.store, tenant).await?.unwrap_or_default();
     groups.into_iter().find(|group| group.name == name).with_context(|| {
-        format!("`changes` of tenant {tenant} has no group {name}; `posduif stream groups list` shows all")
+        format!(
+            "`changes` of tenant {tenant} has no group {name}; `posduif stream groups list --tenant {tenant}` shows all"
+        )
     })
 }
 
@@ -200,8 +202,8 @@ async fn create(bench: &Bench<'_>, tenant: &str, name: &str, from: Place) -> Res
              {name}` shows it"
         ),
         Created::NoStream => bail!(
-            "tenant {tenant} has no stream `changes` yet: it comes when an engine replicates; `posduif stream list` \
-             shows what is there"
+            "tenant {tenant} has no stream `changes` yet: it comes when an engine replicates; `posduif stream list \
+             --tenant {tenant}` shows what is there"
         ),
     }
     let trimmed = streams::trim_point(&bench.store, &target).await?;
@@ -243,7 +245,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<()> {
     }
     output::print(&facts([
         ("stream", bench.store.keys().changes(tenant)),
-        ("group", printable(&group.name)),
+        ("group", group.name.clone()),
         ("last delivered", group.last_delivered.to_string()),
         ("lag", lag_text(group.lag)),
         ("pending", group.pending.to_string()),
@@ -262,7 +264,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<()> {
             ["CONSUMER", "PENDING", "ASKED LAST"],
             consumers.into_iter().map(|consumer| {
                 [
-                    printable(&consumer.name),
+                    consumer.name,
                     consumer.pending.to_string(),
                     format!("{} ago", duration(consumer.idle_ms)),
                 ]
@@ -276,7 +278,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<()> {
             pending.into_iter().map(|entry| {
                 [
                     entry.id.to_string(),
-                    printable(&entry.consumer),
+                    entry.consumer,
                     format!("{} ago", duration(entry.idle_ms)),
                     entry.deliveries.to_string(),
                 ]

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::super::human;
 use super::super::output::{self, say};
 use super::super::table::{Cell, NOTHING, Tone, print_table};
-use super::{Bench, StreamView, Tenants, dash, mark, printable};
+use super::{Bench, StreamView, Tenants, dash, mark};
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::store::Error;
 use crate::deliver::streams::{self, Ids, Length, Meta, Stopped};
@@ -167,11 +167,15 @@ impl Inboxes {
         Ok(inboxes)
     }
 
-    fn note(&self) -> String {
+    fn note(&self, tenant: &str) -> String {
         let longest = self.longest.as_ref().filter(|longest| longest.length > 0);
         let longest = longest.map(|longest| format!("longest: {} of user {}", longest.length, longest.user_id));
-        let missing = (self.missing > 0)
-            .then(|| format!("{} users have none: `posduif stream rebuild` makes them", self.missing));
+        let missing = (self.missing > 0).then(|| {
+            format!(
+                "{} users have none: `posduif stream rebuild --tenant {tenant}` makes them",
+                self.missing
+            )
+        });
         let notes: Vec<String> = [longest, missing].into_iter().flatten().collect();
         notes.join("; ")
     }
@@ -202,7 +206,7 @@ impl Overview {
         let mut rows = Vec::new();
         for tenant in &self.tenants {
             let name = &tenant.tenant;
-            let complaint = |view: &StreamView| printable(&view.complaint().unwrap_or_default());
+            let complaint = |view: &StreamView| view.complaint().unwrap_or_default();
             let state = tenant.state.as_deref().filter(|state| *state != tenants::ACTIVE);
             let note = [complaint(&tenant.changes), state.unwrap_or_default().to_owned()];
             let note: Vec<String> = note.into_iter().filter(|note| !note.is_empty()).collect();
@@ -216,7 +220,7 @@ impl Overview {
                 NOTHING.into(),
                 Cell::number(human::bytes(tenant.inboxes.memory_bytes)),
                 NOTHING.into(),
-                Cell::from(tenant.inboxes.note()).toned(if tenant.inboxes.missing > 0 {
+                Cell::from(tenant.inboxes.note(name)).toned(if tenant.inboxes.missing > 0 {
                     Tone::Warning
                 } else {
                     Tone::Plain
@@ -249,14 +253,14 @@ impl Overview {
         }
         for tenant in &self.tenants {
             if let Some(error) = &tenant.error {
-                say!("{}: {}", tenant.tenant, printable(error))?;
+                say!("{}: {}", tenant.tenant, error)?;
             }
             for stopped in &tenant.stopped {
                 say!(
                     "{}/{} is stopped: {}; `posduif stream rebuild --tenant {}` makes it anew",
                     tenant.tenant,
                     stopped.stream,
-                    printable(&stopped.cause),
+                    stopped.cause,
                     tenant.tenant
                 )?;
             }

@@ -261,31 +261,3 @@ fn group_name(text: &str) -> Result<String, String> {
         .then(|| text.to_owned())
         .ok_or_else(|| "allowed are 1 to 128 visible ASCII characters without spaces".to_owned())
 }
-
-/// A text from others, safe to print: control characters are shown as what they are.
-fn printable(text: &str) -> String {
-    if !text.chars().any(char::is_control) {
-        return text.to_owned();
-    }
-    text.chars()
-        .flat_map(|c| {
-            let (plain, escaped) = if c.is_control() {
-                (None, Some(c.escape_default()))
-            } else {
-                (Some(c), None)
-            };
-            plain.into_iter().chain(escaped.into_iter().flatten())
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_others_wrote_cannot_speak_to_the_terminal() {
-        assert_eq!(printable("a\u{1b}[31mb\u{9b}c"), "a\\u{1b}[31mb\\u{9b}c");
-        assert_eq!(printable("ä \"x\""), "ä \"x\"");
-    }
-}

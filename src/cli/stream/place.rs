@@ -3,13 +3,13 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use chrono::{DateTime, Utc};
 use postgres_types::PgLsn;
 
 use super::Bench;
 use crate::change::StreamId;
-use crate::deliver::streams::{self, Found};
+use crate::deliver::streams::{self, Found, rfc3339};
 
 /// A place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,11 @@ fn ago(text: &str) -> Option<Duration> {
 
 impl Place {
     /// The ID behind which the entries lie that are meant, in one stream.
+    ///
+    /// # Errors
+    /// When the place lies beyond all that is published, where a reader would wait for nothing; when Redis fails.
     pub(super) async fn before(self, bench: &Bench<'_>, key: &str) -> Result<StreamId> {
+        self.check(bench)?;
         Ok(match self {
             Self::Start => StreamId::ZERO,
             Self::Now => match streams::look(&bench.store, key, bench.positions()).await? {
@@ -92,6 +96,32 @@ impl Place {
             Self::Time(time) => streams::before_time(&bench.store, key, time).await?,
             Self::Ago(ago) => streams::before_time(&bench.store, key, Utc::now() - ago).await?,
         })
+    }
+
+    /// Refuses what nothing has come to yet: an ID of another kind is easily taken for one, and no entry would ever be
+    /// said to be missing.
+    fn check(self, bench: &Bench<'_>) -> Result<()> {
+        if let Self::Time(time) = self
+            && time > Utc::now()
+        {
+            bail!(
+                "{} has not come yet; `now` means what is published from now on",
+                rfc3339(time)
+            );
+        }
+        // Without a checkpoint nothing is published, and what there is grows from its beginning.
+        let Some(view) = bench.view else { return Ok(()) };
+        let named = match self {
+            // The next one is where a reader goes on that has all.
+            Self::Id(id) if id > view.position.next() => id.to_string(),
+            Self::Lsn(lsn) if u64::from(lsn).saturating_add(view.base) > view.position.ms => lsn.to_string(),
+            _ => return Ok(()),
+        };
+        bail!(
+            "{named} lies beyond what is published, which ends at {} (commit LSN {}); `now` means behind it",
+            view.position,
+            PgLsn::from(view.position.ms.saturating_sub(view.base))
+        )
     }
 
     /// The time from which on changes are meant, where it is one.

@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::super::output::{self, say};
+use super::super::output::{self, printable, say};
 use super::super::table::print_table;
-use super::{Bench, Tenants, dash, printable, seconds};
+use super::{Bench, Tenants, dash, seconds};
 use crate::change::StreamId;
 use crate::database::tenants::{self, Tenant};
 use crate::deliver::quarantine::{self, Aside, Remedy};
@@ -175,8 +175,8 @@ fn print(found: Vec<(String, Aside)>) -> Result<()> {
                 aside.id.to_string(),
                 time(&aside).map_or_else(|| "-".to_owned(), seconds),
                 dash(aside.position),
-                printable(&dash(table(&aside))),
-                printable(&aside.cause),
+                dash(table(&aside)),
+                aside.cause.clone(),
             ]
         }),
     )
@@ -185,7 +185,8 @@ fn print(found: Vec<(String, Aside)>) -> Result<()> {
 async fn one(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<Aside> {
     quarantine::one(&bench.store, tenant, id).await?.with_context(|| {
         format!(
-            "nothing with the ID {id} is in the quarantine of tenant {tenant}; `posduif stream quarantine` lists it"
+            "nothing with the ID {id} is in the quarantine of tenant {tenant}; `posduif stream quarantine list --tenant {tenant}` \
+             lists it"
         )
     })
 }
@@ -329,7 +330,7 @@ fn report_retry(bench: &Bench<'_>, tenant: &Tenant, settled: usize, left: BTreeM
     } else {
         say!("settled {settled} changes of tenant {}", tenant.name)?;
         for (id, reason) in &left {
-            say!("left {id}: {}", printable(reason))?;
+            say!("left {id}: {reason}")?;
         }
     }
     if !left.is_empty() {

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::super::human;
-use super::super::output::{self, say};
+use super::super::output::{self, misuse, say};
 use super::super::table::{Cell, facts, print_table};
-use super::{Bench, StreamView, dash, mark, printable};
+use super::{Bench, StreamView, dash, mark};
 use crate::change::StreamId;
 use crate::database::tenants::Tenant;
 use crate::deliver::streams::{self, Found, Ids};
@@ -25,6 +26,7 @@ const BEHIND_MAX: u64 = 100_000;
 pub(super) struct Show {
     /// `live`, a Redis key, or TENANT/changes, TENANT/shared, TENANT/push, TENANT/quarantine, TENANT/inbox:USER (id or
     /// name)
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     stream: String,
 }
 
@@ -52,7 +54,7 @@ impl Named {
             .strip_prefix(&prefix)
             .and_then(|rest| rest.strip_prefix('{')?.split_once("}:"));
         let Some((tenant, stream)) = key.or_else(|| text.split_once('/')) else {
-            bail!(
+            misuse!(
                 "{text:?} names no stream: write `live`, acme/changes, acme/shared, acme/push, acme/quarantine, \
                  acme/inbox:ann, or a key that begins with {prefix}"
             );
@@ -66,7 +68,7 @@ impl Named {
             "quarantine" => Self::Quarantine(name),
             _ => match stream.strip_prefix("inbox:").or_else(|| stream.strip_prefix("inbox/")) {
                 Some(user) => Self::Of(Target::Inbox(name, bench.user(&tenant, user).await?)),
-                None => bail!(
+                None => misuse!(
                     "tenant {} has no stream {stream:?}: it has changes, shared, push, quarantine and inbox:USER",
                     tenant.name
                 ),
@@ -232,7 +234,7 @@ impl Detail {
             lines.push(("state", dash(self.state.as_ref())));
         }
         if let Some(cause) = &view.stopped {
-            lines.push(("stopped", printable(cause)));
+            lines.push(("stopped", cause.clone()));
         }
         if self.devices.is_some() {
             let slowest = match &self.slowest_device {
@@ -248,8 +250,8 @@ impl Detail {
                 ["DEVICE", "NAME", "HAS ALL UP TO", "BEHIND", "HOLDS TRIMMING"],
                 devices.iter().map(|device| {
                     [
-                        Cell::from(printable(&device.device_id)),
-                        printable(&dash(device.name.as_ref())).into(),
+                        Cell::from(device.device_id.clone()),
+                        dash(device.name.as_ref()).into(),
                         dash(device.position.as_ref()).into(),
                         Cell::number(dash(device.behind)),
                         match (device.revoked, device.holds) {

@@ -3,16 +3,16 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::super::output;
+use super::super::output::{self, misuse, printable};
 use super::place::Place;
-use super::{Bench, Tenants, printable};
+use super::{Bench, Tenants};
 use crate::change::StreamId;
 use crate::database::tenants;
 use crate::deliver::streams;
@@ -157,7 +157,7 @@ impl<'a> Following<'a> {
                 let name = match command.tenants.named.as_slice() {
                     [name] => name,
                     [] if !bench.config.server.default_tenant.is_empty() => &bench.config.server.default_tenant,
-                    _ => bail!("`--user` wants one `--tenant`, whose user it is"),
+                    _ => misuse!("`--user` wants one `--tenant`, whose user it is"),
                 };
                 let tenant = bench.tenant(name).await?;
                 let user = bench.user(&tenant, user).await?;
