@@ -4,7 +4,10 @@
 use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use redis::aio::MultiplexedConnection;
+use serde_json::json;
+use uuid::Uuid;
 
+use crate::support::office::Office;
 use crate::support::oracle::outline;
 use crate::support::servers;
 use crate::support::stage::Stage;
@@ -221,4 +224,109 @@ async fn the_engines_memory_stays_flat_while_redis_takes_nothing_or_is_away() {
         "{before} KiB before, {full} while Redis was full, {away} while it was away, {peak} at most"
     );
     assert_eq!(engine.terminate().await, Some(0));
+}
+
+/// What the docs say suffices for an engine, with this prefix in place of theirs.
+fn documented_permissions(prefix: &str) -> Vec<String> {
+    let docs = include_str!("../docs/operations.md");
+    let line = docs.lines().find_map(|line| line.strip_prefix("user posduif "));
+    let words = line
+        .expect("an ACL that suffices")
+        .replace("posduif:*", &format!("{prefix}:*"));
+    words.split(' ').map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_the_permissions_that_the_docs_call_enough_redis_forbids_nothing() {
+    let redis = servers::redis().await;
+    let mut world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let admin = world.redis().await;
+    let permissions = documented_permissions(&world.config.redis.prefix);
+    let mut words = vec!["ACL", "SETUSER", "posduif"];
+    words.extend(permissions.iter().map(String::as_str));
+    redis_command(&admin, &words).await;
+    let place = redis.server.url().rsplit_once('@').unwrap().1.to_owned();
+    world.config.redis.url = posduif::config::Secret::new(format!("redis://posduif:PASSWORD@{place}"));
+    let office = Office::within(world, |config| {
+        config.streams.trim_interval_seconds = 1;
+        config.streams.acknowledged_keep_seconds = 0;
+        config.presence.last_seen_interval_seconds = 1;
+        config.presence.grace_seconds = 0;
+        config.sse.heartbeat_seconds = 1;
+        config.push.after_seconds = 1;
+    })
+    .await;
+    let second = office.world.engine(Role::Api).await;
+
+    let phone = office.phone("phone").await;
+    let mut events = phone.events("/sse/mobile/phone").await;
+    let mut socket = phone.socket("/ws").await;
+    socket
+        .ask(&json!({"type": "presence", "id": 1, "status": "away"}))
+        .await;
+    let (_, cursor) = phone.sync(None).await;
+    office.send("hi").await;
+    events.expect("message").await;
+    let (_, cursor) = phone.sync(Some(&cursor)).await;
+    phone
+        .post("/api/sync/ack", &json!({"cursor": cursor}))
+        .await
+        .expect(200);
+    phone.get("/api/sync/status").await.expect(200);
+    let item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "back"});
+    phone.upload(&[item]).await;
+    phone
+        .with("if-none-match", "*")
+        .put("/api/state/key", &json!({"state": "AA==", "nonce": "AAAAAAAAAAAAAAAA"}))
+        .await;
+    office.bob.get("/api/presence").await.expect(200);
+    let stream = "/sse/mobile/phone";
+    let ticket = phone
+        .post("/api/sse/ticket", &json!({"stream": stream}))
+        .await
+        .expect(201);
+    let ticket = ticket["ticket"].as_str().unwrap();
+    office.anybody.events(&format!("{stream}?ticket={ticket}")).await;
+    // Away, it is woken.
+    drop((events, socket));
+    office.send("to a phone that is away").await;
+    let pushes = office.world.keys().push("acme");
+    eventually("the phone is woken", || async {
+        let mut length = redis::cmd("XLEN");
+        let length: u64 = length.arg(&pushes).query_async(&mut admin.clone()).await.unwrap();
+        (length > 0).then_some(())
+    })
+    .await;
+    phone.sync(Some(&cursor)).await;
+
+    // Guessing, refreshing, and ends of sessions that the other node must hear of.
+    let login = json!({"tenant": "acme", "username": "bob", "password": "a guess"});
+    assert_eq!(office.anybody.post("/api/auth/login", &login).await.status, 401);
+    let login = json!({"tenant": "acme", "username": "bob", "password": crate::support::PASSWORD});
+    let session = office.anybody.post("/api/auth/login", &login).await.expect(200);
+    let refresh = json!({"refresh_token": session["refresh_token"]});
+    let session = office.anybody.post("/api/auth/refresh", &refresh).await.expect(200);
+    let token = format!("Bearer {}", session["token"].as_str().unwrap());
+    let here = office.anybody.with("authorization", &token);
+    let there = here.at(&second.api());
+    here.get("/api/auth/sessions").await.expect(200);
+    there.get("/api/users").await.expect(200);
+    assert_eq!(here.post("/api/auth/logout", &json!({})).await.status, 204);
+    eventually("the other node has heard of the end", || async {
+        (there.get("/api/users").await.status == 401).then_some(())
+    })
+    .await;
+    office
+        .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'bob'")
+        .await;
+    eventually("whoever is disabled is out", || async {
+        (office.bob.get("/api/users").await.status == 401).then_some(())
+    })
+    .await;
+
+    second.stop().await;
+    office.close().await;
+    let mut log = redis::cmd("ACL");
+    let denied: Vec<redis::Value> = log.arg("LOG").query_async(&mut admin.clone()).await.unwrap();
+    assert!(denied.is_empty(), "{denied:?}");
 }

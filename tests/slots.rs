@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::support::command::{posduif_in, posduif_says};
 use crate::support::servers::{self, Own};
-use crate::support::{PATIENCE, World, send_signal};
+use crate::support::{PATIENCE, World, eventually, send_signal};
 
 /// A Postgres where a slot may keep 64 MB of WAL, and a world on it.
 async fn bounded() -> (World, Own<posduif::dev::PrivatePostgres>) {
@@ -357,4 +357,29 @@ async fn what_a_publication_by_tables_lacks_is_named_and_added_by_sync() {
     );
     let whole = posduif_says(&world, "publication show --json --missing").await.json();
     assert_eq!((&whole["complete"], &whole["tables"]), (&json!(true), &json!([])));
+}
+
+#[tokio::test]
+async fn a_slot_is_made_however_long_transactions_are_open_that_it_must_wait_for() {
+    let postgres = servers::postgres().await;
+    let redis = std::env::var("REDIS_URL").expect("run ./scripts/test");
+    let mut world = World::on(&postgres.server.url(), &redis).await;
+    world.config.postgres.lock_timeout_seconds = 1;
+    let (writer, psql) = (world.psql().await, world.psql().await);
+    writer
+        .batch_execute("BEGIN; SELECT pg_current_xact_id()")
+        .await
+        .unwrap();
+    let engine = world.engine(Role::Replicator).await;
+    let api = engine.api();
+    eventually("the slot has waited longer than statements wait for locks", || async {
+        let waiting = "SELECT FROM pg_stat_activity WHERE query LIKE '%pg_create_logical_replication_slot%'
+                       AND wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '1.5 s'";
+        psql.query_opt(waiting, &[]).await.unwrap()
+    })
+    .await;
+    assert_eq!(api.get("/ready").await.status, 503);
+    writer.batch_execute("COMMIT").await.unwrap();
+    world.published().await;
+    engine.stop().await;
 }

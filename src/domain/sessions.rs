@@ -598,9 +598,21 @@ impl Sessions {
     /// out as soon as it is back.
     pub async fn follow_ends(self, stop: CancellationToken) {
         let work = async {
+            let mut told = None;
             loop {
-                if let Err(error) = self.hear_ends().await {
-                    tracing::debug!(%error, "no word of ended sessions; trying again");
+                let error = self
+                    .hear_ends()
+                    .await
+                    .err()
+                    .map(|error| crate::telemetry::chain(&error));
+                // Access tokens of sessions that were ended elsewhere are taken meanwhile.
+                match error {
+                    Some(cause) if told.as_ref() != Some(&cause) => {
+                        tracing::warn!(cause, "no word of sessions that other nodes end; trying again");
+                        told = Some(cause);
+                    }
+                    Some(_) => {}
+                    None => told = None,
                 }
                 tokio::time::sleep(RETRY).await;
             }
@@ -632,11 +644,11 @@ impl Sessions {
         loop {
             let mut pipe = redis::pipe();
             // From the newest on: what expires meanwhile moves no place.
-            pipe.cmd("ZREVRANGEBYSCORE")
+            pipe.cmd("ZRANGE")
                 .arg(self.store.keys().ended_sessions())
                 .arg("+inf")
                 .arg(now)
-                .arg(&["LIMIT", &known.to_string(), &LOOK_MAX.to_string()]);
+                .arg(&["BYSCORE", "REV", "LIMIT", &known.to_string(), &LOOK_MAX.to_string()]);
             let (page,): (Vec<String>,) = self.store.query(&pipe).await?;
             for session in page.iter().filter_map(|id| Uuid::try_parse(id).ok()) {
                 self.tell(session);

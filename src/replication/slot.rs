@@ -1,12 +1,14 @@
 //! The slot: where Postgres remembers how far we are, and the lock that makes one engine the leader.
 
-use std::time::Instant;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use postgres_types::{PgLsn, Type};
+use anyhow::{Context, Result, anyhow, bail};
+use postgres_types::{PgLsn, ToSql, Type};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 
-use crate::database::Database;
+use crate::database::{Database, Error};
 
 /// A slot in danger is reported when less than this part of what it may hold back is left.
 const SAFE_SHARE: u64 = 5;
@@ -96,7 +98,13 @@ pub async fn state(database: &Database, slot: &str) -> Result<Option<SlotState>>
     }))
 }
 
+/// While the slot is being made, it is said this often what it waits for.
+const WAITING: Duration = Duration::from_secs(5);
+
 /// Makes the slot, as a failover slot where the server can (Postgres 17), so that standbys which synchronize slots have it.
+///
+/// Postgres makes it once all transactions have ended that were open when it began (Postgres chapter 49.2.3), however long
+/// that takes; the log says which is the oldest. Once begun it is made, also when the caller has gone.
 ///
 /// # Errors
 /// When Postgres refuses: `wal_level` is not `logical`, no slot is left, or the role may not replicate.
@@ -111,17 +119,52 @@ pub async fn create(database: &Database, slot: &str) -> Result<PgLsn> {
     } else {
         include_str!("../../sql/slot_create.sql")
     };
-    let rows = database
-        .query(statement, &[(&slot, Type::NAME)])
-        .await
-        .with_context(|| {
-            format!(
-                "cannot create the replication slot {slot}; needed are wal_level=logical, a free slot \
-                 (max_replication_slots) and a role with REPLICATION"
-            )
-        })?;
+    // Statements of the pool wait for locks for so long only.
+    let alone = database.connect_alone().await?;
+    let params: &[(&(dyn ToSql + Sync), Type)] = &[(&slot, Type::NAME)];
+    let mut making = pin!(alone.query_typed(statement, params));
+    let rows = loop {
+        tokio::select! {
+            rows = &mut making => break rows,
+            () = tokio::time::sleep(WAITING) => tell_what_is_open(database, slot).await,
+        }
+    };
+    let rows = rows.map_err(|error| {
+        let fix = error.code().and_then(fix_of).unwrap_or_default();
+        anyhow!(Error::from(error)).context(format!("cannot create the replication slot {slot}{fix}"))
+    })?;
     let row = rows.first().context("no answer to the slot's creation")?;
     Ok(row.get("lsn"))
+}
+
+/// What to do about a refusal.
+fn fix_of(code: &SqlState) -> Option<&'static str> {
+    match code {
+        code if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => {
+            Some(": run `ALTER SYSTEM SET wal_level = 'logical'` and restart Postgres")
+        }
+        code if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED => {
+            Some(": raise max_replication_slots, or drop a slot that `posduif slot list` calls abandoned")
+        }
+        code if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
+            Some(": the role needs REPLICATION, `ALTER ROLE ... REPLICATION`")
+        }
+        _ => None,
+    }
+}
+
+async fn tell_what_is_open(database: &Database, slot: &str) {
+    let oldest = database
+        .query_opt(include_str!("../../sql/transaction_oldest.sql"), &[])
+        .await;
+    let Ok(Some(oldest)) = oldest else { return };
+    let (pid, seconds): (i32, Option<f64>) = (oldest.get("pid"), oldest.get("seconds"));
+    tracing::warn!(
+        slot,
+        pid,
+        open_for_seconds = seconds,
+        "the replication slot is made once the transactions that are open have ended; this is the oldest"
+    );
 }
 
 /// Drops the slot, which must not be in use.
