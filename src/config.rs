@@ -307,7 +307,8 @@ pub struct Replication {
     pub publication: String,
     /// Milliseconds between heartbeats, the transactional messages whose age is the freshness (100 to 10,000).
     pub heartbeat_interval_ms: u64,
-    /// Seconds without a byte from Postgres after which the connection counts as dead (2 to 300).
+    /// Seconds without a byte from Postgres after which the connection counts as dead (2 to 300); more than half of
+    /// `sender_timeout_seconds` in any case.
     pub wire_timeout_seconds: u64,
     /// Seconds without a reply after which Postgres lets a dead engine's slot go (2 to 300).
     pub sender_timeout_seconds: u64,

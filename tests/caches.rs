@@ -1,7 +1,7 @@
 //! What an API process remembers is what Postgres says, whoever changes it, and never older than what a client was told.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use posduif::database::tenants::Tenant;
 use posduif::deliver::live::Freshness;
@@ -446,14 +446,16 @@ async fn without_the_live_tail_postgres_answers_and_afterwards_memory_is_right()
 #[tokio::test]
 async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_nor_learns() {
     let office = Office::open().await;
-    let config = &office.world.config;
+    let mut config = office.world.config.clone();
+    // For as long as the test takes.
+    config.health.freshness_bound_seconds = 600;
     // A node of the test's own, whose tail stands where the test says.
     let store = Store::new(&config.redis).unwrap();
     let view = store.view().await.unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let mut tail = Freshness {
-        // Fresh for as long as the test takes.
-        heartbeat_ts: (now.as_micros() + 600_000_000) as i64,
+        heartbeat_ts: now.as_micros() as i64,
+        heard_at: Some(Instant::now()),
         epoch: Some(view.epoch),
         position: view.position,
         is_connected: true,
@@ -463,7 +465,7 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
     let caches = Caches::new(
         database,
         store.clone(),
-        config,
+        &config,
         freshness,
         Arc::new(Metrics::new(false)),
     );

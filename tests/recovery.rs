@@ -479,6 +479,27 @@ async fn a_redis_that_is_full_for_a_while_drops_nothing() {
     stage.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_transaction_that_nobody_is_to_get_is_passed_over_however_long_postgres_is_silent() {
+    let postgres = servers::postgres().await;
+    let mut world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+    // Much less than Postgres needs for it.
+    world.config.replication.wire_timeout_seconds = 2;
+    world.config.replication.sender_timeout_seconds = 2;
+    let stage = Stage::on_with(world, Role::All).await;
+    let api = stage.engine.as_ref().unwrap().api();
+    stage
+        .sql("CREATE TABLE public.big AS SELECT n FROM generate_series(1, 4000000) n")
+        .await;
+    stage.message(stage.bob, stage.joe, "behind it").await;
+    stage.world.published().await;
+    check_all_there_once_in_order(&stage).await;
+    let metrics = String::from_utf8(api.get("/metrics").await.body.to_vec()).unwrap();
+    let interrupted = "posduif_session_restarts_total{cause=\"postgres\"} 0";
+    assert!(metrics.contains(interrupted), "{metrics}");
+    stage.stop().await;
+}
+
 #[tokio::test]
 async fn a_large_transaction_costs_the_engine_no_growing_memory() {
     const ROWS: i64 = 200_000;

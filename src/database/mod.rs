@@ -87,6 +87,17 @@ impl Error {
         }
     }
 
+    /// Whether Postgres is well, and only what the statement met is not: a table that is missing, broken or locked.
+    pub fn is_of_what_it_meets(&self) -> bool {
+        match self {
+            Self::Statement(_) | Self::Constraint { .. } => true,
+            // A lock timeout, and a statement that took too long.
+            Self::Unavailable(text) => ["55P03", "57014"]
+                .iter()
+                .any(|code| text.ends_with(&format!("(SQLSTATE {code})"))),
+        }
+    }
+
     /// A word for it, for metrics.
     fn kind(&self) -> &'static str {
         match self {

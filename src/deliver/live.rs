@@ -98,6 +98,8 @@ pub enum DeviceChange {
 pub struct Freshness {
     /// Commit time of the last heartbeat seen here, µs since 1970; 0 before the first.
     pub heartbeat_ts: i64,
+    /// When that was seen, by a clock that nobody sets.
+    pub heard_at: Option<Instant>,
     /// The epoch, once known.
     pub epoch: Option<EpochId>,
     /// The last entry seen.
@@ -109,12 +111,11 @@ pub struct Freshness {
 impl Freshness {
     /// Age of what clients can see; `None` before the first heartbeat.
     pub fn age(&self) -> Option<Duration> {
-        if self.heartbeat_ts == 0 {
-            return None;
-        }
+        let heard_at = self.heard_at?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let then = Duration::from_micros(self.heartbeat_ts.unsigned_abs());
-        Some(now.saturating_sub(then))
+        // The clocks of two machines may differ, and one may be set back.
+        Some(now.saturating_sub(then).max(heard_at.elapsed()))
     }
 }
 
@@ -269,6 +270,7 @@ pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last:
         freshness.position = id;
         if let Ok(ts) = field("heartbeat").parse() {
             freshness.heartbeat_ts = ts;
+            freshness.heard_at = Some(Instant::now());
         }
     });
 }

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::store::Store;
 use crate::change::StreamId;
 use crate::config::Config;
-use crate::database::Database;
 use crate::database::tenants::{self, Tenant};
+use crate::database::{self, Database};
 use crate::publish::batch::{Target, Trim};
 
 /// Users looked at in one round trip.
@@ -56,32 +56,53 @@ pub async fn run(
 
 async fn round(config: &Config, database: &Database, store: &Store, trims: &mpsc::Sender<Trim>) -> Result<()> {
     for tenant in tenants::list(database).await.context("cannot list the tenants")? {
-        let name: Arc<str> = tenant.name.as_str().into();
-        for (target, entries_max) in [
-            (Target::Changes(name.clone()), config.streams.changes_entries_max),
-            (Target::Shared(name.clone()), config.streams.shared_entries_max),
-        ] {
-            // Something else in a stream's place must not keep all others from being trimmed.
-            match beyond_bound(store, target.clone(), entries_max).await {
+        match round_of(&tenant, config, database, store, trims).await {
+            // What is wrong with one tenant's tables must not keep all others from being trimmed.
+            Err(error) if error.downcast_ref().is_some_and(database::Error::is_of_what_it_meets) => {
+                tracing::error!(
+                    tenant = tenant.name,
+                    cause = format!("{error:#}"),
+                    "the tenant's inboxes are not trimmed"
+                );
+            }
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+async fn round_of(
+    tenant: &Tenant,
+    config: &Config,
+    database: &Database,
+    store: &Store,
+    trims: &mpsc::Sender<Trim>,
+) -> Result<()> {
+    let name: Arc<str> = tenant.name.as_str().into();
+    for (target, entries_max) in [
+        (Target::Changes(name.clone()), config.streams.changes_entries_max),
+        (Target::Shared(name.clone()), config.streams.shared_entries_max),
+    ] {
+        // Something else in a stream's place must not keep all others from being trimmed.
+        match beyond_bound(store, target.clone(), entries_max).await {
+            Ok(Some(trim)) => trims.send(trim).await?,
+            Ok(None) => {}
+            Err(error) => is_foreign(store, &target, error)?,
+        }
+    }
+    let mut after = Uuid::nil();
+    loop {
+        let page = inboxes(config, database, tenant, after).await?;
+        for (user, devices) in &page {
+            after = *user;
+            match inbox(config, store, &name, *user, devices).await {
                 Ok(Some(trim)) => trims.send(trim).await?,
                 Ok(None) => {}
-                Err(error) => is_foreign(store, &target, error)?,
+                Err(error) => is_foreign(store, &Target::Inbox(name.clone(), *user), error)?,
             }
         }
-        let mut after = Uuid::nil();
-        loop {
-            let page = inboxes(config, database, &tenant, after).await?;
-            for (user, devices) in &page {
-                after = *user;
-                match inbox(config, store, &name, *user, devices).await {
-                    Ok(Some(trim)) => trims.send(trim).await?,
-                    Ok(None) => {}
-                    Err(error) => is_foreign(store, &Target::Inbox(name.clone(), *user), error)?,
-                }
-            }
-            if page.len() < PAGE {
-                break;
-            }
+        if page.len() < PAGE {
+            break;
         }
     }
     Ok(())

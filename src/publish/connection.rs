@@ -142,7 +142,8 @@ struct InFlight {
     /// What EXEC answered.
     result: Option<Reply>,
     written: Written,
-    sent_at: Instant,
+    /// When it was sent, or bytes of it or of its answer last moved: a large row over a slow link takes its time.
+    moved_at: Instant,
 }
 
 /// The publisher's connection.
@@ -443,7 +444,7 @@ impl Connection {
             refusal: None,
             result: None,
             written,
-            sent_at: Instant::now(),
+            moved_at: Instant::now(),
         });
     }
 
@@ -452,7 +453,7 @@ impl Connection {
     /// # Errors
     /// [`Failure::Io`] with the time that has passed.
     pub fn check_timeout(&self, now: Instant) -> Result<(), Failure> {
-        let in_flight = self.in_flight.as_ref().map(|in_flight| in_flight.sent_at);
+        let in_flight = self.in_flight.as_ref().map(|in_flight| in_flight.moved_at);
         let since = in_flight.or(self.discarding.map(|discarding| discarding.since));
         match since {
             Some(since) if now.duration_since(since) > self.timeout => Err(Failure::Io(timed_out(self.timeout))),
@@ -484,6 +485,9 @@ impl Connection {
                     return Err(Failure::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by Redis")));
                 }
             }
+        }
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.moved_at = Instant::now();
         }
         Ok(())
     }

@@ -4,9 +4,10 @@
 //! Reading and writing are split into "make progress on the socket" and "take what is complete", so that a caller can
 //! wait for several things at once and be cancelled at any await without losing a byte.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BytesMut};
 use fallible_iterator::FallibleIterator;
@@ -404,8 +405,23 @@ impl Connection {
     }
 
     /// Queues a status update; [`Connection::progress`] sends it.
-    pub fn queue_status(&mut self, received: PgLsn, flushed: PgLsn, unix_micros: i64) {
-        frame::write_status(received, flushed, unix_micros, &mut self.outbound);
+    pub fn queue_status(&mut self, received: PgLsn, flushed: PgLsn, unix_micros: i64, wants_answer: bool) {
+        frame::write_status(received, flushed, unix_micros, wants_answer, &mut self.outbound);
+    }
+
+    /// Keeps a stream alive that is not read yet: without a word Postgres would end it after its sender timeout. Confirms
+    /// nothing. Never completes but by an error; safe to cancel.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn keep_alive(&mut self, interval: Duration) -> Result<Infallible, Error> {
+        loop {
+            while self.has_outbound() {
+                self.progress(false).await?;
+            }
+            tokio::time::sleep(interval).await;
+            self.queue_status(PgLsn::from(0), PgLsn::from(0), unix_micros(), false);
+        }
     }
 
     /// Whether something is queued.
@@ -534,4 +550,10 @@ fn server_error(body: &backend::ErrorResponseBody) -> Result<ServerError, Error>
         }
     }
     Ok(error)
+}
+
+/// The time, as a status update tells it, µs since 1970.
+pub(super) fn unix_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

@@ -65,8 +65,9 @@ pub fn parse(content: &[u8]) -> Result<Frame<'_>, FrameError> {
 
 /// Appends a Standby status update, as a whole CopyData message.
 ///
-/// A logical slot is confirmed at `flushed`; `received` only shows in `pg_stat_replication`.
-pub fn write_status(received: PgLsn, flushed: PgLsn, unix_micros: i64, out: &mut BytesMut) {
+/// A logical slot is confirmed at `flushed`; `received` only shows in `pg_stat_replication`. When an answer is wanted, the
+/// server sends a keepalive as soon as it looks.
+pub fn write_status(received: PgLsn, flushed: PgLsn, unix_micros: i64, wants_answer: bool, out: &mut BytesMut) {
     const LENGTH: u32 = 4 + 1 + 8 + 8 + 8 + 8 + 1;
     out.put_u8(b'd');
     out.put_u32(LENGTH);
@@ -75,7 +76,7 @@ pub fn write_status(received: PgLsn, flushed: PgLsn, unix_micros: i64, out: &mut
     out.put_u64(flushed.into());
     out.put_u64(flushed.into());
     out.put_i64(unix_micros.saturating_sub(POSTGRES_EPOCH_MICROS));
-    out.put_u8(0);
+    out.put_u8(wants_answer.into());
 }
 
 #[cfg(test)]
@@ -85,12 +86,12 @@ mod tests {
     #[test]
     fn a_status_update_is_a_copy_data_message_of_its_length() {
         let mut out = BytesMut::new();
-        write_status(0x20.into(), 0x10.into(), POSTGRES_EPOCH_MICROS + 5, &mut out);
+        write_status(0x20.into(), 0x10.into(), POSTGRES_EPOCH_MICROS + 5, true, &mut out);
         assert_eq!(out.len(), 39);
         assert_eq!(&out[..6], b"d\x00\x00\x00\x26r");
         assert_eq!(out[13], 0x20);
         assert_eq!(out[21], 0x10);
-        assert_eq!(out[37], 5);
+        assert_eq!((out[37], out[38]), (5, 1));
     }
 
     #[test]

@@ -150,10 +150,14 @@ async fn sessions(
         };
         // A stop must not wait for a connection that does not come.
         let end = tokio::select! {
-            end = session::run(surroundings, forced.take()) => end,
+            end = session::run(surroundings, forced.clone()) => end,
             () = stopped_while_starting(stop, state) => End::Stopped,
         };
         let was_streaming = matches!(&*state.borrow(), State::Streaming { .. });
+        // Until an epoch has begun, what has broken stays so.
+        if was_streaming {
+            forced = None;
+        }
         let pause = match end {
             End::Stopped => return Ok(()),
             End::Fatal(error) => {

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 use postgres_types::{PgLsn, Type};
@@ -14,14 +14,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::connection::{self, Connection};
+use super::connection::{self, Connection, unix_micros};
 use super::epoch::{self, Break, Replay, Server};
 use super::frame::Frame;
 use super::pipeline::{self, Counts, Pipeline, Start};
 use super::replicator::Report;
 use super::slot;
 use crate::change::StreamId;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::database::Database;
 use crate::database::snapshot::Snapshot;
 use crate::database::tenants::Tenant;
@@ -309,53 +309,62 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
     let starting = postgres.start_replication(&settings.slot, &settings.publication);
     within(timeout, starting).await?;
 
-    let confirmed = slot::state(context.database, &settings.slot)
-        .await?
-        .context("the slot disappeared while it was started")?
-        .confirmed;
-    let mut redis =
-        redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max)
-            .await
-            .map_err(End::by_redis)?;
-    let claim = redis.claim().await.map_err(End::by_redis)?;
-    // Asked after the claim: another engine may have published until then, and that must not look like a rewind.
-    let end = context
-        .database
-        .query_opt(include_str!("../../sql/wal_position.sql"), &[])
-        .await
-        .context("cannot read the end of the log")?;
-    identity.wal_end = end.context("the log has no end")?.get("lsn");
-    if claim.persistence == Persistence::Off {
-        tracing::warn!("Redis does not persist durably (appendonly no): its crash costs a reset of all devices");
-    }
-    if let Some(checkpoint) = &claim.checkpoint
-        && checkpoint.timeline != identity.timeline
-    {
-        // A connection that streams takes no further command.
-        let mut other = Connection::connect(&upstream, timeout, sender_timeout).await?;
-        timeline_history = within(timeout, other.timeline_history(identity.timeline)).await?;
-        other.close().await;
-    }
-    let server = Server {
-        identity,
-        slot_created,
-        confirmed,
-        timeline_history,
-    };
-    let verdict = match forced {
-        Some(broken) => Err(broken),
-        None => epoch::judge(&server, claim.checkpoint.as_ref()),
-    };
-    let (epoch, position, replay, acknowledged) = match (verdict, &claim.checkpoint) {
-        (Ok(replay), Some(checkpoint)) => (checkpoint.epoch, checkpoint.position, replay, checkpoint.acknowledged),
-        (Ok(_), None) => return Err(End::Failed(Cause::Other, anyhow!("no checkpoint, yet no new epoch"))),
-        (Err(broken), _) => {
-            let (epoch, position) = begin_epoch(&context, &mut redis, &server, &claim, &broken)
+    // All that may take long: until the slot is read, somebody must keep it.
+    let preparing = async {
+        let confirmed = slot::state(context.database, &settings.slot)
+            .await?
+            .context("the slot disappeared while it was started")?
+            .confirmed;
+        let mut redis =
+            redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max)
                 .await
                 .map_err(End::by_redis)?;
-            (epoch, position, Replay::free(), confirmed)
+        let claim = redis.claim().await.map_err(End::by_redis)?;
+        // Asked after the claim: another engine may have published until then, and that must not look like a rewind.
+        let end = context
+            .database
+            .query_opt(include_str!("../../sql/wal_position.sql"), &[])
+            .await
+            .context("cannot read the end of the log")?;
+        identity.wal_end = end.context("the log has no end")?.get("lsn");
+        if claim.persistence == Persistence::Off {
+            tracing::warn!("Redis does not persist durably (appendonly no): its crash costs a reset of all devices");
         }
+        if let Some(checkpoint) = &claim.checkpoint
+            && checkpoint.timeline != identity.timeline
+        {
+            // A connection that streams takes no further command.
+            let mut other = Connection::connect(&upstream, timeout, sender_timeout).await?;
+            timeline_history = within(timeout, other.timeline_history(identity.timeline)).await?;
+            other.close().await;
+        }
+        let server = Server {
+            identity,
+            slot_created,
+            confirmed,
+            timeline_history,
+        };
+        let verdict = match forced {
+            Some(broken) => Err(broken),
+            None => epoch::judge(&server, claim.checkpoint.as_ref()),
+        };
+        let (epoch, position, replay, acknowledged) = match (verdict, &claim.checkpoint) {
+            (Ok(replay), Some(checkpoint)) => (checkpoint.epoch, checkpoint.position, replay, checkpoint.acknowledged),
+            (Ok(_), None) => return Err(End::Failed(Cause::Other, anyhow!("no checkpoint, yet no new epoch"))),
+            (Err(broken), _) => {
+                let (epoch, position) = begin_epoch(&context, &mut redis, &server, &claim, &broken)
+                    .await
+                    .map_err(End::by_redis)?;
+                (epoch, position, Replay::free(), confirmed)
+            }
+        };
+        Ok::<_, End>((confirmed, redis, claim, server, (epoch, position, replay, acknowledged)))
     };
+    let prepared = tokio::select! {
+        prepared = preparing => prepared?,
+        failed = postgres.keep_alive(STATUS_INTERVAL) => match failed? {},
+    };
+    let (confirmed, redis, claim, server, (epoch, position, replay, acknowledged)) = prepared;
     tracing::info!(
         slot = settings.slot, %confirmed, %position, epoch = %epoch.id, number = epoch.number, base = epoch.base,
         "following the write-ahead log"
@@ -548,8 +557,16 @@ async fn begin_epoch(
                     &tenant.sql(include_str!("../../sql/user_ids.sql")),
                     &[(&after, Type::UUID), (&page, Type::INT8)],
                 )
-                .await
-                .with_context(|| format!("cannot list the users of tenant {name}"))?;
+                .await;
+            let users = match users {
+                // What is wrong with one tenant's table must not keep the epoch from beginning. Cursors end with the epoch
+                // all the same, and an inbox that is missing is born when its user's device comes for a snapshot.
+                Err(error) if error.is_of_what_it_meets() => {
+                    tracing::error!(tenant = name, %error, "the tenant's inboxes get no reset: its users cannot be listed");
+                    Vec::new()
+                }
+                users => users.with_context(|| format!("cannot list the users of tenant {name}"))?,
+            };
             for user in &users {
                 after = user.get("id");
                 batch.birth(Target::Inbox(shared_name.clone(), after), position, now);
@@ -926,7 +943,7 @@ impl Session<'_> {
         // While the batch is full nothing is read, and silence says nothing.
         if self.is_full() {
             self.last_received = now;
-        } else if quiet > Duration::from_secs(self.context.config.replication.wire_timeout_seconds) {
+        } else if quiet > wire_timeout(&self.context.config.replication) {
             return Err(End::Failed(
                 Cause::Postgres,
                 anyhow!(
@@ -948,8 +965,12 @@ impl Session<'_> {
 
     fn queue_status(&mut self) {
         self.last_status = Instant::now();
+        // A walsender that passes over what nobody is to get, or reads again what is long confirmed, sends nothing for as long
+        // as that takes; asked, it shows that it lives.
+        let wants_answer = self.last_received.elapsed() >= STATUS_INTERVAL;
+        let (received, acknowledged) = (self.progress.received(), self.progress.acknowledged());
         self.postgres
-            .queue_status(self.progress.received(), self.progress.acknowledged(), unix_micros());
+            .queue_status(received, acknowledged, unix_micros(), wants_answer);
     }
 
     fn show_state(&self) {
@@ -989,8 +1010,11 @@ impl Session<'_> {
     }
 }
 
-/// Now, in µs since 1970.
-fn unix_micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+/// How long Postgres may be silent: more than half of its sender timeout, since in the midst of work it does not answer
+/// before that.
+fn wire_timeout(settings: &config::Replication) -> Duration {
+    let seconds = settings
+        .wire_timeout_seconds
+        .max(settings.sender_timeout_seconds / 2 + 1);
+    Duration::from_secs(seconds)
 }
