@@ -325,8 +325,8 @@ async fn under_the_permissions_that_the_docs_call_enough_redis_forbids_nothing()
     .await;
 
     second.stop().await;
-    office.close().await;
     let mut log = redis::cmd("ACL");
     let denied: Vec<redis::Value> = log.arg("LOG").query_async(&mut admin.clone()).await.unwrap();
     assert!(denied.is_empty(), "{denied:?}");
+    office.close().await;
 }
