@@ -207,9 +207,9 @@ async fn find_tenant(database: &Database, name: &str) -> Result<Tenant> {
 /// # Errors
 /// When there is none.
 async fn find_registered(database: &Database, name: &str) -> Result<Listed> {
-    let mut listed = directory(database).await?.into_iter();
-    listed
-        .find(|listed| listed.tenant.name == name)
+    tenants::registered(database, name)
+        .await
+        .context(tenants::UNREADABLE)?
         .with_context(|| format!("there is no tenant {name}; `posduif tenant list` shows all"))
 }
 
@@ -218,9 +218,7 @@ async fn find_registered(database: &Database, name: &str) -> Result<Listed> {
 /// # Errors
 /// When they cannot be read.
 async fn directory(database: &Database) -> Result<Vec<Listed>> {
-    tenants::directory(database)
-        .await
-        .context("cannot read the tenants; `posduif migrate up` makes the tables that hold them")
+    tenants::directory(database).await.context(tenants::UNREADABLE)
 }
 
 #[cfg(test)]

@@ -270,15 +270,15 @@ fn advice(finding: &Finding) -> Option<String> {
         Verdict::Synced => return None,
         Verdict::NoEngine => format!("{name}: no engine reads it; it keeps {kept}{end}: run `{command}`"),
         Verdict::SafeToDrop => {
-            let since = slot
-                .inactive_seconds
-                .map_or_else(String::new, |seconds| format!(" since {}", human::duration(seconds)));
+            let already = slot.inactive_seconds.map_or_else(String::new, |seconds| {
+                format!(" for {} already", human::duration(seconds))
+            });
             // A reader that only pauses looks the same.
             let sure = match slot.plugin.as_deref() {
                 Some("pgoutput") | None => "when its reader is gone for good".to_owned(),
                 Some(plugin) => format!("when its reader, which decodes with {plugin}, is gone for good"),
             };
-            format!("{name}: abandoned, nobody reads it{since}; it keeps {kept}{end}: {sure}, run `{command}`")
+            format!("{name}: abandoned, nobody reads it{already}; it keeps {kept}{end}: {sure}, run `{command}`")
         }
         Verdict::AskOwner => format!(
             "{name}: not ours ({}) and not in use; it keeps {kept}{end}: ask its owner before you run `{command}`",

@@ -27,7 +27,7 @@ use deadpool::Runtime;
 use deadpool::managed::{Hook, HookError, Object, Pool, PoolError};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use tokio_postgres::Row;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::config;
@@ -92,9 +92,7 @@ impl Error {
         match self {
             Self::Statement(_) | Self::Constraint { .. } => true,
             // A lock timeout, and a statement that took too long.
-            Self::Unavailable(text) => ["55P03", "57014"]
-                .iter()
-                .any(|code| text.ends_with(&format!("(SQLSTATE {code})"))),
+            Self::Unavailable(_) => matches!(self.sqlstate(), Some("55P03" | "57014")),
         }
     }
 
@@ -124,7 +122,7 @@ impl From<tokio_postgres::Error> for Error {
             };
         };
         let code = refusal.code();
-        let text = || format!("{} (SQLSTATE {})", refusal.message(), code.code());
+        let text = || with_code(refusal);
         match code.code().get(..2) {
             Some("23") => Self::Constraint {
                 name: refusal.constraint().unwrap_or_default().to_owned(),
@@ -146,13 +144,18 @@ impl From<PoolError<tokio_postgres::Error>> for Error {
         // Whatever keeps us from a connection, wrong credentials too, is for the operator: a client can only wait.
         Self::Unavailable(match error {
             PoolError::Backend(error) => match error.as_db_error() {
-                Some(refusal) => format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code()),
+                Some(refusal) => with_code(refusal),
                 None => with_causes(&error),
             },
             PoolError::Timeout(kind) => format!("no connection in time ({kind:?}); see `postgres.pool_size`"),
             other => other.to_string(),
         })
     }
+}
+
+/// A refusal as [`Error::sqlstate`] reads it.
+fn with_code(refusal: &DbError) -> String {
+    format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code())
 }
 
 /// tokio-postgres prints only its own level; the cause names the host or the refusal.

@@ -210,7 +210,7 @@ pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage
     let rows = database
         .query(include_str!("../../sql/publication_coverage.sql"), &name)
         .await
-        .context("cannot read the tenants; `posduif migrate up` makes the tables that hold them")?;
+        .context(tenants::UNREADABLE)?;
     let flag = |column: &str| publication.as_ref().is_some_and(|row| row.get(column));
     let flags = ["pubinsert", "pubupdate", "pubdelete", "pubtruncate"].map(flag);
     let tables = rows.iter().map(|row| {

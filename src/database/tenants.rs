@@ -22,6 +22,9 @@ pub const PAUSED: &str = "paused";
 /// The state of a tenant that is registered, while the schema that held its tables is gone.
 pub const SCHEMA_MISSING: &str = "schema missing";
 
+/// What is said when the tenants cannot be read.
+pub const UNREADABLE: &str = "cannot read the tenants; `posduif migrate up` makes the tables that hold them";
+
 /// A tenant's name and schema.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tenant {
@@ -75,11 +78,10 @@ pub async fn create(database: &Database, replication: &config::Replication, name
         .context("cannot register the tenant; `posduif migrate up` makes the tables that hold tenants")?;
     if inserted == 0 {
         transaction.rollback().await?;
-        let directory = directory(database).await?;
-        return match directory.iter().find(|listed| listed.tenant == tenant) {
-            Some(listed) => listed.check().map(|()| false),
-            None => Ok(false),
-        };
+        if let Some(listed) = registered(database, &tenant.name).await? {
+            listed.check()?;
+        }
+        return Ok(false);
     }
     transaction
         .batch_execute(&tenant.sql("CREATE SCHEMA {schema}"))
@@ -430,7 +432,24 @@ impl Listed {
 /// # Errors
 /// When Postgres cannot be asked.
 pub async fn directory(database: &Database) -> Result<Vec<Listed>, Error> {
-    let rows = database.query(include_str!("../../sql/tenant_list.sql"), &[]).await?;
+    listed(database, None).await
+}
+
+/// The tenant of this name, also when its schema is gone.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn registered(database: &Database, name: &str) -> Result<Option<Listed>, Error> {
+    // An impossible name (one with a NUL, say) must not reach Postgres.
+    if !is_valid_name(name) {
+        return Ok(None);
+    }
+    Ok(listed(database, Some(name)).await?.pop())
+}
+
+async fn listed(database: &Database, name: Option<&str>) -> Result<Vec<Listed>, Error> {
+    let sql = include_str!("../../sql/tenant_list.sql");
+    let rows = database.query(sql, &[(&name, Type::TEXT)]).await?;
     rows.iter()
         .map(|row| {
             Ok(Listed {

@@ -122,6 +122,11 @@ async fn tenants_streams(database: &Database, store: &Store) -> anyhow::Result<(
     Ok((found, stopped))
 }
 
+/// What begins a tenant's streams anew.
+fn rebuild(tenant: &str) -> String {
+    format!("posduif stream rebuild --tenant {tenant} --yes")
+}
+
 /// Judges the streams of all tenants.
 fn judge(found: &BTreeMap<String, Keys>, stopped: &Stopped) -> Check {
     const NAME: &str = "redis.streams";
@@ -158,19 +163,13 @@ fn judge(found: &BTreeMap<String, Keys>, stopped: &Stopped) -> Check {
             }
         }
         if is_rebuilt {
-            fixes.push(format!("posduif stream rebuild --tenant {tenant} --yes"));
+            fixes.push(rebuild(tenant));
         }
     }
     for (tenant, streams) in stopped {
         wrong.extend(streams.iter().map(|stream| format!("{tenant}/{stream} is stopped")));
     }
     fixes.truncate(FIXES_MAX);
-    let rebuilds = |tenants: &[String]| -> Vec<String> {
-        let tenants = tenants.iter().take(FIXES_MAX);
-        tenants
-            .map(|tenant| format!("posduif stream rebuild --tenant {tenant} --yes"))
-            .collect()
-    };
     if !wrong.is_empty() {
         let check = Check::fail(
             NAME,
@@ -190,7 +189,7 @@ fn judge(found: &BTreeMap<String, Keys>, stopped: &Stopped) -> Check {
          anew: each device of the tenant takes a snapshot",
     );
     Check {
-        fix: rebuilds(&unborn),
+        fix: unborn.iter().take(FIXES_MAX).map(|tenant| rebuild(tenant)).collect(),
         ..check
     }
 }

@@ -405,8 +405,8 @@ impl Connection {
     }
 
     /// Queues a status update; [`Connection::progress`] sends it.
-    pub fn queue_status(&mut self, received: PgLsn, flushed: PgLsn, unix_micros: i64, wants_answer: bool) {
-        frame::write_status(received, flushed, unix_micros, wants_answer, &mut self.outbound);
+    pub fn queue_status(&mut self, received: PgLsn, flushed: PgLsn, wants_answer: bool) {
+        frame::write_status(received, flushed, unix_micros(), wants_answer, &mut self.outbound);
     }
 
     /// Keeps a stream alive that is not read yet: without a word Postgres would end it after its sender timeout. Confirms
@@ -420,7 +420,7 @@ impl Connection {
                 self.progress(false).await?;
             }
             tokio::time::sleep(interval).await;
-            self.queue_status(PgLsn::from(0), PgLsn::from(0), unix_micros(), false);
+            self.queue_status(PgLsn::from(0), PgLsn::from(0), false);
         }
     }
 
@@ -552,7 +552,7 @@ fn server_error(body: &backend::ErrorResponseBody) -> Result<ServerError, Error>
     Ok(error)
 }
 
-/// The time, as a status update tells it, µs since 1970.
+/// Now, in µs since 1970.
 pub(super) fn unix_micros() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)

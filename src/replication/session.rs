@@ -969,8 +969,7 @@ impl Session<'_> {
         // as that takes; asked, it shows that it lives.
         let wants_answer = self.last_received.elapsed() >= STATUS_INTERVAL;
         let (received, acknowledged) = (self.progress.received(), self.progress.acknowledged());
-        self.postgres
-            .queue_status(received, acknowledged, unix_micros(), wants_answer);
+        self.postgres.queue_status(received, acknowledged, wants_answer);
     }
 
     fn show_state(&self) {

@@ -127,23 +127,21 @@ impl SharedConnection {
         loop {
             let started = Instant::now();
             let result = question.ask(&mut self.manager()).await;
-            let (failed, refusals) = match &result {
-                Ok(answers) => {
-                    let refusals = refusals(answers);
-                    ((!refusals.is_empty()).then_some("refused"), refusals)
-                }
+            let is_by_replica = |refusal: &ServerError| refusal.code() == READ_ONLY;
+            let (failed, is_by_replica) = match &result {
+                Ok(answers) => (
+                    refusals(answers).next().map(|_| "refused"),
+                    refusals(answers).any(is_by_replica),
+                ),
                 Err(error) => {
                     let refusals = error.clone().into_server_errors();
-                    let refusals = refusals.iter().flat_map(|refusals| refusals.iter());
-                    (
-                        Some(cause(error)),
-                        refusals.map(|(_, refusal)| refusal.clone()).collect(),
-                    )
+                    let is_by_replica =
+                        refusals.is_some_and(|all| all.iter().any(|(_, refusal)| is_by_replica(refusal)));
+                    (Some(cause(error)), is_by_replica)
                 }
             };
             self.0.operations.ended(name, started.elapsed(), failed);
             traces::asked("redis", name, started, failed);
-            let is_by_replica = refusals.iter().any(|refusal| refusal.code() == READ_ONLY);
             if is_by_replica || result.as_ref().is_err_and(RedisError::is_timeout) {
                 self.renew();
             }
@@ -202,16 +200,15 @@ impl ConnectionLike for SharedConnection {
 }
 
 /// The refusals in answers: each command of a pipeline has its own, and so has each of a transaction.
-fn refusals(answers: &[Value]) -> Vec<ServerError> {
-    let mut found = Vec::new();
-    for answer in answers {
-        match answer {
-            Value::ServerError(refusal) => found.push(refusal.clone()),
-            Value::Array(answers) => found.append(&mut refusals(answers)),
-            _ => {}
-        }
-    }
-    found
+fn refusals(answers: &[Value]) -> impl Iterator<Item = &ServerError> {
+    let single = answers.iter().flat_map(|answer| match answer {
+        Value::Array(answers) => answers.as_slice(),
+        answer => std::slice::from_ref(answer),
+    });
+    single.filter_map(|answer| match answer {
+        Value::ServerError(refusal) => Some(refusal),
+        _ => None,
+    })
 }
 
 /// A word for what went wrong.
