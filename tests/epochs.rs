@@ -517,3 +517,58 @@ async fn a_lost_checkpoint_and_an_older_copy_of_postgres_at_once_begin_an_epoch(
     check_rows_behind_reset(&stage, &before, &[row]).await;
     stage.stop().await;
 }
+
+#[tokio::test]
+async fn one_tenants_broken_table_keeps_no_other_from_being_trimmed_nor_an_epoch_from_beginning() {
+    let mut world = World::new().await;
+    world.config.streams.trim_interval_seconds = 1;
+    world.config.streams.changes_entries_max = 100;
+    let stage = Stage::on_with(world, Role::Replicator).await;
+    // Looked at before the other.
+    stage.world.tenant("aaa").await;
+    stage.world.published().await;
+    stage.sql("ALTER TABLE tenant_aaa.users RENAME TO people").await;
+    for _ in 0..150 {
+        stage.message(stage.bob, stage.joe, "too many").await;
+    }
+    let changes = stage.world.keys().changes("acme");
+    eventually("the other tenant's stream is trimmed", || async {
+        (stage.world.stream(&changes).await.len() == 100).then_some(())
+    })
+    .await;
+
+    let _: u64 = stage.world.ask_redis(&["DEL", &stage.world.keys().checkpoint()]).await;
+    epoch_begins(&stage, "2").await;
+    let row = stage.message(stage.bob, stage.joe, "after").await;
+    stage.world.published().await;
+    // What was not acknowledged may come again before it.
+    let (_, rows) = behind_reset(&stage.changes().await);
+    assert_eq!(rows.last(), Some(&row.to_string()));
+    let of_broken = stage.world.stream(&stage.world.keys().changes("aaa")).await;
+    assert_eq!(of_broken.last().unwrap().field("op"), "reset");
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn what_has_broken_stays_so_until_an_epoch_has_begun_although_starts_fail_in_between() {
+    let stage = Stage::on_with(World::new().await, Role::All).await;
+    let api = stage.engine.as_ref().unwrap().api();
+    stage.message(stage.bob, stage.joe, "before").await;
+    stage.world.published().await;
+    assert_eq!(number(&stage.world).await, "1");
+    let window = stage.world.keys().window();
+    let _: String = stage.world.ask_redis(&["SET", &window, "no hash"]).await;
+    stage
+        .message(stage.bob, stage.joe, "in a transaction that Redis tears")
+        .await;
+    eventually("a start has failed", || async {
+        let ready = api.get("/ready").await.json();
+        let detail = ready["checks"]["replication"]["detail"].to_string();
+        detail.contains("refused to show the hash").then_some(())
+    })
+    .await;
+    let _: u64 = stage.world.ask_redis(&["DEL", &window]).await;
+    let reason = epoch_begins(&stage, "2").await;
+    assert!(reason.contains("transaction"), "{reason}");
+    stage.stop().await;
+}

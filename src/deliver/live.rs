@@ -315,3 +315,31 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
         hub.deliver(&tenant, users.as_deref(), notice);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_heard_long_ago_is_old_whatever_the_clocks_say() {
+        let hour = Duration::from_secs(3600);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seen = |heartbeat: Duration, heard_at: Option<Instant>| Freshness {
+            heartbeat_ts: i64::try_from(heartbeat.as_micros()).expect("a time of this age"),
+            heard_at,
+            ..Freshness::default()
+        };
+        let just_now = Instant::now();
+        assert_eq!(seen(now, None).age(), None);
+        assert!(seen(now + hour, Some(just_now)).age().is_some_and(|age| age < hour));
+        assert!(seen(now - hour, Some(just_now)).age().is_some_and(|age| age >= hour));
+        let long_ago = just_now
+            .checked_sub(Duration::from_secs(60))
+            .expect("a machine that runs for a minute");
+        assert!(
+            seen(now + hour, Some(long_ago))
+                .age()
+                .is_some_and(|age| age >= Duration::from_secs(60))
+        );
+    }
+}
