@@ -321,6 +321,10 @@ async fn the_configuration_is_checked_and_shown_without_its_secrets() {
             ],
             "push.webhook_ca_file",
         ),
+        (
+            &[("POSDUIF__TELEMETRY__OTLP_ENDPOINT", "http:///traces")],
+            "telemetry.otlp_endpoint",
+        ),
     ] {
         let mut said = Vec::new();
         for arguments in [&["config", "check"][..], &["serve"]] {
