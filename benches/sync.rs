@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use flate2::read::GzDecoder;
-use posduif::domain::users::UserType;
-use posduif::keys::Keys;
+use posduif::accounts::users::UserType;
+use posduif::contract::keys::Keys;
 use serde_json::{Value, json};
 use tokio::process::Child;
 use uuid::Uuid;

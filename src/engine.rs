@@ -10,22 +10,22 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::api::health::Vitals;
+use crate::api::{App, Parts};
 use crate::config::Config;
-use crate::database::{Database, migrations, publication};
-use crate::deliver::hub::Hub;
-use crate::deliver::live;
-use crate::deliver::store::Store;
-use crate::deliver::trim;
-use crate::http::health::Vitals;
 use crate::http::secure::Acceptor;
 use crate::http::server::{self, Server};
-use crate::http::{App, Parts};
+use crate::live::hub::Hub;
+use crate::live::tail;
+use crate::net;
+use crate::postgres::{Database, migrations, publication};
 use crate::push::Waker;
 use crate::push::webhook::Webhook;
+use crate::redis::store::Store;
 use crate::replication::replicator::{self, Report, Shown};
+use crate::replication::trim;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
-use crate::transport;
 
 /// Trims that may wait for the publisher.
 const TRIMS_MAX: usize = 256;
@@ -60,7 +60,7 @@ pub fn check(config: &Config, role: Role) -> Result<()> {
     if role.serves_api() {
         config.check_secrets()?;
     }
-    transport::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?;
+    net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?;
     let store = Store::new(&config.redis).context("key `redis.url`")?;
     config.server.identity().map(Acceptor::new).transpose()?;
     if role.replicates() {
@@ -160,7 +160,7 @@ impl Engine {
         let stop = self.stop_serving.clone();
         // Freshness is what this sees, so that it runs in every role.
         let redis = vitals.config.redis.clone();
-        let tail = live::run(redis, vitals.store.clone(), vitals.hub.clone(), stop.clone());
+        let tail = tail::run(redis, vitals.store.clone(), vitals.hub.clone(), stop.clone());
         self.parts.spawn(async move {
             tail.await;
             Ok(())

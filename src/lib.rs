@@ -37,34 +37,27 @@
 //! - Every queue has a bound, named in [`config`].
 //! - What cannot be decoded stops the engine; what cannot be routed or stored goes to the tenant's quarantine.
 
-pub mod change;
-pub mod keys;
-
-pub mod replication;
-
-pub mod decode;
-
-pub mod route;
-
-pub mod publish;
-
-pub mod deliver;
-
-pub mod sync;
-
-pub mod doctor;
-pub mod domain;
-
-pub mod database;
-
-pub mod push;
-
-pub mod http;
-
-pub mod config;
-pub mod engine;
-pub mod telemetry;
-pub mod transport;
-
+pub mod accounts;
+pub mod admin;
+pub mod api;
 pub mod cli;
+pub mod config;
+pub mod contract;
+pub mod core;
+pub mod decode;
 pub mod dev;
+pub mod engine;
+pub mod feature;
+pub mod http;
+pub mod live;
+pub mod messages;
+pub mod net;
+pub mod postgres;
+pub mod publish;
+pub mod push;
+pub mod redis;
+pub mod replication;
+pub mod route;
+pub mod state;
+pub mod sync;
+pub mod telemetry;

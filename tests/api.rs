@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use hyper::Method;
+use posduif::accounts::users::{self, NewUser, UserType};
 use posduif::config::DeviceAuth;
-use posduif::domain::users::{self, NewUser, UserType};
 use posduif::engine::Role;
 use posduif::http::error::Code;
 use posduif::http::routes::{self, Access};

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use hyper::Method;
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
 use posduif::http::routes::{self, Access};
 use serde_json::{Value, json};
 use uuid::Uuid;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use posduif::database::tenants::Tenant;
-use posduif::deliver::live::Freshness;
-use posduif::deliver::store::{Place, Read, Store};
-use posduif::domain::caches::Caches;
-use posduif::domain::users::UserType;
+use posduif::accounts::caches::Caches;
+use posduif::accounts::users::UserType;
+use posduif::core::tenant::Tenant;
 use posduif::engine::Role;
+use posduif::live::tail::Freshness;
+use posduif::redis::store::{Place, Read, Store};
 use posduif::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
 use tokio::sync::watch;

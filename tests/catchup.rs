@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use posduif::database::tenants;
 use posduif::engine::Role;
+use posduif::postgres::tenants;
 use serde_json::{Value, json};
 
 use crate::support::http::Api;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
 use posduif::engine::Role;
 use serde_json::{Value, json};
 

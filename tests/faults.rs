@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use posduif::accounts::users::UserType;
 use posduif::config::{Config, Secret};
 use posduif::dev::{PrivatePostgres, PrivateRedis};
-use posduif::domain::users::UserType;
 use postgres_types::PgLsn;
 use tokio::sync::watch;
 

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use posduif::change::StreamId;
-use posduif::database::Database;
-use posduif::database::tenants::Tenant;
-use posduif::deliver::store::{Place, Read, Store};
+use posduif::core::position::StreamId;
+use posduif::core::tenant::Tenant;
+use posduif::postgres::Database;
+use posduif::redis::store::{Place, Read, Store};
 use posduif::sync::item::Item;
 use posduif::sync::snapshot;
 use uuid::Uuid;
@@ -267,7 +267,7 @@ async fn snapshot_and_stream_together_hold_all_that_was_committed_whenever_it_wa
 async fn position_and_window_are_read_in_one_moment() {
     let stage = Stage::new().await;
     let config = &stage.world.config.redis;
-    let client = posduif::transport::redis::client(config).unwrap();
+    let client = posduif::net::redis::client(config).unwrap();
     let mut monitor = client.get_async_monitor().await.unwrap();
     let mut lines = monitor.on_message::<String>();
     let store = Store::new(config).unwrap();

@@ -3,15 +3,15 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use posduif::change::StreamId;
-use posduif::database::tenants::Tenant;
-use posduif::deliver::feed::{Feed, FeedEvent};
-use posduif::deliver::hub::Hub;
-use posduif::deliver::live::take_entry;
-use posduif::deliver::store::{Place, Store};
-use posduif::domain::devices::Devices;
-use posduif::domain::users::UserType;
+use posduif::accounts::devices::Devices;
+use posduif::accounts::users::UserType;
+use posduif::core::position::StreamId;
+use posduif::core::tenant::Tenant;
 use posduif::engine::Role;
+use posduif::live::feed::{Feed, FeedEvent};
+use posduif::live::hub::Hub;
+use posduif::live::tail::take_entry;
+use posduif::redis::store::{Place, Store};
 use posduif::telemetry::metrics::CacheUse;
 use serde_json::{Value, json};
 use uuid::Uuid;

@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use hyper::Method;
-use posduif::change::StreamId;
 use posduif::config::ConflictStrategy;
-use posduif::database::{Database, tenants};
+use posduif::core::position::StreamId;
 use posduif::engine::Role;
+use posduif::postgres::{Database, tenants};
 use postgres_types::{PgLsn, ToSql};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -507,7 +507,7 @@ impl Stage {
             .unwrap();
         let bob = self
             .world
-            .user(&name, "bob", posduif::domain::users::UserType::Web)
+            .user(&name, "bob", posduif::accounts::users::UserType::Web)
             .await;
         self.published().await;
         let bobs = eventually("bob is logged in", || async {

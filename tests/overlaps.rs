@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use posduif::accounts::users::UserType;
 use posduif::config::Config;
-use posduif::domain::users::UserType;
 use serde_json::{Value, json};
 use uuid::Uuid;
 

@@ -1,7 +1,7 @@
 //! Rows of the operator's own tables, written by devices: who may, what comes of it, and what comes back.
 
+use posduif::accounts::users::{self, NewUser, UserType};
 use posduif::config::Config;
-use posduif::domain::users::{self, NewUser, UserType};
 use posduif::engine::Role;
 use serde_json::{Value, json};
 use uuid::Uuid;

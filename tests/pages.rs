@@ -1,6 +1,6 @@
 //! Pages before and after a row: whatever is written meanwhile, each row that was there comes once and in order.
 
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
 use serde_json::{Value, json};
 use uuid::Uuid;
 

@@ -1,9 +1,9 @@
 //! From a commit to the streams: places, audiences, births, the checkpoint.
 
 use futures_util::SinkExt;
-use posduif::change::StreamId;
-use posduif::database::snapshot::Snapshot;
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
+use posduif::core::position::StreamId;
+use posduif::core::snapshot::Snapshot;
 use posduif::engine::Role;
 use postgres_types::PgLsn;
 use serde_json::Value;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use posduif::accounts::users::UserType;
 use posduif::config::Config;
-use posduif::deliver::presence::{Place, Presence, Status};
-use posduif::domain::users::UserType;
 use posduif::engine::Role;
+use posduif::live::presence::{Place, Presence, Status};
 use posduif::telemetry::metrics::Operations;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;

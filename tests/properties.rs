@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
+use posduif::contract::stream_name::Audience;
 use posduif::decode::pgoutput::{Cell, Old, ReplicaIdentity, Tuple};
 use posduif::decode::relation::{Column, Relation};
 use posduif::decode::value::{Kind, write_json};
-use posduif::route::router::{Audience, Delivery, Plan, RouteError, Router};
+use posduif::route::router::{Delivery, Plan, RouteError, Router};
 use posduif::route::row::Row;
 use posduif::route::rule::{Operation, Rule, When};
 use proptest::prelude::*;

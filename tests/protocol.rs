@@ -236,7 +236,7 @@ fn is_later(outcome: &Result<(), Trouble>) -> bool {
 /// Begins a new history for the tenant, so that every cursor ends.
 async fn resync(office: &Office) {
     let database = office.world.database().await;
-    posduif::database::tenants::resync(&database, "acme").await.unwrap();
+    posduif::postgres::tenants::resync(&database, "acme").await.unwrap();
     office.world.published().await;
 }
 
@@ -305,7 +305,7 @@ mod unenrolled {
         let sally = scene
             .office
             .world
-            .user("acme", "sally", posduif::domain::users::UserType::Mobile)
+            .user("acme", "sally", posduif::accounts::users::UserType::Mobile)
             .await;
         let invitation = scene.invitation(sally).await;
         // The device id is joe's for ever; the phone takes another.
@@ -1070,7 +1070,7 @@ mod events {
             if event.name == "hello" {
                 let database = database.clone();
                 begun = Some(tokio::spawn(async move {
-                    posduif::database::tenants::resync(&database, "acme").await.unwrap();
+                    posduif::postgres::tenants::resync(&database, "acme").await.unwrap();
                 }));
             }
             event.name == "reset" && phone.state().unwrap() == State::Stream

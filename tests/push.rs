@@ -12,15 +12,15 @@ use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use posduif::accounts::users::UserType;
 use posduif::config::{Config, Secret};
-use posduif::deliver::presence::{Place, Presence};
-use posduif::deliver::push;
-use posduif::deliver::store::Store;
-use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use posduif::http::secure::Acceptor;
+use posduif::live::presence::{Place, Presence};
+use posduif::net::tls::Identity;
+use posduif::push::candidates;
+use posduif::redis::store::Store;
 use posduif::telemetry::metrics::Operations;
-use posduif::transport::tls::Identity;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -177,7 +177,7 @@ async fn nobody_is_woken_while_the_tenant_is_paused_nor_when_the_device_is_revok
         ))
         .await;
     let database = office.world.database().await;
-    posduif::database::tenants::set_paused(&database, "acme", true)
+    posduif::postgres::tenants::set_paused(&database, "acme", true)
         .await
         .unwrap();
     office.world.published().await;
@@ -199,7 +199,7 @@ async fn nobody_is_woken_while_the_tenant_is_paused_nor_when_the_device_is_revok
     })
     .await;
     assert_eq!(pushes(&office.world, "acme").await, []);
-    posduif::database::tenants::set_paused(&database, "acme", false)
+    posduif::postgres::tenants::set_paused(&database, "acme", false)
         .await
         .unwrap();
     assert_eq!(devices(&pushed(&office.world, 1).await), ["one"]);
@@ -476,25 +476,30 @@ async fn what_a_device_gets_between_the_look_and_the_decision_wakes_nobody() {
     office.world.published().await;
     let store = Store::new(&office.world.config.redis).unwrap();
     let epoch = store.view().await.unwrap().epoch;
-    let devices = ["phone", "tablet"].map(|id| push::Device {
+    let devices = ["phone", "tablet"].map(|id| candidates::Device {
         device_id: id.to_owned(),
         user: office.joe_id,
         enrolled_ts: 0,
     });
     let counts = |event: &str| event == "new_message";
-    let found = push::waiting(&store, "acme", epoch, &devices, counts, false)
+    let found = candidates::waiting(&store, "acme", epoch, &devices, counts, false)
         .await
         .unwrap();
     let waiting: Vec<_> = devices.iter().zip(found.into_iter().map(Option::unwrap)).collect();
     let (_, here) = phone.sync(None).await;
     phone.post("/api/sync/ack", &json!({"cursor": here})).await.expect(200);
-    let terms = push::Terms {
+    let terms = candidates::Terms {
         after: Duration::ZERO,
         entries_max: 10,
         has_webhook: false,
     };
-    let decisions = push::trigger(&store, "acme", epoch, &waiting, terms).await.unwrap();
-    assert_eq!(decisions, [push::Decision::Nothing, push::Decision::Triggered]);
+    let decisions = candidates::trigger(&store, "acme", epoch, &waiting, terms)
+        .await
+        .unwrap();
+    assert_eq!(
+        decisions,
+        [candidates::Decision::Nothing, candidates::Decision::Triggered]
+    );
     assert_eq!(pushed(&office.world, 1).await[0].field("device_id"), "tablet");
     office.close().await;
 }
@@ -566,7 +571,7 @@ async fn a_burst_to_many_users_wakes_each_of_their_devices_once() {
     let presence = Presence::new(&office.world.config, Operations::new("command")).unwrap();
     let place = Place::Device(format!("phone-{here}"));
     presence
-        .declare("acme", here, &place, posduif::deliver::presence::Status::Online)
+        .declare("acme", here, &place, posduif::live::presence::Status::Online)
         .await
         .unwrap();
     for _ in 0..3 {

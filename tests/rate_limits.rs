@@ -1,8 +1,8 @@
 //! Limits: guessing ends soon, and nobody is locked out by somebody else.
 
 use hyper::StatusCode;
+use posduif::accounts::users::UserType;
 use posduif::config::Config;
-use posduif::domain::users::UserType;
 use serde_json::{Value, json};
 use uuid::Uuid;
 

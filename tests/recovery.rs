@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use posduif::change::StreamId;
+use posduif::core::position::StreamId;
 use posduif::engine::Role;
 use posduif::replication::slot;
 use tokio::task::JoinSet;

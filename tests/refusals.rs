@@ -1,7 +1,7 @@
 //! A Redis that takes nothing for a while, or not everything: nothing is dropped, the engine says what is wrong, and its
 //! memory stays as it is.
 
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
 use posduif::engine::Role;
 use redis::aio::MultiplexedConnection;
 use serde_json::json;

@@ -1,10 +1,11 @@
 //! Rules of the operator's own, and what cannot be routed by them.
 
-use posduif::change::StreamId;
 use posduif::config::Config;
-use posduif::database::tenants;
+use posduif::contract::control::Trim;
+use posduif::contract::stream_name::Target;
+use posduif::core::position::StreamId;
 use posduif::engine::Role;
-use posduif::publish::batch::{Target, Trim};
+use posduif::postgres::tenants;
 use posduif::route::rule::{Operation, Rule, When};
 use uuid::Uuid;
 
@@ -177,7 +178,7 @@ async fn what_cannot_be_routed_goes_to_the_quarantine_and_stops_nothing() {
     let world = &stage.world;
     world.tenant("beta").await;
     let eve = world
-        .user("beta", "eve", posduif::domain::users::UserType::Mobile)
+        .user("beta", "eve", posduif::accounts::users::UserType::Mobile)
         .await;
     let joe = stage.joe;
     let create = "CREATE TABLE {schema}.orders (id text PRIMARY KEY, customer text)";

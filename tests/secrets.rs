@@ -1,6 +1,6 @@
 //! What must stay secret is in no log line, however much is logged.
 
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
 use serde_json::{Value, json};
 
 use crate::support::http::Api;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
 use posduif::engine::Role;
 use serde_json::{Value, json};
 use uuid::Uuid;

@@ -3,8 +3,8 @@
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
+use posduif::accounts::users::UserType;
 use posduif::config::Secret;
-use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
-use posduif::database::tenants;
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
+use posduif::postgres::tenants;
 use serde_json::{Value, json};
 
 use crate::api::assert_refused;

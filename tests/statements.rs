@@ -1,7 +1,7 @@
 //! Prepared statements: few a connection, however many tenants there are, and none that stands in the way.
 
-use posduif::database::Database;
-use posduif::database::tenants::Tenant;
+use posduif::core::tenant::Tenant;
+use posduif::postgres::Database;
 use tokio_postgres::types::Type;
 
 use crate::support::World;
@@ -118,7 +118,7 @@ async fn who_waits_too_long_for_a_lock_is_told_so_and_may_come_back() {
     settings.lock_timeout_seconds = 1;
     let database = Database::connect(&settings).await.unwrap();
     let error = database.query("SELECT * FROM waits", &[]).await.unwrap_err();
-    assert!(matches!(error, posduif::database::Error::Unavailable(_)), "{error}");
+    assert!(matches!(error, posduif::postgres::Error::Unavailable(_)), "{error}");
     assert!(error.to_string().contains("lock"), "{error}");
     psql.batch_execute("ROLLBACK").await.unwrap();
     database.query("SELECT * FROM waits", &[]).await.unwrap();

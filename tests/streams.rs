@@ -6,12 +6,13 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use posduif::change::StreamId;
-use posduif::database::tenants;
-use posduif::deliver::store::Store;
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
+use posduif::contract::control::Trim;
+use posduif::contract::stream_name::Target;
+use posduif::core::position::StreamId;
 use posduif::engine::Role;
-use posduif::publish::batch::{Target, Trim};
+use posduif::postgres::tenants;
+use posduif::redis::store::Store;
 use serde_json::{Value, json};
 use tokio::process::Command;
 use uuid::Uuid;

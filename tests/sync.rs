@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read as _;
 
 use flate2::read::GzDecoder;
-use posduif::change::StreamId;
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
+use posduif::core::position::StreamId;
 use posduif::route::rule::Rule;
 use serde_json::{Value, json};
 use uuid::Uuid;

@@ -1,7 +1,7 @@
 //! Tickets: an address that opens one stream, once, soon.
 
 use futures_util::future::join_all;
-use posduif::domain::users::UserType;
+use posduif::accounts::users::UserType;
 use serde_json::json;
 
 use crate::api::assert_refused;

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use posduif::config;
 use posduif::config::Secret;
-use posduif::database::Database;
 use posduif::dev::{PrivatePostgres, PrivateRedis};
 use posduif::engine::Role;
+use posduif::net::postgres::Server;
+use posduif::postgres::Database;
 use posduif::publish;
 use posduif::replication::connection::Connection;
-use posduif::transport::postgres::Server;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -408,7 +408,7 @@ fn documented_user(prefix: &str) -> String {
 async fn reach_redis(settings: &config::Redis) -> [Result<(), String>; 2] {
     let own = publish::connection::Connection::connect(settings, 100).await;
     let theirs = async {
-        let client = posduif::transport::redis::client(settings)?;
+        let client = posduif::net::redis::client(settings)?;
         let mut connection = client.get_multiplexed_async_connection().await?;
         redis::cmd("PING").query_async::<()>(&mut connection).await
     };

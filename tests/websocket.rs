@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hyper::header::HeaderMap;
+use posduif::accounts::users::UserType;
 use posduif::config::ConflictStrategy;
-use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

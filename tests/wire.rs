@@ -57,7 +57,7 @@ async fn connect(address: &str, authority: &Authority, alpn: &[&str]) -> Result<
     roots
         .add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap())
         .unwrap();
-    let mut config = ClientConfig::builder_with_provider(posduif::transport::tls::provider())
+    let mut config = ClientConfig::builder_with_provider(posduif::net::tls::provider())
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)

@@ -23,7 +23,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use posduif::keys::Keys;
+use posduif::contract::keys::Keys;
 use tokio_postgres::NoTls;
 
 use self::client::{Answer, Command, Peer, now_us};

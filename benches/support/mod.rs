@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use posduif::accounts::users::{self, NewUser, UserType};
 use posduif::config::{Config, Secret};
-use posduif::database::{Database, migrations, tenants};
+use posduif::contract::keys::Keys;
 use posduif::dev::{PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions};
-use posduif::domain::users::{self, NewUser, UserType};
-use posduif::keys::Keys;
+use posduif::postgres::{Database, migrations, tenants};
 use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};

@@ -18,12 +18,13 @@ use tokio_postgres::types::Type;
 use self::signals::StopSignals;
 use super::Global;
 use super::output::say;
+use crate::accounts::users::{self, NewUser, UserType};
 use crate::config::{Config, Secret};
-use crate::database::Database;
-use crate::database::tenants::{self, Tenant};
+use crate::core::tenant::Tenant;
 use crate::dev::{Durability, Servers, ServersOptions, env_file};
-use crate::domain::users::{self, NewUser, UserType};
 use crate::engine::{Engine, Role};
+use crate::postgres::Database;
+use crate::postgres::tenants;
 
 /// The tenant that is there from the beginning.
 pub(super) const DEMO_TENANT: &str = "demo";

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use super::output::{self, say};
 use super::table::{Cell, NOTHING, Tone, facts};
 use super::{Global, known_tenant};
+use crate::accounts::devices::{self, Device as Found, Filter};
+use crate::accounts::users;
 use crate::config::Config;
-use crate::database::Database;
-use crate::database::tenants::Tenant;
-use crate::domain::devices::{self, Device as Found, Filter};
-use crate::domain::users;
-use crate::domain::{Page, Start};
+use crate::core::page::{Page, Start};
+use crate::core::tenant::Tenant;
+use crate::postgres::Database;
 use crate::sync::device_state;
 
 /// Devices that one listing asks for at a time.
@@ -170,7 +170,7 @@ async fn show(global: &Global, config: &Config, tenant: &Tenant, device: &Found)
         .await
         .context("cannot read how the device's sync stands")?;
     let last_sync = state.last_sync_ms.and_then(chrono::DateTime::from_timestamp_millis);
-    let last_sync = last_sync.map(crate::domain::Timestamp);
+    let last_sync = last_sync.map(crate::core::time::Timestamp);
     let acknowledged = state
         .acknowledged
         .map(|(epoch, position)| (epoch.to_string(), position.to_string()));

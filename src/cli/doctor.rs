@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::table::Tone;
 use super::{Global, human, output};
-use crate::doctor::{self, Check, Level};
+use crate::admin::doctor::{self, Check, Level};
 
 /// Arguments of `posduif doctor`.
 #[derive(Debug, Args)]

@@ -8,8 +8,8 @@ use super::Global;
 use super::output::{self, say};
 use super::progress::Progress;
 use super::table::Cell;
-use crate::database::Database;
-use crate::database::migrations::{self, Rollback, Step, Target};
+use crate::postgres::Database;
+use crate::postgres::migrations::{self, Rollback, Step, Target};
 
 /// Schemas that are named when a rollback is only told of; of more the number is said.
 const SCHEMAS_NAMED_MAX: usize = 8;

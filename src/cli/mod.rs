@@ -33,10 +33,11 @@ use clap::{Args, Parser, Subcommand};
 
 use self::table::print_table;
 use crate::config::Config;
-use crate::database::Database;
-use crate::database::tenants::{self, Listed, Tenant};
-use crate::deliver::store::Store;
-use crate::transport;
+use crate::core::tenant::Tenant;
+use crate::net;
+use crate::postgres::Database;
+use crate::postgres::tenants::{self, Listed};
+use crate::redis::store::Store;
 
 /// A WAL-driven change-data-capture sync engine: Postgres rows to phones and browsers, and their work back.
 #[derive(Debug, Parser)]
@@ -172,7 +173,7 @@ async fn redis(config: &Config) -> Result<Store> {
     store.check().await.with_context(|| {
         format!(
             "cannot use Redis at {}; check that it runs and `redis.url` (or REDIS_URL)",
-            transport::redis::place(&config.redis)
+            net::redis::place(&config.redis)
         )
     })?;
     Ok(store)

@@ -7,8 +7,8 @@ use serde_json::json;
 use super::output::{self, say};
 use super::table::{Cell, Tone, table};
 use super::{Global, human};
-use crate::database::Database;
-use crate::database::publication::{self, Coverage};
+use crate::postgres::Database;
+use crate::postgres::publication::{self, Coverage};
 
 /// Arguments of `posduif publication`.
 #[derive(Debug, Args)]

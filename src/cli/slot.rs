@@ -11,11 +11,11 @@ use super::output::{self, say};
 use super::table::{Cell, NOTHING, Tone, facts, table};
 use super::watch::{Repetition, seconds};
 use super::{Global, human};
+use crate::admin::slot_report::{self, Finding, Left, Look, Slot as Found, Verdict};
 use crate::config::Config;
-use crate::database::{Database, publication};
-use crate::deliver::store::Store;
+use crate::postgres::{Database, publication};
+use crate::redis::store::Store;
 use crate::replication::slot;
-use crate::replication::slots::{self, Finding, Left, Look, Slot as Found, Verdict};
 
 /// Epochs that `show` tells of.
 const EPOCHS: i64 = 5;
@@ -305,7 +305,9 @@ fn why_lost(slot: &Found) -> String {
 async fn show(global: &Global, database: &Database, finding: &Finding) -> Result<()> {
     let slot = &finding.slot;
     // Whose epochs are not ours has none; before the first `migrate up` nobody has any.
-    let epochs = slots::epochs(database, &slot.name, EPOCHS).await.unwrap_or_default();
+    let epochs = slot_report::epochs(database, &slot.name, EPOCHS)
+        .await
+        .unwrap_or_default();
     if global.json {
         let mut shown = serde_json::to_value(finding)?;
         shown["epochs"] = serde_json::to_value(&epochs)?;
@@ -403,7 +405,7 @@ async fn find(config: &Config, database: &Database, name: &str) -> Result<(Look,
     let mut found = look.since(&look, &config.replication.slot);
     found.retain(|finding| finding.slot.name == name);
     let finding = found.pop().with_context(|| absent(name))?;
-    slots::refuse_in_use(&finding.slot)?;
+    slot_report::refuse_in_use(&finding.slot)?;
     Ok((look, finding))
 }
 
@@ -441,7 +443,7 @@ async fn advance(
         }
         bail!("{lost}; `--yes` does it");
     }
-    let end = slots::advance(database, &finding.slot, to).await?;
+    let end = slot_report::advance(database, &finding.slot, to).await?;
     if global.json {
         return say!(
             "{}",

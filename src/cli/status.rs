@@ -12,15 +12,15 @@ use serde_json::{Value, json};
 use super::table::{Cell, NOTHING, Tone, facts, table};
 use super::watch::Repetition;
 use super::{Global, human, output};
+use crate::admin::slot_report::{Finding, Look};
+use crate::admin::streams::{self, Lengths};
 use crate::config::Config;
-use crate::database::tenants::{self, Holdings, Listed};
-use crate::database::{Database, migrations};
-use crate::deliver::store::Store;
-use crate::deliver::streams::{self, Lengths};
-use crate::publish::checkpoint::Checkpoint;
-use crate::replication::slots::{Finding, Look};
+use crate::contract::checkpoint::Checkpoint;
+use crate::net::http;
+use crate::postgres::tenants::{self, Holdings, Listed};
+use crate::postgres::{Database, migrations};
+use crate::redis::store::Store;
 use crate::telemetry;
-use crate::transport::http;
 
 /// How long an engine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -461,8 +461,8 @@ impl Whole {
             let wrong: String = wrong.map(|(name, error)| format!("{name}: {error}\n")).collect();
             let rows = rows.iter().map(|row| {
                 let tone = match row.state.as_str() {
-                    tenants::PAUSED => Tone::Warning,
-                    tenants::ACTIVE => Tone::Plain,
+                    crate::core::tenant::PAUSED => Tone::Warning,
+                    crate::core::tenant::ACTIVE => Tone::Plain,
                     _ => Tone::Bad,
                 };
                 let has_quarantine = row.lengths.quarantine.is_some_and(|count| count > 0);

@@ -11,12 +11,12 @@ use super::output::{self, say};
 use super::progress::Progress;
 use super::table::{Cell, NOTHING, Tone, facts};
 use super::{Global, find_registered, find_tenant};
+use crate::accounts::users;
+use crate::admin::streams::{self, Length};
 use crate::config::Config;
-use crate::database::tenants::Listed;
-use crate::database::{Database, tenants};
-use crate::deliver::store::Store;
-use crate::deliver::streams::{self, Length};
-use crate::domain::users;
+use crate::postgres::tenants::Listed;
+use crate::postgres::{Database, tenants};
+use crate::redis::store::Store;
 
 /// How long a drop waits for the replicator before it removes keys.
 const DROP_PATIENCE: Duration = Duration::from_secs(30);
@@ -89,7 +89,7 @@ enum Registration {
 
 /// Whether a text can name a tenant.
 fn new_name(text: &str) -> Result<String, String> {
-    tenants::is_valid_name(text)
+    crate::core::tenant::is_valid_name(text)
         .then(|| text.to_owned())
         .ok_or_else(|| "allowed are a letter and up to 47 of a-z, 0-9 and _".to_owned())
 }
@@ -261,7 +261,7 @@ async fn show(global: &Global, config: &Config, database: &Database, listed: &Li
         });
         return output::json(&shown);
     }
-    let is_paused = holdings.state == tenants::PAUSED;
+    let is_paused = holdings.state == crate::core::tenant::PAUSED;
     let length = |length: Option<u64>| length.map_or_else(|| NOTHING.to_owned(), |length| length.to_string());
     let quarantine = Cell::from(length(lengths.quarantine));
     let mut shown = vec![
@@ -315,7 +315,7 @@ async fn set_paused(database: &Database, global: &Global, name: &str, paused: bo
     if !tenants::set_paused(database, name, paused).await? {
         bail!("there is no tenant {name}; `posduif tenant list` shows all");
     }
-    let state = tenants::state_name(paused);
+    let state = crate::core::tenant::state_name(paused);
     if global.json {
         say!("{}", json!({"name": name, "state": state}))?;
     } else {

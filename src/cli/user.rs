@@ -9,13 +9,13 @@ use serde_json::json;
 use super::output::{self, say};
 use super::table::{Cell, NOTHING, Tone};
 use super::{Global, known_tenant};
+use crate::accounts::password::Passwords;
+use crate::accounts::sessions::Sessions;
+use crate::accounts::users::{self, Account, Filter, NewUser, UserType};
 use crate::config::Config;
-use crate::database::Database;
-use crate::database::tenants::Tenant;
-use crate::domain::password::Passwords;
-use crate::domain::sessions::Sessions;
-use crate::domain::users::{self, Account, Filter, NewUser, UserType};
-use crate::domain::{Page, Start};
+use crate::core::page::{Page, Start};
+use crate::core::tenant::Tenant;
+use crate::postgres::Database;
 
 /// Arguments of `posduif user`.
 #[derive(Debug, Args)]

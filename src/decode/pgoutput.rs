@@ -7,7 +7,7 @@ use std::fmt;
 
 use postgres_types::PgLsn;
 
-use crate::change::POSTGRES_EPOCH_MICROS;
+use crate::core::position::POSTGRES_EPOCH_MICROS;
 
 /// Most columns a relation or tuple can have; Postgres' own limit is 1,600.
 const COLUMNS_MAX: u16 = 2048;

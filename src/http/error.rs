@@ -5,7 +5,9 @@ use hyper::header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_V
 use serde_json::{Map, Value, json};
 
 use super::response::{self, Response};
-use crate::{database, domain, telemetry};
+use crate::feature;
+use crate::postgres;
+use crate::telemetry;
 
 /// Seconds that a client is told to wait while a dependency is down or too much is asked.
 const RETRY_AFTER_SECONDS: &str = "2";
@@ -248,9 +250,9 @@ impl Error {
     }
 }
 
-impl From<domain::Error> for Error {
-    fn from(error: domain::Error) -> Self {
-        use domain::Error as Domain;
+impl From<feature::Error> for Error {
+    fn from(error: feature::Error) -> Self {
+        use feature::Error as Domain;
         let text = error.to_string();
         match error {
             Domain::Invalid { field, message } => Self::invalid(field, message),
@@ -279,10 +281,10 @@ impl From<domain::Error> for Error {
     }
 }
 
-impl From<database::Error> for Error {
-    fn from(error: database::Error) -> Self {
+impl From<postgres::Error> for Error {
+    fn from(error: postgres::Error) -> Self {
         match error {
-            database::Error::Unavailable(cause) => Self {
+            postgres::Error::Unavailable(cause) => Self {
                 cause: Some(cause),
                 ..Self::new(
                     Code::DatabaseError,
@@ -291,7 +293,7 @@ impl From<database::Error> for Error {
             },
             other => {
                 let mut cause = telemetry::chain(&other);
-                if let database::Error::Statement(inner) = &other
+                if let postgres::Error::Statement(inner) = &other
                     && let Some(refusal) = inner.as_db_error()
                 {
                     cause = format!("{cause} (SQLSTATE {})", refusal.code().code());
@@ -361,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_dependency_that_is_down_says_when_to_come_back_and_hides_its_cause() {
-        let error = Error::from(database::Error::Unavailable("host 10.0.0.1 refused".into()));
+        let error = Error::from(postgres::Error::Unavailable("host 10.0.0.1 refused".into()));
         assert!(!error.message.contains("10.0.0.1"));
         let response = error.into_response("r1");
         assert_eq!(response.status(), 503);

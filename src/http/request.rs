@@ -15,11 +15,11 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderMap, HeaderNam
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::auth::{Principal, WebPrincipal};
 use super::error::{Code, Error};
 use super::gzip;
-use crate::domain::devices::DevicePrincipal;
-use crate::domain::{Page, Start};
+use crate::accounts::devices::DevicePrincipal;
+use crate::api::auth::{Principal, WebPrincipal};
+use crate::core::page::{Page, Start};
 use crate::telemetry::metrics::Metrics;
 
 /// Most rows in one page of a list.
@@ -49,10 +49,10 @@ pub struct Request {
     /// Its id, which the answer and the log bear too.
     pub id: String,
     /// The path's parameters, decoded.
-    pub(super) params: Vec<(String, String)>,
-    pub(super) body: Option<Incoming>,
+    pub params: Vec<(String, String)>,
+    pub body: Option<Incoming>,
     /// Where inflating is counted.
-    pub(super) metrics: Arc<Metrics>,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Request {
@@ -251,7 +251,7 @@ fn too_large(bytes_max: usize) -> Error {
 }
 
 /// Reads a refused body to its end, within bounds. A client that waits for `100 Continue` has sent nothing yet.
-pub(super) async fn drain(mut body: Incoming, headers: &HeaderMap) {
+pub async fn drain(mut body: Incoming, headers: &HeaderMap) {
     if headers.contains_key(EXPECT) || body.size_hint().lower() > DRAIN_BYTES_MAX as u64 {
         return;
     }
@@ -312,7 +312,7 @@ pub fn required<T>(field: &str, value: Option<T>) -> Result<T, Error> {
 }
 
 /// A header's text, if it is there and is text.
-pub(super) fn header<'a>(headers: &'a HeaderMap, name: &'static str) -> Option<&'a str> {
+pub fn header<'a>(headers: &'a HeaderMap, name: &'static str) -> Option<&'a str> {
     headers.get(HeaderName::from_static(name))?.to_str().ok().map(str::trim)
 }
 
@@ -404,7 +404,7 @@ impl Query {
 }
 
 /// Undoes percent-encoding. `None` for a malformed escape, for what is no UTF-8, and for NUL.
-pub(super) fn percent_decode(text: &str) -> Option<String> {
+pub fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -11,7 +11,7 @@ use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
 use super::error::Error;
-use crate::domain::{Page, Rows, Start};
+use crate::core::page::{Page, Rows, Start};
 
 /// Any body: a whole one or a stream.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;

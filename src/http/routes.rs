@@ -6,12 +6,13 @@ use std::sync::Arc;
 use hyper::Method;
 
 use super::error::{Code, Error};
-use super::health::Vitals;
 use super::request::{Request, percent_decode};
 use super::response::Response;
-use super::{
-    App, app, conflicts, devices, enrollment, health, messages, metrics, openapi, presence, sessions, sse, state, sync,
-    tickets, users, websocket,
+use crate::api::health::Vitals;
+use crate::api::live::{sse, websocket};
+use crate::api::{
+    App, app_instructions, conflicts, devices, enrollment, health, messages, metrics, openapi, presence, sessions,
+    state, sync, tickets, users,
 };
 
 /// Whom a route admits.
@@ -109,7 +110,7 @@ static ROUTES: &[Route] = &[
     route!(GET    "/api/presence"              Any    presence::list),
     route!(PUT    "/api/presence"              Any    presence::declare),
 
-    route!(GET    "/api/app-instructions"      Device app::instructions),
+    route!(GET    "/api/app-instructions"      Device app_instructions::instructions),
 
     route!(GET    "/api/sync/incoming"         Device sync::incoming),
     route!(POST   "/api/sync/ack"              Device sync::acknowledge),
@@ -149,7 +150,7 @@ pub struct Router {
 }
 
 /// A path's parameters, decoded.
-pub(super) type Params = Vec<(String, String)>;
+pub type Params = Vec<(String, String)>;
 
 impl Router {
     /// The router over the table, or only over what tells how the process is.
@@ -176,7 +177,7 @@ impl Router {
     ///
     /// # Errors
     /// 404 for an unknown path, 405 for a method it does not have, 400 for parameters with bad percent-encoding.
-    pub(super) fn find(&self, method: &Method, path: &str) -> Result<(&'static Route, Params), Error> {
+    pub fn find(&self, method: &Method, path: &str) -> Result<(&'static Route, Params), Error> {
         let found = self
             .paths
             .at(path)

@@ -33,21 +33,21 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::App;
 use super::address;
-use super::auth::{self, Principal};
 use super::error::{Code, Error};
-use super::health::Vitals;
-use super::metrics::request_labels;
 use super::request::{Query, Request, drain, header};
 use super::response::{self, Response};
 use super::routes::{Access, Answer, Handler, Params, Route, Router};
 use super::secure::Acceptor;
-use super::takeover::{self, Handover, Owning, Takeover, Watched};
-use super::tickets;
 use super::wire::{self, Connection, Wire};
+use crate::accounts::tickets::Stream;
+use crate::api::App;
+use crate::api::auth::{self, Principal};
+use crate::api::health::Vitals;
+use crate::api::metrics::request_labels;
+use crate::api::tickets;
 use crate::config;
-use crate::domain::tickets::Stream;
+use crate::http::upgrade::{self, Handover, Owning, Takeover, Watched};
 use crate::telemetry::metrics::OpenConnection;
 use crate::telemetry::traces;
 
@@ -390,7 +390,7 @@ impl Protocols {
         let parts = connection.into_parts();
         // Copied, because a part of the read buffer would keep all of it.
         let socket = parts.io.into_socket(Bytes::copy_from_slice(&parts.read_buf));
-        let owning = takeover.begin(Wire::Socket(socket), takeover::head(&response));
+        let owning = takeover.begin(Wire::Socket(socket), upgrade::head(&response));
         tenure.pass_on(owning);
         Ok(())
     }

@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::durability::{AofState, Sight, knows_waitaof};
 use crate::config;
-use crate::keys::Keys;
-use crate::transport;
+use crate::contract::keys::Keys;
+use crate::net;
 
 /// Pause between two questions.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -40,7 +40,7 @@ pub struct Written {
 
 /// Asks again and again, until nobody wants to know any more.
 pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, readings: mpsc::Sender<Reading>) {
-    let Ok(client) = transport::redis::client(&config) else {
+    let Ok(client) = net::redis::client(&config) else {
         return;
     };
     let timeout = Duration::from_secs(config.response_timeout_seconds);

@@ -1,19 +1,24 @@
 //! A batch: the commands of one `MULTI`/`EXEC`, encoded as they come, and what they add up to.
 
+use crate::contract::control::Trim;
+use crate::contract::entry::EntryBody;
+use crate::contract::entry::Source;
+use crate::contract::quarantine::AsideKind;
+use crate::contract::stream_name::Target;
 use std::io::Write as _;
-use std::sync::Arc;
 
 use bytes::BytesMut;
 use uuid::Uuid;
 
-use super::checkpoint::{Checkpoint, Epoch, OpenTransaction, TransactionMark};
-use super::resp;
-use super::window::WindowEntry;
-use crate::change::StreamId;
+use crate::contract::checkpoint::{Checkpoint, Epoch, OpenTransaction, TransactionMark};
+use crate::contract::keys::Keys;
+use crate::contract::stream_name::Audience;
+use crate::contract::window::WindowEntry;
+use crate::core::position::StreamId;
+use crate::core::resp;
 use crate::decode::value::write_string;
-use crate::keys::Keys;
 use crate::route::outbox::Letter;
-use crate::route::router::{Audience, Delivery};
+use crate::route::router::Delivery;
 use crate::route::rule::Operation;
 
 /// A tenant's quarantine keeps about this many entries.
@@ -38,105 +43,6 @@ local trimmed = redis.pcall('XTRIM', KEYS[2], 'MINID', ARGV[2]) \
 if type(trimmed) == 'table' then return 0 end \
 return trimmed";
 
-/// A stream that belongs to a tenant.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Target {
-    /// Every change of the tenant.
-    Changes(Arc<str>),
-    /// What all users of the tenant see.
-    Shared(Arc<str>),
-    /// What one user sees.
-    Inbox(Arc<str>, Uuid),
-}
-
-impl Target {
-    /// What an audience within a tenant reads.
-    pub fn of(tenant: &Arc<str>, audience: Audience) -> Self {
-        match audience {
-            Audience::User(user) => Self::Inbox(tenant.clone(), user),
-            Audience::Tenant => Self::Shared(tenant.clone()),
-        }
-    }
-
-    /// The tenant.
-    pub fn tenant(&self) -> &Arc<str> {
-        match self {
-            Self::Changes(tenant) | Self::Shared(tenant) | Self::Inbox(tenant, _) => tenant,
-        }
-    }
-
-    /// The Redis key.
-    pub fn key(&self, keys: &Keys) -> String {
-        match self {
-            Self::Changes(tenant) => keys.changes(tenant),
-            Self::Shared(tenant) => keys.shared(tenant),
-            Self::Inbox(tenant, user) => keys.inbox(tenant, user.hyphenated().encode_lower(&mut Uuid::encode_buffer())),
-        }
-    }
-
-    /// Appends the key as an argument, without an allocation: this happens for each entry.
-    fn push_key(&self, keys: &Keys, out: &mut BytesMut) {
-        let mut buffer = Uuid::encode_buffer();
-        match self {
-            Self::Inbox(tenant, user) => {
-                let user = user.hyphenated().encode_lower(&mut buffer);
-                resp::argument_of(out, &keys.inbox_parts(tenant, user));
-            }
-            Self::Changes(_) | Self::Shared(_) => resp::argument(out, self.key(keys).as_bytes()),
-        }
-    }
-
-    /// As [`Keys::stopped`] names it.
-    pub fn name(&self) -> String {
-        match self {
-            Self::Changes(tenant) => format!("changes {tenant}"),
-            Self::Shared(tenant) => format!("shared {tenant}"),
-            Self::Inbox(tenant, user) => format!("inbox {tenant} {user}"),
-        }
-    }
-
-    /// Reads a [`Self::name`].
-    pub fn parse(name: &str) -> Option<Self> {
-        let mut words = name.split(' ');
-        let (kind, tenant) = (words.next()?, words.next()?);
-        match (kind, words.next()) {
-            ("changes", None) => Some(Self::Changes(tenant.into())),
-            ("shared", None) => Some(Self::Shared(tenant.into())),
-            ("inbox", Some(user)) => Some(Self::Inbox(tenant.into(), user.parse().ok()?)),
-            _ => None,
-        }
-    }
-
-    /// Its name within the tenant: `changes`, `shared` or `inbox:<user id>`.
-    pub fn stream(&self) -> String {
-        match self {
-            Self::Changes(_) => "changes".into(),
-            Self::Shared(_) => "shared".into(),
-            Self::Inbox(_, user) => format!("inbox:{user}"),
-        }
-    }
-
-    /// Reads a [`Self::stream`] of a tenant.
-    pub fn within(tenant: &Arc<str>, stream: &str) -> Option<Self> {
-        match stream {
-            "changes" => Some(Self::Changes(tenant.clone())),
-            "shared" => Some(Self::Shared(tenant.clone())),
-            _ => Some(Self::Inbox(
-                tenant.clone(),
-                stream.strip_prefix("inbox:")?.parse().ok()?,
-            )),
-        }
-    }
-
-    /// The field of the tenant's meta hash that holds the trim point.
-    pub fn trim_field(&self) -> String {
-        match self {
-            Self::Changes(_) | Self::Shared(_) => format!("trim:{}", self.stream()),
-            Self::Inbox(_, user) => Keys::trim_inbox_field(*user),
-        }
-    }
-}
-
 /// What a command in the batch is, to make sense of its reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {
@@ -150,94 +56,6 @@ pub enum Purpose {
     Beside(String),
     /// Anything else, which must succeed.
     Other,
-}
-
-/// What was put aside, which tells what can settle it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AsideKind {
-    /// A row that names somebody who is no user. Whom it names rightly was told.
-    Recipient,
-    /// A row of a table that a rule does not fit. Who sees it by other rules was told.
-    Rule,
-    /// A row that no stream can hold.
-    Row,
-    /// A message that is malformed.
-    Message,
-    /// A stream that takes no entries.
-    Stream,
-}
-
-impl AsideKind {
-    const ALL: [Self; 5] = [Self::Recipient, Self::Rule, Self::Row, Self::Message, Self::Stream];
-
-    /// A word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Recipient => "recipient",
-            Self::Rule => "rule",
-            Self::Row => "row",
-            Self::Message => "message",
-            Self::Stream => "stream",
-        }
-    }
-
-    /// Reads an [`Self::as_str`].
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
-    }
-}
-
-/// Trimming a stream up to but not including an ID.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trim {
-    /// The stream.
-    pub target: Target,
-    /// First entry that stays.
-    pub min_id: StreamId,
-}
-
-/// The parts of an entry that are the same for all its audiences, encoded once.
-#[derive(Debug, Default)]
-pub struct EntryBody {
-    encoded: BytesMut,
-    arguments: usize,
-}
-
-/// Where a change comes from.
-#[derive(Debug, Clone, Copy)]
-pub struct Source<'a> {
-    /// Schema of the table.
-    pub schema: &'a str,
-    /// The table.
-    pub table: &'a str,
-    /// Commit time, µs since 1970.
-    pub commit_ts: i64,
-    /// Transaction id.
-    pub xid: u32,
-}
-
-impl EntryBody {
-    /// Starts anew for another change.
-    pub fn begin(&mut self, source: &Source<'_>) {
-        self.encoded.clear();
-        self.arguments = 0;
-        self.field("schema", source.schema.as_bytes());
-        self.field("table", source.table.as_bytes());
-        self.field("ts", itoa::Buffer::new().format(source.commit_ts).as_bytes());
-        self.field("xid", itoa::Buffer::new().format(source.xid).as_bytes());
-    }
-
-    /// Its length in bytes.
-    pub fn bytes(&self) -> usize {
-        self.encoded.len()
-    }
-
-    /// Adds a field.
-    pub fn field(&mut self, name: &str, value: &[u8]) {
-        resp::argument(&mut self.encoded, name.as_bytes());
-        resp::argument(&mut self.encoded, value);
-        self.arguments += 2;
-    }
 }
 
 /// The commands of one `EXEC` in the making.

@@ -11,15 +11,17 @@ use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::batch::{Batch, Purpose, Tail, Target, Written};
-use super::checkpoint::{Checkpoint, Epoch};
+use super::batch::{Batch, Purpose, Tail, Written};
 use super::durability::Persistence;
-use super::resp::{self, Reply};
-use super::window::WindowEntry;
-use crate::change::StreamId;
 use crate::config;
-use crate::keys::Keys;
-use crate::transport::{self, BoxStream};
+use crate::contract::checkpoint::{Checkpoint, Epoch};
+use crate::contract::keys::Keys;
+use crate::contract::stream_name::Target;
+use crate::contract::window::WindowEntry;
+use crate::core::position::StreamId;
+use crate::core::resp;
+use crate::core::resp::Reply;
+use crate::net::{self, BoxStream};
 
 const READ_BYTES_MIN: usize = 32 * 1024;
 
@@ -195,7 +197,7 @@ impl Connection {
     /// When Redis cannot be reached or refuses the login.
     pub async fn connect(config: &config::Redis, live_entries_max: u64) -> Result<Self> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
-        let (stream, login) = transport::redis::open(config, timeout).await?;
+        let (stream, login) = net::redis::open(config, timeout).await?;
         let mut connection = Self {
             stream,
             wakes_at: 1,

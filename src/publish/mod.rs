@@ -7,9 +7,6 @@
 
 pub mod aof;
 pub mod batch;
-pub mod checkpoint;
 pub mod connection;
 pub mod durability;
 pub mod progress;
-pub mod resp;
-pub mod window;

@@ -3,12 +3,13 @@
 //! The engine that follows the log does it; when another takes over, it goes on. Whom to look at comes from two sides: the
 //! live tail tells at once who got something ([`Heard`]), and now and then all devices are looked at, a page at a time,
 //! for what was missed while nobody looked (`sweep`). Looking costs a statement for hundreds of users and a few round
-//! trips to Redis. What is decided of a device is decided in Redis ([`crate::deliver::push`]): one entry until it has
+//! trips to Redis. What is decided of a device is decided in Redis ([`crate::push::candidates`]): one entry until it has
 //! synced.
 //!
 //! - `schedule`: users to be looked at, and when.
 //! - [`webhook`]: tells each entry to a server of the operator's.
 
+pub mod candidates;
 mod schedule;
 pub mod webhook;
 
@@ -23,15 +24,16 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::candidates::{Decision, Device, Heard, Terms};
 use self::schedule::Schedule;
 use self::webhook::Webhook;
 use crate::config::Config;
-use crate::database::Database;
-use crate::database::tenants::{self, Tenant};
-use crate::deliver::hub::Hub;
-use crate::deliver::presence::Presence;
-use crate::deliver::push::{self, Decision, Device, Heard, Terms};
-use crate::deliver::store::Store;
+use crate::core::tenant::Tenant;
+use crate::live::hub::Hub;
+use crate::live::presence::Presence;
+use crate::postgres::Database;
+use crate::postgres::tenants;
+use crate::redis::store::Store;
 use crate::replication::session::State;
 use crate::telemetry::metrics::Metrics;
 
@@ -248,7 +250,7 @@ impl Waker {
         let counts =
             |event: &str| !event.is_empty() && settings.events.iter().any(|wanted| wanted == "*" || wanted == event);
         let is_shared = !settings.events.iter().all(|event| PERSONAL.contains(&event.as_str()));
-        let found = push::waiting(&self.store, &tenant.name, epoch, devices, counts, is_shared).await?;
+        let found = candidates::waiting(&self.store, &tenant.name, epoch, devices, counts, is_shared).await?;
         let waiting: Vec<_> = devices
             .iter()
             .zip(found)
@@ -263,7 +265,7 @@ impl Waker {
             // Asking takes away streams that are over.
             let users: Vec<Uuid> = part.iter().map(|(device, _)| device.user).collect();
             self.presence.of(&tenant.name, &users).await?;
-            let decisions = push::trigger(&self.store, &tenant.name, epoch, part, terms).await?;
+            let decisions = candidates::trigger(&self.store, &tenant.name, epoch, part, terms).await?;
             for ((device, _), decision) in part.iter().zip(decisions) {
                 match decision {
                     Decision::Triggered => {

@@ -28,13 +28,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config;
-use crate::database::{Database, tenants};
-use crate::deliver::push::{self, Claimed, Trigger};
-use crate::deliver::store::Store;
-use crate::domain::Timestamp;
+use crate::core::time::Timestamp;
+use crate::net::tls::{Connector, Roots, Trust};
+use crate::net::{self, Address, BoxStream};
+use crate::postgres::{Database, tenants};
+use crate::push::candidates::{self, Claimed, Trigger};
+use crate::redis::store::Store;
 use crate::telemetry::metrics::Metrics;
-use crate::transport::tls::{Connector, Roots, Trust};
-use crate::transport::{self, Address, BoxStream};
 
 /// Waits before an entry is told again: after the first try, longest. They double, and are up to half as much longer or
 /// shorter at random.
@@ -216,7 +216,7 @@ impl Webhook {
             if room == 0 {
                 break;
             }
-            let next = match push::claim(&self.store, &tenant, lease, room).await {
+            let next = match candidates::claim(&self.store, &tenant, lease, room).await {
                 Ok(Claimed { triggers, next, now_ms }) => {
                     let is_full = triggers.len() == room;
                     claims.extend(triggers.into_iter().map(|trigger| (trigger, now_ms)));
@@ -283,14 +283,14 @@ impl Webhook {
         );
         let at = Instant::now() + wait;
         let at_ms = now_ms.saturating_add(i64::try_from((at - claimed).as_millis()).unwrap_or(i64::MAX));
-        if let Err(error) = push::postpone(&self.store, trigger, at_ms).await {
+        if let Err(error) = candidates::postpone(&self.store, trigger, at_ms).await {
             tracing::warn!(%error, id, "the entry is told again when its turn is over");
         }
         Some(at)
     }
 
     async fn settle(&self, trigger: &Trigger) -> Option<Instant> {
-        match push::settle(&self.store, trigger).await {
+        match candidates::settle(&self.store, trigger).await {
             Ok(()) => None,
             Err(error) => {
                 tracing::warn!(%error, id = trigger.id, "the entry is told again, though it was taken");
@@ -321,7 +321,7 @@ impl Webhook {
             .body(Full::new(body))
             .context("the request cannot be made")?;
         let address = Address::Tcp(self.target.host.clone(), self.target.port);
-        let mut stream: BoxStream = transport::connect(&address, self.timeout).await?;
+        let mut stream: BoxStream = net::connect(&address, self.timeout).await?;
         if let Some(connector) = &self.connector {
             stream = Box::new(connector.connect(&self.target.host, stream).await?);
         }

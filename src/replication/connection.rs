@@ -20,8 +20,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::config::ChannelBinding as Binding;
 
 use super::frame::{self, Frame};
-use crate::transport::postgres::Server;
-use crate::transport::{self, BoxStream};
+use crate::net::postgres::Server;
+use crate::net::{self, BoxStream};
 
 /// Bytes that the read buffer offers to the socket at least.
 const READ_BYTES_MIN: usize = 64 * 1024;
@@ -112,7 +112,7 @@ impl Connection {
     pub async fn connect(server: &Server, connect_timeout: Duration, sender_timeout: Duration) -> Result<Self, Error> {
         let mut last = Error::Authentication("the connection URL names no host".into());
         for (address, name) in server.addresses() {
-            match transport::connect(&address, connect_timeout).await {
+            match net::connect(&address, connect_timeout).await {
                 Ok(stream) => {
                     let login = async {
                         let secured = server.secure(stream, &name).await;

@@ -9,8 +9,8 @@ use std::fmt;
 use postgres_types::PgLsn;
 
 use super::connection::SystemIdentity;
+use crate::contract::checkpoint::{Checkpoint, OpenTransaction, TransactionMark};
 use crate::decode::pgoutput::Begin;
-use crate::publish::checkpoint::{Checkpoint, OpenTransaction, TransactionMark};
 
 /// What is known of the server after `START_REPLICATION`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -301,8 +301,9 @@ pub fn base_above(last_ms: u64, previous_base: u64, start: PgLsn) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::StreamId;
-    use crate::publish::checkpoint::{Epoch, EpochId};
+    use crate::contract::checkpoint::Epoch;
+    use crate::core::position::EpochId;
+    use crate::core::position::StreamId;
 
     fn mark() -> TransactionMark {
         TransactionMark {

@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 use postgres_types::PgLsn;
 
-use crate::change::POSTGRES_EPOCH_MICROS;
+use crate::core::position::POSTGRES_EPOCH_MICROS;
 
 /// A message from the walsender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

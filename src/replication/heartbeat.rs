@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::slot::Sample;
-use crate::database::snapshot::Snapshot;
-use crate::database::{self, Database};
+use crate::core::snapshot::Snapshot;
+use crate::postgres::{self, Database};
 
 /// Prefix of heartbeats; the slot's name follows, since each engine of several hears the others' too.
 pub const PREFIX: &str = "posduif.heartbeat:";
@@ -53,10 +53,10 @@ pub async fn run(
                 None => client.insert(connect(&database).await?),
             };
             let sql = include_str!("../../sql/heartbeat.sql");
-            let params: [database::Param<'_>; 2] = [(&prefix, Type::TEXT), (&slot, Type::NAME)];
+            let params: [postgres::Param<'_>; 2] = [(&prefix, Type::TEXT), (&slot, Type::NAME)];
             let rows = database.counted(sql, held.query_typed(sql, &params)).await?;
             match rows.first() {
-                Some(row) => Ok::<_, database::Error>(Some((row.try_get("snapshot")?, Sample::read(row)?))),
+                Some(row) => Ok::<_, postgres::Error>(Some((row.try_get("snapshot")?, Sample::read(row)?))),
                 None => Ok(None),
             }
         };
@@ -116,7 +116,7 @@ fn report(slot: &str, sample: &Sample, in_danger: &mut bool) {
     }
 }
 
-async fn connect(database: &Database) -> Result<tokio_postgres::Client, database::Error> {
+async fn connect(database: &Database) -> Result<tokio_postgres::Client, postgres::Error> {
     let client = database.connect_alone().await?;
     // A standby that holds up commits must not hold up the measure of how old clients' data is.
     client.batch_execute("SET synchronous_commit = local").await?;

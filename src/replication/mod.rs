@@ -12,4 +12,4 @@ pub mod pipeline;
 pub mod replicator;
 pub mod session;
 pub mod slot;
-pub mod slots;
+pub mod trim;

@@ -1,5 +1,8 @@
 //! From pgoutput messages to a batch of commands: decode, number, route, encode. Pure: no IO, no clock.
 
+use crate::contract::control::{
+    DROPPED_PREFIX, INBOX_PREFIX, RETRY_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX, TRIM_PREFIX,
+};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -8,42 +11,24 @@ use uuid::Uuid;
 
 use super::epoch::{Break, Replay};
 use super::heartbeat;
-use crate::change::{Position, StreamId};
-use crate::database::tenants::{self, is_valid_name};
+use crate::contract::checkpoint::{OpenTransaction, TransactionMark};
+use crate::contract::control::Trim;
+use crate::contract::entry::{EntryBody, Source};
+use crate::contract::keys::Keys;
+use crate::contract::quarantine::AsideKind;
+use crate::contract::stream_name::Audience;
+use crate::contract::stream_name::Target;
+use crate::core::position::{Position, StreamId};
+use crate::core::tenant::is_valid_name;
 use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, Tuple};
 use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
-use crate::keys::Keys;
-use crate::publish::batch::{AsideKind, Batch, EntryBody, Source, Target, Trim, operation_text};
-use crate::publish::checkpoint::{OpenTransaction, TransactionMark};
+use crate::publish::batch::{Batch, operation_text};
 use crate::route::outbox::{self, Letter};
-use crate::route::router::{Audience, Delivery, Plan, RouteError, Router, SCHEMA_PREFIX};
+use crate::route::router::{Delivery, Plan, RouteError, Router, SCHEMA_PREFIX};
 use crate::route::row::{Row, Seen, user_id};
 use crate::route::rule::Operation;
 use crate::telemetry::traces;
-
-/// Prefix of the message by which a tenant's streams are created, or begin anew: `<tenant>`, and then its generation
-/// and state where they are not the first ones.
-pub const TENANT_PREFIX: &str = "posduif.tenant";
-
-/// Prefix of the message by which a tenant's delivery is paused or goes on: `<tenant> <state>`.
-pub const STATE_PREFIX: &str = "posduif.state";
-
-/// Prefix of the message by which a tenant's streams end: `<tenant>`.
-pub const DROPPED_PREFIX: &str = "posduif.dropped";
-
-/// Prefix of the message by which a lost inbox is created anew: `<tenant> <user id>`.
-pub const INBOX_PREFIX: &str = "posduif.inbox";
-
-/// Prefix of the message by which one stream begins anew: `<tenant> <stream>`, the stream as
-/// [`Target::stream`] names it; with a third word `gone` it is only removed.
-pub const STREAM_PREFIX: &str = "posduif.stream";
-
-/// Prefix of the message by which a stream is trimmed: `<tenant> <stream> <first ID that stays>`.
-pub const TRIM_PREFIX: &str = "posduif.trim";
-
-/// Prefix of the message behind which a transaction's rows of a tenant are told as if they were new: `<tenant>`.
-pub const RETRY_PREFIX: &str = "posduif.retry";
 
 /// Longest entry in bytes. Redis takes no argument beyond 512 MiB, and would close the connection on one.
 const ENTRY_BYTES_MAX: usize = 384 * 1024 * 1024;
@@ -478,14 +463,14 @@ impl Pipeline {
         match prefix {
             TENANT_PREFIX => {
                 let generation = words.next().map_or(Ok(1), str::parse::<i64>);
-                let state = words.next().unwrap_or(tenants::ACTIVE);
+                let state = words.next().unwrap_or(crate::core::tenant::ACTIVE);
                 if let Ok(generation) = generation {
                     self.begin_tenant(id, &begin, name, generation, state);
                 }
             }
             STATE_PREFIX => {
-                let state = words.next().unwrap_or(tenants::ACTIVE);
-                let is_paused = state == tenants::PAUSED;
+                let state = words.next().unwrap_or(crate::core::tenant::ACTIVE);
+                let is_paused = state == crate::core::tenant::PAUSED;
                 let event = if is_paused { "tenant_paused" } else { "tenant_resumed" };
                 self.batch.set_state(name, state);
                 self.batch

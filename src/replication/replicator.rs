@@ -12,9 +12,9 @@ use super::heartbeat;
 use super::session::{self, Cause, End, State, Surroundings};
 use super::slot::Sample;
 use crate::config::Config;
-use crate::database::Database;
-use crate::database::snapshot::Snapshot;
-use crate::publish::batch::Trim;
+use crate::contract::control::Trim;
+use crate::core::snapshot::Snapshot;
+use crate::postgres::Database;
 use crate::publish::progress::Progress;
 use crate::telemetry::metrics::Metrics;
 

@@ -20,22 +20,25 @@ use super::frame::Frame;
 use super::pipeline::{self, Counts, Pipeline, Start};
 use super::replicator::Report;
 use super::slot;
-use crate::change::StreamId;
 use crate::config::{self, Config};
-use crate::database::Database;
-use crate::database::snapshot::Snapshot;
-use crate::database::tenants::Tenant;
-use crate::keys::Keys;
+use crate::contract::checkpoint::{Checkpoint, Epoch};
+use crate::contract::control::Trim;
+use crate::contract::keys::Keys;
+use crate::contract::stream_name::Target;
+use crate::contract::window::WindowEntry;
+use crate::core::position::EpochId;
+use crate::core::position::StreamId;
+use crate::core::snapshot::Snapshot;
+use crate::core::tenant::Tenant;
+use crate::net;
+use crate::postgres::Database;
 use crate::publish::aof::{self, Written};
-use crate::publish::batch::{Batch, Purpose, Target, Trim};
-use crate::publish::checkpoint::{Checkpoint, Epoch, EpochId};
+use crate::publish::batch::{Batch, Purpose};
 use crate::publish::connection::{self as redis_connection, Claim, Failure, Outcome};
 use crate::publish::durability::{Durability, Persistence};
 use crate::publish::progress::Progress;
-use crate::publish::window::WindowEntry;
 use crate::route::router::Router;
 use crate::telemetry::traces;
-use crate::transport;
 
 /// How often timeouts are looked at and a status update is due.
 const TICK: Duration = Duration::from_millis(250);
@@ -129,7 +132,7 @@ impl Cause {
     fn of(error: &anyhow::Error) -> Self {
         let is_postgres = |cause: &(dyn std::error::Error + 'static)| {
             cause.is::<connection::Error>()
-                || cause.is::<crate::database::Error>()
+                || cause.is::<crate::postgres::Error>()
                 || cause.is::<tokio_postgres::Error>()
         };
         if error.chain().any(is_postgres) {
@@ -280,8 +283,7 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
     let settings = &context.config.replication;
     let timeout = Duration::from_secs(context.config.postgres.connect_timeout_seconds);
     // Read anew for each session, so that renewed certificates are taken.
-    let upstream =
-        transport::postgres::Server::parse(context.config.postgres.url.expose()).context("key `postgres.url`")?;
+    let upstream = net::postgres::Server::parse(context.config.postgres.url.expose()).context("key `postgres.url`")?;
 
     let slot_created = match slot::state(context.database, &settings.slot).await? {
         Some(state) if state.wal_status != "lost" => false,
@@ -296,7 +298,7 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
                 slot::drop(context.database, &settings.slot).await?;
             }
             // A slot positioned before its publication fails for good, so the publication comes first.
-            crate::database::publication::ensure(context.database, &settings.publication).await?;
+            crate::postgres::publication::ensure(context.database, &settings.publication).await?;
             let lsn = slot::create(context.database, &settings.slot).await?;
             tracing::info!(slot = settings.slot, %lsn, "replication slot created");
             true
@@ -602,7 +604,7 @@ async fn begin_epoch(
 }
 
 async fn tenants(database: &Database) -> Result<HashSet<Arc<str>>> {
-    let tenants = crate::database::tenants::list(database)
+    let tenants = crate::postgres::tenants::list(database)
         .await
         .context("cannot list the tenants")?;
     Ok(tenants.into_iter().map(|tenant| tenant.name.into()).collect())

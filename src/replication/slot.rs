@@ -8,7 +8,7 @@ use postgres_types::{PgLsn, ToSql, Type};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
-use crate::database::{Database, Error};
+use crate::postgres::{Database, Error};
 
 /// A slot in danger is reported when less than this part of what it may hold back is left.
 const SAFE_SHARE: u64 = 5;

@@ -1,8 +1,9 @@
 //! The built-in rule for messages: sender and recipient see each version, the server's bookkeeping only the sender.
 
-use super::router::{Audience, Delivery};
+use super::router::Delivery;
 use super::row::{NotAUserId, Row, Seen, user_id};
 use super::rule::Operation;
+use crate::contract::stream_name::Audience;
 use crate::decode::relation::Relation;
 
 /// Where the columns of a tenant's `messages` stand.

@@ -12,9 +12,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::router::Audience;
 use super::rule::{TENANT, is_event_name};
-use crate::database::tenants::is_valid_name;
+use crate::contract::stream_name::Audience;
+use crate::core::tenant::is_valid_name;
 
 /// Prefix of such messages; the event's name follows.
 pub const PREFIX: &str = "posduif:";

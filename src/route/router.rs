@@ -1,5 +1,6 @@
 //! Compiles rules to plans, one a table, and applies them to rows.
 
+use crate::contract::stream_name::Audience;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -11,15 +12,6 @@ use crate::decode::relation::Relation;
 
 /// Each tenant's schema is this and its name.
 pub const SCHEMA_PREFIX: &str = "tenant_";
-
-/// Who is to see a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Audience {
-    /// One user.
-    User(Uuid),
-    /// Every user of the tenant.
-    Tenant,
-}
 
 /// One change for one audience.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::stretch::{self, Bounds, FIRST_ENTRIES, Stretch};
-use crate::deliver::store::{Error, Place, Read, Store};
-use crate::domain::devices::DevicePrincipal;
+use crate::accounts::devices::DevicePrincipal;
+use crate::redis::store::{Error, Place, Read, Store};
 
 /// Stretches kept at once, each within the bounds of a batch.
 const KEPT_MAX: usize = 8;
@@ -107,11 +107,11 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::change::StreamId;
-    use crate::database::tenants::Tenant;
-    use crate::deliver::store::{Slice, View};
-    use crate::domain::users::UserType;
-    use crate::publish::checkpoint::EpochId;
+    use crate::accounts::users::UserType;
+    use crate::core::position::EpochId;
+    use crate::core::position::StreamId;
+    use crate::core::tenant::Tenant;
+    use crate::redis::store::{Slice, View};
 
     const BOUNDS: Bounds = Bounds {
         limit: 10,

@@ -10,9 +10,9 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use crate::change::StreamId;
-use crate::deliver::store::Place;
-use crate::publish::checkpoint::EpochId;
+use crate::core::position::EpochId;
+use crate::core::position::StreamId;
+use crate::redis::store::Place;
 
 /// Grows when the layout changes; older cursors are then refused and their devices take a snapshot.
 const VERSION: u8 = 1;

@@ -9,9 +9,9 @@ use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::change::StreamId;
-use crate::deliver::store::{Error, Store};
-use crate::publish::checkpoint::EpochId;
+use crate::core::position::EpochId;
+use crate::core::position::StreamId;
+use crate::redis::store::{Error, Store};
 
 /// Answers that can still be acknowledged by their `sync_timestamp`.
 const GIVEN_MAX: usize = 4;

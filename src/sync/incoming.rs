@@ -15,15 +15,16 @@ use super::snapshot::{self, Scope};
 use super::statuses::Statuses;
 use super::stretch::{self, Bounds, FIRST_ENTRIES, Stretch};
 use super::tables;
-use crate::change::StreamId;
-use crate::database::Database;
-use crate::database::tenants::Tenant;
-use crate::deliver::store::{self, Place, Read, Store};
-use crate::domain::devices::DevicePrincipal;
-use crate::domain::loader::{Found, Loader};
-use crate::domain::messages::Message;
-use crate::domain::{self, Timestamp};
-use crate::publish::checkpoint::EpochId;
+use crate::accounts::devices::DevicePrincipal;
+use crate::accounts::loader::{Found, Loader};
+use crate::core::position::EpochId;
+use crate::core::position::StreamId;
+use crate::core::tenant::Tenant;
+use crate::core::time::Timestamp;
+use crate::feature;
+use crate::messages::Message;
+use crate::postgres::Database;
+use crate::redis::store::{self, Place, Read, Store};
 use crate::route::rule::Rule;
 use crate::telemetry::metrics::Source;
 use crate::telemetry::traces;
@@ -45,7 +46,7 @@ pub enum Error {
     Store(#[from] store::Error),
     /// Postgres failed.
     #[error(transparent)]
-    Domain(#[from] domain::Error),
+    Domain(#[from] feature::Error),
     /// A snapshot could not begin.
     #[error("{0}")]
     Snapshot(String),
@@ -515,11 +516,11 @@ impl Incoming {
                 ],
             )
             .await
-            .map_err(domain::Error::from)?;
+            .map_err(feature::Error::from)?;
         let mut items = Vec::with_capacity(rows.len());
         for row in rows.iter().take(question.limit) {
             let message = Message::from_row(row)?;
-            let json = serde_json::to_string(&message).map_err(|error| domain::Error::Internal(error.to_string()))?;
+            let json = serde_json::to_string(&message).map_err(|error| feature::Error::Internal(error.to_string()))?;
             items.push(Item::Message(json.into()));
         }
         Ok(Batch {

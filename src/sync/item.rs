@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use bytes::{BufMut as _, BytesMut};
 
-use crate::change::StreamId;
-use crate::deliver::entry::{Entry, Op, Text};
-use crate::deliver::json::members;
+use crate::contract::entry::{Entry, Op, Text};
+use crate::contract::json::members;
+use crate::core::position::StreamId;
 
 /// A changed row of a table that has no list of its own, or a row that has gone.
 #[derive(Debug)]
@@ -217,7 +217,7 @@ fn project<const N: usize>(row: &Text, columns: &[&str; N], memory: &mut BytesMu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::StreamId;
+    use crate::core::position::StreamId;
 
     fn entry(seq: u64, op: Op, id: &str, content: &str) -> Entry {
         let row = format!(

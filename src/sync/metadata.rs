@@ -9,8 +9,8 @@ use postgres_types::Type;
 use tokio_util::sync::CancellationToken;
 
 use super::device_state::SyncStatus;
-use crate::database::Database;
-use crate::database::tenants::Tenant;
+use crate::core::tenant::Tenant;
+use crate::postgres::Database;
 
 /// What a device's last sync was like.
 #[derive(Debug, Clone)]

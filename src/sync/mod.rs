@@ -13,6 +13,7 @@ pub mod device_state;
 pub mod incoming;
 pub mod item;
 pub mod metadata;
+pub mod outgoing;
 pub mod snapshot;
 pub mod states;
 pub mod statuses;

@@ -13,14 +13,16 @@ use uuid::Uuid;
 use super::cursor::{ID_BYTES_MAX, PageStart};
 use super::item::{Change, Item};
 use super::tables;
-use crate::database::Database;
-use crate::database::snapshot::Snapshot;
-use crate::database::tenants::{self, Tenant};
-use crate::deliver::entry::{Op, Text};
-use crate::deliver::store::{self, Handoff, Place, Store};
-use crate::domain::messages::{Message, Status};
-use crate::domain::{self, Timestamp};
-use crate::replication::pipeline::INBOX_PREFIX;
+use crate::contract::control::INBOX_PREFIX;
+use crate::contract::entry::{Op, Text};
+use crate::core::snapshot::Snapshot;
+use crate::core::tenant::Tenant;
+use crate::core::time::Timestamp;
+use crate::feature;
+use crate::messages::{Message, Status};
+use crate::postgres::Database;
+use crate::postgres::tenants;
+use crate::redis::store::{self, Handoff, Place, Store};
 use crate::route::rule::Rule;
 
 /// How long to wait for the replicator to create a missing stream.
@@ -34,17 +36,17 @@ const BIRTH_POLL: Duration = Duration::from_millis(20);
 pub enum Error {
     /// Redis failed.
     #[error(transparent)]
-    Store(#[from] crate::deliver::store::Error),
+    Store(#[from] crate::redis::store::Error),
     /// Postgres failed.
     #[error(transparent)]
-    Domain(#[from] domain::Error),
+    Domain(#[from] feature::Error),
     /// The streams of the user do not come to be.
     #[error("the replicator did not create the user's streams within {} s", BIRTH_WAIT.as_secs())]
     NoStreams,
 }
 
-impl From<crate::database::Error> for Error {
-    fn from(error: crate::database::Error) -> Self {
+impl From<crate::postgres::Error> for Error {
+    fn from(error: crate::postgres::Error) -> Self {
         Self::Domain(error.into())
     }
 }
@@ -111,7 +113,7 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
     let snapshot = rows
         .first()
         .and_then(|row| Snapshot::parse(row.get("snapshot")))
-        .ok_or_else(|| domain::Error::Internal("pg_current_snapshot() is not understood".into()))?;
+        .ok_or_else(|| feature::Error::Internal("pg_current_snapshot() is not understood".into()))?;
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
     let position = unseen.map(|entry| entry.first.previous()).min();
     Ok(Place {
@@ -175,7 +177,7 @@ pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: u
         let is_last = rows.len() < room;
         for row in rows {
             if row.next.id.len() > ID_BYTES_MAX {
-                return Err(domain::Error::Internal("a row's id is too long to page by".into()).into());
+                return Err(feature::Error::Internal("a row's id is too long to page by".into()).into());
             }
             bytes += row.item.bytes();
             page.items.push(row.item);
@@ -239,8 +241,8 @@ async fn rows(scope: Scope<'_>, start: &PageStart, limit: usize) -> Result<Vec<S
             pending,
             next: PageStart {
                 phase: start.phase,
-                created_at: row.try_get("created_at_micros").map_err(domain::Error::from)?,
-                id: row.try_get::<_, Uuid>("id").map_err(domain::Error::from)?.to_string(),
+                created_at: row.try_get("created_at_micros").map_err(feature::Error::from)?,
+                id: row.try_get::<_, Uuid>("id").map_err(feature::Error::from)?.to_string(),
             },
         });
     }
@@ -258,7 +260,7 @@ struct UserShown<'a> {
 }
 
 impl<'a> UserShown<'a> {
-    fn from_row(row: &'a tokio_postgres::Row) -> Result<Self, domain::Error> {
+    fn from_row(row: &'a tokio_postgres::Row) -> Result<Self, feature::Error> {
         Ok(Self {
             id: row.try_get("id")?,
             username: row.try_get("username")?,
@@ -288,8 +290,8 @@ async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64
     Ok(rows.into_iter().map(row).collect())
 }
 
-fn shown(value: &impl serde::Serialize) -> Result<Text, domain::Error> {
+fn shown(value: &impl serde::Serialize) -> Result<Text, feature::Error> {
     serde_json::to_string(value)
         .map(Text::from)
-        .map_err(|error| domain::Error::Internal(error.to_string()))
+        .map_err(|error| feature::Error::Internal(error.to_string()))
 }

@@ -11,12 +11,12 @@ use uuid::Uuid;
 use super::cursor::{Cursor, CursorKey, Owner, PageStart};
 use super::incoming::Error;
 use super::snapshot;
-use crate::database::Database;
-use crate::database::tenants::Tenant;
-use crate::deliver::entry::{Entry, Op};
-use crate::deliver::store::{Place, Read, Store};
-use crate::domain::states::{self, State};
+use crate::contract::entry::{Entry, Op};
+use crate::core::tenant::Tenant;
+use crate::postgres::Database;
+use crate::redis::store::{Place, Read, Store};
 use crate::route::rule::ENCRYPTED_STATES;
+use crate::state::{self, State};
 
 /// Entries of a user's streams that are looked at for one answer; those of other tables cost time, too.
 const ENTRIES_MAX: usize = 10_000;
@@ -145,7 +145,7 @@ async fn list(
             (place, Uuid::nil())
         }
     };
-    let owner = states::Owner {
+    let owner = state::Owner {
         tenant: question.tenant,
         user: question.user,
     };
@@ -154,7 +154,7 @@ async fn list(
     let is_end = 'all: loop {
         // By pieces, because all rows of a page would be in memory however large they are.
         let want = (question.limit - found.len()).min(FIRST_ENTRIES);
-        let rows = states::page(sources.database, owner, after, want as i64).await?;
+        let rows = state::page(sources.database, owner, after, want as i64).await?;
         let is_last = rows.len() < want;
         for (id, state) in rows {
             after = id;
@@ -186,7 +186,7 @@ async fn list(
 
 fn shown(state: State) -> Result<StateChange, Error> {
     let json =
-        |value: serde_json::Result<Value>| value.map_err(|error| crate::domain::Error::Internal(error.to_string()));
+        |value: serde_json::Result<Value>| value.map_err(|error| crate::feature::Error::Internal(error.to_string()));
     Ok(StateChange {
         kind: "create",
         version: state.version,

@@ -16,15 +16,15 @@ use uuid::Uuid;
 
 use super::device_state::{self, Update};
 use super::incoming::Error;
-use crate::change::StreamId;
-use crate::database::Database;
-use crate::deliver::entry::{Entry, Op};
-use crate::deliver::json::members;
-use crate::deliver::store::Store;
-use crate::domain;
-use crate::domain::caches::Caches;
-use crate::domain::devices::DevicePrincipal;
-use crate::domain::messages::Status;
+use crate::accounts::caches::Caches;
+use crate::accounts::devices::DevicePrincipal;
+use crate::contract::entry::{Entry, Op};
+use crate::contract::json::members;
+use crate::core::position::StreamId;
+use crate::feature;
+use crate::messages::Status;
+use crate::postgres::Database;
+use crate::redis::store::Store;
 
 /// Messages whose statuses move in one statement, and entries looked at for it.
 const CHUNK: usize = 1000;
@@ -70,7 +70,7 @@ impl Statuses {
     ///
     /// # Errors
     /// When Postgres fails.
-    pub async fn mark(&self, device: &DevicePrincipal, ids: &[Uuid]) -> Result<(), domain::Error> {
+    pub async fn mark(&self, device: &DevicePrincipal, ids: &[Uuid]) -> Result<(), feature::Error> {
         for chunk in ids.chunks(CHUNK) {
             let statement = device.tenant.sql(include_str!("../../sql/messages_mark_synced.sql"));
             let values: [(&(dyn postgres_types::ToSql + Sync), Type); 2] =

@@ -3,9 +3,9 @@
 use uuid::Uuid;
 
 use super::item::{self, Version};
-use crate::change::StreamId;
-use crate::deliver::entry::Entry;
-use crate::deliver::store::{Error, Place, Read, Store};
+use crate::contract::entry::Entry;
+use crate::core::position::StreamId;
+use crate::redis::store::{Error, Place, Read, Store};
 
 /// Entries read at once while nobody knows how large they are.
 pub const FIRST_ENTRIES: usize = 256;
@@ -98,7 +98,7 @@ fn end_at_transaction(versions: &mut Vec<Version>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::entry::Op;
+    use crate::contract::entry::Op;
 
     fn versions(ids: &[(u64, u64)]) -> Vec<Version> {
         let entry = |(ms, seq): &(u64, u64)| Entry {

@@ -9,12 +9,13 @@ use serde::Serialize;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::database::tenants::Tenant;
-use crate::database::{Database, quote_identifier};
+use crate::contract::entry::Text;
+use crate::core::tenant::Tenant;
+use crate::core::tenant::quote_identifier;
 use crate::decode::relation::Types;
 use crate::decode::value::{self, Kind};
-use crate::deliver::entry::Text;
-use crate::domain;
+use crate::feature;
+use crate::postgres::Database;
 use crate::route::rule::{Rule, TENANT};
 
 /// OID of the type `uuid`.
@@ -70,7 +71,7 @@ pub struct ColumnForm {
 ///
 /// # Errors
 /// When Postgres fails.
-pub async fn forms(database: &Database, tenant: &Tenant, rules: &[Rule]) -> Result<Vec<TableForm>, domain::Error> {
+pub async fn forms(database: &Database, tenant: &Tenant, rules: &[Rule]) -> Result<Vec<TableForm>, feature::Error> {
     let mut forms: Vec<TableForm> = Vec::new();
     for rule in rules {
         let writable = rule.upload.iter().flat_map(|upload| upload.columns.iter().cloned());
@@ -103,7 +104,7 @@ pub async fn visible(
     rule: &Rule,
     after: &str,
     limit: i64,
-) -> Result<Vec<Row>, domain::Error> {
+) -> Result<Vec<Row>, feature::Error> {
     let Some(table) = describe(database, tenant, &rule.table).await? else {
         return Ok(Vec::new());
     };
@@ -155,7 +156,7 @@ pub async fn by_id(
     tenant: &Tenant,
     table: &str,
     ids: &[String],
-) -> Result<Vec<Row>, domain::Error> {
+) -> Result<Vec<Row>, feature::Error> {
     let Some(table) = describe(database, tenant, table).await? else {
         return Ok(Vec::new());
     };
@@ -163,7 +164,7 @@ pub async fn by_id(
     table.read(database, &statement, &[(&ids, Type::TEXT_ARRAY)]).await
 }
 
-async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<Option<Table>, domain::Error> {
+async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<Option<Table>, feature::Error> {
     let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
     let rows = database
         .query(include_str!("../../sql/table_columns.sql"), &[(&name, Type::TEXT)])
@@ -208,7 +209,7 @@ impl Table {
         database: &Database,
         statement: &str,
         parameters: &[(&(dyn ToSql + Sync), Type)],
-    ) -> Result<Vec<Row>, domain::Error> {
+    ) -> Result<Vec<Row>, feature::Error> {
         let rows = database.query(statement, parameters).await?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {

@@ -2,7 +2,7 @@
 //!
 //! Each engine has a registry of its own, since several may run in one process. Counters and histograms live here and are
 //! fed once a batch or a request, never once a row; what can be read off when somebody asks, gauges above all, is put
-//! together by [`crate::http::metrics`]. Labels have few values, all known beforehand: no tenant, no user, no raw path.
+//! together by [`crate::api::metrics`]. Labels have few values, all known beforehand: no tenant, no user, no raw path.
 
 mod cache;
 mod operations;
@@ -22,10 +22,10 @@ use prometheus_client::registry::Registry;
 pub use self::cache::CacheUse;
 pub use self::operations::Operations;
 pub use self::sync::{Source, Sync};
-use crate::domain::uploads::Outcome;
 use crate::replication::epoch::Break;
 use crate::replication::pipeline::Counts;
 use crate::replication::session::Cause;
+use crate::sync::outgoing::Outcome;
 use crate::telemetry::process;
 
 /// First part of every name.

@@ -32,9 +32,9 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::change::StreamId;
 use crate::config;
-use crate::publish::checkpoint::EpochId;
+use crate::core::position::EpochId;
+use crate::core::position::StreamId;
 
 /// Longest `traceparent` that is looked at; version 00 has 55 bytes, later ones may be longer.
 const TRACEPARENT_BYTES_MAX: usize = 256;

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use posduif::change::StreamId;
-use posduif::keys::Keys;
+use posduif::contract::keys::Keys;
+use posduif::core::position::StreamId;
 use postgres_types::PgLsn;
 use tokio::sync::watch;
 

@@ -20,13 +20,13 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use posduif::change::StreamId;
+use posduif::accounts::users::{self, NewUser, UserType};
 use posduif::config::{Config, Secret};
-use posduif::database::{Database, tenants};
-use posduif::domain::users::{self, NewUser, UserType};
+use posduif::contract::keys::Keys;
+use posduif::core::position::StreamId;
 use posduif::engine::{Engine, Role};
-use posduif::keys::Keys;
-use posduif::transport::postgres::Server;
+use posduif::net::postgres::Server;
+use posduif::postgres::{Database, tenants};
 use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -110,7 +110,7 @@ impl World {
 
     /// A connection to Redis.
     pub(crate) async fn redis(&self) -> MultiplexedConnection {
-        let client = posduif::transport::redis::client(&self.config.redis).unwrap();
+        let client = posduif::net::redis::client(&self.config.redis).unwrap();
         // Whole streams are read at once, on a machine that is busy.
         let settings = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(PATIENCE))
@@ -346,7 +346,7 @@ impl Drop for World {
                         }
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
-                    let client = posduif::transport::redis::client(&redis).ok()?;
+                    let client = posduif::net::redis::client(&redis).ok()?;
                     let mut redis = client.get_multiplexed_async_connection().await.ok()?;
                     let keys: Vec<String> = redis::cmd("KEYS")
                         .arg(format!("{name}:*"))

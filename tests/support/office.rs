@@ -1,7 +1,7 @@
 //! A small company: the tenant `acme` with bob and jane at the web, joe and sally on phones, and a running engine.
 
+use posduif::accounts::users::UserType;
 use posduif::config::Config;
-use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use serde_json::{Value, json};
 use uuid::Uuid;

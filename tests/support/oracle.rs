@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use posduif::change::{Position, StreamId};
+use posduif::core::position::{Position, StreamId};
 use posduif::decode::pgoutput::{self, Begin, Cell, Commit, Message, Tuple};
 use postgres_types::PgLsn;
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::http::Answer;
 
-static DOCUMENT: LazyLock<Value> = LazyLock::new(|| posduif::http::openapi::document().unwrap());
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| posduif::api::openapi::document().unwrap());
 
 /// Validators by where their schemas stand.
 static VALIDATORS: LazyLock<Mutex<HashMap<String, Validator>>> = LazyLock::new(Mutex::default);

@@ -1,7 +1,7 @@
 //! A world in which something goes on already: an engine follows the log, and a tenant has users.
 
+use posduif::accounts::users::UserType;
 use posduif::config::Config;
-use posduif::domain::users::UserType;
 use posduif::engine::Role;
 use uuid::Uuid;
 

@@ -8,9 +8,9 @@ use super::super::output::{self, say};
 use super::super::table::{Cell, Tone, facts, print_table};
 use super::place::Place;
 use super::{Bench, Tenants, dash, duration, group_name};
-use crate::deliver::groups::{self, Created, Group, Lag, Missed};
-use crate::deliver::streams;
-use crate::publish::batch::Target;
+use crate::admin::groups::{self, Created, Group, Lag, Missed};
+use crate::admin::streams;
+use crate::contract::stream_name::Target;
 
 /// Pending entries that `show` lists.
 const PENDING_MAX: usize = 20;

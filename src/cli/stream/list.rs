@@ -11,11 +11,11 @@ use super::super::human;
 use super::super::output::{self, say};
 use super::super::table::{Cell, NOTHING, Tone, print_table};
 use super::{Bench, StreamView, Tenants, dash, mark};
-use crate::database::tenants::{self, Tenant};
-use crate::deliver::store::Error;
-use crate::deliver::streams::{self, Ids, Length, Meta, Stopped};
-use crate::domain::users;
-use crate::publish::batch::Target;
+use crate::accounts::users;
+use crate::admin::streams::{self, Ids, Length, Meta, Stopped};
+use crate::contract::stream_name::Target;
+use crate::core::tenant::Tenant;
+use crate::redis::store::Error;
 
 /// Inboxes whose memory is asked for; that of all is taken from theirs.
 const SAMPLE: usize = 100;
@@ -207,7 +207,10 @@ impl Overview {
         for tenant in &self.tenants {
             let name = &tenant.tenant;
             let complaint = |view: &StreamView| view.complaint().unwrap_or_default();
-            let state = tenant.state.as_deref().filter(|state| *state != tenants::ACTIVE);
+            let state = tenant
+                .state
+                .as_deref()
+                .filter(|state| *state != crate::core::tenant::ACTIVE);
             let note = [complaint(&tenant.changes), state.unwrap_or_default().to_owned()];
             let note: Vec<String> = note.into_iter().filter(|note| !note.is_empty()).collect();
             rows.push(row(name, &tenant.changes, note.join("; ")));

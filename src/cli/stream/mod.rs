@@ -18,13 +18,15 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Global, human};
+use crate::accounts::users;
+use crate::admin::streams::{self, Found, Ids, Mark};
 use crate::config::Config;
-use crate::database::Database;
-use crate::database::tenants::{self, Tenant};
-use crate::deliver::store::{Error, Store, View};
-use crate::deliver::streams::{self, Found, Ids, Mark};
-use crate::domain::{self, users};
-use crate::publish::batch::Target;
+use crate::contract::stream_name::Target;
+use crate::core::tenant::Tenant;
+use crate::feature;
+use crate::postgres::Database;
+use crate::postgres::tenants;
+use crate::redis::store::{Error, Store, View};
 
 /// How long a command waits for an engine to publish what it has asked for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -135,7 +137,7 @@ impl<'a> Bench<'a> {
     async fn user(&self, tenant: &Tenant, user: &str) -> Result<Uuid> {
         match users::find(&self.database, tenant, user).await {
             Ok(account) => Ok(account.id),
-            Err(domain::Error::NotFound(_)) => user.parse().ok().with_context(|| {
+            Err(feature::Error::NotFound(_)) => user.parse().ok().with_context(|| {
                 format!(
                     "there is no user {user:?} in tenant {name}; `posduif user list --tenant {name}` shows all",
                     name = tenant.name
@@ -146,7 +148,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Waits until what was asked for by way of the log is done.
-    async fn done(&self, place: postgres_types::PgLsn, seen: impl FnMut(crate::deliver::store::Reached)) -> Result<()> {
+    async fn done(&self, place: postgres_types::PgLsn, seen: impl FnMut(crate::redis::store::Reached)) -> Result<()> {
         self.store.published(place, PATIENCE, seen).await.context(
             "asked for, and not done yet: it happens as soon as an engine replicates; `posduif status` shows whether \
              one does",

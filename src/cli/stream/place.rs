@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use postgres_types::PgLsn;
 
 use super::Bench;
-use crate::change::StreamId;
-use crate::deliver::streams::{self, Found, rfc3339};
+use crate::admin::streams::{self, Found, rfc3339};
+use crate::core::position::StreamId;
 
 /// A place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 use super::super::output::{self, printable, say};
 use super::super::table::print_table;
 use super::{Bench, Tenants, dash, seconds};
-use crate::change::StreamId;
-use crate::database::tenants::{self, Tenant};
-use crate::deliver::quarantine::{self, Aside, Remedy};
-use crate::deliver::store::Error;
-use crate::deliver::streams::{rfc3339, time_of_micros};
-use crate::publish::batch::AsideKind;
+use crate::admin::quarantine::{self, Aside, Remedy};
+use crate::admin::streams::{rfc3339, time_of_micros};
+use crate::contract::quarantine::AsideKind;
+use crate::core::position::StreamId;
+use crate::core::tenant::Tenant;
+use crate::postgres::tenants;
+use crate::redis::store::Error;
 
 /// Arguments of `posduif stream quarantine`.
 #[derive(Debug, Args)]

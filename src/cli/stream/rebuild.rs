@@ -16,11 +16,12 @@ use uuid::Uuid;
 use super::super::output::{self, say};
 use super::super::progress::Progress;
 use super::Bench;
-use crate::database::tenants::{self, Rebuild as Asked, Tenant};
-use crate::deliver::store::Error;
-use crate::deliver::streams::{self, Found, Length};
-use crate::domain::users;
-use crate::publish::batch::Target;
+use crate::accounts::users;
+use crate::admin::streams::{self, Found, Length};
+use crate::contract::stream_name::Target;
+use crate::core::tenant::Tenant;
+use crate::postgres::tenants::{self, Rebuild as Asked};
+use crate::redis::store::Error;
 
 /// How often it is asked for what did not come out right: an entry that was on its way may have been refused in between.
 const ATTEMPTS: u32 = 3;

@@ -13,10 +13,10 @@ use super::super::human;
 use super::super::output::{self, misuse, say};
 use super::super::table::{Cell, facts, print_table};
 use super::{Bench, StreamView, dash, mark};
-use crate::change::StreamId;
-use crate::database::tenants::Tenant;
-use crate::deliver::streams::{self, Found, Ids};
-use crate::publish::batch::Target;
+use crate::admin::streams::{self, Found, Ids};
+use crate::contract::stream_name::Target;
+use crate::core::position::StreamId;
+use crate::core::tenant::Tenant;
 
 /// Entries that a device is counted to be behind.
 const BEHIND_MAX: u64 = 100_000;

@@ -13,11 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::super::output::{self, misuse, printable};
 use super::place::Place;
 use super::{Bench, Tenants};
-use crate::change::StreamId;
-use crate::database::tenants;
-use crate::deliver::streams;
-use crate::deliver::tail::{self, Change, Column, Seen};
-use crate::publish::batch::Target;
+use crate::admin::streams;
+use crate::admin::tail::{self, Change, Column, Seen};
+use crate::contract::stream_name::Target;
+use crate::core::position::StreamId;
+use crate::postgres::tenants;
 
 /// Between two looks for new tenants.
 const TENANTS: Duration = Duration::from_secs(1);

@@ -10,12 +10,13 @@ use super::super::output::{self, say};
 use super::place::Place;
 use super::show::Named;
 use super::{Bench, dash};
-use crate::change::StreamId;
-use crate::database::tenants::{self, Tenant};
-use crate::deliver::groups;
-use crate::deliver::streams::{self, Found};
-use crate::deliver::trim;
-use crate::publish::batch::{self, Target};
+use crate::admin::groups;
+use crate::admin::streams::{self, Found};
+use crate::contract::stream_name::Target;
+use crate::core::position::StreamId;
+use crate::core::tenant::Tenant;
+use crate::postgres::tenants;
+use crate::replication::trim;
 
 /// Entries that are counted before it says "more than".
 const COUNT_MAX: u64 = 1_000_000;
@@ -89,7 +90,7 @@ impl Trim {
                 losers.text()
             );
         }
-        let trim = batch::Trim {
+        let trim = crate::contract::control::Trim {
             target: target.clone(),
             min_id: first_kept,
         };

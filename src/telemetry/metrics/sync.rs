@@ -8,7 +8,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::Label;
-use crate::domain::uploads::Outcome;
+use crate::sync::outgoing::Outcome;
 
 /// What devices sync.
 #[derive(Debug)]

@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::dropped;
 use crate::config;
+use crate::net::tls::{Connector, Roots, Trust};
+use crate::net::{self, Address, BoxStream};
 use crate::telemetry;
-use crate::transport::tls::{Connector, Roots, Trust};
-use crate::transport::{self, Address, BoxStream};
 
 /// Most spans in one request.
 const BATCH_MAX: usize = 512;
@@ -137,7 +137,7 @@ impl Client {
     }
 
     async fn send(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let stream = transport::connect(&self.address, TIMEOUT).await?;
+        let stream = net::connect(&self.address, TIMEOUT).await?;
         let stream: BoxStream = match &self.connector {
             None => stream,
             Some(connector) => Box::new(connector.connect(&self.host, stream).await?),

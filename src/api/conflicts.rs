@@ -1,0 +1,75 @@
+//! `/api/conflicts`: messages that the caller's devices changed while somebody else did.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde::Deserialize;
+
+use crate::api::App;
+use crate::api::messages::checked_content;
+use crate::http::error::Error;
+use crate::http::request::{PAGE_ROWS, Request, required};
+use crate::http::response::{self, Response};
+use crate::messages::conflicts::{self, Filter, Resolution};
+
+/// `GET /api/conflicts?status=&limit=&offset=&before=&after=`, newest first.
+///
+/// # Errors
+/// 400 for a bad parameter.
+pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let query = &request.query;
+    let filter = Filter {
+        id: None,
+        is_open: match query.get("status") {
+            None | Some("open") => Some(true),
+            Some("resolved") => Some(false),
+            Some("all") => None,
+            Some(_) => return Err(Error::invalid("status", "must be open, resolved or all")),
+        },
+        page: query.page(PAGE_ROWS)?,
+    };
+    let caller = request.caller()?;
+    let found = conflicts::list(&app.database, caller.tenant(), caller.user_id(), &filter).await?;
+    response::page("conflicts", &found, &filter.page)
+}
+
+#[derive(Deserialize)]
+struct Decision {
+    resolution: Option<String>,
+    content: Option<String>,
+    base_version: Option<i64>,
+}
+
+/// `POST /api/conflicts/:id/resolve` by the user whose device made the change. A repeat answers the same.
+///
+/// # Errors
+/// 400, 403, 404, 409 when it was resolved otherwise or the message has changed since.
+pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let id = request.param_id("id", "conflict")?;
+    let body: Decision = request.json(app.config.server.body_bytes_max).await?;
+    let resolution = match (required("resolution", body.resolution)?.as_str(), body.content) {
+        ("client", None) => Resolution::Client,
+        ("server", None) => Resolution::Server,
+        ("merged", content) => Resolution::Merged(checked_content(&app, content)?),
+        ("client" | "server", Some(_)) => {
+            return Err(Error::invalid("content", "belongs to the resolution merged only"));
+        }
+        _ => return Err(Error::invalid("resolution", "must be client, server or merged")),
+    };
+    if body.base_version.is_some_and(|base| base < 1) {
+        return Err(Error::invalid("base_version", "must be a positive whole number"));
+    }
+    let caller = request.caller()?;
+    let conflict = conflicts::resolve(
+        &app.database,
+        caller.tenant(),
+        caller.user_id(),
+        id,
+        &resolution,
+        body.base_version,
+    )
+    .await?;
+    app.caches.wrote_messages(&caller.tenant().name, [conflict.message_id]);
+    app.caches.wrote_counts(&caller.tenant().name, [caller.user_id()]);
+    response::json(StatusCode::OK, &conflict)
+}

@@ -1,0 +1,109 @@
+//! `/api/devices`: the caller's devices and, for web users, those of the mobile users whom they enroll.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::accounts::devices::{self, Asker, Device, Filter};
+use crate::api::App;
+use crate::api::auth::Principal;
+use crate::http::error::Error;
+use crate::http::request::{PAGE_ROWS, Request};
+use crate::http::response::{self, Response};
+use crate::live::presence::List;
+
+fn asker(caller: &Principal) -> Asker {
+    Asker {
+        user_id: caller.user_id(),
+        user_type: caller.user_type(),
+    }
+}
+
+/// `GET /api/devices?user_id=&status=&limit=&offset=&before=&after=`, newest first.
+///
+/// # Errors
+/// 400 for a bad parameter.
+pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let query = &request.query;
+    let caller = request.caller()?;
+    let filter = Filter {
+        // Without a name, one's own.
+        user: Some(query.parsed("user_id", "a UUID")?.unwrap_or_else(|| caller.user_id())),
+        device_id: None,
+        is_revoked: match query.get("status") {
+            None | Some("active") => Some(false),
+            Some("revoked") => Some(true),
+            Some("all") => None,
+            Some(_) => return Err(Error::invalid("status", "must be active, revoked or all")),
+        },
+        page: query.page(PAGE_ROWS)?,
+    };
+    let mut found = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
+    add_presence(&app, caller, &mut found.rows).await;
+    response::page("devices", &found, &filter.page)
+}
+
+#[derive(Deserialize)]
+struct Description {
+    name: Option<String>,
+    public_key: Option<String>,
+}
+
+/// `PATCH /api/devices/:id` by its user.
+///
+/// # Errors
+/// 400, 403 for another user's or a revoked one, 404.
+pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: Description = request.json(app.config.server.body_bytes_max).await?;
+    if body.name.is_none() && body.public_key.is_none() {
+        return Err(Error::invalid("name", "or public_key must be there"));
+    }
+    let caller = request.caller()?;
+    let id = request.param("id");
+    devices::update(
+        &app.database,
+        caller.tenant(),
+        caller.user_id(),
+        id,
+        body.name.as_deref(),
+        body.public_key.as_deref(),
+    )
+    .await?;
+    let mut device = devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    add_presence(&app, caller, std::slice::from_mut(&mut device)).await;
+    response::json(StatusCode::OK, &device)
+}
+
+/// Adds which of them are here; none when Redis does not say, because devices exist without it.
+async fn add_presence(app: &App, caller: &Principal, devices: &mut [Device]) {
+    let mut users: Vec<Uuid> = devices.iter().map(|device| device.user_id).collect();
+    users.sort_unstable();
+    users.dedup();
+    let found = app.presence.of(&caller.tenant().name, &users).await;
+    let found = found.unwrap_or_else(|error| {
+        tracing::warn!(%error, "presence is unknown, every device shows as offline");
+        List::default()
+    });
+    for device in devices {
+        device.set_presence(found.entries.iter().find(|entry| entry.user == device.user_id));
+    }
+}
+
+/// `DELETE /api/devices/:id`: its token, its sessions and its streams end, at every node.
+///
+/// # Errors
+/// 403 for others', 404, also for the second time.
+pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let caller = request.caller()?;
+    let id = request.param("id");
+    devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    let user = app.devices.revoke(caller.tenant(), id).await?;
+    let user = user.ok_or(crate::feature::Error::NotFound("device"))?;
+    app.caches.wrote_user(&caller.tenant().name, user);
+    if let Err(error) = app.sessions.end_of_device(caller.tenant(), user, id).await {
+        tracing::warn!(%error, device = id, "sessions of a revoked device end when the log tells of it");
+    }
+    Ok(response::no_content())
+}

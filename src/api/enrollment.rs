@@ -1,0 +1,157 @@
+//! `/api/enrollment`: how a phone becomes a device.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use qrcode::QrCode;
+use qrcode::render::svg;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use crate::accounts::enrollment::{self, Completion};
+use crate::accounts::limits::Limit;
+use crate::api::{App, PATIENCE};
+use crate::feature;
+use crate::feature::has_control;
+use crate::http::error::Error;
+use crate::http::request::{Request, required, uuid};
+use crate::http::response::{self, Response};
+
+#[derive(Default, Deserialize)]
+struct NewEnrollment {
+    user_id: Option<String>,
+}
+
+/// `POST /api/enrollment/create`; the body may be left out.
+///
+/// # Errors
+/// 400, 403 when it names another web user, 404 when it names nobody.
+pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: NewEnrollment = request.json_or_default(app.config.server.body_bytes_max).await?;
+    let user_id = body.user_id.map(|text| uuid("user_id", &text)).transpose()?;
+    let caller = request.caller()?;
+    let lifetime = Duration::from_secs(app.config.enrollment.expiry_seconds);
+    let created = enrollment::create(&app.database, caller.tenant(), caller.user_id(), user_id, lifetime).await?;
+    response::json(
+        StatusCode::CREATED,
+        &json!({
+            "token": created.token,
+            "qr_code_data": qr_code_data(&app, created.token, &caller.tenant().name),
+            "expires_at": created.expires_at,
+        }),
+    )
+}
+
+/// What a phone's camera is to read.
+fn qr_code_data(app: &App, token: Uuid, tenant: &str) -> Value {
+    json!({
+        "enrollment_url": format!("{}/api/enrollment/{token}", app.config.public_url()),
+        "token": token,
+        "tenant_id": tenant,
+    })
+}
+
+/// `GET /api/enrollment/:token/qr.svg`: the picture of the `qr_code_data` that `create` gave.
+///
+/// # Errors
+/// As [`get`].
+pub async fn picture(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let token = request.param_id("token", "enrollment")?;
+    let details = limited(&app, request.address, enrollment::get(&app.database, token)).await?;
+    let data = qr_code_data(&app, token, &details.tenant).to_string();
+    let code = QrCode::new(data).map_err(|error| Error::internal(format!("no QR code of an enrollment: {error}")))?;
+    let picture = code.render::<svg::Color<'_>>().min_dimensions(256, 256).build();
+    Ok(response::with_type(StatusCode::OK, "image/svg+xml", picture))
+}
+
+/// `GET /api/enrollment/:token`.
+///
+/// # Errors
+/// 404 for an unknown token, 400 for one that is used or has expired, 429 after too many of those.
+pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let token = request.param_id("token", "enrollment")?;
+    let details = limited(&app, request.address, enrollment::get(&app.database, token)).await?;
+    response::json(
+        StatusCode::OK,
+        &json!({
+            "token": token,
+            "tenant_id": details.tenant,
+            "created_by": details.created_by,
+            "expires_at": details.expires_at,
+            // What is used or has expired is an error and not shown.
+            "used_at": null,
+            "valid": true,
+        }),
+    )
+}
+
+#[derive(Deserialize)]
+struct CompletionBody {
+    token: Option<String>,
+    device_id: Option<String>,
+    username: Option<String>,
+    device_name: Option<String>,
+    public_key: Option<String>,
+    device_info: Option<Map<String, Value>>,
+}
+
+/// `POST /api/enrollment/complete`: what is created is the device, so 201.
+///
+/// # Errors
+/// 400 for a used token, 404 for an unknown or expired one, 429 after too many of those, 409 for a taken username or
+/// device id.
+pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: CompletionBody = request.json(app.config.server.body_bytes_max).await?;
+    let device_info = Value::Object(body.device_info.unwrap_or_default());
+    if has_control(&device_info) {
+        return Err(Error::invalid("device_info", "must not contain control characters"));
+    }
+    let completion = Completion {
+        token: uuid("token", &required("token", body.token)?)?,
+        device_id: required("device_id", body.device_id)?,
+        username: body.username,
+        device_name: body.device_name,
+        public_key: body.public_key,
+        device_info,
+    };
+    let completing = enrollment::complete(&app.database, &app.config.enrollment, &completion);
+    let enrolled = limited(&app, request.address, completing).await?;
+    // A token that this one replaces must not live on in the cache.
+    app.devices.invalidate(&enrolled.tenant.name, enrolled.user_id).await;
+    app.caches.wrote_user(&enrolled.tenant.name, enrolled.user_id);
+    response::json(
+        StatusCode::CREATED,
+        &json!({
+            "user_id": enrolled.user_id,
+            "username": enrolled.username,
+            "device_id": enrolled.device_id,
+            "device_token": enrolled.device_token,
+            "tenant_id": enrolled.tenant.name,
+            "app_instructions_url": format!("{}/api/app-instructions", app.config.public_url()),
+        }),
+    )
+}
+
+/// Counts what is asked for in vain. Tokens are random, so that this bounds load and not guesses; without Redis it goes
+/// without.
+async fn limited<T>(
+    app: &App,
+    address: IpAddr,
+    work: impl Future<Output = Result<T, feature::Error>>,
+) -> Result<T, Error> {
+    let checking = app.limits.check_address(Limit::Enrollment, address);
+    match tokio::time::timeout(PATIENCE, checking).await {
+        Ok(Err(error @ feature::Error::Limited(_))) => return Err(error.into()),
+        Ok(Ok(())) => {}
+        Ok(Err(_)) | Err(_) => tracing::warn!("enrollment goes without a limit while Redis does not answer"),
+    }
+    let result = work.await;
+    if let Err(feature::Error::NotFound(_) | feature::Error::Invalid { .. }) = &result {
+        let counting = app.limits.count_address(Limit::Enrollment, address);
+        let _goes_without = tokio::time::timeout(PATIENCE, counting).await;
+    }
+    Ok(result?)
+}

@@ -1,0 +1,300 @@
+//! `/api/auth`: login, registration, and the sessions that they begin.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::accounts::devices::{self, DeviceType, Named};
+use crate::accounts::limits::Limit;
+use crate::accounts::sessions::{Client, Granted, RefreshToken};
+use crate::accounts::users::{self, Login, NewUser, UserType};
+use crate::api::App;
+use crate::api::auth::WebPrincipal;
+use crate::http::error::{Code, Error};
+use crate::http::request::{Request, required};
+use crate::http::response::{self, Response, json};
+
+#[derive(Deserialize)]
+struct LoginBody {
+    tenant: Option<String>,
+    username: Option<String>,
+    email: Option<String>,
+    password: Option<String>,
+    device: Option<DeviceBody>,
+}
+
+/// The device that somebody logs in with.
+#[derive(Deserialize)]
+struct DeviceBody {
+    id: Option<String>,
+    name: Option<String>,
+    #[serde(rename = "type")]
+    device_type: Option<DeviceType>,
+    public_key: Option<String>,
+}
+
+impl From<DeviceBody> for Named {
+    fn from(body: DeviceBody) -> Self {
+        Self {
+            id: body.id,
+            name: body.name,
+            device_type: body.device_type,
+            public_key: body.public_key,
+        }
+    }
+}
+
+impl LoginBody {
+    /// The tenant, which may stand elsewhere.
+    fn tenant(&self, app: &App, request: &Request) -> Result<String, Error> {
+        let named = self.tenant.as_deref().or_else(|| request.header("x-tenant"));
+        let tenant = named.unwrap_or(&app.config.server.default_tenant);
+        if tenant.is_empty() {
+            return Err(Error::invalid(
+                "tenant",
+                "is missing: name it here or in the header X-Tenant; this server has no default tenant",
+            ));
+        }
+        Ok(tenant.to_owned())
+    }
+}
+
+/// `POST /api/auth/login`, with a device or without.
+///
+/// # Errors
+/// 401 with one and the same text whatever of tenant, name and password is wrong, 403 for a device that is another
+/// user's or revoked, 409 for too many devices, 429 after too many wrong passwords, 503 without Redis.
+pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
+    let tenant = body.tenant(&app, &request);
+    let name = required("username", body.username.or(body.email))?;
+    let password = required("password", body.password)?;
+    for (field, text) in [("username", &name), ("password", &password)] {
+        if text.is_empty() {
+            return Err(Error::invalid(field, "must not be empty"));
+        }
+    }
+    let device = named(body.device)?;
+    let tenant = tenant?;
+    let attempt = app.limits.attempt(&tenant, &name, request.address);
+    let checks = (&app.passwords, &app.limits);
+    let login = users::verify_password(&app.database, checks, &attempt, &tenant, &name, &password).await?;
+    log_in(&app, &request, StatusCode::OK, &login, device.as_ref()).await
+}
+
+/// `POST /api/auth/register`: a new web user, who is logged in at once.
+///
+/// # Errors
+/// 400, 403 where registration is not open, 409 for a taken username or email, 429 after too many, 503 without Redis.
+pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
+    let tenant = body.tenant(&app, &request);
+    let username = required("username", body.username.clone().or(body.email.clone()))?;
+    // Who registers under an email only has one.
+    let email = body.email.or_else(|| username.contains('@').then(|| username.clone()));
+    let new = NewUser {
+        username,
+        user_type: UserType::Web,
+        email,
+        password: Some(required("password", body.password)?),
+    };
+    users::check(&new)?;
+    let device = named(body.device)?;
+    let tenant = tenant?;
+    // Also says whether Redis is there for the session, before anybody is made.
+    app.limits.take(Limit::Register, request.address).await?;
+    let open = users::open_to_all(&app.database, &tenant, app.config.auth.registration_open).await?;
+    // Whether there is such a tenant is nobody's business.
+    let tenant = open.ok_or_else(|| Error::new(Code::Forbidden, "registration is not open here"))?;
+    let id = users::insert(&app.database, &app.passwords, &tenant, &new).await?;
+    let login = Login {
+        tenant,
+        id,
+        username: new.username,
+        user_type: new.user_type,
+    };
+    log_in(&app, &request, StatusCode::CREATED, &login, device.as_ref()).await
+}
+
+fn named(body: Option<DeviceBody>) -> Result<Option<Named>, Error> {
+    let device = body.map(Named::from);
+    if let Some(device) = &device {
+        device.check()?;
+    }
+    Ok(device)
+}
+
+/// Begins a session of somebody who has proved who they are, with the device that they named.
+async fn log_in(
+    app: &App,
+    request: &Request,
+    status: StatusCode,
+    login: &Login,
+    device: Option<&Named>,
+) -> Result<Response, Error> {
+    let device = match device {
+        Some(named) => Some(devices::welcome(&app.database, login, named, app.config.auth.devices_max).await?),
+        None => None,
+    };
+    if device.as_ref().is_some_and(|device| device.is_new) {
+        app.caches.wrote_user(&login.tenant.name, login.id);
+    }
+    let device_id = device.as_ref().map(|device| &*device.device.device_id);
+    let granted = app
+        .sessions
+        .open(&login.tenant, login.id, device_id, &client(request))
+        .await?;
+    let mut answer = welcome(app, login, &granted, device_id)?;
+    if let Some(device) = &device {
+        answer["device"] = json!(device);
+    }
+    json(status, &answer)
+}
+
+#[derive(Deserialize)]
+struct RefreshBody {
+    refresh_token: Option<String>,
+}
+
+/// `POST /api/auth/refresh`.
+///
+/// # Errors
+/// 401 for a token that is good for nothing, also when its user is disabled or deleted; 429 after too many of those; 503
+/// without Redis or Postgres, and the token stays good.
+pub async fn refresh(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: RefreshBody = request.json(app.config.server.body_bytes_max).await?;
+    let token = required("refresh_token", body.refresh_token)?;
+    app.limits.check_address(Limit::Refresh, request.address).await?;
+    match continued(&app, &request, &token).await? {
+        Some((login, granted, device_id)) => {
+            json(StatusCode::OK, &welcome(&app, &login, &granted, device_id.as_deref())?)
+        }
+        None => {
+            app.limits.count_address(Limit::Refresh, request.address).await?;
+            Err(Error::new(
+                Code::Unauthorized,
+                "the refresh token is not valid: log in again",
+            ))
+        }
+    }
+}
+
+/// Whom a refresh token lets in, with what they go on, and the device that the session is bound to.
+async fn continued(
+    app: &App,
+    request: &Request,
+    token: &str,
+) -> Result<Option<(Login, Granted, Option<String>)>, Error> {
+    let Some(token) = RefreshToken::parse(token) else {
+        return Ok(None);
+    };
+    let Some(owner) = app.sessions.owner(token.session()).await? else {
+        return Ok(None);
+    };
+    let (tenant, user) = (owner.tenant, owner.user);
+    // Before the token is taken, so that without Postgres it stays good.
+    let Some(login) = users::active(&app.database, &tenant, user).await? else {
+        app.sessions.end_all(&tenant, user, None).await?;
+        return Ok(None);
+    };
+    if let Some(device_id) = &owner.device_id
+        && !devices::seen(&app.database, &tenant, user, device_id).await?
+    {
+        app.sessions.end(user, &[token.session()]).await?;
+        return Ok(None);
+    }
+    let granted = app.sessions.rotate(&token, user, &client(request)).await?;
+    Ok(granted.map(|granted| (login, granted, owner.device_id)))
+}
+
+/// `POST /api/auth/logout`: ends the session of the access token that comes with it. Once more is no error.
+///
+/// # Errors
+/// 503 without Redis.
+pub async fn logout(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let user = request.user()?;
+    app.sessions.end(user.user_id, &[user.session]).await?;
+    Ok(response::no_content())
+}
+
+/// `GET /api/auth/sessions`: the caller's.
+///
+/// # Errors
+/// 401 when the caller's own session was ended, 503 without Redis.
+pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let user = entitled(&app, &request).await?;
+    let sessions = app.sessions.list(&user.tenant, user.user_id).await?;
+    let mut shown = Vec::with_capacity(sessions.len());
+    for session in sessions {
+        let mut row = json!(session);
+        row["current"] = (session.id == user.session).into();
+        shown.push(row);
+    }
+    json(StatusCode::OK, &json!({ "sessions": shown }))
+}
+
+/// `DELETE /api/auth/sessions`: all of the caller's but the one that asks.
+///
+/// # Errors
+/// 401 when the caller's own session was ended, 503 without Redis.
+pub async fn end_others(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let user = entitled(&app, &request).await?;
+    app.sessions
+        .end_all(&user.tenant, user.user_id, Some(user.session))
+        .await?;
+    Ok(response::no_content())
+}
+
+/// `DELETE /api/auth/sessions/:id`.
+///
+/// # Errors
+/// 401 when the caller's own session was ended, 403 for another user's, 404, 503 without Redis.
+pub async fn end(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let id = request.param_id("id", "session")?;
+    let user = entitled(&app, &request).await?;
+    match app.sessions.owner(id).await? {
+        Some(owner) if owner.tenant == user.tenant => {
+            if owner.user != user.user_id {
+                return Err(Error::new(Code::Forbidden, "this is another user's session"));
+            }
+        }
+        _ => return Err(Error::new(Code::NotFound, "session not found")),
+    }
+    app.sessions.end(user.user_id, &[id]).await?;
+    Ok(response::no_content())
+}
+
+/// The caller, whose own session must not have been ended: with a stolen access token nobody is to end others.
+async fn entitled<'a>(app: &App, request: &'a Request) -> Result<&'a WebPrincipal, Error> {
+    let user = request.user()?;
+    if app.sessions.is_ended(user.session).await? {
+        return Err(Error::new(Code::Unauthorized, "this session was ended"));
+    }
+    Ok(user)
+}
+
+fn client(request: &Request) -> Client {
+    Client {
+        address: request.address,
+        user_agent: request.header("user-agent").map(str::to_owned),
+    }
+}
+
+/// What a login or a refresh answers.
+fn welcome(app: &App, login: &Login, granted: &Granted, device_id: Option<&str>) -> Result<Value, Error> {
+    let principal = WebPrincipal {
+        tenant: login.tenant.clone(),
+        user_id: login.id,
+        user_type: login.user_type,
+        session: granted.session,
+        device_id: device_id.map(str::to_owned),
+    };
+    Ok(json!({
+        "token": app.tokens.issue(&principal)?,
+        "refresh_token": granted.refresh_token,
+        "user": {"id": login.id, "username": login.username, "user_type": login.user_type},
+        "expires_in": app.config.auth.token_expiry_seconds,
+    }))
+}

@@ -1,0 +1,8 @@
+//! Values without IO that all parts use: positions, tenants, times, pages, RESP.
+
+pub mod page;
+pub mod position;
+pub mod resp;
+pub mod snapshot;
+pub mod tenant;
+pub mod time;

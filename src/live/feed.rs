@@ -1,0 +1,243 @@
+//! One reader's feed: history first, then live, each change once.
+//!
+//! The reader registers with the hub before it reads history, so nothing falls between the two; what the hub repeats is
+//! recognised by its place. After a gap, history is read again from the last place seen.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::contract::entry::{Entry, Op};
+use crate::core::position::StreamId;
+use crate::live::hub::{Member, Signals, Subscription};
+use crate::live::tail::Notice;
+use crate::redis::store::{Error, Missing, Place, Read, Store};
+use crate::telemetry::traces;
+
+/// Entries read at once in a replay.
+const CHUNK: usize = 200;
+
+/// What a feed gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FeedEvent {
+    /// A change.
+    Change(Arc<Notice>),
+    /// More has come than is told one by one; all up to the feed's place is meant.
+    SumUp,
+    /// History breaks: only a snapshot tells what is.
+    Reset,
+    /// A device of the user has changed, maybe lost its standing, in the transaction of this id if that is known;
+    /// nothing for the reader itself.
+    DeviceChanged(Option<u32>),
+}
+
+/// One reader's feed.
+#[derive(Debug)]
+pub struct Feed {
+    store: Store,
+    subscription: Subscription,
+    replay_max: usize,
+    beginning: Place,
+    place: Place,
+    ready: VecDeque<(FeedEvent, Place)>,
+    has_unread_gap: bool,
+    missing: Missing,
+    /// The tenant is paused: what comes waits in the streams.
+    is_paused: bool,
+    /// It was paused when the feed began from now on, so that nobody could tell what waits.
+    owes_sum_up: bool,
+}
+
+impl Feed {
+    /// A feed of what a reader who is registered already has not seen: behind the place of the last event that it has,
+    /// else from now on. Up to `replay_max` entries of its history are told one by one.
+    ///
+    /// # Errors
+    /// When Redis fails.
+    pub async fn open(
+        store: Store,
+        subscription: Subscription,
+        resume: Option<Place>,
+        replay_max: usize,
+    ) -> Result<Self, Error> {
+        let Member { tenant, user, .. } = subscription.member();
+        let handoff = store.handoff(tenant, *user).await?;
+        let now = Place {
+            epoch: handoff.view.epoch,
+            generation: handoff.generation,
+            position: handoff.view.position,
+        };
+        let place = resume.unwrap_or(now);
+        let mut feed = Self {
+            store,
+            subscription,
+            replay_max,
+            beginning: place,
+            place,
+            ready: VecDeque::new(),
+            has_unread_gap: false,
+            missing: handoff.missing,
+            is_paused: handoff.is_paused,
+            owes_sum_up: handoff.is_paused,
+        };
+        if resume.is_some() {
+            feed.catch_up().await?;
+        }
+        Ok(feed)
+    }
+
+    /// Which of the user's streams did not exist when the feed was opened.
+    pub fn missing(&self) -> Missing {
+        self.missing
+    }
+
+    /// Gives the place in the hub back, so that the feed can be opened anew.
+    pub fn into_subscription(self) -> Subscription {
+        self.subscription
+    }
+
+    /// Where the feed began.
+    pub fn beginning(&self) -> Place {
+        self.beginning
+    }
+
+    /// The next event with its place, of those that are known.
+    pub fn pop(&mut self) -> Option<(FeedEvent, Place)> {
+        let next = self.ready.pop_front();
+        if next.is_none() {
+            // Most of its life a feed has nothing to tell.
+            self.ready = VecDeque::new();
+        }
+        next
+    }
+
+    /// Waits for what the hub has for this reader. To be taken in by [`Feed::take`].
+    pub fn poll_signals(&mut self, context: &mut Context<'_>) -> Poll<Signals> {
+        self.subscription.poll_signals(context)
+    }
+
+    /// Waits for the end of all feeds. What the hub has otherwise waits there.
+    pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.subscription.poll_closed(context)
+    }
+
+    /// Takes in what the hub had. True when history must be read before there is more to tell, by [`Feed::close_gap`].
+    pub fn take(&mut self, signals: &Signals) -> bool {
+        for notice in &signals.notices {
+            self.take_notice(notice);
+        }
+        self.has_unread_gap |= signals.is_gap;
+        self.has_unread_gap
+    }
+
+    /// Reads the history behind the last place.
+    ///
+    /// # Errors
+    /// When Redis fails; calling again tries again.
+    pub async fn close_gap(&mut self) -> Result<(), Error> {
+        self.catch_up().await?;
+        self.has_unread_gap = false;
+        // Changes of devices are in no stream.
+        self.ready.push_back((FeedEvent::DeviceChanged(None), self.place));
+        Ok(())
+    }
+
+    fn take_notice(&mut self, notice: &Arc<Notice>) {
+        // In no stream and at a place that another event may have: it is told as often as it comes.
+        if notice.event == "device_changed" {
+            self.ready
+                .push_back((FeedEvent::DeviceChanged(Some(notice.xid)), self.place));
+            return;
+        }
+        // For what is remembered here, not for readers.
+        if notice.event == "user_seen" {
+            return;
+        }
+        if notice.event == "tenant_resumed" {
+            self.has_unread_gap = true;
+            return;
+        }
+        // Behind a gap, history tells.
+        if self.has_unread_gap || self.is_paused || notice.id <= self.place.position {
+            return;
+        }
+        if notice.event == "tenant_paused" {
+            self.is_paused = true;
+            return;
+        }
+        if notice.op == Op::Reset {
+            // The streams tell what broke.
+            self.has_unread_gap = true;
+            return;
+        }
+        self.place.position = notice.id;
+        self.trace(notice.id, "live", &notice.event);
+        self.push(notice.clone());
+    }
+
+    /// Tells that the reader is given a change, where its transaction's trace is sampled.
+    fn trace(&self, id: StreamId, via: &'static str, event: &str) {
+        if !event.is_empty()
+            && let Some(transaction) = traces::Transaction::of(self.place.epoch, id)
+        {
+            transaction.delivered(via, event);
+        }
+    }
+
+    fn push(&mut self, notice: Arc<Notice>) {
+        if !notice.event.is_empty() {
+            self.ready.push_back((FeedEvent::Change(notice), self.place));
+        }
+    }
+
+    /// Reads history from the current place to its end.
+    async fn catch_up(&mut self) -> Result<(), Error> {
+        let Member { tenant, user, .. } = self.subscription.member();
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut reading = self.place;
+        loop {
+            let slice = match self.store.read(tenant, *user, reading, CHUNK).await {
+                Ok(Read::Slice(slice)) => slice,
+                // What a stopped stream lacks, only a snapshot tells.
+                Ok(Read::Broken(_)) | Err(Error::Stopped) => return self.jump(FeedEvent::Reset).await,
+                Err(Error::Paused) => {
+                    self.is_paused = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
+            reading.position = slice.end;
+            entries.extend(slice.entries);
+            if entries.len() > self.replay_max {
+                return self.jump(FeedEvent::SumUp).await;
+            }
+            if !slice.has_more {
+                break;
+            }
+        }
+        self.is_paused = false;
+        if std::mem::take(&mut self.owes_sum_up) {
+            self.ready.push_back((FeedEvent::SumUp, self.place));
+        }
+        for entry in entries {
+            self.place.position = entry.id;
+            self.trace(entry.id, "replay", entry.event.as_str());
+            self.push(Arc::new(entry.into()));
+        }
+        Ok(())
+    }
+
+    /// Goes on from now, with one event for all that lies between.
+    async fn jump(&mut self, event: FeedEvent) -> Result<(), Error> {
+        let Member { tenant, user, .. } = self.subscription.member();
+        let handoff = self.store.handoff(tenant, *user).await?;
+        self.place = Place {
+            epoch: handoff.view.epoch,
+            generation: handoff.generation,
+            position: handoff.view.position,
+        };
+        self.is_paused = handoff.is_paused;
+        self.ready.push_back((event, self.place));
+        Ok(())
+    }
+}

@@ -1,0 +1,579 @@
+//! Who is connected to this process, and what waits for each of them.
+//!
+//! Tens of thousands of readers are silent most of the time, so one costs little while nothing happens: a mailbox
+//! without a queue, a place in the list of its user and one in the wheel of heartbeats. No reader has a timer.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::live::tail::{DeviceChange, Follower, Freshness, Notice};
+use crate::push::candidates::Heard;
+
+/// Changed devices that may wait for who follows them.
+const DEVICE_CHANGES_MAX: usize = 1024;
+
+/// Notices that a reader takes at once.
+const TAKE_MAX: usize = 200;
+
+/// Parts of a heartbeat's interval, in each of which so many readers have theirs.
+const BEATS: u32 = 100;
+
+/// Whose a mailbox is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The tenant's name.
+    pub tenant: Arc<str>,
+    /// The user.
+    pub user: Uuid,
+}
+
+/// What a reader is woken with: first the notices, in order, then the rest.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// Changes.
+    pub notices: VecDeque<Arc<Notice>>,
+    /// Others were missed behind them, or history broke: read the streams from the last seen place.
+    pub is_gap: bool,
+    /// Time to show the client that the server is there.
+    pub is_beat: bool,
+    /// Nothing will come any more.
+    pub is_closed: bool,
+}
+
+/// What waits for one reader.
+#[derive(Debug)]
+struct Mailbox {
+    member: Member,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    signals: Signals,
+    reader: Option<Waker>,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts something in and wakes the reader.
+    fn put(&self, put: impl FnOnce(&mut Signals)) {
+        let mut waiting = self.lock();
+        put(&mut waiting.signals);
+        if let Some(reader) = waiting.reader.take() {
+            reader.wake();
+        }
+    }
+
+    /// One that does not fit opens a gap. Until the reader has seen that it gets no more, so that nothing comes behind a
+    /// hole.
+    fn put_notice(&self, notice: &Arc<Notice>, queue_max: usize) {
+        self.put(|signals| {
+            if signals.is_gap || signals.notices.len() >= queue_max {
+                signals.is_gap = true;
+            } else {
+                signals.notices.push_back(notice.clone());
+            }
+        });
+    }
+}
+
+/// Mailboxes by the part of the interval in which their heartbeat is due.
+#[derive(Debug, Default)]
+struct Wheel {
+    parts: Vec<Vec<Weak<Mailbox>>>,
+    now: usize,
+}
+
+impl Wheel {
+    fn new() -> Self {
+        Self {
+            parts: (0..BEATS).map(|_| Vec::new()).collect(),
+            now: 0,
+        }
+    }
+
+    /// Its first heartbeat comes after a whole interval.
+    fn add(&mut self, mailbox: &Arc<Mailbox>) {
+        let now = self.now;
+        if let Some(part) = self.parts.get_mut(now) {
+            part.push(Arc::downgrade(mailbox));
+        }
+    }
+
+    /// Those whose heartbeat is due next.
+    fn turn(&mut self) -> Vec<Arc<Mailbox>> {
+        self.now = (self.now + 1) % self.parts.len().max(1);
+        let Some(part) = self.parts.get_mut(self.now) else {
+            return Vec::new();
+        };
+        let due: Vec<_> = part.iter().filter_map(Weak::upgrade).collect();
+        if due.len() < part.len() {
+            *part = due.iter().map(Arc::downgrade).collect();
+        }
+        due
+    }
+}
+
+type Readers = HashMap<Uuid, Vec<Arc<Mailbox>>>;
+
+#[derive(Debug, Default)]
+struct Seats {
+    tenants: HashMap<Arc<str>, Readers>,
+    /// The process ends.
+    is_closed: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    seats: Mutex<Seats>,
+    wheel: Mutex<Wheel>,
+    count: AtomicUsize,
+    freshness: watch::Sender<Freshness>,
+    device_changes: broadcast::Sender<DeviceChange>,
+    follower: OnceLock<Arc<dyn Follower>>,
+    heard: Arc<Heard>,
+    queue_max: usize,
+}
+
+/// Who is connected here, and how to reach them. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Hub(Arc<Shared>);
+
+/// A place in the hub; dropping it leaves.
+#[derive(Debug)]
+pub struct Subscription {
+    mailbox: Arc<Mailbox>,
+    hub: Hub,
+}
+
+impl Subscription {
+    /// Whose it is.
+    pub fn member(&self) -> &Member {
+        &self.mailbox.member
+    }
+
+    /// What waits, when something does.
+    pub fn poll_signals(&mut self, context: &mut Context<'_>) -> Poll<Signals> {
+        let mut waiting = self.mailbox.lock();
+        let signals = &mut waiting.signals;
+        if signals.notices.len() > TAKE_MAX {
+            let rest = signals.notices.split_off(TAKE_MAX);
+            return Poll::Ready(Signals {
+                notices: std::mem::replace(&mut signals.notices, rest),
+                ..Signals::default()
+            });
+        }
+        if !signals.notices.is_empty() || signals.is_gap || signals.is_beat || signals.is_closed {
+            // A process that ends does so for good.
+            let is_closed = signals.is_closed;
+            let taken = std::mem::take(signals);
+            signals.is_closed = is_closed;
+            return Poll::Ready(taken);
+        }
+        // The one that is there is nearly always the same.
+        match &mut waiting.reader {
+            Some(reader) => reader.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Ready when nothing will come any more. What waits is left there.
+    pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut waiting = self.mailbox.lock();
+        if waiting.signals.is_closed {
+            return Poll::Ready(());
+        }
+        waiting.reader = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// What waits now, if anything does.
+    pub fn try_signals(&mut self) -> Option<Signals> {
+        match self.poll_signals(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(signals) => Some(signals),
+            Poll::Pending => None,
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.hub.remove(&self.mailbox);
+    }
+}
+
+impl Hub {
+    /// A hub in which up to so many notices wait for each reader.
+    pub fn new(queue_max: usize) -> Self {
+        Self(Arc::new(Shared {
+            seats: Mutex::default(),
+            wheel: Mutex::new(Wheel::new()),
+            count: AtomicUsize::new(0),
+            freshness: watch::Sender::default(),
+            device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
+            follower: OnceLock::new(),
+            heard: Arc::default(),
+            queue_max,
+        }))
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.0.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wheel(&self) -> MutexGuard<'_, Wheel> {
+        self.0.wheel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a reader. What happens from here on waits for it, so register first and then read history.
+    pub fn subscribe(&self, tenant: &str, user: Uuid) -> Subscription {
+        let mut seats = self.seats();
+        let known = seats.tenants.get_key_value(tenant).map(|(known, _)| known.clone());
+        let tenant = known.unwrap_or_else(|| tenant.into());
+        let mailbox = Arc::new(Mailbox {
+            member: Member {
+                tenant: tenant.clone(),
+                user,
+            },
+            waiting: Mutex::default(),
+        });
+        mailbox.lock().signals.is_closed = seats.is_closed;
+        let of_user = seats.tenants.entry(tenant).or_default().entry(user).or_default();
+        // Most users have one stream.
+        of_user.reserve_exact(1);
+        of_user.push(mailbox.clone());
+        drop(seats);
+        self.0.count.fetch_add(1, Ordering::Relaxed);
+        self.wheel().add(&mailbox);
+        Subscription {
+            mailbox,
+            hub: self.clone(),
+        }
+    }
+
+    fn remove(&self, mailbox: &Arc<Mailbox>) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+        let Member { tenant, user } = &mailbox.member;
+        let mut seats = self.seats();
+        let Some(readers) = seats.tenants.get_mut(tenant) else {
+            return;
+        };
+        if let Some(of_user) = readers.get_mut(user) {
+            of_user.retain(|other| !Arc::ptr_eq(other, mailbox));
+            if of_user.is_empty() {
+                readers.remove(user);
+            }
+        }
+        if readers.is_empty() {
+            seats.tenants.remove(tenant);
+        }
+    }
+
+    /// Whether anybody here wants to know of changes.
+    pub(crate) fn has_readers(&self) -> bool {
+        self.subscribers() > 0
+            || self.0.device_changes.receiver_count() > 0
+            || self.follower().is_some()
+            || self.0.heard.is_listening()
+    }
+
+    /// Who got something, for who wakes devices.
+    pub fn heard(&self) -> &Arc<Heard> {
+        &self.0.heard
+    }
+
+    /// Lets somebody know of each change first. There can be one.
+    pub fn lead(&self, follower: Arc<dyn Follower>) {
+        let _is_there = self.0.follower.set(follower);
+    }
+
+    /// Who knows of each change first.
+    pub(crate) fn follower(&self) -> Option<&Arc<dyn Follower>> {
+        self.0.follower.get()
+    }
+
+    /// Notes whether the live tail is there.
+    pub(crate) fn set_connected(&self, is_connected: bool) {
+        self.0.freshness.send_if_modified(|freshness| {
+            let changes = freshness.is_connected != is_connected;
+            freshness.is_connected = is_connected;
+            changes
+        });
+    }
+
+    /// Freshness, as it changes.
+    pub fn freshness(&self) -> watch::Receiver<Freshness> {
+        self.0.freshness.subscribe()
+    }
+
+    /// Where freshness is noted.
+    pub(crate) fn noted_freshness(&self) -> &watch::Sender<Freshness> {
+        &self.0.freshness
+    }
+
+    /// Devices that changed, for caches of who may what.
+    pub fn device_changes(&self) -> broadcast::Receiver<DeviceChange> {
+        self.0.device_changes.subscribe()
+    }
+
+    /// Tells who follows devices.
+    pub(crate) fn tell_device_change(&self, change: DeviceChange) {
+        let _nobody_follows = self.0.device_changes.send(change);
+    }
+
+    /// Notices that wait for the reader who is furthest behind.
+    pub fn longest_queue(&self) -> usize {
+        let mut longest = 0;
+        self.seats()
+            .each(|mailbox| longest = longest.max(mailbox.lock().signals.notices.len()));
+        longest
+    }
+
+    /// Changes of devices that somebody has not followed yet.
+    pub fn device_changes_waiting(&self) -> usize {
+        self.0.device_changes.len()
+    }
+
+    /// How many readers there are.
+    pub fn subscribers(&self) -> usize {
+        self.0.count.load(Ordering::Relaxed)
+    }
+
+    /// Sends a notice to these users' readers, or to all of the tenant.
+    pub(crate) fn deliver(&self, tenant: &str, users: Option<&[Uuid]>, notice: Notice) {
+        let notice = Arc::new(notice);
+        let seats = self.seats();
+        let Some(readers) = seats.tenants.get(tenant) else {
+            return;
+        };
+        let send = |of_user: &Vec<Arc<Mailbox>>| {
+            for mailbox in of_user {
+                mailbox.put_notice(&notice, self.0.queue_max);
+            }
+        };
+        match users {
+            Some(users) => users.iter().filter_map(|user| readers.get(user)).for_each(send),
+            None => readers.values().for_each(send),
+        }
+    }
+
+    /// Sends everybody back to the streams.
+    pub(crate) fn deliver_gap(&self) {
+        if let Some(follower) = self.follower() {
+            follower.lost();
+        }
+        self.tell_device_change(DeviceChange::Any);
+        self.0.heard.note_gap();
+        self.seats()
+            .each(|mailbox| mailbox.put(|signals| signals.is_gap = true));
+    }
+
+    /// Ends all streams, and those that begin from now on.
+    fn close(&self) {
+        let mut seats = self.seats();
+        seats.is_closed = true;
+        seats.each(|mailbox| mailbox.put(|signals| signals.is_closed = true));
+    }
+
+    /// Gives each reader its heartbeat once an interval until `stop`, when all streams end.
+    pub async fn beat(self, interval: Duration, stop: CancellationToken) {
+        let beating = async {
+            let mut ticks = tokio::time::interval(interval / BEATS);
+            loop {
+                ticks.tick().await;
+                for mailbox in self.wheel().turn() {
+                    mailbox.put(|signals| signals.is_beat = true);
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = beating => {}
+        }
+        self.close();
+    }
+}
+
+impl Seats {
+    fn each(&self, mut act: impl FnMut(&Mailbox)) {
+        let of_users = self.tenants.values().flat_map(HashMap::values);
+        of_users.flatten().for_each(|mailbox| act(mailbox));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::position::StreamId;
+
+    fn notice(number: u64) -> Notice {
+        Notice {
+            id: StreamId { ms: number, seq: 1 },
+            ..Notice::default()
+        }
+    }
+
+    fn numbers(signals: &Signals) -> Vec<u64> {
+        signals.notices.iter().map(|notice| notice.id.ms).collect()
+    }
+
+    #[test]
+    fn notices_reach_whom_they_name_and_a_full_queue_ends_in_a_gap() {
+        let hub = Hub::new(2);
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let mut first = hub.subscribe("acme", one);
+        let mut page = hub.subscribe("acme", one);
+        let mut other = hub.subscribe("acme", two);
+        let mut elsewhere = hub.subscribe("globex", one);
+        assert_eq!(hub.subscribers(), 4);
+        hub.deliver("acme", Some(&[one]), notice(1));
+        hub.deliver("acme", None, notice(2));
+        assert!(elsewhere.try_signals().is_none());
+        assert_eq!(numbers(&other.try_signals().expect("one notice")), [2]);
+        assert_eq!(numbers(&page.try_signals().expect("two notices")), [1, 2]);
+
+        // The first has not looked, and two are all that wait for it.
+        hub.deliver("acme", Some(&[one]), notice(3));
+        hub.deliver("acme", Some(&[one]), notice(4));
+        let signals = first.try_signals().expect("signals");
+        assert_eq!((numbers(&signals), signals.is_gap), (vec![1, 2], true));
+        hub.deliver("acme", Some(&[one]), notice(5));
+        let signals = first.try_signals().expect("signals");
+        assert_eq!((numbers(&signals), signals.is_gap), (vec![5], false));
+
+        drop((first, page));
+        assert_eq!(hub.subscribers(), 2);
+        hub.deliver_gap();
+        assert!(other.try_signals().is_some_and(|signals| signals.is_gap));
+    }
+
+    /// Remembers rows, and looks whether a reader was told before.
+    #[derive(Debug, Default)]
+    struct Memory {
+        reader: Mutex<Option<Subscription>>,
+        changed: AtomicUsize,
+        lost: AtomicUsize,
+        was_late: AtomicUsize,
+    }
+
+    impl Follower for Memory {
+        fn changed(&self, _tenant: &str, _notice: &Notice, _users: Option<&[Uuid]>) {
+            self.changed.fetch_add(1, Ordering::Relaxed);
+            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = reader.as_mut().and_then(Subscription::try_signals);
+            self.was_late.fetch_add(usize::from(told.is_some()), Ordering::Relaxed);
+        }
+
+        fn lost(&self) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_remembers_rows_hears_of_a_change_before_any_reader() {
+        let hub = Hub::new(16);
+        let memory = Arc::new(Memory::default());
+        hub.lead(memory.clone());
+        let user = Uuid::from_u128(1);
+        *memory.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(hub.subscribe("acme", user));
+        let notices =
+            format!(r#"[["5-1","acme","messages",null,7,0,[["a","insert",["{user}"]],["b","insert",null]]]]"#);
+        let field = |name: &str| match name {
+            "notices" => notices.clone(),
+            _ => String::new(),
+        };
+        crate::live::tail::take_entry(&hub, StreamId { ms: 5, seq: 1 }, field, &mut None);
+        let count = |of: &AtomicUsize| of.load(Ordering::Relaxed);
+        assert_eq!((count(&memory.changed), count(&memory.was_late)), (2, 0));
+        let mut reader = memory.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let signals = reader.as_mut().and_then(Subscription::try_signals);
+        assert_eq!(signals.map(|signals| signals.notices.len()), Some(2));
+    }
+
+    #[test]
+    fn a_live_entry_that_follows_another_than_the_last_one_or_is_of_another_epoch_opens_a_gap() {
+        let hub = Hub::new(16);
+        let mut reader = hub.subscribe("acme", Uuid::nil());
+        let mut last = None;
+        let mut take = |ms: u64, prev: &str, epoch: &str| {
+            let field = |name: &str| match name {
+                "prev" => prev.to_owned(),
+                "epoch" => epoch.to_owned(),
+                "notices" => "[]".to_owned(),
+                _ => String::new(),
+            };
+            crate::live::tail::take_entry(&hub, StreamId { ms, seq: 1 }, field, &mut last);
+            reader.try_signals().is_some_and(|signals| signals.is_gap)
+        };
+        let (one, two) = ("00000000000000aa", "00000000000000bb");
+        take(5, "4-1", one);
+        assert!(!take(6, "5-1", one));
+        assert!(take(8, "7-1", one), "one in between is missing");
+        assert!(!take(9, "8-1", one));
+        assert!(take(10, "9-1", two), "another epoch");
+        assert!(!take(11, "10-1", two));
+    }
+
+    #[test]
+    fn a_gap_is_told_to_all_who_rely_on_hearing_everything() {
+        let hub = Hub::new(16);
+        let memory = Arc::new(Memory::default());
+        hub.lead(memory.clone());
+        let mut devices = hub.device_changes();
+        hub.heard().listen(Some((["new_message".to_owned()].into(), 10)));
+        let mut reader = hub.subscribe("acme", Uuid::nil());
+        hub.deliver_gap();
+        assert_eq!(memory.lost.load(Ordering::Relaxed), 1);
+        assert_eq!(devices.try_recv(), Ok(DeviceChange::Any));
+        assert!(hub.heard().take().is_gap);
+        assert!(reader.try_signals().is_some_and(|signals| signals.is_gap));
+    }
+
+    #[test]
+    fn everybody_has_one_heartbeat_an_interval() {
+        let hub = Hub::new(16);
+        let mut early = hub.subscribe("acme", Uuid::from_u128(1));
+        for _ in 0..BEATS / 2 {
+            assert!(hub.wheel().turn().is_empty());
+        }
+        let mut late = hub.subscribe("acme", Uuid::from_u128(2));
+        let mut beaten = Vec::new();
+        for _ in 0..BEATS {
+            for mailbox in hub.wheel().turn() {
+                mailbox.put(|signals| signals.is_beat = true);
+                beaten.push(mailbox.member.user);
+            }
+        }
+        assert_eq!(beaten, [Uuid::from_u128(1), Uuid::from_u128(2)]);
+        assert!(early.try_signals().is_some_and(|signals| signals.is_beat));
+        assert!(late.try_signals().is_some_and(|signals| signals.is_beat));
+        assert!(late.try_signals().is_none());
+        drop(early);
+        let due: usize = (0..BEATS).map(|_| hub.wheel().turn().len()).sum();
+        assert_eq!(due, 1, "who has left has none");
+    }
+
+    #[test]
+    fn who_comes_after_the_end_finds_it_ended() {
+        let hub = Hub::new(16);
+        let mut before = hub.subscribe("acme", Uuid::nil());
+        hub.close();
+        let mut after = hub.subscribe("acme", Uuid::nil());
+        for subscription in [&mut before, &mut after] {
+            assert!(subscription.try_signals().is_some_and(|signals| signals.is_closed));
+            // It stays so.
+            assert!(subscription.try_signals().is_some_and(|signals| signals.is_closed));
+        }
+    }
+}

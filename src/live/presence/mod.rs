@@ -1,0 +1,246 @@
+//! Presence: who is here right now.
+//!
+//! A user is online while one of their devices or web sessions has an open stream, away when all that have one say so, and
+//! offline when the last stream has been closed for longer than the grace. It is ephemeral: it lives in Redis, nothing
+//! durable depends on it, and what is lost there comes back within a heartbeat.
+//!
+//! - [`Presence::enter`] makes a stream count for as long as what it gives is kept. This process holds its streams in
+//!   Redis together, a few hundred at once (`streams`); when it dies, they end by themselves.
+//! - The statuses of users are folded in Redis by scripts (`store`), so that all nodes see the same.
+//! - [`Presence::watch`] tells a reader of its tenant: first how it is, then what changes. All readers of a tenant share
+//!   the same text, and how much a process tells is bounded (`rooms`).
+//! - When somebody goes, the time is carried to Postgres in bulk (`last_seen`).
+//!
+//! Without Redis nothing here waits for longer than [`PATIENCE`]; who asks must be able to go on without an answer.
+
+mod last_seen;
+mod rooms;
+mod store;
+mod streams;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::rooms::Rooms;
+use self::store::{Asked, PresenceStore};
+use self::streams::Streams;
+use crate::config::Config;
+use crate::postgres::Database;
+use crate::telemetry::metrics::Operations;
+
+pub use self::rooms::Watcher;
+pub use self::store::List;
+pub use self::streams::Here;
+
+/// How long Redis may take to answer.
+pub const PATIENCE: Duration = store::PATIENCE;
+
+/// Redis did not answer, or not in time.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It took longer than half a second.
+    #[error("Redis does not answer")]
+    Timeout,
+    /// It answered with an error or could not be reached.
+    #[error("Redis: {0}")]
+    Redis(#[from] redis::RedisError),
+    /// What it holds is not what was written.
+    #[error("presence in Redis is not as it was written")]
+    Malformed,
+}
+
+/// How somebody is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Here.
+    Online,
+    /// Connected, and says that nobody looks.
+    Away,
+    /// Not connected.
+    Offline,
+}
+
+impl Status {
+    /// The word in Redis and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Away => "away",
+            Self::Offline => "offline",
+        }
+    }
+
+    /// The status of this name.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Online, Self::Away, Self::Offline]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+    }
+
+    /// Whether it is online or away.
+    pub fn is_present(self) -> bool {
+        self != Self::Offline
+    }
+}
+
+/// Where a user is: what may have several streams and one status of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A device.
+    Device(String),
+    /// The pages of one web session.
+    Session(Uuid),
+}
+
+impl Place {
+    /// As Redis knows it. No device's id has an `@`.
+    fn name(&self) -> String {
+        match self {
+            Self::Device(id) => id.clone(),
+            Self::Session(id) => format!("@{id}"),
+        }
+    }
+
+    fn device_of(name: &str) -> Option<&str> {
+        (!name.starts_with('@')).then_some(name)
+    }
+}
+
+/// How a user is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The user.
+    pub user: Uuid,
+    /// The user's status, folded over devices and sessions.
+    pub status: Status,
+    /// When the last stream of who is offline was seen, ms since 1970.
+    pub seen_ms: i64,
+    /// The devices that are here, each with what it says of itself.
+    pub devices: Vec<(String, Status)>,
+}
+
+impl Entry {
+    fn parse(user: &str, record: &str) -> Option<Self> {
+        let mut words = record.split(' ');
+        let (status, seen) = (words.next()?, words.next()?);
+        let devices = words.filter_map(|word| {
+            let mut parts = word.split('/');
+            let (place, status) = (parts.next()?, parts.next()?);
+            Some((Place::device_of(place)?.to_owned(), Status::parse(status)?))
+        });
+        Some(Self {
+            user: Uuid::try_parse(user).ok()?,
+            status: Status::parse(status)?,
+            seen_ms: seen.parse().ok()?,
+            devices: devices.collect(),
+        })
+    }
+}
+
+/// Reads and writes presence. Cloning shares all of it.
+#[derive(Debug, Clone)]
+pub struct Presence {
+    store: PresenceStore,
+    streams: Arc<Streams>,
+    rooms: Arc<Rooms>,
+}
+
+impl Presence {
+    /// Presence without its tasks, which [`Presence::run`] is.
+    ///
+    /// # Errors
+    /// When `redis.url` is malformed.
+    pub fn new(config: &Config, operations: Operations) -> anyhow::Result<Self> {
+        let store = PresenceStore::connect(config, operations)?;
+        Ok(Self {
+            streams: Arc::new(Streams::new(config)),
+            rooms: Arc::new(Rooms::new(&config.presence)),
+            store,
+        })
+    }
+
+    /// Holds streams, tells readers and carries times, until `stop`; then this process's streams leave.
+    pub async fn run(self, config: Arc<Config>, database: Database, stop: CancellationToken) {
+        let heartbeat = Duration::from_secs(config.sse.heartbeat_seconds);
+        tokio::join!(
+            self.streams.run(&self.store, heartbeat, &stop),
+            self.rooms.run(&self.store, &self.streams, &stop),
+            last_seen::run(&self.store, &database, &config.presence, &stop),
+        );
+    }
+
+    /// Counts a stream as open until what this gives is dropped.
+    pub fn enter(&self, tenant: &str, user: Uuid, place: &Place) -> Here {
+        Streams::enter(&self.streams, tenant, user, &place.name())
+    }
+
+    /// Notes what a device or session says of itself; gives what its user is with that. Without an open stream it counts
+    /// as here for a while.
+    ///
+    /// # Errors
+    /// When Redis does not do it.
+    pub async fn declare(&self, tenant: &str, user: Uuid, place: &Place, status: Status) -> Result<Status, Error> {
+        self.store.declare(tenant, user, place, status).await
+    }
+
+    /// Tells how a tenant is, and goes on telling.
+    pub fn watch(&self, tenant: &str) -> Watcher {
+        Rooms::watch(&self.rooms, tenant)
+    }
+
+    /// Users who are here, or have been within the hour; the last changed first.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn page(&self, tenant: &str, limit: i64, offset: i64) -> Result<List, Error> {
+        self.store.list(tenant, Asked::Page { offset, limit }).await
+    }
+
+    /// How these users are, at most a thousand. Who has not been here within the hour is left out.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn of(&self, tenant: &str, users: &[Uuid]) -> Result<List, Error> {
+        self.store.list(tenant, Asked::Of(users)).await
+    }
+
+    /// The tenant's users who are online or away.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn present(&self, tenant: &str) -> Result<List, Error> {
+        self.store.list(tenant, Asked::Present).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_tells_status_time_and_devices() {
+        let user = Uuid::from_u128(7);
+        let record = format!(
+            "online 1732500000123 phone-1/away/2/0 a:b.c_d-e/online/1/5 @{}/online/3/0",
+            Uuid::nil()
+        );
+        let entry = Entry::parse(&user.to_string(), &record).expect("a record");
+        assert_eq!(
+            (entry.user, entry.status, entry.seen_ms),
+            (user, Status::Online, 1_732_500_000_123)
+        );
+        let devices = [
+            ("phone-1".to_owned(), Status::Away),
+            ("a:b.c_d-e".to_owned(), Status::Online),
+        ];
+        assert_eq!(entry.devices, devices);
+        for bad in ["", "online", "here 5", "online x"] {
+            assert_eq!(Entry::parse(&user.to_string(), bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Conflicts: messages that a device changed upon an older version than the row's. Both versions are kept; under
+//! `sync.conflict_strategy: manual` the user who made the change decides.
+//!
+//! An open conflict reaches all devices and pages of its user by its row, like everything else, and leaves them when it
+//! is resolved. What is resolved stays in the table, as do those that `last_write_wins` decided by itself.
+
+use serde::Serialize;
+use serde_json::Value;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::core::page::{Page, Rows};
+use crate::core::tenant::Tenant;
+use crate::core::time::Timestamp;
+use crate::feature::{self, Error};
+use crate::postgres::Database;
+
+/// A conflict as the API shows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Conflict {
+    /// Its id.
+    pub id: Uuid,
+    /// The message.
+    pub message_id: Uuid,
+    /// The user who changed it.
+    pub user_id: Uuid,
+    /// The device on which they did.
+    pub device_id: Option<String>,
+    /// The version that the device had seen; 0 when it did not know that there was one.
+    pub base_version: i64,
+    /// The message as the device wanted it; `op` says what it did: `create`, `edit` or `delete`.
+    pub client_version: Value,
+    /// The message as it was when the device's change arrived.
+    pub server_version: Value,
+    /// The message as it is now; null when it was deleted.
+    pub message: Option<Value>,
+    /// What was in force: `last_write_wins` or `manual`.
+    pub strategy: String,
+    /// `client`, `server` or `merged`; null while it is open.
+    pub resolution: Option<String>,
+    /// The user who resolved it; null for the engine.
+    pub resolved_by: Option<Uuid>,
+    /// When the device's change arrived.
+    pub created_at: Timestamp,
+    /// When it was resolved.
+    pub resolved_at: Option<Timestamp>,
+}
+
+impl Conflict {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            message_id: row.try_get("message_id")?,
+            user_id: row.try_get("user_id")?,
+            device_id: row.try_get("device_id")?,
+            base_version: row.try_get("base_version")?,
+            client_version: row.try_get("client_version")?,
+            server_version: row.try_get("server_version")?,
+            message: row.try_get("message")?,
+            strategy: row.try_get("strategy")?,
+            resolution: row.try_get("resolution")?,
+            resolved_by: row.try_get("resolved_by")?,
+            created_at: row.try_get("created_at")?,
+            resolved_at: row.try_get("resolved_at")?,
+        })
+    }
+}
+
+/// What to list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// Only one.
+    pub id: Option<Uuid>,
+    /// Only open ones, or only resolved ones.
+    pub is_open: Option<bool>,
+    /// Which part of the list.
+    pub page: Page,
+}
+
+/// A page of a user's conflicts, newest first by `(created_at, id)`.
+///
+/// # Errors
+/// [`Error::Invalid`] when the page is beside no conflict of the user's; when Postgres cannot be asked.
+pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Filter) -> Result<Rows<Conflict>, Error> {
+    let page = &filter.page;
+    let (place, is_after) = (feature::page_row_id(page)?, page.is_after());
+    let rows = database
+        .query(
+            &tenant.sql(include_str!("../../sql/conflict_list.sql")),
+            &[
+                (&user, Type::UUID),
+                (&filter.id, Type::UUID),
+                (&filter.is_open, Type::BOOL),
+                (&page.rows_max(), Type::INT8),
+                (&page.offset(), Type::INT8),
+                (&place, Type::UUID),
+                (&is_after, Type::BOOL),
+            ],
+        )
+        .await?;
+    feature::read_page(&rows, page, is_after, Conflict::from_row)
+}
+
+/// How a conflict is to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolution {
+    /// The device's version stands.
+    Client,
+    /// The message stays as it is.
+    Server,
+    /// The message gets this text, which the caller has checked.
+    Merged(String),
+}
+
+/// Resolves a user's conflict. A repeat in the same way changes nothing. `base` is the version of the message upon which
+/// the user decided; without it, the one in the conflict.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Forbidden`] for another user's, [`Error::Conflict`] when it was resolved otherwise, or the message has changed since.
+pub async fn resolve(
+    database: &Database,
+    tenant: &Tenant,
+    user: Uuid,
+    id: Uuid,
+    resolution: &Resolution,
+    base: Option<i64>,
+) -> Result<Conflict, Error> {
+    let (word, merged) = match resolution {
+        Resolution::Client => ("client", None),
+        Resolution::Server => ("server", None),
+        Resolution::Merged(text) => ("merged", Some(text.as_str())),
+    };
+    let row = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/conflict_resolve.sql")),
+            &[
+                (&user, Type::UUID),
+                (&id, Type::UUID),
+                (&word, Type::TEXT),
+                (&merged, Type::TEXT),
+                (&base, Type::INT8),
+            ],
+        )
+        .await?
+        .ok_or_else(|| Error::Internal("resolving a conflict gave no row".into()))?;
+    match (row.try_get("outcome")?, row.try_get::<_, Option<i64>>("version")?) {
+        ("resolved", _) => {}
+        ("closed", _) => return Err(Error::Conflict("the conflict was resolved in another way".into())),
+        ("moved", Some(version)) => {
+            return Err(Error::Conflict(format!(
+                "the message is at version {version} by now: look at it, and resolve with base_version {version}"
+            )));
+        }
+        ("moved", None) => return Err(Error::Conflict("the message was deleted".into())),
+        ("foreign", _) => return Err(Error::Forbidden("this conflict is another user's")),
+        _ => return Err(Error::NotFound("conflict")),
+    }
+    let one = Filter {
+        id: Some(id),
+        is_open: None,
+        page: Page::first(1),
+    };
+    let mut conflicts = list(database, tenant, user, &one).await?.rows;
+    conflicts.pop().ok_or(Error::NotFound("conflict"))
+}

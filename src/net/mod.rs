@@ -1,0 +1,106 @@
+//! Byte streams to servers, however they are reached: TCP, a Unix socket, TLS.
+//!
+//! - [`tls`]: what a server must prove, and the encrypted stream.
+//! - [`postgres`]: the connection URL of Postgres with libpq's parameters for TLS, which the pool and the replication
+//!   connection share.
+//! - [`http`]: one question to an engine.
+//! - [`redis`]: the same for Redis, which the publisher's own connection and the `redis` crate share.
+//! - [`shared`]: the connection to Redis that many share.
+
+pub mod http;
+pub mod postgres;
+pub mod redis;
+pub mod tls;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A byte stream in both directions.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Asks to be woken for reading only once so many bytes are there, or the peer has closed (`SO_RCVLOWAT`, socket(7)).
+    /// Each waking costs both ends a switch between threads, which is wasted while what has come is of no use yet.
+    /// Streams that cannot do it go on waking for every byte.
+    fn wake_at(&self, _bytes: usize) {}
+}
+
+impl Stream for TcpStream {
+    #[cfg(target_os = "linux")]
+    fn wake_at(&self, bytes: usize) {
+        // Where it fails, nothing is lost but the saving.
+        let _ = nix::sys::socket::setsockopt(self, low_water::ReceiveLowWater, &bytes);
+    }
+}
+
+impl Stream for UnixStream {}
+
+// How many bytes a record holds is not seen from outside.
+impl Stream for tls::Stream<BoxStream> {}
+
+#[cfg(target_os = "linux")]
+mod low_water {
+    use nix::{libc, setsockopt_impl, sockopt_impl};
+
+    sockopt_impl!(
+        /// Bytes from which a socket counts as readable.
+        ReceiveLowWater,
+        SetOnly,
+        libc::SOL_SOCKET,
+        libc::SO_RCVLOWAT,
+        usize
+    );
+}
+
+/// A byte stream of any kind.
+pub type BoxStream = Box<dyn Stream>;
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// Host and port.
+    Tcp(String, u16),
+    /// Path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Connects within a time.
+///
+/// # Errors
+/// When nobody listens there, or the time is up; the error names the address.
+pub async fn connect(address: &Address, timeout: Duration) -> io::Result<BoxStream> {
+    let connecting = async {
+        let stream: BoxStream = match address {
+            Address::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                // Batches and acknowledgements are whole writes; waiting for more only adds latency.
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        };
+        Ok::<_, io::Error>(stream)
+    };
+    match tokio::time::timeout(timeout, connecting).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(io::Error::new(
+            error.kind(),
+            format!("cannot connect to {address}: {error}"),
+        )),
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("cannot connect to {address}: no answer within {} s", timeout.as_secs()),
+        )),
+    }
+}

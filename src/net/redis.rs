@@ -1,0 +1,103 @@
+//! How Redis is reached: its connection URL, and the certificates of `rediss://`.
+
+use std::io;
+use std::time::Duration;
+
+use redis::{
+    Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisError, TlsCertificates,
+};
+
+use crate::config;
+use crate::net::tls::{Connector, Identity, Roots, Trust};
+use crate::net::{Address, BoxStream};
+
+/// A client of the `redis` crate. It connects when it is asked to.
+///
+/// # Errors
+/// When `redis.url` is malformed or a file cannot be read; the error names the key.
+pub fn client(config: &config::Redis) -> Result<Client, RedisError> {
+    // The crate takes the process's provider of cryptography. Another part of the process may have set one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let info = config.url.expose().into_connection_info()?;
+    if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+        return Client::open(info);
+    }
+    let read = |key: &str, file: &str| {
+        std::fs::read(file).map_err(|error| io::Error::new(error.kind(), format!("key `{key}`: {file}: {error}")))
+    };
+    let root_cert = match config.ca_file.as_str() {
+        "" => None,
+        file => Some(read("redis.ca_file", file)?),
+    };
+    let client_tls = match identity(config) {
+        None => None,
+        Some(_) => Some(ClientTlsConfig {
+            client_cert: read("redis.cert_file", &config.cert_file)?,
+            client_key: read("redis.key_file", &config.key_file)?,
+        }),
+    };
+    Client::build_with_tls(info, TlsCertificates { client_tls, root_cert })
+}
+
+/// Where `redis.url` says that Redis is, without the secrets in it.
+pub fn place(config: &config::Redis) -> String {
+    let info = config.url.expose().into_connection_info();
+    info.map_or_else(|_| "no address".to_owned(), |info| info.addr().to_string())
+}
+
+/// A byte stream of our own, and how to log in over it.
+///
+/// # Errors
+/// When `redis.url` is malformed, a file cannot be read, Redis does not answer in time or does not prove who it is.
+pub async fn open(config: &config::Redis, timeout: Duration) -> anyhow::Result<(BoxStream, RedisConnectionInfo)> {
+    use anyhow::Context;
+
+    let info = config
+        .url
+        .expose()
+        .into_connection_info()
+        .context("key `redis.url` is no Redis URL")?;
+    let (address, connector) = match info.addr() {
+        ConnectionAddr::Tcp(host, port) => (Address::Tcp(host.clone(), *port), None),
+        ConnectionAddr::Unix(path) => (Address::Unix(path.clone()), None),
+        ConnectionAddr::TcpTls {
+            host, port, insecure, ..
+        } => {
+            let roots = match config.ca_file.as_str() {
+                "" => Roots::System,
+                file => Roots::File(file.into()),
+            };
+            let trust = if *insecure {
+                Trust::Anybody
+            } else {
+                Trust::ChainAndName(roots)
+            };
+            let connector = Connector::new(&trust, identity(config).as_ref(), None)
+                .context("TLS to Redis (keys `redis.ca_file`, `redis.cert_file`, `redis.key_file`)")?;
+            (Address::Tcp(host.clone(), *port), Some((connector, host)))
+        }
+        other => anyhow::bail!("key `redis.url`: {other} cannot be reached from here"),
+    };
+    let stream = crate::net::connect(&address, timeout).await.context("Redis")?;
+    let stream: BoxStream = match connector {
+        None => stream,
+        Some((connector, host)) => {
+            let shaking = tokio::time::timeout(timeout, connector.connect(host, stream));
+            match shaking.await {
+                Ok(stream) => Box::new(stream.context("Redis")?),
+                Err(_) => anyhow::bail!(
+                    "Redis at {address} did not answer the TLS handshake within {} s: is it a TLS port?",
+                    timeout.as_secs()
+                ),
+            }
+        }
+    };
+    Ok((stream, info.redis_settings().clone()))
+}
+
+fn identity(config: &config::Redis) -> Option<Identity> {
+    (!config.cert_file.is_empty()).then(|| Identity {
+        certificate: config.cert_file.clone().into(),
+        key: config.key_file.clone().into(),
+    })
+}

@@ -1,0 +1,514 @@
+//! Schema versions. The control schema `posduif` and each tenant's schema have their own numbered migrations and their
+//! own version, kept in `posduif.schema_migrations`, which exists before any migration.
+//!
+//! Each migration runs in one transaction together with its version, so a schema is at one version or at the other.
+//! `dirty`, golang-migrate's word for "failed half-way", is therefore never set from here; a version that somebody
+//! else left dirty stops `up` and `down` until `force` says what is true.
+//!
+//! All work on schemas happens under one advisory lock: any number of engines may start at once.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Transaction};
+
+use crate::config;
+use crate::core::tenant::Tenant;
+use crate::core::tenant::quote_identifier;
+use crate::postgres::tenants;
+use crate::postgres::{Database, publication};
+
+/// Name of the control schema.
+pub const CONTROL_SCHEMA: &str = "posduif";
+
+/// Key of the advisory lock over all work on schemas ("posduif" and a 1, as a number).
+const LOCK: i64 = 0x706f_7364_7569_6601;
+
+/// One step of a schema, and the way back.
+#[derive(Debug)]
+struct Migration {
+    number: i32,
+    name: &'static str,
+    up: &'static str,
+    down: &'static str,
+}
+
+impl Migration {
+    /// Its rollback, of no schema yet, with what its statements drop.
+    fn rollback(&self) -> Rollback {
+        let (mut tables, mut columns) = (Vec::new(), Vec::new());
+        for statement in self.down.split(';') {
+            let words: Vec<&str> = statement.split_whitespace().collect();
+            let bare = |name: &'static str| name.split_once('.').map_or(name, |(_, bare)| bare);
+            match *words.as_slice() {
+                ["DROP", "TABLE", table] => tables.push(bare(table)),
+                ["ALTER", "TABLE", table, "DROP", "COLUMN", column] => columns.push((bare(table), column)),
+                _ => {}
+            }
+        }
+        Rollback {
+            migration: self.name,
+            schemas: Vec::new(),
+            tables,
+            columns,
+        }
+    }
+}
+
+/// Embeds the two files of a migration.
+macro_rules! migration {
+    ($number:literal, $folder:literal, $name:literal) => {
+        Migration {
+            number: $number,
+            name: $name,
+            up: include_str!(concat!("../../migrations/", $folder, "/", $name, ".up.sql")),
+            down: include_str!(concat!("../../migrations/", $folder, "/", $name, ".down.sql")),
+        }
+    };
+}
+
+const CONTROL: &[Migration] = &[migration!(1, "control", "0001_control")];
+const TENANT: &[Migration] = &[
+    migration!(1, "tenant", "0001_tenant"),
+    migration!(2, "tenant", "0002_upload"),
+    migration!(3, "tenant", "0003_conflicts"),
+    migration!(4, "tenant", "0004_upload_rows"),
+    migration!(5, "tenant", "0005_conflict_pages"),
+    migration!(6, "tenant", "0006_state"),
+    migration!(7, "tenant", "0007_message_lists"),
+];
+
+/// Which schemas a command is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Every tenant's schema; the control schema, which holds their list, only moves when it is named.
+    Tenants,
+    /// The control schema.
+    Control,
+    /// One tenant's schema.
+    Tenant(Tenant),
+}
+
+impl Target {
+    /// Reads `all`, `posduif` or `tenant_<name>`.
+    ///
+    /// # Errors
+    /// Names what is allowed.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::Tenants),
+            CONTROL_SCHEMA => Ok(Self::Control),
+            _ => text
+                .strip_prefix("tenant_")
+                .and_then(Tenant::named)
+                .map(Self::Tenant)
+                .ok_or_else(|| "allowed are `all` (every tenant), `posduif` and `tenant_<name>`".to_owned()),
+        }
+    }
+}
+
+/// Which way a migration ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Applied.
+    Up,
+    /// Rolled back.
+    Down,
+}
+
+/// A migration that has just run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// The schema.
+    pub schema: String,
+    /// The migration, for example `0001_tenant`.
+    pub migration: &'static str,
+    /// Applied or rolled back.
+    pub direction: Direction,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = match self.direction {
+            Direction::Up => "applied",
+            Direction::Down => "rolled back",
+        };
+        write!(f, "{} {verb} {}", self.schema, self.migration)
+    }
+}
+
+/// Where a schema stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The schema.
+    pub schema: String,
+    /// Number of its last applied migration, 0 for none.
+    pub version: i32,
+    /// Whether another tool left a migration half-way.
+    pub dirty: bool,
+    /// Whether the schema itself is gone: somebody has dropped or renamed it. Only said when it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub missing: bool,
+    /// Migrations that `up` would apply.
+    pub pending: Vec<&'static str>,
+}
+
+/// Applies every missing migration: first to the control schema, then to each tenant's, each tenant's in one
+/// transaction with the publication of its new tables. Makes the publication.
+///
+/// # Errors
+/// Names the schema and the migration that failed; those before it stay applied.
+pub async fn up(database: &Database, replication: &config::Replication) -> Result<Vec<Step>> {
+    up_telling(database, replication, |_, _| {}).await
+}
+
+/// [`up`], telling of each schema how many are done, and of how many.
+///
+/// # Errors
+/// As [`up`].
+pub async fn up_telling(
+    database: &Database,
+    replication: &config::Replication,
+    mut told: impl FnMut(usize, usize),
+) -> Result<Vec<Step>> {
+    let mut client = locked(database).await?;
+    let transaction = client.transaction().await?;
+    bootstrap(&transaction).await?;
+    let mut steps = apply(&transaction, CONTROL_SCHEMA, CONTROL).await?;
+    publication::prepare(&transaction, &replication.publication).await?;
+    transaction.commit().await?;
+    let tenants = tenants::list(database).await?;
+    for (index, tenant) in tenants.iter().enumerate() {
+        told(index + 1, tenants.len() + 1);
+        let transaction = client.transaction().await?;
+        let applied = up_tenant(&transaction, tenant).await?;
+        publication::include_whole(&transaction, &replication.publication, tenant).await?;
+        transaction.commit().await?;
+        steps.extend(applied);
+    }
+    Ok(steps)
+}
+
+/// Rolls back the last `count` migrations of each schema that the target names, newest first. Data goes with them. Of
+/// each schema it is told how many are done, and of how many.
+///
+/// # Errors
+/// When the control schema would lose its list of tenants while there are some, or a migration fails.
+pub async fn down(
+    database: &Database,
+    target: &Target,
+    count: u32,
+    mut told: impl FnMut(usize, usize),
+) -> Result<Vec<Step>> {
+    let mut client = locked(database).await?;
+    let mut steps = Vec::new();
+    let schemas = schemas(database, target).await?;
+    let total = schemas.len();
+    for (index, (schema, migrations)) in schemas.into_iter().enumerate() {
+        told(index, total);
+        let transaction = client.transaction().await?;
+        for _ in 0..count {
+            let version = clean_version(&transaction, &schema).await?;
+            let Some(migration) = migrations.iter().find(|migration| migration.number == version) else {
+                if version == 0 {
+                    break;
+                }
+                bail!("{schema} is at version {version}, which this program does not know; use the newer program");
+            };
+            if *target == Target::Control && version == 1 && !tenants::list(database).await?.is_empty() {
+                bail!("{CONTROL_SCHEMA} holds the list of tenants and there are some; drop the tenants first");
+            }
+            transaction
+                .batch_execute(&in_schema(migration.down, &schema))
+                .await
+                .with_context(|| format!("{schema}: {} cannot be rolled back", migration.name))?;
+            record(&transaction, &schema, version - 1).await?;
+            steps.push(Step {
+                schema: schema.clone(),
+                migration: migration.name,
+                direction: Direction::Down,
+            });
+        }
+        transaction.commit().await?;
+    }
+    Ok(steps)
+}
+
+/// A migration that [`down`] would roll back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollback {
+    /// The migration, for example `0001_tenant`.
+    pub migration: &'static str,
+    /// The schemas that have it.
+    pub schemas: Vec<String>,
+    /// Tables that go with it.
+    pub tables: Vec<&'static str>,
+    /// Columns that go with it, of tables that stay.
+    pub columns: Vec<(&'static str, &'static str)>,
+}
+
+/// What [`down`] would roll back, newest first; nothing is done.
+///
+/// # Errors
+/// When Postgres cannot be asked, or there is no such tenant.
+pub async fn down_plan(database: &Database, target: &Target, count: u32) -> Result<Vec<Rollback>> {
+    let versions: BTreeMap<String, i32> = status(database)
+        .await?
+        .into_iter()
+        .map(|status| (status.schema, status.version))
+        .collect();
+    let mut plan: BTreeMap<Reverse<i32>, Rollback> = BTreeMap::new();
+    for (schema, migrations) in schemas(database, target).await? {
+        let version = versions.get(&schema).copied().unwrap_or(0);
+        let applied = migrations.iter().rev().filter(|migration| migration.number <= version);
+        for migration in applied.take(count as usize) {
+            let rollback = plan
+                .entry(Reverse(migration.number))
+                .or_insert_with(|| migration.rollback());
+            rollback.schemas.push(schema.clone());
+        }
+    }
+    Ok(plan.into_values().collect())
+}
+
+/// Where the control schema and each tenant's schema stand.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn status(database: &Database) -> Result<Vec<Status>> {
+    let client = database.get().await?;
+    let exists = client
+        .query_typed_one(include_str!("../../sql/migrations_exist.sql"), &[])
+        .await?;
+    let mut found = Vec::new();
+    if exists.try_get(0)? {
+        for row in client
+            .query_typed(include_str!("../../sql/migrations_status.sql"), &[])
+            .await?
+        {
+            found.push((
+                row.try_get::<_, String>("schema_name")?,
+                row.try_get::<_, i32>("version")?,
+                row.try_get::<_, bool>("dirty")?,
+                !row.try_get::<_, bool>("exists")?,
+            ));
+        }
+    }
+    if !found.iter().any(|(schema, ..)| schema == CONTROL_SCHEMA) {
+        found.insert(0, (CONTROL_SCHEMA.to_owned(), 0, false, false));
+    }
+    Ok(found
+        .into_iter()
+        .map(|(schema, version, dirty, missing)| {
+            let migrations = if schema == CONTROL_SCHEMA { CONTROL } else { TENANT };
+            let pending = migrations
+                .iter()
+                .filter(|migration| migration.number > version)
+                .map(|migration| migration.name)
+                .collect();
+            Status {
+                schema,
+                version,
+                dirty,
+                missing,
+                pending,
+            }
+        })
+        .collect())
+}
+
+/// The tables that a tenant's schema has at a version.
+pub(crate) fn tenant_tables(version: i32) -> Vec<&'static str> {
+    let applied = TENANT.iter().filter(|migration| migration.number <= version);
+    let lines = applied.flat_map(|migration| migration.up.lines());
+    let made = lines.filter_map(|line| line.strip_prefix("CREATE TABLE {schema}."));
+    made.filter_map(|rest| rest.split([' ', '(']).next()).collect()
+}
+
+/// Writes down that the schemas are at this version, and clean, without running anything.
+///
+/// # Errors
+/// When there is no such version.
+pub async fn force(database: &Database, target: &Target, version: i32) -> Result<Vec<String>> {
+    let mut client = locked(database).await?;
+    let mut forced = Vec::new();
+    let transaction = client.transaction().await?;
+    for (schema, migrations) in schemas(database, target).await? {
+        let newest = migrations.last().map_or(0, |migration| migration.number);
+        if !(0..=newest).contains(&version) {
+            bail!("{schema} has no version {version}; allowed are 0 to {newest}");
+        }
+        record(&transaction, &schema, version).await?;
+        forced.push(schema);
+    }
+    transaction.commit().await?;
+    Ok(forced)
+}
+
+/// Applies a tenant's missing migrations in the caller's transaction. The caller holds the lock.
+pub(crate) async fn up_tenant(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<Vec<Step>> {
+    apply(transaction, &tenant.schema, TENANT).await
+}
+
+/// Makes the control schema, empty, unless it exists. The caller holds the lock.
+pub(crate) async fn bootstrap(transaction: &Transaction<'_>) -> Result<()> {
+    transaction
+        .batch_execute(include_str!("../../sql/migrations_bootstrap.sql"))
+        .await
+        .context("cannot make the schema posduif; the engine's role needs CREATE on the database")
+}
+
+/// Takes the lock over all work on schemas until the transaction ends.
+pub(crate) async fn lock_for_transaction(transaction: &Transaction<'_>) -> Result<()> {
+    transaction
+        .query_typed(
+            include_str!("../../sql/schema_lock_transaction.sql"),
+            &[(&LOCK, Type::INT8)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// A connection that holds the lock over all work on schemas until it is dropped.
+async fn locked(database: &Database) -> Result<Client> {
+    let client = database.connect_alone().await?;
+    client
+        .query_typed(include_str!("../../sql/schema_lock.sql"), &[(&LOCK, Type::INT8)])
+        .await?;
+    Ok(client)
+}
+
+/// The schemas that a target names, each with its migrations.
+async fn schemas(database: &Database, target: &Target) -> Result<Vec<(String, &'static [Migration])>> {
+    Ok(match target {
+        Target::Control => vec![(CONTROL_SCHEMA.to_owned(), CONTROL)],
+        Target::Tenant(tenant) => {
+            if tenants::find(database, &tenant.name).await?.is_none() {
+                bail!("there is no tenant {}; `posduif tenant list` shows them", tenant.name);
+            }
+            vec![(tenant.schema.clone(), TENANT)]
+        }
+        Target::Tenants => tenants::list(database)
+            .await?
+            .into_iter()
+            .map(|tenant| (tenant.schema, TENANT))
+            .collect(),
+    })
+}
+
+/// Runs the migrations above the schema's version.
+async fn apply(transaction: &Transaction<'_>, schema: &str, migrations: &[Migration]) -> Result<Vec<Step>> {
+    let version = clean_version(transaction, schema).await?;
+    let mut steps = Vec::new();
+    for migration in migrations.iter().filter(|migration| migration.number > version) {
+        transaction
+            .batch_execute(&in_schema(migration.up, schema))
+            .await
+            .with_context(|| format!("{schema}: {} failed", migration.name))?;
+        record(transaction, schema, migration.number).await?;
+        steps.push(Step {
+            schema: schema.to_owned(),
+            migration: migration.name,
+            direction: Direction::Up,
+        });
+    }
+    Ok(steps)
+}
+
+/// The schema's version, 0 when it has none; refuses a dirty one.
+async fn clean_version(transaction: &Transaction<'_>, schema: &str) -> Result<i32> {
+    let row = transaction
+        .query_typed_opt(
+            include_str!("../../sql/migrations_version.sql"),
+            &[(&schema, Type::TEXT)],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(0) };
+    let version = row.try_get("version")?;
+    if row.try_get("dirty")? {
+        bail!(
+            "{schema} is marked dirty at version {version}: another tool failed half-way; repair the schema, then \
+             `posduif migrate force {version} --schema {schema}`"
+        );
+    }
+    Ok(version)
+}
+
+/// Writes the schema's version down.
+async fn record(transaction: &Transaction<'_>, schema: &str, version: i32) -> Result<()> {
+    transaction
+        .execute_typed(
+            include_str!("../../sql/migrations_record.sql"),
+            &[(&schema, Type::TEXT), (&version, Type::INT4)],
+        )
+        .await?;
+    Ok(())
+}
+
+fn in_schema(statement: &str, schema: &str) -> String {
+    statement.replace("{schema}", &quote_identifier(schema))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_are_numbered_from_one_without_a_gap() {
+        for migrations in [CONTROL, TENANT] {
+            for (index, migration) in migrations.iter().enumerate() {
+                assert_eq!(migration.number as usize, index + 1);
+                assert!(
+                    migration.name.starts_with(&format!("{:04}_", migration.number)),
+                    "{}",
+                    migration.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_rollback_loses_is_read_from_it() {
+        let of = |number: usize| TENANT[number - 1].rollback();
+        assert_eq!(of(1).tables.len(), TENANT[0].down.matches("DROP TABLE").count());
+        assert!(of(1).tables.contains(&"users"));
+        assert_eq!(
+            of(6).columns,
+            [
+                ("devices", "public_key_changed_at"),
+                ("encrypted_states", "creation"),
+                ("users", "state_floor")
+            ]
+        );
+        for migration in CONTROL.iter().chain(TENANT) {
+            let (down, lost) = (migration.down, migration.rollback());
+            assert_eq!(
+                lost.tables.len(),
+                down.matches("DROP TABLE").count(),
+                "{}",
+                migration.name
+            );
+            assert_eq!(
+                lost.columns.len(),
+                down.matches("DROP COLUMN").count(),
+                "{}",
+                migration.name
+            );
+        }
+    }
+
+    #[test]
+    fn targets_name_schemas() {
+        assert_eq!(Target::parse("all"), Ok(Target::Tenants));
+        assert_eq!(Target::parse("posduif"), Ok(Target::Control));
+        assert!(matches!(Target::parse("tenant_demo"), Ok(Target::Tenant(tenant)) if tenant.name == "demo"));
+        for bad in ["", "public", "tenant_", "tenant_A"] {
+            assert!(Target::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

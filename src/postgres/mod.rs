@@ -1,0 +1,433 @@
+//! Ordinary SQL: the pool, what can go wrong with it, and running a statement in a tenant's schema.
+//!
+//! Statements live in `sql/*.sql`, one a file, and name a tenant's schema by the placeholder `{schema}`
+//! ([`crate::core::tenant::Tenant::sql`]). They run as unnamed typed statements: one round trip each, planned for their values. The few
+//! that come with every request and find rows by a key are prepared, within a bound ([`connection`]). Only DDL that takes
+//! names, which no parameter can carry, is put together in code, from quoted identifiers.
+//!
+//! Every session prints values as the replication connection does, in UTC, and has timeouts for a statement, for a lock and
+//! for a transaction that nobody goes on with. `search_path` is left alone: each name is qualified.
+
+pub mod connection;
+pub mod migrations;
+pub mod publication;
+mod statements;
+pub mod tenants;
+
+use std::error::Error as _;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use connection::{Connection, Manager};
+use deadpool::Runtime;
+use deadpool::managed::{Hook, HookError, Object, Pool, PoolError};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use tokio_postgres::Row;
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::types::{ToSql, Type};
+
+use crate::config;
+use crate::net::postgres::Server;
+use crate::telemetry;
+use crate::telemetry::metrics::Operations;
+use crate::telemetry::traces;
+
+/// How long a pooled connection counts as alive after it was taken last.
+const TRUSTED: Duration = Duration::from_secs(1);
+
+/// How long a pooled connection may take for a sign of life before it is given up.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// What a statement may take beyond the time after which Postgres ends it: then nobody is there to end it.
+const STATEMENT_GRACE: Duration = Duration::from_secs(2);
+
+/// A connection out of the pool; dropping it gives it back.
+pub type Client = Object<Manager>;
+
+/// A parameter and its type, as [`Database::query`] and tokio-postgres' typed statements take it.
+pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// What went wrong with a statement, told apart by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres cannot be reached, is overloaded, timed out or chose this statement to resolve a deadlock: the same
+    /// statement may succeed later.
+    #[error("Postgres is unavailable: {0}")]
+    Unavailable(String),
+    /// The rows would break a constraint.
+    #[error("constraint {name} refuses the row: {message}")]
+    Constraint {
+        /// The constraint's or unique index's name.
+        name: String,
+        /// What Postgres said.
+        message: String,
+    },
+    /// Postgres refused the statement itself, which is a mistake in it or in the schema.
+    #[error("Postgres refused a statement")]
+    Statement(#[source] tokio_postgres::Error),
+}
+
+impl Error {
+    /// Whether Postgres is up but takes no sessions (SQLSTATE 57P03): it starts, recovers or shuts down.
+    pub fn is_cannot_connect_now(&self) -> bool {
+        matches!(self, Self::Unavailable(_)) && self.sqlstate() == Some("57P03")
+    }
+
+    /// What Postgres calls it (appendix A of its manual), where it said anything.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable(text) | Self::Constraint { message: text, .. } => {
+                Some(text.strip_suffix(')')?.rsplit_once("(SQLSTATE ")?.1)
+            }
+            Self::Statement(error) => error.code().map(SqlState::code),
+        }
+    }
+
+    /// Whether Postgres is well, and only what the statement met is not: a table that is missing, broken or locked.
+    pub fn is_of_what_it_meets(&self) -> bool {
+        match self {
+            Self::Statement(_) | Self::Constraint { .. } => true,
+            // A lock timeout, and a statement that took too long.
+            Self::Unavailable(_) => matches!(self.sqlstate(), Some("55P03" | "57014")),
+        }
+    }
+
+    /// A word for it, for metrics.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Constraint { .. } => "constraint",
+            Self::Statement(_) => "statement",
+        }
+    }
+
+    /// Whether this is a violation of the named constraint or unique index.
+    pub fn violates(&self, constraint: &str) -> bool {
+        matches!(self, Self::Constraint { name, .. } if name == constraint)
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let Some(refusal) = error.as_db_error() else {
+            let broken = error.is_closed() || error.source().is_some_and(|cause| cause.is::<io::Error>());
+            return if broken {
+                Self::Unavailable(with_causes(&error))
+            } else {
+                Self::Statement(error)
+            };
+        };
+        let code = refusal.code();
+        let text = || with_code(refusal);
+        match code.code().get(..2) {
+            Some("23") => Self::Constraint {
+                name: refusal.constraint().unwrap_or_default().to_owned(),
+                message: text(),
+            },
+            // Connection, serialization and deadlock, resources, operator intervention (timeouts and shutdown too).
+            Some("08" | "40" | "53" | "57" | "58") => Self::Unavailable(text()),
+            // A lock timeout; and a former primary that now only reads.
+            _ if *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::READ_ONLY_SQL_TRANSACTION => {
+                Self::Unavailable(text())
+            }
+            _ => Self::Statement(error),
+        }
+    }
+}
+
+impl From<PoolError<tokio_postgres::Error>> for Error {
+    fn from(error: PoolError<tokio_postgres::Error>) -> Self {
+        // Whatever keeps us from a connection, wrong credentials too, is for the operator: a client can only wait.
+        Self::Unavailable(match error {
+            PoolError::Backend(error) => match error.as_db_error() {
+                Some(refusal) => with_code(refusal),
+                None => with_causes(&error),
+            },
+            PoolError::Timeout(kind) => format!("no connection in time ({kind:?}); see `postgres.pool_size`"),
+            other => other.to_string(),
+        })
+    }
+}
+
+/// A refusal as [`Error::sqlstate`] reads it.
+fn with_code(refusal: &DbError) -> String {
+    format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code())
+}
+
+/// tokio-postgres prints only its own level; the cause names the host or the refusal.
+fn with_causes(error: &tokio_postgres::Error) -> String {
+    telemetry::chain(error)
+}
+
+/// How a pool is used, in connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolUse {
+    /// Made, and free.
+    pub idle: usize,
+    /// Taken, or being made.
+    pub in_use: usize,
+    /// Most at once.
+    pub max: usize,
+    /// Who waits for one.
+    pub waiting: usize,
+    /// Times that work took one.
+    pub taken: u64,
+}
+
+/// The pool of ordinary SQL connections. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pool: Pool<Manager>,
+    config: tokio_postgres::Config,
+    server: Server,
+    connect_timeout: Duration,
+    statement_timeout: Duration,
+    /// What Postgres is asked.
+    operations: Operations,
+    /// How long a connection was waited for, its making and checking included.
+    waits: Histogram,
+    taken: Arc<AtomicU64>,
+}
+
+impl Database {
+    /// Makes the pool and checks that one connection works. The other connections are made when they are needed.
+    ///
+    /// # Errors
+    /// When the URL is malformed or Postgres cannot be reached with it.
+    pub async fn connect(settings: &config::Postgres) -> anyhow::Result<Self> {
+        let server = Server::parse(settings.url.expose()).context("key `postgres.url`")?;
+        let mut config = server.config().clone();
+        let timeout = Duration::from_secs(settings.connect_timeout_seconds);
+        let own = format!(
+            "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex \
+             -c client_min_messages=warning -c statement_timeout={query_ms} -c lock_timeout={lock_ms} \
+             -c idle_in_transaction_session_timeout={query_ms}",
+            query_ms = settings.query_timeout_seconds * 1000,
+            lock_ms = settings.lock_timeout_seconds * 1000,
+        );
+        let options = match config.get_options() {
+            Some(theirs) => format!("{own} {theirs}"),
+            None => own,
+        };
+        config.options(options).connect_timeout(timeout);
+        if config.get_application_name().is_none() {
+            config.application_name("posduif");
+        }
+        let manager = Manager {
+            config: config.clone(),
+            server: server.clone(),
+            statements_max: settings.prepared_statements_max,
+        };
+        let pool = Pool::builder(manager)
+            .max_size(settings.pool_size)
+            .wait_timeout(Some(timeout))
+            .create_timeout(Some(timeout))
+            .recycle_timeout(Some(timeout))
+            .runtime(Runtime::Tokio1)
+            .pre_recycle(Hook::async_fn(|client: &mut Connection, metrics| {
+                // A half-open connection looks idle; one that was in use just now has shown that it lives.
+                let is_trusted = metrics.last_used() < TRUSTED;
+                Box::pin(async move {
+                    if is_trusted {
+                        return Ok(());
+                    }
+                    match tokio::time::timeout(SIGN_OF_LIFE, client.simple_query("")).await {
+                        Ok(Ok(_)) => Ok(()),
+                        Ok(Err(error)) => Err(HookError::Backend(error)),
+                        Err(_) => Err(HookError::message("no sign of life")),
+                    }
+                })
+            }))
+            .build()
+            .context("cannot make the Postgres connection pool")?;
+        let statement_timeout = Duration::from_secs(settings.query_timeout_seconds) + STATEMENT_GRACE;
+        let database = Self {
+            pool,
+            config,
+            server,
+            connect_timeout: timeout,
+            statement_timeout,
+            operations: Operations::new("statement"),
+            // 0.1 ms to 6.5 s.
+            waits: Histogram::new(exponential_buckets(0.000_1, 4.0, 9)),
+            taken: Arc::default(),
+        };
+        database.check().await.with_context(|| {
+            format!(
+                "cannot use Postgres at {}; check that it runs and `postgres.url` (or DATABASE_URL)",
+                database.place()
+            )
+        })?;
+        Ok(database)
+    }
+
+    /// A connection out of the pool.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when none comes free, or none can be made, within `postgres.connect_timeout_seconds`.
+    pub async fn get(&self) -> Result<Client, Error> {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        let started = Instant::now();
+        let client = self.pool.get().await;
+        self.waits.observe(started.elapsed().as_secs_f64());
+        Ok(client?)
+    }
+
+    /// A connection of its own, outside of the pool and without timeouts, for work that holds session locks: they end
+    /// with it, however the work ends.
+    ///
+    /// # Errors
+    /// When Postgres cannot be reached.
+    pub async fn connect_alone(&self) -> Result<tokio_postgres::Client, Error> {
+        // The setting in `config` is for the socket alone; who takes it and says nothing is given up, too.
+        let connecting = tokio::time::timeout(self.connect_timeout, self.config.connect(self.server.clone()));
+        let (client, connection) = match connecting.await {
+            Ok(connected) => connected.map_err(|error| match error.as_db_error() {
+                Some(_) => Error::from(error),
+                None => Error::Unavailable(with_causes(&error)),
+            })?,
+            Err(_) => {
+                let seconds = self.connect_timeout.as_secs();
+                return Err(Error::Unavailable(format!("no connection within {seconds} s")));
+            }
+        };
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::warn!(cause = crate::telemetry::chain(&error), "a Postgres connection broke");
+            }
+        });
+        client
+            .batch_execute(
+                "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0",
+            )
+            .await?;
+        Ok(client)
+    }
+
+    /// Runs one statement in one round trip and gives all its rows.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+        let client = self.get().await?;
+        self.in_time(sql, client.query_typed(sql, params)).await
+    }
+
+    /// Like [`Database::query_opt`], for a statement that comes with every request: connections keep it prepared. It must
+    /// find its rows by a key, because Postgres may keep a plan for it that knows no values.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query_often(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
+        let client = self.get().await?;
+        let rows = self.in_time(sql, client.query_often(sql, params)).await?;
+        Ok(rows.into_iter().next())
+    }
+
+    async fn in_time(
+        &self,
+        sql: &str,
+        rows: impl Future<Output = Result<Vec<Row>, tokio_postgres::Error>>,
+    ) -> Result<Vec<Row>, Error> {
+        match tokio::time::timeout(self.statement_timeout, self.counted(sql, rows)).await {
+            Ok(rows) => rows,
+            Err(_) => {
+                self.ended(sql, Instant::now() - self.statement_timeout, Some("timeout"));
+                Err(Error::Unavailable(format!(
+                    "no answer within {} s",
+                    self.statement_timeout.as_secs()
+                )))
+            }
+        }
+    }
+
+    /// Counts a statement that runs on a connection which the caller holds, by the name of its file.
+    ///
+    /// # Errors
+    /// Those of the statement.
+    pub async fn counted<T>(
+        &self,
+        sql: &str,
+        asking: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Error> {
+        let started = Instant::now();
+        let result = asking.await.map_err(Error::from);
+        let failed = result.as_ref().err().map(Error::kind);
+        self.ended(sql, started, failed);
+        result
+    }
+
+    /// A statement that began then has ended, maybe in vain.
+    fn ended(&self, sql: &str, started: Instant, failed: Option<&'static str>) {
+        let name = statements::name(sql);
+        self.operations.ended(name, started.elapsed(), failed);
+        traces::asked("postgresql", name, started, failed);
+    }
+
+    /// What Postgres was asked by this process.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// How long connections were waited for, in seconds.
+    pub fn waits(&self) -> &Histogram {
+        &self.waits
+    }
+
+    /// Runs one statement in one round trip and gives its first row.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn query_opt(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    /// Asks Postgres for a sign of life.
+    ///
+    /// # Errors
+    /// When it gives none.
+    pub async fn check(&self) -> Result<(), Error> {
+        self.get().await?.simple_query("SELECT 1").await?;
+        Ok(())
+    }
+
+    /// How the pool is used.
+    pub fn pool_use(&self) -> PoolUse {
+        let status = self.pool.status();
+        PoolUse {
+            idle: status.available,
+            in_use: status.size.saturating_sub(status.available),
+            max: status.max_size,
+            waiting: status.waiting,
+            taken: self.taken.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Host, port and database, without the secrets of the URL.
+    fn place(&self) -> String {
+        let hosts: Vec<String> = self
+            .config
+            .get_hosts()
+            .iter()
+            .map(|host| match host {
+                tokio_postgres::config::Host::Tcp(name) => name.clone(),
+                tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+            })
+            .collect();
+        let ports: Vec<String> = self.config.get_ports().iter().map(u16::to_string).collect();
+        format!(
+            "{}:{} (database {}, user {})",
+            hosts.join(","),
+            if ports.is_empty() {
+                "5432".to_owned()
+            } else {
+                ports.join(",")
+            },
+            self.config.get_dbname().unwrap_or("by default the user's name"),
+            self.config.get_user().unwrap_or("by default the system's"),
+        )
+    }
+}

@@ -1,0 +1,470 @@
+//! Tenants: each has a schema `tenant_<name>` with its own tables, and a row in `posduif.tenants`.
+
+use crate::core::tenant::SCHEMA_MISSING;
+use crate::core::tenant::Tenant;
+use crate::core::tenant::is_valid_name;
+use crate::core::tenant::state_name;
+use anyhow::{Context, bail};
+use serde::Serialize;
+use tokio_postgres::types::{PgLsn, Type};
+use uuid::Uuid;
+
+use crate::config;
+use crate::contract::control::Trim;
+use crate::contract::control::{DROPPED_PREFIX, RETRY_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX, TRIM_PREFIX};
+use crate::contract::stream_name::Target;
+use crate::core::tenant::quote_identifier;
+use crate::core::time::Timestamp;
+use crate::postgres::{Database, Error, migrations, publication};
+
+/// What is said when the tenants cannot be read.
+pub const UNREADABLE: &str = "cannot read the tenants; `posduif migrate up` makes the tables that hold them";
+
+/// Makes a tenant: schema, tables, publication entry and directory row, in one transaction that also carries the
+/// message `posduif.tenant`, on which the replicator makes the tenant's streams. Gives false when it existed already.
+///
+/// # Errors
+/// When the name cannot be one, the control schema is missing, or Postgres refuses.
+pub async fn create(database: &Database, replication: &config::Replication, name: &str) -> anyhow::Result<bool> {
+    let Some(tenant) = Tenant::named(name) else {
+        bail!("{name:?} cannot name a tenant: allowed are a letter and up to 47 of a-z, 0-9 and _");
+    };
+    let mut client = database.connect_alone().await?;
+    let transaction = client.transaction().await?;
+    migrations::lock_for_transaction(&transaction).await?;
+    let inserted = transaction
+        .execute_typed(
+            include_str!("../../sql/tenant_insert.sql"),
+            &[(&tenant.name, Type::TEXT), (&tenant.schema, Type::TEXT)],
+        )
+        .await
+        .context("cannot register the tenant; `posduif migrate up` makes the tables that hold tenants")?;
+    if inserted == 0 {
+        transaction.rollback().await?;
+        if let Some(listed) = registered(database, &tenant.name).await? {
+            listed.check()?;
+        }
+        return Ok(false);
+    }
+    transaction
+        .batch_execute(&tenant.sql("CREATE SCHEMA {schema}"))
+        .await
+        .with_context(|| format!("cannot make the schema {}", tenant.schema))?;
+    migrations::up_tenant(&transaction, &tenant).await?;
+    publication::include(&transaction, &replication.publication, &tenant).await?;
+    transaction
+        .query_typed(
+            include_str!("../../sql/tenant_announce.sql"),
+            &[(&tenant.name, Type::TEXT)],
+        )
+        .await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// Pauses a tenant's delivery or lets it go on; what is published meanwhile waits in its streams. Gives false when
+/// there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result<bool, Error> {
+    let state = state_name(paused);
+    let rows = database
+        .query(
+            include_str!("../../sql/tenant_set_state.sql"),
+            &[(&name, Type::TEXT), (&state, Type::TEXT), (&STATE_PREFIX, Type::TEXT)],
+        )
+        .await?;
+    Ok(!rows.is_empty())
+}
+
+/// Lets anybody register in a tenant, or nobody. Gives false when there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn set_registration(database: &Database, name: &str, open: bool) -> Result<bool, Error> {
+    let rows = database
+        .query(
+            include_str!("../../sql/tenant_set_registration.sql"),
+            &[(&name, Type::TEXT), (&open, Type::BOOL)],
+        )
+        .await?;
+    Ok(!rows.is_empty())
+}
+
+/// Begins a tenant's streams anew: every device of it takes a snapshot, every other reader is told by a `reset`. Gives
+/// the place in the log at which they do, or `None` when there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn resync(database: &Database, name: &str) -> Result<Option<PgLsn>, Error> {
+    let row = database
+        .query_opt(
+            include_str!("../../sql/tenant_rebirth.sql"),
+            &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.map(|row| row.get("lsn")))
+}
+
+/// What a rebuild asks for by way of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebuild {
+    /// The place in the log behind which it is done.
+    pub lsn: PgLsn,
+    /// Inboxes that are made anew, one for each user, deleted ones included.
+    pub inboxes: i64,
+    /// The tenant's next generation.
+    pub generation: i64,
+}
+
+/// Makes a tenant's inboxes anew, one for each user that Postgres has, and `shared` with them; takes away the streams
+/// that are named, of which `changes` comes back. All of it in one transaction, with the next generation last, so that
+/// every device takes a snapshot. Gives `None` when there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow::Result<Option<Rebuild>> {
+    let Some(tenant) = Tenant::named(name) else {
+        return Ok(None);
+    };
+    let mut removed: Vec<String> = gone.iter().map(Target::stream).collect();
+    removed.push("shared".to_owned());
+    // As many messages as users may take longer than a statement of the pool may.
+    let mut client = database.connect_alone().await?;
+    let transaction = client.transaction().await?;
+    for stream in removed {
+        let content = format!("{name} {stream} gone");
+        transaction
+            .query_typed(
+                include_str!("../../sql/emit_message.sql"),
+                &[(&STREAM_PREFIX, Type::TEXT), (&content, Type::TEXT)],
+            )
+            .await?;
+    }
+    let inboxes = transaction
+        .query_typed(
+            &tenant.sql(include_str!("../../sql/tenant_inboxes_anew.sql")),
+            &[(&name, Type::TEXT), (&STREAM_PREFIX, Type::TEXT)],
+        )
+        .await
+        .with_context(|| format!("cannot list the users of tenant {name}"))?;
+    let next = transaction
+        .query_typed(
+            include_str!("../../sql/tenant_rebirth.sql"),
+            &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
+        )
+        .await?;
+    let Some(next) = next.first() else { return Ok(None) };
+    let rebuild = Rebuild {
+        lsn: next.try_get("lsn")?,
+        inboxes: inboxes.first().map_or(Ok(0), |row| row.try_get("inboxes"))?,
+        generation: next.try_get("generation")?,
+    };
+    transaction.commit().await?;
+    Ok(Some(rebuild))
+}
+
+/// Asks by way of the log for a stream to be trimmed. Gives the place in the log behind which it is.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn trim(database: &Database, trim: &Trim) -> Result<PgLsn, Error> {
+    let content = format!("{} {} {}", trim.target.tenant(), trim.target.stream(), trim.min_id);
+    let row = database
+        .query_opt(
+            include_str!("../../sql/emit_message.sql"),
+            &[(&TRIM_PREFIX, Type::TEXT), (&content, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.map_or(PgLsn::from(0), |row| row.get("lsn")))
+}
+
+/// Writes a row once more as it is, told to all who see it as if it had just come. Gives the place in the log behind
+/// which it is, or `None` when there is no such row.
+///
+/// # Errors
+/// When Postgres refuses, for example because a trigger objects.
+pub async fn write_again(database: &Database, tenant: &Tenant, table: &str, id: &str) -> anyhow::Result<Option<PgLsn>> {
+    let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
+    let columns = database
+        .query_opt(include_str!("../../sql/table_row_columns.sql"), &[(&name, Type::TEXT)])
+        .await
+        .with_context(|| format!("cannot look at the table {name}"))?;
+    let Some(columns) = columns else { return Ok(None) };
+    let id_type: String = columns.try_get("id_type")?;
+    let column = quote_identifier(columns.try_get("free_column")?);
+    let mut client = database.connect_alone().await?;
+    let transaction = client.transaction().await?;
+    let marked = transaction
+        .query_typed_one(
+            include_str!("../../sql/emit_message.sql"),
+            &[(&RETRY_PREFIX, Type::TEXT), (&tenant.name, Type::TEXT)],
+        )
+        .await?;
+    let is_it = format!("id = ($1::text)::{id_type}");
+    let row = transaction
+        .query_typed(
+            &format!("SELECT FROM {name} WHERE {is_it} FOR UPDATE"),
+            &[(&id, Type::TEXT)],
+        )
+        .await
+        .with_context(|| format!("cannot read the row {id} of {name}"))?;
+    if row.is_empty() {
+        return Ok(None);
+    }
+    let written = transaction
+        .execute_typed(
+            &format!("UPDATE {name} SET {column} = {column} WHERE {is_it}"),
+            &[(&id, Type::TEXT)],
+        )
+        .await
+        .with_context(|| format!("cannot write the row {id} of {name} once more"))?;
+    if written == 0 {
+        bail!("a trigger or a policy keeps the row {id} of {name} from being written once more as it is");
+    }
+    transaction.commit().await?;
+    Ok(Some(marked.try_get("lsn")?))
+}
+
+/// Of these users, those that a tenant does not have, not even as deleted ones.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn unknown_users(database: &Database, tenant: &Tenant, users: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+    let rows = database
+        .query(
+            &tenant.sql(include_str!("../../sql/user_ids_unknown.sql")),
+            &[(&users, Type::UUID_ARRAY)],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get("id")).collect())
+}
+
+/// Drops a tenant: its schema with all rows, its credentials and devices. Gives the place in the log behind which
+/// nothing is published for it, or `None` when there was no such tenant.
+///
+/// # Errors
+/// When Postgres refuses, for example because others hold locks on its tables.
+pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLsn>> {
+    let Some(tenant) = Tenant::named(name) else {
+        return Ok(None);
+    };
+    let mut client = database.connect_alone().await?;
+    let transaction = client.transaction().await?;
+    migrations::lock_for_transaction(&transaction).await?;
+    let rows = transaction
+        .query_typed(
+            include_str!("../../sql/tenant_drop.sql"),
+            &[(&name, Type::TEXT), (&DROPPED_PREFIX, Type::TEXT)],
+        )
+        .await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    transaction
+        .batch_execute(&tenant.sql("DROP SCHEMA IF EXISTS {schema} CASCADE"))
+        .await
+        .with_context(|| format!("cannot drop the schema {}", tenant.schema))?;
+    transaction
+        .query_typed(
+            include_str!("../../sql/migrations_forget.sql"),
+            &[(&tenant.schema, Type::TEXT)],
+        )
+        .await?;
+    let lsn: String = row.try_get("lsn")?;
+    transaction.commit().await?;
+    lsn.parse()
+        .map(Some)
+        .map_err(|_| anyhow::anyhow!("Postgres gave {lsn:?} as a place in the log"))
+}
+
+/// [`resync`] as a part of a transaction.
+pub(crate) async fn resync_within(transaction: &tokio_postgres::Transaction<'_>, name: &str) -> anyhow::Result<()> {
+    transaction
+        .query_typed(
+            include_str!("../../sql/tenant_rebirth.sql"),
+            &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
+        )
+        .await
+        .with_context(|| format!("cannot begin the streams of tenant {name} anew"))?;
+    Ok(())
+}
+
+/// Devices of a tenant that are not revoked.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn count_devices(database: &Database, name: &str) -> Result<i64, Error> {
+    let row = database
+        .query_opt(
+            include_str!("../../sql/tenant_device_count.sql"),
+            &[(&name, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.map_or(0, |row| row.get("count")))
+}
+
+/// What a tenant has, as Postgres knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Holdings {
+    /// `active` or `paused`.
+    pub state: String,
+    /// Counts its resyncs.
+    pub generation: i64,
+    /// Whether anybody may register.
+    pub registration_open: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Web users, disabled ones too.
+    pub web_users: i64,
+    /// Mobile users, disabled ones too.
+    pub mobile_users: i64,
+    /// Disabled users of either kind.
+    pub disabled_users: i64,
+    /// Devices that may sync.
+    pub devices: i64,
+    /// Devices that were revoked.
+    pub revoked_devices: i64,
+    /// Conflicts that nobody has resolved.
+    pub open_conflicts: i64,
+}
+
+/// What a tenant has; `None` when there is no such tenant.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn holdings(database: &Database, tenant: &Tenant) -> Result<Option<Holdings>, Error> {
+    let row = database
+        .query_opt(
+            &tenant.sql(include_str!("../../sql/tenant_counts.sql")),
+            &[(&tenant.name, Type::TEXT)],
+        )
+        .await?;
+    row.map(|row| {
+        Ok(Holdings {
+            state: row.try_get("state")?,
+            generation: row.try_get("generation")?,
+            registration_open: row.try_get("registration_open")?,
+            created_at: row.try_get("created_at")?,
+            web_users: row.try_get("web")?,
+            mobile_users: row.try_get("mobile")?,
+            disabled_users: row.try_get("disabled")?,
+            devices: row.try_get("enrolled")?,
+            revoked_devices: row.try_get("revoked")?,
+            open_conflicts: row.try_get("open_conflicts")?,
+        })
+    })
+    .transpose()
+}
+
+/// A tenant as the directory has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Name and schema.
+    pub tenant: Tenant,
+    /// `active`, `paused`, or [`SCHEMA_MISSING`].
+    pub state: String,
+}
+
+impl Listed {
+    /// Whether its schema exists.
+    pub fn has_schema(&self) -> bool {
+        self.state != SCHEMA_MISSING
+    }
+
+    /// # Errors
+    /// When its schema is gone: says what can be done.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.has_schema() {
+            return Ok(());
+        }
+        let Tenant { name, schema } = &self.tenant;
+        bail!(
+            "the schema {schema} of tenant {name} is missing: bring it back from a backup, or `posduif tenant drop {name} \
+             --yes` forgets the tenant, so that it can be made anew"
+        )
+    }
+}
+
+/// All tenants that are registered, with their state, by name: also those whose schema is gone.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn directory(database: &Database) -> Result<Vec<Listed>, Error> {
+    listed(database, None).await
+}
+
+/// The tenant of this name, also when its schema is gone.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn registered(database: &Database, name: &str) -> Result<Option<Listed>, Error> {
+    // An impossible name (one with a NUL, say) must not reach Postgres.
+    if !is_valid_name(name) {
+        return Ok(None);
+    }
+    Ok(listed(database, Some(name)).await?.pop())
+}
+
+async fn listed(database: &Database, name: Option<&str>) -> Result<Vec<Listed>, Error> {
+    let sql = include_str!("../../sql/tenant_list.sql");
+    let rows = database.query(sql, &[(&name, Type::TEXT)]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Listed {
+                tenant: Tenant {
+                    name: row.try_get("name")?,
+                    schema: row.try_get("schema_name")?,
+                },
+                state: row.try_get("state")?,
+            })
+        })
+        .collect()
+}
+
+/// The tables that migrations have made and that somebody has dropped or renamed, `schema.table`: of one tenant or of
+/// all. Nothing is said of a tenant whose whole schema is gone.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn missing_tables(database: &Database, name: Option<&str>) -> Result<Vec<String>, Error> {
+    let sql = include_str!("../../sql/tenant_tables.sql");
+    let mut missing = Vec::new();
+    for row in database.query(sql, &[(&name, Type::TEXT)]).await? {
+        let schema: String = row.try_get("schema_name")?;
+        let found: Vec<String> = row.try_get("tables")?;
+        let wanted = migrations::tenant_tables(row.try_get("version")?);
+        let gone = wanted
+            .into_iter()
+            .filter(|table| !found.iter().any(|found| found == table));
+        missing.extend(gone.map(|table| format!("{schema}.{table}")));
+    }
+    Ok(missing)
+}
+
+/// All tenants that have their schema, by name.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn list(database: &Database) -> Result<Vec<Tenant>, Error> {
+    Ok(directory(database)
+        .await?
+        .into_iter()
+        .filter(Listed::has_schema)
+        .map(|listed| listed.tenant)
+        .collect())
+}
+
+/// The tenant of this name, if it exists.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn find(database: &Database, name: &str) -> Result<Option<Tenant>, Error> {
+    // An impossible name (one with a NUL, say) must not reach Postgres.
+    let Some(tenant) = Tenant::named(name) else {
+        return Ok(None);
+    };
+    let row = database
+        .query_opt(include_str!("../../sql/tenant_find.sql"), &[(&tenant.name, Type::TEXT)])
+        .await?;
+    Ok(row.map(|_| tenant))
+}

@@ -1,0 +1,247 @@
+//! Deciding what the streams may forget. The publisher does the trimming, as the only one who writes to them.
+//!
+//! An inbox keeps what the slowest live device of its user has not acknowledged, or whose statuses have not moved on,
+//! and for a while longer what it has, so that a live reader can resume from an older place. Bounds on the number of entries come before both: who falls
+//! behind them takes a snapshot.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use postgres_types::Type;
+use redis::streams::StreamRangeReply;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::contract::control::Trim;
+use crate::contract::stream_name::Target;
+use crate::core::position::StreamId;
+use crate::core::tenant::Tenant;
+use crate::postgres::tenants;
+use crate::postgres::{self, Database};
+use crate::redis::store::Store;
+
+/// Users looked at in one round trip.
+const PAGE: usize = 500;
+
+/// Entries looked at at once in one stream.
+const LOOK: usize = 2000;
+
+/// Most entries that one round takes from a stream that is beyond its bound; what is left waits for the next.
+const TRIM_MAX: u64 = 500_000;
+
+/// Looks at all streams again and again until `stop`.
+pub async fn run(
+    config: Arc<Config>,
+    database: Database,
+    store: Store,
+    trims: mpsc::Sender<Trim>,
+    stop: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(config.streams.trim_interval_seconds));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        tokio::select! {
+            result = round(&config, &database, &store, &trims) => if let Err(error) = result {
+                tracing::warn!(cause = format!("{error:#}"), "trimming postponed");
+            },
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn round(config: &Config, database: &Database, store: &Store, trims: &mpsc::Sender<Trim>) -> Result<()> {
+    for tenant in tenants::list(database).await.context("cannot list the tenants")? {
+        match round_of(&tenant, config, database, store, trims).await {
+            // What is wrong with one tenant's tables must not keep all others from being trimmed.
+            Err(error) if error.downcast_ref().is_some_and(postgres::Error::is_of_what_it_meets) => {
+                tracing::error!(
+                    tenant = tenant.name,
+                    cause = format!("{error:#}"),
+                    "the tenant's inboxes are not trimmed"
+                );
+            }
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+async fn round_of(
+    tenant: &Tenant,
+    config: &Config,
+    database: &Database,
+    store: &Store,
+    trims: &mpsc::Sender<Trim>,
+) -> Result<()> {
+    let name: Arc<str> = tenant.name.as_str().into();
+    for (target, entries_max) in [
+        (Target::Changes(name.clone()), config.streams.changes_entries_max),
+        (Target::Shared(name.clone()), config.streams.shared_entries_max),
+    ] {
+        // Something else in a stream's place must not keep all others from being trimmed.
+        match beyond_bound(store, target.clone(), entries_max).await {
+            Ok(Some(trim)) => trims.send(trim).await?,
+            Ok(None) => {}
+            Err(error) => is_foreign(store, &target, error)?,
+        }
+    }
+    let mut after = Uuid::nil();
+    loop {
+        let page = inboxes(config, database, tenant, after).await?;
+        for (user, devices) in &page {
+            after = *user;
+            match inbox(config, store, &name, *user, devices).await {
+                Ok(Some(trim)) => trims.send(trim).await?,
+                Ok(None) => {}
+                Err(error) => is_foreign(store, &Target::Inbox(name.clone(), *user), error)?,
+            }
+        }
+        if page.len() < PAGE {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Passes over a key that holds no stream; what else went wrong is an error.
+fn is_foreign(store: &Store, target: &Target, error: anyhow::Error) -> Result<()> {
+    let refusal = error.downcast_ref::<redis::RedisError>();
+    if refusal.and_then(redis::RedisError::code) != Some("WRONGTYPE") {
+        return Err(error);
+    }
+    tracing::warn!(
+        key = target.key(store.keys()),
+        "not a stream, so it is not trimmed; `posduif stream rebuild --tenant {}` makes it one",
+        target.tenant()
+    );
+    Ok(())
+}
+
+/// A page of users with their live devices.
+async fn inboxes(
+    config: &Config,
+    database: &Database,
+    tenant: &Tenant,
+    after: Uuid,
+) -> Result<Vec<(Uuid, Vec<String>)>> {
+    let idle_days = config.streams.device_idle_days as f64;
+    let rows = database
+        .query(
+            &tenant.sql(include_str!("../../sql/trim_users.sql")),
+            &[
+                (&after, Type::UUID),
+                (&(PAGE as i64), Type::INT8),
+                (&idle_days, Type::FLOAT8),
+            ],
+        )
+        .await
+        .with_context(|| format!("cannot list the devices of tenant {}", tenant.name))?;
+    Ok(rows
+        .iter()
+        .map(|row| (row.get("user_id"), row.get("devices")))
+        .collect())
+}
+
+async fn inbox(
+    config: &Config,
+    store: &Store,
+    tenant: &Arc<str>,
+    user: Uuid,
+    devices: &[String],
+) -> Result<Option<Trim>> {
+    let target = Target::Inbox(tenant.clone(), user);
+    if let Some(trim) = beyond_bound(store, target.clone(), config.streams.inbox_entries_max).await? {
+        return Ok(Some(trim));
+    }
+    if devices.is_empty() {
+        return Ok(None);
+    }
+    let mut pipe = redis::pipe();
+    for device in devices {
+        pipe.hmget(store.keys().device(tenant, device), &["settled", "ack"]);
+    }
+    let places: Vec<Vec<Option<String>>> = pipe.query_async(&mut store.connection()).await?;
+    // A device that never acknowledged will begin with a snapshot and holds nothing back.
+    let Some(slowest) = places
+        .iter()
+        .filter_map(|places| places.iter().flatten().next()?.parse::<StreamId>().ok())
+        .min()
+    else {
+        return Ok(None);
+    };
+    let key = target.key(store.keys());
+    let reply: StreamRangeReply = redis::cmd("XRANGE")
+        .arg(&key)
+        .arg("-")
+        .arg(slowest.to_string())
+        .arg("COUNT")
+        .arg(LOOK)
+        .query_async(&mut store.connection())
+        .await?;
+    let keep_from = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .saturating_sub(Duration::from_secs(config.streams.acknowledged_keep_seconds))
+        .as_micros();
+    let last_old = reply
+        .ids
+        .iter()
+        .take_while(|entry| entry.get::<u64>("ts").is_none_or(|ts| u128::from(ts) < keep_from))
+        .filter_map(|entry| entry.id.parse::<StreamId>().ok())
+        .last();
+    Ok(last_old.map(|id| Trim {
+        target,
+        min_id: id.next(),
+    }))
+}
+
+/// The trim that takes a stream back to its bound.
+async fn beyond_bound(store: &Store, target: Target, entries_max: u64) -> Result<Option<Trim>> {
+    let key = target.key(store.keys());
+    let length: u64 = redis::cmd("XLEN")
+        .arg(&key)
+        .query_async(&mut store.connection())
+        .await?;
+    let Some(excess) = length.checked_sub(entries_max).filter(|excess| *excess > 0) else {
+        return Ok(None);
+    };
+    let last = nth(store, &key, excess.min(TRIM_MAX)).await?;
+    Ok(last.map(|id| Trim {
+        target,
+        min_id: id.next(),
+    }))
+}
+
+/// The nth entry of a stream, or its last one when it has fewer. Redis cannot tell which it is, so they are gone
+/// through; in pages, whatever they hold.
+///
+/// # Errors
+/// When Redis fails, or the key holds no stream.
+pub async fn nth(store: &Store, key: &str, n: u64) -> Result<Option<StreamId>> {
+    let mut left = n;
+    let mut last: Option<StreamId> = None;
+    while left > 0 {
+        let page = left.min(LOOK as u64);
+        let reply: StreamRangeReply = redis::cmd("XRANGE")
+            .arg(key)
+            .arg(last.map_or("-".to_owned(), |id| id.next().to_string()))
+            .arg("+")
+            .arg("COUNT")
+            .arg(page)
+            .query_async(&mut store.connection())
+            .await?;
+        let Some(id) = reply.ids.last().and_then(|raw| raw.id.parse::<StreamId>().ok()) else {
+            break;
+        };
+        last = Some(id);
+        left -= page;
+    }
+    Ok(last)
+}

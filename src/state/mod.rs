@@ -1,0 +1,367 @@
+//! Encrypted state: opaque bytes under a user's keys, which all devices of the user share.
+//!
+//! A device encrypts; here are bytes and a nonce, and nothing looks into them or logs them. Each write of a key makes a
+//! new version, which never comes again, also when the key was deleted meanwhile. A write says what it is made upon
+//! ([`Condition`]), so that of two devices that change the same version one wins and the other learns of it. The answer to
+//! a write may get lost: the same write by the same device, made upon the version before its own, is recognised and done
+//! once.
+//!
+//! All of that is decided by one statement, the function `write_states()` of the tenant's schema (its rules stand in
+//! `migrations/tenant/0006_state.up.sql`).
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Serialize, Serializer};
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::config;
+use crate::core::tenant::Tenant;
+use crate::core::time::Timestamp;
+use crate::feature::{Error, check_text};
+use crate::postgres::Database;
+
+/// Longest key in characters.
+pub const KEY_CHARS_MAX: usize = 255;
+
+/// A key that none can have: `/api/state/batch` is a route.
+const RESERVED: &str = "batch";
+
+/// Bytes that are shown in base64 (RFC 4648, section 4), and never in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Opaque(pub Vec<u8>);
+
+impl fmt::Debug for Opaque {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl Serialize for Opaque {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+/// A state as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct State {
+    /// What the user's apps call it.
+    pub key: String,
+    /// The encrypted bytes.
+    pub state: Opaque,
+    /// What they were encrypted with.
+    pub nonce: Opaque,
+    /// Grows with each write of the key.
+    pub version: i64,
+    /// The device that wrote this version; none for a page without a device, and for `psql`.
+    pub device_id: Option<String>,
+    /// When the key was made, or made anew.
+    pub created_at: Timestamp,
+    /// When this version was written.
+    pub updated_at: Timestamp,
+}
+
+impl State {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            key: row.try_get("key")?,
+            state: Opaque(row.try_get("state")?),
+            nonce: Opaque(row.try_get("nonce")?),
+            version: row.try_get("version")?,
+            device_id: row.try_get("device_id")?,
+            created_at: row.try_get("created_at")?,
+            updated_at: row.try_get("updated_at")?,
+        })
+    }
+}
+
+/// Whose states they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner<'a> {
+    /// The tenant.
+    pub tenant: &'a Tenant,
+    /// The user.
+    pub user: Uuid,
+}
+
+/// A user's state under a key.
+///
+/// # Errors
+/// [`Error::NotFound`], also when it was deleted; [`Error::Invalid`] for what is no key.
+pub async fn get(database: &Database, owner: Owner<'_>, key: &str) -> Result<State, Error> {
+    check_key(key)?;
+    let statement = owner.tenant.sql(include_str!("../../sql/state_get.sql"));
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+        [(&owner.user, Type::UUID), (&key, Type::TEXT)];
+    let row = database.query_opt(&statement, &parameters).await?;
+    State::from_row(&row.ok_or(Error::NotFound("state"))?)
+}
+
+/// A page of a user's states in the order of their rows' ids, behind this one; each with its id.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub async fn page(database: &Database, owner: Owner<'_>, after: Uuid, limit: i64) -> Result<Vec<(Uuid, State)>, Error> {
+    let statement = owner.tenant.sql(include_str!("../../sql/state_list.sql"));
+    let rows = database
+        .query(
+            &statement,
+            &[(&owner.user, Type::UUID), (&after, Type::UUID), (&limit, Type::INT8)],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("id")?, State::from_row(row)?)))
+        .collect()
+}
+
+/// What a write is made upon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// There must be no such key.
+    Absent,
+    /// There must be one, whatever its version.
+    Present,
+    /// One of these must be the current version, that of the deletion if the key is deleted; none can never hold.
+    Version(Vec<i64>),
+}
+
+impl Condition {
+    /// As `write_states()` takes it.
+    fn to_base(&self) -> Option<String> {
+        let versions: Vec<String> = match self {
+            Self::Absent => vec!["0".into()],
+            Self::Present => return None,
+            Self::Version(versions) => versions.iter().map(i64::to_string).collect(),
+        };
+        Some(format!("{{{}}}", versions.join(",")))
+    }
+}
+
+/// A write of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// The key.
+    pub key: String,
+    /// The encrypted bytes and their nonce; none deletes the key.
+    pub value: Option<(Opaque, Opaque)>,
+    /// What it is made upon.
+    pub condition: Condition,
+}
+
+/// What a key is after a write, or instead of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Written {
+    /// The key.
+    pub key: String,
+    /// Its version now.
+    pub version: i64,
+    /// The device that wrote that version.
+    pub device_id: Option<String>,
+    /// When the key was made, or made anew.
+    pub created_at: Timestamp,
+    /// When that version was written.
+    pub updated_at: Timestamp,
+    /// Whether just that had been done before.
+    #[serde(skip)]
+    pub is_duplicate: bool,
+}
+
+impl Written {
+    /// Whether this version is the first one of the key, or the first one since it was deleted.
+    pub fn is_first(&self) -> bool {
+        self.created_at == self.updated_at
+    }
+}
+
+/// A write that was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// Its place among the writes, from 0.
+    pub index: usize,
+    /// The key.
+    pub key: String,
+    /// The version of the key now, also when it is deleted; none when there never was one.
+    pub version: Option<i64>,
+    /// There is no such key, or no more.
+    pub deleted: bool,
+    /// Whether nothing but the key's absence speaks against the write.
+    #[serde(skip)]
+    pub is_absent: bool,
+}
+
+/// What became of writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All were done, now or before.
+    Done(Vec<Written>),
+    /// None was done: these did not meet their conditions.
+    Refused(Vec<Refused>),
+}
+
+/// Does writes of a user's states, all or none, by a device or a page without one.
+///
+/// # Errors
+/// [`Error::Invalid`] for what is no key, [`Error::TooLarge`], [`Error::Conflict`] when the user would have too many keys,
+/// [`Error::Unauthorized`] for a user or a device that may not act any more.
+pub async fn write(
+    database: &Database,
+    owner: Owner<'_>,
+    device: Option<&str>,
+    settings: &config::State,
+    writes: Vec<Write>,
+) -> Result<Outcome, Error> {
+    for write in &writes {
+        check(write, settings)?;
+    }
+    let bases: Vec<Option<String>> = writes.iter().map(|write| write.condition.to_base()).collect();
+    let (mut keys, mut states, mut nonces) = (Vec::new(), Vec::new(), Vec::new());
+    for write in writes {
+        keys.push(write.key);
+        let (state, nonce) = write.value.map(|(state, nonce)| (state.0, nonce.0)).unzip();
+        states.push(state);
+        nonces.push(nonce);
+    }
+    let keys_max = i64::try_from(settings.keys_max).unwrap_or(i64::MAX);
+    let rows = database
+        .query(
+            &owner.tenant.sql(include_str!("../../sql/state_write.sql")),
+            &[
+                (&owner.user, Type::UUID),
+                (&device, Type::TEXT),
+                (&keys, Type::TEXT_ARRAY),
+                (&states, Type::BYTEA_ARRAY),
+                (&nonces, Type::BYTEA_ARRAY),
+                (&bases, Type::TEXT_ARRAY),
+                (&keys_max, Type::INT8),
+            ],
+        )
+        .await?;
+    let (mut done, mut refused) = (Vec::new(), Vec::new());
+    let mut is_full = false;
+    for (index, (row, key)) in rows.iter().zip(keys).enumerate() {
+        let outcome: &str = row.try_get("outcome")?;
+        match outcome {
+            "inactive" => return Err(Error::Unauthorized("this user is disabled or deleted")),
+            "revoked" => return Err(Error::Unauthorized("this device is revoked")),
+            "full" => is_full = true,
+            "absent" | "stale" => refused.push(Refused {
+                index,
+                key,
+                version: row.try_get("version")?,
+                deleted: row.try_get("is_deleted")?,
+                is_absent: outcome == "absent",
+            }),
+            _ if refused.is_empty() => {
+                // Where another item was refused, this one's row may not exist.
+                if let Some(version) = row.try_get("version")? {
+                    done.push(Written {
+                        key,
+                        version,
+                        device_id: row.try_get("device_id")?,
+                        created_at: row.try_get("created_at")?,
+                        updated_at: row.try_get("updated_at")?,
+                        is_duplicate: outcome == "duplicate",
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+    if is_full {
+        return Err(Error::Conflict(format!(
+            "this user would have more than {keys_max} keys: delete some"
+        )));
+    }
+    Ok(match refused.is_empty() {
+        true => Outcome::Done(done),
+        false => Outcome::Refused(refused),
+    })
+}
+
+/// Checks a key.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn check_key(key: &str) -> Result<(), Error> {
+    check_text("key", key, KEY_CHARS_MAX)?;
+    if key == RESERVED {
+        return Err(Error::invalid(
+            "key",
+            format!("must not be {RESERVED:?}, which is a route"),
+        ));
+    }
+    Ok(())
+}
+
+fn check(write: &Write, settings: &config::State) -> Result<(), Error> {
+    check_key(&write.key)?;
+    let Some((state, nonce)) = &write.value else {
+        return Ok(());
+    };
+    if nonce.0.is_empty() {
+        return Err(Error::invalid("nonce", "must not be empty"));
+    }
+    for (field, bytes, bytes_max) in [
+        ("state", state, settings.bytes_max),
+        ("nonce", nonce, settings.nonce_bytes_max),
+    ] {
+        if bytes.0.len() > bytes_max {
+            return Err(Error::TooLarge { field, bytes_max });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(key: &str, state: usize, nonce: usize) -> Write {
+        Write {
+            key: key.into(),
+            value: Some((Opaque(vec![0; state]), Opaque(vec![0; nonce]))),
+            condition: Condition::Absent,
+        }
+    }
+
+    #[test]
+    fn writes_are_checked() {
+        let settings = config::State {
+            bytes_max: 4,
+            nonce_bytes_max: 2,
+            ..config::State::default()
+        };
+        let check = |write: Write| check(&write, &settings).map_err(|error| error.to_string());
+        assert!(check(write("ä", 4, 2)).is_ok());
+        assert!(check(write(&"ü".repeat(255), 0, 1)).is_ok());
+        for bad in [
+            write("", 1, 1),
+            write("a\0", 1, 1),
+            write(&"x".repeat(256), 1, 1),
+            write("batch", 1, 1),
+            write("a", 5, 1),
+            write("a", 1, 3),
+            write("a", 1, 0),
+        ] {
+            assert!(check(bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_write_is_made_upon_is_said_to_postgres_as_arrays() {
+        assert_eq!(Condition::Absent.to_base().as_deref(), Some("{0}"));
+        assert_eq!(Condition::Present.to_base(), None);
+        assert_eq!(Condition::Version(vec![1, 22]).to_base().as_deref(), Some("{1,22}"));
+        assert_eq!(Condition::Version(vec![]).to_base().as_deref(), Some("{}"));
+    }
+
+    #[test]
+    fn bytes_do_not_show_in_what_is_printed_for_developers() {
+        let shown = format!("{:?}", Opaque(b"secret".to_vec()));
+        assert_eq!(shown, "6 bytes");
+    }
+}
