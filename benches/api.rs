@@ -294,10 +294,10 @@ impl Bench {
                 let mut http = Http::connect(&self.address).await;
                 logins.spawn(async move { http.exchange(&request("POST", "/api/auth/login", "", &body)).await.0 });
             }
-            let (mut beside, mut done) = (Vec::new(), 0);
+            let (mut tenant_command, mut done) = (Vec::new(), 0);
             let start = Instant::now();
             while !logins.is_empty() {
-                beside.push(timed(&mut http, &question).await);
+                tenant_command.push(timed(&mut http, &question).await);
                 while let Some(status) = logins.try_join_next() {
                     done += usize::from(status.unwrap() == 200);
                 }
@@ -305,7 +305,7 @@ impl Bench {
             println!(
                 "round {round}: {done} of {LOGINS} logins at once in {:.1} s; another client's p99 {:.1} ms, {:.1} ms alone",
                 start.elapsed().as_secs_f64(),
-                p99(&mut beside),
+                p99(&mut tenant_command),
                 p99(&mut alone)
             );
         }

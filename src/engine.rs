@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::api::health::Vitals;
+use crate::api::health::Diagnostics;
 use crate::api::{App, Parts};
 use crate::config::Config;
 use crate::http::secure::Acceptor;
@@ -117,7 +117,7 @@ impl Engine {
             let (config, database, store) = (config.clone(), database.clone(), store.clone());
             engine.wake(Waker::new(config, database, store, &hub, metrics.clone())?, shown);
         }
-        let vitals = Vitals {
+        let vitals = Diagnostics {
             hub,
             config,
             database,
@@ -155,7 +155,7 @@ impl Engine {
         });
     }
 
-    fn serve(&mut self, listener: TcpListener, vitals: Vitals, with_api: bool) -> Result<()> {
+    fn serve(&mut self, listener: TcpListener, vitals: Diagnostics, with_api: bool) -> Result<()> {
         let vitals = Arc::new(vitals);
         let stop = self.stop_serving.clone();
         // Freshness is what this sees, so that it runs in every role.
@@ -172,7 +172,7 @@ impl Engine {
         Ok(())
     }
 
-    fn start_api(&mut self, vitals: &Vitals) -> Result<Arc<App>> {
+    fn start_api(&mut self, vitals: &Diagnostics) -> Result<Arc<App>> {
         let stop = self.stop_serving.clone();
         let app = Arc::new(App::new(
             vitals.config.clone(),

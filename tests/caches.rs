@@ -500,7 +500,7 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
     assert_eq!(name().await, "jo", "nothing was learned meanwhile");
 
     // The tail tells of both, and gets there.
-    caches.follower().unwrap().lost();
+    caches.listener().unwrap().lost();
     tail.position = store.view().await.unwrap().position;
     followed.send_replace(tail);
     assert_eq!(name().await, "jo");

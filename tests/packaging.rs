@@ -28,7 +28,7 @@ async fn told(socket: &tokio::net::UnixDatagram) -> String {
 async fn a_supervisor_is_told_when_the_engine_serves_and_when_it_ends() {
     let world = World::new().await;
     let path = std::env::temp_dir().join(format!("posduif-notify-{}", uuid::Uuid::new_v4().simple()));
-    // Beside a path, systemd may give a name in Linux' abstract namespace.
+    // Tenant a path, systemd may give a name in Linux' abstract namespace.
     let mut places = vec![(UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap().to_owned())];
     #[cfg(target_os = "linux")]
     {

@@ -256,10 +256,10 @@ async fn a_page_reads_no_more_rows_than_it_has_wherever_it_lies() {
     // Far pages, and the count, read the index and no row beyond the page.
     let plan = plan(&office, ["2500", "NULL", "true"]).await;
     assert!(plan.contains("Index Only Scan using messages_recipient"), "{plan}");
-    let looked_up = plan
+    let lookup = plan
         .lines()
         .filter(|line| line.contains("Index Scan using messages_pkey"));
-    assert!(looked_up.clone().count() > 0, "{plan}");
+    assert!(lookup.clone().count() > 0, "{plan}");
     assert!(
         !plan.contains("Seq Scan on messages") && !plan.contains("Bitmap Heap Scan"),
         "{plan}"

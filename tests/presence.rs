@@ -187,11 +187,11 @@ async fn a_user_is_as_present_as_the_most_present_of_its_devices_and_pages() {
     let (one, two) = (office.phone("one").await, office.phone("two").await);
     let first = one.events("/sse/mobile/one").await;
     let _second = two.events("/sse/mobile/two").await;
-    let say = |phone: &Api, status: &str| {
+    let outln = |phone: &Api, status: &str| {
         let (phone, body) = (phone.clone(), json!({"status": status}));
         async move { phone.put("/api/presence", &body).await.expect(200) }
     };
-    let said = say(&one, "away").await;
+    let said = outln(&one, "away").await;
     assert_eq!(
         said,
         json!({"user_id": office.joe_id, "status": "online", "own_status": "away"})
@@ -206,13 +206,13 @@ async fn a_user_is_as_present_as_the_most_present_of_its_devices_and_pages() {
         devices.find(|device| device["device_id"] == id).unwrap()["presence"].clone()
     };
     assert_eq!((of("one"), of("two")), (json!("away"), json!("online")));
-    assert_eq!(say(&two, "away").await["status"], "away");
-    assert_eq!(say(&one, "online").await["status"], "online");
+    assert_eq!(outln(&two, "away").await["status"], "away");
+    assert_eq!(outln(&one, "online").await["status"], "online");
     drop(first);
     becomes(&office.bob, office.joe_id, "away").await;
     // Who has no stream counts for a while by saying so, the pages of a session as one.
-    assert_eq!(say(&one, "online").await["status"], "online");
-    assert_eq!(say(&office.bob, "away").await["status"], "away");
+    assert_eq!(outln(&one, "online").await["status"], "online");
+    assert_eq!(outln(&office.bob, "away").await["status"], "away");
     let _page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
     becomes(&office.bob, office.bob_id, "away").await;
     // Another session of the same user has its own.

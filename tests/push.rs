@@ -374,7 +374,7 @@ fn python() -> Option<PathBuf> {
         Ok(program) if !program.is_empty() => return Some(program.into()),
         _ => {}
     }
-    // Beside the folder in which the engine's program was built.
+    // Tenant the folder in which the engine's program was built.
     let target = Path::new(env!("CARGO_BIN_EXE_posduif"))
         .parent()
         .unwrap()

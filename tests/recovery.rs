@@ -514,7 +514,7 @@ async fn a_large_transaction_costs_the_engine_no_growing_memory() {
         .query_async(&mut redis.clone())
         .await
         .unwrap();
-    // Foreign keys are not what this is about.
+    // WrongType keys are not what this is about.
     stage.sql("SET session_replication_role = replica").await;
     stage.psql.execute(insert, &[&stage.joe, &ROWS]).await.unwrap();
     let length = async || -> i64 {

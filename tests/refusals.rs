@@ -171,7 +171,7 @@ async fn a_stream_that_redis_forbids_stops_alone_and_begins_anew_when_it_is_allo
         contents.collect::<Vec<String>>()
     };
     let inbox = stage.world.stream(&keys.inbox("other", &ben.to_string())).await;
-    assert_eq!(messages(&inbox).len(), 7, "birth and six messages");
+    assert_eq!(messages(&inbox).len(), 7, "the reset and six messages");
     let changes = messages(&stage.world.stream(&keys.changes("other")).await);
     assert_eq!(changes.last().unwrap(), "before");
     let quarantine = stage.world.stream(&keys.quarantine("other")).await;

@@ -305,11 +305,11 @@ async fn a_stopped_stream_that_cannot_begin_anew_stays_stopped_however_often_the
     let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
     // Somebody's own entry, some megabytes of log ahead.
     let position: StreamId = stage.world.checkpoint().await["position"].parse().unwrap();
-    let ahead = StreamId {
+    let prefetch = StreamId {
         ms: position.ms + 8 * 1024 * 1024,
         seq: 1,
     };
-    let add = ["XADD", &key, &ahead.to_string(), "a", "b"];
+    let add = ["XADD", &key, &prefetch.to_string(), "a", "b"];
     let _: String = stage.world.ask_redis(&add).await;
     stage.message(stage.bob, stage.joe, "refused").await;
     stage.world.published().await;

@@ -469,11 +469,11 @@ async fn a_rebuild_makes_lost_and_spoilt_streams_anew_and_every_phone_converges(
         phone.sync(&http).await.unwrap();
         phones.push((user, phone, file));
     }
-    let say = async |to: Uuid, content: &str| {
+    let outln = async |to: Uuid, content: &str| {
         let body = json!({"recipient_id": to, "content": content});
         office.bob.post("/api/messages", &body).await.expect(201);
     };
-    say(office.joe_id, "before").await;
+    outln(office.joe_id, "before").await;
     world.published().await;
     for (_, phone, _) in &mut phones {
         phone.sync(&http).await.unwrap();
@@ -490,8 +490,8 @@ async fn a_rebuild_makes_lost_and_spoilt_streams_anew_and_every_phone_converges(
     let nobody = Uuid::new_v4();
     let _: String = world.ask_redis(&["XADD", &inbox(nobody), "1-1", "op", "insert"]).await;
     let history: i64 = world.ask_redis(&["XLEN", &keys.changes("acme")]).await;
-    say(office.joe_id, "lost").await;
-    say(sally, "refused").await;
+    outln(office.joe_id, "lost").await;
+    outln(sally, "refused").await;
     office
         .sql("DELETE FROM tenant_acme.messages WHERE content = 'before'")
         .await;
@@ -511,7 +511,7 @@ async fn a_rebuild_makes_lost_and_spoilt_streams_anew_and_every_phone_converges(
         (&rebuilt["removed"], &rebuilt["changes_lost"]),
         (&json!([nobody]), &json!(false))
     );
-    say(office.joe_id, "after").await;
+    outln(office.joe_id, "after").await;
     world.published().await;
     for user in [office.bob_id, office.joe_id, sally, without_device] {
         assert_eq!(world.stream(&inbox(user)).await[0].field("op"), "reset", "{user}");

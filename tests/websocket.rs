@@ -144,7 +144,7 @@ async fn an_id_of_either_transport_resumes_the_other_across_a_restart() {
             told.push(about(&event));
             last = event.id.unwrap();
             socket = phone.socket("/ws").await;
-            socket.say(&json!({"resume": last})).await;
+            socket.outln(&json!({"resume": last})).await;
             let hello = socket.expect("hello").await;
             assert_eq!(hello.data["cursor"], json!(last));
             for _ in 0..2 {
@@ -396,7 +396,7 @@ async fn a_device_uploads_by_it_as_by_a_request() {
         {"type": "change", "table": "tasks", "id": task, "op": "edit", "row": {"title": "again"}, "base_version": 1},
         7,
     ]);
-    socket.say(&list).await;
+    socket.outln(&list).await;
     for (id, status, code) in [
         (json!(from_bob), "applied", ""),
         (json!(task), "applied", ""),
@@ -426,11 +426,11 @@ async fn items_are_done_in_the_order_of_their_frames_however_many_are_on_the_way
     let mut socket = phone.socket("/ws").await;
     let message = Uuid::new_v4();
     socket
-        .say(&json!({"type": "message", "id": message, "recipient_id": office.bob_id, "content": "0"}))
+        .outln(&json!({"type": "message", "id": message, "recipient_id": office.bob_id, "content": "0"}))
         .await;
     for n in 1..100 {
         let edit = json!({"type": "message", "op": "edit", "id": message, "content": n.to_string(), "base_version": n});
-        socket.say(&edit).await;
+        socket.outln(&edit).await;
     }
     for n in 0..100 {
         let result = socket.result().await;
@@ -450,13 +450,13 @@ async fn a_socket_goes_on_behind_a_cursor_that_its_client_names() {
     let other = office.phone("other").await.socket("/ws").await.cursor;
     let mut socket = phone.socket("/ws").await;
     for bad in [json!("nonsense"), json!(other)] {
-        socket.say(&json!({"resume": bad})).await;
+        socket.outln(&json!({"resume": bad})).await;
         assert_eq!(outcome(&socket.result().await), ("rejected", "INVALID_CURSOR"));
     }
-    socket.say(&json!({"resume": 7})).await;
+    socket.outln(&json!({"resume": 7})).await;
     assert_eq!(outcome(&socket.result().await), ("rejected", "VALIDATION_ERROR"));
     for _ in 0..2 {
-        socket.say(&json!({"resume": begun})).await;
+        socket.outln(&json!({"resume": begun})).await;
         assert_eq!(socket.expect("hello").await.data["cursor"], json!(begun));
         assert_eq!(messages(&mut socket, "message", 3).await, sent);
     }
@@ -496,7 +496,7 @@ async fn garbage_gets_a_result_or_closes_its_own_socket_only() {
             "{text}"
         );
     }
-    socket.say(&json!([{}, {}, {}, {}])).await;
+    socket.outln(&json!([{}, {}, {}, {}])).await;
     assert_eq!(outcome(&socket.result().await), ("rejected", "VALIDATION_ERROR"));
     socket.send(Message::binary(b"{\"type\": \"ack\"}".to_vec())).await;
     assert_eq!(outcome(&socket.result().await), ("rejected", "VALIDATION_ERROR"));
@@ -512,7 +512,7 @@ async fn garbage_gets_a_result_or_closes_its_own_socket_only() {
     socket.send(part(third, Data::Continue, true)).await;
     assert_eq!(socket.result().await["id"], json!("ä".repeat(128)));
     let pong = json!({"type": "ping", "id": "there?"});
-    socket.say(&pong).await;
+    socket.outln(&pong).await;
     assert_eq!(
         socket.expect("pong").await.data,
         json!({"type": "pong", "id": "there?"})

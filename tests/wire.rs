@@ -72,14 +72,14 @@ async fn connect(address: &str, authority: &Authority, alpn: &[&str]) -> Result<
 }
 
 /// What an answer said.
-struct Heard {
+struct PushCandidates {
     status: StatusCode,
     version: Version,
     headers: HeaderMap,
     body: Bytes,
 }
 
-async fn ask_http2<S>(stream: S, scheme: &str, path: &str) -> Heard
+async fn ask_http2<S>(stream: S, scheme: &str, path: &str) -> PushCandidates
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -93,7 +93,7 @@ where
     heard(sender.send_request(request).await.unwrap()).await
 }
 
-async fn ask_http1<S>(stream: S, path: &str) -> Heard
+async fn ask_http1<S>(stream: S, path: &str) -> PushCandidates
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -108,9 +108,9 @@ where
     heard(sender.send_request(request).await.unwrap()).await
 }
 
-async fn heard(response: hyper::Response<hyper::body::Incoming>) -> Heard {
+async fn heard(response: hyper::Response<hyper::body::Incoming>) -> PushCandidates {
     let (head, body) = response.into_parts();
-    Heard {
+    PushCandidates {
         status: head.status,
         version: head.version,
         headers: head.headers,

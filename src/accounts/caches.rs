@@ -29,7 +29,7 @@ use crate::core::page::Rows;
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
-use crate::live::tail::{Follower, Freshness, Notice};
+use crate::live::tail::{ChangeListener, Freshness, Notice};
 use crate::messages::{self, Message};
 use crate::postgres::Database;
 use crate::redis::store::Store;
@@ -65,7 +65,7 @@ fn key(tenant: &str, id: Uuid) -> Key {
 
 /// A value, and what its reader saw.
 #[derive(Debug)]
-struct Kept<V> {
+struct CacheEntry<V> {
     value: V,
     snapshot: Snapshot,
 }
@@ -76,8 +76,8 @@ struct Ticket(u64);
 
 /// What is remembered of one kind.
 #[derive(Debug)]
-struct Memory<V: Send + Sync + 'static> {
-    values: Cache<Key, Arc<Kept<V>>>,
+struct RowCache<V: Send + Sync + 'static> {
+    values: Cache<Key, Arc<CacheEntry<V>>>,
     changes: Mutex<Changes>,
     hasher: RandomState,
 }
@@ -102,12 +102,12 @@ struct Slot {
     xids: Option<(u32, u32)>,
 }
 
-impl<V: Send + Sync + 'static> Memory<V> {
+impl<V: Send + Sync + 'static> RowCache<V> {
     fn new(weight_max: u64, weigh: fn(&V) -> usize, lifetime: Duration) -> Self {
         Self {
             values: Cache::builder()
                 .max_capacity(weight_max)
-                .weigher(move |_, kept: &Arc<Kept<V>>| weigh(&kept.value).try_into().unwrap_or(u32::MAX))
+                .weigher(move |_, kept: &Arc<CacheEntry<V>>| weigh(&kept.value).try_into().unwrap_or(u32::MAX))
                 .time_to_live(lifetime)
                 .build(),
             changes: Mutex::new(Changes {
@@ -128,7 +128,7 @@ impl<V: Send + Sync + 'static> Memory<V> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self, key: &Key) -> Option<Arc<Kept<V>>> {
+    fn get(&self, key: &Key) -> Option<Arc<CacheEntry<V>>> {
         self.values.get(key)
     }
 
@@ -138,7 +138,7 @@ impl<V: Send + Sync + 'static> Memory<V> {
     }
 
     /// Keeps what was read, unless a change that it may not show has come by.
-    fn keep(&self, key: Key, kept: Kept<V>, ticket: Ticket) {
+    fn keep(&self, key: Key, kept: CacheEntry<V>, ticket: Ticket) {
         let slot = self.slot(&key);
         let mut changes = self.changes();
         if changes.settled.is_some_and(|settled| Instant::now() < settled) || changes.missed > ticket.0 {
@@ -202,38 +202,38 @@ fn newer(a: u32, b: u32) -> u32 {
 
 /// What the live tail keeps right.
 #[derive(Debug)]
-struct Memories {
-    unread: Memory<i64>,
-    messages_total: Memory<i64>,
-    users_total: Memory<i64>,
-    messages: Memory<Message>,
-    users: Memory<User>,
+struct CacheSet {
+    unread: RowCache<i64>,
+    messages_total: RowCache<i64>,
+    users_total: RowCache<i64>,
+    messages: RowCache<Message>,
+    users: RowCache<User>,
     store: Store,
 }
 
-impl Memories {
-    fn unread(&self) -> &Memory<i64> {
+impl CacheSet {
+    fn unread(&self) -> &RowCache<i64> {
         &self.unread
     }
 
-    fn messages_total(&self) -> &Memory<i64> {
+    fn messages_total(&self) -> &RowCache<i64> {
         &self.messages_total
     }
 
-    fn users_total(&self) -> &Memory<i64> {
+    fn users_total(&self) -> &RowCache<i64> {
         &self.users_total
     }
 
-    fn messages(&self) -> &Memory<Message> {
+    fn messages(&self) -> &RowCache<Message> {
         &self.messages
     }
 
-    fn users(&self) -> &Memory<User> {
+    fn users(&self) -> &RowCache<User> {
         &self.users
     }
 }
 
-impl Follower for Memories {
+impl ChangeListener for CacheSet {
     fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>) {
         let row = notice.row_id.as_ref().and_then(|id| Uuid::try_parse(id).ok());
         match (&*notice.table, users) {
@@ -285,14 +285,14 @@ impl Follower for Memories {
 #[derive(Debug, Clone)]
 pub struct Caches {
     database: Database,
-    memories: Option<Arc<Memories>>,
+    memories: Option<Arc<CacheSet>>,
     freshness: watch::Receiver<Freshness>,
     freshness_bound: Duration,
     metrics: Arc<Metrics>,
 }
 
 impl Caches {
-    /// Takes bounds from the settings. What it remembers is right only as long as the hub has its [`Caches::follower`].
+    /// Takes bounds from the settings. What it remembers is right only as long as the hub has its [`Caches::listener`].
     pub fn new(
         database: Database,
         store: Store,
@@ -305,16 +305,16 @@ impl Caches {
         Self {
             database,
             memories: (cache.ttl_seconds > 0).then(|| {
-                Arc::new(Memories {
-                    unread: Memory::new(cache.entries_max, |_| 1, lifetime),
-                    messages_total: Memory::new(cache.entries_max, |_| 1, lifetime),
-                    users_total: Memory::new(cache.entries_max, |_| 1, lifetime),
-                    messages: Memory::new(
+                Arc::new(CacheSet {
+                    unread: RowCache::new(cache.entries_max, |_| 1, lifetime),
+                    messages_total: RowCache::new(cache.entries_max, |_| 1, lifetime),
+                    users_total: RowCache::new(cache.entries_max, |_| 1, lifetime),
+                    messages: RowCache::new(
                         cache.messages_bytes_max,
                         |message| message.content.len() + MESSAGE_BYTES,
                         lifetime,
                     ),
-                    users: Memory::new(cache.entries_max, |_| 1, lifetime),
+                    users: RowCache::new(cache.entries_max, |_| 1, lifetime),
                     store,
                 })
             }),
@@ -325,12 +325,14 @@ impl Caches {
     }
 
     /// What must hear of every change before anybody else does; nothing when nothing is remembered.
-    pub fn follower(&self) -> Option<Arc<dyn Follower>> {
-        self.memories.clone().map(|memories| memories as Arc<dyn Follower>)
+    pub fn listener(&self) -> Option<Arc<dyn ChangeListener>> {
+        self.memories
+            .clone()
+            .map(|memories| memories as Arc<dyn ChangeListener>)
     }
 
     /// The memory, if it is as new as all that was told here.
-    fn current(&self) -> Option<&Arc<Memories>> {
+    fn current(&self) -> Option<&Arc<CacheSet>> {
         let memories = self.memories.as_ref()?;
         let freshness = *self.freshness.borrow();
         let is_current = freshness.is_connected
@@ -342,7 +344,7 @@ impl Caches {
     async fn answer<V: Clone + Send + Sync + 'static>(
         &self,
         kind: metrics::Cache,
-        memory: fn(&Memories) -> &Memory<V>,
+        memory: fn(&CacheSet) -> &RowCache<V>,
         (tenant, id): (&Tenant, Uuid),
         is_usable: impl Fn(&Snapshot) -> bool,
         ask: impl Future<Output = Result<(V, Option<Snapshot>), Error>>,
@@ -352,14 +354,14 @@ impl Caches {
         };
         let (memory, key) = (memory(memories), key(&tenant.name, id));
         if let Some(kept) = memory.get(&key).filter(|kept| is_usable(&kept.snapshot)) {
-            self.metrics.caches.looked_up(kind, true);
+            self.metrics.caches.lookup(kind, true);
             return Ok(kept.value.clone());
         }
-        self.metrics.caches.looked_up(kind, false);
+        self.metrics.caches.lookup(kind, false);
         let ticket = memory.begin();
         let (value, snapshot) = ask.await?;
         if let Some(snapshot) = snapshot {
-            let kept = Kept {
+            let kept = CacheEntry {
                 value: value.clone(),
                 snapshot,
             };
@@ -379,7 +381,7 @@ impl Caches {
         };
         self.answer(
             metrics::Cache::UnreadCount,
-            Memories::unread,
+            CacheSet::unread,
             (tenant, user),
             |_| true,
             ask,
@@ -410,7 +412,7 @@ impl Caches {
                 tokio::time::sleep(VISIBLE_POLL).await;
             }
         };
-        self.answer(metrics::Cache::UnreadCount, Memories::unread, (tenant, user), sees, ask)
+        self.answer(metrics::Cache::UnreadCount, CacheSet::unread, (tenant, user), sees, ask)
             .await
     }
 
@@ -428,7 +430,7 @@ impl Caches {
         F: Future<Output = Result<Counted<T>, Error>>,
     {
         let kind = metrics::Cache::MessagesTotal;
-        self.counted(kind, Memories::messages_total, (tenant, user), ask).await
+        self.counted(kind, CacheSet::messages_total, (tenant, user), ask).await
     }
 
     /// A page of all mobile users of the tenant, as [`Caches::counted`].
@@ -440,7 +442,7 @@ impl Caches {
         F: Future<Output = Result<Counted<T>, Error>>,
     {
         let kind = metrics::Cache::UsersTotal;
-        self.counted(kind, Memories::users_total, (tenant, WHOLE_TENANT), ask)
+        self.counted(kind, CacheSet::users_total, (tenant, WHOLE_TENANT), ask)
             .await
     }
 
@@ -448,7 +450,7 @@ impl Caches {
     async fn counted<T, F>(
         &self,
         kind: metrics::Cache,
-        memory: fn(&Memories) -> &Memory<i64>,
+        memory: fn(&CacheSet) -> &RowCache<i64>,
         key: (&Tenant, Uuid),
         ask: impl Fn(bool) -> F,
     ) -> Result<Rows<T>, Error>
@@ -483,7 +485,7 @@ impl Caches {
             let is_told = message.sender_id != message.recipient_id;
             Ok((message, is_told.then_some(snapshot)))
         };
-        self.answer(metrics::Cache::Message, Memories::messages, (tenant, id), |_| true, ask)
+        self.answer(metrics::Cache::Message, CacheSet::messages, (tenant, id), |_| true, ask)
             .await
     }
 
@@ -496,12 +498,12 @@ impl Caches {
             let (user, snapshot) = users::fetch(&self.database, tenant, id).await?;
             Ok((user, Some(snapshot)))
         };
-        self.answer(metrics::Cache::User, Memories::users, (tenant, id), |_| true, ask)
+        self.answer(metrics::Cache::User, CacheSet::users, (tenant, id), |_| true, ask)
             .await
     }
 
     /// This node has changed messages; who reads them here next sees it.
-    pub fn wrote_messages(&self, tenant: &str, ids: impl IntoIterator<Item = Uuid>) {
+    pub fn invalidate_messages(&self, tenant: &str, ids: impl IntoIterator<Item = Uuid>) {
         if let Some(memories) = &self.memories {
             ids.into_iter()
                 .for_each(|id| memories.messages.written(&key(tenant, id)));
@@ -509,7 +511,7 @@ impl Caches {
     }
 
     /// This node has changed which messages users have read, or have.
-    pub fn wrote_counts(&self, tenant: &str, users: impl IntoIterator<Item = Uuid>) {
+    pub fn invalidate_counts(&self, tenant: &str, users: impl IntoIterator<Item = Uuid>) {
         if let Some(memories) = &self.memories {
             for user in users {
                 let key = key(tenant, user);
@@ -520,7 +522,7 @@ impl Caches {
     }
 
     /// This node has changed a user, or their devices.
-    pub fn wrote_user(&self, tenant: &str, user: Uuid) {
+    pub fn invalidate_user(&self, tenant: &str, user: Uuid) {
         if let Some(memories) = &self.memories {
             memories.users.written(&key(tenant, user));
             memories.users_total.written(&key(tenant, WHOLE_TENANT));
@@ -532,18 +534,18 @@ impl Caches {
 mod tests {
     use super::*;
 
-    fn memory() -> Memory<i64> {
-        Memory::new(100, |_| 1, Duration::from_secs(60))
+    fn memory() -> RowCache<i64> {
+        RowCache::new(100, |_| 1, Duration::from_secs(60))
     }
 
-    fn kept(value: i64, snapshot: &str) -> Kept<i64> {
-        Kept {
+    fn kept(value: i64, snapshot: &str) -> CacheEntry<i64> {
+        CacheEntry {
             value,
             snapshot: Snapshot::parse(snapshot).expect("a snapshot"),
         }
     }
 
-    fn value(memory: &Memory<i64>, key: &Key) -> Option<i64> {
+    fn value(memory: &RowCache<i64>, key: &Key) -> Option<i64> {
         memory.get(key).map(|kept| kept.value)
     }
 

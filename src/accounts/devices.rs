@@ -663,7 +663,7 @@ impl Named {
 
 /// A device that a user has logged in with.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Welcomed {
+pub struct RegisteredDevice {
     /// The device.
     #[serde(flatten)]
     pub device: Device,
@@ -675,7 +675,12 @@ pub struct Welcomed {
 ///
 /// # Errors
 /// [`Error::Forbidden`] for another user's or a revoked one, [`Error::Conflict`] when the user has `devices_max` already.
-pub async fn welcome(database: &Database, login: &Login, named: &Named, devices_max: usize) -> Result<Welcomed, Error> {
+pub async fn welcome(
+    database: &Database,
+    login: &Login,
+    named: &Named,
+    devices_max: usize,
+) -> Result<RegisteredDevice, Error> {
     let tenant = &login.tenant;
     let made_up;
     let id = match &named.id {
@@ -703,7 +708,7 @@ pub async fn welcome(database: &Database, login: &Login, named: &Named, devices_
             )
             .await?;
         if let Some(row) = row {
-            return Ok(Welcomed {
+            return Ok(RegisteredDevice {
                 device: Device::from_row(&row)?,
                 is_new: row.try_get("is_new")?,
             });
@@ -751,7 +756,7 @@ pub(crate) async fn usable(
 
 /// Who asks for devices: everybody sees their own, web users also those of mobile users, whom they enroll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asker {
+pub struct Viewer {
     /// The user.
     pub user_id: Uuid,
     /// What they are.
@@ -774,11 +779,11 @@ pub struct Filter<'a> {
 /// A page of devices, newest first by `(created_at, device_id)`; of all the tenant's when the operator asks, who is no user.
 ///
 /// # Errors
-/// [`Error::Invalid`] when the page is beside no device that the asker may see; when Postgres cannot be asked.
+/// [`Error::Invalid`] when the page is beside no device that the viewer may see; when Postgres cannot be asked.
 pub async fn list(
     database: &Database,
     tenant: &Tenant,
-    asker: Option<Asker>,
+    viewer: Option<Viewer>,
     filter: &Filter<'_>,
 ) -> Result<Rows<Device>, Error> {
     let page = &filter.page;
@@ -787,8 +792,8 @@ pub async fn list(
         .query(
             &tenant.sql(include_str!("../../sql/device_list.sql")),
             &[
-                (&asker.map(|asker| asker.user_id), Type::UUID),
-                (&asker.map(|asker| asker.user_type.as_str()), Type::TEXT),
+                (&viewer.map(|viewer| viewer.user_id), Type::UUID),
+                (&viewer.map(|viewer| viewer.user_type.as_str()), Type::TEXT),
                 (&filter.user, Type::UUID),
                 (&filter.device_id, Type::TEXT),
                 (&filter.is_revoked, Type::BOOL),
@@ -805,8 +810,8 @@ pub async fn list(
 /// One device.
 ///
 /// # Errors
-/// [`Error::NotFound`], or [`Error::Forbidden`] when it is not the asker's to see.
-pub async fn get(database: &Database, tenant: &Tenant, asker: Asker, device_id: &str) -> Result<Device, Error> {
+/// [`Error::NotFound`], or [`Error::Forbidden`] when it is not the viewer's to see.
+pub async fn get(database: &Database, tenant: &Tenant, viewer: Viewer, device_id: &str) -> Result<Device, Error> {
     let one = Filter {
         user: None,
         device_id: Some(device_id),
@@ -817,7 +822,7 @@ pub async fn get(database: &Database, tenant: &Tenant, asker: Asker, device_id: 
     if check_device_id(device_id).is_err() {
         return Err(Error::NotFound("device"));
     }
-    let mut devices = list(database, tenant, Some(asker), &one).await?.rows;
+    let mut devices = list(database, tenant, Some(viewer), &one).await?.rows;
     match devices.pop() {
         Some(device) => Ok(device),
         None => Err(absent_or_anothers(database, tenant, device_id).await?),

@@ -176,12 +176,13 @@ pub fn check(new: &NewUser) -> Result<(), Error> {
 fn check_email(email: &str) -> Result<(), Error> {
     const LOCAL: &str = ".!#$%&'*+/=?^_`{|}~-";
     check_text("email", email, 254)?;
-    let is_letter = |c: char| c.is_ascii_alphanumeric() || (!c.is_ascii() && c.is_alphanumeric());
-    let is_local =
-        |local: &str| (1..=64).contains(&local.len()) && local.chars().all(|c| is_letter(c) || LOCAL.contains(c));
+    let is_outbox_message = |c: char| c.is_ascii_alphanumeric() || (!c.is_ascii() && c.is_alphanumeric());
+    let is_local = |local: &str| {
+        (1..=64).contains(&local.len()) && local.chars().all(|c| is_outbox_message(c) || LOCAL.contains(c))
+    };
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.chars().all(|c| is_letter(c) || c == '-')
+            && label.chars().all(|c| is_outbox_message(c) || c == '-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };

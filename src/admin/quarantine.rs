@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use redis::streams::StreamRangeReply;
 use serde_json::Value;
 
-use crate::contract::quarantine::AsideKind;
+use crate::contract::quarantine::QuarantineKind;
 use crate::core::position::StreamId;
 use crate::redis::store::{Error, Store};
 
@@ -14,13 +14,13 @@ const PAGE: usize = 100;
 
 /// What was put aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Aside {
+pub struct QuarantineEntry {
     /// Its ID in the quarantine, by Redis' clock.
     pub id: StreamId,
     /// Where the change stands in the log, as a stream ID; `None` when it is about a stream as a whole.
     pub position: Option<StreamId>,
     /// What it is; `None` of one that an older engine put aside.
-    pub kind: Option<AsideKind>,
+    pub kind: Option<QuarantineKind>,
     /// Why it is here.
     pub cause: String,
     /// The change's own fields: `schema`, `table`, `ts`, `xid`, and as far as they could be made `row` and `old`.
@@ -43,12 +43,12 @@ pub enum Remedy {
     Sender,
 }
 
-impl Aside {
+impl QuarantineEntry {
     /// What settles it.
     pub fn remedy(&self) -> Remedy {
         match self.kind {
-            Some(AsideKind::Message) => return Remedy::Sender,
-            Some(AsideKind::Stream) => return Remedy::Resync("a stream lacks entries from then on"),
+            Some(QuarantineKind::Message) => return Remedy::Sender,
+            Some(QuarantineKind::Stream) => return Remedy::Resync("a stream lacks entries from then on"),
             None if self.position.is_none() => return Remedy::Resync("a stream lacks entries from then on"),
             _ => {}
         }
@@ -57,7 +57,7 @@ impl Aside {
             return Remedy::Sender;
         }
         // Whoever lost a row by a name that is no user's was told so.
-        if old.is_some() && self.kind != Some(AsideKind::Recipient) {
+        if old.is_some() && self.kind != Some(QuarantineKind::Recipient) {
             return Remedy::Resync("devices may hold the row as it was before");
         }
         match self.row() {
@@ -90,7 +90,7 @@ pub async fn count(store: &Store, tenant: &str) -> Result<u64, Error> {
 ///
 /// # Errors
 /// When Redis fails.
-pub async fn newest(store: &Store, tenant: &str, most: usize) -> Result<Vec<Aside>, Error> {
+pub async fn newest(store: &Store, tenant: &str, most: usize) -> Result<Vec<QuarantineEntry>, Error> {
     read(store, "XREVRANGE", tenant, ["+", "-"], most).await
 }
 
@@ -98,7 +98,7 @@ pub async fn newest(store: &Store, tenant: &str, most: usize) -> Result<Vec<Asid
 ///
 /// # Errors
 /// When Redis fails.
-pub async fn one(store: &Store, tenant: &str, id: StreamId) -> Result<Option<Aside>, Error> {
+pub async fn one(store: &Store, tenant: &str, id: StreamId) -> Result<Option<QuarantineEntry>, Error> {
     let id = id.to_string();
     Ok(read(store, "XRANGE", tenant, [&id, &id], 1).await?.into_iter().next())
 }
@@ -107,7 +107,12 @@ pub async fn one(store: &Store, tenant: &str, id: StreamId) -> Result<Option<Asi
 ///
 /// # Errors
 /// When Redis fails.
-pub async fn each(store: &Store, tenant: &str, mut after: StreamId, mut see: impl FnMut(Aside)) -> Result<(), Error> {
+pub async fn each(
+    store: &Store,
+    tenant: &str,
+    mut after: StreamId,
+    mut see: impl FnMut(QuarantineEntry),
+) -> Result<(), Error> {
     loop {
         let page = read(store, "XRANGE", tenant, [&after.next().to_string(), "+"], PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
@@ -129,7 +134,13 @@ async fn ask<T: redis::FromRedisValue>(
     Ok(answer)
 }
 
-async fn read(store: &Store, command: &str, tenant: &str, range: [&str; 2], most: usize) -> Result<Vec<Aside>, Error> {
+async fn read(
+    store: &Store,
+    command: &str,
+    tenant: &str,
+    range: [&str; 2],
+    most: usize,
+) -> Result<Vec<QuarantineEntry>, Error> {
     let most = most.to_string();
     let reply: StreamRangeReply = ask(store, tenant, command, &[range[0], range[1], "COUNT", &most]).await?;
     let asides = reply.ids.into_iter().filter_map(|raw| {
@@ -139,10 +150,10 @@ async fn read(store: &Store, command: &str, tenant: &str, range: [&str; 2], most
             .iter()
             .filter_map(|(name, value)| Some((name.clone(), redis::from_redis_value_ref(value).ok()?)))
             .collect();
-        Some(Aside {
+        Some(QuarantineEntry {
             id,
             position: fields.remove("position").and_then(|position| position.parse().ok()),
-            kind: fields.remove("kind").and_then(|kind| AsideKind::parse(&kind)),
+            kind: fields.remove("kind").and_then(|kind| QuarantineKind::parse(&kind)),
             cause: fields.remove("cause").unwrap_or_default(),
             fields,
         })
@@ -175,11 +186,11 @@ pub async fn forget_up_to(store: &Store, tenant: &str, last: StreamId) -> Result
 mod tests {
     use super::*;
 
-    fn aside(kind: Option<AsideKind>, fields: &[(&str, &str)]) -> Aside {
+    fn aside(kind: Option<QuarantineKind>, fields: &[(&str, &str)]) -> QuarantineEntry {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        Aside {
+        QuarantineEntry {
             id: StreamId { ms: 1, seq: 0 },
-            position: (kind != Some(AsideKind::Stream)).then_some(StreamId { ms: 7, seq: 1 }),
+            position: (kind != Some(QuarantineKind::Stream)).then_some(StreamId { ms: 7, seq: 1 }),
             kind,
             cause: String::new(),
             fields: fields.iter().map(own).chain([own(&("table", "orders"))]).collect(),
@@ -193,23 +204,23 @@ mod tests {
             id: id.into(),
         };
         let (new, old) = (("row", r#"{"id":7}"#), ("old", r#"{"id":7}"#));
-        for kind in [AsideKind::Rule, AsideKind::Row, AsideKind::Recipient] {
+        for kind in [QuarantineKind::Rule, QuarantineKind::Row, QuarantineKind::Recipient] {
             assert_eq!(aside(Some(kind), &[new]).remedy(), row("7"), "{kind:?}");
         }
         assert_eq!(aside(None, &[("row", r#"{"id":"a"}"#)]).remedy(), row("a"));
-        assert_eq!(aside(Some(AsideKind::Recipient), &[new, old]).remedy(), row("7"));
+        assert_eq!(aside(Some(QuarantineKind::Recipient), &[new, old]).remedy(), row("7"));
         for (kind, fields) in [
-            (Some(AsideKind::Rule), &[new, old][..]),
+            (Some(QuarantineKind::Rule), &[new, old][..]),
             (None, &[new, old]),
-            (Some(AsideKind::Rule), &[old]),
-            (Some(AsideKind::Row), &[]),
-            (Some(AsideKind::Recipient), &[("row", r#"{"key":7}"#)]),
-            (Some(AsideKind::Stream), &[]),
+            (Some(QuarantineKind::Rule), &[old]),
+            (Some(QuarantineKind::Row), &[]),
+            (Some(QuarantineKind::Recipient), &[("row", r#"{"key":7}"#)]),
+            (Some(QuarantineKind::Stream), &[]),
         ] {
             let remedy = aside(kind, fields).remedy();
             assert!(matches!(remedy, Remedy::Resync(_)), "{kind:?} {fields:?}");
         }
-        assert_eq!(aside(Some(AsideKind::Message), &[]).remedy(), Remedy::Sender);
+        assert_eq!(aside(Some(QuarantineKind::Message), &[]).remedy(), Remedy::Sender);
         assert_eq!(aside(None, &[("content", "x")]).remedy(), Remedy::Sender);
     }
 }

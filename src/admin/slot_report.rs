@@ -498,7 +498,7 @@ pub fn refuse_in_use(slot: &Slot) -> Result<()> {
 /// When it is in use, stands there already, or Postgres refuses.
 pub async fn advance(database: &Database, slot: &Slot, to: PgLsn) -> Result<PgLsn> {
     // Postgres decodes all that lies between, which may take longer than a statement is given.
-    let client = database.connect_alone().await?;
+    let client = database.connect_dedicated().await?;
     let row = client
         .query_typed_one(
             include_str!("../../sql/slot_advance.sql"),

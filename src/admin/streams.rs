@@ -55,7 +55,7 @@ pub enum Found {
     /// Nothing.
     Missing,
     /// Something else: the name of its type.
-    Foreign(String),
+    WrongType(String),
     /// A stream.
     Stream(Shape),
 }
@@ -75,7 +75,7 @@ pub enum Length {
     /// Nothing is there.
     Missing,
     /// Something else is there: the name of its type.
-    Foreign(String),
+    WrongType(String),
     /// A stream of so many entries.
     Entries(u64),
 }
@@ -101,7 +101,7 @@ impl Lengths {
     /// Something else is in the place of one of the tenant's streams.
     pub fn note(&mut self, store: &Store, tenant: &str, key: &str, kind: &str) {
         if self.errors.len() < ERRORS_SHOWN {
-            self.errors.push(store.foreign(Some(tenant), key, kind).to_string());
+            self.errors.push(store.wrong_type(Some(tenant), key, kind).to_string());
         } else {
             self.more += 1;
         }
@@ -154,7 +154,7 @@ pub async fn look(store: &Store, key: &str, ids: Ids) -> Result<Found, Error> {
     match kind.as_str() {
         "none" => return Ok(Found::Missing),
         "stream" => {}
-        _ => return Ok(Found::Foreign(kind)),
+        _ => return Ok(Found::WrongType(kind)),
     }
     let mut pipe = redis::pipe();
     pipe.cmd("XINFO").arg("STREAM").arg(key);
@@ -224,7 +224,7 @@ pub async fn lengths(store: &Store, keys: &[String]) -> Result<Vec<Length>, Erro
         lengths.extend(kinds.into_iter().map(|kind| match kind.as_str() {
             "none" => Length::Missing,
             "stream" => Length::Entries(entries.next().unwrap_or(0)),
-            _ => Length::Foreign(kind),
+            _ => Length::WrongType(kind),
         }));
     }
     Ok(lengths)
@@ -243,7 +243,7 @@ pub async fn lengths_of(store: &Store, tenant: &str) -> Result<Lengths, Error> {
         *place = match length {
             Length::Missing => Some(0),
             Length::Entries(count) => Some(count),
-            Length::Foreign(kind) => {
+            Length::WrongType(kind) => {
                 wrong.push((key, kind));
                 None
             }

@@ -52,7 +52,7 @@ struct Followed {
     key: String,
     after: StreamId,
     /// Something else is in its place.
-    is_foreign: bool,
+    is_wrong_type: bool,
 }
 
 /// What is seen.
@@ -63,9 +63,9 @@ pub enum Seen {
     /// Entries of this stream below the ID were trimmed and cannot be shown.
     Gap(Target, StreamId),
     /// The stream was made anew behind the place that was reached; it is read from its beginning.
-    Anew(Target),
+    Recreated(Target),
     /// Something else is in the stream's place, of this type; it is not followed until there is a stream again.
-    Foreign(Target, String),
+    WrongType(Target, String),
 }
 
 /// An entry of `changes`, `shared` or an inbox.
@@ -207,7 +207,7 @@ impl Tail {
             key: target.key(&self.keys),
             target,
             after,
-            is_foreign: false,
+            is_wrong_type: false,
         });
     }
 
@@ -247,7 +247,11 @@ impl Tail {
                 return Ok(seen);
             }
         }
-        let streams: Vec<&Followed> = self.followed.iter().filter(|followed| !followed.is_foreign).collect();
+        let streams: Vec<&Followed> = self
+            .followed
+            .iter()
+            .filter(|followed| !followed.is_wrong_type)
+            .collect();
         if streams.is_empty() {
             tokio::time::sleep(BLOCK).await;
             return Ok(Vec::new());
@@ -316,10 +320,10 @@ impl Tail {
         let kinds: Vec<String> = pipe.query_async(connection).await?;
         let mut seen = Vec::new();
         for (followed, kind) in self.followed.iter_mut().zip(kinds) {
-            let was_foreign = std::mem::replace(&mut followed.is_foreign, !matches!(&*kind, "stream" | "none"));
-            if followed.is_foreign {
-                if !was_foreign {
-                    seen.push(Seen::Foreign(followed.target.clone(), kind));
+            let was_wrong_type = std::mem::replace(&mut followed.is_wrong_type, !matches!(&*kind, "stream" | "none"));
+            if followed.is_wrong_type {
+                if !was_wrong_type {
+                    seen.push(Seen::WrongType(followed.target.clone(), kind));
                 }
                 continue;
             }
@@ -327,7 +331,7 @@ impl Tail {
             let newest: Option<StreamId> = newest.ids.first().and_then(|raw| raw.id.parse().ok());
             if newest.is_some_and(|newest| newest < followed.after) {
                 followed.after = StreamId::ZERO;
-                seen.push(Seen::Anew(followed.target.clone()));
+                seen.push(Seen::Recreated(followed.target.clone()));
             }
         }
         Ok(seen)

@@ -69,7 +69,8 @@ pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Er
         body.base_version,
     )
     .await?;
-    app.caches.wrote_messages(&caller.tenant().name, [conflict.message_id]);
-    app.caches.wrote_counts(&caller.tenant().name, [caller.user_id()]);
+    app.caches
+        .invalidate_messages(&caller.tenant().name, [conflict.message_id]);
+    app.caches.invalidate_counts(&caller.tenant().name, [caller.user_id()]);
     response::json(StatusCode::OK, &conflict)
 }

@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::accounts::devices::{self, Asker, Device, Filter};
+use crate::accounts::devices::{self, Device, Filter, Viewer};
 use crate::api::App;
 use crate::api::auth::Principal;
 use crate::http::error::Error;
@@ -14,8 +14,8 @@ use crate::http::request::{PAGE_ROWS, Request};
 use crate::http::response::{self, Response};
 use crate::live::presence::List;
 
-fn asker(caller: &Principal) -> Asker {
-    Asker {
+fn viewer(caller: &Principal) -> Viewer {
+    Viewer {
         user_id: caller.user_id(),
         user_type: caller.user_type(),
     }
@@ -40,7 +40,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         },
         page: query.page(PAGE_ROWS)?,
     };
-    let mut found = devices::list(&app.database, caller.tenant(), Some(asker(caller)), &filter).await?;
+    let mut found = devices::list(&app.database, caller.tenant(), Some(viewer(caller)), &filter).await?;
     add_presence(&app, caller, &mut found.rows).await;
     response::page("devices", &found, &filter.page)
 }
@@ -71,7 +71,7 @@ pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Err
         body.public_key.as_deref(),
     )
     .await?;
-    let mut device = devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    let mut device = devices::get(&app.database, caller.tenant(), viewer(caller), id).await?;
     add_presence(&app, caller, std::slice::from_mut(&mut device)).await;
     response::json(StatusCode::OK, &device)
 }
@@ -98,10 +98,10 @@ async fn add_presence(app: &App, caller: &Principal, devices: &mut [Device]) {
 pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
     let id = request.param("id");
-    devices::get(&app.database, caller.tenant(), asker(caller), id).await?;
+    devices::get(&app.database, caller.tenant(), viewer(caller), id).await?;
     let user = app.devices.revoke(caller.tenant(), id).await?;
     let user = user.ok_or(crate::feature::Error::NotFound("device"))?;
-    app.caches.wrote_user(&caller.tenant().name, user);
+    app.caches.invalidate_user(&caller.tenant().name, user);
     if let Err(error) = app.sessions.end_of_device(caller.tenant(), user, id).await {
         tracing::warn!(%error, device = id, "sessions of a revoked device end when the log tells of it");
     }

@@ -121,7 +121,7 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
     let enrolled = limited(&app, request.address, completing).await?;
     // A token that this one replaces must not live on in the cache.
     app.devices.invalidate(&enrolled.tenant.name, enrolled.user_id).await;
-    app.caches.wrote_user(&enrolled.tenant.name, enrolled.user_id);
+    app.caches.invalidate_user(&enrolled.tenant.name, enrolled.user_id);
     response::json(
         StatusCode::CREATED,
         &json!({

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What tells how the process is; one for the whole process, whatever its role.
 #[derive(Debug)]
-pub struct Vitals {
+pub struct Diagnostics {
     /// The settings.
     pub config: Arc<Config>,
     /// Ordinary SQL.
@@ -41,7 +41,7 @@ pub struct Vitals {
 ///
 /// # Errors
 /// None.
-pub async fn health(_vitals: Arc<Vitals>, _request: Request) -> Result<Response, Error> {
+pub async fn health(_vitals: Arc<Diagnostics>, _request: Request) -> Result<Response, Error> {
     Ok(response::text(StatusCode::OK, "OK"))
 }
 
@@ -49,7 +49,7 @@ pub async fn health(_vitals: Arc<Vitals>, _request: Request) -> Result<Response,
 ///
 /// # Errors
 /// None; a failed check is an answer.
-pub async fn ready(vitals: Arc<Vitals>, _request: Request) -> Result<Response, Error> {
+pub async fn ready(vitals: Arc<Diagnostics>, _request: Request) -> Result<Response, Error> {
     let (postgres, redis) = tokio::join!(
         tokio::time::timeout(PATIENCE, vitals.database.check()),
         tokio::time::timeout(PATIENCE, vitals.store.view()),
@@ -80,7 +80,7 @@ pub async fn ready(vitals: Arc<Vitals>, _request: Request) -> Result<Response, E
         Ok(Err(error)) => {
             tracing::debug!(%error, "Redis fails its check");
             let problem = match error {
-                crate::redis::store::Error::Redis(_) | crate::redis::store::Error::Foreign { .. } => "unavailable",
+                crate::redis::store::Error::Redis(_) | crate::redis::store::Error::WrongType { .. } => "unavailable",
                 crate::redis::store::Error::Paused
                 | crate::redis::store::Error::Stopped
                 | crate::redis::store::Error::NotPublished

@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
-use crate::api::health::Vitals;
+use crate::api::health::Diagnostics;
 use crate::http::error::Error;
 use crate::http::request::Request;
 use crate::http::response::{self, Response};
@@ -28,7 +28,7 @@ type Gauges = Family<Label, Gauge<f64, AtomicU64>>;
 ///
 /// # Errors
 /// None in practice: the text can always be written.
-pub async fn metrics(vitals: Arc<Vitals>, _request: Request) -> Result<Response, Error> {
+pub async fn metrics(vitals: Arc<Diagnostics>, _request: Request) -> Result<Response, Error> {
     let text = vitals
         .metrics
         .render(&gauges(&vitals))
@@ -37,7 +37,7 @@ pub async fn metrics(vitals: Arc<Vitals>, _request: Request) -> Result<Response,
 }
 
 /// How things stand. What is not known now is left out.
-fn gauges(vitals: &Vitals) -> Registry {
+fn gauges(vitals: &Diagnostics) -> Registry {
     let mut now = registry();
     let version: Family<[(&str, &str); 2], Gauge<f64, AtomicU64>> = Family::default();
     version

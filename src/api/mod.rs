@@ -46,10 +46,10 @@ use crate::live::presence::Presence;
 use crate::postgres::Database;
 use crate::redis::store::{Store, View};
 use crate::route::rule::Rule;
-use crate::sync::ahead::Ahead;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::{self, Incoming};
 use crate::sync::metadata::Metadata;
+use crate::sync::prefetch::Prefetch;
 use crate::sync::statuses::Statuses;
 use crate::telemetry::metrics::Metrics;
 
@@ -134,8 +134,8 @@ impl App {
             hub.freshness(),
             metrics.clone(),
         );
-        if let Some(follower) = caches.follower() {
-            hub.lead(follower);
+        if let Some(listener) = caches.listener() {
+            hub.lead(listener);
         }
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
@@ -154,7 +154,7 @@ impl App {
                     .into_iter()
                     .chain(config.routes.iter().cloned())
                     .collect(),
-                ahead: Ahead::default(),
+                prefetch: Prefetch::default(),
                 statuses: Statuses::new(database.clone(), caches.clone(), store.clone(), stop.clone()),
                 never_synced: incoming::never_synced(database.clone()),
             },

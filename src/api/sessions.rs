@@ -139,7 +139,7 @@ async fn log_in(
         None => None,
     };
     if device.as_ref().is_some_and(|device| device.is_new) {
-        app.caches.wrote_user(&login.tenant.name, login.id);
+        app.caches.invalidate_user(&login.tenant.name, login.id);
     }
     let device_id = device.as_ref().map(|device| &*device.device.device_id);
     let granted = app

@@ -139,8 +139,8 @@ pub(crate) async fn upload(
     );
     let changed = uploaded.results.iter().filter(|result| result.table.is_none());
     let changed = changed.filter_map(|result| Uuid::try_parse(result.id.as_deref()?).ok());
-    app.caches.wrote_messages(&device.tenant.name, changed);
-    app.caches.wrote_counts(&device.tenant.name, [device.user_id]);
+    app.caches.invalidate_messages(&device.tenant.name, changed);
+    app.caches.invalidate_counts(&device.tenant.name, [device.user_id]);
     report(app, device, pending).await;
     show_contested(app, device, &mut uploaded.results).await;
     Ok(uploaded)
@@ -250,7 +250,7 @@ impl From<incoming::Error> for Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match &error {
-            store::Error::Redis(_) | store::Error::Foreign { .. } => {
+            store::Error::Redis(_) | store::Error::WrongType { .. } => {
                 Self::new(Code::RedisError, "Redis is unavailable; try again in a moment")
             }
             store::Error::Paused => Self::new(

@@ -8,7 +8,7 @@ use clap::{Args, Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::output::{self, say};
+use super::output::{self, outln};
 use super::{Cli, Global};
 use crate::telemetry;
 
@@ -70,9 +70,9 @@ impl Man {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         write_pages(&command, folder)?;
         if global.json {
-            return say!("{}", serde_json::json!({"folder": folder}));
+            return outln!("{}", serde_json::json!({"folder": folder}));
         }
-        say!("wrote the manual pages to {}", folder.display())
+        outln!("wrote the manual pages to {}", folder.display())
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::Global;
-use super::output::{self, say};
+use super::output::{self, outln};
 use crate::engine::{self, Role};
 
 /// Arguments of `posduif config`.
@@ -33,9 +33,9 @@ impl ConfigCommand {
             Verb::Check { role } => {
                 engine::check(&config, role)?;
                 if global.json {
-                    say!("{}", serde_json::json!({"valid": true}))?;
+                    outln!("{}", serde_json::json!({"valid": true}))?;
                 } else {
-                    say!("the configuration is valid")?;
+                    outln!("the configuration is valid")?;
                 }
             }
             Verb::Show if global.json => output::json(&config)?,

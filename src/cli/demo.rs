@@ -55,7 +55,7 @@ impl Demo {
         let mut report = Report::new(global.json);
         let outcome = play(&api, &file.path, patience, &mut report).await;
         if self.keep {
-            output::complain(format_args!("the phone's SQLite file: {}", file.path.display()));
+            output::warn_line(format_args!("the phone's SQLite file: {}", file.path.display()));
         }
         match outcome {
             Ok(()) => Ok(()),

@@ -17,7 +17,7 @@ use tokio_postgres::types::Type;
 
 use self::signals::StopSignals;
 use super::Global;
-use super::output::say;
+use super::output::outln;
 use crate::accounts::users::{self, NewUser, UserType};
 use crate::config::{Config, Secret};
 use crate::core::tenant::Tenant;
@@ -229,11 +229,11 @@ fn announce(config: &Config, folder: &Path, port: u16, json: bool) -> Result<()>
     ];
     env_file::write(&env, &variables)?;
     if json {
-        let _unread = say!("{}", serde_json::json!({"ready": url, "env": env, "data": folder}));
+        let _unread = outln!("{}", serde_json::json!({"ready": url, "env": env, "data": folder}));
     } else {
-        let _unread = say!("ready: {url}");
+        let _unread = outln!("ready: {url}");
         let program = std::env::current_exe().map_or_else(|_| "posduif".to_owned(), |path| shown(&path));
-        let _unread = say!("{}", what_next(&program, &shown(&env)));
+        let _unread = outln!("{}", what_next(&program, &shown(&env)));
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::output::{self, say};
+use super::output::{self, outln};
 use super::table::{Cell, NOTHING, Tone, facts};
 use super::{Global, known_tenant};
 use crate::accounts::devices::{self, Device as Found, Filter};
@@ -228,10 +228,10 @@ async fn revoke(global: &Global, database: &Database, tenant: &Tenant, device: &
     }
     devices::revoke(database, tenant, id).await?;
     if global.json {
-        return say!(
+        return outln!(
             "{}",
             json!({"device_id": id, "user_id": device.user_id, "revoked": true})
         );
     }
-    say!("revoked the device {id} of {}", device.username)
+    outln!("revoked the device {id} of {}", device.username)
 }

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Global;
-use super::output::{self, say};
+use super::output::{self, outln};
 use super::progress::Progress;
 use super::table::Cell;
 use crate::postgres::Database;
@@ -60,7 +60,7 @@ impl Migrate {
         match self.verb {
             Verb::Up => {
                 let told = telling(global);
-                let steps = migrations::up_telling(&database, &config.replication, told).await?;
+                let steps = migrations::up_with_progress(&database, &config.replication, told).await?;
                 show_steps(global, &steps)
             }
             Verb::Down {
@@ -119,17 +119,17 @@ impl Migrate {
                 }
                 for schema in status {
                     let dirty = if schema.dirty { " (dirty)" } else { "" };
-                    say!("{} {}{dirty}", schema.schema, schema.version)?;
+                    outln!("{} {}{dirty}", schema.schema, schema.version)?;
                 }
                 Ok(())
             }
             Verb::Force { number, schema } => {
                 let forced = migrations::force(&database, &schema, number).await?;
                 if global.json {
-                    say!("{}", json!({"forced": forced, "version": number}))?;
+                    outln!("{}", json!({"forced": forced, "version": number}))?;
                 } else {
                     for schema in forced {
-                        say!("{schema} is now at version {number}")?;
+                        outln!("{schema} is now at version {number}")?;
                     }
                 }
                 Ok(())
@@ -183,10 +183,10 @@ fn show_steps(global: &Global, steps: &[Step]) -> Result<()> {
     if global.json {
         output::json(&steps)?;
     } else if steps.is_empty() {
-        say!("nothing to do")?;
+        outln!("nothing to do")?;
     } else {
         for step in steps {
-            say!("{step}")?;
+            outln!("{step}")?;
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! The command line: `posduif <noun> <verb>`; one file a noun. Exit 0 for success, 1 for failure, 2 for wrong usage.
 //! What is asked of Postgres and Redis is known to the modules beside this one; here it is only printed.
 
-// `println!` panics when nobody reads: see `output::say!`.
+// `println!` panics when nobody reads: see `output::outln!`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod completions;
@@ -73,7 +73,7 @@ impl Global {
     /// [`output::WrongUsage`].
     fn refuse_json(&self, what: &str) -> Result<()> {
         if self.json {
-            output::misuse!("{what} has no JSON: leave out `--json`");
+            output::usage_error!("{what} has no JSON: leave out `--json`");
         }
         Ok(())
     }
@@ -146,11 +146,11 @@ pub async fn run(cli: Cli) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<output::NobodyReads>() => ExitCode::SUCCESS,
         Err(error) if error.is::<output::WrongUsage>() => {
-            output::complain(format_args!("{error:#}\n\nFor more information, try '--help'."));
+            output::warn_line(format_args!("{error:#}\n\nFor more information, try '--help'."));
             ExitCode::from(2)
         }
         Err(error) => {
-            output::complain(format_args!("{error:#}"));
+            output::warn_line(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -186,7 +186,7 @@ async fn redis(config: &Config) -> Result<Store> {
 async fn known_tenant(config: &Config, name: Option<String>) -> Result<(Database, Tenant)> {
     let name = name.unwrap_or_else(|| config.server.default_tenant.clone());
     if name.is_empty() {
-        output::misuse!("name the tenant with --tenant; `server.default_tenant` is not set");
+        output::usage_error!("name the tenant with --tenant; `server.default_tenant` is not set");
     }
     let database = Database::connect(&config.postgres).await?;
     let tenant = find_tenant(&database, &name).await?;

@@ -17,21 +17,21 @@ pub(super) struct NobodyReads;
 pub(super) struct WrongUsage(pub(super) String);
 
 /// Ends a function with [`WrongUsage`], as `bail!` does.
-macro_rules! misuse {
+macro_rules! usage_error {
     ($($text:tt)*) => {
         return Err($crate::cli::output::WrongUsage(format!($($text)*)).into())
     };
 }
-pub(super) use misuse;
+pub(super) use usage_error;
 
 /// Prints a line to the standard output, as `println!` does, and gives [`NobodyReads`] where that panics. Control
 /// characters are shown as what they are, see [`printable`].
-macro_rules! say {
+macro_rules! outln {
     ($($text:tt)*) => {
         $crate::cli::output::line(&format!($($text)*))
     };
 }
-pub(super) use say;
+pub(super) use outln;
 
 /// A text from others, safe to print: control characters, by which it could speak to the terminal, are shown as what
 /// they are, in the manner of JSON, so that JSON stays what it is.
@@ -58,7 +58,7 @@ fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
     shown
 }
 
-/// Prints a line; see [`say!`].
+/// Prints a line; see [`outln!`].
 ///
 /// # Errors
 /// See [`print()`].
@@ -87,7 +87,7 @@ pub(super) fn json(value: &impl Serialize) -> Result<()> {
 }
 
 /// Tells what went wrong. When nobody reads that either, nothing is left to be done.
-pub(super) fn complain(text: fmt::Arguments<'_>) {
+pub(super) fn warn_line(text: fmt::Arguments<'_>) {
     let _unread = writeln!(io::stderr(), "posduif: {}", printable_lines(&text.to_string()));
 }
 

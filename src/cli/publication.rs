@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::output::{self, say};
+use super::output::{self, outln};
 use super::table::{Cell, Tone, table};
 use super::{Global, human};
 use crate::postgres::Database;
@@ -72,23 +72,23 @@ impl Publication {
                     return output::json(&done);
                 }
                 if done.is_empty() {
-                    return say!("nothing to do");
+                    return outln!("nothing to do");
                 }
                 for (tenant, included) in done {
                     for added in &included.added {
-                        say!("{}.{added} joined the publication {name}", tenant.schema)?;
+                        outln!("{}.{added} joined the publication {name}", tenant.schema)?;
                     }
                     for identified in &included.identified {
-                        say!("{}.{identified} has REPLICA IDENTITY FULL now", tenant.schema)?;
+                        outln!("{}.{identified} has REPLICA IDENTITY FULL now", tenant.schema)?;
                     }
                     for keyed in &included.keyed {
-                        say!(
+                        outln!(
                             "{}.{keyed} has the replica identity of its primary key now, for its virtual columns",
                             tenant.schema
                         )?;
                     }
                     if included.has_rows {
-                        say!(
+                        outln!(
                             "the streams of {} begin anew, since they lack rows of what joined: its devices take a snapshot",
                             tenant.name
                         )?;

@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::output::say;
+use super::output::outln;
 use super::{Global, notify};
 use crate::engine::{Engine, Role};
 use crate::http::server::raise_descriptor_limit;
@@ -58,9 +58,9 @@ impl Serve {
         // Whoever started it may not care to read on; it serves all the same.
         let url = format!("{scheme}://{}", engine.address());
         let _unread = if global.json {
-            say!("{}", serde_json::json!({"ready": true, "url": url}))
+            outln!("{}", serde_json::json!({"ready": true, "url": url}))
         } else {
-            say!("ready: {url}")
+            outln!("ready: {url}")
         };
         notify::tell(notify::READY);
         let failed = loop {

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use postgres_types::PgLsn;
 use serde_json::json;
 
-use super::output::{self, say};
+use super::output::{self, outln};
 use super::table::{Cell, NOTHING, Tone, facts, table};
 use super::watch::{Repetition, seconds};
 use super::{Global, human};
@@ -387,15 +387,15 @@ async fn create(global: &Global, config: &Config, database: &Database, name: &st
         }
     };
     if global.json {
-        return say!(
+        return outln!(
             "{}",
             json!({"name": name, "created": created, "confirmed_lsn": lsn.to_string()})
         );
     }
     if created {
-        say!("made the slot {name} at {lsn}")
+        outln!("made the slot {name} at {lsn}")
     } else {
-        say!("the slot {name} exists already, confirmed at {lsn}")
+        outln!("the slot {name} exists already, confirmed at {lsn}")
     }
 }
 
@@ -445,7 +445,7 @@ async fn advance(
     }
     let end = slot_report::advance(database, &finding.slot, to).await?;
     if global.json {
-        return say!(
+        return outln!(
             "{}",
             json!({
                 "name": name, "from_lsn": confirmed.to_string(), "confirmed_lsn": end.to_string(),
@@ -453,9 +453,9 @@ async fn advance(
             })
         );
     }
-    say!("moved the slot {name} from {confirmed} to {end}")?;
+    outln!("moved the slot {name} from {confirmed} to {end}")?;
     if finding.is_ours {
-        say!("{NEW_EPOCH}")?;
+        outln!("{NEW_EPOCH}")?;
     }
     Ok(())
 }
@@ -475,14 +475,14 @@ async fn drop(global: &Global, config: &Config, database: &Database, name: &str,
     }
     slot::drop(database, name).await?;
     if global.json {
-        return say!(
+        return outln!(
             "{}",
             json!({"name": name, "dropped": true, "freed_wal_bytes": finding.retained_bytes, "new_epoch": finding.is_ours})
         );
     }
-    say!("dropped the slot {name}; Postgres removes {kept} of WAL with its next checkpoints")?;
+    outln!("dropped the slot {name}; Postgres removes {kept} of WAL with its next checkpoints")?;
     if finding.is_ours {
-        say!("{NEW_EPOCH}")?;
+        outln!("{NEW_EPOCH}")?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::admin::streams::{self, Lengths};
 use crate::config::Config;
 use crate::contract::checkpoint::Checkpoint;
 use crate::net::http;
-use crate::postgres::tenants::{self, Holdings, Listed};
+use crate::postgres::tenants::{self, Listed, TenantStats};
 use crate::postgres::{Database, migrations};
 use crate::redis::store::Store;
 use crate::telemetry;
@@ -47,7 +47,7 @@ struct Postgres {
     /// Migrations that are missing.
     pending: usize,
     /// Tenants, and what each has; nothing when its schema has another version.
-    tenants: Vec<(Listed, Option<Holdings>)>,
+    tenants: Vec<(Listed, Option<TenantStats>)>,
 }
 
 /// What is known of Redis.
@@ -92,7 +92,7 @@ impl Status {
         let url = super::engine_url(self.url, &config);
         if !self.watch {
             if self.repetition.is_given() {
-                output::misuse!("`--interval` and `--count` are for `--watch`");
+                output::usage_error!("`--interval` and `--count` are for `--watch`");
             }
             let whole = Whole::look(&config, &url, None).await;
             if global.json {
@@ -132,11 +132,11 @@ impl Postgres {
         if !is_fresh {
             for listed in tenants::directory(&database).await? {
                 // A schema that another version made may lack what is counted.
-                let holdings = match listed.has_schema() {
-                    true => tenants::holdings(&database, &listed.tenant).await.ok().flatten(),
+                let tenant_stats = match listed.has_schema() {
+                    true => tenants::tenant_stats(&database, &listed.tenant).await.ok().flatten(),
                     false => None,
                 };
-                found.push((listed, holdings));
+                found.push((listed, tenant_stats));
             }
         }
         Ok(Self {
@@ -289,7 +289,7 @@ impl Whole {
         let Ok(postgres) = &self.postgres else {
             return Vec::new();
         };
-        let row = |(listed, holdings): &(Listed, Option<Holdings>)| {
+        let row = |(listed, tenant_stats): &(Listed, Option<TenantStats>)| {
             let name = &listed.tenant.name;
             let missing = listed.check().err().map(|error| error.to_string());
             let (lengths, error) = match self.redis.as_ref().ok().and_then(|redis| redis.lengths.get(name)) {
@@ -300,9 +300,9 @@ impl Whole {
             Row {
                 name: name.clone(),
                 state: listed.state.clone(),
-                users: holdings.as_ref().map(|has| has.web_users + has.mobile_users),
-                devices: holdings.as_ref().map(|has| has.devices),
-                open_conflicts: holdings.as_ref().map(|has| has.open_conflicts),
+                users: tenant_stats.as_ref().map(|has| has.web_users + has.mobile_users),
+                devices: tenant_stats.as_ref().map(|has| has.devices),
+                open_conflicts: tenant_stats.as_ref().map(|has| has.open_conflicts),
                 lengths,
                 error: missing.or(error),
             }

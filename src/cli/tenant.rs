@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::output::{self, say};
+use super::output::{self, outln};
 use super::progress::Progress;
 use super::table::{Cell, NOTHING, Tone, facts};
 use super::{Global, find_registered, find_tenant};
@@ -114,13 +114,13 @@ impl Tenant {
                     if let Some(word) = word {
                         made["registration"] = word.into();
                     }
-                    say!("{made}")?;
+                    outln!("{made}")?;
                 } else {
                     let state = word.map_or(String::new(), |word| format!("; its registration is {word}"));
                     if created {
-                        say!("made the tenant {name}, schema tenant_{name}{state}")?;
+                        outln!("made the tenant {name}, schema tenant_{name}{state}")?;
                     } else {
-                        say!("the tenant {name} exists already{state}")?;
+                        outln!("the tenant {name} exists already{state}")?;
                     }
                 }
             }
@@ -151,9 +151,9 @@ impl Tenant {
                 })?;
                 drop(progress);
                 if global.json {
-                    say!("{}", json!({"name": name, "dropped": true, "keys": keys}))?;
+                    outln!("{}", json!({"name": name, "dropped": true, "keys": keys}))?;
                 } else {
-                    say!("dropped the tenant {name}, and {keys} keys in Redis")?;
+                    outln!("dropped the tenant {name}, and {keys} keys in Redis")?;
                 }
             }
             Verb::Resync { name, yes } => {
@@ -170,11 +170,11 @@ impl Tenant {
                 let is_done = store.published(asked, RESYNC_PATIENCE, |_| {}).await.is_ok();
                 drop(progress);
                 if global.json {
-                    say!("{}", json!({"name": name, "devices": devices, "published": is_done}))?;
+                    outln!("{}", json!({"name": name, "devices": devices, "published": is_done}))?;
                 } else if is_done {
-                    say!("the {devices} devices of tenant {name} take a snapshot with their next sync")?;
+                    outln!("the {devices} devices of tenant {name} take a snapshot with their next sync")?;
                 } else {
-                    say!(
+                    outln!(
                         "the {devices} devices of tenant {name} take a snapshot with their next sync, once an engine \
                          replicates; none has published it yet"
                     )?;
@@ -226,7 +226,7 @@ async fn show(global: &Global, config: &Config, database: &Database, listed: &Li
         );
     }
     let store = super::redis(config).await?;
-    let holdings = tenants::holdings(database, tenant)
+    let tenant_stats = tenants::tenant_stats(database, tenant)
         .await?
         .with_context(|| format!("the tenant {} was dropped by somebody else just now", tenant.name))?;
     let mut lengths = streams::lengths_of(&store, &tenant.name).await?;
@@ -245,13 +245,13 @@ async fn show(global: &Global, config: &Config, database: &Database, listed: &Li
                     inbox_entries += length;
                     longest = longest.max(length);
                 }
-                Length::Foreign(kind) => lengths.note(&store, &tenant.name, key, &kind),
+                Length::WrongType(kind) => lengths.note(&store, &tenant.name, key, &kind),
             }
         }
         after = last;
     }
     if global.json {
-        let mut shown = serde_json::to_value(&holdings)?;
+        let mut shown = serde_json::to_value(&tenant_stats)?;
         shown["name"] = tenant.name.clone().into();
         shown["schema"] = tenant.schema.clone().into();
         shown["streams"] = json!({
@@ -261,7 +261,7 @@ async fn show(global: &Global, config: &Config, database: &Database, listed: &Li
         });
         return output::json(&shown);
     }
-    let is_paused = holdings.state == crate::core::tenant::PAUSED;
+    let is_paused = tenant_stats.state == crate::core::tenant::PAUSED;
     let length = |length: Option<u64>| length.map_or_else(|| NOTHING.to_owned(), |length| length.to_string());
     let quarantine = Cell::from(length(lengths.quarantine));
     let mut shown = vec![
@@ -269,27 +269,32 @@ async fn show(global: &Global, config: &Config, database: &Database, listed: &Li
         ("schema", tenant.schema.clone().into()),
         (
             "state",
-            Cell::from(holdings.state).toned(if is_paused { Tone::Warning } else { Tone::Good }),
+            Cell::from(tenant_stats.state).toned(if is_paused { Tone::Warning } else { Tone::Good }),
         ),
-        ("made", holdings.created_at.to_string().into()),
-        ("generation", holdings.generation.to_string().into()),
+        ("made", tenant_stats.created_at.to_string().into()),
+        ("generation", tenant_stats.generation.to_string().into()),
         (
             "registration",
-            if holdings.registration_open { "open" } else { "closed" }.into(),
+            if tenant_stats.registration_open {
+                "open"
+            } else {
+                "closed"
+            }
+            .into(),
         ),
         (
             "users",
             format!(
                 "{} web, {} mobile, {} of them disabled",
-                holdings.web_users, holdings.mobile_users, holdings.disabled_users
+                tenant_stats.web_users, tenant_stats.mobile_users, tenant_stats.disabled_users
             )
             .into(),
         ),
         (
             "devices",
-            format!("{}, and {} revoked", holdings.devices, holdings.revoked_devices).into(),
+            format!("{}, and {} revoked", tenant_stats.devices, tenant_stats.revoked_devices).into(),
         ),
-        ("open conflicts", holdings.open_conflicts.to_string().into()),
+        ("open conflicts", tenant_stats.open_conflicts.to_string().into()),
         (
             "quarantine",
             quarantine.toned(if lengths.quarantine != Some(0) {
@@ -317,9 +322,9 @@ async fn set_paused(database: &Database, global: &Global, name: &str, paused: bo
     }
     let state = crate::core::tenant::state_name(paused);
     if global.json {
-        say!("{}", json!({"name": name, "state": state}))?;
+        outln!("{}", json!({"name": name, "state": state}))?;
     } else {
-        say!("the tenant {name} is {state}")?;
+        outln!("the tenant {name} is {state}")?;
     }
     Ok(())
 }

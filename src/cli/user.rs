@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::output::{self, say};
+use super::output::{self, outln};
 use super::table::{Cell, NOTHING, Tone};
 use super::{Global, known_tenant};
 use crate::accounts::password::Passwords;
@@ -119,7 +119,7 @@ impl Who {
     async fn set_password(&self, global: &Global, config: &Config, password: Option<String>) -> Result<()> {
         let password = match password {
             Some(password) => password,
-            None => ask_password()?,
+            None => read_password()?,
         };
         let (database, tenant, account) = self.find(config).await?;
         // Asked first, so that the sessions of a password that may be known to others do not go on.
@@ -131,12 +131,12 @@ impl Who {
             .await
             .context("the password is set, but sessions of the old one go on; try again")?;
         if global.json {
-            return say!(
+            return outln!(
                 "{}",
                 json!({"id": account.id, "tenant": tenant.name, "username": account.username})
             );
         }
-        say!(
+        outln!(
             "set the password of {}; sessions with the old one have ended",
             account.username
         )
@@ -146,7 +146,7 @@ impl Who {
         let (database, tenant, account) = self.find(config).await?;
         let changed = users::set_disabled(&database, &tenant, account.id, disabled).await?;
         if global.json {
-            return say!(
+            return outln!(
                 "{}",
                 json!({
                     "id": account.id, "tenant": tenant.name, "username": account.username, "disabled": disabled,
@@ -156,10 +156,10 @@ impl Who {
         }
         let name = &account.username;
         match (disabled, changed) {
-            (true, true) => say!("disabled {name}: logins, devices, sessions and open streams end"),
-            (true, false) => say!("{name} was disabled already"),
-            (false, true) => say!("{name} may act again"),
-            (false, false) => say!("{name} was not disabled"),
+            (true, true) => outln!("disabled {name}: logins, devices, sessions and open streams end"),
+            (true, false) => outln!("{name} was disabled already"),
+            (false, true) => outln!("{name} may act again"),
+            (false, false) => outln!("{name} was not disabled"),
         }
     }
 }
@@ -168,7 +168,7 @@ impl Create {
     async fn run(self, global: &Global, config: &Config) -> Result<()> {
         let password = match (self.password, self.user_type) {
             (Some(password), _) => Some(password),
-            (None, UserType::Web) => Some(ask_password()?),
+            (None, UserType::Web) => Some(read_password()?),
             (None, UserType::Mobile) => None,
         };
         let (database, tenant) = known_tenant(config, self.tenant).await?;
@@ -180,12 +180,12 @@ impl Create {
         };
         let id = users::create(&database, &config.auth, &tenant.name, user).await?;
         if global.json {
-            say!(
+            outln!(
                 "{}",
                 json!({"id": id, "tenant": tenant.name, "username": self.username, "user_type": self.user_type})
             )?;
         } else {
-            say!(
+            outln!(
                 "made the {} user {} of {}: {id}",
                 self.user_type,
                 self.username,
@@ -256,7 +256,7 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user_typ
 }
 
 /// A password from whoever is there: asked for twice, without echo, on a terminal; else a line of stdin.
-fn ask_password() -> Result<String> {
+fn read_password() -> Result<String> {
     const NONE: &str = "a password is needed: --password, POSDUIF_PASSWORD, or a line on stdin";
     let stdin = io::stdin();
     let password = if stdin.is_terminal() {

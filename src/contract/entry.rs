@@ -178,7 +178,7 @@ impl Entry {
         if self.op == Op::Message {
             return self.row.clone();
         }
-        let columns = Rule::told_columns(self.table.as_str());
+        let columns = Rule::live_columns(self.table.as_str());
         if columns.is_empty() {
             return None;
         }

@@ -2,7 +2,7 @@
 
 /// What was put aside, which tells what can settle it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AsideKind {
+pub enum QuarantineKind {
     /// A row that names somebody who is no user. Whom it names rightly was told.
     Recipient,
     /// A row of a table that a rule does not fit. Who sees it by other rules was told.
@@ -15,7 +15,7 @@ pub enum AsideKind {
     Stream,
 }
 
-impl AsideKind {
+impl QuarantineKind {
     const ALL: [Self; 5] = [Self::Recipient, Self::Rule, Self::Row, Self::Message, Self::Stream];
 
     /// A word for it.

@@ -132,7 +132,7 @@ mod tests {
             is_weak: true,
             version: Some(2),
         };
-        let foreign = Tag {
+        let wrong_type = Tag {
             is_weak: false,
             version: None,
         };
@@ -140,13 +140,13 @@ mod tests {
             ("*", Tags::Any),
             (" * ", Tags::Any),
             ("\"1\"", Tags::Of(vec![strong(1)])),
-            ("\"1\", W/\"2\" ,\"x,y\"", Tags::Of(vec![strong(1), weak, foreign])),
+            ("\"1\", W/\"2\" ,\"x,y\"", Tags::Of(vec![strong(1), weak, wrong_type])),
             (",\"1\",,", Tags::Of(vec![strong(1)])),
-            ("\"\"", Tags::Of(vec![foreign])),
-            ("\"01\"", Tags::Of(vec![foreign])),
-            ("\"+1\"", Tags::Of(vec![foreign])),
-            ("\"0\"", Tags::Of(vec![foreign])),
-            ("\"99999999999999999999\"", Tags::Of(vec![foreign])),
+            ("\"\"", Tags::Of(vec![wrong_type])),
+            ("\"01\"", Tags::Of(vec![wrong_type])),
+            ("\"+1\"", Tags::Of(vec![wrong_type])),
+            ("\"0\"", Tags::Of(vec![wrong_type])),
+            ("\"99999999999999999999\"", Tags::Of(vec![wrong_type])),
         ] {
             assert_eq!(parse(text), Some(tags), "{text}");
         }

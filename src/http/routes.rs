@@ -8,7 +8,7 @@ use hyper::Method;
 use super::error::{Code, Error};
 use super::request::{Request, percent_decode};
 use super::response::Response;
-use crate::api::health::Vitals;
+use crate::api::health::Diagnostics;
 use crate::api::live::{sse, websocket};
 use crate::api::{
     App, app_instructions, conflicts, devices, enrollment, health, messages, metrics, openapi, presence, sessions,
@@ -40,7 +40,7 @@ pub enum Handler {
     /// Of the API.
     Api(fn(Arc<App>, Request) -> Answer),
     /// Of how the process is: there in every role.
-    Vitals(fn(Arc<Vitals>, Request) -> Answer),
+    Diagnostics(fn(Arc<Diagnostics>, Request) -> Answer),
 }
 
 /// One line of the table.
@@ -66,12 +66,12 @@ macro_rules! route {
             handler: Handler::Api(|app, request| Box::pin($handler(app, request))),
         }
     };
-    ($path:literal Vitals $handler:path) => {
+    ($path:literal Diagnostics $handler:path) => {
         Route {
             method: Method::GET,
             path: $path,
             access: Access::Public,
-            handler: Handler::Vitals(|vitals, request| Box::pin($handler(vitals, request))),
+            handler: Handler::Diagnostics(|vitals, request| Box::pin($handler(vitals, request))),
         }
     };
 }
@@ -133,9 +133,9 @@ static ROUTES: &[Route] = &[
 
     route!(GET    "/openapi.json"              Public openapi::openapi),
 
-    route!(       "/health"                    Vitals health::health),
-    route!(       "/ready"                     Vitals health::ready),
-    route!(       "/metrics"                   Vitals metrics::metrics),
+    route!(       "/health"                    Diagnostics health::health),
+    route!(       "/ready"                     Diagnostics health::ready),
+    route!(       "/metrics"                   Diagnostics metrics::metrics),
 ];
 
 /// The table, to be read.
@@ -160,7 +160,7 @@ impl Router {
     pub fn new(with_api: bool) -> Result<Self, matchit::InsertError> {
         let mut paths = matchit::Router::new();
         let mut seen: Vec<(&str, Vec<&'static Route>)> = Vec::new();
-        let is_served = |route: &&Route| with_api || matches!(route.handler, Handler::Vitals(_));
+        let is_served = |route: &&Route| with_api || matches!(route.handler, Handler::Diagnostics(_));
         for route in ROUTES.iter().filter(is_served) {
             match seen.iter_mut().find(|(path, _)| *path == route.path) {
                 Some((_, routes)) => routes.push(route),

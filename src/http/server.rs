@@ -43,11 +43,11 @@ use super::wire::{self, Connection, Wire};
 use crate::accounts::tickets::Stream;
 use crate::api::App;
 use crate::api::auth::{self, Principal};
-use crate::api::health::Vitals;
+use crate::api::health::Diagnostics;
 use crate::api::metrics::request_labels;
 use crate::api::tickets;
 use crate::config;
-use crate::http::upgrade::{self, Handover, Owning, Takeover, Watched};
+use crate::http::upgrade::{self, Owning, Upgrade, UpgradedSocket, Watched};
 use crate::telemetry::metrics::OpenConnection;
 use crate::telemetry::traces;
 
@@ -85,7 +85,7 @@ pub struct Server {
 /// What connections share.
 #[derive(Debug)]
 struct Service {
-    vitals: Arc<Vitals>,
+    vitals: Arc<Diagnostics>,
     /// `None` where only the process's health is served.
     app: Option<Arc<App>>,
     router: Router,
@@ -128,7 +128,7 @@ struct Failure {
 /// A handler, and what it works with.
 enum Call {
     Api(fn(Arc<App>, Request) -> Answer, Arc<App>),
-    Vitals(fn(Arc<Vitals>, Request) -> Answer),
+    Diagnostics(fn(Arc<Diagnostics>, Request) -> Answer),
     /// Nothing: who asks has lost the right to a stream for good.
     Over,
 }
@@ -186,7 +186,7 @@ impl Server {
     ///
     /// # Errors
     /// When two paths of the route table collide, or the certificate cannot be read.
-    pub fn new(listener: TcpListener, vitals: Arc<Vitals>, app: Option<Arc<App>>) -> anyhow::Result<Self> {
+    pub fn new(listener: TcpListener, vitals: Arc<Diagnostics>, app: Option<Arc<App>>) -> anyhow::Result<Self> {
         let router = Router::new(app.is_some())?;
         let secure = vitals.config.server.identity().map(Acceptor::new).transpose()?;
         Ok(Self {
@@ -231,7 +231,7 @@ impl Server {
             });
             let handler = ServiceBuilder::new().option_layer(cors.clone()).service(handler);
             let (protocols, secure) = (protocols.clone(), self.secure.clone());
-            let tenure = Tenure {
+            let tenure = UpgradeTimer {
                 permit,
                 counted: self.service.vitals.metrics.http.connected(),
                 tasks: tasks.clone(),
@@ -335,7 +335,7 @@ impl Protocols {
         stream: Connection,
         protocol: Protocol,
         handler: S,
-        tenure: Tenure,
+        tenure: UpgradeTimer,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
     where
         S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error> + Clone + Send + 'static,
@@ -348,17 +348,17 @@ impl Protocols {
         Ok(())
     }
 
-    async fn serve_http1<S>(&self, stream: Connection, handler: S, tenure: Tenure) -> hyper::Result<()>
+    async fn serve_http1<S>(&self, stream: Connection, handler: S, tenure: UpgradeTimer) -> hyper::Result<()>
     where
         S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error> + Clone + Send + 'static,
         S::Future: Send,
     {
-        let handover = Arc::new(Handover::default());
+        let handover = Arc::new(UpgradedSocket::default());
         let leaving = handover.clone();
         let service = service_fn(move |request| {
             let (handler, handover) = (handler.clone(), leaving.clone());
             async move {
-                match answer_or_takeover(handler, request).await? {
+                match answer_or_upgrade(handler, request).await? {
                     (response, None) => Ok(response),
                     (response, Some(takeover)) => {
                         handover.leave(response, takeover);
@@ -395,7 +395,7 @@ impl Protocols {
         Ok(())
     }
 
-    async fn serve_http2<S>(&self, stream: Connection, handler: S, tenure: Tenure) -> hyper::Result<()>
+    async fn serve_http2<S>(&self, stream: Connection, handler: S, tenure: UpgradeTimer) -> hyper::Result<()>
     where
         S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error> + Clone + Send + 'static,
         S::Future: Send,
@@ -404,7 +404,7 @@ impl Protocols {
         let service = service_fn(move |request| {
             let (handler, tasks) = (handler.clone(), tasks.clone());
             async move {
-                let (mut response, takeover) = answer_or_takeover(handler, request).await?;
+                let (mut response, takeover) = answer_or_upgrade(handler, request).await?;
                 if let Some(takeover) = takeover {
                     let (sender, body) = wire::stream();
                     *response.body_mut() = body.boxed_unsync();
@@ -429,7 +429,7 @@ impl Protocols {
 }
 
 /// What a connection lives under.
-struct Tenure {
+struct UpgradeTimer {
     /// Counts it among those that there may be.
     permit: OwnedSemaphorePermit,
     /// Counts it for the metrics.
@@ -439,7 +439,7 @@ struct Tenure {
     shutdown: CancellationToken,
 }
 
-impl Tenure {
+impl UpgradeTimer {
     /// Gives a connection to its new owner. That is a task of its own, because one that has spoken HTTP is as large as
     /// all that it has needed for that.
     fn pass_on(self, owning: Option<Owning>) {
@@ -476,15 +476,12 @@ impl<'a> Stop<'a> {
 }
 
 /// Answers a request, and tells who takes over behind the answer's head.
-async fn answer_or_takeover<S>(
-    handler: S,
-    request: hyper::Request<Incoming>,
-) -> io::Result<(Response, Option<Takeover>)>
+async fn answer_or_upgrade<S>(handler: S, request: hyper::Request<Incoming>) -> io::Result<(Response, Option<Upgrade>)>
 where
     S: tower::Service<hyper::Request<Incoming>, Response = Response, Error = io::Error>,
 {
     let mut response = handler.oneshot(request).await?;
-    let takeover = response.extensions_mut().remove::<Takeover>();
+    let takeover = response.extensions_mut().remove::<Upgrade>();
     Ok((response, takeover))
 }
 
@@ -654,7 +651,7 @@ impl Service {
             }
             match call {
                 Call::Api(handler, app) => handler(app, request).await,
-                Call::Vitals(handler) => handler(self.vitals.clone(), request).await,
+                Call::Diagnostics(handler) => handler(self.vitals.clone(), request).await,
                 Call::Over => Ok(response::no_content()),
             }
         };
@@ -676,7 +673,7 @@ impl Service {
         query: &Query,
     ) -> Result<(Call, Option<Principal>), Error> {
         match (route.handler, &self.app) {
-            (Handler::Vitals(handler), _) => Ok((Call::Vitals(handler), None)),
+            (Handler::Diagnostics(handler), _) => Ok((Call::Diagnostics(handler), None)),
             (Handler::Api(handler), Some(app)) => {
                 let stream = tickets::stream_of(route, params);
                 let ticket = query.get("ticket").zip(stream.as_ref());

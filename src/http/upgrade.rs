@@ -1,7 +1,7 @@
 //! Taking a connection over: what goes on behind an answer's head belongs to somebody else.
 //!
 //! hyper keeps buffers and state for every HTTP/1 connection, which a stream that lives for hours does not need. So an
-//! answer may bear a [`Takeover`]. When it comes by, its head is written down here, hyper is taken apart, and the bare
+//! answer may bear a [`Upgrade`]. When it comes by, its head is written down here, hyper is taken apart, and the bare
 //! socket goes to the owner whom the answer names. Over HTTP/2 the owner gets the body of the answer instead. An answer
 //! of status 101 (RFC 9110, section 15.2.2) changes hands the same way.
 //!
@@ -39,15 +39,15 @@ type Owner = Box<dyn FnOnce(Wire, BytesMut) -> Owning + Send>;
 
 /// Who goes on behind an answer's head. It travels in the answer's extensions.
 #[derive(Clone)]
-pub struct Takeover(Arc<Mutex<Option<Owner>>>);
+pub struct Upgrade(Arc<Mutex<Option<Owner>>>);
 
-impl fmt::Debug for Takeover {
+impl fmt::Debug for Upgrade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Takeover")
+        f.write_str("Upgrade")
     }
 }
 
-impl Takeover {
+impl Upgrade {
     /// Hands the way to the client to this owner, with what must be written to it first.
     pub fn new<F>(owner: impl FnOnce(Wire, BytesMut) -> F + Send + 'static) -> Self
     where
@@ -67,20 +67,20 @@ impl Takeover {
 
 /// Where an HTTP/1 connection's service leaves an answer for whoever drives the connection.
 #[derive(Debug, Default)]
-pub struct Handover {
-    waiting: Mutex<Option<(Response, Takeover)>>,
+pub struct UpgradedSocket {
+    waiting: Mutex<Option<(Response, Upgrade)>>,
     /// Bytes of an earlier answer wait in hyper.
     is_blocked: AtomicBool,
 }
 
-impl Handover {
+impl UpgradedSocket {
     /// Leaves an answer that is to be taken over. The service must not answer any more.
-    pub fn leave(&self, response: Response, takeover: Takeover) {
+    pub fn leave(&self, response: Response, takeover: Upgrade) {
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some((response, takeover));
     }
 
     /// An answer that was left, once all before it is written. To be asked whenever hyper has been polled.
-    pub fn take(&self) -> Option<(Response, Takeover)> {
+    pub fn take(&self) -> Option<(Response, Upgrade)> {
         if self.is_blocked.load(Ordering::Relaxed) {
             return None;
         }
@@ -92,11 +92,11 @@ impl Handover {
 #[derive(Debug)]
 pub struct Watched {
     io: TokioIo<Connection>,
-    handover: Arc<Handover>,
+    handover: Arc<UpgradedSocket>,
 }
 
 impl Watched {
-    pub fn new(io: Connection, handover: Arc<Handover>) -> Self {
+    pub fn new(io: Connection, handover: Arc<UpgradedSocket>) -> Self {
         Self {
             io: TokioIo::new(io),
             handover,

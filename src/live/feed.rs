@@ -23,7 +23,7 @@ pub enum FeedEvent {
     /// A change.
     Change(Arc<Notice>),
     /// More has come than is told one by one; all up to the feed's place is meant.
-    SumUp,
+    ReplayTruncated,
     /// History breaks: only a snapshot tells what is.
     Reset,
     /// A device of the user has changed, maybe lost its standing, in the transaction of this id if that is known;
@@ -209,7 +209,7 @@ impl Feed {
             reading.position = slice.end;
             entries.extend(slice.entries);
             if entries.len() > self.replay_max {
-                return self.jump(FeedEvent::SumUp).await;
+                return self.jump(FeedEvent::ReplayTruncated).await;
             }
             if !slice.has_more {
                 break;
@@ -217,7 +217,7 @@ impl Feed {
         }
         self.is_paused = false;
         if std::mem::take(&mut self.owes_sum_up) {
-            self.ready.push_back((FeedEvent::SumUp, self.place));
+            self.ready.push_back((FeedEvent::ReplayTruncated, self.place));
         }
         for entry in entries {
             self.place.position = entry.id;

@@ -13,8 +13,8 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::live::tail::{DeviceChange, Follower, Freshness, Notice};
-use crate::push::candidates::Heard;
+use crate::live::tail::{ChangeListener, DeviceChange, Freshness, Notice};
+use crate::push::candidates::PushCandidates;
 
 /// Changed devices that may wait for who follows them.
 const DEVICE_CHANGES_MAX: usize = 1024;
@@ -127,7 +127,7 @@ impl Wheel {
 type Readers = HashMap<Uuid, Vec<Arc<Mailbox>>>;
 
 #[derive(Debug, Default)]
-struct Seats {
+struct Subscribers {
     tenants: HashMap<Arc<str>, Readers>,
     /// The process ends.
     is_closed: bool,
@@ -135,13 +135,13 @@ struct Seats {
 
 #[derive(Debug)]
 struct Shared {
-    seats: Mutex<Seats>,
+    seats: Mutex<Subscribers>,
     wheel: Mutex<Wheel>,
     count: AtomicUsize,
     freshness: watch::Sender<Freshness>,
     device_changes: broadcast::Sender<DeviceChange>,
-    follower: OnceLock<Arc<dyn Follower>>,
-    heard: Arc<Heard>,
+    listener: OnceLock<Arc<dyn ChangeListener>>,
+    heard: Arc<PushCandidates>,
     queue_max: usize,
 }
 
@@ -222,13 +222,13 @@ impl Hub {
             count: AtomicUsize::new(0),
             freshness: watch::Sender::default(),
             device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
-            follower: OnceLock::new(),
+            listener: OnceLock::new(),
             heard: Arc::default(),
             queue_max,
         }))
     }
 
-    fn seats(&self) -> MutexGuard<'_, Seats> {
+    fn seats(&self) -> MutexGuard<'_, Subscribers> {
         self.0.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -284,23 +284,23 @@ impl Hub {
     pub(crate) fn has_readers(&self) -> bool {
         self.subscribers() > 0
             || self.0.device_changes.receiver_count() > 0
-            || self.follower().is_some()
+            || self.listener().is_some()
             || self.0.heard.is_listening()
     }
 
     /// Who got something, for who wakes devices.
-    pub fn heard(&self) -> &Arc<Heard> {
+    pub fn heard(&self) -> &Arc<PushCandidates> {
         &self.0.heard
     }
 
     /// Lets somebody know of each change first. There can be one.
-    pub fn lead(&self, follower: Arc<dyn Follower>) {
-        let _is_there = self.0.follower.set(follower);
+    pub fn lead(&self, listener: Arc<dyn ChangeListener>) {
+        let _is_there = self.0.listener.set(listener);
     }
 
     /// Who knows of each change first.
-    pub(crate) fn follower(&self) -> Option<&Arc<dyn Follower>> {
-        self.0.follower.get()
+    pub(crate) fn listener(&self) -> Option<&Arc<dyn ChangeListener>> {
+        self.0.listener.get()
     }
 
     /// Notes whether the live tail is there.
@@ -370,8 +370,8 @@ impl Hub {
 
     /// Sends everybody back to the streams.
     pub(crate) fn deliver_gap(&self) {
-        if let Some(follower) = self.follower() {
-            follower.lost();
+        if let Some(listener) = self.listener() {
+            listener.lost();
         }
         self.tell_device_change(DeviceChange::Any);
         self.0.heard.note_gap();
@@ -405,7 +405,7 @@ impl Hub {
     }
 }
 
-impl Seats {
+impl Subscribers {
     fn each(&self, mut act: impl FnMut(&Mailbox)) {
         let of_users = self.tenants.values().flat_map(HashMap::values);
         of_users.flatten().for_each(|mailbox| act(mailbox));
@@ -467,7 +467,7 @@ mod tests {
         was_late: AtomicUsize,
     }
 
-    impl Follower for Memory {
+    impl ChangeListener for Memory {
         fn changed(&self, _tenant: &str, _notice: &Notice, _users: Option<&[Uuid]>) {
             self.changed.fetch_add(1, Ordering::Relaxed);
             let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);

@@ -120,7 +120,7 @@ impl Freshness {
 }
 
 /// Who must know of each change before any reader is told of it: what remembers rows. Calls must not block.
-pub trait Follower: std::fmt::Debug + Send + Sync {
+pub trait ChangeListener: std::fmt::Debug + Send + Sync {
     /// A change of a tenant, for these users or all; a notice comes once for each group of users.
     fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>);
 
@@ -294,9 +294,9 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
             (notice, users)
         })
         .collect();
-    if let Some(follower) = hub.follower() {
+    if let Some(listener) = hub.listener() {
         for (notice, users) in &notices {
-            follower.changed(&tenant, notice, users.as_deref());
+            listener.changed(&tenant, notice, users.as_deref());
         }
     }
     for (notice, users) in notices {

@@ -136,7 +136,7 @@ pub async fn create(
     match row.try_get::<_, Option<&str>>("recipient_type")? {
         None => Err(Error::InvalidRecipient),
         Some("mobile") => {
-            caches.wrote_counts(&tenant.name, [sender, recipient]);
+            caches.invalidate_counts(&tenant.name, [sender, recipient]);
             Message::from_row(&row)
         }
         Some(_) => Err(Error::Forbidden("web users write to mobile users only")),
@@ -299,8 +299,8 @@ fn changed(caches: &Caches, tenant: &Tenant, row: Option<Row>, forbidden: &'stat
         return Err(Error::NotFound("message"));
     }
     let message = Message::from_row(&row)?;
-    caches.wrote_messages(&tenant.name, [message.id]);
-    caches.wrote_counts(&tenant.name, [message.sender_id, message.recipient_id]);
+    caches.invalidate_messages(&tenant.name, [message.id]);
+    caches.invalidate_counts(&tenant.name, [message.sender_id, message.recipient_id]);
     Ok(message)
 }
 

@@ -24,12 +24,12 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
     /// Asks to be woken for reading only once so many bytes are there, or the peer has closed (`SO_RCVLOWAT`, socket(7)).
     /// Each waking costs both ends a switch between threads, which is wasted while what has come is of no use yet.
     /// Streams that cannot do it go on waking for every byte.
-    fn wake_at(&self, _bytes: usize) {}
+    fn set_receive_low_water(&self, _bytes: usize) {}
 }
 
 impl Stream for TcpStream {
     #[cfg(target_os = "linux")]
-    fn wake_at(&self, bytes: usize) {
+    fn set_receive_low_water(&self, bytes: usize) {
         // Where it fails, nothing is lost but the saving.
         let _ = nix::sys::socket::setsockopt(self, low_water::ReceiveLowWater, &bytes);
     }

@@ -164,14 +164,14 @@ pub struct Status {
 /// # Errors
 /// Names the schema and the migration that failed; those before it stay applied.
 pub async fn up(database: &Database, replication: &config::Replication) -> Result<Vec<Step>> {
-    up_telling(database, replication, |_, _| {}).await
+    up_with_progress(database, replication, |_, _| {}).await
 }
 
 /// [`up`], telling of each schema how many are done, and of how many.
 ///
 /// # Errors
 /// As [`up`].
-pub async fn up_telling(
+pub async fn up_with_progress(
     database: &Database,
     replication: &config::Replication,
     mut told: impl FnMut(usize, usize),
@@ -376,7 +376,7 @@ pub(crate) async fn lock_for_transaction(transaction: &Transaction<'_>) -> Resul
 
 /// A connection that holds the lock over all work on schemas until it is dropped.
 async fn locked(database: &Database) -> Result<Client> {
-    let client = database.connect_alone().await?;
+    let client = database.connect_dedicated().await?;
     client
         .query_typed(include_str!("../../sql/schema_lock.sql"), &[(&LOCK, Type::INT8)])
         .await?;

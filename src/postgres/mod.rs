@@ -87,7 +87,7 @@ impl Error {
     }
 
     /// Whether Postgres is well, and only what the statement met is not: a table that is missing, broken or locked.
-    pub fn is_of_what_it_meets(&self) -> bool {
+    pub fn is_object_error(&self) -> bool {
         match self {
             Self::Statement(_) | Self::Constraint { .. } => true,
             // A lock timeout, and a statement that took too long.
@@ -281,7 +281,7 @@ impl Database {
     ///
     /// # Errors
     /// When Postgres cannot be reached.
-    pub async fn connect_alone(&self) -> Result<tokio_postgres::Client, Error> {
+    pub async fn connect_dedicated(&self) -> Result<tokio_postgres::Client, Error> {
         // The setting in `config` is for the socket alone; who takes it and says nothing is given up, too.
         let connecting = tokio::time::timeout(self.connect_timeout, self.config.connect(self.server.clone()));
         let (client, connection) = match connecting.await {

@@ -22,7 +22,7 @@ use crate::postgres::{Database, Param, migrations};
 /// # Errors
 /// When Postgres refuses, for example for want of the right to CREATE in the database.
 pub async fn ensure(database: &Database, publication: &str) -> Result<()> {
-    let mut client = database.connect_alone().await?;
+    let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
     migrations::lock_for_transaction(&transaction).await?;
     migrations::bootstrap(&transaction).await?;
@@ -116,7 +116,7 @@ pub(crate) async fn include_whole(
 /// Names the table that failed; tenants before it stay as they are by then.
 pub async fn sync(database: &Database, publication: &str) -> Result<Vec<(Tenant, Included)>> {
     ensure(database, publication).await?;
-    let mut client = database.connect_alone().await?;
+    let mut client = database.connect_dedicated().await?;
     let mut done = Vec::new();
     for tenant in tenants::list(database).await? {
         let transaction = client.transaction().await?;

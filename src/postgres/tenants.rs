@@ -29,7 +29,7 @@ pub async fn create(database: &Database, replication: &config::Replication, name
     let Some(tenant) = Tenant::named(name) else {
         bail!("{name:?} cannot name a tenant: allowed are a letter and up to 47 of a-z, 0-9 and _");
     };
-    let mut client = database.connect_alone().await?;
+    let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
     migrations::lock_for_transaction(&transaction).await?;
     let inserted = transaction
@@ -131,7 +131,7 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
     let mut removed: Vec<String> = gone.iter().map(Target::stream).collect();
     removed.push("shared".to_owned());
     // As many messages as users may take longer than a statement of the pool may.
-    let mut client = database.connect_alone().await?;
+    let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
     for stream in removed {
         let content = format!("{name} {stream} gone");
@@ -185,7 +185,7 @@ pub async fn trim(database: &Database, trim: &Trim) -> Result<PgLsn, Error> {
 ///
 /// # Errors
 /// When Postgres refuses, for example because a trigger objects.
-pub async fn write_again(database: &Database, tenant: &Tenant, table: &str, id: &str) -> anyhow::Result<Option<PgLsn>> {
+pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &str) -> anyhow::Result<Option<PgLsn>> {
     let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
     let columns = database
         .query_opt(include_str!("../../sql/table_row_columns.sql"), &[(&name, Type::TEXT)])
@@ -194,7 +194,7 @@ pub async fn write_again(database: &Database, tenant: &Tenant, table: &str, id: 
     let Some(columns) = columns else { return Ok(None) };
     let id_type: String = columns.try_get("id_type")?;
     let column = quote_identifier(columns.try_get("free_column")?);
-    let mut client = database.connect_alone().await?;
+    let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
     let marked = transaction
         .query_typed_one(
@@ -250,7 +250,7 @@ pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLs
     let Some(tenant) = Tenant::named(name) else {
         return Ok(None);
     };
-    let mut client = database.connect_alone().await?;
+    let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
     migrations::lock_for_transaction(&transaction).await?;
     let rows = transaction
@@ -305,7 +305,7 @@ pub async fn count_devices(database: &Database, name: &str) -> Result<i64, Error
 
 /// What a tenant has, as Postgres knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Holdings {
+pub struct TenantStats {
     /// `active` or `paused`.
     pub state: String,
     /// Counts its resyncs.
@@ -332,7 +332,7 @@ pub struct Holdings {
 ///
 /// # Errors
 /// When Postgres cannot be asked.
-pub async fn holdings(database: &Database, tenant: &Tenant) -> Result<Option<Holdings>, Error> {
+pub async fn tenant_stats(database: &Database, tenant: &Tenant) -> Result<Option<TenantStats>, Error> {
     let row = database
         .query_opt(
             &tenant.sql(include_str!("../../sql/tenant_counts.sql")),
@@ -340,7 +340,7 @@ pub async fn holdings(database: &Database, tenant: &Tenant) -> Result<Option<Hol
         )
         .await?;
     row.map(|row| {
-        Ok(Holdings {
+        Ok(TenantStats {
             state: row.try_get("state")?,
             generation: row.try_get("generation")?,
             registration_open: row.try_get("registration_open")?,

@@ -3,7 +3,7 @@
 use crate::contract::control::Trim;
 use crate::contract::entry::EntryBody;
 use crate::contract::entry::Source;
-use crate::contract::quarantine::AsideKind;
+use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::Target;
 use std::io::Write as _;
 
@@ -17,7 +17,7 @@ use crate::contract::window::WindowEntry;
 use crate::core::position::StreamId;
 use crate::core::resp;
 use crate::decode::value::write_string;
-use crate::route::outbox::Letter;
+use crate::route::outbox::OutboxMessage;
 use crate::route::router::Delivery;
 use crate::route::rule::Operation;
 
@@ -49,11 +49,11 @@ pub enum Purpose {
     /// Adds a change to a stream that must exist; a nil reply tells that it does not.
     Entry(Target),
     /// Creates a stream by a `reset` entry; an entry that is there already does as well.
-    Birth(Target),
+    Create(Target),
     /// Breaks the history of a stream that has a hole by a `reset` entry, which must be there.
-    Rebirth(Target),
+    Recreate(Target),
     /// Writes a key of a tenant that is none of these streams. What goes wrong with it is that tenant's alone.
-    Beside(String),
+    Tenant(String),
     /// Anything else, which must succeed.
     Other,
 }
@@ -202,7 +202,7 @@ impl Batch {
         resp::begin(&mut self.commands, arguments);
         resp::argument(&mut self.commands, b"XADD");
         self.push_key(&target);
-        // A stream that is not there must not come to be with a hole in front: only a birth makes one.
+        // A stream that is not there must not come to be with a hole in front: only a creation makes one.
         resp::argument(&mut self.commands, b"NOMKSTREAM");
         self.push_id(id);
         resp::argument(&mut self.commands, b"op");
@@ -216,15 +216,15 @@ impl Batch {
     }
 
     /// Creates a stream by a `reset` entry, unless it is there.
-    pub fn birth(&mut self, target: Target, id: StreamId, commit_ts: i64) {
+    pub fn create_stream(&mut self, target: Target, id: StreamId, commit_ts: i64) {
         self.push_reset(&target, id, commit_ts);
-        self.queued.push((self.commands.len(), Purpose::Birth(target)));
+        self.queued.push((self.commands.len(), Purpose::Create(target)));
     }
 
     /// Breaks the history of a stream that has a hole by a `reset` entry.
-    pub fn rebirth(&mut self, target: Target, id: StreamId, commit_ts: i64) {
+    pub fn recreate_stream(&mut self, target: Target, id: StreamId, commit_ts: i64) {
         self.push_reset(&target, id, commit_ts);
-        self.queued.push((self.commands.len(), Purpose::Rebirth(target)));
+        self.queued.push((self.commands.len(), Purpose::Recreate(target)));
     }
 
     fn push_reset(&mut self, target: &Target, id: StreamId, commit_ts: i64) {
@@ -240,17 +240,17 @@ impl Batch {
 
     /// Begins a tenant's meta hash anew, whatever is in its place: with its generation, which every cursor must match,
     /// and its state. The trim points go; all that they told of lies before the generation.
-    pub fn begin_meta(&mut self, tenant: &str, generation: i64, state: &str) {
+    pub fn reset_meta(&mut self, tenant: &str, generation: i64, state: &str) {
         let (key, generation) = (self.keys.meta(tenant), generation.to_string());
         self.other(&[b"DEL", key.as_bytes()]);
         let fields: [&[u8]; 4] = [b"generation", generation.as_bytes(), b"state", state.as_bytes()];
-        self.beside(&key, &[&[b"HSET", key.as_bytes()][..], &fields].concat());
+        self.tenant_command(&key, &[&[b"HSET", key.as_bytes()][..], &fields].concat());
     }
 
     /// Pauses a tenant's delivery, or lets it go on.
     pub fn set_state(&mut self, tenant: &str, state: &str) {
         let key = self.keys.meta(tenant);
-        self.beside(&key, &[b"HSET", key.as_bytes(), b"state", state.as_bytes()]);
+        self.tenant_command(&key, &[b"HSET", key.as_bytes(), b"state", state.as_bytes()]);
     }
 
     /// Notes that a stream takes no entries, so that whoever publishes next knows of the hole.
@@ -265,7 +265,7 @@ impl Batch {
         self.other(&[b"HDEL", key.as_bytes(), name.as_bytes()]);
     }
 
-    /// Removes a stream, for a birth to follow.
+    /// Removes a stream, for a creation to follow.
     pub fn remove_stream(&mut self, target: &Target) {
         let key = target.key(&self.keys);
         self.other(&[b"DEL", key.as_bytes()]);
@@ -284,7 +284,7 @@ impl Batch {
             field.as_bytes(),
             id.as_bytes(),
         ];
-        self.beside(&meta, &command);
+        self.tenant_command(&meta, &command);
     }
 
     /// Puts a change that could not be routed or stored aside, with the cause.
@@ -292,7 +292,7 @@ impl Batch {
         &mut self,
         tenant: &str,
         id: Option<StreamId>,
-        (kind, cause): (AsideKind, &str),
+        (kind, cause): (QuarantineKind, &str),
         body: Option<&EntryBody>,
     ) {
         let key = self.keys.quarantine(tenant);
@@ -316,7 +316,7 @@ impl Batch {
         if let Some(body) = body {
             self.commands.extend_from_slice(&body.encoded);
         }
-        self.queued.push((self.commands.len(), Purpose::Beside(key)));
+        self.queued.push((self.commands.len(), Purpose::Tenant(key)));
     }
 
     /// Tells API nodes about a change: `[id, tenant, table, row id, xid, commit time, [[event, op, users or null], …]]`,
@@ -347,7 +347,7 @@ impl Batch {
     }
 
     /// Tells API nodes about a message for users.
-    pub fn letter_notice(&mut self, id: StreamId, source: &Source<'_>, letter: &Letter<'_>) {
+    pub fn outbox_notice(&mut self, id: StreamId, source: &Source<'_>, letter: &OutboxMessage<'_>) {
         self.begin_notice(id, letter.tenant, source, Some(id.to_string().as_bytes()));
         self.push_notice_group(letter.event, "message", letter.to.iter().copied());
         self.end_notice(Some(letter.data.as_bytes()));
@@ -448,9 +448,9 @@ impl Batch {
     }
 
     /// Adds a whole command that writes a tenant's key beside its streams.
-    fn beside(&mut self, key: &str, arguments: &[&[u8]]) {
+    fn tenant_command(&mut self, key: &str, arguments: &[&[u8]]) {
         resp::command(&mut self.commands, arguments);
-        self.queued.push((self.commands.len(), Purpose::Beside(key.to_owned())));
+        self.queued.push((self.commands.len(), Purpose::Tenant(key.to_owned())));
     }
 
     fn push_key(&mut self, target: &Target) {

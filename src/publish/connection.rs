@@ -345,7 +345,7 @@ impl Connection {
 
     /// One command, one reply, outside any transaction.
     async fn request(&mut self, arguments: &[&[u8]]) -> Result<Reply, Failure> {
-        self.wake_at(1);
+        self.set_receive_low_water(1);
         resp::command(&mut self.outbound.before, arguments);
         let timeout = self.timeout;
         let exchange = async {
@@ -377,7 +377,7 @@ impl Connection {
 
     /// Lets commands of the next batch go ahead of its `EXEC`; only while another one is under way. The batch may still
     /// grow, and must be the next one sent, or be taken back by [`Connection::discard`].
-    pub fn send_ahead(&mut self, next: &Batch) {
+    pub fn send_prefix(&mut self, next: &Batch) {
         let (commands, _) = next.commands();
         let gone = self.ahead.map_or(0, |ahead| ahead.bytes);
         if self.in_flight.is_none() || commands.len() < gone + AHEAD_BYTES_MIN {
@@ -468,7 +468,7 @@ impl Connection {
     /// # Errors
     /// When the connection is lost.
     pub async fn progress(&mut self) -> Result<(), Failure> {
-        self.wake_at(self.answer_bytes_min());
+        self.set_receive_low_water(self.answer_bytes_min());
         self.inbound.reserve(READ_BYTES_MIN);
         let commands = self
             .in_flight
@@ -505,9 +505,9 @@ impl Connection {
             .clamp(1, WAKE_BYTES_MAX)
     }
 
-    fn wake_at(&mut self, bytes: usize) {
+    fn set_receive_low_water(&mut self, bytes: usize) {
         if bytes != self.wakes_at {
-            self.stream.wake_at(bytes);
+            self.stream.set_receive_low_water(bytes);
             self.wakes_at = bytes;
         }
     }
@@ -658,13 +658,13 @@ impl Connection {
             match (batch.purpose(index), result) {
                 (Some(Purpose::Entry(target)), Reply::Nil) if !missing.contains(target) => missing.push(target.clone()),
                 (Some(Purpose::Entry(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
-                // A birth that is refused as too old meets a stream that has gone on: it exists, which is the point.
-                (Some(Purpose::Birth(target)), Reply::Error(text)) if text.starts_with("WRONGTYPE") => {
+                // A creation that is refused as too old meets a stream that has gone on: it exists, which is the point.
+                (Some(Purpose::Create(target)), Reply::Error(text)) if text.starts_with("WRONGTYPE") => {
                     failed.push((target.clone(), text));
                 }
-                (Some(Purpose::Rebirth(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
-                (Some(Purpose::Rebirth(target)), _) => reborn.push(target.clone()),
-                (Some(Purpose::Beside(key)), Reply::Error(text)) => spoilt.push((key.clone(), text)),
+                (Some(Purpose::Recreate(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
+                (Some(Purpose::Recreate(target)), _) => reborn.push(target.clone()),
+                (Some(Purpose::Tenant(key)), Reply::Error(text)) => spoilt.push((key.clone(), text)),
                 (None, Reply::Error(text)) if written.live_index == Some(index) => live_failed = Some(text),
                 (None | Some(Purpose::Other), Reply::Error(text)) => {
                     return Err(Failure::TornTransaction(format!(

@@ -30,17 +30,17 @@ const LOOK_MAX: usize = 1000;
 
 /// Who got something, as the live tail hears it; gathered until somebody looks.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct PushCandidates {
     /// Events that count, and how many users are remembered; nothing while nobody looks.
     wanted: RwLock<Option<(HashSet<String>, usize)>>,
-    told: Mutex<Told>,
+    told: Mutex<Decided>,
     is_new: Notify,
     is_listening: AtomicBool,
 }
 
 /// What was heard since the last look.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct Decided {
     /// Users by tenant.
     pub users: HashMap<String, HashSet<Uuid>>,
     /// Tenants all of whose users got something, or may have.
@@ -50,12 +50,12 @@ pub struct Told {
     count: usize,
 }
 
-impl Heard {
+impl PushCandidates {
     /// Gathers these events from now on, or none any more; up to so many users.
     pub fn listen(&self, events: Option<(HashSet<String>, usize)>) {
         self.is_listening.store(events.is_some(), Ordering::SeqCst);
         *self.wanted.write().unwrap_or_else(PoisonError::into_inner) = events;
-        *self.told() = Told::default();
+        *self.told() = Decided::default();
     }
 
     /// Whether somebody looks.
@@ -114,11 +114,11 @@ impl Heard {
     }
 
     /// What was heard since the last look.
-    pub fn take(&self) -> Told {
+    pub fn take(&self) -> Decided {
         std::mem::take(&mut *self.told())
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
+    fn told(&self) -> MutexGuard<'_, Decided> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

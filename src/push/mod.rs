@@ -1,7 +1,7 @@
 //! Waking devices that are away and have something waiting.
 //!
 //! The engine that follows the log does it; when another takes over, it goes on. Whom to look at comes from two sides: the
-//! live tail tells at once who got something ([`Heard`]), and now and then all devices are looked at, a page at a time,
+//! live tail tells at once who got something ([`PushCandidates`]), and now and then all devices are looked at, a page at a time,
 //! for what was missed while nobody looked (`sweep`). Looking costs a statement for hundreds of users and a few round
 //! trips to Redis. What is decided of a device is decided in Redis ([`crate::push::candidates`]): one entry until it has
 //! synced.
@@ -24,7 +24,7 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::candidates::{Decision, Device, Heard, Terms};
+use self::candidates::{Decision, Device, PushCandidates, Terms};
 use self::schedule::Schedule;
 use self::webhook::Webhook;
 use crate::config::Config;
@@ -67,7 +67,7 @@ pub struct Waker {
     database: Database,
     store: Store,
     presence: Presence,
-    heard: Arc<Heard>,
+    heard: Arc<PushCandidates>,
     metrics: Arc<Metrics>,
     webhook: Option<Arc<Webhook>>,
 }

@@ -41,7 +41,7 @@ pub enum Error {
     Redis(#[from] RedisError),
     /// Something else is in a key's place.
     #[error("the key {key} holds a {found}, which is not ours; {fix}")]
-    Foreign {
+    WrongType {
         /// The key.
         key: String,
         /// The name of the type that it holds.
@@ -241,13 +241,13 @@ impl Store {
         let mut pipe = redis::pipe();
         pipe.cmd("TYPE").arg(key);
         match self.query::<(String,)>(&pipe).await {
-            Ok((kind,)) => Err(self.foreign(tenant, key, &kind)),
+            Ok((kind,)) => Err(self.wrong_type(tenant, key, &kind)),
             Err(_) => Err(error.into()),
         }
     }
 
     /// What is said of a key that holds something else than what we write, and what mends it.
-    pub(crate) fn foreign(&self, tenant: Option<&str>, key: &str, kind: &str) -> Error {
+    pub(crate) fn wrong_type(&self, tenant: Option<&str>, key: &str, kind: &str) -> Error {
         let keys = &self.0.keys;
         let fix = match tenant {
             Some(tenant) if key == keys.meta(tenant) => format!("`posduif tenant resync {tenant} --yes` makes it anew"),
@@ -256,7 +256,7 @@ impl Store {
             }
             _ => format!("`redis-cli -u \"$REDIS_URL\" DEL '{key}'` removes it"),
         };
-        Error::Foreign {
+        Error::WrongType {
             key: key.to_owned(),
             found: kind.to_owned(),
             fix,

@@ -430,9 +430,9 @@ impl Connection {
     }
 
     /// Asks [`Connection::progress`] to read only once so many bytes are there; best effort.
-    pub fn wake_at(&mut self, bytes: usize) {
+    pub fn set_receive_low_water(&mut self, bytes: usize) {
         if bytes != self.wakes_at {
-            self.stream.wake_at(bytes);
+            self.stream.set_receive_low_water(bytes);
             self.wakes_at = bytes;
         }
     }
@@ -472,7 +472,7 @@ impl Connection {
 
     /// Ends the stream so that the slot is free at once; gives up after a second.
     pub async fn close(mut self) {
-        self.wake_at(1);
+        self.set_receive_low_water(1);
         frontend::copy_done(&mut self.outbound);
         frontend::terminate(&mut self.outbound);
         let farewell = async {

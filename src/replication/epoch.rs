@@ -67,9 +67,9 @@ pub enum Break {
         /// What was acknowledged to Postgres.
         acknowledged: PgLsn,
     },
-    /// The replay did not meet the transaction that the checkpoint names.
+    /// The replay did not verify the transaction that the checkpoint names.
     TransactionMissing(TransactionMark),
-    /// The replay did not meet the transaction of which the first part is published.
+    /// The replay did not verify the transaction of which the first part is published.
     OpenTransactionMissing(OpenTransaction),
     /// Redis ran parts of a transaction without the rest.
     TornTransaction,
@@ -172,7 +172,7 @@ impl fmt::Display for Break {
 ///
 /// # Errors
 /// Not an error of the program: the [`Break`] that calls for a new epoch.
-pub fn judge(server: &Server, checkpoint: Option<&Checkpoint>) -> Result<Replay, Break> {
+pub fn detect_break(server: &Server, checkpoint: Option<&Checkpoint>) -> Result<Replay, Break> {
     let checkpoint = checkpoint.ok_or(Break::NoCheckpoint)?;
     if checkpoint.system_id != server.identity.system_id {
         return Err(Break::OtherSystem {
@@ -250,7 +250,7 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// A replay that has nothing to meet.
+    /// A replay that has nothing to verify.
     pub fn free() -> Self {
         Self {
             expected: None,
@@ -260,7 +260,7 @@ impl Replay {
     }
 
     /// Nothing may be acknowledged while this holds.
-    pub fn is_unproven(&self) -> bool {
+    pub fn is_unverified(&self) -> bool {
         self.expected.is_some() || self.open.is_some()
     }
 
@@ -268,7 +268,7 @@ impl Replay {
     ///
     /// # Errors
     /// When the replay passes an expected transaction without having met it.
-    pub fn meet(&mut self, begin: &Begin) -> Result<(), Break> {
+    pub fn verify(&mut self, begin: &Begin) -> Result<(), Break> {
         let is = |lsn, xid, commit_ts| begin.final_lsn == lsn && begin.xid == xid && begin.commit_ts == commit_ts;
         match (self.expected, self.open) {
             (Some(mark), _) if begin.final_lsn < mark.lsn => Ok(()),
@@ -348,8 +348,8 @@ mod tests {
 
     #[test]
     fn an_ordinary_restart_goes_on_and_expects_the_last_transaction() {
-        let replay = judge(&server(), Some(&checkpoint())).unwrap();
-        assert!(replay.is_unproven());
+        let replay = detect_break(&server(), Some(&checkpoint())).unwrap();
+        assert!(replay.is_unverified());
         // A confirmed position beyond the transaction will not replay it.
         let mut checkpoint = checkpoint();
         checkpoint.acknowledged = 110.into();
@@ -357,27 +357,27 @@ mod tests {
             confirmed: 110.into(),
             ..server()
         };
-        assert!(!judge(&confirmed, Some(&checkpoint)).unwrap().is_unproven());
+        assert!(!detect_break(&confirmed, Some(&checkpoint)).unwrap().is_unverified());
     }
 
     #[test]
     fn each_break_is_recognised() {
-        assert_eq!(judge(&server(), None), Err(Break::NoCheckpoint));
+        assert_eq!(detect_break(&server(), None), Err(Break::NoCheckpoint));
         let created = Server {
             slot_created: true,
             ..server()
         };
-        assert_eq!(judge(&created, Some(&checkpoint())), Err(Break::SlotCreated));
+        assert_eq!(detect_break(&created, Some(&checkpoint())), Err(Break::SlotCreated));
         let mut other = server();
         other.identity.system_id = "t".into();
         assert!(matches!(
-            judge(&other, Some(&checkpoint())),
+            detect_break(&other, Some(&checkpoint())),
             Err(Break::OtherSystem { .. })
         ));
         let mut short = server();
         short.identity.wal_end = 105.into();
         assert!(matches!(
-            judge(&short, Some(&checkpoint())),
+            detect_break(&short, Some(&checkpoint())),
             Err(Break::WalEndsEarly { .. })
         ));
         let advanced = Server {
@@ -385,13 +385,13 @@ mod tests {
             ..server()
         };
         assert!(matches!(
-            judge(&advanced, Some(&checkpoint())),
+            detect_break(&advanced, Some(&checkpoint())),
             Err(Break::SlotAdvanced { .. })
         ));
         let mut rewound = checkpoint();
         rewound.acknowledged = 150.into();
         assert!(matches!(
-            judge(&server(), Some(&rewound)),
+            detect_break(&server(), Some(&rewound)),
             Err(Break::RedisRewound { .. })
         ));
     }
@@ -402,7 +402,7 @@ mod tests {
             let mut server = server();
             server.identity.timeline = 2;
             server.timeline_history = Some(history.into());
-            judge(&server, Some(&checkpoint()))
+            detect_break(&server, Some(&checkpoint()))
         };
         assert!(promoted("1\t0/6E\tno recovery target specified\n").is_ok());
         assert!(matches!(
@@ -419,14 +419,14 @@ mod tests {
             xid,
             commit_ts,
         };
-        let expecting = || judge(&server(), Some(&checkpoint())).unwrap();
+        let expecting = || detect_break(&server(), Some(&checkpoint())).unwrap();
         let mut replay = expecting();
-        assert_eq!(replay.meet(&begin(90, 3, 9)), Ok(()));
-        assert_eq!(replay.meet(&begin(100, 7, 1)), Ok(()));
-        assert!(!replay.is_unproven());
-        assert_eq!(replay.meet(&begin(101, 8, 2)), Ok(()));
+        assert_eq!(replay.verify(&begin(90, 3, 9)), Ok(()));
+        assert_eq!(replay.verify(&begin(100, 7, 1)), Ok(()));
+        assert!(!replay.is_unverified());
+        assert_eq!(replay.verify(&begin(101, 8, 2)), Ok(()));
         for other in [begin(100, 7, 2), begin(100, 8, 1), begin(101, 7, 1)] {
-            assert!(expecting().meet(&other).is_err());
+            assert!(expecting().verify(&other).is_err());
         }
     }
 
@@ -445,32 +445,35 @@ mod tests {
             xid,
             commit_ts,
         };
-        let replay = judge(&server(), Some(&checkpoint)).unwrap();
+        let replay = detect_break(&server(), Some(&checkpoint)).unwrap();
         let mut same = replay;
         for met in [begin(90, 3, 9), begin(100, 7, 1), begin(130, 8, 2), begin(150, 9, 3)] {
-            assert!(same.is_unproven() || met.xid == 9);
-            assert_eq!(same.meet(&met), Ok(()));
+            assert!(same.is_unverified() || met.xid == 9);
+            assert_eq!(same.verify(&met), Ok(()));
         }
-        assert!(!same.is_unproven());
+        assert!(!same.is_unverified());
         // Small transactions in its place would count as published already.
         for other in [begin(120, 8, 2), begin(130, 8, 3), begin(130, 9, 2), begin(140, 8, 2)] {
             let mut replay = replay;
-            assert_eq!(replay.meet(&begin(100, 7, 1)), Ok(()));
-            assert_eq!(replay.meet(&other), Err(Break::OpenTransactionMissing(open)));
+            assert_eq!(replay.verify(&begin(100, 7, 1)), Ok(()));
+            assert_eq!(replay.verify(&other), Err(Break::OpenTransactionMissing(open)));
         }
         let mut short = server();
         short.identity.wal_end = 130.into();
         assert!(matches!(
-            judge(&short, Some(&checkpoint)),
+            detect_break(&short, Some(&checkpoint)),
             Err(Break::WalEndsEarly { .. })
         ));
         // The first transaction of an epoch, with nothing complete before it.
         checkpoint.transaction = None;
         checkpoint.acknowledged = 110.into();
         checkpoint.published = StreamId { ms: 110, seq: 0 };
-        let mut replay = judge(&server(), Some(&checkpoint)).unwrap();
-        assert_eq!(replay.meet(&begin(100, 7, 1)), Ok(()));
-        assert_eq!(replay.meet(&begin(110, 8, 2)), Err(Break::OpenTransactionMissing(open)));
+        let mut replay = detect_break(&server(), Some(&checkpoint)).unwrap();
+        assert_eq!(replay.verify(&begin(100, 7, 1)), Ok(()));
+        assert_eq!(
+            replay.verify(&begin(110, 8, 2)),
+            Err(Break::OpenTransactionMissing(open))
+        );
     }
 
     #[test]

@@ -117,7 +117,7 @@ fn report(slot: &str, sample: &Sample, in_danger: &mut bool) {
 }
 
 async fn connect(database: &Database) -> Result<tokio_postgres::Client, postgres::Error> {
-    let client = database.connect_alone().await?;
+    let client = database.connect_dedicated().await?;
     // A standby that holds up commits must not hold up the measure of how old clients' data is.
     client.batch_execute("SET synchronous_commit = local").await?;
     Ok(client)

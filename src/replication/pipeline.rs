@@ -15,7 +15,7 @@ use crate::contract::checkpoint::{OpenTransaction, TransactionMark};
 use crate::contract::control::Trim;
 use crate::contract::entry::{EntryBody, Source};
 use crate::contract::keys::Keys;
-use crate::contract::quarantine::AsideKind;
+use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::Audience;
 use crate::contract::stream_name::Target;
 use crate::core::position::{Position, StreamId};
@@ -24,9 +24,9 @@ use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, O
 use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
 use crate::publish::batch::{Batch, operation_text};
-use crate::route::outbox::{self, Letter};
+use crate::route::outbox::{self, OutboxMessage};
 use crate::route::router::{Delivery, Plan, RouteError, Router, SCHEMA_PREFIX};
-use crate::route::row::{Row, Seen, user_id};
+use crate::route::row::{ColumnValue, Row, user_id};
 use crate::route::rule::Operation;
 use crate::telemetry::traces;
 
@@ -96,7 +96,7 @@ pub struct Start {
     pub base: u64,
     /// All up to here is published.
     pub position: StreamId,
-    /// What the replay must meet.
+    /// What the replay must verify.
     pub replay: Replay,
     /// Names of the tenants that there are; others join by way of the log.
     pub tenants: HashSet<Arc<str>>,
@@ -184,8 +184,8 @@ impl Pipeline {
     }
 
     /// Nothing may be acknowledged while the replay has not met the checkpoint's transaction.
-    pub fn is_unproven(&self) -> bool {
-        self.replay.is_unproven()
+    pub fn is_unverified(&self) -> bool {
+        self.replay.is_unverified()
     }
 
     /// Counts since the start.
@@ -216,7 +216,7 @@ impl Pipeline {
         );
         let cause = format!("stream {} takes no entries: {cause}", target.key(&self.keys));
         self.batch
-            .quarantine(target.tenant(), None, (AsideKind::Stream, &cause), None);
+            .quarantine(target.tenant(), None, (QuarantineKind::Stream, &cause), None);
         // Whoever mends it must know that there is a hole, after a restart too.
         self.batch.stop(&target, &cause);
         self.counts.quarantined += 1;
@@ -263,7 +263,7 @@ impl Pipeline {
         if self.transaction.is_some() {
             return Err(Error::Order("a transaction begins inside another"));
         }
-        self.replay.meet(&begin).map_err(Error::Broken)?;
+        self.replay.verify(&begin).map_err(Error::Broken)?;
         self.retried = None;
         self.transaction = Some(Transaction {
             begin,
@@ -351,12 +351,12 @@ impl Pipeline {
         self.body.begin(&source);
         let mut deliveries: Vec<Delivery<'_>> = Vec::new();
         let is_retried = self.retried.as_ref() == Some(&plan.tenant);
-        let (is_stored, put_aside) = match write_rows(relation, &row, &mut self.json, &mut self.body) {
+        let (is_stored, quarantined) = match write_rows(relation, &row, &mut self.json, &mut self.body) {
             Ok(()) if self.body.bytes() > ENTRY_BYTES_MAX => {
                 let bytes = self.body.bytes();
                 self.body.begin(&source);
                 let cause = format!("the row takes {bytes} bytes; an entry has at most {ENTRY_BYTES_MAX}");
-                (false, Some((AsideKind::Row, cause)))
+                (false, Some((QuarantineKind::Row, cause)))
             }
             Ok(()) => {
                 let changes = Target::Changes(plan.tenant.clone());
@@ -366,15 +366,15 @@ impl Pipeline {
                 }
                 let seen = if is_retried { row.as_new() } else { row };
                 let routed = plan.route(&seen, &mut deliveries);
-                let put_aside = routed.err().map(|cause| match &cause {
-                    RouteError::Recipient { .. } => (AsideKind::Recipient, cause.to_string()),
-                    RouteError::Rule(_) => (AsideKind::Rule, cause.to_string()),
+                let quarantined = routed.err().map(|cause| match &cause {
+                    RouteError::Recipient { .. } => (QuarantineKind::Recipient, cause.to_string()),
+                    RouteError::Rule(_) => (QuarantineKind::Rule, cause.to_string()),
                 });
-                (true, put_aside)
+                (true, quarantined)
             }
-            Err(cause) => (false, Some((AsideKind::Row, cause.to_string()))),
+            Err(cause) => (false, Some((QuarantineKind::Row, cause.to_string()))),
         };
-        if let Some((kind, cause)) = put_aside {
+        if let Some((kind, cause)) = quarantined {
             self.counts.quarantined += 1;
             tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
             self.batch
@@ -383,12 +383,12 @@ impl Pipeline {
         if !is_stored {
             return Ok(());
         }
-        if let Some(column) = plan.birth_column
+        if let Some(column) = plan.creation_column
             && row.operation == Operation::Insert
             && let Ok(Some(user)) = user_id(row.after(column))
         {
             self.batch
-                .birth(Target::Inbox(plan.tenant.clone(), user), id, begin.commit_ts);
+                .create_stream(Target::Inbox(plan.tenant.clone(), user), id, begin.commit_ts);
         }
         for delivery in deliveries.iter().filter(|delivery| delivery.stored) {
             let target = Target::of(&plan.tenant, delivery.audience);
@@ -399,11 +399,11 @@ impl Pipeline {
         }
         if !deliveries.is_empty() {
             let row_id = plan.id_column.and_then(|column| match row.latest(column) {
-                Seen::Text(text) => Some(text),
+                ColumnValue::Text(text) => Some(text),
                 _ => None,
             });
-            let told = match write_told(relation, &plan.told_columns, &row, &mut self.json) {
-                Ok(()) if !plan.told_columns.is_empty() => Some(&*self.json),
+            let told = match write_payload(relation, &plan.live_columns, &row, &mut self.json) {
+                Ok(()) if !plan.live_columns.is_empty() => Some(&*self.json),
                 // What is no text was refused above.
                 _ => None,
             };
@@ -479,7 +479,8 @@ impl Pipeline {
             DROPPED_PREFIX => self.end_tenant(id, &begin, name),
             INBOX_PREFIX => {
                 if let Some(Ok(user)) = words.next().map(str::parse::<Uuid>) {
-                    self.batch.birth(Target::Inbox(name.into(), user), id, begin.commit_ts);
+                    self.batch
+                        .create_stream(Target::Inbox(name.into(), user), id, begin.commit_ts);
                 }
             }
             STREAM_PREFIX => {
@@ -507,21 +508,21 @@ impl Pipeline {
         Target::within(self.tenants.get(tenant)?, stream?)
     }
 
-    /// A stream goes, whatever is in its place, and with a place and time of birth comes back empty.
-    fn renew_stream(&mut self, target: &Target, birth: Option<(StreamId, i64)>) {
+    /// A stream goes, whatever is in its place, and with a place and time of creation comes back empty.
+    fn renew_stream(&mut self, target: &Target, create_stream: Option<(StreamId, i64)>) {
         self.batch.remove_stream(target);
         if self.stopped.remove(target) {
             self.batch.unstop(target);
         }
-        if let Some((id, commit_ts)) = birth {
-            self.batch.birth(target.clone(), id, commit_ts);
+        if let Some((id, commit_ts)) = create_stream {
+            self.batch.create_stream(target.clone(), id, commit_ts);
         }
     }
 
     /// A tenant's streams come to be, or begin anew.
     fn begin_tenant(&mut self, id: StreamId, begin: &Begin, name: &str, generation: i64, state: &str) {
         let tenant: Arc<str> = name.into();
-        // What is in the place of a stopped stream would refuse its birth as well.
+        // What is in the place of a stopped stream would refuse its creation as well.
         let stopped: Vec<Target> = self.stopped.extract_if(|target| *target.tenant() == tenant).collect();
         for target in &stopped {
             self.batch.remove_stream(target);
@@ -530,9 +531,9 @@ impl Pipeline {
         let own = [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())];
         let inboxes = stopped.into_iter().filter(|target| !own.contains(target));
         for target in own.clone().into_iter().chain(inboxes) {
-            self.batch.birth(target, id, begin.commit_ts);
+            self.batch.create_stream(target, id, begin.commit_ts);
         }
-        self.batch.begin_meta(name, generation, state);
+        self.batch.reset_meta(name, generation, state);
         self.batch.reset_notice(id, name, Audience::Tenant, begin.commit_ts);
         if self.tenants.insert(tenant) {
             // Tables that were described before their tenant was known.
@@ -562,7 +563,7 @@ impl Pipeline {
 
     /// A message for users.
     fn letter(&mut self, id: StreamId, begin: &Begin, prefix: &str, event: &str, content: &[u8]) {
-        let letter = Letter::parse(event, content);
+        let letter = OutboxMessage::parse(event, content);
         let name = match &letter {
             Ok(letter) => Some(letter.tenant),
             Err(undeliverable) => undeliverable.tenant.as_deref(),
@@ -593,7 +594,7 @@ impl Pipeline {
                     .field("content", &content[..content.len().min(outbox::CONTENT_BYTES_MAX)]);
                 let cause = undeliverable.to_string();
                 self.batch
-                    .quarantine(&tenant, Some(id), (AsideKind::Message, &cause), Some(&self.body));
+                    .quarantine(&tenant, Some(id), (QuarantineKind::Message, &cause), Some(&self.body));
                 return;
             }
         };
@@ -607,7 +608,7 @@ impl Pipeline {
                 self.batch.entry(target, id, "message", event, &self.body);
             }
         }
-        self.batch.letter_notice(id, &source, &letter);
+        self.batch.outbox_notice(id, &source, &letter);
     }
 }
 
@@ -663,14 +664,14 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
 }
 
 /// Writes a JSON object of some columns of the row as it is, or as it last was; what the WAL does not tell is left out.
-fn write_told(relation: &Relation, columns: &[usize], row: &Row<'_>, json: &mut Vec<u8>) -> Result<(), NotUtf8> {
+fn write_payload(relation: &Relation, columns: &[usize], row: &Row<'_>, json: &mut Vec<u8>) -> Result<(), NotUtf8> {
     json.clear();
     json.push(b'{');
     for &index in columns {
         let (Some(column), seen) = (relation.columns.get(index), row.latest(index)) else {
             continue;
         };
-        if seen == Seen::Unknown {
+        if seen == ColumnValue::Unknown {
             continue;
         }
         if json.len() > 1 {
@@ -678,8 +679,8 @@ fn write_told(relation: &Relation, columns: &[usize], row: &Row<'_>, json: &mut 
         }
         json.extend_from_slice(&column.json_key);
         match seen {
-            Seen::Text(text) => value::write_json(column.kind, text, json)?,
-            Seen::Null | Seen::Unknown => json.extend_from_slice(b"null"),
+            ColumnValue::Text(text) => value::write_json(column.kind, text, json)?,
+            ColumnValue::Null | ColumnValue::Unknown => json.extend_from_slice(b"null"),
         }
     }
     json.push(b'}');

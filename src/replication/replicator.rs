@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::epoch::Break;
 use super::heartbeat;
-use super::session::{self, Cause, End, State, Surroundings};
+use super::session::{self, Cause, End, SessionContext, State};
 use super::slot::Sample;
 use crate::config::Config;
 use crate::contract::control::Trim;
@@ -139,7 +139,7 @@ async fn sessions(
     let mut forced: Option<Break> = None;
     let mut wait = BACKOFF.0;
     loop {
-        let surroundings = Surroundings {
+        let surroundings = SessionContext {
             config,
             database,
             snapshots: snapshots.clone(),

@@ -145,7 +145,7 @@ impl Cause {
 
 /// What a session works with.
 #[derive(Debug)]
-pub struct Surroundings<'a> {
+pub struct SessionContext<'a> {
     /// The settings.
     pub config: &'a Config,
     /// Ordinary SQL.
@@ -186,7 +186,7 @@ enum Event {
 }
 
 struct Session<'a> {
-    context: Surroundings<'a>,
+    context: SessionContext<'a>,
     postgres: Connection,
     redis: redis_connection::Connection,
     pipeline: Pipeline,
@@ -218,7 +218,7 @@ struct Session<'a> {
 }
 
 /// Runs one session.
-pub async fn run(context: Surroundings<'_>, forced: Option<Break>) -> End {
+pub async fn run(context: SessionContext<'_>, forced: Option<Break>) -> End {
     match start(context, forced).await {
         Ok(session) => session.run().await,
         Err(end) => end,
@@ -277,7 +277,7 @@ impl From<pipeline::Error> for End {
 }
 
 /// Connects, in the order that fences others out: the slot first, then the checkpoint.
-async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<Session<'_>, End> {
+async fn start(mut context: SessionContext<'_>, forced: Option<Break>) -> Result<Session<'_>, End> {
     // If Postgres still shuts down, the next statements tell.
     context.leaving.mark_unchanged();
     let settings = &context.config.replication;
@@ -348,7 +348,7 @@ async fn start(mut context: Surroundings<'_>, forced: Option<Break>) -> Result<S
         };
         let verdict = match forced {
             Some(broken) => Err(broken),
-            None => epoch::judge(&server, claim.checkpoint.as_ref()),
+            None => epoch::detect_break(&server, claim.checkpoint.as_ref()),
         };
         let (epoch, position, replay, acknowledged) = match (verdict, &claim.checkpoint) {
             (Ok(replay), Some(checkpoint)) => (checkpoint.epoch, checkpoint.position, replay, checkpoint.acknowledged),
@@ -459,7 +459,7 @@ fn opening(keys: &Keys, stopped: &[Target], position: StreamId, timeline: Option
             stream = target.key(keys),
             "stream was stopped and is born anew with a reset"
         );
-        batch.rebirth(target.clone(), position, unix_micros());
+        batch.recreate_stream(target.clone(), position, unix_micros());
     }
     (!batch.is_empty()).then_some(batch)
 }
@@ -468,7 +468,7 @@ fn opening(keys: &Keys, stopped: &[Target], position: StreamId, timeline: Option
 ///
 /// A crash before the last step leaves the old checkpoint, so that the next start finds the same break.
 async fn begin_epoch(
-    context: &Surroundings<'_>,
+    context: &SessionContext<'_>,
     redis: &mut redis_connection::Connection,
     server: &Server,
     claim: &Claim,
@@ -543,12 +543,12 @@ async fn begin_epoch(
         let Some(tenant) = Tenant::named(&name) else { continue };
         let shared_name: std::sync::Arc<str> = name.as_str().into();
         let mut batch = Batch::new(keys.clone());
-        batch.begin_meta(&name, generation, &state);
+        batch.reset_meta(&name, generation, &state);
         for target in [
             Target::Changes(shared_name.clone()),
             Target::Shared(shared_name.clone()),
         ] {
-            batch.birth(target, position, now);
+            batch.create_stream(target, position, now);
         }
         let mut after = Uuid::nil();
         loop {
@@ -563,7 +563,7 @@ async fn begin_epoch(
             let users = match users {
                 // What is wrong with one tenant's table must not keep the epoch from beginning. Cursors end with the epoch
                 // all the same, and an inbox that is missing is born when its user's device comes for a snapshot.
-                Err(error) if error.is_of_what_it_meets() => {
+                Err(error) if error.is_object_error() => {
                     tracing::error!(tenant = name, %error, "the tenant's inboxes get no reset: its users cannot be listed");
                     Vec::new()
                 }
@@ -571,7 +571,7 @@ async fn begin_epoch(
             };
             for user in &users {
                 after = user.get("id");
-                batch.birth(Target::Inbox(shared_name.clone(), after), position, now);
+                batch.create_stream(Target::Inbox(shared_name.clone(), after), position, now);
             }
             exchange(
                 redis,
@@ -680,7 +680,7 @@ impl Session<'_> {
 
     async fn next_event(&mut self) -> Result<Event, End> {
         let may_read = !self.is_full();
-        self.postgres.wake_at(match self.redis.is_idle() {
+        self.postgres.set_receive_low_water(match self.redis.is_idle() {
             false if self.sent_at.elapsed() < GATHER => GATHER_BYTES,
             _ => 1,
         });
@@ -776,7 +776,7 @@ impl Session<'_> {
     fn send_when_possible(&mut self) {
         if !self.redis.is_idle() {
             if self.refused.is_none() && self.births.is_none() {
-                self.redis.send_ahead(self.pipeline.batch());
+                self.redis.send_prefix(self.pipeline.batch());
             }
             return;
         }
@@ -789,7 +789,7 @@ impl Session<'_> {
                 return;
             }
             Some((batch, _)) => batch,
-            // Births go first: what follows them in the log comes after them in their streams.
+            // Creations go first: what follows them in the log comes after them in their streams.
             None => match self.births.take() {
                 Some(births) => births,
                 None if self.pipeline.batch().is_empty() => return,
@@ -797,7 +797,7 @@ impl Session<'_> {
             },
         };
         // What the checkpoint said before may have been sent before, so it never goes back.
-        if !self.pipeline.is_unproven() {
+        if !self.pipeline.is_unverified() {
             self.sending_acknowledged = self.sending_acknowledged.max(self.progress.durable());
         }
         self.sent_at = Instant::now();
@@ -827,7 +827,7 @@ impl Session<'_> {
                 if let Some(mark) = batch.complete_transaction() {
                     self.progress.publish(mark.end_lsn);
                 }
-                self.mend(missing, batch.position());
+                self.repair(missing, batch.position());
                 self.pipeline.recycle(batch);
                 for (target, cause) in failed {
                     self.pipeline.stop_stream(target, &cause);
@@ -866,7 +866,7 @@ impl Session<'_> {
             }
             Outcome::Denied { batch, purpose, cause } => {
                 self.context.report.metrics.replication.refused(&cause);
-                if let Some(Purpose::Entry(target) | Purpose::Birth(target) | Purpose::Rebirth(target)) = purpose {
+                if let Some(Purpose::Entry(target) | Purpose::Create(target) | Purpose::Recreate(target)) = purpose {
                     self.pipeline.stop_stream(target, &cause);
                 } else {
                     tracing::error!(
@@ -896,7 +896,7 @@ impl Session<'_> {
 
     /// Streams that should be there are not. The tenant's own are born anew, which tells their readers; an inbox is
     /// born anew when its user's device comes for a snapshot, since only the API knows whether there is such a user.
-    fn mend(&mut self, missing: Vec<Target>, position: Option<StreamId>) {
+    fn repair(&mut self, missing: Vec<Target>, position: Option<StreamId>) {
         let Some(position) = position else { return };
         for target in missing {
             if matches!(target, Target::Inbox(..)) {
@@ -906,7 +906,7 @@ impl Session<'_> {
             tracing::warn!(?target, "stream was missing and is born anew with a reset");
             let keys = Keys::new(&self.context.config.redis.prefix);
             let births = self.births.get_or_insert_with(|| Batch::new(keys));
-            births.rebirth(target, position, unix_micros());
+            births.recreate_stream(target, position, unix_micros());
         }
     }
 
@@ -914,7 +914,7 @@ impl Session<'_> {
         let Some(durable) = durable else { return };
         self.progress.make_durable(durable.published);
         let before = self.progress.acknowledged();
-        if !self.pipeline.is_unproven() {
+        if !self.pipeline.is_unverified() {
             self.progress.acknowledge(durable.acknowledged);
         }
         if self.progress.acknowledged() > before {

@@ -120,7 +120,7 @@ pub async fn create(database: &Database, slot: &str) -> Result<PgLsn> {
         include_str!("../../sql/slot_create.sql")
     };
     // Statements of the pool wait for locks for so long only.
-    let alone = database.connect_alone().await?;
+    let alone = database.connect_dedicated().await?;
     let params: &[(&(dyn ToSql + Sync), Type)] = &[(&slot, Type::NAME)];
     let mut making = pin!(alone.query_typed(statement, params));
     let rows = loop {

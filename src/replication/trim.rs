@@ -60,7 +60,7 @@ async fn round(config: &Config, database: &Database, store: &Store, trims: &mpsc
     for tenant in tenants::list(database).await.context("cannot list the tenants")? {
         match round_of(&tenant, config, database, store, trims).await {
             // What is wrong with one tenant's tables must not keep all others from being trimmed.
-            Err(error) if error.downcast_ref().is_some_and(postgres::Error::is_of_what_it_meets) => {
+            Err(error) if error.downcast_ref().is_some_and(postgres::Error::is_object_error) => {
                 tracing::error!(
                     tenant = tenant.name,
                     cause = format!("{error:#}"),

@@ -1,7 +1,7 @@
 //! The built-in rule for messages: sender and recipient see each version, the server's bookkeeping only the sender.
 
 use super::router::Delivery;
-use super::row::{NotAUserId, Row, Seen, user_id};
+use super::row::{ColumnValue, NotAUserId, Row, user_id};
 use super::rule::Operation;
 use crate::contract::stream_name::Audience;
 use crate::decode::relation::Relation;
@@ -77,7 +77,7 @@ impl Columns {
     fn disappear(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
         // The old row names who had it; after a soft delete that also moved the message, the new row does not.
         let had = |column| match row.before(column) {
-            Seen::Unknown => user_id(row.latest(column)),
+            ColumnValue::Unknown => user_id(row.latest(column)),
             seen => user_id(seen),
         };
         let recipient = had(self.recipient)?;
@@ -117,11 +117,11 @@ impl Columns {
                 ));
             }
         }
-        let was_read = row.before(self.read_at) == Seen::Null && row.after(self.read_at).is_set();
+        let was_read = row.before(self.read_at) == ColumnValue::Null && row.after(self.read_at).is_set();
         let event = match row.after(self.status) {
             _ if was_read => "message_read",
-            Seen::Text(b"synced") if bookkeeping => "message_synced",
-            Seen::Text(b"read") if bookkeeping => "message_read",
+            ColumnValue::Text(b"synced") if bookkeeping => "message_synced",
+            ColumnValue::Text(b"read") if bookkeeping => "message_read",
             _ => "message_updated",
         };
         if let Some(user) = recipient {

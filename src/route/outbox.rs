@@ -40,7 +40,7 @@ const RESERVED: [&str; 9] = [
 
 /// A message for users.
 #[derive(Debug)]
-pub struct Letter<'a> {
+pub struct OutboxMessage<'a> {
     /// Name of the live event.
     pub event: &'a str,
     /// The tenant's name.
@@ -79,7 +79,7 @@ enum To {
     Users(Vec<Uuid>),
 }
 
-impl<'a> Letter<'a> {
+impl<'a> OutboxMessage<'a> {
     /// Reads a message whose prefix, without [`PREFIX`], is `event`.
     ///
     /// # Errors
@@ -155,19 +155,20 @@ mod tests {
     #[test]
     fn a_message_names_tenant_users_and_data() {
         let content = format!(r#"{{"tenant": "acme", "to": ["{USER}", "{USER}"], "data": {{"order":  7}}}}"#);
-        let letter = Letter::parse("order_shipped", content.as_bytes()).unwrap();
+        let letter = OutboxMessage::parse("order_shipped", content.as_bytes()).unwrap();
         assert_eq!(
             (letter.event, letter.tenant, letter.data),
             ("order_shipped", "acme", r#"{"order":  7}"#)
         );
         assert_eq!(letter.to, [Audience::User(USER.parse().unwrap())]);
-        let letter = Letter::parse("news", br#"{"tenant": "acme", "to": "tenant"}"#).unwrap();
+        let letter = OutboxMessage::parse("news", br#"{"tenant": "acme", "to": "tenant"}"#).unwrap();
         assert_eq!((letter.to, letter.data), (vec![Audience::Tenant], "null"));
     }
 
     #[test]
     fn what_is_wrong_is_named_and_so_is_the_tenant_if_it_is_clear() {
-        let tenant_of = |event: &str, content: &str| Letter::parse(event, content.as_bytes()).unwrap_err().tenant;
+        let tenant_of =
+            |event: &str, content: &str| OutboxMessage::parse(event, content.as_bytes()).unwrap_err().tenant;
         assert_eq!(tenant_of("x", "nonsense"), None);
         assert_eq!(tenant_of("x", r#"{"tenant": "No", "to": []}"#), None);
         for (event, content) in [

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::messages;
-use super::row::{NotAUserId, Row, Seen, user_id};
+use super::row::{ColumnValue, NotAUserId, Row, user_id};
 use super::rule::{ENCRYPTED_STATES, Operation, Rule, TENANT};
 use crate::decode::relation::Relation;
 
@@ -68,9 +68,9 @@ pub struct Plan {
     /// The column that identifies a row to clients, `id` where there is one.
     pub id_column: Option<usize>,
     /// The column that makes an insert the birth of a user, in `users`.
-    pub birth_column: Option<usize>,
-    /// Columns whose values live events tell.
-    pub told_columns: Vec<usize>,
+    pub creation_column: Option<usize>,
+    /// Columns whose values live events deliver.
+    pub live_columns: Vec<usize>,
     /// The built-in rule for messages, where this is their table.
     messages: Option<messages::Columns>,
     /// Rules whose deliveries streams keep: each user is told a change once, however many of them say so.
@@ -113,8 +113,8 @@ impl Router {
             id_column: relation
                 .column("id")
                 .or_else(|| relation.columns.iter().position(|column| column.is_key)),
-            birth_column: None,
-            told_columns: Rule::told_columns(&relation.table)
+            creation_column: None,
+            live_columns: Rule::live_columns(&relation.table)
                 .iter()
                 .filter_map(|column| relation.column(column))
                 .collect(),
@@ -130,20 +130,20 @@ impl Router {
                 Err(column) => plan.broken = Some(format!("table messages lacks the column {column}")),
             },
             "users" => {
-                plan.birth_column = relation.column("id");
+                plan.creation_column = relation.column("id");
                 let visible = ["username", "user_type", "email", "disabled_at", "deleted_at"];
                 plan.store(&built_in(TENANT, "change", &visible), relation);
                 let standing = built_in("id", "device_changed", &["disabled_at", "deleted_at"]);
-                plan.only_tell(&standing, relation);
+                plan.only_deliver(&standing, relation);
                 // What API nodes remember of a user shows this too.
-                plan.only_tell(&built_in("id", "user_seen", &["last_seen"]), relation);
+                plan.only_deliver(&built_in("id", "user_seen", &["last_seen"]), relation);
             }
             ENCRYPTED_STATES => plan.store(&Rule::encrypted_states(), relation),
             "message_conflicts" => plan.store(&Rule::conflicts(), relation),
             "devices" => {
                 // API nodes drop what they remember of a device that changed.
                 let standing = built_in("user_id", "device_changed", &["user_id", "revoked_at", "created_at"]);
-                plan.only_tell(&standing, relation);
+                plan.only_deliver(&standing, relation);
                 let mut other_key = built_in("user_id", "change", &["public_key"]);
                 other_key.when.op = vec![Operation::Update];
                 plan.store(&other_key, relation);
@@ -163,7 +163,7 @@ impl Plan {
         self.stored.extend(route);
     }
 
-    fn only_tell(&mut self, rule: &Rule, relation: &Relation) {
+    fn only_deliver(&mut self, rule: &Rule, relation: &Relation) {
         let route = self.compile(rule, relation);
         self.fleeting.extend(route);
     }
@@ -205,24 +205,24 @@ impl Plan {
                 });
             }
         }
-        let mut sight = |route: &'p ColumnsRoute| route.sight(row, &mut result);
+        let mut visibility = |route: &'p ColumnsRoute| route.visibility(row, &mut result);
         for route in &self.fleeting {
-            tell(&[sight(route)], false, out);
+            deliver(&[visibility(route)], false, out);
         }
         match &self.stored[..] {
             [] => {}
             // As nearly every table has it.
-            [route] => tell(&[sight(route)], true, out),
-            routes => tell(&routes.iter().map(sight).collect::<Vec<_>>(), true, out),
+            [route] => deliver(&[visibility(route)], true, out),
+            routes => deliver(&routes.iter().map(visibility).collect::<Vec<_>>(), true, out),
         }
         result
     }
 }
 
 /// Who sees a row by one rule.
-struct Sight<'p> {
-    before: Seers,
-    after: Seers,
+struct Visibility<'p> {
+    before: Viewers,
+    after: Viewers,
     /// Whether the rule tells of the operation at all.
     is_told: bool,
     /// Whether it tells those who see the row before and after.
@@ -230,12 +230,12 @@ struct Sight<'p> {
     event: &'p str,
 }
 
-enum Seers {
+enum Viewers {
     Everybody,
     These(Vec<Uuid>),
 }
 
-impl Seers {
+impl Viewers {
     const NOBODY: Self = Self::These(Vec::new());
 
     fn users(&self) -> &[Uuid] {
@@ -256,23 +256,23 @@ impl Seers {
 
 /// Appends what an audience is told of a row that it sees by these rules: a row is somebody's as long as one of them says
 /// so, and the event is that of the first by which it still is.
-fn tell<'p>(sights: &[Sight<'p>], stored: bool, out: &mut Vec<Delivery<'p>>) {
+fn deliver<'p>(sights: &[Visibility<'p>], stored: bool, out: &mut Vec<Delivery<'p>>) {
     let delivery = |audience| {
-        let saw = sights.iter().any(|sight| sight.before.include(audience));
-        let sees = sights.iter().any(|sight| sight.after.include(audience));
+        let saw = sights.iter().any(|visibility| visibility.before.include(audience));
+        let sees = sights.iter().any(|visibility| visibility.after.include(audience));
         let operation = match (saw, sees) {
             (false, false) => return None,
             (false, true) => Operation::Insert,
             (true, true) => Operation::Update,
             (true, false) => Operation::Delete,
         };
-        let is_telling = |sight: &&Sight<'p>| {
-            let (before, after) = (sight.before.include(audience), sight.after.include(audience));
-            sight.is_told && (before != after || before && sight.is_change_told)
+        let is_telling = |visibility: &&Visibility<'p>| {
+            let (before, after) = (visibility.before.include(audience), visibility.after.include(audience));
+            visibility.is_told && (before != after || before && visibility.is_change_told)
         };
         let mut telling = sights.iter().filter(is_telling);
         let first = telling.next()?;
-        let still = |sight: &&Sight<'p>| sight.after.include(audience);
+        let still = |visibility: &&Visibility<'p>| visibility.after.include(audience);
         let teller = std::iter::once(first).chain(telling).find(still).unwrap_or(first);
         Some(Delivery {
             audience,
@@ -285,8 +285,8 @@ fn tell<'p>(sights: &[Sight<'p>], stored: bool, out: &mut Vec<Delivery<'p>>) {
     let is_common = |own: &Delivery<'p>| {
         common.is_some_and(|common| (common.operation, common.event) == (own.operation, own.event))
     };
-    let before = sights.iter().flat_map(|sight| sight.before.users());
-    let after = sights.iter().flat_map(|sight| sight.after.users());
+    let before = sights.iter().flat_map(|visibility| visibility.before.users());
+    let after = sights.iter().flat_map(|visibility| visibility.after.users());
     let start = out.len();
     for user in before.chain(after) {
         let audience = Audience::User(*user);
@@ -335,13 +335,13 @@ impl ColumnsRoute {
 
     /// Who sees a row by this rule. Moving in or out of the condition counts as coming and going. A recipient that is no
     /// user is passed over, and of the new row noted in `result`: of the old one that was done when it came.
-    fn sight(&self, row: &Row<'_>, result: &mut Result<(), RouteError>) -> Sight<'_> {
+    fn visibility(&self, row: &Row<'_>, result: &mut Result<(), RouteError>) -> Visibility<'_> {
         let old_fits = row.operation != Operation::Insert && self.fits(row, Row::before);
         let new_fits = row.operation != Operation::Delete && self.fits(row, Row::after);
         let is_change_told = self.changed.is_empty() || self.changed.iter().any(|column| row.has_changed(*column));
         let (before, after) = match &self.to {
             Recipients::Tenant => {
-                let seers = |fits| if fits { Seers::Everybody } else { Seers::NOBODY };
+                let seers = |fits| if fits { Viewers::Everybody } else { Viewers::NOBODY };
                 (seers(old_fits), seers(new_fits))
             }
             Recipients::Columns(columns) => {
@@ -353,14 +353,14 @@ impl ColumnsRoute {
                     users(columns, row, Row::after, &mut new, result);
                 }
                 // Where the log does not have the old recipients, they count as those of the new row.
-                let is_unknown = |(column, _): &(usize, String)| row.before(*column) == Seen::Unknown;
+                let is_unknown = |(column, _): &(usize, String)| row.before(*column) == ColumnValue::Unknown;
                 if old_fits && columns.iter().any(is_unknown) {
                     old.extend(&new);
                 }
-                (Seers::These(old), Seers::These(new))
+                (Viewers::These(old), Viewers::These(new))
             }
         };
-        Sight {
+        Visibility {
             before,
             after,
             is_told: self.operations.is_empty() || self.operations.contains(&row.operation),
@@ -369,11 +369,11 @@ impl ColumnsRoute {
         }
     }
 
-    fn fits<'a>(&self, row: &Row<'a>, side: fn(&Row<'a>, usize) -> Seen<'a>) -> bool {
+    fn fits<'a>(&self, row: &Row<'a>, side: fn(&Row<'a>, usize) -> ColumnValue<'a>) -> bool {
         let equal = |(column, text): &(usize, String)| match side(row, *column) {
-            Seen::Text(value) => value == text.as_bytes(),
-            Seen::Null => false,
-            Seen::Unknown => true,
+            ColumnValue::Text(value) => value == text.as_bytes(),
+            ColumnValue::Null => false,
+            ColumnValue::Unknown => true,
         };
         self.equals.iter().all(equal) && !self.gone.is_some_and(|column| side(row, column).is_set())
     }
@@ -383,7 +383,7 @@ impl ColumnsRoute {
 fn users<'a>(
     columns: &[(usize, String)],
     row: &Row<'a>,
-    side: fn(&Row<'a>, usize) -> Seen<'a>,
+    side: fn(&Row<'a>, usize) -> ColumnValue<'a>,
     users: &mut Vec<Uuid>,
     result: &mut Result<(), RouteError>,
 ) {

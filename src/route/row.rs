@@ -7,16 +7,16 @@ use crate::decode::pgoutput::{Cell, Old, Tuple};
 
 /// What is known of one column's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen<'a> {
+pub enum ColumnValue<'a> {
     /// SQL NULL.
     Null,
     /// As Postgres prints it.
     Text(&'a [u8]),
-    /// The WAL does not tell.
+    /// The WAL does not deliver.
     Unknown,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> ColumnValue<'a> {
     fn of(cell: Option<&Cell<'a>>) -> Self {
         match cell {
             Some(Cell::Null) => Self::Null,
@@ -91,28 +91,28 @@ impl<'a> Row<'a> {
     }
 
     /// A column before the change.
-    pub fn before(&self, column: usize) -> Seen<'a> {
+    pub fn before(&self, column: usize) -> ColumnValue<'a> {
         match self.old {
-            Some(Old::Full(tuple)) => Seen::of(tuple.get(column)),
+            Some(Old::Full(tuple)) => ColumnValue::of(tuple.get(column)),
             // Outside the key a NULL only means "not kept".
-            Some(Old::Key(tuple)) => match Seen::of(tuple.get(column)) {
-                Seen::Null => Seen::Unknown,
+            Some(Old::Key(tuple)) => match ColumnValue::of(tuple.get(column)) {
+                ColumnValue::Null => ColumnValue::Unknown,
                 seen => seen,
             },
-            None => Seen::Unknown,
+            None => ColumnValue::Unknown,
         }
     }
 
     /// A column after the change; an unchanged TOAST value is taken from the old row where the WAL has it.
-    pub fn after(&self, column: usize) -> Seen<'a> {
+    pub fn after(&self, column: usize) -> ColumnValue<'a> {
         match self.new.and_then(|tuple| tuple.get(column)) {
             Some(Cell::Unchanged) => self.before(column),
-            cell => Seen::of(cell),
+            cell => ColumnValue::of(cell),
         }
     }
 
     /// A column of the row as it is, or as it last was when deleted.
-    pub fn latest(&self, column: usize) -> Seen<'a> {
+    pub fn latest(&self, column: usize) -> ColumnValue<'a> {
         if self.new.is_some() {
             self.after(column)
         } else {
@@ -120,13 +120,13 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Whether an update changed a column. What the WAL does not tell counts as changed.
+    /// Whether an update changed a column. What the WAL does not deliver counts as changed.
     pub fn has_changed(&self, column: usize) -> bool {
         if let Some(Cell::Unchanged) = self.new.and_then(|tuple| tuple.get(column)) {
             return false;
         }
         let (old, new) = (self.before(column), self.after(column));
-        old == Seen::Unknown || old != new
+        old == ColumnValue::Unknown || old != new
     }
 }
 
@@ -134,10 +134,10 @@ impl<'a> Row<'a> {
 ///
 /// # Errors
 /// When the text is no UUID.
-pub fn user_id(seen: Seen<'_>) -> Result<Option<Uuid>, NotAUserId> {
+pub fn user_id(seen: ColumnValue<'_>) -> Result<Option<Uuid>, NotAUserId> {
     match seen {
-        Seen::Null | Seen::Unknown => Ok(None),
-        Seen::Text(text) => Uuid::try_parse_ascii(text)
+        ColumnValue::Null | ColumnValue::Unknown => Ok(None),
+        ColumnValue::Text(text) => Uuid::try_parse_ascii(text)
             .map(Some)
             .map_err(|_| NotAUserId(String::from_utf8_lossy(&text[..text.len().min(64)]).into_owned())),
     }

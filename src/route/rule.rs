@@ -108,8 +108,8 @@ impl Rule {
         }
     }
 
-    /// The columns of a table, in the order of rows, whose values live events tell beside the row's id.
-    pub fn told_columns(table: &str) -> &'static [&'static str] {
+    /// The columns of a table, in the order of rows, whose values live events deliver beside the row's id.
+    pub fn live_columns(table: &str) -> &'static [&'static str] {
         match table {
             ENCRYPTED_STATES => &["key", "version", "device_id"],
             _ => &[],

@@ -24,7 +24,7 @@ const ERROR_CHARS_MAX: usize = 500;
 
 /// An answer that a device was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Given {
+pub struct DeliveredBatch {
     /// Its `sync_timestamp`, unique for the device.
     pub timestamp: String,
     /// Its cursor.
@@ -44,7 +44,7 @@ pub struct DeviceState {
     /// All up to here it was given, in this epoch; it may not have arrived.
     pub read: Option<(EpochId, StreamId)>,
     /// The last answers, newest last.
-    pub given: Vec<Given>,
+    pub given: Vec<DeliveredBatch>,
     /// Rows that it was given since it began to catch up; 0 when it has come to the end.
     pub catching_up: u64,
     /// Why its last sync failed, if it did.
@@ -156,7 +156,7 @@ pub struct Update {
     /// How far it was given.
     pub read: Option<(EpochId, StreamId)>,
     /// The whole list of given answers, oldest first.
-    pub given: Option<Vec<Given>>,
+    pub given: Option<Vec<DeliveredBatch>>,
     /// Rows given since it began to catch up.
     pub catching_up: Option<u64>,
     /// Why its sync failed; an empty text when it did not.
@@ -168,7 +168,7 @@ pub struct Update {
 }
 
 /// Adds an answer to those given, forgetting the oldest.
-pub fn with_given(mut given: Vec<Given>, new: Given) -> Vec<Given> {
+pub fn with_given(mut given: Vec<DeliveredBatch>, new: DeliveredBatch) -> Vec<DeliveredBatch> {
     given.push(new);
     let excess = given.len().saturating_sub(GIVEN_MAX);
     given.drain(..excess);

@@ -7,13 +7,13 @@ use chrono::{DateTime, Utc};
 use postgres_types::Type;
 use uuid::Uuid;
 
-use super::ahead::{self, Ahead};
 use super::cursor::{Cursor, CursorKey, InvalidCursor, Owner};
-use super::device_state::{self, DeviceState, Given, SyncStatus, Update};
+use super::device_state::{self, DeliveredBatch, DeviceState, SyncStatus, Update};
 use super::item::{self, Change, Item};
+use super::prefetch::{self, Prefetch};
 use super::snapshot::{self, Scope};
 use super::statuses::Statuses;
-use super::stretch::{self, Bounds, FIRST_ENTRIES, Stretch};
+use super::stretch::{self, Bounds, FIRST_ENTRIES, Range};
 use super::tables;
 use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::loader::{Found, Loader};
@@ -130,7 +130,7 @@ pub struct Incoming {
     /// Rules of tables that are shown under `changes`.
     pub rules: Arc<[Rule]>,
     /// What is read before it is asked for.
-    pub ahead: Ahead,
+    pub prefetch: Prefetch,
     /// Moves statuses on behind acknowledgements.
     pub statuses: Statuses,
     /// Counts what waits for users whose devices have never synced; see [`never_synced`].
@@ -177,7 +177,7 @@ impl Incoming {
         let mut given = state.given.clone();
         if let (Some(cursor), Some(text)) = (&cursor, &cursor_text) {
             // Rows are worth more than their status: when Postgres is away, what is acknowledged waits for later.
-            match self.settle(device, &state, cursor, text).await {
+            match self.flush(device, &state, cursor, text).await {
                 Ok(settled) => {
                     if settled.acknowledged.is_some()
                         && let Some(at) = given.iter().position(|given| given.cursor == *text)
@@ -207,7 +207,7 @@ impl Incoming {
         let text = self.cursors.encode(tenant, owner, &answer.cursor);
         let is_news = !answer.items.is_empty() || cursor_text.as_ref() != Some(&text);
         if is_news || question.since.is_some() {
-            let new = Given {
+            let new = DeliveredBatch {
                 timestamp: rfc3339(timestamp),
                 cursor: text.clone(),
                 pending: std::mem::take(&mut answer.pending),
@@ -251,7 +251,7 @@ impl Incoming {
         let tenant = &device.tenant.name;
         let cursor = self.cursors.decode(tenant, Owner::Device(&device.device_id), text)?;
         let state = device_state::read(&self.store, tenant, &device.device_id).await?;
-        let mut update = self.settle(device, &state, &cursor, text).await?;
+        let mut update = self.flush(device, &state, &cursor, text).await?;
         update.last_sync_ms = Some(Utc::now().timestamp_millis());
         update.error = state.error.is_some().then(String::new);
         device_state::write(&self.store, tenant, &device.device_id, &update).await?;
@@ -307,7 +307,7 @@ impl Incoming {
     }
 
     /// Moves the device's place on, and the statuses of what it acknowledges where they are not many.
-    async fn settle(
+    async fn flush(
         &self,
         device: &DevicePrincipal,
         state: &DeviceState,
@@ -332,7 +332,7 @@ impl Incoming {
             Some((settled, _)) => settled.min(before),
             None if state.catching_up > SETTLE_AT_ONCE_MAX => before,
             // Of more than one piece the rest follows.
-            None => self.statuses.settle(device, before, place.position).await?,
+            None => self.statuses.flush(device, before, place.position).await?,
         };
         Ok(Update {
             acknowledged: Some((place.epoch, place.position)),
@@ -345,7 +345,7 @@ impl Incoming {
         &self,
         device: &DevicePrincipal,
         cursor: Option<Cursor>,
-        stretch: Option<Result<Option<Stretch>, store::Error>>,
+        stretch: Option<Result<Option<Range>, store::Error>>,
         question: Question<'_>,
     ) -> Result<Answer, Error> {
         match cursor {
@@ -380,16 +380,16 @@ impl Incoming {
         device: &DevicePrincipal,
         place: Place,
         question: Question<'_>,
-    ) -> Result<Option<Stretch>, store::Error> {
+    ) -> Result<Option<Range>, store::Error> {
         let (tenant, user) = (&device.tenant.name, device.user_id);
-        let kept = self.ahead.take(device, place, question.bounds());
+        let kept = self.prefetch.take(device, place, question.bounds());
         let count = if kept.is_some() {
             1
         } else {
             question.limit.min(FIRST_ENTRIES)
         };
         let now = self.store.read(tenant, user, place, count).await?;
-        match ahead::still_there(&now, kept).await {
+        match prefetch::still_there(&now, kept).await {
             Some(stretch) => Ok(Some(stretch)),
             None => stretch::gather(&self.store, tenant, user, place, now, question.bounds()).await,
         }
@@ -399,7 +399,7 @@ impl Incoming {
         &self,
         device: &DevicePrincipal,
         start: Place,
-        stretch: Stretch,
+        stretch: Range,
         question: Question<'_>,
     ) -> Result<Answer, Error> {
         let place = Place {
@@ -407,7 +407,7 @@ impl Incoming {
             ..start
         };
         if stretch.has_more {
-            self.ahead.begin(&self.store, device, place, question.bounds());
+            self.prefetch.begin(&self.store, device, place, question.bounds());
         }
         trace(place.epoch, &stretch);
         let mut items = item::newest(stretch.versions);
@@ -540,7 +540,7 @@ impl Incoming {
 const TRACED_MAX: usize = 100;
 
 /// Tells that a device is given these transactions, where their traces are sampled.
-fn trace(epoch: EpochId, stretch: &Stretch) {
+fn trace(epoch: EpochId, stretch: &Range) {
     if !traces::is_on() {
         return;
     }
@@ -567,7 +567,7 @@ struct Answer {
 }
 
 /// Now, and later than any answer that the device was given.
-fn unique_timestamp(given: &[Given]) -> Timestamp {
+fn unique_timestamp(given: &[DeliveredBatch]) -> Timestamp {
     let now = Utc::now();
     let last = given
         .last()
@@ -593,7 +593,7 @@ mod tests {
     #[test]
     fn timestamps_of_one_device_never_repeat() {
         let future = "2999-01-01T00:00:00.000001Z";
-        let given = Given {
+        let given = DeliveredBatch {
             timestamp: future.into(),
             cursor: String::new(),
             pending: Vec::new(),

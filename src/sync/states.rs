@@ -57,7 +57,7 @@ pub struct Page {
     pub cursor: String,
     /// There is more to fetch at once.
     pub has_more: bool,
-    /// What the asker holds is to be replaced: this is the first page of what is there.
+    /// What the viewer holds is to be replaced: this is the first page of what is there.
     pub reset: bool,
 }
 

@@ -76,7 +76,8 @@ impl Statuses {
             let values: [(&(dyn postgres_types::ToSql + Sync), Type); 2] =
                 [(&device.user_id, Type::UUID), (&chunk, Type::UUID_ARRAY)];
             self.database.query(&statement, &values).await?;
-            self.caches.wrote_messages(&device.tenant.name, chunk.iter().copied());
+            self.caches
+                .invalidate_messages(&device.tenant.name, chunk.iter().copied());
         }
         Ok(())
     }
@@ -85,7 +86,7 @@ impl Statuses {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn settle(&self, device: &DevicePrincipal, after: StreamId, until: StreamId) -> Result<StreamId, Error> {
+    pub async fn flush(&self, device: &DevicePrincipal, after: StreamId, until: StreamId) -> Result<StreamId, Error> {
         let inbox = self
             .store
             .inbox(&device.tenant.name, device.user_id, after, until, CHUNK);
@@ -114,7 +115,7 @@ impl Statuses {
             tokio::spawn(async move {
                 let stop = statuses.stop.clone();
                 tokio::select! {
-                    () = statuses.wait_and_settle(&key, &device, &waiting) => {}
+                    () = statuses.wait_and_flush(&key, &device, &waiting) => {}
                     () = stop.cancelled() => {}
                 }
             });
@@ -125,14 +126,14 @@ impl Statuses {
         }
     }
 
-    async fn wait_and_settle(&self, key: &Key, device: &DevicePrincipal, end: &Notify) {
+    async fn wait_and_flush(&self, key: &Key, device: &DevicePrincipal, end: &Notify) {
         let _either = tokio::time::timeout(PATIENCE, end.notified()).await;
         // Before the state is read, so that who moves the place meanwhile begins anew.
         self.behind.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
         let Ok(_permit) = self.permits.acquire().await else {
             return;
         };
-        if let Err(error) = self.settle_all(device).await {
+        if let Err(error) = self.flush_all(device).await {
             tracing::warn!(
                 device = device.device_id,
                 tenant = device.tenant.name,
@@ -142,11 +143,11 @@ impl Statuses {
         }
     }
 
-    async fn settle_all(&self, device: &DevicePrincipal) -> Result<(), Error> {
+    async fn flush_all(&self, device: &DevicePrincipal) -> Result<(), Error> {
         let (tenant, id) = (&device.tenant.name, &device.device_id);
         while let Some((after, until)) = device_state::read(&self.store, tenant, id).await?.behind() {
             let update = Update {
-                settled: Some(self.settle(device, after, until).await?),
+                settled: Some(self.flush(device, after, until).await?),
                 ..Update::default()
             };
             device_state::write(&self.store, tenant, id, &update).await?;

@@ -25,7 +25,7 @@ pub struct Bounds {
 
 /// A stretch that ends with a whole transaction where there is more behind it, unless all of it is one.
 #[derive(Debug)]
-pub struct Stretch {
+pub struct Range {
     /// All versions of its rows in commit order.
     pub versions: Vec<Version>,
     /// There is more behind it.
@@ -34,7 +34,7 @@ pub struct Stretch {
     pub published: StreamId,
 }
 
-impl Stretch {
+impl Range {
     /// The place of its last entry, if there is one.
     pub fn end(&self) -> Option<StreamId> {
         self.versions.last().map(|version| version.place)
@@ -52,7 +52,7 @@ pub async fn gather(
     mut place: Place,
     first: Read,
     bounds: Bounds,
-) -> Result<Option<Stretch>, Error> {
+) -> Result<Option<Range>, Error> {
     let (mut versions, mut bytes, mut read) = (Vec::new(), 0, first);
     loop {
         let Read::Slice(slice) = read else {
@@ -70,7 +70,7 @@ pub async fn gather(
             if has_more {
                 end_at_transaction(&mut versions);
             }
-            return Ok(Some(Stretch {
+            return Ok(Some(Range {
                 versions,
                 has_more,
                 published: slice.view.published,

@@ -510,7 +510,7 @@ impl Caches {
     }
 
     /// Somebody asked.
-    pub fn looked_up(&self, kind: Cache, is_hit: bool) {
+    pub fn lookup(&self, kind: Cache, is_hit: bool) {
         let result = if is_hit { "hit" } else { "miss" };
         self.lookups
             .get_or_create(&[("cache", kind.as_str()), ("result", result)])

@@ -126,7 +126,7 @@ pub(super) struct Deviation {
     /// There twice, or never committed.
     pub(super) doubled: usize,
     pub(super) out_of_order: usize,
-    /// Births but for the first.
+    /// Creations but for the first.
     pub(super) resets: usize,
 }
 

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What the proxy is to do. A connection compares with the orders at its birth.
+/// What the proxy is to do. A connection compares with the orders at its creation.
 #[derive(Debug, Clone, Copy)]
 struct Orders {
     target: SocketAddr,
@@ -20,9 +20,9 @@ struct Orders {
 }
 
 impl Orders {
-    /// Whether a connection that was born under `birth` is served now.
-    fn serves(&self, birth: &Self) -> bool {
-        !self.is_stalled && self.abandoned == birth.abandoned
+    /// Whether a connection that was born under `create_stream` is served now.
+    fn serves(&self, create_stream: &Self) -> bool {
+        !self.is_stalled && self.abandoned == create_stream.abandoned
     }
 }
 
@@ -115,13 +115,13 @@ fn host_and_port(url: &str) -> &str {
 
 /// One connection, from its acceptance to its end.
 async fn serve(mut client: TcpStream, mut orders: watch::Receiver<Orders>) {
-    let birth = *orders.borrow_and_update();
+    let create_stream = *orders.borrow_and_update();
     let mut ending = orders.clone();
     let mut server = None;
     let is_over = tokio::select! {
-        () = forward(&mut client, &mut server, orders, birth), if !birth.is_refusing => true,
+        () = forward(&mut client, &mut server, orders, create_stream), if !create_stream.is_refusing => true,
         // Also when the proxy is gone.
-        _ = ending.wait_for(|now| now.is_refusing || now.cuts != birth.cuts) => false,
+        _ = ending.wait_for(|now| now.is_refusing || now.cuts != create_stream.cuts) => false,
     };
     if !is_over {
         let _ = client.set_zero_linger();
@@ -135,9 +135,9 @@ async fn forward(
     client: &mut TcpStream,
     server: &mut Option<TcpStream>,
     mut orders: watch::Receiver<Orders>,
-    birth: Orders,
+    create_stream: Orders,
 ) {
-    let _ = orders.wait_for(|now| now.serves(&birth)).await;
+    let _ = orders.wait_for(|now| now.serves(&create_stream)).await;
     let target = orders.borrow().target;
     let Ok(connected) = TcpStream::connect(target).await else {
         let _ = client.set_zero_linger();
@@ -148,8 +148,8 @@ async fn forward(
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     let _ = tokio::try_join!(
-        pump(from_client, to_server, orders.clone(), birth),
-        pump(from_server, to_client, orders, birth)
+        pump(from_client, to_server, orders.clone(), create_stream),
+        pump(from_server, to_client, orders, create_stream)
     );
 }
 
@@ -157,13 +157,13 @@ async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut orders: watch::Receiver<Orders>,
-    birth: Orders,
+    create_stream: Orders,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = from.read(&mut buffer).await;
         // Neither an end nor a reset passes a proxy that is stalled.
-        let _ = orders.wait_for(|now| now.serves(&birth)).await;
+        let _ = orders.wait_for(|now| now.serves(&create_stream)).await;
         match read? {
             0 => return to.shutdown().await,
             length => to.write_all(&buffer[..length]).await?,

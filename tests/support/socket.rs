@@ -122,7 +122,7 @@ impl Socket {
     }
 
     /// Says something.
-    pub(crate) async fn say(&mut self, said: &Value) {
+    pub(crate) async fn outln(&mut self, said: &Value) {
         self.send(Message::text(said.to_string())).await;
     }
 
@@ -146,7 +146,7 @@ impl Socket {
 
     /// Says an item and gives its result.
     pub(crate) async fn ask(&mut self, item: &Value) -> Value {
-        self.say(item).await;
+        self.outln(item).await;
         self.result().await
     }
 

@@ -54,16 +54,16 @@ pub(crate) fn check_webhook(name: &str, headers: &HashMap<String, String>, body:
     for parameter in operation["parameters"].as_array().unwrap() {
         let name = parameter["name"].as_str().unwrap();
         let value = headers.get(name).unwrap_or_else(|| panic!("{name} is missing"));
-        complain(name, &parameter["schema"], &Value::from(value.as_str()));
+        warn_line(name, &parameter["schema"], &Value::from(value.as_str()));
     }
     let content = operation["requestBody"]["content"].as_object().unwrap();
     let schema = &content[&headers["content-type"]]["schema"];
-    complain(name, schema, body);
+    warn_line(name, schema, body);
 }
 
 /// Complains about a value that is not as its schema says.
 #[track_caller]
-fn complain(place: &str, schema: &Value, value: &Value) {
+fn warn_line(place: &str, schema: &Value, value: &Value) {
     let mut validators = VALIDATORS.lock().unwrap();
     let validator = validators.entry(place.to_owned()).or_insert_with(|| {
         let schema = json!({
@@ -112,5 +112,5 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     if media != "application/json" || answer.headers.contains_key("content-encoding") {
         return;
     }
-    complain(&place, &known["schema"], &answer.json());
+    warn_line(&place, &known["schema"], &answer.json());
 }

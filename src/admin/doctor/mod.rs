@@ -1,7 +1,7 @@
 //! Looks at everything that an engine depends on, and says what is wrong, what that means and what mends it.
 //!
 //! Each part is looked at by itself, so that one that is away hides nothing of the others. What is judged is read
-//! first: [`postgres`], [`redis`] and [`streams`] judge plain facts, and [`host`] this machine and the way to the engine.
+//! first: [`postgres`], [`redis`] and [`streams`] checks plain facts, and [`host`] this machine and the way to the engine.
 //!
 //! Commands name the servers as `"$DATABASE_URL"` and `"$REDIS_URL"`, so that no secret is printed.
 

@@ -158,7 +158,7 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
         "postgres.connection",
         format!("{} as {}", facts.database, facts.role),
     )];
-    checks.extend(judge(&facts, config));
+    checks.extend(facts_checks(&facts, config));
     checks.push(clock(
         "postgres.clock",
         "Postgres",
@@ -167,7 +167,7 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
     ));
     checks.push(replication_login(config, &facts).await);
     match Look::take(&database).await {
-        Ok(look) => checks.extend(judge_slots(&look, &facts, &config.replication.slot)),
+        Ok(look) => checks.extend(slot_checks(&look, &facts, &config.replication.slot)),
         Err(error) => checks.push(Check::fail("postgres.slots", format!("{error:#}"), "")),
     }
     checks.extend(schemas(&database, config, &facts).await);
@@ -238,7 +238,7 @@ fn no_connection(error: &anyhow::Error, url: &str) -> Check {
 }
 
 /// Judges settings and rights.
-fn judge(facts: &Facts, config: &Config) -> Vec<Check> {
+fn facts_checks(facts: &Facts, config: &Config) -> Vec<Check> {
     let mut checks = Vec::new();
     let version = format!("PostgreSQL {}", facts.version);
     checks.push(if facts.version_number < VERSION_MIN {
@@ -375,7 +375,7 @@ fn refused_login(facts: &Facts, failure: String) -> Check {
 }
 
 /// Judges the room for slots, ours and those that fill the disk.
-fn judge_slots(look: &Look, facts: &Facts, ours: &str) -> Vec<Check> {
+fn slot_checks(look: &Look, facts: &Facts, ours: &str) -> Vec<Check> {
     let mut checks = Vec::new();
     let found = look.since(look, ours);
     let own = found.iter().find(|finding| finding.is_ours);
@@ -540,7 +540,7 @@ async fn schemas(database: &Database, config: &Config, facts: &Facts) -> Vec<Che
     }
     checks.push(tenants(database).await);
     match publication::coverage(database, &config.replication.publication).await {
-        Ok(coverage) => checks.extend(judge_coverage(&coverage, &config.replication.publication, facts)),
+        Ok(coverage) => checks.extend(coverage_checks(&coverage, &config.replication.publication, facts)),
         Err(error) => checks.push(Check::fail(
             "postgres.publication",
             format!("{error:#}"),
@@ -585,12 +585,12 @@ async fn tenants(database: &Database) -> Check {
 }
 
 /// Judges what is published.
-fn judge_coverage(coverage: &Coverage, name: &str, facts: &Facts) -> Vec<Check> {
+fn coverage_checks(coverage: &Coverage, name: &str, facts: &Facts) -> Vec<Check> {
     let place = |table: &publication::Table| format!("{}.{}", table.schema, table.table);
     // Only its owner changes a table, and adds it.
     let owned = |check: Check, tables: Vec<&publication::Table>| {
-        let mut foreign = tables.into_iter().filter(|table| !table.is_ours).peekable();
-        if foreign.peek().is_none() {
+        let mut wrong_type = tables.into_iter().filter(|table| !table.is_ours).peekable();
+        if wrong_type.peek().is_none() {
             return check;
         }
         let mut check = Check {
@@ -600,7 +600,7 @@ fn judge_coverage(coverage: &Coverage, name: &str, facts: &Facts) -> Vec<Check> 
             ),
             ..check
         };
-        for table in foreign {
+        for table in wrong_type {
             check = check.fix(facts.as_superuser(&format!(
                 "ALTER TABLE {}.{} OWNER TO {}",
                 word(&table.schema),
@@ -703,8 +703,8 @@ mod tests {
 
     /// The checks that are not well, with the whole of each.
     fn wrong(facts: &Facts, look: &Look) -> Vec<Check> {
-        let mut checks = judge(facts, &Config::default());
-        checks.extend(judge_slots(look, facts, "posduif"));
+        let mut checks = facts_checks(facts, &Config::default());
+        checks.extend(slot_checks(look, facts, "posduif"));
         checks.retain(|check| check.level != Level::Ok);
         checks
     }

@@ -96,7 +96,7 @@ pub(crate) async fn examine(config: &config::Redis) -> Vec<Check> {
     let failure = match tokio::time::timeout(timeout, Facts::read(config)).await {
         Ok(Ok(facts)) => {
             let mut checks = vec![Check::ok("redis.connection", place)];
-            checks.extend(judge(&facts, &shell(config)));
+            checks.extend(facts_checks(&facts, &shell(config)));
             return checks;
         }
         Ok(Err(error)) => format!("{place}: {error:#}"),
@@ -111,7 +111,7 @@ pub(crate) async fn examine(config: &config::Redis) -> Vec<Check> {
 }
 
 /// Judges what is known.
-fn judge(facts: &Facts, shell: &str) -> Vec<Check> {
+fn facts_checks(facts: &Facts, shell: &str) -> Vec<Check> {
     let mut checks = Vec::new();
     // A change lasts when Redis has a file to write it to.
     let set = |check: Check, name: &str, value: &str| {
@@ -268,7 +268,7 @@ mod tests {
     }
 
     fn wrong(facts: &Facts) -> Vec<Check> {
-        let mut checks = judge(facts, "redis-cli -u \"$REDIS_URL\"");
+        let mut checks = facts_checks(facts, "redis-cli -u \"$REDIS_URL\"");
         checks.retain(|check| check.level != Level::Ok);
         checks
     }

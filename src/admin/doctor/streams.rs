@@ -54,7 +54,7 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
     // Before anything was published there are none.
     if has_checkpoint {
         checks.push(match tenants_streams(&database, &store).await {
-            Ok((keys, stopped)) => judge(&keys, &stopped),
+            Ok((keys, stopped)) => facts_checks(&keys, &stopped),
             Err(error) => Check::fail("redis.streams", format!("{error:#}"), "They cannot be looked at"),
         });
     }
@@ -128,7 +128,7 @@ fn rebuild(tenant: &str) -> String {
 }
 
 /// Judges the streams of all tenants.
-fn judge(found: &BTreeMap<String, Keys>, stopped: &Stopped) -> Check {
+fn facts_checks(found: &BTreeMap<String, Keys>, stopped: &Stopped) -> Check {
     const NAME: &str = "redis.streams";
     let (mut wrong, mut fixes, mut unborn) = (Vec::new(), Vec::new(), Vec::new());
     for (tenant, keys) in found {
@@ -142,18 +142,18 @@ fn judge(found: &BTreeMap<String, Keys>, stopped: &Stopped) -> Check {
             let is = match length {
                 Length::Entries(_) => continue,
                 Length::Missing => "missing".to_owned(),
-                Length::Foreign(kind) => format!("a {kind}"),
+                Length::WrongType(kind) => format!("a {kind}"),
             };
             wrong.push(format!("{tenant}/{stream} is {is}"));
             is_rebuilt = true;
         }
-        if let Length::Foreign(kind) = &keys.quarantine {
+        if let Length::WrongType(kind) = &keys.quarantine {
             wrong.push(format!(
                 "{tenant}/quarantine is a {kind}, which `posduif tenant show {tenant}` says more of"
             ));
         }
         match &keys.meta {
-            Length::Foreign(kind) if kind == "hash" => {}
+            Length::WrongType(kind) if kind == "hash" => {}
             // A rebuild makes it, too.
             _ => {
                 wrong.push(format!("{tenant} has lost its generation"));
@@ -204,7 +204,7 @@ mod tests {
             changes: Length::Entries(3),
             shared: Length::Entries(1),
             quarantine: Length::Missing,
-            meta: Length::Foreign("hash".to_owned()),
+            meta: Length::WrongType("hash".to_owned()),
         };
         change(&mut keys);
         BTreeMap::from([("acme".to_owned(), keys)])
@@ -213,29 +213,29 @@ mod tests {
     #[test]
     fn what_is_missing_spoilt_or_stopped_is_named_with_what_makes_it_anew() {
         let none = Stopped::new();
-        assert_eq!(judge(&tenant(|_| ()), &none).level, Level::Ok);
+        assert_eq!(facts_checks(&tenant(|_| ()), &none).level, Level::Ok);
         let rebuild = "posduif stream rebuild --tenant acme --yes";
-        let spoilt = || Length::Foreign("string".to_owned());
+        let spoilt = || Length::WrongType("string".to_owned());
         for (found, fix, check) in [
             (
                 "acme/shared is missing",
                 rebuild,
-                judge(&tenant(|keys| keys.shared = Length::Missing), &none),
+                facts_checks(&tenant(|keys| keys.shared = Length::Missing), &none),
             ),
             (
                 "acme/changes is a string",
                 rebuild,
-                judge(&tenant(|keys| keys.changes = spoilt()), &none),
+                facts_checks(&tenant(|keys| keys.changes = spoilt()), &none),
             ),
             (
                 "acme has lost its generation",
                 "posduif tenant resync acme --yes",
-                judge(&tenant(|keys| keys.meta = spoilt()), &none),
+                facts_checks(&tenant(|keys| keys.meta = spoilt()), &none),
             ),
             (
                 "acme/inbox:7 is stopped",
                 rebuild,
-                judge(
+                facts_checks(
                     &tenant(|_| ()),
                     &Stopped::from([("acme".to_owned(), BTreeSet::from(["inbox:7".to_owned()]))]),
                 ),
@@ -246,7 +246,7 @@ mod tests {
                 (Level::Fail, found, &[fix.to_owned()][..])
             );
         }
-        let check = judge(&tenant(|keys| keys.quarantine = spoilt()), &none);
+        let check = facts_checks(&tenant(|keys| keys.quarantine = spoilt()), &none);
         assert!(
             check.level == Level::Fail && check.found.contains("quarantine is a string"),
             "{check:?}"
@@ -254,6 +254,6 @@ mod tests {
         let unborn = tenant(|keys| {
             (keys.changes, keys.shared, keys.meta) = (Length::Missing, Length::Missing, Length::Missing);
         });
-        assert_eq!(judge(&unborn, &none).level, Level::Warn);
+        assert_eq!(facts_checks(&unborn, &none).level, Level::Warn);
     }
 }

@@ -1,6 +1,6 @@
 //! Live streams: one loop that tells one reader what changes, history first, then live, until one of both ends.
 //!
-//! The loop knows neither the wire form nor the connection: an [`outlet::Outlet`] has both. An event's `id` is the cursor
+//! The loop knows neither the wire form nor the connection: an [`outlet::EventSink`] has both. An event's `id` is the cursor
 //! of its place, the same that batches use; a stream resumes behind it on whichever transport. Events are thin: a device
 //! fetches rows by sync, a web page by request.
 
@@ -19,7 +19,7 @@ use tokio::time::Sleep;
 use uuid::Uuid;
 
 use self::event::Event;
-use self::outlet::{Heard, Outlet};
+use self::outlet::{EventSink, Received};
 use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::sessions::Watch;
 use crate::api::App;
@@ -199,7 +199,7 @@ impl Live {
     }
 
     /// Tells the reader what comes until its client goes, it loses its standing, or the server stops.
-    pub async fn run(mut self: Box<Self>, mut outlet: impl Outlet) {
+    pub async fn run(mut self: Box<Self>, mut outlet: impl EventSink) {
         outlet.begin(self.retry());
         self.greet(&mut outlet);
         let (tenant, user) = (&self.reader.tenant().name, self.reader.user_id());
@@ -224,11 +224,11 @@ impl Live {
         drop(here);
     }
 
-    fn poll_wake(&mut self, outlet: &mut impl Outlet, context: &mut Context<'_>) -> Poll<Wake> {
+    fn poll_wake(&mut self, outlet: &mut impl EventSink, context: &mut Context<'_>) -> Poll<Wake> {
         match outlet.poll_hear(context) {
-            Poll::Ready(Heard::Resume(id)) => return Poll::Ready(Wake::Resume(id)),
-            Poll::Ready(Heard::Done) => return Poll::Ready(Wake::Done),
-            Poll::Ready(Heard::Gone) => return Poll::Ready(Wake::Gone),
+            Poll::Ready(Received::Resume(id)) => return Poll::Ready(Wake::Resume(id)),
+            Poll::Ready(Received::Done) => return Poll::Ready(Wake::Done),
+            Poll::Ready(Received::Gone) => return Poll::Ready(Wake::Gone),
             Poll::Pending => {}
         }
         if self.reader.poll_ended(context).is_ready() {
@@ -262,7 +262,7 @@ impl Live {
     }
 
     /// Does what a wake is for. Gives how the stream ends, if it does.
-    async fn act(&mut self, outlet: &mut impl Outlet, wake: Wake) -> Option<End> {
+    async fn act(&mut self, outlet: &mut impl EventSink, wake: Wake) -> Option<End> {
         match wake {
             Wake::Signals(signals) => self.pass_on(outlet, signals).await,
             Wake::Presence(data) => {
@@ -289,7 +289,7 @@ impl Live {
     }
 
     /// Tells what the hub had, and what is known beside it.
-    async fn pass_on(&mut self, outlet: &mut impl Outlet, signals: Signals) -> Option<End> {
+    async fn pass_on(&mut self, outlet: &mut impl EventSink, signals: Signals) -> Option<End> {
         if self.feed.take(&signals) {
             Box::pin(self.close_gap()).await;
         }
@@ -297,7 +297,7 @@ impl Live {
             self.tell(outlet, event, place).await;
         }
         if signals.is_beat {
-            outlet.beat();
+            outlet.heartbeat();
         }
         if signals.is_closed {
             let bye = Event::bye(self.retry().as_millis() as u64);
@@ -319,7 +319,7 @@ impl Live {
     }
 
     /// Says where the stream begins, and whether something waits.
-    fn greet(&self, outlet: &mut impl Outlet) {
+    fn greet(&self, outlet: &mut impl EventSink) {
         let beginning = self.cursor(self.feed.beginning());
         self.put(outlet, &Event::hello(&beginning));
         if self.waiting > 0 {
@@ -328,7 +328,7 @@ impl Live {
     }
 
     /// Begins anew behind an id that the client names. If that cannot be, all goes on as it was.
-    async fn resume(&mut self, outlet: &mut impl Outlet, id: &str) {
+    async fn resume(&mut self, outlet: &mut impl EventSink, id: &str) {
         match feed(&self.app, &self.reader, Some(id)).await {
             Ok((feed, waiting)) => {
                 self.feed = feed;
@@ -340,7 +340,7 @@ impl Live {
     }
 
     /// Puts what a feed gives into its reader's form.
-    async fn tell(&mut self, outlet: &mut impl Outlet, event: FeedEvent, place: Place) {
+    async fn tell(&mut self, outlet: &mut impl EventSink, event: FeedEvent, place: Place) {
         let cursor = self.cursor(place);
         match (event, &self.reader) {
             (FeedEvent::DeviceChanged(xid), _) => self.unseen = Some(xid),
@@ -356,7 +356,7 @@ impl Live {
                 }
                 self.put(outlet, &event);
             }
-            (FeedEvent::SumUp, _) => {
+            (FeedEvent::ReplayTruncated, _) => {
                 let pending = Box::pin(self.pending()).await;
                 self.put(outlet, &Event::sync_required(pending).at(&cursor));
             }
@@ -370,7 +370,7 @@ impl Live {
         }
     }
 
-    fn put(&self, outlet: &mut impl Outlet, event: &Event<'_>) {
+    fn put(&self, outlet: &mut impl EventSink, event: &Event<'_>) {
         self.app.metrics.http.event_written(event.name);
         outlet.put(event);
     }
@@ -388,7 +388,7 @@ impl Live {
     }
 
     /// Looks whether the reader may go on, and again in a moment if nobody knows yet.
-    async fn look(&mut self, outlet: &mut impl Outlet) -> Option<End> {
+    async fn look(&mut self, outlet: &mut impl EventSink) -> Option<End> {
         let xid = self.unseen?;
         match self.standing(xid).await {
             Standing::Kept => self.unseen = None,
@@ -450,7 +450,7 @@ impl Live {
 }
 
 /// Writes the last words and ends the stream.
-async fn close(mut outlet: impl Outlet) {
+async fn close(mut outlet: impl EventSink) {
     let closing = poll_fn(|context| match outlet.poll_flush(context) {
         Poll::Ready(Ok(())) => outlet.poll_close(context),
         other => other,

@@ -9,7 +9,7 @@ use crate::http::error::Error;
 
 /// What was heard of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
+pub enum Received {
     /// It wants to go on behind this cursor instead.
     Resume(String),
     /// It has ended the conversation, or can say nothing more that would be understood: the stream is to be closed.
@@ -18,8 +18,8 @@ pub enum Heard {
     Gone,
 }
 
-/// One client's wire form and the way to it. What is put in waits until [`Outlet::poll_flush`] takes it away.
-pub trait Outlet: Send {
+/// One client's wire form and the way to it. What is put in waits until [`EventSink::poll_flush`] takes it away.
+pub trait EventSink: Send {
     /// What every stream begins with, before its first event: how long to wait before connecting again.
     fn begin(&mut self, retry: Duration);
 
@@ -27,7 +27,7 @@ pub trait Outlet: Send {
     fn put(&mut self, event: &Event<'_>);
 
     /// Puts in what shows that the server is there.
-    fn beat(&mut self);
+    fn heartbeat(&mut self);
 
     /// Puts in why what the client asked for last cannot be.
     fn refuse(&mut self, error: &Error);
@@ -39,7 +39,7 @@ pub trait Outlet: Send {
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
 
     /// What the client says. To be polled all the time, since its end is heard here.
-    fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard>;
+    fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Received>;
 
     /// Ends the stream in good order. All must have been flushed.
     ///

@@ -16,13 +16,13 @@ use tokio::io::ReadBuf;
 use crate::accounts::tickets::Stream;
 use crate::api::App;
 use crate::api::live::event::Event;
-use crate::api::live::outlet::{Heard, Outlet};
+use crate::api::live::outlet::{EventSink, Received};
 use crate::api::live::{Live, Reader};
 use crate::api::tickets;
 use crate::http::error::Error;
 use crate::http::request::Request;
 use crate::http::response::{self, Response};
-use crate::http::upgrade::Takeover;
+use crate::http::upgrade::Upgrade;
 use crate::http::wire::{self, Wire};
 
 /// Bytes of a client that are looked at, and thrown away, at once: behind its request it has nothing to say.
@@ -63,7 +63,7 @@ async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Respon
         *response.body_mut() = wire::stream().1.boxed_unsync();
     } else {
         let live = Live::open(app, reader, request).await?;
-        let takeover = Takeover::new(move |wire, out| live.run(Sse { wire, out }));
+        let takeover = Upgrade::new(move |wire, out| live.run(Sse { wire, out }));
         response.extensions_mut().insert(takeover);
     }
     *response.status_mut() = StatusCode::OK;
@@ -88,7 +88,7 @@ struct Sse {
     out: BytesMut,
 }
 
-impl Outlet for Sse {
+impl EventSink for Sse {
     fn begin(&mut self, retry: Duration) {
         self.out.put_slice(b"retry: ");
         self.out
@@ -109,7 +109,7 @@ impl Outlet for Sse {
         self.out.put_slice(b"\n\n");
     }
 
-    fn beat(&mut self) {
+    fn heartbeat(&mut self) {
         self.out.put_slice(b": heartbeat\n\n");
     }
 
@@ -121,7 +121,7 @@ impl Outlet for Sse {
         self.wire.poll_write(context, &mut self.out)
     }
 
-    fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
+    fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Received> {
         let mut bytes = [0; READ_BYTES];
         let mut bytes = ReadBuf::new(&mut bytes);
         match self.wire.poll_read(context, &mut bytes) {
@@ -131,7 +131,7 @@ impl Outlet for Sse {
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
-            Poll::Ready(_) => Poll::Ready(Heard::Gone),
+            Poll::Ready(_) => Poll::Ready(Received::Gone),
         }
     }
 

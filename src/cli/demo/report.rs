@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::json;
 
-use crate::cli::output::say;
+use crate::cli::output::outln;
 
 /// Numbers, times and prints the steps of the story.
 #[derive(Debug)]
@@ -62,9 +62,9 @@ impl Report {
                 Ok(remark) => line["remark"] = remark.into(),
                 Err(error) => line["error"] = error.into(),
             }
-            return say!("{line}");
+            return outln!("{line}");
         }
         let remark = outcome.unwrap_or("FAILED");
-        say!("{:>3}  {:<58} {ms:>9.1} ms  {remark}", self.steps, self.current)
+        outln!("{:>3}  {:<58} {ms:>9.1} ms  {remark}", self.steps, self.current)
     }
 }

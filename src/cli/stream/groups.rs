@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::super::output::{self, say};
+use super::super::output::{self, outln};
 use super::super::table::{Cell, Tone, facts, print_table};
 use super::place::Place;
 use super::{Bench, Tenants, dash, duration, group_name};
@@ -213,9 +213,9 @@ async fn create(bench: &Bench<'_>, tenant: &str, name: &str, from: Place) -> Res
             "tenant": tenant, "group": name, "after": after.to_string(), "trimmed_below": trimmed.map(|id| id.to_string()),
         }));
     }
-    say!("made the group {name} on {}", target.key(bench.store.keys()))?;
+    outln!("made the group {name} on {}", target.key(bench.store.keys()))?;
     if is_cut && let Some(first_kept) = trimmed {
-        say!("it begins with the oldest entry that there is: those below {first_kept} were trimmed")?;
+        outln!("it begins with the oldest entry that there is: those below {first_kept} were trimmed")?;
     }
     Ok(())
 }
@@ -259,7 +259,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<()> {
         ),
     ]))?;
     if !consumers.is_empty() {
-        say!("")?;
+        outln!("")?;
         print_table(
             ["CONSUMER", "PENDING", "ASKED LAST"],
             consumers.into_iter().map(|consumer| {
@@ -272,7 +272,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, name: &str) -> Result<()> {
         )?;
     }
     if !pending.is_empty() {
-        say!("")?;
+        outln!("")?;
         print_table(
             ["PENDING ENTRY", "CONSUMER", "GIVEN", "TIMES"],
             pending.into_iter().map(|entry| {
@@ -309,6 +309,6 @@ async fn drop(bench: &Bench<'_>, tenant: &str, name: &str, yes: bool) -> Result<
             "tenant": tenant, "group": name, "dropped": true, "pending": group.pending,
         }));
     }
-    say!("dropped the group {name} of tenant {tenant}")?;
+    outln!("dropped the group {name} of tenant {tenant}")?;
     Ok(())
 }

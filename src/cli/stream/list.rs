@@ -8,7 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::super::human;
-use super::super::output::{self, say};
+use super::super::output::{self, outln};
 use super::super::table::{Cell, NOTHING, Tone, print_table};
 use super::{Bench, StreamView, Tenants, dash, mark};
 use crate::accounts::users;
@@ -103,7 +103,7 @@ impl TenantView {
         let (name, keys): (Arc<str>, _) = (tenant.name.as_str().into(), bench.store.keys());
         let (meta, error) = match streams::meta(&bench.store, &name).await {
             Ok(meta) => (meta, None),
-            Err(error @ Error::Foreign { .. }) => (Meta::default(), Some(error.to_string())),
+            Err(error @ Error::WrongType { .. }) => (Meta::default(), Some(error.to_string())),
             Err(error) => return Err(error.into()),
         };
         let (changes, _) = StreamView::look_at(bench, &Target::Changes(name.clone()), stopped).await?;
@@ -252,14 +252,14 @@ impl Overview {
             rows,
         )?;
         if self.epoch.is_none() {
-            say!("no engine has published anything yet, or Redis was emptied")?;
+            outln!("no engine has published anything yet, or Redis was emptied")?;
         }
         for tenant in &self.tenants {
             if let Some(error) = &tenant.error {
-                say!("{}: {}", tenant.tenant, error)?;
+                outln!("{}: {}", tenant.tenant, error)?;
             }
             for stopped in &tenant.stopped {
-                say!(
+                outln!(
                     "{}/{} is stopped: {}; `posduif stream rebuild --tenant {}` makes it anew",
                     tenant.tenant,
                     stopped.stream,

@@ -190,7 +190,7 @@ impl StreamView {
         };
         match &found {
             Found::Missing => {}
-            Found::Foreign(kind) => view.kind.clone_from(kind),
+            Found::WrongType(kind) => view.kind.clone_from(kind),
             Found::Stream(shape) => {
                 view.kind = "stream".to_owned();
                 view.length = shape.length;
@@ -209,7 +209,7 @@ impl StreamView {
         view.trimmed_below = match streams::trim_point(&bench.store, target).await {
             Ok(point) => point.map(|id| id.to_string()),
             // Who looks at the tenant says so.
-            Err(Error::Foreign { .. }) => None,
+            Err(Error::WrongType { .. }) => None,
             Err(error) => return Err(error.into()),
         };
         view.stopped = stopped

@@ -85,7 +85,7 @@ impl Place {
             Self::Start => StreamId::ZERO,
             Self::Now => match streams::look(&bench.store, key, bench.positions()).await? {
                 Found::Stream(shape) => shape.last_id,
-                Found::Missing | Found::Foreign(_) => StreamId::ZERO,
+                Found::Missing | Found::WrongType(_) => StreamId::ZERO,
             },
             Self::Id(id) => id.previous(),
             Self::Lsn(lsn) => {

@@ -6,12 +6,12 @@ use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::super::output::{self, printable, say};
+use super::super::output::{self, outln, printable};
 use super::super::table::print_table;
 use super::{Bench, Tenants, dash, seconds};
-use crate::admin::quarantine::{self, Aside, Remedy};
+use crate::admin::quarantine::{self, QuarantineEntry, Remedy};
 use crate::admin::streams::{rfc3339, time_of_micros};
-use crate::contract::quarantine::AsideKind;
+use crate::contract::quarantine::QuarantineKind;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::postgres::tenants;
@@ -107,25 +107,25 @@ impl Quarantine {
     }
 }
 
-fn table(aside: &Aside) -> Option<&String> {
+fn table(aside: &QuarantineEntry) -> Option<&String> {
     aside.fields.get("table").filter(|table| !table.is_empty())
 }
 
 /// When it was put aside.
-fn time(aside: &Aside) -> Option<chrono::DateTime<chrono::Utc>> {
+fn time(aside: &QuarantineEntry) -> Option<chrono::DateTime<chrono::Utc>> {
     i64::try_from(aside.id.ms)
         .ok()
         .and_then(|ms| time_of_micros(ms.checked_mul(1000)?))
 }
 
-fn to_json(tenant: &str, aside: &Aside) -> Value {
+fn to_json(tenant: &str, aside: &QuarantineEntry) -> Value {
     json!({
         "tenant": tenant,
         "id": aside.id.to_string(),
         "time": time(aside).map(rfc3339),
         "position": aside.position.map(|position| position.to_string()),
         "table": table(aside),
-        "kind": aside.kind.map(AsideKind::as_str),
+        "kind": aside.kind.map(QuarantineKind::as_str),
         "cause": aside.cause,
         "settled_by": remedy_word(&aside.remedy()),
     })
@@ -138,7 +138,7 @@ async fn list(bench: &Bench<'_>, tenants: &Tenants, limit: u32) -> Result<()> {
         let newest = match quarantine::newest(&bench.store, &tenant.name, limit as usize).await {
             Ok(newest) => newest,
             // Those of other tenants are shown all the same.
-            Err(error @ Error::Foreign { .. }) => {
+            Err(error @ Error::WrongType { .. }) => {
                 wrong.push(format!("tenant {}: {error}", tenant.name));
                 continue;
             }
@@ -156,10 +156,10 @@ async fn list(bench: &Bench<'_>, tenants: &Tenants, limit: u32) -> Result<()> {
     } else if !found.is_empty() {
         print(found)?;
         for (tenant, rest) in more {
-            say!("tenant {tenant} has {rest} older ones; --limit shows more")?;
+            outln!("tenant {tenant} has {rest} older ones; --limit shows more")?;
         }
     } else if wrong.is_empty() {
-        say!("nothing is in quarantine")?;
+        outln!("nothing is in quarantine")?;
     }
     if wrong.is_empty() {
         return Ok(());
@@ -167,7 +167,7 @@ async fn list(bench: &Bench<'_>, tenants: &Tenants, limit: u32) -> Result<()> {
     bail!("{}", wrong.join("; "))
 }
 
-fn print(found: Vec<(String, Aside)>) -> Result<()> {
+fn print(found: Vec<(String, QuarantineEntry)>) -> Result<()> {
     print_table(
         ["TENANT", "ID", "TIME", "POSITION", "TABLE", "CAUSE"],
         found.into_iter().map(|(tenant, aside)| {
@@ -183,7 +183,7 @@ fn print(found: Vec<(String, Aside)>) -> Result<()> {
     )
 }
 
-async fn one(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<Aside> {
+async fn one(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<QuarantineEntry> {
     quarantine::one(&bench.store, tenant, id).await?.with_context(|| {
         format!(
             "nothing with the ID {id} is in the quarantine of tenant {tenant}; `posduif stream quarantine list --tenant {tenant}` \
@@ -213,7 +213,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<()> {
     ];
     let fields = aside.fields.iter().map(|(name, value)| (name.as_str(), value.clone()));
     for (name, value) in head.into_iter().chain(fields) {
-        say!("{name:<12} {}", printable(&value))?;
+        outln!("{name:<12} {}", printable(&value))?;
     }
     Ok(())
 }
@@ -241,7 +241,7 @@ async fn remedies(bench: &Bench<'_>, which: &Which) -> Result<Vec<(StreamId, Rem
         remedies.push((*id, one(bench, &which.tenant, *id).await?.remedy()));
     }
     if which.all {
-        let see = |aside: Aside| remedies.push((aside.id, aside.remedy()));
+        let see = |aside: QuarantineEntry| remedies.push((aside.id, aside.remedy()));
         quarantine::each(&bench.store, &which.tenant, StreamId::ZERO, see).await?;
     }
     Ok(remedies)
@@ -263,7 +263,7 @@ async fn retry(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy
     }
     let mut last = None;
     for ((table, row), ids) in &rows {
-        match tenants::write_again(&bench.database, tenant, table, row).await {
+        match tenants::touch_rows(&bench.database, tenant, table, row).await {
             Ok(Some(place)) => last = Some(place),
             // What nobody was told of, nobody need forget.
             Ok(None) => {}
@@ -275,7 +275,7 @@ async fn retry(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy
     }
     // One that was put aside again says what the first one says.
     let (mut again, mut causes) = (Vec::new(), BTreeMap::new());
-    let see = |aside: Aside| {
+    let see = |aside: QuarantineEntry| {
         if let Some(row) = aside.row().filter(|row| rows.contains_key(row)) {
             again.push(aside.id);
             causes.insert(row, aside.cause);
@@ -329,9 +329,9 @@ fn report_retry(bench: &Bench<'_>, tenant: &Tenant, settled: usize, left: BTreeM
             .collect();
         output::json(&json!({"tenant": tenant.name, "settled": settled, "left": left}))?;
     } else {
-        say!("settled {settled} changes of tenant {}", tenant.name)?;
+        outln!("settled {settled} changes of tenant {}", tenant.name)?;
         for (id, reason) in &left {
-            say!("left {id}: {reason}")?;
+            outln!("left {id}: {reason}")?;
         }
     }
     if !left.is_empty() {
@@ -375,6 +375,6 @@ fn report(bench: &Bench<'_>, tenant: &str, count: u64) -> Result<()> {
     if bench.global.json {
         return output::json(&json!({"tenant": tenant, "dropped": count}));
     }
-    say!("dropped {count} changes from the quarantine of tenant {tenant}")?;
+    outln!("dropped {count} changes from the quarantine of tenant {tenant}")?;
     Ok(())
 }

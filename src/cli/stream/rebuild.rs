@@ -13,7 +13,7 @@ use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::super::output::{self, say};
+use super::super::output::{self, outln};
 use super::super::progress::Progress;
 use super::Bench;
 use crate::accounts::users;
@@ -110,17 +110,17 @@ fn report(
             "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         }));
     }
-    say!(
+    outln!(
         "made {} inboxes of tenant {} anew in {:.1} s; its {devices} devices take a snapshot with their next sync",
         asked.inboxes,
         tenant.name,
         took.as_secs_f64()
     )?;
     if !orphans.is_empty() {
-        say!("removed {} inboxes of users that Postgres does not have", orphans.len())?;
+        outln!("removed {} inboxes of users that Postgres does not have", orphans.len())?;
     }
     if lost_changes {
-        say!("`changes` began anew, too: make its consumer groups again")?;
+        outln!("`changes` began anew, too: make its consumer groups again")?;
     }
     Ok(())
 }
@@ -135,7 +135,7 @@ async fn unusable_changes(bench: &Bench<'_>, name: &Arc<str>) -> Result<Option<T
     let key = target.key(bench.store.keys());
     let is_unusable = match streams::look(&bench.store, &key, bench.positions()).await? {
         Found::Missing => false,
-        Found::Foreign(_) => true,
+        Found::WrongType(_) => true,
         Found::Stream(shape) => {
             // Asked anew: the stream may have grown since this command began.
             let is_ahead = match bench.store.view().await {
@@ -185,7 +185,7 @@ async fn verify(bench: &Bench<'_>, tenant: &Tenant, asked: &Asked, progress: &mu
                 Length::Entries(0) => wrong.push(format!("{key} has no entry, not even its first")),
                 Length::Entries(_) => {}
                 Length::Missing => wrong.push(format!("{key} is missing")),
-                Length::Foreign(kind) => wrong.push(format!("{key} is a {kind}")),
+                Length::WrongType(kind) => wrong.push(format!("{key} is a {kind}")),
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::super::human;
-use super::super::output::{self, misuse, say};
+use super::super::output::{self, outln, usage_error};
 use super::super::table::{Cell, facts, print_table};
 use super::{Bench, StreamView, dash, mark};
 use crate::admin::streams::{self, Found, Ids};
@@ -54,7 +54,7 @@ impl Named {
             .strip_prefix(&prefix)
             .and_then(|rest| rest.strip_prefix('{')?.split_once("}:"));
         let Some((tenant, stream)) = key.or_else(|| text.split_once('/')) else {
-            misuse!(
+            usage_error!(
                 "{text:?} names no stream: write `live`, acme/changes, acme/shared, acme/push, acme/quarantine, \
                  acme/inbox:ann, or a key that begins with {prefix}"
             );
@@ -68,7 +68,7 @@ impl Named {
             "quarantine" => Self::Quarantine(name),
             _ => match stream.strip_prefix("inbox:").or_else(|| stream.strip_prefix("inbox/")) {
                 Some(user) => Self::Of(Target::Inbox(name, bench.user(&tenant, user).await?)),
-                None => misuse!(
+                None => usage_error!(
                     "tenant {} has no stream {stream:?}: it has changes, shared, push, quarantine and inbox:USER",
                     tenant.name
                 ),
@@ -245,7 +245,7 @@ impl Detail {
         }
         output::print(&facts(lines))?;
         if let Some(devices) = self.devices.as_ref().filter(|devices| !devices.is_empty()) {
-            say!("")?;
+            outln!("")?;
             print_table(
                 ["DEVICE", "NAME", "HAS ALL UP TO", "BEHIND", "HOLDS TRIMMING"],
                 devices.iter().map(|device| {

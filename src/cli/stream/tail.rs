@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::super::output::{self, misuse, printable};
+use super::super::output::{self, printable, usage_error};
 use super::place::Place;
 use super::{Bench, Tenants};
 use crate::admin::streams;
@@ -157,7 +157,7 @@ impl<'a> Following<'a> {
                 let name = match command.tenants.named.as_slice() {
                     [name] => name,
                     [] if !bench.config.server.default_tenant.is_empty() => &bench.config.server.default_tenant,
-                    _ => misuse!("`--user` wants one `--tenant`, whose user it is"),
+                    _ => usage_error!("`--user` wants one `--tenant`, whose user it is"),
                 };
                 let tenant = bench.tenant(name).await?;
                 let user = bench.user(&tenant, user).await?;
@@ -195,7 +195,7 @@ impl<'a> Following<'a> {
             match self.tail.next().await {
                 Ok(seen) => {
                     if is_away {
-                        output::complain(format_args!("Redis is back; going on where it was left"));
+                        output::warn_line(format_args!("Redis is back; going on where it was left"));
                         is_away = false;
                     }
                     wait = AWAY.0;
@@ -205,7 +205,7 @@ impl<'a> Following<'a> {
                 }
                 Err(error) => {
                     if !is_away {
-                        output::complain(format_args!("Redis does not answer: {error}; waiting until it is back"));
+                        output::warn_line(format_args!("Redis does not answer: {error}; waiting until it is back"));
                         is_away = true;
                     }
                     tokio::time::sleep(wait).await;
@@ -267,14 +267,14 @@ impl<'a> Following<'a> {
                     Some(*first_kept),
                     &format!("entries below {first_kept} were trimmed and cannot be shown"),
                 )?,
-                Seen::Anew(target) => self.printer.note(
+                Seen::Recreated(target) => self.printer.note(
                     "anew",
                     target,
                     None,
                     "the stream was made anew and is shown from its beginning",
                 )?,
-                Seen::Foreign(target, kind) => self.printer.note(
-                    "foreign",
+                Seen::WrongType(target, kind) => self.printer.note(
+                    "wrong_type",
                     target,
                     None,
                     &format!(

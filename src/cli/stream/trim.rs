@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args};
 use serde_json::json;
 use tokio_postgres::types::Type;
 
-use super::super::output::{self, say};
+use super::super::output::{self, outln};
 use super::place::Place;
 use super::show::Named;
 use super::{Bench, dash};
@@ -61,7 +61,7 @@ impl Trim {
         let shape = match streams::look(&bench.store, &key, bench.positions()).await? {
             Found::Stream(shape) => shape,
             Found::Missing => bail!("there is no stream {key}"),
-            Found::Foreign(kind) => bail!(
+            Found::WrongType(kind) => bail!(
                 "{key} is no stream but a {kind}; `posduif stream rebuild --tenant {}` makes it one",
                 tenant.name
             ),
@@ -73,7 +73,7 @@ impl Trim {
             if bench.global.json {
                 return output::json(&json!({"stream": target.stream(), "tenant": tenant.name, "trimmed": 0}));
             }
-            say!("{key} has nothing before that; nothing to do")?;
+            outln!("{key} has nothing before that; nothing to do")?;
             return Ok(());
         }
         let entries = streams::count(&bench.store, &key, StreamId::ZERO, Some(first_kept), COUNT_MAX).await?;
@@ -112,7 +112,7 @@ impl Trim {
                 "trimmed_below": first_kept.to_string(), "devices": losers.devices, "groups": losers.groups,
             }));
         }
-        say!("trimmed {entries_text} entries of {key}, all before {first_kept}")?;
+        outln!("trimmed {entries_text} entries of {key}, all before {first_kept}")?;
         Ok(())
     }
 

@@ -248,7 +248,7 @@ impl Room {
         let is_few = changes.present <= self.entries_max;
         // Few again: who is present is learned from the beginning.
         let is_relearned = state.present.is_none() && changes.present <= self.entries_max * 3 / 4;
-        if changes.is_anew || is_relearned {
+        if changes.is_new || is_relearned {
             state.present = is_few.then(BTreeMap::new);
             state.pending = Pending::Whole;
             // Who comes before all is learned waits.
@@ -256,10 +256,10 @@ impl Room {
         } else if !is_few {
             state.present = None;
         }
-        if changes.is_anew || is_relearned || !changes.entries.is_empty() || !is_few {
+        if changes.is_new || is_relearned || !changes.entries.is_empty() || !is_few {
             state.whole = None;
         }
-        if is_relearned && !changes.is_anew {
+        if is_relearned && !changes.is_new {
             state.known = Known {
                 version: 0,
                 ..changes.known
@@ -375,7 +375,7 @@ impl Rooms {
             let mut answers = store.poll(&questions, self.entries_max + 1).await?.into_iter();
             asking.retain(|(_, room)| {
                 answers.next().is_some_and(|changes| {
-                    is_lost |= changes.is_anew && room.lock().is_known;
+                    is_lost |= changes.is_new && room.lock().is_known;
                     room.take(changes)
                 })
             });

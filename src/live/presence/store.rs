@@ -72,7 +72,7 @@ pub(crate) struct Changes {
     /// How many users are present.
     pub(crate) present: usize,
     /// What was known before is void.
-    pub(crate) is_anew: bool,
+    pub(crate) is_new: bool,
     /// There are more.
     pub(crate) has_more: bool,
     pub(crate) entries: Vec<Entry>,
@@ -327,7 +327,7 @@ fn parse_changes(reply: Vec<Value>, most: usize) -> Option<Changes> {
             version: next()?.parse().ok()?,
         },
         present: next()?.parse().ok()?,
-        is_anew: next()? == "1",
+        is_new: next()? == "1",
         ..Changes::default()
     };
     let mut last = 0;

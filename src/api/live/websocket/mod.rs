@@ -37,14 +37,14 @@ use self::items::{Answer, Said};
 use crate::api::App;
 use crate::api::auth::{Principal, unauthorized};
 use crate::api::live::event::Event;
-use crate::api::live::outlet::{Heard, Outlet};
+use crate::api::live::outlet::{EventSink, Received};
 use crate::api::live::{Live, Reader};
 use crate::config::Config;
 use crate::decode::value::write_string;
 use crate::http::error::{Code, Error};
 use crate::http::request::Request;
 use crate::http::response::{self, Response};
-use crate::http::upgrade::Takeover;
+use crate::http::upgrade::Upgrade;
 use crate::http::wire::Wire;
 
 /// What is read at once. A connection keeps a buffer of it, and most say nothing most of the time.
@@ -62,7 +62,7 @@ const REVOKED: CloseCode = CloseCode::Library(4401);
 /// `GET /ws`.
 ///
 /// # Errors
-/// 400 for a bad id to resume from, 401 when the session was ended, 403 for a page of a foreign origin, 426 for what is no
+/// 400 for a bad id to resume from, 401 when the session was ended, 403 for a page of a wrong_type origin, 426 for what is no
 /// opening of a WebSocket, 503 while Redis is away.
 pub async fn open(app: Arc<App>, request: Request) -> Result<Response, Error> {
     check_origin(&app.config, &request)?;
@@ -82,7 +82,7 @@ pub async fn open(app: Arc<App>, request: Request) -> Result<Response, Error> {
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-    let takeover = Takeover::new(move |wire, first| live.run(Socket::new(app, caller, wire, first)));
+    let takeover = Upgrade::new(move |wire, first| live.run(Socket::new(app, caller, wire, first)));
     response.extensions_mut().insert(takeover);
     Ok(response)
 }
@@ -111,7 +111,7 @@ fn opening(request: &Request) -> Result<HeaderValue, Error> {
         .map_err(|error| Error::internal(format!("an accepting header: {error}")))
 }
 
-/// Refuses a page of a foreign origin (RFC 6455, section 10.2). What is no browser names none.
+/// Refuses a page of a wrong_type origin (RFC 6455, section 10.2). What is no browser names none.
 fn check_origin(config: &Config, request: &Request) -> Result<(), Error> {
     let Some(origin) = request.headers.get(ORIGIN) else {
         return Ok(());
@@ -251,16 +251,16 @@ impl Socket {
     }
 
     /// Ends the conversation with a client that breaks the protocol in this way.
-    fn break_off(&mut self, code: CloseCode, reason: &'static str) -> Heard {
+    fn break_off(&mut self, code: CloseCode, reason: &'static str) -> Received {
         self.is_broken = true;
         self.finish(code, reason)
     }
 
     /// Ends the conversation for this reason.
-    fn finish(&mut self, code: CloseCode, reason: &'static str) -> Heard {
+    fn finish(&mut self, code: CloseCode, reason: &'static str) -> Received {
         self.end = (code, reason);
         self.is_done = true;
-        Heard::Done
+        Received::Done
     }
 
     /// Carries on with items that are under way, if there are any.
@@ -283,7 +283,7 @@ impl Socket {
     }
 
     /// Takes in one message, if it is complete.
-    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Option<Heard>> {
+    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Option<Received>> {
         let message = match self.read(context) {
             Ok(message) => message,
             Err(Fault::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
@@ -296,12 +296,12 @@ impl Socket {
                 return Poll::Ready(Some(self.break_off(CloseCode::Invalid, "a text must be UTF-8")));
             }
             Err(Fault::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
-                return Poll::Ready(Some(Heard::Gone));
+                return Poll::Ready(Some(Received::Gone));
             }
             Err(Fault::Protocol(_)) => {
                 return Poll::Ready(Some(self.break_off(CloseCode::Protocol, "that is not RFC 6455")));
             }
-            Err(_) => return Poll::Ready(Some(Heard::Gone)),
+            Err(_) => return Poll::Ready(Some(Received::Gone)),
         };
         self.unanswered = 0;
         Poll::Ready(match message {
@@ -315,9 +315,9 @@ impl Socket {
         })
     }
 
-    fn take(&mut self, text: &str) -> Option<Heard> {
+    fn take(&mut self, text: &str) -> Option<Received> {
         match items::read(text, self.app.config.websocket.items_max) {
-            Ok(Said::Resume(cursor)) => return Some(Heard::Resume(cursor)),
+            Ok(Said::Resume(cursor)) => return Some(Received::Resume(cursor)),
             Ok(Said::Ping(id)) => self.say("pong", &json!({"type": "pong", "id": id})),
             Ok(Said::Items(items)) => {
                 let work = items::carry_out(self.app.clone(), self.caller.clone(), items);
@@ -329,7 +329,7 @@ impl Socket {
     }
 }
 
-impl Outlet for Socket {
+impl EventSink for Socket {
     fn begin(&mut self, _retry: Duration) {}
 
     fn put(&mut self, event: &Event<'_>) {
@@ -353,7 +353,7 @@ impl Outlet for Socket {
         }
     }
 
-    fn beat(&mut self) {
+    fn heartbeat(&mut self) {
         // Its answers would not be heard while items are under way.
         if self.work.is_some() {
             return;
@@ -374,15 +374,15 @@ impl Outlet for Socket {
         self.wire.poll_write(context, &mut self.out)
     }
 
-    fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
+    fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Received> {
         if self.is_done {
-            return Poll::Ready(Heard::Done);
+            return Poll::Ready(Received::Done);
         }
         for _ in 0..MESSAGES_MAX {
             ready!(self.poll_work(context));
             // Who does not take what it is told is not listened to.
             if ready!(self.poll_flush(context)).is_err() {
-                return Poll::Ready(Heard::Gone);
+                return Poll::Ready(Received::Gone);
             }
             if let Some(heard) = ready!(self.poll_message(context)) {
                 return Poll::Ready(heard);
@@ -453,7 +453,7 @@ mod tests {
         ] {
             assert!(is_welcome(own), "{own}");
         }
-        for foreign in [
+        for wrong_type in [
             "",
             "null",
             "http://",
@@ -464,7 +464,7 @@ mod tests {
             "http://app.example.com",
             "https://evil.example",
         ] {
-            assert!(!is_welcome(foreign), "{foreign}");
+            assert!(!is_welcome(wrong_type), "{wrong_type}");
         }
         assert!(super::is_welcome(&["*".to_owned()], "", "", "https://anybody.example"));
     }

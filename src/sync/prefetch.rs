@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::stretch::{self, Bounds, FIRST_ENTRIES, Stretch};
+use super::stretch::{self, Bounds, FIRST_ENTRIES, Range};
 use crate::accounts::devices::DevicePrincipal;
 use crate::redis::store::{Error, Place, Read, Store};
 
@@ -24,18 +24,18 @@ const KEEP: Duration = Duration::from_secs(2);
 type Key = (String, String);
 
 /// What was asked ahead, and where it comes.
-type Asked = (Place, Bounds, Kept);
+type Asked = (Place, Bounds, Prefetched);
 
 /// A stretch that is being gathered.
-pub type Kept = oneshot::Receiver<Result<Option<Stretch>, Error>>;
+pub type Prefetched = oneshot::Receiver<Result<Option<Range>, Error>>;
 
 /// What was gathered ahead, by device. Cloning shares it.
 #[derive(Debug, Clone, Default)]
-pub struct Ahead {
+pub struct Prefetch {
     kept: Arc<Mutex<HashMap<Key, Asked>>>,
 }
 
-impl Ahead {
+impl Prefetch {
     /// Gathers what the device will ask for next, unless enough is kept already.
     pub fn begin(&self, store: &Store, device: &DevicePrincipal, place: Place, bounds: Bounds) {
         let (store, tenant, user) = (store.clone(), device.tenant.name.clone(), device.user_id);
@@ -52,7 +52,7 @@ impl Ahead {
         key: Key,
         place: Place,
         bounds: Bounds,
-        gathering: impl Future<Output = Result<Option<Stretch>, Error>> + Send + 'static,
+        gathering: impl Future<Output = Result<Option<Range>, Error>> + Send + 'static,
     ) {
         let (done, kept) = oneshot::channel();
         {
@@ -62,12 +62,12 @@ impl Ahead {
             }
             all.insert(key.clone(), (place, bounds, kept));
         }
-        let ahead = self.clone();
+        let prefetch = self.clone();
         tokio::spawn(async move {
             // Nobody waits when it was taken and its request has ended, or another took its place.
             let _unused = done.send(gathering.await);
             tokio::time::sleep(KEEP).await;
-            let mut all = ahead.lock();
+            let mut all = prefetch.lock();
             if all.get(&key).is_some_and(|(kept, ..)| *kept == place) {
                 all.remove(&key);
             }
@@ -75,7 +75,7 @@ impl Ahead {
     }
 
     /// Takes what was gathered ahead for the device, if it is just what the device asks for.
-    pub fn take(&self, device: &DevicePrincipal, place: Place, bounds: Bounds) -> Option<Kept> {
+    pub fn take(&self, device: &DevicePrincipal, place: Place, bounds: Bounds) -> Option<Prefetched> {
         let (at, within, kept) = self.lock().remove(&key(device))?;
         ((at, within) == (place, bounds)).then_some(kept)
     }
@@ -91,12 +91,12 @@ fn key(device: &DevicePrincipal) -> Key {
 
 /// What was gathered ahead, if history now still reaches back to it. What came to the end when it was gathered is not
 /// used: more may have come since.
-pub async fn still_there(now: &Read, kept: Option<Kept>) -> Option<Stretch> {
+pub async fn still_there(now: &Read, kept: Option<Prefetched>) -> Option<Range> {
     let (Read::Slice(now), Some(kept)) = (now, kept) else {
         return None;
     };
     let stretch = kept.await.ok()?.ok()??;
-    stretch.has_more.then_some(Stretch {
+    stretch.has_more.then_some(Range {
         published: now.view.published,
         ..stretch
     })
@@ -143,8 +143,8 @@ mod tests {
         }
     }
 
-    fn stretch(published: u64, has_more: bool) -> Stretch {
-        Stretch {
+    fn stretch(published: u64, has_more: bool) -> Range {
+        Range {
             versions: Vec::new(),
             has_more,
             published: id(published),
@@ -153,25 +153,25 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_gathered_ahead_is_given_once_and_only_to_who_asks_for_just_that() {
-        let ahead = Ahead::default();
+        let prefetch = Prefetch::default();
         let phone = device("phone");
         let other = Bounds { limit: 9, ..BOUNDS };
         for (at, bounds, is_given) in [(1, BOUNDS, true), (2, BOUNDS, false), (1, other, false)] {
-            ahead.keep(key(&phone), place(1), BOUNDS, async { Ok(Some(stretch(9, true))) });
-            assert!(ahead.take(&device("another"), place(1), BOUNDS).is_none());
-            assert_eq!(ahead.take(&phone, place(at), bounds).is_some(), is_given);
-            assert!(ahead.take(&phone, place(1), BOUNDS).is_none());
+            prefetch.keep(key(&phone), place(1), BOUNDS, async { Ok(Some(stretch(9, true))) });
+            assert!(prefetch.take(&device("another"), place(1), BOUNDS).is_none());
+            assert_eq!(prefetch.take(&phone, place(at), bounds).is_some(), is_given);
+            assert!(prefetch.take(&phone, place(1), BOUNDS).is_none());
         }
     }
 
     #[tokio::test]
     async fn no_more_is_kept_than_the_bound() {
-        let ahead = Ahead::default();
+        let prefetch = Prefetch::default();
         for number in 0..KEPT_MAX + 5 {
             let key = key(&device(&number.to_string()));
-            ahead.keep(key, place(1), BOUNDS, async { Err(Error::NoCheckpoint) });
+            prefetch.keep(key, place(1), BOUNDS, async { Err(Error::NoCheckpoint) });
         }
-        assert_eq!(ahead.lock().len(), KEPT_MAX);
+        assert_eq!(prefetch.lock().len(), KEPT_MAX);
     }
 
     #[tokio::test]
@@ -188,7 +188,7 @@ mod tests {
             has_more: true,
             view,
         });
-        let given = async |now: &Read, kept: Stretch| {
+        let given = async |now: &Read, kept: Range| {
             let (done, gathering) = oneshot::channel();
             done.send(Ok(Some(kept))).expect("it waits");
             still_there(now, Some(gathering)).await.map(|given| given.published)
