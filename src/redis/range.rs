@@ -131,7 +131,7 @@ impl Connections {
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let mut reader = Reader::new(&answer);
         for _ in 0..replies {
-            reader.next()?;
+            reader.next_value()?;
         }
         Ok(connection)
     }

@@ -100,7 +100,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// When it is an error, or there is none.
-    pub fn next(&mut self) -> io::Result<Value<'a>> {
+    pub fn next_value(&mut self) -> io::Result<Value<'a>> {
         let (tag, number, start) = head(self.bytes, self.at)?.ok_or_else(|| malformed("cut short"))?;
         let line = &self.bytes[self.at + 1..start - 2];
         self.at = start;
@@ -121,9 +121,9 @@ impl<'a> Reader<'a> {
     /// The length of the array that must come.
     ///
     /// # Errors
-    /// Like [`Reader::next`]; also when something else comes.
+    /// Like [`Reader::next_value`]; also when something else comes.
     pub fn array(&mut self) -> io::Result<usize> {
-        match self.next()? {
+        match self.next_value()? {
             Value::Array(count) => Ok(count),
             _ => Err(malformed("no array where one must be")),
         }
@@ -132,9 +132,9 @@ impl<'a> Reader<'a> {
     /// The string that must come.
     ///
     /// # Errors
-    /// Like [`Reader::next`]; also when something else comes.
+    /// Like [`Reader::next_value`]; also when something else comes.
     pub fn text(&mut self) -> io::Result<&'a [u8]> {
-        match self.next()? {
+        match self.next_value()? {
             Value::Text(text) => Ok(text),
             _ => Err(malformed("no string where one must be")),
         }
@@ -143,10 +143,10 @@ impl<'a> Reader<'a> {
     /// An array of strings, of which some may be missing.
     ///
     /// # Errors
-    /// Like [`Reader::next`]; also when something else comes.
+    /// Like [`Reader::next_value`]; also when something else comes.
     pub fn texts(&mut self) -> io::Result<Vec<Option<String>>> {
         let count = self.array()?;
-        let text = |reader: &mut Self| match reader.next()? {
+        let text = |reader: &mut Self| match reader.next_value()? {
             Value::Text(text) => Ok(String::from_utf8(text.to_vec()).ok()),
             Value::Nil => Ok(None),
             _ => Err(malformed("no string where one must be")),
@@ -157,9 +157,9 @@ impl<'a> Reader<'a> {
     /// The integer that must come.
     ///
     /// # Errors
-    /// Like [`Reader::next`]; also when something else comes.
+    /// Like [`Reader::next_value`]; also when something else comes.
     pub fn integer(&mut self) -> io::Result<i64> {
-        match self.next()? {
+        match self.next_value()? {
             Value::Integer(number) => Ok(number),
             _ => Err(malformed("no integer where one must be")),
         }
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn integers_are_read_to_their_ends_and_larger_ones_refused() {
         let read = |text: &str| {
-            Reader::new(format!(":{text}\r\n").as_bytes()).next().ok() == text.parse().ok().map(Value::Integer)
+            Reader::new(format!(":{text}\r\n").as_bytes()).next_value().ok() == text.parse().ok().map(Value::Integer)
         };
         for text in [
             "0",
@@ -213,7 +213,7 @@ mod tests {
             assert!(read(text), "{text}");
         }
         for text in ["9223372036854775808", "9999999999999999999", "99999999999999999999999"] {
-            assert!(Reader::new(format!(":{text}\r\n").as_bytes()).next().is_err(), "{text}");
+            assert!(Reader::new(format!(":{text}\r\n").as_bytes()).next_value().is_err(), "{text}");
         }
     }
 
@@ -236,11 +236,11 @@ mod tests {
             ["op", "insert", "row", "{\r\n}"]
         );
         assert_eq!(
-            (reader.next().unwrap(), reader.next().unwrap()),
+            (reader.next_value().unwrap(), reader.next_value().unwrap()),
             (Value::Nil, Value::Nil)
         );
         assert_eq!(reader.integer().unwrap(), -7);
-        assert!(reader.next().is_err());
+        assert!(reader.next_value().is_err());
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Extent { at: 0, left: 3 }.advance(&bytes);
             let mut reader = Reader::new(&bytes);
-            while reader.next().is_ok() {}
+            while reader.next_value().is_ok() {}
         }
     }
 }
