@@ -195,11 +195,7 @@ async fn a_resync_makes_every_device_take_a_snapshot_and_tells_other_readers() {
         (&json!(true), vec![message])
     );
     let log = office.world.stream(&office.world.keys().changes("acme")).await;
-    assert_eq!(
-        of_op(&log, "reset").len(),
-        2,
-        "one at the tenant's creation, one now"
-    );
+    assert_eq!(of_op(&log, "reset").len(), 2, "one at the tenant's creation, one now");
     office.close().await;
 }
 

@@ -11,8 +11,9 @@ use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::batch::{Batch, Purpose, Tail, Written};
+use super::batch::{Batch, Tail, Written};
 use super::durability::Persistence;
+use super::outcome::{self, Exchange, Failure, Outcome, Replies};
 use crate::config;
 use crate::contract::checkpoint::{Checkpoint, Epoch};
 use crate::contract::keys::Keys;
@@ -25,70 +26,11 @@ use crate::net::{self, BoxStream};
 
 const READ_BYTES_MIN: usize = 32 * 1024;
 
-/// Fewest bytes of an answer to a command inside `MULTI`: `+QUEUED`, CR and LF. Errors are longer.
-const QUEUED_BYTES: usize = 9;
+/// Most bytes of replies to wait for before reading; the kernel needs room for more.
+const RECEIVE_LOW_WATER_MAX: usize = 32 * 1024;
 
-/// Bytes of answers for which we wait at most before reading; the kernel wants to have room for more.
-const WAKE_BYTES_MAX: usize = 32 * 1024;
-
-/// Bytes of the next batch from which they go ahead; fewer are not worth a write of their own.
-const AHEAD_BYTES_MIN: usize = 64 * 1024;
-
-/// What became of a batch.
-#[derive(Debug)]
-pub enum Outcome {
-    /// All of it is in Redis, but for what is listed.
-    Written {
-        /// The batch as sent.
-        batch: Batch,
-        /// Streams that do not exist: their readers must be told.
-        missing: Vec<Target>,
-        /// Streams that took an entry ill, with Redis' words.
-        failed: Vec<(Target, String)>,
-        /// Streams that had a hole, and tell it now.
-        reborn: Vec<Target>,
-        /// Other keys of tenants that hold something else, with Redis' words.
-        spoilt: Vec<(String, String)>,
-        /// The live stream took its entry ill; it must be made anew, which its readers notice.
-        live_failed: Option<String>,
-    },
-    /// Nothing of it is in Redis, which cannot take it now (OOM, READONLY, MISCONF, LOADING); try again later.
-    Refused {
-        /// The batch as it was.
-        batch: Batch,
-        /// Redis' words.
-        cause: String,
-    },
-    /// Nothing of it is in Redis, because one command is not allowed (NOPERM). The batch comes back without it.
-    Denied {
-        /// The batch without the command.
-        batch: Batch,
-        /// What the command was for.
-        purpose: Option<Purpose>,
-        /// Redis' words.
-        cause: String,
-    },
-}
-
-/// Why the connection must not be used any more.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Another engine has become the writer, or somebody wrote to the checkpoint. Nothing of the batch is in Redis.
-    #[error("another writer has taken over the checkpoint")]
-    Fenced,
-    /// Parts of a batch may be in Redis, and nothing tells which: only a new epoch is safe.
-    #[error("a transaction was not held together by Redis: {0}")]
-    TornTransaction(String),
-    /// The socket or the protocol failed; whether the batch is in Redis is unknown until the checkpoint is read.
-    #[error("connection to Redis lost")]
-    Io(#[from] io::Error),
-}
-
-impl From<resp::RespError> for Failure {
-    fn from(error: resp::RespError) -> Self {
-        Self::Io(io::Error::new(io::ErrorKind::InvalidData, error))
-    }
-}
+/// Fewest bytes of the next batch that are sent as a prefix; fewer are not worth a write of their own.
+const PREFIX_BYTES_MIN: usize = 64 * 1024;
 
 /// Bytes on their way to Redis. The commands of the batch under way are written from where they are: they go between
 /// the two buffers.
@@ -117,42 +59,25 @@ impl Outbound {
     }
 }
 
-/// How much of the next batch has gone ahead. Redis queues its commands while we read what became of the transaction
-/// before it; nothing of them happens without the `EXEC`, which follows only when that one has worked.
+/// How much of the next batch Redis has been sent. Redis queues these commands while we read the replies to the transaction
+/// before them; none of them runs without the `EXEC`, which follows only when that transaction has succeeded.
 #[derive(Debug, Clone, Copy)]
-struct Ahead {
+struct Prefix {
     commands: usize,
     bytes: usize,
 }
 
-/// What went ahead is being taken back.
-#[derive(Debug, Clone, Copy)]
-struct Discarding {
-    /// Replies read, and to read: to MULTI, to each command, to DISCARD, and the guard's two.
-    replies: usize,
-    total: usize,
-    since: Instant,
-}
-
-/// A transaction under way.
+/// A transaction whose `EXEC` is sent.
 struct InFlight {
     batch: Batch,
-    /// Replies read.
-    replies: usize,
-    /// First refusal at queueing: command index and text.
-    refusal: Option<(usize, String)>,
-    /// What EXEC answered.
-    result: Option<Reply>,
     written: Written,
-    /// When it was sent, or bytes of it or of its answer last moved: a large row over a slow link takes its time.
-    moved_at: Instant,
 }
 
 /// The publisher's connection.
 pub struct Connection {
     stream: BoxStream,
-    /// Bytes at which the stream wakes us.
-    wakes_at: usize,
+    /// Bytes at which the stream becomes readable.
+    receive_low_water: usize,
     inbound: BytesMut,
     outbound: Outbound,
     keys: Keys,
@@ -162,8 +87,10 @@ pub struct Connection {
     live_entries_max: u64,
     sequence: u64,
     in_flight: Option<InFlight>,
-    ahead: Option<Ahead>,
-    discarding: Option<Discarding>,
+    prefix: Option<Prefix>,
+    replies: Replies,
+    /// When the exchange under way began, or bytes of it last moved: a large row over a slow link takes its time.
+    moved_at: Instant,
     timeout: Duration,
 }
 
@@ -200,7 +127,7 @@ impl Connection {
         let (stream, login) = net::redis::open(config, timeout).await?;
         let mut connection = Self {
             stream,
-            wakes_at: 1,
+            receive_low_water: 1,
             inbound: BytesMut::with_capacity(READ_BYTES_MIN),
             outbound: Outbound::default(),
             keys: Keys::new(&config.prefix),
@@ -210,8 +137,9 @@ impl Connection {
             live_entries_max,
             sequence: 0,
             in_flight: None,
-            ahead: None,
-            discarding: None,
+            prefix: None,
+            replies: Replies::default(),
+            moved_at: Instant::now(),
             timeout,
         };
         if let Some(password) = login.password() {
@@ -310,10 +238,11 @@ impl Connection {
     async fn guard(&mut self) -> Result<()> {
         let key = self.keys.checkpoint();
         self.expect_ok(&[b"WATCH", key.as_bytes()]).await?;
-        match self.request(&[b"HGET", key.as_bytes(), b"writer"]).await? {
-            Reply::Bulk(writer) if writer == self.writer.as_bytes() => Ok(()),
-            _ => Err(Failure::Fenced.into()),
+        let writer = self.request(&[b"HGET", key.as_bytes(), b"writer"]).await?;
+        if !self.is_own(&writer) {
+            return Err(Failure::Fenced.into());
         }
+        Ok(())
     }
 
     async fn persistence(&mut self) -> Result<Persistence> {
@@ -370,44 +299,43 @@ impl Connection {
         }
     }
 
-    /// Nothing is under way; a batch can be sent.
+    /// Whether a batch can be sent.
     pub fn is_idle(&self) -> bool {
-        self.in_flight.is_none() && self.discarding.is_none()
+        !self.replies.has_exchange()
     }
 
-    /// Lets commands of the next batch go ahead of its `EXEC`; only while another one is under way. The batch may still
-    /// grow, and must be the next one sent, or be taken back by [`Connection::discard`].
+    /// Sends commands of the next batch before its `EXEC`, while another batch is in flight. The batch may still grow, and
+    /// must be the next one sent, or be discarded by [`Connection::discard_prefix`].
     pub fn send_prefix(&mut self, next: &Batch) {
         let (commands, _) = next.commands();
-        let gone = self.ahead.map_or(0, |ahead| ahead.bytes);
-        if self.in_flight.is_none() || commands.len() < gone + AHEAD_BYTES_MIN {
+        let sent = self.prefix.unwrap_or(Prefix { commands: 0, bytes: 0 });
+        if self.in_flight.is_none() || commands.len() < sent.bytes + PREFIX_BYTES_MIN {
             return;
         }
-        // Behind all of the transaction under way.
+        // Behind the whole transaction in flight.
         let out = &mut self.outbound.after;
-        if self.ahead.is_none() {
+        if self.prefix.is_none() {
             resp::command(out, &[b"MULTI"]);
+            self.replies.expect_multi();
         }
-        out.extend_from_slice(&commands[gone..]);
-        self.ahead = Some(Ahead {
+        out.extend_from_slice(&commands[sent.bytes..]);
+        self.replies.expect_queued(next.command_count() - sent.commands);
+        self.prefix = Some(Prefix {
             commands: next.command_count(),
             bytes: commands.len(),
         });
     }
 
-    /// Takes back what went ahead; false when nothing did.
-    pub fn discard(&mut self) -> bool {
-        let Some(ahead) = self.ahead.take() else { return false };
-        let (out, key) = (&mut self.outbound.after, self.keys.checkpoint());
-        resp::command(out, &[b"DISCARD"]);
-        // DISCARD forgets what is watched.
-        resp::command(out, &[b"WATCH", key.as_bytes()]);
-        resp::command(out, &[b"HGET", key.as_bytes(), b"writer"]);
-        self.discarding = Some(Discarding {
-            replies: 0,
-            total: ahead.commands + 4,
-            since: Instant::now(),
-        });
+    /// Discards the prefix of the next batch; false when none was sent.
+    pub fn discard_prefix(&mut self) -> bool {
+        if self.prefix.take().is_none() {
+            return false;
+        }
+        resp::command(&mut self.outbound.after, &[b"DISCARD"]);
+        // DISCARD also ends the WATCH.
+        self.push_guard();
+        self.replies.expect_discard();
+        self.moved_at = Instant::now();
         true
     }
 
@@ -421,46 +349,52 @@ impl Connection {
             sequence: self.sequence,
             acknowledged,
         };
-        match self.ahead.take() {
-            // What went ahead and is not written yet comes before the rest.
-            Some(ahead) => {
+        let sent = self.prefix.take();
+        match sent {
+            // What of the prefix is not written yet comes before the rest.
+            Some(prefix) => {
                 self.outbound.before = std::mem::take(&mut self.outbound.after);
-                self.outbound.sent = ahead.bytes;
+                self.outbound.sent = prefix.bytes;
             }
             None => {
                 self.outbound.sent = 0;
                 resp::command(&mut self.outbound.before, &[b"MULTI"]);
+                self.replies.expect_multi();
             }
         }
         let out = &mut self.outbound.after;
         let written = batch.write_tail(&tail, out);
         resp::command(out, &[b"EXEC"]);
-        // The next transaction's guard rides along, so that it costs no round trip.
-        let key = self.keys.checkpoint();
-        resp::command(out, &[b"WATCH", key.as_bytes()]);
-        resp::command(out, &[b"HGET", key.as_bytes(), b"writer"]);
+        // The guard of the next transaction is sent along, so that it costs no round trip.
+        self.push_guard();
+        self.replies
+            .expect_queued(written.commands - sent.map_or(0, |prefix| prefix.commands));
+        self.replies.expect_exec();
         self.sequence += 1;
-        self.in_flight = Some(InFlight {
-            batch,
-            replies: 0,
-            refusal: None,
-            result: None,
-            written,
-            moved_at: Instant::now(),
-        });
+        self.in_flight = Some(InFlight { batch, written });
+        self.moved_at = Instant::now();
     }
 
-    /// Fails when Redis has not answered for too long.
+    /// Queues the guard: it watches the checkpoint, then reads its writer.
+    fn push_guard(&mut self) {
+        let key = self.keys.checkpoint();
+        resp::command(&mut self.outbound.after, &[b"WATCH", key.as_bytes()]);
+        resp::command(&mut self.outbound.after, &[b"HGET", key.as_bytes(), b"writer"]);
+    }
+
+    fn is_own(&self, writer: &Reply) -> bool {
+        matches!(writer, Reply::Bulk(writer) if writer == self.writer.as_bytes())
+    }
+
+    /// Fails when no byte of the exchange under way has moved within the response timeout.
     ///
     /// # Errors
     /// [`Failure::Io`] with the time that has passed.
     pub fn check_timeout(&self, now: Instant) -> Result<(), Failure> {
-        let in_flight = self.in_flight.as_ref().map(|in_flight| in_flight.moved_at);
-        let since = in_flight.or(self.discarding.map(|discarding| discarding.since));
-        match since {
-            Some(since) if now.duration_since(since) > self.timeout => Err(Failure::Io(timed_out(self.timeout))),
-            _ => Ok(()),
+        if !self.is_idle() && now.duration_since(self.moved_at) > self.timeout {
+            return Err(Failure::Io(timed_out(self.timeout)));
         }
+        Ok(())
     }
 
     /// Writes and reads whatever is possible now, at least one byte in one direction. Safe to cancel.
@@ -468,7 +402,7 @@ impl Connection {
     /// # Errors
     /// When the connection is lost.
     pub async fn progress(&mut self) -> Result<(), Failure> {
-        self.set_receive_low_water(self.answer_bytes_min());
+        self.set_receive_low_water(self.receive_bytes_min());
         self.inbound.reserve(READ_BYTES_MIN);
         let commands = self
             .in_flight
@@ -488,27 +422,23 @@ impl Connection {
                 }
             }
         }
-        if let Some(in_flight) = &mut self.in_flight {
-            in_flight.moved_at = Instant::now();
-        }
+        self.moved_at = Instant::now();
         Ok(())
     }
 
-    /// At least so many bytes are still to come before the outcome of what is under way can be known. Redis writes its
-    /// answers to queued commands in many small pieces, none of which is worth waking for.
-    fn answer_bytes_min(&self) -> usize {
-        let queued = self.in_flight.as_ref().map_or(0, |in_flight| {
-            (in_flight.written.commands + 1).saturating_sub(in_flight.replies.max(1))
-        });
-        (queued * QUEUED_BYTES)
+    /// Bytes to wait for before reading. Redis writes its replies to queued commands in many small pieces, none of which is
+    /// worth a wake-up.
+    fn receive_bytes_min(&self) -> usize {
+        self.replies
+            .bytes_min()
             .saturating_sub(self.inbound.len())
-            .clamp(1, WAKE_BYTES_MAX)
+            .clamp(1, RECEIVE_LOW_WATER_MAX)
     }
 
     fn set_receive_low_water(&mut self, bytes: usize) {
-        if bytes != self.wakes_at {
+        if bytes != self.receive_low_water {
             self.stream.set_receive_low_water(bytes);
-            self.wakes_at = bytes;
+            self.receive_low_water = bytes;
         }
     }
 
@@ -523,168 +453,38 @@ impl Connection {
         }
     }
 
-    /// Takes replies from the buffer, without IO; the outcome once all of them are there.
+    /// Interprets the replies in the buffer, without IO; gives the outcome of the batch once all of its replies have
+    /// arrived.
     ///
     /// # Errors
-    /// When we are no longer the writer, or the transaction did not hold together.
+    /// [`Failure::Fenced`] when this connection is no longer the writer, [`Failure::TornTransaction`] when the replies
+    /// contradict an atomic transaction.
     pub fn outcome(&mut self) -> Result<Option<Outcome>, Failure> {
-        loop {
-            if self.in_flight.is_none() && self.discarding.is_some() && !self.take_discarded()? {
-                return Ok(None);
-            }
-            let Some(in_flight) = &mut self.in_flight else {
-                return Ok(None);
-            };
-            let Some(reply) = resp::parse(&mut self.inbound)? else {
-                return Ok(None);
-            };
-            let exec = in_flight.written.commands + 1;
-            match in_flight.replies {
-                0 => match reply {
-                    Reply::Status(_) => {}
-                    // Without MULTI the commands behind it run one by one.
-                    other => return Err(Failure::TornTransaction(format!("MULTI was answered with {other:?}"))),
-                },
-                index if index < exec => match reply {
-                    Reply::Queued => {}
-                    Reply::Error(text) => {
-                        in_flight.refusal.get_or_insert((index - 1, text));
-                    }
-                    other => {
-                        return Err(Failure::TornTransaction(format!(
-                            "a queued command was answered with {other:?}"
-                        )));
-                    }
-                },
-                index if index == exec => in_flight.result = Some(reply),
-                index if index == exec + 1 => match reply {
-                    Reply::Status(_) => {}
-                    other => {
-                        return Err(Failure::Io(io::Error::other(format!(
-                            "WATCH was answered with {other:?}"
-                        ))));
-                    }
-                },
-                _ => {
-                    let is_writer = matches!(&reply, Reply::Bulk(writer) if writer == self.writer.as_bytes());
-                    let Some(in_flight) = self.in_flight.take() else {
-                        return Ok(None);
-                    };
-                    let outcome = self.conclude(in_flight, is_writer)?;
-                    if !matches!(outcome, Outcome::Written { .. }) {
-                        // This batch comes before the one that went ahead.
-                        self.discard();
-                    }
-                    return Ok(Some(outcome));
-                }
-            }
-            in_flight.replies += 1;
+        if self.is_idle() {
+            return Ok(None);
         }
+        while let Some(reply) = resp::parse(&mut self.inbound)? {
+            if let Some(exchange) = self.replies.receive(reply)? {
+                return self.conclude(exchange);
+            }
+        }
+        Ok(None)
     }
 
-    /// Reads the replies to what is taken back; false when more of them are to come.
-    fn take_discarded(&mut self) -> Result<bool, Failure> {
-        while let Some(discarding) = &mut self.discarding {
-            let Some(reply) = resp::parse(&mut self.inbound)? else {
-                return Ok(false);
-            };
-            discarding.replies += 1;
-            let (replies, total) = (discarding.replies, discarding.total);
-            match (replies, reply) {
-                (1, Reply::Status(_)) => {}
-                (1, other) => return Err(Failure::TornTransaction(format!("MULTI was answered with {other:?}"))),
-                (_, Reply::Bulk(writer)) if replies == total && writer == self.writer.as_bytes() => {
-                    self.discarding = None;
-                }
-                (_, _) if replies == total => return Err(Failure::Fenced),
-                (_, Reply::Status(_)) if replies + 3 > total => {}
-                (_, other) if replies + 3 > total => {
-                    return Err(Failure::TornTransaction(format!(
-                        "DISCARD or WATCH was answered with {other:?}"
-                    )));
-                }
-                (_, Reply::Queued | Reply::Error(_)) => {}
-                (_, other) => {
-                    return Err(Failure::TornTransaction(format!(
-                        "a queued command was answered with {other:?}"
-                    )));
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    fn conclude(&mut self, in_flight: InFlight, is_writer: bool) -> Result<Outcome, Failure> {
-        let InFlight {
-            mut batch,
-            refusal,
-            result,
-            written,
-            ..
-        } = in_flight;
-        if let Some((index, cause)) = refusal {
-            // EXECABORT: nothing was written.
-            if !matches!(&result, Some(Reply::Error(text)) if text.starts_with("EXECABORT")) {
-                return Err(Failure::TornTransaction(format!(
-                    "{cause}, but EXEC answered {result:?}"
-                )));
-            }
-            if !is_writer {
-                return Err(Failure::Fenced);
-            }
-            if cause.starts_with("NOPERM") && batch.purpose(index).is_some() {
-                let purpose = batch.remove(index);
-                return Ok(Outcome::Denied { batch, purpose, cause });
-            }
-            return Ok(Outcome::Refused { batch, cause });
-        }
-        let results = match result {
-            Some(Reply::Array(results)) => results,
-            Some(Reply::Nil) => return Err(Failure::Fenced),
-            // At EXEC itself Redis may still refuse all of it (OOM, READONLY after a failover).
-            Some(Reply::Error(cause)) if !cause.starts_with("ERR EXEC without MULTI") => {
-                return if is_writer {
-                    Ok(Outcome::Refused { batch, cause })
-                } else {
-                    Err(Failure::Fenced)
-                };
-            }
-            other => return Err(Failure::TornTransaction(format!("EXEC was answered with {other:?}"))),
+    /// Ends an exchange: a batch that was run, or a prefix that was discarded.
+    fn conclude(&mut self, exchange: Exchange) -> Result<Option<Outcome>, Failure> {
+        let is_writer = self.is_own(&exchange.writer);
+        let Some(InFlight { batch, written }) = self.in_flight.take() else {
+            return if is_writer { Ok(None) } else { Err(Failure::Fenced) };
         };
-        self.live = written.live;
-        let (mut missing, mut failed, mut live_failed) = (Vec::new(), Vec::new(), None);
-        let (mut reborn, mut spoilt) = (Vec::new(), Vec::new());
-        for (index, result) in results.into_iter().enumerate() {
-            match (batch.purpose(index), result) {
-                (Some(Purpose::Entry(target)), Reply::Nil) if !missing.contains(target) => missing.push(target.clone()),
-                (Some(Purpose::Entry(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
-                // A creation that is refused as too old meets a stream that has gone on: it exists, which is the point.
-                (Some(Purpose::Create(target)), Reply::Error(text)) if text.starts_with("WRONGTYPE") => {
-                    failed.push((target.clone(), text));
-                }
-                (Some(Purpose::Recreate(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
-                (Some(Purpose::Recreate(target)), _) => reborn.push(target.clone()),
-                (Some(Purpose::Tenant(key)), Reply::Error(text)) => spoilt.push((key.clone(), text)),
-                (None, Reply::Error(text)) if written.live_index == Some(index) => live_failed = Some(text),
-                (None | Some(Purpose::Other), Reply::Error(text)) => {
-                    return Err(Failure::TornTransaction(format!(
-                        "command {index} of a transaction failed: {text}"
-                    )));
-                }
-                _ => {}
-            }
+        let outcome = outcome::conclude(batch, &written, exchange, is_writer)?;
+        if matches!(outcome, Outcome::Written { .. }) {
+            self.live = written.live;
+        } else {
+            // This batch comes before the one whose prefix was sent.
+            self.discard_prefix();
         }
-        if !is_writer {
-            return Err(Failure::Fenced);
-        }
-        Ok(Outcome::Written {
-            batch,
-            missing,
-            failed,
-            reborn,
-            spoilt,
-            live_failed,
-        })
+        Ok(Some(outcome))
     }
 }
 

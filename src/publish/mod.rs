@@ -9,4 +9,5 @@ pub mod aof;
 pub mod batch;
 pub mod connection;
 pub mod durability;
+pub mod outcome;
 pub mod progress;

@@ -34,8 +34,9 @@ use crate::net;
 use crate::postgres::Database;
 use crate::publish::aof::{self, Written};
 use crate::publish::batch::{Batch, Purpose};
-use crate::publish::connection::{self as redis_connection, Claim, Failure, Outcome};
+use crate::publish::connection::{self as redis_connection, Claim};
 use crate::publish::durability::{Durability, Persistence};
+use crate::publish::outcome::{Failure, Outcome, error_code};
 use crate::publish::progress::Progress;
 use crate::route::router::Router;
 use crate::telemetry::traces;
@@ -780,7 +781,7 @@ impl Session<'_> {
             }
             return;
         }
-        if self.births.is_some() && self.redis.discard() {
+        if self.births.is_some() && self.redis.discard_prefix() {
             return;
         }
         let batch = match self.refused.take() {
@@ -810,8 +811,8 @@ impl Session<'_> {
                 batch,
                 missing,
                 failed,
-                reborn,
-                spoilt,
+                recreated,
+                wrong_type,
                 live_failed,
             } => {
                 if self.refusal.take().is_some() {
@@ -832,8 +833,8 @@ impl Session<'_> {
                 for (target, cause) in failed {
                     self.pipeline.stop_stream(target, &cause);
                 }
-                reborn.iter().for_each(|target| self.pipeline.batch().unstop(target));
-                for (key, cause) in spoilt {
+                recreated.iter().for_each(|target| self.pipeline.batch().unstop(target));
+                for (key, cause) in wrong_type {
                     tracing::error!(key, cause, "a tenant's key holds something else; remove it");
                 }
                 if let Some(cause) = live_failed {
@@ -851,7 +852,7 @@ impl Session<'_> {
             }
             Outcome::Refused { batch, cause } => {
                 self.context.report.metrics.replication.refused(&cause);
-                if cause.contains("READONLY") {
+                if error_code(&cause) == "READONLY" {
                     // Another server may be the primary by now, and the one at hand may stay a replica for ever.
                     let cause = anyhow!("Redis has become a replica ({cause}): connecting anew");
                     return Err(End::Failed(Cause::Redis, cause));

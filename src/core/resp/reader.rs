@@ -213,7 +213,10 @@ mod tests {
             assert!(read(text), "{text}");
         }
         for text in ["9223372036854775808", "9999999999999999999", "99999999999999999999999"] {
-            assert!(Reader::new(format!(":{text}\r\n").as_bytes()).next_value().is_err(), "{text}");
+            assert!(
+                Reader::new(format!(":{text}\r\n").as_bytes()).next_value().is_err(),
+                "{text}"
+            );
         }
     }
 

@@ -1,0 +1,524 @@
+//! What became of a batch, by the replies of Redis. Pure: the connection reads the replies.
+//!
+//! [`Replies`] is a queue of the replies that Redis still owes, in the order of the commands on the wire. Each reply is
+//! matched with the one at the front, so that none is interpreted by its number.
+
+use std::collections::VecDeque;
+use std::io;
+
+use super::batch::{Batch, Purpose, Written};
+use crate::contract::stream_name::Target;
+use crate::core::resp::{Reply, RespError};
+
+/// Fewest bytes of a reply to a command inside `MULTI`: `+QUEUED`, CR and LF. Errors are longer.
+const QUEUED_BYTES: usize = 9;
+
+/// What became of a batch.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Redis holds the whole batch, except for what is listed.
+    Written {
+        batch: Batch,
+        /// Streams that do not exist: they must be recreated with a `reset` entry.
+        missing: Vec<Target>,
+        /// Streams that refused an entry, with the error.
+        failed: Vec<(Target, String)>,
+        /// Streams that had lost entries and now hold a `reset` entry.
+        recreated: Vec<Target>,
+        /// Other keys of tenants that are of the wrong type, with the error.
+        wrong_type: Vec<(String, String)>,
+        /// The live stream refused its entry; it must be recreated, which its readers notice.
+        live_failed: Option<String>,
+    },
+    /// Redis holds nothing of the batch and cannot take it now (OOM, READONLY, MISCONF, LOADING); try again later.
+    Refused { batch: Batch, cause: String },
+    /// Redis holds nothing of the batch, because one command is not allowed (NOPERM).
+    Denied {
+        /// The batch without that command.
+        batch: Batch,
+        /// The purpose of that command.
+        purpose: Option<Purpose>,
+        cause: String,
+    },
+}
+
+/// Why the connection must not be used any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Another engine became the writer, or another client wrote to the checkpoint. Redis holds nothing of the batch.
+    #[error("another writer has taken over the checkpoint")]
+    Fenced,
+    /// Redis may hold parts of a batch, and it is unknown which: only a new epoch is safe.
+    #[error("Redis did not run a transaction atomically: {0}")]
+    TornTransaction(String),
+    /// The socket or the protocol failed; whether Redis holds the batch is unknown until the checkpoint is read.
+    #[error("connection to Redis lost")]
+    Io(#[from] io::Error),
+}
+
+impl From<RespError> for Failure {
+    fn from(error: RespError) -> Self {
+        Self::Io(io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// The code of an error reply, its first word. An `EXECABORT` that names the error behind it has the code of that one.
+pub fn error_code(error: &str) -> &str {
+    let error = error
+        .strip_prefix("EXECABORT Transaction discarded because of: ")
+        .unwrap_or(error);
+    error.split_once(' ').map_or(error, |(code, _)| code)
+}
+
+/// A reply that Redis owes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    Multi,
+    /// Replies to this many commands between `MULTI` and `EXEC`.
+    Queued(usize),
+    Exec,
+    Discard,
+    Watch,
+    /// The checkpoint's writer, which ends an exchange.
+    Writer,
+}
+
+/// The replies that Redis owes, and what those read so far say.
+#[derive(Debug, Default)]
+pub(super) struct Replies {
+    expected: VecDeque<Expected>,
+    /// Replies read to commands between `MULTI` and `EXEC`.
+    queued: usize,
+    refusal: Option<(usize, String)>,
+    result: Option<Reply>,
+}
+
+/// All replies to one transaction, run or discarded, and to the guard of the next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Exchange {
+    /// The first command that Redis refused to queue: its index and the error.
+    pub(super) refusal: Option<(usize, String)>,
+    /// The reply to `EXEC`; `None` when the transaction was discarded.
+    pub(super) result: Option<Reply>,
+    /// The checkpoint's writer as Redis holds it.
+    pub(super) writer: Reply,
+}
+
+impl Replies {
+    /// Expects the reply to `MULTI`.
+    pub(super) fn expect_multi(&mut self) {
+        self.expected.extend([Expected::Multi, Expected::Queued(0)]);
+    }
+
+    /// Expects replies to this many further commands of the transaction begun last.
+    pub(super) fn expect_queued(&mut self, commands: usize) {
+        if let Some(Expected::Queued(left)) = self.expected.back_mut() {
+            *left += commands;
+        } else {
+            self.expected.push_back(Expected::Queued(commands));
+        }
+    }
+
+    /// Expects the replies to `EXEC` and the next guard.
+    pub(super) fn expect_exec(&mut self) {
+        self.expected
+            .extend([Expected::Exec, Expected::Watch, Expected::Writer]);
+    }
+
+    /// Expects the replies to `DISCARD` and the next guard.
+    pub(super) fn expect_discard(&mut self) {
+        self.expected
+            .extend([Expected::Discard, Expected::Watch, Expected::Writer]);
+    }
+
+    /// Whether an exchange is under way. The begin of a transaction without its `EXEC` or `DISCARD` is none.
+    pub(super) fn has_exchange(&self) -> bool {
+        self.expected.contains(&Expected::Writer)
+    }
+
+    /// Bytes that must still arrive before the exchange under way can end, at least.
+    pub(super) fn bytes_min(&self) -> usize {
+        let queued = self.expected.iter().take(2).find_map(|expected| match expected {
+            Expected::Queued(left) => Some(*left),
+            _ => None,
+        });
+        match self.expected.front() {
+            Some(Expected::Multi | Expected::Queued(_)) => queued.unwrap_or(0) * QUEUED_BYTES,
+            _ => 0,
+        }
+    }
+
+    /// Interprets the next reply; gives the exchange that it ends.
+    pub(super) fn receive(&mut self, reply: Reply) -> Result<Option<Exchange>, Failure> {
+        // The most frequent reply by far.
+        if let Some(Expected::Queued(left @ 1..)) = self.expected.front_mut() {
+            *left -= 1;
+            match reply {
+                Reply::Queued => {}
+                Reply::Error(text) => {
+                    self.refusal.get_or_insert((self.queued, text));
+                }
+                other => return Err(torn("a queued command", &other)),
+            }
+            self.queued += 1;
+            return Ok(None);
+        }
+        if let Some(Expected::Queued(0)) = self.expected.front() {
+            self.expected.pop_front();
+        }
+        match (self.expected.pop_front(), reply) {
+            (Some(Expected::Multi), Reply::Status(_)) => (self.queued, self.refusal, self.result) = (0, None, None),
+            // Without MULTI the commands that follow run one by one.
+            (Some(Expected::Multi), other) => return Err(torn("MULTI", &other)),
+            (Some(Expected::Exec), reply) => self.result = Some(reply),
+            (Some(Expected::Discard | Expected::Watch), Reply::Status(_)) => {}
+            (Some(Expected::Discard), other) => return Err(torn("DISCARD", &other)),
+            (Some(Expected::Watch), other) => {
+                return Err(Failure::Io(io::Error::other(format!(
+                    "Redis answered WATCH with {other:?}"
+                ))));
+            }
+            (Some(Expected::Writer), writer) => {
+                return Ok(Some(Exchange {
+                    refusal: self.refusal.take(),
+                    result: self.result.take(),
+                    writer,
+                }));
+            }
+            (Some(Expected::Queued(_)) | None, other) => {
+                return Err(Failure::Io(io::Error::other(format!("unexpected reply {other:?}"))));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn torn(command: &str, reply: &Reply) -> Failure {
+    Failure::TornTransaction(format!("Redis answered {command} with {reply:?}"))
+}
+
+/// What became of a batch whose transaction was run.
+pub(super) fn conclude(
+    mut batch: Batch,
+    written: &Written,
+    exchange: Exchange,
+    is_writer: bool,
+) -> Result<Outcome, Failure> {
+    let Exchange { refusal, result, .. } = exchange;
+    if let Some((index, cause)) = refusal {
+        if !matches!(&result, Some(Reply::Error(text)) if text.starts_with("EXECABORT")) {
+            return Err(Failure::TornTransaction(format!(
+                "Redis refused a command ({cause}), but answered EXEC with {result:?}"
+            )));
+        }
+        if !is_writer {
+            return Err(Failure::Fenced);
+        }
+        if error_code(&cause) == "NOPERM" && batch.purpose(index).is_some() {
+            let purpose = batch.remove(index);
+            return Ok(Outcome::Denied { batch, purpose, cause });
+        }
+        return Ok(Outcome::Refused { batch, cause });
+    }
+    match result {
+        Some(Reply::Array(results)) => {
+            let outcome = written_outcome(batch, written, results)?;
+            if is_writer { Ok(outcome) } else { Err(Failure::Fenced) }
+        }
+        Some(Reply::Nil) => Err(Failure::Fenced),
+        // Redis may also refuse the whole transaction at EXEC (OOM, READONLY after a failover).
+        Some(Reply::Error(cause)) if !cause.starts_with("ERR EXEC without MULTI") => {
+            if is_writer {
+                Ok(Outcome::Refused { batch, cause })
+            } else {
+                Err(Failure::Fenced)
+            }
+        }
+        other => Err(Failure::TornTransaction(format!("Redis answered EXEC with {other:?}"))),
+    }
+}
+
+/// What became of a batch whose commands Redis ran, by the reply to each.
+fn written_outcome(batch: Batch, written: &Written, results: Vec<Reply>) -> Result<Outcome, Failure> {
+    let (mut missing, mut failed, mut live_failed) = (Vec::new(), Vec::new(), None);
+    let (mut recreated, mut wrong_type) = (Vec::new(), Vec::new());
+    for (index, result) in results.into_iter().enumerate() {
+        match (batch.purpose(index), result) {
+            (Some(Purpose::Entry(target)), Reply::Nil) if !missing.contains(target) => missing.push(target.clone()),
+            (Some(Purpose::Entry(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
+            // Redis refuses a creation as too old when the stream exists and holds later entries: that is as good.
+            (Some(Purpose::Create(target)), Reply::Error(text)) if error_code(&text) == "WRONGTYPE" => {
+                failed.push((target.clone(), text));
+            }
+            (Some(Purpose::Recreate(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
+            (Some(Purpose::Recreate(target)), _) => recreated.push(target.clone()),
+            (Some(Purpose::Tenant(key)), Reply::Error(text)) => wrong_type.push((key.clone(), text)),
+            (None, Reply::Error(text)) if written.live_index == Some(index) => live_failed = Some(text),
+            (None | Some(Purpose::Other), Reply::Error(text)) => {
+                return Err(Failure::TornTransaction(format!(
+                    "command {index} of a transaction failed: {text}"
+                )));
+            }
+            _ => {}
+        }
+    }
+    Ok(Outcome::Written {
+        batch,
+        missing,
+        failed,
+        recreated,
+        wrong_type,
+        live_failed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::keys::Keys;
+    use crate::core::position::StreamId;
+
+    fn ok() -> Reply {
+        Reply::Status("OK".into())
+    }
+
+    fn error(text: &str) -> Reply {
+        Reply::Error(text.into())
+    }
+
+    fn writer() -> Reply {
+        Reply::Bulk("me".into())
+    }
+
+    /// A transaction of this many commands, with its `EXEC`.
+    fn sent(commands: usize) -> Replies {
+        let mut replies = Replies::default();
+        replies.expect_multi();
+        replies.expect_queued(commands);
+        replies.expect_exec();
+        replies
+    }
+
+    /// Reads all of these; only the last may end the exchange.
+    fn receive_all(replies: &mut Replies, all: Vec<Reply>) -> Result<Option<Exchange>, Failure> {
+        let last = all.len() - 1;
+        for (index, reply) in all.into_iter().enumerate() {
+            let ended = replies.receive(reply)?;
+            if index == last {
+                return Ok(ended);
+            }
+            assert_eq!(ended, None, "reply {index}");
+        }
+        Ok(None)
+    }
+
+    /// A batch with one entry and one command that must succeed.
+    fn batch() -> (Batch, Target) {
+        let changes = Target::Changes("acme".into());
+        let mut batch = Batch::new(Keys::new("posduif"));
+        batch.create_stream(changes.clone(), StreamId { ms: 1, seq: 1 }, 0);
+        batch.other(&[b"PING"]);
+        (batch, changes)
+    }
+
+    fn written(live_index: Option<usize>) -> Written {
+        Written {
+            commands: 3,
+            live: StreamId::ZERO,
+            live_index,
+        }
+    }
+
+    fn executed(result: Reply, refusal: Option<(usize, String)>) -> Exchange {
+        Exchange {
+            refusal,
+            result: Some(result),
+            writer: writer(),
+        }
+    }
+
+    #[test]
+    fn exchange_ends_with_the_writer() {
+        let mut replies = sent(2);
+        let results = Reply::Array(vec![Reply::Integer(1), Reply::Nil]);
+        let all = vec![ok(), Reply::Queued, Reply::Queued, results.clone(), ok()];
+        assert_eq!(receive_all(&mut replies, all).unwrap(), None);
+        assert!(replies.has_exchange());
+        let ended = replies.receive(writer()).unwrap().unwrap();
+        assert_eq!(ended, executed(results, None));
+        assert!(!replies.has_exchange() && replies.expected.is_empty());
+    }
+
+    #[test]
+    fn transaction_without_commands_is_read() {
+        let mut replies = sent(0);
+        let all = vec![ok(), Reply::Array(Vec::new()), ok(), writer()];
+        assert!(receive_all(&mut replies, all).unwrap().is_some());
+    }
+
+    #[test]
+    fn first_refused_command_is_kept() {
+        let mut replies = sent(3);
+        let all = vec![
+            ok(),
+            Reply::Queued,
+            error("OOM a"),
+            error("OOM b"),
+            error("EXECABORT x"),
+            ok(),
+            writer(),
+        ];
+        let ended = receive_all(&mut replies, all).unwrap().unwrap();
+        assert_eq!(ended.refusal, Some((1, "OOM a".into())));
+    }
+
+    #[test]
+    fn prefix_continues_in_the_next_exchange() {
+        let mut replies = sent(1);
+        replies.expect_multi();
+        replies.expect_queued(2);
+        let all = vec![ok(), error("OOM"), error("EXECABORT x"), ok(), writer()];
+        let first = receive_all(&mut replies, all).unwrap().unwrap();
+        assert!(first.refusal.is_some());
+        assert!(!replies.has_exchange(), "a prefix alone is no exchange");
+        replies.expect_queued(1);
+        replies.expect_exec();
+        let results = Reply::Array(Vec::new());
+        let all = vec![
+            ok(),
+            Reply::Queued,
+            Reply::Queued,
+            Reply::Queued,
+            results.clone(),
+            ok(),
+            writer(),
+        ];
+        let second = receive_all(&mut replies, all).unwrap().unwrap();
+        assert_eq!(second, executed(results, None), "the first refusal is not carried over");
+    }
+
+    #[test]
+    fn discarded_prefix_has_no_result() {
+        let mut replies = Replies::default();
+        replies.expect_multi();
+        replies.expect_queued(2);
+        replies.expect_discard();
+        let all = vec![ok(), Reply::Queued, error("OOM"), ok(), ok(), writer()];
+        let ended = receive_all(&mut replies, all).unwrap().unwrap();
+        assert_eq!(ended.result, None);
+        assert!(!replies.has_exchange());
+    }
+
+    #[test]
+    fn unexpected_replies_tear_the_transaction() {
+        for all in [vec![error("ERR no")], vec![ok(), Reply::Integer(1)], vec![ok(), ok()]] {
+            let failure = receive_all(&mut sent(1), all).unwrap_err();
+            assert!(matches!(failure, Failure::TornTransaction(_)), "{failure:?}");
+        }
+        let mut replies = Replies::default();
+        replies.expect_multi();
+        replies.expect_discard();
+        let failure = receive_all(&mut replies, vec![ok(), error("ERR DISCARD without MULTI")]).unwrap_err();
+        assert!(matches!(failure, Failure::TornTransaction(_)));
+        let all = vec![ok(), Reply::Queued, Reply::Array(Vec::new()), error("ERR WATCH")];
+        assert!(matches!(receive_all(&mut sent(1), all).unwrap_err(), Failure::Io(_)));
+    }
+
+    #[test]
+    fn bytes_are_counted_for_the_exchange_in_front_only() {
+        let mut replies = sent(3);
+        replies.expect_multi();
+        replies.expect_queued(1000);
+        assert_eq!(replies.bytes_min(), 3 * QUEUED_BYTES);
+        receive_all(&mut replies, vec![ok(), Reply::Queued]).unwrap();
+        assert_eq!(replies.bytes_min(), 2 * QUEUED_BYTES);
+        receive_all(&mut replies, vec![Reply::Queued, Reply::Queued]).unwrap();
+        assert_eq!(replies.bytes_min(), 0, "EXEC is awaited");
+        replies.receive(Reply::Array(Vec::new())).unwrap();
+        assert_eq!(replies.bytes_min(), 0);
+    }
+
+    #[test]
+    fn error_code_is_the_first_word_or_that_of_the_abort() {
+        assert_eq!(error_code("NOPERM no permissions"), "NOPERM");
+        assert_eq!(error_code("OOM"), "OOM");
+        let aborted =
+            "EXECABORT Transaction discarded because of: READONLY You can't write against a read only replica.";
+        assert_eq!(error_code(aborted), "READONLY");
+        assert_eq!(
+            error_code("EXECABORT Transaction discarded because of previous errors."),
+            "EXECABORT"
+        );
+    }
+
+    #[test]
+    fn refused_command_refuses_the_batch_and_noperm_removes_the_command() {
+        let abort = || error("EXECABORT Transaction discarded because of previous errors.");
+        let outcome = |refusal: (usize, &str), result, is_writer| {
+            let (index, text) = refusal;
+            let exchange = executed(result, Some((index, text.to_owned())));
+            conclude(batch().0, &written(None), exchange, is_writer)
+        };
+        assert!(matches!(
+            outcome((0, "OOM x"), abort(), true),
+            Ok(Outcome::Refused { .. })
+        ));
+        assert!(matches!(outcome((0, "OOM x"), abort(), false), Err(Failure::Fenced)));
+        let denied = outcome((0, "NOPERM x"), abort(), true).unwrap();
+        let Outcome::Denied {
+            batch: rest, purpose, ..
+        } = denied
+        else {
+            panic!("{denied:?}");
+        };
+        assert_eq!((rest.command_count(), purpose), (1, Some(Purpose::Create(batch().1))));
+        // A command behind the batch's own cannot be left out.
+        assert!(matches!(
+            outcome((7, "NOPERM x"), abort(), true),
+            Ok(Outcome::Refused { .. })
+        ));
+        let executed = Reply::Array(Vec::new());
+        assert!(matches!(
+            outcome((0, "OOM x"), executed, true),
+            Err(Failure::TornTransaction(_))
+        ));
+    }
+
+    #[test]
+    fn exec_is_fenced_refused_or_torn() {
+        let outcome = |result, is_writer| conclude(batch().0, &written(None), executed(result, None), is_writer);
+        assert!(matches!(outcome(Reply::Nil, true), Err(Failure::Fenced)));
+        assert!(matches!(outcome(error("OOM x"), true), Ok(Outcome::Refused { .. })));
+        assert!(matches!(outcome(error("OOM x"), false), Err(Failure::Fenced)));
+        for result in [error("ERR EXEC without MULTI"), Reply::Integer(1)] {
+            assert!(matches!(outcome(result, true), Err(Failure::TornTransaction(_))));
+        }
+        let all_done = || Reply::Array(vec![Reply::Bulk("1-1".into()), ok(), Reply::Integer(0)]);
+        assert!(matches!(outcome(all_done(), false), Err(Failure::Fenced)));
+        assert!(matches!(outcome(all_done(), true), Ok(Outcome::Written { .. })));
+    }
+
+    #[test]
+    fn failed_commands_are_reported_by_their_purpose() {
+        let outcome = |results: Vec<Reply>| {
+            let exchange = executed(Reply::Array(results), None);
+            conclude(batch().0, &written(Some(2)), exchange, true)
+        };
+        let (_, changes) = batch();
+        let too_old = error("ERR The ID specified in XADD is equal or smaller");
+        let Ok(Outcome::Written {
+            failed, live_failed, ..
+        }) = outcome(vec![too_old, ok(), error("ERR live")])
+        else {
+            panic!("not written");
+        };
+        assert_eq!((failed, live_failed), (Vec::new(), Some("ERR live".into())));
+        let Ok(Outcome::Written { failed, .. }) = outcome(vec![error("WRONGTYPE x"), ok(), ok()]) else {
+            panic!("not written");
+        };
+        assert_eq!(failed, [(changes, "WRONGTYPE x".into())]);
+        for results in [vec![ok(), error("ERR x"), ok()], vec![ok(), ok(), ok(), error("ERR x")]] {
+            assert!(matches!(outcome(results), Err(Failure::TornTransaction(_))));
+        }
+    }
+}
