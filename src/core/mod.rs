@@ -1,5 +1,6 @@
-//! Values without IO that all parts use: positions, tenants, times, pages, RESP.
+//! Values without IO that all parts use: positions, tenants, times, pages, RESP, backoff.
 
+pub mod backoff;
 pub mod page;
 pub mod position;
 pub mod resp;
