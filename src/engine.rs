@@ -1,4 +1,4 @@
-//! Starts the parts of the engine and stops them in order.
+//! Starts the parts of the engine and stops them in order. Listeners between parts are registered here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,12 +22,12 @@ use crate::postgres::{Database, migrations, publication};
 use crate::push::Waker;
 use crate::push::webhook::Webhook;
 use crate::redis::store::Store;
-use crate::replication::replicator::{self, Report, Shown};
-use crate::replication::trim;
+use crate::replication::report::{ReplicationStatus, Report};
+use crate::replication::{replicator, trim};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
 
-/// Trims that may wait for the publisher.
+/// Trims that may wait in the queue to the publisher.
 const TRIMS_MAX: usize = 256;
 
 /// Which parts of the engine a process runs.
@@ -37,7 +37,7 @@ pub enum Role {
     All,
     /// HTTP only.
     Api,
-    /// From the write-ahead log to Redis only; HTTP tells how it is.
+    /// Replicator only; HTTP serves health, readiness and metrics.
     Replicator,
 }
 
@@ -51,11 +51,10 @@ impl Role {
     }
 }
 
-/// Checks what the settings name, as far as that needs no other process: URLs, files, and the secret of those roles that
-/// need it.
+/// Checks the parts of the settings that need no other process: URLs, files, and the secret where the role requires it.
 ///
 /// # Errors
-/// Names the key, and why an engine of this role would not start with it.
+/// Names the key, and why an engine of this role cannot start with it.
 pub fn check(config: &Config, role: Role) -> Result<()> {
     if role.serves_api() {
         config.check_secrets()?;
@@ -76,15 +75,12 @@ pub struct Engine {
     parts: JoinSet<Result<()>>,
     stop_serving: CancellationToken,
     stop_replicating: CancellationToken,
-    /// Lets the replication's thread end. It may hold pooled connections that others use, so it does so last.
+    /// Ends the replication's thread, after all other parts: it may hold pooled connections that they use.
     release: DropGuard,
 }
 
 impl Engine {
     /// Migrates, then starts the parts that the role names. Returns when the HTTP socket listens.
-    ///
-    /// # Errors
-    /// When the settings, Postgres or Redis forbid a start.
     pub async fn start(config: Config, role: Role) -> Result<Self> {
         check(&config, role)?;
         let config = Arc::new(config);
@@ -95,7 +91,7 @@ impl Engine {
         publication::ensure(&database, &config.replication.publication).await?;
 
         let store = Store::new(&config.redis).context("key `redis.url`")?;
-        // Before anything runs, so that a port that is taken ends nothing half done.
+        // Before anything runs, so that an occupied port leaves no work half done.
         let listener = server::listen(&config.server).await?;
         let metrics = Arc::new(Metrics::new(role.replicates()));
         let mut engine = Self {
@@ -108,16 +104,16 @@ impl Engine {
         let replication = role
             .replicates()
             .then(|| engine.replicate(&config, &database, &store, metrics.clone()));
-        // With port 0 only now is known what URLs must name.
+        // With port 0, only the listener knows the port for URLs.
         let mut config = Config::clone(&config);
         config.server.port = engine.address.port();
         let config = Arc::new(config);
         let hub = Hub::new(config.sse.queue_events_max);
-        if let Some(shown) = &replication {
+        if let Some(status) = &replication {
             let (config, database, store) = (config.clone(), database.clone(), store.clone());
-            engine.wake(Waker::new(config, database, store, &hub, metrics.clone())?, shown);
+            engine.start_push(Waker::new(config, database, store, &hub, metrics.clone())?, status);
         }
-        let vitals = Diagnostics {
+        let diagnostics = Diagnostics {
             hub,
             config,
             database,
@@ -125,12 +121,18 @@ impl Engine {
             replication,
             metrics,
         };
-        engine.serve(listener, vitals, role.serves_api())?;
+        engine.serve(listener, diagnostics, role.serves_api())?;
         Ok(engine)
     }
 
-    fn replicate(&mut self, config: &Arc<Config>, database: &Database, store: &Store, metrics: Arc<Metrics>) -> Shown {
-        let (report, shown) = Report::new(metrics);
+    fn replicate(
+        &mut self,
+        config: &Arc<Config>,
+        database: &Database,
+        store: &Store,
+        metrics: Arc<Metrics>,
+    ) -> ReplicationStatus {
+        let (report, status) = Report::new(metrics);
         let (trims, due) = mpsc::channel(TRIMS_MAX);
         let stop = self.stop_replicating.clone();
         let replicating = {
@@ -144,66 +146,66 @@ impl Engine {
             trimming.await;
             Ok(())
         });
-        shown
+        status
     }
 
-    fn wake(&mut self, waker: Waker, shown: &Shown) {
-        let waking = waker.run(shown.state.clone(), self.stop_replicating.clone());
+    fn start_push(&mut self, waker: Waker, status: &ReplicationStatus) {
+        let waking = waker.run(status.streaming.clone(), self.stop_replicating.clone());
         self.parts.spawn(async move {
             waking.await;
             Ok(())
         });
     }
 
-    fn serve(&mut self, listener: TcpListener, vitals: Diagnostics, with_api: bool) -> Result<()> {
-        let vitals = Arc::new(vitals);
+    fn serve(&mut self, listener: TcpListener, diagnostics: Diagnostics, with_api: bool) -> Result<()> {
+        let diagnostics = Arc::new(diagnostics);
         let stop = self.stop_serving.clone();
-        // Freshness is what this sees, so that it runs in every role.
-        let redis = vitals.config.redis.clone();
-        let tail = tail::run(redis, vitals.store.clone(), vitals.hub.clone(), stop.clone());
+        // Freshness depends on the tail, so it runs in every role.
+        let redis = diagnostics.config.redis.clone();
+        let tail = tail::run(redis, diagnostics.store.clone(), diagnostics.hub.clone(), stop.clone());
         self.parts.spawn(async move {
             tail.await;
             Ok(())
         });
-        let app = with_api.then(|| self.start_api(&vitals)).transpose()?;
-        let server = Server::new(listener, vitals, app)?;
+        let app = with_api.then(|| self.start_api(&diagnostics)).transpose()?;
+        let server = Server::new(listener, diagnostics, app)?;
         self.parts
             .spawn(async move { server.run(stop).await.context("the HTTP server failed") });
         Ok(())
     }
 
-    fn start_api(&mut self, vitals: &Diagnostics) -> Result<Arc<App>> {
+    fn start_api(&mut self, diagnostics: &Diagnostics) -> Result<Arc<App>> {
         let stop = self.stop_serving.clone();
         let app = Arc::new(App::new(
-            vitals.config.clone(),
+            diagnostics.config.clone(),
             Parts {
-                database: vitals.database.clone(),
-                store: vitals.store.clone(),
-                hub: vitals.hub.clone(),
-                metrics: vitals.metrics.clone(),
+                database: diagnostics.database.clone(),
+                store: diagnostics.store.clone(),
+                hub: diagnostics.hub.clone(),
+                metrics: diagnostics.metrics.clone(),
                 stop: stop.clone(),
             },
         )?);
-        let interval = Duration::from_secs(vitals.config.sync.metadata_interval_seconds);
+        let interval = Duration::from_secs(diagnostics.config.sync.metadata_interval_seconds);
         let metadata = app
             .metadata
             .clone()
-            .run(vitals.database.clone(), interval, stop.clone());
+            .run(diagnostics.database.clone(), interval, stop.clone());
         let forgetting = app.devices.clone().follow(app.hub.device_changes(), stop.clone());
         let changes = app.hub.device_changes();
-        let (database, devices) = (vitals.database.clone(), app.devices.clone());
+        let (database, devices) = (diagnostics.database.clone(), app.devices.clone());
         let ending = app
             .sessions
             .clone()
             .follow_users(database, devices, changes, stop.clone());
         let hearing = app.sessions.clone().follow_ends(stop.clone());
-        let heartbeat = Duration::from_secs(vitals.config.sse.heartbeat_seconds);
+        let heartbeat = Duration::from_secs(diagnostics.config.sse.heartbeat_seconds);
         let looking = app.sessions.clone().recheck(heartbeat, stop.clone());
         let beating = app.hub.clone().beat(heartbeat, stop.clone());
         let presence = app
             .presence
             .clone()
-            .run(app.config.clone(), vitals.database.clone(), stop);
+            .run(app.config.clone(), diagnostics.database.clone(), stop);
         self.parts.spawn(async move {
             tokio::join!(metadata, forgetting, ending, hearing, looking, beating, presence);
             Ok(())
@@ -216,20 +218,20 @@ impl Engine {
         self.address
     }
 
-    /// Waits until a part has failed for good, which is never while all is well.
+    /// Waits until a part has failed permanently; pending as long as none has.
     ///
     /// # Errors
-    /// The failure that ended the engine.
+    /// The failure.
     pub async fn failed(&mut self) -> Result<()> {
         match self.parts.join_next().await {
-            Some(Ok(Ok(()))) => Err(anyhow!("a part of the engine ended by itself")),
+            Some(Ok(Ok(()))) => Err(anyhow!("a part of the engine ended unexpectedly")),
             Some(Ok(Err(error))) => Err(error),
-            Some(Err(error)) => Err(anyhow!(error).context("a part of the engine died")),
+            Some(Err(error)) => Err(anyhow!(error).context("a part of the engine panicked")),
             None => std::future::pending().await,
         }
     }
 
-    /// Drains: no new requests, those under way finish, the last batch is published, then all connections close.
+    /// Drains: accepts no new requests, finishes those in progress, publishes the last batch, then closes all connections.
     pub async fn stop(mut self) {
         self.stop_serving.cancel();
         self.stop_replicating.cancel();
@@ -237,15 +239,15 @@ impl Engine {
             if let Ok(Err(error)) = result {
                 tracing::error!(
                     cause = format!("{error:#}"),
-                    "a part of the engine failed while it stopped"
+                    "a part of the engine failed during the stop"
                 );
             }
         }
     }
 }
 
-/// Runs work on a thread of its own: it wakes for every read and every answer, and being handed from thread to thread
-/// costs more than the work itself. The thread stays until `release`, or until the future is dropped.
+/// Runs work on a dedicated thread: it wakes for every read and every reply, and moving between threads costs more than the
+/// work itself. The thread runs until `release`, or until the future is dropped.
 async fn on_own_thread(
     work: impl Future<Output = Result<()>> + Send + 'static,
     release: CancellationToken,
@@ -260,13 +262,13 @@ async fn on_own_thread(
             runtime.block_on(async move {
                 tokio::select! {
                     result = work => {
-                        let _nobody_waits = done.send(result);
+                        let _ = done.send(result);
                         release.cancelled().await;
                     }
                     () = abandoned.cancelled() => {}
                 }
             });
         })
-        .context("cannot start the replication's thread")?;
-    result.await.context("the replication's thread died")?
+        .context("cannot start the replication thread")?;
+    result.await.context("the replication thread panicked")?
 }

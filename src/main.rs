@@ -1,4 +1,4 @@
-//! The command line's entry: parse, run, exit code. All else is in the library.
+//! Entry point: parses the command line and runs it. Everything else is in the library.
 
 use std::process::ExitCode;
 

@@ -228,7 +228,9 @@ async fn a_slot_that_is_about_to_be_lost_is_warned_about_once() {
     world.published().await;
     let lines = || {
         let log = std::fs::read_to_string(&log).unwrap();
-        let lines = log.lines().filter(|line| line.contains("the slot is about to be lost"));
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("replication slot is about to be lost"));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(lines(), [""; 0]);

@@ -13,8 +13,7 @@ use crate::http::response::{self, Response};
 use crate::live::hub::Hub;
 use crate::postgres::Database;
 use crate::redis::store::Store;
-use crate::replication::replicator::Shown;
-use crate::replication::session::State;
+use crate::replication::report::{ReplicationStatus, ReplicatorState};
 use crate::telemetry::metrics::Metrics;
 
 /// How long a server may take for a sign of life.
@@ -32,7 +31,7 @@ pub struct Diagnostics {
     /// What the live tail has seen, and who is connected here.
     pub hub: Hub,
     /// What this process's replicator does; `None` without one.
-    pub replication: Option<Shown>,
+    pub replication: Option<ReplicationStatus>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -97,7 +96,7 @@ pub async fn ready(vitals: Arc<Diagnostics>, _request: Request) -> Result<Respon
     if let Some(shown) = &vitals.replication {
         let state = shown.state.borrow().clone();
         let (problem, mut detail) = match state {
-            State::Streaming {
+            ReplicatorState::Streaming {
                 epoch,
                 progress,
                 refused,
@@ -114,9 +113,9 @@ pub async fn ready(vitals: Arc<Diagnostics>, _request: Request) -> Result<Respon
                 }),
             ),
             // Another engine publishes; freshness tells whether it does.
-            State::Waiting => (None, json!({"state": "waiting for the slot"})),
-            State::Starting => (Some("starting".to_owned()), json!({"state": "starting"})),
-            State::Failed(cause) => (Some(cause), json!({"state": "interrupted"})),
+            ReplicatorState::Waiting => (None, json!({"state": "waiting for the slot"})),
+            ReplicatorState::Starting => (Some("starting".to_owned()), json!({"state": "starting"})),
+            ReplicatorState::Failed(cause) => (Some(cause), json!({"state": "interrupted"})),
         };
         if let Some(sample) = &*shown.sample.borrow() {
             detail["wal_position"] = sample.wal_position.to_string().into();

@@ -13,9 +13,8 @@ use crate::api::health::Diagnostics;
 use crate::http::error::Error;
 use crate::http::request::Request;
 use crate::http::response::{self, Response};
-use crate::replication::replicator::{Lag, Shown};
-use crate::replication::session::State;
-use crate::replication::slot::Sample;
+use crate::replication::report::{Lag, ReplicationStatus, ReplicatorState};
+use crate::replication::slot::SlotSample;
 use crate::telemetry;
 use crate::telemetry::metrics::{Label, RequestLabels, registry};
 
@@ -124,7 +123,7 @@ fn gauges(vitals: &Diagnostics) -> Registry {
     now
 }
 
-fn replication_gauges(now: &mut Registry, shown: &Shown) {
+fn replication_gauges(now: &mut Registry, shown: &ReplicationStatus) {
     let state = shown.state.borrow().clone();
     let is = |wanted: bool| f64::from(u8::from(wanted));
     now.register(
@@ -133,14 +132,14 @@ fn replication_gauges(now: &mut Registry, shown: &Shown) {
         labelled(
             "state",
             [
-                ("starting", is(matches!(state, State::Starting))),
-                ("waiting", is(matches!(state, State::Waiting))),
-                ("streaming", is(matches!(state, State::Streaming { .. }))),
-                ("failed", is(matches!(state, State::Failed(_)))),
+                ("starting", is(matches!(state, ReplicatorState::Starting))),
+                ("waiting", is(matches!(state, ReplicatorState::Waiting))),
+                ("streaming", is(matches!(state, ReplicatorState::Streaming { .. }))),
+                ("failed", is(matches!(state, ReplicatorState::Failed(_)))),
             ],
         ),
     );
-    if let State::Streaming {
+    if let ReplicatorState::Streaming {
         number,
         stopped_streams,
         ..
@@ -179,7 +178,7 @@ fn replication_gauges(now: &mut Registry, shown: &Shown) {
     }
 }
 
-fn slot_gauges(now: &mut Registry, sample: &Sample) {
+fn slot_gauges(now: &mut Registry, sample: &SlotSample) {
     now.register(
         "slot_sample_age_seconds",
         "Time since a heartbeat looked at the slot last",

@@ -1,4 +1,4 @@
-//! Asks Redis about its append-only file, on a connection that may wait while the publisher's goes on.
+//! Queries Redis about its append-only file, on a connection of its own, so that `WAITAOF` does not block the publisher.
 
 use std::time::Duration;
 
@@ -7,38 +7,36 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisError};
 use tokio::sync::{mpsc, watch};
 
-use super::durability::{AofState, Sight, knows_waitaof};
+use super::durability::{AofState, Observation, has_waitaof};
 use crate::config;
 use crate::contract::keys::Keys;
 use crate::net;
 
-/// Pause between two questions.
+/// Pause between two queries.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long one `WAITAOF` may take at most, and which part of Redis' patience: a sync comes about once a second.
+/// The longest `WAITAOF`, and the part (1/n) of the response timeout that it may take: a sync comes about once a second.
 const WAIT: (Duration, u32) = (Duration::from_secs(2), 2);
 
-/// What Redis told, and what had been written before it was asked.
+/// An observation, and what had been written before the query.
 #[derive(Debug, Clone)]
 pub struct Reading {
-    /// What it told.
-    pub sight: Sight,
-    /// Identity of the Redis process that told it.
+    pub observation: Observation,
+    /// Identity of the Redis process.
     pub run_id: String,
-    /// What an `EXEC` had written before.
     pub written: Written,
 }
 
 /// What `EXEC`s have written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
-    /// All up to here.
+    /// Everything up to here is published.
     pub published: PgLsn,
-    /// What the checkpoint says that Postgres may have been told.
+    /// `acknowledged` in the checkpoint.
     pub acknowledged: PgLsn,
 }
 
-/// Asks again and again, until nobody wants to know any more.
+/// Queries in a loop until the receiver is dropped.
 pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, readings: mpsc::Sender<Reading>) {
     let Ok(client) = net::redis::client(&config) else {
         return;
@@ -62,25 +60,25 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
             let server: String = redis::cmd("INFO").arg("server").query_async(held).await?;
             let run_id = server.lines().find_map(|line| line.trim().strip_prefix("run_id:"));
             let run_id = run_id.unwrap_or_default().to_owned();
-            if knows_waitaof(&server) {
+            if has_waitaof(&server) {
                 match wait_aof(held, &key, before.published, timeout).await {
-                    Ok(sight) => return Ok((run_id, sight)),
-                    // Redis is full, say, or its ACL forbids it: how the file stands tells the same, only later.
+                    Ok(observation) => return Ok((run_id, observation)),
+                    // Redis is full, for example, or its ACL forbids it: the state of the file shows the same, only later.
                     Err(error) if error.code().is_some() => {
                         if !std::mem::replace(&mut has_refused, true) {
-                            tracing::info!(%error, "Redis refuses WAITAOF; asking for the state of its file instead");
+                            tracing::info!(%error, "Redis refuses WAITAOF; using INFO persistence instead");
                         }
                     }
                     Err(error) => return Err(error),
                 }
             }
             let persistence: String = redis::cmd("INFO").arg("persistence").query_async(held).await?;
-            Ok::<_, RedisError>((run_id, Sight::State(AofState::parse(&persistence))))
+            Ok::<_, RedisError>((run_id, Observation::State(AofState::parse(&persistence))))
         };
         match tokio::time::timeout(timeout, reading).await {
-            Ok(Ok((run_id, sight))) => {
+            Ok(Ok((run_id, observation))) => {
                 let reading = Reading {
-                    sight,
+                    observation,
                     run_id,
                     written: before,
                 };
@@ -88,20 +86,20 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
                     return;
                 }
             }
-            // The publisher's own connection tells what is wrong.
+            // The publisher's own connection reports the error.
             _ => connection = None,
         }
     }
 }
 
-/// Waits until Redis' file holds all that was written before now.
+/// Waits until Redis' file holds everything written before now.
 async fn wait_aof(
     connection: &mut MultiplexedConnection,
     key: &str,
     published: PgLsn,
     timeout: Duration,
-) -> Result<Sight, RedisError> {
-    // Redis waits for the last write of the connection that asks. So there must be one, behind the publisher's.
+) -> Result<Observation, RedisError> {
+    // Redis waits for the last write of the calling connection, so one must follow the publisher's.
     let mark = published.to_string();
     let _: i64 = redis::cmd("HSET")
         .arg(&[key, "published", &mark])
@@ -110,7 +108,7 @@ async fn wait_aof(
     let (longest, part) = WAIT;
     let wait = (timeout / part).min(longest).as_millis() as u64;
     let (synced, _replicas): (i64, i64) = redis::cmd("WAITAOF").arg(&[1, 0, wait]).query_async(connection).await?;
-    Ok(Sight::of_waitaof(synced))
+    Ok(Observation::of_waitaof(synced))
 }
 
 #[cfg(test)]
@@ -121,14 +119,14 @@ mod tests {
     use super::*;
     use crate::config::Secret;
 
-    /// What a stand-in for servers that we do not have was asked, and what it answers.
+    /// The replies of a mock server of another version.
     struct Script {
         version: &'static str,
         waitaof: &'static [&'static str],
     }
 
-    /// Asks a stand-in until it has told so often; gives what it told and what it was asked, greetings left out.
-    async fn ask(script: Script, times: usize) -> (Vec<Reading>, Vec<String>) {
+    /// Watches a mock server for a number of readings; gives these and the commands that it received, without the handshake.
+    async fn watch_mock(script: Script, times: usize) -> (Vec<Reading>, Vec<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let config = config::Redis {
             url: Secret::new(format!("redis://{}", listener.local_addr().expect("an address"))),
@@ -142,18 +140,18 @@ mod tests {
         let (sender, mut readings) = mpsc::channel(1);
         tokio::spawn(watch(config, view, sender));
         let serve = tokio::spawn(serve(listener, script));
-        let mut told = Vec::new();
-        while told.len() < times {
-            told.extend(readings.recv().await);
+        let mut received = Vec::new();
+        while received.len() < times {
+            received.extend(readings.recv().await);
         }
         drop(readings);
-        (told, serve.await.expect("no panic"))
+        (received, serve.await.expect("no panic"))
     }
 
     async fn serve(listener: TcpListener, script: Script) -> Vec<String> {
         let (stream, _) = listener.accept().await.expect("a connection");
         let mut stream = BufReader::new(stream);
-        let mut asked = Vec::new();
+        let mut commands = Vec::new();
         let mut waitaof = script.waitaof.iter();
         while let Some(command) = read_command(&mut stream).await {
             let bulk = |text: String| format!("${}\r\n{text}\r\n", text.len());
@@ -165,13 +163,13 @@ mod tests {
                 _ => "+OK\r\n".into(),
             };
             if answer != "+OK\r\n" {
-                asked.push(command);
+                commands.push(command);
             }
             if stream.write_all(answer.as_bytes()).await.is_err() {
                 break;
             }
         }
-        asked
+        commands
     }
 
     async fn read_command(stream: &mut BufReader<tokio::net::TcpStream>) -> Option<String> {
@@ -193,39 +191,42 @@ mod tests {
     const ROUND: [&str; 3] = ["INFO server", "HSET posduif:aof published 0/30", "WAITAOF 1 0 2000"];
 
     #[tokio::test]
-    async fn a_mark_is_written_and_waited_for_where_waitaof_is_known() {
+    async fn waitaof_follows_a_write_of_the_same_connection() {
         let script = Script {
             version: "7.2.4",
             waitaof: &["*2\r\n:0\r\n:0\r\n", "*2\r\n:1\r\n:0\r\n"],
         };
-        let (told, asked) = ask(script, 2).await;
-        let sights: Vec<Sight> = told.iter().map(|reading| reading.sight).collect();
-        assert_eq!(sights, [Sight::NotYet, Sight::Synced]);
-        assert_eq!(told[1].run_id, "abc");
-        assert_eq!(told[1].written.published, 48.into());
-        assert_eq!(asked, [ROUND, ROUND].concat());
+        let (readings, commands) = watch_mock(script, 2).await;
+        let observations: Vec<Observation> = readings.iter().map(|reading| reading.observation).collect();
+        assert_eq!(observations, [Observation::NotYet, Observation::Synced]);
+        assert_eq!(readings[1].run_id, "abc");
+        assert_eq!(readings[1].written.published, 48.into());
+        assert_eq!(commands, [ROUND, ROUND].concat());
     }
 
     #[tokio::test]
-    async fn a_refused_waitaof_falls_back_to_the_state_of_the_file_and_is_tried_again() {
+    async fn refused_waitaof_falls_back_to_info_and_is_retried() {
         let script = Script {
             version: "8.0.1",
             waitaof: &["-NOPERM this user has no permissions\r\n", "*2\r\n:1\r\n:3\r\n"],
         };
-        let (told, asked) = ask(script, 2).await;
-        assert!(matches!(told[0].sight, Sight::State(AofState { enabled: true, .. })));
-        assert_eq!(told[1].sight, Sight::Synced);
-        assert_eq!(asked, [&ROUND[..], &["INFO persistence"], &ROUND[..]].concat());
+        let (readings, commands) = watch_mock(script, 2).await;
+        assert!(matches!(
+            readings[0].observation,
+            Observation::State(AofState { enabled: true, .. })
+        ));
+        assert_eq!(readings[1].observation, Observation::Synced);
+        assert_eq!(commands, [&ROUND[..], &["INFO persistence"], &ROUND[..]].concat());
     }
 
     #[tokio::test]
-    async fn an_older_server_is_only_asked_for_the_state_of_its_file() {
+    async fn older_server_is_queried_by_info_only() {
         let script = Script {
             version: "7.0.15",
             waitaof: &[],
         };
-        let (told, asked) = ask(script, 1).await;
-        assert!(matches!(told[0].sight, Sight::State(_)));
-        assert_eq!(asked, ["INFO server", "INFO persistence"]);
+        let (readings, commands) = watch_mock(script, 1).await;
+        assert!(matches!(readings[0].observation, Observation::State(_)));
+        assert_eq!(commands, ["INFO server", "INFO persistence"]);
     }
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::batch::{Batch, Tail, Written};
 use super::durability::Persistence;
-use super::outcome::{self, Exchange, Failure, Outcome, Replies};
+use super::outcome::{self, Exchange, Outcome, PublishError, Replies};
 use crate::config;
 use crate::contract::checkpoint::{Checkpoint, Epoch};
 use crate::contract::keys::Keys;
@@ -240,7 +240,7 @@ impl Connection {
         self.expect_ok(&[b"WATCH", key.as_bytes()]).await?;
         let writer = self.request(&[b"HGET", key.as_bytes(), b"writer"]).await?;
         if !self.is_own(&writer) {
-            return Err(Failure::Fenced.into());
+            return Err(PublishError::Fenced.into());
         }
         Ok(())
     }
@@ -273,7 +273,7 @@ impl Connection {
     }
 
     /// One command, one reply, outside any transaction.
-    async fn request(&mut self, arguments: &[&[u8]]) -> Result<Reply, Failure> {
+    async fn request(&mut self, arguments: &[&[u8]]) -> Result<Reply, PublishError> {
         self.set_receive_low_water(1);
         resp::command(&mut self.outbound.before, arguments);
         let timeout = self.timeout;
@@ -288,7 +288,7 @@ impl Connection {
         };
         tokio::time::timeout(timeout, exchange)
             .await
-            .unwrap_or_else(|_| Err(Failure::Io(timed_out(timeout))))
+            .unwrap_or_else(|_| Err(PublishError::Io(timed_out(timeout))))
     }
 
     async fn expect_ok(&mut self, arguments: &[&[u8]]) -> Result<()> {
@@ -389,10 +389,10 @@ impl Connection {
     /// Fails when no byte of the exchange under way has moved within the response timeout.
     ///
     /// # Errors
-    /// [`Failure::Io`] with the time that has passed.
-    pub fn check_timeout(&self, now: Instant) -> Result<(), Failure> {
+    /// [`PublishError::Io`] with the time that has passed.
+    pub fn check_timeout(&self, now: Instant) -> Result<(), PublishError> {
         if !self.is_idle() && now.duration_since(self.moved_at) > self.timeout {
-            return Err(Failure::Io(timed_out(self.timeout)));
+            return Err(PublishError::Io(timed_out(self.timeout)));
         }
         Ok(())
     }
@@ -401,7 +401,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection is lost.
-    pub async fn progress(&mut self) -> Result<(), Failure> {
+    pub async fn progress(&mut self) -> Result<(), PublishError> {
         self.set_receive_low_water(self.receive_bytes_min());
         self.inbound.reserve(READ_BYTES_MIN);
         let commands = self
@@ -413,12 +413,12 @@ impl Connection {
         let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
         tokio::select! {
             written = writer.write_vectored(&parts), if has_outbound => match written? {
-                0 => return Err(Failure::Io(io::ErrorKind::WriteZero.into())),
+                0 => return Err(PublishError::Io(io::ErrorKind::WriteZero.into())),
                 written => self.outbound.advance(written, commands),
             },
             read = reader.read_buf(&mut self.inbound) => {
                 if read? == 0 {
-                    return Err(Failure::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by Redis")));
+                    return Err(PublishError::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by Redis")));
                 }
             }
         }
@@ -442,10 +442,10 @@ impl Connection {
         }
     }
 
-    async fn fill(&mut self) -> Result<(), Failure> {
+    async fn fill(&mut self) -> Result<(), PublishError> {
         self.inbound.reserve(READ_BYTES_MIN);
         match self.stream.read_buf(&mut self.inbound).await? {
-            0 => Err(Failure::Io(io::Error::new(
+            0 => Err(PublishError::Io(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "closed by Redis",
             ))),
@@ -457,9 +457,9 @@ impl Connection {
     /// arrived.
     ///
     /// # Errors
-    /// [`Failure::Fenced`] when this connection is no longer the writer, [`Failure::TornTransaction`] when the replies
+    /// [`PublishError::Fenced`] when this connection is no longer the writer, [`PublishError::TornTransaction`] when the replies
     /// contradict an atomic transaction.
-    pub fn outcome(&mut self) -> Result<Option<Outcome>, Failure> {
+    pub fn outcome(&mut self) -> Result<Option<Outcome>, PublishError> {
         if self.is_idle() {
             return Ok(None);
         }
@@ -472,10 +472,10 @@ impl Connection {
     }
 
     /// Ends an exchange: a batch that was run, or a prefix that was discarded.
-    fn conclude(&mut self, exchange: Exchange) -> Result<Option<Outcome>, Failure> {
+    fn conclude(&mut self, exchange: Exchange) -> Result<Option<Outcome>, PublishError> {
         let is_writer = self.is_own(&exchange.writer);
         let Some(InFlight { batch, written }) = self.in_flight.take() else {
-            return if is_writer { Ok(None) } else { Err(Failure::Fenced) };
+            return if is_writer { Ok(None) } else { Err(PublishError::Fenced) };
         };
         let outcome = outcome::conclude(batch, &written, exchange, is_writer)?;
         if matches!(outcome, Outcome::Written { .. }) {

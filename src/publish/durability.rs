@@ -1,26 +1,25 @@
-//! When Redis can no longer lose what it holds. The state machine is pure; the session asks Redis for it.
+//! When Redis can no longer lose what it holds. The state machine is pure; [`super::aof`] queries Redis.
 //!
 //! With `appendonly yes` and `appendfsync everysec` a reply only means "in memory". Redis writes its AOF buffer to the
 //! file before it goes back to sleep, and syncs the file about once a second on another thread. So a batch is on disk
 //! when `INFO persistence` showed `aof_buffer_length:0` after it and, at least two seconds later, showed
 //! `aof_pending_bio_fsync:0`. A plain wait is not enough, because a sync can take longer than any wait.
 //!
-//! A server that knows `WAITAOF` (Redis 7.2, Valkey) tells the same sooner, and without a rule of ours about its inner
-//! life: it waits until its file holds the last write of the connection that asks, and all writes before that one.
+//! A server with `WAITAOF` (Redis 7.2, Valkey) reports the same earlier and without assumptions about its internals: it waits
+//! until its file holds the last write of the calling connection, and all writes before that one.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use postgres_types::PgLsn;
 
-/// A sync that began before the buffer was empty may still be the one that is seen to end; the next begins within two
-/// seconds.
+/// The sync that ends may have begun before the buffer was empty; the next begins within two seconds.
 const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What protects Redis' memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Persistence {
-    /// Nothing: a Redis crash costs a reset of all devices.
+    /// Nothing: a crash of Redis resets all devices.
     Off,
     /// The AOF, synced about once a second.
     EverySecond,
@@ -28,27 +27,25 @@ pub enum Persistence {
     Always,
 }
 
-/// What `INFO persistence` says.
+/// The AOF's part of `INFO persistence`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AofState {
-    /// The AOF is on.
     pub enabled: bool,
-    /// Bytes not yet given to the file.
+    /// Bytes not yet written to the file.
     pub buffer_length: u64,
-    /// Syncs under way.
+    /// Syncs in progress.
     pub pending_fsync: u64,
-    /// The last write to the file worked.
+    /// The last write to the file succeeded.
     pub last_write_ok: bool,
 }
 
 impl AofState {
-    /// Reads the answer to `INFO persistence`.
     pub fn parse(info: &str) -> Self {
         let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.trim().split_once(':')).collect();
         let number = |name| fields.get(name).and_then(|text| text.parse().ok());
         Self {
             enabled: number("aof_enabled") == Some(1_u64),
-            // A server that does not tell is taken to be busy.
+            // A missing field counts as busy.
             buffer_length: number("aof_buffer_length").unwrap_or(u64::MAX),
             pending_fsync: number("aof_pending_bio_fsync").unwrap_or(u64::MAX),
             last_write_ok: fields.get("aof_last_write_status").is_none_or(|status| *status == "ok"),
@@ -56,19 +53,18 @@ impl AofState {
     }
 }
 
-/// What Redis told about its file.
+/// An observation of Redis' append-only file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sight {
-    /// How it stands.
+pub enum Observation {
     State(AofState),
-    /// It holds all that was written before the question.
+    /// The file holds all that was written before the query.
     Synced,
-    /// It did not within the time that was given.
+    /// It did not within the given time.
     NotYet,
 }
 
-impl Sight {
-    /// Reads the first number of the answer to `WAITAOF`: of the server's own file. Replicas are no concern of ours.
+impl Observation {
+    /// Reads the first number of the reply to `WAITAOF`, which concerns the server's own file; replicas do not count.
     pub fn of_waitaof(synced_locally: i64) -> Self {
         if synced_locally >= 1 {
             Self::Synced
@@ -78,8 +74,8 @@ impl Sight {
     }
 }
 
-/// Whether the server knows `WAITAOF`, by its answer to `INFO server`. Valkey calls itself Redis 7.2 there as well.
-pub fn knows_waitaof(info: &str) -> bool {
+/// Whether the server has `WAITAOF`, by its `INFO server`. Valkey also reports Redis 7.2 there.
+pub fn has_waitaof(info: &str) -> bool {
     let version = info.lines().find_map(|line| line.trim().strip_prefix("redis_version:"));
     let mut parts = version.unwrap_or_default().split('.').map(str::parse::<u32>);
     matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (7, 2))
@@ -89,7 +85,7 @@ pub fn knows_waitaof(info: &str) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Candidate {
     durable: Durable,
-    /// Since when the file has it.
+    /// When the file was first seen to hold it.
     written_at: Instant,
 }
 
@@ -97,21 +93,20 @@ struct Candidate {
 #[derive(Debug)]
 pub struct Durability {
     persistence: Persistence,
-    /// Oldest first; one a look, and each leaves after some seconds, so there are few.
+    /// Oldest first; each observation adds one, and each leaves after some seconds, so there are few.
     candidates: VecDeque<Candidate>,
 }
 
-/// What has become durable: a position, and the `acknowledged` that the checkpoint held with it.
+/// What has become durable: a position, and the checkpoint's `acknowledged` at that time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Durable {
-    /// All up to here is on disk.
+    /// Everything up to here is on disk.
     pub published: PgLsn,
-    /// The checkpoint on disk says that Postgres may have been told this.
+    /// The checkpoint on disk allows to acknowledge up to here.
     pub acknowledged: PgLsn,
 }
 
 impl Durability {
-    /// Starts with nothing on its way.
     pub fn new(persistence: Persistence) -> Self {
         Self {
             persistence,
@@ -119,12 +114,12 @@ impl Durability {
         }
     }
 
-    /// Whether Redis must be asked for its AOF's state to make progress.
-    pub fn wants_state(&self) -> bool {
+    /// Whether progress depends on readings of the AOF.
+    pub fn needs_readings(&self) -> bool {
         self.persistence == Persistence::EverySecond
     }
 
-    /// An `EXEC` succeeded. With no wait ahead the position is durable, as far as it ever will be, at once.
+    /// Records a successful `EXEC`. Without a sync to wait for, the position is at once as durable as it will be.
     pub fn published(&mut self, published: PgLsn, acknowledged: PgLsn) -> Option<Durable> {
         match self.persistence {
             Persistence::Off | Persistence::Always => Some(Durable {
@@ -135,19 +130,25 @@ impl Durability {
         }
     }
 
-    /// Redis told about its file. `published` and `acknowledged` are what an `EXEC` had written before it was asked.
-    pub fn observe(&mut self, sight: Sight, published: PgLsn, acknowledged: PgLsn, now: Instant) -> Option<Durable> {
-        let state = match sight {
-            Sight::State(state) => state,
-            Sight::Synced => {
-                // Those that a look at its state has noted are older.
+    /// Records an observation. `published` and `acknowledged` are what an `EXEC` had written before the query.
+    pub fn observe(
+        &mut self,
+        observation: Observation,
+        published: PgLsn,
+        acknowledged: PgLsn,
+        now: Instant,
+    ) -> Option<Durable> {
+        let state = match observation {
+            Observation::State(state) => state,
+            Observation::Synced => {
+                // All candidates are older.
                 self.candidates.clear();
                 return Some(Durable {
                     published,
                     acknowledged,
                 });
             }
-            Sight::NotYet => return None,
+            Observation::NotYet => return None,
         };
         if !state.enabled || !state.last_write_ok {
             self.candidates.clear();
@@ -189,49 +190,49 @@ mod tests {
         }
     }
 
-    fn state(buffer_length: u64, pending_fsync: u64) -> Sight {
-        Sight::State(aof(buffer_length, pending_fsync))
+    fn state(buffer_length: u64, pending_fsync: u64) -> Observation {
+        Observation::State(aof(buffer_length, pending_fsync))
     }
 
     #[test]
-    fn waitaof_is_known_from_redis_7_2_on() {
-        let knows = |version: &str| knows_waitaof(&format!("# Server\r\nredis_version:{version}\r\nos:Linux\r\n"));
+    fn waitaof_exists_from_redis_7_2_on() {
+        let has = |version: &str| has_waitaof(&format!("# Server\r\nredis_version:{version}\r\nos:Linux\r\n"));
         for version in ["7.2.0", "7.2.4", "7.10.1", "8.0.0", "10.0"] {
-            assert!(knows(version), "{version}");
+            assert!(has(version), "{version}");
         }
         for version in ["7.0.15", "6.3.4", "2.8", "", "7", "x.y", "255"] {
-            assert!(!knows(version), "{version}");
+            assert!(!has(version), "{version}");
         }
-        assert!(!knows_waitaof("valkey_version:8.0.1"));
-        assert!(knows_waitaof(
+        assert!(!has_waitaof("valkey_version:8.0.1"));
+        assert!(has_waitaof(
             "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\n"
         ));
     }
 
     #[test]
-    fn what_waitaof_confirms_is_durable_at_once_and_what_it_does_not_never() {
+    fn waitaof_confirms_at_once_or_not_at_all() {
         let mut durability = Durability::new(Persistence::EverySecond);
         let now = Instant::now();
-        assert_eq!(Sight::of_waitaof(0), Sight::NotYet);
-        assert_eq!(durability.observe(Sight::NotYet, 10.into(), 1.into(), now), None);
+        assert_eq!(Observation::of_waitaof(0), Observation::NotYet);
+        assert_eq!(durability.observe(Observation::NotYet, 10.into(), 1.into(), now), None);
         let durable = Durable {
             published: 20.into(),
             acknowledged: 2.into(),
         };
         assert_eq!(
-            durability.observe(Sight::of_waitaof(1), 20.into(), 2.into(), now),
+            durability.observe(Observation::of_waitaof(1), 20.into(), 2.into(), now),
             Some(durable)
         );
     }
 
     #[test]
-    fn when_waitaof_is_refused_between_its_looks_the_state_tells_and_nothing_goes_back() {
+    fn refused_waitaof_falls_back_to_the_state_and_never_goes_back() {
         let mut durability = Durability::new(Persistence::EverySecond);
         let start = Instant::now();
         assert_eq!(durability.observe(state(0, 0), 10.into(), 1.into(), start), None);
-        let synced = durability.observe(Sight::Synced, 20.into(), 2.into(), start);
+        let synced = durability.observe(Observation::Synced, 20.into(), 2.into(), start);
         assert_eq!(synced.map(|durable| durable.published), Some(20.into()));
-        // The look at 10 is long enough ago by now, but it is behind what is known.
+        // The observation at 10 is old enough by now, but it is behind the synced position.
         let later = start + 2 * SYNC_INTERVAL;
         assert_eq!(durability.observe(state(0, 0), 30.into(), 3.into(), later), None);
         let reached = durability.observe(state(0, 0), 40.into(), 4.into(), later + SYNC_INTERVAL);
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn info_is_read_and_silence_counts_as_busy() {
+    fn missing_info_fields_count_as_busy() {
         let info = "# Persistence\r\naof_enabled:1\r\naof_last_write_status:ok\r\naof_buffer_length:0\r\naof_pending_bio_fsync:1\r\n";
         assert_eq!(AofState::parse(info), aof(0, 1));
         assert_eq!(AofState::parse("aof_enabled:1").buffer_length, u64::MAX);
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_is_durable_only_after_the_buffer_was_empty_and_a_whole_sync_has_ended() {
+    fn position_is_durable_after_empty_buffer_and_one_whole_sync() {
         let mut durability = Durability::new(Persistence::EverySecond);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_millis(seconds);
@@ -266,11 +267,11 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_write_starts_the_wait_again() {
+    fn failing_write_restarts_the_wait() {
         let mut durability = Durability::new(Persistence::EverySecond);
         let start = Instant::now();
         durability.observe(state(0, 0), 10.into(), 1.into(), start);
-        let failing = Sight::State(AofState {
+        let failing = Observation::State(AofState {
             last_write_ok: false,
             ..aof(0, 0)
         });

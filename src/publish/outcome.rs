@@ -44,7 +44,7 @@ pub enum Outcome {
 
 /// Why the connection must not be used any more.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum PublishError {
     /// Another engine became the writer, or another client wrote to the checkpoint. Redis holds nothing of the batch.
     #[error("another writer has taken over the checkpoint")]
     Fenced,
@@ -56,7 +56,7 @@ pub enum Failure {
     Io(#[from] io::Error),
 }
 
-impl From<RespError> for Failure {
+impl From<RespError> for PublishError {
     fn from(error: RespError) -> Self {
         Self::Io(io::Error::new(io::ErrorKind::InvalidData, error))
     }
@@ -149,7 +149,7 @@ impl Replies {
     }
 
     /// Interprets the next reply; gives the exchange that it ends.
-    pub(super) fn receive(&mut self, reply: Reply) -> Result<Option<Exchange>, Failure> {
+    pub(super) fn receive(&mut self, reply: Reply) -> Result<Option<Exchange>, PublishError> {
         // The most frequent reply by far.
         if let Some(Expected::Queued(left @ 1..)) = self.expected.front_mut() {
             *left -= 1;
@@ -174,7 +174,7 @@ impl Replies {
             (Some(Expected::Discard | Expected::Watch), Reply::Status(_)) => {}
             (Some(Expected::Discard), other) => return Err(torn("DISCARD", &other)),
             (Some(Expected::Watch), other) => {
-                return Err(Failure::Io(io::Error::other(format!(
+                return Err(PublishError::Io(io::Error::other(format!(
                     "Redis answered WATCH with {other:?}"
                 ))));
             }
@@ -186,15 +186,17 @@ impl Replies {
                 }));
             }
             (Some(Expected::Queued(_)) | None, other) => {
-                return Err(Failure::Io(io::Error::other(format!("unexpected reply {other:?}"))));
+                return Err(PublishError::Io(io::Error::other(format!(
+                    "unexpected reply {other:?}"
+                ))));
             }
         }
         Ok(None)
     }
 }
 
-fn torn(command: &str, reply: &Reply) -> Failure {
-    Failure::TornTransaction(format!("Redis answered {command} with {reply:?}"))
+fn torn(command: &str, reply: &Reply) -> PublishError {
+    PublishError::TornTransaction(format!("Redis answered {command} with {reply:?}"))
 }
 
 /// What became of a batch whose transaction was run.
@@ -203,16 +205,16 @@ pub(super) fn conclude(
     written: &Written,
     exchange: Exchange,
     is_writer: bool,
-) -> Result<Outcome, Failure> {
+) -> Result<Outcome, PublishError> {
     let Exchange { refusal, result, .. } = exchange;
     if let Some((index, cause)) = refusal {
         if !matches!(&result, Some(Reply::Error(text)) if text.starts_with("EXECABORT")) {
-            return Err(Failure::TornTransaction(format!(
+            return Err(PublishError::TornTransaction(format!(
                 "Redis refused a command ({cause}), but answered EXEC with {result:?}"
             )));
         }
         if !is_writer {
-            return Err(Failure::Fenced);
+            return Err(PublishError::Fenced);
         }
         if error_code(&cause) == "NOPERM" && batch.purpose(index).is_some() {
             let purpose = batch.remove(index);
@@ -223,23 +225,29 @@ pub(super) fn conclude(
     match result {
         Some(Reply::Array(results)) => {
             let outcome = written_outcome(batch, written, results)?;
-            if is_writer { Ok(outcome) } else { Err(Failure::Fenced) }
+            if is_writer {
+                Ok(outcome)
+            } else {
+                Err(PublishError::Fenced)
+            }
         }
-        Some(Reply::Nil) => Err(Failure::Fenced),
+        Some(Reply::Nil) => Err(PublishError::Fenced),
         // Redis may also refuse the whole transaction at EXEC (OOM, READONLY after a failover).
         Some(Reply::Error(cause)) if !cause.starts_with("ERR EXEC without MULTI") => {
             if is_writer {
                 Ok(Outcome::Refused { batch, cause })
             } else {
-                Err(Failure::Fenced)
+                Err(PublishError::Fenced)
             }
         }
-        other => Err(Failure::TornTransaction(format!("Redis answered EXEC with {other:?}"))),
+        other => Err(PublishError::TornTransaction(format!(
+            "Redis answered EXEC with {other:?}"
+        ))),
     }
 }
 
 /// What became of a batch whose commands Redis ran, by the reply to each.
-fn written_outcome(batch: Batch, written: &Written, results: Vec<Reply>) -> Result<Outcome, Failure> {
+fn written_outcome(batch: Batch, written: &Written, results: Vec<Reply>) -> Result<Outcome, PublishError> {
     let (mut missing, mut failed, mut live_failed) = (Vec::new(), Vec::new(), None);
     let (mut recreated, mut wrong_type) = (Vec::new(), Vec::new());
     for (index, result) in results.into_iter().enumerate() {
@@ -255,7 +263,7 @@ fn written_outcome(batch: Batch, written: &Written, results: Vec<Reply>) -> Resu
             (Some(Purpose::Tenant(key)), Reply::Error(text)) => wrong_type.push((key.clone(), text)),
             (None, Reply::Error(text)) if written.live_index == Some(index) => live_failed = Some(text),
             (None | Some(Purpose::Other), Reply::Error(text)) => {
-                return Err(Failure::TornTransaction(format!(
+                return Err(PublishError::TornTransaction(format!(
                     "command {index} of a transaction failed: {text}"
                 )));
             }
@@ -300,7 +308,7 @@ mod tests {
     }
 
     /// Reads all of these; only the last may end the exchange.
-    fn receive_all(replies: &mut Replies, all: Vec<Reply>) -> Result<Option<Exchange>, Failure> {
+    fn receive_all(replies: &mut Replies, all: Vec<Reply>) -> Result<Option<Exchange>, PublishError> {
         let last = all.len() - 1;
         for (index, reply) in all.into_iter().enumerate() {
             let ended = replies.receive(reply)?;
@@ -413,15 +421,18 @@ mod tests {
     fn unexpected_replies_tear_the_transaction() {
         for all in [vec![error("ERR no")], vec![ok(), Reply::Integer(1)], vec![ok(), ok()]] {
             let failure = receive_all(&mut sent(1), all).unwrap_err();
-            assert!(matches!(failure, Failure::TornTransaction(_)), "{failure:?}");
+            assert!(matches!(failure, PublishError::TornTransaction(_)), "{failure:?}");
         }
         let mut replies = Replies::default();
         replies.expect_multi();
         replies.expect_discard();
         let failure = receive_all(&mut replies, vec![ok(), error("ERR DISCARD without MULTI")]).unwrap_err();
-        assert!(matches!(failure, Failure::TornTransaction(_)));
+        assert!(matches!(failure, PublishError::TornTransaction(_)));
         let all = vec![ok(), Reply::Queued, Reply::Array(Vec::new()), error("ERR WATCH")];
-        assert!(matches!(receive_all(&mut sent(1), all).unwrap_err(), Failure::Io(_)));
+        assert!(matches!(
+            receive_all(&mut sent(1), all).unwrap_err(),
+            PublishError::Io(_)
+        ));
     }
 
     #[test]
@@ -463,7 +474,10 @@ mod tests {
             outcome((0, "OOM x"), abort(), true),
             Ok(Outcome::Refused { .. })
         ));
-        assert!(matches!(outcome((0, "OOM x"), abort(), false), Err(Failure::Fenced)));
+        assert!(matches!(
+            outcome((0, "OOM x"), abort(), false),
+            Err(PublishError::Fenced)
+        ));
         let denied = outcome((0, "NOPERM x"), abort(), true).unwrap();
         let Outcome::Denied {
             batch: rest, purpose, ..
@@ -480,21 +494,21 @@ mod tests {
         let executed = Reply::Array(Vec::new());
         assert!(matches!(
             outcome((0, "OOM x"), executed, true),
-            Err(Failure::TornTransaction(_))
+            Err(PublishError::TornTransaction(_))
         ));
     }
 
     #[test]
     fn exec_is_fenced_refused_or_torn() {
         let outcome = |result, is_writer| conclude(batch().0, &written(None), executed(result, None), is_writer);
-        assert!(matches!(outcome(Reply::Nil, true), Err(Failure::Fenced)));
+        assert!(matches!(outcome(Reply::Nil, true), Err(PublishError::Fenced)));
         assert!(matches!(outcome(error("OOM x"), true), Ok(Outcome::Refused { .. })));
-        assert!(matches!(outcome(error("OOM x"), false), Err(Failure::Fenced)));
+        assert!(matches!(outcome(error("OOM x"), false), Err(PublishError::Fenced)));
         for result in [error("ERR EXEC without MULTI"), Reply::Integer(1)] {
-            assert!(matches!(outcome(result, true), Err(Failure::TornTransaction(_))));
+            assert!(matches!(outcome(result, true), Err(PublishError::TornTransaction(_))));
         }
         let all_done = || Reply::Array(vec![Reply::Bulk("1-1".into()), ok(), Reply::Integer(0)]);
-        assert!(matches!(outcome(all_done(), false), Err(Failure::Fenced)));
+        assert!(matches!(outcome(all_done(), false), Err(PublishError::Fenced)));
         assert!(matches!(outcome(all_done(), true), Ok(Outcome::Written { .. })));
     }
 
@@ -518,7 +532,7 @@ mod tests {
         };
         assert_eq!(failed, [(changes, "WRONGTYPE x".into())]);
         for results in [vec![ok(), error("ERR x"), ok()], vec![ok(), ok(), ok(), error("ERR x")]] {
-            assert!(matches!(outcome(results), Err(Failure::TornTransaction(_))));
+            assert!(matches!(outcome(results), Err(PublishError::TornTransaction(_))));
         }
     }
 }

@@ -1,9 +1,8 @@
-//! How far the log has come: four positions that must never be confused. Pure.
+//! Progress through the log: four positions that must never be confused. Pure.
 
 use postgres_types::PgLsn;
 
-/// End LSNs of whole transactions, each at most the one before it, none ever going back within one
-/// `START_REPLICATION`.
+/// End LSNs of whole transactions, each at most the one before it; none goes back within one `START_REPLICATION`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     received: PgLsn,
@@ -13,7 +12,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// All four stand where the slot is confirmed.
+    /// All four at the slot's confirmed position.
     pub fn starting_at(confirmed: PgLsn) -> Self {
         Self {
             received: confirmed,
@@ -23,22 +22,22 @@ impl Progress {
         }
     }
 
-    /// A transaction was read to its end.
+    /// Records a transaction that was read completely.
     pub fn receive(&mut self, end_lsn: PgLsn) {
         self.received = self.received.max(end_lsn);
     }
 
-    /// An `EXEC` that holds all up to here has succeeded.
+    /// Records an `EXEC` that has written everything up to here.
     pub fn publish(&mut self, end_lsn: PgLsn) {
         self.published = self.published.max(end_lsn.min(self.received));
     }
 
-    /// Redis can no longer lose what it holds up to here.
+    /// Records that Redis can no longer lose anything up to here.
     pub fn make_durable(&mut self, end_lsn: PgLsn) {
         self.durable = self.durable.max(end_lsn.min(self.published));
     }
 
-    /// Postgres may be told: the checkpoint says so durably.
+    /// Allows to confirm up to here to Postgres: the checkpoint on disk allows it.
     pub fn acknowledge(&mut self, end_lsn: PgLsn) {
         self.acknowledged = self.acknowledged.max(end_lsn.min(self.durable));
     }
@@ -58,7 +57,7 @@ impl Progress {
         self.durable
     }
 
-    /// Confirmed to Postgres, which may forget it.
+    /// Confirmed to Postgres, which may remove it.
     pub fn acknowledged(&self) -> PgLsn {
         self.acknowledged
     }

@@ -34,7 +34,6 @@ use crate::live::presence::Presence;
 use crate::postgres::Database;
 use crate::postgres::tenants;
 use crate::redis::store::Store;
-use crate::replication::session::State;
 use crate::telemetry::metrics::Metrics;
 
 /// How long what is heard gathers, so that a burst is looked at once.
@@ -104,26 +103,22 @@ impl Waker {
         })
     }
 
-    /// Wakes devices while this engine follows the log, until `stop`.
-    pub async fn run(self, mut state: watch::Receiver<State>, stop: CancellationToken) {
+    /// Wakes devices while `streaming` is true, until `stop`.
+    pub async fn run(self, mut streaming: watch::Receiver<bool>, stop: CancellationToken) {
         let events: HashSet<String> = self.config.push.events.iter().cloned().collect();
         if events.is_empty() {
             return stop.cancelled().await;
         }
         let work = async {
             loop {
-                if state
-                    .wait_for(|state| matches!(state, State::Streaming { .. }))
-                    .await
-                    .is_err()
-                {
+                if streaming.wait_for(|streaming| *streaming).await.is_err() {
                     return;
                 }
                 self.heard
                     .listen(Some((events.clone(), self.config.push.candidates_max)));
                 tokio::select! {
                     () = self.lead() => {}
-                    ended = state.wait_for(|state| !matches!(state, State::Streaming { .. })) => {
+                    ended = streaming.wait_for(|streaming| !streaming) => {
                         if ended.is_err() {
                             return;
                         }

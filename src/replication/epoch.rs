@@ -1,8 +1,9 @@
-//! Whether history has broken since the checkpoint was written. Pure: the session gathers the facts.
+//! Whether replication continues where the checkpoint ends, or a new epoch must begin. Pure: the start of a session gathers
+//! the facts.
 //!
-//! LSNs go backwards after a restore, a failover to a standby that lagged, or on a new cluster. Redis would then refuse
-//! each new entry as too old, and taking that for "already there" would be silent total loss. So every doubt begins a
-//! new epoch: streams get a `reset`, devices take a snapshot.
+//! LSNs go backwards after a restore, after a failover to a standby that lagged, and on a new cluster. Redis would then refuse
+//! each new entry as too old, and to treat that as "already there" would silently lose all changes. So any doubt begins a
+//! new epoch: streams get a `reset` entry, devices take a snapshot.
 
 use std::fmt;
 
@@ -12,67 +13,64 @@ use super::connection::SystemIdentity;
 use crate::contract::checkpoint::{Checkpoint, OpenTransaction, TransactionMark};
 use crate::decode::pgoutput::Begin;
 
-/// What is known of the server after `START_REPLICATION`.
+/// The state of the server after `START_REPLICATION`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Whom we talk to.
     pub identity: SystemIdentity,
-    /// The slot was made just now.
+    /// The slot was just created.
     pub slot_created: bool,
-    /// Where the slot is confirmed.
+    /// The confirmed position of the slot.
     pub confirmed: PgLsn,
-    /// The timeline's history file, when the timeline is not the checkpoint's.
+    /// The timeline's history file, when the checkpoint is of another timeline.
     pub timeline_history: Option<String>,
 }
 
 /// Why a new epoch begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Break {
-    /// Redis holds no checkpoint: the first start, or it was emptied.
+    /// Redis holds no checkpoint: this is the first start, or Redis was emptied.
     NoCheckpoint,
-    /// The slot had gone, and changes with it.
+    /// The slot was missing, and changes were lost with it.
     SlotCreated,
-    /// Another cluster.
+    /// The server belongs to another cluster.
     OtherSystem {
         /// The checkpoint's.
         was: String,
         /// The server's.
         is: String,
     },
-    /// The timeline left the checkpoint's before the checkpoint.
+    /// The server's timeline forked before the checkpoint.
     TimelineForked {
         /// The checkpoint's.
         was: i32,
         /// The server's.
         is: i32,
     },
-    /// The server's WAL ends before what was published.
+    /// The server's WAL ends before the last published change.
     WalEndsEarly {
         /// The server's end of WAL.
         end: PgLsn,
         /// The checkpoint.
         published: PgLsn,
     },
-    /// The slot was moved on by somebody else, past changes that were never published.
+    /// Another client advanced the slot past changes that were never published.
     SlotAdvanced {
-        /// Where it stands.
         confirmed: PgLsn,
-        /// What we acknowledged at most.
+        /// The last position that this replicator acknowledged.
         acknowledged: PgLsn,
     },
-    /// Redis lost what it had reported durable: it was restored from an older copy.
+    /// Redis lost what it had reported as durable: it was restored from an older copy.
     RedisRewound {
-        /// What it holds.
+        /// The last position that Redis holds.
         published: PgLsn,
-        /// What was acknowledged to Postgres.
         acknowledged: PgLsn,
     },
-    /// The replay did not verify the transaction that the checkpoint names.
+    /// The replay lacks the transaction that the checkpoint names.
     TransactionMissing(TransactionMark),
-    /// The replay did not verify the transaction of which the first part is published.
+    /// The replay lacks the transaction whose first part is published.
     OpenTransactionMissing(OpenTransaction),
-    /// Redis ran parts of a transaction without the rest.
-    TornTransaction,
+    /// Redis ran only parts of a transaction.
+    TornTransaction(String),
 }
 
 impl Break {
@@ -90,7 +88,7 @@ impl Break {
         "torn_transaction",
     ];
 
-    /// A word for it, for metrics.
+    /// The value of the label in metrics.
     pub fn kind(&self) -> &'static str {
         let [
             no_checkpoint,
@@ -114,7 +112,7 @@ impl Break {
             Self::RedisRewound { .. } => redis_rewound,
             Self::TransactionMissing(_) => transaction_missing,
             Self::OpenTransactionMissing(_) => open_transaction_missing,
-            Self::TornTransaction => torn_transaction,
+            Self::TornTransaction(_) => torn_transaction,
         }
     }
 }
@@ -122,16 +120,18 @@ impl Break {
 impl fmt::Display for Break {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoCheckpoint => f.write_str("Redis holds no checkpoint: first start, or it was emptied"),
-            Self::SlotCreated => f.write_str("the slot had to be created anew"),
-            Self::OtherSystem { was, is } => write!(f, "another cluster: system id {is}, was {was}"),
+            Self::NoCheckpoint => {
+                f.write_str("Redis holds no checkpoint: this is the first start, or Redis was emptied")
+            }
+            Self::SlotCreated => f.write_str("the replication slot was missing and has been recreated"),
+            Self::OtherSystem { was, is } => write!(f, "Postgres is another cluster: system id {is}, was {was}"),
             Self::TimelineForked { was, is } => {
-                write!(f, "timeline {is} left timeline {was} before the checkpoint")
+                write!(f, "timeline {is} forked from timeline {was} before the checkpoint")
             }
             Self::WalEndsEarly { end, published } => {
                 write!(
                     f,
-                    "WAL ends at {end}, before the published {published}: an older copy was restored"
+                    "WAL ends at {end}, before the published position {published}: an older copy was restored"
                 )
             }
             Self::SlotAdvanced {
@@ -140,7 +140,7 @@ impl fmt::Display for Break {
             } => {
                 write!(
                     f,
-                    "the slot stands at {confirmed}, beyond the acknowledged {acknowledged}"
+                    "the slot is confirmed at {confirmed}, beyond the acknowledged position {acknowledged}"
                 )
             }
             Self::RedisRewound {
@@ -149,29 +149,29 @@ impl fmt::Display for Break {
             } => {
                 write!(
                     f,
-                    "Redis holds all up to {published} only, though {acknowledged} was acknowledged"
+                    "Redis holds changes up to {published} only, but {acknowledged} was acknowledged"
                 )
             }
             Self::TransactionMissing(mark) => write!(
                 f,
-                "the log no longer holds the published transaction {} at {}: an older copy was restored",
+                "the write-ahead log no longer holds the published transaction {} at {}: an older copy was restored",
                 mark.xid, mark.lsn
             ),
             Self::OpenTransactionMissing(open) => write!(
                 f,
-                "the log no longer holds the transaction {} at {}, of which a part was published: an older copy was \
-                 restored",
+                "the write-ahead log no longer holds the transaction {} at {}, of which a part was published: an older \
+                 copy was restored",
                 open.xid, open.lsn
             ),
-            Self::TornTransaction => f.write_str("Redis did not hold a transaction together"),
+            Self::TornTransaction(cause) => write!(f, "Redis did not run a transaction atomically: {cause}"),
         }
     }
 }
 
-/// Decides by what is known at the start.
+/// Compares the server with the checkpoint; gives what the replay must verify.
 ///
 /// # Errors
-/// Not an error of the program: the [`Break`] that calls for a new epoch.
+/// The [`Break`] that requires a new epoch.
 pub fn detect_break(server: &Server, checkpoint: Option<&Checkpoint>) -> Result<Replay, Break> {
     let checkpoint = checkpoint.ok_or(Break::NoCheckpoint)?;
     if checkpoint.system_id != server.identity.system_id {
@@ -186,7 +186,7 @@ pub fn detect_break(server: &Server, checkpoint: Option<&Checkpoint>) -> Result<
     let end_lsn = checkpoint
         .transaction
         .map_or(checkpoint.acknowledged, |mark| mark.end_lsn);
-    // Its commit record begins there, so the log must go on.
+    // Its commit record begins there, so the log must reach further.
     let open_end = checkpoint.open.map(|open| PgLsn::from(u64::from(open.lsn) + 1));
     let reached = open_end.map_or(end_lsn, |open_end| open_end.max(end_lsn));
     if checkpoint.timeline != server.identity.timeline {
@@ -226,7 +226,7 @@ pub fn detect_break(server: &Server, checkpoint: Option<&Checkpoint>) -> Result<
     })
 }
 
-/// Where a timeline's history (Postgres chapter 26.3.6) says that it was left.
+/// Where a timeline ended, by the history file of a later one (Postgres chapter 26.3.6).
 fn switch_point(history: &str, timeline: i32) -> Option<PgLsn> {
     history.lines().find_map(|line| {
         let mut fields = line.split_whitespace();
@@ -236,8 +236,8 @@ fn switch_point(history: &str, timeline: i32) -> Option<PgLsn> {
     })
 }
 
-/// Watches a replay for the transactions that the checkpoint names: the last complete one, and behind it the one whose
-/// first part is published. What a restored server has in the latter's place would else count as published already.
+/// Verifies that a replay holds the transactions that the checkpoint names: the last complete one, and after it the one
+/// whose first part is published. What a restored server holds in place of the latter would otherwise count as published.
 ///
 /// A restored copy of the data directory has the same system id, timeline and slot, and its new transactions can even
 /// repeat an LSN and a transaction id; they cannot repeat the commit time too.
@@ -245,12 +245,12 @@ fn switch_point(history: &str, timeline: i32) -> Option<PgLsn> {
 pub struct Replay {
     expected: Option<TransactionMark>,
     open: Option<OpenTransaction>,
-    /// What begins below is published in whole.
+    /// Transactions that commit below are published completely.
     published: PgLsn,
 }
 
 impl Replay {
-    /// A replay that has nothing to verify.
+    /// A replay with nothing to verify.
     pub fn free() -> Self {
         Self {
             expected: None,
@@ -259,26 +259,26 @@ impl Replay {
         }
     }
 
-    /// Nothing may be acknowledged while this holds.
+    /// While this is true nothing may be acknowledged.
     pub fn is_unverified(&self) -> bool {
         self.expected.is_some() || self.open.is_some()
     }
 
-    /// A transaction begins.
+    /// Verifies a transaction that begins.
     ///
     /// # Errors
-    /// When the replay passes an expected transaction without having met it.
+    /// When the replay has passed an expected transaction that it does not hold.
     pub fn verify(&mut self, begin: &Begin) -> Result<(), Break> {
-        let is = |lsn, xid, commit_ts| begin.final_lsn == lsn && begin.xid == xid && begin.commit_ts == commit_ts;
+        let matches = |lsn, xid, commit_ts| begin.final_lsn == lsn && begin.xid == xid && begin.commit_ts == commit_ts;
         match (self.expected, self.open) {
             (Some(mark), _) if begin.final_lsn < mark.lsn => Ok(()),
-            (Some(mark), _) if is(mark.lsn, mark.xid, mark.commit_ts) => {
+            (Some(mark), _) if matches(mark.lsn, mark.xid, mark.commit_ts) => {
                 self.expected = None;
                 Ok(())
             }
             (Some(mark), _) => Err(Break::TransactionMissing(mark)),
             (None, Some(_)) if begin.final_lsn < self.published => Ok(()),
-            (None, Some(open)) if is(open.lsn, open.xid, open.commit_ts) => {
+            (None, Some(open)) if matches(open.lsn, open.xid, open.commit_ts) => {
                 self.open = None;
                 Ok(())
             }
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_restart_goes_on_and_expects_the_last_transaction() {
+    fn restart_continues_and_expects_the_last_transaction() {
         let replay = detect_break(&server(), Some(&checkpoint())).unwrap();
         assert!(replay.is_unverified());
         // A confirmed position beyond the transaction will not replay it.
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn each_break_is_recognised() {
+    fn each_break_is_detected() {
         assert_eq!(detect_break(&server(), None), Err(Break::NoCheckpoint));
         let created = Server {
             slot_created: true,
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_promoted_standby_goes_on_unless_it_lagged() {
+    fn promoted_standby_continues_unless_it_lagged() {
         let promoted = |history: &str| {
             let mut server = server();
             server.identity.timeline = 2;
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_must_meet_exactly_the_transaction_of_the_checkpoint() {
+    fn replay_without_the_checkpoint_transaction_is_a_break() {
         let begin = |lsn: u64, xid, commit_ts| Begin {
             final_lsn: lsn.into(),
             xid,
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_must_also_meet_the_transaction_of_which_a_part_is_published() {
+    fn replay_without_the_partly_published_transaction_is_a_break() {
         let open = OpenTransaction {
             lsn: 130.into(),
             xid: 8,
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_grows_only_when_ids_would_go_back() {
+    fn epoch_base_grows_only_when_ids_would_go_back() {
         assert_eq!(base_above(100, 0, 101.into()), 0);
         assert_eq!(base_above(100, 0, 100.into()), 1);
         assert_eq!(base_above(1000, 50, 100.into()), 901);

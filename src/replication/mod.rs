@@ -1,15 +1,20 @@
 //! From Postgres to the publisher: the only place that speaks the replication protocol.
 //!
-//! [`connection`] holds the replication connection and [`frame`] what flows on it; [`slot`] and [`heartbeat`] are
-//! ordinary SQL beside it, as is [`slots`], what an operator asks of all slots; [`epoch`] decides whether history has broken; [`session`] ties the stages together for as
-//! long as both connections last, and [`replicator`] begins a new session whenever one ends.
+//! [`replicator`] runs one [`session`] after another. [`startup`] connects both servers and decides with [`epoch`] whether
+//! replication continues; the session then moves frames from the [`connection`] ([`frame`], [`login`]) through the
+//! [`pipeline`] to the publisher, until it [ends](end). [`slot`] and [`heartbeat`] are ordinary SQL beside the stream, and
+//! [`trim`] decides what the streams may drop. [`report`] is what other parts see of all this.
 
 pub mod connection;
+pub mod end;
 pub mod epoch;
 pub mod frame;
 pub mod heartbeat;
+mod login;
 pub mod pipeline;
 pub mod replicator;
+pub mod report;
 pub mod session;
 pub mod slot;
+pub mod startup;
 pub mod trim;

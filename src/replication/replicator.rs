@@ -1,106 +1,33 @@
-//! Begins a new session whenever one ends, until it is told to stop.
+//! Runs session after session until the engine stops.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::end::{FailureCause, SessionEnd};
 use super::epoch::Break;
 use super::heartbeat;
-use super::session::{self, Cause, End, SessionContext, State};
-use super::slot::Sample;
+use super::report::{ReplicatorState, Report};
+use super::session;
+use super::startup::SessionContext;
 use crate::config::Config;
 use crate::contract::control::Trim;
+use crate::core::backoff::Backoff;
 use crate::core::snapshot::Snapshot;
 use crate::postgres::Database;
-use crate::publish::progress::Progress;
-use crate::telemetry::metrics::Metrics;
 
-/// Waits between sessions: first, longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Delays between sessions: first, longest.
+const RESTART: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// How often a waiting engine asks whether the slot is free.
+/// How often a waiting engine checks whether the slot is free.
 const SLOT_POLL: Duration = Duration::from_millis(500);
 
-/// Where a replicator shows what it does.
-#[derive(Debug)]
-pub struct Report {
-    /// What it does now.
-    pub state: watch::Sender<State>,
-    /// How far it came, in this session or the one before; `None` when another engine may have gone on since.
-    pub reached: watch::Sender<Option<Progress>>,
-    /// The last look at the slot.
-    pub sample: watch::Sender<Option<Sample>>,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-}
-
-/// What a replicator shows.
-#[derive(Debug, Clone)]
-pub struct Shown {
-    /// What it does now.
-    pub state: watch::Receiver<State>,
-    /// How far it came.
-    pub reached: watch::Receiver<Option<Progress>>,
-    /// The last look at the slot.
-    pub sample: watch::Receiver<Option<Sample>>,
-}
-
-/// How many bytes of the log each stage is behind its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lag {
-    /// Not read from Postgres.
-    pub received: u64,
-    /// Not in Redis' memory.
-    pub published: u64,
-    /// Not on Redis' disk.
-    pub durable: u64,
-    /// Not confirmed to Postgres.
-    pub acknowledged: u64,
-}
-
-impl Report {
-    /// A place to show things, and the view on it.
-    pub fn new(metrics: Arc<Metrics>) -> (Self, Shown) {
-        let (state, states) = watch::channel(State::Starting);
-        let (reached, progress) = watch::channel(None);
-        let (sample, samples) = watch::channel(None);
-        let report = Self {
-            state,
-            reached,
-            sample,
-            metrics,
-        };
-        let shown = Shown {
-            state: states,
-            reached: progress,
-            sample: samples,
-        };
-        (report, shown)
-    }
-}
-
-impl Shown {
-    /// How far each stage was behind when a heartbeat looked last; `None` before this replicator has followed the log.
-    pub fn lag(&self) -> Option<Lag> {
-        let reached = (*self.reached.borrow())?;
-        let sample = self.sample.borrow();
-        let sample = sample.as_ref()?;
-        Some(Lag {
-            received: sample.behind(reached.received()),
-            published: sample.behind(reached.published()),
-            durable: sample.behind(reached.durable()),
-            acknowledged: sample.behind(reached.acknowledged()),
-        })
-    }
-}
-
-/// Follows the log until `stop`, whatever happens to the connections.
+/// Follows the log until `stop`, across lost connections.
 ///
 /// # Errors
-/// Only when going on would lose data: the stream holds what this version does not understand.
+/// Only when to continue would lose data: the stream holds what this version does not understand.
 pub async fn run(
     config: &Config,
     database: &Database,
@@ -108,103 +35,91 @@ pub async fn run(
     report: &Report,
     stop: CancellationToken,
 ) -> Result<()> {
-    let (seen, snapshots) = watch::channel(Snapshot::default());
-    let (leaves, leaving) = watch::channel(false);
+    let (snapshot, snapshots) = watch::channel(Snapshot::default());
+    let (shuts_down, shutting_down) = watch::channel(false);
     let heartbeats = tokio::spawn(heartbeat::run(
         database.clone(),
         config.replication.slot.clone(),
         Duration::from_millis(config.replication.heartbeat_interval_ms),
         heartbeat::Findings {
-            seen,
+            snapshot,
             sample: report.sample.clone(),
-            leaves,
+            shutting_down: shuts_down,
         },
         stop.clone(),
     ));
-    let result = sessions(config, database, &mut trims, report, (&snapshots, &leaving), &stop).await;
+    let mut context = SessionContext {
+        config,
+        database,
+        snapshots,
+        shutting_down,
+        trims: &mut trims,
+        report,
+        stop: stop.clone(),
+    };
+    let result = sessions(&mut context).await;
     stop.cancel();
     let _ = heartbeats.await;
     result
 }
-
-async fn sessions(
-    config: &Config,
-    database: &Database,
-    trims: &mut mpsc::Receiver<Trim>,
-    report: &Report,
-    (snapshots, leaving): (&watch::Receiver<Snapshot>, &watch::Receiver<bool>),
-    stop: &CancellationToken,
-) -> Result<()> {
-    let state = &report.state;
+async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
+    let (report, stop) = (context.report, context.stop.clone());
+    let metrics = &report.metrics.replication;
     let mut forced: Option<Break> = None;
-    let mut wait = BACKOFF.0;
+    let mut backoff = Backoff::new(RESTART.0, RESTART.1);
     loop {
-        let surroundings = SessionContext {
-            config,
-            database,
-            snapshots: snapshots.clone(),
-            leaving: leaving.clone(),
-            trims,
-            report,
-            stop: stop.clone(),
-        };
-        // A stop must not wait for a connection that does not come.
+        // A stop must not wait for a connection attempt.
         let end = tokio::select! {
-            end = session::run(surroundings, forced.clone()) => end,
-            () = stopped_while_starting(stop, state) => End::Stopped,
+            end = session::run(context.reborrow(), forced.clone()) => end,
+            () = stopped_while_starting(&stop, report) => SessionEnd::Stopped,
         };
-        let was_streaming = matches!(&*state.borrow(), State::Streaming { .. });
-        // Until an epoch has begun, what has broken stays so.
-        if was_streaming {
+        // A break stays until a new epoch has begun. A session that streamed has begun it, if one was due.
+        if report.state().is_streaming() {
             forced = None;
+            backoff.reset();
         }
-        let pause = match end {
-            End::Stopped => return Ok(()),
-            End::Fatal(error) => {
-                state.send_replace(State::Failed(format!("{error:#}")));
+        let delay = match end {
+            SessionEnd::Stopped => return Ok(()),
+            SessionEnd::Fatal(error) => {
+                report.set_state(ReplicatorState::Failed(format!("{error:#}")));
                 return Err(error);
             }
-            End::SlotInUse => {
-                if !matches!(&*state.borrow(), State::Waiting) {
-                    tracing::info!(
-                        slot = config.replication.slot,
-                        "another engine reads from the slot; waiting"
-                    );
+            SessionEnd::SlotInUse => {
+                if *report.state() != ReplicatorState::Waiting {
+                    let slot = &context.config.replication.slot;
+                    tracing::info!(slot, "replication slot in use by another engine; waiting");
                 }
-                state.send_replace(State::Waiting);
-                report.reached.send_replace(None);
+                report.set_state(ReplicatorState::Waiting);
+                report.progress.send_replace(None);
                 SLOT_POLL
             }
-            End::Broken(broken) => {
-                tracing::warn!(reason = %broken, "history has broken");
-                report.metrics.replication.restarted(Cause::Broken);
-                state.send_replace(State::Failed(format!("history has broken: {broken}")));
+            SessionEnd::Broken(broken) => {
+                tracing::warn!(reason = %broken, "replication continuity lost; starting a new epoch");
+                metrics.restarted(FailureCause::Broken);
+                let cause = format!("replication continuity lost: {broken}");
+                report.set_state(ReplicatorState::Failed(cause));
                 forced = Some(broken);
-                BACKOFF.0
+                backoff.reset();
+                backoff.next()
             }
-            End::Failed(cause, error) => {
-                report.metrics.replication.restarted(cause);
-                tracing::warn!(cause = format!("{error:#}"), "replication interrupted; trying again");
-                state.send_replace(State::Failed(format!("{error:#}")));
-                wait = if was_streaming {
-                    BACKOFF.0
-                } else {
-                    (wait * 2).min(BACKOFF.1)
-                };
-                wait
+            SessionEnd::Failed(cause, error) => {
+                metrics.restarted(cause);
+                tracing::warn!(cause = format!("{error:#}"), "replication interrupted; retrying");
+                report.set_state(ReplicatorState::Failed(format!("{error:#}")));
+                backoff.next()
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(delay) => {}
             () = stop.cancelled() => return Ok(()),
         }
     }
 }
 
 /// Completes when a stop comes before streaming; a streaming session ends by itself.
-async fn stopped_while_starting(stop: &CancellationToken, state: &watch::Sender<State>) {
+async fn stopped_while_starting(stop: &CancellationToken, report: &Report) {
     stop.cancelled().await;
-    if matches!(&*state.borrow(), State::Streaming { .. }) {
+    if report.state().is_streaming() {
         std::future::pending::<()>().await;
     }
 }

@@ -1,188 +1,72 @@
-//! One session: from a successful `START_REPLICATION` and a claimed checkpoint to the first lost connection.
+//! One session: from a successful start to the first lost connection.
 //!
 //! One task owns both connections. [`Event`] lists every reason to wake, [`Session::next_event`] waits for the first of
-//! them, [`Session::handle`] acts on it. While a batch is under way the next one grows; when it is full, Postgres is
-//! not read, so that nothing piles up here however long Redis takes.
+//! them, [`Session::handle`] acts on it. While a batch is in flight the next one grows; when that is full, Postgres is not
+//! read, so that memory stays bounded however slow Redis is.
 
-use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, anyhow};
-use postgres_types::{PgLsn, Type};
+use anyhow::anyhow;
+use postgres_types::PgLsn;
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use super::connection::{self, Connection, unix_micros};
-use super::epoch::{self, Break, Replay, Server};
+use super::connection::{Connection, unix_micros};
+use super::end::{FailureCause, SessionEnd};
+use super::epoch::Break;
 use super::frame::Frame;
-use super::pipeline::{self, Counts, Pipeline, Start};
-use super::replicator::Report;
-use super::slot;
-use crate::config::{self, Config};
-use crate::contract::checkpoint::{Checkpoint, Epoch};
+use super::pipeline::{Counts, Pipeline, Start};
+use super::report::ReplicatorState;
+use super::startup::{self, Prepared, STATUS_INTERVAL, SessionContext, Started};
+use crate::config;
+use crate::contract::checkpoint::Epoch;
 use crate::contract::control::Trim;
 use crate::contract::keys::Keys;
 use crate::contract::stream_name::Target;
 use crate::contract::window::WindowEntry;
-use crate::core::position::EpochId;
+use crate::core::backoff::Backoff;
 use crate::core::position::StreamId;
-use crate::core::snapshot::Snapshot;
-use crate::core::tenant::Tenant;
-use crate::net;
-use crate::postgres::Database;
 use crate::publish::aof::{self, Written};
 use crate::publish::batch::{Batch, Purpose};
-use crate::publish::connection::{self as redis_connection, Claim};
-use crate::publish::durability::{Durability, Persistence};
-use crate::publish::outcome::{Failure, Outcome, error_code};
+use crate::publish::connection as redis_connection;
+use crate::publish::durability::{Durability, Durable};
+use crate::publish::outcome::{Outcome, error_code};
 use crate::publish::progress::Progress;
 use crate::route::router::Router;
 use crate::telemetry::traces;
 
-/// How often timeouts are looked at and a status update is due.
+/// How often timeouts are checked and a status update is due.
 const TICK: Duration = Duration::from_millis(250);
 
-/// While a batch is under way, what Postgres sends waits for company: it could not be sent on yet. So many bytes are worth
-/// taking in meanwhile, and after so long a time any are, since Postgres may ask whether we live.
+/// While a batch is in flight, bytes from Postgres could not be sent on. Reading waits until this many have arrived, or for
+/// this long, since Postgres may request a status update.
 const GATHER_BYTES: usize = 16 * 1024;
 const GATHER: Duration = Duration::from_millis(100);
 
-/// Status updates are sent at least this often, far below any `wal_sender_timeout`.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// First and longest wait before a refused batch is sent again.
+/// Delays before a refused batch is sent again: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// `reset` entries in one transaction when an epoch begins.
-const BIRTHS_PER_BATCH: usize = 1000;
-
-/// How long a stop waits for the batch under way.
+/// How long a stop waits for the batch in flight.
 const DRAIN: Duration = Duration::from_secs(3);
-
-/// What the session is doing, for readiness and logs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
-    /// Connecting.
-    Starting,
-    /// Another engine reads from the slot; this one takes over when it goes.
-    Waiting,
-    /// Following the log.
-    Streaming {
-        /// The epoch.
-        epoch: EpochId,
-        /// Its number.
-        number: i64,
-        /// Streams that take no entries.
-        stopped_streams: usize,
-        /// How far.
-        progress: Progress,
-        /// Why Redis takes nothing at the moment.
-        refused: Option<String>,
-    },
-    /// The last session ended; another begins soon.
-    Failed(String),
-}
-
-/// Why a session ended.
-#[derive(Debug)]
-pub enum End {
-    /// As asked.
-    Stopped,
-    /// What came is not understood, and skipping it would lose data.
-    Fatal(anyhow::Error),
-    /// Another engine has the slot.
-    SlotInUse,
-    /// A new epoch must begin.
-    Broken(Break),
-    /// Anything else; try again.
-    Failed(Cause, anyhow::Error),
-}
-
-/// Who or what ended a session against our will, for metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// Postgres, or the way to it.
-    Postgres,
-    /// Redis, or the way to it.
-    Redis,
-    /// Another engine became the writer.
-    Fenced,
-    /// History has broken.
-    Broken,
-    /// Anything else.
-    Other,
-}
-
-impl Cause {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Postgres, Self::Redis, Self::Fenced, Self::Broken, Self::Other];
-
-    /// A word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::Redis => "redis",
-            Self::Fenced => "fenced",
-            Self::Broken => "broken",
-            Self::Other => "other",
-        }
-    }
-
-    fn of(error: &anyhow::Error) -> Self {
-        let is_postgres = |cause: &(dyn std::error::Error + 'static)| {
-            cause.is::<connection::Error>()
-                || cause.is::<crate::postgres::Error>()
-                || cause.is::<tokio_postgres::Error>()
-        };
-        if error.chain().any(is_postgres) {
-            Self::Postgres
-        } else {
-            Self::Other
-        }
-    }
-}
-
-/// What a session works with.
-#[derive(Debug)]
-pub struct SessionContext<'a> {
-    /// The settings.
-    pub config: &'a Config,
-    /// Ordinary SQL.
-    pub database: &'a Database,
-    /// What heartbeats saw.
-    pub snapshots: watch::Receiver<Snapshot>,
-    /// Postgres shuts down: it waits until nobody follows its log any more.
-    pub leaving: watch::Receiver<bool>,
-    /// What is to be trimmed.
-    pub trims: &'a mut mpsc::Receiver<Trim>,
-    /// Where all is shown.
-    pub report: &'a Report,
-    /// Ends the session.
-    pub stop: CancellationToken,
-}
 
 /// Every reason to wake.
 #[derive(Debug)]
 enum Event {
-    /// Postgres sent something.
+    /// Bytes arrived from Postgres.
     Received,
-    /// A status update went out.
+    /// A status update was sent.
     StatusWritten,
-    /// Redis took or answered something.
+    /// Bytes were exchanged with Redis.
     Redis,
-    /// Redis told about its AOF.
+    /// The state of Redis' append-only file was read.
     Aof(aof::Reading),
-    /// A heartbeat saw a snapshot.
-    Seen,
-    /// Postgres shuts down, or does so no longer.
-    Leaving,
+    /// A heartbeat read a snapshot.
+    Snapshot,
+    /// Postgres shuts down, or no longer does.
+    ShuttingDown,
     /// A stream is to be trimmed.
     Trim(Trim),
-    /// Time to look at timeouts, the status update and a refused batch.
+    /// Timeouts, the status update and a refused batch are due.
     Tick,
-    /// The session shall end.
     Stop,
 }
 
@@ -193,459 +77,143 @@ struct Session<'a> {
     pipeline: Pipeline,
     epoch: Epoch,
     progress: Progress,
-    durability: Durability,
-    /// Identity of the Redis process that the publisher writes to.
-    run_id: String,
-    written: watch::Sender<Written>,
-    aof: mpsc::Receiver<aof::Reading>,
-    /// What `acknowledged` says in the batch under way.
-    sending_acknowledged: PgLsn,
-    /// What goes before the next batch, above all streams to be born.
-    births: Option<Batch>,
-    /// Transactions that a snapshot may not see yet.
+    durable: DurabilityWatch,
+    in_flight: InFlight,
+    refused: Refused,
+    /// What is sent before the next batch of the pipeline, above all streams to be recreated.
+    urgent: Option<Batch>,
+    /// Transactions that a snapshot may not include yet.
     window: Vec<WindowEntry>,
-    /// A batch that Redis refused, and when to try it again.
-    refused: Option<(Batch, Instant)>,
-    refusal: Option<String>,
-    /// How long to wait after the next refusal.
-    retry_wait: Duration,
-    /// When the batch under way was sent.
-    sent_at: Instant,
-    /// What of the pipeline's counts is in the metrics.
+    /// The part of the pipeline's counts that the metrics include.
     reported: Counts,
     last_received: Instant,
     last_status: Instant,
     ticks: tokio::time::Interval,
 }
 
+/// Follows what Redis has written to disk.
+struct DurabilityWatch {
+    state: Durability,
+    /// Identity of the Redis process that the publisher writes to.
+    run_id: String,
+    written: watch::Sender<Written>,
+    readings: mpsc::Receiver<aof::Reading>,
+}
+
+/// About the batch in flight, which the connection to Redis holds.
+struct InFlight {
+    sent_at: Instant,
+    /// `acknowledged` in the checkpoint that it writes.
+    acknowledged: PgLsn,
+}
+
+/// A batch that Redis refused.
+struct Refused {
+    /// The batch, and when to send it again.
+    batch: Option<(Batch, Instant)>,
+    /// The error, until a batch is written.
+    cause: Option<String>,
+    backoff: Backoff,
+}
+
 /// Runs one session.
-pub async fn run(context: SessionContext<'_>, forced: Option<Break>) -> End {
-    match start(context, forced).await {
-        Ok(session) => session.run().await,
+pub async fn run(mut context: SessionContext<'_>, forced: Option<Break>) -> SessionEnd {
+    match startup::start(&mut context, forced).await {
+        Ok(started) => Session::new(context, started).run().await,
         Err(end) => end,
     }
 }
 
-impl From<anyhow::Error> for End {
-    fn from(error: anyhow::Error) -> Self {
-        match error.downcast::<Failure>() {
-            Ok(failure) => failure.into(),
-            Err(error) => Self::Failed(Cause::of(&error), error),
-        }
-    }
-}
-
-impl End {
-    /// The end by an error that is Redis' unless it says otherwise.
-    fn by_redis(error: anyhow::Error) -> Self {
-        match error.into() {
-            Self::Failed(Cause::Other, error) => Self::Failed(Cause::Redis, error),
-            end => end,
-        }
-    }
-}
-
-impl From<Failure> for End {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::TornTransaction(_) => {
-                tracing::error!(%failure, "a new epoch must begin");
-                Self::Broken(Break::TornTransaction)
-            }
-            Failure::Fenced => Self::Failed(Cause::Fenced, failure.into()),
-            Failure::Io(_) => Self::Failed(Cause::Redis, failure.into()),
-        }
-    }
-}
-
-impl From<connection::Error> for End {
-    fn from(error: connection::Error) -> Self {
-        match &error {
-            connection::Error::Server(server) if server.is_slot_in_use() => Self::SlotInUse,
-            connection::Error::Protocol(_) => Self::Fatal(error.into()),
-            _ => Self::Failed(Cause::Postgres, error.into()),
-        }
-    }
-}
-
-impl From<pipeline::Error> for End {
-    fn from(error: pipeline::Error) -> Self {
-        match error {
-            pipeline::Error::Broken(broken) => Self::Broken(broken),
-            error => Self::Fatal(error.into()),
-        }
-    }
-}
-
-/// Connects, in the order that fences others out: the slot first, then the checkpoint.
-async fn start(mut context: SessionContext<'_>, forced: Option<Break>) -> Result<Session<'_>, End> {
-    // If Postgres still shuts down, the next statements tell.
-    context.leaving.mark_unchanged();
-    let settings = &context.config.replication;
-    let timeout = Duration::from_secs(context.config.postgres.connect_timeout_seconds);
-    // Read anew for each session, so that renewed certificates are taken.
-    let upstream = net::postgres::Server::parse(context.config.postgres.url.expose()).context("key `postgres.url`")?;
-
-    let slot_created = match slot::state(context.database, &settings.slot).await? {
-        Some(state) if state.wal_status != "lost" => false,
-        found => {
-            if let Some(lost) = found {
-                tracing::error!(
-                    slot = settings.slot,
-                    lost_by = lost.lost_by,
-                    "Postgres removed WAL that the slot needed (max_slot_wal_keep_size, idle_replication_slot_timeout); \
-                     it is made anew"
-                );
-                slot::drop(context.database, &settings.slot).await?;
-            }
-            // A slot positioned before its publication fails for good, so the publication comes first.
-            crate::postgres::publication::ensure(context.database, &settings.publication).await?;
-            let lsn = slot::create(context.database, &settings.slot).await?;
-            tracing::info!(slot = settings.slot, %lsn, "replication slot created");
-            true
-        }
-    };
-    let sender_timeout = Duration::from_secs(settings.sender_timeout_seconds);
-    let mut postgres = Connection::connect(&upstream, timeout, sender_timeout).await?;
-    let mut identity = within(timeout, postgres.identify_system()).await?;
-    let mut timeline_history = None;
-    let starting = postgres.start_replication(&settings.slot, &settings.publication);
-    within(timeout, starting).await?;
-
-    // All that may take long: until the slot is read, somebody must keep it.
-    let preparing = async {
-        let confirmed = slot::state(context.database, &settings.slot)
-            .await?
-            .context("the slot disappeared while it was started")?
-            .confirmed;
-        let mut redis =
-            redis_connection::Connection::connect(&context.config.redis, context.config.streams.live_entries_max)
-                .await
-                .map_err(End::by_redis)?;
-        let claim = redis.claim().await.map_err(End::by_redis)?;
-        // Asked after the claim: another engine may have published until then, and that must not look like a rewind.
-        let end = context
-            .database
-            .query_opt(include_str!("../../sql/wal_position.sql"), &[])
-            .await
-            .context("cannot read the end of the log")?;
-        identity.wal_end = end.context("the log has no end")?.get("lsn");
-        if claim.persistence == Persistence::Off {
-            tracing::warn!("Redis does not persist durably (appendonly no): its crash costs a reset of all devices");
-        }
-        if let Some(checkpoint) = &claim.checkpoint
-            && checkpoint.timeline != identity.timeline
-        {
-            // A connection that streams takes no further command.
-            let mut other = Connection::connect(&upstream, timeout, sender_timeout).await?;
-            timeline_history = within(timeout, other.timeline_history(identity.timeline)).await?;
-            other.close().await;
-        }
-        let server = Server {
-            identity,
-            slot_created,
-            confirmed,
-            timeline_history,
-        };
-        let verdict = match forced {
-            Some(broken) => Err(broken),
-            None => epoch::detect_break(&server, claim.checkpoint.as_ref()),
-        };
-        let (epoch, position, replay, acknowledged) = match (verdict, &claim.checkpoint) {
-            (Ok(replay), Some(checkpoint)) => (checkpoint.epoch, checkpoint.position, replay, checkpoint.acknowledged),
-            (Ok(_), None) => return Err(End::Failed(Cause::Other, anyhow!("no checkpoint, yet no new epoch"))),
-            (Err(broken), _) => {
-                let (epoch, position) = begin_epoch(&context, &mut redis, &server, &claim, &broken)
-                    .await
-                    .map_err(End::by_redis)?;
-                (epoch, position, Replay::free(), confirmed)
-            }
-        };
-        Ok::<_, End>((confirmed, redis, claim, server, (epoch, position, replay, acknowledged)))
-    };
-    let prepared = tokio::select! {
-        prepared = preparing => prepared?,
-        failed = postgres.keep_alive(STATUS_INTERVAL) => match failed? {},
-    };
-    let (confirmed, redis, claim, server, (epoch, position, replay, acknowledged)) = prepared;
-    tracing::info!(
-        slot = settings.slot, %confirmed, %position, epoch = %epoch.id, number = epoch.number, base = epoch.base,
-        "following the write-ahead log"
-    );
-
-    let keys = Keys::new(&context.config.redis.prefix);
-    let start = Start {
-        base: epoch.base,
-        position,
-        replay,
-        tenants: tenants(context.database).await?,
-    };
-    let (written, _) = watch::channel(Written {
-        published: confirmed,
-        acknowledged,
-    });
-    let (aof_sender, aof) = mpsc::channel(1);
-    let durability = Durability::new(claim.persistence);
-    if durability.wants_state() {
-        tokio::spawn(aof::watch(
-            context.config.redis.clone(),
-            written.subscribe(),
-            aof_sender,
-        ));
-    }
-    let timeline = claim.checkpoint.as_ref().map(|checkpoint| checkpoint.timeline);
-    let has_switched = timeline.is_some_and(|timeline| timeline != server.identity.timeline);
-    let opening = opening(
-        &keys,
-        &claim.stopped,
-        position,
-        has_switched.then_some(server.identity.timeline),
-    );
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    Ok(Session {
-        pipeline: Pipeline::new(
-            keys.clone(),
-            Router::new(context.config.routes.clone()),
-            &settings.slot,
-            start,
-        ),
-        context,
-        postgres,
-        redis,
-        epoch,
-        progress: Progress::starting_at(confirmed),
-        durability,
-        run_id: claim.run_id,
-        written,
-        aof,
-        sending_acknowledged: acknowledged,
-        births: opening,
-        window: claim.window,
-        refused: None,
-        refusal: None,
-        retry_wait: RETRY.0,
-        sent_at: Instant::now(),
-        reported: Counts::default(),
-        last_received: Instant::now(),
-        last_status: Instant::now(),
-        ticks,
-    })
-}
-
-/// Waits for an answer of Postgres no longer than this.
-async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, connection::Error>>) -> Result<T, End> {
-    match tokio::time::timeout(limit, answer).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => Err(End::Failed(
-            Cause::Postgres,
-            anyhow!("no answer from Postgres within {} s", limit.as_secs()),
-        )),
-    }
-}
-
-/// What a session writes before all else.
+/// What a session writes first; `None` when nothing.
 ///
-/// Streams that an earlier session had to stop have a hole: they are born anew, which tells their readers. One that does
-/// not take even that is stopped again. And when the server went on on a timeline that holds all that is published,
-/// the next session must compare with that one.
-fn opening(keys: &Keys, stopped: &[Target], position: StreamId, timeline: Option<i32>) -> Option<Batch> {
+/// Streams that an earlier session stopped lack entries: they are recreated with a `reset` entry, which their readers
+/// receive. A stream that refuses even that is stopped again. When the server continues on a new timeline that includes all
+/// that is published, the checkpoint takes over that timeline.
+fn opening_batch(keys: &Keys, stopped: &[Target], position: StreamId, new_timeline: Option<i32>) -> Option<Batch> {
     let mut batch = Batch::new(keys.clone());
-    if let Some(timeline) = timeline {
+    if let Some(timeline) = new_timeline {
         let (key, timeline) = (keys.checkpoint(), timeline.to_string());
         batch.other(&[b"HSET", key.as_bytes(), b"timeline", timeline.as_bytes()]);
     }
     for target in stopped {
         tracing::warn!(
             stream = target.key(keys),
-            "stream was stopped and is born anew with a reset"
+            reason = "stopped",
+            "stream recreated with a reset entry"
         );
         batch.recreate_stream(target.clone(), position, unix_micros());
     }
     (!batch.is_empty()).then_some(batch)
 }
 
-/// Begins a new epoch: Postgres records it, each stream gets a `reset` entry, then the checkpoint says so.
-///
-/// A crash before the last step leaves the old checkpoint, so that the next start finds the same break.
-async fn begin_epoch(
-    context: &SessionContext<'_>,
-    redis: &mut redis_connection::Connection,
-    server: &Server,
-    claim: &Claim,
-    broken: &Break,
-) -> Result<(Epoch, StreamId)> {
-    let slot = &context.config.replication.slot;
-    let last = context
-        .database
-        .query_opt(include_str!("../../sql/epoch_last.sql"), &[(slot, Type::TEXT)])
-        .await
-        .context("cannot read the last epoch")?;
-    let (last_number, last_base) = last.map_or((0, 0), |row| (row.get::<_, i64>("number"), row.get::<_, i64>("base")));
-    let checkpoint = claim.checkpoint.as_ref();
-    let old = checkpoint.map(|checkpoint| checkpoint.epoch);
-    let previous_base = old.map_or(0, |old| old.base).max(u64::try_from(last_base).unwrap_or(0));
-    let keys = Keys::new(&context.config.redis.prefix);
-    let tenants = context
-        .database
-        .query(include_str!("../../sql/tenant_generations.sql"), &[])
-        .await
-        .context("cannot list the tenants")?;
-    let last_ms = match checkpoint {
-        Some(checkpoint) => checkpoint.position.ms.max(checkpoint.live.ms),
-        // Streams may have outlived their checkpoint, in this log or in one that was rewound since.
-        None => {
-            let mut last = redis.last_id(&keys.live(0)).await?;
-            for row in &tenants {
-                last = last.max(redis.last_id(&keys.changes(row.get("name"))).await?);
-            }
-            match last {
-                StreamId::ZERO if last_number == 0 => 0,
-                last => last
-                    .ms
-                    .max(u64::from(server.identity.wal_end).saturating_add(previous_base)),
-            }
+impl<'a> Session<'a> {
+    fn new(context: SessionContext<'a>, started: Started) -> Self {
+        let Started { postgres, prepared } = started;
+        let Prepared {
+            redis,
+            claim,
+            server,
+            origin,
+            tenants,
+        } = prepared;
+        let keys = Keys::new(&context.config.redis.prefix);
+        let timeline = server.identity.timeline;
+        let has_switched = claim
+            .checkpoint
+            .is_some_and(|checkpoint| checkpoint.timeline != timeline);
+        let urgent = opening_batch(&keys, &claim.stopped, origin.position, has_switched.then_some(timeline));
+        let state = Durability::new(claim.persistence);
+        let (written, _) = watch::channel(Written {
+            published: server.confirmed,
+            acknowledged: origin.acknowledged,
+        });
+        let (sender, readings) = mpsc::channel(1);
+        if state.needs_readings() {
+            tokio::spawn(aof::watch(context.config.redis.clone(), written.subscribe(), sender));
         }
-    };
-    let epoch = Epoch {
-        id: EpochId::random().context("no random bits from the operating system")?,
-        number: old.map_or(0, |old| old.number).max(last_number) + 1,
-        base: epoch::base_above(last_ms, previous_base, server.confirmed),
-    };
-    let position = StreamId {
-        ms: u64::from(server.confirmed).saturating_add(epoch.base),
-        seq: 0,
-    };
-    tracing::warn!(reason = %broken, number = epoch.number, id = %epoch.id, base = epoch.base, "a new epoch begins");
-    context
-        .database
-        .query(
-            include_str!("../../sql/epoch_insert.sql"),
-            &[
-                (slot, Type::TEXT),
-                (&epoch.number, Type::INT8),
-                (&epoch.id.to_string(), Type::TEXT),
-                (&i64::try_from(epoch.base).unwrap_or(i64::MAX), Type::INT8),
-                (&server.identity.system_id, Type::TEXT),
-                (&server.identity.timeline, Type::INT4),
-                (&server.confirmed, Type::PG_LSN),
-                (&broken.to_string(), Type::TEXT),
-            ],
-        )
-        .await
-        .context("cannot record the new epoch")?;
-
-    let now = unix_micros();
-    let acknowledged = checkpoint.map_or(PgLsn::from(0), |checkpoint| checkpoint.acknowledged);
-    let old = old.unwrap_or(epoch);
-    for row in &tenants {
-        let (name, generation): (String, i64) = (row.get("name"), row.get("generation"));
-        let state: String = row.get("state");
-        let Some(tenant) = Tenant::named(&name) else { continue };
-        let shared_name: std::sync::Arc<str> = name.as_str().into();
-        let mut batch = Batch::new(keys.clone());
-        batch.reset_meta(&name, generation, &state);
-        for target in [
-            Target::Changes(shared_name.clone()),
-            Target::Shared(shared_name.clone()),
-        ] {
-            batch.create_stream(target, position, now);
-        }
-        let mut after = Uuid::nil();
-        loop {
-            let page = BIRTHS_PER_BATCH as i64;
-            let users = context
-                .database
-                .query(
-                    &tenant.sql(include_str!("../../sql/user_ids.sql")),
-                    &[(&after, Type::UUID), (&page, Type::INT8)],
-                )
-                .await;
-            let users = match users {
-                // What is wrong with one tenant's table must not keep the epoch from beginning. Cursors end with the epoch
-                // all the same, and an inbox that is missing is born when its user's device comes for a snapshot.
-                Err(error) if error.is_object_error() => {
-                    tracing::error!(tenant = name, %error, "the tenant's inboxes get no reset: its users cannot be listed");
-                    Vec::new()
-                }
-                users => users.with_context(|| format!("cannot list the users of tenant {name}"))?,
-            };
-            for user in &users {
-                after = user.get("id");
-                batch.create_stream(Target::Inbox(shared_name.clone(), after), position, now);
-            }
-            exchange(
-                redis,
-                std::mem::replace(&mut batch, Batch::new(keys.clone())),
-                &old,
-                acknowledged,
-            )
-            .await?;
-            if users.len() < BIRTHS_PER_BATCH {
-                break;
-            }
+        let router = Router::new(context.config.routes.clone());
+        let start = Start {
+            base: origin.epoch.base,
+            position: origin.position,
+            replay: origin.replay,
+            tenants,
+        };
+        let now = Instant::now();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Self {
+            pipeline: Pipeline::new(keys, router, &context.config.replication.slot, start),
+            context,
+            postgres,
+            redis,
+            epoch: origin.epoch,
+            progress: Progress::starting_at(server.confirmed),
+            durable: DurabilityWatch {
+                state,
+                run_id: claim.run_id,
+                written,
+                readings,
+            },
+            in_flight: InFlight {
+                sent_at: now,
+                acknowledged: origin.acknowledged,
+            },
+            refused: Refused {
+                batch: None,
+                cause: None,
+                backoff: Backoff::new(RETRY.0, RETRY.1),
+            },
+            urgent,
+            window: claim.window,
+            reported: Counts::default(),
+            last_received: now,
+            last_status: now,
+            ticks,
         }
     }
-    let mut batch = Batch::new(keys);
-    batch.begin_epoch(&Checkpoint {
-        epoch,
-        system_id: server.identity.system_id.clone(),
-        timeline: server.identity.timeline,
-        position,
-        published: position,
-        transaction: None,
-        open: None,
-        acknowledged: server.confirmed,
-        live: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.live),
-        run_id: claim.run_id.clone(),
-    });
-    exchange(redis, batch, &epoch, server.confirmed).await?;
-    context.report.metrics.replication.epoch_began(broken);
-    Ok((epoch, position))
-}
 
-async fn tenants(database: &Database) -> Result<HashSet<Arc<str>>> {
-    let tenants = crate::postgres::tenants::list(database)
-        .await
-        .context("cannot list the tenants")?;
-    Ok(tenants.into_iter().map(|tenant| tenant.name.into()).collect())
-}
-
-/// Sends one batch and waits for its outcome.
-///
-/// What Redis forbids for one stream is left out: its first entry will be forbidden too, and stop that stream alone.
-async fn exchange(
-    redis: &mut redis_connection::Connection,
-    batch: Batch,
-    epoch: &Epoch,
-    acknowledged: PgLsn,
-) -> Result<()> {
-    redis.send(batch, epoch, acknowledged);
-    loop {
-        match redis.outcome()? {
-            Some(Outcome::Written { .. }) => return Ok(()),
-            Some(Outcome::Denied { batch, purpose, cause }) => {
-                tracing::error!(
-                    ?purpose,
-                    cause,
-                    "Redis forbids a stream to be born; see the ACL in the docs"
-                );
-                redis.send(batch, epoch, acknowledged);
-            }
-            Some(Outcome::Refused { cause, .. }) => {
-                return Err(anyhow!("Redis refused the beginning of an epoch: {cause}"));
-            }
-            None => {
-                redis.check_timeout(Instant::now())?;
-                tokio::time::timeout(TICK, redis.progress()).await.unwrap_or(Ok(()))?;
-            }
-        }
-    }
-}
-
-impl Session<'_> {
-    async fn run(mut self) -> End {
-        self.show_state();
+    async fn run(mut self) -> SessionEnd {
+        self.report_state();
         let end = loop {
             self.send_when_possible();
             let event = match self.next_event().await {
@@ -667,7 +235,7 @@ impl Session<'_> {
             replayed = counts.replayed,
             quarantined = counts.quarantined,
             acknowledged = %self.progress.acknowledged(),
-            "stopped following the write-ahead log"
+            "replication stopped"
         );
         self.postgres.close().await;
         end
@@ -679,12 +247,11 @@ impl Session<'_> {
         batch.changes() >= settings.batch_changes_max || batch.bytes() >= settings.batch_bytes_max
     }
 
-    async fn next_event(&mut self) -> Result<Event, End> {
+    async fn next_event(&mut self) -> Result<Event, SessionEnd> {
         let may_read = !self.is_full();
-        self.postgres.set_receive_low_water(match self.redis.is_idle() {
-            false if self.sent_at.elapsed() < GATHER => GATHER_BYTES,
-            _ => 1,
-        });
+        let may_gather = !self.redis.is_idle() && self.in_flight.sent_at.elapsed() < GATHER;
+        self.postgres
+            .set_receive_low_water(if may_gather { GATHER_BYTES } else { 1 });
         tokio::select! {
             () = self.context.stop.cancelled() => Ok(Event::Stop),
             result = self.redis.progress(), if !self.redis.is_idle() => {
@@ -694,20 +261,20 @@ impl Session<'_> {
             result = self.postgres.progress(may_read), if may_read || self.postgres.has_outbound() => {
                 Ok(if result? { Event::Received } else { Event::StatusWritten })
             }
-            Some(reading) = self.aof.recv() => Ok(Event::Aof(reading)),
-            Ok(()) = self.context.snapshots.changed() => Ok(Event::Seen),
-            Ok(()) = self.context.leaving.changed() => Ok(Event::Leaving),
+            Some(reading) = self.durable.readings.recv() => Ok(Event::Aof(reading)),
+            Ok(()) = self.context.snapshots.changed() => Ok(Event::Snapshot),
+            Ok(()) = self.context.shutting_down.changed() => Ok(Event::ShuttingDown),
             Some(trim) = self.context.trims.recv(), if may_read => Ok(Event::Trim(trim)),
             _ = self.ticks.tick() => Ok(Event::Tick),
         }
     }
 
-    /// Acts on an event; true when the session shall end.
-    fn handle(&mut self, event: Event) -> Result<bool, End> {
+    /// Acts on an event; true when the session must end.
+    fn handle(&mut self, event: Event) -> Result<bool, SessionEnd> {
         match event {
             Event::Received => {
                 self.last_received = Instant::now();
-                self.take_frames()?;
+                self.apply_frames()?;
             }
             Event::StatusWritten => {}
             Event::Redis => {
@@ -715,14 +282,14 @@ impl Session<'_> {
                     self.conclude(outcome)?;
                     self.send_when_possible();
                 }
-                // There may be frames that the full batch left in the buffer.
-                self.take_frames()?;
+                // The full batch may have left frames in the buffer.
+                self.apply_frames()?;
             }
-            // A Redis that has come back may lack what the one before it had taken, though its file is complete.
-            Event::Aof(reading) if reading.run_id != self.run_id => {
-                return Err(End::Failed(
-                    Cause::Redis,
-                    anyhow!("Redis has restarted: what it lost is published again"),
+            // A restarted Redis may lack entries that it had confirmed before, although its file is complete.
+            Event::Aof(reading) if reading.run_id != self.durable.run_id => {
+                return Err(SessionEnd::Failed(
+                    FailureCause::Redis,
+                    anyhow!("Redis restarted; publishing again what it lost"),
                 ));
             }
             Event::Aof(reading) => {
@@ -731,14 +298,18 @@ impl Session<'_> {
                     acknowledged,
                 } = reading.written;
                 let durable = self
-                    .durability
-                    .observe(reading.sight, published, acknowledged, Instant::now());
+                    .durable
+                    .state
+                    .observe(reading.observation, published, acknowledged, Instant::now());
                 self.advance(durable);
             }
-            Event::Seen => self.close_window(),
-            Event::Leaving => {
-                if *self.context.leaving.borrow_and_update() {
-                    return Err(End::Failed(Cause::Postgres, anyhow!("Postgres shuts down")));
+            Event::Snapshot => self.close_window(),
+            Event::ShuttingDown => {
+                if *self.context.shutting_down.borrow_and_update() {
+                    return Err(SessionEnd::Failed(
+                        FailureCause::Postgres,
+                        anyhow!("Postgres is shutting down"),
+                    ));
                 }
             }
             Event::Trim(trim) => self.pipeline.batch().trim(&trim),
@@ -748,8 +319,8 @@ impl Session<'_> {
         Ok(false)
     }
 
-    /// Takes frames out of the buffer until it is empty or the batch full.
-    fn take_frames(&mut self) -> Result<(), End> {
+    /// Applies the frames in the buffer until it is empty or the batch is full.
+    fn apply_frames(&mut self) -> Result<(), SessionEnd> {
         let (started, mut bytes) = (Instant::now(), 0);
         while !self.is_full() {
             match self.postgres.peek()? {
@@ -776,36 +347,36 @@ impl Session<'_> {
 
     fn send_when_possible(&mut self) {
         if !self.redis.is_idle() {
-            if self.refused.is_none() && self.births.is_none() {
+            if self.refused.batch.is_none() && self.urgent.is_none() {
                 self.redis.send_prefix(self.pipeline.batch());
             }
             return;
         }
-        if self.births.is_some() && self.redis.discard_prefix() {
+        if self.urgent.is_some() && self.redis.discard_prefix() {
             return;
         }
-        let batch = match self.refused.take() {
+        let batch = match self.refused.batch.take() {
             Some((batch, at)) if Instant::now() < at => {
-                self.refused = Some((batch, at));
+                self.refused.batch = Some((batch, at));
                 return;
             }
             Some((batch, _)) => batch,
-            // Creations go first: what follows them in the log comes after them in their streams.
-            None => match self.births.take() {
-                Some(births) => births,
+            // Recreations go first: later changes come after them in their streams.
+            None => match self.urgent.take() {
+                Some(urgent) => urgent,
                 None if self.pipeline.batch().is_empty() => return,
                 None => self.pipeline.take_batch(),
             },
         };
-        // What the checkpoint said before may have been sent before, so it never goes back.
+        // Postgres may have received the value in the checkpoint, so it never goes back.
         if !self.pipeline.is_unverified() {
-            self.sending_acknowledged = self.sending_acknowledged.max(self.progress.durable());
+            self.in_flight.acknowledged = self.in_flight.acknowledged.max(self.progress.durable());
         }
-        self.sent_at = Instant::now();
-        self.redis.send(batch, &self.epoch, self.sending_acknowledged);
+        self.in_flight.sent_at = Instant::now();
+        self.redis.send(batch, &self.epoch, self.in_flight.acknowledged);
     }
 
-    fn conclude(&mut self, outcome: Outcome) -> Result<(), End> {
+    fn conclude(&mut self, outcome: Outcome) -> Result<(), SessionEnd> {
         match outcome {
             Outcome::Written {
                 batch,
@@ -815,55 +386,60 @@ impl Session<'_> {
                 wrong_type,
                 live_failed,
             } => {
-                if self.refusal.take().is_some() {
-                    tracing::info!("Redis takes entries again");
+                if self.refused.cause.take().is_some() {
+                    tracing::info!("Redis accepts writes again");
                 }
-                self.retry_wait = RETRY.0;
+                self.refused.backoff.reset();
                 let entries = batch.entries().saturating_sub(failed.len());
                 let metrics = &self.context.report.metrics.replication;
-                metrics.wrote(self.sent_at.elapsed(), entries, batch.changes(), batch.bytes());
+                metrics.wrote(
+                    self.in_flight.sent_at.elapsed(),
+                    entries,
+                    batch.changes(),
+                    batch.bytes(),
+                );
                 metrics.add(self.pipeline.counts(), &mut self.reported);
                 self.trace(&batch);
                 self.window.extend(batch.window().cloned());
                 if let Some(mark) = batch.complete_transaction() {
                     self.progress.publish(mark.end_lsn);
                 }
-                self.repair(missing, batch.position());
+                self.recreate(missing, batch.position());
                 self.pipeline.recycle(batch);
                 for (target, cause) in failed {
                     self.pipeline.stop_stream(target, &cause);
                 }
                 recreated.iter().for_each(|target| self.pipeline.batch().unstop(target));
                 for (key, cause) in wrong_type {
-                    tracing::error!(key, cause, "a tenant's key holds something else; remove it");
+                    tracing::error!(key, cause, "key of a tenant has the wrong type; remove it");
                 }
                 if let Some(cause) = live_failed {
-                    tracing::error!(cause, "the live stream took its entry ill and is made anew");
+                    tracing::error!(cause, "XADD to the live stream failed; recreating it");
                     let key = Keys::new(&self.context.config.redis.prefix).live(0);
                     self.pipeline.batch().other(&[b"DEL", key.as_bytes()]);
                 }
-                let (published, acknowledged) = (self.progress.published(), self.sending_acknowledged);
-                self.written.send_replace(Written {
+                let (published, acknowledged) = (self.progress.published(), self.in_flight.acknowledged);
+                self.durable.written.send_replace(Written {
                     published,
                     acknowledged,
                 });
-                let durable = self.durability.published(published, acknowledged);
+                let durable = self.durable.state.published(published, acknowledged);
                 self.advance(durable);
             }
             Outcome::Refused { batch, cause } => {
                 self.context.report.metrics.replication.refused(&cause);
                 if error_code(&cause) == "READONLY" {
-                    // Another server may be the primary by now, and the one at hand may stay a replica for ever.
-                    let cause = anyhow!("Redis has become a replica ({cause}): connecting anew");
-                    return Err(End::Failed(Cause::Redis, cause));
+                    // Another server may be the primary now, and this one may stay a replica.
+                    let cause = anyhow!("Redis is now a replica; reconnecting: {cause}");
+                    return Err(SessionEnd::Failed(FailureCause::Redis, cause));
                 }
-                if self.refusal.as_ref() != Some(&cause) {
-                    tracing::warn!(cause, "Redis takes nothing at the moment; the batch waits");
+                if self.refused.cause.as_ref() != Some(&cause) {
+                    tracing::warn!(cause, "Redis refuses writes; retrying the batch");
                 }
-                self.refusal = Some(cause);
-                self.refused = Some((batch, Instant::now() + self.retry_wait));
-                self.retry_wait = (self.retry_wait * 2).min(RETRY.1);
-                self.show_state();
+                self.refused.cause = Some(cause);
+                let retry_at = Instant::now() + self.refused.backoff.next();
+                self.refused.batch = Some((batch, retry_at));
+                self.report_state();
             }
             Outcome::Denied { batch, purpose, cause } => {
                 self.context.report.metrics.replication.refused(&cause);
@@ -872,22 +448,22 @@ impl Session<'_> {
                 } else {
                     tracing::error!(
                         cause,
-                        "Redis forbids a command of the publisher; see the ACL in the docs"
+                        "Redis forbids a command of the publisher; check the ACL against the documentation"
                     );
                 }
-                self.refused = Some((batch, Instant::now()));
+                self.refused.batch = Some((batch, Instant::now()));
             }
         }
         Ok(())
     }
 
-    /// Tells of the transactions that Redis took to their end, where their traces are sampled.
+    /// Sends the spans of the transactions that are now published, where their traces are sampled.
     fn trace(&self, batch: &Batch) {
         if batch.traced().is_empty() {
             return;
         }
         let answered = SystemTime::now();
-        let sent = answered - self.sent_at.elapsed();
+        let sent = answered - self.in_flight.sent_at.elapsed();
         for (last, commit_ts) in batch.traced() {
             if let Some(transaction) = traces::Transaction::of(self.epoch.id, *last) {
                 transaction.published(*commit_ts, sent, answered, batch.changes());
@@ -895,23 +471,27 @@ impl Session<'_> {
         }
     }
 
-    /// Streams that should be there are not. The tenant's own are born anew, which tells their readers; an inbox is
-    /// born anew when its user's device comes for a snapshot, since only the API knows whether there is such a user.
-    fn repair(&mut self, missing: Vec<Target>, position: Option<StreamId>) {
+    /// Recreates streams that are missing with a `reset` entry, which their readers receive. An inbox is recreated when a
+    /// device of its user takes a snapshot, since only the API can check that the user exists.
+    fn recreate(&mut self, missing: Vec<Target>, position: Option<StreamId>) {
         let Some(position) = position else { return };
         for target in missing {
             if matches!(target, Target::Inbox(..)) {
-                tracing::debug!(?target, "no such inbox");
+                tracing::debug!(?target, "inbox missing");
                 continue;
             }
-            tracing::warn!(?target, "stream was missing and is born anew with a reset");
             let keys = Keys::new(&self.context.config.redis.prefix);
-            let births = self.births.get_or_insert_with(|| Batch::new(keys));
-            births.recreate_stream(target, position, unix_micros());
+            tracing::warn!(
+                stream = target.key(&keys),
+                reason = "missing",
+                "stream recreated with a reset entry"
+            );
+            let urgent = self.urgent.get_or_insert_with(|| Batch::new(keys));
+            urgent.recreate_stream(target, position, unix_micros());
         }
     }
 
-    fn advance(&mut self, durable: Option<crate::publish::durability::Durable>) {
+    fn advance(&mut self, durable: Option<Durable>) {
         let Some(durable) = durable else { return };
         self.progress.make_durable(durable.published);
         let before = self.progress.acknowledged();
@@ -921,7 +501,7 @@ impl Session<'_> {
         if self.progress.acknowledged() > before {
             self.queue_status();
         }
-        self.show_state();
+        self.report_state();
     }
 
     fn close_window(&mut self) {
@@ -939,18 +519,18 @@ impl Session<'_> {
         }
     }
 
-    fn tick(&mut self) -> Result<(), End> {
+    fn tick(&mut self) -> Result<(), SessionEnd> {
         let now = Instant::now();
         self.redis.check_timeout(now)?;
         let quiet = now.duration_since(self.last_received);
-        // While the batch is full nothing is read, and silence says nothing.
+        // While the batch is full nothing is read, so that silence means nothing.
         if self.is_full() {
             self.last_received = now;
-        } else if quiet > wire_timeout(&self.context.config.replication) {
-            return Err(End::Failed(
-                Cause::Postgres,
+        } else if quiet > idle_timeout(&self.context.config.replication) {
+            return Err(SessionEnd::Failed(
+                FailureCause::Postgres,
                 anyhow!(
-                    "no byte from Postgres for {} s: the connection counts as dead",
+                    "no data from Postgres for {} s; closing the connection",
                     quiet.as_secs()
                 ),
             ));
@@ -962,34 +542,34 @@ impl Session<'_> {
         metrics.add(self.pipeline.counts(), &mut self.reported);
         metrics.waiting(self.pipeline.batch().changes(), self.context.trims.len());
         metrics.tenants(self.pipeline.tenants());
-        self.show_state();
+        self.report_state();
         Ok(())
     }
 
     fn queue_status(&mut self) {
         self.last_status = Instant::now();
-        // A walsender that passes over what nobody is to get, or reads again what is long confirmed, sends nothing for as long
-        // as that takes; asked, it shows that it lives.
-        let wants_answer = self.last_received.elapsed() >= STATUS_INTERVAL;
+        // A walsender that skips changes outside the publication, or reads what is already confirmed, sends nothing meanwhile.
+        // A request for a reply shows that it is alive.
+        let reply_requested = self.last_received.elapsed() >= STATUS_INTERVAL;
         let (received, acknowledged) = (self.progress.received(), self.progress.acknowledged());
-        self.postgres.queue_status(received, acknowledged, wants_answer);
+        self.postgres.queue_status(received, acknowledged, reply_requested);
     }
 
-    fn show_state(&self) {
-        self.context.report.reached.send_replace(Some(self.progress));
-        self.context.report.state.send_replace(State::Streaming {
+    fn report_state(&self) {
+        self.context.report.progress.send_replace(Some(self.progress));
+        self.context.report.set_state(ReplicatorState::Streaming {
             epoch: self.epoch.id,
             number: self.epoch.number,
             stopped_streams: self.pipeline.stopped_streams(),
             progress: self.progress,
-            refused: self.refusal.clone(),
+            refused: self.refused.cause.clone(),
         });
     }
 
-    /// Finishes the batch under way and the one being filled, so that a restart has little to replay.
-    async fn drain(&mut self) -> End {
+    /// Publishes the batch in flight and the one being filled, so that a restart has little to replay.
+    async fn drain(&mut self) -> SessionEnd {
         let deadline = Instant::now() + DRAIN;
-        while Instant::now() < deadline && self.refused.is_none() {
+        while Instant::now() < deadline && self.refused.batch.is_none() {
             self.send_when_possible();
             if self.redis.is_idle() {
                 break;
@@ -1008,13 +588,13 @@ impl Session<'_> {
                 Err(_) => {}
             }
         }
-        End::Stopped
+        SessionEnd::Stopped
     }
 }
 
-/// How long Postgres may be silent: more than half of its sender timeout, since in the midst of work it does not answer
-/// before that.
-fn wire_timeout(settings: &config::Replication) -> Duration {
+/// How long Postgres may send nothing: more than half of its sender timeout, since a busy walsender does not reply
+/// earlier.
+fn idle_timeout(settings: &config::Replication) -> Duration {
     let seconds = settings
         .wire_timeout_seconds
         .max(settings.sender_timeout_seconds / 2 + 1);

@@ -22,9 +22,9 @@ use prometheus_client::registry::Registry;
 pub use self::cache::CacheUse;
 pub use self::operations::Operations;
 pub use self::sync::{Source, Sync};
+use crate::replication::end::FailureCause as Cause;
 use crate::replication::epoch::Break;
 use crate::replication::pipeline::Counts;
-use crate::replication::session::Cause;
 use crate::sync::outgoing::Outcome;
 use crate::telemetry::process;
 

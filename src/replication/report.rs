@@ -1,0 +1,117 @@
+//! What a replicator reports about itself: [`Report`] is the writing side, [`ReplicationStatus`] the reading side.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::slot::SlotSample;
+use crate::core::position::EpochId;
+use crate::publish::progress::Progress;
+use crate::telemetry::metrics::Metrics;
+
+/// What a replicator does at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplicatorState {
+    /// It connects.
+    Starting,
+    /// Another engine reads from the slot; this one takes over when that engine stops.
+    Waiting,
+    /// It follows the write-ahead log.
+    Streaming {
+        epoch: EpochId,
+        /// The epoch's number.
+        number: i64,
+        /// How many streams are stopped.
+        stopped_streams: usize,
+        progress: Progress,
+        /// Why Redis refuses all writes at the moment.
+        refused: Option<String>,
+    },
+    /// The last session failed; another starts soon.
+    Failed(String),
+}
+
+impl ReplicatorState {
+    pub fn is_streaming(&self) -> bool {
+        matches!(self, Self::Streaming { .. })
+    }
+}
+
+/// Where a replicator reports.
+#[derive(Debug)]
+pub struct Report {
+    state: watch::Sender<ReplicatorState>,
+    streaming: watch::Sender<bool>,
+    /// Progress of this session or the one before; `None` when another engine may have published since.
+    pub progress: watch::Sender<Option<Progress>>,
+    pub sample: watch::Sender<Option<SlotSample>>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// The last reports of a replicator.
+#[derive(Debug, Clone)]
+pub struct ReplicationStatus {
+    pub state: watch::Receiver<ReplicatorState>,
+    /// Whether the state is [`ReplicatorState::Streaming`], for those who only wait for that.
+    pub streaming: watch::Receiver<bool>,
+    pub progress: watch::Receiver<Option<Progress>>,
+    pub sample: watch::Receiver<Option<SlotSample>>,
+}
+
+/// How many bytes of the log each stage is behind its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lag {
+    /// Not read from Postgres.
+    pub received: u64,
+    /// Not in Redis' memory.
+    pub published: u64,
+    /// Not on Redis' disk.
+    pub durable: u64,
+    /// Not confirmed to Postgres.
+    pub acknowledged: u64,
+}
+
+impl Report {
+    pub fn new(metrics: Arc<Metrics>) -> (Self, ReplicationStatus) {
+        let report = Self {
+            state: watch::Sender::new(ReplicatorState::Starting),
+            streaming: watch::Sender::new(false),
+            progress: watch::Sender::new(None),
+            sample: watch::Sender::new(None),
+            metrics,
+        };
+        let status = ReplicationStatus {
+            state: report.state.subscribe(),
+            streaming: report.streaming.subscribe(),
+            progress: report.progress.subscribe(),
+            sample: report.sample.subscribe(),
+        };
+        (report, status)
+    }
+
+    pub fn state(&self) -> watch::Ref<'_, ReplicatorState> {
+        self.state.borrow()
+    }
+
+    pub fn set_state(&self, state: ReplicatorState) {
+        let is_streaming = state.is_streaming();
+        self.state.send_replace(state);
+        self.streaming
+            .send_if_modified(|streaming| std::mem::replace(streaming, is_streaming) != is_streaming);
+    }
+}
+
+impl ReplicationStatus {
+    /// How far each stage was behind at the last heartbeat; `None` before this replicator has followed the log.
+    pub fn lag(&self) -> Option<Lag> {
+        let progress = (*self.progress.borrow())?;
+        let sample = self.sample.borrow();
+        let sample = sample.as_ref()?;
+        Some(Lag {
+            received: sample.bytes_behind(progress.received()),
+            published: sample.bytes_behind(progress.published()),
+            durable: sample.bytes_behind(progress.durable()),
+            acknowledged: sample.bytes_behind(progress.acknowledged()),
+        })
+    }
+}

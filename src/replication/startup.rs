@@ -1,0 +1,480 @@
+//! The start of a session, from the first connection to the position from which it publishes.
+//!
+//! The order excludes other engines: first the slot, then the checkpoint. When continuity was lost, a new epoch begins here,
+//! before the session follows the log.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use postgres_types::{PgLsn, Type};
+use tokio::sync::{mpsc, watch};
+use tokio_postgres::Row;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::connection::{self, Connection, SystemIdentity, unix_micros};
+use super::end::{FailureCause, SessionEnd};
+use super::epoch::{self, Break, Replay, Server};
+use super::report::Report;
+use super::slot;
+use crate::config::Config;
+use crate::contract::checkpoint::{Checkpoint, Epoch};
+use crate::contract::control::Trim;
+use crate::contract::keys::Keys;
+use crate::contract::stream_name::Target;
+use crate::core::position::{EpochId, StreamId};
+use crate::core::snapshot::Snapshot;
+use crate::core::tenant::Tenant;
+use crate::net;
+use crate::postgres::{self, Database};
+use crate::publish::batch::Batch;
+use crate::publish::connection::{self as redis_connection, Claim};
+use crate::publish::durability::Persistence;
+use crate::publish::outcome::Outcome;
+
+/// Status updates are sent at least this often, far below any `wal_sender_timeout`.
+pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the response timeout of Redis is checked.
+const TIMEOUT_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// `reset` entries in one transaction when an epoch begins.
+const RESETS_PER_BATCH: usize = 1000;
+
+/// What a session works with.
+#[derive(Debug)]
+pub struct SessionContext<'a> {
+    pub config: &'a Config,
+    pub database: &'a Database,
+    /// The snapshot of the last heartbeat.
+    pub snapshots: watch::Receiver<Snapshot>,
+    /// Whether Postgres shuts down: it waits until no walsender is left.
+    pub shutting_down: watch::Receiver<bool>,
+    pub trims: &'a mut mpsc::Receiver<Trim>,
+    pub report: &'a Report,
+    pub stop: CancellationToken,
+}
+
+impl SessionContext<'_> {
+    /// The same for one session.
+    pub(super) fn reborrow(&mut self) -> SessionContext<'_> {
+        SessionContext {
+            config: self.config,
+            database: self.database,
+            snapshots: self.snapshots.clone(),
+            shutting_down: self.shutting_down.clone(),
+            trims: self.trims,
+            report: self.report,
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+/// Both connections of a session, and where it continues.
+pub(super) struct Started {
+    pub(super) postgres: Connection,
+    pub(super) prepared: Prepared,
+}
+
+/// What the start found on both servers while the slot was held.
+pub(super) struct Prepared {
+    pub(super) redis: redis_connection::Connection,
+    pub(super) claim: Claim,
+    pub(super) server: Server,
+    pub(super) origin: Origin,
+    pub(super) tenants: HashSet<Arc<str>>,
+}
+
+/// From where a session publishes.
+pub(super) struct Origin {
+    pub(super) epoch: Epoch,
+    pub(super) position: StreamId,
+    pub(super) replay: Replay,
+    /// `acknowledged` in the checkpoint.
+    pub(super) acknowledged: PgLsn,
+}
+
+/// How Postgres is reached in replication mode.
+struct Upstream {
+    server: net::postgres::Server,
+    connect_timeout: Duration,
+    sender_timeout: Duration,
+}
+
+impl Upstream {
+    /// Reads the URL and its files for each session, so that renewed certificates are used.
+    fn parse(config: &Config) -> Result<Self> {
+        Ok(Self {
+            server: net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?,
+            connect_timeout: Duration::from_secs(config.postgres.connect_timeout_seconds),
+            sender_timeout: Duration::from_secs(config.replication.sender_timeout_seconds),
+        })
+    }
+
+    async fn connect(&self) -> Result<Connection, connection::Error> {
+        Connection::connect(&self.server, self.connect_timeout, self.sender_timeout).await
+    }
+
+    /// Waits for an answer of Postgres, at most for the connect timeout.
+    async fn within<T>(&self, answer: impl Future<Output = Result<T, connection::Error>>) -> Result<T, SessionEnd> {
+        match tokio::time::timeout(self.connect_timeout, answer).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(SessionEnd::Failed(
+                FailureCause::Postgres,
+                anyhow!("no answer from Postgres within {} s", self.connect_timeout.as_secs()),
+            )),
+        }
+    }
+}
+
+/// Starts a session: slot, replication stream, checkpoint and, if continuity was lost or `forced` says so, a new epoch.
+pub(super) async fn start(context: &mut SessionContext<'_>, forced: Option<Break>) -> Result<Started, SessionEnd> {
+    // If Postgres is still shutting down, the next statements fail.
+    context.shutting_down.mark_unchanged();
+    let settings = &context.config.replication;
+    let upstream = Upstream::parse(context.config)?;
+    let slot_created = ensure_slot(context).await?;
+    let mut postgres = upstream.connect().await?;
+    let identity = upstream.within(postgres.identify_system()).await?;
+    let starting = postgres.start_replication(&settings.slot, &settings.publication);
+    upstream.within(starting).await?;
+    // The preparation may take long, and Postgres ends a stream without status updates.
+    let prepared = tokio::select! {
+        prepared = prepare(context, &upstream, identity, slot_created, forced) => prepared?,
+        failed = postgres.keep_alive(STATUS_INTERVAL) => match failed? {},
+    };
+    let Origin { epoch, position, .. } = prepared.origin;
+    tracing::info!(
+        slot = settings.slot, confirmed = %prepared.server.confirmed, %position,
+        epoch = %epoch.id, number = epoch.number, base = epoch.base,
+        "replication started"
+    );
+    Ok(Started { postgres, prepared })
+}
+
+/// Makes sure that the slot exists and can be read; true when it was created.
+async fn ensure_slot(context: &SessionContext<'_>) -> Result<bool> {
+    let settings = &context.config.replication;
+    match slot::state(context.database, &settings.slot).await? {
+        Some(state) if state.wal_status != "lost" => return Ok(false),
+        Some(lost) => {
+            tracing::error!(
+                slot = settings.slot,
+                reason = lost.lost_by,
+                "replication slot lost: Postgres removed WAL that it needed (max_slot_wal_keep_size, \
+                 idle_replication_slot_timeout); recreating it"
+            );
+            slot::drop(context.database, &settings.slot).await?;
+        }
+        None => {}
+    }
+    // A slot that is older than its publication can never decode, so the publication comes first.
+    postgres::publication::ensure(context.database, &settings.publication).await?;
+    let lsn = slot::create(context.database, &settings.slot).await?;
+    tracing::info!(slot = settings.slot, %lsn, "replication slot created");
+    Ok(true)
+}
+
+/// Claims the checkpoint and decides where the session continues.
+async fn prepare(
+    context: &SessionContext<'_>,
+    upstream: &Upstream,
+    mut identity: SystemIdentity,
+    slot_created: bool,
+    forced: Option<Break>,
+) -> Result<Prepared, SessionEnd> {
+    let confirmed = slot::state(context.database, &context.config.replication.slot)
+        .await?
+        .context("the replication slot disappeared during the start")?
+        .confirmed;
+    let (redis, live_entries_max) = (&context.config.redis, context.config.streams.live_entries_max);
+    let connecting = redis_connection::Connection::connect(redis, live_entries_max);
+    let mut redis = connecting.await.map_err(SessionEnd::by_redis)?;
+    let claim = redis.claim().await.map_err(SessionEnd::by_redis)?;
+    if claim.persistence == Persistence::Off {
+        tracing::warn!("Redis persistence is off (appendonly no): a crash of Redis resets all devices");
+    }
+    // Read after the claim: another engine may have published until then, which must not look like a rewind.
+    identity.wal_end = wal_end(context.database).await?;
+    let server = Server {
+        timeline_history: timeline_history(upstream, &identity, claim.checkpoint.as_ref()).await?,
+        identity,
+        slot_created,
+        confirmed,
+    };
+    let verdict = match forced {
+        Some(broken) => Err(broken),
+        None => epoch::detect_break(&server, claim.checkpoint.as_ref()),
+    };
+    let origin = match (verdict, &claim.checkpoint) {
+        (Ok(replay), Some(checkpoint)) => Origin {
+            epoch: checkpoint.epoch,
+            position: checkpoint.position,
+            replay,
+            acknowledged: checkpoint.acknowledged,
+        },
+        (Ok(_), None) => {
+            let error = anyhow!("Redis holds no checkpoint, but no new epoch begins");
+            return Err(SessionEnd::Failed(FailureCause::Other, error));
+        }
+        (Err(broken), _) => begin_epoch(context, &mut redis, &server, &claim, &broken)
+            .await
+            .map_err(SessionEnd::by_redis)?,
+    };
+    let tenants = postgres::tenants::list(context.database)
+        .await
+        .context("cannot list the tenants")?;
+    Ok(Prepared {
+        redis,
+        claim,
+        server,
+        origin,
+        tenants: tenants.into_iter().map(|tenant| tenant.name.into()).collect(),
+    })
+}
+
+async fn wal_end(database: &Database) -> Result<PgLsn> {
+    let row = database
+        .query_opt(include_str!("../../sql/wal_position.sql"), &[])
+        .await
+        .context("cannot read the end of the write-ahead log")?;
+    let row = row.context("Postgres gave no end of the write-ahead log")?;
+    Ok(row.try_get("lsn")?)
+}
+
+/// The history of the server's timeline, when the checkpoint is of another one.
+async fn timeline_history(
+    upstream: &Upstream,
+    identity: &SystemIdentity,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Option<String>, SessionEnd> {
+    if checkpoint.is_none_or(|checkpoint| checkpoint.timeline == identity.timeline) {
+        return Ok(None);
+    }
+    // A connection that streams takes no further command.
+    let mut other = upstream.connect().await?;
+    let history = upstream.within(other.timeline_history(identity.timeline)).await?;
+    other.close().await;
+    Ok(history)
+}
+
+/// Begins a new epoch: Postgres records it, each stream gets a `reset` entry, then the checkpoint names it.
+///
+/// A crash before the last step leaves the old checkpoint, so that the next start detects the same break.
+async fn begin_epoch(
+    context: &SessionContext<'_>,
+    redis: &mut redis_connection::Connection,
+    server: &Server,
+    claim: &Claim,
+    broken: &Break,
+) -> Result<Origin> {
+    let database = context.database;
+    let keys = Keys::new(&context.config.redis.prefix);
+    let tenants = database
+        .query(include_str!("../../sql/tenant_generations.sql"), &[])
+        .await
+        .context("cannot list the tenants")?;
+    let checkpoint = claim.checkpoint.as_ref();
+    let slot = &context.config.replication.slot;
+    let epoch = next_epoch(database, slot, redis, &keys, server, checkpoint, &tenants).await?;
+    let position = StreamId {
+        ms: u64::from(server.confirmed).saturating_add(epoch.base),
+        seq: 0,
+    };
+    tracing::warn!(
+        reason = %broken, number = epoch.number, id = %epoch.id, base = epoch.base,
+        "new epoch begins"
+    );
+    record_epoch(database, slot, &epoch, server, broken).await?;
+    let mut guard = Guarded {
+        redis,
+        // Until the new checkpoint is written, the old one stays as it is.
+        epoch: checkpoint.map_or(epoch, |checkpoint| checkpoint.epoch),
+        acknowledged: checkpoint.map_or(PgLsn::from(0), |checkpoint| checkpoint.acknowledged),
+    };
+    for row in &tenants {
+        let (name, state): (String, String) = (row.try_get("name")?, row.try_get("state")?);
+        let Some(tenant) = Tenant::named(&name) else { continue };
+        let mut batch = Batch::new(keys.clone());
+        batch.reset_meta(&name, row.try_get("generation")?, &state);
+        reset_streams(database, &mut guard, &keys, &tenant, position, batch).await?;
+    }
+    let mut batch = Batch::new(keys);
+    batch.begin_epoch(&Checkpoint {
+        epoch,
+        system_id: server.identity.system_id.clone(),
+        timeline: server.identity.timeline,
+        position,
+        published: position,
+        transaction: None,
+        open: None,
+        acknowledged: server.confirmed,
+        live: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.live),
+        run_id: claim.run_id.clone(),
+    });
+    (guard.epoch, guard.acknowledged) = (epoch, server.confirmed);
+    guard.exchange(batch).await?;
+    context.report.metrics.replication.epoch_began(broken);
+    Ok(Origin {
+        epoch,
+        position,
+        replay: Replay::free(),
+        acknowledged: server.confirmed,
+    })
+}
+
+/// A new epoch whose stream IDs come after all that exist.
+async fn next_epoch(
+    database: &Database,
+    slot: &str,
+    redis: &mut redis_connection::Connection,
+    keys: &Keys,
+    server: &Server,
+    checkpoint: Option<&Checkpoint>,
+    tenants: &[Row],
+) -> Result<Epoch> {
+    let last = database
+        .query_opt(include_str!("../../sql/epoch_last.sql"), &[(&slot, Type::TEXT)])
+        .await
+        .context("cannot read the last epoch")?;
+    let (last_number, last_base): (i64, i64) = match last {
+        Some(row) => (row.try_get("number")?, row.try_get("base")?),
+        None => (0, 0),
+    };
+    let old = checkpoint.map(|checkpoint| checkpoint.epoch);
+    let previous_base = old.map_or(0, |old| old.base).max(u64::try_from(last_base).unwrap_or(0));
+    let last_ms = match checkpoint {
+        Some(checkpoint) => checkpoint.position.ms.max(checkpoint.live.ms),
+        // Streams may have outlived their checkpoint, written from this log or from one that was rewound since.
+        None => {
+            let mut last = redis.last_id(&keys.live(0)).await?;
+            for row in tenants {
+                last = last.max(redis.last_id(&keys.changes(row.try_get("name")?)).await?);
+            }
+            if last == StreamId::ZERO && last_number == 0 {
+                0
+            } else {
+                let log_end = u64::from(server.identity.wal_end).saturating_add(previous_base);
+                last.ms.max(log_end)
+            }
+        }
+    };
+    Ok(Epoch {
+        id: EpochId::random().context("no random bits from the operating system")?,
+        number: old.map_or(0, |old| old.number).max(last_number) + 1,
+        base: epoch::base_above(last_ms, previous_base, server.confirmed),
+    })
+}
+
+async fn record_epoch(database: &Database, slot: &str, epoch: &Epoch, server: &Server, broken: &Break) -> Result<()> {
+    database
+        .query(
+            include_str!("../../sql/epoch_insert.sql"),
+            &[
+                (&slot, Type::TEXT),
+                (&epoch.number, Type::INT8),
+                (&epoch.id.to_string(), Type::TEXT),
+                (&i64::try_from(epoch.base).unwrap_or(i64::MAX), Type::INT8),
+                (&server.identity.system_id, Type::TEXT),
+                (&server.identity.timeline, Type::INT4),
+                (&server.confirmed, Type::PG_LSN),
+                (&broken.to_string(), Type::TEXT),
+            ],
+        )
+        .await
+        .context("cannot record the new epoch")?;
+    Ok(())
+}
+
+/// Adds a `reset` entry to each stream of a tenant, in batches of which the first is given.
+async fn reset_streams(
+    database: &Database,
+    guard: &mut Guarded<'_>,
+    keys: &Keys,
+    tenant: &Tenant,
+    position: StreamId,
+    mut batch: Batch,
+) -> Result<()> {
+    let (name, now): (Arc<str>, i64) = (tenant.name.as_str().into(), unix_micros());
+    for target in [Target::Changes(name.clone()), Target::Shared(name.clone())] {
+        batch.create_stream(target, position, now);
+    }
+    let mut after = Uuid::nil();
+    loop {
+        let users = user_ids(database, tenant, after).await?;
+        for user in &users {
+            batch.create_stream(Target::Inbox(name.clone(), *user), position, now);
+        }
+        let full = std::mem::replace(&mut batch, Batch::new(keys.clone()));
+        guard.exchange(full).await?;
+        match users.last() {
+            Some(last) if users.len() == RESETS_PER_BATCH => after = *last,
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// A page of a tenant's users.
+async fn user_ids(database: &Database, tenant: &Tenant, after: Uuid) -> Result<Vec<Uuid>> {
+    let page = RESETS_PER_BATCH as i64;
+    let rows = database
+        .query(
+            &tenant.sql(include_str!("../../sql/user_ids.sql")),
+            &[(&after, Type::UUID), (&page, Type::INT8)],
+        )
+        .await;
+    let rows = match rows {
+        // A broken table of one tenant must not block the epoch. Cursors end with the old epoch in any case, and a missing
+        // inbox is created when a device of its user takes a snapshot.
+        Err(error) if error.is_object_error() => {
+            tracing::error!(
+                tenant = tenant.name, %error,
+                "cannot list users; skipping the reset entries of this tenant's inboxes"
+            );
+            Vec::new()
+        }
+        rows => rows.with_context(|| format!("cannot list the users of tenant {}", tenant.name))?,
+    };
+    rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+}
+
+/// The connection to Redis, and what batches write to the checkpoint.
+struct Guarded<'a> {
+    redis: &'a mut redis_connection::Connection,
+    epoch: Epoch,
+    acknowledged: PgLsn,
+}
+
+impl Guarded<'_> {
+    /// Sends one batch and waits for its outcome.
+    ///
+    /// A command that Redis forbids for one stream is left out: the first entry of that stream will be forbidden too, and
+    /// then that stream alone stops.
+    async fn exchange(&mut self, batch: Batch) -> Result<()> {
+        self.redis.send(batch, &self.epoch, self.acknowledged);
+        loop {
+            match self.redis.outcome()? {
+                Some(Outcome::Written { .. }) => return Ok(()),
+                Some(Outcome::Denied { batch, purpose, cause }) => {
+                    tracing::error!(
+                        ?purpose,
+                        cause,
+                        "Redis forbids to create a stream; check the ACL against the documentation"
+                    );
+                    self.redis.send(batch, &self.epoch, self.acknowledged);
+                }
+                Some(Outcome::Refused { cause, .. }) => {
+                    return Err(anyhow!("Redis refused the start of a new epoch: {cause}"));
+                }
+                None => {
+                    self.redis.check_timeout(Instant::now())?;
+                    tokio::time::timeout(TIMEOUT_CHECK_INTERVAL, self.redis.progress())
+                        .await
+                        .unwrap_or(Ok(()))?;
+                }
+            }
+        }
+    }
+}
