@@ -1,4 +1,5 @@
-//! The built-in rule for messages: sender and recipient see each version, the server's bookkeeping only the sender.
+//! The built-in rule for messages: sender and recipient see each version; changes of the delivery status go only to the
+//! sender.
 
 use super::router::Delivery;
 use super::row::{ColumnValue, NotAUserId, Row, user_id};
@@ -6,7 +7,7 @@ use super::rule::Operation;
 use crate::contract::stream_name::Audience;
 use crate::decode::relation::Relation;
 
-/// Where the columns of a tenant's `messages` stand.
+/// Indexes of the columns of a tenant's `messages`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Columns {
     sender: usize,
@@ -19,10 +20,8 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Finds the columns.
-    ///
     /// # Errors
-    /// The name of one that is missing.
+    /// The name of a missing column.
     pub(super) fn of(relation: &Relation) -> Result<Self, &'static str> {
         let find = |name: &'static str| relation.column(name).ok_or(name);
         Ok(Self {
@@ -36,10 +35,10 @@ impl Columns {
         })
     }
 
-    /// Who sees what of a changed message.
+    /// Appends the deliveries of a changed message.
     pub(super) fn route(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
         match row.operation {
-            // What is or was deleted softly already is nobody's to see.
+            // A message that is or was already deleted softly is visible to no user.
             Operation::Insert if row.after(self.deleted_at).is_set() => Ok(()),
             Operation::Delete if row.before(self.deleted_at).is_set() => Ok(()),
             Operation::Insert => self.appear(row, out),
@@ -75,13 +74,13 @@ impl Columns {
     }
 
     fn disappear(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), NotAUserId> {
-        // The old row names who had it; after a soft delete that also moved the message, the new row does not.
-        let had = |column| match row.before(column) {
+        // The old row names the viewers; after a soft delete that also moved the message, the new row does not.
+        let viewer = |column| match row.before(column) {
             ColumnValue::Unknown => user_id(row.latest(column)),
-            seen => user_id(seen),
+            value => user_id(value),
         };
-        let recipient = had(self.recipient)?;
-        let sender = had(self.sender)?;
+        let recipient = viewer(self.recipient)?;
+        let sender = viewer(self.sender)?;
         for user in recipient
             .into_iter()
             .chain(sender.filter(|user| Some(*user) != recipient))

@@ -1,7 +1,7 @@
-//! Routing: who sees which change, under which event. Pure: no IO, no clock.
+//! Routing: who sees which change, and as which event. Pure: no IO, no clock.
 //!
-//! A [`rule::Rule`] is data. For each table of the stream the [`router::Router`] compiles the rules that fit into a
-//! [`router::Plan`] once; each row then costs no lookup: its new and old values name the recipients.
+//! A [`rule::Rule`] is data. The [`router::Router`] compiles the rules of each table once into a [`router::Plan`]; routing a row
+//! then needs no lookup, since its new and old values name the recipients.
 
 pub mod messages;
 pub mod outbox;

@@ -1,6 +1,5 @@
-//! Compiles rules to plans, one a table, and applies them to rows.
+//! Compiles the rules into one plan per table, and applies plans to rows.
 
-use crate::contract::stream_name::Audience;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -8,17 +7,17 @@ use uuid::Uuid;
 use super::messages;
 use super::row::{ColumnValue, NotAUserId, Row, user_id};
 use super::rule::{ENCRYPTED_STATES, Operation, Rule, TENANT};
+use crate::contract::stream_name::Audience;
 use crate::decode::relation::Relation;
 
-/// Each tenant's schema is this and its name.
+/// A tenant's schema is this prefix and its name.
 pub const SCHEMA_PREFIX: &str = "tenant_";
 
 /// One change for one audience.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delivery<'p> {
-    /// Who sees it.
     pub audience: Audience,
-    /// What it is for them: a row that moved to somebody else is a delete for the one who had it.
+    /// What happened from their point of view: a row that moved to another user is deleted for the previous one.
     pub operation: Operation,
     /// Name of the live event.
     pub event: &'p str,
@@ -27,7 +26,7 @@ pub struct Delivery<'p> {
 }
 
 impl<'p> Delivery<'p> {
-    /// A delivery that a stream keeps.
+    /// A delivery that is stored in a stream.
     pub fn stored(audience: Audience, operation: Operation, event: &'p str) -> Self {
         Self {
             audience,
@@ -38,45 +37,40 @@ impl<'p> Delivery<'p> {
     }
 }
 
-/// A row that has no route although a rule covers its table.
+/// A row that cannot be routed completely, although a rule covers its table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     /// A recipient column holds no user id.
     #[error("column {column}: {cause}")]
-    Recipient {
-        /// The column.
-        column: String,
-        /// What it holds.
-        cause: NotAUserId,
-    },
+    Recipient { column: String, cause: NotAUserId },
     /// A rule does not fit its table.
     #[error("{0}")]
     Rule(String),
 }
 
-/// All rules, built-in and the operator's.
+/// All rules, built-in and configured.
 #[derive(Debug, Clone)]
 pub struct Router {
     rules: Vec<Rule>,
 }
 
-/// What a table's rows mean for whom.
+/// The rules of one table, compiled.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The tenant whose schema holds the table.
     pub tenant: Arc<str>,
     /// The column that identifies a row to clients, `id` where there is one.
     pub id_column: Option<usize>,
-    /// The column that makes an insert the birth of a user, in `users`.
+    /// In `users`, the column with the id of the user that an insert creates.
     pub creation_column: Option<usize>,
     /// Columns whose values live events deliver.
     pub live_columns: Vec<usize>,
     /// The built-in rule for messages, where this is their table.
     messages: Option<messages::Columns>,
-    /// Rules whose deliveries streams keep: each user is told a change once, however many of them say so.
+    /// Rules whose deliveries are stored: each user gets a change once, however many rules match.
     stored: Vec<ColumnsRoute>,
-    /// Rules whose deliveries are only live, each an event of its own.
-    fleeting: Vec<ColumnsRoute>,
+    /// Rules whose deliveries are only live; each rule sends its own event.
+    live_only: Vec<ColumnsRoute>,
     /// Why a rule cannot route rows of this table.
     broken: Option<String>,
 }
@@ -89,7 +83,7 @@ struct ColumnsRoute {
     operations: Vec<Operation>,
     changed: Vec<usize>,
     equals: Vec<(usize, String)>,
-    /// A set value means that the row is as good as deleted.
+    /// A value in this column hides the row, as if it were deleted.
     gone: Option<usize>,
 }
 
@@ -100,7 +94,7 @@ enum Recipients {
 }
 
 impl Router {
-    /// A router with the built-in rules and these.
+    /// A router with the built-in rules and the configured ones.
     pub fn new(rules: Vec<Rule>) -> Self {
         Self { rules }
     }
@@ -120,7 +114,7 @@ impl Router {
                 .collect(),
             messages: None,
             stored: Vec::new(),
-            fleeting: Vec::new(),
+            live_only: Vec::new(),
             broken: None,
         };
         let built_in = |to: &str, event: &str, changed: &[&str]| Rule::built_in(&relation.table, to, event, changed);
@@ -133,17 +127,17 @@ impl Router {
                 plan.creation_column = relation.column("id");
                 let visible = ["username", "user_type", "email", "disabled_at", "deleted_at"];
                 plan.store(&built_in(TENANT, "change", &visible), relation);
-                let standing = built_in("id", "device_changed", &["disabled_at", "deleted_at"]);
-                plan.only_deliver(&standing, relation);
-                // What API nodes remember of a user shows this too.
-                plan.only_deliver(&built_in("id", "user_seen", &["last_seen"]), relation);
+                let access = built_in("id", "device_changed", &["disabled_at", "deleted_at"]);
+                plan.deliver_live(&access, relation);
+                // API nodes cache this column with the user.
+                plan.deliver_live(&built_in("id", "user_seen", &["last_seen"]), relation);
             }
             ENCRYPTED_STATES => plan.store(&Rule::encrypted_states(), relation),
             "message_conflicts" => plan.store(&Rule::conflicts(), relation),
             "devices" => {
-                // API nodes drop what they remember of a device that changed.
-                let standing = built_in("user_id", "device_changed", &["user_id", "revoked_at", "created_at"]);
-                plan.only_deliver(&standing, relation);
+                // API nodes drop a device that changed from their caches.
+                let access = built_in("user_id", "device_changed", &["user_id", "revoked_at", "created_at"]);
+                plan.deliver_live(&access, relation);
                 let mut other_key = built_in("user_id", "change", &["public_key"]);
                 other_key.when.op = vec![Operation::Update];
                 plan.store(&other_key, relation);
@@ -163,12 +157,12 @@ impl Plan {
         self.stored.extend(route);
     }
 
-    fn only_deliver(&mut self, rule: &Rule, relation: &Relation) {
+    fn deliver_live(&mut self, rule: &Rule, relation: &Relation) {
         let route = self.compile(rule, relation);
-        self.fleeting.extend(route);
+        self.live_only.extend(route);
     }
 
-    /// The rule for this table; the first that does not fit is noted.
+    /// Compiles a rule for this table; records the first that does not fit.
     fn compile(&mut self, rule: &Rule, relation: &Relation) -> Option<ColumnsRoute> {
         match ColumnsRoute::compile(rule, relation) {
             Ok(route) => Some(route),
@@ -181,15 +175,15 @@ impl Plan {
 
     /// Whether any rule covers the table.
     pub fn is_routed(&self) -> bool {
-        self.messages.is_some() || !self.stored.is_empty() || !self.fleeting.is_empty() || self.broken.is_some()
+        self.messages.is_some() || !self.stored.is_empty() || !self.live_only.is_empty() || self.broken.is_some()
     }
 
-    /// Appends who sees a row. A user has at most one delivery that is stored, and so has the tenant; where a user's own
-    /// differs from the tenant's, it goes before that.
+    /// Appends the deliveries of a changed row. A user has at most one that is stored, and so has the tenant; where the
+    /// user's own differs from the tenant's, it precedes that.
     ///
     /// # Errors
-    /// When a rule does not fit the table, or the row names somebody who cannot be a user. Who sees it by other rules and
-    /// columns is appended nevertheless, as a snapshot would show it to them.
+    /// When a rule does not fit the table, or a recipient column holds no user id. Deliveries by other rules and columns are
+    /// appended nevertheless, as a snapshot would show the row to these users.
     pub fn route<'p>(&'p self, row: &Row<'_>, out: &mut Vec<Delivery<'p>>) -> Result<(), RouteError> {
         let mut result = match &self.broken {
             Some(broken) => Err(RouteError::Rule(broken.clone())),
@@ -205,93 +199,143 @@ impl Plan {
                 });
             }
         }
-        let mut visibility = |route: &'p ColumnsRoute| route.visibility(row, &mut result);
-        for route in &self.fleeting {
-            deliver(&[visibility(route)], false, out);
+        for route in &self.live_only {
+            let visibility = route.visibility(row);
+            deliver(std::slice::from_ref(&visibility), false, out);
+            result = result.and(visibility.check);
         }
         match &self.stored[..] {
             [] => {}
-            // As nearly every table has it.
-            [route] => deliver(&[visibility(route)], true, out),
-            routes => deliver(&routes.iter().map(visibility).collect::<Vec<_>>(), true, out),
+            // Nearly every table has one rule at most, which costs no allocation.
+            [route] => {
+                let visibility = route.visibility(row);
+                deliver(std::slice::from_ref(&visibility), true, out);
+                result = result.and(visibility.check);
+            }
+            routes => {
+                let visibilities: Vec<_> = routes.iter().map(|route| route.visibility(row)).collect();
+                deliver(&visibilities, true, out);
+                for visibility in visibilities {
+                    result = result.and(visibility.check);
+                }
+            }
         }
         result
     }
 }
 
-/// Who sees a row by one rule.
+/// Who sees a row by one rule, before and after a change.
 struct Visibility<'p> {
     before: Viewers,
     after: Viewers,
-    /// Whether the rule tells of the operation at all.
-    is_told: bool,
-    /// Whether it tells those who see the row before and after.
-    is_change_told: bool,
+    /// The rule covers the operation.
+    covers_operation: bool,
+    /// The change is of interest to those who see the row before and after.
+    is_watched: bool,
     event: &'p str,
+    /// An error for a recipient column of the new row that holds no user id. Those of the old row were reported when it was
+    /// written.
+    check: Result<(), RouteError>,
+}
+
+/// How a change moves a row into or out of an audience's view.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Transition {
+    Unseen,
+    Appears,
+    Stays,
+    Disappears,
+}
+
+impl Transition {
+    fn of(is_visible_before: bool, is_visible_after: bool) -> Self {
+        match (is_visible_before, is_visible_after) {
+            (false, false) => Self::Unseen,
+            (false, true) => Self::Appears,
+            (true, true) => Self::Stays,
+            (true, false) => Self::Disappears,
+        }
+    }
+
+    /// The change as the audience sees it.
+    fn operation(self) -> Option<Operation> {
+        match self {
+            Self::Unseen => None,
+            Self::Appears => Some(Operation::Insert),
+            Self::Stays => Some(Operation::Update),
+            Self::Disappears => Some(Operation::Delete),
+        }
+    }
+}
+
+impl Visibility<'_> {
+    /// Whether the rule by itself sends its event to an audience.
+    fn sends_to(&self, audience: Audience) -> bool {
+        let transition = Transition::of(self.before.include(audience), self.after.include(audience));
+        self.covers_operation
+            && match transition {
+                Transition::Unseen => false,
+                Transition::Appears | Transition::Disappears => true,
+                Transition::Stays => self.is_watched,
+            }
+    }
 }
 
 enum Viewers {
-    Everybody,
-    These(Vec<Uuid>),
+    WholeTenant,
+    Users(Vec<Uuid>),
 }
 
 impl Viewers {
-    const NOBODY: Self = Self::These(Vec::new());
+    const NONE: Self = Self::Users(Vec::new());
 
     fn users(&self) -> &[Uuid] {
         match self {
-            Self::Everybody => &[],
-            Self::These(users) => users,
+            Self::WholeTenant => &[],
+            Self::Users(users) => users,
         }
     }
 
     fn include(&self, audience: Audience) -> bool {
         match (self, audience) {
-            (Self::Everybody, _) => true,
-            (Self::These(users), Audience::User(user)) => users.contains(&user),
-            (Self::These(_), Audience::Tenant) => false,
+            (Self::WholeTenant, _) => true,
+            (Self::Users(users), Audience::User(user)) => users.contains(&user),
+            (Self::Users(_), Audience::Tenant) => false,
         }
     }
 }
 
-/// Appends what an audience is told of a row that it sees by these rules: a row is somebody's as long as one of them says
-/// so, and the event is that of the first by which it still is.
-fn deliver<'p>(sights: &[Visibility<'p>], stored: bool, out: &mut Vec<Delivery<'p>>) {
-    let delivery = |audience| {
-        let saw = sights.iter().any(|visibility| visibility.before.include(audience));
-        let sees = sights.iter().any(|visibility| visibility.after.include(audience));
-        let operation = match (saw, sees) {
-            (false, false) => return None,
-            (false, true) => Operation::Insert,
-            (true, true) => Operation::Update,
-            (true, false) => Operation::Delete,
-        };
-        let is_telling = |visibility: &&Visibility<'p>| {
-            let (before, after) = (visibility.before.include(audience), visibility.after.include(audience));
-            visibility.is_told && (before != after || before && visibility.is_change_told)
-        };
-        let mut telling = sights.iter().filter(is_telling);
-        let first = telling.next()?;
-        let still = |visibility: &&Visibility<'p>| visibility.after.include(audience);
-        let teller = std::iter::once(first).chain(telling).find(still).unwrap_or(first);
-        Some(Delivery {
-            audience,
-            operation,
-            event: teller.event,
-            stored,
-        })
-    };
-    let common = delivery(Audience::Tenant);
-    let is_common = |own: &Delivery<'p>| {
+/// The delivery of a change to one audience by several rules. A row is visible as long as one rule shows it, and the event is
+/// that of the first rule that sends one and still shows the row, or else of the first that sends one.
+fn delivery<'p>(rules: &[Visibility<'p>], audience: Audience, stored: bool) -> Option<Delivery<'p>> {
+    let before = rules.iter().any(|rule| rule.before.include(audience));
+    let after = rules.iter().any(|rule| rule.after.include(audience));
+    let operation = Transition::of(before, after).operation()?;
+    let mut senders = rules.iter().filter(|rule| rule.sends_to(audience));
+    let first = senders.clone().next()?;
+    let sender = senders.find(|rule| rule.after.include(audience)).unwrap_or(first);
+    Some(Delivery {
+        audience,
+        operation,
+        event: sender.event,
+        stored,
+    })
+}
+
+/// Appends the deliveries of a change to all audiences of these rules. A user whose delivery equals the tenant's gets only
+/// that.
+fn deliver<'p>(rules: &[Visibility<'p>], stored: bool, out: &mut Vec<Delivery<'p>>) {
+    let common = delivery(rules, Audience::Tenant, stored);
+    let equals_common = |own: &Delivery<'p>| {
         common.is_some_and(|common| (common.operation, common.event) == (own.operation, own.event))
     };
-    let before = sights.iter().flat_map(|visibility| visibility.before.users());
-    let after = sights.iter().flat_map(|visibility| visibility.after.users());
+    let before = rules.iter().flat_map(|rule| rule.before.users());
+    let after = rules.iter().flat_map(|rule| rule.after.users());
     let start = out.len();
     for user in before.chain(after) {
         let audience = Audience::User(*user);
         if !out[start..].iter().any(|other| other.audience == audience) {
-            out.extend(delivery(audience).filter(|own| !is_common(own)));
+            out.extend(delivery(rules, audience, stored).filter(|own| !equals_common(own)));
         }
     }
     out.extend(common);
@@ -302,7 +346,7 @@ impl ColumnsRoute {
         let find = |column: &String| {
             let missing = || {
                 format!(
-                    "the rule for table {} names column {column}, which it lacks",
+                    "the rule for table {} names column {column}, which does not exist",
                     rule.table
                 )
             };
@@ -314,7 +358,7 @@ impl ColumnsRoute {
         } else {
             let columns = rule.to.iter().map(|column| Ok((find(column)?, column.clone())));
             let columns = columns.collect::<Result<Vec<_>, String>>()?;
-            // Whoever loses a row or gets one must learn it, whatever else is watched.
+            // Users who lose or get a row must receive that, whatever else is watched.
             if !changed.is_empty() {
                 changed.extend(columns.iter().map(|(column, _)| *column));
             }
@@ -333,71 +377,65 @@ impl ColumnsRoute {
         })
     }
 
-    /// Who sees a row by this rule. Moving in or out of the condition counts as coming and going. A recipient that is no
-    /// user is passed over, and of the new row noted in `result`: of the old one that was done when it came.
-    fn visibility(&self, row: &Row<'_>, result: &mut Result<(), RouteError>) -> Visibility<'_> {
-        let old_fits = row.operation != Operation::Insert && self.fits(row, Row::before);
-        let new_fits = row.operation != Operation::Delete && self.fits(row, Row::after);
-        let is_change_told = self.changed.is_empty() || self.changed.iter().any(|column| row.has_changed(*column));
-        let (before, after) = match &self.to {
-            Recipients::Tenant => {
-                let seers = |fits| if fits { Viewers::Everybody } else { Viewers::NOBODY };
-                (seers(old_fits), seers(new_fits))
-            }
-            Recipients::Columns(columns) => {
-                let (mut old, mut new) = (Vec::new(), Vec::new());
-                if old_fits {
-                    users(columns, row, Row::before, &mut old, &mut Ok(()));
-                }
-                if new_fits {
-                    users(columns, row, Row::after, &mut new, result);
-                }
-                // Where the log does not have the old recipients, they count as those of the new row.
-                let is_unknown = |(column, _): &(usize, String)| row.before(*column) == ColumnValue::Unknown;
-                if old_fits && columns.iter().any(is_unknown) {
-                    old.extend(&new);
-                }
-                (Viewers::These(old), Viewers::These(new))
-            }
+    /// Who sees a row by this rule. A row that begins or ceases to match the condition appears or disappears. A recipient
+    /// that is no user id is skipped and reported.
+    fn visibility(&self, row: &Row<'_>) -> Visibility<'_> {
+        let old_matches = row.operation != Operation::Insert && self.matches(|column| row.before(column));
+        let new_matches = row.operation != Operation::Delete && self.matches(|column| row.after(column));
+        let (after, check) = if new_matches {
+            self.viewers(|column| row.after(column))
+        } else {
+            (Viewers::NONE, Ok(()))
         };
+        let mut before = if old_matches {
+            self.viewers(|column| row.before(column)).0
+        } else {
+            Viewers::NONE
+        };
+        // Where the log lacks the old recipients, the new ones count as such.
+        if let (Recipients::Columns(columns), Viewers::Users(old)) = (&self.to, &mut before)
+            && old_matches
+            && columns
+                .iter()
+                .any(|(column, _)| row.before(*column) == ColumnValue::Unknown)
+        {
+            old.extend(after.users());
+        }
         Visibility {
             before,
             after,
-            is_told: self.operations.is_empty() || self.operations.contains(&row.operation),
-            is_change_told,
+            covers_operation: self.operations.is_empty() || self.operations.contains(&row.operation),
+            is_watched: self.changed.is_empty() || self.changed.iter().any(|column| row.has_changed(*column)),
             event: &self.event,
+            check,
         }
     }
 
-    fn fits<'a>(&self, row: &Row<'a>, side: fn(&Row<'a>, usize) -> ColumnValue<'a>) -> bool {
-        let equal = |(column, text): &(usize, String)| match side(row, *column) {
+    /// Whether a row with these values is visible at all.
+    fn matches<'a>(&self, value: impl Fn(usize) -> ColumnValue<'a>) -> bool {
+        let equal = |(column, text): &(usize, String)| match value(*column) {
             ColumnValue::Text(value) => value == text.as_bytes(),
             ColumnValue::Null => false,
             ColumnValue::Unknown => true,
         };
-        self.equals.iter().all(equal) && !self.gone.is_some_and(|column| side(row, column).is_set())
+        self.equals.iter().all(equal) && !self.gone.is_some_and(|column| value(column).is_set())
     }
-}
 
-/// Adds the users that one side of a row names, and notes the first that is none.
-fn users<'a>(
-    columns: &[(usize, String)],
-    row: &Row<'a>,
-    side: fn(&Row<'a>, usize) -> ColumnValue<'a>,
-    users: &mut Vec<Uuid>,
-    result: &mut Result<(), RouteError>,
-) {
-    for (column, name) in columns {
-        match user_id(side(row, *column)) {
-            Ok(user) => users.extend(user.filter(|user| !users.contains(user))),
-            Err(cause) => {
-                if result.is_ok() {
-                    *result = Err(RouteError::Recipient {
-                        column: name.clone(),
-                        cause,
-                    });
+    /// The recipients that these values name, and an error for the first that is no user id.
+    fn viewers<'a>(&self, value: impl Fn(usize) -> ColumnValue<'a>) -> (Viewers, Result<(), RouteError>) {
+        let Recipients::Columns(columns) = &self.to else {
+            return (Viewers::WholeTenant, Ok(()));
+        };
+        let (mut users, mut check) = (Vec::new(), Ok(()));
+        for (column, name) in columns {
+            match user_id(value(*column)) {
+                Ok(user) => users.extend(user.filter(|user| !users.contains(user))),
+                Err(cause) => {
+                    let column = name.clone();
+                    check = check.and(Err(RouteError::Recipient { column, cause }));
                 }
             }
         }
+        (Viewers::Users(users), check)
     }
 }

@@ -5,14 +5,13 @@ use uuid::Uuid;
 use super::rule::Operation;
 use crate::decode::pgoutput::{Cell, Old, Tuple};
 
-/// What is known of one column's value.
+/// A column's value, as far as the log has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ColumnValue<'a> {
-    /// SQL NULL.
     Null,
-    /// As Postgres prints it.
+    /// In the text form of Postgres.
     Text(&'a [u8]),
-    /// The WAL does not deliver.
+    /// The log does not have it.
     Unknown,
 }
 
@@ -25,7 +24,7 @@ impl<'a> ColumnValue<'a> {
         }
     }
 
-    /// Whether a value is there.
+    /// Whether it is known and not NULL.
     pub fn is_set(self) -> bool {
         matches!(self, Self::Text(_))
     }
@@ -34,14 +33,12 @@ impl<'a> ColumnValue<'a> {
 /// A changed row: its new and old values by column index.
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
-    /// What happened.
     pub operation: Operation,
     new: Option<&'a Tuple<'a>>,
     old: Option<&'a Old<'a>>,
 }
 
 impl<'a> Row<'a> {
-    /// An inserted row.
     pub fn inserted(new: &'a Tuple<'a>) -> Self {
         Self {
             operation: Operation::Insert,
@@ -50,7 +47,6 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// An updated row.
     pub fn updated(old: Option<&'a Old<'a>>, new: &'a Tuple<'a>) -> Self {
         Self {
             operation: Operation::Update,
@@ -59,7 +55,6 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// A deleted row.
     pub fn deleted(old: &'a Old<'a>) -> Self {
         Self {
             operation: Operation::Delete,
@@ -68,7 +63,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// The row as it is, as if it had just come.
+    /// The new row, as if it were just inserted.
     #[must_use]
     pub fn as_new(self) -> Self {
         Self {
@@ -94,16 +89,16 @@ impl<'a> Row<'a> {
     pub fn before(&self, column: usize) -> ColumnValue<'a> {
         match self.old {
             Some(Old::Full(tuple)) => ColumnValue::of(tuple.get(column)),
-            // Outside the key a NULL only means "not kept".
+            // Outside the key, NULL means that the log lacks the value.
             Some(Old::Key(tuple)) => match ColumnValue::of(tuple.get(column)) {
                 ColumnValue::Null => ColumnValue::Unknown,
-                seen => seen,
+                value => value,
             },
             None => ColumnValue::Unknown,
         }
     }
 
-    /// A column after the change; an unchanged TOAST value is taken from the old row where the WAL has it.
+    /// A column after the change; an unchanged TOAST value comes from the old row where the log has that.
     pub fn after(&self, column: usize) -> ColumnValue<'a> {
         match self.new.and_then(|tuple| tuple.get(column)) {
             Some(Cell::Unchanged) => self.before(column),
@@ -111,7 +106,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// A column of the row as it is, or as it last was when deleted.
+    /// A column of the new row, or of the old row when it was deleted.
     pub fn latest(&self, column: usize) -> ColumnValue<'a> {
         if self.new.is_some() {
             self.after(column)
@@ -120,7 +115,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Whether an update changed a column. What the WAL does not deliver counts as changed.
+    /// Whether an update changed a column. A value that the log lacks counts as changed.
     pub fn has_changed(&self, column: usize) -> bool {
         if let Some(Cell::Unchanged) = self.new.and_then(|tuple| tuple.get(column)) {
             return false;
@@ -130,12 +125,9 @@ impl<'a> Row<'a> {
     }
 }
 
-/// A user id as a column holds it.
-///
-/// # Errors
-/// When the text is no UUID.
-pub fn user_id(seen: ColumnValue<'_>) -> Result<Option<Uuid>, NotAUserId> {
-    match seen {
+/// Reads a user id out of a column.
+pub fn user_id(value: ColumnValue<'_>) -> Result<Option<Uuid>, NotAUserId> {
+    match value {
         ColumnValue::Null | ColumnValue::Unknown => Ok(None),
         ColumnValue::Text(text) => Uuid::try_parse_ascii(text)
             .map(Some)
@@ -143,7 +135,7 @@ pub fn user_id(seen: ColumnValue<'_>) -> Result<Option<Uuid>, NotAUserId> {
     }
 }
 
-/// A recipient column whose value is no UUID.
+/// The value of a recipient column that is no UUID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a user id (a UUID)")]
 pub struct NotAUserId(pub String);
