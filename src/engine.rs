@@ -22,7 +22,7 @@ use crate::postgres::{Database, migrations, publication};
 use crate::push::Waker;
 use crate::push::webhook::Webhook;
 use crate::redis::store::Store;
-use crate::replication::report::{ReplicationStatus, Report};
+use crate::replication::report::{ReplicationStatus, ReplicatorState, Report};
 use crate::replication::{replicator, trim};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
@@ -150,7 +150,11 @@ impl Engine {
     }
 
     fn start_push(&mut self, waker: Waker, status: &ReplicationStatus) {
-        let waking = waker.run(status.streaming.clone(), self.stop_replicating.clone());
+        let waking = waker.run(
+            status.state.clone(),
+            ReplicatorState::is_streaming,
+            self.stop_replicating.clone(),
+        );
         self.parts.spawn(async move {
             waking.await;
             Ok(())

@@ -1,7 +1,7 @@
 //! pgoutput, protocol version 1 (Postgres chapter 55.9, "Logical Replication Message Formats").
 //!
-//! Decoding borrows from the frame and copies nothing. Anything not understood is an error: skipping it would lose
-//! data, so the engine stops on it.
+//! Decoding borrows from the frame and copies nothing. Unknown content is an error: to skip it would lose data, so the
+//! engine stops.
 
 use std::fmt;
 
@@ -30,43 +30,36 @@ pub enum Message<'a> {
     Relation(Relation<'a>),
     /// Describes a type that is not built in, sent before the relation that uses it.
     Type {
-        /// OID of the type.
         oid: u32,
-        /// Its schema.
         namespace: &'a str,
-        /// Its name.
         name: &'a str,
     },
     /// A new row.
     Insert {
         /// OID of the table.
         relation: u32,
-        /// The row.
         new: Tuple<'a>,
     },
     /// A changed row.
     Update {
         /// OID of the table.
         relation: u32,
-        /// What the replica identity keeps of the old row; `None` when the identity's columns did not change.
+        /// The part of the old row that the replica identity keeps; `None` when the identity's columns did not change.
         old: Option<Old<'a>>,
-        /// The row as it is now.
         new: Tuple<'a>,
     },
     /// A removed row.
     Delete {
         /// OID of the table.
         relation: u32,
-        /// What the replica identity keeps of the row.
+        /// The part of the row that the replica identity keeps.
         old: Old<'a>,
     },
     /// Emptied tables.
     Truncate {
         /// OIDs of the tables.
         relations: Vec<u32>,
-        /// With `CASCADE`.
         cascade: bool,
-        /// With `RESTART IDENTITY`.
         restart_identity: bool,
     },
     /// Written by `pg_logical_emit_message`.
@@ -75,9 +68,7 @@ pub enum Message<'a> {
         transactional: bool,
         /// Its own LSN; no position.
         lsn: PgLsn,
-        /// The prefix that names its purpose.
         prefix: &'a str,
-        /// Its content.
         content: &'a [u8],
     },
 }
@@ -98,13 +89,13 @@ pub struct Begin {
 pub struct Commit {
     /// LSN of the commit record.
     pub commit_lsn: PgLsn,
-    /// First LSN behind the transaction; what a slot is confirmed at.
+    /// First LSN behind the transaction: the position to confirm.
     pub end_lsn: PgLsn,
     /// Commit time, µs since 1970.
     pub commit_ts: i64,
 }
 
-/// What of an old row the WAL keeps (Postgres: `ALTER TABLE ... REPLICA IDENTITY`).
+/// The part of an old row that the WAL keeps (Postgres: `ALTER TABLE ... REPLICA IDENTITY`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplicaIdentity {
     /// The primary key's columns.
@@ -120,15 +111,12 @@ pub enum ReplicaIdentity {
 /// A table's description.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relation<'a> {
-    /// OID of the table.
     pub oid: u32,
-    /// Its schema; empty means `pg_catalog`.
+    /// Empty means `pg_catalog`.
     pub namespace: &'a str,
-    /// Its name.
     pub name: &'a str,
-    /// What old rows carry.
     pub replica_identity: ReplicaIdentity,
-    /// Its columns in the order of tuples.
+    /// Columns in the order of tuples.
     pub columns: Vec<RelationColumn<'a>>,
 }
 
@@ -137,15 +125,13 @@ pub struct Relation<'a> {
 pub struct RelationColumn<'a> {
     /// Part of the replica identity.
     pub is_key: bool,
-    /// Name.
     pub name: &'a str,
-    /// OID of the type.
     pub type_oid: u32,
     /// Type modifier, -1 for none.
     pub type_modifier: i32,
 }
 
-/// A row as sent: one cell a column.
+/// A row: one cell per column.
 pub type Tuple<'a> = Vec<Cell<'a>>;
 
 /// One column's value as sent.
@@ -155,9 +141,9 @@ pub enum Cell<'a> {
     Null,
     /// A TOASTed value that did not change; the WAL left it out.
     Unchanged,
-    /// As the type's output function prints it.
+    /// The output of the type's output function.
     Text(&'a [u8]),
-    /// As the type's send function writes it; only with the option `binary`.
+    /// The output of the type's send function; only with the option `binary`.
     Binary(&'a [u8]),
 }
 
@@ -184,28 +170,24 @@ impl<'a> Old<'a> {
 pub struct DecodeError {
     /// Tag of the message, 0 when there was none.
     pub tag: u8,
-    /// Where in the message, in bytes.
+    /// Byte offset in the message.
     pub offset: usize,
-    /// What is wrong there.
-    pub why: &'static str,
+    pub cause: &'static str,
 }
 
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tag = char::from(self.tag).escape_default();
-        write!(f, "pgoutput message '{tag}', byte {}: {}", self.offset, self.why)
+        write!(f, "pgoutput message '{tag}', byte {}: {}", self.offset, self.cause)
     }
 }
 
 /// Decodes one message, which must fill the bytes exactly.
-///
-/// # Errors
-/// When the bytes are cut, too long, or not understood.
 pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
     let mut reader = Reader { bytes, offset: 0 };
     let message = reader.message()?;
     if reader.offset != bytes.len() {
-        return Err(reader.error("bytes left over"));
+        return Err(reader.error("message too long"));
     }
     Ok(message)
 }
@@ -216,11 +198,11 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn error(&self, why: &'static str) -> DecodeError {
+    fn error(&self, cause: &'static str) -> DecodeError {
         DecodeError {
             tag: self.bytes.first().copied().unwrap_or(0),
             offset: self.offset,
-            why,
+            cause,
         }
     }
 
@@ -229,7 +211,7 @@ impl<'a> Reader<'a> {
             .offset
             .checked_add(length)
             .and_then(|end| self.bytes.get(self.offset..end))
-            .ok_or_else(|| self.error("cut short"))?;
+            .ok_or_else(|| self.error("message too short"))?;
         self.offset += length;
         Ok(taken)
     }
@@ -271,7 +253,7 @@ impl<'a> Reader<'a> {
         let length = rest
             .iter()
             .position(|byte| *byte == 0)
-            .ok_or_else(|| self.error("text without its end"))?;
+            .ok_or_else(|| self.error("unterminated text"))?;
         let text = std::str::from_utf8(&rest[..length]).map_err(|_| self.error("text is not UTF-8"))?;
         self.offset += length + 1;
         Ok(text)
@@ -307,7 +289,7 @@ impl<'a> Reader<'a> {
             b'I' => {
                 let relation = self.u32()?;
                 if self.u8()? != b'N' {
-                    return Err(self.error("an insert without its new row"));
+                    return Err(self.error("insert without a new row"));
                 }
                 Message::Insert {
                     relation,
@@ -331,7 +313,7 @@ impl<'a> Reader<'a> {
                     _ => None,
                 };
                 if part != b'N' {
-                    return Err(self.error("an update without its new row"));
+                    return Err(self.error("update without a new row"));
                 }
                 Message::Update {
                     relation,
@@ -344,7 +326,7 @@ impl<'a> Reader<'a> {
                 let old = match self.u8()? {
                     b'K' => Old::Key(self.tuple()?),
                     b'O' => Old::Full(self.tuple()?),
-                    _ => return Err(self.error("a delete without its old row")),
+                    _ => return Err(self.error("delete without an old row")),
                 };
                 Message::Delete { relation, old }
             }
@@ -355,7 +337,7 @@ impl<'a> Reader<'a> {
                     return Err(self.error("unknown truncate flags"));
                 }
                 if count > (self.bytes.len() - self.offset) / 4 {
-                    return Err(self.error("cut short"));
+                    return Err(self.error("message too short"));
                 }
                 let relations = (0..count).map(|_| self.u32()).collect::<Result<_, _>>()?;
                 Message::Truncate {
@@ -419,7 +401,7 @@ impl<'a> Reader<'a> {
     fn columns(&mut self) -> Result<u16, DecodeError> {
         let count = self.u16()?;
         if count > COLUMNS_MAX {
-            return Err(self.error("more columns than Postgres allows"));
+            return Err(self.error("too many columns"));
         }
         Ok(count)
     }

@@ -1,4 +1,4 @@
-//! What is known of the tables in the stream: Relation and Type messages, kept for the rows that follow.
+//! The tables in the stream: Relation and Type messages, kept for the rows that follow.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,14 +9,9 @@ use super::value::Kind;
 /// A table as the stream describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relation {
-    /// OID of the table.
     pub oid: u32,
-    /// Its schema.
     pub schema: Arc<str>,
-    /// Its name.
     pub table: Arc<str>,
-    /// What old rows carry.
-    pub replica_identity: pgoutput::ReplicaIdentity,
     /// Columns in the order of tuples.
     pub columns: Vec<Column>,
 }
@@ -24,11 +19,10 @@ pub struct Relation {
 /// A column of a [`Relation`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
-    /// Its name.
     pub name: String,
     /// Part of the replica identity.
     pub is_key: bool,
-    /// How its values become JSON.
+    /// How its values are converted to JSON.
     pub kind: Kind,
     /// `"name":`, ready for a JSON object.
     pub json_key: Vec<u8>,
@@ -41,18 +35,18 @@ impl Relation {
     }
 }
 
-/// Types that are not built in, by OID; a Type message comes before the relation that uses it.
+/// Types that are not built in, by OID; a Type message precedes the relation that uses it.
 #[derive(Debug, Default)]
 pub struct Types {
     kinds: HashMap<u32, Kind>,
 }
 
 impl Types {
-    /// Remembers a Type message. A domain comes under its base type's name, in no schema when that is built in.
-    pub fn learn(&mut self, oid: u32, namespace: &str, name: &str) {
+    /// Stores a Type message. A domain has the name of its base type, and no schema when that is built in.
+    pub fn insert(&mut self, oid: u32, namespace: &str, name: &str) {
         let kind = match Kind::of_built_in(name) {
             Some(kind) if namespace.is_empty() => kind,
-            // Postgres names the array type of `mood` `_mood`; its elements print as texts.
+            // Postgres names the array type of `mood` `_mood`; its elements are texts.
             _ if name.starts_with('_') => Kind::TextArray,
             _ => Kind::Text,
         };
@@ -85,12 +79,10 @@ impl Types {
             }
             .into(),
             table: message.name.into(),
-            replica_identity: message.replica_identity,
             columns,
         }
     }
 
-    /// How values of a type become JSON.
     pub fn kind(&self, oid: u32) -> Kind {
         self.kinds.get(&oid).copied().unwrap_or_else(|| Kind::of_type(oid))
     }

@@ -1,19 +1,19 @@
-//! From a column's text, as Postgres prints it under our pinned settings, to JSON.
+//! Converts a column's text, in the format that the session's settings fix, to JSON.
 //!
 //! Booleans, integers within ±2^53 and floats become JSON values, `numeric` and larger integers strings, `json` and
-//! `jsonb` stay verbatim, `bytea` becomes base64, timestamps RFC 3339, arrays JSON arrays; everything else is a string
-//! as Postgres prints it. A text that does not have its type's form is passed on as a string: nothing is lost.
+//! `jsonb` stay verbatim, `bytea` becomes base64, timestamps RFC 3339, arrays JSON arrays; all other types
+//! become strings in the format of Postgres. A text that is malformed for its type becomes a string, so that nothing is lost.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-/// Integers beyond this do not survive JSON readers that use doubles (RFC 8259, section 6).
+/// JSON readers that use doubles round larger integers (RFC 8259, section 6).
 const INTEGER_MAX: i64 = 1 << 53;
 
 /// Deepest nesting of arrays; Postgres' own limit is 6 (MAXDIM).
 const ARRAY_DEPTH_MAX: usize = 8;
 
-/// How a type's values become JSON.
+/// How values of a type are converted to JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `t` and `f`.
@@ -30,7 +30,7 @@ pub enum Kind {
     TimestampTz,
     /// `timestamp without time zone`.
     Timestamp,
-    /// Everything else, a string.
+    /// All other types: a string.
     Text,
     /// Arrays of these kinds.
     BoolArray,
@@ -154,7 +154,7 @@ pub fn write_text(kind: Kind, text: &str, out: &mut Vec<u8>) {
 }
 
 fn is_safe_integer(text: &str) -> bool {
-    // Fewer than 16 digits need no parsing, and most integers have.
+    // Fewer than 16 digits, as most integers have, need no parsing.
     let digits = text.strip_prefix('-').unwrap_or(text);
     let is_padded = digits.len() > 1 && digits.starts_with('0');
     if digits.is_empty() || is_padded || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -166,7 +166,7 @@ fn is_safe_integer(text: &str) -> bool {
             .is_ok_and(|value| (-INTEGER_MAX..=INTEGER_MAX).contains(&value))
 }
 
-/// Whether a float as Postgres prints it is a JSON number too (RFC 8259, section 6); `NaN` and `Infinity` are not.
+/// Whether a float of Postgres is also a JSON number (RFC 8259, section 6); `NaN` and `Infinity` are not.
 fn is_json_number(text: &str) -> bool {
     let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let mut rest = text.strip_prefix('-').unwrap_or(text).as_bytes();
@@ -196,7 +196,7 @@ fn is_json_number(text: &str) -> bool {
     rest.is_empty()
 }
 
-/// Whether a text is JSON. Postgres has checked that, but one value that is not would make its whole row unreadable.
+/// Whether a text is JSON. Postgres has validated it, but a single invalid value would make the whole row unreadable.
 fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
@@ -233,15 +233,16 @@ fn write_base64(text: &str, out: &mut Vec<u8>) -> bool {
 }
 
 /// `2026-01-02 03:04:05.678+00` becomes `2026-01-02T03:04:05.678Z`. Infinities and years before 1 or after 9999 are
-/// outside RFC 3339 and stay as Postgres prints them.
+/// outside RFC 3339 and keep the format of Postgres.
 fn write_timestamp(text: &str, with_zone: bool, out: &mut Vec<u8>) -> bool {
     const FORM: &[u8; 19] = b"0000-00-00 00:00:00";
-    let time = match with_zone {
-        true => match text.strip_suffix("+00") {
-            Some(time) => time.as_bytes(),
-            None => return false,
-        },
-        false => text.as_bytes(),
+    let time = if with_zone {
+        text.strip_suffix("+00")
+    } else {
+        Some(text)
+    };
+    let Some(time) = time.map(str::as_bytes) else {
+        return false;
     };
     let Some((seconds, fraction)) = time.split_first_chunk::<19>() else {
         return false;
@@ -323,14 +324,15 @@ struct ArrayReader<'a> {
 impl<'a> ArrayReader<'a> {
     fn new(text: &'a str) -> Self {
         // `[2:3]={1,2}` gives bounds that differ from 1; JSON arrays have none.
-        let offset = match text.starts_with('[') {
-            true => text.find('=').map_or(text.len(), |at| at + 1),
-            false => 0,
+        let offset = if text.starts_with('[') {
+            text.find('=').map_or(text.len(), |at| at + 1)
+        } else {
+            0
         };
         Self { text, offset }
     }
 
-    /// False when the text is no array literal; the caller then takes back what was written.
+    /// False when the text is no array literal; the caller then removes what was written.
     fn write(mut self, element: Kind, out: &mut Vec<u8>) -> bool {
         self.array(element, 0, out) && self.offset == self.text.len()
     }
@@ -423,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn scalars_become_the_json_of_their_type() {
+    fn scalars_become_json_of_their_type() {
         for (kind, text, expected) in [
             (Kind::Bool, "t", "true"),
             (Kind::Bool, "f", "false"),
@@ -463,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_have_its_types_form_is_a_string() {
+    fn malformed_values_become_strings() {
         for (kind, text) in [
             (Kind::Float, "1."),
             (Kind::Float, "1..5"),
@@ -487,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn arrays_become_json_arrays_of_their_elements() {
+    fn array_literals_become_json_arrays() {
         for (kind, text, expected) in [
             (Kind::IntegerArray, "{1,NULL,3}", "[1,null,3]"),
             (Kind::IntegerArray, "{{1,2},{3,4}}", "[[1,2],[3,4]]"),
@@ -512,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_array_literal_stays_a_string() {
+    fn malformed_array_literals_become_strings() {
         for text in [
             "",
             "{",

@@ -1,7 +1,7 @@
-//! The publisher's connection to Redis: one guarded transaction under way at a time, every reply read.
+//! The publisher's connection to Redis: one guarded transaction in flight at a time, every reply read.
 //!
-//! It never reconnects by itself. After a lost connection nobody knows whether the last `EXEC` happened; only a new
-//! session, which reads the checkpoint again and replays from the slot, finds out.
+//! It never reconnects by itself. After a lost connection it is unknown whether the last `EXEC` ran; only a new session, which
+//! reads the checkpoint again and replays from the slot, can determine that.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -32,24 +32,23 @@ const RECEIVE_LOW_WATER_MAX: usize = 32 * 1024;
 /// Fewest bytes of the next batch that are sent as a prefix; fewer are not worth a write of their own.
 const PREFIX_BYTES_MIN: usize = 64 * 1024;
 
-/// Bytes on their way to Redis. The commands of the batch under way are written from where they are: they go between
-/// the two buffers.
+/// Bytes to be written. The commands of the batch in flight are written from the batch itself, between the two buffers.
 #[derive(Default)]
 struct Outbound {
     before: BytesMut,
-    /// How much of the batch's commands is written.
+    /// Written bytes of the batch's commands.
     sent: usize,
     after: BytesMut,
 }
 
 impl Outbound {
-    /// What is left, in order.
+    /// The unwritten parts, in order.
     fn parts<'a>(&'a self, in_flight: Option<&'a InFlight>) -> [IoSlice<'a>; 3] {
         let commands = in_flight.map_or(&[][..], |in_flight| in_flight.batch.commands().0);
         [&self.before, commands.get(self.sent..).unwrap_or_default(), &self.after].map(IoSlice::new)
     }
 
-    /// So many bytes of [`Self::parts`] are written.
+    /// Records that this many bytes of [`Self::parts`] are written.
     fn advance(&mut self, written: usize, commands: usize) {
         let before = written.min(self.before.len());
         self.before.advance(before);
@@ -102,26 +101,21 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// What the new writer found.
+/// What a new writer finds in Redis.
 #[derive(Debug)]
 pub struct Claim {
-    /// The checkpoint, `None` on an empty Redis.
+    /// `None` on an empty Redis.
     pub checkpoint: Option<Checkpoint>,
     /// Identity of the Redis process.
     pub run_id: String,
-    /// What protects its memory.
     pub persistence: Persistence,
-    /// The window's entries.
     pub window: Vec<WindowEntry>,
-    /// Streams that took no entries, and have a hole since.
+    /// Streams that an earlier session stopped: they lack entries.
     pub stopped: Vec<Target>,
 }
 
 impl Connection {
     /// Connects and logs in.
-    ///
-    /// # Errors
-    /// When Redis cannot be reached or refuses the login.
     pub async fn connect(config: &config::Redis, live_entries_max: u64) -> Result<Self> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
         let (stream, login) = net::redis::open(config, timeout).await?;
@@ -148,7 +142,7 @@ impl Connection {
                 .expect_ok(&[b"AUTH", user.as_bytes(), password.as_bytes()])
                 .await
                 .with_context(|| {
-                    format!("Redis refuses the login of user {user}: check `redis.url` (or REDIS_URL) and its ACL")
+                    format!("Redis refuses the login of user {user}: check `redis.url` (or REDIS_URL) and the ACL")
                 })?;
         }
         if login.db() != 0 {
@@ -159,10 +153,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Becomes the writer: from here on no other engine's `EXEC` succeeds. Then reads the checkpoint and watches it.
-    ///
-    /// # Errors
-    /// When Redis does not answer, or the checkpoint makes no sense.
+    /// Becomes the writer: from now on no `EXEC` of another engine succeeds. Then reads the checkpoint and watches it.
     pub async fn claim(&mut self) -> Result<Claim> {
         let key = self.keys.checkpoint();
         let run_id = self.info("server", "run_id").await?;
@@ -178,7 +169,7 @@ impl Connection {
         ];
         match self.request(&claim).await? {
             Reply::Integer(_) => {}
-            other => bail!("Redis refused the writer's claim: {other:?}"),
+            other => bail!("Redis refused the claim of the checkpoint: {other:?}"),
         }
         let checkpoint = Checkpoint::parse(&self.hash(&key).await?)?;
         let window = self.hash(&self.keys.window()).await?;
@@ -198,10 +189,7 @@ impl Connection {
         })
     }
 
-    /// The last entry of a stream, zero when there is none.
-    ///
-    /// # Errors
-    /// When Redis does not answer.
+    /// The ID of the last entry of a stream, zero when it has none.
     pub async fn last_id(&mut self, key: &str) -> Result<StreamId> {
         let newest = self
             .request(&[b"XREVRANGE", key.as_bytes(), b"+", b"-", b"COUNT", b"1"])
@@ -221,7 +209,7 @@ impl Connection {
 
     async fn hash(&mut self, key: &str) -> Result<HashMap<String, String>> {
         let Reply::Array(replies) = self.request(&[b"HGETALL", key.as_bytes()]).await? else {
-            bail!("Redis refused to show the hash {key}");
+            bail!("Redis refused HGETALL {key}");
         };
         let mut texts = replies.into_iter().map(|reply| match reply {
             Reply::Bulk(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -234,7 +222,7 @@ impl Connection {
         Ok(fields)
     }
 
-    /// Watches the checkpoint and makes sure that we are still its writer.
+    /// Watches the checkpoint and checks that this connection is still its writer.
     async fn guard(&mut self) -> Result<()> {
         let key = self.keys.checkpoint();
         self.expect_ok(&[b"WATCH", key.as_bytes()]).await?;
@@ -397,10 +385,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes and reads whatever is possible now, at least one byte in one direction. Safe to cancel.
-    ///
-    /// # Errors
-    /// When the connection is lost.
+    /// Writes or reads what is possible now, at least one byte. Cancel-safe.
     pub async fn progress(&mut self) -> Result<(), PublishError> {
         self.set_receive_low_water(self.receive_bytes_min());
         self.inbound.reserve(READ_BYTES_MIN);
@@ -418,7 +403,7 @@ impl Connection {
             },
             read = reader.read_buf(&mut self.inbound) => {
                 if read? == 0 {
-                    return Err(PublishError::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by Redis")));
+                    return Err(PublishError::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "Redis closed the connection")));
                 }
             }
         }
@@ -447,7 +432,7 @@ impl Connection {
         match self.stream.read_buf(&mut self.inbound).await? {
             0 => Err(PublishError::Io(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                "closed by Redis",
+                "Redis closed the connection",
             ))),
             _ => Ok(()),
         }

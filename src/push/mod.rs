@@ -103,22 +103,19 @@ impl Waker {
         })
     }
 
-    /// Wakes devices while `streaming` is true, until `stop`.
-    pub async fn run(self, mut streaming: watch::Receiver<bool>, stop: CancellationToken) {
+    /// Triggers pushes while `is_leading` holds for the state, until `stop`.
+    pub async fn run<S>(self, mut state: watch::Receiver<S>, is_leading: impl Fn(&S) -> bool, stop: CancellationToken) {
         let events: HashSet<String> = self.config.push.events.iter().cloned().collect();
         if events.is_empty() {
             return stop.cancelled().await;
         }
         let work = async {
-            loop {
-                if streaming.wait_for(|streaming| *streaming).await.is_err() {
-                    return;
-                }
+            while state.wait_for(&is_leading).await.is_ok() {
                 self.heard
                     .listen(Some((events.clone(), self.config.push.candidates_max)));
                 tokio::select! {
                     () = self.lead() => {}
-                    ended = streaming.wait_for(|streaming| !streaming) => {
+                    ended = state.wait_for(|state| !is_leading(state)) => {
                         if ended.is_err() {
                             return;
                         }

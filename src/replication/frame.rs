@@ -1,4 +1,4 @@
-//! What flows on a replication connection inside CopyData (Postgres chapter 55.4, "Streaming Replication Protocol").
+//! The frames of a replication stream inside CopyData (Postgres chapter 55.4, "Streaming Replication Protocol").
 
 use bytes::{BufMut, BytesMut};
 use postgres_types::PgLsn;
@@ -8,27 +8,25 @@ use crate::core::position::POSTGRES_EPOCH_MICROS;
 /// A message from the walsender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// A piece of the stream: one pgoutput message.
+    /// One pgoutput message.
     XLogData {
-        /// Where the WAL data begins; a change's own LSN, which is no position.
+        /// The start of the WAL data: a change's own LSN, which is no position.
         start: PgLsn,
         /// Current end of WAL on the server.
         server_end: PgLsn,
-        /// The pgoutput message.
         payload: &'a [u8],
     },
-    /// Says that the connection lives.
     Keepalive {
         /// Current end of WAL on the server.
         server_end: PgLsn,
-        /// An answer is due at once, or the server ends the connection.
+        /// A status update is due at once, or the server ends the connection.
         reply_requested: bool,
     },
 }
 
-/// CopyData content that is no frame.
+/// CopyData content that is no known frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("replication frame with tag {tag:#04x} and {length} bytes is not understood")]
+#[error("unknown replication frame with tag {tag:#04x} and {length} bytes")]
 pub struct FrameError {
     /// First byte, 0 when there was none.
     pub tag: u8,
@@ -36,10 +34,7 @@ pub struct FrameError {
     pub length: usize,
 }
 
-/// Reads the content of one CopyData message.
-///
-/// # Errors
-/// When the tag is unknown or the length wrong.
+/// Parses the content of one CopyData message.
 pub fn parse(content: &[u8]) -> Result<Frame<'_>, FrameError> {
     let error = FrameError {
         tag: content.first().copied().unwrap_or(0),
@@ -65,9 +60,9 @@ pub fn parse(content: &[u8]) -> Result<Frame<'_>, FrameError> {
 
 /// Appends a Standby status update, as a whole CopyData message.
 ///
-/// A logical slot is confirmed at `flushed`; `received` only shows in `pg_stat_replication`. When an answer is wanted, the
-/// server sends a keepalive as soon as it looks.
-pub fn write_status(received: PgLsn, flushed: PgLsn, unix_micros: i64, wants_answer: bool, out: &mut BytesMut) {
+/// `flushed` becomes the confirmed position of a logical slot; `received` only appears in `pg_stat_replication`. When a reply
+/// is requested, the server sends a keepalive as soon as it reads the update.
+pub fn write_status(received: PgLsn, flushed: PgLsn, unix_micros: i64, reply_requested: bool, out: &mut BytesMut) {
     const LENGTH: u32 = 4 + 1 + 8 + 8 + 8 + 8 + 1;
     out.put_u8(b'd');
     out.put_u32(LENGTH);
@@ -76,7 +71,7 @@ pub fn write_status(received: PgLsn, flushed: PgLsn, unix_micros: i64, wants_ans
     out.put_u64(flushed.into());
     out.put_u64(flushed.into());
     out.put_i64(unix_micros.saturating_sub(POSTGRES_EPOCH_MICROS));
-    out.put_u8(wants_answer.into());
+    out.put_u8(reply_requested.into());
 }
 
 #[cfg(test)]
@@ -84,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_update_is_a_copy_data_message_of_its_length() {
+    fn status_update_is_one_copy_data_message() {
         let mut out = BytesMut::new();
         write_status(0x20.into(), 0x10.into(), POSTGRES_EPOCH_MICROS + 5, true, &mut out);
         assert_eq!(out.len(), 39);
@@ -95,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_wrong_length_or_tag_are_refused() {
+    fn frames_of_wrong_length_or_tag_are_errors() {
         for bad in [&b""[..], b"w", b"wxxxxxxxxxxxxxxxxxxxxxxx", b"k", &[b'k'; 19], b"z1234"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

@@ -1,4 +1,4 @@
-//! From pgoutput messages to a batch of commands: decode, number, route, encode. Pure: no IO, no clock.
+//! From pgoutput messages to a batch of commands: decode, number, route, encode. No IO but log lines, and no clock.
 
 use crate::contract::control::{
     DROPPED_PREFIX, INBOX_PREFIX, RETRY_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX, TRIM_PREFIX,
@@ -30,27 +30,25 @@ use crate::route::row::{ColumnValue, Row, user_id};
 use crate::route::rule::Operation;
 use crate::telemetry::traces;
 
-/// Longest entry in bytes. Redis takes no argument beyond 512 MiB, and would close the connection on one.
+/// Longest entry in bytes. Redis closes the connection on an argument beyond 512 MiB.
 const ENTRY_BYTES_MAX: usize = 384 * 1024 * 1024;
 
 /// Why the stream cannot be followed further.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Bytes that are not understood.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// Messages in an order that the protocol does not have.
+    /// Messages in an order that the protocol does not allow.
     #[error("pgoutput: {0}")]
     Order(&'static str),
-    /// A row of a table that was not described.
-    #[error("pgoutput: a row of the table with OID {0}, which was not described before")]
+    #[error("pgoutput: a row of the table with OID {0} without a preceding Relation message")]
     UnknownRelation(u32),
-    /// History has broken; a new epoch must begin.
-    #[error("history has broken: {0}")]
+    /// A new epoch must begin.
+    #[error("replication continuity lost: {0}")]
     Broken(Break),
 }
 
-/// The transaction under way.
+/// The transaction being read.
 #[derive(Debug, Clone, Copy)]
 struct Transaction {
     begin: Begin,
@@ -59,7 +57,7 @@ struct Transaction {
     has_rows: bool,
 }
 
-/// A table, and what its rows mean for whom.
+/// A table and its plan.
 #[derive(Debug)]
 struct Table {
     relation: Relation,
@@ -81,7 +79,7 @@ pub struct Counts {
     pub transactions: u64,
     /// Changes, routed or not.
     pub changes: u64,
-    /// Changes below the checkpoint, met again in a replay.
+    /// Changes of a replay that the checkpoint already includes.
     pub replayed: u64,
     /// Messages outside of transactions, which have no position.
     pub ignored_messages: u64,
@@ -94,11 +92,11 @@ pub struct Counts {
 pub struct Start {
     /// The epoch's base.
     pub base: u64,
-    /// All up to here is published.
+    /// Everything up to here is published.
     pub position: StreamId,
     /// What the replay must verify.
     pub replay: Replay,
-    /// Names of the tenants that there are; others join by way of the log.
+    /// Names of the existing tenants; others are created by messages in the log.
     pub tenants: HashSet<Arc<str>>,
 }
 
@@ -114,13 +112,13 @@ pub struct Pipeline {
     published: StreamId,
     replay: Replay,
     transaction: Option<Transaction>,
-    /// The tenant whose rows in this transaction are told as new.
+    /// The tenant whose updated rows in this transaction are delivered as inserts.
     retried: Option<Arc<str>>,
     received: PgLsn,
     tenants: HashSet<Arc<str>>,
     stopped: HashSet<Target>,
     batch: Batch,
-    /// A batch that was written, whose memory the next one takes over.
+    /// A written batch, whose memory the next one reuses.
     spare: Option<Batch>,
     body: EntryBody,
     json: Vec<u8>,
@@ -157,7 +155,7 @@ impl Pipeline {
         &mut self.batch
     }
 
-    /// Takes the batch and begins another.
+    /// Takes the batch and starts another.
     pub fn take_batch(&mut self) -> Batch {
         if let Some(Transaction { begin, ordinal, .. }) = self.transaction
             && ordinal > 0
@@ -172,18 +170,18 @@ impl Pipeline {
         std::mem::replace(&mut self.batch, next)
     }
 
-    /// Takes back a batch that was written.
+    /// Keeps the memory of a written batch for the next one.
     pub fn recycle(&mut self, mut batch: Batch) {
         batch.clear();
         self.spare = Some(batch);
     }
 
-    /// End LSN of the last transaction that was read to its end.
+    /// End LSN of the last transaction that was read completely.
     pub fn received(&self) -> PgLsn {
         self.received
     }
 
-    /// Nothing may be acknowledged while the replay has not met the checkpoint's transaction.
+    /// While this is true the replay has not yet verified the checkpoint's transaction, and nothing may be acknowledged.
     pub fn is_unverified(&self) -> bool {
         self.replay.is_unverified()
     }
@@ -203,8 +201,8 @@ impl Pipeline {
         self.stopped.len()
     }
 
-    /// A stream takes no entries; those that follow are left out until it begins anew: with the next session, or the
-    /// tenant's resync.
+    /// Stops a stream that refuses entries: later entries are left out until the stream is recreated, by the next session or
+    /// by the tenant's resync.
     pub fn stop_stream(&mut self, target: Target, cause: &str) {
         if !self.stopped.insert(target.clone()) {
             return;
@@ -212,20 +210,20 @@ impl Pipeline {
         tracing::error!(
             stream = target.key(&self.keys),
             cause,
-            "stream takes no entries and is stopped"
+            "stream stopped: Redis refuses its entries"
         );
-        let cause = format!("stream {} takes no entries: {cause}", target.key(&self.keys));
+        let cause = format!("Redis refuses entries of stream {}: {cause}", target.key(&self.keys));
         self.batch
             .quarantine(target.tenant(), None, (QuarantineKind::Stream, &cause), None);
-        // Whoever mends it must know that there is a hole, after a restart too.
+        // The mark survives a restart: entries are missing until the stream is recreated.
         self.batch.stop(&target, &cause);
         self.counts.quarantined += 1;
     }
 
-    /// Takes in one pgoutput message.
+    /// Applies one pgoutput message.
     ///
     /// # Errors
-    /// When it is not understood, or shows that history has broken.
+    /// Also when the message shows that a new epoch must begin.
     pub fn apply(&mut self, payload: &[u8]) -> Result<(), Error> {
         match pgoutput::decode(payload)? {
             Message::Begin(begin) => self.begin(begin),
@@ -240,7 +238,7 @@ impl Pipeline {
                 Ok(())
             }
             Message::Type { oid, namespace, name } => {
-                self.types.learn(oid, namespace, name);
+                self.types.insert(oid, namespace, name);
                 Ok(())
             }
             Message::Origin { .. } => Ok(()),
@@ -251,7 +249,7 @@ impl Pipeline {
             Message::Logical {
                 transactional: false, ..
             } => {
-                // It has no place in the order of commits: its LSN can be exactly the next commit's.
+                // It has no position in commit order: its LSN can equal that of the next commit.
                 self.counts.ignored_messages += 1;
                 Ok(())
             }
@@ -277,7 +275,7 @@ impl Pipeline {
         let transaction = self
             .transaction
             .take()
-            .ok_or(Error::Order("a commit without its begin"))?;
+            .ok_or(Error::Order("a commit without a begin"))?;
         if transaction.begin.final_lsn != commit.commit_lsn {
             return Err(Error::Order("a commit of another transaction"));
         }
@@ -288,7 +286,7 @@ impl Pipeline {
             ordinal: transaction.ordinal,
         };
         let last = StreamId::of(position, self.base);
-        // A replayed transaction must not take the checkpoint back; the last one may still lack its commit there.
+        // A replayed transaction must not move the checkpoint back; of the last one, the checkpoint may still lack the commit.
         if last >= self.published {
             if transaction.has_rows && traces::is_on() {
                 self.batch.trace(last, transaction.begin.commit_ts);
@@ -341,10 +339,9 @@ impl Pipeline {
     }
 
     fn row(&mut self, oid: u32, row: Row<'_>) -> Result<(), Error> {
-        let Some((id, begin)) = self.reach(oid)? else {
-            return Ok(());
-        };
-        let Some((relation, plan)) = self.tables.get(&oid).and_then(Table::of_tenant) else {
+        let (Some((id, begin)), Some((relation, plan))) =
+            (self.reach(oid)?, self.tables.get(&oid).and_then(Table::of_tenant))
+        else {
             return Ok(());
         };
         let source = source(relation, &begin);
@@ -355,7 +352,7 @@ impl Pipeline {
             Ok(()) if self.body.bytes() > ENTRY_BYTES_MAX => {
                 let bytes = self.body.bytes();
                 self.body.begin(&source);
-                let cause = format!("the row takes {bytes} bytes; an entry has at most {ENTRY_BYTES_MAX}");
+                let cause = format!("the row has {bytes} bytes; an entry may have at most {ENTRY_BYTES_MAX}");
                 (false, Some((QuarantineKind::Row, cause)))
             }
             Ok(()) => {
@@ -364,8 +361,8 @@ impl Pipeline {
                     let op = operation_text(row.operation);
                     self.batch.entry(changes, id, op, None, &self.body);
                 }
-                let seen = if is_retried { row.as_new() } else { row };
-                let routed = plan.route(&seen, &mut deliveries);
+                let routed_row = if is_retried { row.as_new() } else { row };
+                let routed = plan.route(&routed_row, &mut deliveries);
                 let quarantined = routed.err().map(|cause| match &cause {
                     RouteError::Recipient { .. } => (QuarantineKind::Recipient, cause.to_string()),
                     RouteError::Rule(_) => (QuarantineKind::Rule, cause.to_string()),
@@ -402,21 +399,21 @@ impl Pipeline {
                 ColumnValue::Text(text) => Some(text),
                 _ => None,
             });
-            let told = match write_payload(relation, &plan.live_columns, &row, &mut self.json) {
+            let payload = match write_payload(relation, &plan.live_columns, &row, &mut self.json) {
                 Ok(()) if !plan.live_columns.is_empty() => Some(&*self.json),
-                // What is no text was refused above.
+                // A row with a value that is not UTF-8 was refused above.
                 _ => None,
             };
-            self.batch.notice(id, &plan.tenant, &source, row_id, &deliveries, told);
+            self.batch
+                .notice(id, &plan.tenant, &source, row_id, &deliveries, payload);
         }
         Ok(())
     }
 
     fn truncate(&mut self, oid: u32) -> Result<(), Error> {
-        let Some((id, begin)) = self.reach(oid)? else {
-            return Ok(());
-        };
-        let Some((relation, plan)) = self.tables.get(&oid).and_then(Table::of_tenant) else {
+        let (Some((id, begin)), Some((relation, plan))) =
+            (self.reach(oid)?, self.tables.get(&oid).and_then(Table::of_tenant))
+        else {
             return Ok(());
         };
         let source = source(relation, &begin);
@@ -426,7 +423,7 @@ impl Pipeline {
             self.batch.entry(changes, id, "truncate", None, &self.body);
         }
         if plan.is_routed() {
-            // Nobody can say any more who had the rows: all users of the tenant take a snapshot.
+            // The log does not have the rows and so not their viewers: all users of the tenant take a snapshot.
             let shared = Target::Shared(plan.tenant.clone());
             if !self.stopped.contains(&shared) {
                 self.batch.entry(shared, id, "truncate", Some("reset"), &self.body);
@@ -452,7 +449,7 @@ impl Pipeline {
             return Ok(());
         }
         if let Some(event) = prefix.strip_prefix(outbox::PREFIX) {
-            self.letter(id, &begin, prefix, event, content);
+            self.outbox_message(id, &begin, prefix, event, content);
             return Ok(());
         }
         // What is the server's own names a tenant first.
@@ -508,7 +505,7 @@ impl Pipeline {
         Target::within(self.tenants.get(tenant)?, stream?)
     }
 
-    /// A stream goes, whatever is in its place, and with a place and time of creation comes back empty.
+    /// Removes the key of a stream, whatever its type, and creates the stream again when a position and time are given.
     fn renew_stream(&mut self, target: &Target, create_stream: Option<(StreamId, i64)>) {
         self.batch.remove_stream(target);
         if self.stopped.remove(target) {
@@ -519,10 +516,10 @@ impl Pipeline {
         }
     }
 
-    /// A tenant's streams come to be, or begin anew.
+    /// Creates a tenant's streams, or resets them.
     fn begin_tenant(&mut self, id: StreamId, begin: &Begin, name: &str, generation: i64, state: &str) {
         let tenant: Arc<str> = name.into();
-        // What is in the place of a stopped stream would refuse its creation as well.
+        // The key of a stopped stream may be of the wrong type, which would also refuse the creation.
         let stopped: Vec<Target> = self.stopped.extract_if(|target| *target.tenant() == tenant).collect();
         for target in &stopped {
             self.batch.remove_stream(target);
@@ -536,7 +533,7 @@ impl Pipeline {
         self.batch.reset_meta(name, generation, state);
         self.batch.reset_notice(id, name, Audience::Tenant, begin.commit_ts);
         if self.tenants.insert(tenant) {
-            // Tables that were described before their tenant was known.
+            // Tables that were described before their tenant existed.
             for table in self.tables.values_mut().filter(|table| table.plan.is_none()) {
                 let plan = self.router.plan(&table.relation);
                 table.plan = plan.filter(|plan| self.tenants.contains(&plan.tenant));
@@ -544,7 +541,7 @@ impl Pipeline {
         }
     }
 
-    /// A tenant has gone, and its streams go with it; `tenant drop` removes the inboxes.
+    /// Removes a dropped tenant and its streams; `tenant drop` removes the inboxes.
     fn end_tenant(&mut self, id: StreamId, begin: &Begin, name: &str) {
         let tenant: Arc<str> = name.into();
         for table in self.tables.values_mut() {
@@ -555,26 +552,23 @@ impl Pipeline {
         for target in [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())] {
             self.batch.remove_stream(&target);
         }
-        // Whoever is connected has lost its standing.
+        // The access of connected devices is revoked.
         self.batch
             .tenant_notice(id, name, "device_changed", Audience::Tenant, begin.commit_ts);
         self.tenants.remove(&tenant);
     }
 
-    /// A message for users.
-    fn letter(&mut self, id: StreamId, begin: &Begin, prefix: &str, event: &str, content: &[u8]) {
-        let letter = OutboxMessage::parse(event, content);
-        let name = match &letter {
-            Ok(letter) => Some(letter.tenant),
+    /// Publishes an outbox message, or quarantines it.
+    fn outbox_message(&mut self, id: StreamId, begin: &Begin, prefix: &str, event: &str, content: &[u8]) {
+        let message = OutboxMessage::parse(event, content);
+        let name = match &message {
+            Ok(message) => Some(message.tenant),
             Err(undeliverable) => undeliverable.tenant.as_deref(),
         };
         let Some(tenant) = name.and_then(|name| self.tenants.get(name)).cloned() else {
             self.counts.quarantined += 1;
-            let cause = letter
-                .as_ref()
-                .err()
-                .map_or("there is no such tenant", |error| &error.cause);
-            tracing::error!(prefix, %id, tenant = name, cause, "a message reaches nobody");
+            let cause = message.as_ref().err().map_or("no such tenant", |error| &error.cause);
+            tracing::error!(prefix, %id, tenant = name, cause, "outbox message dropped");
             return;
         };
         let schema = format!("{SCHEMA_PREFIX}{tenant}");
@@ -585,11 +579,11 @@ impl Pipeline {
             xid: begin.xid,
         };
         self.body.begin(&source);
-        let letter = match letter {
-            Ok(letter) => letter,
+        let message = match message {
+            Ok(message) => message,
             Err(undeliverable) => {
                 self.counts.quarantined += 1;
-                tracing::warn!(tenant = &*tenant, %id, cause = %undeliverable, "message quarantined");
+                tracing::warn!(tenant = &*tenant, %id, cause = %undeliverable, "outbox message quarantined");
                 self.body
                     .field("content", &content[..content.len().min(outbox::CONTENT_BYTES_MAX)]);
                 let cause = undeliverable.to_string();
@@ -598,17 +592,17 @@ impl Pipeline {
                 return;
             }
         };
-        self.body.field("row", letter.data.as_bytes());
+        self.body.field("row", message.data.as_bytes());
         let changes = Target::Changes(tenant.clone());
-        let targets = letter.to.iter().map(|audience| Target::of(&tenant, *audience));
+        let targets = message.to.iter().map(|audience| Target::of(&tenant, *audience));
         for (target, event) in
-            std::iter::once((changes, None)).chain(targets.map(|target| (target, Some(letter.event))))
+            std::iter::once((changes, None)).chain(targets.map(|target| (target, Some(message.event))))
         {
             if !self.stopped.contains(&target) {
                 self.batch.entry(target, id, "message", event, &self.body);
             }
         }
-        self.batch.outbox_notice(id, &source, &letter);
+        self.batch.outbox_notice(id, &source, &message);
     }
 }
 
@@ -647,7 +641,7 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
             body.field("old", json);
         }
         Some(Old::Key(old)) => {
-            // Columns outside the key are NULL here, which says nothing about the row.
+            // Columns outside the key are NULL here, whatever their value.
             let key: Tuple<'_> = relation
                 .columns
                 .iter()
@@ -663,22 +657,22 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
     Ok(())
 }
 
-/// Writes a JSON object of some columns of the row as it is, or as it last was; what the WAL does not tell is left out.
+/// Writes a JSON object of some columns of the new row, or of the old row of a delete; values that the log lacks are left out.
 fn write_payload(relation: &Relation, columns: &[usize], row: &Row<'_>, json: &mut Vec<u8>) -> Result<(), NotUtf8> {
     json.clear();
     json.push(b'{');
     for &index in columns {
-        let (Some(column), seen) = (relation.columns.get(index), row.latest(index)) else {
+        let (Some(column), value) = (relation.columns.get(index), row.latest(index)) else {
             continue;
         };
-        if seen == ColumnValue::Unknown {
+        if value == ColumnValue::Unknown {
             continue;
         }
         if json.len() > 1 {
             json.push(b',');
         }
         json.extend_from_slice(&column.json_key);
-        match seen {
+        match value {
             ColumnValue::Text(text) => value::write_json(column.kind, text, json)?,
             ColumnValue::Null | ColumnValue::Unknown => json.extend_from_slice(b"null"),
         }
@@ -694,7 +688,7 @@ fn whole_old_cell<'a>(old: Option<&Old<'a>>, index: usize) -> Option<Cell<'a>> {
     }
 }
 
-/// Writes a JSON object of the columns whose value is there; an unchanged one may be supplied.
+/// Writes a JSON object of the columns that have a value; an unchanged one may be supplied.
 fn write_object<'a>(
     relation: &Relation,
     tuple: &Tuple<'a>,

@@ -41,7 +41,6 @@ impl ReplicatorState {
 #[derive(Debug)]
 pub struct Report {
     state: watch::Sender<ReplicatorState>,
-    streaming: watch::Sender<bool>,
     /// Progress of this session or the one before; `None` when another engine may have published since.
     pub progress: watch::Sender<Option<Progress>>,
     pub sample: watch::Sender<Option<SlotSample>>,
@@ -52,8 +51,6 @@ pub struct Report {
 #[derive(Debug, Clone)]
 pub struct ReplicationStatus {
     pub state: watch::Receiver<ReplicatorState>,
-    /// Whether the state is [`ReplicatorState::Streaming`], for those who only wait for that.
-    pub streaming: watch::Receiver<bool>,
     pub progress: watch::Receiver<Option<Progress>>,
     pub sample: watch::Receiver<Option<SlotSample>>,
 }
@@ -75,14 +72,12 @@ impl Report {
     pub fn new(metrics: Arc<Metrics>) -> (Self, ReplicationStatus) {
         let report = Self {
             state: watch::Sender::new(ReplicatorState::Starting),
-            streaming: watch::Sender::new(false),
             progress: watch::Sender::new(None),
             sample: watch::Sender::new(None),
             metrics,
         };
         let status = ReplicationStatus {
             state: report.state.subscribe(),
-            streaming: report.streaming.subscribe(),
             progress: report.progress.subscribe(),
             sample: report.sample.subscribe(),
         };
@@ -94,10 +89,7 @@ impl Report {
     }
 
     pub fn set_state(&self, state: ReplicatorState) {
-        let is_streaming = state.is_streaming();
         self.state.send_replace(state);
-        self.streaming
-            .send_if_modified(|streaming| std::mem::replace(streaming, is_streaming) != is_streaming);
     }
 }
 

@@ -1,8 +1,8 @@
-//! Deciding what the streams may forget. The publisher does the trimming, as the only one who writes to them.
+//! Decides what the streams may drop. The publisher, which alone writes to them, does the trimming.
 //!
-//! An inbox keeps what the slowest live device of its user has not acknowledged, or whose statuses have not moved on,
-//! and for a while longer what it has, so that a live reader can resume from an older place. Bounds on the number of entries come before both: who falls
-//! behind them takes a snapshot.
+//! An inbox keeps the entries that the slowest active device of its user has not acknowledged, or whose statuses are not
+//! settled, and keeps acknowledged ones for some time, so that a live reader can resume at an older position. Limits on the
+//! number of entries take precedence: a device that falls behind them takes a snapshot.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,16 +23,16 @@ use crate::postgres::tenants;
 use crate::postgres::{self, Database};
 use crate::redis::store::Store;
 
-/// Users looked at in one round trip.
+/// Users per query.
 const PAGE: usize = 500;
 
-/// Entries looked at at once in one stream.
-const LOOK: usize = 2000;
+/// Entries read at once from one stream.
+const ENTRIES_PAGE: usize = 2000;
 
-/// Most entries that one round takes from a stream that is beyond its bound; what is left waits for the next.
+/// Most entries that one round trims from a stream beyond its limit; the next round continues.
 const TRIM_MAX: u64 = 500_000;
 
-/// Looks at all streams again and again until `stop`.
+/// Checks all streams periodically until `stop`.
 pub async fn run(
     config: Arc<Config>,
     database: Database,
@@ -59,12 +59,12 @@ pub async fn run(
 async fn round(config: &Config, database: &Database, store: &Store, trims: &mpsc::Sender<Trim>) -> Result<()> {
     for tenant in tenants::list(database).await.context("cannot list the tenants")? {
         match round_of(&tenant, config, database, store, trims).await {
-            // What is wrong with one tenant's tables must not keep all others from being trimmed.
+            // A broken table of one tenant must not stop the trimming of the others.
             Err(error) if error.downcast_ref().is_some_and(postgres::Error::is_object_error) => {
                 tracing::error!(
                     tenant = tenant.name,
                     cause = format!("{error:#}"),
-                    "the tenant's inboxes are not trimmed"
+                    "inboxes of the tenant not trimmed"
                 );
             }
             result => result?,
@@ -85,11 +85,11 @@ async fn round_of(
         (Target::Changes(name.clone()), config.streams.changes_entries_max),
         (Target::Shared(name.clone()), config.streams.shared_entries_max),
     ] {
-        // Something else in a stream's place must not keep all others from being trimmed.
-        match beyond_bound(store, target.clone(), entries_max).await {
+        // A key of the wrong type must not stop the trimming of other streams.
+        match beyond_limit(store, target.clone(), entries_max).await {
             Ok(Some(trim)) => trims.send(trim).await?,
             Ok(None) => {}
-            Err(error) => is_foreign(store, &target, error)?,
+            Err(error) => skip_wrong_type(store, &target, error)?,
         }
     }
     let mut after = Uuid::nil();
@@ -100,7 +100,7 @@ async fn round_of(
             match inbox(config, store, &name, *user, devices).await {
                 Ok(Some(trim)) => trims.send(trim).await?,
                 Ok(None) => {}
-                Err(error) => is_foreign(store, &Target::Inbox(name.clone(), *user), error)?,
+                Err(error) => skip_wrong_type(store, &Target::Inbox(name.clone(), *user), error)?,
             }
         }
         if page.len() < PAGE {
@@ -110,21 +110,21 @@ async fn round_of(
     Ok(())
 }
 
-/// Passes over a key that holds no stream; what else went wrong is an error.
-fn is_foreign(store: &Store, target: &Target, error: anyhow::Error) -> Result<()> {
+/// Logs a key that holds no stream; other errors are returned.
+fn skip_wrong_type(store: &Store, target: &Target, error: anyhow::Error) -> Result<()> {
     let refusal = error.downcast_ref::<redis::RedisError>();
     if refusal.and_then(redis::RedisError::code) != Some("WRONGTYPE") {
         return Err(error);
     }
     tracing::warn!(
         key = target.key(store.keys()),
-        "not a stream, so it is not trimmed; `posduif stream rebuild --tenant {}` makes it one",
+        "key not trimmed: it is no stream; run `posduif stream rebuild --tenant {}`",
         target.tenant()
     );
     Ok(())
 }
 
-/// A page of users with their live devices.
+/// A page of users with their active devices.
 async fn inboxes(
     config: &Config,
     database: &Database,
@@ -143,10 +143,9 @@ async fn inboxes(
         )
         .await
         .with_context(|| format!("cannot list the devices of tenant {}", tenant.name))?;
-    Ok(rows
-        .iter()
-        .map(|row| (row.get("user_id"), row.get("devices")))
-        .collect())
+    rows.iter()
+        .map(|row| Ok((row.try_get("user_id")?, row.try_get("devices")?)))
+        .collect()
 }
 
 async fn inbox(
@@ -157,7 +156,7 @@ async fn inbox(
     devices: &[String],
 ) -> Result<Option<Trim>> {
     let target = Target::Inbox(tenant.clone(), user);
-    if let Some(trim) = beyond_bound(store, target.clone(), config.streams.inbox_entries_max).await? {
+    if let Some(trim) = beyond_limit(store, target.clone(), config.streams.inbox_entries_max).await? {
         return Ok(Some(trim));
     }
     if devices.is_empty() {
@@ -167,11 +166,11 @@ async fn inbox(
     for device in devices {
         pipe.hmget(store.keys().device(tenant, device), &["settled", "ack"]);
     }
-    let places: Vec<Vec<Option<String>>> = pipe.query_async(&mut store.connection()).await?;
-    // A device that never acknowledged will begin with a snapshot and holds nothing back.
-    let Some(slowest) = places
+    let positions: Vec<Vec<Option<String>>> = pipe.query_async(&mut store.connection()).await?;
+    // A device that never acknowledged will take a snapshot and needs no entries.
+    let Some(slowest) = positions
         .iter()
-        .filter_map(|places| places.iter().flatten().next()?.parse::<StreamId>().ok())
+        .filter_map(|positions| positions.iter().flatten().next()?.parse::<StreamId>().ok())
         .min()
     else {
         return Ok(None);
@@ -182,7 +181,7 @@ async fn inbox(
         .arg("-")
         .arg(slowest.to_string())
         .arg("COUNT")
-        .arg(LOOK)
+        .arg(ENTRIES_PAGE)
         .query_async(&mut store.connection())
         .await?;
     let keep_from = SystemTime::now()
@@ -202,8 +201,8 @@ async fn inbox(
     }))
 }
 
-/// The trim that takes a stream back to its bound.
-async fn beyond_bound(store: &Store, target: Target, entries_max: u64) -> Result<Option<Trim>> {
+/// The trim that brings a stream back to its limit.
+async fn beyond_limit(store: &Store, target: Target, entries_max: u64) -> Result<Option<Trim>> {
     let key = target.key(store.keys());
     let length: u64 = redis::cmd("XLEN")
         .arg(&key)
@@ -219,16 +218,13 @@ async fn beyond_bound(store: &Store, target: Target, entries_max: u64) -> Result
     }))
 }
 
-/// The nth entry of a stream, or its last one when it has fewer. Redis cannot tell which it is, so they are gone
-/// through; in pages, whatever they hold.
-///
-/// # Errors
-/// When Redis fails, or the key holds no stream.
+/// The nth entry of a stream, or its last one when it has fewer. Redis has no index by number, so this reads the stream page
+/// by page.
 pub async fn nth(store: &Store, key: &str, n: u64) -> Result<Option<StreamId>> {
     let mut left = n;
     let mut last: Option<StreamId> = None;
     while left > 0 {
-        let page = left.min(LOOK as u64);
+        let page = left.min(ENTRIES_PAGE as u64);
         let reply: StreamRangeReply = redis::cmd("XRANGE")
             .arg(key)
             .arg(last.map_or("-".to_owned(), |id| id.next().to_string()))

@@ -175,7 +175,7 @@ async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<O
         let type_oid: u32 = row.try_get("type_oid")?;
         // Built-in types are known by their OID.
         if Kind::of_type(type_oid) == Kind::Text {
-            types.learn(type_oid, row.try_get("namespace")?, row.try_get("type_name")?);
+            types.insert(type_oid, row.try_get("namespace")?, row.try_get("type_name")?);
         }
         columns.push(Column {
             name: row.try_get("name")?,
