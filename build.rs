@@ -1,21 +1,20 @@
-//! Tells the program which commit it was built from, and names the statements in `sql/` for the metrics.
+//! Gives the program its version and the commit that it was built from.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs, io};
 
 /// The commit of an archive of the sources: `git archive` and tarballs of releases have it here (.gitattributes). In a
 /// repository it stays a pattern.
 const ARCHIVED: &str = "$Format:%H$";
 
-fn main() -> io::Result<()> {
+fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=POSDUIF_COMMIT");
     let (version, commit) = (env::var("CARGO_PKG_VERSION").unwrap_or_default(), commit());
     let built_from = if commit.is_empty() { "commit unknown" } else { &commit };
     println!("cargo::rustc-env=POSDUIF_COMMIT={commit}");
     println!("cargo::rustc-env=POSDUIF_VERSION={version} ({built_from})");
-    name_statements()
 }
 
 /// The commit: of `POSDUIF_COMMIT` where somebody builds without the repository (a container), else of the archive that the
@@ -66,32 +65,4 @@ fn git(arguments: &[&str]) -> Option<String> {
         return None;
     }
     run(arguments)
-}
-
-/// Writes the table of statements: the name of each file in `sql/`, and its text.
-fn name_statements() -> io::Result<()> {
-    println!("cargo::rerun-if-changed=sql");
-    let mut names: Vec<String> = fs::read_dir("sql")?
-        .filter_map(|entry| {
-            Some(
-                entry
-                    .ok()?
-                    .file_name()
-                    .into_string()
-                    .ok()?
-                    .strip_suffix(".sql")?
-                    .to_owned(),
-            )
-        })
-        .collect();
-    names.sort();
-    let lines: String = names
-        .iter()
-        .map(|name| {
-            format!("    (\"{name}\", include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/sql/{name}.sql\"))),\n")
-        })
-        .collect();
-    let text = format!("/// The files of `sql/`: name and text.\nconst FILES: &[(&str, &str)] = &[\n{lines}];\n");
-    let folder = env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("cargo names no OUT_DIR"))?;
-    fs::write(Path::new(&folder).join("statements.rs"), text)
 }

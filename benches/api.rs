@@ -469,7 +469,7 @@ const PLAIN_INSERT: &str = "\\set r random(1, 1000)\n\
 
 /// The API's own statement, which also looks at sender and recipient.
 fn api_insert() -> String {
-    let statement = include_str!("../sql/message_insert.sql")
+    let statement = include_str!("../sql/messages/message_insert.sql")
         .lines()
         .filter(|line| !line.starts_with("--"))
         .collect::<Vec<_>>()

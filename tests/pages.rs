@@ -202,7 +202,7 @@ async fn users_devices_and_conflicts_have_such_pages_too() {
 
 /// What Postgres does for a page of bob's messages.
 async fn plan(office: &Office, [offset, place, is_counted]: [&str; 3]) -> String {
-    let statement = include_str!("../sql/message_list.sql").replace("{schema}", "tenant_acme");
+    let statement = include_str!("../sql/messages/message_list.sql").replace("{schema}", "tenant_acme");
     let user = format!("'{}'::uuid", office.bob_id);
     let values = [user.as_str(), "NULL", "NULL", "51", offset, place, "false", is_counted];
     let statement = (1..=8).rev().fold(statement, |text, number| {

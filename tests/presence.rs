@@ -269,7 +269,11 @@ async fn nobody_sees_another_tenants_presence() {
     // Even a user of the same id in another tenant is another.
     let database = office.world.database().await;
     let row = "SELECT id FROM tenant_beta.users WHERE username = 'eve'";
-    let eve_id: Uuid = database.query(row, &[]).await.unwrap()[0].get(0);
+    let eve_id: Uuid = database
+        .query(&posduif::postgres::Statement::composed(row), &[])
+        .await
+        .unwrap()[0]
+        .get(0);
     let mut page = eve.events(&format!("/sse/web/{eve_id}")).await;
     let whole = page.expect("presence").await;
     let users = whole.data["users"].as_array().unwrap();

@@ -1,7 +1,7 @@
 //! Prepared statements: few a connection, however many tenants there are, and none that stands in the way.
 
 use posduif::core::tenant::Tenant;
-use posduif::postgres::Database;
+use posduif::postgres::{Database, Statement};
 use tokio_postgres::types::Type;
 
 use crate::support::World;
@@ -22,14 +22,21 @@ async fn one_connection(world: &World) -> Database {
 /// What the session has prepared.
 async fn prepared(database: &Database) -> usize {
     let query = "SELECT count(*) AS count FROM pg_prepared_statements";
-    let row = database.query_opt(query, &[]).await.unwrap().unwrap();
+    let row = database
+        .query_opt(&Statement::composed(query), &[])
+        .await
+        .unwrap()
+        .unwrap();
     usize::try_from(row.get::<_, i64>("count")).unwrap()
 }
 
 async fn ask(database: &Database, tenant: &str) -> usize {
     let tenant = Tenant::named(tenant).unwrap();
     let row = database
-        .query_often(&tenant.sql(STATEMENT), &[(&7_i32, Type::INT4)])
+        .query_often(
+            &Statement::composed(STATEMENT).in_schema(&tenant),
+            &[(&7_i32, Type::INT4)],
+        )
         .await
         .unwrap()
         .unwrap();
@@ -117,9 +124,15 @@ async fn who_waits_too_long_for_a_lock_is_told_so_and_may_come_back() {
     let mut settings = world.config.postgres.clone();
     settings.lock_timeout_seconds = 1;
     let database = Database::connect(&settings).await.unwrap();
-    let error = database.query("SELECT * FROM waits", &[]).await.unwrap_err();
+    let error = database
+        .query(&Statement::composed("SELECT * FROM waits"), &[])
+        .await
+        .unwrap_err();
     assert!(matches!(error, posduif::postgres::Error::Unavailable(_)), "{error}");
     assert!(error.to_string().contains("lock"), "{error}");
     psql.batch_execute("ROLLBACK").await.unwrap();
-    database.query("SELECT * FROM waits", &[]).await.unwrap();
+    database
+        .query(&Statement::composed("SELECT * FROM waits"), &[])
+        .await
+        .unwrap();
 }

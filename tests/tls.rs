@@ -11,7 +11,7 @@ use posduif::config::Secret;
 use posduif::dev::{PrivatePostgres, PrivateRedis};
 use posduif::engine::Role;
 use posduif::net::postgres::Server;
-use posduif::postgres::Database;
+use posduif::postgres::{Database, Statement};
 use posduif::publish;
 use posduif::replication::connection::Connection;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -155,7 +155,10 @@ async fn sql(url: &str) -> Result<bool, String> {
         .await
         .map_err(|error| format!("{error:#}"))?;
     let row = database
-        .query("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[])
+        .query(
+            &Statement::composed("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"),
+            &[],
+        )
         .await
         .unwrap();
     Ok(row[0].get(0))

@@ -32,8 +32,8 @@ use crate::core::time::Timestamp;
 use crate::feature::{self, Error, check_line, check_text};
 use crate::live::presence::{Entry, Status};
 use crate::live::tail::{DeviceChange, Freshness};
-use crate::postgres::Database;
 use crate::postgres::tenants;
+use crate::postgres::{Database, sql};
 use crate::telemetry::metrics::CacheUse;
 
 /// How often a change that the log told of is looked for in Postgres.
@@ -252,7 +252,7 @@ impl Devices {
         }
         let row = self
             .database
-            .query_opt(include_str!("../../sql/current_snapshot.sql"), &[])
+            .query_opt(&sql!("postgres/current_snapshot"), &[])
             .await?
             .ok_or_else(|| Error::Internal("pg_current_snapshot() gave no row".into()))?;
         let Some(snapshot) = Snapshot::parse(row.try_get("snapshot")?) else {
@@ -364,7 +364,7 @@ impl Devices {
         let row = self
             .database
             .query_opt(
-                include_str!("../../sql/device_token_known.sql"),
+                &sql!("accounts/device_token_known"),
                 &[(&hash.as_slice(), Type::BYTEA), (&device_id, Type::TEXT)],
             )
             .await?;
@@ -433,7 +433,7 @@ impl Devices {
         let row = self
             .database
             .query_opt(
-                include_str!("../../sql/device_by_id.sql"),
+                &sql!("accounts/device_by_id"),
                 &[(&tenant.name, Type::TEXT), (&device_id, Type::TEXT)],
             )
             .await?
@@ -452,10 +452,7 @@ impl Devices {
     ) -> Result<DevicePrincipal, Error> {
         let user = self
             .database
-            .query_often(
-                &tenant.sql(include_str!("../../sql/user_active_type.sql")),
-                &[(&user_id, Type::UUID)],
-            )
+            .query_often(&sql!("accounts/user_active_type", tenant), &[(&user_id, Type::UUID)])
             .await?
             .ok_or(UNKNOWN)?;
         Ok(DevicePrincipal {
@@ -474,7 +471,7 @@ async fn by_tokens(database: Database, proofs: Vec<Proof>) -> Result<HashMap<Pro
     let ids: Vec<&str> = proofs.iter().map(|(_, id)| id.as_str()).collect();
     let rows = database
         .query(
-            include_str!("../../sql/devices_by_token.sql"),
+            &sql!("accounts/devices_by_token"),
             &[(&hashes, Type::BYTEA_ARRAY), (&ids, Type::TEXT_ARRAY)],
         )
         .await?;
@@ -518,10 +515,7 @@ async fn by_tokens(database: Database, proofs: Vec<Proof>) -> Result<HashMap<Pro
     if !first_uses.is_empty() {
         let hashes: Vec<&[u8]> = first_uses.iter().map(|hash| hash.0.as_slice()).collect();
         database
-            .query(
-                include_str!("../../sql/device_first_use.sql"),
-                &[(&hashes, Type::BYTEA_ARRAY)],
-            )
+            .query(&sql!("accounts/device_first_use"), &[(&hashes, Type::BYTEA_ARRAY)])
             .await?;
     }
     Ok(found)
@@ -538,7 +532,7 @@ pub async fn revoke(database: &Database, tenant: &Tenant, device_id: &str) -> Re
     }
     let row = database
         .query_opt(
-            &tenant.sql(include_str!("../../sql/device_revoke.sql")),
+            &sql!("accounts/device_revoke", tenant),
             &[(&tenant.name, Type::TEXT), (&device_id, Type::TEXT)],
         )
         .await?;
@@ -695,7 +689,7 @@ pub async fn welcome(
     for _ in 0..2 {
         let row = database
             .query_opt(
-                &tenant.sql(include_str!("../../sql/device_login.sql")),
+                &sql!("accounts/device_login", tenant),
                 &[
                     (&login.id, Type::UUID),
                     (id, Type::TEXT),
@@ -727,7 +721,7 @@ pub async fn welcome(
 /// # Errors
 /// When Postgres does not do it.
 pub async fn seen(database: &Database, tenant: &Tenant, user: Uuid, device_id: &str) -> Result<bool, Error> {
-    let statement = tenant.sql(include_str!("../../sql/device_seen.sql"));
+    let statement = sql!("accounts/device_seen", tenant);
     let row = database
         .query_opt(&statement, &[(&user, Type::UUID), (&device_id, Type::TEXT)])
         .await?;
@@ -744,7 +738,7 @@ pub(crate) async fn usable(
     user: Uuid,
     device_ids: &[&str],
 ) -> Result<HashSet<String>, Error> {
-    let statement = tenant.sql(include_str!("../../sql/devices_usable.sql"));
+    let statement = sql!("accounts/devices_usable", tenant);
     let rows = database
         .query(&statement, &[(&user, Type::UUID), (&device_ids, Type::TEXT_ARRAY)])
         .await?;
@@ -790,7 +784,7 @@ pub async fn list(
     let (place, is_after) = (page.place().map(|(_, id)| id), page.is_after());
     let rows = database
         .query(
-            &tenant.sql(include_str!("../../sql/device_list.sql")),
+            &sql!("accounts/device_list", tenant),
             &[
                 (&viewer.map(|viewer| viewer.user_id), Type::UUID),
                 (&viewer.map(|viewer| viewer.user_type.as_str()), Type::TEXT),
@@ -855,7 +849,7 @@ pub async fn update(
     }
     let updated = database
         .query_opt(
-            &tenant.sql(include_str!("../../sql/device_update.sql")),
+            &sql!("accounts/device_update", tenant),
             &[
                 (&user, Type::UUID),
                 (&device_id, Type::TEXT),
@@ -892,7 +886,7 @@ pub(crate) fn check_description(
 /// # Errors
 /// When Postgres cannot be asked.
 pub async fn exists(database: &Database, tenant: &Tenant, device_id: &str) -> Result<bool, Error> {
-    let statement = tenant.sql(include_str!("../../sql/device_exists.sql"));
+    let statement = sql!("accounts/device_exists", tenant);
     Ok(database
         .query_opt(&statement, &[(&device_id, Type::TEXT)])
         .await?

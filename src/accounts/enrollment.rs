@@ -19,7 +19,7 @@ use crate::config;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature::Error;
-use crate::postgres::{self, Database};
+use crate::postgres::{self, Database, sql};
 
 /// An enrollment that has just been made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub async fn create(
     let expires_at = Utc::now() + lifetime;
     let row = database
         .query_opt(
-            &tenant.sql(include_str!("../../sql/enrollment_insert.sql")),
+            &sql!("accounts/enrollment_insert", tenant),
             &[
                 (&created_by, Type::UUID),
                 (&user_id, Type::UUID),
@@ -89,10 +89,7 @@ pub struct Details {
 pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
     let (tenant, id) = find(database, token).await?;
     let row = database
-        .query_opt(
-            &tenant.sql(include_str!("../../sql/enrollment_get.sql")),
-            &[(&id, Type::UUID)],
-        )
+        .query_opt(&sql!("accounts/enrollment_get", tenant), &[(&id, Type::UUID)])
         .await?
         .ok_or(Error::NotFound("enrollment"))?;
     if row.try_get::<_, bool>("is_used")? {
@@ -169,10 +166,7 @@ pub async fn complete(
     let transaction = client.transaction().await?;
     // The row's lock makes completions of one enrollment take turns.
     let row = transaction
-        .query_typed_opt(
-            &tenant.sql(include_str!("../../sql/enrollment_lock.sql")),
-            &[(&id, Type::UUID)],
-        )
+        .query_typed_opt(&sql!("accounts/enrollment_lock", tenant), &[(&id, Type::UUID)])
         .await?
         .ok_or(Error::NotFound("enrollment"))?;
     let enrollment = Enrollment {
@@ -214,10 +208,7 @@ async fn enroll(
     let (user_id, username) = match enrollment.user_id {
         Some(user_id) => {
             let row = transaction
-                .query_typed_opt(
-                    &tenant.sql(include_str!("../../sql/enrollment_user.sql")),
-                    &[(&user_id, Type::UUID)],
-                )
+                .query_typed_opt(&sql!("accounts/enrollment_user", tenant), &[(&user_id, Type::UUID)])
                 .await?
                 .ok_or(Error::NotFound("user"))?;
             let username: String = row.try_get("username")?;
@@ -235,7 +226,7 @@ async fn enroll(
             };
             let row = transaction
                 .query_typed_one(
-                    &tenant.sql(include_str!("../../sql/enrollment_new_user.sql")),
+                    &sql!("accounts/enrollment_new_user", tenant),
                     &[(&username, Type::TEXT)],
                 )
                 .await
@@ -246,7 +237,7 @@ async fn enroll(
     let device_token = new_token()?;
     let rows = transaction
         .query_typed(
-            &tenant.sql(include_str!("../../sql/enrollment_device.sql")),
+            &sql!("accounts/enrollment_device", tenant),
             &[
                 (&completion.device_id, Type::TEXT),
                 (&user_id, Type::UUID),
@@ -280,7 +271,7 @@ async fn answer_again(transaction: &Transaction<'_>, tenant: &Tenant, device_id:
     let device_token = new_token()?;
     let row = transaction
         .query_typed_opt(
-            &tenant.sql(include_str!("../../sql/enrollment_retry.sql")),
+            &sql!("accounts/enrollment_retry", tenant),
             &[
                 (&tenant.name, Type::TEXT),
                 (&device_id, Type::TEXT),
@@ -303,7 +294,7 @@ async fn find(database: &Database, token: Uuid) -> Result<(Tenant, Uuid), Error>
     const NONE: Error = Error::NotFound("enrollment");
     let row = database
         .query_opt(
-            include_str!("../../sql/enrollment_find.sql"),
+            &sql!("accounts/enrollment_find"),
             &[(&hash(token).as_slice(), Type::BYTEA)],
         )
         .await?

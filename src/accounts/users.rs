@@ -22,7 +22,7 @@ use crate::core::time::Timestamp;
 use crate::feature::{self, Error, check_line, check_text};
 use crate::live::presence::Entry;
 use crate::postgres::tenants;
-use crate::postgres::{self, Database};
+use crate::postgres::{self, Database, sql};
 
 /// Where a user works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -146,7 +146,7 @@ pub async fn open_to_all(database: &Database, tenant: &str, everywhere: bool) ->
     };
     let row = database
         .query_opt(
-            include_str!("../../sql/tenant_registration.sql"),
+            &sql!("accounts/tenant_registration"),
             &[(&tenant.name, Type::TEXT), (&everywhere, Type::BOOL)],
         )
         .await?;
@@ -206,7 +206,7 @@ pub async fn insert(database: &Database, passwords: &Passwords, tenant: &Tenant,
     };
     let created = database
         .query_opt(
-            &tenant.sql(include_str!("../../sql/user_insert.sql")),
+            &sql!("accounts/user_insert", tenant),
             &[
                 (&new.username, Type::TEXT),
                 (&new.user_type.as_str(), Type::TEXT),
@@ -253,7 +253,7 @@ pub async fn list(
     // Names go up the alphabet, so before a row is against the order.
     let place = feature::page_row_id(page)?;
     let is_before = place.is_some() && !page.is_after();
-    let statement = &tenant.sql(include_str!("../../sql/user_list.sql"));
+    let statement = &sql!("accounts/user_list", tenant);
     let ask = |is_counted: bool| async move {
         let rows = database
             .query(
@@ -303,7 +303,7 @@ pub async fn active_types(
     tenant: &Tenant,
     users: &[Uuid],
 ) -> Result<HashMap<Uuid, UserType>, Error> {
-    let statement = tenant.sql(include_str!("../../sql/users_active_type.sql"));
+    let statement = sql!("accounts/users_active_type", tenant);
     let rows = database.query(&statement, &[(&users, Type::UUID_ARRAY)]).await?;
     rows.iter()
         .map(|row| Ok((row.try_get("id")?, row.try_get::<_, &str>("user_type")?.parse()?)))
@@ -315,7 +315,7 @@ pub async fn active_types(
 /// # Errors
 /// When Postgres cannot be asked.
 pub async fn is_active(database: &Database, tenant: &Tenant, user: Uuid) -> Result<bool, Error> {
-    let statement = tenant.sql(include_str!("../../sql/user_active_type.sql"));
+    let statement = sql!("accounts/user_active_type", tenant);
     Ok(database.query_opt(&statement, &[(&user, Type::UUID)]).await?.is_some())
 }
 
@@ -325,10 +325,7 @@ pub async fn is_active(database: &Database, tenant: &Tenant, user: Uuid) -> Resu
 /// [`Error::NotFound`] when it does not exist or is deleted.
 pub(crate) async fn fetch(database: &Database, tenant: &Tenant, id: Uuid) -> Result<(User, Snapshot), Error> {
     let row = database
-        .query_often(
-            &tenant.sql(include_str!("../../sql/user_get.sql")),
-            &[(&id, Type::UUID)],
-        )
+        .query_often(&sql!("accounts/user_get", tenant), &[(&id, Type::UUID)])
         .await?
         .ok_or(Error::NotFound("user"))?;
     Ok((User::from_row(&row)?, Snapshot::from_row(&row)?))
@@ -341,7 +338,7 @@ pub(crate) async fn fetch(database: &Database, tenant: &Tenant, id: Uuid) -> Res
 pub async fn ids(database: &Database, tenant: &Tenant, after: Uuid, limit: i64) -> Result<Vec<Uuid>, Error> {
     let rows = database
         .query(
-            &tenant.sql(include_str!("../../sql/user_ids.sql")),
+            &sql!("accounts/user_ids", tenant),
             &[(&after, Type::UUID), (&limit, Type::INT8)],
         )
         .await?;
@@ -370,7 +367,7 @@ pub async fn find(database: &Database, tenant: &Tenant, name: &str) -> Result<Ac
     check_name("username", name).map_err(|_| NONE)?;
     let row = database
         .query_opt(
-            &tenant.sql(include_str!("../../sql/user_find.sql")),
+            &sql!("accounts/user_find", tenant),
             &[(&name, Type::TEXT), (&Uuid::try_parse(name).ok(), Type::UUID)],
         )
         .await?
@@ -397,7 +394,7 @@ pub async fn set_password(
     let hash = passwords.hash(password).await?;
     database
         .query(
-            include_str!("../../sql/user_set_password.sql"),
+            &sql!("accounts/user_set_password"),
             &[(&tenant.name, Type::TEXT), (&user, Type::UUID), (&hash, Type::TEXT)],
         )
         .await?;
@@ -412,7 +409,7 @@ pub async fn set_password(
 pub async fn set_disabled(database: &Database, tenant: &Tenant, user: Uuid, disabled: bool) -> Result<bool, Error> {
     let row = database
         .query_opt(
-            &tenant.sql(include_str!("../../sql/user_set_disabled.sql")),
+            &sql!("accounts/user_set_disabled", tenant),
             &[(&user, Type::UUID), (&disabled, Type::BOOL)],
         )
         .await?;
@@ -440,7 +437,7 @@ pub async fn active(database: &Database, tenant: &Tenant, user: Uuid) -> Result<
     if tenants::find(database, &tenant.name).await?.is_none() {
         return Ok(None);
     }
-    let statement = tenant.sql(include_str!("../../sql/user_active.sql"));
+    let statement = sql!("accounts/user_active", tenant);
     let row = database.query_opt(&statement, &[(&user, Type::UUID)]).await?;
     row.map(|row| {
         Ok(Login {
@@ -475,7 +472,7 @@ pub async fn verify_password(
     {
         let row = database
             .query_opt(
-                &tenant.sql(include_str!("../../sql/user_credentials.sql")),
+                &sql!("accounts/user_credentials", tenant),
                 &[(&name, Type::TEXT), (&tenant.name, Type::TEXT)],
             )
             .await?;
@@ -531,7 +528,7 @@ async fn renew_hash(
     };
     database
         .query(
-            include_str!("../../sql/credentials_rehash.sql"),
+            &sql!("accounts/credentials_rehash"),
             &[
                 (&tenant, Type::TEXT),
                 (&user, Type::UUID),

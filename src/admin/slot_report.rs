@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use tokio_postgres::Row;
 
 use crate::core::time::Timestamp;
-use crate::postgres::Database;
+use crate::postgres::{Database, sql};
 
 /// A reader that is this close to the end of the log keeps up, whatever it confirmed while we looked: it confirms in steps.
 const KEEPS_UP_BYTES: u64 = 64 * 1024 * 1024;
@@ -139,10 +139,8 @@ impl Look {
     /// When Postgres does not answer.
     pub async fn take(database: &Database) -> Result<Self> {
         let read = async {
-            let surroundings = database
-                .query_opt(include_str!("../../sql/slot_surroundings.sql"), &[])
-                .await?;
-            let slots = database.query(include_str!("../../sql/slot_list.sql"), &[]).await?;
+            let surroundings = database.query_opt(&sql!("admin/slot_context"), &[]).await?;
+            let slots = database.query(&sql!("admin/slot_list"), &[]).await?;
             Ok::<_, crate::postgres::Error>((surroundings, slots))
         };
         let (surroundings, slots) = read.await.context("cannot read the replication slots")?;
@@ -455,10 +453,7 @@ fn lsn_text<S: Serializer>(lsn: &PgLsn, serializer: S) -> Result<S::Ok, S::Error
 /// When Postgres cannot be asked, or has no control schema yet.
 pub async fn epochs(database: &Database, slot: &str, count: i64) -> Result<Vec<PastEpoch>> {
     let rows = database
-        .query(
-            include_str!("../../sql/epoch_list.sql"),
-            &[(&slot, Type::TEXT), (&count, Type::INT8)],
-        )
+        .query(&sql!("admin/epoch_list"), &[(&slot, Type::TEXT), (&count, Type::INT8)])
         .await
         .context("cannot read posduif.epochs; `posduif migrate up` makes it")?;
     let epochs = rows.iter().map(|row| {
@@ -501,7 +496,7 @@ pub async fn advance(database: &Database, slot: &Slot, to: PgLsn) -> Result<PgLs
     let client = database.connect_dedicated().await?;
     let row = client
         .query_typed_one(
-            include_str!("../../sql/slot_advance.sql"),
+            &sql!("admin/slot_advance"),
             &[(&slot.name, Type::NAME), (&to, Type::PG_LSN)],
         )
         .await

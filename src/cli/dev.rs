@@ -23,8 +23,8 @@ use crate::config::{Config, Secret};
 use crate::core::tenant::Tenant;
 use crate::dev::{Durability, Servers, ServersOptions, env_file};
 use crate::engine::{Engine, Role};
-use crate::postgres::Database;
 use crate::postgres::tenants;
+use crate::postgres::{Database, sql};
 
 /// The tenant that is there from the beginning.
 pub(super) const DEMO_TENANT: &str = "demo";
@@ -199,7 +199,7 @@ async fn prepare_demo(config: &Config) -> Result<()> {
         .context("cannot make the demo tenant")?;
     let tenant = Tenant::named(DEMO_TENANT).context("the demo tenant's name cannot name a tenant")?;
     let names: Vec<&str> = DEMO_USERS.iter().map(|(name, _)| *name).collect();
-    let statement = tenant.sql(include_str!("../../sql/demo_users_missing.sql"));
+    let statement = sql!("admin/demo_users_missing", tenant);
     // Looked at name by name, because an earlier run may have been killed between two users.
     for row in database.query(&statement, &[(&names, Type::TEXT_ARRAY)]).await? {
         let missing: &str = row.try_get(0)?;

@@ -17,6 +17,7 @@ use crate::admin::streams::{self, Lengths};
 use crate::config::Config;
 use crate::contract::checkpoint::Checkpoint;
 use crate::net::http;
+use crate::postgres::sql;
 use crate::postgres::tenants::{self, Listed, TenantStats};
 use crate::postgres::{Database, migrations};
 use crate::redis::store::Store;
@@ -122,9 +123,7 @@ impl Status {
 impl Postgres {
     async fn ask(config: &Config, earlier: Option<&Look>) -> Result<Self> {
         let database = Database::connect(&config.postgres).await?;
-        let row = database
-            .query_opt(include_str!("../../sql/server_version.sql"), &[])
-            .await?;
+        let row = database.query_opt(&sql!("admin/server_version"), &[]).await?;
         let look = Look::take(&database).await?;
         let status = migrations::status(&database).await?;
         let is_fresh = status.iter().all(|schema| schema.version == 0);

@@ -14,7 +14,7 @@ use crate::core::page::{Page, Rows};
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature::{self, Error};
-use crate::postgres::Database;
+use crate::postgres::{Database, sql};
 
 /// A conflict as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -87,7 +87,7 @@ pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Fil
     let (place, is_after) = (feature::page_row_id(page)?, page.is_after());
     let rows = database
         .query(
-            &tenant.sql(include_str!("../../sql/conflict_list.sql")),
+            &sql!("messages/conflict_list", tenant),
             &[
                 (&user, Type::UUID),
                 (&filter.id, Type::UUID),
@@ -133,7 +133,7 @@ pub async fn resolve(
     };
     let row = database
         .query_opt(
-            &tenant.sql(include_str!("../../sql/conflict_resolve.sql")),
+            &sql!("messages/conflict_resolve", tenant),
             &[
                 (&user, Type::UUID),
                 (&id, Type::UUID),

@@ -19,7 +19,7 @@ use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature::{self, Error, check_text};
-use crate::postgres::Database;
+use crate::postgres::{Database, sql};
 
 /// How far a message has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -125,7 +125,7 @@ pub async fn create(
 ) -> Result<Message, Error> {
     let row = database
         .query_often(
-            &tenant.sql(include_str!("../../sql/message_insert.sql")),
+            &sql!("messages/message_insert", tenant),
             &[(&sender, Type::UUID), (&recipient, Type::UUID), (&content, Type::TEXT)],
         )
         .await?
@@ -168,7 +168,7 @@ pub async fn list(
     filter: &Filter,
 ) -> Result<Rows<Message>, Error> {
     let (page, place) = (&filter.page, feature::page_row_id(&filter.page)?);
-    let statement = &tenant.sql(include_str!("../../sql/message_list.sql"));
+    let statement = &sql!("messages/message_list", tenant);
     let ask = |is_counted: bool| async move {
         let rows = database
             .query(
@@ -200,10 +200,7 @@ pub async fn list(
 /// How many messages to this user are unread, and what the count has seen.
 pub(crate) async fn unread_count(database: &Database, tenant: &Tenant, user: Uuid) -> Result<(i64, Snapshot), Error> {
     let row = database
-        .query_often(
-            &tenant.sql(include_str!("../../sql/message_unread_count.sql")),
-            &[(&user, Type::UUID)],
-        )
+        .query_often(&sql!("messages/message_unread_count", tenant), &[(&user, Type::UUID)])
         .await?
         .ok_or_else(|| Error::Internal("counting gave no row".into()))?;
     Ok((row.try_get("unread_count")?, Snapshot::from_row(&row)?))
@@ -212,10 +209,7 @@ pub(crate) async fn unread_count(database: &Database, tenant: &Tenant, user: Uui
 /// One message, and what the look has seen.
 pub(crate) async fn find(database: &Database, tenant: &Tenant, id: Uuid) -> Result<(Message, Snapshot), Error> {
     let row = database
-        .query_often(
-            &tenant.sql(include_str!("../../sql/message_get.sql")),
-            &[(&id, Type::UUID)],
-        )
+        .query_often(&sql!("messages/message_get", tenant), &[(&id, Type::UUID)])
         .await?
         .ok_or(Error::NotFound("message"))?;
     Ok((Message::from_row(&row)?, Snapshot::from_row(&row)?))
@@ -247,7 +241,7 @@ pub async fn edit(
 ) -> Result<Message, Error> {
     let row = database
         .query_often(
-            &tenant.sql(include_str!("../../sql/message_edit.sql")),
+            &sql!("messages/message_edit", tenant),
             &[(&id, Type::UUID), (&user, Type::UUID), (&content, Type::TEXT)],
         )
         .await?;
@@ -267,7 +261,7 @@ pub async fn mark_read(
 ) -> Result<Message, Error> {
     let row = database
         .query_often(
-            &tenant.sql(include_str!("../../sql/message_mark_read.sql")),
+            &sql!("messages/message_mark_read", tenant),
             &[(&id, Type::UUID), (&user, Type::UUID)],
         )
         .await?;
@@ -281,7 +275,7 @@ pub async fn mark_read(
 pub async fn delete(database: &Database, caches: &Caches, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<(), Error> {
     let row = database
         .query_opt(
-            &tenant.sql(include_str!("../../sql/message_delete.sql")),
+            &sql!("messages/message_delete", tenant),
             &[(&id, Type::UUID), (&user, Type::UUID)],
         )
         .await?;

@@ -19,6 +19,7 @@ use tokio_postgres::{Client, Transaction};
 use crate::config;
 use crate::core::tenant::Tenant;
 use crate::core::tenant::quote_identifier;
+use crate::postgres::sql;
 use crate::postgres::tenants;
 use crate::postgres::{Database, publication};
 
@@ -282,15 +283,10 @@ pub async fn down_plan(database: &Database, target: &Target, count: u32) -> Resu
 /// When Postgres cannot be asked.
 pub async fn status(database: &Database) -> Result<Vec<Status>> {
     let client = database.get().await?;
-    let exists = client
-        .query_typed_one(include_str!("../../sql/migrations_exist.sql"), &[])
-        .await?;
+    let exists = client.query_typed_one(&sql!("postgres/migrations_exist"), &[]).await?;
     let mut found = Vec::new();
     if exists.try_get(0)? {
-        for row in client
-            .query_typed(include_str!("../../sql/migrations_status.sql"), &[])
-            .await?
-        {
+        for row in client.query_typed(&sql!("postgres/migrations_status"), &[]).await? {
             found.push((
                 row.try_get::<_, String>("schema_name")?,
                 row.try_get::<_, i32>("version")?,
@@ -358,7 +354,7 @@ pub(crate) async fn up_tenant(transaction: &Transaction<'_>, tenant: &Tenant) ->
 /// Makes the control schema, empty, unless it exists. The caller holds the lock.
 pub(crate) async fn bootstrap(transaction: &Transaction<'_>) -> Result<()> {
     transaction
-        .batch_execute(include_str!("../../sql/migrations_bootstrap.sql"))
+        .batch_execute(&sql!("postgres/migrations_bootstrap"))
         .await
         .context("cannot make the schema posduif; the engine's role needs CREATE on the database")
 }
@@ -366,10 +362,7 @@ pub(crate) async fn bootstrap(transaction: &Transaction<'_>) -> Result<()> {
 /// Takes the lock over all work on schemas until the transaction ends.
 pub(crate) async fn lock_for_transaction(transaction: &Transaction<'_>) -> Result<()> {
     transaction
-        .query_typed(
-            include_str!("../../sql/schema_lock_transaction.sql"),
-            &[(&LOCK, Type::INT8)],
-        )
+        .query_typed(&sql!("postgres/schema_lock_transaction"), &[(&LOCK, Type::INT8)])
         .await?;
     Ok(())
 }
@@ -378,7 +371,7 @@ pub(crate) async fn lock_for_transaction(transaction: &Transaction<'_>) -> Resul
 async fn locked(database: &Database) -> Result<Client> {
     let client = database.connect_dedicated().await?;
     client
-        .query_typed(include_str!("../../sql/schema_lock.sql"), &[(&LOCK, Type::INT8)])
+        .query_typed(&sql!("postgres/schema_lock"), &[(&LOCK, Type::INT8)])
         .await?;
     Ok(client)
 }
@@ -423,10 +416,7 @@ async fn apply(transaction: &Transaction<'_>, schema: &str, migrations: &[Migrat
 /// The schema's version, 0 when it has none; refuses a dirty one.
 async fn clean_version(transaction: &Transaction<'_>, schema: &str) -> Result<i32> {
     let row = transaction
-        .query_typed_opt(
-            include_str!("../../sql/migrations_version.sql"),
-            &[(&schema, Type::TEXT)],
-        )
+        .query_typed_opt(&sql!("postgres/migrations_version"), &[(&schema, Type::TEXT)])
         .await?;
     let Some(row) = row else { return Ok(0) };
     let version = row.try_get("version")?;
@@ -443,7 +433,7 @@ async fn clean_version(transaction: &Transaction<'_>, schema: &str) -> Result<i3
 async fn record(transaction: &Transaction<'_>, schema: &str, version: i32) -> Result<()> {
     transaction
         .execute_typed(
-            include_str!("../../sql/migrations_record.sql"),
+            &sql!("postgres/migrations_record"),
             &[(&schema, Type::TEXT), (&version, Type::INT4)],
         )
         .await?;

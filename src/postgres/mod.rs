@@ -1,7 +1,7 @@
 //! Ordinary SQL: the pool, what can go wrong with it, and running a statement in a tenant's schema.
 //!
-//! Statements live in `sql/*.sql`, one a file, and name a tenant's schema by the placeholder `{schema}`
-//! ([`crate::core::tenant::Tenant::sql`]). They run as unnamed typed statements: one round trip each, planned for their values. The few
+//! Statements live in `sql/<feature>/*.sql`, one a file, and name a tenant's schema by the placeholder `{schema}`
+//! ([`Statement::in_schema`]). They run as unnamed typed statements: one round trip each, planned for their values. The few
 //! that come with every request and find rows by a key are prepared, within a bound ([`connection`]). Only DDL that takes
 //! names, which no parameter can carry, is put together in code, from quoted identifiers.
 //!
@@ -11,7 +11,7 @@
 pub mod connection;
 pub mod migrations;
 pub mod publication;
-mod statements;
+pub mod statement;
 pub mod tenants;
 
 use std::error::Error as _;
@@ -34,6 +34,8 @@ use crate::net::postgres::Server;
 use crate::telemetry;
 use crate::telemetry::metrics::Operations;
 use crate::telemetry::traces;
+pub use statement::Statement;
+pub(crate) use statement::sql;
 
 /// How long a pooled connection counts as alive after it was taken last.
 const TRUSTED: Duration = Duration::from_secs(1);
@@ -311,9 +313,9 @@ impl Database {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
+    pub async fn query(&self, statement: &Statement, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
         let client = self.get().await?;
-        self.in_time(sql, client.query_typed(sql, params)).await
+        self.in_time(statement, client.query_typed(statement, params)).await
     }
 
     /// Like [`Database::query_opt`], for a statement that comes with every request: connections keep it prepared. It must
@@ -321,21 +323,21 @@ impl Database {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn query_often(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
+    pub async fn query_often(&self, statement: &Statement, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
         let client = self.get().await?;
-        let rows = self.in_time(sql, client.query_often(sql, params)).await?;
+        let rows = self.in_time(statement, client.query_often(statement, params)).await?;
         Ok(rows.into_iter().next())
     }
 
     async fn in_time(
         &self,
-        sql: &str,
+        statement: &Statement,
         rows: impl Future<Output = Result<Vec<Row>, tokio_postgres::Error>>,
     ) -> Result<Vec<Row>, Error> {
-        match tokio::time::timeout(self.statement_timeout, self.counted(sql, rows)).await {
+        match tokio::time::timeout(self.statement_timeout, self.counted(statement, rows)).await {
             Ok(rows) => rows,
             Err(_) => {
-                self.ended(sql, Instant::now() - self.statement_timeout, Some("timeout"));
+                self.ended(statement, Instant::now() - self.statement_timeout, Some("timeout"));
                 Err(Error::Unavailable(format!(
                     "no answer within {} s",
                     self.statement_timeout.as_secs()
@@ -350,19 +352,19 @@ impl Database {
     /// Those of the statement.
     pub async fn counted<T>(
         &self,
-        sql: &str,
+        statement: &Statement,
         asking: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, Error> {
         let started = Instant::now();
         let result = asking.await.map_err(Error::from);
         let failed = result.as_ref().err().map(Error::kind);
-        self.ended(sql, started, failed);
+        self.ended(statement, started, failed);
         result
     }
 
     /// A statement that began then has ended, maybe in vain.
-    fn ended(&self, sql: &str, started: Instant, failed: Option<&'static str>) {
-        let name = statements::name(sql);
+    fn ended(&self, statement: &Statement, started: Instant, failed: Option<&'static str>) {
+        let name = statement.name();
         self.operations.ended(name, started.elapsed(), failed);
         traces::asked("postgresql", name, started, failed);
     }
@@ -381,8 +383,8 @@ impl Database {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn query_opt(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
-        Ok(self.query(sql, params).await?.into_iter().next())
+    pub async fn query_opt(&self, statement: &Statement, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
+        Ok(self.query(statement, params).await?.into_iter().next())
     }
 
     /// Asks Postgres for a sign of life.

@@ -14,6 +14,7 @@ use tokio_postgres::types::Type;
 
 use crate::core::tenant::Tenant;
 use crate::core::tenant::quote_identifier;
+use crate::postgres::sql;
 use crate::postgres::tenants;
 use crate::postgres::{Database, Param, migrations};
 
@@ -58,14 +59,14 @@ pub(crate) async fn include(transaction: &Transaction<'_>, publication: &str, te
     let mut included = identity(transaction, tenant).await?;
     if whole_schemas {
         let present = transaction
-            .query_typed(include_str!("../../sql/publication_has_schema.sql"), &params)
+            .query_typed(&sql!("postgres/publication_has_schema"), &params)
             .await?;
         if !present.is_empty() {
             return Ok(included);
         }
     }
     let missing = transaction
-        .query_typed(include_str!("../../sql/publication_missing_tables.sql"), &params)
+        .query_typed(&sql!("postgres/publication_missing_tables"), &params)
         .await?;
     let name = quote_identifier(publication);
     for row in missing {
@@ -203,14 +204,12 @@ const OPERATIONS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage> {
     let name: [Param<'_>; 1] = [(&publication, Type::TEXT)];
     let rights = database
-        .query_opt(include_str!("../../sql/publication_rights.sql"), &name)
+        .query_opt(&sql!("postgres/publication_rights"), &name)
         .await?
         .context("Postgres says nothing of our rights")?;
-    let publication = database
-        .query_opt(include_str!("../../sql/publication_get.sql"), &name)
-        .await?;
+    let publication = database.query_opt(&sql!("postgres/publication_get"), &name).await?;
     let rows = database
-        .query(include_str!("../../sql/publication_coverage.sql"), &name)
+        .query(&sql!("postgres/publication_coverage"), &name)
         .await
         .context(tenants::UNREADABLE)?;
     let flag = |column: &str| publication.as_ref().is_some_and(|row| row.get(column));
@@ -243,7 +242,7 @@ pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage
 async fn identity(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<Included> {
     let tables = transaction
         .query_typed(
-            include_str!("../../sql/tables_of_other_identity.sql"),
+            &sql!("postgres/tables_of_other_identity"),
             &[(&tenant.schema, Type::TEXT)],
         )
         .await?;
@@ -268,10 +267,7 @@ async fn identity(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<Incl
 /// caller holds the schema lock.
 pub(crate) async fn prepare(transaction: &Transaction<'_>, publication: &str) -> Result<bool> {
     let rights = transaction
-        .query_typed_one(
-            include_str!("../../sql/publication_rights.sql"),
-            &[(&publication, Type::TEXT)],
-        )
+        .query_typed_one(&sql!("postgres/publication_rights"), &[(&publication, Type::TEXT)])
         .await?;
     let name = quote_identifier(publication);
     let knows_generated: bool = rights.try_get("knows_generated")?;
@@ -304,12 +300,12 @@ pub(crate) async fn prepare(transaction: &Transaction<'_>, publication: &str) ->
     let whole_schemas: bool = rights.try_get("whole_schemas")?;
     if whole_schemas {
         transaction
-            .batch_execute(include_str!("../../sql/full_identity_function.sql"))
+            .batch_execute(&sql!("postgres/full_identity_function"))
             .await
             .context("cannot make the function posduif.full_identity")?;
         if !rights.try_get::<_, bool>("trigger_exists")? {
             transaction
-                .batch_execute(include_str!("../../sql/full_identity_trigger.sql"))
+                .batch_execute(&sql!("postgres/full_identity_trigger"))
                 .await
                 .context("cannot make the event trigger posduif_full_identity")?;
         }

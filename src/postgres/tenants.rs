@@ -4,6 +4,7 @@ use crate::core::tenant::SCHEMA_MISSING;
 use crate::core::tenant::Tenant;
 use crate::core::tenant::is_valid_name;
 use crate::core::tenant::state_name;
+use crate::postgres::sql;
 use anyhow::{Context, bail};
 use serde::Serialize;
 use tokio_postgres::types::{PgLsn, Type};
@@ -34,7 +35,7 @@ pub async fn create(database: &Database, replication: &config::Replication, name
     migrations::lock_for_transaction(&transaction).await?;
     let inserted = transaction
         .execute_typed(
-            include_str!("../../sql/tenant_insert.sql"),
+            &sql!("postgres/tenant_insert"),
             &[(&tenant.name, Type::TEXT), (&tenant.schema, Type::TEXT)],
         )
         .await
@@ -53,10 +54,7 @@ pub async fn create(database: &Database, replication: &config::Replication, name
     migrations::up_tenant(&transaction, &tenant).await?;
     publication::include(&transaction, &replication.publication, &tenant).await?;
     transaction
-        .query_typed(
-            include_str!("../../sql/tenant_announce.sql"),
-            &[(&tenant.name, Type::TEXT)],
-        )
+        .query_typed(&sql!("postgres/tenant_announce"), &[(&tenant.name, Type::TEXT)])
         .await?;
     transaction.commit().await?;
     Ok(true)
@@ -71,7 +69,7 @@ pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result
     let state = state_name(paused);
     let rows = database
         .query(
-            include_str!("../../sql/tenant_set_state.sql"),
+            &sql!("postgres/tenant_set_state"),
             &[(&name, Type::TEXT), (&state, Type::TEXT), (&STATE_PREFIX, Type::TEXT)],
         )
         .await?;
@@ -85,7 +83,7 @@ pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result
 pub async fn set_registration(database: &Database, name: &str, open: bool) -> Result<bool, Error> {
     let rows = database
         .query(
-            include_str!("../../sql/tenant_set_registration.sql"),
+            &sql!("postgres/tenant_set_registration"),
             &[(&name, Type::TEXT), (&open, Type::BOOL)],
         )
         .await?;
@@ -100,7 +98,7 @@ pub async fn set_registration(database: &Database, name: &str, open: bool) -> Re
 pub async fn resync(database: &Database, name: &str) -> Result<Option<PgLsn>, Error> {
     let row = database
         .query_opt(
-            include_str!("../../sql/tenant_rebirth.sql"),
+            &sql!("postgres/tenant_resync"),
             &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
         )
         .await?;
@@ -137,21 +135,21 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
         let content = format!("{name} {stream} gone");
         transaction
             .query_typed(
-                include_str!("../../sql/emit_message.sql"),
+                &sql!("postgres/emit_message"),
                 &[(&STREAM_PREFIX, Type::TEXT), (&content, Type::TEXT)],
             )
             .await?;
     }
     let inboxes = transaction
         .query_typed(
-            &tenant.sql(include_str!("../../sql/tenant_inboxes_anew.sql")),
+            &sql!("postgres/tenant_inboxes_recreate", tenant),
             &[(&name, Type::TEXT), (&STREAM_PREFIX, Type::TEXT)],
         )
         .await
         .with_context(|| format!("cannot list the users of tenant {name}"))?;
     let next = transaction
         .query_typed(
-            include_str!("../../sql/tenant_rebirth.sql"),
+            &sql!("postgres/tenant_resync"),
             &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
         )
         .await?;
@@ -173,7 +171,7 @@ pub async fn trim(database: &Database, trim: &Trim) -> Result<PgLsn, Error> {
     let content = format!("{} {} {}", trim.target.tenant(), trim.target.stream(), trim.min_id);
     let row = database
         .query_opt(
-            include_str!("../../sql/emit_message.sql"),
+            &sql!("postgres/emit_message"),
             &[(&TRIM_PREFIX, Type::TEXT), (&content, Type::TEXT)],
         )
         .await?;
@@ -188,7 +186,7 @@ pub async fn trim(database: &Database, trim: &Trim) -> Result<PgLsn, Error> {
 pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &str) -> anyhow::Result<Option<PgLsn>> {
     let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
     let columns = database
-        .query_opt(include_str!("../../sql/table_row_columns.sql"), &[(&name, Type::TEXT)])
+        .query_opt(&sql!("postgres/table_row_columns"), &[(&name, Type::TEXT)])
         .await
         .with_context(|| format!("cannot look at the table {name}"))?;
     let Some(columns) = columns else { return Ok(None) };
@@ -198,7 +196,7 @@ pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &
     let transaction = client.transaction().await?;
     let marked = transaction
         .query_typed_one(
-            include_str!("../../sql/emit_message.sql"),
+            &sql!("postgres/emit_message"),
             &[(&RETRY_PREFIX, Type::TEXT), (&tenant.name, Type::TEXT)],
         )
         .await?;
@@ -234,7 +232,7 @@ pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &
 pub async fn unknown_users(database: &Database, tenant: &Tenant, users: &[Uuid]) -> Result<Vec<Uuid>, Error> {
     let rows = database
         .query(
-            &tenant.sql(include_str!("../../sql/user_ids_unknown.sql")),
+            &sql!("postgres/user_ids_unknown", tenant),
             &[(&users, Type::UUID_ARRAY)],
         )
         .await?;
@@ -255,7 +253,7 @@ pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLs
     migrations::lock_for_transaction(&transaction).await?;
     let rows = transaction
         .query_typed(
-            include_str!("../../sql/tenant_drop.sql"),
+            &sql!("postgres/tenant_drop"),
             &[(&name, Type::TEXT), (&DROPPED_PREFIX, Type::TEXT)],
         )
         .await?;
@@ -265,10 +263,7 @@ pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLs
         .await
         .with_context(|| format!("cannot drop the schema {}", tenant.schema))?;
     transaction
-        .query_typed(
-            include_str!("../../sql/migrations_forget.sql"),
-            &[(&tenant.schema, Type::TEXT)],
-        )
+        .query_typed(&sql!("postgres/migrations_forget"), &[(&tenant.schema, Type::TEXT)])
         .await?;
     let lsn: String = row.try_get("lsn")?;
     transaction.commit().await?;
@@ -281,7 +276,7 @@ pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLs
 pub(crate) async fn resync_within(transaction: &tokio_postgres::Transaction<'_>, name: &str) -> anyhow::Result<()> {
     transaction
         .query_typed(
-            include_str!("../../sql/tenant_rebirth.sql"),
+            &sql!("postgres/tenant_resync"),
             &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
         )
         .await
@@ -295,10 +290,7 @@ pub(crate) async fn resync_within(transaction: &tokio_postgres::Transaction<'_>,
 /// When Postgres cannot be asked.
 pub async fn count_devices(database: &Database, name: &str) -> Result<i64, Error> {
     let row = database
-        .query_opt(
-            include_str!("../../sql/tenant_device_count.sql"),
-            &[(&name, Type::TEXT)],
-        )
+        .query_opt(&sql!("postgres/tenant_device_count"), &[(&name, Type::TEXT)])
         .await?;
     Ok(row.map_or(0, |row| row.get("count")))
 }
@@ -334,10 +326,7 @@ pub struct TenantStats {
 /// When Postgres cannot be asked.
 pub async fn tenant_stats(database: &Database, tenant: &Tenant) -> Result<Option<TenantStats>, Error> {
     let row = database
-        .query_opt(
-            &tenant.sql(include_str!("../../sql/tenant_counts.sql")),
-            &[(&tenant.name, Type::TEXT)],
-        )
+        .query_opt(&sql!("postgres/tenant_counts", tenant), &[(&tenant.name, Type::TEXT)])
         .await?;
     row.map(|row| {
         Ok(TenantStats {
@@ -406,7 +395,7 @@ pub async fn registered(database: &Database, name: &str) -> Result<Option<Listed
 }
 
 async fn listed(database: &Database, name: Option<&str>) -> Result<Vec<Listed>, Error> {
-    let sql = include_str!("../../sql/tenant_list.sql");
+    let sql = &sql!("postgres/tenant_list");
     let rows = database.query(sql, &[(&name, Type::TEXT)]).await?;
     rows.iter()
         .map(|row| {
@@ -427,7 +416,7 @@ async fn listed(database: &Database, name: Option<&str>) -> Result<Vec<Listed>, 
 /// # Errors
 /// When Postgres cannot be asked.
 pub async fn missing_tables(database: &Database, name: Option<&str>) -> Result<Vec<String>, Error> {
-    let sql = include_str!("../../sql/tenant_tables.sql");
+    let sql = &sql!("postgres/tenant_tables");
     let mut missing = Vec::new();
     for row in database.query(sql, &[(&name, Type::TEXT)]).await? {
         let schema: String = row.try_get("schema_name")?;
@@ -464,7 +453,7 @@ pub async fn find(database: &Database, name: &str) -> Result<Option<Tenant>, Err
         return Ok(None);
     };
     let row = database
-        .query_opt(include_str!("../../sql/tenant_find.sql"), &[(&tenant.name, Type::TEXT)])
+        .query_opt(&sql!("postgres/tenant_find"), &[(&tenant.name, Type::TEXT)])
         .await?;
     Ok(row.map(|_| tenant))
 }

@@ -31,8 +31,8 @@ use crate::config::Config;
 use crate::core::tenant::Tenant;
 use crate::live::hub::Hub;
 use crate::live::presence::Presence;
-use crate::postgres::Database;
 use crate::postgres::tenants;
+use crate::postgres::{Database, sql};
 use crate::redis::store::Store;
 use crate::telemetry::metrics::Metrics;
 
@@ -197,7 +197,7 @@ impl Waker {
         for (name, users) in by_tenant {
             let Some(tenant) = Tenant::named(&name) else { continue };
             for users in users.chunks(PAGE) {
-                let sql = tenant.sql(include_str!("../../sql/push_devices_of.sql"));
+                let sql = sql!("push/push_devices_of", tenant);
                 let rows = self.database.query(&sql, &[(&users, Type::UUID_ARRAY)]).await;
                 self.look_at(&tenant, &devices(&rows?)?, schedule).await?;
             }
@@ -210,7 +210,7 @@ impl Waker {
         let Some(tenant) = sweep.tenants.front().cloned() else {
             return Ok(());
         };
-        let sql = tenant.sql(include_str!("../../sql/push_devices.sql"));
+        let sql = sql!("push/push_devices", tenant);
         let size = i64::try_from(PAGE).unwrap_or(i64::MAX);
         let rows = self
             .database

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::slot::SlotSample;
 use crate::core::snapshot::Snapshot;
-use crate::postgres::{self, Database};
+use crate::postgres::{self, Database, sql};
 
 /// Prefix of heartbeats; the slot's name follows, since a slot also delivers the heartbeats for other slots.
 pub const PREFIX: &str = "posduif.heartbeat:";
@@ -53,7 +53,7 @@ pub async fn run(
                 Some(client) => client,
                 None => client.insert(connect(&database).await?),
             };
-            let sql = include_str!("../../sql/heartbeat.sql");
+            let sql = &sql!("replication/heartbeat");
             let params: [postgres::Param<'_>; 2] = [(&prefix, Type::TEXT), (&slot, Type::NAME)];
             let rows = database.counted(sql, held.query_typed(sql, &params)).await?;
             match rows.first() {

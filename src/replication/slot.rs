@@ -8,7 +8,7 @@ use postgres_types::{PgLsn, ToSql, Type};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
-use crate::postgres::{Database, Error};
+use crate::postgres::{Database, Error, sql};
 
 /// A slot is in danger when less than this part (1/n) of the WAL that it may retain is left.
 const SAFE_SHARE: u64 = 5;
@@ -78,7 +78,7 @@ impl SlotSample {
 /// Also when the slot uses another plugin than pgoutput.
 pub async fn state(database: &Database, slot: &str) -> Result<Option<SlotState>> {
     let row = database
-        .query_opt(include_str!("../../sql/slot_state.sql"), &[(&slot, Type::NAME)])
+        .query_opt(&sql!("replication/slot_state"), &[(&slot, Type::NAME)])
         .await
         .context("cannot read the state of the replication slot")?;
     let Some(row) = row else { return Ok(None) };
@@ -107,14 +107,14 @@ const WAIT_LOG_INTERVAL: Duration = Duration::from_secs(5);
 /// When Postgres refuses: `wal_level` is not `logical`, no slot is left, or the role may not replicate.
 pub async fn create(database: &Database, slot: &str) -> Result<PgLsn> {
     let can_failover = database
-        .query_opt(include_str!("../../sql/slot_can_failover.sql"), &[])
+        .query_opt(&sql!("replication/slot_can_failover"), &[])
         .await
         .context("cannot read the version of Postgres")?
         .map_or(Ok(false), |row| row.try_get("can_failover"))?;
     let statement = if can_failover {
-        include_str!("../../sql/slot_create_failover.sql")
+        &sql!("replication/slot_create_failover")
     } else {
-        include_str!("../../sql/slot_create.sql")
+        &sql!("replication/slot_create")
     };
     // Sessions of the pool have a lock timeout.
     let dedicated = database.connect_dedicated().await?;
@@ -153,9 +153,7 @@ fn fix_of(code: &SqlState) -> Option<&'static str> {
 }
 
 async fn log_oldest_transaction(database: &Database, slot: &str) {
-    let oldest = database
-        .query_opt(include_str!("../../sql/transaction_oldest.sql"), &[])
-        .await;
+    let oldest = database.query_opt(&sql!("replication/transaction_oldest"), &[]).await;
     let Ok(Some(oldest)) = oldest else { return };
     let (Ok(pid), Ok(seconds)) = (
         oldest.try_get::<_, i32>("pid"),
@@ -174,7 +172,7 @@ async fn log_oldest_transaction(database: &Database, slot: &str) {
 /// Drops the slot, which must not be in use.
 pub async fn drop(database: &Database, slot: &str) -> Result<()> {
     database
-        .query(include_str!("../../sql/slot_drop.sql"), &[(&slot, Type::NAME)])
+        .query(&sql!("replication/slot_drop"), &[(&slot, Type::NAME)])
         .await
         .with_context(|| format!("cannot drop the replication slot {slot}"))?;
     Ok(())

@@ -28,7 +28,7 @@ use crate::core::position::{EpochId, StreamId};
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
 use crate::net;
-use crate::postgres::{self, Database};
+use crate::postgres::{self, Database, sql};
 use crate::publish::batch::Batch;
 use crate::publish::connection::{self as redis_connection, Claim};
 use crate::publish::durability::Persistence;
@@ -237,7 +237,7 @@ async fn prepare(
 
 async fn wal_end(database: &Database) -> Result<PgLsn> {
     let row = database
-        .query_opt(include_str!("../../sql/wal_position.sql"), &[])
+        .query_opt(&sql!("postgres/wal_position"), &[])
         .await
         .context("cannot read the end of the write-ahead log")?;
     let row = row.context("Postgres gave no end of the write-ahead log")?;
@@ -273,7 +273,7 @@ async fn begin_epoch(
     let database = context.database;
     let keys = Keys::new(&context.config.redis.prefix);
     let tenants = database
-        .query(include_str!("../../sql/tenant_generations.sql"), &[])
+        .query(&sql!("replication/tenant_generations"), &[])
         .await
         .context("cannot list the tenants")?;
     let checkpoint = claim.checkpoint.as_ref();
@@ -336,7 +336,7 @@ async fn next_epoch(
     tenants: &[Row],
 ) -> Result<Epoch> {
     let last = database
-        .query_opt(include_str!("../../sql/epoch_last.sql"), &[(&slot, Type::TEXT)])
+        .query_opt(&sql!("replication/epoch_last"), &[(&slot, Type::TEXT)])
         .await
         .context("cannot read the last epoch")?;
     let (last_number, last_base): (i64, i64) = match last {
@@ -371,7 +371,7 @@ async fn next_epoch(
 async fn record_epoch(database: &Database, slot: &str, epoch: &Epoch, server: &Server, broken: &Break) -> Result<()> {
     database
         .query(
-            include_str!("../../sql/epoch_insert.sql"),
+            &sql!("replication/epoch_insert"),
             &[
                 (&slot, Type::TEXT),
                 (&epoch.number, Type::INT8),
@@ -421,7 +421,7 @@ async fn user_ids(database: &Database, tenant: &Tenant, after: Uuid) -> Result<V
     let page = RESETS_PER_BATCH as i64;
     let rows = database
         .query(
-            &tenant.sql(include_str!("../../sql/user_ids.sql")),
+            &sql!("accounts/user_ids", tenant),
             &[(&after, Type::UUID), (&page, Type::INT8)],
         )
         .await;

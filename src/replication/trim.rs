@@ -20,7 +20,7 @@ use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::postgres::tenants;
-use crate::postgres::{self, Database};
+use crate::postgres::{self, Database, sql};
 use crate::redis::store::Store;
 
 /// Users per query.
@@ -134,7 +134,7 @@ async fn inboxes(
     let idle_days = config.streams.device_idle_days as f64;
     let rows = database
         .query(
-            &tenant.sql(include_str!("../../sql/trim_users.sql")),
+            &sql!("replication/trim_users", tenant),
             &[
                 (&after, Type::UUID),
                 (&(PAGE as i64), Type::INT8),

@@ -22,7 +22,7 @@ use crate::config;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature::{Error, check_text};
-use crate::postgres::Database;
+use crate::postgres::{Database, sql};
 
 /// Longest key in characters.
 pub const KEY_CHARS_MAX: usize = 255;
@@ -94,7 +94,7 @@ pub struct Owner<'a> {
 /// [`Error::NotFound`], also when it was deleted; [`Error::Invalid`] for what is no key.
 pub async fn get(database: &Database, owner: Owner<'_>, key: &str) -> Result<State, Error> {
     check_key(key)?;
-    let statement = owner.tenant.sql(include_str!("../../sql/state_get.sql"));
+    let statement = sql!("state/state_get", owner.tenant);
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
         [(&owner.user, Type::UUID), (&key, Type::TEXT)];
     let row = database.query_opt(&statement, &parameters).await?;
@@ -106,7 +106,7 @@ pub async fn get(database: &Database, owner: Owner<'_>, key: &str) -> Result<Sta
 /// # Errors
 /// When Postgres cannot be asked.
 pub async fn page(database: &Database, owner: Owner<'_>, after: Uuid, limit: i64) -> Result<Vec<(Uuid, State)>, Error> {
-    let statement = owner.tenant.sql(include_str!("../../sql/state_list.sql"));
+    let statement = sql!("state/state_list", owner.tenant);
     let rows = database
         .query(
             &statement,
@@ -228,7 +228,7 @@ pub async fn write(
     let keys_max = i64::try_from(settings.keys_max).unwrap_or(i64::MAX);
     let rows = database
         .query(
-            &owner.tenant.sql(include_str!("../../sql/state_write.sql")),
+            &sql!("state/state_write", owner.tenant),
             &[
                 (&owner.user, Type::UUID),
                 (&device, Type::TEXT),

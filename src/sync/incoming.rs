@@ -23,7 +23,7 @@ use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature;
 use crate::messages::Message;
-use crate::postgres::Database;
+use crate::postgres::{Database, sql};
 use crate::redis::store::{self, Place, Read, Store};
 use crate::route::rule::Rule;
 use crate::telemetry::metrics::Source;
@@ -111,7 +111,7 @@ pub fn never_synced(database: Database) -> Loader<(Tenant, Uuid), i64> {
 }
 
 async fn pending_counts(database: Database, tenant: Tenant, users: Vec<Uuid>) -> Found<Uuid, i64> {
-    let statement = tenant.sql(include_str!("../../sql/messages_pending_counts.sql"));
+    let statement = sql!("sync/messages_pending_counts", tenant);
     let rows = database.query(&statement, &[(&users, Type::UUID_ARRAY)]).await?;
     rows.iter()
         .map(|row| Ok((row.try_get("recipient_id")?, row.try_get("count")?)))
@@ -508,7 +508,7 @@ impl Incoming {
         let rows = self
             .database
             .query(
-                &device.tenant.sql(include_str!("../../sql/messages_since.sql")),
+                &sql!("sync/messages_since", device.tenant),
                 &[
                     (&device.user_id, Type::UUID),
                     (&since, Type::TIMESTAMPTZ),

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::device_state::SyncStatus;
 use crate::core::tenant::Tenant;
-use crate::postgres::Database;
+use crate::postgres::{Database, sql};
 
 /// What a device's last sync was like.
 #[derive(Debug, Clone)]
@@ -113,7 +113,7 @@ impl Metadata {
             }
             let result = database
                 .query(
-                    &tenant.sql(include_str!("../../sql/sync_metadata_write.sql")),
+                    &sql!("sync/sync_metadata_write", tenant),
                     &[
                         (&ids, Type::TEXT_ARRAY),
                         (&seen, Type::TIMESTAMPTZ_ARRAY),

@@ -20,8 +20,8 @@ use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature;
 use crate::messages::{Message, Status};
-use crate::postgres::Database;
 use crate::postgres::tenants;
+use crate::postgres::{Database, sql};
 use crate::redis::store::{self, Handoff, Place, Store};
 use crate::route::rule::Rule;
 
@@ -107,9 +107,7 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
     if handoff.is_paused {
         return Err(store::Error::Paused.into());
     }
-    let rows = database
-        .query(include_str!("../../sql/current_snapshot.sql"), &[])
-        .await?;
+    let rows = database.query(&sql!("postgres/current_snapshot"), &[]).await?;
     let snapshot = rows
         .first()
         .and_then(|row| Snapshot::parse(row.get("snapshot")))
@@ -141,7 +139,7 @@ pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant,
         let content = format!("{} {user}", tenant.name);
         database
             .query(
-                include_str!("../../sql/emit_message.sql"),
+                &sql!("postgres/emit_message"),
                 &[(&INBOX_PREFIX, Type::TEXT), (&content, Type::TEXT)],
             )
             .await?;
@@ -206,9 +204,9 @@ struct SnapshotRow {
 async fn rows(scope: Scope<'_>, start: &PageStart, limit: usize) -> Result<Vec<SnapshotRow>, Error> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let statement = match start.phase {
-        RECEIVED => include_str!("../../sql/snapshot_received.sql"),
-        SENT => include_str!("../../sql/snapshot_sent.sql"),
-        USERS => include_str!("../../sql/snapshot_users.sql"),
+        RECEIVED => sql!("sync/snapshot_received"),
+        SENT => sql!("sync/snapshot_sent"),
+        USERS => sql!("sync/snapshot_users"),
         phase => match scope.rules.get(usize::from(phase - TABLES)) {
             Some(rule) => return table_rows(scope, rule, start, limit).await,
             None => return Ok(Vec::new()),
@@ -218,7 +216,7 @@ async fn rows(scope: Scope<'_>, start: &PageStart, limit: usize) -> Result<Vec<S
     let rows = scope
         .database
         .query(
-            &scope.tenant.sql(statement),
+            &statement.in_schema(scope.tenant),
             &[
                 (&scope.user, Type::UUID),
                 (&start.created_at, Type::INT8),

@@ -23,7 +23,7 @@ use crate::contract::json::members;
 use crate::core::position::StreamId;
 use crate::feature;
 use crate::messages::Status;
-use crate::postgres::Database;
+use crate::postgres::{Database, sql};
 use crate::redis::store::Store;
 
 /// Messages whose statuses move in one statement, and entries looked at for it.
@@ -72,7 +72,7 @@ impl Statuses {
     /// When Postgres fails.
     pub async fn mark(&self, device: &DevicePrincipal, ids: &[Uuid]) -> Result<(), feature::Error> {
         for chunk in ids.chunks(CHUNK) {
-            let statement = device.tenant.sql(include_str!("../../sql/messages_mark_synced.sql"));
+            let statement = sql!("sync/messages_mark_synced", device.tenant);
             let values: [(&(dyn postgres_types::ToSql + Sync), Type); 2] =
                 [(&device.user_id, Type::UUID), (&chunk, Type::UUID_ARRAY)];
             self.database.query(&statement, &values).await?;

@@ -15,7 +15,7 @@ use crate::core::tenant::quote_identifier;
 use crate::decode::relation::Types;
 use crate::decode::value::{self, Kind};
 use crate::feature;
-use crate::postgres::Database;
+use crate::postgres::{Database, Statement, sql};
 use crate::route::rule::{Rule, TENANT};
 
 /// OID of the type `uuid`.
@@ -144,7 +144,7 @@ pub async fn visible(
         table.select(),
         conditions.join(" AND ")
     );
-    table.read(database, &statement, &parameters).await
+    table.read(database, statement, &parameters).await
 }
 
 /// The rows with these ids, as far as they exist.
@@ -161,13 +161,13 @@ pub async fn by_id(
         return Ok(Vec::new());
     };
     let statement = format!("{} WHERE t.id::text = ANY($1)", table.select());
-    table.read(database, &statement, &[(&ids, Type::TEXT_ARRAY)]).await
+    table.read(database, statement, &[(&ids, Type::TEXT_ARRAY)]).await
 }
 
 async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<Option<Table>, feature::Error> {
     let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
     let rows = database
-        .query(include_str!("../../sql/table_columns.sql"), &[(&name, Type::TEXT)])
+        .query(&sql!("sync/table_columns"), &[(&name, Type::TEXT)])
         .await?;
     let mut types = Types::default();
     let mut columns = Vec::with_capacity(rows.len());
@@ -207,10 +207,10 @@ impl Table {
     async fn read(
         &self,
         database: &Database,
-        statement: &str,
+        statement: String,
         parameters: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>, feature::Error> {
-        let rows = database.query(statement, parameters).await?;
+        let rows = database.query(&Statement::composed(statement), parameters).await?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
             let mut json = vec![b'{'];

@@ -10,10 +10,10 @@ use crate::config::Config;
 use crate::core::tenant::quote_identifier;
 use crate::net::Address;
 use crate::net::postgres::Server;
-use crate::postgres::Database;
 use crate::postgres::migrations;
 use crate::postgres::publication::{self, Coverage};
 use crate::postgres::tenants::{self, Listed};
+use crate::postgres::{Database, sql};
 use crate::replication::connection::Connection;
 
 /// The oldest version that works, as `server_version_num` has it.
@@ -59,7 +59,7 @@ impl Facts {
     async fn read(database: &Database, url: &str) -> Result<Self> {
         let began = Instant::now();
         let row = database
-            .query_opt(include_str!("../../../sql/doctor.sql"), &[])
+            .query_opt(&sql!("admin/doctor"), &[])
             .await?
             .context("Postgres says nothing of our role")?;
         let skew_seconds = skew(row.try_get("now")?, began);

@@ -17,6 +17,7 @@ use crate::admin::streams::{self, Found, Ids};
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
+use crate::postgres::sql;
 
 /// Entries that a device is counted to be behind.
 const BEHIND_MAX: u64 = 100_000;
@@ -175,7 +176,7 @@ async fn devices(bench: &Bench<'_>, tenant: &Tenant, user: Uuid, has_inbox: bool
     let rows = bench
         .database
         .query(
-            &tenant.sql(include_str!("../../../sql/inbox_devices.sql")),
+            &sql!("admin/inbox_devices", tenant),
             &[(&user, Type::UUID), (&days, Type::FLOAT8)],
         )
         .await

@@ -15,6 +15,7 @@ use crate::admin::streams::{self, Found};
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
+use crate::postgres::sql;
 use crate::postgres::tenants;
 use crate::replication::trim;
 
@@ -153,7 +154,7 @@ impl Losers {
                 let rows = bench
                     .database
                     .query(
-                        &tenant.sql(include_str!("../../../sql/inbox_devices.sql")),
+                        &sql!("admin/inbox_devices", tenant),
                         &[(user, Type::UUID), (&days, Type::FLOAT8)],
                     )
                     .await
@@ -172,7 +173,7 @@ impl Losers {
                     let rows = bench
                         .database
                         .query(
-                            &tenant.sql(include_str!("../../../sql/device_ids.sql")),
+                            &sql!("admin/device_ids", tenant),
                             &[(&after, Type::TEXT), (&page, Type::INT8)],
                         )
                         .await

@@ -14,8 +14,8 @@ use crate::config;
 use crate::core::tenant::Tenant;
 use crate::live::presence::Error;
 use crate::live::presence::store::{PresenceStore, Seen};
-use crate::postgres::Database;
 use crate::postgres::tenants;
+use crate::postgres::{Database, sql};
 
 /// Rows in one statement.
 const ROWS_MAX: usize = 1000;
@@ -98,7 +98,7 @@ async fn write(database: &Database, tenant: &Tenant, seen: &[Seen]) -> anyhow::R
         .collect();
     database
         .query(
-            &tenant.sql(include_str!("../../../sql/last_seen_write.sql")),
+            &sql!("accounts/last_seen_write", tenant),
             &[
                 (&users, Type::UUID_ARRAY),
                 (&devices, Type::TEXT_ARRAY),

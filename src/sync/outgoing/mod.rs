@@ -25,7 +25,7 @@ use crate::accounts::devices::DevicePrincipal;
 use crate::config::ConflictStrategy;
 use crate::core::time::Timestamp;
 use crate::feature::Error;
-use crate::postgres::{self, Database};
+use crate::postgres::{self, Database, sql};
 use crate::route::rule::Rule;
 
 /// What became of an item.
@@ -159,7 +159,7 @@ pub async fn apply(
         ConflictStrategy::Manual => "manual",
     };
     let client = database.get().await?;
-    let upload_messages = device.tenant.sql(include_str!("../../../sql/upload_messages.sql"));
+    let upload_messages = sql!("sync/upload_messages", device.tenant);
     let message_params: [postgres::Param<'_>; 9] = [
         (&device.user_id, Type::UUID),
         (&device.device_id, Type::TEXT),
@@ -171,7 +171,7 @@ pub async fn apply(
         (&batch.bases, Type::INT8_ARRAY),
         (&batch.times, Type::TIMESTAMPTZ_ARRAY),
     ];
-    let upload_rows = device.tenant.sql(include_str!("../../../sql/upload_rows.sql"));
+    let upload_rows = sql!("sync/upload_rows", device.tenant);
     let has_rows = !rows.is_empty();
     let rows = Value::Array(rows);
     let row_params: [postgres::Param<'_>; 3] = [
@@ -200,7 +200,7 @@ pub async fn apply(
                 false => Ok(Vec::new()),
             }
         },
-        client.query_typed_one(include_str!("../../../sql/wal_position.sql"), &[]),
+        client.query_typed_one(&sql!("postgres/wal_position"), &[]),
     )
     .await;
     for row in of_messages? {
