@@ -166,7 +166,11 @@ impl<K, V> Shared<K, V> {
 /// The error for another one who asked.
 fn same(error: &Error) -> Error {
     match error {
-        Error::Database(postgres::Error::Unavailable(cause)) => postgres::Error::Unavailable(cause.clone()).into(),
+        Error::Database(postgres::Error::Unavailable { code, message }) => postgres::Error::Unavailable {
+            code: code.clone(),
+            message: message.clone(),
+        }
+        .into(),
         other => Error::Internal(other.to_string()),
     }
 }
@@ -184,7 +188,7 @@ mod tests {
                 asked.lock().unwrap_or_else(PoisonError::into_inner).push(keys.len());
                 async move {
                     if keys.contains(&13) {
-                        return Err(postgres::Error::Unavailable("away".into()).into());
+                        return Err(postgres::Error::unavailable("away").into());
                     }
                     let even = keys.into_iter().filter(|key| key % 2 == 0);
                     Ok(even.map(|key| (key, key * 10)).collect())
@@ -200,7 +204,7 @@ mod tests {
         assert_eq!(*asked.lock().unwrap_or_else(PoisonError::into_inner), [1, 100]);
         let failed = futures_util::future::join_all([loader.load(13), loader.load(14)]).await;
         for answer in failed {
-            assert!(matches!(answer, Err(Error::Database(postgres::Error::Unavailable(_)))));
+            assert!(matches!(answer, Err(Error::Database(error)) if error.is_retryable()));
         }
     }
 }

@@ -284,8 +284,8 @@ impl From<feature::Error> for Error {
 impl From<postgres::Error> for Error {
     fn from(error: postgres::Error) -> Self {
         match error {
-            postgres::Error::Unavailable(cause) => Self {
-                cause: Some(cause),
+            error if error.is_retryable() => Self {
+                cause: Some(error.to_string()),
                 ..Self::new(
                     Code::DatabaseError,
                     "the database is unavailable; try again in a moment",
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_dependency_that_is_down_says_when_to_come_back_and_hides_its_cause() {
-        let error = Error::from(postgres::Error::Unavailable("host 10.0.0.1 refused".into()));
+        let error = Error::from(postgres::Error::unavailable("host 10.0.0.1 refused"));
         assert!(!error.message.contains("10.0.0.1"));
         let response = error.into_response("r1");
         assert_eq!(response.status(), 503);

@@ -9,13 +9,12 @@
 //! for a transaction that nobody goes on with. `search_path` is left alone: each name is qualified.
 
 pub mod connection;
+mod error;
 pub mod migrations;
 pub mod publication;
 pub mod statement;
 pub mod tenants;
 
-use std::error::Error as _;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,17 +22,16 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use connection::{Connection, Manager};
 use deadpool::Runtime;
-use deadpool::managed::{Hook, HookError, Object, Pool, PoolError};
+use deadpool::managed::{Hook, HookError, Object, Pool};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use tokio_postgres::Row;
-use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::types::{ToSql, Type};
 
 use crate::config;
 use crate::net::postgres::Server;
-use crate::telemetry;
 use crate::telemetry::metrics::Operations;
 use crate::telemetry::traces;
+pub use error::Error;
 pub use statement::Statement;
 pub(crate) use statement::sql;
 
@@ -51,118 +49,6 @@ pub type Client = Object<Manager>;
 
 /// A parameter and its type, as [`Database::query`] and tokio-postgres' typed statements take it.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
-
-/// What went wrong with a statement, told apart by what the caller can do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Postgres cannot be reached, is overloaded, timed out or chose this statement to resolve a deadlock: the same
-    /// statement may succeed later.
-    #[error("Postgres is unavailable: {0}")]
-    Unavailable(String),
-    /// The rows would break a constraint.
-    #[error("constraint {name} refuses the row: {message}")]
-    Constraint {
-        /// The constraint's or unique index's name.
-        name: String,
-        /// What Postgres said.
-        message: String,
-    },
-    /// Postgres refused the statement itself, which is a mistake in it or in the schema.
-    #[error("Postgres refused a statement")]
-    Statement(#[source] tokio_postgres::Error),
-}
-
-impl Error {
-    /// Whether Postgres is up but takes no sessions (SQLSTATE 57P03): it starts, recovers or shuts down.
-    pub fn is_cannot_connect_now(&self) -> bool {
-        matches!(self, Self::Unavailable(_)) && self.sqlstate() == Some("57P03")
-    }
-
-    /// What Postgres calls it (appendix A of its manual), where it said anything.
-    pub fn sqlstate(&self) -> Option<&str> {
-        match self {
-            Self::Unavailable(text) | Self::Constraint { message: text, .. } => {
-                Some(text.strip_suffix(')')?.rsplit_once("(SQLSTATE ")?.1)
-            }
-            Self::Statement(error) => error.code().map(SqlState::code),
-        }
-    }
-
-    /// Whether Postgres is well, and only what the statement met is not: a table that is missing, broken or locked.
-    pub fn is_object_error(&self) -> bool {
-        match self {
-            Self::Statement(_) | Self::Constraint { .. } => true,
-            // A lock timeout, and a statement that took too long.
-            Self::Unavailable(_) => matches!(self.sqlstate(), Some("55P03" | "57014")),
-        }
-    }
-
-    /// A word for it, for metrics.
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Unavailable(_) => "unavailable",
-            Self::Constraint { .. } => "constraint",
-            Self::Statement(_) => "statement",
-        }
-    }
-
-    /// Whether this is a violation of the named constraint or unique index.
-    pub fn violates(&self, constraint: &str) -> bool {
-        matches!(self, Self::Constraint { name, .. } if name == constraint)
-    }
-}
-
-impl From<tokio_postgres::Error> for Error {
-    fn from(error: tokio_postgres::Error) -> Self {
-        let Some(refusal) = error.as_db_error() else {
-            let broken = error.is_closed() || error.source().is_some_and(|cause| cause.is::<io::Error>());
-            return if broken {
-                Self::Unavailable(with_causes(&error))
-            } else {
-                Self::Statement(error)
-            };
-        };
-        let code = refusal.code();
-        let text = || with_code(refusal);
-        match code.code().get(..2) {
-            Some("23") => Self::Constraint {
-                name: refusal.constraint().unwrap_or_default().to_owned(),
-                message: text(),
-            },
-            // Connection, serialization and deadlock, resources, operator intervention (timeouts and shutdown too).
-            Some("08" | "40" | "53" | "57" | "58") => Self::Unavailable(text()),
-            // A lock timeout; and a former primary that now only reads.
-            _ if *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::READ_ONLY_SQL_TRANSACTION => {
-                Self::Unavailable(text())
-            }
-            _ => Self::Statement(error),
-        }
-    }
-}
-
-impl From<PoolError<tokio_postgres::Error>> for Error {
-    fn from(error: PoolError<tokio_postgres::Error>) -> Self {
-        // Whatever keeps us from a connection, wrong credentials too, is for the operator: a client can only wait.
-        Self::Unavailable(match error {
-            PoolError::Backend(error) => match error.as_db_error() {
-                Some(refusal) => with_code(refusal),
-                None => with_causes(&error),
-            },
-            PoolError::Timeout(kind) => format!("no connection in time ({kind:?}); see `postgres.pool_size`"),
-            other => other.to_string(),
-        })
-    }
-}
-
-/// A refusal as [`Error::sqlstate`] reads it.
-fn with_code(refusal: &DbError) -> String {
-    format!("{} (SQLSTATE {})", refusal.message(), refusal.code().code())
-}
-
-/// tokio-postgres prints only its own level; the cause names the host or the refusal.
-fn with_causes(error: &tokio_postgres::Error) -> String {
-    telemetry::chain(error)
-}
 
 /// How a pool is used, in connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,11 +175,11 @@ impl Database {
         let (client, connection) = match connecting.await {
             Ok(connected) => connected.map_err(|error| match error.as_db_error() {
                 Some(_) => Error::from(error),
-                None => Error::Unavailable(with_causes(&error)),
+                None => Error::of_connecting(&error),
             })?,
             Err(_) => {
                 let seconds = self.connect_timeout.as_secs();
-                return Err(Error::Unavailable(format!("no connection within {seconds} s")));
+                return Err(Error::unavailable(format!("no connection within {seconds} s")));
             }
         };
         tokio::spawn(async move {
@@ -338,7 +224,7 @@ impl Database {
             Ok(rows) => rows,
             Err(_) => {
                 self.ended(statement, Instant::now() - self.statement_timeout, Some("timeout"));
-                Err(Error::Unavailable(format!(
+                Err(Error::unavailable(format!(
                     "no answer within {} s",
                     self.statement_timeout.as_secs()
                 )))

@@ -179,7 +179,8 @@ fn no_connection(error: &anyhow::Error, url: &str) -> Check {
     let text = format!("{error:#}");
     let code = error
         .downcast_ref::<crate::postgres::Error>()
-        .and_then(crate::postgres::Error::sqlstate);
+        .and_then(crate::postgres::Error::code)
+        .map(tokio_postgres::error::SqlState::code);
     let server = Server::parse(url).ok();
     let named = server.as_ref().map(Server::config);
     let role = named.and_then(tokio_postgres::Config::get_user).unwrap_or("posduif");
