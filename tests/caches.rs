@@ -1,13 +1,14 @@
 //! What an API process remembers is what Postgres says, whoever changes it, and never older than what a client was told.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use posduif::accounts::caches::Caches;
-use posduif::accounts::users::UserType;
+use posduif::accounts::users::{UserType, Users};
 use posduif::core::tenant::Tenant;
 use posduif::engine::Role;
-use posduif::live::tail::Freshness;
+use posduif::feature::cache::Settings;
+use posduif::live::gate::TailGate;
+use posduif::live::tail::{ChangeListener as _, Freshness};
 use posduif::redis::store::{Place, Read, Store};
 use posduif::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
@@ -446,9 +447,7 @@ async fn without_the_live_tail_postgres_answers_and_afterwards_memory_is_right()
 #[tokio::test]
 async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_nor_learns() {
     let office = Office::open().await;
-    let mut config = office.world.config.clone();
-    // For as long as the test takes.
-    config.health.freshness_bound_seconds = 600;
+    let config = office.world.config.clone();
     // A node of the test's own, whose tail stands where the test says.
     let store = Store::new(&config.redis).unwrap();
     let view = store.view().await.unwrap();
@@ -462,15 +461,16 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
     };
     let (followed, freshness) = watch::channel(tail);
     let database = office.world.database().await;
-    let caches = Caches::new(
-        database,
-        store.clone(),
-        &config,
-        freshness,
+    let gate = TailGate::new(freshness, Duration::from_secs(600), store.clone());
+    let is_open = gate.clone();
+    let settings = Settings::new(
+        &config.cache,
+        Arc::new(move || is_open.is_open()),
         Arc::new(Metrics::new(false)),
     );
+    let users = Users::new(database, &settings);
     let tenant = Tenant::named("acme").unwrap();
-    let name = async || caches.user(&tenant, office.joe_id).await.unwrap().username;
+    let name = async || users.get(&tenant, office.joe_id).await.unwrap().username;
     let rename = async |name: &str| {
         let statement = format!(
             "UPDATE tenant_acme.users SET username = '{name}' WHERE id = '{}'",
@@ -500,7 +500,8 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
     assert_eq!(name().await, "jo", "nothing was learned meanwhile");
 
     // The tail tells of both, and gets there.
-    caches.listener().unwrap().lost();
+    users.lost();
+    gate.lost();
     tail.position = store.view().await.unwrap().position;
     followed.send_replace(tail);
     assert_eq!(name().await, "jo");

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use posduif::accounts::devices::Devices;
+use posduif::accounts::devices;
 use posduif::accounts::users::UserType;
 use posduif::core::position::StreamId;
 use posduif::core::tenant::Tenant;
@@ -12,7 +12,6 @@ use posduif::live::feed::{Feed, FeedEvent};
 use posduif::live::hub::Hub;
 use posduif::live::tail::take_entry;
 use posduif::redis::store::{Place, Store};
-use posduif::telemetry::metrics::CacheUse;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -387,16 +386,9 @@ async fn a_revoked_devices_stream_ends_at_once_and_its_next_request_is_refused()
     let mut others = other.events("/sse/mobile/other").await;
     // Another node does it: it shares nothing with the engine but Postgres.
     let database = office.world.database().await;
-    let elsewhere = Devices::new(
-        database,
-        &office.world.config,
-        Hub::new(1).freshness(),
-        CacheUse::default(),
-    );
     let revoked = Instant::now();
     assert!(
-        elsewhere
-            .revoke(&Tenant::named("acme").unwrap(), "phone")
+        devices::revoke(&database, &Tenant::named("acme").unwrap(), "phone")
             .await
             .unwrap()
             .is_some()

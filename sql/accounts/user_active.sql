@@ -1,2 +1,2 @@
--- A user's name and type, if it may act. $1 uuid: id.
-SELECT username, user_type FROM {schema}.users WHERE id = $1 AND deleted_at IS NULL AND disabled_at IS NULL
+-- A user, unless disabled or deleted. $1 uuid: id.
+SELECT id, username, user_type FROM {schema}.users WHERE id = $1 AND deleted_at IS NULL AND disabled_at IS NULL

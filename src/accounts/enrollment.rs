@@ -1,8 +1,8 @@
-//! Enrollment: how a phone becomes a device with a token of its own.
+//! Enrollment: the registration of a phone as a device with its own token.
 //!
-//! A web user makes an enrollment and shows its token as a QR code; the phone completes it once and gets a device
-//! token. Both tokens are random and kept only as SHA-256. The answer to a completion may get lost on its way, so the
-//! same device may complete again for a while, as long as it has not used the token it may have got.
+//! A web user creates an enrollment and shows its token as a QR code; the phone completes it once and receives a device token.
+//! Both tokens are random and stored only as SHA-256. The response to a completion may be lost, so the same device may
+//! complete again within `enrollment.retry_seconds`, as long as it has not used the token.
 
 use std::time::Duration;
 
@@ -13,25 +13,25 @@ use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::accounts::devices::{check_description, check_device_id, hash_token, new_token};
-use crate::accounts::users::{check_name, taken};
+use crate::accounts::devices::{self, Devices, Token, check_device_id, check_public_key};
+use crate::accounts::names::check_name;
+use crate::accounts::users::taken;
 use crate::config;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature::Error;
 use crate::postgres::{self, Database, sql};
 
-/// An enrollment that has just been made.
+/// A new enrollment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Created {
-    /// What the phone has to show. It cannot be read again.
+    /// The token that the phone presents. Only its hash is stored.
     pub token: Uuid,
-    /// When it ends.
     pub expires_at: Timestamp,
 }
 
-/// Makes an enrollment. With `user_id` the device will be that user's, who is the creator or a mobile user; without,
-/// completing makes a new mobile user.
+/// Creates an enrollment. With `user_id` the device belongs to that user, who is the creator or a mobile user; without it,
+/// the completion creates a mobile user.
 ///
 /// # Errors
 /// [`Error::NotFound`] for the user, [`Error::Forbidden`] for another web user, [`Error::Unauthorized`] when the
@@ -57,32 +57,32 @@ pub async fn create(
             ],
         )
         .await?
-        .ok_or_else(|| Error::Internal("inserting an enrollment gave no row".into()))?;
+        .ok_or_else(|| Error::Internal("inserting an enrollment returned no row".into()))?;
     if !row.try_get::<_, bool>("creator_is_active")? {
         return Err(Error::Unauthorized("this user is disabled or deleted"));
     }
     if user_id.is_some() && !row.try_get::<_, bool>("user_exists")? {
         return Err(Error::NotFound("user"));
     }
-    // From the row, as rounded to what Postgres keeps.
+    // From the row, rounded to the precision of Postgres.
     let expires_at = row
         .try_get::<_, Option<Timestamp>>("expires_at")?
-        .ok_or(Error::Forbidden("a device for another web user is theirs to enroll"))?;
+        .ok_or(Error::Forbidden(
+            "only that web user may enroll a device for themselves",
+        ))?;
     Ok(Created { token, expires_at })
 }
 
 /// A valid enrollment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Details {
-    /// Its tenant.
     pub tenant: String,
-    /// Username of who made it.
+    /// The creator's username.
     pub created_by: String,
-    /// When it ends.
     pub expires_at: Timestamp,
 }
 
-/// What a token is good for.
+/// The enrollment of a token.
 ///
 /// # Errors
 /// [`Error::NotFound`] for an unknown token, [`Error::Invalid`] for one that is used or has expired.
@@ -108,18 +108,15 @@ pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
 
 const USED: &str = "was already used";
 
-/// What a phone tells about itself.
+/// The request that completes an enrollment.
 #[derive(Debug, Clone)]
 pub struct Completion {
-    /// The enrollment's token.
+    /// The token of the enrollment.
     pub token: Uuid,
-    /// The id that the device chose.
     pub device_id: String,
-    /// Name of the new user; generated when absent.
+    /// Name of the new user; by default a generated one.
     pub username: Option<String>,
-    /// What the owner calls the device.
     pub device_name: Option<String>,
-    /// The device's public key.
     pub public_key: Option<String>,
     /// Platform, model and the like: a JSON object without control characters.
     pub device_info: Value,
@@ -128,25 +125,21 @@ pub struct Completion {
 /// An enrolled device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrolled {
-    /// Its tenant.
     pub tenant: Tenant,
-    /// The user whose device it is.
     pub user_id: Uuid,
-    /// That user's name.
     pub username: String,
-    /// Its id.
     pub device_id: String,
-    /// What it proves itself with. It cannot be read again.
+    /// Only its hash is stored.
     pub device_token: String,
 }
 
-/// Makes the device, and the user where the enrollment names none, in one transaction.
+/// Creates the device, and the user where the enrollment has none, in one transaction.
 ///
 /// # Errors
 /// [`Error::NotFound`] for an unknown or expired token, [`Error::Invalid`] for a used one, [`Error::Conflict`] for a
 /// taken username or device id.
 pub async fn complete(
-    database: &Database,
+    devices: &Devices,
     settings: &config::Enrollment,
     completion: &Completion,
 ) -> Result<Enrolled, Error> {
@@ -157,14 +150,12 @@ pub async fn complete(
             return Err(Error::invalid("username", "must not contain @"));
         }
     }
-    check_description(
-        ("device_name", completion.device_name.as_deref()),
-        completion.public_key.as_deref(),
-    )?;
-    let (tenant, id) = find(database, completion.token).await?;
-    let mut client = database.get().await?;
+    devices::check_name("device_name", completion.device_name.as_deref())?;
+    check_public_key(completion.public_key.as_deref())?;
+    let (tenant, id) = find(devices.database(), completion.token).await?;
+    let mut client = devices.database().get().await?;
     let transaction = client.transaction().await?;
-    // The row's lock makes completions of one enrollment take turns.
+    // The row lock serializes completions of one enrollment.
     let row = transaction
         .query_typed_opt(&sql!("accounts/enrollment_lock", tenant), &[(&id, Type::UUID)])
         .await?
@@ -182,12 +173,16 @@ pub async fn complete(
             if enrollment.device_id.as_ref() != Some(&completion.device_id) || now > retry_ends {
                 return Err(Error::invalid("token", USED));
             }
-            answer_again(&transaction, &tenant, &completion.device_id).await?
+            replace_token(&transaction, &tenant, &completion.device_id).await?
         }
         None if row.try_get::<_, bool>("is_expired")? => return Err(Error::NotFound("enrollment")),
         None => enroll(&transaction, &tenant, &enrollment, completion).await?,
     };
     transaction.commit().await?;
+    // A token that this one replaces must not stay in the cache.
+    devices
+        .invalidate_written(&enrolled.tenant.name, enrolled.user_id)
+        .await;
     Ok(enrolled)
 }
 
@@ -198,7 +193,7 @@ struct Enrollment {
     device_id: Option<String>,
 }
 
-/// Makes user, device, directory entry, and marks the enrollment used.
+/// Creates user, device and directory entry, and marks the enrollment used.
 async fn enroll(
     transaction: &Transaction<'_>,
     tenant: &Tenant,
@@ -234,7 +229,7 @@ async fn enroll(
             (row.try_get("id")?, username)
         }
     };
-    let device_token = new_token()?;
+    let token = Token::generate()?;
     let rows = transaction
         .query_typed(
             &sql!("accounts/enrollment_device", tenant),
@@ -245,7 +240,7 @@ async fn enroll(
                 (&completion.public_key, Type::TEXT),
                 (&completion.device_info, Type::JSONB),
                 (&tenant.name, Type::TEXT),
-                (&hash_token(&device_token).as_slice(), Type::BYTEA),
+                (&token.hash.as_bytes(), Type::BYTEA),
                 (&enrollment.id, Type::UUID),
             ],
         )
@@ -262,20 +257,20 @@ async fn enroll(
         user_id,
         username,
         device_id: completion.device_id.clone(),
-        device_token,
+        device_token: token.text,
     })
 }
 
-/// Gives the same device a fresh token in place of the one that may have got lost.
-async fn answer_again(transaction: &Transaction<'_>, tenant: &Tenant, device_id: &str) -> Result<Enrolled, Error> {
-    let device_token = new_token()?;
+/// Replaces the token of the same device, which may not have received it.
+async fn replace_token(transaction: &Transaction<'_>, tenant: &Tenant, device_id: &str) -> Result<Enrolled, Error> {
+    let token = Token::generate()?;
     let row = transaction
         .query_typed_opt(
             &sql!("accounts/enrollment_retry", tenant),
             &[
                 (&tenant.name, Type::TEXT),
                 (&device_id, Type::TEXT),
-                (&hash_token(&device_token).as_slice(), Type::BYTEA),
+                (&token.hash.as_bytes(), Type::BYTEA),
             ],
         )
         .await?
@@ -285,11 +280,11 @@ async fn answer_again(transaction: &Transaction<'_>, tenant: &Tenant, device_id:
         user_id: row.try_get("user_id")?,
         username: row.try_get("username")?,
         device_id: device_id.to_owned(),
-        device_token,
+        device_token: token.text,
     })
 }
 
-/// The tenant and row that a token stands for.
+/// The tenant and the row of a token.
 async fn find(database: &Database, token: Uuid) -> Result<(Tenant, Uuid), Error> {
     const NONE: Error = Error::NotFound("enrollment");
     let row = database
@@ -303,7 +298,7 @@ async fn find(database: &Database, token: Uuid) -> Result<(Tenant, Uuid), Error>
     Ok((tenant, row.try_get("enrollment_id")?))
 }
 
-/// What is kept of an enrollment's token: of its 16 bytes, so that its spelling does not matter.
+/// The stored hash: of the UUID's 16 bytes, so that its spelling does not matter.
 fn hash(token: Uuid) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
 }

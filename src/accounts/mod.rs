@@ -1,10 +1,11 @@
-//! Users, devices, enrollment, sessions, tickets and limits.
+//! Users, devices, enrollment, logins, sessions, tickets and limits.
 
-pub mod caches;
 pub mod devices;
 pub mod enrollment;
 pub mod limits;
 pub mod loader;
+pub mod login;
+pub mod names;
 pub mod password;
 pub mod sessions;
 pub mod tickets;

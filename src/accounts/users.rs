@@ -1,8 +1,9 @@
-//! Users of a tenant: people at the web and people with a phone.
+//! Users of a tenant, and their cache.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use chrono::DateTime;
 use serde::{Deserialize, Serialize};
@@ -10,27 +11,30 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::accounts::caches::Caches;
-use crate::accounts::limits::{Attempt, Limits};
 use crate::accounts::loader::Loader;
-use crate::accounts::password::{Passwords, Turn};
+use crate::accounts::names;
+use crate::accounts::password::Passwords;
 use crate::config;
-use crate::core::page::{Page, Rows};
+use crate::contract::entry::Op;
+use crate::core::page::{Page, Rows, Start};
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
-use crate::feature::{self, Error, check_line, check_text};
+use crate::feature::cache::{Key, Lookup, RowCache, Settings};
+use crate::feature::{self, Error};
 use crate::live::presence::Entry;
+use crate::live::tail::{ChangeListener, Notice};
 use crate::postgres::tenants;
 use crate::postgres::{self, Database, sql};
+use crate::telemetry::metrics;
 
-/// Where a user works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+/// The kind of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UserType {
-    /// At the web; logs in with a password and writes to mobile users.
+    /// Logs in with a password and writes to mobile users.
     Web,
-    /// On a phone; enrolled by a web user.
+    /// Has devices, which a web user enrolls.
     Mobile,
 }
 
@@ -65,21 +69,17 @@ impl FromStr for UserType {
 /// A user as the API shows one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct User {
-    /// Its id.
     pub id: Uuid,
-    /// Unique within the tenant, whatever the case of its letters.
+    /// Unique within the tenant, case-insensitively.
     pub username: String,
-    /// Web or mobile.
     pub user_type: UserType,
     /// The device that was enrolled last and is not revoked.
     pub device_id: Option<String>,
     /// Whether it is online or away. Comes from presence, not from the row; see [`User::set_presence`].
     pub online_status: bool,
-    /// When it was last seen.
     pub last_seen: Option<Timestamp>,
-    /// When it was made.
     pub created_at: Timestamp,
-    /// When it was disabled, which is for the operator to know.
+    /// Not part of the API: operators read it.
     #[serde(skip)]
     pub disabled_at: Option<Timestamp>,
 }
@@ -98,36 +98,36 @@ impl User {
         })
     }
 
-    /// Takes over what presence knows: who is here is seen at this moment.
+    /// Applies the presence entry: a present user was last seen now.
     pub fn set_presence(&mut self, entry: &Entry) {
         self.online_status = entry.status.is_present();
-        let seen = match self.online_status {
-            true => Some(Timestamp::now()),
-            false => DateTime::from_timestamp_millis(entry.seen_ms).map(Timestamp),
+        let seen = if self.online_status {
+            Some(Timestamp::now())
+        } else {
+            DateTime::from_timestamp_millis(entry.seen_ms).map(Timestamp)
         };
         self.last_seen = self.last_seen.max(seen);
     }
 }
 
-/// A user to be made.
+/// A user to create.
 #[derive(Debug, Clone)]
 pub struct NewUser {
     /// 1 to 255 characters.
     pub username: String,
-    /// Web or mobile.
     pub user_type: UserType,
-    /// Another name to log in with.
+    /// A second name to log in with.
     pub email: Option<String>,
-    /// Without one, nobody can log in as this user.
+    /// Without a password the user cannot log in.
     pub password: Option<String>,
 }
 
-/// Makes a user, and its credentials in the same transaction. For the command line and set-up.
+/// Creates a user and its credentials in one transaction, for the command line.
 ///
 /// # Errors
 /// [`Error::Conflict`] when the username or email is taken, [`Error::NotFound`] for the tenant, [`Error::Invalid`].
 pub async fn create(database: &Database, auth: &config::Auth, tenant: &str, new: NewUser) -> Result<Uuid, Error> {
-    check(&new)?;
+    names::check(&new)?;
     let tenant = tenants::find(database, tenant)
         .await?
         .ok_or(Error::NotFound("tenant"))?;
@@ -135,11 +135,7 @@ pub async fn create(database: &Database, auth: &config::Auth, tenant: &str, new:
     insert(database, &passwords, &tenant, &new).await
 }
 
-/// Whether anybody may register in a tenant: that is its operator's word, or `everywhere`. `None` when there is no such
-/// tenant.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// The tenant, if it exists and its registration is open, there or `everywhere`.
 pub async fn open_to_all(database: &Database, tenant: &str, everywhere: bool) -> Result<Option<Tenant>, Error> {
     let Some(tenant) = Tenant::named(tenant) else {
         return Ok(None);
@@ -153,52 +149,7 @@ pub async fn open_to_all(database: &Database, tenant: &str, everywhere: bool) ->
     Ok(row.map(|_| tenant))
 }
 
-/// Checks names and email of a user to be made.
-///
-/// # Errors
-/// [`Error::Invalid`].
-pub fn check(new: &NewUser) -> Result<(), Error> {
-    check_name("username", &new.username)?;
-    let email = new.email.as_deref();
-    if let Some(email) = email {
-        check_email(email)?;
-    }
-    // Else one could stand in the way of another's login by email.
-    let is_same = email.is_some_and(|email| email.to_lowercase() == new.username.to_lowercase());
-    if new.username.contains('@') && !is_same {
-        return Err(Error::invalid("username", "must not contain @, unless it is the email"));
-    }
-    Ok(())
-}
-
-/// Checks the form of an email: what browsers take for one (WHATWG HTML, section 4.10.5.1.5), and letters beyond ASCII
-/// (RFC 6531). Whether it exists, only a mail to it can tell.
-fn check_email(email: &str) -> Result<(), Error> {
-    const LOCAL: &str = ".!#$%&'*+/=?^_`{|}~-";
-    check_text("email", email, 254)?;
-    let is_outbox_message = |c: char| c.is_ascii_alphanumeric() || (!c.is_ascii() && c.is_alphanumeric());
-    let is_local = |local: &str| {
-        (1..=64).contains(&local.len()) && local.chars().all(|c| is_outbox_message(c) || LOCAL.contains(c))
-    };
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.chars().all(|c| is_outbox_message(c) || c == '-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    match email.split_once('@') {
-        Some((local, domain)) if is_local(local) && domain.split('.').all(is_label) => Ok(()),
-        _ => Err(Error::invalid(
-            "email",
-            "must be an email address, such as bob@example.com",
-        )),
-    }
-}
-
-/// Makes a user whose names were checked.
-///
-/// # Errors
-/// Like [`create`].
+/// Creates a user whose names were checked. Errors as of [`create`].
 pub async fn insert(database: &Database, passwords: &Passwords, tenant: &Tenant, new: &NewUser) -> Result<Uuid, Error> {
     let hash = match &new.password {
         Some(password) => Some(passwords.hash(password).await?),
@@ -221,83 +172,188 @@ pub async fn insert(database: &Database, passwords: &Passwords, tenant: &Tenant,
     Ok(created.try_get("id")?)
 }
 
-/// What to list.
+/// Which users to list.
 #[derive(Debug, Clone)]
 pub struct Filter {
     /// Only this type.
     pub user_type: Option<UserType>,
-    /// Only usernames that contain this, whatever the case.
+    /// Only usernames that contain this, case-insensitively.
     pub username: Option<String>,
-    /// Only those among these, or only others.
-    pub among: Option<(bool, Vec<Uuid>)>,
-    /// Which part of the list.
+    pub among: Option<Among>,
     pub page: Page,
 }
 
-/// A page of the users that pass the filter, by username (whatever the case) and id. How many mobile users there are is
-/// remembered where there are caches.
-///
-/// # Errors
-/// [`Error::Invalid`] when the page is beside no user of the tenant; when Postgres cannot be asked.
-pub async fn list(
-    database: &Database,
-    caches: Option<&Caches>,
-    tenant: &Tenant,
-    filter: &Filter,
-) -> Result<Rows<User>, Error> {
-    let (is_among, ids) = match &filter.among {
-        Some((is_among, ids)) => (Some(*is_among), ids.as_slice()),
-        None => (None, [].as_slice()),
-    };
-    let (page, user_type) = (&filter.page, filter.user_type.map(UserType::as_str));
-    // Names go up the alphabet, so before a row is against the order.
-    let place = feature::page_row_id(page)?;
-    let is_before = place.is_some() && !page.is_after();
-    let statement = &sql!("accounts/user_list", tenant);
-    let ask = |is_counted: bool| async move {
-        let rows = database
-            .query(
-                statement,
-                &[
-                    (&user_type, Type::TEXT),
-                    (&filter.username, Type::TEXT),
-                    (&is_among, Type::BOOL),
-                    (&ids, Type::UUID_ARRAY),
-                    (&page.rows_max(), Type::INT8),
-                    (&page.offset(), Type::INT8),
-                    (&place, Type::UUID),
-                    (&is_before, Type::BOOL),
-                    (&is_counted, Type::BOOL),
-                ],
-            )
-            .await?;
-        feature::read_page_seen(&rows, page, is_before, User::from_row)
-    };
-    match (filter, caches) {
-        (
+/// A restriction to some users.
+#[derive(Debug, Clone)]
+pub enum Among {
+    These(Vec<Uuid>),
+    Others(Vec<Uuid>),
+}
+
+/// The users of a process's tenants, with a cache of users and of the number of mobile users. Cloning shares the cache. The
+/// change stream keeps it consistent as long as the hub has it among its listeners.
+#[derive(Debug, Clone)]
+pub struct Users(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    database: Database,
+    users: RowCache<User>,
+    totals: RowCache<i64>,
+}
+
+impl Users {
+    pub fn new(database: Database, settings: &Settings) -> Self {
+        Self(Arc::new(Shared {
+            database,
+            users: RowCache::new(metrics::Cache::User, settings),
+            totals: RowCache::new(metrics::Cache::UsersTotal, settings),
+        }))
+    }
+
+    /// One user, as offline: see [`User::set_presence`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it does not exist or is deleted.
+    pub async fn get(&self, tenant: &Tenant, id: Uuid) -> Result<User, Error> {
+        let ticket = match self.0.users.lookup(Key::new(&tenant.name, id)) {
+            Lookup::Hit(user) => return Ok(user),
+            Lookup::Miss(ticket) => ticket,
+        };
+        let (user, snapshot) = fetch(&self.0.database, tenant, id).await?;
+        if let Some(ticket) = ticket {
+            self.0.users.insert(ticket, user.clone(), snapshot);
+        }
+        Ok(user)
+    }
+
+    /// Like [`list`]. The number of all mobile users is cached.
+    pub async fn list(&self, tenant: &Tenant, filter: &Filter) -> Result<Rows<User>, Error> {
+        let database = &self.0.database;
+        let is_total = matches!(
+            filter,
             Filter {
                 user_type: Some(UserType::Mobile),
                 username: None,
                 among: None,
-                ..
-            },
-            Some(caches),
-        ) if place.is_none() => caches.users_page(tenant, ask).await,
-        _ => Ok(ask(place.is_none()).await?.0),
+                page: Page {
+                    start: Start::Offset(_),
+                    ..
+                },
+            }
+        );
+        if !is_total {
+            return list(database, tenant, filter).await;
+        }
+        match self.0.totals.lookup(Key::tenant(&tenant.name)) {
+            Lookup::Hit(total) => {
+                let mut page = fetch_page(database, tenant, filter, false).await?.0;
+                page.total = Some(total);
+                Ok(page)
+            }
+            Lookup::Miss(ticket) => {
+                let (page, snapshot) = fetch_page(database, tenant, filter, true).await?;
+                if let Some(ticket) = ticket {
+                    self.0.totals.insert(ticket, page.total.unwrap_or_default(), snapshot);
+                }
+                Ok(page)
+            }
+        }
+    }
+
+    /// This process has changed a user or a device of the user.
+    pub(crate) fn invalidate(&self, tenant: &str, user: Uuid) {
+        self.0.users.invalidate_written(&Key::new(tenant, user));
+        self.0.totals.invalidate_written(&Key::tenant(tenant));
     }
 }
 
-/// Tells the types of users who may act, for all who ask at the same time together.
+impl ChangeListener for Users {
+    fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>) {
+        let Shared {
+            users: rows, totals, ..
+        } = &*self.0;
+        match (&*notice.table, users) {
+            _ if notice.op == Op::Reset => self.lost(),
+            ("users", recipients) => {
+                // All users of the tenant receive the creation, deletion or visible change of a user.
+                if recipients.is_none() {
+                    totals.invalidate_changed(&Key::tenant(tenant), notice.xid);
+                }
+                match notice.row_uuid() {
+                    Some(id) => rows.invalidate_changed(&Key::new(tenant, id), notice.xid),
+                    None => rows.invalidate_all(),
+                }
+            }
+            // A user is shown with the id of a device.
+            ("devices", Some(users)) => {
+                for user in users {
+                    rows.invalidate_changed(&Key::new(tenant, *user), notice.xid);
+                }
+            }
+            ("devices" | "", None) => self.lost(),
+            _ => {}
+        }
+    }
+
+    fn lost(&self) {
+        self.0.users.invalidate_all();
+        self.0.totals.invalidate_all();
+    }
+}
+
+/// A page of the users that pass the filter, by username (case-insensitively) and id.
+///
+/// # Errors
+/// [`Error::Invalid`] when the row of `before` or `after` is no user of the tenant.
+pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter) -> Result<Rows<User>, Error> {
+    let is_counted = filter.page.place().is_none();
+    Ok(fetch_page(database, tenant, filter, is_counted).await?.0)
+}
+
+/// A page, and the snapshot of its statement.
+async fn fetch_page(
+    database: &Database,
+    tenant: &Tenant,
+    filter: &Filter,
+    is_counted: bool,
+) -> Result<(Rows<User>, Snapshot), Error> {
+    let (is_among, ids) = match &filter.among {
+        Some(Among::These(ids)) => (Some(true), ids.as_slice()),
+        Some(Among::Others(ids)) => (Some(false), ids.as_slice()),
+        None => (None, [].as_slice()),
+    };
+    let (page, user_type) = (&filter.page, filter.user_type.map(UserType::as_str));
+    let place = feature::page_row_id(page)?;
+    // Names are in ascending order, so the rows before one are read in descending order.
+    let is_before = place.is_some() && !page.is_after();
+    let rows = database
+        .query(
+            &sql!("accounts/user_list", tenant),
+            &[
+                (&user_type, Type::TEXT),
+                (&filter.username, Type::TEXT),
+                (&is_among, Type::BOOL),
+                (&ids, Type::UUID_ARRAY),
+                (&page.rows_max(), Type::INT8),
+                (&page.offset(), Type::INT8),
+                (&place, Type::UUID),
+                (&is_before, Type::BOOL),
+                (&is_counted, Type::BOOL),
+            ],
+        )
+        .await?;
+    feature::read_page_seen(&rows, page, is_before, User::from_row)
+}
+
+/// Loads the types of active users; concurrent requests share a statement.
 pub fn types(database: Database) -> Loader<(Tenant, Uuid), UserType> {
     Loader::by_tenant(database, |database, tenant, users| async move {
         active_types(&database, &tenant, &users).await
     })
 }
 
-/// The types of those of these users who may act, by their ids.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// The types of those of these users that are neither disabled nor deleted, by id.
 pub async fn active_types(
     database: &Database,
     tenant: &Tenant,
@@ -311,19 +367,13 @@ pub async fn active_types(
 }
 
 /// Whether the user exists and is neither disabled nor deleted.
-///
-/// # Errors
-/// When Postgres cannot be asked.
 pub async fn is_active(database: &Database, tenant: &Tenant, user: Uuid) -> Result<bool, Error> {
     let statement = sql!("accounts/user_active_type", tenant);
     Ok(database.query_opt(&statement, &[(&user, Type::UUID)]).await?.is_some())
 }
 
-/// One user, as if nobody were online, and what the look has seen.
-///
-/// # Errors
-/// [`Error::NotFound`] when it does not exist or is deleted.
-pub(crate) async fn fetch(database: &Database, tenant: &Tenant, id: Uuid) -> Result<(User, Snapshot), Error> {
+/// One user, and the snapshot of the statement.
+async fn fetch(database: &Database, tenant: &Tenant, id: Uuid) -> Result<(User, Snapshot), Error> {
     let row = database
         .query_often(&sql!("accounts/user_get", tenant), &[(&id, Type::UUID)])
         .await?
@@ -331,10 +381,7 @@ pub(crate) async fn fetch(database: &Database, tenant: &Tenant, id: Uuid) -> Res
     Ok((User::from_row(&row)?, Snapshot::from_row(&row)?))
 }
 
-/// Ids of a tenant's users in their order, deleted users included, behind `after`.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// Ids of a tenant's users in ascending order, deleted users included, greater than `after`.
 pub async fn ids(database: &Database, tenant: &Tenant, after: Uuid, limit: i64) -> Result<Vec<Uuid>, Error> {
     let rows = database
         .query(
@@ -345,26 +392,22 @@ pub async fn ids(database: &Database, tenant: &Tenant, after: Uuid, limit: i64) 
     rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
 }
 
-/// Who a user is, and whether they may act.
+/// A user as the command line shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// Their id.
     pub id: Uuid,
-    /// Their username, as it is written.
     pub username: String,
-    /// Web or mobile.
     pub user_type: UserType,
-    /// When they were disabled.
     pub disabled_at: Option<Timestamp>,
 }
 
-/// The user of a name, whatever the case of its letters, or of an id; disabled ones too. For the command line.
+/// The user of a name, case-insensitively, or of an id; disabled ones too. For the command line.
 ///
 /// # Errors
 /// [`Error::NotFound`].
 pub async fn find(database: &Database, tenant: &Tenant, name: &str) -> Result<Account, Error> {
     const NONE: Error = Error::NotFound("user");
-    check_name("username", name).map_err(|_| NONE)?;
+    names::check_name("username", name).map_err(|_| NONE)?;
     let row = database
         .query_opt(
             &sql!("accounts/user_find", tenant),
@@ -380,7 +423,7 @@ pub async fn find(database: &Database, tenant: &Tenant, name: &str) -> Result<Ac
     })
 }
 
-/// Sets a user's password. Their sessions go on; who wants them to end ends them.
+/// Sets a user's password. The user's sessions do not end.
 ///
 /// # Errors
 /// [`Error::Invalid`] when it is too short or too long.
@@ -401,11 +444,8 @@ pub async fn set_password(
     Ok(())
 }
 
-/// Disables a user, or lets one act again. Engines learn of it by the log: streams, devices and sessions of a disabled
-/// user end at once. Gives false when nothing changed.
-///
-/// # Errors
-/// When Postgres does not do it.
+/// Disables or enables a user. Engines receive the change through the log and end the streams, devices and sessions of a
+/// disabled user. Returns false when nothing changed.
 pub async fn set_disabled(database: &Database, tenant: &Tenant, user: Uuid, disabled: bool) -> Result<bool, Error> {
     let row = database
         .query_opt(
@@ -416,142 +456,7 @@ pub async fn set_disabled(database: &Database, tenant: &Tenant, user: Uuid, disa
     Ok(row.is_some())
 }
 
-/// Who logged in.
-#[derive(Debug, Clone)]
-pub struct Login {
-    /// Their tenant.
-    pub tenant: Tenant,
-    /// Their id.
-    pub id: Uuid,
-    /// Their username, as it is written.
-    pub username: String,
-    /// Web or mobile.
-    pub user_type: UserType,
-}
-
-/// Who may act as this user: it exists and is neither disabled nor deleted. `None` also when the tenant is gone.
-///
-/// # Errors
-/// When Postgres cannot be asked.
-pub async fn active(database: &Database, tenant: &Tenant, user: Uuid) -> Result<Option<Login>, Error> {
-    if tenants::find(database, &tenant.name).await?.is_none() {
-        return Ok(None);
-    }
-    let statement = sql!("accounts/user_active", tenant);
-    let row = database.query_opt(&statement, &[(&user, Type::UUID)]).await?;
-    row.map(|row| {
-        Ok(Login {
-            id: user,
-            username: row.try_get("username")?,
-            user_type: row.try_get::<_, &str>("user_type")?.parse()?,
-            tenant: tenant.clone(),
-        })
-    })
-    .transpose()
-}
-
-/// Checks a password for a username or an email. Whatever is wrong (tenant, name, password, a disabled user), the
-/// error and the time it takes are the same. A wrong one counts against the limits; they are asked when the check's turn
-/// has come, so that no more passwords are tried than they allow, and before, so that nobody beyond them waits in line.
-///
-/// # Errors
-/// [`Error::Unauthorized`], [`Error::Limited`], or what keeps the check from being made.
-pub async fn verify_password(
-    database: &Database,
-    (passwords, limits): (&Passwords, &Limits),
-    attempt: &Attempt,
-    tenant: &str,
-    name: &str,
-    password: &str,
-) -> Result<Login, Error> {
-    limits.check(attempt).await?;
-    let mut stored: Option<String> = None;
-    let mut login = None;
-    if let Some(tenant) = tenants::find(database, tenant).await?
-        && check_name("username", name).is_ok()
-    {
-        let row = database
-            .query_opt(
-                &sql!("accounts/user_credentials", tenant),
-                &[(&name, Type::TEXT), (&tenant.name, Type::TEXT)],
-            )
-            .await?;
-        if let Some(row) = row {
-            stored = row.try_get("password_hash")?;
-            login = Some(Login {
-                id: row.try_get("id")?,
-                username: row.try_get("username")?,
-                user_type: row.try_get::<_, &str>("user_type")?.parse()?,
-                tenant,
-            });
-        }
-    }
-    let turn = passwords.turn().await?;
-    limits.check(attempt).await?;
-    let (limits, attempt, password) = (limits.clone(), attempt.clone(), password.to_owned());
-    let user = login.as_ref().map(|login| (login.tenant.name.clone(), login.id));
-    let database = database.clone();
-    // A task of its own, which goes on when the client leaves: nobody guesses uncounted.
-    let checking = tokio::spawn(async move {
-        let is_right = turn.verify(&password, stored.clone()).await? && user.is_some();
-        if is_right {
-            limits.succeeded(&attempt).await?;
-            if let (Some((tenant, user)), Some(stored)) = (user, stored)
-                && let Err(error) = renew_hash(&database, &turn, &tenant, user, &password, &stored).await
-            {
-                tracing::warn!(%error, "a password's hash stays at its former cost until the next login");
-            }
-        } else {
-            limits.failed(&attempt).await?;
-        }
-        // The next may look at the limits when this one is counted.
-        drop(turn);
-        Ok::<_, Error>(is_right)
-    });
-    let is_right = checking
-        .await
-        .map_err(|error| Error::Internal(format!("checking a password failed: {error}")))??;
-    login.filter(|_| is_right).ok_or(Error::Unauthorized(WRONG))
-}
-
-/// After a change of Argon2's cost: a login is when the password is there to be hashed anew.
-async fn renew_hash(
-    database: &Database,
-    turn: &Turn,
-    tenant: &str,
-    user: Uuid,
-    password: &str,
-    stored: &str,
-) -> Result<(), Error> {
-    let Some(renewed) = turn.renew(password, stored).await? else {
-        return Ok(());
-    };
-    database
-        .query(
-            &sql!("accounts/credentials_rehash"),
-            &[
-                (&tenant, Type::TEXT),
-                (&user, Type::UUID),
-                (&stored, Type::TEXT),
-                (&renewed, Type::TEXT),
-            ],
-        )
-        .await?;
-    Ok(())
-}
-
-const WRONG: &str = "wrong tenant, username or password";
-
-/// Checks a username or email.
-pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
-    check_line(field, name, 255)?;
-    if name.trim() != name {
-        return Err(Error::invalid(field, "must not begin or end with a space"));
-    }
-    Ok(())
-}
-
-/// Tells a taken name from other errors.
+/// Maps a violation of the unique indexes of names to [`Error::Conflict`].
 pub(crate) fn taken(error: postgres::Error, username: &str) -> Error {
     if error.violates("users_username") {
         Error::Conflict(format!("the username {username:?} is taken"))
@@ -559,60 +464,5 @@ pub(crate) fn taken(error: postgres::Error, username: &str) -> Error {
         Error::Conflict("the email is taken".into())
     } else {
         error.into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn emails_are_checked() {
-        for good in [
-            "bob@example.com",
-            "Bob.Smith+tag@mail.example.co.uk",
-            "o'hara@example.com",
-            "b@localhost",
-            "jürgen@bücher.example",
-        ] {
-            assert!(check_email(good).is_ok(), "{good}");
-        }
-        let long = format!("{}@example.com", "x".repeat(65));
-        for bad in [
-            "",
-            "bob",
-            "@",
-            "bob@",
-            "@example.com",
-            "a@b@c",
-            "a b@example.com",
-            "bob@exam ple.com",
-            " bob@example.com",
-            "bob@-example.com",
-            "bob@example-.com",
-            "bob@example..com",
-            "bob@.com",
-            "bob@example.com.",
-            "a@b\0",
-            "bob@example.com\n",
-            "<bob@example.com>",
-            &long,
-        ] {
-            assert!(check_email(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_username_is_no_other_users_email() {
-        let user = |username: &str, email: Option<&str>| NewUser {
-            username: username.into(),
-            user_type: UserType::Web,
-            email: email.map(str::to_owned),
-            password: None,
-        };
-        assert!(check(&user("bob", Some("bob@example.com"))).is_ok());
-        assert!(check(&user("Bob@example.com", Some("bob@Example.com"))).is_ok());
-        assert!(check(&user("bob@example.com", None)).is_err());
-        assert!(check(&user("bob@example.com", Some("eve@example.com"))).is_err());
     }
 }

@@ -61,7 +61,7 @@ pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Er
     }
     let caller = request.caller()?;
     let conflict = conflicts::resolve(
-        &app.database,
+        &app.messages,
         caller.tenant(),
         caller.user_id(),
         id,
@@ -69,8 +69,5 @@ pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Er
         body.base_version,
     )
     .await?;
-    app.caches
-        .invalidate_messages(&caller.tenant().name, [conflict.message_id]);
-    app.caches.invalidate_counts(&caller.tenant().name, [caller.user_id()]);
     response::json(StatusCode::OK, &conflict)
 }

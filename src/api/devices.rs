@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::accounts::devices::{self, Device, Filter, Viewer};
+use crate::accounts::devices::{self, Device, Filter, Update, Viewer};
 use crate::api::App;
 use crate::api::auth::Principal;
 use crate::http::error::Error;
@@ -67,8 +67,10 @@ pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Err
         caller.tenant(),
         caller.user_id(),
         id,
-        body.name.as_deref(),
-        body.public_key.as_deref(),
+        Update {
+            name: body.name.as_deref(),
+            public_key: body.public_key.as_deref(),
+        },
     )
     .await?;
     let mut device = devices::get(&app.database, caller.tenant(), viewer(caller), id).await?;
@@ -101,7 +103,6 @@ pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> 
     devices::get(&app.database, caller.tenant(), viewer(caller), id).await?;
     let user = app.devices.revoke(caller.tenant(), id).await?;
     let user = user.ok_or(crate::feature::Error::NotFound("device"))?;
-    app.caches.invalidate_user(&caller.tenant().name, user);
     if let Err(error) = app.sessions.end_of_device(caller.tenant(), user, id).await {
         tracing::warn!(%error, device = id, "sessions of a revoked device end when the log tells of it");
     }

@@ -117,11 +117,8 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
         public_key: body.public_key,
         device_info,
     };
-    let completing = enrollment::complete(&app.database, &app.config.enrollment, &completion);
+    let completing = enrollment::complete(&app.devices, &app.config.enrollment, &completion);
     let enrolled = limited(&app, request.address, completing).await?;
-    // A token that this one replaces must not live on in the cache.
-    app.devices.invalidate(&enrolled.tenant.name, enrolled.user_id).await;
-    app.caches.invalidate_user(&enrolled.tenant.name, enrolled.user_id);
     response::json(
         StatusCode::CREATED,
         &json!({

@@ -41,14 +41,8 @@ pub(crate) async fn write(
 ) -> Result<Message, Error> {
     let recipient = uuid("recipient_id", &required("recipient_id", recipient_id)?)?;
     let content = checked_content(app, content)?;
-    let created = messages::create(
-        &app.database,
-        &app.caches,
-        &sender.tenant,
-        sender.user_id,
-        recipient,
-        &content,
-    );
+    let messages = &app.messages;
+    let created = messages.create(&sender.tenant, sender.user_id, recipient, &content);
     Ok(created.await?)
 }
 
@@ -69,7 +63,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         page: query.page(PAGE_ROWS)?,
     };
     let caller = request.caller()?;
-    let found = messages::list(&app.database, &app.caches, caller.tenant(), caller.user_id(), &filter).await?;
+    let found = app.messages.list(caller.tenant(), caller.user_id(), &filter).await?;
     response::page("messages", &found, &filter.page)
 }
 
@@ -79,7 +73,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 /// 503.
 pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
-    let count = app.caches.unread_count(caller.tenant(), caller.user_id()).await?;
+    let count = app.messages.unread_count(caller.tenant(), caller.user_id()).await?;
     response::json(StatusCode::OK, &json!({"unread_count": count}))
 }
 
@@ -90,7 +84,7 @@ pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, E
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
-    let message = messages::get(&app.caches, caller.tenant(), caller.user_id(), id).await?;
+    let message = app.messages.get(caller.tenant(), caller.user_id(), id).await?;
     response::json(StatusCode::OK, &message)
 }
 
@@ -108,15 +102,10 @@ pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error
     let body: Edit = request.json(app.config.server.body_bytes_max).await?;
     let content = checked_content(&app, body.content)?;
     let caller = request.caller()?;
-    let message = messages::edit(
-        &app.database,
-        &app.caches,
-        caller.tenant(),
-        caller.user_id(),
-        id,
-        &content,
-    )
-    .await?;
+    let message = app
+        .messages
+        .edit(caller.tenant(), caller.user_id(), id, &content)
+        .await?;
     response::json(StatusCode::OK, &message)
 }
 
@@ -127,7 +116,7 @@ pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error
 pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
-    let message = messages::mark_read(&app.database, &app.caches, caller.tenant(), caller.user_id(), id).await?;
+    let message = app.messages.mark_read(caller.tenant(), caller.user_id(), id).await?;
     response::json(StatusCode::OK, &message)
 }
 
@@ -138,7 +127,7 @@ pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Erro
 pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
-    messages::delete(&app.database, &app.caches, caller.tenant(), caller.user_id(), id).await?;
+    app.messages.delete(caller.tenant(), caller.user_id(), id).await?;
     Ok(response::no_content())
 }
 

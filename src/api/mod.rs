@@ -29,20 +29,22 @@ use postgres_types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::accounts::caches::Caches;
 use crate::accounts::devices::Devices;
 use crate::accounts::limits::Limits;
 use crate::accounts::loader::Loader;
 use crate::accounts::password::Passwords;
 use crate::accounts::sessions::Sessions;
 use crate::accounts::tickets::Tickets;
-use crate::accounts::users::{self as account_users, UserType};
+use crate::accounts::users::{self as account_users, UserType, Users};
 use crate::config::Config;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 
+use crate::feature::cache;
+use crate::live::gate::TailGate;
 use crate::live::hub::Hub;
 use crate::live::presence::Presence;
+use crate::messages::Messages;
 use crate::postgres::Database;
 use crate::redis::store::{Store, View};
 use crate::route::rule::Rule;
@@ -74,8 +76,10 @@ pub struct App {
     pub devices: Devices,
     /// Tells the types of users who may act.
     pub active: Loader<(Tenant, Uuid), UserType>,
-    /// Remembers what the change stream keeps right.
-    pub caches: Caches,
+    /// Users, with their cache.
+    pub users: Users,
+    /// Messages, with their caches.
+    pub messages: Messages,
     /// Who is here.
     pub presence: Presence,
     /// Reads the streams.
@@ -127,15 +131,21 @@ impl App {
         let cursors = previous.fold(CursorKey::derive(config.auth.jwt_secret.expose()), |key, secret| {
             key.or_previous(secret.expose())
         });
-        let caches = Caches::new(
-            database.clone(),
-            store.clone(),
-            &config,
+        let gate = TailGate::new(
             hub.freshness(),
-            metrics.clone(),
+            Duration::from_secs(config.health.freshness_bound_seconds),
+            store.clone(),
         );
-        if let Some(listener) = caches.listener() {
-            hub.lead(listener);
+        let is_open = gate.clone();
+        let settings = cache::Settings::new(&config.cache, Arc::new(move || is_open.is_open()), metrics.clone());
+        let users = Users::new(database.clone(), &settings);
+        let messages = Messages::new(database.clone(), &settings);
+        if config.cache.ttl_seconds > 0 {
+            hub.set_listeners(vec![
+                Arc::new(users.clone()),
+                Arc::new(messages.clone()),
+                Arc::new(gate),
+            ]);
         }
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
@@ -143,7 +153,13 @@ impl App {
             sessions: Sessions::new(store.clone(), &config),
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
-            devices: Devices::new(database.clone(), &config, hub.freshness(), metrics.cache.clone()),
+            devices: Devices::new(
+                database.clone(),
+                users.clone(),
+                &config,
+                hub.freshness(),
+                metrics.cache.clone(),
+            ),
             active: account_users::types(database.clone()),
             presence: Presence::new(&config, store.operations().clone())?,
             incoming: Incoming {
@@ -155,11 +171,12 @@ impl App {
                     .chain(config.routes.iter().cloned())
                     .collect(),
                 prefetch: Prefetch::default(),
-                statuses: Statuses::new(database.clone(), caches.clone(), store.clone(), stop.clone()),
+                statuses: Statuses::new(messages.clone(), store.clone(), stop.clone()),
                 never_synced: incoming::never_synced(database.clone()),
             },
             metadata: Metadata::default(),
-            caches,
+            users,
+            messages,
             database,
             config,
             store,

@@ -6,10 +6,12 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::accounts::devices::{self, DeviceType, Named};
+use crate::accounts::devices::{self, DeviceInfo, DeviceType};
 use crate::accounts::limits::Limit;
+use crate::accounts::login::{self, Credentials, Login, Verifier};
+use crate::accounts::names;
 use crate::accounts::sessions::{Client, Granted, RefreshToken};
-use crate::accounts::users::{self, Login, NewUser, UserType};
+use crate::accounts::users::{self, NewUser, UserType};
 use crate::api::App;
 use crate::api::auth::WebPrincipal;
 use crate::http::error::{Code, Error};
@@ -35,7 +37,7 @@ struct DeviceBody {
     public_key: Option<String>,
 }
 
-impl From<DeviceBody> for Named {
+impl From<DeviceBody> for DeviceInfo {
     fn from(body: DeviceBody) -> Self {
         Self {
             id: body.id,
@@ -79,8 +81,17 @@ pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Erro
     let device = named(body.device)?;
     let tenant = tenant?;
     let attempt = app.limits.attempt(&tenant, &name, request.address);
-    let checks = (&app.passwords, &app.limits);
-    let login = users::verify_password(&app.database, checks, &attempt, &tenant, &name, &password).await?;
+    let verifier = Verifier {
+        database: &app.database,
+        passwords: &app.passwords,
+        limits: &app.limits,
+    };
+    let credentials = Credentials {
+        tenant: &tenant,
+        name: &name,
+        password: &password,
+    };
+    let login = verifier.verify(&attempt, credentials).await?;
     log_in(&app, &request, StatusCode::OK, &login, device.as_ref()).await
 }
 
@@ -100,7 +111,7 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
         email,
         password: Some(required("password", body.password)?),
     };
-    users::check(&new)?;
+    names::check(&new)?;
     let device = named(body.device)?;
     let tenant = tenant?;
     // Also says whether Redis is there for the session, before anybody is made.
@@ -118,8 +129,8 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
     log_in(&app, &request, StatusCode::CREATED, &login, device.as_ref()).await
 }
 
-fn named(body: Option<DeviceBody>) -> Result<Option<Named>, Error> {
-    let device = body.map(Named::from);
+fn named(body: Option<DeviceBody>) -> Result<Option<DeviceInfo>, Error> {
+    let device = body.map(DeviceInfo::from);
     if let Some(device) = &device {
         device.check()?;
     }
@@ -132,15 +143,12 @@ async fn log_in(
     request: &Request,
     status: StatusCode,
     login: &Login,
-    device: Option<&Named>,
+    device: Option<&DeviceInfo>,
 ) -> Result<Response, Error> {
     let device = match device {
-        Some(named) => Some(devices::welcome(&app.database, login, named, app.config.auth.devices_max).await?),
+        Some(named) => Some(app.devices.register(login, named, app.config.auth.devices_max).await?),
         None => None,
     };
-    if device.as_ref().is_some_and(|device| device.is_new) {
-        app.caches.invalidate_user(&login.tenant.name, login.id);
-    }
     let device_id = device.as_ref().map(|device| &*device.device.device_id);
     let granted = app
         .sessions
@@ -195,7 +203,7 @@ async fn continued(
     };
     let (tenant, user) = (owner.tenant, owner.user);
     // Before the token is taken, so that without Postgres it stays good.
-    let Some(login) = users::active(&app.database, &tenant, user).await? else {
+    let Some(login) = login::active(&app.database, &tenant, user).await? else {
         app.sessions.end_all(&tenant, user, None).await?;
         return Ok(None);
     };

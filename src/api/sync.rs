@@ -139,8 +139,7 @@ pub(crate) async fn upload(
     );
     let changed = uploaded.results.iter().filter(|result| result.table.is_none());
     let changed = changed.filter_map(|result| Uuid::try_parse(result.id.as_deref()?).ok());
-    app.caches.invalidate_messages(&device.tenant.name, changed);
-    app.caches.invalidate_counts(&device.tenant.name, [device.user_id]);
+    app.messages.uploaded(&device.tenant, device.user_id, changed);
     report(app, device, pending).await;
     show_contested(app, device, &mut uploaded.results).await;
     Ok(uploaded)

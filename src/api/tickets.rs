@@ -149,7 +149,7 @@ pub(crate) async fn check_own(app: &App, caller: &Principal, stream: &Stream) ->
             false => Error::new(Code::NotFound, "device not found"),
         }),
         (Stream::Web(wanted), _) => {
-            app.caches.user(tenant, *wanted).await?;
+            app.users.get(tenant, *wanted).await?;
             Err(Error::new(
                 Code::Forbidden,
                 "this is another user's stream, or not for users of this kind",

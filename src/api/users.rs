@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use uuid::Uuid;
 
-use crate::accounts::users::{self, Filter, User, UserType};
+use crate::accounts::users::{Among, Filter, User, UserType};
 use crate::api::App;
 use crate::http::error::Error;
 use crate::http::request::{PAGE_MAX, Request};
@@ -20,7 +20,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let query = &request.query;
     let tenant = request.caller()?.tenant();
     let among = match query.parsed("status", "true or false")? {
-        Some(is_present) => Some((is_present, present(&app, &tenant.name).await)),
+        Some(true) => Some(Among::These(present(&app, &tenant.name).await)),
+        Some(false) => Some(Among::Others(present(&app, &tenant.name).await)),
         None => None,
     };
     let filter = Filter {
@@ -30,7 +31,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         // The seed's clients know no pages.
         page: query.page(PAGE_MAX)?,
     };
-    let mut found = users::list(&app.database, Some(&app.caches), tenant, &filter).await?;
+    let mut found = app.users.list(tenant, &filter).await?;
     add_presence(&app, &tenant.name, &mut found.rows).await;
     response::page("users", &found, &filter.page)
 }
@@ -42,7 +43,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "user")?;
     let tenant = request.caller()?.tenant();
-    let mut user = app.caches.user(tenant, id).await?;
+    let mut user = app.users.get(tenant, id).await?;
     add_presence(&app, &tenant.name, std::slice::from_mut(&mut user)).await;
     response::json(StatusCode::OK, &user)
 }

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead as _, IsTerminal as _};
 
 use anyhow::{Context, Result, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -34,7 +35,7 @@ enum Verb {
         #[arg(long)]
         tenant: Option<String>,
         /// Only users of this type
-        #[arg(long = "type", value_enum)]
+        #[arg(long = "type", value_parser = user_type())]
         user_type: Option<UserType>,
     },
     /// Set a user's password; their sessions end, and with them their streams
@@ -76,7 +77,7 @@ struct Create {
     #[arg(long)]
     username: String,
     /// A web user logs in; a mobile user has a phone
-    #[arg(long = "type", value_enum)]
+    #[arg(long = "type", value_parser = user_type())]
     user_type: UserType,
     /// Another name to log in with
     #[arg(long)]
@@ -196,6 +197,11 @@ impl Create {
     }
 }
 
+fn user_type() -> impl TypedValueParser<Value = UserType> {
+    PossibleValuesParser::new([UserType::Web.as_str(), UserType::Mobile.as_str()])
+        .try_map(|text| text.parse::<UserType>())
+}
+
 async fn list(global: &Global, config: &Config, tenant: Option<String>, user_type: Option<UserType>) -> Result<()> {
     let (database, tenant) = known_tenant(config, tenant).await?;
     let mut found: Vec<users::User> = Vec::new();
@@ -211,7 +217,7 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user_typ
             among: None,
             page: Page { limit: PAGE, start },
         };
-        let page = users::list(&database, None, &tenant, &filter).await?;
+        let page = users::list(&database, &tenant, &filter).await?;
         found.extend(page.rows);
         if !page.has_more {
             break;

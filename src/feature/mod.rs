@@ -1,6 +1,7 @@
 //! What the features (accounts, messages, state, sync) have in common: the error that a request can meet, pages of lists,
 //! and checks of texts from outside.
 
+pub mod cache;
 mod check;
 mod page;
 

@@ -140,7 +140,7 @@ struct Shared {
     count: AtomicUsize,
     freshness: watch::Sender<Freshness>,
     device_changes: broadcast::Sender<DeviceChange>,
-    listener: OnceLock<Arc<dyn ChangeListener>>,
+    listeners: OnceLock<Vec<Arc<dyn ChangeListener>>>,
     heard: Arc<PushCandidates>,
     queue_max: usize,
 }
@@ -222,7 +222,7 @@ impl Hub {
             count: AtomicUsize::new(0),
             freshness: watch::Sender::default(),
             device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
-            listener: OnceLock::new(),
+            listeners: OnceLock::new(),
             heard: Arc::default(),
             queue_max,
         }))
@@ -284,7 +284,7 @@ impl Hub {
     pub(crate) fn has_readers(&self) -> bool {
         self.subscribers() > 0
             || self.0.device_changes.receiver_count() > 0
-            || self.listener().is_some()
+            || !self.listeners().is_empty()
             || self.0.heard.is_listening()
     }
 
@@ -293,14 +293,13 @@ impl Hub {
         &self.0.heard
     }
 
-    /// Lets somebody know of each change first. There can be one.
-    pub fn lead(&self, listener: Arc<dyn ChangeListener>) {
-        let _is_there = self.0.listener.set(listener);
+    /// Sets the listeners that receive each change, in this order, before any reader. Only the first call has an effect.
+    pub fn set_listeners(&self, listeners: Vec<Arc<dyn ChangeListener>>) {
+        self.0.listeners.set(listeners).ok();
     }
 
-    /// Who knows of each change first.
-    pub(crate) fn listener(&self) -> Option<&Arc<dyn ChangeListener>> {
-        self.0.listener.get()
+    pub(crate) fn listeners(&self) -> &[Arc<dyn ChangeListener>] {
+        self.0.listeners.get().map_or(&[], Vec::as_slice)
     }
 
     /// Notes whether the live tail is there.
@@ -370,7 +369,7 @@ impl Hub {
 
     /// Sends everybody back to the streams.
     pub(crate) fn deliver_gap(&self) {
-        if let Some(listener) = self.listener() {
+        for listener in self.listeners() {
             listener.lost();
         }
         self.tell_device_change(DeviceChange::Any);
@@ -484,7 +483,7 @@ mod tests {
     fn who_remembers_rows_hears_of_a_change_before_any_reader() {
         let hub = Hub::new(16);
         let memory = Arc::new(Memory::default());
-        hub.lead(memory.clone());
+        hub.set_listeners(vec![memory.clone()]);
         let user = Uuid::from_u128(1);
         *memory.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(hub.subscribe("acme", user));
         let notices =
@@ -529,7 +528,7 @@ mod tests {
     fn a_gap_is_told_to_all_who_rely_on_hearing_everything() {
         let hub = Hub::new(16);
         let memory = Arc::new(Memory::default());
-        hub.lead(memory.clone());
+        hub.set_listeners(vec![memory.clone()]);
         let mut devices = hub.device_changes();
         hub.heard().listen(Some((["new_message".to_owned()].into(), 10)));
         let mut reader = hub.subscribe("acme", Uuid::nil());

@@ -1,6 +1,7 @@
 //! Live delivery: the tail of the live stream, its fan-out to the readers of this process, and presence.
 
 pub mod feed;
+pub mod gate;
 pub mod hub;
 pub mod presence;
 pub mod tail;

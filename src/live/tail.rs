@@ -62,6 +62,13 @@ impl Notice {
     }
 }
 
+impl Notice {
+    /// The row's id, if it is a UUID.
+    pub fn row_uuid(&self) -> Option<Uuid> {
+        Uuid::try_parse(self.row_id.as_deref()?).ok()
+    }
+}
+
 impl From<Entry> for Notice {
     fn from(entry: Entry) -> Self {
         Self {
@@ -294,7 +301,7 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
             (notice, users)
         })
         .collect();
-    if let Some(listener) = hub.listener() {
+    for listener in hub.listeners() {
         for (notice, users) in &notices {
             listener.changed(&tenant, notice, users.as_deref());
         }

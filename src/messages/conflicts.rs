@@ -1,8 +1,8 @@
-//! Conflicts: messages that a device changed upon an older version than the row's. Both versions are kept; under
-//! `sync.conflict_strategy: manual` the user who made the change decides.
+//! Conflicts: a device changed a message based on an older version than the row's. Both versions are kept; under
+//! `sync.conflict_strategy: manual` the user who made the change resolves the conflict.
 //!
-//! An open conflict reaches all devices and pages of its user by its row, like everything else, and leaves them when it
-//! is resolved. What is resolved stays in the table, as do those that `last_write_wins` decided by itself.
+//! An open conflict is a row that all devices and pages of its user receive, and that they remove when it is resolved.
+//! Resolved conflicts stay in the table, including those that `last_write_wins` resolved.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -14,28 +14,26 @@ use crate::core::page::{Page, Rows};
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature::{self, Error};
+use crate::messages::Messages;
 use crate::postgres::{Database, sql};
 
 /// A conflict as the API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Conflict {
-    /// Its id.
     pub id: Uuid,
-    /// The message.
     pub message_id: Uuid,
-    /// The user who changed it.
+    /// The user whose device made the change.
     pub user_id: Uuid,
-    /// The device on which they did.
     pub device_id: Option<String>,
-    /// The version that the device had seen; 0 when it did not know that there was one.
+    /// The version on which the change is based; 0 for a creation.
     pub base_version: i64,
-    /// The message as the device wanted it; `op` says what it did: `create`, `edit` or `delete`.
+    /// The message as the device sent it; `op` is `create`, `edit` or `delete`.
     pub client_version: Value,
     /// The message as it was when the device's change arrived.
     pub server_version: Value,
     /// The message as it is now; null when it was deleted.
     pub message: Option<Value>,
-    /// What was in force: `last_write_wins` or `manual`.
+    /// The strategy in force: `last_write_wins` or `manual`.
     pub strategy: String,
     /// `client`, `server` or `merged`; null while it is open.
     pub resolution: Option<String>,
@@ -43,7 +41,6 @@ pub struct Conflict {
     pub resolved_by: Option<Uuid>,
     /// When the device's change arrived.
     pub created_at: Timestamp,
-    /// When it was resolved.
     pub resolved_at: Option<Timestamp>,
 }
 
@@ -67,21 +64,20 @@ impl Conflict {
     }
 }
 
-/// What to list.
+/// Which conflicts to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// Only one.
     pub id: Option<Uuid>,
     /// Only open ones, or only resolved ones.
     pub is_open: Option<bool>,
-    /// Which part of the list.
     pub page: Page,
 }
 
 /// A page of a user's conflicts, newest first by `(created_at, id)`.
 ///
 /// # Errors
-/// [`Error::Invalid`] when the page is beside no conflict of the user's; when Postgres cannot be asked.
+/// [`Error::Invalid`] when the row of `before` or `after` is no conflict of the user.
 pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Filter) -> Result<Rows<Conflict>, Error> {
     let page = &filter.page;
     let (place, is_after) = (feature::page_row_id(page)?, page.is_after());
@@ -102,24 +98,25 @@ pub async fn list(database: &Database, tenant: &Tenant, user: Uuid, filter: &Fil
     feature::read_page(&rows, page, is_after, Conflict::from_row)
 }
 
-/// How a conflict is to end.
+/// The decision about a conflict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
-    /// The device's version stands.
+    /// The device's version replaces the message.
     Client,
-    /// The message stays as it is.
+    /// The message does not change.
     Server,
-    /// The message gets this text, which the caller has checked.
+    /// The message gets this content, which the caller has checked.
     Merged(String),
 }
 
-/// Resolves a user's conflict. A repeat in the same way changes nothing. `base` is the version of the message upon which
-/// the user decided; without it, the one in the conflict.
+/// Resolves a user's conflict. A repetition with the same resolution changes nothing. `base` is the version of the message
+/// on which the decision is based, by default the one in the conflict.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::Forbidden`] for another user's, [`Error::Conflict`] when it was resolved otherwise, or the message has changed since.
+/// [`Error::NotFound`], [`Error::Forbidden`] for another user's conflict, [`Error::Conflict`] when it was resolved in another
+/// way or the message has changed since.
 pub async fn resolve(
-    database: &Database,
+    messages: &Messages,
     tenant: &Tenant,
     user: Uuid,
     id: Uuid,
@@ -131,7 +128,8 @@ pub async fn resolve(
         Resolution::Server => ("server", None),
         Resolution::Merged(text) => ("merged", Some(text.as_str())),
     };
-    let row = database
+    let row = messages
+        .database()
         .query_opt(
             &sql!("messages/conflict_resolve", tenant),
             &[
@@ -143,13 +141,13 @@ pub async fn resolve(
             ],
         )
         .await?
-        .ok_or_else(|| Error::Internal("resolving a conflict gave no row".into()))?;
+        .ok_or_else(|| Error::Internal("resolving a conflict returned no row".into()))?;
     match (row.try_get("outcome")?, row.try_get::<_, Option<i64>>("version")?) {
         ("resolved", _) => {}
         ("closed", _) => return Err(Error::Conflict("the conflict was resolved in another way".into())),
         ("moved", Some(version)) => {
             return Err(Error::Conflict(format!(
-                "the message is at version {version} by now: look at it, and resolve with base_version {version}"
+                "the message has version {version}: read it and resolve with base_version {version}"
             )));
         }
         ("moved", None) => return Err(Error::Conflict("the message was deleted".into())),
@@ -161,6 +159,8 @@ pub async fn resolve(
         is_open: None,
         page: Page::first(1),
     };
-    let mut conflicts = list(database, tenant, user, &one).await?.rows;
-    conflicts.pop().ok_or(Error::NotFound("conflict"))
+    let mut conflicts = list(messages.database(), tenant, user, &one).await?.rows;
+    let conflict = conflicts.pop().ok_or(Error::NotFound("conflict"))?;
+    messages.invalidate(tenant, [conflict.message_id], &[user]);
+    Ok(conflict)
 }

@@ -1,14 +1,15 @@
-//! A pooled connection, and the statements that it has prepared.
+//! A pooled connection and its prepared statements.
 //!
-//! A statement names its tenant's schema, so each tenant has statements of its own, and a connection that kept all of them
-//! would hold tenants × statements in Postgres' memory. So a connection keeps those that it ran last, up to a bound, and
-//! prepares one when it sees it for the second time: of a thousand tenants that rarely ask, none costs a preparation.
+//! A statement names its tenant's schema, so a connection that kept all prepared statements would hold tenants × statements
+//! in the memory of Postgres. A connection therefore keeps the statements that it ran last, up to a bound, and prepares a
+//! statement when it runs for the second time: rarely used tenants cost no preparation.
 
-use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
+use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
@@ -16,13 +17,14 @@ use tokio_postgres::{Row, Statement};
 
 use crate::net::postgres::Server;
 use crate::postgres::Param;
+use crate::telemetry;
 
-/// Makes the pool's connections.
+/// Opens the connections of the pool.
 #[derive(Debug)]
 pub struct Manager {
     pub(crate) config: tokio_postgres::Config,
     pub(crate) server: Server,
-    /// Most statements that a connection keeps.
+    /// Most prepared statements of a connection.
     pub(crate) statements_max: usize,
 }
 
@@ -34,7 +36,7 @@ impl managed::Manager for Manager {
         let (client, connection) = self.config.connect(self.server.clone()).await?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::warn!(%error, "a Postgres connection broke");
+                tracing::warn!(cause = telemetry::chain(&error), "Postgres connection lost");
             }
         });
         Ok(Connection {
@@ -61,31 +63,24 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Runs a statement that comes often, prepared if it was here before.
+    /// Runs a frequent statement, prepared from its second time on.
     pub(crate) async fn query_often(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, tokio_postgres::Error> {
-        // Not held while Postgres is asked.
-        let seen = self.statements.lock().unwrap_or_else(PoisonError::into_inner).see(sql);
-        let statement = match seen {
-            Seen::First => None,
-            Seen::Again => {
+        // The lock is not held across a round trip.
+        let found = self.statements.lock().lookup(sql);
+        let statement = match found {
+            Lookup::New => return self.client.query_typed(sql, params).await,
+            Lookup::Unprepared => {
                 let types: Vec<Type> = params.iter().map(|(_, ty)| ty.clone()).collect();
                 let statement = self.client.prepare_typed(sql, &types).await?;
-                let mut statements = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
-                statements.keep(sql, statement.clone());
-                Some(statement)
+                self.statements.lock().set_prepared(sql, statement.clone());
+                statement
             }
-            Seen::Kept(statement) => Some(statement),
-        };
-        let Some(statement) = statement else {
-            return self.client.query_typed(sql, params).await;
+            Lookup::Prepared(statement) => statement,
         };
         let values: Vec<&(dyn ToSql + Sync)> = params.iter().map(|(value, _)| *value).collect();
         match self.client.query(&statement, &values).await {
             Err(error) if is_outdated(&error) => {
-                self.statements
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .forget(sql);
+                self.statements.lock().remove(sql);
                 self.client.query_typed(sql, params).await
             }
             result => result,
@@ -113,8 +108,8 @@ impl Drop for Connection {
     }
 }
 
-/// Whether a prepared statement no longer fits: its table has changed, or a pooler between us and Postgres gave us
-/// another session. Postgres says so before it does anything, so the statement can run in another way.
+/// Whether a prepared statement is invalid: its table has changed, or a connection pooler assigned another session. Postgres
+/// reports this before it executes anything, so the statement can run unprepared.
 fn is_outdated(error: &tokio_postgres::Error) -> bool {
     let Some(refusal) = error.as_db_error() else {
         return false;
@@ -124,74 +119,52 @@ fn is_outdated(error: &tokio_postgres::Error) -> bool {
         || (*code == SqlState::FEATURE_NOT_SUPPORTED && refusal.routine() == Some("RevalidateCachedQuery"))
 }
 
-/// Whether a statement was run here before.
+/// What a connection has recorded of a statement.
 #[derive(Debug, PartialEq, Eq)]
-enum Seen<T> {
-    /// Not lately.
-    First,
-    /// Yes, and nothing is kept of it.
-    Again,
-    /// Yes, and this is kept.
-    Kept(T),
+enum Lookup<T> {
+    /// It did not run here lately.
+    New,
+    /// It ran here and is not prepared.
+    Unprepared,
+    Prepared(T),
 }
 
-/// What was run last, up to a bound.
+/// The statements that a connection ran last, up to a bound.
 #[derive(Debug)]
-struct Recent<T> {
-    entries: HashMap<Box<str>, Entry<T>>,
-    max: usize,
-    /// Counts uses.
-    clock: u64,
-}
-
-#[derive(Debug)]
-struct Entry<T> {
-    used: u64,
-    kept: Option<T>,
-}
+struct Recent<T>(Option<LruCache<Box<str>, Option<T>>>);
 
 impl<T: Clone> Recent<T> {
+    /// With a bound of 0 nothing is prepared.
     fn new(max: usize) -> Self {
-        Self {
-            entries: HashMap::new(),
-            max,
-            clock: 0,
-        }
+        Self(NonZeroUsize::new(max).map(LruCache::new))
     }
 
-    /// Notes that a statement runs; what was used least recently makes room for a new one.
-    fn see(&mut self, sql: &str) -> Seen<T> {
-        if self.max == 0 {
-            return Seen::First;
-        }
-        self.clock += 1;
-        if let Some(entry) = self.entries.get_mut(sql) {
-            entry.used = self.clock;
-            return match &entry.kept {
-                Some(kept) => Seen::Kept(kept.clone()),
-                None => Seen::Again,
-            };
-        }
-        if self.entries.len() >= self.max {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used);
-            if let Some(oldest) = oldest.map(|(sql, _)| sql.clone()) {
-                // Dropped, it is closed in Postgres as well.
-                self.entries.remove(&oldest);
+    /// Records that a statement runs. A new one evicts the least recently used one, which closes it in Postgres.
+    fn lookup(&mut self, sql: &str) -> Lookup<T> {
+        let Some(entries) = &mut self.0 else {
+            return Lookup::New;
+        };
+        match entries.get(sql) {
+            Some(Some(prepared)) => Lookup::Prepared(prepared.clone()),
+            Some(None) => Lookup::Unprepared,
+            None => {
+                entries.put(sql.into(), None);
+                Lookup::New
             }
         }
-        let used = self.clock;
-        self.entries.insert(sql.into(), Entry { used, kept: None });
-        Seen::First
     }
 
-    fn keep(&mut self, sql: &str, kept: T) {
-        if let Some(entry) = self.entries.get_mut(sql) {
-            entry.kept = Some(kept);
+    /// Keeps a prepared statement, unless its entry was evicted meanwhile.
+    fn set_prepared(&mut self, sql: &str, prepared: T) {
+        if let Some(entry) = self.0.as_mut().and_then(|entries| entries.peek_mut(sql)) {
+            *entry = Some(prepared);
         }
     }
 
-    fn forget(&mut self, sql: &str) {
-        self.entries.remove(sql);
+    fn remove(&mut self, sql: &str) {
+        if let Some(entries) = &mut self.0 {
+            entries.pop(sql);
+        }
     }
 }
 
@@ -200,29 +173,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_statements_used_last_are_kept() {
+    fn statements_beyond_the_bound_evict_the_least_recent() {
         let mut recent = Recent::new(2);
-        assert_eq!(recent.see("a"), Seen::First);
-        assert_eq!(recent.see("a"), Seen::Again);
-        recent.keep("a", 1);
-        assert_eq!(recent.see("b"), Seen::First);
-        assert_eq!(recent.see("a"), Seen::Kept(1));
-        // Makes room by the one used least recently.
-        assert_eq!(recent.see("c"), Seen::First);
-        assert_eq!(recent.see("a"), Seen::Kept(1));
-        assert_eq!(recent.see("b"), Seen::First);
-        assert_eq!(recent.entries.len(), 2);
-        // What has gone meanwhile is not kept beyond the bound.
-        recent.keep("c", 2);
-        assert_eq!(recent.entries.len(), 2);
-        recent.forget("a");
-        assert_eq!(recent.see("a"), Seen::First);
+        assert_eq!(recent.lookup("a"), Lookup::New);
+        assert_eq!(recent.lookup("a"), Lookup::Unprepared);
+        recent.set_prepared("a", 1);
+        assert_eq!(recent.lookup("b"), Lookup::New);
+        assert_eq!(recent.lookup("a"), Lookup::Prepared(1));
+        assert_eq!(recent.lookup("c"), Lookup::New);
+        assert_eq!(recent.lookup("a"), Lookup::Prepared(1));
+        assert_eq!(recent.lookup("b"), Lookup::New);
+        // `c` was evicted while it was prepared.
+        recent.set_prepared("c", 2);
+        assert_eq!(recent.lookup("c"), Lookup::New);
+        recent.remove("c");
+        assert_eq!(recent.lookup("c"), Lookup::New);
     }
 
     #[test]
-    fn a_bound_of_none_keeps_nothing() {
+    fn bound_of_zero_prepares_nothing() {
         let mut recent: Recent<u8> = Recent::new(0);
-        assert_eq!(recent.see("a"), Seen::First);
-        assert_eq!(recent.see("a"), Seen::First);
+        assert_eq!(recent.lookup("a"), Lookup::New);
+        assert_eq!(recent.lookup("a"), Lookup::New);
     }
 }

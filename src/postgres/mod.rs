@@ -1,12 +1,12 @@
-//! Ordinary SQL: the pool, what can go wrong with it, and running a statement in a tenant's schema.
+//! Ordinary SQL: the connection pool, its errors, and statements in a tenant's schema.
 //!
 //! Statements live in `sql/<feature>/*.sql`, one a file, and name a tenant's schema by the placeholder `{schema}`
-//! ([`Statement::in_schema`]). They run as unnamed typed statements: one round trip each, planned for their values. The few
-//! that come with every request and find rows by a key are prepared, within a bound ([`connection`]). Only DDL that takes
-//! names, which no parameter can carry, is put together in code, from quoted identifiers.
+//! ([`Statement::in_schema`]). They run as unnamed typed statements: one round trip each, planned for their values. Frequent
+//! statements that find rows by a key are prepared, within a bound ([`connection`]). Only DDL, whose names cannot be
+//! parameters, is composed in code, from quoted identifiers.
 //!
-//! Every session prints values as the replication connection does, in UTC, and has timeouts for a statement, for a lock and
-//! for a transaction that nobody goes on with. `search_path` is left alone: each name is qualified.
+//! Every session formats values as the replication connection does, in UTC, and has timeouts for statements, locks and idle
+//! transactions. `search_path` is not set: each name is qualified.
 
 pub mod connection;
 mod error;
@@ -35,33 +35,32 @@ pub use error::Error;
 pub use statement::Statement;
 pub(crate) use statement::sql;
 
-/// How long a pooled connection counts as alive after it was taken last.
+/// A pooled connection used within this time is not checked.
 const TRUSTED: Duration = Duration::from_secs(1);
 
-/// How long a pooled connection may take for a sign of life before it is given up.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// Timeout of the check of a pooled connection.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a statement may take beyond the time after which Postgres ends it: then nobody is there to end it.
+/// Time beyond `statement_timeout` after which the client gives a statement up: the server does not respond.
 const STATEMENT_GRACE: Duration = Duration::from_secs(2);
 
-/// A connection out of the pool; dropping it gives it back.
+/// A connection of the pool; dropping it returns it.
 pub type Client = Object<Manager>;
 
-/// A parameter and its type, as [`Database::query`] and tokio-postgres' typed statements take it.
+/// A parameter and its type.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// How a pool is used, in connections.
+/// Usage of the pool, in connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolUse {
-    /// Made, and free.
+    /// Open and free.
     pub idle: usize,
-    /// Taken, or being made.
+    /// In use, or being opened.
     pub in_use: usize,
-    /// Most at once.
     pub max: usize,
-    /// Who waits for one.
+    /// Callers that wait for one.
     pub waiting: usize,
-    /// Times that work took one.
+    /// Number of checkouts.
     pub taken: u64,
 }
 
@@ -73,18 +72,14 @@ pub struct Database {
     server: Server,
     connect_timeout: Duration,
     statement_timeout: Duration,
-    /// What Postgres is asked.
     operations: Operations,
-    /// How long a connection was waited for, its making and checking included.
+    /// Time until a connection was available, opening and checking included.
     waits: Histogram,
     taken: Arc<AtomicU64>,
 }
 
 impl Database {
-    /// Makes the pool and checks that one connection works. The other connections are made when they are needed.
-    ///
-    /// # Errors
-    /// When the URL is malformed or Postgres cannot be reached with it.
+    /// Creates the pool and checks one connection. The other connections are opened on demand.
     pub async fn connect(settings: &config::Postgres) -> anyhow::Result<Self> {
         let server = Server::parse(settings.url.expose()).context("key `postgres.url`")?;
         let mut config = server.config().clone();
@@ -116,21 +111,21 @@ impl Database {
             .recycle_timeout(Some(timeout))
             .runtime(Runtime::Tokio1)
             .pre_recycle(Hook::async_fn(|client: &mut Connection, metrics| {
-                // A half-open connection looks idle; one that was in use just now has shown that it lives.
+                // A half-open connection looks idle.
                 let is_trusted = metrics.last_used() < TRUSTED;
                 Box::pin(async move {
                     if is_trusted {
                         return Ok(());
                     }
-                    match tokio::time::timeout(SIGN_OF_LIFE, client.simple_query("")).await {
+                    match tokio::time::timeout(CHECK_TIMEOUT, client.simple_query("")).await {
                         Ok(Ok(_)) => Ok(()),
                         Ok(Err(error)) => Err(HookError::Backend(error)),
-                        Err(_) => Err(HookError::message("no sign of life")),
+                        Err(_) => Err(HookError::message("the connection does not respond")),
                     }
                 })
             }))
             .build()
-            .context("cannot make the Postgres connection pool")?;
+            .context("cannot create the Postgres connection pool")?;
         let statement_timeout = Duration::from_secs(settings.query_timeout_seconds) + STATEMENT_GRACE;
         let database = Self {
             pool,
@@ -146,16 +141,13 @@ impl Database {
         database.check().await.with_context(|| {
             format!(
                 "cannot use Postgres at {}; check that it runs and `postgres.url` (or DATABASE_URL)",
-                database.place()
+                database.address()
             )
         })?;
         Ok(database)
     }
 
-    /// A connection out of the pool.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] when none comes free, or none can be made, within `postgres.connect_timeout_seconds`.
+    /// A connection of the pool, within `postgres.connect_timeout_seconds`.
     pub async fn get(&self) -> Result<Client, Error> {
         self.taken.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
@@ -164,13 +156,9 @@ impl Database {
         Ok(client?)
     }
 
-    /// A connection of its own, outside of the pool and without timeouts, for work that holds session locks: they end
-    /// with it, however the work ends.
-    ///
-    /// # Errors
-    /// When Postgres cannot be reached.
+    /// A connection outside of the pool and without timeouts, for work that holds session locks: dropping it releases them.
     pub async fn connect_dedicated(&self) -> Result<tokio_postgres::Client, Error> {
-        // The setting in `config` is for the socket alone; who takes it and says nothing is given up, too.
+        // The timeout in `config` covers the socket only, not a server that accepts and does not respond.
         let connecting = tokio::time::timeout(self.connect_timeout, self.config.connect(self.server.clone()));
         let (client, connection) = match connecting.await {
             Ok(connected) => connected.map_err(|error| match error.as_db_error() {
@@ -184,7 +172,7 @@ impl Database {
         };
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::warn!(cause = crate::telemetry::chain(&error), "a Postgres connection broke");
+                tracing::warn!(cause = crate::telemetry::chain(&error), "Postgres connection lost");
             }
         });
         client
@@ -195,20 +183,14 @@ impl Database {
         Ok(client)
     }
 
-    /// Runs one statement in one round trip and gives all its rows.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Runs one statement in one round trip and returns all its rows.
     pub async fn query(&self, statement: &Statement, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
         let client = self.get().await?;
         self.in_time(statement, client.query_typed(statement, params)).await
     }
 
-    /// Like [`Database::query_opt`], for a statement that comes with every request: connections keep it prepared. It must
-    /// find its rows by a key, because Postgres may keep a plan for it that knows no values.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Like [`Database::query_opt`], for a frequent statement: connections keep it prepared. It must find its rows by a key,
+    /// because Postgres may use a generic plan for it.
     pub async fn query_often(&self, statement: &Statement, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
         let client = self.get().await?;
         let rows = self.in_time(statement, client.query_often(statement, params)).await?;
@@ -232,57 +214,47 @@ impl Database {
         }
     }
 
-    /// Counts a statement that runs on a connection which the caller holds, by the name of its file.
-    ///
-    /// # Errors
-    /// Those of the statement.
+    /// Records metrics and a span of a statement that runs on a connection of the caller.
     pub async fn counted<T>(
         &self,
         statement: &Statement,
-        asking: impl Future<Output = Result<T, tokio_postgres::Error>>,
+        running: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, Error> {
         let started = Instant::now();
-        let result = asking.await.map_err(Error::from);
+        let result = running.await.map_err(Error::from);
         let failed = result.as_ref().err().map(Error::kind);
         self.ended(statement, started, failed);
         result
     }
 
-    /// A statement that began then has ended, maybe in vain.
+    /// Records a finished statement, successful or not.
     fn ended(&self, statement: &Statement, started: Instant, failed: Option<&'static str>) {
         let name = statement.name();
         self.operations.ended(name, started.elapsed(), failed);
         traces::asked("postgresql", name, started, failed);
     }
 
-    /// What Postgres was asked by this process.
+    /// Counts and durations of the statements of this process.
     pub fn operations(&self) -> &Operations {
         &self.operations
     }
 
-    /// How long connections were waited for, in seconds.
+    /// Time until connections were available, in seconds.
     pub fn waits(&self) -> &Histogram {
         &self.waits
     }
 
-    /// Runs one statement in one round trip and gives its first row.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Runs one statement in one round trip and returns its first row.
     pub async fn query_opt(&self, statement: &Statement, params: &[Param<'_>]) -> Result<Option<Row>, Error> {
         Ok(self.query(statement, params).await?.into_iter().next())
     }
 
-    /// Asks Postgres for a sign of life.
-    ///
-    /// # Errors
-    /// When it gives none.
+    /// Checks that Postgres responds.
     pub async fn check(&self) -> Result<(), Error> {
         self.get().await?.simple_query("SELECT 1").await?;
         Ok(())
     }
 
-    /// How the pool is used.
     pub fn pool_use(&self) -> PoolUse {
         let status = self.pool.status();
         PoolUse {
@@ -295,7 +267,7 @@ impl Database {
     }
 
     /// Host, port and database, without the secrets of the URL.
-    fn place(&self) -> String {
+    fn address(&self) -> String {
         let hosts: Vec<String> = self
             .config
             .get_hosts()

@@ -9,21 +9,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use postgres_types::Type;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::device_state::{self, Update};
 use super::incoming::Error;
-use crate::accounts::caches::Caches;
 use crate::accounts::devices::DevicePrincipal;
 use crate::contract::entry::{Entry, Op};
 use crate::contract::json::members;
 use crate::core::position::StreamId;
 use crate::feature;
-use crate::messages::Status;
-use crate::postgres::{Database, sql};
+use crate::messages::{Messages, Status};
 use crate::redis::store::Store;
 
 /// Messages whose statuses move in one statement, and entries looked at for it.
@@ -44,8 +41,7 @@ type Key = (String, String);
 /// Moves statuses on. Cloning shares what is under way.
 #[derive(Debug, Clone)]
 pub struct Statuses {
-    database: Database,
-    caches: Caches,
+    messages: Messages,
     store: Store,
     /// Devices whose statuses wait, each with what ends the waiting.
     behind: Arc<Mutex<HashMap<Key, Arc<Notify>>>>,
@@ -55,10 +51,9 @@ pub struct Statuses {
 
 impl Statuses {
     /// Nothing under way; what will be ends with `stop`.
-    pub fn new(database: Database, caches: Caches, store: Store, stop: CancellationToken) -> Self {
+    pub fn new(messages: Messages, store: Store, stop: CancellationToken) -> Self {
         Self {
-            database,
-            caches,
+            messages,
             store,
             behind: Arc::default(),
             permits: Arc::new(Semaphore::new(AT_ONCE_MAX)),
@@ -72,12 +67,7 @@ impl Statuses {
     /// When Postgres fails.
     pub async fn mark(&self, device: &DevicePrincipal, ids: &[Uuid]) -> Result<(), feature::Error> {
         for chunk in ids.chunks(CHUNK) {
-            let statement = sql!("sync/messages_mark_synced", device.tenant);
-            let values: [(&(dyn postgres_types::ToSql + Sync), Type); 2] =
-                [(&device.user_id, Type::UUID), (&chunk, Type::UUID_ARRAY)];
-            self.database.query(&statement, &values).await?;
-            self.caches
-                .invalidate_messages(&device.tenant.name, chunk.iter().copied());
+            self.messages.mark_synced(&device.tenant, device.user_id, chunk).await?;
         }
         Ok(())
     }

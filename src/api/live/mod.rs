@@ -421,7 +421,6 @@ impl Live {
                 Err(_) => Standing::Unknown,
             };
         };
-        app.devices.invalidate(&device.tenant.name, device.user_id).await;
         match app.devices.check_again(device).await {
             Ok(_) => Standing::Kept,
             Err(crate::feature::Error::Unauthorized(_) | crate::feature::Error::NotFound(_)) => Standing::Lost,
@@ -432,8 +431,8 @@ impl Live {
     /// How many messages a web user has not read, this one included.
     async fn unread(&self, notice: &Notice) -> Option<i64> {
         let (tenant, user) = (self.reader.tenant(), self.reader.user_id());
-        let caches = &self.app.caches;
-        caches
+        let messages = &self.app.messages;
+        messages
             .unread_count_including(tenant, user, notice.xid)
             .await
             .inspect_err(|error| tracing::warn!(cause = crate::telemetry::chain(error), "an unread count is missing"))

@@ -18,7 +18,6 @@ use crate::api::auth::{Principal, WebPrincipal};
 use crate::api::{messages as requests, presence as requests_of_presence, sync};
 use crate::http::error::{Code, Error};
 use crate::http::request::{required, uuid};
-use crate::messages;
 use crate::sync::outgoing::{ItemResult, Items, Outcome};
 
 /// Longest id of an item that its result repeats, in characters.
@@ -304,7 +303,7 @@ impl Message {
 
 /// Does what a user wants; gives the message as it is now.
 async fn by_user(app: &App, user: &WebPrincipal, item: &Value) -> Result<Option<Value>, Error> {
-    let (database, caches, tenant, id) = (&app.database, &app.caches, &user.tenant, user.user_id);
+    let (messages, tenant, id) = (&app.messages, &user.tenant, user.user_id);
     let message = match type_of(item) {
         "message" => {
             let mut wanted: Message = form(item)?;
@@ -315,16 +314,16 @@ async fn by_user(app: &App, user: &WebPrincipal, item: &Value) -> Result<Option<
                 "create" => requests::write(app, user, wanted.recipient_id, wanted.content).await?,
                 "edit" => {
                     let content = requests::checked_content(app, wanted.content.take())?;
-                    messages::edit(database, caches, tenant, id, wanted.id()?, &content).await?
+                    messages.edit(tenant, id, wanted.id()?, &content).await?
                 }
                 "delete" => {
-                    messages::delete(database, caches, tenant, id, wanted.id()?).await?;
+                    messages.delete(tenant, id, wanted.id()?).await?;
                     return Ok(None);
                 }
                 _ => return Err(Error::invalid("op", "must be one of create, edit, delete")),
             }
         }
-        "read" => messages::mark_read(database, caches, tenant, id, form::<Message>(item)?.id()?).await?,
+        "read" => messages.mark_read(tenant, id, form::<Message>(item)?.id()?).await?,
         "change" | "ack" => return Err(Error::new(Code::Forbidden, "this is for devices")),
         _ => return Err(unknown("message, read, presence")),
     };
