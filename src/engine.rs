@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::api::health::Diagnostics;
 use crate::api::{App, Parts};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::http::secure::Acceptor;
 use crate::http::server::{self, Server};
 use crate::live::hub::Hub;
@@ -22,9 +22,12 @@ use crate::postgres::{Database, migrations, publication};
 use crate::push::Waker;
 use crate::push::webhook::Webhook;
 use crate::redis::store::Store;
+use crate::replication::end::FailureCause;
+use crate::replication::epoch::Break;
 use crate::replication::report::{ReplicationStatus, ReplicatorState, Report};
 use crate::replication::{replicator, trim};
-use crate::telemetry::metrics::Metrics;
+use crate::sync::outgoing::Outcome;
+use crate::telemetry::metrics::{Labels, Metrics};
 use crate::telemetry::traces;
 
 /// Trims that may wait in the queue to the publisher.
@@ -61,11 +64,35 @@ pub fn check(config: &Config, role: Role) -> Result<()> {
     }
     net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?;
     let store = Store::new(&config.redis).context("key `redis.url`")?;
-    config.server.identity().map(Acceptor::new).transpose()?;
+    config.server.certificate_files().map(Acceptor::new).transpose()?;
     if role.replicates() {
-        Webhook::new(&config.push, store, Arc::new(Metrics::new(true)))?;
+        Webhook::new(&config.push, store, metrics(role))?;
     }
-    traces::check(&config.telemetry)
+    if let Some(client) = trace_client(&config.telemetry)? {
+        traces::check(&config.telemetry, client)?;
+    }
+    Ok(())
+}
+
+/// The client of the collector that `telemetry.otlp_endpoint` names, if any.
+///
+/// # Errors
+/// When the endpoint is malformed, or the authorities of the system cannot be read.
+pub fn trace_client(settings: &config::Telemetry) -> Result<Option<net::http::Client>> {
+    if !settings.is_enabled() {
+        return Ok(None);
+    }
+    let client = net::http::Client::new(settings.collector()?, net::tls::Roots::System, traces::TIMEOUT);
+    client.context("TLS to the collector of traces").map(Some)
+}
+
+fn metrics(role: Role) -> Arc<Metrics> {
+    let labels = Labels {
+        restart_causes: FailureCause::ALL.map(FailureCause::as_str).into(),
+        epoch_reasons: Break::KINDS.into(),
+        upload_results: Outcome::ALL.map(Outcome::as_str).into(),
+    };
+    Arc::new(Metrics::new(role.replicates(), &labels))
 }
 
 /// A running engine.
@@ -93,7 +120,7 @@ impl Engine {
         let store = Store::new(&config.redis).context("key `redis.url`")?;
         // Before anything runs, so that an occupied port leaves no work half done.
         let listener = server::listen(&config.server).await?;
-        let metrics = Arc::new(Metrics::new(role.replicates()));
+        let metrics = metrics(role);
         let mut engine = Self {
             address: listener.local_addr()?,
             parts: JoinSet::new(),
@@ -108,7 +135,7 @@ impl Engine {
         let mut config = Config::clone(&config);
         config.server.port = engine.address.port();
         let config = Arc::new(config);
-        let hub = Hub::new(config.sse.queue_events_max);
+        let hub = Hub::new(config.live.queue_events_max);
         if let Some(status) = &replication {
             let (config, database, store) = (config.clone(), database.clone(), store.clone());
             engine.start_push(Waker::new(config, database, store, &hub, metrics.clone())?, status);
@@ -203,7 +230,7 @@ impl Engine {
             .clone()
             .follow_users(database, devices, changes, stop.clone());
         let hearing = app.sessions.clone().follow_ends(stop.clone());
-        let heartbeat = Duration::from_secs(diagnostics.config.sse.heartbeat_seconds);
+        let heartbeat = Duration::from_secs(diagnostics.config.live.heartbeat_seconds);
         let looking = app.sessions.clone().recheck(heartbeat, stop.clone());
         let beating = app.hub.clone().beat(heartbeat, stop.clone());
         let presence = app

@@ -10,7 +10,7 @@ use posduif::feature::cache::Settings;
 use posduif::live::gate::TailGate;
 use posduif::live::tail::{ChangeListener as _, Freshness};
 use posduif::redis::store::{Place, Read, Store};
-use posduif::telemetry::metrics::Metrics;
+use posduif::telemetry::metrics::{Labels, Metrics};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -466,7 +466,7 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
     let settings = Settings::new(
         &config.cache,
         Arc::new(move || is_open.is_open()),
-        Arc::new(Metrics::new(false)),
+        Arc::new(Metrics::new(false, &Labels::default())),
     );
     let users = Users::new(database, &settings);
     let tenant = Tenant::named("acme").unwrap();

@@ -111,7 +111,7 @@ async fn an_inbox_that_holds_less_than_one_transaction_costs_a_snapshot_and_no_r
 
 #[tokio::test]
 async fn statuses_that_were_behind_when_the_node_ended_follow_at_the_next_node() {
-    let office = Office::with(|config| config.streams.acknowledged_keep_seconds = 0).await;
+    let office = Office::with(|config| config.streams.retention_after_ack_seconds = 0).await;
     let phone = office.phone("phone").await;
     let mut here = caught_up(&office, &phone).await;
     for _ in 0..5 {

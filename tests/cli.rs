@@ -271,7 +271,7 @@ async fn the_configuration_is_checked_and_shown_without_its_secrets() {
     for (name, value, told) in [
         ("POSDUIF__SERVER__PROT", "1", "no such key"),
         ("POSDUIF__SERVER__PORT", "eighty", "server.port"),
-        ("POSDUIF__SSE__RETRY_MS", "1", "allowed is 100 to 60000"),
+        ("POSDUIF__LIVE__RETRY_MS", "1", "allowed is 100 to 60000"),
         ("POSDUIF__AUTH__DEVICE_AUTH", "trust", "token"),
         ("POSDUIF__SERVER__PUBLIC_URL", "foo", "server.public_url"),
         ("POSDUIF__SERVER__PUBLIC_URL", "https://", "server.public_url"),

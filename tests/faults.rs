@@ -186,8 +186,8 @@ impl Run {
         config.streams.shared_entries_max = 100_000_000;
         config.streams.changes_entries_max = 100_000_000;
         if !is_long {
-            config.replication.wire_timeout_seconds = 2;
-            config.replication.sender_timeout_seconds = 2;
+            config.replication.idle_timeout_seconds = 2;
+            config.replication.wal_sender_timeout_seconds = 2;
             config.redis.response_timeout_seconds = 1;
         }
         let samples = Arc::default();
@@ -342,7 +342,7 @@ impl Run {
                 }
                 // The first one stalls, the second takes over, the first awakes.
                 self.engines[0].signal(Signal::SIGSTOP);
-                let seconds = self.engine_config.replication.sender_timeout_seconds;
+                let seconds = self.engine_config.replication.wal_sender_timeout_seconds;
                 tokio::time::sleep(Duration::from_secs(seconds + 1)).await;
                 self.engines[0].signal(Signal::SIGCONT);
             }

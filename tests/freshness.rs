@@ -37,8 +37,8 @@ impl Watched {
         let mut config = world.config.clone();
         config.postgres.url = Secret::new(to_postgres.url(config.postgres.url.expose()));
         config.redis.url = Secret::new(to_redis.url(config.redis.url.expose()));
-        config.health.freshness_bound_seconds = BOUND.as_secs();
-        config.replication.wire_timeout_seconds = 3;
+        config.health.max_staleness_seconds = BOUND.as_secs();
+        config.replication.idle_timeout_seconds = 3;
         config.redis.response_timeout_seconds = 2;
         let watched = Self {
             engine: world.engine_with(Role::All, config).await,
@@ -99,7 +99,7 @@ async fn must_turn_red(api: &Api) -> Value {
 #[tokio::test]
 async fn a_node_turns_red_when_nobody_publishes_although_all_that_it_asks_answers() {
     let mut world = World::new().await;
-    world.config.health.freshness_bound_seconds = BOUND.as_secs();
+    world.config.health.max_staleness_seconds = BOUND.as_secs();
     let publisher = world.engine(Role::Replicator).await;
     let node = world.engine(Role::Api).await;
     becomes_ready(&node.api()).await;

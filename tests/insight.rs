@@ -65,12 +65,15 @@ async fn metrics_are_valid_and_move_with_what_is_written_and_asked() {
     assert_eq!(now.get("batch_exec_seconds_count"), now.get("batches_total"));
     assert!(now.get("batch_changes_sum") >= 10.0 && now.get("batch_bytes_sum") > 1000.0);
     assert_eq!(now.get("subscribers"), 1.0);
-    assert_eq!(increase(&now, "sse_events_total{event=\"hello\"}"), 1.0);
-    assert!(increase(&now, "sse_events_total{event=\"message\"}") >= 1.0);
+    assert_eq!(increase(&now, "live_events_total{event=\"hello\"}"), 1.0);
+    assert!(increase(&now, "live_events_total{event=\"message\"}") >= 1.0);
     let requests = |rest: &str| format!("http_requests_total{{{rest}}}");
     let stream = r#"method="GET",route="/sse/mobile/{device_id}",status="2xx""#;
     assert_eq!(increase(&now, &requests(stream)), 1.0);
-    assert_eq!(now.get(&format!("http_request_seconds_count{{{stream}}}")), 1.0);
+    assert_eq!(
+        now.get(&format!("http_request_duration_seconds_count{{{stream}}}")),
+        1.0
+    );
     assert_eq!(
         increase(&now, &requests(r#"method="GET",route="none",status="4xx""#)),
         1.0
@@ -131,7 +134,7 @@ async fn what_is_compressed_and_inflated_is_counted_with_its_bytes_and_time() {
     ] {
         let get = |name: &str| now.get(&format!("gzip_{name}{{direction=\"{direction}\"}}"));
         assert_eq!(
-            (get("plain_bytes_total"), get("packed_bytes_total")),
+            (get("plain_bytes_total"), get("compressed_bytes_total")),
             (plain as f64, packed as f64)
         );
         assert_eq!(get("seconds_count"), 1.0);

@@ -46,8 +46,8 @@ async fn upload(phone: &Api, items: &[Value]) -> Value {
 #[tokio::test]
 async fn a_stream_begins_with_retry_and_hello_and_beats() {
     let office = Office::with(|config| {
-        config.sse.heartbeat_seconds = 1;
-        config.sse.retry_ms = 400;
+        config.live.heartbeat_seconds = 1;
+        config.live.retry_ms = 400;
     })
     .await;
     let phone = office.phone("phone").await;
@@ -430,7 +430,7 @@ async fn a_disabled_users_devices_and_pages_get_no_more() {
 
 #[tokio::test]
 async fn a_burst_that_does_not_fit_a_readers_queue_is_made_good_from_its_stream() {
-    let office = Office::with(|config| config.sse.queue_events_max = 16).await;
+    let office = Office::with(|config| config.live.queue_events_max = 16).await;
     let phone = office.phone("phone").await;
     let mut events = phone.events(MOBILE).await;
     let sent = office.insert(400).await;
@@ -442,7 +442,7 @@ async fn a_burst_that_does_not_fit_a_readers_queue_is_made_good_from_its_stream(
 
 #[tokio::test]
 async fn more_than_can_be_replayed_is_summed_up() {
-    let office = Office::with(|config| config.sse.replay_events_max = 5).await;
+    let office = Office::with(|config| config.live.replay_events_max = 5).await;
     let phone = office.phone("phone").await;
     let events = phone.events(MOBILE).await;
     let start = events.cursor.clone();

@@ -357,7 +357,7 @@ impl Stage {
         let config = &mut world.config;
         config.replication.heartbeat_interval_ms = 200;
         config.postgres.pool_size = 8;
-        config.streams.acknowledged_keep_seconds = 0;
+        config.streams.retention_after_ack_seconds = 0;
         // Where stories trim by themselves the engine does not: two who trim would undo each other's notes of it.
         config.streams.trim_interval_seconds = if strategy == ConflictStrategy::Manual { 3600 } else { 1 };
         config.sync.conflict_strategy = strategy;

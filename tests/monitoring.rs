@@ -203,7 +203,7 @@ async fn metrics_docs_dashboard_and_alerts_name_the_same_things() {
         ["process_virtual_memory_bytes"],
         "the dashboard shows everything else"
     );
-    promtool(&["check", "metrics"], &scrape.text);
+    promtool(&["check", "metrics"], &scrape.plain());
 }
 
 #[test]

@@ -330,7 +330,7 @@ async fn a_socket_tells_of_presence_and_takes_it() {
 
 #[tokio::test]
 async fn a_node_that_dies_takes_its_readers_with_it() {
-    let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
+    let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let two = office.world.process("api").await;
     let phone = office.phone("phone").await.at(&two.api());
     let _stream = phone.events("/sse/mobile/phone").await;
@@ -342,7 +342,7 @@ async fn a_node_that_dies_takes_its_readers_with_it() {
 
 #[tokio::test]
 async fn a_stream_that_stays_is_held_again_and_again() {
-    let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
+    let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let phone = office.phone("phone").await;
     let _stream = phone.events("/sse/mobile/phone").await;
     becomes(&office.bob, office.joe_id, "online").await;
@@ -370,7 +370,7 @@ async fn a_stream_that_stays_is_held_again_and_again() {
 
 #[tokio::test]
 async fn presence_that_redis_lost_comes_back_and_is_not_told_as_gone() {
-    let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
+    let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let phone = office.phone("phone").await;
     let _stream = phone.events("/sse/mobile/phone").await;
     let mut page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;

@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
+use posduif::config::rule::{Operation, Rule, When};
 use posduif::contract::stream_name::Audience;
 use posduif::decode::pgoutput::{Cell, Old, Tuple};
 use posduif::decode::relation::{Column, Relation};
 use posduif::decode::value::{Kind, write_json};
 use posduif::route::router::{Delivery, Plan, RouteError, Router};
 use posduif::route::row::Row;
-use posduif::route::rule::{Operation, Rule, When};
 use proptest::prelude::*;
 use serde_json::Value;
 use uuid::Uuid;

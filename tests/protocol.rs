@@ -1034,7 +1034,7 @@ mod events {
 
     #[tokio::test]
     async fn the_server_says_goodbye() {
-        let scene = Scene::stream_under(|config| config.sse.retry_ms = 300).await;
+        let scene = Scene::stream_under(|config| config.live.retry_ms = 300).await;
         let http = scene.line.http.clone();
         let Scene {
             office,

@@ -13,11 +13,10 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use posduif::accounts::users::UserType;
-use posduif::config::{Config, Secret};
+use posduif::config::{CertificateFiles, Config, Secret};
 use posduif::engine::Role;
 use posduif::http::secure::Acceptor;
 use posduif::live::presence::{Place, Presence};
-use posduif::net::tls::Identity;
 use posduif::push::candidates;
 use posduif::redis::store::Store;
 use posduif::telemetry::metrics::Operations;
@@ -50,9 +49,9 @@ async fn pushed(world: &World, count: usize) -> Vec<Entry> {
 }
 
 fn quick(config: &mut Config) {
-    config.push.after_seconds = 1;
+    config.push.offline_delay_seconds = 1;
     config.presence.grace_seconds = 0;
-    config.sse.heartbeat_seconds = 1;
+    config.live.heartbeat_seconds = 1;
 }
 
 /// Another user with a phone, for whom a message shows that what came before it was looked at.
@@ -137,7 +136,7 @@ async fn a_device_with_a_stream_is_woken_only_when_it_has_gone_without_syncing()
 async fn a_device_that_had_a_stream_a_moment_ago_is_given_its_time() {
     let office = Office::with(|config| {
         quick(config);
-        config.push.after_seconds = 4;
+        config.push.offline_delay_seconds = 4;
     })
     .await;
     let phone = office.phone("phone").await;
@@ -721,11 +720,11 @@ async fn over_https_the_receiver_must_prove_who_it_is_by_the_authority_that_is_n
     };
     let ca = file("ca.crt", &authority.pem).to_str().unwrap().to_owned();
     let other_ca = file("other.crt", &Authority::new("somebody else").pem);
-    let identity = Identity {
+    let files = CertificateFiles {
         certificate: file("receiver.crt", &certificate),
         key: file("receiver.key", &key),
     };
-    let receiver = Receiver::start_with(&[], Some(Acceptor::new(identity).unwrap())).await;
+    let receiver = Receiver::start_with(&[], Some(Acceptor::new(files).unwrap())).await;
     let port = receiver.address.rsplit(':').next().unwrap().to_owned();
     let at = |host: &str, ca: &str| {
         let (url, ca) = (format!("https://{host}:{port}/hook"), ca.to_owned());

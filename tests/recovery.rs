@@ -484,8 +484,8 @@ async fn a_large_transaction_that_nobody_is_to_get_is_passed_over_however_long_p
     let postgres = servers::postgres().await;
     let mut world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
     // Much less than Postgres needs for it.
-    world.config.replication.wire_timeout_seconds = 2;
-    world.config.replication.sender_timeout_seconds = 2;
+    world.config.replication.idle_timeout_seconds = 2;
+    world.config.replication.wal_sender_timeout_seconds = 2;
     let stage = Stage::on_with(world, Role::All).await;
     let api = stage.engine.as_ref().unwrap().api();
     stage

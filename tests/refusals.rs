@@ -249,11 +249,11 @@ async fn under_the_permissions_that_the_docs_call_enough_redis_forbids_nothing()
     world.config.redis.url = posduif::config::Secret::new(format!("redis://posduif:PASSWORD@{place}"));
     let office = Office::within(world, |config| {
         config.streams.trim_interval_seconds = 1;
-        config.streams.acknowledged_keep_seconds = 0;
+        config.streams.retention_after_ack_seconds = 0;
         config.presence.last_seen_interval_seconds = 1;
         config.presence.grace_seconds = 0;
-        config.sse.heartbeat_seconds = 1;
-        config.push.after_seconds = 1;
+        config.live.heartbeat_seconds = 1;
+        config.push.offline_delay_seconds = 1;
     })
     .await;
     let second = office.world.engine(Role::Api).await;

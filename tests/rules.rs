@@ -1,12 +1,12 @@
 //! Rules of the operator's own, and what cannot be routed by them.
 
 use posduif::config::Config;
+use posduif::config::rule::{Operation, Rule, When};
 use posduif::contract::control::Trim;
 use posduif::contract::stream_name::Target;
 use posduif::core::position::StreamId;
 use posduif::engine::Role;
 use posduif::postgres::tenants;
-use posduif::route::rule::{Operation, Rule, When};
 use uuid::Uuid;
 
 use crate::support::Entry;

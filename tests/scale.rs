@@ -218,8 +218,8 @@ async fn a_stream_can_be_asked_for_behind_other_requests_and_whatever_its_client
 #[tokio::test]
 async fn a_slow_reader_is_cut_and_resumes_without_loss() {
     let office = Office::with(|config| {
-        config.sse.write_timeout_seconds = 1;
-        config.sse.queue_events_max = 16;
+        config.live.write_timeout_seconds = 1;
+        config.live.queue_events_max = 16;
     })
     .await;
     let phone = office.phone("phone").await;
@@ -327,7 +327,7 @@ fn statements_in(time: Duration) -> f64 {
 #[tokio::test]
 async fn many_streams_are_told_together_and_come_back_together_at_the_price_of_a_few_statements() {
     let office = Office::with(|config| {
-        config.sse.heartbeat_seconds = 1;
+        config.live.heartbeat_seconds = 1;
         // On a busy machine the last of them may be connected long after the first.
         config.server.header_timeout_seconds = 60;
         config.postgres.lock_timeout_seconds = 60;
@@ -336,7 +336,7 @@ async fn many_streams_are_told_together_and_come_back_together_at_the_price_of_a
     .await;
     populate(&office).await;
     let address = office.anybody.address().to_owned();
-    let taken = || async { metric(&office.anybody, "posduif_pool_connections_taken_total").await };
+    let taken = || async { metric(&office.anybody, "posduif_pool_connections_acquired_total").await };
 
     // None of these devices was seen before, and of each several things are asked. Postgres holds the first question back
     // until all have asked theirs, however slowly they come: so all others are asked together.

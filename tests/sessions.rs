@@ -327,7 +327,7 @@ async fn another_tenants_user_with_the_same_id_sees_and_ends_none_of_them() {
 #[tokio::test]
 async fn ending_a_session_ends_its_stream_on_every_node_and_no_other_stream() {
     // Nodes look for themselves once a heartbeat, which is too late here: the word of it must reach them.
-    let office = Office::with(|config| config.sse.heartbeat_seconds = 60).await;
+    let office = Office::with(|config| config.live.heartbeat_seconds = 60).await;
     let second = office.world.engine(Role::Api).await;
     let login = log_in(&office, "bob").await;
     let here = as_user(&office, &login);
@@ -356,7 +356,7 @@ async fn ending_a_session_ends_its_stream_on_every_node_and_no_other_stream() {
 
 #[tokio::test]
 async fn a_stream_whose_node_missed_the_word_of_its_sessions_end_ends_with_a_heartbeat() {
-    let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
+    let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let login = log_in(&office, "bob").await;
     let mut stream = as_user(&office, &login)
         .events(&format!("/sse/web/{}", office.bob_id))

@@ -5,8 +5,8 @@ use std::io::Read as _;
 
 use flate2::read::GzDecoder;
 use posduif::accounts::users::UserType;
+use posduif::config::rule::Rule;
 use posduif::core::position::StreamId;
-use posduif::route::rule::Rule;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -661,7 +661,7 @@ async fn two_phones_of_one_user_each_go_at_their_own_pace() {
 async fn an_inbox_lets_go_of_what_all_phones_have_and_keeps_what_the_slowest_lacks() {
     let office = Office::with(|config| {
         config.streams.trim_interval_seconds = 1;
-        config.streams.acknowledged_keep_seconds = 0;
+        config.streams.retention_after_ack_seconds = 0;
     })
     .await;
     let (fast, slow) = (office.phone("fast").await, office.phone("slow").await);

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use posduif::accounts::users::UserType;
+use posduif::config::rule::{Rule, When};
 use posduif::config::{Config, Secret};
 use posduif::engine::Role;
 use posduif::postgres::{migrations, tenants};
 use posduif::redis::store::Store;
-use posduif::route::rule::{Rule, When};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

@@ -573,7 +573,7 @@ async fn garbage_gets_a_result_or_closes_its_own_socket_only() {
 
 #[tokio::test]
 async fn a_client_that_answers_no_ping_is_closed_and_one_that_does_stays() {
-    let office = Office::with(|config| config.sse.heartbeat_seconds = 1).await;
+    let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let phone = office.phone("phone").await;
     let mut there = phone.socket("/ws").await;
     let mut away = phone.socket("/ws?presence=false").await;

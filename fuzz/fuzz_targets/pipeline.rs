@@ -9,7 +9,7 @@ use posduif::publish::resp::{self, Reply};
 use posduif::replication::epoch::Replay;
 use posduif::replication::pipeline::{Pipeline, Start};
 use posduif::route::router::Router;
-use posduif::route::rule::Rule;
+use posduif::config::rule::Rule;
 use serde_json::Value;
 
 /// Fields that hold JSON.

@@ -1,4 +1,6 @@
-//! `/metrics`: what the engine counts, and how things stand at this moment, in Prometheus' text format.
+//! `/metrics`: the counters of [`crate::telemetry::metrics`], and gauges of the current state, as OpenMetrics text.
+//!
+//! The gauges are here, not in `telemetry`, because they read the replicator, the live tail and the pool.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,108 +18,99 @@ use crate::http::response::{self, Response};
 use crate::replication::report::{Lag, ReplicationStatus, ReplicatorState};
 use crate::replication::slot::SlotSample;
 use crate::telemetry;
-use crate::telemetry::metrics::{Label, RequestLabels, registry};
-
-const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+use crate::telemetry::metrics::{CONTENT_TYPE, Label, RequestLabels, registry};
 
 /// A gauge for each value of a label.
 type Gauges = Family<Label, Gauge<f64, AtomicU64>>;
 
-/// `GET /metrics`. Asks neither Postgres nor Redis, so that it answers when they do not.
-///
-/// # Errors
-/// None in practice: the text can always be written.
-pub async fn metrics(vitals: Arc<Diagnostics>, _request: Request) -> Result<Response, Error> {
-    let text = vitals
+/// `GET /metrics`. Queries neither Postgres nor Redis, so that it works during their outages.
+pub async fn metrics(diagnostics: Arc<Diagnostics>, _request: Request) -> Result<Response, Error> {
+    let text = diagnostics
         .metrics
-        .render(&gauges(&vitals))
+        .render(&gauges(&diagnostics))
         .map_err(|error| Error::internal(format!("the metrics cannot be written: {error}")))?;
     Ok(response::with_type(StatusCode::OK, CONTENT_TYPE, text))
 }
 
-/// How things stand. What is not known now is left out.
-fn gauges(vitals: &Diagnostics) -> Registry {
+/// The gauges of the current state. Unknown values are omitted.
+fn gauges(diagnostics: &Diagnostics) -> Registry {
     let mut now = registry();
     let version: Family<[(&str, &str); 2], Gauge<f64, AtomicU64>> = Family::default();
     version
         .get_or_create(&[("version", env!("CARGO_PKG_VERSION")), ("commit", telemetry::COMMIT)])
         .set(1.0);
-    now.register(
-        "build_info",
-        "The version that runs, and the commit it was built from",
-        version,
-    );
-    if let Some(shown) = &vitals.replication {
+    now.register("build_info", "Version and commit of the program", version);
+    if let Some(shown) = &diagnostics.replication {
         replication_gauges(&mut now, shown);
     }
-    if let Some(age) = vitals.hub.freshness().borrow().age() {
+    if let Some(age) = diagnostics.hub.freshness().borrow().age() {
         now.register(
             "freshness_age_seconds",
-            "Age of what clients can see: since the commit of the last heartbeat that came through",
+            "Age of the data that clients see: time since the commit of the last heartbeat received",
             ConstGauge::new(age.as_secs_f64()),
         );
     }
     now.register(
         "subscribers",
         "Event streams and WebSockets connected to this process",
-        ConstGauge::new(vitals.hub.subscribers() as f64),
+        ConstGauge::new(diagnostics.hub.subscribers() as f64),
     );
     now.register(
         "subscriber_queue_events",
-        "Events that wait for the slowest event stream here; at sse.queue_events_max it reads its streams instead",
-        ConstGauge::new(vitals.hub.longest_queue() as f64),
+        "Events queued for the slowest reader of this process; at live.queue_events_max it reads its streams instead",
+        ConstGauge::new(diagnostics.hub.longest_queue() as f64),
     );
     now.register(
         "device_changes_waiting",
-        "Changes of devices that wait for whoever follows them, at most 1024",
-        ConstGauge::new(vitals.hub.device_changes_waiting() as f64),
+        "Changes of devices queued for their listeners, at most 1024",
+        ConstGauge::new(diagnostics.hub.device_changes_waiting() as f64),
     );
     now.register(
         "http_connections_max",
-        "Most connections of clients at once (server.connections_max)",
-        ConstGauge::new(vitals.config.server.connections_max as f64),
+        "Maximum number of connections of clients (server.connections_max)",
+        ConstGauge::new(diagnostics.config.server.connections_max as f64),
     );
-    vitals.metrics.cache.register_size(&mut now);
-    vitals.database.operations().register(
+    diagnostics.metrics.device_cache.register_size(&mut now);
+    diagnostics.database.operations().register(
         &mut now,
         "database_query",
         [
-            "Time of statements, by the name of their file in sql/ (other: put together in code)",
-            "Statements that failed, by cause: unavailable, constraint, statement (refused as such), timeout",
+            "Duration of statements, by the name of their file in sql/ (other: built in code)",
+            "Failed statements, by cause: unavailable, constraint, statement (refused by Postgres), timeout",
         ],
     );
-    vitals.store.operations().register(
+    diagnostics.store.operations().register(
         &mut now,
         "redis_command",
         [
-            "Time of commands to Redis, by the first of what is sent at once; the publisher's are in batch_exec_seconds",
-            "Commands to Redis that failed, by cause: timeout, connection, refused",
+            "Duration of commands to Redis, by the first command of a pipeline; those of the publisher are in batch_exec_seconds",
+            "Failed commands to Redis, by cause: timeout, connection, refused",
         ],
     );
-    let pool = vitals.database.pool_use();
+    let pool = diagnostics.database.pool_use();
     now.register(
         "pool_wait_seconds",
-        "Time until the pool gave a connection, its making and checking included",
-        vitals.database.waits().clone(),
+        "Time to acquire a connection from the pool, opening and checking it included",
+        diagnostics.database.waits().clone(),
     );
     now.register(
         "pool_waiting",
-        "Who waits for a connection out of the pool",
+        "Tasks that wait for a connection of the pool",
         ConstGauge::new(pool.waiting as f64),
     );
     now.register(
         "pool_connections",
-        "Ordinary Postgres connections of this process, by use",
+        "Pooled Postgres connections of this process, by use",
         labelled("use", [("in_use", pool.in_use as f64), ("idle", pool.idle as f64)]),
     );
     now.register(
-        "pool_connections_taken",
-        "Times that work took one of the ordinary Postgres connections",
+        "pool_connections_acquired",
+        "Acquisitions of a pooled Postgres connection",
         ConstCounter::new(pool.taken),
     );
     now.register(
         "pool_connections_max",
-        "Most ordinary Postgres connections of this process (postgres.pool_size)",
+        "Maximum number of pooled Postgres connections of this process (postgres.pool_size)",
         ConstGauge::new(pool.max as f64),
     );
     now
@@ -128,7 +121,7 @@ fn replication_gauges(now: &mut Registry, shown: &ReplicationStatus) {
     let is = |wanted: bool| f64::from(u8::from(wanted));
     now.register(
         "replication_state",
-        "1 for what the replicator does now, 0 for the others",
+        "1 for the current state of the replicator, 0 for the others",
         labelled(
             "state",
             [
@@ -148,7 +141,7 @@ fn replication_gauges(now: &mut Registry, shown: &ReplicationStatus) {
         now.register("epoch_number", "Number of the epoch", ConstGauge::new(number));
         now.register(
             "streams_stopped",
-            "Streams that take no entries and have a hole until they are born anew",
+            "Stopped streams: entries are missing until the stream is reset",
             ConstGauge::new(stopped_streams as f64),
         );
     }
@@ -181,20 +174,20 @@ fn replication_gauges(now: &mut Registry, shown: &ReplicationStatus) {
 fn slot_gauges(now: &mut Registry, sample: &SlotSample) {
     now.register(
         "slot_sample_age_seconds",
-        "Time since a heartbeat looked at the slot last",
+        "Time since the last heartbeat that sampled the slot",
         ConstGauge::new(sample.at.elapsed().as_secs_f64()),
     );
     if let Some(bytes) = sample.retained_wal_bytes() {
         now.register(
             "slot_retained_wal_bytes",
-            "Bytes of the write-ahead log that Postgres keeps for the slot",
+            "Bytes of the write-ahead log that Postgres retains for the slot",
             ConstGauge::new(bytes as f64),
         );
     }
     if let Some(bytes) = sample.safe_wal_bytes {
         now.register(
             "slot_safe_wal_size_bytes",
-            "Bytes that can be written before the slot may be lost (max_slot_wal_keep_size); absent without a bound",
+            "Bytes of WAL until the slot may be lost (max_slot_wal_keep_size); absent without a limit",
             ConstGauge::new(bytes as f64),
         );
     }
@@ -216,7 +209,7 @@ fn labelled<const N: usize>(label: &'static str, values: [(&'static str, f64); N
     gauges
 }
 
-/// What a request is counted under. `route` is the pattern of its path, empty when there is nothing.
+/// The labels of a request. `route` is the pattern of its path, empty without a route.
 pub(crate) fn request_labels(method: &Method, route: &'static str, status: StatusCode) -> RequestLabels {
     [
         ("method", method_name(method)),
@@ -225,7 +218,7 @@ pub(crate) fn request_labels(method: &Method, route: &'static str, status: Statu
     ]
 }
 
-/// A client may make up methods without end.
+/// Clients may send any method, so unknown ones share a label.
 fn method_name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -254,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_stay_few_whatever_clients_send() {
+    fn labels_stay_bounded_for_any_request() {
         for method in ["MADE", "UP", "METHODS"] {
             let method = Method::from_bytes(method.as_bytes()).expect("a method");
             assert_eq!(

@@ -37,6 +37,7 @@ use crate::accounts::sessions::Sessions;
 use crate::accounts::tickets::Tickets;
 use crate::accounts::users::{self as account_users, UserType, Users};
 use crate::config::Config;
+use crate::config::rule::Rule;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 
@@ -47,7 +48,6 @@ use crate::live::presence::Presence;
 use crate::messages::Messages;
 use crate::postgres::Database;
 use crate::redis::store::{Store, View};
-use crate::route::rule::Rule;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::{self, Incoming};
 use crate::sync::metadata::Metadata;
@@ -133,7 +133,7 @@ impl App {
         });
         let gate = TailGate::new(
             hub.freshness(),
-            Duration::from_secs(config.health.freshness_bound_seconds),
+            Duration::from_secs(config.health.max_staleness_seconds),
             store.clone(),
         );
         let is_open = gate.clone();
@@ -158,7 +158,7 @@ impl App {
                 users.clone(),
                 &config,
                 hub.freshness(),
-                metrics.cache.clone(),
+                metrics.device_cache.clone(),
             ),
             active: account_users::types(database.clone()),
             presence: Presence::new(&config, store.operations().clone())?,

@@ -122,7 +122,9 @@ pub(crate) async fn upload(
     };
     let took = started.elapsed();
     let results = &uploaded.results;
-    app.metrics.sync.took(results.iter().map(|result| result.status), took);
+    app.metrics
+        .sync
+        .uploaded(results.iter().map(|result| result.status.as_str()), took);
     let count = |wanted| results.iter().filter(|result| result.status == wanted).count();
     tracing::info!(
         device = device.device_id,
@@ -315,7 +317,7 @@ pub async fn incoming(app: Arc<App>, request: Request) -> Result<Response, Error
     let plain = body(&batch, bytes, is_compressed)?;
     let took = started.elapsed();
     let (rows, plain_bytes, ms) = (batch.items.len(), plain.len(), took.as_millis() as u64);
-    app.metrics.sync.gave(batch.source, rows, took);
+    app.metrics.sync.delivered(batch.source, rows, took);
     let (reset, has_more, source) = (batch.reset, batch.has_more, batch.source.as_str());
     let is_news = rows > 0 || reset;
     let mut answer = if is_compressed {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::outln;
 use super::{Global, notify};
-use crate::engine::{Engine, Role};
+use crate::engine::{self, Engine, Role};
 use crate::http::server::raise_descriptor_limit;
 use crate::telemetry::Logging;
 
@@ -32,7 +32,9 @@ impl Serve {
         let config = global.load()?;
         let logging = crate::telemetry::init(&config.log)?;
         let stop_traces = CancellationToken::new();
-        let traces = crate::telemetry::traces::init(&config.telemetry, stop_traces.clone())?;
+        let traces = engine::trace_client(&config.telemetry)?
+            .map(|client| crate::telemetry::traces::init(&config.telemetry, client, stop_traces.clone()))
+            .transpose()?;
         let mut hangup = signal(SignalKind::hangup())?;
         match raise_descriptor_limit() {
             Ok(descriptors) if descriptors < config.server.connections_max as u64 + DESCRIPTORS_BESIDE => {

@@ -209,7 +209,7 @@ impl Whole {
             engine,
             postgres,
             redis,
-            bound_seconds: config.health.freshness_bound_seconds,
+            bound_seconds: config.health.max_staleness_seconds,
         }
     }
 

@@ -6,11 +6,11 @@ use std::str::FromStr;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::config::rule::Rule;
 use crate::contract::json::members;
 use crate::core::position::StreamId;
 use crate::core::resp;
 use crate::core::resp::Reader;
-use crate::route::rule::Rule;
 
 /// What an entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

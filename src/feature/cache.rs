@@ -183,7 +183,7 @@ impl<V: Clone + Send + Sync + 'static> RowCache<V> {
             return Lookup::Miss(None);
         }
         let found = self.values.get(&key).filter(|entry| is_usable(&entry.snapshot));
-        self.settings.metrics.caches.lookup(self.kind, found.is_some());
+        self.settings.metrics.query_cache.lookup(self.kind, found.is_some());
         match found {
             Some(entry) => Lookup::Hit(entry.value.clone()),
             None => Lookup::Miss(Some(self.ticket(key))),
@@ -261,10 +261,15 @@ fn newer(a: u32, b: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics::Labels;
 
     fn cache() -> RowCache<i64> {
         let config = config::Cache::default();
-        let settings = Settings::new(&config, Arc::new(|| true), Arc::new(Metrics::new(false)));
+        let settings = Settings::new(
+            &config,
+            Arc::new(|| true),
+            Arc::new(Metrics::new(false, &Labels::default())),
+        );
         RowCache::new(metrics::Cache::UnreadCount, &settings)
     }
 
@@ -335,7 +340,11 @@ mod tests {
     #[test]
     fn lookup_behind_a_closed_gate_returns_nothing() {
         let config = config::Cache::default();
-        let settings = Settings::new(&config, Arc::new(|| false), Arc::new(Metrics::new(false)));
+        let settings = Settings::new(
+            &config,
+            Arc::new(|| false),
+            Arc::new(Metrics::new(false, &Labels::default())),
+        );
         let cache: RowCache<i64> = RowCache::new(metrics::Cache::UnreadCount, &settings);
         assert!(matches!(cache.lookup(key("demo")), Lookup::Miss(None)));
     }

@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::net::tls::{Identity, provider};
+use crate::config::CertificateFiles;
+use crate::net::tls::{self, provider};
 
 /// How often the files are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -35,7 +36,7 @@ impl std::fmt::Debug for Acceptor {
 /// The certificate in force.
 #[derive(Debug)]
 struct Certificate {
-    identity: Identity,
+    files: CertificateFiles,
     current: RwLock<Arc<CertifiedKey>>,
 }
 
@@ -50,10 +51,10 @@ impl Acceptor {
     ///
     /// # Errors
     /// Names the file that cannot be read or holds something else.
-    pub fn new(identity: Identity) -> Result<Self> {
+    pub fn new(files: CertificateFiles) -> Result<Self> {
         let certificate = Arc::new(Certificate {
-            current: RwLock::new(Arc::new(read(&identity)?)),
-            identity,
+            current: RwLock::new(Arc::new(read(&files)?)),
+            files,
         });
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -77,19 +78,19 @@ impl Acceptor {
 
     /// Takes the certificate anew whenever its files change, for ever. Files that do not fit leave the old one in force.
     pub async fn follow_files(self) {
-        let Certificate { identity, current } = &*self.certificate;
-        let mut seen = stamps(identity);
+        let Certificate { files, current } = &*self.certificate;
+        let mut seen = stamps(files);
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            let now = stamps(identity);
+            let now = stamps(files);
             if now == seen {
                 continue;
             }
-            match read(identity) {
+            match read(files) {
                 Ok(key) => {
                     *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
                     seen = now;
-                    tracing::info!(file = %identity.certificate.display(), "the certificate was taken anew");
+                    tracing::info!(file = %files.certificate.display(), "the certificate was taken anew");
                 }
                 // Perhaps one file is there already and the other is not: look again.
                 Err(error) => tracing::warn!("the certificate stays the old one: {error:#}"),
@@ -98,14 +99,14 @@ impl Acceptor {
     }
 }
 
-fn read(identity: &Identity) -> Result<CertifiedKey> {
-    let (certificates, key) = identity.read()?;
-    CertifiedKey::from_der(certificates, key, &provider()).with_context(|| identity.mismatch())
+fn read(files: &CertificateFiles) -> Result<CertifiedKey> {
+    let (certificates, key) = tls::read_pair(files)?;
+    CertifiedKey::from_der(certificates, key, &provider()).with_context(|| tls::mismatch(files))
 }
 
 /// What tells that a file is another one.
-fn stamps(identity: &Identity) -> [Option<(SystemTime, u64)>; 2] {
-    [&identity.certificate, &identity.key].map(|file| {
+fn stamps(files: &CertificateFiles) -> [Option<(SystemTime, u64)>; 2] {
+    [&files.certificate, &files.key].map(|file| {
         let metadata = std::fs::metadata(file).ok()?;
         Some((metadata.modified().ok()?, metadata.len()))
     })

@@ -188,7 +188,12 @@ impl Server {
     /// When two paths of the route table collide, or the certificate cannot be read.
     pub fn new(listener: TcpListener, vitals: Arc<Diagnostics>, app: Option<Arc<App>>) -> anyhow::Result<Self> {
         let router = Router::new(app.is_some())?;
-        let secure = vitals.config.server.identity().map(Acceptor::new).transpose()?;
+        let secure = vitals
+            .config
+            .server
+            .certificate_files()
+            .map(Acceptor::new)
+            .transpose()?;
         Ok(Self {
             listener,
             secure,

@@ -1,77 +1,146 @@
-//! One question to an engine over HTTP or HTTPS, for the commands that look whether and how it runs.
+//! The HTTP client: for other engines, for the webhook and for the collector of traces.
+//!
+//! `telemetry` must not import `net`, so [`Client`] implements the exporter's own trait, [`HttpClient`], and `engine` hands
+//! one over.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HOST, HeaderValue};
+use hyper::http::response::Parts;
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use opentelemetry_http::{HttpClient, HttpError};
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::config::HttpUrl;
 use crate::net::tls::{Connector, Roots, Trust};
 use crate::net::{Address, BoxStream};
 
-/// Most bytes of an answer that are read.
-const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// Maximum size of a response body.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// An answer.
+/// A client of one server. Each request has its own connection, since requests are rare: every few seconds at most. A
+/// server of HTTPS must prove its name.
+#[derive(Debug)]
+pub struct Client {
+    url: HttpUrl,
+    connector: Option<Connector>,
+    timeout: Duration,
+}
+
+impl Client {
+    /// # Errors
+    /// When the server is one of HTTPS and the authorities cannot be read.
+    pub fn new(url: HttpUrl, roots: Roots, timeout: Duration) -> Result<Self> {
+        let connector = url
+            .is_secure
+            .then(|| Connector::new(&Trust::ChainAndName(roots), None, Some(b"http/1.1")))
+            .transpose()?;
+        Ok(Self {
+            url,
+            connector,
+            timeout,
+        })
+    }
+
+    /// Sends a request to the server and returns the whole response. The request's URI is a path and query; an absolute one
+    /// is reduced to these.
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>> {
+        self.in_time(async {
+            let (head, body, _connection) = self.exchange(request).await?;
+            let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
+            match body {
+                Ok(body) => Ok(Response::from_parts(head, body.to_bytes())),
+                Err(error) => bail!("the response of {} is incomplete: {error}", self.url.authority),
+            }
+        })
+        .await
+    }
+
+    /// Sends a request and returns the head of the response. The body is not read.
+    pub async fn send_for_head(&self, request: Request<Bytes>) -> Result<Parts> {
+        self.in_time(async {
+            let (head, _, _connection) = self.exchange(request).await?;
+            Ok(head)
+        })
+        .await
+    }
+
+    async fn in_time<T>(&self, exchange: impl Future<Output = Result<T>>) -> Result<T> {
+        match tokio::time::timeout(self.timeout, exchange).await {
+            Ok(result) => result,
+            Err(_) => bail!(
+                "no response from {} within {} s",
+                self.url.authority,
+                self.timeout.as_secs()
+            ),
+        }
+    }
+
+    /// Gives the response, and the task that reads its body from the connection.
+    async fn exchange(&self, mut request: Request<Bytes>) -> Result<(Parts, Incoming, AbortOnDropHandle<()>)> {
+        let url = &self.url;
+        let address = Address::Tcp(url.host.clone(), url.port);
+        let mut stream: BoxStream = crate::net::connect(&address, self.timeout).await?;
+        if let Some(connector) = &self.connector {
+            stream = Box::new(connector.connect(&url.host, stream).await?);
+        }
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // An error of the connection is the result of the request, too.
+        let connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        *request.uri_mut() = path.parse()?;
+        let headers = request.headers_mut();
+        headers.insert(HOST, HeaderValue::try_from(&url.authority)?);
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        let response = sender.send_request(request.map(Full::new)).await;
+        let (head, body) = response
+            .with_context(|| format!("{} sent no valid HTTP response", url.authority))?
+            .into_parts();
+        Ok((head, body, connection))
+    }
+}
+
+impl HttpClient for Client {
+    // The expansion of `async_trait` for an async function.
+    fn send_bytes<'a, 'b>(
+        &'a self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'b>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        Box::pin(async move {
+            let response = self.send(request).await;
+            response.map_err(|error| HttpError::from(format!("{error:#}")))
+        })
+    }
+}
+
+/// A response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// Its status.
     pub status: u16,
-    /// Its body.
     pub body: Bytes,
 }
 
-/// `GET url`, all of it within this time. A server of HTTPS must prove its name by an authority of the system.
+/// `GET url`. A server of HTTPS must prove its name by an authority of the system.
 ///
 /// # Errors
-/// When the URL is none of HTTP, nobody answers there in time, or the answer is larger than 1 MiB.
+/// When the URL is malformed, no response arrives in time, or its body is larger than 1 MiB.
 pub async fn get(url: &str, timeout: Duration) -> Result<Answer> {
-    match tokio::time::timeout(timeout, exchange(url, timeout)).await {
-        Ok(answer) => answer,
-        Err(_) => bail!("no answer from {url} within {} s", timeout.as_secs()),
-    }
-}
-
-async fn exchange(url: &str, timeout: Duration) -> Result<Answer> {
-    let uri: Uri = url.parse().with_context(|| format!("{url:?} is no URL"))?;
-    let is_secure = match uri.scheme_str() {
-        Some("http") => false,
-        Some("https") => true,
-        _ => bail!("{url:?} is neither of http:// nor of https://"),
-    };
-    let authority = uri
-        .authority()
-        .with_context(|| format!("{url:?} names no host"))?
-        .as_str()
-        .to_owned();
-    // An IPv6 address stands in brackets.
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = uri.port_u16().unwrap_or(if is_secure { 443 } else { 80 });
-    let stream = crate::net::connect(&Address::Tcp(host.clone(), port), timeout).await?;
-    let stream: BoxStream = if is_secure {
-        let connector = Connector::new(&Trust::ChainAndName(Roots::System), None, Some(b"http/1.1"))?;
-        Box::new(connector.connect(&host, stream).await?)
-    } else {
-        stream
-    };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = Request::get(uri.path_and_query().map_or("/", |path| path.as_str()))
-        .header("host", authority)
-        .header("connection", "close")
-        .body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await;
-    let response = response.with_context(|| format!("what listens at {url} does not speak HTTP"))?;
-    let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-    connection.abort();
-    match body {
-        Ok(body) => Ok(Answer {
-            status,
-            body: body.to_bytes(),
-        }),
-        Err(error) => bail!("the answer of {url} broke off: {error}"),
-    }
+    let target: HttpUrl = url.parse().with_context(|| format!("{url:?}"))?;
+    let request = Request::get(&target.path).body(Bytes::new())?;
+    let response = Client::new(target, Roots::System, timeout)?.send(request).await?;
+    Ok(Answer {
+        status: response.status().as_u16(),
+        body: response.into_body(),
+    })
 }

@@ -1,11 +1,10 @@
-//! Byte streams to servers, however they are reached: TCP, a Unix socket, TLS.
+//! Byte streams to servers over TCP, Unix sockets and TLS.
 //!
 //! - [`tls`]: what a server must prove, and the encrypted stream.
-//! - [`postgres`]: the connection URL of Postgres with libpq's parameters for TLS, which the pool and the replication
-//!   connection share.
-//! - [`http`]: one question to an engine.
-//! - [`redis`]: the same for Redis, which the publisher's own connection and the `redis` crate share.
-//! - [`shared`]: the connection to Redis that many share.
+//! - [`postgres`]: the connection URL of Postgres with libpq's parameters for TLS, shared by the pool and the replication
+//!   connection.
+//! - [`redis`]: the same for Redis, shared by the publisher's own connection and the `redis` crate.
+//! - [`http`]: the only HTTP client.
 
 pub mod http;
 pub mod postgres;
@@ -21,23 +20,22 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// A byte stream in both directions.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
-    /// Asks to be woken for reading only once so many bytes are there, or the peer has closed (`SO_RCVLOWAT`, socket(7)).
-    /// Each waking costs both ends a switch between threads, which is wasted while what has come is of no use yet.
-    /// Streams that cannot do it go on waking for every byte.
+    /// Makes the stream readable only when this many bytes are available or the peer has closed (`SO_RCVLOWAT`, socket(7)).
+    /// It saves wake-ups for incomplete messages. Streams that do not support it are readable with every byte.
     fn set_receive_low_water(&self, _bytes: usize) {}
 }
 
 impl Stream for TcpStream {
     #[cfg(target_os = "linux")]
     fn set_receive_low_water(&self, bytes: usize) {
-        // Where it fails, nothing is lost but the saving.
+        // It is an optimization only.
         let _ = nix::sys::socket::setsockopt(self, low_water::ReceiveLowWater, &bytes);
     }
 }
 
 impl Stream for UnixStream {}
 
-// How many bytes a record holds is not seen from outside.
+// The socket does not show how many bytes a record has.
 impl Stream for tls::Stream<BoxStream> {}
 
 #[cfg(target_os = "linux")]
@@ -57,10 +55,9 @@ mod low_water {
 /// A byte stream of any kind.
 pub type BoxStream = Box<dyn Stream>;
 
-/// Where a server listens.
+/// The address of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// Host and port.
     Tcp(String, u16),
     /// Path of a Unix socket.
     Unix(PathBuf),
@@ -75,16 +72,13 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// Connects within a time.
-///
-/// # Errors
-/// When nobody listens there, or the time is up; the error names the address.
+/// Connects within a timeout. The error names the address.
 pub async fn connect(address: &Address, timeout: Duration) -> io::Result<BoxStream> {
     let connecting = async {
         let stream: BoxStream = match address {
             Address::Tcp(host, port) => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                // Batches and acknowledgements are whole writes; waiting for more only adds latency.
+                // Batches and acknowledgements are complete writes: Nagle's algorithm would only add latency.
                 stream.set_nodelay(true)?;
                 Box::new(stream)
             }
@@ -100,7 +94,10 @@ pub async fn connect(address: &Address, timeout: Duration) -> io::Result<BoxStre
         )),
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("cannot connect to {address}: no answer within {} s", timeout.as_secs()),
+            format!(
+                "cannot connect to {address}: no response within {} s",
+                timeout.as_secs()
+            ),
         )),
     }
 }

@@ -1,8 +1,8 @@
-//! How Postgres is reached: its connection URL, with libpq's parameters for TLS.
+//! The connection URL of Postgres, with libpq's parameters for TLS.
 //!
-//! tokio-postgres' parser knows neither `sslmode=verify-ca` nor `sslrootcert`, so that these are taken out of the URL
-//! here. The pool of ordinary connections ([`MakeTlsConnect`]) and the replication connection ([`Server::secure`])
-//! then do the same with them.
+//! tokio-postgres' parser supports neither `sslmode=verify-ca` nor `sslrootcert`, so these are taken out of the URL here.
+//! They apply to the pool of ordinary connections ([`MakeTlsConnect`]) and to the replication connection
+//! ([`Server::secure`]).
 
 use std::io;
 use std::pin::Pin;
@@ -15,16 +15,17 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 
-use crate::net::tls::{Connector, Identity, Roots, Stream, Trust};
+use crate::config::CertificateFiles;
+use crate::net::tls::{Connector, Roots, Stream, Trust};
 use crate::net::{Address, BoxStream};
 
-/// How a server is asked for TLS: a length and a code where otherwise the protocol's version stands.
+/// The message `SSLRequest`: a length, and a code in place of the protocol's version.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// The name of the protocol inside (ALPN), which direct TLS needs.
+/// The name of the protocol (ALPN), which direct TLS requires.
 const PROTOCOL: &[u8] = b"postgresql";
 
-/// `sslmode`, as libpq has it.
+/// `sslmode` of libpq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Mode {
     Disable,
@@ -34,7 +35,7 @@ enum Mode {
     VerifyFull,
 }
 
-/// A Postgres, or several that stand in for each other.
+/// A Postgres server, or several alternatives.
 #[derive(Debug, Clone)]
 pub struct Server {
     config: Config,
@@ -43,11 +44,9 @@ pub struct Server {
 
 /// A byte stream to Postgres, ready for the login.
 pub struct Secured {
-    /// The stream.
     pub stream: BoxStream,
-    /// Whether it is encrypted.
     pub is_encrypted: bool,
-    /// What a login over it can be bound to.
+    /// The channel binding for a login.
     pub end_point: Option<Vec<u8>>,
 }
 
@@ -60,20 +59,20 @@ impl std::fmt::Debug for Secured {
 }
 
 impl Server {
-    /// Understands a connection URL and reads the certificates that it names.
+    /// Parses a connection URL and reads the certificates that it names.
     ///
     /// # Errors
-    /// When the URL is malformed, asks for what does not go together, or a file cannot be read. The error shows neither
-    /// user nor password.
+    /// When the URL is malformed or has conflicting parameters, or a file cannot be read. The error shows neither user nor
+    /// password.
     pub fn parse(url: &str) -> Result<Self> {
         let (url, ours) = split(url)?;
         let mut config = Config::from_str(&url)
-            .context("it is no connection URL of the form postgres://user:password@host:port/database")?;
+            .context("not a connection URL of the form postgres://user:password@host:port/database")?;
         let mode = match (ours.mode.as_deref(), ours.root_cert.as_deref()) {
             (Some(mode), _) => parse_mode(mode)?,
-            // As in libpq: who trusts all public authorities must look at the name.
+            // As in libpq: trust in all public authorities requires a check of the name.
             (None, Some("system")) => Mode::VerifyFull,
-            // From words instead of a URL, which tokio-postgres has read.
+            // From the key=value form, which tokio-postgres has parsed.
             (None, _) => match config.get_ssl_mode() {
                 SslMode::Disable => Mode::Disable,
                 SslMode::Require => Mode::Require,
@@ -81,25 +80,25 @@ impl Server {
             },
         };
         let trust = trust(mode, ours.root_cert.as_deref())?;
-        let identity = match (ours.cert, ours.key) {
-            (Some(certificate), Some(key)) => Some(Identity {
+        let client = match (ours.cert, ours.key) {
+            (Some(certificate), Some(key)) => Some(CertificateFiles {
                 certificate: certificate.into(),
                 key: key.into(),
             }),
             (None, None) => None,
-            _ => bail!("a client certificate needs both `sslcert` and `sslkey`"),
+            _ => bail!("a client certificate requires both `sslcert` and `sslkey`"),
         };
         let is_direct = config.get_ssl_negotiation() == SslNegotiation::Direct;
         if is_direct && mode < Mode::Require {
-            bail!("`sslnegotiation=direct` needs `sslmode=require` or stronger, else nobody says what to do without");
+            bail!("`sslnegotiation=direct` requires `sslmode=require` or stronger");
         }
         let is_local = |host: &Host| matches!(host, Host::Unix(_));
         let hosts = config.get_hosts();
         let mode = if !hosts.is_empty() && hosts.iter().all(is_local) {
-            // As in libpq: there is no TLS on Unix sockets, and nobody in between.
+            // As in libpq: Unix sockets are local and have no TLS.
             Mode::Disable
         } else if mode >= Mode::Require && hosts.iter().any(is_local) {
-            bail!("a Unix socket has no TLS: give other hosts, or take it out of those that `sslmode` is for");
+            bail!("a Unix socket has no TLS: use TCP hosts only, or a weaker `sslmode`");
         } else {
             mode
         };
@@ -108,16 +107,16 @@ impl Server {
             Mode::Prefer => SslMode::Prefer,
             _ => SslMode::Require,
         });
-        let connector = Connector::new(&trust, identity.as_ref(), Some(PROTOCOL))?;
+        let connector = Connector::new(&trust, client.as_ref(), Some(PROTOCOL))?;
         Ok(Self { config, connector })
     }
 
-    /// All else that the URL says.
+    /// The remaining parameters of the URL.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Where the servers listen and what their certificates call them, in the URL's order.
+    /// Addresses of the servers and the names in their certificates, in the order of the URL.
     pub fn addresses(&self) -> Vec<(Address, String)> {
         let (hosts, numbers, ports) = (
             self.config.get_hosts(),
@@ -144,10 +143,10 @@ impl Server {
             .collect()
     }
 
-    /// Asks a server for TLS and shakes hands, as the URL wants it. There is no timeout here.
+    /// Requests TLS and performs the handshake, as the URL requires. It has no timeout of its own.
     ///
     /// # Errors
-    /// When the server has no TLS and must, does not prove who it is, or sent more than it was asked for.
+    /// When the server lacks required TLS, does not prove its identity, or sent unencrypted bytes after its response.
     pub async fn secure(&self, mut stream: BoxStream, name: &str) -> io::Result<Secured> {
         let mode = self.config.get_ssl_mode();
         let plain = |stream| Secured {
@@ -160,27 +159,27 @@ impl Server {
         }
         if self.config.get_ssl_negotiation() != SslNegotiation::Direct {
             stream.write_all(&SSL_REQUEST).await?;
-            // Room for more than the one byte: what somebody put behind it in the clear must not count as encrypted
+            // Room for more than the one byte: unencrypted bytes that follow it must not count as encrypted
             // (CVE-2021-23222).
-            let mut answer = [0_u8; 2];
-            match (stream.read(&mut answer).await?, answer[0]) {
+            let mut response = [0_u8; 2];
+            match (stream.read(&mut response).await?, response[0]) {
                 (0, _) => {
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
-                        "postgres closed the connection when it was asked for TLS",
+                        "Postgres closed the connection on the request for TLS",
                     ));
                 }
                 (1, b'S') => {}
                 (1, b'N') if mode == SslMode::Prefer => return Ok(plain(stream)),
                 (1, b'N') => {
                     return Err(refused(
-                        "postgres has no TLS, which `sslmode` requires: switch it on there (ssl = on), or set \
-                         `sslmode=disable` on a network that you trust",
+                        "Postgres has no TLS, which `sslmode` requires: enable it there (ssl = on), or set \
+                         `sslmode=disable` on a trusted network",
                     ));
                 }
-                (1, b'E') => return Err(refused("postgres answered the question for TLS with an error")),
-                (1, _) => return Err(refused("what listens there is no postgres")),
-                _ => return Err(refused("unencrypted bytes behind the answer to the question for TLS")),
+                (1, b'E') => return Err(refused("Postgres refused the request for TLS with an error")),
+                (1, _) => return Err(refused("the server is not Postgres")),
+                _ => return Err(refused("unencrypted bytes follow the response to the request for TLS")),
             }
         }
         let stream = self.connector.connect(name, stream).await?;
@@ -213,25 +212,25 @@ fn trust(mode: Mode, root_cert: Option<&str>) -> Result<Trust> {
         (Mode::VerifyFull, Some(file)) => Trust::ChainAndName(Roots::File(file.into())),
         (Mode::Require | Mode::VerifyCa, Some("system")) => {
             bail!(
-                "`sslrootcert=system` needs `sslmode=verify-full`: anybody can have a certificate from a public authority"
+                "`sslrootcert=system` requires `sslmode=verify-full`: public authorities issue certificates to anybody"
             )
         }
-        // As in libpq: with an authority, require checks it.
+        // As in libpq: with an authority, `require` verifies it.
         (Mode::Require | Mode::VerifyCa, Some(file)) => Trust::Chain(Roots::File(file.into())),
         (Mode::VerifyCa, None) => {
             bail!(
-                "`sslmode=verify-ca` needs `sslrootcert=<file>` with the authority that issued the server's certificate"
+                "`sslmode=verify-ca` requires `sslrootcert=<file>` with the authority that issued the server's certificate"
             )
         }
-        // libpq goes on unencrypted where the check fails, so that it checks for nothing.
+        // libpq continues unencrypted when the verification fails, so that it has no effect.
         (Mode::Prefer, Some(_)) => {
-            bail!("`sslrootcert` checks nothing under `sslmode=prefer`: set verify-full, verify-ca or require")
+            bail!("`sslrootcert` has no effect with `sslmode=prefer`: set verify-full, verify-ca or require")
         }
         (Mode::Disable, _) | (Mode::Prefer | Mode::Require, None) => Trust::Anybody,
     })
 }
 
-/// The parameters that we read ourselves.
+/// The parameters that are read here.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Ours {
     mode: Option<String>,
@@ -240,7 +239,7 @@ struct Ours {
     key: Option<String>,
 }
 
-/// Takes our parameters out of a URL. What is no URL stays as it is.
+/// Takes our parameters out of a URL. The key=value form stays unchanged.
 fn split(url: &str) -> Result<(String, Ours)> {
     let mut ours = Ours::default();
     let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
@@ -266,7 +265,7 @@ fn split(url: &str) -> Result<(String, Ours)> {
         };
         let value = percent_decode_str(value)
             .decode_utf8()
-            .with_context(|| format!("`{name}` is no text"))?;
+            .with_context(|| format!("`{name}` is not UTF-8"))?;
         if value.is_empty() {
             bail!("`{name}` is empty");
         }
@@ -275,7 +274,7 @@ fn split(url: &str) -> Result<(String, Ours)> {
     Ok((format!("{base}{theirs}"), ours))
 }
 
-/// TLS of one connection of the pool.
+/// TLS of a pooled connection.
 #[derive(Debug)]
 pub struct Handshake {
     connector: Connector,
@@ -327,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn our_parameters_are_taken_out_and_the_others_stay() {
+    fn tls_parameters_are_taken_out_and_others_stay() {
         let url = "postgres://a:b?sslmode=x@h/d?application_name=n&sslmode=verify-full&sslrootcert=%2Fetc%2Fca&port=1";
         let (rest, ours) = split(url).unwrap();
         assert_eq!(rest, "postgres://a:b?sslmode=x@h/d?application_name=n&port=1");
@@ -339,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn modes_become_those_of_tokio_postgres() {
+    fn sslmode_becomes_that_of_tokio_postgres() {
         for (url, mode) in [
             ("postgres://u@h/d", SslMode::Prefer),
             ("postgres://u@h/d?sslmode=disable", SslMode::Disable),
@@ -353,18 +352,18 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_refused_with_its_remedy() {
+    fn conflicting_parameters_are_refused_with_a_remedy() {
         for (query, expected) in [
             (
                 "sslmode=allow",
                 "allowed are disable, prefer, require, verify-ca and verify-full",
             ),
             ("sslmode=", "`sslmode` is empty"),
-            ("sslmode=verify-ca", "needs `sslrootcert=<file>`"),
-            ("sslmode=require&sslrootcert=system", "needs `sslmode=verify-full`"),
-            ("sslrootcert=/etc/ca.crt", "checks nothing under `sslmode=prefer`"),
-            ("sslcert=a.crt", "needs both `sslcert` and `sslkey`"),
-            ("sslnegotiation=direct", "needs `sslmode=require` or stronger"),
+            ("sslmode=verify-ca", "requires `sslrootcert=<file>`"),
+            ("sslmode=require&sslrootcert=system", "requires `sslmode=verify-full`"),
+            ("sslrootcert=/etc/ca.crt", "has no effect with `sslmode=prefer`"),
+            ("sslcert=a.crt", "requires both `sslcert` and `sslkey`"),
+            ("sslnegotiation=direct", "requires `sslmode=require` or stronger"),
             ("sslmode=require&host=/tmp", "a Unix socket has no TLS"),
             (
                 "sslmode=verify-full&sslrootcert=/no/such",
@@ -378,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_keep_the_order_and_the_names() {
+    fn addresses_keep_order_and_names() {
         let server = Server::parse("postgres://u@a:1,b/d?hostaddr=10.0.0.1,10.0.0.2").unwrap();
         assert_eq!(
             server.addresses(),

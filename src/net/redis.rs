@@ -1,4 +1,4 @@
-//! How Redis is reached: its connection URL, and the certificates of `rediss://`.
+//! The connection URL of Redis, and the certificates of `rediss://`.
 
 use std::io;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use redis::{
 };
 
 use crate::config;
-use crate::net::tls::{Connector, Identity, Roots, Trust};
+use crate::net::tls::{Connector, Roots, Trust};
 use crate::net::{Address, BoxStream};
 
-/// A client of the `redis` crate. It connects when it is asked to.
+/// A client of the `redis` crate. It does not connect yet.
 ///
 /// # Errors
 /// When `redis.url` is malformed or a file cannot be read; the error names the key.
 pub fn client(config: &config::Redis) -> Result<Client, RedisError> {
-    // The crate takes the process's provider of cryptography. Another part of the process may have set one already.
+    // The crate uses the process's cryptography provider, which another part of the process may have installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let info = config.url.expose().into_connection_info()?;
     if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
@@ -29,7 +29,7 @@ pub fn client(config: &config::Redis) -> Result<Client, RedisError> {
         "" => None,
         file => Some(read("redis.ca_file", file)?),
     };
-    let client_tls = match identity(config) {
+    let client_tls = match config.certificate_files() {
         None => None,
         Some(_) => Some(ClientTlsConfig {
             client_cert: read("redis.cert_file", &config.cert_file)?,
@@ -39,16 +39,13 @@ pub fn client(config: &config::Redis) -> Result<Client, RedisError> {
     Client::build_with_tls(info, TlsCertificates { client_tls, root_cert })
 }
 
-/// Where `redis.url` says that Redis is, without the secrets in it.
+/// The address in `redis.url`, without its secrets.
 pub fn place(config: &config::Redis) -> String {
     let info = config.url.expose().into_connection_info();
     info.map_or_else(|_| "no address".to_owned(), |info| info.addr().to_string())
 }
 
-/// A byte stream of our own, and how to log in over it.
-///
-/// # Errors
-/// When `redis.url` is malformed, a file cannot be read, Redis does not answer in time or does not prove who it is.
+/// Opens a byte stream for a connection outside of the `redis` crate; returns the parameters of the login, too.
 pub async fn open(config: &config::Redis, timeout: Duration) -> anyhow::Result<(BoxStream, RedisConnectionInfo)> {
     use anyhow::Context;
 
@@ -56,7 +53,7 @@ pub async fn open(config: &config::Redis, timeout: Duration) -> anyhow::Result<(
         .url
         .expose()
         .into_connection_info()
-        .context("key `redis.url` is no Redis URL")?;
+        .context("key `redis.url` is not a Redis URL")?;
     let (address, connector) = match info.addr() {
         ConnectionAddr::Tcp(host, port) => (Address::Tcp(host.clone(), *port), None),
         ConnectionAddr::Unix(path) => (Address::Unix(path.clone()), None),
@@ -72,32 +69,25 @@ pub async fn open(config: &config::Redis, timeout: Duration) -> anyhow::Result<(
             } else {
                 Trust::ChainAndName(roots)
             };
-            let connector = Connector::new(&trust, identity(config).as_ref(), None)
+            let connector = Connector::new(&trust, config.certificate_files().as_ref(), None)
                 .context("TLS to Redis (keys `redis.ca_file`, `redis.cert_file`, `redis.key_file`)")?;
             (Address::Tcp(host.clone(), *port), Some((connector, host)))
         }
-        other => anyhow::bail!("key `redis.url`: {other} cannot be reached from here"),
+        other => anyhow::bail!("key `redis.url`: {other} is not supported"),
     };
     let stream = crate::net::connect(&address, timeout).await.context("Redis")?;
     let stream: BoxStream = match connector {
         None => stream,
         Some((connector, host)) => {
-            let shaking = tokio::time::timeout(timeout, connector.connect(host, stream));
-            match shaking.await {
+            let handshake = tokio::time::timeout(timeout, connector.connect(host, stream));
+            match handshake.await {
                 Ok(stream) => Box::new(stream.context("Redis")?),
                 Err(_) => anyhow::bail!(
-                    "Redis at {address} did not answer the TLS handshake within {} s: is it a TLS port?",
+                    "no TLS handshake with Redis at {address} within {} s: is it a TLS port?",
                     timeout.as_secs()
                 ),
             }
         }
     };
     Ok((stream, info.redis_settings().clone()))
-}
-
-fn identity(config: &config::Redis) -> Option<Identity> {
-    (!config.cert_file.is_empty()).then(|| Identity {
-        certificate: config.cert_file.clone().into(),
-        key: config.key_file.clone().into(),
-    })
 }

@@ -1,7 +1,7 @@
-//! TLS by rustls, as a client, and what a server shares with it.
+//! TLS by rustls: the client side, and what the server shares with it.
 //!
-//! A [`Connector`] knows what the server must prove and who we are. Its [`Stream`] can be read and written like any
-//! other: what the socket did not take at once goes out with the next read, so that nobody need remember to flush.
+//! A [`Connector`] holds what the server must prove and the client's certificate. Its [`Stream`] needs no explicit flush:
+//! bytes that the socket did not accept at once are sent by the next read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::task::{Context as TaskContext, Poll};
 
 use anyhow::{Context, Result, bail};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -20,18 +20,20 @@ use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
 
-/// What a server must prove before anything is told to it.
+use crate::config::CertificateFiles;
+
+/// What a server must prove before anything is sent to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
-    /// Nothing: the connection is encrypted, to whomever.
+    /// Nothing: the connection is encrypted, but not authenticated.
     Anybody,
-    /// That one of these authorities vouches for it, under whatever name.
+    /// That one of these authorities issued its certificate, for any name.
     Chain(Roots),
-    /// That one of these authorities vouches for it under the name that we connect to.
+    /// That one of these authorities issued its certificate for the name of the connection.
     ChainAndName(Roots),
 }
 
-/// Authorities that vouch for servers.
+/// Certificate authorities of servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Roots {
     /// Those of the operating system.
@@ -40,41 +42,30 @@ pub enum Roots {
     File(PathBuf),
 }
 
-/// Who we are, where a server wants to know it by a certificate: two PEM files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// The certificate, followed by those that link it to an authority.
-    pub certificate: PathBuf,
-    /// Its private key, without a passphrase.
-    pub key: PathBuf,
-}
-
-impl Identity {
-    /// Reads both files.
-    ///
-    /// # Errors
-    /// Names the file that cannot be read or holds something else.
-    pub fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-        let key = PrivateKeyDer::from_pem_file(&self.key).with_context(|| {
-            format!(
-                "{}: no private key in PEM form without a passphrase",
-                self.key.display()
-            )
-        })?;
-        Ok((read_certificates(&self.certificate)?, key))
-    }
-
-    /// What to say when the two do not belong together.
-    pub fn mismatch(&self) -> String {
+/// Reads a certificate and its key.
+///
+/// # Errors
+/// Names the file that cannot be read or has another content.
+pub fn read_pair(files: &CertificateFiles) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let key = PrivateKeyDer::from_pem_file(&files.key).with_context(|| {
         format!(
-            "the certificate {} and the key {} do not make a pair",
-            self.certificate.display(),
-            self.key.display()
+            "{}: no private key in PEM form without a passphrase",
+            files.key.display()
         )
-    }
+    })?;
+    Ok((read_certificates(&files.certificate)?, key))
 }
 
-/// Makes encrypted connections. Cloning is cheap.
+/// The error for a certificate and a key that do not belong together.
+pub fn mismatch(files: &CertificateFiles) -> String {
+    format!(
+        "the certificate {} and the key {} do not make a pair",
+        files.certificate.display(),
+        files.key.display()
+    )
+}
+
+/// Opens encrypted connections. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Connector {
     config: Arc<ClientConfig>,
@@ -82,11 +73,11 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Reads the files. `protocol` is the name that the server may check (ALPN), where it has one.
+    /// Reads the files. `client` is the client's certificate, `protocol` the name of the protocol (ALPN), if any.
     ///
     /// # Errors
-    /// Names the file that cannot be read or holds something else.
-    pub fn new(trust: &Trust, identity: Option<&Identity>, protocol: Option<&[u8]>) -> Result<Self> {
+    /// Names the file that cannot be read or has another content.
+    pub fn new(trust: &Trust, client: Option<&CertificateFiles>, protocol: Option<&[u8]>) -> Result<Self> {
         let provider = provider();
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -103,13 +94,13 @@ impl Connector {
                 builder.dangerous().with_custom_certificate_verifier(verifier)
             }
         };
-        let mut config = match identity {
+        let mut config = match client {
             None => builder.with_no_client_auth(),
-            Some(identity) => {
-                let (certificates, key) = identity.read()?;
+            Some(files) => {
+                let (certificates, key) = read_pair(files)?;
                 builder
                     .with_client_auth_cert(certificates, key)
-                    .with_context(|| identity.mismatch())?
+                    .with_context(|| mismatch(files))?
             }
         };
         config.alpn_protocols.extend(protocol.map(<[u8]>::to_vec));
@@ -119,19 +110,19 @@ impl Connector {
         })
     }
 
-    /// Shakes hands. There is no timeout here.
+    /// Performs the handshake. It has no timeout of its own.
     ///
     /// # Errors
-    /// When the server does not prove what it must, or speaks no TLS; the error names the host.
+    /// When the server does not prove what it must, or does not speak TLS; the error names the host.
     pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(&self, host: &str, stream: S) -> io::Result<Stream<S>> {
         let name = match ServerName::try_from(host.to_owned()) {
             Ok(name) => name,
-            // Who does not check the name may call the server anything; an address is not sent to it.
+            // An unchecked name may be anything; an address is not sent to the server.
             Err(_) if !self.checks_name => ServerName::from(std::net::IpAddr::from([0, 0, 0, 0])),
             Err(_) => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
-                    format!("TLS: {host:?} is no host name that a certificate could be for"),
+                    format!("TLS: {host:?} is not a host name that a certificate can have"),
                 ));
             }
         };
@@ -146,12 +137,12 @@ impl Connector {
     }
 }
 
-/// The cryptography behind TLS.
+/// The cryptography provider of rustls.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// What an operator can do about a failed handshake.
+/// The remedy for a failed handshake, appended to the error.
 fn remedy(error: &io::Error) -> &'static str {
     let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) else {
         return "";
@@ -159,20 +150,20 @@ fn remedy(error: &io::Error) -> &'static str {
     match cause {
         rustls::Error::InvalidCertificate(cause) => match cause {
             CertificateError::UnknownIssuer => {
-                "; name a file with the authority that issued it (Postgres: `sslrootcert` in the URL, Redis: \
+                "; configure a file with the authority that issued it (Postgres: `sslrootcert` in the URL, Redis: \
                  `redis.ca_file`)"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "; connect by a name in its subjectAltName (for Postgres, verify-ca does not look at names)"
+                "; connect by a name in its subjectAltName (for Postgres, verify-ca does not check names)"
             }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "; renew it, or set the clock right",
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "; renew it, or correct the clock",
             CertificateError::Other(_) => {
-                "; a certificate that is an authority's own (CA:TRUE) cannot be a server's: issue one with CA:FALSE"
+                "; a certificate authority (CA:TRUE) cannot be used as a server certificate: issue one with CA:FALSE"
             }
             _ => "",
         },
         rustls::Error::InvalidMessage(_) => "; is it a TLS port?",
-        rustls::Error::AlertReceived(_) => "; the server's log tells why, often a client certificate that it wants",
+        rustls::Error::AlertReceived(_) => "; the server's log has the reason, often a missing client certificate",
         _ => "",
     }
 }
@@ -182,7 +173,7 @@ fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .with_context(|| format!("cannot read certificates from {}", file.display()))?;
     if certificates.is_empty() {
-        bail!("{} holds no certificate in PEM form", file.display());
+        bail!("{} contains no certificate in PEM form", file.display());
     }
     Ok(certificates)
 }
@@ -194,17 +185,17 @@ fn read_roots(roots: &Roots) -> Result<RootCertStore> {
             for certificate in read_certificates(file)? {
                 store
                     .add(certificate)
-                    .with_context(|| format!("{} holds what is no certificate", file.display()))?;
+                    .with_context(|| format!("{} contains an invalid certificate", file.display()))?;
             }
         }
         Roots::System => {
             let found = rustls_native_certs::load_native_certs();
-            // A system's list may hold what nobody reads any more.
+            // The list of a system may contain certificates that are no longer parsable.
             let (added, _) = store.add_parsable_certificates(found.certs);
             if added == 0 {
                 bail!(
                     "the system has no certificate authorities: install them (Debian, Ubuntu: apt-get install \
-                     ca-certificates), set SSL_CERT_FILE, or name a file with the server's own authority"
+                     ca-certificates), set SSL_CERT_FILE, or configure a file with the server's authority"
                 );
             }
         }
@@ -212,12 +203,18 @@ fn read_roots(roots: &Roots) -> Result<RootCertStore> {
     Ok(store)
 }
 
-/// Accepts a server under any name, if an authority vouches for it (or none need). That the server holds the key of its
-/// certificate is checked in any case.
+/// Accepts a server under any name, if an authority issued its certificate (or, without authorities, any certificate). That
+/// the server holds the key of its certificate is always verified.
 #[derive(Debug)]
 struct NameBlind {
     roots: Option<RootCertStore>,
     provider: Arc<CryptoProvider>,
+}
+
+impl NameBlind {
+    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.provider.signature_verification_algorithms
+    }
 }
 
 impl ServerCertVerifier for NameBlind {
@@ -235,7 +232,7 @@ impl ServerCertVerifier for NameBlind {
                 roots,
                 intermediates,
                 now,
-                self.provider.signature_verification_algorithms.all,
+                self.algorithms().all,
             )?;
         }
         Ok(ServerCertVerified::assertion())
@@ -247,8 +244,7 @@ impl ServerCertVerifier for NameBlind {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+        verify_tls12_signature(message, certificate, signed, self.algorithms())
     }
 
     fn verify_tls13_signature(
@@ -257,12 +253,11 @@ impl ServerCertVerifier for NameBlind {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+        verify_tls13_signature(message, certificate, signed, self.algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.algorithms().supported_schemes()
     }
 }
 
@@ -270,13 +265,13 @@ impl ServerCertVerifier for NameBlind {
 #[derive(Debug)]
 pub struct Stream<S> {
     inner: tokio_rustls::client::TlsStream<S>,
-    /// Encrypted bytes may wait for the socket.
+    /// Whether encrypted bytes may wait for the socket.
     unsent: bool,
 }
 
 impl<S> Stream<S> {
-    /// The server's end of the channel (RFC 5929, `tls-server-end-point`), to which a login can be bound; `None` when its
-    /// certificate is signed in a way that names no hash.
+    /// The channel binding `tls-server-end-point` (RFC 5929) for a login; `None` if the signature of the server's certificate
+    /// has no defined hash.
     pub fn server_end_point(&self) -> Option<Vec<u8>> {
         let (_, session) = self.inner.get_ref();
         end_point(session.peer_certificates()?.first()?)
@@ -285,7 +280,7 @@ impl<S> Stream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // Who waits for an answer must have sent its question.
+        // A caller that waits for a response must have sent its request.
         if self.unsent && Pin::new(&mut self.inner).poll_flush(cx)?.is_ready() {
             self.unsent = false;
         }
@@ -308,7 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 }
 
-/// The hash of a certificate that names its server's end: by the hash of its signature, SHA-256 where that is weaker.
+/// The channel binding of a certificate: its digest by the hash of its signature, SHA-256 if that is weaker.
 pub fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     Some(match signature_hash(certificate)? {
         Hash::Sha256 => Sha256::digest(certificate).to_vec(),
@@ -324,7 +319,7 @@ enum Hash {
     Sha512,
 }
 
-/// The hash in a certificate's signature. A certificate is SEQUENCE { contents, algorithm, signature }, the algorithm
+/// The hash of a certificate's signature. A certificate is SEQUENCE { contents, algorithm, signature }, the algorithm
 /// SEQUENCE { identifier, parameters }.
 fn signature_hash(certificate: &[u8]) -> Option<Hash> {
     const SEQUENCE: u8 = 0x30;
@@ -337,7 +332,7 @@ fn signature_hash(certificate: &[u8]) -> Option<Hash> {
     let (identifier, parameters) = der_item(algorithm, IDENTIFIER)?;
     if let Some(kind) = identifier.strip_prefix(RSA) {
         return match kind {
-            // MD5 and SHA-1 count as SHA-256 here.
+            // RFC 5929 replaces MD5 and SHA-1 by SHA-256.
             [4 | 5 | 11] => Some(Hash::Sha256),
             [12] => Some(Hash::Sha384),
             [13] => Some(Hash::Sha512),
@@ -378,7 +373,7 @@ fn der_item(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     }
     let (length, rest) = match first {
         0..=0x7f => (usize::from(first), rest),
-        // One to four bytes of length; certificates are no larger.
+        // One to four bytes of length; certificates are not larger.
         0x81..=0x84 => {
             let (length, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
             let length = length
@@ -400,8 +395,8 @@ mod tests {
 
     use super::*;
 
-    /// A server that reads so many bytes and answers with one.
-    async fn answer_after<S: AsyncRead + AsyncWrite + Unpin>(stream: S, count: usize) {
+    /// A server that reads `count` bytes and responds with one.
+    async fn respond_after<S: AsyncRead + AsyncWrite + Unpin>(stream: S, count: usize) {
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
@@ -419,21 +414,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_socket_did_not_take_goes_out_while_we_wait_for_the_answer() {
+    async fn unsent_bytes_are_sent_while_the_response_is_awaited() {
         const COUNT: usize = 10_000;
-        // A socket that holds less than one record.
+        // A socket whose buffer is smaller than one record.
         let (ours, theirs) = tokio::io::duplex(512);
-        let server = tokio::spawn(answer_after(theirs, COUNT));
+        let server = tokio::spawn(respond_after(theirs, COUNT));
         let connector = Connector::new(&Trust::Anybody, None, None).unwrap();
-        let mut stream = connector.connect("somebody", ours).await.unwrap();
-        // All of it is accepted at once, without a flush.
+        let mut stream = connector.connect("server", ours).await.unwrap();
+        // All bytes are accepted at once, without a flush.
         assert_eq!(stream.write(&[7; COUNT]).await.unwrap(), COUNT);
-        let answer = tokio::time::timeout(std::time::Duration::from_secs(20), stream.read_u8()).await;
-        assert_eq!(answer.unwrap().unwrap(), b'!');
+        let response = tokio::time::timeout(std::time::Duration::from_secs(20), stream.read_u8()).await;
+        assert_eq!(response.unwrap().unwrap(), b'!');
         server.await.unwrap();
     }
 
-    /// A certificate's outline around an algorithm.
+    /// The outline of a certificate with this signature algorithm.
     fn outline(algorithm: &[u8]) -> Vec<u8> {
         let mut body = vec![0x30, 0x81, 0x80];
         body.extend([0; 0x80]);
@@ -446,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_names_its_hash() {
+    fn signature_algorithm_determines_the_hash() {
         let rsa = |kind: u8| vec![6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, kind, 5, 0];
         let ecdsa = |kind: u8| vec![6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, kind];
         let pss = |hash: u8| {
@@ -472,7 +467,7 @@ mod tests {
         ] {
             let certificate = outline(&algorithm);
             assert_eq!(signature_hash(&certificate), hash, "{algorithm:02x?}");
-            // What is cut off anywhere before the signature is no certificate.
+            // A certificate truncated before the signature is invalid.
             for end in 0..certificate.len() - 3 {
                 assert_eq!(signature_hash(&certificate[..end]), None);
             }

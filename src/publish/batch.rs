@@ -10,6 +10,7 @@ use std::io::Write as _;
 use bytes::BytesMut;
 use uuid::Uuid;
 
+use crate::config::rule::Operation;
 use crate::contract::checkpoint::{Checkpoint, Epoch, OpenTransaction, TransactionMark};
 use crate::contract::keys::Keys;
 use crate::contract::stream_name::Audience;
@@ -19,7 +20,6 @@ use crate::core::resp;
 use crate::decode::value::write_string;
 use crate::route::outbox::OutboxMessage;
 use crate::route::router::Delivery;
-use crate::route::rule::Operation;
 
 /// A tenant's quarantine keeps about this many entries.
 const QUARANTINE_ENTRIES_MAX: &[u8] = b"10000";

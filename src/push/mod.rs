@@ -237,7 +237,7 @@ impl Waker {
             return Ok(());
         }
         let settings = &self.config.push;
-        let after = Duration::from_secs(settings.after_seconds);
+        let after = Duration::from_secs(settings.offline_delay_seconds);
         let epoch = self.store.view().await?.epoch;
         let counts =
             |event: &str| !event.is_empty() && settings.events.iter().any(|wanted| wanted == "*" || wanted == event);

@@ -6,31 +6,26 @@
 //! after a crash, because what is under way stays in Redis. What is told has no content of anything.
 
 use std::collections::{HashMap, HashSet};
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
-use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
-use hyper::{StatusCode, Uri};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use serde_json::json;
 use sha2::Sha256;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::config;
+use crate::config::{self, WebhookSecret};
 use crate::core::time::Timestamp;
-use crate::net::tls::{Connector, Roots, Trust};
-use crate::net::{self, Address, BoxStream};
+use crate::net::http::Client;
+use crate::net::tls::Roots;
 use crate::postgres::{Database, tenants};
 use crate::push::candidates::{self, Claimed, Trigger};
 use crate::redis::store::Store;
@@ -46,58 +41,10 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Pause before Redis or Postgres is asked again.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Bytes of a secret.
-const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
-
-/// Where the webhook is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    is_secure: bool,
-    host: String,
-    port: u16,
-    /// As the header `Host` says it.
-    authority: String,
-    path: String,
-}
-
-impl Target {
-    /// Reads a URL.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn parse(url: &str) -> Result<Self, String> {
-        const ALLOWED: &str =
-            "must be a URL such as https://push.example.com/posduif, without user, password or fragment";
-        let uri: Uri = url.parse().map_err(|_| ALLOWED)?;
-        let is_secure = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => false,
-            _ => return Err(ALLOWED.into()),
-        };
-        let authority = uri.authority().ok_or(ALLOWED)?;
-        if authority.as_str().contains('@') || url.contains('#') || authority.host().is_empty() {
-            return Err(ALLOWED.into());
-        }
-        Ok(Self {
-            is_secure,
-            host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority.port_u16().unwrap_or(if is_secure { 443 } else { 80 }),
-            authority: authority.as_str().to_owned(),
-            path: uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
-        })
-    }
-}
-
-/// The key of a secret `whsec_<base64>`; `None` when it is none, or too short or long.
-pub fn decode_secret(text: &str) -> Option<Vec<u8>> {
-    let key = STANDARD.decode(text.strip_prefix("whsec_")?).ok()?;
-    SECRET_BYTES.contains(&key.len()).then_some(key)
-}
-
-/// The header `webhook-signature`: one signature a key.
-pub fn sign(keys: &[Vec<u8>], id: &str, timestamp: i64, body: &[u8]) -> Option<String> {
-    let signatures = keys.iter().map(|key| {
-        let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
+/// The header `webhook-signature`: one signature per secret.
+pub fn sign(secrets: &[WebhookSecret], id: &str, timestamp: i64, body: &[u8]) -> Option<String> {
+    let signatures = secrets.iter().map(|secret| {
+        let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose()).ok()?;
         mac.update(format!("{id}.{timestamp}.").as_bytes());
         mac.update(body);
         Some(format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes())))
@@ -118,9 +65,9 @@ enum Answer {
 /// Tells entries.
 #[derive(Debug)]
 pub struct Webhook {
-    target: Target,
-    connector: Option<Connector>,
-    keys: Vec<Vec<u8>>,
+    client: Client,
+    path: String,
+    secrets: Vec<WebhookSecret>,
     timeout: Duration,
     attempts_max: u32,
     concurrency: usize,
@@ -135,28 +82,22 @@ impl Webhook {
     /// The webhook of the settings, if there is one.
     ///
     /// # Errors
-    /// When a secret or the URL is malformed, or the authority cannot be read.
+    /// When a secret or the URL is malformed, or the file of the authority cannot be read.
     pub fn new(settings: &config::Push, store: Store, metrics: Arc<Metrics>) -> Result<Option<Self>> {
-        if settings.webhook_url.is_empty() {
+        let Some(config::Webhook { url, secrets }) = settings.webhook()? else {
             return Ok(None);
-        }
-        let target = Target::parse(&settings.webhook_url).map_err(|why| anyhow!("key `push.webhook_url`: {why}"))?;
+        };
         let roots = match settings.webhook_ca_file.as_str() {
             "" => Roots::System,
             file => Roots::File(file.into()),
         };
-        let connector = target
-            .is_secure
-            .then(|| Connector::new(&Trust::ChainAndName(roots), None, Some(b"http/1.1")))
-            .transpose()
-            .context("key `push.webhook_ca_file`")?;
-        let secrets = std::iter::once(&settings.webhook_secret).chain(&settings.webhook_previous_secrets);
-        let keys: Option<Vec<_>> = secrets.map(|secret| decode_secret(secret.expose())).collect();
+        let timeout = Duration::from_secs(settings.webhook_timeout_seconds);
+        let path = url.path.clone();
         Ok(Some(Self {
-            target,
-            connector,
-            keys: keys.context("key `push.webhook_secret`, or a previous one, is none")?,
-            timeout: Duration::from_secs(settings.webhook_timeout_seconds),
+            client: Client::new(url, roots, timeout).context("key `push.webhook_ca_file`")?,
+            path,
+            secrets,
+            timeout,
             attempts_max: settings.webhook_attempts_max,
             concurrency: settings.webhook_concurrency,
             store,
@@ -253,14 +194,14 @@ impl Webhook {
         };
         let (cause, asked) = match answer {
             Ok(Answer::Taken) => {
-                self.metrics.push.told("taken");
+                self.metrics.push.delivered("taken");
                 return self.settle(trigger).await;
             }
             Ok(Answer::Gone) => {
                 if !self.is_gone.swap(true, Ordering::Relaxed) {
                     tracing::error!("the webhook answers 410 Gone: it is told nothing more until this engine restarts");
                 }
-                self.metrics.push.told("gone");
+                self.metrics.push.delivered("gone");
                 return self.settle(trigger).await;
             }
             Ok(Answer::Refused(status, asked)) => (format!("it answered {status}"), asked),
@@ -269,10 +210,10 @@ impl Webhook {
         let (id, tries) = (&trigger.id, trigger.tries);
         if tries >= self.attempts_max {
             tracing::error!(id, tries, cause, "the webhook did not take an entry, which is given up");
-            self.metrics.push.told("given_up");
+            self.metrics.push.delivered("given_up");
             return self.settle(trigger).await;
         }
-        self.metrics.push.told("refused");
+        self.metrics.push.delivered("refused");
         let wait = asked.unwrap_or_default().max(backoff(tries));
         tracing::warn!(
             id,
@@ -300,57 +241,24 @@ impl Webhook {
     }
 
     async fn send(&self, trigger: &Trigger) -> Result<Answer> {
-        let sending = self.try_send(trigger);
-        match tokio::time::timeout(self.timeout, sending).await {
-            Ok(answer) => answer,
-            Err(_) => Err(anyhow!("no answer within {} s", self.timeout.as_secs())),
-        }
-    }
-
-    async fn try_send(&self, trigger: &Trigger) -> Result<Answer> {
         let body = body(trigger);
         let timestamp = chrono::Utc::now().timestamp();
-        let signature = sign(&self.keys, &trigger.id, timestamp, &body).context("it cannot be signed")?;
-        let request = hyper::Request::post(&self.target.path)
-            .header(HOST, &self.target.authority)
+        let signature = sign(&self.secrets, &trigger.id, timestamp, &body).context("the request cannot be signed")?;
+        let request = hyper::Request::post(&self.path)
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, concat!("posduif/", env!("CARGO_PKG_VERSION")))
             .header("webhook-id", &trigger.id)
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", signature)
-            .body(Full::new(body))
-            .context("the request cannot be made")?;
-        let address = Address::Tcp(self.target.host.clone(), self.target.port);
-        let mut stream: BoxStream = net::connect(&address, self.timeout).await?;
-        if let Some(connector) = &self.connector {
-            stream = Box::new(connector.connect(&self.target.host, stream).await?);
-        }
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let mut sending = pin!(sender.send_request(request));
-        let mut connection = Some(Box::pin(connection));
-        let mut failure = None;
-        // Many servers close with their answer: it counts also when the connection ends in the same moment.
-        let answered = poll_fn(|context| {
-            if let Some(open) = &mut connection
-                && let Poll::Ready(ended) = open.as_mut().poll(context)
-            {
-                failure = ended.err();
-                connection = None;
-            }
-            sending.as_mut().poll(context)
-        });
-        let answered = answered.await;
-        let response = answered.map_err(|error| failure.unwrap_or(error))?;
-        // A redirect is a refusal: what is signed goes where the operator says and nowhere else.
-        let status = response.status();
-        Ok(match status {
+            .body(body)
+            .context("the request cannot be built")?;
+        let head = self.client.send_for_head(request).await?;
+        // A redirect counts as a refusal: signed requests go to the configured URL only.
+        Ok(match head.status {
             status if status.is_success() => Answer::Taken,
             StatusCode::GONE => Answer::Gone,
             status => {
-                let asked = response
-                    .headers()
-                    .get(RETRY_AFTER)
-                    .and_then(|value| value.to_str().ok());
+                let asked = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
                 let seconds = asked.and_then(|text| text.parse().ok()).map(Duration::from_secs);
                 Answer::Refused(status, seconds.map(|wait| wait.min(RETRY_AFTER_MAX)))
             }
@@ -392,53 +300,15 @@ mod tests {
     #[test]
     fn the_signature_is_that_of_the_specifications_example() {
         // Of the libraries' own tests: https://github.com/standard-webhooks/standard-webhooks/tree/main/libraries
-        let key = decode_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("a secret");
+        let secret = WebhookSecret::decode("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("a secret");
         let signature = sign(
-            &[key.clone(), key],
+            &[secret.clone(), secret],
             "msg_p5jXN8AQM9LWM0D4loKWxJek",
             1_614_265_330,
             br#"{"test": 2432232314}"#,
         );
         let one = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
         assert_eq!(signature.expect("signed"), format!("{one} {one}"));
-    }
-
-    #[test]
-    fn secrets_have_their_form_and_length() {
-        for bad in [
-            "",
-            "whsec_",
-            "whsec_c2hvcnQ=",
-            "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-            "whsec_not base64!",
-        ] {
-            assert_eq!(decode_secret(bad), None, "{bad:?}");
-        }
-        let long = format!("whsec_{}", STANDARD.encode([7; 65]));
-        assert_eq!(decode_secret(&long), None);
-    }
-
-    #[test]
-    fn targets_are_urls_of_http() {
-        let target = Target::parse("https://push.example.com/a?b=c").expect("a target");
-        assert_eq!((target.host.as_str(), target.port), ("push.example.com", 443));
-        assert_eq!(target.path, "/a?b=c");
-        let target = Target::parse("http://[::1]:8080").expect("a target");
-        assert_eq!(
-            (target.host.as_str(), target.port, target.path.as_str()),
-            ("::1", 8080, "/")
-        );
-        for bad in [
-            "",
-            "push.example.com",
-            "ftp://a/b",
-            "https://",
-            "https://me:pw@a/b",
-            "/a",
-            "https://a/b#c",
-        ] {
-            assert!(Target::parse(bad).is_err(), "{bad:?}");
-        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::epoch::{Break, Replay};
 use super::heartbeat;
+use crate::config::rule::Operation;
 use crate::contract::checkpoint::{OpenTransaction, TransactionMark};
 use crate::contract::control::Trim;
 use crate::contract::entry::{EntryBody, Source};
@@ -27,7 +28,7 @@ use crate::publish::batch::{Batch, operation_text};
 use crate::route::outbox::{self, OutboxMessage};
 use crate::route::router::{Delivery, Plan, RouteError, Router, SCHEMA_PREFIX};
 use crate::route::row::{ColumnValue, Row, user_id};
-use crate::route::rule::Operation;
+use crate::telemetry::metrics::ReplicationCounts;
 use crate::telemetry::traces;
 
 /// Longest entry in bytes. Redis closes the connection on an argument beyond 512 MiB.
@@ -122,7 +123,7 @@ pub struct Pipeline {
     spare: Option<Batch>,
     body: EntryBody,
     json: Vec<u8>,
-    counts: Counts,
+    counts: ReplicationCounts,
 }
 
 impl Pipeline {
@@ -146,7 +147,7 @@ impl Pipeline {
             spare: None,
             body: EntryBody::default(),
             json: Vec::new(),
-            counts: Counts::default(),
+            counts: ReplicationCounts::default(),
         }
     }
 
@@ -186,8 +187,8 @@ impl Pipeline {
         self.replay.is_unverified()
     }
 
-    /// Counts since the start.
-    pub fn counts(&self) -> Counts {
+    /// Totals since the start.
+    pub fn counts(&self) -> ReplicationCounts {
         self.counts
     }
 

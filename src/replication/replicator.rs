@@ -95,7 +95,7 @@ async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
             }
             SessionEnd::Broken(broken) => {
                 tracing::warn!(reason = %broken, "replication continuity lost; starting a new epoch");
-                metrics.restarted(FailureCause::Broken);
+                metrics.restarted(FailureCause::Broken.as_str());
                 let cause = format!("replication continuity lost: {broken}");
                 report.set_state(ReplicatorState::Failed(cause));
                 forced = Some(broken);
@@ -103,7 +103,7 @@ async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
                 backoff.next()
             }
             SessionEnd::Failed(cause, error) => {
-                metrics.restarted(cause);
+                metrics.restarted(cause.as_str());
                 tracing::warn!(cause = format!("{error:#}"), "replication interrupted; retrying");
                 report.set_state(ReplicatorState::Failed(format!("{error:#}")));
                 backoff.next()

@@ -14,7 +14,7 @@ use super::connection::{Connection, unix_micros};
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::Break;
 use super::frame::Frame;
-use super::pipeline::{Counts, Pipeline, Start};
+use super::pipeline::{Pipeline, Start};
 use super::report::ReplicatorState;
 use super::startup::{self, Prepared, STATUS_INTERVAL, SessionContext, Started};
 use crate::config;
@@ -32,6 +32,7 @@ use crate::publish::durability::{Durability, Durable};
 use crate::publish::outcome::{Outcome, error_code};
 use crate::publish::progress::Progress;
 use crate::route::router::Router;
+use crate::telemetry::metrics::ReplicationCounts;
 use crate::telemetry::traces;
 
 /// How often timeouts are checked and a status update is due.
@@ -85,7 +86,7 @@ struct Session<'a> {
     /// Transactions that a snapshot may not include yet.
     window: Vec<WindowEntry>,
     /// The part of the pipeline's counts that the metrics include.
-    reported: Counts,
+    reported: ReplicationCounts,
     last_received: Instant,
     last_status: Instant,
     ticks: tokio::time::Interval,
@@ -205,7 +206,7 @@ impl<'a> Session<'a> {
             },
             urgent,
             window: claim.window,
-            reported: Counts::default(),
+            reported: ReplicationCounts::default(),
             last_received: now,
             last_status: now,
             ticks,
@@ -596,7 +597,7 @@ impl<'a> Session<'a> {
 /// earlier.
 fn idle_timeout(settings: &config::Replication) -> Duration {
     let seconds = settings
-        .wire_timeout_seconds
-        .max(settings.sender_timeout_seconds / 2 + 1);
+        .idle_timeout_seconds
+        .max(settings.wal_sender_timeout_seconds / 2 + 1);
     Duration::from_secs(seconds)
 }

@@ -109,7 +109,7 @@ impl Upstream {
         Ok(Self {
             server: net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?,
             connect_timeout: Duration::from_secs(config.postgres.connect_timeout_seconds),
-            sender_timeout: Duration::from_secs(config.replication.sender_timeout_seconds),
+            sender_timeout: Duration::from_secs(config.replication.wal_sender_timeout_seconds),
         })
     }
 
@@ -316,7 +316,7 @@ async fn begin_epoch(
     });
     (guard.epoch, guard.acknowledged) = (epoch, server.confirmed);
     guard.exchange(batch).await?;
-    context.report.metrics.replication.epoch_began(broken);
+    context.report.metrics.replication.epoch_began(broken.kind());
     Ok(Origin {
         epoch,
         position,

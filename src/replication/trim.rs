@@ -187,7 +187,7 @@ async fn inbox(
     let keep_from = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
-        .saturating_sub(Duration::from_secs(config.streams.acknowledged_keep_seconds))
+        .saturating_sub(Duration::from_secs(config.streams.retention_after_ack_seconds))
         .as_micros();
     let last_old = reply
         .ids

@@ -3,7 +3,7 @@
 
 use super::router::Delivery;
 use super::row::{ColumnValue, NotAUserId, Row, user_id};
-use super::rule::Operation;
+use crate::config::rule::Operation;
 use crate::contract::stream_name::Audience;
 use crate::decode::relation::Relation;
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::rule::{TENANT, is_event_name};
+use crate::config::rule::{TENANT, is_event_name};
 use crate::contract::stream_name::Audience;
 use crate::core::tenant::is_valid_name;
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::messages;
 use super::row::{ColumnValue, NotAUserId, Row, user_id};
-use super::rule::{ENCRYPTED_STATES, Operation, Rule, TENANT};
+use crate::config::rule::{ENCRYPTED_STATES, Operation, Rule, TENANT};
 use crate::contract::stream_name::Audience;
 use crate::decode::relation::Relation;
 

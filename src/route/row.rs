@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::rule::Operation;
+use crate::config::rule::Operation;
 use crate::decode::pgoutput::{Cell, Old, Tuple};
 
 /// A column's value, as far as the log has it.

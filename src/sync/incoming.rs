@@ -17,6 +17,7 @@ use super::stretch::{self, Bounds, FIRST_ENTRIES, Range};
 use super::tables;
 use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::loader::{Found, Loader};
+use crate::config::rule::Rule;
 use crate::core::position::EpochId;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
@@ -25,7 +26,6 @@ use crate::feature;
 use crate::messages::Message;
 use crate::postgres::{Database, sql};
 use crate::redis::store::{self, Place, Read, Store};
-use crate::route::rule::Rule;
 use crate::telemetry::metrics::Source;
 use crate::telemetry::traces;
 

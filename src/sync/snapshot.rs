@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::cursor::{ID_BYTES_MAX, PageStart};
 use super::item::{Change, Item};
 use super::tables;
+use crate::config::rule::Rule;
 use crate::contract::control::INBOX_PREFIX;
 use crate::contract::entry::{Op, Text};
 use crate::core::snapshot::Snapshot;
@@ -23,7 +24,6 @@ use crate::messages::{Message, Status};
 use crate::postgres::tenants;
 use crate::postgres::{Database, sql};
 use crate::redis::store::{self, Handoff, Place, Store};
-use crate::route::rule::Rule;
 
 /// How long to wait for the replicator to create a missing stream.
 const BIRTH_WAIT: Duration = Duration::from_secs(5);

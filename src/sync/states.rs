@@ -11,11 +11,11 @@ use uuid::Uuid;
 use super::cursor::{Cursor, CursorKey, Owner, PageStart};
 use super::incoming::Error;
 use super::snapshot;
+use crate::config::rule::ENCRYPTED_STATES;
 use crate::contract::entry::{Entry, Op};
 use crate::core::tenant::Tenant;
 use crate::postgres::Database;
 use crate::redis::store::{Place, Read, Store};
-use crate::route::rule::ENCRYPTED_STATES;
 use crate::state::{self, State};
 
 /// Entries of a user's streams that are looked at for one answer; those of other tables cost time, too.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use crate::config::rule::{Rule, TENANT};
 use crate::contract::entry::Text;
 use crate::core::tenant::Tenant;
 use crate::core::tenant::quote_identifier;
@@ -16,7 +17,6 @@ use crate::decode::relation::Types;
 use crate::decode::value::{self, Kind};
 use crate::feature;
 use crate::postgres::{Database, Statement, sql};
-use crate::route::rule::{Rule, TENANT};
 
 /// OID of the type `uuid`.
 const UUID_OID: u32 = 2950;

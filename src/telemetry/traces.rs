@@ -19,6 +19,8 @@
 
 mod exporter;
 
+pub use self::exporter::TIMEOUT;
+
 use std::borrow::Cow;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,14 +29,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_http::HttpClient;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
-use crate::core::position::EpochId;
-use crate::core::position::StreamId;
+use crate::core::position::{EpochId, StreamId};
 
 /// Longest `traceparent` that is looked at; version 00 has 55 bytes, later ones may be longer.
 const TRACEPARENT_BYTES_MAX: usize = 256;
@@ -64,17 +67,18 @@ struct Place {
     span: SpanId,
 }
 
-/// Begins to send spans, where `telemetry.otlp_endpoint` names a collector, until `stop`; what waits by then is sent. Once
-/// a process. Gives the task to wait for.
+/// Starts to export spans to the collector that `client` reaches, until `stop`; spans that wait by then are exported. Returns
+/// the task to wait for.
 ///
 /// # Errors
-/// When the endpoint is no URL, or spans are sent already.
-pub fn init(settings: &config::Telemetry, stop: CancellationToken) -> Result<Option<tokio::task::JoinHandle<()>>> {
-    if settings.otlp_endpoint.is_empty() {
-        return Ok(None);
-    }
+/// When the settings are invalid, or this is not the first call in the process.
+pub fn init(
+    settings: &config::Telemetry,
+    client: impl HttpClient + 'static,
+    stop: CancellationToken,
+) -> Result<JoinHandle<()>> {
     let (spans, waiting) = mpsc::channel(settings.queue_spans_max);
-    let exporting = exporter::run(settings, waiting, stop)?;
+    let exporting = exporter::run(settings, client, waiting, stop)?;
     let traces = Traces {
         spans,
         dropped: AtomicU64::new(0),
@@ -86,23 +90,17 @@ pub fn init(settings: &config::Telemetry, stop: CancellationToken) -> Result<Opt
     };
     TRACES
         .set(traces)
-        .map_err(|_| anyhow::anyhow!("spans are sent already"))?;
-    Ok(Some(tokio::spawn(exporting)))
+        .map_err(|_| anyhow::anyhow!("traces are already initialized"))?;
+    Ok(tokio::spawn(exporting))
 }
 
-/// Checks the settings as [`init`] does, without sending anything.
-///
-/// # Errors
-/// As [`init`].
-pub fn check(settings: &config::Telemetry) -> Result<()> {
-    if settings.otlp_endpoint.is_empty() {
-        return Ok(());
-    }
+/// Checks the settings as [`init`] does, without exporting anything.
+pub fn check(settings: &config::Telemetry, client: impl HttpClient + 'static) -> Result<()> {
     let (_, waiting) = mpsc::channel(1);
-    exporter::run(settings, waiting, CancellationToken::new()).map(drop)
+    exporter::run(settings, client, waiting, CancellationToken::new()).map(drop)
 }
 
-/// Whether spans are sent at all.
+/// Whether spans are exported.
 pub fn is_on() -> bool {
     TRACES.get().is_some()
 }

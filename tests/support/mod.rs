@@ -177,12 +177,12 @@ impl World {
                 config.replication.heartbeat_interval_ms,
             ),
             (
-                "REPLICATION__WIRE_TIMEOUT_SECONDS",
-                config.replication.wire_timeout_seconds,
+                "REPLICATION__IDLE_TIMEOUT_SECONDS",
+                config.replication.idle_timeout_seconds,
             ),
             (
-                "REPLICATION__SENDER_TIMEOUT_SECONDS",
-                config.replication.sender_timeout_seconds,
+                "REPLICATION__WAL_SENDER_TIMEOUT_SECONDS",
+                config.replication.wal_sender_timeout_seconds,
             ),
             (
                 "REPLICATION__BATCH_CHANGES_MAX",
@@ -194,8 +194,8 @@ impl World {
             ("STREAMS__CHANGES_ENTRIES_MAX", config.streams.changes_entries_max),
             ("PRESENCE__GRACE_SECONDS", config.presence.grace_seconds),
             ("PRESENCE__TICK_MS", config.presence.tick_ms),
-            ("SSE__HEARTBEAT_SECONDS", config.sse.heartbeat_seconds),
-            ("HEALTH__FRESHNESS_BOUND_SECONDS", config.health.freshness_bound_seconds),
+            ("LIVE__HEARTBEAT_SECONDS", config.live.heartbeat_seconds),
+            ("HEALTH__MAX_STALENESS_SECONDS", config.health.max_staleness_seconds),
         ];
         for (name, value) in numbers {
             command.env(format!("POSDUIF__{name}"), value.to_string());

@@ -19,7 +19,7 @@ impl Scrape {
         assert_eq!(answer.status, 200);
         assert_eq!(
             answer.headers["content-type"],
-            "text/plain; version=0.0.4; charset=utf-8"
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
         );
         Self::parse(std::str::from_utf8(&answer.body).unwrap())
     }
@@ -52,11 +52,11 @@ impl Scrape {
         labels
     }
 
-    /// Reads the text format, and checks that it is that.
+    /// Parses OpenMetrics text and checks its form. The family of a counter has the name of its samples here, with `_total`.
     pub(crate) fn parse(text: &str) -> Self {
         let (mut samples, mut types, mut helps) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
-        assert!(text.ends_with('\n'));
-        for line in text.lines() {
+        let body = text.strip_suffix("# EOF\n").expect("an end");
+        for line in body.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, help) = rest.split_once(' ').unwrap();
                 assert!(help.len() > 10, "{line}");
@@ -65,7 +65,7 @@ impl Scrape {
                 let (name, kind) = rest.split_once(' ').unwrap();
                 assert!(helps.contains(name), "{name} has no HELP");
                 assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
-                types.insert(name.to_owned(), kind.to_owned());
+                types.insert(sample_name(name, kind), kind.to_owned());
             } else {
                 let (sample, value) = line.rsplit_once(' ').unwrap();
                 let name = sample.split('{').next().unwrap();
@@ -92,10 +92,30 @@ impl Scrape {
         }
     }
 
+    /// The scrape in the older text format, which promtool checks: the family of a counter has the name of its samples.
+    pub(crate) fn plain(&self) -> String {
+        let mut plain = self.text.clone();
+        for (sample, _) in self.types.iter().filter(|(_, kind)| *kind == "counter") {
+            let family = sample.strip_suffix("_total").unwrap();
+            for keyword in ["HELP", "TYPE"] {
+                plain = plain.replace(&format!("# {keyword} {family} "), &format!("# {keyword} {sample} "));
+            }
+        }
+        plain
+    }
+
     /// A sample's value.
     #[track_caller]
     pub(crate) fn get(&self, sample: &str) -> f64 {
         let found = self.samples.get(&format!("posduif_{sample}"));
         *found.unwrap_or_else(|| panic!("no {sample} in {self:#?}"))
+    }
+}
+
+/// The name of the samples of a family, histograms excepted.
+fn sample_name(family: &str, kind: &str) -> String {
+    match kind {
+        "counter" => format!("{family}_total"),
+        _ => family.to_owned(),
     }
 }

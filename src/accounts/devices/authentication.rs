@@ -72,7 +72,7 @@ impl Devices {
             mode: settings.auth.device_auth,
             default_tenant: settings.server.default_tenant.clone(),
             freshness,
-            freshness_bound: Duration::from_secs(settings.health.freshness_bound_seconds),
+            freshness_bound: Duration::from_secs(settings.health.max_staleness_seconds),
             cache: (seconds > 0).then(|| {
                 Arc::new(PrincipalCache::new(
                     Duration::from_secs(seconds),

@@ -50,7 +50,7 @@ impl PrincipalCache {
             .time_to_live(lifetime)
             .build();
         let counted = principals.clone();
-        uses.measured_by(move || counted.entry_count());
+        uses.set_size(move || counted.entry_count());
         Self {
             principals,
             uses,
@@ -65,7 +65,7 @@ impl PrincipalCache {
 
     pub(super) async fn get(&self, proof: &Proof) -> Option<Arc<DevicePrincipal>> {
         let found = self.find(proof).await;
-        self.uses.asked(found.is_some());
+        self.uses.lookup(found.is_some());
         found
     }
 

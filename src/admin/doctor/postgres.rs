@@ -163,7 +163,7 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
         "postgres.clock",
         "Postgres",
         facts.skew_seconds,
-        config.health.freshness_bound_seconds,
+        config.health.max_staleness_seconds,
     ));
     checks.push(replication_login(config, &facts).await);
     match Look::take(&database).await {
@@ -340,7 +340,7 @@ async fn replication_login(config: &Config, facts: &Facts) -> Check {
     let timeout = Duration::from_secs(config.postgres.connect_timeout_seconds);
     let attempt = async {
         let server = Server::parse(config.postgres.url.expose())?;
-        let patience = Duration::from_secs(config.replication.sender_timeout_seconds);
+        let patience = Duration::from_secs(config.replication.wal_sender_timeout_seconds);
         let mut connection = Connection::connect(&server, timeout, patience).await?;
         let identity = connection.identify_system().await?;
         connection.close().await;

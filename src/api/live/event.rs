@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
+use crate::config::rule::ENCRYPTED_STATES;
 use crate::contract::entry::Op;
 use crate::live::tail::Notice;
-use crate::route::rule::ENCRYPTED_STATES;
 use crate::sync::states;
 
 /// An event. What it says is shared by all who are told the same.

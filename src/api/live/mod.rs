@@ -239,7 +239,7 @@ impl Live {
             Poll::Ready(Err(_)) => return Poll::Ready(Wake::Gone),
             // While something waits to be written, what comes waits in the hub, where there is a bound.
             Poll::Pending => {
-                let patience = Duration::from_secs(self.app.config.sse.write_timeout_seconds);
+                let patience = Duration::from_secs(self.app.config.live.write_timeout_seconds);
                 let sleep = || Box::pin(tokio::time::sleep(patience));
                 if self.slow.get_or_insert_with(sleep).as_mut().poll(context).is_ready() {
                     return Poll::Ready(Wake::Slow);
@@ -383,7 +383,7 @@ impl Live {
 
     /// How long a client is to wait before it connects again.
     fn retry(&self) -> Duration {
-        let least = self.app.config.sse.retry_ms;
+        let least = self.app.config.live.retry_ms;
         Duration::from_millis(least + random_up_to(least))
     }
 
@@ -473,7 +473,7 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
     };
     let (tenant, user) = (reader.tenant(), reader.user_id());
     let subscription = app.hub.subscribe(&tenant.name, user);
-    let replay_max = app.config.sse.replay_events_max;
+    let replay_max = app.config.live.replay_events_max;
     let mut feed = Feed::open(app.store.clone(), subscription, resume, replay_max).await?;
     if feed.missing().any() {
         // A lost stream would have nothing to tell for ever.

@@ -166,7 +166,7 @@ impl Presence {
 
     /// Holds streams, tells readers and carries times, until `stop`; then this process's streams leave.
     pub async fn run(self, config: Arc<Config>, database: Database, stop: CancellationToken) {
-        let heartbeat = Duration::from_secs(config.sse.heartbeat_seconds);
+        let heartbeat = Duration::from_secs(config.live.heartbeat_seconds);
         tokio::join!(
             self.streams.run(&self.store, heartbeat, &stop),
             self.rooms.run(&self.store, &self.streams, &stop),

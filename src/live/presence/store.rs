@@ -138,7 +138,7 @@ impl PresenceStore {
                 .context("cannot prepare the Redis connection for presence by `redis.url`")?,
             keys: Keys::new(&settings.prefix),
             // A missed heartbeat does not make a device offline, and a node that dies is no better than one that leaves.
-            held: 2 * Duration::from_secs(config.sse.heartbeat_seconds) + grace.max(Duration::from_secs(5)),
+            held: 2 * Duration::from_secs(config.live.heartbeat_seconds) + grace.max(Duration::from_secs(5)),
             grace,
         })
     }

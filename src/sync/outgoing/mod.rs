@@ -23,10 +23,10 @@ use tokio_postgres::types::{PgLsn, Type};
 
 use crate::accounts::devices::DevicePrincipal;
 use crate::config::ConflictStrategy;
+use crate::config::rule::Rule;
 use crate::core::time::Timestamp;
 use crate::feature::Error;
 use crate::postgres::{self, Database, sql};
-use crate::route::rule::Rule;
 
 /// What became of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

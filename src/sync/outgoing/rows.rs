@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::config::rule::Rule;
 use crate::feature::has_nul;
-use crate::route::rule::Rule;
 use crate::sync::outgoing::{Refusal, base_version, fields, operation};
 
 /// Longest id of a row, in characters.

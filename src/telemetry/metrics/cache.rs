@@ -1,5 +1,3 @@
-//! How often a cache helps, and how much it holds.
-
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -8,13 +6,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::Label;
+use super::{Label, create};
 
-/// The use of one cache. Cloning shares the counters.
+fn result(is_hit: bool) -> &'static str {
+    if is_hit { "hit" } else { "miss" }
+}
+
+/// Use of the cache of device tokens. Cloning shares the counters.
 #[derive(Clone, Default)]
 pub struct CacheUse {
     lookups: Family<Label, Counter>,
-    /// Tells the number of entries.
+    /// Reads the number of entries.
     size: Arc<OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>>,
 }
 
@@ -29,40 +31,102 @@ impl fmt::Debug for CacheUse {
 impl CacheUse {
     pub(super) fn new() -> Self {
         let new = Self::default();
-        for result in ["hit", "miss"] {
-            let _zero = new.lookups.get_or_create(&[("result", result)]);
-        }
+        create(&new.lookups, "result", &[result(true), result(false)]);
         new
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
             "device_cache_lookups",
-            "Devices that showed a token, by whether the cache knew them (auth.device_cache_seconds)",
+            "Lookups of device tokens in the cache (auth.device_cache_seconds), by result",
             self.lookups.clone(),
         );
     }
 
-    /// Shows the size of this moment, where there is a cache.
+    /// Exposes the current size, if there is a cache.
     pub(crate) fn register_size(&self, now: &mut Registry) {
         if let Some(size) = self.size.get() {
             now.register(
                 "device_cache_entries",
-                "Devices that the cache knows, roughly",
+                "Approximate number of devices in the cache",
                 ConstGauge::new(size() as f64),
             );
         }
     }
 
-    /// Somebody asked the cache.
-    pub fn asked(&self, known: bool) {
-        let result = if known { "hit" } else { "miss" };
-        self.lookups.get_or_create(&[("result", result)]).inc();
+    pub fn lookup(&self, is_hit: bool) {
+        self.lookups.get_or_create(&[("result", result(is_hit))]).inc();
     }
 
-    /// Whoever wants to know the size calls this.
-    pub fn measured_by(&self, size: impl Fn() -> u64 + Send + Sync + 'static) {
-        // A second cache would have counters of its own.
+    /// Sets the function that reads the size of the cache. Only the first call has an effect.
+    pub fn set_size(&self, size: impl Fn() -> u64 + Send + Sync + 'static) {
         let _ = self.size.set(Box::new(size));
+    }
+}
+
+/// Use of the cache of rows of Postgres, by kind.
+#[derive(Debug)]
+pub struct QueryCache {
+    lookups: Family<[(&'static str, &'static str); 2], Counter>,
+}
+
+/// What is cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// The number of unread messages of a user.
+    UnreadCount,
+    /// The number of messages of a user.
+    MessagesTotal,
+    /// The number of mobile users of a tenant.
+    UsersTotal,
+    Message,
+    User,
+}
+
+impl Cache {
+    const ALL: [Self; 5] = [
+        Self::UnreadCount,
+        Self::MessagesTotal,
+        Self::UsersTotal,
+        Self::Message,
+        Self::User,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::UnreadCount => "unread_count",
+            Self::MessagesTotal => "messages_total",
+            Self::UsersTotal => "users_total",
+            Self::Message => "message",
+            Self::User => "user",
+        }
+    }
+
+    fn labels(self, is_hit: bool) -> [(&'static str, &'static str); 2] {
+        [("cache", self.as_str()), ("result", result(is_hit))]
+    }
+}
+
+impl QueryCache {
+    pub(super) fn new() -> Self {
+        let lookups: Family<_, Counter> = Family::default();
+        for kind in Cache::ALL {
+            for is_hit in [true, false] {
+                drop(lookups.get_or_create(&kind.labels(is_hit)));
+            }
+        }
+        Self { lookups }
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "cache_lookups",
+            "Lookups in the cache: answered from memory (hit) or by Postgres (miss)",
+            self.lookups.clone(),
+        );
+    }
+
+    pub fn lookup(&self, kind: Cache, is_hit: bool) {
+        self.lookups.get_or_create(&kind.labels(is_hit)).inc();
     }
 }

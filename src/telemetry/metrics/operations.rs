@@ -1,4 +1,4 @@
-//! What other servers are asked: how often, how long it takes, how it fails.
+//! Operations on other servers: their number, duration and failures.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 use super::Label;
 
-/// Name of what is asked, and why that failed.
+/// Name of an operation, and the cause of its failure.
 type ErrorLabels = [(&'static str, &'static str); 2];
 
 /// Counts the operations of one server. Cloning shares the counters.
@@ -22,7 +22,7 @@ pub struct Operations {
 }
 
 impl Operations {
-    /// None yet. The label names an operation, whose values must be few and known beforehand.
+    /// The label names an operation; its values must be few and known beforehand.
     pub fn new(label: &'static str) -> Self {
         Self {
             label,
@@ -31,7 +31,7 @@ impl Operations {
         }
     }
 
-    /// An operation has ended after so long, maybe in vain; `failed` is then a word for the cause.
+    /// An operation ended; `failed` is the cause if it failed.
     pub fn ended(&self, name: &'static str, took: Duration, failed: Option<&'static str>) {
         self.seconds
             .get_or_create(&[(self.label, name)])
@@ -41,14 +41,14 @@ impl Operations {
         }
     }
 
-    /// Shows them as `<what>_seconds` and `<what>_errors_total`.
+    /// Exposes them as `<what>_seconds` and `<what>_errors_total`.
     pub(crate) fn register(&self, registry: &mut Registry, what: &str, help: [&str; 2]) {
         registry.register(format!("{what}_seconds"), help[0], self.seconds.clone());
         registry.register(format!("{what}_errors"), help[1], self.errors.clone());
     }
 }
 
-/// 0.25 ms to 5 s: few buckets, since there is a histogram for each name.
+/// 0.25 ms to 5 s: few buckets, since each name has a histogram.
 fn seconds() -> Histogram {
     Histogram::new([0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0])
 }

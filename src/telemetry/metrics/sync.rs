@@ -1,5 +1,3 @@
-//! Batches to and from devices, and the cache of who a device is.
-
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -7,10 +5,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use super::Label;
-use crate::sync::outgoing::Outcome;
+use super::{Label, Labels, create};
 
-/// What devices sync.
+/// Metrics of batches to and from devices.
 #[derive(Debug)]
 pub struct Sync {
     batches: Family<Label, Counter>,
@@ -23,17 +20,17 @@ pub struct Sync {
     upload_seconds: Histogram,
 }
 
-/// Where a batch's rows come from.
+/// The source of a batch's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// From Postgres: the device has no usable cursor.
+    /// Postgres: the device has no usable cursor.
     Snapshot,
-    /// From the device's streams.
+    /// The device's streams.
     Stream,
 }
 
 impl Sync {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(labels: &Labels) -> Self {
         let new = Self {
             batches: Family::default(),
             rows: Counter::default(),
@@ -46,51 +43,49 @@ impl Sync {
             upload_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
         };
         for source in [Source::Snapshot, Source::Stream] {
-            let _zero = new.batches.get_or_create(&source.label());
+            drop(new.batches.get_or_create(&source.label()));
         }
-        for outcome in Outcome::ALL {
-            let _zero = new.upload_items.get_or_create(&[("result", outcome.as_str())]);
-        }
+        create(&new.upload_items, "result", &labels.upload_results);
         new
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
             "sync_batches",
-            "Batches given to devices, by where their rows come from",
+            "Batches sent to devices, by the source of their rows",
             self.batches.clone(),
         );
-        registry.register("sync_rows", "Rows in the batches given to devices", self.rows.clone());
+        registry.register("sync_rows", "Rows in the batches sent to devices", self.rows.clone());
         registry.register(
             "sync_batch_rows",
-            "Rows in a batch given to a device, empty ones left out",
+            "Rows per batch, empty batches excluded",
             self.batch_rows.clone(),
         );
         registry.register(
             "sync_batch_seconds",
-            "Time to gather a batch and to make its answer, compressing left out",
+            "Time to collect and encode a batch, without compression",
             self.batch_seconds.clone(),
         );
         registry.register(
             "sync_acknowledgements",
-            "Acknowledgements of devices without asking for more",
+            "Acknowledgements that request no further batch",
             self.acknowledgements.clone(),
         );
-        registry.register("sync_uploads", "Uploads taken from devices", self.uploads.clone());
+        registry.register("sync_uploads", "Uploads received from devices", self.uploads.clone());
         registry.register(
             "sync_upload_items",
-            "Items in the uploads of devices, by what became of them",
+            "Items in the uploads of devices, by result",
             self.upload_items.clone(),
         );
         registry.register(
             "sync_upload_seconds",
-            "Time in which Postgres took an upload",
+            "Time to write an upload to Postgres",
             self.upload_seconds.clone(),
         );
     }
 
-    /// A device was given a batch.
-    pub fn gave(&self, source: Source, rows: usize, took: Duration) {
+    /// A batch was sent to a device.
+    pub fn delivered(&self, source: Source, rows: usize, took: Duration) {
         self.batches.get_or_create(&source.label()).inc();
         self.rows.inc_by(rows as u64);
         self.batch_seconds.observe(took.as_secs_f64());
@@ -99,23 +94,22 @@ impl Sync {
         }
     }
 
-    /// A device acknowledged by itself.
+    /// A device acknowledged without requesting a batch.
     pub fn acknowledged(&self) {
         self.acknowledgements.inc();
     }
 
-    /// A device's upload was taken, with these results.
-    pub fn took(&self, results: impl Iterator<Item = Outcome>, took: Duration) {
+    /// An upload of a device was processed, with these results.
+    pub fn uploaded(&self, results: impl Iterator<Item = &'static str>, took: Duration) {
         self.uploads.inc();
         self.upload_seconds.observe(took.as_secs_f64());
-        for outcome in results {
-            self.upload_items.get_or_create(&[("result", outcome.as_str())]).inc();
+        for result in results {
+            self.upload_items.get_or_create(&[("result", result)]).inc();
         }
     }
 }
 
 impl Source {
-    /// A word for it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Snapshot => "snapshot",

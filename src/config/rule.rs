@@ -1,29 +1,29 @@
-//! A rule says which table feeds whom. Rules are data: built-in ones for messages, users and encrypted state, the
-//! operator's own from the configuration.
+//! Routing rules: which table's changes are delivered to which users. Rules are data: built-in ones for messages, users and
+//! encrypted state, and the operator's own from the configuration.
 
 use std::collections::BTreeMap;
 
+use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
-/// The word in `to` that means every user of the tenant.
+use super::section::within;
+
+/// The value of `to` for every user of the tenant.
 pub const TENANT: &str = "tenant";
 
 /// The table of encrypted state.
 pub const ENCRYPTED_STATES: &str = "encrypted_states";
 
-/// What happened to a row.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Operation {
-    /// A new row.
     Insert,
-    /// A changed row.
     Update,
-    /// A removed row.
     Delete,
 }
 
-/// A rule's condition; all parts that are given must hold.
+/// A rule's condition; all given parts must hold.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct When {
@@ -32,7 +32,7 @@ pub struct When {
     /// Only updates that change one of these columns; empty means all. Inserts, deletes and changes of the recipient
     /// pass.
     pub changed: Vec<String>,
-    /// Only rows in which these columns have these texts.
+    /// Only rows in which these columns have these values, as text.
     pub equals: BTreeMap<String, String>,
 }
 
@@ -40,27 +40,26 @@ pub struct When {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Upload {
-    /// The column with the id of the user whose row it is: only that user's devices change it.
+    /// The column with the id of the owner: only devices of that user may change the row.
     pub owner: String,
-    /// Columns that they may set.
+    /// Columns that devices may set.
     pub columns: Vec<String>,
 }
 
-/// Which table feeds whom.
+/// Routes the changes of one table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Table name within each tenant's schema.
     pub table: String,
-    /// Columns that hold user ids, or the single word `tenant` for every user of the tenant.
+    /// Columns that hold user ids, or `tenant` alone for every user of the tenant.
     pub to: Vec<String>,
     /// Name of the live event; `change` unless given.
     #[serde(default = "default_event")]
     pub event: String,
-    /// Condition.
     #[serde(default)]
     pub when: When,
-    /// What devices may write; nothing unless given.
+    /// What devices may write; nothing if absent.
     #[serde(default)]
     pub upload: Option<Upload>,
 }
@@ -69,7 +68,7 @@ fn default_event() -> String {
     "change".into()
 }
 
-/// Whether a text can name a live event: 1 to 64 of a-z, 0-9 and _.
+/// Whether a text is a valid name of a live event: 1 to 64 of a-z, 0-9 and _.
 pub fn is_event_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
 }
@@ -80,13 +79,13 @@ impl Rule {
         Self::built_in(ENCRYPTED_STATES, "user_id", "state_changed", &[])
     }
 
-    /// The built-in rule for open conflicts: all devices of the user who made the change.
+    /// The built-in rule for open conflicts: all devices of the author of the change.
     pub fn conflicts() -> Self {
         Self::built_in("message_conflicts", "user_id", "conflict", &[])
     }
 
-    /// A rule for one of the tables that every tenant has.
-    pub(super) fn built_in(table: &str, to: &str, event: &str, changed: &[&str]) -> Self {
+    /// A rule for a table of the tenant schema.
+    pub(crate) fn built_in(table: &str, to: &str, event: &str, changed: &[&str]) -> Self {
         Self {
             table: table.into(),
             to: vec![to.into()],
@@ -99,10 +98,10 @@ impl Rule {
         }
     }
 
-    /// The column of a table that says, when set, that the row is as good as gone.
+    /// The column of a table that marks a row as deleted when it is set.
     pub fn gone_column(table: &str) -> &'static str {
         match table {
-            // What is decided no longer concerns anybody.
+            // A resolved conflict needs no further attention.
             "message_conflicts" => "resolved_at",
             _ => "deleted_at",
         }
@@ -116,17 +115,11 @@ impl Rule {
         }
     }
 
-    /// Checks the rule's own form.
-    ///
-    /// # Errors
-    /// What is wrong with it.
+    /// Checks the rule by itself; the error says what is wrong with it.
     pub fn check(&self) -> Result<(), String> {
         const BUILT_IN: [&str; 5] = ["messages", "users", "devices", ENCRYPTED_STATES, "message_conflicts"];
         if self.table.is_empty() || self.table.len() > 63 {
-            return Err(format!(
-                "table is {:?}: a table name of 1 to 63 bytes is needed",
-                self.table
-            ));
+            return Err(format!("table is {:?}: allowed is a name of 1 to 63 bytes", self.table));
         }
         if BUILT_IN.contains(&self.table.as_str()) {
             return Err(format!(
@@ -150,11 +143,27 @@ impl Rule {
             for reserved in [upload.owner.as_str(), "id", "deleted_at"] {
                 if upload.columns.iter().any(|column| column == reserved) {
                     return Err(format!(
-                        "upload.columns names {reserved:?}, which is set by the engine: leave it out"
+                        "upload.columns names {reserved:?}, which the engine sets: omit it"
                     ));
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Checks all rules, and that no table has two uploads.
+pub(super) fn check_all(rules: &[Rule]) -> Result<()> {
+    within("routes (their number)", rules.len() as u64, &(0..=200))?;
+    for (index, rule) in rules.iter().enumerate() {
+        rule.check().map_err(|why| anyhow!("key `routes[{index}]`: {why}"))?;
+        let has_upload = |other: &Rule| other.table == rule.table && other.upload.is_some();
+        if rule.upload.is_some() && rules[..index].iter().any(has_upload) {
+            bail!(
+                "key `routes[{index}].upload`: the table {:?} has one in another rule",
+                rule.table
+            );
+        }
+    }
+    Ok(())
 }

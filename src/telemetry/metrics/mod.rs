@@ -1,0 +1,116 @@
+//! Counters and histograms for Prometheus.
+//!
+//! Each engine has its own registry, since several may run in one process. The structs here are updated once per batch or
+//! request, never once per row, and take plain numbers and labels: this module knows no other part of the engine. Gauges
+//! that can be read at scrape time are built by the handler of `/metrics` (`api::metrics`), which knows what they measure.
+//! Labels have few values, all known beforehand: no tenant, no user, no raw path.
+
+mod cache;
+mod http;
+mod operations;
+mod push;
+mod replication;
+mod sync;
+
+use std::fmt;
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+pub use self::cache::{Cache, CacheUse, QueryCache};
+pub use self::http::{Direction, Gzip, Http, OpenConnection, RequestLabels};
+pub use self::operations::Operations;
+pub use self::push::Push;
+pub use self::replication::{Replication, ReplicationCounts};
+pub use self::sync::{Source, Sync};
+use crate::telemetry::process;
+
+/// The format of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// First part of every name.
+const PREFIX: &str = "posduif";
+
+/// A label and its value.
+pub type Label = [(&'static str, &'static str); 1];
+
+/// Values of labels that other modules define. A counter that exists from the start shows its first event as an increase.
+#[derive(Debug, Default)]
+pub struct Labels {
+    pub restart_causes: Vec<&'static str>,
+    pub epoch_reasons: Vec<&'static str>,
+    pub upload_results: Vec<&'static str>,
+}
+
+/// The counters of an engine.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub replication: Replication,
+    pub http: Http,
+    pub gzip: Gzip,
+    pub push: Push,
+    pub sync: Sync,
+    /// The cache of device tokens.
+    pub device_cache: CacheUse,
+    /// The cache of rows of Postgres.
+    pub query_cache: QueryCache,
+}
+
+/// A registry with the engine's prefix.
+pub fn registry() -> Registry {
+    Registry::with_prefix(PREFIX)
+}
+
+impl Metrics {
+    /// Counters at zero. Those of the replicator are exposed only where one runs.
+    pub fn new(replicates: bool, labels: &Labels) -> Self {
+        let mut registry = registry();
+        let new = Self {
+            replication: Replication::new(labels),
+            http: Http::new(labels),
+            gzip: Gzip::new(),
+            push: Push::new(),
+            sync: Sync::new(labels),
+            device_cache: CacheUse::new(),
+            query_cache: QueryCache::new(),
+            registry: Registry::default(),
+        };
+        if replicates {
+            new.replication.register(&mut registry);
+            new.push.register(&mut registry);
+        }
+        new.http.register(&mut registry);
+        new.gzip.register(&mut registry);
+        new.sync.register(&mut registry);
+        new.device_cache.register(&mut registry);
+        new.query_cache.register(&mut registry);
+        Self { registry, ..new }
+    }
+
+    /// All counters, and the gauges of `now`, as OpenMetrics text.
+    ///
+    /// # Errors
+    /// When a metric cannot be written, which does not happen for the types used here.
+    pub fn render(&self, now: &Registry) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        for registry in [now, &self.registry, &process::registry()] {
+            text::encode_registry(&mut text, registry)?;
+        }
+        text::encode_eof(&mut text)?;
+        Ok(text)
+    }
+}
+
+/// Creates the counters of these values at zero.
+fn create<'a>(
+    family: &Family<Label, Counter>,
+    label: &'static str,
+    values: impl IntoIterator<Item = &'a &'static str>,
+) {
+    for value in values {
+        drop(family.get_or_create(&[(label, value)]));
+    }
+}
