@@ -11,10 +11,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::api::health::Diagnostics;
+use crate::api::service::Service;
 use crate::api::{App, Parts};
 use crate::config::{self, Config};
+use crate::http::listener;
 use crate::http::secure::Acceptor;
-use crate::http::server::{self, Server};
+use crate::http::server::Server;
 use crate::live::hub::Hub;
 use crate::live::tail;
 use crate::net;
@@ -119,7 +121,7 @@ impl Engine {
 
         let store = Store::new(&config.redis).context("key `redis.url`")?;
         // Before anything runs, so that an occupied port leaves no work half done.
-        let listener = server::listen(&config.server).await?;
+        let listener = listener::listen(&config.server).await?;
         let metrics = metrics(role);
         let mut engine = Self {
             address: listener.local_addr()?,
@@ -199,7 +201,8 @@ impl Engine {
             Ok(())
         });
         let app = with_api.then(|| self.start_api(&diagnostics)).transpose()?;
-        let server = Server::new(listener, diagnostics, app)?;
+        let (config, metrics) = (diagnostics.config.clone(), diagnostics.metrics.clone());
+        let server = Server::new(listener, config, metrics, Service::new(diagnostics, app)?)?;
         self.parts
             .spawn(async move { server.run(stop).await.context("the HTTP server failed") });
         Ok(())

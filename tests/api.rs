@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use hyper::Method;
 use posduif::accounts::users::{self, NewUser, UserType};
+use posduif::api::routes::{self, Access};
 use posduif::config::DeviceAuth;
 use posduif::engine::Role;
 use posduif::http::error::Code;
-use posduif::http::routes::{self, Access};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use hyper::Method;
 use posduif::accounts::users::UserType;
-use posduif::http::routes::{self, Access};
+use posduif::api::routes::{self, Access};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

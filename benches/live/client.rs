@@ -102,7 +102,7 @@ pub(crate) fn now_us() -> u64 {
 
 /// Runs until its standard input ends.
 pub(crate) fn run() {
-    posduif::http::server::raise_descriptor_limit().unwrap();
+    posduif::http::descriptors::raise_descriptor_limit().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let shared = Arc::new(Shared::default());
     let mut connections: Option<(watch::Sender<bool>, JoinSet<()>)> = None;

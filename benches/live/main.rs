@@ -70,7 +70,7 @@ fn main() {
     if options.client {
         return client::run();
     }
-    posduif::http::server::raise_descriptor_limit().unwrap();
+    posduif::http::descriptors::raise_descriptor_limit().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let mut bench = Bench::prepare(&options).await;

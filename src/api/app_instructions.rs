@@ -1,4 +1,4 @@
-//! `GET /api/app-instructions`: what an enrolled app shows and how it syncs.
+//! `GET /api/app-instructions`: widgets, tables and sync settings of an enrolled app.
 
 use std::sync::Arc;
 
@@ -6,15 +6,12 @@ use hyper::StatusCode;
 use serde_json::json;
 
 use crate::api::App;
+use crate::api::request::Request;
 use crate::http::error::Error;
-use crate::http::request::Request;
 use crate::http::response::{self, Response};
 use crate::sync::tables;
 
 /// `GET /api/app-instructions`.
-///
-/// # Errors
-/// 503 while Postgres is away, where there are own tables.
 pub async fn instructions(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let sync = &app.config.sync;
     let tables = tables::forms(&app.database, &request.device()?.tenant, &app.config.routes).await?;

@@ -1,4 +1,4 @@
-//! `/api/conflicts`: messages that the caller's devices changed while somebody else did.
+//! `/api/conflicts`: messages that the caller's devices and another client changed concurrently.
 
 use std::sync::Arc;
 
@@ -7,15 +7,14 @@ use serde::Deserialize;
 
 use crate::api::App;
 use crate::api::messages::checked_content;
+use crate::api::request::Request;
 use crate::http::error::Error;
-use crate::http::request::{PAGE_ROWS, Request, required};
+use crate::http::query::PAGE_ROWS;
+use crate::http::request::required;
 use crate::http::response::{self, Response};
 use crate::messages::conflicts::{self, Filter, Resolution};
 
 /// `GET /api/conflicts?status=&limit=&offset=&before=&after=`, newest first.
-///
-/// # Errors
-/// 400 for a bad parameter.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let query = &request.query;
     let filter = Filter {
@@ -40,10 +39,10 @@ struct Decision {
     base_version: Option<i64>,
 }
 
-/// `POST /api/conflicts/:id/resolve` by the user whose device made the change. A repeat answers the same.
+/// `POST /api/conflicts/:id/resolve` by the user whose device made the change. Idempotent.
 ///
 /// # Errors
-/// 400, 403, 404, 409 when it was resolved otherwise or the message has changed since.
+/// 400, 403, 404, 409 if it was resolved differently or the message has changed since.
 pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "conflict")?;
     let body: Decision = request.json(app.config.server.body_bytes_max).await?;
@@ -52,12 +51,12 @@ pub async fn resolve(app: Arc<App>, mut request: Request) -> Result<Response, Er
         ("server", None) => Resolution::Server,
         ("merged", content) => Resolution::Merged(checked_content(&app, content)?),
         ("client" | "server", Some(_)) => {
-            return Err(Error::invalid("content", "belongs to the resolution merged only"));
+            return Err(Error::invalid("content", "is allowed with the resolution merged only"));
         }
         _ => return Err(Error::invalid("resolution", "must be client, server or merged")),
     };
     if body.base_version.is_some_and(|base| base < 1) {
-        return Err(Error::invalid("base_version", "must be a positive whole number"));
+        return Err(Error::invalid("base_version", "must be a positive integer"));
     }
     let caller = request.caller()?;
     let conflict = conflicts::resolve(

@@ -1,4 +1,4 @@
-//! `/api/devices`: the caller's devices and, for web users, those of the mobile users whom they enroll.
+//! `/api/devices`: the caller's devices and, for web users, those of mobile users.
 
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use uuid::Uuid;
 use crate::accounts::devices::{self, Device, Filter, Update, Viewer};
 use crate::api::App;
 use crate::api::auth::Principal;
+use crate::api::request::Request;
 use crate::http::error::Error;
-use crate::http::request::{PAGE_ROWS, Request};
+use crate::http::query::PAGE_ROWS;
 use crate::http::response::{self, Response};
 use crate::live::presence::List;
 
@@ -22,14 +23,11 @@ fn viewer(caller: &Principal) -> Viewer {
 }
 
 /// `GET /api/devices?user_id=&status=&limit=&offset=&before=&after=`, newest first.
-///
-/// # Errors
-/// 400 for a bad parameter.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let query = &request.query;
     let caller = request.caller()?;
     let filter = Filter {
-        // Without a name, one's own.
+        // By default the caller's own devices.
         user: Some(query.parsed("user_id", "a UUID")?.unwrap_or_else(|| caller.user_id())),
         device_id: None,
         is_revoked: match query.get("status") {
@@ -54,11 +52,11 @@ struct Description {
 /// `PATCH /api/devices/:id` by its user.
 ///
 /// # Errors
-/// 400, 403 for another user's or a revoked one, 404.
+/// 400, 403 for a revoked device or one of another user, 404.
 pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: Description = request.json(app.config.server.body_bytes_max).await?;
     if body.name.is_none() && body.public_key.is_none() {
-        return Err(Error::invalid("name", "or public_key must be there"));
+        return Err(Error::invalid("name", "or public_key is required"));
     }
     let caller = request.caller()?;
     let id = request.param("id");
@@ -78,14 +76,14 @@ pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Err
     response::json(StatusCode::OK, &device)
 }
 
-/// Adds which of them are here; none when Redis does not say, because devices exist without it.
+/// Adds presence. Without Redis all devices are shown as offline.
 async fn add_presence(app: &App, caller: &Principal, devices: &mut [Device]) {
     let mut users: Vec<Uuid> = devices.iter().map(|device| device.user_id).collect();
     users.sort_unstable();
     users.dedup();
     let found = app.presence.of(&caller.tenant().name, &users).await;
     let found = found.unwrap_or_else(|error| {
-        tracing::warn!(%error, "presence is unknown, every device shows as offline");
+        tracing::warn!(%error, "presence unavailable; all devices are shown as offline");
         List::default()
     });
     for device in devices {
@@ -93,10 +91,10 @@ async fn add_presence(app: &App, caller: &Principal, devices: &mut [Device]) {
     }
 }
 
-/// `DELETE /api/devices/:id`: its token, its sessions and its streams end, at every node.
+/// `DELETE /api/devices/:id`: ends its token, sessions and streams on every node.
 ///
 /// # Errors
-/// 403 for others', 404, also for the second time.
+/// 403 for a device of another user, 404 for a revoked one too.
 pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
     let id = request.param("id");
@@ -104,7 +102,7 @@ pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> 
     let user = app.devices.revoke(caller.tenant(), id).await?;
     let user = user.ok_or(crate::feature::Error::NotFound("device"))?;
     if let Err(error) = app.sessions.end_of_device(caller.tenant(), user, id).await {
-        tracing::warn!(%error, device = id, "sessions of a revoked device end when the log tells of it");
+        tracing::warn!(%error, device = id, "cannot end the sessions of a revoked device now; they end with its change in the log");
     }
     Ok(response::no_content())
 }

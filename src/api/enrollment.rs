@@ -1,4 +1,4 @@
-//! `/api/enrollment`: how a phone becomes a device.
+//! `/api/enrollment`: enrolling a phone as a device.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,11 +13,12 @@ use uuid::Uuid;
 
 use crate::accounts::enrollment::{self, Completion};
 use crate::accounts::limits::Limit;
-use crate::api::{App, PATIENCE};
+use crate::api::request::Request;
+use crate::api::{App, OPTIONAL_TIMEOUT};
 use crate::feature;
 use crate::feature::has_control;
 use crate::http::error::Error;
-use crate::http::request::{Request, required, uuid};
+use crate::http::request::{required, uuid};
 use crate::http::response::{self, Response};
 
 #[derive(Default, Deserialize)]
@@ -25,10 +26,10 @@ struct NewEnrollment {
     user_id: Option<String>,
 }
 
-/// `POST /api/enrollment/create`; the body may be left out.
+/// `POST /api/enrollment/create`; the body is optional.
 ///
 /// # Errors
-/// 400, 403 when it names another web user, 404 when it names nobody.
+/// 403 if the user is another web user, 404 if it does not exist.
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: NewEnrollment = request.json_or_default(app.config.server.body_bytes_max).await?;
     let user_id = body.user_id.map(|text| uuid("user_id", &text)).transpose()?;
@@ -45,7 +46,7 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
     )
 }
 
-/// What a phone's camera is to read.
+/// The data of the QR code.
 fn qr_code_data(app: &App, token: Uuid, tenant: &str) -> Value {
     json!({
         "enrollment_url": format!("{}/api/enrollment/{token}", app.config.public_url()),
@@ -54,15 +55,13 @@ fn qr_code_data(app: &App, token: Uuid, tenant: &str) -> Value {
     })
 }
 
-/// `GET /api/enrollment/:token/qr.svg`: the picture of the `qr_code_data` that `create` gave.
-///
-/// # Errors
-/// As [`get`].
+/// `GET /api/enrollment/:token/qr.svg`: the QR code of the `qr_code_data` that `create` returned.
 pub async fn picture(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let token = request.param_id("token", "enrollment")?;
     let details = limited(&app, request.address, enrollment::get(&app.database, token)).await?;
     let data = qr_code_data(&app, token, &details.tenant).to_string();
-    let code = QrCode::new(data).map_err(|error| Error::internal(format!("no QR code of an enrollment: {error}")))?;
+    let code = QrCode::new(data)
+        .map_err(|error| Error::internal(format!("cannot encode the QR code of an enrollment: {error}")))?;
     let picture = code.render::<svg::Color<'_>>().min_dimensions(256, 256).build();
     Ok(response::with_type(StatusCode::OK, "image/svg+xml", picture))
 }
@@ -70,7 +69,7 @@ pub async fn picture(app: Arc<App>, request: Request) -> Result<Response, Error>
 /// `GET /api/enrollment/:token`.
 ///
 /// # Errors
-/// 404 for an unknown token, 400 for one that is used or has expired, 429 after too many of those.
+/// 404 for an unknown token, 400 for a used or expired one, 429 after too many of those.
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let token = request.param_id("token", "enrollment")?;
     let details = limited(&app, request.address, enrollment::get(&app.database, token)).await?;
@@ -81,7 +80,7 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
             "tenant_id": details.tenant,
             "created_by": details.created_by,
             "expires_at": details.expires_at,
-            // What is used or has expired is an error and not shown.
+            // A used or expired token is an error.
             "used_at": null,
             "valid": true,
         }),
@@ -98,11 +97,11 @@ struct CompletionBody {
     device_info: Option<Map<String, Value>>,
 }
 
-/// `POST /api/enrollment/complete`: what is created is the device, so 201.
+/// `POST /api/enrollment/complete`: creates the device.
 ///
 /// # Errors
-/// 400 for a used token, 404 for an unknown or expired one, 429 after too many of those, 409 for a taken username or
-/// device id.
+/// 400 for a used token, 404 for an unknown or expired one, 429 after too many of those, 409 for a username or device id
+/// in use.
 pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: CompletionBody = request.json(app.config.server.body_bytes_max).await?;
     let device_info = Value::Object(body.device_info.unwrap_or_default());
@@ -132,23 +131,23 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
     )
 }
 
-/// Counts what is asked for in vain. Tokens are random, so that this bounds load and not guesses; without Redis it goes
-/// without.
+/// Limits requests with invalid tokens. Tokens are random, so this limits load, not guessing; without Redis there is no
+/// limit.
 async fn limited<T>(
     app: &App,
     address: IpAddr,
     work: impl Future<Output = Result<T, feature::Error>>,
 ) -> Result<T, Error> {
     let checking = app.limits.check_address(Limit::Enrollment, address);
-    match tokio::time::timeout(PATIENCE, checking).await {
+    match tokio::time::timeout(OPTIONAL_TIMEOUT, checking).await {
         Ok(Err(error @ feature::Error::Limited(_))) => return Err(error.into()),
         Ok(Ok(())) => {}
-        Ok(Err(_)) | Err(_) => tracing::warn!("enrollment goes without a limit while Redis does not answer"),
+        Ok(Err(_)) | Err(_) => tracing::warn!("enrollment is not rate-limited: Redis does not respond"),
     }
     let result = work.await;
     if let Err(feature::Error::NotFound(_) | feature::Error::Invalid { .. }) = &result {
         let counting = app.limits.count_address(Limit::Enrollment, address);
-        let _goes_without = tokio::time::timeout(PATIENCE, counting).await;
+        tokio::time::timeout(OPTIONAL_TIMEOUT, counting).await.ok();
     }
     Ok(result?)
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
+use crate::api::request::Request;
 use crate::config::Config;
 use crate::http::error::Error;
-use crate::http::request::Request;
 use crate::http::response::{self, Response};
 use crate::live::hub::Hub;
 use crate::postgres::Database;

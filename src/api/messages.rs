@@ -1,4 +1,4 @@
-//! `/api/messages`: what the caller sent and got.
+//! `/api/messages`: messages that the caller sent or received.
 
 use std::sync::Arc;
 
@@ -8,8 +8,10 @@ use serde_json::json;
 
 use crate::api::App;
 use crate::api::auth::WebPrincipal;
+use crate::api::request::Request;
 use crate::http::error::{Code, Error};
-use crate::http::request::{PAGE_ROWS, Request, required, uuid};
+use crate::http::query::PAGE_ROWS;
+use crate::http::request::{required, uuid};
 use crate::http::response::{self, Response};
 use crate::messages::{self, Filter, Message, Status};
 
@@ -22,18 +24,15 @@ struct NewMessage {
 /// `POST /api/messages`: from a web user to a mobile user.
 ///
 /// # Errors
-/// 400, 403 to a web user, 404 to nobody.
+/// 403 if the recipient is a web user, 404 if it does not exist.
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: NewMessage = request.json(app.config.server.body_bytes_max).await?;
-    let message = write(&app, request.user()?, body.recipient_id, body.content).await?;
+    let message = create_message(&app, request.user()?, body.recipient_id, body.content).await?;
     response::json(StatusCode::CREATED, &message)
 }
 
-/// Writes a message of a web user's, on whichever way it came.
-///
-/// # Errors
-/// As [`create`].
-pub(crate) async fn write(
+/// Creates a message of a web user, for requests and WebSocket items.
+pub(crate) async fn create_message(
     app: &App,
     sender: &WebPrincipal,
     recipient_id: Option<String>,
@@ -47,9 +46,6 @@ pub(crate) async fn write(
 }
 
 /// `GET /api/messages?recipient_id=&status=&limit=&offset=&before=&after=`, newest first.
-///
-/// # Errors
-/// 400 for a bad parameter.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let query = &request.query;
     let filter = Filter {
@@ -68,9 +64,6 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 }
 
 /// `GET /api/messages/unread-count`.
-///
-/// # Errors
-/// 503.
 pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
     let count = app.messages.unread_count(caller.tenant(), caller.user_id()).await?;
@@ -80,7 +73,7 @@ pub async fn unread_count(app: Arc<App>, request: Request) -> Result<Response, E
 /// `GET /api/messages/:id`.
 ///
 /// # Errors
-/// 403 when it is others', 404.
+/// 403 for a message of other users, 404.
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
@@ -94,9 +87,6 @@ struct Edit {
 }
 
 /// `PATCH /api/messages/:id` by its sender.
-///
-/// # Errors
-/// 400, 403, 404.
 pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let body: Edit = request.json(app.config.server.body_bytes_max).await?;
@@ -109,10 +99,7 @@ pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error
     response::json(StatusCode::OK, &message)
 }
 
-/// `PUT /api/messages/:id/read` by its recipient. A repeat answers the same.
-///
-/// # Errors
-/// 403, 404.
+/// `PUT /api/messages/:id/read` by its recipient. Idempotent.
 pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
@@ -120,10 +107,10 @@ pub async fn mark_read(app: Arc<App>, request: Request) -> Result<Response, Erro
     response::json(StatusCode::OK, &message)
 }
 
-/// `DELETE /api/messages/:id` by its sender: for both sides.
+/// `DELETE /api/messages/:id` by its sender: deletes the message for both users.
 ///
 /// # Errors
-/// 403, 404, also for the second time.
+/// 404 for a deleted message too.
 pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "message")?;
     let caller = request.caller()?;
@@ -131,9 +118,9 @@ pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Error> 
     Ok(response::no_content())
 }
 
-/// The content of a body, checked.
+/// The content of a body, validated.
 pub(crate) fn checked_content(app: &App, content: Option<String>) -> Result<String, Error> {
-    let content = content.ok_or_else(|| Error::new(Code::EmptyMessage, "a message needs content"))?;
+    let content = content.ok_or_else(|| Error::new(Code::EMPTY_MESSAGE, "a message needs content"))?;
     messages::check_content(&content, app.config.messages.content_chars_max)?;
     Ok(content)
 }

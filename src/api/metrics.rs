@@ -12,8 +12,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::api::health::Diagnostics;
+use crate::api::request::Request;
 use crate::http::error::Error;
-use crate::http::request::Request;
 use crate::http::response::{self, Response};
 use crate::replication::report::{Lag, ReplicationStatus, ReplicatorState};
 use crate::replication::slot::SlotSample;

@@ -1,21 +1,30 @@
 //! The API over HTTP/1.1 and HTTP/2.
 //!
-//! [`routes`] is the whole surface in one table; [`server`] carries a request through it: identify, route, admit, run,
-//! answer, log, once for all. Handlers are plain functions from a [`request::Request`] to an answer or an
-//! [`error::Error`], one file a resource. A client that goes away cancels its handler; that is safe, because every
-//! change is one statement or one transaction.
+//! [`routes`] is the whole surface in one table; [`service`] carries each request through it: route, admit, run, finish,
+//! log. Handlers are plain functions from a [`request::Request`] to a response or an error, one file for each resource;
+//! [`error`] maps the errors of features to statuses and codes. A client that disconnects cancels its handler; that is
+//! safe, because every change is one statement or one transaction.
 
+pub mod access_token;
+pub mod admission;
 pub mod app_instructions;
 pub mod auth;
+mod batch_body;
 pub mod conflicts;
 pub mod devices;
 pub mod enrollment;
+pub mod error;
 pub mod health;
+mod item_body;
 pub mod live;
 pub mod messages;
 pub mod metrics;
 pub mod openapi;
 pub mod presence;
+pub mod request;
+mod request_log;
+pub mod routes;
+pub mod service;
 pub mod sessions;
 pub mod state;
 pub mod sync;
@@ -25,10 +34,10 @@ pub mod users;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postgres_types::PgLsn;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::access_token::Tokens;
 use crate::accounts::devices::Devices;
 use crate::accounts::limits::Limits;
 use crate::accounts::loader::Loader;
@@ -38,86 +47,69 @@ use crate::accounts::tickets::Tickets;
 use crate::accounts::users::{self as account_users, UserType, Users};
 use crate::config::Config;
 use crate::config::rule::Rule;
-use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
-
 use crate::feature::cache;
 use crate::live::gate::TailGate;
 use crate::live::hub::Hub;
 use crate::live::presence::Presence;
 use crate::messages::Messages;
 use crate::postgres::Database;
-use crate::redis::store::{Store, View};
+use crate::redis::store::Store;
 use crate::sync::cursor::CursorKey;
 use crate::sync::incoming::{self, Incoming};
 use crate::sync::metadata::Metadata;
+use crate::sync::outgoing::Outgoing;
 use crate::sync::prefetch::Prefetch;
+use crate::sync::report::Reports;
 use crate::sync::statuses::Statuses;
 use crate::telemetry::metrics::Metrics;
 
-/// What handlers work with; one for the whole process.
+/// The state of the API's handlers, one for the whole process.
 #[derive(Debug)]
 pub struct App {
-    /// The settings.
     pub config: Arc<Config>,
-    /// Ordinary SQL.
     pub database: Database,
-    /// Hashes and checks passwords.
     pub passwords: Passwords,
     /// Issues and checks access tokens.
-    pub tokens: auth::Tokens,
-    /// Keeps sessions.
+    pub tokens: Tokens,
     pub sessions: Sessions,
-    /// Issues and takes tickets.
     pub tickets: Tickets,
-    /// Counts and refuses.
     pub limits: Limits,
-    /// Checks device tokens.
+    /// Authenticates devices.
     pub devices: Devices,
-    /// Tells the types of users who may act.
+    /// Loads the types of active users.
     pub active: Loader<(Tenant, Uuid), UserType>,
-    /// Users, with their cache.
     pub users: Users,
-    /// Messages, with their caches.
     pub messages: Messages,
-    /// Who is here.
     pub presence: Presence,
-    /// Reads the streams.
     pub store: Store,
-    /// Who is connected here.
     pub hub: Hub,
-    /// Makes and checks cursors.
     pub cursors: CursorKey,
-    /// Makes devices' batches.
+    /// Delivers batches to devices.
     pub incoming: Incoming,
-    /// Gathers sync times.
+    /// Takes uploads of devices.
+    pub outgoing: Outgoing,
+    /// Collects sync times.
     pub metadata: Metadata,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Ends streams when the server stops.
     pub stop: CancellationToken,
 }
 
-/// What the app is made of besides the settings.
+/// The connections and shared parts that an [`App`] is built from.
 #[derive(Debug)]
 pub struct Parts {
-    /// Ordinary SQL.
     pub database: Database,
-    /// Reads the streams.
     pub store: Store,
-    /// Who is connected here.
     pub hub: Hub,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Ends streams when the server stops.
     pub stop: CancellationToken,
 }
 
 impl App {
-    /// Makes the parts that only depend on settings and connections.
-    ///
     /// # Errors
-    /// When a setting is unusable; a missing token secret, for example.
+    /// For an unusable setting, such as a missing token secret.
     pub fn new(config: Arc<Config>, parts: Parts) -> anyhow::Result<Self> {
         config.check_secrets()?;
         let Parts {
@@ -147,9 +139,14 @@ impl App {
                 Arc::new(gate),
             ]);
         }
+        let metadata = Metadata::default();
+        let reports = Reports {
+            store: store.clone(),
+            metadata: metadata.clone(),
+        };
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
-            tokens: auth::Tokens::new(&config.auth),
+            tokens: Tokens::new(&config.auth),
             sessions: Sessions::new(store.clone(), &config),
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
@@ -172,9 +169,19 @@ impl App {
                     .collect(),
                 prefetch: Prefetch::default(),
                 statuses: Statuses::new(messages.clone(), store.clone(), stop.clone()),
+                reports: reports.clone(),
+                metrics: metrics.clone(),
                 never_synced: incoming::never_synced(database.clone()),
             },
-            metadata: Metadata::default(),
+            outgoing: Outgoing {
+                database: database.clone(),
+                store: store.clone(),
+                messages: messages.clone(),
+                reports,
+                metrics: metrics.clone(),
+                config: config.clone(),
+            },
+            metadata,
             users,
             messages,
             database,
@@ -186,16 +193,7 @@ impl App {
             stop,
         })
     }
-
-    /// The stream ID that stands for a place in the write-ahead log; `None` while Redis does not tell the epoch.
-    pub async fn stream_id_of(&self, lsn: PgLsn) -> Option<StreamId> {
-        let View { base, .. } = tokio::time::timeout(PATIENCE, self.store.view()).await.ok()?.ok()?;
-        Some(StreamId {
-            ms: u64::from(lsn).saturating_add(base),
-            seq: 0,
-        })
-    }
 }
 
-/// How long Redis may take for what an answer can do without.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long Redis may take for what a response does not depend on.
+const OPTIONAL_TIMEOUT: Duration = Duration::from_millis(500);

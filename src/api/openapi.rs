@@ -1,5 +1,5 @@
-//! `GET /openapi.json`: the API's description, which is written by hand as `docs/openapi.yaml`; the tests check each of
-//! their answers against it, and that it has each route of the table.
+//! `GET /openapi.json`: the description of the API, `docs/openapi.yaml`. The tests check each response against it, and that
+//! it contains each route of the table.
 
 use std::sync::{Arc, LazyLock};
 
@@ -9,25 +9,19 @@ use hyper::StatusCode;
 use serde_json::Value;
 
 use crate::api::App;
+use crate::api::request::Request;
 use crate::http::error::Error;
-use crate::http::request::Request;
 use crate::http::response::{self, Response};
 
 /// The description (OpenAPI 3.1).
-///
-/// # Errors
-/// When it is no YAML, which is a mistake here.
 pub fn document() -> anyhow::Result<Value> {
     serde_saphyr::from_str(include_str!("../../docs/openapi.yaml")).context("docs/openapi.yaml")
 }
 
-/// The description as it is served; made when somebody first asks for it.
+/// The description as JSON; encoded on the first request.
 static ENCODED: LazyLock<anyhow::Result<Bytes>> = LazyLock::new(|| Ok(serde_json::to_vec(&document()?)?.into()));
 
 /// `GET /openapi.json`.
-///
-/// # Errors
-/// None in practice: the tests read it.
 pub async fn openapi(_app: Arc<App>, _request: Request) -> Result<Response, Error> {
     let encoded = ENCODED
         .as_ref()

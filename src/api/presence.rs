@@ -1,5 +1,5 @@
-//! `/api/presence`: who is here, and what a device or a web session says of itself. Everybody of a tenant sees everybody
-//! of it, as they can write to each other; nobody sees another tenant's.
+//! `/api/presence`: which users are present, and the presence of a device or web session. All users of a tenant see each
+//! other, because they can write to each other; no user sees another tenant.
 
 use std::sync::Arc;
 
@@ -10,24 +10,26 @@ use uuid::Uuid;
 
 use crate::api::App;
 use crate::api::auth::Principal;
+use crate::api::request::Request;
 use crate::core::time::Timestamp;
-use crate::http::error::{Code, Error};
-use crate::http::request::{PAGE_MAX, Request, required, uuid};
+use crate::http::error::Error;
+use crate::http::query::PAGE_MAX;
+use crate::http::request::{required, uuid};
 use crate::http::response::{self, Response};
-use crate::live::presence::{self, Entry, Place, Status};
+use crate::live::presence::{Entry, Place, Status};
 
-/// Most users that one request may name.
-const NAMED_MAX: usize = 100;
+/// Most users that one request may list.
+const USERS_MAX: usize = 100;
 
-/// A user's presence as the API shows it.
+/// A user's presence as JSON.
 #[derive(Serialize)]
-struct Shown {
+struct PresenceBody {
     user_id: Uuid,
     status: Status,
     last_seen: Option<Timestamp>,
 }
 
-impl Shown {
+impl PresenceBody {
     fn of(entry: &Entry) -> Self {
         let seen = chrono::DateTime::from_timestamp_millis(entry.seen_ms).map(Timestamp);
         Self {
@@ -38,10 +40,7 @@ impl Shown {
     }
 }
 
-/// `GET /api/presence?user_id=&limit=&offset=`: who is here, and who went within the hour.
-///
-/// # Errors
-/// 400 for a bad parameter, 503 while Redis is away.
+/// `GET /api/presence?user_id=&limit=&offset=`: present users, and those who left within the hour.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let tenant = &request.caller()?.tenant().name;
     let limit = request.query.number("limit", PAGE_MAX, 1..=PAGE_MAX)?;
@@ -52,45 +51,42 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
                 .split(',')
                 .map(|id| uuid("user_id", id))
                 .collect::<Result<_, _>>()?;
-            if ids.len() > NAMED_MAX {
+            if ids.len() > USERS_MAX {
                 return Err(Error::invalid(
                     "user_id",
-                    format!("must name no more than {NAMED_MAX} users"),
+                    format!("must not list more than {USERS_MAX} users"),
                 ));
             }
-            let mut list = app.presence.of(tenant, &ids).await.map_err(unavailable)?;
+            let mut list = app.presence.of(tenant, &ids).await?;
             list.total = i64::try_from(list.entries.len()).unwrap_or(i64::MAX);
             list
         }
-        None => app.presence.page(tenant, limit, offset).await.map_err(unavailable)?,
+        None => app.presence.page(tenant, limit, offset).await?,
     };
-    let shown: Vec<Shown> = list.entries.iter().map(Shown::of).collect();
+    let rows: Vec<PresenceBody> = list.entries.iter().map(PresenceBody::of).collect();
     response::json(
         StatusCode::OK,
-        &json!({"presence": shown, "version": list.version, "total": list.total, "limit": limit,
+        &json!({"presence": rows, "version": list.version, "total": list.total, "limit": limit,
                 "offset": offset}),
     )
 }
 
 #[derive(Deserialize)]
-struct Said {
+struct Declaration {
     status: Option<String>,
 }
 
-/// `PUT /api/presence`: a device, or the pages of a web session, say that they are online or away.
-///
-/// # Errors
-/// 400 for another status, 503 while Redis is away.
+/// `PUT /api/presence`: sets a device, or the pages of a web session, online or away.
 pub async fn declare(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
-    let said: Said = request.json(app.config.server.body_bytes_max).await?;
-    response::json(StatusCode::OK, &take(&app, request.caller()?, said.status).await?)
+    let body: Declaration = request.json(app.config.server.body_bytes_max).await?;
+    response::json(
+        StatusCode::OK,
+        &declare_status(&app, request.caller()?, body.status).await?,
+    )
 }
 
-/// Takes what a caller says of itself, on whichever way; gives what its user is with that.
-///
-/// # Errors
-/// As [`declare`].
-pub(crate) async fn take(app: &App, caller: &Principal, status: Option<String>) -> Result<Value, Error> {
+/// Sets the presence of a caller, for requests and WebSocket items; returns that of its user.
+pub(crate) async fn declare_status(app: &App, caller: &Principal, status: Option<String>) -> Result<Value, Error> {
     let status = required("status", status)?;
     let status = Status::parse(&status)
         .filter(|status| status.is_present())
@@ -100,15 +96,6 @@ pub(crate) async fn take(app: &App, caller: &Principal, status: Option<String>) 
         Principal::Web(user) => Place::Session(user.session),
     };
     let (tenant, user) = (&caller.tenant().name, caller.user_id());
-    let folded = app
-        .presence
-        .declare(tenant, user, &place, status)
-        .await
-        .map_err(unavailable)?;
+    let folded = app.presence.declare(tenant, user, &place, status).await?;
     Ok(json!({"user_id": user, "status": folded, "own_status": status}))
-}
-
-fn unavailable(error: presence::Error) -> Error {
-    tracing::warn!(%error, "presence is not to be had");
-    Error::new(Code::RedisError, "Redis is unavailable; try again in a moment")
 }

@@ -1,4 +1,4 @@
-//! `/api/auth`: login, registration, and the sessions that they begin.
+//! `/api/auth`: login, registration, and sessions.
 
 use std::sync::Arc;
 
@@ -13,9 +13,12 @@ use crate::accounts::names;
 use crate::accounts::sessions::{Client, Granted, RefreshToken};
 use crate::accounts::users::{self, NewUser, UserType};
 use crate::api::App;
+use crate::api::admission::SESSION_ENDED;
 use crate::api::auth::WebPrincipal;
+use crate::api::error::unauthorized;
+use crate::api::request::Request;
 use crate::http::error::{Code, Error};
-use crate::http::request::{Request, required};
+use crate::http::request::required;
 use crate::http::response::{self, Response, json};
 
 #[derive(Deserialize)]
@@ -27,7 +30,7 @@ struct LoginBody {
     device: Option<DeviceBody>,
 }
 
-/// The device that somebody logs in with.
+/// The device of a login.
 #[derive(Deserialize)]
 struct DeviceBody {
     id: Option<String>,
@@ -49,14 +52,14 @@ impl From<DeviceBody> for DeviceInfo {
 }
 
 impl LoginBody {
-    /// The tenant, which may stand elsewhere.
+    /// The tenant of the body, of the header `X-Tenant`, or the default.
     fn tenant(&self, app: &App, request: &Request) -> Result<String, Error> {
         let named = self.tenant.as_deref().or_else(|| request.header("x-tenant"));
         let tenant = named.unwrap_or(&app.config.server.default_tenant);
         if tenant.is_empty() {
             return Err(Error::invalid(
                 "tenant",
-                "is missing: name it here or in the header X-Tenant; this server has no default tenant",
+                "is missing: set it here or in the header X-Tenant; this server has no default tenant",
             ));
         }
         Ok(tenant.to_owned())
@@ -66,8 +69,8 @@ impl LoginBody {
 /// `POST /api/auth/login`, with a device or without.
 ///
 /// # Errors
-/// 401 with one and the same text whatever of tenant, name and password is wrong, 403 for a device that is another
-/// user's or revoked, 409 for too many devices, 429 after too many wrong passwords, 503 without Redis.
+/// 401 with the same text for a wrong tenant, name and password, 403 for a revoked device or one of another user, 409 for
+/// too many devices, 429 after too many wrong passwords.
 pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
     let tenant = body.tenant(&app, &request);
@@ -95,15 +98,15 @@ pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Erro
     log_in(&app, &request, StatusCode::OK, &login, device.as_ref()).await
 }
 
-/// `POST /api/auth/register`: a new web user, who is logged in at once.
+/// `POST /api/auth/register`: creates a web user and logs them in.
 ///
 /// # Errors
-/// 400, 403 where registration is not open, 409 for a taken username or email, 429 after too many, 503 without Redis.
+/// 403 if registration is closed, 409 for a username or email in use, 429 after too many registrations.
 pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
     let tenant = body.tenant(&app, &request);
     let username = required("username", body.username.clone().or(body.email.clone()))?;
-    // Who registers under an email only has one.
+    // A username that is an email address is the email too.
     let email = body.email.or_else(|| username.contains('@').then(|| username.clone()));
     let new = NewUser {
         username,
@@ -114,11 +117,11 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
     names::check(&new)?;
     let device = named(body.device)?;
     let tenant = tenant?;
-    // Also says whether Redis is there for the session, before anybody is made.
+    // Fails without Redis, which the session needs, before the user is created.
     app.limits.take(Limit::Register, request.address).await?;
     let open = users::open_to_all(&app.database, &tenant, app.config.auth.registration_open).await?;
-    // Whether there is such a tenant is nobody's business.
-    let tenant = open.ok_or_else(|| Error::new(Code::Forbidden, "registration is not open here"))?;
+    // The same error for an unknown tenant, which does not reveal whether it exists.
+    let tenant = open.ok_or_else(|| Error::new(Code::FORBIDDEN, "registration is closed"))?;
     let id = users::insert(&app.database, &app.passwords, &tenant, &new).await?;
     let login = Login {
         tenant,
@@ -137,7 +140,7 @@ fn named(body: Option<DeviceBody>) -> Result<Option<DeviceInfo>, Error> {
     Ok(device)
 }
 
-/// Begins a session of somebody who has proved who they are, with the device that they named.
+/// Opens a session for an authenticated user, with the device of the login.
 async fn log_in(
     app: &App,
     request: &Request,
@@ -154,11 +157,11 @@ async fn log_in(
         .sessions
         .open(&login.tenant, login.id, device_id, &client(request))
         .await?;
-    let mut answer = welcome(app, login, &granted, device_id)?;
+    let mut body = session_body(app, login, &granted, device_id)?;
     if let Some(device) = &device {
-        answer["device"] = json!(device);
+        body["device"] = json!(device);
     }
-    json(status, &answer)
+    json(status, &body)
 }
 
 #[derive(Deserialize)]
@@ -169,32 +172,26 @@ struct RefreshBody {
 /// `POST /api/auth/refresh`.
 ///
 /// # Errors
-/// 401 for a token that is good for nothing, also when its user is disabled or deleted; 429 after too many of those; 503
-/// without Redis or Postgres, and the token stays good.
+/// 401 for an invalid token, and for one of a disabled or deleted user; 429 after too many of those. While Redis or
+/// Postgres is unavailable, the token stays valid.
 pub async fn refresh(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: RefreshBody = request.json(app.config.server.body_bytes_max).await?;
     let token = required("refresh_token", body.refresh_token)?;
     app.limits.check_address(Limit::Refresh, request.address).await?;
-    match continued(&app, &request, &token).await? {
-        Some((login, granted, device_id)) => {
-            json(StatusCode::OK, &welcome(&app, &login, &granted, device_id.as_deref())?)
-        }
+    match rotate(&app, &request, &token).await? {
+        Some((login, granted, device_id)) => json(
+            StatusCode::OK,
+            &session_body(&app, &login, &granted, device_id.as_deref())?,
+        ),
         None => {
             app.limits.count_address(Limit::Refresh, request.address).await?;
-            Err(Error::new(
-                Code::Unauthorized,
-                "the refresh token is not valid: log in again",
-            ))
+            Err(unauthorized("the refresh token is not valid; log in again"))
         }
     }
 }
 
-/// Whom a refresh token lets in, with what they go on, and the device that the session is bound to.
-async fn continued(
-    app: &App,
-    request: &Request,
-    token: &str,
-) -> Result<Option<(Login, Granted, Option<String>)>, Error> {
+/// The user, the new tokens and the device of a refreshed session; `None` for an invalid token.
+async fn rotate(app: &App, request: &Request, token: &str) -> Result<Option<(Login, Granted, Option<String>)>, Error> {
     let Some(token) = RefreshToken::parse(token) else {
         return Ok(None);
     };
@@ -217,38 +214,35 @@ async fn continued(
     Ok(granted.map(|granted| (login, granted, owner.device_id)))
 }
 
-/// `POST /api/auth/logout`: ends the session of the access token that comes with it. Once more is no error.
-///
-/// # Errors
-/// 503 without Redis.
+/// `POST /api/auth/logout`: ends the session of the access token. Idempotent.
 pub async fn logout(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let user = request.user()?;
     app.sessions.end(user.user_id, &[user.session]).await?;
     Ok(response::no_content())
 }
 
-/// `GET /api/auth/sessions`: the caller's.
+/// `GET /api/auth/sessions`: the sessions of the caller.
 ///
 /// # Errors
-/// 401 when the caller's own session was ended, 503 without Redis.
+/// 401 if the caller's own session was ended.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
-    let user = entitled(&app, &request).await?;
+    let user = live_session_user(&app, &request).await?;
     let sessions = app.sessions.list(&user.tenant, user.user_id).await?;
-    let mut shown = Vec::with_capacity(sessions.len());
+    let mut rows = Vec::with_capacity(sessions.len());
     for session in sessions {
         let mut row = json!(session);
         row["current"] = (session.id == user.session).into();
-        shown.push(row);
+        rows.push(row);
     }
-    json(StatusCode::OK, &json!({ "sessions": shown }))
+    json(StatusCode::OK, &json!({ "sessions": rows }))
 }
 
-/// `DELETE /api/auth/sessions`: all of the caller's but the one that asks.
+/// `DELETE /api/auth/sessions`: ends the other sessions of the caller.
 ///
 /// # Errors
-/// 401 when the caller's own session was ended, 503 without Redis.
+/// 401 if the caller's own session was ended.
 pub async fn end_others(app: Arc<App>, request: Request) -> Result<Response, Error> {
-    let user = entitled(&app, &request).await?;
+    let user = live_session_user(&app, &request).await?;
     app.sessions
         .end_all(&user.tenant, user.user_id, Some(user.session))
         .await?;
@@ -258,27 +252,27 @@ pub async fn end_others(app: Arc<App>, request: Request) -> Result<Response, Err
 /// `DELETE /api/auth/sessions/:id`.
 ///
 /// # Errors
-/// 401 when the caller's own session was ended, 403 for another user's, 404, 503 without Redis.
+/// 401 if the caller's own session was ended, 403 for a session of another user, 404.
 pub async fn end(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "session")?;
-    let user = entitled(&app, &request).await?;
+    let user = live_session_user(&app, &request).await?;
     match app.sessions.owner(id).await? {
         Some(owner) if owner.tenant == user.tenant => {
             if owner.user != user.user_id {
-                return Err(Error::new(Code::Forbidden, "this is another user's session"));
+                return Err(Error::new(Code::FORBIDDEN, "the session belongs to another user"));
             }
         }
-        _ => return Err(Error::new(Code::NotFound, "session not found")),
+        _ => return Err(Error::new(Code::NOT_FOUND, "session not found")),
     }
     app.sessions.end(user.user_id, &[id]).await?;
     Ok(response::no_content())
 }
 
-/// The caller, whose own session must not have been ended: with a stolen access token nobody is to end others.
-async fn entitled<'a>(app: &App, request: &'a Request) -> Result<&'a WebPrincipal, Error> {
+/// The caller, whose own session must not have been ended: the access token of an ended session may be stolen.
+async fn live_session_user<'a>(app: &App, request: &'a Request) -> Result<&'a WebPrincipal, Error> {
     let user = request.user()?;
     if app.sessions.is_ended(user.session).await? {
-        return Err(Error::new(Code::Unauthorized, "this session was ended"));
+        return Err(unauthorized(SESSION_ENDED));
     }
     Ok(user)
 }
@@ -290,8 +284,8 @@ fn client(request: &Request) -> Client {
     }
 }
 
-/// What a login or a refresh answers.
-fn welcome(app: &App, login: &Login, granted: &Granted, device_id: Option<&str>) -> Result<Value, Error> {
+/// The response to a login or a refresh.
+fn session_body(app: &App, login: &Login, granted: &Granted, device_id: Option<&str>) -> Result<Value, Error> {
     let principal = WebPrincipal {
         tenant: login.tenant.clone(),
         user_id: login.id,

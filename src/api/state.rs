@@ -1,4 +1,4 @@
-//! `/api/state`: encrypted state under keys, which all devices of a user share.
+//! `/api/state`: encrypted state under keys, shared by all devices of a user.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use serde_json::json;
 
 use crate::api::App;
 use crate::api::auth::Principal;
+use crate::api::request::Request;
 use crate::http::error::{Code, Error};
 use crate::http::precondition::{self, Tags, tagged};
-use crate::http::request::{Request, required};
+use crate::http::request::required;
 use crate::http::response::{self, Response};
 use crate::state::{self, Condition, Opaque, Outcome, Owner, Refused, Write, Written, check_key};
-use crate::sync::states::{Question, Sources, page};
+use crate::sync::states::{self, Sources};
 
 /// Standard base64 (RFC 4648, section 4), with or without its padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -26,14 +27,14 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// `GET /api/state?cursor=&limit=`: what changed since the cursor; without one, all that is there.
+/// `GET /api/state?cursor=&limit=`: changes since the cursor; without one, the current state.
 ///
 /// # Errors
-/// 400 `INVALID_CURSOR` for a cursor that is not the caller's, 503 while Redis or, for a list, Postgres is away.
+/// 400 `INVALID_CURSOR` for a cursor of another caller.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let settings = &app.config.sync;
     let caller = request.caller()?;
-    let question = Question {
+    let wanted = states::Request {
         tenant: caller.tenant(),
         user: caller.user_id(),
         owner: caller.cursor_owner(),
@@ -48,68 +49,70 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         store: &app.store,
         cursors: &app.cursors,
     };
-    response::json(StatusCode::OK, &page(sources, question).await?)
+    response::json(StatusCode::OK, &states::page(sources, wanted).await?)
 }
 
 /// `GET /api/state/:key`.
 ///
 /// # Errors
-/// 404, 412 under `If-Match`. 304 is the answer under `If-None-Match` when the caller has this version.
+/// 404, 412 under `If-Match`. Under `If-None-Match` the response is 304 if the caller has this version.
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let key = request.param("key");
-    let if_match = precondition::tags(&request, &IF_MATCH)?;
-    let if_none_match = precondition::tags(&request, &IF_NONE_MATCH)?;
+    let if_match = precondition::tags(&request.headers, &IF_MATCH)?;
+    let if_none_match = precondition::tags(&request.headers, &IF_NONE_MATCH)?;
     let state = state::get(&app.database, owner(request.caller()?), key).await?;
     let version = state.version;
     let wanted = if_match.as_ref().and_then(Tags::versions);
     if wanted.is_some_and(|versions| !versions.contains(&version)) {
         return Err(stale(key, Some(version), false));
     }
-    let response = match if_none_match.is_some_and(|tags| tags.contains(version)) {
-        true => response::not_modified(),
-        false => response::json(StatusCode::OK, &state)?,
+    let response = if if_none_match.is_some_and(|tags| tags.contains(version)) {
+        response::not_modified()
+    } else {
+        response::json(StatusCode::OK, &state)?
     };
     Ok(tagged(response, version))
 }
 
 #[derive(Deserialize)]
-struct Bytes {
+struct EncryptedValue {
     state: Option<String>,
     nonce: Option<String>,
 }
 
-impl Bytes {
+impl EncryptedValue {
     fn decode(self) -> Result<(Opaque, Opaque), Error> {
         Ok((decoded("state", self.state)?, decoded("nonce", self.nonce)?))
     }
 }
 
-/// The bytes of a body's field. What is wrong with them is not shown.
+/// The bytes of a field. The error does not contain them.
 fn decoded(field: &str, text: Option<String>) -> Result<Opaque, Error> {
     let bytes = BASE64.decode(required(field, text)?);
     bytes.map(Opaque).map_err(|_| Error::invalid(field, "must be base64"))
 }
 
-/// `PUT /api/state/:key` with `If-Match`, or `If-None-Match: *` for a new one. The version of a deletion makes it anew.
+/// `PUT /api/state/:key` with `If-Match`, or with `If-None-Match: *` for a new key. `If-Match` with the version of a deletion
+/// recreates the key.
 ///
 /// # Errors
 /// 400, 409 for too many keys, 412 with the current version, 413, 428 without a condition.
 pub async fn put(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let key = request.param("key").to_owned();
     check_key(&key)?;
-    let body: Bytes = request.json(app.config.state.body_bytes_max()).await?;
+    let body: EncryptedValue = request.json(app.config.state.body_bytes_max()).await?;
     let value = body.decode()?;
     let condition = match (
-        precondition::tags(&request, &IF_MATCH)?,
-        precondition::tags(&request, &IF_NONE_MATCH)?,
+        precondition::tags(&request.headers, &IF_MATCH)?,
+        precondition::tags(&request.headers, &IF_NONE_MATCH)?,
     ) {
         (Some(tags), None) => condition(&tags),
         (None, Some(Tags::Any)) => Condition::Absent,
         (None, Some(Tags::Of(_))) => {
-            return Err(Error::invalid("If-None-Match", "must be * when something is written"));
+            return Err(Error::invalid("If-None-Match", "must be * in a write"));
         }
-        (Some(_), Some(_)) => return Err(Error::invalid("If-None-Match", "belongs in the place of If-Match")),
-        (None, None) => return Err(unconditional()),
+        (Some(_), Some(_)) => return Err(Error::invalid("If-None-Match", "must not be combined with If-Match")),
+        (None, None) => return Err(missing_condition()),
     };
     let write = Write {
         key,
@@ -117,9 +120,10 @@ pub async fn put(app: Arc<App>, mut request: Request) -> Result<Response, Error>
         condition,
     };
     let written = write_one(&app, &request, write).await?;
-    let status = match written.is_first() {
-        true => StatusCode::CREATED,
-        false => StatusCode::OK,
+    let status = if written.is_first() {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
     };
     Ok(tagged(response::json(status, &written)?, written.version))
 }
@@ -131,7 +135,7 @@ pub async fn put(app: Arc<App>, mut request: Request) -> Result<Response, Error>
 pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let key = request.param("key").to_owned();
     check_key(&key)?;
-    let tags = precondition::tags(&request, &IF_MATCH)?.ok_or_else(unconditional)?;
+    let tags = precondition::tags(&request.headers, &IF_MATCH)?.ok_or_else(missing_condition)?;
     let write = Write {
         key,
         value: None,
@@ -150,9 +154,9 @@ async fn write_one(app: &App, request: &Request, write: Write) -> Result<Written
         Outcome::Done(written) => written
             .into_iter()
             .next()
-            .ok_or_else(|| Error::internal("a write of a state gave no row")),
+            .ok_or_else(|| Error::internal("a write of a state returned no row")),
         Outcome::Refused(refused) => Err(match refused.first() {
-            Some(refused) if refused.is_absent => Error::new(Code::NotFound, "state not found"),
+            Some(refused) if refused.is_absent => Error::new(Code::NOT_FOUND, "state not found"),
             Some(refused) => stale(&refused.key, refused.version, refused.deleted),
             None => Error::internal("a write of a state was refused without a reason"),
         }),
@@ -194,20 +198,20 @@ impl Item {
         let condition = match (self.base_version, op) {
             (None, _) => {
                 return Err(Error::new(
-                    Code::PreconditionRequired,
-                    "base_version: is missing: the version that the item is made upon, 0 for a new key",
+                    Code::PRECONDITION_REQUIRED,
+                    "base_version: is missing: send the version that the item is based on, or 0 for a new key",
                 )
                 .with("field", "base_version"));
             }
             (Some(0), Op::Put) => Condition::Absent,
             (Some(version @ 1..), _) => Condition::Version(vec![version]),
-            (Some(_), Op::Put) => return Err(Error::invalid("base_version", "must be a whole number from 0")),
-            (Some(_), Op::Delete) => return Err(Error::invalid("base_version", "must be a whole number from 1")),
+            (Some(_), Op::Put) => return Err(Error::invalid("base_version", "must be an integer of 0 or more")),
+            (Some(_), Op::Delete) => return Err(Error::invalid("base_version", "must be an integer of 1 or more")),
         };
         let value = match op {
             Op::Put => {
                 let (state, nonce) = (self.state, self.nonce);
-                Some(Bytes { state, nonce }.decode()?)
+                Some(EncryptedValue { state, nonce }.decode()?)
             }
             Op::Delete => None,
         };
@@ -218,7 +222,7 @@ impl Item {
 /// `POST /api/state/batch`: all of the items, or none.
 ///
 /// # Errors
-/// 400, 409 for too many keys, 412 with the items whose `base_version` is not the current one, 413, 428 for an item
+/// 400, 409 for too many keys, 412 with the items whose `base_version` is not the current version, 413, 428 for an item
 /// without one.
 pub async fn batch(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let settings = &app.config.state;
@@ -229,19 +233,18 @@ pub async fn batch(app: Arc<App>, mut request: Request) -> Result<Response, Erro
         return Err(Error::invalid("items", "must not be empty"));
     }
     if items.len() > items_max {
-        return Err(Error::new(
-            Code::PayloadTooLarge,
-            format!("items: must not be more than {items_max}"),
-        )
-        .with("field", "items")
-        .with("items_max", items_max));
+        return Err(
+            Error::new(Code::PAYLOAD_TOO_LARGE, format!("items: must not exceed {items_max}"))
+                .with("field", "items")
+                .with("items_max", items_max),
+        );
     }
     let mut writes = Vec::with_capacity(items.len());
     let mut keys = HashSet::new();
     for (index, item) in items.into_iter().enumerate() {
         let write = item.parse().map_err(|error| error.with("index", index))?;
         if !keys.insert(write.key.clone()) {
-            return Err(Error::invalid("key", "must not come twice").with("index", index));
+            return Err(Error::invalid("key", "must not occur twice").with("index", index));
         }
         writes.push(write);
     }
@@ -263,10 +266,7 @@ struct ItemResult<'a> {
 
 impl<'a> ItemResult<'a> {
     fn of(written: &'a Written) -> Self {
-        let status = match written.is_duplicate {
-            true => "duplicate",
-            false => "applied",
-        };
+        let status = if written.is_duplicate { "duplicate" } else { "applied" };
         Self { status, written }
     }
 }
@@ -275,11 +275,8 @@ fn refused_batch(refused: &[Refused]) -> Error {
     let keys: Vec<String> = refused.iter().take(3).map(|item| format!("{:?}", item.key)).collect();
     let more = if refused.len() > keys.len() { ", …" } else { "" };
     Error::new(
-        Code::PreconditionFailed,
-        format!(
-            "nothing was done: not at the versions that they were to be: {}{more}",
-            keys.join(", ")
-        ),
+        Code::PRECONDITION_FAILED,
+        format!("version mismatch, no writes were applied: {}{more}", keys.join(", ")),
     )
     .with("failed", json!(refused))
 }
@@ -291,20 +288,22 @@ fn owner(caller: &Principal) -> Owner<'_> {
     }
 }
 
-fn unconditional() -> Error {
+fn missing_condition() -> Error {
     Error::new(
-        Code::PreconditionRequired,
-        "say what this is made upon: If-Match with the version in quotes, or, for a new key, If-None-Match: *",
+        Code::PRECONDITION_REQUIRED,
+        "If-Match is required: send the version you read, or If-None-Match: * to create",
     )
 }
 
 fn stale(key: &str, version: Option<i64>, deleted: bool) -> Error {
     let text = match (version, deleted) {
         (Some(version), false) => format!("the state is at version {version}"),
-        (Some(version), true) => format!("the state was deleted, with version {version}: make it anew upon that"),
-        (None, _) => "there is no such state".to_owned(),
+        (Some(version), true) => {
+            format!("the state was deleted at version {version}; recreate with If-Match: \"{version}\"")
+        }
+        (None, _) => "the state does not exist".to_owned(),
     };
-    Error::new(Code::PreconditionFailed, text)
+    Error::new(Code::PRECONDITION_FAILED, text)
         .with("key", key)
         .with("version", version)
         .with("deleted", deleted)

@@ -1,4 +1,4 @@
-//! `/api/sse/ticket`: tickets for browsers, whose `EventSource` and `WebSocket` cannot send credentials in a header.
+//! `/api/sse/ticket`: tickets for browsers, whose `EventSource` and `WebSocket` cannot send headers.
 
 use std::sync::Arc;
 
@@ -11,24 +11,27 @@ use crate::accounts::devices;
 use crate::accounts::tickets::{Grant, Holder, LIFETIME, Stream};
 use crate::accounts::users::UserType;
 use crate::api::App;
-use crate::api::auth::{Principal, WebPrincipal, unauthorized};
+use crate::api::admission::SESSION_ENDED;
+use crate::api::auth::{Principal, WebPrincipal};
+use crate::api::error::unauthorized;
+use crate::api::request::Request;
+use crate::api::routes::Route;
 use crate::http::error::{Code, Error};
-use crate::http::request::{Request, percent_decode};
+use crate::http::percent;
 use crate::http::response::{self, Response};
-use crate::http::routes::{Params, Route};
+use crate::http::routes::Params;
 
 #[derive(Default, Deserialize)]
-struct Wanted {
+struct TicketRequest {
     stream: Option<String>,
 }
 
-/// `POST /api/sse/ticket`: a ticket for a stream of the caller's, which the body may name by its path.
+/// `POST /api/sse/ticket`: issues a ticket for a stream of the caller; the body may contain its path.
 ///
 /// # Errors
-/// 400 for what is no stream's path, 401 when the caller's session was ended, 403 and 404 as the stream itself would
-/// say, 503 without Redis.
+/// 400 for a path that is not a stream, 401 if the caller's session was ended, 403 and 404 as for the stream itself.
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
-    let body: Wanted = request.json_or_default(app.config.server.body_bytes_max).await?;
+    let body: TicketRequest = request.json_or_default(app.config.server.body_bytes_max).await?;
     let caller = request.caller()?;
     let stream = match body.stream {
         Some(path) => stream_at(&path).ok_or_else(|| {
@@ -41,7 +44,7 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
     let holder = match caller {
         Principal::Web(user) => {
             if app.sessions.is_ended(user.session).await? {
-                return Err(unauthorized("this session was ended"));
+                return Err(unauthorized(SESSION_ENDED));
             }
             Holder::User {
                 user_id: user.user_id,
@@ -67,7 +70,7 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
     )
 }
 
-/// The stream that a caller means who names none.
+/// The default stream of a caller.
 fn own(caller: &Principal) -> Stream {
     match caller {
         Principal::Device(device) => Stream::Mobile(device.device_id.clone()),
@@ -82,12 +85,12 @@ fn stream_at(path: &str) -> Option<Stream> {
         return Uuid::try_parse(user).ok().map(Stream::Web);
     }
     if let Some(device) = path.strip_prefix("/sse/mobile/") {
-        return percent_decode(device).map(Stream::Mobile);
+        return percent::decode(device).map(Stream::Mobile);
     }
     (path == "/ws").then_some(Stream::Socket)
 }
 
-/// The stream that a route leads to; `None` for all other routes, which take no tickets.
+/// The stream of a route; `None` for other routes, which accept no tickets.
 pub(crate) fn stream_of(route: &Route, params: &Params) -> Option<Stream> {
     let param = || params.first().map(|(_, value)| value);
     match route.path {
@@ -98,15 +101,16 @@ pub(crate) fn stream_of(route: &Route, params: &Params) -> Option<Stream> {
     }
 }
 
-/// Who comes with a ticket.
+/// Redeems a ticket for its principal.
 ///
 /// # Errors
-/// 401 for a ticket that is good for nothing, or no more, and for a device that is no more what it was. That a session
-/// was ended is for the stream to say, which does so in its own way.
+/// 401 for an invalid, used or expired ticket, and for a device that was revoked since. An ended session is reported by the
+/// stream in its own form.
 pub(crate) async fn redeem(app: &App, ticket: &str, stream: &Stream) -> Result<Principal, Error> {
-    let grant = app.tickets.take(ticket, stream).await?.ok_or_else(|| {
-        unauthorized("the ticket is not valid: it was used, is older than 30 s, or is for another stream")
-    })?;
+    let grant =
+        app.tickets.take(ticket, stream).await?.ok_or_else(|| {
+            unauthorized("the ticket is not valid: it is used, older than 30 s, or for another stream")
+        })?;
     Ok(match grant.holder {
         Holder::User {
             user_id,
@@ -132,10 +136,10 @@ pub(crate) async fn redeem(app: &App, ticket: &str, stream: &Stream) -> Result<P
     })
 }
 
-/// Refuses a stream that is not the caller's own.
+/// Refuses a stream of another device or user.
 ///
 /// # Errors
-/// 403, or 404 when the tenant has no such device or user.
+/// 403, or 404 if the tenant has no such device or user.
 pub(crate) async fn check_own(app: &App, caller: &Principal, stream: &Stream) -> Result<(), Error> {
     let tenant = caller.tenant();
     match (stream, caller) {
@@ -144,15 +148,19 @@ pub(crate) async fn check_own(app: &App, caller: &Principal, stream: &Stream) ->
         (Stream::Web(wanted), Principal::Web(user)) if *wanted == user.user_id && user.user_type == UserType::Web => {
             Ok(())
         }
-        (Stream::Mobile(wanted), _) => Err(match devices::exists(&app.database, tenant, wanted).await? {
-            true => Error::new(Code::Forbidden, "this is another device's stream"),
-            false => Error::new(Code::NotFound, "device not found"),
-        }),
+        (Stream::Mobile(wanted), _) => {
+            let exists = devices::exists(&app.database, tenant, wanted).await?;
+            Err(if exists {
+                Error::new(Code::FORBIDDEN, "the stream belongs to another device")
+            } else {
+                Error::new(Code::NOT_FOUND, "device not found")
+            })
+        }
         (Stream::Web(wanted), _) => {
             app.users.get(tenant, *wanted).await?;
             Err(Error::new(
-                Code::Forbidden,
-                "this is another user's stream, or not for users of this kind",
+                Code::FORBIDDEN,
+                "the stream belongs to another user, or the user is not a web user",
             ))
         }
     }

@@ -1,4 +1,4 @@
-//! `/api/users`: the mobile users whom web users write to.
+//! `/api/users`: the mobile users of a tenant.
 
 use std::sync::Arc;
 
@@ -7,15 +7,13 @@ use uuid::Uuid;
 
 use crate::accounts::users::{Among, Filter, User, UserType};
 use crate::api::App;
+use crate::api::request::Request;
 use crate::http::error::Error;
-use crate::http::request::{PAGE_MAX, Request};
+use crate::http::query::PAGE_MAX;
 use crate::http::response::{self, Response};
 use crate::live::presence;
 
 /// `GET /api/users?filter=&status=&limit=&offset=&before=&after=`.
-///
-/// # Errors
-/// 400 for a bad parameter.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let query = &request.query;
     let tenant = request.caller()?.tenant();
@@ -28,7 +26,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         user_type: Some(UserType::Mobile),
         username: query.get("filter").map(str::to_owned),
         among,
-        // The seed's clients know no pages.
+        // Clients without paging expect all users.
         page: query.page(PAGE_MAX)?,
     };
     let mut found = app.users.list(tenant, &filter).await?;
@@ -37,9 +35,6 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 }
 
 /// `GET /api/users/:id`.
-///
-/// # Errors
-/// 404.
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let id = request.param_id("id", "user")?;
     let tenant = request.caller()?.tenant();
@@ -48,15 +43,15 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     response::json(StatusCode::OK, &user)
 }
 
-/// Who is online or away; nobody when Redis does not say, because users exist without it.
+/// The users who are online or away. Without Redis there are none.
 async fn present(app: &App, tenant: &str) -> Vec<Uuid> {
-    let present = app.presence.present(tenant).await.unwrap_or_else(unknown);
+    let present = app.presence.present(tenant).await.unwrap_or_else(unavailable);
     present.entries.iter().map(|entry| entry.user).collect()
 }
 
 async fn add_presence(app: &App, tenant: &str, users: &mut [User]) {
     let ids: Vec<Uuid> = users.iter().map(|user| user.id).collect();
-    let found = app.presence.of(tenant, &ids).await.unwrap_or_else(unknown);
+    let found = app.presence.of(tenant, &ids).await.unwrap_or_else(unavailable);
     for user in users {
         if let Some(entry) = found.entries.iter().find(|entry| entry.user == user.id) {
             user.set_presence(entry);
@@ -64,10 +59,10 @@ async fn add_presence(app: &App, tenant: &str, users: &mut [User]) {
     }
 }
 
-fn unknown(error: presence::Error) -> presence::List {
+fn unavailable(error: presence::Error) -> presence::List {
     tracing::warn!(
         cause = crate::telemetry::chain(&error),
-        "presence is unknown, everybody shows as offline"
+        "presence unavailable; all users are shown as offline"
     );
     presence::List::default()
 }

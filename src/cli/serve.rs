@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::output::outln;
 use super::{Global, notify};
 use crate::engine::{self, Engine, Role};
-use crate::http::server::raise_descriptor_limit;
+use crate::http::descriptors::raise_descriptor_limit;
 use crate::telemetry::Logging;
 
 /// How long a stop waits until the collector of traces has the last spans.

@@ -1,4 +1,4 @@
-//! Where a request comes from, also behind proxies.
+//! The address of a client, also behind proxies.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,13 +6,13 @@ use hyper::header::HeaderMap;
 
 use crate::config::Network;
 
-/// The client's address: the peer's or, as long as that is a trusted proxy's, the one that it says it forwards for. Each
-/// proxy adds its own peer at the right of `X-Forwarded-For`, so that from the right the first that is not trusted is the
-/// client; what is left of it, anybody may have written.
+/// The client's address: the peer's or, while that is a trusted proxy, the one that it forwards for. Each proxy appends
+/// its own peer to `X-Forwarded-For`, so the rightmost address that is not trusted is the client; anything left of it can
+/// be forged.
 pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr {
     let mut address = peer.to_canonical();
     let values = headers.get_all("x-forwarded-for").iter().rev();
-    // What is no text stands for a hop that nobody can name.
+    // A value that is not text is a hop without an address.
     let mut hops = values.flat_map(|value| value.to_str().unwrap_or_default().rsplit(','));
     while trusted.iter().any(|network| network.contains(address)) {
         match hops.next().and_then(parse) {
@@ -23,7 +23,7 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr 
     address
 }
 
-/// An address, as some proxies have it with a port.
+/// Parses an address; some proxies add a port.
 fn parse(hop: &str) -> Option<IpAddr> {
     let hop = hop.trim();
     let with_port = || Some(hop.parse::<SocketAddr>().ok()?.ip());
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_client_is_the_last_whom_nobody_trusted_vouches_for() {
+    fn client_is_the_last_untrusted_hop() {
         let trusted: Vec<Network> = ["10.0.0.0/8", "::1"]
             .map(|text| Network::try_from(text.to_owned()).expect("a network"))
             .into();
@@ -47,7 +47,7 @@ mod tests {
             }
             super::client(peer.parse().expect("an address"), &headers, &trusted).to_string()
         };
-        // Nobody vouches for a stranger's word.
+        // An untrusted peer cannot forward.
         assert_eq!(client("1.2.3.4", &["5.6.7.8"]), "1.2.3.4");
         assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(client("10.0.0.1", &["5.6.7.8"]), "5.6.7.8");

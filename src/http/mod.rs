@@ -1,13 +1,25 @@
-//! HTTP/1.1 and HTTP/2 plumbing: requests, responses, errors, upgrades.
+//! HTTP/1.1 and HTTP/2 plumbing: listening, connections, upgrades, requests, responses, errors.
+//!
+//! [`server`] accepts connections and passes each request to a [`server::Service`]. Routes, admission and the request log
+//! belong to that service; this folder knows none of them.
 
 pub mod address;
+pub mod connection;
+pub mod cors;
+pub mod descriptors;
 pub mod error;
 pub mod gzip;
+pub mod listener;
+pub mod percent;
 pub mod precondition;
+pub mod protocol;
+pub mod query;
 pub mod request;
+pub mod request_id;
 pub mod response;
 pub mod routes;
 pub mod secure;
+pub mod security_headers;
 pub mod server;
 pub mod upgrade;
 pub mod wire;

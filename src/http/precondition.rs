@@ -1,34 +1,31 @@
 //! Conditional requests (RFC 9110, section 13): entity tags of `If-Match` and `If-None-Match`.
 //!
-//! The tag of a thing is its version in quotes, a strong one. Others are tags all the same, of something that it never
-//! was.
+//! The entity tag of a resource is its version in quotes, a strong tag. Other tags are valid, but match no version.
 
-use hyper::header::{ETAG, HeaderName, HeaderValue};
+use hyper::header::{ETAG, HeaderMap, HeaderName, HeaderValue};
 
 use super::error::Error;
-use super::request::Request;
 use super::response::Response;
 
-/// What a condition names.
+/// The entity tags of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tags {
-    /// `*`: whatever is there.
+    /// `*`: any version.
     Any,
-    /// One of these.
     Of(Vec<Tag>),
 }
 
-/// An entity tag, as far as it can be one of ours.
+/// An entity tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tag {
-    /// Whether it says that it is weak (`W/`).
+    /// `W/`.
     pub is_weak: bool,
-    /// The version that it is of; none for another server's.
+    /// `None` for a tag that this server does not issue.
     pub version: Option<i64>,
 }
 
 impl Tags {
-    /// The versions that these name by strong comparison (RFC 9110, section 8.8.3.2); none for `*`.
+    /// The versions of these tags by strong comparison (RFC 9110, section 8.8.3.2); `None` for `*`.
     pub fn versions(&self) -> Option<Vec<i64>> {
         match self {
             Self::Any => None,
@@ -39,7 +36,7 @@ impl Tags {
         }
     }
 
-    /// Whether a version is among these by weak comparison.
+    /// Whether a version matches by weak comparison.
     pub fn contains(&self, version: i64) -> bool {
         match self {
             Self::Any => true,
@@ -48,20 +45,20 @@ impl Tags {
     }
 }
 
-/// The tags of a header; none when the request does not have it.
+/// The tags of a header; `None` if it is absent.
 ///
 /// # Errors
-/// 400 for what is neither `*` nor a list of entity tags.
-pub fn tags(request: &Request, header: &HeaderName) -> Result<Option<Tags>, Error> {
+/// 400 for a value that is neither `*` nor a list of entity tags.
+pub fn tags(headers: &HeaderMap, header: &HeaderName) -> Result<Option<Tags>, Error> {
     let malformed = || {
         let name = match header.as_str() {
             "if-match" => "If-Match",
             _ => "If-None-Match",
         };
-        Error::invalid(name, "must be * or entity tags, such as \"3\" with its quotes")
+        Error::invalid(name, "must be * or a list of entity tags in quotes, such as \"3\"")
     };
     let mut lines = Vec::new();
-    for value in request.headers.get_all(header) {
+    for value in headers.get_all(header) {
         lines.push(value.to_str().map_err(|_| malformed())?);
     }
     if lines.is_empty() {
@@ -99,13 +96,13 @@ fn parse(text: &str) -> Option<Tags> {
     (!tags.is_empty()).then_some(Tags::Of(tags))
 }
 
-/// The version of a tag that is written as ours are.
+/// The version in a tag that this server issues.
 fn version(opaque: &str) -> Option<i64> {
     let version: i64 = opaque.parse().ok()?;
     (version > 0 && version.to_string() == opaque).then_some(version)
 }
 
-/// An answer with the tag of a version.
+/// The response with the entity tag of a version.
 #[must_use]
 pub fn tagged(mut response: Response, version: i64) -> Response {
     if let Ok(tag) = HeaderValue::try_from(format!("\"{version}\"")) {
@@ -127,12 +124,12 @@ mod tests {
     }
 
     #[test]
-    fn tags_are_read() {
+    fn tags_parse_by_rfc_9110() {
         let weak = Tag {
             is_weak: true,
             version: Some(2),
         };
-        let wrong_type = Tag {
+        let unknown = Tag {
             is_weak: false,
             version: None,
         };
@@ -140,13 +137,13 @@ mod tests {
             ("*", Tags::Any),
             (" * ", Tags::Any),
             ("\"1\"", Tags::Of(vec![strong(1)])),
-            ("\"1\", W/\"2\" ,\"x,y\"", Tags::Of(vec![strong(1), weak, wrong_type])),
+            ("\"1\", W/\"2\" ,\"x,y\"", Tags::Of(vec![strong(1), weak, unknown])),
             (",\"1\",,", Tags::Of(vec![strong(1)])),
-            ("\"\"", Tags::Of(vec![wrong_type])),
-            ("\"01\"", Tags::Of(vec![wrong_type])),
-            ("\"+1\"", Tags::Of(vec![wrong_type])),
-            ("\"0\"", Tags::Of(vec![wrong_type])),
-            ("\"99999999999999999999\"", Tags::Of(vec![wrong_type])),
+            ("\"\"", Tags::Of(vec![unknown])),
+            ("\"01\"", Tags::Of(vec![unknown])),
+            ("\"+1\"", Tags::Of(vec![unknown])),
+            ("\"0\"", Tags::Of(vec![unknown])),
+            ("\"99999999999999999999\"", Tags::Of(vec![unknown])),
         ] {
             assert_eq!(parse(text), Some(tags), "{text}");
         }
@@ -168,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn weak_tags_serve_reading_only() {
+    fn weak_tags_match_weakly_only() {
         let tags = parse("W/\"2\", \"3\"").expect("tags");
         assert!(tags.contains(2) && tags.contains(3) && !tags.contains(1));
         assert_eq!(tags.versions(), Some(vec![3]));
@@ -177,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_list_is_read_as_it_was_written(
+        fn tag_list_round_trips(
             versions in proptest::collection::vec(1..=i64::MAX, 1..6), spaces in " {0,2}", after in "[ \t]{0,2}"
         ) {
             let text: Vec<String> = versions.iter().map(|version| format!("{spaces}\"{version}\"{after}")).collect();
@@ -186,7 +183,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in any::<String>(), nearly in "[W/\"*, 0-9a]{0,30}") {
+        fn parse_never_panics(text in any::<String>(), nearly in "[W/\"*, 0-9a]{0,30}") {
             let _ = parse(&text);
             let _ = parse(&nearly);
         }

@@ -1,4 +1,4 @@
-//! Answers.
+//! Responses.
 
 use std::io;
 
@@ -13,42 +13,35 @@ use serde::{Serialize, Serializer};
 use super::error::Error;
 use crate::core::page::{Page, Rows, Start};
 
-/// Any body: a whole one or a stream.
+/// A complete body or a stream.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// An answer.
 pub type Response = hyper::Response<Body>;
 
-/// A body that is there as a whole.
+/// A complete body.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// An answer in JSON.
-///
-/// # Errors
-/// When the value cannot be JSON, which is a mistake here.
+/// A JSON response.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Error> {
-    let bytes = serde_json::to_vec(value).map_err(|error| Error::internal(format!("an answer is no JSON: {error}")))?;
+    let bytes =
+        serde_json::to_vec(value).map_err(|error| Error::internal(format!("cannot serialize a response: {error}")))?;
     Ok(with_type(status, "application/json", bytes))
 }
 
-/// A page of a list under its name, with where in the list it is, or whether there is more in its direction.
-///
-/// # Errors
-/// As [`json`].
+/// A page of a list under its name, with its offset and the total, or with whether there is more in its direction.
 pub fn page<T: Serialize>(name: &str, found: &Rows<T>, page: &Page) -> Result<Response, Error> {
-    json(StatusCode::OK, &Listed { name, found, page })
+    json(StatusCode::OK, &ListPage { name, found, page })
 }
 
-/// A page as it is written, without a tree of values in between.
-struct Listed<'a, T> {
+struct ListPage<'a, T> {
     name: &'a str,
     found: &'a Rows<T>,
     page: &'a Page,
 }
 
-impl<T: Serialize> Serialize for Listed<'_, T> {
+impl<T: Serialize> Serialize for ListPage<'_, T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry(self.name, &self.found.rows)?;
@@ -64,26 +57,26 @@ impl<T: Serialize> Serialize for Listed<'_, T> {
     }
 }
 
-/// An answer in plain text.
+/// A plain text response.
 pub fn text(status: StatusCode, text: &'static str) -> Response {
     with_type(status, "text/plain; charset=utf-8", text)
 }
 
-/// 204: done, and nothing to say.
+/// 204.
 pub fn no_content() -> Response {
     let mut response = hyper::Response::new(full(Bytes::new()));
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
 
-/// 304: the client has what is asked for.
+/// 304.
 pub fn not_modified() -> Response {
     let mut response = no_content();
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     response
 }
 
-/// An answer with a body of this type.
+/// A response with a body of this content type.
 pub fn with_type(status: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Response {
     let mut response = hyper::Response::new(full(bytes));
     *response.status_mut() = status;

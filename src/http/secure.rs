@@ -1,10 +1,11 @@
-//! HTTPS: the server's certificate, taken anew from its files when they change, so that a renewal needs no restart.
+//! HTTPS: the server's certificate, reloaded when its files change, so that a renewal needs no restart.
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
@@ -15,10 +16,10 @@ use tokio_rustls::server::TlsStream;
 use crate::config::CertificateFiles;
 use crate::net::tls::{self, provider};
 
-/// How often the files are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval of checking the files.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Accepts encrypted connections. Cloning shares the certificate.
+/// Accepts TLS connections. Clones share the certificate.
 #[derive(Clone)]
 pub struct Acceptor {
     acceptor: TlsAcceptor,
@@ -33,27 +34,24 @@ impl std::fmt::Debug for Acceptor {
     }
 }
 
-/// The certificate in force.
+/// The certificate in use.
 #[derive(Debug)]
 struct Certificate {
     files: CertificateFiles,
-    current: RwLock<Arc<CertifiedKey>>,
+    current: ArcSwap<CertifiedKey>,
 }
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.read().unwrap_or_else(PoisonError::into_inner).clone())
+        Some(self.current.load_full())
     }
 }
 
 impl Acceptor {
-    /// Reads the files.
-    ///
-    /// # Errors
-    /// Names the file that cannot be read or holds something else.
+    /// Reads the files of the certificate and its key.
     pub fn new(files: CertificateFiles) -> Result<Self> {
         let certificate = Arc::new(Certificate {
-            current: RwLock::new(Arc::new(read(&files)?)),
+            current: ArcSwap::from_pointee(read(&files)?),
             files,
         });
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -68,32 +66,29 @@ impl Acceptor {
         })
     }
 
-    /// Shakes hands. There is no timeout here.
-    ///
-    /// # Errors
-    /// When the client breaks off, or speaks no TLS.
+    /// Performs the handshake, without a timeout.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         self.acceptor.accept(stream).await
     }
 
-    /// Takes the certificate anew whenever its files change, for ever. Files that do not fit leave the old one in force.
-    pub async fn follow_files(self) {
+    /// Reloads the certificate whenever its files change; never returns. Invalid files leave the old one in use.
+    pub async fn reload_on_change(self) {
         let Certificate { files, current } = &*self.certificate;
         let mut seen = stamps(files);
         loop {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             let now = stamps(files);
             if now == seen {
                 continue;
             }
             match read(files) {
                 Ok(key) => {
-                    *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+                    current.store(Arc::new(key));
                     seen = now;
-                    tracing::info!(file = %files.certificate.display(), "the certificate was taken anew");
+                    tracing::info!(file = %files.certificate.display(), "certificate reloaded");
                 }
-                // Perhaps one file is there already and the other is not: look again.
-                Err(error) => tracing::warn!("the certificate stays the old one: {error:#}"),
+                // One file may be replaced before the other: retry.
+                Err(error) => tracing::warn!("cannot reload the certificate, the old one stays in use: {error:#}"),
             }
         }
     }
@@ -104,7 +99,7 @@ fn read(files: &CertificateFiles) -> Result<CertifiedKey> {
     CertifiedKey::from_der(certificates, key, &provider()).with_context(|| tls::mismatch(files))
 }
 
-/// What tells that a file is another one.
+/// Modification time and length of both files.
 fn stamps(files: &CertificateFiles) -> [Option<(SystemTime, u64)>; 2] {
     [&files.certificate, &files.key].map(|file| {
         let metadata = std::fs::metadata(file).ok()?;

@@ -1,19 +1,19 @@
-//! Taking a connection over: what goes on behind an answer's head belongs to somebody else.
+//! Upgrades: what follows the head of a response bypasses hyper.
 //!
-//! hyper keeps buffers and state for every HTTP/1 connection, which a stream that lives for hours does not need. So an
-//! answer may bear a [`Upgrade`]. When it comes by, its head is written down here, hyper is taken apart, and the bare
-//! socket goes to the owner whom the answer names. Over HTTP/2 the owner gets the body of the answer instead. An answer
-//! of status 101 (RFC 9110, section 15.2.2) changes hands the same way.
+//! hyper keeps buffers and state for every HTTP/1 connection, which a stream that is open for hours does not need. A
+//! response may therefore carry an [`Upgrade`]. Over HTTP/1 its head is written here, hyper's connection is dismantled, and
+//! the bare socket goes to the upgrade's handler. Over HTTP/2 the handler gets the body of the response instead. A
+//! response of status 101 (RFC 9110, section 15.2.2) is upgraded the same way.
 //!
-//! A body behind such a head has neither a length nor chunks: it ends with the connection (RFC 9112, section 6.3). The
-//! connection cannot serve another request afterwards anyhow, HTTP/1.0 clients understand it too, and an `EventSource`
-//! makes no difference between a stream that ends and one that breaks: it connects again.
+//! The body after such a head has neither a length nor chunks: it ends with the connection (RFC 9112, section 6.3). The
+//! connection could not serve another request anyway, HTTP/1.0 clients understand it too, and an `EventSource` treats the
+//! end of a stream and a broken one alike: it reconnects.
 
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -22,24 +22,25 @@ use hyper::StatusCode;
 use hyper::header::{CONNECTION, DATE};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_util::either::Either;
 
 use super::response::Response;
 use super::wire::{Connection, Socket, Wire};
 
-/// How long what was sent may be unconfirmed, in milliseconds.
+/// How long sent data may remain unacknowledged, in milliseconds.
 #[cfg(target_os = "linux")]
-const SILENCE_MAX_MS: u32 = 60_000;
+const UNACKNOWLEDGED_MAX_MS: u32 = 60_000;
 
-/// What a new owner does until the client's end.
-pub type Owning = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// The work of an upgraded connection, until it ends.
+pub type UpgradeTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-type Owner = Box<dyn FnOnce(Wire, BytesMut) -> Owning + Send>;
+type UpgradeHandler = Box<dyn FnOnce(Wire, BytesMut) -> UpgradeTask + Send>;
 
-/// Who goes on behind an answer's head. It travels in the answer's extensions.
+/// Takes the connection over after the head of a response. It is carried in the response's extensions.
 #[derive(Clone)]
-pub struct Upgrade(Arc<Mutex<Option<Owner>>>);
+pub struct Upgrade(Arc<Mutex<Option<UpgradeHandler>>>);
 
 impl fmt::Debug for Upgrade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,96 +49,96 @@ impl fmt::Debug for Upgrade {
 }
 
 impl Upgrade {
-    /// Hands the way to the client to this owner, with what must be written to it first.
-    pub fn new<F>(owner: impl FnOnce(Wire, BytesMut) -> F + Send + 'static) -> Self
+    /// Passes the wire to this handler, with the bytes that it must write first.
+    pub fn new<F>(handler: impl FnOnce(Wire, BytesMut) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         Self(Arc::new(Mutex::new(Some(Box::new(move |wire, first| {
-            Box::pin(owner(wire, first))
+            Box::pin(handler(wire, first))
         })))))
     }
 
-    /// Begins the owner's work.
-    pub fn begin(self, wire: Wire, first: BytesMut) -> Option<Owning> {
-        let owner = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        Some(owner(wire, first))
+    /// Starts the handler; `None` if a clone was started before.
+    pub fn start(self, wire: Wire, first: BytesMut) -> Option<UpgradeTask> {
+        let handler = self.0.lock().take()?;
+        Some(handler(wire, first))
     }
 }
 
-/// Where an HTTP/1 connection's service leaves an answer for whoever drives the connection.
+/// Where the service of an HTTP/1 connection leaves a response that upgrades it, for the task that drives the connection.
 #[derive(Debug, Default)]
-pub struct UpgradedSocket {
+pub struct PendingUpgrade {
     waiting: Mutex<Option<(Response, Upgrade)>>,
-    /// Bytes of an earlier answer wait in hyper.
+    /// hyper still buffers bytes of an earlier response.
     is_blocked: AtomicBool,
 }
 
-impl UpgradedSocket {
-    /// Leaves an answer that is to be taken over. The service must not answer any more.
-    pub fn leave(&self, response: Response, takeover: Upgrade) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some((response, takeover));
+impl PendingUpgrade {
+    /// Leaves a response. The service must not complete afterwards.
+    pub fn put(&self, response: Response, upgrade: Upgrade) {
+        *self.waiting.lock() = Some((response, upgrade));
     }
 
-    /// An answer that was left, once all before it is written. To be asked whenever hyper has been polled.
+    /// Takes the response, once all earlier ones are written. Call it whenever hyper was polled.
     pub fn take(&self) -> Option<(Response, Upgrade)> {
         if self.is_blocked.load(Ordering::Relaxed) {
             return None;
         }
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.waiting.lock().take()
     }
 }
 
-/// A connection as hyper sees it, which tells whether hyper still holds bytes that do not fit the socket.
+/// The connection as hyper uses it; records whether hyper still buffers bytes that the socket does not accept.
 #[derive(Debug)]
-pub struct Watched {
+pub struct Http1Io {
     io: TokioIo<Connection>,
-    handover: Arc<UpgradedSocket>,
+    pending: Arc<PendingUpgrade>,
 }
 
-impl Watched {
-    pub fn new(io: Connection, handover: Arc<UpgradedSocket>) -> Self {
+impl Http1Io {
+    pub fn new(io: Connection, pending: Arc<PendingUpgrade>) -> Self {
         Self {
             io: TokioIo::new(io),
-            handover,
+            pending,
         }
     }
 
-    /// The bare socket, of which this was read already.
-    pub fn into_socket(self, ahead: Bytes) -> Socket {
+    /// The bare socket; `read_ahead` was read from it already.
+    pub fn into_socket(self, read_ahead: Bytes) -> Socket {
         let io = self.io.into_inner();
         let stream = match &io {
             Either::Left(stream) => stream,
             Either::Right(encrypted) => encrypted.get_ref().0,
         };
-        if let Err(error) = end_when_silent(stream) {
-            tracing::debug!(%error, "a client that vanishes is missed late");
+        if let Err(error) = set_user_timeout(stream) {
+            tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT; a vanished client is detected late");
         }
-        Socket::new(io, ahead)
+        Socket::new(io, read_ahead)
     }
 
-    /// hyper writes until all is written or the socket takes no more, so the last answer tells.
-    fn note<T>(&self, written: Poll<T>) -> Poll<T> {
-        self.handover.is_blocked.store(written.is_pending(), Ordering::Relaxed);
+    /// hyper writes until its buffer is empty or the socket accepts no more, so the last result decides.
+    fn record<T>(&self, written: Poll<T>) -> Poll<T> {
+        self.pending.is_blocked.store(written.is_pending(), Ordering::Relaxed);
         written
     }
 }
 
-impl Read for Watched {
+impl Read for Http1Io {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(context, into)
     }
 }
 
-impl Write for Watched {
+impl Write for Http1Io {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(context, bytes);
-        self.note(written)
+        self.record(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(context);
-        self.note(flushed)
+        self.record(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -154,25 +155,25 @@ impl Write for Watched {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(context, parts);
-        self.note(written)
+        self.record(written)
     }
 }
 
-/// Ends a connection whose client has not confirmed for a while what was sent to it (RFC 5482): a phone without coverage
-/// says nothing, and by itself the system tries for a quarter of an hour.
+/// Ends a connection whose client does not acknowledge sent data for a while (RFC 5482). By default the system retries
+/// for a quarter of an hour to reach a phone without coverage.
 #[cfg(target_os = "linux")]
-fn end_when_silent(stream: &TcpStream) -> io::Result<()> {
-    rustix::net::sockopt::set_tcp_user_timeout(stream, SILENCE_MAX_MS)?;
+fn set_user_timeout(stream: &TcpStream) -> io::Result<()> {
+    rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MAX_MS)?;
     Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]
-fn end_when_silent(_stream: &TcpStream) -> io::Result<()> {
+fn set_user_timeout(_stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// An answer's head as HTTP/1.1 writes it (RFC 9112, section 2.1). Who takes the connection over closes it, unless the
-/// protocol was switched.
+/// The head of a response in HTTP/1.1 (RFC 9112, section 2.1). The connection closes after the body, unless the protocol
+/// is switched.
 pub fn head(response: &Response) -> BytesMut {
     let status = response.status();
     let mut head = BytesMut::with_capacity(768);
@@ -218,11 +219,11 @@ mod tests {
     }
 
     #[test]
-    fn a_head_ends_the_connection_with_its_body_unless_the_protocol_is_switched() {
-        let mut answer = response::no_content();
-        *answer.status_mut() = StatusCode::OK;
-        answer.headers_mut().insert("x-a", HeaderValue::from_static("b"));
-        let head = lines(&answer);
+    fn head_closes_the_connection_unless_the_protocol_switches() {
+        let mut response = response::no_content();
+        *response.status_mut() = StatusCode::OK;
+        response.headers_mut().insert("x-a", HeaderValue::from_static("b"));
+        let head = lines(&response);
         assert_eq!(head[..2], ["HTTP/1.1 200 OK", "x-a: b"]);
         assert!(
             head[2].starts_with("date: ") && head[2].ends_with(" GMT"),
@@ -231,11 +232,11 @@ mod tests {
         );
         assert_eq!(head[3..], ["connection: close"]);
 
-        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        answer
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        let head = lines(&answer);
+        let head = lines(&response);
         assert_eq!(head[0], "HTTP/1.1 101 Switching Protocols");
         assert!(head.contains(&"connection: upgrade".to_owned()) && !head.contains(&"connection: close".to_owned()));
     }

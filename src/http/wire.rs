@@ -1,13 +1,14 @@
-//! A way to one client that belongs to its owner alone: a socket that was taken out of its HTTP/1 connection, or the body
-//! of an HTTP/2 answer. Nothing stands behind it but the socket, or the stream's share of its connection.
+//! The connection to one client without hyper: a socket that was taken out of its HTTP/1 connection, or the body of an
+//! HTTP/2 response.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::body::{Body, Frame};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -16,21 +17,17 @@ use tokio_util::either::Either;
 /// A connection, encrypted or not.
 pub type Connection = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// A way to one client.
+/// The connection to one client.
 #[derive(Debug)]
 pub enum Wire {
-    /// A socket.
     Socket(Socket),
-    /// The body of an HTTP/2 answer.
+    /// The body of an HTTP/2 response.
     Stream(Sender),
 }
 
 impl Wire {
-    /// Writes all that is in `out`. Ready when nothing of it waits here any more; a [`Wire::Stream`] holds one portion
-    /// until the client's window takes it. Then `out` has given its memory back: a stream is silent most of its life.
-    ///
-    /// # Errors
-    /// When the client is gone.
+    /// Writes all of `out`. Ready when it is written; a [`Wire::Stream`] buffers one portion until the client's window
+    /// has room. Then `out` has released its memory, because a stream is idle most of the time.
     pub fn poll_write(&mut self, context: &mut Context<'_>, out: &mut BytesMut) -> Poll<io::Result<()>> {
         let written = match self {
             Self::Socket(socket) => socket.poll_write_all(context, out),
@@ -42,10 +39,7 @@ impl Wire {
         written
     }
 
-    /// Reads what the client sends. Nothing read means that it has ended; an HTTP/2 client sends nothing.
-    ///
-    /// # Errors
-    /// When the connection broke.
+    /// Reads from the client. Zero bytes mean the end of the connection; an HTTP/2 client does not send anything.
     pub fn poll_read(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Socket(socket) => Pin::new(socket).poll_read(context, into),
@@ -53,10 +47,7 @@ impl Wire {
         }
     }
 
-    /// Tells the client that nothing more comes. All must have been written.
-    ///
-    /// # Errors
-    /// When the connection broke.
+    /// Ends the stream in order. Everything must have been written.
     pub fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Socket(socket) => Pin::new(&mut socket.io).poll_shutdown(context),
@@ -67,7 +58,7 @@ impl Wire {
         }
     }
 
-    /// Breaks the connection off, so that the client does not take what it has for the whole.
+    /// Aborts the connection, so that the client does not take the stream for complete.
     pub fn cut(self) {
         match self {
             Self::Socket(_) => {}
@@ -76,21 +67,19 @@ impl Wire {
     }
 }
 
-/// A socket, and what its client had sent ahead.
+/// A socket, and the bytes that were read from it already.
 #[derive(Debug)]
 pub struct Socket {
     io: Connection,
-    ahead: Bytes,
-    /// Something was written and maybe not sent.
+    read_ahead: Bytes,
     is_unflushed: bool,
 }
 
 impl Socket {
-    /// A socket of which this was read already.
-    pub fn new(io: Connection, ahead: Bytes) -> Self {
+    pub fn new(io: Connection, read_ahead: Bytes) -> Self {
         Self {
             io,
-            ahead,
+            read_ahead,
             is_unflushed: false,
         }
     }
@@ -105,7 +94,7 @@ impl Socket {
             out.advance(count);
         }
         if self.is_unflushed {
-            // Encrypted bytes wait in the session.
+            // TLS buffers encrypted bytes.
             ready!(Pin::new(&mut self.io).poll_flush(context))?;
             self.is_unflushed = false;
         }
@@ -115,11 +104,11 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
+        if self.read_ahead.is_empty() {
             return Pin::new(&mut self.io).poll_read(context, into);
         }
-        let count = self.ahead.len().min(into.remaining());
-        into.put_slice(&self.ahead.split_to(count));
+        let count = self.read_ahead.len().min(into.remaining());
+        into.put_slice(&self.read_ahead.split_to(count));
         Poll::Ready(Ok(()))
     }
 }
@@ -138,19 +127,19 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// How an answer's body ends.
+/// How a body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Complete,
     Cut,
 }
 
-/// One portion of a body on its way from its sender to HTTP/2.
+/// The buffer between a sender and its body: one portion.
 #[derive(Debug, Default)]
 struct Exchange {
     portion: Option<Bytes>,
     end: Option<End>,
-    /// The body was dropped, and the client with it.
+    /// The body was dropped: the client is gone.
     is_gone: bool,
     sender: Option<Waker>,
     body: Option<Waker>,
@@ -170,27 +159,23 @@ impl Exchange {
     }
 }
 
-/// Fills a body as it is taken.
+/// Writes a body.
 #[derive(Debug)]
 pub struct Sender(Arc<Mutex<Exchange>>);
 
-/// A body that is filled as it is taken.
+/// A body that its [`Sender`] writes.
 #[derive(Debug)]
 pub struct Stream(Arc<Mutex<Exchange>>);
 
-/// A body, and who fills it.
+/// A body and its sender.
 pub fn stream() -> (Sender, Stream) {
     let exchange = Arc::default();
     (Sender(Arc::clone(&exchange)), Stream(exchange))
 }
 
-fn lock(exchange: &Mutex<Exchange>) -> MutexGuard<'_, Exchange> {
-    exchange.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Sender {
     fn poll_send(&mut self, context: &mut Context<'_>, out: &mut BytesMut) -> Poll<io::Result<()>> {
-        let mut exchange = lock(&self.0);
+        let mut exchange = self.0.lock();
         if exchange.is_gone {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -207,7 +192,7 @@ impl Sender {
     }
 
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let mut exchange = lock(&self.0);
+        let mut exchange = self.0.lock();
         if exchange.is_gone {
             return Poll::Ready(());
         }
@@ -216,7 +201,7 @@ impl Sender {
     }
 
     fn end(&self, end: End) {
-        let mut exchange = lock(&self.0);
+        let mut exchange = self.0.lock();
         exchange.end.get_or_insert(end);
         exchange.wake_body();
     }
@@ -233,7 +218,7 @@ impl Body for Stream {
     type Error = io::Error;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let mut exchange = lock(&self.0);
+        let mut exchange = self.0.lock();
         if exchange.end == Some(End::Cut) {
             return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
         }
@@ -251,7 +236,7 @@ impl Body for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let mut exchange = lock(&self.0);
+        let mut exchange = self.0.lock();
         exchange.is_gone = true;
         exchange.wake_sender();
     }
@@ -264,7 +249,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_body_gives_what_was_written_and_ends_as_its_sender_says() {
+    async fn body_yields_portions_and_ends_as_its_sender_does() {
         let write = |sender: &mut Sender, text: &str| {
             let mut out = BytesMut::from(text);
             sender.poll_send(&mut Context::from_waker(Waker::noop()), &mut out)

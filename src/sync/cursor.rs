@@ -1,7 +1,7 @@
 //! The cursor: one opaque, authenticated text for batches, SSE ids and WebSocket.
 //!
-//! It is bound to the tenant and to the device (or the web user), so that one that was copied to another phone is
-//! refused instead of silently skipping rows there.
+//! It is bound to the tenant and to the device (or the web user), so that a cursor copied to another phone is refused
+//! instead of skipping rows there.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -10,14 +10,13 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use crate::core::position::EpochId;
-use crate::core::position::StreamId;
+use crate::core::position::{EpochId, StreamId};
 use crate::redis::store::Place;
 
-/// Grows when the layout changes; older cursors are then refused and their devices take a snapshot.
+/// Incremented when the layout changes; older cursors are refused and their devices get a snapshot.
 const VERSION: u8 = 1;
 
-/// The authentication code is cut to 128 bits (RFC 2104, section 5).
+/// The authentication code is truncated to 128 bits (RFC 2104, section 5).
 const TAG_BYTES: usize = 16;
 
 const STREAM_BYTES: usize = 1 + 1 + 8 + 8 + 8 + 8;
@@ -25,48 +24,46 @@ const STREAM_BYTES: usize = 1 + 1 + 8 + 8 + 8 + 8;
 /// Without the id, which follows.
 const PAGE_BYTES: usize = 1 + 8;
 
-/// Longest id of a row behind which a page can begin.
+/// Longest id of a row after which a page can start.
 pub const ID_BYTES_MAX: usize = 512;
 
-/// Where in a snapshot the next page begins.
+/// Where the next page of a snapshot starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageStart {
-    /// Which kind of rows.
+    /// The kind of rows.
     pub phase: u8,
-    /// Behind the row of this time, µs since 1970, where rows are ordered by time …
+    /// After the row of this time, µs since 1970, where rows are ordered by time …
     pub created_at: i64,
     /// … and this id.
     pub id: String,
 }
 
-/// A reader's place, and whether it is still taking a snapshot.
+/// A reader's place, and its progress in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// Where the stream goes on, after the snapshot if there is one.
+    /// Where the stream continues, after the snapshot if there is one.
     pub place: Place,
     /// The snapshot's next page.
     pub page: Option<PageStart>,
 }
 
-/// Whom a cursor belongs to.
+/// The owner of a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner<'a> {
-    /// A device.
     Device(&'a str),
-    /// A web user.
     User(Uuid),
 }
 
-/// A text that is no cursor of this owner.
+/// A text that is not a cursor of this owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the cursor is not valid here: drop it, keep the outbox and begin without one")]
+#[error("invalid cursor: discard it, keep the outbox and start without a cursor")]
 pub struct InvalidCursor;
 
-/// Makes and checks cursors.
+/// Encodes and decodes cursors.
 #[derive(Clone)]
 pub struct CursorKey {
     mac: Hmac<Sha256>,
-    /// Of former secrets: read, never written.
+    /// Of previous secrets: accepted, never written.
     previous: Vec<Hmac<Sha256>>,
 }
 
@@ -79,7 +76,7 @@ impl std::fmt::Debug for CursorKey {
 impl CursorKey {
     /// Derives the key from the secret of access tokens.
     pub fn derive(secret: &str) -> Self {
-        // HMAC takes keys of any length, so making one cannot fail (RFC 2104, section 3).
+        // HMAC accepts keys of any length (RFC 2104, section 3), so this cannot fail.
         let mac = |key: &[u8]| {
             <Hmac<Sha256> as KeyInit>::new_from_slice(key)
                 .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"))
@@ -92,7 +89,7 @@ impl CursorKey {
         }
     }
 
-    /// Also takes cursors that were made under a former secret, so that changing it costs no snapshots.
+    /// Also accepts cursors of a previous secret, so that a rotation of secrets does not cause snapshots.
     #[must_use]
     pub fn or_previous(mut self, secret: &str) -> Self {
         self.previous.push(Self::derive(secret).mac);
@@ -101,7 +98,7 @@ impl CursorKey {
 
     fn tag(mac: &Hmac<Sha256>, tenant: &str, owner: Owner<'_>, payload: &[u8]) -> [u8; TAG_BYTES] {
         let mut mac = mac.clone();
-        // Lengths keep the parts apart.
+        // Lengths separate the parts.
         mac.update(&(tenant.len() as u64).to_be_bytes());
         mac.update(tenant.as_bytes());
         match owner {
@@ -122,7 +119,6 @@ impl CursorKey {
         tag
     }
 
-    /// The text of a cursor.
     pub fn encode(&self, tenant: &str, owner: Owner<'_>, cursor: &Cursor) -> String {
         let mut bytes = Vec::with_capacity(STREAM_BYTES + TAG_BYTES);
         bytes.push(VERSION);
@@ -141,10 +137,8 @@ impl CursorKey {
         BASE64.encode(bytes)
     }
 
-    /// Reads a cursor.
-    ///
     /// # Errors
-    /// When the text is mangled, or belongs to another device, user or tenant.
+    /// For a malformed text, and for a cursor of another device, user or tenant.
     pub fn decode(&self, tenant: &str, owner: Owner<'_>, text: &str) -> Result<Cursor, InvalidCursor> {
         if text.len() > 2 * (STREAM_BYTES + PAGE_BYTES + ID_BYTES_MAX + TAG_BYTES) {
             return Err(InvalidCursor);
@@ -209,7 +203,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_is_read_as_it_was_written(cursor in cursors()) {
+        fn cursor_round_trips(cursor in cursors()) {
             let key = CursorKey::derive("secret");
             let text = key.encode("demo", Owner::Device("d1"), &cursor);
             prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
@@ -217,7 +211,7 @@ mod tests {
         }
 
         #[test]
-        fn nobody_else_can_use_it_and_no_byte_can_change(cursor in cursors(), at in any::<prop::sample::Index>()) {
+        fn cursor_is_bound_to_its_owner_and_bytes(cursor in cursors(), at in any::<prop::sample::Index>()) {
             let key = CursorKey::derive("secret");
             let text = key.encode("demo", Owner::Device("d1"), &cursor);
             prop_assert!(key.decode("demo", Owner::Device("d2"), &text).is_err());
@@ -233,7 +227,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in ".{0,200}") {
+        fn decode_never_panics(text in ".{0,200}") {
             prop_assert!(CursorKey::derive("secret").decode("demo", Owner::Device("d1"), &text).is_err());
         }
     }

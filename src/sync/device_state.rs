@@ -56,7 +56,7 @@ pub struct DeviceState {
 }
 
 impl DeviceState {
-    /// The stretch that it has and whose statuses have not moved on.
+    /// The acknowledged range whose statuses are not flushed yet.
     pub fn behind(&self) -> Option<(StreamId, StreamId)> {
         let (_, acknowledged) = self.acknowledged?;
         self.settled
@@ -82,7 +82,7 @@ impl DeviceState {
         self
     }
 
-    /// How its sync stands.
+    /// The status of its sync.
     pub fn status(&self) -> SyncStatus {
         match self {
             Self { error: Some(_), .. } => SyncStatus::Error,
@@ -92,20 +92,20 @@ impl DeviceState {
     }
 }
 
-/// How a device's sync stands.
+/// The status of a device's sync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncStatus {
-    /// It has come to the end of what there was.
+    /// It has received everything.
     Idle,
-    /// It was told that there is more, or is in a snapshot.
+    /// More is pending, or a snapshot is in progress.
     Syncing,
     /// Its last sync failed.
     Error,
 }
 
 impl SyncStatus {
-    /// As Postgres keeps it.
+    /// The value in Postgres.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle",

@@ -1,4 +1,4 @@
-//! What a batch holds, and how stream entries become it: the newest version of each row once, in commit order.
+//! The items of a batch, made from stream entries: the newest version of each row, in commit order.
 
 use std::collections::HashSet;
 
@@ -8,34 +8,31 @@ use crate::contract::entry::{Entry, Op, Text};
 use crate::contract::json::members;
 use crate::core::position::StreamId;
 
-/// A changed row of a table that has no list of its own, or a row that has gone.
+/// A changed row of a table without a list of its own, or a deleted row.
 #[derive(Debug)]
 pub struct Change {
-    /// The table.
     pub table: Text,
-    /// `insert`, `update`, `delete`, or `message` for one that is no row.
+    /// `insert`, `update`, `delete`, or `message` for an event without a row.
     pub op: &'static str,
-    /// The row's id.
     pub id: Option<Text>,
-    /// The row as JSON, none when it has gone.
+    /// The row as JSON; `None` if it was deleted.
     pub row: Option<Text>,
-    /// The log left columns out; the row must be completed before a client sees it.
+    /// The log omits unchanged columns; the row must be completed before it is delivered.
     pub is_partial: bool,
 }
 
 /// One row of a batch.
 #[derive(Debug)]
 pub enum Item {
-    /// A message as the API shows it, JSON.
+    /// A message as JSON of the API.
     Message(Text),
-    /// A user as other users see them, JSON.
+    /// A user as JSON, as other users see them.
     User(Text),
-    /// Anything else.
     Change(Change),
 }
 
 impl Item {
-    /// Roughly its length in JSON.
+    /// The approximate length in JSON.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Message(json) | Self::User(json) => json.as_bytes().len(),
@@ -44,8 +41,7 @@ impl Item {
     }
 }
 
-/// The columns of a message that clients see, in the API's order, each as it begins in JSON; values are passed on as they
-/// are.
+/// The visible columns of a message in the API's order, each with the JSON before its value; values are copied.
 const MESSAGE: [&str; 10] = [
     "{\"id\":",
     ",\"sender_id\":",
@@ -59,7 +55,7 @@ const MESSAGE: [&str; 10] = [
     ",\"read_at\":",
 ];
 
-/// The columns of a user that other users see.
+/// The visible columns of a user.
 const USER: [&str; 5] = [
     "{\"id\":",
     ",\"username\":",
@@ -68,30 +64,29 @@ const USER: [&str; 5] = [
     ",\"updated_at\":",
 ];
 
-/// Memory that projected rows are written to is asked for in pieces of this size.
+/// Allocation size of the buffer for projected rows.
 const PIECE_BYTES: usize = 128 * 1024;
 
-/// A version of a row, as an entry of the stream brought it.
+/// A version of a row, from an entry of the stream.
 #[derive(Debug)]
 pub struct Version {
     /// The entry's place.
     pub place: StreamId,
-    /// Which row; nothing when it has no id.
+    /// Table and id; `None` without an id.
     row: Option<(Text, Text)>,
-    /// Which row it was until then, where it has got another id.
+    /// Table and previous id, if the id has changed.
     former: Option<Box<(Text, Text)>>,
-    /// What a client sees of it, if anything.
+    /// What a client sees, if anything.
     item: Option<Item>,
 }
 
 impl Version {
-    /// Whether the row has gone with it.
-    fn is_end(&self) -> bool {
+    fn is_deletion(&self) -> bool {
         matches!(&self.item, Some(Item::Change(change)) if change.op == Op::Delete.as_str())
     }
 }
 
-/// What clients see of entries, one version each.
+/// Converts entries, one version each.
 pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
     let mut memory = BytesMut::new();
     entries.into_iter().map(move |entry| {
@@ -105,7 +100,7 @@ pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
             };
         }
         let (id, former) = match entry.op {
-            // Of what goes, the reader knows only the former one.
+            // The reader has the row under its former id.
             Op::Delete => (entry.former_id().or_else(|| entry.row_id()), None),
             Op::Update => (entry.row_id(), entry.former_id()),
             _ => (entry.row_id(), None),
@@ -135,15 +130,15 @@ pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
     })
 }
 
-/// Cuts off what follows from where a row comes again that went before, and says whether it did.
+/// Truncates before a row that returns after its deletion; returns whether there was one.
 ///
-/// Such a row may begin anew with a lower version. In one batch its end would be left out for the newer row, and a
-/// client that holds a higher version would keep that for ever.
+/// Such a row may restart with a lower version. In one batch its deletion would be omitted for the newer row, and a client
+/// that has a higher version would keep it indefinitely.
 pub fn end_before_return(versions: &mut Vec<Version>) -> bool {
     let mut gone: HashSet<&(Text, Text)> = HashSet::new();
     let returned = versions.iter().position(|version| {
         let is_back = match &version.row {
-            Some(row) if version.is_end() => {
+            Some(row) if version.is_deletion() => {
                 gone.insert(row);
                 false
             }
@@ -159,7 +154,7 @@ pub fn end_before_return(versions: &mut Vec<Version>) -> bool {
     returned.is_some()
 }
 
-/// Of several versions of a row only the newest, at its place. A row that has got another id goes under the one it had.
+/// Keeps only the newest version of each row, at its place. A row whose id has changed is deleted under its former id.
 pub fn newest(versions: Vec<Version>) -> Vec<Item> {
     let mut seen: HashSet<&(Text, Text)> = HashSet::with_capacity(versions.len());
     let mut kept = vec![(true, true); versions.len()];
@@ -184,13 +179,13 @@ pub fn newest(versions: Vec<Version>) -> Vec<Item> {
     items
 }
 
-/// Takes only these columns of a row; nothing when one is missing.
+/// Projects a row to these columns; `None` if one is missing.
 fn project<const N: usize>(row: &Text, columns: &[&str; N], memory: &mut BytesMut) -> Option<Text> {
     let mut values: [Option<&[u8]>; N] = [None; N];
-    // The table has them in the same order, so the next one is nearly always the one that comes.
+    // Rows usually have the columns in the same order, so the next one is tried first.
     let mut expected = 0;
     for (name, value) in members(row.as_bytes()) {
-        // Between the quotes.
+        // The name is between the quotes.
         let is = |column: &&str| &column.as_bytes()[2..column.len() - 2] == name;
         let rest = columns[expected..].iter().position(is).map(|at| expected + at);
         if let Some(at) = rest.or_else(|| columns.iter().position(is)) {
@@ -198,7 +193,7 @@ fn project<const N: usize>(row: &Text, columns: &[&str; N], memory: &mut BytesMu
             expected = at + 1;
         }
     }
-    // Names, quotes, colons and commas are no longer than what the row itself has of them.
+    // The projection is never longer than the row.
     if memory.capacity() < row.as_bytes().len() {
         memory.reserve(row.as_bytes().len().max(PIECE_BYTES));
     }
@@ -257,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_version_stays_and_keeps_its_place() {
+    fn newest_version_is_kept_at_its_place() {
         let items = collapse(vec![
             entry(1, Op::Insert, "a", "1"),
             entry(2, Op::Insert, "b", "1"),
@@ -268,12 +263,12 @@ mod tests {
     }
 
     #[test]
-    fn versions_end_before_a_row_comes_again_that_went() {
+    fn versions_end_before_a_deleted_row_returns() {
         let entries = vec![
             entry(1, Op::Insert, "a", "1"),
             entry(2, Op::Delete, "a", "1"),
             entry(3, Op::Insert, "b", "1"),
-            entry(4, Op::Insert, "a", "anew"),
+            entry(4, Op::Insert, "a", "again"),
         ];
         let mut cut: Vec<Version> = versions(entries).collect();
         assert!(end_before_return(&mut cut));
@@ -285,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_with_another_id_goes_under_the_one_it_had_unless_that_is_a_rows_again() {
+    fn renamed_row_is_deleted_under_its_former_id_unless_reused() {
         let renamed = |seq, from: &str, to: &str| Entry {
             old: entry(0, Op::Insert, from, "").row,
             ..entry(seq, Op::Update, to, "1")
@@ -308,13 +303,13 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_row_never_shows_its_content() {
+    fn deleted_row_has_no_content() {
         let items = collapse(vec![entry(1, Op::Delete, "a", "secret")]);
         assert!(matches!(&items[..], [Item::Change(Change { row: None, .. })]));
     }
 
     #[test]
-    fn a_message_without_one_of_its_columns_is_shown_as_it_is() {
+    fn message_without_a_column_is_a_partial_change() {
         let mut partial = entry(1, Op::Update, "a", "text");
         partial.row = Some(r#"{"id":"a","status":"synced"}"#.to_owned().into());
         partial.unchanged = Some(r#"["content"]"#.to_owned().into());

@@ -1,10 +1,12 @@
-//! The devices' sync times and statuses, written to Postgres in bulk: one statement per tenant and interval, however often they poll.
+//! Sync times and statuses of devices, written to Postgres in bulk: one statement for each tenant and interval, independent
+//! of how often devices poll.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use postgres_types::Type;
 use tokio_util::sync::CancellationToken;
 
@@ -12,26 +14,26 @@ use super::device_state::SyncStatus;
 use crate::core::tenant::Tenant;
 use crate::postgres::{Database, sql};
 
-/// What a device's last sync was like.
+/// A device's last sync.
 #[derive(Debug, Clone)]
-struct Note {
+struct SyncRecord {
     seen: DateTime<Utc>,
-    /// The last that worked.
+    /// The last successful sync.
     synced: Option<DateTime<Utc>>,
     pending_outgoing: Option<i32>,
-    /// Nothing when it only uploaded, which says nothing of what it still has to get.
+    /// `None` after an upload, which does not show what is pending for the device.
     status: Option<SyncStatus>,
     error: Option<String>,
 }
 
-/// Gathers what devices did until it is written.
+/// Collects syncs until they are written.
 #[derive(Debug, Clone, Default)]
 pub struct Metadata {
-    notes: Arc<Mutex<HashMap<Tenant, HashMap<String, Note>>>>,
+    records: Arc<Mutex<HashMap<Tenant, HashMap<String, SyncRecord>>>>,
 }
 
 impl Metadata {
-    /// Notes a sync that worked, and how the device's sync stands with it.
+    /// Records a successful sync and the device's status after it.
     pub fn succeeded(
         &self,
         tenant: &Tenant,
@@ -39,52 +41,52 @@ impl Metadata {
         status: Option<SyncStatus>,
         pending_outgoing: Option<u32>,
     ) {
-        self.note(tenant, device_id, |note| {
-            note.status = match (status, note.status) {
+        self.record(tenant, device_id, |record| {
+            record.status = match (status, record.status) {
                 (None, Some(SyncStatus::Error)) => None,
                 (None, before) => before,
                 (status, _) => status,
             };
-            note.synced = Some(note.seen);
-            note.error = None;
+            record.synced = Some(record.seen);
+            record.error = None;
             if let Some(pending) = pending_outgoing {
-                note.pending_outgoing = Some(i32::try_from(pending).unwrap_or(i32::MAX));
+                record.pending_outgoing = Some(i32::try_from(pending).unwrap_or(i32::MAX));
             }
         });
     }
 
-    /// Notes a sync that did not.
+    /// Records a failed sync.
     pub fn failed(&self, tenant: &Tenant, device_id: &str, error: String) {
-        self.note(tenant, device_id, |note| {
-            note.status = Some(SyncStatus::Error);
-            note.error = Some(error);
+        self.record(tenant, device_id, |record| {
+            record.status = Some(SyncStatus::Error);
+            record.error = Some(error);
         });
     }
 
-    /// Whether the device's last sync here failed, as far as it is not written yet.
+    /// Whether the device's last sync failed in this process and is not written yet.
     pub fn has_failed(&self, tenant: &Tenant, device_id: &str) -> bool {
-        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        notes
+        let records = self.records.lock();
+        records
             .get(tenant)
             .and_then(|devices| devices.get(device_id))
-            .is_some_and(|note| note.error.is_some())
+            .is_some_and(|record| record.error.is_some())
     }
 
-    fn note(&self, tenant: &Tenant, device_id: &str, change: impl FnOnce(&mut Note)) {
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let device = notes.entry(tenant.clone()).or_default().entry(device_id.to_owned());
-        let note = device.or_insert_with(|| Note {
+    fn record(&self, tenant: &Tenant, device_id: &str, change: impl FnOnce(&mut SyncRecord)) {
+        let mut records = self.records.lock();
+        let device = records.entry(tenant.clone()).or_default().entry(device_id.to_owned());
+        let record = device.or_insert_with(|| SyncRecord {
             seen: Utc::now(),
             synced: None,
             pending_outgoing: None,
             status: None,
             error: None,
         });
-        note.seen = Utc::now();
-        change(note);
+        record.seen = Utc::now();
+        change(record);
     }
 
-    /// Writes what has gathered, again and again, and once more at the end.
+    /// Writes the records at each interval, and once more at the end.
     pub async fn run(self, database: Database, interval: Duration, stop: CancellationToken) {
         loop {
             let is_last = tokio::select! {
@@ -99,17 +101,17 @@ impl Metadata {
     }
 
     async fn write(&self, database: &Database) {
-        let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
-        for (tenant, devices) in notes {
+        let records = std::mem::take(&mut *self.records.lock());
+        for (tenant, devices) in records {
             let (mut ids, mut seen, mut synced, mut pending) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             let (mut statuses, mut errors) = (Vec::new(), Vec::new());
-            for (id, note) in devices {
+            for (id, record) in devices {
                 ids.push(id);
-                seen.push(note.seen);
-                synced.push(note.synced);
-                pending.push(note.pending_outgoing);
-                statuses.push(note.status.map(SyncStatus::as_str));
-                errors.push(note.error);
+                seen.push(record.seen);
+                synced.push(record.synced);
+                pending.push(record.pending_outgoing);
+                statuses.push(record.status.map(SyncStatus::as_str));
+                errors.push(record.error);
             }
             let result = database
                 .query(
@@ -128,7 +130,7 @@ impl Metadata {
                 tracing::warn!(
                     tenant = tenant.name,
                     cause = crate::telemetry::chain(&error),
-                    "sync times are not written; the next ones will be"
+                    "cannot write sync times"
                 );
             }
         }

@@ -1,11 +1,12 @@
-//! Incoming batches: what a device gets, and how it says that it has it.
+//! Sync of devices: incoming batches and uploads.
 //!
-//! What a device gets depends on its [`cursor`] only. No cursor, or one that history no longer reaches, begins a
-//! [`snapshot`] from Postgres ([`tables`] reads the operator's own), which hands over to the stream without a gap;
-//! [`incoming`] joins both; it gathers a
-//! [`stretch`] at a time, the next one [`prefetch`] of its request, and
-//! [`device_state`] remembers, in Redis, what each device was given and has acknowledged; [`statuses`] tells Postgres.
-//! [`states`] gives changes of encrypted state alone, to whoever asks.
+//! [`incoming`]: what a device gets depends on its [`cursor`] only. Without a cursor, or with one that the streams no longer
+//! reach back to, it gets a [`snapshot`] from Postgres ([`tables`] reads the operator's own tables), which hands over to the
+//! stream without a gap. The stream is read one [`range`] at a time, the next one [`prefetch`]ed. [`device_state`] keeps, in
+//! Redis, what each device was given and has acknowledged; [`statuses`] updates Postgres. [`states`] lists the changes of a
+//! user's encrypted state.
+//!
+//! [`outgoing`]: what a device changed offline. [`report`] and [`metadata`] record how each sync went.
 
 pub mod cursor;
 pub mod device_state;
@@ -14,8 +15,9 @@ pub mod item;
 pub mod metadata;
 pub mod outgoing;
 pub mod prefetch;
+pub mod range;
+pub mod report;
 pub mod snapshot;
 pub mod states;
 pub mod statuses;
-pub mod stretch;
 pub mod tables;

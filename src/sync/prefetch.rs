@@ -1,49 +1,50 @@
-//! Reading ahead: while a device that catches up takes a page in, the next is made ready.
+//! Prefetching: while a device that catches up processes a batch, the next range is gathered.
 //!
-//! What is kept is only versions of rows, which never change; whether history still reaches back to them is asked anew
-//! when they are given. It is a guess about the next request: few are kept, not for long, and who takes none reads as
-//! always.
+//! A prefetched range contains only versions of rows, which never change; whether the streams still reach back to it is
+//! checked when it is delivered. It is a guess about the next request: few ranges are kept, for a short time, and a device
+//! whose range was dropped reads the streams.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::stretch::{self, Bounds, FIRST_ENTRIES, Range};
+use super::range::{self, Bounds, FIRST_ENTRIES, Range};
 use crate::accounts::devices::DevicePrincipal;
 use crate::redis::store::{Error, Place, Read, Store};
 
-/// Stretches kept at once, each within the bounds of a batch.
-const KEPT_MAX: usize = 8;
+/// Ranges kept at once, each within the bounds of a batch.
+const RANGES_MAX: usize = 8;
 
-/// How long a stretch is kept for who does not come back.
-const KEEP: Duration = Duration::from_secs(2);
+/// How long a range is kept for a device that does not return.
+const LIFETIME: Duration = Duration::from_secs(2);
 
 /// Tenant and device.
 type Key = (String, String);
 
-/// What was asked ahead, and where it comes.
-type Asked = (Place, Bounds, Prefetched);
+/// The start and the bounds of a range, and its receiver.
+type Entry = (Place, Bounds, Prefetched);
 
-/// A stretch that is being gathered.
+/// A range that is being gathered.
 pub type Prefetched = oneshot::Receiver<Result<Option<Range>, Error>>;
 
-/// What was gathered ahead, by device. Cloning shares it.
+/// Prefetched ranges by device. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Prefetch {
-    kept: Arc<Mutex<HashMap<Key, Asked>>>,
+    ranges: Arc<Mutex<HashMap<Key, Entry>>>,
 }
 
 impl Prefetch {
-    /// Gathers what the device will ask for next, unless enough is kept already.
+    /// Gathers the range that the device will request next, unless too many are kept.
     pub fn begin(&self, store: &Store, device: &DevicePrincipal, place: Place, bounds: Bounds) {
         let (store, tenant, user) = (store.clone(), device.tenant.name.clone(), device.user_id);
         self.keep(key(device), place, bounds, async move {
             let first = store
                 .read(&tenant, user, place, bounds.limit.min(FIRST_ENTRIES))
                 .await?;
-            stretch::gather(&store, &tenant, user, place, first, bounds).await
+            range::gather(&store, &tenant, user, place, first, bounds).await
         });
     }
 
@@ -54,34 +55,30 @@ impl Prefetch {
         bounds: Bounds,
         gathering: impl Future<Output = Result<Option<Range>, Error>> + Send + 'static,
     ) {
-        let (done, kept) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         {
-            let mut all = self.lock();
-            if all.len() >= KEPT_MAX && !all.contains_key(&key) {
+            let mut ranges = self.ranges.lock();
+            if ranges.len() >= RANGES_MAX && !ranges.contains_key(&key) {
                 return;
             }
-            all.insert(key.clone(), (place, bounds, kept));
+            ranges.insert(key.clone(), (place, bounds, receiver));
         }
         let prefetch = self.clone();
         tokio::spawn(async move {
-            // Nobody waits when it was taken and its request has ended, or another took its place.
-            let _unused = done.send(gathering.await);
-            tokio::time::sleep(KEEP).await;
-            let mut all = prefetch.lock();
-            if all.get(&key).is_some_and(|(kept, ..)| *kept == place) {
-                all.remove(&key);
+            // The receiver is gone if its request ended or another range replaced it.
+            sender.send(gathering.await).ok();
+            tokio::time::sleep(LIFETIME).await;
+            let mut ranges = prefetch.ranges.lock();
+            if ranges.get(&key).is_some_and(|(start, ..)| *start == place) {
+                ranges.remove(&key);
             }
         });
     }
 
-    /// Takes what was gathered ahead for the device, if it is just what the device asks for.
+    /// Takes the device's range if it has this start and these bounds.
     pub fn take(&self, device: &DevicePrincipal, place: Place, bounds: Bounds) -> Option<Prefetched> {
-        let (at, within, kept) = self.lock().remove(&key(device))?;
-        ((at, within) == (place, bounds)).then_some(kept)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Asked>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        let (start, within, range) = self.ranges.lock().remove(&key(device))?;
+        ((start, within) == (place, bounds)).then_some(range)
     }
 }
 
@@ -89,16 +86,16 @@ fn key(device: &DevicePrincipal) -> Key {
     (device.tenant.name.clone(), device.device_id.clone())
 }
 
-/// What was gathered ahead, if history now still reaches back to it. What came to the end when it was gathered is not
-/// used: more may have come since.
-pub async fn still_there(now: &Read, kept: Option<Prefetched>) -> Option<Range> {
-    let (Read::Slice(now), Some(kept)) = (now, kept) else {
+/// The prefetched range if the streams, as read now, still reach back to it. A range that reached the end of the streams is
+/// not used: more may have been added since.
+pub async fn if_still_valid(now: &Read, prefetched: Option<Prefetched>) -> Option<Range> {
+    let (Read::Slice(now), Some(prefetched)) = (now, prefetched) else {
         return None;
     };
-    let stretch = kept.await.ok()?.ok()??;
-    stretch.has_more.then_some(Range {
+    let range = prefetched.await.ok()?.ok()??;
+    range.has_more.then_some(Range {
         published: now.view.published,
-        ..stretch
+        ..range
     })
 }
 
@@ -143,7 +140,7 @@ mod tests {
         }
     }
 
-    fn stretch(published: u64, has_more: bool) -> Range {
+    fn range(published: u64, has_more: bool) -> Range {
         Range {
             versions: Vec::new(),
             has_more,
@@ -152,30 +149,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_gathered_ahead_is_given_once_and_only_to_who_asks_for_just_that() {
+    async fn prefetched_range_is_taken_once_by_the_exact_request() {
         let prefetch = Prefetch::default();
         let phone = device("phone");
         let other = Bounds { limit: 9, ..BOUNDS };
-        for (at, bounds, is_given) in [(1, BOUNDS, true), (2, BOUNDS, false), (1, other, false)] {
-            prefetch.keep(key(&phone), place(1), BOUNDS, async { Ok(Some(stretch(9, true))) });
+        for (at, bounds, is_taken) in [(1, BOUNDS, true), (2, BOUNDS, false), (1, other, false)] {
+            prefetch.keep(key(&phone), place(1), BOUNDS, async { Ok(Some(range(9, true))) });
             assert!(prefetch.take(&device("another"), place(1), BOUNDS).is_none());
-            assert_eq!(prefetch.take(&phone, place(at), bounds).is_some(), is_given);
+            assert_eq!(prefetch.take(&phone, place(at), bounds).is_some(), is_taken);
             assert!(prefetch.take(&phone, place(1), BOUNDS).is_none());
         }
     }
 
     #[tokio::test]
-    async fn no_more_is_kept_than_the_bound() {
+    async fn prefetch_keeps_a_bounded_number_of_ranges() {
         let prefetch = Prefetch::default();
-        for number in 0..KEPT_MAX + 5 {
+        for number in 0..RANGES_MAX + 5 {
             let key = key(&device(&number.to_string()));
             prefetch.keep(key, place(1), BOUNDS, async { Err(Error::NoCheckpoint) });
         }
-        assert_eq!(prefetch.lock().len(), KEPT_MAX);
+        assert_eq!(prefetch.ranges.lock().len(), RANGES_MAX);
     }
 
     #[tokio::test]
-    async fn history_is_as_it_is_now_whatever_was_gathered_ahead() {
+    async fn prefetched_range_is_checked_against_the_current_streams() {
         let view = View {
             epoch: EpochId(1),
             base: 0,
@@ -188,14 +185,14 @@ mod tests {
             has_more: true,
             view,
         });
-        let given = async |now: &Read, kept: Range| {
-            let (done, gathering) = oneshot::channel();
-            done.send(Ok(Some(kept))).expect("it waits");
-            still_there(now, Some(gathering)).await.map(|given| given.published)
+        let published = async |now: &Read, prefetched: Range| {
+            let (sender, receiver) = oneshot::channel();
+            sender.send(Ok(Some(prefetched))).expect("a receiver");
+            if_still_valid(now, Some(receiver)).await.map(|range| range.published)
         };
-        assert_eq!(given(&there, stretch(9, true)).await, Some(id(20)));
-        // The end that was seen may be the end no more.
-        assert_eq!(given(&there, stretch(9, false)).await, None);
-        assert_eq!(given(&Read::Broken(view), stretch(9, true)).await, None);
+        assert_eq!(published(&there, range(9, true)).await, Some(id(20)));
+        // The end of the streams may have moved.
+        assert_eq!(published(&there, range(9, false)).await, None);
+        assert_eq!(published(&Read::Broken(view), range(9, true)).await, None);
     }
 }

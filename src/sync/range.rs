@@ -1,4 +1,4 @@
-//! A stretch of what a device must see, gathered from the streams and made ready for a batch.
+//! Ranges: what follows a place in a device's streams, gathered for a batch.
 
 use uuid::Uuid;
 
@@ -7,44 +7,41 @@ use crate::contract::entry::Entry;
 use crate::core::position::StreamId;
 use crate::redis::store::{Error, Place, Read, Store};
 
-/// Entries read at once while nobody knows how large they are.
+/// Entries of the first read, before their size is known.
 pub const FIRST_ENTRIES: usize = 256;
 
-/// Bytes of entries that are read at once, as the ones before let expect: little enough that Redis and this side work in
-/// turns on one batch, and that a reply stays in a processor's cache.
+/// Expected bytes of one read: small enough for Redis and this process to work on one batch in turns, and for a reply to
+/// stay in a processor's cache.
 const READ_BYTES: usize = 256 * 1024;
 
-/// What of a stretch a batch can take.
+/// The limits of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Most rows.
     pub limit: usize,
-    /// Bytes of rows at which it ends.
+    /// Bytes of rows at which the batch ends.
     pub bytes_max: usize,
 }
 
-/// A stretch that ends with a whole transaction where there is more behind it, unless all of it is one.
+/// A range. If more follows, it ends with a whole transaction, unless it is part of a single one.
 #[derive(Debug)]
 pub struct Range {
-    /// All versions of its rows in commit order.
+    /// All versions of rows in commit order.
     pub versions: Vec<Version>,
-    /// There is more behind it.
+    /// More follows.
     pub has_more: bool,
     /// The published checkpoint.
     pub published: StreamId,
 }
 
 impl Range {
-    /// The place of its last entry, if there is one.
+    /// The place of the last entry.
     pub fn end(&self) -> Option<StreamId> {
         self.versions.last().map(|version| version.place)
     }
 }
 
-/// Gathers what follows a place, of which the first is read; `None` when history does not reach back.
-///
-/// # Errors
-/// See [`Error`].
+/// Gathers what follows a place, of which `first` was read; `None` if the streams do not reach back to it.
 pub async fn gather(
     store: &Store,
     tenant: &str,
@@ -77,7 +74,7 @@ pub async fn gather(
             }));
         }
         let expected = READ_BYTES / (bytes / count.max(1)).max(1);
-        // While Redis gathers what follows, what is here is made ready.
+        // Entries are converted while Redis reads the next ones.
         let (next, ()) = tokio::join!(store.read(tenant, user, place, room.min(expected.max(1))), async {
             versions.extend(item::versions(slice.entries))
         });
@@ -85,7 +82,7 @@ pub async fn gather(
     }
 }
 
-/// Cuts a batch that goes on back to the end of a transaction, unless all of it is one.
+/// Truncates to the end of a transaction, unless all versions belong to one.
 fn end_at_transaction(versions: &mut Vec<Version>) {
     let Some(last) = versions.last().map(|version| version.place.ms) else {
         return;
@@ -110,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_goes_on_ends_with_a_whole_transaction_where_it_can() {
+    fn range_with_more_ends_at_a_transaction() {
         let mut cut = versions(&[(1, 1), (1, 2), (2, 1), (2, 2)]);
         end_at_transaction(&mut cut);
         assert_eq!(cut.len(), 2);

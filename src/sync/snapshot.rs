@@ -1,9 +1,9 @@
-//! A snapshot from Postgres, and the place where the stream takes over from it.
+//! A snapshot from Postgres, and the place where the stream takes over.
 //!
-//! A walsender can ship a commit that `SELECT` does not see yet, so "read the position, then the tables" can miss a
-//! row. Here the position and the window of recently published transactions are read first, then Postgres' snapshot;
-//! the stream begins below every published transaction that the snapshot does not see. What was published after the
-//! position was read lies behind it anyway. Pages read later only see more, and what they see twice is the same row.
+//! A walsender can send a commit that `SELECT` does not see yet, so "read the position, then the tables" can miss a row.
+//! Here the position and the window of recently published transactions are read first, then Postgres' snapshot; the
+//! stream starts before every published transaction that the snapshot does not see. Transactions published after the
+//! position was read follow it anyway. Later pages only see more, and a row seen twice is the same row.
 
 use std::time::{Duration, Instant};
 
@@ -26,28 +26,26 @@ use crate::postgres::{Database, sql};
 use crate::redis::store::{self, Handoff, Place, Store};
 
 /// How long to wait for the replicator to create a missing stream.
-const BIRTH_WAIT: Duration = Duration::from_secs(5);
+const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often to look for it.
-const BIRTH_POLL: Duration = Duration::from_millis(20);
+/// Interval of checking for it.
+const CREATE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Redis failed.
     #[error(transparent)]
     Store(#[from] crate::redis::store::Error),
-    /// Postgres failed.
     #[error(transparent)]
-    Domain(#[from] feature::Error),
-    /// The streams of the user do not come to be.
-    #[error("the replicator did not create the user's streams within {} s", BIRTH_WAIT.as_secs())]
+    Feature(#[from] feature::Error),
+    /// The user's streams are missing.
+    #[error("the replicator did not create the user's streams within {} s", CREATE_TIMEOUT.as_secs())]
     NoStreams,
 }
 
 impl From<crate::postgres::Error> for Error {
     fn from(error: crate::postgres::Error) -> Self {
-        Self::Domain(error.into())
+        Self::Feature(error.into())
     }
 }
 
@@ -57,21 +55,20 @@ const SENT: u8 = 1;
 const USERS: u8 = 2;
 /// The first of the rules' tables; one phase each.
 const TABLES: u8 = 3;
-/// No phase of a device's snapshot: pages of a user's encrypted state alone, see [`super::states`].
+/// Not a phase of a device's snapshot, but a list of a user's encrypted state; see [`super::states`].
 pub const STATES: u8 = u8::MAX;
 
 /// A page of a snapshot.
 #[derive(Debug)]
 pub struct Page {
-    /// Its rows.
     pub items: Vec<Item>,
-    /// Received messages in it that nobody has acknowledged yet.
+    /// Messages in it that wait for an acknowledgement.
     pub pending: Vec<Uuid>,
-    /// Where the next page begins; `None` when the stream takes over.
+    /// The start of the next page; `None` when the stream takes over.
     pub next: Option<PageStart>,
 }
 
-/// The start of a phase; phase 0 is the first page's.
+/// The start of a phase; a snapshot starts with phase 0.
 pub fn phase_start(phase: u8) -> PageStart {
     PageStart {
         phase,
@@ -80,28 +77,22 @@ pub fn phase_start(phase: u8) -> PageStart {
     }
 }
 
-/// Whether a phase is one of snapshots under these rules.
+/// Whether snapshots under these rules have a phase.
 pub fn is_phase(phase: u8, rules: &[Rule]) -> bool {
     usize::from(phase) < usize::from(TABLES) + rules.len()
 }
 
-/// Whose snapshot it is, and of what.
+/// The user and the tables of a snapshot.
 #[derive(Debug, Clone, Copy)]
 pub struct Scope<'a> {
-    /// Ordinary SQL.
     pub database: &'a Database,
-    /// The tenant.
     pub tenant: &'a Tenant,
-    /// The user.
     pub user: Uuid,
-    /// Rules of tables that have no phase of their own.
+    /// Rules of the tables without a phase of their own.
     pub rules: &'a [Rule],
 }
 
-/// Finds the place from which the stream goes on behind a snapshot that begins now.
-///
-/// # Errors
-/// See [`Error`].
+/// Finds the place from which the stream continues after a snapshot that starts now.
 pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Place, Error> {
     let handoff = ensure_streams(database, store, tenant, user).await?;
     if handoff.is_paused {
@@ -110,8 +101,8 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
     let rows = database.query(&sql!("postgres/current_snapshot"), &[]).await?;
     let snapshot = rows
         .first()
-        .and_then(|row| Snapshot::parse(row.get("snapshot")))
-        .ok_or_else(|| feature::Error::Internal("pg_current_snapshot() is not understood".into()))?;
+        .and_then(|row| Snapshot::parse(row.try_get("snapshot").ok()?))
+        .ok_or_else(|| feature::Error::Internal("cannot parse pg_current_snapshot()".into()))?;
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
     let position = unseen.map(|entry| entry.first.previous()).min();
     Ok(Place {
@@ -121,18 +112,15 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
     })
 }
 
-/// Reads the handoff; streams that are missing are asked for by way of the log, like everything that is published.
-///
-/// # Errors
-/// See [`Error`].
+/// Reads the handoff. Missing streams are requested from the replicator through the log.
 pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Handoff, Error> {
     let handoff = store.handoff(&tenant.name, user).await?;
     if !handoff.missing.any() {
         return Ok(handoff);
     }
-    tracing::warn!(tenant = tenant.name, %user, missing = ?handoff.missing, "streams are missing and are asked for");
+    tracing::warn!(tenant = tenant.name, %user, missing = ?handoff.missing, "streams missing; requesting them from the replicator");
     if handoff.missing.tenant {
-        // The trim points went with the meta hash, so all cursors of the tenant must end.
+        // The meta hash with the trim points is lost, so all cursors of the tenant must become invalid.
         tenants::resync(database, &tenant.name).await?;
     }
     if handoff.missing.inbox {
@@ -144,9 +132,9 @@ pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant,
             )
             .await?;
     }
-    let deadline = Instant::now() + BIRTH_WAIT;
+    let deadline = Instant::now() + CREATE_TIMEOUT;
     while Instant::now() < deadline {
-        tokio::time::sleep(BIRTH_POLL).await;
+        tokio::time::sleep(CREATE_POLL_INTERVAL).await;
         let handoff = store.handoff(&tenant.name, user).await?;
         if !handoff.missing.any() {
             return Ok(handoff);
@@ -156,9 +144,6 @@ pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant,
 }
 
 /// Reads a page of at most `limit` rows and about `bytes_max` bytes.
-///
-/// # Errors
-/// See [`Error`].
 pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: usize) -> Result<Page, Error> {
     let end = usize::from(TABLES) + scope.rules.len();
     let mut page = Page {
@@ -175,7 +160,7 @@ pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: u
         let is_last = rows.len() < room;
         for row in rows {
             if row.next.id.len() > ID_BYTES_MAX {
-                return Err(feature::Error::Internal("a row's id is too long to page by".into()).into());
+                return Err(feature::Error::Internal("the id of a row is too long for a cursor".into()).into());
             }
             bytes += row.item.bytes();
             page.items.push(row.item);
@@ -228,11 +213,11 @@ async fn rows(scope: Scope<'_>, start: &PageStart, limit: usize) -> Result<Vec<S
     let mut found = Vec::with_capacity(rows.len());
     for row in &rows {
         let (item, pending) = if start.phase == USERS {
-            (Item::User(shown(&UserShown::from_row(row)?)?), None)
+            (Item::User(to_json(&UserView::from_row(row)?)?), None)
         } else {
             let message = Message::from_row(row)?;
             let is_pending = start.phase == RECEIVED && message.status == Status::PendingSync;
-            (Item::Message(shown(&message)?), is_pending.then_some(message.id))
+            (Item::Message(to_json(&message)?), is_pending.then_some(message.id))
         };
         found.push(SnapshotRow {
             item,
@@ -249,7 +234,7 @@ async fn rows(scope: Scope<'_>, start: &PageStart, limit: usize) -> Result<Vec<S
 
 /// A user as other users see them.
 #[derive(serde::Serialize)]
-struct UserShown<'a> {
+struct UserView<'a> {
     id: Uuid,
     username: &'a str,
     user_type: &'a str,
@@ -257,7 +242,7 @@ struct UserShown<'a> {
     updated_at: Timestamp,
 }
 
-impl<'a> UserShown<'a> {
+impl<'a> UserView<'a> {
     fn from_row(row: &'a tokio_postgres::Row) -> Result<Self, feature::Error> {
         Ok(Self {
             id: row.try_get("id")?,
@@ -288,7 +273,7 @@ async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64
     Ok(rows.into_iter().map(row).collect())
 }
 
-fn shown(value: &impl serde::Serialize) -> Result<Text, feature::Error> {
+fn to_json(value: &impl serde::Serialize) -> Result<Text, feature::Error> {
     serde_json::to_string(value)
         .map(Text::from)
         .map_err(|error| feature::Error::Internal(error.to_string()))

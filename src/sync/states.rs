@@ -1,8 +1,8 @@
-//! What changed in a user's encrypted state, for whoever asks: all of it, then change by change.
+//! Changes of a user's encrypted state: a list of the current state, then change by change.
 //!
-//! There is no log of these changes beside the streams. Without a usable cursor the answer lists what is there, from
-//! Postgres, and hands over to the stream without a gap, as a device's snapshot does; behind that, each change is an entry
-//! of the user's inbox, in commit order. Reading acknowledges nothing.
+//! Changes are read from the streams; there is no other log of them. Without a valid cursor the response lists the current
+//! state from Postgres and hands over to the stream without a gap, as a device's snapshot does; after that, each change is
+//! an entry of the user's inbox, in commit order. Reading acknowledges nothing.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,149 +18,134 @@ use crate::postgres::Database;
 use crate::redis::store::{Place, Read, Store};
 use crate::state::{self, State};
 
-/// Entries of a user's streams that are looked at for one answer; those of other tables cost time, too.
+/// Entries read for one response, those of other tables included.
 const ENTRIES_MAX: usize = 10_000;
 
-/// Entries read at once while nobody knows how large they are.
+/// Entries of the first read, before their size is known.
 const FIRST_ENTRIES: usize = 64;
 
-/// Bytes of entries that are read at once, as the ones before let expect.
+/// Expected bytes of one read.
 const READ_BYTES: usize = 1024 * 1024;
 
-/// A change, or a state as it is.
+/// A change, or a current state.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StateChange {
-    /// The key.
     pub key: String,
-    /// `create`, `update` or `delete`; in a list of what is there, `create`.
+    /// `create`, `update` or `delete`; in a list of the current state, `create`.
     pub kind: &'static str,
-    /// The key's version with it.
+    /// The version of the key after the change.
     pub version: i64,
-    /// The device that made it.
+    /// The device that made the change.
     pub device_id: Option<String>,
-    /// Its place in the order of commits; none in a list of what is there.
+    /// The position in commit order; `None` in a list of the current state.
     pub sequence: Option<String>,
-    /// The encrypted bytes; none when the key was deleted.
+    /// The encrypted bytes; `None` if the key was deleted.
     pub state: Option<Value>,
-    /// What they were encrypted with; none when the key was deleted.
+    /// The nonce of the encryption; `None` if the key was deleted.
     pub nonce: Option<Value>,
-    /// When it was made.
     pub updated_at: Value,
 }
 
-/// An answer.
+/// A page of changes.
 #[derive(Debug, Serialize)]
 pub struct Page {
-    /// Changes in commit order, or what is there.
+    /// Changes in commit order, or the current state.
     pub states: Vec<StateChange>,
-    /// What to ask with next time.
+    /// The cursor of the next request.
     pub cursor: String,
-    /// There is more to fetch at once.
+    /// More can be fetched immediately.
     pub has_more: bool,
-    /// What the viewer holds is to be replaced: this is the first page of what is there.
+    /// This is the first page of the current state, which replaces the viewer's data.
     pub reset: bool,
 }
 
-/// Who asks for what.
+/// What a viewer requests.
 #[derive(Debug, Clone, Copy)]
-pub struct Question<'a> {
-    /// The tenant.
+pub struct Request<'a> {
     pub tenant: &'a Tenant,
-    /// The user.
     pub user: Uuid,
-    /// Whose cursor it is.
+    /// The owner of the cursor.
     pub owner: Owner<'a>,
-    /// The cursor.
     pub cursor: Option<&'a str>,
     /// Most rows.
     pub limit: usize,
-    /// Bytes of rows at which the answer ends.
+    /// Bytes of rows at which the page ends.
     pub bytes_max: usize,
 }
 
-/// Where answers come from.
+/// Where changes are read from.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
-    /// Ordinary SQL.
     pub database: &'a Database,
-    /// The streams.
     pub store: &'a Store,
-    /// Makes and checks cursors.
     pub cursors: &'a CursorKey,
 }
 
-/// What follows the question's cursor.
-///
-/// # Errors
-/// See [`Error`].
-pub async fn page(sources: Sources<'_>, question: Question<'_>) -> Result<Page, Error> {
-    let tenant = &question.tenant.name;
-    let decode = |text| sources.cursors.decode(tenant, question.owner, text);
-    let cursor = question.cursor.map(decode).transpose()?;
-    let answer = match cursor {
-        Some(Cursor { place, page: None }) => changes(sources, question, place).await?,
+/// What follows the request's cursor.
+pub async fn page(sources: Sources<'_>, request: Request<'_>) -> Result<Page, Error> {
+    let tenant = &request.tenant.name;
+    let decode = |text| sources.cursors.decode(tenant, request.owner, text);
+    let cursor = request.cursor.map(decode).transpose()?;
+    let found = match cursor {
+        Some(Cursor { place, page: None }) => changes(sources, request, place).await?,
         Some(Cursor {
             place,
             page: Some(page),
         }) if page.phase == snapshot::STATES => {
-            // A list whose stream has gone meanwhile would end in another one.
-            match sources.store.read(tenant, question.user, place, 1).await? {
-                Read::Slice(_) => Some(list(sources, question, Some((place, page))).await?),
+            // If the stream has gone, this list would end in another one.
+            match sources.store.read(tenant, request.user, place, 1).await? {
+                Read::Slice(_) => Some(list(sources, request, Some((place, page))).await?),
                 Read::Broken(_) => None,
             }
         }
-        // None, or of a device's snapshot.
+        // No cursor, or one of a device's snapshot.
         _ => None,
     };
-    let answer = match answer {
-        Some(answer) => answer,
-        None => list(sources, question, None).await?,
+    let found = match found {
+        Some(found) => found,
+        None => list(sources, request, None).await?,
     };
     Ok(Page {
-        states: answer.states,
-        cursor: sources.cursors.encode(tenant, question.owner, &answer.cursor),
-        has_more: answer.has_more,
-        reset: answer.reset,
+        states: found.states,
+        cursor: sources.cursors.encode(tenant, request.owner, &found.cursor),
+        has_more: found.has_more,
+        reset: found.reset,
     })
 }
 
-struct Answer {
+struct Found {
     states: Vec<StateChange>,
     cursor: Cursor,
     has_more: bool,
     reset: bool,
 }
 
-/// A page of what is there.
-async fn list(
-    sources: Sources<'_>,
-    question: Question<'_>,
-    resumed: Option<(Place, PageStart)>,
-) -> Result<Answer, Error> {
+/// A page of the current state.
+async fn list(sources: Sources<'_>, request: Request<'_>, resumed: Option<(Place, PageStart)>) -> Result<Found, Error> {
     let reset = resumed.is_none();
     let (place, mut after) = match resumed {
         Some((place, page)) => (place, Uuid::parse_str(&page.id).unwrap_or(Uuid::nil())),
         None => {
-            let place = snapshot::begin(sources.database, sources.store, question.tenant, question.user).await?;
+            let place = snapshot::begin(sources.database, sources.store, request.tenant, request.user).await?;
             (place, Uuid::nil())
         }
     };
     let owner = state::Owner {
-        tenant: question.tenant,
-        user: question.user,
+        tenant: request.tenant,
+        user: request.user,
     };
     let mut found = Vec::new();
     let mut bytes = 0;
     let is_end = 'all: loop {
-        // By pieces, because all rows of a page would be in memory however large they are.
-        let want = (question.limit - found.len()).min(FIRST_ENTRIES);
+        // In chunks, which bounds the memory of large rows.
+        let want = (request.limit - found.len()).min(FIRST_ENTRIES);
         let rows = state::page(sources.database, owner, after, want as i64).await?;
         let is_last = rows.len() < want;
         for (id, state) in rows {
             after = id;
             bytes += state.state.0.len();
-            found.push(shown(state)?);
-            if bytes >= question.bytes_max || found.len() >= question.limit {
+            found.push(to_change(state)?);
+            if bytes >= request.bytes_max || found.len() >= request.limit {
                 break 'all false;
             }
         }
@@ -173,7 +158,7 @@ async fn list(
         ..snapshot::phase_start(snapshot::STATES)
     };
     let has_more = !is_end || sources.store.view().await?.position > place.position;
-    Ok(Answer {
+    Ok(Found {
         states: found,
         cursor: Cursor {
             place,
@@ -184,7 +169,7 @@ async fn list(
     })
 }
 
-fn shown(state: State) -> Result<StateChange, Error> {
+fn to_change(state: State) -> Result<StateChange, Error> {
     let json =
         |value: serde_json::Result<Value>| value.map_err(|error| crate::feature::Error::Internal(error.to_string()));
     Ok(StateChange {
@@ -199,22 +184,22 @@ fn shown(state: State) -> Result<StateChange, Error> {
     })
 }
 
-/// What follows a place in the stream; `None` when history does not reach back.
-async fn changes(sources: Sources<'_>, question: Question<'_>, mut place: Place) -> Result<Option<Answer>, Error> {
+/// What follows a place in the stream; `None` if the streams do not reach back to it.
+async fn changes(sources: Sources<'_>, request: Request<'_>, mut place: Place) -> Result<Option<Found>, Error> {
     let mut found: Vec<StateChange> = Vec::new();
-    let (mut bytes, mut looked) = (0, 0);
+    let (mut bytes, mut read_entries) = (0, 0);
     let has_more = 'all: loop {
-        let count = match looked {
+        let count = match read_entries {
             0 => FIRST_ENTRIES,
-            looked => (READ_BYTES / (bytes / looked).max(1)).max(1),
+            read_entries => (READ_BYTES / (bytes / read_entries).max(1)).max(1),
         };
-        let read = sources.store.read(&question.tenant.name, question.user, place, count);
+        let read = sources.store.read(&request.tenant.name, request.user, place, count);
         let Read::Slice(slice) = read.await? else {
             return Ok(None);
         };
-        looked += slice.entries.len();
+        read_entries += slice.entries.len();
         for entry in slice.entries {
-            if found.len() >= question.limit || bytes >= question.bytes_max {
+            if found.len() >= request.limit || bytes >= request.bytes_max {
                 break 'all true;
             }
             place.position = entry.id;
@@ -222,7 +207,7 @@ async fn changes(sources: Sources<'_>, question: Question<'_>, mut place: Place)
             if entry.table.as_bytes() == ENCRYPTED_STATES.as_bytes() {
                 match change(&entry) {
                     Some(change) => found.push(change),
-                    // The log left columns out: only a list tells them.
+                    // The log omits unchanged columns: only a list has them.
                     None => return Ok(None),
                 }
             }
@@ -231,11 +216,11 @@ async fn changes(sources: Sources<'_>, question: Question<'_>, mut place: Place)
         if !slice.has_more {
             break false;
         }
-        if looked >= ENTRIES_MAX {
+        if read_entries >= ENTRIES_MAX {
             break true;
         }
     };
-    Ok(Some(Answer {
+    Ok(Some(Found {
         states: found,
         cursor: Cursor { place, page: None },
         has_more,
@@ -243,7 +228,7 @@ async fn changes(sources: Sources<'_>, question: Question<'_>, mut place: Place)
     }))
 }
 
-/// The columns of a row that matter here.
+/// The relevant columns of a row.
 #[derive(Deserialize)]
 struct Columns {
     key: String,
@@ -271,7 +256,7 @@ fn change(entry: &Entry) -> Option<StateChange> {
     })
 }
 
-/// What an operation is called here; none of what is no change of a state.
+/// The kind of an operation; `None` for one that does not change a state.
 pub fn kind(op: Op) -> Option<&'static str> {
     match op {
         Op::Insert => Some("create"),

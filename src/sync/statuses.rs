@@ -1,14 +1,15 @@
-//! From `pending_sync` to `synced`: what an acknowledgement changes in Postgres.
+//! Statuses of messages: an acknowledgement changes `pending_sync` to `synced` in Postgres.
 //!
-//! Rows come first. An `UPDATE` costs many times what it costs to give a row, and the log carries it on to the sender; so
-//! while a device catches up on much, its acknowledgements only move its own place, and the statuses follow in bulk when
-//! it has come to the end, at the latest after some seconds. How far they have come (`settled`) is kept with the device's
-//! state: the streams keep what is behind, and if this process ends, the device's next request finds it.
+//! Rows take precedence. An `UPDATE` is many times as expensive as the delivery of a row, and the log carries it to the
+//! sender. So while a device catches up, its acknowledgements only advance its own position, and the statuses are flushed
+//! in bulk when it reaches the end, or after a few seconds. Their position (`settled`) is part of the device's state: the
+//! streams keep what is not flushed, and if this process ends, the device's next request continues.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -23,34 +24,34 @@ use crate::feature;
 use crate::messages::{Messages, Status};
 use crate::redis::store::Store;
 
-/// Messages whose statuses move in one statement, and entries looked at for it.
+/// Messages updated in one statement, and entries read for it.
 const CHUNK: usize = 1000;
 
-/// How long statuses wait at most for the end of a catch-up.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long statuses wait for the end of a catch-up.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Devices whose statuses may be behind at this node; others wait for their next request.
+/// Devices with pending statuses in this process; others wait for their next request.
 const BEHIND_MAX: usize = 10_000;
 
-/// Devices whose statuses move on at once; each needs a connection to Postgres.
+/// Devices flushed concurrently; each needs a connection to Postgres.
 const AT_ONCE_MAX: usize = 2;
 
 /// Tenant and device.
 type Key = (String, String);
 
-/// Moves statuses on. Cloning shares what is under way.
+/// Flushes statuses. Clones share the pending ones.
 #[derive(Debug, Clone)]
 pub struct Statuses {
     messages: Messages,
     store: Store,
-    /// Devices whose statuses wait, each with what ends the waiting.
+    /// Devices with pending statuses, each with a signal to flush them now.
     behind: Arc<Mutex<HashMap<Key, Arc<Notify>>>>,
     permits: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl Statuses {
-    /// Nothing under way; what will be ends with `stop`.
+    /// Background flushes end with `stop`.
     pub fn new(messages: Messages, store: Store, stop: CancellationToken) -> Self {
         Self {
             messages,
@@ -61,10 +62,7 @@ impl Statuses {
         }
     }
 
-    /// Notes that the device's user has these messages.
-    ///
-    /// # Errors
-    /// When Postgres fails.
+    /// Marks messages as received by the device's user.
     pub async fn mark(&self, device: &DevicePrincipal, ids: &[Uuid]) -> Result<(), feature::Error> {
         for chunk in ids.chunks(CHUNK) {
             self.messages.mark_synced(&device.tenant, device.user_id, chunk).await?;
@@ -72,10 +70,7 @@ impl Statuses {
         Ok(())
     }
 
-    /// Moves the statuses of a stretch of the inbox on, or of its first part; gives how far they have come.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Flushes the statuses of a range of the inbox, or of its first chunk; returns the position that they have reached.
     pub async fn flush(&self, device: &DevicePrincipal, after: StreamId, until: StreamId) -> Result<StreamId, Error> {
         let inbox = self
             .store
@@ -92,10 +87,10 @@ impl Statuses {
         })
     }
 
-    /// Statuses of the device are behind its place: they follow when `is_end`, or after a while.
+    /// Schedules a background flush of the device's statuses: now if `is_end`, else after a while.
     pub fn follow(&self, device: &DevicePrincipal, is_end: bool) {
         let key = (device.tenant.name.clone(), device.device_id.clone());
-        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut behind = self.behind.lock();
         if behind.len() >= BEHIND_MAX && !behind.contains_key(&key) {
             return;
         }
@@ -117,9 +112,9 @@ impl Statuses {
     }
 
     async fn wait_and_flush(&self, key: &Key, device: &DevicePrincipal, end: &Notify) {
-        let _either = tokio::time::timeout(PATIENCE, end.notified()).await;
-        // Before the state is read, so that who moves the place meanwhile begins anew.
-        self.behind.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        tokio::time::timeout(FLUSH_TIMEOUT, end.notified()).await.ok();
+        // Before the state is read, so that a later acknowledgement schedules another flush.
+        self.behind.lock().remove(key);
         let Ok(_permit) = self.permits.acquire().await else {
             return;
         };
@@ -128,7 +123,7 @@ impl Statuses {
                 device = device.device_id,
                 tenant = device.tenant.name,
                 cause = crate::telemetry::chain(&error),
-                "statuses stay behind until the device's next request"
+                "cannot flush statuses; the device's next request retries"
             );
         }
     }
@@ -146,7 +141,7 @@ impl Statuses {
     }
 }
 
-/// The message that an entry brought to a user, if it waits for its acknowledgement.
+/// The message of an entry, if it is addressed to the user and waits for an acknowledgement.
 fn pending(entry: &Entry, user: Uuid) -> Option<Uuid> {
     if entry.table.as_bytes() != b"messages" || !matches!(entry.op, Op::Insert | Op::Update) {
         return None;

@@ -1,7 +1,7 @@
-//! Rows of routed tables that have no code of their own, read from Postgres in the form that the stream has.
+//! Rows of the operator's own tables, read from Postgres in the form of the stream.
 //!
-//! Which rows a user sees follows from the same rule that routes their changes; values are printed by Postgres' own
-//! output functions and turned into JSON by the same code as the log's.
+//! The rule that routes a table's changes also determines which rows a user sees. Values are printed by Postgres' output
+//! functions and converted to JSON by the same code as those of the log.
 
 use bytes::Bytes;
 use postgres_types::Type;
@@ -11,8 +11,7 @@ use uuid::Uuid;
 
 use crate::config::rule::{Rule, TENANT};
 use crate::contract::entry::Text;
-use crate::core::tenant::Tenant;
-use crate::core::tenant::quote_identifier;
+use crate::core::tenant::{Tenant, quote_identifier};
 use crate::decode::relation::Types;
 use crate::decode::value::{self, Kind};
 use crate::feature;
@@ -21,7 +20,6 @@ use crate::postgres::{Database, Statement, sql};
 /// OID of the type `uuid`.
 const UUID_OID: u32 = 2950;
 
-/// A table's columns.
 #[derive(Debug)]
 struct Table {
     /// Qualified and quoted.
@@ -37,40 +35,34 @@ struct Column {
     kind: Kind,
 }
 
-/// A row: its id as text, and all of it as JSON.
 #[derive(Debug)]
 pub struct Row {
-    /// The column `id`.
+    /// The column `id`, as text.
     pub id: String,
-    /// The whole row.
+    /// The whole row as JSON.
     pub json: Text,
 }
 
-/// A table as an app may make it for its rows.
+/// The form of a table, from which an app can create its own.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct TableForm {
-    /// Its name under `changes`.
+    /// The name under `changes`.
     pub name: String,
-    /// Its columns, in Postgres' order.
+    /// In Postgres' order.
     pub columns: Vec<ColumnForm>,
     /// Columns that devices may write.
     pub writable: Vec<String>,
 }
 
-/// A column of such a table.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct ColumnForm {
-    /// Its name.
     pub name: String,
     /// Postgres' name of its type: `uuid`, `int8`, `_text` for an array of texts.
     #[serde(rename = "type")]
     pub type_name: String,
 }
 
-/// The tables of these rules that the tenant has, each once.
-///
-/// # Errors
-/// When Postgres fails.
+/// The tables of these rules that exist in the tenant, each once.
 pub async fn forms(database: &Database, tenant: &Tenant, rules: &[Rule]) -> Result<Vec<TableForm>, feature::Error> {
     let mut forms: Vec<TableForm> = Vec::new();
     for rule in rules {
@@ -92,11 +84,8 @@ pub async fn forms(database: &Database, tenant: &Tenant, rules: &[Rule]) -> Resu
     Ok(forms)
 }
 
-/// A page of the rows that a rule shows to a user, in the order of their ids as texts. A table that the tenant does not
-/// have, or that lacks a column of the rule or an `id`, has none.
-///
-/// # Errors
-/// When Postgres fails.
+/// A page of the rows that a user sees by a rule, in the order of their ids as text. A table that does not exist in the
+/// tenant, or lacks `id` or a column of the rule, has none.
 pub async fn visible(
     database: &Database,
     tenant: &Tenant,
@@ -147,10 +136,7 @@ pub async fn visible(
     table.read(database, statement, &parameters).await
 }
 
-/// The rows with these ids, as far as they exist.
-///
-/// # Errors
-/// When Postgres fails.
+/// The existing rows with these ids.
 pub async fn by_id(
     database: &Database,
     tenant: &Tenant,
@@ -173,7 +159,7 @@ async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<O
     let mut columns = Vec::with_capacity(rows.len());
     for row in &rows {
         let type_oid: u32 = row.try_get("type_oid")?;
-        // Built-in types are known by their OID.
+        // Built-in types are identified by their OID.
         if Kind::of_type(type_oid) == Kind::Text {
             types.insert(type_oid, row.try_get("namespace")?, row.try_get("type_name")?);
         }
@@ -188,7 +174,7 @@ async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<O
     Ok(table.column("id").is_some().then_some(table))
 }
 
-/// A column as its type's output function prints it; a cast to text differs for some types.
+/// An expression that prints a column by its type's output function; a cast to text differs for some types.
 fn printed(column: &str) -> String {
     let column = quote_identifier(column);
     format!("CASE WHEN t.{column} IS NOT NULL THEN format('%s', t.{column}) END")

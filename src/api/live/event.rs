@@ -1,4 +1,4 @@
-//! Events of live streams, whatever form they take on the wire.
+//! Events of live streams, independent of the transport.
 
 use std::borrow::Cow;
 
@@ -9,21 +9,20 @@ use crate::contract::entry::Op;
 use crate::live::tail::Notice;
 use crate::sync::states;
 
-/// An event. What it says is shared by all who are told the same.
+/// An event. Readers of the same notice share its data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event<'a> {
-    /// What kind it is, as metrics count it.
+    /// The kind, as metrics count it.
     pub name: &'static str,
-    /// The name that a rule of the configuration gives it, if that is another.
+    /// The name from a rule of the configuration, if it differs.
     pub own_name: Option<&'a str>,
-    /// The cursor of its place; ephemeral ones have none.
+    /// The cursor of its place; `None` for ephemeral events.
     pub id: Option<&'a str>,
-    /// What it says, JSON without line breaks.
+    /// JSON without line breaks.
     pub data: Cow<'a, str>,
 }
 
 impl<'a> Event<'a> {
-    /// An event that says this.
     pub fn new(name: &'static str, data: &Value) -> Self {
         Self {
             name,
@@ -33,7 +32,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The same at a place.
+    /// The same event at a place.
     #[must_use]
     pub fn at(self, cursor: &'a str) -> Self {
         Self {
@@ -47,12 +46,12 @@ impl<'a> Event<'a> {
         self.own_name.unwrap_or(self.name)
     }
 
-    /// `hello`: where the stream begins.
+    /// `hello`: the start of the stream.
     pub fn hello(cursor: &str) -> Self {
         Self::new("hello", &json!({"type": "hello", "cursor": cursor}))
     }
 
-    /// `sync_required`: so many things wait.
+    /// `sync_required`: this many rows are pending.
     pub fn sync_required(pending: usize) -> Self {
         Self::new(
             "sync_required",
@@ -60,22 +59,22 @@ impl<'a> Event<'a> {
         )
     }
 
-    /// `reset`: only a snapshot tells what is.
+    /// `reset`: the reader needs a snapshot.
     pub fn reset() -> Self {
         Self::new("reset", &json!({"type": "reset"}))
     }
 
-    /// `revoked`: the reader has lost its standing.
+    /// `revoked`: access was revoked.
     pub fn revoked() -> Self {
         Self::new("revoked", &json!({"type": "revoked"}))
     }
 
-    /// `bye`: the server goes away; connect again in so many milliseconds.
+    /// `bye`: the server shuts down; reconnect after this many milliseconds.
     pub fn bye(reconnect_ms: u64) -> Self {
         Self::new("bye", &json!({"type": "bye", "reconnect_ms": reconnect_ms}))
     }
 
-    /// `presence`: who is here, the same text for all readers of a tenant.
+    /// `presence`: the same text for all readers of a tenant.
     pub fn presence(data: &'a str) -> Self {
         Self {
             name: "presence",
@@ -85,7 +84,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// A change, thin: the row itself comes by sync or request.
+    /// A change without its row, which the client reads by sync or request.
     pub fn change(notice: &'a Notice) -> Self {
         let name = kind(&notice.event);
         let data = notice.told(|notice| {
@@ -94,12 +93,12 @@ impl<'a> Event<'a> {
             }
             let mut data =
                 json!({"type": notice.event, "table": notice.table, "op": notice.op.as_str(), "id": notice.row_id});
-            let told = notice.data.as_ref().and_then(|text| serde_json::from_str(text).ok());
-            match (told, data.as_object_mut()) {
-                // What a message says is its author's, so it has a place of its own.
-                (Some(said), _) if notice.op == Op::Message => data["data"] = said,
-                (Some(Value::Object(told)), Some(data)) => {
-                    data.extend(told);
+            let columns = notice.data.as_ref().and_then(|text| serde_json::from_str(text).ok());
+            match (columns, data.as_object_mut()) {
+                // The content of an outbox message has a field of its own.
+                (Some(content), _) if notice.op == Op::Message => data["data"] = content,
+                (Some(Value::Object(columns)), Some(data)) => {
+                    data.extend(columns);
                     if notice.table == ENCRYPTED_STATES {
                         data.insert("kind".to_owned(), states::kind(notice.op).into());
                     }
@@ -117,7 +116,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// A new message, with how many the reader has not read; `None` when that is not known.
+    /// A new message, with the reader's unread count if it is known.
     pub fn new_message(notice: &Notice, unread: Option<i64>) -> Self {
         Self::new(
             "new_message",

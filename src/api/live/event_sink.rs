@@ -1,4 +1,4 @@
-//! What a live stream says to its client with: a wire form on a [`crate::http::wire::Wire`].
+//! Event sinks: the transport of a live stream on a [`crate::http::wire::Wire`].
 
 use std::io;
 use std::task::{Context, Poll};
@@ -7,46 +7,40 @@ use std::time::Duration;
 use crate::api::live::event::Event;
 use crate::http::error::Error;
 
-/// What was heard of a client.
+/// What was received from a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
-    /// It wants to go on behind this cursor instead.
+    /// Continue after this cursor instead.
     Resume(String),
-    /// It has ended the conversation, or can say nothing more that would be understood: the stream is to be closed.
+    /// The client closed the stream or violated the protocol: the stream must be closed.
     Done,
-    /// It has gone, or closed its sending side, which tells the same here.
+    /// The client disconnected or closed its sending side.
     Gone,
 }
 
-/// One client's wire form and the way to it. What is put in waits until [`EventSink::poll_flush`] takes it away.
+/// The transport to one client. Output is buffered until [`EventSink::poll_flush`].
 pub trait EventSink: Send {
-    /// What every stream begins with, before its first event: how long to wait before connecting again.
+    /// Starts the stream, before its first event; clients wait for `retry` before they reconnect.
     fn begin(&mut self, retry: Duration);
 
-    /// Puts an event behind what waits.
-    fn put(&mut self, event: &Event<'_>);
+    /// Buffers an event.
+    fn send(&mut self, event: &Event<'_>);
 
-    /// Puts in what shows that the server is there.
+    /// Buffers a sign of life.
     fn heartbeat(&mut self);
 
-    /// Puts in why what the client asked for last cannot be.
+    /// Buffers the error of the client's last request.
     fn refuse(&mut self, error: &Error);
 
-    /// Writes what waits. Ready at once when nothing does.
-    ///
-    /// # Errors
-    /// When the client is gone.
+    /// Writes the buffer. Ready at once if it is empty.
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// What the client says. To be polled all the time, since its end is heard here.
-    fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Received>;
+    /// Receives from the client. Must be polled all the time, because it detects a disconnect.
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Received>;
 
-    /// Ends the stream in good order. All must have been flushed.
-    ///
-    /// # Errors
-    /// When the client is gone.
+    /// Ends the stream in order. Everything must have been flushed.
     fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Ends the stream of a reader that is too slow.
+    /// Aborts the stream of a slow reader.
     fn cut(self);
 }

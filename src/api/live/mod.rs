@@ -1,11 +1,11 @@
-//! Live streams: one loop that tells one reader what changes, history first, then live, until one of both ends.
+//! Live streams: one loop that sends one reader the changes, history first, then live, until either side ends.
 //!
-//! The loop knows neither the wire form nor the connection: an [`outlet::EventSink`] has both. An event's `id` is the cursor
-//! of its place, the same that batches use; a stream resumes behind it on whichever transport. Events are thin: a device
-//! fetches rows by sync, a web page by request.
+//! The loop is independent of the transport, which is an [`event_sink::EventSink`]. An event's `id` is the cursor of its
+//! place, the same that batches use; a stream resumes after it on any transport. Events contain no rows: a device reads
+//! them by sync, a web page by request.
 
 pub mod event;
-pub mod outlet;
+pub mod event_sink;
 pub mod sse;
 pub mod websocket;
 
@@ -19,14 +19,14 @@ use tokio::time::Sleep;
 use uuid::Uuid;
 
 use self::event::Event;
-use self::outlet::{EventSink, Received};
+use self::event_sink::{EventSink, Received};
 use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::sessions::Watch;
 use crate::api::App;
 use crate::api::auth::WebPrincipal;
+use crate::api::request::Request;
 use crate::core::tenant::Tenant;
 use crate::http::error::{Code, Error};
-use crate::http::request::Request;
 use crate::live::feed::{Feed, FeedEvent};
 use crate::live::hub::Signals;
 use crate::live::presence;
@@ -35,38 +35,31 @@ use crate::redis::store::Place;
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
 
-/// Pause before a feed that lost Redis looks again.
+/// Pause before a feed reads again after a failure of Redis.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How long the last words may take.
+/// How long the last events may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pause before a device that has changed is looked at again, when its change could not be seen yet.
+/// Pause before a changed device is checked again, if its change is not visible yet.
 const RECHECK: Duration = Duration::from_millis(20);
 
-/// Whose stream it is.
+/// The reader of a stream.
 #[derive(Debug)]
 pub enum Reader {
-    /// A device's.
     Device(Arc<DevicePrincipal>),
-    /// A web user's.
     Web {
-        /// Their tenant.
         tenant: Tenant,
-        /// Their id.
         user: Uuid,
-        /// The end of the session that the access token is of.
+        /// Reports the end of the session.
         session: Watch,
     },
 }
 
 impl Reader {
-    /// A user with an access token; `None` when its session was ended.
-    ///
-    /// # Errors
-    /// 503 while Redis is away.
+    /// A user with an access token; `None` if the session was ended.
     pub async fn web(app: &App, user: &WebPrincipal) -> Result<Option<Self>, Error> {
-        // Watched first: an end in between must not be missed.
+        // Watched first, so that an end in between is not missed.
         let session = app.sessions.watch(user.session);
         if app.sessions.is_ended(user.session).await? {
             return Ok(None);
@@ -99,7 +92,7 @@ impl Reader {
         }
     }
 
-    /// Where presence says that the user is.
+    /// The device or session in presence.
     fn place(&self) -> presence::Place {
         match self {
             Self::Device(device) => presence::Place::Device(device.device_id.clone()),
@@ -107,7 +100,7 @@ impl Reader {
         }
     }
 
-    /// Ready when the session of a web user was ended.
+    /// Ready when the session of a web user has ended.
     fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Device(..) => Poll::Pending,
@@ -116,22 +109,22 @@ impl Reader {
     }
 }
 
-/// A stream that is ready to begin.
+/// A stream that is ready to start.
 #[derive(Debug)]
 pub struct Live {
     app: Arc<App>,
     reader: Reader,
     feed: Feed,
-    /// Things that wait for a device.
-    waiting: usize,
-    /// Tells who comes and goes, unless the reader does not want to know.
+    /// Rows pending for a device.
+    pending: usize,
+    /// Presence events, unless the reader does not want them.
     presence: Option<presence::Watcher>,
-    /// A device of the user has changed, in this transaction if it is known, and was not looked at since.
-    unseen: Option<Option<u32>>,
-    /// When something is tried again that could not be found out.
-    again: Option<Pin<Box<Sleep>>>,
-    /// When a reader is too slow who has left no room for a while.
-    slow: Option<Pin<Box<Sleep>>>,
+    /// A device of the user has changed, in this transaction if it is known, and has not been checked since.
+    unchecked: Option<Option<u32>>,
+    /// When a failed read or check is repeated.
+    retry_timer: Option<Pin<Box<Sleep>>>,
+    /// When a reader counts as too slow, while output is pending.
+    slow_timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// Why a stream wakes.
@@ -148,29 +141,26 @@ enum Wake {
 
 /// How a stream ends.
 enum End {
-    /// There are last words.
-    Words,
-    /// The client has gone.
+    /// In order, after its last events.
+    Closed,
+    /// The client disconnected.
     Gone,
-    /// It is too slow.
+    /// The reader is too slow.
     Slow,
 }
 
-/// Whether a reader may go on.
+/// Whether a reader is still authorized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Kept,
-    Lost,
-    /// Postgres does not show the change yet, or does not answer.
+enum Authorization {
+    Valid,
+    Revoked,
+    /// The change is not visible in Postgres yet, or Postgres fails.
     Unknown,
 }
 
-// Tens of thousands of these wait at once. What is seldom awaited is therefore boxed, and takes memory only then.
+// Tens of thousands of these are idle at once. Rare futures are boxed, so that they take memory only while they run.
 impl Live {
-    /// Looks whether a stream could begin as a request wants it, and prepares none.
-    ///
-    /// # Errors
-    /// As [`Live::open`].
+    /// Checks whether a stream could be opened for a request, without opening it.
     pub async fn check(app: &App, reader: &Reader, request: &Request) -> Result<(), Error> {
         wants_presence(request)?;
         if let Some(id) = request.resume().filter(|id| !id.is_empty()) {
@@ -179,53 +169,50 @@ impl Live {
         Ok(())
     }
 
-    /// Prepares a stream as a request wants it: from behind the id that it names, else from now on.
-    ///
-    /// # Errors
-    /// 400 for a bad id to resume from or a bad parameter, 503 while Redis is away.
+    /// Opens a stream for a request: after the id that it resumes from, else from now on.
     pub async fn open(app: Arc<App>, reader: Reader, request: &Request) -> Result<Box<Self>, Error> {
         let wants_presence = wants_presence(request)?;
-        let (feed, waiting) = feed(&app, &reader, request.resume()).await?;
+        let (feed, pending) = feed(&app, &reader, request.resume()).await?;
         Ok(Box::new(Self {
             presence: wants_presence.then(|| app.presence.watch(&reader.tenant().name)),
             app,
             reader,
             feed,
-            waiting,
-            unseen: None,
-            again: None,
-            slow: None,
+            pending,
+            unchecked: None,
+            retry_timer: None,
+            slow_timer: None,
         }))
     }
 
-    /// Tells the reader what comes until its client goes, it loses its standing, or the server stops.
-    pub async fn run(mut self: Box<Self>, mut outlet: impl EventSink) {
-        outlet.begin(self.retry());
-        self.greet(&mut outlet);
+    /// Sends events until the client disconnects, its access is revoked, or the server stops.
+    pub async fn run(mut self: Box<Self>, mut sink: impl EventSink) {
+        sink.begin(self.retry());
+        self.send_hello(&mut sink);
         let (tenant, user) = (&self.reader.tenant().name, self.reader.user_id());
         let here = self.app.presence.enter(tenant, user, &self.reader.place());
         Box::pin(here.seen()).await;
-        // What the history told is known already.
+        // Starts with the events of the history.
         let mut wake = Wake::Signals(Signals::default());
         let end = loop {
-            if let Some(end) = self.act(&mut outlet, wake).await {
+            if let Some(end) = self.handle(&mut sink, wake).await {
                 break end;
             }
-            wake = poll_fn(|context| self.poll_wake(&mut outlet, context)).await;
+            wake = poll_fn(|context| self.poll_wake(&mut sink, context)).await;
         };
         match end {
-            End::Words => Box::pin(close(outlet)).await,
-            End::Gone => drop(outlet),
+            End::Closed => Box::pin(close(sink)).await,
+            End::Gone => drop(sink),
             End::Slow => {
-                tracing::info!(user = %self.reader.user_id(), "a slow reader is cut; it resumes by its last id");
-                outlet.cut();
+                tracing::info!(user = %self.reader.user_id(), "slow reader disconnected; it resumes from its last id");
+                sink.cut();
             }
         }
         drop(here);
     }
 
-    fn poll_wake(&mut self, outlet: &mut impl EventSink, context: &mut Context<'_>) -> Poll<Wake> {
-        match outlet.poll_hear(context) {
+    fn poll_wake(&mut self, sink: &mut impl EventSink, context: &mut Context<'_>) -> Poll<Wake> {
+        match sink.poll_receive(context) {
             Poll::Ready(Received::Resume(id)) => return Poll::Ready(Wake::Resume(id)),
             Poll::Ready(Received::Done) => return Poll::Ready(Wake::Done),
             Poll::Ready(Received::Gone) => return Poll::Ready(Wake::Gone),
@@ -234,23 +221,29 @@ impl Live {
         if self.reader.poll_ended(context).is_ready() {
             return Poll::Ready(Wake::Ended);
         }
-        match outlet.poll_flush(context) {
-            Poll::Ready(Ok(())) => self.slow = None,
+        match sink.poll_flush(context) {
+            Poll::Ready(Ok(())) => self.slow_timer = None,
             Poll::Ready(Err(_)) => return Poll::Ready(Wake::Gone),
-            // While something waits to be written, what comes waits in the hub, where there is a bound.
+            // While output is pending, events wait in the hub, which has a limit.
             Poll::Pending => {
-                let patience = Duration::from_secs(self.app.config.live.write_timeout_seconds);
-                let sleep = || Box::pin(tokio::time::sleep(patience));
-                if self.slow.get_or_insert_with(sleep).as_mut().poll(context).is_ready() {
+                let timeout = Duration::from_secs(self.app.config.live.write_timeout_seconds);
+                let sleep = || Box::pin(tokio::time::sleep(timeout));
+                if self
+                    .slow_timer
+                    .get_or_insert_with(sleep)
+                    .as_mut()
+                    .poll(context)
+                    .is_ready()
+                {
                     return Poll::Ready(Wake::Slow);
                 }
                 return self.feed.poll_closed(context).map(|()| Wake::Stop);
             }
         }
-        if let Some(again) = &mut self.again
-            && again.as_mut().poll(context).is_ready()
+        if let Some(timer) = &mut self.retry_timer
+            && timer.as_mut().poll(context).is_ready()
         {
-            self.again = None;
+            self.retry_timer = None;
             return Poll::Ready(Wake::Signals(Signals::default()));
         }
         if let Some(watcher) = &mut self.presence
@@ -261,118 +254,118 @@ impl Live {
         self.feed.poll_signals(context).map(Wake::Signals)
     }
 
-    /// Does what a wake is for. Gives how the stream ends, if it does.
-    async fn act(&mut self, outlet: &mut impl EventSink, wake: Wake) -> Option<End> {
+    /// Handles a wake. Returns how the stream ends, if it does.
+    async fn handle(&mut self, sink: &mut impl EventSink, wake: Wake) -> Option<End> {
         match wake {
-            Wake::Signals(signals) => self.pass_on(outlet, signals).await,
+            Wake::Signals(signals) => self.forward(sink, signals).await,
             Wake::Presence(data) => {
-                self.put(outlet, &Event::presence(&data));
+                self.send(sink, &Event::presence(&data));
                 None
             }
             Wake::Resume(id) => {
-                Box::pin(self.resume(outlet, &id)).await;
-                self.pass_on(outlet, Signals::default()).await
+                Box::pin(self.resume(sink, &id)).await;
+                self.forward(sink, Signals::default()).await
             }
             Wake::Ended => {
-                self.put(outlet, &Event::revoked());
-                Some(End::Words)
+                self.send(sink, &Event::revoked());
+                Some(End::Closed)
             }
             Wake::Stop => {
                 let bye = Event::bye(self.retry().as_millis() as u64);
-                self.put(outlet, &bye);
-                Some(End::Words)
+                self.send(sink, &bye);
+                Some(End::Closed)
             }
-            Wake::Done => Some(End::Words),
+            Wake::Done => Some(End::Closed),
             Wake::Gone => Some(End::Gone),
             Wake::Slow => Some(End::Slow),
         }
     }
 
-    /// Tells what the hub had, and what is known beside it.
-    async fn pass_on(&mut self, outlet: &mut impl EventSink, signals: Signals) -> Option<End> {
+    /// Sends the events of the hub, then handles its signals.
+    async fn forward(&mut self, sink: &mut impl EventSink, signals: Signals) -> Option<End> {
         if self.feed.take(&signals) {
             Box::pin(self.close_gap()).await;
         }
         while let Some((event, place)) = self.feed.pop() {
-            self.tell(outlet, event, place).await;
+            self.send_feed_event(sink, event, place).await;
         }
         if signals.is_beat {
-            outlet.heartbeat();
+            sink.heartbeat();
         }
         if signals.is_closed {
             let bye = Event::bye(self.retry().as_millis() as u64);
-            self.put(outlet, &bye);
-            return Some(End::Words);
+            self.send(sink, &bye);
+            return Some(End::Closed);
         }
-        if self.unseen.is_some() {
-            return Box::pin(self.look(outlet)).await;
+        if self.unchecked.is_some() {
+            return Box::pin(self.check_authorization(sink)).await;
         }
         None
     }
 
-    /// Reads what the hub has not told, and again in a moment if that cannot be had.
+    /// Reads the events that the hub dropped; retries after a failure.
     async fn close_gap(&mut self) {
         if let Err(error) = self.feed.close_gap().await {
-            tracing::debug!(%error, "a feed waits for Redis");
-            self.again = Some(Box::pin(tokio::time::sleep(RETRY)));
+            tracing::debug!(%error, "feed waits for Redis");
+            self.retry_timer = Some(Box::pin(tokio::time::sleep(RETRY)));
         }
     }
 
-    /// Says where the stream begins, and whether something waits.
-    fn greet(&self, outlet: &mut impl EventSink) {
+    /// Sends the start of the stream, and whether rows are pending.
+    fn send_hello(&self, sink: &mut impl EventSink) {
         let beginning = self.cursor(self.feed.beginning());
-        self.put(outlet, &Event::hello(&beginning));
-        if self.waiting > 0 {
-            self.put(outlet, &Event::sync_required(self.waiting).at(&beginning));
+        self.send(sink, &Event::hello(&beginning));
+        if self.pending > 0 {
+            self.send(sink, &Event::sync_required(self.pending).at(&beginning));
         }
     }
 
-    /// Begins anew behind an id that the client names. If that cannot be, all goes on as it was.
-    async fn resume(&mut self, outlet: &mut impl EventSink, id: &str) {
+    /// Restarts after an id from the client. On an error the stream continues unchanged.
+    async fn resume(&mut self, sink: &mut impl EventSink, id: &str) {
         match feed(&self.app, &self.reader, Some(id)).await {
-            Ok((feed, waiting)) => {
+            Ok((feed, pending)) => {
                 self.feed = feed;
-                self.waiting = waiting;
-                self.greet(outlet);
+                self.pending = pending;
+                self.send_hello(sink);
             }
-            Err(error) => outlet.refuse(&error),
+            Err(error) => sink.refuse(&error),
         }
     }
 
-    /// Puts what a feed gives into its reader's form.
-    async fn tell(&mut self, outlet: &mut impl EventSink, event: FeedEvent, place: Place) {
+    /// Sends an event of the feed in the form of its reader.
+    async fn send_feed_event(&mut self, sink: &mut impl EventSink, event: FeedEvent, place: Place) {
         let cursor = self.cursor(place);
         match (event, &self.reader) {
-            (FeedEvent::DeviceChanged(xid), _) => self.unseen = Some(xid),
+            (FeedEvent::DeviceChanged(xid), _) => self.unchecked = Some(xid),
             (FeedEvent::Change(notice), Reader::Web { .. }) if is_new_message(&notice) => {
                 let unread = Box::pin(self.unread(&notice)).await;
-                self.put(outlet, &Event::new_message(&notice, unread).at(&cursor));
+                self.send(sink, &Event::new_message(&notice, unread).at(&cursor));
             }
             (FeedEvent::Change(notice), reader) => {
                 let mut event = Event::change(&notice).at(&cursor);
-                // The seed's name for a new message on a device's stream.
+                // Device streams name a new message `message`.
                 if event.name == "new_message" && matches!(reader, Reader::Device(_)) {
                     event.name = "message";
                 }
-                self.put(outlet, &event);
+                self.send(sink, &event);
             }
             (FeedEvent::ReplayTruncated, _) => {
-                let pending = Box::pin(self.pending()).await;
-                self.put(outlet, &Event::sync_required(pending).at(&cursor));
+                let pending = Box::pin(self.count_pending()).await;
+                self.send(sink, &Event::sync_required(pending).at(&cursor));
             }
             (FeedEvent::Reset, reader) => {
-                self.put(outlet, &Event::reset().at(&cursor));
+                self.send(sink, &Event::reset().at(&cursor));
                 if matches!(reader, Reader::Device(_)) {
-                    let pending = Box::pin(self.pending()).await;
-                    self.put(outlet, &Event::sync_required(pending).at(&cursor));
+                    let pending = Box::pin(self.count_pending()).await;
+                    self.send(sink, &Event::sync_required(pending).at(&cursor));
                 }
             }
         }
     }
 
-    fn put(&self, outlet: &mut impl EventSink, event: &Event<'_>) {
+    fn send(&self, sink: &mut impl EventSink, event: &Event<'_>) {
         self.app.metrics.http.event_written(event.name);
-        outlet.put(event);
+        sink.send(event);
     }
 
     fn cursor(&self, place: Place) -> String {
@@ -381,34 +374,34 @@ impl Live {
         cursors.encode(&self.reader.tenant().name, self.reader.owner(), &cursor)
     }
 
-    /// How long a client is to wait before it connects again.
+    /// How long the client waits before it reconnects.
     fn retry(&self) -> Duration {
         let least = self.app.config.live.retry_ms;
         Duration::from_millis(least + random_up_to(least))
     }
 
-    /// Looks whether the reader may go on, and again in a moment if nobody knows yet.
-    async fn look(&mut self, outlet: &mut impl EventSink) -> Option<End> {
-        let xid = self.unseen?;
-        match self.standing(xid).await {
-            Standing::Kept => self.unseen = None,
-            Standing::Unknown => self.again = Some(Box::pin(tokio::time::sleep(RECHECK))),
-            Standing::Lost => {
-                self.put(outlet, &Event::revoked());
-                return Some(End::Words);
+    /// Checks whether the reader is still authorized; repeats the check while that is unknown.
+    async fn check_authorization(&mut self, sink: &mut impl EventSink) -> Option<End> {
+        let xid = self.unchecked?;
+        match self.authorization(xid).await {
+            Authorization::Valid => self.unchecked = None,
+            Authorization::Unknown => self.retry_timer = Some(Box::pin(tokio::time::sleep(RECHECK))),
+            Authorization::Revoked => {
+                self.send(sink, &Event::revoked());
+                return Some(End::Closed);
             }
         }
         None
     }
 
-    /// Whether the reader may go on after what this transaction did.
-    async fn standing(&self, xid: Option<u32>) -> Standing {
+    /// Whether the reader is still authorized after this transaction.
+    async fn authorization(&self, xid: Option<u32>) -> Authorization {
         let app = &self.app;
-        // In this order: what is seen now, the check behind it sees too.
+        // In this order: a change that is visible here is visible to the check below.
         if let Some(xid) = xid
             && !matches!(app.devices.sees(xid).await, Ok(true))
         {
-            return Standing::Unknown;
+            return Authorization::Unknown;
         }
         let Reader::Device(device) = &self.reader else {
             return match app
@@ -416,15 +409,15 @@ impl Live {
                 .load((self.reader.tenant().clone(), self.reader.user_id()))
                 .await
             {
-                Ok(Some(_)) => Standing::Kept,
-                Ok(None) => Standing::Lost,
-                Err(_) => Standing::Unknown,
+                Ok(Some(_)) => Authorization::Valid,
+                Ok(None) => Authorization::Revoked,
+                Err(_) => Authorization::Unknown,
             };
         };
         match app.devices.check_again(device).await {
-            Ok(_) => Standing::Kept,
-            Err(crate::feature::Error::Unauthorized(_) | crate::feature::Error::NotFound(_)) => Standing::Lost,
-            Err(_) => Standing::Unknown,
+            Ok(_) => Authorization::Valid,
+            Err(crate::feature::Error::Unauthorized(_) | crate::feature::Error::NotFound(_)) => Authorization::Revoked,
+            Err(_) => Authorization::Unknown,
         }
     }
 
@@ -435,12 +428,12 @@ impl Live {
         messages
             .unread_count_including(tenant, user, notice.xid)
             .await
-            .inspect_err(|error| tracing::warn!(cause = crate::telemetry::chain(error), "an unread count is missing"))
+            .inspect_err(|error| tracing::warn!(cause = crate::telemetry::chain(error), "unread count unavailable"))
             .ok()
     }
 
-    /// How many things wait; at least one, since that is why it is asked.
-    async fn pending(&self) -> usize {
+    /// The number of pending rows; at least one, because something is pending.
+    async fn count_pending(&self) -> usize {
         match &self.reader {
             Reader::Device(device) => self.app.incoming.pending(device).await.unwrap_or(1).max(1),
             Reader::Web { .. } => 1,
@@ -448,13 +441,13 @@ impl Live {
     }
 }
 
-/// Writes the last words and ends the stream.
-async fn close(mut outlet: impl EventSink) {
-    let closing = poll_fn(|context| match outlet.poll_flush(context) {
-        Poll::Ready(Ok(())) => outlet.poll_close(context),
+/// Writes the last events and ends the stream.
+async fn close(mut sink: impl EventSink) {
+    let closing = poll_fn(|context| match sink.poll_flush(context) {
+        Poll::Ready(Ok(())) => sink.poll_close(context),
         other => other,
     });
-    let _gone_anyhow = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+    tokio::time::timeout(CLOSE_TIMEOUT, closing).await.ok();
 }
 
 fn wants_presence(request: &Request) -> Result<bool, Error> {
@@ -465,7 +458,7 @@ fn is_new_message(notice: &Notice) -> bool {
     notice.event == "new_message" && notice.table == "messages"
 }
 
-/// A feed from behind this id if there is one, else from now on; and how many things wait for a device.
+/// A feed after this id if there is one, else from now on; and the number of rows pending for a device.
 async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed, usize), Error> {
     let resume = match resume.filter(|text| !text.is_empty()) {
         Some(text) => Some(resume_place(app, reader, text).await?),
@@ -476,28 +469,28 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
     let replay_max = app.config.live.replay_events_max;
     let mut feed = Feed::open(app.store.clone(), subscription, resume, replay_max).await?;
     if feed.missing().any() {
-        // A lost stream would have nothing to tell for ever.
+        // A missing stream would never deliver anything.
         snapshot::ensure_streams(&app.database, &app.store, tenant, user)
             .await
             .map_err(incoming::Error::from)?;
         feed = Feed::open(app.store.clone(), feed.into_subscription(), resume, replay_max).await?;
     }
-    let waiting = match reader {
+    let pending = match reader {
         Reader::Device(device) => app.incoming.pending(device).await?,
         Reader::Web { .. } => 0,
     };
-    Ok((feed, waiting))
+    Ok((feed, pending))
 }
 
-/// Where the client wants to go on.
+/// The place to resume from.
 async fn resume_place(app: &App, reader: &Reader, text: &str) -> Result<Place, Error> {
     let tenant = &reader.tenant().name;
     let cursor = app
         .cursors
         .decode(tenant, reader.owner(), text)
-        .map_err(|error| Error::new(Code::InvalidCursor, error.to_string()).with("field", "last_event_id"))?;
+        .map_err(|error| Error::new(Code::INVALID_CURSOR, error.to_string()).with("field", "last_event_id"))?;
     let mut place = cursor.place;
-    // What a device has acknowledged needs no event any more, and may be trimmed already.
+    // Acknowledged changes need no event, and may be trimmed already.
     if let Reader::Device(device) = reader {
         let state = device_state::read(&app.store, tenant, &device.device_id).await?;
         if let Some((epoch, acknowledged)) = state.acknowledged

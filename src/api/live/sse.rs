@@ -1,6 +1,6 @@
 //! `/sse`: live events as server-sent events (WHATWG HTML, "Server-sent events").
 //!
-//! `Last-Event-ID` resumes behind the event of that id; see [`crate::api::live`] for what is told.
+//! `Last-Event-ID` resumes after the event of that id; see [`crate::api::live`] for the events.
 
 use std::io;
 use std::sync::Arc;
@@ -16,22 +16,22 @@ use tokio::io::ReadBuf;
 use crate::accounts::tickets::Stream;
 use crate::api::App;
 use crate::api::live::event::Event;
-use crate::api::live::outlet::{EventSink, Received};
+use crate::api::live::event_sink::{EventSink, Received};
 use crate::api::live::{Live, Reader};
+use crate::api::request::Request;
 use crate::api::tickets;
 use crate::http::error::Error;
-use crate::http::request::Request;
 use crate::http::response::{self, Response};
 use crate::http::upgrade::Upgrade;
 use crate::http::wire::{self, Wire};
 
-/// Bytes of a client that are looked at, and thrown away, at once: behind its request it has nothing to say.
+/// Bytes read from a client at once, and discarded: it sends nothing after its request.
 const READ_BYTES: usize = 512;
 
 /// `GET /sse/mobile/:device_id`.
 ///
 /// # Errors
-/// 403 for another device's stream, 400 for a bad id to resume from, 503 while Redis is away.
+/// 403 for the stream of another device, 400 for an invalid id to resume from.
 pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let device = request.device()?.clone();
     let wanted = Stream::Mobile(request.param("device_id").to_owned());
@@ -42,15 +42,14 @@ pub async fn mobile(app: Arc<App>, request: Request) -> Result<Response, Error> 
 /// `GET /sse/web/:user_id`.
 ///
 /// # Errors
-/// 403 for another user's stream, 400 for a bad id to resume from, 503 while Redis is away. 204 is the answer when the
-/// session was ended.
+/// 403 for the stream of another user, 400 for an invalid id to resume from. The response is 204 if the session was ended.
 pub async fn web(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.user()?;
     let wanted = Stream::Web(request.param_id("user_id", "user")?);
     tickets::check_own(&app, request.caller()?, &wanted).await?;
     match Reader::web(&app, caller).await? {
         Some(reader) => open(app, &request, reader).await,
-        // What tells an EventSource to stop for good (WHATWG HTML, section 9.2.3).
+        // 204 stops an EventSource from reconnecting (WHATWG HTML, section 9.2.3).
         None => Ok(response::no_content()),
     }
 }
@@ -59,12 +58,12 @@ async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Respon
     let mut response = response::no_content();
     if request.method == Method::HEAD {
         Live::check(&app, &reader, request).await?;
-        // As long as what a GET would bring: nobody knows.
+        // A body of unknown length, as for GET.
         *response.body_mut() = wire::stream().1.boxed_unsync();
     } else {
         let live = Live::open(app, reader, request).await?;
-        let takeover = Upgrade::new(move |wire, out| live.run(Sse { wire, out }));
-        response.extensions_mut().insert(takeover);
+        let upgrade = Upgrade::new(move |wire, out| live.run(Sse { wire, out }));
+        response.extensions_mut().insert(upgrade);
     }
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
@@ -73,7 +72,7 @@ async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Respon
         CACHE_CONTROL,
         HeaderValue::from_static("no-cache, no-store, no-transform"),
     );
-    // Proxies such as nginx would otherwise hold events back.
+    // Prevents proxies such as nginx from buffering events.
     headers.insert(
         HeaderName::from_static("x-accel-buffering"),
         HeaderValue::from_static("no"),
@@ -81,7 +80,7 @@ async fn open(app: Arc<App>, request: &Request, reader: Reader) -> Result<Respon
     Ok(response)
 }
 
-/// Server-sent events on their way to one client.
+/// Server-sent events to one client.
 #[derive(Debug)]
 struct Sse {
     wire: Wire,
@@ -96,8 +95,8 @@ impl EventSink for Sse {
         self.out.put_slice(b"\n\n");
     }
 
-    fn put(&mut self, event: &Event<'_>) {
-        // JSON has no line breaks of its own, names are checked by the configuration, ids are base64.
+    fn send(&mut self, event: &Event<'_>) {
+        // The JSON has no line breaks, names are checked by the configuration, ids are base64.
         self.out.put_slice(b"event: ");
         self.out.put_slice(event.shown_name().as_bytes());
         if let Some(id) = event.id {
@@ -114,20 +113,20 @@ impl EventSink for Sse {
     }
 
     fn refuse(&mut self, _error: &Error) {
-        // Nothing can be asked for behind the request.
+        // An SSE client cannot send requests on the stream.
     }
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.wire.poll_write(context, &mut self.out)
     }
 
-    fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Received> {
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Received> {
         let mut bytes = [0; READ_BYTES];
         let mut bytes = ReadBuf::new(&mut bytes);
         match self.wire.poll_read(context, &mut bytes) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) if !bytes.filled().is_empty() => {
-                // Others come first: a client could go on for ever.
+                // Yields to other tasks: a client could send without end.
                 context.waker().wake_by_ref();
                 Poll::Pending
             }

@@ -1,24 +1,32 @@
-//! A device's incoming batch: acknowledge what it has, then give what follows.
+//! A device's incoming batch: acknowledge what it has received, then deliver what follows.
+//!
+//! [`Incoming::batch`] has four steps: resolve the cursor, flush the statuses of what it acknowledges, read the content
+//! that follows, record the delivery.
 
-use std::collections::{HashMap, HashSet};
+mod pending;
+mod trace;
+
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use postgres_types::Type;
 use uuid::Uuid;
 
-use super::cursor::{Cursor, CursorKey, InvalidCursor, Owner};
+pub use self::pending::never_synced;
+use super::cursor::{Cursor, CursorKey, InvalidCursor, Owner, PageStart};
 use super::device_state::{self, DeliveredBatch, DeviceState, SyncStatus, Update};
 use super::item::{self, Change, Item};
 use super::prefetch::{self, Prefetch};
+use super::range::{self, Bounds, FIRST_ENTRIES, Range};
+use super::report::Reports;
 use super::snapshot::{self, Scope};
 use super::statuses::Statuses;
-use super::stretch::{self, Bounds, FIRST_ENTRIES, Range};
 use super::tables;
 use crate::accounts::devices::DevicePrincipal;
-use crate::accounts::loader::{Found, Loader};
+use crate::accounts::loader::Loader;
 use crate::config::rule::Rule;
-use crate::core::position::EpochId;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
@@ -26,28 +34,21 @@ use crate::feature;
 use crate::messages::Message;
 use crate::postgres::{Database, sql};
 use crate::redis::store::{self, Place, Read, Store};
-use crate::telemetry::metrics::Source;
-use crate::telemetry::traces;
+use crate::telemetry::metrics::{Metrics, Source};
 
-/// Rows of a catch-up whose statuses move on within its requests; those of more follow behind it.
-const SETTLE_AT_ONCE_MAX: u64 = 1000;
-
-/// Entries beyond which what waits is no longer counted exactly.
-const PENDING_MAX: usize = 1000;
+/// Rows of a catch-up whose statuses are flushed within its requests; those of a longer one are flushed in the background.
+const FLUSH_AT_ONCE_MAX: u64 = 1000;
 
 /// Why there is no batch.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The cursor is not this device's.
     #[error(transparent)]
     InvalidCursor(#[from] InvalidCursor),
-    /// Redis failed.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Postgres failed.
     #[error(transparent)]
-    Domain(#[from] feature::Error),
-    /// A snapshot could not begin.
+    Feature(#[from] feature::Error),
+    /// A snapshot cannot start.
     #[error("{0}")]
     Snapshot(String),
 }
@@ -56,47 +57,53 @@ impl From<snapshot::Error> for Error {
     fn from(error: snapshot::Error) -> Self {
         match error {
             snapshot::Error::Store(error) => Self::Store(error),
-            snapshot::Error::Domain(error) => Self::Domain(error),
+            snapshot::Error::Feature(error) => Self::Feature(error),
             error @ snapshot::Error::NoStreams => Self::Snapshot(error.to_string()),
         }
     }
 }
 
-/// A batch.
+/// What a batch contains.
 #[derive(Debug)]
-pub struct Batch {
-    /// Rows in commit order, within a snapshot in the order of its pages.
+pub struct Content {
+    /// Rows in commit order; in a snapshot, in the order of its pages.
     pub items: Vec<Item>,
-    /// What to ask with next time; `None` when this only re-read.
-    pub cursor: Option<String>,
-    /// There is more to fetch at once.
+    /// More can be fetched immediately.
     pub has_more: bool,
-    /// What the device holds is to be replaced: this is the first page of a snapshot.
+    /// This is the first page of a snapshot, which replaces the device's data.
     pub reset: bool,
     /// The published checkpoint.
     pub position: StreamId,
-    /// When it was made; unique for the device.
-    pub timestamp: Timestamp,
-    /// How the device's sync stands with it.
-    pub status: SyncStatus,
-    /// Where the rows come from.
     pub source: Source,
 }
 
-/// What a device asks for.
+/// A batch.
+#[derive(Debug)]
+pub struct Batch {
+    pub content: Content,
+    /// The cursor of the next request; `None` for a batch that moves nothing.
+    pub cursor: Option<String>,
+    /// Unique for the device.
+    pub timestamp: Timestamp,
+    /// The device's sync status after this batch.
+    pub status: SyncStatus,
+}
+
+/// What a device requests.
 #[derive(Debug, Clone, Copy)]
-pub struct Question<'a> {
-    /// Its cursor.
+pub struct Request<'a> {
     pub cursor: Option<&'a str>,
-    /// The `sync_timestamp` of an answer that it has, for clients that know no cursor.
+    /// For clients without cursors: the `sync_timestamp` of a batch that they have received.
     pub since: Option<(&'a str, DateTime<Utc>)>,
     /// Most rows.
     pub limit: usize,
     /// Bytes of rows at which the batch ends.
     pub bytes_max: usize,
+    /// The length of the device's own queue, as it reports it.
+    pub pending_outgoing: Option<u32>,
 }
 
-impl Question<'_> {
+impl Request<'_> {
     fn bounds(&self) -> Bounds {
         Bounds {
             limit: self.limit,
@@ -105,153 +112,91 @@ impl Question<'_> {
     }
 }
 
-/// Counts messages that wait for users of whom no device has acknowledged anything.
-pub fn never_synced(database: Database) -> Loader<(Tenant, Uuid), i64> {
-    Loader::by_tenant(database, pending_counts)
+/// How a device's sync stands.
+#[derive(Debug)]
+pub struct DeviceSync {
+    pub last_sync: Option<Timestamp>,
+    pub pending_outgoing: u32,
+    pub pending_incoming: usize,
+    pub status: SyncStatus,
 }
 
-async fn pending_counts(database: Database, tenant: Tenant, users: Vec<Uuid>) -> Found<Uuid, i64> {
-    let statement = sql!("sync/messages_pending_counts", tenant);
-    let rows = database.query(&statement, &[(&users, Type::UUID_ARRAY)]).await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get("recipient_id")?, row.try_get("count")?)))
-        .collect()
-}
-
-/// Makes batches.
+/// Delivers batches.
 #[derive(Debug, Clone)]
 pub struct Incoming {
-    /// Ordinary SQL.
     pub database: Database,
-    /// The streams.
     pub store: Store,
-    /// Makes and checks cursors.
     pub cursors: CursorKey,
-    /// Rules of tables that are shown under `changes`.
+    /// Rules of the tables that appear under `changes`.
     pub rules: Arc<[Rule]>,
-    /// What is read before it is asked for.
     pub prefetch: Prefetch,
-    /// Moves statuses on behind acknowledgements.
     pub statuses: Statuses,
-    /// Counts what waits for users whose devices have never synced; see [`never_synced`].
+    pub reports: Reports,
+    pub metrics: Arc<Metrics>,
+    /// See [`never_synced`].
     pub never_synced: Loader<(Tenant, Uuid), i64>,
 }
 
+/// A delivery in progress.
+struct Delivery<'a> {
+    device: &'a DevicePrincipal,
+    request: Request<'a>,
+    /// The device's state before the request.
+    state: DeviceState,
+    /// What the request changes of it.
+    update: Update,
+    /// The cursor to start after, and its text; `None` starts a snapshot.
+    start: Option<(Cursor, String)>,
+    /// The prefetched or concurrently read range after `start`.
+    range: Option<Result<Option<Range>, store::Error>>,
+}
+
+/// What was read for a delivery.
+struct Page {
+    content: Content,
+    /// The cursor after the content.
+    next: Cursor,
+    /// Messages in the content that wait for an acknowledgement.
+    pending: Vec<Uuid>,
+}
+
 impl Incoming {
-    /// Acknowledges what the question's cursor or timestamp says, and gives what follows.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn batch(&self, device: &DevicePrincipal, question: Question<'_>) -> Result<Batch, Error> {
-        let owner = Owner::Device(&device.device_id);
-        let tenant = &device.tenant.name;
-        let decode = |text: &str| self.cursors.decode(tenant, owner, text);
-        let asked = question.cursor.map(decode).transpose()?;
-        // Which rows follow depends on the cursor only, so they are read together with the device's state.
-        let (state, stretch) = tokio::join!(device_state::read(&self.store, tenant, &device.device_id), async {
-            match &asked {
-                Some(Cursor { place, page: None }) => Some(self.stretch(device, *place, question).await),
-                _ => None,
+    /// Acknowledges what the request's cursor or timestamp covers, and delivers what follows.
+    pub async fn batch(&self, device: &DevicePrincipal, request: Request<'_>) -> Result<Batch, Error> {
+        let result = self.deliver(device, request).await;
+        match &result {
+            Ok(batch) => {
+                let pending = request.pending_outgoing;
+                self.reports.received(device, batch.status, pending).await;
             }
-        });
-        let state = state?;
-        // An acknowledgement by timestamp is one by the cursor that came with it.
-        let cursor_text = match (question.cursor, question.since) {
-            (Some(text), _) => Some(text.to_owned()),
-            (None, Some((since, at))) => match state.given.iter().rev().find(|given| given.timestamp == since) {
-                Some(given) => Some(given.cursor.clone()),
-                None => {
-                    return Ok(Batch {
-                        status: state.status(),
-                        ..self.re_read(device, at, question).await?
-                    });
-                }
-            },
-            (None, None) => None,
-        };
-        let cursor = match (asked, &cursor_text) {
-            (None, Some(text)) => Some(decode(text)?),
-            (asked, _) => asked,
-        };
-        let mut update = Update::default();
-        let mut given = state.given.clone();
-        if let (Some(cursor), Some(text)) = (&cursor, &cursor_text) {
-            // Rows are worth more than their status: when Postgres is away, what is acknowledged waits for later.
-            match self.flush(device, &state, cursor, text).await {
-                Ok(settled) => {
-                    if settled.acknowledged.is_some()
-                        && let Some(at) = given.iter().position(|given| given.cursor == *text)
-                    {
-                        given[..=at].iter_mut().for_each(|given| given.pending.clear());
-                    }
-                    update = settled;
-                }
-                Err(Error::Domain(error)) => tracing::warn!(
-                    cause = crate::telemetry::chain(&error),
-                    "an acknowledgement waits for Postgres"
-                ),
-                Err(error) => return Err(error),
-            }
+            Err(Error::InvalidCursor(_)) => {}
+            Err(error) => self.reports.failed(device, error.to_string()).await,
         }
-        let mut answer = self.answer(device, cursor, stretch, question).await?;
-        if answer.is_pin
-            && state
-                .acknowledged
-                .is_none_or(|(epoch, _)| epoch != answer.cursor.place.epoch)
-        {
-            // Holds back trimming until the device has come through its snapshot.
-            let place = answer.cursor.place;
-            (update.acknowledged, update.settled) = (Some((place.epoch, place.position)), Some(place.position));
+        result
+    }
+
+    async fn deliver(&self, device: &DevicePrincipal, request: Request<'_>) -> Result<Batch, Error> {
+        let mut delivery = self.resolve(device, request).await?;
+        if let (None, Some((_, since))) = (&delivery.start, request.since) {
+            return self.messages_since(&delivery, since).await;
         }
-        let timestamp = unique_timestamp(&given);
-        let text = self.cursors.encode(tenant, owner, &answer.cursor);
-        let is_news = !answer.items.is_empty() || cursor_text.as_ref() != Some(&text);
-        if is_news || question.since.is_some() {
-            let new = DeliveredBatch {
-                timestamp: rfc3339(timestamp),
-                cursor: text.clone(),
-                pending: std::mem::take(&mut answer.pending),
-            };
-            update.given = Some(device_state::with_given(given, new));
-        }
-        // For who wakes devices: this one has been here. The pages of a snapshot all bear its beginning.
-        if answer.cursor.page.is_none() {
-            let place = (answer.cursor.place.epoch, answer.cursor.place.position);
-            update.read = Some(place).filter(|_| state.read != Some(place));
-        }
-        update.last_sync_ms = Some(timestamp.0.timestamp_millis());
-        let catching_up = match answer.has_more {
-            true => state.catching_up + (answer.items.len() as u64).max(1),
-            false => 0,
-        };
-        update.catching_up = (catching_up != state.catching_up).then_some(catching_up);
-        update.error = state.error.is_some().then(String::new);
-        device_state::write(&self.store, tenant, &device.device_id, &update).await?;
-        let now = state.updated(&update);
-        if now.behind().is_some() {
-            self.statuses.follow(device, !answer.has_more);
-        }
-        Ok(Batch {
-            items: answer.items,
-            cursor: Some(text),
-            has_more: answer.has_more,
-            reset: answer.reset,
-            position: answer.position,
-            timestamp,
-            status: now.status(),
-            source: answer.source,
-        })
+        self.flush(&mut delivery).await?;
+        let page = self.read(&mut delivery).await?;
+        self.record(delivery, page).await
     }
 
     /// Acknowledges without reading.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn acknowledge(&self, device: &DevicePrincipal, text: &str) -> Result<SyncStatus, Error> {
+    pub async fn acknowledge(
+        &self,
+        device: &DevicePrincipal,
+        text: &str,
+        pending_outgoing: Option<u32>,
+    ) -> Result<(), Error> {
+        let started = Instant::now();
         let tenant = &device.tenant.name;
-        let cursor = self.cursors.decode(tenant, Owner::Device(&device.device_id), text)?;
+        let cursor = self.decode(device, text)?;
         let state = device_state::read(&self.store, tenant, &device.device_id).await?;
-        let mut update = self.flush(device, &state, &cursor, text).await?;
+        let mut update = self.flush_until(device, &state, &cursor, text).await?;
         update.last_sync_ms = Some(Utc::now().timestamp_millis());
         update.error = state.error.is_some().then(String::new);
         device_state::write(&self.store, tenant, &device.device_id, &update).await?;
@@ -259,67 +204,110 @@ impl Incoming {
         if now.behind().is_some() {
             self.statuses.follow(device, now.catching_up == 0);
         }
-        Ok(now.status())
+        self.metrics.sync.acknowledged();
+        tracing::info!(
+            device = device.device_id,
+            tenant,
+            ms = started.elapsed().as_millis() as u64,
+            "sync acknowledged"
+        );
+        self.reports.received(device, now.status(), pending_outgoing).await;
+        Ok(())
     }
 
-    /// Rows of what waits for a device, counted up to a bound.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn pending(&self, device: &DevicePrincipal) -> Result<usize, Error> {
-        let tenant = &device.tenant;
-        let state = device_state::read(&self.store, &tenant.name, &device.device_id).await?;
-        let Some((epoch, acknowledged)) = state.acknowledged else {
-            let count = self.never_synced.load((tenant.clone(), device.user_id)).await?;
-            let count = count.unwrap_or(0);
-            return Ok(usize::try_from(count).unwrap_or(0));
+    /// How a device's sync stands.
+    pub async fn status(&self, device: &DevicePrincipal) -> Result<DeviceSync, Error> {
+        let state = device_state::read(&self.store, &device.tenant.name, &device.device_id).await?;
+        let last_sync = state.last_sync_ms.and_then(DateTime::from_timestamp_millis);
+        // While Redis fails, a failed sync is recorded in this process only.
+        let has_failed = self.reports.metadata.has_failed(&device.tenant, &device.device_id);
+        Ok(DeviceSync {
+            last_sync: last_sync.map(Timestamp),
+            pending_outgoing: state.pending_outgoing,
+            pending_incoming: self.pending(device).await?,
+            status: if has_failed { SyncStatus::Error } else { state.status() },
+        })
+    }
+
+    fn decode(&self, device: &DevicePrincipal, text: &str) -> Result<Cursor, InvalidCursor> {
+        self.cursors
+            .decode(&device.tenant.name, Owner::Device(&device.device_id), text)
+    }
+
+    /// Resolves where the delivery starts. A `sync_timestamp` stands for the cursor that was delivered with it; one that
+    /// was not delivered leaves the start open.
+    async fn resolve<'a>(&self, device: &'a DevicePrincipal, request: Request<'a>) -> Result<Delivery<'a>, Error> {
+        let requested = match request.cursor {
+            Some(text) => Some((self.decode(device, text)?, text.to_owned())),
+            None => None,
         };
-        let handoff = self.store.handoff(&tenant.name, device.user_id).await?;
-        let mut place = Place {
-            epoch,
-            generation: handoff.generation,
-            position: acknowledged,
-        };
-        let mut rows = HashSet::new();
-        let mut looked = 0;
-        while looked < PENDING_MAX {
-            let slice = match self
-                .store
-                .read(&tenant.name, device.user_id, place, FIRST_ENTRIES)
-                .await
-            {
-                Ok(Read::Slice(slice)) => slice,
-                // A snapshot waits: at least one thing to do.
-                Ok(Read::Broken(_)) => return Ok(rows.len().max(1)),
-                // What waits cannot be had.
-                Err(store::Error::Paused) => return Ok(0),
-                Err(store::Error::Stopped) => return Ok(rows.len().max(1)),
-                Err(error) => return Err(error.into()),
-            };
-            looked += slice.entries.len();
-            rows.extend(slice.entries.iter().map(|entry| (entry.table.clone(), entry.row_id())));
-            if !slice.has_more {
-                break;
+        // The range depends on the cursor only, so it is read concurrently with the device's state.
+        let (state, range) = tokio::join!(
+            device_state::read(&self.store, &device.tenant.name, &device.device_id),
+            async {
+                match &requested {
+                    Some((Cursor { place, page: None }, _)) => Some(self.range(device, *place, request).await),
+                    _ => None,
+                }
             }
-            place.position = slice.end;
-        }
-        Ok(rows.len())
+        );
+        let state = state?;
+        let start = match (requested, request.since) {
+            (None, Some((since, _))) => match state.given.iter().rev().find(|batch| batch.timestamp == since) {
+                Some(batch) => Some((self.decode(device, &batch.cursor)?, batch.cursor.clone())),
+                None => None,
+            },
+            (requested, _) => requested,
+        };
+        Ok(Delivery {
+            device,
+            request,
+            state,
+            update: Update::default(),
+            start,
+            range,
+        })
     }
 
-    /// Moves the device's place on, and the statuses of what it acknowledges where they are not many.
-    async fn flush(
+    /// Acknowledges everything before the start. Without Postgres the acknowledgement is postponed: rows are more
+    /// important than their statuses.
+    async fn flush(&self, delivery: &mut Delivery<'_>) -> Result<(), Error> {
+        let Some((cursor, text)) = &delivery.start else {
+            return Ok(());
+        };
+        match self.flush_until(delivery.device, &delivery.state, cursor, text).await {
+            Ok(update) => {
+                if update.acknowledged.is_some()
+                    && let Some(at) = delivery.state.given.iter().position(|batch| batch.cursor == *text)
+                {
+                    let acknowledged = &mut delivery.state.given[..=at];
+                    acknowledged.iter_mut().for_each(|batch| batch.pending.clear());
+                }
+                delivery.update = update;
+                Ok(())
+            }
+            Err(Error::Feature(error)) => {
+                tracing::warn!(
+                    cause = crate::telemetry::chain(&error),
+                    "acknowledgement postponed: Postgres failed"
+                );
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Advances the device's acknowledged position to a cursor, and the statuses of what it covers if they are few.
+    async fn flush_until(
         &self,
         device: &DevicePrincipal,
         state: &DeviceState,
         cursor: &Cursor,
         text: &str,
     ) -> Result<Update, Error> {
-        if let Some(at) = state.given.iter().position(|given| given.cursor == text) {
-            let ids: Vec<Uuid> = state.given[..=at]
-                .iter()
-                .flat_map(|given| &given.pending)
-                .copied()
-                .collect();
+        if let Some(at) = state.given.iter().position(|batch| batch.cursor == text) {
+            let pending = state.given[..=at].iter().flat_map(|batch| &batch.pending);
+            let ids: Vec<Uuid> = pending.copied().collect();
             self.statuses.mark(device, &ids).await?;
         }
         let place = cursor.place;
@@ -330,8 +318,8 @@ impl Incoming {
         }
         let settled = match state.behind() {
             Some((settled, _)) => settled.min(before),
-            None if state.catching_up > SETTLE_AT_ONCE_MAX => before,
-            // Of more than one piece the rest follows.
+            None if state.catching_up > FLUSH_AT_ONCE_MAX => before,
+            // One chunk; the rest is flushed in the background.
             None => self.statuses.flush(device, before, place.position).await?,
         };
         Ok(Update {
@@ -341,90 +329,92 @@ impl Incoming {
         })
     }
 
-    async fn answer(
-        &self,
-        device: &DevicePrincipal,
-        cursor: Option<Cursor>,
-        stretch: Option<Result<Option<Range>, store::Error>>,
-        question: Question<'_>,
-    ) -> Result<Answer, Error> {
-        match cursor {
-            Some(Cursor { place, page: None }) => {
-                let stretch = match stretch {
-                    Some(stretch) => stretch?,
-                    None => self.stretch(device, place, question).await?,
+    /// Reads what follows the start.
+    async fn read(&self, delivery: &mut Delivery<'_>) -> Result<Page, Error> {
+        let (device, request) = (delivery.device, delivery.request);
+        match &delivery.start {
+            Some((Cursor { place, page: None }, _)) => {
+                let range = match delivery.range.take() {
+                    Some(range) => range?,
+                    None => self.range(device, *place, request).await?,
                 };
-                match stretch {
-                    Some(stretch) => self.stream(device, place, stretch, question).await,
-                    None => self.snapshot(device, None, question).await,
+                match range {
+                    Some(range) => self.stream_page(device, *place, range, request).await,
+                    None => self.snapshot_page(device, None, request).await,
                 }
             }
-            Some(Cursor {
-                place,
-                page: Some(page),
-            }) if snapshot::is_phase(page.phase, &self.rules) => {
-                // A snapshot whose stream has gone meanwhile would end in another one.
-                match self.store.read(&device.tenant.name, device.user_id, place, 1).await? {
-                    Read::Slice(_) => self.snapshot(device, Some((place, page)), question).await,
-                    Read::Broken(_) => self.snapshot(device, None, question).await,
-                }
+            Some((
+                Cursor {
+                    place,
+                    page: Some(page),
+                },
+                _,
+            )) if snapshot::is_phase(page.phase, &self.rules) => {
+                // If the stream has gone, this snapshot would end in another one.
+                let resumed = match self.store.read(&device.tenant.name, device.user_id, *place, 1).await? {
+                    Read::Slice(_) => Some((*place, page.clone())),
+                    Read::Broken(_) => None,
+                };
+                self.snapshot_page(device, resumed, request).await
             }
-            // None, or one of a rule that has gone, or of a list of encrypted state.
-            _ => self.snapshot(device, None, question).await,
+            // No cursor, or one of a removed rule, or of a list of encrypted state.
+            _ => self.snapshot_page(device, None, request).await,
         }
     }
 
-    /// What follows in the stream; `None` when history does not reach back.
-    async fn stretch(
+    /// The range of the streams after a place; `None` if they do not reach back to it.
+    async fn range(
         &self,
         device: &DevicePrincipal,
         place: Place,
-        question: Question<'_>,
+        request: Request<'_>,
     ) -> Result<Option<Range>, store::Error> {
         let (tenant, user) = (&device.tenant.name, device.user_id);
-        let kept = self.prefetch.take(device, place, question.bounds());
-        let count = if kept.is_some() {
+        let prefetched = self.prefetch.take(device, place, request.bounds());
+        let count = if prefetched.is_some() {
             1
         } else {
-            question.limit.min(FIRST_ENTRIES)
+            request.limit.min(FIRST_ENTRIES)
         };
-        let now = self.store.read(tenant, user, place, count).await?;
-        match prefetch::still_there(&now, kept).await {
-            Some(stretch) => Ok(Some(stretch)),
-            None => stretch::gather(&self.store, tenant, user, place, now, question.bounds()).await,
+        let first = self.store.read(tenant, user, place, count).await?;
+        match prefetch::if_still_valid(&first, prefetched).await {
+            Some(range) => Ok(Some(range)),
+            None => range::gather(&self.store, tenant, user, place, first, request.bounds()).await,
         }
     }
 
-    async fn stream(
+    async fn stream_page(
         &self,
         device: &DevicePrincipal,
         start: Place,
-        stretch: Range,
-        question: Question<'_>,
-    ) -> Result<Answer, Error> {
+        range: Range,
+        request: Request<'_>,
+    ) -> Result<Page, Error> {
         let place = Place {
-            position: stretch.end().unwrap_or(start.position),
+            position: range.end().unwrap_or(start.position),
             ..start
         };
-        if stretch.has_more {
-            self.prefetch.begin(&self.store, device, place, question.bounds());
+        if range.has_more {
+            self.prefetch.begin(&self.store, device, place, request.bounds());
         }
-        trace(place.epoch, &stretch);
-        let mut items = item::newest(stretch.versions);
+        trace::delivered(place.epoch, &range);
+        let mut items = item::newest(range.versions);
         self.complete(device, &mut items).await?;
-        Ok(Answer {
-            items,
+        Ok(Page {
+            content: Content {
+                items,
+                has_more: range.has_more,
+                reset: false,
+                position: range.published,
+                source: Source::Stream,
+            },
+            next: Cursor { place, page: None },
             pending: Vec::new(),
-            cursor: Cursor { place, page: None },
-            has_more: stretch.has_more,
-            reset: false,
-            is_pin: false,
-            position: stretch.published,
-            source: Source::Stream,
         })
     }
 
-    /// Reads whole rows where the log left columns out. A row that has gone meanwhile is left out: its end follows.
+    /// Completes rows whose unchanged columns the log omits. A row that was deleted meanwhile is left out: its deletion
+    /// follows.
     async fn complete(&self, device: &DevicePrincipal, items: &mut Vec<Item>) -> Result<(), Error> {
         let mut wanted: HashMap<String, Vec<String>> = HashMap::new();
         for item in items.iter() {
@@ -456,12 +446,12 @@ impl Incoming {
         Ok(())
     }
 
-    async fn snapshot(
+    async fn snapshot_page(
         &self,
         device: &DevicePrincipal,
-        resumed: Option<(Place, super::cursor::PageStart)>,
-        question: Question<'_>,
-    ) -> Result<Answer, Error> {
+        resumed: Option<(Place, PageStart)>,
+        request: Request<'_>,
+    ) -> Result<Page, Error> {
         let is_first = resumed.is_none();
         let (place, start) = match resumed {
             Some(resumed) => resumed,
@@ -476,35 +466,30 @@ impl Incoming {
             user: device.user_id,
             rules: &self.rules,
         };
-        let page = snapshot::page(scope, start, question.limit, question.bytes_max).await?;
+        let page = snapshot::page(scope, start, request.limit, request.bytes_max).await?;
         let view = self.store.view().await?;
-        // After the last page the stream may hold more, and asking costs little.
-        let has_more = page.next.is_some() || view.position > place.position;
-        Ok(Answer {
-            items: page.items,
+        Ok(Page {
+            content: Content {
+                items: page.items,
+                // After the last page the stream may contain more.
+                has_more: page.next.is_some() || view.position > place.position,
+                reset: is_first,
+                position: view.published,
+                source: Source::Snapshot,
+            },
+            next: Cursor { place, page: page.next },
             pending: page.pending,
-            cursor: Cursor { place, page: page.next },
-            has_more,
-            reset: is_first,
-            is_pin: true,
-            position: view.published,
-            source: Source::Snapshot,
         })
     }
 
-    /// Messages changed since a time that is nobody's `sync_timestamp`: neither acknowledges nor moves anything.
-    async fn re_read(
-        &self,
-        device: &DevicePrincipal,
-        since: DateTime<Utc>,
-        question: Question<'_>,
-    ) -> Result<Batch, Error> {
+    /// Messages changed since a time that is no `sync_timestamp` of the device: acknowledges and records nothing.
+    async fn messages_since(&self, delivery: &Delivery<'_>, since: DateTime<Utc>) -> Result<Batch, Error> {
+        let (device, request) = (delivery.device, delivery.request);
         let handoff = self.store.handoff(&device.tenant.name, device.user_id).await?;
         if handoff.is_paused {
             return Err(store::Error::Paused.into());
         }
-        let view = handoff.view;
-        let limit = i64::try_from(question.limit.saturating_add(1)).unwrap_or(i64::MAX);
+        let limit = i64::try_from(request.limit.saturating_add(1)).unwrap_or(i64::MAX);
         let rows = self
             .database
             .query(
@@ -518,67 +503,94 @@ impl Incoming {
             .await
             .map_err(feature::Error::from)?;
         let mut items = Vec::with_capacity(rows.len());
-        for row in rows.iter().take(question.limit) {
+        for row in rows.iter().take(request.limit) {
             let message = Message::from_row(row)?;
             let json = serde_json::to_string(&message).map_err(|error| feature::Error::Internal(error.to_string()))?;
             items.push(Item::Message(json.into()));
         }
         Ok(Batch {
-            has_more: rows.len() > items.len(),
-            items,
+            content: Content {
+                has_more: rows.len() > items.len(),
+                items,
+                reset: false,
+                position: handoff.view.published,
+                source: Source::Snapshot,
+            },
             cursor: None,
-            reset: false,
-            position: view.published,
             timestamp: Timestamp::now(),
-            status: SyncStatus::Idle,
-            source: Source::Snapshot,
+            status: delivery.state.status(),
+        })
+    }
+
+    /// Records the delivery in the device's state.
+    async fn record(&self, delivery: Delivery<'_>, page: Page) -> Result<Batch, Error> {
+        let Delivery {
+            device,
+            request,
+            state,
+            mut update,
+            start,
+            ..
+        } = delivery;
+        let Page { content, next, pending } = page;
+        let tenant = &device.tenant.name;
+        let position = (next.place.epoch, next.place.position);
+        let is_other_epoch = state.acknowledged.is_none_or(|(epoch, _)| epoch != next.place.epoch);
+        if content.source == Source::Snapshot && is_other_epoch {
+            // Prevents trimming until the device has received the whole snapshot.
+            update.acknowledged = Some(position);
+            update.settled = Some(next.place.position);
+        }
+        let timestamp = unique_timestamp(&state.given);
+        let cursor = self.cursors.encode(tenant, Owner::Device(&device.device_id), &next);
+        let is_new = !content.items.is_empty() || start.is_none_or(|(_, text)| text != cursor);
+        if is_new || request.since.is_some() {
+            let new = DeliveredBatch {
+                timestamp: rfc3339(timestamp),
+                cursor: cursor.clone(),
+                pending,
+            };
+            update.given = Some(device_state::with_given(state.given.clone(), new));
+        }
+        // The pages of a snapshot all carry its beginning; only the stream advances what push considers delivered.
+        if next.page.is_none() {
+            update.read = Some(position).filter(|_| state.read != Some(position));
+        }
+        update.last_sync_ms = Some(timestamp.0.timestamp_millis());
+        let catching_up = if content.has_more {
+            state.catching_up + (content.items.len() as u64).max(1)
+        } else {
+            0
+        };
+        update.catching_up = (catching_up != state.catching_up).then_some(catching_up);
+        update.error = state.error.is_some().then(String::new);
+        device_state::write(&self.store, tenant, &device.device_id, &update).await?;
+        let now = state.updated(&update);
+        if now.behind().is_some() {
+            self.statuses.follow(device, !content.has_more);
+        }
+        Ok(Batch {
+            content,
+            cursor: Some(cursor),
+            timestamp,
+            status: now.status(),
         })
     }
 }
 
-/// Transactions of one batch that are told of in their traces, at most.
-const TRACED_MAX: usize = 100;
-
-/// Tells that a device is given these transactions, where their traces are sampled.
-fn trace(epoch: EpochId, stretch: &Range) {
-    if !traces::is_on() {
-        return;
-    }
-    let mut places: Vec<StreamId> = stretch.versions.iter().map(|version| version.place).collect();
-    places.dedup_by_key(|place| place.ms);
-    let sampled = places
-        .into_iter()
-        .filter_map(|place| traces::Transaction::of(epoch, place));
-    for transaction in sampled.take(TRACED_MAX) {
-        transaction.delivered("sync", "batch");
-    }
-}
-
-struct Answer {
-    items: Vec<Item>,
-    pending: Vec<Uuid>,
-    cursor: Cursor,
-    has_more: bool,
-    reset: bool,
-    /// The cursor's place must not be trimmed away, though it acknowledges nothing.
-    is_pin: bool,
-    position: StreamId,
-    source: Source,
-}
-
-/// Now, and later than any answer that the device was given.
-fn unique_timestamp(given: &[DeliveredBatch]) -> Timestamp {
+/// The current time, but later than any batch delivered to the device.
+fn unique_timestamp(delivered: &[DeliveredBatch]) -> Timestamp {
     let now = Utc::now();
-    let last = given
+    let last = delivered
         .last()
-        .and_then(|given| DateTime::parse_from_rfc3339(&given.timestamp).ok());
+        .and_then(|batch| DateTime::parse_from_rfc3339(&batch.timestamp).ok());
     match last {
         Some(last) if last >= now => Timestamp(last.with_timezone(&Utc) + chrono::Duration::microseconds(1)),
         _ => Timestamp(now),
     }
 }
 
-/// As the API prints it.
+/// The timestamp as the API prints it.
 fn rfc3339(timestamp: Timestamp) -> String {
     serde_json::to_value(timestamp)
         .ok()
@@ -591,13 +603,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timestamps_of_one_device_never_repeat() {
+    fn timestamps_of_one_device_are_unique() {
         let future = "2999-01-01T00:00:00.000001Z";
-        let given = DeliveredBatch {
+        let delivered = DeliveredBatch {
             timestamp: future.into(),
             cursor: String::new(),
             pending: Vec::new(),
         };
-        assert_eq!(rfc3339(unique_timestamp(&[given])), "2999-01-01T00:00:00.000002Z");
+        assert_eq!(rfc3339(unique_timestamp(&[delivered])), "2999-01-01T00:00:00.000002Z");
     }
 }

@@ -1,27 +1,28 @@
-//! Items that are messages, by their form.
+//! Items that are messages.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::ItemCode;
+use super::form::{Refusal, base_version, fields, operation};
 use crate::feature::Error;
 use crate::messages::check_content;
-use crate::sync::outgoing::{Refusal, base_version, fields, operation};
 
-/// Items as the parallel arrays that the statement takes, and each one's index in the request.
+/// Items as the parallel arrays of the statement's parameters, with the index of each in the request.
 #[derive(Default)]
-pub(crate) struct Batch {
-    pub(crate) indexes: Vec<usize>,
-    pub(crate) ids: Vec<Uuid>,
-    pub(crate) ops: Vec<&'static str>,
-    pub(crate) recipients: Vec<Option<Uuid>>,
-    pub(crate) contents: Vec<Option<String>>,
-    pub(crate) bases: Vec<Option<i64>>,
-    pub(crate) times: Vec<Option<DateTime<Utc>>>,
+pub(super) struct Batch {
+    pub(super) indexes: Vec<usize>,
+    pub(super) ids: Vec<Uuid>,
+    pub(super) ops: Vec<&'static str>,
+    pub(super) recipients: Vec<Option<Uuid>>,
+    pub(super) contents: Vec<Option<String>>,
+    pub(super) bases: Vec<Option<i64>>,
+    pub(super) times: Vec<Option<DateTime<Utc>>>,
 }
 
 impl Batch {
-    pub(crate) fn push(&mut self, index: usize, item: Item) {
+    pub(super) fn push(&mut self, index: usize, item: Item) {
         self.indexes.push(index);
         self.ids.push(item.id);
         self.ops.push(item.op);
@@ -32,9 +33,9 @@ impl Batch {
     }
 }
 
-/// An item whose form is right.
+/// A valid item.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Item {
+pub(super) struct Item {
     id: Uuid,
     op: &'static str,
     recipient: Option<Uuid>,
@@ -44,14 +45,14 @@ pub(crate) struct Item {
 }
 
 impl Item {
-    pub(crate) fn parse(item: &Value, user: Uuid, content_chars_max: usize) -> Result<Self, Refusal> {
+    pub(super) fn parse(item: &Value, user: Uuid, content_chars_max: usize) -> Result<Self, Refusal> {
         let fields = fields(item)?;
         let op = operation(fields, &["create", "edit", "delete", "read"])?;
         let id = uuid(fields, "id")?.ok_or_else(|| Refusal::invalid("id: is missing"))?;
-        // The sender of a message that one reads is somebody else.
+        // The sender of a message that is marked as read is another user.
         if op != "read" && uuid(fields, "sender_id")?.is_some_and(|sender| sender != user) {
             return Err(Refusal {
-                code: "FORBIDDEN",
+                code: ItemCode::Forbidden,
                 message: "sender_id: must be this device's user".into(),
             });
         }
@@ -72,7 +73,7 @@ impl Item {
                 time.as_str()
                     .and_then(|text| DateTime::parse_from_rfc3339(text).ok())
                     .map(|time| time.to_utc())
-                    // What Postgres can store and people can mean.
+                    // Earlier times are mistakes; some are out of the range of Postgres.
                     .filter(|time| *time > DateTime::UNIX_EPOCH)
                     .ok_or_else(|| Refusal::invalid("created_at: must be an RFC 3339 timestamp after 1970"))?,
             ),
@@ -103,12 +104,12 @@ fn content(fields: &Map<String, Value>, chars_max: usize) -> Result<String, Refu
     let text = match fields.get("content") {
         None | Some(Value::Null) => "",
         Some(Value::String(text)) => text,
-        Some(_) => return Err(Refusal::invalid("content: must be a text")),
+        Some(_) => return Err(Refusal::invalid("content: must be a string")),
     };
     check_content(text, chars_max).map_err(|error| Refusal {
         code: match error {
-            Error::EmptyMessage => "EMPTY_MESSAGE",
-            _ => "VALIDATION_ERROR",
+            Error::EmptyMessage => ItemCode::EmptyMessage,
+            _ => ItemCode::Invalid,
         },
         message: error.to_string(),
     })?;
@@ -124,15 +125,12 @@ mod tests {
     const USER: Uuid = Uuid::from_u128(1);
     const OTHER: Uuid = Uuid::from_u128(2);
 
-    fn code(item: Value) -> &'static str {
-        match Item::parse(&item, USER, 10) {
-            Ok(_) => "ok",
-            Err(refusal) => refusal.code,
-        }
+    fn code(item: Value) -> Option<ItemCode> {
+        Item::parse(&item, USER, 10).err().map(|refusal| refusal.code)
     }
 
     #[test]
-    fn an_item_without_op_is_a_create() {
+    fn item_without_op_is_a_create() {
         let id = Uuid::from_u128(3);
         let item = json!({
             "id": id, "sender_id": USER, "recipient_id": OTHER, "content": "hi", "status": "pending_sync",
@@ -152,31 +150,31 @@ mod tests {
     }
 
     #[test]
-    fn items_of_wrong_form_are_refused_each_with_its_code() {
+    fn invalid_items_are_refused_with_their_code() {
         let id = Uuid::from_u128(3);
         let create = |key: &str, value: Value| {
             let mut item = json!({"id": id, "sender_id": USER, "recipient_id": OTHER, "content": "hi"});
             item[key] = value;
             code(item)
         };
-        assert_eq!(create("op", json!("create")), "ok");
-        assert_eq!(create("sender_id", json!(OTHER)), "FORBIDDEN");
-        assert_eq!(create("content", json!("  ")), "EMPTY_MESSAGE");
-        assert_eq!(create("content", Value::Null), "EMPTY_MESSAGE");
-        assert_eq!(create("content", json!("a\0")), "VALIDATION_ERROR");
-        assert_eq!(create("content", json!("12345678901")), "VALIDATION_ERROR");
-        assert_eq!(create("content", json!(1)), "VALIDATION_ERROR");
-        assert_eq!(create("id", json!("x")), "VALIDATION_ERROR");
-        assert_eq!(create("id", Value::Null), "VALIDATION_ERROR");
-        assert_eq!(create("recipient_id", Value::Null), "VALIDATION_ERROR");
-        assert_eq!(create("op", json!("drop")), "VALIDATION_ERROR");
-        assert_eq!(create("op", json!(1)), "VALIDATION_ERROR");
-        assert_eq!(create("base_version", json!(0)), "VALIDATION_ERROR");
-        assert_eq!(create("base_version", json!(1e300)), "VALIDATION_ERROR");
-        assert_eq!(create("created_at", json!("yesterday")), "VALIDATION_ERROR");
-        assert_eq!(code(json!([1])), "VALIDATION_ERROR");
-        assert_eq!(code(json!({"id": id, "op": "read", "sender_id": OTHER})), "ok");
-        assert_eq!(code(json!({"id": id, "op": "delete"})), "ok");
-        assert_eq!(code(json!({"id": id, "op": "edit"})), "EMPTY_MESSAGE");
+        assert_eq!(create("op", json!("create")), None);
+        assert_eq!(create("sender_id", json!(OTHER)), Some(ItemCode::Forbidden));
+        assert_eq!(create("content", json!("  ")), Some(ItemCode::EmptyMessage));
+        assert_eq!(create("content", Value::Null), Some(ItemCode::EmptyMessage));
+        assert_eq!(create("content", json!("a\0")), Some(ItemCode::Invalid));
+        assert_eq!(create("content", json!("12345678901")), Some(ItemCode::Invalid));
+        assert_eq!(create("content", json!(1)), Some(ItemCode::Invalid));
+        assert_eq!(create("id", json!("x")), Some(ItemCode::Invalid));
+        assert_eq!(create("id", Value::Null), Some(ItemCode::Invalid));
+        assert_eq!(create("recipient_id", Value::Null), Some(ItemCode::Invalid));
+        assert_eq!(create("op", json!("drop")), Some(ItemCode::Invalid));
+        assert_eq!(create("op", json!(1)), Some(ItemCode::Invalid));
+        assert_eq!(create("base_version", json!(0)), Some(ItemCode::Invalid));
+        assert_eq!(create("base_version", json!(1e300)), Some(ItemCode::Invalid));
+        assert_eq!(create("created_at", json!("yesterday")), Some(ItemCode::Invalid));
+        assert_eq!(code(json!([1])), Some(ItemCode::Invalid));
+        assert_eq!(code(json!({"id": id, "op": "read", "sender_id": OTHER})), None);
+        assert_eq!(code(json!({"id": id, "op": "delete"})), None);
+        assert_eq!(code(json!({"id": id, "op": "edit"})), Some(ItemCode::EmptyMessage));
     }
 }

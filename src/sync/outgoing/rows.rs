@@ -1,16 +1,17 @@
-//! Items that are rows of the operator's own tables, by their form.
+//! Items that are rows of the operator's own tables.
 
 use serde_json::{Value, json};
 
+use super::ItemCode;
+use super::form::{Refusal, base_version, fields, operation};
 use crate::config::rule::Rule;
 use crate::feature::has_nul;
-use crate::sync::outgoing::{Refusal, base_version, fields, operation};
 
 /// Longest id of a row, in characters.
-pub(crate) const ID_CHARS_MAX: usize = 128;
+pub(super) const ID_CHARS_MAX: usize = 128;
 
-/// Checks an item and gives it as `upload_rows()` takes it.
-pub(crate) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
+/// Checks an item and converts it to the form that `upload_rows()` takes.
+pub(super) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
     let fields = fields(item)?;
     let table = fields
         .get("table")
@@ -21,8 +22,8 @@ pub(crate) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
         .filter(|rule| rule.table == table)
         .find_map(|rule| rule.upload.as_ref())
         .ok_or_else(|| Refusal {
-            code: "FORBIDDEN",
-            message: "table: devices may not write here".into(),
+            code: ItemCode::Forbidden,
+            message: "table: devices may not write to this table".into(),
         })?;
     let op = operation(fields, &["create", "edit", "delete"])?;
     let id = match fields.get("id") {
@@ -32,7 +33,7 @@ pub(crate) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
         Some(Value::Number(id)) => id.to_string(),
         _ => {
             return Err(Refusal::invalid(format!(
-                "id: must be a text of 1 to {ID_CHARS_MAX} characters, or a number"
+                "id: must be a string of 1 to {ID_CHARS_MAX} characters, or a number"
             )));
         }
     };
@@ -41,7 +42,7 @@ pub(crate) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
         (_, Some(Value::Object(row))) if op == "create" || !row.is_empty() => {
             if let Some(column) = row.keys().find(|column| !upload.columns.contains(column)) {
                 return Err(Refusal::invalid(format!(
-                    "row: the column {column:?} is not for devices to write; those are {}",
+                    "row: devices may not write the column {column:?}; writable: {}",
                     upload.columns.join(", ")
                 )));
             }
@@ -49,7 +50,7 @@ pub(crate) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
         }
         _ => {
             return Err(Refusal::invalid(
-                "row: must be an object with the columns to be written, at least one for an edit",
+                "row: must be an object of columns and values, not empty for an edit",
             ));
         }
     };
@@ -76,15 +77,12 @@ mod tests {
         .unwrap()
     }
 
-    fn code(item: Value) -> &'static str {
-        match parse(&item, &rules()) {
-            Ok(_) => "ok",
-            Err(refusal) => refusal.code,
-        }
+    fn code(item: Value) -> Option<ItemCode> {
+        parse(&item, &rules()).err().map(|refusal| refusal.code)
     }
 
     #[test]
-    fn an_item_is_passed_on_with_what_its_rule_says() {
+    fn item_is_completed_from_its_rule() {
         let item = json!({"table": "tasks", "id": 7, "row": {"title": "milk"}, "whatever": 1});
         assert_eq!(
             parse(&item, &rules()),
@@ -96,29 +94,29 @@ mod tests {
     }
 
     #[test]
-    fn items_of_wrong_form_and_other_tables_are_refused() {
+    fn invalid_items_and_other_tables_are_refused() {
         let item = |key: &str, value: Value| {
             let mut item = json!({"table": "tasks", "op": "edit", "id": "a", "row": {"done": true}, "base_version": 3});
             item[key] = value;
             code(item)
         };
-        assert_eq!(item("op", json!("edit")), "ok");
-        assert_eq!(item("table", json!("notices")), "FORBIDDEN");
-        assert_eq!(item("table", json!("pg_class")), "FORBIDDEN");
-        assert_eq!(item("table", json!(1)), "VALIDATION_ERROR");
-        assert_eq!(item("op", json!("read")), "VALIDATION_ERROR");
-        assert_eq!(item("id", json!("")), "VALIDATION_ERROR");
-        assert_eq!(item("id", json!("a".repeat(129))), "VALIDATION_ERROR");
-        assert_eq!(item("id", json!("a\0")), "VALIDATION_ERROR");
-        assert_eq!(item("id", json!([1])), "VALIDATION_ERROR");
-        assert_eq!(item("row", json!({})), "VALIDATION_ERROR");
-        assert_eq!(item("row", json!({"owner_id": "x"})), "VALIDATION_ERROR");
-        assert_eq!(item("row", json!({"done": true, "id": "b"})), "VALIDATION_ERROR");
-        assert_eq!(item("row", json!({"title": {"a": ["\0"]}})), "VALIDATION_ERROR");
-        assert_eq!(item("row", json!([1])), "VALIDATION_ERROR");
-        assert_eq!(item("base_version", json!("3")), "VALIDATION_ERROR");
-        assert_eq!(code(json!({"table": "tasks", "op": "delete", "id": "a"})), "ok");
-        assert_eq!(code(json!({"table": "tasks", "id": "a", "row": {}})), "ok");
-        assert_eq!(code(json!("tasks")), "VALIDATION_ERROR");
+        assert_eq!(item("op", json!("edit")), None);
+        assert_eq!(item("table", json!("notices")), Some(ItemCode::Forbidden));
+        assert_eq!(item("table", json!("pg_class")), Some(ItemCode::Forbidden));
+        assert_eq!(item("table", json!(1)), Some(ItemCode::Invalid));
+        assert_eq!(item("op", json!("read")), Some(ItemCode::Invalid));
+        assert_eq!(item("id", json!("")), Some(ItemCode::Invalid));
+        assert_eq!(item("id", json!("a".repeat(129))), Some(ItemCode::Invalid));
+        assert_eq!(item("id", json!("a\0")), Some(ItemCode::Invalid));
+        assert_eq!(item("id", json!([1])), Some(ItemCode::Invalid));
+        assert_eq!(item("row", json!({})), Some(ItemCode::Invalid));
+        assert_eq!(item("row", json!({"owner_id": "x"})), Some(ItemCode::Invalid));
+        assert_eq!(item("row", json!({"done": true, "id": "b"})), Some(ItemCode::Invalid));
+        assert_eq!(item("row", json!({"title": {"a": ["\0"]}})), Some(ItemCode::Invalid));
+        assert_eq!(item("row", json!([1])), Some(ItemCode::Invalid));
+        assert_eq!(item("base_version", json!("3")), Some(ItemCode::Invalid));
+        assert_eq!(code(json!({"table": "tasks", "op": "delete", "id": "a"})), None);
+        assert_eq!(code(json!({"table": "tasks", "id": "a", "row": {}})), None);
+        assert_eq!(code(json!("tasks")), Some(ItemCode::Invalid));
     }
 }

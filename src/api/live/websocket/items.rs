@@ -1,13 +1,13 @@
-//! What clients say over a WebSocket: items, each of which gets a result.
+//! Items that clients send over a WebSocket; each gets a result.
 //!
-//! An item does what a request does, by the same functions: a device's are those of an upload, a user's those of
-//! `/api/messages`. A frame holds one item or a list of them; they are carried out in order.
+//! An item has the effect of a request, through the same functions: a device's items are those of an upload, a user's those
+//! of `/api/messages`. A frame contains one item or a list of items; they are executed in order.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -15,171 +15,99 @@ use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::users::UserType;
 use crate::api::App;
 use crate::api::auth::{Principal, WebPrincipal};
-use crate::api::{messages as requests, presence as requests_of_presence, sync};
+use crate::api::item_body::ItemBody;
+use crate::api::{messages as message_routes, presence as presence_routes};
 use crate::http::error::{Code, Error};
 use crate::http::request::{required, uuid};
-use crate::sync::outgoing::{ItemResult, Items, Outcome};
+use crate::sync::outgoing::Items;
 
-/// Longest id of an item that its result repeats, in characters.
+/// Longest id of an item that a result repeats, in characters.
 const ID_CHARS_MAX: usize = 128;
 
-/// What a frame says.
+/// A frame of a client.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Said {
-    /// Go on behind this cursor instead.
+pub(crate) enum Frame {
+    /// Continue after this cursor instead.
     Resume(String),
-    /// Do this, in this order.
     Items(Vec<Value>),
-    /// Say that you are there, with this id. Pages cannot send the protocol's own pings.
+    /// Respond with a pong of this id. Pages cannot send the protocol's own pings.
     Ping(Value),
 }
 
-/// Reads a frame's text.
-///
-/// # Errors
-/// 400 for what cannot be read.
-pub(crate) fn read(text: &str, items_max: usize) -> Result<Said, Error> {
-    let refused = |message: String| Error::new(Code::ValidationError, message);
-    let said: Value = serde_json::from_str(text)
-        .map_err(|error| refused(format!("the frame is not the JSON that is needed: {error}")))?;
-    match said {
-        Value::Array(items) if (1..=items_max).contains(&items.len()) => Ok(Said::Items(items)),
-        Value::Array(_) => Err(refused(format!("a list must have 1 to {items_max} items"))),
+/// Parses the text of a frame.
+pub(crate) fn parse(text: &str, items_max: usize) -> Result<Frame, Error> {
+    let invalid = |message: String| Error::new(Code::VALIDATION_ERROR, message);
+    let frame: Value =
+        serde_json::from_str(text).map_err(|error| invalid(format!("the frame is not valid JSON: {error}")))?;
+    match frame {
+        Value::Array(items) if (1..=items_max).contains(&items.len()) => Ok(Frame::Items(items)),
+        Value::Array(_) => Err(invalid(format!("a list must have 1 to {items_max} items"))),
         Value::Object(mut fields) => match fields.remove("resume") {
             None => {
                 let item = Value::Object(fields);
                 Ok(match type_of(&item) {
-                    "ping" => Said::Ping(id_of(&item)),
-                    _ => Said::Items(vec![item]),
+                    "ping" => Frame::Ping(id_of(&item)),
+                    _ => Frame::Items(vec![item]),
                 })
             }
-            Some(Value::String(cursor)) => Ok(Said::Resume(cursor)),
-            Some(_) => Err(refused("resume: must be a cursor".into())),
+            Some(Value::String(cursor)) => Ok(Frame::Resume(cursor)),
+            Some(_) => Err(invalid("resume: must be a cursor".into())),
         },
-        _ => Err(refused("a frame must be an object, or a list of objects".into())),
+        _ => Err(invalid("a frame must be an object, or a list of objects".into())),
     }
 }
 
-/// What became of an item, or of a frame that is none.
-#[derive(Debug, PartialEq, Serialize)]
-pub(crate) struct Answer {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    /// The item's id as it was sent.
-    id: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    table: Option<String>,
-    pub(crate) status: Outcome,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    server: Option<Value>,
-}
-
-impl Answer {
-    fn applied(id: Value, server: Option<Value>) -> Self {
-        Self {
-            kind: "result",
-            id,
-            table: None,
-            status: Outcome::Applied,
-            code: None,
-            message: None,
-            version: server.as_ref().and_then(|row| row["version"].as_i64()),
-            server,
-        }
-    }
-
-    fn of_upload(id: Value, result: ItemResult) -> Self {
-        Self {
-            kind: "result",
-            id,
-            table: result.table,
-            status: result.status,
-            code: result.code,
-            message: result.message,
-            version: result.version,
-            server: result.server,
-        }
-    }
-
-    /// An item that an error kept from being done.
-    pub(crate) fn refused(id: Value, error: &Error) -> Self {
-        if let Some(cause) = &error.cause {
-            tracing::error!(code = error.code.as_str(), cause, "an item of a WebSocket");
-        }
-        Self {
-            kind: "result",
-            id,
-            table: None,
-            status: if error.code.is_retryable() {
-                Outcome::Retry
-            } else {
-                Outcome::Rejected
-            },
-            code: Some(error.code.as_str().to_owned()),
-            message: Some(error.message.clone()),
-            version: None,
-            server: None,
-        }
-    }
-}
-
-/// Carries out a frame's items; each gets its answer, in their order. Safe to cancel, as a request is.
-pub(crate) async fn carry_out(app: Arc<App>, caller: Principal, items: Vec<Value>) -> Vec<Answer> {
-    let mut answers = Vec::with_capacity(items.len());
+/// Executes the items of a frame and returns their results in order. Like a request, it can be cancelled safely.
+pub(crate) async fn execute(app: Arc<App>, caller: Principal, items: Vec<Value>) -> Vec<ItemBody> {
+    let mut results = Vec::with_capacity(items.len());
     match &caller {
         Principal::Web(user) => {
             for item in &items {
                 let done = timed(&app, async {
                     match type_of(item) {
                         "presence" => presence(&app, &caller, item).await.map(Some),
-                        _ => by_user(&app, user, item).await,
+                        _ => execute_for_user(&app, user, item).await,
                     }
                 });
                 let done = done.await;
-                answers.push(match done {
-                    Ok(server) => Answer::applied(id_of(item), server),
-                    Err(error) => Answer::refused(id_of(item), &error),
+                results.push(match done {
+                    Ok(server) => ItemBody::applied(id_of(item), server),
+                    Err(error) => ItemBody::failed(id_of(item), &error),
                 });
             }
         }
         Principal::Device(device) => {
             let mut batch = Batch::default();
             for item in items {
-                let Some(item) = batch.take(item) else { continue };
-                batch.upload(&app, device, &mut answers).await;
+                let Some(item) = batch.add(item) else { continue };
+                batch.upload(&app, device, &mut results).await;
                 let done = timed(&app, async {
                     match type_of(&item) {
                         "presence" => presence(&app, &caller, &item).await.map(Some),
-                        _ => by_device(&app, device, &item).await.map(|()| None),
+                        _ => execute_for_device(&app, device, &item).await.map(|()| None),
                     }
                 });
-                answers.push(match done.await {
-                    Ok(server) => Answer::applied(id_of(&item), server),
-                    Err(error) => Answer::refused(id_of(&item), &error),
+                results.push(match done.await {
+                    Ok(server) => ItemBody::applied(id_of(&item), server),
+                    Err(error) => ItemBody::failed(id_of(&item), &error),
                 });
             }
-            batch.upload(&app, device, &mut answers).await;
+            batch.upload(&app, device, &mut results).await;
         }
     }
-    answers
+    results
 }
 
-/// The bound that a request has, too.
+/// Applies the timeout of requests.
 async fn timed<T>(app: &App, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let bound = Duration::from_secs(app.config.server.request_timeout_seconds);
-    tokio::time::timeout(bound, work).await.unwrap_or_else(|_| {
-        let message = format!("the item took longer than {} s", bound.as_secs());
-        Err(Error::new(Code::Timeout, message))
+    let timeout = Duration::from_secs(app.config.server.request_timeout_seconds);
+    tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+        let message = format!("the item took longer than {} s", timeout.as_secs());
+        Err(Error::new(Code::TIMEOUT, message))
     })
 }
 
-/// The item's id as it was sent, cut to a sensible length; null when it is none.
+/// The item's id as it was sent, truncated; null if it is not valid.
 fn id_of(item: &Value) -> Value {
     match &item["id"] {
         Value::String(id) => id.chars().take(ID_CHARS_MAX).collect::<String>().into(),
@@ -188,12 +116,11 @@ fn id_of(item: &Value) -> Value {
     }
 }
 
-/// What a device says, beside an item, of how much waits in its own queue.
+/// The length of the device's own queue, which an item may report.
 fn pending_of(item: &Value) -> Option<u32> {
     item["pending_count"].as_u64().and_then(|count| count.try_into().ok())
 }
 
-/// What an item wants.
 fn type_of(item: &Value) -> &str {
     item["type"].as_str().unwrap_or_default()
 }
@@ -206,20 +133,20 @@ fn form<T: DeserializeOwned>(item: &Value) -> Result<T, Error> {
     serde_path_to_error::deserialize(item).map_err(|error| Error::invalid(&error.path().to_string(), error.inner()))
 }
 
-/// Items of a device that are uploaded together.
+/// Consecutive items of a device that are uploaded together.
 #[derive(Default)]
 struct Batch {
-    /// Ids as their senders know them, each with whether the item is of the messages.
+    /// The id of each item, and whether it is a message.
     ids: Vec<(Value, bool)>,
     messages: Vec<Value>,
     changes: Vec<Value>,
-    /// What the device says of its own queue, last.
+    /// The length of the device's own queue, as last reported.
     pending: Option<u32>,
 }
 
 impl Batch {
-    /// Takes an item that is uploaded; gives back any other.
-    fn take(&mut self, item: Value) -> Option<Value> {
+    /// Adds an item that is uploaded; returns any other.
+    fn add(&mut self, item: Value) -> Option<Value> {
         let pending = pending_of(&item);
         match type_of(&item) {
             "message" => {
@@ -245,7 +172,7 @@ impl Batch {
         None
     }
 
-    async fn upload(&mut self, app: &App, device: &DevicePrincipal, answers: &mut Vec<Answer>) {
+    async fn upload(&mut self, app: &App, device: &DevicePrincipal, results: &mut Vec<ItemBody>) {
         let Self {
             ids,
             messages,
@@ -259,9 +186,10 @@ impl Batch {
             messages: &messages,
             changes: &changes,
         };
-        let uploaded = match timed(app, sync::upload(app, device, items, pending)).await {
+        let uploading = async { Ok(app.outgoing.upload(device, items, pending).await?) };
+        let uploaded = match timed(app, uploading).await {
             Ok(uploaded) => uploaded,
-            Err(error) => return answers.extend(ids.into_iter().map(|(id, _)| Answer::refused(id, &error))),
+            Err(error) => return results.extend(ids.into_iter().map(|(id, _)| ItemBody::failed(id, &error))),
         };
         let mut of_messages = uploaded.results;
         let mut of_changes = of_messages.split_off(messages.len()).into_iter();
@@ -272,7 +200,7 @@ impl Batch {
             } else {
                 of_changes.next()
             };
-            answers.extend(result.map(|result| Answer::of_upload(id, result)));
+            results.extend(result.map(|result| ItemBody::from(result).with_id(id)));
         }
     }
 }
@@ -282,9 +210,9 @@ struct Declaration {
     status: Option<String>,
 }
 
-/// Says that the device, or the session's pages, are online or away; gives what the user is with that.
+/// Sets the presence of the device or session; returns the user's presence.
 async fn presence(app: &App, caller: &Principal, item: &Value) -> Result<Value, Error> {
-    requests_of_presence::take(app, caller, form::<Declaration>(item)?.status).await
+    presence_routes::declare_status(app, caller, form::<Declaration>(item)?.status).await
 }
 
 #[derive(Deserialize)]
@@ -301,19 +229,19 @@ impl Message {
     }
 }
 
-/// Does what a user wants; gives the message as it is now.
-async fn by_user(app: &App, user: &WebPrincipal, item: &Value) -> Result<Option<Value>, Error> {
+/// Executes an item of a user; returns the message after it.
+async fn execute_for_user(app: &App, user: &WebPrincipal, item: &Value) -> Result<Option<Value>, Error> {
     let (messages, tenant, id) = (&app.messages, &user.tenant, user.user_id);
     let message = match type_of(item) {
         "message" => {
             let mut wanted: Message = form(item)?;
             match wanted.op.as_deref().unwrap_or("create") {
                 "create" if user.user_type != UserType::Web => {
-                    return Err(Error::new(Code::Forbidden, "this is for web users"));
+                    return Err(Error::new(Code::FORBIDDEN, "only web users may do this"));
                 }
-                "create" => requests::write(app, user, wanted.recipient_id, wanted.content).await?,
+                "create" => message_routes::create_message(app, user, wanted.recipient_id, wanted.content).await?,
                 "edit" => {
-                    let content = requests::checked_content(app, wanted.content.take())?;
+                    let content = message_routes::checked_content(app, wanted.content.take())?;
                     messages.edit(tenant, id, wanted.id()?, &content).await?
                 }
                 "delete" => {
@@ -324,13 +252,13 @@ async fn by_user(app: &App, user: &WebPrincipal, item: &Value) -> Result<Option<
             }
         }
         "read" => messages.mark_read(tenant, id, form::<Message>(item)?.id()?).await?,
-        "change" | "ack" => return Err(Error::new(Code::Forbidden, "this is for devices")),
+        "change" | "ack" => return Err(Error::new(Code::FORBIDDEN, "only devices may do this")),
         _ => return Err(unknown("message, read, presence")),
     };
     let message = serde_json::to_value(message);
     message
         .map(Some)
-        .map_err(|error| Error::internal(format!("a message is no JSON: {error}")))
+        .map_err(|error| Error::internal(format!("cannot serialize a message: {error}")))
 }
 
 #[derive(Deserialize)]
@@ -338,14 +266,14 @@ struct Acknowledgement {
     cursor: Option<String>,
 }
 
-/// Does what a device wants that is no upload.
-async fn by_device(app: &App, device: &DevicePrincipal, item: &Value) -> Result<(), Error> {
+/// Executes an item of a device that is not an upload.
+async fn execute_for_device(app: &App, device: &DevicePrincipal, item: &Value) -> Result<(), Error> {
     match type_of(item) {
         "ack" => {
             let cursor = required("cursor", form::<Acknowledgement>(item)?.cursor)?;
-            sync::take_acknowledgement(app, device, &cursor, pending_of(item)).await
+            Ok(app.incoming.acknowledge(device, &cursor, pending_of(item)).await?)
         }
-        // With an id it would be an upload.
+        // With an id it is part of an upload.
         "read" => Err(Error::invalid("message_id", "must be the id of a message")),
         _ => Err(unknown("message, change, read, ack, presence")),
     }

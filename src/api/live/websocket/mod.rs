@@ -1,14 +1,14 @@
-//! `/ws`: live events over a WebSocket (RFC 6455), and a way back for what its client does.
+//! `/ws`: live events over a WebSocket (RFC 6455), and items from its client.
 //!
 //! Events are those of [`crate::api::live::sse`], from the same loop and with the same ids, each a text frame of JSON; see
-//! [`crate::api::live`]. What comes from the client is carried out one frame after the other, and while one is under way
-//! none is read: TCP holds the rest back. The protocol itself, its frames, masks and closing handshake, is
-//! tungstenite's, which here reads from the bare socket and writes into a buffer.
+//! [`crate::api::live`]. Frames from the client are executed one after the other; while one is in progress, none is read and
+//! TCP applies backpressure. tungstenite implements the protocol itself, its frames, masks and closing handshake; it reads
+//! from the bare socket and writes to a buffer.
 //!
-//! Pages of other origins are refused unless the configuration names them. Nothing depends on it, since no cookie lets
-//! anybody in here and a page cannot know another's token or ticket; but what is refused needs no second thought.
+//! Pages of other origins are refused unless the configuration lists them. This is defense in depth: no cookie
+//! authenticates here, and a page cannot obtain the token or ticket of another.
 //!
-//! WebSockets over HTTP/2 (RFC 8441) are not offered; browsers then open an HTTP/1.1 connection by themselves.
+//! WebSockets over HTTP/2 (RFC 8441) are not supported; browsers then open an HTTP/1.1 connection.
 
 mod items;
 
@@ -33,16 +33,19 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error as Fault, Message, Utf8Bytes};
 
-use self::items::{Answer, Said};
+use self::items::Frame;
 use crate::api::App;
-use crate::api::auth::{Principal, unauthorized};
+use crate::api::admission::SESSION_ENDED;
+use crate::api::auth::Principal;
+use crate::api::error::unauthorized;
+use crate::api::item_body::ItemBody;
 use crate::api::live::event::Event;
-use crate::api::live::outlet::{EventSink, Received};
+use crate::api::live::event_sink::{EventSink, Received};
 use crate::api::live::{Live, Reader};
+use crate::api::request::Request;
 use crate::config::Config;
 use crate::decode::value::write_string;
 use crate::http::error::{Code, Error};
-use crate::http::request::Request;
 use crate::http::response::{self, Response};
 use crate::http::upgrade::Upgrade;
 use crate::http::wire::Wire;
@@ -53,26 +56,26 @@ const READ_BYTES: usize = 512;
 /// Messages, or portions of bytes, that are taken at once from one client.
 const MESSAGES_MAX: usize = 8;
 
-/// Heartbeats that may go by without a word from the client.
+/// Heartbeats without any frame from the client after which it is disconnected.
 const UNANSWERED_MAX: u32 = 2;
 
-/// Close code: the session was ended, the device revoked or the user disabled. Of the range for applications.
+/// Close code of the range for applications: the session was ended, the device revoked or the user disabled.
 const REVOKED: CloseCode = CloseCode::Library(4401);
 
 /// `GET /ws`.
 ///
 /// # Errors
-/// 400 for a bad id to resume from, 401 when the session was ended, 403 for a page of a wrong_type origin, 426 for what is no
-/// opening of a WebSocket, 503 while Redis is away.
+/// 400 for an invalid id to resume from, 401 if the session was ended, 403 for a page of another origin, 426 for a request
+/// that does not open a WebSocket.
 pub async fn open(app: Arc<App>, request: Request) -> Result<Response, Error> {
     check_origin(&app.config, &request)?;
-    let accept = opening(&request)?;
+    let accept = accept_key(&request)?;
     let caller = request.caller()?.clone();
     let reader = match &caller {
         Principal::Device(device) => Reader::Device(device.clone()),
         Principal::Web(user) => Reader::web(&app, user)
             .await?
-            .ok_or_else(|| unauthorized("this session was ended"))?,
+            .ok_or_else(|| unauthorized(SESSION_ENDED))?,
     };
     let live = Live::open(app.clone(), reader, &request).await?;
 
@@ -82,22 +85,22 @@ pub async fn open(app: Arc<App>, request: Request) -> Result<Response, Error> {
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-    let takeover = Upgrade::new(move |wire, first| live.run(Socket::new(app, caller, wire, first)));
-    response.extensions_mut().insert(takeover);
+    let upgrade = Upgrade::new(move |wire, first| live.run(Socket::new(app, caller, wire, first)));
+    response.extensions_mut().insert(upgrade);
     Ok(response)
 }
 
-/// Reads the opening handshake (RFC 6455, section 4.2.1) and gives what accepts it.
-fn opening(request: &Request) -> Result<HeaderValue, Error> {
+/// Checks the opening handshake (RFC 6455, section 4.2.1) and returns the key that accepts it.
+fn accept_key(request: &Request) -> Result<HeaderValue, Error> {
     let has = |name, token: &str| {
         request
             .header(name)
             .is_some_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
     };
-    let refused = |message: &str| Error::new(Code::UpgradeRequired, message);
+    let refused = |message: &str| Error::new(Code::UPGRADE_REQUIRED, message);
     if request.method != Method::GET || !has("connection", "upgrade") || !has("upgrade", "websocket") {
         return Err(refused(
-            "this is a WebSocket, which is opened by GET over HTTP/1.1 with Upgrade: websocket",
+            "open a WebSocket here: GET over HTTP/1.1 with Upgrade: websocket",
         ));
     }
     if request.header("sec-websocket-version") != Some("13") {
@@ -108,65 +111,66 @@ fn opening(request: &Request) -> Result<HeaderValue, Error> {
         .filter(|key| STANDARD.decode(key).is_ok_and(|bits| bits.len() == 16))
         .ok_or_else(|| Error::invalid("Sec-WebSocket-Key", "must be 16 bytes in base64"))?;
     HeaderValue::try_from(derive_accept_key(key.as_bytes()))
-        .map_err(|error| Error::internal(format!("an accepting header: {error}")))
+        .map_err(|error| Error::internal(format!("Sec-WebSocket-Accept: {error}")))
 }
 
-/// Refuses a page of a wrong_type origin (RFC 6455, section 10.2). What is no browser names none.
+/// Refuses pages of other origins (RFC 6455, section 10.2). Only browsers send an origin.
 fn check_origin(config: &Config, request: &Request) -> Result<(), Error> {
     let Some(origin) = request.headers.get(ORIGIN) else {
         return Ok(());
     };
     let origin = origin.to_str().unwrap_or_default();
     let host = request.header("host").unwrap_or_default();
-    match is_welcome(&config.server.cors_origins, &config.public_url(), host, origin) {
-        true => Ok(()),
-        false => Err(Error::new(
-            Code::Forbidden,
-            "pages of this origin are not served here; see `server.cors_origins`",
-        )),
+    if is_allowed(&config.server.cors_origins, &config.public_url(), host, origin) {
+        Ok(())
+    } else {
+        Err(Error::new(
+            Code::FORBIDDEN,
+            "the origin is not allowed; see `server.cors_origins`",
+        ))
     }
 }
 
-/// Whether an origin is one of those that are named, or this server's own, as the client or the configuration knows it.
-fn is_welcome(named: &[String], public_url: &str, host: &str, origin: &str) -> bool {
+/// Whether an origin is listed, or the server's own by the `Host` header or the public URL.
+fn is_allowed(listed: &[String], public_url: &str, host: &str, origin: &str) -> bool {
     let is_own = origin
         .split_once("://")
         .is_some_and(|(_, authority)| !authority.is_empty() && authority.eq_ignore_ascii_case(host));
     let is_public = public_url
         .strip_prefix(origin)
         .is_some_and(|rest| !origin.is_empty() && (rest.is_empty() || rest.starts_with('/')));
-    is_own || is_public || named.iter().any(|name| name == "*" || name == origin)
+    is_own || is_public || listed.iter().any(|name| name == "*" || name == origin)
 }
 
-type Work = Pin<Box<dyn Future<Output = Vec<Answer>> + Send>>;
+type Work = Pin<Box<dyn Future<Output = Vec<ItemBody>> + Send>>;
 
-/// A WebSocket, its client's events on their way out and its client's items on their way in.
+/// A WebSocket: sends events, receives items.
 struct Socket {
     app: Arc<App>,
     caller: Principal,
     wire: Wire,
     out: BytesMut,
     protocol: WebSocketContext,
-    /// Items that are under way; while there are some, nothing is read.
+    /// Items in progress; meanwhile no frame is read.
     work: Option<Work>,
-    /// Pings since the last word from the client.
+    /// Pings since the last frame of the client.
     unanswered: u32,
-    /// Why it is closed, when it is.
-    end: (CloseCode, &'static str),
-    /// There is nothing more to hear.
+    /// The code and reason of the closing frame.
+    close: (CloseCode, &'static str),
+    /// No more frames are read.
     is_done: bool,
-    /// What the client sends is no more understood.
+    /// The client violated the protocol.
     is_broken: bool,
     stage: Stage,
 }
 
-/// How far the closing has come.
+/// The progress of closing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// The last frame is written or on its way.
+    /// The closing frame is buffered or sent.
     Closing,
-    /// Nothing more is written, and what comes is thrown away.
+    /// Nothing more is written; received bytes are discarded.
     Shut,
 }
 
@@ -178,7 +182,7 @@ impl fmt::Debug for Socket {
     }
 }
 
-/// The connection as tungstenite sees it: a read takes what is there, a write always fits.
+/// The connection as tungstenite uses it: reads do not block, writes are buffered.
 struct Ends<'a, 'b> {
     from: Option<(&'a mut Wire, &'a mut Context<'b>)>,
     to: &'a mut BytesMut,
@@ -224,56 +228,58 @@ impl Socket {
             protocol: WebSocketContext::new(Role::Server, Some(settings)),
             work: None,
             unanswered: 0,
-            end: (CloseCode::Normal, ""),
+            close: (CloseCode::Normal, ""),
             is_done: false,
             is_broken: false,
             stage: Stage::Open,
         }
     }
 
-    /// Puts a frame behind what waits. Behind the closing frame there is none.
-    fn send(&mut self, message: Message) {
+    /// Buffers a frame. After the closing frame there are none.
+    fn send_frame(&mut self, message: Message) {
         let mut ends = Ends {
             from: None,
             to: &mut self.out,
         };
-        let _closed = self.protocol.write(&mut ends, message);
+        self.protocol.write(&mut ends, message).ok();
     }
 
-    fn answer(&mut self, answer: &Answer) {
-        self.app.metrics.http.item_answered(answer.status.as_str());
-        self.say("result", &json!(answer));
+    /// Sends the result of an item.
+    fn send_result(&mut self, result: &ItemBody) {
+        self.app.metrics.http.item_answered(result.status.as_str());
+        self.send_reply("result", json!(result));
     }
 
-    /// Says something that is no event of a stream.
-    fn say(&mut self, name: &str, data: &Value) {
-        self.send(Message::text(json!({"event": name, "data": data}).to_string()));
+    /// Sends a frame that is not an event of the stream.
+    fn send_reply(&mut self, name: &str, mut data: Value) {
+        data["type"] = name.into();
+        self.send_frame(Message::text(json!({"event": name, "data": data}).to_string()));
     }
 
-    /// Ends the conversation with a client that breaks the protocol in this way.
-    fn break_off(&mut self, code: CloseCode, reason: &'static str) -> Received {
+    /// Closes the connection of a client that violates the protocol.
+    fn fail(&mut self, code: CloseCode, reason: &'static str) -> Received {
         self.is_broken = true;
         self.finish(code, reason)
     }
 
-    /// Ends the conversation for this reason.
+    /// Closes the connection with this code and reason.
     fn finish(&mut self, code: CloseCode, reason: &'static str) -> Received {
-        self.end = (code, reason);
+        self.close = (code, reason);
         self.is_done = true;
         Received::Done
     }
 
-    /// Carries on with items that are under way, if there are any.
+    /// Continues the items in progress.
     fn poll_work(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if let Some(work) = &mut self.work {
-            let answers = ready!(work.as_mut().poll(context));
+            let results = ready!(work.as_mut().poll(context));
             self.work = None;
-            answers.iter().for_each(|answer| self.answer(answer));
+            results.iter().for_each(|result| self.send_result(result));
         }
         Poll::Ready(())
     }
 
-    /// The next message, if it is complete.
+    /// Reads the next message, if it is complete.
     fn read(&mut self, context: &mut Context<'_>) -> Result<Message, Fault> {
         let mut ends = Ends {
             from: Some((&mut self.wire, context)),
@@ -282,45 +288,45 @@ impl Socket {
         self.protocol.read(&mut ends)
     }
 
-    /// Takes in one message, if it is complete.
+    /// Receives one message, if it is complete.
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Option<Received>> {
         let message = match self.read(context) {
             Ok(message) => message,
             Err(Fault::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            // Both have said that they close.
+            // Both sides have closed.
             Err(Fault::ConnectionClosed) => return Poll::Ready(Some(self.finish(CloseCode::Normal, ""))),
             Err(Fault::Capacity(_)) => {
-                return Poll::Ready(Some(self.break_off(CloseCode::Size, "the message is too large")));
+                return Poll::Ready(Some(self.fail(CloseCode::Size, "the message is too large")));
             }
             Err(Fault::Utf8(_)) => {
-                return Poll::Ready(Some(self.break_off(CloseCode::Invalid, "a text must be UTF-8")));
+                return Poll::Ready(Some(self.fail(CloseCode::Invalid, "text must be UTF-8")));
             }
             Err(Fault::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
                 return Poll::Ready(Some(Received::Gone));
             }
             Err(Fault::Protocol(_)) => {
-                return Poll::Ready(Some(self.break_off(CloseCode::Protocol, "that is not RFC 6455")));
+                return Poll::Ready(Some(self.fail(CloseCode::Protocol, "protocol error (RFC 6455)")));
             }
             Err(_) => return Poll::Ready(Some(Received::Gone)),
         };
         self.unanswered = 0;
         Poll::Ready(match message {
-            Message::Text(text) => self.take(&text),
+            Message::Text(text) => self.receive(&text),
             Message::Binary(_) => {
-                self.refuse(&Error::new(Code::ValidationError, "a frame must be text: JSON"));
+                self.refuse(&Error::new(Code::VALIDATION_ERROR, "a frame must be JSON text"));
                 None
             }
-            // Answers to both are on their way by themselves.
+            // tungstenite responds to pings and closing frames.
             Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => None,
         })
     }
 
-    fn take(&mut self, text: &str) -> Option<Received> {
-        match items::read(text, self.app.config.websocket.items_max) {
-            Ok(Said::Resume(cursor)) => return Some(Received::Resume(cursor)),
-            Ok(Said::Ping(id)) => self.say("pong", &json!({"type": "pong", "id": id})),
-            Ok(Said::Items(items)) => {
-                let work = items::carry_out(self.app.clone(), self.caller.clone(), items);
+    fn receive(&mut self, text: &str) -> Option<Received> {
+        match items::parse(text, self.app.config.websocket.items_max) {
+            Ok(Frame::Resume(cursor)) => return Some(Received::Resume(cursor)),
+            Ok(Frame::Ping(id)) => self.send_reply("pong", json!({"id": id})),
+            Ok(Frame::Items(items)) => {
+                let work = items::execute(self.app.clone(), self.caller.clone(), items);
                 self.work = Some(Box::pin(work));
             }
             Err(error) => self.refuse(&error),
@@ -332,10 +338,10 @@ impl Socket {
 impl EventSink for Socket {
     fn begin(&mut self, _retry: Duration) {}
 
-    fn put(&mut self, event: &Event<'_>) {
+    fn send(&mut self, event: &Event<'_>) {
         match event.name {
-            "revoked" => self.end = (REVOKED, "revoked"),
-            "bye" => self.end = (CloseCode::Restart, "the server goes away"),
+            "revoked" => self.close = (REVOKED, "revoked"),
+            "bye" => self.close = (CloseCode::Restart, "the server shuts down"),
             _ => {}
         }
         let mut text = Vec::with_capacity(event.data.len() + 192);
@@ -349,12 +355,12 @@ impl EventSink for Socket {
         text.extend_from_slice(event.data.as_bytes());
         text.push(b'}');
         if let Ok(text) = Utf8Bytes::try_from(text) {
-            self.send(Message::Text(text));
+            self.send_frame(Message::Text(text));
         }
     }
 
     fn heartbeat(&mut self) {
-        // Its answers would not be heard while items are under way.
+        // Pongs are not read while items are in progress.
         if self.work.is_some() {
             return;
         }
@@ -363,32 +369,32 @@ impl EventSink for Socket {
             return;
         }
         self.unanswered += 1;
-        self.send(Message::Ping(Bytes::new()));
+        self.send_frame(Message::Ping(Bytes::new()));
     }
 
     fn refuse(&mut self, error: &Error) {
-        self.answer(&Answer::refused(Value::Null, error));
+        self.send_result(&ItemBody::failed(Value::Null, error));
     }
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.wire.poll_write(context, &mut self.out)
     }
 
-    fn poll_hear(&mut self, context: &mut Context<'_>) -> Poll<Received> {
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Received> {
         if self.is_done {
             return Poll::Ready(Received::Done);
         }
         for _ in 0..MESSAGES_MAX {
             ready!(self.poll_work(context));
-            // Who does not take what it is told is not listened to.
+            // Frames are read only after results are written.
             if ready!(self.poll_flush(context)).is_err() {
                 return Poll::Ready(Received::Gone);
             }
-            if let Some(heard) = ready!(self.poll_message(context)) {
-                return Poll::Ready(heard);
+            if let Some(received) = ready!(self.poll_message(context)) {
+                return Poll::Ready(received);
             }
         }
-        // Others come first: a client could go on for ever.
+        // Yields to other tasks: a client could send without end.
         context.waker().wake_by_ref();
         Poll::Pending
     }
@@ -396,18 +402,18 @@ impl EventSink for Socket {
     fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_work(context));
         if self.stage == Stage::Open {
-            let (code, reason) = self.end;
+            let (code, reason) = self.close;
             let frame = CloseFrame {
                 code,
                 reason: reason.into(),
             };
-            self.send(Message::Close(Some(frame)));
+            self.send_frame(Message::Close(Some(frame)));
             self.stage = Stage::Closing;
         }
         ready!(self.poll_flush(context))?;
         for _ in 0..MESSAGES_MAX {
             match self.stage {
-                // The client's own closing frame comes behind what it had sent before.
+                // The client's closing frame follows what it had sent before.
                 Stage::Closing if !self.is_broken => match self.read(context) {
                     Ok(_) => {}
                     Err(Fault::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
@@ -417,7 +423,7 @@ impl EventSink for Socket {
                     ready!(self.wire.poll_close(context))?;
                     self.stage = Stage::Shut;
                 }
-                // Unread bytes would make the connection's end overtake the last frame.
+                // Closing a socket with unread bytes could lose the last frame.
                 Stage::Shut => {
                     let mut bytes = [0; READ_BYTES];
                     let mut bytes = ReadBuf::new(&mut bytes);
@@ -442,18 +448,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_of_this_server_and_of_named_origins_are_welcome() {
-        let named = ["https://app.example.com".to_owned()];
-        let is_welcome = |origin: &str| is_welcome(&named, "https://sync.example.com/base", "127.0.0.1:8080", origin);
+    fn own_and_listed_origins_are_allowed() {
+        let listed = ["https://app.example.com".to_owned()];
+        let is_allowed = |origin: &str| is_allowed(&listed, "https://sync.example.com/base", "127.0.0.1:8080", origin);
         for own in [
             "http://127.0.0.1:8080",
             "https://127.0.0.1:8080",
             "https://sync.example.com",
             "https://app.example.com",
         ] {
-            assert!(is_welcome(own), "{own}");
+            assert!(is_allowed(own), "{own}");
         }
-        for wrong_type in [
+        for other in [
             "",
             "null",
             "http://",
@@ -464,8 +470,8 @@ mod tests {
             "http://app.example.com",
             "https://evil.example",
         ] {
-            assert!(!is_welcome(wrong_type), "{wrong_type}");
+            assert!(!is_allowed(other), "{other}");
         }
-        assert!(super::is_welcome(&["*".to_owned()], "", "", "https://anybody.example"));
+        assert!(super::is_allowed(&["*".to_owned()], "", "", "https://any.example"));
     }
 }

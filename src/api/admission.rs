@@ -1,0 +1,177 @@
+//! Admission: whether a request may use its route.
+//!
+//! An access token is a JWT and contains dots; a device token has none. So one `Authorization: Bearer` header serves both,
+//! and a device sends `X-Device-ID` beside it. A stream can be opened by a ticket instead, see [`super::tickets`].
+
+use hyper::header::HeaderMap;
+
+use super::App;
+use super::auth::Principal;
+use super::error::unauthorized;
+use super::routes::{Access, Route};
+use super::tickets;
+use crate::accounts::tickets::Stream;
+use crate::accounts::users::UserType;
+use crate::config::DeviceAuth;
+use crate::http::error::{Code, Error};
+use crate::http::query::Query;
+use crate::http::request::header;
+use crate::http::routes::Params;
+
+/// The outcome of an admission.
+pub(crate) enum Admission {
+    Admitted(Option<Principal>),
+    /// The device asks for its stream, but was revoked.
+    Revoked,
+}
+
+/// Decides whether a request may use a route.
+///
+/// # Errors
+/// 401 without valid credentials of the right kind, 403 for the wrong kind of user.
+pub(crate) async fn admit(
+    app: &App,
+    route: &Route,
+    headers: &HeaderMap,
+    params: &Params,
+    query: &Query,
+) -> Result<Admission, Error> {
+    let stream = tickets::stream_of(route, params);
+    let ticket = query.get("ticket").zip(stream.as_ref());
+    let principal = match authenticate(app, route.access, headers, ticket).await {
+        Err(error)
+            if error.code == Code::UNAUTHORIZED
+                && ticket.is_none()
+                && matches!(stream, Some(Stream::Mobile(_)))
+                && was_revoked(app, headers).await =>
+        {
+            return Ok(Admission::Revoked);
+        }
+        authenticated => authenticated?,
+    };
+    // Streams report an ended session in their own form, and session routes check it themselves.
+    if let Some(Principal::Web(user)) = &principal
+        && stream.is_none()
+        && route.access != Access::User
+        && app.sessions.is_known_ended(user.session)
+    {
+        return Err(unauthorized(SESSION_ENDED));
+    }
+    Ok(Admission::Admitted(principal))
+}
+
+pub(crate) const SESSION_ENDED: &str = "the session was ended; log in again";
+
+/// Authenticates a request to a route. A ticket for the route's stream takes precedence over headers.
+///
+/// # Errors
+/// 401 without valid credentials of the right kind, 403 for the wrong kind of user.
+async fn authenticate(
+    app: &App,
+    access: Access,
+    headers: &HeaderMap,
+    ticket: Option<(&str, &Stream)>,
+) -> Result<Option<Principal>, Error> {
+    if access == Access::Public {
+        return Ok(None);
+    }
+    let principal = match ticket {
+        Some((ticket, stream)) => tickets::redeem(app, ticket, stream).await?,
+        None => identify(app, access, headers).await?,
+    };
+    match (access, &principal) {
+        (Access::Device, Principal::Web(_)) => {
+            Err(unauthorized(required_credentials(access, app.config.auth.device_auth)))
+        }
+        (Access::Web, Principal::Device(_)) => Err(Error::new(Code::FORBIDDEN, "only web users may do this")),
+        (Access::User, Principal::Device(_)) => Err(Error::new(
+            Code::FORBIDDEN,
+            "only users with an access token may do this",
+        )),
+        (Access::Web, Principal::Web(user)) if user.user_type != UserType::Web => {
+            Err(Error::new(Code::FORBIDDEN, "only web users may do this"))
+        }
+        _ => Ok(Some(principal)),
+    }
+}
+
+/// Whether the headers are those of a device that was revoked, or whose user was disabled or deleted. Its stream responds
+/// with 204, which stops an EventSource from reconnecting.
+async fn was_revoked(app: &App, headers: &HeaderMap) -> bool {
+    match (bearer(headers), header(headers, "x-device-id")) {
+        (Ok(Some(token)), Some(device_id)) => app.devices.has_known(device_id, token).await.unwrap_or(false),
+        _ => false,
+    }
+}
+
+/// The principal that the headers identify.
+async fn identify(app: &App, access: Access, headers: &HeaderMap) -> Result<Principal, Error> {
+    let bearer = bearer(headers)?;
+    let device_id = header(headers, "x-device-id");
+    match (bearer, device_id) {
+        (Some(token), _) if token.contains('.') => {
+            let user = app.tokens.check(token)?;
+            if let Some(device_id) = &user.device_id {
+                app.devices.check_bound(&user.tenant, user.user_id, device_id).await?;
+            }
+            Ok(Principal::Web(user))
+        }
+        (token, Some(device_id)) if token.is_some() || app.config.auth.device_auth == DeviceAuth::Id => {
+            let tenant = header(headers, "x-tenant");
+            Ok(Principal::Device(
+                app.devices.authenticate(tenant, device_id, token).await?,
+            ))
+        }
+        (Some(_), None) if matches!(access, Access::Device | Access::Any) => {
+            Err(unauthorized("the header X-Device-ID is required"))
+        }
+        (Some(_), None) => Err(unauthorized("the access token is not valid")),
+        (None, _) => Err(unauthorized(required_credentials(access, app.config.auth.device_auth))),
+        (Some(_), Some(_)) => Err(unauthorized("the credentials are not valid")),
+    }
+}
+
+fn required_credentials(access: Access, mode: DeviceAuth) -> &'static str {
+    match (access, mode) {
+        (Access::Device, DeviceAuth::Token) => {
+            "device credentials are required: the headers X-Device-ID and Authorization: Bearer <device_token>"
+        }
+        (Access::Device, DeviceAuth::Id) => "device credentials are required: the header X-Device-ID",
+        _ => "credentials are required: the header Authorization: Bearer <token>",
+    }
+}
+
+/// The token of an `Authorization: Bearer` header.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Error> {
+    let Some(value) = headers.get(hyper::header::AUTHORIZATION) else {
+        return Ok(None);
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty())
+        .map(|(_, token)| Some(token.trim()))
+        .ok_or_else(|| unauthorized("the header Authorization must be: Bearer <token>"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bearer_token_is_parsed() {
+        let with = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", value.parse().expect("a header"));
+            bearer(&headers)
+                .map(|token| token.map(str::to_owned))
+                .map_err(|error| error.code)
+        };
+        assert_eq!(with("Bearer abc"), Ok(Some("abc".into())));
+        assert_eq!(with("bearer  abc"), Ok(Some("abc".into())));
+        for bad in ["Bearer", "Bearer ", "Basic abc", "abc"] {
+            assert_eq!(with(bad), Err(Code::UNAUTHORIZED), "{bad}");
+        }
+    }
+}

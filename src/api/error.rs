@@ -1,0 +1,201 @@
+//! Which status and code each error of a feature is sent with. No other file maps them.
+
+use hyper::StatusCode;
+
+use crate::feature;
+use crate::http::error::{Code, Error};
+use crate::live::presence;
+use crate::postgres;
+use crate::redis::store;
+use crate::sync::incoming;
+use crate::sync::outgoing::ItemCode;
+use crate::telemetry;
+
+/// The codes of the API; plumbing has its own.
+impl Code {
+    pub const EMPTY_MESSAGE: Self = Self::new("EMPTY_MESSAGE", StatusCode::BAD_REQUEST);
+    /// A malformed cursor, or one of another reader.
+    pub const INVALID_CURSOR: Self = Self::new("INVALID_CURSOR", StatusCode::BAD_REQUEST);
+    pub const UNAUTHORIZED: Self = Self::new("UNAUTHORIZED", StatusCode::UNAUTHORIZED);
+    pub const FORBIDDEN: Self = Self::new("FORBIDDEN", StatusCode::FORBIDDEN);
+    pub const INVALID_RECIPIENT: Self = Self::new("INVALID_RECIPIENT", StatusCode::NOT_FOUND);
+    pub const CONFLICT: Self = Self::new("CONFLICT", StatusCode::CONFLICT);
+    pub const PRECONDITION_FAILED: Self = Self::new("PRECONDITION_FAILED", StatusCode::PRECONDITION_FAILED);
+    pub const PRECONDITION_REQUIRED: Self = Self::new("PRECONDITION_REQUIRED", StatusCode::PRECONDITION_REQUIRED);
+    pub const UPGRADE_REQUIRED: Self = Self::new("UPGRADE_REQUIRED", StatusCode::UPGRADE_REQUIRED);
+    pub const RATE_LIMITED: Self = Self::new("RATE_LIMITED", StatusCode::TOO_MANY_REQUESTS);
+    pub const DATABASE_ERROR: Self = Self::new("DATABASE_ERROR", StatusCode::SERVICE_UNAVAILABLE);
+    pub const REDIS_ERROR: Self = Self::new("REDIS_ERROR", StatusCode::SERVICE_UNAVAILABLE);
+    /// The stream cannot be read now.
+    pub const SYNC_ERROR: Self = Self::new("SYNC_ERROR", StatusCode::SERVICE_UNAVAILABLE);
+    pub const TENANT_PAUSED: Self = Self::new("TENANT_PAUSED", StatusCode::SERVICE_UNAVAILABLE);
+    pub const TIMEOUT: Self = Self::new("TIMEOUT", StatusCode::SERVICE_UNAVAILABLE);
+
+    pub const ALL: [Self; 21] = [
+        Self::VALIDATION_ERROR,
+        Self::EMPTY_MESSAGE,
+        Self::INVALID_CURSOR,
+        Self::UNAUTHORIZED,
+        Self::FORBIDDEN,
+        Self::NOT_FOUND,
+        Self::INVALID_RECIPIENT,
+        Self::METHOD_NOT_ALLOWED,
+        Self::CONFLICT,
+        Self::PRECONDITION_FAILED,
+        Self::PRECONDITION_REQUIRED,
+        Self::PAYLOAD_TOO_LARGE,
+        Self::UNSUPPORTED_MEDIA_TYPE,
+        Self::UPGRADE_REQUIRED,
+        Self::RATE_LIMITED,
+        Self::INTERNAL_ERROR,
+        Self::DATABASE_ERROR,
+        Self::REDIS_ERROR,
+        Self::SYNC_ERROR,
+        Self::TENANT_PAUSED,
+        Self::TIMEOUT,
+    ];
+}
+
+impl From<ItemCode> for Code {
+    fn from(code: ItemCode) -> Self {
+        match code {
+            ItemCode::Invalid => Self::VALIDATION_ERROR,
+            ItemCode::EmptyMessage => Self::EMPTY_MESSAGE,
+            ItemCode::InvalidRecipient => Self::INVALID_RECIPIENT,
+            ItemCode::Forbidden => Self::FORBIDDEN,
+            ItemCode::NotFound => Self::NOT_FOUND,
+            ItemCode::Conflict => Self::CONFLICT,
+            ItemCode::Unavailable => Self::SYNC_ERROR,
+        }
+    }
+}
+
+pub(crate) fn unauthorized(message: &str) -> Error {
+    Error::new(Code::UNAUTHORIZED, message)
+}
+
+fn redis_unavailable(cause: &dyn std::error::Error) -> Error {
+    Error::new(Code::REDIS_ERROR, "Redis is unavailable; try again in a moment").caused_by(cause)
+}
+
+impl From<feature::Error> for Error {
+    fn from(error: feature::Error) -> Self {
+        use feature::Error as Feature;
+        let text = error.to_string();
+        match error {
+            Feature::Invalid { field, message } => Self::invalid(field, message),
+            Feature::TooLarge { field, bytes_max } => Self::new(Code::PAYLOAD_TOO_LARGE, text)
+                .with("field", field)
+                .with("bytes_max", bytes_max),
+            Feature::EmptyMessage => Self::new(Code::EMPTY_MESSAGE, text).with("field", "content"),
+            Feature::InvalidRecipient => Self::new(Code::INVALID_RECIPIENT, text).with("field", "recipient_id"),
+            Feature::NotFound(_) => Self::new(Code::NOT_FOUND, text),
+            Feature::Forbidden(_) => Self::new(Code::FORBIDDEN, text),
+            Feature::Unauthorized(_) => Self::new(Code::UNAUTHORIZED, text),
+            Feature::Conflict(_) => Self::new(Code::CONFLICT, text),
+            Feature::Busy(_) => Self::new(Code::RATE_LIMITED, text),
+            Feature::Limited(wait) => {
+                // Rounded up: an earlier attempt would be refused again.
+                let seconds = wait.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX);
+                Self {
+                    retry_after_seconds: Some(seconds),
+                    ..Self::new(Code::RATE_LIMITED, text)
+                }
+            }
+            Feature::Redis(error) => redis_unavailable(&error),
+            Feature::Database(error) => error.into(),
+            Feature::Internal(cause) => Self::internal(cause),
+        }
+    }
+}
+
+impl From<postgres::Error> for Error {
+    fn from(error: postgres::Error) -> Self {
+        match error {
+            error if error.is_retryable() => Self {
+                cause: Some(error.to_string()),
+                ..Self::new(
+                    Code::DATABASE_ERROR,
+                    "the database is unavailable; try again in a moment",
+                )
+            },
+            other => {
+                let mut cause = telemetry::chain(&other);
+                if let postgres::Error::Statement(inner) = &other
+                    && let Some(refusal) = inner.as_db_error()
+                {
+                    cause = format!("{cause} (SQLSTATE {})", refusal.code().code());
+                }
+                Self::internal(cause)
+            }
+        }
+    }
+}
+
+impl From<presence::Error> for Error {
+    fn from(error: presence::Error) -> Self {
+        redis_unavailable(&error)
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        let (code, text) = match &error {
+            store::Error::Redis(_) | store::Error::WrongType { .. } => return redis_unavailable(&error),
+            store::Error::Paused => (
+                Code::TENANT_PAUSED,
+                "this tenant is paused; pending changes are delivered when it resumes",
+            ),
+            store::Error::Stopped => (
+                Code::SYNC_ERROR,
+                "the user's stream is stopped; an operator must repair it",
+            ),
+            store::Error::NoCheckpoint | store::Error::NotPublished => (
+                Code::SYNC_ERROR,
+                "the replicator has not published anything yet; try again in a moment",
+            ),
+        };
+        Self::new(code, text).caused_by(&error)
+    }
+}
+
+impl From<incoming::Error> for Error {
+    fn from(error: incoming::Error) -> Self {
+        let text = error.to_string();
+        match error {
+            incoming::Error::InvalidCursor(_) => Self::new(Code::INVALID_CURSOR, text).with("field", "cursor"),
+            incoming::Error::Store(error) => error.into(),
+            incoming::Error::Feature(error) => error.into(),
+            incoming::Error::Snapshot(cause) => Self {
+                cause: Some(cause),
+                ..Self::new(Code::SYNC_ERROR, "a snapshot cannot start now; try again in a moment")
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::RETRY_AFTER;
+
+    use super::*;
+
+    #[test]
+    fn retryable_codes_are_429_and_503_and_set_retry_after() {
+        for code in Code::ALL {
+            let is_retryable = matches!(code.status().as_u16(), 429 | 503);
+            assert_eq!(code.is_retryable(), is_retryable, "{code:?}");
+            let response = Error::new(code, "text").into_response("r1");
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), is_retryable, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn unavailable_database_sets_retry_after_and_hides_its_cause() {
+        let error = Error::from(postgres::Error::unavailable("host 10.0.0.1 refused"));
+        assert!(!error.message.contains("10.0.0.1"));
+        let response = error.into_response("r1");
+        assert_eq!(response.status(), 503);
+        assert!(response.headers().contains_key(RETRY_AFTER));
+    }
+}

@@ -1,0 +1,187 @@
+//! The API as the server's service. Each request is routed, admitted, handled, finished and logged here.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use hyper::Method;
+use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderValue};
+use tracing::Instrument as _;
+
+use super::App;
+use super::admission::{Admission, admit};
+use super::auth::Principal;
+use super::health::Diagnostics;
+use super::request::Request;
+use super::request_log::{Failure, RequestRecord, Target};
+use super::routes::{self, Handler, HandlerFuture, Route};
+use crate::http::address;
+use crate::http::error::{Code, Error};
+use crate::http::query::Query;
+use crate::http::request::drain;
+use crate::http::request_id::X_REQUEST_ID;
+use crate::http::response::{self, Response};
+use crate::http::routes::{Params, Router};
+use crate::http::security_headers;
+use crate::http::server;
+use crate::telemetry::traces;
+
+/// The API, or only its diagnostics.
+#[derive(Debug)]
+pub struct Service {
+    diagnostics: Arc<Diagnostics>,
+    /// `None` in roles that serve diagnostics only.
+    app: Option<Arc<App>>,
+    router: Router<&'static Route>,
+}
+
+/// A handler and its state.
+enum Call {
+    Api(fn(Arc<App>, Request) -> HandlerFuture, Arc<App>),
+    Diagnostics(fn(Arc<Diagnostics>, Request) -> HandlerFuture, Arc<Diagnostics>),
+    /// 204: the device was revoked and must not reconnect.
+    NoContent,
+}
+
+impl Call {
+    async fn run(self, request: Request) -> Result<Response, Error> {
+        match self {
+            Self::Api(handler, app) => handler(app, request).await,
+            Self::Diagnostics(handler, diagnostics) => handler(diagnostics, request).await,
+            Self::NoContent => Ok(response::no_content()),
+        }
+    }
+}
+
+/// What the head of a request determines.
+struct Routed {
+    route: &'static Route,
+    params: Params,
+    query: Query,
+}
+
+impl server::Service for Service {
+    async fn respond(&self, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
+        let mut record = RequestRecord::begin(&request, peer);
+        // Every log line of this request contains its id.
+        let span = tracing::info_span!("request", request_id = record.id);
+        let handling = self.handle(request, peer, &record.id, &mut record.target);
+        let handling = traces::Request::within(record.trace.as_ref(), handling.instrument(span));
+        let result = AssertUnwindSafe(handling)
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| Err(Error::internal("a handler panicked; the log above shows the panic")));
+        let (mut response, failure) = match result {
+            Ok(response) => (response, None),
+            Err(mut error) => {
+                let failure = Failure::of(&mut error);
+                (error.into_response(&record.id), Some(failure))
+            }
+        };
+        let headers = response.headers_mut();
+        if let Ok(id) = HeaderValue::try_from(&record.id) {
+            headers.insert(X_REQUEST_ID, id);
+        }
+        security_headers::add(headers, self.diagnostics.config.server.is_secure());
+        record.finish(&self.diagnostics.metrics, &response, failure.as_ref());
+        response
+    }
+}
+
+impl Service {
+    /// # Errors
+    /// When two paths of the route table collide.
+    pub fn new(diagnostics: Arc<Diagnostics>, app: Option<Arc<App>>) -> Result<Self, matchit::InsertError> {
+        Ok(Self {
+            router: routes::router(app.is_some())?,
+            diagnostics,
+            app,
+        })
+    }
+
+    /// Routes, admits and runs a request within `server.request_timeout_seconds`. The limit applies until the response
+    /// begins: a body that streams may continue.
+    async fn handle(
+        &self,
+        request: hyper::Request<Incoming>,
+        peer: SocketAddr,
+        id: &str,
+        target: &mut Target,
+    ) -> Result<Response, Error> {
+        let timeout = Duration::from_secs(self.diagnostics.config.server.request_timeout_seconds);
+        let work = self.run(request, peer, id, target);
+        tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+            let text = format!("the request took longer than {} s", timeout.as_secs());
+            Err(Error::new(Code::TIMEOUT, text))
+        })
+    }
+
+    async fn run(
+        &self,
+        request: hyper::Request<Incoming>,
+        peer: SocketAddr,
+        id: &str,
+        target: &mut Target,
+    ) -> Result<Response, Error> {
+        let (head, body) = request.into_parts();
+        let admitted = match self.route(&head, target) {
+            Ok(routed) => self
+                .admit(&routed, &head.headers)
+                .await
+                .map(|(call, principal)| (call, principal, routed)),
+            Err(error) => Err(error),
+        };
+        let (call, principal, routed) = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                drain(body, &head.headers).await;
+                return Err(error);
+            }
+        };
+        target.principal.clone_from(&principal);
+        let trusted = &self.diagnostics.config.server.trusted_proxies;
+        let mut request = Request {
+            address: address::client(peer.ip(), &head.headers, trusted),
+            method: head.method,
+            headers: head.headers,
+            query: routed.query,
+            principal,
+            id: id.to_owned(),
+            params: routed.params,
+            body: Some(body),
+            metrics: self.diagnostics.metrics.clone(),
+        };
+        // The handlers of these methods read no body, and closing a connection with unread bytes could lose the response.
+        if matches!(request.method, Method::GET | Method::HEAD | Method::DELETE)
+            && let Some(body) = request.body.take()
+        {
+            drain(body, &request.headers).await;
+        }
+        call.run(request).await
+    }
+
+    fn route(&self, head: &hyper::http::request::Parts, target: &mut Target) -> Result<Routed, Error> {
+        let (route, params) = self.router.find(&head.method, head.uri.path())?;
+        target.pattern = route.path;
+        let query = Query::parse(head.uri.query().unwrap_or_default())?;
+        Ok(Routed { route, params, query })
+    }
+
+    async fn admit(&self, routed: &Routed, headers: &HeaderMap) -> Result<(Call, Option<Principal>), Error> {
+        let Routed { route, params, query } = routed;
+        let (handler, app) = match (route.handler, &self.app) {
+            (Handler::Diagnostics(handler), _) => {
+                return Ok((Call::Diagnostics(handler, self.diagnostics.clone()), None));
+            }
+            (Handler::Api(handler), Some(app)) => (handler, app),
+            (Handler::Api(_), None) => return Err(Error::internal("the router returned a route that is not served")),
+        };
+        Ok(match admit(app, route, headers, params, query).await? {
+            Admission::Admitted(principal) => (Call::Api(handler, app.clone()), principal),
+            Admission::Revoked => (Call::NoContent, None),
+        })
+    }
+}
