@@ -22,7 +22,7 @@ pub struct WebPrincipal {
     pub device_id: Option<String>,
 }
 
-/// Who sends a request.
+/// The sender of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
     Web(WebPrincipal),

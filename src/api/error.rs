@@ -96,7 +96,7 @@ impl From<feature::Error> for Error {
             Feature::Busy(_) => Self::new(Code::RATE_LIMITED, text),
             Feature::Limited(wait) => {
                 // Rounded up: an earlier attempt would be refused again.
-                let seconds = wait.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX);
+                let seconds = wait.as_millis().div_ceil(1000).try_into().unwrap_or(u32::MAX);
                 Self {
                     retry_after_seconds: Some(seconds),
                     ..Self::new(Code::RATE_LIMITED, text)
@@ -113,7 +113,7 @@ impl From<postgres::Error> for Error {
     fn from(error: postgres::Error) -> Self {
         match error {
             error if error.is_retryable() => Self {
-                cause: Some(error.to_string()),
+                cause: Some(error.to_string().into()),
                 ..Self::new(
                     Code::DATABASE_ERROR,
                     "the database is unavailable; try again in a moment",
@@ -167,7 +167,7 @@ impl From<incoming::Error> for Error {
             incoming::Error::Store(error) => error.into(),
             incoming::Error::Feature(error) => error.into(),
             incoming::Error::Snapshot(cause) => Self {
-                cause: Some(cause),
+                cause: Some(cause.into()),
                 ..Self::new(Code::SYNC_ERROR, "a snapshot cannot start now; try again in a moment")
             },
         }

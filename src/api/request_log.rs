@@ -36,7 +36,7 @@ pub(crate) struct Target {
 /// What is logged of an error.
 pub(crate) struct Failure {
     code: &'static str,
-    cause: Option<String>,
+    cause: Option<Box<str>>,
     backtrace: Option<String>,
 }
 

@@ -59,11 +59,11 @@ pub struct Error {
     /// The allowed methods, for 405.
     pub allow: Option<Box<str>>,
     /// The cause, for the log.
-    pub cause: Option<String>,
+    pub cause: Option<Box<str>>,
     /// Where an internal error was raised, for the log, if backtraces are enabled.
     pub backtrace: Option<Box<std::backtrace::Backtrace>>,
     /// Seconds to wait before the next attempt, if known.
-    pub retry_after_seconds: Option<u64>,
+    pub retry_after_seconds: Option<u32>,
 }
 
 impl Error {
@@ -85,7 +85,7 @@ impl Error {
     }
 
     /// 500; the cause is logged, the client gets the request id only.
-    pub fn internal(cause: impl Into<String>) -> Self {
+    pub fn internal(cause: impl Into<Box<str>>) -> Self {
         Self {
             cause: Some(cause.into()),
             backtrace: telemetry::backtrace(),
@@ -99,7 +99,7 @@ impl Error {
     /// Adds the cause, for the log.
     #[must_use]
     pub fn caused_by(mut self, cause: &dyn std::error::Error) -> Self {
-        self.cause = Some(telemetry::chain(cause));
+        self.cause = Some(telemetry::chain(cause).into());
         self
     }
 

@@ -50,10 +50,10 @@ use crate::http::response::{self, Response};
 use crate::http::upgrade::Upgrade;
 use crate::http::wire::Wire;
 
-/// What is read at once. A connection keeps a buffer of it, and most say nothing most of the time.
+/// Size of the read buffer. Every connection has one, and most connections are idle.
 const READ_BYTES: usize = 512;
 
-/// Messages, or portions of bytes, that are taken at once from one client.
+/// Messages, or chunks of bytes, received from one client before other tasks run.
 const MESSAGES_MAX: usize = 8;
 
 /// Heartbeats without any frame from the client after which it is disconnected.
