@@ -1,10 +1,13 @@
--- Every table of a tenant, and whether a publication has it. A partition is published by its root, and only named here
--- when it has not the replica identity that it should, which each has for itself. $1 text: publication.
+-- The tables of one tenant or of all, and whether a publication contains them. A partition is published through its root; it
+-- appears here only when its replica identity is wrong, which each partition has for itself. The identity must be FULL, so
+-- that the log carries whole old rows; with virtual generated columns (Postgres 18), which are never published, it must not
+-- be FULL, because updates of the table would fail. $1 text: publication; $2 text: schema, null for all tenants.
 SELECT tenant.name AS tenant, schema.nspname::text AS schema, class.relname::text AS name,
        class.relispartition OR published.tablename IS NOT NULL AS is_published,
        CASE class.relreplident WHEN 'f' THEN 'full' WHEN 'i' THEN 'index' WHEN 'n' THEN 'nothing' ELSE 'default' END
            AS identity,
        virtual.has AS has_virtual_columns,
+       class.relpersistence = 'p' AS is_permanent,
        pg_has_role(class.relowner, 'USAGE') AS is_ours
 FROM posduif.tenants tenant
 JOIN pg_catalog.pg_namespace schema ON schema.nspname = tenant.schema_name
@@ -18,6 +21,6 @@ CROSS JOIN LATERAL (
 LEFT JOIN pg_catalog.pg_publication_tables published
     ON published.pubname = $1 AND published.schemaname = schema.nspname AND published.tablename = class.relname
 WHERE class.relkind IN ('r', 'p')
-  AND class.relpersistence = 'p'
   AND (NOT class.relispartition OR (class.relreplident = 'f') = virtual.has)
+  AND ($2::text IS NULL OR schema.nspname = $2)
 ORDER BY tenant.name, class.relname

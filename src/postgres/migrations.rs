@@ -1,11 +1,11 @@
 //! Schema versions. The control schema `posduif` and each tenant's schema have their own numbered migrations and their
-//! own version, kept in `posduif.schema_migrations`, which exists before any migration.
+//! own version in `posduif.schema_migrations`, which exists before any migration.
 //!
-//! Each migration runs in one transaction together with its version, so a schema is at one version or at the other.
-//! `dirty`, golang-migrate's word for "failed half-way", is therefore never set from here; a version that somebody
-//! else left dirty stops `up` and `down` until `force` says what is true.
+//! Each migration runs in one transaction together with the update of the version. `dirty`, golang-migrate's mark of a
+//! migration that failed half-way, is therefore never set by Posduif; a version that another tool left dirty stops `up` and
+//! `down` until `force` corrects it.
 //!
-//! All work on schemas happens under one advisory lock: any number of engines may start at once.
+//! All work on schemas holds one advisory lock: any number of engines may start at the same time.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -29,64 +29,81 @@ pub const CONTROL_SCHEMA: &str = "posduif";
 /// Key of the advisory lock over all work on schemas ("posduif" and a 1, as a number).
 const LOCK: i64 = 0x706f_7364_7569_6601;
 
-/// One step of a schema, and the way back.
+/// One step of a schema, and its rollback.
 #[derive(Debug)]
 struct Migration {
     number: i32,
     name: &'static str,
     up: &'static str,
     down: &'static str,
+    /// The tables that it creates.
+    tables: &'static [&'static str],
+    /// The columns that it adds to tables of earlier migrations.
+    columns: &'static [(&'static str, &'static str)],
 }
 
-impl Migration {
-    /// Its rollback, of no schema yet, with what its statements drop.
-    fn rollback(&self) -> Rollback {
-        let (mut tables, mut columns) = (Vec::new(), Vec::new());
-        for statement in self.down.split(';') {
-            let words: Vec<&str> = statement.split_whitespace().collect();
-            let bare = |name: &'static str| name.split_once('.').map_or(name, |(_, bare)| bare);
-            match *words.as_slice() {
-                ["DROP", "TABLE", table] => tables.push(bare(table)),
-                ["ALTER", "TABLE", table, "DROP", "COLUMN", column] => columns.push((bare(table), column)),
-                _ => {}
-            }
-        }
-        Rollback {
-            migration: self.name,
-            schemas: Vec::new(),
-            tables,
-            columns,
-        }
-    }
-}
-
-/// Embeds the two files of a migration.
+/// Embeds the two files of a migration. What it creates is listed for messages, so that no SQL has to be parsed.
 macro_rules! migration {
-    ($number:literal, $folder:literal, $name:literal) => {
+    ($number:literal, $folder:literal, $name:literal, tables: $tables:expr, columns: $columns:expr) => {
         Migration {
             number: $number,
             name: $name,
             up: include_str!(concat!("../../migrations/", $folder, "/", $name, ".up.sql")),
             down: include_str!(concat!("../../migrations/", $folder, "/", $name, ".down.sql")),
+            tables: &$tables,
+            columns: &$columns,
         }
+    };
+    ($number:literal, $folder:literal, $name:literal) => {
+        migration!($number, $folder, $name, tables: [], columns: [])
     };
 }
 
-const CONTROL: &[Migration] = &[migration!(1, "control", "0001_control")];
+const CONTROL: &[Migration] = &[migration!(
+    1,
+    "control",
+    "0001_control",
+    tables: ["epochs", "enrollment_tokens", "devices", "credentials", "tenants"],
+    columns: []
+)];
 const TENANT: &[Migration] = &[
-    migration!(1, "tenant", "0001_tenant"),
+    migration!(
+        1,
+        "tenant",
+        "0001_tenant",
+        tables: [
+            "encrypted_states",
+            "sync_metadata",
+            "enrollments",
+            "message_conflicts",
+            "messages",
+            "devices",
+            "users"
+        ],
+        columns: []
+    ),
     migration!(2, "tenant", "0002_upload"),
     migration!(3, "tenant", "0003_conflicts"),
     migration!(4, "tenant", "0004_upload_rows"),
     migration!(5, "tenant", "0005_conflict_pages"),
-    migration!(6, "tenant", "0006_state"),
+    migration!(
+        6,
+        "tenant",
+        "0006_state",
+        tables: [],
+        columns: [
+            ("devices", "public_key_changed_at"),
+            ("encrypted_states", "creation"),
+            ("users", "state_floor")
+        ]
+    ),
     migration!(7, "tenant", "0007_message_lists"),
 ];
 
-/// Which schemas a command is about.
+/// The schemas of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// Every tenant's schema; the control schema, which holds their list, only moves when it is named.
+    /// Every tenant's schema. The control schema, which holds the list of tenants, must be named.
     Tenants,
     /// The control schema.
     Control,
@@ -95,10 +112,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// Reads `all`, `posduif` or `tenant_<name>`.
-    ///
-    /// # Errors
-    /// Names what is allowed.
+    /// Parses `all`, `posduif` or `tenant_<name>`.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text {
             "all" => Ok(Self::Tenants),
@@ -112,24 +126,19 @@ impl Target {
     }
 }
 
-/// Which way a migration ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
-    /// Applied.
     Up,
-    /// Rolled back.
     Down,
 }
 
-/// A migration that has just run.
+/// A migration that was run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Step {
-    /// The schema.
     pub schema: String,
     /// The migration, for example `0001_tenant`.
     pub migration: &'static str,
-    /// Applied or rolled back.
     pub direction: Direction,
 }
 
@@ -143,16 +152,15 @@ impl fmt::Display for Step {
     }
 }
 
-/// Where a schema stands.
+/// The version of a schema.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// The schema.
     pub schema: String,
-    /// Number of its last applied migration, 0 for none.
+    /// Number of the last applied migration, 0 for none.
     pub version: i32,
-    /// Whether another tool left a migration half-way.
+    /// Whether another tool failed half-way.
     pub dirty: bool,
-    /// Whether the schema itself is gone: somebody has dropped or renamed it. Only said when it is.
+    /// Whether the schema does not exist: it was dropped or renamed. Serialized only when true.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub missing: bool,
     /// Migrations that `up` would apply.
@@ -160,22 +168,17 @@ pub struct Status {
 }
 
 /// Applies every missing migration: first to the control schema, then to each tenant's, each tenant's in one
-/// transaction with the publication of its new tables. Makes the publication.
-///
-/// # Errors
-/// Names the schema and the migration that failed; those before it stay applied.
+/// transaction with the publication of its new tables. Creates the publication. After an error, the migrations of the
+/// schemas before the failed one stay applied.
 pub async fn up(database: &Database, replication: &config::Replication) -> Result<Vec<Step>> {
     up_with_progress(database, replication, |_, _| {}).await
 }
 
-/// [`up`], telling of each schema how many are done, and of how many.
-///
-/// # Errors
-/// As [`up`].
+/// [`up`]. `progress` receives the number of processed schemas and their total.
 pub async fn up_with_progress(
     database: &Database,
     replication: &config::Replication,
-    mut told: impl FnMut(usize, usize),
+    mut progress: impl FnMut(usize, usize),
 ) -> Result<Vec<Step>> {
     let mut client = locked(database).await?;
     let transaction = client.transaction().await?;
@@ -185,7 +188,7 @@ pub async fn up_with_progress(
     transaction.commit().await?;
     let tenants = tenants::list(database).await?;
     for (index, tenant) in tenants.iter().enumerate() {
-        told(index + 1, tenants.len() + 1);
+        progress(index + 1, tenants.len() + 1);
         let transaction = client.transaction().await?;
         let applied = up_tenant(&transaction, tenant).await?;
         publication::include_whole(&transaction, &replication.publication, tenant).await?;
@@ -195,23 +198,23 @@ pub async fn up_with_progress(
     Ok(steps)
 }
 
-/// Rolls back the last `count` migrations of each schema that the target names, newest first. Data goes with them. Of
-/// each schema it is told how many are done, and of how many.
+/// Rolls back the last `count` migrations of each schema of the target, newest first. The data of dropped tables and columns
+/// is lost. `progress` receives the number of processed schemas and their total.
 ///
 /// # Errors
-/// When the control schema would lose its list of tenants while there are some, or a migration fails.
+/// When the control schema would lose its list of tenants while there are tenants.
 pub async fn down(
     database: &Database,
     target: &Target,
     count: u32,
-    mut told: impl FnMut(usize, usize),
+    mut progress: impl FnMut(usize, usize),
 ) -> Result<Vec<Step>> {
     let mut client = locked(database).await?;
     let mut steps = Vec::new();
     let schemas = schemas(database, target).await?;
     let total = schemas.len();
     for (index, (schema, migrations)) in schemas.into_iter().enumerate() {
-        told(index, total);
+        progress(index, total);
         let transaction = client.transaction().await?;
         for _ in 0..count {
             let version = clean_version(&transaction, &schema).await?;
@@ -219,10 +222,10 @@ pub async fn down(
                 if version == 0 {
                     break;
                 }
-                bail!("{schema} is at version {version}, which this program does not know; use the newer program");
+                bail!("{schema} is at version {version}, which this release does not contain; use the newer release");
             };
             if *target == Target::Control && version == 1 && !tenants::list(database).await?.is_empty() {
-                bail!("{CONTROL_SCHEMA} holds the list of tenants and there are some; drop the tenants first");
+                bail!("{CONTROL_SCHEMA} holds the list of tenants, which is not empty; drop the tenants first");
             }
             transaction
                 .batch_execute(&in_schema(migration.down, &schema))
@@ -245,18 +248,15 @@ pub async fn down(
 pub struct Rollback {
     /// The migration, for example `0001_tenant`.
     pub migration: &'static str,
-    /// The schemas that have it.
+    /// The schemas to which it is applied.
     pub schemas: Vec<String>,
-    /// Tables that go with it.
-    pub tables: Vec<&'static str>,
-    /// Columns that go with it, of tables that stay.
-    pub columns: Vec<(&'static str, &'static str)>,
+    /// The tables that it drops.
+    pub tables: &'static [&'static str],
+    /// The columns that it drops from other tables.
+    pub columns: &'static [(&'static str, &'static str)],
 }
 
-/// What [`down`] would roll back, newest first; nothing is done.
-///
-/// # Errors
-/// When Postgres cannot be asked, or there is no such tenant.
+/// The migrations that [`down`] would roll back, newest first.
 pub async fn down_plan(database: &Database, target: &Target, count: u32) -> Result<Vec<Rollback>> {
     let versions: BTreeMap<String, i32> = status(database)
         .await?
@@ -268,19 +268,19 @@ pub async fn down_plan(database: &Database, target: &Target, count: u32) -> Resu
         let version = versions.get(&schema).copied().unwrap_or(0);
         let applied = migrations.iter().rev().filter(|migration| migration.number <= version);
         for migration in applied.take(count as usize) {
-            let rollback = plan
-                .entry(Reverse(migration.number))
-                .or_insert_with(|| migration.rollback());
+            let rollback = plan.entry(Reverse(migration.number)).or_insert_with(|| Rollback {
+                migration: migration.name,
+                schemas: Vec::new(),
+                tables: migration.tables,
+                columns: migration.columns,
+            });
             rollback.schemas.push(schema.clone());
         }
     }
     Ok(plan.into_values().collect())
 }
 
-/// Where the control schema and each tenant's schema stand.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// The versions of the control schema and of each tenant's schema.
 pub async fn status(database: &Database) -> Result<Vec<Status>> {
     let client = database.get().await?;
     let exists = client.query_typed_one(&sql!("postgres/migrations_exist"), &[]).await?;
@@ -321,15 +321,10 @@ pub async fn status(database: &Database) -> Result<Vec<Status>> {
 /// The tables that a tenant's schema has at a version.
 pub(crate) fn tenant_tables(version: i32) -> Vec<&'static str> {
     let applied = TENANT.iter().filter(|migration| migration.number <= version);
-    let lines = applied.flat_map(|migration| migration.up.lines());
-    let made = lines.filter_map(|line| line.strip_prefix("CREATE TABLE {schema}."));
-    made.filter_map(|rest| rest.split([' ', '(']).next()).collect()
+    applied.flat_map(|migration| migration.tables).copied().collect()
 }
 
-/// Writes down that the schemas are at this version, and clean, without running anything.
-///
-/// # Errors
-/// When there is no such version.
+/// Records that the schemas are at this version, and clean, without running a migration.
 pub async fn force(database: &Database, target: &Target, version: i32) -> Result<Vec<String>> {
     let mut client = locked(database).await?;
     let mut forced = Vec::new();
@@ -351,12 +346,12 @@ pub(crate) async fn up_tenant(transaction: &Transaction<'_>, tenant: &Tenant) ->
     apply(transaction, &tenant.schema, TENANT).await
 }
 
-/// Makes the control schema, empty, unless it exists. The caller holds the lock.
+/// Creates the control schema, empty, unless it exists. The caller holds the lock.
 pub(crate) async fn bootstrap(transaction: &Transaction<'_>) -> Result<()> {
     transaction
         .batch_execute(&sql!("postgres/migrations_bootstrap"))
         .await
-        .context("cannot make the schema posduif; the engine's role needs CREATE on the database")
+        .context("cannot create the schema posduif; the engine's role needs CREATE on the database")
 }
 
 /// Takes the lock over all work on schemas until the transaction ends.
@@ -376,7 +371,7 @@ async fn locked(database: &Database) -> Result<Client> {
     Ok(client)
 }
 
-/// The schemas that a target names, each with its migrations.
+/// The schemas of a target, each with its migrations.
 async fn schemas(database: &Database, target: &Target) -> Result<Vec<(String, &'static [Migration])>> {
     Ok(match target {
         Target::Control => vec![(CONTROL_SCHEMA.to_owned(), CONTROL)],
@@ -413,7 +408,7 @@ async fn apply(transaction: &Transaction<'_>, schema: &str, migrations: &[Migrat
     Ok(steps)
 }
 
-/// The schema's version, 0 when it has none; refuses a dirty one.
+/// The schema's version, 0 when it has none. A dirty version is an error.
 async fn clean_version(transaction: &Transaction<'_>, schema: &str) -> Result<i32> {
     let row = transaction
         .query_typed_opt(&sql!("postgres/migrations_version"), &[(&schema, Type::TEXT)])
@@ -429,7 +424,6 @@ async fn clean_version(transaction: &Transaction<'_>, schema: &str) -> Result<i3
     Ok(version)
 }
 
-/// Writes the schema's version down.
 async fn record(transaction: &Transaction<'_>, schema: &str, version: i32) -> Result<()> {
     transaction
         .execute_typed(
@@ -449,7 +443,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn migrations_are_numbered_from_one_without_a_gap() {
+    fn migrations_have_consecutive_numbers() {
         for migrations in [CONTROL, TENANT] {
             for (index, migration) in migrations.iter().enumerate() {
                 assert_eq!(migration.number as usize, index + 1);
@@ -463,37 +457,28 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rollback_loses_is_read_from_it() {
-        let of = |number: usize| TENANT[number - 1].rollback();
-        assert_eq!(of(1).tables.len(), TENANT[0].down.matches("DROP TABLE").count());
-        assert!(of(1).tables.contains(&"users"));
-        assert_eq!(
-            of(6).columns,
-            [
-                ("devices", "public_key_changed_at"),
-                ("encrypted_states", "creation"),
-                ("users", "state_floor")
-            ]
-        );
-        for migration in CONTROL.iter().chain(TENANT) {
-            let (down, lost) = (migration.down, migration.rollback());
-            assert_eq!(
-                lost.tables.len(),
-                down.matches("DROP TABLE").count(),
-                "{}",
-                migration.name
-            );
-            assert_eq!(
-                lost.columns.len(),
-                down.matches("DROP COLUMN").count(),
-                "{}",
-                migration.name
-            );
+    fn migration_lists_what_its_rollback_drops() {
+        for (schema, migrations) in [("posduif", CONTROL), ("{schema}", TENANT)] {
+            for migration in migrations {
+                let (name, down) = (migration.name, migration.down);
+                assert_eq!(migration.tables.len(), down.matches("DROP TABLE").count(), "{name}");
+                assert_eq!(migration.columns.len(), down.matches("DROP COLUMN").count(), "{name}");
+                for table in migration.tables {
+                    assert!(
+                        down.contains(&format!("DROP TABLE {schema}.{table};")),
+                        "{name}: {table}"
+                    );
+                }
+                for (table, column) in migration.columns {
+                    let statement = format!("ALTER TABLE {schema}.{table} DROP COLUMN {column};");
+                    assert!(down.contains(&statement), "{name}: {table}.{column}");
+                }
+            }
         }
     }
 
     #[test]
-    fn targets_name_schemas() {
+    fn target_is_parsed_from_a_schema_name() {
         assert_eq!(Target::parse("all"), Ok(Target::Tenants));
         assert_eq!(Target::parse("posduif"), Ok(Target::Control));
         assert!(matches!(Target::parse("tenant_demo"), Ok(Target::Tenant(tenant)) if tenant.name == "demo"));

@@ -1,9 +1,5 @@
 //! Tenants: each has a schema `tenant_<name>` with its own tables, and a row in `posduif.tenants`.
 
-use crate::core::tenant::SCHEMA_MISSING;
-use crate::core::tenant::Tenant;
-use crate::core::tenant::is_valid_name;
-use crate::core::tenant::state_name;
 use crate::postgres::sql;
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -14,21 +10,18 @@ use crate::config;
 use crate::contract::control::Trim;
 use crate::contract::control::{DROPPED_PREFIX, RETRY_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX, TRIM_PREFIX};
 use crate::contract::stream_name::Target;
-use crate::core::tenant::quote_identifier;
+use crate::core::tenant::{SCHEMA_MISSING, Tenant, is_valid_name, quote_identifier, state_name};
 use crate::core::time::Timestamp;
 use crate::postgres::{Database, Error, migrations, publication};
 
-/// What is said when the tenants cannot be read.
-pub const UNREADABLE: &str = "cannot read the tenants; `posduif migrate up` makes the tables that hold them";
+/// Context of an error while the tenants are read.
+pub const UNREADABLE: &str = "cannot read the tenants; `posduif migrate up` creates the tables of the control schema";
 
-/// Makes a tenant: schema, tables, publication entry and directory row, in one transaction that also carries the
-/// message `posduif.tenant`, on which the replicator makes the tenant's streams. Gives false when it existed already.
-///
-/// # Errors
-/// When the name cannot be one, the control schema is missing, or Postgres refuses.
+/// Creates a tenant: schema, tables, publication entry and directory row, in one transaction that also carries the message
+/// `posduif.tenant`, on which the replicator creates the tenant's streams. Returns false when the tenant exists.
 pub async fn create(database: &Database, replication: &config::Replication, name: &str) -> anyhow::Result<bool> {
     let Some(tenant) = Tenant::named(name) else {
-        bail!("{name:?} cannot name a tenant: allowed are a letter and up to 47 of a-z, 0-9 and _");
+        bail!("{name:?} is no valid tenant name: allowed are a letter and up to 47 of a-z, 0-9 and _");
     };
     let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
@@ -39,7 +32,7 @@ pub async fn create(database: &Database, replication: &config::Replication, name
             &[(&tenant.name, Type::TEXT), (&tenant.schema, Type::TEXT)],
         )
         .await
-        .context("cannot register the tenant; `posduif migrate up` makes the tables that hold tenants")?;
+        .context("cannot register the tenant; `posduif migrate up` creates the tables of the control schema")?;
     if inserted == 0 {
         transaction.rollback().await?;
         if let Some(listed) = registered(database, &tenant.name).await? {
@@ -50,7 +43,7 @@ pub async fn create(database: &Database, replication: &config::Replication, name
     transaction
         .batch_execute(&tenant.sql("CREATE SCHEMA {schema}"))
         .await
-        .with_context(|| format!("cannot make the schema {}", tenant.schema))?;
+        .with_context(|| format!("cannot create the schema {}", tenant.schema))?;
     migrations::up_tenant(&transaction, &tenant).await?;
     publication::include(&transaction, &replication.publication, &tenant).await?;
     transaction
@@ -60,11 +53,8 @@ pub async fn create(database: &Database, replication: &config::Replication, name
     Ok(true)
 }
 
-/// Pauses a tenant's delivery or lets it go on; what is published meanwhile waits in its streams. Gives false when
-/// there is no such tenant.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// Pauses or resumes a tenant's delivery; changes that are published meanwhile stay in its streams. Returns false when there is
+/// no such tenant.
 pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result<bool, Error> {
     let state = state_name(paused);
     let rows = database
@@ -76,10 +66,7 @@ pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result
     Ok(!rows.is_empty())
 }
 
-/// Lets anybody register in a tenant, or nobody. Gives false when there is no such tenant.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// Opens or closes the registration of a tenant. Returns false when there is no such tenant.
 pub async fn set_registration(database: &Database, name: &str, open: bool) -> Result<bool, Error> {
     let rows = database
         .query(
@@ -90,11 +77,8 @@ pub async fn set_registration(database: &Database, name: &str, open: bool) -> Re
     Ok(!rows.is_empty())
 }
 
-/// Begins a tenant's streams anew: every device of it takes a snapshot, every other reader is told by a `reset`. Gives
-/// the place in the log at which they do, or `None` when there is no such tenant.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// Recreates a tenant's streams: every device takes a snapshot, every other reader receives a `reset`. Returns the LSN of the
+/// request, or `None` when there is no such tenant.
 pub async fn resync(database: &Database, name: &str) -> Result<Option<PgLsn>, Error> {
     let row = database
         .query_opt(
@@ -102,33 +86,30 @@ pub async fn resync(database: &Database, name: &str) -> Result<Option<PgLsn>, Er
             &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
         )
         .await?;
-    Ok(row.map(|row| row.get("lsn")))
+    Ok(row.map(|row| row.try_get("lsn")).transpose()?)
 }
 
-/// What a rebuild asks for by way of the log.
+/// A rebuild that was requested through the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rebuild {
-    /// The place in the log behind which it is done.
+    /// The LSN of the request.
     pub lsn: PgLsn,
-    /// Inboxes that are made anew, one for each user, deleted ones included.
+    /// Recreated inboxes: one for each user, deleted ones included.
     pub inboxes: i64,
     /// The tenant's next generation.
     pub generation: i64,
 }
 
-/// Makes a tenant's inboxes anew, one for each user that Postgres has, and `shared` with them; takes away the streams
-/// that are named, of which `changes` comes back. All of it in one transaction, with the next generation last, so that
-/// every device takes a snapshot. Gives `None` when there is no such tenant.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// Requests a rebuild of a tenant's streams: recreates the inbox of each user and `shared`, and removes the given streams, of
+/// which `changes` is recreated. One transaction carries all requests, the next generation last, so that every device takes a
+/// snapshot. Returns `None` when there is no such tenant.
 pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow::Result<Option<Rebuild>> {
     let Some(tenant) = Tenant::named(name) else {
         return Ok(None);
     };
     let mut removed: Vec<String> = gone.iter().map(Target::stream).collect();
     removed.push("shared".to_owned());
-    // As many messages as users may take longer than a statement of the pool may.
+    // One message for each user may exceed the statement timeout of the pool.
     let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
     for stream in removed {
@@ -163,10 +144,7 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
     Ok(Some(rebuild))
 }
 
-/// Asks by way of the log for a stream to be trimmed. Gives the place in the log behind which it is.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// Requests through the log that a stream is trimmed. Returns the LSN of the request.
 pub async fn trim(database: &Database, trim: &Trim) -> Result<PgLsn, Error> {
     let content = format!("{} {} {}", trim.target.tenant(), trim.target.stream(), trim.min_id);
     let row = database
@@ -175,20 +153,17 @@ pub async fn trim(database: &Database, trim: &Trim) -> Result<PgLsn, Error> {
             &[(&TRIM_PREFIX, Type::TEXT), (&content, Type::TEXT)],
         )
         .await?;
-    Ok(row.map_or(PgLsn::from(0), |row| row.get("lsn")))
+    Ok(row.map_or(Ok(PgLsn::from(0)), |row| row.try_get("lsn"))?)
 }
 
-/// Writes a row once more as it is, told to all who see it as if it had just come. Gives the place in the log behind
-/// which it is, or `None` when there is no such row.
-///
-/// # Errors
-/// When Postgres refuses, for example because a trigger objects.
+/// Writes a row again unchanged, so that all its readers receive it as a new row. Returns the LSN of the request, or `None` when
+/// there is no such row.
 pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &str) -> anyhow::Result<Option<PgLsn>> {
     let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
     let columns = database
         .query_opt(&sql!("postgres/table_row_columns"), &[(&name, Type::TEXT)])
         .await
-        .with_context(|| format!("cannot look at the table {name}"))?;
+        .with_context(|| format!("cannot read the columns of the table {name}"))?;
     let Some(columns) = columns else { return Ok(None) };
     let id_type: String = columns.try_get("id_type")?;
     let column = quote_identifier(columns.try_get("free_column")?);
@@ -200,10 +175,10 @@ pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &
             &[(&RETRY_PREFIX, Type::TEXT), (&tenant.name, Type::TEXT)],
         )
         .await?;
-    let is_it = format!("id = ($1::text)::{id_type}");
+    let condition = format!("id = ($1::text)::{id_type}");
     let row = transaction
         .query_typed(
-            &format!("SELECT FROM {name} WHERE {is_it} FOR UPDATE"),
+            &format!("SELECT FROM {name} WHERE {condition} FOR UPDATE"),
             &[(&id, Type::TEXT)],
         )
         .await
@@ -213,22 +188,19 @@ pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &
     }
     let written = transaction
         .execute_typed(
-            &format!("UPDATE {name} SET {column} = {column} WHERE {is_it}"),
+            &format!("UPDATE {name} SET {column} = {column} WHERE {condition}"),
             &[(&id, Type::TEXT)],
         )
         .await
-        .with_context(|| format!("cannot write the row {id} of {name} once more"))?;
+        .with_context(|| format!("cannot update the row {id} of {name}"))?;
     if written == 0 {
-        bail!("a trigger or a policy keeps the row {id} of {name} from being written once more as it is");
+        bail!("a trigger or a policy prevents the update of the row {id} of {name}");
     }
     transaction.commit().await?;
     Ok(Some(marked.try_get("lsn")?))
 }
 
-/// Of these users, those that a tenant does not have, not even as deleted ones.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// Those of these users that the tenant does not have, not even deleted.
 pub async fn unknown_users(database: &Database, tenant: &Tenant, users: &[Uuid]) -> Result<Vec<Uuid>, Error> {
     let rows = database
         .query(
@@ -236,14 +208,11 @@ pub async fn unknown_users(database: &Database, tenant: &Tenant, users: &[Uuid])
             &[(&users, Type::UUID_ARRAY)],
         )
         .await?;
-    Ok(rows.iter().map(|row| row.get("id")).collect())
+    rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
 }
 
-/// Drops a tenant: its schema with all rows, its credentials and devices. Gives the place in the log behind which
-/// nothing is published for it, or `None` when there was no such tenant.
-///
-/// # Errors
-/// When Postgres refuses, for example because others hold locks on its tables.
+/// Drops a tenant: its schema with all rows, its credentials and devices. Returns the LSN after which nothing is published for
+/// it, or `None` when there is no such tenant.
 pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLsn>> {
     let Some(tenant) = Tenant::named(name) else {
         return Ok(None);
@@ -269,7 +238,7 @@ pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLs
     transaction.commit().await?;
     lsn.parse()
         .map(Some)
-        .map_err(|_| anyhow::anyhow!("Postgres gave {lsn:?} as a place in the log"))
+        .map_err(|_| anyhow::anyhow!("Postgres returned {lsn:?} as an LSN"))
 }
 
 /// [`resync`] as a part of a transaction.
@@ -280,19 +249,16 @@ pub(crate) async fn resync_within(transaction: &tokio_postgres::Transaction<'_>,
             &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
         )
         .await
-        .with_context(|| format!("cannot begin the streams of tenant {name} anew"))?;
+        .with_context(|| format!("cannot recreate the streams of tenant {name}"))?;
     Ok(())
 }
 
-/// Devices of a tenant that are not revoked.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// The number of a tenant's devices that are not revoked.
 pub async fn count_devices(database: &Database, name: &str) -> Result<i64, Error> {
     let row = database
         .query_opt(&sql!("postgres/tenant_device_count"), &[(&name, Type::TEXT)])
         .await?;
-    Ok(row.map_or(0, |row| row.get("count")))
+    Ok(row.map_or(Ok(0), |row| row.try_get("count"))?)
 }
 
 /// What a tenant has, as Postgres knows it.
@@ -368,8 +334,8 @@ impl Listed {
         }
         let Tenant { name, schema } = &self.tenant;
         bail!(
-            "the schema {schema} of tenant {name} is missing: bring it back from a backup, or `posduif tenant drop {name} \
-             --yes` forgets the tenant, so that it can be made anew"
+            "the schema {schema} of tenant {name} is missing: restore it from a backup, or remove the tenant with \
+             `posduif tenant drop {name} --yes` and create it again"
         )
     }
 }
@@ -410,11 +376,8 @@ async fn listed(database: &Database, name: Option<&str>) -> Result<Vec<Listed>, 
         .collect()
 }
 
-/// The tables that migrations have made and that somebody has dropped or renamed, `schema.table`: of one tenant or of
-/// all. Nothing is said of a tenant whose whole schema is gone.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// The tables of migrations that were dropped or renamed, as `schema.table`: of one tenant or of all. Tenants without a schema
+/// are skipped.
 pub async fn missing_tables(database: &Database, name: Option<&str>) -> Result<Vec<String>, Error> {
     let sql = &sql!("postgres/tenant_tables");
     let mut missing = Vec::new();
