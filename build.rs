@@ -4,8 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The commit of an archive of the sources: `git archive` and tarballs of releases have it here (.gitattributes). In a
-/// repository it stays a pattern.
+/// The commit of an archive of the sources: `git archive` substitutes it (.gitattributes). In a repository it stays a pattern.
 const ARCHIVED: &str = "$Format:%H$";
 
 fn main() {
@@ -17,9 +16,8 @@ fn main() {
     println!("cargo::rustc-env=POSDUIF_VERSION={version} ({built_from})");
 }
 
-/// The commit: of `POSDUIF_COMMIT` where somebody builds without the repository (a container), else of the archive that the
-/// sources came in, else of git, else nothing. Debug builds in a repository have none: each commit would compile the whole
-/// crate anew.
+/// The commit: `POSDUIF_COMMIT` for builds without the repository (a container), else that of the archive, else that of git, else
+/// nothing. Debug builds in a repository have none: each commit would recompile the whole crate.
 fn commit() -> String {
     let given = env::var("POSDUIF_COMMIT").unwrap_or_default();
     if !given.trim().is_empty() {
@@ -52,7 +50,7 @@ fn commit() -> String {
     }
 }
 
-/// What git says here; `None` without git, and where the repository is another project's that holds this one's sources.
+/// The output of git; `None` without git, and in the repository of another project that contains these sources.
 fn git(arguments: &[&str]) -> Option<String> {
     let run = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok()?;

@@ -9,6 +9,7 @@ mod catchup;
 mod cli;
 mod commands;
 mod conflicts;
+mod database_docs;
 mod decoder;
 mod devices;
 mod doctor;

@@ -1,2 +1,2 @@
--- Notes that tokens have been used, which ends their enrollments' retries. $1 bytea[]: SHA-256 of each token.
+-- Records the first use of tokens, which ends the repetition of their enrollments. $1 bytea[]: SHA-256 of each token.
 UPDATE posduif.devices SET first_used_at = now() WHERE token_hash = ANY ($1) AND first_used_at IS NULL

@@ -1,10 +1,9 @@
--- A page of the devices of a user, or of all mobile users for a web user, newest first: behind so many of them, right before a
--- device, or right after it. Each row has whether that device is known to who asks and, without one, the list's length; a page
--- without rows is one row with these alone.
--- $1 uuid or null: who asks, without whom all are shown; $2 text or null: their type; $3 uuid or null: only this user's;
+-- A page of devices, newest first: after an offset, before a device, or after it. Each row contains whether that device is
+-- visible to the viewer and, without one, the length of the list; a page without rows is one row with these alone.
+-- $1 uuid or null: viewer, null for all devices; $2 text or null: the viewer's type; $3 uuid or null: only of this user;
 -- $4 text or null: only this device; $5 boolean or null: only revoked ones, or only others; $6 bigint: most rows;
 -- $7 bigint: offset; $8 text or null: the device; $9 boolean: after it, else before it.
--- Devices made at the same time follow by id the other way round, as they always have.
+-- Devices created at the same time are in descending order of their ids.
 WITH seen AS NOT MATERIALIZED (
     SELECT d.device_id, d.user_id, u.username, d.name, d.device_type, d.public_key, d.public_key_changed_at,
            d.device_info, d.created_at, d.revoked_at,

@@ -1,7 +1,6 @@
--- A device that a login names: the user's own, described anew where the login says something, or a new one. No row when
--- the id is taken by somebody else's device or a revoked one, or the user has too many. $1 uuid: user; $2 text: device id;
--- $3 text or null: name; $4 text or null: type; $5 text or null: public key; $6 text: type of a new one that tells none;
--- $7 bigint: most devices.
+-- Registers or updates the device of a login. No row when the id belongs to another user's or a revoked device, or the
+-- user has too many devices. $1 uuid: user; $2 text: device id; $3 text or null: name; $4 text or null: type; $5 text or
+-- null: public key; $6 text: default type of a new device; $7 bigint: most devices.
 WITH known AS (
     UPDATE {schema}.devices
     SET name = coalesce($3, name), device_type = coalesce($4, device_type), public_key = coalesce($5, public_key),

@@ -1,4 +1,4 @@
--- Revokes a device in the directory and in the tenant; one row if it was not. $1 text: tenant; $2 text: device id.
+-- Revokes a device in the directory and in the tenant; no row when it is revoked already. $1 text: tenant; $2 text: device id.
 WITH directory AS (
     UPDATE posduif.devices SET revoked_at = now() WHERE tenant = $1 AND device_id = $2 AND revoked_at IS NULL
 )

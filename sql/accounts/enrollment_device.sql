@@ -1,5 +1,5 @@
--- Makes a device and its directory entry and marks the enrollment used; no row when the id is another user's device.
--- The same user's device of this id is enrolled anew: its former token ends.
+-- Creates a device and its directory entry and marks the enrollment used; no row when the id is another user's device.
+-- An existing device of the same user gets the new token, and its former token becomes invalid.
 -- $1 text: device id; $2 uuid: user; $3 text or null: name; $4 text or null: public key; $5 jsonb: info; $6 text: tenant;
 -- $7 bytea: SHA-256 of the token; $8 uuid: enrollment.
 WITH device AS (

@@ -1,4 +1,4 @@
--- An enrollment and who made it. $1 uuid: id.
+-- An enrollment and its creator. $1 uuid: id.
 SELECT creator.username AS created_by, enrollment.expires_at, enrollment.used_at IS NOT NULL AS is_used,
        enrollment.expires_at <= now() AS is_expired
 FROM {schema}.enrollments enrollment

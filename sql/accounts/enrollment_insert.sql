@@ -1,5 +1,5 @@
--- Makes an enrollment and its token, if the creator may; one row that tells.
--- $1 uuid: creator; $2 uuid or null: the user who gets the device; $3 timestamptz: end; $4 bytea: SHA-256 of the token;
+-- Creates an enrollment and its token, if the creator may; one row with the reasons if not.
+-- $1 uuid: creator; $2 uuid or null: the user of the device; $3 timestamptz: end; $4 bytea: SHA-256 of the token;
 -- $5 text: tenant.
 WITH creator AS (
     SELECT id FROM {schema}.users WHERE id = $1 AND deleted_at IS NULL AND disabled_at IS NULL

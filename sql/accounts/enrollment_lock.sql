@@ -1,4 +1,4 @@
--- An enrollment, locked; `now` is taken after waiting for the lock. $1 uuid: id.
+-- An enrollment, locked; `now` is the time after the wait for the lock. $1 uuid: id.
 WITH locked AS MATERIALIZED (
     SELECT user_id, device_id, expires_at, used_at FROM {schema}.enrollments WHERE id = $1 FOR UPDATE
 )

@@ -1,2 +1,2 @@
--- Makes the mobile user of an enrollment. $1 text: username.
+-- Creates the mobile user of an enrollment. $1 text: username.
 INSERT INTO {schema}.users (username, user_type) VALUES ($1, 'mobile') RETURNING id

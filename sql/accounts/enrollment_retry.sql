@@ -1,4 +1,4 @@
--- Gives a device that never used its token another one; no row when it did, or is revoked.
+-- Replaces the token of a device that has not used it; no row when it has, or is revoked.
 -- $1 text: tenant; $2 text: device id; $3 bytea: SHA-256 of the new token.
 UPDATE posduif.devices directory
 SET token_hash = $3, issued_at = now()

@@ -1,2 +1,2 @@
--- The user whom an enrollment names, if it may have a device. $1 uuid: id.
+-- The user of an enrollment, if active. $1 uuid: id.
 SELECT username FROM {schema}.users WHERE id = $1 AND deleted_at IS NULL AND disabled_at IS NULL FOR KEY SHARE

@@ -1,4 +1,5 @@
--- Who may log in under a name, a username going before an email. $1 text: username or email; $2 text: tenant.
+-- The user of a username or email, unless disabled or deleted; usernames take precedence. $1 text: username or email;
+-- $2 text: tenant.
 SELECT u.id, u.username, u.user_type, c.password_hash
 FROM {schema}.users u
 LEFT JOIN posduif.credentials c ON c.tenant = $2 AND c.user_id = u.id

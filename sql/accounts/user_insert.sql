@@ -1,4 +1,4 @@
--- Makes a user, with credentials when there is a hash. $1 text: username; $2 text: user_type; $3 text or null: email;
+-- Creates a user, with credentials when there is a hash. $1 text: username; $2 text: user_type; $3 text or null: email;
 -- $4 text: tenant; $5 text or null: password hash.
 WITH created AS (
     INSERT INTO {schema}.users (username, user_type, email) VALUES ($1, $2, $3) RETURNING id

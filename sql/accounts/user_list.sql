@@ -1,5 +1,5 @@
--- A page of users by username: behind so many of them, right before a user, or right after it. Each row has whether that user is
--- known, deleted or not, and the list's length if it is asked for; a page without rows is one row with these alone.
+-- A page of users by username: after an offset, before a user, or after it. Each row contains whether that user exists,
+-- deleted or not, and the length of the list if requested; a page without rows is one row with these alone.
 -- $1 text or null: user_type; $2 text or null: part of the username; $3 boolean or null: among $4, or not; $4 uuid[];
 -- $5 bigint: most rows; $6 bigint: offset; $7 uuid or null: the user; $8 boolean: before it, else after it;
 -- $9 boolean: whether to count.

@@ -1,5 +1,5 @@
--- What of a server's settings and of our role an engine depends on. NULL where there is no bound, or this version knows
--- none.
+-- The settings of the server and the attributes of the role on which an engine depends. NULL where there is no bound, or
+-- the server's release does not have the setting.
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS version_number,
        current_setting('server_encoding') AS encoding, current_setting('wal_level') AS wal_level,
        pg_is_in_recovery() AS is_standby,

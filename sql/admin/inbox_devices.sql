@@ -1,4 +1,4 @@
--- A user's devices, each with whether it holds back trimming: not revoked, and heard of in the last days.
+-- A user's devices, each with whether it delays trimming: not revoked, and seen in the last days.
 -- $1 uuid: user; $2: days.
 SELECT device_id, name, revoked_at IS NOT NULL AS is_revoked,
        revoked_at IS NULL

@@ -1,2 +1,2 @@
--- Which Postgres this is.
+-- The release of the server.
 SELECT current_setting('server_version') AS version

@@ -1,2 +1,2 @@
--- Moves an inactive slot forward: what lies before is never decoded by it. $1: slot name; $2: where to.
+-- Advances an inactive slot: it never decodes earlier changes. $1: slot name; $2: position.
 SELECT end_lsn FROM pg_replication_slot_advance($1, $2)

@@ -1,5 +1,5 @@
--- Every replication slot of the server, with who reads from it. Columns that only newer versions have (17: failover,
--- synced, inactive_since, invalidation_reason) are NULL where they are missing.
+-- Every replication slot of the server, with its reader. Columns of newer releases (17: failover, synced, inactive_since,
+-- invalidation_reason) are NULL where they are missing.
 SELECT slot.slot_name::text AS name, slot.slot_type, slot.plugin::text, slot.database::text,
        coalesce(slot.database = current_database(), false) AS is_here, slot.temporary,
        slot.active, slot.active_pid, reader.application_name, host(reader.client_addr) AS address,

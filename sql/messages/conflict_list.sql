@@ -1,5 +1,5 @@
--- A page of a user's conflicts, newest first: behind so many of them, right before a conflict, or right after it. Each row has
--- whether that conflict is known and, without one, the list's length; a page without rows is one row with these alone.
+-- A page of a user's conflicts, newest first: after an offset, before a conflict, or after it. Each row contains whether that
+-- conflict exists and, without one, the length of the list; a page without rows is one row with these alone.
 -- $1 uuid: user; $2 uuid or null: only this one; $3 boolean or null: only open or resolved ones; $4 bigint: most rows;
 -- $5 bigint: offset; $6 uuid or null: the conflict; $7 boolean: after it, else before it.
 WITH place AS (

@@ -1,4 +1,4 @@
--- Gives a message another text; no row when there is none. $1 uuid: id; $2 uuid: user; $3 text: content.
+-- Replaces the content of a message; no row when there is none. $1 uuid: id; $2 uuid: user; $3 text: content.
 WITH found AS (
     SELECT id, sender_id = $2 AS allowed FROM {schema}.messages WHERE id = $1 AND deleted_at IS NULL
 ), changed AS (

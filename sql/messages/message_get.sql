@@ -1,4 +1,4 @@
--- One message, and which transactions this look sees. $1 uuid: id.
+-- One message, and the snapshot of the statement. $1 uuid: id.
 SELECT id, sender_id, recipient_id, content, status, version, created_at, updated_at, synced_at, read_at,
        pg_current_snapshot()::text AS snapshot
 FROM {schema}.messages

@@ -1,4 +1,4 @@
--- Writes a message to a mobile user; one row: what the parties are, and the message if it was written.
+-- Creates a message to a mobile user; one row: the types of the parties, and the message if it was created.
 -- $1 uuid: sender; $2 uuid: recipient; $3 text: content.
 WITH sender AS (
     SELECT id FROM {schema}.users WHERE id = $1 AND deleted_at IS NULL AND disabled_at IS NULL

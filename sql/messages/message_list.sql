@@ -1,10 +1,10 @@
--- A page of a user's messages, newest first: behind so many of them, right before a message, or right after it. Each row has
--- whether that message is known, which it is when the user sent or got it, deleted or not, and the list's length if it is asked
--- for; a page without rows is one row with these alone.
+-- A page of a user's messages, newest first: after an offset, before a message, or after it. Each row contains whether the user
+-- sent or received that message, deleted or not, and the length of the list if requested; a page without rows is one row with
+-- these alone.
 -- $1 uuid: user; $2 uuid or null: recipient; $3 text or null: status; $4 bigint: most rows; $5 bigint: offset;
 -- $6 uuid or null: the message; $7 boolean: after it, else before it; $8 boolean: whether to count.
--- What was sent and what came are read apart, each along its index and no further than the page reaches. Without a status the
--- index alone tells place and length; rows are looked up for the page only.
+-- Sent and received messages are read separately, each along its index and no further than the page. Without a status the
+-- index alone gives position and length; rows are fetched for the page only.
 WITH place AS (
     SELECT created_at, id FROM {schema}.messages WHERE id = $6 AND (sender_id = $1 OR recipient_id = $1)
 ), sent_before AS (

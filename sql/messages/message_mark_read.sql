@@ -1,5 +1,5 @@
 -- Marks a message read unless it is; no row when there is none. $1 uuid: id; $2 uuid: user.
--- Setting the first time of reading again is no new version.
+-- A repetition keeps the first time and creates no new version.
 WITH found AS (
     SELECT id, recipient_id = $2 AS allowed FROM {schema}.messages WHERE id = $1 AND deleted_at IS NULL
 ), changed AS (

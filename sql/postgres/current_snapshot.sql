@@ -1,2 +1,2 @@
--- What statements from here on see at least.
+-- The snapshot of the statement, a lower bound of what later statements see.
 SELECT pg_current_snapshot()::text AS snapshot

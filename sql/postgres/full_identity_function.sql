@@ -1,9 +1,9 @@
--- Gives every table that a statement made in, or moved into, a tenant's schema REPLICA IDENTITY FULL.
--- It runs as its owner, a superuser, because whoever makes the table need not see posduif.tenants. Its own ALTER TABLE
--- fires it once more; that time the identity is FULL already, which ends the recursion. For the same reason nobody can
--- take the identity away again while the trigger is enabled.
--- A table with virtual generated columns (Postgres 18) gets, or goes back to, that of its primary key: such columns are
--- never published, and with them in the identity its owner's UPDATE would fail.
+-- Sets REPLICA IDENTITY FULL on every table that a statement created in, or moved into, a tenant's schema.
+-- It runs as its owner, a superuser, because the creator of the table may lack access to posduif.tenants. Its own ALTER TABLE
+-- fires the trigger again; the identity is FULL by then, which ends the recursion. For the same reason the identity cannot be
+-- changed while the trigger is enabled.
+-- A table with virtual generated columns (Postgres 18) gets the identity of its primary key: such columns are never
+-- published, and an identity that contains them makes updates fail.
 CREATE OR REPLACE FUNCTION posduif.full_identity() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE

@@ -1,4 +1,4 @@
--- What has to exist before the first migration: the schema and the table that holds the versions.
+-- The prerequisites of the first migration: the schema and the table of versions.
 CREATE SCHEMA IF NOT EXISTS posduif;
 CREATE TABLE IF NOT EXISTS posduif.schema_migrations (
     schema_name text PRIMARY KEY,

@@ -1,2 +1,2 @@
--- Whether any migration has ever run here.
+-- Whether a migration has run in this database.
 SELECT to_regclass('posduif.schema_migrations') IS NOT NULL

@@ -1,3 +1,3 @@
--- Writes down at which version a schema is now. $1 text: schema; $2 int: version.
+-- Records the version of a schema. $1 text: schema; $2 int: version.
 INSERT INTO posduif.schema_migrations (schema_name, version) VALUES ($1, $2)
 ON CONFLICT (schema_name) DO UPDATE SET version = EXCLUDED.version, dirty = false, applied_at = now()

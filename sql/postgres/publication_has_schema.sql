@@ -1,4 +1,4 @@
--- Whether a publication has a whole schema: one row or none. $1 text: publication; $2 text: schema.
+-- One row if a publication contains a whole schema. $1 text: publication; $2 text: schema.
 SELECT 1
 FROM pg_catalog.pg_publication_namespace entry
 JOIN pg_catalog.pg_publication publication ON publication.oid = entry.pnpubid

@@ -1,4 +1,4 @@
--- Tables of a schema that a publication lacks; a partition is published by its root. $1 text: publication; $2 text: schema.
+-- Tables of a schema that a publication lacks; a partition is published through its root. $1 text: publication; $2 text: schema.
 SELECT class.relname::text
 FROM pg_catalog.pg_class class
 JOIN pg_catalog.pg_namespace schema ON schema.oid = class.relnamespace

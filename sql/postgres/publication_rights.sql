@@ -1,6 +1,6 @@
--- What exists and what this role may do. $1 text: publication.
--- Publishing whole schemas and making event triggers both need a superuser; the former also Postgres 15.
--- Postgres 18 knows about generated columns, and its pg_publication says so in a column that older ones lack.
+-- Existing objects and the privileges of this role. $1 text: publication.
+-- Publishing whole schemas and creating event triggers require a superuser; the former also Postgres 15.
+-- Postgres 18 publishes generated columns; pg_publication has a column for that, which earlier releases lack.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1) AS publication_exists,
        EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtname = 'posduif_full_identity') AS trigger_exists,
        (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)

@@ -1,4 +1,4 @@
--- What is needed to write a row of a table once more as it is: the type of its id, and a column that may be set.
+-- The columns required to write a row of a table again unchanged: the type of its id, and a column that may be set.
 -- $1: qualified, quoted table name.
 SELECT format_type(id.atttypid, id.atttypmod) AS id_type, free.attname::text AS free_column
 FROM pg_attribute AS id

@@ -1,4 +1,4 @@
--- What the directory says of a tenant, and how much it has. $1 text: name.
+-- The directory row of a tenant, and the numbers of its rows. $1 text: name.
 SELECT tenant.state, tenant.generation, tenant.registration_open, tenant.created_at,
        users.web, users.mobile, users.disabled, devices.enrolled, devices.revoked,
        (SELECT count(*) FROM {schema}.message_conflicts WHERE resolved_at IS NULL) AS open_conflicts

@@ -1,5 +1,5 @@
--- Takes a tenant out of the directory, with its credentials, devices and enrollment tokens, and tells the replicator in
--- this transaction's place in the log. $1 text: name; $2 text: prefix of the message. One row when the tenant existed.
+-- Removes a tenant from the directory, with its credentials, devices and enrollment tokens, and notifies the replicator at
+-- this transaction's position in the log. $1 text: name; $2 text: prefix of the message. One row when the tenant existed.
 WITH dropped AS (
     DELETE FROM posduif.tenants WHERE name = $1 RETURNING name
 )

@@ -1,2 +1,2 @@
--- Whether a tenant exists: one row or none. $1 text: name.
+-- One row if a tenant exists. $1 text: name.
 SELECT 1 FROM posduif.tenants WHERE name = $1

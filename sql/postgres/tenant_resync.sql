@@ -1,4 +1,4 @@
--- Begins a tenant's next generation and asks for its streams. $1: tenant, $2: prefix of the message.
+-- Starts a tenant's next generation and requests its streams. $1: tenant, $2: prefix of the message.
 WITH next AS (
     UPDATE posduif.tenants SET generation = generation + 1 WHERE name = $1 RETURNING name, generation, state
 )

@@ -1,4 +1,4 @@
--- Pauses a tenant or lets it go on, and tells the replicator in this transaction's place in the log.
+-- Pauses or resumes a tenant, and notifies the replicator at this transaction's position in the log.
 -- $1 text: name; $2 text: active or paused; $3 text: prefix of the message. One row when the tenant exists.
 WITH changed AS (
     UPDATE posduif.tenants SET state = $2 WHERE name = $1 RETURNING name, state

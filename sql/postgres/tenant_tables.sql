@@ -1,5 +1,4 @@
--- Of each tenant whose schema exists: at which version it is, and the tables that are in it. $1 text: name of a tenant, or
--- NULL for all.
+-- The version and the tables of each tenant schema. $1 text: name of a tenant, or NULL for all.
 SELECT tenant.schema_name, coalesce(migrated.version, 0) AS version,
        ARRAY(SELECT relname::text FROM pg_class WHERE relnamespace = namespace.oid AND relkind IN ('r', 'p')) AS tables
 FROM posduif.tenants tenant

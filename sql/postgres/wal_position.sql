@@ -1,2 +1,2 @@
--- Where the write-ahead log ends, and the time.
+-- The end of the write-ahead log, and the time.
 SELECT pg_current_wal_insert_lsn() AS lsn, now() AS now

@@ -1,4 +1,4 @@
--- A page of all devices that can be woken: not revoked, and their users active. $1 text: behind this device; $2 bigint:
+-- A page of all devices that can be notified: not revoked, and their users active. $1 text: after this device; $2 bigint:
 -- page size.
 SELECT d.device_id, d.user_id, (extract(epoch FROM d.created_at) * 1000000)::bigint AS enrolled_micros
 FROM {schema}.devices AS d

@@ -1,4 +1,4 @@
--- Devices of users that can be woken: not revoked, and their users active. $1 uuid[]: the users.
+-- Devices of users that can be notified: not revoked, and their users active. $1 uuid[]: the users.
 SELECT d.device_id, d.user_id, (extract(epoch FROM d.created_at) * 1000000)::bigint AS enrolled_micros
 FROM {schema}.devices AS d
 JOIN {schema}.users AS u ON u.id = d.user_id AND u.disabled_at IS NULL AND u.deleted_at IS NULL

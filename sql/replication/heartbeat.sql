@@ -1,5 +1,5 @@
--- One heartbeat: where the log ends and what a snapshot sees just before, then a message in this transaction's place in
--- the log; and how the slot stands, whose row is all NULL while there is none.
+-- One heartbeat: the end of the log and the snapshot before it, then a message at this transaction's position in the log; and
+-- the state of the slot, whose row is all NULL while there is none.
 -- $1: prefix that names the slot. $2: slot name.
 SELECT pg_current_snapshot()::text AS snapshot, pg_current_wal_insert_lsn() AS wal_position,
        pg_logical_emit_message(true, $1, '') AS lsn,

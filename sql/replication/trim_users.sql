@@ -1,4 +1,4 @@
--- A page of users, each with the devices that hold back trimming: not revoked, and heard of in the last days.
+-- A page of users, each with the devices that delay trimming: not revoked, and seen in the last days.
 -- $1: after this id, $2: page size, $3: days.
 SELECT u.id AS user_id,
        coalesce(array_agg(d.device_id) FILTER (WHERE d.device_id IS NOT NULL), '{}') AS devices

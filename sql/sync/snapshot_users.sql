@@ -1,4 +1,4 @@
--- A page of a tenant's users. $1: the asking user (all users see the same), $2 and $3: behind the user of this time
+-- A page of a tenant's users. $1: the user of the device (all users see the same), $2 and $3: after the user of this time
 -- (µs since 1970) and id, $4: page size.
 SELECT id, username, user_type, created_at, updated_at,
        (extract(epoch FROM created_at) * 1000000)::bigint AS created_at_micros

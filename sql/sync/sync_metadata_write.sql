@@ -1,10 +1,10 @@
--- Writes what devices did since the last time. Arrays of the same length: $1 device ids, $2 when they were seen, $3 when
--- they synced (null: unchanged), $4 reported outgoing counts (null: unchanged), $5 statuses (null: only that it is no
--- error), $6 errors (null: none).
+-- Records the activity of devices since the last write. Arrays of the same length: $1 device ids, $2 when they were seen, $3
+-- when they synced (null: unchanged), $4 reported outgoing counts (null: unchanged), $5 statuses (null: no error), $6 errors
+-- (null: none).
 WITH news AS (
     SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS n (device_id, seen, synced, pending, status, error)
 ), locked AS (
-    -- Users before their devices, as whoever removes a user locks them; the other way round would be a deadlock.
+    -- Users before their devices, the order in which removing a user locks them: the reverse order would deadlock.
     SELECT u.id FROM {schema}.users AS u
     WHERE u.id IN (SELECT d.user_id FROM {schema}.devices AS d WHERE d.device_id = ANY ($1))
     ORDER BY u.id FOR NO KEY UPDATE

@@ -1,4 +1,4 @@
--- The columns of a table as the log shows them: not dropped, not generated; a domain's type under its base type's name.
+-- The columns of a table as in the log: not dropped, not generated; a domain's type under its base type's name.
 -- $1: qualified, quoted table name.
 SELECT a.attname::text AS name, a.atttypid::oid AS type_oid, coalesce(b.typname, t.typname)::text AS type_name,
        CASE WHEN coalesce(b.typnamespace, t.typnamespace) = 'pg_catalog'::regnamespace THEN '' ELSE 'user' END AS namespace

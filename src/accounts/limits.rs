@@ -1,9 +1,9 @@
-//! Limits on how often somebody may be wrong, counted in Redis over fixed windows.
+//! Limits of failed attempts, counted in Redis over fixed windows.
 //!
-//! A login has three counters. The tightest is of one user from one address, so that guessing ends soon and nobody but
-//! the guesser is locked out. Those of a user from anywhere and of an address for anybody bound who has many addresses
-//! or many names to guess with; they do not hold for a user at an address where that user has logged in before, so
-//! that a flood from elsewhere locks out nobody at home. Only failures count.
+//! A login has three counters. The lowest limit is that of one user from one address: it ends guessing early and locks out
+//! only the guessing client. The counters of a user from any address and of an address for any user bound a client with many
+//! addresses or many names. They do not apply to a user at an address where that user has logged in before, so that attempts
+//! from other addresses do not lock the user out. Only failures count.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::config;
 use crate::feature::Error;
 use crate::redis::store::Store;
 
-/// Milliseconds until a login may be tried; 0 is now. Keys: user at address, user, address, whether known here; then
-/// the limits of the first three.
+/// Returns the milliseconds until a login is allowed, 0 for now. Keys: user at address, user, address, mark of an earlier
+/// login; arguments: the limits of the first three.
 const LOGIN_WAIT: &str = "\
 local function wait(key, most)
   if tonumber(redis.call('GET', key) or '0') < tonumber(most) then return 0 end
@@ -27,14 +27,14 @@ if redis.call('EXISTS', KEYS[4]) == 0 then
 end
 return ms";
 
-/// Counts one more under each key. Argument: milliseconds of the window, which begins with the first.
+/// Increments each key. Argument: milliseconds of the window, which starts with the first increment.
 const COUNT: &str = "\
 for _, key in ipairs(KEYS) do
   redis.call('INCR', key)
   if redis.call('PTTL', key) < 0 then redis.call('PEXPIRE', key, ARGV[1]) end
 end";
 
-/// Counts one more unless the limit is reached; gives the milliseconds until the next may come, 0 when it was counted.
+/// Increments the key unless the limit is reached. Returns the milliseconds until the window ends, 0 after an increment.
 /// Arguments: the limit, milliseconds of the window.
 const TAKE: &str = "\
 if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then
@@ -44,14 +44,14 @@ redis.call('INCR', KEYS[1])
 if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0";
 
-/// What is counted by the address alone.
+/// A limit per address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
-    /// Registrations, all of them.
+    /// All registrations.
     Register,
     /// Failed refreshes.
     Refresh,
-    /// Enrollments that were asked for or completed in vain.
+    /// Failed reads and completions of enrollments.
     Enrollment,
 }
 
@@ -65,26 +65,26 @@ impl Limit {
     }
 }
 
-/// A login that somebody tries.
+/// An attempt to log in.
 #[derive(Debug, Clone)]
 pub struct Attempt {
     /// Counters: user at address, user, address.
     counters: [String; 3],
-    /// Exists where the user has logged in at the address.
+    /// The key of the mark that the user has logged in at the address.
     known: String,
 }
 
-/// Counts and refuses. Cloning shares the connection.
+/// The limits. Cloning shares the connection.
 #[derive(Debug, Clone)]
 pub struct Limits {
     store: Store,
     settings: config::Limits,
-    /// For how long an address is remembered where a user has logged in.
+    /// Lifetime of the mark of a login at an address.
     known_for: Duration,
 }
 
 impl Limits {
-    /// Takes limits from the settings; an address is known for as long as a session lasts.
+    /// The mark of a login lasts as long as a session.
     pub fn new(store: Store, settings: &config::Config) -> Self {
         Self {
             store,
@@ -93,7 +93,7 @@ impl Limits {
         }
     }
 
-    /// A login under a name, which need not exist, as nothing here may tell whether it does.
+    /// An attempt under a name, which need not exist: the response must not reveal whether it does.
     pub fn attempt(&self, tenant: &str, name: &str, address: IpAddr) -> Attempt {
         let name = name.to_lowercase();
         let address = network_of(address).to_string();
@@ -109,10 +109,10 @@ impl Limits {
         }
     }
 
-    /// Whether the login may be tried now.
+    /// Checks whether the attempt is allowed.
     ///
     /// # Errors
-    /// [`Error::Limited`] until a window ends, [`Error::Redis`].
+    /// [`Error::Limited`] until the window ends.
     pub async fn check(&self, attempt: &Attempt) -> Result<(), Error> {
         let limits = &self.settings;
         let mut pipe = redis::pipe();
@@ -131,27 +131,21 @@ impl Limits {
     }
 
     /// Counts a failed login.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
     pub async fn failed(&self, attempt: &Attempt) -> Result<(), Error> {
         self.count_all(&attempt.counters).await
     }
 
-    /// Remembers that the user has logged in at this address.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// Marks that the user has logged in at this address.
     pub async fn succeeded(&self, attempt: &Attempt) -> Result<(), Error> {
         let mut pipe = redis::pipe();
         pipe.set_ex(&attempt.known, 1, self.known_for.as_secs()).ignore();
         Ok(self.store.query(&pipe).await?)
     }
 
-    /// Whether this address is below a limit.
+    /// Checks that this address is below a limit.
     ///
     /// # Errors
-    /// [`Error::Limited`] until the window ends, [`Error::Redis`].
+    /// [`Error::Limited`] until the window ends.
     pub async fn check_address(&self, limit: Limit, address: IpAddr) -> Result<(), Error> {
         let key = self.key(limit, address);
         let mut pipe = redis::pipe();
@@ -163,18 +157,15 @@ impl Limits {
         admit(u64::try_from(ms).unwrap_or(0).max(1))
     }
 
-    /// Counts one more from this address.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// Increments the counter of this address.
     pub async fn count_address(&self, limit: Limit, address: IpAddr) -> Result<(), Error> {
         self.count_all(&[self.key(limit, address)]).await
     }
 
-    /// Counts one more from this address unless it has reached the limit.
+    /// Increments the counter of this address unless it has reached the limit.
     ///
     /// # Errors
-    /// [`Error::Limited`] until the window ends, [`Error::Redis`].
+    /// [`Error::Limited`] until the window ends.
     pub async fn take(&self, limit: Limit, address: IpAddr) -> Result<(), Error> {
         let mut pipe = redis::pipe();
         pipe.cmd("EVAL")
@@ -199,8 +190,8 @@ impl Limits {
     }
 
     fn key(&self, limit: Limit, address: IpAddr) -> String {
-        let who = digest(&[&network_of(address).to_string()]);
-        self.store.keys().limit(limit.name(), &who)
+        let client = digest(&[&network_of(address).to_string()]);
+        self.store.keys().limit(limit.name(), &client)
     }
 
     fn most(&self, limit: Limit) -> u64 {
@@ -223,7 +214,7 @@ fn admit(wait_ms: u64) -> Result<(), Error> {
     }
 }
 
-/// What is counted as one client: an IPv4 address, or the /64 that an IPv6 subscriber has at least (RFC 6177).
+/// The network that counts as one client: an IPv4 address, or a /64, the least that an IPv6 subscriber has (RFC 6177).
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -231,11 +222,11 @@ fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Names a counter: of bounded length, and without a user's name in it.
+/// The name of a counter, of bounded length and without a user's name.
 fn digest(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
-        // Lengths keep the parts apart.
+        // Lengths separate the parts.
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }
@@ -247,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_its_address_or_its_network() {
+    fn client_is_an_ipv4_address_or_an_ipv6_network() {
         let network = |text: &str| network_of(text.parse().expect("an address")).to_string();
         assert_eq!(network("10.1.2.3"), "10.1.2.3");
         assert_eq!(network("::ffff:10.1.2.3"), "10.1.2.3");
@@ -255,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_of_different_things_have_different_names() {
+    fn counters_of_different_parts_have_different_names() {
         assert_ne!(digest(&["acme", "bob"]), digest(&["acmeb", "ob"]));
         assert_ne!(digest(&["acme"]), digest(&["acme", ""]));
         assert_eq!(digest(&["x".repeat(100_000).as_str()]).len(), 32);

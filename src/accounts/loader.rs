@@ -1,15 +1,16 @@
-//! Questions to Postgres that come at about the same time, asked as one.
+//! Batches of lookups: concurrent requests share a statement.
 //!
-//! When tens of thousands of clients come back at once, what each must know costs a statement for all who ask within some
-//! milliseconds, not one for each. Who asks alone is answered at once.
+//! When tens of thousands of clients reconnect at once, the requests of some milliseconds cost one statement instead of one
+//! each. A single request is processed immediately.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -18,22 +19,22 @@ use crate::core::tenant::Tenant;
 use crate::feature::Error;
 use crate::postgres::{self, Database};
 
-/// Least time between two statements.
+/// Shortest interval of statements.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Most questions in one statement.
+/// Most keys of a statement.
 const BATCH_MAX: usize = 1000;
 
-/// Answers by their questions.
+/// Values by key.
 pub type Found<K, V> = Result<HashMap<K, V>, Error>;
 
 type Fetch<K, V> = dyn Fn(Vec<K>) -> Pin<Box<dyn Future<Output = Found<K, V>> + Send>> + Send + Sync;
 
-/// A question, and who waits for its answer.
-type Asked<K, V> = (K, oneshot::Sender<Result<Option<V>, Error>>);
+/// A key, and the channel of its caller.
+type Request<K, V> = (K, oneshot::Sender<Result<Option<V>, Error>>);
 
-/// Gathers questions. Cloning shares it. Its queue holds one question for each request under way, so that
-/// `server.connections_max` bounds it.
+/// Batches lookups. Cloning shares the queue, which holds one key for each request in progress and is therefore bounded by
+/// `server.connections_max`.
 pub struct Loader<K, V>(Arc<Shared<K, V>>);
 
 struct Shared<K, V> {
@@ -42,8 +43,8 @@ struct Shared<K, V> {
 }
 
 struct Queue<K, V> {
-    waiting: Vec<Asked<K, V>>,
-    /// Somebody answers.
+    waiting: Vec<Request<K, V>>,
+    /// Whether a task processes the queue.
     is_served: bool,
 }
 
@@ -64,7 +65,7 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + 'static,
 {
-    /// A loader that finds answers by this.
+    /// A loader that fetches values with `fetch`.
     pub fn new<F>(fetch: impl Fn(Vec<K>) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Found<K, V>> + Send + 'static,
@@ -78,24 +79,21 @@ where
         }))
     }
 
-    /// The answer to one question, found after it was asked; `None` when there is none.
-    ///
-    /// # Errors
-    /// When it could not be looked for.
+    /// The value of a key, fetched after this call began; `None` when there is none.
     pub async fn load(&self, key: K) -> Result<Option<V>, Error> {
-        let (sender, answer) = oneshot::channel();
-        let begins = {
+        let (sender, value) = oneshot::channel();
+        let starts = {
             let mut queue = self.0.lock();
             queue.waiting.push((key, sender));
             !std::mem::replace(&mut queue.is_served, true)
         };
-        if begins {
-            // A task of its own: whoever began it may go away before others have their answers.
+        if starts {
+            // A task of its own: the first caller may be cancelled before the others have their values.
             tokio::spawn(self.clone().serve());
         }
-        answer
+        value
             .await
-            .unwrap_or_else(|_| Err(Error::Internal("a question was dropped".into())))
+            .unwrap_or_else(|_| Err(Error::Internal("a lookup was dropped".into())))
     }
 
     async fn serve(self) {
@@ -115,11 +113,11 @@ where
             let keys: Vec<K> = batch.iter().map(|(key, _)| key.clone()).collect();
             let found = (self.0.fetch)(keys).await;
             for (key, sender) in batch {
-                let answer = match &found {
+                let value = match &found {
                     Ok(found) => Ok(found.get(&key).cloned()),
-                    Err(error) => Err(same(error)),
+                    Err(error) => Err(copy_of(error)),
                 };
-                let _nobody_waits = sender.send(answer);
+                let _ = sender.send(value);
             }
             tokio::time::sleep_until(began + PAUSE).await;
         }
@@ -130,26 +128,22 @@ impl<V> Loader<(Tenant, Uuid), V>
 where
     V: Clone + Send + 'static,
 {
-    /// A loader that finds answers about the users of one tenant by this.
+    /// A loader that fetches values of users, one tenant at a time.
     pub fn by_tenant<F>(database: Database, fetch: fn(Database, Tenant, Vec<Uuid>) -> F) -> Self
     where
         F: Future<Output = Found<Uuid, V>> + Send + 'static,
     {
-        Self::new(move |asked: Vec<(Tenant, Uuid)>| {
+        Self::new(move |keys: Vec<(Tenant, Uuid)>| {
             let database = database.clone();
             async move {
                 let mut by_tenant: HashMap<Tenant, Vec<Uuid>> = HashMap::new();
-                for (tenant, user) in asked {
+                for (tenant, user) in keys {
                     by_tenant.entry(tenant).or_default().push(user);
                 }
                 let mut found = HashMap::new();
                 for (tenant, users) in by_tenant {
-                    let answers = fetch(database.clone(), tenant.clone(), users).await?;
-                    found.extend(
-                        answers
-                            .into_iter()
-                            .map(|(user, answer)| ((tenant.clone(), user), answer)),
-                    );
+                    let values = fetch(database.clone(), tenant.clone(), users).await?;
+                    found.extend(values.into_iter().map(|(user, value)| ((tenant.clone(), user), value)));
                 }
                 Ok(found)
             }
@@ -159,12 +153,12 @@ where
 
 impl<K, V> Shared<K, V> {
     fn lock(&self) -> MutexGuard<'_, Queue<K, V>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 }
 
-/// The error for another one who asked.
-fn same(error: &Error) -> Error {
+/// The error for each caller of a batch.
+fn copy_of(error: &Error) -> Error {
     match error {
         Error::Database(postgres::Error::Unavailable { code, message }) => postgres::Error::Unavailable {
             code: code.clone(),
@@ -180,12 +174,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_asks_at_the_same_time_is_answered_together_and_who_asks_alone_at_once() {
+    async fn concurrent_lookups_share_a_statement() {
         let asked: Arc<Mutex<Vec<usize>>> = Arc::default();
         let loader = {
             let asked = asked.clone();
             Loader::new(move |keys: Vec<u32>| {
-                asked.lock().unwrap_or_else(PoisonError::into_inner).push(keys.len());
+                asked.lock().push(keys.len());
                 async move {
                     if keys.contains(&13) {
                         return Err(postgres::Error::unavailable("away").into());
@@ -201,7 +195,7 @@ mod tests {
         for (key, answer) in (100..200).zip(answers) {
             assert_eq!(answer.expect("an answer"), (key % 2 == 0).then_some(key * 10));
         }
-        assert_eq!(*asked.lock().unwrap_or_else(PoisonError::into_inner), [1, 100]);
+        assert_eq!(*asked.lock(), [1, 100]);
         let failed = futures_util::future::join_all([loader.load(13), loader.load(14)]).await;
         for answer in failed {
             assert!(matches!(answer, Err(Error::Database(error)) if error.is_retryable()));

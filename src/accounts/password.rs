@@ -1,8 +1,8 @@
-//! Passwords: Argon2id, kept as PHC strings.
+//! Passwords: Argon2id, stored as PHC strings.
 //!
-//! A hash costs a core and some megabytes on purpose, so few are computed at once and others wait in line. Each has a
-//! thread of its own at low priority: where there are fewer cores than work, requests that wait for their answer go
-//! before it. Checking a password for a user who does not exist costs the same, so that time tells nothing.
+//! A hash costs a core and some megabytes by design, so few are computed at once and others queue. Each runs on its own thread
+//! at low priority, so that other requests take precedence. Verifying the password of an unknown user costs the same, so that
+//! the time does not reveal whether a user exists.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,21 +15,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::config;
 use crate::feature::Error;
 
-/// Longest password in bytes; Argon2 hashes any length, but a request need not.
+/// Longest password in bytes.
 const BYTES_MAX: usize = 1024;
 
-/// Fewest characters of a new password.
+/// Shortest new password in characters.
 const CHARS_MIN: usize = 8;
 
-/// How long a check may wait in line before the caller is told to come back.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait in the queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How far a hash stands back behind the rest of the process, in the units of nice(2): it gets about a tenth of a core
-/// that others want, too.
+/// The nice(2) value of a hash thread: under contention it gets about a tenth of a core.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
-/// Hashes and checks passwords. Cloning shares the line.
+/// Hashes and verifies passwords. Cloning shares the queue.
 #[derive(Debug, Clone)]
 pub struct Passwords {
     params: Params,
@@ -37,13 +36,9 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    /// Takes cost and concurrency from the settings.
-    ///
-    /// # Errors
-    /// When Argon2 refuses the cost, which the bounds of the settings rule out.
     pub fn new(settings: &config::Auth) -> anyhow::Result<Self> {
         let params = Params::new(settings.argon2_memory_kib, settings.argon2_iterations, 1, None)
-            .map_err(|error| anyhow::anyhow!("keys `auth.argon2_*` make no Argon2 parameters: {error}"))?;
+            .map_err(|error| anyhow::anyhow!("keys `auth.argon2_*` are no valid Argon2 parameters: {error}"))?;
         let threads = match settings.hash_concurrency {
             0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1)),
             threads => threads,
@@ -54,15 +49,15 @@ impl Passwords {
         })
     }
 
-    /// Waits in line.
+    /// Waits in the queue.
     ///
     /// # Errors
-    /// [`Error::Busy`] when the line is too long.
+    /// [`Error::Busy`] after the timeout.
     pub async fn turn(&self) -> Result<Turn, Error> {
-        let permit = tokio::time::timeout(PATIENCE, self.permits.clone().acquire_owned())
+        let permit = tokio::time::timeout(QUEUE_TIMEOUT, self.permits.clone().acquire_owned())
             .await
             .map_err(|_| Error::Busy("too many logins at once; try again in a moment"))?
-            .map_err(|_| Error::Internal("the line for password hashes is closed".into()))?;
+            .map_err(|_| Error::Internal("the queue of password hashes is closed".into()))?;
         Ok(Turn {
             params: self.params.clone(),
             permit: Arc::new(permit),
@@ -72,7 +67,7 @@ impl Passwords {
     /// The PHC string of a new password.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when it is too short or too long, [`Error::Busy`] when the line is too long.
+    /// [`Error::Invalid`] when it is too short or too long, [`Error::Busy`] after the timeout of the queue.
     pub async fn hash(&self, password: &str) -> Result<String, Error> {
         if password.chars().count() < CHARS_MIN || password.len() > BYTES_MAX {
             return Err(Error::invalid(
@@ -86,7 +81,7 @@ impl Passwords {
     }
 }
 
-/// Leave to compute one hash at a time; dropping it lets the next in.
+/// Permission to compute one hash at a time; dropping it admits the next caller.
 #[derive(Debug)]
 pub struct Turn {
     params: Params,
@@ -94,29 +89,23 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// The PHC string of a password that was right, at the present cost; `None` where the stored one has that already.
-    ///
-    /// # Errors
-    /// When no thread can be started.
+    /// The PHC string of a verified password at the configured cost; `None` when the stored one has that cost.
     pub async fn renew(&self, password: &str, stored: &str) -> Result<Option<String>, Error> {
-        let is_present = PasswordHash::new(stored)
+        let has_cost = PasswordHash::new(stored)
             .ok()
             .and_then(|hash| Params::try_from(&hash).ok())
             .is_some_and(|params| {
                 let cost = |params: &Params| (params.m_cost(), params.t_cost(), params.p_cost());
                 cost(&params) == cost(&self.params)
             });
-        if is_present {
+        if has_cost {
             return Ok(None);
         }
         let password = password.to_owned();
         self.compute(move |argon2| hash(argon2, &password)).await?.map(Some)
     }
 
-    /// Whether the password is the one that was hashed. Without a hash it takes as long and gives false.
-    ///
-    /// # Errors
-    /// When the stored hash is malformed or no thread can be started.
+    /// Whether the password matches the hash. Without a hash it takes as long and returns false.
     pub async fn verify(&self, password: &str, stored: Option<String>) -> Result<bool, Error> {
         if password.len() > BYTES_MAX {
             return Ok(false);
@@ -133,7 +122,7 @@ impl Turn {
         .await?
     }
 
-    /// Computes on a thread of its own, which costs next to nothing beside a hash.
+    /// Computes on a new thread, whose cost is negligible beside a hash.
     async fn compute<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Argon2<'_>) -> T + Send + 'static,
@@ -143,23 +132,23 @@ impl Turn {
         std::thread::Builder::new()
             .name("password".into())
             .spawn(move || {
-                stand_back();
-                let _nobody_waits = done.send(work(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params)));
-                // Held until here also when nobody waits for the result any more: the core is busy all the same.
+                lower_priority();
+                let _ = done.send(work(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params)));
+                // Held until here also when the caller has gone: the core was busy.
                 drop(permit);
             })
-            .map_err(|error| Error::Internal(format!("no thread for a password's hash: {error}")))?;
+            .map_err(|error| Error::Internal(format!("cannot start a thread for a password hash: {error}")))?;
         result
             .await
-            .map_err(|_| Error::Internal("hashing a password failed: its thread died".into()))
+            .map_err(|_| Error::Internal("hashing a password failed: its thread panicked".into()))
     }
 }
 
-/// Lowers the priority of this thread, which on Linux alone can have one of its own.
-fn stand_back() {
+/// Lowers the priority of this thread, where threads have their own: on Linux.
+fn lower_priority() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        tracing::debug!(%error, "a password is hashed at full priority");
+        tracing::debug!(%error, "thread priority not lowered");
     }
 }
 
@@ -175,7 +164,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_password_fits_its_own_hash_only() {
+    async fn password_matches_only_its_own_hash() {
         let passwords = Passwords::new(&config::Auth {
             argon2_memory_kib: 8192,
             argon2_iterations: 1,
@@ -191,7 +180,7 @@ mod tests {
         assert!(verify("posduif-demo", Some(stored.clone())).await);
         let turn = passwords.turn().await.expect("a turn");
         let renewed = turn.renew("posduif-demo", &stored).await.expect("looked at");
-        assert_eq!(renewed, None, "the cost is the present one");
+        assert_eq!(renewed, None, "the cost is the configured one");
         let older = stored.replace("m=8192", "m=4096");
         assert_ne!(turn.renew("posduif-demo", &older).await.expect("looked at"), None);
         drop(turn);

@@ -1,10 +1,10 @@
-//! Tickets: what lets a page open a stream by its address alone, because a browser's `EventSource` and `WebSocket` send
-//! no header of the page's choice.
+//! Tickets: single-use credentials in the URL of a stream, because a browser's `EventSource` and `WebSocket` send no custom
+//! headers.
 //!
-//! A ticket is 256 random bits that are good for one stream, once, for [`LIFETIME`]: an address ends up in logs and
-//! histories, and must be worth nothing there. Redis holds the SHA-256 of it only, with who got it. Taking it out is
-//! one command, so that of many who show it at once one gets in. Whoever got it must still be who they were: a session
-//! that was ended since, or a device that was revoked, is looked at anew.
+//! A ticket is 256 random bits, valid for one stream, once, within [`LIFETIME`]: a URL appears in logs and histories and must
+//! be worthless there. Redis holds only its SHA-256, with its holder. One command removes it, so that of concurrent
+//! requests with the same ticket one is admitted. The holder is checked again when the ticket is used: a session that ended
+//! or a device that was revoked meanwhile is refused.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,25 +21,25 @@ use crate::core::tenant::Tenant;
 use crate::feature::Error;
 use crate::redis::store::Store;
 
-/// How long a ticket is good.
+/// Validity of a ticket.
 pub const LIFETIME: Duration = Duration::from_secs(30);
 
 /// Characters of a ticket.
 const TICKET_CHARS: usize = 43;
 
-/// A stream that a ticket can be for.
+/// The stream of a ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stream {
     /// Server-sent events of a web user.
     Web(Uuid),
     /// Server-sent events of a device.
     Mobile(String),
-    /// The WebSocket of whoever opens it.
+    /// The holder's WebSocket.
     Socket,
 }
 
 impl fmt::Display for Stream {
-    /// As the path at which it is.
+    /// The stream's path.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Web(user) => write!(f, "/sse/web/{user}"),
@@ -49,25 +49,20 @@ impl fmt::Display for Stream {
     }
 }
 
-/// Who got a ticket, and for which stream.
+/// The stream and the holder of a ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// Their tenant.
     pub tenant: Tenant,
-    /// The stream.
     pub stream: Stream,
-    /// They.
     pub holder: Holder,
 }
 
-/// Who got a ticket.
+/// The holder of a ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
     /// A user with an access token.
     User {
-        /// Their id.
         user_id: Uuid,
-        /// What they are.
         user_type: UserType,
         /// The session of the access token.
         session: Uuid,
@@ -76,9 +71,8 @@ pub enum Holder {
     },
     /// A device.
     Device {
-        /// Its id.
         device_id: String,
-        /// What it showed, beside the id.
+        /// The hash of the presented token.
         token: Option<TokenHash>,
     },
 }
@@ -107,22 +101,18 @@ enum StoredHolder {
     },
 }
 
-/// Issues and takes tickets. Cloning shares the connection.
+/// Issues and redeems tickets. Cloning shares the connection.
 #[derive(Debug, Clone)]
 pub struct Tickets {
     store: Store,
 }
 
 impl Tickets {
-    /// Tickets in this Redis.
     pub fn new(store: Store) -> Self {
         Self { store }
     }
 
     /// A new ticket.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
     pub async fn issue(&self, grant: &Grant) -> Result<String, Error> {
         let mut bits = [0; 32];
         getrandom::fill(&mut bits).map_err(|error| Error::Internal(format!("no random bits: {error}")))?;
@@ -149,19 +139,16 @@ impl Tickets {
             stream: grant.stream.to_string(),
             holder,
         };
-        let stored =
-            serde_json::to_string(&stored).map_err(|error| Error::Internal(format!("a ticket is no JSON: {error}")))?;
+        let stored = serde_json::to_string(&stored)
+            .map_err(|error| Error::Internal(format!("serializing a ticket failed: {error}")))?;
         let mut pipe = redis::pipe();
         pipe.set_ex(self.key(&ticket), stored, LIFETIME.as_secs()).ignore();
         let () = self.store.query(&pipe).await?;
         Ok(ticket)
     }
 
-    /// Takes a ticket that is shown for a stream; whatever comes of it, it is spent. `None` for one that is unknown, was
-    /// used, has expired, or is another stream's.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// Redeems a ticket for a stream, which invalidates it in any case. `None` for a ticket that is unknown, used, expired, or
+    /// of another stream.
     pub async fn take(&self, ticket: &str, stream: &Stream) -> Result<Option<Grant>, Error> {
         if ticket.len() != TICKET_CHARS {
             return Ok(None);
@@ -183,7 +170,7 @@ impl Tickets {
 }
 
 impl Stored {
-    /// What was granted, if it was for this stream.
+    /// The grant, if it is for this stream.
     fn grant(self, stream: &Stream) -> Option<Grant> {
         if self.stream != stream.to_string() {
             return None;

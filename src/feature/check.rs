@@ -1,10 +1,10 @@
-//! Checks of texts from outside.
+//! Checks of input.
 
 use serde_json::Value;
 
 use super::Error;
 
-/// Checks a text from outside: not empty, not longer than `chars_max`, and free of NUL, which Postgres cannot store.
+/// Checks a text: not empty, not longer than `chars_max`, and free of NUL, which Postgres cannot store.
 ///
 /// # Errors
 /// [`Error::Invalid`] with the field.
@@ -24,8 +24,7 @@ pub fn check_text(field: &'static str, text: &str, chars_max: usize) -> Result<(
     Ok(())
 }
 
-/// Checks a short text that people read in lists: as [`check_text`], and free of control characters, by which it could
-/// speak to somebody's terminal.
+/// Checks a short text for lists: as [`check_text`], and free of control characters, which a terminal could interpret.
 ///
 /// # Errors
 /// [`Error::Invalid`] with the field.
@@ -37,25 +36,23 @@ pub fn check_line(field: &'static str, text: &str, chars_max: usize) -> Result<(
     Ok(())
 }
 
-/// Whether a text somewhere in it has a control character, NUL among them. How deep a value can be is bounded by the
-/// parser's limit.
+/// Whether a text in the value contains a control character, including NUL. The parser bounds the depth of a value.
 pub fn has_control(value: &Value) -> bool {
     has_character(value, char::is_control)
 }
 
-/// Whether a text somewhere in it has the character NUL, which Postgres cannot store. How deep a value can be is bounded
-/// by the parser's limit.
+/// Whether a text in the value contains NUL, which Postgres cannot store. The parser bounds the depth of a value.
 pub fn has_nul(value: &Value) -> bool {
     has_character(value, |c| c == '\0')
 }
 
-fn has_character(value: &Value, is_it: fn(char) -> bool) -> bool {
+fn has_character(value: &Value, matches: fn(char) -> bool) -> bool {
     match value {
-        Value::String(text) => text.contains(is_it),
-        Value::Array(items) => items.iter().any(|item| has_character(item, is_it)),
+        Value::String(text) => text.contains(matches),
+        Value::Array(items) => items.iter().any(|item| has_character(item, matches)),
         Value::Object(fields) => fields
             .iter()
-            .any(|(key, value)| key.contains(is_it) || has_character(value, is_it)),
+            .any(|(key, value)| key.contains(matches) || has_character(value, matches)),
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
@@ -65,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_are_checked() {
+    fn text_must_be_nonempty_bounded_and_free_of_nul() {
         assert!(check_text("f", "ä", 1).is_ok());
         for bad in ["", "a\0", "ab"] {
             assert!(check_text("f", bad, 1).is_err(), "{bad:?}");

@@ -1,5 +1,4 @@
-//! What the features (accounts, messages, state, sync) have in common: the error that a request can meet, pages of lists,
-//! and checks of texts from outside.
+//! Shared by the features (accounts, messages, state, sync): their error, a cache of rows, pages of lists, and checks of input.
 
 pub mod cache;
 mod check;
@@ -12,23 +11,22 @@ use std::time::Duration;
 
 use crate::postgres;
 
-/// Why a request is refused. [`crate::api`] maps it to a status code.
+/// The error of a request. The API maps it to a status code.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What the caller gave is malformed.
+    /// Malformed input.
     #[error("{field}: {message}")]
     Invalid {
-        /// The field at fault, as the API spells it.
+        /// The field, as the API spells it.
         field: &'static str,
         /// What is wrong and what is allowed.
         message: String,
     },
-    /// Bytes of the caller's beyond their bound.
+    /// Input beyond its bound.
     #[error("{field}: must not be longer than {bytes_max} bytes")]
     TooLarge {
-        /// The field at fault, as the API spells it.
+        /// The field, as the API spells it.
         field: &'static str,
-        /// Its bound.
         bytes_max: usize,
     },
     /// A message without content.
@@ -37,31 +35,29 @@ pub enum Error {
     /// The recipient of a message does not exist.
     #[error("the recipient does not exist")]
     InvalidRecipient,
-    /// There is no such thing, at least none that the caller may know of.
+    /// No such object, or none that the caller may know of.
     #[error("{0} not found")]
     NotFound(&'static str),
-    /// It exists, but is not the caller's to touch.
+    /// The object exists, and the caller may not use it.
     #[error("{0}")]
     Forbidden(&'static str),
-    /// The caller did not prove who they are, or no longer are who they were.
+    /// The caller is not authenticated, or no longer valid.
     #[error("{0}")]
     Unauthorized(&'static str),
-    /// It would collide with what exists.
+    /// A conflict with an existing object.
     #[error("{0}")]
     Conflict(String),
-    /// Too much is asked at once; later it will work.
+    /// Too many concurrent requests; a later one succeeds.
     #[error("{0}")]
     Busy(&'static str),
-    /// Too often wrong; tried again after this time, it is looked at anew.
+    /// Too many failed attempts; the next is allowed after this time.
     #[error("too many attempts; try again later")]
     Limited(Duration),
-    /// Redis did not do it.
     #[error("Redis: {0}")]
     Redis(#[from] redis::RedisError),
-    /// Postgres did not do it.
     #[error(transparent)]
     Database(#[from] postgres::Error),
-    /// Something that should not happen did.
+    /// An unexpected condition.
     #[error("{0}")]
     Internal(String),
 }

@@ -1,4 +1,4 @@
-//! Reads pages of lists out of rows.
+//! Reads pages of lists from rows.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
@@ -20,7 +20,7 @@ fn unknown_place(field: &'static str) -> Error {
     Error::invalid(field, "must be the id of a row of this list")
 }
 
-/// [`read_page`], and which transactions the look has seen.
+/// [`read_page`], and the snapshot of the statement.
 pub fn read_page_seen<T>(
     rows: &[Row],
     page: &Page,
@@ -32,9 +32,9 @@ pub fn read_page_seen<T>(
     Ok((found, snapshot.unwrap_or_default()))
 }
 
-/// Reads a page out of rows that each bear whether the row beside which the page lies is known, the list's length if it
-/// was counted, and then the columns of one of the list, the first of which is never null there; one more than the page
-/// may have if there are more, in the list's order. That one is the first when the page goes against the order.
+/// Reads a page from rows in the order of the list. Each row contains `is_known`, whether the row of `before` or `after` exists;
+/// `total`, the length of the list if it was counted; and the columns of an element, of which the first is never null. There
+/// is one row more than the page may have when the list continues: the first one if the page is read upwards.
 pub fn read_page<T>(
     rows: &[Row],
     page: &Page,
@@ -43,7 +43,7 @@ pub fn read_page<T>(
 ) -> Result<Rows<T>, Error> {
     let first = rows
         .first()
-        .ok_or_else(|| Error::Internal("a list gave no row".into()))?;
+        .ok_or_else(|| Error::Internal("a list returned no row".into()))?;
     if let (false, Some((field, _))) = (first.try_get("is_known")?, page.place()) {
         return Err(unknown_place(field));
     }
@@ -65,7 +65,7 @@ pub fn read_page<T>(
     })
 }
 
-/// A value of which only matters that it is there.
+/// A value whose content is ignored.
 struct Anything;
 
 impl<'a> FromSql<'a> for Anything {

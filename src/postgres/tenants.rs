@@ -287,9 +287,6 @@ pub struct TenantStats {
 }
 
 /// What a tenant has; `None` when there is no such tenant.
-///
-/// # Errors
-/// When Postgres cannot be asked.
 pub async fn tenant_stats(database: &Database, tenant: &Tenant) -> Result<Option<TenantStats>, Error> {
     let row = database
         .query_opt(&sql!("postgres/tenant_counts", tenant), &[(&tenant.name, Type::TEXT)])
@@ -341,17 +338,11 @@ impl Listed {
 }
 
 /// All tenants that are registered, with their state, by name: also those whose schema is gone.
-///
-/// # Errors
-/// When Postgres cannot be asked.
 pub async fn directory(database: &Database) -> Result<Vec<Listed>, Error> {
     listed(database, None).await
 }
 
 /// The tenant of this name, also when its schema is gone.
-///
-/// # Errors
-/// When Postgres cannot be asked.
 pub async fn registered(database: &Database, name: &str) -> Result<Option<Listed>, Error> {
     // An impossible name (one with a NUL, say) must not reach Postgres.
     if !is_valid_name(name) {
@@ -394,9 +385,6 @@ pub async fn missing_tables(database: &Database, name: Option<&str>) -> Result<V
 }
 
 /// All tenants that have their schema, by name.
-///
-/// # Errors
-/// When Postgres cannot be asked.
 pub async fn list(database: &Database) -> Result<Vec<Tenant>, Error> {
     Ok(directory(database)
         .await?
@@ -407,9 +395,6 @@ pub async fn list(database: &Database) -> Result<Vec<Tenant>, Error> {
 }
 
 /// The tenant of this name, if it exists.
-///
-/// # Errors
-/// When Postgres cannot be asked.
 pub async fn find(database: &Database, name: &str) -> Result<Option<Tenant>, Error> {
     // An impossible name (one with a NUL, say) must not reach Postgres.
     let Some(tenant) = Tenant::named(name) else {

@@ -1,13 +1,12 @@
 //! Encrypted state: opaque bytes under a user's keys, which all devices of the user share.
 //!
-//! A device encrypts; here are bytes and a nonce, and nothing looks into them or logs them. Each write of a key makes a
-//! new version, which never comes again, also when the key was deleted meanwhile. A write says what it is made upon
-//! ([`Condition`]), so that of two devices that change the same version one wins and the other learns of it. The answer to
-//! a write may get lost: the same write by the same device, made upon the version before its own, is recognised and done
-//! once.
+//! Devices encrypt; the server stores bytes and a nonce, and never reads or logs them. Each write of a key creates a new
+//! version. Versions never repeat, not even after the key was deleted. A write has a [`Condition`], so that of two devices
+//! that change the same version one succeeds and the other receives the conflict. The response to a write may be lost: the
+//! same write by the same device, based on the version before its own, is recognized and applied once.
 //!
-//! All of that is decided by one statement, the function `write_states()` of the tenant's schema (its rules stand in
-//! `migrations/tenant/0006_state.up.sql`).
+//! One statement decides, the function `write_states()` of the tenant's schema; its rules are in
+//! `migrations/tenant/0006_state.up.sql`.
 
 use std::fmt;
 
@@ -27,10 +26,10 @@ use crate::postgres::{Database, sql};
 /// Longest key in characters.
 pub const KEY_CHARS_MAX: usize = 255;
 
-/// A key that none can have: `/api/state/batch` is a route.
+/// Not allowed as a key: `/api/state/batch` is a route.
 const RESERVED: &str = "batch";
 
-/// Bytes that are shown in base64 (RFC 4648, section 4), and never in a log.
+/// Bytes that are serialized in base64 (RFC 4648, section 4) and never logged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Opaque(pub Vec<u8>);
 
@@ -49,19 +48,16 @@ impl Serialize for Opaque {
 /// A state as the API shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct State {
-    /// What the user's apps call it.
     pub key: String,
     /// The encrypted bytes.
     pub state: Opaque,
-    /// What they were encrypted with.
     pub nonce: Opaque,
-    /// Grows with each write of the key.
+    /// Increases with each write of the key.
     pub version: i64,
-    /// The device that wrote this version; none for a page without a device, and for `psql`.
+    /// The device that wrote this version; null for a page without a device and for SQL clients.
     pub device_id: Option<String>,
-    /// When the key was made, or made anew.
+    /// Creation of the key, or recreation after its deletion.
     pub created_at: Timestamp,
-    /// When this version was written.
     pub updated_at: Timestamp,
 }
 
@@ -79,19 +75,17 @@ impl State {
     }
 }
 
-/// Whose states they are.
+/// The owner of states.
 #[derive(Debug, Clone, Copy)]
 pub struct Owner<'a> {
-    /// The tenant.
     pub tenant: &'a Tenant,
-    /// The user.
     pub user: Uuid,
 }
 
 /// A user's state under a key.
 ///
 /// # Errors
-/// [`Error::NotFound`], also when it was deleted; [`Error::Invalid`] for what is no key.
+/// [`Error::NotFound`], also when it was deleted; [`Error::Invalid`] for an invalid key.
 pub async fn get(database: &Database, owner: Owner<'_>, key: &str) -> Result<State, Error> {
     check_key(key)?;
     let statement = sql!("state/state_get", owner.tenant);
@@ -101,10 +95,7 @@ pub async fn get(database: &Database, owner: Owner<'_>, key: &str) -> Result<Sta
     State::from_row(&row.ok_or(Error::NotFound("state"))?)
 }
 
-/// A page of a user's states in the order of their rows' ids, behind this one; each with its id.
-///
-/// # Errors
-/// When Postgres cannot be asked.
+/// A page of a user's states by the ids of their rows, after this one; each with its id.
 pub async fn page(database: &Database, owner: Owner<'_>, after: Uuid, limit: i64) -> Result<Vec<(Uuid, State)>, Error> {
     let statement = sql!("state/state_list", owner.tenant);
     let rows = database
@@ -118,19 +109,19 @@ pub async fn page(database: &Database, owner: Owner<'_>, after: Uuid, limit: i64
         .collect()
 }
 
-/// What a write is made upon.
+/// The condition of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
-    /// There must be no such key.
+    /// The key must not exist.
     Absent,
-    /// There must be one, whatever its version.
+    /// The key must exist, at any version.
     Present,
-    /// One of these must be the current version, that of the deletion if the key is deleted; none can never hold.
+    /// One of these must be the current version, which for a deleted key is that of the deletion. An empty list never holds.
     Version(Vec<i64>),
 }
 
 impl Condition {
-    /// As `write_states()` takes it.
+    /// As the parameter of `write_states()`.
     fn to_base(&self) -> Option<String> {
         let versions: Vec<String> = match self {
             Self::Absent => vec!["0".into()],
@@ -144,28 +135,23 @@ impl Condition {
 /// A write of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
-    /// The key.
     pub key: String,
-    /// The encrypted bytes and their nonce; none deletes the key.
+    /// The encrypted bytes and their nonce; `None` deletes the key.
     pub value: Option<(Opaque, Opaque)>,
-    /// What it is made upon.
     pub condition: Condition,
 }
 
-/// What a key is after a write, or instead of one.
+/// A key after a write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Written {
-    /// The key.
     pub key: String,
-    /// Its version now.
     pub version: i64,
     /// The device that wrote that version.
     pub device_id: Option<String>,
-    /// When the key was made, or made anew.
+    /// Creation of the key, or recreation after its deletion.
     pub created_at: Timestamp,
-    /// When that version was written.
     pub updated_at: Timestamp,
-    /// Whether just that had been done before.
+    /// Whether the same write was applied before.
     #[serde(skip)]
     pub is_duplicate: bool,
 }
@@ -177,36 +163,35 @@ impl Written {
     }
 }
 
-/// A write that was not done.
+/// A write whose condition does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refused {
-    /// Its place among the writes, from 0.
+    /// Its index among the writes.
     pub index: usize,
-    /// The key.
     pub key: String,
-    /// The version of the key now, also when it is deleted; none when there never was one.
+    /// The current version of the key, also when it is deleted; null when it never existed.
     pub version: Option<i64>,
-    /// There is no such key, or no more.
+    /// Whether the key does not exist, or was deleted.
     pub deleted: bool,
-    /// Whether nothing but the key's absence speaks against the write.
+    /// Whether the key's absence is the only reason.
     #[serde(skip)]
     pub is_absent: bool,
 }
 
-/// What became of writes.
+/// The outcome of writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// All were done, now or before.
+    /// All are applied, now or before.
     Done(Vec<Written>),
-    /// None was done: these did not meet their conditions.
+    /// None is applied: the conditions of these do not hold.
     Refused(Vec<Refused>),
 }
 
-/// Does writes of a user's states, all or none, by a device or a page without one.
+/// Applies writes of a user's states, all or none, by a device or a page without one.
 ///
 /// # Errors
-/// [`Error::Invalid`] for what is no key, [`Error::TooLarge`], [`Error::Conflict`] when the user would have too many keys,
-/// [`Error::Unauthorized`] for a user or a device that may not act any more.
+/// [`Error::Invalid`] for an invalid key, [`Error::TooLarge`], [`Error::Conflict`] when the user would have too many keys,
+/// [`Error::Unauthorized`] for a disabled user or a revoked device.
 pub async fn write(
     database: &Database,
     owner: Owner<'_>,
@@ -256,7 +241,7 @@ pub async fn write(
                 is_absent: outcome == "absent",
             }),
             _ if refused.is_empty() => {
-                // Where another item was refused, this one's row may not exist.
+                // After the refusal of another item the row may not exist.
                 if let Some(version) = row.try_get("version")? {
                     done.push(Written {
                         key,
@@ -276,16 +261,14 @@ pub async fn write(
             "this user would have more than {keys_max} keys: delete some"
         )));
     }
-    Ok(match refused.is_empty() {
-        true => Outcome::Done(done),
-        false => Outcome::Refused(refused),
+    Ok(if refused.is_empty() {
+        Outcome::Done(done)
+    } else {
+        Outcome::Refused(refused)
     })
 }
 
 /// Checks a key.
-///
-/// # Errors
-/// [`Error::Invalid`].
 pub fn check_key(key: &str) -> Result<(), Error> {
     check_text("key", key, KEY_CHARS_MAX)?;
     if key == RESERVED {
@@ -329,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_are_checked() {
+    fn write_must_have_a_valid_key_and_bounded_sizes() {
         let settings = config::State {
             bytes_max: 4,
             nonce_bytes_max: 2,
@@ -352,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_write_is_made_upon_is_said_to_postgres_as_arrays() {
+    fn condition_is_passed_to_postgres_as_an_array() {
         assert_eq!(Condition::Absent.to_base().as_deref(), Some("{0}"));
         assert_eq!(Condition::Present.to_base(), None);
         assert_eq!(Condition::Version(vec![1, 22]).to_base().as_deref(), Some("{1,22}"));
@@ -360,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_do_not_show_in_what_is_printed_for_developers() {
+    fn opaque_bytes_are_not_printed() {
         let shown = format!("{:?}", Opaque(b"secret".to_vec()));
         assert_eq!(shown, "6 bytes");
     }

@@ -1,21 +1,23 @@
-//! Sessions: what a login begins and what its refresh tokens continue. They live in Redis and end by themselves.
+//! Sessions: a login starts a session, refresh tokens extend it. Sessions are stored in Redis and expire.
 //!
-//! A session is a hash with a time to live; a set per user lists its sessions, and references to those that have
-//! expired are removed whenever somebody looks. Access tokens name their session but are checked without Redis. So that
-//! they end with it all the same, each node remembers the sessions that were ended lately: it hears of them by Pub/Sub,
-//! reads them when it subscribes, and goes by what it knows while Redis is away.
+//! A session is a hash with a time to live; a set per user lists the user's sessions, and references to expired sessions are
+//! removed when the list is read. Access tokens name their session but are verified without Redis. So that they end with
+//! their session, each node caches the recently ended sessions: it receives them by Pub/Sub, reads them when it subscribes,
+//! and uses the cached ones while Redis is unavailable.
 //!
-//! A refresh token is 128 bits that stay, from whose digest the session's id is made, and 256 bits that change with
-//! every use; Redis holds the SHA-256 only. So whoever shows a token of a session with the wrong changing part has
-//! once held a right one: the token was stolen, or its thief is late, and the session ends (RFC 9700, section 4.14.2).
-//! The answer to a refresh may get lost on its way, though. A token's successor is therefore an HMAC of a fresh
-//! random salt under the token itself: the same token shown again at once finds the salt and gets the same successor,
-//! so that however many show it there is one chain, and Redis alone gives away neither.
+//! A refresh token consists of 128 constant bits, from whose digest the session's id is derived, and 256 bits that change
+//! with every use; Redis holds only the SHA-256. A client that presents a wrong changing part has held a valid token before:
+//! one of two clients has stolen it, and the session ends (RFC 9700, section 4.14.2). The response to a refresh may be lost,
+//! though. A token's successor is therefore an HMAC of a random salt under the token itself: the same token presented again
+//! within a short time finds the salt and yields the same successor. However many clients present it, there is one chain of
+//! tokens, and the contents of Redis reveal none of them.
+
+mod refresh_token;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,15 +25,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
-use hmac::{Hmac, KeyInit, Mac};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use parking_lot::Mutex;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use uuid::Uuid;
 
+pub use self::refresh_token::RefreshToken;
+use self::refresh_token::random;
 use crate::accounts::devices::{self, Devices};
 use crate::accounts::users;
 use crate::config;
@@ -43,20 +46,20 @@ use crate::net;
 use crate::postgres::Database;
 use crate::redis::store::Store;
 
-/// Characters that are kept of a client's `User-Agent`.
+/// Most stored characters of a client's `User-Agent`.
 const USER_AGENT_CHARS_MAX: usize = 256;
 
-/// How much longer than any access token the mark of an ended session lives; clocks differ.
+/// How much longer than an access token the mark of an ended session lives, because clocks differ.
 const ENDED_MARGIN: Duration = Duration::from_secs(60);
 
-/// Sessions that are looked at in one round trip.
+/// Most sessions of a round trip.
 const LOOK_MAX: usize = 1000;
 
-/// Pause before a lost subscription is made anew.
+/// Pause before a lost subscription is established again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Begins a session and lists it. Keys: session, list. Arguments: id, lifetime in seconds, fields and values. Gives how
-/// many the list names.
+/// Stores a session and adds it to the list. Keys: session, list. Arguments: id, lifetime in seconds, fields and values.
+/// Returns the length of the list.
 const OPEN: &str = "\
 redis.call('HSET', KEYS[1], unpack(ARGV, 3))
 redis.call('EXPIRE', KEYS[1], ARGV[2])
@@ -64,9 +67,9 @@ redis.call('SADD', KEYS[2], ARGV[1])
 if redis.call('TTL', KEYS[2]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS[2], ARGV[2]) end
 return redis.call('SCARD', KEYS[2])";
 
-/// Takes a refresh token. Keys: session, list. Arguments: id, lifetime in seconds, the token's hash, its successor's
-/// hash and salt, milliseconds in which it may be shown again, address, user agent. Gives the salt of the successor,
-/// or nothing when the session does not exist, or has just ended because the token is an old one.
+/// Exchanges a refresh token. Keys: session, list. Arguments: id, lifetime in seconds, the token's hash, its successor's
+/// hash and salt, milliseconds in which it may be presented again, address, user agent. Returns the salt of the
+/// successor, or false when the session does not exist, or was deleted because the token is an old one.
 const ROTATE: &str = "\
 local session = redis.call('HMGET', KEYS[1], 'current', 'previous', 'rotated_at', 'salt')
 if not session[1] then return {false, 0} end
@@ -86,7 +89,7 @@ if session[2] == ARGV[3] and now - tonumber(session[3]) <= tonumber(ARGV[6]) the
 redis.call('DEL', KEYS[1])
 return {false, 1}";
 
-/// Fields that are shown.
+/// The fields of a session that the API shows.
 const SHOWN: [&str; 8] = [
     "tenant",
     "user",
@@ -101,39 +104,35 @@ const SHOWN: [&str; 8] = [
 /// A session as the API shows one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Session {
-    /// Its id, which access tokens bear as `sid`.
+    /// The claim `sid` of access tokens.
     pub id: Uuid,
-    /// When its user logged in.
+    /// Time of the login.
     pub created_at: Timestamp,
-    /// When it was last refreshed, or begun.
+    /// Time of the last refresh, or of the login.
     pub last_used_at: Timestamp,
-    /// When it ends unless it is refreshed.
+    /// The end, unless it is refreshed.
     pub expires_at: Timestamp,
-    /// What the client called itself then.
+    /// At the last use.
     pub user_agent: Option<String>,
-    /// Where it was then.
+    /// At the last use.
     pub address: Option<String>,
-    /// The user's device that it is bound to, if its login named one.
+    /// The user's device to which it is bound, if the login had one.
     pub device_id: Option<String>,
 }
 
-/// Whose a session is.
+/// The owner of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// The tenant.
     pub tenant: Tenant,
-    /// The user.
     pub user: Uuid,
-    /// The user's device that it is bound to.
+    /// The user's device to which it is bound.
     pub device_id: Option<String>,
 }
 
-/// Where a login or a refresh comes from.
+/// The client of a login or refresh.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// Its address.
     pub address: IpAddr,
-    /// What it calls itself.
     pub user_agent: Option<String>,
 }
 
@@ -147,97 +146,18 @@ impl Client {
     }
 }
 
-/// What a login or a refresh gives.
+/// The result of a login or refresh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
-    /// The session's id.
     pub session: Uuid,
-    /// Its refresh token. It cannot be read again.
+    /// Only its hash is stored.
     pub refresh_token: String,
 }
 
-/// A refresh token that has the form of one.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RefreshToken {
-    /// Stays for the whole session.
-    family: [u8; 16],
-    /// Changes with every use.
-    secret: [u8; 32],
-}
-
-impl std::fmt::Debug for RefreshToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("RefreshToken").field(&self.session()).finish()
-    }
-}
-
-impl RefreshToken {
-    fn new() -> Result<Self, Error> {
-        Ok(Self {
-            family: random()?,
-            secret: random()?,
-        })
-    }
-
-    /// Reads a token; `None` for a text that is none.
-    pub fn parse(text: &str) -> Option<Self> {
-        // Of this length only: a megabyte need not be decoded to be refused.
-        if text.len() != 64 {
-            return None;
-        }
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let (family, secret) = bytes.split_first_chunk()?;
-        Some(Self {
-            family: *family,
-            secret: secret.try_into().ok()?,
-        })
-    }
-
-    /// The session that it is of.
-    pub fn session(&self) -> Uuid {
-        let digest = Sha256::new()
-            .chain_update(b"posduif session\0")
-            .chain_update(self.family)
-            .finalize();
-        let mut id = [0; 16];
-        id.copy_from_slice(&digest[..16]);
-        uuid::Builder::from_random_bytes(id).into_uuid()
-    }
-
-    fn text(&self) -> String {
-        URL_SAFE_NO_PAD.encode([&self.family[..], &self.secret[..]].concat())
-    }
-
-    fn hash(&self) -> String {
-        let digest = Sha256::new()
-            .chain_update(self.family)
-            .chain_update(self.secret)
-            .finalize();
-        URL_SAFE_NO_PAD.encode(digest)
-    }
-
-    fn successor(&self, salt: &[u8]) -> Self {
-        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.secret)
-            .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
-        mac.update(b"posduif refresh\0");
-        mac.update(salt);
-        Self {
-            family: self.family,
-            secret: mac.finalize().into_bytes().into(),
-        }
-    }
-}
-
-fn random<const N: usize>() -> Result<[u8; N], Error> {
-    let mut bits = [0; N];
-    getrandom::fill(&mut bits).map_err(|error| Error::Internal(format!("no random bits: {error}")))?;
-    Ok(bits)
-}
-
-/// Streams that are open under sessions, by session.
+/// Open streams by session.
 type Watched = Arc<Mutex<HashMap<Uuid, (CancellationToken, usize)>>>;
 
-/// Tells when a session ends; dropping it stops watching.
+/// Signals the end of a session; dropping it stops the watch.
 #[derive(Debug)]
 pub struct Watch {
     session: Uuid,
@@ -251,7 +171,7 @@ impl Watch {
         self.session
     }
 
-    /// Ready when the session was ended.
+    /// Ready when the session has ended.
     pub fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.ended.as_mut().poll(context)
     }
@@ -259,7 +179,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         if let Some((_, count)) = watched.get_mut(&self.session) {
             *count -= 1;
             if *count == 0 {
@@ -269,7 +189,7 @@ impl Drop for Watch {
     }
 }
 
-/// Keeps sessions. Cloning shares the connection.
+/// Stores sessions. Cloning shares the connection.
 #[derive(Debug, Clone)]
 pub struct Sessions {
     store: Store,
@@ -277,16 +197,15 @@ pub struct Sessions {
     lifetime_seconds: u64,
     retry_ms: u64,
     sessions_max: usize,
-    /// How long an ended session is remembered: as long as access tokens of it live.
+    /// How long an ended session is cached: as long as its access tokens are valid.
     ended_life: Duration,
-    /// Sessions that this node knows to be ended.
+    /// Ended sessions, as far as this node has received them.
     ended: Cache<Uuid, ()>,
     ended_max: u64,
     watched: Watched,
 }
 
 impl Sessions {
-    /// Takes times and bounds from the settings.
     pub fn new(store: Store, settings: &config::Config) -> Self {
         let auth = &settings.auth;
         let ended_life = Duration::from_secs(auth.token_expiry_seconds) + ENDED_MARGIN;
@@ -298,7 +217,7 @@ impl Sessions {
             retry_ms: auth.refresh_retry_seconds * 1000,
             sessions_max: auth.sessions_max,
             ended_life,
-            // Beyond the bound those that were looked at least recently are forgotten: their tokens expire.
+            // Beyond the bound the least recently used ones are evicted: their tokens expire.
             ended: Cache::builder()
                 .max_capacity(ended_max)
                 .eviction_policy(EvictionPolicy::lru())
@@ -309,11 +228,8 @@ impl Sessions {
         }
     }
 
-    /// Begins a session of a user who has just proved who they are, bound to the device that they named. Of too many,
-    /// those that were used least recently are forgotten: they cannot be refreshed any more.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// Starts a session of an authenticated user, bound to the device of the login. Beyond `auth.sessions_max` the least
+    /// recently used ones are removed and can no longer be refreshed.
     pub async fn open(
         &self,
         tenant: &Tenant,
@@ -345,7 +261,7 @@ impl Sessions {
             .arg(("user_agent", client.user_agent()));
         let (count,): (usize,) = self.store.query(&pipe).await?;
         if count > self.sessions_max {
-            self.forget_oldest(tenant, user).await?;
+            self.remove_oldest(tenant, user).await?;
         }
         Ok(Granted {
             session: id,
@@ -353,10 +269,7 @@ impl Sessions {
         })
     }
 
-    /// Whose session a refresh token is of, whether or not it is the right one of them; `None` when there is none.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// The owner of a session, if it exists.
     pub async fn owner(&self, session: Uuid) -> Result<Option<Owner>, Error> {
         let mut pipe = redis::pipe();
         pipe.cmd("HMGET")
@@ -366,12 +279,9 @@ impl Sessions {
         Ok(parse_owner(&fields))
     }
 
-    /// Takes a refresh token of this user and gives its successor, once or, while the answer may have got lost, several
-    /// times the same one. A token that was used before ends the session, on all nodes. `None` when the token is good
-    /// for nothing.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// Exchanges a refresh token of this user for its successor. Within `auth.refresh_retry_seconds` a repetition returns the same
+    /// successor, because the response may be lost. A token that was used before ends the session, on all nodes. `None`
+    /// when the token is invalid.
     pub async fn rotate(&self, token: &RefreshToken, user: Uuid, client: &Client) -> Result<Option<Granted>, Error> {
         let salt = URL_SAFE_NO_PAD.encode(random::<32>()?);
         let id = token.session();
@@ -392,7 +302,7 @@ impl Sessions {
             .arg(client.user_agent());
         let ((salt, is_reuse),): ((Option<String>, bool),) = self.store.query(&pipe).await?;
         if is_reuse {
-            tracing::warn!(session = %id, %user, "a refresh token was used again: its session is ended");
+            tracing::warn!(session = %id, %user, "session ended: refresh token used twice");
             self.end(user, &[id]).await?;
         }
         Ok(salt.map(|salt| Granted {
@@ -401,10 +311,7 @@ impl Sessions {
         }))
     }
 
-    /// A user's sessions, the one that was used last first.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// A user's sessions, most recently used first.
     pub async fn list(&self, tenant: &Tenant, user: Uuid) -> Result<Vec<Session>, Error> {
         let keys = self.store.keys();
         let mut pipe = redis::pipe();
@@ -428,7 +335,7 @@ impl Sessions {
                 stale.push(member);
                 continue;
             };
-            // The same user id may be another tenant's too, whose schema was copied say.
+            // Another tenant may have the same user id, when its schema is a copy for example.
             if (&owner.tenant, owner.user) != (tenant, user) {
                 continue;
             }
@@ -455,11 +362,8 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Ends sessions of a user: they cannot be refreshed, and their access tokens and the streams that are open under them
-    /// end, on this node now and on others in a moment.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// Ends sessions of a user: they cannot be refreshed, and their access tokens and open streams end, on this node
+    /// immediately and on other nodes shortly after.
     pub async fn end(&self, user: Uuid, sessions: &[Uuid]) -> Result<(), Error> {
         if sessions.is_empty() {
             return Ok(());
@@ -479,14 +383,11 @@ impl Sessions {
         let life = i64::try_from(self.ended_life.as_secs()).unwrap_or(i64::MAX);
         pipe.expire(keys.ended_sessions(), life).ignore();
         let () = self.store.query(&pipe).await?;
-        sessions.iter().for_each(|&session| self.tell(session));
+        sessions.iter().for_each(|&session| self.set_ended(session));
         Ok(())
     }
 
-    /// Ends all sessions of a user, or all but one.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// Ends all sessions of a user except `but`.
     pub async fn end_all(&self, tenant: &Tenant, user: Uuid, but: Option<Uuid>) -> Result<(), Error> {
         let sessions = self.list(tenant, user).await?;
         let ids = sessions.iter().map(|session| session.id);
@@ -495,9 +396,6 @@ impl Sessions {
     }
 
     /// Ends the sessions of a user that are bound to a device.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
     pub async fn end_of_device(&self, tenant: &Tenant, user: Uuid, device_id: &str) -> Result<(), Error> {
         let sessions = self.list(tenant, user).await?;
         let bound = sessions
@@ -507,10 +405,7 @@ impl Sessions {
         self.end(user, &ids).await
     }
 
-    /// Whether the session was ended before its time, as far as access tokens of it may still live.
-    ///
-    /// # Errors
-    /// [`Error::Redis`].
+    /// Whether the session was ended while its access tokens may still be valid.
     pub async fn is_ended(&self, session: Uuid) -> Result<bool, Error> {
         let mut pipe = redis::pipe();
         pipe.zscore(self.store.keys().ended_sessions(), session.to_string());
@@ -518,15 +413,15 @@ impl Sessions {
         Ok(until.is_some())
     }
 
-    /// Whether this node knows that the session was ended. Costs nothing, and holds without Redis; what was ended a moment
-    /// ago on another node, or while Redis is away, is not known yet.
+    /// Whether this node has received the end of the session, without a query to Redis. The end on another node arrives with a
+    /// short delay, or when Redis is available again.
     pub fn is_known_ended(&self, session: Uuid) -> bool {
         self.ended.contains_key(&session)
     }
 
-    /// Watches for a session's end from now on. What was before is for [`Sessions::is_ended`] to tell.
+    /// Watches for the end of a session from now on; for earlier ends see [`Sessions::is_ended`].
     pub fn watch(&self, session: Uuid) -> Watch {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         let (ended, count) = watched.entry(session).or_default();
         *count += 1;
         Watch {
@@ -536,13 +431,13 @@ impl Sessions {
         }
     }
 
-    /// Looks again and again whether sessions with streams here were ended, in case that the word of it was lost.
+    /// Checks periodically whether sessions with open streams have ended, in case a Pub/Sub message was lost.
     pub async fn recheck(self, interval: Duration, stop: CancellationToken) {
         let work = async {
             loop {
                 tokio::time::sleep(interval).await;
                 if let Err(error) = self.recheck_watched().await {
-                    tracing::debug!(%error, "ended sessions are looked for later");
+                    tracing::debug!(%error, "check of ended sessions failed");
                 }
             }
         };
@@ -553,13 +448,7 @@ impl Sessions {
     }
 
     async fn recheck_watched(&self) -> Result<(), Error> {
-        let watched: Vec<Uuid> = self
-            .watched
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .keys()
-            .copied()
-            .collect();
+        let watched: Vec<Uuid> = self.watched.lock().keys().copied().collect();
         for sessions in watched.chunks(LOOK_MAX) {
             let mut pipe = redis::pipe();
             for &session in sessions {
@@ -567,22 +456,22 @@ impl Sessions {
             }
             let ended: Vec<Option<f64>> = self.store.query(&pipe).await?;
             for (&session, _) in sessions.iter().zip(ended).filter(|(_, until)| until.is_some()) {
-                self.tell(session);
+                self.set_ended(session);
             }
         }
         Ok(())
     }
 
-    /// Remembers that a session was ended, and tells the streams that are open under it.
-    fn tell(&self, session: Uuid) {
+    /// Caches the end of a session and signals its open streams.
+    fn set_ended(&self, session: Uuid) {
         self.ended.insert(session, ());
-        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = self.watched.lock();
         if let Some((ended, _)) = watched.get(&session) {
             ended.cancel();
         }
     }
 
-    async fn forget_oldest(&self, tenant: &Tenant, user: Uuid) -> Result<(), Error> {
+    async fn remove_oldest(&self, tenant: &Tenant, user: Uuid) -> Result<(), Error> {
         let sessions = self.list(tenant, user).await?;
         let Some(oldest) = sessions.get(self.sessions_max..).filter(|oldest| !oldest.is_empty()) else {
             return Ok(());
@@ -596,25 +485,24 @@ impl Sessions {
         Ok(self.store.query(&pipe).await?)
     }
 
-    /// Learns of sessions that other nodes end, and have ended, until `stop`. What is missed while Redis is away, it finds
-    /// out as soon as it is back.
+    /// Receives the sessions that other nodes end until `stop`. It catches up after each interruption of the subscription.
     pub async fn follow_ends(self, stop: CancellationToken) {
         let work = async {
-            let mut told = None;
+            let mut logged = None;
             loop {
                 let error = self
-                    .hear_ends()
+                    .receive_ends()
                     .await
                     .err()
                     .map(|error| crate::telemetry::chain(&error));
-                // Access tokens of sessions that were ended elsewhere are taken meanwhile.
+                // Meanwhile access tokens of sessions that other nodes end are accepted.
                 match error {
-                    Some(cause) if told.as_ref() != Some(&cause) => {
-                        tracing::warn!(cause, "no word of sessions that other nodes end; trying again");
-                        told = Some(cause);
+                    Some(cause) if logged.as_ref() != Some(&cause) => {
+                        tracing::warn!(cause, "subscription to ended sessions lost");
+                        logged = Some(cause);
                     }
                     Some(_) => {}
-                    None => told = None,
+                    None => logged = None,
                 }
                 tokio::time::sleep(RETRY).await;
             }
@@ -625,45 +513,45 @@ impl Sessions {
         }
     }
 
-    async fn hear_ends(&self) -> Result<(), Error> {
+    async fn receive_ends(&self) -> Result<(), Error> {
         let mut subscription = net::redis::client(&self.redis)?.get_async_pubsub().await?;
         subscription.subscribe(self.store.keys().sessions_ended()).await?;
-        // Subscribed first: what is ended in between is heard.
+        // After the subscription, so that no end is missed in between.
         self.catch_up().await?;
         let mut messages = subscription.on_message();
         while let Some(message) = messages.next().await {
             let id = message.get_payload::<String>().ok();
             if let Some(session) = id.and_then(|id| Uuid::try_parse(&id).ok()) {
-                self.tell(session);
+                self.set_ended(session);
             }
         }
         Ok(())
     }
 
-    /// Learns of all sessions that were ended lately.
+    /// Reads all recently ended sessions.
     async fn catch_up(&self) -> Result<(), Error> {
-        let (mut known, now) = (0, Utc::now().timestamp_millis());
+        let (mut count, now) = (0, Utc::now().timestamp_millis());
         loop {
             let mut pipe = redis::pipe();
-            // From the newest on: what expires meanwhile moves no place.
+            // In descending order: expiry does not shift the offsets.
             pipe.cmd("ZRANGE")
                 .arg(self.store.keys().ended_sessions())
                 .arg("+inf")
                 .arg(now)
-                .arg(&["BYSCORE", "REV", "LIMIT", &known.to_string(), &LOOK_MAX.to_string()]);
+                .arg(&["BYSCORE", "REV", "LIMIT", &count.to_string(), &LOOK_MAX.to_string()]);
             let (page,): (Vec<String>,) = self.store.query(&pipe).await?;
             for session in page.iter().filter_map(|id| Uuid::try_parse(id).ok()) {
-                self.tell(session);
+                self.set_ended(session);
             }
-            known += page.len() as u64;
-            if page.len() < LOOK_MAX || known >= self.ended_max {
+            count += page.len() as u64;
+            if page.len() < LOOK_MAX || count >= self.ended_max {
                 return Ok(());
             }
         }
     }
 
-    /// Ends the sessions of users whom the log says to be disabled or deleted, and of devices that are revoked, until
-    /// `stop`. A session that is missed ends when it is refreshed.
+    /// Ends the sessions of disabled and deleted users and of revoked devices, as the log delivers the changes, until `stop`. A
+    /// missed session ends at its refresh.
     pub async fn follow_users(
         self,
         database: Database,
@@ -683,7 +571,7 @@ impl Sessions {
             };
             let Some(tenant) = Tenant::named(&tenant) else { continue };
             if let Err(error) = self.end_if_gone(&database, &devices, &tenant, user, xid).await {
-                tracing::debug!(%error, %user, "sessions of a changed user are looked at when they are refreshed");
+                tracing::debug!(%error, %user, "check of a changed user's sessions failed");
             }
         }
     }
@@ -719,7 +607,7 @@ impl Sessions {
     }
 }
 
-/// Reads the first three of what is shown.
+/// Reads the first three of [`SHOWN`].
 fn parse_owner(fields: &[Option<String>]) -> Option<Owner> {
     let field = |index: usize| fields.get(index).and_then(Option::as_deref);
     Some(Owner {
@@ -739,30 +627,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refresh_token_is_read_as_it_was_written_and_nothing_else_is() {
-        let token = RefreshToken::new().expect("random bits");
-        let text = token.text();
-        assert_eq!(text.len(), 64);
-        assert_eq!(RefreshToken::parse(&text), Some(token.clone()));
-        for bad in ["", &text[1..], &format!("{text}A"), &"=".repeat(64), &"ä".repeat(32)] {
-            assert_eq!(RefreshToken::parse(bad), None, "{bad}");
-        }
-        assert!(!format!("{token:?}").contains(&text));
-    }
-
-    #[test]
-    fn a_successor_is_of_the_same_session_and_follows_from_token_and_salt_alone() {
-        let token = RefreshToken::new().expect("random bits");
-        let next = token.successor(b"salt");
-        assert_eq!(next, token.successor(b"salt"));
-        assert_eq!(next.session(), token.session());
-        assert_ne!(next.hash(), token.hash());
-        assert_ne!(next, token.successor(b"other salt"));
-        assert_ne!(next, RefreshToken::new().expect("random bits").successor(b"salt"));
-    }
-
-    #[test]
-    fn what_a_client_calls_itself_is_kept_short_and_clean() {
+    fn user_agent_is_stored_short_and_without_control_characters() {
         let client = Client {
             address: IpAddr::from([127, 0, 0, 1]),
             user_agent: Some(format!("a\tb{}", "ü".repeat(1000))),
