@@ -29,7 +29,7 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// The statement of a file; [`sql!`] embeds the text.
+    /// The statement of a file; the macro `sql!` embeds the text.
     pub const fn of_file(path: &'static str, text: &'static str) -> Self {
         Self {
             name: file_name(path),
