@@ -265,7 +265,8 @@ impl Engine {
         }
     }
 
-    /// Drains: accepts no new requests, finishes those in progress, publishes the last batch, then closes all connections.
+    /// Drains: accepts no new requests, finishes those in progress, publishes the last batch, then closes all
+    /// connections.
     pub async fn stop(mut self) {
         self.stop_serving.cancel();
         self.stop_replicating.cancel();
@@ -280,8 +281,8 @@ impl Engine {
     }
 }
 
-/// Runs work on a dedicated thread: it wakes for every read and every reply, and moving between threads costs more than the
-/// work itself. The thread runs until `release`, or until the future is dropped.
+/// Runs work on a dedicated thread: it wakes on each read and each reply, and moving between threads costs more than
+/// the work itself. The thread runs until `release`, or until the future is dropped.
 async fn on_own_thread(
     work: impl Future<Output = Result<()>> + Send + 'static,
     release: CancellationToken,

@@ -1,8 +1,8 @@
 //! Converts a column's text, in the format that the session's settings fix, to JSON.
 //!
 //! Booleans, integers within ±2^53 and floats become JSON values, `numeric` and larger integers strings, `json` and
-//! `jsonb` stay verbatim, `bytea` becomes base64, timestamps RFC 3339, arrays JSON arrays; all other types
-//! become strings in the format of Postgres. A text that is malformed for its type becomes a string, so that nothing is lost.
+//! `jsonb` stay verbatim, `bytea` becomes base64, timestamps RFC 3339, arrays JSON arrays; all other types become
+//! strings in the format of Postgres. A text that is malformed for its type becomes a string, so that nothing is lost.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

@@ -1,4 +1,5 @@
-//! Queries Redis about its append-only file, on a connection of its own, so that `WAITAOF` does not block the publisher.
+//! Queries Redis about its append-only file, on a connection of its own, so that `WAITAOF` does not block the
+//! publisher.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use crate::net;
 /// Pause between two queries.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// The longest `WAITAOF`, and the part (1/n) of the response timeout that it may take: a sync comes about once a second.
+/// The longest `WAITAOF`, and the part (1/n) of the response timeout that it may take: a sync comes about once a
+/// second.
 const WAIT: (Duration, u32) = (Duration::from_secs(2), 2);
 
 /// An observation, and what had been written before the query.
@@ -63,7 +65,8 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
             if has_waitaof(&server) {
                 match wait_aof(held, &key, before.published, timeout).await {
                     Ok(observation) => return Ok((run_id, observation)),
-                    // Redis is full, for example, or its ACL forbids it: the state of the file shows the same, only later.
+                    // Redis is full, for example, or its ACL forbids it: the state of the file shows the same, only
+                    // later.
                     Err(error) if error.code().is_some() => {
                         if !std::mem::replace(&mut has_refused, true) {
                             tracing::info!(%error, "Redis refuses WAITAOF; using INFO persistence instead");
@@ -125,7 +128,8 @@ mod tests {
         waitaof: &'static [&'static str],
     }
 
-    /// Watches a mock server for a number of readings; gives these and the commands that it received, without the handshake.
+    /// Watches a mock server for a number of readings; gives these and the commands that it received, without the
+    /// handshake.
     async fn watch_mock(script: Script, times: usize) -> (Vec<Reading>, Vec<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let config = config::Redis {

@@ -1,7 +1,7 @@
 //! The publisher's connection to Redis: one guarded transaction in flight at a time, every reply read.
 //!
-//! It never reconnects by itself. After a lost connection it is unknown whether the last `EXEC` ran; only a new session, which
-//! reads the checkpoint again and replays from the slot, can determine that.
+//! It never reconnects by itself. After a lost connection it is unknown whether the last `EXEC` ran; only a new
+//! session, which reads the checkpoint again and replays from the slot, can determine that.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -58,8 +58,9 @@ impl Outbound {
     }
 }
 
-/// How much of the next batch Redis has been sent. Redis queues these commands while we read the replies to the transaction
-/// before them; none of them runs without the `EXEC`, which follows only when that transaction has succeeded.
+/// How much of the next batch Redis has been sent. Redis queues these commands while we read the replies to the
+/// transaction before them; none of them runs without the `EXEC`, which follows only when that transaction has
+/// succeeded.
 #[derive(Debug, Clone, Copy)]
 struct Prefix {
     commands: usize,
@@ -237,7 +238,7 @@ impl Connection {
         if self.info("persistence", "aof_enabled").await? != "1" {
             return Ok(Persistence::Off);
         }
-        // Managed servers may forbid CONFIG; the slower rule is safe for every policy.
+        // Managed servers may forbid CONFIG; the slower rule is safe with all policies.
         Ok(match self.request(&[b"CONFIG", b"GET", b"appendfsync"]).await? {
             Reply::Array(pair) => match pair.get(1) {
                 Some(Reply::Bulk(policy)) if &policy[..] == b"always" => Persistence::Always,
@@ -292,8 +293,8 @@ impl Connection {
         !self.replies.has_exchange()
     }
 
-    /// Sends commands of the next batch before its `EXEC`, while another batch is in flight. The batch may still grow, and
-    /// must be the next one sent, or be discarded by [`Connection::discard_prefix`].
+    /// Sends commands of the next batch before its `EXEC`, while another batch is in flight. The batch may still grow,
+    /// and must be the next one sent, or be discarded by [`Connection::discard_prefix`].
     pub fn send_prefix(&mut self, next: &Batch) {
         let (commands, _) = next.commands();
         let sent = self.prefix.unwrap_or(Prefix { commands: 0, bytes: 0 });
@@ -411,8 +412,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Bytes to wait for before reading. Redis writes its replies to queued commands in many small pieces, none of which is
-    /// worth a wake-up.
+    /// Bytes to wait for before reading. Redis writes its replies to queued commands in many small pieces, none of
+    /// which is worth a wake-up.
     fn receive_bytes_min(&self) -> usize {
         self.replies
             .bytes_min()
@@ -442,8 +443,8 @@ impl Connection {
     /// arrived.
     ///
     /// # Errors
-    /// [`PublishError::Fenced`] when this connection is no longer the writer, [`PublishError::TornTransaction`] when the replies
-    /// contradict an atomic transaction.
+    /// [`PublishError::Fenced`] when this connection is no longer the writer, [`PublishError::TornTransaction`] when
+    /// the replies contradict an atomic transaction.
     pub fn outcome(&mut self) -> Result<Option<Outcome>, PublishError> {
         if self.is_idle() {
             return Ok(None);

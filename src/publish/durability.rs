@@ -5,8 +5,8 @@
 //! when `INFO persistence` showed `aof_buffer_length:0` after it and, at least two seconds later, showed
 //! `aof_pending_bio_fsync:0`. A plain wait is not enough, because a sync can take longer than any wait.
 //!
-//! A server with `WAITAOF` (Redis 7.2, Valkey) reports the same earlier and without assumptions about its internals: it waits
-//! until its file holds the last write of the calling connection, and all writes before that one.
+//! A server with `WAITAOF` (Redis 7.2, Valkey) reports the same earlier and without assumptions about its internals: it
+//! waits until its file holds the last write of the calling connection, and all writes before that one.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! The replication connection: login, simple queries, then the copy-both stream.
 //!
 //! `tokio-postgres` has no replication mode, so this module implements the protocol on the message formats of
-//! `postgres-protocol`. Socket IO ([`Connection::progress`]) and parsing ([`Connection::peek`]) are separate, so that a caller
-//! can wait for several events at once and be cancelled at any await without losing a byte.
+//! `postgres-protocol`. Socket IO ([`Connection::progress`]) and parsing ([`Connection::peek`]) are separate, so that a
+//! caller can wait for several events at once and be cancelled at any await without losing a byte.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -100,7 +100,8 @@ impl fmt::Debug for Connection {
 impl Connection {
     /// Connects and logs in to the first reachable host.
     ///
-    /// `sender_timeout` becomes the session's `wal_sender_timeout`, so that Postgres releases the slot of a dead engine.
+    /// `sender_timeout` becomes the session's `wal_sender_timeout`, so that Postgres releases the slot of a dead
+    /// engine.
     pub async fn connect(server: &Server, connect_timeout: Duration, sender_timeout: Duration) -> Result<Self, Error> {
         let mut last = Error::Authentication("the connection URL names no host".into());
         for (address, name) in server.addresses() {
@@ -298,8 +299,8 @@ impl Connection {
         frame::write_status(received, flushed, unix_micros(), reply_requested, &mut self.outbound);
     }
 
-    /// Keeps a stream alive that is not read yet: without status updates Postgres ends it after its sender timeout. Confirms
-    /// nothing and completes only by an error. Cancel-safe.
+    /// Keeps a stream alive that is not read yet: without status updates Postgres ends it after its sender timeout.
+    /// Confirms nothing and completes only by an error. Cancel-safe.
     pub async fn keep_alive(&mut self, interval: Duration) -> Result<Infallible, Error> {
         loop {
             while self.has_outbound() {

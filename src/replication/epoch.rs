@@ -1,9 +1,9 @@
-//! Whether replication continues where the checkpoint ends, or a new epoch must begin. Pure: the start of a session gathers
-//! the facts.
+//! Whether replication continues where the checkpoint ends, or a new epoch must begin. Pure: the start of a session
+//! gathers the facts.
 //!
-//! LSNs go backwards after a restore, after a failover to a standby that lagged, and on a new cluster. Redis would then refuse
-//! each new entry as too old, and to treat that as "already there" would silently lose all changes. So any doubt begins a
-//! new epoch: streams get a `reset` entry, devices take a snapshot.
+//! LSNs go backwards after a restore, after a failover to a standby that lagged, and on a new cluster. Redis would then
+//! refuse each new entry as too old, and to treat that as "already there" would silently lose all changes. So any doubt
+//! begins a new epoch: streams get a `reset` entry, devices take a snapshot.
 
 use std::fmt;
 
@@ -237,7 +237,8 @@ fn switch_point(history: &str, timeline: i32) -> Option<PgLsn> {
 }
 
 /// Verifies that a replay holds the transactions that the checkpoint names: the last complete one, and after it the one
-/// whose first part is published. What a restored server holds in place of the latter would otherwise count as published.
+/// whose first part is published. What a restored server holds in place of the latter would otherwise count as
+/// published.
 ///
 /// A restored copy of the data directory has the same system id, timeline and slot, and its new transactions can even
 /// repeat an LSN and a transaction id; they cannot repeat the commit time too.

@@ -60,8 +60,8 @@ pub fn parse(content: &[u8]) -> Result<Frame<'_>, FrameError> {
 
 /// Appends a Standby status update, as a whole CopyData message.
 ///
-/// `flushed` becomes the confirmed position of a logical slot; `received` only appears in `pg_stat_replication`. When a reply
-/// is requested, the server sends a keepalive as soon as it reads the update.
+/// `flushed` becomes the confirmed position of a logical slot; `received` only appears in `pg_stat_replication`. When a
+/// reply is requested, the server sends a keepalive as soon as it reads the update.
 pub fn write_status(received: PgLsn, flushed: PgLsn, unix_micros: i64, reply_requested: bool, out: &mut BytesMut) {
     const LENGTH: u32 = 4 + 1 + 8 + 8 + 8 + 8 + 1;
     out.put_u8(b'd');

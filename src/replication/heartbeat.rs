@@ -1,7 +1,7 @@
 //! The heartbeat: a transactional message, once a second, that passes all stages up to the clients' read path.
 //!
-//! Its age there is the freshness. It also advances the slot of an idle database, and the statement that emits it reads the
-//! snapshot by which the publisher closes its window, and the state of the slot.
+//! Its age there is the freshness. It also advances the slot of an idle database, and the statement that emits it reads
+//! the snapshot by which the publisher closes its window, and the state of the slot.
 
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Findings {
     pub snapshot: watch::Sender<Snapshot>,
     pub sample: watch::Sender<Option<SlotSample>>,
-    /// Postgres accepts no sessions, because it shuts down. It then waits until each walsender's client has confirmed the end
-    /// of the log, which the replicator never does, since it confirms whole transactions only.
+    /// Postgres accepts no sessions, because it shuts down. It then waits until each walsender's client has confirmed
+    /// the end of the log, which the replicator never does, since it confirms whole transactions only.
     pub shutting_down: watch::Sender<bool>,
 }
 

@@ -40,7 +40,8 @@ impl<'a> Login<'a> {
     /// Writes the startup message.
     pub(super) fn start(&self, sender_timeout: Duration, out: &mut BytesMut) -> Result<(), Error> {
         let timeout = sender_timeout.as_millis().to_string();
-        // Column values arrive as text in a form that these settings determine: they override those of role and database.
+        // Column values arrive as text in a form that these settings determine: they override those of role and
+        // database.
         let parameters = [
             ("user", self.user),
             ("database", self.config.get_dbname().unwrap_or(self.user)),

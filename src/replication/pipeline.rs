@@ -182,7 +182,8 @@ impl Pipeline {
         self.received
     }
 
-    /// While this is true the replay has not yet verified the checkpoint's transaction, and nothing may be acknowledged.
+    /// While this is true the replay has not yet verified the checkpoint's transaction, and nothing may be
+    /// acknowledged.
     pub fn is_unverified(&self) -> bool {
         self.replay.is_unverified()
     }
@@ -202,8 +203,8 @@ impl Pipeline {
         self.stopped.len()
     }
 
-    /// Stops a stream that refuses entries: later entries are left out until the stream is recreated, by the next session or
-    /// by the tenant's resync.
+    /// Stops a stream that refuses entries: later entries are left out until the stream is recreated, by the next
+    /// session or by the tenant's resync.
     pub fn stop_stream(&mut self, target: Target, cause: &str) {
         if !self.stopped.insert(target.clone()) {
             return;
@@ -287,7 +288,8 @@ impl Pipeline {
             ordinal: transaction.ordinal,
         };
         let last = StreamId::of(position, self.base);
-        // A replayed transaction must not move the checkpoint back; of the last one, the checkpoint may still lack the commit.
+        // A replayed transaction must not move the checkpoint back; of the last one, the checkpoint may still lack the
+        // commit.
         if last >= self.published {
             if transaction.has_rows && traces::is_on() {
                 self.batch.trace(last, transaction.begin.commit_ts);
@@ -658,7 +660,8 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
     Ok(())
 }
 
-/// Writes a JSON object of some columns of the new row, or of the old row of a delete; values that the log lacks are left out.
+/// Writes a JSON object of some columns of the new row, or of the old row of a delete; values that the log lacks are
+/// left out.
 fn write_payload(relation: &Relation, columns: &[usize], row: &Row<'_>, json: &mut Vec<u8>) -> Result<(), NotUtf8> {
     json.clear();
     json.push(b'{');

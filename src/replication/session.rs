@@ -1,8 +1,8 @@
 //! One session: from a successful start to the first lost connection.
 //!
 //! One task owns both connections. [`Event`] lists every reason to wake, [`Session::next_event`] waits for the first of
-//! them, [`Session::handle`] acts on it. While a batch is in flight the next one grows; when that is full, Postgres is not
-//! read, so that memory stays bounded however slow Redis is.
+//! them, [`Session::handle`] acts on it. While a batch is in flight the next one grows; when that is full, Postgres is
+//! not read, so that memory stays bounded however slow Redis is.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -38,8 +38,8 @@ use crate::telemetry::traces;
 /// How often timeouts are checked and a status update is due.
 const TICK: Duration = Duration::from_millis(250);
 
-/// While a batch is in flight, bytes from Postgres could not be sent on. Reading waits until this many have arrived, or for
-/// this long, since Postgres may request a status update.
+/// While a batch is in flight, bytes from Postgres could not be sent on. Reading waits until this many have arrived, or
+/// for this long, since Postgres may request a status update.
 const GATHER_BYTES: usize = 16 * 1024;
 const GATHER: Duration = Duration::from_millis(100);
 
@@ -128,8 +128,8 @@ pub async fn run(mut context: SessionContext<'_>, forced: Option<Break>) -> Sess
 /// What a session writes first; `None` when nothing.
 ///
 /// Streams that an earlier session stopped lack entries: they are recreated with a `reset` entry, which their readers
-/// receive. A stream that refuses even that is stopped again. When the server continues on a new timeline that includes all
-/// that is published, the checkpoint takes over that timeline.
+/// receive. A stream that refuses even that is stopped again. When the server continues on a new timeline that includes
+/// all that is published, the checkpoint takes over that timeline.
 fn opening_batch(keys: &Keys, stopped: &[Target], position: StreamId, new_timeline: Option<i32>) -> Option<Batch> {
     let mut batch = Batch::new(keys.clone());
     if let Some(timeline) = new_timeline {
@@ -472,8 +472,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Recreates streams that are missing with a `reset` entry, which their readers receive. An inbox is recreated when a
-    /// device of its user takes a snapshot, since only the API can check that the user exists.
+    /// Recreates streams that are missing with a `reset` entry, which their readers receive. An inbox is recreated when
+    /// a device of its user takes a snapshot, since only the API can check that the user exists.
     fn recreate(&mut self, missing: Vec<Target>, position: Option<StreamId>) {
         let Some(position) = position else { return };
         for target in missing {
@@ -549,8 +549,8 @@ impl<'a> Session<'a> {
 
     fn queue_status(&mut self) {
         self.last_status = Instant::now();
-        // A walsender that skips changes outside the publication, or reads what is already confirmed, sends nothing meanwhile.
-        // A request for a reply shows that it is alive.
+        // A walsender that skips changes outside the publication, or reads what is already confirmed, sends nothing
+        // meanwhile. A request for a reply shows that it is alive.
         let reply_requested = self.last_received.elapsed() >= STATUS_INTERVAL;
         let (received, acknowledged) = (self.progress.received(), self.progress.acknowledged());
         self.postgres.queue_status(received, acknowledged, reply_requested);

@@ -97,11 +97,12 @@ pub async fn state(database: &Database, slot: &str) -> Result<Option<SlotState>>
 /// How often the creation of a slot logs the transaction that it waits for.
 const WAIT_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Creates the slot, as a failover slot where the server supports it (Postgres 17), so that standbys which synchronize slots
-/// have it.
+/// Creates the slot, as a failover slot where the server supports it (Postgres 17), so that standbys which synchronize
+/// slots have it.
 ///
-/// Postgres completes the creation when all transactions have ended that were open at its start (Postgres chapter 49.2.3),
-/// however long that takes; meanwhile the oldest one is logged. Postgres completes it even if the caller is cancelled.
+/// Postgres completes the creation when all transactions have ended that were open at its start (Postgres chapter
+/// 49.2.3), however long that takes; meanwhile the oldest one is logged. Postgres completes it even if the caller is
+/// cancelled.
 ///
 /// # Errors
 /// When Postgres refuses: `wal_level` is not `logical`, no slot is left, or the role may not replicate.

@@ -1,7 +1,7 @@
 //! The start of a session, from the first connection to the position from which it publishes.
 //!
-//! The order excludes other engines: first the slot, then the checkpoint. When continuity was lost, a new epoch begins here,
-//! before the session follows the log.
+//! The order excludes other engines: first the slot, then the checkpoint. When continuity was lost, a new epoch begins
+//! here, before the session follows the log.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -426,8 +426,8 @@ async fn user_ids(database: &Database, tenant: &Tenant, after: Uuid) -> Result<V
         )
         .await;
     let rows = match rows {
-        // A broken table of one tenant must not block the epoch. Cursors end with the old epoch in any case, and a missing
-        // inbox is created when a device of its user takes a snapshot.
+        // A broken table of one tenant must not block the epoch. Cursors end with the old epoch in any case, and a
+        // missing inbox is created when a device of its user takes a snapshot.
         Err(error) if error.is_object_error() => {
             tracing::error!(
                 tenant = tenant.name, %error,
@@ -450,8 +450,8 @@ struct Guarded<'a> {
 impl Guarded<'_> {
     /// Sends one batch and waits for its outcome.
     ///
-    /// A command that Redis forbids for one stream is left out: the first entry of that stream will be forbidden too, and
-    /// then that stream alone stops.
+    /// A command that Redis forbids for one stream is left out: the first entry of that stream will be forbidden too,
+    /// and then that stream alone stops.
     async fn exchange(&mut self, batch: Batch) -> Result<()> {
         self.redis.send(batch, &self.epoch, self.acknowledged);
         loop {

@@ -1,8 +1,8 @@
 //! Decides what the streams may drop. The publisher, which alone writes to them, does the trimming.
 //!
-//! An inbox keeps the entries that the slowest active device of its user has not acknowledged, or whose statuses are not
-//! settled, and keeps acknowledged ones for some time, so that a live reader can resume at an older position. Limits on the
-//! number of entries take precedence: a device that falls behind them takes a snapshot.
+//! An inbox keeps the entries that the slowest active device of its user has not acknowledged, or whose statuses are
+//! not settled, and keeps acknowledged ones for some time, so that a live reader can resume at an older position.
+//! Limits on the number of entries take precedence: a device that falls behind them takes a snapshot.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -218,8 +218,8 @@ async fn beyond_limit(store: &Store, target: Target, entries_max: u64) -> Result
     }))
 }
 
-/// The nth entry of a stream, or its last one when it has fewer. Redis has no index by number, so this reads the stream page
-/// by page.
+/// The nth entry of a stream, or its last one when it has fewer. Redis has no index by number, so this reads the stream
+/// page by page.
 pub async fn nth(store: &Store, key: &str, n: u64) -> Result<Option<StreamId>> {
     let mut left = n;
     let mut last: Option<StreamId> = None;

@@ -5,8 +5,8 @@
 //!     '{"tenant": "acme", "to": ["5f1a…"], "data": {"order": 7}}');
 //! ```
 //!
-//! It is published when its transaction commits, in commit order, and needs no table. It is an event, not state: a device
-//! that takes a snapshot afterwards does not receive it.
+//! It is published when its transaction commits, in commit order, and needs no table. It is an event, not state: a
+//! device that takes a snapshot afterwards does not receive it.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;

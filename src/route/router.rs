@@ -182,8 +182,8 @@ impl Plan {
     /// user's own differs from the tenant's, it precedes that.
     ///
     /// # Errors
-    /// When a rule does not fit the table, or a recipient column holds no user id. Deliveries by other rules and columns are
-    /// appended nevertheless, as a snapshot would show the row to these users.
+    /// When a rule does not fit the table, or a recipient column holds no user id. Deliveries by other rules and
+    /// columns are appended nevertheless, as a snapshot would show the row to these users.
     pub fn route<'p>(&'p self, row: &Row<'_>, out: &mut Vec<Delivery<'p>>) -> Result<(), RouteError> {
         let mut result = match &self.broken {
             Some(broken) => Err(RouteError::Rule(broken.clone())),
@@ -233,8 +233,8 @@ struct Visibility<'p> {
     /// The change is of interest to those who see the row before and after.
     is_watched: bool,
     event: &'p str,
-    /// An error for a recipient column of the new row that holds no user id. Those of the old row were reported when it was
-    /// written.
+    /// An error for a recipient column of the new row that holds no user id. Those of the old row were reported when it
+    /// was written.
     check: Result<(), RouteError>,
 }
 
@@ -305,8 +305,8 @@ impl Viewers {
     }
 }
 
-/// The delivery of a change to one audience by several rules. A row is visible as long as one rule shows it, and the event is
-/// that of the first rule that sends one and still shows the row, or else of the first that sends one.
+/// The delivery of a change to one audience by several rules. A row is visible as long as one rule shows it, and the
+/// event is that of the first rule that sends one and still shows the row, or else of the first that sends one.
 fn delivery<'p>(rules: &[Visibility<'p>], audience: Audience, stored: bool) -> Option<Delivery<'p>> {
     let before = rules.iter().any(|rule| rule.before.include(audience));
     let after = rules.iter().any(|rule| rule.after.include(audience));
@@ -322,8 +322,8 @@ fn delivery<'p>(rules: &[Visibility<'p>], audience: Audience, stored: bool) -> O
     })
 }
 
-/// Appends the deliveries of a change to all audiences of these rules. A user whose delivery equals the tenant's gets only
-/// that.
+/// Appends the deliveries of a change to all audiences of these rules. A user whose delivery equals the tenant's gets
+/// only that.
 fn deliver<'p>(rules: &[Visibility<'p>], stored: bool, out: &mut Vec<Delivery<'p>>) {
     let common = delivery(rules, Audience::Tenant, stored);
     let equals_common = |own: &Delivery<'p>| {
@@ -377,8 +377,8 @@ impl ColumnsRoute {
         })
     }
 
-    /// Who sees a row by this rule. A row that begins or ceases to match the condition appears or disappears. A recipient
-    /// that is no user id is skipped and reported.
+    /// Who sees a row by this rule. A row that begins or ceases to match the condition appears or disappears. A
+    /// recipient that is no user id is skipped and reported.
     fn visibility(&self, row: &Row<'_>) -> Visibility<'_> {
         let old_matches = row.operation != Operation::Insert && self.matches(|column| row.before(column));
         let new_matches = row.operation != Operation::Delete && self.matches(|column| row.after(column));
