@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::accounts::last_seen;
 use crate::api::health::Diagnostics;
 use crate::api::service::Service;
 use crate::api::{App, Parts};
@@ -236,12 +237,13 @@ impl Engine {
         let heartbeat = Duration::from_secs(diagnostics.config.live.heartbeat_seconds);
         let looking = app.sessions.clone().recheck(heartbeat, stop.clone());
         let beating = app.hub.clone().beat(heartbeat, stop.clone());
-        let presence = app
-            .presence
-            .clone()
-            .run(app.config.clone(), diagnostics.database.clone(), stop);
+        let presence = app.presence.clone().run(app.config.clone(), stop.clone());
+        let (database, settings) = (diagnostics.database.clone(), app.config.presence.clone());
+        let last_seen = last_seen::run(app.presence.clone(), database, settings, stop);
         self.parts.spawn(async move {
-            tokio::join!(metadata, forgetting, ending, hearing, looking, beating, presence);
+            tokio::join!(
+                metadata, forgetting, ending, hearing, looking, beating, presence, last_seen
+            );
             Ok(())
         });
         Ok(app)

@@ -9,7 +9,7 @@ use posduif::engine::Role;
 use posduif::feature::cache::Settings;
 use posduif::live::gate::TailGate;
 use posduif::live::tail::{ChangeListener as _, Freshness};
-use posduif::redis::store::{Place, Read, Store};
+use posduif::redis::store::{Read, ReadPosition, Store};
 use posduif::telemetry::metrics::{Labels, Metrics};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -454,7 +454,7 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let mut tail = Freshness {
         heartbeat_ts: now.as_micros() as i64,
-        heard_at: Some(Instant::now()),
+        received_at: Some(Instant::now()),
         epoch: Some(view.epoch),
         position: view.position,
         is_connected: true,
@@ -486,7 +486,7 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
 
     // Somebody is handed the change out of the stream.
     let handoff = store.handoff("acme", office.joe_id).await.unwrap();
-    let place = Place {
+    let place = ReadPosition {
         epoch: view.epoch,
         generation: handoff.generation,
         position: view.position,

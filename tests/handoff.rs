@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use posduif::core::position::StreamId;
 use posduif::core::tenant::Tenant;
 use posduif::postgres::Database;
-use posduif::redis::store::{Place, Read, Store};
+use posduif::redis::store::{Read, ReadPosition, Store};
 use posduif::sync::item::Item;
 use posduif::sync::snapshot;
 use uuid::Uuid;
@@ -90,7 +90,7 @@ impl Slow {
     }
 
     /// Takes a snapshot for Joe: the place at which the stream goes on, and the messages in it.
-    async fn snapshot(&self) -> (Place, HashSet<Uuid>) {
+    async fn snapshot(&self) -> (ReadPosition, HashSet<Uuid>) {
         let joe = self.stage.joe;
         let place = snapshot::begin(&self.database, &self.store, &self.tenant, joe)
             .await
@@ -117,7 +117,7 @@ impl Slow {
     }
 
     /// The messages that the stream brings Joe behind a place.
-    async fn behind(&self, mut place: Place) -> HashSet<Uuid> {
+    async fn behind(&self, mut place: ReadPosition) -> HashSet<Uuid> {
         let mut seen = HashSet::new();
         loop {
             let read = self.store.read("acme", self.stage.joe, place, 100).await.unwrap();

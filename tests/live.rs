@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use posduif::accounts::devices;
 use posduif::accounts::users::UserType;
+use posduif::contract::notice::LiveEntry;
 use posduif::core::position::StreamId;
 use posduif::core::tenant::Tenant;
 use posduif::engine::Role;
 use posduif::live::feed::{Feed, FeedEvent};
 use posduif::live::hub::Hub;
-use posduif::live::tail::take_entry;
-use posduif::redis::store::{Place, Store};
+use posduif::live::tail::receive;
+use posduif::redis::store::{ReadPosition, Store};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -286,7 +287,7 @@ async fn what_the_hub_got_while_history_was_read_is_told_behind_it_and_nothing_t
     let office = Office::open().await;
     let store = Store::new(&office.world.config.redis).unwrap();
     let handoff = store.handoff("acme", office.joe_id).await.unwrap();
-    let before = Place {
+    let before = ReadPosition {
         epoch: handoff.view.epoch,
         generation: handoff.generation,
         position: handoff.view.position,
@@ -304,9 +305,8 @@ async fn what_the_hub_got_while_history_was_read_is_told_behind_it_and_nothing_t
     // By the live tail comes what is in history as well, and one more.
     let hub = Hub::new(16);
     let subscription = hub.subscribe("acme", office.joe_id);
-    let (mut last, other) = (None, Uuid::new_v4().to_string());
+    let (mut last, other): (Option<StreamId>, _) = (None, Uuid::new_v4().to_string());
     for (id, row) in [(known, &sent), (next, &other)] {
-        let previous = last.map(|last: StreamId| last.to_string()).unwrap_or_default();
         let notices = json!([[
             id.to_string(),
             "acme",
@@ -316,13 +316,13 @@ async fn what_the_hub_got_while_history_was_read_is_told_behind_it_and_nothing_t
             0,
             [["new_message", "insert", [office.joe_id]]]
         ]]);
-        let field = |name: &str| match name {
-            "prev" => previous.clone(),
-            "epoch" => before.epoch.to_string(),
-            "notices" => notices.to_string(),
-            _ => String::new(),
+        let entry = LiveEntry {
+            previous: last,
+            epoch: Some(before.epoch),
+            heartbeat_ts: None,
+            notices: notices.to_string(),
         };
-        take_entry(&hub, id, field, &mut last);
+        receive(&hub, id, &entry, &mut last);
     }
     let mut feed = Feed::open(store, subscription, Some(before), 100).await.unwrap();
     let mut told = Vec::new();

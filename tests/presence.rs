@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use posduif::accounts::last_seen;
 use posduif::accounts::users::UserType;
 use posduif::config::Config;
 use posduif::engine::Role;
@@ -68,10 +69,14 @@ impl Node {
         let presence = Presence::new(&world.config, Operations::new("command")).unwrap();
         let stop = CancellationToken::new();
         let config = Arc::new(world.config.clone());
-        let running = presence.clone().run(config, world.database().await, stop.clone());
+        let (database, settings) = (world.database().await, config.presence.clone());
+        let last_seen = last_seen::run(presence.clone(), database, settings, stop.clone());
+        let running = presence.clone().run(config, stop.clone());
         Self {
             presence,
-            running: tokio::spawn(running),
+            running: tokio::spawn(async move {
+                tokio::join!(running, last_seen);
+            }),
             stop,
         }
     }

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use posduif::config::rule::{Operation, Rule, When};
+use posduif::config::rule::{Rule, When};
 use posduif::contract::stream_name::Audience;
+use posduif::core::operation::Operation;
 use posduif::decode::pgoutput::{Cell, Old, Tuple};
 use posduif::decode::relation::{Column, Relation};
 use posduif::decode::value::{Kind, write_json};

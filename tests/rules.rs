@@ -1,9 +1,10 @@
 //! Rules of the operator's own, and what cannot be routed by them.
 
 use posduif::config::Config;
-use posduif::config::rule::{Operation, Rule, When};
-use posduif::contract::control::Trim;
+use posduif::config::rule::{Rule, When};
+use posduif::contract::control::{Command, Trim};
 use posduif::contract::stream_name::Target;
+use posduif::core::operation::Operation;
 use posduif::core::position::StreamId;
 use posduif::engine::Role;
 use posduif::postgres::tenants;
@@ -274,7 +275,7 @@ async fn whatever_is_in_the_place_of_a_tenants_quarantine_or_meta_hash_costs_no_
         target: Target::Inbox("acme".into(), stage.joe),
         min_id: StreamId { ms: 1, seq: 1 },
     };
-    tenants::trim(&database, &trim).await.unwrap();
+    tenants::send(&database, &Command::Trim(trim)).await.unwrap();
     let message = stage.message(stage.bob, stage.joe, "goes on").await;
     let inbox = stage.inbox(stage.joe).await;
     assert_eq!(inbox.last().unwrap().json("row")["id"], message.to_string());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use posduif::accounts::users::UserType;
-use posduif::contract::control::Trim;
+use posduif::contract::control::{self, Trim};
 use posduif::contract::stream_name::Target;
 use posduif::core::position::StreamId;
 use posduif::engine::Role;
@@ -430,7 +430,7 @@ async fn a_trim_point_never_goes_back() {
             target: target.clone(),
             min_id,
         };
-        tenants::trim(&database, &trim).await.unwrap();
+        tenants::send(&database, &control::Command::Trim(trim)).await.unwrap();
         stage.world.published().await;
         let after = run(&stage.world, "stream show acme/changes --json").await.json();
         let point = |shown: &Value| {

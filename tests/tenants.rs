@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use posduif::accounts::users::UserType;
+use posduif::admin::published;
 use posduif::config::rule::{Rule, When};
 use posduif::config::{Config, Secret};
 use posduif::engine::Role;
@@ -639,8 +640,7 @@ async fn a_dropped_tenant_leaves_nothing_behind_and_the_others_go_on() {
     assert_eq!(tenants::drop(&database, "acme").await.unwrap(), None);
     let store = Store::new(&office.world.config.redis).unwrap();
     assert!(
-        store
-            .remove_tenant("acme", dropped, Duration::from_secs(20), |_| {})
+        published::remove_tenant(&store, "acme", dropped, Duration::from_secs(20), |_| {})
             .await
             .unwrap()
             > 0

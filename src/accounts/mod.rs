@@ -2,6 +2,7 @@
 
 pub mod devices;
 pub mod enrollment;
+pub mod last_seen;
 pub mod limits;
 pub mod loader;
 pub mod login;

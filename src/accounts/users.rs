@@ -15,7 +15,7 @@ use crate::accounts::loader::Loader;
 use crate::accounts::names;
 use crate::accounts::password::Passwords;
 use crate::config;
-use crate::contract::entry::Op;
+use crate::core::operation::Operation;
 use crate::core::page::{Page, Rows, Start};
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
@@ -274,7 +274,7 @@ impl ChangeListener for Users {
             users: rows, totals, ..
         } = &*self.0;
         match (&*notice.table, users) {
-            _ if notice.op == Op::Reset => self.lost(),
+            _ if notice.op == Operation::Reset => self.lost(),
             ("users", recipients) => {
                 // All users of the tenant receive the creation, deletion or visible change of a user.
                 if recipients.is_none() {

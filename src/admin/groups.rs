@@ -11,6 +11,7 @@ use redis::{ErrorKind, RedisError};
 use crate::admin::streams;
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
+use crate::redis::error::{has_code, is_missing_key, is_wrong_type};
 use crate::redis::store::{Error, Store};
 
 /// A group.
@@ -82,7 +83,7 @@ pub struct Consumer {
 
 /// Whether Redis says that there is no such key or group, or another thing in its place.
 fn is_absent(error: &RedisError) -> bool {
-    matches!(error.code(), Some("NOGROUP" | "WRONGTYPE")) || error.to_string().contains("no such key")
+    is_wrong_type(error) || has_code(error, "NOGROUP") || is_missing_key(error)
 }
 
 /// The groups of a tenant's `changes`, by name; `None` when there is no such stream.
@@ -105,8 +106,8 @@ pub async fn list(store: &Store, tenant: &str) -> Result<Option<Vec<Group>>, Err
     let mut groups = Vec::with_capacity(reply.groups.len());
     for group in reply.groups {
         let last_delivered: StreamId = group.last_delivered_id.parse().unwrap_or_default();
-        let told = group.lag.map(|lag| lag as u64);
-        let lag = match told {
+        let reported = group.lag.map(|lag| lag as u64);
+        let lag = match reported {
             Some(lag) => Lag::Entries(lag),
             None => match streams::count(store, &key, last_delivered.next(), None, COUNTED_MAX).await? {
                 counted if counted < COUNTED_MAX => Lag::Entries(counted),
@@ -123,7 +124,7 @@ pub async fn list(store: &Store, tenant: &str) -> Result<Option<Vec<Group>>, Err
             pending: group.pending as u64,
             last_delivered,
             lag,
-            missed: match (told, group.entries_read) {
+            missed: match (reported, group.entries_read) {
                 _ if !has_missed => Missed::Nothing,
                 // All that is there it has still before it, and the rest of its lag is gone. Of a group that began in
                 // the middle and has read nothing yet, Redis counts only what is there.
@@ -210,10 +211,8 @@ pub async fn create(store: &Store, tenant: &str, group: &str, after: StreamId) -
         .await;
     match made {
         Ok(()) => Ok(Created::New),
-        Err(error) if error.code() == Some("BUSYGROUP") => Ok(Created::Exists),
-        Err(error) if is_absent(&error) || error.to_string().contains("requires the key to exist") => {
-            Ok(Created::NoStream)
-        }
+        Err(error) if has_code(&error, "BUSYGROUP") => Ok(Created::Exists),
+        Err(error) if is_absent(&error) => Ok(Created::NoStream),
         Err(error) => Err(error.into()),
     }
 }

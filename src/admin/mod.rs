@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod groups;
+pub mod published;
 pub mod quarantine;
 pub mod slot_report;
 pub mod streams;

@@ -8,14 +8,18 @@ use redis::streams::{StreamInfoStreamReply, StreamRangeReply};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::contract::device_state::{self, TRIM_FIELDS};
+use crate::contract::meta;
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
+use crate::redis::entries;
+use crate::redis::error::is_missing_key;
 use crate::redis::store::{Error, Store};
 
 /// Keys asked about in one round trip.
 pub const PAGE: usize = 500;
 
-/// Of how many streams of a tenant it is told what is in their place.
+/// For how many streams of a tenant the wrong type is reported.
 const ERRORS_SHOWN: usize = 5;
 
 /// An entry's place: its ID, and what that and its fields tell.
@@ -163,13 +167,13 @@ pub async fn look(store: &Store, key: &str, ids: Ids) -> Result<Found, Error> {
     let (info, memory) = match answer {
         Ok(answer) => answer,
         // It went between the two looks.
-        Err(error) if error.to_string().contains("no such key") => return Ok(Found::Missing),
+        Err(error) if is_missing_key(&error) => return Ok(Found::Missing),
         Err(error) => return Err(error.into()),
     };
     let mark = |entry: &redis::streams::StreamId| {
         let id: StreamId = entry.id.parse().ok()?;
         let micros = match ids {
-            Ids::Positions(_) => entry.get::<i64>("ts").or_else(|| entry.get("heartbeat")),
+            Ids::Positions(_) => entries::commit_ts(entry),
             Ids::Clock => i64::try_from(id.ms).ok().and_then(|ms| ms.checked_mul(1000)),
         };
         Some(Mark {
@@ -278,7 +282,7 @@ pub async fn memory(store: &Store, keys: &[String]) -> Result<u64, Error> {
 /// When Redis fails.
 pub async fn meta(store: &Store, tenant: &str) -> Result<Meta, Error> {
     let (mut pipe, key) = (redis::pipe(), store.keys().meta(tenant));
-    pipe.hmget(&key, &["generation", "state"]);
+    pipe.hmget(&key, &[meta::GENERATION, meta::STATE]);
     let ((generation, state),): ((Option<i64>, Option<String>),) = store.query_key(&pipe, Some(tenant), &key).await?;
     Ok(Meta { generation, state })
 }
@@ -290,7 +294,7 @@ pub async fn meta(store: &Store, tenant: &str) -> Result<Meta, Error> {
 pub async fn trim_point(store: &Store, target: &Target) -> Result<Option<StreamId>, Error> {
     let (mut pipe, tenant) = (redis::pipe(), target.tenant());
     let key = store.keys().meta(tenant);
-    pipe.cmd("HGET").arg(&key).arg(target.trim_field());
+    pipe.cmd("HGET").arg(&key).arg(meta::trim_field(target));
     let (point,): (Option<String>,) = store.query_key(&pipe, Some(tenant), &key).await?;
     Ok(point.and_then(|point| point.parse().ok()))
 }
@@ -372,7 +376,7 @@ async fn edge(store: &Store, command: &str, key: &str, from: &str, to: &str) -> 
     let (reply,): (StreamRangeReply,) = store.query(&pipe).await?;
     Ok(reply.ids.first().and_then(|entry| {
         let id = entry.id.parse().ok()?;
-        Some((id, entry.get("ts").unwrap_or(0)))
+        Some((id, entries::commit_ts(entry).unwrap_or(0)))
     }))
 }
 
@@ -411,14 +415,10 @@ pub async fn device_places(store: &Store, tenant: &str, devices: &[String]) -> R
     for page in devices.chunks(PAGE) {
         let mut pipe = redis::pipe();
         for device in page {
-            pipe.hmget(store.keys().device(tenant, device), &["settled", "ack"]);
+            pipe.hmget(store.keys().device(tenant, device), &TRIM_FIELDS);
         }
         let fields: Vec<Vec<Option<String>>> = store.query(&pipe).await?;
-        places.extend(
-            fields
-                .into_iter()
-                .map(|fields| fields.into_iter().flatten().next()?.parse().ok()),
-        );
+        places.extend(fields.iter().map(|values| device_state::trim_point(values)));
     }
     Ok(places)
 }

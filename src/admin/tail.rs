@@ -2,22 +2,27 @@
 //! Redis meanwhile.
 //!
 //! Within one read the entries of all streams come in the order of commits. What cannot come any more, because it was
-//! trimmed or a stream began anew, is told in its place.
+//! trimmed or the stream was recreated, is reported in its place.
 
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamRangeReply, StreamReadOptions, StreamReadReply};
-use redis::{AsyncCommands as _, FromRedisValue as _, RedisError};
+use redis::{AsyncCommands as _, RedisError};
 
 use crate::admin::streams;
 use crate::config;
+use crate::contract::entry::{Entry, Text};
 use crate::contract::json::members;
 use crate::contract::keys::Keys;
+use crate::contract::meta::trim_field;
 use crate::contract::stream_name::Target;
+use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::net;
+use crate::redis::entries;
+use crate::redis::error::is_wrong_type;
 
 /// How long one read waits for something new.
 const BLOCK: Duration = Duration::from_secs(1);
@@ -62,37 +67,17 @@ pub enum Seen {
     Change(Box<Change>),
     /// Entries of this stream below the ID were trimmed and cannot be shown.
     Gap(Target, StreamId),
-    /// The stream was made anew behind the place that was reached; it is read from its beginning.
+    /// The stream was recreated with lower IDs; it is read from its beginning.
     Recreated(Target),
     /// Something else is in the stream's place, of this type; it is not followed until there is a stream again.
     WrongType(Target, String),
 }
 
-/// An entry of `changes`, `shared` or an inbox.
+/// An entry, and the stream that contains it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Where it was read.
     pub target: Target,
-    /// Its place.
-    pub id: StreamId,
-    /// What happened, as the stream says it.
-    pub op: String,
-    /// Schema of the table; empty in a `reset`.
-    pub schema: String,
-    /// The table; empty in a `reset`.
-    pub table: String,
-    /// When it was committed.
-    pub time: Option<DateTime<Utc>>,
-    /// Transaction id.
-    pub xid: Option<u32>,
-    /// Name of the live event; not in `changes`.
-    pub event: Option<String>,
-    /// The new row, or what a message says, as JSON.
-    pub row: Option<String>,
-    /// The old row as JSON, as far as the log had it.
-    pub old: Option<String>,
-    /// Columns that the log left out, as a JSON array.
-    pub unchanged: Option<String>,
+    pub entry: Entry,
 }
 
 /// A column that a change is about: its name, what it was and what it is, as JSON.
@@ -107,32 +92,16 @@ pub struct Column<'a> {
 }
 
 impl Change {
-    fn parse(target: &Target, raw: &redis::streams::StreamId) -> Option<Self> {
-        let field = |name: &str| {
-            let value = raw.map.get(name)?;
-            String::from_redis_value_ref(value).ok()
-        };
-        Some(Self {
-            target: target.clone(),
-            id: raw.id.parse().ok()?,
-            op: field("op").unwrap_or_default(),
-            schema: field("schema").unwrap_or_default(),
-            table: field("table").unwrap_or_default(),
-            time: field("ts")
-                .and_then(|ts| ts.parse().ok())
-                .and_then(streams::time_of_micros),
-            xid: field("xid").and_then(|xid| xid.parse().ok()),
-            event: field("event"),
-            row: field("row"),
-            old: field("old"),
-            unchanged: field("unchanged"),
-        })
+    /// When it was committed.
+    pub fn time(&self) -> Option<DateTime<Utc>> {
+        streams::time_of_micros(self.entry.commit_ts?)
     }
 
     /// The row's `id`, new or old, as text.
     pub fn row_id(&self) -> Option<String> {
-        [&self.row, &self.old].into_iter().flatten().find_map(|row| {
-            let id = columns_of(row).find(|(name, _)| *name == "id")?.1;
+        let Entry { row, old, .. } = &self.entry;
+        [row, old].into_iter().flatten().find_map(|row| {
+            let id = columns_of(row.as_str()).find(|(name, _)| *name == "id")?.1;
             match serde_json::from_str(id) {
                 Ok(serde_json::Value::String(text)) => Some(text),
                 Ok(serde_json::Value::Null) | Err(_) => None,
@@ -144,11 +113,12 @@ impl Change {
     /// The columns that it is about, in the table's order: of an update those that differ, as far as the log tells; of
     /// anything else all.
     pub fn columns(&self) -> Vec<Column<'_>> {
-        if self.op == "message" {
+        if self.entry.op == Operation::Message {
             return Vec::new();
         }
-        let old: Vec<(&str, &str)> = self.old.as_deref().map(columns_of).into_iter().flatten().collect();
-        let Some(row) = &self.row else {
+        let old = self.entry.old.as_ref().map(Text::as_str);
+        let old: Vec<(&str, &str)> = old.map(columns_of).into_iter().flatten().collect();
+        let Some(row) = &self.entry.row else {
             return old
                 .into_iter()
                 .map(|(name, old)| Column {
@@ -158,7 +128,7 @@ impl Change {
                 })
                 .collect();
         };
-        columns_of(row)
+        columns_of(row.as_str())
             .filter_map(|(name, new)| {
                 let old = old.iter().find(|(other, _)| *other == name).map(|(_, old)| *old);
                 (old != Some(new)).then_some(Column {
@@ -219,7 +189,7 @@ impl Tail {
     /// What comes next; empty when nothing came within a second. May be dropped and called again.
     ///
     /// # Errors
-    /// When Redis fails. The next call connects anew, and nothing is lost in between.
+    /// When Redis fails. The next call reconnects, and no entry is lost in between.
     pub async fn next(&mut self) -> Result<Vec<Seen>, RedisError> {
         if self.followed.is_empty() {
             tokio::time::sleep(BLOCK).await;
@@ -262,7 +232,7 @@ impl Tail {
             .count(COUNT)
             .block(BLOCK.as_millis() as usize);
         let reply: Option<StreamReadReply> = match connection.xread_options(&keys, &after, &options).await {
-            Err(error) if error.code() == Some("WRONGTYPE") => return self.look(connection).await,
+            Err(error) if is_wrong_type(&error) => return self.look(connection).await,
             reply => reply?,
         };
         let Some(reply) = reply else { return Ok(Vec::new()) };
@@ -273,24 +243,29 @@ impl Tail {
                 continue;
             };
             let target = &self.followed[index].target;
-            let entries: Vec<Change> = stream.ids.iter().filter_map(|raw| Change::parse(target, raw)).collect();
+            let change = |entry| Change {
+                target: target.clone(),
+                entry,
+            };
+            let entries: Vec<Change> = stream.ids.iter().filter_map(entries::entry).map(change).collect();
             stretches.push((index, stream.ids.len() >= COUNT, entries));
         }
         // Behind the last entry of a stretch that was cut there may be others that come first.
-        let cut =
-            |(_, is_cut, entries): &(usize, bool, Vec<Change>)| entries.last().filter(|_| *is_cut).map(|last| last.id);
+        let cut = |(_, is_cut, entries): &(usize, bool, Vec<Change>)| {
+            entries.last().filter(|_| *is_cut).map(|last| last.entry.id)
+        };
         let horizon = stretches.iter().filter_map(cut).min();
         let mut pipe = redis::pipe();
         for (index, ..) in &stretches {
             let target = &self.followed[*index].target;
             pipe.cmd("HGET")
                 .arg(self.keys.meta(target.tenant()))
-                .arg(target.trim_field());
+                .arg(trim_field(target));
         }
         let trimmed: Vec<Option<String>> = pipe.query_async(connection).await?;
         let (mut seen, mut changes) = (Vec::new(), Vec::new());
         for ((index, _, mut entries), trimmed) in stretches.into_iter().zip(trimmed) {
-            entries.retain(|change| horizon.is_none_or(|horizon| change.id <= horizon));
+            entries.retain(|change| horizon.is_none_or(|horizon| change.entry.id <= horizon));
             let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
                 continue;
             };
@@ -298,14 +273,14 @@ impl Tail {
             let trimmed: Option<StreamId> = trimmed.and_then(|trimmed| trimmed.parse().ok());
             if let Some(first_kept) = trimmed
                 && followed.after.next() < first_kept
-                && first.id >= first_kept
+                && first.entry.id >= first_kept
             {
                 seen.push(Seen::Gap(followed.target.clone(), first_kept));
             }
-            followed.after = last.id;
+            followed.after = last.entry.id;
             changes.extend(entries);
         }
-        changes.sort_by_key(|change| change.id);
+        changes.sort_by_key(|change| change.entry.id);
         seen.extend(changes.into_iter().map(|change| Seen::Change(Box::new(change))));
         Ok(seen)
     }
@@ -342,19 +317,16 @@ impl Tail {
 mod tests {
     use super::*;
 
-    fn change(op: &str, row: Option<&str>, old: Option<&str>) -> Change {
+    fn change(op: Operation, row: Option<&str>, old: Option<&str>) -> Change {
+        let text = |json: &str| json.to_owned().into();
         Change {
             target: Target::Changes("acme".into()),
-            id: StreamId { ms: 1, seq: 1 },
-            op: op.into(),
-            schema: "tenant_acme".into(),
-            table: "notes".into(),
-            time: None,
-            xid: None,
-            event: None,
-            row: row.map(str::to_owned),
-            old: old.map(str::to_owned),
-            unchanged: None,
+            entry: Entry {
+                op,
+                row: row.map(text),
+                old: old.map(text),
+                ..Entry::default()
+            },
         }
     }
 
@@ -370,16 +342,16 @@ mod tests {
     fn an_update_is_about_the_columns_that_differ_and_all_else_about_all() {
         let (old, new) = (r#"{"id":7,"body":"a","n":null}"#, r#"{"id":7,"body":"b","n":null}"#);
         let column = |name: &str, old: &str, new: &str| (name.to_owned(), old.to_owned(), new.to_owned());
-        let update = change("update", Some(new), Some(old));
+        let update = change(Operation::Update, Some(new), Some(old));
         assert_eq!(columns(&update), [column("body", "\"a\"", "\"b\"")]);
         assert_eq!(update.row_id().as_deref(), Some("7"));
-        let insert = change("insert", Some(new), None);
+        let insert = change(Operation::Insert, Some(new), None);
         assert_eq!(columns(&insert).len(), 3);
-        let delete = change("delete", None, Some(old));
+        let delete = change(Operation::Delete, None, Some(old));
         assert_eq!(columns(&delete)[1], column("body", "\"a\"", "-"));
         assert_eq!(delete.row_id().as_deref(), Some("7"));
         // With the key alone nobody knows what else differs.
-        let partial = change("update", Some(new), Some(r#"{"id":7}"#));
+        let partial = change(Operation::Update, Some(new), Some(r#"{"id":7}"#));
         assert_eq!(
             columns(&partial),
             [column("body", "-", "\"b\""), column("n", "-", "null")]

@@ -133,11 +133,10 @@ impl App {
         let users = Users::new(database.clone(), &settings);
         let messages = Messages::new(database.clone(), &settings);
         if config.cache.ttl_seconds > 0 {
-            hub.set_listeners(vec![
-                Arc::new(users.clone()),
-                Arc::new(messages.clone()),
-                Arc::new(gate),
-            ]);
+            // The gate opens when all caches have seen a change, so it comes last.
+            hub.add_listener(Arc::new(users.clone()));
+            hub.add_listener(Arc::new(messages.clone()));
+            hub.add_listener(Arc::new(gate));
         }
         let metadata = Metadata::default();
         let reports = Reports {

@@ -20,6 +20,7 @@ use crate::net::http;
 use crate::postgres::sql;
 use crate::postgres::tenants::{self, Listed, TenantStats};
 use crate::postgres::{Database, migrations};
+use crate::redis::info;
 use crate::redis::store::Store;
 use crate::telemetry;
 
@@ -150,7 +151,7 @@ impl Postgres {
 
 impl Redis {
     async fn ask(store: &Store, tenants: &[String]) -> Result<Self> {
-        let (version, memory_bytes) = store.server().await?;
+        let (version, memory_bytes) = info::version_and_memory(store).await?;
         let mut lengths = HashMap::new();
         for tenant in tenants {
             let known = streams::lengths_of(store, tenant).await;

@@ -12,6 +12,7 @@ use super::progress::Progress;
 use super::table::{Cell, NOTHING, Tone, facts};
 use super::{Global, find_registered, find_tenant};
 use crate::accounts::users;
+use crate::admin::published;
 use crate::admin::streams::{self, Length};
 use crate::config::Config;
 use crate::postgres::tenants::Listed;
@@ -142,7 +143,8 @@ impl Tenant {
                     bail!("the tenant {name} was dropped by somebody else just now");
                 };
                 progress.turn_to("removing keys in Redis", None);
-                let removing = store.remove_tenant(&name, dropped, DROP_PATIENCE, |keys| progress.set(keys));
+                let removing =
+                    published::remove_tenant(&store, &name, dropped, DROP_PATIENCE, |keys| progress.set(keys));
                 let keys = removing.await.with_context(|| {
                     format!(
                         "the tenant {name} is dropped, its keys in Redis are not; once an engine replicates, make it \
@@ -167,7 +169,7 @@ impl Tenant {
                     bail!("the tenant {name} was dropped by somebody else just now");
                 };
                 let progress = Progress::new(global, "waiting for the engine", None);
-                let is_done = store.published(asked, RESYNC_PATIENCE, |_| {}).await.is_ok();
+                let is_done = published::wait(&store, asked, RESYNC_PATIENCE, |_| {}).await.is_ok();
                 drop(progress);
                 if global.json {
                     outln!("{}", json!({"name": name, "devices": devices, "published": is_done}))?;

@@ -7,21 +7,13 @@ use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use super::section::within;
+use crate::core::operation::Operation;
 
 /// The value of `to` for every user of the tenant.
 pub const TENANT: &str = "tenant";
 
 /// The table of encrypted state.
 pub const ENCRYPTED_STATES: &str = "encrypted_states";
-
-/// The kind of a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Operation {
-    Insert,
-    Update,
-    Delete,
-}
 
 /// A rule's condition; all given parts must hold.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -104,14 +96,6 @@ impl Rule {
             // A resolved conflict needs no further attention.
             "message_conflicts" => "resolved_at",
             _ => "deleted_at",
-        }
-    }
-
-    /// The columns of a table, in the order of rows, whose values live events deliver beside the row's id.
-    pub fn live_columns(table: &str) -> &'static [&'static str] {
-        match table {
-            ENCRYPTED_STATES => &["key", "version", "device_id"],
-            _ => &[],
         }
     }
 

@@ -1,9 +1,9 @@
-//! The checkpoint: how far publishing has come, as Redis holds it.
+//! The checkpoint: how far publishing is.
 //!
-//! Only the publisher's own `EXEC` writes this hash, and each `EXEC` is guarded by `WATCH` on it: whoever else touches
-//! it, even to set the same value, makes the `EXEC` fail.
+//! [`Checkpoint`] is the whole hash, [`CheckpointUpdate`] what a batch changes, [`View`] and [`Published`] are the parts
+//! that readers need. Only the publisher's own `EXEC` writes the hash, and each `EXEC` is guarded by `WATCH` on it: any
+//! other write, even of the same value, makes the `EXEC` fail.
 
-use crate::core::position::EpochId;
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,48 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use postgres_types::PgLsn;
 
-use crate::core::position::StreamId;
+use crate::core::position::{EpochId, StreamId};
+
+const EPOCH: &str = "epoch";
+const NUMBER: &str = "number";
+const BASE: &str = "base";
+const SYSTEM_ID: &str = "system_id";
+const TIMELINE: &str = "timeline";
+const POSITION: &str = "position";
+const PUBLISHED: &str = "published";
+const LSN: &str = "lsn";
+const END_LSN: &str = "end_lsn";
+const XID: &str = "xid";
+const COMMIT_TS: &str = "commit_ts";
+const OPEN: &str = "open";
+const ACKNOWLEDGED: &str = "acknowledged";
+const LIVE: &str = "live";
+
+/// Identity of the Redis process.
+pub const RUN_ID: &str = "run_id";
+
+/// The writer: the only engine whose `EXEC` succeeds. It is there before the first epoch.
+pub const WRITER: &str = "writer";
+
+/// Names of its fields.
+pub const FIELDS: [&str; 16] = [
+    WRITER,
+    EPOCH,
+    NUMBER,
+    BASE,
+    SYSTEM_ID,
+    TIMELINE,
+    POSITION,
+    PUBLISHED,
+    LSN,
+    END_LSN,
+    XID,
+    COMMIT_TS,
+    OPEN,
+    ACKNOWLEDGED,
+    LIVE,
+    RUN_ID,
+];
 
 /// An epoch: a span of history in which positions only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,27 +65,27 @@ pub struct Epoch {
     pub base: u64,
 }
 
-/// A transaction, well enough described to be recognised when it is replayed.
+/// A transaction, described so that a replay recognises it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransactionMark {
-    /// Its commit LSN.
+    /// Commit LSN.
     pub lsn: PgLsn,
     /// First LSN behind it.
     pub end_lsn: PgLsn,
-    /// Its id, without epoch.
+    /// Transaction id, without epoch.
     pub xid: u32,
-    /// Its commit time, µs since 1970. A restored server can repeat LSN and xid, but not the time.
+    /// Commit time, µs since 1970. A restored server can repeat LSN and xid, but not the time.
     pub commit_ts: i64,
 }
 
 /// A transaction of which only the first changes are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenTransaction {
-    /// Its commit LSN.
+    /// Commit LSN.
     pub lsn: PgLsn,
-    /// Its id, without epoch.
+    /// Transaction id, without epoch.
     pub xid: u32,
-    /// Its commit time, µs since 1970.
+    /// Commit time, µs since 1970.
     pub commit_ts: i64,
 }
 
@@ -55,7 +96,7 @@ impl fmt::Display for OpenTransaction {
 }
 
 impl OpenTransaction {
-    /// Reads what [`fmt::Display`] wrote; `None` when it is not that.
+    /// Reads what [`fmt::Display`] wrote.
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
         Some(Self {
@@ -83,27 +124,24 @@ pub struct Checkpoint {
     pub transaction: Option<TransactionMark>,
     /// The transaction inside of which `position` lies, if it does.
     pub open: Option<OpenTransaction>,
-    /// What Postgres may have been told.
+    /// What Postgres may have been sent as acknowledged.
     pub acknowledged: PgLsn,
     /// ID of the last entry of the live stream.
     pub live: StreamId,
-    /// Identity of the Redis process that held it when the writer came.
+    /// Identity of the Redis process at the writer's claim.
     pub run_id: String,
 }
 
-/// A checkpoint that is there but does not make sense.
+/// A malformed checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("field {field} of the checkpoint is {value:?}: somebody else wrote to it")]
+#[error("field {field} of the checkpoint is {value:?}: another program wrote to it")]
 pub struct CheckpointError {
     field: &'static str,
     value: String,
 }
 
 impl Checkpoint {
-    /// Reads the fields; `None` when there is no epoch yet (the writer's name alone makes no checkpoint).
-    ///
-    /// # Errors
-    /// When a field is missing or malformed.
+    /// Reads the fields; `None` when there is no epoch yet (the writer's name alone is no checkpoint).
     pub fn parse(fields: &HashMap<String, String>) -> Result<Option<Self>, CheckpointError> {
         fn field<T: FromStr>(fields: &HashMap<String, String>, name: &'static str) -> Result<T, CheckpointError> {
             let value = fields.get(name).map(String::as_str).unwrap_or_default();
@@ -112,46 +150,46 @@ impl Checkpoint {
                 value: value.to_owned(),
             })
         }
-        if !fields.contains_key("epoch") {
+        if !fields.contains_key(EPOCH) {
             return Ok(None);
         }
-        let transaction = if fields.get("xid").is_some_and(|xid| !xid.is_empty()) {
+        let transaction = if fields.get(XID).is_some_and(|xid| !xid.is_empty()) {
             Some(TransactionMark {
-                lsn: field(fields, "lsn")?,
-                end_lsn: field(fields, "end_lsn")?,
-                xid: field(fields, "xid")?,
-                commit_ts: field(fields, "commit_ts")?,
+                lsn: field(fields, LSN)?,
+                end_lsn: field(fields, END_LSN)?,
+                xid: field(fields, XID)?,
+                commit_ts: field(fields, COMMIT_TS)?,
             })
         } else {
             None
         };
-        let open = match fields.get("open").map_or("", String::as_str) {
+        let open = match fields.get(OPEN).map_or("", String::as_str) {
             "" => None,
             text => Some(OpenTransaction::parse(text).ok_or_else(|| CheckpointError {
-                field: "open",
+                field: OPEN,
                 value: text.to_owned(),
             })?),
         };
         Ok(Some(Self {
             epoch: Epoch {
-                id: field(fields, "epoch")?,
-                number: field(fields, "number")?,
-                base: field(fields, "base")?,
+                id: field(fields, EPOCH)?,
+                number: field(fields, NUMBER)?,
+                base: field(fields, BASE)?,
             },
-            system_id: field(fields, "system_id")?,
-            timeline: field(fields, "timeline")?,
-            position: field(fields, "position")?,
-            published: field(fields, "published")?,
+            system_id: field(fields, SYSTEM_ID)?,
+            timeline: field(fields, TIMELINE)?,
+            position: field(fields, POSITION)?,
+            published: field(fields, PUBLISHED)?,
             transaction,
             open,
-            acknowledged: field(fields, "acknowledged")?,
-            live: field(fields, "live")?,
-            run_id: field(fields, "run_id")?,
+            acknowledged: field(fields, ACKNOWLEDGED)?,
+            live: field(fields, LIVE)?,
+            run_id: field(fields, RUN_ID)?,
         }))
     }
 
-    /// How long ago the last complete transaction was committed, by the clocks of Postgres and of this machine. With an
-    /// engine at work it is about as old as the last heartbeat. `None` in a new epoch.
+    /// How long ago the last complete transaction was committed, by the clocks of Postgres and of this machine. While an
+    /// engine publishes, it is about as old as the last heartbeat. `None` in a new epoch.
     pub fn age(&self) -> Option<Duration> {
         let committed = Duration::from_micros(self.transaction?.commit_ts.unsigned_abs());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -163,74 +201,240 @@ impl Checkpoint {
         let mark = self.transaction;
         let text = |value: Option<String>| value.unwrap_or_default();
         vec![
-            ("epoch", self.epoch.id.to_string()),
-            ("number", self.epoch.number.to_string()),
-            ("base", self.epoch.base.to_string()),
-            ("system_id", self.system_id.clone()),
-            ("timeline", self.timeline.to_string()),
-            ("position", self.position.to_string()),
-            ("published", self.published.to_string()),
-            ("lsn", text(mark.map(|mark| mark.lsn.to_string()))),
-            (
-                "end_lsn",
-                mark.map_or(self.acknowledged, |mark| mark.end_lsn).to_string(),
-            ),
-            ("xid", text(mark.map(|mark| mark.xid.to_string()))),
-            ("commit_ts", text(mark.map(|mark| mark.commit_ts.to_string()))),
-            ("open", text(self.open.map(|open| open.to_string()))),
-            ("acknowledged", self.acknowledged.to_string()),
-            ("live", self.live.to_string()),
-            ("run_id", self.run_id.clone()),
+            (EPOCH, self.epoch.id.to_string()),
+            (NUMBER, self.epoch.number.to_string()),
+            (BASE, self.epoch.base.to_string()),
+            (SYSTEM_ID, self.system_id.clone()),
+            (TIMELINE, self.timeline.to_string()),
+            (POSITION, self.position.to_string()),
+            (PUBLISHED, self.published.to_string()),
+            (LSN, text(mark.map(|mark| mark.lsn.to_string()))),
+            (END_LSN, mark.map_or(self.acknowledged, |mark| mark.end_lsn).to_string()),
+            (XID, text(mark.map(|mark| mark.xid.to_string()))),
+            (COMMIT_TS, text(mark.map(|mark| mark.commit_ts.to_string()))),
+            (OPEN, text(self.open.map(|open| open.to_string()))),
+            (ACKNOWLEDGED, self.acknowledged.to_string()),
+            (LIVE, self.live.to_string()),
+            (RUN_ID, self.run_id.clone()),
         ]
     }
+}
+
+/// What a batch changes in the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointUpdate {
+    /// What Postgres may be sent as acknowledged once this is durable.
+    pub acknowledged: PgLsn,
+    /// The last entry of the batch, and the transaction inside of which it lies, if it does: a replay from there must
+    /// recognise it.
+    pub position: Option<(StreamId, Option<OpenTransaction>)>,
+    /// The last change of the last complete transaction in the batch.
+    pub complete: Option<(StreamId, TransactionMark)>,
+    /// ID of the batch's live entry.
+    pub live: Option<StreamId>,
+}
+
+impl CheckpointUpdate {
+    /// The fields that change, and their texts.
+    pub fn fields(&self) -> Vec<(&'static str, String)> {
+        let mut fields = vec![(ACKNOWLEDGED, self.acknowledged.to_string())];
+        if let Some((position, open)) = self.position {
+            fields.push((POSITION, position.to_string()));
+            fields.push((OPEN, open.map(|open| open.to_string()).unwrap_or_default()));
+        }
+        if let Some((published, mark)) = self.complete {
+            fields.push((PUBLISHED, published.to_string()));
+            fields.push((LSN, mark.lsn.to_string()));
+            fields.push((END_LSN, mark.end_lsn.to_string()));
+            fields.push((XID, mark.xid.to_string()));
+            fields.push((COMMIT_TS, mark.commit_ts.to_string()));
+        }
+        if let Some(live) = self.live {
+            fields.push((LIVE, live.to_string()));
+        }
+        fields
+    }
+}
+
+/// The part of the checkpoint that readers of streams need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// The current epoch.
+    pub epoch: EpochId,
+    /// Its base.
+    pub base: u64,
+    /// Last entry written.
+    pub position: StreamId,
+    /// Last complete transaction.
+    pub published: StreamId,
+}
+
+impl View {
+    /// The fields of [`View::parse`].
+    pub const FIELDS: [&'static str; 4] = [EPOCH, BASE, POSITION, PUBLISHED];
+
+    /// Reads the values of [`View::FIELDS`]; `None` before the first epoch, or when one is malformed.
+    pub fn parse(values: &[Option<String>]) -> Option<Self> {
+        Some(Self {
+            epoch: value(values, 0)?,
+            base: value(values, 1)?,
+            position: value(values, 2)?,
+            published: value(values, 3)?,
+        })
+    }
+}
+
+/// The part of the checkpoint that shows whether a position in the WAL is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Published {
+    /// End of the last complete transaction.
+    pub end_lsn: Option<PgLsn>,
+    /// Last entry written, and the commit LSN of its transaction.
+    pub position: Option<(StreamId, PgLsn)>,
+}
+
+impl Published {
+    /// The fields of [`Published::parse`].
+    pub const FIELDS: [&'static str; 3] = [END_LSN, BASE, POSITION];
+
+    /// Reads the values of [`Published::FIELDS`].
+    pub fn parse(values: &[Option<String>]) -> Self {
+        let base: Option<u64> = value(values, 1);
+        let position: Option<StreamId> = value(values, 2);
+        Self {
+            end_lsn: value(values, 0),
+            position: position
+                .zip(base)
+                .map(|(position, base)| (position, PgLsn::from(position.ms.saturating_sub(base)))),
+        }
+    }
+}
+
+fn value<T: FromStr>(values: &[Option<String>], index: usize) -> Option<T> {
+    values.get(index)?.as_deref()?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn ids() -> impl Strategy<Value = StreamId> {
+        any::<(u64, u64)>().prop_map(|(ms, seq)| StreamId { ms, seq })
+    }
+
+    fn marks() -> impl Strategy<Value = TransactionMark> {
+        any::<(u64, u64, u32, i64)>().prop_map(|(lsn, end_lsn, xid, commit_ts)| TransactionMark {
+            lsn: lsn.into(),
+            end_lsn: end_lsn.into(),
+            xid,
+            commit_ts,
+        })
+    }
+
+    fn open_transactions() -> impl Strategy<Value = OpenTransaction> {
+        any::<(u64, u32, i64)>().prop_map(|(lsn, xid, commit_ts)| OpenTransaction {
+            lsn: lsn.into(),
+            xid,
+            commit_ts,
+        })
+    }
+
+    fn checkpoints() -> impl Strategy<Value = Checkpoint> {
+        let epoch = any::<(u64, i64, u64)>().prop_map(|(id, number, base)| Epoch {
+            id: EpochId(id),
+            number,
+            base,
+        });
+        let transactions = (prop::option::of(marks()), prop::option::of(open_transactions()));
+        (
+            epoch,
+            "[0-9]{1,20}",
+            any::<i32>(),
+            [ids(), ids(), ids()],
+            transactions,
+            any::<u64>(),
+            "[0-9a-f]{40}",
+        )
+            .prop_map(
+                |(
+                    epoch,
+                    system_id,
+                    timeline,
+                    [position, published, live],
+                    (transaction, open),
+                    acknowledged,
+                    run_id,
+                )| {
+                    Checkpoint {
+                        epoch,
+                        system_id,
+                        timeline,
+                        position,
+                        published,
+                        transaction,
+                        open,
+                        acknowledged: acknowledged.into(),
+                        live,
+                        run_id,
+                    }
+                },
+            )
+    }
+
+    fn hash(fields: Vec<(&'static str, String)>) -> HashMap<String, String> {
+        fields.into_iter().map(|(name, text)| (name.to_owned(), text)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn checkpoint_reads_as_written_and_updated(
+            checkpoint in checkpoints(),
+            acknowledged in any::<u64>(),
+            position in prop::option::of((ids(), prop::option::of(open_transactions()))),
+            complete in prop::option::of((ids(), marks())),
+            live in prop::option::of(ids()),
+        ) {
+            let mut written = hash(checkpoint.fields());
+            prop_assert_eq!(Checkpoint::parse(&written), Ok(Some(checkpoint.clone())));
+
+            let update = CheckpointUpdate { acknowledged: acknowledged.into(), position, complete, live };
+            written.extend(hash(update.fields()));
+            prop_assert!(written.keys().all(|name| FIELDS.contains(&name.as_str())));
+            let updated = Checkpoint {
+                acknowledged: update.acknowledged,
+                position: position.map_or(checkpoint.position, |(position, _)| position),
+                open: position.map_or(checkpoint.open, |(_, open)| open),
+                published: complete.map_or(checkpoint.published, |(published, _)| published),
+                transaction: complete.map_or(checkpoint.transaction, |(_, mark)| Some(mark)),
+                live: live.unwrap_or(checkpoint.live),
+                ..checkpoint.clone()
+            };
+            prop_assert_eq!(Checkpoint::parse(&written), Ok(Some(updated.clone())));
+
+            let view = View::parse(&View::FIELDS.map(|name| written.get(name).cloned()));
+            prop_assert_eq!(view, Some(View {
+                epoch: updated.epoch.id,
+                base: updated.epoch.base,
+                position: updated.position,
+                published: updated.published,
+            }));
+            let published = Published::parse(&Published::FIELDS.map(|name| written.get(name).cloned()));
+            let end_lsn = complete.map(|(_, mark)| mark.end_lsn);
+            let end_lsn = end_lsn.or(checkpoint.transaction.map(|mark| mark.end_lsn)).unwrap_or(checkpoint.acknowledged);
+            prop_assert_eq!(published.end_lsn, Some(end_lsn));
+            let commit_lsn = PgLsn::from(updated.position.ms.saturating_sub(updated.epoch.base));
+            prop_assert_eq!(published.position, Some((updated.position, commit_lsn)));
+        }
+    }
 
     #[test]
-    fn a_checkpoint_is_read_as_it_was_written() {
-        let mut checkpoint = Checkpoint {
-            epoch: Epoch {
-                id: EpochId(0xabc),
-                number: 3,
-                base: 17,
-            },
-            system_id: "7000".into(),
-            timeline: 1,
-            position: StreamId { ms: 9, seq: 4 },
-            published: StreamId { ms: 8, seq: 1 },
-            transaction: Some(TransactionMark {
-                lsn: 8.into(),
-                end_lsn: 9.into(),
-                xid: 5,
-                commit_ts: -1,
-            }),
-            open: Some(OpenTransaction {
-                lsn: 9.into(),
-                xid: 6,
-                commit_ts: 2,
-            }),
-            acknowledged: 7.into(),
-            live: StreamId::ZERO,
-            run_id: "r".into(),
-        };
-        let read = |checkpoint: &Checkpoint| {
-            let fields = checkpoint
-                .fields()
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect();
-            Checkpoint::parse(&fields)
-        };
-        assert_eq!(read(&checkpoint), Ok(Some(checkpoint.clone())));
-        (checkpoint.transaction, checkpoint.open) = (None, None);
-        assert_eq!(read(&checkpoint), Ok(Some(checkpoint.clone())));
+    fn checkpoint_without_an_epoch_is_none_and_a_malformed_one_an_error() {
         assert_eq!(
-            Checkpoint::parse(&HashMap::from([("writer".into(), "x".into())])),
+            Checkpoint::parse(&HashMap::from([(WRITER.into(), "x".into())])),
             Ok(None)
         );
-        assert!(Checkpoint::parse(&HashMap::from([("epoch".into(), "x".into())])).is_err());
+        assert!(Checkpoint::parse(&HashMap::from([(EPOCH.into(), "x".into())])).is_err());
+        assert_eq!(View::parse(&[None, None, None, None]), None);
     }
 }

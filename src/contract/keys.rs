@@ -1,4 +1,4 @@
-//! The names of all Redis keys. They never change; the part in braces is the Redis Cluster hash tag.
+//! The names of all Redis keys (docs/redis.md). They never change; the part in braces is the Redis Cluster hash tag.
 
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ impl Keys {
         format!("{}:window", self.prefix)
     }
 
-    /// Hash: streams that took no entries and have a hole until they are born anew, each with the cause.
+    /// Hash: streams that took no entries and have a hole until they are recreated, each with the cause.
     pub fn stopped(&self) -> String {
         format!("{}:stopped", self.prefix)
     }
@@ -56,7 +56,7 @@ impl Keys {
         self.inbox_parts(tenant, user).concat()
     }
 
-    /// The parts of [`Keys::inbox`], for who writes many.
+    /// The parts of [`Keys::inbox`], for code that writes many.
     pub fn inbox_parts<'a>(&'a self, tenant: &'a str, user: &'a str) -> [&'a str; 5] {
         [&self.prefix, ":{", tenant, "}:inbox:", user]
     }
@@ -79,7 +79,7 @@ impl Keys {
 
     /// Pattern of all keys of a tenant.
     pub fn of_tenant(&self, tenant: &str) -> String {
-        // What a pattern gives a meaning is taken by its word.
+        // Characters with a meaning in patterns are escaped.
         let prefix: String = self
             .prefix
             .chars()
@@ -109,12 +109,12 @@ impl Keys {
         format!("{}:presence:carrier", self.prefix)
     }
 
-    /// Sorted set: entries of [`Keys::push`] that the webhook has not taken, by the time (ms since 1970) of the next try.
+    /// Sorted set: entries of [`Keys::push`] that the webhook has not accepted, by the time (ms since 1970) of the next try.
     pub fn push_due(&self, tenant: &str) -> String {
         format!("{}:{{{tenant}}}:push:due", self.prefix)
     }
 
-    /// Hash: how often the webhook was told of them.
+    /// Hash: how many attempts the webhook has made for each of them.
     pub fn push_tries(&self, tenant: &str) -> String {
         format!("{}:{{{tenant}}}:push:tries", self.prefix)
     }
@@ -147,10 +147,5 @@ impl Keys {
     /// Number: how often something was counted against a limit within its window. `who` is a digest.
     pub fn limit(&self, limit: &str, who: &str) -> String {
         format!("{}:limit:{limit}:{who}", self.prefix)
-    }
-
-    /// Field of [`Keys::meta`] that holds the trim point of a user's inbox.
-    pub fn trim_inbox_field(user: Uuid) -> String {
-        format!("trim:inbox:{user}")
     }
 }

@@ -1,11 +1,17 @@
-//! What Redis holds: key names, entries, notices, the checkpoint, and the Lua scripts that change it. Both directions of each
-//! format are in one file.
+//! The formats in Redis: names of keys, entries, notices, hashes, control messages, and the Lua scripts. Each format is in one
+//! file, both directions.
 
+pub mod catalog;
 pub mod checkpoint;
 pub mod control;
+pub mod device_state;
 pub mod entry;
 pub mod json;
 pub mod keys;
+pub mod lua;
+pub mod meta;
+pub mod notice;
+pub mod push;
 pub mod quarantine;
 pub mod stream_name;
 pub mod window;

@@ -106,12 +106,4 @@ impl Target {
             )),
         }
     }
-
-    /// The field of the tenant's meta hash that holds the trim point.
-    pub fn trim_field(&self) -> String {
-        match self {
-            Self::Changes(_) | Self::Shared(_) => format!("trim:{}", self.stream()),
-            Self::Inbox(_, user) => Keys::trim_inbox_field(*user),
-        }
-    }
 }

@@ -29,6 +29,12 @@ impl Backoff {
         jitter(delay)
     }
 
+    /// The delay after an attempt, counted from 1: for attempts that are counted elsewhere.
+    pub fn after(&self, attempt: u32) -> Duration {
+        let doubled = self.first.saturating_mul(1 << attempt.saturating_sub(1).min(16));
+        jitter(doubled.min(self.max))
+    }
+
     /// Starts from the first delay again: call it when an attempt succeeds.
     pub fn reset(&mut self) {
         self.next = self.first;
@@ -55,5 +61,9 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.next() <= ms(100));
+        for (attempt, longest) in [(1, 100), (2, 200), (3, 350), (40, 350)] {
+            let delay = backoff.after(attempt);
+            assert!((ms(longest) / 2..=ms(longest)).contains(&delay), "{delay:?}");
+        }
     }
 }

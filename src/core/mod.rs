@@ -1,6 +1,8 @@
-//! Values without IO that all parts use: positions, tenants, times, pages, RESP, backoff.
+//! Values without IO that all parts use: positions, tenants, times, pages, RESP, JSON, backoff.
 
 pub mod backoff;
+pub mod json;
+pub mod operation;
 pub mod page;
 pub mod position;
 pub mod resp;

@@ -1,6 +1,7 @@
 //! Times as the API prints them.
 
 use std::fmt;
+use std::time::Duration;
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use postgres_types::{FromSql, Type};
@@ -19,7 +20,7 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // By hand: lists have hundreds of them, and chrono reads its format anew for each.
+        // By hand: lists have hundreds of them, and chrono parses its format for each.
         let (date, time) = (self.0.date_naive(), self.0.time());
         write!(
             f,
@@ -59,6 +60,11 @@ impl<'a> FromSql<'a> for Timestamp {
     fn accepts(ty: &Type) -> bool {
         <DateTime<Utc> as FromSql<'_>>::accepts(ty)
     }
+}
+
+/// Milliseconds of a duration, at most `i64::MAX`, so that they fit Redis, Postgres and Lua.
+pub fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

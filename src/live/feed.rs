@@ -7,11 +7,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::contract::entry::{Entry, Op};
+use crate::contract::entry::Entry;
 use crate::core::position::StreamId;
 use crate::live::hub::{Member, Signals, Subscription};
 use crate::live::tail::Notice;
-use crate::redis::store::{Error, Missing, Place, Read, Store};
+use crate::redis::store::{Error, Missing, Read, ReadPosition, Store};
 use crate::telemetry::traces;
 
 /// Entries read at once in a replay.
@@ -22,7 +22,7 @@ const CHUNK: usize = 200;
 pub enum FeedEvent {
     /// A change.
     Change(Arc<Notice>),
-    /// More has come than is told one by one; all up to the feed's place is meant.
+    /// More changes arrived than are delivered one by one; the event covers all up to the feed's position.
     ReplayTruncated,
     /// History breaks: only a snapshot tells what is.
     Reset,
@@ -37,9 +37,9 @@ pub struct Feed {
     store: Store,
     subscription: Subscription,
     replay_max: usize,
-    beginning: Place,
-    place: Place,
-    ready: VecDeque<(FeedEvent, Place)>,
+    beginning: ReadPosition,
+    place: ReadPosition,
+    ready: VecDeque<(FeedEvent, ReadPosition)>,
     has_unread_gap: bool,
     missing: Missing,
     /// The tenant is paused: what comes waits in the streams.
@@ -50,19 +50,19 @@ pub struct Feed {
 
 impl Feed {
     /// A feed of what a reader who is registered already has not seen: behind the place of the last event that it has,
-    /// else from now on. Up to `replay_max` entries of its history are told one by one.
+    /// else from now on. Up to `replay_max` entries of its history are delivered one by one.
     ///
     /// # Errors
     /// When Redis fails.
     pub async fn open(
         store: Store,
         subscription: Subscription,
-        resume: Option<Place>,
+        resume: Option<ReadPosition>,
         replay_max: usize,
     ) -> Result<Self, Error> {
         let Member { tenant, user, .. } = subscription.member();
         let handoff = store.handoff(tenant, *user).await?;
-        let now = Place {
+        let now = ReadPosition {
             epoch: handoff.view.epoch,
             generation: handoff.generation,
             position: handoff.view.position,
@@ -91,18 +91,18 @@ impl Feed {
         self.missing
     }
 
-    /// Gives the place in the hub back, so that the feed can be opened anew.
+    /// Returns the subscription, so that the feed can be opened again.
     pub fn into_subscription(self) -> Subscription {
         self.subscription
     }
 
     /// Where the feed began.
-    pub fn beginning(&self) -> Place {
+    pub fn beginning(&self) -> ReadPosition {
         self.beginning
     }
 
     /// The next event with its place, of those that are known.
-    pub fn pop(&mut self) -> Option<(FeedEvent, Place)> {
+    pub fn pop(&mut self) -> Option<(FeedEvent, ReadPosition)> {
         let next = self.ready.pop_front();
         if next.is_none() {
             // Most of its life a feed has nothing to tell.
@@ -143,7 +143,7 @@ impl Feed {
     }
 
     fn take_notice(&mut self, notice: &Arc<Notice>) {
-        // In no stream and at a place that another event may have: it is told as often as it comes.
+        // In no stream and at a place that another event may have: it is delivered as often as it arrives.
         if notice.event == "device_changed" {
             self.ready
                 .push_back((FeedEvent::DeviceChanged(Some(notice.xid)), self.place));
@@ -165,7 +165,7 @@ impl Feed {
             self.is_paused = true;
             return;
         }
-        if notice.op == Op::Reset {
+        if notice.op.is_break() {
             // The streams tell what broke.
             self.has_unread_gap = true;
             return;
@@ -221,7 +221,7 @@ impl Feed {
         }
         for entry in entries {
             self.place.position = entry.id;
-            self.trace(entry.id, "replay", entry.event.as_str());
+            self.trace(entry.id, "replay", entry.event_name());
             self.push(Arc::new(entry.into()));
         }
         Ok(())
@@ -231,7 +231,7 @@ impl Feed {
     async fn jump(&mut self, event: FeedEvent) -> Result<(), Error> {
         let Member { tenant, user, .. } = self.subscription.member();
         let handoff = self.store.handoff(tenant, *user).await?;
-        self.place = Place {
+        self.place = ReadPosition {
             epoch: handoff.view.epoch,
             generation: handoff.generation,
             position: handoff.view.position,

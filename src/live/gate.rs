@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::contract::entry::Op;
 use crate::live::tail::{ChangeListener, Freshness, Notice};
 use crate::redis::store::Store;
 
@@ -38,7 +37,7 @@ impl TailGate {
 /// It must be the last of the listeners: the gate may open only when the others have dropped what they kept.
 impl ChangeListener for TailGate {
     fn changed(&self, _tenant: &str, notice: &Notice, users: Option<&[Uuid]>) {
-        if notice.op == Op::Reset || (notice.table.is_empty() && users.is_none()) {
+        if notice.op.is_break() || (notice.table.is_empty() && users.is_none()) {
             self.lost();
         }
     }

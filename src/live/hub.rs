@@ -5,16 +5,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::live::tail::{ChangeListener, DeviceChange, Freshness, Notice};
-use crate::push::candidates::PushCandidates;
 
 /// Changed devices that may wait for who follows them.
 const DEVICE_CHANGES_MAX: usize = 1024;
@@ -62,7 +63,7 @@ struct Waiting {
 
 impl Mailbox {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     /// Puts something in and wakes the reader.
@@ -140,8 +141,7 @@ struct Shared {
     count: AtomicUsize,
     freshness: watch::Sender<Freshness>,
     device_changes: broadcast::Sender<DeviceChange>,
-    listeners: OnceLock<Vec<Arc<dyn ChangeListener>>>,
-    heard: Arc<PushCandidates>,
+    listeners: ArcSwap<Vec<Arc<dyn ChangeListener>>>,
     queue_max: usize,
 }
 
@@ -222,18 +222,17 @@ impl Hub {
             count: AtomicUsize::new(0),
             freshness: watch::Sender::default(),
             device_changes: broadcast::Sender::new(DEVICE_CHANGES_MAX),
-            listeners: OnceLock::new(),
-            heard: Arc::default(),
+            listeners: ArcSwap::default(),
             queue_max,
         }))
     }
 
     fn seats(&self) -> MutexGuard<'_, Subscribers> {
-        self.0.seats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.seats.lock()
     }
 
     fn wheel(&self) -> MutexGuard<'_, Wheel> {
-        self.0.wheel.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.wheel.lock()
     }
 
     /// Registers a reader. What happens from here on waits for it, so register first and then read history.
@@ -280,26 +279,24 @@ impl Hub {
         }
     }
 
-    /// Whether anybody here wants to know of changes.
+    /// Whether notices have any reader in this process.
     pub(crate) fn has_readers(&self) -> bool {
         self.subscribers() > 0
             || self.0.device_changes.receiver_count() > 0
-            || !self.listeners().is_empty()
-            || self.0.heard.is_listening()
+            || self.listeners().iter().any(|listener| listener.is_active())
     }
 
-    /// Who got something, for who wakes devices.
-    pub fn heard(&self) -> &Arc<PushCandidates> {
-        &self.0.heard
+    /// Registers a listener, which receives each change before any subscriber does.
+    pub fn add_listener(&self, listener: Arc<dyn ChangeListener>) {
+        self.0.listeners.rcu(|listeners| {
+            let mut listeners = Vec::clone(listeners);
+            listeners.push(listener.clone());
+            listeners
+        });
     }
 
-    /// Sets the listeners that receive each change, in this order, before any reader. Only the first call has an effect.
-    pub fn set_listeners(&self, listeners: Vec<Arc<dyn ChangeListener>>) {
-        self.0.listeners.set(listeners).ok();
-    }
-
-    pub(crate) fn listeners(&self) -> &[Arc<dyn ChangeListener>] {
-        self.0.listeners.get().map_or(&[], Vec::as_slice)
+    pub(crate) fn listeners(&self) -> Arc<Vec<Arc<dyn ChangeListener>>> {
+        self.0.listeners.load_full()
     }
 
     /// Notes whether the live tail is there.
@@ -316,8 +313,7 @@ impl Hub {
         self.0.freshness.subscribe()
     }
 
-    /// Where freshness is noted.
-    pub(crate) fn noted_freshness(&self) -> &watch::Sender<Freshness> {
+    pub(crate) fn freshness_sender(&self) -> &watch::Sender<Freshness> {
         &self.0.freshness
     }
 
@@ -326,9 +322,9 @@ impl Hub {
         self.0.device_changes.subscribe()
     }
 
-    /// Tells who follows devices.
-    pub(crate) fn tell_device_change(&self, change: DeviceChange) {
-        let _nobody_follows = self.0.device_changes.send(change);
+    /// Sends a change of devices to those that follow them.
+    pub(crate) fn send_device_change(&self, change: DeviceChange) {
+        self.0.device_changes.send(change).ok();
     }
 
     /// Notices that wait for the reader who is furthest behind.
@@ -369,11 +365,10 @@ impl Hub {
 
     /// Sends everybody back to the streams.
     pub(crate) fn deliver_gap(&self) {
-        for listener in self.listeners() {
+        for listener in self.listeners().iter() {
             listener.lost();
         }
-        self.tell_device_change(DeviceChange::Any);
-        self.0.heard.note_gap();
+        self.send_device_change(DeviceChange::Any);
         self.seats()
             .each(|mailbox| mailbox.put(|signals| signals.is_gap = true));
     }
@@ -414,7 +409,9 @@ impl Subscribers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::notice::LiveEntry;
     use crate::core::position::StreamId;
+    use crate::live::tail::receive;
 
     fn notice(number: u64) -> Notice {
         Notice {
@@ -428,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn notices_reach_whom_they_name_and_a_full_queue_ends_in_a_gap() {
+    fn notices_reach_their_users_and_a_full_queue_opens_a_gap() {
         let hub = Hub::new(2);
         let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let mut first = hub.subscribe("acme", one);
@@ -457,7 +454,7 @@ mod tests {
         assert!(other.try_signals().is_some_and(|signals| signals.is_gap));
     }
 
-    /// Remembers rows, and looks whether a reader was told before.
+    /// Counts changes, and whether a reader received one before.
     #[derive(Debug, Default)]
     struct Memory {
         reader: Mutex<Option<Subscription>>,
@@ -469,9 +466,10 @@ mod tests {
     impl ChangeListener for Memory {
         fn changed(&self, _tenant: &str, _notice: &Notice, _users: Option<&[Uuid]>) {
             self.changed.fetch_add(1, Ordering::Relaxed);
-            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            let told = reader.as_mut().and_then(Subscription::try_signals);
-            self.was_late.fetch_add(usize::from(told.is_some()), Ordering::Relaxed);
+            let mut reader = self.reader.lock();
+            let received = reader.as_mut().and_then(Subscription::try_signals);
+            self.was_late
+                .fetch_add(usize::from(received.is_some()), Ordering::Relaxed);
         }
 
         fn lost(&self) {
@@ -480,39 +478,39 @@ mod tests {
     }
 
     #[test]
-    fn who_remembers_rows_hears_of_a_change_before_any_reader() {
+    fn listener_receives_a_change_before_any_reader() {
         let hub = Hub::new(16);
         let memory = Arc::new(Memory::default());
-        hub.set_listeners(vec![memory.clone()]);
+        hub.add_listener(memory.clone());
         let user = Uuid::from_u128(1);
-        *memory.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(hub.subscribe("acme", user));
+        *memory.reader.lock() = Some(hub.subscribe("acme", user));
         let notices =
             format!(r#"[["5-1","acme","messages",null,7,0,[["a","insert",["{user}"]],["b","insert",null]]]]"#);
-        let field = |name: &str| match name {
-            "notices" => notices.clone(),
-            _ => String::new(),
+        let entry = LiveEntry {
+            notices,
+            ..LiveEntry::default()
         };
-        crate::live::tail::take_entry(&hub, StreamId { ms: 5, seq: 1 }, field, &mut None);
+        receive(&hub, StreamId { ms: 5, seq: 1 }, &entry, &mut None);
         let count = |of: &AtomicUsize| of.load(Ordering::Relaxed);
         assert_eq!((count(&memory.changed), count(&memory.was_late)), (2, 0));
-        let mut reader = memory.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = memory.reader.lock();
         let signals = reader.as_mut().and_then(Subscription::try_signals);
         assert_eq!(signals.map(|signals| signals.notices.len()), Some(2));
     }
 
     #[test]
-    fn a_live_entry_that_follows_another_than_the_last_one_or_is_of_another_epoch_opens_a_gap() {
+    fn live_entry_out_of_order_or_of_another_epoch_opens_a_gap() {
         let hub = Hub::new(16);
         let mut reader = hub.subscribe("acme", Uuid::nil());
         let mut last = None;
         let mut take = |ms: u64, prev: &str, epoch: &str| {
-            let field = |name: &str| match name {
-                "prev" => prev.to_owned(),
-                "epoch" => epoch.to_owned(),
-                "notices" => "[]".to_owned(),
-                _ => String::new(),
+            let entry = LiveEntry {
+                previous: prev.parse().ok(),
+                epoch: epoch.parse().ok(),
+                heartbeat_ts: None,
+                notices: "[]".to_owned(),
             };
-            crate::live::tail::take_entry(&hub, StreamId { ms, seq: 1 }, field, &mut last);
+            receive(&hub, StreamId { ms, seq: 1 }, &entry, &mut last);
             reader.try_signals().is_some_and(|signals| signals.is_gap)
         };
         let (one, two) = ("00000000000000aa", "00000000000000bb");
@@ -525,22 +523,20 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_told_to_all_who_rely_on_hearing_everything() {
+    fn gap_reaches_listeners_devices_and_readers() {
         let hub = Hub::new(16);
         let memory = Arc::new(Memory::default());
-        hub.set_listeners(vec![memory.clone()]);
+        hub.add_listener(memory.clone());
         let mut devices = hub.device_changes();
-        hub.heard().listen(Some((["new_message".to_owned()].into(), 10)));
         let mut reader = hub.subscribe("acme", Uuid::nil());
         hub.deliver_gap();
         assert_eq!(memory.lost.load(Ordering::Relaxed), 1);
         assert_eq!(devices.try_recv(), Ok(DeviceChange::Any));
-        assert!(hub.heard().take().is_gap);
         assert!(reader.try_signals().is_some_and(|signals| signals.is_gap));
     }
 
     #[test]
-    fn everybody_has_one_heartbeat_an_interval() {
+    fn each_reader_has_one_heartbeat_an_interval() {
         let hub = Hub::new(16);
         let mut early = hub.subscribe("acme", Uuid::from_u128(1));
         for _ in 0..BEATS / 2 {
@@ -564,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_after_the_end_finds_it_ended() {
+    fn subscription_after_close_is_closed() {
         let hub = Hub::new(16);
         let mut before = hub.subscribe("acme", Uuid::nil());
         hub.close();

@@ -1,22 +1,21 @@
-//! The live tail: one reader of the live stream a process, which tells the [`crate::live::hub`] what it names.
+//! The live tail: one reader of the live stream a process, which delivers its notices to the [`crate::live::hub`].
 
-use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamReadOptions, StreamReadReply};
-use redis::{AsyncCommands, FromRedisValue};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config;
-use crate::contract::entry::{Entry, Op};
+use crate::contract::entry::Entry;
 use crate::contract::keys::Keys;
-use crate::core::position::EpochId;
-use crate::core::position::StreamId;
+use crate::contract::notice::{ChangeNotice, LiveEntry};
+use crate::core::backoff::Backoff;
+use crate::core::operation::Operation;
+use crate::core::position::{EpochId, StreamId};
 use crate::live::hub::Hub;
 use crate::net;
 use crate::redis::store::Store;
@@ -27,14 +26,14 @@ const BLOCK: Duration = Duration::from_millis(1000);
 /// Entries taken at once; each is a batch of notices.
 const COUNT: usize = 64;
 
-/// After so long without an entry, longer than between any two heartbeats, connections are made anew.
+/// After this time without an entry, longer than between any two heartbeats, connections are replaced.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// Pauses before a lost connection is made anew: first, longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// First and longest delay before a reconnect.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// A change as a live reader learns of it: thin, the row itself comes by sync or request. For one recipient or a whole
-/// tenant.
+/// A change as a live reader receives it, without the row. For one recipient or a whole tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Notice {
     /// The change's place.
@@ -46,19 +45,19 @@ pub struct Notice {
     /// Transaction id.
     pub xid: u32,
     /// What it is for the recipient.
-    pub op: Op,
+    pub op: Operation,
     /// The live event's name.
     pub event: String,
-    /// What is told of it, JSON: what a message says, some columns of some tables.
+    /// The payload, JSON: the data of an outbox message, some columns of some tables.
     pub data: Option<String>,
-    /// What clients are told of it, written down once for all of them; see [`Notice::told`].
-    pub(crate) told: OnceLock<Box<str>>,
+    /// What clients receive, written once for all of them; see [`Notice::rendered`].
+    pub(crate) rendered: OnceLock<Box<str>>,
 }
 
 impl Notice {
-    /// What clients are told of it, made when it is first needed.
-    pub fn told(&self, make: impl FnOnce(&Self) -> String) -> &str {
-        self.told.get_or_init(|| make(self).into())
+    /// What clients receive, written when it is first needed.
+    pub fn rendered(&self, render: impl FnOnce(&Self) -> String) -> &str {
+        self.rendered.get_or_init(|| render(self).into())
     }
 }
 
@@ -75,11 +74,11 @@ impl From<Entry> for Notice {
             id: entry.id,
             row_id: entry.row_id().map(|id| id.to_string()),
             table: entry.table.to_string(),
-            xid: entry.xid,
+            xid: entry.xid.unwrap_or_default(),
             op: entry.op,
-            event: entry.event.to_string(),
-            data: entry.told().map(|told| told.to_string()),
-            told: OnceLock::new(),
+            event: entry.event_name().to_owned(),
+            data: entry.payload().map(|payload| payload.to_string()),
+            rendered: OnceLock::new(),
         }
     }
 }
@@ -105,8 +104,8 @@ pub enum DeviceChange {
 pub struct Freshness {
     /// Commit time of the last heartbeat seen here, µs since 1970; 0 before the first.
     pub heartbeat_ts: i64,
-    /// When that was seen, by a clock that nobody sets.
-    pub heard_at: Option<Instant>,
+    /// When that was received, by the monotonic clock.
+    pub received_at: Option<Instant>,
     /// The epoch, once known.
     pub epoch: Option<EpochId>,
     /// The last entry seen.
@@ -118,51 +117,42 @@ pub struct Freshness {
 impl Freshness {
     /// Age of what clients can see; `None` before the first heartbeat.
     pub fn age(&self) -> Option<Duration> {
-        let heard_at = self.heard_at?;
+        let received_at = self.received_at?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let then = Duration::from_micros(self.heartbeat_ts.unsigned_abs());
         // The clocks of two machines may differ, and one may be set back.
-        Some(now.saturating_sub(then).max(heard_at.elapsed()))
+        Some(now.saturating_sub(then).max(received_at.elapsed()))
     }
 }
 
-/// Who must know of each change before any reader is told of it: what remembers rows. Calls must not block.
+/// Receives each change before any reader of the hub does: caches of rows, for example. Calls must not block.
 pub trait ChangeListener: std::fmt::Debug + Send + Sync {
     /// A change of a tenant, for these users or all; a notice comes once for each group of users.
     fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>);
 
     /// Changes may have been missed.
     fn lost(&self);
+
+    /// Whether it needs changes now; without any active listener or reader, notices are not parsed.
+    fn is_active(&self) -> bool {
+        true
+    }
 }
 
-/// A notice as the live stream holds it.
-#[derive(Debug, Deserialize)]
-struct RawNotice(
-    String,
-    String,
-    String,
-    Option<String>,
-    u32,
-    i64,
-    Vec<(String, String, Option<Vec<Uuid>>)>,
-    #[serde(default)] Option<Box<RawValue>>,
-);
-
-/// Follows the live stream until `stop`. When that is silent, the connections of `store` are made anew as well.
+/// Follows the live stream until `stop`. When it is silent, the connections of `store` are replaced as well.
 pub async fn run(config: config::Redis, store: Store, hub: Hub, stop: CancellationToken) {
     let work = async {
-        let mut wait = BACKOFF.0;
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         let mut last: Option<StreamId> = None;
         loop {
-            match follow(&config, &store, &hub, &mut last, &mut wait).await {
+            match follow(&config, &store, &hub, &mut last, &mut backoff).await {
                 Ok(never) => match never {},
                 Err(error) => {
                     hub.set_connected(false);
-                    tracing::warn!(%error, "live tail interrupted; trying again");
+                    tracing::warn!(%error, "live tail interrupted; reconnecting");
                 }
             }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(BACKOFF.1);
+            tokio::time::sleep(backoff.next()).await;
         }
     };
     tokio::select! {
@@ -176,7 +166,7 @@ async fn follow(
     store: &Store,
     hub: &Hub,
     last: &mut Option<StreamId>,
-    wait: &mut Duration,
+    backoff: &mut Backoff,
 ) -> Result<std::convert::Infallible, redis::RedisError> {
     let timeout = Duration::from_secs(config.response_timeout_seconds);
     let client = net::redis::client(config)?;
@@ -188,14 +178,14 @@ async fn follow(
     let options = StreamReadOptions::default()
         .count(COUNT)
         .block(BLOCK.as_millis() as usize);
-    let mut heard_at = Instant::now();
+    let mut received_at = Instant::now();
     loop {
         let from = match *last {
             Some(last) => last,
             None => *last.insert(newest(&mut connection, &key).await?),
         };
         let reply: Option<StreamReadReply> = connection.xread_options(&[&key], &[from.to_string()], &options).await?;
-        *wait = BACKOFF.0;
+        backoff.reset();
         let entries = reply
             .into_iter()
             .flat_map(|reply| reply.keys)
@@ -204,24 +194,24 @@ async fn follow(
         for raw in entries {
             count += 1;
             let Ok(id) = raw.id.parse::<StreamId>() else { continue };
-            take_entry(hub, id, from_map(&raw.map), last);
+            receive(hub, id, &LiveEntry::parse(|name| raw.get(name)), last);
         }
         if count == 0 {
-            // A stream that was made anew can be behind us: then nothing would ever come.
+            // A stream that was recreated can have lower IDs: then no entry would ever follow.
             let newest = newest(&mut connection, &key).await?;
             if newest < from {
                 *last = Some(StreamId::ZERO);
                 hub.deliver_gap();
                 continue;
             }
-            if heard_at.elapsed() > SILENCE {
+            if received_at.elapsed() > SILENCE {
                 // Nobody publishes, or nobody does so here any more: the address may lead to another server by now.
                 store.renew();
                 connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
-                heard_at = Instant::now();
+                received_at = Instant::now();
             }
         } else {
-            heard_at = Instant::now();
+            received_at = Instant::now();
         }
         // Behind a full read there may be more.
         if count < COUNT {
@@ -239,69 +229,54 @@ async fn newest(connection: &mut MultiplexedConnection, key: &str) -> Result<Str
         .unwrap_or(StreamId::ZERO))
 }
 
-fn from_map(map: &HashMap<String, redis::Value>) -> impl Fn(&str) -> String + '_ {
-    |name| {
-        map.get(name)
-            .and_then(|value| String::from_redis_value_ref(value).ok())
-            .unwrap_or_default()
-    }
-}
-
-/// Takes in one entry, whose fields `field` gives (empty when absent), behind the entry `last`. What is not understood
-/// sends readers back to their streams.
-pub fn take_entry(hub: &Hub, id: StreamId, field: impl Fn(&str) -> String, last: &mut Option<StreamId>) {
-    let previous = *hub.noted_freshness().borrow();
-    let epoch = field("epoch").parse::<EpochId>().ok();
-    // Each entry names the one before it, so a trimmed or lost one shows.
-    let is_gap = field("prev").parse::<StreamId>().ok() != *last;
-    let is_break = previous.epoch.is_some() && previous.epoch != epoch;
+/// Delivers one entry. One that does not follow `last`, or is malformed, opens a gap: readers return to their streams.
+pub fn receive(hub: &Hub, id: StreamId, entry: &LiveEntry, last: &mut Option<StreamId>) {
+    let previous = *hub.freshness_sender().borrow();
+    let is_gap = entry.previous != *last;
+    let is_break = previous.epoch.is_some() && previous.epoch != entry.epoch;
     *last = Some(id);
     if is_gap || is_break {
         hub.deliver_gap();
     }
-    // A process that only replicates wants to know how fresh this is, and has nobody to tell.
-    let notices = if hub.has_readers() {
-        field("notices")
-    } else {
-        "[]".to_owned()
-    };
-    match serde_json::from_str::<Vec<RawNotice>>(&notices) {
-        Ok(notices) => notices.into_iter().for_each(|notice| dispatch(hub, notice)),
-        Err(error) => {
-            tracing::error!(%id, %error, "live entry is not understood; readers go back to their streams");
-            hub.deliver_gap();
+    // A process without readers only needs the freshness.
+    if hub.has_readers() {
+        match entry.changes() {
+            Ok(changes) => changes.into_iter().for_each(|change| dispatch(hub, change)),
+            Err(error) => {
+                tracing::error!(%id, %error, "live entry is malformed; readers return to their streams");
+                hub.deliver_gap();
+            }
         }
     }
-    hub.noted_freshness().send_modify(|freshness| {
-        freshness.epoch = epoch;
+    hub.freshness_sender().send_modify(|freshness| {
+        freshness.epoch = entry.epoch;
         freshness.position = id;
-        if let Ok(ts) = field("heartbeat").parse() {
+        if let Some(ts) = entry.heartbeat_ts {
             freshness.heartbeat_ts = ts;
-            freshness.heard_at = Some(Instant::now());
+            freshness.received_at = Some(Instant::now());
         }
     });
 }
 
-fn dispatch(hub: &Hub, notice: RawNotice) {
-    let RawNotice(id, tenant, table, row_id, xid, _commit_ts, groups, data) = notice;
-    let Ok(id) = id.parse::<StreamId>() else { return };
-    let notices: Vec<(Notice, Option<Vec<Uuid>>)> = groups
-        .into_iter()
-        .map(|(event, op, users)| {
-            let notice = Notice {
-                id,
-                table: table.clone(),
-                row_id: row_id.clone(),
-                xid,
-                op: Op::parse(&op),
-                event,
-                data: data.as_ref().map(|data| data.get().to_owned()),
-                told: OnceLock::new(),
-            };
-            (notice, users)
-        })
-        .collect();
-    for listener in hub.listeners() {
+/// Delivers one notice: caches first, so that no reader finds a stale one, then devices, listeners and readers.
+fn dispatch(hub: &Hub, change: ChangeNotice) {
+    let tenant = change.tenant;
+    let data = change.payload.map(|payload| String::from(Box::<str>::from(payload)));
+    let mut notices: Vec<(Notice, Option<Vec<Uuid>>)> = Vec::with_capacity(change.groups.len());
+    for group in change.groups {
+        let notice = Notice {
+            id: change.id,
+            table: change.table.clone(),
+            row_id: change.row_id.clone(),
+            xid: change.xid,
+            op: group.operation,
+            event: group.event,
+            data: data.clone(),
+            rendered: OnceLock::new(),
+        };
+        notices.push((notice, group.users));
+    }
+    for listener in hub.listeners().iter() {
         for (notice, users) in &notices {
             listener.changed(&tenant, notice, users.as_deref());
         }
@@ -309,16 +284,16 @@ fn dispatch(hub: &Hub, notice: RawNotice) {
     for (notice, users) in notices {
         if notice.event == "device_changed" {
             match &users {
-                None => hub.tell_device_change(DeviceChange::Any),
+                None => hub.send_device_change(DeviceChange::Any),
                 Some(users) => {
                     for &user in users {
                         let tenant = tenant.clone();
-                        hub.tell_device_change(DeviceChange::One { tenant, user, xid });
+                        let xid = change.xid;
+                        hub.send_device_change(DeviceChange::One { tenant, user, xid });
                     }
                 }
             }
         }
-        hub.heard().note(&tenant, &notice.event, users.as_deref());
         hub.deliver(&tenant, users.as_deref(), notice);
     }
 }
@@ -328,12 +303,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_heard_long_ago_is_old_whatever_the_clocks_say() {
+    fn freshness_ages_whatever_the_wall_clocks_say() {
         let hour = Duration::from_secs(3600);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seen = |heartbeat: Duration, heard_at: Option<Instant>| Freshness {
+        let seen = |heartbeat: Duration, received_at: Option<Instant>| Freshness {
             heartbeat_ts: i64::try_from(heartbeat.as_micros()).expect("a time of this age"),
-            heard_at,
+            received_at,
             ..Freshness::default()
         };
         let just_now = Instant::now();

@@ -15,7 +15,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::contract::entry::Op;
+use crate::core::operation::Operation;
 use crate::core::page::{Page, Rows, Start};
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
@@ -437,7 +437,7 @@ impl Messages {
 impl ChangeListener for Messages {
     fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>) {
         match (&*notice.table, users) {
-            _ if notice.op == Op::Reset => self.lost(),
+            _ if notice.op == Operation::Reset => self.lost(),
             ("messages", Some(users)) => {
                 for user in users {
                     let key = Key::new(tenant, *user);

@@ -7,8 +7,7 @@ use tokio_postgres::types::{PgLsn, Type};
 use uuid::Uuid;
 
 use crate::config;
-use crate::contract::control::Trim;
-use crate::contract::control::{DROPPED_PREFIX, RETRY_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX, TRIM_PREFIX};
+use crate::contract::control::{Command, DROPPED_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX};
 use crate::contract::stream_name::Target;
 use crate::core::tenant::{SCHEMA_MISSING, Tenant, is_valid_name, quote_identifier, state_name};
 use crate::core::time::Timestamp;
@@ -107,17 +106,16 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
     let Some(tenant) = Tenant::named(name) else {
         return Ok(None);
     };
-    let mut removed: Vec<String> = gone.iter().map(Target::stream).collect();
-    removed.push("shared".to_owned());
-    // One message for each user may exceed the statement timeout of the pool.
+    let shared = Target::Shared(name.into());
+    // As many messages as users may take longer than a statement of the pool may.
     let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
-    for stream in removed {
-        let content = format!("{name} {stream} gone");
+    for target in gone.iter().chain([&shared]) {
+        let (prefix, content) = Command::RemoveStream(target.clone()).encode();
         transaction
             .query_typed(
                 &sql!("postgres/emit_message"),
-                &[(&STREAM_PREFIX, Type::TEXT), (&content, Type::TEXT)],
+                &[(&prefix, Type::TEXT), (&content, Type::TEXT)],
             )
             .await?;
     }
@@ -144,16 +142,16 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
     Ok(Some(rebuild))
 }
 
-/// Requests through the log that a stream is trimmed. Returns the LSN of the request.
-pub async fn trim(database: &Database, trim: &Trim) -> Result<PgLsn, Error> {
-    let content = format!("{} {} {}", trim.target.tenant(), trim.target.stream(), trim.min_id);
+/// Sends a command to the engine by way of the WAL. Returns the LSN behind which it is executed.
+pub async fn send(database: &Database, command: &Command) -> Result<PgLsn, Error> {
+    let (prefix, content) = command.encode();
     let row = database
         .query_opt(
             &sql!("postgres/emit_message"),
-            &[(&TRIM_PREFIX, Type::TEXT), (&content, Type::TEXT)],
+            &[(&prefix, Type::TEXT), (&content, Type::TEXT)],
         )
         .await?;
-    Ok(row.map_or(Ok(PgLsn::from(0)), |row| row.try_get("lsn"))?)
+    row.map_or(Ok(PgLsn::from(0)), |row| Ok(row.try_get("lsn")?))
 }
 
 /// Writes a row again unchanged, so that all its readers receive it as a new row. Returns the LSN of the request, or `None` when
@@ -169,10 +167,14 @@ pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &
     let column = quote_identifier(columns.try_get("free_column")?);
     let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
+    let (prefix, content) = Command::Retry {
+        tenant: tenant.name.as_str().into(),
+    }
+    .encode();
     let marked = transaction
         .query_typed_one(
             &sql!("postgres/emit_message"),
-            &[(&RETRY_PREFIX, Type::TEXT), (&tenant.name, Type::TEXT)],
+            &[(&prefix, Type::TEXT), (&content, Type::TEXT)],
         )
         .await?;
     let condition = format!("id = ($1::text)::{id_type}");

@@ -1,23 +1,20 @@
-//! A batch: the commands of one `MULTI`/`EXEC`, encoded as they come, and what they add up to.
-
-use crate::contract::control::Trim;
-use crate::contract::entry::EntryBody;
-use crate::contract::entry::Source;
-use crate::contract::quarantine::QuarantineKind;
-use crate::contract::stream_name::Target;
-use std::io::Write as _;
+//! A batch: the commands of one `MULTI`/`EXEC`, encoded as changes arrive, and the totals of its content.
 
 use bytes::BytesMut;
-use uuid::Uuid;
 
-use crate::config::rule::Operation;
-use crate::contract::checkpoint::{Checkpoint, Epoch, OpenTransaction, TransactionMark};
+use crate::contract::checkpoint::{Checkpoint, CheckpointUpdate, Epoch, OpenTransaction, TransactionMark};
+use crate::contract::control::Trim;
+use crate::contract::entry::{self, EntryBody, Source};
 use crate::contract::keys::Keys;
-use crate::contract::stream_name::Audience;
+use crate::contract::notice::{self, NoticeWriter};
+use crate::contract::quarantine::{self, QuarantineKind};
+use crate::contract::stream_name::{Audience, Target};
 use crate::contract::window::WindowEntry;
+use crate::contract::{lua, meta};
+use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::core::resp;
-use crate::decode::value::write_string;
+use crate::core::tenant::state_name;
 use crate::route::outbox::OutboxMessage;
 use crate::route::router::Delivery;
 
@@ -30,29 +27,16 @@ const LIVE_TRIM_EVERY: u64 = 64;
 /// Size up to which an emptied batch keeps its buffer; one that a large row has grown beyond is given back.
 const BUFFER_KEEP_BYTES: usize = 4 * 1024 * 1024;
 
-/// Moves a trim point on and trims, but never back: a trim that waited here while a later one was made would otherwise
-/// hide from readers what is gone. Numbers are compared as texts, since Lua's lose digits beyond 2^53. A key that holds
-/// something else is left alone; its next entry stops the stream.
-const TRIM_SCRIPT: &[u8] = b"\
-local function below(a, b) if #a ~= #b then return #a < #b end return a < b end \
-local old_ms, old_seq = string.match(redis.call('HGET', KEYS[1], ARGV[1]) or '', '^(%d+)-(%d+)$') \
-local ms, seq = string.match(ARGV[2], '^(%d+)-(%d+)$') \
-if old_ms and (below(ms, old_ms) or (ms == old_ms and below(seq, old_seq))) then return 0 end \
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) \
-local trimmed = redis.pcall('XTRIM', KEYS[2], 'MINID', ARGV[2]) \
-if type(trimmed) == 'table' then return 0 end \
-return trimmed";
-
-/// What a command in the batch is, to make sense of its reply.
+/// What a command in the batch does, which decides what its reply means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {
-    /// Adds a change to a stream that must exist; a nil reply tells that it does not.
+    /// Adds a change to a stream that must exist; a nil reply means that it does not.
     Entry(Target),
     /// Creates a stream by a `reset` entry; an entry that is there already does as well.
     Create(Target),
-    /// Breaks the history of a stream that has a hole by a `reset` entry, which must be there.
+    /// Ends the continuity of a stream that has a hole by a `reset` entry, which must be there.
     Recreate(Target),
-    /// Writes a key of a tenant that is none of these streams. What goes wrong with it is that tenant's alone.
+    /// Writes a key of a tenant that is none of these streams. A failure concerns that tenant only.
     Tenant(String),
     /// Anything else, which must succeed.
     Other,
@@ -73,7 +57,7 @@ pub struct Batch {
     open: Option<OpenTransaction>,
     window: Option<WindowEntry>,
     window_done: Vec<String>,
-    notices: Vec<u8>,
+    notices: NoticeWriter,
     heartbeat_ts: Option<i64>,
     announces: bool,
 }
@@ -92,13 +76,13 @@ impl Batch {
             open: None,
             window: None,
             window_done: Vec::new(),
-            notices: Vec::new(),
+            notices: NoticeWriter::default(),
             heartbeat_ts: None,
             announces: false,
         }
     }
 
-    /// Forgets its content, but not the memory that held it: fresh memory for each batch would cost page faults.
+    /// Removes the content, but keeps the memory: fresh memory for each batch would cost page faults.
     pub fn clear(&mut self) {
         let commands = std::mem::take(&mut self.commands);
         let (queued, notices) = (std::mem::take(&mut self.queued), std::mem::take(&mut self.notices));
@@ -134,12 +118,12 @@ impl Batch {
 
     /// Bytes of commands in it.
     pub fn bytes(&self) -> usize {
-        self.commands.len() + self.notices.len()
+        self.commands.len() + self.notices.json().len()
     }
 
     /// What it holds so far: commands as RESP, and notices as JSON without the brackets around them.
     pub fn commands(&self) -> (&[u8], &[u8]) {
-        (&self.commands, &self.notices)
+        (&self.commands, self.notices.json())
     }
 
     /// The last change in it.
@@ -152,7 +136,7 @@ impl Batch {
         self.complete.map(|(_, mark)| mark)
     }
 
-    /// Notes that a change was reached. Rows also open the window: until a snapshot sees the transaction, a handoff
+    /// Records that a change was reached. Rows also open the window: until a snapshot sees the transaction, a handoff
     /// must begin below here.
     pub fn reach(&mut self, id: StreamId, xid_of_rows: Option<u32>) {
         self.changes += 1;
@@ -165,23 +149,23 @@ impl Batch {
         }
     }
 
-    /// Notes a transaction with rows, for its trace.
+    /// Records a transaction with rows, for its trace.
     pub fn trace(&mut self, last: StreamId, commit_ts: i64) {
         self.ended.push((last, commit_ts));
     }
 
-    /// Transactions that were noted for their traces: place and commit time, µs since 1970.
+    /// Transactions that were recorded for their traces: place and commit time, µs since 1970.
     pub fn traced(&self) -> &[(StreamId, i64)] {
         &self.ended
     }
 
-    /// Notes that a transaction is complete.
+    /// Records that a transaction is complete.
     pub fn complete(&mut self, last: StreamId, mark: TransactionMark) {
         self.complete = Some((last, mark));
         self.position = Some(self.position.map_or(last, |position| position.max(last)));
     }
 
-    /// Notes the transaction that ends in a later batch.
+    /// Records the transaction that ends in a later batch.
     pub fn leave_open(&mut self, open: OpenTransaction) {
         self.open = Some(open);
     }
@@ -197,21 +181,14 @@ impl Batch {
     }
 
     /// Adds a change to a stream.
-    pub fn entry(&mut self, target: Target, id: StreamId, op: &str, event: Option<&str>, body: &EntryBody) {
-        let arguments = 6 + body.arguments + if event.is_some() { 2 } else { 0 };
-        resp::begin(&mut self.commands, arguments);
+    pub fn entry(&mut self, target: Target, id: StreamId, op: Operation, event: Option<&str>, body: &EntryBody) {
+        resp::begin(&mut self.commands, 4 + body.entry_arguments(event));
         resp::argument(&mut self.commands, b"XADD");
         self.push_key(&target);
-        // A stream that is not there must not come to be with a hole in front: only a creation makes one.
+        // A missing stream must not be created with a hole in front: only `create_stream` does that.
         resp::argument(&mut self.commands, b"NOMKSTREAM");
         self.push_id(id);
-        resp::argument(&mut self.commands, b"op");
-        resp::argument(&mut self.commands, op.as_bytes());
-        self.commands.extend_from_slice(&body.encoded);
-        if let Some(event) = event {
-            resp::argument(&mut self.commands, b"event");
-            resp::argument(&mut self.commands, event.as_bytes());
-        }
+        body.write(&mut self.commands, op, event);
         self.queued.push((self.commands.len(), Purpose::Entry(target)));
     }
 
@@ -221,45 +198,44 @@ impl Batch {
         self.queued.push((self.commands.len(), Purpose::Create(target)));
     }
 
-    /// Breaks the history of a stream that has a hole by a `reset` entry.
+    /// Ends the continuity of a stream that has a hole by a `reset` entry.
     pub fn recreate_stream(&mut self, target: Target, id: StreamId, commit_ts: i64) {
         self.push_reset(&target, id, commit_ts);
         self.queued.push((self.commands.len(), Purpose::Recreate(target)));
     }
 
     fn push_reset(&mut self, target: &Target, id: StreamId, commit_ts: i64) {
-        resp::begin(&mut self.commands, 7);
+        resp::begin(&mut self.commands, 3 + entry::RESET_ARGUMENTS);
         resp::argument(&mut self.commands, b"XADD");
         self.push_key(target);
         self.push_id(id);
-        for text in ["op", "reset", "ts"] {
-            resp::argument(&mut self.commands, text.as_bytes());
-        }
-        resp::argument(&mut self.commands, itoa::Buffer::new().format(commit_ts).as_bytes());
+        entry::write_reset(&mut self.commands, commit_ts);
     }
 
-    /// Begins a tenant's meta hash anew, whatever is in its place: with its generation, which every cursor must match,
-    /// and its state. The trim points go; all that they told of lies before the generation.
-    pub fn reset_meta(&mut self, tenant: &str, generation: i64, state: &str) {
+    /// Replaces a tenant's meta hash: its generation, which every cursor must match, and its state. The trim points go;
+    /// they lie before the generation.
+    pub fn reset_meta(&mut self, tenant: &str, generation: i64, is_paused: bool) {
         let (key, generation) = (self.keys.meta(tenant), generation.to_string());
         self.other(&[b"DEL", key.as_bytes()]);
-        let fields: [&[u8]; 4] = [b"generation", generation.as_bytes(), b"state", state.as_bytes()];
-        self.tenant_command(&key, &[&[b"HSET", key.as_bytes()][..], &fields].concat());
+        let fields = [meta::GENERATION, &generation, meta::STATE, state_name(is_paused)];
+        let command = ["HSET", &key].into_iter().chain(fields).map(str::as_bytes);
+        self.tenant_command(&key, &command.collect::<Vec<_>>());
     }
 
-    /// Pauses a tenant's delivery, or lets it go on.
-    pub fn set_state(&mut self, tenant: &str, state: &str) {
+    /// Pauses or resumes a tenant's delivery.
+    pub fn set_state(&mut self, tenant: &str, is_paused: bool) {
         let key = self.keys.meta(tenant);
-        self.tenant_command(&key, &[b"HSET", key.as_bytes(), b"state", state.as_bytes()]);
+        let command = ["HSET", &key, meta::STATE, state_name(is_paused)];
+        self.tenant_command(&key, &command.map(str::as_bytes));
     }
 
-    /// Notes that a stream takes no entries, so that whoever publishes next knows of the hole.
+    /// Records that a stream takes no entries, so that the next writer recreates it.
     pub fn stop(&mut self, target: &Target, cause: &str) {
         let (key, name) = (self.keys.stopped(), target.name());
         self.other(&[b"HSET", key.as_bytes(), name.as_bytes(), cause.as_bytes()]);
     }
 
-    /// Forgets that a stream took no entries.
+    /// Removes the record that a stream took no entries.
     pub fn unstop(&mut self, target: &Target) {
         let (key, name) = (self.keys.stopped(), target.name());
         self.other(&[b"HDEL", key.as_bytes(), name.as_bytes()]);
@@ -273,11 +249,11 @@ impl Batch {
 
     /// Trims a stream. The trim point is stored with it, because Redis does not keep it.
     pub fn trim(&mut self, trim: &Trim) {
-        let (meta, field) = (self.keys.meta(trim.target.tenant()), trim.target.trim_field());
+        let (meta, field) = (self.keys.meta(trim.target.tenant()), meta::trim_field(&trim.target));
         let (key, id) = (trim.target.key(&self.keys), trim.min_id.to_string());
         let command: [&[u8]; 7] = [
             b"EVAL",
-            TRIM_SCRIPT,
+            lua::TRIM.as_bytes(),
             b"2",
             meta.as_bytes(),
             key.as_bytes(),
@@ -287,7 +263,7 @@ impl Batch {
         self.tenant_command(&meta, &command);
     }
 
-    /// Puts a change that could not be routed or stored aside, with the cause.
+    /// Adds a change that could not be routed or stored to the quarantine, with the cause.
     pub fn quarantine(
         &mut self,
         tenant: &str,
@@ -296,31 +272,22 @@ impl Batch {
         body: Option<&EntryBody>,
     ) {
         let key = self.keys.quarantine(tenant);
-        let id = id.map(|id| id.to_string()).unwrap_or_default();
-        resp::begin(&mut self.commands, 12 + body.map_or(0, |body| body.arguments));
-        let head: [&[u8]; 12] = [
-            b"XADD",
+        resp::begin(&mut self.commands, 6 + quarantine::arguments(body));
+        for text in [
+            &b"XADD"[..],
             key.as_bytes(),
             b"MAXLEN",
             b"~",
             QUARANTINE_ENTRIES_MAX,
             b"*",
-            b"position",
-            id.as_bytes(),
-            b"kind",
-            kind.as_str().as_bytes(),
-            b"cause",
-            cause.as_bytes(),
-        ];
-        head.iter().for_each(|text| resp::argument(&mut self.commands, text));
-        if let Some(body) = body {
-            self.commands.extend_from_slice(&body.encoded);
+        ] {
+            resp::argument(&mut self.commands, text);
         }
+        quarantine::write(&mut self.commands, id, kind, cause, body);
         self.queued.push((self.commands.len(), Purpose::Tenant(key)));
     }
 
-    /// Tells API nodes about a change: `[id, tenant, table, row id, xid, commit time, [[event, op, users or null], …]]`,
-    /// behind them the data of a message, or what is told of the row, as JSON.
+    /// Notifies API nodes of a change. `payload` is what live events contain beside the row's id, JSON.
     pub fn notice(
         &mut self,
         id: StreamId,
@@ -328,47 +295,48 @@ impl Batch {
         source: &Source<'_>,
         row_id: Option<&[u8]>,
         deliveries: &[Delivery<'_>],
-        told: Option<&[u8]>,
+        payload: Option<&[u8]>,
     ) {
-        self.begin_notice(id, tenant, source, row_id);
-        for (index, delivery) in deliveries.iter().enumerate() {
-            // Audiences with the same event are named together.
-            let is_same = |other: &Delivery<'_>| other.event == delivery.event && other.operation == delivery.operation;
-            if deliveries[..index].iter().any(is_same) {
-                continue;
-            }
-            let users = deliveries[index..]
-                .iter()
-                .filter(|other| is_same(other))
-                .map(|other| other.audience);
-            self.push_notice_group(delivery.event, operation_text(delivery.operation), users);
-        }
-        self.end_notice(told);
+        let recipients = deliveries
+            .iter()
+            .map(|delivery| (delivery.event, delivery.operation, delivery.audience));
+        self.notices.push(id, tenant, source, row_id, recipients, payload);
     }
 
-    /// Tells API nodes about a message for users.
-    pub fn outbox_notice(&mut self, id: StreamId, source: &Source<'_>, letter: &OutboxMessage<'_>) {
-        self.begin_notice(id, letter.tenant, source, Some(id.to_string().as_bytes()));
-        self.push_notice_group(letter.event, "message", letter.to.iter().copied());
-        self.end_notice(Some(letter.data.as_bytes()));
+    /// Notifies API nodes of an outbox message.
+    pub fn outbox_notice(&mut self, id: StreamId, source: &Source<'_>, message: &OutboxMessage<'_>) {
+        let recipients = message.to.iter();
+        let recipients = recipients.map(|audience| (message.event, Operation::Message, *audience));
+        let (row_id, payload) = (id.to_string(), message.data.as_bytes());
+        self.notices.push(
+            id,
+            message.tenant,
+            source,
+            Some(row_id.as_bytes()),
+            recipients,
+            Some(payload),
+        );
     }
 
-    /// Tells API nodes that streams of a tenant were created or broken.
-    pub fn reset_notice(&mut self, id: StreamId, tenant: &str, audience: Audience, commit_ts: i64) {
-        self.tenant_notice(id, tenant, "reset", audience, commit_ts);
+    /// Notifies API nodes that streams of a tenant were created, or that their continuity ends.
+    pub fn reset_notice(&mut self, id: StreamId, tenant: &str, commit_ts: i64) {
+        self.notify_tenant(id, tenant, ("reset", Operation::Reset), commit_ts);
     }
 
-    /// Tells API nodes about a tenant as a whole.
-    pub fn tenant_notice(&mut self, id: StreamId, tenant: &str, event: &str, audience: Audience, commit_ts: i64) {
+    /// Notifies API nodes of an event of a tenant as a whole.
+    pub fn tenant_notice(&mut self, id: StreamId, tenant: &str, event: &str, commit_ts: i64) {
+        self.notify_tenant(id, tenant, (event, Operation::Other), commit_ts);
+    }
+
+    fn notify_tenant(&mut self, id: StreamId, tenant: &str, (event, op): (&str, Operation), commit_ts: i64) {
         let source = Source {
             schema: "",
             table: "",
             commit_ts,
             xid: 0,
         };
-        self.begin_notice(id, tenant, &source, None);
-        self.push_notice_group(event, event, std::iter::once(audience));
-        self.end_notice(None);
+        let recipients = std::iter::once((event, op, Audience::Tenant));
+        self.notices.push(id, tenant, &source, None, recipients, None);
     }
 
     /// A heartbeat was reached; its age at the clients is the freshness.
@@ -376,7 +344,7 @@ impl Batch {
         self.heartbeat_ts = Some(commit_ts);
     }
 
-    /// Begins an epoch: the whole checkpoint, and a live entry whose epoch tells API nodes.
+    /// Begins an epoch: the whole checkpoint, and a live entry that announces the epoch to API nodes.
     pub fn begin_epoch(&mut self, checkpoint: &Checkpoint) {
         let (key, window, fields) = (self.keys.checkpoint(), self.keys.window(), checkpoint.fields());
         let mut arguments: Vec<&[u8]> = vec![b"HSET", key.as_bytes()];
@@ -388,57 +356,6 @@ impl Batch {
         self.other(&[b"DEL", window.as_bytes()]);
         self.position = Some(checkpoint.position);
         self.announces = true;
-    }
-
-    fn begin_notice(&mut self, id: StreamId, tenant: &str, source: &Source<'_>, row_id: Option<&[u8]>) {
-        let out = &mut self.notices;
-        if !out.is_empty() {
-            out.push(b',');
-        }
-        let _ = write!(out, "[\"{id}\",\"{tenant}\",");
-        write_string(source.table, out);
-        out.push(b',');
-        match row_id.and_then(|bytes| std::str::from_utf8(bytes).ok()) {
-            Some(text) => write_string(text, out),
-            None => out.extend_from_slice(b"null"),
-        }
-        let _ = write!(out, ",{},{},[", source.xid, source.commit_ts);
-    }
-
-    fn push_notice_group(&mut self, event: &str, op: &str, audiences: impl Iterator<Item = Audience>) {
-        let out = &mut self.notices;
-        if out.last() == Some(&b']') {
-            out.push(b',');
-        }
-        out.push(b'[');
-        write_string(event, out);
-        let _ = write!(out, ",\"{op}\",");
-        let start = out.len();
-        for audience in audiences {
-            match audience {
-                Audience::User(user) => {
-                    out.push(if out.len() == start { b'[' } else { b',' });
-                    out.push(b'"');
-                    out.extend_from_slice(user.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
-                    out.push(b'"');
-                }
-                Audience::Tenant => {
-                    out.truncate(start);
-                    out.extend_from_slice(b"null]");
-                    return;
-                }
-            }
-        }
-        out.extend_from_slice(b"]]");
-    }
-
-    fn end_notice(&mut self, data: Option<&[u8]>) {
-        self.notices.push(b']');
-        if let Some(data) = data {
-            self.notices.push(b',');
-            self.notices.extend_from_slice(data);
-        }
-        self.notices.push(b']');
     }
 
     /// Adds a whole command that must succeed.
@@ -470,7 +387,7 @@ impl Batch {
         resp::argument(&mut self.commands, &text[..length]);
     }
 
-    /// Takes a command away, so that the rest can be sent again.
+    /// Removes a command, so that the rest can be sent again.
     pub fn remove(&mut self, index: usize) -> Option<Purpose> {
         let end = self.queued.get(index)?.0;
         let start = index.checked_sub(1).map_or(0, |before| self.queued[before].0);
@@ -510,24 +427,11 @@ impl Batch {
             && position > tail.live
         {
             let key = self.keys.live(tail.lane);
-            let (id, prev) = (position.to_string(), tail.live.to_string());
-            let heartbeat = self.heartbeat_ts.map(|ts| ts.to_string()).unwrap_or_default();
-            let notices = [b"[", &self.notices[..], b"]"].concat();
-            let epoch = tail.epoch.id.to_string();
-            let command: [&[u8]; 11] = [
-                b"XADD",
-                key.as_bytes(),
-                id.as_bytes(),
-                b"prev",
-                prev.as_bytes(),
-                b"epoch",
-                epoch.as_bytes(),
-                b"heartbeat",
-                heartbeat.as_bytes(),
-                b"notices",
-                &notices,
-            ];
-            resp::command(out, &command);
+            resp::begin(out, 3 + notice::ARGUMENTS);
+            for text in ["XADD", &key, &position.to_string()] {
+                resp::argument(out, text.as_bytes());
+            }
+            notice::write_entry(out, tail.live, tail.epoch.id, self.heartbeat_ts, &self.notices);
             live_index = Some(count);
             count += 1;
             live = position;
@@ -537,22 +441,13 @@ impl Batch {
                 count += 1;
             }
         }
-        let mut fields: Vec<(&str, String)> = vec![("acknowledged", tail.acknowledged.to_string())];
-        if let Some(position) = self.position {
-            fields.push(("position", position.to_string()));
-            // Whoever replays from here must be able to tell whether it is the same transaction.
-            fields.push(("open", self.open.map(|open| open.to_string()).unwrap_or_default()));
-        }
-        if let Some((published, mark)) = self.complete {
-            fields.push(("published", published.to_string()));
-            fields.push(("lsn", mark.lsn.to_string()));
-            fields.push(("end_lsn", mark.end_lsn.to_string()));
-            fields.push(("xid", mark.xid.to_string()));
-            fields.push(("commit_ts", mark.commit_ts.to_string()));
-        }
-        if live != tail.live {
-            fields.push(("live", live.to_string()));
-        }
+        let update = CheckpointUpdate {
+            acknowledged: tail.acknowledged,
+            position: self.position.map(|position| (position, self.open)),
+            complete: self.complete,
+            live: (live != tail.live).then_some(live),
+        };
+        let fields = update.fields();
         let checkpoint = self.keys.checkpoint();
         resp::begin(out, 2 + 2 * fields.len());
         resp::argument(out, b"HSET");
@@ -598,15 +493,6 @@ pub(super) struct Tail<'a> {
     pub(super) live_entries_max: u64,
     /// Counts batches.
     pub(super) sequence: u64,
-    /// What Postgres may be told once this is durable.
+    /// What may be acknowledged to Postgres once this is durable.
     pub(super) acknowledged: postgres_types::PgLsn,
-}
-
-/// The text of an operation in entries and notices.
-pub fn operation_text(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Insert => "insert",
-        Operation::Update => "update",
-        Operation::Delete => "delete",
-    }
 }

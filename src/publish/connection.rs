@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -15,14 +15,16 @@ use super::batch::{Batch, Tail, Written};
 use super::durability::Persistence;
 use super::outcome::{self, Exchange, Outcome, PublishError, Replies};
 use crate::config;
-use crate::contract::checkpoint::{Checkpoint, Epoch};
+use crate::contract::checkpoint::{Checkpoint, Epoch, RUN_ID, WRITER};
 use crate::contract::keys::Keys;
 use crate::contract::stream_name::Target;
 use crate::contract::window::WindowEntry;
 use crate::core::position::StreamId;
 use crate::core::resp;
 use crate::core::resp::Reply;
-use crate::net::{self, BoxStream};
+use crate::net::BoxStream;
+use crate::redis::connect;
+use crate::redis::info::Info;
 
 const READ_BYTES_MIN: usize = 32 * 1024;
 
@@ -119,9 +121,8 @@ impl Connection {
     /// Connects and logs in.
     pub async fn connect(config: &config::Redis, live_entries_max: u64) -> Result<Self> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
-        let (stream, login) = net::redis::open(config, timeout).await?;
-        let mut connection = Self {
-            stream,
+        Ok(Self {
+            stream: connect::open(config, timeout).await?,
             receive_low_water: 1,
             inbound: BytesMut::with_capacity(READ_BYTES_MIN),
             outbound: Outbound::default(),
@@ -136,22 +137,7 @@ impl Connection {
             replies: Replies::default(),
             moved_at: Instant::now(),
             timeout,
-        };
-        if let Some(password) = login.password() {
-            let user = login.username().unwrap_or("default");
-            connection
-                .expect_ok(&[b"AUTH", user.as_bytes(), password.as_bytes()])
-                .await
-                .with_context(|| {
-                    format!("Redis refuses the login of user {user}: check `redis.url` (or REDIS_URL) and the ACL")
-                })?;
-        }
-        if login.db() != 0 {
-            connection
-                .expect_ok(&[b"SELECT", login.db().to_string().as_bytes()])
-                .await?;
-        }
-        Ok(connection)
+        })
     }
 
     /// Becomes the writer: from now on no `EXEC` of another engine succeeds. Then reads the checkpoint and watches it.
@@ -163,9 +149,9 @@ impl Connection {
         let claim: [&[u8]; 6] = [
             b"HSET",
             key.as_bytes(),
-            b"writer",
+            WRITER.as_bytes(),
             writer.as_bytes(),
-            b"run_id",
+            RUN_ID.as_bytes(),
             run_id.as_bytes(),
         ];
         match self.request(&claim).await? {
@@ -227,7 +213,7 @@ impl Connection {
     async fn guard(&mut self) -> Result<()> {
         let key = self.keys.checkpoint();
         self.expect_ok(&[b"WATCH", key.as_bytes()]).await?;
-        let writer = self.request(&[b"HGET", key.as_bytes(), b"writer"]).await?;
+        let writer = self.request(&[b"HGET", key.as_bytes(), WRITER.as_bytes()]).await?;
         if !self.is_own(&writer) {
             return Err(PublishError::Fenced.into());
         }
@@ -253,12 +239,7 @@ impl Connection {
         let Reply::Bulk(bytes) = self.request(&[b"INFO", section.as_bytes()]).await? else {
             bail!("Redis refused INFO {section}");
         };
-        let text = String::from_utf8_lossy(&bytes);
-        let value = text
-            .lines()
-            .filter_map(|line| line.trim().split_once(':'))
-            .find(|(name, _)| *name == field);
-        Ok(value.map(|(_, value)| value.to_owned()).unwrap_or_default())
+        Ok(Info::parse(&String::from_utf8_lossy(&bytes)).get(field).to_owned())
     }
 
     /// One command, one reply, outside any transaction.
@@ -368,7 +349,7 @@ impl Connection {
     fn push_guard(&mut self) {
         let key = self.keys.checkpoint();
         resp::command(&mut self.outbound.after, &[b"WATCH", key.as_bytes()]);
-        resp::command(&mut self.outbound.after, &[b"HGET", key.as_bytes(), b"writer"]);
+        resp::command(&mut self.outbound.after, &[b"HGET", key.as_bytes(), WRITER.as_bytes()]);
     }
 
     fn is_own(&self, writer: &Reply) -> bool {

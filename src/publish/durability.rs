@@ -8,7 +8,8 @@
 //! A server with `WAITAOF` (Redis 7.2, Valkey) reports the same earlier and without assumptions about its internals: it
 //! waits until its file holds the last write of the calling connection, and all writes before that one.
 
-use std::collections::{HashMap, VecDeque};
+use crate::redis::info::Info;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use postgres_types::PgLsn;
@@ -41,14 +42,13 @@ pub struct AofState {
 
 impl AofState {
     pub fn parse(info: &str) -> Self {
-        let fields: HashMap<&str, &str> = info.lines().filter_map(|line| line.trim().split_once(':')).collect();
-        let number = |name| fields.get(name).and_then(|text| text.parse().ok());
+        let info = Info::parse(info);
         Self {
-            enabled: number("aof_enabled") == Some(1_u64),
+            enabled: info.number("aof_enabled") == Some(1),
             // A missing field counts as busy.
-            buffer_length: number("aof_buffer_length").unwrap_or(u64::MAX),
-            pending_fsync: number("aof_pending_bio_fsync").unwrap_or(u64::MAX),
-            last_write_ok: fields.get("aof_last_write_status").is_none_or(|status| *status == "ok"),
+            buffer_length: info.number("aof_buffer_length").unwrap_or(u64::MAX),
+            pending_fsync: info.number("aof_pending_bio_fsync").unwrap_or(u64::MAX),
+            last_write_ok: matches!(info.get("aof_last_write_status"), "" | "ok"),
         }
     }
 }
@@ -76,8 +76,8 @@ impl Observation {
 
 /// Whether the server has `WAITAOF`, by its `INFO server`. Valkey also reports Redis 7.2 there.
 pub fn has_waitaof(info: &str) -> bool {
-    let version = info.lines().find_map(|line| line.trim().strip_prefix("redis_version:"));
-    let mut parts = version.unwrap_or_default().split('.').map(str::parse::<u32>);
+    let info = Info::parse(info);
+    let mut parts = info.get("redis_version").split('.').map(str::parse::<u32>);
     matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (7, 2))
 }
 

@@ -1,26 +1,28 @@
-//! The tenants' streams `push`: "this device is away and has something". What decides when to look is [`crate::push`].
+//! Candidates for pushes, and the tenants' streams `push`. [`crate::push`] decides when to examine a candidate.
 //!
-//! Whether a device is woken is decided where it is written down: one script looks at its presence and at how far it has
-//! come, marks it and adds the entry. So there is one entry until the device has synced, however many bursts come and
-//! however many engines look. What the webhook has not taken stays in a list beside the stream.
+//! One script checks a device's presence and progress, marks it and adds the entry. So there is one entry until the device
+//! has synced, however many bursts come and however many engines examine it. Entries that the webhook has not accepted stay
+//! in a list beside the stream.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use redis::{FromRedisValue as _, Pipeline, Value, from_redis_value};
 use serde::Deserialize;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::core::position::EpochId;
-use crate::core::position::StreamId;
+use crate::contract::device_state::{PROGRESS_FIELDS, Progress};
+use crate::contract::entry::Entry;
+use crate::contract::lua;
+use crate::contract::push::PushEntry;
+use crate::core::position::{EpochId, StreamId};
+use crate::core::time::millis;
+use crate::live::tail::{ChangeListener, Notice};
+use crate::redis::entries;
 use crate::redis::store::{Error, Store};
-
-const TRIGGER: &str = include_str!("../contract/lua/trigger.lua");
-const CLAIM: &str = include_str!("../contract/lua/claim.lua");
 
 /// Entries looked at at once.
 const LOOK: usize = 50;
@@ -28,98 +30,96 @@ const LOOK: usize = 50;
 /// Entries looked at at most. Who has more to catch up with has something.
 const LOOK_MAX: usize = 1000;
 
-/// Who got something, as the live tail hears it; gathered until somebody looks.
+/// Gathers users who received events, from the notices of the live tail.
 #[derive(Debug, Default)]
 pub struct PushCandidates {
-    /// Events that count, and how many users are remembered; nothing while nobody looks.
+    /// Events that count, and how many users are kept; `None` while no push is triggered here.
     wanted: RwLock<Option<(HashSet<String>, usize)>>,
-    told: Mutex<Decided>,
+    gathered: Mutex<Gathered>,
     is_new: Notify,
-    is_listening: AtomicBool,
 }
 
-/// What was heard since the last look.
+/// What was gathered since the last call of [`PushCandidates::take`].
 #[derive(Debug, Default)]
-pub struct Decided {
+pub struct Gathered {
     /// Users by tenant.
     pub users: HashMap<String, HashSet<Uuid>>,
-    /// Tenants all of whose users got something, or may have.
+    /// Tenants all of whose users received an event, or may have.
     pub tenants: HashSet<String>,
-    /// Something may have been missed.
+    /// Events may have been missed.
     pub is_gap: bool,
     count: usize,
 }
 
 impl PushCandidates {
-    /// Gathers these events from now on, or none any more; up to so many users.
+    /// Gathers these events from now on, up to so many users; `None` stops it.
     pub fn listen(&self, events: Option<(HashSet<String>, usize)>) {
-        self.is_listening.store(events.is_some(), Ordering::SeqCst);
-        *self.wanted.write().unwrap_or_else(PoisonError::into_inner) = events;
-        *self.told() = Decided::default();
+        *self.wanted.write() = events;
+        *self.gathered.lock() = Gathered::default();
     }
 
-    /// Whether somebody looks.
-    pub(crate) fn is_listening(&self) -> bool {
-        self.is_listening.load(Ordering::Relaxed)
-    }
-
-    /// Notes who got an event; `None` is everybody.
-    pub(crate) fn note(&self, tenant: &str, event: &str, users: Option<&[Uuid]>) {
-        let wanted = self.wanted.read().unwrap_or_else(PoisonError::into_inner);
+    /// Adds the recipients of an event; `None` is every user of the tenant.
+    fn add(&self, tenant: &str, event: &str, users: Option<&[Uuid]>) {
+        let wanted = self.wanted.read();
         let Some((events, most)) = &*wanted else { return };
-        // What waited while the tenant was paused waits for devices, too.
         let counts = match event {
+            // Entries that were published while the tenant was paused wait for its devices, too.
             "tenant_resumed" => true,
-            // Words for nodes, which are in no stream.
+            // Events for API nodes, which no stream contains.
             "" | "tenant_paused" | "device_changed" | "user_seen" => false,
             event => events.contains(event) || events.contains("*"),
         };
         if !counts {
             return;
         }
-        let mut told = self.told();
+        let mut gathered = self.gathered.lock();
         match users {
             None => {
-                told.tenants.insert(tenant.to_owned());
+                gathered.tenants.insert(tenant.to_owned());
             }
             Some(users) => {
                 for user in users {
-                    if told.count >= *most {
-                        told.is_gap = true;
+                    if gathered.count >= *most {
+                        gathered.is_gap = true;
                         break;
                     }
-                    let is_new = match told.users.get_mut(tenant) {
+                    let is_new = match gathered.users.get_mut(tenant) {
                         Some(known) => known.insert(*user),
-                        None => told.users.entry(tenant.to_owned()).or_default().insert(*user),
+                        None => gathered.users.entry(tenant.to_owned()).or_default().insert(*user),
                     };
-                    told.count += usize::from(is_new);
+                    gathered.count += usize::from(is_new);
                 }
             }
         }
-        drop(told);
+        drop(gathered);
         self.is_new.notify_one();
     }
 
-    /// Notes that something may have been missed.
-    pub(crate) fn note_gap(&self) {
-        if self.is_listening() {
-            self.told().is_gap = true;
+    /// Waits until something is gathered. Safe to cancel.
+    pub async fn gathered(&self) {
+        self.is_new.notified().await;
+    }
+
+    /// What was gathered since the last call.
+    pub fn take(&self) -> Gathered {
+        std::mem::take(&mut *self.gathered.lock())
+    }
+}
+
+impl ChangeListener for PushCandidates {
+    fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>) {
+        self.add(tenant, &notice.event, users);
+    }
+
+    fn lost(&self) {
+        if self.is_active() {
+            self.gathered.lock().is_gap = true;
             self.is_new.notify_one();
         }
     }
 
-    /// Waits until there is something. Safe to cancel.
-    pub async fn something(&self) {
-        self.is_new.notified().await;
-    }
-
-    /// What was heard since the last look.
-    pub fn take(&self) -> Decided {
-        std::mem::take(&mut *self.told())
-    }
-
-    fn told(&self) -> MutexGuard<'_, Decided> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_active(&self) -> bool {
+        self.wanted.read().is_some()
     }
 }
 
@@ -132,15 +132,6 @@ pub struct Device {
     pub user: Uuid,
     /// When it was enrolled, µs since 1970. What came before is no news to a device that never synced.
     pub enrolled_ts: i64,
-}
-
-/// How far a device has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Progress {
-    /// What it has, in this epoch.
-    has: Option<StreamId>,
-    /// It was woken and has not synced since.
-    is_pushed: bool,
 }
 
 /// What waits for a device.
@@ -174,34 +165,24 @@ pub struct Terms {
     pub after: Duration,
     /// About how many entries the stream keeps.
     pub entries_max: u64,
-    /// Whether a webhook is to be told.
+    /// Whether there is a webhook.
     pub has_webhook: bool,
 }
 
-/// An entry that the webhook is to be told of.
+/// An entry that is due at the webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trigger {
-    /// Its tenant.
     pub tenant: String,
-    /// Its id in the stream.
-    pub entry: String,
-    /// Its own id, which stays the same however often it is told.
-    pub id: String,
-    /// Whose device.
-    pub user_id: String,
-    /// Which one.
-    pub device_id: String,
-    /// The event of what waits.
-    pub event: String,
-    /// How many wait, as far as was looked.
-    pub pending: u64,
-    /// When it was decided, ms since 1970.
+    /// Its ID in the stream.
+    pub stream_id: String,
+    pub entry: PushEntry,
+    /// When the push was triggered, ms since 1970.
     pub at_ms: i64,
-    /// How often it is told with this time.
+    /// Counts attempts to send it, with this one.
     pub tries: u32,
 }
 
-/// What is to be told now.
+/// Entries that are due at the webhook.
 #[derive(Debug, Default)]
 pub struct Claimed {
     /// The entries.
@@ -228,16 +209,13 @@ pub async fn waiting(
     let keys = store.keys();
     let mut pipe = redis::pipe();
     for device in devices {
-        pipe.hmget(
-            keys.device(tenant, &device.device_id),
-            &["epoch", "ack", "read", "pushed"],
-        );
+        pipe.hmget(keys.device(tenant, &device.device_id), &PROGRESS_FIELDS);
     }
     let states: Vec<Vec<Option<String>>> = store.query(&pipe).await?;
     let mut found = vec![None; devices.len()];
     let mut looks = Vec::new();
     for (index, (device, state)) in devices.iter().zip(&states).enumerate() {
-        let progress = progress(state, epoch);
+        let progress = Progress::parse(state, epoch);
         if progress.is_pushed {
             continue;
         }
@@ -255,7 +233,7 @@ pub async fn waiting(
         for ((index, key, has), reply) in part.iter().zip(replies) {
             let since = has.is_none().then_some(devices[*index].enrolled_ts);
             let device = &devices[*index].device_id;
-            let counts = |event: &str, entry: &redis::streams::StreamId| counts(event) && !is_own(device, event, entry);
+            let counts = |entry: &Entry| counts(entry.event_name()) && !is_own(device, entry);
             let waiting = look(store, key, *has, reply, &counts, since).await?;
             let best: &mut Option<Waiting> = &mut found[*index];
             *best = match (best.take(), waiting) {
@@ -288,27 +266,25 @@ async fn look(
     key: &str,
     has: Option<StreamId>,
     mut reply: redis::streams::StreamRangeReply,
-    counts: &impl Fn(&str, &redis::streams::StreamId) -> bool,
+    counts: &impl Fn(&Entry) -> bool,
     since_ts: Option<i64>,
 ) -> Result<Option<Waiting>, Error> {
     let mut looked = 0;
     loop {
         let mut waiting: Option<Waiting> = None;
         let mut last = None;
-        for entry in &reply.ids {
-            let Ok(id) = entry.id.parse::<StreamId>() else { continue };
-            last = Some(id);
-            let event: String = entry.get("event").unwrap_or_default();
-            let is_old = since_ts.is_some_and(|since| entry.get::<i64>("ts").is_none_or(|ts| ts < since));
-            if is_old || !counts(&event, entry) {
+        for entry in reply.ids.iter().filter_map(entries::entry) {
+            last = Some(entry.id);
+            let is_old = since_ts.is_some_and(|since| entry.commit_ts.is_none_or(|ts| ts < since));
+            if is_old || !counts(&entry) {
                 continue;
             }
             match &mut waiting {
                 Some(waiting) => waiting.count += 1,
                 None => {
                     waiting = Some(Waiting {
-                        last: id,
-                        event,
+                        last: entry.id,
+                        event: entry.event_name().to_owned(),
                         count: 1,
                     });
                 }
@@ -335,34 +311,19 @@ async fn look(
     }
 }
 
-/// Whether a change is the device's own: of what it has written itself it need not be told.
-fn is_own(device_id: &str, event: &str, entry: &redis::streams::StreamId) -> bool {
+/// Whether the device wrote the change itself, so that it is no reason for a push.
+fn is_own(device_id: &str, entry: &Entry) -> bool {
     #[derive(Deserialize)]
     struct Writer<'a> {
         #[serde(borrow)]
         device_id: Option<Cow<'a, str>>,
     }
-    // The built-in tables' column; statuses, which others move, have events of their own.
-    matches!(event, "message_updated" | "state_changed")
-        && entry.get::<String>("row").is_some_and(|row| {
-            serde_json::from_str::<Writer<'_>>(&row).is_ok_and(|row| row.device_id.as_deref() == Some(device_id))
+    // The built-in tables' column; changes of a status by others have events of their own.
+    matches!(entry.event_name(), "message_updated" | "state_changed")
+        && entry.row.as_ref().is_some_and(|row| {
+            serde_json::from_slice::<Writer<'_>>(row.as_bytes())
+                .is_ok_and(|row| row.device_id.as_deref() == Some(device_id))
         })
-}
-
-/// The same as the script says.
-fn progress(state: &[Option<String>], epoch: EpochId) -> Progress {
-    let field = |index: usize| state.get(index).and_then(Option::as_deref);
-    let place = |index: usize| {
-        let (epoch, position) = field(index)?.split_once(' ')?;
-        Some((epoch.parse::<EpochId>().ok()?, position.parse::<StreamId>().ok()?))
-    };
-    let acknowledged = field(0)
-        .and_then(|text| text.parse::<EpochId>().ok())
-        .zip(field(1).and_then(|text| text.parse::<StreamId>().ok()));
-    let here = |place: Option<(EpochId, StreamId)>| place.filter(|(of, _)| *of == epoch).map(|(_, position)| position);
-    let has = here(acknowledged).max(here(place(2)));
-    let is_pushed = place(3).is_some_and(|(of, position)| has.is_none_or(|has| of == epoch && has < position));
-    Progress { has, is_pushed }
 }
 
 /// Decides of devices for which something waits, in one round trip.
@@ -388,20 +349,27 @@ pub async fn trigger(
             keys.push_due(tenant),
         ];
         let user = device.user.to_string();
-        let id = format!("push_{}", Uuid::new_v4().simple());
+        let entry = PushEntry {
+            id: format!("push_{}", Uuid::new_v4().simple()),
+            user_id: user.clone(),
+            device_id: device.device_id.clone(),
+            event: waiting.event.clone(),
+            pending: waiting.count as u64,
+        };
         pipe.cmd("EVAL")
-            .arg(TRIGGER)
+            .arg(lua::TRIGGER)
             .arg(names.len())
             .arg(&names)
             .arg(epoch.to_string())
             .arg(waiting.last.to_string())
             .arg(&user)
             .arg(&device.device_id)
-            .arg(u64::try_from(terms.after.as_millis()).unwrap_or(u64::MAX))
+            .arg(millis(terms.after))
             .arg(terms.entries_max)
-            .arg(u8::from(terms.has_webhook))
-            .arg(&["id", &id, "user_id", &user, "device_id", &device.device_id])
-            .arg(&["event", &waiting.event, "pending", &waiting.count.to_string()]);
+            .arg(u8::from(terms.has_webhook));
+        for (name, value) in entry.encode() {
+            pipe.arg(name).arg(value);
+        }
     }
     // Not repeated by itself: whether it was decided shows the next time.
     let replies: Vec<(String, Option<Value>)> = {
@@ -436,31 +404,23 @@ pub async fn claim(store: &Store, tenant: &str, lease: Duration, most: usize) ->
     let names = [keys.push_due(tenant), keys.push_tries(tenant), keys.push(tenant)];
     let mut pipe = redis::pipe();
     pipe.cmd("EVAL")
-        .arg(CLAIM)
+        .arg(lua::CLAIM)
         .arg(names.len())
         .arg(&names)
-        .arg(u64::try_from(lease.as_millis()).unwrap_or(u64::MAX))
+        .arg(millis(lease))
         .arg(most);
     type Entry = (String, u32, Vec<String>);
     let ((now, next, entries),): ((i64, String, Vec<Entry>),) = pipe.query_async(&mut store.connection()).await?;
-    let triggers = entries.into_iter().map(|(entry, tries, fields)| {
-        let (pairs, _) = fields.as_chunks::<2>();
-        let field = |name: &str| pairs.iter().find(|[key, _]| key == name).map_or("", |[_, value]| value);
-        Trigger {
-            tenant: tenant.to_owned(),
-            id: field("id").to_owned(),
-            user_id: field("user_id").to_owned(),
-            device_id: field("device_id").to_owned(),
-            event: field("event").to_owned(),
-            pending: field("pending").parse().unwrap_or_default(),
-            at_ms: entry
-                .split('-')
-                .next()
-                .and_then(|ms| ms.parse().ok())
-                .unwrap_or_default(),
-            entry,
-            tries,
-        }
+    let triggers = entries.into_iter().map(|(stream_id, tries, fields)| Trigger {
+        tenant: tenant.to_owned(),
+        at_ms: stream_id
+            .split('-')
+            .next()
+            .and_then(|ms| ms.parse().ok())
+            .unwrap_or_default(),
+        stream_id,
+        entry: PushEntry::parse(&fields),
+        tries,
     });
     let until = |at: i64| Duration::from_millis(u64::try_from(at - now).unwrap_or(0));
     Ok(Claimed {
@@ -470,7 +430,7 @@ pub async fn claim(store: &Store, tenant: &str, lease: Duration, most: usize) ->
     })
 }
 
-/// Notes that the webhook need not be told again.
+/// Removes an entry from those that are due.
 ///
 /// # Errors
 /// See [`Error`].
@@ -478,13 +438,13 @@ pub async fn settle(store: &Store, trigger: &Trigger) -> Result<(), Error> {
     let keys = store.keys();
     let mut pipe = redis::pipe();
     pipe.atomic();
-    pipe.zrem(keys.push_due(&trigger.tenant), &trigger.entry).ignore();
-    pipe.hdel(keys.push_tries(&trigger.tenant), &trigger.entry).ignore();
+    pipe.zrem(keys.push_due(&trigger.tenant), &trigger.stream_id).ignore();
+    pipe.hdel(keys.push_tries(&trigger.tenant), &trigger.stream_id).ignore();
     let () = store.query(&pipe).await?;
     Ok(())
 }
 
-/// Notes that the webhook is to be told again at this time, ms since 1970.
+/// Sets the time of the next attempt, ms since 1970.
 ///
 /// # Errors
 /// See [`Error`].
@@ -494,7 +454,7 @@ pub async fn postpone(store: &Store, trigger: &Trigger, at_ms: i64) -> Result<()
         .arg(store.keys().push_due(&trigger.tenant))
         .arg("XX")
         .arg(at_ms)
-        .arg(&trigger.entry)
+        .arg(&trigger.stream_id)
         .ignore();
     let () = store.query(&pipe).await?;
     Ok(())
@@ -504,34 +464,13 @@ pub async fn postpone(store: &Store, trigger: &Trigger, at_ms: i64) -> Result<()
 mod tests {
     use super::*;
 
-    fn state(fields: [&str; 4]) -> Vec<Option<String>> {
-        fields
-            .iter()
-            .map(|text| (!text.is_empty()).then(|| (*text).to_owned()))
-            .collect()
-    }
-
     #[test]
-    fn a_device_that_was_woken_counts_as_synced_when_it_has_what_waited_then() {
-        let epoch: EpochId = "00000000000000aa".parse().expect("an epoch");
-        let at = |ms| Some(StreamId { ms, seq: 1 });
-        for (fields, has, is_pushed) in [
-            (["", "", "", ""], None, false),
-            (["00000000000000aa", "5-1", "", ""], at(5), false),
-            (["00000000000000aa", "5-1", "00000000000000aa 7-1", ""], at(7), false),
-            (["00000000000000aa", "5-1", "", "00000000000000aa 7-1"], at(5), true),
-            (["00000000000000aa", "7-1", "", "00000000000000aa 7-1"], at(7), false),
-            (["", "", "00000000000000aa 10-1", "00000000000000aa 9-1"], at(10), false),
-            (["", "", "", "00000000000000aa 9-1"], None, true),
-            // Woken in an epoch that is over.
-            (["00000000000000bb", "5-1", "", "00000000000000bb 4-1"], None, true),
-            (["00000000000000aa", "1-1", "", "00000000000000bb 9-1"], at(1), false),
-        ] {
-            assert_eq!(
-                progress(&state(fields), epoch),
-                Progress { has, is_pushed },
-                "{fields:?}"
-            );
-        }
+    fn lost_notices_open_a_gap_while_events_are_gathered() {
+        let candidates = PushCandidates::default();
+        candidates.lost();
+        assert!(!candidates.is_active() && !candidates.take().is_gap);
+        candidates.listen(Some((["new_message".to_owned()].into(), 10)));
+        candidates.lost();
+        assert!(candidates.is_active() && candidates.take().is_gap);
     }
 }

@@ -1,13 +1,12 @@
-//! Waking devices that are away and have something waiting.
+//! Triggers pushes for devices that are away and have entries to sync.
 //!
-//! The engine that follows the log does it; when another takes over, it goes on. Whom to look at comes from two sides: the
-//! live tail tells at once who got something ([`PushCandidates`]), and now and then all devices are looked at, a page at a time,
-//! for what was missed while nobody looked (`sweep`). Looking costs a statement for hundreds of users and a few round
-//! trips to Redis. What is decided of a device is decided in Redis ([`crate::push::candidates`]): one entry until it has
-//! synced.
+//! The engine that replicates does it. Candidates come from two sources: notices of the live tail ([`PushCandidates`]), and
+//! a sweep of all devices, a page at a time, which finds what was missed. Examining candidates takes a statement for hundreds
+//! of users and a few round trips to Redis. A script in Redis decides for each device ([`candidates`]): one entry until it
+//! has synced.
 //!
-//! - `schedule`: users to be looked at, and when.
-//! - [`webhook`]: tells each entry to a server of the operator's.
+//! - `schedule`: users to examine, and when.
+//! - [`webhook`]: sends each entry to the operator's server.
 
 pub mod candidates;
 mod schedule;
@@ -66,7 +65,7 @@ pub struct Waker {
     database: Database,
     store: Store,
     presence: Presence,
-    heard: Arc<PushCandidates>,
+    candidates: Arc<PushCandidates>,
     metrics: Arc<Metrics>,
     webhook: Option<Arc<Webhook>>,
 }
@@ -92,9 +91,11 @@ impl Waker {
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let webhook = Webhook::new(&config.push, store.clone(), metrics.clone())?;
+        let candidates = Arc::new(PushCandidates::default());
+        hub.add_listener(candidates.clone());
         Ok(Self {
             presence: Presence::new(&config, store.operations().clone())?,
-            heard: hub.heard().clone(),
+            candidates,
             webhook: webhook.map(Arc::new),
             config,
             database,
@@ -111,7 +112,7 @@ impl Waker {
         }
         let work = async {
             while state.wait_for(&is_leading).await.is_ok() {
-                self.heard
+                self.candidates
                     .listen(Some((events.clone(), self.config.push.candidates_max)));
                 tokio::select! {
                     () = self.lead() => {}
@@ -121,51 +122,52 @@ impl Waker {
                         }
                     }
                 }
-                self.heard.listen(None);
+                self.candidates.listen(None);
             }
         };
         tokio::select! {
             () = stop.cancelled() => {}
             () = work => {}
         }
-        self.heard.listen(None);
+        self.candidates.listen(None);
     }
 
-    /// Looks, and tells, for as long as it may.
+    /// Triggers pushes and sends them.
     async fn lead(&self) {
         match &self.webhook {
-            None => self.look_for_ever().await,
+            None => self.watch_devices().await,
             Some(webhook) => {
-                tokio::join!(self.look_for_ever(), webhook.clone().deliver(&self.database));
+                tokio::join!(self.watch_devices(), webhook.clone().deliver(&self.database));
             }
         }
     }
 
-    async fn look_for_ever(&self) {
+    async fn watch_devices(&self) {
         let settings = &self.config.push;
         let interval = Duration::from_secs(settings.sweep_interval_seconds);
         let mut schedule = Schedule::new(settings.candidates_max);
         let mut sweep = Sweep::default();
-        // At first, nobody knows what was missed.
+        // Changes may have been missed before this engine led.
         let mut next_sweep = Instant::now();
         loop {
-            let wake = match sweep.tenants.is_empty() {
-                true => schedule.next().map_or(next_sweep, |due| due.min(next_sweep)),
-                false => Instant::now(),
+            let wake = if sweep.tenants.is_empty() {
+                schedule.next().map_or(next_sweep, |due| due.min(next_sweep))
+            } else {
+                Instant::now()
             };
             tokio::select! {
-                () = self.heard.something() => tokio::time::sleep(GATHER).await,
+                () = self.candidates.gathered() => tokio::time::sleep(GATHER).await,
                 () = tokio::time::sleep_until(wake) => {}
             }
-            let told = self.heard.take();
+            let gathered = self.candidates.take();
             let now = Instant::now();
-            for (tenant, users) in told.users {
+            for (tenant, users) in gathered.users {
                 for user in users {
                     schedule.put(&tenant, user, now);
                 }
             }
-            sweep.add(told.tenants.iter().filter_map(|name| Tenant::named(name)));
-            if told.is_gap || schedule.take_overflow() {
+            sweep.add(gathered.tenants.iter().filter_map(|name| Tenant::named(name)));
+            if gathered.is_gap || schedule.take_overflow() {
                 next_sweep = next_sweep.min(now + RETRY);
             }
             let result = async {
@@ -177,12 +179,9 @@ impl Waker {
                 self.go_on(&mut sweep, &mut schedule).await
             };
             if let Err(error) = result.await {
-                tracing::warn!(
-                    cause = format!("{error:#}"),
-                    "devices that are away are looked at later"
-                );
+                tracing::warn!(cause = format!("{error:#}"), "push candidates not examined; retrying");
                 tokio::time::sleep(RETRY).await;
-                // Whoever was just taken out is found again.
+                // The sweep finds the users that were just removed from the schedule.
                 next_sweep = next_sweep.min(Instant::now() + interval.min(RETRY * 5));
             }
         }
@@ -210,11 +209,10 @@ impl Waker {
         let Some(tenant) = sweep.tenants.front().cloned() else {
             return Ok(());
         };
-        let sql = sql!("push/push_devices", tenant);
-        let size = i64::try_from(PAGE).unwrap_or(i64::MAX);
+        let sql = &sql!("push/push_devices", tenant);
         let rows = self
             .database
-            .query(&sql, &[(&sweep.after, Type::TEXT), (&size, Type::INT8)])
+            .query(&sql, &[(&sweep.after, Type::TEXT), (&(PAGE as i64), Type::INT8)])
             .await;
         let page = match rows {
             Ok(rows) => devices(&rows)?,
@@ -279,7 +277,7 @@ impl Waker {
 impl Sweep {
     fn add(&mut self, tenants: impl IntoIterator<Item = Tenant>) {
         for tenant in tenants {
-            // One that is being looked at begins anew behind the others.
+            // The tenant that is being swept is queued again behind the others.
             let is_waiting = self
                 .tenants
                 .iter()

@@ -1,13 +1,13 @@
-//! Tells a server of the operator's which devices are to be woken: Standard Webhooks
+//! Sends triggered pushes to the operator's server: Standard Webhooks
 //! (<https://github.com/standard-webhooks/standard-webhooks>, specification 1.0.0).
 //!
-//! Each entry of a stream `push` is told at least once, with the same `webhook-id` each time, until the server takes it
-//! (any status of 2xx), says that it wants none any more (410), or it was tried too often. Who was told is in no doubt
-//! after a crash, because what is under way stays in Redis. What is told has no content of anything.
+//! Each entry of a stream `push` is sent at least once, with the same `webhook-id` each time, until the server accepts it
+//! (any status of 2xx), answers 410 Gone, or the attempts are used up. Entries stay in Redis until then, so a crash loses
+//! none. A request contains no data of rows.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,13 +17,15 @@ use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use parking_lot::Mutex;
 use serde_json::json;
 use sha2::Sha256;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::{self, WebhookSecret};
-use crate::core::time::Timestamp;
+use crate::core::backoff::Backoff;
+use crate::core::time::{Timestamp, millis};
 use crate::net::http::Client;
 use crate::net::tls::Roots;
 use crate::postgres::{Database, tenants};
@@ -31,9 +33,8 @@ use crate::push::candidates::{self, Claimed, Trigger};
 use crate::redis::store::Store;
 use crate::telemetry::metrics::Metrics;
 
-/// Waits before an entry is told again: after the first try, longest. They double, and are up to half as much longer or
-/// shorter at random.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// Delays before an entry is sent again.
+const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 
 /// The longest wait that a server may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
@@ -108,14 +109,14 @@ impl Webhook {
         }))
     }
 
-    /// Says that a tenant has something to be told.
+    /// Marks a tenant as having entries to send.
     pub(super) fn hint(&self, tenant: &str) {
-        let mut hinted = self.hinted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hinted = self.hinted.lock();
         hinted.insert(tenant.to_owned());
         self.hint.notify_one();
     }
 
-    /// Tells what there is, what was left from before first, for ever.
+    /// Sends entries as they come, those of former engines first. Never returns.
     pub(super) async fn deliver(self: Arc<Self>, database: &Database) {
         let mut due: HashMap<String, Instant> = HashMap::new();
         loop {
@@ -124,7 +125,7 @@ impl Webhook {
                     due.extend(tenants.into_iter().map(|tenant| (tenant.name, Instant::now())));
                     break;
                 }
-                Err(error) => tracing::warn!(%error, "what the webhook was not told waits"),
+                Err(error) => tracing::warn!(%error, "webhook entries not read; retrying"),
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -134,13 +135,13 @@ impl Webhook {
                 () = self.hint.notified() => {}
                 () = tokio::time::sleep_until(first.unwrap_or_else(Instant::now)), if first.is_some() => {}
             }
-            let hinted = std::mem::take(&mut *self.hinted.lock().unwrap_or_else(PoisonError::into_inner));
+            let hinted = std::mem::take(&mut *self.hinted.lock());
             due.extend(hinted.into_iter().map(|tenant| (tenant, Instant::now())));
             self.round(&mut due).await;
         }
     }
 
-    /// Tells as many entries at once as may be, of tenants that are due.
+    /// Sends entries of tenants that are due, as many at once as is allowed.
     async fn round(&self, due: &mut HashMap<String, Instant>) {
         let now = Instant::now();
         let mut ready: Vec<(Instant, String)> = due
@@ -150,7 +151,7 @@ impl Webhook {
             .collect();
         ready.sort();
         let mut claims: Vec<(Trigger, i64)> = Vec::new();
-        // Longer than telling takes, so that nobody else does it meanwhile.
+        // Longer than a request takes, so that no other engine sends it meanwhile.
         let lease = 2 * self.timeout + PAUSE;
         for (_, tenant) in ready {
             let room = self.concurrency - claims.len();
@@ -164,7 +165,7 @@ impl Webhook {
                     if is_full { Some(Duration::ZERO) } else { next }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, tenant, "what the webhook was not told waits");
+                    tracing::warn!(%error, tenant, "webhook entries not read; retrying");
                     Some(PAUSE)
                 }
             };
@@ -174,10 +175,10 @@ impl Webhook {
             };
         }
         let claimed = Instant::now();
-        let tellings = claims
+        let attempts = claims
             .iter()
-            .map(|(trigger, now_ms)| self.tell(trigger, *now_ms, claimed));
-        let again = futures_util::future::join_all(tellings).await;
+            .map(|(trigger, now_ms)| self.deliver_one(trigger, *now_ms, claimed));
+        let again = futures_util::future::join_all(attempts).await;
         for ((trigger, _), again) in claims.iter().zip(again) {
             if let Some(at) = again {
                 let known = due.entry(trigger.tenant.clone()).or_insert(at);
@@ -186,11 +187,12 @@ impl Webhook {
         }
     }
 
-    /// Tells one entry; gives when it is to be told again.
-    async fn tell(&self, trigger: &Trigger, now_ms: i64, claimed: Instant) -> Option<Instant> {
-        let answer = match self.is_gone.load(Ordering::Relaxed) {
-            true => Ok(Answer::Gone),
-            false => self.send(trigger).await,
+    /// Sends one entry; returns when it is to be sent again.
+    async fn deliver_one(&self, trigger: &Trigger, now_ms: i64, claimed: Instant) -> Option<Instant> {
+        let answer = if self.is_gone.load(Ordering::Relaxed) {
+            Ok(Answer::Gone)
+        } else {
+            self.send(trigger).await
         };
         let (cause, asked) = match answer {
             Ok(Answer::Taken) => {
@@ -199,7 +201,7 @@ impl Webhook {
             }
             Ok(Answer::Gone) => {
                 if !self.is_gone.swap(true, Ordering::Relaxed) {
-                    tracing::error!("the webhook answers 410 Gone: it is told nothing more until this engine restarts");
+                    tracing::error!("webhook answered 410 Gone; no more requests until this engine restarts");
                 }
                 self.metrics.push.delivered("gone");
                 return self.settle(trigger).await;
@@ -207,25 +209,25 @@ impl Webhook {
             Ok(Answer::Refused(status, asked)) => (format!("it answered {status}"), asked),
             Err(error) => (format!("{error:#}"), None),
         };
-        let (id, tries) = (&trigger.id, trigger.tries);
+        let (id, tries) = (&trigger.entry.id, trigger.tries);
         if tries >= self.attempts_max {
-            tracing::error!(id, tries, cause, "the webhook did not take an entry, which is given up");
+            tracing::error!(id, tries, cause, "webhook entry not accepted; attempts used up");
             self.metrics.push.delivered("given_up");
             return self.settle(trigger).await;
         }
         self.metrics.push.delivered("refused");
-        let wait = asked.unwrap_or_default().max(backoff(tries));
+        let wait = asked.unwrap_or_default().max(RETRY.after(tries));
         tracing::warn!(
             id,
             tries,
             cause,
             wait_ms = wait.as_millis(),
-            "the webhook did not take an entry"
+            "webhook entry not accepted; retrying"
         );
         let at = Instant::now() + wait;
-        let at_ms = now_ms.saturating_add(i64::try_from((at - claimed).as_millis()).unwrap_or(i64::MAX));
+        let at_ms = now_ms.saturating_add(millis(at - claimed));
         if let Err(error) = candidates::postpone(&self.store, trigger, at_ms).await {
-            tracing::warn!(%error, id, "the entry is told again when its turn is over");
+            tracing::warn!(%error, id, "webhook retry not scheduled; the entry is sent again when its claim expires");
         }
         Some(at)
     }
@@ -234,7 +236,7 @@ impl Webhook {
         match candidates::settle(&self.store, trigger).await {
             Ok(()) => None,
             Err(error) => {
-                tracing::warn!(%error, id = trigger.id, "the entry is told again, though it was taken");
+                tracing::warn!(%error, id = trigger.entry.id, "webhook entry was accepted, but not removed; it is sent again");
                 Some(Instant::now() + PAUSE)
             }
         }
@@ -243,11 +245,12 @@ impl Webhook {
     async fn send(&self, trigger: &Trigger) -> Result<Answer> {
         let body = body(trigger);
         let timestamp = chrono::Utc::now().timestamp();
-        let signature = sign(&self.secrets, &trigger.id, timestamp, &body).context("the request cannot be signed")?;
+        let signature =
+            sign(&self.secrets, &trigger.entry.id, timestamp, &body).context("the request cannot be signed")?;
         let request = hyper::Request::post(&self.path)
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, concat!("posduif/", env!("CARGO_PKG_VERSION")))
-            .header("webhook-id", &trigger.id)
+            .header("webhook-id", &trigger.entry.id)
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", signature)
             .body(body)
@@ -266,7 +269,7 @@ impl Webhook {
     }
 }
 
-/// What is told: whom to wake, and no content. The same each time.
+/// The body of the request, the same in each attempt.
 fn body(trigger: &Trigger) -> Bytes {
     let at = chrono::DateTime::from_timestamp_millis(trigger.at_ms).unwrap_or_default();
     let body = json!({
@@ -274,23 +277,13 @@ fn body(trigger: &Trigger) -> Bytes {
         "timestamp": Timestamp(at),
         "data": {
             "tenant": trigger.tenant,
-            "user_id": trigger.user_id,
-            "device_id": trigger.device_id,
-            "event": trigger.event,
-            "pending": trigger.pending,
+            "user_id": trigger.entry.user_id,
+            "device_id": trigger.entry.device_id,
+            "event": trigger.entry.event,
+            "pending": trigger.entry.pending,
         },
     });
     body.to_string().into()
-}
-
-/// How long to wait after so many tries.
-fn backoff(tries: u32) -> Duration {
-    let wait = BACKOFF
-        .0
-        .saturating_mul(1 << tries.saturating_sub(1).min(16))
-        .min(BACKOFF.1);
-    let share = getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX));
-    wait.mul_f64(0.5 + share)
 }
 
 #[cfg(test)]
@@ -309,12 +302,5 @@ mod tests {
         );
         let one = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
         assert_eq!(signature.expect("signed"), format!("{one} {one}"));
-    }
-
-    #[test]
-    fn waits_grow_to_a_bound_and_are_never_the_same_for_all() {
-        assert!((500..=1500).contains(&backoff(1).as_millis()));
-        assert!((1000..=3000).contains(&backoff(2).as_millis()));
-        assert!((150_000..=450_000).contains(&backoff(40).as_millis()));
     }
 }

@@ -1,5 +1,10 @@
-//! Connections to Redis and reads of the streams.
+//! Redis: connections, reading streams, replies that several parts need.
 
+pub mod connect;
+pub mod entries;
+pub mod error;
+pub mod info;
 pub mod range;
 pub mod shared;
 pub mod store;
+mod wrong_type;

@@ -1,17 +1,18 @@
-//! The connection to Redis that a process shares for all but streams and scripts of its own: counted, and made anew when it
-//! leads nowhere.
+//! The connection to Redis that a process shares: its commands are counted, and it is replaced when it stays silent.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::{Arg, Cmd, Pipeline, RedisError, RedisFuture, ServerError, Value};
 
 use crate::config;
+use crate::redis::error::has_code;
 use crate::telemetry::metrics::Operations;
 use crate::telemetry::traces;
 
-/// Commands that are told apart; labels must be few, whatever is sent.
+/// Commands with a label of their own; metrics need a bounded set.
 const COMMANDS: &[&str] = &[
     "DEL",
     "EVAL",
@@ -52,23 +53,28 @@ const COMMANDS: &[&str] = &[
     "ZREMRANGEBYSCORE",
 ];
 
-/// What a replica answers to who wants to write (Redis manual, replication).
+/// The error code of a write to a replica (Redis manual, replication).
 const READ_ONLY: &str = "READONLY";
 
-/// How long a connection is used at least before it is made anew, however many complain of it.
+/// How long a connection is used at least before it is replaced: many commands time out at the same moment.
 const RENEWAL: Duration = Duration::from_millis(100);
 
-/// A connection that many share: made when it is first needed, and anew when it leads nowhere. What it is asked is counted by
-/// the first command of what is sent at once. Cloning shares it.
+/// A connection that many tasks share, opened when it is first needed. What is sent at once is counted by its first command.
+/// Cloning shares it.
 #[derive(Clone)]
 pub struct SharedConnection(Arc<Inner>);
 
 struct Inner {
     client: redis::Client,
     settings: ConnectionManagerConfig,
-    /// The connection, and since when it is in use.
-    held: RwLock<(ConnectionManager, Instant)>,
+    current: ArcSwap<Current>,
     operations: Operations,
+}
+
+/// The connection, and since when it is in use.
+struct Current {
+    manager: ConnectionManager,
+    since: Instant,
 }
 
 impl std::fmt::Debug for SharedConnection {
@@ -78,67 +84,60 @@ impl std::fmt::Debug for SharedConnection {
 }
 
 impl SharedConnection {
-    /// A connection over which an answer may take so long.
-    ///
-    /// # Errors
-    /// When the URL is none of Redis', or a certificate cannot be read.
-    pub fn new(config: &config::Redis, patience: Duration, operations: Operations) -> Result<Self, RedisError> {
+    /// A connection with a timeout for connecting and for each reply.
+    pub fn new(config: &config::Redis, timeout: Duration, operations: Operations) -> Result<Self, RedisError> {
         let settings = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(patience))
-            .set_connection_timeout(Some(patience))
+            .set_response_timeout(Some(timeout))
+            .set_connection_timeout(Some(timeout))
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500));
         let client = crate::net::redis::client(config)?;
-        let connection = ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?;
+        let manager = ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?;
         Ok(Self(Arc::new(Inner {
             client,
             settings,
-            held: RwLock::new((connection, Instant::now())),
+            current: ArcSwap::from_pointee(Current {
+                manager,
+                since: Instant::now(),
+            }),
             operations,
         })))
     }
 
-    /// Makes the connection anew, unless it is. The manager does so by itself when it hears that a connection has ended; a
-    /// half-open one is only silent, and one to a server that has become a replica goes on.
+    /// Replaces the connection, unless it is new. The manager reconnects by itself when a connection ends; a half-open one
+    /// only stays silent, and one to a server that became a replica keeps working.
     pub fn renew(&self) {
-        let mut held = self.0.held.write().unwrap_or_else(PoisonError::into_inner);
-        if held.1.elapsed() < RENEWAL {
+        if self.0.current.load().since.elapsed() < RENEWAL {
             return;
         }
         match ConnectionManager::new_lazy_with_config(self.0.client.clone(), self.0.settings.clone()) {
-            Ok(connection) => *held = (connection, Instant::now()),
-            Err(error) => tracing::warn!(
-                cause = crate::telemetry::chain(&error),
-                "cannot make another connection to Redis"
-            ),
+            Ok(manager) => self.0.current.store(Arc::new(Current {
+                manager,
+                since: Instant::now(),
+            })),
+            Err(error) => tracing::warn!(cause = crate::telemetry::chain(&error), "Redis connection not replaced"),
         }
     }
 
     fn manager(&self) -> ConnectionManager {
-        let held = self.0.held.read().unwrap_or_else(PoisonError::into_inner);
-        held.0.clone()
+        self.0.current.load().manager.clone()
     }
 
-    /// Asks, counts it, and asks once more when a replica has refused to write: nothing was written then, and the address
-    /// may lead to another server by now.
-    async fn ask(&self, question: Question<'_>) -> Result<Vec<Value>, RedisError> {
-        let name = question.name();
+    /// Sends and counts a request, and repeats it when a replica refused to write: nothing was written, and the address may
+    /// lead to another server by now.
+    async fn send(&self, request: Request<'_>) -> Result<Vec<Value>, RedisError> {
+        let name = request.name();
         let mut is_repeated = false;
         loop {
             let started = Instant::now();
-            let result = question.ask(&mut self.manager()).await;
+            let result = request.send(&mut self.manager()).await;
             let is_by_replica = |refusal: &ServerError| refusal.code() == READ_ONLY;
             let (failed, is_by_replica) = match &result {
-                Ok(answers) => (
-                    refusals(answers).next().map(|_| "refused"),
-                    refusals(answers).any(is_by_replica),
+                Ok(replies) => (
+                    refusals(replies).next().map(|_| "refused"),
+                    refusals(replies).any(is_by_replica),
                 ),
-                Err(error) => {
-                    let refusals = error.clone().into_server_errors();
-                    let is_by_replica =
-                        refusals.is_some_and(|all| all.iter().any(|(_, refusal)| is_by_replica(refusal)));
-                    (Some(cause(error)), is_by_replica)
-                }
+                Err(error) => (Some(cause(error)), has_code(error, READ_ONLY)),
             };
             self.0.operations.ended(name, started.elapsed(), failed);
             traces::asked("redis", name, started, failed);
@@ -153,15 +152,15 @@ impl SharedConnection {
     }
 }
 
-/// What is sent at once.
+/// Commands that are sent at once.
 #[derive(Clone, Copy)]
-enum Question<'a> {
+enum Request<'a> {
     One(&'a Cmd),
-    /// The pipeline, and which of its answers are wanted.
+    /// The pipeline, and which of its replies are wanted.
     Many(&'a Pipeline, usize, usize),
 }
 
-impl Question<'_> {
+impl Request<'_> {
     fn name(self) -> &'static str {
         match self {
             Self::One(cmd) => name(cmd),
@@ -169,7 +168,7 @@ impl Question<'_> {
         }
     }
 
-    async fn ask(self, connection: &mut ConnectionManager) -> Result<Vec<Value>, RedisError> {
+    async fn send(self, connection: &mut ConnectionManager) -> Result<Vec<Value>, RedisError> {
         match self {
             Self::One(cmd) => Ok(vec![connection.req_packed_command(cmd).await?]),
             Self::Many(pipeline, offset, count) => connection.req_packed_commands(pipeline, offset, count).await,
@@ -180,8 +179,8 @@ impl Question<'_> {
 impl ConnectionLike for SharedConnection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            let mut answers = self.ask(Question::One(cmd)).await?;
-            Ok(answers.pop().unwrap_or(Value::Nil))
+            let mut replies = self.send(Request::One(cmd)).await?;
+            Ok(replies.pop().unwrap_or(Value::Nil))
         })
     }
 
@@ -191,7 +190,7 @@ impl ConnectionLike for SharedConnection {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        Box::pin(self.ask(Question::Many(pipeline, offset, count)))
+        Box::pin(self.send(Request::Many(pipeline, offset, count)))
     }
 
     fn get_db(&self) -> i64 {
@@ -199,19 +198,19 @@ impl ConnectionLike for SharedConnection {
     }
 }
 
-/// The refusals in answers: each command of a pipeline has its own, and so has each of a transaction.
-fn refusals(answers: &[Value]) -> impl Iterator<Item = &ServerError> {
-    let single = answers.iter().flat_map(|answer| match answer {
-        Value::Array(answers) => answers.as_slice(),
-        answer => std::slice::from_ref(answer),
+/// The errors among replies: each command of a pipeline has its own, and so has each of a transaction.
+fn refusals(replies: &[Value]) -> impl Iterator<Item = &ServerError> {
+    let single = replies.iter().flat_map(|reply| match reply {
+        Value::Array(replies) => replies.as_slice(),
+        reply => std::slice::from_ref(reply),
     });
-    single.filter_map(|answer| match answer {
+    single.filter_map(|reply| match reply {
         Value::ServerError(refusal) => Some(refusal),
         _ => None,
     })
 }
 
-/// A word for what went wrong.
+/// The label of a failure in metrics.
 pub(crate) fn cause(error: &RedisError) -> &'static str {
     if error.is_timeout() {
         "timeout"
@@ -238,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_have_names_that_are_known_beforehand() {
+    fn command_label_is_one_of_a_bounded_set() {
         assert_eq!(name(&redis::cmd("XRANGE")), "XRANGE");
         assert_eq!(name(&redis::cmd("hmget")), "HMGET");
         assert_eq!(name(&redis::cmd("MADEUP")), "other");

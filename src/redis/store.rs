@@ -1,28 +1,26 @@
-//! What a user must see, read from Redis with one round trip.
+//! Reads a user's entries from Redis with one round trip.
 //!
-//! Each read is a `MULTI`/`EXEC`, so that inbox, shared stream, trim points and checkpoint are of the same moment: read
-//! one after the other, an entry of the inbox could be missed while a later one of the shared stream is seen.
+//! Each read is a `MULTI`/`EXEC`, so that inbox, shared stream, trim points and checkpoint are of the same moment.
+//! Otherwise a read could miss an entry of the inbox and return a later one of the shared stream.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use postgres_types::PgLsn;
+use parking_lot::Mutex;
 use redis::{Pipeline, RedisError};
 use uuid::Uuid;
 
 use crate::config;
-use crate::contract::checkpoint::Checkpoint;
-use crate::contract::entry::{Entry, Op};
+use crate::contract::checkpoint::{Checkpoint, Published, View};
+use crate::contract::entry::Entry;
 use crate::contract::keys::Keys;
+use crate::contract::meta::{self, Meta};
 use crate::contract::stream_name::Target;
 use crate::contract::window::WindowEntry;
-use crate::core::position::EpochId;
-use crate::core::position::StreamId;
-use crate::core::resp;
-use crate::core::resp::transaction;
-use crate::core::tenant::PAUSED;
+use crate::core::position::{EpochId, StreamId};
+use crate::core::resp::{self, RespError, transaction};
 use crate::redis::range::Connections;
 use crate::redis::shared::SharedConnection;
 use crate::telemetry::metrics::Operations;
@@ -30,37 +28,39 @@ use crate::telemetry::metrics::Operations;
 /// Most entries read at once from one stream.
 const READ_MAX: usize = 1000;
 
-/// Fields of the checkpoint that make a [`View`].
-const VIEW: [&str; 4] = ["epoch", "base", "position", "published"];
-
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Redis failed or did not answer in time.
     #[error("Redis: {0}")]
     Redis(#[from] RedisError),
-    /// Something else is in a key's place.
-    #[error("the key {key} holds a {found}, which is not ours; {fix}")]
+    /// A key holds another type.
+    #[error("the key {key} holds a {found}, which Posduif did not write; {fix}")]
     WrongType {
-        /// The key.
         key: String,
         /// The name of the type that it holds.
         found: String,
-        /// What mends it, in words.
+        /// What fixes it, in words.
         fix: String,
     },
     /// The replicator has not written a checkpoint yet.
     #[error("no checkpoint: the replicator has not started, or Redis was emptied")]
     NoCheckpoint,
-    /// The replicator has not come far enough in the log.
-    #[error("the replicator has not come that far yet")]
+    /// The replicator has not published that position.
+    #[error("the replicator has not published that position yet")]
     NotPublished,
     /// A stream of the user takes no entries, and all that it has is read: what follows is missing.
-    #[error("a stream of this user has stopped: `posduif stream list` says why")]
+    #[error("a stream of this user has stopped: `posduif stream list` shows the cause")]
     Stopped,
     /// The operator has paused the tenant's delivery.
     #[error("the tenant is paused")]
     Paused,
+}
+
+impl From<RespError> for Error {
+    fn from(error: RespError) -> Self {
+        std::io::Error::from(error).into()
+    }
 }
 
 impl From<std::io::Error> for Error {
@@ -69,36 +69,23 @@ impl From<std::io::Error> for Error {
     }
 }
 
-/// What the checkpoint says to readers.
+/// Up to where a reader has read the streams of a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct View {
-    /// The current epoch.
-    pub epoch: EpochId,
-    /// Its base.
-    pub base: u64,
-    /// Last entry written.
-    pub position: StreamId,
-    /// Last complete transaction.
-    pub published: StreamId,
-}
-
-/// A reader's place in one tenant's history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct ReadPosition {
     /// The epoch that the position belongs to.
     pub epoch: EpochId,
     /// The tenant's generation that it belongs to.
     pub generation: i64,
-    /// All up to here was seen.
+    /// Everything up to here was read.
     pub position: StreamId,
 }
 
-/// A stretch of what a user must see.
+/// A range of a user's entries.
 #[derive(Debug, Clone)]
 pub struct Slice {
     /// Entries of the inbox and the shared stream in commit order.
     pub entries: Vec<Entry>,
-    /// All up to here is in it.
+    /// Everything up to here is in it.
     pub end: StreamId,
     /// There is more behind it.
     pub has_more: bool,
@@ -106,16 +93,16 @@ pub struct Slice {
     pub view: View,
 }
 
-/// What reading from a place gives.
+/// The result of a read.
 #[derive(Debug, Clone)]
 pub enum Read {
     /// What follows.
     Slice(Slice),
-    /// History does not reach back to the place, or breaks behind it: a snapshot is needed.
+    /// The streams do not reach back to the position, or their continuity ends behind it: a snapshot is needed.
     Broken(View),
 }
 
-/// The beginning of a snapshot, read before the snapshot is taken.
+/// What a snapshot needs before it is taken.
 #[derive(Debug, Clone)]
 pub struct Handoff {
     /// The checkpoint.
@@ -124,19 +111,10 @@ pub struct Handoff {
     pub generation: i64,
     /// Transactions that a snapshot may not see yet.
     pub window: Vec<WindowEntry>,
-    /// Streams that should be there and are not.
+    /// Streams that must exist and do not.
     pub missing: Missing,
-    /// Nothing is to be delivered for now.
+    /// Delivery is paused.
     pub is_paused: bool,
-}
-
-/// How far publishing has come, as somebody sees who waits for a transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reached {
-    /// Commit of the transaction that the last entry belongs to.
-    pub commit_lsn: PgLsn,
-    /// Changes of it that are published; 0 as long as it lies before the place that is waited for.
-    pub ordinal: u64,
 }
 
 /// Which of a user's streams do not exist.
@@ -155,21 +133,19 @@ impl Missing {
     }
 }
 
-/// Reads streams and devices' sync states. Cloning shares all of it, as every live stream does.
+/// Reads streams. Cloning shares the connections.
 #[derive(Clone)]
 pub struct Store(Arc<Shared>);
 
 struct Shared {
     connection: SharedConnection,
-    /// For stretches of streams.
+    /// For ranges of streams.
     ranges: Connections,
     keys: Keys,
-    /// What Redis is asked.
     operations: Operations,
-    /// The last entry that anybody was given here.
+    /// The last entry that a reader of this process received.
     furthest: Mutex<StreamId>,
-    /// How long an answer may take.
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl std::fmt::Debug for Store {
@@ -181,10 +157,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// A store whose connection is made when first needed and anew when lost.
-    ///
-    /// # Errors
-    /// When the URL is none of Redis', or a certificate cannot be read.
+    /// A store that connects when it is first used.
     pub fn new(config: &config::Redis) -> Result<Self, Error> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
         let operations = Operations::new("command");
@@ -194,7 +167,7 @@ impl Store {
             keys: Keys::new(&config.prefix),
             furthest: Mutex::new(StreamId::ZERO),
             operations,
-            patience: timeout,
+            timeout,
         })))
     }
 
@@ -203,12 +176,12 @@ impl Store {
         self.0.connection.clone()
     }
 
-    /// What Redis was asked, by the shared connections of this process.
+    /// Counts of commands on the shared connections of this process.
     pub fn operations(&self) -> &Operations {
         &self.0.operations
     }
 
-    /// Makes the connections anew, in case that they lead nowhere, or to a server that nobody writes to any more.
+    /// Replaces the connections, in case that they are half-open, or lead to a server without a writer.
     pub fn renew(&self) {
         self.0.connection.renew();
         self.0.ranges.renew();
@@ -219,7 +192,7 @@ impl Store {
         &self.0.keys
     }
 
-    /// Runs commands that may run twice, once more when the connection turns out to be lost: it is made anew in between.
+    /// Runs commands that may run twice: they are repeated when the connection is lost.
     pub(crate) async fn query<T: redis::FromRedisValue>(&self, pipe: &Pipeline) -> Result<T, RedisError> {
         match pipe.query_async(&mut self.connection()).await {
             Err(error) if error.is_io_error() && !error.is_timeout() => pipe.query_async(&mut self.connection()).await,
@@ -227,46 +200,10 @@ impl Store {
         }
     }
 
-    /// [`Store::query`] about one key, of a tenant if any: says what is in its place when it cannot be what we wrote.
-    pub(crate) async fn query_key<T: redis::FromRedisValue>(
-        &self,
-        pipe: &Pipeline,
-        tenant: Option<&str>,
-        key: &str,
-    ) -> Result<T, Error> {
-        let error = match self.query(pipe).await {
-            Err(error) if error.to_string().contains("WRONGTYPE") => error,
-            result => return Ok(result?),
-        };
-        let mut pipe = redis::pipe();
-        pipe.cmd("TYPE").arg(key);
-        match self.query::<(String,)>(&pipe).await {
-            Ok((kind,)) => Err(self.wrong_type(tenant, key, &kind)),
-            Err(_) => Err(error.into()),
-        }
-    }
-
-    /// What is said of a key that holds something else than what we write, and what mends it.
-    pub(crate) fn wrong_type(&self, tenant: Option<&str>, key: &str, kind: &str) -> Error {
-        let keys = &self.0.keys;
-        let fix = match tenant {
-            Some(tenant) if key == keys.meta(tenant) => format!("`posduif tenant resync {tenant} --yes` makes it anew"),
-            Some(tenant) if key != keys.quarantine(tenant) => {
-                format!("`posduif stream rebuild --tenant {tenant} --yes` makes it anew")
-            }
-            _ => format!("`redis-cli -u \"$REDIS_URL\" DEL '{key}'` removes it"),
-        };
-        Error::WrongType {
-            key: key.to_owned(),
-            found: kind.to_owned(),
-            fix,
-        }
-    }
-
     /// The whole checkpoint; `None` before the first epoch.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::NoCheckpoint`] when what is there is none, since somebody else wrote to it.
+    /// [`Error::NoCheckpoint`] also when the checkpoint is malformed.
     pub async fn checkpoint(&self) -> Result<Option<Checkpoint>, Error> {
         let (mut pipe, key) = (redis::pipe(), self.0.keys.checkpoint());
         pipe.hgetall(&key);
@@ -274,10 +211,7 @@ impl Store {
         Checkpoint::parse(&fields).map_err(|_| Error::NoCheckpoint)
     }
 
-    /// What the checkpoint says to readers.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The part of the checkpoint that readers need.
     pub async fn view(&self) -> Result<View, Error> {
         let mut pipe = redis::pipe();
         checkpoint_command(&mut pipe, &self.0.keys);
@@ -286,44 +220,21 @@ impl Store {
         parse_view(&fields)
     }
 
-    /// Asks for a sign of life, no longer than `redis.response_timeout_seconds`.
-    ///
-    /// # Errors
-    /// When Redis gives none.
+    /// Sends `PING`, with `redis.response_timeout_seconds` as the timeout.
     pub async fn check(&self) -> Result<(), Error> {
         let mut pipe = redis::pipe();
         pipe.cmd("PING").ignore();
-        match tokio::time::timeout(self.0.patience, self.query::<()>(&pipe)).await {
-            Ok(answer) => Ok(answer?),
+        match tokio::time::timeout(self.0.timeout, self.query::<()>(&pipe)).await {
+            Ok(result) => Ok(result?),
             Err(_) => Err(std::io::Error::new(
                 std::io::ErrorKind::TimedOut,
-                format!("no answer within {} s", self.0.patience.as_secs()),
+                format!("no reply within {} s", self.0.timeout.as_secs()),
             )
             .into()),
         }
     }
 
-    /// The server's version and how many bytes it uses.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn server(&self) -> Result<(String, u64), Error> {
-        let mut pipe = redis::pipe();
-        pipe.cmd("INFO").arg("server").cmd("INFO").arg("memory");
-        let (server, memory): (String, String) = self.query(&pipe).await?;
-        let field = |text: &str, name: &str| {
-            let mut fields = text.lines().filter_map(|line| line.trim().split_once(':'));
-            fields.find_map(|(found, value)| (found == name).then(|| value.to_owned()))
-        };
-        let version = field(&server, "redis_version").unwrap_or_default();
-        let used = field(&memory, "used_memory").and_then(|used| used.parse().ok());
-        Ok((version, used.unwrap_or_default()))
-    }
-
     /// Streams that take no entries, each with the cause.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn stopped(&self) -> Result<std::collections::BTreeMap<String, String>, Error> {
         let (mut pipe, key) = (redis::pipe(), self.0.keys.stopped());
         pipe.hgetall(&key);
@@ -331,91 +242,17 @@ impl Store {
         Ok(stopped)
     }
 
-    /// Waits until all up to a place in the log is published. Each look at the checkpoint is told to `seen`.
-    ///
-    /// # Errors
-    /// See [`Error`]; [`Error::NotPublished`] when that takes longer than `patience` without any progress.
-    pub async fn published(
-        &self,
-        place: PgLsn,
-        patience: Duration,
-        mut seen: impl FnMut(Reached),
-    ) -> Result<(), Error> {
-        let mut last = None;
-        let mut deadline = tokio::time::Instant::now() + patience;
-        loop {
-            let mut pipe = redis::pipe();
-            pipe.hmget(self.0.keys.checkpoint(), &["end_lsn", "base", "position"]);
-            let (fields,): (Vec<Option<String>>,) = self.query(&pipe).await?;
-            let field = |index: usize| fields.get(index).and_then(Option::as_deref);
-            let end = field(0).and_then(|end| end.parse::<PgLsn>().ok());
-            // Later: its EXEC is then over too.
-            if end.is_some_and(|end| end > place) {
-                return Ok(());
-            }
-            let base = field(1).and_then(|base| base.parse::<u64>().ok());
-            let position = field(2).and_then(|position| position.parse::<StreamId>().ok());
-            if let (Some(base), Some(position)) = (base, position) {
-                let commit_lsn = PgLsn::from(position.ms.saturating_sub(base));
-                seen(Reached {
-                    commit_lsn,
-                    // A commit's record begins where its last message ends.
-                    ordinal: if commit_lsn >= place { position.seq } else { 0 },
-                });
-            }
-            // Inside of a large transaction it is the position alone that moves.
-            let now = tokio::time::Instant::now();
-            if last.replace(position) != Some(position) {
-                deadline = now + patience;
-            } else if now > deadline {
-                return Err(Error::NotPublished);
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    /// How far publishing is.
+    pub async fn published(&self) -> Result<Published, Error> {
+        let mut pipe = redis::pipe();
+        pipe.hmget(self.0.keys.checkpoint(), &Published::FIELDS);
+        let (values,): (Vec<Option<String>>,) = self.query(&pipe).await?;
+        Ok(Published::parse(&values))
     }
 
-    /// Waits until all up to a place in the log is published, then removes every key of a tenant that has been dropped.
-    /// Gives their number, which `removed` is told as it grows.
-    ///
-    /// # Errors
-    /// See [`Error`]; also when nothing is published within `patience`.
-    pub async fn remove_tenant(
-        &self,
-        tenant: &str,
-        dropped: PgLsn,
-        patience: Duration,
-        mut removed: impl FnMut(u64),
-    ) -> Result<u64, Error> {
-        self.published(dropped, patience, |_| {}).await?;
-        let pattern = self.0.keys.of_tenant(tenant);
-        let (mut count, mut cursor) = (0, 0_u64);
-        loop {
-            let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
-                .arg(cursor)
-                .arg(&["MATCH", &pattern, "COUNT", "1000"])
-                .query_async(&mut self.connection())
-                .await?;
-            if !keys.is_empty() {
-                let unlinked: u64 = redis::cmd("UNLINK")
-                    .arg(keys)
-                    .query_async(&mut self.connection())
-                    .await?;
-                count += unlinked;
-                removed(count);
-            }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(count);
-            }
-        }
-    }
-
-    /// What follows a place, up to about this many entries, but no more than 1,000 of each stream at once. All of them
-    /// are in memory together, so who cannot tell how large they are asks for few.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn read(&self, tenant: &str, user: Uuid, place: Place, limit: usize) -> Result<Read, Error> {
+    /// The entries behind a position, up to about `limit`, but no more than 1,000 of each stream. All of them are in
+    /// memory together, so a caller that does not know their size passes a small limit.
+    pub async fn read(&self, tenant: &str, user: Uuid, place: ReadPosition, limit: usize) -> Result<Read, Error> {
         let (inbox, shared) = (self.0.keys.inbox(tenant, &user.to_string()), self.0.keys.shared(tenant));
         let (meta, checkpoint) = (self.0.keys.meta(tenant), self.0.keys.checkpoint());
         let stopped = self.0.keys.stopped();
@@ -423,19 +260,14 @@ impl Store {
         let names = [Target::Inbox(name.clone(), user), Target::Shared(name)].map(|target| target.name());
         let count = limit.clamp(1, READ_MAX);
         let (from, count_text) = (place.position.next().to_string(), count.to_string());
+        let [generation, state, trim_shared, trim_inbox] = meta::fields_of_reader(user);
+        let [epoch, base, position, published] = View::FIELDS;
         let commands: [&[&str]; 6] = [
             &["XRANGE", &inbox, &from, "+", "COUNT", &count_text],
             &["XRANGE", &shared, &from, "+", "COUNT", &count_text],
             &["EXISTS", &inbox, &shared],
-            &[
-                "HMGET",
-                &meta,
-                "generation",
-                &Keys::trim_inbox_field(user),
-                "trim:shared",
-                "state",
-            ],
-            &["HMGET", &checkpoint, VIEW[0], VIEW[1], VIEW[2], VIEW[3]],
+            &["HMGET", &meta, &generation, &state, &trim_shared, &trim_inbox],
+            &["HMGET", &checkpoint, epoch, base, position, published],
             &["HMGET", &stopped, &names[0], &names[1]],
         ];
         let reply = self.transact(&commands).await?;
@@ -446,47 +278,40 @@ impl Store {
         let (meta, checkpoint, stopped) = (replies.texts()?, replies.texts()?, replies.texts()?);
 
         let view = parse_view(&checkpoint)?;
-        let meta = |index: usize| meta.get(index).and_then(Option::as_deref);
-        if meta(3) == Some(PAUSED) {
+        let meta = Meta::parse(meta);
+        if meta.is_paused {
             return Err(Error::Paused);
         }
-        let generation: Option<i64> = meta(0).and_then(|text| text.parse().ok());
-        // Entries below a trim point are gone; those at it are there.
-        let is_trimmed = [meta(1), meta(2)].into_iter().flatten().any(|text| {
-            text.parse::<StreamId>()
-                .map_or(true, |first_kept| place.position.next() < first_kept)
-        });
-        if view.epoch != place.epoch || generation != Some(place.generation) || existing != 2 || is_trimmed {
+        let is_known = view.epoch == place.epoch && meta.generation == Some(place.generation);
+        if !is_known || existing != 2 || meta.is_trimmed_after(place.position) {
             return Ok(Read::Broken(view));
         }
         let read = merge(mine, common, count, place.position, view);
         if let Read::Slice(slice) = &read {
             let Some(last) = slice.entries.last() else {
-                return match stopped.iter().any(Option::is_some) {
-                    true => Err(Error::Stopped),
-                    false => Ok(read),
+                return if stopped.iter().any(Option::is_some) {
+                    Err(Error::Stopped)
+                } else {
+                    Ok(read)
                 };
             };
-            let mut furthest = self.0.furthest.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut furthest = self.0.furthest.lock();
             *furthest = last.id.max(*furthest);
         }
         Ok(read)
     }
 
-    /// The last entry that anybody was given here: what is remembered must not be older.
+    /// The last entry that a reader of this process received: cached rows must not be older.
     pub fn furthest(&self) -> StreamId {
-        *self.0.furthest.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.furthest.lock()
     }
 
-    /// History begins anew, and may count from lower.
+    /// Forgets it: IDs of the next epoch may be lower.
     pub fn forget_furthest(&self) {
-        *self.0.furthest.lock().unwrap_or_else(PoisonError::into_inner) = StreamId::ZERO;
+        *self.0.furthest.lock() = StreamId::ZERO;
     }
 
-    /// A stretch of a user's inbox as it is now, from behind `after` up to and with `until`; up to so many entries.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The entries of a user's inbox behind `after` up to and including `until`, at most `count`.
     pub async fn inbox(
         &self,
         tenant: &str,
@@ -502,7 +327,7 @@ impl Store {
         Ok(Entry::read_range(&mut transaction(&reply, commands.len())?, &reply)?)
     }
 
-    /// The replies to commands of one moment, as they came.
+    /// Runs commands as one transaction and returns the replies as Redis sent them.
     async fn transact(&self, commands: &[&[&str]]) -> Result<bytes::Bytes, RedisError> {
         let mut encoded = BytesMut::with_capacity(1024);
         resp::command(&mut encoded, &[b"MULTI"]);
@@ -513,13 +338,10 @@ impl Store {
                 .for_each(|argument| resp::argument(&mut encoded, argument.as_bytes()));
         }
         resp::command(&mut encoded, &[b"EXEC"]);
-        self.0.ranges.ask(&encoded, commands.len() + 2).await
+        self.0.ranges.request(&encoded, commands.len() + 2).await
     }
 
-    /// What a snapshot's beginning needs, before the snapshot is taken.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// What a snapshot needs before it is taken.
     pub async fn handoff(&self, tenant: &str, user: Uuid) -> Result<Handoff, Error> {
         let mut pipe = redis::pipe();
         pipe.atomic();
@@ -527,43 +349,35 @@ impl Store {
         pipe.cmd("EXISTS").arg(self.0.keys.shared(tenant));
         pipe.cmd("HMGET")
             .arg(self.0.keys.meta(tenant))
-            .arg(&["generation", "state"]);
+            .arg(&[meta::GENERATION, meta::STATE]);
         pipe.cmd("HGETALL").arg(self.0.keys.window());
         checkpoint_command(&mut pipe, &self.0.keys);
-        type Meta = (Option<i64>, Option<String>);
-        type Answer = (bool, bool, Meta, HashMap<String, String>, Vec<Option<String>>);
-        let (inbox, shared, (generation, state), window, checkpoint): Answer = self.query(&pipe).await?;
+        type Values = Vec<Option<String>>;
+        type Replies = (bool, bool, Values, HashMap<String, String>, Values);
+        let (inbox, shared, meta, window, checkpoint): Replies = self.query(&pipe).await?;
+        let meta = Meta::parse(meta);
         Ok(Handoff {
             view: parse_view(&checkpoint)?,
-            generation: generation.unwrap_or(0),
+            generation: meta.generation.unwrap_or(0),
             window: window
                 .iter()
                 .filter_map(|(first, runs)| WindowEntry::parse(first, runs))
                 .collect(),
             missing: Missing {
-                tenant: !shared || generation.is_none(),
+                tenant: !shared || meta.generation.is_none(),
                 inbox: !inbox,
             },
-            is_paused: state.as_deref() == Some(PAUSED),
+            is_paused: meta.is_paused,
         })
     }
 }
 
 fn checkpoint_command<'a>(pipe: &'a mut Pipeline, keys: &Keys) -> &'a mut Pipeline {
-    pipe.cmd("HMGET").arg(keys.checkpoint()).arg(&VIEW)
+    pipe.cmd("HMGET").arg(keys.checkpoint()).arg(&View::FIELDS)
 }
 
-fn parse_view(fields: &[Option<String>]) -> Result<View, Error> {
-    fn field<T: std::str::FromStr>(fields: &[Option<String>], index: usize) -> Result<T, Error> {
-        let text = fields.get(index).and_then(Option::as_deref);
-        text.and_then(|text| text.parse().ok()).ok_or(Error::NoCheckpoint)
-    }
-    Ok(View {
-        epoch: field(fields, 0)?,
-        base: field(fields, 1)?,
-        position: field(fields, 2)?,
-        published: field(fields, 3)?,
-    })
+fn parse_view(values: &[Option<String>]) -> Result<View, Error> {
+    View::parse(values).ok_or(Error::NoCheckpoint)
 }
 
 /// Merges two ranges that were each cut at `count` entries.
@@ -574,15 +388,16 @@ fn merge(mine: Vec<Entry>, common: Vec<Entry>, count: usize, after: StreamId, vi
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     };
-    // Behind what is published there can only be somebody else's, and a reader's place there would pass over ours.
+    // Entries behind the published position were not written by the publisher; a reader that moved there would skip
+    // entries that are still to come.
     let horizon = horizon.filter(|horizon| *horizon < view.position);
     let end = horizon.unwrap_or(view.position);
     let mut entries = mine;
     entries.extend(common);
     entries.retain(|entry| entry.id <= end);
-    // Both are sorted. A change that is something else for the user than for all is in both, and the user's own counts.
+    // Both are sorted. A change that differs for the user is in both streams, and the inbox has precedence.
     entries.sort_by_key(|entry| entry.id);
-    if entries.iter().any(|entry| entry.op == Op::Reset) {
+    if entries.iter().any(|entry| entry.op.is_break()) {
         return Read::Broken(view);
     }
     entries.dedup_by_key(|entry| entry.id);

@@ -1,30 +1,24 @@
 //! From pgoutput messages to a batch of commands: decode, number, route, encode. No IO but log lines, and no clock.
 
-use crate::contract::control::{
-    DROPPED_PREFIX, INBOX_PREFIX, RETRY_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX, TRIM_PREFIX,
-};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use postgres_types::PgLsn;
-use uuid::Uuid;
 
 use super::epoch::{Break, Replay};
 use super::heartbeat;
-use crate::config::rule::Operation;
 use crate::contract::checkpoint::{OpenTransaction, TransactionMark};
-use crate::contract::control::Trim;
+use crate::contract::control::{Command, Trim};
 use crate::contract::entry::{EntryBody, Source};
 use crate::contract::keys::Keys;
 use crate::contract::quarantine::QuarantineKind;
-use crate::contract::stream_name::Audience;
 use crate::contract::stream_name::Target;
+use crate::core::operation::Operation;
 use crate::core::position::{Position, StreamId};
-use crate::core::tenant::is_valid_name;
 use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, Tuple};
 use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
-use crate::publish::batch::{Batch, operation_text};
+use crate::publish::batch::Batch;
 use crate::route::outbox::{self, OutboxMessage};
 use crate::route::router::{Delivery, Plan, RouteError, Router, SCHEMA_PREFIX};
 use crate::route::row::{ColumnValue, Row, user_id};
@@ -361,8 +355,7 @@ impl Pipeline {
             Ok(()) => {
                 let changes = Target::Changes(plan.tenant.clone());
                 if !self.stopped.contains(&changes) {
-                    let op = operation_text(row.operation);
-                    self.batch.entry(changes, id, op, None, &self.body);
+                    self.batch.entry(changes, id, row.operation, None, &self.body);
                 }
                 let routed_row = if is_retried { row.as_new() } else { row };
                 let routed = plan.route(&routed_row, &mut deliveries);
@@ -393,8 +386,8 @@ impl Pipeline {
         for delivery in deliveries.iter().filter(|delivery| delivery.stored) {
             let target = Target::of(&plan.tenant, delivery.audience);
             if !self.stopped.contains(&target) {
-                let op = operation_text(delivery.operation);
-                self.batch.entry(target, id, op, Some(delivery.event), &self.body);
+                let (operation, event) = (delivery.operation, Some(delivery.event));
+                self.batch.entry(target, id, operation, event, &self.body);
             }
         }
         if !deliveries.is_empty() {
@@ -423,24 +416,24 @@ impl Pipeline {
         self.body.begin(&source);
         let changes = Target::Changes(plan.tenant.clone());
         if !self.stopped.contains(&changes) {
-            self.batch.entry(changes, id, "truncate", None, &self.body);
+            self.batch.entry(changes, id, Operation::Truncate, None, &self.body);
         }
         if plan.is_routed() {
             // The log does not have the rows and so not their viewers: all users of the tenant take a snapshot.
             let shared = Target::Shared(plan.tenant.clone());
             if !self.stopped.contains(&shared) {
-                self.batch.entry(shared, id, "truncate", Some("reset"), &self.body);
+                self.batch
+                    .entry(shared, id, Operation::Truncate, Some("reset"), &self.body);
             }
-            self.batch
-                .reset_notice(id, &plan.tenant, Audience::Tenant, begin.commit_ts);
+            self.batch.reset_notice(id, &plan.tenant, begin.commit_ts);
         }
         Ok(())
     }
 
     fn message(&mut self, prefix: &str, content: &[u8]) -> Result<(), Error> {
-        if prefix == RETRY_PREFIX {
-            // Also when it is published already: what follows it may not be.
-            let tenant = std::str::from_utf8(content).unwrap_or_default();
+        let command = Command::parse(prefix, content);
+        if let Some(Command::Retry { tenant }) = &command {
+            // Also when the message is published already: the rows behind it may not be.
             self.retried = self.tenants.get(tenant).cloned();
         }
         let (Some(id), begin) = self.next_id()? else {
@@ -455,57 +448,42 @@ impl Pipeline {
             self.outbox_message(id, &begin, prefix, event, content);
             return Ok(());
         }
-        // What is the server's own names a tenant first.
-        let mut words = std::str::from_utf8(content).unwrap_or_default().split(' ');
-        let Some(name) = words.next().filter(|name| is_valid_name(name)) else {
-            return Ok(());
-        };
-        match prefix {
-            TENANT_PREFIX => {
-                let generation = words.next().map_or(Ok(1), str::parse::<i64>);
-                let state = words.next().unwrap_or(crate::core::tenant::ACTIVE);
-                if let Ok(generation) = generation {
-                    self.begin_tenant(id, &begin, name, generation, state);
-                }
-            }
-            STATE_PREFIX => {
-                let state = words.next().unwrap_or(crate::core::tenant::ACTIVE);
-                let is_paused = state == crate::core::tenant::PAUSED;
-                let event = if is_paused { "tenant_paused" } else { "tenant_resumed" };
-                self.batch.set_state(name, state);
-                self.batch
-                    .tenant_notice(id, name, event, Audience::Tenant, begin.commit_ts);
-            }
-            DROPPED_PREFIX => self.end_tenant(id, &begin, name),
-            INBOX_PREFIX => {
-                if let Some(Ok(user)) = words.next().map(str::parse::<Uuid>) {
-                    self.batch
-                        .create_stream(Target::Inbox(name.into(), user), id, begin.commit_ts);
-                }
-            }
-            STREAM_PREFIX => {
-                if let Some(target) = self.named_stream(name, words.next()) {
-                    let is_gone = words.next() == Some("gone");
-                    self.renew_stream(&target, (!is_gone).then_some((id, begin.commit_ts)));
-                }
-            }
-            TRIM_PREFIX => {
-                if let Some(target) = self.named_stream(name, words.next())
-                    && let Some(Ok(min_id)) = words.next().map(str::parse::<StreamId>)
-                {
-                    // What is not published yet must not be hidden from its readers.
-                    let min_id = min_id.min(id);
-                    self.batch.trim(&Trim { target, min_id });
-                }
-            }
-            _ => {}
+        if let Some(command) = command {
+            self.execute(command, id, &begin);
         }
         Ok(())
     }
 
-    /// A stream of a tenant that there is.
-    fn named_stream(&self, tenant: &str, stream: Option<&str>) -> Option<Target> {
-        Target::within(self.tenants.get(tenant)?, stream?)
+    /// Executes a control message.
+    fn execute(&mut self, command: Command, id: StreamId, begin: &Begin) {
+        let commit_ts = begin.commit_ts;
+        match command {
+            Command::CreateTenant {
+                tenant,
+                generation,
+                is_paused,
+            } => self.begin_tenant(id, begin, &tenant, generation, is_paused),
+            Command::SetState { tenant, is_paused } => {
+                let event = if is_paused { "tenant_paused" } else { "tenant_resumed" };
+                self.batch.set_state(&tenant, is_paused);
+                self.batch.tenant_notice(id, &tenant, event, commit_ts);
+            }
+            Command::DropTenant { tenant } => self.end_tenant(id, begin, &tenant),
+            Command::CreateInbox { tenant, user } => {
+                self.batch.create_stream(Target::Inbox(tenant, user), id, commit_ts);
+            }
+            Command::RecreateStream(target) if self.tenants.contains(target.tenant()) => {
+                self.renew_stream(&target, Some((id, commit_ts)));
+            }
+            Command::RemoveStream(target) if self.tenants.contains(target.tenant()) => self.renew_stream(&target, None),
+            Command::Trim(Trim { target, min_id }) if self.tenants.contains(target.tenant()) => {
+                // An entry that is not published yet must not be hidden from its readers.
+                let min_id = min_id.min(id);
+                self.batch.trim(&Trim { target, min_id });
+            }
+            // Streams of a tenant that does not exist, and `Retry`, which takes effect before it is published.
+            Command::RecreateStream(_) | Command::RemoveStream(_) | Command::Trim(_) | Command::Retry { .. } => {}
+        }
     }
 
     /// Removes the key of a stream, whatever its type, and creates the stream again when a position and time are given.
@@ -520,7 +498,7 @@ impl Pipeline {
     }
 
     /// Creates a tenant's streams, or resets them.
-    fn begin_tenant(&mut self, id: StreamId, begin: &Begin, name: &str, generation: i64, state: &str) {
+    fn begin_tenant(&mut self, id: StreamId, begin: &Begin, name: &str, generation: i64, is_paused: bool) {
         let tenant: Arc<str> = name.into();
         // The key of a stopped stream may be of the wrong type, which would also refuse the creation.
         let stopped: Vec<Target> = self.stopped.extract_if(|target| *target.tenant() == tenant).collect();
@@ -533,8 +511,8 @@ impl Pipeline {
         for target in own.clone().into_iter().chain(inboxes) {
             self.batch.create_stream(target, id, begin.commit_ts);
         }
-        self.batch.reset_meta(name, generation, state);
-        self.batch.reset_notice(id, name, Audience::Tenant, begin.commit_ts);
+        self.batch.reset_meta(name, generation, is_paused);
+        self.batch.reset_notice(id, name, begin.commit_ts);
         if self.tenants.insert(tenant) {
             // Tables that were described before their tenant existed.
             for table in self.tables.values_mut().filter(|table| table.plan.is_none()) {
@@ -556,8 +534,7 @@ impl Pipeline {
             self.batch.remove_stream(&target);
         }
         // The access of connected devices is revoked.
-        self.batch
-            .tenant_notice(id, name, "device_changed", Audience::Tenant, begin.commit_ts);
+        self.batch.tenant_notice(id, name, "device_changed", begin.commit_ts);
         self.tenants.remove(&tenant);
     }
 
@@ -588,21 +565,21 @@ impl Pipeline {
                 self.counts.quarantined += 1;
                 tracing::warn!(tenant = &*tenant, %id, cause = %undeliverable, "outbox message quarantined");
                 self.body
-                    .field("content", &content[..content.len().min(outbox::CONTENT_BYTES_MAX)]);
+                    .content(&content[..content.len().min(outbox::CONTENT_BYTES_MAX)]);
                 let cause = undeliverable.to_string();
                 self.batch
                     .quarantine(&tenant, Some(id), (QuarantineKind::Message, &cause), Some(&self.body));
                 return;
             }
         };
-        self.body.field("row", message.data.as_bytes());
+        self.body.row(message.data.as_bytes());
         let changes = Target::Changes(tenant.clone());
         let targets = message.to.iter().map(|audience| Target::of(&tenant, *audience));
         for (target, event) in
             std::iter::once((changes, None)).chain(targets.map(|target| (target, Some(message.event))))
         {
             if !self.stopped.contains(&target) {
-                self.batch.entry(target, id, "message", event, &self.body);
+                self.batch.entry(target, id, Operation::Message, event, &self.body);
             }
         }
         self.batch.outbox_notice(id, &source, &message);
@@ -624,7 +601,7 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
         let old = row.old_row();
         json.clear();
         write_object(relation, new, |column| whole_old_cell(old, column), json)?;
-        body.field("row", json);
+        body.row(json);
         json.clear();
         for (index, (column, cell)) in relation.columns.iter().zip(new).enumerate() {
             if *cell == Cell::Unchanged && whole_old_cell(old, index).is_none() {
@@ -634,14 +611,14 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
         }
         if !json.is_empty() {
             json.push(b']');
-            body.field("unchanged", json);
+            body.unchanged(json);
         }
     }
     match row.old_row() {
         Some(Old::Full(old)) => {
             json.clear();
             write_object(relation, old, |_| None, json)?;
-            body.field("old", json);
+            body.old(json);
         }
         Some(Old::Key(old)) => {
             // Columns outside the key are NULL here, whatever their value.
@@ -653,7 +630,7 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
                 .collect();
             json.clear();
             write_object(relation, &key, |_| None, json)?;
-            body.field("old", json);
+            body.old(json);
         }
         None => {}
     }

@@ -26,7 +26,7 @@ use crate::contract::keys::Keys;
 use crate::contract::stream_name::Target;
 use crate::core::position::{EpochId, StreamId};
 use crate::core::snapshot::Snapshot;
-use crate::core::tenant::Tenant;
+use crate::core::tenant::{PAUSED, Tenant};
 use crate::net;
 use crate::postgres::{self, Database, sql};
 use crate::publish::batch::Batch;
@@ -298,7 +298,7 @@ async fn begin_epoch(
         let (name, state): (String, String) = (row.try_get("name")?, row.try_get("state")?);
         let Some(tenant) = Tenant::named(&name) else { continue };
         let mut batch = Batch::new(keys.clone());
-        batch.reset_meta(&name, row.try_get("generation")?, &state);
+        batch.reset_meta(&name, row.try_get("generation")?, state == PAUSED);
         reset_streams(database, &mut guard, &keys, &tenant, position, batch).await?;
     }
     let mut batch = Batch::new(keys);

@@ -16,11 +16,14 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::contract::control::Trim;
+use crate::contract::device_state::{self, TRIM_FIELDS};
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::postgres::tenants;
 use crate::postgres::{self, Database, sql};
+use crate::redis::entries;
+use crate::redis::error::is_wrong_type;
 use crate::redis::store::Store;
 
 /// Users per query.
@@ -113,7 +116,7 @@ async fn round_of(
 /// Logs a key that holds no stream; other errors are returned.
 fn skip_wrong_type(store: &Store, target: &Target, error: anyhow::Error) -> Result<()> {
     let refusal = error.downcast_ref::<redis::RedisError>();
-    if refusal.and_then(redis::RedisError::code) != Some("WRONGTYPE") {
+    if !refusal.is_some_and(is_wrong_type) {
         return Err(error);
     }
     tracing::warn!(
@@ -164,13 +167,13 @@ async fn inbox(
     }
     let mut pipe = redis::pipe();
     for device in devices {
-        pipe.hmget(store.keys().device(tenant, device), &["settled", "ack"]);
+        pipe.hmget(store.keys().device(tenant, device), &TRIM_FIELDS);
     }
     let positions: Vec<Vec<Option<String>>> = pipe.query_async(&mut store.connection()).await?;
     // A device that never acknowledged will take a snapshot and needs no entries.
     let Some(slowest) = positions
         .iter()
-        .filter_map(|positions| positions.iter().flatten().next()?.parse::<StreamId>().ok())
+        .filter_map(|values| device_state::trim_point(values))
         .min()
     else {
         return Ok(None);
@@ -188,11 +191,11 @@ async fn inbox(
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .saturating_sub(Duration::from_secs(config.streams.retention_after_ack_seconds))
-        .as_micros();
+        .as_micros() as u64;
     let last_old = reply
         .ids
         .iter()
-        .take_while(|entry| entry.get::<u64>("ts").is_none_or(|ts| u128::from(ts) < keep_from))
+        .take_while(|entry| entries::commit_ts(entry).is_none_or(|ts| ts.cast_unsigned() < keep_from))
         .filter_map(|entry| entry.id.parse::<StreamId>().ok())
         .last();
     Ok(last_old.map(|id| Trim {

@@ -3,8 +3,8 @@
 
 use super::router::Delivery;
 use super::row::{ColumnValue, NotAUserId, Row, user_id};
-use crate::config::rule::Operation;
 use crate::contract::stream_name::Audience;
+use crate::core::operation::Operation;
 use crate::decode::relation::Relation;
 
 /// Indexes of the columns of a tenant's `messages`.
@@ -43,6 +43,8 @@ impl Columns {
             Operation::Delete if row.before(self.deleted_at).is_set() => Ok(()),
             Operation::Insert => self.appear(row, out),
             Operation::Delete => self.disappear(row, out),
+            // No operations of a row.
+            Operation::Truncate | Operation::Reset | Operation::Message | Operation::Other => Ok(()),
             Operation::Update => {
                 let was_deleted = row.before(self.deleted_at).is_set();
                 let is_deleted = row.after(self.deleted_at).is_set();

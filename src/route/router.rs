@@ -6,8 +6,10 @@ use uuid::Uuid;
 
 use super::messages;
 use super::row::{ColumnValue, NotAUserId, Row, user_id};
-use crate::config::rule::{ENCRYPTED_STATES, Operation, Rule, TENANT};
+use crate::config::rule::{ENCRYPTED_STATES, Rule, TENANT};
+use crate::contract::entry::live_columns;
 use crate::contract::stream_name::Audience;
+use crate::core::operation::Operation;
 use crate::decode::relation::Relation;
 
 /// A tenant's schema is this prefix and its name.
@@ -108,7 +110,7 @@ impl Router {
                 .column("id")
                 .or_else(|| relation.columns.iter().position(|column| column.is_key)),
             creation_column: None,
-            live_columns: Rule::live_columns(&relation.table)
+            live_columns: live_columns(&relation.table)
                 .iter()
                 .filter_map(|column| relation.column(column))
                 .collect(),

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::config::rule::Operation;
+use crate::core::operation::Operation;
 use crate::decode::pgoutput::{Cell, Old, Tuple};
 
 /// A column's value, as far as the log has it.

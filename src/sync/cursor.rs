@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use crate::core::position::{EpochId, StreamId};
-use crate::redis::store::Place;
+use crate::redis::store::ReadPosition;
 
 /// Incremented when the layout changes; older cursors are refused and their devices get a snapshot.
 const VERSION: u8 = 1;
@@ -42,7 +42,7 @@ pub struct PageStart {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     /// Where the stream continues, after the snapshot if there is one.
-    pub place: Place,
+    pub place: ReadPosition,
     /// The snapshot's next page.
     pub page: Option<PageStart>,
 }
@@ -169,7 +169,7 @@ impl CursorKey {
             None
         };
         Ok(Cursor {
-            place: Place {
+            place: ReadPosition {
                 epoch: EpochId(number(2)?),
                 generation: number(10)?.cast_signed(),
                 position: StreamId {
@@ -191,7 +191,7 @@ mod tests {
         let page = proptest::option::of((any::<u8>(), any::<i64>(), ".{0,40}"));
         (any::<u64>(), any::<i64>(), any::<u64>(), any::<u64>(), page).prop_map(|(epoch, generation, ms, seq, page)| {
             Cursor {
-                place: Place {
+                place: ReadPosition {
                     epoch: EpochId(epoch),
                     generation,
                     position: StreamId { ms, seq },

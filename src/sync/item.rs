@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use bytes::{BufMut as _, BytesMut};
 
-use crate::contract::entry::{Entry, Op, Text};
+use crate::contract::entry::{Entry, Text};
 use crate::contract::json::members;
+use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 
 /// A changed row of a table without a list of its own, or a deleted row.
@@ -82,7 +83,7 @@ pub struct Version {
 
 impl Version {
     fn is_deletion(&self) -> bool {
-        matches!(&self.item, Some(Item::Change(change)) if change.op == Op::Delete.as_str())
+        matches!(&self.item, Some(Item::Change(change)) if change.op == Operation::Delete.as_str())
     }
 }
 
@@ -91,7 +92,7 @@ pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
     let mut memory = BytesMut::new();
     entries.into_iter().map(move |entry| {
         let place = entry.id;
-        if matches!(entry.op, Op::Reset | Op::Other) {
+        if entry.op.is_break() || entry.op == Operation::Other {
             return Version {
                 place,
                 row: None,
@@ -101,12 +102,12 @@ pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
         }
         let (id, former) = match entry.op {
             // The reader has the row under its former id.
-            Op::Delete => (entry.former_id().or_else(|| entry.row_id()), None),
-            Op::Update => (entry.row_id(), entry.former_id()),
+            Operation::Delete => (entry.former_id().or_else(|| entry.row_id()), None),
+            Operation::Update => (entry.row_id(), entry.former_id()),
             _ => (entry.row_id(), None),
         };
         let former = former.map(|id| Box::new((entry.table.clone(), id)));
-        let row = entry.row.filter(|_| entry.op != Op::Delete);
+        let row = entry.row.filter(|_| entry.op != Operation::Delete);
         let shown = row.as_ref().and_then(|row| match entry.table.as_bytes() {
             b"messages" => project(row, &MESSAGE, &mut memory).map(Item::Message),
             b"users" => project(row, &USER, &mut memory).map(Item::User),
@@ -168,7 +169,7 @@ pub fn newest(versions: Vec<Version>) -> Vec<Item> {
             let (table, id) = *former;
             items.push(Item::Change(Change {
                 table,
-                op: Op::Delete.as_str(),
+                op: Operation::Delete.as_str(),
                 id: Some(id),
                 row: None,
                 is_partial: false,
@@ -214,7 +215,7 @@ mod tests {
     use super::*;
     use crate::core::position::StreamId;
 
-    fn entry(seq: u64, op: Op, id: &str, content: &str) -> Entry {
+    fn entry(seq: u64, op: Operation, id: &str, content: &str) -> Entry {
         let row = format!(
             r#"{{"id":"{id}","sender_id":"s","recipient_id":"r","content":"{content}","status":"pending_sync","version":1,"created_at":"c","updated_at":"u","synced_at":null,"read_at":null,"deleted_at":null,"device_id":"x"}}"#
         );
@@ -254,10 +255,10 @@ mod tests {
     #[test]
     fn newest_version_is_kept_at_its_place() {
         let items = collapse(vec![
-            entry(1, Op::Insert, "a", "1"),
-            entry(2, Op::Insert, "b", "1"),
-            entry(3, Op::Update, "a", "2"),
-            entry(4, Op::Delete, "b", "1"),
+            entry(1, Operation::Insert, "a", "1"),
+            entry(2, Operation::Insert, "b", "1"),
+            entry(3, Operation::Update, "a", "2"),
+            entry(4, Operation::Delete, "b", "1"),
         ]);
         assert_eq!(show(&items), ["a=2", "delete-b"]);
     }
@@ -265,15 +266,18 @@ mod tests {
     #[test]
     fn versions_end_before_a_deleted_row_returns() {
         let entries = vec![
-            entry(1, Op::Insert, "a", "1"),
-            entry(2, Op::Delete, "a", "1"),
-            entry(3, Op::Insert, "b", "1"),
-            entry(4, Op::Insert, "a", "again"),
+            entry(1, Operation::Insert, "a", "1"),
+            entry(2, Operation::Delete, "a", "1"),
+            entry(3, Operation::Insert, "b", "1"),
+            entry(4, Operation::Insert, "a", "again"),
         ];
         let mut cut: Vec<Version> = versions(entries).collect();
         assert!(end_before_return(&mut cut));
         assert_eq!(show(&newest(cut)), ["delete-a", "b=1"]);
-        let entries = vec![entry(1, Op::Update, "a", "1"), entry(2, Op::Delete, "a", "1")];
+        let entries = vec![
+            entry(1, Operation::Update, "a", "1"),
+            entry(2, Operation::Delete, "a", "1"),
+        ];
         let mut whole: Vec<Version> = versions(entries).collect();
         assert!(!end_before_return(&mut whole));
         assert_eq!(whole.len(), 2);
@@ -282,21 +286,21 @@ mod tests {
     #[test]
     fn renamed_row_is_deleted_under_its_former_id_unless_reused() {
         let renamed = |seq, from: &str, to: &str| Entry {
-            old: entry(0, Op::Insert, from, "").row,
-            ..entry(seq, Op::Update, to, "1")
+            old: entry(0, Operation::Insert, from, "").row,
+            ..entry(seq, Operation::Update, to, "1")
         };
-        let items = collapse(vec![entry(1, Op::Insert, "a", "1"), renamed(2, "a", "b")]);
+        let items = collapse(vec![entry(1, Operation::Insert, "a", "1"), renamed(2, "a", "b")]);
         assert_eq!(show(&items), ["delete-a", "b=1"]);
         assert_eq!(
             show(&collapse(vec![renamed(1, "a", "b"), renamed(2, "b", "c")])),
             ["delete-a", "delete-b", "c=1"]
         );
         let gone = Entry {
-            op: Op::Delete,
+            op: Operation::Delete,
             ..renamed(1, "a", "b")
         };
         assert_eq!(show(&collapse(vec![gone])), ["delete-a"]);
-        let entries = vec![renamed(1, "a", "b"), entry(2, Op::Insert, "a", "2")];
+        let entries = vec![renamed(1, "a", "b"), entry(2, Operation::Insert, "a", "2")];
         let mut cut: Vec<Version> = versions(entries).collect();
         assert!(end_before_return(&mut cut));
         assert_eq!(show(&newest(cut)), ["delete-a", "b=1"]);
@@ -304,16 +308,16 @@ mod tests {
 
     #[test]
     fn deleted_row_has_no_content() {
-        let items = collapse(vec![entry(1, Op::Delete, "a", "secret")]);
+        let items = collapse(vec![entry(1, Operation::Delete, "a", "secret")]);
         assert!(matches!(&items[..], [Item::Change(Change { row: None, .. })]));
     }
 
     #[test]
     fn message_without_a_column_is_a_partial_change() {
-        let mut partial = entry(1, Op::Update, "a", "text");
+        let mut partial = entry(1, Operation::Update, "a", "text");
         partial.row = Some(r#"{"id":"a","status":"synced"}"#.to_owned().into());
         partial.unchanged = Some(r#"["content"]"#.to_owned().into());
-        let items = collapse(vec![partial, entry(2, Op::Insert, "b", "next")]);
+        let items = collapse(vec![partial, entry(2, Operation::Insert, "b", "next")]);
         assert_eq!(show(&items), ["update-a", "b=next"]);
         assert!(matches!(&items[0], Item::Change(Change { is_partial: true, .. })));
     }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::range::{self, Bounds, FIRST_ENTRIES, Range};
 use crate::accounts::devices::DevicePrincipal;
-use crate::redis::store::{Error, Place, Read, Store};
+use crate::redis::store::{Error, Read, ReadPosition, Store};
 
 /// Ranges kept at once, each within the bounds of a batch.
 const RANGES_MAX: usize = 8;
@@ -25,7 +25,7 @@ const LIFETIME: Duration = Duration::from_secs(2);
 type Key = (String, String);
 
 /// The start and the bounds of a range, and its receiver.
-type Entry = (Place, Bounds, Prefetched);
+type Entry = (ReadPosition, Bounds, Prefetched);
 
 /// A range that is being gathered.
 pub type Prefetched = oneshot::Receiver<Result<Option<Range>, Error>>;
@@ -38,7 +38,7 @@ pub struct Prefetch {
 
 impl Prefetch {
     /// Gathers the range that the device will request next, unless too many are kept.
-    pub fn begin(&self, store: &Store, device: &DevicePrincipal, place: Place, bounds: Bounds) {
+    pub fn begin(&self, store: &Store, device: &DevicePrincipal, place: ReadPosition, bounds: Bounds) {
         let (store, tenant, user) = (store.clone(), device.tenant.name.clone(), device.user_id);
         self.keep(key(device), place, bounds, async move {
             let first = store
@@ -51,7 +51,7 @@ impl Prefetch {
     fn keep(
         &self,
         key: Key,
-        place: Place,
+        place: ReadPosition,
         bounds: Bounds,
         gathering: impl Future<Output = Result<Option<Range>, Error>> + Send + 'static,
     ) {
@@ -76,7 +76,7 @@ impl Prefetch {
     }
 
     /// Takes the device's range if it has this start and these bounds.
-    pub fn take(&self, device: &DevicePrincipal, place: Place, bounds: Bounds) -> Option<Prefetched> {
+    pub fn take(&self, device: &DevicePrincipal, place: ReadPosition, bounds: Bounds) -> Option<Prefetched> {
         let (start, within, range) = self.ranges.lock().remove(&key(device))?;
         ((start, within) == (place, bounds)).then_some(range)
     }
@@ -105,10 +105,11 @@ mod tests {
 
     use super::*;
     use crate::accounts::users::UserType;
+    use crate::contract::checkpoint::View;
     use crate::core::position::EpochId;
     use crate::core::position::StreamId;
     use crate::core::tenant::Tenant;
-    use crate::redis::store::{Slice, View};
+    use crate::redis::store::Slice;
 
     const BOUNDS: Bounds = Bounds {
         limit: 10,
@@ -132,8 +133,8 @@ mod tests {
         StreamId { ms, seq: 1 }
     }
 
-    fn place(ms: u64) -> Place {
-        Place {
+    fn place(ms: u64) -> ReadPosition {
+        ReadPosition {
             epoch: EpochId(1),
             generation: 0,
             position: id(ms),

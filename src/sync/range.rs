@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::item::{self, Version};
 use crate::contract::entry::Entry;
 use crate::core::position::StreamId;
-use crate::redis::store::{Error, Place, Read, Store};
+use crate::redis::store::{Error, Read, ReadPosition, Store};
 
 /// Entries of the first read, before their size is known.
 pub const FIRST_ENTRIES: usize = 256;
@@ -46,7 +46,7 @@ pub async fn gather(
     store: &Store,
     tenant: &str,
     user: Uuid,
-    mut place: Place,
+    mut place: ReadPosition,
     first: Read,
     bounds: Bounds,
 ) -> Result<Option<Range>, Error> {
@@ -95,12 +95,12 @@ fn end_at_transaction(versions: &mut Vec<Version>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::entry::Op;
+    use crate::core::operation::Operation;
 
     fn versions(ids: &[(u64, u64)]) -> Vec<Version> {
         let entry = |(ms, seq): &(u64, u64)| Entry {
             id: StreamId { ms: *ms, seq: *seq },
-            op: Op::Insert,
+            op: Operation::Insert,
             ..Entry::default()
         };
         item::versions(ids.iter().map(entry).collect()).collect()

@@ -14,16 +14,16 @@ use super::cursor::{ID_BYTES_MAX, PageStart};
 use super::item::{Change, Item};
 use super::tables;
 use crate::config::rule::Rule;
-use crate::contract::control::INBOX_PREFIX;
-use crate::contract::entry::{Op, Text};
+use crate::contract::control::Command;
+use crate::contract::entry::Text;
+use crate::core::operation::Operation;
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature;
 use crate::messages::{Message, Status};
-use crate::postgres::tenants;
-use crate::postgres::{Database, sql};
-use crate::redis::store::{self, Handoff, Place, Store};
+use crate::postgres::{Database, sql, tenants};
+use crate::redis::store::{self, Handoff, ReadPosition, Store};
 
 /// How long to wait for the replicator to create a missing stream.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -92,8 +92,11 @@ pub struct Scope<'a> {
     pub rules: &'a [Rule],
 }
 
-/// Finds the place from which the stream continues after a snapshot that starts now.
-pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Place, Error> {
+/// Finds the place from which the stream goes on behind a snapshot that begins now.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<ReadPosition, Error> {
     let handoff = ensure_streams(database, store, tenant, user).await?;
     if handoff.is_paused {
         return Err(store::Error::Paused.into());
@@ -105,7 +108,7 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
         .ok_or_else(|| feature::Error::Internal("cannot parse pg_current_snapshot()".into()))?;
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
     let position = unseen.map(|entry| entry.first.previous()).min();
-    Ok(Place {
+    Ok(ReadPosition {
         epoch: handoff.view.epoch,
         generation: handoff.generation,
         position: position.map_or(handoff.view.position, |position| position.min(handoff.view.position)),
@@ -124,13 +127,8 @@ pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant,
         tenants::resync(database, &tenant.name).await?;
     }
     if handoff.missing.inbox {
-        let content = format!("{} {user}", tenant.name);
-        database
-            .query(
-                &sql!("postgres/emit_message"),
-                &[(&INBOX_PREFIX, Type::TEXT), (&content, Type::TEXT)],
-            )
-            .await?;
+        let tenant = tenant.name.as_str().into();
+        tenants::send(database, &Command::CreateInbox { tenant, user }).await?;
     }
     let deadline = Instant::now() + CREATE_TIMEOUT;
     while Instant::now() < deadline {
@@ -259,7 +257,7 @@ async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64
     let row = |row: tables::Row| SnapshotRow {
         item: Item::Change(Change {
             table: rule.table.clone().into(),
-            op: Op::Insert.as_str(),
+            op: Operation::Insert.as_str(),
             id: Some(row.id.clone().into()),
             row: Some(row.json),
             is_partial: false,

@@ -12,10 +12,11 @@ use super::cursor::{Cursor, CursorKey, Owner, PageStart};
 use super::incoming::Error;
 use super::snapshot;
 use crate::config::rule::ENCRYPTED_STATES;
-use crate::contract::entry::{Entry, Op};
+use crate::contract::entry::Entry;
+use crate::core::operation::Operation;
 use crate::core::tenant::Tenant;
 use crate::postgres::Database;
-use crate::redis::store::{Place, Read, Store};
+use crate::redis::store::{Read, ReadPosition, Store};
 use crate::state::{self, State};
 
 /// Entries read for one response, those of other tables included.
@@ -121,7 +122,11 @@ struct Found {
 }
 
 /// A page of the current state.
-async fn list(sources: Sources<'_>, request: Request<'_>, resumed: Option<(Place, PageStart)>) -> Result<Found, Error> {
+async fn list(
+    sources: Sources<'_>,
+    request: Request<'_>,
+    resumed: Option<(ReadPosition, PageStart)>,
+) -> Result<Found, Error> {
     let reset = resumed.is_none();
     let (place, mut after) = match resumed {
         Some((place, page)) => (place, Uuid::parse_str(&page.id).unwrap_or(Uuid::nil())),
@@ -185,7 +190,7 @@ fn to_change(state: State) -> Result<StateChange, Error> {
 }
 
 /// What follows a place in the stream; `None` if the streams do not reach back to it.
-async fn changes(sources: Sources<'_>, request: Request<'_>, mut place: Place) -> Result<Option<Found>, Error> {
+async fn changes(sources: Sources<'_>, request: Request<'_>, mut place: ReadPosition) -> Result<Option<Found>, Error> {
     let mut found: Vec<StateChange> = Vec::new();
     let (mut bytes, mut read_entries) = (0, 0);
     let has_more = 'all: loop {
@@ -243,7 +248,7 @@ fn change(entry: &Entry) -> Option<StateChange> {
     let kind = kind(entry.op)?;
     let row = entry.row.as_ref().or(entry.old.as_ref())?;
     let columns: Columns = serde_json::from_slice(row.as_bytes()).ok()?;
-    let is_there = entry.op != Op::Delete;
+    let is_there = entry.op != Operation::Delete;
     Some(StateChange {
         key: columns.key,
         kind,
@@ -257,11 +262,11 @@ fn change(entry: &Entry) -> Option<StateChange> {
 }
 
 /// The kind of an operation; `None` for one that does not change a state.
-pub fn kind(op: Op) -> Option<&'static str> {
+pub fn kind(op: Operation) -> Option<&'static str> {
     match op {
-        Op::Insert => Some("create"),
-        Op::Update => Some("update"),
-        Op::Delete => Some("delete"),
-        Op::Reset | Op::Message | Op::Other => None,
+        Operation::Insert => Some("create"),
+        Operation::Update => Some("update"),
+        Operation::Delete => Some("delete"),
+        Operation::Truncate | Operation::Reset | Operation::Message | Operation::Other => None,
     }
 }

@@ -17,8 +17,9 @@ use uuid::Uuid;
 use super::device_state::{self, Update};
 use super::incoming::Error;
 use crate::accounts::devices::DevicePrincipal;
-use crate::contract::entry::{Entry, Op};
+use crate::contract::entry::Entry;
 use crate::contract::json::members;
+use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::feature;
 use crate::messages::{Messages, Status};
@@ -143,7 +144,7 @@ impl Statuses {
 
 /// The message of an entry, if it is addressed to the user and waits for an acknowledgement.
 fn pending(entry: &Entry, user: Uuid) -> Option<Uuid> {
-    if entry.table.as_bytes() != b"messages" || !matches!(entry.op, Op::Insert | Op::Update) {
+    if entry.table.as_bytes() != b"messages" || !matches!(entry.op, Operation::Insert | Operation::Update) {
         return None;
     }
     let (mut id, mut recipient, mut status) = (None, None, None);

@@ -9,6 +9,7 @@ use chrono::DateTime;
 use crate::admin::doctor::{Check, clock, skew};
 use crate::config;
 use crate::net;
+use crate::redis::info::Info;
 
 /// The oldest version that works.
 const VERSION_MIN: u32 = 7;
@@ -51,11 +52,8 @@ impl Facts {
         let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut connection).await?;
         let there = DateTime::from_timestamp_micros(seconds * 1_000_000 + micros).unwrap_or_default();
         let skew_seconds = skew(there, began);
-        let fields = info.lines().filter_map(|line| line.trim().split_once(':'));
         Ok(Self {
-            info: fields
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect(),
+            info: Info::parse(&info).0,
             settings,
             skew_seconds,
         })

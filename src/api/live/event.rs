@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use crate::config::rule::ENCRYPTED_STATES;
-use crate::contract::entry::Op;
+use crate::core::operation::Operation;
 use crate::live::tail::Notice;
 use crate::sync::states;
 
@@ -87,7 +87,7 @@ impl<'a> Event<'a> {
     /// A change without its row, which the client reads by sync or request.
     pub fn change(notice: &'a Notice) -> Self {
         let name = kind(&notice.event);
-        let data = notice.told(|notice| {
+        let data = notice.rendered(|notice| {
             if notice.table == "messages" {
                 return json!({"type": name, "message_id": notice.row_id}).to_string();
             }
@@ -96,7 +96,7 @@ impl<'a> Event<'a> {
             let columns = notice.data.as_ref().and_then(|text| serde_json::from_str(text).ok());
             match (columns, data.as_object_mut()) {
                 // The content of an outbox message has a field of its own.
-                (Some(content), _) if notice.op == Op::Message => data["data"] = content,
+                (Some(content), _) if notice.op == Operation::Message => data["data"] = content,
                 (Some(Value::Object(columns)), Some(data)) => {
                     data.extend(columns);
                     if notice.table == ENCRYPTED_STATES {

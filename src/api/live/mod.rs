@@ -31,7 +31,7 @@ use crate::live::feed::{Feed, FeedEvent};
 use crate::live::hub::Signals;
 use crate::live::presence;
 use crate::live::tail::Notice;
-use crate::redis::store::Place;
+use crate::redis::store::ReadPosition;
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
 
@@ -333,7 +333,7 @@ impl Live {
     }
 
     /// Sends an event of the feed in the form of its reader.
-    async fn send_feed_event(&mut self, sink: &mut impl EventSink, event: FeedEvent, place: Place) {
+    async fn send_feed_event(&mut self, sink: &mut impl EventSink, event: FeedEvent, place: ReadPosition) {
         let cursor = self.cursor(place);
         match (event, &self.reader) {
             (FeedEvent::DeviceChanged(xid), _) => self.unchecked = Some(xid),
@@ -368,7 +368,7 @@ impl Live {
         sink.send(event);
     }
 
-    fn cursor(&self, place: Place) -> String {
+    fn cursor(&self, place: ReadPosition) -> String {
         let cursor = Cursor { place, page: None };
         let cursors = &self.app.cursors;
         cursors.encode(&self.reader.tenant().name, self.reader.owner(), &cursor)
@@ -483,7 +483,7 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
 }
 
 /// The place to resume from.
-async fn resume_place(app: &App, reader: &Reader, text: &str) -> Result<Place, Error> {
+async fn resume_place(app: &App, reader: &Reader, text: &str) -> Result<ReadPosition, Error> {
     let tenant = &reader.tenant().name;
     let cursor = app
         .cursors

@@ -19,14 +19,16 @@ use uuid::Uuid;
 
 use super::{Global, human};
 use crate::accounts::users;
+use crate::admin::published;
 use crate::admin::streams::{self, Found, Ids, Mark};
 use crate::config::Config;
+use crate::contract::checkpoint::View;
 use crate::contract::stream_name::Target;
 use crate::core::tenant::Tenant;
 use crate::feature;
 use crate::postgres::Database;
 use crate::postgres::tenants;
-use crate::redis::store::{Error, Store, View};
+use crate::redis::store::{Error, Store};
 
 /// How long a command waits for an engine to publish what it has asked for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -148,8 +150,8 @@ impl<'a> Bench<'a> {
     }
 
     /// Waits until what was asked for by way of the log is done.
-    async fn done(&self, place: postgres_types::PgLsn, seen: impl FnMut(crate::redis::store::Reached)) -> Result<()> {
-        self.store.published(place, PATIENCE, seen).await.context(
+    async fn done(&self, place: postgres_types::PgLsn, seen: impl FnMut(published::Reached)) -> Result<()> {
+        published::wait(&self.store, place, PATIENCE, seen).await.context(
             "asked for, and not done yet: it happens as soon as an engine replicates; `posduif status` shows whether \
              one does",
         )

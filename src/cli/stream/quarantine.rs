@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::super::output::{self, outln, printable};
 use super::super::table::print_table;
 use super::{Bench, Tenants, dash, seconds};
-use crate::admin::quarantine::{self, QuarantineEntry, Remedy};
+use crate::admin::quarantine::{self, Remedy};
 use crate::admin::streams::{rfc3339, time_of_micros};
-use crate::contract::quarantine::QuarantineKind;
+use crate::contract::quarantine::{QuarantineEntry, QuarantineKind};
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::postgres::tenants;
@@ -107,8 +107,8 @@ impl Quarantine {
     }
 }
 
-fn table(aside: &QuarantineEntry) -> Option<&String> {
-    aside.fields.get("table").filter(|table| !table.is_empty())
+fn table(aside: &QuarantineEntry) -> Option<&str> {
+    aside.table().filter(|table| !table.is_empty())
 }
 
 /// When it was put aside.
@@ -127,7 +127,7 @@ fn to_json(tenant: &str, aside: &QuarantineEntry) -> Value {
         "table": table(aside),
         "kind": aside.kind.map(QuarantineKind::as_str),
         "cause": aside.cause,
-        "settled_by": remedy_word(&aside.remedy()),
+        "settled_by": remedy_word(&quarantine::remedy(aside)),
     })
 }
 
@@ -209,7 +209,7 @@ async fn show(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<()> {
         ("put aside", time(&aside).map_or_else(|| "-".to_owned(), rfc3339)),
         ("position", dash(aside.position)),
         ("cause", aside.cause.clone()),
-        ("settled by", remedy_text(&aside.remedy())),
+        ("settled by", remedy_text(&quarantine::remedy(&aside))),
     ];
     let fields = aside.fields.iter().map(|(name, value)| (name.as_str(), value.clone()));
     for (name, value) in head.into_iter().chain(fields) {
@@ -238,10 +238,10 @@ fn remedy_text(remedy: &Remedy) -> String {
 async fn remedies(bench: &Bench<'_>, which: &Which) -> Result<Vec<(StreamId, Remedy)>> {
     let mut remedies = Vec::with_capacity(which.ids.len());
     for id in &which.ids {
-        remedies.push((*id, one(bench, &which.tenant, *id).await?.remedy()));
+        remedies.push((*id, quarantine::remedy(&one(bench, &which.tenant, *id).await?)));
     }
     if which.all {
-        let see = |aside: QuarantineEntry| remedies.push((aside.id, aside.remedy()));
+        let see = |aside: QuarantineEntry| remedies.push((aside.id, quarantine::remedy(&aside)));
         quarantine::each(&bench.store, &which.tenant, StreamId::ZERO, see).await?;
     }
     Ok(remedies)
@@ -276,7 +276,7 @@ async fn retry(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy
     // One that was put aside again says what the first one says.
     let (mut again, mut causes) = (Vec::new(), BTreeMap::new());
     let see = |aside: QuarantineEntry| {
-        if let Some(row) = aside.row().filter(|row| rows.contains_key(row)) {
+        if let Some(row) = quarantine::row(&aside).filter(|row| rows.contains_key(row)) {
             again.push(aside.id);
             causes.insert(row, aside.cause);
         }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use chrono::{DateTime, SecondsFormat, Utc};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,7 +16,10 @@ use super::place::Place;
 use super::{Bench, Tenants};
 use crate::admin::streams;
 use crate::admin::tail::{self, Change, Column, Seen};
+use crate::contract::entry::Text;
 use crate::contract::stream_name::Target;
+use crate::core::backoff::Backoff;
+use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::postgres::tenants;
 
@@ -40,8 +44,8 @@ pub(super) struct Tail {
     #[arg(long)]
     table: Vec<String>,
     /// Only these operations, separated by commas
-    #[arg(long, value_enum, value_delimiter = ',')]
-    op: Vec<OpName>,
+    #[arg(long, value_parser = operation(), value_delimiter = ',')]
+    op: Vec<Operation>,
     /// What this user sees (id or name): inbox and shared stream, instead of all changes
     #[arg(long)]
     user: Option<String>,
@@ -56,48 +60,30 @@ pub(super) struct Tail {
     full: bool,
 }
 
-/// What can happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum OpName {
-    Insert,
-    Update,
-    Delete,
-    Truncate,
-    Message,
-    Reset,
-}
-
-impl OpName {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Insert => "insert",
-            Self::Update => "update",
-            Self::Delete => "delete",
-            Self::Truncate => "truncate",
-            Self::Message => "message",
-            Self::Reset => "reset",
-        }
-    }
+/// Reads one of [`Operation::ALL`].
+fn operation() -> impl TypedValueParser<Value = Operation> {
+    PossibleValuesParser::new(Operation::ALL.map(Operation::as_str)).map(|text| Operation::parse(text.as_bytes()))
 }
 
 /// Which changes are shown.
 struct Filter {
     tables: Vec<String>,
-    ops: Vec<OpName>,
+    ops: Vec<Operation>,
     since: Option<DateTime<Utc>>,
 }
 
 impl Filter {
     fn takes(&self, change: &Change) -> bool {
-        let is_of_table = self.tables.is_empty() || self.tables.contains(&change.table);
-        let is_op = self.ops.is_empty() || self.ops.iter().any(|op| op.as_str() == change.op);
+        let is_of_table =
+            self.tables.is_empty() || self.tables.iter().any(|table| table == change.entry.table.as_str());
+        let is_op = self.ops.is_empty() || self.ops.contains(&change.entry.op);
         // Transactions that committed side by side may stand in another order than their times.
-        let is_late = match (self.since, change.time) {
+        let is_late = match (self.since, change.time()) {
             (Some(since), Some(time)) => time >= since,
             _ => true,
         };
         // A break in history matters to whoever looks on, whatever for.
-        (is_of_table || change.op == "reset") && is_op && is_late
+        (is_of_table || change.entry.op == Operation::Reset) && is_op && is_late
     }
 }
 
@@ -189,7 +175,7 @@ impl<'a> Following<'a> {
     }
 
     async fn run(&mut self) -> Result<End> {
-        let mut wait = AWAY.0;
+        let mut backoff = Backoff::new(AWAY.0, AWAY.1);
         let mut is_away = false;
         loop {
             match self.tail.next().await {
@@ -198,7 +184,7 @@ impl<'a> Following<'a> {
                         output::warn_line(format_args!("Redis is back; going on where it was left"));
                         is_away = false;
                     }
-                    wait = AWAY.0;
+                    backoff.reset();
                     if let Some(end) = self.show(seen)? {
                         return Ok(end);
                     }
@@ -208,8 +194,7 @@ impl<'a> Following<'a> {
                         output::warn_line(format_args!("Redis does not answer: {error}; waiting until it is back"));
                         is_away = true;
                     }
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(AWAY.1);
+                    tokio::time::sleep(backoff.next()).await;
                 }
             }
             self.look_for_tenants().await;
@@ -344,47 +329,48 @@ impl Printer {
     }
 
     fn change(&mut self, change: &Change) -> io::Result<()> {
+        let entry = &change.entry;
         if self.json {
             return self.json_line(&Line {
                 tenant: change.target.tenant(),
                 stream: change.target.stream(),
-                id: change.id.to_string(),
-                time: change.time.map(streams::rfc3339),
-                op: &change.op,
-                schema: Some(change.schema.as_str()).filter(|text| !text.is_empty()),
-                table: Some(change.table.as_str()).filter(|text| !text.is_empty()),
+                id: entry.id.to_string(),
+                time: change.time().map(streams::rfc3339),
+                op: entry.op.as_str(),
+                schema: Some(entry.schema.as_str()).filter(|text| !text.is_empty()),
+                table: Some(entry.table.as_str()).filter(|text| !text.is_empty()),
                 row_id: change.row_id(),
-                xid: change.xid,
-                event: change.event.as_deref(),
+                xid: entry.xid,
+                event: entry.event.as_ref().map(Text::as_str),
                 changed: change.columns().iter().map(|column| column.name).collect(),
-                row: change.row.as_deref().and_then(raw),
-                old: change.old.as_deref().and_then(raw),
-                unchanged: change.unchanged.as_deref().and_then(raw),
+                row: entry.row.as_ref().map(Text::as_str).and_then(raw),
+                old: entry.old.as_ref().map(Text::as_str).and_then(raw),
+                unchanged: entry.unchanged.as_ref().map(Text::as_str).and_then(raw),
             });
         }
-        let time = change.time.map_or_else(
+        let time = change.time().map_or_else(
             || "-".to_owned(),
             |time| time.to_rfc3339_opts(SecondsFormat::Millis, true),
         );
         let tenant = change.target.tenant().clone();
         self.width = self.width.max(tenant.len());
         let width = self.width;
-        let op = self.paint(colour(&change.op), &format!("{:<8}", change.op));
+        let op = self.paint(colour(entry.op), &format!("{:<8}", entry.op.as_str()));
         let time = self.paint("2", &time);
         let mut line = format!("{time}  {tenant:<width$}  {op}  ");
-        match (change.op.as_str(), change.row_id()) {
-            ("reset", _) => line.push_str("history begins anew here: readers take a snapshot"),
+        match (entry.op, change.row_id()) {
+            (Operation::Reset, _) => line.push_str("history begins anew here: readers take a snapshot"),
             (_, Some(id)) => {
-                line.push_str(&printable(&change.table));
+                line.push_str(&printable(entry.table.as_str()));
                 line.push(' ');
                 line.push_str(&printable(&id));
             }
-            (_, None) => line.push_str(&printable(&change.table)),
+            (_, None) => line.push_str(&printable(entry.table.as_str())),
         }
-        if let Some(event) = &change.event
-            && change.op != "reset"
+        if let Some(event) = &entry.event
+            && entry.op != Operation::Reset
         {
-            line.push_str(&format!(" ({})", printable(event)));
+            line.push_str(&format!(" ({})", printable(event.as_str())));
         }
         let columns = change.columns();
         let told: Vec<String> = columns
@@ -397,9 +383,9 @@ impl Printer {
             line.push_str("  ");
             line.push_str(&told.join(", "));
         }
-        if let ("message", Some(data)) = (change.op.as_str(), &change.row) {
+        if let (Operation::Message, Some(data)) = (entry.op, &entry.row) {
             line.push_str("  ");
-            line.push_str(&self.value(data));
+            line.push_str(&self.value(data.as_str()));
         }
         writeln!(self.out, "{line}")
     }
@@ -455,13 +441,13 @@ fn is_void(column: &Column<'_>) -> bool {
     matches!((column.old, column.new), (None, Some("null")) | (Some("null"), None))
 }
 
-fn colour(op: &str) -> &'static str {
+fn colour(op: Operation) -> &'static str {
     match op {
-        "insert" => "32",
-        "update" => "33",
-        "delete" | "truncate" => "31",
-        "message" => "36",
-        _ => "35",
+        Operation::Insert => "32",
+        Operation::Update => "33",
+        Operation::Delete | Operation::Truncate => "31",
+        Operation::Message => "36",
+        Operation::Reset | Operation::Other => "35",
     }
 }
 

@@ -12,6 +12,7 @@ use super::show::Named;
 use super::{Bench, dash};
 use crate::admin::groups;
 use crate::admin::streams::{self, Found};
+use crate::contract::control::{self, Command};
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
@@ -91,11 +92,11 @@ impl Trim {
                 losers.text()
             );
         }
-        let trim = crate::contract::control::Trim {
+        let trim = Command::Trim(control::Trim {
             target: target.clone(),
             min_id: first_kept,
-        };
-        let place = tenants::trim(&bench.database, &trim)
+        });
+        let place = tenants::send(&bench.database, &trim)
             .await
             .context("cannot ask for the trim")?;
         bench.done(place, |_| {}).await?;

@@ -12,7 +12,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', text(now), 'LIMIT',
     redis.call('ZADD', DUE, text(now + ARGV[1]), id)
     entries[#entries + 1] = {id, redis.call('HINCRBY', TRIES, id, 1), entry[2]}
   else
-    -- Trimmed before it was told.
+    -- Trimmed before it was sent.
     redis.call('ZREM', DUE, id)
     redis.call('HDEL', TRIES, id)
   end

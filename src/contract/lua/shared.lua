@@ -37,7 +37,7 @@ local function user_of(id)
   return user
 end
 
--- Writes the users that were loaded. Whoever's status is another than before gets the next version.
+-- Writes the users that were loaded. A user whose status changed gets the next version.
 local function save()
   local version
   for _, id in ipairs(order) do

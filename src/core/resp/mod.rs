@@ -1,14 +1,16 @@
 //! RESP2, the Redis wire format: encoding commands and parsing replies.
 //!
-//! The publisher speaks it by itself for three reasons: every reply of a transaction must be seen, the connection must
-//! never reconnect behind our back (that would leave a hole), and at hundreds of thousands of commands a second the
-//! encoding is what the engine spends its time on.
+//! The publisher does not use a client library for three reasons: it must examine every reply of a transaction, the
+//! connection must never reconnect by itself (that would leave a hole), and at hundreds of thousands of commands a second
+//! encoding takes most of the engine's time. Readers of ranges keep a reply in one piece of memory ([`Reader`]).
 
 mod reader;
 
-pub use self::reader::{Extent, Reader, Value, malformed, transaction};
+use std::io;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
+
+pub use self::reader::{Extent, Reader, Value, transaction};
 
 /// Deepest nesting of arrays in a reply; ours have one level.
 const DEPTH_MAX: usize = 4;
@@ -32,10 +34,26 @@ pub enum Reply {
     Array(Vec<Reply>),
 }
 
-/// Bytes that are no RESP2.
+/// Why a reply has no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("reply from Redis is not understood: {0}")]
-pub struct RespError(&'static str);
+pub enum RespError {
+    /// Bytes that are no RESP2, or another reply than expected.
+    #[error("malformed reply from Redis: {0}")]
+    Malformed(&'static str),
+    /// The reply is an error, with this text.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<RespError> for io::Error {
+    fn from(error: RespError) -> Self {
+        let kind = match error {
+            RespError::Malformed(_) => io::ErrorKind::InvalidData,
+            RespError::Refused(_) => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
 
 /// Appends the head of a command with this many arguments.
 pub fn begin(out: &mut BytesMut, arguments: usize) {
@@ -50,9 +68,9 @@ pub fn argument(out: &mut BytesMut, bytes: &[u8]) {
 }
 
 /// Appends one argument that is given in parts.
-pub fn argument_of(out: &mut BytesMut, parts: &[&str]) {
-    header(out, b'$', parts.iter().map(|part| part.len()).sum());
-    parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+pub fn argument_of<P: AsRef<[u8]>>(out: &mut BytesMut, parts: &[P]) {
+    header(out, b'$', parts.iter().map(|part| part.as_ref().len()).sum());
+    parts.iter().for_each(|part| out.extend_from_slice(part.as_ref()));
     out.extend_from_slice(b"\r\n");
 }
 
@@ -71,98 +89,38 @@ fn header(out: &mut BytesMut, tag: u8, number: usize) {
 }
 
 /// Takes one complete reply from the front of a buffer; `Ok(None)` means that more bytes are needed.
-///
-/// # Errors
-/// When the bytes are no RESP2.
 pub fn parse(buffer: &mut BytesMut) -> Result<Option<Reply>, RespError> {
-    // Look for the end first, so that an incomplete reply allocates nothing however often it is looked at.
-    let Some(length) = complete(buffer, 0, 0)? else {
+    // The end is found first, so that an incomplete reply allocates nothing.
+    let mut extent = Extent::new(1);
+    if !extent.advance(buffer)? {
         return Ok(None);
-    };
-    let mut bytes = buffer.split_to(length).freeze();
-    take(&mut bytes).map(Some)
-}
-
-/// Where the reply that begins at `start` ends, if all of it is there.
-fn complete(bytes: &[u8], start: usize, depth: usize) -> Result<Option<usize>, RespError> {
-    if depth > DEPTH_MAX {
-        return Err(RespError("nested too deeply"));
     }
-    let Some(line) = find_line(bytes, start) else {
-        return Ok(None);
-    };
-    let mut end = start + line + 2;
-    let Some((tag, rest)) = bytes[start..start + line].split_first() else {
-        return Err(RespError("empty line"));
-    };
-    match tag {
-        b'+' | b'-' | b':' => Ok(Some(end)),
-        b'$' => match number(rest)? {
-            -1 => Ok(Some(end)),
-            length => {
-                let length = usize::try_from(length).map_err(|_| RespError("negative length"))?;
-                end = end.checked_add(length + 2).ok_or(RespError("length too large"))?;
-                match bytes.get(end - 2..end) {
-                    None => Ok(None),
-                    Some(b"\r\n") => Ok(Some(end)),
-                    // Whoever disagrees about a length disagrees about all that follows.
-                    Some(_) => Err(RespError("a bulk string is longer than it says")),
-                }
-            }
-        },
-        b'*' => match number(rest)? {
-            -1 => Ok(Some(end)),
-            count => {
-                let count = usize::try_from(count).map_err(|_| RespError("negative count"))?;
-                for _ in 0..count {
-                    match complete(bytes, end, depth + 1)? {
-                        Some(next) => end = next,
-                        None => return Ok(None),
-                    }
-                }
-                Ok(Some(end))
-            }
-        },
-        _ => Err(RespError("unknown type")),
-    }
+    let bytes = buffer.split_to(extent.end()).freeze();
+    Reply::read(&mut Reader::new(&bytes), &bytes, 0).map(Some)
 }
 
-/// Length of the line that begins at `start`, without its CR LF.
-fn find_line(bytes: &[u8], start: usize) -> Option<usize> {
-    let rest = bytes.get(start..)?;
-    // Replies' first lines are short; Redis' own error texts stay below 64 KiB.
-    rest.windows(2).position(|pair| pair == b"\r\n")
-}
-
-fn number(digits: &[u8]) -> Result<i64, RespError> {
-    std::str::from_utf8(digits)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or(RespError("not a number"))
-}
-
-/// Takes a reply that is known to be complete.
-fn take(bytes: &mut Bytes) -> Result<Reply, RespError> {
-    let line = find_line(bytes, 0).ok_or(RespError("cut short"))?;
-    let head = bytes.split_to(line);
-    bytes.advance(2);
-    let rest = head.slice(1..);
-    Ok(match head[0] {
-        b'+' if &rest[..] == b"QUEUED" => Reply::Queued,
-        b'+' => Reply::Status(rest),
-        b'-' => Reply::Error(String::from_utf8_lossy(&rest).into_owned()),
-        b':' => Reply::Integer(number(&rest)?),
-        tag => match (tag, usize::try_from(number(&rest)?)) {
-            (_, Err(_)) => Reply::Nil,
-            (b'$', Ok(length)) => {
-                let content = bytes.split_to(length);
-                bytes.advance(2);
-                Reply::Bulk(content)
-            }
+impl Reply {
+    /// Reads one value of a reply that is complete.
+    fn read(reader: &mut Reader<'_>, bytes: &Bytes, depth: usize) -> Result<Self, RespError> {
+        if depth > DEPTH_MAX {
+            return Err(RespError::Malformed("nested too deeply"));
+        }
+        Ok(match reader.next_value() {
+            Ok(Value::Status(b"QUEUED")) => Self::Queued,
+            Ok(Value::Status(text)) => Self::Status(bytes.slice_ref(text)),
+            Ok(Value::Text(text)) => Self::Bulk(bytes.slice_ref(text)),
+            Ok(Value::Integer(number)) => Self::Integer(number),
+            Ok(Value::Nil) => Self::Nil,
             // Each element takes bytes that are there, so the capacity is bounded by what was received.
-            (_, Ok(count)) => Reply::Array((0..count).map(|_| take(bytes)).collect::<Result<_, _>>()?),
-        },
-    })
+            Ok(Value::Array(count)) => Self::Array(
+                (0..count)
+                    .map(|_| Self::read(reader, bytes, depth + 1))
+                    .collect::<Result<_, _>>()?,
+            ),
+            Err(RespError::Refused(text)) => Self::Error(text),
+            Err(error) => return Err(error),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -178,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_of_a_transaction_are_read_one_by_one() {
+    fn transaction_replies_parse_one_by_one() {
         let mut bytes =
             BytesMut::from(&b"+OK\r\n+QUEUED\r\n-OOM not now\r\n*3\r\n$3\r\n1-1\r\n$-1\r\n:7\r\n*-1\r\n"[..]);
         let mut replies = Vec::new();
@@ -199,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_an_error_and_not_a_wait() {
+    fn malformed_bytes_are_an_error_at_once() {
         for bad in [
             "?\r\n",
             "\r\n",
@@ -246,7 +204,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_reply_is_read_the_same_however_the_bytes_are_cut(reply in replies(), cut in any::<prop::sample::Index>()) {
+        fn reply_parses_the_same_however_it_is_cut(reply in replies(), cut in any::<prop::sample::Index>()) {
             let mut bytes = Vec::new();
             encode(&reply, &mut bytes);
             let cut = cut.index(bytes.len());

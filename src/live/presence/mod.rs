@@ -9,11 +9,10 @@
 //! - The statuses of users are folded in Redis by scripts (`store`), so that all nodes see the same.
 //! - [`Presence::watch`] tells a reader of its tenant: first how it is, then what changes. All readers of a tenant share
 //!   the same text, and how much a process tells is bounded (`rooms`).
-//! - When somebody goes, the time is carried to Postgres in bulk (`last_seen`).
+//! - [`Presence::last_seen`] returns when users and devices left, for the task that writes these times to Postgres.
 //!
-//! Without Redis nothing here waits for longer than [`PATIENCE`]; who asks must be able to go on without an answer.
+//! Without Redis nothing here waits for longer than [`TIMEOUT`]; callers must be able to continue without a result.
 
-mod last_seen;
 mod rooms;
 mod store;
 mod streams;
@@ -29,15 +28,14 @@ use self::rooms::Rooms;
 use self::store::{Asked, PresenceStore};
 use self::streams::Streams;
 use crate::config::Config;
-use crate::postgres::Database;
 use crate::telemetry::metrics::Operations;
 
 pub use self::rooms::Watcher;
-pub use self::store::List;
+pub use self::store::{LastSeen, List};
 pub use self::streams::Here;
 
-/// How long Redis may take to answer.
-pub const PATIENCE: Duration = store::PATIENCE;
+/// The timeout of each request to Redis.
+pub const TIMEOUT: Duration = store::TIMEOUT;
 
 /// Redis did not answer, or not in time.
 #[derive(Debug, thiserror::Error)]
@@ -164,13 +162,12 @@ impl Presence {
         })
     }
 
-    /// Holds streams, tells readers and carries times, until `stop`; then this process's streams leave.
-    pub async fn run(self, config: Arc<Config>, database: Database, stop: CancellationToken) {
+    /// Holds streams and notifies readers until `stop`; then this process's streams leave.
+    pub async fn run(self, config: Arc<Config>, stop: CancellationToken) {
         let heartbeat = Duration::from_secs(config.live.heartbeat_seconds);
         tokio::join!(
             self.streams.run(&self.store, heartbeat, &stop),
             self.rooms.run(&self.store, &self.streams, &stop),
-            last_seen::run(&self.store, &database, &config.presence, &stop),
         );
     }
 
@@ -207,6 +204,17 @@ impl Presence {
     /// When Redis does not answer.
     pub async fn of(&self, tenant: &str, users: &[Uuid]) -> Result<List, Error> {
         self.store.list(tenant, Asked::Of(users)).await
+    }
+
+    /// When users and devices of a tenant were last seen, as far as Postgres lacks it, up to so many. Those that were
+    /// written since the last call are not returned again.
+    pub async fn last_seen(&self, tenant: &str, written: &[LastSeen], most: usize) -> Result<Vec<LastSeen>, Error> {
+        self.store.unwritten(tenant, written, most).await
+    }
+
+    /// Claims the interval in which this process writes last seen times to Postgres; false when another has it.
+    pub async fn claim_last_seen(&self, interval: Duration) -> Result<bool, Error> {
+        self.store.claim_last_seen(interval).await
     }
 
     /// The tenant's users who are online or away.

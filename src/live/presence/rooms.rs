@@ -2,16 +2,17 @@
 //!
 //! Each room asks Redis once a tick for what has changed, and its readers share one text. With n users of one tenant who
 //! all come at once, n readers would hear n changes: so changes of a tick are one event, the ticks of a process become
-//! longer the more bytes it has told, and an event that would be too long, or too dear, is replaced by a word that
+//! longer the more bytes it has sent, and an event that would be too long, or too expensive, is replaced by a word that
 //! something has changed: the reader asks for what it needs.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,13 +24,13 @@ use crate::live::presence::store::{Changes, Known, PresenceStore};
 use crate::live::presence::streams::Streams;
 use crate::live::presence::{Entry, Error, Status};
 
-/// Events that a reader may be behind before it begins with the whole anew.
+/// Events that a reader may be behind before it receives the whole state again.
 const BEHIND_MAX: usize = 8;
 
 /// What an event costs beside its bytes, in bytes: a reader is woken and its socket written to.
 const EVENT_BYTES: usize = 256;
 
-/// What a reader is told when it must ask by itself.
+/// What a reader receives when it must request the state itself.
 const TRUNCATED: &str = r#"{"type":"presence","truncated":true}"#;
 
 /// The tenants that have readers here.
@@ -70,7 +71,7 @@ struct State {
     waiting: HashMap<u64, Waker>,
 }
 
-/// What readers have not been told.
+/// What readers have not received.
 #[derive(Debug)]
 enum Pending {
     Changes(BTreeMap<Uuid, (Status, i64)>),
@@ -85,8 +86,8 @@ enum Pending {
 pub struct Watcher {
     room: Arc<Room>,
     number: u64,
-    /// The last event that was told; nothing before the whole was.
-    told: Option<u64>,
+    /// The last event that was sent; `None` before the whole state was.
+    sent: Option<u64>,
 }
 
 impl Watcher {
@@ -99,7 +100,7 @@ impl Watcher {
     /// The same, when there is one.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Arc<str>> {
         let mut state = self.room.lock();
-        let behind = self.told.map(|told| state.newest - told);
+        let behind = self.sent.map(|sent| state.newest - sent);
         if let Some(behind @ 1..) = behind
             && let Ok(behind) = usize::try_from(behind)
             && let Some(event) = state
@@ -108,12 +109,12 @@ impl Watcher {
                 .checked_sub(behind)
                 .and_then(|at| state.events.get(at))
         {
-            self.told = self.told.map(|told| told + 1);
+            self.sent = self.sent.map(|sent| sent + 1);
             return Poll::Ready(event.clone());
         }
-        // Who has not been told the whole, or is too far behind, is told it with all that was told before.
+        // A reader without the whole state, or too far behind, receives it, with all earlier events in it.
         if behind != Some(0) && state.is_known {
-            self.told = Some(state.newest);
+            self.sent = Some(state.newest);
             return Poll::Ready(state.whole());
         }
         state.waiting.insert(self.number, context.waker().clone());
@@ -196,7 +197,7 @@ impl State {
         }
     }
 
-    /// What is to be told, once.
+    /// What is to be sent, once.
     fn news(&mut self) -> Option<Arc<str>> {
         match std::mem::replace(&mut self.pending, Pending::Changes(BTreeMap::new())) {
             Pending::Changes(changes) if changes.is_empty() => None,
@@ -234,7 +235,7 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// What the room knows, for the next question.
@@ -274,7 +275,7 @@ impl Room {
             return true;
         }
         if changes.has_more {
-            // Nobody is told them one by one.
+            // They are not sent one by one.
             state.pending = Pending::TooMany;
             state.known.version = changes.newest;
         }
@@ -316,7 +317,7 @@ impl Rooms {
         Watcher {
             room,
             number,
-            told: None,
+            sent: None,
         }
     }
 
@@ -324,7 +325,7 @@ impl Rooms {
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut was_away = false;
-        // Until then this process has told enough.
+        // Until then this process has sent its share.
         let mut free = Instant::now();
         loop {
             tokio::select! {
@@ -340,7 +341,7 @@ impl Rooms {
                 streams.hold_all().await;
             }
             match self.ask(store, &rooms).await {
-                // Redis has lost what it knew, and gets it back before anybody is told.
+                // Redis lost its state, and receives it again before any reader does.
                 Ok(is_lost) if is_lost && !was_away => {
                     streams.hold_all().await;
                     was_away = self.ask(store, &rooms).await.is_err();
@@ -429,6 +430,6 @@ impl Rooms {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Room>>> {
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rooms.lock()
     }
 }

@@ -1,7 +1,7 @@
 //! Presence as Redis holds it: scripts that each leave the tenant's keys whole.
 //!
 //! Statuses are folded where the streams are counted, so that every node sees the same change once and in the same order,
-//! whoever's stream it was. Each change of a status has a version, larger than all before; a node asks for what lies
+//! whichever node's stream it was. Each change of a status has a version, larger than all before; a node asks for what lies
 //! behind the version that it has. Nothing travels that a node could miss.
 
 use std::collections::HashMap;
@@ -13,12 +13,14 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::contract::keys::Keys;
+use crate::contract::lua;
+use crate::core::time::millis;
 use crate::live::presence::{Entry, Error, Place, Status};
 use crate::redis::shared::SharedConnection;
 use crate::telemetry::metrics::Operations;
 
 /// How long Redis may take to answer.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Streams in one script: it runs for about a millisecond, and Redis does nothing else meanwhile.
 const SCRIPT_STREAMS: usize = 200;
@@ -28,22 +30,6 @@ const PIPELINE_SCRIPTS: usize = 10;
 
 /// How long who is gone is remembered here. Postgres knows their last seen time before.
 const REMEMBERED: Duration = Duration::from_secs(3600);
-
-macro_rules! script {
-    ($name:literal) => {
-        concat!(
-            include_str!("../../contract/lua/shared.lua"),
-            include_str!(concat!("../../contract/lua/", $name))
-        )
-    };
-}
-
-const HOLD: &str = script!("hold.lua");
-const LEAVE: &str = script!("leave.lua");
-const DECLARE: &str = script!("declare.lua");
-const POLL: &str = script!("poll.lua");
-const LIST: &str = script!("list.lua");
-const CARRY: &str = script!("carry.lua");
 
 /// One open stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,11 +85,12 @@ pub(crate) enum Asked<'a> {
 
 /// When a user was last seen, and on which device if it was one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) user: Uuid,
-    pub(crate) device: Option<String>,
-    pub(crate) at_ms: i64,
-    /// The same as Redis knows it.
+pub struct LastSeen {
+    pub user: Uuid,
+    pub device: Option<String>,
+    /// ms since 1970.
+    pub at_ms: i64,
+    /// Its member in Redis.
     member: String,
 }
 
@@ -134,7 +121,7 @@ impl PresenceStore {
         let settings = &config.redis;
         let grace = Duration::from_secs(config.presence.grace_seconds);
         Ok(Self {
-            connection: SharedConnection::new(settings, PATIENCE, operations)
+            connection: SharedConnection::new(settings, TIMEOUT, operations)
                 .context("cannot prepare the Redis connection for presence by `redis.url`")?,
             keys: Keys::new(&settings.prefix),
             // A missed heartbeat does not make a device offline, and a node that dies is no better than one that leaves.
@@ -146,13 +133,13 @@ impl PresenceStore {
     /// Counts streams as open until they are held again, leave, or some time has passed.
     pub(crate) async fn hold(&self, streams: &[Member]) -> Result<(), Error> {
         let held = self.held.as_millis().to_string();
-        self.each_tenant(HOLD, &[&held], streams).await
+        self.each_tenant(lua::PRESENCE_HOLD, &[&held], streams).await
     }
 
     /// Counts streams as open for the grace only.
     pub(crate) async fn leave(&self, streams: &[Member]) -> Result<(), Error> {
         let (grace, held) = (self.grace.as_millis().to_string(), self.held.as_millis().to_string());
-        self.each_tenant(LEAVE, &[&grace, &held], streams).await
+        self.each_tenant(lua::PRESENCE_LEAVE, &[&grace, &held], streams).await
     }
 
     /// Runs a script over streams, however many: a few hundred of one tenant at once, in few round trips.
@@ -187,7 +174,7 @@ impl PresenceStore {
         status: Status,
     ) -> Result<Status, Error> {
         let mut pipe = redis::pipe();
-        self.script(&mut pipe, DECLARE, tenant)
+        self.script(&mut pipe, lua::PRESENCE_DECLARE, tenant)
             .arg(self.held_ms())
             .arg(user.to_string())
             .arg(place.name())
@@ -202,7 +189,7 @@ impl PresenceStore {
         for part in tenants.chunks(PIPELINE_SCRIPTS) {
             let mut pipe = redis::pipe();
             for (tenant, known) in part {
-                self.script(&mut pipe, POLL, tenant)
+                self.script(&mut pipe, lua::PRESENCE_POLL, tenant)
                     .arg(self.held_ms())
                     .arg(&known.epoch)
                     .arg(known.version.to_string())
@@ -219,7 +206,7 @@ impl PresenceStore {
     /// Users and how they are now.
     pub(crate) async fn list(&self, tenant: &str, asked: Asked<'_>) -> Result<List, Error> {
         let mut pipe = redis::pipe();
-        let command = self.script(&mut pipe, LIST, tenant).arg(self.held_ms());
+        let command = self.script(&mut pipe, lua::PRESENCE_LIST, tenant).arg(self.held_ms());
         match asked {
             Asked::Page { offset, limit } => {
                 // Reckoned here: Lua's numbers lose the last digits of large ones.
@@ -249,13 +236,15 @@ impl PresenceStore {
 
     /// When places were seen that Postgres does not know yet, up to so many; what was written since the last time is
     /// not given again.
-    pub(crate) async fn unwritten(&self, tenant: &str, written: &[Seen], most: usize) -> Result<Vec<Seen>, Error> {
+    pub(crate) async fn unwritten(
+        &self,
+        tenant: &str,
+        written: &[LastSeen],
+        most: usize,
+    ) -> Result<Vec<LastSeen>, Error> {
         let mut pipe = redis::pipe();
-        let command = self.script(&mut pipe, CARRY, tenant);
-        command
-            .arg(self.held_ms())
-            .arg(u64::try_from(REMEMBERED.as_millis()).unwrap_or(u64::MAX))
-            .arg(most);
+        let command = self.script(&mut pipe, lua::PRESENCE_CARRY, tenant);
+        command.arg(self.held_ms()).arg(millis(REMEMBERED)).arg(most);
         for seen in written {
             command.arg(&seen.member).arg(seen.at_ms);
         }
@@ -265,7 +254,7 @@ impl PresenceStore {
             .iter()
             .filter_map(|[member, at]| {
                 let (user, place) = member.split_once('/')?;
-                Some(Seen {
+                Some(LastSeen {
                     user: Uuid::try_parse(user).ok()?,
                     device: Place::device_of(place).map(str::to_owned),
                     at_ms: at.parse().ok()?,
@@ -276,20 +265,20 @@ impl PresenceStore {
     }
 
     /// Whether this process is the one that carries times to Postgres until the interval is over.
-    pub(crate) async fn takes_turn(&self, interval: Duration) -> Result<bool, Error> {
+    pub(crate) async fn claim_last_seen(&self, interval: Duration) -> Result<bool, Error> {
         let mut pipe = redis::pipe();
         pipe.cmd("SET")
             .arg(self.keys.presence_carrier())
             .arg("1")
             .arg("NX")
             .arg("PX")
-            .arg(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
+            .arg(millis(interval));
         let (answer,): (Option<String>,) = self.run(&pipe).await?;
         Ok(answer.is_some())
     }
 
-    fn held_ms(&self) -> u64 {
-        u64::try_from(self.held.as_millis()).unwrap_or(u64::MAX)
+    fn held_ms(&self) -> i64 {
+        millis(self.held)
     }
 
     /// Begins a script over a tenant's keys.
@@ -307,7 +296,7 @@ impl PresenceStore {
 
     async fn run<T: redis::FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
         let mut connection = self.connection.clone();
-        let answer: RedisResult<T> = tokio::time::timeout(PATIENCE, commands.query_async(&mut connection))
+        let answer: RedisResult<T> = tokio::time::timeout(TIMEOUT, commands.query_async(&mut connection))
             .await
             .map_err(|_| Error::Timeout)?;
         Ok(answer?)

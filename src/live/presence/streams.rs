@@ -1,15 +1,16 @@
 //! The open streams of this process, held in Redis together.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::live::presence::store::{Member, PATIENCE, PresenceStore};
+use crate::live::presence::store::{Member, PresenceStore, TIMEOUT};
 
 /// Parts of a heartbeat in each of which a part of the streams is held again, so that Redis never gets all at once.
 const SLICES: u64 = 8;
@@ -49,7 +50,7 @@ pub struct Here {
 impl Here {
     /// Waits until others can see that it is here, or Redis does not answer.
     pub async fn seen(&self) {
-        self.streams.told(self.round).await;
+        self.streams.held(self.round).await;
     }
 }
 
@@ -126,7 +127,7 @@ impl Streams {
         }
     }
 
-    /// Holds all streams anew, and waits for it.
+    /// Holds all streams again, and waits for it.
     pub(crate) async fn hold_all(&self) {
         let round = {
             let mut state = self.lock();
@@ -134,14 +135,14 @@ impl Streams {
             state.rounds + 1
         };
         self.wake.notify_one();
-        self.told(round).await;
+        self.held(round).await;
     }
 
     /// Waits until a round is over, or Redis does not answer.
-    async fn told(&self, round: u64) {
+    async fn held(&self, round: u64) {
         let mut rounds = self.rounds.subscribe();
         let over = rounds.wait_for(|rounds| *rounds >= round);
-        let _without = tokio::time::timeout(PATIENCE, over).await;
+        let _ = tokio::time::timeout(TIMEOUT, over).await;
     }
 
     async fn hold(&self, store: &PresenceStore, which: impl Fn(u64) -> bool) {
@@ -170,17 +171,17 @@ impl Streams {
             (fresh, std::mem::take(&mut state.left), state.rounds)
         };
         // Who moves from one stream to another comes before it goes.
-        let told = async {
+        let holding = async {
             store.hold(&fresh).await?;
             store.leave(&left).await
         };
-        if let Err(error) = told.await {
+        if let Err(error) = holding.await {
             tracing::debug!(%error, "presence is not written; the next heartbeat does it");
         }
         self.rounds.send_replace(round);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }

@@ -33,7 +33,7 @@ use crate::core::time::Timestamp;
 use crate::feature;
 use crate::messages::Message;
 use crate::postgres::{Database, sql};
-use crate::redis::store::{self, Place, Read, Store};
+use crate::redis::store::{self, Read, ReadPosition, Store};
 use crate::telemetry::metrics::{Metrics, Source};
 
 /// Rows of a catch-up whose statuses are flushed within its requests; those of a longer one are flushed in the background.
@@ -366,7 +366,7 @@ impl Incoming {
     async fn range(
         &self,
         device: &DevicePrincipal,
-        place: Place,
+        place: ReadPosition,
         request: Request<'_>,
     ) -> Result<Option<Range>, store::Error> {
         let (tenant, user) = (&device.tenant.name, device.user_id);
@@ -386,11 +386,11 @@ impl Incoming {
     async fn stream_page(
         &self,
         device: &DevicePrincipal,
-        start: Place,
+        start: ReadPosition,
         range: Range,
         request: Request<'_>,
     ) -> Result<Page, Error> {
-        let place = Place {
+        let place = ReadPosition {
             position: range.end().unwrap_or(start.position),
             ..start
         };
@@ -449,7 +449,7 @@ impl Incoming {
     async fn snapshot_page(
         &self,
         device: &DevicePrincipal,
-        resumed: Option<(Place, PageStart)>,
+        resumed: Option<(ReadPosition, PageStart)>,
         request: Request<'_>,
     ) -> Result<Page, Error> {
         let is_first = resumed.is_none();

@@ -10,7 +10,7 @@ use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::loader::{Found, Loader};
 use crate::core::tenant::Tenant;
 use crate::postgres::{Database, sql};
-use crate::redis::store::{self, Place, Read};
+use crate::redis::store::{self, Read, ReadPosition};
 use crate::sync::device_state;
 use crate::sync::range::FIRST_ENTRIES;
 
@@ -40,7 +40,7 @@ impl Incoming {
             return Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0));
         };
         let handoff = self.store.handoff(&tenant.name, device.user_id).await?;
-        let mut place = Place {
+        let mut place = ReadPosition {
             epoch,
             generation: handoff.generation,
             position: acknowledged,

@@ -30,12 +30,13 @@ use super::report::Reports;
 use super::tables;
 use crate::accounts::devices::DevicePrincipal;
 use crate::config::{Config, ConflictStrategy};
+use crate::contract::checkpoint::View;
 use crate::core::position::StreamId;
 use crate::core::time::Timestamp;
 use crate::feature::Error;
 use crate::messages::Messages;
 use crate::postgres::Database;
-use crate::redis::store::{Store, View};
+use crate::redis::store::Store;
 use crate::telemetry::metrics::Metrics;
 
 /// How long Redis may take to convert the position of an upload; the response can do without it.

@@ -1,7 +1,7 @@
-//! When users and devices were last seen, carried to Postgres in bulk: however often somebody comes and goes, it is one
+//! Copies the times at which users and devices were last seen from presence to Postgres, in bulk: each user is at most one
 //! row an interval, and one process at a time writes.
 //!
-//! It changes nothing that rules watch, so it is in the tenant's `changes` but in nobody's stream.
+//! No rule watches these columns, so the change is in the tenant's `changes` but in no inbox.
 
 use std::time::Duration;
 
@@ -12,10 +12,8 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::core::tenant::Tenant;
-use crate::live::presence::Error;
-use crate::live::presence::store::{PresenceStore, Seen};
-use crate::postgres::tenants;
-use crate::postgres::{Database, sql};
+use crate::live::presence::{LastSeen, Presence};
+use crate::postgres::{Database, sql, tenants};
 
 /// Rows in one statement.
 const ROWS_MAX: usize = 1000;
@@ -23,15 +21,10 @@ const ROWS_MAX: usize = 1000;
 /// Statements for one tenant in a round; what is left waits for the next.
 const STATEMENTS_MAX: usize = 100;
 
-/// Writes what has gathered, again and again until `stop`.
-pub(crate) async fn run(
-    store: &PresenceStore,
-    database: &Database,
-    settings: &config::Presence,
-    stop: &CancellationToken,
-) {
+/// Writes the times of each interval until `stop`.
+pub async fn run(presence: Presence, database: Database, settings: config::Presence, stop: CancellationToken) {
     let interval = Duration::from_secs(settings.last_seen_interval_seconds);
-    // Several processes take turns, so none comes exactly when another's turn ends.
+    // Each interval belongs to one process; a shorter turn keeps the others from starting just before it ends.
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -40,10 +33,10 @@ pub(crate) async fn run(
             _ = ticks.tick() => {}
         }
         let round = async {
-            match store.takes_turn(interval.mul_f64(0.9)).await {
-                Ok(true) => carry(store, database).await,
+            match presence.claim_last_seen(interval.mul_f64(0.9)).await {
+                Ok(true) => write_all(&presence, &database).await,
                 Ok(false) => {}
-                Err(error) => tracing::debug!(%error, "last seen times wait"),
+                Err(error) => tracing::debug!(%error, "last seen times not read; retrying in the next round"),
             }
         };
         tokio::select! {
@@ -53,43 +46,40 @@ pub(crate) async fn run(
     }
 }
 
-async fn carry(store: &PresenceStore, database: &Database) {
+async fn write_all(presence: &Presence, database: &Database) {
     let tenants = match tenants::list(database).await {
         Ok(tenants) => tenants,
         Err(error) => {
-            tracing::warn!(%error, "last seen times are not written; the next round does it");
+            tracing::warn!(%error, "last seen times not written; retrying in the next round");
             return;
         }
     };
     for tenant in tenants {
-        if let Err(cause) = carry_tenant(store, database, &tenant).await {
+        if let Err(cause) = write_tenant(presence, database, &tenant).await {
             tracing::warn!(
                 tenant = tenant.name,
                 cause = format!("{cause:#}"),
-                "last seen times are not written; the next round does it"
+                "last seen times not written; retrying in the next round"
             );
         }
     }
 }
 
-async fn carry_tenant(store: &PresenceStore, database: &Database, tenant: &Tenant) -> anyhow::Result<()> {
-    let mut written: Vec<Seen> = Vec::new();
+async fn write_tenant(presence: &Presence, database: &Database, tenant: &Tenant) -> anyhow::Result<()> {
+    let mut written: Vec<LastSeen> = Vec::new();
     for _ in 0..STATEMENTS_MAX {
-        let seen = store.unwritten(&tenant.name, &written, ROWS_MAX).await?;
+        let seen = presence.last_seen(&tenant.name, &written, ROWS_MAX).await?;
         if seen.is_empty() {
             return Ok(());
         }
         write(database, tenant, &seen).await?;
         written = seen;
     }
-    store
-        .unwritten(&tenant.name, &written, 0)
-        .await
-        .map_err(Error::into)
-        .map(drop)
+    presence.last_seen(&tenant.name, &written, 0).await?;
+    Ok(())
 }
 
-async fn write(database: &Database, tenant: &Tenant, seen: &[Seen]) -> anyhow::Result<()> {
+async fn write(database: &Database, tenant: &Tenant, seen: &[LastSeen]) -> anyhow::Result<()> {
     let users: Vec<Uuid> = seen.iter().map(|seen| seen.user).collect();
     let devices: Vec<Option<&str>> = seen.iter().map(|seen| seen.device.as_deref()).collect();
     let times: Vec<DateTime<Utc>> = seen

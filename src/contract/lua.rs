@@ -1,0 +1,38 @@
+//! The Lua scripts that Redis runs.
+
+/// Moves a stream's trim point on and trims.
+pub const TRIM: &str = include_str!("lua/trim.lua");
+
+/// Decides whether a device that is away is pushed to.
+pub const TRIGGER: &str = include_str!("lua/trigger.lua");
+
+/// Claims entries of `push` that are due at the webhook.
+pub const CLAIM: &str = include_str!("lua/claim.lua");
+
+/// A script of presence: what all of them share, then its own part.
+macro_rules! presence {
+    ($name:literal) => {
+        concat!(
+            include_str!("lua/shared.lua"),
+            include_str!(concat!("lua/", $name, ".lua"))
+        )
+    };
+}
+
+/// Counts streams as open for a while.
+pub const PRESENCE_HOLD: &str = presence!("hold");
+
+/// Counts streams as open for no longer than the grace period.
+pub const PRESENCE_LEAVE: &str = presence!("leave");
+
+/// Sets the status that a device or session declares.
+pub const PRESENCE_DECLARE: &str = presence!("declare");
+
+/// Lists users and their presence.
+pub const PRESENCE_LIST: &str = presence!("list");
+
+/// Returns what changed after a version.
+pub const PRESENCE_POLL: &str = presence!("poll");
+
+/// Returns when devices were last seen, as far as Postgres lacks it.
+pub const PRESENCE_CARRY: &str = presence!("carry");
