@@ -596,7 +596,7 @@ async fn a_key_that_somebody_spoilt_is_named_with_its_tenant_and_hides_nothing_e
         "{status}"
     );
     let mends = format!(
-        "the key {} holds a string, which is not ours; `posduif stream rebuild --tenant acme --yes` makes it anew",
+        "the key {} holds a string, which Posduif did not write; `posduif stream rebuild --tenant acme --yes` recreates it",
         keys.shared("acme")
     );
     assert_eq!(acme["error"], mends);

@@ -228,7 +228,7 @@ impl Store {
             Ok(result) => Ok(result?),
             Err(_) => Err(std::io::Error::new(
                 std::io::ErrorKind::TimedOut,
-                format!("no reply within {} s", self.0.timeout.as_secs()),
+                format!("no answer within {} s", self.0.timeout.as_secs()),
             )
             .into()),
         }
