@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONNECTION, HOST, HeaderValue};
 use hyper::http::response::Parts;
 use hyper::{Request, Response};
@@ -24,6 +25,9 @@ use crate::net::{Address, BoxStream};
 
 /// Maximum size of a response body.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// An open connection: its handle and the task that drives it.
+type Connection = (SendRequest<Full<Bytes>>, AbortOnDropHandle<()>);
 
 /// A client of one server. Each request has its own connection, since requests are rare: every few seconds at most. A
 /// server of HTTPS must prove its name.
@@ -83,15 +87,15 @@ impl Client {
         }
     }
 
-    /// Gives the response, and the task that reads its body from the connection.
-    async fn exchange(&self, mut request: Request<Bytes>) -> Result<(Parts, Incoming, AbortOnDropHandle<()>)> {
+    /// Returns the response; its body arrives until the connection is dropped.
+    async fn exchange(&self, mut request: Request<Bytes>) -> Result<(Parts, Incoming, Connection)> {
         let url = &self.url;
         let address = Address::Tcp(url.host.clone(), url.port);
         let mut stream: BoxStream = crate::net::connect(&address, self.timeout).await?;
         if let Some(connector) = &self.connector {
             stream = Box::new(connector.connect(&url.host, stream).await?);
         }
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
         // An error of the connection is the result of the request, too.
         let connection = AbortOnDropHandle::new(tokio::spawn(async { drop(connection.await) }));
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
@@ -103,7 +107,7 @@ impl Client {
         let (head, body) = response
             .with_context(|| format!("{} sent no valid HTTP response", url.authority))?
             .into_parts();
-        Ok((head, body, connection))
+        Ok((head, body, (sender, connection)))
     }
 }
 

@@ -231,7 +231,7 @@ impl Database {
     fn ended(&self, statement: &Statement, started: Instant, failed: Option<&'static str>) {
         let name = statement.name();
         self.operations.ended(name, started.elapsed(), failed);
-        traces::asked("postgresql", name, started, failed);
+        traces::operation_ended("postgresql", name, started, failed);
     }
 
     /// Counts and durations of the statements of this process.

@@ -64,7 +64,7 @@ impl Connections {
         let failed = reply.as_ref().err().map(shared::cause);
         // The other commands are in the same round trip.
         self.operations.ended("XRANGE", started.elapsed(), failed);
-        traces::asked("redis", "XRANGE", started, failed);
+        traces::operation_ended("redis", "XRANGE", started, failed);
         reply
     }
 

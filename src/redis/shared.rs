@@ -140,7 +140,7 @@ impl SharedConnection {
                 Err(error) => (Some(cause(error)), has_code(error, READ_ONLY)),
             };
             self.0.operations.ended(name, started.elapsed(), failed);
-            traces::asked("redis", name, started, failed);
+            traces::operation_ended("redis", name, started, failed);
             if is_by_replica || result.as_ref().is_err_and(RedisError::is_timeout) {
                 self.renew();
             }

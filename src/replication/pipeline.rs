@@ -285,7 +285,7 @@ impl Pipeline {
         // A replayed transaction must not move the checkpoint back; of the last one, the checkpoint may still lack the
         // commit.
         if last >= self.published {
-            if transaction.has_rows && traces::is_on() {
+            if transaction.has_rows && traces::is_enabled() {
                 self.batch.trace(last, transaction.begin.commit_ts);
             }
             self.batch.complete(

@@ -1,5 +1,5 @@
-//! Log lines: to stderr, as text for people or as JSON, one object a line. What is logged can be changed while the process
-//! runs; panics are lines as well.
+//! Log lines on stderr, as text or as JSON with one object per line. The level can be changed at run time. Panics are logged,
+//! too.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::error::Error;
@@ -13,16 +13,13 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::config;
 
-/// The log of the process, to change what it lets through.
+/// The log of the process; changes its level.
 #[derive(Debug, Clone)]
 pub struct Logging {
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
-/// Begins logging with the form and the filter of the settings. Once a process.
-///
-/// # Errors
-/// When `log.level` is no filter, or logging has begun already.
+/// Initializes logging. It may be called once per process.
 pub fn init(log: &config::Log) -> Result<Logging> {
     let (filter, handle) = reload::Layer::new(filter(&log.level)?);
     let lines = fmt::layer()
@@ -36,10 +33,10 @@ pub fn init(log: &config::Log) -> Result<Logging> {
         .with(filter)
         .with(lines)
         .try_init()
-        .map_err(|error| anyhow!("logging cannot begin: {error}"))?;
+        .map_err(|error| anyhow!("cannot initialize logging: {error}"))?;
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
-        let (payload, text) = (panic.payload(), "a panic without a text");
+        let (payload, text) = (panic.payload(), "panic without a message");
         let text = payload.downcast_ref::<&str>().copied().unwrap_or(text);
         let text = payload.downcast_ref::<String>().map_or(text, String::as_str);
         let thread = std::thread::current();
@@ -47,34 +44,27 @@ pub fn init(log: &config::Log) -> Result<Logging> {
             place,
             thread = thread.name(),
             backtrace = backtrace().map(|here| here.to_string()),
-            "a thread panicked: {text}"
+            "thread panicked: {text}"
         );
     }));
     Ok(Logging { filter: handle })
 }
 
 impl Logging {
-    /// Lets through what these directives say, from now on.
-    ///
-    /// # Errors
-    /// When they are no filter; what held before goes on.
+    /// Changes the filter. Malformed directives leave the current filter in force.
     pub fn set_level(&self, level: &str) -> Result<()> {
-        self.filter.reload(filter(level)?).context("the log cannot be changed")
+        self.filter
+            .reload(filter(level)?)
+            .context("cannot change the log level")
     }
 }
 
 fn filter(level: &str) -> Result<EnvFilter> {
-    let filter = EnvFilter::try_new(level).with_context(|| {
-        format!(
-            "key `log.level` is \"{level}\": allowed are a level or directives, for example info or \
-             info,posduif::publish=debug"
-        )
-    })?;
-    // It traces what frames hold, which is nobody's but its users'.
-    Ok(filter.add_directive("tungstenite=info".parse()?))
+    // The crate traces the contents of frames, which are private data of users.
+    Ok(config::parse_level(level)?.add_directive("tungstenite=info".parse()?))
 }
 
-/// An error with all its causes, each behind a colon. One that its effect repeats is said once.
+/// An error with all its causes, separated by colons. A cause that its effect already contains is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -89,7 +79,7 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// How the program came here, when that is asked for by `RUST_BACKTRACE=1`; costs nothing else.
+/// The current backtrace if `RUST_BACKTRACE=1` is set; it costs nothing otherwise.
 pub fn backtrace() -> Option<Box<Backtrace>> {
     let here = Backtrace::capture();
     (here.status() == BacktraceStatus::Captured).then(|| Box::new(here))
@@ -104,13 +94,13 @@ mod tests {
     struct Outer(&'static str, #[source] io::Error);
 
     #[test]
-    fn an_error_tells_all_its_causes_once() {
-        let refused = || io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens");
+    fn error_chain_contains_each_cause_once() {
+        let refused = || io::Error::new(io::ErrorKind::ConnectionRefused, "no listener");
         assert_eq!(
             chain(&Outer("cannot connect", refused())),
-            "cannot connect: nobody listens"
+            "cannot connect: no listener"
         );
-        assert_eq!(chain(&Outer("no: nobody listens", refused())), "no: nobody listens");
-        assert_eq!(chain(&refused()), "nobody listens");
+        assert_eq!(chain(&Outer("no: no listener", refused())), "no: no listener");
+        assert_eq!(chain(&refused()), "no listener");
     }
 }

@@ -1,4 +1,4 @@
-//! Logs and counters: what the engine tells about itself.
+//! Logs, metrics and traces.
 
 pub mod logging;
 pub mod metrics;
@@ -7,8 +7,8 @@ pub mod traces;
 
 pub use logging::{Logging, backtrace, chain, init};
 
-/// The commit that the program was built from, with `-modified` where files differed from it; empty when nobody said.
+/// The commit of the program, with `-modified` if files differed from it; empty if unknown.
 pub const COMMIT: &str = env!("POSDUIF_COMMIT");
 
-/// Version and commit, as `posduif --version` tells them.
+/// Version and commit, as printed by `posduif --version`.
 pub const VERSION: &str = env!("POSDUIF_VERSION");

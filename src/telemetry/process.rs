@@ -1,12 +1,12 @@
-//! How the process stands in the operating system's eyes, under the names that Prometheus' client libraries share.
+//! Metrics of the process from the operating system, under the standard names of Prometheus' client libraries.
 //!
-//! Read from `/proc` (proc(5)), so on Linux only; elsewhere nothing is shown.
+//! They are read from `/proc` (proc(5)), so they exist on Linux only.
 
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-/// The `process_*` metrics of this moment.
+/// The current `process_*` metrics.
 pub fn registry() -> Registry {
     let mut now = Registry::default();
     #[cfg(target_os = "linux")]
@@ -20,7 +20,7 @@ mod linux {
 
     use super::{ConstCounter, ConstGauge, Registry};
 
-    /// What is not readable is left out.
+    /// Unreadable values are omitted.
     pub(super) fn register(now: &mut Registry) {
         if let Some(stat) = fs::read_to_string("/proc/self/stat")
             .ok()
@@ -31,17 +31,17 @@ mod linux {
             let page = rustix::param::page_size() as f64;
             now.register(
                 "process_cpu_seconds",
-                "Seconds of processor time used, in user and system mode",
+                "CPU time used in user and system mode, in seconds",
                 ConstCounter::new(stat.cpu_ticks as f64 / ticks),
             );
             now.register(
                 "process_resident_memory_bytes",
-                "Bytes of memory that are resident",
+                "Resident memory in bytes",
                 ConstGauge::new(stat.resident_pages as f64 * page),
             );
             now.register(
                 "process_virtual_memory_bytes",
-                "Bytes of address space",
+                "Virtual memory in bytes",
                 ConstGauge::new(stat.virtual_bytes as f64),
             );
             now.register(
@@ -52,7 +52,7 @@ mod linux {
             if let Some(boot) = fs::read_to_string("/proc/stat").ok().as_deref().and_then(boot_seconds) {
                 now.register(
                     "process_start_time_seconds",
-                    "When the process started, in seconds since 1970",
+                    "Start time of the process, in seconds since 1970",
                     ConstGauge::new(boot as f64 + stat.start_ticks as f64 / ticks),
                 );
             }
@@ -60,8 +60,8 @@ mod linux {
         if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
             now.register(
                 "process_open_fds",
-                "File descriptors that are open",
-                // The listing itself has one.
+                "Open file descriptors of the process",
+                // The listing itself uses one.
                 ConstGauge::new(descriptors.count().saturating_sub(1) as f64),
             );
         }
@@ -72,13 +72,13 @@ mod linux {
         {
             now.register(
                 "process_max_fds",
-                "Most file descriptors that may be open",
+                "Maximum number of open file descriptors",
                 ConstGauge::new(most),
             );
         }
     }
 
-    /// What of `/proc/self/stat` is of interest.
+    /// Fields of `/proc/self/stat`.
     #[derive(Debug, PartialEq, Eq)]
     struct Stat {
         cpu_ticks: u64,
@@ -90,9 +90,9 @@ mod linux {
 
     impl Stat {
         fn parse(text: &str) -> Option<Self> {
-            // The name of the program, in parentheses, may hold anything.
+            // The program's name, in parentheses, may contain any character.
             let (_, rest) = text.rsplit_once(')')?;
-            // proc(5) counts from 1 and begins with the process id and the name.
+            // proc(5) counts fields from 1; the first two are the process ID and the name.
             let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
             let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
             Some(Self {
@@ -113,7 +113,7 @@ mod linux {
             .ok()
     }
 
-    /// The soft limit; none counts as infinitely many.
+    /// The soft limit; `unlimited` is infinite.
     fn fds_max(text: &str) -> Option<f64> {
         let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
         match line.split_ascii_whitespace().next()? {
@@ -127,7 +127,7 @@ mod linux {
         use super::*;
 
         #[test]
-        fn a_programs_name_may_hold_anything() {
+        fn program_name_may_contain_any_character() {
             let numbers: Vec<String> = (4..=52).map(|number| number.to_string()).collect();
             let text = format!("7 (a ) b (c) S {}", numbers.join(" "));
             assert_eq!(
@@ -145,7 +145,7 @@ mod linux {
         }
 
         #[test]
-        fn limits_are_read() {
+        fn limits_and_boot_time_are_parsed() {
             let text =
                 "Limit Soft Hard Units\nMax open files            1024                 524288               files\n";
             assert_eq!(fds_max(text), Some(1024.0));

@@ -1,21 +1,21 @@
-//! Traces for OpenTelemetry, an option: `telemetry.otlp_endpoint`.
+//! Traces for OpenTelemetry, enabled by `telemetry.otlp_endpoint`.
 //!
-//! **A transaction is a trace, from its commit to its readers.** Trace id and first span id are digests of the epoch and
-//! the transaction's place, so that the replicator and every node that delivers agree on both, and on whether the trace is
-//! sampled, although nothing travels with the entries:
+//! **A transaction is a trace, from its commit to its readers.** Trace ID and root span ID are digests of the epoch and the
+//! transaction's position. The replicator and every delivering node thus compute the same IDs and the same sampling
+//! decision, without any data in the entries:
 //!
 //! ```text
-//! transaction  commit in Postgres ────────────▶ EXEC answered      replicator
-//!   publish                          batch sent ▶ EXEC answered    replicator
-//!   deliver                                         a reader is given it     each node
+//! transaction  commit in Postgres ────────────▶ reply of EXEC      replicator
+//!   publish                          batch sent ▶ reply of EXEC    replicator
+//!   deliver                                         sent to a reader         each node
 //! ```
 //!
 //! Requests are traces of their own or continue the client's (`traceparent`, W3C Trace Context), with a span for each
 //! statement and each command to Redis.
 //!
-//! Spans go through one bounded queue to a task that sends them. When the collector is slow or away they are dropped and
-//! counted in the log; nobody ever waits for it. The SDK's own tracer makes ids itself and lets spans begin now, so spans are
-//! made here, and its exporter sends them.
+//! Spans go through one bounded queue to a task that exports them. When the collector is slow or unavailable, spans are
+//! dropped and counted in the log; the engine never waits for it. The SDK's tracer generates IDs and start times itself, so
+//! spans are built here and only exported by the SDK.
 
 mod exporter;
 
@@ -39,28 +39,28 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::core::position::{EpochId, StreamId};
 
-/// Longest `traceparent` that is looked at; version 00 has 55 bytes, later ones may be longer.
+/// Maximum size of a `traceparent`; version 00 has 55 bytes, later versions may be longer.
 const TRACEPARENT_BYTES_MAX: usize = 256;
 
-/// Where spans go; empty while there is no collector. One for the whole process, as the log is.
+/// The traces of the process; empty without a collector.
 static TRACES: OnceLock<Traces> = OnceLock::new();
 
 tokio::task_local! {
-    /// The request that is answered, if its trace is sampled.
+    /// The current request, if its trace is sampled.
     static REQUEST: Place;
 }
 
 #[derive(Debug)]
 struct Traces {
     spans: mpsc::Sender<SpanData>,
-    /// Spans that found the queue full.
+    /// Spans dropped because the queue was full.
     dropped: AtomicU64,
-    /// Traces whose number, of 63 bits, is below are sampled.
+    /// Traces whose 63-bit number is below are sampled.
     threshold: u64,
     scope: InstrumentationScope,
 }
 
-/// A span's place in its trace.
+/// A span and its trace.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     trace: TraceId,
@@ -101,11 +101,11 @@ pub fn check(settings: &config::Telemetry, client: impl HttpClient + 'static) ->
 }
 
 /// Whether spans are exported.
-pub fn is_on() -> bool {
+pub fn is_enabled() -> bool {
     TRACES.get().is_some()
 }
 
-/// How many spans found the queue full since the last time.
+/// The number of spans dropped since the last call.
 fn dropped() -> u64 {
     TRACES
         .get()
@@ -113,7 +113,7 @@ fn dropped() -> u64 {
 }
 
 impl Traces {
-    /// As OpenTelemetry's `TraceIdRatioBased` decides.
+    /// The decision of OpenTelemetry's `TraceIdRatioBased`.
     fn samples(&self, trace: TraceId) -> bool {
         let bytes = trace.to_bytes();
         let low = u64::from_be_bytes(*bytes.last_chunk().unwrap_or(&[0; 8]));
@@ -166,14 +166,14 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// The transaction of a change at this place, if its trace is sampled.
+    /// The transaction of a change at this position, if its trace is sampled.
     pub fn of(epoch: EpochId, position: StreamId) -> Option<Self> {
         let traces = TRACES.get()?;
         let place = place_of(epoch, position.ms);
         traces.samples(place.trace).then_some(Self { place, position })
     }
 
-    /// It was committed, and published by a batch that was sent and answered at these times.
+    /// The transaction was published by a batch with these times of sending and of the reply.
     pub fn published(&self, commit_ts: i64, sent: SystemTime, answered: SystemTime, changes: usize) {
         let Some(traces) = TRACES.get() else { return };
         let committed = UNIX_EPOCH + Duration::from_micros(commit_ts.unsigned_abs());
@@ -205,7 +205,7 @@ impl Transaction {
         self.child(traces, false, publish);
     }
 
-    /// A reader is given a change of it now, as a live event, out of history or in a batch: `via`.
+    /// A change of the transaction is sent to a reader now, as a live event, from history or in a batch: `via`.
     pub fn delivered(&self, via: &'static str, event: &str) {
         let Some(traces) = TRACES.get() else { return };
         let now = SystemTime::now();
@@ -239,7 +239,7 @@ impl Transaction {
     }
 }
 
-/// Trace and first span of a transaction.
+/// Trace and root span of a transaction.
 fn place_of(epoch: EpochId, transaction: u64) -> Place {
     let mut digest = Sha256::new();
     digest.update(b"posduif transaction");
@@ -262,7 +262,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request that begins now, with its `traceparent` if it has one: the client's word whether it is sampled counts then.
+    /// A request that starts now. The sampling decision of a `traceparent` applies to the request.
     pub fn begin(traceparent: Option<&str>) -> Option<Self> {
         let traces = TRACES.get()?;
         let (trace, parent) = match traceparent.and_then(parse_traceparent) {
@@ -286,12 +286,12 @@ impl Request {
         })
     }
 
-    /// The trace's id, for the log.
+    /// The trace ID, for the log.
     pub fn trace_id(&self) -> String {
         self.place.trace.to_string()
     }
 
-    /// Answers it: what is asked of Postgres and Redis meanwhile becomes a part of the trace.
+    /// Runs the request's handler; its operations on Postgres and Redis become spans of the trace.
     pub async fn within<T>(request: Option<&Self>, answering: impl Future<Output = T>) -> T {
         match request {
             Some(request) => REQUEST.scope(request.place, answering).await,
@@ -299,7 +299,7 @@ impl Request {
         }
     }
 
-    /// It was answered.
+    /// The request was answered.
     pub fn answered(self, method: &str, route: &'static str, status: u16, id: &str) {
         let Some(traces) = TRACES.get() else { return };
         let span = Span {
@@ -323,8 +323,13 @@ impl Request {
     }
 }
 
-/// Something was asked of another server, `system`, while a request was answered: a statement or a command of this name.
-pub(crate) fn asked(system: &'static str, name: &'static str, started: Instant, failed: Option<&'static str>) {
+/// An operation on another server ended while a request was handled: a statement or a command of this name.
+pub(crate) fn operation_ended(
+    system: &'static str,
+    name: &'static str,
+    started: Instant,
+    failed: Option<&'static str>,
+) {
     let (Some(traces), Ok(request)) = (TRACES.get(), REQUEST.try_with(|place| *place)) else {
         return;
     };
@@ -347,7 +352,7 @@ pub(crate) fn asked(system: &'static str, name: &'static str, started: Instant, 
     traces.send(place, Some((request.span, false)), span);
 }
 
-/// Trace, span and whether it is sampled (W3C Trace Context, section 3.2).
+/// Trace, span and the sampling decision (W3C Trace Context, section 3.2).
 fn parse_traceparent(text: &str) -> Option<(Place, bool)> {
     if text.len() > TRACEPARENT_BYTES_MAX {
         return None;
@@ -357,9 +362,9 @@ fn parse_traceparent(text: &str) -> Option<(Place, bool)> {
     let is_hex = |text: &str, digits: usize| {
         text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     };
-    let is_sound = is_hex(version, 2) && is_hex(trace, 32) && is_hex(span, 16) && is_hex(flags, 2);
-    // Later versions may append; the first one may not, and ff is none.
-    if !is_sound || version == "ff" || (version == "00" && parts.next().is_some()) {
+    let is_valid = is_hex(version, 2) && is_hex(trace, 32) && is_hex(span, 16) && is_hex(flags, 2);
+    // Later versions may append fields, version 00 may not, and ff is invalid.
+    if !is_valid || version == "ff" || (version == "00" && parts.next().is_some()) {
         return None;
     }
     let place = Place {
@@ -379,24 +384,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_changes_of_a_transaction_are_one_trace_for_everybody() {
+    fn transaction_has_the_same_trace_on_every_node() {
         let id = |epoch, ms| place_of(EpochId(epoch), ms);
         assert_eq!(id(1, 7).trace, id(1, 7).trace);
         assert_eq!(id(1, 7).span, id(1, 7).span);
         assert_ne!(id(1, 7).trace, id(1, 8).trace);
         assert_ne!(id(1, 7).trace, id(2, 7).trace);
-        // As it was from the beginning: nodes of different versions must agree.
+        // The value must not change: nodes of different versions must agree.
         assert_eq!(id(1, 7).trace.to_string(), "b773075d5988de0fda477bdf967ea092");
     }
 
     #[test]
-    fn a_traceparent_is_taken_only_when_it_is_sound() {
+    fn malformed_traceparent_is_ignored() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let (place, is_sampled) = parse_traceparent(good).expect("sound");
+        let (place, is_sampled) = parse_traceparent(good).expect("valid");
         assert!(is_sampled);
         assert_eq!(place.trace.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(place.span.to_string(), "00f067aa0ba902b7");
-        let (_, is_sampled) = parse_traceparent(&good.replace("-01", "-00")).expect("sound");
+        let (_, is_sampled) = parse_traceparent(&good.replace("-01", "-00")).expect("valid");
         assert!(!is_sampled);
         assert!(parse_traceparent(&format!("{}-more", good.replacen("00", "cc", 1))).is_some());
         for bad in [

@@ -9,7 +9,7 @@ const TRACED_MAX: usize = 100;
 
 /// Marks the sampled transactions of a range as delivered.
 pub(super) fn delivered(epoch: EpochId, range: &Range) {
-    if !traces::is_on() {
+    if !traces::is_enabled() {
         return;
     }
     let mut places: Vec<StreamId> = range.versions.iter().map(|version| version.place).collect();
