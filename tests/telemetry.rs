@@ -438,9 +438,7 @@ async fn a_collector_that_is_away_costs_a_warning_and_nothing_else() {
     let (_world, process) = engine(&folder, &settings).await;
     process.api().log_in("acme", "bob").await;
     folder
-        .line("a warning", |line| {
-            line["message"] == "the collector of traces takes no spans"
-        })
+        .line("a warning", |line| line["message"] == "collector refuses spans")
         .await;
     assert_eq!(process.api().get("/health").await.status, 200);
     assert_eq!(process.terminate().await, Some(0));

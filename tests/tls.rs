@@ -197,7 +197,7 @@ async fn check(url: &str, expected: Result<bool, &str>) {
 #[tokio::test]
 async fn sslmode_says_what_postgres_must_prove() {
     let postgres = SecurePostgres::start().await;
-    let unknown = Err("invalid peer certificate: UnknownIssuer; name a file with the authority");
+    let unknown = Err("invalid peer certificate: UnknownIssuer; configure a file with the authority");
     for (host, parameters, expected) in [
         ("localhost", "", Ok(true)),
         ("localhost", "sslmode=prefer", Ok(true)),
@@ -315,7 +315,7 @@ async fn unencrypted_bytes_behind_the_answer_do_not_count_as_encrypted() {
     for mode in ["prefer", "require"] {
         let (url, heard) = in_between(INJECTED).await;
         let error = replication(&format!("{url}?sslmode={mode}")).await.unwrap_err();
-        assert!(error.contains("unencrypted bytes behind the answer"), "{error}");
+        assert!(error.contains("unencrypted bytes follow the response"), "{error}");
         assert!(heard.await.unwrap().is_empty());
 
         let (url, heard) = in_between(INJECTED).await;
