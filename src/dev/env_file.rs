@@ -1,4 +1,4 @@
-//! `dev.env`: one `KEY=value` a line, which a POSIX shell can source and a simple reader can split at the first `=`.
+//! `dev.env`: one `KEY=value` per line, to be sourced by a POSIX shell or split at the first `=`.
 
 use std::path::Path;
 
@@ -6,10 +6,7 @@ use anyhow::Result;
 
 use super::folder::write_private;
 
-/// Writes the variables to a file that only its owner may read, since URLs bear passwords.
-///
-/// # Errors
-/// When the file cannot be written.
+/// Writes the variables to a file that only its owner may read, since URLs contain passwords.
 pub fn write(path: &Path, variables: &[(&str, &str)]) -> Result<()> {
     let text: String = variables
         .iter()
@@ -18,7 +15,7 @@ pub fn write(path: &Path, variables: &[(&str, &str)]) -> Result<()> {
     write_private(path, &text)
 }
 
-/// A text as one word of a POSIX shell; plain words stay as they are.
+/// Quotes a text as one word of a POSIX shell; plain words are unchanged.
 fn quote(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+,".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
@@ -33,13 +30,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_urls_stay_bare() {
+    fn plain_urls_are_not_quoted() {
         let url = "postgres://posduif:0a1b@127.0.0.1:20001/posduif";
         assert_eq!(quote(url), url);
     }
 
     #[test]
-    fn what_a_shell_would_read_is_quoted() {
+    fn shell_metacharacters_are_quoted() {
         assert_eq!(quote(""), "''");
         assert_eq!(quote("a b"), "'a b'");
         assert_eq!(quote("p$1&x=`id`;#"), "'p$1&x=`id`;#'");
@@ -47,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_reads_back_what_was_written() {
+    fn shell_reads_back_written_values() {
         let folder = super::super::folder::create_temporary().unwrap();
         let path = folder.join("dev.env");
         let value = "postgres://u:p'a \"$HOME\" \\ &?*@h/db?options=-c%20x\ny";

@@ -1,4 +1,4 @@
-//! Folders and files that belong to one process and one user.
+//! Folders and files for exclusive use by one process and one user.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// The sole use of a folder, until dropped.
+/// The exclusive use of a folder, until dropped.
 ///
-/// The lock is on the folder itself, so no lock file is left behind, and it ends with the process however that ends.
+/// The lock is on the folder itself, so that no lock file is left behind, and ends with the process.
 #[derive(Debug)]
 pub(super) struct FolderLock {
     _folder: File,
@@ -35,13 +35,13 @@ impl FolderLock {
     }
 }
 
-/// Makes a folder that only its owner may enter, with its parents; one that exists stays as it is.
+/// Creates a folder that only its owner may enter, with its parents; an existing one is unchanged.
 pub(super) fn create_private(folder: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .with_context(|| format!("cannot make the folder {}", folder.display()))
+        .with_context(|| format!("cannot create the folder {}", folder.display()))
 }
 
 /// Replaces a file by one that only its owner may read; readers see the old text or the new one, never a part.
@@ -50,7 +50,7 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<()> {
     partial.push(".new");
     let partial = PathBuf::from(partial);
     let write = || -> std::io::Result<()> {
-        // A leftover of an interrupted write may have other permissions; a new file has those asked for.
+        // A partial file of an interrupted write may have other permissions.
         remove_file_if_any(&partial)?;
         let mut file = OpenOptions::new()
             .write(true)
@@ -71,7 +71,7 @@ fn remove_file_if_any(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Removes a folder with all that is in it; one that is not there is as good as removed.
+/// Removes a folder with its content, if it exists.
 pub(super) fn remove_all(folder: &Path) -> Result<()> {
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -81,16 +81,16 @@ pub(super) fn remove_all(folder: &Path) -> Result<()> {
     }
 }
 
-/// An empty folder under the system's place for temporary files. Whoever calls this removes it.
+/// Creates an empty folder for temporary files, which the caller removes.
 ///
-/// Others may pass through it but not list it: the unprivileged user that runs Postgres for root must reach its data.
+/// Other users may traverse but not list it: the unprivileged user that runs Postgres for root must reach its data.
 pub(super) fn create_temporary() -> Result<PathBuf> {
     let name = format!("posduif-{}", super::random_hex::<8>()?);
     let folder = std::env::temp_dir().join(name);
     DirBuilder::new()
         .mode(0o711)
         .create(&folder)
-        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
     Ok(folder)
 }
 
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_has_one_user_at_a_time_and_no_lock_file() {
+    fn folder_lock_is_exclusive_and_leaves_no_file() {
         let folder = create_temporary().unwrap();
         let first = FolderLock::take(&folder).unwrap();
         let refusal = FolderLock::take(&folder).unwrap_err().to_string();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_file_is_readable_by_its_owner_only_also_when_it_replaces_another() {
+    fn private_file_replaces_another_with_mode_0600() {
         let folder = create_temporary().unwrap();
         let path = folder.join("secret");
         std::fs::write(&path, "old").unwrap();

@@ -1,4 +1,4 @@
-//! One private Postgres: its data, its process, its place when root may not run it where it was asked for.
+//! A private Postgres: its data, and where they go when root may not run it in the given folder.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -14,19 +14,20 @@ use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
 use super::folder::{self, FolderLock};
-use super::process::{self, Escalation, MaybeRunning, POLL, Supervised};
+use super::process::{self, Escalation, POLL, Supervised};
+use super::server::{PrivateServer, Program};
 use crate::config::Secret;
 
 /// Name of the superuser and of the database.
 const NAME: &str = "posduif";
 
-/// Where data goes that the unprivileged user cannot reach in the folder asked for.
+/// Where data go that the unprivileged user cannot reach in the given folder.
 const RELOCATED: &str = "/var/lib/posduif-dev";
 
-/// How long a start may take; recovery after a crash with much to replay is the longest.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout of a start; recovery after a crash takes longest.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Fast shutdown (ends sessions, writes a checkpoint), immediate shutdown, the end.
+/// Fast shutdown (ends sessions, writes a checkpoint), immediate shutdown, SIGKILL.
 const STOP: &Escalation = &[
     (Signal::SIGINT, Duration::from_secs(20)),
     (Signal::SIGQUIT, Duration::from_secs(5)),
@@ -39,7 +40,7 @@ const STOP_AT_ONCE: &Escalation = &[
     (Signal::SIGKILL, Duration::from_secs(5)),
 ];
 
-/// What logical replication and a crowd of test connections need.
+/// Settings for logical replication and many test connections.
 const NEEDED: &[(&str, &str)] = &[
     ("wal_level", "logical"),
     ("max_replication_slots", "64"),
@@ -47,36 +48,32 @@ const NEEDED: &[(&str, &str)] = &[
     ("max_connections", "200"),
 ];
 
-/// What makes it private.
+/// Settings that keep it private.
 const SETTINGS: &[(&str, &str)] = &[
     ("listen_addresses", "127.0.0.1"),
     // A socket path has at most 107 bytes, and the data folder may be longer.
     ("unix_socket_directories", ""),
-    // The supervisor keeps the log; some distributions' defaults would move it elsewhere.
+    // The log goes to the supervisor; defaults of some distributions would redirect it.
     ("log_destination", "stderr"),
     ("logging_collector", "off"),
 ];
 
-/// How a private Postgres is to run.
 #[derive(Debug, Clone)]
 pub struct PostgresOptions {
     /// TCP port on 127.0.0.1.
     pub port: u16,
-    /// Password of the superuser `posduif`, letters and digits. Data keep the password they were made with, so that
-    /// each start on the same data must give the same one.
+    /// Password of the superuser `posduif`, letters and digits. It is stored in the data: each start on the same data must
+    /// use the same one.
     pub password: Secret,
-    /// Further settings of `postgresql.conf`, which win over the built-in ones: `("fsync", "off")`.
+    /// Further settings of `postgresql.conf`, which override the built-in ones: `("fsync", "off")`.
     pub settings: Vec<(String, String)>,
-    /// Leaves what logical replication needs as Postgres has it by itself, for tests of what that leads to. Settings on
-    /// the command line could not be changed by `ALTER SYSTEM`.
+    /// Keeps the defaults of Postgres for what logical replication needs, for tests. Settings on the command line could not
+    /// be changed by `ALTER SYSTEM`.
     pub is_stock: bool,
 }
 
 impl PostgresOptions {
     /// A free port, a random password, no further settings.
-    ///
-    /// # Errors
-    /// When there is no free port or the operating system gives no random bits.
     pub fn new() -> Result<Self> {
         Ok(Self {
             port: super::free_port()?,
@@ -104,27 +101,27 @@ impl PostgresOptions {
     }
 }
 
-/// A Postgres of one's own with `wal_level=logical`, the superuser `posduif` and an empty database `posduif`.
-///
-/// Dropping it while it runs kills it; its data survive that as they survive a crash.
+/// A private Postgres with `wal_level=logical`, the superuser `posduif` and an empty database `posduif`.
+pub type PrivatePostgres = PrivateServer<Postgres>;
+
+/// The program and data of a private Postgres.
 #[derive(Debug)]
-pub struct PrivatePostgres {
+pub struct Postgres {
     options: PostgresOptions,
     account: Option<Account>,
     binaries: PathBuf,
     data: PathBuf,
     log: PathBuf,
-    process: MaybeRunning,
     _lock: FolderLock,
 }
 
 impl PrivatePostgres {
-    /// Makes the data if there are none yet, stops a server that an earlier run left over on them, starts one and
-    /// returns when it answers. The log is `<folder>.log`.
+    /// Creates the data if there are none, stops an orphaned server on them, starts a server and returns when it answers.
+    /// The log is `<folder>.log`.
     ///
-    /// Postgres refuses to run as root. Root's is run by the owner of existing data, else by `postgres` or `nobody`;
-    /// where that user cannot reach `folder`, the data go to a folder under `/var/lib/posduif-dev`, and `folder`
-    /// becomes a link to it.
+    /// Postgres refuses to run as root. For root, it runs as the owner of existing data, else as `postgres` or `nobody`;
+    /// if that user cannot reach `folder`, the data go to a folder under `/var/lib/posduif-dev`, and `folder` becomes a
+    /// link to it.
     ///
     /// # Errors
     /// When Postgres is not installed, another process uses the folder, or the server does not start: with the end of
@@ -137,83 +134,42 @@ impl PrivatePostgres {
         };
         let data = home.join("data");
         stop_stray(&data).await?;
-        let binaries = find_binaries(&data).await?;
-        let mut server = Self {
+        let program = Postgres {
             options,
             account,
-            binaries,
+            binaries: find_binaries(&data).await?,
             data,
-            log: beside(folder, "log"),
-            process: MaybeRunning::default(),
+            log: with_suffix(folder, "log"),
             _lock: lock,
         };
-        if !exists(&server.data)? {
-            server.make_data(&home).await?;
+        if !exists(&program.data)? {
+            program.create_data(&home).await?;
         }
-        server.restart().await?;
-        server.make_database().await?;
+        let server = Self::run(program).await?;
+        server.program().create_database().await?;
         Ok(server)
     }
+}
 
-    /// Connection URL of the superuser.
-    pub fn url(&self) -> String {
+impl Program for Postgres {
+    const STOP: &'static Escalation = STOP;
+    const STOP_AT_ONCE: &'static Escalation = STOP_AT_ONCE;
+
+    fn url(&self) -> String {
         self.options.url()
     }
 
-    /// TCP port on 127.0.0.1.
-    pub fn port(&self) -> u16 {
+    fn port(&self) -> u16 {
         self.options.port
     }
 
-    /// Process id of the postmaster; `None` while it does not run.
-    pub fn pid(&self) -> Option<u32> {
-        self.process.pid()
-    }
-
-    /// Stops it in order: sessions end, a checkpoint is written.
-    ///
-    /// # Errors
-    /// When not even SIGKILL ends it.
-    pub async fn stop(&mut self) -> Result<()> {
-        self.process.stop(STOP).await
-    }
-
-    /// Stops it without a checkpoint; the next start recovers.
-    pub(super) async fn stop_at_once(&mut self) -> Result<()> {
-        self.process.stop(STOP_AT_ONCE).await
-    }
-
-    /// Kills the postmaster, for tests of what survives. Its sessions notice and end by themselves shortly after.
-    ///
-    /// # Errors
-    /// When the operating system refuses.
-    pub async fn kill(&mut self) -> Result<()> {
-        self.process.kill().await
-    }
-
-    /// Waits until it ends by itself and gives the error to report; never returns while it runs or is stopped.
-    pub async fn failed(&mut self) -> anyhow::Error {
-        self.process.failed().await
-    }
-
-    /// Starts it again after [`Self::stop`] or [`Self::kill`], on the same port with the same data, and returns when
-    /// it answers. Does nothing while it runs.
-    ///
-    /// # Errors
-    /// When it does not start: with the end of its log.
-    pub async fn restart(&mut self) -> Result<()> {
-        if self.process.is_running() {
-            return Ok(());
-        }
-        let deadline = Instant::now() + START_PATIENCE;
+    async fn launch(&self) -> Result<Supervised> {
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             let mut process = Supervised::spawn("Postgres", self.server_command(), &self.log)?;
             match self.wait_until_ready(&mut process, deadline).await {
-                Ok(()) => {
-                    self.process.started(process);
-                    return Ok(());
-                }
-                // Sessions of a killed postmaster need a moment to notice, and until then they hold its memory.
+                Ok(()) => return Ok(process),
+                // Sessions of a killed postmaster take a moment to exit, and hold its shared memory until then.
                 Err(error)
                     if error.to_string().contains("pre-existing shared memory block")
                         && process.ended()?.is_some()
@@ -228,7 +184,9 @@ impl PrivatePostgres {
             }
         }
     }
+}
 
+impl Postgres {
     fn server_command(&self) -> Command {
         let mut command = self.command("postgres");
         command.arg("-D").arg(&self.data);
@@ -241,7 +199,7 @@ impl PrivatePostgres {
         command
     }
 
-    /// One of Postgres' programs, to be run by the account.
+    /// A program of Postgres, run as the account.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.binaries.join(program));
         if let Some(account) = &self.account {
@@ -258,14 +216,14 @@ impl PrivatePostgres {
             match self.connect("postgres").await {
                 Ok(_client) => return Ok(()),
                 Err(error) if error.code() == Some(&SqlState::INVALID_PASSWORD) => bail!(
-                    "the data in {} were made with another password: restore it, or delete the folder to begin anew",
+                    "the data in {} were created with another password: restore it, or delete the folder to start over",
                     self.data.display()
                 ),
                 Err(error) if Instant::now() > deadline => {
                     return Err(error).with_context(|| {
                         format!(
                             "Postgres does not answer within {} s. The end of {}:\n{}",
-                            START_PATIENCE.as_secs(),
+                            START_TIMEOUT.as_secs(),
                             self.log.display(),
                             process::tail(&self.log)
                         )
@@ -282,9 +240,8 @@ impl PrivatePostgres {
         Ok(client)
     }
 
-    /// Runs `initdb`. The data appear under their name only when complete, so an interrupted run leaves nothing that
-    /// looks like data.
-    async fn make_data(&self, home: &Path) -> Result<()> {
+    /// Runs `initdb`. The data are renamed into place when complete, so that an interrupted run leaves no partial data.
+    async fn create_data(&self, home: &Path) -> Result<()> {
         let partial = home.join("data.new");
         folder::remove_all(&partial)?;
         let password = home.join("password.new");
@@ -297,8 +254,8 @@ impl PrivatePostgres {
             .settings
             .iter()
             .any(|(name, value)| name == "fsync" && value == "off");
-        let mut complaints = String::new();
-        // Not every system has C.UTF-8; C sorts the same way and only lacks the classes of non-ASCII letters.
+        let mut errors = String::new();
+        // Some systems lack C.UTF-8; C sorts the same way and only lacks the classes of non-ASCII letters.
         for locale in ["C.UTF-8", "C"] {
             let mut command = self.command("initdb");
             command.arg("-D").arg(&partial).arg("--pwfile").arg(&password);
@@ -311,20 +268,20 @@ impl PrivatePostgres {
             if output.status.success() {
                 std::fs::remove_file(&password).with_context(|| format!("cannot remove {}", password.display()))?;
                 return std::fs::rename(&partial, &self.data)
-                    .with_context(|| format!("cannot make {}", self.data.display()));
+                    .with_context(|| format!("cannot create {}", self.data.display()));
             }
-            complaints = String::from_utf8_lossy(&output.stderr).into_owned();
+            errors = String::from_utf8_lossy(&output.stderr).into_owned();
             folder::remove_all(&partial)?;
         }
-        bail!("initdb cannot make {}:\n{complaints}", self.data.display())
+        bail!("initdb cannot create {}:\n{errors}", self.data.display())
     }
 
-    /// Makes the database unless an earlier start did.
-    async fn make_database(&self) -> Result<()> {
+    /// Creates the database unless an earlier start did.
+    async fn create_database(&self) -> Result<()> {
         match self.connect(NAME).await {
             Ok(_client) => return Ok(()),
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_DATABASE) => {}
-            Err(error) => return Err(error).context("connecting to the private Postgres"),
+            Err(error) => return Err(error).context("cannot connect to the private Postgres"),
         }
         let client = self.connect("postgres").await?;
         client.batch_execute(&format!("CREATE DATABASE {NAME}")).await?;
@@ -341,12 +298,12 @@ struct Account {
 }
 
 impl Account {
-    /// Who runs a server with its data in `folder`; `None` means whoever runs this program.
+    /// The account that runs a server with its data in `folder`; `None` for our own.
     fn for_server(folder: &Path) -> Result<Option<Self>> {
         if !Uid::effective().is_root() {
             return Ok(None);
         }
-        // Data made by another user than the one chosen today stay with theirs.
+        // Existing data keep their owner.
         if let Ok(data) = std::fs::metadata(folder.join("data"))
             && data.uid() != 0
         {
@@ -357,7 +314,7 @@ impl Account {
             }));
         }
         for name in ["postgres", "nobody"] {
-            if let Some(user) = User::from_name(name).with_context(|| format!("looking up the user {name}"))? {
+            if let Some(user) = User::from_name(name).with_context(|| format!("cannot look up the user {name}"))? {
                 return Ok(Some(Self {
                     name: user.name,
                     uid: user.uid,
@@ -365,10 +322,10 @@ impl Account {
                 }));
             }
         }
-        bail!("Postgres does not run as root, and there is neither a user postgres nor nobody: add one of them")
+        bail!("Postgres does not run as root, and neither the user postgres nor nobody exists: create one of them")
     }
 
-    /// Makes a command run as this user, from a folder that everybody can enter.
+    /// Runs a command as this user, in a folder that all users can enter.
     fn run(&self, command: &mut Command) {
         command
             .uid(self.uid.as_raw())
@@ -377,14 +334,14 @@ impl Account {
             .env_remove("HOME");
     }
 
-    /// Gives a file or folder to this user.
+    /// Changes the owner of a file or folder to this user.
     fn own(&self, path: &Path) -> Result<()> {
         chown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
-            .with_context(|| format!("cannot give {} to the user {}", path.display(), self.name))
+            .with_context(|| format!("cannot change the owner of {} to {}", path.display(), self.name))
     }
 
-    /// Whether this user gets into the folder and may write there. Asked by trying, since besides permission bits
-    /// access lists and mount options have a say.
+    /// Whether this user can enter the folder and write to it. Tested by trying: access lists and mount options matter as
+    /// well as permission bits.
     async fn reaches(&self, folder: &Path) -> Result<bool> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", r#"cd -- "$1" 2>/dev/null && test -w ."#, "sh"]);
@@ -394,7 +351,7 @@ impl Account {
         Ok(status.context("cannot run /bin/sh")?.success())
     }
 
-    /// The folder in which this user keeps the data for `folder`, and its lock.
+    /// The home of the data for `folder`, and its lock.
     async fn home(&self, folder: &Path) -> Result<(PathBuf, FolderLock)> {
         match std::fs::symlink_metadata(folder) {
             Ok(found) if found.is_symlink() => {
@@ -413,8 +370,8 @@ impl Account {
                 }
                 if exists(&folder.join("data"))? {
                     bail!(
-                        "the user {} cannot reach its data in {}: let others pass through the folders above it \
-                         (chmod o+x), or delete it to begin anew",
+                        "the user {} cannot reach its data in {}: let others traverse the folders above it \
+                         (chmod o+x), or delete it to start over",
                         self.name,
                         folder.display()
                     );
@@ -425,17 +382,16 @@ impl Account {
         self.relocate(folder).await
     }
 
-    /// Makes an empty home elsewhere and links to it from `folder`, which does not exist.
+    /// Creates an empty home elsewhere and links to it from `folder`, which does not exist.
     async fn relocate(&self, folder: &Path) -> Result<(PathBuf, FolderLock)> {
         let base = Path::new(RELOCATED);
         folder::create_private(base)?;
         std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o711))
-            .with_context(|| format!("cannot open {} to others", base.display()))?;
-        let home = base.join(name_elsewhere(folder)?);
+            .with_context(|| format!("cannot let others traverse {}", base.display()))?;
+        let home = base.join(relocated_name(folder)?);
         folder::create_private(&home)?;
         let lock = FolderLock::take(&home)?;
-        // Whoever deleted the folder wanted to be rid of its data; what was relocated would come back otherwise, with
-        // a password that nobody remembers.
+        // The folder was deleted, so its relocated data, with a lost password, must not return.
         stop_stray(&home.join("data")).await?;
         let entries = std::fs::read_dir(&home).with_context(|| format!("cannot list {}", home.display()))?;
         for entry in entries {
@@ -460,7 +416,7 @@ impl Account {
     }
 }
 
-/// Removes the data of a Postgres that does not run, also where they were relocated.
+/// Removes the data of a stopped Postgres, relocated or not.
 pub(super) fn remove_data(folder: &Path) -> Result<()> {
     if let Ok(home) = std::fs::read_link(folder) {
         folder::remove_all(&home)?;
@@ -469,7 +425,7 @@ pub(super) fn remove_data(folder: &Path) -> Result<()> {
     folder::remove_all(folder)
 }
 
-/// The home of data that need no other user.
+/// The home of data of our own user.
 fn plain_home(folder: &Path) -> Result<(PathBuf, FolderLock)> {
     folder::create_private(folder)?;
     let home = folder
@@ -479,8 +435,8 @@ fn plain_home(folder: &Path) -> Result<(PathBuf, FolderLock)> {
     Ok((home, lock))
 }
 
-/// A name for the relocated data of a folder: the same for the same absolute path.
-fn name_elsewhere(folder: &Path) -> Result<String> {
+/// A name for the relocated data of a folder, by its absolute path.
+fn relocated_name(folder: &Path) -> Result<String> {
     let parent = folder.parent().unwrap_or(Path::new("/"));
     let absolute = parent
         .canonicalize()
@@ -490,29 +446,29 @@ fn name_elsewhere(folder: &Path) -> Result<String> {
     Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// `<folder>.<suffix>`, beside the folder.
-fn beside(folder: &Path, suffix: &str) -> PathBuf {
+/// `<folder>.<suffix>`.
+fn with_suffix(folder: &Path, suffix: &str) -> PathBuf {
     let mut name = folder.as_os_str().to_owned();
     name.push(".");
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// Whether the path is there; an error when that cannot be told, which must not be read as "no".
+/// Whether the path exists. A failure to determine that is an error, not `false`.
 fn exists(path: &Path) -> Result<bool> {
     path.try_exists().with_context(|| {
         format!(
-            "cannot look at {}: if another user made it, run as that user or choose another folder with --data",
+            "cannot access {}: if another user created it, run as that user or choose another folder with --data",
             path.display()
         )
     })
 }
 
-/// Stops a server left over by an earlier run on the data of this folder; used before the folder is started.
+/// Stops a server that an earlier run orphaned on the data of this folder.
 pub(super) async fn stop_stray_in(folder: &Path) -> Result<()> {
     match folder.canonicalize() {
         Ok(home) => {
-            // Whoever holds the lock supervises that server, which then is no stray.
+            // While another process holds the lock, it supervises the server.
             let _lock = FolderLock::take(&home)?;
             stop_stray(&home.join("data")).await
         }
@@ -520,26 +476,26 @@ pub(super) async fn stop_stray_in(folder: &Path) -> Result<()> {
     }
 }
 
-/// Stops a server that runs on these data without a supervisor.
+/// Stops an orphaned server on these data.
 async fn stop_stray(data: &Path) -> Result<()> {
     let pid_file = data.join("postmaster.pid");
     let Some(pid) = process::read_pid(&pid_file) else {
         return Ok(());
     };
     if !process::is_alive(pid) {
-        // Postgres clears it away by itself, and checks first that no session of the dead server is left.
+        // Postgres removes the file after checking that no session of the dead server is left.
         return Ok(());
     }
     if is_postgres_on(&process::arguments(pid).await, data) {
-        tracing::info!(pid, data = %data.display(), "stopping a Postgres that an earlier run left over");
+        tracing::info!(pid, data = %data.display(), "stopping an orphaned Postgres");
         return process::stop_stray("Postgres", pid, STOP).await;
     }
-    // Somebody else has got the number since; Postgres would take that process for a server and refuse to start.
+    // The id was reused; Postgres would take that process for a server and refuse to start.
     std::fs::remove_file(&pid_file).with_context(|| format!("cannot remove the stale {}", pid_file.display()))
 }
 
-/// Whether these are the arguments of a Postgres on these data. Where `ps` has split them at spaces, the path is
-/// looked for in what follows `-D`.
+/// Whether these are the arguments of a Postgres on these data. `ps` splits arguments at spaces, so the path may be
+/// several of them.
 fn is_postgres_on(arguments: &[String], data: &Path) -> bool {
     let Some((program, rest)) = arguments.split_first() else {
         return false;
@@ -570,15 +526,19 @@ async fn find_binaries(data: &Path) -> Result<PathBuf> {
             .map(|(_, folder)| folder)
             .ok_or_else(|| {
                 anyhow!(
-                    "no PostgreSQL server found: install it (Debian, Ubuntu: apt-get install postgresql; Fedora: dnf \
+                    "PostgreSQL server not found: install it (Debian, Ubuntu: apt-get install postgresql; Fedora: dnf \
                      install postgresql-server; macOS: brew install postgresql), name the folder of `postgres` and \
                      `initdb` in POSDUIF_PG_BIN, or set DATABASE_URL to use a server that runs"
                 )
             });
     }
     let version_file = data.join("PG_VERSION");
-    let text = std::fs::read_to_string(&version_file)
-        .with_context(|| format!("cannot read {}: not the data of a Postgres?", version_file.display()))?;
+    let text = std::fs::read_to_string(&version_file).with_context(|| {
+        format!(
+            "cannot read {}: is it a data folder of Postgres?",
+            version_file.display()
+        )
+    })?;
     let wanted = text.trim();
     found
         .into_iter()
@@ -587,13 +547,13 @@ async fn find_binaries(data: &Path) -> Result<PathBuf> {
         .ok_or_else(|| {
             anyhow!(
                 "the data in {} belong to PostgreSQL {wanted}, which was not found: install it, name its folder of \
-                 programs in POSDUIF_PG_BIN, or delete the data to begin anew",
+                 programs in POSDUIF_PG_BIN, or delete the data to start over",
                 data.display()
             )
         })
 }
 
-/// Folders that may hold Postgres' programs, best first.
+/// Folders that may hold the programs of Postgres, in order of preference.
 async fn binary_folders() -> Vec<PathBuf> {
     if let Some(folder) = std::env::var_os("POSDUIF_PG_BIN").filter(|folder| !folder.is_empty()) {
         return vec![PathBuf::from(folder)];
@@ -628,7 +588,7 @@ async fn binary_folders() -> Vec<PathBuf> {
     folders
 }
 
-/// Major version of the `postgres` in a folder; `None` when there is none that runs.
+/// Major version of the `postgres` in a folder; `None` if it does not run.
 async fn version_of(folder: &Path) -> Option<u32> {
     let run = Command::new(folder.join("postgres"))
         .arg("--version")
@@ -654,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_postgres_on_the_very_data_is_one_of_ours() {
+    fn is_postgres_on_matches_the_exact_data() {
         let data = Path::new("/x y/data");
         let program = "/usr/lib/postgresql/15/bin/postgres";
         assert!(is_postgres_on(&words(&[program, "-D", "/x y/data", "-p", "1"]), data));
@@ -669,7 +629,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_read_from_what_packagers_print() {
+    fn version_is_parsed_from_packaged_output() {
         assert_eq!(
             parse_version("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"),
             Some(15)
@@ -680,11 +640,11 @@ mod tests {
     }
 
     #[test]
-    fn names_elsewhere_differ_by_absolute_path_only() {
+    fn relocated_name_depends_on_the_absolute_path() {
         let temporary = std::env::temp_dir();
-        let name = name_elsewhere(&temporary.join("a")).unwrap();
-        assert_eq!(name, name_elsewhere(&temporary.join(".").join("a")).unwrap());
-        assert_ne!(name, name_elsewhere(&temporary.join("b")).unwrap());
+        let name = relocated_name(&temporary.join("a")).unwrap();
+        assert_eq!(name, relocated_name(&temporary.join(".").join("a")).unwrap());
+        assert_ne!(name, relocated_name(&temporary.join("b")).unwrap());
         assert_eq!(name.len(), 16);
     }
 }

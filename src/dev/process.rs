@@ -1,4 +1,4 @@
-//! Processes: one that is supervised here, and ones left over by a supervisor that was killed.
+//! Processes: supervised ones, and ones orphaned by a supervisor that was killed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -12,75 +12,27 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How often a condition outside this process is looked at.
+/// Interval of polling conditions outside this process.
 pub(super) const POLL: Duration = Duration::from_millis(20);
 
-/// Lines of a log that an error shows.
+/// Log lines in an error.
 const TAIL_LINES: usize = 15;
 
-/// What a stop sends, and how long it waits for the end after each.
+/// The signals of a stop, each with its timeout.
 pub(super) type Escalation = [(Signal, Duration)];
-
-/// A server's process while it runs, nothing while it does not.
-#[derive(Debug, Default)]
-pub(super) struct MaybeRunning(Option<Supervised>);
-
-impl MaybeRunning {
-    /// Whether it was started and not stopped since.
-    pub(super) fn is_running(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// Process id.
-    pub(super) fn pid(&self) -> Option<u32> {
-        self.0.as_ref().and_then(Supervised::pid)
-    }
-
-    /// It runs now.
-    pub(super) fn started(&mut self, process: Supervised) {
-        self.0 = Some(process);
-    }
-
-    /// Stops it; does nothing while it does not run.
-    pub(super) async fn stop(&mut self, escalation: &Escalation) -> Result<()> {
-        // Kept until it has ended, so that a stop that is given up can be followed by a harder one.
-        if let Some(process) = &mut self.0 {
-            process.stop(escalation).await?;
-        }
-        self.0 = None;
-        Ok(())
-    }
-
-    /// Kills it; does nothing while it does not run.
-    pub(super) async fn kill(&mut self) -> Result<()> {
-        if let Some(process) = &mut self.0 {
-            process.kill().await?;
-        }
-        self.0 = None;
-        Ok(())
-    }
-
-    /// Waits until it ends by itself and gives the error to report; never returns while it runs or is stopped.
-    pub(super) async fn failed(&mut self) -> anyhow::Error {
-        match &mut self.0 {
-            Some(process) => process.end().await,
-            None => std::future::pending().await,
-        }
-    }
-}
 
 /// A child process whose output goes to a log file.
 #[derive(Debug)]
-pub(super) struct Supervised {
+pub struct Supervised {
     name: &'static str,
     child: Child,
     log: PathBuf,
 }
 
 impl Supervised {
-    /// Starts the command in a process group of its own, which keeps the terminal's Ctrl-C away from it.
+    /// Starts the command in its own process group, so that the terminal's Ctrl-C does not reach it.
     ///
-    /// A value that is dropped while the process runs kills it: whoever wants an orderly end calls [`Self::stop`].
+    /// Dropping the value kills the process; [`Self::stop`] stops it in order.
     pub(super) fn spawn(name: &'static str, mut command: Command, log: &Path) -> Result<Self> {
         let output = OpenOptions::new()
             .create(true)
@@ -103,64 +55,64 @@ impl Supervised {
         })
     }
 
-    /// Process id; `None` once the end was noticed.
+    /// `None` after its exit was observed.
     pub(super) fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// The error to report when the process has ended by itself; `None` while it runs.
+    /// The error to report after an unexpected exit; `None` while it runs.
     pub(super) fn ended(&mut self) -> Result<Option<anyhow::Error>> {
         let status = self.child.try_wait().context("child process")?;
         Ok(status.map(|status| self.report(status)))
     }
 
-    /// Waits until the process ends and gives the error to report. May be dropped and called again.
+    /// Waits for an unexpected exit and returns the error to report. Cancel safe.
     pub(super) async fn end(&mut self) -> anyhow::Error {
         match self.child.wait().await {
             Ok(status) => self.report(status),
-            Err(error) => anyhow::Error::new(error).context(format!("{} cannot be watched", self.name)),
+            Err(error) => anyhow::Error::new(error).context(format!("cannot wait for {}", self.name)),
         }
     }
 
     fn report(&self, status: ExitStatus) -> anyhow::Error {
         anyhow!(
-            "{} ended by itself ({status}). The end of {}:\n{}",
+            "{} exited unexpectedly ({status}). The end of {}:\n{}",
             self.name,
             self.log.display(),
             tail(&self.log)
         )
     }
 
-    /// Sends the signals one after the other until the process has ended.
+    /// Sends the signals one after the other until the process has exited.
     pub(super) async fn stop(&mut self, escalation: &Escalation) -> Result<()> {
-        for (signal, patience) in escalation {
+        for (signal, limit) in escalation {
             let Some(pid) = self.child.id() else { return Ok(()) };
             send(pid, *signal);
-            // A process that was stopped by SIGSTOP acts on nothing but SIGKILL until it may go on.
+            // After SIGSTOP a process handles only SIGKILL until it continues.
             send(pid, Signal::SIGCONT);
-            if let Ok(status) = timeout(*patience, self.child.wait()).await {
-                status.with_context(|| format!("waiting for the end of {}", self.name))?;
+            if let Ok(status) = timeout(*limit, self.child.wait()).await {
+                status.with_context(|| format!("cannot wait for {}", self.name))?;
                 return Ok(());
             }
         }
-        bail!("{} does not end, not even by SIGKILL", self.name)
+        bail!("{} does not exit, not even by SIGKILL", self.name)
     }
 
-    /// Sends SIGKILL and waits for the end.
+    /// Sends SIGKILL and waits for the exit.
     pub(super) async fn kill(&mut self) -> Result<()> {
         self.child
             .kill()
             .await
-            .with_context(|| format!("killing {}", self.name))
+            .with_context(|| format!("cannot kill {}", self.name))
     }
 }
 
 /// Stops a process that is not a child of this one.
 pub(super) async fn stop_stray(name: &str, pid: u32, escalation: &Escalation) -> Result<()> {
-    for (signal, patience) in escalation {
+    for (signal, limit) in escalation {
         send(pid, *signal);
         send(pid, Signal::SIGCONT);
-        let deadline = Instant::now() + *patience;
+        let deadline = Instant::now() + *limit;
         while is_alive(pid) && Instant::now() < deadline {
             sleep(POLL).await;
         }
@@ -168,25 +120,25 @@ pub(super) async fn stop_stray(name: &str, pid: u32, escalation: &Escalation) ->
             return Ok(());
         }
     }
-    bail!("{name} with process id {pid}, left over by an earlier run, does not end: stop it by hand")
+    bail!("{name} with process id {pid}, orphaned by an earlier run, does not exit: stop it manually")
 }
 
-/// Sends a signal; a process that is gone already is what the sender wanted anyway.
+/// Sends a signal; the process may have exited.
 pub(super) fn send(pid: u32, signal: Signal) {
     if let Some(pid) = signed(pid) {
-        let _gone = kill(pid, signal);
+        kill(pid, signal).ok();
     }
 }
 
-/// Whether a process runs under this id. A zombie, which only waits for its parent to take notice, does not.
+/// Whether a process runs under this id. A zombie does not.
 pub(super) fn is_alive(pid: u32) -> bool {
     let Some(target) = signed(pid) else { return false };
-    // EPERM means that it is there and belongs to somebody else.
+    // EPERM means that it runs as another user.
     if kill(target, None) == Err(nix::errno::Errno::ESRCH) {
         return false;
     }
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        // The state follows the name, which stands in parentheses and may contain any character.
+        // The state follows the name, which is in parentheses and may contain any character.
         Ok(stat) => !stat
             .rsplit(')')
             .next()
@@ -195,12 +147,12 @@ pub(super) fn is_alive(pid: u32) -> bool {
     }
 }
 
-/// The id as the kernel's calls want it; 0 and what looks negative would address groups of processes.
+/// The id for system calls; 0 and negative values would address process groups.
 fn signed(pid: u32) -> Option<Pid> {
     i32::try_from(pid).ok().filter(|pid| *pid > 1).map(Pid::from_raw)
 }
 
-/// The arguments that a process was started with; empty when it cannot be told.
+/// The arguments of a process; empty if unknown.
 pub(super) async fn arguments(pid: u32) -> Vec<String> {
     if let Ok(bytes) = std::fs::read(format!("/proc/{pid}/cmdline")) {
         return split_arguments(&bytes);
@@ -283,13 +235,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pid_file_is_read_by_its_first_line_only() {
+    fn pid_is_the_first_line_of_its_file() {
         assert_eq!(parse_pid("4711\n/some/folder\n5432\n"), Some(4711));
         assert_eq!(parse_pid("4711"), Some(4711));
     }
 
     #[test]
-    fn what_could_signal_more_than_one_process_is_no_pid() {
+    fn pid_of_several_processes_is_refused() {
         for text in ["", "\n", "0\n", "1\n", "-1\n", "pid\n", "99999999999\n"] {
             assert_eq!(parse_pid(text), None, "{text:?}");
         }
@@ -298,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_keep_their_spaces() {
+    fn split_arguments_keeps_spaces() {
         assert_eq!(
             split_arguments(b"/usr/bin/postgres\0-D\0/a folder/data\0"),
             ["/usr/bin/postgres", "-D", "/a folder/data"]
@@ -307,14 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_is_the_last_lines() {
+    fn last_lines_returns_the_tail() {
         assert_eq!(last_lines("a\nb\nc\n", 2), "  b\n  c");
         assert_eq!(last_lines("a", 2), "  a");
         assert_eq!(last_lines("", 2), "");
     }
 
     #[tokio::test]
-    async fn a_process_that_ends_by_itself_is_reported_with_its_log() {
+    async fn unexpected_exit_is_reported_with_the_log() {
         let log = std::env::temp_dir().join(format!("posduif-process-{}.log", std::process::id()));
         let mut command = Command::new("sh");
         command.args(["-c", "echo out of memory; exit 7"]);
@@ -328,12 +280,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stopped_process_ends_by_the_first_signal_and_a_deaf_one_by_the_last() {
-        let log = std::env::temp_dir().join(format!("posduif-deaf-{}.log", std::process::id()));
+    async fn stop_escalates_and_continues_a_stopped_process() {
+        let log = std::env::temp_dir().join(format!("posduif-trap-{}.log", std::process::id()));
         let mut command = Command::new("sh");
-        command.args(["-c", "trap '' TERM; echo deaf; while :; do sleep 0.05; done"]);
+        command.args(["-c", "trap '' TERM; echo trapped; while :; do sleep 0.05; done"]);
         let mut process = Supervised::spawn("sh", command, &log).unwrap();
-        while !tail(&log).contains("deaf") {
+        while !tail(&log).contains("trapped") {
             sleep(POLL).await;
         }
         let pid = process.pid().unwrap();

@@ -1,4 +1,4 @@
-//! One private Redis: append-only file, no eviction, a password.
+//! A private Redis: append-only file, no eviction, a password.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,13 +9,14 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::folder::{self, FolderLock};
-use super::process::{self, Escalation, MaybeRunning, POLL, Supervised};
+use super::process::{self, Escalation, POLL, Supervised};
+use super::server::{PrivateServer, Program};
 use crate::config::Secret;
 
-/// How long a start may take; loading a large append-only file is the longest.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout of a start; loading a large append-only file takes longest.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Writes what is left to the append-only file and ends.
+/// SIGTERM writes pending data to the append-only file.
 const STOP: &Escalation = &[
     (Signal::SIGTERM, Duration::from_secs(20)),
     (Signal::SIGKILL, Duration::from_secs(5)),
@@ -23,10 +24,10 @@ const STOP: &Escalation = &[
 
 const STOP_AT_ONCE: &Escalation = &[(Signal::SIGKILL, Duration::from_secs(5))];
 
-/// Programs to look for: Valkey speaks the same protocol and is what some distributions ship.
+/// Programs, in order of preference. Some distributions ship Valkey, which has the same protocol.
 const PROGRAMS: [&str; 2] = ["redis-server", "valkey-server"];
 
-/// What the streams rest on: nothing is evicted, and all but the last second survives a crash.
+/// Nothing is evicted, and all but the last second survives a crash.
 const SETTINGS: &[(&str, &str)] = &[
     ("bind", "127.0.0.1"),
     ("dir", "."),
@@ -34,28 +35,24 @@ const SETTINGS: &[(&str, &str)] = &[
     ("appendonly", "yes"),
     ("appendfsync", "everysec"),
     ("maxmemory-policy", "noeviction"),
-    // The append-only file is the memory; snapshots beside it would only cost forks.
+    // The append-only file suffices; snapshots would only cost forks.
     ("save", "\"\""),
-    // A histogram of each command's time, kept for every single XADD, costs several per cent of them.
+    // A latency histogram costs several per cent of each XADD.
     ("latency-tracking", "no"),
 ];
 
-/// How a private Redis is to run.
 #[derive(Debug, Clone)]
 pub struct RedisOptions {
     /// TCP port on 127.0.0.1.
     pub port: u16,
     /// Password of the default user, letters and digits.
     pub password: Secret,
-    /// Further lines of `redis.conf`, which win over the built-in ones: `("appendfsync", "always")`.
+    /// Further lines of `redis.conf`, which override the built-in ones: `("appendfsync", "always")`.
     pub settings: Vec<(String, String)>,
 }
 
 impl RedisOptions {
     /// A free port, a random password, no further settings.
-    ///
-    /// # Errors
-    /// When there is no free port or the operating system gives no random bits.
     pub fn new() -> Result<Self> {
         Ok(Self {
             port: super::free_port()?,
@@ -78,22 +75,22 @@ impl RedisOptions {
     }
 }
 
-/// A Redis of one's own.
-///
-/// Dropping it while it runs kills it; its data survive that as they survive a crash.
+/// A private Redis.
+pub type PrivateRedis = PrivateServer<Redis>;
+
+/// The program and data of a private Redis.
 #[derive(Debug)]
-pub struct PrivateRedis {
+pub struct Redis {
     options: RedisOptions,
     program: &'static str,
     folder: PathBuf,
     log: PathBuf,
-    process: MaybeRunning,
     _lock: FolderLock,
 }
 
 impl PrivateRedis {
-    /// Stops a server that an earlier run left over in the folder, starts one there and returns when it answers. The
-    /// log is `<folder>/redis.log`.
+    /// Stops an orphaned server in the folder, starts a server there and returns when it answers. The log is
+    /// `<folder>/redis.log`.
     ///
     /// # Errors
     /// When Redis is not installed, another process uses the folder, or the server does not start: with the end of
@@ -105,81 +102,44 @@ impl PrivateRedis {
             .with_context(|| format!("cannot enter {}", folder.display()))?;
         let lock = FolderLock::take(&folder)?;
         stop_stray(&folder).await?;
-        let mut server = Self {
+        Self::run(Redis {
             options,
             program: find_program()?,
             log: folder.join("redis.log"),
             folder,
-            process: MaybeRunning::default(),
             _lock: lock,
-        };
-        server.restart().await?;
-        Ok(server)
+        })
+        .await
     }
+}
 
-    /// Connection URL.
-    pub fn url(&self) -> String {
+impl Program for Redis {
+    const STOP: &'static Escalation = STOP;
+    const STOP_AT_ONCE: &'static Escalation = STOP_AT_ONCE;
+
+    fn url(&self) -> String {
         self.options.url()
     }
 
-    /// TCP port on 127.0.0.1.
-    pub fn port(&self) -> u16 {
+    fn port(&self) -> u16 {
         self.options.port
     }
 
-    /// Process id; `None` while it does not run.
-    pub fn pid(&self) -> Option<u32> {
-        self.process.pid()
-    }
-
-    /// Stops it in order: what it holds is on disk.
-    ///
-    /// # Errors
-    /// When not even SIGKILL ends it.
-    pub async fn stop(&mut self) -> Result<()> {
-        self.process.stop(STOP).await
-    }
-
-    /// Stops it without writing what is left.
-    pub(super) async fn stop_at_once(&mut self) -> Result<()> {
-        self.process.stop(STOP_AT_ONCE).await
-    }
-
-    /// Kills it, for tests of what survives.
-    ///
-    /// # Errors
-    /// When the operating system refuses.
-    pub async fn kill(&mut self) -> Result<()> {
-        self.process.kill().await
-    }
-
-    /// Waits until it ends by itself and gives the error to report; never returns while it runs or is stopped.
-    pub async fn failed(&mut self) -> anyhow::Error {
-        self.process.failed().await
-    }
-
-    /// Starts it again after [`Self::stop`] or [`Self::kill`], on the same port with the same data, and returns when
-    /// it answers. Does nothing while it runs.
-    ///
-    /// # Errors
-    /// When it does not start: with the end of its log.
-    pub async fn restart(&mut self) -> Result<()> {
-        if self.process.is_running() {
-            return Ok(());
-        }
+    async fn launch(&self) -> Result<Supervised> {
         // In a file, because arguments are visible to every user of the machine.
         folder::write_private(&self.folder.join("redis.conf"), &configuration(&self.options))?;
         let mut command = Command::new(self.program);
         command.arg("redis.conf").current_dir(&self.folder);
         let mut process = Supervised::spawn("Redis", command, &self.log)?;
         self.wait_until_ready(&mut process).await?;
-        self.process.started(process);
-        Ok(())
+        Ok(process)
     }
+}
 
+impl Redis {
     async fn wait_until_ready(&self, process: &mut Supervised) -> Result<()> {
         let client = redis::Client::open(self.url())?;
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Some(error) = process.ended()? {
                 return Err(error);
@@ -188,14 +148,14 @@ impl PrivateRedis {
                 let mut connection = client.get_multiplexed_async_connection().await?;
                 redis::cmd("PING").query_async::<()>(&mut connection).await
             };
-            // While it loads its data it answers LOADING, which is an error here.
+            // LOADING is an error here.
             if let Ok(Ok(())) = timeout(Duration::from_secs(2), ping).await {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 return Err(anyhow!(
                     "Redis does not answer within {} s. The end of {}:\n{}",
-                    START_PATIENCE.as_secs(),
+                    START_TIMEOUT.as_secs(),
                     self.log.display(),
                     process::tail(&self.log)
                 ));
@@ -205,13 +165,13 @@ impl PrivateRedis {
     }
 }
 
-/// The text of `redis.conf`; of two lines with the same name Redis takes the last.
+/// The text of `redis.conf`; of two lines with the same name the last one applies.
 fn configuration(options: &RedisOptions) -> String {
     let own = [
         ("port", options.port.to_string()),
         ("requirepass", options.password.expose().to_owned()),
     ];
-    let mut text = String::from("# Written anew at each start.\n");
+    let mut text = String::from("# Rewritten at each start.\n");
     for (name, value) in SETTINGS {
         text.push_str(&format!("{name} {value}\n"));
     }
@@ -231,47 +191,47 @@ fn find_program() -> Result<&'static str> {
         .find(|program| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
         .ok_or_else(|| {
             anyhow!(
-                "no redis-server found on the PATH: install it (Debian, Ubuntu: apt-get install redis-server; Fedora: \
+                "redis-server not found on the PATH: install it (Debian, Ubuntu: apt-get install redis-server; Fedora: \
                  dnf install redis; macOS: brew install redis), or set REDIS_URL to use a server that runs"
             )
         })
 }
 
-/// Stops servers left over by an earlier run in this folder; used before the folder is started.
+/// Stops servers that an earlier run orphaned in this folder.
 pub(super) async fn stop_stray_in(folder: &Path) -> Result<()> {
     if let Ok(folder) = folder.canonicalize() {
-        // Whoever holds the lock supervises that server, which then is no stray.
+        // While another process holds the lock, it supervises the server.
         let _lock = FolderLock::take(&folder)?;
         return stop_stray(&folder).await;
     }
-    // The folder was deleted, and the pid file with it. A Redis does not notice and would run on for good.
+    // The folder was deleted with its pid file. Redis does not notice and runs indefinitely.
     for pid in process::working_in_deleted(folder) {
         if is_redis(&process::arguments(pid).await.join(" ")) {
-            tracing::info!(pid, "stopping a Redis whose folder was deleted");
+            tracing::info!(pid, "stopping an orphaned Redis whose folder was deleted");
             process::stop_stray("Redis", pid, STOP_AT_ONCE).await?;
         }
     }
     Ok(())
 }
 
-/// Stops a server that runs in this folder without a supervisor.
+/// Stops an orphaned server in this folder.
 async fn stop_stray(folder: &Path) -> Result<()> {
     let pid_file = folder.join("redis.pid");
     let Some(pid) = process::read_pid(&pid_file) else {
         return Ok(());
     };
     if process::is_alive(pid) && is_redis_in(pid, folder).await {
-        tracing::info!(pid, folder = %folder.display(), "stopping a Redis that an earlier run left over");
+        tracing::info!(pid, folder = %folder.display(), "stopping an orphaned Redis");
         process::stop_stray("Redis", pid, STOP).await?;
     }
     // Redis overwrites a stale one.
     Ok(())
 }
 
-/// Whether the process is a Redis with this folder as its own.
+/// Whether the process is a Redis that runs in this folder.
 ///
-/// Redis replaces its arguments by `redis-server 127.0.0.1:<port>`. The folder shows on Linux as the working folder;
-/// elsewhere the port has to do, as the configuration in the folder names it.
+/// Redis replaces its arguments by `redis-server 127.0.0.1:<port>`. On Linux the working folder is compared, elsewhere the
+/// port with the one in the configuration.
 async fn is_redis_in(pid: u32, folder: &Path) -> bool {
     let arguments = process::arguments(pid).await.join(" ");
     if !is_redis(&arguments) {
@@ -311,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_of_the_caller_come_last_and_win() {
+    fn settings_of_the_caller_override_defaults() {
         let options = RedisOptions {
             port: 20_001,
             password: Secret::new("p"),
@@ -324,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_title_names_the_port_as_a_whole() {
+    fn listens_on_matches_the_whole_port() {
         let title = "redis-server 127.0.0.1:20001";
         assert!(listens_on(title, 20_001));
         assert!(!listens_on(title, 2000));

@@ -18,23 +18,18 @@ use super::{
 };
 use crate::config::Secret;
 
-/// What Postgres does for the safety of its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// A commit is on disk.
     Full,
-    /// A commit survives a killed process but not a machine that loses power; for data that nobody will miss.
+    /// A commit survives a killed process but not a machine that loses power; for disposable data.
     Disposable,
 }
 
-/// Which servers to start, and how.
 #[derive(Debug, Clone)]
 pub struct ServersOptions {
-    /// Start a Postgres.
     pub postgres: bool,
-    /// Start a Redis.
     pub redis: bool,
-    /// What Postgres does for the safety of its data.
     pub durability: Durability,
 }
 
@@ -53,12 +48,13 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts the servers in a folder, which is made when missing; a second start finds the data of the first.
+    /// Starts the servers in a folder, which is created if missing; a second start reuses the data of the first.
     ///
     /// # Errors
     /// When another process uses the folder, or a server is not installed or does not start.
     pub async fn start(folder: &Path, options: &ServersOptions) -> Result<Self> {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the data folder {}", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create the data folder {}", folder.display()))?;
         let folder = folder
             .canonicalize()
             .with_context(|| format!("cannot enter the data folder {}", folder.display()))?;
@@ -85,7 +81,7 @@ impl Servers {
         let memory_file = folder.join("servers.json");
         let mut memory = Memory::read_or_new(&memory_file)?;
         let (postgres_folder, redis_folder) = (folder.join("postgres"), folder.join("redis"));
-        // Before ports are looked at: a server left over still holds its own.
+        // Before ports are checked: an orphaned server still holds its own.
         postgres::stop_stray_in(&postgres_folder).await?;
         super::redis::stop_stray_in(&redis_folder).await?;
         memory.replace_taken_ports()?;
@@ -122,8 +118,7 @@ impl Servers {
 
     /// Whether a URL is that of a private server of this folder, running or not.
     ///
-    /// A shell that has sourced `dev.env` names it in `DATABASE_URL` or `REDIS_URL`, and that must not keep the server
-    /// from being started.
+    /// A shell that has sourced `dev.env` names it in `DATABASE_URL` or `REDIS_URL`, which must not prevent its start.
     pub fn owns(folder: &Path, url: &str) -> bool {
         std::fs::read_to_string(folder.join("servers.json"))
             .ok()
@@ -131,27 +126,27 @@ impl Servers {
             .is_some_and(|memory| url == memory.postgres_options().url() || url == memory.redis_options().url())
     }
 
-    /// The private Postgres, if one was wanted.
+    /// The private Postgres, if started.
     pub fn postgres(&self) -> Option<&PrivatePostgres> {
         self.postgres.as_ref()
     }
 
-    /// The private Redis, if one was wanted.
+    /// The private Redis, if started.
     pub fn redis(&self) -> Option<&PrivateRedis> {
         self.redis.as_ref()
     }
 
-    /// The private Postgres, to stop, kill and restart it.
+    /// As [`Self::postgres`], to stop, kill and restart it.
     pub fn postgres_mut(&mut self) -> Option<&mut PrivatePostgres> {
         self.postgres.as_mut()
     }
 
-    /// The private Redis, to stop, kill and restart it.
+    /// As [`Self::redis`], to stop, kill and restart it.
     pub fn redis_mut(&mut self) -> Option<&mut PrivateRedis> {
         self.redis.as_mut()
     }
 
-    /// A token secret that stays the same as long as the folder does.
+    /// A token secret, stored in the folder.
     pub fn jwt_secret(&self) -> &Secret {
         &self.jwt_secret
     }
@@ -161,7 +156,7 @@ impl Servers {
         &self.folder
     }
 
-    /// Waits until a server ends by itself and gives the error to report, with the end of the server's log.
+    /// Waits for an unexpected exit of a server and returns the error to report, with the end of its log.
     pub async fn failed(&mut self) -> anyhow::Error {
         let postgres = async {
             match &mut self.postgres {
@@ -218,13 +213,13 @@ impl Servers {
     }
 }
 
-/// A folder that goes with the servers, also when a start is interrupted or a test panics.
+/// A folder that is removed with the servers, even if a start is interrupted or a test panics.
 #[derive(Debug)]
 struct TemporaryFolder(PathBuf);
 
 impl Drop for TemporaryFolder {
     fn drop(&mut self) {
-        // Servers and their children that were killed just now need a moment to end, and may be writing until then.
+        // Killed servers and their children take a moment to exit, and may write until then.
         for _ in 0..50 {
             if remove(&self.0).is_ok() {
                 return;
@@ -240,7 +235,7 @@ fn remove(folder: &Path) -> Result<()> {
     folder::remove_all(folder)
 }
 
-/// What a data folder remembers from start to start.
+/// Stored in a data folder: the same at each start.
 #[derive(Serialize, Deserialize)]
 struct Memory {
     postgres_port: u16,
@@ -255,7 +250,7 @@ impl Memory {
         match std::fs::read_to_string(file) {
             Ok(text) => serde_json::from_str(&text).with_context(|| {
                 format!(
-                    "{} is damaged: restore it, or delete its folder to begin anew",
+                    "{} is damaged: restore it, or delete its folder to start over",
                     file.display()
                 )
             }),
@@ -312,7 +307,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_survives_a_restart_but_gives_up_a_port_that_somebody_took() {
+    fn memory_survives_restart_except_taken_ports() {
         let folder = folder::create_temporary().unwrap();
         let file = folder.join("servers.json");
         let first = Memory::read_or_new(&file).unwrap();
@@ -329,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_memory_is_an_error_that_names_the_file() {
+    fn damaged_memory_error_names_the_file() {
         let folder = folder::create_temporary().unwrap();
         let file = folder.join("servers.json");
         std::fs::write(&file, "{").unwrap();
