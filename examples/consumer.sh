@@ -12,11 +12,11 @@ shift 3
 
 redis() { redis-cli ${REDIS_URL:+-u "$REDIS_URL"} --no-auth-warning --json -e "$@" 2>&1; }
 
-after=0 # what was given before and not acknowledged comes first
+after=0 # first the entries delivered before and not acknowledged
 while true; do
     if ! reply=$(redis XREADGROUP GROUP "$group" "$consumer" COUNT 1 BLOCK 2000 STREAMS "$key" "$after"); then
         case $reply in
-        # The stream was made anew, which takes its groups: begin with the `reset` that it begins with.
+        # The stream was recreated without its groups: start with its first entry, a `reset`.
         *NOGROUP*) redis XGROUP CREATE "$key" "$group" 0 >/dev/null || sleep 1 ;;
         *) echo "consumer: $reply" >&2 && sleep 1 ;;
         esac
@@ -24,7 +24,7 @@ while true; do
         continue
     fi
     if [[ $reply != *'[["'* ]]; then
-        # Nothing new: what another consumer was given and has not acknowledged for a minute is ours from now on.
+        # No new entry: claim entries that another consumer has not acknowledged for a minute.
         if [[ $after != 0 ]]; then
             redis XAUTOCLAIM "$key" "$group" "$consumer" 60000 0 >/dev/null || true
             after=0

@@ -1,29 +1,29 @@
-//! The reference phone: a whole client in one file, with SQLite for its memory. `docs/sync-protocol.md` says what it must
-//! do; here is how. The tests and `posduif demo` play with this very code.
+//! The reference phone: a complete client in one file, with its state in SQLite. It implements `docs/sync-protocol.md`.
+//! The tests and `posduif demo` use this code.
 //!
 //! ```sh
-//! cargo run --example phone -- enroll http://127.0.0.1:8080/api/enrollment/<token>     # what the QR code says
+//! cargo run --example phone -- enroll http://127.0.0.1:8080/api/enrollment/<token>     # the URL in the QR code
 //! cargo run --example phone -- send bob "Hello"
 //! cargo run --example phone -- watch
 //! ```
 //!
-//! Three tables hold everything:
+//! Three tables hold the state:
 //!
-//! - `rows`: what the server has said, row by row, of all tables.
-//! - `outbox`: what the user did and the server has not answered for, oldest first.
-//! - `memory`: who the phone is, its cursor, the last event's id.
+//! - `rows`: the rows of all tables, as received from the server.
+//! - `outbox`: changes of the user without a result from the server, oldest first.
+//! - `memory`: identity, cursor, id of the last event.
 //!
-//! What the user sees is `rows` with the outbox played over it ([`Phone::messages`]), so the two never mix.
+//! The user sees `rows` with the outbox applied ([`Phone::messages`]); the two are stored separately.
 //!
-//! Five rules make it exact, whatever is lost, repeated or killed on the way:
+//! Five rules make it exact, whatever is lost, repeated or killed:
 //!
-//! 1. Rows and cursor are stored in **one transaction**. A phone that dies asks again for what it has not stored.
-//! 2. A cursor is sent **only after its rows are stored**, because asking with it acknowledges them.
-//! 3. A row **replaces** what is stored unless that is a newer version. What comes twice does no harm.
-//! 4. The outbox has ids and base versions of the phone's own, so an upload without an answer is **sent again** as it is.
-//! 5. An item leaves the outbox only in the transaction that stores **what the server answered for it**.
+//! 1. Rows and cursor are stored in **one transaction**. A phone that dies requests again what it has not stored.
+//! 2. A cursor is sent **only after its rows are stored**, because sending it acknowledges them.
+//! 3. A row **replaces** the stored one unless that has a newer version. Duplicates have no effect.
+//! 4. The phone assigns ids and base versions in the outbox, so an upload without a response is **repeated** unchanged.
+//! 5. An item leaves the outbox only in the transaction that stores **its result**.
 //!
-//! It speaks plain HTTP; an app on a real phone uses the HTTP of its platform, and HTTPS.
+//! It uses plain HTTP; an app uses the HTTPS client of its platform.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -42,14 +42,14 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-// ---------------------------------------------------------------------------------------------- what the phone keeps
+// ---------------------------------------------------------------------------------------------- state
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS rows (
     tbl   TEXT NOT NULL,
     id    TEXT NOT NULL,
-    row   TEXT NOT NULL,              -- JSON, as it came
-    stale INTEGER NOT NULL DEFAULT 0, -- 1 while a snapshot is under way that has not mentioned it
+    row   TEXT NOT NULL,              -- JSON, as received
+    stale INTEGER NOT NULL DEFAULT 0, -- 1 during a snapshot that has not delivered it yet
     PRIMARY KEY (tbl, id)
 );
 CREATE TABLE IF NOT EXISTS outbox (
@@ -58,9 +58,9 @@ CREATE TABLE IF NOT EXISTS outbox (
     id           TEXT NOT NULL,       -- of the message
     recipient_id TEXT,
     content      TEXT,
-    base_version INTEGER,             -- the version upon which the user made the change
+    base_version INTEGER,             -- the version that the change is based on
     created_at   TEXT NOT NULL,
-    refusal      TEXT                 -- why the server will never take it; it is then kept for the user to see
+    refusal      TEXT                 -- why the server rejected it; kept for the user
 );
 CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 ";
@@ -68,33 +68,29 @@ CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 /// Most items in one upload; the server's default limit is 1,000.
 const UPLOAD_ITEMS_MAX: usize = 500;
 
-/// How long one answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of one response.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A stream in which nothing has come for so long is dead, since the server sends a comment every 15 s.
+/// Timeout of an event stream without data; the server sends a comment every 15 s.
 const SILENCE_MAX: Duration = Duration::from_secs(50);
 
 /// A message as the user sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Message {
-    /// Chosen by whoever writes it.
+    /// Chosen by the sender.
     pub(crate) id: String,
-    /// Who wrote it.
     pub(crate) sender_id: String,
-    /// Who is to read it.
     pub(crate) recipient_id: String,
-    /// What it says.
     pub(crate) content: String,
-    /// Grows by one with every change of what it says.
+    /// Incremented by each change.
     pub(crate) version: i64,
-    /// When it was written, RFC 3339.
+    /// RFC 3339.
     pub(crate) created_at: String,
-    /// When its recipient read it.
     #[serde(default)]
     pub(crate) read_at: Option<String>,
 }
 
-/// Something that the user did and the server has not answered for.
+/// A change of the user without a result from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Item {
     place: i64,
@@ -103,55 +99,46 @@ pub(crate) struct Item {
     /// Id of the message.
     pub(crate) id: String,
     recipient_id: Option<String>,
-    /// What the message is to say.
+    /// The new content.
     pub(crate) content: Option<String>,
-    /// The version upon which the user made the change.
+    /// The version that the change is based on.
     pub(crate) base_version: Option<i64>,
     created_at: String,
-    /// Why the server will never take it.
+    /// Why the server rejected it.
     pub(crate) refusal: Option<String>,
 }
 
-/// How a phone stands; the states of `docs/sync-protocol.md`.
+/// The states of `docs/sync-protocol.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// It has no token: it never had one, or the one it had has ended. Rows and outbox are kept.
+    /// No token: never enrolled, or revoked. Rows and outbox are kept.
     Unenrolled,
-    /// It has a token and no cursor.
+    /// A token, but no cursor.
     Fresh,
-    /// It is taking a snapshot: not all of its rows need be so any more.
+    /// Taking a snapshot: some rows may be outdated.
     Snapshot,
-    /// It follows the stream.
+    /// Following the stream.
     Stream,
 }
 
-/// Why something did not work.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {
-    /// There is no answer, or one that says to come back. Whether the server did it nobody knows; to do the same again
-    /// is right in either case.
+    /// No response, or a temporary failure. Whether the request took effect is unknown; repeating it is safe.
     #[error("not now: {cause}")]
     Later {
-        /// For people.
         cause: String,
-        /// The server's own wish, in `Retry-After`.
+        /// `Retry-After`.
         after: Option<Duration>,
     },
-    /// The server does not know the token any more: enroll again.
+    /// The token is no longer valid: enroll again.
     #[error("this device's enrollment has ended")]
     Ended,
-    /// There is no token.
     #[error("this phone is not enrolled")]
     Unenrolled,
-    /// The server will not do it, now or later.
+    /// A permanent failure.
     #[error("refused, {code}: {message}")]
-    Refused {
-        /// Of the API.
-        code: String,
-        /// For people.
-        message: String,
-    },
-    /// The user asks for what cannot be.
+    Refused { code: String, message: String },
+    /// An invalid request by the user.
     #[error("{0}")]
     Misuse(String),
     /// The SQLite file fails.
@@ -172,24 +159,22 @@ impl Trouble {
     }
 }
 
-/// What a sync did.
+/// The result of a sync.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Synced {
-    /// Batches that were fetched.
     pub(crate) batches: usize,
-    /// Rows that came, changed or went.
     pub(crate) rows: usize,
 }
 
-/// A phone, which is its SQLite file.
+/// A phone: its SQLite file.
 pub(crate) struct Phone {
     database: Connection,
-    /// Rows to ask for at once; the server's own number when unset.
+    /// Rows per batch; default of the server if unset.
     pub(crate) batch_rows: Option<usize>,
 }
 
 impl Phone {
-    /// Opens the file, or makes it. All that this type does can be cut off anywhere and goes on from the file.
+    /// Opens or creates the file. Every operation can be interrupted at any point and resumed from the file.
     pub(crate) fn open(path: &Path) -> Result<Self, Trouble> {
         let database = Connection::open(path)?;
         database.execute_batch(SCHEMA)?;
@@ -199,7 +184,6 @@ impl Phone {
         })
     }
 
-    /// How it stands.
     pub(crate) fn state(&self) -> Result<State, Trouble> {
         let has = |key| self.recall(key).map(|value| value.is_some());
         Ok(match (has("device_token")?, has("cursor")?, has("in_snapshot")?) {
@@ -212,10 +196,10 @@ impl Phone {
 
     // ------------------------------------------------------------------------------------------------------ enrolling
 
-    /// Trades what the QR code says for a token of this device's own. When the answer is lost, the same call gives a
-    /// fresh token.
+    /// Exchanges the token of the QR code for a token of this device. After a lost response the same call returns a new
+    /// token.
     pub(crate) async fn enroll(&mut self, network: &impl Network, token: &str) -> Result<(), Trouble> {
-        // Kept before it is sent: only the same device may ask for a lost answer again.
+        // Stored before it is sent: only the same device may repeat a request with a lost response.
         let device_id = match self.recall("device_id")? {
             Some(device_id) => device_id,
             None => format!("phone-{}", uuid::Uuid::new_v4().simple()),
@@ -231,23 +215,23 @@ impl Phone {
                 "device_info": {"platform": "sqlite", "version": "1", "model": "reference phone"},
             })),
         };
-        let answer = judge(network.exchange(request).await).map_err(|trouble| match trouble {
-            // A token of an enrollment, unlike that of a device, is told by 404 and 400.
-            Trouble::Ended => Trouble::later("the server wants credentials for an enrollment"),
+        let answer = classify(network.exchange(request).await).map_err(|trouble| match trouble {
+            // An invalid enrollment token, unlike that of a device, is 404 or 400.
+            Trouble::Ended => Trouble::later("the server requires credentials for an enrollment"),
             trouble => trouble,
         });
         if let Err(trouble) = &answer
             && trouble.is_refusal("CONFLICT")
         {
-            // This device belongs to somebody else there. Under another id it can be the new user's.
+            // The device belongs to another user there. With another id it can be enrolled.
             forget(&self.database, "device_id")?;
             forget(&self.database, "device_token")?;
         }
         let enrolled: Enrolled = read(&answer?)?;
-        let is_somebody_else = self.recall("user_id")?.is_some_and(|known| known != enrolled.user_id);
+        let is_another_user = self.recall("user_id")?.is_some_and(|known| known != enrolled.user_id);
         let transaction = self.database.transaction()?;
-        if is_somebody_else {
-            // What one user had or wrote is not the next one's to see or to send.
+        if is_another_user {
+            // Rows and outbox of one user are private to that user.
             transaction.execute_batch("DELETE FROM rows; DELETE FROM outbox")?;
             ["cursor", "in_snapshot", "last_event_id"]
                 .iter()
@@ -265,7 +249,7 @@ impl Phone {
     pub(crate) async fn sync(&mut self, network: &impl Network) -> Result<Synced, Trouble> {
         let uploaded = self.upload(network).await;
         if let Err(trouble) = uploaded {
-            // Uploads need the server's Postgres only, batches mostly its Redis: one may work without the other.
+            // Uploads need only Postgres, batches mostly Redis: one may work without the other.
             if matches!(trouble, Trouble::Later { .. }) {
                 self.fetch(network).await?;
             }
@@ -286,9 +270,9 @@ impl Phone {
             if let Some(cursor) = &cursor {
                 path.push_str(&format!("cursor={cursor}"));
             }
-            let batch: Batch = match self.ask(network, Method::GET, path, None).await {
+            let batch: Batch = match self.request(network, Method::GET, path, None).await {
                 Ok(answer) => read(&answer)?,
-                // Not this device's, or of before the server's secret changed. Without one a snapshot begins.
+                // Of another device, or signed with a former secret. Without a cursor a snapshot begins.
                 Err(trouble) if trouble.is_refusal("INVALID_CURSOR") && cursor.is_some() => {
                     forget(&self.database, "cursor")?;
                     continue;
@@ -299,18 +283,19 @@ impl Phone {
             synced.batches += 1;
             synced.rows += batch.messages.len() + batch.users.len() + batch.changes.len();
             if batch.has_more && cursor.as_ref() == Some(&batch.cursor) {
-                return Err(Trouble::later("the server has more, and does not say where"));
+                return Err(Trouble::later(
+                    "the server has more rows, but the cursor does not advance",
+                ));
             }
             if !batch.has_more {
                 break;
             }
         }
         if synced.rows > 0 {
-            // The next question would acknowledge the last batch as well, but it may be long until then, and senders
-            // like to know.
+            // The next request would acknowledge the last batch as well, but may be much later.
             let cursor = self.recall("cursor")?;
             let path = "/api/sync/ack".to_owned();
-            self.ask(network, Method::POST, path, Some(json!({"cursor": cursor})))
+            self.request(network, Method::POST, path, Some(json!({"cursor": cursor})))
                 .await?;
         }
         Ok(synced)
@@ -320,8 +305,7 @@ impl Phone {
     fn store(&mut self, batch: &Batch) -> Result<(), Trouble> {
         let transaction = self.database.transaction()?;
         if batch.reset {
-            // A snapshot begins: all that it does not mention will be gone at its end. Until then the user goes on
-            // seeing the old rows instead of half of the new ones.
+            // A snapshot begins. Rows that it does not deliver are deleted at its end; until then they remain visible.
             transaction.execute("UPDATE rows SET stale = 1", [])?;
             remember(&transaction, "in_snapshot", "1")?;
         }
@@ -336,7 +320,7 @@ impl Phone {
             match (change.op.as_str(), &change.id, &change.row) {
                 ("delete", Some(id), _) => remove(&transaction, &change.table, id)?,
                 ("insert" | "update", Some(id), Some(row)) => put(&transaction, &change.table, id, row)?,
-                // A `message` is no row; an app that uses those would act on it here.
+                // A `message` is not a row; an app that uses messages handles it here.
                 _ => {}
             }
         }
@@ -349,7 +333,7 @@ impl Phone {
         Ok(())
     }
 
-    /// Sends the outbox, oldest first, until the server has answered for all of it.
+    /// Sends the outbox, oldest first, until each item has a result.
     pub(crate) async fn upload(&mut self, network: &impl Network) -> Result<(), Trouble> {
         let mut items_max = UPLOAD_ITEMS_MAX;
         loop {
@@ -364,7 +348,7 @@ impl Phone {
                 "pending_count": count - items.len(),
             });
             let path = "/api/sync/outgoing".to_owned();
-            let answer = match self.ask(network, Method::POST, path, Some(body)).await {
+            let answer = match self.request(network, Method::POST, path, Some(body)).await {
                 Err(trouble) if trouble.is_refusal("PAYLOAD_TOO_LARGE") => {
                     match items.as_slice() {
                         [item] => refuse(&self.database, item.place, "it is too large")?,
@@ -376,20 +360,19 @@ impl Phone {
             };
             let left = self.settle(&items, &answer.results)?;
             if left > 0 {
-                return Err(Trouble::later(format!("{left} items are to be sent again")));
+                return Err(Trouble::later(format!("{left} items must be sent again")));
             }
         }
     }
 
-    /// Stores what the server answered for items (rule 5), and gives the number of those to be sent again. Results come
-    /// in the order of the items.
+    /// Stores results (rule 5), which are in the order of the items; returns the number of items to be sent again.
     fn settle(&mut self, items: &[Item], results: &[ItemResult]) -> Result<usize, Trouble> {
         let user_id = self.recall("user_id")?.unwrap_or_default();
         let transaction = self.database.transaction()?;
         let mut done = 0;
         for (item, result) in items.iter().zip(results) {
             match (result.status.as_str(), &result.server) {
-                // Stored at once, so that the user does not see the former text until it comes by the stream.
+                // Stored at once, so that the user does not see the former text until the stream delivers the change.
                 ("applied", _) => {
                     let before = message(&transaction, &item.id)?;
                     match item.change(before, &user_id) {
@@ -400,9 +383,9 @@ impl Phone {
                         None => remove(&transaction, "messages", &item.id)?,
                     }
                 }
-                // Somebody else changed it too. Which of the two stands is the server's to say; both are kept there.
+                // Another client changed it, too. The server decides which version applies, and keeps both.
                 ("conflict", Some(server)) => put(&transaction, "messages", &item.id, server)?,
-                // It was done by an earlier upload whose answer did not arrive. What came of it comes by the stream.
+                // Applied by an earlier upload whose response was lost. The stream delivers the outcome.
                 ("duplicate" | "conflict", _) => {}
                 ("rejected", _) => {
                     let reason = result.message.as_deref().unwrap_or("no reason given");
@@ -410,7 +393,7 @@ impl Phone {
                     done += 1;
                     continue;
                 }
-                // `retry`, and whatever servers may say one day.
+                // `retry`, and statuses of newer servers.
                 _ => continue,
             }
             transaction.execute("DELETE FROM outbox WHERE place = ?1", [item.place])?;
@@ -420,8 +403,8 @@ impl Phone {
         Ok(items.len() - done)
     }
 
-    /// Makes a request as this device.
-    async fn ask(
+    /// Sends a request as this device.
+    async fn request(
         &mut self,
         network: &impl Network,
         method: Method,
@@ -435,7 +418,7 @@ impl Phone {
             headers,
             body,
         };
-        let answer = judge(network.exchange(request).await);
+        let answer = classify(network.exchange(request).await);
         if let Err(Trouble::Ended) = answer {
             forget(&self.database, "device_token")?;
         }
@@ -451,12 +434,11 @@ impl Phone {
 
     // ------------------------------------------------------------------------------------------------- staying up to date
 
-    /// Follows the event stream and syncs whenever it tells of something, for ever. Ends only for what waiting does not
-    /// mend.
-    pub(crate) async fn watch(&mut self, http: &Http, mut told: impl FnMut(&Self, &Event)) -> Result<(), Trouble> {
+    /// Follows the event stream and syncs at each event. Returns only on permanent failures.
+    pub(crate) async fn watch(&mut self, http: &Http, mut on_event: impl FnMut(&Self, &Event)) -> Result<(), Trouble> {
         let mut backoff = Backoff::default();
         loop {
-            let pause = match self.follow(http, &mut backoff, &mut told).await {
+            let pause = match self.follow(http, &mut backoff, &mut on_event).await {
                 Ok(pause) => pause,
                 Err(Trouble::Later { after, .. }) => backoff.next(after),
                 Err(trouble) => return Err(trouble),
@@ -465,25 +447,25 @@ impl Phone {
         }
     }
 
-    /// Follows one event stream to its end; gives the pause that the server wishes.
+    /// Follows one event stream to its end; returns the delay that the server requests.
     pub(crate) async fn follow(
         &mut self,
         http: &Http,
         backoff: &mut Backoff,
-        told: &mut impl FnMut(&Self, &Event),
+        on_event: &mut impl FnMut(&Self, &Event),
     ) -> Result<Duration, Trouble> {
         let mut events = self.listen(http).await?;
-        // After connecting, so that nothing falls between: what comes from now on is told.
+        // After connecting, so that no change is missed in between.
         self.sync(http).await?;
         *backoff = Backoff::default();
         loop {
-            // One sync answers for all events that have come meanwhile.
+            // One sync covers all events received so far.
             let batch = events.next().await?;
             if batch.iter().any(|event| event.name == "revoked") {
                 forget(&self.database, "device_token")?;
                 return Err(Trouble::Ended);
             }
-            // Events are thin: which one it is does not matter, the rows come by sync.
+            // Events only signal a change; the rows come by sync.
             if batch
                 .iter()
                 .any(|event| !matches!(event.name.as_str(), "hello" | "presence" | "bye"))
@@ -492,7 +474,7 @@ impl Phone {
             }
             for event in &batch {
                 self.saw(event)?;
-                told(self, event);
+                on_event(self, event);
                 if event.name == "bye" {
                     let pause = event.field("reconnect_ms").and_then(|ms| ms.as_u64());
                     return Ok(Duration::from_millis(pause.unwrap_or(1000)));
@@ -501,7 +483,7 @@ impl Phone {
         }
     }
 
-    /// Keeps the place of an event, behind which the next stream begins.
+    /// Stores the id of an event, after which the next stream begins.
     pub(crate) fn saw(&self, event: &Event) -> Result<(), Trouble> {
         match &event.id {
             Some(id) => remember(&self.database, "last_event_id", id),
@@ -509,13 +491,13 @@ impl Phone {
         }
     }
 
-    /// Opens the event stream behind the last event that this phone has seen.
+    /// Opens the event stream after the last event that this phone has received.
     pub(crate) async fn listen(&mut self, http: &Http) -> Result<Events, Trouble> {
         loop {
             let mut headers = self.credentials()?;
             let device_id = self.recall("device_id")?.unwrap_or_default();
             let last_event_id = self.recall("last_event_id")?;
-            // An event's id is no cursor for `fetch`: that would acknowledge rows that are not stored (rule 2).
+            // The id of an event is not a cursor for `fetch`: that would acknowledge rows that are not stored (rule 2).
             headers.extend(last_event_id.iter().map(|id| ("last-event-id", id.clone())));
             let path = format!("/sse/mobile/{device_id}");
             match http.events(path, headers).await {
@@ -531,35 +513,33 @@ impl Phone {
         }
     }
 
-    // -------------------------------------------------------------------------------------------- what the user does
+    // -------------------------------------------------------------------------------------------- changes by the user
 
-    /// Writes a message, on line or not; gives its id.
+    /// Writes a message, online or not; returns its id.
     pub(crate) fn send(&mut self, recipient_id: &str, content: &str) -> Result<String, Trouble> {
         let id = uuid::Uuid::new_v4().to_string();
         self.queue("create", &id, Some(recipient_id), Some(content), None)?;
         Ok(id)
     }
 
-    /// Changes what a message says.
     pub(crate) fn edit(&mut self, id: &str, content: &str) -> Result<(), Trouble> {
         let base = self.seen(id)?.version;
         self.queue("edit", id, None, Some(content), Some(base))
     }
 
-    /// Takes a message back.
     pub(crate) fn delete(&mut self, id: &str) -> Result<(), Trouble> {
         let base = self.seen(id)?.version;
         self.queue("delete", id, None, None, Some(base))
     }
 
-    /// Notes that the user has read a message.
+    /// Marks a message as read.
     pub(crate) fn read(&mut self, id: &str) -> Result<(), Trouble> {
         let base = self.seen(id)?.version;
         self.queue("read", id, None, None, Some(base))
     }
 
-    /// A message as the user sees it now. Its version is the base of the user's next change: what the server said, plus
-    /// one for each own change that is still in the outbox.
+    /// A message as the user sees it now. Its version is the base of the next change: the server's, plus one for each change
+    /// in the outbox.
     fn seen(&self, id: &str) -> Result<Message, Trouble> {
         self.messages()?
             .remove(id)
@@ -584,7 +564,7 @@ impl Phone {
 
     // ------------------------------------------------------------------------------------------------ what the user sees
 
-    /// All messages by id: what the server has said, and the outbox played over it.
+    /// All messages by id, with the outbox applied.
     pub(crate) fn messages(&self) -> Result<BTreeMap<String, Message>, Trouble> {
         let user_id = self.recall("user_id")?.unwrap_or_default();
         let mut messages: BTreeMap<String, Message> = self
@@ -600,19 +580,19 @@ impl Phone {
         Ok(messages)
     }
 
-    /// All rows of a table by id, as the server has said them.
+    /// All rows of a table by id, as received.
     pub(crate) fn rows(&self, table: &str) -> Result<BTreeMap<String, Value>, Trouble> {
         let mut statement = self.database.prepare("SELECT id, row FROM rows WHERE tbl = ?1")?;
         let rows = statement.query_map([table], |row| Ok((row.get(0)?, parse(&row.get::<_, String>(1)?))))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// What the user did and the server has not answered for, oldest first.
+    /// Changes without a result, oldest first.
     pub(crate) fn waiting(&self) -> Result<Vec<Item>, Trouble> {
         self.items("SELECT * FROM outbox WHERE refusal IS NULL ORDER BY place")
     }
 
-    /// What the user did and the server will never take.
+    /// Rejected changes.
     pub(crate) fn refused(&self) -> Result<Vec<Item>, Trouble> {
         self.items("SELECT * FROM outbox WHERE refusal IS NOT NULL ORDER BY place")
     }
@@ -634,7 +614,7 @@ impl Phone {
         Ok(items.collect::<Result<_, _>>()?)
     }
 
-    /// Something that the phone keeps by name: `device_id`, `user_id`, `cursor`, `last_event_id` and the like.
+    /// A value of `memory`: `device_id`, `user_id`, `cursor`, `last_event_id` and the like.
     pub(crate) fn recall(&self, key: &str) -> Result<Option<String>, Trouble> {
         let found = self
             .database
@@ -644,7 +624,7 @@ impl Phone {
 }
 
 impl Item {
-    /// What the item makes of a message; `None` when there is no message then.
+    /// The message after the change; `None` if it deletes the message or there is none.
     fn change(&self, before: Option<Message>, user_id: &str) -> Option<Message> {
         if self.op == "create" {
             return Some(Message {
@@ -668,7 +648,7 @@ impl Item {
         Some(message)
     }
 
-    /// As the server takes it.
+    /// The item in an upload.
     fn to_json(&self) -> Value {
         json!({
             "op": self.op,
@@ -681,8 +661,8 @@ impl Item {
     }
 }
 
-/// Stores a row unless a newer version is there. Only messages have versions; of all else the last one to come counts.
-/// What is stale is of another history, whose versions say nothing in this one.
+/// Stores a row unless the stored version is newer. Only messages have versions; of other rows the last one applies.
+/// Stale rows are of another epoch, whose versions do not compare.
 fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
     transaction.execute(
         "INSERT INTO rows (tbl, id, row, stale) VALUES (?1, ?2, ?3, 0)
@@ -729,30 +709,30 @@ fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or(Value::Null)
 }
 
-// -------------------------------------------------------------------------------------------------- what the server says
+// -------------------------------------------------------------------------------------------------- responses
 
-/// The answer to a completed enrollment.
+/// Response to a completed enrollment.
 #[derive(Deserialize)]
 struct Enrolled {
     user_id: String,
     device_token: String,
 }
 
-/// The answer of `GET /api/sync/incoming`.
+/// Response of `GET /api/sync/incoming`.
 #[derive(Deserialize)]
 struct Batch {
     messages: Vec<Value>,
     users: Vec<Value>,
     changes: Vec<Change>,
-    /// What to ask with next time, and what acknowledges this batch.
+    /// For the next request, which acknowledges this batch.
     cursor: String,
-    /// Ask again at once.
+    /// Request the next batch at once.
     has_more: bool,
-    /// The first batch of a snapshot: what the phone holds is replaced by what follows.
+    /// The first batch of a snapshot: it replaces the stored rows.
     reset: bool,
 }
 
-/// A row of another table, or one of any table that has gone.
+/// A row of another table, or a deleted row of any table.
 #[derive(Deserialize)]
 struct Change {
     table: String,
@@ -761,30 +741,30 @@ struct Change {
     row: Option<Value>,
 }
 
-/// The answer of `POST /api/sync/outgoing`.
+/// Response of `POST /api/sync/outgoing`.
 #[derive(Deserialize)]
 struct UploadAnswer {
     results: Vec<ItemResult>,
 }
 
-/// What became of one uploaded item.
+/// Result of one uploaded item.
 #[derive(Deserialize)]
 struct ItemResult {
     /// `applied`, `duplicate`, `conflict`, `rejected` or `retry`.
     status: String,
     message: Option<String>,
     version: Option<i64>,
-    /// The message as it is there now.
+    /// The server's current version of the message.
     server: Option<Value>,
 }
 
-/// Reads an answer's body. One that cannot be read is a fault on the way, as a login page of a train's network is.
+/// Parses a body. A failure is temporary: an intermediary, such as a captive portal, may have answered.
 fn read<T: for<'de> Deserialize<'de>>(answer: &Answer) -> Result<T, Trouble> {
     T::deserialize(&answer.body).map_err(Trouble::later)
 }
 
-/// Tells what an answer means for whoever asked.
-fn judge(answer: Result<Answer, Lost>) -> Result<Answer, Trouble> {
+/// Classifies a response.
+fn classify(answer: Result<Answer, Lost>) -> Result<Answer, Trouble> {
     let answer = answer.map_err(Trouble::later)?;
     let error = |name| {
         let text = answer.body.get("error")?.get(name)?.as_str()?;
@@ -809,19 +789,18 @@ fn judge(answer: Result<Answer, Lost>) -> Result<Answer, Trouble> {
     }
 }
 
-/// Waits longer and longer, at random within bounds, so that phones that lost the server together do not come back
-/// together.
+/// Exponential backoff with jitter, so that phones that lost the server together do not reconnect together.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The next pause: 1 s to 1 min and up to as much again, and never less than what the server wishes.
-    pub(crate) fn next(&mut self, wish: Option<Duration>) -> Duration {
+    /// The next delay: 1 s to 1 min and up to as much again, and at least what the server requests.
+    pub(crate) fn next(&mut self, requested: Option<Duration>) -> Duration {
         let seconds = 1_u64 << self.failures.min(6);
         self.failures += 1;
-        let least = Duration::from_secs(seconds.min(60)).max(wish.unwrap_or_default());
+        let least = Duration::from_secs(seconds.min(60)).max(requested.unwrap_or_default());
         let random = getrandom::u64().map_or(0.5, |random| random as f64 / u64::MAX as f64);
         least.mul_f64(1.0 + random)
     }
@@ -829,38 +808,34 @@ impl Backoff {
 
 // ----------------------------------------------------------------------------------------------------------- the network
 
-/// A request.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
-    /// HTTP method.
     pub(crate) method: Method,
     /// Path and query.
     pub(crate) path: String,
-    /// Beside those of the body.
+    /// Without those of the body.
     pub(crate) headers: Vec<(&'static str, String)>,
     /// JSON.
     pub(crate) body: Option<Value>,
 }
 
-/// An answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
-    /// HTTP status.
     pub(crate) status: StatusCode,
     /// `Retry-After`.
     pub(crate) retry_after: Option<Duration>,
-    /// JSON, null when it is none.
+    /// JSON; null for anything else.
     pub(crate) body: Value,
 }
 
-/// There is no answer. Whether the request arrived nobody knows.
+/// No response. Whether the request arrived is unknown.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("no answer: {0}")]
+#[error("no response: {0}")]
 pub(crate) struct Lost(pub(crate) String);
 
-/// What lies between phone and server. The tests put one in its place that loses requests and answers.
+/// The network between phone and server. Tests replace it by one that loses requests and responses.
 pub(crate) trait Network: Sync {
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for the response.
     fn exchange(&self, request: Request) -> impl Future<Output = Result<Answer, Lost>> + Send;
 }
 
@@ -869,20 +844,20 @@ pub(crate) trait Network: Sync {
 pub(crate) struct Http {
     base: String,
     client: Client<HttpConnector, Full<Bytes>>,
-    /// How long one answer may take.
-    pub(crate) patience: Duration,
+    /// Timeout of one response.
+    pub(crate) timeout: Duration,
 }
 
 impl Http {
     /// A client of the server at a URL of the form `http://host:port`.
     pub(crate) fn new(base: &str) -> Self {
         let mut connector = HttpConnector::new();
-        // Requests are small and wait for their answer, so nothing is gained by waiting for more to send.
+        // Requests are small and wait for their response.
         connector.set_nodelay(true);
         Self {
             base: base.trim_end_matches('/').to_owned(),
             client: Client::builder(TokioExecutor::new()).build(connector),
-            patience: PATIENCE,
+            timeout: TIMEOUT,
         }
     }
 
@@ -894,7 +869,7 @@ impl Http {
             headers,
             body: None,
         };
-        let response = tokio::time::timeout(self.patience, self.begin(request))
+        let response = tokio::time::timeout(self.timeout, self.begin(request))
             .await
             .map_err(Trouble::later)?
             .map_err(Trouble::later)?;
@@ -904,8 +879,8 @@ impl Http {
                 parser: EventParser::default(),
             });
         }
-        judge(self.end(response).await)?;
-        Err(Trouble::later("this is no stream of events"))
+        classify(self.end(response).await)?;
+        Err(Trouble::later("the response is not an event stream"))
     }
 
     async fn begin(&self, request: Request) -> Result<hyper::Response<Incoming>, Lost> {
@@ -935,7 +910,7 @@ impl Http {
             .and_then(|value| value.to_str().ok()?.parse().ok())
             .map(Duration::from_secs);
         let body = response.into_body().collect().await;
-        let body = body.map_err(|error| Lost(format!("the answer broke off: {error}")))?;
+        let body = body.map_err(|error| Lost(format!("the response was interrupted: {error}")))?;
         Ok(Answer {
             status,
             retry_after,
@@ -947,10 +922,9 @@ impl Http {
 impl Network for Http {
     async fn exchange(&self, request: Request) -> Result<Answer, Lost> {
         let exchange = async { self.end(self.begin(request).await?).await };
-        let patience = self.patience;
-        match tokio::time::timeout(patience, exchange).await {
+        match tokio::time::timeout(self.timeout, exchange).await {
             Ok(answer) => answer,
-            Err(_) => Err(Lost(format!("nothing within {} s", patience.as_secs()))),
+            Err(_) => Err(Lost(format!("no response within {} s", self.timeout.as_secs()))),
         }
     }
 }
@@ -958,11 +932,11 @@ impl Network for Http {
 /// A live event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
-    /// What `event:` said, `message` when it said nothing.
+    /// The field `event`, default `message`.
     pub(crate) name: String,
-    /// What to resume behind.
+    /// Where to resume.
     pub(crate) id: Option<String>,
-    /// The lines of `data:`, joined by line feeds: JSON.
+    /// The lines of `data`, joined by line feeds: JSON.
     pub(crate) data: String,
 }
 
@@ -981,7 +955,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// The events that have come since the last call, at least one.
+    /// The events since the last call, at least one.
     pub(crate) async fn next(&mut self) -> Result<Vec<Event>, Trouble> {
         loop {
             let ready = self.parser.take();
@@ -1000,8 +974,7 @@ impl Events {
     }
 }
 
-/// Bytes to events, as the HTML standard defines the format; only a lone carriage return as a line end, which no server
-/// sends, is left out.
+/// Parses events as the HTML standard defines them, except that a lone carriage return does not end a line.
 #[derive(Debug, Default)]
 pub(crate) struct EventParser {
     /// Bytes after the last whole line.
@@ -1013,7 +986,6 @@ pub(crate) struct EventParser {
 }
 
 impl EventParser {
-    /// Takes what has come.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.rest.extend_from_slice(bytes);
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
@@ -1022,7 +994,7 @@ impl EventParser {
         }
     }
 
-    /// Gives the events that are whole.
+    /// Removes and returns the complete events.
     pub(crate) fn take(&mut self) -> Vec<Event> {
         self.ready.drain(..).collect()
     }
@@ -1031,7 +1003,7 @@ impl EventParser {
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
-            // The empty line ends an event. What has no data is none, such as a comment, which begins with a colon.
+            // The empty line ends an event. Without data there is none, as for a comment, which begins with a colon.
             "" if line.is_empty() => {
                 let (name, id) = (std::mem::take(&mut self.name), self.id.take());
                 if let Some(data) = self.data.take() {
@@ -1045,7 +1017,7 @@ impl EventParser {
                 Some(data) => *data = format!("{data}\n{value}"),
                 None => self.data = Some(value.to_owned()),
             },
-            // `retry` is for clients that know nothing better than to wait that long; see `Backoff`.
+            // `retry` is for clients without a backoff of their own.
             _ => {}
         }
     }
@@ -1054,7 +1026,7 @@ impl EventParser {
 // ------------------------------------------------------------------------------------------------------- the command line
 
 #[derive(Parser)]
-#[command(about = "The reference phone, which shows how a client of Posduif works")]
+#[command(about = "The reference phone: an example of a Posduif client")]
 struct Arguments {
     /// The phone's SQLite file
     #[arg(long, default_value = "phone.sqlite")]
@@ -1067,30 +1039,29 @@ struct Arguments {
 enum Command {
     /// Enroll this phone
     Enroll {
-        /// The enrollment's URL, which the QR code holds
+        /// The URL of the enrollment, as in the QR code
         url: String,
     },
     /// Send and fetch once
     Sync,
-    /// Write a message; it waits for the next sync
+    /// Write a message, sent by the next sync
     Send {
         /// A user's name or id
         to: String,
         content: String,
     },
-    /// Change what a message says
+    /// Edit a message
     Edit { id: String, content: String },
-    /// Take a message back
+    /// Delete a message
     Delete { id: String },
-    /// Note that a message was read
+    /// Mark a message as read
     Read { id: String },
-    /// Show all messages
+    /// List all messages
     List,
-    /// Stay up to date and show each event
+    /// Follow the event stream, sync, and print each event
     Watch,
 }
 
-/// Does what the command line says, and a sync where that helps.
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let Arguments { file, command } = Arguments::parse();
@@ -1098,7 +1069,7 @@ async fn main() -> anyhow::Result<()> {
     if let Command::Enroll { url } = &command {
         let (base, token) = url
             .split_once("/api/enrollment/")
-            .context("an enrollment's URL is http://host:port/api/enrollment/<token>")?;
+            .context("the URL of an enrollment is http://host:port/api/enrollment/<token>")?;
         phone.enroll(&Http::new(base), token).await?;
         remember(&phone.database, "server", base)?;
     }
@@ -1122,14 +1093,14 @@ async fn main() -> anyhow::Result<()> {
             for message in messages {
                 println!("{}  {}", message.id, message.content);
             }
-            println!("{:?}, {} waiting to be sent", phone.state()?, phone.waiting()?.len());
+            println!("{:?}, {} pending uploads", phone.state()?, phone.waiting()?.len());
             for item in phone.refused()? {
                 println!("refused: {} {}: {}", item.op, item.id, item.refusal.unwrap_or_default());
             }
         }
         Command::Watch => {
-            let told = |_: &Phone, event: &Event| println!("{} {}", event.name, event.data);
-            phone.watch(&http, told).await?;
+            let print = |_: &Phone, event: &Event| println!("{} {}", event.name, event.data);
+            phone.watch(&http, print).await?;
         }
     }
     Ok(())

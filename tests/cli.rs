@@ -150,7 +150,7 @@ async fn tenants_and_users_are_made_and_listed() {
     let closed = run(&mut command("tenant create acme --registration closed"), &[])
         .await
         .text();
-    assert_eq!(closed, "the tenant acme exists already; its registration is closed\n");
+    assert_eq!(closed, "the tenant acme exists already; registration is closed\n");
     assert!(!is_open().await);
     let listed = run(&mut command("--json tenant list"), &[]).await.json();
     assert_eq!(

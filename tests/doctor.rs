@@ -86,7 +86,7 @@ async fn stock_servers_have_each_wrong_setting_listed_and_are_well_after_the_fix
     let checks = by_name(&found);
     for (name, level, is) in [
         ("postgres.wal_level", "fail", "replica"),
-        ("postgres.max_slot_wal_keep_size", "warn", "-1, which is no bound"),
+        ("postgres.max_slot_wal_keep_size", "warn", "-1, unlimited"),
         ("redis.appendonly", "fail", "no"),
         ("redis.maxmemory_policy", "fail", "allkeys-lru"),
         ("redis.latency_tracking", "warn", "yes"),
@@ -137,7 +137,7 @@ async fn stock_servers_have_each_wrong_setting_listed_and_are_well_after_the_fix
     }
     postgres.server.stop().await.unwrap();
     postgres.server.restart().await.unwrap();
-    let ended = shell.run("posduif doctor --json --wrong").await;
+    let ended = shell.run("posduif doctor --json --failing").await;
     let left = report(&ended);
     assert_eq!((&left["ok"], &left["failed"]), (&json!(true), &json!(0)), "{left}");
     let names: Vec<String> = by_name(&left).into_keys().collect();
@@ -209,13 +209,13 @@ async fn beside_a_running_engine_everything_is_looked_at_and_well() {
     office
         .sql("SELECT pg_create_logical_replication_slot(current_database() || '_old', 'pgoutput')")
         .await;
-    let ended = doctor(&["doctor", "--json", "--wrong"]).await;
+    let ended = doctor(&["doctor", "--json", "--failing"]).await;
     assert_eq!(ended.code, Some(1));
     let found = report(&ended);
     let checks = by_name(&found);
     assert_eq!(
         checks["postgres.replica_identity"]["found"],
-        "not as it should be for tenant_acme.messages"
+        "not as required for tenant_acme.messages"
     );
     assert_eq!(
         checks["postgres.replica_identity"]["fix"],
@@ -231,7 +231,7 @@ async fn beside_a_running_engine_everything_is_looked_at_and_well() {
             .await
             .text(),
     );
-    assert!(fixes.contains("REPLICA IDENTITY FULL now"), "{fixes}");
+    assert!(fixes.contains("set REPLICA IDENTITY FULL on"), "{fixes}");
     assert_eq!(doctor(&["doctor"]).await.code, Some(0));
     office.close().await;
 }
@@ -280,7 +280,7 @@ async fn a_table_with_virtual_columns_must_not_be_identified_by_its_whole_row() 
     );
     assert_eq!(notes().await, (json!(false), json!("full")));
     let wrong = judged().await;
-    assert_eq!(wrong["found"], "not as it should be for tenant_acme.notes");
+    assert_eq!(wrong["found"], "not as required for tenant_acme.notes");
     assert_eq!(wrong["fix"], json!(["posduif publication sync"]));
     let mended = posduif_says(&office.world, "publication sync --json").await.json();
     assert_eq!(mended[0]["keyed"], json!(["notes"]), "{mended}");
@@ -359,7 +359,7 @@ async fn a_refused_login_a_missing_database_and_a_missing_role_each_have_a_fix_o
         let check = &by_name(&report(&ended))["postgres.connection"];
         assert!(check["found"].as_str().unwrap().contains(found), "{check}");
         assert!(
-            check["meaning"].as_str().unwrap().contains("Postgres is there"),
+            check["meaning"].as_str().unwrap().contains("Postgres is reachable"),
             "{check}"
         );
         assert!(check["fix"][0].as_str().unwrap().contains(&fix), "{fix}: {check}");
@@ -467,7 +467,7 @@ async fn streams_that_are_missing_or_stopped_fail_until_they_are_made_anew() {
         check["found"]
             .as_str()
             .unwrap()
-            .starts_with("none, though epoch 1 of slot"),
+            .starts_with("none, but epoch 1 of slot"),
         "{check}"
     );
     assert!(check["meaning"].as_str().unwrap().contains("another Redis"), "{check}");

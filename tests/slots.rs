@@ -171,7 +171,7 @@ async fn a_lost_slot_says_what_to_run_and_an_engine_makes_its_own_anew() {
         "{shown}"
     );
     assert!(
-        shown.contains(&format!("{ours}: lost{why}; the next engine makes it anew")),
+        shown.contains(&format!("{ours}: lost{why}; the next engine recreates it")),
         "{shown}"
     );
     posduif_says(&world, "slot drop other --yes").await.text();
@@ -194,7 +194,7 @@ async fn to_move_or_drop_our_slot_costs_a_new_epoch_and_says_so() {
     let shown = posduif_says(&world, "slot show --sample 0.1").await.text();
     for told in [
         &*ours,
-        "this system's",
+        "this system",
         "no engine reads it",
         "posduif serve",
         "no checkpoint: first start",
@@ -224,7 +224,7 @@ async fn to_move_or_drop_our_slot_costs_a_new_epoch_and_says_so() {
     assert!(asked.contains("new epoch") && asked.contains("--yes"), "{asked}");
     posduif_says(&world, &format!("slot drop {ours} --yes")).await.text();
     let made = posduif_says(&world, "slot create").await.text();
-    assert!(made.contains(&format!("made the slot {ours}")), "{made}");
+    assert!(made.contains(&format!("created the slot {ours}")), "{made}");
 }
 
 #[tokio::test]
@@ -344,8 +344,8 @@ async fn what_a_publication_by_tables_lacks_is_named_and_added_by_sync() {
     let shown = posduif_says(&world, "publication show").await.text();
     for told in [
         "MISSING",
-        "tables one by one",
-        "1 table missing, 2 tables of another replica identity",
+        "listed tables",
+        "1 table missing, 2 tables without the required replica identity",
         "posduif publication sync",
     ] {
         assert!(shown.contains(told), "{told}: {shown}");

@@ -175,7 +175,7 @@ async fn the_level_changes_at_sighup_and_a_mistake_changes_nothing() {
     probe("before").await;
     level("debug");
     process.signal(Signal::SIGHUP);
-    let is_change = |line: &Value| line["message"] == "log.level was read anew" && line["now"] == "debug";
+    let is_change = |line: &Value| line["message"] == "log level reloaded" && line["log_level"] == "debug";
     folder.line("the change", is_change).await;
     probe("after").await;
     folder

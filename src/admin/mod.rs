@@ -1,9 +1,13 @@
-//! What operators see: streams, consumer groups, quarantine, slots, and `doctor`.
+//! What operators see and do: tenants, streams, consumer groups, quarantine, slots, the whole system, and `doctor`. The
+//! values are serializable; the command line only renders them.
 
 pub mod doctor;
 pub mod groups;
 pub mod published;
 pub mod quarantine;
 pub mod slot_report;
+pub mod status;
+pub mod stream_report;
 pub mod streams;
 pub mod tail;
+pub mod tenants;

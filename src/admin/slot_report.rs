@@ -1,30 +1,30 @@
-//! All slots of the server as its operator sees them: what each costs, how long it has left, and what to do about it.
+//! The replication slots of the server for its operator: what each costs, how long until it is lost, what to do.
 //!
-//! Every slot keeps WAL for its reader, whether or not one is there. Ours is one of them; the others are somebody
-//! else's, or were ours under another name, and fill the same disk.
+//! Every slot retains WAL, with or without a reader. Slots of other systems fill the same disk as the configured one.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use postgres_types::{PgLsn, Type};
+use serde::ser::SerializeStruct as _;
 use serde::{Serialize, Serializer};
 use tokio_postgres::Row;
 
 use crate::core::time::Timestamp;
 use crate::postgres::{Database, sql};
 
-/// A reader that is this close to the end of the log keeps up, whatever it confirmed while we looked: it confirms in steps.
+/// A reader this close to the end of the log keeps up, whatever it confirmed between two snapshots: it confirms in steps.
 const KEEPS_UP_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Who reads from a slot.
+/// The process that reads from a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reader {
     /// Process id of its walsender, or of the session that decodes.
     pub pid: i32,
-    /// What it calls itself; `None` when we may not know.
+    /// `application_name`; `None` if our role may not read it.
     pub application: Option<String>,
-    /// Where it connects from; `None` for a Unix socket, and when we may not know.
+    /// Client address; `None` for a Unix socket, or if our role may not read it.
     pub address: Option<String>,
 }
 
@@ -41,43 +41,55 @@ impl fmt::Display for Reader {
     }
 }
 
-/// A slot as `pg_replication_slots` has it (Postgres chapter 54.19).
-#[derive(Debug, Clone, PartialEq)]
+/// A slot, as in `pg_replication_slots` (Postgres chapter 54.19). Columns that are newer than the server are `None`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Slot {
-    /// Its name, unique within the server.
     pub name: String,
-    /// Whether it decodes changes; else it is physical, for a standby or an archive.
+    /// Logical, or physical: for a standby or an archive.
+    #[serde(rename = "slot_type", serialize_with = "slot_type")]
     pub is_logical: bool,
-    /// What it decodes with.
     pub plugin: Option<String>,
-    /// The database that it decodes.
     pub database: Option<String>,
-    /// Whether that is the one that we are connected to.
+    /// Whether `database` is the one of our connection.
+    #[serde(skip)]
     pub is_here: bool,
-    /// Whether it goes with the session that made it.
+    #[serde(rename = "temporary")]
     pub is_temporary: bool,
-    /// Whether somebody reads from it.
+    #[serde(rename = "active")]
     pub is_active: bool,
-    /// Who does.
     pub reader: Option<Reader>,
-    /// From where on Postgres keeps WAL for it; `None` for a lost one.
+    /// Postgres retains WAL from here on; `None` for a lost slot.
+    #[serde(rename = "restart_lsn", serialize_with = "optional_lsn")]
     pub restart: Option<PgLsn>,
-    /// What its reader has confirmed; `None` for physical ones.
+    /// `None` for physical slots.
+    #[serde(rename = "confirmed_lsn", serialize_with = "optional_lsn")]
     pub confirmed: Option<PgLsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
-    /// Bytes of WAL that can be written before it may be lost; `None` when there is no bound.
+    /// Bytes of WAL that can be written before the slot may be lost; `None` without `max_slot_wal_keep_size`.
+    #[serde(rename = "safe_wal_bytes")]
     pub safe_bytes: Option<u64>,
-    /// How far its reader is behind in time, as far as the walsender knows.
+    /// How far the reader is behind in time, as the walsender reports it.
+    #[serde(skip)]
     pub lag_seconds: Option<f64>,
-    /// Whether standbys are to keep up with it; `None` before Postgres 17.
+    #[serde(rename = "failover")]
     pub is_failover: Option<bool>,
-    /// Whether it is such a standby's copy; `None` before Postgres 17.
+    /// Whether it is a standby's copy of a failover slot.
+    #[serde(rename = "synced")]
     pub is_synced: Option<bool>,
-    /// For how long nobody has read from it; `None` before Postgres 17.
+    /// How long the slot has had no reader.
     pub inactive_seconds: Option<f64>,
-    /// Why it is of no use any more; `None` before Postgres 17.
+    #[serde(rename = "invalidation_reason")]
     pub invalidation: Option<String>,
+}
+
+fn slot_type<S: Serializer>(is_logical: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(slot_kind(*is_logical))
+}
+
+/// The value of `slot_type`.
+pub fn slot_kind(is_logical: bool) -> &'static str {
+    if is_logical { "logical" } else { "physical" }
 }
 
 impl Slot {
@@ -109,7 +121,7 @@ impl Slot {
         })
     }
 
-    /// Whether Postgres has removed WAL that it needs, or made it useless otherwise.
+    /// Whether Postgres has removed WAL that the slot needs, or has invalidated it.
     pub fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost") || self.invalidation.is_some()
     }
@@ -117,34 +129,28 @@ impl Slot {
 
 /// All slots at one moment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Look {
-    /// When this was.
+pub struct SlotSnapshot {
     pub at: Instant,
-    /// Where the log ended.
+    /// End of the log.
     pub wal_position: PgLsn,
-    /// Whether the server is a standby.
     pub is_standby: bool,
-    /// `max_slot_wal_keep_size`; `None` when there is no bound.
+    /// `max_slot_wal_keep_size`; `None` if unlimited.
     pub keep_bytes: Option<u64>,
-    /// `idle_replication_slot_timeout`, after which Postgres gives up a slot without a reader; `None` when there is none.
+    /// `idle_replication_slot_timeout`; `None` if disabled.
     pub idle_timeout_seconds: Option<f64>,
-    /// The slots by name.
+    /// Sorted by name.
     pub slots: Vec<Slot>,
 }
 
-impl Look {
-    /// Looks at all slots.
-    ///
-    /// # Errors
-    /// When Postgres does not answer.
+impl SlotSnapshot {
     pub async fn take(database: &Database) -> Result<Self> {
         let read = async {
-            let surroundings = database.query_opt(&sql!("admin/slot_context"), &[]).await?;
+            let server = database.query_opt(&sql!("admin/slot_context"), &[]).await?;
             let slots = database.query(&sql!("admin/slot_list"), &[]).await?;
-            Ok::<_, crate::postgres::Error>((surroundings, slots))
+            Ok::<_, crate::postgres::Error>((server, slots))
         };
-        let (surroundings, slots) = read.await.context("cannot read the replication slots")?;
-        let row = surroundings.context("Postgres says nothing of its log")?;
+        let (server, slots) = read.await.context("cannot read the replication slots")?;
+        let row = server.context("Postgres returned no position of its log")?;
         let keep: Option<i64> = row.try_get("keep_bytes")?;
         Ok(Self {
             at: Instant::now(),
@@ -156,37 +162,34 @@ impl Look {
         })
     }
 
-    /// Looks twice, some time apart, so that the rates are known.
-    ///
-    /// # Errors
-    /// When Postgres does not answer.
-    pub async fn twice(database: &Database, apart: Duration) -> Result<(Self, Self)> {
+    /// Takes two snapshots, from which [`Self::reports`] computes rates.
+    pub async fn take_two(database: &Database, apart: Duration) -> Result<(Self, Self)> {
         let earlier = Self::take(database).await?;
         tokio::time::sleep(apart).await;
         Ok((earlier, Self::take(database).await?))
     }
 
-    /// What is to be said of each slot, compared with an earlier look; `ours` is `replication.slot`.
-    pub fn since(&self, earlier: &Self, ours: &str) -> Vec<Finding> {
+    /// A report on each slot, with rates since an earlier snapshot; `ours` is `replication.slot`.
+    pub fn reports(&self, earlier: &Self, ours: &str) -> Vec<SlotReport> {
         let seconds = self.at.duration_since(earlier.at).as_secs_f64().max(0.001);
         let rate = bytes_between(earlier.wal_position, self.wal_position) / seconds;
-        let find = |slot: &Slot| {
+        let report = |slot: &Slot| {
             let before = earlier.slots.iter().find(|before| before.name == slot.name);
             let confirmed_rate = match (before.and_then(|before| before.confirmed), slot.confirmed) {
                 (Some(before), Some(now)) => bytes_between(before, now) / seconds,
                 _ => 0.0,
             };
-            self.find(slot, ours, rate, confirmed_rate)
+            self.report(slot, ours, rate, confirmed_rate)
         };
-        self.slots.iter().map(find).collect()
+        self.slots.iter().map(report).collect()
     }
 
-    fn find(&self, slot: &Slot, ours: &str, wal_rate: f64, confirmed_rate: f64) -> Finding {
+    fn report(&self, slot: &Slot, ours: &str, wal_rate: f64, confirmed_rate: f64) -> SlotReport {
         let is_ours = slot.name == ours && slot.is_logical;
-        let behind = |place: PgLsn| u64::from(self.wal_position).saturating_sub(place.into());
+        let behind = |position: PgLsn| u64::from(self.wal_position).saturating_sub(position.into());
         let lag_bytes = slot.confirmed.or(slot.restart).map(behind);
-        let left = self.left(slot, lag_bytes, wal_rate, confirmed_rate);
-        Finding {
+        let verdict = verdict(slot, is_ours);
+        SlotReport {
             is_ours,
             retained_bytes: slot.restart.map(behind),
             lag_bytes,
@@ -195,21 +198,22 @@ impl Look {
                 _ => slot.lag_seconds,
             },
             wal_bytes_per_second: wal_rate,
-            left,
-            verdict: verdict(slot, is_ours),
+            left: self.left(slot, lag_bytes, wal_rate, confirmed_rate),
+            verdict,
+            command: verdict.command(&slot.name),
             slot: slot.clone(),
         }
     }
 
-    fn left(&self, slot: &Slot, lag_bytes: Option<u64>, wal_rate: f64, confirmed_rate: f64) -> Left {
+    fn left(&self, slot: &Slot, lag_bytes: Option<u64>, wal_rate: f64, confirmed_rate: f64) -> TimeLeft {
         if slot.is_lost() {
-            return Left::Lost;
+            return TimeLeft::Lost;
         }
         if slot.is_active {
             let keeps_up = confirmed_rate >= wal_rate || lag_bytes.is_some_and(|lag| lag < KEEPS_UP_BYTES);
-            // Beyond the bound already, even one that keeps up may be lost with the next checkpoint.
+            // A slot beyond the limit may be lost at the next checkpoint, even if its reader keeps up.
             if keeps_up && slot.safe_bytes != Some(0) {
-                return Left::KeepsUp;
+                return TimeLeft::KeepsUp;
             }
         }
         let growth = if slot.is_active {
@@ -228,13 +232,13 @@ impl Look {
             _ => None,
         };
         match (by_size, by_time) {
-            (None, None) => Left::Unbounded,
+            (None, None) => TimeLeft::Unbounded,
             (size, time) => {
                 let least = size.unwrap_or(f64::INFINITY).min(time.unwrap_or(f64::INFINITY));
                 if least.is_finite() {
-                    Left::Seconds(least)
+                    TimeLeft::Seconds(least)
                 } else {
-                    Left::NoWal
+                    TimeLeft::NoWal
                 }
             }
         }
@@ -248,21 +252,19 @@ fn bytes_between(from: PgLsn, to: PgLsn) -> f64 {
 
 /// How long until a slot is lost at the present rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Left {
-    /// It is lost.
+pub enum TimeLeft {
     Lost,
-    /// Its reader confirms as fast as WAL is written.
+    /// The reader confirms as fast as WAL is written.
     KeepsUp,
-    /// So long.
     Seconds(f64),
-    /// No WAL was written while we looked.
+    /// No WAL was written between the snapshots.
     NoWal,
-    /// Never: without `max_slot_wal_keep_size` it keeps WAL until the disk is full.
+    /// Without `max_slot_wal_keep_size` the slot retains WAL until the disk is full.
     Unbounded,
 }
 
-impl Left {
-    /// The seconds; `None` when there is no end in sight.
+impl TimeLeft {
+    /// `None` without an end in sight.
     pub fn seconds(self) -> Option<f64> {
         match self {
             Self::Lost => Some(0.0),
@@ -271,7 +273,6 @@ impl Left {
         }
     }
 
-    /// A word for it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Lost => "lost",
@@ -283,25 +284,36 @@ impl Left {
     }
 }
 
-/// What is to be done about a slot.
+/// Two fields, `lost` and `lost_in_seconds`, to be flattened.
+impl Serialize for TimeLeft {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("TimeLeft", 2)?;
+        fields.serialize_field("lost", self.as_str())?;
+        fields.serialize_field(
+            "lost_in_seconds",
+            &self.seconds().map(|seconds| (seconds * 10.0).round() / 10.0),
+        )?;
+        fields.end()
+    }
+}
+
+/// The recommended action on a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Somebody reads from it.
     InUse,
-    /// Ours, and no engine reads from it.
+    /// The configured slot, without an engine that reads it.
     NoEngine,
-    /// Nobody reads from it, and it is not the configured one: abandoned.
+    /// No reader, and not the configured slot: abandoned.
     SafeToDrop,
-    /// Nobody reads from it, and its owner must be asked: a standby's, or of another database.
+    /// No reader, and a standby's or of another database: ask the owner.
     AskOwner,
-    /// A standby's copy of a slot of its primary, which keeps it.
+    /// A standby's copy of a slot of its primary.
     Synced,
     /// Postgres has removed WAL that it needs.
     Lost,
 }
 
 impl Verdict {
-    /// In words.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::InUse => "in use",
@@ -311,6 +323,20 @@ impl Verdict {
             Self::Synced => "synced",
             Self::Lost => "lost",
         }
+    }
+
+    fn command(self, slot: &str) -> Option<String> {
+        match self {
+            Self::InUse | Self::Synced => None,
+            Self::NoEngine => Some("posduif serve".to_owned()),
+            Self::SafeToDrop | Self::AskOwner | Self::Lost => Some(format!("posduif slot drop {slot} --yes")),
+        }
+    }
+}
+
+impl Serialize for Verdict {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -325,121 +351,58 @@ fn verdict(slot: &Slot, is_ours: bool) -> Verdict {
     }
 }
 
-/// A slot and what is to be said of it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Finding {
-    /// The slot.
+/// A slot with its cost and the recommended action.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SlotReport {
+    #[serde(flatten)]
     pub slot: Slot,
-    /// Whether it is the configured one.
+    /// Whether it is `replication.slot`.
+    #[serde(rename = "ours")]
     pub is_ours: bool,
-    /// Bytes of WAL that Postgres keeps for it.
+    #[serde(rename = "retained_wal_bytes")]
     pub retained_bytes: Option<u64>,
-    /// Bytes of WAL that its reader has not confirmed.
+    /// Bytes of WAL that the reader has not confirmed.
     pub lag_bytes: Option<u64>,
-    /// How far its reader is behind in time, where somebody knows.
+    /// How far the reader is behind in time, if known.
     pub lag_seconds: Option<f64>,
-    /// How much WAL the server wrote a second while we looked.
+    /// WAL that the server wrote per second between the snapshots.
+    #[serde(serialize_with = "rounded")]
     pub wal_bytes_per_second: f64,
-    /// How long it has left.
-    pub left: Left,
-    /// What is to be done.
+    #[serde(flatten)]
+    pub left: TimeLeft,
     pub verdict: Verdict,
+    /// The command of the recommended action.
+    pub command: Option<String>,
 }
 
-impl Finding {
-    /// The command that goes with the verdict.
-    pub fn command(&self) -> Option<String> {
-        match self.verdict {
-            Verdict::InUse | Verdict::Synced => None,
-            Verdict::NoEngine => Some("posduif serve".to_owned()),
-            Verdict::SafeToDrop | Verdict::AskOwner | Verdict::Lost => {
-                Some(format!("posduif slot drop {} --yes", self.slot.name))
-            }
-        }
-    }
-
-    /// Notes how old the last published transaction is, which for our slot is known from Redis also while the walsender
-    /// does not tell.
-    pub fn published_before(&mut self, age: Duration) {
+impl SlotReport {
+    /// Sets the lag in time of the configured slot from the age of the last published transaction, if the walsender
+    /// does not report it.
+    pub fn set_published_age(&mut self, age: Duration) {
         if self.is_ours && self.lag_seconds.is_none() {
             self.lag_seconds = Some(age.as_secs_f64());
         }
     }
 }
 
-impl Serialize for Finding {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Shown<'a> {
-            name: &'a str,
-            ours: bool,
-            slot_type: &'static str,
-            plugin: Option<&'a str>,
-            database: Option<&'a str>,
-            temporary: bool,
-            active: bool,
-            reader: Option<&'a Reader>,
-            wal_status: Option<&'a str>,
-            invalidation_reason: Option<&'a str>,
-            retained_wal_bytes: Option<u64>,
-            safe_wal_bytes: Option<u64>,
-            wal_bytes_per_second: f64,
-            lost_in_seconds: Option<f64>,
-            lost: &'static str,
-            confirmed_lsn: Option<String>,
-            restart_lsn: Option<String>,
-            lag_bytes: Option<u64>,
-            lag_seconds: Option<f64>,
-            inactive_seconds: Option<f64>,
-            failover: Option<bool>,
-            synced: Option<bool>,
-            verdict: &'static str,
-            command: Option<String>,
-        }
-        let slot = &self.slot;
-        Shown {
-            name: &slot.name,
-            ours: self.is_ours,
-            slot_type: if slot.is_logical { "logical" } else { "physical" },
-            plugin: slot.plugin.as_deref(),
-            database: slot.database.as_deref(),
-            temporary: slot.is_temporary,
-            active: slot.is_active,
-            reader: slot.reader.as_ref(),
-            wal_status: slot.wal_status.as_deref(),
-            invalidation_reason: slot.invalidation.as_deref(),
-            retained_wal_bytes: self.retained_bytes,
-            safe_wal_bytes: slot.safe_bytes,
-            wal_bytes_per_second: self.wal_bytes_per_second.round(),
-            lost_in_seconds: self.left.seconds().map(|seconds| (seconds * 10.0).round() / 10.0),
-            lost: self.left.as_str(),
-            confirmed_lsn: slot.confirmed.map(|lsn| lsn.to_string()),
-            restart_lsn: slot.restart.map(|lsn| lsn.to_string()),
-            lag_bytes: self.lag_bytes,
-            lag_seconds: self.lag_seconds,
-            inactive_seconds: slot.inactive_seconds,
-            failover: slot.is_failover,
-            synced: slot.is_synced,
-            verdict: self.verdict.as_str(),
-            command: self.command(),
-        }
-        .serialize(serializer)
-    }
+fn rounded<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(value.round())
 }
 
-/// An epoch of a slot, as Postgres remembers it.
+fn optional_lsn<S: Serializer>(lsn: &Option<PgLsn>, serializer: S) -> Result<S::Ok, S::Error> {
+    lsn.map(|lsn| lsn.to_string()).serialize(serializer)
+}
+
+/// An epoch of a slot, as recorded in `posduif.epochs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PastEpoch {
     /// Counts from 1.
     pub number: i64,
-    /// Its random identity.
     pub id: String,
-    /// Why it began.
+    /// Why the epoch began.
     pub reason: String,
-    /// Where it began.
     #[serde(serialize_with = "lsn_text")]
     pub start_lsn: PgLsn,
-    /// When it began.
     pub started_at: Timestamp,
 }
 
@@ -447,15 +410,12 @@ fn lsn_text<S: Serializer>(lsn: &PgLsn, serializer: S) -> Result<S::Ok, S::Error
     serializer.collect_str(lsn)
 }
 
-/// The last epochs of a slot, newest first.
-///
-/// # Errors
-/// When Postgres cannot be asked, or has no control schema yet.
+/// The last epochs of a slot, newest first. Fails before the first `posduif migrate up`.
 pub async fn epochs(database: &Database, slot: &str, count: i64) -> Result<Vec<PastEpoch>> {
     let rows = database
         .query(&sql!("admin/epoch_list"), &[(&slot, Type::TEXT), (&count, Type::INT8)])
         .await
-        .context("cannot read posduif.epochs; `posduif migrate up` makes it")?;
+        .context("cannot read posduif.epochs; `posduif migrate up` creates it")?;
     let epochs = rows.iter().map(|row| {
         Ok(PastEpoch {
             number: row.try_get("number")?,
@@ -468,10 +428,7 @@ pub async fn epochs(database: &Database, slot: &str, count: i64) -> Result<Vec<P
     epochs.collect()
 }
 
-/// Refuses a slot that somebody reads from: to drop or to move it would take it from under them.
-///
-/// # Errors
-/// Names the reader.
+/// Refuses a slot that has a reader.
 pub fn refuse_in_use(slot: &Slot) -> Result<()> {
     if !slot.is_active {
         return Ok(());
@@ -479,20 +436,16 @@ pub fn refuse_in_use(slot: &Slot) -> Result<()> {
     let reader = slot
         .reader
         .as_ref()
-        .map_or_else(|| "somebody".to_owned(), ToString::to_string);
+        .map_or_else(|| "another process".to_owned(), ToString::to_string);
     bail!(
-        "the slot {} is in use: {reader} reads from it; stop that first",
+        "the slot {} is in use: {reader} reads from it; stop the reader first",
         slot.name
     )
 }
 
-/// Moves an inactive slot forward, by default to the end of the log. What lies before is lost to its reader. Gives where
-/// it stands then.
-///
-/// # Errors
-/// When it is in use, stands there already, or Postgres refuses.
+/// Moves an inactive slot forward and returns its new position. The reader never receives the changes in between.
 pub async fn advance(database: &Database, slot: &Slot, to: PgLsn) -> Result<PgLsn> {
-    // Postgres decodes all that lies between, which may take longer than a statement is given.
+    // Postgres decodes everything in between, which may take longer than the statement timeout of the pool.
     let client = database.connect_dedicated().await?;
     let row = client
         .query_typed_one(
@@ -531,8 +484,8 @@ mod tests {
         }
     }
 
-    fn look(wal_position: u64, slots: Vec<Slot>) -> Look {
-        Look {
+    fn snapshot(wal_position: u64, slots: Vec<Slot>) -> SlotSnapshot {
+        SlotSnapshot {
             at: Instant::now(),
             wal_position: wal_position.into(),
             is_standby: false,
@@ -542,67 +495,67 @@ mod tests {
         }
     }
 
-    /// What is found of one slot when 10,000 bytes of WAL were written in two seconds.
-    fn found(slot: Slot, change: impl FnOnce(&mut Look)) -> Finding {
-        let earlier = look(10_000, vec![slot.clone()]);
-        let mut later = look(20_000, vec![slot]);
+    /// The report on one slot when 10,000 bytes of WAL are written in two seconds.
+    fn report_on(slot: Slot, change: impl FnOnce(&mut SlotSnapshot)) -> SlotReport {
+        let earlier = snapshot(10_000, vec![slot.clone()]);
+        let mut later = snapshot(20_000, vec![slot]);
         later.at = earlier.at + Duration::from_secs(2);
         change(&mut later);
-        later.since(&earlier, "posduif").remove(0)
+        later.reports(&earlier, "posduif").remove(0)
     }
 
     #[test]
-    fn an_abandoned_slot_is_lost_when_the_bound_is_reached_at_the_present_rate() {
-        let finding = found(slot("old", false), |_| ());
-        assert_eq!(finding.retained_bytes, Some(19_000));
-        assert_eq!(finding.lag_bytes, Some(18_000));
-        assert_eq!(finding.left, Left::Seconds(10.0));
-        assert_eq!(finding.verdict, Verdict::SafeToDrop);
-        assert_eq!(finding.command().as_deref(), Some("posduif slot drop old --yes"));
+    fn abandoned_slot_time_left_follows_wal_rate() {
+        let report = report_on(slot("old", false), |_| ());
+        assert_eq!(report.retained_bytes, Some(19_000));
+        assert_eq!(report.lag_bytes, Some(18_000));
+        assert_eq!(report.left, TimeLeft::Seconds(10.0));
+        assert_eq!(report.verdict, Verdict::SafeToDrop);
+        assert_eq!(report.command.as_deref(), Some("posduif slot drop old --yes"));
         let unbounded = Slot {
             safe_bytes: None,
             ..slot("old", false)
         };
-        assert_eq!(found(unbounded, |_| ()).left, Left::Unbounded);
+        assert_eq!(report_on(unbounded, |_| ()).left, TimeLeft::Unbounded);
         assert_eq!(
-            found(slot("old", false), |look| look.wal_position = 10_000.into()).left,
-            Left::NoWal
+            report_on(slot("old", false), |snapshot| snapshot.wal_position = 10_000.into()).left,
+            TimeLeft::NoWal
         );
     }
 
     #[test]
-    fn a_slot_without_a_reader_may_be_given_up_for_that_before_its_bound_is_reached() {
+    fn inactive_slot_idle_timeout_bounds_time_left() {
         let idle = Slot {
             inactive_seconds: Some(57.0),
             ..slot("old", false)
         };
         assert_eq!(
-            found(idle, |look| look.idle_timeout_seconds = Some(60.0)).left,
-            Left::Seconds(3.0)
+            report_on(idle, |snapshot| snapshot.idle_timeout_seconds = Some(60.0)).left,
+            TimeLeft::Seconds(3.0)
         );
     }
 
     #[test]
-    fn a_reader_that_falls_behind_is_told_from_one_that_keeps_up() {
-        assert_eq!(found(slot("posduif", true), |_| ()).left, Left::KeepsUp);
-        let far = found(slot("posduif", true), |look| {
-            look.wal_position = (KEEPS_UP_BYTES + 100_000).into();
+    fn lagging_reader_differs_from_one_that_keeps_up() {
+        assert_eq!(report_on(slot("posduif", true), |_| ()).left, TimeLeft::KeepsUp);
+        let far = report_on(slot("posduif", true), |snapshot| {
+            snapshot.wal_position = (KEEPS_UP_BYTES + 100_000).into();
         });
-        assert!(matches!(far.left, Left::Seconds(_)), "{:?}", far.left);
+        assert!(matches!(far.left, TimeLeft::Seconds(_)), "{:?}", far.left);
         assert_eq!(far.verdict, Verdict::InUse);
         let beyond = Slot {
             safe_bytes: Some(0),
             ..slot("posduif", true)
         };
-        assert_eq!(found(beyond, |_| ()).left, Left::Seconds(0.0));
+        assert_eq!(report_on(beyond, |_| ()).left, TimeLeft::Seconds(0.0));
     }
 
     #[test]
-    fn only_what_is_surely_abandoned_is_safe_to_drop() {
+    fn only_abandoned_local_logical_slot_is_safe_to_drop() {
         let of = |change: fn(&mut Slot)| {
             let mut slot = slot("other", false);
             change(&mut slot);
-            found(slot, |_| ()).verdict
+            report_on(slot, |_| ()).verdict
         };
         assert_eq!(of(|slot| slot.name = "posduif".to_owned()), Verdict::NoEngine);
         assert_eq!(of(|slot| slot.is_here = false), Verdict::AskOwner);
@@ -616,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_read_is_left_alone() {
+    fn active_slot_is_refused_with_its_reader() {
         let mut used = slot("posduif", true);
         used.reader = Some(Reader {
             pid: 7,

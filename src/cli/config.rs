@@ -1,12 +1,13 @@
-//! `posduif config`: show or check the settings that a command here and now would run with.
+//! `posduif config`: shows or checks the settings in force for a command here and now.
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::Global;
-use super::output::{self, outln};
+use super::output::{self, Render, Text, outln};
+use crate::config::Config;
 use crate::engine::{self, Role};
 
-/// Arguments of `posduif config`.
 #[derive(Debug, Args)]
 pub(super) struct ConfigCommand {
     #[command(subcommand)]
@@ -15,32 +16,53 @@ pub(super) struct ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Check every key, URL and file as `serve` does, and say what is wrong
+    /// Check every key, URL and file as `serve` does
     Check {
-        /// For which parts; a replicator needs no secret
+        /// The parts to check for; a replicator needs no secret
         #[arg(long, value_enum, default_value = "all")]
         role: Role,
     },
-    /// Print the settings in force, secrets hidden
+    /// Print the settings in force, without secrets
     Show,
 }
 
 impl ConfigCommand {
-    /// Runs the command.
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?;
         match self.verb {
             Verb::Check { role } => {
                 engine::check(&config, role)?;
-                if global.json {
-                    outln!("{}", serde_json::json!({"valid": true}))?;
-                } else {
-                    outln!("the configuration is valid")?;
-                }
+                output::print(global, &Valid { valid: true })
             }
-            Verb::Show if global.json => output::json(&config)?,
-            Verb::Show => output::print(&serde_saphyr::to_string(&config)?)?,
+            Verb::Show => {
+                let yaml = serde_saphyr::to_string(&config)?;
+                output::print(global, &Settings { config, yaml })
+            }
         }
-        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct Valid {
+    valid: bool,
+}
+
+impl Render for Valid {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "the configuration is valid");
+    }
+}
+
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Settings {
+    config: Config,
+    #[serde(skip)]
+    yaml: String,
+}
+
+impl Render for Settings {
+    fn text(&self, out: &mut Text) {
+        out.line(self.yaml.trim_end());
     }
 }

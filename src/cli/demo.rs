@@ -1,13 +1,13 @@
-//! `posduif demo`: a story in which bob, in a browser, and a phone write to each other while the phone comes and goes.
+//! `posduif demo`: a scripted conversation between bob, in a browser, and a phone that goes offline and returns.
 //!
-//! It runs against a real engine and checks everything it sees, so it doubles as a smoke test: nothing lost, nothing
-//! told twice, nothing out of order, and at the end the phone's SQLite file says what the server says. Each run
-//! enrolls a new phone, so it can run again and again, also several at once. The phone is the reference phone itself.
+//! The demo runs against a real engine and checks every response and event, so it doubles as a smoke test: no message is
+//! lost, duplicated or out of order, and at the end the phone's SQLite file equals the server. Each run enrolls a new
+//! phone, so runs can be repeated and concurrent. The phone is the reference client `examples/phone.rs`.
 
 mod api;
-#[allow(clippy::print_stdout, reason = "what its own command line prints")]
+#[allow(clippy::print_stdout, reason = "its own command line prints")]
 #[path = "../../examples/phone.rs"]
-#[expect(dead_code, reason = "its command line and what only that uses")]
+#[expect(dead_code, reason = "its command line is unused here")]
 mod phone;
 mod report;
 
@@ -15,12 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use hyper::Method;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -30,37 +30,35 @@ use self::phone::{Answer, Event, Http, Lost, Message, Network, Phone, Request, T
 use self::report::Report;
 use super::Global;
 use super::dev::{DEMO_PASSWORD, DEMO_TENANT};
-use super::output::{self, NobodyReads};
+use super::output::{self, OutputClosed};
 
-/// Arguments of `posduif demo`.
 #[derive(Debug, Args)]
 pub(super) struct Demo {
     /// Base URL of the engine
     #[arg(long, env = "POSDUIF_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// Longest that an answer or an event may take, in seconds
+    /// Timeout of each response and each event, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
     timeout: u64,
-    /// Keep the phone's SQLite file and say where it is
+    /// Keep the phone's SQLite file and print its path
     #[arg(long)]
     keep: bool,
 }
 
 impl Demo {
-    /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
-        let patience = Duration::from_secs(self.timeout);
-        let api = Api::new(&self.url, patience)?;
+        let timeout = Duration::from_secs(self.timeout);
+        let api = Api::new(&self.url, timeout)?;
         let file = PhoneFile::create(self.keep)?;
-        let mut report = Report::new(global.json);
-        let outcome = play(&api, &file.path, patience, &mut report).await;
+        let mut report = Report::new(global);
+        let outcome = play(&api, &file.path, timeout, &mut report).await;
         if self.keep {
-            output::warn_line(format_args!("the phone's SQLite file: {}", file.path.display()));
+            output::warn(format_args!("the phone's SQLite file: {}", file.path.display()));
         }
         match outcome {
             Ok(()) => Ok(()),
-            Err(error) if error.is::<NobodyReads>() => Err(error),
-            Err(error) => bail!("{} failed: {error:#}\n{}", report.place(), api.readiness().await),
+            Err(error) if error.is::<OutputClosed>() => Err(error),
+            Err(error) => bail!("{} failed: {error:#}\n{}", report.last_step(), api.readiness().await),
         }
     }
 }
@@ -99,31 +97,31 @@ struct Page {
     total: usize,
 }
 
-/// The way from the phone to the engine. It tells what became of the last upload, and can lose its answer.
+/// The connection of the phone. It records the results of the last upload, and can lose its response.
 struct Line<'a> {
     http: &'a Http,
-    results: Mutex<Vec<Outcome>>,
-    loses_answer: bool,
+    results: Mutex<Vec<UploadResult>>,
+    loses_response: bool,
 }
 
 impl<'a> Line<'a> {
-    fn new(api: &'a Api, loses_answer: bool) -> Self {
+    fn new(api: &'a Api, loses_response: bool) -> Self {
         Self {
             http: &api.http,
             results: Mutex::default(),
-            loses_answer,
+            loses_response,
         }
     }
 
-    /// What became of the items of the last upload.
-    fn results(&self) -> Vec<Outcome> {
-        self.results.lock().map(|results| results.clone()).unwrap_or_default()
+    /// Results of the last upload.
+    fn results(&self) -> Vec<UploadResult> {
+        self.results.lock().clone()
     }
 }
 
-/// What became of one uploaded item.
+/// Result of one uploaded item.
 #[derive(Debug, Clone, Deserialize)]
-struct Outcome {
+struct UploadResult {
     id: String,
     status: String,
 }
@@ -131,197 +129,243 @@ struct Outcome {
 impl Network for Line<'_> {
     async fn exchange(&self, request: Request) -> Result<Answer, Lost> {
         let answer = self.http.exchange(request).await?;
-        let results = answer.body.get("results").map(Vec::<Outcome>::deserialize);
-        if let (Some(Ok(found)), Ok(mut results)) = (results, self.results.lock()) {
-            *results = found;
+        let results = answer.body.get("results").map(Vec::<UploadResult>::deserialize);
+        if let Some(Ok(found)) = results {
+            *self.results.lock() = found;
         }
-        if self.loses_answer {
-            return Err(Lost("the demo lost the answer".to_owned()));
+        if self.loses_response {
+            return Err(Lost("the demo discarded the response".to_owned()));
         }
         Ok(answer)
     }
 }
 
-/// The story. Every step names what it shows; every check says what it found instead.
-async fn play(api: &Api, file: &Path, patience: Duration, report: &mut Report) -> Result<()> {
-    let bob = report.step("bob logs in", log_in(api)).await?;
-    let enrollment = report
-        .step("bob creates an enrollment", async {
+/// The state of the demo between steps.
+struct Demonstration<'a, 'r> {
+    api: &'a Api,
+    report: &'a mut Report<'r>,
+    bob: Bob,
+    phone: Phone,
+    phone_id: String,
+    /// Messages that the phone has received an event about.
+    received: BTreeSet<String>,
+    timeout: Duration,
+}
+
+/// Runs all parts. Each step names what it demonstrates and fails with what it found instead.
+async fn play(api: &Api, file: &Path, timeout: Duration, report: &mut Report<'_>) -> Result<()> {
+    let mut demo = Demonstration::start(api, file, timeout, report).await?;
+    let (mut phone_events, mut bob_events) = demo.open_streams().await?;
+    let first = demo.deliver_at_once(&mut phone_events).await?;
+    drop(phone_events);
+    let (missed, replies) = demo.write_while_offline().await?;
+    let mut phone_events = demo.catch_up(&missed).await?;
+    demo.upload_twice(&replies, &mut bob_events).await?;
+    demo.mark_read(&replies, &mut phone_events).await?;
+    drop(phone_events);
+    demo.conflict(&first, &replies).await?;
+    demo.compare().await
+}
+
+impl<'a, 'r> Demonstration<'a, 'r> {
+    /// Logs bob in and enrolls the phone.
+    async fn start(api: &'a Api, file: &Path, timeout: Duration, report: &'a mut Report<'r>) -> Result<Self> {
+        let bob = report.step("bob logs in", log_in(api)).await?;
+        let create = async {
             let path = "/api/enrollment/create";
             let enrollment: Enrollment = api.call(&bob.caller, Method::POST, path, Some(json!({}))).await?;
             Ok((enrollment.token, String::new()))
+        };
+        let enrollment = report.step("bob creates an enrollment", create).await?;
+        report
+            .check("the phone reads the enrollment", read_enrollment(api, &enrollment))
+            .await?;
+        let name = "the phone enrolls and receives its token";
+        let phone = report.step(name, enroll(api, &enrollment, file)).await?;
+        Ok(Self {
+            api,
+            report,
+            bob,
+            phone_id: phone.recall("user_id")?.context("the phone has no user_id")?,
+            phone,
+            received: BTreeSet::new(),
+            timeout,
         })
-        .await?;
-    report
-        .step("the phone reads the enrollment", read_enrollment(api, &enrollment))
-        .await?;
-    let mut phone = report
-        .step(
-            "the phone enrolls and gets its own token",
-            enroll(api, &enrollment, file),
-        )
-        .await?;
-    let phone_id = phone.recall("user_id")?.context("the phone does not know its user")?;
+    }
 
-    let mut told = BTreeSet::new();
-    let mut phone_events = report
-        .step("the phone opens its event stream", async {
-            Ok((api.listen_as(&mut phone).await?, String::new()))
-        })
-        .await?;
-    let web = format!("/sse/web/{}", bob.id);
-    let mut bob_events = report
-        .step("bob opens his event stream", async {
-            Ok((api.listen(&bob.caller, &web).await?, String::new()))
-        })
-        .await?;
+    async fn open_streams(&mut self) -> Result<(EventStream, EventStream)> {
+        let open = async { Ok((self.api.listen_as(&mut self.phone).await?, String::new())) };
+        let phone_events = self.report.step("the phone opens its event stream", open).await?;
+        let path = format!("/sse/web/{}", self.bob.id);
+        let open = async { Ok((self.api.listen(&self.bob.caller, &path).await?, String::new())) };
+        let bob_events = self.report.step("bob opens his event stream", open).await?;
+        Ok((phone_events, bob_events))
+    }
 
-    let first = report
-        .step("bob writes a message; the phone is told at once", async {
-            let message = send(api, &bob, &phone_id, "Hello, phone").await?;
-            wait_for_messages(&mut phone_events, &phone, std::slice::from_ref(&message), &mut told).await?;
+    /// Delivery to a connected phone.
+    async fn deliver_at_once(&mut self, events: &mut EventStream) -> Result<Message> {
+        let Self { api, bob, phone, .. } = self;
+        let work = async {
+            let message = send(api, bob, &self.phone_id, "Hello, phone").await?;
+            wait_for_messages(events, phone, std::slice::from_ref(&message), &mut self.received).await?;
             Ok((message, "event: message".to_owned()))
-        })
-        .await?;
-    report
-        .step(
-            "the phone syncs and has it in SQLite",
-            sync_until_it_has(api, &mut phone, std::slice::from_ref(&first)),
-        )
-        .await?;
+        };
+        let name = "bob writes a message; the phone receives an event at once";
+        let message = self.report.step(name, work).await?;
+        let work = sync_until_it_has(api, phone, std::slice::from_ref(&message));
+        self.report.check("the phone syncs the message to SQLite", work).await?;
+        Ok(message)
+    }
 
-    drop(phone_events);
-    let missed = report
-        .step("the phone is off line; bob writes three more", async {
+    /// Both sides write while the phone is offline: three messages and two replies.
+    async fn write_while_offline(&mut self) -> Result<(Vec<Message>, [String; 2])> {
+        let Self { api, bob, phone, .. } = self;
+        let work = async {
             let mut missed = Vec::new();
             for content in ["Are you there?", "Never mind", "Call me back"] {
-                missed.push(send(api, &bob, &phone_id, content).await?);
+                missed.push(send(api, bob, &self.phone_id, content).await?);
             }
             Ok((missed, String::new()))
-        })
-        .await?;
-    let replies = report
-        .step("the phone, still off line, writes two replies", async {
+        };
+        let name = "the phone is offline; bob writes three messages";
+        let missed = self.report.step(name, work).await?;
+        let work = async {
             let replies = [
                 phone.send(&bob.id, "Here I am")?,
                 phone.send(&bob.id, "Was in a tunnel")?,
             ];
             Ok((replies, format!("outbox: {}", phone.waiting()?.len())))
-        })
-        .await?;
+        };
+        let replies = self.report.step("the offline phone writes two replies", work).await?;
+        Ok((missed, replies))
+    }
 
-    let mut phone_events = report
-        .step("the phone is back and is told what it missed, in order", async {
+    /// The phone resumes its event stream and syncs.
+    async fn catch_up(&mut self, missed: &[Message]) -> Result<EventStream> {
+        let Self { api, phone, .. } = self;
+        let work = async {
             let last = phone.recall("last_event_id")?;
-            ensure!(last.is_some(), "no event so far had an id to resume from");
-            let mut events = api.listen_as(&mut phone).await?;
-            wait_for_messages(&mut events, &phone, &missed, &mut told).await?;
-            Ok((events, "Last-Event-ID, no message twice".to_owned()))
-        })
-        .await?;
-    report
-        .step("it syncs what it missed", sync_until_it_has(api, &mut phone, &missed))
-        .await?;
-    let unread = report
-        .step("it uploads its outbox, and the answer is lost", async {
-            let unread = unread_count(api, &bob).await?;
+            ensure!(last.is_some(), "no event had an id to resume from");
+            let mut events = api.listen_as(phone).await?;
+            wait_for_messages(&mut events, phone, missed, &mut self.received).await?;
+            Ok((events, "Last-Event-ID, no duplicates".to_owned()))
+        };
+        let name = "the phone reconnects and receives the missed events in order";
+        let events = self.report.step(name, work).await?;
+        let work = sync_until_it_has(api, phone, missed);
+        self.report.check("the phone syncs the missed messages", work).await?;
+        Ok(events)
+    }
+
+    /// Uploads are idempotent: an upload whose response is lost is repeated without effect.
+    async fn upload_twice(&mut self, replies: &[String], bob_events: &mut EventStream) -> Result<()> {
+        let Self { api, bob, phone, .. } = self;
+        let work = async {
+            let unread = unread_count(api, bob).await?;
             let line = Line::new(api, true);
             let outcome = phone.upload(&line).await;
             ensure!(
                 matches!(outcome, Err(Trouble::Later { .. })),
-                "the phone took a lost answer for {outcome:?}"
+                "the phone took a lost response for {outcome:?}"
             );
-            all_are("applied", &replies, &line.results())?;
+            all_are("applied", replies, &line.results())?;
             Ok((unread, format!("2 applied, outbox: {}", phone.waiting()?.len())))
-        })
-        .await?;
-    report
-        .step("bob is told of both, with his unread count", async {
-            let count = wait_for_replies(&mut bob_events, &replies).await?;
+        };
+        let name = "the phone uploads its outbox; the response is lost";
+        let unread = self.report.step(name, work).await?;
+        let work = async {
+            let count = wait_for_replies(bob_events, replies).await?;
             ensure!(
                 count >= unread + 2,
-                "the event says unread_count {count}, but {unread} were unread before the two replies"
+                "the event has unread_count {count}, but {unread} were unread before the two replies"
             );
-            Ok(((), format!("unread_count: {count}")))
-        })
-        .await?;
-    report
-        .step("without an answer, it uploads the same again", async {
+            Ok(format!("unread_count: {count}"))
+        };
+        let name = "bob receives both replies and his unread count";
+        self.report.check(name, work).await?;
+        let work = async {
             let line = Line::new(api, false);
             phone.upload(&line).await?;
-            all_are("duplicate", &replies, &line.results())?;
-            Ok(((), format!("2 duplicate, outbox: {}", phone.waiting()?.len())))
-        })
-        .await?;
+            all_are("duplicate", replies, &line.results())?;
+            Ok(format!("2 duplicate, outbox: {}", phone.waiting()?.len()))
+        };
+        self.report.check("the phone repeats the upload", work).await
+    }
 
-    let [first_reply, second_reply] = &replies;
-    report
-        .step("bob reads the first reply; the phone is told", async {
-            read(api, &bob, first_reply).await?;
-            wait_until_read(&mut phone_events, &phone, first_reply).await?;
+    async fn mark_read(&mut self, replies: &[String; 2], phone_events: &mut EventStream) -> Result<()> {
+        let Self { api, bob, phone, .. } = self;
+        let [first, _] = replies;
+        let work = async {
+            read(api, bob, first).await?;
+            wait_until_read(phone_events, phone, first).await?;
             phone.fetch(&api.http).await?;
-            Ok(((), "event: message_read".to_owned()))
-        })
-        .await?;
+            Ok("event: message_read".to_owned())
+        };
+        let name = "bob reads the first reply; the phone receives an event";
+        self.report.check(name, work).await
+    }
 
-    drop(phone_events);
-    report
-        .step("off line again, the phone edits its second reply", async {
-            phone.edit(second_reply, "Was in a long tunnel")?;
-            Ok(((), format!("outbox: {}", phone.waiting()?.len())))
-        })
-        .await?;
-    report
-        .step("meanwhile bob reads it, and edits his own first message", async {
-            read(api, &bob, second_reply).await?;
+    /// Both sides change the second reply while the phone is offline.
+    async fn conflict(&mut self, first: &Message, replies: &[String; 2]) -> Result<()> {
+        let Self { api, bob, phone, .. } = self;
+        let [_, second] = replies;
+        let work = async {
+            phone.edit(second, "Was in a long tunnel")?;
+            Ok(format!("outbox: {}", phone.waiting()?.len()))
+        };
+        let name = "the phone, offline again, edits its second reply";
+        self.report.check(name, work).await?;
+        let work = async {
+            read(api, bob, second).await?;
             let path = format!("/api/messages/{}", first.id);
-            let edited: Message = api
-                .call(
-                    &bob.caller,
-                    Method::PATCH,
-                    &path,
-                    Some(json!({"content": "Hello, dear phone"})),
-                )
-                .await?;
+            let content = json!({"content": "Hello, dear phone"});
+            let edited: Message = api.call(&bob.caller, Method::PATCH, &path, Some(content)).await?;
             ensure!(
                 edited.version > first.version,
                 "the edited message still has version {}",
                 edited.version
             );
-            Ok(((), format!("version {} became {}", first.version, edited.version)))
-        })
-        .await?;
-    report
-        .step("the phone uploads the edit: both sides changed the message", async {
+            Ok(format!("version {} -> {}", first.version, edited.version))
+        };
+        let name = "bob reads that reply and edits his first message";
+        self.report.check(name, work).await?;
+        let work = async {
             let line = Line::new(api, false);
             phone.upload(&line).await?;
-            all_are("conflict", std::slice::from_ref(second_reply), &line.results())?;
-            Ok(((), format!("1 conflict, outbox: {}", phone.waiting()?.len())))
-        })
-        .await?;
-    report
-        .step("it resumes and is told that its reply was read", async {
-            let mut events = api.listen_as(&mut phone).await?;
-            wait_until_read(&mut events, &phone, second_reply).await?;
-            Ok(((), "event: message_read".to_owned()))
-        })
-        .await?;
-    report
-        .step("after a last sync, phone and server say the same", async {
-            let count = compare(api, &bob, &mut phone, patience).await?;
+            all_are("conflict", std::slice::from_ref(second), &line.results())?;
+            Ok(format!("1 conflict, outbox: {}", phone.waiting()?.len()))
+        };
+        let name = "the phone uploads the edit: a conflict";
+        self.report.check(name, work).await?;
+        let work = async {
+            let mut events = api.listen_as(phone).await?;
+            wait_until_read(&mut events, phone, second).await?;
+            Ok("event: message_read".to_owned())
+        };
+        let name = "the phone resumes and receives that its reply was read";
+        self.report.check(name, work).await
+    }
+
+    async fn compare(&mut self) -> Result<()> {
+        let Self { api, bob, phone, .. } = self;
+        let work = async {
+            let count = compare(api, bob, phone, self.timeout).await?;
             ensure!(
                 count == 6,
-                "4 messages and 2 replies were written, and both sides have {count}"
+                "4 messages and 2 replies were written, but both sides have {count}"
             );
-            Ok(((), format!("{count} messages equal")))
-        })
-        .await
+            Ok(format!("{count} messages equal"))
+        };
+        self.report
+            .check("after a last sync, phone and server are equal", work)
+            .await
+    }
 }
 
 async fn log_in(api: &Api) -> Result<(Bob, String)> {
     let body = json!({"tenant": DEMO_TENANT, "username": "bob", "password": DEMO_PASSWORD});
     let login: Login = api
-        .call(&Caller::Nobody, Method::POST, "/api/auth/login", Some(body))
+        .call(&Caller::Anonymous, Method::POST, "/api/auth/login", Some(body))
         .await?;
     let bob = Bob {
         id: login.user.id,
@@ -330,21 +374,21 @@ async fn log_in(api: &Api) -> Result<(Bob, String)> {
     Ok((bob, format!("tenant {DEMO_TENANT}")))
 }
 
-async fn read_enrollment(api: &Api, token: &str) -> Result<((), String)> {
+async fn read_enrollment(api: &Api, token: &str) -> Result<String> {
     let path = format!("/api/enrollment/{}", encode(token));
-    let details: EnrollmentDetails = api.call(&Caller::Nobody, Method::GET, &path, None).await?;
-    ensure!(details.valid, "the enrollment, just made, is not valid");
+    let details: EnrollmentDetails = api.call(&Caller::Anonymous, Method::GET, &path, None).await?;
+    ensure!(details.valid, "the new enrollment is not valid");
     ensure!(
         details.tenant_id == DEMO_TENANT,
         "the enrollment is for tenant {}, not {DEMO_TENANT}",
         details.tenant_id
     );
-    Ok(((), "valid".to_owned()))
+    Ok("valid".to_owned())
 }
 
 async fn enroll(api: &Api, token: &str, file: &Path) -> Result<(Phone, String)> {
     let mut phone = Phone::open(file)?;
-    // Few, so that the demo shows paging.
+    // Small, to demonstrate paging.
     phone.batch_rows = Some(2);
     phone.enroll(&api.http, token).await?;
     let device = phone.recall("device_id")?.unwrap_or_default();
@@ -358,7 +402,7 @@ async fn send(api: &Api, bob: &Bob, recipient_id: &str, content: &str) -> Result
 
 async fn read(api: &Api, bob: &Bob, message_id: &str) -> Result<()> {
     let path = format!("/api/messages/{message_id}/read");
-    let _read: Value = api.call(&bob.caller, Method::PUT, &path, None).await?;
+    let _: Value = api.call(&bob.caller, Method::PUT, &path, None).await?;
     Ok(())
 }
 
@@ -369,25 +413,28 @@ async fn unread_count(api: &Api, bob: &Bob) -> Result<u64> {
     answer
         .get("unread_count")
         .and_then(Value::as_u64)
-        .context("GET /api/messages/unread-count gave no unread_count")
+        .context("GET /api/messages/unread-count returned no unread_count")
 }
 
-/// Waits until the phone was told of exactly these messages, in this order, each for the first time.
+/// Waits until the phone has received events about exactly these messages, in this order, each once.
 async fn wait_for_messages(
     events: &mut EventStream,
     phone: &Phone,
     wanted: &[Message],
-    told: &mut BTreeSet<String>,
+    received: &mut BTreeSet<String>,
 ) -> Result<()> {
     for message in wanted {
         let what = format!("event `message` about \"{}\"", message.content);
-        let told_of = |event: &Event| Some((message_of(event)?, event.clone()));
-        let (id, event) = events.wait_for(&what, told_of).await?;
+        let with_message = |event: &Event| Some((message_of(event)?, event.clone()));
+        let (id, event) = events.wait_for(&what, with_message).await?;
         phone.saw(&event)?;
-        ensure!(told.insert(id.clone()), "the phone was told of message {id} twice");
+        ensure!(
+            received.insert(id.clone()),
+            "the phone received two events about message {id}"
+        );
         ensure!(
             id == message.id,
-            "waited for {what}, and was told of message {id} before it"
+            "expected {what}, received an event about message {id}"
         );
     }
     Ok(())
@@ -400,7 +447,7 @@ fn message_of(event: &Event) -> Option<String> {
     event.field("message_id")?.as_str().map(str::to_owned)
 }
 
-/// Waits until bob was told of both replies and gives the unread count of the last event.
+/// Waits until bob has received events about both replies; returns the unread count of the last one.
 async fn wait_for_replies(events: &mut EventStream, replies: &[String]) -> Result<u64> {
     let mut count = None;
     for reply in replies {
@@ -422,12 +469,11 @@ async fn wait_until_read(events: &mut EventStream, phone: &Phone, message_id: &s
     Ok(phone.saw(&event)?)
 }
 
-/// Whether it is this event about this message.
 fn is_about(event: &Event, name: &str, message_id: &str) -> bool {
     event.name == name && event.field("message_id").is_some_and(|id| id == message_id)
 }
 
-async fn sync_until_it_has(api: &Api, phone: &mut Phone, wanted: &[Message]) -> Result<((), String)> {
+async fn sync_until_it_has(api: &Api, phone: &mut Phone, wanted: &[Message]) -> Result<String> {
     let synced = phone.fetch(&api.http).await?;
     let kept = phone.messages()?;
     for message in wanted {
@@ -439,11 +485,11 @@ async fn sync_until_it_has(api: &Api, phone: &mut Phone, wanted: &[Message]) -> 
             message.content
         );
     }
-    Ok(((), format!("{} rows in {} batches", synced.rows, synced.batches)))
+    Ok(format!("{} rows in {} batches", synced.rows, synced.batches))
 }
 
-/// Checks that the server answered with this status, and for these messages.
-fn all_are(status: &str, messages: &[String], results: &[Outcome]) -> Result<()> {
+/// Checks that the upload had this status for exactly these messages.
+fn all_are(status: &str, messages: &[String], results: &[UploadResult]) -> Result<()> {
     let found: Vec<String> = results
         .iter()
         .map(|result| format!("{} {}", result.id, result.status))
@@ -451,15 +497,15 @@ fn all_are(status: &str, messages: &[String], results: &[Outcome]) -> Result<()>
     let expected: Vec<String> = messages.iter().map(|id| format!("{id} {status}")).collect();
     ensure!(
         found == expected,
-        "the upload was answered by {found:?}, not {expected:?}"
+        "the results of the upload are {found:?}, expected {expected:?}"
     );
     Ok(())
 }
 
-/// Syncs until the phone has what bob sees of their conversation, and gives the number of messages. The stream may be
-/// a moment behind the phone's own upload, hence "until".
-async fn compare(api: &Api, bob: &Bob, phone: &mut Phone, patience: Duration) -> Result<usize> {
-    let deadline = Instant::now() + patience;
+/// Syncs until the phone equals bob's view of the conversation; returns the number of messages. Repeats, because the
+/// stream may be a moment behind the phone's own upload.
+async fn compare(api: &Api, bob: &Bob, phone: &mut Phone, timeout: Duration) -> Result<usize> {
+    let deadline = Instant::now() + timeout;
     loop {
         phone.sync(&api.http).await?;
         let kept = phone.messages()?;
@@ -479,8 +525,8 @@ async fn compare(api: &Api, bob: &Bob, phone: &mut Phone, patience: Duration) ->
         }
         if Instant::now() > deadline {
             return Err(anyhow!(
-                "waited {} s for phone and server to agree: {}",
-                patience.as_secs(),
+                "phone and server still differ after {} s: {}",
+                timeout.as_secs(),
                 differences.join("; ")
             ));
         }
@@ -488,8 +534,8 @@ async fn compare(api: &Api, bob: &Bob, phone: &mut Phone, patience: Duration) ->
     }
 }
 
-/// All messages between bob and the phone's user, as bob sees them, by id: a page may repeat what the one before it
-/// had, when somebody writes to bob in between.
+/// All messages between bob and the phone's user, as bob sees them, by id: a page may repeat messages of the previous
+/// one when a message arrives in between.
 async fn conversation(api: &Api, bob: &Bob, user_id: &str) -> Result<BTreeMap<String, Message>> {
     let to_phone = pages(api, bob, user_id).await?;
     let to_bob = pages(api, bob, &bob.id).await?;
@@ -518,8 +564,7 @@ async fn pages(api: &Api, bob: &Bob, recipient_id: &str) -> Result<Vec<Message>>
     }
 }
 
-/// How the phone's row differs from the server's. `status` and `synced_at` are the server's bookkeeping, which a
-/// recipient never gets.
+/// How the phone's row differs from the server's. `status` and `synced_at` are internal to the server.
 fn difference(theirs: &Message, mine: Option<&Message>) -> Option<String> {
     let Some(mine) = mine else {
         return Some(format!("message {} is not on the phone", theirs.id));
@@ -537,7 +582,7 @@ fn difference(theirs: &Message, mine: Option<&Message>) -> Option<String> {
     })
 }
 
-/// The phone's SQLite file; removed in the end unless it is to be kept.
+/// The phone's SQLite file; removed on drop unless it is to be kept.
 struct PhoneFile {
     path: PathBuf,
     keep: bool,
@@ -547,13 +592,13 @@ impl PhoneFile {
     fn create(keep: bool) -> Result<Self> {
         let name = format!("posduif-demo-{}.sqlite", uuid::Uuid::new_v4().simple());
         let path = std::env::temp_dir().join(name);
-        // SQLite would make it readable by all, and it holds the device's token.
+        // SQLite would create it world-readable, and it holds the device token.
         OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&path)
-            .with_context(|| format!("cannot make the phone's file {}", path.display()))?;
+            .with_context(|| format!("cannot create the phone's file {}", path.display()))?;
         Ok(Self { path, keep })
     }
 }
@@ -561,8 +606,7 @@ impl PhoneFile {
 impl Drop for PhoneFile {
     fn drop(&mut self) {
         if !self.keep {
-            // A leftover in the folder of temporary files is no reason to fail.
-            let _removed = std::fs::remove_file(&self.path);
+            std::fs::remove_file(&self.path).ok();
         }
     }
 }
@@ -584,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_instant_in_another_form_is_no_difference() {
+    fn equal_instants_in_other_form_are_no_difference() {
         let one = message(Some("2026-01-01T10:00:00.5Z"));
         let other = message(Some("2026-01-01T11:00:00.500000+01:00"));
         assert_eq!(difference(&one, Some(&other)), None);
@@ -593,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_about_something_else_is_no_message() {
+    fn message_of_other_events_is_none() {
         let event = |name: &str, data: &str| Event {
             name: name.to_owned(),
             id: None,

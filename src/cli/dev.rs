@@ -1,7 +1,7 @@
-//! `posduif dev`: everything on this machine, in one process tree and one folder.
+//! `posduif dev`: a complete system on this machine, in one process tree and one folder.
 //!
-//! Order of the start: data folder and its lock, Postgres and Redis, engine, demo tenant, `ready:`. The stop goes the
-//! other way round, so that the engine can still publish and acknowledge its last batch.
+//! Start order: data folder and its lock, Postgres and Redis, engine, demo tenant, `ready:`. The shutdown order is the
+//! reverse, so that the engine can publish and acknowledge its last batch.
 
 mod signals;
 
@@ -12,12 +12,13 @@ use std::process::ExitStatus;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
+use serde::Serialize;
 use tokio::process::Command;
 use tokio_postgres::types::Type;
 
 use self::signals::StopSignals;
 use super::Global;
-use super::output::outln;
+use super::output::{self, Render, Text, outln};
 use crate::accounts::users::{self, NewUser, UserType};
 use crate::config::{Config, Secret};
 use crate::core::tenant::Tenant;
@@ -26,10 +27,8 @@ use crate::engine::{Engine, Role};
 use crate::postgres::tenants;
 use crate::postgres::{Database, sql};
 
-/// The tenant that is there from the beginning.
 pub(super) const DEMO_TENANT: &str = "demo";
 
-/// Password of the demo users.
 pub(super) const DEMO_PASSWORD: &str = "posduif-demo";
 
 /// Users of the demo tenant.
@@ -40,10 +39,9 @@ const DEMO_USERS: [(&str, UserType); 4] = [
     ("sally", UserType::Mobile),
 ];
 
-/// Arguments of `posduif dev`.
 #[derive(Debug, Args)]
 pub(super) struct Dev {
-    /// TCP port of the API, 0 for any free one [default: `server.port`, which is 8080 unless configured]
+    /// TCP port of the API; 0 for any free port [default: `server.port`]
     #[arg(long)]
     port: Option<u16>,
     /// Folder for the data of Postgres and Redis [default: .posduif]
@@ -58,7 +56,6 @@ pub(super) struct Dev {
 }
 
 impl Dev {
-    /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         if self.servers_only {
             return self.run_with_servers(global).await;
@@ -67,28 +64,27 @@ impl Dev {
         crate::telemetry::init(&config.log)?;
         let mut signals = StopSignals::listen()?;
         let folder = self.data.clone().unwrap_or_else(|| PathBuf::from(".posduif"));
-        let options = wanted_servers(&folder, Durability::Full);
+        let options = private_servers(&folder, Durability::Full);
         let mut servers = tokio::select! {
             servers = Servers::start(&folder, &options) => servers?,
-            // What had started is dropped, and so killed.
+            // Started servers are killed when dropped.
             _ = signals.next() => return Ok(()),
         };
         configure(&mut config, &servers, self.port);
-        let outcome = serve(config, &mut servers, &mut signals, global.json).await;
+        let outcome = serve(config, &mut servers, &mut signals, global).await;
         let stopped = stop(&mut servers, &mut signals).await;
         outcome.and(stopped)
     }
 
-    /// Runs a command while private servers run; for the project's own scripts. Ends the process with the command's
-    /// exit code.
+    /// Runs a command while private servers run, for scripts and tests. Exits with the exit code of the command.
     async fn run_with_servers(self, global: &Global) -> Result<()> {
         crate::telemetry::init(&global.load()?.log)?;
         let Some((program, arguments)) = self.command.split_first() else {
-            bail!("no command given: posduif dev --servers-only -- COMMAND");
+            bail!("the command is missing: posduif dev --servers-only -- COMMAND");
         };
         let mut signals = StopSignals::listen()?;
         let folder = self.data.as_deref().unwrap_or(Path::new(""));
-        let options = wanted_servers(folder, Durability::Disposable);
+        let options = private_servers(folder, Durability::Disposable);
         let start = async {
             match &self.data {
                 Some(folder) => Servers::start(folder, &options).await,
@@ -97,7 +93,7 @@ impl Dev {
         };
         let mut servers = tokio::select! {
             servers = start => servers?,
-            _ = signals.next() => bail!("interrupted while the servers started"),
+            _ = signals.next() => bail!("interrupted during the start of the servers"),
         };
         let mut command = Command::new(program);
         command.args(arguments);
@@ -111,15 +107,15 @@ impl Dev {
         stop(&mut servers, &mut signals).await?;
         match ended?.code() {
             Some(0) => Ok(()),
-            // All is stopped and removed by now; the caller of a wrapper wants the command's own code.
+            // Everything is stopped and removed; the caller expects the exit code of the command.
             Some(code) => std::process::exit(code),
             None => bail!("{} was ended by a signal", program.display()),
         }
     }
 }
 
-/// Servers named by the environment are used instead of private ones.
-fn wanted_servers(folder: &Path, durability: Durability) -> ServersOptions {
+/// The private servers to start: those that the environment does not name.
+fn private_servers(folder: &Path, durability: Durability) -> ServersOptions {
     let named = |names: [&str; 2]| {
         names
             .iter()
@@ -133,7 +129,7 @@ fn wanted_servers(folder: &Path, durability: Durability) -> ServersOptions {
     }
 }
 
-/// Points the settings at the private servers and fills in what a development system need not be told.
+/// Points the settings at the private servers and sets defaults for development.
 fn configure(config: &mut Config, servers: &Servers, port: Option<u16>) {
     if let Some(postgres) = servers.postgres() {
         config.postgres.url = Secret::new(postgres.url());
@@ -152,8 +148,8 @@ fn configure(config: &mut Config, servers: &Servers, port: Option<u16>) {
     }
 }
 
-/// Runs the engine until a signal comes, which is the good end, or something fails.
-async fn serve(config: Config, servers: &mut Servers, signals: &mut StopSignals, json: bool) -> Result<()> {
+/// Runs the engine until a signal arrives or a part fails.
+async fn serve(config: Config, servers: &mut Servers, signals: &mut StopSignals, global: &Global) -> Result<()> {
     let folder = servers.folder().to_owned();
     let mut engine = tokio::select! {
         engine = Engine::start(config.clone(), Role::All) => engine?,
@@ -162,14 +158,14 @@ async fn serve(config: Config, servers: &mut Servers, signals: &mut StopSignals,
     };
     let work = async {
         prepare_demo(&config).await?;
-        announce(&config, &folder, engine.address().port(), json)?;
+        announce(&config, &folder, engine.address().port(), global)?;
         engine.failed().await
     };
     let outcome = tokio::select! {
         outcome = work => outcome,
         error = servers.failed() => Err(error),
         _ = signals.next() => {
-            tracing::info!("stopping the engine, then Redis, then Postgres; once more to stop at once");
+            tracing::info!("stopping the engine, Redis and Postgres; a second signal stops them at once");
             Ok(())
         }
     };
@@ -179,7 +175,7 @@ async fn serve(config: Config, servers: &mut Servers, signals: &mut StopSignals,
     }
 }
 
-/// Stops the servers, in order unless a second signal came or comes.
+/// Stops the servers, in order unless there is a second signal.
 async fn stop(servers: &mut Servers, signals: &mut StopSignals) -> Result<()> {
     if signals.count() < 2 {
         tokio::select! {
@@ -188,19 +184,19 @@ async fn stop(servers: &mut Servers, signals: &mut StopSignals) -> Result<()> {
         }
     }
     servers.stop_at_once().await?;
-    bail!("stopped at once by a second signal; the next start recovers")
+    bail!("stopped at once by a second signal; the next start performs recovery")
 }
 
-/// Makes the demo tenant and the demo users that are missing.
+/// Creates the demo tenant and missing demo users.
 async fn prepare_demo(config: &Config) -> Result<()> {
     let database = Database::connect(&config.postgres).await?;
     tenants::create(&database, &config.replication, DEMO_TENANT)
         .await
-        .context("cannot make the demo tenant")?;
-    let tenant = Tenant::named(DEMO_TENANT).context("the demo tenant's name cannot name a tenant")?;
+        .context("cannot create the demo tenant")?;
+    let tenant = Tenant::named(DEMO_TENANT).context("invalid name of the demo tenant")?;
     let names: Vec<&str> = DEMO_USERS.iter().map(|(name, _)| *name).collect();
-    let statement = sql!("admin/demo_users_missing", tenant);
-    // Looked at name by name, because an earlier run may have been killed between two users.
+    let statement = &sql!("admin/demo_users_missing", tenant);
+    // Checked one by one: an earlier run may have been killed between two users.
     for row in database.query(&statement, &[(&names, Type::TEXT_ARRAY)]).await? {
         let missing: &str = row.try_get(0)?;
         for (name, user_type) in DEMO_USERS.into_iter().filter(|(name, _)| *name == missing) {
@@ -212,47 +208,65 @@ async fn prepare_demo(config: &Config) -> Result<()> {
             };
             users::create(&database, &config.auth, DEMO_TENANT, user)
                 .await
-                .with_context(|| format!("cannot make the demo user {name}"))?;
+                .with_context(|| format!("cannot create the demo user {name}"))?;
         }
     }
     Ok(())
 }
 
-/// Writes `dev.env` and tells the terminal that all is ready.
-fn announce(config: &Config, folder: &Path, port: u16, json: bool) -> Result<()> {
-    let url = format!("http://127.0.0.1:{port}");
-    let env = folder.join("dev.env");
+#[derive(Serialize)]
+struct Ready {
+    ready: String,
+    env: PathBuf,
+    data: PathBuf,
+}
+
+impl Render for Ready {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "ready: {}", self.ready);
+        let program = std::env::current_exe().map_or_else(|_| "posduif".to_owned(), |path| relative(&path));
+        out.line(&next_steps(&program, &relative(&self.env)));
+    }
+}
+
+/// Writes `dev.env` and prints that the system is ready.
+fn announce(config: &Config, folder: &Path, port: u16, global: &Global) -> Result<()> {
+    let ready = Ready {
+        ready: format!("http://127.0.0.1:{port}"),
+        env: folder.join("dev.env"),
+        data: folder.to_owned(),
+    };
     let variables = [
-        ("POSDUIF_URL", &*url),
+        ("POSDUIF_URL", &*ready.ready),
         ("DATABASE_URL", config.postgres.url.expose()),
         ("REDIS_URL", config.redis.url.expose()),
     ];
-    env_file::write(&env, &variables)?;
-    if json {
-        let _unread = outln!("{}", serde_json::json!({"ready": url, "env": env, "data": folder}));
-    } else {
-        let _unread = outln!("ready: {url}");
-        let program = std::env::current_exe().map_or_else(|_| "posduif".to_owned(), |path| shown(&path));
-        let _unread = outln!("{}", what_next(&program, &shown(&env)));
-    }
+    env_file::write(&ready.env, &variables)?;
+    // The system runs even if its standard output is closed.
+    output::write(&output::frame(global, &ready)?).ok();
     Ok(())
 }
 
-/// The path as somebody in the working folder would write it.
-fn shown(path: &Path) -> String {
+/// The path, relative to the working folder if it is inside.
+fn relative(path: &Path) -> String {
     let relative = std::env::current_dir()
         .ok()
         .and_then(|here| path.strip_prefix(here).ok().map(|rest| format!("./{}", rest.display())));
     relative.unwrap_or_else(|| path.display().to_string())
 }
 
-fn what_next(program: &str, env: &str) -> String {
+#[cfg(feature = "demo")]
+const DEMO_STEP: &str = "  '{program}' demo    # a scripted conversation, with a SQLite file as the phone\n";
+#[cfg(not(feature = "demo"))]
+const DEMO_STEP: &str = "";
+
+fn next_steps(program: &str, env: &str) -> String {
+    let demo = DEMO_STEP.replace("{program}", program);
     format!(
         r#"
 Try, in another terminal:
   set -a; . '{env}'; set +a
-  '{program}' demo    # the whole story, with a SQLite file as the phone
-  curl -s "$POSDUIF_URL/api/auth/login" -H 'Content-Type: application/json' \
+{demo}  curl -s "$POSDUIF_URL/api/auth/login" -H 'Content-Type: application/json' \
        -d '{{"username":"bob","password":"{DEMO_PASSWORD}"}}'
   psql "$DATABASE_URL" -c "INSERT INTO tenant_demo.messages (sender_id, recipient_id, content)
        SELECT b.id, j.id, 'from psql' FROM tenant_demo.users b, tenant_demo.users j
@@ -262,7 +276,7 @@ Demo users, password {DEMO_PASSWORD}: bob, jane (web), joe, sally (mobile). Ctrl
     )
 }
 
-/// Runs the command to its end, passing signals on; a server that fails ends it.
+/// Runs the command to its end and forwards signals. Fails if a server fails.
 async fn run_command(mut command: Command, servers: &mut Servers, signals: &mut StopSignals) -> Result<ExitStatus> {
     let program = command.as_std().get_program().to_owned();
     let mut child = command
@@ -275,11 +289,11 @@ async fn run_command(mut command: Command, servers: &mut Servers, signals: &mut 
             error = servers.failed() => return Err(error),
             signal = signals.next() => signal,
         };
-        // The terminal has sent its Ctrl-C to the command as well, and twice would be once too often.
+        // The terminal has sent its Ctrl-C to the command as well.
         let sent_by_terminal = signal == Signal::SIGINT && std::io::IsTerminal::is_terminal(&std::io::stdin());
         if !sent_by_terminal && let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-            // It may have ended in this moment, which the next round sees.
-            let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+            // The command may have just ended.
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).ok();
         }
     }
 }
@@ -290,7 +304,7 @@ mod tests {
 
     use super::*;
 
-    /// All leaves of a settings tree that a line of an environment file can hold, as `POSDUIF__SECTION__KEY`.
+    /// All scalar settings except secrets, as `POSDUIF__SECTION__KEY`.
     fn leaves(config: &Config) -> BTreeMap<String, String> {
         let tree = serde_json::to_value(config).unwrap();
         let mut found = BTreeMap::new();
@@ -307,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_environment_shows_every_setting_with_its_default() {
+    fn example_environment_has_every_setting_with_its_default() {
         let shown: BTreeMap<String, String> = include_str!("../../.env.example")
             .lines()
             .filter_map(|line| line.strip_prefix('#')?.split_once('='))
@@ -318,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_environment_is_read_without_complaint() {
+    fn example_environment_is_valid() {
         let variables = include_str!("../../.env.example")
             .lines()
             .filter(|line| !line.starts_with("# "))
@@ -328,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn private_servers_and_the_demo_tenant_only_fill_what_is_not_set() {
+    fn configure_keeps_settings_that_are_set() {
         let folder = tempfolder();
         let mut config = Config::default();
         config.server.default_tenant = "acme".into();

@@ -1,24 +1,26 @@
-//! `posduif device`: a tenant's devices.
+//! `posduif device`: manages the devices of a tenant's users.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde::Serialize;
+use uuid::Uuid;
 
-use super::output::{self, outln};
-use super::table::{Cell, NOTHING, Tone, facts};
-use super::{Global, known_tenant};
-use crate::accounts::devices::{self, Device as Found, Filter};
-use crate::accounts::users;
+use super::output::{self, Render, Text, outln};
+use super::table::{Cell, NOTHING, Tone, or_nothing};
+use super::user::{find_user, or_never};
+use super::{Confirm, Global, known_tenant};
+use crate::accounts::devices::{self, Filter};
+use crate::admin::status::connect_redis;
 use crate::config::Config;
 use crate::core::page::{Page, Start};
 use crate::core::tenant::Tenant;
+use crate::core::time::Timestamp;
 use crate::postgres::Database;
-use crate::sync::device_state;
+use crate::sync::device_state::{self, DeviceState, SyncStatus};
 
-/// Devices that one listing asks for at a time.
+/// Devices per query of a listing.
 const PAGE: i64 = 1000;
 
-/// Arguments of `posduif device`.
 #[derive(Debug, Args)]
 pub(super) struct Device {
     #[command(subcommand)]
@@ -27,63 +29,57 @@ pub(super) struct Device {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show a tenant's devices, newest first
+    /// List the devices of a tenant, newest first
     List {
-        /// The tenant; without it `server.default_tenant`
+        /// The tenant [default: `server.default_tenant`]
         #[arg(long)]
         tenant: Option<String>,
-        /// Only this user's, by name or id
+        /// Only devices of this user, by name or id
         #[arg(long)]
         user: Option<String>,
-        /// Revoked ones too
+        /// Include revoked devices
         #[arg(long)]
         all: bool,
     },
-    /// Show all of one device, and how its sync stands
+    /// Show one device and the state of its sync
     Show {
-        /// The device's id
+        /// The id of the device
         device: String,
-        /// The tenant; without it `server.default_tenant`
+        /// The tenant [default: `server.default_tenant`]
         #[arg(long)]
         tenant: Option<String>,
     },
-    /// Revoke a device: its token and its streams end at once, and what it has not uploaded is refused
+    /// Revoke a device: its token and its event streams end at once; later uploads are refused
     Revoke {
-        /// The device's id
+        /// The id of the device
         device: String,
-        /// The tenant; without it `server.default_tenant`
+        /// The tenant [default: `server.default_tenant`]
         #[arg(long)]
         tenant: Option<String>,
-        /// Do it: without this, only what would be lost is said
-        #[arg(long)]
-        yes: bool,
+        #[command(flatten)]
+        confirm: Confirm,
     },
 }
 
 impl Device {
-    /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
         match self.verb {
-            Verb::List { tenant, user, all } => list(global, &config, tenant, user, all).await,
-            Verb::Show { device, tenant } => {
-                let (database, tenant) = known_tenant(&config, tenant).await?;
-                let found = find(&database, &tenant, &device).await?;
-                show(global, &config, &tenant, &found).await
-            }
-            Verb::Revoke { device, tenant, yes } => {
-                let (database, tenant) = known_tenant(&config, tenant).await?;
-                let found = find(&database, &tenant, &device).await?;
-                revoke(global, &database, &tenant, &found, yes).await
-            }
+            Verb::List { tenant, user, all } => output::print(global, &list(&config, tenant, user, all).await?),
+            Verb::Show { device, tenant } => output::print(global, &show(&config, tenant, &device).await?),
+            Verb::Revoke {
+                device,
+                tenant,
+                confirm,
+            } => output::print(global, &revoke(&config, tenant, &device, confirm).await?),
         }
     }
 }
 
-async fn find(database: &Database, tenant: &Tenant, device_id: &str) -> Result<Found> {
+async fn find(database: &Database, tenant: &Tenant, device_id: &str) -> Result<DeviceRecord> {
     let absent = || {
         format!(
-            "the tenant {name} has no device {device_id:?}; `posduif device list --tenant {name} --all` shows them",
+            "the tenant {name} has no device {device_id:?}; `posduif device list --tenant {name} --all` lists them",
             name = tenant.name
         )
     };
@@ -97,34 +93,41 @@ async fn find(database: &Database, tenant: &Tenant, device_id: &str) -> Result<F
         page: Page::first(1),
     };
     let mut found = devices::list(database, tenant, None, &filter).await?.rows;
-    found.pop().with_context(absent)
+    found.pop().map(DeviceRecord::of).with_context(absent)
 }
 
-fn as_json(device: &Found) -> Result<Value> {
-    let mut shown = serde_json::to_value(device)?;
-    shown["username"] = device.username.clone().into();
-    Ok(shown)
+/// A device, with the name of its user.
+#[derive(Serialize)]
+struct DeviceRecord {
+    #[serde(flatten)]
+    device: devices::Device,
+    username: String,
 }
 
-async fn list(global: &Global, config: &Config, tenant: Option<String>, user: Option<String>, all: bool) -> Result<()> {
+impl DeviceRecord {
+    fn of(device: devices::Device) -> Self {
+        Self {
+            username: device.username.clone(),
+            device,
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(transparent)]
+struct DeviceList(Vec<DeviceRecord>);
+
+async fn list(config: &Config, tenant: Option<String>, user: Option<String>, all: bool) -> Result<DeviceList> {
     let (database, tenant) = known_tenant(config, tenant).await?;
     let user = match user {
-        Some(name) => {
-            let account = users::find(&database, &tenant, &name).await.with_context(|| {
-                format!(
-                    "the tenant {} has no user {name:?}; `posduif user list` shows them",
-                    tenant.name
-                )
-            })?;
-            Some(account.id)
-        }
+        Some(name) => Some(find_user(&database, &tenant, &name).await?.id),
         None => None,
     };
-    let mut found: Vec<Found> = Vec::new();
+    let mut found: Vec<DeviceRecord> = Vec::new();
     loop {
-        // Beside the last one, so that none is missed or comes twice while devices come and go.
+        // Continues before the last device, so that concurrent changes neither skip nor repeat one.
         let start = match found.last() {
-            Some(last) => Start::Before(last.device_id.clone()),
+            Some(last) => Start::Before(last.device.device_id.clone()),
             None => Start::Offset(0),
         };
         let filter = Filter {
@@ -134,104 +137,147 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user: Op
             page: Page { limit: PAGE, start },
         };
         let page = devices::list(&database, &tenant, None, &filter).await?;
-        found.extend(page.rows);
+        found.extend(page.rows.into_iter().map(DeviceRecord::of));
         if !page.has_more {
-            break;
+            return Ok(DeviceList(found));
         }
     }
-    if global.json {
-        let rows: Vec<Value> = found.iter().map(as_json).collect::<Result<_>>()?;
-        return output::json(&rows);
-    }
-    let rows = found.into_iter().map(|device| {
-        let (state, tone) = match device.revoked_at {
-            Some(_) => ("revoked", Tone::Faint),
-            None => ("enrolled", Tone::Plain),
+}
+
+impl Render for DeviceList {
+    fn text(&self, out: &mut Text) {
+        let row = |DeviceRecord { device, username }: &DeviceRecord| {
+            let (state, tone) = match device.revoked_at {
+                Some(_) => ("revoked", Tone::Faint),
+                None => ("enrolled", Tone::Plain),
+            };
+            [
+                Cell::from(device.device_id.clone()),
+                Cell::from(username.clone()),
+                Cell::from(device.device_type.clone()),
+                Cell::from(device.name.clone().unwrap_or_else(|| NOTHING.to_owned())),
+                Cell::from(state).toned(tone),
+                Cell::from(or_never(device.last_seen_at)),
+            ]
         };
-        [
-            Cell::from(device.device_id),
-            Cell::from(device.username),
-            Cell::from(device.device_type),
-            Cell::from(device.name.unwrap_or_else(|| NOTHING.to_owned())),
-            Cell::from(state).toned(tone),
-            Cell::from(
-                device
-                    .last_seen_at
-                    .map_or_else(|| "never".to_owned(), |time| time.to_string()),
-            ),
-        ]
-    });
-    super::print_table(["DEVICE", "USER", "TYPE", "NAME", "STATE", "LAST SEEN"], rows)
+        let header = ["DEVICE", "USER", "TYPE", "NAME", "STATE", "LAST SEEN"];
+        out.table(header, self.0.iter().map(row));
+    }
 }
 
-async fn show(global: &Global, config: &Config, tenant: &Tenant, device: &Found) -> Result<()> {
-    let store = super::redis(config).await?;
-    let state = device_state::read(&store, &tenant.name, &device.device_id)
+/// A device with the state of its sync.
+#[derive(Serialize)]
+struct DeviceDetail {
+    #[serde(flatten)]
+    record: DeviceRecord,
+    sync: SyncState,
+    #[serde(skip)]
+    tenant: String,
+}
+
+#[derive(Serialize)]
+struct SyncState {
+    status: SyncStatus,
+    last_sync_at: Option<Timestamp>,
+    acknowledged: Option<String>,
+    epoch: Option<String>,
+    pending_outgoing_count: u32,
+    error: Option<String>,
+}
+
+impl SyncState {
+    fn of(state: DeviceState) -> Self {
+        let last_sync = state.last_sync_ms.and_then(chrono::DateTime::from_timestamp_millis);
+        Self {
+            status: state.status(),
+            last_sync_at: last_sync.map(Timestamp),
+            acknowledged: state.acknowledged.map(|(_, position)| position.to_string()),
+            epoch: state.acknowledged.map(|(epoch, _)| epoch.to_string()),
+            pending_outgoing_count: state.pending_outgoing,
+            error: state.error,
+        }
+    }
+}
+
+async fn show(config: &Config, tenant: Option<String>, device_id: &str) -> Result<DeviceDetail> {
+    let (database, tenant) = known_tenant(config, tenant).await?;
+    let record = find(&database, &tenant, device_id).await?;
+    let store = connect_redis(config).await?;
+    let state = device_state::read(&store, &tenant.name, device_id)
         .await
-        .context("cannot read how the device's sync stands")?;
-    let last_sync = state.last_sync_ms.and_then(chrono::DateTime::from_timestamp_millis);
-    let last_sync = last_sync.map(crate::core::time::Timestamp);
-    let acknowledged = state
-        .acknowledged
-        .map(|(epoch, position)| (epoch.to_string(), position.to_string()));
-    if global.json {
-        let mut shown = as_json(device)?;
-        shown["sync"] = json!({
-            "status": state.status(),
-            "last_sync_at": last_sync,
-            "acknowledged": acknowledged.as_ref().map(|(_, position)| position),
-            "epoch": acknowledged.as_ref().map(|(epoch, _)| epoch),
-            "pending_outgoing_count": state.pending_outgoing,
-            "error": state.error,
-        });
-        return output::json(&shown);
-    }
-    let text = |value: Option<String>| value.unwrap_or_else(|| NOTHING.to_owned());
-    output::print(&facts([
-        ("device", Cell::from(device.device_id.clone())),
-        ("tenant", tenant.name.clone().into()),
-        ("user", format!("{} ({})", device.username, device.user_id).into()),
-        ("name", text(device.name.clone()).into()),
-        ("type", device.device_type.clone().into()),
-        ("app says", device.device_info.to_string().into()),
-        ("enrolled", device.created_at.to_string().into()),
-        (
-            "last seen",
-            text(device.last_seen_at.map(|time| time.to_string())).into(),
-        ),
-        (
-            "revoked",
-            Cell::from(text(device.revoked_at.map(|time| time.to_string()))).toned(Tone::Warning),
-        ),
-        ("sync", state.status().as_str().into()),
-        ("last sync", text(last_sync.map(|time| time.to_string())).into()),
-        (
-            "acknowledged",
-            text(acknowledged.map(|(epoch, position)| format!("{position} of epoch {epoch}"))).into(),
-        ),
-        ("waiting to upload", state.pending_outgoing.to_string().into()),
-        ("last error", Cell::from(text(state.error)).toned(Tone::Bad)),
-    ]))
+        .context("cannot read the sync state of the device")?;
+    Ok(DeviceDetail {
+        record,
+        sync: SyncState::of(state),
+        tenant: tenant.name,
+    })
 }
 
-async fn revoke(global: &Global, database: &Database, tenant: &Tenant, device: &Found, yes: bool) -> Result<()> {
-    let id = &device.device_id;
+impl Render for DeviceDetail {
+    fn text(&self, out: &mut Text) {
+        let (DeviceRecord { device, username }, sync) = (&self.record, &self.sync);
+        let acknowledged = sync.acknowledged.as_ref().zip(sync.epoch.as_ref());
+        out.facts([
+            ("device", Cell::from(device.device_id.clone())),
+            ("tenant", self.tenant.clone().into()),
+            ("user", format!("{username} ({})", device.user_id).into()),
+            ("name", or_nothing(device.name.as_ref()).into()),
+            ("type", device.device_type.clone().into()),
+            ("device info", device.device_info.to_string().into()),
+            ("enrolled", device.created_at.to_string().into()),
+            ("last seen", or_nothing(device.last_seen_at).into()),
+            (
+                "revoked",
+                Cell::from(or_nothing(device.revoked_at)).toned(Tone::Warning),
+            ),
+            ("sync", sync.status.as_str().into()),
+            ("last sync", or_nothing(sync.last_sync_at).into()),
+            (
+                "acknowledged",
+                or_nothing(acknowledged.map(|(position, epoch)| format!("{position} of epoch {epoch}"))).into(),
+            ),
+            ("pending uploads", sync.pending_outgoing_count.to_string().into()),
+            (
+                "last error",
+                Cell::from(or_nothing(sync.error.as_ref())).toned(Tone::Bad),
+            ),
+        ]);
+    }
+}
+
+#[derive(Serialize)]
+struct Revoked {
+    device_id: String,
+    user_id: Uuid,
+    revoked: bool,
+    #[serde(skip)]
+    username: String,
+}
+
+async fn revoke(config: &Config, tenant: Option<String>, device_id: &str, confirm: Confirm) -> Result<Revoked> {
+    let (database, tenant) = known_tenant(config, tenant).await?;
+    let DeviceRecord { device, username } = find(&database, &tenant, device_id).await?;
+    let id = device.device_id;
     if let Some(time) = device.revoked_at {
-        bail!("the device {id} of {} was revoked at {time}", device.username);
+        bail!("the device {id} of {username} was revoked at {time}");
     }
-    if !yes {
-        bail!(
-            "the device {id} of {} would lose its token and what it has not uploaded yet; to come back it must be \
-             enrolled anew; `--yes` does it",
-            device.username
-        );
+    confirm.check(|| {
+        format!(
+            "the device {id} of {username} would lose its token and what it has not uploaded; to return, it must be \
+             enrolled again"
+        )
+    })?;
+    devices::revoke(&database, &tenant, &id).await?;
+    Ok(Revoked {
+        device_id: id,
+        user_id: device.user_id,
+        revoked: true,
+        username,
+    })
+}
+
+impl Render for Revoked {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "revoked the device {} of {}", self.device_id, self.username);
     }
-    devices::revoke(database, tenant, id).await?;
-    if global.json {
-        return outln!(
-            "{}",
-            json!({"device_id": id, "user_id": device.user_id, "revoked": true})
-        );
-    }
-    outln!("revoked the device {id} of {}", device.username)
 }

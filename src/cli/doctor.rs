@@ -1,80 +1,96 @@
-//! `posduif doctor`: everything that an engine depends on, and what mends what is wrong.
+//! `posduif doctor`: checks everything that an engine depends on, and prints a fix for each problem.
 
 use anyhow::{Result, bail};
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 
+use super::output::{self, Render, Text, outln};
 use super::table::Tone;
-use super::{Global, human, output};
+use super::{Global, human};
 use crate::admin::doctor::{self, Check, Level};
 
-/// Arguments of `posduif doctor`.
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
-    /// Show only what is wrong
+    /// Print only failures and warnings
     #[arg(long)]
-    wrong: bool,
-    /// Base URL of the engine; without it `server.public_url`
+    failing: bool,
+    /// Base URL of the engine [default: `server.public_url`]
     #[arg(long, env = "POSDUIF_URL")]
     url: Option<String>,
 }
 
 impl Doctor {
-    /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
         let mut checks = doctor::examine(&config, &super::engine_url(self.url, &config)).await;
         let count = |level| checks.iter().filter(|check| check.level == level).count();
         let (failed, warned, well) = (count(Level::Fail), count(Level::Warn), count(Level::Ok));
-        if self.wrong {
+        if self.failing {
             checks.retain(|check| check.level != Level::Ok);
         }
-        if global.json {
-            output::json(&json!({
-                "ok": failed == 0, "failed": failed, "warned": warned, "well": well, "checks": checks,
-            }))?;
-        } else {
-            output::print(&text(&checks))?;
-            output::print(&format!("{failed} failed, {warned} to look at, {well} well\n"))?;
-        }
+        let report = Report {
+            ok: failed == 0,
+            failed,
+            warned,
+            well,
+            checks,
+        };
+        output::print(global, &report)?;
         if failed > 0 {
-            bail!("{}", human::count(failed, "check") + " failed");
+            bail!("{} failed", human::count(failed, "check"));
         }
         Ok(())
     }
 }
 
-/// The checks, each in a line, and below those that are not well what it means and what mends it.
-fn text(checks: &[Check]) -> String {
-    let colours = output::has_colours();
-    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
-    let mut text = String::new();
-    let mut has_fixes = false;
-    for check in checks {
-        let tone = match check.level {
-            Level::Ok => Tone::Good,
-            Level::Warn => Tone::Warning,
-            Level::Fail => Tone::Bad,
-        };
-        let level = tone.paint(&format!("{:<4}", check.level.as_str()), colours);
-        text.push_str(&format!(
-            "{level}  {:<width$}  {}\n",
-            check.name,
-            output::printable_lines(&check.found)
-        ));
-        if !check.meaning.is_empty() {
-            text.push_str(&format!("      {}.\n", check.meaning));
+#[derive(Serialize)]
+struct Report {
+    ok: bool,
+    failed: usize,
+    warned: usize,
+    well: usize,
+    checks: Vec<Check>,
+}
+
+impl Render for Report {
+    fn text(&self, out: &mut Text) {
+        let width = self
+            .checks
+            .iter()
+            .map(|check| check.name.len())
+            .max()
+            .unwrap_or_default();
+        for check in &self.checks {
+            let tone = match check.level {
+                Level::Ok => Tone::Good,
+                Level::Warn => Tone::Warning,
+                Level::Fail => Tone::Bad,
+            };
+            let level = format!("{:<4}", check.level.as_str());
+            out.toned_line(tone, &level, &format!("  {:<width$}  {}", check.name, check.found));
+            if !check.meaning.is_empty() {
+                outln!(out, "      {}.", check.meaning);
+            }
+            for fix in &check.fix {
+                outln!(out, "      fix: {fix}");
+            }
+            if let Some(then) = check.then {
+                outln!(out, "      then: {then}");
+            }
         }
-        for fix in &check.fix {
-            has_fixes = true;
-            text.push_str(&format!("      fix: {fix}\n"));
+        if self.checks.iter().any(|check| !check.fix.is_empty()) {
+            out.blank();
+            outln!(
+                out,
+                "DATABASE_URL and REDIS_URL stand for `postgres.url` and `redis.url`."
+            );
         }
-        if let Some(then) = check.then {
-            text.push_str(&format!("      then: {then}\n"));
-        }
+        outln!(
+            out,
+            "{} failed, {} warnings, {} passed",
+            self.failed,
+            self.warned,
+            self.well
+        );
     }
-    if has_fixes {
-        text.push_str("\nDATABASE_URL and REDIS_URL stand for `postgres.url` and `redis.url`.\n");
-    }
-    text
 }

@@ -1,4 +1,4 @@
-//! Sizes and times for people. A kB has 1,024 bytes here, as it has in Postgres' settings and in `pg_size_pretty`.
+//! Sizes, rates and durations for people. 1 kB is 1,024 bytes, as in the settings of Postgres and `pg_size_pretty`.
 
 /// A size: `512 B`, `1.5 kB`, `16.0 MB`.
 pub(super) fn bytes(bytes: u64) -> String {
@@ -21,7 +21,7 @@ fn scaled(bytes: f64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
     let mut value = bytes / 1024.0;
     let mut unit = 0;
-    // What would be rounded up to 1,024.0 belongs to the next unit.
+    // A value that rounds to 1,024.0 belongs to the next unit.
     while value >= 1023.95 && unit + 1 < UNITS.len() {
         value /= 1024.0;
         unit += 1;
@@ -29,7 +29,7 @@ fn scaled(bytes: f64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// A length of time by its two greatest parts: `0.4 s`, `45 s`, `3 min 20 s`, `2 h 5 min`, `12 d 3 h`.
+/// A duration by its two greatest parts: `0.4 s`, `45 s`, `3 min 20 s`, `2 h 5 min`, `12 d 3 h`.
 pub(super) fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
     if seconds < 10.0 {
@@ -52,12 +52,12 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-/// A number with its thing: `1 device`, `2 devices`.
-pub(super) fn count(number: impl TryInto<u64>, thing: &str) -> String {
+/// A number with its noun: `1 device`, `2 devices`.
+pub(super) fn count(number: impl TryInto<u64>, noun: &str) -> String {
     let number: u64 = number.try_into().unwrap_or_default();
     match number {
-        1 => format!("1 {thing}"),
-        _ => format!("{number} {thing}s"),
+        1 => format!("1 {noun}"),
+        _ => format!("{number} {noun}s"),
     }
 }
 
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_short() {
+    fn sizes_have_one_decimal() {
         for (size, text) in [
             (0, "0 B"),
             (1023, "1023 B"),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn one_thing_is_no_plural() {
+    fn count_of_one_is_singular() {
         assert_eq!(
             (count(1, "device"), count(0, "device")),
             ("1 device".into(), "0 devices".into())

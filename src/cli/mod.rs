@@ -1,11 +1,13 @@
-//! The command line: `posduif <noun> <verb>`; one file a noun. Exit 0 for success, 1 for failure, 2 for wrong usage.
-//! What is asked of Postgres and Redis is known to the modules beside this one; here it is only printed.
+//! The command line: `posduif <noun> <verb>`, one file per noun. Exit code 0 for success, 1 for failure, 2 for wrong
+//! usage. A command queries and changes the system by [`crate::admin`] and the features, builds one value, and prints it
+//! by [`output::print`].
 
-// `println!` panics when nobody reads: see `output::outln!`.
+// `println!` panics on a closed pipe; `output::write` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod completions;
 mod config;
+#[cfg(feature = "demo")]
 mod demo;
 mod dev;
 mod device;
@@ -28,18 +30,15 @@ mod watch;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
-use self::table::print_table;
 use crate::config::Config;
 use crate::core::tenant::Tenant;
-use crate::net;
 use crate::postgres::Database;
 use crate::postgres::tenants::{self, Listed};
-use crate::redis::store::Store;
 
-/// A WAL-driven change-data-capture sync engine: Postgres rows to phones and browsers, and their work back.
+/// A WAL-driven change-data-capture sync engine: streams Postgres rows to phones and browsers, and applies their uploads
 #[derive(Debug, Parser)]
 #[command(
     name = "posduif",
@@ -58,34 +57,48 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Configuration file; without it config/config.yaml where that exists, else the defaults
+    /// Configuration file [default: config/config.yaml if it exists, else built-in defaults]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print JSON for programs instead of text for people
+    /// Print JSON instead of text
     #[arg(long, global = true)]
     json: bool,
 }
 
 impl Global {
-    /// Refuses `--json` of a command that prints a text for other programs.
-    ///
-    /// # Errors
-    /// [`output::WrongUsage`].
+    /// Refuses `--json` for a command whose output has no JSON form.
     fn refuse_json(&self, what: &str) -> Result<()> {
         if self.json {
-            output::usage_error!("{what} has no JSON: leave out `--json`");
+            output::usage_error!("{what} has no JSON form; remove `--json`");
         }
         Ok(())
     }
 
-    /// The settings for this command.
     fn load(&self) -> Result<Config> {
-        let usual = PathBuf::from("config/config.yaml");
+        let default = PathBuf::from("config/config.yaml");
         match &self.config {
             Some(path) => Config::load(Some(path)),
-            None if usual.exists() => Config::load(Some(&usual)),
+            None if default.exists() => Config::load(Some(&default)),
             None => Config::load(None),
         }
+    }
+}
+
+/// Confirmation of a change that loses something.
+#[derive(Debug, Clone, Copy, Args)]
+struct Confirm {
+    /// Apply the change. Without it, print what would be lost (dry run)
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Confirm {
+    /// Fails with the effect of the change unless it is confirmed.
+    fn check(self, effect: impl FnOnce() -> String) -> Result<()> {
+        if self.yes {
+            return Ok(());
+        }
+        anyhow::bail!("{}; add `--yes` to apply", effect())
     }
 }
 
@@ -93,41 +106,43 @@ impl Global {
 enum Command {
     /// Run the engine: replicator, API, or both
     Serve(serve::Serve),
-    /// Run everything on this machine: own Postgres, own Redis, demo tenant, engine
+    /// Run a complete system on this machine: private Postgres and Redis, demo tenant, engine
     Dev(dev::Dev),
-    /// Play the whole story against a running engine, with a SQLite file as the phone
+    /// Run a scripted conversation against a running engine, with a SQLite file as the phone
+    #[cfg(feature = "demo")]
     Demo(demo::Demo),
-    /// Look at every setting that an engine depends on, and say what mends what is wrong
+    /// Check every setting that an engine depends on, and print a fix for each problem
     Doctor(doctor::Doctor),
-    /// One look at everything: engine, servers, freshness, epoch, lag, slot, tenants
+    /// Show the state of the system: engine, servers, freshness, epoch, lag, slot, tenants
     Status(status::Status),
-    /// Bring the schemas to a version
+    /// Apply, roll back and inspect schema migrations
     Migrate(migrate::Migrate),
-    /// Tenants: each has its own schema
+    /// Manage tenants; each has its own schema
     Tenant(tenant::Tenant),
-    /// Users of a tenant
+    /// Manage the users of a tenant
     User(user::User),
-    /// Devices of a tenant's users
+    /// Manage the devices of a tenant's users
     Device(device::Device),
-    /// Replication slots: what each costs, and what to do about it
-    Slot(slot::Slot),
-    /// The publication: which tables the write-ahead log carries to us
+    /// Inspect and manage replication slots
+    Slot(slot::SlotCommand),
+    /// Inspect and complete the publication
     Publication(publication::Publication),
-    /// What Redis holds: streams, their readers, their trimming
+    /// Inspect and manage the streams in Redis
     Stream(stream::Stream),
     /// Show or check the configuration
     Config(config::ConfigCommand),
-    /// Print a script that completes commands in a shell
+    /// Print a completion script for a shell
     Completions(completions::Completions),
-    /// Print the manual page, or write a page for each command
+    /// Print the manual page, or write one page per command
     Man(completions::Man),
 }
 
-/// Runs the command line and gives the exit code.
+/// Runs the command and returns the exit code.
 pub async fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Serve(command) => command.run(&cli.global).await,
         Command::Dev(command) => command.run(&cli.global).await,
+        #[cfg(feature = "demo")]
         Command::Demo(command) => command.run(&cli.global).await,
         Command::Doctor(command) => command.run(&cli.global).await,
         Command::Status(command) => command.run(&cli.global).await,
@@ -144,19 +159,19 @@ pub async fn run(cli: Cli) -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<output::NobodyReads>() => ExitCode::SUCCESS,
-        Err(error) if error.is::<output::WrongUsage>() => {
-            output::warn_line(format_args!("{error:#}\n\nFor more information, try '--help'."));
+        Err(error) if error.is::<output::OutputClosed>() => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::UsageError>() => {
+            output::warn(format_args!("{error:#}\n\nFor more information, try '--help'."));
             ExitCode::from(2)
         }
         Err(error) => {
-            output::warn_line(format_args!("{error:#}"));
+            output::warn(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Where the running engine is looked for: where the command line or `POSDUIF_URL` says, else where clients do.
+/// Base URL of the running engine: from the command line or `POSDUIF_URL`, else `server.public_url`.
 fn engine_url(named: Option<String>, config: &Config) -> String {
     match named {
         Some(url) if !url.is_empty() => url.trim_end_matches('/').to_owned(),
@@ -164,60 +179,37 @@ fn engine_url(named: Option<String>, config: &Config) -> String {
     }
 }
 
-/// A store whose Redis answers, so that its absence is told before anything is done.
-///
-/// # Errors
-/// Says where Redis was looked for.
-async fn redis(config: &Config) -> Result<Store> {
-    let store = Store::new(&config.redis).context("key `redis.url`")?;
-    store.check().await.with_context(|| {
-        format!(
-            "cannot use Redis at {}; check that it runs and `redis.url` (or REDIS_URL)",
-            net::redis::place(&config.redis)
-        )
-    })?;
-    Ok(store)
-}
-
-/// The tenant of this name, else of `server.default_tenant`, and Postgres, which has it.
-///
-/// # Errors
-/// When neither names one that exists, or Postgres cannot be reached.
+/// The named tenant, else `server.default_tenant`, with the Postgres that has it.
 async fn known_tenant(config: &Config, name: Option<String>) -> Result<(Database, Tenant)> {
     let name = name.unwrap_or_else(|| config.server.default_tenant.clone());
     if name.is_empty() {
-        output::usage_error!("name the tenant with --tenant; `server.default_tenant` is not set");
+        output::usage_error!("`--tenant` is required: `server.default_tenant` is not set");
     }
     let database = Database::connect(&config.postgres).await?;
     let tenant = find_tenant(&database, &name).await?;
     Ok((database, tenant))
 }
 
-/// The tenant of this name.
-///
-/// # Errors
-/// When there is none, or its schema is gone.
+/// A tenant that must exist and have its schema.
 async fn find_tenant(database: &Database, name: &str) -> Result<Tenant> {
     let listed = find_registered(database, name).await?;
     listed.check()?;
     Ok(listed.tenant)
 }
 
-/// The tenant of this name, its schema may be gone.
-///
-/// # Errors
-/// When there is none.
+/// A tenant that must exist; its schema may be missing.
 async fn find_registered(database: &Database, name: &str) -> Result<Listed> {
     tenants::registered(database, name)
         .await
         .context(tenants::UNREADABLE)?
-        .with_context(|| format!("there is no tenant {name}; `posduif tenant list` shows all"))
+        .with_context(|| no_tenant(name))
 }
 
-/// All tenants that are registered.
-///
-/// # Errors
-/// When they cannot be read.
+fn no_tenant(name: &str) -> String {
+    format!("there is no tenant {name}; `posduif tenant list` lists all")
+}
+
+/// All registered tenants.
 async fn directory(database: &Database) -> Result<Vec<Listed>> {
     tenants::directory(database).await.context(tenants::UNREADABLE)
 }
@@ -229,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn command_line_passes_debug_assert() {
         Cli::command().debug_assert();
     }
 }

@@ -1,5 +1,4 @@
-//! How far long work is: a bar on a terminal, a line every few seconds elsewhere, nothing for programs. On stderr, so
-//! that stdout holds results only.
+//! Progress of long work on stderr: a bar on a terminal, a line every few seconds elsewhere, nothing with `--json`.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -8,20 +7,20 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Global, output};
 
-/// Between two lines where there is no terminal.
-const LINES: Duration = Duration::from_secs(3);
+/// Interval of lines without a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Between two turns of what shows that something goes on.
-const TURN: Duration = Duration::from_millis(100);
+/// Interval of the spinner.
+const TICK: Duration = Duration::from_millis(100);
 
-/// The progress of one piece of work. Dropping it clears the bar away.
+/// Dropping it clears the bar.
 #[derive(Debug)]
 pub(super) struct Progress {
-    shown: Shown,
+    display: Display,
 }
 
 #[derive(Debug)]
-enum Shown {
+enum Display {
     Bar(ProgressBar),
     Lines {
         what: String,
@@ -33,43 +32,43 @@ enum Shown {
 }
 
 impl Progress {
-    /// Work that has just begun. With a total it is known how much there is to do.
+    /// `total` is the amount of work, if known.
     pub(super) fn new(global: &Global, what: &str, total: Option<u64>) -> Self {
-        let shown = if global.json {
-            Shown::Nothing
+        let display = if global.json {
+            Display::Nothing
         } else if std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
             bar.set_style(style(total.is_some()));
             bar.set_message(what.to_owned());
-            bar.enable_steady_tick(TURN);
-            Shown::Bar(bar)
+            bar.enable_steady_tick(TICK);
+            Display::Bar(bar)
         } else {
-            Shown::Lines {
+            Display::Lines {
                 what: what.to_owned(),
                 done: 0,
                 total,
-                next: Instant::now() + LINES,
+                next: Instant::now() + LINE_INTERVAL,
             }
         };
-        Self { shown }
+        Self { display }
     }
 
-    /// So much is done.
+    /// Sets the amount done.
     pub(super) fn set(&mut self, now_done: u64) {
-        match &mut self.shown {
-            Shown::Bar(bar) => bar.set_position(now_done),
-            Shown::Lines { done, .. } => {
+        match &mut self.display {
+            Display::Bar(bar) => bar.set_position(now_done),
+            Display::Lines { done, .. } => {
                 *done = now_done;
                 self.line();
             }
-            Shown::Nothing => {}
+            Display::Nothing => {}
         }
     }
 
-    /// Now this is being done, and there is so much of it where that is known.
+    /// Begins the next phase.
     pub(super) fn turn_to(&mut self, now: &str, now_total: Option<u64>) {
-        match &mut self.shown {
-            Shown::Bar(bar) => {
+        match &mut self.display {
+            Display::Bar(bar) => {
                 bar.set_style(style(now_total.is_some()));
                 match now_total {
                     Some(total) => bar.set_length(total),
@@ -78,27 +77,27 @@ impl Progress {
                 bar.set_position(0);
                 bar.set_message(now.to_owned());
             }
-            Shown::Lines { what, done, total, .. } => {
+            Display::Lines { what, done, total, .. } => {
                 (*what, *done, *total) = (now.to_owned(), 0, now_total);
                 self.line();
             }
-            Shown::Nothing => {}
+            Display::Nothing => {}
         }
     }
 
     fn line(&mut self) {
-        if let Shown::Lines {
+        if let Display::Lines {
             what,
             done,
             total,
             next,
-        } = &mut self.shown
+        } = &mut self.display
             && Instant::now() >= *next
         {
-            *next = Instant::now() + LINES;
+            *next = Instant::now() + LINE_INTERVAL;
             match total {
-                Some(total) => output::remark(format_args!("{what}: {done} of {total}")),
-                None => output::remark(format_args!("{what}: {done}")),
+                Some(total) => output::info(format_args!("{what}: {done} of {total}")),
+                None => output::info(format_args!("{what}: {done}")),
             }
         }
     }
@@ -106,7 +105,7 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Shown::Bar(bar) = &self.shown {
+        if let Display::Bar(bar) = &self.display {
             bar.finish_and_clear();
         }
     }
@@ -118,7 +117,7 @@ fn style(has_total: bool) -> ProgressStyle {
     } else {
         "{spinner} {msg} {pos} {elapsed}"
     };
-    // The templates are sound, and the crate's own style does as well.
+    // The templates are valid; the default style is a fallback.
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("=> ")
 }

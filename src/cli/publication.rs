@@ -1,16 +1,16 @@
-//! `posduif publication`: which tables of which tenants the log carries to us.
+//! `posduif publication`: inspects and completes the publication.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde::Serialize;
 
-use super::output::{self, outln};
-use super::table::{Cell, Tone, table};
+use super::output::{self, Render, Text, outln};
+use super::table::{Cell, Tone};
 use super::{Global, human};
+use crate::core::tenant::Tenant;
 use crate::postgres::Database;
-use crate::postgres::publication::{self, Coverage};
+use crate::postgres::publication::{self, Coverage, Included, Table};
 
-/// Arguments of `posduif publication`.
 #[derive(Debug, Args)]
 pub(super) struct Publication {
     #[command(subcommand)]
@@ -19,139 +19,197 @@ pub(super) struct Publication {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show which tables are published, which are missing, and which lack a replica identity
+    /// List the tables: published or missing, and their replica identity
     Show {
-        /// Only tables where something is missing
+        /// Only tables that are missing or lack a replica identity
         #[arg(long)]
         missing: bool,
     },
-    /// Add what is missing, as `migrate up` does; a table that has rows begins its tenant's streams anew
+    /// Add missing tables, as `migrate up` does; if one has rows, the streams of its tenant are recreated
     Sync,
 }
 
 impl Publication {
-    /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
         let database = Database::connect(&config.postgres).await?;
-        let name = &config.replication.publication;
+        let name = config.replication.publication;
         match self.verb {
             Verb::Show { missing } => {
-                let mut coverage = publication::coverage(&database, name).await?;
-                let is_complete = coverage.is_complete();
-                if missing {
-                    let is_whole = |table: &publication::Table| table.published && table.is_identified();
-                    coverage.tables.retain(|table| !is_whole(table));
-                }
-                if global.json {
-                    return output::json(&json!({
-                        "publication": name,
-                        "exists": coverage.exists,
-                        "complete": is_complete,
-                        "whole_schemas": coverage.whole_schemas,
-                        "operations": coverage.operations,
-                        "via_partition_root": coverage.via_partition_root,
-                        "tables": coverage.tables,
-                    }));
-                }
-                output::print(&show(name, &coverage))
+                let coverage = publication::coverage(&database, &name).await?;
+                output::print(global, &Report::of(name, coverage, missing))
             }
             Verb::Sync => {
-                let done = publication::sync(&database, name).await?;
-                if global.json {
-                    let done: Vec<_> = done
-                        .iter()
-                        .map(|(tenant, included)| {
-                            json!({
-                                "tenant": tenant.name, "added": included.added, "identified": included.identified,
-                                "keyed": included.keyed,
-                                "resynced": included.has_rows,
-                            })
-                        })
-                        .collect();
-                    return output::json(&done);
-                }
-                if done.is_empty() {
-                    return outln!("nothing to do");
-                }
-                for (tenant, included) in done {
-                    for added in &included.added {
-                        outln!("{}.{added} joined the publication {name}", tenant.schema)?;
-                    }
-                    for identified in &included.identified {
-                        outln!("{}.{identified} has REPLICA IDENTITY FULL now", tenant.schema)?;
-                    }
-                    for keyed in &included.keyed {
-                        outln!(
-                            "{}.{keyed} has the replica identity of its primary key now, for its virtual columns",
-                            tenant.schema
-                        )?;
-                    }
-                    if included.has_rows {
-                        outln!(
-                            "the streams of {} begin anew, since they lack rows of what joined: its devices take a snapshot",
-                            tenant.name
-                        )?;
-                    }
-                }
-                Ok(())
+                let changes = publication::sync(&database, &name).await?;
+                let changes = changes.into_iter().map(TenantChanges::of).collect();
+                output::print(global, &Synced { changes, name })
             }
         }
     }
 }
 
-fn show(name: &str, coverage: &Coverage) -> String {
-    let mut text = String::new();
-    if !coverage.tables.is_empty() {
-        let rows = coverage.tables.iter().map(|row| {
-            let (is, tone) = if row.published {
-                ("yes", Tone::Good)
-            } else {
-                ("MISSING", Tone::Bad)
-            };
-            let whole = if row.is_identified() { Tone::Plain } else { Tone::Bad };
-            let identity = if row.virtual_columns {
-                format!("{}, virtual columns", row.replica_identity)
-            } else {
-                row.replica_identity.clone()
-            };
-            [
-                Cell::from(row.tenant.clone()),
-                Cell::from(row.table.clone()),
-                Cell::from(is).toned(tone),
-                Cell::from(identity).toned(whole),
-            ]
-        });
-        text.push_str(&table(["TENANT", "TABLE", "PUBLISHED", "REPLICA IDENTITY"], rows));
-        text.push('\n');
+#[derive(Serialize)]
+struct Report {
+    publication: String,
+    exists: bool,
+    complete: bool,
+    whole_schemas: bool,
+    operations: Vec<&'static str>,
+    via_partition_root: bool,
+    tables: Vec<Table>,
+    /// Tables that are not published.
+    #[serde(skip)]
+    missing: usize,
+    /// Tables without the required replica identity.
+    #[serde(skip)]
+    unidentified: usize,
+}
+
+impl Report {
+    fn of(publication: String, coverage: Coverage, only_missing: bool) -> Self {
+        let (missing, unidentified) = (coverage.missing().count(), coverage.unidentified().count());
+        let complete = coverage.is_complete();
+        let mut tables = coverage.tables;
+        if only_missing {
+            tables.retain(|table| !table.published || !table.is_identified());
+        }
+        Self {
+            publication,
+            exists: coverage.exists,
+            complete,
+            whole_schemas: coverage.whole_schemas,
+            operations: coverage.operations,
+            via_partition_root: coverage.via_partition_root,
+            tables,
+            missing,
+            unidentified,
+        }
     }
-    if !coverage.exists {
-        text.push_str(&format!(
-            "the publication {name} does not exist: run `posduif publication sync`\n"
-        ));
-        return text;
+}
+
+impl Render for Report {
+    fn text(&self, out: &mut Text) {
+        let name = &self.publication;
+        if !self.tables.is_empty() {
+            let header = ["TENANT", "TABLE", "PUBLISHED", "REPLICA IDENTITY"];
+            out.table(header, self.tables.iter().map(row));
+            out.blank();
+        }
+        if !self.exists {
+            outln!(
+                out,
+                "the publication {name} does not exist: run `posduif publication sync`"
+            );
+            return;
+        }
+        let how = if self.whole_schemas {
+            "whole schemas; new tables are included automatically"
+        } else {
+            "listed tables; new tables are added by `posduif publication sync`, `migrate up` or the start of an engine"
+        };
+        outln!(out, "{name} publishes {} of {how}", self.operations.join(", "));
+        if !self.via_partition_root {
+            outln!(
+                out,
+                "it publishes partitions under their own names, which match no rule: drop it while no engine runs"
+            );
+        }
+        if self.missing + self.unidentified > 0 {
+            outln!(
+                out,
+                "{} missing, {} without the required replica identity: run `posduif publication sync`",
+                human::count(self.missing, "table"),
+                human::count(self.unidentified, "table")
+            );
+        }
     }
-    let how = if coverage.whole_schemas {
-        "whole schemas; new tables join by themselves"
+}
+
+fn row(table: &Table) -> [Cell; 4] {
+    let (published, tone) = if table.published {
+        ("yes", Tone::Good)
     } else {
-        "tables one by one; new ones join with `posduif publication sync`, `migrate up` or an engine's start"
+        ("MISSING", Tone::Bad)
     };
-    let (missing, unidentified) = (coverage.missing().count(), coverage.unidentified().count());
-    text.push_str(&format!(
-        "{name} publishes {} of {how}\n",
-        coverage.operations.join(", ")
-    ));
-    if !coverage.via_partition_root {
-        text.push_str(
-            "it publishes partitions under their own names, which no rule knows: drop it while no engine runs\n",
-        );
+    let identity = if table.virtual_columns {
+        format!("{}, virtual columns", table.replica_identity)
+    } else {
+        table.replica_identity.clone()
+    };
+    let identity_tone = if table.is_identified() { Tone::Plain } else { Tone::Bad };
+    [
+        Cell::from(table.tenant.clone()),
+        Cell::from(table.table.clone()),
+        Cell::from(published).toned(tone),
+        Cell::from(identity).toned(identity_tone),
+    ]
+}
+
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Synced {
+    changes: Vec<TenantChanges>,
+    #[serde(skip)]
+    name: String,
+}
+
+#[derive(Serialize)]
+struct TenantChanges {
+    tenant: String,
+    added: Vec<String>,
+    identified: Vec<String>,
+    keyed: Vec<String>,
+    resynced: bool,
+    #[serde(skip)]
+    schema: String,
+}
+
+impl TenantChanges {
+    fn of((tenant, included): (Tenant, Included)) -> Self {
+        Self {
+            tenant: tenant.name,
+            added: included.added,
+            identified: included.identified,
+            keyed: included.keyed,
+            resynced: included.has_rows,
+            schema: tenant.schema,
+        }
     }
-    if missing + unidentified > 0 {
-        text.push_str(&format!(
-            "{} missing, {} of another replica identity than needed: run `posduif publication sync`\n",
-            human::count(missing, "table"),
-            human::count(unidentified, "table")
-        ));
+}
+
+impl Render for Synced {
+    fn text(&self, out: &mut Text) {
+        if self.changes.is_empty() {
+            outln!(out, "nothing to do");
+        }
+        for TenantChanges {
+            tenant,
+            added,
+            identified,
+            keyed,
+            resynced,
+            schema,
+        } in &self.changes
+        {
+            for table in added {
+                outln!(out, "added {schema}.{table} to the publication {}", self.name);
+            }
+            for table in identified {
+                outln!(out, "set REPLICA IDENTITY FULL on {schema}.{table}");
+            }
+            for table in keyed {
+                outln!(
+                    out,
+                    "set the replica identity of {schema}.{table} to its primary key, because of its virtual columns"
+                );
+            }
+            if *resynced {
+                outln!(
+                    out,
+                    "the streams of {tenant} lack existing rows of the added tables and are recreated: its devices take a \
+                     snapshot"
+                );
+            }
+        }
     }
-    text
 }

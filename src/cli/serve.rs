@@ -1,24 +1,24 @@
-//! `posduif serve`: runs the engine until Ctrl-C or SIGTERM. SIGHUP reads `log.level` anew.
+//! `posduif serve`: runs the engine until Ctrl-C or SIGTERM. SIGHUP reloads `log.level`.
 
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::output::outln;
+use super::output::{self, Render, Text, outln};
 use super::{Global, notify};
 use crate::engine::{self, Engine, Role};
 use crate::http::descriptors::raise_descriptor_limit;
 use crate::telemetry::Logging;
 
-/// How long a stop waits until the collector of traces has the last spans.
-const TRACES_WAIT: Duration = Duration::from_secs(2);
+/// How long a shutdown waits for the export of the last spans.
+const TRACES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Descriptors that are no client's: of pools, files and the like.
-const DESCRIPTORS_BESIDE: u64 = 100;
+/// File descriptors of pools, files and the like.
+const OTHER_DESCRIPTORS: u64 = 100;
 
-/// Arguments of `posduif serve`.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// Which parts to run
@@ -27,7 +27,6 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?;
         let logging = crate::telemetry::init(&config.log)?;
@@ -36,63 +35,78 @@ impl Serve {
             .map(|client| crate::telemetry::traces::init(&config.telemetry, client, stop_traces.clone()))
             .transpose()?;
         let mut hangup = signal(SignalKind::hangup())?;
-        match raise_descriptor_limit() {
-            Ok(descriptors) if descriptors < config.server.connections_max as u64 + DESCRIPTORS_BESIDE => {
-                tracing::warn!(
-                    descriptors,
-                    connections_max = config.server.connections_max,
-                    "this process may hold fewer descriptors than `server.connections_max` needs: raise the limit (ulimit -n, \
-                 LimitNOFILE) or lower the key"
-                )
-            }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "the limit of descriptors stays as it is"),
-        }
+        raise_descriptors(config.server.connections_max);
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let scheme = config.server.scheme();
         let mut engine = tokio::select! {
             engine = Engine::start(config, self.role) => engine?,
-            // Nothing runs yet; a migration that is under way rolls back.
+            // No part runs yet; an open migration rolls back.
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
         };
-        // Whoever started it may not care to read on; it serves all the same.
-        let url = format!("{scheme}://{}", engine.address());
-        let _unread = if global.json {
-            outln!("{}", serde_json::json!({"ready": true, "url": url}))
-        } else {
-            outln!("ready: {url}")
+        let ready = Ready {
+            ready: true,
+            url: format!("{scheme}://{}", engine.address()),
         };
-        notify::tell(notify::READY);
+        // The engine serves even if its standard output is closed.
+        output::write(&output::frame(global, &ready)?).ok();
+        notify::send(notify::READY);
         let failed = loop {
             tokio::select! {
                 result = engine.failed() => break Some(result),
                 _ = interrupt.recv() => break None,
                 _ = terminate.recv() => break None,
-                _ = hangup.recv() => change_level(global, &logging),
+                _ = hangup.recv() => reload_level(global, &logging),
             }
         };
         tracing::info!("stopping");
-        notify::tell(notify::STOPPING);
+        notify::send(notify::STOPPING);
         engine.stop().await;
         stop_traces.cancel();
         if let Some(traces) = traces {
-            // The collector may be away.
-            let _ = tokio::time::timeout(TRACES_WAIT, traces).await;
+            // The collector may be unreachable.
+            let _ = tokio::time::timeout(TRACES_TIMEOUT, traces).await;
         }
         failed.unwrap_or(Ok(()))
     }
 }
 
-/// Reads the settings anew and takes `log.level` from them; nothing else changes. A mistake in them changes nothing.
-fn change_level(global: &Global, logging: &Logging) {
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    url: String,
+}
+
+impl Render for Ready {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "ready: {}", self.url);
+    }
+}
+
+/// Raises the limit of file descriptors as far as allowed.
+fn raise_descriptors(connections_max: usize) {
+    match raise_descriptor_limit() {
+        Ok(descriptors) if descriptors < connections_max as u64 + OTHER_DESCRIPTORS => {
+            tracing::warn!(
+                descriptors,
+                connections_max,
+                "file descriptor limit is below server.connections_max: raise it (ulimit -n, LimitNOFILE) or lower the key"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the file descriptor limit"),
+    }
+}
+
+/// Reloads the settings and applies `log.level`; invalid settings change nothing.
+fn reload_level(global: &Global, logging: &Logging) {
     let changed = global
         .load()
         .and_then(|config| logging.set_level(&config.log.level).map(|()| config.log.level));
     match changed {
-        // At a level that every sensible filter lets through.
-        Ok(level) => tracing::warn!(now = level, "log.level was read anew"),
-        Err(error) => tracing::error!(cause = format!("{error:#}"), "log.level stays as it was"),
+        // At `warn`, so that common filters pass it.
+        Ok(level) => tracing::warn!(log_level = level, "log level reloaded"),
+        Err(error) => tracing::error!(cause = format!("{error:#}"), "cannot reload the log level"),
     }
 }

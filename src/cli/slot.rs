@@ -1,117 +1,117 @@
-//! `posduif slot`: what the replication slots of the server cost, and what to do about each.
+//! `posduif slot`: inspects and manages replication slots.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use postgres_types::PgLsn;
-use serde_json::json;
+use serde::Serialize;
 
-use super::output::{self, outln};
-use super::table::{Cell, NOTHING, Tone, facts, table};
+use super::output::{self, Render, Text, outln};
+use super::table::{Cell, NOTHING, Tone, number_or_nothing, or_nothing};
 use super::watch::{Repetition, seconds};
-use super::{Global, human};
-use crate::admin::slot_report::{self, Finding, Left, Look, Slot as Found, Verdict};
+use super::{Confirm, Global, human};
+use crate::admin::slot_report::{self, PastEpoch, Slot, SlotReport, SlotSnapshot, TimeLeft, Verdict};
 use crate::config::Config;
 use crate::postgres::{Database, publication};
 use crate::redis::store::Store;
 use crate::replication::slot;
 
-/// Epochs that `show` tells of.
+/// Epochs that `show` lists.
 const EPOCHS: i64 = 5;
 
-/// How long Redis may take to tell how old the last published transaction is; without it that is not known.
-const REDIS_PATIENCE: Duration = Duration::from_secs(1);
+/// Timeout of the query for the age of the last published transaction; the age is optional.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Arguments of `posduif slot`.
 #[derive(Debug, Args)]
-pub(super) struct Slot {
+pub(super) struct SlotCommand {
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show every slot of the server: what it keeps, how long it has left, what to do
+    /// List the slots of the server: retained WAL, time left, recommended action
     List {
-        /// Seconds between the two looks that tell how fast WAL is written (0.1 to 3600)
+        /// Seconds between the two samples that measure the WAL rate (0.1 to 3600)
         #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = seconds)]
         sample: Duration,
     },
-    /// Show all of one slot, and the last epochs of ours
+    /// Show one slot, and the last epochs of the configured one
     Show {
-        /// The slot; without it `replication.slot`
+        /// The slot [default: `replication.slot`]
         name: Option<String>,
-        /// Seconds between the two looks that tell how fast WAL is written (0.1 to 3600)
+        /// Seconds between the two samples that measure the WAL rate (0.1 to 3600)
         #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = seconds)]
         sample: Duration,
     },
-    /// Make the slot, the publication first; one that exists stays as it is
+    /// Create the publication and the slot, unless they exist
     Create {
-        /// The slot; without it `replication.slot`
+        /// The slot [default: `replication.slot`]
         #[arg(value_parser = new_name)]
         name: Option<String>,
     },
-    /// Move a slot forward past changes, which its reader never gets
+    /// Move a slot forward; its reader never receives the skipped changes
     Advance {
         /// The slot
         name: String,
-        /// Where to, an LSN such as 16/B374D848; without it the end of the log
+        /// Target LSN, such as 16/B374D848 [default: end of the log]
         #[arg(long, value_name = "LSN", value_parser = lsn)]
         to: Option<PgLsn>,
-        /// Do it: without this, only what would be lost is said
-        #[arg(long)]
-        yes: bool,
+        #[command(flatten)]
+        confirm: Confirm,
     },
-    /// Drop a slot that nobody reads from; what it kept is lost
+    /// Drop a slot without a reader; the WAL that it retained is lost
     Drop {
         /// The slot
         name: String,
-        /// Do it: without this, only what would be lost is said
-        #[arg(long)]
-        yes: bool,
+        #[command(flatten)]
+        confirm: Confirm,
     },
-    /// Show every slot again and again
+    /// List the slots repeatedly
     Watch {
         #[command(flatten)]
         repetition: Repetition,
     },
 }
 
-impl Slot {
-    /// Runs the command.
+impl SlotCommand {
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
         let database = Database::connect(&config.postgres).await?;
         let ours = config.replication.slot.clone();
         match self.verb {
             Verb::List { sample } => {
-                let (earlier, look) = Look::twice(&database, sample).await?;
-                let found = findings(&config, &earlier, &look).await;
-                if global.json {
-                    return output::json(&found);
-                }
-                output::print(&overview(&look, &found))
+                let (earlier, snapshot) = SlotSnapshot::take_two(&database, sample).await?;
+                output::print(global, &SlotList::new(&config, &earlier, snapshot).await)
             }
             Verb::Show { name, sample } => {
-                let name = name.unwrap_or(ours);
-                let (earlier, look) = Look::twice(&database, sample).await?;
-                let mut found = findings(&config, &earlier, &look).await;
-                found.retain(|finding| finding.slot.name == name);
-                let finding = found.pop().with_context(|| absent(&name))?;
-                show(global, &database, &finding).await
+                let (earlier, snapshot) = SlotSnapshot::take_two(&database, sample).await?;
+                let list = SlotList::new(&config, &earlier, snapshot).await;
+                output::print(global, &show(&database, list, &name.unwrap_or(ours)).await?)
             }
-            Verb::Create { name } => create(global, &config, &database, &name.unwrap_or(ours)).await,
-            Verb::Advance { name, to, yes } => advance(global, &config, &database, &name, to, yes).await,
-            Verb::Drop { name, yes } => drop(global, &config, &database, &name, yes).await,
-            Verb::Watch { repetition } => watch(global, &config, &database, repetition).await,
+            Verb::Create { name } => output::print(global, &create(&config, &database, name.unwrap_or(ours)).await?),
+            Verb::Advance { name, to, confirm } => {
+                output::print(global, &advance(&config, &database, name, to, confirm).await?)
+            }
+            Verb::Drop { name, confirm } => output::print(global, &drop(&config, &database, name, confirm).await?),
+            Verb::Watch { repetition } => {
+                let mut earlier: Option<SlotSnapshot> = None;
+                let read = async || {
+                    let snapshot = SlotSnapshot::take(&database).await?;
+                    // The first update has no rates.
+                    let before = earlier.replace(snapshot.clone()).unwrap_or_else(|| snapshot.clone());
+                    Ok(SlotList::new(&config, &before, snapshot).await)
+                };
+                repetition.run(global, read).await
+            }
         }
     }
 }
 
 fn lsn(text: &str) -> Result<PgLsn, String> {
     text.parse()
-        .map_err(|_| "not an LSN; one is two hexadecimal numbers, such as 16/B374D848".to_owned())
+        .map_err(|_| "not an LSN; an LSN is two hexadecimal numbers, such as 16/B374D848".to_owned())
 }
 
 /// Whether a text can name a slot (Postgres chapter 27.2.6).
@@ -126,96 +126,98 @@ fn new_name(text: &str) -> Result<String, String> {
 }
 
 fn absent(name: &str) -> String {
-    format!("there is no slot {name}; `posduif slot list` shows all")
+    format!("there is no slot {name}; `posduif slot list` lists all")
 }
 
-/// What is to be said of each slot. Redis knows how old the last published transaction is, if it answers.
-async fn findings(config: &Config, earlier: &Look, look: &Look) -> Vec<Finding> {
-    let mut found = look.since(earlier, &config.replication.slot);
-    let checkpoint = async { Store::new(&config.redis)?.checkpoint().await };
-    if let Ok(Ok(Some(checkpoint))) = tokio::time::timeout(REDIS_PATIENCE, checkpoint).await
-        && let Some(age) = checkpoint.age()
-    {
-        found.iter_mut().for_each(|finding| finding.published_before(age));
+/// All slots of the server.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct SlotList {
+    reports: Vec<SlotReport>,
+    #[serde(skip)]
+    snapshot: SlotSnapshot,
+}
+
+impl SlotList {
+    /// Reports on the slots, with the age of the last published transaction if Redis answers in time.
+    async fn new(config: &Config, earlier: &SlotSnapshot, snapshot: SlotSnapshot) -> Self {
+        let mut reports = snapshot.reports(earlier, &config.replication.slot);
+        let checkpoint = async { Store::new(&config.redis)?.checkpoint().await };
+        if let Ok(Ok(Some(checkpoint))) = tokio::time::timeout(REDIS_TIMEOUT, checkpoint).await
+            && let Some(age) = checkpoint.age()
+        {
+            reports.iter_mut().for_each(|report| report.set_published_age(age));
+        }
+        Self { reports, snapshot }
     }
-    found
 }
 
-async fn watch(global: &Global, config: &Config, database: &Database, repetition: Repetition) -> Result<()> {
-    let mut earlier: Option<Look> = None;
-    let look = async || {
-        let look = Look::take(database).await?;
-        // Nothing to compare with yet: no rate is better than a wrong one.
-        let found = findings(config, earlier.as_ref().unwrap_or(&look), &look).await;
-        let text = if global.json {
-            format!("{}\n", serde_json::to_string(&found)?)
-        } else {
-            overview(&look, &found)
-        };
-        earlier = Some(look);
-        Ok(text)
+impl Render for SlotList {
+    fn text(&self, out: &mut Text) {
+        if self.reports.is_empty() {
+            outln!(
+                out,
+                "there is no replication slot; an engine creates one at its start, as does `posduif slot create`"
+            );
+            return;
+        }
+        let header = [
+            "SLOT",
+            "ACTIVE",
+            "WAL STATUS",
+            "RETAINED",
+            "LOST IN",
+            "CONFIRMED",
+            "LAG",
+            "FAILOVER",
+            "VERDICT",
+        ];
+        out.table(header, self.reports.iter().map(row));
+        let rate = self.reports.first().map_or(0.0, |report| report.wal_bytes_per_second);
+        let limit = self.snapshot.keep_bytes.map_or_else(
+            || "max_slot_wal_keep_size is not set: a slot without a reader fills the disk".to_owned(),
+            |bytes| format!("max_slot_wal_keep_size is {}", human::bytes(bytes)),
+        );
+        out.blank();
+        outln!(
+            out,
+            "* configured slot. WAL ends at {} and grows at {}; {limit}.",
+            self.snapshot.wal_position,
+            human::rate(rate)
+        );
+        for advice in self.reports.iter().filter_map(advice) {
+            out.line(&advice);
+        }
+    }
+}
+
+fn row(report: &SlotReport) -> [Cell; 9] {
+    let slot = &report.slot;
+    let name = if report.is_ours {
+        format!("{} *", slot.name)
+    } else {
+        slot.name.clone()
     };
-    repetition.draw(look).await
-}
-
-/// The table, what bounds it, and what to do.
-fn overview(look: &Look, found: &[Finding]) -> String {
-    if found.is_empty() {
-        return "there is no replication slot; an engine makes its own, or `posduif slot create`\n".to_owned();
-    }
-    let rows = found.iter().map(|finding| {
-        let slot = &finding.slot;
-        let name = if finding.is_ours {
-            format!("{} *", slot.name)
-        } else {
-            slot.name.clone()
-        };
-        let lag = match (finding.lag_bytes, finding.lag_seconds) {
-            (Some(bytes), Some(seconds)) => format!("{}, {}", human::bytes(bytes), human::duration(seconds)),
-            (Some(bytes), None) => human::bytes(bytes),
-            (None, _) => NOTHING.to_owned(),
-        };
-        [
-            Cell::from(name),
-            Cell::from(if slot.is_active { "yes" } else { "no" }),
-            Cell::from(slot.wal_status.as_deref().unwrap_or(NOTHING)).toned(match slot.wal_status.as_deref() {
-                Some("lost" | "unreserved") => Tone::Bad,
-                _ => Tone::Plain,
-            }),
-            Cell::number(finding.retained_bytes.map_or_else(|| NOTHING.to_owned(), human::bytes)),
-            Cell::number(left(finding.left)),
-            Cell::number(slot.confirmed.map_or_else(|| NOTHING.to_owned(), |lsn| lsn.to_string())),
-            Cell::number(lag),
-            Cell::from(failover(slot)),
-            Cell::from(finding.verdict.as_str()).toned(tone(finding.verdict)),
-        ]
-    });
-    let header = [
-        "SLOT",
-        "ACTIVE",
-        "WAL STATUS",
-        "RETAINED",
-        "LOST IN",
-        "CONFIRMED",
-        "LAG",
-        "FAILOVER",
-        "VERDICT",
-    ];
-    let mut text = table(header, rows);
-    let rate = found.first().map_or(0.0, |finding| finding.wal_bytes_per_second);
-    let bound = look.keep_bytes.map_or_else(
-        || "max_slot_wal_keep_size is not set: a slot without a reader fills the disk".to_owned(),
-        |bound| format!("max_slot_wal_keep_size is {}", human::bytes(bound)),
-    );
-    text.push_str(&format!(
-        "\n* this system's. WAL ends at {} and is written at {}; {bound}.\n",
-        look.wal_position,
-        human::rate(rate)
-    ));
-    for advice in found.iter().filter_map(advice) {
-        text.push_str(&format!("{advice}\n"));
-    }
-    text
+    let lag = match (report.lag_bytes, report.lag_seconds) {
+        (Some(bytes), Some(seconds)) => format!("{}, {}", human::bytes(bytes), human::duration(seconds)),
+        (Some(bytes), None) => human::bytes(bytes),
+        (None, _) => NOTHING.to_owned(),
+    };
+    let wal_tone = match slot.wal_status.as_deref() {
+        Some("lost" | "unreserved") => Tone::Bad,
+        _ => Tone::Plain,
+    };
+    [
+        Cell::from(name),
+        Cell::from(if slot.is_active { "yes" } else { "no" }),
+        Cell::from(or_nothing(slot.wal_status.as_ref())).toned(wal_tone),
+        number_or_nothing(report.retained_bytes.map(human::bytes)),
+        Cell::number(time_left(report.left)),
+        number_or_nothing(slot.confirmed),
+        Cell::number(lag),
+        Cell::from(failover(slot)),
+        Cell::from(report.verdict.as_str()).toned(tone(report.verdict)),
+    ]
 }
 
 fn tone(verdict: Verdict) -> Tone {
@@ -226,16 +228,16 @@ fn tone(verdict: Verdict) -> Tone {
     }
 }
 
-fn left(left: Left) -> String {
+fn time_left(left: TimeLeft) -> String {
     match left {
-        Left::Seconds(seconds) => human::duration(seconds),
-        Left::Lost => "lost".to_owned(),
-        Left::KeepsUp => "keeps up".to_owned(),
-        Left::NoWal | Left::Unbounded => "never".to_owned(),
+        TimeLeft::Seconds(seconds) => human::duration(seconds),
+        TimeLeft::Lost => "lost".to_owned(),
+        TimeLeft::KeepsUp => "keeps up".to_owned(),
+        TimeLeft::NoWal | TimeLeft::Unbounded => "never".to_owned(),
     }
 }
 
-fn failover(slot: &Found) -> &'static str {
+fn failover(slot: &Slot) -> &'static str {
     match (slot.is_failover, slot.is_synced) {
         (_, Some(true)) => "synced",
         (Some(true), _) => "yes",
@@ -244,245 +246,339 @@ fn failover(slot: &Found) -> &'static str {
     }
 }
 
-/// What to do about a slot, where something is to be done.
-fn advice(finding: &Finding) -> Option<String> {
-    let slot = &finding.slot;
-    let name = &slot.name;
-    let kept = finding
+/// What to do about a slot, if anything.
+fn advice(report: &SlotReport) -> Option<String> {
+    let name = &report.slot.name;
+    let command = report.command.as_deref().unwrap_or_default();
+    match report.verdict {
+        Verdict::Synced => None,
+        Verdict::InUse => lagging_reader(report),
+        Verdict::NoEngine => Some(format!("{name}: no engine reads it; {}: run `{command}`", cost(report))),
+        Verdict::SafeToDrop => Some(abandoned(report, command)),
+        Verdict::AskOwner => Some(foreign(report, command)),
+        Verdict::Lost => Some(lost(report, command)),
+    }
+}
+
+/// How much WAL a slot without a reader retains, and until when.
+fn cost(report: &SlotReport) -> String {
+    let retained = report
         .retained_bytes
         .map_or_else(|| "WAL".to_owned(), |bytes| format!("{} of WAL", human::bytes(bytes)));
-    let rate = human::rate(finding.wal_bytes_per_second);
-    let end = match finding.left {
-        Left::Seconds(seconds) => format!(" and is lost in {} at {rate}", human::duration(seconds)),
-        Left::Unbounded => " and will until the disk is full".to_owned(),
-        Left::NoWal => " (none was written just now)".to_owned(),
-        Left::KeepsUp | Left::Lost => String::new(),
+    let end = match report.left {
+        TimeLeft::Seconds(seconds) => format!(
+            " and is lost in {} at {}",
+            human::duration(seconds),
+            human::rate(report.wal_bytes_per_second)
+        ),
+        TimeLeft::Unbounded => ", and more until the disk is full".to_owned(),
+        TimeLeft::NoWal => " (no WAL is being written)".to_owned(),
+        TimeLeft::KeepsUp | TimeLeft::Lost => String::new(),
     };
-    let command = finding.command().unwrap_or_default();
-    Some(match finding.verdict {
-        Verdict::InUse => match finding.left {
-            Left::Seconds(seconds) => format!(
-                "{name}: its reader falls behind, and the slot is lost in {} at {rate}; `posduif status` tells why",
-                human::duration(seconds)
-            ),
-            _ => return None,
-        },
-        Verdict::Synced => return None,
-        Verdict::NoEngine => format!("{name}: no engine reads it; it keeps {kept}{end}: run `{command}`"),
-        Verdict::SafeToDrop => {
-            let already = slot.inactive_seconds.map_or_else(String::new, |seconds| {
-                format!(" for {} already", human::duration(seconds))
-            });
-            // A reader that only pauses looks the same.
-            let sure = match slot.plugin.as_deref() {
-                Some("pgoutput") | None => "when its reader is gone for good".to_owned(),
-                Some(plugin) => format!("when its reader, which decodes with {plugin}, is gone for good"),
-            };
-            format!("{name}: abandoned, nobody reads it{already}; it keeps {kept}{end}: {sure}, run `{command}`")
-        }
-        Verdict::AskOwner => format!(
-            "{name}: not ours ({}) and not in use; it keeps {kept}{end}: ask its owner before you run `{command}`",
-            match (slot.is_logical, slot.database.as_deref()) {
-                (true, Some(database)) => format!("of the database {database}"),
-                _ => "physical, a standby's".to_owned(),
-            }
-        ),
-        Verdict::Lost if finding.is_ours => format!(
-            "{name}: lost{}; the next engine makes it anew and begins a new epoch: run `posduif serve`, or `{command}` to \
-             be rid of it",
-            why_lost(slot)
-        ),
-        Verdict::Lost => format!("{name}: lost{}: run `{command}`", why_lost(slot)),
+    format!("it retains {retained}{end}")
+}
+
+fn lagging_reader(report: &SlotReport) -> Option<String> {
+    let TimeLeft::Seconds(seconds) = report.left else {
+        return None;
+    };
+    Some(format!(
+        "{}: its reader falls behind, and the slot is lost in {} at {}; run `posduif status` for the cause",
+        report.slot.name,
+        human::duration(seconds),
+        human::rate(report.wal_bytes_per_second)
+    ))
+}
+
+fn abandoned(report: &SlotReport, command: &str) -> String {
+    let slot = &report.slot;
+    let since = slot
+        .inactive_seconds
+        .map_or_else(String::new, |seconds| format!(" for {}", human::duration(seconds)));
+    // A reader that is down for a moment looks the same.
+    let reader = match slot.plugin.as_deref() {
+        Some("pgoutput") | None => "its reader is".to_owned(),
+        Some(plugin) => format!("its reader, which decodes with {plugin}, is"),
+    };
+    format!(
+        "{}: abandoned, no reader{since}; {}: when {reader} decommissioned, run `{command}`",
+        slot.name,
+        cost(report)
+    )
+}
+
+fn foreign(report: &SlotReport, command: &str) -> String {
+    let slot = &report.slot;
+    let owner = match (slot.is_logical, slot.database.as_deref()) {
+        (true, Some(database)) => format!("of the database {database}"),
+        _ => "physical, of a standby".to_owned(),
+    };
+    format!(
+        "{}: of another system ({owner}) and not in use; {}: ask its owner before you run `{command}`",
+        slot.name,
+        cost(report)
+    )
+}
+
+fn lost(report: &SlotReport, command: &str) -> String {
+    let name = &report.slot.name;
+    let reason = report
+        .slot
+        .invalidation
+        .as_ref()
+        .map_or_else(String::new, |reason| format!(" ({reason})"));
+    if report.is_ours {
+        format!(
+            "{name}: lost{reason}; the next engine recreates it and starts a new epoch: run `posduif serve`, or \
+             `{command}` to remove it"
+        )
+    } else {
+        format!("{name}: lost{reason}: run `{command}`")
+    }
+}
+
+/// One slot, with its last epochs.
+#[derive(Serialize)]
+struct SlotDetail {
+    #[serde(flatten)]
+    report: SlotReport,
+    epochs: Vec<PastEpoch>,
+}
+
+async fn show(database: &Database, list: SlotList, name: &str) -> Result<SlotDetail> {
+    let mut reports = list.reports.into_iter();
+    let report = reports
+        .find(|report| report.slot.name == name)
+        .with_context(|| absent(name))?;
+    Ok(SlotDetail {
+        // Slots of other systems have no epochs, nor has any before the first `migrate up`.
+        epochs: slot_report::epochs(database, name, EPOCHS).await.unwrap_or_default(),
+        report,
     })
 }
 
-fn why_lost(slot: &Found) -> String {
-    slot.invalidation
-        .as_ref()
-        .map_or_else(String::new, |reason| format!(" ({reason})"))
+impl Render for SlotDetail {
+    fn text(&self, out: &mut Text) {
+        let (report, slot) = (&self.report, &self.report.slot);
+        let kind = slot_report::slot_kind(slot.is_logical);
+        let kind = match &slot.plugin {
+            Some(plugin) => format!("{kind}, {plugin}"),
+            None => kind.to_owned(),
+        };
+        let inactive = slot.inactive_seconds.filter(|_| !slot.is_active);
+        out.facts([
+            ("slot", Cell::from(slot.name.clone())),
+            (
+                "owner",
+                Cell::from(if report.is_ours {
+                    "this system"
+                } else {
+                    "another system"
+                }),
+            ),
+            ("kind", kind.into()),
+            ("database", or_nothing(slot.database.as_ref()).into()),
+            ("reader", or_nothing(slot.reader.as_ref()).into()),
+            ("inactive for", or_nothing(inactive.map(human::duration)).into()),
+            ("WAL status", or_nothing(slot.wal_status.as_ref()).into()),
+            ("retains from", or_nothing(slot.restart).into()),
+            ("retains", or_nothing(report.retained_bytes.map(human::bytes)).into()),
+            (
+                "may still grow by",
+                or_nothing(slot.safe_bytes.map(human::bytes)).into(),
+            ),
+            (
+                "lost in",
+                format!(
+                    "{}, at {}",
+                    time_left(report.left),
+                    human::rate(report.wal_bytes_per_second)
+                )
+                .into(),
+            ),
+            ("confirmed", or_nothing(slot.confirmed).into()),
+            ("lag", or_nothing(report.lag_bytes.map(human::bytes)).into()),
+            (
+                "lag in time",
+                or_nothing(report.lag_seconds.map(human::duration)).into(),
+            ),
+            ("failover", Cell::from(failover(slot))),
+            (
+                "verdict",
+                Cell::from(report.verdict.as_str()).toned(tone(report.verdict)),
+            ),
+        ]);
+        if let Some(advice) = advice(report) {
+            out.blank();
+            out.line(&advice);
+        }
+        if !self.epochs.is_empty() {
+            out.blank();
+            let row = |epoch: &PastEpoch| {
+                [
+                    Cell::number(epoch.number),
+                    Cell::from(epoch.started_at.to_string()),
+                    Cell::number(epoch.start_lsn),
+                    Cell::from(epoch.reason.clone()),
+                ]
+            };
+            out.table(["EPOCH", "STARTED", "AT", "REASON"], self.epochs.iter().map(row));
+        }
+    }
 }
 
-async fn show(global: &Global, database: &Database, finding: &Finding) -> Result<()> {
-    let slot = &finding.slot;
-    // Whose epochs are not ours has none; before the first `migrate up` nobody has any.
-    let epochs = slot_report::epochs(database, &slot.name, EPOCHS)
-        .await
-        .unwrap_or_default();
-    if global.json {
-        let mut shown = serde_json::to_value(finding)?;
-        shown["epochs"] = serde_json::to_value(&epochs)?;
-        return output::json(&shown);
-    }
-    let text = |value: Option<String>| value.unwrap_or_else(|| NOTHING.to_owned());
-    let kind = if slot.is_logical { "logical" } else { "physical" };
-    let seconds = |value: Option<f64>| text(value.map(human::duration));
-    let mut shown = facts([
-        ("slot", Cell::from(slot.name.clone())),
-        (
-            "whose",
-            Cell::from(if finding.is_ours { "this system's" } else { "not ours" }),
-        ),
-        (
-            "kind",
-            text(
-                slot.plugin
-                    .as_ref()
-                    .map(|plugin| format!("{kind}, {plugin}"))
-                    .or(Some(kind.into())),
-            )
-            .into(),
-        ),
-        ("database", text(slot.database.clone()).into()),
-        ("read by", text(slot.reader.as_ref().map(ToString::to_string)).into()),
-        (
-            "not read for",
-            seconds(slot.inactive_seconds.filter(|_| !slot.is_active)).into(),
-        ),
-        ("WAL status", text(slot.wal_status.clone()).into()),
-        ("keeps from", text(slot.restart.map(|lsn| lsn.to_string())).into()),
-        ("keeps", text(finding.retained_bytes.map(human::bytes)).into()),
-        ("may still grow by", text(slot.safe_bytes.map(human::bytes)).into()),
-        (
-            "lost in",
-            format!(
-                "{}, at {}",
-                left(finding.left),
-                human::rate(finding.wal_bytes_per_second)
-            )
-            .into(),
-        ),
-        ("confirmed", text(slot.confirmed.map(|lsn| lsn.to_string())).into()),
-        ("lag", text(finding.lag_bytes.map(human::bytes)).into()),
-        ("lag in time", seconds(finding.lag_seconds).into()),
-        ("failover", Cell::from(failover(slot))),
-        (
-            "verdict",
-            Cell::from(finding.verdict.as_str()).toned(tone(finding.verdict)),
-        ),
-    ]);
-    if let Some(advice) = advice(finding) {
-        shown.push_str(&format!("\n{advice}\n"));
-    }
-    if !epochs.is_empty() {
-        let rows = epochs.into_iter().map(|epoch| {
-            [
-                Cell::number(epoch.number),
-                Cell::from(epoch.started_at.to_string()),
-                Cell::number(epoch.start_lsn),
-                Cell::from(epoch.reason),
-            ]
-        });
-        shown.push_str(&format!("\n{}", table(["EPOCH", "BEGAN", "AT", "REASON"], rows)));
-    }
-    output::print(&shown)
+#[derive(Serialize)]
+struct Created {
+    name: String,
+    created: bool,
+    confirmed_lsn: String,
 }
 
-async fn create(global: &Global, config: &Config, database: &Database, name: &str) -> Result<()> {
-    let (lsn, created) = match slot::state(database, name).await? {
+async fn create(config: &Config, database: &Database, name: String) -> Result<Created> {
+    let (lsn, created) = match slot::state(database, &name).await? {
         Some(state) => (state.confirmed, false),
         None => {
-            // A slot that stands before its publication can never decode.
+            // A slot older than its publication can never decode.
             publication::ensure(database, &config.replication.publication).await?;
-            (slot::create(database, name).await?, true)
+            (slot::create(database, &name).await?, true)
         }
     };
-    if global.json {
-        return outln!(
-            "{}",
-            json!({"name": name, "created": created, "confirmed_lsn": lsn.to_string()})
-        );
-    }
-    if created {
-        outln!("made the slot {name} at {lsn}")
-    } else {
-        outln!("the slot {name} exists already, confirmed at {lsn}")
+    Ok(Created {
+        name,
+        created,
+        confirmed_lsn: lsn.to_string(),
+    })
+}
+
+impl Render for Created {
+    fn text(&self, out: &mut Text) {
+        let Self {
+            name, confirmed_lsn, ..
+        } = self;
+        if self.created {
+            outln!(out, "created the slot {name} at {confirmed_lsn}");
+        } else {
+            outln!(out, "the slot {name} exists already, confirmed at {confirmed_lsn}");
+        }
     }
 }
 
-/// The slot, for one of the verbs that take something away.
-async fn find(config: &Config, database: &Database, name: &str) -> Result<(Look, Finding)> {
-    let look = Look::take(database).await?;
-    let mut found = look.since(&look, &config.replication.slot);
-    found.retain(|finding| finding.slot.name == name);
-    let finding = found.pop().with_context(|| absent(name))?;
-    slot_report::refuse_in_use(&finding.slot)?;
-    Ok((look, finding))
+/// An inactive slot, to be advanced or dropped.
+async fn find_inactive(config: &Config, database: &Database, name: &str) -> Result<(SlotSnapshot, SlotReport)> {
+    let snapshot = SlotSnapshot::take(database).await?;
+    let mut reports = snapshot.reports(&snapshot, &config.replication.slot).into_iter();
+    let report = reports
+        .find(|report| report.slot.name == name)
+        .with_context(|| absent(name))?;
+    slot_report::refuse_in_use(&report.slot)?;
+    Ok((snapshot, report))
 }
 
-/// What follows when our slot no longer stands where the last published transaction ends.
-const NEW_EPOCH: &str = "the next engine begins a new epoch: every device of every tenant takes a snapshot, other \
-                         readers get a reset";
+/// The consequence when the configured slot no longer stands at the end of the last published transaction.
+const NEW_EPOCH: &str =
+    "the next engine starts a new epoch: every device of every tenant takes a snapshot, other readers receive a reset";
+
+#[derive(Serialize)]
+struct Advanced {
+    name: String,
+    from_lsn: String,
+    confirmed_lsn: String,
+    new_epoch: bool,
+}
 
 async fn advance(
-    global: &Global,
     config: &Config,
     database: &Database,
-    name: &str,
+    name: String,
     to: Option<PgLsn>,
-    yes: bool,
-) -> Result<()> {
-    let (look, finding) = find(config, database, name).await?;
-    let confirmed = finding
-        .slot
-        .confirmed
-        .or(finding.slot.restart)
-        .unwrap_or(PgLsn::from(0));
-    let to = to.unwrap_or(look.wal_position);
+    confirm: Confirm,
+) -> Result<Advanced> {
+    let (snapshot, report) = find_inactive(config, database, &name).await?;
+    let slot = &report.slot;
+    let confirmed = slot.confirmed.or(slot.restart).unwrap_or(PgLsn::from(0));
+    let to = to.unwrap_or(snapshot.wal_position);
     if to <= confirmed {
         bail!(
             "the slot {name} stands at {confirmed} already; it only moves forward, to at most {}",
-            look.wal_position
+            snapshot.wal_position
         );
     }
-    if !yes {
-        let skipped = human::bytes(u64::from(to).saturating_sub(confirmed.into()));
-        let lost =
-            format!("all changes in {skipped} of WAL, from {confirmed} to {to}, would be lost to the reader of {name}");
-        if finding.is_ours {
-            bail!("{lost}: no stream gets them, and {NEW_EPOCH}; `--yes` does it");
-        }
-        bail!("{lost}; `--yes` does it");
-    }
-    let end = slot_report::advance(database, &finding.slot, to).await?;
-    if global.json {
-        return outln!(
-            "{}",
-            json!({
-                "name": name, "from_lsn": confirmed.to_string(), "confirmed_lsn": end.to_string(),
-                "new_epoch": finding.is_ours,
-            })
-        );
-    }
-    outln!("moved the slot {name} from {confirmed} to {end}")?;
-    if finding.is_ours {
-        outln!("{NEW_EPOCH}")?;
-    }
-    Ok(())
+    let skipped = human::bytes(u64::from(to).saturating_sub(confirmed.into()));
+    let consequence = if report.is_ours {
+        format!(": no stream receives them, and {NEW_EPOCH}")
+    } else {
+        String::new()
+    };
+    confirm.check(|| {
+        format!(
+            "all changes in {skipped} of WAL, from {confirmed} to {to}, would be lost to the reader of \
+             {name}{consequence}"
+        )
+    })?;
+    let end = slot_report::advance(database, slot, to).await?;
+    Ok(Advanced {
+        name,
+        from_lsn: confirmed.to_string(),
+        confirmed_lsn: end.to_string(),
+        new_epoch: report.is_ours,
+    })
 }
 
-async fn drop(global: &Global, config: &Config, database: &Database, name: &str, yes: bool) -> Result<()> {
-    let (_, finding) = find(config, database, name).await?;
-    let kept = human::bytes(finding.retained_bytes.unwrap_or_default());
-    if !yes {
-        let consequence = match (finding.is_ours, finding.slot.is_logical) {
-            (true, _) => NEW_EPOCH,
-            (false, true) => "its reader, if there still is one, has to begin anew",
-            (false, false) => "a standby that uses it may miss WAL and have to be made anew",
-        };
-        bail!(
-            "the slot {name} and its place in the log would be lost, which frees {kept} of WAL; {consequence}; `--yes` does it"
+impl Render for Advanced {
+    fn text(&self, out: &mut Text) {
+        outln!(
+            out,
+            "moved the slot {} from {} to {}",
+            self.name,
+            self.from_lsn,
+            self.confirmed_lsn
         );
+        if self.new_epoch {
+            outln!(out, "{NEW_EPOCH}");
+        }
     }
-    slot::drop(database, name).await?;
-    if global.json {
-        return outln!(
-            "{}",
-            json!({"name": name, "dropped": true, "freed_wal_bytes": finding.retained_bytes, "new_epoch": finding.is_ours})
+}
+
+#[derive(Serialize)]
+struct Dropped {
+    name: String,
+    dropped: bool,
+    freed_wal_bytes: Option<u64>,
+    new_epoch: bool,
+}
+
+async fn drop(config: &Config, database: &Database, name: String, confirm: Confirm) -> Result<Dropped> {
+    let (_, report) = find_inactive(config, database, &name).await?;
+    let consequence = match (report.is_ours, report.slot.is_logical) {
+        (true, _) => NEW_EPOCH,
+        (false, true) => "its reader, if it still exists, must start over",
+        (false, false) => "a standby that uses it may miss WAL and need to be rebuilt",
+    };
+    confirm.check(|| {
+        format!(
+            "the slot {name} and its position would be lost, which frees {} of WAL; {consequence}",
+            human::bytes(report.retained_bytes.unwrap_or_default())
+        )
+    })?;
+    slot::drop(database, &name).await?;
+    Ok(Dropped {
+        name,
+        dropped: true,
+        freed_wal_bytes: report.retained_bytes,
+        new_epoch: report.is_ours,
+    })
+}
+
+impl Render for Dropped {
+    fn text(&self, out: &mut Text) {
+        outln!(
+            out,
+            "dropped the slot {}; Postgres removes {} of WAL with its next checkpoints",
+            self.name,
+            human::bytes(self.freed_wal_bytes.unwrap_or_default())
         );
+        if self.new_epoch {
+            outln!(out, "{NEW_EPOCH}");
+        }
     }
-    outln!("dropped the slot {name}; Postgres removes {kept} of WAL with its next checkpoints")?;
-    if finding.is_ours {
-        outln!("{NEW_EPOCH}")?;
-    }
-    Ok(())
 }

@@ -1,29 +1,28 @@
-//! Tables for people: columns as wide as their widest cell, two spaces between them, numbers to the right.
+//! Cells, tones, tables and lists of facts: the parts of [`super::output::Text`].
 
-use anyhow::Result;
+use std::fmt::Display;
 
 use unicode_width::UnicodeWidthStr as _;
 
-use super::output::{self, printable};
+use super::output::printable;
 
-/// How a cell looks where there are colours. What it says never depends on them.
+/// The colour of a cell. The text carries the same information without colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
-    /// As everything.
     Plain,
-    /// All is well: green.
+    /// Green.
     Good,
-    /// Look at it: yellow.
+    /// Yellow.
     Warning,
-    /// Something is wrong: red.
+    /// Red.
     Bad,
-    /// Less important.
+    /// Dimmed.
     Faint,
 }
 
 impl Tone {
-    /// The text in this tone. Colours are those of ECMA-48, which every terminal knows.
-    pub(super) fn paint(self, text: &str, colours: bool) -> String {
+    /// The text in this tone. Colours are those of ECMA-48.
+    pub(super) fn paint(self, text: &str, has_colours: bool) -> String {
         let code = match self {
             Self::Good => "32",
             Self::Warning => "33",
@@ -31,7 +30,7 @@ impl Tone {
             Self::Faint => "2",
             Self::Plain => "",
         };
-        if colours && !code.is_empty() && !text.is_empty() {
+        if has_colours && !code.is_empty() && !text.is_empty() {
             format!("\x1b[{code}m{text}\x1b[0m")
         } else {
             text.to_owned()
@@ -39,7 +38,7 @@ impl Tone {
     }
 }
 
-/// A cell of a table. Its text may be from others: see [`printable`].
+/// A cell of a table. Its text is escaped, see [`printable`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cell {
     text: String,
@@ -48,8 +47,8 @@ pub(super) struct Cell {
 }
 
 impl Cell {
-    /// A number, a size or the like, which stands to the right.
-    pub(super) fn number(text: impl ToString) -> Self {
+    /// A number, a size or the like: right-aligned.
+    pub(super) fn number(text: impl Display) -> Self {
         Self {
             text: printable(&text.to_string()),
             tone: Tone::Plain,
@@ -57,7 +56,6 @@ impl Cell {
         }
     }
 
-    /// The same in another tone.
     #[must_use]
     pub(super) fn toned(self, tone: Tone) -> Self {
         Self { tone, ..self }
@@ -80,43 +78,34 @@ impl From<&str> for Cell {
     }
 }
 
-/// What is not there.
+/// Stands for an absent value.
 pub(super) const NOTHING: &str = "-";
 
-/// Prints a table.
-///
-/// # Errors
-/// When nobody reads it.
-pub(super) fn print_table<const N: usize, C: Into<Cell>>(
-    header: [&str; N],
-    rows: impl IntoIterator<Item = [C; N]>,
-) -> Result<()> {
-    output::print(&table(header, rows))
+/// The value, or [`NOTHING`].
+pub(super) fn or_nothing(value: Option<impl Display>) -> String {
+    value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())
 }
 
-/// A table as text, coloured where the output may be.
-pub(super) fn table<const N: usize, C: Into<Cell>>(
-    header: [&str; N],
-    rows: impl IntoIterator<Item = [C; N]>,
-) -> String {
-    render(header, rows, output::has_colours())
+/// A right-aligned value, or [`NOTHING`].
+pub(super) fn number_or_nothing(value: Option<impl Display>) -> Cell {
+    Cell::number(or_nothing(value))
 }
 
-/// Names and values, one a line.
-pub(super) fn facts<C: Into<Cell>>(facts: impl IntoIterator<Item = (&'static str, C)>) -> String {
+/// Names and values, one per line.
+pub(super) fn facts<C: Into<Cell>>(facts: impl IntoIterator<Item = (&'static str, C)>, has_colours: bool) -> String {
     let facts: Vec<(&str, Cell)> = facts.into_iter().map(|(name, cell)| (name, cell.into())).collect();
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    let colours = output::has_colours();
     facts
         .iter()
-        .map(|(name, cell)| format!("{name:<width$}  {}\n", cell.tone.paint(&cell.text, colours)))
+        .map(|(name, cell)| format!("{name:<width$}  {}\n", cell.tone.paint(&cell.text, has_colours)))
         .collect()
 }
 
-fn render<const N: usize, C: Into<Cell>>(
+/// A table: columns as wide as their widest cell, two spaces between them.
+pub(super) fn table<const N: usize, C: Into<Cell>>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [C; N]>,
-    colours: bool,
+    has_colours: bool,
 ) -> String {
     let mut lines = vec![header.map(|name| Cell::from(name).toned(Tone::Faint))];
     lines.extend(rows.into_iter().map(|row| row.map(Into::into)));
@@ -132,7 +121,7 @@ fn render<const N: usize, C: Into<Cell>>(
         let mut written = String::new();
         for (column, cell) in line.iter().enumerate() {
             let padding = " ".repeat(widths[column] - cell.text.width());
-            let painted = cell.tone.paint(&cell.text, colours);
+            let painted = cell.tone.paint(&cell.text, has_colours);
             let (left, right) = if is_number[column] {
                 (&*padding, "")
             } else {
@@ -151,30 +140,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up() {
+    fn columns_are_aligned() {
         let rows = [["a".to_owned(), "1".to_owned()], ["longer".to_owned(), "22".to_owned()]];
-        assert_eq!(render(["NAME", "N"], rows, false), "NAME    N\na       1\nlonger  22\n");
+        assert_eq!(table(["NAME", "N"], rows, false), "NAME    N\na       1\nlonger  22\n");
     }
 
     #[test]
-    fn columns_line_up_also_beside_wide_and_combining_characters() {
+    fn columns_with_wide_and_combining_characters_are_aligned() {
         let rows = [["日本", "1"], ["e\u{301}", "2"], ["abcd", "3"]];
         assert_eq!(
-            render(["N", "M"], rows, false),
+            table(["N", "M"], rows, false),
             "N     M\n日本  1\ne\u{301}     2\nabcd  3\n"
         );
     }
 
     #[test]
-    fn a_cell_cannot_speak_to_the_terminal() {
+    fn control_characters_in_a_cell_are_escaped() {
         assert_eq!(
-            render(["N"], [["na\u{1b}[2J\nme"]], true),
+            table(["N"], [["na\u{1b}[2J\nme"]], true),
             "\x1b[2mN\x1b[0m\nna\\u001b[2J\\nme\n"
         );
     }
 
     #[test]
-    fn numbers_stand_to_the_right_and_colours_take_no_room() {
+    fn numbers_are_right_aligned_and_colours_have_no_width() {
         let rows = || {
             [
                 [Cell::number(7), Cell::from("well").toned(Tone::Good)],
@@ -182,11 +171,11 @@ mod tests {
             ]
         };
         assert_eq!(
-            render(["SIZE", "IS"], rows(), false),
+            table(["SIZE", "IS"], rows(), false),
             "  SIZE  IS\n     7  well\n1.5 kB  ill\n"
         );
         assert_eq!(
-            render(["SIZE", "IS"], rows(), true),
+            table(["SIZE", "IS"], rows(), true),
             "  \x1b[2mSIZE\x1b[0m  \x1b[2mIS\x1b[0m\n     7  \x1b[32mwell\x1b[0m\n1.5 kB  \x1b[31mill\x1b[0m\n"
         );
     }

@@ -1,34 +1,28 @@
-//! `posduif tenant`: each tenant has its own schema.
+//! `posduif tenant`: manages tenants.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use serde_json::json;
-use uuid::Uuid;
+use serde::Serialize;
 
-use super::output::{self, outln};
+use super::output::{self, Render, Text, outln};
 use super::progress::Progress;
-use super::table::{Cell, NOTHING, Tone, facts};
-use super::{Global, find_registered, find_tenant};
-use crate::accounts::users;
+use super::table::{Cell, Tone, or_nothing};
+use super::{Confirm, Global, find_registered, find_tenant};
 use crate::admin::published;
-use crate::admin::streams::{self, Length};
+use crate::admin::status::connect_redis;
+use crate::admin::tenants::{TenantRecord, TenantReport, dropped_meanwhile, report};
 use crate::config::Config;
-use crate::postgres::tenants::Listed;
 use crate::postgres::{Database, tenants};
 use crate::redis::store::Store;
 
 /// How long a drop waits for the replicator before it removes keys.
-const DROP_PATIENCE: Duration = Duration::from_secs(30);
+const DROP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a resync waits for the replicator. It need not: what is asked for stands in the log.
-const RESYNC_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a resync waits for the replicator. The request is in the log and takes effect in any case.
+const RESYNC_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Inboxes that are measured at a time.
-const PAGE: i64 = 1000;
-
-/// Arguments of `posduif tenant`.
 #[derive(Debug, Args)]
 pub(super) struct Tenant {
     #[command(subcommand)]
@@ -37,28 +31,28 @@ pub(super) struct Tenant {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Make a tenant: schema, tables and publication entry; one that exists keeps all but what is named here
+    /// Create a tenant: schema, tables and publication entry. Applies the options to a tenant that exists
     Create {
         /// A letter and up to 47 of a-z, 0-9 and _
         #[arg(value_parser = new_name)]
         name: String,
-        /// Whether anybody may register as a web user; closed in a new tenant
+        /// Whether web users may register themselves [default for a new tenant: closed]
         #[arg(long)]
         registration: Option<Registration>,
     },
-    /// Show all tenants
+    /// List all tenants
     List,
-    /// Show what a tenant has: users, devices, conflicts, streams
+    /// Show the users, devices, conflicts and streams of a tenant
     Show {
         /// The tenant
         name: String,
     },
-    /// Stop a tenant's delivery; what is published meanwhile waits in its streams, uploads are taken
+    /// Pause delivery to a tenant; changes accumulate in its streams, uploads are accepted
     Pause {
         /// The tenant
         name: String,
     },
-    /// Let a paused tenant's delivery go on
+    /// Resume delivery to a paused tenant
     Resume {
         /// The tenant
         name: String,
@@ -67,28 +61,29 @@ enum Verb {
     Drop {
         /// The tenant
         name: String,
-        /// Do it: without this, only what would be lost is said
-        #[arg(long)]
-        yes: bool,
+        #[command(flatten)]
+        confirm: Confirm,
     },
-    /// Begin a tenant's streams anew: each of its devices takes a snapshot, other readers get a reset
+    /// Recreate the streams of a tenant: each of its devices takes a snapshot, other readers receive a reset
     Resync {
         /// The tenant
         name: String,
-        /// Do it: without this, only what would happen is said
-        #[arg(long)]
-        yes: bool,
+        #[command(flatten)]
+        confirm: Confirm,
     },
 }
 
-/// Whether anybody may register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 enum Registration {
     Open,
     Closed,
 }
 
-/// Whether a text can name a tenant.
+fn registration_text(is_open: bool) -> &'static str {
+    if is_open { "open" } else { "closed" }
+}
+
 fn new_name(text: &str) -> Result<String, String> {
     crate::core::tenant::is_valid_name(text)
         .then(|| text.to_owned())
@@ -96,237 +91,273 @@ fn new_name(text: &str) -> Result<String, String> {
 }
 
 impl Tenant {
-    /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
         let database = Database::connect(&config.postgres).await?;
         match self.verb {
             Verb::Create { name, registration } => {
-                let created = tenants::create(&database, &config.replication, &name).await?;
-                if let Some(registration) = registration {
-                    tenants::set_registration(&database, &name, registration == Registration::Open).await?;
-                }
-                let word = registration.map(|registration| match registration {
-                    Registration::Open => "open",
-                    Registration::Closed => "closed",
-                });
-                if global.json {
-                    let mut made = json!({"name": name, "created": created});
-                    if let Some(word) = word {
-                        made["registration"] = word.into();
-                    }
-                    outln!("{made}")?;
-                } else {
-                    let state = word.map_or(String::new(), |word| format!("; its registration is {word}"));
-                    if created {
-                        outln!("made the tenant {name}, schema tenant_{name}{state}")?;
-                    } else {
-                        outln!("the tenant {name} exists already{state}")?;
-                    }
-                }
+                output::print(global, &create(&config, &database, name, registration).await?)
             }
-            Verb::Pause { name } => set_paused(&database, global, &name, true).await?,
-            Verb::Resume { name } => set_paused(&database, global, &name, false).await?,
-            Verb::Drop { name, yes } => {
-                find_registered(&database, &name).await?;
-                let devices = tenants::count_devices(&database, &name).await?;
-                if !yes {
-                    bail!(
-                        "the schema tenant_{name} with all its rows, its streams and {devices} devices would be lost; \
-                         `--yes` does it"
-                    );
-                }
-                // Asked first, so that the keys are not left behind.
-                let store = super::redis(&config).await?;
-                let mut progress = Progress::new(global, "dropping the schema", None);
-                let Some(dropped) = tenants::drop(&database, &name).await? else {
-                    bail!("the tenant {name} was dropped by somebody else just now");
-                };
-                progress.turn_to("removing keys in Redis", None);
-                let removing =
-                    published::remove_tenant(&store, &name, dropped, DROP_PATIENCE, |keys| progress.set(keys));
-                let keys = removing.await.with_context(|| {
-                    format!(
-                        "the tenant {name} is dropped, its keys in Redis are not; once an engine replicates, make it \
-                         again and drop it"
-                    )
-                })?;
-                drop(progress);
-                if global.json {
-                    outln!("{}", json!({"name": name, "dropped": true, "keys": keys}))?;
-                } else {
-                    outln!("dropped the tenant {name}, and {keys} keys in Redis")?;
-                }
+            Verb::Pause { name } => output::print(global, &set_paused(&database, name, true).await?),
+            Verb::Resume { name } => output::print(global, &set_paused(&database, name, false).await?),
+            Verb::Drop { name, confirm } => {
+                output::print(global, &drop(global, &config, &database, name, confirm).await?)
             }
-            Verb::Resync { name, yes } => {
-                find_tenant(&database, &name).await?;
-                let devices = tenants::count_devices(&database, &name).await?;
-                if !yes {
-                    bail!("the {devices} devices of tenant {name} would each take a snapshot; `--yes` does it");
-                }
-                let store = Store::new(&config.redis).context("key `redis.url`")?;
-                let Some(asked) = tenants::resync(&database, &name).await? else {
-                    bail!("the tenant {name} was dropped by somebody else just now");
-                };
-                let progress = Progress::new(global, "waiting for the engine", None);
-                let is_done = published::wait(&store, asked, RESYNC_PATIENCE, |_| {}).await.is_ok();
-                drop(progress);
-                if global.json {
-                    outln!("{}", json!({"name": name, "devices": devices, "published": is_done}))?;
-                } else if is_done {
-                    outln!("the {devices} devices of tenant {name} take a snapshot with their next sync")?;
-                } else {
-                    outln!(
-                        "the {devices} devices of tenant {name} take a snapshot with their next sync, once an engine \
-                         replicates; none has published it yet"
-                    )?;
-                }
+            Verb::Resync { name, confirm } => {
+                output::print(global, &resync(global, &config, &database, name, confirm).await?)
             }
-            Verb::Show { name } => {
-                let tenant = find_registered(&database, &name).await?;
-                return show(global, &config, &database, &tenant).await;
-            }
+            Verb::Show { name } => show(global, &config, &database, &name).await,
             Verb::List => {
-                let tenants = super::directory(&database).await?;
-                if global.json {
-                    let tenants: Vec<_> = tenants
-                        .iter()
-                        .map(|listed| json!({"name": listed.tenant.name, "schema": listed.tenant.schema, "state": listed.state}))
-                        .collect();
-                    output::json(&tenants)?;
-                } else {
-                    super::print_table(
-                        ["TENANT", "SCHEMA", "STATE"],
-                        tenants
-                            .into_iter()
-                            .map(|listed| [listed.tenant.name, listed.tenant.schema, listed.state]),
-                    )?;
-                }
+                let tenants = super::directory(&database).await?.into_iter().map(TenantRecord::of);
+                output::print(global, &TenantList(tenants.collect()))
             }
         }
-        Ok(())
     }
 }
 
-async fn show(global: &Global, config: &Config, database: &Database, listed: &Listed) -> Result<()> {
-    let tenant = &listed.tenant;
-    if let Err(error) = listed.check() {
-        if !global.json {
-            return Err(error);
-        }
-        output::json(&json!({
-            "name": tenant.name, "schema": tenant.schema, "state": listed.state, "error": error.to_string(),
-        }))?;
-        return Err(error);
+#[derive(Serialize)]
+struct Created {
+    name: String,
+    created: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registration: Option<Registration>,
+}
+
+async fn create(
+    config: &Config,
+    database: &Database,
+    name: String,
+    registration: Option<Registration>,
+) -> Result<Created> {
+    let created = tenants::create(database, &config.replication, &name).await?;
+    if let Some(registration) = registration {
+        tenants::set_registration(database, &name, registration == Registration::Open).await?;
     }
-    let missing = tenants::missing_tables(database, Some(&tenant.name)).await?;
-    if !missing.is_empty() {
-        bail!(
-            "of tenant {} these tables are missing: {}; bring them back from a backup",
-            tenant.name,
-            missing.join(", ")
-        );
-    }
-    let store = super::redis(config).await?;
-    let tenant_stats = tenants::tenant_stats(database, tenant)
-        .await?
-        .with_context(|| format!("the tenant {} was dropped by somebody else just now", tenant.name))?;
-    let mut lengths = streams::lengths_of(&store, &tenant.name).await?;
-    let (mut inboxes, mut inbox_entries, mut longest) = (0_u64, 0_u64, 0_u64);
-    let mut after = Uuid::nil();
-    loop {
-        let page = users::ids(database, tenant, after, PAGE).await?;
-        let Some(&last) = page.last() else { break };
-        let key = |user: &Uuid| store.keys().inbox(&tenant.name, &user.to_string());
-        let keys: Vec<String> = page.iter().map(key).collect();
-        for (key, length) in keys.iter().zip(streams::lengths(&store, &keys).await?) {
-            match length {
-                Length::Missing => {}
-                Length::Entries(length) => {
-                    inboxes += 1;
-                    inbox_entries += length;
-                    longest = longest.max(length);
-                }
-                Length::WrongType(kind) => lengths.note(&store, &tenant.name, key, &kind),
-            }
-        }
-        after = last;
-    }
-    if global.json {
-        let mut shown = serde_json::to_value(&tenant_stats)?;
-        shown["name"] = tenant.name.clone().into();
-        shown["schema"] = tenant.schema.clone().into();
-        shown["streams"] = json!({
-            "changes": lengths.changes, "shared": lengths.shared, "quarantine": lengths.quarantine,
-            "inboxes": inboxes, "inbox_entries": inbox_entries, "longest_inbox": longest,
-            "error": lengths.error(),
+    Ok(Created {
+        name,
+        created,
+        registration,
+    })
+}
+
+impl Render for Created {
+    fn text(&self, out: &mut Text) {
+        let Self { name, .. } = self;
+        let registration = self.registration.map_or_else(String::new, |registration| {
+            let state = registration_text(registration == Registration::Open);
+            format!("; registration is {state}")
         });
-        return output::json(&shown);
+        if self.created {
+            outln!(out, "created the tenant {name}, schema tenant_{name}{registration}");
+        } else {
+            outln!(out, "the tenant {name} exists already{registration}");
+        }
     }
-    let is_paused = tenant_stats.state == crate::core::tenant::PAUSED;
-    let length = |length: Option<u64>| length.map_or_else(|| NOTHING.to_owned(), |length| length.to_string());
-    let quarantine = Cell::from(length(lengths.quarantine));
-    let mut shown = vec![
-        ("tenant", Cell::from(tenant.name.clone())),
-        ("schema", tenant.schema.clone().into()),
-        (
-            "state",
-            Cell::from(tenant_stats.state).toned(if is_paused { Tone::Warning } else { Tone::Good }),
-        ),
-        ("made", tenant_stats.created_at.to_string().into()),
-        ("generation", tenant_stats.generation.to_string().into()),
-        (
-            "registration",
-            if tenant_stats.registration_open {
-                "open"
-            } else {
-                "closed"
-            }
-            .into(),
-        ),
-        (
-            "users",
-            format!(
-                "{} web, {} mobile, {} of them disabled",
-                tenant_stats.web_users, tenant_stats.mobile_users, tenant_stats.disabled_users
-            )
-            .into(),
-        ),
-        (
-            "devices",
-            format!("{}, and {} revoked", tenant_stats.devices, tenant_stats.revoked_devices).into(),
-        ),
-        ("open conflicts", tenant_stats.open_conflicts.to_string().into()),
-        (
-            "quarantine",
-            quarantine.toned(if lengths.quarantine != Some(0) {
-                Tone::Warning
-            } else {
-                Tone::Plain
-            }),
-        ),
-        ("changes", format!("{} entries", length(lengths.changes)).into()),
-        ("shared", format!("{} entries", length(lengths.shared)).into()),
-        (
-            "inboxes",
-            format!("{inboxes}, with {inbox_entries} entries, {longest} in the longest").into(),
-        ),
-    ];
-    if let Some(error) = lengths.error() {
-        shown.push(("wrong", Cell::from(error).toned(Tone::Bad)));
-    }
-    output::print(&facts(shown))
 }
 
-async fn set_paused(database: &Database, global: &Global, name: &str, paused: bool) -> Result<()> {
-    if !tenants::set_paused(database, name, paused).await? {
-        bail!("there is no tenant {name}; `posduif tenant list` shows all");
+#[derive(Serialize)]
+#[serde(transparent)]
+struct TenantList(Vec<TenantRecord>);
+
+impl Render for TenantList {
+    fn text(&self, out: &mut Text) {
+        let row = |tenant: &TenantRecord| [tenant.name.clone(), tenant.schema.clone(), tenant.state.clone()];
+        out.table(["TENANT", "SCHEMA", "STATE"], self.0.iter().map(row));
+    }
+}
+
+impl Render for TenantRecord {
+    fn text(&self, out: &mut Text) {
+        out.facts([
+            ("tenant", &*self.name),
+            ("schema", &self.schema),
+            ("state", &self.state),
+        ]);
+    }
+}
+
+#[derive(Serialize)]
+struct PauseState {
+    name: String,
+    state: &'static str,
+}
+
+async fn set_paused(database: &Database, name: String, paused: bool) -> Result<PauseState> {
+    if !tenants::set_paused(database, &name, paused).await? {
+        bail!(super::no_tenant(&name));
     }
     let state = crate::core::tenant::state_name(paused);
-    if global.json {
-        outln!("{}", json!({"name": name, "state": state}))?;
-    } else {
-        outln!("the tenant {name} is {state}")?;
+    Ok(PauseState { name, state })
+}
+
+impl Render for PauseState {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "the tenant {} is {}", self.name, self.state);
     }
-    Ok(())
+}
+
+#[derive(Serialize)]
+struct Dropped {
+    name: String,
+    dropped: bool,
+    keys: u64,
+}
+
+async fn drop(
+    global: &Global,
+    config: &Config,
+    database: &Database,
+    name: String,
+    confirm: Confirm,
+) -> Result<Dropped> {
+    find_registered(database, &name).await?;
+    let devices = tenants::count_devices(database, &name).await?;
+    confirm.check(|| {
+        format!("the schema tenant_{name} with all its rows, its streams and {devices} devices would be lost")
+    })?;
+    // Connected first, so that no keys are left behind.
+    let store = connect_redis(config).await?;
+    let mut progress = Progress::new(global, "dropping the schema", None);
+    let dropped = tenants::drop(database, &name)
+        .await?
+        .with_context(|| dropped_meanwhile(&name))?;
+    progress.turn_to("removing keys in Redis", None);
+    let removing = published::remove_tenant(&store, &name, dropped, DROP_TIMEOUT, |keys| progress.set(keys));
+    let keys = removing.await.with_context(|| {
+        format!(
+            "the tenant {name} is dropped, but its keys in Redis are not removed; when an engine replicates, create the \
+             tenant and drop it again"
+        )
+    })?;
+    Ok(Dropped {
+        name,
+        dropped: true,
+        keys,
+    })
+}
+
+impl Render for Dropped {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "dropped the tenant {}, and {} keys in Redis", self.name, self.keys);
+    }
+}
+
+#[derive(Serialize)]
+struct Resynced {
+    name: String,
+    devices: i64,
+    /// Whether an engine has published the request.
+    published: bool,
+}
+
+async fn resync(
+    global: &Global,
+    config: &Config,
+    database: &Database,
+    name: String,
+    confirm: Confirm,
+) -> Result<Resynced> {
+    find_tenant(database, &name).await?;
+    let devices = tenants::count_devices(database, &name).await?;
+    confirm.check(|| format!("the {devices} devices of tenant {name} would each take a snapshot"))?;
+    let store = Store::new(&config.redis).context("key `redis.url`")?;
+    let requested = tenants::resync(database, &name)
+        .await?
+        .with_context(|| dropped_meanwhile(&name))?;
+    let _progress = Progress::new(global, "waiting for the engine", None);
+    let published = published::wait(&store, requested, RESYNC_TIMEOUT, |_| {}).await.is_ok();
+    Ok(Resynced {
+        name,
+        devices,
+        published,
+    })
+}
+
+impl Render for Resynced {
+    fn text(&self, out: &mut Text) {
+        let later = if self.published {
+            ""
+        } else {
+            " after an engine has published the request; none has yet"
+        };
+        outln!(
+            out,
+            "the {} devices of tenant {} take a snapshot at their next sync{later}",
+            self.devices,
+            self.name
+        );
+    }
+}
+
+async fn show(global: &Global, config: &Config, database: &Database, name: &str) -> Result<()> {
+    let listed = find_registered(database, name).await?;
+    if let Err(error) = listed.check() {
+        // The error repeats what the text would show.
+        if global.json {
+            output::print(global, &TenantRecord::of_broken(listed, &error))?;
+        }
+        return Err(error);
+    }
+    let store = connect_redis(config).await?;
+    output::print(global, &report(database, &store, &listed.tenant).await?)
+}
+
+impl Render for TenantReport {
+    fn text(&self, out: &mut Text) {
+        let (stats, streams) = (&self.stats, &self.streams);
+        let state_tone = if stats.state == crate::core::tenant::PAUSED {
+            Tone::Warning
+        } else {
+            Tone::Good
+        };
+        let quarantine_tone = if streams.lengths.quarantine == Some(0) {
+            Tone::Plain
+        } else {
+            Tone::Warning
+        };
+        out.facts([
+            ("tenant", Cell::from(self.name.clone())),
+            ("schema", self.schema.clone().into()),
+            ("state", Cell::from(stats.state.clone()).toned(state_tone)),
+            ("created", stats.created_at.to_string().into()),
+            ("generation", stats.generation.to_string().into()),
+            ("registration", registration_text(stats.registration_open).into()),
+            (
+                "users",
+                format!(
+                    "{} web, {} mobile, {} of them disabled",
+                    stats.web_users, stats.mobile_users, stats.disabled_users
+                )
+                .into(),
+            ),
+            (
+                "devices",
+                format!("{}, and {} revoked", stats.devices, stats.revoked_devices).into(),
+            ),
+            ("open conflicts", stats.open_conflicts.to_string().into()),
+            (
+                "quarantine",
+                Cell::from(or_nothing(streams.lengths.quarantine)).toned(quarantine_tone),
+            ),
+            (
+                "changes",
+                format!("{} entries", or_nothing(streams.lengths.changes)).into(),
+            ),
+            (
+                "shared",
+                format!("{} entries", or_nothing(streams.lengths.shared)).into(),
+            ),
+            (
+                "inboxes",
+                format!(
+                    "{}, with {} entries, {} in the longest",
+                    streams.inboxes, streams.inbox_entries, streams.longest_inbox
+                )
+                .into(),
+            ),
+        ]);
+        if let Some(error) = &streams.error {
+            out.facts([("error", Cell::from(error.clone()).toned(Tone::Bad))]);
+        }
+    }
 }

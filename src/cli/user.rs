@@ -1,24 +1,26 @@
-//! `posduif user`: users of a tenant.
+//! `posduif user`: manages the users of a tenant.
 
 use std::io::{self, BufRead as _, IsTerminal as _};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde::Serialize;
+use uuid::Uuid;
 
-use super::output::{self, outln};
-use super::table::{Cell, NOTHING, Tone};
+use super::output::{self, Render, Text, outln};
+use super::table::{Cell, Tone, or_nothing};
 use super::{Global, known_tenant};
 use crate::accounts::password::Passwords;
 use crate::accounts::sessions::Sessions;
 use crate::accounts::users::{self, Account, Filter, NewUser, UserType};
+use crate::admin::status::connect_redis;
 use crate::config::Config;
 use crate::core::page::{Page, Start};
 use crate::core::tenant::Tenant;
+use crate::core::time::Timestamp;
 use crate::postgres::Database;
 
-/// Arguments of `posduif user`.
 #[derive(Debug, Args)]
 pub(super) struct User {
     #[command(subcommand)]
@@ -27,50 +29,49 @@ pub(super) struct User {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Make a user
+    /// Create a user
     Create(Create),
-    /// Show a tenant's users
+    /// List the users of a tenant
     List {
-        /// The tenant; without it `server.default_tenant`
+        /// The tenant [default: `server.default_tenant`]
         #[arg(long)]
         tenant: Option<String>,
         /// Only users of this type
         #[arg(long = "type", value_parser = user_type())]
         user_type: Option<UserType>,
     },
-    /// Set a user's password; their sessions end, and with them their streams
+    /// Set the password of a user; ends the user's sessions and their event streams
     Passwd {
         #[command(flatten)]
-        who: Who,
-        /// At least 8 characters; better typed, or as a line on stdin, since arguments are visible to everybody on the machine
+        target: TargetUser,
+        /// At least 8 characters. Prefer the prompt or a line on stdin: arguments are visible to all users of the machine
         #[arg(long, env = "POSDUIF_PASSWORD", hide_env_values = true)]
         password: Option<String>,
     },
-    /// Disable a user: logins, devices, sessions and open streams end at once, access tokens run out
+    /// Disable a user: logins, devices, sessions and event streams end at once; access tokens expire
     Disable {
         #[command(flatten)]
-        who: Who,
+        target: TargetUser,
     },
-    /// Let a disabled user act again
+    /// Enable a disabled user
     Enable {
         #[command(flatten)]
-        who: Who,
+        target: TargetUser,
     },
 }
 
-/// Which user.
 #[derive(Debug, Args)]
-struct Who {
+struct TargetUser {
     /// The user, by name or id
     user: String,
-    /// The tenant; without it `server.default_tenant`
+    /// The tenant [default: `server.default_tenant`]
     #[arg(long)]
     tenant: Option<String>,
 }
 
 #[derive(Debug, Args)]
 struct Create {
-    /// The tenant; without it `server.default_tenant`
+    /// The tenant [default: `server.default_tenant`]
     #[arg(long)]
     tenant: Option<String>,
     /// Unique within the tenant
@@ -79,94 +80,145 @@ struct Create {
     /// A web user logs in; a mobile user has a phone
     #[arg(long = "type", value_parser = user_type())]
     user_type: UserType,
-    /// Another name to log in with
+    /// Alternative login name
     #[arg(long)]
     email: Option<String>,
-    /// At least 8 characters; a web user's may also come as a line on stdin, or be typed
+    /// At least 8 characters. For a web user, prefer the prompt or a line on stdin
     #[arg(long, env = "POSDUIF_PASSWORD", hide_env_values = true)]
     password: Option<String>,
 }
 
-/// Users that one listing asks for at a time.
+/// Users per query of a listing.
 const PAGE: i64 = 1000;
 
 impl User {
-    /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
         match self.verb {
-            Verb::Create(create) => create.run(global, &config).await,
-            Verb::List { tenant, user_type } => list(global, &config, tenant, user_type).await,
-            Verb::Passwd { who, password } => who.set_password(global, &config, password).await,
-            Verb::Disable { who } => who.set_disabled(global, &config, true).await,
-            Verb::Enable { who } => who.set_disabled(global, &config, false).await,
+            Verb::Create(create) => output::print(global, &create.run(&config).await?),
+            Verb::List { tenant, user_type } => output::print(global, &list(&config, tenant, user_type).await?),
+            Verb::Passwd { target, password } => output::print(global, &target.set_password(&config, password).await?),
+            Verb::Disable { target } => output::print(global, &target.set_disabled(&config, true).await?),
+            Verb::Enable { target } => output::print(global, &target.set_disabled(&config, false).await?),
         }
     }
 }
 
-impl Who {
+#[derive(Serialize)]
+struct PasswordSet {
+    id: Uuid,
+    tenant: String,
+    username: String,
+}
+
+impl Render for PasswordSet {
+    fn text(&self, out: &mut Text) {
+        outln!(
+            out,
+            "set the password of {}; sessions with the old one have ended",
+            self.username
+        );
+    }
+}
+
+#[derive(Serialize)]
+struct Disabled {
+    id: Uuid,
+    tenant: String,
+    username: String,
+    disabled: bool,
+    changed: bool,
+}
+
+impl Render for Disabled {
+    fn text(&self, out: &mut Text) {
+        let name = &self.username;
+        match (self.disabled, self.changed) {
+            (true, true) => outln!(out, "disabled {name}: logins, devices, sessions and event streams end"),
+            (true, false) => outln!(out, "{name} was disabled already"),
+            (false, true) => outln!(out, "enabled {name}"),
+            (false, false) => outln!(out, "{name} was not disabled"),
+        }
+    }
+}
+
+impl TargetUser {
     async fn find(&self, config: &Config) -> Result<(Database, Tenant, Account)> {
         let (database, tenant) = known_tenant(config, self.tenant.clone()).await?;
-        let account = users::find(&database, &tenant, &self.user).await.with_context(|| {
-            format!(
-                "the tenant {name} has no user {:?}; `posduif user list --tenant {name}` shows them",
-                self.user,
-                name = tenant.name
-            )
-        })?;
+        let account = find_user(&database, &tenant, &self.user).await?;
         Ok((database, tenant, account))
     }
 
-    async fn set_password(&self, global: &Global, config: &Config, password: Option<String>) -> Result<()> {
+    async fn set_password(&self, config: &Config, password: Option<String>) -> Result<PasswordSet> {
         let password = match password {
             Some(password) => password,
             None => read_password()?,
         };
         let (database, tenant, account) = self.find(config).await?;
-        // Asked first, so that the sessions of a password that may be known to others do not go on.
-        let store = super::redis(config).await?;
+        // Connected first: sessions with a password that may be compromised must not outlive it.
+        let store = connect_redis(config).await?;
         let passwords = Passwords::new(&config.auth)?;
         users::set_password(&database, &passwords, &tenant, account.id, &password).await?;
         Sessions::new(store, config)
             .end_all(&tenant, account.id, None)
             .await
-            .context("the password is set, but sessions of the old one go on; try again")?;
-        if global.json {
-            return outln!(
-                "{}",
-                json!({"id": account.id, "tenant": tenant.name, "username": account.username})
-            );
-        }
-        outln!(
-            "set the password of {}; sessions with the old one have ended",
-            account.username
-        )
+            .context("the password is set, but sessions with the old one have not ended; try again")?;
+        Ok(PasswordSet {
+            id: account.id,
+            tenant: tenant.name,
+            username: account.username,
+        })
     }
 
-    async fn set_disabled(&self, global: &Global, config: &Config, disabled: bool) -> Result<()> {
+    async fn set_disabled(&self, config: &Config, disabled: bool) -> Result<Disabled> {
         let (database, tenant, account) = self.find(config).await?;
         let changed = users::set_disabled(&database, &tenant, account.id, disabled).await?;
-        if global.json {
-            return outln!(
-                "{}",
-                json!({
-                    "id": account.id, "tenant": tenant.name, "username": account.username, "disabled": disabled,
-                    "changed": changed,
-                })
-            );
-        }
-        let name = &account.username;
-        match (disabled, changed) {
-            (true, true) => outln!("disabled {name}: logins, devices, sessions and open streams end"),
-            (true, false) => outln!("{name} was disabled already"),
-            (false, true) => outln!("{name} may act again"),
-            (false, false) => outln!("{name} was not disabled"),
-        }
+        Ok(Disabled {
+            id: account.id,
+            tenant: tenant.name,
+            username: account.username,
+            disabled,
+            changed,
+        })
+    }
+}
+
+/// A user of a tenant, by name or id.
+pub(super) async fn find_user(database: &Database, tenant: &Tenant, user: &str) -> Result<Account> {
+    let account = users::find(database, tenant, user).await;
+    account.with_context(|| no_user(tenant, user))
+}
+
+pub(super) fn no_user(tenant: &Tenant, user: &str) -> String {
+    format!(
+        "the tenant {name} has no user {user:?}; `posduif user list --tenant {name}` lists them",
+        name = tenant.name
+    )
+}
+
+#[derive(Serialize)]
+struct Created {
+    id: Uuid,
+    tenant: String,
+    username: String,
+    user_type: UserType,
+}
+
+impl Render for Created {
+    fn text(&self, out: &mut Text) {
+        outln!(
+            out,
+            "created the {} user {} of {}: {}",
+            self.user_type,
+            self.username,
+            self.tenant,
+            self.id
+        );
     }
 }
 
 impl Create {
-    async fn run(self, global: &Global, config: &Config) -> Result<()> {
+    async fn run(self, config: &Config) -> Result<Created> {
         let password = match (self.password, self.user_type) {
             (Some(password), _) => Some(password),
             (None, UserType::Web) => Some(read_password()?),
@@ -179,34 +231,36 @@ impl Create {
             email: self.email,
             password,
         };
-        let id = users::create(&database, &config.auth, &tenant.name, user).await?;
-        if global.json {
-            outln!(
-                "{}",
-                json!({"id": id, "tenant": tenant.name, "username": self.username, "user_type": self.user_type})
-            )?;
-        } else {
-            outln!(
-                "made the {} user {} of {}: {id}",
-                self.user_type,
-                self.username,
-                tenant.name
-            )?;
-        }
-        Ok(())
+        Ok(Created {
+            id: users::create(&database, &config.auth, &tenant.name, user).await?,
+            tenant: tenant.name,
+            username: self.username,
+            user_type: self.user_type,
+        })
     }
 }
 
-fn user_type() -> impl TypedValueParser<Value = UserType> {
-    PossibleValuesParser::new([UserType::Web.as_str(), UserType::Mobile.as_str()])
-        .try_map(|text| text.parse::<UserType>())
+#[derive(Serialize)]
+#[serde(transparent)]
+struct UserList(Vec<UserRecord>);
+
+/// A user without presence, which only a running engine has.
+#[derive(Serialize)]
+struct UserRecord {
+    id: Uuid,
+    username: String,
+    user_type: UserType,
+    device_id: Option<String>,
+    last_seen: Option<Timestamp>,
+    created_at: Timestamp,
+    disabled_at: Option<Timestamp>,
 }
 
-async fn list(global: &Global, config: &Config, tenant: Option<String>, user_type: Option<UserType>) -> Result<()> {
+async fn list(config: &Config, tenant: Option<String>, user_type: Option<UserType>) -> Result<UserList> {
     let (database, tenant) = known_tenant(config, tenant).await?;
-    let mut found: Vec<users::User> = Vec::new();
+    let mut found: Vec<UserRecord> = Vec::new();
     loop {
-        // Beside the last one, so that none is missed or comes twice while users come and go.
+        // Continues after the last user, so that concurrent changes neither skip nor repeat one.
         let start = match found.last() {
             Some(last) => Start::After(last.id.to_string()),
             None => Start::Offset(0),
@@ -218,67 +272,52 @@ async fn list(global: &Global, config: &Config, tenant: Option<String>, user_typ
             page: Page { limit: PAGE, start },
         };
         let page = users::list(&database, &tenant, &filter).await?;
-        found.extend(page.rows);
+        found.extend(page.rows.into_iter().map(|user| UserRecord {
+            id: user.id,
+            username: user.username,
+            user_type: user.user_type,
+            device_id: user.device_id,
+            last_seen: user.last_seen,
+            created_at: user.created_at,
+            disabled_at: user.disabled_at,
+        }));
         if !page.has_more {
-            break;
+            return Ok(UserList(found));
         }
     }
-    if global.json {
-        // Who is online is known to a running engine only.
-        let rows: Vec<_> = found
-            .iter()
-            .map(|user| {
-                json!({
-                    "id": user.id, "username": user.username, "user_type": user.user_type,
-                    "device_id": user.device_id, "last_seen": user.last_seen, "created_at": user.created_at,
-                    "disabled_at": user.disabled_at,
-                })
-            })
-            .collect();
-        output::json(&rows)?;
-    } else {
-        super::print_table(
-            ["USERNAME", "TYPE", "STATE", "ID", "DEVICE", "LAST SEEN"],
-            found.into_iter().map(|user| {
-                let (state, tone) = match user.disabled_at {
-                    Some(_) => ("disabled", Tone::Warning),
-                    None => ("active", Tone::Plain),
-                };
-                [
-                    Cell::from(user.username),
-                    Cell::from(user.user_type.as_str()),
-                    Cell::from(state).toned(tone),
-                    Cell::from(user.id.to_string()),
-                    Cell::from(user.device_id.unwrap_or_else(|| NOTHING.to_owned())),
-                    Cell::from(
-                        user.last_seen
-                            .map_or_else(|| "never".to_owned(), |time| time.to_string()),
-                    ),
-                ]
-            }),
-        )?;
-    }
-    Ok(())
 }
 
-/// A password from whoever is there: asked for twice, without echo, on a terminal; else a line of stdin.
+impl Render for UserList {
+    fn text(&self, out: &mut Text) {
+        let row = |user: &UserRecord| {
+            let (state, tone) = match user.disabled_at {
+                Some(_) => ("disabled", Tone::Warning),
+                None => ("active", Tone::Plain),
+            };
+            [
+                Cell::from(user.username.clone()),
+                Cell::from(user.user_type.as_str()),
+                Cell::from(state).toned(tone),
+                Cell::from(user.id.to_string()),
+                Cell::from(or_nothing(user.device_id.as_ref())),
+                Cell::from(or_never(user.last_seen)),
+            ]
+        };
+        let header = ["USERNAME", "TYPE", "STATE", "ID", "DEVICE", "LAST SEEN"];
+        out.table(header, self.0.iter().map(row));
+    }
+}
+
+/// A time, or `never`.
+pub(super) fn or_never(time: Option<Timestamp>) -> String {
+    time.map_or_else(|| "never".to_owned(), |time| time.to_string())
+}
+
+/// Reads a password: twice, without echo, on a terminal; else a line of stdin.
 fn read_password() -> Result<String> {
-    const NONE: &str = "a password is needed: --password, POSDUIF_PASSWORD, or a line on stdin";
     let stdin = io::stdin();
     let password = if stdin.is_terminal() {
-        let terminal = console::Term::stderr();
-        if !terminal.is_term() {
-            bail!(NONE);
-        }
-        let ask = |prompt: &str| {
-            terminal.write_str(prompt)?;
-            terminal.read_secure_line()
-        };
-        let password = ask("Password: ").context("cannot read a password from the terminal")?;
-        if !password.is_empty() && ask("Once more: ").context("cannot read a password from the terminal")? != password {
-            bail!("the two passwords differ; nothing was changed");
-        }
-        password
+        prompt_password()?
     } else {
         let mut line = String::new();
         stdin
@@ -288,7 +327,32 @@ fn read_password() -> Result<String> {
         line.trim_end_matches(['\r', '\n']).to_owned()
     };
     if password.is_empty() {
-        bail!(NONE);
+        bail!(NO_PASSWORD);
     }
     Ok(password)
+}
+
+const NO_PASSWORD: &str = "a password is required: --password, POSDUIF_PASSWORD, or a line on stdin";
+
+fn prompt_password() -> Result<String> {
+    let terminal = console::Term::stderr();
+    if !terminal.is_term() {
+        bail!(NO_PASSWORD);
+    }
+    let prompt = |text: &str| {
+        terminal.write_str(text)?;
+        terminal.read_secure_line()
+    };
+    let password = prompt("Password: ").context("cannot read a password from the terminal")?;
+    if !password.is_empty()
+        && prompt("Repeat password: ").context("cannot read a password from the terminal")? != password
+    {
+        bail!("the two passwords differ; nothing was changed");
+    }
+    Ok(password)
+}
+
+fn user_type() -> impl TypedValueParser<Value = UserType> {
+    PossibleValuesParser::new([UserType::Web.as_str(), UserType::Mobile.as_str()])
+        .try_map(|text| text.parse::<UserType>())
 }

@@ -1,4 +1,4 @@
-//! Views that are drawn again and again: in place on a terminal, else one below the other.
+//! Repeated output: redrawn in place on a terminal, appended elsewhere.
 
 use std::time::Duration;
 
@@ -7,33 +7,32 @@ use clap::Args;
 use tokio::time::{MissedTickBehavior, interval};
 use unicode_width::UnicodeWidthChar as _;
 
-use super::output;
+use super::Global;
+use super::output::{self, Render};
 
-/// Between two looks, when nothing else is said.
+/// Default interval.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How a view is repeated.
 #[derive(Debug, Clone, Copy, Args)]
 pub(super) struct Repetition {
-    /// Seconds between two looks (0.1 to 3600) [default: 2]
+    /// Seconds between two updates (0.1 to 3600) [default: 2]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     interval: Option<Duration>,
-    /// End after so many looks; without it, Ctrl-C ends it
+    /// Stop after N updates; default: run until Ctrl-C
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
 
 impl Repetition {
-    /// Whether anything is said about it.
     pub(super) fn is_given(&self) -> bool {
         self.interval.is_some() || self.count.is_some()
     }
 
-    /// Draws until Ctrl-C, or as often as was asked for. A look that fails says why, and the next may go well again.
+    /// Queries and prints until Ctrl-C or `--count`. A failed query is printed; the next one may succeed.
     ///
     /// # Errors
-    /// When the last look that was asked for failed, or nobody reads the output.
-    pub(super) async fn draw(self, mut look: impl AsyncFnMut() -> Result<String>) -> Result<()> {
+    /// When the last query of `--count` failed, or the output is closed.
+    pub(super) async fn run<V: Render>(self, global: &Global, mut query: impl AsyncFnMut() -> Result<V>) -> Result<()> {
         let screen = || output::is_terminal().then(output::terminal_size);
         let mut ticks = interval(self.interval.unwrap_or(INTERVAL));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -42,10 +41,10 @@ impl Repetition {
             loop {
                 ticks.tick().await;
                 left = left.map(|left| left - 1);
-                match look().await {
-                    Ok(text) => output::print(&frame(&text, screen()))?,
+                match query().await {
+                    Ok(value) => output::write(&frame(&output::frame(global, &value)?, screen()))?,
                     Err(error) if left == Some(0) => return Err(error),
-                    Err(error) => output::print(&frame(&format!("{error:#}\n"), screen()))?,
+                    Err(error) => output::write(&frame(&format!("{error:#}\n"), screen()))?,
                 }
                 if left == Some(0) {
                     return Ok(());
@@ -59,9 +58,8 @@ impl Repetition {
     }
 }
 
-/// A view as it is written. In place, on a screen of so many columns and rows, each line clears what stood there, and the
-/// last what stood below. A terminal that must scroll or wrap is no longer drawn over where it was: lines are cut to the
-/// width, and what does not fit above the last row, where the cursor rests, is only counted.
+/// The text with the control sequences that redraw it in place on a screen of so many columns and rows. Lines are cut to
+/// the width, and lines beyond the height are counted: scrolling or wrapping would break the redraw.
 fn frame(text: &str, screen: Option<(usize, usize)>) -> String {
     let Some((columns, rows)) = screen else {
         return text.to_owned();
@@ -71,7 +69,7 @@ fn frame(text: &str, screen: Option<(usize, usize)>) -> String {
     let shown = if lines.len() > room { room - 1 } else { lines.len() };
     let mut frame = "\x1b[H".to_owned();
     for line in &lines[..shown] {
-        // Cleared first: behind a line as wide as the screen, clearing would take its last character.
+        // Cleared first: after a line as wide as the screen, clearing would erase its last character.
         frame.push_str("\x1b[K");
         push_cut(&mut frame, line, columns);
         frame.push('\n');
@@ -85,8 +83,7 @@ fn frame(text: &str, screen: Option<(usize, usize)>) -> String {
     frame
 }
 
-/// Appends as much of a line as fits. Colours take no room, and what is left out of them is their text alone, so that
-/// they end where they should.
+/// Appends as much of a line as fits. Colour sequences have no width and are kept even where the text is cut.
 fn push_cut(frame: &mut String, line: &str, columns: usize) {
     let mut left = columns;
     let mut is_colour = false;
@@ -109,7 +106,7 @@ fn push_cut(frame: &mut String, line: &str, columns: usize) {
     }
 }
 
-/// Reads a time in seconds.
+/// Parses a number of seconds for clap.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     if !(0.1..=3600.0).contains(&seconds) {
@@ -123,13 +120,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_view_in_place_leaves_nothing_of_the_one_before() {
+    fn redraw_clears_the_previous_frame() {
         assert_eq!(frame("a\nb\n", Some((80, 24))), "\x1b[H\x1b[Ka\n\x1b[Kb\n\x1b[J");
         assert_eq!(frame("a\nb\n", None), "a\nb\n");
     }
 
     #[test]
-    fn a_view_in_place_stays_within_the_screen() {
+    fn frame_is_cut_to_the_screen() {
         assert_eq!(
             frame("1\n2\n3\n4\n", Some((80, 4))),
             "\x1b[H\x1b[K1\n\x1b[K2\n\x1b[K… 2 more\n\x1b[J"
@@ -141,7 +138,7 @@ mod tests {
             frame("ab\x1b[32mcdef\x1b[0mgh\n", Some((3, 4))),
             "\x1b[H\x1b[Kab\x1b[32mc\x1b[0m\n\x1b[J"
         );
-        // However small it is.
+        // The smallest screen.
         assert_eq!(frame("1\n2\n", Some((1, 1))), "\x1b[H\x1b[K…\n\x1b[J");
     }
 

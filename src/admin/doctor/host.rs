@@ -1,21 +1,22 @@
-//! This machine, the settings that are secrets, and whether an engine is reached where clients look for it.
+//! Checks of this machine, of the secrets, and of the engine at its public URL.
 
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use serde_json::Value;
 
-use crate::admin::doctor::Check;
+use crate::admin::doctor::{Check, Level};
+use crate::admin::status::failing_checks;
 use crate::config::Config;
 use crate::net::http;
 
-/// How long an engine may take to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Timeout of a request to the engine.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Descriptors of an engine beside clients' connections and the pool: Redis, files, the listener, spares.
-const DESCRIPTORS_BESIDE: u64 = 100;
+/// File descriptors other than connections of clients and the pool: Redis, files, the listener, spares.
+const OTHER_DESCRIPTORS: u64 = 100;
 
-/// Looks at this machine, and from it at the engine.
+/// Checks this machine, and the engine as seen from it.
 pub(crate) async fn examine(config: &Config, url: &str) -> Vec<Check> {
     let mut checks = vec![secret(config)];
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -31,8 +32,8 @@ fn secret(config: &Config) -> Check {
         Err(error) => Check::fail(
             "config.jwt_secret",
             format!("{error:#}"),
-            "Whoever knows or guesses it makes tokens of everybody; only `serve --role replicator` starts without. Keep the \
-             new one with the other settings: another one ends all tokens and cursors",
+            "It signs all tokens; only `serve --role replicator` starts without. Store the new one with the other settings: \
+             changing it invalidates all tokens and cursors",
         )
         .fix("export POSDUIF__AUTH__JWT_SECRET=$(openssl rand -hex 32)"),
     }
@@ -40,84 +41,80 @@ fn secret(config: &Config) -> Check {
 
 fn descriptors(config: &Config, soft: u64, hard: u64) -> Check {
     const NAME: &str = "host.file_descriptors";
-    let beside = config.postgres.pool_size as u64 + DESCRIPTORS_BESIDE;
-    let wanted = config.server.connections_max as u64 + beside;
+    let others = config.postgres.pool_size as u64 + OTHER_DESCRIPTORS;
+    let required = config.server.connections_max as u64 + others;
     let found = format!("{soft} in this shell");
-    if soft >= wanted {
+    if soft >= required {
         return Check::ok(NAME, found);
     }
     let check = Check::warn(
         NAME,
         found,
         format!(
-            "An engine needs {wanted} for `server.connections_max` clients; beyond the limit no connection is taken. A \
-             service has a limit of its own (systemd: LimitNOFILE)"
+            "An engine needs {required} for `server.connections_max` clients; beyond the limit, connections are refused. A \
+             service has its own limit (systemd: LimitNOFILE)"
         ),
     );
-    if hard >= wanted {
-        check.fix(format!("ulimit -n {wanted}"))
+    if hard >= required {
+        check.fix(format!("ulimit -n {required}"))
     } else {
-        let most = soft.saturating_sub(beside).max(1);
+        let most = soft.saturating_sub(others).max(1);
         check.fix(format!("export POSDUIF__SERVER__CONNECTIONS_MAX={most}"))
     }
 }
 
 async fn engine(url: &str) -> Vec<Check> {
-    const URL: &str = "engine.public_url";
-    let health = match http::get(&format!("{url}/health"), PATIENCE).await {
-        Ok(answer) if answer.status == 200 && answer.body.starts_with(b"OK") => Check::ok(URL, url),
-        Ok(answer) => Check::fail(
-            URL,
-            format!("{url}/health answers {}", answer.status),
-            "Something else answers where clients look for the engine: check `server.public_url` (or POSDUIF_URL) and the proxy",
-        ),
-        Err(error) => Check::warn(
-            URL,
-            format!("{url}: {error:#}"),
-            "No engine is reached where clients look for it: start one, or check `server.public_url` (or POSDUIF_URL) and the way there",
-        )
-        .fix("posduif serve"),
-    };
-    if health.level != crate::admin::doctor::Level::Ok {
+    let health = health(url).await;
+    if health.level != Level::Ok {
         return vec![health];
     }
-    let ready = match http::get(&format!("{url}/ready"), PATIENCE).await {
-        Ok(answer) if answer.status == 200 => Check::ok("engine.ready", "what clients see is fresh"),
-        // A proxy may keep it from the outside, as it should.
-        Ok(answer) if answer.status != 503 => Check::ok("engine.ready", "not shown at the public URL"),
-        Ok(answer) => Check::fail(
-            "engine.ready",
-            failing(&answer.body),
-            "What clients see is not fresh; this tells more",
-        )
-        .fix("posduif status"),
-        Err(error) => Check::warn(
-            "engine.ready",
-            format!("{error:#}"),
-            "The engine lives and does not say how",
-        ),
-    };
-    vec![health, ready]
+    vec![health, ready(url).await]
 }
 
-/// The checks of a `/ready` answer that fail, in words.
-fn failing(body: &[u8]) -> String {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let checks = body["checks"].as_object().into_iter().flatten();
-    let failing: Vec<String> = checks
-        .filter(|(_, check)| check["ok"] == false)
-        .map(|(name, check)| format!("{name}: {}", check["detail"].as_str().unwrap_or("fails")))
-        .collect();
-    failing.join("; ")
+async fn health(url: &str) -> Check {
+    const NAME: &str = "engine.public_url";
+    match http::get(&format!("{url}/health"), ENGINE_TIMEOUT).await {
+        Ok(response) if response.status == 200 && response.body.starts_with(b"OK") => Check::ok(NAME, url),
+        Ok(response) => Check::fail(
+            NAME,
+            format!("{url}/health returned {}", response.status),
+            "Another server answers at the public URL: check `server.public_url` (or POSDUIF_URL) and the proxy",
+        ),
+        Err(error) => Check::warn(
+            NAME,
+            format!("{url}: {error:#}"),
+            "No engine is reachable at the public URL: start one, or check `server.public_url` (or POSDUIF_URL) and the \
+             network",
+        )
+        .fix("posduif serve"),
+    }
+}
+
+async fn ready(url: &str) -> Check {
+    const NAME: &str = "engine.ready";
+    match http::get(&format!("{url}/ready"), ENGINE_TIMEOUT).await {
+        Ok(response) if response.status == 200 => Check::ok(NAME, "fresh"),
+        // A proxy may hide it from the outside, as it should.
+        Ok(response) if response.status != 503 => Check::ok(NAME, "not exposed at the public URL"),
+        Ok(response) => {
+            let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+            let meaning = "Clients receive stale data; this shows more";
+            Check::fail(NAME, failing_checks(&body["checks"]), meaning).fix("posduif status")
+        }
+        Err(error) => Check::warn(
+            NAME,
+            format!("{error:#}"),
+            "The engine is alive, but does not report its readiness",
+        ),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::doctor::Level;
 
     #[test]
-    fn a_limit_that_can_be_raised_is_raised_and_else_fewer_clients_are_taken() {
+    fn descriptor_fix_raises_the_limit_or_lowers_clients() {
         let config = Config::default();
         assert_eq!(descriptors(&config, 19_116, 19_116).level, Level::Ok);
         assert_eq!(descriptors(&config, 1024, 524_288).fix, ["ulimit -n 19116"]);
@@ -125,12 +122,5 @@ mod tests {
             descriptors(&config, 1024, 1024).fix,
             ["export POSDUIF__SERVER__CONNECTIONS_MAX=908"]
         );
-    }
-
-    #[test]
-    fn only_what_fails_is_named() {
-        let body = br#"{"ready": false, "checks": {"redis": {"ok": false, "detail": "unavailable"}, "postgres": {"ok": true}}}"#;
-        assert_eq!(failing(body), "redis: unavailable");
-        assert_eq!(failing(b"nonsense"), "");
     }
 }

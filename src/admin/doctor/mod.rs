@@ -1,13 +1,16 @@
-//! Looks at everything that an engine depends on, and says what is wrong, what that means and what mends it.
+//! Checks everything that an engine depends on; each problem has its meaning and its fix.
 //!
-//! Each part is looked at by itself, so that one that is away hides nothing of the others. What is judged is read
-//! first: [`postgres`], [`redis`] and [`streams`] checks plain facts, and [`host`] this machine and the way to the engine.
+//! The parts are checked independently, so that an unreachable one does not hide problems of the others. Facts are read
+//! first and checked by pure functions: [`postgres`], `slots`, `schemas`, [`redis`], [`streams`], and [`host`] for this
+//! machine and the engine.
 //!
 //! Commands name the servers as `"$DATABASE_URL"` and `"$REDIS_URL"`, so that no secret is printed.
 
 pub mod host;
 pub mod postgres;
 pub mod redis;
+mod schemas;
+mod slots;
 pub mod streams;
 
 use std::time::Instant;
@@ -17,20 +20,17 @@ use serde::Serialize;
 
 use crate::config::Config;
 
-/// How good it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
     Ok,
-    /// It works, and will hurt some day.
+    /// Works, with a risk.
     Warn,
-    /// It does not work, or loses something.
+    /// Does not work, or loses data.
     Fail,
 }
 
 impl Level {
-    /// A word for it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -40,20 +40,19 @@ impl Level {
     }
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What it is, for example `postgres.wal_level`.
+    /// For example `postgres.wal_level`.
     pub name: &'static str,
-    /// How good it is.
     pub level: Level,
-    /// How it is.
+    /// The actual state.
     pub found: String,
-    /// What that means; empty when all is well.
+    /// The consequence; empty if the check passed.
     pub meaning: String,
-    /// Commands for a shell that mend it, in this order.
+    /// Shell commands that fix it, in order.
     pub fix: Vec<String>,
-    /// What is to be done behind them, for which there is no command that fits every system.
+    /// A further step without a portable command.
     pub then: Option<&'static str>,
 }
 
@@ -92,8 +91,8 @@ impl Check {
     }
 }
 
-/// Looks at everything, and for the engine at this base URL. What cannot be reached is a failed check; each part takes no longer than its timeouts in the
-/// settings.
+/// Checks everything, including the engine at this base URL. An unreachable part is a failed check; each part is bounded by
+/// its timeouts in the settings.
 pub async fn examine(config: &Config, url: &str) -> Vec<Check> {
     let (postgres, redis, streams, host) = tokio::join!(
         postgres::examine(config),
@@ -104,8 +103,8 @@ pub async fn examine(config: &Config, url: &str) -> Vec<Check> {
     [postgres, redis, streams, host].concat()
 }
 
-/// The first of these, and how many more there are.
-fn some_of(names: Vec<String>) -> String {
+/// The first names, and the number of the others.
+fn first_names(names: Vec<String>) -> String {
     let more = names.len().saturating_sub(3);
     let mut text = names.into_iter().take(3).collect::<Vec<_>>().join(", ");
     if more > 0 {
@@ -114,20 +113,19 @@ fn some_of(names: Vec<String>) -> String {
     text
 }
 
-/// How far a server's clock may be from ours, in seconds: beyond this it is worth a look.
+/// Tolerated difference between the clock of a server and ours, in seconds.
 const SKEW_SECONDS: f64 = 1.0;
 
-/// How far a clock that was read between `began` and now is ahead of ours, in seconds, without what the way may account
-/// for.
+/// How far a clock that was read between `began` and now is ahead of ours, in seconds, less the network delay.
 fn skew(there: DateTime<Utc>, began: Instant) -> f64 {
-    let way = began.elapsed() / 2;
+    let delay = began.elapsed() / 2;
     #[expect(clippy::cast_precision_loss, reason = "the difference of two clocks")]
-    let seconds = (there - (Utc::now() - way)).num_milliseconds() as f64 / 1000.0;
-    seconds.signum() * (seconds.abs() - way.as_secs_f64()).max(0.0)
+    let seconds = (there - (Utc::now() - delay)).num_milliseconds() as f64 / 1000.0;
+    seconds.signum() * (seconds.abs() - delay.as_secs_f64()).max(0.0)
 }
 
-/// What the difference of a server's clock from ours means. `bound_seconds` is that of the freshness.
-fn clock(name: &'static str, whose: &str, skew_seconds: f64, bound_seconds: u64) -> Check {
+/// Checks the difference between a server's clock and ours. `bound_seconds` is the freshness bound.
+fn clock(name: &'static str, server: &str, skew_seconds: f64, bound_seconds: u64) -> Check {
     let found = format!(
         "{:.3} s {}",
         skew_seconds.abs(),
@@ -136,7 +134,7 @@ fn clock(name: &'static str, whose: &str, skew_seconds: f64, bound_seconds: u64)
     #[expect(clippy::cast_precision_loss, reason = "at most 3,600")]
     let bound = bound_seconds as f64;
     let meaning = format!(
-        "The clocks of {whose} and of this machine differ. The freshness is the difference between both, and red beyond \
+        "The clocks of {server} and of this machine differ. Freshness is measured between both, and fails beyond \
          {bound_seconds} s. Run this where the clock is wrong"
     );
     let check = match skew_seconds.abs() {
@@ -152,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clocks_may_differ_a_little() {
+    fn clock_level_follows_its_difference() {
         let level = |skew| clock("postgres.clock", "Postgres", skew, 10).level;
         assert_eq!(
             [

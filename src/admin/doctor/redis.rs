@@ -1,4 +1,4 @@
-//! What an engine needs of Redis: a single server that forgets nothing.
+//! Checks of Redis: a single, persistent server that evicts nothing.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -11,23 +11,22 @@ use crate::config;
 use crate::net;
 use crate::redis::info::Info;
 
-/// The oldest version that works.
+/// The oldest supported version.
 const VERSION_MIN: u32 = 7;
 
-/// Part of `maxmemory` in use from which on it is worth a look.
-const FULL: f64 = 0.8;
+/// Part of `maxmemory` in use that is a warning.
+const NEARLY_FULL: f64 = 0.8;
 
-/// The freshness is measured by Postgres' clock; that of Redis only counts presence and sessions.
+/// Freshness is measured by the clock of Postgres; that of Redis only matters for presence and sessions.
 const SKEW_BOUND_SECONDS: u64 = 60;
 
-/// What is known of a server.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Facts {
-    /// The answer to `INFO`.
+    /// Fields of `INFO`.
     info: HashMap<String, String>,
-    /// What `CONFIG GET` gave; `None` when it was refused.
+    /// Settings by `CONFIG GET`; `None` if it was refused.
     settings: Option<HashMap<String, String>>,
-    /// How far its clock is ahead of ours.
+    /// How far the server's clock is ahead of ours.
     skew_seconds: f64,
 }
 
@@ -68,7 +67,7 @@ impl Facts {
     }
 }
 
-/// How a shell reaches Redis, without its secrets.
+/// The `redis-cli` command for a shell, without secrets.
 fn shell(config: &config::Redis) -> String {
     let url = config.url.expose();
     if url.starts_with("unix:") || url.starts_with("redis+unix:") {
@@ -87,148 +86,181 @@ fn shell(config: &config::Redis) -> String {
     command
 }
 
-/// Looks at Redis.
+/// Checks Redis.
 pub(crate) async fn examine(config: &config::Redis) -> Vec<Check> {
     let timeout = Duration::from_secs(config.response_timeout_seconds);
-    let place = net::redis::place(config);
+    let address = net::redis::place(config);
     let failure = match tokio::time::timeout(timeout, Facts::read(config)).await {
         Ok(Ok(facts)) => {
-            let mut checks = vec![Check::ok("redis.connection", place)];
+            let mut checks = vec![Check::ok("redis.connection", address)];
             checks.extend(facts_checks(&facts, &shell(config)));
             return checks;
         }
-        Ok(Err(error)) => format!("{place}: {error:#}"),
-        Err(_) => format!("{place}: no answer within {} s", timeout.as_secs()),
+        Ok(Err(error)) => format!("{address}: {error:#}"),
+        Err(_) => format!("{address}: no answer within {} s", timeout.as_secs()),
     };
     let check = Check::fail(
         "redis.connection",
         failure,
-        "Nothing is delivered without Redis, and nothing else of it can be looked at; check `redis.url` (or REDIS_URL)",
+        "Nothing is delivered without Redis, and nothing else of it can be checked; check `redis.url` (or REDIS_URL)",
     );
     vec![check.fix(format!("{} PING", shell(config)))]
 }
 
-/// Judges what is known.
+/// Checks the facts.
 fn facts_checks(facts: &Facts, shell: &str) -> Vec<Check> {
-    let mut checks = Vec::new();
-    // A change lasts when Redis has a file to write it to.
-    let set = |check: Check, name: &str, value: &str| {
-        let check = check.fix(format!("{shell} CONFIG SET {name} {value}"));
-        if facts.info("config_file").is_empty() {
-            check.then("put the same into what starts Redis: it has no configuration file to keep it in")
-        } else {
-            check.fix(format!("{shell} CONFIG REWRITE"))
-        }
-    };
+    let checks = [
+        Some(version(facts)),
+        Some(server(facts)),
+        Some(appendonly(facts, shell)),
+        Some(appendfsync(facts, shell)),
+        Some(maxmemory_policy(facts, shell)),
+        Some(memory(facts, shell)),
+        Some(file(facts)),
+        latency_tracking(facts, shell),
+        Some(clock("redis.clock", "Redis", facts.skew_seconds, SKEW_BOUND_SECONDS)),
+    ];
+    checks.into_iter().flatten().collect()
+}
+
+/// Adds the commands that set a parameter, and persist it if Redis has a configuration file.
+fn set(check: Check, facts: &Facts, shell: &str, name: &str, value: &str) -> Check {
+    let check = check.fix(format!("{shell} CONFIG SET {name} {value}"));
+    if facts.info("config_file").is_empty() {
+        check.then("set the same where Redis is started: it has no configuration file")
+    } else {
+        check.fix(format!("{shell} CONFIG REWRITE"))
+    }
+}
+
+fn version(facts: &Facts) -> Check {
+    const NAME: &str = "redis.version";
     let version = facts.info("redis_version");
     let major: Option<u32> = version.split('.').next().and_then(|major| major.parse().ok());
     let found = match facts.info("valkey_version") {
         "" => format!("Redis {version}"),
         valkey => format!("Valkey {valkey}"),
     };
-    checks.push(if major.is_some_and(|major| major >= VERSION_MIN) {
-        Check::ok("redis.version", found)
+    if major.is_some_and(|major| major >= VERSION_MIN) {
+        Check::ok(NAME, found)
     } else {
-        Check::fail("redis.version", found, "Needed is 7 or newer: upgrade it")
-    });
-    checks.push(match (facts.info("cluster_enabled"), facts.info("role")) {
+        Check::fail(NAME, found, "Version 7 or newer is required: upgrade Redis")
+    }
+}
+
+fn server(facts: &Facts) -> Check {
+    const NAME: &str = "redis.server";
+    match (facts.info("cluster_enabled"), facts.info("role")) {
         ("1", _) => Check::fail(
-            "redis.server",
+            NAME,
             "Redis Cluster",
             "A transaction of the engine spans keys of several slots: name a single server in `redis.url`",
         ),
         (_, "slave") => Check::fail(
-            "redis.server",
+            NAME,
             "a replica",
-            "It takes no entries: name the primary in `redis.url`",
+            "A replica accepts no entries: name the primary in `redis.url`",
         ),
-        _ => Check::ok("redis.server", "a single primary"),
-    });
+        _ => Check::ok(NAME, "a single primary"),
+    }
+}
+
+fn appendonly(facts: &Facts, shell: &str) -> Check {
+    const NAME: &str = "redis.appendonly";
     let is_persistent = match facts.setting("appendonly") {
         Some(value) => value == "yes",
         None => facts.info("aof_enabled") == "1",
     };
-    checks.push(if is_persistent {
-        Check::ok("redis.appendonly", "yes")
-    } else {
-        let check = Check::fail(
-            "redis.appendonly",
-            "no",
-            "A crash or restart of Redis loses the streams: a new epoch, and every device takes a snapshot",
-        );
-        set(check, "appendonly", "yes")
-    });
-    checks.push(match facts.setting("appendfsync") {
+    if is_persistent {
+        return Check::ok(NAME, "yes");
+    }
+    let meaning = "A crash or restart of Redis loses the streams: a new epoch, and every device takes a snapshot";
+    set(Check::fail(NAME, "no", meaning), facts, shell, "appendonly", "yes")
+}
+
+fn appendfsync(facts: &Facts, shell: &str) -> Check {
+    const NAME: &str = "redis.appendfsync";
+    match facts.setting("appendfsync") {
         Some("no") => {
-            let check = Check::fail(
-                "redis.appendfsync",
-                "no",
-                "Redis leaves it to the system when its file is on disk: a power cut loses entries that Postgres has forgotten",
-            );
-            set(check, "appendfsync", "everysec")
+            let meaning = "The operating system decides when the file is on disk: a power failure loses entries that \
+                           Postgres no longer retains";
+            set(
+                Check::fail(NAME, "no", meaning),
+                facts,
+                shell,
+                "appendfsync",
+                "everysec",
+            )
         }
-        Some(value) => Check::ok("redis.appendfsync", value),
+        Some(value) => Check::ok(NAME, value),
         None => Check::warn(
-            "redis.appendfsync",
-            "not known: CONFIG GET is refused",
-            "The engine then waits as for `everysec`; allow it to our user",
+            NAME,
+            "unknown: CONFIG GET is refused",
+            "The engine then waits as for `everysec`; allow the command to its user",
         )
         .fix(format!("{shell} ACL SETUSER posduif '+config|get'")),
-    });
+    }
+}
+
+fn maxmemory_policy(facts: &Facts, shell: &str) -> Check {
+    const NAME: &str = "redis.maxmemory_policy";
     let policy = facts.info("maxmemory_policy");
-    checks.push(if policy == "noeviction" {
-        Check::ok("redis.maxmemory_policy", policy)
-    } else {
-        let check = Check::fail(
-            "redis.maxmemory_policy",
-            policy,
-            "When memory is full, Redis throws streams away to go on: history is lost. With `noeviction` it refuses \
-             entries, which wait in Postgres",
-        );
-        set(check, "maxmemory-policy", "noeviction")
-    });
+    if policy == "noeviction" {
+        return Check::ok(NAME, policy);
+    }
+    let meaning = "When memory is full, Redis evicts streams: history is lost. With `noeviction` it refuses entries, which \
+                   wait in Postgres";
+    let check = Check::fail(NAME, policy, meaning);
+    set(check, facts, shell, "maxmemory-policy", "noeviction")
+}
+
+fn memory(facts: &Facts, shell: &str) -> Check {
+    const NAME: &str = "redis.memory";
     let number = |name: &str| facts.info(name).parse::<f64>().unwrap_or_default();
     let (used, most) = (number("used_memory"), number("maxmemory"));
     let megabytes = |bytes: f64| format!("{:.0} MB", bytes / 1024.0 / 1024.0);
-    checks.push(if most == 0.0 {
-        Check::ok("redis.memory", format!("{} used, without a bound", megabytes(used)))
-    } else {
-        let found = format!("{} of {} used", megabytes(used), megabytes(most));
-        if used < most * FULL {
-            Check::ok("redis.memory", found)
-        } else {
-            let check = Check::warn(
-                "redis.memory",
-                found,
-                "When it is full, entries wait in Postgres, which keeps WAL for them. Lower the bounds `streams.*_entries_max`, \
-                 or give it more",
-            );
-            set(check, "maxmemory", &format!("{:.0}", most * 2.0))
-        }
-    });
-    checks.push(match facts.info("aof_last_write_status") {
-        "" | "ok" => Check::ok("redis.file", "written without errors"),
+    if most == 0.0 {
+        return Check::ok(NAME, format!("{} used, unlimited", megabytes(used)));
+    }
+    let found = format!("{} of {} used", megabytes(used), megabytes(most));
+    if used < most * NEARLY_FULL {
+        return Check::ok(NAME, found);
+    }
+    let meaning = "When memory is full, entries wait in Postgres, which retains WAL for them. Lower \
+                   `streams.*_entries_max`, or raise the limit";
+    let check = Check::warn(NAME, found, meaning);
+    set(check, facts, shell, "maxmemory", &format!("{:.0}", most * 2.0))
+}
+
+fn file(facts: &Facts) -> Check {
+    const NAME: &str = "redis.file";
+    match facts.info("aof_last_write_status") {
+        "" | "ok" => Check::ok(NAME, "written without errors"),
         status => Check::fail(
-            "redis.file",
+            NAME,
             format!("the last write: {status}"),
-            "Redis cannot write its append-only file, and refuses entries: look at the room on its disk",
+            "Redis cannot write its append-only file, and refuses entries: check the space on its disk",
         )
         .fix("df -h"),
-    });
-    if let Some(tracking) = facts.setting("latency-tracking") {
-        checks.push(if tracking == "no" {
-            Check::ok("redis.latency_tracking", "no")
-        } else {
-            let check = Check::warn(
-                "redis.latency_tracking",
-                tracking,
-                "A hint: without it each command is several per cent cheaper, and Redis' one thread is what binds",
-            );
-            set(check, "latency-tracking", "no")
-        });
     }
-    checks.push(clock("redis.clock", "Redis", facts.skew_seconds, SKEW_BOUND_SECONDS));
-    checks
+}
+
+/// `None` if Redis does not have the setting, or CONFIG GET is refused.
+fn latency_tracking(facts: &Facts, shell: &str) -> Option<Check> {
+    const NAME: &str = "redis.latency_tracking";
+    let tracking = facts.setting("latency-tracking")?;
+    if tracking == "no" {
+        return Some(Check::ok(NAME, "no"));
+    }
+    let meaning = "Performance: without it each command is several per cent cheaper, and the one thread of Redis is the \
+                   bottleneck";
+    Some(set(
+        Check::warn(NAME, tracking, meaning),
+        facts,
+        shell,
+        "latency-tracking",
+        "no",
+    ))
 }
 
 #[cfg(test)]
@@ -272,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn each_wrong_setting_is_named_with_its_fix() {
+    fn each_wrong_setting_fails_one_check_with_its_fix() {
         assert_eq!(wrong(&facts()), Vec::new());
         for (place, name, value, check, fix) in [
             ("info", "redis_version", "6.2.1", "redis.version", ""),
@@ -329,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_acl_hides_is_taken_from_elsewhere_or_said_to_be_unknown() {
+    fn settings_hidden_by_acl_are_inferred_or_unknown() {
         let mut hidden = facts();
         hidden.settings = None;
         let wrong: Vec<&str> = wrong(&hidden).iter().map(|check| check.name).collect();
@@ -337,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_lasts_only_with_a_configuration_file() {
+    fn fix_is_persisted_only_with_a_configuration_file() {
         let mut facts = facts();
         facts
             .settings

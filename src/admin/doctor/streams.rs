@@ -1,28 +1,28 @@
-//! What Redis should hold, by what Postgres has: a checkpoint, and the streams of every tenant.
+//! Checks of the streams in Redis: a checkpoint, and the streams of every tenant in Postgres.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::admin::doctor::Check;
+use crate::admin::doctor::{Check, first_names};
 use crate::admin::slot_report;
 use crate::admin::streams::{self, Length};
 use crate::config::Config;
 use crate::postgres::{Database, tenants};
 use crate::redis::store::Store;
 
-/// Of how many tenants the commands are named.
+/// Tenants whose fixes are listed.
 const FIXES_MAX: usize = 10;
 
-/// What is in the places of a tenant's keys.
+/// Lengths and types of a tenant's keys.
 #[derive(Debug)]
 struct Keys {
     changes: Length,
     shared: Length,
     quarantine: Length,
-    /// The hash of its generation and state.
+    /// The hash of generation, state and trim points.
     meta: Length,
 }
 
-/// Looks at what Redis holds. Nothing is said when Postgres or Redis is away, which is said elsewhere.
+/// Checks the streams. Returns nothing if Postgres or Redis is unreachable, which other checks report.
 pub(crate) async fn examine(config: &Config) -> Vec<Check> {
     let Ok(store) = Store::new(&config.redis) else {
         return Vec::new();
@@ -31,48 +31,35 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
     let (Ok(database), Ok(())) = (database, redis) else {
         return Vec::new();
     };
-    let mut checks = Vec::new();
-    let has_checkpoint = match store.checkpoint().await {
+    match store.checkpoint().await {
         Ok(Some(checkpoint)) => {
-            let epoch = checkpoint.epoch.number;
-            checks.push(Check::ok("redis.checkpoint", format!("epoch {epoch}")));
-            true
+            let epoch = format!("epoch {}", checkpoint.epoch.number);
+            vec![Check::ok(CHECKPOINT, epoch), tenant_streams(&database, &store).await]
         }
-        Ok(None) => {
-            checks.push(no_checkpoint(&database, config).await);
-            false
-        }
-        Err(error) => {
-            checks.push(Check::fail(
-                "redis.checkpoint",
-                error.to_string(),
-                "Nothing tells how far publishing has come, so that no engine goes on",
-            ));
-            false
-        }
-    };
-    // Before anything was published there are none.
-    if has_checkpoint {
-        checks.push(match tenants_streams(&database, &store).await {
-            Ok((keys, stopped)) => facts_checks(&keys, &stopped),
-            Err(error) => Check::fail("redis.streams", format!("{error:#}"), "They cannot be looked at"),
-        });
+        // Before the first publication there are no streams.
+        Ok(None) => vec![no_checkpoint(&database, config).await],
+        Err(error) => vec![Check::fail(
+            CHECKPOINT,
+            error.to_string(),
+            "The position of publishing is unknown, and no engine continues",
+        )],
     }
-    checks
 }
 
-/// Judges that there is no checkpoint, by whether there was ever an epoch.
+const CHECKPOINT: &str = "redis.checkpoint";
+const STREAMS: &str = "redis.streams";
+
+/// A missing checkpoint is expected before the first epoch only.
 async fn no_checkpoint(database: &Database, config: &Config) -> Check {
-    const NAME: &str = "redis.checkpoint";
     let slot = &config.replication.slot;
-    // Of a database without our tables nobody has published anything.
+    // A database without our tables has published nothing.
     let epochs = slot_report::epochs(database, slot, 1).await.unwrap_or_default();
     match epochs.first() {
-        None => Check::ok(NAME, "none: the first engine writes it"),
+        None => Check::ok(CHECKPOINT, "none: the first engine writes it"),
         Some(epoch) => Check::warn(
-            NAME,
+            CHECKPOINT,
             format!(
-                "none, though epoch {} of slot {slot} began at {}",
+                "none, but epoch {} of slot {slot} began at {}",
                 epoch.number, epoch.started_at
             ),
             "This is another Redis than the engine's, or it was emptied: check `redis.url` (or REDIS_URL) and \
@@ -81,9 +68,17 @@ async fn no_checkpoint(database: &Database, config: &Config) -> Check {
     }
 }
 
+async fn tenant_streams(database: &Database, store: &Store) -> Check {
+    match read_keys(database, store).await {
+        Ok((keys, stopped)) => facts_checks(&keys, &stopped),
+        Err(error) => Check::fail(STREAMS, format!("{error:#}"), "They cannot be read"),
+    }
+}
+
+/// Streams that accept no entries, by tenant.
 type Stopped = BTreeMap<String, BTreeSet<String>>;
 
-async fn tenants_streams(database: &Database, store: &Store) -> anyhow::Result<(BTreeMap<String, Keys>, Stopped)> {
+async fn read_keys(database: &Database, store: &Store) -> anyhow::Result<(BTreeMap<String, Keys>, Stopped)> {
     let tenants = tenants::list(database).await?;
     let names = store.keys();
     let keys: Vec<String> = tenants
@@ -122,76 +117,87 @@ async fn tenants_streams(database: &Database, store: &Store) -> anyhow::Result<(
     Ok((found, stopped))
 }
 
-/// What begins a tenant's streams anew.
 fn rebuild(tenant: &str) -> String {
     format!("posduif stream rebuild --tenant {tenant} --yes")
 }
 
-/// Judges the streams of all tenants.
-fn facts_checks(found: &BTreeMap<String, Keys>, stopped: &Stopped) -> Check {
-    const NAME: &str = "redis.streams";
-    let (mut wrong, mut fixes, mut unborn) = (Vec::new(), Vec::new(), Vec::new());
-    for (tenant, keys) in found {
+/// Problems with the streams of all tenants, and their fixes.
+#[derive(Debug, Default)]
+struct Problems {
+    found: Vec<String>,
+    fixes: Vec<String>,
+    /// Tenants without any stream.
+    unpublished: Vec<String>,
+}
+
+impl Problems {
+    fn add_tenant(&mut self, tenant: &str, keys: &Keys, is_stopped: bool) {
         let streams = [("changes", &keys.changes), ("shared", &keys.shared)];
         if keys.meta == Length::Missing && streams.iter().all(|(_, length)| **length == Length::Missing) {
-            unborn.push(tenant.clone());
-            continue;
+            self.unpublished.push(tenant.to_owned());
+            return;
         }
-        let mut is_rebuilt = stopped.contains_key(tenant);
+        let mut needs_rebuild = is_stopped;
         for (stream, length) in streams {
-            let is = match length {
+            let state = match length {
                 Length::Entries(_) => continue,
                 Length::Missing => "missing".to_owned(),
                 Length::WrongType(kind) => format!("a {kind}"),
             };
-            wrong.push(format!("{tenant}/{stream} is {is}"));
-            is_rebuilt = true;
+            self.found.push(format!("{tenant}/{stream} is {state}"));
+            needs_rebuild = true;
         }
         if let Length::WrongType(kind) = &keys.quarantine {
-            wrong.push(format!(
-                "{tenant}/quarantine is a {kind}, which `posduif tenant show {tenant}` says more of"
+            self.found.push(format!(
+                "{tenant}/quarantine is a {kind}; `posduif tenant show {tenant}` shows the fix"
             ));
         }
-        match &keys.meta {
-            Length::WrongType(kind) if kind == "hash" => {}
-            // A rebuild makes it, too.
-            _ => {
-                wrong.push(format!("{tenant} has lost its generation"));
-                if !is_rebuilt {
-                    fixes.push(format!("posduif tenant resync {tenant} --yes"));
-                }
-            }
+        let has_meta = matches!(&keys.meta, Length::WrongType(kind) if kind == "hash");
+        if !has_meta {
+            self.found.push(format!("{tenant} has lost its generation"));
         }
-        if is_rebuilt {
-            fixes.push(rebuild(tenant));
+        if needs_rebuild {
+            self.fixes.push(rebuild(tenant));
+        } else if !has_meta {
+            self.fixes.push(format!("posduif tenant resync {tenant} --yes"));
         }
+    }
+}
+
+/// Checks the streams of all tenants.
+fn facts_checks(tenants: &BTreeMap<String, Keys>, stopped: &Stopped) -> Check {
+    let mut problems = Problems::default();
+    for (tenant, keys) in tenants {
+        problems.add_tenant(tenant, keys, stopped.contains_key(tenant));
     }
     for (tenant, streams) in stopped {
-        wrong.extend(streams.iter().map(|stream| format!("{tenant}/{stream} is stopped")));
+        let stopped = streams.iter().map(|stream| format!("{tenant}/{stream} is stopped"));
+        problems.found.extend(stopped);
     }
-    fixes.truncate(FIXES_MAX);
-    if !wrong.is_empty() {
-        let check = Check::fail(
-            NAME,
-            crate::admin::doctor::some_of(wrong),
-            "Who reads these streams misses changes until they begin anew, with which each device of the tenant takes a \
-             snapshot; `posduif stream list` says more. An engine must run",
+    if !problems.found.is_empty() {
+        let mut check = Check::fail(
+            STREAMS,
+            first_names(problems.found),
+            "Readers of these streams miss changes until the streams are recreated, with which each device of the tenant \
+             takes a snapshot; `posduif stream list` shows more. An engine must run",
         );
-        return Check { fix: fixes, ..check };
+        problems.fixes.truncate(FIXES_MAX);
+        check.fix = problems.fixes;
+        return check;
     }
-    if unborn.is_empty() {
-        return Check::ok(NAME, format!("those of all {} tenants are there", found.len()));
+    if problems.unpublished.is_empty() {
+        return Check::ok(STREAMS, format!("all {} tenants have theirs", tenants.len()));
     }
-    let check = Check::warn(
-        NAME,
-        format!("none of {}", crate::admin::doctor::some_of(unborn.clone())),
-        "No engine has published the tenant yet, or somebody has removed its keys. With a running engine this makes them \
-         anew: each device of the tenant takes a snapshot",
+    let fixes = problems.unpublished.iter().take(FIXES_MAX);
+    let fixes = fixes.map(|tenant| rebuild(tenant)).collect();
+    let mut check = Check::warn(
+        STREAMS,
+        format!("none of {}", first_names(problems.unpublished)),
+        "No engine has published the tenant yet, or its keys were removed. With a running engine this recreates them: each \
+         device of the tenant takes a snapshot",
     );
-    Check {
-        fix: unborn.iter().take(FIXES_MAX).map(|tenant| rebuild(tenant)).collect(),
-        ..check
-    }
+    check.fix = fixes;
+    check
 }
 
 #[cfg(test)]
@@ -211,11 +217,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_spoilt_or_stopped_is_named_with_what_makes_it_anew() {
+    fn broken_streams_are_found_with_their_fix() {
         let none = Stopped::new();
         assert_eq!(facts_checks(&tenant(|_| ()), &none).level, Level::Ok);
         let rebuild = "posduif stream rebuild --tenant acme --yes";
-        let spoilt = || Length::WrongType("string".to_owned());
+        let wrong_type = || Length::WrongType("string".to_owned());
         for (found, fix, check) in [
             (
                 "acme/shared is missing",
@@ -225,12 +231,12 @@ mod tests {
             (
                 "acme/changes is a string",
                 rebuild,
-                facts_checks(&tenant(|keys| keys.changes = spoilt()), &none),
+                facts_checks(&tenant(|keys| keys.changes = wrong_type()), &none),
             ),
             (
                 "acme has lost its generation",
                 "posduif tenant resync acme --yes",
-                facts_checks(&tenant(|keys| keys.meta = spoilt()), &none),
+                facts_checks(&tenant(|keys| keys.meta = wrong_type()), &none),
             ),
             (
                 "acme/inbox:7 is stopped",
@@ -246,14 +252,14 @@ mod tests {
                 (Level::Fail, found, &[fix.to_owned()][..])
             );
         }
-        let check = facts_checks(&tenant(|keys| keys.quarantine = spoilt()), &none);
+        let check = facts_checks(&tenant(|keys| keys.quarantine = wrong_type()), &none);
         assert!(
             check.level == Level::Fail && check.found.contains("quarantine is a string"),
             "{check:?}"
         );
-        let unborn = tenant(|keys| {
+        let unpublished = tenant(|keys| {
             (keys.changes, keys.shared, keys.meta) = (Length::Missing, Length::Missing, Length::Missing);
         });
-        assert_eq!(facts_checks(&unborn, &none).level, Level::Warn);
+        assert_eq!(facts_checks(&unpublished, &none).level, Level::Warn);
     }
 }

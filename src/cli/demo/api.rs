@@ -1,4 +1,4 @@
-//! What the demo asks the engine, as bob in a browser, and how it listens: by the reference phone's HTTP.
+//! Requests and event streams of the demo, as bob in a browser, over the HTTP client of the reference phone.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,29 +7,27 @@ use anyhow::{Context, Result, anyhow, bail};
 use hyper::{Method, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{self, Instant};
 
 use super::phone::{Answer, Event, Events, Http, Network, Phone, Request};
+use crate::admin::status::failing_checks;
 
-/// How long `/ready` may take to say why something else failed.
-const READY_PATIENCE: Duration = Duration::from_secs(3);
+/// Timeout of `/ready` after another request has failed.
+const READY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// As whom a request is made.
+/// Credentials of a request.
 #[derive(Debug, Clone)]
 pub(super) enum Caller {
-    /// Before logging in.
-    Nobody,
+    /// None: before the login.
+    Anonymous,
     /// A person in a browser, by access token.
-    User {
-        /// What logging in gave.
-        token: String,
-    },
+    User { token: String },
 }
 
 impl Caller {
     fn headers(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::Nobody => Vec::new(),
+            Self::Anonymous => Vec::new(),
             Self::User { token } => vec![("authorization", format!("Bearer {token}"))],
         }
     }
@@ -40,29 +38,29 @@ impl Caller {
 pub(super) struct Api {
     base: String,
     pub(super) http: Http,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl Api {
-    /// A client of the engine at `url`, which waits `patience` for each answer and each event.
+    /// A client of the engine at `url`, with a timeout for each response and each event.
     ///
     /// # Errors
-    /// When the URL is none of plain HTTP.
-    pub(super) fn new(url: &str, patience: Duration) -> Result<Self> {
-        let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
+    /// Unless the URL is one of plain HTTP.
+    pub(super) fn new(url: &str, timeout: Duration) -> Result<Self> {
+        let uri: Uri = url.parse().with_context(|| format!("{url} is not a URL"))?;
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
-            bail!("{url} is not of the form http://host:port, which is all that the demo speaks");
+            bail!("{url} is not of the form http://host:port; the demo supports plain HTTP only");
         }
         let mut http = Http::new(url);
-        http.patience = patience;
+        http.timeout = timeout;
         Ok(Self {
             base: url.trim_end_matches('/').to_owned(),
             http,
-            patience,
+            timeout,
         })
     }
 
-    /// Makes a request and reads a success as `T`.
+    /// Sends a request and parses a successful response.
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         caller: &Caller,
@@ -70,16 +68,16 @@ impl Api {
         path: &str,
         body: Option<Value>,
     ) -> Result<T> {
-        let asked = format!("{method} {path}");
+        let name = format!("{method} {path}");
         let Answer { status, body, .. } = self.send(caller, method, path, body).await?;
         if !status.is_success() {
-            bail!("{asked} answered {status}: {}", brief(&body));
+            bail!("{name} returned {status}: {}", brief(&body));
         }
-        T::deserialize(&body).with_context(|| format!("{asked} answered {status} with {}", brief(&body)))
+        T::deserialize(&body).with_context(|| format!("{name} returned {status}: {}", brief(&body)))
     }
 
     async fn send(&self, caller: &Caller, method: Method, path: &str, body: Option<Value>) -> Result<Answer> {
-        let asked = format!("{method} {path}");
+        let name = format!("{method} {path}");
         let request = Request {
             method,
             path: path.to_owned(),
@@ -87,101 +85,82 @@ impl Api {
             body,
         };
         let answer = self.http.exchange(request).await;
-        answer.with_context(|| format!("{asked}: no engine answers at {}; `posduif dev` starts one", self.base))
+        answer.with_context(|| format!("{name}: no engine answers at {}; `posduif dev` starts one", self.base))
     }
 
-    /// Opens bob's stream of events and waits for its `hello`.
+    /// Opens bob's event stream and waits for its `hello`.
     pub(super) async fn listen(&self, caller: &Caller, path: &str) -> Result<EventStream> {
         let events = self.http.events(path.to_owned(), caller.headers()).await;
         let events = events.with_context(|| format!("GET {path}"))?;
-        EventStream::begin(events, self.patience).await
+        EventStream::start(events, self.timeout).await
     }
 
-    /// Opens the phone's stream of events behind the last one that it has seen, and waits for its `hello`.
+    /// Opens the phone's event stream after the last event that it has received, and waits for its `hello`.
     pub(super) async fn listen_as(&self, phone: &mut Phone) -> Result<EventStream> {
         let events = phone.listen(&self.http).await.context("the phone's event stream")?;
-        EventStream::begin(events, self.patience).await
+        EventStream::start(events, self.timeout).await
     }
 
-    /// Asks `/ready` why something else failed.
+    /// Queries `/ready` for the cause of another failure.
     pub(super) async fn readiness(&self) -> String {
-        match timeout(READY_PATIENCE, self.send(&Caller::Nobody, Method::GET, "/ready", None)).await {
+        match time::timeout(
+            READY_TIMEOUT,
+            self.send(&Caller::Anonymous, Method::GET, "/ready", None),
+        )
+        .await
+        {
             Ok(Ok(answer)) if answer.status == StatusCode::OK => {
-                "/ready answers 200: Postgres, Redis and the replication look well".to_owned()
+                "/ready returned 200: Postgres, Redis and replication are ready".to_owned()
             }
-            Ok(Ok(answer)) => format!("/ready answers {}: {}", answer.status, failing_checks(&answer.body)),
-            Ok(Err(error)) => format!("/ready cannot be asked: {error:#}"),
+            Ok(Ok(answer)) => match failing_checks(answer.body.get("checks").unwrap_or(&Value::Null)) {
+                failing if failing.is_empty() => format!("/ready returned {}: {}", answer.status, brief(&answer.body)),
+                failing => format!("/ready returned {}: {failing}", answer.status),
+            },
+            Ok(Err(error)) => format!("/ready failed: {error:#}"),
             Err(_) => format!(
-                "/ready does not answer within {} s either: the engine hangs, or what it asks does",
-                READY_PATIENCE.as_secs()
+                "/ready did not answer within {} s either: the engine or a server behind it hangs",
+                READY_TIMEOUT.as_secs()
             ),
         }
     }
 }
 
-/// A stream of events, one after the other.
 #[derive(Debug)]
 pub(super) struct EventStream {
     events: Events,
     ready: VecDeque<Event>,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl EventStream {
-    async fn begin(events: Events, patience: Duration) -> Result<Self> {
+    async fn start(events: Events, timeout: Duration) -> Result<Self> {
         let mut stream = Self {
             events,
             ready: VecDeque::new(),
-            patience,
+            timeout,
         };
         let is_hello = |event: &Event| (event.name == "hello").then_some(());
         stream.wait_for("its first event, hello", is_hello).await?;
         Ok(stream)
     }
 
-    /// Waits for the first event that `pick` makes something of; others are passed over.
+    /// Waits for the first event that `pick` accepts; others are skipped.
     pub(super) async fn wait_for<T>(&mut self, what: &str, mut pick: impl FnMut(&Event) -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         loop {
             while let Some(event) = self.ready.pop_front() {
                 if let Some(found) = pick(&event) {
                     return Ok(found);
                 }
             }
-            let next = timeout_at(deadline, self.events.next()).await;
-            let next = next.map_err(|_| anyhow!("waited {} s for {what}", self.patience.as_secs()))?;
+            let next = time::timeout_at(deadline, self.events.next()).await;
+            let next = next.map_err(|_| anyhow!("timed out after {} s waiting for {what}", self.timeout.as_secs()))?;
             self.ready.extend(next.with_context(|| format!("waiting for {what}"))?);
         }
     }
 }
 
-/// The checks of a `/ready` answer that are not well, or all of it when none stands out.
-fn failing_checks(body: &Value) -> String {
-    let failing: Vec<String> = match body.get("checks").unwrap_or(body) {
-        Value::Object(checks) => checks
-            .iter()
-            .filter(|(_, check)| fails(check))
-            .map(|(name, check)| format!("{name}: {}", brief(check)))
-            .collect(),
-        Value::Array(checks) => checks.iter().filter(|check| fails(check)).map(brief).collect(),
-        _ => Vec::new(),
-    };
-    if failing.is_empty() {
-        brief(body)
-    } else {
-        failing.join("; ")
-    }
-}
-
-fn fails(check: &Value) -> bool {
-    check.get("ok").is_some_and(|ok| ok == false)
-        || check
-            .get("status")
-            .and_then(Value::as_str)
-            .is_some_and(|status| !matches!(status, "ok" | "pass" | "up"))
-}
-
-/// A body for an error text: the envelope's code and message, else the JSON, cut when long.
+/// A body for an error text: code and message of an API error, else the JSON, truncated.
 fn brief(body: &Value) -> String {
     const CHARACTERS: usize = 400;
     if let Some(error) = body.get("error").filter(|error| error.is_object()) {
@@ -195,7 +174,7 @@ fn brief(body: &Value) -> String {
     }
 }
 
-/// A text as a value in a query string.
+/// Percent-encodes a query value.
 pub(super) fn encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
@@ -207,35 +186,20 @@ pub(super) fn encode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
-    fn only_failing_checks_are_named() {
-        let body = json!({"status": "stale", "checks": {
-            "postgres": {"ok": true},
-            "redis": {"ok": false, "message": "no answer within 5 s"},
-        }});
-        assert_eq!(
-            failing_checks(&body),
-            r#"redis: {"message":"no answer within 5 s","ok":false}"#
-        );
-        assert_eq!(failing_checks(&json!({"why": "?"})), r#"{"why":"?"}"#);
-    }
-
-    #[test]
-    fn a_cursor_survives_the_query_string() {
+    fn encode_escapes_reserved_bytes() {
         assert_eq!(encode("aZ09-._~"), "aZ09-._~");
         assert_eq!(encode("a+b/c=&ä"), "a%2Bb%2Fc%3D%26%C3%A4");
     }
 
     #[test]
-    fn only_plain_http_is_spoken() {
-        let patience = Duration::from_secs(1);
-        assert!(Api::new("http://127.0.0.1:8080/", patience).is_ok());
+    fn api_accepts_plain_http_only() {
+        let timeout = Duration::from_secs(1);
+        assert!(Api::new("http://127.0.0.1:8080/", timeout).is_ok());
         for url in ["https://example.com", "127.0.0.1:8080", "/x", ""] {
-            assert!(Api::new(url, patience).is_err(), "{url}");
+            assert!(Api::new(url, timeout).is_err(), "{url}");
         }
     }
 }

@@ -1,31 +1,50 @@
-//! What the demo prints: each step with its latency.
+//! Output of the demo: each step with its latency.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use serde_json::json;
+use serde::Serialize;
 
-use crate::cli::output::outln;
+use crate::cli::Global;
+use crate::cli::output::{self, Render, Text, outln};
 
-/// Numbers, times and prints the steps of the story.
+/// Numbers, times and prints the steps of the demo.
 #[derive(Debug)]
-pub(super) struct Report {
-    json: bool,
+pub(super) struct Report<'a> {
+    global: &'a Global,
     steps: u32,
     current: &'static str,
 }
 
-impl Report {
-    /// Prints a line a step, or one JSON object a step.
-    pub(super) fn new(json: bool) -> Self {
+#[derive(Debug, Serialize)]
+struct Step<'a> {
+    step: u32,
+    name: &'static str,
+    ms: f64,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remark: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+impl Render for Step<'_> {
+    fn text(&self, out: &mut Text) {
+        let remark = self.remark.unwrap_or("FAILED");
+        outln!(out, "{:>3}  {:<58} {:>9.1} ms  {remark}", self.step, self.name, self.ms);
+    }
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(global: &'a Global) -> Self {
         Self {
-            json,
+            global,
             steps: 0,
             current: "",
         }
     }
 
-    /// Does a step, which gives what the story goes on with and a remark for the reader.
+    /// Runs a step, which returns a value for later steps and a remark for the reader.
     pub(super) async fn step<T>(
         &mut self,
         name: &'static str,
@@ -33,9 +52,9 @@ impl Report {
     ) -> Result<T> {
         self.steps += 1;
         self.current = name;
-        let began = Instant::now();
+        let started = Instant::now();
         let outcome = work.await;
-        let took = began.elapsed();
+        let took = started.elapsed();
         match outcome {
             Ok((value, remark)) => {
                 self.print(took, Ok(&remark))?;
@@ -48,23 +67,25 @@ impl Report {
         }
     }
 
-    /// The step that is done or failed last, to begin an error text with.
-    pub(super) fn place(&self) -> String {
+    /// Runs a step that returns nothing.
+    pub(super) async fn check(&mut self, name: &'static str, work: impl Future<Output = Result<String>>) -> Result<()> {
+        self.step(name, async { Ok(((), work.await?)) }).await
+    }
+
+    /// Names the last step, for an error text.
+    pub(super) fn last_step(&self) -> String {
         format!("step {} ({})", self.steps, self.current)
     }
 
     fn print(&self, took: Duration, outcome: Result<&str, &str>) -> Result<()> {
-        let ms = took.as_secs_f64() * 1000.0;
-        if self.json {
-            let rounded = (ms * 1000.0).round() / 1000.0;
-            let mut line = json!({"step": self.steps, "name": self.current, "ms": rounded, "ok": outcome.is_ok()});
-            match outcome {
-                Ok(remark) => line["remark"] = remark.into(),
-                Err(error) => line["error"] = error.into(),
-            }
-            return outln!("{line}");
-        }
-        let remark = outcome.unwrap_or("FAILED");
-        outln!("{:>3}  {:<58} {ms:>9.1} ms  {remark}", self.steps, self.current)
+        let step = Step {
+            step: self.steps,
+            name: self.current,
+            ms: (took.as_secs_f64() * 1_000_000.0).round() / 1000.0,
+            ok: outcome.is_ok(),
+            remark: outcome.ok(),
+            error: outcome.err(),
+        };
+        output::write(&output::frame(self.global, &step)?)
     }
 }

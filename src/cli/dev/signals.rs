@@ -1,10 +1,10 @@
-//! The signals that mean "stop".
+//! Signals that request a shutdown.
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{self, SignalKind};
 
-/// Ctrl-C, SIGTERM and the end of the terminal, counted.
+/// Counts SIGINT, SIGTERM and SIGHUP.
 pub(super) struct StopSignals {
     interrupt: unix::Signal,
     terminate: unix::Signal,
@@ -13,13 +13,13 @@ pub(super) struct StopSignals {
 }
 
 impl StopSignals {
-    /// Listens from now on; without this each of them would end the process and leave the servers behind.
+    /// Installs the handlers. Without them a signal would end the process and orphan the servers.
     pub(super) fn listen() -> Result<Self> {
         let listen = |kind| unix::signal(kind).context("cannot listen for signals");
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
-            // Under nohup it is ignored, and listening would undo that.
+            // Ignored under nohup; a handler would undo that.
             hangup: if hangup_is_ignored() {
                 None
             } else {
@@ -29,7 +29,7 @@ impl StopSignals {
         })
     }
 
-    /// Waits for the next one. May be dropped and called again.
+    /// Waits for the next signal. Cancel safe.
     pub(super) async fn next(&mut self) -> Signal {
         let hangup = async {
             match &mut self.hangup {
@@ -46,14 +46,13 @@ impl StopSignals {
         signal
     }
 
-    /// Waits until the second one has come.
+    /// Waits for the second signal.
     pub(super) async fn second(&mut self) {
         while self.count < 2 {
             self.next().await;
         }
     }
 
-    /// How many have come.
     pub(super) fn count(&self) -> u32 {
         self.count
     }
@@ -63,7 +62,7 @@ fn hangup_is_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
 }
 
-/// Whether the mask of ignored signals in a `/proc/<pid>/status` has SIGHUP, which is number 1 and so the lowest bit.
+/// Whether the mask of ignored signals in `/proc/<pid>/status` has SIGHUP: number 1, the lowest bit.
 fn ignores_hangup(status: &str) -> bool {
     status
         .lines()
@@ -77,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ignored_hangup_shows_in_the_mask() {
+    fn ignored_hangup_is_read_from_the_mask() {
         assert!(ignores_hangup("Name:\tsh\nSigIgn:\t0000000000001001\n"));
         assert!(!ignores_hangup("Name:\tsh\nSigIgn:\t0000000000001000\n"));
         assert!(!ignores_hangup("Name:\tsh\n"));

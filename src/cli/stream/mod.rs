@@ -1,8 +1,8 @@
-//! `posduif stream`: what Redis holds, and what can be done about it.
+//! `posduif stream`: inspects and manages the streams in Redis.
 
 mod groups;
 mod list;
-mod place;
+mod position;
 mod quarantine;
 mod rebuild;
 mod show;
@@ -14,26 +14,27 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
-use serde::Serialize;
+use postgres_types::PgLsn;
 use uuid::Uuid;
 
+use super::user::no_user;
 use super::{Global, human};
 use crate::accounts::users;
-use crate::admin::published;
-use crate::admin::streams::{self, Found, Ids, Mark};
+use crate::admin::published::{self, Reached};
+use crate::admin::status::connect_redis;
+use crate::admin::stream_report::Sources;
+use crate::admin::streams::{Ids, Mark};
 use crate::config::Config;
 use crate::contract::checkpoint::View;
-use crate::contract::stream_name::Target;
 use crate::core::tenant::Tenant;
 use crate::feature;
 use crate::postgres::Database;
 use crate::postgres::tenants;
 use crate::redis::store::{Error, Store};
 
-/// How long a command waits for an engine to publish what it has asked for.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a command waits for an engine to publish its request.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Arguments of `posduif stream`.
 #[derive(Debug, Args)]
 pub(super) struct Stream {
     #[command(subcommand)]
@@ -42,48 +43,46 @@ pub(super) struct Stream {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show each tenant's streams: how long, from when to when, how large, trimmed where, stopped why
+    /// List the streams of each tenant: length, range, memory, trim point, stopped
     List(list::List),
     /// Show one stream in detail
     Show(show::Show),
-    /// Follow changes as they are published, of tenants that come meanwhile, too
+    /// Follow changes as they are published
     Tail(tail::Tail),
-    /// Forget a stream's oldest entries
+    /// Trim the oldest entries of a stream
     Trim(trim::Trim),
-    /// Make a tenant's inboxes anew from Postgres
+    /// Recreate the inboxes of a tenant from Postgres
     Rebuild(rebuild::Rebuild),
     /// Consumer groups: other services that read `changes`
     Groups(groups::Groups),
-    /// What could not be routed or stored, and why
+    /// Changes that could not be routed or stored
     Quarantine(quarantine::Quarantine),
 }
 
-/// Whose streams are shown.
 #[derive(Debug, Default, Args)]
 struct Tenants {
-    /// Only this tenant's; may be given several times
+    /// Only this tenant; may be repeated
     #[arg(long = "tenant", value_name = "TENANT")]
     named: Vec<String>,
 }
 
 impl Stream {
-    /// Runs the command.
     pub(super) async fn run(self, global: &Global) -> Result<()> {
-        let bench = Bench::open(global).await?;
+        let context = Context::open(global).await?;
         match self.verb {
-            Verb::List(list) => list.run(&bench).await,
-            Verb::Show(show) => show.run(&bench).await,
-            Verb::Tail(tail) => tail.run(&bench).await,
-            Verb::Trim(trim) => trim.run(&bench).await,
-            Verb::Rebuild(rebuild) => rebuild.run(&bench).await,
-            Verb::Groups(groups) => groups.run(&bench).await,
-            Verb::Quarantine(quarantine) => quarantine.run(&bench).await,
+            Verb::List(list) => list.run(&context).await,
+            Verb::Show(show) => show.run(&context).await,
+            Verb::Tail(tail) => tail.run(&context).await,
+            Verb::Trim(trim) => trim.run(&context).await,
+            Verb::Rebuild(rebuild) => rebuild.run(&context).await,
+            Verb::Groups(groups) => groups.run(&context).await,
+            Verb::Quarantine(quarantine) => quarantine.run(&context).await,
         }
     }
 }
 
 /// What every verb works with.
-struct Bench<'a> {
+struct Context<'a> {
     global: &'a Global,
     config: Config,
     database: Database,
@@ -92,11 +91,11 @@ struct Bench<'a> {
     view: Option<View>,
 }
 
-impl<'a> Bench<'a> {
+impl<'a> Context<'a> {
     async fn open(global: &'a Global) -> Result<Self> {
         let config = global.load()?;
         let database = Database::connect(&config.postgres).await?;
-        let store = super::redis(&config).await?;
+        let store = connect_redis(&config).await?;
         let view = match store.view().await {
             Ok(view) => Some(view),
             Err(Error::NoCheckpoint) => None,
@@ -111,9 +110,17 @@ impl<'a> Bench<'a> {
         })
     }
 
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            database: &self.database,
+            store: &self.store,
+            view: self.view,
+        }
+    }
+
     /// What the IDs of published streams are.
     fn positions(&self) -> Ids {
-        Ids::Positions(self.view.map_or(0, |view| view.base))
+        self.sources().positions()
     }
 
     /// A tenant that must exist.
@@ -121,12 +128,10 @@ impl<'a> Bench<'a> {
         super::find_tenant(&self.database, name).await
     }
 
-    /// These tenants, which must exist, or all.
+    /// The named tenants, which must exist, or all.
     async fn tenants(&self, Tenants { named }: &Tenants) -> Result<Vec<Tenant>> {
         if named.is_empty() {
-            return tenants::list(&self.database)
-                .await
-                .context("cannot list the tenants; `posduif migrate up` makes the tables that hold them");
+            return tenants::list(&self.database).await.context(tenants::UNREADABLE);
         }
         let mut found = Vec::with_capacity(named.len());
         for name in named {
@@ -135,107 +140,30 @@ impl<'a> Bench<'a> {
         Ok(found)
     }
 
-    /// A user of a tenant, by name, or by an id, which need not be any user's: its inbox may have outlived them.
+    /// A user by name, or any id: an inbox may outlive its user.
     async fn user(&self, tenant: &Tenant, user: &str) -> Result<Uuid> {
         match users::find(&self.database, tenant, user).await {
             Ok(account) => Ok(account.id),
-            Err(feature::Error::NotFound(_)) => user.parse().ok().with_context(|| {
-                format!(
-                    "there is no user {user:?} in tenant {name}; `posduif user list --tenant {name}` shows all",
-                    name = tenant.name
-                )
-            }),
-            Err(error) => Err(error).context("cannot ask for the user"),
+            Err(feature::Error::NotFound(_)) => user.parse().ok().with_context(|| no_user(tenant, user)),
+            Err(error) => Err(error).context("cannot query the user"),
         }
     }
 
-    /// Waits until what was asked for by way of the log is done.
-    async fn done(&self, place: postgres_types::PgLsn, seen: impl FnMut(published::Reached)) -> Result<()> {
-        published::wait(&self.store, place, PATIENCE, seen).await.context(
-            "asked for, and not done yet: it happens as soon as an engine replicates; `posduif status` shows whether \
-             one does",
-        )
+    /// Waits until an engine has published a request that was written to the log at `position`.
+    async fn wait_until_published(&self, position: PgLsn, progress: impl FnMut(Reached)) -> Result<()> {
+        published::wait(&self.store, position, PUBLISH_TIMEOUT, progress)
+            .await
+            .context(
+                "requested, but not published yet: it takes effect when an engine replicates; `posduif status` shows \
+                 whether one does",
+            )
     }
 }
 
-/// A stream as it is shown.
-#[derive(Debug, Serialize)]
-struct StreamView {
-    stream: String,
-    key: String,
-    /// `stream`, `none`, or what else is in its place.
-    #[serde(rename = "type")]
-    kind: String,
-    length: u64,
-    first: Option<Mark>,
-    last: Option<Mark>,
-    memory_bytes: u64,
-    /// Entries below this ID were trimmed.
-    trimmed_below: Option<String>,
-    /// Why it takes no entries.
-    stopped: Option<String>,
-}
-
-impl StreamView {
-    async fn look(bench: &Bench<'_>, stream: &str, key: String, ids: Ids) -> Result<(Self, Found)> {
-        let found = streams::look(&bench.store, &key, ids).await?;
-        let mut view = Self {
-            stream: stream.to_owned(),
-            key,
-            kind: "none".to_owned(),
-            length: 0,
-            first: None,
-            last: None,
-            memory_bytes: 0,
-            trimmed_below: None,
-            stopped: None,
-        };
-        match &found {
-            Found::Missing => {}
-            Found::WrongType(kind) => view.kind.clone_from(kind),
-            Found::Stream(shape) => {
-                view.kind = "stream".to_owned();
-                view.length = shape.length;
-                view.first.clone_from(&shape.first);
-                view.last.clone_from(&shape.last);
-                view.memory_bytes = shape.memory_bytes;
-            }
-        }
-        Ok((view, found))
-    }
-
-    /// A stream that the publisher writes.
-    async fn look_at(bench: &Bench<'_>, target: &Target, stopped: &[streams::Stopped]) -> Result<(Self, Found)> {
-        let key = target.key(bench.store.keys());
-        let (mut view, found) = Self::look(bench, &target.stream(), key, bench.positions()).await?;
-        view.trimmed_below = match streams::trim_point(&bench.store, target).await {
-            Ok(point) => point.map(|id| id.to_string()),
-            // Who looks at the tenant says so.
-            Err(Error::WrongType { .. }) => None,
-            Err(error) => return Err(error.into()),
-        };
-        view.stopped = stopped
-            .iter()
-            .find(|stopped| stopped.target == *target)
-            .map(|stopped| stopped.cause.clone());
-        Ok((view, found))
-    }
-
-    /// What is wrong with it, in a few words.
-    fn complaint(&self) -> Option<String> {
-        match (&self.stopped, &*self.kind) {
-            (Some(cause), _) => Some(format!("stopped: {cause}")),
-            (None, "stream") => None,
-            (None, "none") => Some("missing".to_owned()),
-            (None, kind) => Some(format!("no stream but a {kind}")),
-        }
-    }
-}
-
-/// A place in a stream for people.
+/// The ID and time of an entry, for people.
 fn mark(mark: Option<&Mark>) -> String {
     match mark {
-        None => "-".to_owned(),
+        None => super::table::NOTHING.to_owned(),
         Some(mark) => match mark.time {
             None => mark.id.to_string(),
             Some(time) => format!("{} ({})", mark.id, seconds(time)),
@@ -243,25 +171,12 @@ fn mark(mark: Option<&Mark>) -> String {
     }
 }
 
-/// A time for people: UTC, seconds.
+/// A time in UTC with seconds.
 fn seconds(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
-/// A length of time for people, from ms.
+/// A duration in ms, for people.
 fn duration(ms: u64) -> String {
     human::duration(Duration::from_millis(ms).as_secs_f64())
-}
-
-/// An ID that may be missing, for people.
-fn dash(id: Option<impl ToString>) -> String {
-    id.map_or_else(|| "-".to_owned(), |id| id.to_string())
-}
-
-/// Whether a text can be the name of a consumer group: what a terminal and a Redis command show as it is.
-fn group_name(text: &str) -> Result<String, String> {
-    let is_plain = !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_graphic());
-    is_plain
-        .then(|| text.to_owned())
-        .ok_or_else(|| "allowed are 1 to 128 visible ASCII characters without spaces".to_owned())
 }

@@ -1,4 +1,4 @@
-//! A place in a stream as somebody names it: a stream ID, a position in the log, a time, `start` or `now`.
+//! A position in a stream on the command line: a stream ID, a commit LSN, a time, `start` or `now`.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -7,28 +7,27 @@ use anyhow::{Result, bail};
 use chrono::{DateTime, Utc};
 use postgres_types::PgLsn;
 
-use super::Bench;
+use super::Context;
 use crate::admin::streams::{self, Found, rfc3339};
 use crate::core::position::StreamId;
 
-/// A place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    /// The oldest entry that there is.
+pub(super) enum StreamPosition {
+    /// The oldest entry.
     Start,
-    /// Behind the newest entry.
+    /// After the newest entry.
     Now,
-    /// An entry, or where it would be.
+    /// An entry, which need not exist.
     Id(StreamId),
     /// The first change of a transaction, by its commit LSN.
     Lsn(PgLsn),
-    /// What was committed from a time on.
+    /// The first change committed at or after a time.
     Time(DateTime<Utc>),
-    /// What was committed so long ago, or later.
+    /// The first change committed since a duration ago.
     Ago(Duration),
 }
 
-impl FromStr for Place {
+impl FromStr for StreamPosition {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -53,7 +52,7 @@ impl FromStr for Place {
         }
         Err(
             "allowed are `start`, `now`, a stream ID such as 23445328-1, a commit LSN such as 0/165BF50, a time such as \
-             2026-11-24T12:00:00Z, and how long ago, such as 90s, 10m, 2h or 3d"
+             2026-11-24T12:00:00Z, and a duration ago such as 90s, 10m, 2h or 3d"
                 .to_owned(),
         )
     }
@@ -69,62 +68,61 @@ fn ago(text: &str) -> Option<Duration> {
         'd' => 86_400,
         _ => return None,
     };
-    // No stream is older than a hundred years.
+    // At most a hundred years.
     let seconds = number.checked_mul(seconds).filter(|seconds| *seconds < 3_200_000_000)?;
     Some(Duration::from_secs(seconds))
 }
 
-impl Place {
-    /// The ID behind which the entries lie that are meant, in one stream.
+impl StreamPosition {
+    /// The ID that precedes the position in a stream: entries from the position on have greater IDs.
     ///
     /// # Errors
-    /// When the place lies beyond all that is published, where a reader would wait for nothing; when Redis fails.
-    pub(super) async fn before(self, bench: &Bench<'_>, key: &str) -> Result<StreamId> {
-        self.check(bench)?;
+    /// When nothing is published at the position yet: a reader would wait without effect.
+    pub(super) async fn before(self, context: &Context<'_>, key: &str) -> Result<StreamId> {
+        self.check(context)?;
         Ok(match self {
             Self::Start => StreamId::ZERO,
-            Self::Now => match streams::look(&bench.store, key, bench.positions()).await? {
+            Self::Now => match streams::look(&context.store, key, context.positions()).await? {
                 Found::Stream(shape) => shape.last_id,
                 Found::Missing | Found::WrongType(_) => StreamId::ZERO,
             },
             Self::Id(id) => id.previous(),
             Self::Lsn(lsn) => {
-                let base = bench.view.map_or(0, |view| view.base);
+                let base = context.view.map_or(0, |view| view.base);
                 let ms = u64::from(lsn).saturating_add(base);
                 StreamId { ms, seq: 0 }.previous()
             }
-            Self::Time(time) => streams::before_time(&bench.store, key, time).await?,
-            Self::Ago(ago) => streams::before_time(&bench.store, key, Utc::now() - ago).await?,
+            Self::Time(time) => streams::before_time(&context.store, key, time).await?,
+            Self::Ago(ago) => streams::before_time(&context.store, key, Utc::now() - ago).await?,
         })
     }
 
-    /// Refuses what nothing has come to yet: an ID of another kind is easily taken for one, and no entry would ever be
-    /// said to be missing.
-    fn check(self, bench: &Bench<'_>) -> Result<()> {
+    /// Refuses a position beyond the end of publishing, which is most likely a mistaken ID.
+    fn check(self, context: &Context<'_>) -> Result<()> {
         if let Self::Time(time) = self
             && time > Utc::now()
         {
             bail!(
-                "{} has not come yet; `now` means what is published from now on",
+                "{} is in the future; use `now` for changes published from now on",
                 rfc3339(time)
             );
         }
-        // Without a checkpoint nothing is published, and what there is grows from its beginning.
-        let Some(view) = bench.view else { return Ok(()) };
+        // Without a checkpoint nothing is published.
+        let Some(view) = context.view else { return Ok(()) };
         let named = match self {
-            // The next one is where a reader goes on that has all.
+            // A reader of everything continues at the next ID.
             Self::Id(id) if id > view.position.next() => id.to_string(),
             Self::Lsn(lsn) if u64::from(lsn).saturating_add(view.base) > view.position.ms => lsn.to_string(),
             _ => return Ok(()),
         };
         bail!(
-            "{named} lies beyond what is published, which ends at {} (commit LSN {}); `now` means behind it",
+            "{named} is beyond what is published, which ends at {} (commit LSN {}); use `now` for the end",
             view.position,
             PgLsn::from(view.position.ms.saturating_sub(view.base))
         )
     }
 
-    /// The time from which on changes are meant, where it is one.
+    /// The time of a position given as one.
     pub(super) fn time(self) -> Option<DateTime<Utc>> {
         match self {
             Self::Time(time) => Some(time),
@@ -139,13 +137,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_named_in_several_ways() {
-        let place = |text: &str| text.parse::<Place>();
-        assert_eq!(place("start"), Ok(Place::Start));
-        assert_eq!(place("7-1"), Ok(Place::Id(StreamId { ms: 7, seq: 1 })));
-        assert_eq!(place("10m"), Ok(Place::Ago(Duration::from_secs(600))));
-        assert_eq!(place("0/165BF50"), Ok(Place::Lsn(PgLsn::from(0x0165_bf50))));
-        assert!(matches!(place("2026-11-24T12:00:00+01:00"), Ok(Place::Time(_))));
+    fn position_parses_from_each_form() {
+        let position = |text: &str| text.parse::<StreamPosition>();
+        assert_eq!(position("start"), Ok(StreamPosition::Start));
+        assert_eq!(position("7-1"), Ok(StreamPosition::Id(StreamId { ms: 7, seq: 1 })));
+        assert_eq!(position("10m"), Ok(StreamPosition::Ago(Duration::from_secs(600))));
+        assert_eq!(position("0/165BF50"), Ok(StreamPosition::Lsn(PgLsn::from(0x0165_bf50))));
+        assert!(matches!(
+            position("2026-11-24T12:00:00+01:00"),
+            Ok(StreamPosition::Time(_))
+        ));
         for bad in [
             "",
             "m",
@@ -158,7 +159,7 @@ mod tests {
             "1/",
             "ä",
         ] {
-            assert!(place(bad).is_err(), "{bad}");
+            assert!(position(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,23 +1,28 @@
-//! `posduif stream quarantine`: what could not be routed or stored, and why.
+//! `posduif stream quarantine`: changes that could not be routed or stored, and why.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Args, Subcommand};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::super::output::{self, outln, printable};
-use super::super::table::print_table;
-use super::{Bench, Tenants, dash, seconds};
+use super::super::Confirm;
+use super::super::output::{self, Render, Text, outln};
+use super::super::table::or_nothing;
+use super::{Context, Tenants, seconds};
 use crate::admin::quarantine::{self, Remedy};
 use crate::admin::streams::{rfc3339, time_of_micros};
+use crate::admin::tenants::dropped_meanwhile;
 use crate::contract::quarantine::{QuarantineEntry, QuarantineKind};
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::postgres::tenants;
 use crate::redis::store::Error;
 
-/// Arguments of `posduif stream quarantine`.
+/// Default of `list --limit`.
+const LIMIT: u32 = 20;
+
 #[derive(Debug, Args)]
 pub(super) struct Quarantine {
     #[command(subcommand)]
@@ -26,234 +31,336 @@ pub(super) struct Quarantine {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show the newest of each tenant's quarantine
+    /// List the newest quarantined changes of each tenant
     List {
         #[command(flatten)]
         tenants: Tenants,
-        /// At most so many of each tenant
-        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        /// Maximum per tenant
+        #[arg(long, default_value_t = LIMIT, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
     },
-    /// Show one change with all that is known of it
+    /// Show one quarantined change with all its fields
     Show {
         /// The tenant
         #[arg(long)]
         tenant: String,
-        /// Its ID, as `list` shows it
+        /// The ID, as `list` shows it
         id: StreamId,
     },
-    /// Deliver changes whose cause is mended, and forget them
+    /// Deliver changes whose cause is fixed, and remove them from quarantine
     Retry {
         #[command(flatten)]
-        which: Which,
-        /// Begin the tenant's streams anew, which settles also what a row alone does not: each device takes a snapshot
+        selection: Selection,
+        /// Recreate the streams of the tenant, which also settles what a row alone does not: each device takes a snapshot
         #[arg(long)]
         resync: bool,
-        /// Do it: without this, a resync only says what would happen
+        /// Apply `--resync`. Without it, print what would happen (dry run)
         #[arg(long)]
         yes: bool,
     },
-    /// Forget changes that are settled; nothing tries them again
+    /// Remove changes from quarantine; they are never retried
     Drop {
         #[command(flatten)]
-        which: Which,
-        /// Do it: without this, only what would be lost is said
-        #[arg(long)]
-        yes: bool,
+        selection: Selection,
+        #[command(flatten)]
+        confirm: Confirm,
     },
 }
 
-/// Which changes.
+/// Quarantined changes of one tenant.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("which").required(true).args(["ids", "all"])))]
-struct Which {
+struct Selection {
     /// The tenant
     #[arg(long)]
     tenant: String,
-    /// Their IDs, as `list` shows them
+    /// The IDs, as `list` shows them
     ids: Vec<StreamId>,
-    /// All of them
+    /// All of the tenant
     #[arg(long)]
     all: bool,
 }
 
 impl Quarantine {
-    pub(super) async fn run(self, bench: &Bench<'_>) -> Result<()> {
+    pub(super) async fn run(self, context: &Context<'_>) -> Result<()> {
         let default = Verb::List {
             tenants: Tenants::default(),
-            limit: 20,
+            limit: LIMIT,
         };
         match self.verb.unwrap_or(default) {
-            Verb::List { tenants, limit } => list(bench, &tenants, limit).await,
-            Verb::Show { tenant, id } => show(bench, &tenant, id).await,
-            Verb::Retry { which, resync, yes } => {
-                let tenant = bench.tenant(&which.tenant).await?;
-                let asides = remedies(bench, &which).await?;
-                if resync {
-                    retry_by_resync(bench, &tenant, asides, yes).await
+            Verb::List { tenants, limit } => list(context, &tenants, limit).await,
+            Verb::Show { tenant, id } => output::print(context.global, &show(context, &tenant, id).await?),
+            Verb::Retry { selection, resync, yes } => {
+                let tenant = context.tenant(&selection.tenant).await?;
+                let remedies = remedies(context, &selection).await?;
+                let retried = if resync {
+                    retry_by_resync(context, &tenant, remedies, Confirm { yes }).await?
                 } else {
-                    retry(bench, &tenant, asides).await
-                }
+                    retry(context, &tenant, remedies).await?
+                };
+                output::print(context.global, &retried)?;
+                retried.check()
             }
-            Verb::Drop { which, yes } => {
-                bench.tenant(&which.tenant).await?;
-                if which.all {
-                    drop_all(bench, &which.tenant, yes).await
-                } else {
-                    drop_some(bench, &which.tenant, &which.ids, yes).await
-                }
+            Verb::Drop { selection, confirm } => {
+                output::print(context.global, &drop(context, selection, confirm).await?)
             }
         }
     }
 }
 
-fn table(aside: &QuarantineEntry) -> Option<&str> {
-    aside.table().filter(|table| !table.is_empty())
+/// A quarantined change.
+#[derive(Serialize)]
+struct Entry {
+    tenant: String,
+    id: String,
+    time: Option<String>,
+    position: Option<String>,
+    table: Option<String>,
+    kind: Option<&'static str>,
+    cause: String,
+    settled_by: &'static str,
+    #[serde(skip)]
+    entry: QuarantineEntry,
 }
 
-/// When it was put aside.
-fn time(aside: &QuarantineEntry) -> Option<chrono::DateTime<chrono::Utc>> {
-    i64::try_from(aside.id.ms)
-        .ok()
-        .and_then(|ms| time_of_micros(ms.checked_mul(1000)?))
+impl Entry {
+    fn of(tenant: &str, entry: QuarantineEntry) -> Self {
+        Self {
+            tenant: tenant.to_owned(),
+            id: entry.id.to_string(),
+            time: time(&entry).map(rfc3339),
+            position: entry.position.map(|position| position.to_string()),
+            table: entry.fields.get("table").filter(|table| !table.is_empty()).cloned(),
+            kind: entry.kind.map(QuarantineKind::as_str),
+            cause: entry.cause.clone(),
+            settled_by: match quarantine::remedy(&entry) {
+                Remedy::Row { .. } => "retry",
+                Remedy::Resync(_) => "resync",
+                Remedy::Sender => "sender",
+            },
+            entry,
+        }
+    }
 }
 
-fn to_json(tenant: &str, aside: &QuarantineEntry) -> Value {
-    json!({
-        "tenant": tenant,
-        "id": aside.id.to_string(),
-        "time": time(aside).map(rfc3339),
-        "position": aside.position.map(|position| position.to_string()),
-        "table": table(aside),
-        "kind": aside.kind.map(QuarantineKind::as_str),
-        "cause": aside.cause,
-        "settled_by": remedy_word(&quarantine::remedy(aside)),
-    })
+fn time(entry: &QuarantineEntry) -> Option<chrono::DateTime<chrono::Utc>> {
+    let ms = i64::try_from(entry.id.ms).ok()?;
+    time_of_micros(ms.checked_mul(1000)?)
 }
 
-async fn list(bench: &Bench<'_>, tenants: &Tenants, limit: u32) -> Result<()> {
-    let mut found = Vec::new();
-    let (mut more, mut wrong) = (Vec::new(), Vec::new());
-    for tenant in bench.tenants(tenants).await? {
-        let newest = match quarantine::newest(&bench.store, &tenant.name, limit as usize).await {
+#[derive(Serialize)]
+#[serde(transparent)]
+struct EntryList {
+    entries: Vec<Entry>,
+    /// Tenants with older entries that are not listed, and their number.
+    #[serde(skip)]
+    more: Vec<(String, u64)>,
+    /// Tenants whose quarantine has the wrong type.
+    #[serde(skip)]
+    errors: Vec<String>,
+}
+
+async fn list(context: &Context<'_>, tenants: &Tenants, limit: u32) -> Result<()> {
+    let mut list = EntryList {
+        entries: Vec::new(),
+        more: Vec::new(),
+        errors: Vec::new(),
+    };
+    for tenant in context.tenants(tenants).await? {
+        let newest = match quarantine::newest(&context.store, &tenant.name, limit as usize).await {
             Ok(newest) => newest,
-            // Those of other tenants are shown all the same.
+            // The other tenants are listed all the same.
             Err(error @ Error::WrongType { .. }) => {
-                wrong.push(format!("tenant {}: {error}", tenant.name));
+                list.errors.push(format!("tenant {}: {error}", tenant.name));
                 continue;
             }
             Err(error) => return Err(error.into()),
         };
-        let count = quarantine::count(&bench.store, &tenant.name).await?;
-        if let Some(rest) = count.checked_sub(newest.len() as u64).filter(|rest| *rest > 0) {
-            more.push((tenant.name.clone(), rest));
+        let count = quarantine::count(&context.store, &tenant.name).await?;
+        if let Some(rest @ 1..) = count.checked_sub(newest.len() as u64) {
+            list.more.push((tenant.name.clone(), rest));
         }
-        found.extend(newest.into_iter().map(|aside| (tenant.name.clone(), aside)));
+        list.entries
+            .extend(newest.into_iter().map(|entry| Entry::of(&tenant.name, entry)));
     }
-    if bench.global.json {
-        let asides: Vec<Value> = found.iter().map(|(tenant, aside)| to_json(tenant, aside)).collect();
-        output::json(&asides)?;
-    } else if !found.is_empty() {
-        print(found)?;
-        for (tenant, rest) in more {
-            outln!("tenant {tenant} has {rest} older ones; --limit shows more")?;
-        }
-    } else if wrong.is_empty() {
-        outln!("nothing is in quarantine")?;
-    }
-    if wrong.is_empty() {
+    output::print(context.global, &list)?;
+    if list.errors.is_empty() {
         return Ok(());
     }
-    bail!("{}", wrong.join("; "))
+    bail!("{}", list.errors.join("; "))
 }
 
-fn print(found: Vec<(String, QuarantineEntry)>) -> Result<()> {
-    print_table(
-        ["TENANT", "ID", "TIME", "POSITION", "TABLE", "CAUSE"],
-        found.into_iter().map(|(tenant, aside)| {
+impl Render for EntryList {
+    fn text(&self, out: &mut Text) {
+        if self.entries.is_empty() {
+            if self.errors.is_empty() {
+                outln!(out, "the quarantine is empty");
+            }
+            return;
+        }
+        let row = |Entry {
+                       tenant,
+                       id,
+                       position,
+                       table,
+                       cause,
+                       entry,
+                       ..
+                   }: &Entry| {
             [
-                tenant,
-                aside.id.to_string(),
-                time(&aside).map_or_else(|| "-".to_owned(), seconds),
-                dash(aside.position),
-                dash(table(&aside)),
-                aside.cause.clone(),
+                tenant.clone(),
+                id.clone(),
+                or_nothing(time(entry).map(seconds)),
+                or_nothing(position.as_ref()),
+                or_nothing(table.as_ref()),
+                cause.clone(),
             ]
-        }),
-    )
+        };
+        let header = ["TENANT", "ID", "TIME", "POSITION", "TABLE", "CAUSE"];
+        out.table(header, self.entries.iter().map(row));
+        for (tenant, rest) in &self.more {
+            outln!(out, "tenant {tenant} has {rest} older ones; use --limit to list more");
+        }
+    }
 }
 
-async fn one(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<QuarantineEntry> {
-    quarantine::one(&bench.store, tenant, id).await?.with_context(|| {
+async fn find(context: &Context<'_>, tenant: &str, id: StreamId) -> Result<QuarantineEntry> {
+    quarantine::one(&context.store, tenant, id).await?.with_context(|| {
         format!(
-            "nothing with the ID {id} is in the quarantine of tenant {tenant}; `posduif stream quarantine list --tenant {tenant}` \
-             lists it"
+            "the quarantine of tenant {tenant} has no entry {id}; `posduif stream quarantine list --tenant {tenant}` lists \
+             it"
         )
     })
 }
 
-async fn show(bench: &Bench<'_>, tenant: &str, id: StreamId) -> Result<()> {
-    bench.tenant(tenant).await?;
-    let aside = one(bench, tenant, id).await?;
-    if bench.global.json {
-        let mut value = to_json(tenant, &aside);
-        for (name, text) in &aside.fields {
-            let is_json = matches!(name.as_str(), "row" | "old" | "unchanged");
-            let parsed = is_json.then(|| serde_json::from_str(text).ok()).flatten();
-            value[name] = parsed.unwrap_or_else(|| Value::String(text.clone()));
-        }
-        return output::json(&value);
-    }
-    let head = [
-        ("id", aside.id.to_string()),
-        ("put aside", time(&aside).map_or_else(|| "-".to_owned(), rfc3339)),
-        ("position", dash(aside.position)),
-        ("cause", aside.cause.clone()),
-        ("settled by", remedy_text(&quarantine::remedy(&aside))),
-    ];
-    let fields = aside.fields.iter().map(|(name, value)| (name.as_str(), value.clone()));
-    for (name, value) in head.into_iter().chain(fields) {
-        outln!("{name:<12} {}", printable(&value))?;
-    }
-    Ok(())
+/// A quarantined change with the fields of its entry, which win over those of [`Entry`].
+#[derive(Serialize)]
+struct Detail {
+    #[serde(flatten)]
+    fields: Map<String, Value>,
+    #[serde(skip)]
+    entry: Entry,
 }
 
-fn remedy_word(remedy: &Remedy) -> &'static str {
-    match remedy {
-        Remedy::Row { .. } => "retry",
-        Remedy::Resync(_) => "resync",
-        Remedy::Sender => "sender",
+async fn show(context: &Context<'_>, tenant: &str, id: StreamId) -> Result<Detail> {
+    context.tenant(tenant).await?;
+    let entry = Entry::of(tenant, find(context, tenant, id).await?);
+    let mut fields = Map::new();
+    if let Value::Object(known) = serde_json::to_value(&entry)? {
+        fields.extend(known);
+    }
+    for (name, text) in &entry.entry.fields {
+        let is_json = matches!(name.as_str(), "row" | "old" | "unchanged");
+        let parsed = is_json.then(|| serde_json::from_str(text).ok()).flatten();
+        fields.insert(name.clone(), parsed.unwrap_or_else(|| Value::String(text.clone())));
+    }
+    Ok(Detail { fields, entry })
+}
+
+impl Render for Detail {
+    fn text(&self, out: &mut Text) {
+        let Entry {
+            id,
+            time,
+            position,
+            cause,
+            entry,
+            ..
+        } = &self.entry;
+        let head = [
+            ("id", id.clone()),
+            ("quarantined", or_nothing(time.as_ref())),
+            ("position", or_nothing(position.as_ref())),
+            ("cause", cause.clone()),
+            ("settled by", remedy_text(&quarantine::remedy(&entry))),
+        ];
+        let fields = entry.fields.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        for (name, value) in head.into_iter().chain(fields) {
+            outln!(out, "{name:<12} {}", output::printable(&value));
+        }
     }
 }
 
 fn remedy_text(remedy: &Remedy) -> String {
     match remedy {
-        Remedy::Row { .. } => "`retry`, which writes the row once more, when its cause is mended".to_owned(),
+        Remedy::Row { .. } => "`retry`, which touches the row, after its cause is fixed".to_owned(),
         Remedy::Resync(reason) => format!("`retry --resync` only: {reason}"),
-        Remedy::Sender => "who sent the message: send it anew as it should be, and drop this".to_owned(),
+        Remedy::Sender => "the sender of the message: send a corrected message, and drop this one".to_owned(),
     }
 }
 
-/// What settles each of these changes.
-async fn remedies(bench: &Bench<'_>, which: &Which) -> Result<Vec<(StreamId, Remedy)>> {
-    let mut remedies = Vec::with_capacity(which.ids.len());
-    for id in &which.ids {
-        remedies.push((*id, quarantine::remedy(&one(bench, &which.tenant, *id).await?)));
+/// What settles each of the selected changes.
+async fn remedies(context: &Context<'_>, selection: &Selection) -> Result<Vec<(StreamId, Remedy)>> {
+    let mut remedies = Vec::with_capacity(selection.ids.len());
+    for id in &selection.ids {
+        remedies.push((*id, quarantine::remedy(&find(context, &selection.tenant, *id).await?)));
     }
-    if which.all {
-        let see = |aside: QuarantineEntry| remedies.push((aside.id, quarantine::remedy(&aside)));
-        quarantine::each(&bench.store, &which.tenant, StreamId::ZERO, see).await?;
+    if selection.all {
+        let visit = |entry: QuarantineEntry| remedies.push((entry.id, quarantine::remedy(&entry)));
+        quarantine::each(&context.store, &selection.tenant, StreamId::ZERO, visit).await?;
     }
     Ok(remedies)
 }
 
-/// Writes the rows once more, so that the log carries them as they are now to all who see them now.
-async fn retry(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy)>) -> Result<()> {
-    let newest = quarantine::newest(&bench.store, &tenant.name, 1).await?;
+/// The result of a retry.
+#[derive(Serialize)]
+struct Retried {
+    tenant: String,
+    settled: usize,
+    left: Vec<Left>,
+}
+
+/// A change that stays in quarantine.
+#[derive(Serialize)]
+struct Left {
+    id: String,
+    reason: String,
+}
+
+impl Retried {
+    fn of(tenant: &Tenant, settled: usize, left: BTreeMap<StreamId, String>) -> Self {
+        let left = left.into_iter().map(|(id, reason)| Left {
+            id: id.to_string(),
+            reason,
+        });
+        Self {
+            tenant: tenant.name.clone(),
+            settled,
+            left: left.collect(),
+        }
+    }
+
+    /// Fails if changes are left.
+    fn check(&self) -> Result<()> {
+        if self.left.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "{} changes are left in the quarantine of tenant {}",
+            self.left.len(),
+            self.tenant
+        )
+    }
+}
+
+impl Render for Retried {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "settled {} changes of tenant {}", self.settled, self.tenant);
+        for Left { id, reason } in &self.left {
+            outln!(out, "left {id}: {reason}");
+        }
+    }
+}
+
+/// A row by table and id, with the quarantined changes of it.
+type Rows = BTreeMap<(String, String), Vec<StreamId>>;
+
+/// Touches the rows, so that the log carries their present state to all users who see them now.
+async fn retry(context: &Context<'_>, tenant: &Tenant, remedies: Vec<(StreamId, Remedy)>) -> Result<Retried> {
+    let newest = quarantine::newest(&context.store, &tenant.name, 1).await?;
     let newest = newest.first().map_or(StreamId::ZERO, |newest| newest.id);
-    let mut left: BTreeMap<StreamId, String> = BTreeMap::new();
-    let mut rows: BTreeMap<(String, String), Vec<StreamId>> = BTreeMap::new();
-    for (id, remedy) in asides {
+    let (mut left, mut rows) = (BTreeMap::new(), Rows::new());
+    for (id, remedy) in remedies {
         match remedy {
             Remedy::Row { table, id: row } => rows.entry((table, row)).or_default().push(id),
             other => {
@@ -261,41 +368,71 @@ async fn retry(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy
             }
         }
     }
+    touch(context, tenant, &rows, &mut left).await?;
+    let repeated = repeated(context, tenant, newest, &rows, &mut left).await?;
+    let settled: Vec<StreamId> = rows
+        .into_values()
+        .flatten()
+        .filter(|id| !left.contains_key(id))
+        .collect();
+    quarantine::forget(&context.store, &tenant.name, &[repeated, settled.clone()].concat()).await?;
+    Ok(Retried::of(tenant, settled.len(), left))
+}
+
+/// Touches the rows and waits until an engine has published that.
+async fn touch(
+    context: &Context<'_>,
+    tenant: &Tenant,
+    rows: &Rows,
+    left: &mut BTreeMap<StreamId, String>,
+) -> Result<()> {
     let mut last = None;
-    for ((table, row), ids) in &rows {
-        match tenants::touch_rows(&bench.database, tenant, table, row).await {
-            Ok(Some(place)) => last = Some(place),
-            // What nobody was told of, nobody need forget.
+    for ((table, row), ids) in rows {
+        match tenants::touch_rows(&context.database, tenant, table, row).await {
+            Ok(Some(position)) => last = Some(position),
+            // The row is gone, and there is nothing to deliver.
             Ok(None) => {}
             Err(error) => left.extend(ids.iter().map(|id| (*id, format!("{error:#}")))),
         }
     }
-    if let Some(place) = last {
-        bench.done(place, |_| {}).await?;
+    match last {
+        Some(position) => context.wait_until_published(position, |_| {}).await,
+        None => Ok(()),
     }
-    // One that was put aside again says what the first one says.
-    let (mut again, mut causes) = (Vec::new(), BTreeMap::new());
-    let see = |aside: QuarantineEntry| {
-        if let Some(row) = quarantine::row(&aside).filter(|row| rows.contains_key(row)) {
-            again.push(aside.id);
-            causes.insert(row, aside.cause);
-        }
-    };
-    quarantine::each(&bench.store, &tenant.name, newest, see).await?;
-    for (row, cause) in causes {
-        let ids = rows.get(&row).into_iter().flatten();
-        left.extend(ids.map(|id| (*id, format!("its cause is not mended: {cause}"))));
-    }
-    let done = rows.into_values().flatten().filter(|id| !left.contains_key(id));
-    let done: Vec<StreamId> = done.collect();
-    quarantine::forget(&bench.store, &tenant.name, &[again, done.clone()].concat()).await?;
-    report_retry(bench, tenant, done.len(), left)
 }
 
-/// Begins the tenant's streams anew, which settles all but messages.
-async fn retry_by_resync(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(StreamId, Remedy)>, yes: bool) -> Result<()> {
+/// Entries after `newest` that a retry of these rows has caused. They repeat the ones retried, which are left.
+async fn repeated(
+    context: &Context<'_>,
+    tenant: &Tenant,
+    newest: StreamId,
+    rows: &Rows,
+    left: &mut BTreeMap<StreamId, String>,
+) -> Result<Vec<StreamId>> {
+    let (mut repeated, mut causes) = (Vec::new(), BTreeMap::new());
+    let visit = |entry: QuarantineEntry| {
+        if let Some(row) = quarantine::row(&entry).filter(|row| rows.contains_key(row)) {
+            repeated.push(entry.id);
+            causes.insert(row, entry.cause);
+        }
+    };
+    quarantine::each(&context.store, &tenant.name, newest, visit).await?;
+    for (row, cause) in causes {
+        let ids = rows.get(&row).into_iter().flatten();
+        left.extend(ids.map(|id| (*id, format!("the cause is not fixed: {cause}"))));
+    }
+    Ok(repeated)
+}
+
+/// Recreates the tenant's streams, which settles all changes except messages.
+async fn retry_by_resync(
+    context: &Context<'_>,
+    tenant: &Tenant,
+    remedies: Vec<(StreamId, Remedy)>,
+    confirm: Confirm,
+) -> Result<Retried> {
     let (mut settled, mut left) = (Vec::new(), BTreeMap::new());
-    for (id, remedy) in asides {
+    for (id, remedy) in remedies {
         match remedy {
             Remedy::Row { .. } | Remedy::Resync(_) => settled.push(id),
             Remedy::Sender => {
@@ -303,78 +440,68 @@ async fn retry_by_resync(bench: &Bench<'_>, tenant: &Tenant, asides: Vec<(Stream
             }
         }
     }
-    if !yes {
-        let devices = tenants::count_devices(&bench.database, &tenant.name).await?;
-        bail!(
-            "the {devices} devices of tenant {} would each take a snapshot, which settles {} changes; `--yes` does it",
+    let devices = tenants::count_devices(&context.database, &tenant.name).await?;
+    confirm.check(|| {
+        format!(
+            "the {devices} devices of tenant {} would each take a snapshot, which settles {} changes",
             tenant.name,
             settled.len()
-        );
-    }
+        )
+    })?;
     if !settled.is_empty() {
-        let place = tenants::resync(&bench.database, &tenant.name)
+        let position = tenants::resync(&context.database, &tenant.name)
             .await?
-            .with_context(|| format!("the tenant {} was dropped by somebody else just now", tenant.name))?;
-        bench.done(place, |_| {}).await?;
-        quarantine::forget(&bench.store, &tenant.name, &settled).await?;
+            .with_context(|| dropped_meanwhile(&tenant.name))?;
+        context.wait_until_published(position, |_| {}).await?;
+        quarantine::forget(&context.store, &tenant.name, &settled).await?;
     }
-    report_retry(bench, tenant, settled.len(), left)
+    Ok(Retried::of(tenant, settled.len(), left))
 }
 
-fn report_retry(bench: &Bench<'_>, tenant: &Tenant, settled: usize, left: BTreeMap<StreamId, String>) -> Result<()> {
-    if bench.global.json {
-        let left: Vec<Value> = left
-            .iter()
-            .map(|(id, reason)| json!({"id": id.to_string(), "reason": reason}))
-            .collect();
-        output::json(&json!({"tenant": tenant.name, "settled": settled, "left": left}))?;
+#[derive(Serialize)]
+struct Dropped {
+    tenant: String,
+    dropped: u64,
+}
+
+async fn drop(context: &Context<'_>, selection: Selection, confirm: Confirm) -> Result<Dropped> {
+    let Selection { tenant, ids, all } = selection;
+    context.tenant(&tenant).await?;
+    let dropped = if all {
+        drop_all(context, &tenant, confirm).await?
     } else {
-        outln!("settled {settled} changes of tenant {}", tenant.name)?;
-        for (id, reason) in &left {
-            outln!("left {id}: {reason}")?;
-        }
-    }
-    if !left.is_empty() {
-        bail!(
-            "{} changes are left in the quarantine of tenant {}",
-            left.len(),
-            tenant.name
-        );
-    }
-    Ok(())
-}
-
-async fn drop_some(bench: &Bench<'_>, tenant: &str, ids: &[StreamId], yes: bool) -> Result<()> {
-    for id in ids {
-        one(bench, tenant, *id).await?;
-    }
-    if !yes {
-        bail!(
-            "what is known of {} changes would be lost, and nothing tries them again; `--yes` does it",
-            ids.len()
-        );
-    }
-    let count = quarantine::forget(&bench.store, tenant, ids).await?;
-    report(bench, tenant, count)
-}
-
-async fn drop_all(bench: &Bench<'_>, tenant: &str, yes: bool) -> Result<()> {
-    let count = quarantine::count(&bench.store, tenant).await?;
-    let newest = quarantine::newest(&bench.store, tenant, 1).await?;
-    let Some(newest) = newest.first() else {
-        return report(bench, tenant, 0);
+        drop_some(context, &tenant, &ids, confirm).await?
     };
-    if !yes {
-        bail!("what is known of {count} changes would be lost, and nothing tries them again; `--yes` does it");
-    }
-    let count = quarantine::forget_up_to(&bench.store, tenant, newest.id).await?;
-    report(bench, tenant, count)
+    Ok(Dropped { tenant, dropped })
 }
 
-fn report(bench: &Bench<'_>, tenant: &str, count: u64) -> Result<()> {
-    if bench.global.json {
-        return output::json(&json!({"tenant": tenant, "dropped": count}));
+fn confirm_drop(confirm: Confirm, count: u64) -> Result<()> {
+    confirm.check(|| format!("{count} quarantined changes would be lost, and never retried"))
+}
+
+async fn drop_some(context: &Context<'_>, tenant: &str, ids: &[StreamId], confirm: Confirm) -> Result<u64> {
+    for id in ids {
+        find(context, tenant, *id).await?;
     }
-    outln!("dropped {count} changes from the quarantine of tenant {tenant}")?;
-    Ok(())
+    confirm_drop(confirm, ids.len() as u64)?;
+    Ok(quarantine::forget(&context.store, tenant, ids).await?)
+}
+
+async fn drop_all(context: &Context<'_>, tenant: &str, confirm: Confirm) -> Result<u64> {
+    let count = quarantine::count(&context.store, tenant).await?;
+    let newest = quarantine::newest(&context.store, tenant, 1).await?;
+    let Some(newest) = newest.first() else { return Ok(0) };
+    confirm_drop(confirm, count)?;
+    Ok(quarantine::forget_up_to(&context.store, tenant, newest.id).await?)
+}
+
+impl Render for Dropped {
+    fn text(&self, out: &mut Text) {
+        outln!(
+            out,
+            "dropped {} changes from the quarantine of tenant {}",
+            self.dropped,
+            self.tenant
+        );
+    }
 }

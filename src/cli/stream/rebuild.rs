@@ -1,208 +1,232 @@
-//! `posduif stream rebuild`: a tenant's inboxes anew from what Postgres holds.
+//! `posduif stream rebuild`: recreates the inboxes of a tenant from Postgres.
 //!
-//! The publisher alone writes these streams, so it is asked by way of the log, in one transaction: each user's inbox goes,
-//! whatever is in its place, and comes back empty with a `reset`; so does `shared`; `changes` keeps its history unless it
-//! cannot take entries any more. The tenant's next generation comes last. Rows are not put into inboxes: a device without
-//! a usable cursor reads them from Postgres, page by page, and goes on with its inbox without a gap.
+//! Only the publisher writes these streams, so the request goes through the log, in one transaction: each user's inbox is
+//! deleted, whatever its type, and recreated with a `reset`; so is `shared`; `changes` keeps its history unless it cannot
+//! accept entries. The next generation of the tenant comes last. Rows are not written to inboxes: a device without a
+//! usable cursor reads them from Postgres, page by page, and continues with its inbox without a gap.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 use uuid::Uuid;
 
-use super::super::output::{self, outln};
+use super::super::Confirm;
+use super::super::output::{self, Render, Text, outln};
 use super::super::progress::Progress;
-use super::Bench;
-use crate::accounts::users;
+use super::Context;
+use crate::admin::published;
+use crate::admin::stream_report::each_inbox;
 use crate::admin::streams::{self, Found, Length};
+use crate::admin::tenants::dropped_meanwhile;
 use crate::contract::stream_name::Target;
 use crate::core::tenant::Tenant;
-use crate::postgres::tenants::{self, Rebuild as Asked};
+use crate::postgres::tenants::{self, Rebuild as Requested};
 use crate::redis::store::Error;
 
-/// How often it is asked for what did not come out right: an entry that was on its way may have been refused in between.
+/// A concurrent entry may be refused during a rebuild; the rebuild is then requested again.
 const ATTEMPTS: u32 = 3;
 
-/// Arguments of `posduif stream rebuild`.
+/// Problems that a failed rebuild reports.
+const PROBLEMS_MAX: usize = 10;
+
 #[derive(Debug, Args)]
 pub(super) struct Rebuild {
     /// The tenant
     #[arg(long)]
     tenant: String,
-    /// Do it: without this, only what would happen is said
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
 }
 
 impl Rebuild {
-    pub(super) async fn run(self, bench: &Bench<'_>) -> Result<()> {
-        let tenant = bench.tenant(&self.tenant).await?;
+    pub(super) async fn run(self, context: &Context<'_>) -> Result<()> {
+        let tenant = context.tenant(&self.tenant).await?;
         let name: Arc<str> = tenant.name.as_str().into();
-        let devices = tenants::count_devices(&bench.database, &tenant.name).await?;
-        let begun = Instant::now();
-        let mut progress = Progress::new(bench.global, "looking at the streams", None);
-        let unusable = unusable_changes(bench, &name).await?;
-        let orphans = orphans(bench, &tenant).await?;
-        if !self.yes {
-            drop(progress);
-            let history = if unusable.is_some() {
-                ", and the history in its `changes`, which cannot take entries any more, would be lost with its \
-                 consumer groups"
-            } else {
-                ""
-            };
-            bail!(
-                "each of the {devices} devices of tenant {} would take a snapshot, messages without a row that they \
-                 have not got yet would be lost{history}; `--yes` does it",
-                tenant.name
-            );
-        }
-        let mut gone: Vec<Target> = orphans.iter().map(|user| Target::Inbox(name.clone(), *user)).collect();
-        gone.extend(unusable.clone());
-        let mut wrong = Vec::new();
-        for _ in 0..ATTEMPTS {
-            let asked = tenants::rebuild(&bench.database, &tenant.name, &gone)
-                .await?
-                .with_context(|| format!("the tenant {} was dropped by somebody else just now", tenant.name))?;
-            let inboxes = u64::try_from(asked.inboxes).unwrap_or(0);
-            // One message for each stream, and one for the tenant.
-            let messages = inboxes + gone.len() as u64 + 2;
-            progress.turn_to("making inboxes", Some(messages));
-            bench.done(asked.lsn, |reached| progress.set(reached.ordinal)).await?;
-            progress.turn_to("comparing with Postgres", Some(inboxes));
-            wrong = verify(bench, &tenant, &asked, &mut progress).await?;
-            if wrong.is_empty() {
-                drop(progress);
-                return report(bench, &tenant, &asked, devices, &orphans, unusable.is_some(), begun);
-            }
-            if let Some(target) = unusable_changes(bench, &name).await?
-                && !gone.contains(&target)
-            {
-                gone.push(target);
-            }
-        }
-        drop(progress);
-        bail!(
-            "after {ATTEMPTS} attempts this is still wrong with tenant {}: {}; see the engine's log",
-            tenant.name,
-            wrong.join("; ")
-        )
+        let devices = tenants::count_devices(&context.database, &tenant.name).await?;
+        let started = Instant::now();
+        let progress = Progress::new(context.global, "inspecting the streams", None);
+        let unusable = unusable_changes(context, &name).await?;
+        let orphans = orphans(context, &tenant).await?;
+        self.confirm
+            .check(|| dry_run(&tenant.name, devices, unusable.is_some()))?;
+        let mut deleted: Vec<Target> = orphans.iter().map(|user| Target::Inbox(name.clone(), *user)).collect();
+        deleted.extend(unusable.clone());
+        let requested = rebuild(context, &tenant, &name, deleted, progress).await?;
+        let took = started.elapsed();
+        let rebuilt = Rebuilt {
+            tenant: tenant.name,
+            inboxes: requested.inboxes,
+            removed: orphans,
+            generation: requested.generation,
+            devices,
+            changes_lost: unusable.is_some(),
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        };
+        output::print(context.global, &rebuilt)
     }
 }
 
-fn report(
-    bench: &Bench<'_>,
-    tenant: &Tenant,
-    asked: &Asked,
-    devices: i64,
-    orphans: &[Uuid],
-    lost_changes: bool,
-    begun: Instant,
-) -> Result<()> {
-    let took = begun.elapsed();
-    if bench.global.json {
-        return output::json(&json!({
-            "tenant": tenant.name, "inboxes": asked.inboxes, "removed": orphans, "generation": asked.generation,
-            "devices": devices, "changes_lost": lost_changes,
-            "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        }));
-    }
-    outln!(
-        "made {} inboxes of tenant {} anew in {:.1} s; its {devices} devices take a snapshot with their next sync",
-        asked.inboxes,
-        tenant.name,
-        took.as_secs_f64()
-    )?;
-    if !orphans.is_empty() {
-        outln!("removed {} inboxes of users that Postgres does not have", orphans.len())?;
-    }
-    if lost_changes {
-        outln!("`changes` began anew, too: make its consumer groups again")?;
-    }
-    Ok(())
-}
-
-/// `changes`, when it can take no entries: something else is in its place, or it was written ahead of the log.
-async fn unusable_changes(bench: &Bench<'_>, name: &Arc<str>) -> Result<Option<Target>> {
-    let target = Target::Changes(name.clone());
-    let is_stopped = || async {
-        let stopped = streams::stopped(&bench.store).await?;
-        anyhow::Ok(stopped.iter().any(|stopped| stopped.target == target))
+fn dry_run(tenant: &str, devices: i64, loses_changes: bool) -> String {
+    let history = if loses_changes {
+        ", and `changes`, which cannot accept entries, would lose its history and its consumer groups"
+    } else {
+        ""
     };
-    let key = target.key(bench.store.keys());
-    let is_unusable = match streams::look(&bench.store, &key, bench.positions()).await? {
+    format!(
+        "each of the {devices} devices of tenant {tenant} would take a snapshot, undelivered messages without a row would \
+         be lost{history}"
+    )
+}
+
+/// Requests the rebuild until the streams match Postgres.
+async fn rebuild(
+    context: &Context<'_>,
+    tenant: &Tenant,
+    name: &Arc<str>,
+    mut deleted: Vec<Target>,
+    mut progress: Progress,
+) -> Result<Requested> {
+    let mut problems = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let requested = tenants::rebuild(&context.database, &tenant.name, &deleted)
+            .await?
+            .with_context(|| dropped_meanwhile(&tenant.name))?;
+        let inboxes = u64::try_from(requested.inboxes).unwrap_or(0);
+        // One message per stream, and one for the tenant.
+        let messages = inboxes + deleted.len() as u64 + 2;
+        progress.turn_to("recreating inboxes", Some(messages));
+        let report = |reached: published::Reached| progress.set(reached.ordinal);
+        context.wait_until_published(requested.lsn, report).await?;
+        progress.turn_to("comparing with Postgres", Some(inboxes));
+        problems = verify(context, tenant, &requested, &mut progress).await?;
+        if problems.is_empty() {
+            return Ok(requested);
+        }
+        if let Some(target) = unusable_changes(context, name).await?
+            && !deleted.contains(&target)
+        {
+            deleted.push(target);
+        }
+    }
+    bail!(
+        "after {ATTEMPTS} attempts the streams of tenant {} still differ from Postgres: {}; see the log of the engine",
+        tenant.name,
+        problems.join("; ")
+    )
+}
+
+#[derive(Serialize)]
+struct Rebuilt {
+    tenant: String,
+    inboxes: i64,
+    /// Users whose inbox was removed, because Postgres does not have them.
+    removed: Vec<Uuid>,
+    generation: i64,
+    devices: i64,
+    changes_lost: bool,
+    duration_ms: u64,
+}
+
+impl Render for Rebuilt {
+    fn text(&self, out: &mut Text) {
+        #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
+        let seconds = self.duration_ms as f64 / 1000.0;
+        outln!(
+            out,
+            "recreated {} inboxes of tenant {} in {seconds:.1} s; its {} devices take a snapshot at their next sync",
+            self.inboxes,
+            self.tenant,
+            self.devices
+        );
+        if !self.removed.is_empty() {
+            outln!(out, "removed {} inboxes of users that do not exist", self.removed.len());
+        }
+        if self.changes_lost {
+            outln!(out, "`changes` was recreated: create its consumer groups again");
+        }
+    }
+}
+
+/// `changes`, if it cannot accept entries: it has the wrong type, or its last ID is ahead of the log.
+async fn unusable_changes(context: &Context<'_>, name: &Arc<str>) -> Result<Option<Target>> {
+    let target = Target::Changes(name.clone());
+    let key = target.key(context.store.keys());
+    let is_unusable = match streams::look(&context.store, &key, context.positions()).await? {
         Found::Missing => false,
         Found::WrongType(_) => true,
         Found::Stream(shape) => {
-            // Asked anew: the stream may have grown since this command began.
-            let is_ahead = match bench.store.view().await {
+            // Read again: the stream may have grown since this command began.
+            let is_ahead = match context.store.view().await {
                 Ok(view) => shape.last_id > view.position,
-                // Nothing tells, and the epoch that begins next lies above whatever there is.
+                // The next epoch begins above all IDs.
                 Err(Error::NoCheckpoint) => false,
                 Err(error) => return Err(error.into()),
             };
-            is_ahead || is_stopped().await?
+            is_ahead || is_stopped(context, &target).await?
         }
     };
     Ok(is_unusable.then_some(target))
 }
 
-/// Users with an inbox whom Postgres does not have.
-async fn orphans(bench: &Bench<'_>, tenant: &Tenant) -> Result<Vec<Uuid>> {
+async fn is_stopped(context: &Context<'_>, target: &Target) -> Result<bool> {
+    let stopped = streams::stopped(&context.store).await?;
+    Ok(stopped.iter().any(|stopped| stopped.target == *target))
+}
+
+/// Users that have an inbox and do not exist in Postgres.
+async fn orphans(context: &Context<'_>, tenant: &Tenant) -> Result<Vec<Uuid>> {
     let mut orphans = Vec::new();
-    for page in streams::users_with_inboxes(&bench.store, &tenant.name)
-        .await?
-        .chunks(streams::PAGE)
-    {
-        orphans.extend(tenants::unknown_users(&bench.database, tenant, page).await?);
+    let users = streams::users_with_inboxes(&context.store, &tenant.name).await?;
+    for page in users.chunks(streams::PAGE) {
+        orphans.extend(tenants::unknown_users(&context.database, tenant, page).await?);
     }
     Ok(orphans)
 }
 
-/// What is not as Postgres would have it.
-async fn verify(bench: &Bench<'_>, tenant: &Tenant, asked: &Asked, progress: &mut Progress) -> Result<Vec<String>> {
-    let (name, keys): (Arc<str>, _) = (tenant.name.as_str().into(), bench.store.keys());
-    let mut wrong = Vec::new();
-    let meta = streams::meta(&bench.store, &name).await?;
-    if meta.generation.is_none_or(|generation| generation < asked.generation) {
-        wrong.push(format!(
-            "the generation is {:?} and not {}",
-            meta.generation, asked.generation
+/// How the streams of a tenant differ from what a rebuild leaves.
+async fn verify(
+    context: &Context<'_>,
+    tenant: &Tenant,
+    requested: &Requested,
+    progress: &mut Progress,
+) -> Result<Vec<String>> {
+    let (name, keys): (Arc<str>, _) = (tenant.name.as_str().into(), context.store.keys());
+    let mut problems = Vec::new();
+    let generation = streams::meta(&context.store, &name).await?.generation;
+    if generation.is_none_or(|generation| generation < requested.generation) {
+        problems.push(format!(
+            "the generation is {generation:?}, not {}",
+            requested.generation
         ));
     }
-    for stopped in streams::stopped(&bench.store).await? {
+    for stopped in streams::stopped(&context.store).await? {
         if *stopped.target.tenant() == name {
-            wrong.push(format!("{} is stopped ({})", stopped.target.stream(), stopped.cause));
+            problems.push(format!("{} is stopped ({})", stopped.target.stream(), stopped.cause));
         }
     }
     let own = [keys.changes(&name), keys.shared(&name)];
-    let mut look = async |keys: &[String]| -> Result<()> {
-        for (key, length) in keys.iter().zip(streams::lengths(&bench.store, keys).await?) {
-            match length {
-                Length::Entries(0) => wrong.push(format!("{key} has no entry, not even its first")),
-                Length::Entries(_) => {}
-                Length::Missing => wrong.push(format!("{key} is missing")),
-                Length::WrongType(kind) => wrong.push(format!("{key} is a {kind}")),
-            }
-        }
-        Ok(())
-    };
-    look(&own).await?;
-    let (mut after, mut seen) = (Uuid::nil(), 0);
-    loop {
-        let users = users::ids(&bench.database, tenant, after, streams::PAGE as i64).await?;
-        let inboxes: Vec<String> = users.iter().map(|user| keys.inbox(&name, &user.to_string())).collect();
-        look(&inboxes).await?;
-        seen += users.len() as u64;
-        progress.set(seen);
-        match users.last() {
-            Some(last) if users.len() == streams::PAGE => after = *last,
-            _ => break,
-        }
+    for (key, length) in own.iter().zip(streams::lengths(&context.store, &own).await?) {
+        problems.extend(problem(key, &length));
     }
-    wrong.truncate(10);
-    Ok(wrong)
+    let mut seen = 0;
+    each_inbox(&context.database, &context.store, tenant, |_, key, length| {
+        problems.extend(problem(&key, &length));
+        seen += 1;
+        progress.set(seen);
+    })
+    .await?;
+    problems.truncate(PROBLEMS_MAX);
+    Ok(problems)
+}
+
+fn problem(key: &str, length: &Length) -> Option<String> {
+    match length {
+        Length::Entries(0) => Some(format!("{key} has no entry, not even a reset")),
+        Length::Entries(_) => None,
+        Length::Missing => Some(format!("{key} is missing")),
+        Length::WrongType(kind) => Some(format!("{key} has the wrong type, {kind}")),
+    }
 }

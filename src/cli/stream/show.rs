@@ -2,27 +2,20 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use serde::Serialize;
-use tokio_postgres::types::Type;
-use uuid::Uuid;
 
 use super::super::human;
-use super::super::output::{self, outln, usage_error};
-use super::super::table::{Cell, facts, print_table};
-use super::{Bench, StreamView, dash, mark};
+use super::super::output::{self, Render, Text, usage_error};
+use super::super::table::{Cell, number_or_nothing, or_nothing};
+use super::{Context, mark};
+use crate::admin::stream_report::{DeviceReport, StreamDetail, StreamReport, device_reports};
 use crate::admin::streams::{self, Found, Ids};
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
-use crate::postgres::sql;
 
-/// Entries that a device is counted to be behind.
-const BEHIND_MAX: u64 = 100_000;
-
-/// Arguments of `posduif stream show`.
 #[derive(Debug, Args)]
 pub(super) struct Show {
     /// `live`, a Redis key, or TENANT/changes, TENANT/shared, TENANT/push, TENANT/quarantine, TENANT/inbox:USER (id or
@@ -31,24 +24,23 @@ pub(super) struct Show {
     stream: String,
 }
 
-/// A stream that somebody named.
+/// A stream named on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Named {
+pub(super) enum StreamName {
     /// Notices for API nodes.
     Live,
-    /// What could not be routed or stored.
     Quarantine(Arc<str>),
-    /// For gateways that push.
+    /// Push candidates.
     Push(Arc<str>),
-    /// One that the publisher writes.
-    Of(Target),
+    /// A stream that the publisher writes.
+    Published(Target),
 }
 
-impl Named {
-    /// Finds what a text names, and the tenant that it belongs to.
-    pub(super) async fn find(bench: &Bench<'_>, text: &str) -> Result<(Self, Option<Tenant>)> {
-        let prefix = format!("{}:", bench.config.redis.prefix);
-        if text == "live" || text == bench.store.keys().live(0) {
+impl StreamName {
+    /// Parses a name and finds its tenant.
+    pub(super) async fn find(context: &Context<'_>, text: &str) -> Result<(Self, Option<Tenant>)> {
+        let prefix = format!("{}:", context.config.redis.prefix);
+        if text == "live" || text == context.store.keys().live(0) {
             return Ok((Self::Live, None));
         }
         let key = text
@@ -60,211 +52,155 @@ impl Named {
                  acme/inbox:ann, or a key that begins with {prefix}"
             );
         };
-        let tenant = bench.tenant(tenant).await?;
+        let tenant = context.tenant(tenant).await?;
         let name: Arc<str> = tenant.name.as_str().into();
-        let named = match stream {
-            "changes" => Self::Of(Target::Changes(name)),
-            "shared" => Self::Of(Target::Shared(name)),
+        let stream = match stream {
+            "changes" => Self::Published(Target::Changes(name)),
+            "shared" => Self::Published(Target::Shared(name)),
             "push" => Self::Push(name),
             "quarantine" => Self::Quarantine(name),
             _ => match stream.strip_prefix("inbox:").or_else(|| stream.strip_prefix("inbox/")) {
-                Some(user) => Self::Of(Target::Inbox(name, bench.user(&tenant, user).await?)),
+                Some(user) => Self::Published(Target::Inbox(name, context.user(&tenant, user).await?)),
                 None => usage_error!(
                     "tenant {} has no stream {stream:?}: it has changes, shared, push, quarantine and inbox:USER",
                     tenant.name
                 ),
             },
         };
-        Ok((named, Some(tenant)))
+        Ok((stream, Some(tenant)))
     }
-}
 
-#[derive(Debug, Serialize)]
-struct Detail {
-    tenant: Option<String>,
-    #[serde(flatten)]
-    view: StreamView,
-    /// The newest ID that it ever had.
-    last_id: Option<String>,
-    /// It is cut back to so many entries.
-    entries_max: Option<u64>,
-    groups: u64,
-    epoch: Option<String>,
-    generation: Option<i64>,
-    state: Option<String>,
-    /// Of an inbox.
-    user_id: Option<Uuid>,
-    /// Of an inbox: the device that keeps it from being trimmed further.
-    slowest_device: Option<String>,
-    devices: Option<Vec<Device>>,
-}
+    async fn read(&self, context: &Context<'_>) -> Result<(StreamReport, Found)> {
+        let (sources, keys) = (context.sources(), context.store.keys());
+        match self {
+            Self::Live => StreamReport::read(sources, "live", keys.live(0), sources.positions()).await,
+            Self::Push(tenant) => StreamReport::read(sources, "push", keys.push(tenant), Ids::Clock).await,
+            Self::Quarantine(tenant) => {
+                StreamReport::read(sources, "quarantine", keys.quarantine(tenant), Ids::Clock).await
+            }
+            Self::Published(target) => {
+                let stopped = streams::stopped(&context.store).await?;
+                StreamReport::read_target(sources, target, &stopped).await
+            }
+        }
+    }
 
-#[derive(Debug, Serialize)]
-struct Device {
-    device_id: String,
-    name: Option<String>,
-    /// All up to here it has, and trimming may forget.
-    position: Option<String>,
-    /// Entries that it does not have yet, counted up to 100,000.
-    behind: Option<u64>,
-    /// It keeps entries that it does not have from being trimmed.
-    holds: bool,
-    revoked: bool,
+    fn entries_max(&self, context: &Context<'_>) -> Option<u64> {
+        let limits = &context.config.streams;
+        match self {
+            Self::Live => Some(limits.live_entries_max),
+            Self::Published(Target::Changes(_)) => Some(limits.changes_entries_max),
+            Self::Published(Target::Shared(_)) => Some(limits.shared_entries_max),
+            Self::Published(Target::Inbox(..)) => Some(limits.inbox_entries_max),
+            Self::Push(_) | Self::Quarantine(_) => None,
+        }
+    }
 }
 
 impl Show {
-    pub(super) async fn run(self, bench: &Bench<'_>) -> Result<()> {
-        let (named, tenant) = Named::find(bench, &self.stream).await?;
-        let keys = bench.store.keys();
-        let stopped = streams::stopped(&bench.store).await?;
-        let (view, found) = match &named {
-            Named::Live => StreamView::look(bench, "live", keys.live(0), bench.positions()).await?,
-            Named::Push(tenant) => StreamView::look(bench, "push", keys.push(tenant), Ids::Clock).await?,
-            Named::Quarantine(tenant) => {
-                StreamView::look(bench, "quarantine", keys.quarantine(tenant), Ids::Clock).await?
-            }
-            Named::Of(target) => StreamView::look_at(bench, target, &stopped).await?,
-        };
-        let limits = &bench.config.streams;
-        let meta = match &tenant {
-            Some(tenant) => Some(streams::meta(&bench.store, &tenant.name).await?),
-            None => None,
-        };
-        let mut detail = Detail {
-            tenant: tenant.as_ref().map(|tenant| tenant.name.clone()),
-            last_id: None,
-            entries_max: match &named {
-                Named::Live => Some(limits.live_entries_max),
-                Named::Of(Target::Changes(_)) => Some(limits.changes_entries_max),
-                Named::Of(Target::Shared(_)) => Some(limits.shared_entries_max),
-                Named::Of(Target::Inbox(..)) => Some(limits.inbox_entries_max),
-                Named::Push(_) | Named::Quarantine(_) => None,
-            },
-            groups: 0,
-            epoch: bench.view.map(|view| view.epoch.to_string()),
-            generation: meta.as_ref().and_then(|meta| meta.generation),
-            state: meta.and_then(|meta| meta.state),
-            user_id: None,
-            slowest_device: None,
-            devices: None,
-            view,
-        };
-        if let Found::Stream(shape) = &found {
-            detail.last_id = Some(shape.last_id.to_string());
-            detail.groups = shape.groups;
-        }
-        if let (Named::Of(Target::Inbox(_, user)), Some(tenant)) = (&named, &tenant) {
-            let devices = devices(bench, tenant, *user, matches!(found, Found::Stream(_))).await?;
-            let holding = devices.iter().filter(|device| device.holds);
-            let slowest =
-                holding.filter_map(|device| Some((device.position.as_ref()?.parse::<StreamId>().ok()?, device)));
-            detail.user_id = Some(*user);
-            detail.slowest_device = slowest
-                .min_by_key(|(position, _)| *position)
-                .map(|(_, device)| device.device_id.clone());
-            detail.devices = Some(devices);
-        }
-        if bench.global.json {
-            return output::json(&detail);
-        }
-        detail.print()
+    pub(super) async fn run(self, context: &Context<'_>) -> Result<()> {
+        let (name, tenant) = StreamName::find(context, &self.stream).await?;
+        output::print(context.global, &read(context, &name, tenant.as_ref()).await?)
     }
 }
 
-async fn devices(bench: &Bench<'_>, tenant: &Tenant, user: Uuid, has_inbox: bool) -> Result<Vec<Device>> {
-    let days = bench.config.streams.device_idle_days as f64;
-    let rows = bench
-        .database
-        .query(
-            &sql!("admin/inbox_devices", tenant),
-            &[(&user, Type::UUID), (&days, Type::FLOAT8)],
-        )
-        .await
-        .with_context(|| format!("cannot list the devices of user {user}"))?;
-    let ids: Vec<String> = rows.iter().map(|row| row.get("device_id")).collect();
-    let places = streams::device_places(&bench.store, &tenant.name, &ids).await?;
-    let key = bench.store.keys().inbox(&tenant.name, &user.to_string());
-    let mut devices = Vec::with_capacity(rows.len());
-    for (row, place) in rows.iter().zip(places) {
-        let behind = match place {
-            Some(place) if has_inbox => Some(
-                streams::count(&bench.store, &key, place.next(), None, BEHIND_MAX)
-                    .await?
-                    .min(BEHIND_MAX),
-            ),
-            _ => None,
-        };
-        devices.push(Device {
-            device_id: row.get("device_id"),
-            name: row.get("name"),
-            position: place.map(|place| place.to_string()),
-            behind,
-            // One that never acknowledged begins with a snapshot and holds nothing back.
-            holds: row.get::<_, bool>("holds") && place.is_some(),
-            revoked: row.get("is_revoked"),
-        });
-    }
-    Ok(devices)
+async fn read(context: &Context<'_>, name: &StreamName, tenant: Option<&Tenant>) -> Result<StreamDetail> {
+    let (stream, found) = name.read(context).await?;
+    let meta = match tenant {
+        Some(tenant) => Some(streams::meta(&context.store, &tenant.name).await?),
+        None => None,
+    };
+    let shape = match &found {
+        Found::Stream(shape) => Some(shape),
+        Found::Missing | Found::WrongType(_) => None,
+    };
+    let (user_id, devices) = match (name, tenant) {
+        (StreamName::Published(Target::Inbox(_, user)), Some(tenant)) => {
+            let idle_days = context.config.streams.device_idle_days;
+            let devices = device_reports(context.sources(), tenant, *user, idle_days, shape.is_some()).await?;
+            (Some(*user), Some(devices))
+        }
+        _ => (None, None),
+    };
+    Ok(StreamDetail {
+        tenant: tenant.map(|tenant| tenant.name.clone()),
+        stream,
+        last_id: shape.map(|shape| shape.last_id.to_string()),
+        entries_max: name.entries_max(context),
+        groups: shape.map_or(0, |shape| shape.groups),
+        epoch: context.view.map(|view| view.epoch.to_string()),
+        generation: meta.as_ref().and_then(|meta| meta.generation),
+        state: meta.and_then(|meta| meta.state),
+        user_id,
+        slowest_device: devices.as_deref().and_then(slowest),
+        devices,
+    })
 }
 
-impl Detail {
-    fn print(&self) -> Result<()> {
-        let view = &self.view;
+/// The device that prevents further trimming.
+fn slowest(devices: &[DeviceReport]) -> Option<String> {
+    devices
+        .iter()
+        .filter(|device| device.holds)
+        .filter_map(|device| Some((device.position.as_ref()?.parse::<StreamId>().ok()?, device)))
+        .min_by_key(|(position, _)| *position)
+        .map(|(_, device)| device.device_id.clone())
+}
+
+impl Render for StreamDetail {
+    fn text(&self, out: &mut Text) {
+        let stream = &self.stream;
         let entries = match self.entries_max {
-            Some(most) => format!("{} (at most {most})", view.length),
-            None => view.length.to_string(),
+            Some(most) => format!("{} (at most {most})", stream.length),
+            None => stream.length.to_string(),
         };
-        let mut lines = vec![
-            ("key", view.key.clone()),
-            ("type", view.kind.clone()),
-            ("entries", entries),
-            ("first", mark(view.first.as_ref())),
-            ("last", mark(view.last.as_ref())),
-            ("last ID", dash(self.last_id.as_ref())),
-            ("memory", human::bytes(view.memory_bytes)),
-            ("trimmed below", dash(view.trimmed_below.as_ref())),
-            ("consumer groups", self.groups.to_string()),
-            ("epoch", dash(self.epoch.as_ref())),
-        ];
         let lsn = |mark: &Option<streams::Mark>| mark.as_ref().and_then(|mark| mark.commit_lsn);
-        if let (Some(first), Some(last)) = (lsn(&view.first), lsn(&view.last)) {
-            lines.insert(5, ("commits", format!("{first} to {last}")));
-        }
-        if self.tenant.is_some() {
-            lines.push(("generation", dash(self.generation)));
-            lines.push(("state", dash(self.state.as_ref())));
-        }
-        if let Some(cause) = &view.stopped {
-            lines.push(("stopped", cause.clone()));
-        }
-        if self.devices.is_some() {
-            let slowest = match &self.slowest_device {
-                Some(device) => device.clone(),
-                None => "none: only the bound trims it".to_owned(),
-            };
-            lines.push(("held by", slowest));
-        }
-        output::print(&facts(lines))?;
+        let commits = lsn(&stream.first).zip(lsn(&stream.last));
+        let optional = |is_shown: bool, name, value: String| is_shown.then_some((name, value));
+        let lines = [
+            Some(("key", stream.key.clone())),
+            Some(("type", stream.kind.clone())),
+            Some(("entries", entries)),
+            Some(("first", mark(stream.first.as_ref()))),
+            Some(("last", mark(stream.last.as_ref()))),
+            commits.map(|(first, last)| ("commits", format!("{first} to {last}"))),
+            Some(("last ID", or_nothing(self.last_id.as_ref()))),
+            Some(("memory", human::bytes(stream.memory_bytes))),
+            Some(("trimmed below", or_nothing(stream.trimmed_below.as_ref()))),
+            Some(("consumer groups", self.groups.to_string())),
+            Some(("epoch", or_nothing(self.epoch.as_ref()))),
+            optional(self.tenant.is_some(), "generation", or_nothing(self.generation)),
+            optional(self.tenant.is_some(), "state", or_nothing(self.state.as_ref())),
+            stream.stopped.clone().map(|cause| ("stopped", cause)),
+            optional(self.devices.is_some(), "held by", self.held_by()),
+        ];
+        out.facts(lines.into_iter().flatten());
         if let Some(devices) = self.devices.as_ref().filter(|devices| !devices.is_empty()) {
-            outln!("")?;
-            print_table(
-                ["DEVICE", "NAME", "HAS ALL UP TO", "BEHIND", "HOLDS TRIMMING"],
-                devices.iter().map(|device| {
-                    [
-                        Cell::from(device.device_id.clone()),
-                        dash(device.name.as_ref()).into(),
-                        dash(device.position.as_ref()).into(),
-                        Cell::number(dash(device.behind)),
-                        match (device.revoked, device.holds) {
-                            (true, _) => "no: revoked",
-                            (_, true) => "yes",
-                            (_, false) => "no",
-                        }
-                        .into(),
-                    ]
-                }),
-            )?;
+            out.blank();
+            let header = ["DEVICE", "NAME", "ACKNOWLEDGED", "BEHIND", "HOLDS TRIMMING"];
+            out.table(header, devices.iter().map(device_row));
         }
-        Ok(())
     }
+}
+
+impl StreamDetail {
+    fn held_by(&self) -> String {
+        let slowest = self.slowest_device.clone();
+        slowest.unwrap_or_else(|| "none: trimmed at the maximum length only".to_owned())
+    }
+}
+
+fn device_row(device: &DeviceReport) -> [Cell; 5] {
+    let holds = match (device.revoked, device.holds) {
+        (true, _) => "no: revoked",
+        (_, true) => "yes",
+        (_, false) => "no",
+    };
+    [
+        Cell::from(device.device_id.clone()),
+        or_nothing(device.name.as_ref()).into(),
+        or_nothing(device.position.as_ref()).into(),
+        number_or_nothing(device.behind),
+        holds.into(),
+    ]
 }

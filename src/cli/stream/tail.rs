@@ -1,4 +1,4 @@
-//! `posduif stream tail`: changes as they are published.
+//! `posduif stream tail`: follows changes as they are published.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use serde_json::value::RawValue;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::super::output::{self, printable, usage_error};
-use super::place::Place;
-use super::{Bench, Tenants};
+use super::position::StreamPosition;
+use super::{Context, Tenants};
 use crate::admin::streams;
 use crate::admin::tail::{self, Change, Column, Seen};
 use crate::contract::entry::Text;
@@ -23,39 +23,38 @@ use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::postgres::tenants;
 
-/// Between two looks for new tenants.
-const TENANTS: Duration = Duration::from_secs(1);
+/// Interval of the query for new tenants.
+const TENANTS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// First and longest wait while Redis is away.
-const AWAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// First and longest delay between attempts while Redis is unreachable.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// Streams that are named when following begins; of more the number is told.
+/// Streams that the first line names; of more it prints the number.
 const NAMED_MAX: usize = 8;
 
-/// A value in a line for people has at most so many characters.
+/// Characters of a value in a line of text, without `--full`.
 const VALUE_MAX: usize = 60;
 
-/// Arguments of `posduif stream tail`.
 #[derive(Debug, Args)]
 pub(super) struct Tail {
     #[command(flatten)]
     tenants: Tenants,
-    /// Only of this table; may be given several times
+    /// Only this table; may be repeated
     #[arg(long)]
     table: Vec<String>,
     /// Only these operations, separated by commas
     #[arg(long, value_parser = operation(), value_delimiter = ',')]
     op: Vec<Operation>,
-    /// What this user sees (id or name): inbox and shared stream, instead of all changes
+    /// Only what this user sees (id or name): inbox and shared stream, instead of `changes`
     #[arg(long)]
     user: Option<String>,
-    /// Where to begin: `now`, `start`, a stream ID, a commit LSN, a time (RFC 3339) or how long ago (90s, 10m, 2h, 3d)
-    #[arg(long, default_value = "now", value_name = "PLACE")]
-    from: Place,
-    /// End after so many
+    /// Start position: `now`, `start`, a stream ID, a commit LSN, a time (RFC 3339) or a duration ago (90s, 10m, 2h, 3d)
+    #[arg(long, default_value = "now", value_name = "POSITION")]
+    from: StreamPosition,
+    /// Stop after N changes
     #[arg(long, alias = "count", short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
-    /// Show values whole
+    /// Do not truncate values
     #[arg(long)]
     full: bool,
 }
@@ -65,7 +64,6 @@ fn operation() -> impl TypedValueParser<Value = Operation> {
     PossibleValuesParser::new(Operation::ALL.map(Operation::as_str)).map(|text| Operation::parse(text.as_bytes()))
 }
 
-/// Which changes are shown.
 struct Filter {
     tables: Vec<String>,
     ops: Vec<Operation>,
@@ -73,36 +71,36 @@ struct Filter {
 }
 
 impl Filter {
-    fn takes(&self, change: &Change) -> bool {
+    fn matches(&self, change: &Change) -> bool {
         let is_of_table =
             self.tables.is_empty() || self.tables.iter().any(|table| table == change.entry.table.as_str());
         let is_op = self.ops.is_empty() || self.ops.contains(&change.entry.op);
-        // Transactions that committed side by side may stand in another order than their times.
+        // The order of concurrent commits may differ from that of their times.
         let is_late = match (self.since, change.time()) {
             (Some(since), Some(time)) => time >= since,
             _ => true,
         };
-        // A break in history matters to whoever looks on, whatever for.
+        // A reset concerns every reader, whatever the tables.
         (is_of_table || change.entry.op == Operation::Reset) && is_op && is_late
     }
 }
 
-/// Why following ended.
+/// Why tailing ended.
 enum End {
-    /// As many as were asked for.
-    Enough,
-    /// Nobody reads any more.
+    /// At `--limit`.
+    Limit,
+    /// The output is closed.
     Closed,
 }
 
 impl Tail {
-    pub(super) async fn run(self, bench: &Bench<'_>) -> Result<()> {
+    pub(super) async fn run(self, context: &Context<'_>) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut following = Following::begin(self, bench).await?;
+        let mut follower = Follower::start(self, context).await?;
         tokio::select! {
-            result = following.run() => match result {
-                Ok(End::Enough | End::Closed) => Ok(()),
+            result = follower.run() => match result {
+                Ok(End::Limit | End::Closed) => Ok(()),
                 Err(error) => Err(error),
             },
             _ = interrupt.recv() => Ok(()),
@@ -111,104 +109,104 @@ impl Tail {
     }
 }
 
-struct Following<'a> {
-    bench: &'a Bench<'a>,
+struct Follower<'a> {
+    context: &'a Context<'a>,
     tail: tail::Tail,
     filter: Filter,
     printer: Printer,
     left: Option<u64>,
-    /// Tenants that come and go are followed.
+    /// Whether to follow tenants that are created later.
     follows_all: bool,
-    looked_at: Instant,
+    tenants_read_at: Instant,
 }
 
-impl<'a> Following<'a> {
-    async fn begin(command: Tail, bench: &'a Bench<'a>) -> Result<Self> {
-        let tail = tail::Tail::new(&bench.config.redis).context("key `redis.url`")?;
-        let mut following = Self {
-            bench,
+impl<'a> Follower<'a> {
+    async fn start(command: Tail, context: &'a Context<'a>) -> Result<Self> {
+        let tail = tail::Tail::new(&context.config.redis).context("key `redis.url`")?;
+        let mut follower = Self {
+            context,
             tail,
             filter: Filter {
                 tables: command.table,
                 ops: command.op,
                 since: command.from.time(),
             },
-            printer: Printer::new(bench.global.json, command.full),
+            printer: Printer::new(context.global.json, command.full),
             left: command.limit,
             follows_all: command.tenants.named.is_empty() && command.user.is_none(),
-            looked_at: Instant::now(),
+            tenants_read_at: Instant::now(),
         };
         let targets: Vec<Target> = match &command.user {
             Some(user) => {
                 let name = match command.tenants.named.as_slice() {
                     [name] => name,
-                    [] if !bench.config.server.default_tenant.is_empty() => &bench.config.server.default_tenant,
-                    _ => usage_error!("`--user` wants one `--tenant`, whose user it is"),
+                    [] if !context.config.server.default_tenant.is_empty() => &context.config.server.default_tenant,
+                    _ => usage_error!("`--user` requires exactly one `--tenant`"),
                 };
-                let tenant = bench.tenant(name).await?;
-                let user = bench.user(&tenant, user).await?;
+                let tenant = context.tenant(name).await?;
+                let user = context.user(&tenant, user).await?;
                 vec![
                     streams::inbox(&tenant.name, user),
                     Target::Shared(tenant.name.as_str().into()),
                 ]
             }
             None => {
-                let tenants = bench.tenants(&command.tenants).await?.into_iter();
+                let tenants = context.tenants(&command.tenants).await?.into_iter();
                 tenants.map(|tenant| Target::Changes(tenant.name.into())).collect()
             }
         };
         let mut names: Vec<String> = Vec::new();
         for target in targets {
-            let after = command.from.before(bench, &target.key(bench.store.keys())).await?;
+            let after = command.from.before(context, &target.key(context.store.keys())).await?;
             names.push(format!("{}/{}", target.tenant(), target.stream()));
-            following.tail.follow(target, after);
+            follower.tail.follow(target, after);
         }
-        if !bench.global.json {
+        if !context.global.json {
             let what = match names.as_slice() {
-                [] => "every tenant that comes".to_owned(),
+                [] => "future tenants".to_owned(),
                 names if names.len() > NAMED_MAX => format!("{} streams", names.len()),
                 names => names.join(", "),
             };
-            output::remark(format_args!("following {what}; Ctrl-C ends it"));
+            output::info(format_args!("following {what}; press Ctrl-C to stop"));
         }
-        Ok(following)
+        Ok(follower)
     }
 
     async fn run(&mut self) -> Result<End> {
-        let mut backoff = Backoff::new(AWAY.0, AWAY.1);
-        let mut is_away = false;
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut is_unreachable = false;
         loop {
             match self.tail.next().await {
-                Ok(seen) => {
-                    if is_away {
-                        output::warn_line(format_args!("Redis is back; going on where it was left"));
-                        is_away = false;
+                Ok(events) => {
+                    if is_unreachable {
+                        output::warn(format_args!("Redis is reachable again; continuing"));
+                        is_unreachable = false;
                     }
                     backoff.reset();
-                    if let Some(end) = self.show(seen)? {
+                    if let Some(end) = self.print(events)? {
                         return Ok(end);
                     }
                 }
                 Err(error) => {
-                    if !is_away {
-                        output::warn_line(format_args!("Redis does not answer: {error}; waiting until it is back"));
-                        is_away = true;
+                    if !is_unreachable {
+                        output::warn(format_args!("Redis is unreachable: {error}; retrying"));
+                        is_unreachable = true;
                     }
                     tokio::time::sleep(backoff.next()).await;
                 }
             }
-            self.look_for_tenants().await;
+            self.update_tenants().await;
         }
     }
 
-    /// Tenants that are new are followed from their beginning, those that are dropped no longer.
-    async fn look_for_tenants(&mut self) {
-        if !self.follows_all || self.looked_at.elapsed() < TENANTS {
+    /// Follows new tenants from the start of their streams, and no longer follows dropped ones.
+    async fn update_tenants(&mut self) {
+        if !self.follows_all || self.tenants_read_at.elapsed() < TENANTS_INTERVAL {
             return;
         }
-        self.looked_at = Instant::now();
-        // Without Postgres there are no new ones either, and what is followed goes on.
-        let Ok(tenants) = tenants::list(&self.bench.database).await else {
+        self.tenants_read_at = Instant::now();
+        // No tenants are created while Postgres is unreachable.
+        let Ok(tenants) = tenants::list(&self.context.database).await else {
             return;
         };
         let targets: Vec<Target> = tenants
@@ -223,25 +221,25 @@ impl<'a> Following<'a> {
         }
     }
 
-    /// Shows what was seen; tells when that was the last.
-    fn show(&mut self, seen: Vec<Seen>) -> Result<Option<End>> {
-        let result = self.try_show(seen);
+    /// Prints events; returns why tailing ends, if it does.
+    fn print(&mut self, events: Vec<Seen>) -> Result<Option<End>> {
+        let result = self.try_print(events);
         match result {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(End::Closed)),
-            result => result.context("cannot write"),
+            result => result.context("cannot write to the standard output"),
         }
     }
 
-    fn try_show(&mut self, seen: Vec<Seen>) -> io::Result<Option<End>> {
-        for seen in seen {
-            match &seen {
-                Seen::Change(change) if self.filter.takes(change) => {
+    fn try_print(&mut self, events: Vec<Seen>) -> io::Result<Option<End>> {
+        for event in events {
+            match &event {
+                Seen::Change(change) if self.filter.matches(change) => {
                     self.printer.change(change)?;
                     if let Some(left) = &mut self.left {
                         *left -= 1;
                         if *left == 0 {
                             self.printer.out.flush()?;
-                            return Ok(Some(End::Enough));
+                            return Ok(Some(End::Limit));
                         }
                     }
                 }
@@ -253,17 +251,17 @@ impl<'a> Following<'a> {
                     &format!("entries below {first_kept} were trimmed and cannot be shown"),
                 )?,
                 Seen::Recreated(target) => self.printer.note(
-                    "anew",
+                    "recreated",
                     target,
                     None,
-                    "the stream was made anew and is shown from its beginning",
+                    "the stream was recreated; continuing from its start",
                 )?,
                 Seen::WrongType(target, kind) => self.printer.note(
                     "wrong_type",
                     target,
                     None,
                     &format!(
-                        "a {kind} is in the stream's place; `posduif stream rebuild --tenant {}` clears it away",
+                        "the key has the wrong type, {kind}; `posduif stream rebuild --tenant {}` recreates the stream",
                         target.tenant()
                     ),
                 )?,
@@ -288,7 +286,7 @@ struct Line<'a> {
     xid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<&'a str>,
-    /// Columns that the change is about.
+    /// Names of the changed columns.
     changed: Vec<&'a str>,
     row: Option<Box<RawValue>>,
     old: Option<Box<RawValue>>,
@@ -296,13 +294,13 @@ struct Line<'a> {
     unchanged: Option<Box<RawValue>>,
 }
 
-/// What is no change, as a line of JSON.
+/// An event other than a change, as a line of JSON.
 #[derive(Serialize)]
 struct NoteLine<'a> {
     tenant: &'a str,
     stream: String,
     op: &'a str,
-    /// First entry that is there.
+    /// The first entry kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     first: Option<String>,
     note: &'a str,
@@ -313,7 +311,7 @@ struct Printer {
     json: bool,
     full: bool,
     colours: bool,
-    /// Tenants, for the width of their column.
+    /// Width of the tenant column.
     width: usize,
 }
 
@@ -359,7 +357,7 @@ impl Printer {
         let time = self.paint("2", &time);
         let mut line = format!("{time}  {tenant:<width$}  {op}  ");
         match (entry.op, change.row_id()) {
-            (Operation::Reset, _) => line.push_str("history begins anew here: readers take a snapshot"),
+            (Operation::Reset, _) => line.push_str("reset: readers take a snapshot"),
             (_, Some(id)) => {
                 line.push_str(&printable(entry.table.as_str()));
                 line.push(' ');
@@ -373,15 +371,15 @@ impl Printer {
             line.push_str(&format!(" ({})", printable(event.as_str())));
         }
         let columns = change.columns();
-        let told: Vec<String> = columns
+        let values: Vec<String> = columns
             .iter()
-            // Its id stands before it already, and of a whole row only what there is matters.
-            .filter(|column| column.name != "id" && !is_void(column))
+            // The id is printed already, and nulls of an inserted or deleted row are noise.
+            .filter(|column| column.name != "id" && !is_null(column))
             .map(|column| self.column(column))
             .collect();
-        if !told.is_empty() {
+        if !values.is_empty() {
             line.push_str("  ");
-            line.push_str(&told.join(", "));
+            line.push_str(&values.join(", "));
         }
         if let (Operation::Message, Some(data)) = (entry.op, &entry.row) {
             line.push_str("  ");
@@ -436,8 +434,8 @@ impl Printer {
     }
 }
 
-/// A column without a value, of a row that has come or gone.
-fn is_void(column: &Column<'_>) -> bool {
+/// A null of an inserted or deleted row.
+fn is_null(column: &Column<'_>) -> bool {
     matches!((column.old, column.new), (None, Some("null")) | (Some("null"), None))
 }
 
@@ -451,7 +449,7 @@ fn colour(op: Operation) -> &'static str {
     }
 }
 
-/// JSON whose whitespace may hold ends of lines, on one line: within strings they are written otherwise.
+/// JSON on one line. Line breaks within strings are escaped, so only whitespace is replaced.
 fn one_line(json: &str) -> String {
     json.replace(['\n', '\r'], " ")
 }

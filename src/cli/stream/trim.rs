@@ -1,237 +1,264 @@
-//! `posduif stream trim`: forgetting a stream's oldest entries by hand. The publisher does it, at a place in the log, and
-//! notes the trim point first, so that whoever is behind it notices.
+//! `posduif stream trim`: trims the oldest entries of a stream. The publisher does it, at a position in the log, and
+//! records the trim point first, so that readers behind it detect the gap.
 
 use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Args};
-use serde_json::json;
-use tokio_postgres::types::Type;
+use serde::Serialize;
 
-use super::super::output::{self, outln};
-use super::place::Place;
-use super::show::Named;
-use super::{Bench, dash};
-use crate::admin::groups;
-use crate::admin::streams::{self, Found};
+use super::super::Confirm;
+use super::super::output::{self, Render, Text, outln};
+use super::super::table::or_nothing;
+use super::Context;
+use super::position::StreamPosition;
+use super::show::StreamName;
+use crate::admin::groups::{self, Group};
+use crate::admin::stream_report::{each_device_page, inbox_devices};
+use crate::admin::streams::{self, Found, Shape};
 use crate::contract::control::{self, Command};
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
-use crate::postgres::sql;
 use crate::postgres::tenants;
 use crate::replication::trim;
 
-/// Entries that are counted before it says "more than".
+/// Entries are counted up to this number.
 const COUNT_MAX: u64 = 1_000_000;
 
-/// Names that are listed before it says "and more".
+/// Names that the dry run lists.
 const NAMED_MAX: usize = 10;
 
-/// Arguments of `posduif stream trim`.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("how").required(true).args(["before", "keep"])))]
 pub(super) struct Trim {
     /// TENANT/changes, TENANT/shared, TENANT/inbox:USER (id or name), or a Redis key
     stream: String,
-    /// Forget what lies before: a stream ID, a commit LSN, a time (RFC 3339) or how long ago (10m, 2h, 3d)
-    #[arg(long, value_name = "PLACE")]
-    before: Option<Place>,
-    /// Keep so many of the newest entries
+    /// Trim entries before a stream ID, a commit LSN, a time (RFC 3339) or a duration ago (10m, 2h, 3d)
+    #[arg(long, value_name = "POSITION")]
+    before: Option<StreamPosition>,
+    /// Keep the newest N entries
     #[arg(long, value_name = "N")]
     keep: Option<u64>,
-    /// Do it: without this, only what would be lost is said
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
 }
 
-/// Who has not read what would go.
+/// Readers that have not acknowledged the trimmed entries.
 #[derive(Debug, Default)]
-struct Losers {
+struct Affected {
     devices: Vec<String>,
     groups: Vec<String>,
 }
 
 impl Trim {
-    pub(super) async fn run(self, bench: &Bench<'_>) -> Result<()> {
-        let (named, tenant) = Named::find(bench, &self.stream).await?;
-        let (Named::Of(target), Some(tenant)) = (named, tenant) else {
+    pub(super) async fn run(self, context: &Context<'_>) -> Result<()> {
+        let (name, tenant) = StreamName::find(context, &self.stream).await?;
+        let (StreamName::Published(target), Some(tenant)) = (name, tenant) else {
             bail!(
-                "only changes, shared and inboxes are trimmed by hand; `posduif stream quarantine drop` empties a \
-                 quarantine, and the engine keeps the others short"
+                "only changes, shared and inboxes can be trimmed; `posduif stream quarantine drop` empties a quarantine, \
+                 and the engine trims the other streams"
             );
         };
-        let key = target.key(bench.store.keys());
-        let shape = match streams::look(&bench.store, &key, bench.positions()).await? {
+        let key = target.key(context.store.keys());
+        let shape = match streams::look(&context.store, &key, context.positions()).await? {
             Found::Stream(shape) => shape,
             Found::Missing => bail!("there is no stream {key}"),
             Found::WrongType(kind) => bail!(
-                "{key} is no stream but a {kind}; `posduif stream rebuild --tenant {}` makes it one",
+                "{key} has the wrong type, {kind}; `posduif stream rebuild --tenant {}` recreates it",
                 tenant.name
             ),
         };
-        let first_kept = self.first_kept(bench, &key, shape.length, shape.last_id).await?;
-        let first_kept = first_kept.min(shape.last_id.next());
-        let is_nothing = shape.first.is_none_or(|first| first.id >= first_kept);
-        if is_nothing {
-            if bench.global.json {
-                return output::json(&json!({"stream": target.stream(), "tenant": tenant.name, "trimmed": 0}));
-            }
-            outln!("{key} has nothing before that; nothing to do")?;
-            return Ok(());
+        let first_kept = self.first_kept(context, &key, &shape).await?.min(shape.last_id.next());
+        if shape.first.as_ref().is_none_or(|first| first.id >= first_kept) {
+            return output::print(context.global, &NothingToTrim::new(&tenant, &target, key));
         }
-        let entries = streams::count(&bench.store, &key, StreamId::ZERO, Some(first_kept), COUNT_MAX).await?;
-        let entries_text = if entries >= COUNT_MAX {
-            format!("more than {COUNT_MAX}")
-        } else {
-            entries.to_string()
-        };
-        let losers = Losers::of(bench, &tenant, &target, first_kept).await?;
-        if !self.yes {
-            bail!(
-                "{entries_text} of {} entries of {key}, all before {first_kept}, would be lost{}; `--yes` does it",
+        let trimmed = self.trim(context, &tenant, target, &shape, first_kept).await?;
+        output::print(context.global, &trimmed)
+    }
+
+    async fn trim(
+        self,
+        context: &Context<'_>,
+        tenant: &Tenant,
+        target: Target,
+        shape: &Shape,
+        first_kept: StreamId,
+    ) -> Result<Trimmed> {
+        let key = target.key(context.store.keys());
+        let entries = streams::count(&context.store, &key, StreamId::ZERO, Some(first_kept), COUNT_MAX).await?;
+        let affected = Affected::of(context, tenant, &target, first_kept).await?;
+        self.confirm.check(|| {
+            format!(
+                "{} of {} entries of {key}, all before {first_kept}, would be lost{}",
+                count_text(entries),
                 shape.length,
-                losers.text()
-            );
-        }
-        let trim = Command::Trim(control::Trim {
+                affected.text()
+            )
+        })?;
+        let request = Command::Trim(control::Trim {
             target: target.clone(),
             min_id: first_kept,
         });
-        let place = tenants::send(&bench.database, &trim)
+        let position = tenants::send(&context.database, &request)
             .await
-            .context("cannot ask for the trim")?;
-        bench.done(place, |_| {}).await?;
-        let trimmed = streams::trim_point(&bench.store, &target).await?;
-        if trimmed.is_none_or(|trimmed| trimmed < first_kept) {
+            .context("cannot request the trim")?;
+        context.wait_until_published(position, |_| {}).await?;
+        let trim_point = streams::trim_point(&context.store, &target).await?;
+        if trim_point.is_none_or(|point| point < first_kept) {
             bail!(
-                "the trim was published, and the trim point of {key} is {}: is the engine that replicates older than \
-                 this command?",
-                dash(trimmed)
+                "the trim was published, but the trim point of {key} is {}: is the engine that replicates older than this \
+                 command?",
+                or_nothing(trim_point)
             );
         }
-        if bench.global.json {
-            return output::json(&json!({
-                "tenant": tenant.name, "stream": target.stream(), "trimmed": entries,
-                "trimmed_below": first_kept.to_string(), "devices": losers.devices, "groups": losers.groups,
-            }));
-        }
-        outln!("trimmed {entries_text} entries of {key}, all before {first_kept}")?;
-        Ok(())
+        Ok(Trimmed {
+            tenant: tenant.name.clone(),
+            stream: target.stream(),
+            trimmed: entries,
+            trimmed_below: first_kept.to_string(),
+            devices: affected.devices,
+            groups: affected.groups,
+            key,
+        })
     }
 
-    async fn first_kept(&self, bench: &Bench<'_>, key: &str, length: u64, last: StreamId) -> Result<StreamId> {
+    async fn first_kept(&self, context: &Context<'_>, key: &str, shape: &Shape) -> Result<StreamId> {
         match (self.before, self.keep) {
-            (Some(Place::Start), _) => bail!("nothing lies before the start"),
-            (Some(Place::Now), _) | (None, Some(0)) => Ok(last.next()),
-            (Some(place), _) => Ok(place.before(bench, key).await?.next()),
+            (Some(StreamPosition::Start), _) => bail!("no entry precedes `start`"),
+            (Some(StreamPosition::Now), _) | (None, Some(0)) => Ok(shape.last_id.next()),
+            (Some(position), _) => Ok(position.before(context, key).await?.next()),
             (None, Some(keep)) => {
-                let gone = trim::nth(&bench.store, key, length.saturating_sub(keep)).await?;
-                Ok(gone.map_or(StreamId::ZERO, StreamId::next))
+                let last_trimmed = trim::nth(&context.store, key, shape.length.saturating_sub(keep)).await?;
+                Ok(last_trimmed.map_or(StreamId::ZERO, StreamId::next))
             }
-            (None, None) => bail!("say what to keep: --before or --keep"),
+            (None, None) => bail!("`--before` or `--keep` is required"),
         }
     }
 }
 
-impl Losers {
-    async fn of(bench: &Bench<'_>, tenant: &Tenant, target: &Target, first_kept: StreamId) -> Result<Self> {
-        let mut losers = Self::default();
+#[derive(Serialize)]
+struct NothingToTrim {
+    tenant: String,
+    stream: String,
+    trimmed: u64,
+    #[serde(skip)]
+    key: String,
+}
+
+impl NothingToTrim {
+    fn new(tenant: &Tenant, target: &Target, key: String) -> Self {
+        Self {
+            tenant: tenant.name.clone(),
+            stream: target.stream(),
+            trimmed: 0,
+            key,
+        }
+    }
+}
+
+impl Render for NothingToTrim {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "{} has no older entries; nothing to do", self.key);
+    }
+}
+
+#[derive(Serialize)]
+struct Trimmed {
+    tenant: String,
+    stream: String,
+    trimmed: u64,
+    trimmed_below: String,
+    devices: Vec<String>,
+    groups: Vec<String>,
+    #[serde(skip)]
+    key: String,
+}
+
+impl Render for Trimmed {
+    fn text(&self, out: &mut Text) {
+        outln!(
+            out,
+            "trimmed {} entries of {}, all before {}",
+            count_text(self.trimmed),
+            self.key,
+            self.trimmed_below
+        );
+    }
+}
+
+fn count_text(entries: u64) -> String {
+    if entries >= COUNT_MAX {
+        format!("more than {COUNT_MAX}")
+    } else {
+        entries.to_string()
+    }
+}
+
+impl Affected {
+    async fn of(context: &Context<'_>, tenant: &Tenant, target: &Target, first_kept: StreamId) -> Result<Self> {
+        let mut affected = Self::default();
         match target {
             Target::Changes(_) => {
-                let groups = groups::list(&bench.store, &tenant.name).await?.unwrap_or_default();
-                losers.groups = groups
-                    .into_iter()
-                    .filter(|group| {
-                        let has_pending = group
-                            .oldest_pending
-                            .as_ref()
-                            .is_some_and(|oldest| oldest.id < first_kept);
-                        group.last_delivered.next() < first_kept || has_pending
-                    })
-                    .map(|group| group.name)
-                    .collect();
+                let groups = groups::list(&context.store, &tenant.name).await?.unwrap_or_default();
+                let is_affected = |group: &Group| {
+                    let oldest = group.oldest_pending.as_ref();
+                    group.last_delivered.next() < first_kept || oldest.is_some_and(|oldest| oldest.id < first_kept)
+                };
+                affected.groups = groups.into_iter().filter(is_affected).map(|group| group.name).collect();
             }
             Target::Inbox(_, user) => {
-                let days = bench.config.streams.device_idle_days as f64;
-                let rows = bench
-                    .database
-                    .query(
-                        &sql!("admin/inbox_devices", tenant),
-                        &[(user, Type::UUID), (&days, Type::FLOAT8)],
-                    )
-                    .await
-                    .context("cannot list the user's devices")?;
-                let devices = rows
-                    .iter()
-                    .filter(|row| !row.get::<_, bool>("is_revoked"))
-                    .map(|row| row.get("device_id"))
-                    .collect();
-                losers.add_devices(bench, tenant, devices, first_kept).await?;
+                let idle_days = context.config.streams.device_idle_days;
+                let devices = inbox_devices(&context.database, tenant, *user, idle_days).await?;
+                let devices = devices.into_iter().filter(|device| !device.is_revoked);
+                let devices = devices.map(|device| device.device_id).collect();
+                affected.add_devices(context, tenant, devices, first_kept).await?;
             }
             Target::Shared(_) => {
-                let mut after = String::new();
-                loop {
-                    let page = streams::PAGE as i64;
-                    let rows = bench
-                        .database
-                        .query(
-                            &sql!("admin/device_ids", tenant),
-                            &[(&after, Type::TEXT), (&page, Type::INT8)],
-                        )
-                        .await
-                        .context("cannot list the tenant's devices")?;
-                    let devices: Vec<String> = rows.iter().map(|row| row.get("device_id")).collect();
-                    let is_last = devices.len() < streams::PAGE;
-                    if let Some(last) = devices.last() {
-                        after.clone_from(last);
-                    }
-                    losers.add_devices(bench, tenant, devices, first_kept).await?;
-                    if is_last {
-                        break;
-                    }
-                }
+                let visit = async |devices| affected.add_devices(context, tenant, devices, first_kept).await;
+                each_device_page(&context.database, tenant, visit).await?;
             }
         }
-        Ok(losers)
+        Ok(affected)
     }
 
-    /// Those of these devices that are behind. One that has no place begins with a snapshot anyway.
+    /// Adds those of these devices that are behind. A device without a position begins with a snapshot in any case.
     async fn add_devices(
         &mut self,
-        bench: &Bench<'_>,
+        context: &Context<'_>,
         tenant: &Tenant,
         devices: Vec<String>,
         first_kept: StreamId,
     ) -> Result<()> {
-        let places = streams::device_places(&bench.store, &tenant.name, &devices).await?;
+        let positions = streams::device_places(&context.store, &tenant.name, &devices).await?;
         let behind = devices
             .into_iter()
-            .zip(places)
-            .filter(|(_, place)| place.is_some_and(|place| place.next() < first_kept));
+            .zip(positions)
+            .filter(|(_, position)| position.is_some_and(|position| position.next() < first_kept));
         self.devices.extend(behind.map(|(device, _)| device));
         Ok(())
     }
 
     fn text(&self) -> String {
-        let named = |names: &[String]| {
-            let shown = names.len().min(NAMED_MAX);
-            let more = if names.len() > shown { " and more" } else { "" };
-            format!("{}{more}", names[..shown].join(", "))
-        };
         let mut text = String::new();
         if !self.devices.is_empty() {
             text.push_str(&format!(
-                "; {} devices that have not acknowledged all of that would take a snapshot ({})",
+                "; {} devices that have not acknowledged them would take a snapshot ({})",
                 self.devices.len(),
-                named(&self.devices)
+                first_names(&self.devices)
             ));
         }
         if !self.groups.is_empty() {
             text.push_str(&format!(
-                "; {} consumer groups have not acknowledged all of that and would never get it ({})",
+                "; {} consumer groups have not acknowledged them and would miss them ({})",
                 self.groups.len(),
-                named(&self.groups)
+                first_names(&self.groups)
             ));
         }
         text
     }
+}
+
+fn first_names(names: &[String]) -> String {
+    let shown = names.len().min(NAMED_MAX);
+    let more = if names.len() > shown { " and more" } else { "" };
+    format!("{}{more}", names[..shown].join(", "))
 }

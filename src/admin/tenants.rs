@@ -1,0 +1,111 @@
+//! Tenants for their operator: the directory, and what one tenant has in Postgres and Redis.
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::admin::stream_report::each_inbox;
+use crate::admin::streams::{self, Length, Lengths};
+use crate::core::tenant::Tenant;
+use crate::postgres::tenants::{Listed, TenantStats};
+use crate::postgres::{Database, tenants};
+use crate::redis::store::Store;
+
+/// A tenant of the directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TenantRecord {
+    pub name: String,
+    pub schema: String,
+    /// `active`, `paused` or `schema missing`.
+    pub state: String,
+    /// Why the tenant cannot work. Only [`TenantRecord::of_broken`] sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl TenantRecord {
+    pub fn of(listed: Listed) -> Self {
+        Self {
+            name: listed.tenant.name,
+            schema: listed.tenant.schema,
+            state: listed.state,
+            error: None,
+        }
+    }
+
+    /// A record with the reason why the tenant cannot work.
+    pub fn of_broken(listed: Listed, error: &anyhow::Error) -> Self {
+        Self {
+            error: Some(error.to_string()),
+            ..Self::of(listed)
+        }
+    }
+}
+
+/// What a tenant has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TenantReport {
+    pub name: String,
+    pub schema: String,
+    #[serde(flatten)]
+    pub stats: TenantStats,
+    pub streams: StreamTotals,
+}
+
+/// Entries of a tenant's streams; `None` where a key has the wrong type.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct StreamTotals {
+    #[serde(flatten)]
+    pub lengths: Lengths,
+    pub inboxes: u64,
+    pub inbox_entries: u64,
+    pub longest_inbox: u64,
+    pub error: Option<String>,
+}
+
+/// Counts what a tenant has.
+///
+/// # Errors
+/// When tables of the tenant are missing.
+pub async fn report(database: &Database, store: &Store, tenant: &Tenant) -> Result<TenantReport> {
+    let missing = tenants::missing_tables(database, Some(&tenant.name)).await?;
+    if !missing.is_empty() {
+        bail!(
+            "tables of tenant {} are missing: {}; restore them from a backup",
+            tenant.name,
+            missing.join(", ")
+        );
+    }
+    let stats = tenants::tenant_stats(database, tenant)
+        .await?
+        .with_context(|| dropped_meanwhile(&tenant.name))?;
+    Ok(TenantReport {
+        name: tenant.name.clone(),
+        schema: tenant.schema.clone(),
+        stats,
+        streams: stream_totals(database, store, tenant).await?,
+    })
+}
+
+async fn stream_totals(database: &Database, store: &Store, tenant: &Tenant) -> Result<StreamTotals> {
+    let mut totals = StreamTotals {
+        lengths: streams::lengths_of(store, &tenant.name).await?,
+        ..StreamTotals::default()
+    };
+    each_inbox(database, store, tenant, |_, key, length| match length {
+        Length::Missing => {}
+        Length::Entries(length) => {
+            totals.inboxes += 1;
+            totals.inbox_entries += length;
+            totals.longest_inbox = totals.longest_inbox.max(length);
+        }
+        Length::WrongType(kind) => totals.lengths.note(store, &tenant.name, &key, &kind),
+    })
+    .await?;
+    totals.error = totals.lengths.error();
+    Ok(totals)
+}
+
+/// The error text for a tenant that was dropped between two statements of a command.
+pub fn dropped_meanwhile(name: &str) -> String {
+    format!("the tenant {name} was dropped by another process meanwhile")
+}
