@@ -1,25 +1,25 @@
 # syntax=docker/dockerfile:1
-# Builds a small image of the engine. The settings are environment variables, as in .env.example; docker-compose.yml shows a
-# whole system.
+# Builds the production image: the engine without `posduif demo`. The settings are environment variables, as in
+# .env.example; docker-compose.yml runs a complete system.
 #
 #   docker build --build-arg POSDUIF_COMMIT=$(git rev-parse --short=12 HEAD) -t posduif .
 
-# Debian's release in both stages: the program is linked against its C library.
+# The same Debian release in both stages: the program is linked against its C library.
 FROM rust:1.95-slim-bookworm AS build
-# ring and SQLite compile C.
+# ring compiles C.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev make \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 
-# Dependencies first, with empty sources in place of ours: this layer stays until they change.
+# Dependencies first, with empty sources in place of ours: this layer is cached until they change.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src examples tests benches/live sql \
     && echo 'fn main() {}' | tee src/main.rs tests/main.rs examples/phone.rs benches/replication.rs benches/sync.rs \
         benches/api.rs benches/live/main.rs >/dev/null \
     && echo 'fn main() {}' > build.rs \
     && touch src/lib.rs \
-    && cargo build --profile dist --locked --bin posduif \
+    && cargo build --profile dist --no-default-features --locked --bin posduif \
     && rm -rf src examples tests benches sql build.rs target/dist/posduif* target/dist/deps/*posduif* target/dist/build/posduif* \
         target/dist/.fingerprint/posduif*
 
@@ -27,16 +27,15 @@ COPY build.rs ./
 COPY sql sql
 COPY migrations migrations
 COPY docs/openapi.yaml docs/openapi.yaml
-COPY examples examples
 COPY src src
-# There is no repository in here; `posduif --version` tells what this says.
+# The commit for `posduif --version`: the build context has no repository.
 ARG POSDUIF_COMMIT=
-RUN mkdir -p tests benches/live \
-    && touch tests/main.rs benches/replication.rs benches/sync.rs benches/api.rs benches/live/main.rs \
-    && POSDUIF_COMMIT=$POSDUIF_COMMIT cargo build --profile dist --locked --bin posduif
+RUN mkdir -p tests benches/live examples \
+    && touch tests/main.rs examples/phone.rs benches/replication.rs benches/sync.rs benches/api.rs benches/live/main.rs \
+    && POSDUIF_COMMIT=$POSDUIF_COMMIT cargo build --profile dist --no-default-features --locked --bin posduif
 
 FROM debian:bookworm-slim
-# Authorities that vouch for Postgres and Redis over TLS.
+# Certificate authorities for TLS to Postgres and Redis.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
@@ -48,8 +47,8 @@ ENV POSDUIF__SERVER__HOST=0.0.0.0 \
     POSDUIF__SERVER__PORT=8080 \
     POSDUIF__LOG__FORMAT=json
 EXPOSE 8080
-# Alive, not fresh: a container that is started again because Redis is away helps nobody. /ready is for the load balancer.
-# Where the engine itself speaks TLS, that it takes connections must do.
+# Liveness, not readiness: restarting the container does not help while Redis is unreachable. /ready is for the load
+# balancer. If the engine terminates TLS, the check only opens a connection.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/$POSDUIF__SERVER__PORT && { [[ -n $POSDUIF__SERVER__TLS_CERT_FILE ]] || { printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '; }; }"]
 STOPSIGNAL SIGTERM

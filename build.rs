@@ -32,7 +32,7 @@ fn commit() -> String {
     let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
         return String::new();
     };
-    // Where HEAD points to, and the branch it names; a worktree has them elsewhere than in .git.
+    // HEAD and its branch; a worktree has them outside .git.
     for name in ["HEAD", "index", "packed-refs"]
         .map(String::from)
         .into_iter()
