@@ -318,7 +318,7 @@ async fn a_tail_follows_tenants_that_come_meanwhile_and_tells_of_resets_and_gaps
         .await
         .text();
     assert!(
-        text.contains("were trimmed") && text.contains("reset: readers take a snapshot"),
+        text.contains("were trimmed") && text.contains("readers take a snapshot"),
         "{text}"
     );
     stage.stop().await;

@@ -250,7 +250,7 @@ impl<'a, 'r> Demonstration<'a, 'r> {
             wait_for_messages(&mut events, phone, missed, &mut self.received).await?;
             Ok((events, "Last-Event-ID, no duplicates".to_owned()))
         };
-        let name = "the phone reconnects and receives the missed events in order";
+        let name = "the phone returns and receives the missed events in order";
         let events = self.report.step(name, work).await?;
         let work = sync_until_it_has(api, phone, missed);
         self.report.check("the phone syncs the missed messages", work).await?;

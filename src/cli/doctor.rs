@@ -87,9 +87,9 @@ impl Render for Report {
         }
         outln!(
             out,
-            "{} failed, {} warnings, {} passed",
+            "{} failed, {}, {} passed",
             self.failed,
-            self.warned,
+            human::count(self.warned, "warning"),
             self.well
         );
     }

@@ -97,7 +97,7 @@ async fn down(
     }
     confirm.check(|| {
         let plan: Vec<String> = plan.iter().map(rollback_text).collect();
-        format!("this would roll back {}; their data would be lost", plan.join("; "))
+        format!("this would roll back {}; the data would be lost", plan.join("; "))
     })?;
     migrations::down(database, schema, count, progress(global)).await
 }

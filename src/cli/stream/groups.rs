@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::super::Confirm;
-use super::super::output::{self, Render, Text, outln};
+use super::super::output::{self, Render, Text, outln, usage_error};
 use super::super::table::{Cell, Tone, number_or_nothing, or_nothing};
 use super::position::StreamPosition;
 use super::{Context, Tenants, duration};
@@ -60,16 +60,13 @@ struct GroupName {
     #[arg(long)]
     tenant: String,
     /// The group
-    #[arg(value_parser = group_name)]
     name: String,
 }
 
-/// A name that terminals and Redis commands show unchanged.
-fn group_name(text: &str) -> Result<String, String> {
-    let is_plain = !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_graphic());
-    is_plain
-        .then(|| text.to_owned())
-        .ok_or_else(|| "allowed are 1 to 128 visible ASCII characters without spaces".to_owned())
+/// Whether a new group can have this name: terminals and Redis commands show it unchanged. Other clients may have created
+/// groups with other names.
+fn is_valid_name(name: &str) -> bool {
+    (1..=128).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
 }
 
 impl Groups {
@@ -254,6 +251,9 @@ struct Created {
 
 async fn create(context: &Context<'_>, group: GroupName, from: StreamPosition) -> Result<Created> {
     let GroupName { tenant, name } = group;
+    if !is_valid_name(&name) {
+        usage_error!("invalid group name {name:?}: allowed are 1 to 128 visible ASCII characters without spaces");
+    }
     context.tenant(&tenant).await?;
     let target = Target::Changes(tenant.as_str().into());
     let key = target.key(context.store.keys());

@@ -357,7 +357,7 @@ impl Printer {
         let time = self.paint("2", &time);
         let mut line = format!("{time}  {tenant:<width$}  {op}  ");
         match (entry.op, change.row_id()) {
-            (Operation::Reset, _) => line.push_str("reset: readers take a snapshot"),
+            (Operation::Reset, _) => line.push_str("readers take a snapshot"),
             (_, Some(id)) => {
                 line.push_str(&printable(entry.table.as_str()));
                 line.push(' ');
