@@ -114,7 +114,7 @@ struct Run {
     per_second: f64,
     p50: Duration,
     p99: Duration,
-    /// CPU in µs a request: engine, Postgres, Redis, whoever asks.
+    /// CPU in µs a request: engine, Postgres, Redis, client.
     cpu: [f64; 4],
 }
 

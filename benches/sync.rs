@@ -341,7 +341,7 @@ impl Bench {
     }
 }
 
-/// Lets a process' peak of memory begin anew at what is resident now.
+/// Resets a process' peak of memory to what is resident now.
 fn forget_peak(pid: u32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
 }

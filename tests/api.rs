@@ -34,8 +34,8 @@ pub(crate) fn assert_is_time(value: &Value) {
 /// An error's status and code.
 #[track_caller]
 pub(crate) fn assert_refused(answer: &Answer, status: u16, code: &str) {
-    let told = (answer.status.as_u16(), answer.code());
-    assert_eq!((told.0, told.1.as_str()), (status, code), "{}", answer.json());
+    let error = (answer.status.as_u16(), answer.code());
+    assert_eq!((error.0, error.1.as_str()), (status, code), "{}", answer.json());
 }
 
 pub(crate) const MESSAGE: [&str; 10] = [
@@ -52,7 +52,7 @@ pub(crate) const MESSAGE: [&str; 10] = [
 ];
 
 #[tokio::test]
-async fn a_web_user_logs_in_by_name_or_email_with_the_tenant_in_body_header_or_settings() {
+async fn login_accepts_name_or_email_and_tenant_in_body_header_or_config() {
     let office = Office::open().await;
     let database = office.world.database().await;
     let ann = NewUser {
@@ -91,13 +91,13 @@ async fn a_web_user_logs_in_by_name_or_email_with_the_tenant_in_body_header_or_s
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_with_a_login_the_answer_is_the_same() {
+async fn login_failures_all_return_the_same_error() {
     let office = Office::open().await;
     office.world.user("acme", "gone", UserType::Web).await;
     office
         .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'gone'")
         .await;
-    let mut told = Vec::new();
+    let mut errors = Vec::new();
     for body in [
         json!({"username": "bob", "password": "wrong"}),
         json!({"username": "nobody", "password": PASSWORD}),
@@ -110,10 +110,10 @@ async fn whatever_is_wrong_with_a_login_the_answer_is_the_same() {
     ] {
         let answer = office.anybody.post("/api/auth/login", &body).await;
         assert_refused(&answer, 401, "UNAUTHORIZED");
-        told.push(answer.json()["error"]["message"].clone());
+        errors.push(answer.json()["error"]["message"].clone());
     }
-    told.dedup();
-    assert_eq!(told.len(), 1, "{told:?}");
+    errors.dedup();
+    assert_eq!(errors.len(), 1, "{errors:?}");
     for body in [json!({"username": "bob"}), json!({"password": PASSWORD}), json!({})] {
         assert_refused(
             &office.anybody.post("/api/auth/login", &body).await,
@@ -139,7 +139,7 @@ fn token(office: &Office, claims: &Value, secret: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_login_hashes_a_password_anew_when_the_cost_was_changed() {
+async fn login_rehashes_password_when_cost_changed() {
     let office = Office::open().await;
     let psql = office.world.psql().await;
     let hash = async || -> String {
@@ -166,7 +166,7 @@ async fn a_login_hashes_a_password_anew_when_the_cost_was_changed() {
 }
 
 #[tokio::test]
-async fn only_a_token_that_is_ours_and_of_now_lets_somebody_in() {
+async fn access_token_foreign_or_expired_is_refused() {
     let office = Office::open().await;
     let secret = office.world.config.auth.jwt_secret.expose();
     let now = chrono::Utc::now().timestamp();
@@ -195,7 +195,7 @@ async fn only_a_token_that_is_ours_and_of_now_lets_somebody_in() {
 }
 
 #[tokio::test]
-async fn users_are_the_mobile_users_with_their_device_and_presence() {
+async fn users_list_has_mobile_users_with_device_and_presence() {
     let office = Office::open().await;
     let sally = office.world.user("acme", "sally_1", UserType::Mobile).await;
     let phone = office.phone("joes-phone").await;
@@ -273,7 +273,7 @@ async fn users_are_the_mobile_users_with_their_device_and_presence() {
 }
 
 #[tokio::test]
-async fn a_message_has_all_its_fields_from_its_creation_to_its_end() {
+async fn message_has_all_fields_from_creation_to_delete() {
     let office = Office::open().await;
     let phone = office.phone("joes-phone").await;
     let body = json!({"recipient_id": office.joe_id, "content": "Hello, this is a test message"});
@@ -345,7 +345,7 @@ async fn a_message_has_all_its_fields_from_its_creation_to_its_end() {
 }
 
 #[tokio::test]
-async fn messages_that_cannot_be_are_refused_with_their_code() {
+async fn invalid_message_is_refused_with_its_code() {
     let office = Office::open().await;
     let jane = office.world.user("acme", "jane", UserType::Web).await;
     let to_joe = |content: Value| json!({"recipient_id": office.joe_id, "content": content});
@@ -388,7 +388,7 @@ async fn messages_that_cannot_be_are_refused_with_their_code() {
 }
 
 #[tokio::test]
-async fn a_disabled_user_with_a_good_token_can_no_longer_write() {
+async fn disabled_user_with_valid_token_cannot_write() {
     let office = Office::open().await;
     office
         .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'bob'")
@@ -404,7 +404,7 @@ async fn a_disabled_user_with_a_good_token_can_no_longer_write() {
 }
 
 #[tokio::test]
-async fn messages_are_listed_newest_first_filtered_and_in_pages() {
+async fn messages_list_is_newest_first_filtered_and_paged() {
     let office = Office::open().await;
     let sally = office.world.user("acme", "sally", UserType::Mobile).await;
     let phone = office.phone("joes-phone").await;
@@ -454,7 +454,7 @@ async fn messages_are_listed_newest_first_filtered_and_in_pages() {
 }
 
 #[tokio::test]
-async fn the_unread_count_is_of_received_messages_only() {
+async fn unread_count_has_received_messages_only() {
     let office = Office::open().await;
     let phone = office.phone("joes-phone").await;
     let written = office.insert(3).await;
@@ -490,7 +490,7 @@ async fn new_enrollment(office: &Office) -> Value {
 }
 
 #[tokio::test]
-async fn an_enrollment_goes_from_its_code_to_a_device_that_may_sync() {
+async fn enrollment_code_leads_to_a_device_that_can_sync() {
     let office = Office::with(|config| config.server.public_url = "https://sync.example.com/".into()).await;
     let created = office
         .bob
@@ -568,7 +568,7 @@ async fn an_enrollment_goes_from_its_code_to_a_device_that_may_sync() {
 }
 
 #[tokio::test]
-async fn an_enrollment_is_good_for_one_device_and_until_its_end() {
+async fn enrollment_is_valid_for_one_device_until_expiry() {
     let office = Office::open().await;
     let used = new_enrollment(&office).await;
     office
@@ -615,7 +615,7 @@ async fn an_enrollment_is_good_for_one_device_and_until_its_end() {
 }
 
 #[tokio::test]
-async fn a_device_whose_answer_was_lost_may_complete_again_until_its_first_use() {
+async fn enrollment_lost_response_can_be_repeated_until_first_use() {
     let office = Office::open().await;
     let enrollment = new_enrollment(&office).await;
     let body = completion(&enrollment["token"], "phone");
@@ -646,7 +646,7 @@ async fn a_device_whose_answer_was_lost_may_complete_again_until_its_first_use()
 }
 
 #[tokio::test]
-async fn of_many_completions_of_one_enrollment_at_once_one_device_wins() {
+async fn enrollment_concurrent_completions_register_one_device() {
     let office = Office::open().await;
     let enrollment = new_enrollment(&office).await;
     let completions = (0..8).map(|n| {
@@ -661,7 +661,7 @@ async fn of_many_completions_of_one_enrollment_at_once_one_device_wins() {
 }
 
 #[tokio::test]
-async fn taken_usernames_and_device_ids_are_conflicts_unless_the_enrollment_names_their_user() {
+async fn enrollment_taken_name_or_device_is_conflict_unless_it_names_the_user() {
     let office = Office::open().await;
     let jane = office.world.user("acme", "jane", UserType::Web).await;
     let enroll = |user: Option<Uuid>| {
@@ -702,7 +702,7 @@ async fn taken_usernames_and_device_ids_are_conflicts_unless_the_enrollment_name
         .expect(201);
     assert_eq!(office.bob.get("/api/users").await.expect(200)["total"], 2);
 
-    // Enrolling joe's own device anew ends its former token.
+    // Enrolling joe's own device again ends its former token.
     let device = |answer: &Value| {
         office.anybody.with("x-device-id", "joes").with(
             "authorization",
@@ -710,8 +710,8 @@ async fn taken_usernames_and_device_ids_are_conflicts_unless_the_enrollment_name
         )
     };
     device(&first).get("/api/sync/status").await.expect(200);
-    let anew = enroll(Some(office.joe_id)).await.expect(201);
-    let mut body = completion(&anew["token"], "joes");
+    let enrollment = enroll(Some(office.joe_id)).await.expect(201);
+    let mut body = completion(&enrollment["token"], "joes");
     body["username"] = json!("someone");
     assert_refused(
         &office.anybody.post("/api/enrollment/complete", &body).await,
@@ -736,7 +736,7 @@ async fn taken_usernames_and_device_ids_are_conflicts_unless_the_enrollment_name
 }
 
 #[tokio::test]
-async fn app_instructions_say_what_is_configured() {
+async fn app_instructions_reflect_configuration() {
     let office = Office::with(|config| {
         config.server.public_url = "https://backend.example.com".into();
         config.app.widgets.insert(
@@ -768,7 +768,7 @@ async fn app_instructions_say_what_is_configured() {
 }
 
 #[tokio::test]
-async fn where_ids_are_enough_a_device_needs_no_token_and_an_unknown_one_is_not_enrolled() {
+async fn device_id_auth_needs_no_token_and_refuses_unknown_devices() {
     let office = Office::with(|config| config.auth.device_auth = DeviceAuth::Id).await;
     office.phone("phone").await;
     let by_id = office.anybody.with("x-device-id", "phone");
@@ -790,7 +790,7 @@ async fn where_ids_are_enough_a_device_needs_no_token_and_an_unknown_one_is_not_
 }
 
 #[tokio::test]
-async fn health_is_alive_and_readiness_tells_each_check() {
+async fn health_is_alive_and_readiness_reports_each_check() {
     let office = Office::open().await;
     let health = office.anybody.get("/health").await;
     assert_eq!((health.status.as_u16(), &health.body[..]), (200, &b"OK"[..]));
@@ -817,7 +817,7 @@ async fn health_is_alive_and_readiness_tells_each_check() {
 }
 
 #[tokio::test]
-async fn the_description_has_every_route_with_its_credentials_and_every_error_code() {
+async fn openapi_has_every_route_credential_and_error_code() {
     let office = Office::open().await;
     let served = office.anybody.get("/openapi.json").await.expect(200);
     assert_eq!(&served, spec::document());
@@ -889,7 +889,7 @@ fn unsaid(schema: &Value, place: &str, is_closed: bool, within: &[&str], found: 
 }
 
 #[test]
-fn the_description_says_all_that_an_answer_may_hold_but_what_others_put_there() {
+fn openapi_responses_list_all_fields_except_user_content() {
     let mut found = BTreeSet::new();
     for (path, item) in spec::document()["paths"].as_object().unwrap() {
         for (_, operation) in item.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters") {
@@ -926,7 +926,7 @@ fn the_description_says_all_that_an_answer_may_hold_but_what_others_put_there() 
 }
 
 #[tokio::test]
-async fn an_error_bears_the_clients_request_id_and_so_does_its_header() {
+async fn error_body_and_header_have_the_clients_request_id() {
     let office = Office::open().await;
     let answer = office.anybody.with("x-request-id", "trace-7").get("/nothing").await;
     assert_refused(&answer, 404, "NOT_FOUND");

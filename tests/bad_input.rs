@@ -532,7 +532,7 @@ fn json_body(value: &Value) -> Sent<'static> {
 }
 
 #[test]
-fn the_walk_knows_every_route() {
+fn bad_input_walk_covers_every_route() {
     let table = routes::table().iter();
     let table: BTreeSet<String> = table
         .map(|r| format!("{} {} {:?}", r.method, r.path, r.access))
@@ -545,7 +545,7 @@ fn the_walk_knows_every_route() {
 }
 
 #[tokio::test]
-async fn nobody_gets_in_without_good_credentials_of_the_right_kind() {
+async fn routes_refuse_missing_bad_or_wrong_kind_of_credentials() {
     let scene = Scene::set().await;
     let office = &scene.office;
     let other_phone = office.bob.enroll("another-phone", None).await.0;
@@ -639,7 +639,7 @@ async fn nobody_gets_in_without_good_credentials_of_the_right_kind() {
 }
 
 #[tokio::test]
-async fn bad_paths_and_queries_are_the_clients_fault_and_others_rows_are_out_of_reach() {
+async fn bad_paths_and_queries_are_4xx_and_foreign_rows_unreachable() {
     let scene = Scene::set().await;
     let office = &scene.office;
     let mut findings = Findings::default();
@@ -823,7 +823,7 @@ fn wrong_values(takes: Takes) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn bad_bodies_are_the_clients_fault() {
+async fn bad_bodies_are_4xx() {
     let scene = Scene::set().await;
     let mut findings = Findings::default();
     let mut taking_bodies = 0;
@@ -1007,7 +1007,7 @@ async fn bad_bodies_are_the_clients_fault() {
 }
 
 #[tokio::test]
-async fn an_upload_cannot_touch_other_tenants_or_other_users_messages() {
+async fn upload_cannot_change_messages_of_other_tenants_or_users() {
     let scene = Scene::set().await;
     let item = |op: &str, id: &str| json!({"id": id, "op": op, "recipient_id": scene.office.bob_id, "content": "forged", "base_version": 1});
     let mut items = Vec::new();
@@ -1058,7 +1058,7 @@ async fn an_upload_cannot_touch_other_tenants_or_other_users_messages() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_refused_over_a_whole_connection_and_one_that_nobody_wants_is_harmless() {
+async fn oversized_body_is_refused_and_unread_body_is_harmless() {
     let scene = Scene::set().await;
     let mut findings = Findings::default();
     let large = Bytes::from(format!("{{\"padding\": \"{}\"}}", "x".repeat(12 * 1024 * 1024)));
@@ -1095,7 +1095,7 @@ async fn a_body_that_is_too_large_is_refused_over_a_whole_connection_and_one_tha
 }
 
 #[tokio::test]
-async fn a_wrong_method_is_405_with_what_is_allowed() {
+async fn wrong_method_is_405_with_allow_header() {
     let office = Office::open().await;
     let methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"];
     let paths: BTreeSet<&str> = LINES.iter().map(|line| line.path).collect();
@@ -1113,7 +1113,7 @@ async fn a_wrong_method_is_405_with_what_is_allowed() {
                 .bob
                 .send(Method::from_bytes(method.as_bytes()).unwrap(), &asked, None, "")
                 .await;
-            let told: BTreeSet<&str> = match answer.headers.get("allow") {
+            let listed: BTreeSet<&str> = match answer.headers.get("allow") {
                 Some(allow) => allow
                     .to_str()
                     .unwrap()
@@ -1123,10 +1123,10 @@ async fn a_wrong_method_is_405_with_what_is_allowed() {
                 None => BTreeSet::new(),
             };
             findings.asked += 1;
-            if answer.status != 405 || answer.code() != "METHOD_NOT_ALLOWED" || told != allowed {
+            if answer.status != 405 || answer.code() != "METHOD_NOT_ALLOWED" || listed != allowed {
                 findings
                     .found
-                    .push(format!("{method} {path}: allow {told:?}: {}", show(&answer)));
+                    .push(format!("{method} {path}: allow {listed:?}: {}", show(&answer)));
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::support::office::Office;
 use crate::support::proxy::Proxy;
 
 /// How long a browser may take for a step: it starts on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Names of browsers' programs.
 const PROGRAMS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
@@ -31,7 +31,7 @@ const PAGE: &str = r#"<!doctype html>
 <title>Posduif</title>
 <script src="/client.js"></script>
 <script>
-  const report = (by, name, data) => fetch('/told', { method: 'POST', body: JSON.stringify({ by, name, data }) });
+  const report = (by, name, data) => fetch('/report', { method: 'POST', body: JSON.stringify({ by, name, data }) });
   window.onerror = (message) => report('page', 'error', { message });
   window.onunhandledrejection = ({ reason }) => report('page', 'error', { message: String(reason) });
   (async () => {
@@ -132,7 +132,7 @@ impl Drop for Browser {
 
 /// Serves the page and gives what it reports.
 fn serve(listener: TcpListener, settings: Value) -> mpsc::UnboundedReceiver<Value> {
-    let (report, told) = mpsc::unbounded_channel();
+    let (report, reports) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
@@ -144,7 +144,7 @@ fn serve(listener: TcpListener, settings: Value) -> mpsc::UnboundedReceiver<Valu
                         (&Method::GET, "/") => ("text/html", PAGE.to_owned()),
                         (&Method::GET, "/client.js") => ("text/javascript", client()),
                         (&Method::GET, "/settings.json") => ("application/json", settings),
-                        (&Method::POST, "/told") => {
+                        (&Method::POST, "/report") => {
                             let body = request.into_body().collect().await.unwrap().to_bytes();
                             let _over = report.send(serde_json::from_slice(&body).unwrap());
                             ("text/plain", String::new())
@@ -158,17 +158,17 @@ fn serve(listener: TcpListener, settings: Value) -> mpsc::UnboundedReceiver<Valu
             tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     });
-    told
+    reports
 }
 
 /// What the page reported, each until somebody asks for it.
-struct Told {
+struct Reports {
     reports: mpsc::UnboundedReceiver<Value>,
     early: Vec<Value>,
 }
 
-impl Told {
-    /// What one of the page's streams was told next under this name, other than presence.
+impl Reports {
+    /// The data of the next event of this name in one of the page's streams.
     async fn next(&mut self, by: &str, name: &str) -> Value {
         loop {
             let known = self
@@ -178,7 +178,7 @@ impl Told {
             if let Some(index) = known {
                 return self.early.remove(index)["data"].take();
             }
-            let report = tokio::time::timeout(PATIENCE, self.reports.recv()).await;
+            let report = tokio::time::timeout(TIMEOUT, self.reports.recv()).await;
             let report = report.unwrap_or_else(|_| panic!("no {name} by {by}; there were {:?}", self.early));
             let report = report.unwrap();
             assert_ne!(report["name"], "error", "{report}");
@@ -186,7 +186,7 @@ impl Told {
         }
     }
 
-    /// The messages that one of the page's streams was told of next.
+    /// The ids of the next messages in one of the page's streams.
     async fn messages(&mut self, by: &str, count: usize) -> Vec<String> {
         let mut ids = Vec::new();
         for _ in 0..count {
@@ -198,7 +198,7 @@ impl Told {
 }
 
 #[tokio::test]
-async fn chromiums_own_event_source_and_web_socket_are_told_by_ticket_and_come_back() {
+async fn chromium_event_source_and_websocket_receive_by_ticket_and_reconnect() {
     let Some(program) = program() else {
         eprintln!("left out, since POSDUIF_BROWSER is none");
         return;
@@ -216,16 +216,16 @@ async fn chromiums_own_event_source_and_web_socket_are_told_by_ticket_and_come_b
         "user": office.bob_id,
         "recipient": office.joe_id,
     });
-    let mut told = Told {
+    let mut reports = Reports {
         reports: serve(listener, settings),
         early: Vec::new(),
     };
     let browser = Browser::open(&program, &origin);
     for by in ["source", "socket"] {
-        assert!(told.next(by, "hello").await["cursor"].is_string());
+        assert!(reports.next(by, "hello").await["cursor"].is_string());
     }
-    // What the page writes is done, and told to its other stream.
-    let result = told.next("socket", "result").await;
+    // What the page writes is applied, and delivered to its other stream.
+    let result = reports.next("socket", "result").await;
     assert_eq!(
         (&result["id"], &result["status"]),
         (&json!("from the page"), &json!("applied"))
@@ -235,7 +235,7 @@ async fn chromiums_own_event_source_and_web_socket_are_told_by_ticket_and_come_b
         office.message(written.as_str().unwrap()).await["content"],
         "written by a page"
     );
-    assert_eq!(&told.next("source", "message_updated").await["message_id"], written);
+    assert_eq!(&reports.next("source", "message_updated").await["message_id"], written);
 
     // Rows of somebody else's.
     let psql = office.world.psql().await;
@@ -250,7 +250,7 @@ async fn chromiums_own_event_source_and_web_socket_are_told_by_ticket_and_come_b
     };
     let sent = insert(3).await;
     for by in ["source", "socket"] {
-        assert_eq!(told.messages(by, 3).await, sent, "{by}");
+        assert_eq!(reports.messages(by, 3).await, sent, "{by}");
     }
     // The network fails, and comes back. By a new ticket and the last id nothing is missed, and nothing comes twice.
     way.refuse();
@@ -259,15 +259,19 @@ async fn chromiums_own_event_source_and_web_socket_are_told_by_ticket_and_come_b
     way.resume();
     let live = insert(1).await;
     for by in ["source", "socket"] {
-        told.next(by, "hello").await;
-        assert_eq!(told.messages(by, 3).await, [missed.as_slice(), &live].concat(), "{by}");
+        reports.next(by, "hello").await;
+        assert_eq!(
+            reports.messages(by, 3).await,
+            [missed.as_slice(), &live].concat(),
+            "{by}"
+        );
     }
     assert_eq!(office.bob.post("/api/auth/logout", &json!({})).await.status, 204);
     for by in ["source", "socket"] {
-        told.next(by, "revoked").await;
-        told.next(by, "over").await;
+        reports.next(by, "revoked").await;
+        reports.next(by, "over").await;
     }
-    let twice: Vec<&Value> = told
+    let twice: Vec<&Value> = reports
         .early
         .iter()
         .filter(|report| report["name"] == "new_message")

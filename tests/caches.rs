@@ -1,4 +1,4 @@
-//! What an API process remembers is what Postgres says, whoever changes it, and never older than what a client was told.
+//! The cache of an API process equals Postgres, with any writer, and is never older than what a client has received.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -45,7 +45,7 @@ async fn remembered(of: &Api, kind: &str, path: &str) -> Value {
 }
 
 #[tokio::test]
-async fn what_somebody_changes_by_sql_is_seen_although_it_was_remembered() {
+async fn cached_row_changed_by_sql_is_seen() {
     let office = Office::open().await;
     office.ready().await;
     let jane_id = office.world.user("acme", "jane", UserType::Web).await;
@@ -162,7 +162,7 @@ async fn what_somebody_changes_by_sql_is_seen_although_it_was_remembered() {
 }
 
 #[tokio::test]
-async fn a_list_is_as_long_as_postgres_says_whoever_writes_and_deletes() {
+async fn message_count_equals_postgres_for_any_writer() {
     let office = Office::open().await;
     office.ready().await;
     let phone = office.phone("phone").await;
@@ -225,7 +225,7 @@ async fn a_list_is_as_long_as_postgres_says_whoever_writes_and_deletes() {
 }
 
 #[tokio::test]
-async fn the_list_of_users_is_as_long_as_there_are_users_whoever_makes_and_removes_them() {
+async fn user_count_equals_postgres_for_any_writer() {
     let office = Office::open().await;
     office.ready().await;
     let remembers = async |wanted: i64| {
@@ -270,7 +270,7 @@ async fn the_list_of_users_is_as_long_as_there_are_users_whoever_makes_and_remov
 }
 
 #[tokio::test]
-async fn a_client_reads_what_it_has_written_and_what_it_has_been_told() {
+async fn client_reads_its_own_writes_and_received_events() {
     let office = Office::open().await;
     office.ready().await;
     let phone = office.phone("phone").await;
@@ -280,7 +280,7 @@ async fn a_client_reads_what_it_has_written_and_what_it_has_been_told() {
     remembered(&office.bob, "unread_count", "/api/messages/unread-count").await;
     let before = hits(&office.bob, "unread_count").await;
     for number in 1..=20 {
-        // Written by the phone, told to the page with its count, and what is asked behind that is no older.
+        // Written by the phone, sent to the page with its count; what the page reads after that is no older.
         let message = Uuid::new_v4().to_string();
         let item = json!({"id": message, "recipient_id": office.bob_id, "content": format!("{number}")});
         phone.upload(&[item]).await;
@@ -320,7 +320,7 @@ async fn a_client_reads_what_it_has_written_and_what_it_has_been_told() {
 }
 
 #[tokio::test]
-async fn after_many_changes_at_once_memory_says_what_postgres_says() {
+async fn cache_equals_postgres_after_concurrent_changes() {
     let office = Office::open().await;
     office.ready().await;
     let second = office.world.engine(Role::Api).await;
@@ -395,7 +395,7 @@ async fn after_many_changes_at_once_memory_says_what_postgres_says() {
 }
 
 #[tokio::test]
-async fn without_the_live_tail_postgres_answers_and_afterwards_memory_is_right() {
+async fn cache_is_bypassed_without_live_tail_and_correct_afterwards() {
     let office = Office::open().await;
     office.ready().await;
     let proxy = Proxy::before(office.world.config.redis.url.expose()).await;
@@ -445,7 +445,7 @@ async fn without_the_live_tail_postgres_answers_and_afterwards_memory_is_right()
 }
 
 #[tokio::test]
-async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_nor_learns() {
+async fn cache_is_unused_while_a_reader_is_ahead_of_the_live_tail() {
     let office = Office::open().await;
     let config = office.world.config.clone();
     // A node of the test's own, whose tail stands where the test says.
@@ -480,7 +480,7 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
         office.world.published().await;
     };
     assert_eq!(name().await, "joe");
-    // The tail has not told of it, and no client here knows.
+    // The tail has not delivered it, and no client here has received it.
     rename("joseph").await;
     assert_eq!(name().await, "joe", "it is remembered");
 
@@ -493,8 +493,8 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
     };
     let read = store.read("acme", office.joe_id, place, 1000).await.unwrap();
     let Read::Slice(slice) = read else { panic!("{read:?}") };
-    let told = slice.entries.last().unwrap().id;
-    assert!(told > tail.position);
+    let notified = slice.entries.last().unwrap().id;
+    assert!(notified > tail.position);
     assert_eq!(name().await, "joseph");
     rename("jo").await;
     assert_eq!(name().await, "jo", "nothing was learned meanwhile");
@@ -509,7 +509,7 @@ async fn while_a_stream_was_read_ahead_of_the_live_tail_memory_neither_answers_n
 }
 
 #[tokio::test]
-async fn what_no_stream_tells_ends_with_its_time() {
+async fn cache_entry_without_stream_events_expires() {
     let office = Office::with(|config| config.cache.ttl_seconds = 2).await;
     office.ready().await;
     let path = format!("/api/users/{}", office.joe_id);

@@ -63,7 +63,7 @@ async fn all_synced(world: &World) {
 }
 
 #[tokio::test]
-async fn a_phone_that_was_away_gets_everything_once_in_pages_and_then_all_counts_as_synced() {
+async fn offline_phone_gets_backlog_once_in_pages_and_statuses_are_synced() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let here = caught_up(&office, &phone).await;
@@ -81,7 +81,7 @@ async fn a_phone_that_was_away_gets_everything_once_in_pages_and_then_all_counts
 }
 
 #[tokio::test]
-async fn an_inbox_that_holds_less_than_one_transaction_costs_a_snapshot_and_no_row() {
+async fn inbox_smaller_than_one_transaction_forces_snapshot_without_loss() {
     let office = Office::with(|config| {
         config.streams.inbox_entries_max = 100;
         config.streams.trim_interval_seconds = 1;
@@ -110,7 +110,7 @@ async fn an_inbox_that_holds_less_than_one_transaction_costs_a_snapshot_and_no_r
 }
 
 #[tokio::test]
-async fn statuses_that_were_behind_when_the_node_ended_follow_at_the_next_node() {
+async fn pending_statuses_of_a_stopped_node_are_written_by_the_next_node() {
     let office = Office::with(|config| config.streams.retention_after_ack_seconds = 0).await;
     let phone = office.phone("phone").await;
     let mut here = caught_up(&office, &phone).await;
@@ -133,7 +133,7 @@ async fn statuses_that_were_behind_when_the_node_ended_follow_at_the_next_node()
 }
 
 #[tokio::test]
-async fn a_backlog_takes_no_memory_beyond_its_pages() {
+async fn backlog_memory_is_bounded_by_page_size() {
     let office = Office::open().await;
     let node = office.world.process("api").await;
     let phone = office.phone("phone").await.at(&node.api());
@@ -173,7 +173,7 @@ async fn postgres_says(world: &World, status: &str, has_error: bool) {
 }
 
 #[tokio::test]
-async fn a_device_is_syncing_from_the_first_page_that_is_not_the_last_to_the_end() {
+async fn device_is_syncing_from_first_partial_page_to_last_page() {
     let office = Office::with(|config| config.sync.metadata_interval_seconds = 1).await;
     let other = office.world.engine(Role::Api).await;
     let phone = office.phone("phone").await;
@@ -216,7 +216,7 @@ async fn a_device_is_syncing_from_the_first_page_that_is_not_the_last_to_the_end
 }
 
 #[tokio::test]
-async fn a_sync_that_failed_is_an_error_at_every_node_until_one_works() {
+async fn failed_sync_shows_error_at_every_node_until_one_succeeds() {
     let office = Office::with(|config| config.sync.metadata_interval_seconds = 1).await;
     let other = office.world.engine(Role::Api).await;
     let phone = office.phone("phone").await;

@@ -15,10 +15,10 @@ use uuid::Uuid;
 use crate::support::command::{posduif, posduif_in, run};
 use crate::support::http::Api;
 use crate::support::office::Office;
-use crate::support::{PATIENCE, World, eventually};
+use crate::support::{TIMEOUT, World, eventually};
 
 #[tokio::test]
-async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
+async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let world = World::new().await;
     let migrate = |arguments: &'static str| async {
         let arguments: Vec<&str> = arguments.split(' ').collect();
@@ -59,12 +59,12 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
     assert!(complaint.contains("--yes") && complaint.contains("lost"), "{complaint}");
     assert!(complaint.contains("0007_message_lists of tenant_acme;"), "{complaint}");
     let complaint = migrate("down 99").await.complaint(1);
-    for told in [
+    for expected in [
         "0006_state of tenant_acme, with the columns devices.public_key_changed_at",
         "0001_tenant of tenant_acme, with the tables encrypted_states",
         "users",
     ] {
-        assert!(complaint.contains(told), "{complaint}");
+        assert!(complaint.contains(expected), "{complaint}");
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
@@ -114,7 +114,7 @@ async fn migrate_goes_up_and_down_and_tells_where_each_schema_stands() {
 }
 
 #[tokio::test]
-async fn tenants_and_users_are_made_and_listed() {
+async fn tenant_and_user_create_and_list_work() {
     let world = World::new().await;
     let command = |arguments: &str| {
         let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
@@ -244,7 +244,7 @@ async fn tenants_and_users_are_made_and_listed() {
 }
 
 #[tokio::test]
-async fn the_configuration_is_checked_and_shown_without_its_secrets() {
+async fn config_check_and_show_omit_secrets() {
     let mut good = posduif();
     good.env("POSDUIF__AUTH__JWT_SECRET", "a very secret secret of 32 bytes!!")
         .env("POSDUIF__POSTGRES__URL", "postgres://u:hidden@h/d");
@@ -268,7 +268,7 @@ async fn the_configuration_is_checked_and_shown_without_its_secrets() {
     run(&mut posduif(), &["config", "check", "--role", "replicator"])
         .await
         .text();
-    for (name, value, told) in [
+    for (name, value, expected) in [
         ("POSDUIF__SERVER__PROT", "1", "no such key"),
         ("POSDUIF__SERVER__PORT", "eighty", "server.port"),
         ("POSDUIF__LIVE__RETRY_MS", "1", "allowed is 100 to 60000"),
@@ -278,7 +278,7 @@ async fn the_configuration_is_checked_and_shown_without_its_secrets() {
         ("POSDUIF__SERVER__PUBLIC_URL", "https://a/?b", "server.public_url"),
     ] {
         let complaint = run(posduif().env(name, value), &["config", "check"]).await.complaint(1);
-        assert!(complaint.contains(told), "{complaint}");
+        assert!(complaint.contains(expected), "{complaint}");
     }
     let complaint = run(&mut posduif(), &["config", "check", "--config", "no-such-file.yaml"])
         .await
@@ -286,7 +286,7 @@ async fn the_configuration_is_checked_and_shown_without_its_secrets() {
     assert!(complaint.contains("no-such-file.yaml"), "{complaint}");
     // What `serve` refuses, before it asks anybody.
     let no_file = "/no/such/file.pem";
-    for (settings, told) in [
+    for (settings, expected) in [
         (&[("POSDUIF__AUTH__JWT_SECRET", "")][..], "auth.jwt_secret"),
         (&[("POSDUIF__AUTH__JWT_SECRET", "short")], "auth.jwt_secret"),
         (&[("DATABASE_URL", "mysql://x")], "postgres.url"),
@@ -333,7 +333,7 @@ async fn the_configuration_is_checked_and_shown_without_its_secrets() {
                 .env("POSDUIF__AUTH__JWT_SECRET", "a very secret secret of 32 bytes!!")
                 .envs(settings.iter().copied());
             let complaint = run(&mut command, arguments).await.complaint(1);
-            assert!(complaint.contains(told), "{arguments:?}: {complaint}");
+            assert!(complaint.contains(expected), "{arguments:?}: {complaint}");
             said.push(complaint);
         }
         assert_eq!(said[0], said[1]);
@@ -350,7 +350,7 @@ async fn the_configuration_is_checked_and_shown_without_its_secrets() {
 }
 
 #[tokio::test]
-async fn wrong_usage_ends_with_2() {
+async fn wrong_usage_exits_with_2() {
     for arguments in [
         &[][..],
         &["fly"],
@@ -391,7 +391,7 @@ async fn wrong_usage_ends_with_2() {
 }
 
 #[tokio::test]
-async fn a_postgres_that_cannot_be_reached_is_said_plainly() {
+async fn unreachable_postgres_is_reported_plainly() {
     for arguments in [
         &["migrate", "up"][..],
         &["tenant", "list"],
@@ -491,7 +491,7 @@ impl Dev {
     /// Sends a signal and waits for the end.
     async fn end(mut self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().unwrap().cast_signed()), signal).unwrap();
-        let status = tokio::time::timeout(PATIENCE, self.child.wait())
+        let status = tokio::time::timeout(TIMEOUT, self.child.wait())
             .await
             .expect("dev ends in time")
             .unwrap();
@@ -500,7 +500,7 @@ impl Dev {
 }
 
 #[tokio::test]
-async fn dev_plays_the_demo_stops_whole_and_starts_again_with_its_data_even_after_a_kill() {
+async fn dev_runs_demo_and_restarts_with_its_data_after_stop_or_kill() {
     let folder = Folder::new();
     let dev = Dev::start(&folder).await;
     let demo = run(posduif().env("POSDUIF_URL", &dev.url), &["demo", "--json"])
@@ -541,7 +541,7 @@ async fn dev_plays_the_demo_stops_whole_and_starts_again_with_its_data_even_afte
 }
 
 #[tokio::test]
-async fn the_demo_names_what_is_wrong_when_redis_hangs() {
+async fn demo_reports_cause_when_redis_hangs() {
     let folder = Folder::new();
     let mut redis = PrivateRedis::start(&folder.0, RedisOptions::new().unwrap())
         .await
@@ -579,7 +579,7 @@ async fn the_demo_names_what_is_wrong_when_redis_hangs() {
 }
 
 #[tokio::test]
-async fn the_demo_says_when_no_engine_answers() {
+async fn demo_reports_missing_engine() {
     let ended = run(
         &mut posduif(),
         &["demo", "--url", "http://127.0.0.1:1", "--timeout", "2"],

@@ -12,7 +12,7 @@ use crate::support::command::{Ended, posduif, posduif_in, posduif_says, run};
 /// Commands that ask nobody.
 const ALONE: [&[&str]; 4] = [&["config", "check"], &["config", "show"], &["completions"], &["man"]];
 
-/// Commands that run until they are told to stop, whatever becomes of Redis.
+/// Commands that run until they are stopped, also without Redis.
 const ENDLESS: [&[&str]; 2] = [&["serve"], &["dev"]];
 
 /// Every command without further ones below it, as the words that call it.
@@ -132,7 +132,7 @@ fn is_plain(words: &[String], ended: &Ended) {
 }
 
 #[tokio::test]
-async fn every_verb_says_how_it_is_used() {
+async fn every_command_has_usage() {
     let verbs = verbs();
     assert!(verbs.len() > 30, "{verbs:?}");
     // Of each noun, and of the whole, a word less is wrong usage.
@@ -153,9 +153,9 @@ async fn every_verb_says_how_it_is_used() {
             let words = [verb.clone(), wrong.iter().map(|&word| word.to_owned()).collect()].concat();
             let error = is_taken(&words).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{words:?}");
-            let told = error.to_string();
+            let message = error.to_string();
             assert!(
-                (told.contains("Usage: posduif") || told.contains("invalid value")) && told.contains("--help"),
+                (message.contains("Usage: posduif") || message.contains("invalid value")) && message.contains("--help"),
                 "{error}"
             );
         }
@@ -187,7 +187,7 @@ async fn every_verb_says_how_it_is_used() {
 }
 
 #[tokio::test]
-async fn every_verb_says_plainly_that_the_servers_are_away() {
+async fn every_command_reports_unreachable_servers() {
     let folder = std::env::temp_dir().join(format!("posduif-away-{}", uuid::Uuid::new_v4().simple()));
     let check = async |verb: Vec<String>| {
         let mut words = with_arguments(&verb);
@@ -225,7 +225,7 @@ async fn every_verb_says_plainly_that_the_servers_are_away() {
 }
 
 #[tokio::test]
-async fn without_redis_every_verb_works_or_says_so() {
+async fn every_command_without_redis_works_or_reports_it() {
     let world = World::new().await;
     posduif_says(&world, "migrate up").await.text();
     posduif_says(&world, "tenant create acme").await.text();

@@ -1,4 +1,4 @@
-//! Conflicts: both versions are kept, all that belong to their user are told, and the user decides once.
+//! Conflicts: both versions are kept, all streams of their user receive them, and the user resolves each once.
 
 use posduif::config::ConflictStrategy;
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ async fn resolve(by: &Api, conflict: &Value, decision: Value) -> Answer {
 }
 
 #[tokio::test]
-async fn a_conflict_is_listed_with_both_versions_and_told_to_the_users_devices() {
+async fn conflict_is_listed_with_both_versions_and_sent_to_devices() {
     let (office, phone, cursor) = office().await;
     let other = office.phone("other").await;
     let (_, others_cursor) = other.sync(None).await;
@@ -68,9 +68,9 @@ async fn a_conflict_is_listed_with_both_versions_and_told_to_the_users_devices()
     );
     assert!(conflicts(&office.bob, "").await.is_empty(), "it is joe's");
 
-    let told = events.expect("conflict").await;
+    let event = events.expect("conflict").await;
     assert_eq!(
-        told.data,
+        event.data,
         json!({"type": "conflict", "table": "message_conflicts", "op": "insert", "id": conflict["id"]})
     );
     for (device, cursor) in [(&phone, &cursor), (&other, &others_cursor)] {
@@ -92,7 +92,7 @@ async fn a_conflict_is_listed_with_both_versions_and_told_to_the_users_devices()
 }
 
 #[tokio::test]
-async fn each_resolution_ends_the_conflict_with_the_text_it_names() {
+async fn conflict_resolution_sets_the_chosen_text() {
     let (office, phone, cursor) = office().await;
     for (decision, content) in [
         (json!({"resolution": "client"}), "phone's"),
@@ -135,7 +135,7 @@ async fn each_resolution_ends_the_conflict_with_the_text_it_names() {
 }
 
 #[tokio::test]
-async fn a_resolution_brings_the_message_to_sender_and_recipient() {
+async fn conflict_resolution_delivers_message_to_sender_and_recipient() {
     let (office, phone, _) = office().await;
     let message = contested(&office, &phone, edit("", "phone's", 1)).await;
     office.world.published().await;
@@ -153,7 +153,7 @@ async fn a_resolution_brings_the_message_to_sender_and_recipient() {
 }
 
 #[tokio::test]
-async fn the_phones_delete_may_win_and_a_deleted_message_leaves_nothing_to_decide() {
+async fn conflict_delete_can_win_and_deleted_message_closes_conflict() {
     let (office, phone, _) = office().await;
     let delete = json!({"op": "delete", "base_version": 1});
     let message = contested(&office, &phone, delete.clone()).await;
@@ -188,7 +188,7 @@ async fn the_phones_delete_may_win_and_a_deleted_message_leaves_nothing_to_decid
 }
 
 #[tokio::test]
-async fn who_decides_upon_an_older_version_is_told_the_newer_one() {
+async fn conflict_resolution_of_stale_version_returns_the_current_one() {
     let (office, phone, _) = office().await;
     let message = contested(&office, &phone, edit("", "phone's", 1)).await;
     let conflict = conflicts(&phone, "").await.remove(0);
@@ -213,7 +213,7 @@ async fn who_decides_upon_an_older_version_is_told_the_newer_one() {
 }
 
 #[tokio::test]
-async fn nobody_else_sees_or_resolves_a_conflict_and_bad_decisions_are_explained() {
+async fn conflict_is_private_and_invalid_resolutions_are_explained() {
     let (office, phone, _) = office().await;
     contested(&office, &phone, edit("", "phone's", 1)).await;
     let conflict = conflicts(&phone, "").await.remove(0);
@@ -237,7 +237,7 @@ async fn nobody_else_sees_or_resolves_a_conflict_and_bad_decisions_are_explained
 }
 
 #[tokio::test]
-async fn where_the_last_write_wins_a_conflict_is_on_record_and_asks_nobody() {
+async fn conflict_under_last_write_wins_is_recorded_as_resolved() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let (_, cursor) = phone.sync(None).await;

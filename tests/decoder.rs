@@ -186,7 +186,7 @@ impl Recording {
 }
 
 #[test]
-fn each_message_of_a_real_server_is_decoded_as_what_was_done() {
+fn decoder_reads_each_message_of_a_real_server() {
     let recording = recording();
     assert_eq!(recording.cases.len(), 21);
     for (case, messages) in &recording.cases {
@@ -249,7 +249,7 @@ fn each_message_of_a_real_server_is_decoded_as_what_was_done() {
 }
 
 #[test]
-fn a_message_that_was_cut_short_or_goes_on_is_refused() {
+fn decoder_refuses_truncated_and_overlong_messages() {
     for (case, messages) in recording().cases {
         for message in messages {
             for length in 0..message.len() {
@@ -513,21 +513,21 @@ fn said() -> impl Strategy<Value = Said> {
 
 proptest! {
     #[test]
-    fn any_message_is_decoded_as_it_was_meant_and_each_part_of_it_refused(said in said(), cut in any::<prop::sample::Index>()) {
+    fn decoder_round_trips_any_message_and_refuses_each_prefix(said in said(), cut in any::<prop::sample::Index>()) {
         let bytes = said.encode();
         prop_assert_eq!(decode(&bytes), Ok(said.message()));
         prop_assert!(decode(&bytes[..cut.index(bytes.len())]).is_err());
     }
 
     #[test]
-    fn no_bytes_make_the_decoder_panic(tag in prop::sample::select(&b"BCORYIUDTMX\0"[..]), rest in any::<Vec<u8>>()) {
+    fn decoder_random_bytes_do_not_panic(tag in prop::sample::select(&b"BCORYIUDTMX\0"[..]), rest in any::<Vec<u8>>()) {
         let bytes = [&[tag][..], &rest].concat();
         let _ = decode(&bytes);
         let _ = decode(&rest);
     }
 
     #[test]
-    fn a_damaged_message_of_a_real_server_does_not_make_the_decoder_panic(
+    fn decoder_damaged_message_of_a_real_server_does_not_panic(
         which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
     ) {
         let messages: Vec<Vec<u8>> = recording().cases.into_iter().flat_map(|(_, messages)| messages).collect();

@@ -24,7 +24,7 @@ fn names(devices: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn everybody_sees_their_devices_and_web_users_those_of_mobile_users() {
+async fn devices_list_has_own_devices_and_for_web_users_those_of_mobile_users() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let (tablet, _) = office.bob.enroll("tablet", Some(&office.joe_id.to_string())).await;
@@ -73,7 +73,7 @@ async fn everybody_sees_their_devices_and_web_users_those_of_mobile_users() {
 }
 
 #[tokio::test]
-async fn a_device_is_renamed_by_its_user_only() {
+async fn device_is_renamed_by_its_user_only() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let change = json!({"name": "Joe's phone", "public_key": "MCowBQYDK2VwAyEA"});
@@ -107,10 +107,10 @@ async fn a_device_is_renamed_by_its_user_only() {
 }
 
 #[tokio::test]
-async fn no_device_brings_control_characters_along() {
+async fn device_info_with_control_characters_is_refused() {
     let office = Office::open().await;
     let enrollment = office.bob.post("/api/enrollment/create", &json!({})).await.expect(201);
-    let mut told = json!({"token": enrollment["token"], "device_id": "phone", "device_name": "Joe's phone"});
+    let mut completion = json!({"token": enrollment["token"], "device_id": "phone", "device_name": "Joe's phone"});
     for (field, bad) in [
         ("device_name", json!("na\u{1b}[2J\u{1b}]0;owned\u{7}me")),
         ("username", json!("na\u{1b}[2Jme")),
@@ -118,7 +118,7 @@ async fn no_device_brings_control_characters_along() {
         ("device_info", json!({"a\u{7}": 1})),
         ("device_info", json!({"a": [{"b": "\u{9b}"}]})),
     ] {
-        let mut body = told.clone();
+        let mut body = completion.clone();
         body[field] = bad;
         let refused = office.anybody.post("/api/enrollment/complete", &body).await.expect(400);
         assert_eq!(refused["error"]["code"], "VALIDATION_ERROR", "{body}: {refused}");
@@ -129,13 +129,17 @@ async fn no_device_brings_control_characters_along() {
         "device": {"id": "laptop", "name": "a\u{7}"},
     });
     office.anybody.post("/api/auth/login", &body).await.expect(400);
-    told["device_info"] = json!({"model": "Ä 1"});
-    office.anybody.post("/api/enrollment/complete", &told).await.expect(201);
+    completion["device_info"] = json!({"model": "Ä 1"});
+    office
+        .anybody
+        .post("/api/enrollment/complete", &completion)
+        .await
+        .expect(201);
     office.close().await;
 }
 
 #[tokio::test]
-async fn revoking_a_device_ends_it_at_every_node_within_a_second() {
+async fn device_revocation_applies_at_every_node_within_a_second() {
     let office = Office::open().await;
     let second = office.world.engine(Role::Api).await;
     let phone = office.phone("phone").await;
@@ -164,7 +168,7 @@ async fn revoking_a_device_ends_it_at_every_node_within_a_second() {
 }
 
 #[tokio::test]
-async fn nobody_revokes_what_is_not_theirs() {
+async fn device_of_another_user_cannot_be_revoked() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let sally_id = office.world.user("acme", "sally", UserType::Mobile).await;
@@ -209,7 +213,7 @@ fn read_code(svg: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_picture_of_an_enrollment_says_what_its_data_say() {
+async fn enrollment_qr_code_holds_the_enrollment_data() {
     let office = Office::open().await;
     let created = office.bob.post("/api/enrollment/create", &json!({})).await.expect(201);
     let path = format!("/api/enrollment/{}/qr.svg", created["token"].as_str().unwrap());
@@ -240,18 +244,18 @@ async fn refresh(office: &Office, answer: &Value) -> Answer {
 }
 
 #[tokio::test]
-async fn a_login_names_a_new_device_or_a_known_one_and_its_session_is_bound_to_it() {
+async fn login_with_device_binds_the_session_to_it() {
     let office = Office::open().await;
     let laptop = json!({"id": "laptop", "name": "Bob's laptop", "type": "desktop", "public_key": "key one"});
     let first = log_in(&office, "bob", &laptop).await.expect(200);
-    let told = &first["device"];
+    let registered = &first["device"];
     assert_eq!(
         (
-            &told["device_id"],
-            &told["is_new"],
-            &told["device_type"],
-            &told["name"],
-            &told["public_key"]
+            &registered["device_id"],
+            &registered["is_new"],
+            &registered["device_type"],
+            &registered["name"],
+            &registered["public_key"]
         ),
         (
             &json!("laptop"),
@@ -313,7 +317,7 @@ async fn a_login_names_a_new_device_or_a_known_one_and_its_session_is_bound_to_i
 }
 
 #[tokio::test]
-async fn a_login_is_refused_with_a_device_that_it_may_not_use() {
+async fn login_with_foreign_or_revoked_device_is_refused() {
     let office = Office::with(|config| config.auth.devices_max = 2).await;
     office.phone("phone").await;
     assert_refused(&log_in(&office, "bob", &json!({"id": "phone"})).await, 403, "FORBIDDEN");
@@ -349,7 +353,7 @@ async fn a_login_is_refused_with_a_device_that_it_may_not_use() {
 }
 
 #[tokio::test]
-async fn the_former_token_of_a_device_that_is_enrolled_anew_ends_at_every_node_and_its_streams_too() {
+async fn re_enrolled_device_loses_former_token_and_streams_at_every_node() {
     let office = Office::open().await;
     let second = office.world.engine(Role::Api).await;
     let former = office.phone("phone").await;
@@ -358,7 +362,7 @@ async fn the_former_token_of_a_device_that_is_enrolled_anew_ends_at_every_node_a
         former.events("/sse/mobile/phone").await,
         there.events("/sse/mobile/phone").await,
     ];
-    let anew = office.phone("phone").await;
+    let again = office.phone("phone").await;
     for stream in &mut streams {
         assert_eq!(stream.rest().await.last().unwrap().name, "revoked");
     }
@@ -368,14 +372,14 @@ async fn the_former_token_of_a_device_that_is_enrolled_anew_ends_at_every_node_a
     })
     .await;
     assert_eq!(former.open("/sse/mobile/phone").await.unwrap_err().status, 401);
-    anew.events("/sse/mobile/phone").await;
-    anew.at(&second.api()).events("/sse/mobile/phone").await;
+    again.events("/sse/mobile/phone").await;
+    again.at(&second.api()).events("/sse/mobile/phone").await;
     second.stop().await;
     office.close().await;
 }
 
 #[tokio::test]
-async fn a_revoked_devices_sessions_and_streams_end_at_every_node_however_it_was_revoked() {
+async fn device_revoked_by_any_path_loses_sessions_and_streams_at_every_node() {
     let office = Office::open().await;
     let second = office.world.engine(Role::Api).await;
     let web = format!("/sse/web/{}", office.bob_id);
@@ -414,7 +418,7 @@ async fn a_revoked_devices_sessions_and_streams_end_at_every_node_however_it_was
 }
 
 #[tokio::test]
-async fn devices_of_an_account_read_each_others_keys_and_see_when_one_changes() {
+async fn account_devices_read_each_others_keys_and_see_changes() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let keyed = json!({"public_key": "phone's first"});

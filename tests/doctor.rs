@@ -59,7 +59,7 @@ impl Shell {
 }
 
 #[tokio::test]
-async fn stock_servers_have_each_wrong_setting_listed_and_are_well_after_the_fixes_that_are_printed() {
+async fn doctor_lists_wrong_settings_of_stock_servers_and_its_fixes_work() {
     let mut postgres = servers::postgres_with(|_, mut options| {
         options.is_stock = true;
         options
@@ -109,7 +109,7 @@ async fn stock_servers_have_each_wrong_setting_listed_and_are_well_after_the_fix
             .unwrap()
             .starts_with("PostgreSQL ")
     );
-    let told = shell.run("posduif doctor").await.stdout;
+    let printed = shell.run("posduif doctor").await.stdout;
     for text in [
         "fail  postgres.wal_level",
         "fix: psql \"$DATABASE_URL\" -c \"ALTER SYSTEM SET wal_level = 'logical'\"",
@@ -117,11 +117,11 @@ async fn stock_servers_have_each_wrong_setting_listed_and_are_well_after_the_fix
         "fix: redis-cli -u \"$REDIS_URL\" CONFIG SET appendonly yes",
         "fix: export POSDUIF__AUTH__JWT_SECRET=$(openssl rand -hex 32)",
     ] {
-        assert!(told.contains(text), "{text}: {told}");
+        assert!(printed.contains(text), "{text}: {printed}");
     }
     // No secret of a URL is printed.
     let password = postgres.server.url().split([':', '@']).nth(2).unwrap().to_owned();
-    assert!(!told.contains(&password) && !ended.stdout.contains(&password));
+    assert!(!printed.contains(&password) && !ended.stdout.contains(&password));
 
     for check in checks.values().filter(|check| check["name"] != "engine.public_url") {
         for fix in check["fix"].as_array().unwrap() {
@@ -146,7 +146,7 @@ async fn stock_servers_have_each_wrong_setting_listed_and_are_well_after_the_fix
 }
 
 #[tokio::test]
-async fn beside_a_running_engine_everything_is_looked_at_and_well() {
+async fn doctor_beside_running_engine_checks_everything_and_passes() {
     let office = Office::open().await;
     let doctor = async |arguments: &[&str]| {
         let mut command = posduif_in(&office.world);
@@ -238,7 +238,7 @@ async fn beside_a_running_engine_everything_is_looked_at_and_well() {
 
 /// Of Postgres 18 on, where columns are virtual unless STORED is said.
 #[tokio::test]
-async fn a_table_with_virtual_columns_must_not_be_identified_by_its_whole_row() {
+async fn doctor_refuses_replica_identity_full_with_virtual_columns() {
     let office = Office::open().await;
     let psql = office.world.psql().await;
     let version: i32 = psql
@@ -290,7 +290,7 @@ async fn a_table_with_virtual_columns_must_not_be_identified_by_its_whole_row() 
 }
 
 #[tokio::test]
-async fn servers_that_are_away_or_silent_are_said_in_time_and_hide_nothing_else() {
+async fn doctor_reports_unreachable_and_silent_servers_beside_other_findings() {
     // Takes connections and never says a word.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = silent.local_addr().unwrap();
@@ -331,7 +331,7 @@ async fn servers_that_are_away_or_silent_are_said_in_time_and_hide_nothing_else(
 }
 
 #[tokio::test]
-async fn a_refused_login_a_missing_database_and_a_missing_role_each_have_a_fix_of_their_own() {
+async fn doctor_has_fixes_for_refused_login_missing_database_and_missing_role() {
     let world = World::new().await;
     let name = world.config.redis.prefix.clone();
     let psql = world.psql().await;
@@ -369,7 +369,7 @@ async fn a_refused_login_a_missing_database_and_a_missing_role_each_have_a_fix_o
 }
 
 #[tokio::test]
-async fn rights_that_a_role_lacks_are_told_as_what_they_are_and_granted_by_the_fixes() {
+async fn doctor_lists_missing_privileges_and_its_fixes_grant_them() {
     let mut world = World::new().await;
     let name = world.config.redis.prefix.clone();
     let admin = world.psql().await;
@@ -424,7 +424,7 @@ async fn rights_that_a_role_lacks_are_told_as_what_they_are_and_granted_by_the_f
 }
 
 #[tokio::test]
-async fn streams_that_are_missing_or_stopped_fail_until_they_are_made_anew() {
+async fn doctor_fails_on_missing_or_stopped_streams_until_rebuilt() {
     let office = Office::open().await;
     office.ready().await;
     let keys = office.world.keys();
@@ -448,7 +448,10 @@ async fn streams_that_are_missing_or_stopped_fail_until_they_are_made_anew() {
         mend(&format!("acme/{name} is missing")).await;
     }
     // The engine stops what takes no entries.
-    let _: () = office.world.ask_redis(&["SET", &keys.changes("acme"), "spoilt"]).await;
+    let _: () = office
+        .world
+        .ask_redis(&["SET", &keys.changes("acme"), "a string"])
+        .await;
     office.send("hello").await;
     eventually("the stream is stopped", || async {
         (!office.world.stopped_streams().await.is_empty()).then_some(())
@@ -475,7 +478,7 @@ async fn streams_that_are_missing_or_stopped_fail_until_they_are_made_anew() {
 }
 
 #[tokio::test]
-async fn the_manual_and_the_completions_know_every_command() {
+async fn manual_and_completions_have_every_command() {
     let folder = std::env::temp_dir().join(format!("posduif-man-{}", uuid::Uuid::new_v4().simple()));
     let wrote = run(&mut posduif(), &["man", "--out", folder.to_str().unwrap()])
         .await
@@ -495,13 +498,13 @@ async fn the_manual_and_the_completions_know_every_command() {
         page(&format!("{}.1", reference.replace('\\', "")));
     }
     std::fs::remove_dir_all(&folder).unwrap();
-    for (shell, told) in [
+    for (shell, expected) in [
         ("bash", "_posduif()"),
         ("zsh", "#compdef posduif"),
         ("fish", "complete -c posduif"),
     ] {
         let script = run(&mut posduif(), &["completions", shell]).await.text();
-        assert!(script.contains(told) && script.contains("doctor"), "{shell}");
+        assert!(script.contains(expected) && script.contains("doctor"), "{shell}");
         let file = std::env::temp_dir().join(format!("posduif-{}.{shell}", uuid::Uuid::new_v4().simple()));
         std::fs::write(&file, script).unwrap();
         // Only bash is everywhere.

@@ -150,7 +150,7 @@ async fn phone(stage: &Stage) -> (Api, String) {
     (phone, cursor)
 }
 
-/// The phone begins anew, and then has these messages.
+/// The phone takes a snapshot, and then has these messages.
 async fn check_phone_resets(phone: &Api, cursor: &str, messages: &[Uuid]) {
     eventually("the engine is ready", || async {
         (phone.get("/ready").await.status == 200).then_some(())
@@ -166,7 +166,7 @@ async fn check_phone_resets(phone: &Api, cursor: &str, messages: &[Uuid]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_copy_of_postgres_restored_under_the_running_engine_begins_an_epoch() {
+async fn postgres_restored_from_older_copy_while_running_starts_epoch() {
     let mut server = Rewindable::new().await;
     let mut stage = Stage::on_with(server.world().await, Role::All).await;
     let (phone, cursor) = phone(&stage).await;
@@ -182,7 +182,7 @@ async fn an_older_copy_of_postgres_restored_under_the_running_engine_begins_an_e
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_copy_of_postgres_that_has_grown_beyond_the_old_end_begins_an_epoch() {
+async fn postgres_older_copy_grown_past_the_old_end_starts_epoch() {
     let mut server = Rewindable::new().await;
     let mut stage = Stage::on_with(server.world().await, Role::All).await;
     let (phone, cursor) = phone(&stage).await;
@@ -206,7 +206,7 @@ async fn an_older_copy_of_postgres_that_has_grown_beyond_the_old_end_begins_an_e
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_takes_the_place_of_a_half_published_transaction_after_a_restore_is_published() {
+async fn transaction_replacing_a_half_published_one_after_restore_is_published() {
     let mut server = Rewindable::new().await;
     let mut world = server.world().await;
     // A heartbeat behind the copy would be missed first.
@@ -249,7 +249,7 @@ async fn what_takes_the_place_of_a_half_published_transaction_after_a_restore_is
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_promoted_standby_breaks_history_only_when_it_lacks_something() {
+async fn promoted_standby_starts_epoch_only_when_it_lacks_data() {
     let mut server = Rewindable::new().await;
     let mut stage = Stage::on_with(server.world().await, Role::Replicator).await;
     stage.message(stage.bob, stage.joe, "before").await;
@@ -308,7 +308,7 @@ async fn a_promoted_standby_breaks_history_only_when_it_lacks_something() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_to_a_standby_that_keeps_a_copy_of_the_slot_breaks_nothing() {
+async fn failover_to_standby_with_synced_slot_starts_no_epoch() {
     let mut primary = servers::postgres().await;
     // What is answered is durable, so that the slot moves on at once.
     let redis = servers::redis_with(|_, options| options.setting("appendfsync", "always")).await;
@@ -382,7 +382,7 @@ async fn a_failover_to_a_standby_that_keeps_a_copy_of_the_slot_breaks_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_cluster_begins_an_epoch() {
+async fn different_cluster_starts_epoch() {
     let mut stage = Stage::new().await;
     stage.message(stage.bob, stage.joe, "before").await;
     let before = stage.changes().await;
@@ -422,7 +422,7 @@ async fn lose_slot(stage: &Stage) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_postgres_gave_up_is_made_anew_while_streaming_and_before_the_start() {
+async fn invalidated_slot_is_recreated_while_streaming_and_at_start() {
     let postgres = servers::postgres_with(|_, options| {
         options
             .setting("max_slot_wal_keep_size", "1MB")
@@ -462,7 +462,7 @@ async fn a_slot_that_postgres_gave_up_is_made_anew_while_streaming_and_before_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_copy_of_redis_begins_an_epoch() {
+async fn redis_restored_from_older_copy_starts_epoch() {
     let mut redis = servers::redis().await;
     let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     let stage = Stage::on_with(world, Role::All).await;
@@ -496,7 +496,7 @@ async fn an_older_copy_of_redis_begins_an_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_checkpoint_and_an_older_copy_of_postgres_at_once_begin_an_epoch() {
+async fn lost_checkpoint_and_older_postgres_together_start_epoch() {
     let mut server = Rewindable::new().await;
     let mut stage = Stage::on_with(server.world().await, Role::Replicator).await;
     server.save(&mut stage).await;
@@ -519,7 +519,7 @@ async fn a_lost_checkpoint_and_an_older_copy_of_postgres_at_once_begin_an_epoch(
 }
 
 #[tokio::test]
-async fn one_tenants_broken_table_keeps_no_other_from_being_trimmed_nor_an_epoch_from_beginning() {
+async fn broken_table_of_one_tenant_blocks_no_trim_and_no_epoch() {
     let mut world = World::new().await;
     world.config.streams.trim_interval_seconds = 1;
     world.config.streams.changes_entries_max = 100;
@@ -550,7 +550,7 @@ async fn one_tenants_broken_table_keeps_no_other_from_being_trimmed_nor_an_epoch
 }
 
 #[tokio::test]
-async fn what_has_broken_stays_so_until_an_epoch_has_begun_although_starts_fail_in_between() {
+async fn epoch_break_survives_failed_restarts() {
     let stage = Stage::on_with(World::new().await, Role::All).await;
     let api = stage.engine.as_ref().unwrap().api();
     stage.message(stage.bob, stage.joe, "before").await;

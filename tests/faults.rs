@@ -105,7 +105,7 @@ struct Run {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_of_random_faults_loses_doubles_and_reorders_nothing() {
+async fn random_faults_cause_no_loss_duplicate_or_reordering() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<f64>().unwrap());
     let minutes = number("POSDUIF_FAULTS_MINUTES");
     let seed = number("POSDUIF_FAULTS_SEED").map_or(1, |seed| seed as u64);
@@ -225,7 +225,7 @@ impl Run {
         self.started.0 += 1;
     }
 
-    /// Replaces engines that have ended by themselves, as whoever supervises them would.
+    /// Replaces engines that have exited by themselves, as a supervisor would.
     async fn supervise(&mut self) {
         let ended = self.engines.extract_if(.., |engine| engine.has_ended()).count();
         for _ in 0..ended {

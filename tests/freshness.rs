@@ -58,7 +58,7 @@ impl Watched {
         must_turn_red(&self.engine.api()).await;
     }
 
-    /// What was committed meanwhile is there, and nothing had to begin anew.
+    /// What was committed meanwhile is there, and no stream was reset.
     async fn goes_on(self) {
         self.becomes_ready().await;
         self.world.published().await;
@@ -97,7 +97,7 @@ async fn must_turn_red(api: &Api) -> Value {
 }
 
 #[tokio::test]
-async fn a_node_turns_red_when_nobody_publishes_although_all_that_it_asks_answers() {
+async fn node_is_not_ready_without_publisher_although_servers_respond() {
     let mut world = World::new().await;
     world.config.health.max_staleness_seconds = BOUND.as_secs();
     let publisher = world.engine(Role::Replicator).await;
@@ -115,7 +115,7 @@ async fn a_node_turns_red_when_nobody_publishes_although_all_that_it_asks_answer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_postgres_connection_that_hangs_turns_ready_red_until_it_goes_on() {
+async fn hung_postgres_connection_makes_node_unready_until_it_resumes() {
     let watched = Watched::new().await;
     watched.to_postgres.stall();
     watched.must_turn_red().await;
@@ -124,7 +124,7 @@ async fn a_postgres_connection_that_hangs_turns_ready_red_until_it_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_connection_that_hangs_turns_ready_red_until_it_goes_on() {
+async fn hung_redis_connection_makes_node_unready_until_it_resumes() {
     let watched = Watched::new().await;
     watched.to_redis.stall();
     watched.must_turn_red().await;
@@ -133,7 +133,7 @@ async fn a_redis_connection_that_hangs_turns_ready_red_until_it_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_are_dead_for_good_without_a_reset_are_replaced() {
+async fn silently_dead_connections_are_replaced() {
     let watched = Watched::new().await;
     watched.to_postgres.abandon();
     watched.to_redis.abandon();
@@ -141,7 +141,7 @@ async fn connections_that_are_dead_for_good_without_a_reset_are_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_that_are_stopped_turn_ready_red_until_they_go_on() {
+async fn stopped_servers_make_node_unready_until_they_resume() {
     let (postgres, redis) = tokio::join!(servers::postgres(), servers::redis());
     let world = World::on(&postgres.server.url(), &redis.server.url()).await;
     let watched = Watched::on(world).await;

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::support::servers::{self, Own};
 use crate::support::stage::Stage;
-use crate::support::{PATIENCE, World, eventually};
+use crate::support::{TIMEOUT, World, eventually};
 
 /// A stage whose Postgres can keep commits invisible: shipped, but waiting for a standby that does not exist. Only
 /// sessions that ask for it wait.
@@ -139,7 +139,7 @@ impl Slow {
 const INSERT: &str = "INSERT INTO tenant_acme.messages (id, sender_id, recipient_id, content) VALUES ($1, $2, $3, 'x')";
 
 #[tokio::test]
-async fn a_snapshot_that_does_not_see_a_published_commit_leaves_it_to_the_stream() {
+async fn snapshot_blind_to_a_published_commit_leaves_it_to_the_stream() {
     let slow = Slow::new().await;
     let (bob, joe) = (slow.stage.bob, slow.stage.joe);
     let before = slow.stage.message(bob, joe, "before").await;
@@ -193,7 +193,7 @@ async fn a_snapshot_that_does_not_see_a_published_commit_leaves_it_to_the_stream
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn snapshot_and_stream_together_hold_all_that_was_committed_whenever_it_was() {
+async fn snapshot_and_stream_hold_every_commit_at_any_time() {
     let slow = Slow::new().await;
     let (bob, joe) = (slow.stage.bob, slow.stage.joe);
     slow.hold(true).await;
@@ -264,7 +264,7 @@ async fn snapshot_and_stream_together_hold_all_that_was_committed_whenever_it_wa
 }
 
 #[tokio::test]
-async fn position_and_window_are_read_in_one_moment() {
+async fn position_and_window_are_read_atomically() {
     let stage = Stage::new().await;
     let config = &stage.world.config.redis;
     let client = posduif::net::redis::client(config).unwrap();
@@ -292,7 +292,7 @@ async fn position_and_window_are_read_in_one_moment() {
         }
         panic!("the monitor has ended");
     };
-    let of_handoff = tokio::time::timeout(PATIENCE, transaction)
+    let of_handoff = tokio::time::timeout(TIMEOUT, transaction)
         .await
         .expect("the window is read within a transaction");
     assert!(of_handoff[0].starts_with("\"MULTI\""), "{of_handoff:?}");

@@ -15,7 +15,7 @@ use crate::support::office::Office;
 use crate::support::proxy::Proxy;
 use crate::support::scrape::Scrape;
 use crate::support::stage::Stage;
-use crate::support::{PATIENCE, World, eventually, servers};
+use crate::support::{TIMEOUT, World, eventually, servers};
 
 /// What `/ready` says of the replicator.
 async fn replication(api: &Api) -> Value {
@@ -23,7 +23,7 @@ async fn replication(api: &Api) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_are_valid_and_move_with_what_is_written_and_asked() {
+async fn metrics_are_valid_and_follow_writes_and_requests() {
     let office = Office::open().await;
     let phone = office.phone("phone-1").await;
     office.ready().await;
@@ -34,7 +34,7 @@ async fn metrics_are_valid_and_move_with_what_is_written_and_asked() {
     assert_eq!(before.get("epoch_number"), 1.0);
     assert_eq!(before.get("epochs_begun_total{reason=\"no_checkpoint\"}"), 1.0);
     assert_eq!(before.get("slot_wal_status{status=\"reserved\"}"), 1.0);
-    assert!(before.get("freshness_age_seconds") < PATIENCE.as_secs_f64());
+    assert!(before.get("freshness_age_seconds") < TIMEOUT.as_secs_f64());
     assert_eq!(
         before.get("pool_connections_max"),
         office.world.config.postgres.pool_size as f64
@@ -97,7 +97,7 @@ async fn metrics_are_valid_and_move_with_what_is_written_and_asked() {
 }
 
 #[tokio::test]
-async fn what_is_compressed_and_inflated_is_counted_with_its_bytes_and_time() {
+async fn gzip_metrics_count_bytes_and_time() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let before = Scrape::of(&office.anybody).await;
@@ -144,7 +144,7 @@ async fn what_is_compressed_and_inflated_is_counted_with_its_bytes_and_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_acknowledged_catches_up_with_the_log() {
+async fn acknowledged_position_reaches_end_of_wal() {
     let stage = Stage::on_with(World::new().await, Role::All).await;
     let api = stage.engine.as_ref().unwrap().api();
     stage.message(stage.bob, stage.joe, "hello").await;
@@ -163,7 +163,7 @@ async fn what_is_acknowledged_catches_up_with_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wal_that_is_kept_for_a_held_engine_shows_and_grows_and_goes_again() {
+async fn retained_wal_metric_grows_with_a_held_engine_and_falls_again() {
     let postgres = servers::postgres_with(|_, options| options.setting("max_slot_wal_keep_size", "64MB")).await;
     let mut world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
     world.config.replication.heartbeat_interval_ms = 100;
@@ -181,7 +181,7 @@ async fn wal_that_is_kept_for_a_held_engine_shows_and_grows_and_goes_again() {
     .await;
     assert_eq!(first["wal_status"], "reserved");
     assert!(first["safe_wal_size_bytes"].as_u64().unwrap() > 32 * 1024 * 1024);
-    assert!(first["sample_age_seconds"].as_f64().unwrap() < PATIENCE.as_secs_f64());
+    assert!(first["sample_age_seconds"].as_f64().unwrap() < TIMEOUT.as_secs_f64());
 
     // Redis hangs: what is written now can neither be published nor acknowledged.
     proxy.stall();
@@ -218,7 +218,7 @@ async fn wal_that_is_kept_for_a_held_engine_shows_and_grows_and_goes_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_is_about_to_be_lost_is_warned_about_once() {
+async fn slot_about_to_be_lost_is_warned_about_once() {
     let postgres = servers::postgres_with(|_, options| options.setting("max_slot_wal_keep_size", "32MB")).await;
     let mut world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
     world.config.replication.heartbeat_interval_ms = 100;
@@ -261,7 +261,7 @@ async fn a_slot_that_is_about_to_be_lost_is_warned_about_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_redis_refuses_and_sessions_that_end_are_counted_by_their_cause() {
+async fn redis_refusals_and_session_ends_are_counted_by_cause() {
     let mut redis = servers::redis().await;
     let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     let stage = Stage::on_with(world, Role::All).await;
@@ -300,7 +300,7 @@ async fn what_redis_refuses_and_sessions_that_end_are_counted_by_their_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_has_stopped_is_counted() {
+async fn stopped_stream_is_counted() {
     let stage = Stage::on_with(World::new().await, Role::All).await;
     let api = stage.engine.as_ref().unwrap().api();
     let inbox = stage.world.keys().inbox("acme", &stage.joe.to_string());
@@ -327,7 +327,7 @@ async fn a_stream_that_has_stopped_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_only_replicates_tells_how_it_is_and_nothing_else() {
+async fn replicate_only_process_serves_health_and_metrics_only() {
     let world = World::new().await;
     let mut process = world.process("replicator").await;
     let api = process.announced().await;
@@ -337,7 +337,7 @@ async fn a_process_that_only_replicates_tells_how_it_is_and_nothing_else() {
         (answer.status == 200).then(|| answer.json())
     })
     .await;
-    assert!(ready["checks"]["freshness"]["age_seconds"].as_f64().unwrap() < PATIENCE.as_secs_f64());
+    assert!(ready["checks"]["freshness"]["age_seconds"].as_f64().unwrap() < TIMEOUT.as_secs_f64());
     assert_eq!(ready["checks"]["replication"]["state"], "streaming");
     let scrape = Scrape::of(&api).await;
     assert_eq!(scrape.get("replication_state{state=\"streaming\"}"), 1.0);
@@ -358,7 +358,7 @@ async fn a_process_that_only_replicates_tells_how_it_is_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_waits_for_the_slot_sees_what_clients_see_and_claims_no_lag() {
+async fn engine_waiting_for_the_slot_reports_freshness_without_lag() {
     let world = World::new().await;
     let (mut first, mut second) = (world.process("replicator").await, world.process("replicator").await);
     let apis = [first.announced().await, second.announced().await];
@@ -384,14 +384,14 @@ async fn an_engine_that_waits_for_the_slot_sees_what_clients_see_and_claims_no_l
     assert_eq!(state["lag_bytes"], Value::Null);
     let scrape = Scrape::of(&waiting).await;
     assert_eq!(scrape.get("replication_state{state=\"waiting\"}"), 1.0);
-    assert!(scrape.get("freshness_age_seconds") < PATIENCE.as_secs_f64());
+    assert!(scrape.get("freshness_age_seconds") < TIMEOUT.as_secs_f64());
     assert!(!scrape.types.contains_key("posduif_replication_lag_bytes"));
     assert_eq!(first.terminate().await, Some(0));
     assert_eq!(second.terminate().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_port_that_is_taken_is_named_in_the_error() {
+async fn occupied_port_is_named_in_the_error() {
     let world = World::new().await;
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut config = world.config.clone();
@@ -405,7 +405,7 @@ async fn a_port_that_is_taken_is_named_in_the_error() {
 }
 
 #[tokio::test]
-async fn the_slot_is_made_to_survive_failovers_where_the_server_knows_such() {
+async fn slot_has_failover_flag_where_the_server_supports_it() {
     let stage = Stage::new().await;
     let ask = "SELECT to_jsonb(slot) ->> 'failover' FROM pg_replication_slots slot WHERE slot_name = $1";
     let row = stage.psql.query_one(ask, &[&stage.world.config.replication.slot]).await;

@@ -1,4 +1,4 @@
-//! Live events: told at once, resumed without loss, ended with a word.
+//! Live events: delivered at once, resumed without loss, ended with a reason.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -18,17 +18,17 @@ use uuid::Uuid;
 
 use crate::support::http::{Api, Event, Events};
 use crate::support::office::{Office, id};
-use crate::support::{PATIENCE, eventually};
+use crate::support::{TIMEOUT, eventually};
 
 const MOBILE: &str = "/sse/mobile/phone";
 
 /// The next `count` events of this name and the messages that they are about.
 async fn messages(events: &mut Events, name: &str, count: usize) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     for _ in 0..count {
-        told.push(about(&events.expect(name).await));
+        received.push(about(&events.expect(name).await));
     }
-    told
+    received
 }
 
 /// The message that an event is about.
@@ -45,7 +45,7 @@ async fn upload(phone: &Api, items: &[Value]) -> Value {
 }
 
 #[tokio::test]
-async fn a_stream_begins_with_retry_and_hello_and_beats() {
+async fn event_stream_starts_with_retry_and_hello_and_has_heartbeats() {
     let office = Office::with(|config| {
         config.live.heartbeat_seconds = 1;
         config.live.retry_ms = 400;
@@ -68,7 +68,7 @@ async fn a_stream_begins_with_retry_and_hello_and_beats() {
 }
 
 #[tokio::test]
-async fn a_stream_is_for_its_own_device_or_user_only() {
+async fn event_stream_is_for_its_own_device_or_user_only() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let other = office.phone("other").await;
@@ -97,7 +97,7 @@ async fn a_stream_is_for_its_own_device_or_user_only() {
 }
 
 #[tokio::test]
-async fn a_phone_is_told_of_each_message_of_its_user_and_of_what_becomes_of_it() {
+async fn phone_receives_each_message_of_its_user_and_later_changes() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let sally = office.world.user("acme", "sally", UserType::Mobile).await;
@@ -139,7 +139,7 @@ async fn a_phone_is_told_of_each_message_of_its_user_and_of_what_becomes_of_it()
 }
 
 #[tokio::test]
-async fn a_web_user_is_told_of_new_messages_with_the_unread_count_that_counts_them() {
+async fn web_user_receives_new_messages_with_matching_unread_count() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let web = format!("/sse/web/{}", office.bob_id);
@@ -167,7 +167,7 @@ async fn a_web_user_is_told_of_new_messages_with_the_unread_count_that_counts_th
     let event = page.expect("message_read").await;
     assert_eq!(event.data, json!({"type": "message_read", "message_id": replies[0]}));
 
-    // What bob writes is told to his own page when the phone has it, changes it or reads it.
+    // Bob's own page is notified when the phone receives, changes or reads what he wrote.
     let sent = office.send("for joe").await;
     let (_, here) = {
         office.world.published().await;
@@ -194,7 +194,7 @@ async fn a_web_user_is_told_of_new_messages_with_the_unread_count_that_counts_th
 }
 
 #[tokio::test]
-async fn a_phone_that_connects_while_something_waits_is_asked_to_sync() {
+async fn phone_connecting_with_pending_changes_receives_sync_request() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     office.insert(5).await;
@@ -213,7 +213,7 @@ async fn a_phone_that_connects_while_something_waits_is_asked_to_sync() {
 }
 
 #[tokio::test]
-async fn a_stream_resumes_from_any_id_without_loss_or_repeat_however_the_id_is_given() {
+async fn event_stream_resumes_from_any_id_in_any_form_exactly_once() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut events = phone.events(MOBILE).await;
@@ -236,8 +236,8 @@ async fn a_stream_resumes_from_any_id_without_loss_or_repeat_however_the_id_is_g
         ] {
             let mut events = api.events(&path).await;
             assert_eq!(events.cursor, *id, "hello says where the replay begins");
-            let told = messages(&mut events, "message", expected.len()).await;
-            assert_eq!(told.iter().collect::<Vec<_>>(), expected);
+            let received = messages(&mut events, "message", expected.len()).await;
+            assert_eq!(received.iter().collect::<Vec<_>>(), expected);
         }
     }
     // The header wins: a browser sends it by itself when it reconnects to an address with an older id.
@@ -252,13 +252,13 @@ async fn a_stream_resumes_from_any_id_without_loss_or_repeat_however_the_id_is_g
 }
 
 #[tokio::test]
-async fn what_comes_while_a_stream_resumes_is_told_once() {
+async fn event_published_during_resume_is_delivered_once() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut events = phone.events(MOBILE).await;
     let mut expected = vec![office.send("first").await];
     let mut last = events.expect("message").await.id.unwrap();
-    let mut told = vec![expected[0].clone()];
+    let mut received = vec![expected[0].clone()];
     for round in 0..10 {
         drop(events);
         let writing = async {
@@ -274,16 +274,16 @@ async fn what_comes_while_a_stream_resumes_is_told_once() {
         expected.extend(written);
         for _ in 0..5 {
             let event = events.expect("message").await;
-            told.push(about(&event));
+            received.push(about(&event));
             last = event.id.unwrap();
         }
     }
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
     office.close().await;
 }
 
 #[tokio::test]
-async fn what_the_hub_got_while_history_was_read_is_told_behind_it_and_nothing_twice() {
+async fn event_received_during_replay_follows_it_once() {
     let office = Office::open().await;
     let store = Store::new(&office.world.config.redis).unwrap();
     let handoff = store.handoff("acme", office.joe_id).await.unwrap();
@@ -325,26 +325,24 @@ async fn what_the_hub_got_while_history_was_read_is_told_behind_it_and_nothing_t
         receive(&hub, id, &entry, &mut last);
     }
     let mut feed = Feed::open(store, subscription, Some(before), 100).await.unwrap();
-    let mut told = Vec::new();
-    while told.len() < 2 {
+    let mut received = Vec::new();
+    while received.len() < 2 {
         while let Some((FeedEvent::Change(notice), _)) = feed.pop() {
-            told.push(notice.row_id.clone().unwrap());
+            received.push(notice.row_id.clone().unwrap());
         }
-        if told.len() < 2 {
+        if received.len() < 2 {
             let waiting = std::future::poll_fn(|context| feed.poll_signals(context));
-            let signals = tokio::time::timeout(PATIENCE, waiting)
-                .await
-                .expect("the hub's is kept");
+            let signals = tokio::time::timeout(TIMEOUT, waiting).await.expect("the hub's is kept");
             assert!(!feed.take(&signals), "there is no gap");
         }
     }
-    assert_eq!(told, [sent, other]);
+    assert_eq!(received, [sent, other]);
     assert_eq!(feed.pop(), None);
     office.close().await;
 }
 
 #[tokio::test]
-async fn a_stream_resumes_after_the_engine_was_restarted() {
+async fn event_stream_resumes_after_engine_restart() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut events = phone.events(MOBILE).await;
@@ -378,7 +376,7 @@ async fn a_stream_resumes_after_the_engine_was_restarted() {
 }
 
 #[tokio::test]
-async fn a_revoked_devices_stream_ends_at_once_and_its_next_request_is_refused() {
+async fn revoked_device_loses_its_stream_and_its_next_request() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let other = office.phone("other").await;
@@ -411,25 +409,25 @@ async fn a_revoked_devices_stream_ends_at_once_and_its_next_request_is_refused()
 }
 
 #[tokio::test]
-async fn a_disabled_users_devices_and_pages_get_no_more() {
+async fn disabled_user_receives_no_more_events() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
-    let mut told = phone.events(MOBILE).await;
+    let mut received = phone.events(MOBILE).await;
     let mut page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
     phone.get("/api/sync/status").await.expect(200);
     office
         .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username IN ('joe', 'bob')")
         .await;
-    told.expect("revoked").await;
+    received.expect("revoked").await;
     page.expect("revoked").await;
-    assert!(told.next().await.is_none() && page.next().await.is_none());
+    assert!(received.next().await.is_none() && page.next().await.is_none());
     assert_eq!(phone.get("/api/sync/status").await.status, 401);
     assert_eq!(phone.open(MOBILE).await.unwrap_err().status, 204);
     office.close().await;
 }
 
 #[tokio::test]
-async fn a_burst_that_does_not_fit_a_readers_queue_is_made_good_from_its_stream() {
+async fn burst_beyond_reader_queue_is_read_from_the_stream() {
     let office = Office::with(|config| config.live.queue_events_max = 16).await;
     let phone = office.phone("phone").await;
     let mut events = phone.events(MOBILE).await;
@@ -441,7 +439,7 @@ async fn a_burst_that_does_not_fit_a_readers_queue_is_made_good_from_its_stream(
 }
 
 #[tokio::test]
-async fn more_than_can_be_replayed_is_summed_up() {
+async fn replay_beyond_limit_is_truncated() {
     let office = Office::with(|config| config.live.replay_events_max = 5).await;
     let phone = office.phone("phone").await;
     let events = phone.events(MOBILE).await;
@@ -453,7 +451,7 @@ async fn more_than_can_be_replayed_is_summed_up() {
     assert_eq!(
         messages(&mut events, "message", 5).await,
         five,
-        "so many are told one by one"
+        "so many are delivered one by one"
     );
     office.insert(1).await;
     office.world.published().await;
@@ -474,7 +472,7 @@ async fn more_than_can_be_replayed_is_summed_up() {
 }
 
 #[tokio::test]
-async fn a_stream_whose_history_is_gone_says_reset_and_goes_on() {
+async fn event_stream_with_trimmed_history_sends_reset_and_continues() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut events = phone.events(MOBILE).await;
@@ -502,7 +500,7 @@ async fn a_stream_whose_history_is_gone_says_reset_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_truncated_table_is_a_reset_for_whoever_listens() {
+async fn truncated_table_sends_reset_to_every_reader() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     office.send("before").await;
@@ -521,7 +519,7 @@ async fn a_truncated_table_is_a_reset_for_whoever_listens() {
 }
 
 #[tokio::test]
-async fn two_api_nodes_on_the_same_redis_both_tell() {
+async fn two_api_nodes_on_one_redis_both_deliver() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let one = office.world.engine(Role::Api).await;
@@ -554,12 +552,12 @@ async fn two_api_nodes_on_the_same_redis_both_tell() {
 }
 
 #[tokio::test]
-async fn a_client_that_went_away_leaves_nothing_behind() {
+async fn disconnected_client_leaves_no_subscription() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let presence = office.world.keys().presence("acme");
     let count = || async {
-        // Whoever asks sees to it that who is over goes.
+        // Reading the count removes expired entries.
         office.bob.get("/api/presence").await.expect(200);
         let mut redis = office.world.redis().await;
         redis::cmd("ZCARD")

@@ -3,7 +3,7 @@
 //! streams are trimmed and lost, history breaks and engines restart. At the end of each story every phone's SQLite must
 //! say what a query on Postgres says, and what phones uploaded must be there once.
 //!
-//! The phone is the reference phone itself. Stories come from a seed, which is printed; each can be told again:
+//! The phone is the reference phone itself. Stories come from a seed, which is printed; each can be replayed:
 //!
 //! ```sh
 //! POSDUIF_MODEL_SEED=7 POSDUIF_MODEL_CASE=33 cargo nextest run model
@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 use crate::phone::{Answer, Http, Lost, Message, Network, Phone, Request, State, Trouble};
 use crate::support::http::Api;
-use crate::support::{PATIENCE, RunningEngine, World, eventually};
+use crate::support::{RunningEngine, TIMEOUT, World, eventually};
 
 /// Stories of both tests together, unless the environment says otherwise.
 const CASES: usize = 1000;
@@ -211,7 +211,7 @@ enum Op {
     GoBack {
         phone: Pick,
     },
-    /// The device's token ends; its user enrolls it anew.
+    /// The device's token ends; its user enrolls it again.
     Revoke {
         phone: Pick,
     },
@@ -223,7 +223,7 @@ enum Op {
     LoseInbox {
         user: Pick,
     },
-    /// The tenant's streams begin anew.
+    /// The tenant's streams are recreated.
     Resync,
     /// All that is committed reaches the streams.
     Publish,
@@ -444,7 +444,7 @@ impl Stage {
             {
                 return;
             }
-            assert!(since.elapsed() < 2 * PATIENCE, "what is committed is not published");
+            assert!(since.elapsed() < 2 * TIMEOUT, "what is committed is not published");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -666,12 +666,12 @@ struct Case<'a> {
     messages: Vec<Uuid>,
     /// Messages whose deletion somebody at `psql` has taken back.
     restored: BTreeSet<String>,
-    /// How often somebody at `psql` has removed a message, after which a repeated upload makes it anew.
+    /// How often somebody at `psql` has removed a message, after which a repeated upload creates it again.
     removed: HashMap<String, i64>,
 }
 
-/// A message as the oracle and a phone tell it.
-type Told = (String, String, String, i64, Option<DateTime<Utc>>);
+/// A message as the oracle and a phone hold it.
+type MessageRow = (String, String, String, i64, Option<DateTime<Utc>>);
 
 impl<'a> Case<'a> {
     async fn new(stage: &'a Arc<Stage>, tenant: &'a Tenant) -> Result<Self, String> {
@@ -738,7 +738,7 @@ impl<'a> Case<'a> {
                     Err(trouble) => return Err(format!("enrolling: {trouble}")),
                 }
             }
-            if since.elapsed() > PATIENCE {
+            if since.elapsed() > TIMEOUT {
                 return Err("enrolling takes too long".into());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -1023,7 +1023,7 @@ impl<'a> Case<'a> {
                 self.sql("UPDATE {s}.devices SET revoked_at = now() WHERE device_id = $1", &[&id])
                     .await?;
                 self.enroll(index).await?;
-                self.stage.tally("devices enrolled anew");
+                self.stage.tally("devices enrolled again");
             }
             Op::Trim { user, keep } => {
                 let user = self.user(*user);
@@ -1049,7 +1049,7 @@ impl<'a> Case<'a> {
                 tenants::resync(&self.stage.database, &self.tenant.name)
                     .await
                     .map_err(|error| error.to_string())?;
-                self.stage.tally("tenants begun anew");
+                self.stage.tally("tenants resynced");
             }
             Op::Publish => self.stage.published().await,
             Op::BreakHistory => self.stage.break_history().await,
@@ -1169,7 +1169,7 @@ impl<'a> Case<'a> {
                 match device.phone.upload(&device.network).await {
                     Ok(()) => break,
                     Err(Trouble::Ended | Trouble::Unenrolled) => self.enroll(index).await?,
-                    Err(Trouble::Later { .. }) if since.elapsed() < PATIENCE => {
+                    Err(Trouble::Later { .. }) if since.elapsed() < TIMEOUT => {
                         tokio::time::sleep(Duration::from_millis(10)).await
                     }
                     Err(trouble) => return Err(format!("phone {index} cannot upload: {trouble}")),
@@ -1183,7 +1183,7 @@ impl<'a> Case<'a> {
             match self.compare().await {
                 Ok(()) => break,
                 Err(_)
-                    if since.elapsed() < PATIENCE
+                    if since.elapsed() < TIMEOUT
                         && (shocks % 2 == 1 || shocks != self.stage.shocks.load(Ordering::SeqCst)) =>
                 {
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -1204,7 +1204,7 @@ impl<'a> Case<'a> {
                     Ok(_) => break,
                     // One that went back may have a token of before.
                     Err(Trouble::Ended | Trouble::Unenrolled) => self.enroll(index).await?,
-                    Err(Trouble::Later { .. }) if since.elapsed() < PATIENCE => {
+                    Err(Trouble::Later { .. }) if since.elapsed() < TIMEOUT => {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                     }
                     Err(trouble) => return Err(format!("phone {index} cannot fetch: {trouble}")),
@@ -1249,7 +1249,7 @@ impl<'a> Case<'a> {
                 .query(&query, &[&device.user])
                 .await
                 .map_err(|error| error.to_string())?;
-            let wanted: BTreeMap<String, Told> = rows
+            let wanted: BTreeMap<String, MessageRow> = rows
                 .iter()
                 .map(|row| (row.get(0), (row.get(1), row.get(2), row.get(3), row.get(4), row.get(5))))
                 .collect();
@@ -1487,18 +1487,18 @@ async fn run(name: &str, strategy: ConflictStrategy, parity: usize) {
     // Not tasks of their own: a phone's file belongs to one thread.
     let workers = (0..WORKERS.min(count)).map(async |_| {
         let mut tenant = stage.tenant().await;
-        let mut told = 0;
+        let mut played = 0;
         loop {
             let next = numbers.lock().unwrap().pop_front();
             let Some(number) = next.filter(|_| failure.lock().unwrap().is_none()) else {
                 return;
             };
-            if told == TENANT_CASES {
+            if played == TENANT_CASES {
                 tenants::drop(&stage.database, &tenant.name).await.unwrap();
                 tenant = stage.tenant().await;
-                told = 0;
+                played = 0;
             }
-            told += 1;
+            played += 1;
             let ops = story(number).new_tree(&mut runner(seed, number)).unwrap().current();
             if let Err(reason) = play(&stage, &tenant, &ops).await {
                 failure.lock().unwrap().get_or_insert(Failure { number, reason });
@@ -1542,7 +1542,7 @@ async fn shrunk(stage: &Arc<Stage>, seed: u64, number: usize, reason: &str) -> S
     }
     let mut text = format!("story {number} of the seed {seed}: {}\n", least.1);
     if !is_repeatable {
-        text.push_str("It went well when told again alone, so this is the whole of it:\n");
+        text.push_str("It passed when replayed alone, so this is the whole of it:\n");
     }
     for op in &least.0 {
         writeln!(text, "  {op:?}").unwrap();
@@ -1556,11 +1556,11 @@ async fn shrunk(stage: &Arc<Stage>, seed: u64, number: usize, reason: &str) -> S
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_phone_converges_when_the_last_write_wins() {
+async fn phones_converge_under_last_write_wins() {
     run("last write wins", ConflictStrategy::LastWriteWins, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_phone_converges_when_conflicts_are_left_to_people() {
+async fn phones_converge_under_manual_resolution() {
     run("manual", ConflictStrategy::Manual, 1).await;
 }

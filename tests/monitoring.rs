@@ -19,7 +19,7 @@ const ADDED: [&str; 2] = ["job", "instance"];
 
 /// An answer of an engine that has been used, also in vain, so that every metric has samples.
 async fn scrape() -> Scrape {
-    // Without a bound on WAL nothing can be told of it.
+    // Without a bound on WAL there is no share of it to report.
     let postgres = servers::postgres_with(|_, options| options.setting("max_slot_wal_keep_size", "1GB")).await;
     let world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
     let office = Office::within(world, |_| {}).await;
@@ -149,7 +149,7 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_docs_dashboard_and_alerts_name_the_same_things() {
+async fn metrics_docs_dashboard_and_alerts_use_the_same_names() {
     let scrape = scrape().await;
 
     let mut known: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
@@ -207,7 +207,7 @@ async fn metrics_docs_dashboard_and_alerts_name_the_same_things() {
 }
 
 #[test]
-fn each_alert_has_a_page_that_says_what_to_do() {
+fn every_alert_has_a_runbook() {
     let alerts: Value = serde_saphyr::from_str(ALERTS).unwrap();
     let (mut names, mut pages) = (Vec::new(), Vec::new());
     texts(&alerts, "alert", &mut names);
@@ -238,7 +238,7 @@ fn each_alert_has_a_page_that_says_what_to_do() {
 
 /// Lets Prometheus' own tool judge.
 fn promtool(arguments: &[&str], input: &str) {
-    // Never left out silently: whoever cannot install it says so.
+    // Never left out silently: where it cannot be installed, a variable leaves it out.
     let program = match std::env::var("POSDUIF_PROMTOOL") {
         Ok(none) if none == "none" => return,
         Ok(program) if !program.is_empty() => program,

@@ -8,7 +8,7 @@ use tokio::process::ChildStdout;
 
 use crate::support::command::{posduif_in, posduif_says, run};
 use crate::support::office::Office;
-use crate::support::{PATIENCE, World, eventually};
+use crate::support::{TIMEOUT, World, eventually};
 
 /// Whether somebody may log in.
 async fn status_of_login(office: &Office, username: &str, password: &str) -> u16 {
@@ -17,7 +17,7 @@ async fn status_of_login(office: &Office, username: &str, password: &str) -> u16
 }
 
 #[tokio::test]
-async fn a_new_password_ends_the_sessions_of_the_old_one() {
+async fn password_change_ends_existing_sessions() {
     let office = Office::open().await;
     office.bob.get("/api/auth/sessions").await.expect(200);
     let mut command = posduif_in(&office.world);
@@ -46,7 +46,7 @@ async fn a_new_password_ends_the_sessions_of_the_old_one() {
     assert_eq!(office.bob.get("/api/auth/sessions").await.status, 401);
     assert_eq!(status_of_login(&office, "bob", "brand new secret").await, 200);
     assert_eq!(status_of_login(&office, "bob", crate::support::PASSWORD).await, 401);
-    for (arguments, told) in [
+    for (arguments, expected) in [
         (
             "user passwd bob --tenant acme --password short",
             "at least 8 characters",
@@ -59,13 +59,13 @@ async fn a_new_password_ends_the_sessions_of_the_old_one() {
         ),
     ] {
         let complaint = posduif_says(&office.world, arguments).await.complaint(1);
-        assert!(complaint.contains(told), "{complaint}");
+        assert!(complaint.contains(expected), "{complaint}");
     }
     office.close().await;
 }
 
 #[tokio::test]
-async fn a_disabled_user_is_out_at_once_and_comes_back_when_enabled() {
+async fn disabled_user_is_locked_out_until_enabled() {
     let office = Office::open().await;
     let phone = office.phone("phone-1").await;
     let incoming = async || phone.get("/api/sync/incoming").await.status;
@@ -116,7 +116,7 @@ async fn a_disabled_user_is_out_at_once_and_comes_back_when_enabled() {
 }
 
 #[tokio::test]
-async fn a_device_is_listed_shown_and_revoked() {
+async fn device_list_show_and_revoke_work() {
     let office = Office::open().await;
     let phone = office.phone("phone-1").await;
     office.phone("phone-2").await;
@@ -198,7 +198,7 @@ async fn a_device_is_listed_shown_and_revoked() {
 }
 
 #[tokio::test]
-async fn names_from_the_tables_cannot_speak_to_the_terminal_and_hints_can_be_pasted() {
+async fn output_escapes_control_characters_and_hints_can_be_pasted() {
     let office = Office::open().await;
     office.phone("phone-1").await;
     // As somebody may write it who is no client of ours.
@@ -291,7 +291,7 @@ async fn on_a_terminal(world: &World, command: &str) -> (tokio::process::Child, 
 }
 
 #[tokio::test]
-async fn on_a_terminal_a_password_is_asked_for_without_echo() {
+async fn password_prompt_on_a_terminal_has_no_echo() {
     let office = Office::open().await;
     for (once_more, code) in [("another one", 1), ("typed at last", 0)] {
         let (mut child, mut output, terminal) =
@@ -300,7 +300,7 @@ async fn on_a_terminal_a_password_is_asked_for_without_echo() {
         let mut said = Vec::new();
         for (prompt, typed) in [("Password: ", "typed at last"), ("Repeat password: ", once_more)] {
             while !said.ends_with(prompt.as_bytes()) {
-                let read = tokio::time::timeout(PATIENCE, output.read_u8()).await;
+                let read = tokio::time::timeout(TIMEOUT, output.read_u8()).await;
                 said.push(read.expect("it asks").unwrap());
             }
             eventually("nothing typed is shown", || async {
@@ -323,19 +323,19 @@ async fn on_a_terminal_a_password_is_asked_for_without_echo() {
             !said.contains("typed at last") && !said.contains("another one"),
             "{said}"
         );
-        let told = if code == 0 {
+        let expected = if code == 0 {
             "set the password of bob"
         } else {
             "the two passwords differ"
         };
-        assert!(said.contains(told), "{said}");
+        assert!(said.contains(expected), "{said}");
     }
     assert_eq!(status_of_login(&office, "bob", "typed at last").await, 200);
     office.close().await;
 }
 
 #[tokio::test]
-async fn what_is_watched_stays_within_the_terminal() {
+async fn watch_output_fits_the_terminal() {
     let office = Office::open().await;
     for tenant in ["one", "two", "three", "four"] {
         posduif_says(&office.world, &format!("tenant create {tenant}"))
@@ -376,7 +376,7 @@ fn console_text(line: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_engine_says_where_it_serves_for_programs_too() {
+async fn serve_prints_its_address_as_text_and_json() {
     let world = World::new().await;
     let mut command = posduif_in(&world);
     command
@@ -388,7 +388,7 @@ async fn an_engine_says_where_it_serves_for_programs_too() {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     // Logs share the output.
     let ready = loop {
-        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
+        let line = tokio::time::timeout(TIMEOUT, lines.next_line()).await;
         let line = line.expect("it is ready in time").unwrap().expect("it says so");
         if let Ok(ready) = serde_json::from_str::<Value>(&line)
             && ready["ready"] == true
@@ -404,7 +404,7 @@ async fn an_engine_says_where_it_serves_for_programs_too() {
 }
 
 #[tokio::test]
-async fn a_tenant_is_shown_with_what_it_has() {
+async fn tenant_show_has_its_contents() {
     let office = Office::open().await;
     office.phone("phone-1").await;
     for n in 0..3 {
@@ -446,7 +446,7 @@ async fn a_tenant_is_shown_with_what_it_has() {
 }
 
 #[tokio::test]
-async fn status_shows_the_whole_and_what_is_away_in_its_place() {
+async fn status_shows_every_part_and_marks_unreachable_ones() {
     let office = Office::open().await;
     office.phone("phone-1").await;
     office.send("hello").await;
@@ -489,8 +489,15 @@ async fn status_shows_the_whole_and_what_is_away_in_its_place() {
         (&json!("acme"), &json!(2), &json!(1), &json!(0), &json!(0))
     );
     let text = look(&["status"], None).await.text();
-    for told in [version, "ready at http://", "lag", "TENANT", "acme", "in use"] {
-        assert!(text.contains(told), "{told}: {text}");
+    for expected in [
+        version,
+        "ready at http://",
+        "lag",
+        "TENANT",
+        "acme",
+        "in use",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
     }
     let twice = look(
         &["status", "--watch", "--interval", "0.1", "--count", "2", "--json"],
@@ -512,7 +519,7 @@ async fn status_shows_the_whole_and_what_is_away_in_its_place() {
         (&json!(false), &json!(true))
     );
     assert_eq!(shown["tenants"][0]["users"], 2);
-    // What nobody can know is not told as if it had never been.
+    // An unknown value is not printed as "never".
     assert_eq!(
         (
             &shown["freshness"]["fresh"],
@@ -531,7 +538,7 @@ async fn status_shows_the_whole_and_what_is_away_in_its_place() {
 }
 
 #[tokio::test]
-async fn the_engine_is_looked_for_where_the_environment_or_the_command_says() {
+async fn status_finds_the_engine_by_environment_or_argument() {
     let office = Office::open().await;
     office.ready().await;
     let url = format!("http://{}", office.anybody.address());
@@ -563,7 +570,7 @@ async fn the_engine_is_looked_for_where_the_environment_or_the_command_says() {
 }
 
 #[tokio::test]
-async fn a_key_that_somebody_spoilt_is_named_with_its_tenant_and_hides_nothing_else() {
+async fn status_names_key_of_wrong_type_with_tenant_beside_other_findings() {
     let office = Office::open().await;
     office.world.tenant("other").await;
     office.world.published().await;
@@ -637,8 +644,8 @@ async fn a_key_that_somebody_spoilt_is_named_with_its_tenant_and_hides_nothing_e
         (&list["tenants"][1]["error"], &list["tenants"][1]["state"]),
         (&Value::Null, &json!("active"))
     );
-    let told = says("stream list --tenant acme").await.text();
-    assert!(told.contains(error), "{told}");
+    let listed = says("stream list --tenant acme").await.text();
+    assert!(listed.contains(error), "{listed}");
     says("tenant resync acme --yes").await.text();
     office.world.published().await;
     assert!(says("stream list --json").await.json()["tenants"][0]["error"].is_null());
@@ -646,7 +653,7 @@ async fn a_key_that_somebody_spoilt_is_named_with_its_tenant_and_hides_nothing_e
 }
 
 #[tokio::test]
-async fn a_tenant_whose_schema_or_table_is_gone_is_told_wherever_tenants_are() {
+async fn tenant_with_missing_schema_or_table_is_reported_by_every_command() {
     let office = Office::open().await;
     office.world.tenant("other").await;
     let says = async |arguments: &str| posduif_says(&office.world, arguments).await;

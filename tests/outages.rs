@@ -25,7 +25,7 @@ async fn office(change: impl FnOnce(&mut Config)) -> (Office, Api, Own<PrivatePo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_postgres_is_away_the_api_says_so_streams_stay_open_and_all_recovers() {
+async fn postgres_outage_is_reported_streams_stay_open_and_all_recovers() {
     let (office, phone, mut postgres, _redis) = office(|_| {}).await;
     let mut events = phone.events("/sse/mobile/phone").await;
     let mut page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
@@ -113,7 +113,7 @@ async fn while_postgres_is_away_the_api_says_so_streams_stay_open_and_all_recove
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_redis_is_away_requests_with_a_token_succeed_and_nothing_is_lost() {
+async fn redis_outage_requests_with_token_succeed_and_nothing_is_lost() {
     let (office, phone, _postgres, mut redis) = office(|_| {}).await;
     let mut events = phone.events("/sse/mobile/phone").await;
     let (_, cursor) = phone.sync(None).await;
@@ -170,8 +170,8 @@ async fn while_redis_is_away_requests_with_a_token_succeed_and_nothing_is_lost()
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "REDIS_ERROR"));
 
     redis.server.restart().await.unwrap();
-    let told = events.expect("message").await;
-    assert_eq!(told.data["message_id"], json!(message));
+    let event = events.expect("message").await;
+    assert_eq!(event.data["message_id"], json!(message));
     office.world.published().await;
     let batch = phone
         .get(&format!("/api/sync/incoming?cursor={cursor}"))
@@ -219,7 +219,7 @@ async fn replica_follows(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_redis_fails_over_to_its_replica_all_follow_although_the_old_one_answers_and_nothing_is_lost() {
+async fn redis_failover_is_followed_while_the_old_primary_still_responds() {
     let (first, second) = redis_and_replica().await;
     let proxy = Proxy::before(&first.server.url()).await;
     let url = std::env::var("DATABASE_URL").unwrap();
@@ -268,7 +268,7 @@ async fn when_redis_fails_over_to_its_replica_all_follow_although_the_old_one_an
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_of_a_redis_that_nobody_writes_to_any_more_come_to_the_one_that_its_address_leads_to() {
+async fn readers_of_a_stale_redis_reconnect_to_the_resolved_address() {
     let (first, second) = redis_and_replica().await;
     let (for_one, for_two) = (
         Proxy::before(&first.server.url()).await,

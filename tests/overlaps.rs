@@ -1,4 +1,4 @@
-//! Several rules for one table: whoever is reached by more than one of them learns of a change once.
+//! Several rules for one table: a user reached by more than one of them receives each change once.
 
 use std::collections::BTreeSet;
 
@@ -25,8 +25,8 @@ fn configure(config: &mut Config) {
     .unwrap();
 }
 
-/// What a stream tells of orders: operation, id and event.
-fn told(entries: &[Entry]) -> Vec<(String, String, String)> {
+/// The changes of orders in a stream: operation, id and event.
+fn delivered(entries: &[Entry]) -> Vec<(String, String, String)> {
     let orders = entries.iter().filter(|entry| entry.field("table") == "orders");
     orders
         .map(|entry| {
@@ -37,13 +37,13 @@ fn told(entries: &[Entry]) -> Vec<(String, String, String)> {
         .collect()
 }
 
-fn expected(told: &[(&str, &str, &str)]) -> Vec<(String, String, String)> {
+fn expected(changes: &[(&str, &str, &str)]) -> Vec<(String, String, String)> {
     let own = |(op, id, event): &(&str, &str, &str)| ((*op).to_owned(), (*id).to_owned(), (*event).to_owned());
-    told.iter().map(own).collect()
+    changes.iter().map(own).collect()
 }
 
 #[tokio::test]
-async fn who_is_reached_by_several_rules_is_told_each_change_once_and_no_stream_stops() {
+async fn overlapping_rules_deliver_each_change_once() {
     let stage = Stage::with(configure).await;
     let (bob, joe, ann) = (stage.bob, stage.joe, stage.user("ann").await);
     stage.sql(ORDERS).await;
@@ -64,7 +64,7 @@ async fn who_is_reached_by_several_rules_is_told_each_change_once_and_no_stream_
     ] {
         stage.sql(&statement).await;
     }
-    let inbox = async |user: Uuid| told(&stage.inbox(user).await);
+    let inbox = async |user: Uuid| delivered(&stage.inbox(user).await);
     let joes = [
         ("insert", "1", "bought"),
         ("update", "1", "bought"),
@@ -89,11 +89,11 @@ async fn who_is_reached_by_several_rules_is_told_each_change_once_and_no_stream_
         ("insert", "1", "offered"),
         ("delete", "1", "offered"),
     ];
-    assert_eq!(told(&stage.shared().await), expected(&all));
+    assert_eq!(delivered(&stage.shared().await), expected(&all));
 
     let changes = stage.changes().await;
     let ids: BTreeSet<_> = changes.iter().map(|entry| entry.id).collect();
-    assert_eq!((told(&changes).len(), ids.len()), (9, changes.len()));
+    assert_eq!((delivered(&changes).len(), ids.len()), (9, changes.len()));
     check_nothing_is_wrong(&stage).await;
     stage.stop().await;
 }
@@ -111,7 +111,7 @@ async fn check_nothing_is_wrong(stage: &Stage) {
 }
 
 #[tokio::test]
-async fn a_message_that_names_a_user_more_than_once_reaches_that_user_once() {
+async fn outbox_message_naming_a_user_twice_is_delivered_once() {
     let stage = Stage::new().await;
     let joe = stage.joe.to_string();
     for to in [
@@ -139,12 +139,12 @@ async fn synced(phone: &Api, cursor: &str) -> (Vec<Value>, String) {
 }
 
 #[tokio::test]
-async fn a_change_that_all_see_and_one_by_a_rule_of_their_own_is_one_event_and_one_row_live_and_replayed() {
+async fn shared_and_personal_rule_give_one_event_live_and_replayed() {
     let office = Office::with(configure).await;
     let sally_id = office.world.user("acme", "sally", UserType::Mobile).await;
     let sally = office.bob.enroll("sallys", Some(&sally_id.to_string())).await.0;
     office.sql(ORDERS).await;
-    // What a device has acknowledged it is not told again, so another one syncs.
+    // Acknowledged changes are not delivered again, so another device syncs.
     let (phone, tablet) = (office.phone("phone").await, office.phone("tablet").await);
     let (mut of_joe, mut of_sally) = (tablet.sync(None).await.1, sally.sync(None).await.1);
     let mut live = phone.events("/sse/mobile/phone").await;
@@ -177,17 +177,17 @@ async fn a_change_that_all_see_and_one_by_a_rule_of_their_own_is_one_event_and_o
     for (statement, (event, op), for_sally) in &steps {
         office.sql(statement).await;
         office.world.published().await;
-        let told = live.next().await.unwrap();
+        let received = live.next().await.unwrap();
         assert_eq!(
-            (told.name.as_str(), &told.data["op"]),
+            (received.name.as_str(), &received.data["op"]),
             (*event, &json!(op)),
             "{statement}"
         );
-        seen.push(told);
+        seen.push(received);
         if let Some(op) = for_sally {
-            let told = sallys.next().await.unwrap();
+            let event = sallys.next().await.unwrap();
             assert_eq!(
-                (told.name.as_str(), &told.data["op"]),
+                (event.name.as_str(), &event.data["op"]),
                 ("offered", &json!(op)),
                 "{statement}"
             );
@@ -200,7 +200,7 @@ async fn a_change_that_all_see_and_one_by_a_rule_of_their_own_is_one_event_and_o
         let expected: Vec<Value> = for_sally.iter().map(|op| json!([op, "1"])).collect();
         assert_eq!(orders, expected, "{statement}");
     }
-    // Who resumes is told the same again, and no more.
+    // A resumed stream delivers the same events again, and no others.
     let mut replayed = phone.events(&format!("/sse/mobile/phone?last_event_id={start}")).await;
     for event in &seen {
         assert_eq!(replayed.next().await.as_ref(), Some(event));
@@ -211,7 +211,7 @@ async fn a_change_that_all_see_and_one_by_a_rule_of_their_own_is_one_event_and_o
 }
 
 #[tokio::test]
-async fn whom_a_row_names_rightly_sees_it_although_it_names_somebody_else_wrongly() {
+async fn row_with_one_invalid_recipient_reaches_the_valid_ones() {
     let stage = Stage::with(|config| {
         config.routes = serde_json::from_value(json!([
             {"table": "orders", "to": ["customer", "courier"], "event": "order"},
@@ -235,7 +235,7 @@ async fn whom_a_row_names_rightly_sees_it_although_it_names_somebody_else_wrongl
     ] {
         stage.sql(&statement).await;
     }
-    let inbox = async |user: Uuid| told(&stage.inbox(user).await);
+    let inbox = async |user: Uuid| delivered(&stage.inbox(user).await);
     let joes = [
         ("insert", "1", "order"),
         ("delete", "1", "order"),

@@ -68,7 +68,7 @@ fn done(version: i64) -> (String, Value, Value) {
 }
 
 #[tokio::test]
-async fn a_row_that_a_phone_wrote_comes_back_to_all_whom_the_rule_names() {
+async fn uploaded_row_reaches_every_user_of_its_rule() {
     let (office, phone) = office().await;
     let sally_id = office.world.user("acme", "sally", UserType::Mobile).await;
     let sally = office.bob.enroll("sallys", Some(&sally_id.to_string())).await.0;
@@ -115,7 +115,7 @@ async fn a_row_that_a_phone_wrote_comes_back_to_all_whom_the_rule_names() {
 }
 
 #[tokio::test]
-async fn app_instructions_tell_the_form_of_the_tables() {
+async fn app_instructions_describe_the_tables() {
     let (office, phone) = office().await;
     office
         .sql("CREATE TABLE tenant_acme.readings (id bigint PRIMARY KEY, level real[])")
@@ -139,7 +139,7 @@ async fn app_instructions_tell_the_form_of_the_tables() {
 }
 
 #[tokio::test]
-async fn only_the_owner_changes_a_row_and_repeats_change_nothing() {
+async fn own_table_row_is_changed_by_its_owner_only_and_repeats_are_idempotent() {
     let (office, phone) = office().await;
     let id = Uuid::new_v4();
     let sally_id = office.world.user("acme", "sally", UserType::Mobile).await;
@@ -184,7 +184,7 @@ async fn only_the_owner_changes_a_row_and_repeats_change_nothing() {
 }
 
 #[tokio::test]
-async fn an_older_base_is_a_conflict_that_shows_the_row_and_leaves_it() {
+async fn own_table_stale_base_version_is_conflict_with_current_row() {
     let (office, phone) = office().await;
     let id = Uuid::new_v4();
     one(&phone, task("create", id, json!({"title": "one", "price": "1"}), None)).await;
@@ -222,7 +222,7 @@ async fn an_older_base_is_a_conflict_that_shows_the_row_and_leaves_it() {
 }
 
 #[tokio::test]
-async fn whatever_postgres_has_against_a_row_is_that_items_result_only() {
+async fn own_table_row_refused_by_postgres_fails_that_item_only() {
     let (office, phone) = office().await;
     office
         .sql("CREATE TABLE tenant_acme.notes (id int PRIMARY KEY, owner uuid, body text)")
@@ -335,7 +335,7 @@ async fn whatever_postgres_has_against_a_row_is_that_items_result_only() {
 }
 
 #[tokio::test]
-async fn a_trigger_of_the_operators_that_objects_is_heard() {
+async fn own_table_trigger_error_is_returned_as_rejection() {
     let (office, phone) = office().await;
     office
         .sql(
@@ -355,7 +355,7 @@ async fn a_trigger_of_the_operators_that_objects_is_heard() {
 }
 
 #[tokio::test]
-async fn a_row_that_gets_another_id_is_gone_under_the_one_that_it_had() {
+async fn row_with_changed_id_is_deleted_under_the_old_id() {
     let (office, phone) = office().await;
     office
         .sql("CREATE TABLE tenant_acme.notes (id int PRIMARY KEY, owner uuid, body text)")
@@ -397,7 +397,7 @@ async fn a_row_that_gets_another_id_is_gone_under_the_one_that_it_had() {
 
 /// The text of `docs/own-tables.md`, carried out: its configuration, then its commands one after the other.
 #[tokio::test]
-async fn the_example_of_the_documentation_works_as_it_stands() {
+async fn documented_own_table_example_works_unchanged() {
     const TEXT: &str = include_str!("../docs/own-tables.md");
     let blocks = |language: &str| -> String {
         let mut parts = TEXT.split("```");

@@ -10,22 +10,22 @@ use nix::sys::signal::Signal;
 use posduif::config::Config;
 use serde_json::Value;
 
-use crate::support::{PATIENCE, World};
+use crate::support::{TIMEOUT, World};
 
 const DOCKERFILE: &str = include_str!("../Dockerfile");
 const COMPOSE: &str = include_str!("../docker-compose.yml");
 const UNIT: &str = include_str!("../config/posduif.service");
 
-/// What a supervisor is told next.
-async fn told(socket: &tokio::net::UnixDatagram) -> String {
+/// The next notification that a supervisor receives.
+async fn notification(socket: &tokio::net::UnixDatagram) -> String {
     let mut text = [0; 100];
-    let read = tokio::time::timeout(PATIENCE, socket.recv(&mut text)).await;
-    let length = read.expect("the supervisor is told in time").unwrap();
+    let read = tokio::time::timeout(TIMEOUT, socket.recv(&mut text)).await;
+    let length = read.expect("the supervisor is notified in time").unwrap();
     String::from_utf8(text[..length].to_vec()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_supervisor_is_told_when_the_engine_serves_and_when_it_ends() {
+async fn supervisor_is_notified_of_start_and_stop() {
     let world = World::new().await;
     let path = std::env::temp_dir().join(format!("posduif-notify-{}", uuid::Uuid::new_v4().simple()));
     // Tenant a path, systemd may give a name in Linux' abstract namespace.
@@ -43,17 +43,17 @@ async fn a_supervisor_is_told_when_the_engine_serves_and_when_it_ends() {
         let process = world
             .process_under("all", &world.config, None, &[("NOTIFY_SOCKET", &place)], None)
             .await;
-        assert_eq!(told(&socket).await, "READY=1");
+        assert_eq!(notification(&socket).await, "READY=1");
         assert_eq!(process.api().get("/health").await.status, 200);
         process.signal(Signal::SIGTERM);
-        assert_eq!(told(&socket).await, "STOPPING=1");
+        assert_eq!(notification(&socket).await, "STOPPING=1");
         assert_eq!(process.terminate().await, Some(0));
     }
     std::fs::remove_file(&path).unwrap();
 }
 
 #[test]
-fn the_image_is_built_with_a_stand_in_for_each_target() {
+fn image_build_has_a_stub_for_each_target() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let metadata = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
         .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
@@ -81,7 +81,7 @@ fn the_image_is_built_with_a_stand_in_for_each_target() {
 }
 
 #[test]
-fn every_setting_that_is_shipped_exists() {
+fn every_shipped_setting_exists() {
     let known = include_str!("../.env.example");
     let mut seen = 0;
     for (name, text) in [
@@ -136,7 +136,7 @@ fn sourced(text: &str) -> Value {
 }
 
 #[test]
-fn what_the_example_of_an_environment_says_is_so() {
+fn env_example_matches_configuration() {
     let whole = include_str!("../.env.example").replace("\n#POSDUIF", "\nPOSDUIF");
     let defaults = sourced("");
     assert_eq!(sourced(&whole), defaults);
@@ -174,7 +174,7 @@ fn what_the_example_of_an_environment_says_is_so() {
 }
 
 #[test]
-fn bounds_of_supervisors_leave_room_for_the_engines_own() {
+fn supervisor_timeouts_exceed_those_of_the_engine() {
     let config = Config::default();
     let number = |text: &str, before: &str| -> u64 {
         let rest = text.split_once(before).unwrap_or_else(|| panic!("no {before}")).1;

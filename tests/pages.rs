@@ -43,7 +43,7 @@ async fn walk(of: &Api, list: &str, query: &str, direction: &str, from: &str, be
 }
 
 #[tokio::test]
-async fn messages_are_walked_down_while_others_come_and_go() {
+async fn message_pages_stay_stable_under_concurrent_writes() {
     let office = Office::open().await;
     // Many of one moment, so that only their ids order them; and some that came, not only sent ones.
     office
@@ -94,7 +94,7 @@ async fn messages_are_walked_down_while_others_come_and_go() {
 }
 
 #[tokio::test]
-async fn a_page_is_beside_a_row_of_the_list_or_nowhere() {
+async fn page_anchor_must_be_a_row_of_the_list() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mine = office.send("mine").await;
@@ -115,7 +115,7 @@ async fn a_page_is_beside_a_row_of_the_list_or_nowhere() {
     refused(&office.bob, &format!("before={mine}&after={mine}"), "before").await;
     refused(&office.bob, &format!("before={mine}&offset=1"), "offset").await;
 
-    // Whoever got it may stand there as well.
+    // The recipient may use it as an anchor, too.
     let later = office.send("later").await;
     assert_eq!(
         page(&phone, "messages", &format!("after={mine}")).await.0[0]["id"],
@@ -127,7 +127,7 @@ async fn a_page_is_beside_a_row_of_the_list_or_nowhere() {
 }
 
 #[tokio::test]
-async fn users_devices_and_conflicts_have_such_pages_too() {
+async fn users_devices_and_conflicts_are_paged_alike() {
     let office = Office::open().await;
     for name in ["Anna", "anton", "Berta", "zoe", "Zacharias"] {
         office.world.user("acme", name, UserType::Mobile).await;
@@ -225,7 +225,7 @@ fn rows_seen(plan: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn a_page_reads_no_more_rows_than_it_has_wherever_it_lies() {
+async fn page_at_any_depth_reads_only_its_own_rows() {
     let office = Office::open().await;
     let sent = office.insert(5_000).await;
     // Most of the table is others'.

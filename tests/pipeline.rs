@@ -14,7 +14,7 @@ use crate::support::stage::Stage;
 use crate::support::{Entry, World, eventually, servers};
 
 #[tokio::test]
-async fn a_committed_row_is_in_the_tenants_log_and_in_its_recipients_inbox() {
+async fn committed_row_is_in_tenant_log_and_recipient_inbox() {
     let world = World::new().await;
     let engine = world.engine(Role::Replicator).await;
     // What is committed before the slot is there is in no stream.
@@ -43,7 +43,7 @@ async fn a_committed_row_is_in_the_tenants_log_and_in_its_recipients_inbox() {
 }
 
 #[tokio::test]
-async fn stream_ids_are_commit_lsn_and_ordinal_as_postgres_itself_tells_them() {
+async fn stream_id_is_commit_lsn_and_ordinal_of_postgres() {
     let stage = Stage::new().await;
     let (bob, joe) = (stage.bob, stage.joe);
     let publication = &stage.world.config.replication.publication;
@@ -119,8 +119,8 @@ async fn stream_ids_are_commit_lsn_and_ordinal_as_postgres_itself_tells_them() {
     stage.stop().await;
 }
 
-/// What a user was told of a message.
-fn told(entries: &[Entry], message: Uuid) -> Vec<(String, String)> {
+/// The changes of a message in a stream: operation and event.
+fn changes_of(entries: &[Entry], message: Uuid) -> Vec<(String, String)> {
     let is_of = |entry: &&Entry| {
         [entry.json("row"), entry.json("old")]
             .iter()
@@ -130,19 +130,19 @@ fn told(entries: &[Entry], message: Uuid) -> Vec<(String, String)> {
     entries.iter().filter(is_of).map(pair).collect()
 }
 
-/// What each user was told last of a message, having been told that many times.
+/// Checks the number of changes of a message that each user received, and the last one.
 async fn check(stage: &Stage, message: Uuid, expected: &[(Uuid, usize, &str, &str)]) {
     for (user, count, op, event) in expected {
-        let told = told(&stage.inbox(*user).await, message);
-        assert_eq!(told.len(), *count, "{told:?}");
-        if let Some(last) = told.last() {
-            assert_eq!((last.0.as_str(), last.1.as_str()), (*op, *event), "{told:?}");
+        let changes = changes_of(&stage.inbox(*user).await, message);
+        assert_eq!(changes.len(), *count, "{changes:?}");
+        if let Some(last) = changes.last() {
+            assert_eq!((last.0.as_str(), last.1.as_str()), (*op, *event), "{changes:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn each_change_of_a_message_reaches_those_whom_it_concerns_and_nobody_else() {
+async fn message_change_reaches_exactly_its_viewers() {
     let stage = Stage::new().await;
     let (bob, joe, ann) = (stage.bob, stage.joe, stage.user("ann").await);
     let id = stage.message(bob, joe, "hi").await;
@@ -194,7 +194,7 @@ async fn each_change_of_a_message_reaches_those_whom_it_concerns_and_nobody_else
     )
     .await;
 
-    // Who loses a message is told that it has gone; who gets it, that it is new.
+    // A user who loses a message receives a delete; a user who gets it, an insert.
     change(&format!("recipient_id = '{ann}'")).await;
     check(
         &stage,
@@ -261,12 +261,12 @@ async fn each_change_of_a_message_reaches_those_whom_it_concerns_and_nobody_else
     )
     .await;
     let changes = stage.changes().await;
-    assert_eq!(told(&changes, id).len(), 10, "the tenant's log has every change");
+    assert_eq!(changes_of(&changes, id).len(), 10, "the tenant's log has every change");
     stage.stop().await;
 }
 
 #[tokio::test]
-async fn a_deleted_row_that_was_soft_deleted_before_is_told_to_nobody_again() {
+async fn soft_deleted_row_when_deleted_sends_no_second_event() {
     let stage = Stage::new().await;
     let id = stage.message(stage.bob, stage.joe, "hi").await;
     stage
@@ -274,12 +274,12 @@ async fn a_deleted_row_that_was_soft_deleted_before_is_told_to_nobody_again() {
             "UPDATE tenant_acme.messages SET deleted_at = now() WHERE id = '{id}'"
         ))
         .await;
-    let before = told(&stage.inbox(stage.joe).await, id);
+    let before = changes_of(&stage.inbox(stage.joe).await, id);
     assert_eq!(before.last().unwrap().0, "delete");
     stage
         .sql(&format!("DELETE FROM tenant_acme.messages WHERE id = '{id}'"))
         .await;
-    assert_eq!(told(&stage.inbox(stage.joe).await, id), before);
+    assert_eq!(changes_of(&stage.inbox(stage.joe).await, id), before);
 
     // Nor is one that comes deleted already, as a restored table may bring it.
     let insert = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content, deleted_at)
@@ -291,13 +291,13 @@ async fn a_deleted_row_that_was_soft_deleted_before_is_told_to_nobody_again() {
         .unwrap()
         .get(0);
     for user in [stage.bob, stage.joe] {
-        assert!(told(&stage.inbox(user).await, gone).is_empty());
+        assert!(changes_of(&stage.inbox(user).await, gone).is_empty());
     }
     stage.stop().await;
 }
 
 #[tokio::test]
-async fn an_answer_reaches_the_web_user_and_the_phones_that_sent_it() {
+async fn reply_reaches_web_user_and_phones_of_sender() {
     let stage = Stage::new().await;
     let asked = stage.message(stage.bob, stage.joe, "where are you?").await;
     let answer = stage.message(stage.joe, stage.bob, "here").await;
@@ -318,7 +318,7 @@ async fn an_answer_reaches_the_web_user_and_the_phones_that_sent_it() {
 }
 
 #[tokio::test]
-async fn a_new_user_has_an_inbox_and_everybody_hears_of_it() {
+async fn new_user_has_an_inbox_and_is_announced_to_all() {
     let stage = Stage::new().await;
     let ann = stage.user("ann").await;
     let inbox = stage.inbox(ann).await;
@@ -367,7 +367,7 @@ async fn a_new_user_has_an_inbox_and_everybody_hears_of_it() {
 }
 
 #[tokio::test]
-async fn a_tenant_made_while_the_engine_runs_has_its_streams_and_only_its_own_rows() {
+async fn tenant_created_while_running_has_streams_with_its_own_rows_only() {
     let stage = Stage::new().await;
     let world = &stage.world;
     stage.message(stage.bob, stage.joe, "before").await;
@@ -393,7 +393,7 @@ async fn a_tenant_made_while_the_engine_runs_has_its_streams_and_only_its_own_ro
 }
 
 #[tokio::test]
-async fn a_column_that_is_added_or_dropped_while_streaming_shows_from_the_next_row_on() {
+async fn column_added_or_dropped_while_streaming_applies_from_the_next_row() {
     let stage = Stage::new().await;
     stage
         .sql("CREATE TABLE tenant_acme.notes (id text PRIMARY KEY, body text); INSERT INTO tenant_acme.notes VALUES ('a', 'x')")
@@ -423,7 +423,7 @@ async fn a_column_that_is_added_or_dropped_while_streaming_shows_from_the_next_r
 }
 
 #[tokio::test]
-async fn the_rows_of_one_copy_have_places_of_their_own() {
+async fn rows_of_one_copy_have_distinct_positions() {
     let stage = Stage::new().await;
     let copy = "COPY tenant_acme.messages (sender_id, recipient_id, content) FROM STDIN";
     let sink = stage.psql.copy_in(copy).await.unwrap();
@@ -454,7 +454,7 @@ async fn the_rows_of_one_copy_have_places_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_is_small_follows_what_is_large_at_once_and_over_the_same_connections() {
+async fn small_transaction_follows_a_large_one_without_delay_or_reconnect() {
     let stage = Stage::new().await;
     let redis = stage.world.redis().await;
     let writer = || async {
@@ -484,7 +484,7 @@ async fn what_is_small_follows_what_is_large_at_once_and_over_the_same_connectio
 }
 
 #[tokio::test]
-async fn a_truncated_table_makes_every_user_begin_anew() {
+async fn truncated_table_resets_every_user() {
     let stage = Stage::new().await;
     stage.message(stage.bob, stage.joe, "hi").await;
     stage.sql("TRUNCATE tenant_acme.messages").await;
@@ -498,7 +498,7 @@ async fn a_truncated_table_makes_every_user_begin_anew() {
 }
 
 #[tokio::test]
-async fn a_lost_stream_is_born_anew_with_a_reset() {
+async fn lost_stream_is_recreated_with_reset() {
     let stage = Stage::new().await;
     let keys = stage.world.keys();
     let (changes, shared) = (keys.changes("acme"), keys.shared("acme"));
@@ -512,12 +512,12 @@ async fn a_lost_stream_is_born_anew_with_a_reset() {
         .unwrap();
 
     let ann = stage.user("ann").await;
-    let born = eventually("the streams are born anew", || async {
+    let recreated = eventually("the streams are recreated", || async {
         let (changes, shared) = (stage.world.stream(&changes).await, stage.world.stream(&shared).await);
         Some((changes.first()?.clone(), shared.first()?.clone()))
     })
     .await;
-    assert_eq!((born.0.field("op"), born.1.field("op")), ("reset", "reset"));
+    assert_eq!((recreated.0.field("op"), recreated.1.field("op")), ("reset", "reset"));
     let after = stage.message(ann, stage.joe, "after").await;
     stage
         .sql(&format!(
@@ -531,7 +531,7 @@ async fn a_lost_stream_is_born_anew_with_a_reset() {
 }
 
 #[tokio::test]
-async fn the_checkpoint_names_the_last_published_transaction_as_postgres_knows_it() {
+async fn checkpoint_holds_last_published_commit_lsn() {
     let stage = Stage::new().await;
     stage.message(stage.bob, stage.joe, "hi").await;
     stage.world.published().await;
@@ -577,7 +577,7 @@ async fn the_checkpoint_names_the_last_published_transaction_as_postgres_knows_i
 }
 
 #[tokio::test]
-async fn heartbeats_take_the_slot_of_an_idle_database_forward() {
+async fn heartbeats_advance_the_slot_of_an_idle_database() {
     // A Redis to which nobody else writes, so that the disk is not what this waits for.
     let redis = servers::redis().await;
     let stage = Stage::on(World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await).await;
@@ -600,7 +600,7 @@ async fn heartbeats_take_the_slot_of_an_idle_database_forward() {
         Some(confirmed().await).filter(|confirmed| *confirmed > now)
     })
     .await;
-    // Postgres was told only what the checkpoint has promised before.
+    // Postgres receives only positions that the checkpoint holds already.
     let checkpoint = stage.world.checkpoint().await;
     assert!(reached <= checkpoint["acknowledged"].parse().unwrap());
     assert!(checkpoint["acknowledged"].parse::<PgLsn>().unwrap() <= checkpoint["end_lsn"].parse().unwrap());
@@ -608,7 +608,7 @@ async fn heartbeats_take_the_slot_of_an_idle_database_forward() {
 }
 
 #[tokio::test]
-async fn the_window_forgets_a_transaction_once_every_snapshot_sees_it() {
+async fn window_drops_transaction_once_every_snapshot_sees_it() {
     // Heartbeats bring snapshots; more of them make the test shorter.
     let stage = Stage::with(|config| config.replication.heartbeat_interval_ms = 100).await;
     let window = async || -> Vec<(u32, u32)> {
@@ -648,7 +648,7 @@ async fn the_window_forgets_a_transaction_once_every_snapshot_sees_it() {
 }
 
 #[tokio::test]
-async fn an_idle_engine_shows_life_without_writing_rows() {
+async fn idle_engine_updates_freshness_without_writing_rows() {
     let stage = Stage::with(|config| config.replication.heartbeat_interval_ms = 100).await;
     let before = stage.changes().await;
     let live = stage.world.keys().live(0);

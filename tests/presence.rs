@@ -42,8 +42,8 @@ async fn becomes(api: &Api, user: Uuid, status: &str) {
     .await;
 }
 
-/// Waits until a stream says this of a user.
-async fn told(events: &mut Events, user: Uuid, status: &str) -> Value {
+/// Waits until a stream delivers this status of a user.
+async fn receives(events: &mut Events, user: Uuid, status: &str) -> Value {
     loop {
         let event = events.expect("presence").await;
         assert_eq!(event.id, None, "presence is in no stream");
@@ -88,7 +88,7 @@ impl Node {
 }
 
 #[tokio::test]
-async fn two_nodes_show_the_same_and_tell_their_readers_so() {
+async fn presence_is_equal_on_two_nodes_and_sent_to_their_readers() {
     let office = Office::open().await;
     let two = office.world.engine(Role::Api).await;
     let (bob_one, bob_two) = (office.bob.clone(), office.bob.at(&two.api()));
@@ -96,26 +96,26 @@ async fn two_nodes_show_the_same_and_tell_their_readers_so() {
     let mut page_one = bob_one.events(&web).await;
     let whole = page_one.expect("presence").await;
     assert_eq!((&whole.data["snapshot"], &whole.id), (&json!(true), &None));
-    told(&mut bob_two.events(&web).await, office.bob_id, "online").await;
+    receives(&mut bob_two.events(&web).await, office.bob_id, "online").await;
 
     let phone = office.phone("phone").await;
     let stream = phone.events("/sse/mobile/phone").await;
-    let entry = told(&mut page_one, office.joe_id, "online").await;
+    let entry = receives(&mut page_one, office.joe_id, "online").await;
     assert_eq!(entry["last_seen"], Value::Null);
     for node in [&bob_one, &bob_two] {
         becomes(node, office.joe_id, "online").await;
     }
     // A page at the other node begins with the whole.
     let mut page_two = bob_two.events(&web).await;
-    told(&mut page_two, office.joe_id, "online").await;
+    receives(&mut page_two, office.joe_id, "online").await;
 
     let said = phone
         .at(&two.api())
         .put("/api/presence", &json!({"status": "away"}))
         .await;
     assert_eq!(said.expect(200)["status"], "away");
-    told(&mut page_one, office.joe_id, "away").await;
-    told(&mut page_two, office.joe_id, "away").await;
+    receives(&mut page_one, office.joe_id, "away").await;
+    receives(&mut page_two, office.joe_id, "away").await;
     for node in [&bob_one, &bob_two] {
         becomes(node, office.joe_id, "away").await;
         let joe = node.get(&format!("/api/users/{}", office.joe_id)).await.expect(200);
@@ -123,8 +123,8 @@ async fn two_nodes_show_the_same_and_tell_their_readers_so() {
     }
     let before = chrono::Utc::now();
     drop(stream);
-    let entry = told(&mut page_one, office.joe_id, "offline").await;
-    told(&mut page_two, office.joe_id, "offline").await;
+    let entry = receives(&mut page_one, office.joe_id, "offline").await;
+    receives(&mut page_two, office.joe_id, "offline").await;
     let seen: chrono::DateTime<chrono::Utc> = text(&entry["last_seen"]).parse().unwrap();
     assert!((seen - before).num_seconds().abs() < 10, "{seen}, not about {before}");
     for node in [&bob_one, &bob_two] {
@@ -140,14 +140,14 @@ async fn two_nodes_show_the_same_and_tell_their_readers_so() {
 }
 
 #[tokio::test]
-async fn a_drop_that_is_shorter_than_the_grace_is_not_told() {
+async fn presence_disconnect_within_grace_sends_no_event() {
     let office = Office::with(|config| config.presence.grace_seconds = 3).await;
     let sally = office.world.user("acme", "sally", UserType::Mobile).await;
     let phone = office.phone("phone").await;
     let sallys = office.bob.enroll("sallys", Some(&sally.to_string())).await.0;
     let mut page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
     let first = phone.events("/sse/mobile/phone").await;
-    told(&mut page, office.joe_id, "online").await;
+    receives(&mut page, office.joe_id, "online").await;
     let streams = office.world.keys().presence("acme");
     let of_joe = || async {
         let mut redis = office.world.redis().await;
@@ -187,7 +187,7 @@ async fn a_drop_that_is_shorter_than_the_grace_is_not_told() {
 }
 
 #[tokio::test]
-async fn a_user_is_as_present_as_the_most_present_of_its_devices_and_pages() {
+async fn presence_of_user_is_the_best_of_its_connections() {
     let office = Office::open().await;
     let (one, two) = (office.phone("one").await, office.phone("two").await);
     let first = one.events("/sse/mobile/one").await;
@@ -254,7 +254,7 @@ async fn a_user_is_as_present_as_the_most_present_of_its_devices_and_pages() {
 }
 
 #[tokio::test]
-async fn nobody_sees_another_tenants_presence() {
+async fn presence_of_other_tenants_is_hidden() {
     let office = Office::open().await;
     office.world.tenant("beta").await;
     office.world.user("beta", "eve", UserType::Web).await;
@@ -291,13 +291,13 @@ async fn nobody_sees_another_tenants_presence() {
 }
 
 #[tokio::test]
-async fn a_stream_that_does_not_want_to_know_is_told_nothing() {
+async fn presence_opt_out_stream_receives_no_presence() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut quiet = phone.events("/sse/mobile/phone?presence=false").await;
     becomes(&office.bob, office.joe_id, "online").await;
     let mut page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
-    told(&mut page, office.bob_id, "online").await;
+    receives(&mut page, office.bob_id, "online").await;
     let message = office.send("hi").await;
     let event = quiet.next_of_all().await.unwrap();
     assert_eq!(
@@ -310,7 +310,7 @@ async fn a_stream_that_does_not_want_to_know_is_told_nothing() {
 }
 
 #[tokio::test]
-async fn a_socket_tells_of_presence_and_takes_it() {
+async fn websocket_sends_and_receives_presence() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut socket = phone.socket("/ws").await;
@@ -334,7 +334,7 @@ async fn a_socket_tells_of_presence_and_takes_it() {
 }
 
 #[tokio::test]
-async fn a_node_that_dies_takes_its_readers_with_it() {
+async fn presence_of_a_dead_nodes_readers_expires() {
     let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let two = office.world.process("api").await;
     let phone = office.phone("phone").await.at(&two.api());
@@ -346,7 +346,7 @@ async fn a_node_that_dies_takes_its_readers_with_it() {
 }
 
 #[tokio::test]
-async fn a_stream_that_stays_is_held_again_and_again() {
+async fn presence_of_an_open_stream_is_renewed() {
     let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let phone = office.phone("phone").await;
     let _stream = phone.events("/sse/mobile/phone").await;
@@ -374,19 +374,19 @@ async fn a_stream_that_stays_is_held_again_and_again() {
 }
 
 #[tokio::test]
-async fn presence_that_redis_lost_comes_back_and_is_not_told_as_gone() {
+async fn presence_lost_by_redis_is_restored_without_offline_event() {
     let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let phone = office.phone("phone").await;
     let _stream = phone.events("/sse/mobile/phone").await;
     let mut page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
-    told(&mut page, office.joe_id, "online").await;
+    receives(&mut page, office.joe_id, "online").await;
     let mut redis = office.world.redis().await;
     let keys = office.world.keys();
     let mut lost = vec![keys.presence("acme")];
     lost.extend(["users", "changed", "gone", "seen", "unwritten"].map(|part| keys.presence_part("acme", part)));
     let _: u64 = redis::cmd("DEL").arg(&lost).query_async(&mut redis).await.unwrap();
     becomes(&office.bob, office.joe_id, "online").await;
-    // The page hears the whole anew.
+    // The page receives the whole again.
     let whole = loop {
         let event = page.expect("presence").await;
         if event.data["snapshot"] == true {
@@ -399,7 +399,7 @@ async fn presence_that_redis_lost_comes_back_and_is_not_told_as_gone() {
 }
 
 #[tokio::test]
-async fn last_seen_is_written_seldom_however_often_somebody_comes_and_goes_and_is_in_nobodys_stream() {
+async fn last_seen_writes_are_throttled_and_not_streamed() {
     const FLAPS: usize = 1000;
     let office = Office::with(|config| {
         config.presence.grace_seconds = 0;
@@ -468,7 +468,7 @@ async fn last_seen_is_written_seldom_however_often_somebody_comes_and_goes_and_i
 }
 
 #[tokio::test]
-async fn many_users_of_one_tenant_who_come_at_once_are_not_told_to_each_other_one_by_one() {
+async fn presence_of_many_users_connecting_at_once_is_batched() {
     const USERS: usize = 3000;
     let mut world = World::new().await;
     let change = |config: &mut Config| {
@@ -508,9 +508,9 @@ async fn many_users_of_one_tenant_who_come_at_once_are_not_told_to_each_other_on
         (list.entries.len() == USERS).then_some(())
     })
     .await;
-    eventually("who comes now is told to ask", || async {
-        let told = node.presence.watch("acme").next().await;
-        (&*told == r#"{"type":"presence","truncated":true}"#).then_some(())
+    eventually("a new reader receives a truncated event", || async {
+        let event = node.presence.watch("acme").next().await;
+        (&*event == r#"{"type":"presence","truncated":true}"#).then_some(())
     })
     .await;
     drop(here.split_off(1));
@@ -519,8 +519,8 @@ async fn many_users_of_one_tenant_who_come_at_once_are_not_told_to_each_other_on
         (list.entries.len() == 1).then_some(())
     })
     .await;
-    // With few who are here they are told by name again.
-    let whole = eventually("the whole is told", || async {
+    // With few users present, events list them again.
+    let whole = eventually("the whole is sent", || async {
         let event: Value = serde_json::from_str(&node.presence.watch("acme").next().await).unwrap();
         event["users"].as_array().map(|users| users.len())
     })
@@ -529,17 +529,17 @@ async fn many_users_of_one_tenant_who_come_at_once_are_not_told_to_each_other_on
     let seconds = started.elapsed().as_secs_f64() + 1.0;
     let (events, bytes) = (events.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
     readers.iter().for_each(tokio::task::JoinHandle::abort);
-    // Each reader's first event comes on top of what is told of changes; told one by one it would be 18 million.
-    let told = (bytes + 256 * events) as f64 - (USERS * (256 + 50 * 100)) as f64;
+    // Each reader's first event comes on top of the changes; sent one by one they would be 18 million.
+    let sent = (bytes + 256 * events) as f64 - (USERS * (256 + 50 * 100)) as f64;
     assert!(
-        told <= 2.0 * 1024.0 * 1024.0 * seconds,
+        sent <= 2.0 * 1024.0 * 1024.0 * seconds,
         "{events} events, {bytes} bytes in {seconds} s"
     );
     node.stop().await;
 }
 
 #[tokio::test]
-async fn a_status_that_changes_between_two_looks_is_told_once_and_readers_share_the_text() {
+async fn presence_change_between_polls_is_sent_once_with_shared_text() {
     let world = World::new().await;
     let node = Node::start(&world).await;
     let (mut one, mut two) = (node.presence.watch("acme"), node.presence.watch("acme"));
@@ -554,11 +554,11 @@ async fn a_status_that_changes_between_two_looks_is_told_once_and_readers_share_
         known = node.presence.declare("acme", user, &place, status).await.unwrap();
     }
     assert_eq!(known, Status::Away);
-    let told = |event: &str| -> Value { serde_json::from_str(event).unwrap() };
+    let parse = |event: &str| -> Value { serde_json::from_str(event).unwrap() };
     loop {
         let (first, second) = (one.next().await, two.next().await);
         assert!(Arc::ptr_eq(&first, &second), "{first} {second}");
-        let data = told(&first);
+        let data = parse(&first);
         assert_eq!(data["users"].as_array().unwrap().len(), 1, "{data}");
         if data["users"][0]["status"] == "away" {
             break;

@@ -99,15 +99,15 @@ fn users(row: Option<&Vec<Content>>, columns: &[usize]) -> HashSet<Uuid> {
     ids.filter_map(|text| text.parse().ok()).collect()
 }
 
-/// Checks that whoever lost sight of the row is told so once, whoever sees it now is told of it at most once, in the
-/// right words, and nobody else is told anything.
+/// Checks that each user who no longer sees the row receives one delete, each user who sees it now at most one change with
+/// the right operation, and no other user anything.
 fn check_audiences(
     deliveries: &[Delivery<'_>],
     before: &HashSet<Uuid>,
     after: &HashSet<Uuid>,
     must_tell: bool,
 ) -> Result<(), TestCaseError> {
-    let told: Vec<(Uuid, Operation)> = deliveries
+    let delivered: Vec<(Uuid, Operation)> = deliveries
         .iter()
         .map(|delivery| match delivery.audience {
             Audience::User(user) => (user, delivery.operation),
@@ -115,7 +115,11 @@ fn check_audiences(
         })
         .collect();
     for user in before.union(after) {
-        let operations: Vec<Operation> = told.iter().filter(|(of, _)| of == user).map(|(_, op)| *op).collect();
+        let operations: Vec<Operation> = delivered
+            .iter()
+            .filter(|(of, _)| of == user)
+            .map(|(_, op)| *op)
+            .collect();
         if !after.contains(user) {
             prop_assert_eq!(operations, [Operation::Delete]);
         } else if must_tell || !operations.is_empty() {
@@ -123,7 +127,7 @@ fn check_audiences(
             prop_assert_ne!(operations[0], Operation::Delete);
         }
     }
-    for (user, _) in told {
+    for (user, _) in delivered {
         prop_assert!(before.contains(&user) || after.contains(&user));
     }
     Ok(())
@@ -229,7 +233,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_message_reaches_all_who_could_or_can_see_it_and_nobody_else(change in changes(message_rows())) {
+    fn message_reaches_exactly_old_and_new_viewers(change in changes(message_rows())) {
         let router = Router::new(Vec::new());
         let plan = router.plan(&relation("messages", &MESSAGE)).unwrap();
         let deliveries = route(&plan, &change);
@@ -252,10 +256,10 @@ proptest! {
         }
         if only_bookkeeping {
             let recipient: Uuid = new.unwrap()[2].as_ref().unwrap().parse().unwrap();
-            let told: Vec<Audience> = deliveries.iter().map(|delivery| delivery.audience).collect();
-            prop_assert!(!told.contains(&Audience::User(recipient)));
+            let delivered: Vec<Audience> = deliveries.iter().map(|delivery| delivery.audience).collect();
+            prop_assert!(!delivered.contains(&Audience::User(recipient)));
         }
-        // Whoever did not have it before hears of a new message when it is for them.
+        // A user who did not see it before receives a new message when it is addressed to them.
         if let (Some(old), Some(new)) = (old, new) && !before.is_empty() && !after.is_empty() && old[2] != new[2] {
             let recipient: Uuid = new[2].as_ref().unwrap().parse().unwrap();
             let mine = deliveries.iter().find(|delivery| delivery.audience == Audience::User(recipient)).unwrap();
@@ -264,7 +268,7 @@ proptest! {
     }
 
     #[test]
-    fn a_row_reaches_once_all_who_could_or_can_see_it_by_any_rule_and_nobody_else(
+    fn row_under_any_rules_reaches_exactly_old_and_new_viewers_once(
         change in changes((
             proptest::option::of(recipient()),
             proptest::option::of(recipient()),
@@ -319,8 +323,8 @@ proptest! {
             });
             let own = deliveries.iter().find(|delivery| delivery.audience == Audience::User(user));
             let all = deliveries.iter().find(|delivery| delivery.audience == Audience::Tenant);
-            let told = own.or(all).map(|delivery| (delivery.operation, delivery.event));
-            prop_assert_eq!(told, expected, "{} of {:?}", user, deliveries);
+            let delivered = own.or(all).map(|delivery| (delivery.operation, delivery.event));
+            prop_assert_eq!(delivered, expected, "{} of {:?}", user, deliveries);
             prop_assert!(own.is_none_or(|own| all.is_none_or(|all| (own.operation, own.event) != (all.operation, all.event))));
         }
         let is_misnamed = change.after().is_some_and(|row| rules.iter().any(|rule| {
@@ -330,7 +334,7 @@ proptest! {
     }
 
     #[test]
-    fn an_array_literal_becomes_the_array_that_postgres_printed(
+    fn array_literal_becomes_the_printed_array(
         array in proptest::collection::vec(proptest::option::of(".{0,6}|[{}\",\\\\ ]{0,4}|(?i)null"), 0..5),
         rows in 1_usize..4,
     ) {
@@ -344,7 +348,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_becomes_valid_json_whatever_its_type(text in ".{0,40}|[{}\",\\\\ntfNUL0-9.eE+-]{0,20}") {
+    fn any_text_of_any_type_becomes_valid_json(text in ".{0,40}|[{}\",\\\\ntfNUL0-9.eE+-]{0,20}") {
         for kind in [
             Kind::Bool, Kind::Integer, Kind::Float, Kind::Bytes, Kind::TimestampTz, Kind::Timestamp, Kind::Text,
             Kind::BoolArray, Kind::IntegerArray, Kind::BytesArray, Kind::TimestampTzArray, Kind::TimestampArray,
@@ -361,7 +365,7 @@ proptest! {
     }
 
     #[test]
-    fn a_float_stays_the_number_that_postgres_printed(bits in any::<u64>(), short in any::<u32>()) {
+    fn float_keeps_the_printed_number(bits in any::<u64>(), short in any::<u32>()) {
         for value in [f64::from_bits(bits), f64::from(f32::from_bits(short))] {
             // As Postgres prints it: shortest form, with an exponent of at least two digits.
             let text = if value.is_nan() { "NaN".to_owned() } else { format!("{value:e}") };

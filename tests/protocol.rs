@@ -244,7 +244,7 @@ mod unenrolled {
     use super::*;
 
     #[tokio::test]
-    async fn an_enrollment_is_answered() {
+    async fn enrollment_response_stores_token_and_user() {
         let mut scene = Scene::unenrolled().await;
         scene.enroll().await.unwrap();
         scene.check(State::Fresh, &[]);
@@ -253,7 +253,7 @@ mod unenrolled {
     }
 
     #[tokio::test]
-    async fn an_enrollment_is_not_answered() {
+    async fn missing_response_repeats_enrollment() {
         let mut scene = Scene::unenrolled().await;
         let invitation = scene.invitation(scene.office.joe_id).await;
         scene.line.play([Play::LoseAnswer]);
@@ -272,7 +272,7 @@ mod unenrolled {
     }
 
     #[tokio::test]
-    async fn an_enrollment_is_refused() {
+    async fn refused_enrollment_needs_a_new_one() {
         let mut scene = Scene::unenrolled().await;
         let outcome = scene.phone.enroll(&scene.line, &Uuid::new_v4().to_string()).await;
         assert!(matches!(outcome, Err(Trouble::Refused { code, .. }) if code == "NOT_FOUND"));
@@ -281,7 +281,7 @@ mod unenrolled {
     }
 
     #[tokio::test]
-    async fn the_same_user_enrolls_again() {
+    async fn same_user_keeps_rows_cursor_and_outbox() {
         let mut scene = Scene::stream().await;
         scene.write("unsent");
         let cursor = scene.memory("cursor");
@@ -299,7 +299,7 @@ mod unenrolled {
     }
 
     #[tokio::test]
-    async fn another_user_enrolls() {
+    async fn other_user_deletes_rows_cursor_and_outbox() {
         let mut scene = Scene::stream().await;
         scene.write("joe's secret");
         let sally = scene
@@ -321,7 +321,7 @@ mod unenrolled {
     }
 
     #[tokio::test]
-    async fn a_sync_is_wanted() {
+    async fn sync_without_token_sends_nothing() {
         let mut scene = Scene::unenrolled().await;
         assert!(matches!(scene.sync().await, Err(Trouble::Unenrolled)));
         assert!(scene.line.asked().is_empty());
@@ -329,7 +329,7 @@ mod unenrolled {
     }
 
     #[tokio::test]
-    async fn the_user_writes() {
+    async fn user_write_goes_to_outbox() {
         let mut scene = Scene::unenrolled().await;
         scene.write("before all");
         scene.check(State::Unenrolled, &["before all"]);
@@ -345,7 +345,7 @@ mod fresh {
     use super::*;
 
     #[tokio::test]
-    async fn a_whole_snapshot_comes() {
+    async fn complete_snapshot_is_stored() {
         let mut scene = Scene::fresh().await;
         scene.office.insert(2).await;
         scene.office.world.published().await;
@@ -359,7 +359,7 @@ mod fresh {
     }
 
     #[tokio::test]
-    async fn a_snapshots_first_page_comes() {
+    async fn first_snapshot_page_is_stored_with_cursor() {
         // Which is how every scene of a snapshot begins.
         let scene = Scene::snapshot().await;
         assert!(scene.memory("cursor").is_some());
@@ -367,7 +367,7 @@ mod fresh {
     }
 
     #[tokio::test]
-    async fn no_answer_comes() {
+    async fn missing_response_repeats_request() {
         let mut scene = Scene::fresh().await;
         for loss in [Play::LoseRequest, Play::LoseAnswer] {
             scene.line.play([loss]);
@@ -379,7 +379,7 @@ mod fresh {
     }
 
     #[tokio::test]
-    async fn the_server_says_later() {
+    async fn retry_after_delays_request() {
         let mut scene = Scene::fresh().await;
         scene.line.play([says(503, "SYNC_ERROR", Some(2))]);
         let outcome = scene.sync().await;
@@ -389,7 +389,7 @@ mod fresh {
     }
 
     #[tokio::test]
-    async fn the_token_has_ended() {
+    async fn ended_token_is_deleted() {
         let mut scene = Scene::fresh().await;
         scene.line.play([says(401, "UNAUTHORIZED", None)]);
         assert!(matches!(scene.sync().await, Err(Trouble::Ended)));
@@ -398,7 +398,7 @@ mod fresh {
     }
 
     #[tokio::test]
-    async fn the_user_writes() {
+    async fn user_write_goes_to_outbox() {
         let mut scene = Scene::fresh().await;
         let id = scene.write("first of all");
         scene.phone.upload(&scene.line).await.unwrap();
@@ -414,7 +414,7 @@ mod snapshot {
     const ALL: [&str; 4] = ["message 1", "message 2", "message 3", "message 4"];
 
     #[tokio::test]
-    async fn a_page_comes() {
+    async fn page_is_stored_with_cursor() {
         let mut scene = Scene::snapshot().await;
         scene.line.play([Play::Real, Play::LoseRequest]);
         assert!(is_later(&scene.sync().await));
@@ -423,7 +423,7 @@ mod snapshot {
     }
 
     #[tokio::test]
-    async fn the_last_page_comes() {
+    async fn last_page_deletes_unmentioned_rows() {
         let mut scene = Scene::snapshot().await;
         scene.sync().await.unwrap();
         scene.check(State::Stream, &ALL);
@@ -431,7 +431,7 @@ mod snapshot {
     }
 
     #[tokio::test]
-    async fn no_answer_comes() {
+    async fn missing_response_repeats_request() {
         let mut scene = Scene::snapshot().await;
         scene.line.play([Play::LoseAnswer]);
         assert!(is_later(&scene.sync().await));
@@ -442,7 +442,7 @@ mod snapshot {
     }
 
     #[tokio::test]
-    async fn another_snapshot_begins() {
+    async fn new_snapshot_keeps_old_rows_until_its_end() {
         let mut scene = Scene::snapshot().await;
         resync(&scene.office).await;
         scene
@@ -460,7 +460,7 @@ mod snapshot {
     }
 
     #[tokio::test]
-    async fn the_cursor_is_refused() {
+    async fn refused_cursor_is_deleted() {
         let mut scene = Scene::snapshot().await;
         scene.line.play([says(400, "INVALID_CURSOR", None), Play::LoseRequest]);
         assert!(is_later(&scene.sync().await));
@@ -471,7 +471,7 @@ mod snapshot {
     }
 
     #[tokio::test]
-    async fn the_token_has_ended() {
+    async fn ended_token_is_deleted() {
         let mut scene = Scene::snapshot().await;
         scene.line.play([says(401, "UNAUTHORIZED", None)]);
         assert!(matches!(scene.sync().await, Err(Trouble::Ended)));
@@ -484,7 +484,7 @@ mod snapshot {
     }
 
     #[tokio::test]
-    async fn the_server_says_later() {
+    async fn retry_after_delays_request() {
         let mut scene = Scene::snapshot().await;
         scene.line.play([says(429, "RATE_LIMITED", Some(7))]);
         let outcome = scene.sync().await;
@@ -494,7 +494,7 @@ mod snapshot {
     }
 
     #[tokio::test]
-    async fn the_phone_dies() {
+    async fn killed_device_continues_from_stored_cursor() {
         let mut scene = Scene::snapshot().await;
         let cursor = scene.memory("cursor").unwrap();
         scene.line.play([Play::LoseAnswer]);
@@ -508,7 +508,7 @@ mod snapshot {
     }
 
     #[tokio::test]
-    async fn the_user_writes() {
+    async fn user_write_goes_to_outbox() {
         let mut scene = Scene::snapshot().await;
         let bob = scene.office.bob_id.to_string();
         scene.phone.send(&bob, "unsent").unwrap();
@@ -526,7 +526,7 @@ mod stream {
     use super::*;
 
     #[tokio::test]
-    async fn rows_come() {
+    async fn rows_are_stored_and_acknowledged() {
         let mut scene = Scene::stream().await;
         let id = scene.bob_writes("one").await;
         scene.sync().await.unwrap();
@@ -550,7 +550,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn ends_of_rows_come() {
+    async fn deletes_remove_rows() {
         let mut scene = Scene::stream().await;
         let id = scene.bob_writes("one").await;
         scene.sync().await.unwrap();
@@ -562,7 +562,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn nothing_comes() {
+    async fn empty_batch_stores_cursor() {
         let mut scene = Scene::stream().await;
         scene.sync().await.unwrap();
         scene.line.asked();
@@ -577,7 +577,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn no_answer_comes() {
+    async fn missing_response_repeats_request() {
         let mut scene = Scene::stream().await;
         let id = scene.bob_writes("one").await;
         for _ in 0..2 {
@@ -592,7 +592,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn a_snapshot_begins() {
+    async fn reset_starts_snapshot() {
         let mut scene = Scene::stream().await;
         scene.office.insert(2).await;
         scene
@@ -612,7 +612,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn the_cursor_is_refused() {
+    async fn refused_cursor_is_deleted() {
         let mut scene = Scene::stream().await;
         let bob = scene.office.bob_id.to_string();
         scene.phone.send(&bob, "unsent").unwrap();
@@ -634,7 +634,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn the_token_has_ended() {
+    async fn ended_token_is_deleted() {
         let mut scene = Scene::stream().await;
         let bob = scene.office.bob_id.to_string();
         scene.phone.send(&bob, "unsent").unwrap();
@@ -658,7 +658,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn the_server_says_later() {
+    async fn retry_after_delays_request() {
         let mut scene = Scene::stream().await;
         let cursor = scene.memory("cursor");
         scene.line.play([says(503, "REDIS_ERROR", Some(2))]);
@@ -670,7 +670,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn the_phone_dies() {
+    async fn killed_device_continues_from_stored_cursor() {
         let mut scene = Scene::stream().await;
         scene.bob_writes("one").await;
         let cursor = scene.memory("cursor").unwrap();
@@ -685,7 +685,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn an_older_copy_is_restored() {
+    async fn restored_older_copy_catches_up_or_resets() {
         let mut scene = Scene::stream().await;
         let copy = scene.file.with_extension("copy");
         std::fs::copy(&scene.file, &copy).unwrap();
@@ -704,7 +704,7 @@ mod stream {
     }
 
     #[tokio::test]
-    async fn the_user_writes_edits_deletes_and_reads() {
+    async fn user_actions_go_to_outbox_with_seen_version() {
         let mut scene = Scene::stream().await;
         let bob = scene.office.bob_id.to_string();
         let theirs = scene.phone.messages().unwrap().into_keys().next().unwrap();
@@ -779,7 +779,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn an_item_is_applied() {
+    async fn applied_item_is_removed() {
         let mut scene = Scene::stream().await;
         let id = scene.write("mine");
         scene.phone.upload(&scene.line).await.unwrap();
@@ -794,7 +794,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn an_item_is_a_duplicate() {
+    async fn duplicate_item_is_removed() {
         let mut scene = Scene::stream().await;
         let id = scene.write("mine");
         scene.line.play([Play::LoseAnswer]);
@@ -816,7 +816,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn an_item_conflicts_and_the_last_write_wins() {
+    async fn conflict_under_last_write_wins_stores_own_version() {
         let mut scene = Scene::stream().await;
         let id = scene.shared_message().await;
         scene.change_elsewhere(&id).await;
@@ -835,7 +835,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn an_item_conflicts_and_people_decide() {
+    async fn conflict_under_manual_stores_other_version() {
         let mut scene = Scene::stream_under(|config| config.sync.conflict_strategy = ConflictStrategy::Manual).await;
         let id = scene.shared_message().await;
         scene.change_elsewhere(&id).await;
@@ -852,7 +852,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn an_item_is_rejected() {
+    async fn rejected_item_leaves_the_queue() {
         let mut scene = Scene::stream().await;
         let nobody = Uuid::new_v4().to_string();
         scene.phone.send(&nobody, "to nobody").unwrap();
@@ -870,7 +870,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn an_item_is_to_be_sent_again() {
+    async fn retry_item_stays_for_next_upload() {
         let mut scene = Scene::stream().await;
         let id = scene.write("mine");
         scene.line.play([Play::Say(Answer {
@@ -886,7 +886,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn an_upload_is_too_large() {
+    async fn oversized_upload_is_halved() {
         let mut scene = Scene::stream_under(|config| config.sync.upload_items_max = 3).await;
         let bob = scene.office.bob_id.to_string();
         for number in 0..10 {
@@ -901,7 +901,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn a_single_item_is_too_large() {
+    async fn oversized_single_item_is_rejected() {
         let mut scene = Scene::stream_under(|config| config.sync.upload_bytes_max = 64 * 1024).await;
         let bob = scene.office.bob_id.to_string();
         scene.phone.send(&bob, &"long ".repeat(20_000)).unwrap();
@@ -913,7 +913,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn no_answer_comes_while_postgres_is_away() {
+    async fn missing_response_keeps_items_and_fetches() {
         let mut scene = Scene::stream().await;
         scene.write("mine");
         scene.bob_writes("one").await;
@@ -926,7 +926,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn the_phone_dies_before_it_has_stored_the_answer() {
+    async fn killed_device_sends_unanswered_items_again() {
         let mut scene = Scene::stream().await;
         let id = scene.shared_message().await;
         scene.phone.edit(&id, "two").unwrap();
@@ -944,7 +944,7 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn the_token_has_ended() {
+    async fn ended_token_is_deleted() {
         let mut scene = Scene::stream().await;
         scene.write("mine");
         scene.line.play([says(401, "UNAUTHORIZED", None)]);
@@ -958,17 +958,17 @@ mod outbox {
 mod events {
     use super::*;
 
-    /// Lets the phone watch until `enough` of what it was told.
+    /// Lets the phone watch until `enough` holds for an event.
     async fn watch(scene: &mut Scene, http: &Http, mut enough: impl FnMut(&Phone, &Event) -> bool) {
         let (done, mut is_done) = tokio::sync::mpsc::channel(1);
-        let told = |phone: &Phone, event: &Event| {
+        let on_event = |phone: &Phone, event: &Event| {
             if enough(phone, event) {
                 let _enough = done.try_send(());
             }
         };
         tokio::select! {
-            outcome = scene.phone.watch(http, told) => panic!("the phone stopped watching: {outcome:?}"),
-            heard = tokio::time::timeout(crate::support::PATIENCE, is_done.recv()) => { heard.expect("it is told"); }
+            outcome = scene.phone.watch(http, on_event) => panic!("the phone stopped watching: {outcome:?}"),
+            heard = tokio::time::timeout(crate::support::TIMEOUT, is_done.recv()) => { heard.expect("the event arrives"); }
         }
     }
 
@@ -981,7 +981,7 @@ mod events {
     }
 
     #[tokio::test]
-    async fn something_is_told() {
+    async fn event_triggers_one_sync() {
         let mut scene = Scene::stream().await;
         let http = scene.line.http.clone();
         let (bob, joe) = (scene.office.bob.clone(), scene.office.joe_id);
@@ -1005,7 +1005,7 @@ mod events {
     }
 
     #[tokio::test]
-    async fn something_waits_when_the_stream_opens() {
+    async fn opened_stream_triggers_one_sync() {
         let mut scene = Scene::fresh().await;
         scene.bob_writes("before it listened").await;
         let http = scene.line.http.clone();
@@ -1014,7 +1014,7 @@ mod events {
     }
 
     #[tokio::test]
-    async fn the_stream_breaks() {
+    async fn broken_stream_resumes_by_last_event_id() {
         let mut scene = Scene::stream().await;
         let address = format!("http://{}", scene.office.anybody.address());
         let proxy = Proxy::before(&address).await;
@@ -1033,7 +1033,7 @@ mod events {
     }
 
     #[tokio::test]
-    async fn the_server_says_goodbye() {
+    async fn bye_reconnects_after_given_delay() {
         let scene = Scene::stream_under(|config| config.live.retry_ms = 300).await;
         let http = scene.line.http.clone();
         let Scene {
@@ -1044,13 +1044,13 @@ mod events {
         } = scene;
         let (listening, is_listening) = tokio::sync::oneshot::channel();
         let mut listening = Some(listening);
-        let mut told = |_: &Phone, event: &Event| {
+        let mut on_event = |_: &Phone, event: &Event| {
             if let (true, Some(listening)) = (event.name == "hello", listening.take()) {
                 listening.send(()).unwrap();
             }
         };
         let mut backoff = Backoff::default();
-        let (pause, ()) = tokio::join!(phone.follow(&http, &mut backoff, &mut told), async {
+        let (pause, ()) = tokio::join!(phone.follow(&http, &mut backoff, &mut on_event), async {
             is_listening.await.unwrap();
             office.close().await;
         });
@@ -1060,7 +1060,7 @@ mod events {
     }
 
     #[tokio::test]
-    async fn history_breaks() {
+    async fn reset_event_triggers_sync() {
         let mut scene = Scene::stream().await;
         let http = scene.line.http.clone();
         scene.office.sql("DELETE FROM tenant_acme.messages").await;
@@ -1081,18 +1081,18 @@ mod events {
     }
 
     #[tokio::test]
-    async fn the_device_is_revoked() {
+    async fn revoked_event_deletes_token() {
         let mut scene = Scene::stream().await;
         let http = scene.line.http.clone();
         let psql = scene.office.world.psql().await;
         let (listening, is_listening) = tokio::sync::oneshot::channel();
         let mut listening = Some(listening);
-        let told = |_: &Phone, event: &Event| {
+        let on_event = |_: &Phone, event: &Event| {
             if let (true, Some(listening)) = (event.name == "hello", listening.take()) {
                 listening.send(()).unwrap();
             }
         };
-        let (outcome, ()) = tokio::join!(scene.phone.watch(&http, told), async {
+        let (outcome, ()) = tokio::join!(scene.phone.watch(&http, on_event), async {
             is_listening.await.unwrap();
             psql.batch_execute(
                 "UPDATE posduif.devices SET revoked_at = now(); UPDATE tenant_acme.devices SET revoked_at = now()",
@@ -1106,7 +1106,7 @@ mod events {
     }
 
     #[tokio::test]
-    async fn the_last_events_id_is_refused() {
+    async fn refused_last_event_id_is_deleted() {
         let mut scene = Scene::stream().await;
         rusqlite::Connection::open(&scene.file)
             .unwrap()
@@ -1137,7 +1137,7 @@ fn lines_of_the_table() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn each_line_of_the_table_is_a_test_and_each_test_a_line() {
+fn protocol_table_and_tests_match() {
     let mut tests = BTreeSet::new();
     let mut module = "";
     let mut is_test = false;
@@ -1159,7 +1159,7 @@ fn each_line_of_the_table_is_a_test_and_each_test_a_line() {
 }
 
 #[test]
-fn events_are_read_as_they_are_written_in_pieces_of_any_size() {
+fn event_parser_reads_chunks_of_any_size() {
     let text = "retry: 1000\n\n: a comment\n\nid: c1\nevent: message\ndata: {\"a\":1}\n\ndata: ä\r\ndata:\r\ndata:  ü\r\n\r\n\
                 event: presence\n\nid: 2\ndata: not whole\n";
     let event = |name: &str, id: Option<&str>, data: &str| Event {
@@ -1179,7 +1179,7 @@ fn events_are_read_as_they_are_written_in_pieces_of_any_size() {
 }
 
 #[test]
-fn pauses_grow_to_a_bound_and_keep_to_the_servers_wish() {
+fn backoff_grows_to_a_bound_and_respects_retry_after() {
     let mut backoff = Backoff::default();
     for least in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
         let pause = backoff.next(None);

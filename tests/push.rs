@@ -1,4 +1,4 @@
-//! Waking devices that are away and have something: once until they have synced, and told to a webhook.
+//! Push: an offline device with pending changes is woken once until it has synced, through a webhook.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -71,7 +71,7 @@ fn devices(pushes: &[Entry]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_phone_that_is_away_is_woken_once_until_it_has_synced_however_many_bursts_and_engines() {
+async fn offline_phone_is_woken_once_per_sync_by_any_bursts_and_engines() {
     let mut office = Office::with(quick).await;
     let phone = office.phone("phone").await;
     let (_, cursor) = phone.sync(None).await;
@@ -118,7 +118,7 @@ async fn a_phone_that_is_away_is_woken_once_until_it_has_synced_however_many_bur
 }
 
 #[tokio::test]
-async fn a_device_with_a_stream_is_woken_only_when_it_has_gone_without_syncing() {
+async fn device_with_stream_is_woken_only_after_it_closes_unsynced() {
     let office = Office::with(quick).await;
     let phone = office.phone("phone").await;
     let stream = phone.events("/sse/mobile/phone").await;
@@ -133,7 +133,7 @@ async fn a_device_with_a_stream_is_woken_only_when_it_has_gone_without_syncing()
 }
 
 #[tokio::test]
-async fn a_device_that_had_a_stream_a_moment_ago_is_given_its_time() {
+async fn recently_connected_device_gets_grace_before_push() {
     let office = Office::with(|config| {
         quick(config);
         config.push.offline_delay_seconds = 4;
@@ -163,7 +163,7 @@ async fn a_device_that_had_a_stream_a_moment_ago_is_given_its_time() {
 }
 
 #[tokio::test]
-async fn nobody_is_woken_while_the_tenant_is_paused_nor_when_the_device_is_revoked_or_the_user_disabled() {
+async fn push_skips_paused_tenants_revoked_devices_and_disabled_users() {
     let office = Office::with(quick).await;
     let (one, revoked) = (office.phone("one").await, office.phone("revoked").await);
     let disabled = witness(&office, "disabled").await;
@@ -208,7 +208,7 @@ async fn nobody_is_woken_while_the_tenant_is_paused_nor_when_the_device_is_revok
 }
 
 #[tokio::test]
-async fn what_came_while_no_engine_ran_is_found_and_only_events_that_are_named_count() {
+async fn push_covers_changes_of_downtime_for_configured_events_only() {
     let office = Office::with(quick).await;
     let phone = office.phone("phone").await;
     let message = office.send("read me").await;
@@ -259,12 +259,12 @@ async fn what_came_while_no_engine_ran_is_found_and_only_events_that_are_named_c
 
 /// A request that a receiver got.
 #[derive(Debug, Clone)]
-struct Told {
+struct Delivery {
     headers: HashMap<String, String>,
     body: Bytes,
 }
 
-impl Told {
+impl Delivery {
     fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
@@ -278,11 +278,11 @@ enum Reply {
     Silence,
 }
 
-/// A server that the webhook tells.
+/// A server that receives the webhook.
 #[derive(Clone)]
 struct Receiver {
     address: String,
-    told: Arc<Mutex<Vec<Told>>>,
+    deliveries: Arc<Mutex<Vec<Delivery>>>,
 }
 
 impl Receiver {
@@ -295,9 +295,9 @@ impl Receiver {
     async fn start_with(replies: &[Reply], acceptor: Option<Acceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let told: Arc<Mutex<Vec<Told>>> = Arc::default();
+        let deliveries: Arc<Mutex<Vec<Delivery>>> = Arc::default();
         let replies = Arc::new(Mutex::new(VecDeque::from(replies.to_vec())));
-        let (shared, here) = (told.clone(), address.clone());
+        let (shared, here) = (deliveries.clone(), address.clone());
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -309,9 +309,9 @@ impl Receiver {
                         Err(_) => continue,
                     },
                 };
-                let (told, replies, here) = (shared.clone(), replies.clone(), here.clone());
+                let (deliveries, replies, here) = (shared.clone(), replies.clone(), here.clone());
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let (told, replies, here) = (told.clone(), replies.clone(), here.clone());
+                    let (deliveries, replies, here) = (deliveries.clone(), replies.clone(), here.clone());
                     async move {
                         assert_eq!(request.uri().path(), "/hook", "a redirect was followed");
                         let headers = request.headers().iter();
@@ -319,7 +319,7 @@ impl Receiver {
                             headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
                         let headers = headers.collect();
                         let body = request.into_body().collect().await.unwrap().to_bytes();
-                        told.lock().unwrap().push(Told { headers, body });
+                        deliveries.lock().unwrap().push(Delivery { headers, body });
                         let reply = replies.lock().unwrap().pop_front().unwrap_or(Reply::Status(204));
                         let response = Response::builder();
                         let response = match reply {
@@ -335,7 +335,7 @@ impl Receiver {
                 tokio::spawn(connection);
             }
         });
-        Self { address, told }
+        Self { address, deliveries }
     }
 
     fn configure(&self, config: &mut Config) {
@@ -349,11 +349,11 @@ impl Receiver {
         config.push.webhook_timeout_seconds = 1;
     }
 
-    /// Waits until it was told so often.
-    async fn told(&self, count: usize) -> Vec<Told> {
-        eventually(&format!("the webhook was told {count} times"), || async {
-            let told = self.told.lock().unwrap().clone();
-            (told.len() >= count).then_some(told)
+    /// Waits for this many deliveries.
+    async fn received(&self, count: usize) -> Vec<Delivery> {
+        eventually(&format!("the webhook received {count} requests"), || async {
+            let deliveries = self.deliveries.lock().unwrap().clone();
+            (deliveries.len() >= count).then_some(deliveries)
         })
         .await
     }
@@ -390,18 +390,18 @@ fn python() -> Option<PathBuf> {
 }
 
 /// Lets the public library verify a request.
-async fn verify(python: &Path, told: &Told, secret: &str) -> Result<(), String> {
+async fn verify(python: &Path, delivery: &Delivery, secret: &str) -> Result<(), String> {
     let program = "import json, sys\n\
                    from standardwebhooks.webhooks import Webhook\n\
                    headers = json.loads(sys.argv[1])\n\
                    Webhook(sys.argv[2]).verify(sys.stdin.buffer.read(), headers)\n";
     let mut child = Command::new(python)
-        .args(["-c", program, &json!(told.headers).to_string(), secret])
+        .args(["-c", program, &json!(delivery.headers).to_string(), secret])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(&told.body).await.unwrap();
+    child.stdin.take().unwrap().write_all(&delivery.body).await.unwrap();
     let output = child.wait_with_output().await.unwrap();
     match output.status.success() {
         true => Ok(()),
@@ -410,7 +410,7 @@ async fn verify(python: &Path, told: &Told, secret: &str) -> Result<(), String> 
 }
 
 #[tokio::test]
-async fn a_receiver_that_fails_twice_gets_it_on_the_third_try_signed_anew_and_otherwise_the_same() {
+async fn webhook_retry_is_re_signed_with_the_same_body() {
     let receiver = Receiver::start(&[Reply::Status(500), Reply::Redirect]).await;
     let office = Office::with(|config| {
         receiver.configure(config);
@@ -420,21 +420,21 @@ async fn a_receiver_that_fails_twice_gets_it_on_the_third_try_signed_anew_and_ot
     office.phone("phone").await;
     let content = "nobody but joe may read this";
     office.send(content).await;
-    let told = receiver.told(3).await;
+    let deliveries = receiver.received(3).await;
     let entry = pushed(&office.world, 1).await.remove(0);
     eventually("nothing is due", || async {
         (due(&office.world).await == 0).then_some(())
     })
     .await;
-    assert_eq!(receiver.told.lock().unwrap().len(), 3);
-    for each in &told {
+    assert_eq!(receiver.deliveries.lock().unwrap().len(), 3);
+    for each in &deliveries {
         assert_eq!(each.headers["webhook-id"], entry.field("id"));
-        assert_eq!(each.body, told[0].body);
+        assert_eq!(each.body, deliveries[0].body);
         assert_eq!(each.headers["content-type"], "application/json");
         spec::check_webhook("device.waiting", &each.headers, &each.json());
         assert_eq!(each.headers["webhook-signature"].split(' ').count(), 2);
     }
-    let body = told[2].json();
+    let body = deliveries[2].json();
     assert_eq!(
         body["data"],
         json!({"tenant": "acme", "user_id": office.joe_id, "device_id": "phone", "event": "new_message", "pending": 1})
@@ -442,14 +442,14 @@ async fn a_receiver_that_fails_twice_gets_it_on_the_third_try_signed_anew_and_ot
     assert_eq!(body["type"], "device.waiting");
     assert!(!body.to_string().contains("nobody"), "{body}");
     if let Some(python) = python() {
-        verify(&python, &told[2], SECRET).await.unwrap();
-        verify(&python, &told[2], "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
+        verify(&python, &deliveries[2], SECRET).await.unwrap();
+        verify(&python, &deliveries[2], "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
             .await
             .unwrap();
-        verify(&python, &told[2], "whsec_BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB")
+        verify(&python, &deliveries[2], "whsec_BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB")
             .await
             .unwrap_err();
-        let mut forged = told[2].clone();
+        let mut forged = deliveries[2].clone();
         forged.body = Bytes::from(forged.json().to_string().replace("phone", "other"));
         verify(&python, &forged, SECRET).await.unwrap_err();
     }
@@ -466,7 +466,7 @@ async fn a_receiver_that_fails_twice_gets_it_on_the_third_try_signed_anew_and_ot
 }
 
 #[tokio::test]
-async fn what_a_device_gets_between_the_look_and_the_decision_wakes_nobody() {
+async fn push_candidate_that_syncs_before_the_decision_is_not_woken() {
     // Nobody else decides.
     let office = Office::with(|config| config.push.events.clear()).await;
     let phone = office.phone("phone").await;
@@ -504,26 +504,26 @@ async fn what_a_device_gets_between_the_look_and_the_decision_wakes_nobody() {
 }
 
 #[tokio::test]
-async fn what_an_engine_could_not_finish_another_one_tells_with_the_same_id() {
+async fn unfinished_push_is_sent_by_another_engine_with_the_same_id() {
     let receiver = Receiver::start(&[Reply::Silence]).await;
     let office = Office::with(|config| receiver.configure(config)).await;
     office.phone("phone").await;
     office.send("hi").await;
-    let first = receiver.told(1).await.remove(0);
+    let first = receiver.received(1).await.remove(0);
     let Office { world, engine, .. } = office;
     // As it dies: nothing is said any more.
     drop(engine);
     let other = world.engine(Role::Replicator).await;
-    let told = receiver.told(2).await;
-    assert_eq!(told[1].headers["webhook-id"], first.headers["webhook-id"]);
-    assert_eq!(told[1].body, first.body);
+    let deliveries = receiver.received(2).await;
+    assert_eq!(deliveries[1].headers["webhook-id"], first.headers["webhook-id"]);
+    assert_eq!(deliveries[1].body, first.body);
     eventually("nothing is due", || async { (due(&world).await == 0).then_some(()) }).await;
     assert_eq!(pushes(&world, "acme").await.len(), 1);
     other.stop().await;
 }
 
 #[tokio::test]
-async fn a_receiver_that_is_gone_is_told_nothing_more_and_one_that_never_takes_it_not_for_ever() {
+async fn webhook_gone_stops_delivery_and_failing_delivery_is_bounded() {
     let receiver = Receiver::start(&[Reply::Status(503), Reply::Status(429), Reply::Status(410)]).await;
     let office = Office::with(|config| {
         receiver.configure(config);
@@ -532,25 +532,25 @@ async fn a_receiver_that_is_gone_is_told_nothing_more_and_one_that_never_takes_i
     .await;
     office.phone("phone").await;
     office.send("hi").await;
-    receiver.told(2).await;
+    receiver.received(2).await;
     eventually("it is given up", || async {
         (due(&office.world).await == 0).then_some(())
     })
     .await;
     send(&office, witness(&office, "one").await).await;
-    receiver.told(3).await;
+    receiver.received(3).await;
     send(&office, witness(&office, "two").await).await;
     pushed(&office.world, 3).await;
     eventually("nothing is due", || async {
         (due(&office.world).await == 0).then_some(())
     })
     .await;
-    assert_eq!(receiver.told.lock().unwrap().len(), 3);
+    assert_eq!(receiver.deliveries.lock().unwrap().len(), 3);
     office.close().await;
 }
 
 #[tokio::test]
-async fn a_burst_to_many_users_wakes_each_of_their_devices_once() {
+async fn burst_to_many_users_wakes_each_device_once() {
     const USERS: usize = 600;
     let office = Office::with(quick).await;
     let psql = office.world.psql().await;
@@ -598,7 +598,7 @@ async fn a_burst_to_many_users_wakes_each_of_their_devices_once() {
 }
 
 #[tokio::test]
-async fn each_event_wakes_whom_it_is_for_when_it_is_named_those_of_own_rules_too() {
+async fn configured_events_of_any_rule_wake_their_recipients() {
     let office = Office::with(|config| {
         quick(config);
         let personal = ["message_updated", "message_read", "message_synced", "message_deleted"];
@@ -663,26 +663,26 @@ async fn each_event_wakes_whom_it_is_for_when_it_is_named_those_of_own_rules_too
         office.sql(&statement).await;
         wanted.push(event);
     }
-    let told = |pushes: &[Entry]| {
-        let told = |entry: &Entry| (entry.field("device_id").to_owned(), entry.field("event").to_owned());
-        let mut told: Vec<_> = pushes.iter().map(told).collect();
-        told.sort();
-        told
+    let outline = |pushes: &[Entry]| {
+        let pair = |entry: &Entry| (entry.field("device_id").to_owned(), entry.field("event").to_owned());
+        let mut pairs: Vec<_> = pushes.iter().map(pair).collect();
+        pairs.sort();
+        pairs
     };
     let last = wanted.pop().unwrap();
     let mut expected: Vec<(String, String)> = wanted.iter().map(|event| ((*event).into(), (*event).into())).collect();
     expected.sort();
-    assert_eq!(told(&pushed(&office.world, expected.len()).await), expected);
+    assert_eq!(outline(&pushed(&office.world, expected.len()).await), expected);
     // What goes to all wakes those who were not woken yet.
     office.sql("INSERT INTO tenant_acme.news VALUES (1)").await;
     expected.push((last.into(), "news".into()));
     expected.sort();
-    assert_eq!(told(&pushed(&office.world, expected.len()).await), expected);
+    assert_eq!(outline(&pushed(&office.world, expected.len()).await), expected);
     office.close().await;
 }
 
 #[tokio::test]
-async fn what_a_device_has_written_itself_wakes_the_others_of_its_user() {
+async fn own_write_wakes_only_the_users_other_devices() {
     let office = Office::with(|config| {
         quick(config);
         config.push.events = vec!["*".into()];
@@ -708,7 +708,7 @@ async fn what_a_device_has_written_itself_wakes_the_others_of_its_user() {
 }
 
 #[tokio::test]
-async fn over_https_the_receiver_must_prove_who_it_is_by_the_authority_that_is_named() {
+async fn webhook_over_https_verifies_the_configured_authority() {
     let folder = std::env::temp_dir().join(format!("posduif-webhook-{}", Uuid::new_v4()));
     std::fs::create_dir(&folder).unwrap();
     let authority = Authority::new("the receiver's authority");
@@ -759,16 +759,16 @@ async fn over_https_the_receiver_must_prove_who_it_is_by_the_authority_that_is_n
         refused(&engine.api().undescribed()).await;
         engine.stop().await;
     }
-    assert!(receiver.told.lock().unwrap().is_empty());
+    assert!(receiver.deliveries.lock().unwrap().is_empty());
     let mut config = world.config.clone();
     at("localhost", &ca)(&mut config);
     let engine = world.engine_with(Role::Replicator, config).await;
-    let told = receiver.told(1).await.remove(0);
+    let delivery = receiver.received(1).await.remove(0);
     assert_eq!(
-        told.headers["webhook-id"],
+        delivery.headers["webhook-id"],
         pushed(&world, 1).await.remove(0).field("id")
     );
-    spec::check_webhook("device.waiting", &told.headers, &told.json());
+    spec::check_webhook("device.waiting", &delivery.headers, &delivery.json());
     engine.stop().await;
     std::fs::remove_dir_all(&folder).unwrap();
 }
@@ -812,7 +812,7 @@ async fn misbehave(how: usize, mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 #[tokio::test]
-async fn whatever_a_receiver_sends_is_bounded_in_time_and_bytes() {
+async fn webhook_response_is_bounded_in_time_and_bytes() {
     const HOSTILE: usize = 6;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

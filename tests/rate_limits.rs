@@ -43,7 +43,7 @@ fn assert_limited(answer: &Answer, window_seconds: u64) {
 }
 
 #[tokio::test]
-async fn wrong_passwords_run_into_a_limit_of_their_user_and_address_alone() {
+async fn wrong_passwords_are_limited_per_user_and_address() {
     let office = open(|config| {
         config.limits.login_user_address_max = 3;
         config.limits.window_seconds = 600;
@@ -72,13 +72,13 @@ async fn wrong_passwords_run_into_a_limit_of_their_user_and_address_alone() {
 }
 
 #[tokio::test]
-async fn a_window_ends_when_the_answer_says_so() {
+async fn rate_limit_window_ends_at_retry_after() {
     let office = open(|config| config.limits.login_user_address_max = 1).await;
     let api = at(&office, "10.0.0.1");
     assert_eq!(guess(&api, "bob").await, 401);
     let answer = log_in(&api, "bob", PASSWORD).await;
     assert_limited(&answer, office.world.config.limits.window_seconds);
-    let told: i64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    let answered: i64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
     // The counter is gone by then, which is made to be now.
     let mut redis = office.world.redis().await;
     let pattern = format!("{}*", office.world.keys().limit("login-user-address", ""));
@@ -86,8 +86,8 @@ async fn a_window_ends_when_the_answer_says_so() {
     assert_eq!(keys.len(), 1);
     let left: i64 = redis::cmd("PTTL").arg(&keys[0]).query_async(&mut redis).await.unwrap();
     assert!(
-        left > 0 && left <= told * 1000,
-        "{left} ms are left, {told} s were told"
+        left > 0 && left <= answered * 1000,
+        "{left} ms are left, Retry-After was {answered} s"
     );
     let _: i64 = redis::cmd("PEXPIRE")
         .arg(&keys[0])
@@ -100,7 +100,7 @@ async fn a_window_ends_when_the_answer_says_so() {
 }
 
 #[tokio::test]
-async fn successful_logins_are_never_too_many() {
+async fn successful_logins_are_not_limited() {
     let office = open(|config| {
         config.limits.login_user_address_max = 1;
         config.limits.login_user_max = 1;
@@ -114,7 +114,7 @@ async fn successful_logins_are_never_too_many() {
 }
 
 #[tokio::test]
-async fn guesses_from_many_addresses_end_too_and_do_not_lock_the_user_out_at_home() {
+async fn guesses_from_many_addresses_are_limited_without_locking_out_the_user() {
     let office = open(|config| config.limits.login_user_max = 4).await;
     let home = at(&office, "192.168.1.1");
     log_in(&home, "bob", PASSWORD).await.expect(200);
@@ -131,7 +131,7 @@ async fn guesses_from_many_addresses_end_too_and_do_not_lock_the_user_out_at_hom
 }
 
 #[tokio::test]
-async fn guesses_at_many_names_end_too_and_do_not_lock_out_who_has_been_there_before() {
+async fn guesses_at_many_names_are_limited_without_locking_out_known_users() {
     let office = open(|config| config.limits.login_address_max = 4).await;
     let shared = at(&office, "10.0.0.1");
     log_in(&shared, "bob", PASSWORD).await.expect(200);
@@ -152,7 +152,7 @@ async fn guesses_at_many_names_end_too_and_do_not_lock_out_who_has_been_there_be
 }
 
 #[tokio::test]
-async fn guesses_at_once_are_not_more_than_those_one_by_one() {
+async fn concurrent_guesses_are_limited_like_sequential_ones() {
     let office = open(|config| {
         config.limits.login_user_address_max = 5;
         config.auth.hash_concurrency = 1;
@@ -160,14 +160,22 @@ async fn guesses_at_once_are_not_more_than_those_one_by_one() {
     .await;
     let clients: Vec<Api> = (0..40).map(|_| Api::new(office.anybody.address())).collect();
     let guesses = clients.iter().map(|api| guess(api, "bob"));
-    let told = futures_util::future::join_all(guesses).await;
-    assert_eq!(told.iter().filter(|status| **status == 401).count(), 5, "{told:?}");
-    assert_eq!(told.iter().filter(|status| **status == 429).count(), 35, "{told:?}");
+    let answered = futures_util::future::join_all(guesses).await;
+    assert_eq!(
+        answered.iter().filter(|status| **status == 401).count(),
+        5,
+        "{answered:?}"
+    );
+    assert_eq!(
+        answered.iter().filter(|status| **status == 429).count(),
+        35,
+        "{answered:?}"
+    );
     office.close().await;
 }
 
 #[tokio::test]
-async fn an_address_that_nobody_vouches_for_is_not_believed() {
+async fn forwarded_address_from_untrusted_proxy_is_ignored() {
     let office = Office::with(|config| config.limits.login_user_address_max = 2).await;
     for host in 1..=2 {
         assert_eq!(guess(&at(&office, &format!("10.0.0.{host}")), "bob").await, 401);
@@ -177,7 +185,7 @@ async fn an_address_that_nobody_vouches_for_is_not_believed() {
 }
 
 #[tokio::test]
-async fn registrations_refreshes_and_enrollments_have_limits_of_their_address() {
+async fn registrations_refreshes_and_enrollments_are_limited_per_address() {
     let office = open(|config| {
         config.auth.registration_open = true;
         config.limits.register_address_max = 2;

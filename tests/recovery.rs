@@ -142,7 +142,7 @@ async fn epoch(world: &World) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_is_killed_again_and_again_loses_doubles_and_reorders_nothing() {
+async fn repeated_kills_cause_no_loss_duplicate_or_reordering() {
     let (stage, mut engine) = Stage::with_process(World::new().await, "all").await;
     let bob = engine.api().log_in("acme", "bob").await;
     let (phone, enrolled) = bob.enroll("phone", Some(&stage.joe.to_string())).await;
@@ -178,7 +178,7 @@ async fn an_engine_that_is_killed_again_and_again_loses_doubles_and_reorders_not
 }
 
 #[tokio::test]
-async fn an_engine_that_stops_cleanly_and_starts_again_publishes_nothing_twice() {
+async fn clean_restart_publishes_nothing_twice() {
     let (stage, mut engine) = Stage::with_process(World::new().await, "replicator").await;
     for round in 1..=3 {
         let writers = Writers::start(&stage, 200).await;
@@ -193,7 +193,7 @@ async fn an_engine_that_stops_cleanly_and_starts_again_publishes_nothing_twice()
 }
 
 #[tokio::test]
-async fn a_second_engine_waits_for_the_slot_and_takes_over_when_the_first_is_killed() {
+async fn second_engine_waits_for_the_slot_and_takes_over_after_a_kill() {
     let (stage, first) = Stage::with_process(World::new().await, "replicator").await;
     stage.message(stage.bob, stage.joe, "by the first").await;
     stage.world.published().await;
@@ -219,7 +219,7 @@ async fn a_second_engine_waits_for_the_slot_and_takes_over_when_the_first_is_kil
 }
 
 #[tokio::test]
-async fn an_emptied_redis_makes_everybody_begin_anew_under_the_running_engine() {
+async fn flushed_redis_under_running_engine_resets_every_reader() {
     let stage = Stage::on_with(World::new().await, Role::All).await;
     let bob = stage.engine.as_ref().unwrap().api().log_in("acme", "bob").await;
     let (phone, _) = bob.enroll("phone", Some(&stage.joe.to_string())).await;
@@ -265,7 +265,7 @@ async fn an_emptied_redis_makes_everybody_begin_anew_under_the_running_engine() 
 }
 
 #[tokio::test]
-async fn a_slot_that_was_dropped_costs_a_reset_and_ids_go_on_growing() {
+async fn dropped_slot_causes_reset_and_ids_keep_growing() {
     let mut stage = Stage::new().await;
     let world = &stage.world;
     stage.message(stage.bob, stage.joe, "before").await;
@@ -306,7 +306,7 @@ async fn a_slot_that_was_dropped_costs_a_reset_and_ids_go_on_growing() {
 }
 
 #[tokio::test]
-async fn a_lost_checkpoint_costs_a_reset_behind_all_that_the_streams_hold() {
+async fn lost_checkpoint_causes_reset_after_existing_entries() {
     let stage = Stage::new().await;
     let first = epoch(&stage.world).await;
     for _ in 0..20 {
@@ -336,7 +336,7 @@ async fn a_lost_checkpoint_costs_a_reset_behind_all_that_the_streams_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_writes_to_the_checkpoint_fences_the_engine_which_begins_a_new_session_and_loses_nothing() {
+async fn checkpoint_writer_fences_the_engine_which_restarts_without_loss() {
     let stage = Stage::new().await;
     let first = epoch(&stage.world).await;
     let writers = Writers::start(&stage, 1000).await;
@@ -363,7 +363,7 @@ async fn whoever_writes_to_the_checkpoint_fences_the_engine_which_begins_a_new_s
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_killed_and_comes_back_has_the_same_as_postgres() {
+async fn killed_and_restarted_redis_matches_postgres() {
     let mut redis = servers::redis().await;
     let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     let stage = Stage::on(world).await;
@@ -381,7 +381,7 @@ async fn a_redis_that_is_killed_and_comes_back_has_the_same_as_postgres() {
 }
 
 #[tokio::test]
-async fn what_redis_had_not_on_disk_when_the_power_went_is_published_again() {
+async fn entries_not_on_disk_at_redis_power_loss_are_republished() {
     let mut redis = servers::redis().await;
     let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     let stage = Stage::on(world).await;
@@ -405,7 +405,7 @@ async fn what_redis_had_not_on_disk_when_the_power_went_is_published_again() {
     assert_eq!(
         epoch(&stage.world).await,
         first,
-        "nothing that was acknowledged is lost, so nobody begins anew"
+        "nothing that was acknowledged is lost, so no reader is reset"
     );
     stage.stop().await;
 }
@@ -419,7 +419,7 @@ fn append_only_file(folder: &std::path::Path) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_postgres_that_is_killed_and_comes_back_costs_no_reset() {
+async fn killed_and_restarted_postgres_causes_no_reset() {
     let mut postgres = servers::postgres().await;
     let world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
     let stage = Stage::on(world).await;
@@ -436,7 +436,7 @@ async fn a_postgres_that_is_killed_and_comes_back_costs_no_reset() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_full_for_a_while_drops_nothing() {
+async fn temporarily_full_redis_loses_nothing() {
     let redis = servers::redis().await;
     let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     let stage = Stage::on(world).await;
@@ -480,7 +480,7 @@ async fn a_redis_that_is_full_for_a_while_drops_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_transaction_that_nobody_is_to_get_is_passed_over_however_long_postgres_is_silent() {
+async fn large_unrouted_transaction_is_skipped_while_postgres_is_silent() {
     let postgres = servers::postgres().await;
     let mut world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
     // Much less than Postgres needs for it.
@@ -501,7 +501,7 @@ async fn a_large_transaction_that_nobody_is_to_get_is_passed_over_however_long_p
 }
 
 #[tokio::test]
-async fn a_large_transaction_costs_the_engine_no_growing_memory() {
+async fn large_transaction_keeps_memory_flat() {
     const ROWS: i64 = 200_000;
     let (stage, engine) = Stage::with_process(World::new().await, "replicator").await;
     let insert = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
@@ -551,7 +551,7 @@ async fn a_large_transaction_costs_the_engine_no_growing_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_is_killed_inside_of_large_transactions_goes_on_where_it_was() {
+async fn engine_killed_inside_large_transactions_resumes_in_place() {
     let mut world = World::new().await;
     // Some hundred batches a transaction.
     world.config.replication.batch_changes_max = 50;
@@ -582,7 +582,7 @@ async fn an_engine_that_is_killed_inside_of_large_transactions_goes_on_where_it_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_prepared_transaction_has_its_place_where_it_is_committed_whatever_came_in_between() {
+async fn prepared_transaction_is_positioned_at_its_commit() {
     let postgres = servers::postgres_with(|_, options| options.setting("max_prepared_transactions", "4")).await;
     let world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
     let mut stage = Stage::on(world).await;

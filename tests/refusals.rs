@@ -46,7 +46,7 @@ async fn check_complete(stage: &Stage) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_full_or_reads_only_or_loads_is_waited_for_and_reported() {
+async fn full_read_only_or_loading_redis_is_retried_and_reported() {
     let mut redis = servers::redis_with(|_, options| options.setting("key-load-delay", "500")).await;
     let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     let stage = Stage::on_with(world, Role::All).await;
@@ -87,7 +87,7 @@ async fn a_redis_that_is_full_or_reads_only_or_loads_is_waited_for_and_reported(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_gone_ahead_of_a_refused_batch_is_taken_back_and_sent_in_its_place() {
+async fn refused_batch_discards_its_sent_prefix_and_is_sent_again() {
     let redis = servers::redis().await;
     let mut world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     // Many batches a transaction, each large enough that the next one goes ahead.
@@ -113,7 +113,7 @@ async fn what_has_gone_ahead_of_a_refused_batch_is_taken_back_and_sent_in_its_pl
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_redis_forbids_stops_alone_and_begins_anew_when_it_is_allowed_again() {
+async fn stream_forbidden_by_acl_stops_alone_and_is_recreated_when_allowed() {
     let redis = servers::redis().await;
     let mut world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     let admin = world.redis().await;
@@ -194,7 +194,7 @@ async fn a_stream_that_redis_forbids_stops_alone_and_begins_anew_when_it_is_allo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_engines_memory_stays_flat_while_redis_takes_nothing_or_is_away() {
+async fn memory_stays_flat_while_redis_refuses_or_is_down() {
     let mut redis = servers::redis().await;
     let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     let (stage, engine) = Stage::with_process(world, "replicator").await;
@@ -237,7 +237,7 @@ fn documented_permissions(prefix: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_the_permissions_that_the_docs_call_enough_redis_forbids_nothing() {
+async fn documented_redis_permissions_are_sufficient() {
     let redis = servers::redis().await;
     let mut world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
     let admin = world.redis().await;
@@ -319,7 +319,7 @@ async fn under_the_permissions_that_the_docs_call_enough_redis_forbids_nothing()
     office
         .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'bob'")
         .await;
-    eventually("whoever is disabled is out", || async {
+    eventually("the disabled user is refused", || async {
         (office.bob.get("/api/users").await.status == 401).then_some(())
     })
     .await;

@@ -23,7 +23,7 @@ fn rule(table: &str, to: &[&str], when: When) -> Rule {
     }
 }
 
-fn told(entries: &[Entry], table: &str) -> Vec<(String, String)> {
+fn delivered(entries: &[Entry], table: &str) -> Vec<(String, String)> {
     let of_table = entries.iter().filter(|entry| entry.field("table") == table);
     of_table
         .map(|entry| {
@@ -43,7 +43,7 @@ fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn an_own_table_feeds_the_users_that_its_columns_name() {
+async fn own_table_rule_delivers_to_users_in_its_columns() {
     let own = |config: &mut Config| {
         config.routes = vec![rule("orders", &["customer", "courier"], When::default())];
     };
@@ -67,7 +67,7 @@ async fn an_own_table_feeds_the_users_that_its_columns_name() {
     stage.sql("UPDATE tenant_acme.orders SET courier = customer").await;
     stage.sql("DELETE FROM tenant_acme.orders").await;
 
-    let inbox = async |user: Uuid| told(&stage.inbox(user).await, "orders");
+    let inbox = async |user: Uuid| delivered(&stage.inbox(user).await, "orders");
     let by_bob = [
         ("insert", "1"),
         ("update", "1"),
@@ -86,7 +86,7 @@ async fn an_own_table_feeds_the_users_that_its_columns_name() {
 }
 
 #[tokio::test]
-async fn a_row_that_gets_its_first_recipient_is_new_to_that_user() {
+async fn row_given_its_first_recipient_is_an_insert_for_that_user() {
     let own = |config: &mut Config| config.routes = vec![rule("tasks", &["assignee"], When::default())];
     let stage = Stage::with(own).await;
     let joe = stage.joe;
@@ -99,14 +99,14 @@ async fn a_row_that_gets_its_first_recipient_is_new_to_that_user() {
         .await;
     stage.sql("UPDATE tenant_acme.tasks SET assignee = NULL").await;
     assert_eq!(
-        told(&stage.inbox(joe).await, "tasks"),
+        delivered(&stage.inbox(joe).await, "tasks"),
         pairs(&[("insert", "1"), ("delete", "1")])
     );
     stage.stop().await;
 }
 
 #[tokio::test]
-async fn a_rule_with_conditions_tells_of_rows_that_come_into_it_and_leave_it() {
+async fn conditional_rule_delivers_rows_that_enter_and_leave_it() {
     let own = |config: &mut Config| {
         let published = When {
             equals: [("state".to_owned(), "published".to_owned())].into(),
@@ -148,7 +148,7 @@ async fn a_rule_with_conditions_tells_of_rows_that_come_into_it_and_leave_it() {
              DELETE FROM tenant_acme.alarms"
         ))
         .await;
-    let shared = told(&stage.shared().await, "articles");
+    let shared = delivered(&stage.shared().await, "articles");
     let expected = [
         ("insert", "out"),
         ("update", "out"),
@@ -157,18 +157,18 @@ async fn a_rule_with_conditions_tells_of_rows_that_come_into_it_and_leave_it() {
         ("delete", "draft"),
     ];
     assert_eq!(shared, pairs(&expected));
-    // Whoever has a row must learn that it is somebody else's now, also when that column is not among those watched.
+    // A user who loses a row receives a delete, also when the owner column is not among those watched.
     assert_eq!(
-        told(&stage.inbox(bob).await, "notes"),
+        delivered(&stage.inbox(bob).await, "notes"),
         pairs(&[("insert", "n"), ("update", "n"), ("delete", "n")])
     );
-    assert_eq!(told(&stage.inbox(joe).await, "notes"), pairs(&[("insert", "n")]));
-    assert_eq!(told(&stage.inbox(joe).await, "alarms"), pairs(&[("insert", "a")]));
+    assert_eq!(delivered(&stage.inbox(joe).await, "notes"), pairs(&[("insert", "n")]));
+    assert_eq!(delivered(&stage.inbox(joe).await, "alarms"), pairs(&[("insert", "a")]));
     stage.stop().await;
 }
 
 #[tokio::test]
-async fn what_cannot_be_routed_goes_to_the_quarantine_and_stops_nothing() {
+async fn unroutable_change_is_quarantined_and_replication_continues() {
     let own = |config: &mut Config| {
         config.routes = vec![
             rule("orders", &["customer"], When::default()),
@@ -199,9 +199,9 @@ async fn what_cannot_be_routed_goes_to_the_quarantine_and_stops_nothing() {
              COMMIT"
         ))
         .await;
-    assert_eq!(told(&stage.inbox(joe).await, "orders"), pairs(&[("insert", "2")]));
+    assert_eq!(delivered(&stage.inbox(joe).await, "orders"), pairs(&[("insert", "2")]));
     let beta = world.stream(&world.keys().inbox("beta", &eve.to_string())).await;
-    assert_eq!(told(&beta, "orders"), pairs(&[("insert", "4")]));
+    assert_eq!(delivered(&beta, "orders"), pairs(&[("insert", "4")]));
     assert!(world.stream(&world.keys().quarantine("beta")).await.is_empty());
 
     let quarantine = world.stream(&world.keys().quarantine("acme")).await;
@@ -220,7 +220,7 @@ async fn what_cannot_be_routed_goes_to_the_quarantine_and_stops_nothing() {
 }
 
 #[tokio::test]
-async fn a_stream_that_somebody_has_spoilt_is_stopped_and_the_others_go_on() {
+async fn stream_key_of_wrong_type_stops_alone() {
     let stage = Stage::new().await;
     let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
     stage.world.published().await;
@@ -247,7 +247,7 @@ async fn a_stream_that_somebody_has_spoilt_is_stopped_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn whatever_is_in_the_place_of_a_tenants_quarantine_or_meta_hash_costs_no_new_epoch() {
+async fn quarantine_or_meta_key_of_wrong_type_starts_no_epoch() {
     let own = |config: &mut Config| config.routes = vec![rule("orders", &["customer"], When::default())];
     let stage = Stage::with(own).await;
     let (world, keys) = (&stage.world, stage.world.keys());
@@ -300,7 +300,7 @@ async fn whatever_is_in_the_place_of_a_tenants_quarantine_or_meta_hash_costs_no_
 }
 
 #[tokio::test]
-async fn a_stopped_stream_that_cannot_begin_anew_stays_stopped_however_often_the_engine_starts() {
+async fn stopped_stream_that_cannot_be_recreated_stays_stopped_over_restarts() {
     let mut stage = Stage::new().await;
     stage.world.published().await;
     let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
@@ -349,7 +349,7 @@ async fn a_stopped_stream_that_cannot_begin_anew_stays_stopped_however_often_the
     assert_eq!(
         (stage.world.stopped_streams().await.len(), resets),
         (0, 1),
-        "now it begins anew"
+        "it is recreated now"
     );
     stage.stop().await;
 }

@@ -13,7 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::http::Api;
 use crate::support::office::Office;
-use crate::support::{PATIENCE, eventually};
+use crate::support::{TIMEOUT, eventually};
 
 /// Streams that are open at once.
 const MANY: usize = 300;
@@ -51,7 +51,7 @@ impl Raw {
                 return Some(text);
             }
             let mut bytes = [0; 16 * 1024];
-            let reading = tokio::time::timeout(PATIENCE, self.stream.read(&mut bytes));
+            let reading = tokio::time::timeout(TIMEOUT, self.stream.read(&mut bytes));
             match reading.await.unwrap_or_else(|_| panic!("{end:?} did not come")) {
                 Ok(0) | Err(_) => return None,
                 Ok(count) => self.read.push_str(std::str::from_utf8(&bytes[..count]).unwrap()),
@@ -73,7 +73,7 @@ impl Raw {
     async fn end(mut self) -> String {
         let mut rest = Vec::new();
         let reading = self.stream.read_to_end(&mut rest);
-        let _reset = tokio::time::timeout(PATIENCE, reading)
+        let _reset = tokio::time::timeout(TIMEOUT, reading)
             .await
             .expect("the connection ends");
         self.read + std::str::from_utf8(&rest).unwrap()
@@ -107,7 +107,7 @@ fn get(phone: &Api) -> String {
 }
 
 #[tokio::test]
-async fn a_bare_socket_and_an_http2_stream_are_told_the_same() {
+async fn upgraded_socket_and_http2_stream_receive_the_same_events() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut raw = Raw::connect(phone.address(), &get(&phone)).await;
@@ -152,7 +152,7 @@ async fn a_bare_socket_and_an_http2_stream_are_told_the_same() {
         by_socket.push(raw.event("message").await);
     }
     while by_stream.len() < sent.len() {
-        let frame = tokio::time::timeout(PATIENCE, body.frame()).await.unwrap().unwrap();
+        let frame = tokio::time::timeout(TIMEOUT, body.frame()).await.unwrap().unwrap();
         text.push_str(std::str::from_utf8(frame.unwrap().data_ref().unwrap()).unwrap());
         while let Some((block, rest)) = text.split_once("\n\n") {
             by_stream.extend(parse(block, "message"));
@@ -160,16 +160,16 @@ async fn a_bare_socket_and_an_http2_stream_are_told_the_same() {
         }
     }
     assert_eq!(by_socket, by_stream);
-    let told: HashSet<String> = by_socket
+    let received: HashSet<String> = by_socket
         .iter()
         .map(|(_, data)| data["message_id"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(told, sent);
+    assert_eq!(received, sent);
     office.close().await;
 }
 
 #[tokio::test]
-async fn a_stream_can_be_asked_for_behind_other_requests_and_whatever_its_client_sends() {
+async fn event_stream_after_pipelined_requests_ignores_client_bytes() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     // Three requests in one breath, the last of them for the stream.
@@ -201,7 +201,7 @@ async fn a_stream_can_be_asked_for_behind_other_requests_and_whatever_its_client
     // Who closes the sending side has gone.
     raw.stream.shutdown().await.unwrap();
     assert!(!raw.end().await.contains("HTTP/1.1"));
-    eventually("nobody is told any more", || async {
+    eventually("the stream has no subscriber any more", || async {
         (metric(&office.anybody, "posduif_subscribers").await == 0.0).then_some(())
     })
     .await;
@@ -216,7 +216,7 @@ async fn a_stream_can_be_asked_for_behind_other_requests_and_whatever_its_client
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_cut_and_resumes_without_loss() {
+async fn slow_event_stream_is_closed_and_resumes_without_loss() {
     let office = Office::with(|config| {
         config.live.write_timeout_seconds = 1;
         config.live.queue_events_max = 16;
@@ -247,21 +247,21 @@ async fn a_slow_reader_is_cut_and_resumes_without_loss() {
         (subscribers().await == 0.0).then_some(())
     })
     .await;
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     let mut last = None;
     while let Some(block) = raw.until_or_end("\n\n").await {
         if let Some((id, data)) = parse(&block, "parcel") {
-            told.push(data["data"]["n"].as_u64().unwrap());
+            received.push(data["data"]["n"].as_u64().unwrap());
             last = id;
         }
     }
-    assert!(told.len() < sent, "what was written before it was cut is not all");
+    assert!(received.len() < sent, "what was written before it was cut is not all");
     let last = last.expect("an event came");
     let mut resumed = phone.with("last-event-id", &last).events("/sse/mobile/phone").await;
-    while told.len() < sent {
-        told.push(resumed.expect("parcel").await.data["data"]["n"].as_u64().unwrap());
+    while received.len() < sent {
+        received.push(resumed.expect("parcel").await.data["data"]["n"].as_u64().unwrap());
     }
-    assert_eq!(told, (0..sent as u64).collect::<Vec<_>>());
+    assert_eq!(received, (0..sent as u64).collect::<Vec<_>>());
     office.close().await;
 }
 
@@ -325,7 +325,7 @@ fn statements_in(time: Duration) -> f64 {
 }
 
 #[tokio::test]
-async fn many_streams_are_told_together_and_come_back_together_at_the_price_of_a_few_statements() {
+async fn many_streams_reconnect_together_with_few_statements() {
     let office = Office::with(|config| {
         config.live.heartbeat_seconds = 1;
         // On a busy machine the last of them may be connected long after the first.
@@ -417,7 +417,7 @@ async fn many_streams_are_told_together_and_come_back_together_at_the_price_of_a
 }
 
 #[tokio::test]
-async fn streams_count_among_the_connections_that_there_may_be() {
+async fn event_streams_count_toward_the_connection_limit() {
     let office = Office::with(|config| config.server.connections_max = 3).await;
     let phone = office.phone("phone").await;
     // The clients of tests keep their connections, which are among the three.

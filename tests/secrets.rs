@@ -15,7 +15,7 @@ fn text(answer: &Value, field: &str) -> String {
 }
 
 #[tokio::test]
-async fn passwords_tokens_and_texts_are_in_no_log() {
+async fn passwords_tokens_and_content_are_not_logged() {
     const WRONG: &str = "a wrong password that somebody typed";
     const TEXT: &str = "what bob has to say to joe";
     let mut world = World::new().await;

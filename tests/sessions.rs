@@ -65,7 +65,7 @@ async fn let_retry_end(office: &Office, session: &str) {
 }
 
 #[tokio::test]
-async fn a_refresh_goes_on_where_the_login_began() {
+async fn refresh_continues_the_session_of_the_login() {
     let office = Office::open().await;
     let first = log_in(&office, "bob").await;
     let second = refresh(&office.anybody, &first["refresh_token"]).await.expect(200);
@@ -84,7 +84,7 @@ async fn a_refresh_goes_on_where_the_login_began() {
 }
 
 #[tokio::test]
-async fn a_mobile_user_with_a_password_has_a_session_like_any_other() {
+async fn mobile_user_with_password_has_an_ordinary_session() {
     let office = Office::open().await;
     let joe = log_in(&office, "joe").await;
     let joe = refresh(&office.anybody, &joe["refresh_token"]).await.expect(200);
@@ -100,7 +100,7 @@ async fn a_mobile_user_with_a_password_has_a_session_like_any_other() {
 }
 
 #[tokio::test]
-async fn a_refresh_whose_answer_was_lost_is_repeated_with_the_same_result() {
+async fn refresh_repeated_after_lost_response_gives_the_same_result() {
     let office = Office::open().await;
     let first = log_in(&office, "bob").await;
     let lost = refresh(&office.anybody, &first["refresh_token"]).await.expect(200);
@@ -114,7 +114,7 @@ async fn a_refresh_whose_answer_was_lost_is_repeated_with_the_same_result() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_used_again_later_ends_its_session_and_no_other() {
+async fn reused_refresh_token_ends_its_session_only() {
     let office = Office::open().await;
     let other = log_in(&office, "bob").await;
     let first = log_in(&office, "bob").await;
@@ -129,7 +129,7 @@ async fn a_token_that_is_used_again_later_ends_its_session_and_no_other() {
 }
 
 #[tokio::test]
-async fn refreshes_at_once_with_one_token_never_make_two_chains() {
+async fn concurrent_refreshes_of_one_token_make_one_chain() {
     let office = Office::open().await;
     let mut token = log_in(&office, "bob").await["refresh_token"].clone();
     for _ in 0..5 {
@@ -146,7 +146,7 @@ async fn refreshes_at_once_with_one_token_never_make_two_chains() {
 }
 
 #[tokio::test]
-async fn a_text_that_is_no_token_of_the_session_harms_nobody() {
+async fn invalid_refresh_token_ends_no_session() {
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     let office = Office::open().await;
@@ -169,7 +169,7 @@ async fn a_text_that_is_no_token_of_the_session_harms_nobody() {
 }
 
 #[tokio::test]
-async fn redis_holds_no_token_and_every_session_ends_by_itself() {
+async fn session_keys_in_redis_hold_no_token_and_expire() {
     let office = Office::open().await;
     let first = log_in(&office, "bob").await;
     let second = refresh(&office.anybody, &first["refresh_token"]).await.expect(200);
@@ -190,7 +190,7 @@ async fn redis_holds_no_token_and_every_session_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn sessions_are_listed_with_their_clients_and_the_own_one_marked() {
+async fn sessions_list_has_clients_and_marks_the_current_one() {
     let office = Office::with(|config| {
         config.server.trusted_proxies = vec![String::from("127.0.0.1").try_into().unwrap()];
     })
@@ -238,7 +238,7 @@ async fn sessions_are_listed_with_their_clients_and_the_own_one_marked() {
 }
 
 #[tokio::test]
-async fn a_session_that_has_expired_leaves_the_list_when_somebody_looks() {
+async fn expired_session_is_removed_from_the_list_on_read() {
     let office = Office::open().await;
     let gone = session_of(&log_in(&office, "bob").await);
     let index = office.world.keys().account_sessions(office.bob_id);
@@ -251,7 +251,7 @@ async fn a_session_that_has_expired_leaves_the_list_when_somebody_looks() {
 }
 
 #[tokio::test]
-async fn a_user_has_so_many_sessions_and_no_more() {
+async fn sessions_per_user_are_limited() {
     let office = Office::with(|config| config.auth.sessions_max = 3).await;
     let mut logins = Vec::new();
     for _ in 0..4 {
@@ -266,7 +266,7 @@ async fn a_user_has_so_many_sessions_and_no_more() {
 }
 
 #[tokio::test]
-async fn one_session_can_be_ended_or_all_others() {
+async fn one_session_or_all_others_can_be_ended() {
     let office = Office::open().await;
     let logins = [log_in(&office, "bob").await, log_in(&office, "bob").await];
     let path = format!("/api/auth/sessions/{}", session_of(&logins[0]));
@@ -301,7 +301,7 @@ async fn one_session_can_be_ended_or_all_others() {
 }
 
 #[tokio::test]
-async fn another_tenants_user_with_the_same_id_sees_and_ends_none_of_them() {
+async fn sessions_are_isolated_between_tenants_with_equal_user_ids() {
     let office = Office::open().await;
     office.world.tenant("globex").await;
     // As when a tenant is made from a copy of another.
@@ -325,7 +325,7 @@ async fn another_tenants_user_with_the_same_id_sees_and_ends_none_of_them() {
 }
 
 #[tokio::test]
-async fn ending_a_session_ends_its_stream_on_every_node_and_no_other_stream() {
+async fn ended_session_closes_its_own_streams_on_every_node() {
     // Nodes look for themselves once a heartbeat, which is too late here: the word of it must reach them.
     let office = Office::with(|config| config.live.heartbeat_seconds = 60).await;
     let second = office.world.engine(Role::Api).await;
@@ -355,7 +355,7 @@ async fn ending_a_session_ends_its_stream_on_every_node_and_no_other_stream() {
 }
 
 #[tokio::test]
-async fn a_stream_whose_node_missed_the_word_of_its_sessions_end_ends_with_a_heartbeat() {
+async fn stream_that_missed_its_sessions_end_closes_at_a_heartbeat() {
     let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let login = log_in(&office, "bob").await;
     let mut stream = as_user(&office, &login)
@@ -370,7 +370,7 @@ async fn a_stream_whose_node_missed_the_word_of_its_sessions_end_ends_with_a_hea
 }
 
 #[tokio::test]
-async fn the_access_token_of_an_ended_session_opens_nothing_any_more_on_any_node() {
+async fn access_token_of_an_ended_session_is_refused_on_every_node() {
     let office = Office::open().await;
     let second = office.world.engine(Role::Api).await;
     let here = as_user(&office, &log_in(&office, "bob").await);
@@ -417,7 +417,7 @@ async fn the_access_token_of_an_ended_session_opens_nothing_any_more_on_any_node
 }
 
 #[tokio::test]
-async fn no_token_does_what_another_kind_of_token_is_for() {
+async fn token_of_one_kind_is_refused_for_another() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let login = log_in(&office, "bob").await;
@@ -462,7 +462,7 @@ async fn no_token_does_what_another_kind_of_token_is_for() {
 }
 
 #[tokio::test]
-async fn a_user_who_is_disabled_or_deleted_has_no_sessions_any_more() {
+async fn disabled_or_deleted_user_loses_all_sessions() {
     let office = Office::open().await;
     for (username, statement) in [
         (
@@ -497,7 +497,7 @@ async fn a_user_who_is_disabled_or_deleted_has_no_sessions_any_more() {
 }
 
 #[tokio::test]
-async fn the_user_of_a_dropped_tenant_is_not_let_in_again() {
+async fn user_of_a_dropped_tenant_is_refused() {
     let office = Office::open().await;
     office.world.tenant("globex").await;
     office.world.user("globex", "eve", UserType::Web).await;
@@ -511,7 +511,7 @@ async fn the_user_of_a_dropped_tenant_is_not_let_in_again() {
 }
 
 #[tokio::test]
-async fn without_redis_requests_go_on_and_sessions_wait() {
+async fn redis_outage_keeps_requests_working_and_session_routes_return_503() {
     let mut world = World::new().await;
     let proxy = Proxy::before(world.config.redis.url.expose()).await;
     let direct = world.config.redis.url.clone();
@@ -550,7 +550,7 @@ async fn without_redis_requests_go_on_and_sessions_wait() {
 }
 
 #[tokio::test]
-async fn whoever_registers_is_logged_in_at_once_where_registration_is_open() {
+async fn open_registration_logs_the_new_user_in() {
     let office = Office::open().await;
     let register = async |body: Value| office.anybody.post("/api/auth/register", &body).await;
     let ann = json!({"username": "Ann", "email": "ann@example.com", "password": PASSWORD});
@@ -598,7 +598,7 @@ async fn whoever_registers_is_logged_in_at_once_where_registration_is_open() {
 }
 
 #[tokio::test]
-async fn an_operator_can_open_registration_everywhere() {
+async fn registration_can_be_opened_for_all_tenants() {
     let office = Office::with(|config| config.auth.registration_open = true).await;
     let body = json!({"tenant": "acme", "username": "ann", "password": PASSWORD});
     let ann = office.anybody.post("/api/auth/register", &body).await.expect(201);
@@ -610,7 +610,7 @@ async fn an_operator_can_open_registration_everywhere() {
 }
 
 #[tokio::test]
-async fn tokens_of_a_former_secret_open_doors_as_long_as_the_operator_keeps_it() {
+async fn tokens_of_a_previous_secret_are_valid_while_it_is_configured() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let (_, cursor) = phone.sync(None).await;
@@ -626,7 +626,7 @@ async fn tokens_of_a_former_secret_open_doors_as_long_as_the_operator_keeps_it()
     let bob = as_user(&office, &login);
     assert_refused(&bob.at(&without.api()).get("/api/messages").await, 401, "UNAUTHORIZED");
     bob.at(&with.api()).get("/api/messages").await.expect(200);
-    // No device begins anew for that.
+    // No device resynchronizes for that.
     let path = format!("/api/sync/incoming?cursor={cursor}");
     assert_refused(&phone.at(&without.api()).get(&path).await, 400, "INVALID_CURSOR");
     assert_eq!(phone.at(&with.api()).get(&path).await.expect(200)["reset"], false);

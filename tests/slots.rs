@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::support::command::{posduif_in, posduif_says};
 use crate::support::servers::{self, Own};
-use crate::support::{PATIENCE, World, eventually, send_signal};
+use crate::support::{TIMEOUT, World, eventually, send_signal};
 
 /// A Postgres where a slot may keep 64 MB of WAL, and a world on it.
 async fn bounded() -> (World, Own<posduif::dev::PrivatePostgres>) {
@@ -41,7 +41,7 @@ fn named<'a>(slots: &'a Value, name: &str) -> &'a Value {
 }
 
 #[tokio::test]
-async fn of_two_slots_the_abandoned_one_is_named_with_its_cost_its_end_and_the_way_out() {
+async fn abandoned_slot_is_listed_with_retained_wal_and_remedy() {
     let (world, _postgres) = bounded().await;
     let ours = world.config.replication.slot.clone();
     let engine = world.engine(Role::Replicator).await;
@@ -101,7 +101,7 @@ async fn of_two_slots_the_abandoned_one_is_named_with_its_cost_its_end_and_the_w
 
     let (shown, ()) = tokio::join!(posduif_says(&world, "slot list"), write_wal(&world, 2));
     let shown = shown.text();
-    for told in [
+    for expected in [
         "SLOT",
         "abandoned",
         "safe to drop",
@@ -111,7 +111,7 @@ async fn of_two_slots_the_abandoned_one_is_named_with_its_cost_its_end_and_the_w
         "is lost in",
         "run `posduif slot drop abandoned --yes`",
     ] {
-        assert!(shown.contains(told), "{told}: {shown}");
+        assert!(shown.contains(expected), "{expected}: {shown}");
     }
     assert!(!shown.contains('\u{1b}'), "no colours but on a terminal: {shown}");
 
@@ -137,7 +137,7 @@ async fn of_two_slots_the_abandoned_one_is_named_with_its_cost_its_end_and_the_w
 }
 
 #[tokio::test]
-async fn a_lost_slot_says_what_to_run_and_an_engine_makes_its_own_anew() {
+async fn lost_slot_shows_a_remedy_and_the_engine_recreates_its_own() {
     let (world, _postgres) = bounded().await;
     let ours = world.config.replication.slot.clone();
     let engine = world.engine(Role::Replicator).await;
@@ -183,7 +183,7 @@ async fn a_lost_slot_says_what_to_run_and_an_engine_makes_its_own_anew() {
 }
 
 #[tokio::test]
-async fn to_move_or_drop_our_slot_costs_a_new_epoch_and_says_so() {
+async fn slot_advance_or_drop_warns_of_and_starts_a_new_epoch() {
     let world = World::new().await;
     let ours = world.config.replication.slot.clone();
     let engine = world.engine(Role::Replicator).await;
@@ -192,18 +192,18 @@ async fn to_move_or_drop_our_slot_costs_a_new_epoch_and_says_so() {
     engine.stop().await;
     world.user("acme", "missed", UserType::Mobile).await;
     let shown = posduif_says(&world, "slot show --sample 0.1").await.text();
-    for told in [
+    for expected in [
         &*ours,
         "this system",
         "no engine reads it",
         "posduif serve",
         "no checkpoint: first start",
     ] {
-        assert!(shown.contains(told), "{told}: {shown}");
+        assert!(shown.contains(expected), "{expected}: {shown}");
     }
     let asked = posduif_says(&world, &format!("slot advance {ours}")).await.complaint(1);
-    for told in ["would be lost", "new epoch", "--yes"] {
-        assert!(asked.contains(told), "{told}: {asked}");
+    for expected in ["would be lost", "new epoch", "--yes"] {
+        assert!(asked.contains(expected), "{expected}: {asked}");
     }
     let back = posduif_says(&world, &format!("slot advance {ours} --to 0/1 --yes"))
         .await
@@ -228,7 +228,7 @@ async fn to_move_or_drop_our_slot_costs_a_new_epoch_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_slot_is_made_behind_its_publication_and_watched_until_ctrl_c() {
+async fn slot_create_makes_publication_first_and_watch_ends_at_ctrl_c() {
     let world = World::new().await;
     let ours = world.config.replication.slot.clone();
     posduif_says(&world, "slot create").await.text();
@@ -256,19 +256,19 @@ async fn a_slot_is_made_behind_its_publication_and_watched_until_ctrl_c() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
-    let first = tokio::time::timeout(PATIENCE, lines.next_line())
+    let first = tokio::time::timeout(TIMEOUT, lines.next_line())
         .await
         .unwrap()
         .unwrap()
         .unwrap();
     assert!(first.starts_with("SLOT"), "{first}");
     send_signal(watching.id().unwrap(), Signal::SIGINT);
-    let ended = tokio::time::timeout(PATIENCE, watching.wait()).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(TIMEOUT, watching.wait()).await.unwrap().unwrap();
     assert_eq!(ended.code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_is_no_failure() {
+async fn closed_output_pipe_is_no_failure() {
     let world = World::new().await;
     posduif_says(&world, "slot create").await.text();
     for arguments in [
@@ -284,7 +284,7 @@ async fn a_reader_that_goes_away_is_no_failure() {
             .spawn()
             .unwrap();
         drop(child.stdout.take());
-        let output = tokio::time::timeout(PATIENCE, child.wait_with_output())
+        let output = tokio::time::timeout(TIMEOUT, child.wait_with_output())
             .await
             .unwrap()
             .unwrap();
@@ -308,7 +308,7 @@ async fn managed(world: &mut World) {
 }
 
 #[tokio::test]
-async fn what_a_publication_by_tables_lacks_is_named_and_added_by_sync() {
+async fn publication_sync_lists_and_adds_missing_tables() {
     let postgres = servers::postgres().await;
     let redis = std::env::var("REDIS_URL").expect("run ./scripts/test");
     let mut world = World::on(&postgres.server.url(), &redis).await;
@@ -342,13 +342,13 @@ async fn what_a_publication_by_tables_lacks_is_named_and_added_by_sync() {
     );
     assert_eq!(lacking["complete"], false);
     let shown = posduif_says(&world, "publication show").await.text();
-    for told in [
+    for expected in [
         "MISSING",
         "listed tables",
         "1 table missing, 2 tables without the required replica identity",
         "posduif publication sync",
     ] {
-        assert!(shown.contains(told), "{told}: {shown}");
+        assert!(shown.contains(expected), "{expected}: {shown}");
     }
     let synced = posduif_says(&world, "publication sync --json").await.json();
     assert_eq!(
@@ -360,7 +360,7 @@ async fn what_a_publication_by_tables_lacks_is_named_and_added_by_sync() {
 }
 
 #[tokio::test]
-async fn a_slot_is_made_however_long_transactions_are_open_that_it_must_wait_for() {
+async fn slot_creation_waits_for_open_transactions_beyond_lock_timeout() {
     let postgres = servers::postgres().await;
     let redis = std::env::var("REDIS_URL").expect("run ./scripts/test");
     let mut world = World::on(&postgres.server.url(), &redis).await;

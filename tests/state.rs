@@ -105,7 +105,7 @@ fn shown(states: &[Value]) -> Vec<(&str, &str, i64)> {
 }
 
 #[tokio::test]
-async fn a_state_is_made_read_changed_and_deleted_and_its_versions_go_on() {
+async fn state_create_read_update_delete_keep_versions_growing() {
     let office = Office::open().await;
     let laptop = device(&office, "laptop").await;
     let made = create(&laptop, "settings", "one").await;
@@ -144,9 +144,9 @@ async fn a_state_is_made_read_changed_and_deleted_and_its_versions_go_on() {
         3,
         true,
     );
-    let anew = create(&laptop, "settings", "three").await.expect(201);
-    assert_eq!(anew["version"], 4);
-    assert_ne!(anew["created_at"], made["created_at"]);
+    let recreated = create(&laptop, "settings", "three").await.expect(201);
+    assert_eq!(recreated["version"], 4);
+    assert_ne!(recreated["created_at"], made["created_at"]);
     // Who knows of the deletion may also write upon that.
     assert_eq!(delete(&laptop, "settings", 4).await.status, 204);
     assert_eq!(delete(&laptop, "settings", 5).await.status, 404);
@@ -155,7 +155,7 @@ async fn a_state_is_made_read_changed_and_deleted_and_its_versions_go_on() {
 }
 
 #[tokio::test]
-async fn of_two_devices_that_edit_a_key_one_wins_the_other_learns_the_version_and_both_converge() {
+async fn state_edited_by_two_devices_conflicts_once_and_converges() {
     let office = Office::open().await;
     let (laptop, phone) = (device(&office, "laptop").await, office.phone("phone").await);
     create(&laptop, "notes", "base").await.expect(201);
@@ -184,7 +184,7 @@ async fn of_two_devices_that_edit_a_key_one_wins_the_other_learns_the_version_an
 }
 
 #[tokio::test]
-async fn a_write_whose_answer_was_lost_is_done_once_however_often_it_is_sent() {
+async fn state_write_repeated_after_lost_response_applies_once() {
     let office = Office::open().await;
     let (laptop, phone) = (device(&office, "laptop").await, office.phone("phone").await);
     let many = async |sent: &(dyn Fn(Api) -> std::pin::Pin<Box<dyn Future<Output = Answer> + Send>> + Sync)| {
@@ -256,7 +256,7 @@ async fn a_write_whose_answer_was_lost_is_done_once_however_often_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_write_says_what_it_is_made_upon_or_is_refused() {
+async fn state_write_without_precondition_is_refused() {
     let office = Office::with(|config| {
         config.state.bytes_max = 100;
         config.state.nonce_bytes_max = 24;
@@ -347,7 +347,7 @@ async fn a_write_says_what_it_is_made_upon_or_is_refused() {
 }
 
 #[tokio::test]
-async fn a_batch_is_done_whole_or_not_at_all() {
+async fn state_batch_is_atomic() {
     let office = Office::with(|config| {
         config.state.keys_max = 4;
         config.state.batch_items_max = 3;
@@ -433,7 +433,7 @@ async fn a_batch_is_done_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn batches_that_cross_neither_lock_each_other_out_nor_mix() {
+async fn state_batches_that_overlap_neither_deadlock_nor_interleave() {
     let office = Office::open().await;
     let devices = join_all((0..4).map(async |n| device(&office, &format!("device-{n}")).await)).await;
     let items = |order: &[&str], versions: &BTreeMap<String, i64>, by: usize, round: usize| -> Vec<Value> {
@@ -486,7 +486,7 @@ async fn batches_that_cross_neither_lock_each_other_out_nor_mix() {
 }
 
 #[tokio::test]
-async fn what_changed_comes_by_cursor_in_commit_order_with_its_device_and_kind() {
+async fn state_changes_by_cursor_are_in_commit_order_with_device_and_kind() {
     let office = Office::open().await;
     let (laptop, phone) = (device(&office, "laptop").await, office.phone("phone").await);
     for n in 0..5 {
@@ -508,7 +508,7 @@ async fn what_changed_comes_by_cursor_in_commit_order_with_its_device_and_kind()
     office.send("something else in the inbox").await;
     put(&laptop, "new", 1, "two").await.expect(200);
     delete(&phone, "old-0", 1).await;
-    create(&phone, "old-0", "anew").await.expect(201);
+    create(&phone, "old-0", "again").await.expect(201);
     office
         .sql("UPDATE tenant_acme.encrypted_states SET nonce = 'psql' WHERE key = 'new'")
         .await;
@@ -571,22 +571,22 @@ async fn what_changed_comes_by_cursor_in_commit_order_with_its_device_and_kind()
         (&json!(true), 1)
     );
 
-    // History begins anew: so does the list, also in its middle.
+    // A new epoch restarts the list, also in its middle.
     let database = office.world.database().await;
     tenants::resync(&database, "acme").await.unwrap();
-    let anew = eventually("the streams have begun anew", || async {
+    let recreated = eventually("the streams are recreated", || async {
         let answer = laptop.get(&format!("/api/state?cursor={end}")).await.expect(200);
         (answer["reset"] == true).then_some(answer)
     })
     .await;
-    assert_eq!(anew["states"].as_array().unwrap().len(), 5);
+    assert_eq!(recreated["states"].as_array().unwrap().len(), 5);
     let path = format!("/api/state?limit=1&cursor={}", page["cursor"].as_str().unwrap());
     assert_eq!(phone.get(&path).await.expect(200)["reset"], true);
     office.close().await;
 }
 
 #[tokio::test]
-async fn all_streams_of_a_user_hear_of_a_change_and_see_whose_it_was() {
+async fn state_change_reaches_all_streams_of_the_user_with_its_device() {
     let office = Office::open().await;
     let laptop = device_of(&office, "bob", "laptop").await;
     office.bob.enroll("bobs", Some(&office.bob_id.to_string())).await;
@@ -636,7 +636,7 @@ async fn all_streams_of_a_user_hear_of_a_change_and_see_whose_it_was() {
 }
 
 #[tokio::test]
-async fn a_devices_sync_brings_states_as_they_are_and_as_they_go() {
+async fn device_sync_delivers_current_and_deleted_states() {
     let office = Office::open().await;
     let (laptop, phone) = (device(&office, "laptop").await, office.phone("phone").await);
     create(&laptop, "kept", "one").await.expect(201);
@@ -675,7 +675,7 @@ async fn a_devices_sync_brings_states_as_they_are_and_as_they_go() {
 }
 
 #[tokio::test]
-async fn versions_never_come_again_also_when_the_last_trace_of_a_key_has_gone() {
+async fn state_versions_are_not_reused_after_a_key_is_purged() {
     let office = Office::with(|config| config.state.keys_max = 2).await;
     let joe = device(&office, "laptop").await;
     create(&joe, "first", "x").await.expect(201);
@@ -694,10 +694,10 @@ async fn versions_never_come_again_also_when_the_last_trace_of_a_key_has_gone() 
         2,
         "traces are bounded"
     );
-    let anew = create(&joe, "first", "z").await.expect(201);
-    assert!(anew["version"].as_i64().unwrap() > 3, "{anew}");
+    let recreated = create(&joe, "first", "z").await.expect(201);
+    assert!(recreated["version"].as_i64().unwrap() > 3, "{recreated}");
     // By psql, too, a change is a new version.
-    let version = anew["version"].as_i64().unwrap();
+    let version = recreated["version"].as_i64().unwrap();
     office
         .sql("UPDATE tenant_acme.encrypted_states SET state = 'psql' WHERE key = 'first'")
         .await;
@@ -706,7 +706,7 @@ async fn versions_never_come_again_also_when_the_last_trace_of_a_key_has_gone() 
 }
 
 #[tokio::test]
-async fn nobody_reaches_anothers_state_and_who_may_not_act_writes_none() {
+async fn state_of_other_users_is_unreachable_and_disabled_users_cannot_write() {
     let office = Office::open().await;
     let joe = device(&office, "laptop").await;
     create(&joe, "k", "joes").await.expect(201);
@@ -748,7 +748,7 @@ fn encrypt(plain: &str, pad: u8) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn nothing_here_shows_what_a_state_says_and_no_log_holds_its_bytes() {
+async fn state_content_is_not_in_events_or_logs() {
     let mut world = World::new().await;
     world.config.replication.heartbeat_interval_ms = 100;
     let folder = tempfile_folder();
@@ -948,8 +948,8 @@ impl Editor {
                 0..2 => drop(send().await),
                 // The connection is, at some moment.
                 2 => {
-                    let patience = std::time::Duration::from_micros(self.random.below(4000) as u64);
-                    let _lost = tokio::time::timeout(patience, send()).await;
+                    let timeout = std::time::Duration::from_micros(self.random.below(4000) as u64);
+                    let _lost = tokio::time::timeout(timeout, send()).await;
                 }
                 _ => return (send().await, may_be_done),
             }
@@ -975,7 +975,7 @@ impl Editor {
                 204 => base + 1,
                 _ => answer.json()["version"].as_i64().unwrap(),
             };
-            // Made anew, a key may have been made and deleted by others in between.
+            // A recreated key may have been created and deleted by others in between.
             assert!(
                 version == base + 1 || (!is_there && version > base),
                 "{key} {base} {version}"
@@ -993,7 +993,7 @@ impl Editor {
         let started = std::time::Instant::now();
         while self.known.get(key).is_none_or(|(version, _)| *version < current) {
             assert!(
-                started.elapsed() < crate::support::PATIENCE,
+                started.elapsed() < crate::support::TIMEOUT,
                 "the change comes by the cursor"
             );
             since.extend(self.catch_up().await);
@@ -1015,7 +1015,7 @@ impl Editor {
 
 /// One story: `POSDUIF_STATE_EDITS=10000 POSDUIF_STATE_SEED=7` tells a longer one, or another.
 #[tokio::test]
-async fn devices_that_lose_answers_end_with_the_same_bytes_lose_no_update_and_never_contend_with_themselves() {
+async fn state_devices_with_lost_responses_converge_without_lost_updates() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let edits = number("POSDUIF_STATE_EDITS").unwrap_or(EDITS as u64);
     let seed = number("POSDUIF_STATE_SEED").unwrap_or(1);

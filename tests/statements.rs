@@ -45,7 +45,7 @@ async fn ask(database: &Database, tenant: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_thousand_tenants_leave_no_more_prepared_statements_than_the_bound() {
+async fn prepared_statements_stay_bounded_over_a_thousand_tenants() {
     let world = World::new().await;
     world
         .psql()
@@ -81,7 +81,7 @@ async fn a_thousand_tenants_leave_no_more_prepared_statements_than_the_bound() {
 }
 
 #[tokio::test]
-async fn a_statement_whose_table_or_session_has_changed_is_asked_anew() {
+async fn prepared_statement_is_prepared_again_after_table_or_session_change() {
     let world = World::new().await;
     let psql = world.psql().await;
     psql.batch_execute(
@@ -116,7 +116,7 @@ async fn a_statement_whose_table_or_session_has_changed_is_asked_anew() {
 }
 
 #[tokio::test]
-async fn who_waits_too_long_for_a_lock_is_told_so_and_may_come_back() {
+async fn lock_timeout_is_reported_as_retryable() {
     let world = World::new().await;
     let psql = world.psql().await;
     psql.batch_execute("CREATE TABLE waits (id int)").await.unwrap();

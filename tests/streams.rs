@@ -22,7 +22,7 @@ use crate::support::command::{posduif_in, posduif_says as run, run as run_with};
 use crate::support::office::Office;
 use crate::support::running::Running;
 use crate::support::stage::Stage;
-use crate::support::{PATIENCE, World, eventually, servers};
+use crate::support::{TIMEOUT, World, eventually, servers};
 
 /// A file that goes with the test.
 struct File(PathBuf);
@@ -44,7 +44,7 @@ impl Drop for File {
 }
 
 #[tokio::test]
-async fn a_list_shows_each_tenants_streams_and_what_is_wrong_with_them() {
+async fn stream_list_shows_streams_of_each_tenant_and_their_problems() {
     let stage = Stage::new().await;
     let sally = stage.user("sally").await;
     for n in 0..3 {
@@ -116,7 +116,7 @@ async fn a_list_shows_each_tenants_streams_and_what_is_wrong_with_them() {
 }
 
 #[tokio::test]
-async fn a_stream_that_stopped_is_listed_with_its_cause_and_the_way_out() {
+async fn stream_list_shows_cause_and_remedy_of_a_stopped_stream() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let key = stage.world.keys().shared("acme");
@@ -136,7 +136,7 @@ async fn a_stream_that_stopped_is_listed_with_its_cause_and_the_way_out() {
 }
 
 #[tokio::test]
-async fn a_tail_shows_what_psql_writes_within_a_tenth_of_a_second() {
+async fn stream_tail_shows_sql_writes_within_100_ms() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let mut tail = Running::start(&stage.world, "stream tail");
@@ -170,7 +170,7 @@ async fn a_tail_shows_what_psql_writes_within_a_tenth_of_a_second() {
 }
 
 #[tokio::test]
-async fn a_tail_takes_filters_and_begins_where_it_is_told() {
+async fn stream_tail_filters_and_starts_at_a_given_position() {
     let stage = Stage::new().await;
     stage.message(stage.bob, stage.joe, "first").await;
     let before: String = stage
@@ -251,7 +251,7 @@ async fn a_tail_takes_filters_and_begins_where_it_is_told() {
     let store = Store::new(&stage.world.config.redis).unwrap();
     let position = store.view().await.unwrap().position;
     for verb in ["tail --tenant acme --limit 1", "groups create --tenant acme late"] {
-        for (place, told) in [
+        for (place, expected) in [
             ("99999999999999-0", "beyond what is published"),
             ("FFFFFF/0", "beyond what is published"),
             ("2099-01-01T00:00:00Z", "is in the future"),
@@ -259,7 +259,7 @@ async fn a_tail_takes_filters_and_begins_where_it_is_told() {
             let complaint = run(&stage.world, &format!("stream {verb} --from {place}"))
                 .await
                 .complaint(1);
-            assert!(complaint.contains(told), "{complaint}");
+            assert!(complaint.contains(expected), "{complaint}");
             let end = complaint
                 .split("ends at ")
                 .nth(1)
@@ -282,7 +282,7 @@ async fn a_tail_takes_filters_and_begins_where_it_is_told() {
 }
 
 #[tokio::test]
-async fn a_tail_follows_tenants_that_come_meanwhile_and_tells_of_resets_and_gaps() {
+async fn stream_tail_follows_new_tenants_and_reports_resets_and_gaps() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let mut tail = Running::start(&stage.world, "stream tail --json --from start --op insert,reset");
@@ -325,7 +325,7 @@ async fn a_tail_follows_tenants_that_come_meanwhile_and_tells_of_resets_and_gaps
 }
 
 #[tokio::test]
-async fn a_tail_outlives_a_restart_of_redis_and_ends_quietly_when_nobody_reads() {
+async fn stream_tail_survives_redis_restart_and_ends_with_its_reader() {
     let mut own = servers::redis().await;
     let postgres = std::env::var("DATABASE_URL").expect("run ./scripts/test");
     let world = World::on(&postgres, &own.server.url()).await;
@@ -346,13 +346,13 @@ async fn a_tail_outlives_a_restart_of_redis_and_ends_quietly_when_nobody_reads()
     }
     let unread = tail.close_stdout();
     stage.message(stage.bob, stage.joe, "for nobody").await;
-    let (code, errors) = unread.ended(PATIENCE).await;
+    let (code, errors) = unread.ended(TIMEOUT).await;
     assert_eq!((code, errors.as_str()), (Some(0), ""));
     stage.stop().await;
 }
 
 #[tokio::test]
-async fn a_trim_by_hand_says_who_loses_and_makes_them_take_a_snapshot() {
+async fn stream_trim_lists_affected_readers_and_forces_snapshots() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let (_, cursor) = phone.sync(None).await;
@@ -415,7 +415,7 @@ async fn a_trim_by_hand_says_who_loses_and_makes_them_take_a_snapshot() {
 }
 
 #[tokio::test]
-async fn a_trim_point_never_goes_back() {
+async fn stream_trim_point_only_advances() {
     let stage = Stage::new().await;
     for n in 0..4 {
         stage.message(stage.bob, stage.joe, &format!("message {n}")).await;
@@ -450,7 +450,7 @@ async fn a_trim_point_never_goes_back() {
 }
 
 #[tokio::test]
-async fn a_rebuild_makes_lost_and_spoilt_streams_anew_and_every_phone_converges() {
+async fn stream_rebuild_recreates_lost_and_wrong_typed_streams_and_converges() {
     let office = Office::open().await;
     let world = &office.world;
     let sally = world.user("acme", "sally", UserType::Mobile).await;
@@ -479,14 +479,14 @@ async fn a_rebuild_makes_lost_and_spoilt_streams_anew_and_every_phone_converges(
         phone.sync(&http).await.unwrap();
     }
 
-    // One inbox is deleted, one spoilt, `shared` is spoilt too, and one belongs to nobody.
+    // One inbox is deleted, one has the wrong type, as `shared` has, and one belongs to no user.
     let keys = world.keys();
     let inbox = |user: Uuid| keys.inbox("acme", &user.to_string());
     let _: i64 = world
         .ask_redis(&["DEL", &inbox(office.joe_id), &inbox(without_device)])
         .await;
-    let _: () = world.ask_redis(&["SET", &inbox(sally), "spoilt"]).await;
-    let _: () = world.ask_redis(&["SET", &keys.shared("acme"), "spoilt"]).await;
+    let _: () = world.ask_redis(&["SET", &inbox(sally), "a string"]).await;
+    let _: () = world.ask_redis(&["SET", &keys.shared("acme"), "a string"]).await;
     let nobody = Uuid::new_v4();
     let _: String = world.ask_redis(&["XADD", &inbox(nobody), "1-1", "op", "insert"]).await;
     let history: i64 = world.ask_redis(&["XLEN", &keys.changes("acme")]).await;
@@ -554,7 +554,7 @@ async fn a_rebuild_makes_lost_and_spoilt_streams_anew_and_every_phone_converges(
 }
 
 #[tokio::test]
-async fn a_rebuild_takes_away_changes_that_are_ahead_of_the_log() {
+async fn stream_rebuild_removes_entries_ahead_of_the_wal() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let key = stage.world.keys().changes("acme");
@@ -579,7 +579,7 @@ async fn a_rebuild_takes_away_changes_that_are_ahead_of_the_log() {
 }
 
 #[tokio::test]
-async fn a_rebuild_without_an_engine_says_that_none_replicates() {
+async fn stream_rebuild_without_engine_reports_no_replication() {
     let mut stage = Stage::new().await;
     stage.world.published().await;
     stage.engine.take().unwrap().stop().await;
@@ -592,7 +592,7 @@ async fn a_rebuild_without_an_engine_says_that_none_replicates() {
 }
 
 #[tokio::test]
-async fn groups_are_made_shown_and_dropped_with_what_they_have_not_read() {
+async fn consumer_groups_are_created_shown_and_dropped_with_pending_entries() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let world = &stage.world;
@@ -658,7 +658,7 @@ async fn groups_are_made_shown_and_dropped_with_what_they_have_not_read() {
         "{text}"
     );
 
-    // Slower than what is kept: what is gone is told.
+    // Slower than the retention: the gap is reported.
     let complaint = run(world, "stream trim acme/changes --keep 2").await.complaint(1);
     assert!(
         complaint.contains("2 consumer groups") && complaint.contains("late"),
@@ -703,7 +703,7 @@ async fn groups_are_made_shown_and_dropped_with_what_they_have_not_read() {
 }
 
 #[tokio::test]
-async fn a_quarantine_is_listed_shown_and_emptied() {
+async fn quarantine_is_listed_shown_and_purged() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let world = &stage.world;
@@ -774,7 +774,7 @@ async fn quarantined(world: &World) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn what_was_put_aside_is_delivered_once_its_cause_is_mended() {
+async fn quarantined_change_is_delivered_once_after_its_cause_is_fixed() {
     let stage = Stage::with(|config| {
         config.routes = serde_json::from_value(json!([
             {"table": "orders", "to": ["customer"], "event": "order"},
@@ -829,7 +829,7 @@ async fn what_was_put_aside_is_delivered_once_its_cause_is_mended() {
         .await;
     let settled = retry(&format!("{} --json", asides[0].0)).await.json();
     assert_eq!(settled, json!({"tenant": "acme", "settled": 1, "left": []}));
-    let told = async || -> Vec<(String, Value, String)> {
+    let delivered = async || -> Vec<(String, Value, String)> {
         let inbox = stage.inbox(joe).await;
         let rows = inbox
             .iter()
@@ -844,7 +844,7 @@ async fn what_was_put_aside_is_delivered_once_its_cause_is_mended() {
         .collect()
     };
     let late = ("insert".to_owned(), json!(1), "late".to_owned());
-    assert_eq!(told().await, std::slice::from_ref(&late));
+    assert_eq!(delivered().await, std::slice::from_ref(&late));
 
     // One order is mended by hand, which tells of it; the other one goes.
     stage
@@ -853,7 +853,7 @@ async fn what_was_put_aside_is_delivered_once_its_cause_is_mended() {
         ))
         .await;
     let order = ("insert".to_owned(), json!("1"), "order".to_owned());
-    assert_eq!(told().await, [late.clone(), order.clone()]);
+    assert_eq!(delivered().await, [late.clone(), order.clone()]);
     stage
         .sql(
             "CREATE FUNCTION tenant_acme.object() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -869,9 +869,9 @@ async fn what_was_put_aside_is_delivered_once_its_cause_is_mended() {
         ended.stdout
     );
     assert_eq!(
-        told().await,
+        delivered().await,
         [late.clone(), order.clone(), order.clone()],
-        "told again as it is"
+        "delivered again as it is"
     );
 
     // What a row cannot settle, a resync does; what was sent malformed, only its sender.
@@ -914,7 +914,7 @@ const VERBS: [&str; 14] = [
 ];
 
 #[tokio::test]
-async fn every_verb_says_plainly_that_postgres_or_redis_is_away() {
+async fn stream_commands_report_unreachable_postgres_or_redis() {
     let world = World::new().await;
     for verb in VERBS {
         for (name, url, server) in [
@@ -972,7 +972,7 @@ fn consumer(world: &World, name: &str, command: &str) -> Command {
 }
 
 #[tokio::test]
-async fn the_consumer_of_the_docs_gets_everything_once_in_order_also_when_it_dies_in_between() {
+async fn documented_consumer_gets_all_in_order_once_even_when_killed() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let world = &stage.world;
@@ -986,7 +986,7 @@ async fn the_consumer_of_the_docs_gets_everything_once_in_order_also_when_it_die
     stage.message(stage.bob, stage.joe, "first").await;
     world.published().await;
     let mut died = consumer(world, "one", &dying).spawn().unwrap();
-    tokio::time::timeout(PATIENCE, died.wait()).await.unwrap().unwrap();
+    tokio::time::timeout(TIMEOUT, died.wait()).await.unwrap().unwrap();
     // A reset, two users, a message; of these the first has been given.
     let mut running = consumer(world, "one", &take).spawn().unwrap();
     let expect = async |count: usize| -> Vec<Value> {
@@ -1018,7 +1018,7 @@ async fn the_consumer_of_the_docs_gets_everything_once_in_order_also_when_it_die
     })
     .await;
 
-    // The stream is made anew, and its group is gone with it: it begins with the reset.
+    // The stream is recreated, and its group is gone with it: it starts with the reset.
     let key = world.keys().changes("acme");
     let _: i64 = world.ask_redis(&["DEL", &key]).await;
     stage.message(stage.bob, stage.joe, "second").await;
@@ -1033,7 +1033,7 @@ async fn the_consumer_of_the_docs_gets_everything_once_in_order_also_when_it_die
 }
 
 #[tokio::test]
-async fn the_commands_of_the_docs_for_consumers_do_what_they_say() {
+async fn documented_consumer_commands_work() {
     let stage = Stage::new().await;
     stage.message(stage.bob, stage.joe, "first").await;
     stage.world.published().await;
@@ -1070,7 +1070,7 @@ async fn the_commands_of_the_docs_for_consumers_do_what_they_say() {
         .env("REDIS_URL", stage.world.config.redis.url.expose())
         .env("PREFIX", &stage.world.config.redis.prefix)
         .stdin(Stdio::null());
-    let output = tokio::time::timeout(PATIENCE, command.args(["-c", &script]).output())
+    let output = tokio::time::timeout(TIMEOUT, command.args(["-c", &script]).output())
         .await
         .unwrap()
         .unwrap();

@@ -43,7 +43,7 @@ async fn caught_up(office: &Office, phone: &Api) -> String {
 }
 
 #[tokio::test]
-async fn a_first_sync_is_a_snapshot_and_what_follows_is_the_stream() {
+async fn first_sync_is_a_snapshot_followed_by_the_stream() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let before = office.insert(3).await;
@@ -97,7 +97,7 @@ async fn a_first_sync_is_a_snapshot_and_what_follows_is_the_stream() {
 }
 
 #[tokio::test]
-async fn snapshots_and_streams_come_complete_in_pages_of_any_size() {
+async fn snapshot_and_stream_are_complete_at_any_page_size() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut expected = office.insert(7).await;
@@ -153,7 +153,7 @@ async fn snapshots_and_streams_come_complete_in_pages_of_any_size() {
 }
 
 #[tokio::test]
-async fn a_batch_has_the_newest_version_of_each_row_once() {
+async fn batch_has_the_newest_version_of_each_row_once() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let here = caught_up(&office, &phone).await;
@@ -178,7 +178,7 @@ async fn a_batch_has_the_newest_version_of_each_row_once() {
 }
 
 #[tokio::test]
-async fn what_was_taken_back_deleted_or_moved_away_arrives_as_a_delete() {
+async fn row_deleted_or_moved_away_arrives_as_delete() {
     let office = Office::open().await;
     let sally = office.world.user("acme", "sally", UserType::Mobile).await;
     let phone = office.phone("phone").await;
@@ -219,7 +219,7 @@ async fn what_was_taken_back_deleted_or_moved_away_arrives_as_a_delete() {
 }
 
 #[tokio::test]
-async fn a_row_that_went_and_came_again_arrives_as_its_end_and_then_as_a_new_row() {
+async fn row_deleted_and_recreated_arrives_as_delete_then_insert() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let id = office.send("the first life").await;
@@ -230,7 +230,7 @@ async fn a_row_that_went_and_came_again_arrives_as_its_end_and_then_as_a_new_row
         .await
         .expect(200);
     let here = caught_up(&office, &phone).await;
-    // Its versions begin anew, so a phone that keeps the higher one must hear of the end.
+    // Its versions restart at 1, so a phone that holds the higher one must receive the delete.
     let (bob, joe) = (office.bob_id, office.joe_id);
     office
         .sql(&format!(
@@ -241,15 +241,15 @@ async fn a_row_that_went_and_came_again_arrives_as_its_end_and_then_as_a_new_row
         .await;
     office.world.published().await;
     let (pages, _) = phone.sync(Some(&here)).await;
-    let told = |page: &Value| (ids(&page["changes"]), ids(&page["messages"]));
-    assert_eq!(told(&pages[0]), (vec![id.clone()], vec![]));
-    assert_eq!(told(&pages[1]), (vec![], vec![id]));
+    let contents = |page: &Value| (ids(&page["changes"]), ids(&page["messages"]));
+    assert_eq!(contents(&pages[0]), (vec![id.clone()], vec![]));
+    assert_eq!(contents(&pages[1]), (vec![], vec![id]));
     assert_eq!(pages[1]["messages"][0]["version"], 1);
     office.close().await;
 }
 
 #[tokio::test]
-async fn users_that_come_change_and_go_are_told_to_everybody() {
+async fn user_changes_are_delivered_to_every_user() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let sally = office.world.user("acme", "sally", UserType::Mobile).await;
@@ -280,7 +280,7 @@ async fn users_that_come_change_and_go_are_told_to_everybody() {
 }
 
 #[tokio::test]
-async fn rows_of_the_operators_tables_arrive_as_changes_and_as_events() {
+async fn own_table_rows_arrive_as_changes_and_as_events() {
     let rule: Rule = serde_json::from_value(json!({"table": "notes", "to": ["owner"], "event": "note"})).unwrap();
     let office = Office::with(|config| config.routes = vec![rule]).await;
     office.sql("CREATE TABLE tenant_acme.notes (id int PRIMARY KEY, owner uuid, body text); ALTER TABLE tenant_acme.notes REPLICA IDENTITY FULL").await;
@@ -308,7 +308,7 @@ async fn rows_of_the_operators_tables_arrive_as_changes_and_as_events() {
 }
 
 #[tokio::test]
-async fn asking_with_a_cursor_acknowledges_and_tells_the_sender() {
+async fn sync_with_cursor_acknowledges_and_notifies_the_sender() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut bobs_page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
@@ -316,9 +316,9 @@ async fn asking_with_a_cursor_acknowledges_and_tells_the_sender() {
     office.world.published().await;
     let (_, here) = phone.sync(None).await;
     let (_, here) = phone.sync(Some(&here)).await;
-    let told = bobs_page.expect("message_synced").await;
-    assert_eq!(told.data, json!({"type": "message_synced", "message_id": in_snapshot}));
-    assert!(told.id.is_some());
+    let event = bobs_page.expect("message_synced").await;
+    assert_eq!(event.data, json!({"type": "message_synced", "message_id": in_snapshot}));
+    assert!(event.id.is_some());
 
     let in_stream = office.send("in the stream").await;
     office.world.published().await;
@@ -346,7 +346,7 @@ async fn asking_with_a_cursor_acknowledges_and_tells_the_sender() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_comes_again_and_an_acknowledged_row_never() {
+async fn lost_batch_is_sent_again_and_an_acknowledged_row_is_not() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut here = caught_up(&office, &phone).await;
@@ -386,7 +386,7 @@ async fn a_lost_answer_comes_again_and_an_acknowledged_row_never() {
 }
 
 #[tokio::test]
-async fn a_snapshot_whose_answer_was_lost_is_taken_again() {
+async fn snapshot_with_lost_response_is_repeated() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let written = office.insert(5).await;
@@ -408,7 +408,7 @@ async fn a_snapshot_whose_answer_was_lost_is_taken_again() {
 }
 
 #[tokio::test]
-async fn a_given_sync_timestamp_acknowledges_and_any_other_time_only_re_reads() {
+async fn sync_timestamp_of_a_batch_acknowledges_and_other_times_only_re_read() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let [first, second] = [office.send("one").await, office.send("two").await];
@@ -449,7 +449,7 @@ async fn a_given_sync_timestamp_acknowledges_and_any_other_time_only_re_reads() 
 }
 
 #[tokio::test]
-async fn a_cursor_that_is_mangled_or_anothers_is_refused_and_changes_nothing() {
+async fn mangled_or_foreign_cursor_is_refused_without_effect() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let other = office.phone("other").await;
@@ -551,7 +551,7 @@ fn texts(held: &BTreeMap<String, Value>) -> BTreeMap<String, (String, i64)> {
 }
 
 #[tokio::test]
-async fn a_phone_whose_stream_was_lost_or_trimmed_starts_anew_and_ends_with_what_postgres_has() {
+async fn phone_with_lost_or_trimmed_stream_resnapshots_and_converges() {
     let office = Office::with(|config| {
         config.streams.inbox_entries_max = 20;
         config.streams.trim_interval_seconds = 1;
@@ -620,7 +620,7 @@ async fn a_phone_whose_stream_was_lost_or_trimmed_starts_anew_and_ends_with_what
 }
 
 #[tokio::test]
-async fn two_phones_of_one_user_each_go_at_their_own_pace() {
+async fn two_phones_of_one_user_progress_independently() {
     let office = Office::open().await;
     let (fast, slow) = (office.phone("fast").await, office.phone("slow").await);
     let mut fast_here = caught_up(&office, &fast).await;
@@ -658,7 +658,7 @@ async fn two_phones_of_one_user_each_go_at_their_own_pace() {
 }
 
 #[tokio::test]
-async fn an_inbox_lets_go_of_what_all_phones_have_and_keeps_what_the_slowest_lacks() {
+async fn inbox_is_trimmed_to_the_slowest_phone() {
     let office = Office::with(|config| {
         config.streams.trim_interval_seconds = 1;
         config.streams.retention_after_ack_seconds = 0;
@@ -695,7 +695,7 @@ async fn an_inbox_lets_go_of_what_all_phones_have_and_keeps_what_the_slowest_lac
 }
 
 #[tokio::test]
-async fn a_large_answer_is_compressed_when_the_phone_accepts_it() {
+async fn large_batch_is_compressed_when_accepted() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let here = caught_up(&office, &phone).await;
@@ -726,7 +726,7 @@ async fn a_large_answer_is_compressed_when_the_phone_accepts_it() {
 }
 
 #[tokio::test]
-async fn the_status_counts_what_waits_on_both_sides() {
+async fn sync_status_counts_pending_items_of_both_directions() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let status = || async { phone.get("/api/sync/status").await.expect(200) };
@@ -778,7 +778,7 @@ async fn the_status_counts_what_waits_on_both_sides() {
 }
 
 #[tokio::test]
-async fn a_batch_at_or_behind_an_uploads_position_has_what_was_uploaded() {
+async fn batch_at_or_after_an_upload_position_has_the_upload() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut here = caught_up(&office, &phone).await;
@@ -804,7 +804,7 @@ async fn a_batch_at_or_behind_an_uploads_position_has_what_was_uploaded() {
 }
 
 #[tokio::test]
-async fn polling_with_nothing_new_asks_postgres_nothing() {
+async fn idle_poll_sends_no_statement_to_postgres() {
     let office = Office::with(|config| {
         config.sync.metadata_interval_seconds = 3600;
         config.streams.trim_interval_seconds = 3600;
@@ -849,7 +849,7 @@ async fn polling_with_nothing_new_asks_postgres_nothing() {
 }
 
 #[tokio::test]
-async fn what_somebody_inserts_with_psql_is_told_and_comes_with_the_next_batch() {
+async fn row_inserted_by_sql_is_an_event_and_in_the_next_batch() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let here = caught_up(&office, &phone).await;
@@ -868,7 +868,7 @@ async fn what_somebody_inserts_with_psql_is_told_and_comes_with_the_next_batch()
 }
 
 #[tokio::test]
-async fn two_thousand_messages_are_caught_up_in_pages_and_equal_what_postgres_has() {
+async fn catch_up_of_two_thousand_messages_equals_postgres() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut held = BTreeMap::new();

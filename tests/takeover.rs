@@ -68,7 +68,7 @@ async fn behind_proxy(world: &World) -> (Proxy, Config) {
 const BUSY: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_engine_takes_over_within_seconds_when_the_first_is_killed() {
+async fn standby_engine_takes_over_within_seconds_of_a_kill() {
     let (stage, first) = Stage::with_process(World::new().await, "replicator").await;
     let second = stage.world.process("replicator").await;
     write(&stage, 20).await;
@@ -83,7 +83,7 @@ async fn a_second_engine_takes_over_within_seconds_when_the_first_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_engine_takes_over_when_the_first_no_longer_hears_from_postgres() {
+async fn standby_engine_takes_over_when_the_first_loses_postgres() {
     let world = World::new().await;
     let (proxy, config) = behind_proxy(&world).await;
     let first = world.process_with("replicator", &config, None).await;
@@ -106,7 +106,7 @@ async fn a_second_engine_takes_over_when_the_first_no_longer_hears_from_postgres
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_slept_while_another_took_over_does_no_harm_when_it_awakes() {
+async fn paused_engine_does_no_harm_when_resumed_after_takeover() {
     let (stage, first) = Stage::with_process(World::new().await, "replicator").await;
     write(&stage, 20).await;
     stage.world.published().await;

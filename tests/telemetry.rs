@@ -78,7 +78,7 @@ async fn phone(bob: &Api, joe: &str) -> Api {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_is_one_line_that_says_who_asked_and_a_sync_tells_its_counts_and_no_secret_is_logged() {
+async fn request_log_line_has_caller_and_sync_counts_without_secrets() {
     let folder = Folder::new();
     let (world, process) = engine(&folder, &[("POSDUIF__LOG__LEVEL", "trace")]).await;
     let bob = process.api().log_in("acme", "bob").await;
@@ -160,7 +160,7 @@ async fn a_request_is_one_line_that_says_who_asked_and_a_sync_tells_its_counts_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_level_changes_at_sighup_and_a_mistake_changes_nothing() {
+async fn log_level_is_reloaded_at_sighup_and_kept_on_error() {
     let folder = Folder::new();
     let file = folder.0.join("config.yaml");
     let level = |level: &str| std::fs::write(&file, format!("log: {{level: \"{level}\"}}\n")).unwrap();
@@ -200,7 +200,7 @@ async fn the_level_changes_at_sighup_and_a_mistake_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_error_is_logged_with_all_its_causes_and_a_backtrace_where_that_is_asked_for() {
+async fn error_log_has_all_causes_and_backtrace_when_enabled() {
     for (asked, folder) in [("0", Folder::new()), ("1", Folder::new())] {
         let (world, process) = engine(&folder, &[("RUST_BACKTRACE", asked)]).await;
         let bob = process.api().log_in("acme", "bob").await;
@@ -307,7 +307,7 @@ fn attribute(span: &Span, key: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transaction_is_one_trace_from_its_commit_to_its_readers_in_whichever_process() {
+async fn transaction_is_one_trace_from_commit_to_readers_across_processes() {
     let (collector, endpoint) = Collector::listen().await;
     let folders = [Folder::new(), Folder::new()];
     let settings = [
@@ -428,7 +428,7 @@ async fn a_transaction_is_one_trace_from_its_commit_to_its_readers_in_whichever_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_is_away_costs_a_warning_and_nothing_else() {
+async fn unreachable_trace_collector_only_logs_a_warning() {
     let folder = Folder::new();
     let settings = [
         ("POSDUIF__TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:9"),

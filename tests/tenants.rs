@@ -29,7 +29,7 @@ fn of_op<'a>(entries: &'a [Entry], op: &'a str) -> Vec<&'a Entry> {
 }
 
 #[tokio::test]
-async fn a_message_of_the_outbox_reaches_the_users_it_names_when_its_transaction_commits() {
+async fn outbox_message_reaches_its_users_at_commit() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let (_, cursor) = phone.sync(None).await;
@@ -62,14 +62,14 @@ async fn a_message_of_the_outbox_reaches_the_users_it_names_when_its_transaction
         .get(&format!("/api/sync/incoming?cursor={cursor}"))
         .await
         .expect(200);
-    let told: Vec<_> = batch["changes"]
+    let delivered: Vec<_> = batch["changes"]
         .as_array()
         .unwrap()
         .iter()
         .map(|change| (&change["table"], &change["op"], &change["row"]))
         .collect();
     assert_eq!(
-        told,
+        delivered,
         [
             (&json!("posduif:order_shipped"), &json!("message"), &json!({"order": 7})),
             (&json!("posduif:news"), &json!("message"), &json!("hello")),
@@ -81,7 +81,7 @@ async fn a_message_of_the_outbox_reaches_the_users_it_names_when_its_transaction
 }
 
 #[tokio::test]
-async fn a_resumed_stream_tells_what_a_message_said() {
+async fn resumed_stream_delivers_outbox_message_content() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let psql = office.world.psql().await;
@@ -102,7 +102,7 @@ async fn a_resumed_stream_tells_what_a_message_said() {
 }
 
 #[tokio::test]
-async fn a_message_that_names_nobody_rightly_is_quarantined_and_one_to_no_tenant_makes_no_key() {
+async fn invalid_outbox_message_is_quarantined_and_unknown_tenant_makes_no_key() {
     let stage = Stage::new().await;
     emit(&stage.psql, "x", &json!({"tenant": "acme", "to": "joe"})).await;
     emit(&stage.psql, "x", &json!({"tenant": "nowhere", "to": [stage.joe]})).await;
@@ -134,7 +134,7 @@ async fn a_message_that_names_nobody_rightly_is_quarantined_and_one_to_no_tenant
 }
 
 #[tokio::test]
-async fn a_paused_tenant_gets_nothing_until_it_is_resumed_and_then_everything_once() {
+async fn paused_tenant_receives_everything_once_after_resume() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let (_, cursor) = phone.sync(None).await;
@@ -178,7 +178,7 @@ async fn a_paused_tenant_gets_nothing_until_it_is_resumed_and_then_everything_on
 }
 
 #[tokio::test]
-async fn a_resync_makes_every_device_take_a_snapshot_and_tells_other_readers() {
+async fn resync_forces_snapshots_and_resets_other_readers() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let message = office.send("kept").await;
@@ -201,7 +201,7 @@ async fn a_resync_makes_every_device_take_a_snapshot_and_tells_other_readers() {
 }
 
 #[tokio::test]
-async fn a_stopped_stream_begins_anew_with_a_reset_once_it_takes_entries_again() {
+async fn stopped_stream_is_recreated_with_reset_once_writable() {
     let mut stage = Stage::new().await;
     stage.world.published().await;
     let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
@@ -233,7 +233,7 @@ async fn a_stopped_stream_begins_anew_with_a_reset_once_it_takes_entries_again()
 }
 
 #[tokio::test]
-async fn readers_of_a_stopped_stream_are_told_that_something_is_missing() {
+async fn readers_of_a_stopped_stream_receive_503_or_reset() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let key = office.world.keys().inbox("acme", &office.joe_id.to_string());
@@ -267,7 +267,7 @@ async fn readers_of_a_stopped_stream_are_told_that_something_is_missing() {
 }
 
 #[tokio::test]
-async fn a_resync_clears_away_what_stopped_a_stream() {
+async fn resync_clears_the_cause_of_a_stopped_stream() {
     let stage = Stage::new().await;
     stage.world.published().await;
     let key = stage.world.keys().inbox("acme", &stage.joe.to_string());
@@ -302,7 +302,7 @@ fn note_rule() -> Rule {
 }
 
 #[tokio::test]
-async fn tables_and_columns_are_renamed_and_dropped_while_the_log_is_followed() {
+async fn tables_and_columns_can_be_renamed_and_dropped_while_streaming() {
     let stage = Stage::with(|config: &mut Config| config.routes = vec![note_rule()]).await;
     let joe = stage.joe;
     stage
@@ -355,20 +355,20 @@ async fn tables_and_columns_are_renamed_and_dropped_while_the_log_is_followed() 
             json!({"owner": joe, "n": 5}),
         ]
     );
-    let told: Vec<_> = stage
+    let delivered: Vec<_> = stage
         .inbox(joe)
         .await
         .iter()
         .filter(|entry| entry.field("event") == "note")
         .map(|entry| entry.field("op").to_owned())
         .collect();
-    assert_eq!(told, ["insert", "insert", "update", "insert"]);
+    assert_eq!(delivered, ["insert", "insert", "update", "insert"]);
     stage.stop().await;
 }
 
 /// Of Postgres 18 on, where columns are virtual unless STORED is said.
 #[tokio::test]
-async fn a_table_with_virtual_columns_stays_writable_and_its_inserts_and_updates_arrive() {
+async fn table_with_virtual_columns_stays_writable_and_replicates() {
     let stage = Stage::with(|config: &mut Config| config.routes = vec![note_rule()]).await;
     if stage.server_version().await < 180_000 {
         return stage.stop().await;
@@ -383,7 +383,7 @@ async fn a_table_with_virtual_columns_stays_writable_and_its_inserts_and_updates
              DELETE FROM tenant_acme.notes"
         ))
         .await;
-    let told: Vec<_> = stage
+    let delivered: Vec<_> = stage
         .changes()
         .await
         .iter()
@@ -392,7 +392,7 @@ async fn a_table_with_virtual_columns_stays_writable_and_its_inserts_and_updates
         .collect();
     let row = |body: &str| json!({"id": 1, "owner": joe, "body": body});
     assert_eq!(
-        told,
+        delivered,
         [
             ("insert".to_owned(), row("a"), Value::Null),
             ("update".to_owned(), row("bb"), Value::Null),
@@ -404,7 +404,7 @@ async fn a_table_with_virtual_columns_stays_writable_and_its_inserts_and_updates
 }
 
 #[tokio::test]
-async fn a_partitioned_table_is_one_table_whichever_partition_a_row_is_in_or_moves_to() {
+async fn partitioned_table_is_one_table_for_rows_of_any_partition() {
     let stage = Stage::with(|config: &mut Config| config.routes = vec![note_rule()]).await;
     let joe = stage.joe;
     stage
@@ -423,7 +423,7 @@ async fn a_partitioned_table_is_one_table_whichever_partition_a_row_is_in_or_mov
     stage
         .sql("UPDATE tenant_acme.notes SET day = '2026-01-01' WHERE id = 1")
         .await;
-    let told: Vec<_> = stage
+    let delivered: Vec<_> = stage
         .inbox(joe)
         .await
         .iter()
@@ -439,14 +439,14 @@ async fn a_partitioned_table_is_one_table_whichever_partition_a_row_is_in_or_mov
         .collect();
     let expected = [("insert", 1), ("insert", 2), ("delete", 1), ("insert", 1)];
     assert_eq!(
-        told,
+        delivered,
         expected.map(|(op, id)| ("notes".to_owned(), op.to_owned(), json!(id)))
     );
     stage.stop().await;
 }
 
 #[tokio::test]
-async fn every_replica_identity_tells_what_the_log_has_and_a_table_without_one_cannot_be_spoilt() {
+async fn replica_identities_deliver_logged_columns_and_none_forbids_updates() {
     let stage = Stage::new().await;
     // The event trigger would give these FULL again, so it is put to sleep, as a server without it would be.
     stage.sql("ALTER EVENT TRIGGER posduif_full_identity DISABLE").await;
@@ -481,13 +481,13 @@ async fn every_replica_identity_tells_what_the_log_has_and_a_table_without_one_c
 
     let log = stage.changes().await;
     for table in ["by_key", "by_index"] {
-        let told: Vec<_> = log
+        let delivered: Vec<_> = log
             .iter()
             .filter(|entry| entry.field("table") == table)
             .map(|entry| (entry.field("op"), entry.json("row"), entry.json("old")))
             .collect();
         assert_eq!(
-            told,
+            delivered,
             [
                 ("insert", json!({"id": 1, "a": "x"}), json!(null)),
                 ("update", json!({"id": 1, "a": "y"}), json!(null)),
@@ -502,7 +502,7 @@ async fn every_replica_identity_tells_what_the_log_has_and_a_table_without_one_c
 }
 
 #[tokio::test]
-async fn a_value_of_ten_megabytes_arrives_whole_and_what_follows_too() {
+async fn ten_megabyte_value_arrives_whole_and_replication_continues() {
     let stage = Stage::new().await;
     stage
         .sql("CREATE TABLE tenant_acme.files (id int PRIMARY KEY, content text, raw bytea)")
@@ -539,7 +539,7 @@ async fn a_value_of_ten_megabytes_arrives_whole_and_what_follows_too() {
 }
 
 #[tokio::test]
-async fn tenants_that_come_while_others_write_get_their_own_rows_only() {
+async fn tenants_created_under_load_get_their_own_rows_only() {
     let stage = Stage::new().await;
     let names = ["beta", "gamma", "delta"];
     for name in names {
@@ -566,7 +566,7 @@ async fn tenants_that_come_while_others_write_get_their_own_rows_only() {
 }
 
 #[tokio::test]
-async fn without_a_superuser_a_table_with_rows_that_joins_late_makes_the_tenant_begin_anew() {
+async fn late_table_with_rows_resets_the_tenant_without_superuser() {
     let mut world = World::new().await;
     let name = world.config.redis.prefix.clone();
     let role = format!("{name}_role");
@@ -605,12 +605,12 @@ async fn without_a_superuser_a_table_with_rows_that_joins_late_makes_the_tenant_
         (1, 2),
         "only the table with rows says so"
     );
-    let told: Vec<_> = log
+    let delivered: Vec<_> = log
         .iter()
         .filter(|entry| entry.field("table") == "late")
         .map(|entry| entry.json("row")["id"].clone())
         .collect();
-    assert_eq!(told, [json!(2), json!(3)]);
+    assert_eq!(delivered, [json!(2), json!(3)]);
 
     let Stage { engine, world, .. } = stage;
     engine.unwrap().stop().await;
@@ -628,7 +628,7 @@ async fn migrate(stage: &Stage) {
 }
 
 #[tokio::test]
-async fn a_dropped_tenant_leaves_nothing_behind_and_the_others_go_on() {
+async fn dropped_tenant_leaves_no_keys_and_others_continue() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     phone.sync(None).await;
@@ -678,7 +678,7 @@ async fn a_dropped_tenant_leaves_nothing_behind_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_schema_that_somebody_drops_or_renames_by_hand_stops_nobody_else() {
+async fn schema_dropped_or_renamed_by_hand_affects_its_tenant_only() {
     let mut stage = Stage::new().await;
     for name in ["beta", "gamma"] {
         stage.world.tenant(name).await;
@@ -713,7 +713,7 @@ async fn a_schema_that_somebody_drops_or_renames_by_hand_stops_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_stream_beyond_its_bound_is_cut_to_it_however_fast_it_grew() {
+async fn stream_over_its_bound_is_trimmed_at_any_growth_rate() {
     let stage = Stage::with(|config: &mut Config| {
         config.streams.changes_entries_max = 100;
         config.streams.trim_interval_seconds = 1;

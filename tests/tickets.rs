@@ -24,7 +24,7 @@ async fn refused(office: &Office, stream: &str, ticket: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_ticket_opens_its_stream_once_and_resumes_like_any_other() {
+async fn ticket_opens_its_stream_once_and_resumes() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let web = format!("/sse/web/{}", office.bob_id);
@@ -48,7 +48,7 @@ async fn a_ticket_opens_its_stream_once_and_resumes_like_any_other() {
 }
 
 #[tokio::test]
-async fn whoever_names_no_stream_gets_a_ticket_for_their_own() {
+async fn ticket_without_stream_name_is_for_the_callers_own() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let joe = office.anybody.log_in("acme", "joe").await;
@@ -66,7 +66,7 @@ async fn whoever_names_no_stream_gets_a_ticket_for_their_own() {
 }
 
 #[tokio::test]
-async fn of_many_who_show_a_ticket_at_once_one_gets_in() {
+async fn ticket_used_concurrently_admits_one() {
     let office = Office::open().await;
     let stream = format!("/sse/web/{}", office.bob_id);
     for _ in 0..5 {
@@ -84,7 +84,7 @@ async fn of_many_who_show_a_ticket_at_once_one_gets_in() {
 }
 
 #[tokio::test]
-async fn a_ticket_for_another_stream_is_refused_and_spent() {
+async fn ticket_for_another_stream_is_refused_and_consumed() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let other = office.phone("other").await;
@@ -128,7 +128,7 @@ async fn a_ticket_for_another_stream_is_refused_and_spent() {
 }
 
 #[tokio::test]
-async fn a_ticket_dies_with_its_session_or_its_device() {
+async fn ticket_ends_with_its_session_or_device() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let web = format!("/sse/web/{}", office.bob_id);
@@ -149,7 +149,7 @@ async fn a_ticket_dies_with_its_session_or_its_device() {
         "UNAUTHORIZED",
     );
 
-    // A device that was enrolled anew has another token, and the former one's tickets are worth as much as that.
+    // A device that was enrolled again has another token; tickets of the former one are refused like that token.
     let (phone, _) = bob.enroll("second", Some(&office.joe_id.to_string())).await;
     let ticket = ticket_for(&phone, "/sse/mobile/second").await;
     bob.enroll("second", Some(&office.joe_id.to_string())).await;
@@ -162,7 +162,7 @@ async fn a_ticket_dies_with_its_session_or_its_device() {
 }
 
 #[tokio::test]
-async fn a_ticket_ends_by_itself_and_redis_does_not_hold_it() {
+async fn ticket_expires_and_is_not_stored_in_redis() {
     let office = Office::open().await;
     let stream = format!("/sse/web/{}", office.bob_id);
     let ticket = ticket_for(&office.bob, &stream).await;
@@ -190,7 +190,7 @@ async fn a_ticket_ends_by_itself_and_redis_does_not_hold_it() {
 }
 
 #[tokio::test]
-async fn only_streams_take_tickets_and_the_log_shows_none() {
+async fn ticket_is_accepted_by_streams_only_and_not_logged() {
     let office = Office::open().await;
     let folder = std::env::temp_dir().join(&office.world.config.redis.prefix);
     std::fs::create_dir_all(&folder).unwrap();

@@ -195,7 +195,7 @@ async fn check(url: &str, expected: Result<bool, &str>) {
 }
 
 #[tokio::test]
-async fn sslmode_says_what_postgres_must_prove() {
+async fn sslmode_sets_what_postgres_must_prove() {
     let postgres = SecurePostgres::start().await;
     let unknown = Err("invalid peer certificate: UnknownIssuer; configure a file with the authority");
     for (host, parameters, expected) in [
@@ -231,7 +231,7 @@ async fn sslmode_says_what_postgres_must_prove() {
 }
 
 #[tokio::test]
-async fn logins_are_bound_to_the_channel_where_that_is_required() {
+async fn channel_binding_is_used_where_required() {
     let postgres = SecurePostgres::start().await;
     let full = "sslmode=verify-full&sslrootcert={ca}";
     postgres.log_in_by("scram-sha-256").await;
@@ -244,7 +244,7 @@ async fn logins_are_bound_to_the_channel_where_that_is_required() {
 }
 
 #[tokio::test]
-async fn a_server_that_asks_for_no_proof_is_refused_where_binding_is_required() {
+async fn server_without_authentication_is_refused_where_binding_is_required() {
     let postgres = SecurePostgres::start().await;
     for method in ["trust", "password"] {
         postgres.log_in_by(method).await;
@@ -255,7 +255,7 @@ async fn a_server_that_asks_for_no_proof_is_refused_where_binding_is_required() 
 }
 
 #[tokio::test]
-async fn a_certificate_of_our_own_logs_in() {
+async fn client_certificate_logs_in_to_postgres() {
     let postgres = SecurePostgres::start().await;
     let folder = postgres.own.folder();
     for (name, user) in [("ours", "posduif"), ("others", "somebody")] {
@@ -293,7 +293,7 @@ async fn in_between(answer: &'static [u8]) -> (String, JoinHandle<Vec<u8>>) {
 }
 
 #[tokio::test]
-async fn who_says_that_there_is_no_tls_is_told_nothing() {
+async fn server_without_tls_receives_no_credentials() {
     for is_replication in [false, true] {
         let (url, heard) = in_between(b"N").await;
         let url = format!("{url}?sslmode=require");
@@ -309,7 +309,7 @@ async fn who_says_that_there_is_no_tls_is_told_nothing() {
 }
 
 #[tokio::test]
-async fn unencrypted_bytes_behind_the_answer_do_not_count_as_encrypted() {
+async fn plaintext_bytes_after_tls_response_are_refused() {
     // CVE-2021-23222: an authentication request that never came over TLS.
     const INJECTED: &[u8] = b"SR\0\0\0\x08\0\0\0\x03";
     for mode in ["prefer", "require"] {
@@ -326,7 +326,7 @@ async fn unencrypted_bytes_behind_the_answer_do_not_count_as_encrypted() {
 }
 
 #[tokio::test]
-async fn a_server_that_falls_silent_is_given_up() {
+async fn silent_server_times_out() {
     for answer in [b"".as_slice(), b"S"] {
         let (url, heard) = in_between(answer).await;
         let error = replication(&format!("{url}?sslmode=require")).await.unwrap_err();
@@ -422,7 +422,7 @@ async fn reach_redis(settings: &config::Redis) -> [Result<(), String>; 2] {
 }
 
 #[tokio::test]
-async fn redis_must_prove_who_it_is() {
+async fn redis_certificate_is_verified() {
     let redis = SecureRedis::start("posduif", "no").await;
     let good = redis.settings("posduif");
     assert_eq!(reach_redis(&good).await, [Ok(()), Ok(())]);
@@ -458,7 +458,7 @@ async fn redis_must_prove_who_it_is() {
 }
 
 #[tokio::test]
-async fn redis_can_want_a_certificate_of_ours() {
+async fn redis_client_certificate_is_sent() {
     let redis = SecureRedis::start("posduif", "yes").await;
     let mut settings = redis.settings("posduif");
     for found in reach_redis(&settings).await {
@@ -470,7 +470,7 @@ async fn redis_can_want_a_certificate_of_ours() {
 }
 
 #[tokio::test]
-async fn a_refused_redis_login_says_so() {
+async fn refused_redis_login_is_reported() {
     let redis = servers::redis().await;
     let url = redis.server.url();
     let (_, place) = url.rsplit_once('@').unwrap();
@@ -535,7 +535,7 @@ async fn a_row_gets_through(world: World) {
 }
 
 #[tokio::test]
-async fn the_engine_works_over_tls_on_both_sides() {
+async fn engine_works_over_tls_to_both_servers() {
     let postgres = SecurePostgres::start().await;
     postgres.log_in_by("scram-sha-256").await;
     let query = "sslmode=verify-full&sslrootcert={ca}&channel_binding=require";
@@ -547,7 +547,7 @@ async fn the_engine_works_over_tls_on_both_sides() {
 }
 
 #[tokio::test]
-async fn the_engine_works_over_unix_sockets_on_both_sides() {
+async fn engine_works_over_unix_sockets_to_both_servers() {
     let postgres = servers::postgres_with(|folder, options| {
         let sockets = open_folder(folder);
         options.setting("unix_socket_directories", &sockets.display().to_string())
@@ -586,7 +586,7 @@ fn open_folder(folder: &Path) -> PathBuf {
 
 /// More than a socket takes at once, in both directions: nothing may be left behind in TLS's own buffers.
 #[tokio::test]
-async fn large_rows_get_through_tls() {
+async fn large_rows_pass_through_tls() {
     let postgres = SecurePostgres::start().await;
     let query = "sslmode=verify-full&sslrootcert={ca}";
     let mut world = World::on(&postgres.url("localhost", query), "redis://unused").await;

@@ -15,7 +15,7 @@ use crate::support::http::Api;
 use crate::support::office::Office;
 
 #[tokio::test]
-async fn an_upload_answers_each_item_and_may_be_repeated() {
+async fn upload_has_a_result_per_item_and_can_be_repeated() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mine = Uuid::new_v4();
@@ -62,7 +62,7 @@ async fn an_upload_answers_each_item_and_may_be_repeated() {
 }
 
 #[tokio::test]
-async fn a_phone_edits_deletes_and_reads_and_older_bases_are_conflicts() {
+async fn upload_edits_deletes_and_reads_and_stale_bases_conflict() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mine = Uuid::new_v4();
@@ -121,7 +121,7 @@ async fn a_phone_edits_deletes_and_reads_and_older_bases_are_conflicts() {
 }
 
 #[tokio::test]
-async fn under_manual_resolution_the_servers_version_stays() {
+async fn upload_conflict_under_manual_resolution_keeps_the_servers_version() {
     let office = Office::with(|config| config.sync.conflict_strategy = posduif::config::ConflictStrategy::Manual).await;
     let phone = office.phone("phone").await;
     let mine = Uuid::new_v4();
@@ -142,7 +142,7 @@ async fn under_manual_resolution_the_servers_version_stays() {
 }
 
 #[tokio::test]
-async fn one_bad_item_never_blocks_the_others_of_its_upload() {
+async fn upload_bad_item_blocks_no_other_item() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let item = |key: &str, value: Value| {
@@ -196,7 +196,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn uploads_may_be_compressed_and_a_gzip_bomb_is_too_large() {
+async fn compressed_upload_is_accepted_and_gzip_bomb_is_too_large() {
     let office = Office::open().await;
     let phone = office.phone("phone").await.with("content-encoding", "gzip");
     let item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "packed"});
@@ -231,7 +231,7 @@ async fn uploads_may_be_compressed_and_a_gzip_bomb_is_too_large() {
 }
 
 #[tokio::test]
-async fn gzip_bombs_cost_the_engine_no_memory_and_it_still_ends_in_order() {
+async fn gzip_bombs_keep_memory_flat_and_shutdown_orderly() {
     let office = Office::open().await;
     let engine = office.world.process("api").await;
     let phone = office
@@ -287,7 +287,7 @@ async fn cut_off(phone: &Api, body: &str, sent: usize) {
 }
 
 #[tokio::test]
-async fn a_thousand_items_sent_again_and_again_and_cut_off_are_there_once() {
+async fn thousand_items_repeated_and_interrupted_apply_once() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let psql = office.world.psql().await;
@@ -319,7 +319,7 @@ async fn a_thousand_items_sent_again_and_again_and_cut_off_are_there_once() {
 }
 
 #[tokio::test]
-async fn of_a_thousand_items_with_three_bad_ones_the_others_are_applied() {
+async fn thousand_items_with_three_bad_ones_apply_the_rest() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut items: Vec<Value> = (0..1000)

@@ -12,7 +12,7 @@ async fn entries(stage: &Stage, table: &str) -> Vec<Entry> {
 }
 
 #[tokio::test]
-async fn every_type_becomes_the_json_that_the_contract_names() {
+async fn every_type_becomes_the_documented_json() {
     let stage = Stage::new().await;
     stage
         .sql(
@@ -122,7 +122,7 @@ async fn every_type_becomes_the_json_that_the_contract_names() {
 }
 
 #[tokio::test]
-async fn json_stays_as_it_was_written_and_settings_of_the_database_change_no_text() {
+async fn json_keeps_its_text_under_any_database_setting() {
     let mut stage = Stage::new().await;
     // Whatever the database prefers, streams have one form.
     let name = stage.psql.query_one("SELECT current_database()", &[]).await.unwrap();
@@ -157,7 +157,7 @@ async fn json_stays_as_it_was_written_and_settings_of_the_database_change_no_tex
 }
 
 #[tokio::test]
-async fn an_unchanged_large_value_is_taken_from_the_old_row() {
+async fn unchanged_toast_value_is_taken_from_the_old_row() {
     let stage = Stage::new().await;
     // Random hexadecimal digits: 32 kB that do not compress to less than a page's part, so that they are moved out.
     let large = "(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 1000) n)";
@@ -178,7 +178,7 @@ async fn an_unchanged_large_value_is_taken_from_the_old_row() {
 }
 
 #[tokio::test]
-async fn a_table_with_the_default_identity_says_what_the_log_left_out() {
+async fn default_replica_identity_lists_unchanged_columns() {
     let stage = Stage::new().await;
     // Posduif gives each table of a tenant the full identity; an operator may insist on another one.
     stage
@@ -195,12 +195,12 @@ async fn a_table_with_the_default_identity_says_what_the_log_left_out() {
         )
         .await;
     let entries = entries(&stage, "papers").await;
-    let told: Vec<(Value, Value, Value)> = entries[1..]
+    let delivered: Vec<(Value, Value, Value)> = entries[1..]
         .iter()
         .map(|entry| (entry.json("row"), entry.json("old"), entry.json("unchanged")))
         .collect();
     assert_eq!(
-        told,
+        delivered,
         [
             (json!({"id": "a", "stars": 2}), Value::Null, json!(["body"])),
             (json!({"id": "b", "stars": 2}), json!({"id": "a"}), json!(["body"])),

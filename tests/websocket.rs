@@ -18,7 +18,7 @@ use crate::api::assert_refused;
 use crate::support::http::{Answer, Api, Event};
 use crate::support::office::{Office, id};
 use crate::support::socket::Socket;
-use crate::support::{PATIENCE, eventually};
+use crate::support::{TIMEOUT, eventually};
 
 const MOBILE: &str = "/sse/mobile/phone";
 
@@ -30,11 +30,11 @@ fn about(event: &Event) -> String {
 
 /// The next `count` events of this name and the messages that they are about.
 async fn messages(socket: &mut Socket, name: &str, count: usize) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     for _ in 0..count {
-        told.push(about(&socket.expect(name).await));
+        received.push(about(&socket.expect(name).await));
     }
-    told
+    received
 }
 
 /// What became of an item, and why.
@@ -46,7 +46,7 @@ fn outcome(result: &Value) -> (&str, &str) {
 }
 
 #[tokio::test]
-async fn a_socket_tells_what_an_event_stream_tells_with_the_same_ids() {
+async fn websocket_and_event_stream_deliver_the_same_events_and_ids() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let web = format!("/sse/web/{}", office.bob_id);
@@ -67,7 +67,7 @@ async fn a_socket_tells_what_an_event_stream_tells_with_the_same_ids() {
         assert_eq!(event.name, name);
         assert_eq!(event, page_stream.next().await.unwrap());
     }
-    // A mobile user who has logged in is told like a web user.
+    // A mobile user who has logged in receives events like a web user.
     let mut joes = office.anybody.log_in("acme", "joe").await.socket("/ws").await;
     let message = office.send("hi").await;
     let event = joes.next().await.unwrap();
@@ -82,16 +82,16 @@ async fn a_socket_tells_what_an_event_stream_tells_with_the_same_ids() {
 }
 
 #[tokio::test]
-async fn an_id_of_either_transport_resumes_the_other_across_a_restart() {
+async fn event_id_of_one_transport_resumes_the_other_across_a_restart() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     let mut sent = vec![office.send("before").await];
     // Both begin behind it.
     office.world.published().await;
     let mut stream = phone.events(MOBILE).await;
     let mut socket = phone.socket("/ws").await;
-    // What the phone has acknowledged is not told again.
+    // Acknowledged events are not delivered again.
     let (_, cursor) = phone.sync(None).await;
     assert_eq!(
         outcome(&socket.ask(&json!({"type": "ack", "cursor": cursor})).await).0,
@@ -100,7 +100,7 @@ async fn an_id_of_either_transport_resumes_the_other_across_a_restart() {
     sent.clear();
     sent.push(office.send("live").await);
     let event = stream.expect("message").await;
-    told.push(about(&event));
+    received.push(about(&event));
     let mut last = event.id.unwrap();
     let first = last.clone();
 
@@ -130,18 +130,18 @@ async fn an_id_of_either_transport_resumes_the_other_across_a_restart() {
             socket = phone.socket(&format!("/ws?last_event_id={last}")).await;
             assert_eq!(socket.cursor, last);
             let event = socket.expect("message").await;
-            told.push(about(&event));
+            received.push(about(&event));
             last = event.id.unwrap();
             let mut stream = phone.with("last-event-id", &last).events(MOBILE).await;
             for _ in 0..2 {
                 let event = stream.expect("message").await;
-                told.push(about(&event));
+                received.push(about(&event));
                 last = event.id.unwrap();
             }
         } else {
             let mut stream = phone.with("last-event-id", &last).events(MOBILE).await;
             let event = stream.expect("message").await;
-            told.push(about(&event));
+            received.push(about(&event));
             last = event.id.unwrap();
             socket = phone.socket("/ws").await;
             socket.outln(&json!({"resume": last})).await;
@@ -149,13 +149,13 @@ async fn an_id_of_either_transport_resumes_the_other_across_a_restart() {
             assert_eq!(hello.data["cursor"], json!(last));
             for _ in 0..2 {
                 let event = socket.expect("message").await;
-                told.push(about(&event));
+                received.push(about(&event));
                 last = event.id.unwrap();
             }
         }
     }
-    assert_eq!(told, sent);
-    // What the phone has acknowledged meanwhile is not told again by either, however old the id.
+    assert_eq!(received, sent);
+    // Events acknowledged meanwhile are not delivered again by either transport, however old the id.
     let phone = phone.at(&engine.api());
     let (_, cursor) = phone.sync(None).await;
     assert_eq!(
@@ -173,7 +173,7 @@ async fn an_id_of_either_transport_resumes_the_other_across_a_restart() {
 }
 
 #[tokio::test]
-async fn an_opening_that_is_none_or_nobodys_is_refused_with_the_reason() {
+async fn websocket_invalid_or_unauthorized_handshake_is_refused_with_reason() {
     let office = Office::with(|config| config.server.cors_origins = vec!["https://app.example.com".into()]).await;
     let phone = office.phone("phone").await;
     let plain = office.bob.get("/ws").await;
@@ -232,7 +232,7 @@ async fn exchange(api: &Api, request: &str) -> Answer {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     while !bytes.windows(4).any(|end| end == b"\r\n\r\n") {
-        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut bytes))
+        let read = tokio::time::timeout(TIMEOUT, stream.read_buf(&mut bytes))
             .await
             .unwrap();
         assert!(read.unwrap() > 0, "the connection ended");
@@ -243,7 +243,7 @@ async fn exchange(api: &Api, request: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_ticket_opens_a_socket_once() {
+async fn ticket_opens_a_websocket_once() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     for (api, name) in [(&office.bob, "message_updated"), (&phone, "message")] {
@@ -262,7 +262,7 @@ async fn a_ticket_opens_a_socket_once() {
 }
 
 #[tokio::test]
-async fn a_user_writes_reads_edits_and_deletes_by_it() {
+async fn websocket_user_creates_reads_edits_and_deletes() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let jane = office.world.user("acme", "jane", UserType::Web).await;
@@ -341,7 +341,7 @@ async fn a_user_writes_reads_edits_and_deletes_by_it() {
 }
 
 #[tokio::test]
-async fn a_device_uploads_by_it_as_by_a_request() {
+async fn websocket_device_upload_equals_http_upload() {
     let office = Office::with(|config| {
         config.sync.conflict_strategy = ConflictStrategy::Manual;
         config.routes = serde_json::from_value(json!([{
@@ -420,7 +420,7 @@ async fn a_device_uploads_by_it_as_by_a_request() {
 }
 
 #[tokio::test]
-async fn items_are_done_in_the_order_of_their_frames_however_many_are_on_the_way() {
+async fn websocket_pipelined_items_apply_in_frame_order() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut socket = phone.socket("/ws").await;
@@ -441,7 +441,7 @@ async fn items_are_done_in_the_order_of_their_frames_however_many_are_on_the_way
 }
 
 #[tokio::test]
-async fn a_socket_goes_on_behind_a_cursor_that_its_client_names() {
+async fn websocket_resumes_after_the_clients_cursor() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let begun = phone.events(MOBILE).await.cursor;
@@ -466,7 +466,7 @@ async fn a_socket_goes_on_behind_a_cursor_that_its_client_names() {
 }
 
 #[tokio::test]
-async fn garbage_gets_a_result_or_closes_its_own_socket_only() {
+async fn websocket_garbage_gets_an_error_or_closes_its_own_socket_only() {
     let office = Office::with(|config| {
         config.websocket.message_bytes_max = 4096;
         config.websocket.items_max = 3;
@@ -572,7 +572,7 @@ async fn garbage_gets_a_result_or_closes_its_own_socket_only() {
 }
 
 #[tokio::test]
-async fn a_client_that_answers_no_ping_is_closed_and_one_that_does_stays() {
+async fn websocket_without_pong_is_closed_and_with_pong_stays() {
     let office = Office::with(|config| config.live.heartbeat_seconds = 1).await;
     let phone = office.phone("phone").await;
     let mut there = phone.socket("/ws").await;
@@ -586,7 +586,7 @@ async fn a_client_that_answers_no_ping_is_closed_and_one_that_does_stays() {
         }
     };
     tokio::select! {
-        ended = tokio::time::timeout(PATIENCE, read) => {
+        ended = tokio::time::timeout(TIMEOUT, read) => {
             ended.expect("it is closed").unwrap();
         }
         () = answering => {}
@@ -605,7 +605,7 @@ async fn a_client_that_answers_no_ping_is_closed_and_one_that_does_stays() {
 }
 
 #[tokio::test]
-async fn who_loses_their_standing_is_told_and_closed() {
+async fn websocket_of_a_revoked_client_is_notified_and_closed() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let other = office.phone("other").await;
@@ -633,7 +633,7 @@ async fn who_loses_their_standing_is_told_and_closed() {
 }
 
 #[tokio::test]
-async fn a_client_that_closes_is_answered_and_leaves_nothing_behind() {
+async fn websocket_close_is_acknowledged_and_leaves_no_subscription() {
     let office = Office::open().await;
     let subscribers = || async {
         let metrics = office.anybody.get("/metrics").await;
@@ -658,7 +658,7 @@ async fn a_client_that_closes_is_answered_and_leaves_nothing_behind() {
 const NOTES: usize = 150;
 
 #[tokio::test]
-async fn a_slow_client_is_cut_and_resumes_without_loss() {
+async fn slow_websocket_is_closed_and_resumes_without_loss() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut slow = phone.narrow_socket("/ws", 4096).await;
@@ -674,18 +674,18 @@ async fn a_slow_client_is_cut_and_resumes_without_loss() {
     // The engine waits for it for 20 s; what has come until then is read afterwards.
     let cut = eventually_cut(&office).await;
     assert!(cut, "a slow client was not cut");
-    let (mut told, code) = slow.rest().await;
+    let (mut received, code) = slow.rest().await;
     assert_eq!(code, 1006);
-    assert!(told.len() < NOTES, "nothing was too much");
-    let last = told
+    assert!(received.len() < NOTES, "nothing was too much");
+    let last = received
         .last()
         .and_then(|event| event.id.clone())
         .unwrap_or(slow.cursor.clone());
     let mut resumed = phone.socket(&format!("/ws?last_event_id={last}")).await;
-    while told.len() < NOTES {
-        told.push(resumed.expect("note").await);
+    while received.len() < NOTES {
+        received.push(resumed.expect("note").await);
     }
-    let numbers: Vec<u64> = told
+    let numbers: Vec<u64> = received
         .iter()
         .map(|event| event.data["data"]["n"].as_u64().unwrap())
         .collect();
@@ -704,5 +704,5 @@ async fn eventually_cut(office: &Office) -> bool {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(2 * PATIENCE, is_cut).await.is_ok()
+    tokio::time::timeout(2 * TIMEOUT, is_cut).await.is_ok()
 }

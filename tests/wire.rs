@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use uuid::Uuid;
 
 use crate::support::office::Office;
-use crate::support::{PATIENCE, World, eventually};
+use crate::support::{TIMEOUT, World, eventually};
 use crate::tls::Authority;
 
 /// A folder of the test's own.
@@ -119,7 +119,7 @@ async fn heard(response: hyper::Response<hyper::body::Incoming>) -> PushCandidat
 }
 
 #[tokio::test]
-async fn http2_is_spoken_with_clients_that_begin_with_it() {
+async fn http2_prior_knowledge_is_accepted() {
     let office = Office::open().await;
     let stream = TcpStream::connect(office.anybody.address()).await.unwrap();
     let answer = ask_http2(stream, "http", "/health").await;
@@ -145,7 +145,7 @@ async fn http2_is_spoken_with_clients_that_begin_with_it() {
 }
 
 #[tokio::test]
-async fn events_reach_a_client_of_http2_and_its_connection_ends_with_the_server() {
+async fn http2_client_receives_events_until_server_shutdown() {
     let office = Office::open().await;
     let stream = TcpStream::connect(office.anybody.address()).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -173,7 +173,7 @@ async fn events_reach_a_client_of_http2_and_its_connection_ends_with_the_server(
 }
 
 #[tokio::test]
-async fn a_web_socket_is_opened_over_tls_and_not_over_http2() {
+async fn websocket_opens_over_tls_and_not_over_http2() {
     let office = Office::open().await;
     let token = office.bob.header("authorization");
     let stream = TcpStream::connect(office.anybody.address()).await.unwrap();
@@ -234,7 +234,7 @@ async fn a_web_socket_is_opened_over_tls_and_not_over_http2() {
 }
 
 #[tokio::test]
-async fn https_is_spoken_and_a_renewed_certificate_needs_no_restart() {
+async fn https_reloads_a_renewed_certificate_without_restart() {
     let folder = Folder::new();
     let (old, new) = (Authority::new("old authority"), Authority::new("new authority"));
     install(&folder.0, &old, "old.example");
@@ -294,12 +294,12 @@ async fn read_until<S: tokio::io::AsyncRead + Unpin>(stream: &mut S, text: &mut 
             text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
         }
     };
-    let read = tokio::time::timeout(PATIENCE, reading).await;
+    let read = tokio::time::timeout(TIMEOUT, reading).await;
     read.unwrap_or_else(|_| panic!("{wanted} did not come"));
 }
 
 #[tokio::test]
-async fn a_stream_over_https_is_told_and_ended_like_any_other() {
+async fn event_stream_over_https_receives_events_and_ends() {
     let folder = Folder::new();
     let authority = Authority::new("authority");
     install(&folder.0, &authority, "www.example");
@@ -333,7 +333,7 @@ async fn a_stream_over_https_is_told_and_ended_like_any_other() {
 }
 
 #[tokio::test]
-async fn pages_of_the_named_origins_may_call_and_others_may_not() {
+async fn cors_allows_configured_origins_only() {
     let office = Office::with(|config| config.server.cors_origins = vec!["https://app.example.com".into()]).await;
     let preflight = |origin: &str| {
         office
@@ -397,7 +397,7 @@ async fn pages_of_the_named_origins_may_call_and_others_may_not() {
 }
 
 #[tokio::test]
-async fn every_answer_is_safe_to_be_opened_as_a_page() {
+async fn every_response_has_security_headers() {
     let office = Office::open().await;
     for path in ["/health", "/api/messages", "/nothing", "/openapi.json"] {
         let answer = office.anybody.get(path).await;
@@ -418,13 +418,13 @@ async fn every_answer_is_safe_to_be_opened_as_a_page() {
 }
 
 #[tokio::test]
-async fn who_opens_a_connection_and_says_nothing_is_let_go() {
+async fn silent_connection_is_closed() {
     let office = Office::with(|config| config.server.header_timeout_seconds = 1).await;
     for first in ["", "P", "GET /health HTTP/1.1\r\nhost:"] {
         let mut stream = TcpStream::connect(office.anybody.address()).await.unwrap();
         stream.write_all(first.as_bytes()).await.unwrap();
         let mut bytes = Vec::new();
-        let ended = tokio::time::timeout(crate::support::PATIENCE, stream.read_to_end(&mut bytes)).await;
+        let ended = tokio::time::timeout(crate::support::TIMEOUT, stream.read_to_end(&mut bytes)).await;
         assert!(ended.is_ok(), "{first:?} held its connection");
     }
     office.close().await;

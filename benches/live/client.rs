@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Connections that are being made at once.
 const CONNECTING_MAX: usize = 1024;
@@ -72,7 +72,7 @@ pub(crate) struct Answer {
     /// Fewest heartbeats that a connection has had since the last `Forget`.
     pub(crate) beats_min: u64,
     /// Messages, and when an event about each came, µs since 1970.
-    pub(crate) told: Vec<(String, u64)>,
+    pub(crate) received: Vec<(String, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -93,7 +93,7 @@ struct Shared {
     events: AtomicU64,
     bytes: AtomicU64,
     last_us: AtomicU64,
-    told: Mutex<Vec<(String, u64)>>,
+    received: Mutex<Vec<(String, u64)>>,
 }
 
 pub(crate) fn now_us() -> u64 {
@@ -108,7 +108,7 @@ pub(crate) fn run() {
     let mut connections: Option<(watch::Sender<bool>, JoinSet<()>)> = None;
     for line in std::io::stdin().lock().lines() {
         let command: Command = serde_json::from_str(&line.unwrap()).unwrap();
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         let mut took_ms = 0;
         runtime.block_on(async {
             match command {
@@ -126,7 +126,7 @@ pub(crate) fn run() {
                 Command::Await { events } => {
                     until(|| shared.events.load(Ordering::SeqCst) >= events).await;
                 }
-                Command::Tell => told = std::mem::take(&mut *shared.told.lock().unwrap()),
+                Command::Tell => received = std::mem::take(&mut *shared.received.lock().unwrap()),
                 Command::Look => {}
                 Command::Close => {
                     if let Some((close, mut tasks)) = connections.take() {
@@ -149,7 +149,7 @@ pub(crate) fn run() {
             bytes: load(&shared.bytes),
             last_us: load(&shared.last_us),
             beats_min: shared.seats.lock().unwrap().iter().map(beats).min().unwrap_or(0),
-            told,
+            received,
         };
         let mut out = std::io::stdout().lock();
         writeln!(out, "{}", serde_json::to_string(&answer).unwrap()).unwrap();
@@ -159,7 +159,7 @@ pub(crate) fn run() {
 
 async fn until(is_so: impl Fn() -> bool) {
     let begun = Instant::now();
-    while !is_so() && begun.elapsed() < PATIENCE {
+    while !is_so() && begun.elapsed() < TIMEOUT {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -168,7 +168,7 @@ fn forget(shared: &Shared) {
     for number in [&shared.events, &shared.bytes, &shared.last_us] {
         number.store(0, Ordering::SeqCst);
     }
-    shared.told.lock().unwrap().clear();
+    shared.received.lock().unwrap().clear();
     for seat in &*shared.seats.lock().unwrap() {
         seat.lock().unwrap().beats = 0;
     }
@@ -322,7 +322,7 @@ fn take(shared: &Shared, seat: &Mutex<Seat>, block: &str, now: u64) {
     }
     if let Some((_, rest)) = data.split_once("\"message_id\":\"") {
         let id = rest.split_once('"').unwrap().0.to_owned();
-        shared.told.lock().unwrap().push((id, now));
+        shared.received.lock().unwrap().push((id, now));
     }
     shared.bytes.fetch_add(block.len() as u64 + 2, Ordering::SeqCst);
     shared.last_us.fetch_max(now, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! What tens of thousands of open event streams cost, and how fast they are told, beside nginx with Nchan.
+//! What tens of thousands of open event streams cost, and how fast they deliver, beside nginx with Nchan.
 //!
 //! The clients are raw sockets in processes of their own, one for each server, since a process may hold only so many
 //! descriptors. Each speaks for a device of its own that has synced before. Measured are, in this order: what a silent
@@ -370,14 +370,15 @@ impl Bench {
         let events = count as u64;
         self.clients.tell(&Command::Await { events });
         let answer = self.clients.tell(&Command::Tell);
-        let mut told: HashMap<String, u64> = HashMap::new();
-        for (id, at) in answer.told {
-            assert!(told.insert(id, at).is_none(), "a message was told twice");
+        let mut received: HashMap<String, u64> = HashMap::new();
+        for (id, at) in answer.received {
+            assert!(received.insert(id, at).is_none(), "a message was delivered twice");
         }
         let mut latencies: Vec<u64> = written
             .iter()
             .map(|(id, asked)| {
-                told.get(id)
+                received
+                    .get(id)
                     .expect("a message did not reach its reader")
                     .saturating_sub(*asked)
             })

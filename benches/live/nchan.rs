@@ -16,7 +16,7 @@ use super::{Clients, Options, Rate};
 pub(crate) const CONTENT: &str = r#"{"text":"the canteen opens at noon today"}"#;
 
 /// What clients of the engine get of it. Nchan is given the same.
-const TOLD: &str = r#"{"data":{"text":"the canteen opens at noon today"},"id":"25852384-3","op":"message","table":"posduif:announcement","type":"announcement"}"#;
+const EVENT: &str = r#"{"data":{"text":"the canteen opens at noon today"},"id":"25852384-3","op":"message","table":"posduif:announcement","type":"announcement"}"#;
 
 /// Where Debian's package puts the module.
 const MODULE: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
@@ -107,8 +107,8 @@ impl Nchan {
         let mut publisher = TcpStream::connect(self.address).await.unwrap();
         publisher.set_nodelay(true).unwrap();
         let request = format!(
-            "POST /pub HTTP/1.1\r\nHost: bench\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{TOLD}",
-            TOLD.len()
+            "POST /pub HTTP/1.1\r\nHost: bench\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{EVENT}",
+            EVENT.len()
         );
         for _ in 0..options.events {
             clients.tell(&client::Command::Forget);

@@ -21,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
     let failed = replies(&mut BytesMut::from(bytes), &mut whole);
     let (mut pieces, mut buffer) = (Vec::new(), BytesMut::new());
     let mut piecewise_failed = false;
-    // Each look at an unfinished reply begins anew, so that long inputs are cut coarsely.
+    // Parsing an unfinished reply restarts at its beginning, so long inputs are cut coarsely.
     for piece in bytes.chunks(1 + bytes.len() / 64) {
         buffer.extend_from_slice(piece);
         piecewise_failed = replies(&mut buffer, &mut pieces);

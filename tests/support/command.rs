@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::{PATIENCE, World};
+use super::{TIMEOUT, World};
 
 /// The program, without any setting of the surroundings.
 pub(crate) fn posduif() -> Command {
@@ -73,7 +73,7 @@ impl Ended {
 
 /// Runs it to its end.
 pub(crate) async fn run(command: &mut Command, arguments: &[&str]) -> Ended {
-    let output = tokio::time::timeout(PATIENCE, command.args(arguments).output());
+    let output = tokio::time::timeout(TIMEOUT, command.args(arguments).output());
     let Output { status, stdout, stderr } = output.await.expect("the command ends in time").unwrap();
     Ended {
         code: status.code(),

@@ -10,7 +10,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
-use super::{PASSWORD, PATIENCE, spec};
+use super::{PASSWORD, TIMEOUT, spec};
 
 /// An answer.
 #[derive(Debug)]
@@ -32,9 +32,9 @@ impl Answer {
 
     async fn read(response: hyper::Response<Incoming>) -> Result<Self, String> {
         let (head, body) = response.into_parts();
-        let body = tokio::time::timeout(PATIENCE, body.collect())
+        let body = tokio::time::timeout(TIMEOUT, body.collect())
             .await
-            .map_err(|_| format!("the answer did not end within {PATIENCE:?}"))?
+            .map_err(|_| format!("the answer did not end within {TIMEOUT:?}"))?
             .map_err(|error| format!("the answer broke off: {error:?}"))?;
         Ok(Self {
             status: head.status,
@@ -205,9 +205,9 @@ impl Api {
             request = request.header("content-type", content_type.as_bytes());
         }
         let request = request.body(Full::new(body.into())).unwrap();
-        tokio::time::timeout(PATIENCE, self.client.request(request))
+        tokio::time::timeout(TIMEOUT, self.client.request(request))
             .await
-            .map_err(|_| format!("no answer within {PATIENCE:?}"))?
+            .map_err(|_| format!("no answer within {TIMEOUT:?}"))?
             .map_err(|error| format!("the connection broke: {error:?}"))
     }
 
@@ -318,7 +318,7 @@ impl Events {
 
     /// The next event, `presence` too.
     pub(crate) async fn next_of_all(&mut self) -> Option<Event> {
-        tokio::time::timeout(PATIENCE, self.read())
+        tokio::time::timeout(TIMEOUT, self.read())
             .await
             .expect("no event came in time")
     }
@@ -347,7 +347,7 @@ impl Events {
 
     /// The next block of lines as it is, be it an event, a comment or `retry`.
     pub(crate) async fn block(&mut self) -> Option<String> {
-        tokio::time::timeout(PATIENCE, self.read_block())
+        tokio::time::timeout(TIMEOUT, self.read_block())
             .await
             .expect("nothing came in time")
     }

@@ -34,8 +34,8 @@ use uuid::Uuid;
 
 use self::http::Api;
 
-/// How long anything may take before a test says what it waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for anything before it fails.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The password of every user that tests make.
 pub(crate) const PASSWORD: &str = "correct horse";
@@ -113,8 +113,8 @@ impl World {
         let client = posduif::net::redis::client(&self.config.redis).unwrap();
         // Whole streams are read at once, on a machine that is busy.
         let settings = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(PATIENCE))
-            .set_response_timeout(Some(PATIENCE));
+            .set_connection_timeout(Some(TIMEOUT))
+            .set_response_timeout(Some(TIMEOUT));
         let connecting = client.get_multiplexed_async_connection_with_config(&settings);
         connecting.await.unwrap()
     }
@@ -399,7 +399,7 @@ impl RunningEngine {
 
     /// Stops it as Ctrl-C does.
     pub(crate) async fn stop(mut self) {
-        tokio::time::timeout(PATIENCE, self.engine.take().unwrap().stop())
+        tokio::time::timeout(TIMEOUT, self.engine.take().unwrap().stop())
             .await
             .unwrap();
     }
@@ -421,7 +421,7 @@ impl Process {
     pub(crate) async fn announced(&mut self) -> Api {
         if let Some(output) = self.child.stdout.take() {
             let mut lines = BufReader::new(output).lines();
-            let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.unwrap();
+            let line = tokio::time::timeout(TIMEOUT, lines.next_line()).await.unwrap();
             let line = line.unwrap().unwrap();
             self.address = Some(line.strip_prefix("ready: http://").unwrap().to_owned());
         }
@@ -451,7 +451,7 @@ impl Process {
     /// Ends it by SIGTERM and gives its exit code.
     pub(crate) async fn terminate(mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
-        tokio::time::timeout(PATIENCE, self.child.wait())
+        tokio::time::timeout(TIMEOUT, self.child.wait())
             .await
             .unwrap()
             .unwrap()
@@ -510,14 +510,14 @@ pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
         .unwrap_or_else(|| panic!("cannot connect to Postgres"))
 }
 
-/// Asks again and again until there is an answer; says what it waited for when patience ends.
+/// Polls until there is a result; panics with `what` after the timeout.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");
+        assert!(start.elapsed() < TIMEOUT, "waited {TIMEOUT:?} until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -42,7 +42,7 @@ impl Office {
         world.tenant("acme").await;
         let bob_id = world.user("acme", "bob", UserType::Web).await;
         let joe_id = world.user("acme", "joe", UserType::Mobile).await;
-        // Before the first checkpoint there are no streams, and who asks for one is told to come back.
+        // Before the first checkpoint there are no streams, and a request for one is answered with Retry-After.
         world.published().await;
         let anybody = engine.api();
         let bob = anybody.log_in("acme", "bob").await;

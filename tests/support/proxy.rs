@@ -20,7 +20,7 @@ struct Orders {
 }
 
 impl Orders {
-    /// Whether a connection that was born under `create_stream` is served now.
+    /// Whether a connection accepted under this generation is served now.
     fn serves(&self, create_stream: &Self) -> bool {
         !self.is_stalled && self.abandoned == create_stream.abandoned
     }

@@ -1,4 +1,4 @@
-//! A command of the program that goes on until it is told to end, or nobody listens any more.
+//! A command of the program that runs until it is stopped or its output is closed.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdout};
 
 use super::command::posduif_in;
-use super::{PATIENCE, World, send_signal};
+use super::{TIMEOUT, World, send_signal};
 
-/// A command that goes on until it is told to end.
+/// A command that runs until it is stopped.
 pub(crate) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -36,7 +36,7 @@ impl Running {
 
     /// The next line that it prints.
     pub(crate) async fn line(&mut self) -> String {
-        let line = tokio::time::timeout(PATIENCE, self.lines.next_line()).await;
+        let line = tokio::time::timeout(TIMEOUT, self.lines.next_line()).await;
         line.expect("a line comes in time").unwrap().expect("it goes on")
     }
 
@@ -56,7 +56,7 @@ impl Running {
                 assert!(read > 0, "it ended before it said {what:?}");
             }
         };
-        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        let waited = tokio::time::timeout(TIMEOUT, waiting).await;
         assert!(waited.is_ok(), "it did not say {what:?} in time");
     }
 
@@ -71,13 +71,13 @@ impl Running {
     /// Ends it by a signal and gives its exit code.
     pub(crate) async fn end(mut self, signal: Signal) -> Option<i32> {
         send_signal(self.child.id().unwrap(), signal);
-        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let ended = tokio::time::timeout(TIMEOUT, self.child.wait()).await;
         ended.expect("it ends in time").unwrap().code()
     }
 
     /// Waits until it ends by itself, and gives its exit code.
     pub(crate) async fn ended(mut self) -> Option<i32> {
-        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let ended = tokio::time::timeout(TIMEOUT, self.child.wait()).await;
         ended.expect("it ends in time").unwrap().code()
     }
 }
@@ -90,8 +90,8 @@ pub(crate) struct Unread {
 
 impl Unread {
     /// Waits until it ends, and gives its exit code and what it said on stderr from now on.
-    pub(crate) async fn ended(mut self, patience: Duration) -> (Option<i32>, String) {
-        let ended = tokio::time::timeout(patience, self.child.wait()).await;
+    pub(crate) async fn ended(mut self, timeout: Duration) -> (Option<i32>, String) {
+        let ended = tokio::time::timeout(timeout, self.child.wait()).await;
         let code = ended.expect("it ends in time").unwrap().code();
         let mut errors = String::new();
         self.errors.read_to_string(&mut errors).await.unwrap();

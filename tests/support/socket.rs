@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::http::{Answer, Api, Event};
-use super::{PATIENCE, spec};
+use super::{TIMEOUT, spec};
 
 /// An open WebSocket.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(crate) struct Socket {
     /// Where it began, as its `hello` said.
     pub(crate) cursor: String,
     /// Events that came before a result that was waited for.
-    told: Vec<Event>,
+    received: Vec<Event>,
     /// How it was closed.
     pub(crate) closed: Option<(u16, String)>,
 }
@@ -56,10 +56,7 @@ impl Api {
                 .insert(name, HeaderValue::from_str(value).unwrap());
         }
         let opening = tokio_tungstenite::client_async(request, stream);
-        let stream = match tokio::time::timeout(PATIENCE, opening)
-            .await
-            .expect("no answer in time")
-        {
+        let stream = match tokio::time::timeout(TIMEOUT, opening).await.expect("no answer in time") {
             Ok((stream, _)) => stream,
             Err(Error::Http(response)) => {
                 let (head, body) = response.into_parts();
@@ -72,7 +69,7 @@ impl Api {
         let mut socket = Socket {
             stream,
             cursor: String::new(),
-            told: Vec::new(),
+            received: Vec::new(),
             closed: None,
         };
         let hello = socket.next().await.expect("a hello");
@@ -95,8 +92,8 @@ impl Socket {
 
     /// The next event, `presence` too.
     pub(crate) async fn next_of_all(&mut self) -> Option<Event> {
-        if !self.told.is_empty() {
-            return Some(self.told.remove(0));
+        if !self.received.is_empty() {
+            return Some(self.received.remove(0));
         }
         self.read().await
     }
@@ -140,7 +137,7 @@ impl Socket {
                 assert_eq!((&event.id, &event.data["type"]), (&None, &Value::from("result")));
                 return event.data;
             }
-            self.told.push(event);
+            self.received.push(event);
         }
     }
 
@@ -157,7 +154,7 @@ impl Socket {
 
     async fn read(&mut self) -> Option<Event> {
         loop {
-            let next = tokio::time::timeout(PATIENCE, self.stream.next());
+            let next = tokio::time::timeout(TIMEOUT, self.stream.next());
             match next.await.expect("nothing came in time")? {
                 Ok(Message::Text(text)) => {
                     let frame: Value = serde_json::from_str(&text).unwrap();

@@ -40,7 +40,7 @@ impl Stage {
     /// A stage in this world, with an engine in the test.
     pub(crate) async fn on_with(world: World, role: Role) -> Self {
         let engine = world.engine(role).await;
-        // The first epoch has begun when the tenant comes, so that its streams are born once.
+        // The first epoch has started when the tenant is created, so that its streams are created once.
         world.published().await;
         Self {
             engine: Some(engine),
