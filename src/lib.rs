@@ -1,41 +1,103 @@
 //! Posduif: a row committed in Postgres is the event.
 //!
-//! Whoever writes a row (the API, a migration, somebody's `psql`), the write-ahead log carries it, in commit order,
-//! to Redis Streams, and SSE, WebSocket and the device's next sync batch are three ways to read the same stream with the
-//! same cursor:
+//! Any writer of a row (the API, a migration, `psql`) puts it into the write-ahead log. Posduif reads the log in commit order,
+//! routes each change to the users who may see it, and writes it to Redis Streams. SSE, WebSocket and the next sync batch of a
+//! device read the same stream with the same cursor:
 //!
 //! ```text
-//!  any writer ─▶ Postgres ─WAL─▶ replication ─▶ decode ─▶ route ─▶ publish ─▶ Redis ─▶ deliver ─▶ sync · http
-//!                    ▲               └───────── acknowledge(LSN) ◀────┘                              │
-//!                    └───────────────── database ◀── domain: messages, uploads, acks ◀──────────────┘
+//!  any writer ─▶ Postgres ─WAL─▶ replication ─▶ decode ─▶ route ─▶ publish ─▶ Redis ─▶ live · sync ─▶ api ─▶ device
+//!                    ▲               └───────── acknowledge(LSN) ◀────┘                                  │
+//!                    └──────────────── postgres ◀── accounts · messages · state · sync ◀── api ◀─────────┘
 //! ```
 //!
-//! Modules in reading order:
+//! # Folders in reading order
 //!
-//! - [`change`]: what flows: [`change::Position`], [`change::StreamId`]; [`keys`]: the names of all Redis keys.
-//! - [`replication`]: the replication connection, its frames, the slot, epochs, and the loop that ties the stages.
-//! - [`decode`]: pgoutput bytes to messages, column texts to JSON.
-//! - [`route`]: rules: who sees which change, under which event.
-//! - [`publish`]: batches, the guarded `MULTI`/`EXEC`, the checkpoint, progress and durability.
-//! - [`deliver`]: reading the streams: ranges, the live tail and its fan-out, presence, the streams `push`, trimming.
-//! - [`sync`]: cursors, incoming batches (snapshot, then stream).
-//! - [`domain`]: users, devices, enrollment, messages, encrypted state, uploads: rows and rules.
-//! - [`push`]: waking devices that are away: when to look, and the webhook.
-//! - [`database`]: pool, tenants, migrations, publication; queries come from `sql/`.
-//! - [`http`]: the API.
-//! - [`doctor`]: what of all this is not as it should be, and what mends it.
-//! - [`transport`]: byte streams to servers.
-//! - [`engine`]: starts the parts, stops them in order; [`config`]: every setting; [`telemetry`]: logs and counters.
-//! - [`cli`]: the command line, one file a noun; [`dev`]: `posduif dev`'s own Postgres and Redis.
+//! Values and formats, which the rest is made of:
 //!
-//! Invariants:
+//! - [`core`]: values without IO: positions, tenants' names, times, pages, the RESP codec.
+//! - [`config`]: every setting with its default, bounds and unit.
+//! - [`telemetry`]: logs, traces, and every metric (`src/telemetry/metrics.rs`, one file beside it for each larger group).
+//! - [`net`]: TCP, Unix sockets and TLS to servers, the HTTP client.
+//! - [`contract`]: every format in Redis, both directions in one file: keys, names of streams, entries, the checkpoint, the
+//!   window, quarantine, control commands, Lua scripts. A new stream begins here (`src/contract/stream_name.rs`).
+//! - [`redis`]: connections to Redis, and reads of streams.
+//! - [`postgres`]: the pool, statements (`sql/`), migrations, the publication, tenants.
 //!
-//! - acknowledged ≤ durable ≤ published ≤ received, and none goes back within one `START_REPLICATION`.
-//! - Only [`replication`] speaks the replication protocol, only [`publish`] and [`deliver`] speak Redis Streams, only
-//!   [`http`] knows status codes.
-//! - [`decode`], [`route`] and [`publish::progress`] do no IO.
-//! - Every queue has a bound, named in [`config`].
-//! - What cannot be decoded stops the engine; what cannot be routed or stored goes to the tenant's quarantine.
+//! From the log to the streams:
+//!
+//! - [`replication`]: the replication connection, its frames, the slot, epochs, trimming, and the session that ties the stages.
+//! - [`decode`]: from pgoutput's bytes to messages, from column texts to JSON.
+//! - [`route`]: rules: which users see a change, and under which event.
+//! - [`publish`]: batches, the guarded `MULTI`/`EXEC`, progress and durability.
+//!
+//! From the streams to devices, and back:
+//!
+//! - [`live`]: the tail of the live stream, its fan-out to readers, presence.
+//! - [`feature`]: what features share: the error of a request, pages, checks of input.
+//! - [`accounts`]: users, devices, enrollment, sessions, tickets, rate limits, and the cache of all of them.
+//! - [`messages`]: messages, and conflicts between their versions.
+//! - [`state`]: encrypted state of a user's devices.
+//! - [`sync`]: batches: incoming (snapshot, then stream) with cursors and acknowledgements; outgoing uploads with the results of
+//!   their items (`src/sync/outgoing`).
+//! - [`push`]: waking offline devices: candidates, the schedule, and the webhook with its retries (`src/push/webhook.rs`).
+//!
+//! The surfaces:
+//!
+//! - [`admin`]: what operators see and do: streams, consumer groups, quarantine, slots, `doctor`.
+//! - [`http`]: HTTP plumbing: server, upgrade, request, response, error. It has no route and no feature.
+//! - [`api`]: one thin file for each group of routes: parse, call a feature, render; SSE and WebSocket in `src/api/live`.
+//! - [`engine`]: starts the parts in order, registers listeners between them, stops them in order.
+//! - [`dev`]: the private Postgres and Redis of `posduif dev` and of the tests.
+//! - [`cli`]: the command line, one file or folder for each noun, declared in `src/cli/mod.rs`.
+//!
+//! # Arrows
+//!
+//! A folder may import the folders of its row, and each folder below `telemetry` may import the first three, too. A lower folder
+//! notifies an upper one through a listener that `engine` or `api` registers. `tests/tidy.rs` reads this table and every import.
+//!
+//! | folder | may import |
+//! |---|---|
+//! | `core` | nothing |
+//! | `config` | `core` |
+//! | `telemetry` | `core`, `config` |
+//! | `net` | nothing |
+//! | `contract` | nothing |
+//! | `redis` | `net`, `contract` |
+//! | `postgres` | `net`, `contract` |
+//! | `decode` | nothing |
+//! | `route` | `decode`, `contract` |
+//! | `publish` | `redis`, `contract`, `route`, `decode`, `net` |
+//! | `replication` | `decode`, `route`, `publish`, `postgres`, `contract`, `net`, `redis` |
+//! | `live` | `redis`, `contract`, `net` |
+//! | `feature` | `postgres`, `redis` |
+//! | `accounts` | `feature`, `postgres`, `redis`, `contract`, `live` |
+//! | `messages` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
+//! | `state` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
+//! | `sync` | `feature`, `accounts`, `messages`, `state`, `live`, `postgres`, `redis`, `contract`, `route`, `decode` |
+//! | `push` | `live`, `redis`, `postgres`, `contract`, `net` |
+//! | `admin` | everything above |
+//! | `http` | `net` |
+//! | `api` | `http`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract` |
+//! | `engine` | everything above |
+//! | `dev` | everything above |
+//! | `cli` | everything above |
+//!
+//! # Invariants
+//!
+//! `tests/tidy.rs` checks those that files can show, and lists what does not keep to them yet:
+//!
+//! - Only [`replication`] sends `START_REPLICATION`.
+//! - Only [`contract`] names the fields of a stream's entry; only [`publish`] and [`redis`] add entries.
+//! - Only [`redis`] and [`publish`] open connections to Redis.
+//! - Only [`http`] and [`api`] name HTTP status codes, beside clients of other servers.
+//! - [`core`], [`contract`], [`decode`], [`route`] and [`publish::progress`] do no IO.
+//! - Every queue has a bound.
+//!
+//! The other tests check the rest:
+//!
+//! - acknowledged ≤ durable ≤ published ≤ received, and none decreases within one `START_REPLICATION`.
+//! - A change that cannot be decoded stops the engine; a change that cannot be routed or stored goes to the quarantine of its
+//!   tenant.
 
 pub mod accounts;
 pub mod admin;

@@ -52,6 +52,7 @@ mod takeover;
 mod telemetry;
 mod tenants;
 mod tickets;
+mod tidy;
 mod tls;
 mod uploads;
 mod values;

@@ -17,7 +17,7 @@ const OPERATIONS: &str = include_str!("../docs/operations.md");
 /// Labels that Prometheus itself adds.
 const ADDED: [&str; 2] = ["job", "instance"];
 
-/// An answer of an engine that has been used, also in vain, so that every metric has samples.
+/// An answer of an engine that has been used, also without success, so that every metric has samples.
 async fn scrape() -> Scrape {
     // Without a bound on WAL there is no share of it to report.
     let postgres = servers::postgres_with(|_, options| options.setting("max_slot_wal_keep_size", "1GB")).await;

@@ -308,7 +308,7 @@ mod unenrolled {
             .user("acme", "sally", posduif::accounts::users::UserType::Mobile)
             .await;
         let invitation = scene.invitation(sally).await;
-        // The device id is joe's for ever; the phone takes another.
+        // The device id is always joe's; the phone takes another.
         let outcome = scene.phone.enroll(&scene.line, &invitation).await;
         assert!(matches!(outcome, Err(Trouble::Refused { code, .. }) if code == "CONFLICT"));
         assert_eq!(scene.phone.state().unwrap(), State::Unenrolled);

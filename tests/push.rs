@@ -785,7 +785,7 @@ async fn misbehave(how: usize, mut stream: TcpStream) -> std::io::Result<()> {
                 stream.write_all(b"x-more: and more of it\r\n").await?;
             }
         }
-        // An answer that comes for ever, byte by byte.
+        // An answer that never ends, byte by byte.
         1 => loop {
             stream.write_all(b"H").await?;
             tokio::time::sleep(Duration::from_millis(50)).await;

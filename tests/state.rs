@@ -1089,7 +1089,7 @@ async fn state_devices_with_lost_responses_converge_without_lost_updates() {
     held.retain(|_, (_, content)| content.is_some());
     assert_eq!(there, held);
 
-    // Each change was made upon the one before it and added what its device did, nothing else.
+    // Each change was based on the one before it and added what its device did, nothing else.
     let (log, ..) = read(&editors[2].api, Some(&beginning), 1000).await;
     let mut states: BTreeMap<&str, Known> = BTreeMap::new();
     let mut by_device: BTreeMap<&str, u64> = BTreeMap::new();

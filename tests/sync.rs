@@ -436,7 +436,7 @@ async fn sync_timestamp_of_a_batch_acknowledges_and_other_times_only_re_read() {
     let end = batch(&phone, None, &since(next["sync_timestamp"].as_str().unwrap())).await;
     assert!(is_empty(&end));
     assert_eq!(office.message(&third).await["status"], "synced");
-    // Polling on by timestamps goes on for ever.
+    // Polling on by timestamps goes on indefinitely.
     let mut given = end["sync_timestamp"].as_str().unwrap().to_owned();
     for n in 0..6 {
         let sent = office.send(&format!("later {n}")).await;
