@@ -85,15 +85,26 @@ pub(super) fn words(line: &str) -> String {
     words
 }
 
-/// The phrases in a line, with what to write instead.
-pub(super) fn phrases(line: &str) -> Vec<&'static (&'static str, &'static str)> {
-    let lower = line.to_ascii_lowercase();
-    let is_possible = |phrase: &str| phrase.split(' ').all(|word| lower.contains(word));
-    let possible: Vec<_> = PHRASES.iter().filter(|(phrase, _)| is_possible(phrase)).collect();
+/// A phrase or a name, and what to write instead.
+pub(super) type Rule = (&'static str, &'static str);
+
+/// The phrases whose words a text has somewhere.
+pub(super) fn possible(text: &str) -> Vec<&'static Rule> {
+    let lower = text.to_ascii_lowercase();
+    let has_words = |phrase: &str| phrase.split(' ').all(|word| lower.contains(word));
+    PHRASES.iter().filter(|(phrase, _)| has_words(phrase)).collect()
+}
+
+/// Those of the phrases that are in a line.
+pub(super) fn phrases(line: &str, possible: &[&'static Rule]) -> Vec<&'static Rule> {
     if possible.is_empty() {
-        return possible;
+        return Vec::new();
     }
     let words = words(line);
     let is_there = |phrase: &str| words.contains(&format!(" {phrase} "));
-    possible.into_iter().filter(|(phrase, _)| is_there(phrase)).collect()
+    possible
+        .iter()
+        .filter(|(phrase, _)| is_there(phrase))
+        .copied()
+        .collect()
 }
