@@ -31,7 +31,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
-use support::{PASSWORD, Process, Servers, TENANT, stop};
+use support::{PASSWORD, Process, Servers, TENANT, spread, stop};
 
 /// Mobile users who get messages.
 const RECIPIENTS: usize = 1000;
@@ -223,10 +223,10 @@ impl Bench {
             ratios_same.push(api.per_second / same.per_second);
             println!("         ratio {:.2}, {:.2}", ratios[round - 1], ratios_same[round - 1]);
         }
-        println!("\nPOST /api/messages of pgbench's INSERT: {}", spread(&mut ratios));
+        println!("\nPOST /api/messages of pgbench's INSERT: {}", spread(&mut ratios, 2));
         println!(
             "POST /api/messages of pgbench with the API's own statement: {}\n",
-            spread(&mut ratios_same)
+            spread(&mut ratios_same, 2)
         );
         if !options.writes_only {
             self.reads(options.rounds, duration).await;
@@ -271,7 +271,7 @@ impl Bench {
                 show(round, name, &api);
                 ratios.push(api.per_second / bare.per_second);
             }
-            println!("{name} of a bare handler: {}\n", spread(&mut ratios));
+            println!("{name} of a bare handler: {}\n", spread(&mut ratios, 2));
             handler.kill().await.unwrap();
         }
     }
@@ -509,17 +509,6 @@ fn show(round: usize, name: &str, run: &Run) {
         run.cpu[2],
         run.cpu[3]
     );
-}
-
-/// The median of some ratios, and their range.
-fn spread(values: &mut [f64]) -> String {
-    values.sort_by(f64::total_cmp);
-    format!(
-        "{:.2} ({:.2} to {:.2})",
-        values[values.len() / 2],
-        values[0],
-        values[values.len() - 1]
-    )
 }
 
 /// Fields of `/proc/<pid>/stat` behind the name.

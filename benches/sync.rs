@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 use uuid::Uuid;
 
-use support::{PASSWORD, Process, Servers, TENANT, stop};
+use support::{PASSWORD, Process, Servers, TENANT, spread, stop};
 
 /// Entries that the bare client asks for at once; the best of them counts.
 const BARE_PAGES: [usize; 3] = [1_000, 5_000, 20_000];
@@ -361,19 +361,6 @@ fn describe(run: &CatchUp) -> String {
         run.statuses.as_secs_f64(),
         seconds(run.statuses_cpu),
     )
-}
-
-/// The median of some values, and their range.
-fn spread(values: &mut [f64], decimals: usize) -> String {
-    values.sort_by(f64::total_cmp);
-    match &*values {
-        [] => "-".into(),
-        [first, .., last] => format!(
-            "{:.decimals$} ({first:.decimals$} to {last:.decimals$})",
-            values[values.len() / 2]
-        ),
-        [one] => format!("{one:.decimals$}"),
-    }
 }
 
 /// What the device reads of an answer.

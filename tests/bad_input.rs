@@ -68,6 +68,14 @@ const PAGING: &[&str] = &[
 
 const PRESENCE: &[&str] = &["limit=0", "limit=1001", "offset=-1", "user_id=joe", "user_id=,"];
 
+const CREDENTIALS: &[(&str, Takes)] = &[
+    ("tenant", Takes::Text),
+    ("username", Takes::Text),
+    ("email", Takes::Text),
+    ("password", Takes::Text),
+    ("device", Takes::Object),
+];
+
 const RESUME: &[&str] = &[
     "last_event_id=nonsense",
     "lastEventId=nonsense",
@@ -78,23 +86,11 @@ const RESUME: &[&str] = &[
 /// Every route there is.
 const LINES: &[Line] = &[
     Line {
-        fields: &[
-            ("tenant", Takes::Text),
-            ("username", Takes::Text),
-            ("email", Takes::Text),
-            ("password", Takes::Text),
-            ("device", Takes::Object),
-        ],
+        fields: CREDENTIALS,
         ..line("POST", "/api/auth/login", Access::Public)
     },
     Line {
-        fields: &[
-            ("tenant", Takes::Text),
-            ("username", Takes::Text),
-            ("email", Takes::Text),
-            ("password", Takes::Text),
-            ("device", Takes::Object),
-        ],
+        fields: CREDENTIALS,
         ..line("POST", "/api/auth/register", Access::Public)
     },
     Line {

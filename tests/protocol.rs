@@ -175,6 +175,20 @@ impl Scene {
         self.phone.sync(&self.line).await.map(drop)
     }
 
+    /// Syncs with these outcomes of its requests, the last of which postpones it; checks where the phone stands then.
+    async fn sync_later(&mut self, plays: impl IntoIterator<Item = Play>, state: State, texts: &[&str]) {
+        self.line.play(plays);
+        assert!(is_later(&self.sync().await));
+        self.check(state, texts);
+    }
+
+    /// Syncs to the end of the stream, where the phone holds these messages.
+    async fn finish(mut self, texts: &[&str]) {
+        self.sync().await.unwrap();
+        self.check(State::Stream, texts);
+        self.close().await;
+    }
+
     /// Bob writes, and it is published.
     async fn bob_writes(&self, content: &str) -> String {
         let id = self.office.send(content).await;
@@ -315,9 +329,7 @@ mod unenrolled {
         scene.phone.enroll(&scene.line, &invitation).await.unwrap();
         scene.check(State::Fresh, &[]);
         assert!(scene.waiting().is_empty());
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &[]);
-        scene.close().await;
+        scene.finish(&[]).await;
     }
 
     #[tokio::test]
@@ -370,9 +382,7 @@ mod fresh {
     async fn missing_response_repeats_request() {
         let mut scene = Scene::fresh().await;
         for loss in [Play::LoseRequest, Play::LoseAnswer] {
-            scene.line.play([loss]);
-            assert!(is_later(&scene.sync().await));
-            scene.check(State::Fresh, &[]);
+            scene.sync_later([loss], State::Fresh, &[]).await;
         }
         scene.catch_up().await;
         scene.close().await;
@@ -416,29 +426,23 @@ mod snapshot {
     #[tokio::test]
     async fn page_is_stored_with_cursor() {
         let mut scene = Scene::snapshot().await;
-        scene.line.play([Play::Real, Play::LoseRequest]);
-        assert!(is_later(&scene.sync().await));
-        scene.check(State::Snapshot, &ALL[..2]);
+        scene
+            .sync_later([Play::Real, Play::LoseRequest], State::Snapshot, &ALL[..2])
+            .await;
         scene.close().await;
     }
 
     #[tokio::test]
     async fn last_page_deletes_unmentioned_rows() {
-        let mut scene = Scene::snapshot().await;
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &ALL);
-        scene.close().await;
+        let scene = Scene::snapshot().await;
+        scene.finish(&ALL).await;
     }
 
     #[tokio::test]
     async fn missing_response_repeats_request() {
         let mut scene = Scene::snapshot().await;
-        scene.line.play([Play::LoseAnswer]);
-        assert!(is_later(&scene.sync().await));
-        scene.check(State::Snapshot, &ALL[..1]);
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &ALL);
-        scene.close().await;
+        scene.sync_later([Play::LoseAnswer], State::Snapshot, &ALL[..1]).await;
+        scene.finish(&ALL).await;
     }
 
     #[tokio::test]
@@ -454,20 +458,20 @@ mod snapshot {
         assert!(is_later(&scene.sync().await));
         // The first snapshot's row is of before, and stays until the second one's end.
         scene.check(State::Snapshot, &ALL[..2]);
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &ALL[1..]);
-        scene.close().await;
+        scene.finish(&ALL[1..]).await;
     }
 
     #[tokio::test]
     async fn refused_cursor_is_deleted() {
         let mut scene = Scene::snapshot().await;
-        scene.line.play([says(400, "INVALID_CURSOR", None), Play::LoseRequest]);
-        assert!(is_later(&scene.sync().await));
-        scene.check(State::Fresh, &ALL[..1]);
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &ALL);
-        scene.close().await;
+        scene
+            .sync_later(
+                [says(400, "INVALID_CURSOR", None), Play::LoseRequest],
+                State::Fresh,
+                &ALL[..1],
+            )
+            .await;
+        scene.finish(&ALL).await;
     }
 
     #[tokio::test]
@@ -478,9 +482,7 @@ mod snapshot {
         scene.check(State::Unenrolled, &ALL[..1]);
         scene.enroll().await.unwrap();
         scene.check(State::Snapshot, &ALL[..1]);
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &ALL);
-        scene.close().await;
+        scene.finish(&ALL).await;
     }
 
     #[tokio::test]
@@ -544,9 +546,7 @@ mod stream {
             .await
             .expect(200);
         scene.office.world.published().await;
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &["message 1", "two"]);
-        scene.close().await;
+        scene.finish(&["message 1", "two"]).await;
     }
 
     #[tokio::test]
@@ -556,9 +556,7 @@ mod stream {
         scene.sync().await.unwrap();
         scene.office.bob.delete(&format!("/api/messages/{id}")).await;
         scene.office.world.published().await;
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &["message 1"]);
-        scene.close().await;
+        scene.finish(&["message 1"]).await;
     }
 
     #[tokio::test]
@@ -581,14 +579,12 @@ mod stream {
         let mut scene = Scene::stream().await;
         let id = scene.bob_writes("one").await;
         for _ in 0..2 {
-            scene.line.play([Play::LoseAnswer]);
-            assert!(is_later(&scene.sync().await));
-            scene.check(State::Stream, &["message 1"]);
+            scene
+                .sync_later([Play::LoseAnswer], State::Stream, &["message 1"])
+                .await;
         }
         assert_eq!(scene.office.message(&id).await["status"], "pending_sync");
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &["message 1", "one"]);
-        scene.close().await;
+        scene.finish(&["message 1", "one"]).await;
     }
 
     #[tokio::test]
@@ -606,9 +602,7 @@ mod stream {
         assert!(is_later(&scene.sync().await));
         // What the user had stays until all of the new is there.
         scene.check(State::Snapshot, &["message 1", "message 2"]);
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &["message 2", "new"]);
-        scene.close().await;
+        scene.finish(&["message 2", "new"]).await;
     }
 
     #[tokio::test]
@@ -698,9 +692,7 @@ mod stream {
         std::fs::rename(&copy, &scene.file).unwrap();
         scene.die();
         scene.check(State::Stream, &["message 1"]);
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &["message 1", "two"]);
-        scene.close().await;
+        scene.finish(&["message 1", "two"]).await;
     }
 
     #[tokio::test]
@@ -829,9 +821,7 @@ mod outbox {
         );
         scene.check(State::Stream, &["message 1", "mine again"]);
         scene.office.world.published().await;
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &["message 1", "mine again"]);
-        scene.close().await;
+        scene.finish(&["message 1", "mine again"]).await;
     }
 
     #[tokio::test]
@@ -938,9 +928,7 @@ mod outbox {
         assert!(scene.waiting().is_empty());
         assert_eq!(scene.stands(&id).await, "three");
         scene.office.world.published().await;
-        scene.sync().await.unwrap();
-        scene.check(State::Stream, &["message 1", "three"]);
-        scene.close().await;
+        scene.finish(&["message 1", "three"]).await;
     }
 
     #[tokio::test]

@@ -72,6 +72,14 @@ async fn engine_with_file(folder: &Folder, settings: &[(&str, &str)], file: Opti
     (world, process)
 }
 
+/// Joe's id, as bob reads it.
+async fn joes_id(bob: &Api) -> String {
+    let users = bob.get("/api/users").await.json();
+    let mut users = users["users"].as_array().unwrap().iter();
+    let joe = users.find(|user| user["username"] == "joe");
+    joe.unwrap()["id"].as_str().unwrap().to_owned()
+}
+
 async fn phone(bob: &Api, joe: &str) -> Api {
     let (phone, _) = bob.enroll("phone-1", Some(joe)).await;
     phone
@@ -82,13 +90,7 @@ async fn request_log_line_has_caller_and_sync_counts_without_secrets() {
     let folder = Folder::new();
     let (world, process) = engine(&folder, &[("POSDUIF__LOG__LEVEL", "trace")]).await;
     let bob = process.api().log_in("acme", "bob").await;
-    let users = bob.get("/api/users").await.json();
-    let joe = users["users"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|user| user["username"] == "joe");
-    let joe = joe.unwrap()["id"].as_str().unwrap().to_owned();
+    let joe = joes_id(&bob).await;
     let phone = phone(&bob, &joe).await;
     let message = json!({"recipient_id": joe, "content": "the content of a message"});
     bob.with("x-request-id", "my-request")
@@ -325,13 +327,7 @@ async fn transaction_is_one_trace_from_commit_to_readers_across_processes() {
         .process_under("api", &world.config, Some(&log), &of_node, None)
         .await;
     let bob = node.api().log_in("acme", "bob").await;
-    let users = bob.get("/api/users").await.json();
-    let joe = users["users"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|user| user["username"] == "joe");
-    let joe = joe.unwrap()["id"].as_str().unwrap().to_owned();
+    let joe = joes_id(&bob).await;
     let phone = phone(&bob, &joe).await;
     let batch = phone.get("/api/sync/incoming").await.json();
     let mut events = phone.events("/sse/mobile/phone-1").await;

@@ -28,7 +28,7 @@ use tokio_postgres::NoTls;
 
 use self::client::{Answer, Command, Peer, now_us};
 use self::nchan::Nchan;
-use self::support::{Process, Servers, TENANT, stop};
+use self::support::{Process, Servers, TENANT, spread, stop};
 
 #[derive(Debug, Parser)]
 #[command(about = "Open event streams beside nginx with Nchan")]
@@ -490,16 +490,4 @@ fn kernel_kib() -> u64 {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     };
     kib("Slab:") + kib("KernelStack:") + kib("PageTables:")
-}
-
-fn spread(values: &mut [f64], decimals: usize) -> String {
-    values.sort_by(f64::total_cmp);
-    match &*values {
-        [] => "-".into(),
-        [first, .., last] => format!(
-            "{:.decimals$} ({first:.decimals$} to {last:.decimals$})",
-            values[values.len() / 2]
-        ),
-        [one] => format!("{one:.decimals$}"),
-    }
 }

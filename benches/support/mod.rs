@@ -224,3 +224,17 @@ impl Drop for Folder {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
+
+/// The median of some values, and their range.
+#[allow(dead_code, reason = "not every benchmark repeats its runs")]
+pub(crate) fn spread(values: &mut [f64], decimals: usize) -> String {
+    values.sort_by(f64::total_cmp);
+    match &*values {
+        [] => "-".into(),
+        [first, .., last] => format!(
+            "{:.decimals$} ({first:.decimals$} to {last:.decimals$})",
+            values[values.len() / 2]
+        ),
+        [one] => format!("{one:.decimals$}"),
+    }
+}
