@@ -1,4 +1,4 @@
-//! Every endpoint: the shapes of its answers and its codes.
+//! Every endpoint: the fields of its responses and its error codes.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,7 @@
-//! Nothing that a client sends makes the API fail: a walk over the whole table of routes with everything that is bad.
+//! No request makes the API fail: every bad input against every route of the table.
 //!
-//! Each bad request must be answered by a 4xx with the envelope, over a connection that stays whole, and no answer may
-//! hold what another tenant or another user wrote. Every such text holds [`SECRET`].
+//! Each bad request must get a 4xx with the error envelope, over a connection that stays usable, and no response may
+//! contain what another tenant or another user wrote. Every such text contains [`SECRET`].
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! A page in a real browser: Chromium's own `EventSource` and `WebSocket`, used as docs/clients.md says.
+//! A page in a real browser: Chromium's own `EventSource` and `WebSocket`, used as docs/clients.md describes.
 
 use std::convert::Infallible;
 use std::path::PathBuf;

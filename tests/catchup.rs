@@ -1,4 +1,4 @@
-//! A device that was away: it catches up in pages, its statuses follow, and everybody can see how its sync stands.
+//! An offline device: it catches up in pages, its statuses follow, and the state of its sync is visible.
 
 use std::collections::HashSet;
 

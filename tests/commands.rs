@@ -1,4 +1,4 @@
-//! Every verb of the command line, as clap knows them, so that none is missed: wrong usage, and servers that are away.
+//! Every command of clap's tree, so that none is missed: wrong usage, and unreachable servers.
 
 use std::time::Duration;
 

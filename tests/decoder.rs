@@ -1,4 +1,4 @@
-//! The decoder on bytes that a real server sent (`scripts/record-pgoutput`), and on all others.
+//! The decoder on bytes of a real server (`scripts/record-pgoutput`), and on arbitrary ones.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Devices: whose they are, who sees them, and their end at every node.
+//! Devices: ownership, visibility, and revocation at every node.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! `posduif doctor`: what it finds on servers as distributions ship them, and that its fixes mend it.
+//! `posduif doctor`: its findings on servers as distributions ship them, and that its fixes work.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;

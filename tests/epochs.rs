@@ -1,5 +1,5 @@
-//! History that breaks, end to end: consumers get a `reset`, devices a snapshot, what is committed then flows, and what
-//! only looks like a break costs nobody anything.
+//! Breaks of replication continuity, end to end: consumers receive a `reset`, devices a snapshot, later commits flow,
+//! and what only looks like a break starts no epoch.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

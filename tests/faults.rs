@@ -1,6 +1,7 @@
-//! Random faults against an engine in a process of its own, and Postgres' word on what each stream must hold.
+//! Random faults against an engine in a process of its own, with a second slot of Postgres as the oracle of each
+//! stream.
 //!
-//! The suite runs some twenty seconds of it; `./scripts/faults --minutes 30 --seed 7` as much as one likes.
+//! The suite runs about twenty seconds of it; `./scripts/faults --minutes 30 --seed 7` runs longer.
 
 mod truth;
 mod writers;

@@ -1,5 +1,5 @@
-//! `/ready` is red while what clients see is old, whatever the cause, answers at once all the same, and is green again
-//! by itself when the cause is gone.
+//! `/ready` is 503 while clients see stale data, for any cause, responds at once nevertheless, and is 200 again when
+//! the cause is gone.
 
 use std::time::{Duration, Instant};
 

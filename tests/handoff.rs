@@ -1,4 +1,4 @@
-//! The snapshot hands over to the stream without a hole, also while Postgres ships commits that nobody sees yet.
+//! The snapshot hands over to the stream without a gap, also while Postgres ships commits that no snapshot sees yet.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

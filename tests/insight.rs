@@ -1,4 +1,4 @@
-//! What the engine tells about itself: `/metrics`, and the slot in `/ready`; in every role.
+//! What the engine reports about itself: `/metrics`, and the slot in `/ready`, in every role.
 
 use std::io::{Read as _, Write as _};
 

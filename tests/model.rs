@@ -1,7 +1,7 @@
-//! Every device converges, whatever happens on the way: many random stories, each with phones, a web user and somebody
-//! at `psql`, in which answers get lost, requests come twice or late, phones die and are restored from older copies,
-//! streams are trimmed and lost, history breaks and engines restart. At the end of each story every phone's SQLite must
-//! say what a query on Postgres says, and what phones uploaded must be there once.
+//! Every device converges, under any fault: random stories, each with phones, a web user and a writer at `psql`, in
+//! which responses get lost, requests come twice or late, phones die and are restored from older copies, streams are
+//! trimmed and lost, epochs start and engines restart. At the end of each story every phone's SQLite must equal a query
+//! on Postgres, and every upload must be applied once.
 //!
 //! The phone is the reference phone itself. Stories come from a seed, which is printed; each can be replayed:
 //!

@@ -1,4 +1,4 @@
-//! What monitoring is built on: `/metrics`, the dashboard, the alert rules and their pages name the same things.
+//! Monitoring: `/metrics`, the dashboard, the alert rules and their runbooks use the same names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;

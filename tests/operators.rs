@@ -1,4 +1,4 @@
-//! What an operator does and sees at a shell beside a running engine: users, devices, tenants, the whole.
+//! An operator at a shell beside a running engine: users, devices, tenants, status.
 
 use std::process::Stdio;
 

@@ -1,5 +1,5 @@
-//! The API while Postgres or Redis is away: what can be answered is, everything else says so in time, and nobody need
-//! restart anything.
+//! The API during an outage of Postgres or Redis: requests that need neither succeed, all others fail in time, and
+//! everything recovers without a restart.
 
 use hyper::Method;
 use posduif::config::Config;

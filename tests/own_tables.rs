@@ -1,4 +1,4 @@
-//! Rows of the operator's own tables, written by devices: who may, what comes of it, and what comes back.
+//! Rows of the operator's own tables, written by devices: permissions, results, and their delivery.
 
 use posduif::accounts::users::{self, NewUser, UserType};
 use posduif::config::Config;

@@ -1,4 +1,4 @@
-//! What is shipped beside the program: the image, the compose file, the unit of systemd, and what the program tells systemd.
+//! Files shipped beside the program: the image, the compose file, the systemd unit, and notifications to systemd.
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;

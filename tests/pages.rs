@@ -1,4 +1,4 @@
-//! Pages before and after a row: whatever is written meanwhile, each row that was there comes once and in order.
+//! Pages before and after a row: under concurrent writes each row that was there comes once and in order.
 
 use posduif::accounts::users::UserType;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! From a commit to the streams: places, audiences, births, the checkpoint.
+//! From a commit to the streams: positions, audiences, creation of streams, the checkpoint.
 
 use futures_util::SinkExt;
 use posduif::accounts::users::UserType;

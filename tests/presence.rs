@@ -1,4 +1,4 @@
-//! Presence: who is here, the same at every node, and cheap however many come and go.
+//! Presence: equal at every node, and cheap at any rate of connects and disconnects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What must hold for any input: routing and array literals.
+//! Properties for any input: routing and array literals.
 
 use std::collections::HashSet;
 

@@ -1,5 +1,5 @@
-//! The sync protocol, cell by cell: each test is a line of the table in `docs/sync-protocol.md`, played by the reference
-//! phone against a real engine. Modules are states, or what meets a device in any of them.
+//! The sync protocol, cell by cell: each test is a line of the table in `docs/sync-protocol.md`, played by the
+//! reference phone against a real engine. Modules are states, or what happens in any of them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;

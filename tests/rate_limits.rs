@@ -1,4 +1,4 @@
-//! Limits: guessing ends soon, and nobody is locked out by somebody else.
+//! Rate limits: guessing is limited soon, and no user is locked out by another client.
 
 use hyper::StatusCode;
 use posduif::accounts::users::UserType;

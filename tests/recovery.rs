@@ -1,4 +1,4 @@
-//! Nothing lost, nothing doubled, nothing out of order, whatever is killed: engine, Redis, Postgres.
+//! No loss, no duplicate, no reordering after a kill of the engine, Redis or Postgres.
 
 use std::collections::HashSet;
 use std::path::PathBuf;

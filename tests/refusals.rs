@@ -1,5 +1,5 @@
-//! A Redis that takes nothing for a while, or not everything: nothing is dropped, the engine says what is wrong, and its
-//! memory stays as it is.
+//! A Redis that refuses all writes for a while, or some of them: nothing is dropped, the engine reports the cause, and
+//! its memory stays flat.
 
 use posduif::accounts::users::UserType;
 use posduif::engine::Role;

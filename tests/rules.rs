@@ -1,4 +1,4 @@
-//! Rules of the operator's own, and what cannot be routed by them.
+//! The operator's own rules, and changes that cannot be routed by them.
 
 use posduif::config::Config;
 use posduif::config::rule::{Rule, When};

@@ -1,4 +1,4 @@
-//! Many streams at once, and what becomes of their sockets: each is taken out of HTTP and belongs to its stream alone.
+//! Many streams at once, and their sockets: each is taken out of HTTP and belongs to its stream alone.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What must stay secret is in no log line, however much is logged.
+//! Secrets are in no log line, at any log level.
 
 use posduif::accounts::users::UserType;
 use serde_json::{Value, json};

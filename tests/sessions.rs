@@ -1,4 +1,4 @@
-//! Sessions: what a login begins, a refresh continues and a logout ends.
+//! Sessions: a login starts one, a refresh continues it, a logout ends it.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! `posduif slot`: what slots cost and what to do about them, beside an engine that uses one.
+//! `posduif slot`: what slots retain and how to remove them, beside an engine that uses one.
 
 use std::process::Stdio;
 

@@ -1,4 +1,4 @@
-//! Encrypted state: versions and conditions, lost answers, batches, changes by cursor, and that nobody can read it here.
+//! Encrypted state: versions and preconditions, lost responses, batches, changes by cursor, and secrecy.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Prepared statements: few a connection, however many tenants there are, and none that stands in the way.
+//! Prepared statements: bounded per connection for any number of tenants, and never stale.
 
 use posduif::core::tenant::Tenant;
 use posduif::postgres::{Database, Statement};

@@ -1,4 +1,4 @@
-//! `posduif stream`: what it shows, what it follows, what it changes, and who reads `changes` beside it.
+//! `posduif stream`: list, tail, trim, rebuild, quarantine, and consumer groups of `changes`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What a phone gets by syncing: a snapshot, then the stream, each row until it is acknowledged and not after.
+//! Incoming sync: a snapshot, then the stream, each row until it is acknowledged and not after.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read as _;

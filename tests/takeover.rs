@@ -1,4 +1,4 @@
-//! Two engines: the second takes over when the first is killed or stalled, and a first one that awakes does no harm.
+//! Two engines: the second takes over when the first is killed or stalled, and a resumed first one does no harm.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What the process tells while it works: log lines, and traces for OpenTelemetry.
+//! Log lines, and traces for OpenTelemetry.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Tenants as a whole: messages to their users, pause, resync, streams that are mended, tables in motion.
+//! Whole tenants: outbox messages, pause, resync, stopped streams, DDL while streaming.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Tickets: an address that opens one stream, once, soon.
+//! Tickets: an address that opens one stream, once, within a short time.
 
 use futures_util::future::join_all;
 use posduif::accounts::users::UserType;

@@ -1,5 +1,4 @@
-//! TLS to Postgres and Redis, logins bound to it, and Unix sockets: what must be proven is, and everything else works
-//! the same.
+//! TLS to Postgres and Redis, channel binding, and Unix sockets.
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};

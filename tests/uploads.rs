@@ -1,4 +1,4 @@
-//! What devices upload: a result for each item, whatever is lost, repeated, bad or too large.
+//! Uploads: a result for each item, whether requests are lost, repeated, invalid or too large.
 
 use std::io::Write as _;
 

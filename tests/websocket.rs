@@ -1,4 +1,4 @@
-//! Live events over WebSockets, and what their clients do by them.
+//! Live events over WebSockets, and the items that clients send.
 
 use std::time::Duration;
 

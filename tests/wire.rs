@@ -1,4 +1,4 @@
-//! How the API is reached: HTTP/1.1 and HTTP/2, encrypted or not, from pages of other origins, by slow clients.
+//! Connections to the API: HTTP/1.1 and HTTP/2, with and without TLS, from pages of other origins, by slow clients.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The program as somebody at a shell runs it.
+//! The program, run at a shell.
 
 use std::process::{Output, Stdio};
 

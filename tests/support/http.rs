@@ -67,7 +67,7 @@ pub(crate) struct Api {
     client: Client<HttpConnector, Full<Bytes>>,
     address: String,
     headers: Vec<(String, String)>,
-    /// Whether its answers must be as the API's description says.
+    /// Whether its responses must match the API's description.
     is_described: bool,
 }
 
@@ -301,12 +301,12 @@ pub(crate) struct Event {
 pub(crate) struct Events {
     body: Incoming,
     buffer: String,
-    /// Where it began, as its `hello` said.
+    /// The cursor of its `hello`.
     pub(crate) cursor: String,
 }
 
 impl Events {
-    /// The next event; `None` when the stream has ended. Comments and `retry` are passed over, and who comes and goes.
+    /// The next event; `None` when the stream has ended. Skips comments, `retry` and `presence`.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
             let event = self.next_of_all().await;

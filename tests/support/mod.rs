@@ -1,4 +1,4 @@
-//! What tests stand on: a world of one's own, made of a database, a slot and a Redis prefix that nobody else uses.
+//! What tests share: a world for each test, made of a database, a slot and a Redis prefix of its own.
 
 pub(crate) mod command;
 pub(crate) mod http;
@@ -103,7 +103,7 @@ impl World {
         Database::connect(&self.config.postgres).await.unwrap()
     }
 
-    /// A connection of somebody else's: `psql`, another application.
+    /// A connection of another client: `psql`, another application.
     pub(crate) async fn psql(&self) -> tokio_postgres::Client {
         connect(self.config.postgres.url.expose()).await
     }
@@ -119,7 +119,7 @@ impl World {
         connecting.await.unwrap()
     }
 
-    /// What Redis answers to a command of somebody else's.
+    /// The reply of Redis to a command of another client.
     pub(crate) async fn ask_redis<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
@@ -141,7 +141,7 @@ impl World {
         self.engine_with(role, self.config.clone()).await
     }
 
-    /// An engine within the test that sees the world by other settings, through a proxy say.
+    /// An engine within the test that reaches the world by other settings, for example through a proxy.
     pub(crate) async fn engine_with(&self, role: Role, config: Config) -> RunningEngine {
         let engine = Engine::start(config, role).await.unwrap();
         RunningEngine { engine: Some(engine) }
@@ -254,7 +254,7 @@ impl World {
 
     /// Waits until all that is committed now has been published.
     pub(crate) async fn published(&self) {
-        // A commit of the test's own, so that nobody need wait for the next heartbeat.
+        // A commit of the test's own, so that the test need not wait for the next heartbeat.
         let emit = "SELECT pg_logical_emit_message(true, 'test', '')::text";
         let row = self.psql().await.query_one(emit, &[]).await.unwrap();
         let target: postgres_types::PgLsn = row.get::<_, String>(0).parse().unwrap();
@@ -417,7 +417,7 @@ impl Process {
         Api::new(self.address.as_ref().unwrap())
     }
 
-    /// Waits until it listens, and says where.
+    /// Waits until it listens, and returns its address.
     pub(crate) async fn announced(&mut self) -> Api {
         if let Some(output) = self.child.stdout.take() {
             let mut lines = BufReader::new(output).lines();

@@ -80,7 +80,7 @@ impl Office {
             .collect()
     }
 
-    /// Runs a statement as somebody else than the engine.
+    /// Runs a statement as another client than the engine.
     pub(crate) async fn sql(&self, statement: &str) {
         self.world.psql().await.batch_execute(statement).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! What Postgres itself says was committed: a second slot of the same publication, read by SQL and never confirmed.
+//! The oracle of what was committed: a second slot of the same publication, read by SQL and never confirmed.
 
 use std::collections::HashMap;
 
@@ -36,7 +36,7 @@ pub(crate) struct Change {
     pub(crate) row: HashMap<String, Option<String>>,
 }
 
-/// What tells one entry of a stream from another: ID, operation, table and the row's `id`.
+/// The identity of a stream's entry: ID, operation, table and the row's `id`.
 pub(crate) type Outline = (StreamId, String, String, String);
 
 impl Oracle {
@@ -163,7 +163,7 @@ impl Change {
     }
 }
 
-/// Entries in the form in which the oracle tells them, without resets.
+/// Entries in the form of the oracle, without resets.
 pub(crate) fn outline(entries: &[Entry]) -> Vec<Outline> {
     let changes = entries.iter().filter(|entry| entry.field("op") != "reset");
     changes

@@ -67,8 +67,8 @@ impl Proxy {
         self.orders.send_modify(|orders| orders.cuts += 1);
     }
 
-    /// Stops forwarding, in both directions and without a word, until [`Self::resume`]. New connections are accepted
-    /// and hear nothing.
+    /// Stops forwarding silently, in both directions, until [`Self::resume`]. New connections are accepted and receive
+    /// nothing.
     pub(crate) fn stall(&self) {
         self.orders.send_modify(|orders| orders.is_stalled = true);
     }
@@ -81,7 +81,7 @@ impl Proxy {
         });
     }
 
-    /// Never forwards anything again on the connections that are there, and does not say so; new ones are served.
+    /// Silently stops forwarding on the open connections; new ones are served.
     pub(crate) fn abandon(&self) {
         self.orders.send_modify(|orders| orders.abandoned += 1);
     }

@@ -82,14 +82,14 @@ impl Running {
     }
 }
 
-/// A command to whose output nobody listens any more.
+/// A command whose output is closed.
 pub(crate) struct Unread {
     child: Child,
     errors: BufReader<ChildStderr>,
 }
 
 impl Unread {
-    /// Waits until it ends, and gives its exit code and what it said on stderr from now on.
+    /// Waits until it ends, and returns its exit code and what it printed on stderr from now on.
     pub(crate) async fn ended(mut self, timeout: Duration) -> (Option<i32>, String) {
         let ended = tokio::time::timeout(timeout, self.child.wait()).await;
         let code = ended.expect("it ends in time").unwrap().code();

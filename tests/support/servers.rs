@@ -45,7 +45,7 @@ pub(crate) async fn postgres_with(
 }
 
 /// A standby that follows a primary, which must not run while its folder is copied, by this physical slot of the primary's.
-/// What the copy is to do beside that, `change` says.
+/// `change` adds to the settings of the copy.
 pub(crate) async fn standby_of(
     primary: &mut Own<PrivatePostgres>,
     slot: &str,

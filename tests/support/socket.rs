@@ -16,7 +16,7 @@ use super::{TIMEOUT, spec};
 #[derive(Debug)]
 pub(crate) struct Socket {
     stream: WebSocketStream<TcpStream>,
-    /// Where it began, as its `hello` said.
+    /// The cursor of its `hello`.
     pub(crate) cursor: String,
     /// Events that came before a result that was waited for.
     received: Vec<Event>,
@@ -80,7 +80,7 @@ impl Api {
 }
 
 impl Socket {
-    /// The next event; `None` when the socket was closed. Who comes and goes is passed over.
+    /// The next event; `None` when the socket was closed. Skips `presence`.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
             let event = self.next_of_all().await;
@@ -109,7 +109,7 @@ impl Socket {
         }
     }
 
-    /// All events but who comes and goes until the socket is closed, and the code it was closed with; 1006 stands for none.
+    /// All events but `presence` until the socket is closed, and its close code; 1006 stands for none.
     pub(crate) async fn rest(&mut self) -> (Vec<Event>, u16) {
         let mut rest = Vec::new();
         while let Some(event) = self.next().await {
@@ -128,7 +128,7 @@ impl Socket {
         self.stream.send(message).await.unwrap();
     }
 
-    /// The next result. Events that come before it wait for who asks for them.
+    /// The next result. Events that come before it are kept for later calls.
     pub(crate) async fn result(&mut self) -> Value {
         loop {
             let event = self.read().await;

@@ -43,7 +43,7 @@ fn pattern(path: &str) -> Option<&'static str> {
     fitting.first().map(|pattern| pattern.as_str())
 }
 
-/// Complains about a request to a webhook that is not as the description says.
+/// Fails on a request to a webhook that does not match the description.
 #[track_caller]
 pub(crate) fn check_webhook(name: &str, headers: &HashMap<String, String>, body: &Value) {
     let operation = &DOCUMENT["webhooks"][name]["post"];
@@ -61,7 +61,7 @@ pub(crate) fn check_webhook(name: &str, headers: &HashMap<String, String>, body:
     warn_line(name, schema, body);
 }
 
-/// Complains about a value that is not as its schema says.
+/// Fails on a value that does not match its schema.
 #[track_caller]
 fn warn_line(place: &str, schema: &Value, value: &Value) {
     let mut validators = VALIDATORS.lock().unwrap();
@@ -83,7 +83,7 @@ fn warn_line(place: &str, schema: &Value, value: &Value) {
     );
 }
 
-/// Complains about an answer that the description does not know.
+/// Fails on a response that the description does not list.
 #[track_caller]
 pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     let Some(pattern) = pattern(path) else { return };

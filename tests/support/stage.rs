@@ -69,7 +69,7 @@ impl Stage {
         (Self::without_engine(world).await, process)
     }
 
-    /// Runs statements as somebody else would.
+    /// Runs statements as another client.
     pub(crate) async fn sql(&self, sql: &str) {
         self.psql.batch_execute(sql).await.unwrap();
     }
