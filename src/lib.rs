@@ -16,7 +16,7 @@
 //!
 //! - [`core`]: values without IO: positions, tenants' names, times, pages, the RESP codec.
 //! - [`config`]: every setting with its default, bounds and unit.
-//! - [`telemetry`]: logs, traces, and every metric (`src/telemetry/metrics.rs`, one file beside it for each larger group).
+//! - [`telemetry`]: logs, traces, and every metric (`src/telemetry/metrics/`, one file for each group).
 //! - [`net`]: TCP, Unix sockets and TLS to servers, the HTTP client.
 //! - [`contract`]: every format in Redis, both directions in one file: keys, names of streams, entries, the checkpoint, the
 //!   window, quarantine, control commands, Lua scripts. A new stream begins here (`src/contract/stream_name.rs`).
@@ -77,7 +77,7 @@
 //! | `push` | `live`, `redis`, `postgres`, `contract`, `net` |
 //! | `admin` | everything above |
 //! | `http` | `net` |
-//! | `api` | `http`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract` |
+//! | `api` | `http`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract`, `replication` |
 //! | `engine` | everything above |
 //! | `dev` | everything above |
 //! | `cli` | everything above |

@@ -489,14 +489,7 @@ async fn status_shows_every_part_and_marks_unreachable_ones() {
         (&json!("acme"), &json!(2), &json!(1), &json!(0), &json!(0))
     );
     let text = look(&["status"], None).await.text();
-    for expected in [
-        version,
-        "ready at http://",
-        "lag",
-        "TENANT",
-        "acme",
-        "in use",
-    ] {
+    for expected in [version, "ready at http://", "lag", "TENANT", "acme", "in use"] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     let twice = look(

@@ -178,7 +178,10 @@ async fn lost_slot_shows_a_remedy_and_the_engine_recreates_its_own() {
     let engine = world.engine(Role::Replicator).await;
     world.published().await;
     let shown = posduif_says(&world, "slot show --json --sample 0.1").await.json();
-    assert_eq!(shown["epochs"][0]["reason"], "the slot had to be created anew");
+    assert_eq!(
+        shown["epochs"][0]["reason"],
+        "the replication slot was missing and has been recreated"
+    );
     engine.stop().await;
 }
 
@@ -197,7 +200,7 @@ async fn slot_advance_or_drop_warns_of_and_starts_a_new_epoch() {
         "this system",
         "no engine reads it",
         "posduif serve",
-        "no checkpoint: first start",
+        "Redis holds no checkpoint",
     ] {
         assert!(shown.contains(expected), "{expected}: {shown}");
     }

@@ -334,10 +334,10 @@ async fn stream_tail_survives_redis_restart_and_ends_with_its_reader() {
     let mut tail = Running::start(&stage.world, "stream tail");
     tail.says("following").await;
     own.server.kill().await.unwrap();
-    tail.says("Redis does not answer").await;
+    tail.says("Redis is unreachable").await;
     let id = stage.message(stage.bob, stage.joe, "while Redis is away").await;
     own.server.restart().await.unwrap();
-    tail.says("Redis is back").await;
+    tail.says("Redis is reachable again").await;
     loop {
         // What Redis lost with its last second comes again, and may have been shown before.
         if tail.line().await.contains(&id.to_string()) {

@@ -188,7 +188,7 @@ async fn log_level_is_reloaded_at_sighup_and_kept_on_error() {
     level("=,,=");
     process.signal(Signal::SIGHUP);
     let line = folder
-        .line("the refusal", |line| line["message"] == "log.level stays as it was")
+        .line("the refusal", |line| line["message"] == "cannot reload the log level")
         .await;
     assert!(
         line["cause"].as_str().unwrap().contains("key `log.level` is \"=,,=\""),

@@ -6,7 +6,7 @@
 use serde::Serialize;
 
 use crate::contract::entry::Text;
-use crate::decode::value::write_string;
+use crate::core::json::write_string;
 use crate::http::error::Error;
 use crate::sync::incoming::Batch;
 use crate::sync::item::{Change, Item};

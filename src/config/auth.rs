@@ -1,7 +1,7 @@
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::Secret;
+use super::secret::Secret;
 use super::section::section;
 
 /// How devices authenticate.

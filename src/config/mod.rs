@@ -11,6 +11,7 @@
 mod app;
 mod auth;
 mod cache;
+mod certificate;
 mod enrollment;
 mod health;
 mod limits;
@@ -34,7 +35,7 @@ mod telemetry;
 mod url;
 mod websocket;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,7 @@ use serde_json::Value;
 pub use self::app::{App, Widget};
 pub use self::auth::{Auth, DeviceAuth};
 pub use self::cache::Cache;
+pub use self::certificate::CertificateFiles;
 pub use self::enrollment::Enrollment;
 pub use self::health::Health;
 pub use self::limits::Limits;
@@ -95,13 +97,6 @@ const RENAMED: [(&str, &str); 6] = [
     ("push.after_seconds", "push.offline_delay_seconds"),
     ("health.freshness_bound_seconds", "health.max_staleness_seconds"),
 ];
-
-/// Two PEM files: a certificate, followed by its intermediate certificates, and its private key without a passphrase.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CertificateFiles {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-}
 
 /// All settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

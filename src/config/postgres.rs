@@ -1,4 +1,4 @@
-use super::Secret;
+use super::secret::Secret;
 use super::section::section;
 
 section! {

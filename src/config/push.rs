@@ -4,9 +4,10 @@ use anyhow::{Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::rule;
+use super::secret::Secret;
 use super::section::{number, section, within};
 use super::url::HttpUrl;
-use super::{Secret, rule};
 
 /// Bytes of a webhook's key.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;

@@ -1,7 +1,8 @@
 use anyhow::{Result, bail};
 
+use super::certificate::CertificateFiles;
+use super::secret::Secret;
 use super::section::section;
-use super::{CertificateFiles, Secret};
 
 section! {
     /// Redis, which stores the streams.

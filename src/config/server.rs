@@ -2,8 +2,10 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
+use super::certificate::CertificateFiles;
+use super::network::Network;
 use super::section::{KIB, MIB, section};
-use super::{CertificateFiles, Network, url};
+use super::url;
 
 section! {
     /// The HTTP server.

@@ -1,6 +1,6 @@
 use anyhow::{Context, Result, bail};
 
-use super::Secret;
+use super::secret::Secret;
 use super::section::section;
 use super::url::HttpUrl;
 

@@ -85,7 +85,7 @@ pub(super) fn remove_all(folder: &Path) -> Result<()> {
 ///
 /// Other users may traverse but not list it: the unprivileged user that runs Postgres for root must reach its data.
 pub(super) fn create_temporary() -> Result<PathBuf> {
-    let name = format!("posduif-{}", super::random_hex::<8>()?);
+    let name = format!("posduif-{}", super::allocate::random_hex::<8>()?);
     let folder = std::env::temp_dir().join(name);
     DirBuilder::new()
         .mode(0o711)

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
+use super::allocate;
 use super::folder::{self, FolderLock};
 use super::process::{self, Escalation, POLL, Supervised};
 use super::server::{PrivateServer, Program};
@@ -76,8 +77,8 @@ impl PostgresOptions {
     /// A free port, a random password, no further settings.
     pub fn new() -> Result<Self> {
         Ok(Self {
-            port: super::free_port()?,
-            password: super::random_secret()?,
+            port: allocate::free_port()?,
+            password: allocate::random_secret()?,
             settings: Vec::new(),
             is_stock: false,
         })

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::allocate;
 use super::folder::{self, FolderLock};
 use super::process::{self, Escalation, POLL, Supervised};
 use super::server::{PrivateServer, Program};
@@ -55,8 +56,8 @@ impl RedisOptions {
     /// A free port, a random password, no further settings.
     pub fn new() -> Result<Self> {
         Ok(Self {
-            port: super::free_port()?,
-            password: super::random_secret()?,
+            port: allocate::free_port()?,
+            password: allocate::random_secret()?,
             settings: Vec::new(),
         })
     }

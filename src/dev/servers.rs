@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::allocate::{free_port, is_free, random_secret};
 use super::folder::{self, FolderLock};
-use super::{
-    PostgresOptions, PrivatePostgres, PrivateRedis, RedisOptions, free_port, is_free, postgres, random_secret,
-};
+use super::postgres::{self, PostgresOptions, PrivatePostgres};
+use super::redis::{PrivateRedis, RedisOptions};
 use crate::config::Secret;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

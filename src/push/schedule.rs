@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_user_is_due_once_at_its_earliest_time_and_no_more_than_fit_are_kept() {
+    fn user_is_due_once_at_its_earliest_time_within_the_bound() {
         let now = Instant::now();
         let later = now + Duration::from_secs(5);
         let user = Uuid::from_u128;

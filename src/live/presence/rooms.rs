@@ -18,11 +18,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::entry::{Entry, Error, Status};
 use crate::config;
 use crate::core::time::Timestamp;
 use crate::live::presence::store::{Changes, Known, PresenceStore};
 use crate::live::presence::streams::Streams;
-use crate::live::presence::{Entry, Error, Status};
 
 /// Events that a reader may be behind before it receives the whole state again.
 const BEHIND_MAX: usize = 8;

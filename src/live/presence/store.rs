@@ -11,11 +11,11 @@ use anyhow::Context;
 use redis::{Pipeline, RedisResult, Value, from_redis_value};
 use uuid::Uuid;
 
+use super::entry::{Entry, Error, Place, Status};
 use crate::config;
 use crate::contract::keys::Keys;
 use crate::contract::lua;
 use crate::core::time::millis;
-use crate::live::presence::{Entry, Error, Place, Status};
 use crate::redis::shared::SharedConnection;
 use crate::telemetry::metrics::Operations;
 

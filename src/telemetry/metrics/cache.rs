@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::{Label, create};
+use super::label::{Label, create};
 
 fn result(is_hit: bool) -> &'static str {
     if is_hit { "hit" } else { "miss" }

@@ -6,7 +6,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use super::{Label, Labels, create};
+use super::label::{Label, Labels, create};
 
 /// Labels of a request: its method, its route's pattern, and the class of its status.
 pub type RequestLabels = [(&'static str, &'static str); 3];

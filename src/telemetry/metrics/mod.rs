@@ -7,6 +7,7 @@
 
 mod cache;
 mod http;
+mod label;
 mod operations;
 mod push;
 mod replication;
@@ -15,12 +16,11 @@ mod sync;
 use std::fmt;
 
 use prometheus_client::encoding::text;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
 pub use self::cache::{Cache, CacheUse, QueryCache};
 pub use self::http::{Direction, Gzip, Http, OpenConnection, RequestLabels};
+pub use self::label::{Label, Labels};
 pub use self::operations::Operations;
 pub use self::push::Push;
 pub use self::replication::{Replication, ReplicationCounts};
@@ -32,17 +32,6 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 /// First part of every name.
 const PREFIX: &str = "posduif";
-
-/// A label and its value.
-pub type Label = [(&'static str, &'static str); 1];
-
-/// Values of labels that other modules define. A counter that exists from the start shows its first event as an increase.
-#[derive(Debug, Default)]
-pub struct Labels {
-    pub restart_causes: Vec<&'static str>,
-    pub epoch_reasons: Vec<&'static str>,
-    pub upload_results: Vec<&'static str>,
-}
 
 /// The counters of an engine.
 #[derive(Debug)]
@@ -101,16 +90,5 @@ impl Metrics {
         }
         text::encode_eof(&mut text)?;
         Ok(text)
-    }
-}
-
-/// Creates the counters of these values at zero.
-fn create<'a>(
-    family: &Family<Label, Counter>,
-    label: &'static str,
-    values: impl IntoIterator<Item = &'a &'static str>,
-) {
-    for value in values {
-        drop(family.get_or_create(&[(label, value)]));
     }
 }

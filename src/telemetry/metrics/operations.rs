@@ -7,7 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::Label;
+use super::label::Label;
 
 /// Name of an operation, and the cause of its failure.
 type ErrorLabels = [(&'static str, &'static str); 2];

@@ -2,7 +2,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-use super::{Label, create};
+use super::label::{Label, create};
 
 /// Metrics of push triggers.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use super::{Label, Labels, create};
+use super::label::{Label, Labels, create};
 
 /// Kinds of refusals by Redis: the first word of an error reply.
 const REFUSALS: [&str; 5] = ["OOM", "READONLY", "LOADING", "MISCONF", "NOPERM"];

@@ -5,7 +5,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use super::{Label, Labels, create};
+use super::label::{Label, Labels, create};
 
 /// Metrics of batches to and from devices.
 #[derive(Debug)]

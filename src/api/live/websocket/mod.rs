@@ -44,7 +44,7 @@ use crate::api::live::event_sink::{EventSink, Received};
 use crate::api::live::{Live, Reader};
 use crate::api::request::Request;
 use crate::config::Config;
-use crate::decode::value::write_string;
+use crate::core::json::write_string;
 use crate::http::error::{Code, Error};
 use crate::http::response::{self, Response};
 use crate::http::upgrade::Upgrade;
