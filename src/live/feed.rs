@@ -26,7 +26,7 @@ pub enum FeedEvent {
     ReplayTruncated,
     /// History breaks: only a snapshot tells what is.
     Reset,
-    /// A device of the user has changed, maybe lost its standing, in the transaction of this id if that is known;
+    /// A device of the user has changed, maybe was revoked, in the transaction of this id if that is known;
     /// nothing for the reader itself.
     DeviceChanged(Option<u32>),
 }

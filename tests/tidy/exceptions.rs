@@ -38,11 +38,7 @@ pub(super) const SLEEPS: &[(&str, usize)] = &[
 pub(super) const ENTRY_FIELDS: &[&str] = &["src/cli/stream/quarantine.rs"];
 
 /// Files in which the same names are keys of an upload's item, which is JSON of a client.
-pub(super) const UPLOADS: &[&str] = &[
-    "src/sync/outgoing/form.rs",
-    "src/sync/outgoing/mod.rs",
-    "src/sync/outgoing/rows.rs",
-];
+pub(super) const UPLOADS: &[&str] = &["src/sync/outgoing/form.rs", "src/sync/outgoing/rows.rs"];
 
 /// Clients of other servers.
 pub(super) const STATUS_CODES: &[&str] = &["src/cli/demo/api.rs", "src/push/webhook.rs"];

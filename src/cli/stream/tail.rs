@@ -97,9 +97,9 @@ impl Tail {
     pub(super) async fn run(self, context: &Context<'_>) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut follower = Follower::start(self, context).await?;
+        let mut printing = TailPrinter::start(self, context).await?;
         tokio::select! {
-            result = follower.run() => match result {
+            result = printing.run() => match result {
                 Ok(End::Limit | End::Closed) => Ok(()),
                 Err(error) => Err(error),
             },
@@ -109,7 +109,7 @@ impl Tail {
     }
 }
 
-struct Follower<'a> {
+struct TailPrinter<'a> {
     context: &'a Context<'a>,
     tail: tail::Tail,
     filter: Filter,
@@ -120,10 +120,10 @@ struct Follower<'a> {
     tenants_read_at: Instant,
 }
 
-impl<'a> Follower<'a> {
+impl<'a> TailPrinter<'a> {
     async fn start(command: Tail, context: &'a Context<'a>) -> Result<Self> {
         let tail = tail::Tail::new(&context.config.redis).context("key `redis.url`")?;
-        let mut follower = Self {
+        let mut printing = Self {
             context,
             tail,
             filter: Filter {
@@ -159,7 +159,7 @@ impl<'a> Follower<'a> {
         for target in targets {
             let after = command.from.before(context, &target.key(context.store.keys())).await?;
             names.push(format!("{}/{}", target.tenant(), target.stream()));
-            follower.tail.follow(target, after);
+            printing.tail.follow(target, after);
         }
         if !context.global.json {
             let what = match names.as_slice() {
@@ -169,7 +169,7 @@ impl<'a> Follower<'a> {
             };
             output::info(format_args!("following {what}; press Ctrl-C to stop"));
         }
-        Ok(follower)
+        Ok(printing)
     }
 
     async fn run(&mut self) -> Result<End> {
