@@ -197,7 +197,7 @@ async fn prepare_demo(config: &Config) -> Result<()> {
     let names: Vec<&str> = DEMO_USERS.iter().map(|(name, _)| *name).collect();
     let statement = &sql!("admin/demo_users_missing", tenant);
     // Checked one by one: an earlier run may have been killed between two users.
-    for row in database.query(&statement, &[(&names, Type::TEXT_ARRAY)]).await? {
+    for row in database.query(statement, &[(&names, Type::TEXT_ARRAY)]).await? {
         let missing: &str = row.try_get(0)?;
         for (name, user_type) in DEMO_USERS.into_iter().filter(|(name, _)| *name == missing) {
             let user = NewUser {

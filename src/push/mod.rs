@@ -212,7 +212,7 @@ impl Waker {
         let sql = &sql!("push/push_devices", tenant);
         let rows = self
             .database
-            .query(&sql, &[(&sweep.after, Type::TEXT), (&(PAGE as i64), Type::INT8)])
+            .query(sql, &[(&sweep.after, Type::TEXT), (&(PAGE as i64), Type::INT8)])
             .await;
         let page = match rows {
             Ok(rows) => devices(&rows)?,

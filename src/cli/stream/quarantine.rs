@@ -272,7 +272,7 @@ impl Render for Detail {
             ("quarantined", or_nothing(time.as_ref())),
             ("position", or_nothing(position.as_ref())),
             ("cause", cause.clone()),
-            ("settled by", remedy_text(&quarantine::remedy(&entry))),
+            ("settled by", remedy_text(&quarantine::remedy(entry))),
         ];
         let fields = entry.fields.iter().map(|(name, value)| (name.as_str(), value.clone()));
         for (name, value) in head.into_iter().chain(fields) {

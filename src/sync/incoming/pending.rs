@@ -24,7 +24,7 @@ pub fn never_synced(database: Database) -> Loader<(Tenant, Uuid), i64> {
 
 async fn pending_counts(database: Database, tenant: Tenant, users: Vec<Uuid>) -> Found<Uuid, i64> {
     let statement = &sql!("sync/messages_pending_counts", tenant);
-    let rows = database.query(&statement, &[(&users, Type::UUID_ARRAY)]).await?;
+    let rows = database.query(statement, &[(&users, Type::UUID_ARRAY)]).await?;
     rows.iter()
         .map(|row| Ok((row.try_get("recipient_id")?, row.try_get("count")?)))
         .collect()
