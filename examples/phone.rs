@@ -19,7 +19,7 @@
 //!
 //! 1. Rows and cursor are stored in **one transaction**. A phone that dies requests again what it has not stored.
 //! 2. A cursor is sent **only after its rows are stored**, because sending it acknowledges them.
-//! 3. A row **replaces** the stored one unless that has a newer version. Duplicates have no effect.
+//! 3. A row **replaces** the stored one unless that has a newer revision. Duplicates have no effect.
 //! 4. The phone assigns ids and base versions in the outbox, so an upload without a response is **repeated** unchanged.
 //! 5. An item leaves the outbox only in the transaction that stores **its result**.
 //!
@@ -82,8 +82,11 @@ pub(crate) struct Message {
     pub(crate) sender_id: String,
     pub(crate) recipient_id: String,
     pub(crate) content: String,
-    /// Incremented by each change.
+    /// Incremented by each change of the content: the base of the next one.
     pub(crate) version: i64,
+    /// Incremented by each change of the row, receipts included: the higher one is newer.
+    #[serde(default)]
+    pub(crate) revision: i64,
     /// RFC 3339.
     pub(crate) created_at: String,
     #[serde(default)]
@@ -378,6 +381,7 @@ impl Phone {
                     match item.change(before, &user_id) {
                         Some(mut after) => {
                             after.version = result.version.unwrap_or(after.version);
+                            after.revision = result.revision.unwrap_or(after.revision);
                             put(&transaction, "messages", &item.id, &json!(after))?;
                         }
                         None => remove(&transaction, "messages", &item.id)?,
@@ -385,8 +389,9 @@ impl Phone {
                 }
                 // Another client changed it, too. The server decides which version applies, and keeps both.
                 ("conflict", Some(server)) => put(&transaction, "messages", &item.id, server)?,
+                ("conflict", None) => remove(&transaction, "messages", &item.id)?,
                 // Applied by an earlier upload whose response was lost. The stream delivers the outcome.
-                ("duplicate" | "conflict", _) => {}
+                ("duplicate", _) => {}
                 ("rejected", _) => {
                     let reason = result.message.as_deref().unwrap_or("no reason given");
                     refuse(&transaction, item.place, reason)?;
@@ -633,18 +638,22 @@ impl Item {
                 recipient_id: self.recipient_id.clone().unwrap_or_default(),
                 content: self.content.clone().unwrap_or_default(),
                 version: 1,
+                revision: 1,
                 created_at: self.created_at.clone(),
                 read_at: None,
             });
         }
         let mut message = before?;
         match self.op.as_str() {
-            "edit" => message.content = self.content.clone().unwrap_or_default(),
+            "edit" => {
+                message.content = self.content.clone().unwrap_or_default();
+                message.version += 1;
+            }
             "read" if message.read_at.is_none() => message.read_at = Some(self.created_at.clone()),
             "read" => return Some(message),
             _ => return None,
         }
-        message.version += 1;
+        message.revision += 1;
         Some(message)
     }
 
@@ -661,13 +670,13 @@ impl Item {
     }
 }
 
-/// Stores a row unless the stored version is newer. Only messages have versions; of other rows the last one applies.
-/// Stale rows are of another epoch, whose versions do not compare.
+/// Stores a row unless the stored one is newer. Only messages have revisions; of other rows the last one applies. Stale rows
+/// are of another epoch, whose revisions do not compare.
 fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
     transaction.execute(
         "INSERT INTO rows (tbl, id, row, stale) VALUES (?1, ?2, ?3, 0)
          ON CONFLICT (tbl, id) DO UPDATE SET row = excluded.row, stale = 0
-         WHERE rows.stale OR rows.tbl <> 'messages' OR excluded.row ->> 'version' >= rows.row ->> 'version'",
+         WHERE rows.stale OR rows.tbl <> 'messages' OR excluded.row ->> 'revision' >= rows.row ->> 'revision'",
         params![table, id, row.to_string()],
     )?;
     Ok(())
@@ -754,7 +763,8 @@ struct ItemResult {
     status: String,
     message: Option<String>,
     version: Option<i64>,
-    /// The server's current version of the message.
+    revision: Option<i64>,
+    /// The server's current version of the message; null if it was deleted.
     server: Option<Value>,
 }
 

@@ -74,19 +74,20 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0007_message_lists", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0008_upload_once", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 6, "dirty": false, "pending": ["0007_message_lists"]})
+        json!({"schema": "tenant_acme", "version": 7, "dirty": false, "pending": ["0008_upload_once"]})
     );
-    assert!(migrate("status").await.text().contains("0007_message_lists"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0007_message_lists\n");
+    assert!(migrate("status").await.text().contains("0008_upload_once"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0008_upload_once\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0007_message_lists\ntenant_acme rolled back 0006_state\n\
+        "tenant_acme rolled back 0008_upload_once\ntenant_acme rolled back 0007_message_lists\n\
+         tenant_acme rolled back 0006_state\n\
          tenant_acme rolled back 0005_conflict_pages\n\
          tenant_acme rolled back 0004_upload_rows\ntenant_acme rolled back 0003_conflicts\n\
          tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"

@@ -21,6 +21,7 @@ mod insight;
 mod live;
 mod model;
 mod monitoring;
+mod once;
 mod operators;
 mod outages;
 mod overlaps;

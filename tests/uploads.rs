@@ -42,7 +42,7 @@ async fn upload_has_a_result_per_item_and_can_be_repeated() {
     assert_eq!(answer["failed_messages"], json!([]));
     assert_eq!(
         answer["results"],
-        json!([{"id": mine, "status": "applied", "version": 1}])
+        json!([{"id": mine, "status": "applied", "version": 1, "revision": 1}])
     );
     assert_is_time(&answer["sync_timestamp"]);
     assert!(answer["position"].as_str().unwrap().contains('-'), "{answer}");
@@ -72,7 +72,7 @@ async fn upload_edits_deletes_and_reads_and_stale_bases_conflict() {
     let edited = phone.upload(&[edit("two", 1)]).await;
     assert_eq!(
         edited["results"],
-        json!([{"id": mine, "status": "applied", "version": 2}])
+        json!([{"id": mine, "status": "applied", "version": 2, "revision": 2}])
     );
     assert_eq!(
         phone.upload(&[edit("two", 1)]).await["results"][0]["status"],

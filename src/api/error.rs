@@ -8,7 +8,7 @@ use crate::live::presence;
 use crate::postgres;
 use crate::redis::store;
 use crate::sync::incoming;
-use crate::sync::outgoing::ItemCode;
+use crate::sync::outgoing::{self, Fault};
 use crate::telemetry;
 
 /// The codes of the API; plumbing has its own.
@@ -20,6 +20,10 @@ impl Code {
     pub const FORBIDDEN: Self = Self::new("FORBIDDEN", StatusCode::FORBIDDEN);
     pub const INVALID_RECIPIENT: Self = Self::new("INVALID_RECIPIENT", StatusCode::NOT_FOUND);
     pub const CONFLICT: Self = Self::new("CONFLICT", StatusCode::CONFLICT);
+    /// Numbers of an upload are missing.
+    pub const SEQUENCE_GAP: Self = Self::new("SEQUENCE_GAP", StatusCode::CONFLICT);
+    /// A number of an upload comes again with another content.
+    pub const DEVICE_RESTORED: Self = Self::new("DEVICE_RESTORED", StatusCode::CONFLICT);
     pub const PRECONDITION_FAILED: Self = Self::new("PRECONDITION_FAILED", StatusCode::PRECONDITION_FAILED);
     pub const PRECONDITION_REQUIRED: Self = Self::new("PRECONDITION_REQUIRED", StatusCode::PRECONDITION_REQUIRED);
     pub const UPGRADE_REQUIRED: Self = Self::new("UPGRADE_REQUIRED", StatusCode::UPGRADE_REQUIRED);
@@ -31,7 +35,7 @@ impl Code {
     pub const TENANT_PAUSED: Self = Self::new("TENANT_PAUSED", StatusCode::SERVICE_UNAVAILABLE);
     pub const TIMEOUT: Self = Self::new("TIMEOUT", StatusCode::SERVICE_UNAVAILABLE);
 
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::VALIDATION_ERROR,
         Self::EMPTY_MESSAGE,
         Self::INVALID_CURSOR,
@@ -41,6 +45,8 @@ impl Code {
         Self::INVALID_RECIPIENT,
         Self::METHOD_NOT_ALLOWED,
         Self::CONFLICT,
+        Self::SEQUENCE_GAP,
+        Self::DEVICE_RESTORED,
         Self::PRECONDITION_FAILED,
         Self::PRECONDITION_REQUIRED,
         Self::PAYLOAD_TOO_LARGE,
@@ -54,20 +60,6 @@ impl Code {
         Self::TENANT_PAUSED,
         Self::TIMEOUT,
     ];
-}
-
-impl From<ItemCode> for Code {
-    fn from(code: ItemCode) -> Self {
-        match code {
-            ItemCode::Invalid => Self::VALIDATION_ERROR,
-            ItemCode::EmptyMessage => Self::EMPTY_MESSAGE,
-            ItemCode::InvalidRecipient => Self::INVALID_RECIPIENT,
-            ItemCode::Forbidden => Self::FORBIDDEN,
-            ItemCode::NotFound => Self::NOT_FOUND,
-            ItemCode::Conflict => Self::CONFLICT,
-            ItemCode::Unavailable => Self::SYNC_ERROR,
-        }
-    }
 }
 
 pub(crate) fn unauthorized(message: &str) -> Error {
@@ -106,6 +98,29 @@ impl From<feature::Error> for Error {
             Feature::Database(error) => error.into(),
             Feature::Internal(cause) => Self::internal(cause),
         }
+    }
+}
+
+impl From<outgoing::Error> for Error {
+    fn from(error: outgoing::Error) -> Self {
+        let (fault, expected) = match error {
+            outgoing::Error::Feature(error) => return error.into(),
+            outgoing::Error::OutOfSequence { fault, expected } => (fault, expected),
+        };
+        let (code, text) = match fault {
+            Fault::Gap => (
+                Code::SEQUENCE_GAP,
+                format!("seq: items before the first one are missing; the next number is {expected}"),
+            ),
+            Fault::Restored => (
+                Code::DEVICE_RESTORED,
+                format!(
+                    "seq: a number was used before for another item; number the waiting items from {expected}, and take \
+                     a snapshot"
+                ),
+            ),
+        };
+        Self::new(code, text).with("field", "seq").with("expected", expected)
     }
 }
 

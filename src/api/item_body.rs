@@ -2,12 +2,15 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use uuid::Uuid;
 
-use crate::http::error::{Code, Error};
-use crate::sync::outgoing::{ItemResult, Outcome};
+use crate::http::error::Error;
+use crate::sync::outgoing::{ItemCode, ItemResult, Outcome, Winner};
 
 #[derive(Debug, PartialEq, Serialize)]
 pub(crate) struct ItemBody {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seq: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     table: Option<String>,
     /// The id as it was sent; null if it is not valid.
@@ -18,21 +21,33 @@ pub(crate) struct ItemBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    winner: Option<Winner>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conflict_id: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<i64>,
+    /// Of a conflict always, null if the row was deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<Value>,
 }
 
 impl From<ItemResult> for ItemBody {
     fn from(result: ItemResult) -> Self {
+        let is_conflict = result.status == Outcome::Conflict;
         Self {
+            seq: result.seq,
             table: result.table,
             id: result.id.into(),
             status: result.status,
-            code: result.code.map(|code| Code::from(code).as_str()),
+            code: result.code.map(ItemCode::as_str),
             message: result.message,
+            winner: result.winner,
+            conflict_id: result.conflict_id,
             version: result.version,
-            server: result.server,
+            revision: result.revision,
+            server: result.server.or(is_conflict.then_some(Value::Null)),
         }
     }
 }
@@ -41,13 +56,10 @@ impl ItemBody {
     /// An applied item; `server` is the row after it.
     pub(crate) fn applied(id: Value, server: Option<Value>) -> Self {
         Self {
-            table: None,
-            id,
-            status: Outcome::Applied,
-            code: None,
-            message: None,
             version: server.as_ref().and_then(|row| row["version"].as_i64()),
+            revision: server.as_ref().and_then(|row| row["revision"].as_i64()),
             server,
+            ..Self::plain(id, Outcome::Applied)
         }
     }
 
@@ -56,17 +68,30 @@ impl ItemBody {
         if let Some(cause) = &error.cause {
             tracing::error!(code = error.code.as_str(), cause, "WebSocket item failed");
         }
+        let status = if error.code.is_retryable() {
+            Outcome::Retry
+        } else {
+            Outcome::Rejected
+        };
         Self {
-            table: None,
-            id,
-            status: if error.code.is_retryable() {
-                Outcome::Retry
-            } else {
-                Outcome::Rejected
-            },
             code: Some(error.code.as_str()),
             message: Some(error.message.clone()),
+            ..Self::plain(id, status)
+        }
+    }
+
+    fn plain(id: Value, status: Outcome) -> Self {
+        Self {
+            seq: None,
+            table: None,
+            id,
+            status,
+            code: None,
+            message: None,
+            winner: None,
+            conflict_id: None,
             version: None,
+            revision: None,
             server: None,
         }
     }

@@ -20,49 +20,93 @@ use crate::http::request::required;
 use crate::http::response::{self, Response};
 use crate::sync::incoming;
 use crate::sync::item::Item;
-use crate::sync::outgoing::{ItemResult, Items};
+use crate::sync::outgoing::{ItemResult, Items, Outgoing};
 
 #[derive(Deserialize)]
 struct Upload {
     messages: Option<Vec<Value>>,
     #[serde(default)]
     changes: Vec<Value>,
+    items: Option<Vec<Value>>,
+    acked_seq: Option<i64>,
     // `compressed` repeats Content-Encoding and is ignored.
     pending_count: Option<u32>,
+}
+
+impl Upload {
+    /// Which of the two forms it has.
+    fn items(&self) -> Result<Items<'_>, Error> {
+        let Some(items) = &self.items else {
+            return match &self.messages {
+                None if self.changes.is_empty() => Err(Error::invalid("messages", "is missing")),
+                messages => Ok(Items::Unnumbered {
+                    messages: messages.as_deref().unwrap_or_default(),
+                    changes: &self.changes,
+                }),
+            };
+        };
+        if self.messages.is_some() || !self.changes.is_empty() {
+            return Err(Error::invalid(
+                "items",
+                "is not allowed together with messages or changes",
+            ));
+        }
+        numbered(items, self.acked_seq)
+    }
+}
+
+/// Items whose sequence numbers are positive and consecutive. Without items the results are acknowledged only.
+pub(crate) fn numbered(items: &[Value], acked_seq: Option<i64>) -> Result<Items<'_>, Error> {
+    let acked_seq = acked_seq.unwrap_or_default();
+    if acked_seq < 0 {
+        return Err(Error::invalid("acked_seq", "must be an integer of 0 or more"));
+    }
+    let seq = |item: &Value| item.get("seq").and_then(Value::as_i64);
+    let first_seq = items
+        .first()
+        .map_or(Some(acked_seq.saturating_add(1)), seq)
+        .unwrap_or_default();
+    let is_consecutive = |(expected, item): (i64, &Value)| seq(item) == Some(expected);
+    if first_seq < 1 || !(first_seq..).zip(items).all(is_consecutive) {
+        return Err(Error::invalid(
+            "seq",
+            "must be a positive integer, one more than that of the item before",
+        ));
+    }
+    Ok(Items::Numbered {
+        items,
+        first_seq,
+        acked_seq,
+    })
 }
 
 /// `POST /api/sync/outgoing`: what a device changed offline.
 ///
 /// # Errors
-/// 400 for a malformed batch, 413 for a too large one. An invalid item is a result, not an error.
+/// 400 for a malformed batch, 413 for a too large one, 409 for wrong sequence numbers. An invalid item is a result, not an
+/// error.
 pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let settings = &app.config.sync;
     let body: Upload = request.json_inflated(settings.upload_bytes_max).await?;
-    let messages = match body.messages {
-        None if !body.changes.is_empty() => Vec::new(),
-        messages => required("messages", messages)?,
-    };
+    let items = body.items()?;
     let items_max = settings.upload_items_max;
-    if messages.len() + body.changes.len() > items_max {
-        let text = format!("messages: must not exceed {items_max} items, changes included");
+    if items.len() > items_max {
+        let field = if body.items.is_some() { "items" } else { "messages" };
+        let text = format!("{field}: must not exceed {items_max} items in all");
         return Err(Error::new(Code::PAYLOAD_TOO_LARGE, text)
-            .with("field", "messages")
+            .with("field", field)
             .with("items_max", items_max));
     }
     let pending = match body.pending_count {
         Some(pending) => Some(pending),
         None => reported_pending(&request)?,
     };
-    let items = Items {
-        messages: &messages,
-        changes: &body.changes,
-    };
     let uploaded = app.outgoing.upload(request.device()?, items, pending).await?;
     // For clients that read counts only: an item counts as synced if its change is in effect.
     let failed: Vec<Value> = uploaded
         .results
         .iter()
-        .filter(|result| !app.outgoing.is_in_effect(result))
+        .filter(|result| !Outgoing::is_in_effect(result))
         .map(failed_item)
         .collect();
     let synced = uploaded.results.len() - failed.len();

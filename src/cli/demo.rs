@@ -622,6 +622,7 @@ mod tests {
             recipient_id: "c".into(),
             content: "d".into(),
             version: 1,
+            revision: 1,
             created_at: "2026-01-01T00:00:00Z".into(),
             read_at: read_at.map(str::to_owned),
         }

@@ -36,6 +36,17 @@ pub struct Upload {
     pub owner: String,
     /// Columns that devices may set.
     pub columns: Vec<String>,
+    /// How an edit that is based on an older version is merged; it is a conflict if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merge>,
+}
+
+/// How concurrent edits of one row are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Merge {
+    /// By column: an edit applies if its columns still have the values that the device read.
+    Columns,
 }
 
 /// Routes the changes of one table.

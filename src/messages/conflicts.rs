@@ -21,7 +21,12 @@ use crate::postgres::{Database, sql};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Conflict {
     pub id: Uuid,
-    pub message_id: Uuid,
+    /// `None` for a row of an own table, which `table` and `row_id` name.
+    pub message_id: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub row_id: Option<String>,
     /// The user whose device made the change.
     pub user_id: Uuid,
     pub device_id: Option<String>,
@@ -49,6 +54,8 @@ impl Conflict {
         Ok(Self {
             id: row.try_get("id")?,
             message_id: row.try_get("message_id")?,
+            table: row.try_get("table_name")?,
+            row_id: row.try_get("row_id")?,
             user_id: row.try_get("user_id")?,
             device_id: row.try_get("device_id")?,
             base_version: row.try_get("base_version")?,
@@ -150,17 +157,33 @@ pub async fn resolve(
                 "the message has version {version}: read it and resolve with base_version {version}"
             )));
         }
-        ("moved", None) => return Err(Error::Conflict("the message was deleted".into())),
+        ("moved", None) => return Err(not_a_message(messages, tenant, user, id).await?),
         ("foreign", _) => return Err(Error::Forbidden("this conflict is another user's")),
         _ => return Err(Error::NotFound("conflict")),
     }
+    let conflict = get(messages.database(), tenant, user, id).await?;
+    messages.invalidate(tenant, conflict.message_id, &[user]);
+    Ok(conflict)
+}
+
+async fn get(database: &Database, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<Conflict, Error> {
     let one = Filter {
         id: Some(id),
         is_open: None,
         page: Page::first(1),
     };
-    let mut conflicts = list(messages.database(), tenant, user, &one).await?.rows;
-    let conflict = conflicts.pop().ok_or(Error::NotFound("conflict"))?;
-    messages.invalidate(tenant, [conflict.message_id], &[user]);
-    Ok(conflict)
+    let mut conflicts = list(database, tenant, user, &one).await?.rows;
+    conflicts.pop().ok_or(Error::NotFound("conflict"))
+}
+
+/// Why a conflict can only be resolved with `server`: there is no message to write to.
+async fn not_a_message(messages: &Messages, tenant: &Tenant, user: Uuid, id: Uuid) -> Result<Error, Error> {
+    let conflict = get(messages.database(), tenant, user, id).await?;
+    Ok(Error::Conflict(match conflict.table {
+        Some(table) => format!(
+            "a conflict of a row of {table} is resolved with `server`; to apply another content, upload an edit that is \
+             based on the row's version"
+        ),
+        None => "the message was deleted".into(),
+    }))
 }

@@ -75,6 +75,8 @@ pub struct Message {
     pub status: Status,
     /// Increases with every change of the content.
     pub version: i64,
+    /// Increases with every change of the row, receipts included.
+    pub revision: i64,
     /// By the clock of the writing device.
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
@@ -94,6 +96,7 @@ impl Message {
             status: Status::parse(status)
                 .ok_or_else(|| Error::Internal(format!("a message has the unknown status {status:?}")))?,
             version: row.try_get("version")?,
+            revision: row.try_get("revision")?,
             created_at: row.try_get("created_at")?,
             updated_at: row.try_get("updated_at")?,
             synced_at: row.try_get("synced_at")?,

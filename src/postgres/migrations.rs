@@ -59,13 +59,22 @@ macro_rules! migration {
     };
 }
 
-const CONTROL: &[Migration] = &[migration!(
-    1,
-    "control",
-    "0001_control",
-    tables: ["epochs", "enrollment_tokens", "devices", "credentials", "tenants"],
-    columns: []
-)];
+const CONTROL: &[Migration] = &[
+    migration!(
+        1,
+        "control",
+        "0001_control",
+        tables: ["epochs", "enrollment_tokens", "devices", "credentials", "tenants"],
+        columns: []
+    ),
+    migration!(
+        2,
+        "control",
+        "0002_upload_ledger",
+        tables: ["upload_results", "upload_devices"],
+        columns: []
+    ),
+];
 const TENANT: &[Migration] = &[
     migration!(
         1,
@@ -98,6 +107,17 @@ const TENANT: &[Migration] = &[
         ]
     ),
     migration!(7, "tenant", "0007_message_lists"),
+    migration!(
+        8,
+        "tenant",
+        "0008_upload_once",
+        tables: [],
+        columns: [
+            ("messages", "revision"),
+            ("message_conflicts", "table_name"),
+            ("message_conflicts", "row_id")
+        ]
+    ),
 ];
 
 /// The schemas of a command.

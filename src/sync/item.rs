@@ -43,13 +43,14 @@ impl Item {
 }
 
 /// The visible columns of a message in the API's order, each with the JSON before its value; values are copied.
-const MESSAGE: [&str; 10] = [
+const MESSAGE: [&str; 11] = [
     "{\"id\":",
     ",\"sender_id\":",
     ",\"recipient_id\":",
     ",\"content\":",
     ",\"status\":",
     ",\"version\":",
+    ",\"revision\":",
     ",\"created_at\":",
     ",\"updated_at\":",
     ",\"synced_at\":",
@@ -217,7 +218,7 @@ mod tests {
 
     fn entry(seq: u64, op: Operation, id: &str, content: &str) -> Entry {
         let row = format!(
-            r#"{{"id":"{id}","sender_id":"s","recipient_id":"r","content":"{content}","status":"pending_sync","version":1,"created_at":"c","updated_at":"u","synced_at":null,"read_at":null,"deleted_at":null,"device_id":"x"}}"#
+            r#"{{"id":"{id}","sender_id":"s","recipient_id":"r","content":"{content}","status":"pending_sync","version":1,"revision":1,"created_at":"c","updated_at":"u","synced_at":null,"read_at":null,"deleted_at":null,"device_id":"x"}}"#
         );
         Entry {
             id: StreamId { ms: 1, seq },

@@ -1,214 +1,211 @@
 //! Applying a batch in Postgres: checked items in, a result for each item out.
 
 use futures_util::future;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use tokio_postgres::Row;
 use tokio_postgres::types::{Json, Type};
 
-use super::form::{sent_id, sent_table};
-use super::{ItemCode, ItemResult, Items, Outcome, Uploaded, messages, rows};
+use super::form::{Refusal, fields, sent_id, sent_table};
+use super::{Error, Fault, ItemCode, ItemResult, Items, MESSAGES, Outcome, Uploaded, Winner, messages, rows};
 use crate::accounts::devices::DevicePrincipal;
 use crate::config::{Config, ConflictStrategy};
 use crate::core::time::Timestamp;
-use crate::feature::Error;
-use crate::postgres::{self, Client, Database, Statement, sql};
+use crate::feature;
+use crate::postgres::{self, Database, sql};
 
-/// Applies a batch in one round trip to Postgres: the messages in one transaction, then the rows in another.
+/// Applies a batch in one transaction and one round trip to Postgres.
 ///
 /// # Errors
-/// Only when Postgres fails.
+/// [`Error::OutOfSequence`] for a wrong sequence number; otherwise only when Postgres fails. Nothing is applied then.
 pub(super) async fn apply(
     database: &Database,
     device: &DevicePrincipal,
     items: Items<'_>,
     config: &Config,
 ) -> Result<Uploaded, Error> {
-    let mut batch = Batch::check(items, device, config);
-    let replies = execute(database, device, &batch, config.sync.conflict_strategy).await?;
-    batch.fill(items, &replies)?;
-    let results: Option<Vec<ItemResult>> = batch.results.into_iter().collect();
+    let entries: Vec<Value> = items
+        .iter()
+        .map(|(item, is_row)| entry(item, is_row, items, device, config))
+        .collect();
+    let (replies, position) = execute(database, device, items, &entries, config.sync.conflict_strategy).await?;
+    if let Some(first) = replies.first()
+        && first.try_get::<_, i32>("item")? == 0
+    {
+        return Err(out_of_sequence(first)?);
+    }
+    let results: Result<Vec<ItemResult>, feature::Error> = items
+        .iter()
+        .zip(&replies)
+        .map(|((item, is_row), row)| result(item, is_row, items, row))
+        .collect();
+    let results = results?;
+    if results.len() != entries.len() {
+        let text = "Postgres returned no result for an uploaded item";
+        return Err(feature::Error::Internal(text.into()).into());
+    }
     Ok(Uploaded {
-        results: results.ok_or_else(|| Error::Internal("Postgres returned no result for an item".into()))?,
-        lsn: replies.position.try_get("lsn")?,
-        at: Timestamp(replies.position.try_get("now")?),
+        results,
+        lsn: position.try_get("lsn")?,
+        at: Timestamp(position.try_get("now")?),
     })
 }
 
-/// A batch whose items were checked: refused items have a result, the others are parameters of the statements.
-struct Batch {
-    /// In the order of the items, messages first.
-    results: Vec<Option<ItemResult>>,
-    messages: messages::Batch,
-    rows: Vec<Value>,
-    /// The index in `results` of each row.
-    row_indexes: Vec<usize>,
-}
-
-impl Batch {
-    fn check(items: Items<'_>, device: &DevicePrincipal, config: &Config) -> Self {
-        let mut batch = Self {
-            results: Vec::with_capacity(items.messages.len() + items.changes.len()),
-            messages: messages::Batch::default(),
-            rows: Vec::new(),
-            row_indexes: Vec::new(),
+/// An item in the form that `upload_items()` takes. An invalid one is passed on as refused, so that its result is stored
+/// with its sequence number.
+fn entry(item: &Value, is_row: bool, items: Items<'_>, device: &DevicePrincipal, config: &Config) -> Value {
+    let checked = if is_row {
+        rows::parse(item, &config.routes)
+    } else {
+        messages::parse(
+            item,
+            items.is_numbered(),
+            device.user_id,
+            config.messages.content_chars_max,
+        )
+    };
+    let checked = checked.and_then(|mut entry| {
+        if items.is_numbered() {
+            add_base(fields(item)?, &mut entry)?;
+        }
+        Ok(entry)
+    });
+    checked.unwrap_or_else(|Refusal { code, message }| {
+        let table = if is_row {
+            sent_table(item)
+        } else {
+            Some(MESSAGES.to_owned())
         };
-        for item in items.messages {
-            let index = batch.results.len();
-            let parsed = messages::Item::parse(item, device.user_id, config.messages.content_chars_max);
-            let parsed = parsed.map(|message| batch.messages.push(index, message));
-            batch.results.push(parsed.err().map(|refusal| refusal.result(item)));
-        }
-        for item in items.changes {
-            let index = batch.results.len();
-            let parsed = rows::parse(item, &config.routes).map(|row| {
-                batch.rows.push(row);
-                batch.row_indexes.push(index);
-            });
-            batch.results.push(parsed.err().map(|refusal| refusal.result(item)));
-        }
-        batch
-    }
-
-    /// Fills in the results that Postgres returned.
-    fn fill(&mut self, items: Items<'_>, replies: &Replies) -> Result<(), Error> {
-        for row in &replies.messages {
-            let index = item_index(row, &self.messages.indexes)?;
-            let (status, code) = outcome(row)?;
-            self.results[index] = Some(ItemResult {
-                table: None,
-                id: sent_id(&items.messages[index]),
-                status,
-                code,
-                message: code.and_then(|code| explain(code, status, "message")),
-                version: row.try_get("version")?,
-                server: row.try_get("server")?,
-            });
-        }
-        for row in &replies.rows {
-            let index = item_index(row, &self.row_indexes)?;
-            let (status, code) = outcome(row)?;
-            let item = &items.changes[index - items.messages.len()];
-            let message: Option<String> = row.try_get("message")?;
-            self.results[index] = Some(ItemResult {
-                table: sent_table(item),
-                id: sent_id(item),
-                status,
-                code,
-                message: message.or_else(|| explain(code?, status, "row")),
-                version: row.try_get("version")?,
-                server: None,
-            });
-        }
-        Ok(())
-    }
+        json!({"refused": {"code": code.as_str(), "message": message}, "table": table, "id": sent_id(item)})
+    })
 }
 
-/// What Postgres returned.
-struct Replies {
-    messages: Vec<Row>,
-    rows: Vec<Row>,
-    position: Row,
+/// Adds the base of a numbered item: the item that it stands on, or the wish to overwrite any version.
+fn add_base(fields: &Map<String, Value>, entry: &mut Value) -> Result<(), Refusal> {
+    if let Some(base) = fields.get("base_seq").filter(|base| !base.is_null()) {
+        let own = fields.get("seq").and_then(Value::as_i64).unwrap_or_default();
+        let base = base.as_i64().filter(|base| (1..own).contains(base));
+        let base = base.ok_or_else(|| Refusal::invalid("base_seq: must be the sequence number of an earlier item"))?;
+        if fields.get("base_version").is_some_and(|base| !base.is_null()) {
+            return Err(Refusal::invalid("base_seq: is not allowed together with base_version"));
+        }
+        entry["base_seq"] = base.into();
+    }
+    match fields.get("force") {
+        None | Some(Value::Null) => {}
+        Some(Value::Bool(force)) => entry["force"] = (*force).into(),
+        Some(_) => return Err(Refusal::invalid("force: must be true or false")),
+    }
+    Ok(())
 }
 
-/// Runs the statements of a batch, pipelined on one connection: each starts when the one before it has committed, without
-/// a round trip in between. futures' `join` polls in order; tokio's does not guarantee that.
+/// Runs the statement, and behind it on the same connection the query of the position, which so costs no round trip of its
+/// own. futures' `join` polls in order; tokio's does not guarantee that.
 async fn execute(
     database: &Database,
     device: &DevicePrincipal,
-    batch: &Batch,
+    items: Items<'_>,
+    entries: &[Value],
     strategy: ConflictStrategy,
-) -> Result<Replies, Error> {
+) -> Result<(Vec<Row>, Row), feature::Error> {
     let strategy = match strategy {
         ConflictStrategy::LastWriteWins => "last_write_wins",
         ConflictStrategy::Manual => "manual",
     };
-    let messages = &batch.messages;
-    let upload_messages = &sql!("sync/upload_messages", device.tenant);
-    let message_params: [postgres::Param<'_>; 9] = [
+    let (first_seq, acked_seq, digests) = match items {
+        Items::Numbered {
+            items,
+            first_seq,
+            acked_seq,
+        } => (Some(first_seq), Some(acked_seq), Some(digests(items))),
+        Items::Unnumbered { .. } => (None, None, None),
+    };
+    let entries = Json(entries);
+    let statement = sql!("sync/upload_items", device.tenant);
+    let params: [postgres::Param<'_>; 9] = [
         (&device.user_id, Type::UUID),
         (&device.device_id, Type::TEXT),
-        (&strategy, Type::TEXT),
-        (&messages.ids, Type::UUID_ARRAY),
-        (&messages.ops, Type::TEXT_ARRAY),
-        (&messages.recipients, Type::UUID_ARRAY),
-        (&messages.contents, Type::TEXT_ARRAY),
-        (&messages.bases, Type::INT8_ARRAY),
-        (&messages.times, Type::TIMESTAMPTZ_ARRAY),
-    ];
-    let upload_rows = &sql!("sync/upload_rows", device.tenant);
-    let rows = Json(&batch.rows);
-    let row_params: [postgres::Param<'_>; 3] = [
-        (&device.user_id, Type::UUID),
+        (&device.tenant.name, Type::TEXT),
         (&device.tenant.schema, Type::TEXT),
-        (&rows, Type::JSONB),
+        (&strategy, Type::TEXT),
+        (&entries, Type::JSONB),
+        (&first_seq, Type::INT8),
+        (&acked_seq, Type::INT8),
+        (&digests, Type::BYTEA_ARRAY),
     ];
     let client = database.get().await?;
-    let (messages, rows, position) = future::join3(
-        run(
-            database,
-            &client,
-            !messages.ids.is_empty(),
-            upload_messages,
-            &message_params,
-        ),
-        run(database, &client, !batch.rows.is_empty(), upload_rows, &row_params),
+    let (replies, position) = future::join(
+        async {
+            // An upload without items reports the length of the device's queue, or acknowledges results.
+            if items.is_empty() && !items.is_numbered() {
+                return Ok(Vec::new());
+            }
+            database
+                .counted(&statement, client.query_typed(&statement, &params))
+                .await
+        },
         client.query_typed_one(&sql!("postgres/wal_position"), &[]),
     )
     .await;
-    Ok(Replies {
-        messages: messages?,
-        rows: rows?,
-        position: position?,
+    Ok((replies?, position?))
+}
+
+/// The digest of each item, whatever the order of its fields: maps of `serde_json` are sorted.
+fn digests(items: &[Value]) -> Vec<Vec<u8>> {
+    let digest = |item: &Value| Sha256::digest(item.to_string().as_bytes()).to_vec();
+    items.iter().map(digest).collect()
+}
+
+fn out_of_sequence(row: &Row) -> Result<Error, feature::Error> {
+    let fault = match row.try_get("code")? {
+        "SEQUENCE_GAP" => Fault::Gap,
+        "DEVICE_RESTORED" => Fault::Restored,
+        code => return Err(feature::Error::Internal(format!("unknown fault {code:?} of an upload"))),
+    };
+    Ok(Error::OutOfSequence {
+        fault,
+        expected: row.try_get("expected")?,
     })
 }
 
-/// Runs and counts a statement, unless there is nothing for it to do.
-async fn run(
-    database: &Database,
-    client: &Client,
-    is_needed: bool,
-    statement: &Statement,
-    params: &[postgres::Param<'_>],
-) -> Result<Vec<Row>, postgres::Error> {
-    if !is_needed {
-        return Ok(Vec::new());
-    }
-    database.counted(statement, client.query_typed(statement, params)).await
+fn result(item: &Value, is_row: bool, items: Items<'_>, row: &Row) -> Result<ItemResult, feature::Error> {
+    let (status, code) = outcome(row)?;
+    let message: Option<String> = row.try_get("message")?;
+    let winner = match row.try_get::<_, Option<&str>>("winner")? {
+        Some("mine") => Some(Winner::Mine),
+        Some(_) => Some(Winner::Theirs),
+        None => None,
+    };
+    Ok(ItemResult {
+        seq: item.get("seq").and_then(Value::as_i64).filter(|_| items.is_numbered()),
+        table: if is_row || items.is_numbered() {
+            sent_table(item)
+        } else {
+            None
+        },
+        id: sent_id(item),
+        status,
+        code,
+        message: message.or_else(|| explain(code?, status, if is_row { "row" } else { "message" })),
+        winner,
+        conflict_id: row.try_get("conflict_id")?,
+        version: row.try_get("version")?,
+        revision: row.try_get("revision")?,
+        server: row.try_get("server")?,
+    })
 }
 
-/// The index of the item that a returned row belongs to.
-fn item_index(row: &Row, indexes: &[usize]) -> Result<usize, Error> {
-    let number: i32 = row.try_get("item")?;
-    usize::try_from(number - 1)
-        .ok()
-        .and_then(|number| indexes.get(number))
-        .copied()
-        .ok_or_else(|| {
-            Error::Internal(format!(
-                "Postgres returned a result for item {number}, which was not sent"
-            ))
-        })
-}
-
-fn outcome(row: &Row) -> Result<(Outcome, Option<ItemCode>), Error> {
+fn outcome(row: &Row) -> Result<(Outcome, Option<ItemCode>), feature::Error> {
     let status: &str = row.try_get("status")?;
     let outcome = Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == status);
-    let outcome = outcome.ok_or_else(|| Error::Internal(format!("unknown status {status:?} of an uploaded item")))?;
+    let unknown = || feature::Error::Internal(format!("unknown status {status:?} of an uploaded item"));
     let code = row.try_get::<_, Option<&str>>("code")?.map(item_code).transpose()?;
-    Ok((outcome, code))
+    Ok((outcome.ok_or_else(unknown)?, code))
 }
 
-/// The code that a function in Postgres returned.
-fn item_code(code: &str) -> Result<ItemCode, Error> {
-    Ok(match code {
-        "VALIDATION_ERROR" => ItemCode::Invalid,
-        "INVALID_RECIPIENT" => ItemCode::InvalidRecipient,
-        "FORBIDDEN" => ItemCode::Forbidden,
-        "NOT_FOUND" => ItemCode::NotFound,
-        "CONFLICT" => ItemCode::Conflict,
-        "SYNC_ERROR" => ItemCode::Unavailable,
-        _ => return Err(Error::Internal(format!("unknown code {code:?} of an uploaded item"))),
-    })
+fn item_code(code: &str) -> Result<ItemCode, feature::Error> {
+    let known = ItemCode::ALL.into_iter().find(|known| known.as_str() == code);
+    known.ok_or_else(|| feature::Error::Internal(format!("unknown code {code:?} of an uploaded item")))
 }
 
 /// Explains a code that Postgres returned without a text.
@@ -221,4 +218,69 @@ fn explain(code: ItemCode, outcome: Outcome, noun: &str) -> Option<String> {
         (ItemCode::Conflict, _) => format!("the id is used by another {noun}"),
         _ => return None,
     })
+}
+
+impl<'a> Items<'a> {
+    pub(super) fn is_numbered(self) -> bool {
+        matches!(self, Self::Numbered { .. })
+    }
+
+    /// Each item in its order, and whether it is a row of an own table.
+    pub(super) fn iter(self) -> impl Iterator<Item = (&'a Value, bool)> {
+        let (messages, rest, is_numbered) = match self {
+            Self::Unnumbered { messages, changes } => (messages, changes, false),
+            Self::Numbered { items, .. } => (&[][..], items, true),
+        };
+        let is_row = move |item: &Value| !is_numbered || item.get("table").and_then(Value::as_str) != Some(MESSAGES);
+        let messages = messages.iter().map(|item| (item, false));
+        messages.chain(rest.iter().map(move |item| (item, is_row(item))))
+    }
+
+    /// The number of its items.
+    pub fn len(self) -> usize {
+        match self {
+            Self::Unnumbered { messages, changes } => messages.len() + changes.len(),
+            Self::Numbered { items, .. } => items.len(),
+        }
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_does_not_depend_on_the_order_of_fields() {
+        let read = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+        let one = [read(r#"{"seq":1,"row":{"a":1,"b":[2]}}"#)];
+        let same = [read(r#"{"row":{"b":[2],"a":1},"seq":1}"#)];
+        let other = [read(r#"{"seq":1,"row":{"a":1,"b":[3]}}"#)];
+        assert_eq!(digests(&one), digests(&same));
+        assert_ne!(digests(&one), digests(&other));
+    }
+
+    #[test]
+    fn base_of_a_numbered_item_is_an_earlier_one() {
+        let check = |item: Value| {
+            let mut entry = json!({});
+            let fields = item.as_object().cloned().unwrap_or_default();
+            add_base(&fields, &mut entry).map(|()| entry)
+        };
+        assert_eq!(check(json!({"seq": 5, "base_seq": 4})), Ok(json!({"base_seq": 4})));
+        assert_eq!(check(json!({"seq": 5, "force": true})), Ok(json!({"force": true})));
+        assert_eq!(check(json!({"seq": 5, "base_seq": null, "force": null})), Ok(json!({})));
+        for bad in [
+            json!({"seq": 5, "base_seq": 5}),
+            json!({"seq": 5, "base_seq": 0}),
+            json!({"seq": 5, "base_seq": "4"}),
+            json!({"seq": 5, "base_seq": 4, "base_version": 1}),
+            json!({"seq": 5, "force": 1}),
+        ] {
+            assert!(check(bad.clone()).is_err(), "{bad}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{ItemCode, ItemResult, Outcome, rows};
+use super::{ItemCode, rows};
 
 /// Longest name of a table that a result repeats: Postgres' own limit.
 const TABLE_CHARS_MAX: usize = 63;
@@ -19,18 +19,6 @@ impl Refusal {
         Self {
             code: ItemCode::Invalid,
             message: message.into(),
-        }
-    }
-
-    pub(super) fn result(self, item: &Value) -> ItemResult {
-        ItemResult {
-            table: sent_table(item),
-            id: sent_id(item),
-            status: Outcome::Rejected,
-            code: Some(self.code),
-            message: Some(self.message),
-            version: None,
-            server: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Items that are messages.
 
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::ItemCode;
@@ -9,83 +9,50 @@ use super::form::{Refusal, base_version, fields, operation};
 use crate::feature::Error;
 use crate::messages::check_content;
 
-/// Items as the parallel arrays of the statement's parameters, with the index of each in the request.
-#[derive(Default)]
-pub(super) struct Batch {
-    pub(super) indexes: Vec<usize>,
-    pub(super) ids: Vec<Uuid>,
-    pub(super) ops: Vec<&'static str>,
-    pub(super) recipients: Vec<Option<Uuid>>,
-    pub(super) contents: Vec<Option<String>>,
-    pub(super) bases: Vec<Option<i64>>,
-    pub(super) times: Vec<Option<DateTime<Utc>>>,
-}
-
-impl Batch {
-    pub(super) fn push(&mut self, index: usize, item: Item) {
-        self.indexes.push(index);
-        self.ids.push(item.id);
-        self.ops.push(item.op);
-        self.recipients.push(item.recipient);
-        self.contents.push(item.content);
-        self.bases.push(item.base);
-        self.times.push(item.created_at);
+/// Checks an item and converts it to the form that `upload_items()` takes. With numbers its columns are in `row`.
+pub(super) fn parse(item: &Value, is_numbered: bool, user: Uuid, content_chars_max: usize) -> Result<Value, Refusal> {
+    let fields = fields(item)?;
+    let none = Map::new();
+    let row = match fields.get("row") {
+        _ if !is_numbered => fields,
+        Some(Value::Object(row)) => row,
+        None | Some(Value::Null) => &none,
+        Some(_) => return Err(Refusal::invalid("row: must be an object of columns and values")),
+    };
+    let op = operation(fields, &["create", "edit", "delete", "read"])?;
+    let id = uuid(fields, "id")?.ok_or_else(|| Refusal::invalid("id: is missing"))?;
+    // The sender of a message that is marked as read is another user.
+    if op != "read" && uuid(row, "sender_id")?.is_some_and(|sender| sender != user) {
+        return Err(Refusal {
+            code: ItemCode::Forbidden,
+            message: "sender_id: must be this device's user".into(),
+        });
     }
+    let recipient = match op {
+        "create" => Some(uuid(row, "recipient_id")?.ok_or_else(|| Refusal::invalid("recipient_id: is missing"))?),
+        _ => None,
+    };
+    let content = match op {
+        "create" | "edit" => Some(content(row, content_chars_max)?),
+        _ => None,
+    };
+    Ok(json!({
+        "id": id, "op": op, "recipient": recipient, "content": content, "base": base_version(fields)?,
+        "written_at": created_at(row)?,
+    }))
 }
 
-/// A valid item.
-#[derive(Debug, PartialEq)]
-pub(super) struct Item {
-    id: Uuid,
-    op: &'static str,
-    recipient: Option<Uuid>,
-    content: Option<String>,
-    base: Option<i64>,
-    created_at: Option<DateTime<Utc>>,
-}
-
-impl Item {
-    pub(super) fn parse(item: &Value, user: Uuid, content_chars_max: usize) -> Result<Self, Refusal> {
-        let fields = fields(item)?;
-        let op = operation(fields, &["create", "edit", "delete", "read"])?;
-        let id = uuid(fields, "id")?.ok_or_else(|| Refusal::invalid("id: is missing"))?;
-        // The sender of a message that is marked as read is another user.
-        if op != "read" && uuid(fields, "sender_id")?.is_some_and(|sender| sender != user) {
-            return Err(Refusal {
-                code: ItemCode::Forbidden,
-                message: "sender_id: must be this device's user".into(),
-            });
-        }
-        let recipient = match op {
-            "create" => {
-                Some(uuid(fields, "recipient_id")?.ok_or_else(|| Refusal::invalid("recipient_id: is missing"))?)
-            }
-            _ => None,
-        };
-        let content = match op {
-            "create" | "edit" => Some(content(fields, content_chars_max)?),
-            _ => None,
-        };
-        let base = base_version(fields)?;
-        let created_at = match fields.get("created_at") {
-            None | Some(Value::Null) => None,
-            Some(time) => Some(
-                time.as_str()
-                    .and_then(|text| DateTime::parse_from_rfc3339(text).ok())
-                    .map(|time| time.to_utc())
-                    // Earlier times are mistakes; some are out of the range of Postgres.
-                    .filter(|time| *time > DateTime::UNIX_EPOCH)
-                    .ok_or_else(|| Refusal::invalid("created_at: must be an RFC 3339 timestamp after 1970"))?,
-            ),
-        };
-        Ok(Self {
-            id,
-            op,
-            recipient,
-            content,
-            base,
-            created_at,
-        })
+fn created_at(row: &Map<String, Value>) -> Result<Option<DateTime<Utc>>, Refusal> {
+    match row.get("created_at") {
+        None | Some(Value::Null) => Ok(None),
+        Some(time) => time
+            .as_str()
+            .and_then(|text| DateTime::parse_from_rfc3339(text).ok())
+            .map(|time| time.to_utc())
+            // Earlier times are mistakes; some are out of the range of Postgres.
+            .filter(|time| *time > DateTime::UNIX_EPOCH)
+            .map(Some)
+            .ok_or_else(|| Refusal::invalid("created_at: must be an RFC 3339 timestamp after 1970")),
     }
 }
 
@@ -118,15 +85,13 @@ fn content(fields: &Map<String, Value>, chars_max: usize) -> Result<String, Refu
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     const USER: Uuid = Uuid::from_u128(1);
     const OTHER: Uuid = Uuid::from_u128(2);
 
     fn code(item: Value) -> Option<ItemCode> {
-        Item::parse(&item, USER, 10).err().map(|refusal| refusal.code)
+        parse(&item, false, USER, 10).err().map(|refusal| refusal.code)
     }
 
     #[test]
@@ -137,16 +102,16 @@ mod tests {
             "created_at": "2024-01-15T10:50:00+01:00", "base_version": null, "whatever": 1,
         });
         assert_eq!(
-            Item::parse(&item, USER, 10),
-            Ok(Item {
-                id,
-                op: "create",
-                recipient: Some(OTHER),
-                content: Some("hi".into()),
-                base: None,
-                created_at: DateTime::from_timestamp(1_705_312_200, 0),
-            })
+            parse(&item, false, USER, 10),
+            Ok(json!({
+                "id": id, "op": "create", "recipient": OTHER, "content": "hi", "base": null,
+                "written_at": "2024-01-15T09:50:00Z",
+            }))
         );
+        let numbered = json!({"seq": 1, "id": id, "row": {"recipient_id": OTHER, "content": "hi"}});
+        let entry = parse(&numbered, true, USER, 10).expect("a valid item");
+        assert_eq!((&entry["recipient"], &entry["content"]), (&json!(OTHER), &json!("hi")));
+        assert!(parse(&json!({"id": id, "op": "edit", "content": "hi"}), true, USER, 10).is_err());
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! Uploads: a batch of creates, edits, deletes and reads that a device made offline, with a result for each item.
 //!
-//! The form of an item is checked here. Its effect is the work of a function in the tenant's schema, which takes the whole
-//! batch in one statement and returns a row for each item: `upload_messages()` for messages (its rules are in
-//! `migrations/tenant/0002_upload.up.sql`), `upload_rows()` for rows of the operator's own tables
-//! (`0004_upload_rows.up.sql`). An invalid item never fails another one. Uploads are idempotent: a device that did not
-//! receive the response sends the batch again and gets `duplicate`.
+//! The form of an item is checked here. Its effect is the work of the function `upload_items()` in the tenant's schema
+//! (`migrations/tenant/0008_upload_once.up.sql`), which applies the whole batch in its order and in one transaction and
+//! returns a row for each item. An invalid item never fails another one.
+//!
+//! A device numbers its items ([`Items::Numbered`]): each number is applied once, and a repeated one gets its first result,
+//! whatever has happened since. Items without numbers are recognised by their content, which is enough for one edit of a
+//! row at a time: a device that did not receive the response sends the batch again and gets `duplicate`.
 //!
 //! An edit or delete based on an older version than the row's is a conflict. Versions decide, not clocks: of two changes
-//! based on the same version, the first one that reaches Postgres is applied and the second one is a conflict. Both
-//! versions of a message are kept in `message_conflicts`. Under [`ConflictStrategy::LastWriteWins`] the device's change is
-//! applied (it arrived last); under [`ConflictStrategy::Manual`] the row stays until a user decides (see
-//! [`crate::messages::conflicts`]). A row of an own table always stays. An item without a base is never a conflict.
+//! based on the same version, the first one that reaches Postgres is applied and the second one is a conflict. A numbered
+//! item may be based on an earlier item of the device (`base_seq`); if that one was not applied, this one is not either.
+//! Both versions are kept in `message_conflicts`. Under [`ConflictStrategy::LastWriteWins`] the device's change of a message
+//! is applied (it arrived last); under [`ConflictStrategy::Manual`] the message stays until a user decides (see
+//! [`crate::messages::conflicts`]). A row of an own table always stays.
 
 mod apply;
 mod form;
@@ -29,11 +32,13 @@ use uuid::Uuid;
 use super::report::Reports;
 use super::tables;
 use crate::accounts::devices::DevicePrincipal;
-use crate::config::{Config, ConflictStrategy};
+use crate::config::Config;
+#[cfg(doc)]
+use crate::config::ConflictStrategy;
 use crate::contract::checkpoint::View;
 use crate::core::position::StreamId;
 use crate::core::time::Timestamp;
-use crate::feature::Error;
+use crate::feature;
 use crate::messages::Messages;
 use crate::postgres::Database;
 use crate::redis::store::Store;
@@ -86,14 +91,81 @@ pub enum ItemCode {
     Forbidden,
     NotFound,
     Conflict,
+    /// The item on which it is based was not applied.
+    DependsOnFailed,
     /// Another transaction is in the way.
     Unavailable,
+}
+
+impl ItemCode {
+    pub const ALL: [Self; 8] = [
+        Self::Invalid,
+        Self::EmptyMessage,
+        Self::InvalidRecipient,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::Conflict,
+        Self::DependsOnFailed,
+        Self::Unavailable,
+    ];
+
+    /// The code in results, also as Postgres stores it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "VALIDATION_ERROR",
+            Self::EmptyMessage => "EMPTY_MESSAGE",
+            Self::InvalidRecipient => "INVALID_RECIPIENT",
+            Self::Forbidden => "FORBIDDEN",
+            Self::NotFound => "NOT_FOUND",
+            Self::Conflict => "CONFLICT",
+            Self::DependsOnFailed => "DEPENDS_ON_FAILED",
+            Self::Unavailable => "SYNC_ERROR",
+        }
+    }
+}
+
+/// Whose change stands after a conflict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Winner {
+    Mine,
+    Theirs,
+}
+
+/// What is wrong with the sequence numbers of an upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Numbers before the first one are missing.
+    Gap,
+    /// A number that was processed comes again with another content: the device was restored from a backup, or copied.
+    Restored,
+}
+
+/// Why an upload was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the sequence numbers do not continue at {expected}")]
+    OutOfSequence {
+        fault: Fault,
+        /// The next number.
+        expected: i64,
+    },
+    #[error(transparent)]
+    Feature(#[from] feature::Error),
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Feature(error.into())
+    }
 }
 
 /// The result of an item.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ItemResult {
-    /// The table, for an item of an own table.
+    /// The sequence number, if the upload is numbered.
+    pub seq: Option<i64>,
+    /// The table as it was sent; `None` for a message without a number.
     pub table: Option<String>,
     /// The id as it was sent, truncated; `None` if it was not text.
     pub id: Option<String>,
@@ -101,28 +173,52 @@ pub struct ItemResult {
     pub code: Option<ItemCode>,
     /// Explains the code to people.
     pub message: Option<String>,
+    /// For a conflict.
+    pub winner: Option<Winner>,
+    /// The conflict that was kept.
+    pub conflict_id: Option<Uuid>,
     /// The row's current version: the base of the device's next change.
     pub version: Option<i64>,
-    /// The current row, for a conflict.
+    /// Counts every change of the row, receipts included.
+    pub revision: Option<i64>,
+    /// The current row, for a conflict; `None` if it was deleted.
     pub server: Option<Value>,
+}
+
+impl ItemResult {
+    fn is_message(&self) -> bool {
+        self.table.as_deref().is_none_or(|table| table == MESSAGES)
+    }
 }
 
 /// The result of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Uploaded {
-    /// In the order of the items, messages first.
+    /// In the order of the items.
     pub results: Vec<ItemResult>,
     /// An upper bound of the batch's own commit in the write-ahead log.
     pub lsn: PgLsn,
     pub at: Timestamp,
 }
 
+/// The table of messages in numbered items.
+pub const MESSAGES: &str = "messages";
+
 /// A batch as it was sent.
 #[derive(Debug, Clone, Copy)]
-pub struct Items<'a> {
-    pub messages: &'a [Value],
-    /// Rows of own tables.
-    pub changes: &'a [Value],
+pub enum Items<'a> {
+    /// Without sequence numbers: messages, then rows of own tables.
+    Unnumbered {
+        messages: &'a [Value],
+        changes: &'a [Value],
+    },
+    /// With consecutive sequence numbers, messages and rows in one order.
+    Numbered {
+        items: &'a [Value],
+        first_seq: i64,
+        /// The device has stored the results up to this number.
+        acked_seq: i64,
+    },
 }
 
 /// Takes uploads.
@@ -140,8 +236,8 @@ impl Outgoing {
     /// Applies a batch and reports it. `pending` is the length of the device's own queue, as the device reports it.
     ///
     /// # Errors
-    /// Only when Postgres fails; an invalid item is a result. Nothing of the batch is applied then, or its messages only;
-    /// the same batch can be sent again.
+    /// [`Error::OutOfSequence`], or when Postgres fails; an invalid item is a result. Nothing of the batch is applied then,
+    /// and the same batch can be sent again.
     pub async fn upload(
         &self,
         device: &DevicePrincipal,
@@ -152,7 +248,9 @@ impl Outgoing {
         let mut uploaded = match apply::apply(&self.database, device, items, &self.config).await {
             Ok(uploaded) => uploaded,
             Err(error) => {
-                self.reports.failed(device, error.to_string()).await;
+                if let Error::Feature(error) = &error {
+                    self.reports.failed(device, error.to_string()).await;
+                }
                 return Err(error);
             }
         };
@@ -164,13 +262,10 @@ impl Outgoing {
     }
 
     /// Whether the device's change is in effect.
-    pub fn is_in_effect(&self, result: &ItemResult) -> bool {
+    pub fn is_in_effect(result: &ItemResult) -> bool {
         match result.status {
             Outcome::Applied | Outcome::Duplicate => true,
-            Outcome::Conflict => {
-                let strategy = self.config.sync.conflict_strategy;
-                result.table.is_none() && strategy == ConflictStrategy::LastWriteWins
-            }
+            Outcome::Conflict => result.winner == Some(Winner::Mine),
             Outcome::Rejected | Outcome::Retry => false,
         }
     }
@@ -205,7 +300,7 @@ impl Outgoing {
     }
 
     fn invalidate_caches(&self, device: &DevicePrincipal, results: &[ItemResult]) {
-        let messages = results.iter().filter(|result| result.table.is_none());
+        let messages = results.iter().filter(|result| result.is_message());
         let ids = messages.filter_map(|result| Uuid::try_parse(result.id.as_deref()?).ok());
         self.messages.uploaded(&device.tenant, device.user_id, ids);
     }
@@ -215,7 +310,9 @@ impl Outgoing {
     async fn add_conflicting_rows(&self, device: &DevicePrincipal, results: &mut [ItemResult]) {
         let mut conflicts: HashMap<String, Vec<&mut ItemResult>> = HashMap::new();
         for result in results {
-            if let (Outcome::Conflict, Some(table)) = (result.status, &result.table) {
+            if let (Outcome::Conflict, Some(table)) = (result.status, &result.table)
+                && !result.is_message()
+            {
                 conflicts.entry(table.clone()).or_default().push(result);
             }
         }

@@ -10,7 +10,7 @@ use crate::feature::has_nul;
 /// Longest id of a row, in characters.
 pub(super) const ID_CHARS_MAX: usize = 128;
 
-/// Checks an item and converts it to the form that `upload_rows()` takes.
+/// Checks an item and converts it to the form that `upload_items()` takes.
 pub(super) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
     let fields = fields(item)?;
     let table = fields
@@ -57,9 +57,23 @@ pub(super) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
     if has_nul(&row) {
         return Err(Refusal::invalid("row: must not contain the character NUL"));
     }
+    let base_row = match fields.get("base_row") {
+        None | Some(Value::Null) => json!({}),
+        Some(base @ Value::Object(columns)) if columns.keys().all(|column| upload.columns.contains(column)) => {
+            base.clone()
+        }
+        Some(_) => {
+            return Err(Refusal::invalid(
+                "base_row: must be an object of writable columns and the values that the device read",
+            ));
+        }
+    };
+    if has_nul(&base_row) {
+        return Err(Refusal::invalid("base_row: must not contain the character NUL"));
+    }
     Ok(json!({
         "table": table, "owner": upload.owner, "columns": upload.columns, "op": op, "id": id, "row": row,
-        "base": base_version(fields)?,
+        "base": base_version(fields)?, "base_row": base_row, "merge": upload.merge.is_some(),
     }))
 }
 
@@ -88,7 +102,7 @@ mod tests {
             parse(&item, &rules()),
             Ok(json!({
                 "table": "tasks", "owner": "owner_id", "columns": ["title", "done"], "op": "create", "id": "7",
-                "row": {"title": "milk"}, "base": null,
+                "row": {"title": "milk"}, "base": null, "base_row": {}, "merge": false,
             }))
         );
     }

@@ -16,7 +16,7 @@ use crate::accounts::users::UserType;
 use crate::api::App;
 use crate::api::auth::{Principal, WebPrincipal};
 use crate::api::item_body::ItemBody;
-use crate::api::{messages as message_routes, presence as presence_routes};
+use crate::api::{messages as message_routes, presence as presence_routes, sync as sync_routes};
 use crate::http::error::{Code, Error};
 use crate::http::request::{required, uuid};
 use crate::sync::outgoing::Items;
@@ -79,6 +79,10 @@ pub(crate) async fn execute(app: Arc<App>, caller: Principal, items: Vec<Value>)
         Principal::Device(device) => {
             let mut batch = Batch::default();
             for item in items {
+                // Items with and without numbers are separate uploads.
+                if batch.is_numbered() != (type_of(&item) == "item") {
+                    batch.upload(&app, device, &mut results).await;
+                }
                 let Some(item) = batch.add(item) else { continue };
                 batch.upload(&app, device, &mut results).await;
                 let done = timed(&app, async {
@@ -140,15 +144,27 @@ struct Batch {
     ids: Vec<(Value, bool)>,
     messages: Vec<Value>,
     changes: Vec<Value>,
+    /// Items with sequence numbers; a batch has no others beside them.
+    numbered: Vec<Value>,
+    acked_seq: Option<i64>,
     /// The length of the device's own queue, as last reported.
     pending: Option<u32>,
 }
 
 impl Batch {
+    fn is_numbered(&self) -> bool {
+        !self.numbered.is_empty()
+    }
+
     /// Adds an item that is uploaded; returns any other.
     fn add(&mut self, item: Value) -> Option<Value> {
         let pending = pending_of(&item);
         match type_of(&item) {
+            "item" => {
+                self.ids.push((id_of(&item), true));
+                self.acked_seq = item["acked_seq"].as_i64().or(self.acked_seq);
+                self.numbered.push(item);
+            }
             "message" => {
                 self.ids.push((id_of(&item), true));
                 self.messages.push(item);
@@ -177,20 +193,30 @@ impl Batch {
             ids,
             messages,
             changes,
+            numbered,
+            acked_seq,
             pending,
         } = std::mem::take(self);
         if ids.is_empty() {
             return;
         }
-        let items = Items {
-            messages: &messages,
-            changes: &changes,
+        let uploading = async {
+            let items = match numbered.is_empty() {
+                true => Items::Unnumbered {
+                    messages: &messages,
+                    changes: &changes,
+                },
+                false => sync_routes::numbered(&numbered, acked_seq)?,
+            };
+            Ok(app.outgoing.upload(device, items, pending).await?)
         };
-        let uploading = async { Ok(app.outgoing.upload(device, items, pending).await?) };
         let uploaded = match timed(app, uploading).await {
             Ok(uploaded) => uploaded,
             Err(error) => return results.extend(ids.into_iter().map(|(id, _)| ItemBody::failed(id, &error))),
         };
+        if !numbered.is_empty() {
+            return results.extend(uploaded.results.into_iter().map(ItemBody::from));
+        }
         let mut of_messages = uploaded.results;
         let mut of_changes = of_messages.split_off(messages.len()).into_iter();
         let mut of_messages = of_messages.into_iter();

@@ -1,0 +1,2 @@
+DROP TABLE posduif.upload_results;
+DROP TABLE posduif.upload_devices;
