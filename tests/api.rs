@@ -38,12 +38,13 @@ pub(crate) fn assert_refused(answer: &Answer, status: u16, code: &str) {
     assert_eq!((error.0, error.1.as_str()), (status, code), "{}", answer.json());
 }
 
-pub(crate) const MESSAGE: [&str; 10] = [
+pub(crate) const MESSAGE: [&str; 11] = [
     "content",
     "created_at",
     "id",
     "read_at",
     "recipient_id",
+    "revision",
     "sender_id",
     "status",
     "synced_at",

@@ -43,7 +43,10 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let steps = migrate("up --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "posduif", "migration": "0001_control", "direction": "up"}])
+        json!([
+            {"schema": "posduif", "migration": "0001_control", "direction": "up"},
+            {"schema": "posduif", "migration": "0003_tables", "direction": "up"},
+        ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
     run(posduif_in(&world).args(["tenant", "create", "acme"]), &[])
@@ -52,7 +55,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(1), "tenant_acme": clean(7)})
+        json!({"posduif": clean(3), "tenant_acme": clean(7)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -68,7 +71,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0001_control of posduif, with the tables epochs"),
+        complaint.contains("0003_tables of posduif, with the tables tables"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
@@ -99,7 +102,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 1\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 3\ntenant_acme 1\n");
     migrate("force 8 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();

@@ -5,6 +5,7 @@ mod api;
 mod bad_input;
 mod browser;
 mod caches;
+mod catalog;
 mod catchup;
 mod cli;
 mod commands;

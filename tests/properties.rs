@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use posduif::config::rule::{Rule, When};
 use posduif::contract::stream_name::Audience;
 use posduif::core::operation::Operation;
-use posduif::decode::pgoutput::{Cell, Old, Tuple};
+use posduif::decode::pgoutput::{Cell, Old, ReplicaIdentity, Tuple};
 use posduif::decode::relation::{Column, Relation};
 use posduif::decode::value::{Kind, write_json};
 use posduif::route::router::{Delivery, Plan, RouteError, Router};
@@ -60,6 +60,7 @@ fn relation(table: &str, columns: &[&str]) -> Relation {
         oid: 1,
         schema: "tenant_acme".into(),
         table: table.into(),
+        replica_identity: ReplicaIdentity::Full,
         columns: columns.iter().map(column).collect(),
     }
 }

@@ -1,5 +1,6 @@
--- Tables of a schema that a publication lacks; a partition is published through its root. $1 text: publication; $2 text: schema.
-SELECT class.relname::text
+-- Tables of a schema that a publication lacks, and whether this role owns them; a partition is published through its root.
+-- $1 text: publication; $2 text: schema.
+SELECT class.relname::text, pg_has_role(class.relowner, 'USAGE') AS is_ours
 FROM pg_catalog.pg_class class
 JOIN pg_catalog.pg_namespace schema ON schema.oid = class.relnamespace
 WHERE schema.nspname = $2

@@ -33,6 +33,9 @@ pub fn remedy(entry: &QuarantineEntry) -> Remedy {
     match entry.kind {
         Some(QuarantineKind::Message) => return Remedy::Sender,
         Some(QuarantineKind::Stream) => return Remedy::Resync("a stream lacks entries from then on"),
+        Some(QuarantineKind::Table) => {
+            return Remedy::Resync("rows may have changed since the engine reset the streams");
+        }
         None if entry.position.is_none() => return Remedy::Resync("a stream lacks entries from then on"),
         _ => {}
     }

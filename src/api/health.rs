@@ -136,6 +136,10 @@ fn replication(shown: &ReplicationStatus) -> Check {
         detail["safe_wal_size_bytes"] = sample.safe_wal_bytes.into();
         detail["sample_age_seconds"] = sample.at.elapsed().as_secs_f64().into();
     }
+    let unrepaired = shown.uncovered.borrow().clone();
+    if !unrepaired.is_empty() {
+        detail["unrepaired_tables"] = unrepaired.into();
+    }
     if let Some(lag) = shown.lag() {
         detail["lag_bytes"] = json!({
             "received": lag.received,

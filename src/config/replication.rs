@@ -11,6 +11,8 @@ section! {
         pub publication: String = "posduif".into();
         /// Milliseconds between heartbeats, transactional messages from which freshness is measured.
         pub heartbeat_interval_ms: u64 = 1000, 100..=10_000;
+        /// Seconds between looks at the catalogs for changes of tables that the log does not have; 0 disables them.
+        pub catalog_interval_seconds: u64 = 5, 0..=3600;
         /// Seconds without data from Postgres after which the connection is closed; at least half of
         /// `wal_sender_timeout_seconds` applies.
         pub idle_timeout_seconds: u64 = 8, 2..=300;

@@ -33,6 +33,9 @@ const TRIM_PREFIX: &str = "posduif.trim";
 /// Prefix of [`Command::Retry`]: `<tenant>`.
 const RETRY_PREFIX: &str = "posduif.retry";
 
+/// Prefix of [`Command::ReportTable`]: `<tenant> <cause>`.
+const TABLE_PREFIX: &str = "posduif.table";
+
 /// The third word of [`Command::RemoveStream`].
 const GONE: &str = "gone";
 
@@ -76,6 +79,12 @@ pub enum Command {
     Retry {
         tenant: Arc<str>,
     },
+    /// Tables of a tenant changed outside of the log.
+    ReportTable {
+        tenant: Arc<str>,
+        /// The tables and what happened.
+        cause: String,
+    },
 }
 
 impl Command {
@@ -98,6 +107,7 @@ impl Command {
             Self::RemoveStream(target) => (STREAM_PREFIX, format!("{} {GONE}", stream(target))),
             Self::Trim(trim) => (TRIM_PREFIX, format!("{} {}", stream(&trim.target), trim.min_id)),
             Self::Retry { tenant } => (RETRY_PREFIX, tenant.to_string()),
+            Self::ReportTable { tenant, cause } => (TABLE_PREFIX, format!("{tenant} {cause}")),
         }
     }
 
@@ -107,7 +117,8 @@ impl Command {
         if !prefix.starts_with("posduif.") {
             return None;
         }
-        let mut words = std::str::from_utf8(content).ok()?.split(' ');
+        let content = std::str::from_utf8(content).ok()?;
+        let mut words = content.split(' ');
         let tenant: Arc<str> = words.next().filter(|name| is_valid_name(name))?.into();
         match prefix {
             TENANT_PREFIX => Some(Self::CreateTenant {
@@ -137,6 +148,10 @@ impl Command {
                 min_id: words.next()?.parse().ok()?,
             })),
             RETRY_PREFIX => Some(Self::Retry { tenant }),
+            TABLE_PREFIX => Some(Self::ReportTable {
+                tenant,
+                cause: content.split_once(' ')?.1.to_owned(),
+            }),
             _ => None,
         }
     }
@@ -175,6 +190,7 @@ mod tests {
                 min_id: StreamId { ms, seq }
             })),
             tenant().prop_map(|tenant| Command::Retry { tenant }),
+            (tenant(), any::<String>()).prop_map(|(tenant, cause)| Command::ReportTable { tenant, cause }),
         ]
     }
 

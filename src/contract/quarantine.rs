@@ -29,10 +29,19 @@ pub enum QuarantineKind {
     Message,
     /// A stream that takes no entries.
     Stream,
+    /// A table that changed in a way that the log does not have: its tenant's streams were reset.
+    Table,
 }
 
 impl QuarantineKind {
-    pub const ALL: [Self; 5] = [Self::Recipient, Self::Rule, Self::Row, Self::Message, Self::Stream];
+    pub const ALL: [Self; 6] = [
+        Self::Recipient,
+        Self::Rule,
+        Self::Row,
+        Self::Message,
+        Self::Stream,
+        Self::Table,
+    ];
 
     /// The field `kind`.
     pub fn as_str(self) -> &'static str {
@@ -42,6 +51,7 @@ impl QuarantineKind {
             Self::Row => "row",
             Self::Message => "message",
             Self::Stream => "stream",
+            Self::Table => "table",
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::pgoutput;
+use super::pgoutput::{self, ReplicaIdentity};
 use super::value::Kind;
 
 /// A table as the stream describes it.
@@ -12,6 +12,7 @@ pub struct Relation {
     pub oid: u32,
     pub schema: Arc<str>,
     pub table: Arc<str>,
+    pub replica_identity: ReplicaIdentity,
     /// Columns in the order of tuples.
     pub columns: Vec<Column>,
 }
@@ -79,6 +80,7 @@ impl Types {
             }
             .into(),
             table: message.name.into(),
+            replica_identity: message.replica_identity,
             columns,
         }
     }

@@ -74,6 +74,7 @@ const CONTROL: &[Migration] = &[
         tables: ["upload_results", "upload_devices"],
         columns: []
     ),
+    migration!(3, "control", "0003_tables", tables: ["tables"], columns: []),
 ];
 const TENANT: &[Migration] = &[
     migration!(

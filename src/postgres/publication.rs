@@ -39,16 +39,67 @@ pub struct Included {
     pub has_rows: bool,
 }
 
+impl Included {
+    /// Adds the changes of another part.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.added.extend(other.added);
+        self.identified.extend(other.identified);
+        self.keyed.extend(other.keyed);
+        self.has_rows |= other.has_rows;
+    }
+}
+
 /// Adds all of a tenant's tables to the publication, and creates it if necessary. The caller holds the schema lock and the
 /// role owns the tables.
 pub(crate) async fn include(transaction: &Transaction<'_>, publication: &str, tenant: &Tenant) -> Result<Included> {
     let whole_schemas = prepare(transaction, publication).await?;
-    let params = [
-        (&publication as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT),
-        (&tenant.schema, Type::TEXT),
-    ];
     // Before the tables are added: without an identity a published table cannot be updated.
-    let mut included = set_identities(transaction, publication, tenant).await?;
+    let mut included = set_identities(transaction, publication, tenant, Owners::All).await?;
+    included.merge(add_tables(transaction, publication, tenant, Owners::All, whole_schemas).await?);
+    Ok(included)
+}
+
+/// Whose tables are changed; changes to a table of another owner fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owners {
+    All,
+    /// Only tables that this role owns.
+    Ours,
+}
+
+/// A part of [`include()`] that may fail by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repair {
+    Identities,
+    Membership,
+}
+
+/// Does a part of [`include()`] for the tables that this role owns.
+pub(crate) async fn repair(
+    transaction: &Transaction<'_>,
+    publication: &str,
+    tenant: &Tenant,
+    part: Repair,
+) -> Result<Included> {
+    match part {
+        Repair::Identities => set_identities(transaction, publication, tenant, Owners::Ours).await,
+        Repair::Membership => {
+            let whole_schemas = prepare(transaction, publication).await?;
+            add_tables(transaction, publication, tenant, Owners::Ours, whole_schemas).await
+        }
+    }
+}
+
+/// Adds the tables of a tenant that the publication lacks.
+async fn add_tables(
+    transaction: &Transaction<'_>,
+    publication: &str,
+    tenant: &Tenant,
+    owners: Owners,
+    whole_schemas: bool,
+) -> Result<Included> {
+    let params: [Param<'_>; 2] = [(&publication, Type::TEXT), (&tenant.schema, Type::TEXT)];
+    let mut included = Included::default();
     if whole_schemas {
         let present = transaction
             .query_typed(&sql!("postgres/publication_has_schema"), &params)
@@ -62,6 +113,9 @@ pub(crate) async fn include(transaction: &Transaction<'_>, publication: &str, te
         .await?;
     let name = quote_identifier(publication);
     for row in missing {
+        if owners == Owners::Ours && !row.try_get::<_, bool>("is_ours")? {
+            continue;
+        }
         let table: String = row.try_get("relname")?;
         let quoted = quote_identifier(&table);
         // Locked against writers, so that no row is inserted between the check and the addition.
@@ -232,7 +286,12 @@ pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage
 }
 
 /// Sets the required replica identity of every table of the tenant.
-async fn set_identities(transaction: &Transaction<'_>, publication: &str, tenant: &Tenant) -> Result<Included> {
+async fn set_identities(
+    transaction: &Transaction<'_>,
+    publication: &str,
+    tenant: &Tenant,
+    owners: Owners,
+) -> Result<Included> {
     let rows = transaction
         .query_typed(
             &sql!("postgres/publication_coverage"),
@@ -242,7 +301,7 @@ async fn set_identities(transaction: &Transaction<'_>, publication: &str, tenant
     let mut included = Included::default();
     for row in &rows {
         let table = Table::from_row(row)?;
-        if table.is_identified() {
+        if table.is_identified() || (owners == Owners::Ours && !table.is_ours) {
             continue;
         }
         let (identity, changed) = if table.virtual_columns {

@@ -111,13 +111,7 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
     let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
     for target in gone.iter().chain([&shared]) {
-        let (prefix, content) = Command::RemoveStream(target.clone()).encode();
-        transaction
-            .query_typed(
-                &sql!("postgres/emit_message"),
-                &[(&prefix, Type::TEXT), (&content, Type::TEXT)],
-            )
-            .await?;
+        send_within(&transaction, &Command::RemoveStream(target.clone())).await?;
     }
     let inboxes = transaction
         .query_typed(
@@ -152,6 +146,22 @@ pub async fn send(database: &Database, command: &Command) -> Result<PgLsn, Error
         )
         .await?;
     row.map_or(Ok(PgLsn::from(0)), |row| Ok(row.try_get("lsn")?))
+}
+
+/// [`send`] as a part of a transaction.
+pub(crate) async fn send_within(
+    transaction: &tokio_postgres::Transaction<'_>,
+    command: &Command,
+) -> anyhow::Result<()> {
+    let (prefix, content) = command.encode();
+    transaction
+        .query_typed(
+            &sql!("postgres/emit_message"),
+            &[(&prefix, Type::TEXT), (&content, Type::TEXT)],
+        )
+        .await
+        .with_context(|| format!("cannot emit the message {prefix}"))?;
+    Ok(())
 }
 
 /// Writes a row again unchanged, so that all its readers receive it as a new row. Returns the LSN of the request, or `None` when

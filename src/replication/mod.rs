@@ -2,9 +2,10 @@
 //!
 //! [`replicator`] runs one [`session`] after another. [`startup`] connects both servers and decides with [`epoch`]
 //! whether replication continues; the session then moves frames from the [`connection`] ([`frame`], `login`) through
-//! the [`pipeline`] to the publisher, until it [ends](end). [`slot`] and [`heartbeat`] are ordinary SQL beside the
-//! stream, and [`trim`] decides what the streams may drop. [`report`] is what other parts see of all this.
+//! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`] and [`catalog`] are ordinary
+//! SQL beside the stream, and [`trim`] decides what the streams may drop. [`report`] is what other parts see of all this.
 
+pub mod catalog;
 pub mod connection;
 pub mod end;
 pub mod epoch;

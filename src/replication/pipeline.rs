@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use postgres_types::PgLsn;
 
+use super::catalog::{self, Outline};
 use super::epoch::{Break, Replay};
 use super::heartbeat;
 use crate::contract::checkpoint::{OpenTransaction, TransactionMark};
@@ -15,7 +16,7 @@ use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::Target;
 use crate::core::operation::Operation;
 use crate::core::position::{Position, StreamId};
-use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, Tuple};
+use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, ReplicaIdentity, Tuple};
 use crate::decode::relation::{Relation, Types};
 use crate::decode::value::{self, NotUtf8};
 use crate::publish::batch::Batch;
@@ -58,12 +59,29 @@ struct Table {
     relation: Relation,
     /// `None` for tables outside of tenants' schemas.
     plan: Option<Plan>,
+    /// Of a partitioned table.
+    outline: Option<Outline>,
+    /// An old row that is not whole was quarantined since the table was described.
+    is_reported: bool,
 }
 
 impl Table {
     /// The table and its plan, when it belongs to a tenant.
     fn of_tenant(&self) -> Option<(&Relation, &Plan)> {
         self.plan.as_ref().map(|plan| (&self.relation, plan))
+    }
+
+    /// Whether the log has the whole old row of a change.
+    fn has_whole_old(&self, row: &Row<'_>) -> bool {
+        if row.operation == Operation::Insert {
+            return true;
+        }
+        let Some(Old::Full(old)) = row.old_row() else {
+            return false;
+        };
+        let outline = self.outline.as_ref();
+        self.relation.replica_identity == ReplicaIdentity::Full
+            && outline.is_none_or(|outline| outline.is_whole(&self.relation, old))
     }
 }
 
@@ -103,10 +121,14 @@ pub struct Pipeline {
     heartbeat_prefix: String,
     types: Types,
     tables: HashMap<u32, Table>,
+    /// A table whose outline must be read before its rows are.
+    undescribed: Option<u32>,
     base: u64,
     published: StreamId,
     replay: Replay,
     transaction: Option<Transaction>,
+    /// Tenants that this transaction has reset.
+    reset: HashSet<Arc<str>>,
     /// The tenant whose updated rows in this transaction are delivered as inserts.
     retried: Option<Arc<str>>,
     received: PgLsn,
@@ -130,10 +152,12 @@ impl Pipeline {
             heartbeat_prefix: format!("{}{slot}", heartbeat::PREFIX),
             types: Types::default(),
             tables: HashMap::new(),
+            undescribed: None,
             base: start.base,
             published: start.position,
             replay: start.replay,
             transaction: None,
+            reset: HashSet::new(),
             retried: None,
             received: PgLsn::from(0),
             tenants: start.tenants,
@@ -216,6 +240,18 @@ impl Pipeline {
         self.counts.quarantined += 1;
     }
 
+    /// A table whose outline must be read, and given to [`Self::describe`], before the next message is applied.
+    pub fn undescribed(&self) -> Option<u32> {
+        self.undescribed
+    }
+
+    /// Takes the outline of the table that was last described.
+    pub fn describe(&mut self, outline: Option<Outline>) {
+        if let Some(table) = self.undescribed.take().and_then(|oid| self.tables.get_mut(&oid)) {
+            table.outline = outline;
+        }
+    }
+
     /// Applies one pgoutput message.
     ///
     /// # Errors
@@ -230,7 +266,17 @@ impl Pipeline {
                     .router
                     .plan(&relation)
                     .filter(|plan| self.tenants.contains(&plan.tenant));
-                self.tables.insert(relation.oid, Table { relation, plan });
+                // Where nothing is routed, nothing depends on old rows.
+                if plan.as_ref().is_some_and(Plan::is_routed) {
+                    self.undescribed = Some(relation.oid);
+                }
+                let table = Table {
+                    relation,
+                    plan,
+                    outline: None,
+                    is_reported: false,
+                };
+                self.tables.insert(table.relation.oid, table);
                 Ok(())
             }
             Message::Type { oid, namespace, name } => {
@@ -259,6 +305,7 @@ impl Pipeline {
         }
         self.replay.verify(&begin).map_err(Error::Broken)?;
         self.retried = None;
+        self.reset.clear();
         self.transaction = Some(Transaction {
             begin,
             ordinal: 0,
@@ -336,11 +383,19 @@ impl Pipeline {
     }
 
     fn row(&mut self, oid: u32, row: Row<'_>) -> Result<(), Error> {
-        let (Some((id, begin)), Some((relation, plan))) =
-            (self.reach(oid)?, self.tables.get(&oid).and_then(Table::of_tenant))
-        else {
+        let (Some((id, begin)), Some(table)) = (self.reach(oid)?, self.tables.get(&oid)) else {
             return Ok(());
         };
+        let Some((relation, plan)) = table.of_tenant() else {
+            return Ok(());
+        };
+        let is_whole = table.has_whole_old(&row);
+        // Columns that are NULL in it are unknown.
+        let partial = match row.old_row() {
+            Some(Old::Full(old)) if !is_whole => Some(Old::Key(old.clone())),
+            _ => None,
+        };
+        let row = partial.as_ref().map_or(row, |old| row.with_old(old));
         let source = source(relation, &begin);
         self.body.begin(&source);
         let mut deliveries: Vec<Delivery<'_>> = Vec::new();
@@ -358,6 +413,9 @@ impl Pipeline {
                     self.batch.entry(changes, id, row.operation, None, &self.body);
                 }
                 let routed_row = if is_retried { row.as_new() } else { row };
+                if !is_whole && routed_row.operation != Operation::Insert && plan.is_routed() {
+                    return self.lack_old_row(oid, id, &begin);
+                }
                 let routed = plan.route(&routed_row, &mut deliveries);
                 let quarantined = routed.err().map(|cause| match &cause {
                     RouteError::Recipient { .. } => (QuarantineKind::Recipient, cause.to_string()),
@@ -406,6 +464,32 @@ impl Pipeline {
         Ok(())
     }
 
+    /// The log does not have who saw a row before its change: all users of the tenant take a snapshot. One transaction
+    /// resets a tenant once, since a snapshot includes all of it.
+    fn lack_old_row(&mut self, oid: u32, id: StreamId, begin: &Begin) -> Result<(), Error> {
+        let Some(table) = self.tables.get_mut(&oid) else {
+            return Ok(());
+        };
+        let is_reported = std::mem::replace(&mut table.is_reported, true);
+        let Some((relation, plan)) = table.of_tenant() else {
+            return Ok(());
+        };
+        if !is_reported {
+            self.counts.quarantined += 1;
+            let cause = "the log lacks the old row: the table or partition needs REPLICA IDENTITY FULL; all devices of the \
+                         tenant take a snapshot for each such change; `posduif publication sync` repairs the identity";
+            tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
+            self.batch
+                .quarantine(&plan.tenant, Some(id), (QuarantineKind::Table, cause), Some(&self.body));
+        }
+        if self.reset.insert(plan.tenant.clone()) {
+            let source = source(relation, begin);
+            self.body.begin(&source);
+            reset_tenant(&mut self.batch, &self.stopped, &plan.tenant, (id, begin), &self.body);
+        }
+        Ok(())
+    }
+
     fn truncate(&mut self, oid: u32) -> Result<(), Error> {
         let (Some((id, begin)), Some((relation, plan))) =
             (self.reach(oid)?, self.tables.get(&oid).and_then(Table::of_tenant))
@@ -420,12 +504,7 @@ impl Pipeline {
         }
         if plan.is_routed() {
             // The log does not have the rows and so not their viewers: all users of the tenant take a snapshot.
-            let shared = Target::Shared(plan.tenant.clone());
-            if !self.stopped.contains(&shared) {
-                self.batch
-                    .entry(shared, id, Operation::Truncate, Some("reset"), &self.body);
-            }
-            self.batch.reset_notice(id, &plan.tenant, begin.commit_ts);
+            reset_tenant(&mut self.batch, &self.stopped, &plan.tenant, (id, &begin), &self.body);
         }
         Ok(())
     }
@@ -481,8 +560,18 @@ impl Pipeline {
                 let min_id = min_id.min(id);
                 self.batch.trim(&Trim { target, min_id });
             }
-            // Streams of a tenant that does not exist, and `Retry`, which takes effect before it is published.
-            Command::RecreateStream(_) | Command::RemoveStream(_) | Command::Trim(_) | Command::Retry { .. } => {}
+            Command::ReportTable { tenant, cause } if self.tenants.contains(&tenant) => {
+                self.counts.quarantined += 1;
+                let cause = &cause[..cause.floor_char_boundary(catalog::CAUSE_BYTES_MAX)];
+                self.batch
+                    .quarantine(&tenant, Some(id), (QuarantineKind::Table, cause), None);
+            }
+            // A tenant that does not exist, and `Retry`, which takes effect before it is published.
+            Command::RecreateStream(_)
+            | Command::RemoveStream(_)
+            | Command::Trim(_)
+            | Command::ReportTable { .. }
+            | Command::Retry { .. } => {}
         }
     }
 
@@ -586,6 +675,21 @@ impl Pipeline {
     }
 }
 
+/// Makes all readers of a tenant take a snapshot.
+fn reset_tenant(
+    batch: &mut Batch,
+    stopped: &HashSet<Target>,
+    tenant: &Arc<str>,
+    (id, begin): (StreamId, &Begin),
+    body: &EntryBody,
+) {
+    let shared = Target::Shared(tenant.clone());
+    if !stopped.contains(&shared) {
+        batch.entry(shared, id, Operation::Truncate, Some("reset"), body);
+    }
+    batch.reset_notice(id, tenant, begin.commit_ts);
+}
+
 fn source<'a>(relation: &'a Relation, begin: &Begin) -> Source<'a> {
     Source {
         schema: &relation.schema,
@@ -621,12 +725,10 @@ fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut
             body.old(json);
         }
         Some(Old::Key(old)) => {
-            // Columns outside the key are NULL here, whatever their value.
-            let key: Tuple<'_> = relation
-                .columns
+            // Columns outside the key are NULL here, whatever their value, and those of a key never are.
+            let key: Tuple<'_> = old
                 .iter()
-                .zip(old)
-                .map(|(column, cell)| if column.is_key { *cell } else { Cell::Unchanged })
+                .map(|cell| if *cell == Cell::Null { Cell::Unchanged } else { *cell })
                 .collect();
             json.clear();
             write_object(relation, &key, |_| None, json)?;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::catalog;
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::Break;
 use super::heartbeat;
@@ -48,17 +49,24 @@ pub async fn run(
         },
         stop.clone(),
     ));
+    let (moved, moves) = watch::channel(0);
     let mut context = SessionContext {
         config,
         database,
         snapshots,
         shutting_down,
+        moved: moves,
         trims: &mut trims,
         report,
         stop: stop.clone(),
     };
-    let result = sessions(&mut context).await;
-    stop.cancel();
+    let following = async {
+        let result = sessions(&mut context).await;
+        stop.cancel();
+        result
+    };
+    let watching = catalog::run(config, database.clone(), report, moved, stop.clone());
+    let (result, ()) = tokio::join!(following, watching);
     let _ = heartbeats.await;
     result
 }

@@ -44,6 +44,8 @@ pub struct Report {
     /// Progress of this session or the one before; `None` when another engine may have published since.
     pub progress: watch::Sender<Option<Progress>>,
     pub sample: watch::Sender<Option<SlotSample>>,
+    /// Tables that are not published with the identity that they need, a few of them.
+    pub uncovered: watch::Sender<Vec<String>>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -53,6 +55,8 @@ pub struct ReplicationStatus {
     pub state: watch::Receiver<ReplicatorState>,
     pub progress: watch::Receiver<Option<Progress>>,
     pub sample: watch::Receiver<Option<SlotSample>>,
+    /// Tables that are not published with the identity that they need, a few of them.
+    pub uncovered: watch::Receiver<Vec<String>>,
 }
 
 /// How many bytes of the log each stage is behind its end.
@@ -74,12 +78,14 @@ impl Report {
             state: watch::Sender::new(ReplicatorState::Starting),
             progress: watch::Sender::new(None),
             sample: watch::Sender::new(None),
+            uncovered: watch::Sender::new(Vec::new()),
             metrics,
         };
         let status = ReplicationStatus {
             state: report.state.subscribe(),
             progress: report.progress.subscribe(),
             sample: report.sample.subscribe(),
+            uncovered: report.uncovered.subscribe(),
         };
         (report, status)
     }

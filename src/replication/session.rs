@@ -10,6 +10,7 @@ use anyhow::anyhow;
 use postgres_types::PgLsn;
 use tokio::sync::{mpsc, watch};
 
+use super::catalog::{self, Outline};
 use super::connection::{Connection, unix_micros};
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::Break;
@@ -46,6 +47,9 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Delays before a refused batch is sent again: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// How long the outline of a table may take, during which no status update is sent.
+const OUTLINE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long a stop waits for the batch in flight.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -62,6 +66,10 @@ enum Event {
     Aof(aof::Reading),
     /// A heartbeat read a snapshot.
     Snapshot,
+    /// The outline of a table was read.
+    Outline(Option<Outline>),
+    /// A schema was renamed, or a table moved out of one.
+    Moved,
     /// Postgres shuts down, or no longer does.
     ShuttingDown,
     /// A stream is to be trimmed.
@@ -249,6 +257,16 @@ impl<'a> Session<'a> {
     }
 
     async fn next_event(&mut self) -> Result<Event, SessionEnd> {
+        if let Some(relation) = self.pipeline.undescribed() {
+            let reading = catalog::outline(self.context.database, relation);
+            return match tokio::time::timeout(OUTLINE_TIMEOUT, reading).await {
+                Ok(outline) => Ok(Event::Outline(outline?)),
+                Err(_) => Err(SessionEnd::Failed(
+                    FailureCause::Postgres,
+                    anyhow!("no answer from Postgres within {} s", OUTLINE_TIMEOUT.as_secs()),
+                )),
+            };
+        }
         let may_read = !self.is_full();
         let may_gather = !self.redis.is_idle() && self.in_flight.sent_at.elapsed() < GATHER;
         self.postgres
@@ -264,6 +282,7 @@ impl<'a> Session<'a> {
             }
             Some(reading) = self.durable.readings.recv() => Ok(Event::Aof(reading)),
             Ok(()) = self.context.snapshots.changed() => Ok(Event::Snapshot),
+            Ok(()) = self.context.moved.changed() => Ok(Event::Moved),
             Ok(()) = self.context.shutting_down.changed() => Ok(Event::ShuttingDown),
             Some(trim) = self.context.trims.recv(), if may_read => Ok(Event::Trim(trim)),
             _ = self.ticks.tick() => Ok(Event::Tick),
@@ -305,6 +324,17 @@ impl<'a> Session<'a> {
                 self.advance(durable);
             }
             Event::Snapshot => self.close_window(),
+            Event::Outline(outline) => {
+                self.pipeline.describe(outline);
+                self.apply_frames()?;
+            }
+            // Until Postgres 15, a walsender does not learn that a schema has another name; a new one does.
+            Event::Moved => {
+                return Err(SessionEnd::Failed(
+                    FailureCause::Other,
+                    anyhow!("a tenant's schema was renamed, or a table moved out of one; reading their present names"),
+                ));
+            }
             Event::ShuttingDown => {
                 if *self.context.shutting_down.borrow_and_update() {
                     return Err(SessionEnd::Failed(
@@ -323,7 +353,7 @@ impl<'a> Session<'a> {
     /// Applies the frames in the buffer until it is empty or the batch is full.
     fn apply_frames(&mut self) -> Result<(), SessionEnd> {
         let (started, mut bytes) = (Instant::now(), 0);
-        while !self.is_full() {
+        while !self.is_full() && self.pipeline.undescribed().is_none() {
             match self.postgres.peek()? {
                 None => break,
                 Some(Frame::XLogData { payload, .. }) => {

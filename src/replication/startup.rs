@@ -52,6 +52,8 @@ pub struct SessionContext<'a> {
     pub snapshots: watch::Receiver<Snapshot>,
     /// Whether Postgres shuts down: it waits until no walsender is left.
     pub shutting_down: watch::Receiver<bool>,
+    /// Counts tables that left a tenant's schema or returned.
+    pub moved: watch::Receiver<u64>,
     pub trims: &'a mut mpsc::Receiver<Trim>,
     pub report: &'a Report,
     pub stop: CancellationToken,
@@ -65,6 +67,7 @@ impl SessionContext<'_> {
             database: self.database,
             snapshots: self.snapshots.clone(),
             shutting_down: self.shutting_down.clone(),
+            moved: self.moved.clone(),
             trims: self.trims,
             report: self.report,
             stop: self.stop.clone(),
@@ -133,6 +136,8 @@ impl Upstream {
 pub(super) async fn start(context: &mut SessionContext<'_>, forced: Option<Break>) -> Result<Started, SessionEnd> {
     // If Postgres is still shutting down, the next statements fail.
     context.shutting_down.mark_unchanged();
+    // This session reads the present names.
+    context.moved.mark_unchanged();
     let settings = &context.config.replication;
     let upstream = Upstream::parse(context.config)?;
     let slot_created = ensure_slot(context).await?;

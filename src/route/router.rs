@@ -15,6 +15,9 @@ use crate::decode::relation::Relation;
 /// A tenant's schema is this prefix and its name.
 pub const SCHEMA_PREFIX: &str = "tenant_";
 
+/// Tables with built-in rules.
+const BUILT_IN: [&str; 5] = ["messages", "users", ENCRYPTED_STATES, "message_conflicts", "devices"];
+
 /// One change for one audience.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delivery<'p> {
@@ -99,6 +102,11 @@ impl Router {
     /// A router with the built-in rules and the configured ones.
     pub fn new(rules: Vec<Rule>) -> Self {
         Self { rules }
+    }
+
+    /// Whether any rule covers tables of this name.
+    pub fn covers(&self, table: &str) -> bool {
+        BUILT_IN.contains(&table) || self.rules.iter().any(|rule| *rule.table == *table)
     }
 
     /// The plan for a table, `None` when it belongs to no tenant.

@@ -75,6 +75,12 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// The row with another old part.
+    #[must_use]
+    pub fn with_old(self, old: &'a Old<'a>) -> Self {
+        Self { old: Some(old), ..self }
+    }
+
     /// The new row's cells.
     pub fn new_tuple(&self) -> Option<&'a Tuple<'a>> {
         self.new

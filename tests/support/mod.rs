@@ -74,6 +74,8 @@ impl World {
         config.redis.prefix = name.clone();
         config.replication.slot = name.clone();
         config.replication.publication = name.clone();
+        // Its resyncs would come at any time; tests of it enable it.
+        config.replication.catalog_interval_seconds = 0;
         config.server.port = 0;
         config.server.default_tenant = "acme".into();
         // Who has gone is to be gone soon.

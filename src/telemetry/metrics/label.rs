@@ -11,6 +11,7 @@ pub type Label = [(&'static str, &'static str); 1];
 pub struct Labels {
     pub restart_causes: Vec<&'static str>,
     pub epoch_reasons: Vec<&'static str>,
+    pub catalog_kinds: Vec<&'static str>,
     pub upload_results: Vec<&'static str>,
 }
 

@@ -36,6 +36,7 @@ pub struct Replication {
     refusals: Family<Label, Counter>,
     restarts: Family<Label, Counter>,
     epochs: Family<Label, Counter>,
+    catalog_changes: Family<Label, Counter>,
 }
 
 /// Totals of a session's pipeline.
@@ -75,10 +76,12 @@ impl Replication {
             refusals: Family::default(),
             restarts: Family::default(),
             epochs: Family::default(),
+            catalog_changes: Family::default(),
         };
         create(&new.refusals, "kind", REFUSALS.iter().chain([&OTHER]));
         create(&new.restarts, "cause", &labels.restart_causes);
         create(&new.epochs, "reason", &labels.epoch_reasons);
+        create(&new.catalog_changes, "kind", &labels.catalog_kinds);
         new
     }
 
@@ -173,6 +176,11 @@ impl Replication {
                 "Epochs started because replication continuity was lost, by reason",
                 &self.epochs,
             ),
+            (
+                "catalog_changes",
+                "Tables that changed in a way that the log does not have, by what happened",
+                &self.catalog_changes,
+            ),
         ];
         for (name, help, family) in families {
             registry.register(name, help, family.clone());
@@ -227,6 +235,11 @@ impl Replication {
     /// A session ended with an error.
     pub fn restarted(&self, cause: &'static str) {
         self.restarts.get_or_create(&[("cause", cause)]).inc();
+    }
+
+    /// A table changed in a way that the log does not have.
+    pub fn catalog_changed(&self, kind: &'static str) {
+        self.catalog_changes.get_or_create(&[("kind", kind)]).inc();
     }
 
     /// A new epoch started.

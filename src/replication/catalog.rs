@@ -1,0 +1,577 @@
+//! What the log does not have: changes of tables that only the catalogs show.
+//!
+//! Postgres logs no rows when a table is rewritten, dropped, attached, detached or unpublished, or when a partition is
+//! truncated; a table that lost its replica identity logs no whole old rows; and a walsender of Postgres 15 or older goes on
+//! to name a renamed schema as before. A look compares the catalogs with what the last look recorded, in one statement. It
+//! repairs what this role may, and resyncs the tenants whose readers may hold other rows than Postgres. One transaction has
+//! the repair, the resync and the record, so that no change is missed or acted upon twice, across restarts too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use postgres_types::Type;
+use tokio::sync::watch;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Row, Transaction};
+use tokio_util::sync::CancellationToken;
+
+use super::report::Report;
+use crate::config::Config;
+use crate::contract::control::Command;
+use crate::core::tenant::Tenant;
+use crate::decode::pgoutput::{Cell, Tuple};
+use crate::decode::relation::Relation;
+use crate::postgres::publication::{self, Included};
+use crate::postgres::{Database, Param, migrations, sql, tenants};
+use crate::route::router::Router;
+
+/// A look takes at most this part of the time.
+const LOAD_MAX: u32 = 20;
+
+/// How long a look waits for a lock; the next one tries again.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
+
+/// Longest cause in the quarantine in bytes.
+pub(super) const CAUSE_BYTES_MAX: usize = 2048;
+
+/// Which columns of a partitioned table an old row must have to be whole. Its partitions have replica identities of their own,
+/// and the walsender marks old rows by the identity of the root.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outline {
+    /// Columns that are never NULL.
+    required: BTreeSet<String>,
+    /// Columns that may be in a replica identity.
+    identifying: BTreeSet<String>,
+}
+
+impl Outline {
+    /// Whether an old row has more than the columns of an identity, by which columns are NULL. One whose columns beside the
+    /// identity are all NULL counts as having no more.
+    pub fn is_whole(&self, relation: &Relation, old: &Tuple<'_>) -> bool {
+        let columns = || relation.columns.iter().zip(old);
+        let lacks_required =
+            columns().any(|(column, cell)| *cell == Cell::Null && self.required.contains(&column.name));
+        let mut others = columns()
+            .filter(|(column, _)| !self.identifying.contains(&column.name))
+            .peekable();
+        let has_only_identity = others.peek().is_some() && others.all(|(_, cell)| *cell == Cell::Null);
+        !lacks_required && !has_only_identity
+    }
+}
+
+/// The outline of a table; `None` when it is not partitioned.
+pub async fn outline(database: &Database, relation: u32) -> Result<Option<Outline>> {
+    let row = database
+        .query_opt(&sql!("replication/catalog_outline"), &[(&relation, Type::OID)])
+        .await
+        .context("cannot read the columns of a table")?;
+    let names = |row: &Row, column| row.try_get::<_, Vec<String>>(column).map(BTreeSet::from_iter);
+    row.map(|row| {
+        Ok(Outline {
+            required: names(&row, "required")?,
+            identifying: names(&row, "identifying")?,
+        })
+    })
+    .transpose()
+}
+
+/// What happened to a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Its replica identity does not log whole old rows.
+    Identity,
+    /// It joined or left the publication, or that publishes other operations.
+    Publication,
+    /// It became a partition, or ceased to be one.
+    Partition,
+    /// Its rows were written again, or truncated.
+    Rewrite,
+    /// Its columns changed.
+    Columns,
+    Renamed,
+    Dropped,
+    /// It left the tenant's schema, or returned: most often the schema was renamed.
+    Moved,
+}
+
+impl Kind {
+    pub const ALL: [Self; 8] = [
+        Self::Identity,
+        Self::Publication,
+        Self::Partition,
+        Self::Rewrite,
+        Self::Columns,
+        Self::Renamed,
+        Self::Dropped,
+        Self::Moved,
+    ];
+
+    /// The value of the label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Publication => "publication",
+            Self::Partition => "partition",
+            Self::Rewrite => "rewrite",
+            Self::Columns => "columns",
+            Self::Renamed => "renamed",
+            Self::Dropped => "dropped",
+            Self::Moved => "moved",
+        }
+    }
+
+    /// The cause as the quarantine has it.
+    fn cause(self) -> &'static str {
+        match self {
+            Self::Identity => "the log had no whole old rows, because REPLICA IDENTITY was not as required",
+            Self::Publication => "changes were not published, because the publication lacked the table or operations",
+            Self::Partition => "rows came or went with a partition, by ATTACH, DETACH or CREATE TABLE",
+            Self::Rewrite => "the table was rewritten or truncated, which is not in the log",
+            Self::Columns => "the columns changed, which is not in the log",
+            Self::Renamed => "the table was renamed",
+            Self::Dropped => "the table was dropped, which is not in the log",
+            Self::Moved => "the table left the tenant's schema or returned, or the schema was renamed",
+        }
+    }
+}
+
+/// A table as the catalogs have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Table {
+    name: String,
+    root: String,
+    parent: u32,
+    filenode: u32,
+    identity: String,
+    is_published: bool,
+    columns: Vec<String>,
+}
+
+/// A table whose state differs from the recorded one.
+#[derive(Debug, Clone)]
+struct Difference {
+    relation: u32,
+    present: Option<Table>,
+    /// Whether it has the required replica identity.
+    is_identified: bool,
+    known: Option<Table>,
+    /// Whether it was in the schema when it was recorded.
+    was_present: bool,
+    is_known_tenant: bool,
+    has_schema: bool,
+    still_exists: bool,
+    /// Whether it has rows, or had some.
+    has_pages: bool,
+}
+
+impl Difference {
+    fn read(row: &Row) -> Result<Self> {
+        let table = |[name, root, parent, filenode, identity, published, columns]: [&str; 7]| {
+            let Some(name) = row.try_get::<_, Option<String>>(name)? else {
+                return Ok::<_, tokio_postgres::Error>(None);
+            };
+            Ok(Some(Table {
+                name,
+                root: row.try_get(root)?,
+                parent: row.try_get(parent)?,
+                filenode: row.try_get(filenode)?,
+                identity: row.try_get(identity)?,
+                is_published: row.try_get(published)?,
+                columns: row.try_get(columns)?,
+            }))
+        };
+        Ok(Self {
+            relation: row.try_get("relation")?,
+            present: table([
+                "name",
+                "root",
+                "parent",
+                "filenode",
+                "identity",
+                "is_published",
+                "columns",
+            ])?,
+            is_identified: row.try_get::<_, Option<bool>>("is_identified")?.unwrap_or(false),
+            known: table([
+                "known_name",
+                "known_root",
+                "known_parent",
+                "known_filenode",
+                "known_identity",
+                "known_published",
+                "known_columns",
+            ])?,
+            was_present: row.try_get::<_, Option<bool>>("was_present")?.unwrap_or(false),
+            is_known_tenant: row.try_get("is_known_tenant")?,
+            has_schema: row.try_get("has_schema")?,
+            still_exists: row.try_get("still_exists")?,
+            has_pages: row.try_get("has_pages")?,
+        })
+    }
+
+    /// What happened, when readers may hold other rows than Postgres; `None` when the log has all of it.
+    fn kind(&self) -> Option<Kind> {
+        let (present, known) = match (&self.present, &self.known) {
+            (None, _) if self.still_exists => return Some(Kind::Moved),
+            (None, _) => return Some(Kind::Dropped),
+            (Some(present), None) => return self.kind_of_new(present),
+            (Some(present), Some(known)) => (present, known),
+        };
+        if !self.was_present {
+            return Some(Kind::Moved);
+        }
+        if present.parent != known.parent {
+            return Some(Kind::Partition);
+        }
+        if (&present.name, &present.root) != (&known.name, &known.root) {
+            return Some(Kind::Renamed);
+        }
+        if present.identity != known.identity && !self.is_identified {
+            return Some(Kind::Identity);
+        }
+        if present.is_published != known.is_published {
+            return Some(Kind::Publication);
+        }
+        // The log has a TRUNCATE of a table that is no partition.
+        let is_truncated = present.parent == 0 && !self.has_pages;
+        if present.filenode != known.filenode && !is_truncated {
+            return Some(Kind::Rewrite);
+        }
+        (!only_adds_nulls(&known.columns, &present.columns)).then_some(Kind::Columns)
+    }
+
+    /// The same for a table that was not recorded. One that never had a row surprises nobody.
+    fn kind_of_new(&self, present: &Table) -> Option<Kind> {
+        if !self.has_pages {
+            return None;
+        }
+        if !self.is_identified {
+            return Some(Kind::Identity);
+        }
+        if !present.is_published {
+            return Some(Kind::Publication);
+        }
+        if !self.is_known_tenant {
+            return None;
+        }
+        if present.parent != 0 {
+            return Some(Kind::Partition);
+        }
+        // The first file of a table has the table's OID as its name.
+        (present.filenode != self.relation).then_some(Kind::Rewrite)
+    }
+
+    /// The names under which its rows are or were published.
+    fn roots(&self) -> impl Iterator<Item = &str> {
+        self.present.iter().chain(&self.known).map(|table| &*table.root)
+    }
+
+    /// Its name.
+    fn name(&self) -> &str {
+        self.present
+            .as_ref()
+            .or(self.known.as_ref())
+            .map_or("", |table| &*table.name)
+    }
+}
+
+/// Whether the only change is that columns were added which are NULL in all rows.
+fn only_adds_nulls(known: &[String], present: &[String]) -> bool {
+    let has_no_value = |column: &&String| column.split(' ').nth(2) == Some("-");
+    known.iter().all(|column| present.contains(column))
+        && present
+            .iter()
+            .filter(|column| !known.contains(column))
+            .all(|column| has_no_value(&column))
+}
+
+/// Looks periodically until `stop`, while this engine holds the slot. `moved` counts tables that left a tenant's schema or
+/// returned.
+pub async fn run(
+    config: &Config,
+    database: Database,
+    report: &Report,
+    moved: watch::Sender<u64>,
+    stop: CancellationToken,
+) {
+    let interval = Duration::from_secs(config.replication.catalog_interval_seconds);
+    if interval.is_zero() {
+        return;
+    }
+    let watcher = Watcher {
+        publication: &config.replication.publication,
+        router: Router::new(config.routes.clone()),
+        database,
+        report,
+        moved,
+    };
+    let mut delay = interval;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = stop.cancelled() => return,
+        }
+        if !report.state().is_streaming() {
+            continue;
+        }
+        let started = Instant::now();
+        tokio::select! {
+            result = watcher.look() => if let Err(error) = result {
+                tracing::warn!(cause = format!("{error:#}"), "look at the catalogs failed");
+            },
+            () = stop.cancelled() => return,
+        }
+        delay = interval.max(started.elapsed() * LOAD_MAX);
+    }
+}
+
+struct Watcher<'a> {
+    publication: &'a str,
+    router: Router,
+    database: Database,
+    report: &'a Report,
+    moved: watch::Sender<u64>,
+}
+
+impl Watcher<'_> {
+    async fn look(&self) -> Result<()> {
+        let every_tenant: Option<&str> = None;
+        let rows = self
+            .database
+            .query(
+                &sql!("replication/catalog_differences"),
+                &[(&self.publication, Type::TEXT), (&every_tenant, Type::TEXT)],
+            )
+            .await
+            .context("cannot compare the tables with the catalogs")?;
+        let names = rows.iter().map(|row| row.try_get("tenant"));
+        let names = names.collect::<Result<BTreeSet<String>, _>>()?;
+        if !names.is_empty() {
+            let mut client = self.database.connect_dedicated().await?;
+            for tenant in names.iter().filter_map(|name| Tenant::named(name)) {
+                // A locked table of one tenant must not delay the others.
+                if let Err(error) = self.examine(client.transaction().await?, &tenant).await {
+                    tracing::warn!(
+                        tenant = tenant.name,
+                        cause = format!("{error:#}"),
+                        "changes of tables not handled; trying again"
+                    );
+                }
+            }
+        }
+        let rows = self.database.query(&sql!("replication/catalog_uncovered"), &[]).await?;
+        let uncovered = rows.iter().map(|row| row.try_get("name"));
+        let uncovered = uncovered.collect::<Result<Vec<String>, _>>()?;
+        self.report.uncovered.send_replace(uncovered);
+        Ok(())
+    }
+
+    /// Repairs, resyncs and records what differs in a tenant.
+    async fn examine(&self, mut transaction: Transaction<'_>, tenant: &Tenant) -> Result<()> {
+        transaction.batch_execute(LOCK_TIMEOUT).await?;
+        migrations::lock_for_transaction(&transaction).await?;
+        let params: [Param<'_>; 2] = [(&self.publication, Type::TEXT), (&tenant.name, Type::TEXT)];
+        let rows = transaction
+            .query_typed(&sql!("replication/catalog_differences"), &params)
+            .await?;
+        let mut differences = rows.iter().map(Difference::read).collect::<Result<Vec<_>>>()?;
+        let is_repairable = |difference: &Difference| {
+            let present = difference.present.as_ref();
+            present.is_some_and(|table| !(difference.is_identified && table.is_published))
+        };
+        let kinds: Vec<Option<Kind>> = differences.iter().map(Difference::kind).collect();
+        let mut included = Included::default();
+        if differences.iter().any(is_repairable) {
+            included = repair(&mut transaction, self.publication, tenant).await?;
+        }
+        let mut causes: BTreeMap<Kind, BTreeSet<&str>> = BTreeMap::new();
+        for (difference, kind) in differences.iter().zip(&kinds) {
+            if let Some(kind) = kind
+                && difference.roots().any(|root| self.router.covers(root))
+            {
+                causes.entry(*kind).or_default().insert(difference.name());
+            }
+        }
+        let causes: Vec<String> = causes.into_iter().map(|(kind, names)| cause(kind, &names)).collect();
+        // Without its schema, a tenant has nothing that devices could receive. It is resynced when that returns.
+        let has_schema = differences.iter().any(|difference| difference.has_schema);
+        if (!causes.is_empty() && has_schema) || included.has_rows {
+            tenants::resync_within(&transaction, &tenant.name).await?;
+        }
+        for cause in &causes {
+            let command = Command::ReportTable {
+                tenant: tenant.name.as_str().into(),
+                cause: cause.clone(),
+            };
+            tenants::send_within(&transaction, &command).await?;
+        }
+        for difference in &mut differences {
+            record(&transaction, tenant, difference, &included).await?;
+        }
+        transaction.commit().await?;
+        for kind in kinds.iter().flatten() {
+            self.report.metrics.replication.catalog_changed(kind.as_str());
+        }
+        for cause in causes {
+            tracing::warn!(
+                tenant = tenant.name,
+                cause,
+                "tables changed outside of the log; streams recreated"
+            );
+        }
+        if kinds.contains(&Some(Kind::Moved)) {
+            self.moved.send_modify(|count| *count += 1);
+        }
+        Ok(())
+    }
+}
+
+fn cause(kind: Kind, names: &BTreeSet<&str>) -> String {
+    let names: Vec<&str> = names.iter().copied().collect();
+    let mut cause = format!("{}: {}", names.join(", "), kind.cause());
+    if cause.len() > CAUSE_BYTES_MAX {
+        let count = names.len();
+        cause = format!(
+            "{} and others, {count} tables: {}",
+            names.first().unwrap_or(&""),
+            kind.cause()
+        );
+    }
+    cause
+}
+
+/// Sets identities and adds tables, each as far as this role may.
+async fn repair(transaction: &mut Transaction<'_>, publication: &str, tenant: &Tenant) -> Result<Included> {
+    let mut included = Included::default();
+    for step in [publication::Repair::Identities, publication::Repair::Membership] {
+        let savepoint = transaction.transaction().await?;
+        match publication::repair(&savepoint, publication, tenant, step).await {
+            Ok(repaired) => {
+                savepoint.commit().await?;
+                included.merge(repaired);
+            }
+            // The next look tries again.
+            Err(error) if is_locked(&error) => return Err(error),
+            Err(error) => {
+                savepoint.rollback().await?;
+                tracing::error!(
+                    tenant = tenant.name,
+                    cause = format!("{error:#}"),
+                    "tables not repaired; `posduif doctor` has the fix"
+                );
+            }
+        }
+    }
+    Ok(included)
+}
+
+fn is_locked(error: &anyhow::Error) -> bool {
+    let errors = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<tokio_postgres::Error>());
+    errors.filter_map(tokio_postgres::Error::code).any(|code| {
+        [
+            SqlState::LOCK_NOT_AVAILABLE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+            SqlState::QUERY_CANCELED,
+        ]
+        .contains(code)
+    })
+}
+
+/// Records a table as it was read, and as it was repaired.
+async fn record(
+    transaction: &Transaction<'_>,
+    tenant: &Tenant,
+    difference: &mut Difference,
+    included: &Included,
+) -> Result<()> {
+    let Some(table) = &mut difference.present else {
+        let params: [Param<'_>; 2] = [(&tenant.name, Type::TEXT), (&difference.relation, Type::OID)];
+        transaction
+            .query_typed(&sql!("replication/catalog_forget"), &params)
+            .await?;
+        return Ok(());
+    };
+    if included.identified.contains(&table.name) {
+        table.identity = "full".into();
+        difference.is_identified = true;
+    }
+    if included.keyed.contains(&table.name) {
+        table.identity = "default".into();
+        difference.is_identified = true;
+    }
+    table.is_published |= included.added.contains(&table.name);
+    let is_covered = table.is_published && difference.is_identified;
+    let params: [Param<'_>; 10] = [
+        (&tenant.name, Type::TEXT),
+        (&difference.relation, Type::OID),
+        (&table.name, Type::TEXT),
+        (&table.root, Type::TEXT),
+        (&table.parent, Type::OID),
+        (&table.filenode, Type::OID),
+        (&table.identity, Type::TEXT),
+        (&table.is_published, Type::BOOL),
+        (&table.columns, Type::TEXT_ARRAY),
+        (&is_covered, Type::BOOL),
+    ];
+    transaction
+        .query_typed(&sql!("replication/catalog_record"), &params)
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::pgoutput::ReplicaIdentity;
+    use crate::decode::relation::Column;
+    use crate::decode::value::Kind as ValueKind;
+
+    fn strings(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn old_row_is_whole_unless_all_beside_the_key_is_null() {
+        let column = |name: &str| Column {
+            name: name.to_owned(),
+            is_key: true,
+            kind: ValueKind::Text,
+            json_key: Vec::new(),
+        };
+        let relation = Relation {
+            oid: 1,
+            schema: "tenant_acme".into(),
+            table: "notes".into(),
+            replica_identity: ReplicaIdentity::Full,
+            columns: ["id", "day", "owner", "body"].map(column).into(),
+        };
+        let of = |required: &[&str]| Outline {
+            required: strings(required).into_iter().collect(),
+            identifying: strings(&["id", "day"]).into_iter().collect(),
+        };
+        let (text, null) = (Cell::Text(b"x"), Cell::Null);
+        let key = vec![text, text, null, null];
+        let whole = vec![text, text, text, null];
+        assert!(!of(&["id", "day"]).is_whole(&relation, &key));
+        assert!(of(&["id", "day"]).is_whole(&relation, &whole));
+        assert!(!of(&["id", "day", "body"]).is_whole(&relation, &whole));
+        let keys = Relation {
+            columns: relation.columns[..2].to_vec(),
+            ..relation
+        };
+        assert!(of(&["id", "day"]).is_whole(&keys, &vec![text, text]));
+    }
+
+    #[test]
+    fn columns_that_are_null_everywhere_are_no_change() {
+        let known = strings(&["1 23 - id", "2 25 - body"]);
+        let with = |column: &str| [known.clone(), strings(&[column])].concat();
+        assert!(only_adds_nulls(&known, &with("3 25 - tag")));
+        assert!(!only_adds_nulls(&known, &with("3 25 d41d8cd9 tag")));
+        assert!(!only_adds_nulls(&known, &known[..1]));
+        assert!(!only_adds_nulls(&known, &strings(&["1 23 - id", "2 1043 - body"])));
+    }
+}
