@@ -96,7 +96,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
          tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
     );
     assert_eq!(migrate("down").await.text(), "nothing to do\n");
-    let complaint = migrate("down --schema posduif --yes").await.complaint(1);
+    let complaint = migrate("down 2 --schema posduif --yes").await.complaint(1);
     assert!(complaint.contains("tenants"), "{complaint}");
     migrate("up").await.text();
 

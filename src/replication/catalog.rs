@@ -32,8 +32,12 @@ const LOAD_MAX: u32 = 20;
 /// How long a look waits for a lock; the next one tries again.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
 
-/// Longest cause in the quarantine in bytes.
-pub(super) const CAUSE_BYTES_MAX: usize = 2048;
+/// Longest cause in the quarantine in characters.
+pub(super) const CAUSE_LENGTH_MAX: usize = 2048;
+
+/// Cause of a quarantined change whose old row the log does not have whole.
+pub(super) const OLD_ROW_MISSING: &str = "the log lacks the old row: the table or partition needs REPLICA IDENTITY \
+     FULL; all devices of the tenant take a snapshot for each such change; `posduif publication sync` repairs the identity";
 
 /// Which columns of a partitioned table an old row must have to be whole. Its partitions have replica identities of their own,
 /// and the walsender marks old rows by the identity of the root.
@@ -430,7 +434,7 @@ impl Watcher<'_> {
 fn cause(kind: Kind, names: &BTreeSet<&str>) -> String {
     let names: Vec<&str> = names.iter().copied().collect();
     let mut cause = format!("{}: {}", names.join(", "), kind.cause());
-    if cause.len() > CAUSE_BYTES_MAX {
+    if cause.len() > CAUSE_LENGTH_MAX {
         let count = names.len();
         cause = format!(
             "{} and others, {count} tables: {}",

@@ -73,15 +73,14 @@ impl Table {
 
     /// Whether the log has the whole old row of a change.
     fn has_whole_old(&self, row: &Row<'_>) -> bool {
-        if row.operation == Operation::Insert {
-            return true;
+        match row.old_row() {
+            _ if row.operation == Operation::Insert => true,
+            Some(Old::Full(old)) if self.relation.replica_identity == ReplicaIdentity::Full => {
+                let outline = self.outline.as_ref();
+                outline.is_none_or(|outline| outline.is_whole(&self.relation, old))
+            }
+            _ => false,
         }
-        let Some(Old::Full(old)) = row.old_row() else {
-            return false;
-        };
-        let outline = self.outline.as_ref();
-        self.relation.replica_identity == ReplicaIdentity::Full
-            && outline.is_none_or(|outline| outline.is_whole(&self.relation, old))
     }
 }
 
@@ -476,15 +475,13 @@ impl Pipeline {
         };
         if !is_reported {
             self.counts.quarantined += 1;
-            let cause = "the log lacks the old row: the table or partition needs REPLICA IDENTITY FULL; all devices of the \
-                         tenant take a snapshot for each such change; `posduif publication sync` repairs the identity";
+            let cause = catalog::OLD_ROW_MISSING;
             tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
             self.batch
                 .quarantine(&plan.tenant, Some(id), (QuarantineKind::Table, cause), Some(&self.body));
         }
         if self.reset.insert(plan.tenant.clone()) {
-            let source = source(relation, begin);
-            self.body.begin(&source);
+            self.body.begin(&source(relation, begin));
             reset_tenant(&mut self.batch, &self.stopped, &plan.tenant, (id, begin), &self.body);
         }
         Ok(())
@@ -496,8 +493,7 @@ impl Pipeline {
         else {
             return Ok(());
         };
-        let source = source(relation, &begin);
-        self.body.begin(&source);
+        self.body.begin(&source(relation, &begin));
         let changes = Target::Changes(plan.tenant.clone());
         if !self.stopped.contains(&changes) {
             self.batch.entry(changes, id, Operation::Truncate, None, &self.body);
@@ -562,9 +558,9 @@ impl Pipeline {
             }
             Command::ReportTable { tenant, cause } if self.tenants.contains(&tenant) => {
                 self.counts.quarantined += 1;
-                let cause = &cause[..cause.floor_char_boundary(catalog::CAUSE_BYTES_MAX)];
+                let cause: String = cause.chars().take(catalog::CAUSE_LENGTH_MAX).collect();
                 self.batch
-                    .quarantine(&tenant, Some(id), (QuarantineKind::Table, cause), None);
+                    .quarantine(&tenant, Some(id), (QuarantineKind::Table, &cause), None);
             }
             // A tenant that does not exist, and `Retry`, which takes effect before it is published.
             Command::RecreateStream(_)
