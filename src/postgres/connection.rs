@@ -6,6 +6,8 @@
 
 use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
 use lru::LruCache;
@@ -18,6 +20,9 @@ use tokio_postgres::{Row, Statement};
 use crate::net::postgres::Server;
 use crate::postgres::Param;
 use crate::telemetry;
+
+/// Maximum time to cancel a statement.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens the connections of the pool.
 #[derive(Debug)]
@@ -41,6 +46,8 @@ impl managed::Manager for Manager {
         });
         Ok(Connection {
             client,
+            server: self.server.clone(),
+            is_abandoned: AtomicBool::new(false),
             task,
             statements: Mutex::new(Recent::new(self.statements_max)),
         })
@@ -50,6 +57,9 @@ impl managed::Manager for Manager {
         if connection.client.is_closed() {
             return Err(RecycleError::message("the connection is closed"));
         }
+        if *connection.is_abandoned.get_mut() {
+            return Err(RecycleError::message("a statement of the connection was abandoned"));
+        }
         Ok(())
     }
 }
@@ -58,13 +68,52 @@ impl managed::Manager for Manager {
 #[derive(Debug)]
 pub struct Connection {
     client: tokio_postgres::Client,
+    /// How to reach the server for a cancellation.
+    server: Server,
+    /// The caller of a statement went away before its end: the connection must not serve another one.
+    is_abandoned: AtomicBool,
     task: JoinHandle<()>,
     statements: Mutex<Recent<Statement>>,
 }
 
 impl Connection {
+    /// Runs a statement. Cancels it when the future is dropped before its end.
+    pub(crate) async fn query_typed(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let running = Running(Some(self));
+        let result = self.client.query_typed(sql, params).await;
+        running.ended();
+        result
+    }
+
+    /// Cancels what runs, on a connection of its own, as the protocol requires. Nobody waits for it.
+    fn abandon(&self) {
+        if self.is_abandoned.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (token, server) = (self.client.cancel_token(), self.server.clone());
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            match tokio::time::timeout(CANCEL_TIMEOUT, token.cancel_query(server)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(cause = telemetry::chain(&error), "cannot cancel an abandoned statement");
+                }
+                Err(_) => tracing::debug!("cannot cancel an abandoned statement: Postgres does not respond"),
+            }
+        });
+    }
+
     /// Runs a frequent statement, prepared from its second time on.
     pub(crate) async fn query_often(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let running = Running(Some(self));
+        let result = self.prepare_and_query(sql, params).await;
+        running.ended();
+        result
+    }
+
+    async fn prepare_and_query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, tokio_postgres::Error> {
         // The lock is not held across a round trip.
         let found = self.statements.lock().lookup(sql);
         let statement = match found {
@@ -84,6 +133,23 @@ impl Connection {
                 self.client.query_typed(sql, params).await
             }
             result => result,
+        }
+    }
+}
+
+/// A statement in progress.
+struct Running<'a>(Option<&'a Connection>);
+
+impl Running<'_> {
+    fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0 {
+            connection.abandon();
         }
     }
 }
