@@ -5,7 +5,7 @@ local at = user.places[ARGV[3]]
 local said = ARGV[2] .. '/' .. ARGV[3] .. '/said'
 if not at then
   at = {streams = 1, seen = 0}
-  user.places[ARGV[3]] = at
+  add_place(user, ARGV[3], at)
   redis.call('ZADD', STREAMS, text(now + ARGV[1]), said)
 elseif redis.call('ZSCORE', STREAMS, said) then
   redis.call('ZADD', STREAMS, text(now + ARGV[1]), said)

@@ -4,9 +4,12 @@ for i = 2, #ARGV do
   if redis.call('ZADD', STREAMS, over, ARGV[i]) == 1 then
     local id, place = split(ARGV[i])
     local user = user_of(id)
-    local at = user.places[place] or {flag = 'online', streams = 0, seen = 0}
+    local at = user.places[place]
+    if not at then
+      at = {flag = 'online', streams = 0, seen = 0}
+      add_place(user, place, at)
+    end
     at.streams = at.streams + 1
-    user.places[place] = at
   end
 end
 save()

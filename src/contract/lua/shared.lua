@@ -8,6 +8,8 @@
 -- unwritten: set, members of `seen` that Postgres does not know yet
 -- The clock is Redis' own, so that nodes need not agree on the time.
 local STREAMS, USERS, CHANGED, GONE, SEEN, UNWRITTEN = unpack(KEYS)
+-- Most places of a user; beyond it the oldest is dropped. Each change writes all of them.
+local PLACES_MAX = 200
 local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local now = math.floor(micros / 1000)
@@ -18,10 +20,17 @@ local function split(member) return string.match(member, '^([^/]+)/(.+)/[^/]+$')
 
 local loaded, order = {}, {}
 
+-- Adds a place, as the newest of its user.
+local function add_place(user, place, at)
+  user.last = user.last + 1
+  at.age = user.last
+  user.places[place] = at
+end
+
 local function user_of(id)
   local user = loaded[id]
   if user then return user end
-  user = {status = 'offline', seen = 0, places = {}}
+  user = {status = 'offline', seen = 0, places = {}, last = 0}
   local record = redis.call('HGET', USERS, id)
   if record then
     user.known = true
@@ -29,7 +38,7 @@ local function user_of(id)
     user.status, user.seen = words(), tonumber(words())
     for word in words do
       local place, flag, streams, seen = string.match(word, '^(.+)/(%a+)/(%d+)/(%d+)$')
-      user.places[place] = {flag = flag, streams = tonumber(streams), seen = tonumber(seen)}
+      add_place(user, place, {flag = flag, streams = tonumber(streams), seen = tonumber(seen)})
     end
   end
   loaded[id] = user
@@ -42,10 +51,13 @@ local function save()
   local version
   for _, id in ipairs(order) do
     local user = loaded[id]
-    local status, words = 'offline', {}
-    for place, at in pairs(user.places) do
+    local status, words, names = 'offline', {}, {}
+    for place in pairs(user.places) do names[#names + 1] = place end
+    table.sort(names, function(a, b) return user.places[a].age < user.places[b].age end)
+    for i = math.max(1, #names - PLACES_MAX + 1), #names do
+      local at = user.places[names[i]]
       if at.flag == 'online' then status = 'online' elseif status == 'offline' then status = 'away' end
-      words[#words + 1] = place .. '/' .. at.flag .. '/' .. text(at.streams) .. '/' .. text(at.seen)
+      words[#words + 1] = names[i] .. '/' .. at.flag .. '/' .. text(at.streams) .. '/' .. text(at.seen)
     end
     if status ~= user.status then
       if not version then

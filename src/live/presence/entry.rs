@@ -17,6 +17,13 @@ pub enum Error {
     Malformed,
 }
 
+impl Error {
+    /// Whether Redis responded that a script failed.
+    pub(super) fn is_of_script(&self) -> bool {
+        matches!(self, Self::Redis(error) if error.code().is_some())
+    }
+}
+
 /// How somebody is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -142,7 +142,8 @@ impl PresenceStore {
         self.each_tenant(lua::PRESENCE_LEAVE, &[&grace, &held], streams).await
     }
 
-    /// Runs a script over streams, however many: a few hundred of one tenant at once, in few round trips.
+    /// Runs a script over streams, however many: a few hundred of one tenant at once, in few round trips. A script that
+    /// fails does not keep others from running; the first error is returned after all.
     async fn each_tenant(&self, script: &str, arguments: &[&str], streams: &[Member]) -> Result<(), Error> {
         let mut by_tenant: HashMap<&str, Vec<&str>> = HashMap::new();
         for stream in streams {
@@ -152,6 +153,7 @@ impl PresenceStore {
             .iter()
             .flat_map(|(tenant, names)| names.chunks(SCRIPT_STREAMS).map(|part| (*tenant, part)))
             .collect();
+        let mut failed = Ok(());
         for parts in parts.chunks(PIPELINE_SCRIPTS) {
             let mut pipe = redis::pipe();
             for (tenant, names) in parts {
@@ -160,9 +162,13 @@ impl PresenceStore {
                     .arg(*names)
                     .ignore();
             }
-            let () = self.run(&pipe).await?;
+            match self.run::<()>(&pipe).await {
+                // Redis executes the whole pipeline, whatever one of its scripts returns.
+                Err(error) if error.is_of_script() => failed = failed.and(Err(error)),
+                result => result?,
+            }
         }
-        Ok(())
+        failed
     }
 
     /// Notes what a place says of itself; gives what its user is with that.

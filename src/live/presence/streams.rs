@@ -171,11 +171,9 @@ impl Streams {
             (fresh, std::mem::take(&mut state.left), state.rounds)
         };
         // Who moves from one stream to another comes before it goes.
-        let holding = async {
-            store.hold(&fresh).await?;
-            store.leave(&left).await
-        };
-        if let Err(error) = holding.await {
+        let held = store.hold(&fresh).await;
+        let gone = store.leave(&left).await;
+        if let Err(error) = held.and(gone) {
             tracing::debug!(%error, "presence is not written; the next heartbeat does it");
         }
         self.rounds.send_replace(round);
