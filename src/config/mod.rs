@@ -51,7 +51,7 @@ pub use self::limits::Limits;
 pub use self::live::Live;
 pub use self::log::{Log, LogFormat, parse_level};
 pub use self::messages::Messages;
-pub use self::network::Network;
+pub use self::network::{Network, client_network};
 pub use self::postgres::Postgres;
 pub use self::presence::Presence;
 pub use self::push::{Push, Webhook, WebhookSecret};

@@ -1,6 +1,6 @@
 //! Networks of IP addresses.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -34,9 +34,25 @@ impl From<Network> for String {
     }
 }
 
+/// The network that counts as one client: an IPv4 address, or a /64, the least that an IPv6 subscriber has (RFC 6177).
+pub fn client_network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn client_is_an_ipv4_address_or_an_ipv6_network() {
+        let network = |text: &str| client_network(text.parse().expect("an address")).to_string();
+        assert_eq!(network("10.1.2.3"), "10.1.2.3");
+        assert_eq!(network("::ffff:10.1.2.3"), "10.1.2.3");
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
 
     #[test]
     fn network_contains_its_addresses_and_no_others() {

@@ -1,11 +1,13 @@
-//! Values without IO that all parts use: positions, tenants, times, pages, RESP, JSON, backoff.
+//! Values without IO that all parts use: positions, tenants, times, pages, RESP, JSON, backoff, and bounds for each key.
 
 pub mod backoff;
 pub mod json;
 pub mod operation;
 pub mod page;
 pub mod position;
+pub mod rate;
 pub mod resp;
+pub mod slots;
 pub mod snapshot;
 pub mod tenant;
 pub mod time;
