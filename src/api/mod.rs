@@ -49,6 +49,7 @@ use crate::config::Config;
 use crate::config::rule::Rule;
 use crate::core::tenant::Tenant;
 use crate::feature::cache;
+use crate::feature::turns::Turns;
 use crate::live::gate::TailGate;
 use crate::live::hub::Hub;
 use crate::live::presence::Presence;
@@ -178,6 +179,7 @@ impl App {
                 messages: messages.clone(),
                 reports,
                 metrics: metrics.clone(),
+                turns: Turns::new(config.postgres.pool_size),
                 config: config.clone(),
             },
             metadata,

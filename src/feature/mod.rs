@@ -1,8 +1,10 @@
-//! Shared by the features (accounts, messages, state, sync): their error, a cache of rows, pages of lists, and checks of input.
+//! Shared by the features (accounts, messages, state, sync): their error, a cache of rows, pages of lists,
+//! checks of input, and lines of users before the pool.
 
 pub mod cache;
 mod check;
 mod page;
+pub mod turns;
 
 pub use self::check::{check_line, check_text, has_control, has_nul};
 pub use self::page::{page_row_id, read_page, read_page_seen};

@@ -39,6 +39,7 @@ use crate::contract::checkpoint::View;
 use crate::core::position::StreamId;
 use crate::core::time::Timestamp;
 use crate::feature;
+use crate::feature::turns::Turns;
 use crate::messages::Messages;
 use crate::postgres::Database;
 use crate::redis::store::Store;
@@ -230,13 +231,15 @@ pub struct Outgoing {
     pub reports: Reports,
     pub metrics: Arc<Metrics>,
     pub config: Arc<Config>,
+    /// Uploads of a user wait for each other in Postgres.
+    pub turns: Turns,
 }
 
 impl Outgoing {
     /// Applies a batch and reports it. `pending` is the length of the device's own queue, as the device reports it.
     ///
     /// # Errors
-    /// [`Error::OutOfSequence`], or when Postgres fails; an invalid item is a result. Nothing of the batch is applied then,
+    /// [`Error::OutOfSequence`], when Postgres fails, or when too many uploads of the user wait; an invalid item is a result. Nothing of the batch is applied then,
     /// and the same batch can be sent again.
     pub async fn upload(
         &self,
@@ -245,6 +248,10 @@ impl Outgoing {
         pending: Option<u32>,
     ) -> Result<Uploaded, Error> {
         let started = Instant::now();
+        let _turn = self
+            .turns
+            .take(device.user_id, "too many uploads of this user are in progress")
+            .await?;
         let mut uploaded = match apply::apply(&self.database, device, items, &self.config).await {
             Ok(uploaded) => uploaded,
             Err(error) => {
