@@ -3,6 +3,7 @@
 
 mod api;
 mod bad_input;
+mod bounds;
 mod browser;
 mod caches;
 mod catalog;

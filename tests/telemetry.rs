@@ -320,7 +320,11 @@ async fn transaction_is_one_trace_from_commit_to_readers_across_processes() {
     ];
     let (world, process) = engine(&folders[0], &settings).await;
     // Another process delivers.
-    let mut of_node = vec![("POSDUIF__LOG__FORMAT", "json")];
+    let mut of_node = vec![
+        ("POSDUIF__LOG__FORMAT", "json"),
+        // Of others a `traceparent` is ignored.
+        ("POSDUIF__SERVER__TRUSTED_PROXIES", "[127.0.0.1]"),
+    ];
     of_node.extend(settings);
     let log = folders[1].log();
     let node = world
@@ -437,5 +441,23 @@ async fn unreachable_trace_collector_only_logs_a_warning() {
         .line("a warning", |line| line["message"] == "collector refuses spans")
         .await;
     assert_eq!(process.api().get("/health").await.status, 200);
+    assert_eq!(process.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn traceparent_of_a_stranger_is_ignored() {
+    let folder = Folder::new();
+    let settings = [
+        ("POSDUIF__TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:9"),
+        ("POSDUIF__TELEMETRY__SAMPLE_RATIO", "0"),
+        // Another one is trusted.
+        ("POSDUIF__SERVER__TRUSTED_PROXIES", "[10.0.0.1]"),
+    ];
+    let (_world, process) = engine(&folder, &settings).await;
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let api = process.api().with("traceparent", traceparent);
+    assert_eq!(api.get("/openapi.json").await.status, 200);
+    let line = folder.line("its line", |line| line["path"] == "/openapi.json").await;
+    assert_eq!(line["trace_id"], serde_json::Value::Null);
     assert_eq!(process.terminate().await, Some(0));
 }

@@ -441,7 +441,8 @@ impl Bench {
 async fn start(servers: &Servers, options: &Options) -> (tokio::process::Child, SocketAddr) {
     let connections_max = (options.connections + 500).to_string();
     let settings = [
-        ("POSDUIF__SERVER__CONNECTIONS_MAX", connections_max),
+        ("POSDUIF__SERVER__CONNECTIONS_MAX", connections_max.clone()),
+        ("POSDUIF__SERVER__CONNECTIONS_PER_ADDRESS_MAX", connections_max),
         ("POSDUIF__LOG__LEVEL", "warn".to_owned()),
     ];
     let (engine, address) = servers.serve(&settings).await;

@@ -18,6 +18,7 @@ use crate::api::{App, OPTIONAL_TIMEOUT};
 use crate::feature;
 use crate::feature::has_control;
 use crate::http::error::Error;
+use crate::http::raw_json::RawTree;
 use crate::http::request::{required, uuid};
 use crate::http::response::{self, Response};
 
@@ -87,6 +88,12 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     )
 }
 
+/// Longest `device_info` in bytes of JSON.
+const DEVICE_INFO_BYTES_MAX: usize = 8 * 1024;
+
+/// Most values of a `device_info`, keys and nested values included.
+const DEVICE_INFO_VALUES_MAX: usize = 500;
+
 #[derive(Deserialize)]
 struct CompletionBody {
     token: Option<String>,
@@ -94,7 +101,7 @@ struct CompletionBody {
     username: Option<String>,
     device_name: Option<String>,
     public_key: Option<String>,
-    device_info: Option<Map<String, Value>>,
+    device_info: Option<RawTree>,
 }
 
 /// `POST /api/enrollment/complete`: creates the device.
@@ -103,13 +110,21 @@ struct CompletionBody {
 /// 400 for a used token, 404 for an unknown or expired one, 429 after too many of those, 409 for a username or device id
 /// in use.
 pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let address = request.address;
+    // Before the body, which anybody may send.
+    check_limit(&app, address).await?;
     let body: CompletionBody = request.json(app.config.server.body_bytes_max).await?;
-    let device_info = Value::Object(body.device_info.unwrap_or_default());
+    let token = uuid("token", &required("token", body.token)?)?;
+    let device_info: Map<String, Value> = match body.device_info {
+        Some(info) => info.parse("device_info", DEVICE_INFO_BYTES_MAX, DEVICE_INFO_VALUES_MAX)?,
+        None => Map::new(),
+    };
+    let device_info = Value::Object(device_info);
     if has_control(&device_info) {
         return Err(Error::invalid("device_info", "must not contain control characters"));
     }
     let completion = Completion {
-        token: uuid("token", &required("token", body.token)?)?,
+        token,
         device_id: required("device_id", body.device_id)?,
         username: body.username,
         device_name: body.device_name,
@@ -117,7 +132,7 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
         device_info,
     };
     let completing = enrollment::complete(&app.devices, &app.config.enrollment, &completion);
-    let enrolled = limited(&app, request.address, completing).await?;
+    let enrolled = counted(&app, address, completing).await?;
     response::json(
         StatusCode::CREATED,
         &json!({
@@ -138,12 +153,27 @@ async fn limited<T>(
     address: IpAddr,
     work: impl Future<Output = Result<T, feature::Error>>,
 ) -> Result<T, Error> {
+    check_limit(app, address).await?;
+    counted(app, address, work).await
+}
+
+/// Checks the limit of an address.
+async fn check_limit(app: &App, address: IpAddr) -> Result<(), Error> {
     let checking = app.limits.check_address(Limit::Enrollment, address);
     match tokio::time::timeout(OPTIONAL_TIMEOUT, checking).await {
         Ok(Err(error @ feature::Error::Limited(_))) => return Err(error.into()),
         Ok(Ok(())) => {}
         Ok(Err(_)) | Err(_) => tracing::warn!("enrollment is not rate-limited: Redis does not respond"),
     }
+    Ok(())
+}
+
+/// Counts a request with an invalid token.
+async fn counted<T>(
+    app: &App,
+    address: IpAddr,
+    work: impl Future<Output = Result<T, feature::Error>>,
+) -> Result<T, Error> {
     let result = work.await;
     if let Err(feature::Error::NotFound(_) | feature::Error::Invalid { .. }) = &result {
         let counting = app.limits.count_address(Limit::Enrollment, address);

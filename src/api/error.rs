@@ -35,7 +35,7 @@ impl Code {
     pub const TENANT_PAUSED: Self = Self::new("TENANT_PAUSED", StatusCode::SERVICE_UNAVAILABLE);
     pub const TIMEOUT: Self = Self::new("TIMEOUT", StatusCode::SERVICE_UNAVAILABLE);
 
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::VALIDATION_ERROR,
         Self::EMPTY_MESSAGE,
         Self::INVALID_CURSOR,
@@ -58,6 +58,7 @@ impl Code {
         Self::REDIS_ERROR,
         Self::SYNC_ERROR,
         Self::TENANT_PAUSED,
+        Self::OVERLOADED,
         Self::TIMEOUT,
     ];
 }

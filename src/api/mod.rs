@@ -47,6 +47,8 @@ use crate::accounts::tickets::Tickets;
 use crate::accounts::users::{self as account_users, UserType, Users};
 use crate::config::Config;
 use crate::config::rule::Rule;
+use crate::core::rate::Rate;
+use crate::core::slots::Slots;
 use crate::core::tenant::Tenant;
 use crate::feature::cache;
 use crate::feature::turns::Turns;
@@ -83,6 +85,10 @@ pub struct App {
     pub users: Users,
     pub messages: Messages,
     pub presence: Presence,
+    /// Counts the open streams of each user.
+    pub streams: Slots<(Arc<str>, Uuid)>,
+    /// Limits how often a user says how they are.
+    pub declarations: Rate<(Arc<str>, Uuid)>,
     pub store: Store,
     pub hub: Hub,
     pub cursors: CursorKey,
@@ -182,6 +188,8 @@ impl App {
                 turns: Turns::new(config.postgres.pool_size),
                 config: config.clone(),
             },
+            streams: Slots::new(config.live.streams_per_user_max),
+            declarations: Rate::per_minute(DECLARATIONS_PER_MINUTE),
             metadata,
             users,
             messages,
@@ -195,6 +203,9 @@ impl App {
         })
     }
 }
+
+/// How often a user may say that they are online or away.
+const DECLARATIONS_PER_MINUTE: u32 = 60;
 
 /// How long Redis may take for what a response does not depend on.
 const OPTIONAL_TIMEOUT: Duration = Duration::from_millis(500);

@@ -12,6 +12,7 @@ use crate::api::App;
 use crate::api::auth::Principal;
 use crate::api::request::Request;
 use crate::core::time::Timestamp;
+use crate::feature;
 use crate::http::error::Error;
 use crate::http::query::PAGE_MAX;
 use crate::http::request::{required, uuid};
@@ -86,6 +87,9 @@ pub async fn declare(app: Arc<App>, mut request: Request) -> Result<Response, Er
 }
 
 /// Sets the presence of a caller, for requests and WebSocket items; returns that of its user.
+///
+/// # Errors
+/// 400 for another status, 429 beyond the rate of a user.
 pub(crate) async fn declare_status(app: &App, caller: &Principal, status: Option<String>) -> Result<Value, Error> {
     let status = required("status", status)?;
     let status = Status::parse(&status)
@@ -96,6 +100,9 @@ pub(crate) async fn declare_status(app: &App, caller: &Principal, status: Option
         Principal::Web(user) => Place::Session(user.session),
     };
     let (tenant, user) = (&caller.tenant().name, caller.user_id());
+    app.declarations
+        .take((tenant.as_str().into(), user))
+        .map_err(feature::Error::Limited)?;
     let folded = app.presence.declare(tenant, user, &place, status).await?;
     Ok(json!({"user_id": user, "status": folded, "own_status": status}))
 }

@@ -8,6 +8,7 @@ use hyper::body::{Body as _, Incoming};
 
 use super::auth::Principal;
 use super::metrics::request_labels;
+use crate::config::Network;
 use crate::http::error::Error;
 use crate::http::request::header;
 use crate::http::request_id::request_id;
@@ -52,13 +53,16 @@ impl Failure {
 }
 
 impl RequestRecord {
-    pub(crate) fn begin(request: &hyper::Request<Incoming>, peer: SocketAddr) -> Self {
+    /// A `traceparent` counts from a trusted proxy only: it decides whether the request is sampled.
+    pub(crate) fn begin(request: &hyper::Request<Incoming>, peer: SocketAddr, trusted: &[Network]) -> Self {
+        let is_trusted = trusted.iter().any(|network| network.contains(peer.ip()));
+        let traceparent = header(request.headers(), "traceparent").filter(|_| is_trusted);
         Self {
             started: Instant::now(),
             method: request.method().clone(),
             peer,
             id: request_id(request.headers()),
-            trace: traces::Request::begin(header(request.headers(), "traceparent")),
+            trace: traces::Request::begin(traceparent),
             target: Target::default(),
         }
     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use hyper::Method;
 use hyper::body::Incoming;
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::{HOST, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Version};
 use tracing::Instrument as _;
 
 use super::App;
@@ -20,6 +21,7 @@ use super::request_log::{Failure, RequestRecord, Target};
 use super::routes::{self, Handler, HandlerFuture, Route};
 use crate::http::address;
 use crate::http::error::{Code, Error};
+use crate::http::memory::BodyMemory;
 use crate::http::query::Query;
 use crate::http::request::drain;
 use crate::http::request_id::X_REQUEST_ID;
@@ -36,6 +38,8 @@ pub struct Service {
     /// `None` in roles that serve diagnostics only.
     app: Option<Arc<App>>,
     router: Router<&'static Route>,
+    /// For the bodies of all requests.
+    memory: BodyMemory,
 }
 
 /// A handler and its state.
@@ -65,7 +69,8 @@ struct Routed {
 
 impl server::Service for Service {
     async fn respond(&self, request: hyper::Request<Incoming>, peer: SocketAddr) -> Response {
-        let mut record = RequestRecord::begin(&request, peer);
+        let trusted = &self.diagnostics.config.server.trusted_proxies;
+        let mut record = RequestRecord::begin(&request, peer, trusted);
         // Every log line of this request contains its id.
         let span = tracing::info_span!("request", request_id = record.id);
         let handling = self.handle(request, peer, &record.id, &mut record.target);
@@ -97,6 +102,7 @@ impl Service {
     pub fn new(diagnostics: Arc<Diagnostics>, app: Option<Arc<App>>) -> Result<Self, matchit::InsertError> {
         Ok(Self {
             router: routes::router(app.is_some())?,
+            memory: BodyMemory::new(diagnostics.config.body_memory_bytes()),
             diagnostics,
             app,
         })
@@ -152,6 +158,7 @@ impl Service {
             id: id.to_owned(),
             params: routed.params,
             body: Some(body),
+            memory: self.memory.share(),
             metrics: self.diagnostics.metrics.clone(),
         };
         // The handlers of these methods read no body, and closing a connection with unread bytes could lose the response.
@@ -163,7 +170,8 @@ impl Service {
         call.run(request).await
     }
 
-    fn route(&self, head: &hyper::http::request::Parts, target: &mut Target) -> Result<Routed, Error> {
+    fn route(&self, head: &Parts, target: &mut Target) -> Result<Routed, Error> {
+        check_host(head)?;
         let (route, params) = self.router.find(&head.method, head.uri.path())?;
         target.pattern = route.path;
         let query = Query::parse(head.uri.query().unwrap_or_default())?;
@@ -184,4 +192,16 @@ impl Service {
             Admission::Revoked => (Call::NoContent, None),
         })
     }
+}
+
+/// Checks that a request of HTTP/1.1 has one Host (RFC 9112, section 3.2): a proxy could choose another one of several.
+fn check_host(head: &Parts) -> Result<(), Error> {
+    let count = head.headers.get_all(HOST).iter().count();
+    if count > 1 || (count == 0 && head.version == Version::HTTP_11) {
+        return Err(Error::new(
+            Code::VALIDATION_ERROR,
+            "the request must have one header Host",
+        ));
+    }
+    Ok(())
 }

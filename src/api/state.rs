@@ -16,6 +16,7 @@ use crate::api::auth::Principal;
 use crate::api::request::Request;
 use crate::http::error::{Code, Error};
 use crate::http::precondition::{self, Tags, tagged};
+use crate::http::raw_json::RawItems;
 use crate::http::request::required;
 use crate::http::response::{self, Response};
 use crate::state::{self, Condition, Opaque, Outcome, Owner, Refused, Write, Written, check_key};
@@ -171,7 +172,7 @@ async fn write_all(app: &App, request: &Request, writes: Vec<Write>) -> Result<O
 
 #[derive(Deserialize)]
 struct Batch {
-    items: Option<Vec<Item>>,
+    items: Option<RawItems>,
 }
 
 #[derive(Deserialize)]
@@ -227,17 +228,9 @@ impl Item {
 pub async fn batch(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let settings = &app.config.state;
     let body: Batch = request.json(settings.batch_bytes_max).await?;
-    let items = required("items", body.items)?;
-    let items_max = settings.batch_items_max;
+    let items: Vec<Item> = required("items", body.items)?.parse("items", settings.batch_items_max)?;
     if items.is_empty() {
         return Err(Error::invalid("items", "must not be empty"));
-    }
-    if items.len() > items_max {
-        return Err(
-            Error::new(Code::PAYLOAD_TOO_LARGE, format!("items: must not exceed {items_max}"))
-                .with("field", "items")
-                .with("items_max", items_max),
-        );
     }
     let mut writes = Vec::with_capacity(items.len());
     let mut keys = HashSet::new();

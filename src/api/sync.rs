@@ -16,6 +16,7 @@ use crate::api::request::Request;
 use crate::core::time::Timestamp;
 use crate::http::error::{Code, Error};
 use crate::http::gzip;
+use crate::http::raw_json::RawItems;
 use crate::http::request::required;
 use crate::http::response::{self, Response};
 use crate::sync::incoming;
@@ -24,35 +25,12 @@ use crate::sync::outgoing::{ItemResult, Items, Outgoing};
 
 #[derive(Deserialize)]
 struct Upload {
-    messages: Option<Vec<Value>>,
-    #[serde(default)]
-    changes: Vec<Value>,
-    items: Option<Vec<Value>>,
+    messages: Option<RawItems>,
+    changes: Option<RawItems>,
+    items: Option<RawItems>,
     acked_seq: Option<i64>,
     // `compressed` repeats Content-Encoding and is ignored.
     pending_count: Option<u32>,
-}
-
-impl Upload {
-    /// Which of the two forms it has.
-    fn items(&self) -> Result<Items<'_>, Error> {
-        let Some(items) = &self.items else {
-            return match &self.messages {
-                None if self.changes.is_empty() => Err(Error::invalid("messages", "is missing")),
-                messages => Ok(Items::Unnumbered {
-                    messages: messages.as_deref().unwrap_or_default(),
-                    changes: &self.changes,
-                }),
-            };
-        };
-        if self.messages.is_some() || !self.changes.is_empty() {
-            return Err(Error::invalid(
-                "items",
-                "is not allowed together with messages or changes",
-            ));
-        }
-        numbered(items, self.acked_seq)
-    }
 }
 
 /// Items whose sequence numbers are positive and consecutive. Without items the results are acknowledged only.
@@ -87,14 +65,32 @@ pub(crate) fn numbered(items: &[Value], acked_seq: Option<i64>) -> Result<Items<
 /// error.
 pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let settings = &app.config.sync;
-    let body: Upload = request.json_inflated(settings.upload_bytes_max).await?;
-    let items = body.items()?;
     let items_max = settings.upload_items_max;
+    let body: Upload = request.json_inflated(settings.upload_bytes_max).await?;
+    let parse = |field, items: &Option<RawItems>| match items {
+        Some(items) => items.parse(field, items_max),
+        None => Ok(Vec::new()),
+    };
+    let (messages, changes) = (parse("messages", &body.messages)?, parse("changes", &body.changes)?);
+    let own = parse("items", &body.items)?;
+    let items = match (&body.items, &body.messages) {
+        (Some(_), None) if changes.is_empty() => numbered(&own, body.acked_seq)?,
+        (Some(_), _) => {
+            return Err(Error::invalid(
+                "items",
+                "is not allowed together with messages or changes",
+            ));
+        }
+        (None, None) if changes.is_empty() => return Err(Error::invalid("messages", "is missing")),
+        (None, _) => Items::Unnumbered {
+            messages: &messages,
+            changes: &changes,
+        },
+    };
     if items.len() > items_max {
-        let field = if body.items.is_some() { "items" } else { "messages" };
-        let text = format!("{field}: must not exceed {items_max} items in all");
+        let text = format!("messages: must not exceed {items_max} items, changes included");
         return Err(Error::new(Code::PAYLOAD_TOO_LARGE, text)
-            .with("field", field)
+            .with("field", "messages")
             .with("items_max", items_max));
     }
     let pending = match body.pending_count {

@@ -14,5 +14,7 @@ section! {
         /// Maximum number of events replayed individually after a resume; beyond them the reader receives one
         /// `sync_required`.
         pub replay_events_max: usize = 1000, 1..=100_000;
+        /// Maximum number of event streams and WebSockets of a user at once in one process.
+        pub streams_per_user_max: usize = 200, 1..=1_000_000;
     }
 }

@@ -235,6 +235,20 @@ impl Config {
         rule::check_all(&self.routes)
     }
 
+    /// The memory for request bodies: at least what the largest request needs, which could never succeed otherwise.
+    pub fn body_memory_bytes(&self) -> usize {
+        [
+            self.server.body_memory_bytes_max,
+            // Compressed and inflated.
+            2 * self.sync.upload_bytes_max,
+            self.server.body_bytes_max,
+            self.state.batch_bytes_max,
+        ]
+        .into_iter()
+        .max()
+        .unwrap_or_default()
+    }
+
     /// Refuses a missing or weak token secret. Every process that serves requests calls it.
     ///
     /// # Errors

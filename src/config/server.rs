@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 
 use super::certificate::CertificateFiles;
 use super::network::Network;
-use super::section::{KIB, MIB, section};
+use super::section::{GIB, KIB, MIB, section};
 use super::url;
 
 section! {
@@ -22,10 +22,17 @@ section! {
         pub request_timeout_seconds: u64 = 30, 1..=600;
         /// Maximum time in seconds in which a client must send its request head.
         pub header_timeout_seconds: u64 = 10, 1..=120;
+        /// Maximum time in seconds without progress in writing a response to a client that does not read it.
+        pub write_timeout_seconds: u64 = 30, 1..=600;
         /// Maximum size of a request body in bytes, uploads excepted.
         pub body_bytes_max: usize = 1024 * 1024, KIB..=64 * MIB;
+        /// Maximum number of bytes of request bodies in memory at once, at least the largest; requests beyond it get 503.
+        pub body_memory_bytes_max: usize = 256 * 1024 * 1024, MIB..=64 * GIB;
         /// Maximum number of connections at once.
         pub connections_max: usize = 19_000, 1..=1_000_000;
+        /// Maximum number of connections at once from one address (IPv6: one /64), trusted proxies excepted; more are
+        /// closed at once.
+        pub connections_per_address_max: usize = 2000, 1..=1_000_000;
         /// Maximum number of connections that wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
         pub backlog: u32 = 4096, 16..=65_535;
         /// Seconds that a shutdown waits for requests in progress.
@@ -37,7 +44,8 @@ section! {
         /// Origins whose pages may call the API, for example `https://app.example.com`, or `*` for all; empty allows
         /// none.
         pub cors_origins: Vec<String> = Vec::new();
-        /// Proxies whose `X-Forwarded-For` is trusted: addresses or networks such as `10.0.0.0/8` or `::1`.
+        /// Proxies whose `X-Forwarded-For` and `traceparent` are trusted: addresses or networks such as `10.0.0.0/8` or
+        /// `::1`.
         pub trusted_proxies: Vec<Network> = Vec::new();
     }
 }

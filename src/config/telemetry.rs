@@ -13,7 +13,8 @@ section! {
         pub otlp_headers: Secret = Secret::new("");
         /// Name of this system in traces.
         pub service_name: String = "posduif".into();
-        /// Fraction of the traces that is sampled, 0 to 1. A client that sends `traceparent` decides for its request.
+        /// Fraction of the traces that is sampled, 0 to 1. A trusted proxy that sends `traceparent` decides for
+        /// its request.
         pub sample_ratio: f64 = 0.01;
         /// Maximum number of spans that wait to be exported; further spans are dropped.
         pub queue_spans_max: usize = 8192, 64..=1_000_000;

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,17 +16,20 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::MissedTickBehavior;
 use tokio_util::either::Either;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+use super::progress::{Activity, Timed};
 use super::protocol::Protocol;
 use super::response::Response;
 use super::secure::Acceptor;
 use super::upgrade::{self, Http1Io, PendingUpgrade, Upgrade, UpgradeTask};
 use super::wire::{self, Connection, Wire};
 use crate::config;
+use crate::core::slots::Slot;
 use crate::telemetry::metrics::OpenConnection;
 
 /// Concurrent requests of one HTTP/2 connection, event streams included.
@@ -60,6 +64,8 @@ impl<S> ConnectionService for S where
 pub struct ConnectionGuard {
     /// Counts against `server.connections_max`.
     pub permit: OwnedSemaphorePermit,
+    /// Counts against `server.connections_per_address_max`, unless it is a trusted proxy's.
+    pub address_slot: Option<Slot<IpAddr>>,
     /// Counts in the metrics.
     pub counted: OpenConnection,
     /// The tasks that a shutdown waits for.
@@ -72,12 +78,16 @@ impl ConnectionGuard {
     /// memory that this needed.
     fn spawn(self, task: Option<UpgradeTask>) {
         let Self {
-            permit, counted, tasks, ..
+            permit,
+            address_slot,
+            counted,
+            tasks,
+            ..
         } = self;
         if let Some(task) = task {
             tasks.spawn(async move {
                 task.await;
-                drop((permit, counted));
+                drop((permit, address_slot, counted));
             });
         }
     }
@@ -90,6 +100,7 @@ pub struct Connector {
     http2: http2::Builder<TokioExecutor>,
     acceptor: Option<Acceptor>,
     open_timeout: Duration,
+    write_timeout: Duration,
 }
 
 impl Connector {
@@ -111,6 +122,7 @@ impl Connector {
             http2,
             acceptor,
             open_timeout,
+            write_timeout: Duration::from_secs(settings.write_timeout_seconds),
         }
     }
 
@@ -168,7 +180,7 @@ impl Connector {
                 }
             }
         });
-        let io = Http1Io::new(stream, pending.clone());
+        let io = Http1Io::new(stream, self.write_timeout, pending.clone());
         let mut connection = self.http1.serve_connection(io, service);
         let mut shutdown = ShutdownSignal::new(&guard.shutdown);
         let upgraded = poll_fn(|context| {
@@ -199,28 +211,52 @@ impl Connector {
         guard: ConnectionGuard,
     ) -> hyper::Result<()> {
         let tasks = guard.tasks.clone();
+        let activity = Activity::new();
+        let watch = activity.clone();
         let service = service_fn(move |request| {
-            let (service, tasks) = (service.clone(), tasks.clone());
+            let (service, tasks, open) = (service.clone(), tasks.clone(), watch.begin());
             async move {
                 let (mut response, upgrade) = respond(service, request).await?;
-                if let Some(upgrade) = upgrade {
-                    let (sender, body) = wire::stream();
-                    *response.body_mut() = body.boxed_unsync();
-                    if let Some(task) = upgrade.start(Wire::Stream(sender), BytesMut::new()) {
-                        tasks.spawn(task);
-                    }
+                let Some(upgrade) = upgrade else {
+                    return Ok::<_, io::Error>(open.ordinary(response));
+                };
+                let (sender, body) = wire::stream();
+                *response.body_mut() = body.boxed_unsync();
+                if let Some(task) = upgrade.start(Wire::Stream(sender), BytesMut::new()) {
+                    tasks.spawn(task);
                 }
-                Ok::<_, io::Error>(response)
+                Ok(open.stream(response))
             }
         });
-        let mut connection = self.http2.serve_connection(TokioIo::new(stream), service);
+        let io = Timed::new(TokioIo::new(stream), self.write_timeout);
+        let mut connection = self.http2.serve_connection(io, service);
         let mut shutdown = ShutdownSignal::new(&guard.shutdown);
+        let mut ticks = tokio::time::interval(self.open_timeout.min(self.write_timeout) / 2);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_closing = false;
         poll_fn(|context| {
             let mut connection = Pin::new(&mut connection);
             if shutdown.fires(context) {
                 connection.as_mut().graceful_shutdown();
             }
-            connection.poll(context)
+            while ticks.poll_tick(context).is_ready() {
+                // hyper has no timeout for the handshake, for a connection without requests, nor for a window that stays
+                // shut.
+                let idle = activity.idle();
+                let silence_max = if activity.has_begun() {
+                    self.open_timeout + self.write_timeout
+                } else {
+                    self.open_timeout
+                };
+                if idle > Some(silence_max) || activity.stalled() > Some(self.write_timeout) {
+                    return Poll::Ready(Ok(()));
+                }
+                if !is_closing && idle > Some(self.open_timeout) {
+                    is_closing = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+            connection.as_mut().poll(context)
         })
         .await
     }

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::error::{Code, Error};
 use super::gzip;
+use super::memory::Share;
 use super::query::Query;
 use super::routes::Params;
 use crate::telemetry::metrics::Metrics;
@@ -23,6 +24,9 @@ const DRAIN_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A refused body is drained for this long at most.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of a body that is parsed in place; a longer one would delay the other requests of its thread.
+const PARSE_BYTES: usize = 64 * 1024;
 
 /// A routed request; `P` is who sends it, as the service identifies them.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub struct Request<P> {
     pub id: String,
     pub params: Params,
     pub body: Option<Incoming>,
+    /// The memory that its body takes, until the request ends.
+    pub memory: Share,
     /// Counts inflated bodies.
     pub metrics: Arc<Metrics>,
 }
@@ -68,12 +74,15 @@ impl<P> Request<P> {
     ///
     /// # Errors
     /// 413, 415, or 400 with the field.
-    pub async fn json<T: DeserializeOwned>(&mut self, bytes_max: usize) -> Result<T, Error> {
-        parse(&self.body(bytes_max, false).await?)
+    pub async fn json<T: DeserializeOwned + Send + 'static>(&mut self, bytes_max: usize) -> Result<T, Error> {
+        parse_off_runtime(self.body(bytes_max, false).await?).await
     }
 
     /// Like [`Request::json`], with the default for an absent body.
-    pub async fn json_or_default<T: DeserializeOwned + Default>(&mut self, bytes_max: usize) -> Result<T, Error> {
+    pub async fn json_or_default<T>(&mut self, bytes_max: usize) -> Result<T, Error>
+    where
+        T: DeserializeOwned + Default + Send + 'static,
+    {
         // Without a body, many clients send no Content-Type, or that of a form.
         if self.body.as_ref().is_none_or(hyper::body::Body::is_end_stream) {
             return Ok(T::default());
@@ -82,13 +91,16 @@ impl<P> Request<P> {
         if bytes.is_empty() {
             Ok(T::default())
         } else {
-            parse(&bytes)
+            parse_off_runtime(bytes).await
         }
     }
 
     /// Like [`Request::json`], where the body may be compressed with gzip; the limit applies to the inflated size.
-    pub async fn json_inflated<T: DeserializeOwned>(&mut self, bytes_max: usize) -> Result<T, Error> {
-        parse(&self.body(bytes_max, true).await?)
+    pub async fn json_inflated<T>(&mut self, bytes_max: usize) -> Result<T, Error>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
+        parse_off_runtime(self.body(bytes_max, true).await?).await
     }
 
     async fn body(&mut self, bytes_max: usize, inflate: bool) -> Result<Bytes, Error> {
@@ -122,6 +134,10 @@ impl<P> Request<P> {
                 drain(body, &self.headers).await;
                 return Err(too_large(bytes_max));
             }
+            if let Err(error) = self.memory.take(data.len()) {
+                drain(body, &self.headers).await;
+                return Err(error);
+            }
             bytes.extend_from_slice(&data);
         }
         if gzip {
@@ -130,8 +146,10 @@ impl<P> Request<P> {
         Ok(bytes.freeze())
     }
 
-    async fn inflate(&self, compressed: Bytes, bytes_max: usize) -> Result<Bytes, Error> {
+    async fn inflate(&mut self, compressed: Bytes, bytes_max: usize) -> Result<Bytes, Error> {
         let compressed_bytes = compressed.len();
+        // Its size is unknown before.
+        self.memory.take(bytes_max)?;
         let inflated = gzip::inflate(compressed, bytes_max, &self.metrics).await?;
         let inflated = inflated
             .map_err(|error| Error::new(Code::VALIDATION_ERROR, "the body is not valid gzip").caused_by(&error))?;
@@ -145,6 +163,8 @@ impl<P> Request<P> {
         if inflated.bytes.len() > bytes_max {
             return Err(too_large(bytes_max));
         }
+        self.memory
+            .give_back(compressed_bytes + bytes_max - inflated.bytes.len());
         Ok(inflated.bytes.into())
     }
 
@@ -204,6 +224,15 @@ pub async fn drain(mut body: Incoming, headers: &HeaderMap) {
     };
     // A longer body is cut off by closing the connection.
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
+}
+
+/// Parses a body; a long one outside the async runtime.
+async fn parse_off_runtime<T: DeserializeOwned + Send + 'static>(bytes: Bytes) -> Result<T, Error> {
+    if bytes.len() <= PARSE_BYTES {
+        return parse(&bytes);
+    }
+    let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
+    parsed.map_err(|error| Error::internal(format!("parsing a body failed: {error}")))?
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {

@@ -16,11 +16,16 @@ use super::connection::{ConnectionGuard, Connector};
 use super::cors;
 use super::response::Response;
 use super::secure::Acceptor;
-use crate::config::Config;
+use crate::config::{Config, client_network};
+use crate::core::slots::Slots;
 use crate::telemetry::metrics::Metrics;
 
 /// Pause after `accept` failed, for example because no file descriptor is free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long sent data may remain unacknowledged, in milliseconds.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_MAX_MS: u32 = 60_000;
 
 /// What responds to requests. It never fails: an error is a response too.
 pub trait Service: Send + Sync + 'static {
@@ -57,6 +62,7 @@ impl<S: Service> Server<S> {
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
         let settings = &self.config.server;
         let slots = Arc::new(Semaphore::new(settings.connections_max));
+        let address_slots = Slots::new(settings.connections_per_address_max);
         let tasks = TaskTracker::new();
         let cors = cors::layer(settings)?;
         if let Some(acceptor) = &self.acceptor {
@@ -78,6 +84,15 @@ impl<S: Service> Server<S> {
                     continue;
                 }
             };
+            let address_slot = if settings.trusted_proxies.iter().any(|proxy| proxy.contains(peer.ip())) {
+                None
+            } else if let Some(slot) = address_slots.take(client_network(peer.ip())) {
+                Some(slot)
+            } else {
+                self.metrics.http.refused();
+                tracing::debug!(%peer, "connection refused: its address has server.connections_per_address_max");
+                continue;
+            };
             let service = self.service.clone();
             let respond = tower::service_fn(move |request| {
                 let service = service.clone();
@@ -86,6 +101,7 @@ impl<S: Service> Server<S> {
             let respond = ServiceBuilder::new().option_layer(cors.clone()).service(respond);
             let guard = ConnectionGuard {
                 permit,
+                address_slot,
                 counted: self.metrics.http.connected(),
                 tasks: tasks.clone(),
                 shutdown: shutdown.clone(),
@@ -118,5 +134,21 @@ async fn accept(
     let permit = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
+    if let Err(error) = set_user_timeout(&stream) {
+        tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT; a vanished client is detected late");
+    }
     Ok((stream, peer, permit))
+}
+
+/// Ends a connection whose client does not acknowledge sent data for a while (RFC 5482). By default the system retries
+/// for a quarter of an hour to reach a phone without coverage.
+#[cfg(target_os = "linux")]
+fn set_user_timeout(stream: &TcpStream) -> io::Result<()> {
+    rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MAX_MS)?;
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_user_timeout(_stream: &TcpStream) -> io::Result<()> {
+    Ok(())
 }

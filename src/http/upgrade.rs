@@ -15,6 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use chrono::Utc;
@@ -23,15 +24,10 @@ use hyper::header::{CONNECTION, DATE};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
-use tokio_util::either::Either;
 
+use super::progress::Timed;
 use super::response::Response;
 use super::wire::{Connection, Socket, Wire};
-
-/// How long sent data may remain unacknowledged, in milliseconds.
-#[cfg(target_os = "linux")]
-const UNACKNOWLEDGED_MAX_MS: u32 = 60_000;
 
 /// The work of an upgraded connection, until it ends.
 pub type UpgradeTask = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -92,29 +88,21 @@ impl PendingUpgrade {
 /// The connection as hyper uses it; records whether hyper still buffers bytes that the socket does not accept.
 #[derive(Debug)]
 pub struct Http1Io {
-    io: TokioIo<Connection>,
+    io: Timed<TokioIo<Connection>>,
     pending: Arc<PendingUpgrade>,
 }
 
 impl Http1Io {
-    pub fn new(io: Connection, pending: Arc<PendingUpgrade>) -> Self {
+    pub fn new(io: Connection, write_timeout: Duration, pending: Arc<PendingUpgrade>) -> Self {
         Self {
-            io: TokioIo::new(io),
+            io: Timed::new(TokioIo::new(io), write_timeout),
             pending,
         }
     }
 
     /// The bare socket; `read_ahead` was read from it already.
     pub fn into_socket(self, read_ahead: Bytes) -> Socket {
-        let io = self.io.into_inner();
-        let stream = match &io {
-            Either::Left(stream) => stream,
-            Either::Right(encrypted) => encrypted.get_ref().0,
-        };
-        if let Err(error) = set_user_timeout(stream) {
-            tracing::debug!(%error, "cannot set TCP_USER_TIMEOUT; a vanished client is detected late");
-        }
-        Socket::new(io, read_ahead)
+        Socket::new(self.io.into_inner().into_inner(), read_ahead)
     }
 
     /// hyper writes until its buffer is empty or the socket accepts no more, so the last result decides.
@@ -157,19 +145,6 @@ impl Write for Http1Io {
         let written = Pin::new(&mut self.io).poll_write_vectored(context, parts);
         self.record(written)
     }
-}
-
-/// Ends a connection whose client does not acknowledge sent data for a while (RFC 5482). By default the system retries
-/// for a quarter of an hour to reach a phone without coverage.
-#[cfg(target_os = "linux")]
-fn set_user_timeout(stream: &TcpStream) -> io::Result<()> {
-    rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MAX_MS)?;
-    Ok(())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn set_user_timeout(_stream: &TcpStream) -> io::Result<()> {
-    Ok(())
 }
 
 /// The head of a response in HTTP/1.1 (RFC 9112, section 2.1). The connection closes after the body, unless the protocol

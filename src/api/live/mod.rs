@@ -25,6 +25,7 @@ use crate::accounts::sessions::Watch;
 use crate::api::App;
 use crate::api::auth::WebPrincipal;
 use crate::api::request::Request;
+use crate::core::slots::Slot;
 use crate::core::tenant::Tenant;
 use crate::http::error::{Code, Error};
 use crate::live::feed::{Feed, FeedEvent};
@@ -117,6 +118,8 @@ pub struct Live {
     feed: Feed,
     /// Rows pending for a device.
     pending: usize,
+    /// Counts against `live.streams_per_user_max`.
+    _slot: Slot<(Arc<str>, Uuid)>,
     /// Presence events, unless the reader does not want them.
     presence: Option<presence::Watcher>,
     /// A device of the user has changed, in this transaction if it is known, and has not been checked since.
@@ -170,8 +173,20 @@ impl Live {
     }
 
     /// Opens a stream for a request: after the id that it resumes from, else from now on.
+    ///
+    /// # Errors
+    /// 400 for an invalid id, 429 while the user has `live.streams_per_user_max` streams.
     pub async fn open(app: Arc<App>, reader: Reader, request: &Request) -> Result<Box<Self>, Error> {
         let wants_presence = wants_presence(request)?;
+        let key = (reader.tenant().name.as_str().into(), reader.user_id());
+        let slot = app.streams.take(key).ok_or_else(|| {
+            let max = app.config.live.streams_per_user_max;
+            Error::new(
+                Code::RATE_LIMITED,
+                format!("this user has {max} open streams; close one first"),
+            )
+            .with("streams_max", max)
+        })?;
         let (feed, pending) = feed(&app, &reader, request.resume()).await?;
         Ok(Box::new(Self {
             presence: wants_presence.then(|| app.presence.watch(&reader.tenant().name)),
@@ -179,6 +194,7 @@ impl Live {
             reader,
             feed,
             pending,
+            _slot: slot,
             unchecked: None,
             retry_timer: None,
             slow_timer: None,

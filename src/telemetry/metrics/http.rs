@@ -19,6 +19,7 @@ pub struct Http {
     live_events: Family<Label, Counter>,
     websocket_items: Family<Label, Counter>,
     connections: Gauge,
+    connections_refused: Counter,
 }
 
 /// Counts a connection until it is dropped.
@@ -43,6 +44,7 @@ impl Http {
             live_events: Family::default(),
             websocket_items: Family::default(),
             connections: Gauge::default(),
+            connections_refused: Counter::default(),
         };
         create(&new.websocket_items, "status", &labels.upload_results);
         new
@@ -74,6 +76,11 @@ impl Http {
             "Open connections of clients, event streams included",
             self.connections.clone(),
         );
+        registry.register(
+            "http_connections_refused",
+            "Connections closed at once because their address had server.connections_per_address_max",
+            self.connections_refused.clone(),
+        );
     }
 
     /// A request was answered.
@@ -86,6 +93,11 @@ impl Http {
     pub fn connected(&self) -> OpenConnection {
         self.connections.inc();
         OpenConnection(self.connections.clone())
+    }
+
+    /// A connection was closed at once.
+    pub fn refused(&self) {
+        self.connections_refused.inc();
     }
 
     /// An event was written to an event stream.

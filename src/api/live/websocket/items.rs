@@ -18,6 +18,7 @@ use crate::api::auth::{Principal, WebPrincipal};
 use crate::api::item_body::ItemBody;
 use crate::api::{messages as message_routes, presence as presence_routes, sync as sync_routes};
 use crate::http::error::{Code, Error};
+use crate::http::raw_json;
 use crate::http::request::{required, uuid};
 use crate::sync::outgoing::Items;
 
@@ -37,9 +38,7 @@ pub(crate) enum Frame {
 /// Parses the text of a frame.
 pub(crate) fn parse(text: &str, items_max: usize) -> Result<Frame, Error> {
     let invalid = |message: String| Error::new(Code::VALIDATION_ERROR, message);
-    let frame: Value =
-        serde_json::from_str(text).map_err(|error| invalid(format!("the frame is not valid JSON: {error}")))?;
-    match frame {
+    match raw_json::frame(text, raw_json::values_max(items_max))? {
         Value::Array(items) if (1..=items_max).contains(&items.len()) => Ok(Frame::Items(items)),
         Value::Array(_) => Err(invalid(format!("a list must have 1 to {items_max} items"))),
         Value::Object(mut fields) => match fields.remove("resume") {
