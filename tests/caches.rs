@@ -489,6 +489,7 @@ async fn cache_is_unused_while_a_reader_is_ahead_of_the_live_tail() {
     let place = ReadPosition {
         epoch: view.epoch,
         generation: handoff.generation,
+        term: view.term,
         position: view.position,
     };
     let read = store.read("acme", office.joe_id, place, 1000).await.unwrap();

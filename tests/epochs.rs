@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use posduif::config::Secret;
-use posduif::dev::PrivatePostgres;
+use posduif::core::position::StreamId;
+use posduif::dev::{PrivatePostgres, PrivateRedis};
 use posduif::engine::Role;
+use posduif::redis::store::{Error, Read, Store};
 use postgres_types::PgLsn;
 use uuid::Uuid;
 
@@ -148,6 +150,22 @@ async fn phone(stage: &Stage) -> (Api, String) {
     let (phone, _) = bob.enroll("phone", Some(&stage.joe.to_string())).await;
     let (_, cursor) = phone.sync(None).await;
     (phone, cursor)
+}
+
+/// The API answers a sync again: it refuses for a while to decide about a cursor ahead of the streams.
+async fn sync_answers(phone: &Api, cursor: &str) {
+    eventually("the sync is answered", || async {
+        let answer = phone.get(&format!("/api/sync/incoming?cursor={cursor}")).await;
+        match answer.status.as_u16() {
+            200 => Some(()),
+            status => {
+                assert_eq!(status, 503);
+                assert!(answer.headers.contains_key("retry-after"));
+                None
+            }
+        }
+    })
+    .await;
 }
 
 /// The phone takes a snapshot, and then has these messages.
@@ -495,6 +513,90 @@ async fn redis_restored_from_older_copy_starts_epoch() {
     stage.stop().await;
 }
 
+/// Both servers of a test that puts back copies of one moment.
+struct BothRewindable {
+    postgres: Rewindable,
+    redis: Own<PrivateRedis>,
+}
+
+impl BothRewindable {
+    async fn new() -> Self {
+        Self {
+            postgres: Rewindable::new().await,
+            redis: servers::redis().await,
+        }
+    }
+
+    async fn world(&self) -> World {
+        World::on(&self.postgres.postgres.server.url(), &self.redis.server.url()).await
+    }
+
+    fn redis_paths(&self) -> (PathBuf, PathBuf) {
+        let folder = self.redis.folder();
+        (folder.join("redis/appendonlydir"), folder.join("saved"))
+    }
+
+    /// Copies both, while no engine runs.
+    async fn save(&mut self, stage: &mut Stage) {
+        self.postgres.save(stage).await;
+        self.redis.server.stop().await.unwrap();
+        let (data, saved) = self.redis_paths();
+        copy(&data, &saved);
+        self.redis.server.restart().await.unwrap();
+    }
+
+    /// Puts both copies back, while no engine runs.
+    async fn restore(&mut self, stage: &mut Stage) {
+        self.postgres.restore(stage).await;
+        self.redis.server.stop().await.unwrap();
+        let (data, saved) = self.redis_paths();
+        restore(&saved, &data);
+        self.redis.server.restart().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restored_copies_of_both_servers_reset_cursors_ahead_of_them() {
+    let mut servers = BothRewindable::new().await;
+    let mut stage = Stage::on_with(servers.world().await, Role::All).await;
+    let kept = stage.message(stage.bob, stage.joe, "in the copies").await;
+    stage.world.published().await;
+    let (phone, old) = phone(&stage).await;
+    stage.engine.take().unwrap().stop().await;
+    servers.save(&mut stage).await;
+
+    stage.engine = Some(stage.world.engine(Role::All).await);
+    let phone = phone.at(&stage.engine.as_ref().unwrap().api());
+    for _ in 0..100 {
+        stage.message(stage.bob, stage.joe, "lost").await;
+    }
+    stage.world.published().await;
+    let (_, ahead) = phone.sync(Some(&old)).await;
+    stage.engine.take().unwrap().stop().await;
+    servers.restore(&mut stage).await;
+
+    stage.engine = Some(stage.world.engine(Role::All).await);
+    let phone = phone.at(&stage.engine.as_ref().unwrap().api());
+    let after = stage.message(stage.bob, stage.joe, "after").await;
+    stage.world.published().await;
+    assert_eq!(number(&stage.world).await, "1", "no server can tell");
+    // A cursor of before the copies continues.
+    let (pages, _) = phone.sync(Some(&old)).await;
+    assert_eq!(pages[0]["reset"], false);
+    sync_answers(&phone, &ahead).await;
+    // What is published behind it makes a position of the lost history look like one of this history.
+    let mut rows = vec![kept, after];
+    for _ in 0..150 {
+        rows.push(stage.message(stage.bob, stage.joe, "another history").await);
+    }
+    stage.world.published().await;
+    let mut events = phone.with("last-event-id", &ahead).events("/sse/mobile/phone").await;
+    events.expect("reset").await;
+    drop(events);
+    check_phone_resets(&phone, &ahead, &rows).await;
+    stage.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_checkpoint_and_older_postgres_together_start_epoch() {
     let mut server = Rewindable::new().await;
@@ -570,5 +672,30 @@ async fn epoch_break_survives_failed_restarts() {
     let _: u64 = stage.world.ask_redis(&["DEL", &window]).await;
     let reason = epoch_begins(&stage, "2").await;
     assert!(reason.contains("transaction"), "{reason}");
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn reader_ahead_of_the_streams_waits_and_then_resets() {
+    let stage = Stage::new().await;
+    stage.message(stage.bob, stage.joe, "before").await;
+    stage.world.published().await;
+    let store = Store::new(&stage.world.config.redis).unwrap();
+    let mut place = store.handoff("acme", stage.joe).await.unwrap().place();
+    // Its term is the current one, so nothing was set back as far as is recorded.
+    place.position = StreamId {
+        ms: place.position.ms + (1 << 40),
+        seq: 1,
+    };
+    let first = store.read("acme", stage.joe, place, 1).await;
+    assert!(matches!(first, Err(Error::NotReached)), "{first:?}");
+    eventually("the grace period is over", || async {
+        match store.read("acme", stage.joe, place, 1).await {
+            Err(Error::NotReached) => None,
+            Ok(Read::Broken(_)) => Some(()),
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
     stage.stop().await;
 }

@@ -128,7 +128,7 @@ impl Slow {
                 let row: serde_json::Value = serde_json::from_str(entry.row.as_ref().unwrap().as_str()).unwrap();
                 seen.insert(row["id"].as_str().unwrap().parse().unwrap());
             }
-            place.position = slice.end;
+            (place.position, place.term) = (slice.end, slice.view.term);
             if !slice.has_more {
                 return seen;
             }

@@ -12,7 +12,7 @@ use posduif::engine::Role;
 use posduif::live::feed::{Feed, FeedEvent};
 use posduif::live::hub::Hub;
 use posduif::live::tail::receive;
-use posduif::redis::store::{ReadPosition, Store};
+use posduif::redis::store::Store;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -287,11 +287,7 @@ async fn event_received_during_replay_follows_it_once() {
     let office = Office::open().await;
     let store = Store::new(&office.world.config.redis).unwrap();
     let handoff = store.handoff("acme", office.joe_id).await.unwrap();
-    let before = ReadPosition {
-        epoch: handoff.view.epoch,
-        generation: handoff.generation,
-        position: handoff.view.position,
-    };
+    let before = handoff.place();
     let sent = office.send("in history").await;
     office.world.published().await;
     let inbox = office.world.keys().inbox("acme", &office.joe_id.to_string());
@@ -319,6 +315,7 @@ async fn event_received_during_replay_follows_it_once() {
         let entry = LiveEntry {
             previous: last,
             epoch: Some(before.epoch),
+            term: before.term,
             heartbeat_ts: None,
             notices: notices.to_string(),
         };

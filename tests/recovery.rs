@@ -405,7 +405,7 @@ async fn entries_not_on_disk_at_redis_power_loss_are_republished() {
     assert_eq!(
         epoch(&stage.world).await,
         first,
-        "nothing that was acknowledged is lost, so no reader is reset"
+        "nothing that was acknowledged is lost, so no epoch begins"
     );
     stage.stop().await;
 }

@@ -166,6 +166,10 @@ impl From<store::Error> for Error {
                 Code::SYNC_ERROR,
                 "the user's stream is stopped; an operator must repair it",
             ),
+            store::Error::NotReached => (
+                Code::SYNC_ERROR,
+                "the streams do not reach this cursor yet; try again in a moment",
+            ),
             store::Error::NoCheckpoint | store::Error::NotPublished => (
                 Code::SYNC_ERROR,
                 "the replicator has not published anything yet; try again in a moment",

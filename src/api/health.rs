@@ -93,6 +93,7 @@ async fn redis(diagnostics: &Diagnostics) -> Check {
                 store::Error::Redis(_) | store::Error::WrongType { .. } => "unavailable",
                 store::Error::Paused
                 | store::Error::Stopped
+                | store::Error::NotReached
                 | store::Error::NotPublished
                 | store::Error::NoCheckpoint => "no checkpoint: nothing has been published yet",
             };

@@ -18,8 +18,9 @@ const fn key(pattern: &'static str, kind: &'static str, fields: &'static [&'stat
 }
 
 /// All keys.
-pub const KEYS: [KeyFormat; 26] = [
+pub const KEYS: [KeyFormat; 27] = [
     key("posduif:checkpoint", "hash", &[&checkpoint::FIELDS]),
+    key("posduif:terms", "hash", &[]),
     key("posduif:window", "hash", &[]),
     key("posduif:stopped", "hash", &[]),
     key("posduif:aof", "hash", &[&["published"]]),
@@ -73,6 +74,7 @@ mod tests {
         let part = |part: &str| keys.presence_part(tenant, part);
         let names: BTreeSet<String> = [
             keys.checkpoint(),
+            keys.terms(),
             keys.window(),
             keys.stopped(),
             keys.aof(),

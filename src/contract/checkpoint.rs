@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use postgres_types::PgLsn;
 
-use crate::core::position::{EpochId, StreamId};
+use crate::core::position::{EpochId, StreamId, TermId};
 
 const EPOCH: &str = "epoch";
 const NUMBER: &str = "number";
@@ -29,14 +29,18 @@ const ACKNOWLEDGED: &str = "acknowledged";
 const LIVE: &str = "live";
 
 /// Identity of the Redis process.
-pub const RUN_ID: &str = "run_id";
+const RUN_ID: &str = "run_id";
 
-/// The writer: the only engine whose `EXEC` succeeds. It is there before the first epoch.
+/// The writer: the only session whose `EXEC` succeeds, and the identity of its term. It is there before the first epoch.
 pub const WRITER: &str = "writer";
 
+/// The number of its term.
+const TERM: &str = "term";
+
 /// Names of its fields.
-pub const FIELDS: [&str; 16] = [
+pub const FIELDS: [&str; 17] = [
     WRITER,
+    TERM,
     EPOCH,
     NUMBER,
     BASE,
@@ -267,11 +271,13 @@ pub struct View {
     pub position: StreamId,
     /// Last complete transaction.
     pub published: StreamId,
+    /// The term of the writer.
+    pub term: TermId,
 }
 
 impl View {
     /// The fields of [`View::parse`].
-    pub const FIELDS: [&'static str; 4] = [EPOCH, BASE, POSITION, PUBLISHED];
+    pub const FIELDS: [&'static str; 5] = [EPOCH, BASE, POSITION, PUBLISHED, WRITER];
 
     /// Reads the values of [`View::FIELDS`]; `None` before the first epoch, or when one is malformed.
     pub fn parse(values: &[Option<String>]) -> Option<Self> {
@@ -280,6 +286,8 @@ impl View {
             base: value(values, 1)?,
             position: value(values, 2)?,
             published: value(values, 3)?,
+            // Earlier versions named writers otherwise.
+            term: value(values, 4).unwrap_or(TermId::EARLIER_VERSIONS),
         })
     }
 }
@@ -396,6 +404,8 @@ mod tests {
             live in prop::option::of(ids()),
         ) {
             let mut written = hash(checkpoint.fields());
+            let term = TermId(acknowledged);
+            written.insert(WRITER.to_owned(), term.to_string());
             prop_assert_eq!(Checkpoint::parse(&written), Ok(Some(checkpoint.clone())));
 
             let update = CheckpointUpdate { acknowledged: acknowledged.into(), position, complete, live };
@@ -418,6 +428,7 @@ mod tests {
                 base: updated.epoch.base,
                 position: updated.position,
                 published: updated.published,
+                term,
             }));
             let published = Published::parse(&Published::FIELDS.map(|name| written.get(name).cloned()));
             let end_lsn = complete.map(|(_, mark)| mark.end_lsn);
@@ -435,6 +446,6 @@ mod tests {
             Ok(None)
         );
         assert!(Checkpoint::parse(&HashMap::from([(EPOCH.into(), "x".into())])).is_err());
-        assert_eq!(View::parse(&[None, None, None, None]), None);
+        assert_eq!(View::parse(&[None, None, None, None, None]), None);
     }
 }

@@ -21,6 +21,11 @@ impl Keys {
         format!("{}:checkpoint", self.prefix)
     }
 
+    /// Hash: ended terms of publishers, see [`super::terms`].
+    pub fn terms(&self) -> String {
+        format!("{}:terms", self.prefix)
+    }
+
     /// Hash: transactions that a snapshot may not see yet: first stream ID → transaction ids in runs, `7-9,12`.
     pub fn window(&self) -> String {
         format!("{}:window", self.prefix)

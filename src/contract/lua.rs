@@ -3,6 +3,9 @@
 /// Moves a stream's trim point on and trims.
 pub const TRIM: &str = include_str!("lua/trim.lua");
 
+/// Begins a term of a new writer.
+pub const TERM: &str = include_str!("lua/term.lua");
+
 /// Decides whether a device that is away is pushed to.
 pub const TRIGGER: &str = include_str!("lua/trigger.lua");
 

@@ -14,4 +14,5 @@ pub mod notice;
 pub mod push;
 pub mod quarantine;
 pub mod stream_name;
+pub mod terms;
 pub mod window;

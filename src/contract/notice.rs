@@ -15,18 +15,19 @@ use super::entry::Source;
 use super::stream_name::Audience;
 use crate::core::json::write_string;
 use crate::core::operation::Operation;
-use crate::core::position::{EpochId, StreamId};
+use crate::core::position::{EpochId, StreamId, TermId};
 use crate::core::resp;
 
-/// Names of a live entry's fields: the ID of the entry before it, the epoch, the commit time of the last heartbeat in it
-/// (empty when there is none), and the notices.
-pub const FIELDS: [&str; 4] = ["prev", "epoch", "heartbeat", "notices"];
+/// Names of a live entry's fields: the ID of the entry before it, the epoch, the term, the commit time of the last heartbeat
+/// in it (empty when there is none), and the notices.
+pub const FIELDS: [&str; 5] = ["prev", "epoch", "term", "heartbeat", "notices"];
 
 /// A live entry. Each names the entry before it, so a missing one shows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LiveEntry {
     pub previous: Option<StreamId>,
     pub epoch: Option<EpochId>,
+    pub term: TermId,
     /// Commit time of the last heartbeat in it, µs since 1970.
     pub heartbeat_ts: Option<i64>,
     /// The notices, a JSON array.
@@ -39,10 +40,11 @@ impl LiveEntry {
         fn parse<T: std::str::FromStr>(text: Option<String>) -> Option<T> {
             text?.parse().ok()
         }
-        let [previous, epoch, heartbeat, notices] = FIELDS;
+        let [previous, epoch, term, heartbeat, notices] = FIELDS;
         Self {
             previous: parse(field(previous)),
             epoch: parse(field(epoch)),
+            term: parse(field(term)).unwrap_or(TermId::EARLIER_VERSIONS),
             heartbeat_ts: parse(field(heartbeat)),
             notices: field(notices).unwrap_or_default(),
         }
@@ -61,13 +63,14 @@ pub const ARGUMENTS: usize = 2 * FIELDS.len();
 pub fn write_entry(
     out: &mut BytesMut,
     previous: StreamId,
-    epoch: EpochId,
+    (epoch, term): (EpochId, TermId),
     heartbeat_ts: Option<i64>,
     notices: &NoticeWriter,
 ) {
     let texts = [
         previous.to_string(),
         epoch.to_string(),
+        term.to_string(),
         heartbeat_ts.map(|ts| ts.to_string()).unwrap_or_default(),
     ];
     let [names @ .., notices_name] = FIELDS;
@@ -283,13 +286,15 @@ mod tests {
                 writer.push(StreamId { ms: *ms, seq: *seq }, "acme", &source, row_id, recipients, payload);
             }
             let mut out = BytesMut::new();
-            write_entry(&mut out, previous, epoch, heartbeat_ts, &writer);
+            let term = TermId(!epoch.0);
+            write_entry(&mut out, previous, (epoch, term), heartbeat_ts, &writer);
             let reply = [format!("*{ARGUMENTS}\r\n").as_bytes(), &out].concat();
             let texts: Vec<String> = Reader::new(&reply).texts().unwrap().into_iter().flatten().collect();
             let (pairs, _) = texts.as_chunks::<2>();
             let field = |name: &str| pairs.iter().find(|[key, _]| key == name).map(|[_, value]| value.clone());
             let entry = LiveEntry::parse(field);
             prop_assert_eq!((entry.previous, entry.epoch, entry.heartbeat_ts), (Some(previous), Some(epoch), heartbeat_ts));
+            prop_assert_eq!(entry.term, term);
             let read = entry.changes().unwrap();
             prop_assert_eq!(read.len(), notices.len());
             for (read, ((ms, seq), table, row_id, (xid, commit_ts), recipients, payload)) in read.iter().zip(&notices) {

@@ -121,6 +121,37 @@ impl FromStr for EpochId {
     }
 }
 
+/// The random identity of a term, one session of a publisher; 16 hexadecimal digits as text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct TermId(pub u64);
+
+impl TermId {
+    /// All sessions of versions that had no terms.
+    pub const EARLIER_VERSIONS: Self = Self(0);
+
+    /// A new random identity.
+    ///
+    /// # Errors
+    /// When the operating system gives no random bits.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        getrandom::u64().map(Self)
+    }
+}
+
+impl fmt::Display for TermId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for TermId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -41,6 +41,8 @@ pub struct Feed {
     place: ReadPosition,
     ready: VecDeque<(FeedEvent, ReadPosition)>,
     has_unread_gap: bool,
+    /// Another session publishes: whether its history contains what was read before, the streams show.
+    is_unverified: bool,
     missing: Missing,
     /// The tenant is paused: what comes waits in the streams.
     is_paused: bool,
@@ -62,12 +64,7 @@ impl Feed {
     ) -> Result<Self, Error> {
         let Member { tenant, user, .. } = subscription.member();
         let handoff = store.handoff(tenant, *user).await?;
-        let now = ReadPosition {
-            epoch: handoff.view.epoch,
-            generation: handoff.generation,
-            position: handoff.view.position,
-        };
-        let place = resume.unwrap_or(now);
+        let place = resume.unwrap_or(handoff.place());
         let mut feed = Self {
             store,
             subscription,
@@ -76,6 +73,7 @@ impl Feed {
             place,
             ready: VecDeque::new(),
             has_unread_gap: false,
+            is_unverified: false,
             missing: handoff.missing,
             is_paused: handoff.is_paused,
             owes_sum_up: handoff.is_paused,
@@ -127,7 +125,7 @@ impl Feed {
             self.take_notice(notice);
         }
         self.has_unread_gap |= signals.is_gap;
-        self.has_unread_gap
+        self.must_read()
     }
 
     /// Reads the history behind the last place.
@@ -136,10 +134,17 @@ impl Feed {
     /// When Redis fails; calling again tries again.
     pub async fn close_gap(&mut self) -> Result<(), Error> {
         self.catch_up().await?;
-        self.has_unread_gap = false;
-        // Changes of devices are in no stream.
-        self.ready.push_back((FeedEvent::DeviceChanged(None), self.place));
+        self.is_unverified = false;
+        if std::mem::take(&mut self.has_unread_gap) {
+            // Changes of devices are in no stream.
+            self.ready.push_back((FeedEvent::DeviceChanged(None), self.place));
+        }
         Ok(())
+    }
+
+    /// History must be read before notices count.
+    fn must_read(&self) -> bool {
+        self.has_unread_gap || self.is_unverified
     }
 
     fn take_notice(&mut self, notice: &Arc<Notice>) {
@@ -157,8 +162,12 @@ impl Feed {
             self.has_unread_gap = true;
             return;
         }
+        if notice.term != self.place.term {
+            self.is_unverified = true;
+            return;
+        }
         // Behind a gap, history tells.
-        if self.has_unread_gap || self.is_paused || notice.id <= self.place.position {
+        if self.must_read() || self.is_paused || notice.id <= self.place.position {
             return;
         }
         if notice.event == "tenant_paused" {
@@ -206,7 +215,7 @@ impl Feed {
                 }
                 Err(error) => return Err(error),
             };
-            reading.position = slice.end;
+            (reading.position, reading.term) = (slice.end, slice.view.term);
             entries.extend(slice.entries);
             if entries.len() > self.replay_max {
                 return self.jump(FeedEvent::ReplayTruncated).await;
@@ -216,6 +225,7 @@ impl Feed {
             }
         }
         self.is_paused = false;
+        self.place.term = reading.term;
         if std::mem::take(&mut self.owes_sum_up) {
             self.ready.push_back((FeedEvent::ReplayTruncated, self.place));
         }
@@ -231,11 +241,7 @@ impl Feed {
     async fn jump(&mut self, event: FeedEvent) -> Result<(), Error> {
         let Member { tenant, user, .. } = self.subscription.member();
         let handoff = self.store.handoff(tenant, *user).await?;
-        self.place = ReadPosition {
-            epoch: handoff.view.epoch,
-            generation: handoff.generation,
-            position: handoff.view.position,
-        };
+        self.place = handoff.place();
         self.is_paused = handoff.is_paused;
         self.ready.push_back((event, self.place));
         Ok(())

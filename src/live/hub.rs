@@ -507,8 +507,8 @@ mod tests {
             let entry = LiveEntry {
                 previous: prev.parse().ok(),
                 epoch: epoch.parse().ok(),
-                heartbeat_ts: None,
                 notices: "[]".to_owned(),
+                ..LiveEntry::default()
             };
             receive(&hub, StreamId { ms, seq: 1 }, &entry, &mut last);
             reader.try_signals().is_some_and(|signals| signals.is_gap)

@@ -15,7 +15,7 @@ use crate::contract::keys::Keys;
 use crate::contract::notice::{ChangeNotice, LiveEntry};
 use crate::core::backoff::Backoff;
 use crate::core::operation::Operation;
-use crate::core::position::{EpochId, StreamId};
+use crate::core::position::{EpochId, StreamId, TermId};
 use crate::live::hub::Hub;
 use crate::net;
 use crate::redis::store::Store;
@@ -38,6 +38,8 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 pub struct Notice {
     /// The change's place.
     pub id: StreamId,
+    /// The term in which it was published; unknown where it was read from a stream.
+    pub term: TermId,
     /// The table.
     pub table: String,
     /// The row's id.
@@ -72,6 +74,7 @@ impl From<Entry> for Notice {
     fn from(entry: Entry) -> Self {
         Self {
             id: entry.id,
+            term: TermId::default(),
             row_id: entry.row_id().map(|id| id.to_string()),
             table: entry.table.to_string(),
             xid: entry.xid.unwrap_or_default(),
@@ -194,7 +197,9 @@ async fn follow(
         for raw in entries {
             count += 1;
             let Ok(id) = raw.id.parse::<StreamId>() else { continue };
-            receive(hub, id, &LiveEntry::parse(|name| raw.get(name)), last);
+            let entry = LiveEntry::parse(|name| raw.get(name));
+            receive(hub, id, &entry, last);
+            store.note_tail(entry.epoch, id);
         }
         if count == 0 {
             // A stream that was recreated can have lower IDs: then no entry would ever follow.
@@ -241,7 +246,7 @@ pub fn receive(hub: &Hub, id: StreamId, entry: &LiveEntry, last: &mut Option<Str
     // A process without readers only needs the freshness.
     if hub.has_readers() {
         match entry.changes() {
-            Ok(changes) => changes.into_iter().for_each(|change| dispatch(hub, change)),
+            Ok(changes) => changes.into_iter().for_each(|change| dispatch(hub, entry.term, change)),
             Err(error) => {
                 tracing::error!(%id, %error, "live entry is malformed; readers return to their streams");
                 hub.deliver_gap();
@@ -259,13 +264,14 @@ pub fn receive(hub: &Hub, id: StreamId, entry: &LiveEntry, last: &mut Option<Str
 }
 
 /// Delivers one notice: caches first, so that no reader finds a stale one, then devices, listeners and readers.
-fn dispatch(hub: &Hub, change: ChangeNotice) {
+fn dispatch(hub: &Hub, term: TermId, change: ChangeNotice) {
     let tenant = change.tenant;
     let data = change.payload.map(|payload| String::from(Box::<str>::from(payload)));
     let mut notices: Vec<(Notice, Option<Vec<Uuid>>)> = Vec::with_capacity(change.groups.len());
     for group in change.groups {
         let notice = Notice {
             id: change.id,
+            term,
             table: change.table.clone(),
             row_id: change.row_id.clone(),
             xid: change.xid,

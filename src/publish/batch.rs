@@ -12,7 +12,7 @@ use crate::contract::stream_name::{Audience, Target};
 use crate::contract::window::WindowEntry;
 use crate::contract::{lua, meta};
 use crate::core::operation::Operation;
-use crate::core::position::StreamId;
+use crate::core::position::{StreamId, TermId};
 use crate::core::resp;
 use crate::core::tenant::state_name;
 use crate::route::outbox::OutboxMessage;
@@ -347,13 +347,14 @@ impl Batch {
     /// Begins an epoch: the whole checkpoint, and a live entry that announces the epoch to API nodes.
     pub fn begin_epoch(&mut self, checkpoint: &Checkpoint) {
         let (key, window, fields) = (self.keys.checkpoint(), self.keys.window(), checkpoint.fields());
+        let terms = self.keys.terms();
         let mut arguments: Vec<&[u8]> = vec![b"HSET", key.as_bytes()];
         for (name, value) in &fields {
             arguments.extend([name.as_bytes(), value.as_bytes()]);
         }
         resp::command(&mut self.commands, &arguments);
         self.queued.push((self.commands.len(), Purpose::Other));
-        self.other(&[b"DEL", window.as_bytes()]);
+        self.other(&[b"DEL", window.as_bytes(), terms.as_bytes()]);
         self.position = Some(checkpoint.position);
         self.announces = true;
     }
@@ -431,7 +432,8 @@ impl Batch {
             for text in ["XADD", &key, &position.to_string()] {
                 resp::argument(out, text.as_bytes());
             }
-            notice::write_entry(out, tail.live, tail.epoch.id, self.heartbeat_ts, &self.notices);
+            let epoch = (tail.epoch.id, tail.term);
+            notice::write_entry(out, tail.live, epoch, self.heartbeat_ts, &self.notices);
             live_index = Some(count);
             count += 1;
             live = position;
@@ -487,6 +489,8 @@ pub(super) struct Tail<'a> {
     pub(super) lane: u32,
     /// The current epoch.
     pub(super) epoch: &'a Epoch,
+    /// The term of this session.
+    pub(super) term: TermId,
     /// ID of the last live entry.
     pub(super) live: StreamId,
     /// Entries that a live stream keeps.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -15,11 +15,12 @@ use super::batch::{Batch, Tail, Written};
 use super::durability::Persistence;
 use super::outcome::{self, Exchange, Outcome, PublishError, Replies};
 use crate::config;
-use crate::contract::checkpoint::{Checkpoint, Epoch, RUN_ID, WRITER};
+use crate::contract::checkpoint::{Checkpoint, Epoch, WRITER};
 use crate::contract::keys::Keys;
 use crate::contract::stream_name::Target;
 use crate::contract::window::WindowEntry;
-use crate::core::position::StreamId;
+use crate::contract::{lua, terms};
+use crate::core::position::{StreamId, TermId};
 use crate::core::resp;
 use crate::core::resp::Reply;
 use crate::net::BoxStream;
@@ -83,6 +84,7 @@ pub struct Connection {
     inbound: BytesMut,
     outbound: Outbound,
     keys: Keys,
+    term: TermId,
     writer: String,
     lane: u32,
     live: StreamId,
@@ -121,13 +123,15 @@ impl Connection {
     /// Connects and logs in.
     pub async fn connect(config: &config::Redis, live_entries_max: u64) -> Result<Self> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
+        let term = TermId::random().context("no random bits from the operating system")?;
         Ok(Self {
             stream: connect::open(config, timeout).await?,
             receive_low_water: 1,
             inbound: BytesMut::with_capacity(READ_BYTES_MIN),
             outbound: Outbound::default(),
             keys: Keys::new(&config.prefix),
-            writer: uuid::Uuid::new_v4().simple().to_string(),
+            term,
+            writer: term.to_string(),
             lane: 0,
             live: StreamId::ZERO,
             live_entries_max,
@@ -146,13 +150,16 @@ impl Connection {
         let run_id = self.info("server", "run_id").await?;
         let persistence = self.persistence().await?;
         let writer = self.writer.clone();
-        let claim: [&[u8]; 6] = [
-            b"HSET",
+        let ended = self.keys.terms();
+        let claim: [&[u8]; 8] = [
+            b"EVAL",
+            lua::TERM.as_bytes(),
+            b"2",
             key.as_bytes(),
-            WRITER.as_bytes(),
+            ended.as_bytes(),
             writer.as_bytes(),
-            RUN_ID.as_bytes(),
             run_id.as_bytes(),
+            terms::KEPT_MAX.as_bytes(),
         ];
         match self.request(&claim).await? {
             Reply::Integer(_) => {}
@@ -314,6 +321,7 @@ impl Connection {
         let tail = Tail {
             lane: self.lane,
             epoch,
+            term: self.term,
             live: self.live,
             live_entries_max: self.live_entries_max,
             sequence: self.sequence,

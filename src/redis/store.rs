@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -18,8 +18,9 @@ use crate::contract::entry::Entry;
 use crate::contract::keys::Keys;
 use crate::contract::meta::{self, Meta};
 use crate::contract::stream_name::Target;
+use crate::contract::terms::{self, Continuity};
 use crate::contract::window::WindowEntry;
-use crate::core::position::{EpochId, StreamId};
+use crate::core::position::{EpochId, StreamId, TermId};
 use crate::core::resp::{self, RespError, transaction};
 use crate::redis::range::Connections;
 use crate::redis::shared::SharedConnection;
@@ -27,6 +28,13 @@ use crate::telemetry::metrics::Operations;
 
 /// Most entries read at once from one stream.
 const READ_MAX: usize = 1000;
+
+/// How long a reader ahead of the streams waits for them, before it counts as one of a lost history. A stale server is
+/// replaced within this time, or a session of the publisher begins, which decides.
+const AHEAD_GRACE: Duration = Duration::from_secs(5);
+
+/// Shortest time between two renewals of connections by doubtful reads.
+const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why nothing could be read.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +57,9 @@ pub enum Error {
     /// The replicator has not published that position.
     #[error("the replicator has not published that position yet")]
     NotPublished,
+    /// The reader is ahead of the streams.
+    #[error("the reader's position is beyond what is published: Redis lags or was set back")]
+    NotReached,
     /// A stream of the user takes no entries, and all that it has is read: what follows is missing.
     #[error("a stream of this user has stopped: `posduif stream list` shows the cause")]
     Stopped,
@@ -76,6 +87,8 @@ pub struct ReadPosition {
     pub epoch: EpochId,
     /// The tenant's generation that it belongs to.
     pub generation: i64,
+    /// The term in which it was received.
+    pub term: TermId,
     /// Everything up to here was read.
     pub position: StreamId,
 }
@@ -102,6 +115,16 @@ pub enum Read {
     Broken(View),
 }
 
+impl Read {
+    /// The checkpoint at that moment.
+    fn view(&self) -> &View {
+        match self {
+            Self::Slice(slice) => &slice.view,
+            Self::Broken(view) => view,
+        }
+    }
+}
+
 /// What a snapshot needs before it is taken.
 #[derive(Debug, Clone)]
 pub struct Handoff {
@@ -115,6 +138,18 @@ pub struct Handoff {
     pub missing: Missing,
     /// Delivery is paused.
     pub is_paused: bool,
+}
+
+impl Handoff {
+    /// The place behind everything that is published.
+    pub fn place(&self) -> ReadPosition {
+        ReadPosition {
+            epoch: self.view.epoch,
+            generation: self.generation,
+            term: self.view.term,
+            position: self.view.position,
+        }
+    }
 }
 
 /// Which of a user's streams do not exist.
@@ -145,7 +180,19 @@ struct Shared {
     operations: Operations,
     /// The last entry that a reader of this process received.
     furthest: Mutex<StreamId>,
+    /// What the live tail has received.
+    tail: Mutex<Option<(EpochId, StreamId)>>,
+    /// Since when a reader is ahead of the streams of a term, and how far.
+    ahead: Mutex<Option<NotReached>>,
+    /// When a doubtful read last renewed the connections.
+    renewed: Mutex<Option<Instant>>,
     timeout: Duration,
+}
+
+struct NotReached {
+    term: TermId,
+    position: StreamId,
+    since: Instant,
 }
 
 impl std::fmt::Debug for Store {
@@ -166,6 +213,9 @@ impl Store {
             ranges: Connections::new(config, operations.clone()),
             keys: Keys::new(&config.prefix),
             furthest: Mutex::new(StreamId::ZERO),
+            tail: Mutex::default(),
+            ahead: Mutex::default(),
+            renewed: Mutex::default(),
             operations,
             timeout,
         })))
@@ -253,22 +303,95 @@ impl Store {
     /// The entries behind a position, up to about `limit`, but no more than 1,000 of each stream. All of them are in
     /// memory together, so a caller that does not know their size passes a small limit.
     pub async fn read(&self, tenant: &str, user: Uuid, place: ReadPosition, limit: usize) -> Result<Read, Error> {
+        let mut reading = self.read_once(tenant, user, place, limit).await?;
+        if self.is_doubtful(&reading) && self.renew_if_due() {
+            reading = self.read_once(tenant, user, place, limit).await?;
+        }
+        let (read, continuity) = reading;
+        match continuity {
+            Continuity::NotReached if self.is_awaited(read.view(), place.position) => Err(Error::NotReached),
+            _ => Ok(read),
+        }
+    }
+
+    /// Whether a read may be of a server that lags: the reader, or the live tail, has received more.
+    fn is_doubtful(&self, (read, continuity): &(Read, Continuity)) -> bool {
+        let view = read.view();
+        let is_behind = |(epoch, position)| epoch != view.epoch || position > view.position;
+        matches!(continuity, Continuity::NotReached | Continuity::Unknown) || self.0.tail.lock().is_some_and(is_behind)
+    }
+
+    /// Renews the connections, unless that was done a moment ago.
+    fn renew_if_due(&self) -> bool {
+        let mut renewed = self.0.renewed.lock();
+        if renewed.is_some_and(|at| at.elapsed() < RENEW_INTERVAL) {
+            return false;
+        }
+        *renewed = Some(Instant::now());
+        self.renew();
+        true
+    }
+
+    /// Whether the streams are expected to reach a position that is ahead of them.
+    fn is_awaited(&self, view: &View, position: StreamId) -> bool {
+        let mut ahead = self.0.ahead.lock();
+        match &mut *ahead {
+            // Behind the former position, the streams have made up for it.
+            Some(ahead) if ahead.term == view.term && ahead.position > view.position => {
+                ahead.position = ahead.position.max(position);
+                ahead.since.elapsed() < AHEAD_GRACE
+            }
+            _ => {
+                *ahead = Some(NotReached {
+                    term: view.term,
+                    position,
+                    since: Instant::now(),
+                });
+                true
+            }
+        }
+    }
+
+    /// Records what the live tail has received: a read below is of a server that lags.
+    pub fn note_tail(&self, epoch: Option<EpochId>, position: StreamId) {
+        *self.0.tail.lock() = epoch.map(|epoch| (epoch, position));
+    }
+
+    /// The checkpoint, and whether everything up to a place of its epoch is in the streams.
+    pub async fn verify(&self, place: ReadPosition) -> Result<(View, Continuity), Error> {
+        let (mut pipe, terms) = (redis::pipe(), self.0.keys.terms());
+        pipe.atomic();
+        checkpoint_command(&mut pipe, &self.0.keys);
+        pipe.hget(&terms, place.term.to_string());
+        let (fields, ended): (Vec<Option<String>>, Option<String>) = self.query(&pipe).await?;
+        let view = parse_view(&fields)?;
+        Ok((view, verify(place, &view, ended)))
+    }
+
+    async fn read_once(
+        &self,
+        tenant: &str,
+        user: Uuid,
+        place: ReadPosition,
+        limit: usize,
+    ) -> Result<(Read, Continuity), Error> {
         let (inbox, shared) = (self.0.keys.inbox(tenant, &user.to_string()), self.0.keys.shared(tenant));
         let (meta, checkpoint) = (self.0.keys.meta(tenant), self.0.keys.checkpoint());
-        let stopped = self.0.keys.stopped();
+        let (stopped, terms, term) = (self.0.keys.stopped(), self.0.keys.terms(), place.term.to_string());
         let name: Arc<str> = tenant.into();
         let names = [Target::Inbox(name.clone(), user), Target::Shared(name)].map(|target| target.name());
         let count = limit.clamp(1, READ_MAX);
         let (from, count_text) = (place.position.next().to_string(), count.to_string());
         let [generation, state, trim_shared, trim_inbox] = meta::fields_of_reader(user);
-        let [epoch, base, position, published] = View::FIELDS;
-        let commands: [&[&str]; 6] = [
+        let [epoch, base, position, published, writer] = View::FIELDS;
+        let commands: [&[&str]; 7] = [
             &["XRANGE", &inbox, &from, "+", "COUNT", &count_text],
             &["XRANGE", &shared, &from, "+", "COUNT", &count_text],
             &["EXISTS", &inbox, &shared],
             &["HMGET", &meta, &generation, &state, &trim_shared, &trim_inbox],
-            &["HMGET", &checkpoint, epoch, base, position, published],
+            &["HMGET", &checkpoint, epoch, base, position, published, writer],
             &["HMGET", &stopped, &names[0], &names[1]],
+            &["HMGET", &terms, &term],
         ];
         let reply = self.transact(&commands).await?;
         let mut replies = transaction(&reply, commands.len())?;
@@ -276,6 +399,7 @@ impl Store {
         let common = Entry::read_range(&mut replies, &reply)?;
         let existing = replies.integer()?;
         let (meta, checkpoint, stopped) = (replies.texts()?, replies.texts()?, replies.texts()?);
+        let ended = replies.texts()?.into_iter().flatten().next();
 
         let view = parse_view(&checkpoint)?;
         let meta = Meta::parse(meta);
@@ -284,7 +408,11 @@ impl Store {
         }
         let is_known = view.epoch == place.epoch && meta.generation == Some(place.generation);
         if !is_known || existing != 2 || meta.is_trimmed_after(place.position) {
-            return Ok(Read::Broken(view));
+            return Ok((Read::Broken(view), Continuity::Valid));
+        }
+        let continuity = verify(place, &view, ended);
+        if continuity != Continuity::Valid {
+            return Ok((Read::Broken(view), continuity));
         }
         let read = merge(mine, common, count, place.position, view);
         if let Read::Slice(slice) = &read {
@@ -292,13 +420,13 @@ impl Store {
                 return if stopped.iter().any(Option::is_some) {
                     Err(Error::Stopped)
                 } else {
-                    Ok(read)
+                    Ok((read, continuity))
                 };
             };
             let mut furthest = self.0.furthest.lock();
             *furthest = last.id.max(*furthest);
         }
-        Ok(read)
+        Ok((read, continuity))
     }
 
     /// The last entry that a reader of this process received: cached rows must not be older.
@@ -378,6 +506,12 @@ fn checkpoint_command<'a>(pipe: &'a mut Pipeline, keys: &Keys) -> &'a mut Pipeli
 
 fn parse_view(values: &[Option<String>]) -> Result<View, Error> {
     View::parse(values).ok_or(Error::NoCheckpoint)
+}
+
+/// Checks a place of the view's epoch with what Redis has of its term, if that has ended.
+fn verify(place: ReadPosition, view: &View, ended: Option<String>) -> Continuity {
+    let ended = ended.and_then(|text| text.parse().ok());
+    terms::verify(place.term, place.position, view, ended)
 }
 
 /// Merges two ranges that were each cut at `count` entries.

@@ -10,19 +10,22 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use crate::core::position::{EpochId, StreamId};
+use crate::core::position::{EpochId, StreamId, TermId};
 use crate::redis::store::ReadPosition;
 
-/// Incremented when the layout changes; older cursors are refused and their devices get a snapshot.
-const VERSION: u8 = 1;
+/// Incremented when the layout changes.
+const VERSION: u8 = 2;
+
+/// Cursors without a term; they are accepted as of the term of all earlier versions, but continue no snapshot of a table.
+const VERSION_WITHOUT_TERM: u8 = 1;
 
 /// The authentication code is truncated to 128 bits (RFC 2104, section 5).
 const TAG_BYTES: usize = 16;
 
-const STREAM_BYTES: usize = 1 + 1 + 8 + 8 + 8 + 8;
+const STREAM_BYTES: usize = 1 + 1 + 8 + 8 + 8 + 8 + 8;
 
 /// Without the id, which follows.
-const PAGE_BYTES: usize = 1 + 8;
+const PAGE_BYTES: usize = 1 + 8 + 8;
 
 /// Longest id of a row after which a page can start.
 pub const ID_BYTES_MAX: usize = 512;
@@ -32,6 +35,8 @@ pub const ID_BYTES_MAX: usize = 512;
 pub struct PageStart {
     /// The kind of rows.
     pub phase: u8,
+    /// The rule, where the rows are of a rule's table; else 0.
+    pub rule: u64,
     /// After the row of this time, µs since 1970, where rows are ordered by time …
     pub created_at: i64,
     /// … and this id.
@@ -125,10 +130,12 @@ impl CursorKey {
         bytes.push(u8::from(cursor.page.is_some()));
         bytes.extend_from_slice(&cursor.place.epoch.0.to_be_bytes());
         bytes.extend_from_slice(&cursor.place.generation.to_be_bytes());
+        bytes.extend_from_slice(&cursor.place.term.0.to_be_bytes());
         bytes.extend_from_slice(&cursor.place.position.ms.to_be_bytes());
         bytes.extend_from_slice(&cursor.place.position.seq.to_be_bytes());
         if let Some(page) = &cursor.page {
             bytes.push(page.phase);
+            bytes.extend_from_slice(&page.rule.to_be_bytes());
             bytes.extend_from_slice(&page.created_at.to_be_bytes());
             bytes.extend_from_slice(page.id.as_bytes());
         }
@@ -150,35 +157,61 @@ impl CursorKey {
         if !std::iter::once(&self.mac).chain(&self.previous).any(is_ours) {
             return Err(InvalidCursor);
         }
-        let has_page = match (payload.first(), payload.get(1), length) {
-            (Some(&VERSION), Some(0), STREAM_BYTES) => false,
-            (Some(&VERSION), Some(1), length) if length >= STREAM_BYTES + PAGE_BYTES => true,
+        let mut fields = Fields(payload);
+        let has_term = match fields.byte()? {
+            VERSION => true,
+            VERSION_WITHOUT_TERM => false,
             _ => return Err(InvalidCursor),
         };
-        let number = |offset: usize| -> Result<u64, InvalidCursor> {
-            let bytes = payload.get(offset..offset + 8).ok_or(InvalidCursor)?;
-            bytes.try_into().map(u64::from_be_bytes).map_err(|_| InvalidCursor)
+        let has_page = match fields.byte()? {
+            0 => false,
+            1 => true,
+            _ => return Err(InvalidCursor),
+        };
+        let place = ReadPosition {
+            epoch: EpochId(fields.number()?),
+            generation: fields.number()?.cast_signed(),
+            term: if has_term {
+                TermId(fields.number()?)
+            } else {
+                TermId::EARLIER_VERSIONS
+            },
+            position: StreamId {
+                ms: fields.number()?,
+                seq: fields.number()?,
+            },
         };
         let page = if has_page {
             Some(PageStart {
-                phase: payload[STREAM_BYTES],
-                created_at: number(STREAM_BYTES + 1)?.cast_signed(),
-                id: String::from_utf8(payload[STREAM_BYTES + PAGE_BYTES..].to_vec()).map_err(|_| InvalidCursor)?,
+                phase: fields.byte()?,
+                rule: if has_term { fields.number()? } else { 0 },
+                created_at: fields.number()?.cast_signed(),
+                id: String::from_utf8(std::mem::take(&mut fields.0).to_vec()).map_err(|_| InvalidCursor)?,
             })
         } else {
             None
         };
-        Ok(Cursor {
-            place: ReadPosition {
-                epoch: EpochId(number(2)?),
-                generation: number(10)?.cast_signed(),
-                position: StreamId {
-                    ms: number(18)?,
-                    seq: number(26)?,
-                },
-            },
-            page,
-        })
+        if !fields.0.is_empty() {
+            return Err(InvalidCursor);
+        }
+        Ok(Cursor { place, page })
+    }
+}
+
+/// What is left of a payload.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn byte(&mut self) -> Result<u8, InvalidCursor> {
+        let (byte, rest) = self.0.split_first().ok_or(InvalidCursor)?;
+        self.0 = rest;
+        Ok(*byte)
+    }
+
+    fn number(&mut self) -> Result<u64, InvalidCursor> {
+        let (number, rest) = self.0.split_first_chunk().ok_or(InvalidCursor)?;
+        self.0 = rest;
+        Ok(u64::from_be_bytes(*number))
     }
 }
 
@@ -188,17 +221,42 @@ mod tests {
     use proptest::prelude::*;
 
     fn cursors() -> impl Strategy<Value = Cursor> {
-        let page = proptest::option::of((any::<u8>(), any::<i64>(), ".{0,40}"));
-        (any::<u64>(), any::<i64>(), any::<u64>(), any::<u64>(), page).prop_map(|(epoch, generation, ms, seq, page)| {
-            Cursor {
-                place: ReadPosition {
-                    epoch: EpochId(epoch),
-                    generation,
-                    position: StreamId { ms, seq },
-                },
-                page: page.map(|(phase, created_at, id)| PageStart { phase, created_at, id }),
-            }
-        })
+        let page = (any::<u8>(), any::<u64>(), any::<i64>(), ".{0,40}");
+        let page = page.prop_map(|(phase, rule, created_at, id)| PageStart {
+            phase,
+            rule,
+            created_at,
+            id,
+        });
+        let place = any::<(u64, i64, u64, u64, u64)>().prop_map(|(epoch, generation, term, ms, seq)| ReadPosition {
+            epoch: EpochId(epoch),
+            generation,
+            term: TermId(term),
+            position: StreamId { ms, seq },
+        });
+        (place, proptest::option::of(page)).prop_map(|(place, page)| Cursor { place, page })
+    }
+
+    /// As versions without terms wrote them.
+    fn encode_without_term(key: &CursorKey, cursor: &Cursor) -> String {
+        let place = cursor.place;
+        let mut bytes = vec![VERSION_WITHOUT_TERM, u8::from(cursor.page.is_some())];
+        for number in [
+            place.epoch.0,
+            place.generation.cast_unsigned(),
+            place.position.ms,
+            place.position.seq,
+        ] {
+            bytes.extend_from_slice(&number.to_be_bytes());
+        }
+        if let Some(page) = &cursor.page {
+            bytes.push(page.phase);
+            bytes.extend_from_slice(&page.created_at.to_be_bytes());
+            bytes.extend_from_slice(page.id.as_bytes());
+        }
+        let tag = CursorKey::tag(&key.mac, "demo", Owner::Device("d1"), &bytes);
+        bytes.extend_from_slice(&tag);
+        BASE64.encode(bytes)
     }
 
     proptest! {
@@ -207,6 +265,17 @@ mod tests {
             let key = CursorKey::derive("secret");
             let text = key.encode("demo", Owner::Device("d1"), &cursor);
             prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+            prop_assert_eq!(key.decode("demo", Owner::Device("d1"), &text), Ok(cursor));
+        }
+
+        #[test]
+        fn cursor_of_an_earlier_version_has_no_term(mut cursor in cursors()) {
+            let key = CursorKey::derive("secret");
+            let text = encode_without_term(&key, &cursor);
+            cursor.place.term = TermId::EARLIER_VERSIONS;
+            if let Some(page) = &mut cursor.page {
+                page.rule = 0;
+            }
             prop_assert_eq!(key.decode("demo", Owner::Device("d1"), &text), Ok(cursor));
         }
 

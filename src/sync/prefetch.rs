@@ -87,13 +87,13 @@ fn key(device: &DevicePrincipal) -> Key {
 }
 
 /// The prefetched range if the streams, as read now, still reach back to it. A range that reached the end of the streams is
-/// not used: more may have been added since.
+/// not used: more may have been added since. Neither is one of another term: servers may have been set back since.
 pub async fn if_still_valid(now: &Read, prefetched: Option<Prefetched>) -> Option<Range> {
     let (Read::Slice(now), Some(prefetched)) = (now, prefetched) else {
         return None;
     };
     let range = prefetched.await.ok()?.ok()??;
-    range.has_more.then_some(Range {
+    (range.has_more && range.term == now.view.term).then_some(Range {
         published: now.view.published,
         ..range
     })
@@ -107,7 +107,7 @@ mod tests {
     use crate::accounts::users::UserType;
     use crate::contract::checkpoint::View;
     use crate::core::position::EpochId;
-    use crate::core::position::StreamId;
+    use crate::core::position::{StreamId, TermId};
     use crate::core::tenant::Tenant;
     use crate::redis::store::Slice;
 
@@ -137,6 +137,7 @@ mod tests {
         ReadPosition {
             epoch: EpochId(1),
             generation: 0,
+            term: TermId(1),
             position: id(ms),
         }
     }
@@ -145,6 +146,7 @@ mod tests {
         Range {
             versions: Vec::new(),
             has_more,
+            term: TermId(1),
             published: id(published),
         }
     }
@@ -179,6 +181,7 @@ mod tests {
             base: 0,
             position: id(20),
             published: id(20),
+            term: TermId(1),
         };
         let there = Read::Slice(Slice {
             entries: Vec::new(),
@@ -194,6 +197,11 @@ mod tests {
         assert_eq!(published(&there, range(9, true)).await, Some(id(20)));
         // The end of the streams may have moved.
         assert_eq!(published(&there, range(9, false)).await, None);
+        let other_term = Range {
+            term: TermId(2),
+            ..range(9, true)
+        };
+        assert_eq!(published(&there, other_term).await, None);
         assert_eq!(published(&Read::Broken(view), range(9, true)).await, None);
     }
 }

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::item::{self, Version};
 use crate::contract::entry::Entry;
-use crate::core::position::StreamId;
+use crate::core::position::{StreamId, TermId};
 use crate::redis::store::{Error, Read, ReadPosition, Store};
 
 /// Entries of the first read, before their size is known.
@@ -30,6 +30,8 @@ pub struct Range {
     pub versions: Vec<Version>,
     /// More follows.
     pub has_more: bool,
+    /// The term in which it was read.
+    pub term: TermId,
     /// The published checkpoint.
     pub published: StreamId,
 }
@@ -55,7 +57,7 @@ pub async fn gather(
         let Read::Slice(slice) = read else {
             return Ok(None);
         };
-        place.position = slice.end;
+        (place.position, place.term) = (slice.end, slice.view.term);
         bytes += slice.entries.iter().map(Entry::bytes).sum::<usize>();
         let count = versions.len() + slice.entries.len();
         let room = bounds.limit.saturating_sub(count);
@@ -70,6 +72,7 @@ pub async fn gather(
             return Ok(Some(Range {
                 versions,
                 has_more,
+                term: place.term,
                 published: slice.view.published,
             }));
         }

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use postgres_types::Type;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::cursor::{ID_BYTES_MAX, PageStart};
@@ -53,7 +54,7 @@ impl From<crate::postgres::Error> for Error {
 const RECEIVED: u8 = 0;
 const SENT: u8 = 1;
 const USERS: u8 = 2;
-/// The first of the rules' tables; one phase each.
+/// The rules' tables, in the order of [`ordered`].
 const TABLES: u8 = 3;
 /// Not a phase of a device's snapshot, but a list of a user's encrypted state; see [`super::states`].
 pub const STATES: u8 = u8::MAX;
@@ -72,14 +73,46 @@ pub struct Page {
 pub fn phase_start(phase: u8) -> PageStart {
     PageStart {
         phase,
+        rule: 0,
         created_at: i64::MIN,
         id: String::new(),
     }
 }
 
-/// Whether snapshots under these rules have a phase.
-pub fn is_phase(phase: u8, rules: &[Rule]) -> bool {
-    usize::from(phase) < usize::from(TABLES) + rules.len()
+/// Whether snapshots under these rules have this page.
+pub fn is_page(start: &PageStart, rules: &[Rule]) -> bool {
+    match start.phase {
+        RECEIVED | SENT | USERS => true,
+        TABLES => rules.iter().any(|rule| digest(rule) == start.rule),
+        _ => false,
+    }
+}
+
+/// Identifies a rule by the rows that it selects.
+fn digest(rule: &Rule) -> u64 {
+    let selection = serde_json::to_vec(&(&rule.table, &rule.to, &rule.when)).unwrap_or_default();
+    let digest = Sha256::digest(selection);
+    digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+/// Rules in the order of pages. It does not depend on the configuration's order, which may change between two pages.
+fn ordered(rules: &[Rule]) -> Vec<(u64, &Rule)> {
+    let mut ordered: Vec<(u64, &Rule)> = rules.iter().map(|rule| (digest(rule), rule)).collect();
+    ordered.sort_by_key(|(digest, rule)| (&rule.table, *digest));
+    ordered
+}
+
+/// The start of what follows a kind of rows; `None` when the stream takes over.
+fn following(start: &PageStart, rules: &[(u64, &Rule)]) -> Option<PageStart> {
+    let next = match start.phase {
+        RECEIVED | SENT => return Some(phase_start(start.phase + 1)),
+        USERS => 0,
+        _ => rules.iter().position(|(digest, _)| *digest == start.rule)? + 1,
+    };
+    rules.get(next).map(|(digest, _)| PageStart {
+        rule: *digest,
+        ..phase_start(TABLES)
+    })
 }
 
 /// The user and the tables of a snapshot.
@@ -109,9 +142,8 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
     let position = unseen.map(|entry| entry.first.previous()).min();
     Ok(ReadPosition {
-        epoch: handoff.view.epoch,
-        generation: handoff.generation,
         position: position.map_or(handoff.view.position, |position| position.min(handoff.view.position)),
+        ..handoff.place()
     })
 }
 
@@ -143,18 +175,18 @@ pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant,
 
 /// Reads a page of at most `limit` rows and about `bytes_max` bytes.
 pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: usize) -> Result<Page, Error> {
-    let end = usize::from(TABLES) + scope.rules.len();
+    let rules = ordered(scope.rules);
     let mut page = Page {
         items: Vec::new(),
         pending: Vec::new(),
         next: None,
     };
     let mut bytes = 0;
-    let mut start = start;
-    while usize::from(start.phase) < end {
+    let mut next = Some(start);
+    while let Some(mut start) = next {
         let room = limit - page.items.len();
-        let phase = start.phase;
-        let rows = rows(scope, &start, room).await?;
+        let after = following(&start, &rules);
+        let rows = rows(scope, &rules, &start, room).await?;
         let is_last = rows.len() < room;
         for row in rows {
             if row.next.id.len() > ID_BYTES_MAX {
@@ -173,7 +205,7 @@ pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: u
             page.next = Some(start);
             return Ok(page);
         }
-        start = phase_start(phase + 1);
+        next = after;
     }
     Ok(page)
 }
@@ -184,14 +216,19 @@ struct SnapshotRow {
     next: PageStart,
 }
 
-async fn rows(scope: Scope<'_>, start: &PageStart, limit: usize) -> Result<Vec<SnapshotRow>, Error> {
+async fn rows(
+    scope: Scope<'_>,
+    rules: &[(u64, &Rule)],
+    start: &PageStart,
+    limit: usize,
+) -> Result<Vec<SnapshotRow>, Error> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let statement = match start.phase {
         RECEIVED => sql!("sync/snapshot_received"),
         SENT => sql!("sync/snapshot_sent"),
         USERS => sql!("sync/snapshot_users"),
-        phase => match scope.rules.get(usize::from(phase - TABLES)) {
-            Some(rule) => return table_rows(scope, rule, start, limit).await,
+        _ => match rules.iter().find(|(digest, _)| *digest == start.rule) {
+            Some((_, rule)) => return table_rows(scope, rule, start, limit).await,
             None => return Ok(Vec::new()),
         },
     };
@@ -222,6 +259,7 @@ async fn rows(scope: Scope<'_>, start: &PageStart, limit: usize) -> Result<Vec<S
             pending,
             next: PageStart {
                 phase: start.phase,
+                rule: 0,
                 created_at: row.try_get("created_at_micros").map_err(feature::Error::from)?,
                 id: row.try_get::<_, Uuid>("id").map_err(feature::Error::from)?.to_string(),
             },
@@ -275,4 +313,40 @@ fn to_json(value: &impl serde::Serialize) -> Result<Text, feature::Error> {
     serde_json::to_string(value)
         .map(Text::from)
         .map_err(|error| feature::Error::Internal(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_of_rules_in_the_configuration_does_not_change_pages() {
+        let rules = ["b", "a", "c", "a"].map(|table| Rule::built_in(table, "user_id", "change", &[]));
+        let mut rules = rules.to_vec();
+        rules[3].to = vec!["tenant".into()];
+        let pages = |rules: &[Rule]| {
+            let mut pages = Vec::new();
+            let mut next = Some(phase_start(0));
+            while let Some(start) = next {
+                assert!(is_page(&start, rules));
+                next = following(&start, &ordered(rules));
+                pages.push(start);
+            }
+            pages
+        };
+        let before = pages(&rules);
+        assert_eq!(before.len(), usize::from(TABLES) + rules.len());
+        rules.reverse();
+        rules[0].event = "renamed".into();
+        assert_eq!(pages(&rules), before);
+        // What another rule selects is not continued.
+        let removed = rules.remove(1);
+        assert!(!is_page(
+            &PageStart {
+                rule: digest(&removed),
+                ..phase_start(TABLES)
+            },
+            &rules
+        ));
+    }
 }

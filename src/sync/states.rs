@@ -203,6 +203,7 @@ async fn changes(sources: Sources<'_>, request: Request<'_>, mut place: ReadPosi
             return Ok(None);
         };
         read_entries += slice.entries.len();
+        place.term = slice.view.term;
         for entry in slice.entries {
             if found.len() >= request.limit || bytes >= request.bytes_max {
                 break 'all true;

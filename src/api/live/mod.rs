@@ -25,6 +25,7 @@ use crate::accounts::sessions::Watch;
 use crate::api::App;
 use crate::api::auth::WebPrincipal;
 use crate::api::request::Request;
+use crate::contract::terms::Continuity;
 use crate::core::slots::Slot;
 use crate::core::tenant::Tenant;
 use crate::http::error::{Code, Error};
@@ -511,8 +512,13 @@ async fn resume_place(app: &App, reader: &Reader, text: &str) -> Result<ReadPosi
         let state = device_state::read(&app.store, tenant, &device.device_id).await?;
         if let Some((epoch, acknowledged)) = state.acknowledged
             && epoch == place.epoch
+            && acknowledged > place.position
         {
-            place.position = place.position.max(acknowledged);
+            // A place of a lost history stays as it is, so that the feed resets.
+            let (view, continuity) = app.store.verify(place).await?;
+            if continuity == Continuity::Valid {
+                (place.position, place.term) = (acknowledged, view.term);
+            }
         }
     }
     Ok(place)

@@ -27,6 +27,7 @@ use super::tables;
 use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::loader::Loader;
 use crate::config::rule::Rule;
+use crate::contract::terms::Continuity;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
@@ -180,7 +181,9 @@ impl Incoming {
         if let (None, Some((_, since))) = (&delivery.start, request.since) {
             return self.messages_since(&delivery, since).await;
         }
-        self.flush(&mut delivery).await?;
+        if self.is_history(&delivery).await? {
+            self.flush(&mut delivery).await?;
+        }
         let page = self.read(&mut delivery).await?;
         self.record(delivery, page).await
     }
@@ -195,8 +198,16 @@ impl Incoming {
         let started = Instant::now();
         let tenant = &device.tenant.name;
         let cursor = self.decode(device, text)?;
-        let state = device_state::read(&self.store, tenant, &device.device_id).await?;
-        let mut update = self.flush_until(device, &state, &cursor, text).await?;
+        let (state, is_history) = tokio::join!(
+            device_state::read(&self.store, tenant, &device.device_id),
+            self.covers(cursor.place)
+        );
+        let state = state?;
+        let mut update = if is_history? {
+            self.flush_until(device, &state, &cursor, text).await?
+        } else {
+            Update::default()
+        };
         update.last_sync_ms = Some(Utc::now().timestamp_millis());
         update.error = state.error.is_some().then(String::new);
         device_state::write(&self.store, tenant, &device.device_id, &update).await?;
@@ -267,6 +278,21 @@ impl Incoming {
             start,
             range,
         })
+    }
+
+    /// Whether everything before the start is in the streams. What only a lost history contained must not count as
+    /// acknowledged.
+    async fn is_history(&self, delivery: &Delivery<'_>) -> Result<bool, store::Error> {
+        match (&delivery.start, &delivery.range) {
+            (Some((cursor, _)), Some(Ok(None) | Err(store::Error::NotReached))) => self.covers(cursor.place).await,
+            _ => Ok(true),
+        }
+    }
+
+    /// Whether everything before a place is in the streams, or in those of an epoch that has ended.
+    async fn covers(&self, place: ReadPosition) -> Result<bool, store::Error> {
+        let (view, continuity) = self.store.verify(place).await?;
+        Ok(view.epoch != place.epoch || continuity == Continuity::Valid)
     }
 
     /// Acknowledges everything before the start. Without Postgres the acknowledgement is postponed: rows are more
@@ -349,7 +375,7 @@ impl Incoming {
                     page: Some(page),
                 },
                 _,
-            )) if snapshot::is_phase(page.phase, &self.rules) => {
+            )) if snapshot::is_page(page, &self.rules) => {
                 // If the stream has gone, this snapshot would end in another one.
                 let resumed = match self.store.read(&device.tenant.name, device.user_id, *place, 1).await? {
                     Read::Slice(_) => Some((*place, page.clone())),
@@ -357,7 +383,7 @@ impl Incoming {
                 };
                 self.snapshot_page(device, resumed, request).await
             }
-            // No cursor, or one of a removed rule, or of a list of encrypted state.
+            // No cursor, or one of a changed or removed rule, or of a list of encrypted state.
             _ => self.snapshot_page(device, None, request).await,
         }
     }
@@ -392,6 +418,7 @@ impl Incoming {
     ) -> Result<Page, Error> {
         let place = ReadPosition {
             position: range.end().unwrap_or(start.position),
+            term: range.term,
             ..start
         };
         if range.has_more {

@@ -43,6 +43,8 @@ impl Incoming {
         let mut place = ReadPosition {
             epoch,
             generation: handoff.generation,
+            // Both are of one Redis.
+            term: handoff.view.term,
             position: acknowledged,
         };
         let mut rows = HashSet::new();
@@ -62,7 +64,7 @@ impl Incoming {
             if !slice.has_more {
                 break;
             }
-            place.position = slice.end;
+            (place.position, place.term) = (slice.end, slice.view.term);
         }
         Ok(rows.len())
     }
