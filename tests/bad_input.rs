@@ -98,6 +98,10 @@ const LINES: &[Line] = &[
         ..line("POST", "/api/auth/refresh", Access::Public)
     },
     line("POST", "/api/auth/logout", Access::User),
+    Line {
+        fields: &[("current", Takes::Text), ("new", Takes::Text)],
+        ..line("POST", "/api/auth/password", Access::User)
+    },
     line("GET", "/api/auth/sessions", Access::User),
     line("DELETE", "/api/auth/sessions", Access::User),
     line("DELETE", "/api/auth/sessions/{id}", Access::User),
@@ -409,6 +413,7 @@ impl Scene {
             }
             "/api/auth/refresh" => json!({"refresh_token": "x".repeat(64)}),
             "/api/auth/login" => json!({"tenant": "acme", "username": "bob", "password": "wrong, so nothing happens"}),
+            "/api/auth/password" => json!({"current": "wrong, so nothing happens", "new": "another horse"}),
             "/api/messages" => json!({"recipient_id": self.office.joe_id, "content": "hi"}),
             "/api/messages/{id}" => json!({"content": "hi again"}),
             "/api/enrollment/create" => json!({"user_id": self.office.joe_id}),

@@ -45,7 +45,9 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
         steps,
         json!([
             {"schema": "posduif", "migration": "0001_control", "direction": "up"},
+            {"schema": "posduif", "migration": "0002_upload_ledger", "direction": "up"},
             {"schema": "posduif", "migration": "0003_tables", "direction": "up"},
+            {"schema": "posduif", "migration": "0004_stamps", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -55,7 +57,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(3), "tenant_acme": clean(7)})
+        json!({"posduif": clean(4), "tenant_acme": clean(8)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -71,7 +73,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0003_tables of posduif, with the tables tables"),
+        complaint.contains("0004_stamps of posduif, with the columns credentials.stamp"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
@@ -96,13 +98,13 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
          tenant_acme rolled back 0002_upload\ntenant_acme rolled back 0001_tenant\n"
     );
     assert_eq!(migrate("down").await.text(), "nothing to do\n");
-    let complaint = migrate("down 2 --schema posduif --yes").await.complaint(1);
+    let complaint = migrate("down 99 --schema posduif --yes").await.complaint(1);
     assert!(complaint.contains("tenants"), "{complaint}");
     migrate("up").await.text();
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 3\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 4\ntenant_acme 1\n");
     migrate("force 8 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();

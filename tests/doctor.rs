@@ -200,6 +200,7 @@ async fn doctor_beside_running_engine_checks_everything_and_passes() {
         "redis.streams",
         "redis.version",
         "host.file_descriptors",
+        "engine.proxies",
     ] {
         assert_eq!(checks[name]["level"], "ok", "{name}: {}", checks[name]);
     }
@@ -514,4 +515,28 @@ async fn manual_and_completions_have_every_command() {
         }
         std::fs::remove_file(&file).unwrap();
     }
+}
+
+#[tokio::test]
+async fn doctor_warns_of_a_proxy_that_is_not_listed() {
+    let office = Office::open().await;
+    let judged =
+        async || by_name(&report(&posduif_says(&office.world, "doctor --json").await))["engine.proxies"].clone();
+    assert_eq!(judged().await["level"], "ok");
+    office
+        .anybody
+        .with("x-forwarded-for", "203.0.113.7")
+        .get("/health")
+        .await;
+    let check = eventually("the proxy is noted", || async {
+        let check = judged().await;
+        (check["level"] == "warn").then_some(check)
+    })
+    .await;
+    let found = check["found"].as_str().unwrap();
+    assert!(
+        found.contains("127.0.0.1") && found.contains("server.trusted_proxies"),
+        "{found}"
+    );
+    office.close().await;
 }

@@ -46,6 +46,7 @@ mod scale;
 mod secrets;
 mod sessions;
 mod slots;
+mod stamps;
 mod state;
 mod statements;
 mod streams;

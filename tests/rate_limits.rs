@@ -211,8 +211,9 @@ async fn registrations_refreshes_and_enrollments_are_limited_per_address() {
     for _ in 0..2 {
         assert_eq!(refresh(&here, &json!("a guess")).await.status, 401);
     }
-    assert_limited(&refresh(&here, &good["refresh_token"]).await, 900);
-    refresh(&there, &good["refresh_token"]).await.expect(200);
+    assert_limited(&refresh(&here, &json!("a guess")).await, 900);
+    assert_eq!(refresh(&there, &json!("a guess")).await.status, 401);
+    refresh(&here, &good["refresh_token"]).await.expect(200);
 
     let created = office.bob.post("/api/enrollment/create", &json!({})).await.expect(201);
     let path = format!("/api/enrollment/{}", created["token"].as_str().unwrap());
@@ -230,5 +231,119 @@ async fn registrations_refreshes_and_enrollments_are_limited_per_address() {
     let right = complete(&created["token"]);
     assert_limited(&here.post("/api/enrollment/complete", &right).await, 900);
     there.post("/api/enrollment/complete", &right).await.expect(201);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn letters_that_fold_alike_and_the_email_share_a_counter() {
+    let office = open(|config| config.limits.login_user_address_max = 2).await;
+    office.world.user("acme", "alice", UserType::Web).await;
+    office
+        .sql("UPDATE tenant_acme.users SET email = 'ali@example.com' WHERE username = 'alice'")
+        .await;
+    let thief = at(&office, "10.0.0.1");
+    let row = office
+        .world
+        .psql()
+        .await
+        .query_one("SELECT lower('alİce')", &[])
+        .await
+        .unwrap();
+    let folded: String = row.get(0);
+    assert_eq!(guess(&thief, "alice").await, 401);
+    let other = if folded == "alice" { "alİce" } else { "ALICE" };
+    assert_eq!(guess(&thief, other).await, 401);
+    assert_limited(&log_in(&thief, "alice", PASSWORD).await, 900);
+    assert_limited(&log_in(&thief, "ali@example.com", PASSWORD).await, 900);
+    assert_limited(&log_in(&thief, other, PASSWORD).await, 900);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn junk_refresh_tokens_lock_out_nobody() {
+    let office = open(|config| config.limits.refresh_address_max = 2).await;
+    let here = at(&office, "10.0.0.1");
+    let bob = log_in(&here, "bob", PASSWORD).await.expect(200);
+    let refresh = async |token: Value| here.post("/api/auth/refresh", &json!({"refresh_token": token})).await;
+    for junk in ["x".to_owned(), "A".repeat(64)] {
+        for _ in 0..2 {
+            assert_eq!(refresh(json!(junk)).await.status, 401);
+        }
+        assert_limited(&refresh(json!(junk)).await, 900);
+    }
+    refresh(bob["refresh_token"].clone()).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn right_logins_are_limited_per_minute() {
+    let office = open(|config| config.limits.login_attempts_max = 4).await;
+    let here = at(&office, "10.0.0.1");
+    for _ in 0..4 {
+        log_in(&here, "bob", PASSWORD).await.expect(200);
+    }
+    assert_limited(&log_in(&here, "bob", PASSWORD).await, 60);
+    log_in(&here, "joe", PASSWORD).await.expect(200);
+    log_in(&at(&office, "10.0.0.2"), "bob", PASSWORD).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn logins_waiting_at_one_address_are_bounded() {
+    let office = open(|config| {
+        config.limits.login_waiting_max = 3;
+        config.auth.hash_concurrency = 1;
+    })
+    .await;
+    let here = at(&office, "10.0.0.1");
+    let there = at(&office, "10.0.0.2");
+    let many = (0..40).map(|_| log_in(&here, "bob", PASSWORD));
+    let (answers, elsewhere) = tokio::join!(futures_util::future::join_all(many), log_in(&there, "joe", PASSWORD));
+    elsewhere.expect(200);
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 429).collect();
+    assert!(!refused.is_empty() && refused.len() < 40, "{}", refused.len());
+    assert!(refused.iter().all(|answer| answer.headers.contains_key("retry-after")));
+    // Those that ended make room.
+    log_in(&here, "bob", PASSWORD).await.expect(200);
+    office.close().await;
+}
+
+#[tokio::test]
+async fn window_that_became_full_doubles_the_next_one() {
+    let office = open(|config| {
+        config.limits.login_user_address_max = 2;
+        config.limits.window_seconds = 20_000;
+    })
+    .await;
+    let thief = at(&office, "10.0.0.1");
+    let pattern = format!("{}*", office.world.keys().limit("login-user-address", ""));
+    for seconds in [20_000, 40_000, 80_000, 86_400, 86_400] {
+        for _ in 0..2 {
+            assert_eq!(guess(&thief, "bob").await, 401);
+        }
+        let answer = log_in(&thief, "bob", "a guess").await;
+        assert_limited(&answer, seconds);
+        let wait: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!(wait > seconds - 100, "{wait} of {seconds}");
+        // The window ends now.
+        let keys: Vec<String> = office.world.ask_redis(&["KEYS", &pattern]).await;
+        let _: i64 = office.world.ask_redis(&["DEL", &keys[0]]).await;
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn logins_are_counted_by_result() {
+    let office = open(|config| config.limits.login_user_address_max = 1).await;
+    let here = at(&office, "10.0.0.1");
+    assert_eq!(guess(&here, "bob").await, 401);
+    assert_eq!(guess(&here, "bob").await, 429);
+    log_in(&here, "joe", PASSWORD).await.expect(200);
+    let text = String::from_utf8(office.anybody.get("/metrics").await.body.to_vec()).unwrap();
+    // The office itself has logged bob in.
+    for (result, count) in [("granted", 2), ("refused", 1), ("limited", 1), ("failed", 0)] {
+        let line = format!("posduif_logins_total{{result=\"{result}\"}} {count}");
+        assert!(text.contains(&line), "{line}");
+    }
     office.close().await;
 }

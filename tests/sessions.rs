@@ -279,8 +279,8 @@ async fn one_session_or_all_others_can_be_ended() {
     assert_refused(&office.bob.delete(&path).await, 404, "NOT_FOUND");
     // With the access token that is left, nobody ends the others.
     let ended = as_user(&office, &logins[0]);
-    assert_refused(&ended.delete("/api/auth/sessions").await, 401, "UNAUTHORIZED");
-    assert_refused(&ended.get("/api/auth/sessions").await, 401, "UNAUTHORIZED");
+    assert_refused(&ended.delete("/api/auth/sessions").await, 401, "SESSION_ENDED");
+    assert_refused(&ended.get("/api/auth/sessions").await, 401, "SESSION_ENDED");
 
     let jane_id = office.world.user("acme", "jane", UserType::Web).await;
     assert_ne!(jane_id, office.bob_id);
@@ -386,7 +386,7 @@ async fn access_token_of_an_ended_session_is_refused_on_every_node() {
         here.post("/api/messages", &write).await,
         here.post("/api/sse/ticket", &json!({})).await,
     ] {
-        assert_refused(&answer, 401, "UNAUTHORIZED");
+        assert_refused(&answer, 401, "SESSION_ENDED");
     }
     let refused = async |api: &Api| {
         eventually("the token is refused", || async {
@@ -536,7 +536,7 @@ async fn redis_outage_keeps_requests_working_and_session_routes_return_503() {
         assert!(answer.headers.contains_key("retry-after"));
     }
     office.send("written all the same").await;
-    assert_refused(&ended.get("/api/messages").await, 401, "UNAUTHORIZED");
+    assert_refused(&ended.get("/api/messages").await, 401, "SESSION_ENDED");
     let path = format!("/api/enrollment/{}", enrollment["token"].as_str().unwrap());
     office.anybody.get(&path).await.expect(200);
     proxy.resume();

@@ -733,7 +733,7 @@ async fn state_of_other_users_is_unreachable_and_disabled_users_cannot_write() {
     office
         .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'joe'")
         .await;
-    assert_refused(&put(&joe, "k", 1, "late").await, 401, "UNAUTHORIZED");
+    assert_eq!(put(&joe, "k", 1, "late").await.status, 401);
     assert_eq!(put(&phone, "k", 1, "late").await.status, 401);
     office.close().await;
 }

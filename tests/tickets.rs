@@ -140,7 +140,7 @@ async fn ticket_ends_with_its_session_or_device() {
     // As an ended session is answered that comes by its access token: stop, and do not come back.
     assert_eq!(refused(&office, &web, &tickets[0]).await.status, 204);
     let again = office.bob.post("/api/sse/ticket", &json!({})).await;
-    assert_refused(&again, 401, "UNAUTHORIZED");
+    assert_refused(&again, 401, "SESSION_ENDED");
     let bob = office.anybody.log_in("acme", "bob").await;
     assert_eq!(bob.delete("/api/devices/phone").await.status, 204);
     assert_refused(

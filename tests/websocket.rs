@@ -222,7 +222,7 @@ async fn websocket_invalid_or_unauthorized_handshake_is_refused_with_reason() {
     // An ended session has nothing to come back for.
     let gone = office.anybody.log_in("acme", "bob").await;
     assert_eq!(gone.post("/api/auth/logout", &json!({})).await.status, 204);
-    assert_refused(&gone.try_socket("/ws").await.unwrap_err(), 401, "UNAUTHORIZED");
+    assert_refused(&gone.try_socket("/ws").await.unwrap_err(), 401, "SESSION_ENDED");
     office.close().await;
 }
 
@@ -620,8 +620,8 @@ async fn websocket_of_a_revoked_client_is_notified_and_closed() {
         let last = rest.last().unwrap();
         assert_eq!((last.name.as_str(), &last.id, code), ("revoked", &None, 4401));
     }
-    for api in [&phone, &bob] {
-        assert_refused(&api.try_socket("/ws").await.unwrap_err(), 401, "UNAUTHORIZED");
+    for (api, code) in [(&phone, "DEVICE_REVOKED"), (&bob, "SESSION_ENDED")] {
+        assert_refused(&api.try_socket("/ws").await.unwrap_err(), 401, code);
     }
     let message = office.send("still there?").await;
     assert_eq!(about(&of_other.expect("message").await), message);

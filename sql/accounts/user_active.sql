@@ -1,2 +1,5 @@
--- A user, unless disabled or deleted. $1 uuid: id.
-SELECT id, username, user_type FROM {schema}.users WHERE id = $1 AND deleted_at IS NULL AND disabled_at IS NULL
+-- A user and the security stamp, unless disabled or deleted. $1 text: tenant; $2 uuid: id.
+SELECT u.id, u.username, u.user_type, c.stamp, c.kept_session, c.password_hash
+FROM {schema}.users u
+JOIN posduif.credentials c ON c.tenant = $1 AND c.user_id = u.id
+WHERE u.id = $2 AND u.deleted_at IS NULL AND u.disabled_at IS NULL

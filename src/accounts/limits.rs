@@ -1,14 +1,19 @@
-//! Limits of failed attempts, counted in Redis over fixed windows.
+//! Limits of attempts, counted in Redis over fixed windows.
 //!
-//! A login has three counters. The lowest limit is that of one user from one address: it ends guessing early and locks out
+//! A login has three counters of failures. The lowest limit is that of one user from one address: it ends guessing early and locks out
 //! only the guessing client. The counters of a user from any address and of an address for any user bound a client with many
 //! addresses or many names. They do not apply to a user at an address where that user has logged in before, so that attempts
-//! from other addresses do not lock the user out. Only failures count.
+//! from other addresses do not lock the user out. A window that became full doubles the next one, up to a day. A fourth counter
+//! is of all attempts of a user from one address within a minute, right ones too: each costs a hash computation.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::config::{self, client_network};
 use crate::feature::Error;
@@ -27,11 +32,25 @@ if redis.call('EXISTS', KEYS[4]) == 0 then
 end
 return ms";
 
-/// Increments each key. Argument: milliseconds of the window, which starts with the first increment.
+/// Increments a key. Argument: milliseconds of the window, which starts with the first increment.
 const COUNT: &str = "\
-for _, key in ipairs(KEYS) do
-  redis.call('INCR', key)
-  if redis.call('PTTL', key) < 0 then redis.call('PEXPIRE', key, ARGV[1]) end
+redis.call('INCR', KEYS[1])
+if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end";
+
+/// Counts a failed login. Keys: three counters, then for each how many of its windows became full lately. Arguments:
+/// milliseconds of a window, most milliseconds of one, the limits. A window starts with its first failure; when it becomes
+/// full, it starts again, and is twice as long for each full one before.
+const FAILED: &str = "\
+for index = 1, 3 do
+  local counter, full = KEYS[index], KEYS[index + 3]
+  local count = redis.call('INCR', counter)
+  if redis.call('PTTL', counter) < 0 then redis.call('PEXPIRE', counter, ARGV[1]) end
+  if count == tonumber(ARGV[index + 2]) then
+    local before = math.min(redis.call('INCR', full), 32) - 1
+    local window = math.min(ARGV[1] * 2 ^ before, math.max(ARGV[2], ARGV[1]))
+    redis.call('PEXPIRE', counter, string.format('%.0f', window))
+    redis.call('PEXPIRE', full, string.format('%.0f', window + ARGV[2]))
+  end
 end";
 
 /// Increments the key unless the limit is reached. Returns the milliseconds until the window ends, 0 after an increment.
@@ -44,13 +63,21 @@ redis.call('INCR', KEYS[1])
 if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0";
 
+/// Longest window of failed logins in seconds.
+const LONGEST_WINDOW_SECONDS: u64 = 86_400;
+
+/// Window of `limits.login_attempts_max` in seconds.
+const ATTEMPTS_WINDOW_SECONDS: u64 = 60;
+
 /// A limit per address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// All registrations.
     Register,
-    /// Failed refreshes.
+    /// Refreshes with a token of no session.
     Refresh,
+    /// Refreshes with a text that is no token.
+    MalformedRefresh,
     /// Failed reads and completions of enrollments.
     Enrollment,
 }
@@ -60,6 +87,7 @@ impl Limit {
         match self {
             Self::Register => "register",
             Self::Refresh => "refresh",
+            Self::MalformedRefresh => "refresh-malformed",
             Self::Enrollment => "enrollment",
         }
     }
@@ -70,8 +98,43 @@ impl Limit {
 pub struct Attempt {
     /// Counters: user at address, user, address.
     counters: [String; 3],
+    /// How many windows of each became full.
+    full: [String; 3],
+    /// Counter of all attempts: user at address.
+    attempts: String,
     /// The key of the mark that the user has logged in at the address.
     known: String,
+}
+
+/// Whose login an attempt is.
+#[derive(Debug, Clone, Copy)]
+pub enum Subject<'a> {
+    /// A user, by whichever name.
+    User(Uuid),
+    /// A name that no user has, as names are compared.
+    Name(&'a str),
+}
+
+/// Logins in progress, by address.
+type InProgress = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// A login that is in progress until this is dropped.
+#[derive(Debug)]
+pub struct Waiting {
+    address: IpAddr,
+    in_progress: InProgress,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut in_progress = self.in_progress.lock();
+        if let Some(count) = in_progress.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                in_progress.remove(&self.address);
+            }
+        }
+    }
 }
 
 /// The limits. Cloning shares the connection.
@@ -81,6 +144,7 @@ pub struct Limits {
     settings: config::Limits,
     /// Lifetime of the mark of a login at an address.
     known_for: Duration,
+    in_progress: InProgress,
 }
 
 impl Limits {
@@ -90,23 +154,73 @@ impl Limits {
             store,
             settings: settings.limits.clone(),
             known_for: Duration::from_secs(settings.auth.session_expiry_seconds),
+            in_progress: InProgress::default(),
         }
     }
 
-    /// An attempt under a name, which need not exist: the response must not reveal whether it does.
-    pub fn attempt(&self, tenant: &str, name: &str, address: IpAddr) -> Attempt {
-        let name = name.to_lowercase();
+    /// Admits a login of an address to the queue of password hashes.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while the address has `limits.login_waiting_max` there.
+    pub fn wait_at(&self, address: IpAddr) -> Result<Waiting, Error> {
+        let address = client_network(address);
+        let mut in_progress = self.in_progress.lock();
+        let count = in_progress.entry(address).or_default();
+        if *count >= self.settings.login_waiting_max {
+            return Err(Error::Busy(
+                "too many logins at once from this address; try again in a moment",
+            ));
+        }
+        *count += 1;
+        drop(in_progress);
+        Ok(Waiting {
+            address,
+            in_progress: self.in_progress.clone(),
+        })
+    }
+
+    /// An attempt of a user or under a name that no user has: the response must not reveal which.
+    pub fn attempt(&self, tenant: &str, subject: Subject<'_>, address: IpAddr) -> Attempt {
+        let name = match subject {
+            Subject::User(user) => format!("user {user}"),
+            Subject::Name(name) => format!("name {name}"),
+        };
         let address = client_network(address).to_string();
         let keys = self.store.keys();
-        let at_address = digest(&[tenant, &name, &address]);
+        let digests = [
+            digest(&[tenant, &name, &address]),
+            digest(&[tenant, &name]),
+            digest(&[&address]),
+        ];
+        let [at_address, user, anyone] = &digests;
         Attempt {
             counters: [
-                keys.limit("login-user-address", &at_address),
-                keys.limit("login-user", &digest(&[tenant, &name])),
-                keys.limit("login-address", &digest(&[&address])),
+                keys.limit("login-user-address", at_address),
+                keys.limit("login-user", user),
+                keys.limit("login-address", anyone),
             ],
-            known: keys.limit("login-known", &at_address),
+            full: [
+                keys.limit("login-user-address-full", at_address),
+                keys.limit("login-user-full", user),
+                keys.limit("login-address-full", anyone),
+            ],
+            attempts: keys.limit("login-attempts", at_address),
+            known: keys.limit("login-known", at_address),
         }
+    }
+
+    /// Counts an attempt, and checks whether it is allowed.
+    ///
+    /// # Errors
+    /// [`Error::Limited`] until the window ends.
+    pub async fn begin(&self, attempt: &Attempt) -> Result<(), Error> {
+        self.check(attempt).await?;
+        self.take_key(
+            &attempt.attempts,
+            self.settings.login_attempts_max,
+            ATTEMPTS_WINDOW_SECONDS * 1000,
+        )
+        .await
     }
 
     /// Checks whether the attempt is allowed.
@@ -132,7 +246,22 @@ impl Limits {
 
     /// Counts a failed login.
     pub async fn failed(&self, attempt: &Attempt) -> Result<(), Error> {
-        self.count_all(&attempt.counters).await
+        let limits = &self.settings;
+        let mut pipe = redis::pipe();
+        pipe.cmd("EVAL")
+            .arg(FAILED)
+            .arg(6)
+            .arg(&attempt.counters)
+            .arg(&attempt.full)
+            .arg(&[
+                self.window_ms(),
+                LONGEST_WINDOW_SECONDS * 1000,
+                limits.login_user_address_max,
+                limits.login_user_max,
+                limits.login_address_max,
+            ])
+            .ignore();
+        Ok(self.store.query(&pipe).await?)
     }
 
     /// Marks that the user has logged in at this address.
@@ -159,7 +288,14 @@ impl Limits {
 
     /// Increments the counter of this address.
     pub async fn count_address(&self, limit: Limit, address: IpAddr) -> Result<(), Error> {
-        self.count_all(&[self.key(limit, address)]).await
+        let mut pipe = redis::pipe();
+        pipe.cmd("EVAL")
+            .arg(COUNT)
+            .arg(1)
+            .arg(self.key(limit, address))
+            .arg(self.window_ms())
+            .ignore();
+        Ok(self.store.query(&pipe).await?)
     }
 
     /// Increments the counter of this address unless it has reached the limit.
@@ -167,26 +303,15 @@ impl Limits {
     /// # Errors
     /// [`Error::Limited`] until the window ends.
     pub async fn take(&self, limit: Limit, address: IpAddr) -> Result<(), Error> {
-        let mut pipe = redis::pipe();
-        pipe.cmd("EVAL")
-            .arg(TAKE)
-            .arg(1)
-            .arg(self.key(limit, address))
-            .arg(self.most(limit))
-            .arg(self.window_ms());
-        let (ms,): (u64,) = self.store.query(&pipe).await?;
-        admit(ms)
+        self.take_key(&self.key(limit, address), self.most(limit), self.window_ms())
+            .await
     }
 
-    async fn count_all(&self, keys: &[String]) -> Result<(), Error> {
+    async fn take_key(&self, key: &str, most: u64, window_ms: u64) -> Result<(), Error> {
         let mut pipe = redis::pipe();
-        pipe.cmd("EVAL")
-            .arg(COUNT)
-            .arg(keys.len())
-            .arg(keys)
-            .arg(self.window_ms())
-            .ignore();
-        Ok(self.store.query(&pipe).await?)
+        pipe.cmd("EVAL").arg(TAKE).arg(1).arg(key).arg(most).arg(window_ms);
+        let (ms,): (u64,) = self.store.query(&pipe).await?;
+        admit(ms)
     }
 
     fn key(&self, limit: Limit, address: IpAddr) -> String {
@@ -197,7 +322,7 @@ impl Limits {
     fn most(&self, limit: Limit) -> u64 {
         match limit {
             Limit::Register => self.settings.register_address_max,
-            Limit::Refresh => self.settings.refresh_address_max,
+            Limit::Refresh | Limit::MalformedRefresh => self.settings.refresh_address_max,
             Limit::Enrollment => self.settings.enrollment_address_max,
         }
     }

@@ -124,30 +124,62 @@ where
     }
 }
 
-impl<V> Loader<(Tenant, Uuid), V>
+/// Batches lookups of users, each tenant's by itself: a tenant whose table is locked or broken does not hold others.
+/// Cloning shares the queues, one for each tenant that has been asked for.
+pub struct TenantLoader<V>(Arc<Tenants<V>>);
+
+struct Tenants<V> {
+    loaders: Mutex<HashMap<Tenant, Loader<Uuid, V>>>,
+    open: Box<dyn Fn(Tenant) -> Loader<Uuid, V> + Send + Sync>,
+}
+
+impl<V> Clone for TenantLoader<V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<V> fmt::Debug for TenantLoader<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TenantLoader")
+    }
+}
+
+impl<V> TenantLoader<V>
 where
     V: Clone + Send + 'static,
 {
-    /// A loader that fetches values of users, one tenant at a time.
-    pub fn by_tenant<F>(database: Database, fetch: fn(Database, Tenant, Vec<Uuid>) -> F) -> Self
+    /// A loader that fetches values of a tenant's users with `fetch`.
+    pub fn new<F>(database: Database, fetch: fn(Database, Tenant, Vec<Uuid>) -> F) -> Self
     where
         F: Future<Output = Found<Uuid, V>> + Send + 'static,
     {
-        Self::new(move |keys: Vec<(Tenant, Uuid)>| {
+        Self::open(move |tenant| {
             let database = database.clone();
-            async move {
-                let mut by_tenant: HashMap<Tenant, Vec<Uuid>> = HashMap::new();
-                for (tenant, user) in keys {
-                    by_tenant.entry(tenant).or_default().push(user);
-                }
-                let mut found = HashMap::new();
-                for (tenant, users) in by_tenant {
-                    let values = fetch(database.clone(), tenant.clone(), users).await?;
-                    found.extend(values.into_iter().map(|(user, value)| ((tenant.clone(), user), value)));
-                }
-                Ok(found)
-            }
+            Loader::new(move |users| fetch(database.clone(), tenant.clone(), users))
         })
+    }
+
+    fn open(open: impl Fn(Tenant) -> Loader<Uuid, V> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Tenants {
+            loaders: Mutex::default(),
+            open: Box::new(open),
+        }))
+    }
+
+    /// The value of a user, fetched after this call began; `None` when there is none.
+    pub async fn load(&self, tenant: &Tenant, user: Uuid) -> Result<Option<V>, Error> {
+        let loader = {
+            let mut loaders = self.0.loaders.lock();
+            match loaders.get(tenant) {
+                Some(loader) => loader.clone(),
+                None => loaders
+                    .entry(tenant.clone())
+                    .or_insert((self.0.open)(tenant.clone()))
+                    .clone(),
+            }
+        };
+        loader.load(user).await
     }
 }
 
@@ -172,6 +204,35 @@ fn copy_of(error: &Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn tenant_that_is_stuck_or_fails_holds_no_other() {
+        let tenant = |name: &str| Tenant::named(name).expect("a name");
+        let loader = TenantLoader::open(|tenant| {
+            Loader::new(move |users: Vec<Uuid>| {
+                let name = tenant.name.clone();
+                async move {
+                    match &*name {
+                        "stuck" => std::future::pending().await,
+                        "broken" => Err(postgres::Error::unavailable("away").into()),
+                        _ => Ok(users.into_iter().map(|user| (user, user.as_u128())).collect()),
+                    }
+                }
+            })
+        });
+        let (stuck, broken, good) = (tenant("stuck"), tenant("broken"), tenant("good"));
+        let user = Uuid::from_u128(7);
+        let waiting = loader.load(&stuck, user);
+        let others = async { (loader.load(&broken, user).await, loader.load(&good, user).await) };
+        tokio::select! {
+            biased;
+            _ = waiting => unreachable!("its statement never ends"),
+            (failed, found) = others => {
+                assert!(failed.is_err());
+                assert_eq!(found.expect("an answer"), Some(7));
+            }
+        }
+    }
 
     #[tokio::test]
     async fn concurrent_lookups_share_a_statement() {

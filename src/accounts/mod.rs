@@ -1,5 +1,6 @@
 //! Users, devices, enrollment, logins, sessions, tickets and limits.
 
+mod common_password;
 pub mod devices;
 pub mod enrollment;
 pub mod last_seen;
@@ -9,5 +10,6 @@ pub mod login;
 pub mod names;
 pub mod password;
 pub mod sessions;
+pub mod standing;
 pub mod tickets;
 pub mod users;

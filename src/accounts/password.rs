@@ -12,6 +12,7 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::accounts::common_password;
 use crate::config;
 use crate::feature::Error;
 
@@ -64,15 +65,26 @@ impl Passwords {
         })
     }
 
-    /// The PHC string of a new password.
+    /// The PHC string of a new password for a user of this name.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when it is too short or too long, [`Error::Busy`] after the timeout of the queue.
-    pub async fn hash(&self, password: &str) -> Result<String, Error> {
+    /// [`Error::Invalid`] when it is too short, too long or easily guessed, [`Error::Busy`] after the timeout of the queue.
+    pub async fn hash(&self, password: &str, username: &str) -> Result<String, Error> {
         if password.chars().count() < CHARS_MIN || password.len() > BYTES_MAX {
             return Err(Error::invalid(
                 "password",
                 format!("must have at least {CHARS_MIN} characters and at most {BYTES_MAX} bytes"),
+            ));
+        }
+        let lower = password.to_lowercase();
+        let name = username.to_lowercase();
+        if lower == name || name.split_once('@').is_some_and(|(local, _)| lower == local) {
+            return Err(Error::invalid("password", "must not be the username"));
+        }
+        if common_password::is_common(&lower) {
+            return Err(Error::invalid(
+                "password",
+                "is one of the most common passwords: choose another, such as several words",
             ));
         }
         let password = password.to_owned();
@@ -171,7 +183,7 @@ mod tests {
             ..config::Auth::default()
         })
         .expect("valid settings");
-        let stored = passwords.hash("posduif-demo").await.expect("a hash");
+        let stored = passwords.hash("posduif-demo", "bob").await.expect("a hash");
         assert!(stored.starts_with("$argon2id$v=19$m=8192,t=1,p=1$"), "{stored}");
         let verify = async |password, stored| {
             let turn = passwords.turn().await.expect("a turn");
@@ -186,6 +198,9 @@ mod tests {
         drop(turn);
         assert!(!verify("posduif-dema", Some(stored)).await);
         assert!(!verify("posduif-demo", None).await);
-        assert!(matches!(passwords.hash("short").await, Err(Error::Invalid { .. })));
+        assert!(matches!(
+            passwords.hash("short", "bob").await,
+            Err(Error::Invalid { .. })
+        ));
     }
 }

@@ -66,6 +66,8 @@ pub enum Holder {
         user_type: UserType,
         /// The session of the access token.
         session: Uuid,
+        /// The user's security stamp.
+        stamp: Uuid,
         /// The device that the session is bound to.
         device_id: Option<String>,
     },
@@ -93,6 +95,7 @@ enum StoredHolder {
         user: Uuid,
         user_type: UserType,
         session: Uuid,
+        stamp: Uuid,
         bound_to: Option<String>,
     },
     Device {
@@ -122,11 +125,13 @@ impl Tickets {
                 user_id,
                 user_type,
                 session,
+                stamp,
                 device_id,
             } => StoredHolder::User {
                 user: *user_id,
                 user_type: *user_type,
                 session: *session,
+                stamp: *stamp,
                 bound_to: device_id.clone(),
             },
             Holder::Device { device_id, token } => StoredHolder::Device {
@@ -180,11 +185,13 @@ impl Stored {
                 user,
                 user_type,
                 session,
+                stamp,
                 bound_to,
             } => Holder::User {
                 user_id: user,
                 user_type,
                 session,
+                stamp,
                 device_id: bound_to,
             },
             StoredHolder::Device { device, token } => Holder::Device {

@@ -11,7 +11,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::accounts::loader::Loader;
+use crate::accounts::loader::TenantLoader;
 use crate::accounts::names;
 use crate::accounts::password::Passwords;
 use crate::config;
@@ -152,7 +152,7 @@ pub async fn open_to_all(database: &Database, tenant: &str, everywhere: bool) ->
 /// Creates a user whose names were checked. Errors as of [`create`].
 pub async fn insert(database: &Database, passwords: &Passwords, tenant: &Tenant, new: &NewUser) -> Result<Uuid, Error> {
     let hash = match &new.password {
-        Some(password) => Some(passwords.hash(password).await?),
+        Some(password) => Some(passwords.hash(password, &new.username).await?),
         None => None,
     };
     let created = database
@@ -347,8 +347,8 @@ async fn fetch_page(
 }
 
 /// Loads the types of active users; concurrent requests share a statement.
-pub fn types(database: Database) -> Loader<(Tenant, Uuid), UserType> {
-    Loader::by_tenant(database, |database, tenant, users| async move {
+pub fn types(database: Database) -> TenantLoader<UserType> {
+    TenantLoader::new(database, |database, tenant, users| async move {
         active_types(&database, &tenant, &users).await
     })
 }
@@ -364,12 +364,6 @@ pub async fn active_types(
     rows.iter()
         .map(|row| Ok((row.try_get("id")?, row.try_get::<_, &str>("user_type")?.parse()?)))
         .collect()
-}
-
-/// Whether the user exists and is neither disabled nor deleted.
-pub async fn is_active(database: &Database, tenant: &Tenant, user: Uuid) -> Result<bool, Error> {
-    let statement = sql!("accounts/user_active_type", tenant);
-    Ok(database.query_opt(&statement, &[(&user, Type::UUID)]).await?.is_some())
 }
 
 /// One user, and the snapshot of the statement.
@@ -423,34 +417,55 @@ pub async fn find(database: &Database, tenant: &Tenant, name: &str) -> Result<Ac
     })
 }
 
-/// Sets a user's password. The user's sessions do not end.
+/// A password to set.
+#[derive(Clone, Copy)]
+pub struct NewPassword<'a> {
+    pub password: &'a str,
+    /// The user's name, which the password must not be.
+    pub username: &'a str,
+    /// The security stamp that it replaces; `None` for whichever there is.
+    pub replaced: Option<Uuid>,
+    /// The session that goes on.
+    pub kept: Option<Uuid>,
+}
+
+/// Sets a user's password and changes the security stamp. Streams end when [`super::sessions::Sessions::end_all`] is
+/// called afterwards.
 ///
 /// # Errors
-/// [`Error::Invalid`] when it is too short or too long.
+/// [`Error::Invalid`] when it is too short, too long or easily guessed, [`Error::Conflict`] when the stamp is another
+/// by now.
 pub async fn set_password(
     database: &Database,
     passwords: &Passwords,
     tenant: &Tenant,
     user: Uuid,
-    password: &str,
+    new: NewPassword<'_>,
 ) -> Result<(), Error> {
-    let hash = passwords.hash(password).await?;
+    let hash = passwords.hash(new.password, new.username).await?;
     database
-        .query(
+        .query_opt(
             &sql!("accounts/user_set_password"),
-            &[(&tenant.name, Type::TEXT), (&user, Type::UUID), (&hash, Type::TEXT)],
+            &[
+                (&tenant.name, Type::TEXT),
+                (&user, Type::UUID),
+                (&hash, Type::TEXT),
+                (&new.kept, Type::UUID),
+                (&new.replaced, Type::UUID),
+            ],
         )
-        .await?;
-    Ok(())
+        .await?
+        .map(|_| ())
+        .ok_or_else(|| Error::Conflict("the password was changed by another request meanwhile".into()))
 }
 
-/// Disables or enables a user. Engines receive the change through the log and end the streams, devices and sessions of a
+/// Disables or enables a user and changes the security stamp. Engines receive the change through the log and end the streams, devices and sessions of a
 /// disabled user. Returns false when nothing changed.
 pub async fn set_disabled(database: &Database, tenant: &Tenant, user: Uuid, disabled: bool) -> Result<bool, Error> {
     let row = database
         .query_opt(
             &sql!("accounts/user_set_disabled", tenant),
-            &[(&user, Type::UUID), (&disabled, Type::BOOL)],
+            &[(&user, Type::UUID), (&disabled, Type::BOOL), (&tenant.name, Type::TEXT)],
         )
         .await?;
     Ok(row.is_some())

@@ -11,7 +11,7 @@ use super::error::unauthorized;
 use crate::accounts::users::UserType;
 use crate::config;
 use crate::core::tenant::Tenant;
-use crate::http::error::Error;
+use crate::http::error::{Code, Error};
 
 /// Tolerated difference between the clocks of two nodes.
 const LEEWAY_SECONDS: u64 = 5;
@@ -23,6 +23,9 @@ struct Claims {
     tenant: String,
     user_type: UserType,
     sid: Uuid,
+    /// The user's security stamp.
+    #[serde(default)]
+    stamp: Uuid,
     /// The device that the session is bound to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     did: Option<String>,
@@ -90,6 +93,7 @@ impl Tokens {
             tenant: user.tenant.name.clone(),
             user_type: user.user_type,
             sid: user.session,
+            stamp: user.stamp,
             did: user.device_id.clone(),
             iss: self.issuer.clone(),
             aud: self.audience.clone(),
@@ -117,7 +121,9 @@ impl Tokens {
             .ok_or_else(invalid)?;
         let claims = decode::<Claims>(token, key, &self.validation)
             .map_err(|error| match error.kind() {
-                ErrorKind::ExpiredSignature => unauthorized("the access token has expired"),
+                ErrorKind::ExpiredSignature => {
+                    Error::new(Code::TOKEN_EXPIRED, "the access token has expired: refresh it")
+                }
                 _ => invalid(),
             })?
             .claims;
@@ -126,6 +132,7 @@ impl Tokens {
             user_id: claims.sub,
             user_type: claims.user_type,
             session: claims.sid,
+            stamp: claims.stamp,
             device_id: claims.did,
         })
     }
@@ -144,7 +151,6 @@ fn kid(secret: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::config::Secret;
-    use crate::http::error::Code;
 
     fn tokens(secret: &str, audience: &str) -> Tokens {
         Tokens::new(&config::Auth {
@@ -161,6 +167,7 @@ mod tests {
             user_id: Uuid::from_u128(7),
             user_type: UserType::Web,
             session: Uuid::from_u128(8),
+            stamp: Uuid::from_u128(9),
             device_id: Some("laptop".into()),
         };
         let ours = tokens(&"s".repeat(32), "posduif");
@@ -183,6 +190,7 @@ mod tests {
             user_id: Uuid::from_u128(7),
             user_type: UserType::Web,
             session: Uuid::from_u128(8),
+            stamp: Uuid::from_u128(9),
             device_id: None,
         };
         let (old, new) = ("o".repeat(32), "n".repeat(32));

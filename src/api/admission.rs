@@ -6,13 +6,14 @@
 use hyper::header::HeaderMap;
 
 use super::App;
-use super::auth::Principal;
+use super::auth::{Principal, WebPrincipal};
 use super::error::unauthorized;
 use super::routes::{Access, Route};
 use super::tickets;
 use crate::accounts::tickets::Stream;
 use crate::accounts::users::UserType;
 use crate::config::DeviceAuth;
+use crate::feature;
 use crate::http::error::{Code, Error};
 use crate::http::query::Query;
 use crate::http::request::header;
@@ -39,13 +40,11 @@ pub(crate) async fn admit(
     let stream = tickets::stream_of(route, params);
     let ticket = query.get("ticket").zip(stream.as_ref());
     let principal = match authenticate(app, route.access, headers, ticket).await {
-        Err(error)
-            if error.code == Code::UNAUTHORIZED
-                && ticket.is_none()
-                && matches!(stream, Some(Stream::Mobile(_)))
-                && was_revoked(app, headers).await =>
-        {
-            return Ok(Admission::Revoked);
+        Err(error) if error.code == Code::UNAUTHORIZED && ticket.is_none() && was_revoked(app, headers).await => {
+            if matches!(stream, Some(Stream::Mobile(_))) {
+                return Ok(Admission::Revoked);
+            }
+            return Err(Error::new(Code::DEVICE_REVOKED, DEVICE_REVOKED));
         }
         authenticated => authenticated?,
     };
@@ -53,14 +52,34 @@ pub(crate) async fn admit(
     if let Some(Principal::Web(user)) = &principal
         && stream.is_none()
         && route.access != Access::User
-        && app.sessions.is_known_ended(user.session)
+        && !app.sessions.is_live(&user.session_claim()).await?
     {
-        return Err(unauthorized(SESSION_ENDED));
+        return Err(session_ended());
     }
     Ok(Admission::Admitted(principal))
 }
 
-pub(crate) const SESSION_ENDED: &str = "the session was ended; log in again";
+const DEVICE_REVOKED: &str = "the device was revoked, or its user disabled; enroll it again";
+
+/// 401 for a session that was ended.
+pub(crate) fn session_ended() -> Error {
+    Error::new(Code::SESSION_ENDED, "the session was ended; log in again")
+}
+
+/// Checks the device to which a session of the user is bound.
+///
+/// # Errors
+/// 401 when it is revoked.
+pub(crate) async fn check_bound(app: &App, user: &WebPrincipal) -> Result<(), Error> {
+    let Some(device_id) = &user.device_id else {
+        return Ok(());
+    };
+    let checked = app.devices.check_bound(&user.tenant, user.user_id, device_id).await;
+    checked.map_err(|error| match error {
+        feature::Error::Unauthorized(text) => Error::new(Code::DEVICE_REVOKED, text),
+        other => other.into(),
+    })
+}
 
 /// Authenticates a request to a route. A ticket for the route's stream takes precedence over headers.
 ///
@@ -111,9 +130,7 @@ async fn identify(app: &App, access: Access, headers: &HeaderMap) -> Result<Prin
     match (bearer, device_id) {
         (Some(token), _) if token.contains('.') => {
             let user = app.tokens.check(token)?;
-            if let Some(device_id) = &user.device_id {
-                app.devices.check_bound(&user.tenant, user.user_id, device_id).await?;
-            }
+            check_bound(app, &user).await?;
             Ok(Principal::Web(user))
         }
         (token, Some(device_id)) if token.is_some() || app.config.auth.device_auth == DeviceAuth::Id => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::accounts::devices::DevicePrincipal;
+use crate::accounts::sessions::SessionClaim;
 use crate::accounts::users::UserType;
 use crate::core::tenant::Tenant;
 use crate::sync::cursor::Owner;
@@ -18,8 +19,22 @@ pub struct WebPrincipal {
     pub user_type: UserType,
     /// The session that the token belongs to.
     pub session: Uuid,
+    /// The user's security stamp when the token was issued.
+    pub stamp: Uuid,
     /// The device that the session is bound to, if any.
     pub device_id: Option<String>,
+}
+
+impl WebPrincipal {
+    /// The session as the token names it.
+    pub fn session_claim(&self) -> SessionClaim {
+        SessionClaim {
+            tenant: self.tenant.clone(),
+            user: self.user_id,
+            session: self.session,
+            stamp: self.stamp,
+        }
+    }
 }
 
 /// The sender of a request.

@@ -17,6 +17,12 @@ impl Code {
     /// A malformed cursor, or one of another reader.
     pub const INVALID_CURSOR: Self = Self::new("INVALID_CURSOR", StatusCode::BAD_REQUEST);
     pub const UNAUTHORIZED: Self = Self::new("UNAUTHORIZED", StatusCode::UNAUTHORIZED);
+    /// An expired access token: a refresh gives another.
+    pub const TOKEN_EXPIRED: Self = Self::new("TOKEN_EXPIRED", StatusCode::UNAUTHORIZED);
+    /// The session of an access token was ended, or its user disabled.
+    pub const SESSION_ENDED: Self = Self::new("SESSION_ENDED", StatusCode::UNAUTHORIZED);
+    /// The device was revoked, or its user disabled.
+    pub const DEVICE_REVOKED: Self = Self::new("DEVICE_REVOKED", StatusCode::UNAUTHORIZED);
     pub const FORBIDDEN: Self = Self::new("FORBIDDEN", StatusCode::FORBIDDEN);
     pub const INVALID_RECIPIENT: Self = Self::new("INVALID_RECIPIENT", StatusCode::NOT_FOUND);
     pub const CONFLICT: Self = Self::new("CONFLICT", StatusCode::CONFLICT);
@@ -35,11 +41,14 @@ impl Code {
     pub const TENANT_PAUSED: Self = Self::new("TENANT_PAUSED", StatusCode::SERVICE_UNAVAILABLE);
     pub const TIMEOUT: Self = Self::new("TIMEOUT", StatusCode::SERVICE_UNAVAILABLE);
 
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::VALIDATION_ERROR,
         Self::EMPTY_MESSAGE,
         Self::INVALID_CURSOR,
         Self::UNAUTHORIZED,
+        Self::TOKEN_EXPIRED,
+        Self::SESSION_ENDED,
+        Self::DEVICE_REVOKED,
         Self::FORBIDDEN,
         Self::NOT_FOUND,
         Self::INVALID_RECIPIENT,

@@ -29,27 +29,27 @@ pub mod sessions;
 pub mod state;
 pub mod sync;
 pub mod tickets;
+pub mod unlisted_proxy;
 pub mod users;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use self::access_token::Tokens;
+use self::unlisted_proxy::UnlistedProxy;
 use crate::accounts::devices::Devices;
 use crate::accounts::limits::Limits;
-use crate::accounts::loader::Loader;
 use crate::accounts::password::Passwords;
 use crate::accounts::sessions::Sessions;
+use crate::accounts::standing::Standings;
 use crate::accounts::tickets::Tickets;
-use crate::accounts::users::{self as account_users, UserType, Users};
+use crate::accounts::users::Users;
 use crate::config::Config;
 use crate::config::rule::Rule;
 use crate::core::rate::Rate;
 use crate::core::slots::Slots;
-use crate::core::tenant::Tenant;
 use crate::feature::cache;
 use crate::feature::turns::Turns;
 use crate::live::gate::TailGate;
@@ -66,6 +66,7 @@ use crate::sync::prefetch::Prefetch;
 use crate::sync::report::Reports;
 use crate::sync::statuses::Statuses;
 use crate::telemetry::metrics::Metrics;
+use uuid::Uuid;
 
 /// The state of the API's handlers, one for the whole process.
 #[derive(Debug)]
@@ -78,10 +79,9 @@ pub struct App {
     pub sessions: Sessions,
     pub tickets: Tickets,
     pub limits: Limits,
+    pub unlisted_proxy: UnlistedProxy,
     /// Authenticates devices.
     pub devices: Devices,
-    /// Loads the types of active users.
-    pub active: Loader<(Tenant, Uuid), UserType>,
     pub users: Users,
     pub messages: Messages,
     pub presence: Presence,
@@ -153,9 +153,14 @@ impl App {
         Ok(Self {
             passwords: Passwords::new(&config.auth)?,
             tokens: Tokens::new(&config.auth),
-            sessions: Sessions::new(store.clone(), &config),
+            sessions: Sessions::new(
+                store.clone(),
+                Standings::new(database.clone(), &config, hub.freshness()),
+                &config,
+            ),
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
+            unlisted_proxy: UnlistedProxy::new(store.clone()),
             devices: Devices::new(
                 database.clone(),
                 users.clone(),
@@ -163,7 +168,6 @@ impl App {
                 hub.freshness(),
                 metrics.device_cache.clone(),
             ),
-            active: account_users::types(database.clone()),
             presence: Presence::new(&config, store.operations().clone())?,
             incoming: Incoming {
                 database: database.clone(),

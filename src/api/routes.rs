@@ -80,6 +80,7 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/auth/register"         Public sessions::register),
     route!(POST   "/api/auth/refresh"          Public sessions::refresh),
     route!(POST   "/api/auth/logout"           User   sessions::logout),
+    route!(POST   "/api/auth/password"         User   sessions::change_password),
     route!(GET    "/api/auth/sessions"         User   sessions::list),
     route!(DELETE "/api/auth/sessions"         User   sessions::end_others),
     route!(DELETE "/api/auth/sessions/{id}"    User   sessions::end),

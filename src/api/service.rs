@@ -149,6 +149,11 @@ impl Service {
         };
         target.principal.clone_from(&principal);
         let trusted = &self.diagnostics.config.server.trusted_proxies;
+        if let Some(app) = &self.app
+            && let Some(proxy) = address::unlisted_proxy(peer.ip(), &head.headers, trusted)
+        {
+            app.unlisted_proxy.note(proxy);
+        }
         let mut request = Request {
             address: address::client(peer.ip(), &head.headers, trusted),
             method: head.method,

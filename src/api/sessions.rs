@@ -10,16 +10,18 @@ use crate::accounts::devices::{self, DeviceInfo, DeviceType};
 use crate::accounts::limits::Limit;
 use crate::accounts::login::{self, Credentials, Login, Verifier};
 use crate::accounts::names;
-use crate::accounts::sessions::{Client, Granted, RefreshToken};
-use crate::accounts::users::{self, NewUser, UserType};
+use crate::accounts::sessions::{Client, Granted, Owner, RefreshToken};
+use crate::accounts::users::{self, NewPassword, NewUser, UserType};
 use crate::api::App;
-use crate::api::admission::SESSION_ENDED;
+use crate::api::admission::session_ended;
 use crate::api::auth::WebPrincipal;
 use crate::api::error::unauthorized;
 use crate::api::request::Request;
+use crate::feature;
 use crate::http::error::{Code, Error};
 use crate::http::request::required;
 use crate::http::response::{self, Response, json};
+use crate::telemetry::metrics::LoginResult;
 
 #[derive(Deserialize)]
 struct LoginBody {
@@ -83,18 +85,19 @@ pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Erro
     }
     let device = named(body.device)?;
     let tenant = tenant?;
-    let attempt = app.limits.attempt(&tenant, &name, request.address);
-    let verifier = Verifier {
-        database: &app.database,
-        passwords: &app.passwords,
-        limits: &app.limits,
-    };
     let credentials = Credentials {
         tenant: &tenant,
         name: &name,
         password: &password,
     };
-    let login = verifier.verify(&attempt, credentials).await?;
+    let verified = verifier(&app).verify(request.address, credentials).await;
+    app.metrics.http.login(match &verified {
+        Ok(_) => LoginResult::Granted,
+        Err(feature::Error::Unauthorized(_)) => LoginResult::Refused,
+        Err(feature::Error::Limited(_) | feature::Error::Busy(_)) => LoginResult::Limited,
+        Err(_) => LoginResult::Failed,
+    });
+    let login = verified?;
     log_in(&app, &request, StatusCode::OK, &login, device.as_ref()).await
 }
 
@@ -119,17 +122,15 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
     let tenant = tenant?;
     // Fails without Redis, which the session needs, before the user is created.
     app.limits.take(Limit::Register, request.address).await?;
+    let waiting = app.limits.wait_at(request.address)?;
     let open = users::open_to_all(&app.database, &tenant, app.config.auth.registration_open).await?;
     // The same error for an unknown tenant, which does not reveal whether it exists.
     let tenant = open.ok_or_else(|| Error::new(Code::FORBIDDEN, "registration is closed"))?;
     let id = users::insert(&app.database, &app.passwords, &tenant, &new).await?;
-    let login = Login {
-        tenant,
-        id,
-        username: new.username,
-        user_type: new.user_type,
-    };
-    log_in(&app, &request, StatusCode::CREATED, &login, device.as_ref()).await
+    drop(waiting);
+    let user = login::active(&app.database, &tenant, id).await?;
+    let user = user.ok_or_else(|| unauthorized("the new user was disabled; ask an operator"))?;
+    log_in(&app, &request, StatusCode::CREATED, &user.login, device.as_ref()).await
 }
 
 fn named(body: Option<DeviceBody>) -> Result<Option<DeviceInfo>, Error> {
@@ -153,10 +154,11 @@ async fn log_in(
         None => None,
     };
     let device_id = device.as_ref().map(|device| &*device.device.device_id);
-    let granted = app
-        .sessions
-        .open(&login.tenant, login.id, device_id, &client(request))
-        .await?;
+    let granted = app.sessions.open(login, device_id, &client(request)).await?;
+    // The password may have changed while the session was opened: it has the former stamp then, and is of no use.
+    if !app.sessions.confirm(login, granted.session).await? {
+        return Err(unauthorized(login::WRONG));
+    }
     let mut body = session_body(app, login, &granted, device_id)?;
     if let Some(device) = &device {
         body["device"] = json!(device);
@@ -172,46 +174,99 @@ struct RefreshBody {
 /// `POST /api/auth/refresh`.
 ///
 /// # Errors
-/// 401 for an invalid token, and for one of a disabled or deleted user; 429 after too many of those. While Redis or
-/// Postgres is unavailable, the token stays valid.
+/// 401 for an invalid token, and for one of a disabled or deleted user; 429 after too many tokens without a session.
+/// Tokens of a session are never limited, and texts that are no tokens are counted apart. While Redis or Postgres is
+/// unavailable, the token stays valid.
 pub async fn refresh(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: RefreshBody = request.json(app.config.server.body_bytes_max).await?;
     let token = required("refresh_token", body.refresh_token)?;
-    app.limits.check_address(Limit::Refresh, request.address).await?;
-    match rotate(&app, &request, &token).await? {
-        Some((login, granted, device_id)) => json(
-            StatusCode::OK,
-            &session_body(&app, &login, &granted, device_id.as_deref())?,
-        ),
-        None => {
-            app.limits.count_address(Limit::Refresh, request.address).await?;
-            Err(unauthorized("the refresh token is not valid; log in again"))
-        }
-    }
-}
-
-/// The user, the new tokens and the device of a refreshed session; `None` for an invalid token.
-async fn rotate(app: &App, request: &Request, token: &str) -> Result<Option<(Login, Granted, Option<String>)>, Error> {
-    let Some(token) = RefreshToken::parse(token) else {
-        return Ok(None);
+    let invalid = || unauthorized("the refresh token is not valid; log in again");
+    let Some(token) = RefreshToken::parse(&token) else {
+        app.limits.take(Limit::MalformedRefresh, request.address).await?;
+        return Err(invalid());
     };
     let Some(owner) = app.sessions.owner(token.session()).await? else {
-        return Ok(None);
+        app.limits.take(Limit::Refresh, request.address).await?;
+        return Err(invalid());
     };
-    let (tenant, user) = (owner.tenant, owner.user);
+    let (login, granted) = rotate(&app, &request, &token, &owner).await?.ok_or_else(invalid)?;
+    let body = session_body(&app, &login, &granted, owner.device_id.as_deref())?;
+    json(StatusCode::OK, &body)
+}
+
+/// The user and the new tokens of a refreshed session; `None` for an invalid token.
+async fn rotate(
+    app: &App,
+    request: &Request,
+    token: &RefreshToken,
+    owner: &Owner,
+) -> Result<Option<(Login, Granted)>, Error> {
+    let (tenant, user) = (&owner.tenant, owner.user);
     // Before the token is taken, so that without Postgres it stays good.
-    let Some(login) = login::active(&app.database, &tenant, user).await? else {
-        app.sessions.end_all(&tenant, user, None).await?;
+    let Some(active) = login::active(&app.database, tenant, user).await? else {
+        app.sessions.end_all(tenant, user, None).await?;
         return Ok(None);
     };
+    if !active.standing.permits(token.session(), owner.stamp) {
+        app.sessions.end(user, &[token.session()]).await?;
+        return Ok(None);
+    }
     if let Some(device_id) = &owner.device_id
-        && !devices::seen(&app.database, &tenant, user, device_id).await?
+        && !devices::seen(&app.database, tenant, user, device_id).await?
     {
         app.sessions.end(user, &[token.session()]).await?;
         return Ok(None);
     }
-    let granted = app.sessions.rotate(&token, user, &client(request)).await?;
-    Ok(granted.map(|granted| (login, granted, owner.device_id)))
+    let login = active.login;
+    let granted = app.sessions.rotate(token, &login, &client(request)).await?;
+    Ok(granted.map(|granted| (login, granted)))
+}
+
+#[derive(Deserialize)]
+struct PasswordBody {
+    current: Option<String>,
+    new: Option<String>,
+}
+
+/// `POST /api/auth/password`: sets a new password and ends the caller's other sessions.
+///
+/// # Errors
+/// 400 for a password that is too short or easily guessed, 401 if the caller's own session was ended, 403 for a wrong
+/// current password, 409 if the password was changed meanwhile, 429 after too many wrong ones.
+pub async fn change_password(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: PasswordBody = request.json(app.config.server.body_bytes_max).await?;
+    let current = required("current", body.current)?;
+    let new = required("new", body.new)?;
+    let user = live_session_user(&app, &request).await?;
+    let active = login::active(&app.database, &user.tenant, user.user_id).await?;
+    let active = active.ok_or_else(session_ended)?;
+    let login = verifier(&app).confirm(request.address, &active, &current).await?;
+    let waiting = app.limits.wait_at(request.address)?;
+    let password = NewPassword {
+        password: &new,
+        username: &login.username,
+        replaced: Some(login.stamp),
+        kept: Some(user.session),
+    };
+    users::set_password(&app.database, &app.passwords, &user.tenant, user.user_id, password)
+        .await
+        .map_err(|error| match error {
+            feature::Error::Invalid { message, .. } => Error::invalid("new", message),
+            other => other.into(),
+        })?;
+    drop(waiting);
+    app.sessions
+        .end_all(&user.tenant, user.user_id, Some(user.session))
+        .await?;
+    Ok(response::no_content())
+}
+
+fn verifier(app: &App) -> Verifier<'_> {
+    Verifier {
+        database: &app.database,
+        passwords: &app.passwords,
+        limits: &app.limits,
+    }
 }
 
 /// `POST /api/auth/logout`: ends the session of the access token. Idempotent.
@@ -271,8 +326,8 @@ pub async fn end(app: Arc<App>, request: Request) -> Result<Response, Error> {
 /// The caller, whose own session must not have been ended: the access token of an ended session may be stolen.
 async fn live_session_user<'a>(app: &App, request: &'a Request) -> Result<&'a WebPrincipal, Error> {
     let user = request.user()?;
-    if app.sessions.is_ended(user.session).await? {
-        return Err(unauthorized(SESSION_ENDED));
+    if app.sessions.is_ended(user.session).await? || !app.sessions.is_live(&user.session_claim()).await? {
+        return Err(session_ended());
     }
     Ok(user)
 }
@@ -291,6 +346,7 @@ fn session_body(app: &App, login: &Login, granted: &Granted, device_id: Option<&
         user_id: login.id,
         user_type: login.user_type,
         session: granted.session,
+        stamp: login.stamp,
         device_id: device_id.map(str::to_owned),
     };
     Ok(json!({

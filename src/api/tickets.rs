@@ -11,7 +11,7 @@ use crate::accounts::devices;
 use crate::accounts::tickets::{Grant, Holder, LIFETIME, Stream};
 use crate::accounts::users::UserType;
 use crate::api::App;
-use crate::api::admission::SESSION_ENDED;
+use crate::api::admission::{check_bound, session_ended};
 use crate::api::auth::{Principal, WebPrincipal};
 use crate::api::error::unauthorized;
 use crate::api::request::Request;
@@ -44,12 +44,13 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
     let holder = match caller {
         Principal::Web(user) => {
             if app.sessions.is_ended(user.session).await? {
-                return Err(unauthorized(SESSION_ENDED));
+                return Err(session_ended());
             }
             Holder::User {
                 user_id: user.user_id,
                 user_type: user.user_type,
                 session: user.session,
+                stamp: user.stamp,
                 device_id: user.device_id.clone(),
             }
         }
@@ -116,18 +117,19 @@ pub(crate) async fn redeem(app: &App, ticket: &str, stream: &Stream) -> Result<P
             user_id,
             user_type,
             session,
+            stamp,
             device_id,
         } => {
-            if let Some(device_id) = &device_id {
-                app.devices.check_bound(&grant.tenant, user_id, device_id).await?;
-            }
-            Principal::Web(WebPrincipal {
+            let user = WebPrincipal {
                 tenant: grant.tenant,
                 user_id,
                 user_type,
                 session,
+                stamp,
                 device_id,
-            })
+            };
+            check_bound(app, &user).await?;
+            Principal::Web(user)
         }
         Holder::Device { device_id, token } => {
             let device = app.devices.check_hash(&grant.tenant.name, &device_id, token).await;

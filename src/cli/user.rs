@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::output::{self, Render, Text, outln};
@@ -13,7 +14,8 @@ use super::table::{Cell, Tone, or_nothing};
 use super::{Global, known_tenant};
 use crate::accounts::password::Passwords;
 use crate::accounts::sessions::Sessions;
-use crate::accounts::users::{self, Account, Filter, NewUser, UserType};
+use crate::accounts::standing::Standings;
+use crate::accounts::users::{self, Account, Filter, NewPassword, NewUser, UserType};
 use crate::admin::status::connect_redis;
 use crate::config::Config;
 use crate::core::page::{Page, Start};
@@ -48,7 +50,7 @@ enum Verb {
         #[arg(long, env = "POSDUIF_PASSWORD", hide_env_values = true)]
         password: Option<String>,
     },
-    /// Disable a user: logins, devices, sessions and event streams end at once; access tokens expire
+    /// Disable a user: logins, devices, sessions and event streams end at once; access tokens too
     Disable {
         #[command(flatten)]
         target: TargetUser,
@@ -158,8 +160,16 @@ impl TargetUser {
         // Connected first: sessions with a password that may be compromised must not outlive it.
         let store = connect_redis(config).await?;
         let passwords = Passwords::new(&config.auth)?;
-        users::set_password(&database, &passwords, &tenant, account.id, &password).await?;
-        Sessions::new(store, config)
+        let new = NewPassword {
+            password: &password,
+            username: &account.username,
+            replaced: None,
+            kept: None,
+        };
+        users::set_password(&database, &passwords, &tenant, account.id, new).await?;
+        // Without a receiver of changes, nothing is cached here.
+        let standings = Standings::new(database, config, watch::Sender::default().subscribe());
+        Sessions::new(store, standings, config)
             .end_all(&tenant, account.id, None)
             .await
             .context("the password is set, but sessions with the old one have not ended; try again")?;

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +31,7 @@ section! {
         pub token_expiry_seconds: u64 = 3600, 60..=86_400;
         /// Seconds after its last login or refresh at which a session expires.
         pub session_expiry_seconds: u64 = 2_592_000, 300..=31_536_000;
-        /// Maximum number of sessions of a user; a further login removes the least recently used session.
+        /// Maximum number of sessions of a user; a further login ends the least recently used session.
         pub sessions_max: usize = 100, 1..=1000;
         /// Seconds in which a refresh may be repeated with the same token after a lost response.
         pub refresh_retry_seconds: u64 = 30, 0..=300;
@@ -52,15 +54,21 @@ section! {
     }
 }
 
+/// Fewest different bytes of a secret: random ones in hexadecimal have about 15.
+const DISTINCT_MIN: usize = 8;
+
 impl Auth {
     /// Refuses a missing or short token secret, and well-known examples.
     pub(super) fn check_secrets(&self) -> Result<()> {
         fn is_weak(secret: &Secret) -> bool {
             let secret = secret.expose();
-            secret.len() < 32 || secret.to_ascii_lowercase().contains("change")
+            let distinct = secret.bytes().collect::<BTreeSet<_>>().len();
+            secret.len() < 32 || distinct < DISTINCT_MIN || secret.to_ascii_lowercase().contains("change")
         }
         if let Some(index) = self.jwt_previous_secrets.iter().position(is_weak) {
-            bail!("key `auth.jwt_previous_secrets[{index}]` is too short or an example: tokens could be forged");
+            bail!(
+                "key `auth.jwt_previous_secrets[{index}]` is too short, too uniform or an example: tokens could be forged"
+            );
         }
         if is_weak(&self.jwt_secret) {
             bail!(
@@ -69,7 +77,7 @@ impl Auth {
                 if self.jwt_secret.expose().is_empty() {
                     "not set"
                 } else {
-                    "too short or an example"
+                    "too short, too uniform or an example"
                 }
             );
         }

@@ -18,7 +18,7 @@ const fn key(pattern: &'static str, kind: &'static str, fields: &'static [&'stat
 }
 
 /// All keys.
-pub const KEYS: [KeyFormat; 27] = [
+pub const KEYS: [KeyFormat; 28] = [
     key("posduif:checkpoint", "hash", &[&checkpoint::FIELDS]),
     key("posduif:terms", "hash", &[]),
     key("posduif:window", "hash", &[]),
@@ -48,6 +48,7 @@ pub const KEYS: [KeyFormat; 27] = [
     key("posduif:session:<session>", "hash", &[]),
     key("posduif:sessions:ended:until", "sorted set", &[]),
     key("posduif:account:<user>:sessions", "set", &[]),
+    key("posduif:proxy:unlisted", "string", &[]),
     key("posduif:ticket:<digest>", "string", &[]),
     key("posduif:limit:<limit>:<digest>", "string", &[]),
 ];
@@ -98,6 +99,7 @@ mod tests {
             keys.session(user).replace(&user.to_string(), "<session>"),
             keys.ended_sessions(),
             keys.account_sessions(user),
+            keys.unlisted_proxy(),
             keys.ticket("<digest>"),
             keys.limit("<limit>", "<digest>"),
         ]

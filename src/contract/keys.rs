@@ -144,6 +144,11 @@ impl Keys {
         format!("{}:sessions:ended", self.prefix)
     }
 
+    /// Text: the address of a proxy that is not in `server.trusted_proxies`, as a process has seen it.
+    pub fn unlisted_proxy(&self) -> String {
+        format!("{}:proxy:unlisted", self.prefix)
+    }
+
     /// Text (JSON): who may open which stream by the ticket with this digest.
     pub fn ticket(&self, digest: &str) -> String {
         format!("{}:ticket:{digest}", self.prefix)

@@ -23,6 +23,22 @@ pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr 
     address
 }
 
+/// The peer, if it forwards for a client as a proxy does and is near, but not trusted: all its clients count as one.
+pub fn unlisted_proxy(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> Option<IpAddr> {
+    let peer = peer.to_canonical();
+    let forwards = headers.contains_key("x-forwarded-for") || headers.contains_key("forwarded");
+    let is_listed = || trusted.iter().any(|network| network.contains(peer));
+    (forwards && is_near(peer) && !is_listed()).then_some(peer)
+}
+
+/// Whether an address is of this machine or of a private network.
+fn is_near(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_loopback() || address.is_private() || address.is_link_local(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
+    }
+}
+
 /// Parses an address; some proxies add a port.
 fn parse(hop: &str) -> Option<IpAddr> {
     let hop = hop.trim();
@@ -34,6 +50,31 @@ fn parse(hop: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn near_peer_that_forwards_is_an_unlisted_proxy() {
+        let trusted = [Network::try_from("10.0.0.0/8".to_owned()).expect("a network")];
+        let found = |peer: &str, name: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.append(name, "5.6.7.8".parse().expect("a header"));
+            super::unlisted_proxy(peer.parse().expect("an address"), &headers, &trusted).is_some()
+        };
+        for near in [
+            "127.0.0.1",
+            "172.18.0.1",
+            "192.168.1.1",
+            "::1",
+            "fd00::1",
+            "::ffff:172.18.0.1",
+        ] {
+            assert!(found(near, "x-forwarded-for") && found(near, "forwarded"), "{near}");
+            assert!(!found(near, "host"), "{near}");
+        }
+        // Listed ones, and strangers, who may write any header.
+        for other in ["10.0.0.1", "203.0.113.7", "2001:db8::1"] {
+            assert!(!found(other, "x-forwarded-for"), "{other}");
+        }
+    }
 
     #[test]
     fn client_is_the_last_untrusted_hop() {

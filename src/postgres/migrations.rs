@@ -75,6 +75,13 @@ const CONTROL: &[Migration] = &[
         columns: []
     ),
     migration!(3, "control", "0003_tables", tables: ["tables"], columns: []),
+    migration!(
+        4,
+        "control",
+        "0004_stamps",
+        tables: [],
+        columns: [("credentials", "stamp"), ("credentials", "kept_session")]
+    ),
 ];
 const TENANT: &[Migration] = &[
     migration!(
@@ -252,7 +259,9 @@ pub async fn down(
                 .batch_execute(&in_schema(migration.down, &schema))
                 .await
                 .with_context(|| format!("{schema}: {} cannot be rolled back", migration.name))?;
-            record(&transaction, &schema, version - 1).await?;
+            let former = migrations.iter().map(|migration| migration.number);
+            let former = former.filter(|number| *number < version).max().unwrap_or(0);
+            record(&transaction, &schema, former).await?;
             steps.push(Step {
                 schema: schema.clone(),
                 migration: migration.name,

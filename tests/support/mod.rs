@@ -90,6 +90,8 @@ impl World {
         limits.login_user_address_max = 1_000_000;
         limits.login_user_max = 1_000_000;
         limits.login_address_max = 1_000_000;
+        limits.login_attempts_max = 1_000_000;
+        limits.login_waiting_max = 100_000;
         limits.register_address_max = 1_000_000;
         limits.refresh_address_max = 1_000_000;
         limits.enrollment_address_max = 1_000_000;

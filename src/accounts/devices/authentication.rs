@@ -1,6 +1,6 @@
 //! Authentication of devices by their tokens.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::cache::{BoundDevice, PrincipalCache, Proof};
 use super::check_device_id;
 use super::revocation::VisibilityBarrier;
 use super::token::TokenHash;
-use crate::accounts::loader::Loader;
+use crate::accounts::loader::{Found, Loader, TenantLoader};
 use crate::accounts::users::{self, UserType, Users};
 use crate::config::{self, DeviceAuth};
 use crate::core::tenant::Tenant;
@@ -44,7 +44,9 @@ pub struct Devices {
     default_tenant: String,
     pub(super) cache: Option<Arc<PrincipalCache>>,
     /// Queries Postgres for devices that are not cached.
-    loader: Loader<Proof, Arc<DevicePrincipal>>,
+    directory: Loader<Proof, Candidate>,
+    /// Loads the types of active users.
+    types: TenantLoader<UserType>,
     /// Revocations arrive through the log: the cache is usable while the log is fresh.
     freshness: watch::Receiver<Freshness>,
     freshness_bound: Duration,
@@ -60,12 +62,13 @@ impl Devices {
         uses: CacheUse,
     ) -> Self {
         let seconds = settings.auth.device_cache_seconds;
-        let loader = {
+        let directory = {
             let database = database.clone();
-            Loader::new(move |proofs| by_tokens(database.clone(), proofs))
+            Loader::new(move |proofs| candidates(database.clone(), proofs))
         };
         Self {
-            loader,
+            directory,
+            types: users::types(database.clone()),
             barrier: VisibilityBarrier::new(database.clone()),
             database,
             users,
@@ -157,7 +160,7 @@ impl Devices {
         }
         // A change between here and the result must invalidate it.
         let sequence = self.sequence();
-        let principal = self.loader.load(proof.clone()).await?.ok_or(UNKNOWN)?;
+        let principal = self.by_token(&proof).await?.ok_or(UNKNOWN)?;
         if let Some(cache) = &self.cache {
             cache.insert(proof, principal.clone(), sequence).await;
         }
@@ -216,6 +219,29 @@ impl Devices {
         self.cache.as_ref().map_or(0, |cache| cache.sequence())
     }
 
+    /// The device that presents this proof, unless revoked or of a user who may not act.
+    async fn by_token(&self, proof: &Proof) -> Result<Option<Arc<DevicePrincipal>>, Error> {
+        let Some(candidate) = self.directory.load(proof.clone()).await? else {
+            return Ok(None);
+        };
+        let Some(user_type) = self.types.load(&candidate.tenant, candidate.user_id).await? else {
+            return Ok(None);
+        };
+        if candidate.is_first_use {
+            let hashes: &[&[u8]] = &[proof.hash.as_bytes()];
+            self.database
+                .query(&sql!("accounts/device_first_use"), &[(&hashes, Type::BYTEA_ARRAY)])
+                .await?;
+        }
+        Ok(Some(Arc::new(DevicePrincipal {
+            tenant: candidate.tenant,
+            device_id: proof.device_id.clone(),
+            user_id: candidate.user_id,
+            user_type,
+            token: Some(proof.hash),
+        })))
+    }
+
     async fn by_id(&self, tenant: &str, device_id: &str) -> Result<Arc<DevicePrincipal>, Error> {
         const NONE: Error = Error::NotFound("device");
         let tenant = tenants::find(&self.database, tenant).await?.ok_or(NONE)?;
@@ -244,46 +270,15 @@ impl Devices {
 }
 
 /// A device of the directory, before its user is checked.
+#[derive(Debug, Clone)]
 struct Candidate {
-    proof: Proof,
+    tenant: Tenant,
     user_id: Uuid,
     is_first_use: bool,
 }
 
-/// The devices that present these proofs, unless revoked or of users who may not act.
-async fn by_tokens(database: Database, proofs: Vec<Proof>) -> Result<HashMap<Proof, Arc<DevicePrincipal>>, Error> {
-    let mut found = HashMap::new();
-    let mut first_uses: HashSet<TokenHash> = HashSet::new();
-    for (tenant, candidates) in candidates(&database, &proofs).await? {
-        let users: Vec<Uuid> = candidates.iter().map(|candidate| candidate.user_id).collect();
-        let types = users::active_types(&database, &tenant, &users).await?;
-        for candidate in candidates {
-            let Some(&user_type) = types.get(&candidate.user_id) else {
-                continue;
-            };
-            if candidate.is_first_use {
-                first_uses.insert(candidate.proof.hash);
-            }
-            let principal = DevicePrincipal {
-                tenant: tenant.clone(),
-                device_id: candidate.proof.device_id.clone(),
-                user_id: candidate.user_id,
-                user_type,
-                token: Some(candidate.proof.hash),
-            };
-            found.insert(candidate.proof, Arc::new(principal));
-        }
-    }
-    if !first_uses.is_empty() {
-        let hashes: Vec<&[u8]> = first_uses.iter().map(TokenHash::as_bytes).collect();
-        database
-            .query(&sql!("accounts/device_first_use"), &[(&hashes, Type::BYTEA_ARRAY)])
-            .await?;
-    }
-    Ok(found)
-}
-
-async fn candidates(database: &Database, proofs: &[Proof]) -> Result<HashMap<Tenant, Vec<Candidate>>, Error> {
+/// The devices that present these proofs, unless revoked.
+async fn candidates(database: Database, proofs: Vec<Proof>) -> Found<Proof, Candidate> {
     let hashes: Vec<&[u8]> = proofs.iter().map(|proof| proof.hash.as_bytes()).collect();
     let ids: Vec<&str> = proofs.iter().map(|proof| proof.device_id.as_str()).collect();
     let rows = database
@@ -292,7 +287,7 @@ async fn candidates(database: &Database, proofs: &[Proof]) -> Result<HashMap<Ten
             &[(&hashes, Type::BYTEA_ARRAY), (&ids, Type::TEXT_ARRAY)],
         )
         .await?;
-    let mut by_tenant: HashMap<Tenant, Vec<Candidate>> = HashMap::new();
+    let mut found = HashMap::new();
     for row in &rows {
         let (Some(tenant), Some(hash)) = (
             Tenant::named(row.try_get("tenant")?),
@@ -300,14 +295,16 @@ async fn candidates(database: &Database, proofs: &[Proof]) -> Result<HashMap<Ten
         ) else {
             continue;
         };
-        by_tenant.entry(tenant).or_default().push(Candidate {
-            proof: Proof {
-                hash,
-                device_id: row.try_get("device_id")?,
-            },
+        let proof = Proof {
+            hash,
+            device_id: row.try_get("device_id")?,
+        };
+        let candidate = Candidate {
+            tenant,
             user_id: row.try_get("user_id")?,
             is_first_use: row.try_get("is_first_use")?,
-        });
+        };
+        found.insert(proof, candidate);
     }
-    Ok(by_tenant)
+    Ok(found)
 }

@@ -3,7 +3,8 @@
 //! A session is a hash with a time to live; a set per user lists the user's sessions, and references to expired sessions are
 //! removed when the list is read. Access tokens name their session but are verified without Redis. So that they end with
 //! their session, each node caches the recently ended sessions: it receives them by Pub/Sub, reads them when it subscribes,
-//! and uses the cached ones while Redis is unavailable.
+//! and uses the cached ones while Redis is unavailable. What ends all sessions of a user changes the security stamp, see
+//! [`super::standing`], so that it ends those too that no list names.
 //!
 //! A refresh token consists of 128 constant bits, from whose digest the session's id is derived, and 256 bits that change
 //! with every use; Redis holds only the SHA-256. A client that presents a wrong changing part has held a valid token before:
@@ -14,29 +15,31 @@
 
 mod refresh_token;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use uuid::Uuid;
 
 pub use self::refresh_token::RefreshToken;
 use self::refresh_token::random;
 use crate::accounts::devices::{self, Devices};
-use crate::accounts::users;
+use crate::accounts::login::Login;
+use crate::accounts::standing::Standings;
 use crate::config;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
@@ -55,6 +58,12 @@ const ENDED_MARGIN: Duration = Duration::from_secs(60);
 /// Most sessions of a round trip.
 const LOOK_MAX: usize = 1000;
 
+/// Users whose sessions are checked at once.
+const CHECKS_MAX: usize = 16;
+
+/// Interval of the checks whether sessions with open streams still exist.
+const EXISTENCE_INTERVAL: Duration = Duration::from_secs(3600);
+
 /// Pause before a lost subscription is established again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -68,7 +77,7 @@ if redis.call('TTL', KEYS[2]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS
 return redis.call('SCARD', KEYS[2])";
 
 /// Exchanges a refresh token. Keys: session, list. Arguments: id, lifetime in seconds, the token's hash, its successor's
-/// hash and salt, milliseconds in which it may be presented again, address, user agent. Returns the salt of the
+/// hash and salt, milliseconds in which it may be presented again, address, user agent, stamp. Returns the salt of the
 /// successor, or false when the session does not exist, or was deleted because the token is an old one.
 const ROTATE: &str = "\
 local session = redis.call('HMGET', KEYS[1], 'current', 'previous', 'rotated_at', 'salt')
@@ -79,7 +88,7 @@ if session[1] == ARGV[3] then
   local text = string.format('%.0f', now)
   redis.call('HSET', KEYS[1], 'current', ARGV[4], 'previous', ARGV[3], 'salt', ARGV[5], 'rotated_at', text,
     'last_used_at', text, 'expires_at', string.format('%.0f', now + ARGV[2] * 1000),
-    'address', ARGV[7], 'user_agent', ARGV[8])
+    'address', ARGV[7], 'user_agent', ARGV[8], 'stamp', ARGV[9])
   redis.call('EXPIRE', KEYS[1], ARGV[2])
   redis.call('SADD', KEYS[2], ARGV[1])
   if redis.call('TTL', KEYS[2]) < tonumber(ARGV[2]) then redis.call('EXPIRE', KEYS[2], ARGV[2]) end
@@ -89,11 +98,12 @@ if session[2] == ARGV[3] and now - tonumber(session[3]) <= tonumber(ARGV[6]) the
 redis.call('DEL', KEYS[1])
 return {false, 1}";
 
-/// The fields of a session that the API shows.
-const SHOWN: [&str; 8] = [
+/// The fields of a session that are read: those of [`Owner`], then what the API shows.
+const SHOWN: [&str; 9] = [
     "tenant",
     "user",
     "device",
+    "stamp",
     "created_at",
     "last_used_at",
     "expires_at",
@@ -127,6 +137,8 @@ pub struct Owner {
     pub user: Uuid,
     /// The user's device to which it is bound.
     pub device_id: Option<String>,
+    /// The security stamp of its login or last refresh.
+    pub stamp: Uuid,
 }
 
 /// The client of a login or refresh.
@@ -154,8 +166,74 @@ pub struct Granted {
     pub refresh_token: String,
 }
 
-/// Open streams by session.
-type Watched = Arc<Mutex<HashMap<Uuid, (CancellationToken, usize)>>>;
+/// A session as its access tokens name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionClaim {
+    pub tenant: Tenant,
+    pub user: Uuid,
+    pub session: Uuid,
+    /// The security stamp when the token was issued.
+    pub stamp: Uuid,
+}
+
+/// The open streams of a session.
+#[derive(Debug)]
+struct WatchedSession {
+    claim: SessionClaim,
+    ended: CancellationToken,
+    count: usize,
+}
+
+/// Sessions with open streams.
+#[derive(Debug, Default)]
+struct WatchedSessions {
+    sessions: HashMap<Uuid, WatchedSession>,
+    by_user: HashMap<(Tenant, Uuid), HashSet<Uuid>>,
+}
+
+impl WatchedSessions {
+    /// Signals the end of a session that a further stream has.
+    fn add(&mut self, claim: SessionClaim) -> CancellationToken {
+        let of_user = self.by_user.entry((claim.tenant.clone(), claim.user)).or_default();
+        of_user.insert(claim.session);
+        let session = self.sessions.entry(claim.session).or_insert_with(|| WatchedSession {
+            claim: claim.clone(),
+            ended: CancellationToken::new(),
+            count: 0,
+        });
+        session.count += 1;
+        // A later token has the later stamp.
+        session.claim = claim;
+        session.ended.clone()
+    }
+
+    fn remove(&mut self, session: Uuid) {
+        let Some(watched) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        watched.count -= 1;
+        if watched.count > 0 {
+            return;
+        }
+        let user = (watched.claim.tenant.clone(), watched.claim.user);
+        self.sessions.remove(&session);
+        if let Some(of_user) = self.by_user.get_mut(&user) {
+            of_user.remove(&session);
+            if of_user.is_empty() {
+                self.by_user.remove(&user);
+            }
+        }
+    }
+
+    fn of_user(&self, user: &(Tenant, Uuid)) -> Vec<SessionClaim> {
+        let sessions = self.by_user.get(user).into_iter().flatten();
+        sessions
+            .filter_map(|session| Some(self.sessions.get(session)?.claim.clone()))
+            .collect()
+    }
+}
+
+type Watched = Arc<Mutex<WatchedSessions>>;
 
 /// Signals the end of a session; dropping it stops the watch.
 #[derive(Debug)]
@@ -179,13 +257,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut watched = self.watched.lock();
-        if let Some((_, count)) = watched.get_mut(&self.session) {
-            *count -= 1;
-            if *count == 0 {
-                watched.remove(&self.session);
-            }
-        }
+        self.watched.lock().remove(self.session);
     }
 }
 
@@ -203,10 +275,11 @@ pub struct Sessions {
     ended: Cache<Uuid, ()>,
     ended_max: u64,
     watched: Watched,
+    standings: Standings,
 }
 
 impl Sessions {
-    pub fn new(store: Store, settings: &config::Config) -> Self {
+    pub fn new(store: Store, standings: Standings, settings: &config::Config) -> Self {
         let auth = &settings.auth;
         let ended_life = Duration::from_secs(auth.token_expiry_seconds) + ENDED_MARGIN;
         let ended_max = settings.cache.entries_max;
@@ -225,18 +298,14 @@ impl Sessions {
                 .build(),
             ended_max,
             watched: Watched::default(),
+            standings,
         }
     }
 
-    /// Starts a session of an authenticated user, bound to the device of the login. Beyond `auth.sessions_max` the least
-    /// recently used ones are removed and can no longer be refreshed.
-    pub async fn open(
-        &self,
-        tenant: &Tenant,
-        user: Uuid,
-        device_id: Option<&str>,
-        client: &Client,
-    ) -> Result<Granted, Error> {
+    /// Starts a session of a user whose password was verified, bound to the device of the login. Beyond
+    /// `auth.sessions_max` the least recently used ones end.
+    pub async fn open(&self, login: &Login, device_id: Option<&str>, client: &Client) -> Result<Granted, Error> {
+        let (tenant, user) = (&login.tenant, login.id);
         let token = RefreshToken::new()?;
         let id = token.session();
         let now = Utc::now().timestamp_millis();
@@ -253,6 +322,7 @@ impl Sessions {
             .arg(("tenant", &tenant.name))
             .arg(("user", user.to_string()))
             .arg(("device", device_id.unwrap_or_default()))
+            .arg(("stamp", login.stamp.to_string()))
             .arg(("current", token.hash()))
             .arg(("created_at", now))
             .arg(("last_used_at", now))
@@ -261,7 +331,7 @@ impl Sessions {
             .arg(("user_agent", client.user_agent()));
         let (count,): (usize,) = self.store.query(&pipe).await?;
         if count > self.sessions_max {
-            self.remove_oldest(tenant, user).await?;
+            self.end_oldest(tenant, user).await?;
         }
         Ok(Granted {
             session: id,
@@ -274,7 +344,7 @@ impl Sessions {
         let mut pipe = redis::pipe();
         pipe.cmd("HMGET")
             .arg(self.store.keys().session(session))
-            .arg(&SHOWN[..3]);
+            .arg(&SHOWN[..4]);
         let (fields,): (Vec<Option<String>>,) = self.store.query(&pipe).await?;
         Ok(parse_owner(&fields))
     }
@@ -282,7 +352,8 @@ impl Sessions {
     /// Exchanges a refresh token of this user for its successor. Within `auth.refresh_retry_seconds` a repetition returns the same
     /// successor, because the response may be lost. A token that was used before ends the session, on all nodes. `None`
     /// when the token is invalid.
-    pub async fn rotate(&self, token: &RefreshToken, user: Uuid, client: &Client) -> Result<Option<Granted>, Error> {
+    pub async fn rotate(&self, token: &RefreshToken, login: &Login, client: &Client) -> Result<Option<Granted>, Error> {
+        let user = login.id;
         let salt = URL_SAFE_NO_PAD.encode(random::<32>()?);
         let id = token.session();
         let keys = self.store.keys();
@@ -299,7 +370,8 @@ impl Sessions {
             .arg(&salt)
             .arg(self.retry_ms)
             .arg(client.address.to_string())
-            .arg(client.user_agent());
+            .arg(client.user_agent())
+            .arg(login.stamp.to_string());
         let ((salt, is_reuse),): ((Option<String>, bool),) = self.store.query(&pipe).await?;
         if is_reuse {
             tracing::warn!(session = %id, %user, "session ended: refresh token used twice");
@@ -339,7 +411,7 @@ impl Sessions {
             if (&owner.tenant, owner.user) != (tenant, user) {
                 continue;
             }
-            let (Some(created_at), Some(last_used_at), Some(expires_at)) = (time(3), time(4), time(5)) else {
+            let (Some(created_at), Some(last_used_at), Some(expires_at)) = (time(4), time(5), time(6)) else {
                 continue;
             };
             let text = |index: usize| field(index).filter(|text| !text.is_empty()).map(str::to_owned);
@@ -348,8 +420,8 @@ impl Sessions {
                 created_at,
                 last_used_at,
                 expires_at,
-                user_agent: text(6),
-                address: text(7),
+                user_agent: text(7),
+                address: text(8),
                 device_id: owner.device_id,
             });
         }
@@ -387,8 +459,14 @@ impl Sessions {
         Ok(())
     }
 
-    /// Ends all sessions of a user except `but`.
+    /// Ends all sessions of a user except `but`, also those that the list lacks: their stamp is no longer the user's.
     pub async fn end_all(&self, tenant: &Tenant, user: Uuid, but: Option<Uuid>) -> Result<(), Error> {
+        self.standings.change(tenant, user, but).await?;
+        let mut pipe = redis::pipe();
+        let word = user_message(tenant, user);
+        pipe.publish(self.store.keys().sessions_ended(), word).ignore();
+        let () = self.store.query(&pipe).await?;
+        self.end_outdated(tenant, user).await?;
         let sessions = self.list(tenant, user).await?;
         let ids = sessions.iter().map(|session| session.id);
         let others: Vec<Uuid> = ids.filter(|&id| Some(id) != but).collect();
@@ -419,24 +497,82 @@ impl Sessions {
         self.ended.contains_key(&session)
     }
 
+    /// Whether the session goes on, as far as this node knows: it was not ended, the user may act, and the security stamp
+    /// is still the user's.
+    pub async fn is_live(&self, claim: &SessionClaim) -> Result<bool, Error> {
+        if self.is_known_ended(claim.session) {
+            return Ok(false);
+        }
+        let standing = self.standings.get(&claim.tenant, claim.user).await?;
+        Ok(standing.is_some_and(|standing| standing.permits(claim.session, claim.stamp)))
+    }
+
+    /// Like [`Sessions::is_live`], without the cached stamp.
+    pub async fn is_live_now(&self, claim: &SessionClaim) -> Result<bool, Error> {
+        let standing = self.standings.read(&claim.tenant, claim.user).await?;
+        let is_permitted = standing.is_some_and(|standing| standing.permits(claim.session, claim.stamp));
+        Ok(is_permitted && !self.is_known_ended(claim.session))
+    }
+
+    /// Ends a session that was opened for this login, if the password was changed or the user disabled meanwhile. Returns
+    /// whether it goes on.
+    pub async fn confirm(&self, login: &Login, session: Uuid) -> Result<bool, Error> {
+        let claim = SessionClaim {
+            tenant: login.tenant.clone(),
+            user: login.id,
+            session,
+            stamp: login.stamp,
+        };
+        let is_good = self.is_live_now(&claim).await?;
+        if !is_good {
+            self.end(login.id, &[session]).await?;
+        }
+        Ok(is_good)
+    }
+
     /// Watches for the end of a session from now on; for earlier ends see [`Sessions::is_ended`].
-    pub fn watch(&self, session: Uuid) -> Watch {
-        let mut watched = self.watched.lock();
-        let (ended, count) = watched.entry(session).or_default();
-        *count += 1;
+    pub fn watch(&self, claim: SessionClaim) -> Watch {
+        let session = claim.session;
+        let ended = self.watched.lock().add(claim);
         Watch {
             session,
-            ended: Box::pin(ended.clone().cancelled_owned()),
+            ended: Box::pin(ended.cancelled_owned()),
             watched: self.watched.clone(),
         }
     }
 
-    /// Checks periodically whether sessions with open streams have ended, in case a Pub/Sub message was lost.
+    /// The users who have open streams here.
+    fn watched_users(&self) -> Vec<(Tenant, Uuid)> {
+        self.watched.lock().by_user.keys().cloned().collect()
+    }
+
+    /// Ends the streams of a user whose stamp is no longer the user's.
+    async fn end_outdated(&self, tenant: &Tenant, user: Uuid) -> Result<(), Error> {
+        let watched = self.watched.lock().of_user(&(tenant.clone(), user));
+        if watched.is_empty() {
+            return Ok(());
+        }
+        let standing = self.standings.get(tenant, user).await?;
+        for claim in watched {
+            if !standing.is_some_and(|standing| standing.permits(claim.session, claim.stamp)) {
+                self.set_ended(claim.session);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks periodically whether sessions with open streams have ended, in case a Pub/Sub message was lost, and less
+    /// often whether they have expired.
     pub async fn recheck(self, interval: Duration, stop: CancellationToken) {
         let work = async {
+            let mut existed_at = Instant::now();
             loop {
                 tokio::time::sleep(interval).await;
-                if let Err(error) = self.recheck_watched().await {
+                let asks_existence = existed_at.elapsed() >= EXISTENCE_INTERVAL;
+                if asks_existence {
+                    existed_at = Instant::now();
+                }
+                if let Err(error) = self.recheck_watched(asks_existence).await {
                     tracing::debug!(%error, "check of ended sessions failed");
                 }
             }
@@ -447,8 +583,8 @@ impl Sessions {
         }
     }
 
-    async fn recheck_watched(&self) -> Result<(), Error> {
-        let watched: Vec<Uuid> = self.watched.lock().keys().copied().collect();
+    async fn recheck_watched(&self, asks_existence: bool) -> Result<(), Error> {
+        let watched: Vec<Uuid> = self.watched.lock().sessions.keys().copied().collect();
         for sessions in watched.chunks(LOOK_MAX) {
             let mut pipe = redis::pipe();
             for &session in sessions {
@@ -458,31 +594,39 @@ impl Sessions {
             for (&session, _) in sessions.iter().zip(ended).filter(|(_, until)| until.is_some()) {
                 self.set_ended(session);
             }
+            if asks_existence {
+                let mut pipe = redis::pipe();
+                for &session in sessions {
+                    pipe.exists(self.store.keys().session(session));
+                }
+                let exists: Vec<bool> = self.store.query(&pipe).await?;
+                for (&session, _) in sessions.iter().zip(exists).filter(|(_, exists)| !exists) {
+                    self.set_ended(session);
+                }
+            }
         }
-        Ok(())
+        futures_util::stream::iter(self.watched_users())
+            .map(|(tenant, user)| async move { self.end_outdated(&tenant, user).await })
+            .buffer_unordered(LOOK_MAX)
+            .try_collect()
+            .await
     }
 
     /// Caches the end of a session and signals its open streams.
     fn set_ended(&self, session: Uuid) {
         self.ended.insert(session, ());
         let watched = self.watched.lock();
-        if let Some((ended, _)) = watched.get(&session) {
-            ended.cancel();
+        if let Some(session) = watched.sessions.get(&session) {
+            session.ended.cancel();
         }
     }
 
-    async fn remove_oldest(&self, tenant: &Tenant, user: Uuid) -> Result<(), Error> {
+    /// Ends the sessions beyond `auth.sessions_max`, the least recently used ones.
+    async fn end_oldest(&self, tenant: &Tenant, user: Uuid) -> Result<(), Error> {
         let sessions = self.list(tenant, user).await?;
-        let Some(oldest) = sessions.get(self.sessions_max..).filter(|oldest| !oldest.is_empty()) else {
-            return Ok(());
-        };
-        let keys = self.store.keys();
-        let mut pipe = redis::pipe();
-        for session in oldest {
-            pipe.del(keys.session(session.id)).ignore();
-            pipe.srem(keys.account_sessions(user), session.id.to_string()).ignore();
-        }
-        Ok(self.store.query(&pipe).await?)
+        let oldest = sessions.get(self.sessions_max..).unwrap_or_default();
+        let ids: Vec<Uuid> = oldest.iter().map(|session| session.id).collect();
+        self.end(user, &ids).await
     }
 
     /// Receives the sessions that other nodes end until `stop`. It catches up after each interruption of the subscription.
@@ -495,6 +639,7 @@ impl Sessions {
                     .await
                     .err()
                     .map(|error| crate::telemetry::chain(&error));
+                self.standings.set_subscribed(false);
                 // Meanwhile access tokens of sessions that other nodes end are accepted.
                 match error {
                     Some(cause) if logged.as_ref() != Some(&cause) => {
@@ -517,12 +662,25 @@ impl Sessions {
         let mut subscription = net::redis::client(&self.redis)?.get_async_pubsub().await?;
         subscription.subscribe(self.store.keys().sessions_ended()).await?;
         // After the subscription, so that no end is missed in between.
+        self.standings.set_subscribed(true);
         self.catch_up().await?;
+        self.recheck_watched(false).await?;
         let mut messages = subscription.on_message();
         while let Some(message) = messages.next().await {
-            let id = message.get_payload::<String>().ok();
-            if let Some(session) = id.and_then(|id| Uuid::try_parse(&id).ok()) {
+            let Ok(text) = message.get_payload::<String>() else {
+                continue;
+            };
+            if let Ok(session) = Uuid::try_parse(&text) {
                 self.set_ended(session);
+            } else if let Some((tenant, user)) = parse_user_message(&text) {
+                self.standings.invalidate(&tenant, user);
+                let here = self.clone();
+                // A task of its own: the next message must not wait for Postgres.
+                tokio::spawn(async move {
+                    if let Err(error) = here.end_outdated(&tenant, user).await {
+                        tracing::debug!(%error, %user, "check of a user's open streams failed");
+                    }
+                });
             }
         }
         Ok(())
@@ -550,8 +708,8 @@ impl Sessions {
         }
     }
 
-    /// Ends the sessions of disabled and deleted users and of revoked devices, as the log delivers the changes, until `stop`. A
-    /// missed session ends at its refresh.
+    /// Ends the sessions of disabled and deleted users and of revoked devices, as the log delivers the changes, until `stop`.
+    /// When changes were missed, all users with open streams here are checked, and no cached stamp is used again.
     pub async fn follow_users(
         self,
         database: Database,
@@ -560,37 +718,83 @@ impl Sessions {
         stop: CancellationToken,
     ) {
         loop {
-            let change = tokio::select! {
+            let first = tokio::select! {
                 () = stop.cancelled() => return,
                 change = changes.recv() => change,
             };
-            let (tenant, user, xid) = match change {
-                Ok(DeviceChange::One { tenant, user, xid }) => (tenant, user, xid),
-                Ok(DeviceChange::Any) | Err(broadcast::error::RecvError::Lagged(_)) => continue,
-                Err(broadcast::error::RecvError::Closed) => return,
+            let Some(changed) = self.take_changes(first, &mut changes) else {
+                return;
             };
-            let Some(tenant) = Tenant::named(&tenant) else { continue };
-            if let Err(error) = self.end_if_gone(&database, &devices, &tenant, user, xid).await {
-                tracing::debug!(%error, %user, "check of a changed user's sessions failed");
+            let checks =
+                futures_util::stream::iter(changed).for_each_concurrent(CHECKS_MAX, |((tenant, user), xid)| {
+                    let (database, devices, sessions) = (&database, &devices, &self);
+                    async move {
+                        if let Err(error) = sessions.check_user(database, devices, &tenant, user, xid).await {
+                            tracing::debug!(%error, %user, "check of a changed user's sessions failed");
+                        }
+                    }
+                });
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = checks => {}
             }
         }
     }
 
-    async fn end_if_gone(
+    /// The users of a change and of those that wait behind it, each once, with the last transaction if it is known.
+    /// Their stamps are no longer cached. `None` when no change will come.
+    fn take_changes(
+        &self,
+        first: Result<DeviceChange, RecvError>,
+        changes: &mut broadcast::Receiver<DeviceChange>,
+    ) -> Option<HashMap<(Tenant, Uuid), Option<u32>>> {
+        let mut changed = HashMap::new();
+        let mut next = first;
+        loop {
+            match next {
+                Ok(DeviceChange::One { tenant, user, xid }) => {
+                    if let Some(tenant) = Tenant::named(&tenant) {
+                        self.standings.invalidate(&tenant, user);
+                        changed.insert((tenant, user), Some(xid));
+                    }
+                }
+                // Any user may be among the missed changes.
+                Ok(DeviceChange::Any) | Err(RecvError::Lagged(_)) => {
+                    self.standings.invalidate_all();
+                    for user in self.watched_users() {
+                        changed.entry(user).or_insert(None);
+                    }
+                }
+                Err(RecvError::Closed) => return None,
+            }
+            next = match changes.try_recv() {
+                Ok(change) => Ok(change),
+                Err(TryRecvError::Lagged(count)) => Err(RecvError::Lagged(count)),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return Some(changed),
+            };
+        }
+    }
+
+    async fn check_user(
         &self,
         database: &Database,
         devices: &Devices,
         tenant: &Tenant,
         user: Uuid,
-        xid: u32,
+        xid: Option<u32>,
     ) -> Result<(), Error> {
+        if let Some(xid) = xid {
+            devices.await_visible(xid).await;
+            // What was read between the log's delivery and the commit's visibility is the old state.
+            self.standings.invalidate(tenant, user);
+        }
+        self.end_outdated(tenant, user).await?;
         // Most changes are of devices, and most users with devices have no session.
         let sessions = self.list(tenant, user).await?;
         if sessions.is_empty() {
             return Ok(());
         }
-        devices.await_visible(xid).await;
-        if !users::is_active(database, tenant, user).await? {
+        if self.standings.get(tenant, user).await?.is_none() {
             return self.end_all(tenant, user, None).await;
         }
         let bound: Vec<&str> = sessions
@@ -607,13 +811,24 @@ impl Sessions {
     }
 }
 
-/// Reads the first three of [`SHOWN`].
+/// The Pub/Sub message of a user whose stamp has changed.
+fn user_message(tenant: &Tenant, user: Uuid) -> String {
+    format!("{}/{user}", tenant.name)
+}
+
+fn parse_user_message(text: &str) -> Option<(Tenant, Uuid)> {
+    let (tenant, user) = text.split_once('/')?;
+    Some((Tenant::named(tenant)?, Uuid::try_parse(user).ok()?))
+}
+
+/// Reads the first four of [`SHOWN`].
 fn parse_owner(fields: &[Option<String>]) -> Option<Owner> {
     let field = |index: usize| fields.get(index).and_then(Option::as_deref);
     Some(Owner {
         tenant: Tenant::named(field(0)?)?,
         user: Uuid::try_parse(field(1)?).ok()?,
         device_id: field(2).filter(|device| !device.is_empty()).map(str::to_owned),
+        stamp: Uuid::try_parse(field(3)?).ok()?,
     })
 }
 

@@ -31,7 +31,7 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
     let (Ok(database), Ok(())) = (database, redis) else {
         return Vec::new();
     };
-    match store.checkpoint().await {
+    let mut checks = match store.checkpoint().await {
         Ok(Some(checkpoint)) => {
             let epoch = format!("epoch {}", checkpoint.epoch.number);
             vec![Check::ok(CHECKPOINT, epoch), tenant_streams(&database, &store).await]
@@ -43,11 +43,30 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
             error.to_string(),
             "The position of publishing is unknown, and no engine continues",
         )],
-    }
+    };
+    checks.extend(proxies(&store).await);
+    checks
+}
+
+/// Whether an engine has met a proxy that it does not know. Returns nothing if Redis fails, which other checks report.
+async fn proxies(store: &Store) -> Option<Check> {
+    let mut pipe = redis::pipe();
+    pipe.get(store.keys().unlisted_proxy());
+    let (peer,): (Option<String>,) = store.query(&pipe).await.ok()?;
+    Some(match peer {
+        None => Check::ok(PROXIES, "no unlisted proxy in the last day"),
+        Some(peer) => Check::warn(
+            PROXIES,
+            format!("{peer} sends X-Forwarded-For or Forwarded, and is not in server.trusted_proxies"),
+            "All its clients count as one against the limits, and anybody can use up the limits of all",
+        )
+        .then("If it is your proxy, list it in `server.trusted_proxies`"),
+    })
 }
 
 const CHECKPOINT: &str = "redis.checkpoint";
 const STREAMS: &str = "redis.streams";
+const PROXIES: &str = "engine.proxies";
 
 /// A missing checkpoint is expected before the first epoch only.
 async fn no_checkpoint(database: &Database, config: &Config) -> Check {

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use self::event::Event;
 use self::event_sink::{EventSink, Received};
 use crate::accounts::devices::DevicePrincipal;
-use crate::accounts::sessions::Watch;
+use crate::accounts::sessions::{SessionClaim, Watch};
 use crate::api::App;
 use crate::api::auth::WebPrincipal;
 use crate::api::request::Request;
@@ -55,6 +55,7 @@ pub enum Reader {
         user: Uuid,
         /// Reports the end of the session.
         session: Watch,
+        claim: SessionClaim,
     },
 }
 
@@ -62,14 +63,16 @@ impl Reader {
     /// A user with an access token; `None` if the session was ended.
     pub async fn web(app: &App, user: &WebPrincipal) -> Result<Option<Self>, Error> {
         // Watched first, so that an end in between is not missed.
-        let session = app.sessions.watch(user.session);
-        if app.sessions.is_ended(user.session).await? {
+        let claim = user.session_claim();
+        let session = app.sessions.watch(claim.clone());
+        if app.sessions.is_ended(user.session).await? || !app.sessions.is_live(&claim).await? {
             return Ok(None);
         }
         Ok(Some(Self::Web {
             tenant: user.tenant.clone(),
             user: user.user_id,
             session,
+            claim,
         }))
     }
 
@@ -420,16 +423,15 @@ impl Live {
         {
             return Authorization::Unknown;
         }
-        let Reader::Device(device) = &self.reader else {
-            return match app
-                .active
-                .load((self.reader.tenant().clone(), self.reader.user_id()))
-                .await
-            {
-                Ok(Some(_)) => Authorization::Valid,
-                Ok(None) => Authorization::Revoked,
-                Err(_) => Authorization::Unknown,
-            };
+        let device = match &self.reader {
+            Reader::Device(device) => device,
+            Reader::Web { claim, .. } => {
+                return match app.sessions.is_live_now(claim).await {
+                    Ok(true) => Authorization::Valid,
+                    Ok(false) => Authorization::Revoked,
+                    Err(_) => Authorization::Unknown,
+                };
+            }
         };
         match app.devices.check_again(device).await {
             Ok(_) => Authorization::Valid,

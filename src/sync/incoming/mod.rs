@@ -25,11 +25,10 @@ use super::snapshot::{self, Scope};
 use super::statuses::Statuses;
 use super::tables;
 use crate::accounts::devices::DevicePrincipal;
-use crate::accounts::loader::Loader;
+use crate::accounts::loader::TenantLoader;
 use crate::config::rule::Rule;
 use crate::contract::terms::Continuity;
 use crate::core::position::StreamId;
-use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature;
 use crate::messages::Message;
@@ -135,7 +134,7 @@ pub struct Incoming {
     pub reports: Reports,
     pub metrics: Arc<Metrics>,
     /// See [`never_synced`].
-    pub never_synced: Loader<(Tenant, Uuid), i64>,
+    pub never_synced: TenantLoader<i64>,
 }
 
 /// A delivery in progress.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Error, Incoming};
 use crate::accounts::devices::DevicePrincipal;
-use crate::accounts::loader::{Found, Loader};
+use crate::accounts::loader::{Found, TenantLoader};
 use crate::core::tenant::Tenant;
 use crate::postgres::{Database, sql};
 use crate::redis::store::{self, Read, ReadPosition};
@@ -18,8 +18,8 @@ use crate::sync::range::FIRST_ENTRIES;
 const PENDING_MAX: usize = 1000;
 
 /// Counts the pending messages of users whose devices have never acknowledged anything.
-pub fn never_synced(database: Database) -> Loader<(Tenant, Uuid), i64> {
-    Loader::by_tenant(database, pending_counts)
+pub fn never_synced(database: Database) -> TenantLoader<i64> {
+    TenantLoader::new(database, pending_counts)
 }
 
 async fn pending_counts(database: Database, tenant: Tenant, users: Vec<Uuid>) -> Found<Uuid, i64> {
@@ -36,7 +36,7 @@ impl Incoming {
         let tenant = &device.tenant;
         let state = device_state::read(&self.store, &tenant.name, &device.device_id).await?;
         let Some((epoch, acknowledged)) = state.acknowledged else {
-            let count = self.never_synced.load((tenant.clone(), device.user_id)).await?;
+            let count = self.never_synced.load(tenant, device.user_id).await?;
             return Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0));
         };
         let handoff = self.store.handoff(&tenant.name, device.user_id).await?;

@@ -20,6 +20,33 @@ pub struct Http {
     websocket_items: Family<Label, Counter>,
     connections: Gauge,
     connections_refused: Counter,
+    logins: Family<Label, Counter>,
+}
+
+/// How a login ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoginResult {
+    /// The password was right.
+    Granted,
+    /// The tenant, name or password was wrong.
+    Refused,
+    /// Too many attempts.
+    Limited,
+    /// Postgres or Redis was unavailable.
+    Failed,
+}
+
+impl LoginResult {
+    const ALL: [Self; 4] = [Self::Granted, Self::Refused, Self::Limited, Self::Failed];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Granted => "granted",
+            Self::Refused => "refused",
+            Self::Limited => "limited",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// Counts a connection until it is dropped.
@@ -45,7 +72,9 @@ impl Http {
             websocket_items: Family::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
+            logins: Family::default(),
         };
+        create(&new.logins, "result", &LoginResult::ALL.map(LoginResult::as_str));
         create(&new.websocket_items, "status", &labels.upload_results);
         new
     }
@@ -81,6 +110,7 @@ impl Http {
             "Connections closed at once because their address had server.connections_per_address_max",
             self.connections_refused.clone(),
         );
+        registry.register("logins", "Logins with a password, by result", self.logins.clone());
     }
 
     /// A request was answered.
@@ -98,6 +128,11 @@ impl Http {
     /// A connection was closed at once.
     pub fn refused(&self) {
         self.connections_refused.inc();
+    }
+
+    /// A login was answered.
+    pub fn login(&self, result: LoginResult) {
+        self.logins.get_or_create(&[("result", result.as_str())]).inc();
     }
 
     /// An event was written to an event stream.

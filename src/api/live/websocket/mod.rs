@@ -35,9 +35,8 @@ use tungstenite::{Error as Fault, Message, Utf8Bytes};
 
 use self::items::Frame;
 use crate::api::App;
-use crate::api::admission::SESSION_ENDED;
+use crate::api::admission::session_ended;
 use crate::api::auth::Principal;
-use crate::api::error::unauthorized;
 use crate::api::item_body::ItemBody;
 use crate::api::live::event::Event;
 use crate::api::live::event_sink::{EventSink, Received};
@@ -73,9 +72,7 @@ pub async fn open(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?.clone();
     let reader = match &caller {
         Principal::Device(device) => Reader::Device(device.clone()),
-        Principal::Web(user) => Reader::web(&app, user)
-            .await?
-            .ok_or_else(|| unauthorized(SESSION_ENDED))?,
+        Principal::Web(user) => Reader::web(&app, user).await?.ok_or_else(session_ended)?,
     };
     let live = Live::open(app.clone(), reader, &request).await?;
 

@@ -1,0 +1,1 @@
+ALTER TABLE posduif.credentials DROP COLUMN kept_session, DROP COLUMN stamp;

@@ -1,0 +1,170 @@
+//! Whether the sessions and access tokens of a user are still good: the user may act, and the security stamp is theirs.
+//!
+//! `posduif.credentials` holds the stamp of each user. A new password, disabling, enabling and the end of all sessions
+//! change it. Sessions, access tokens and tickets carry the stamp that the login has seen, so that whatever was granted
+//! before a change is refused after it, wherever it is kept. The session that makes the change goes on.
+//!
+//! Each node caches stamps. The change of one arrives by Pub/Sub, that of a user through the log; while either is
+//! interrupted, the cache is not used.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::sync::watch;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::accounts::loader::{Found, TenantLoader};
+use crate::config;
+use crate::core::tenant::Tenant;
+use crate::feature::Error;
+use crate::live::tail::Freshness;
+use crate::postgres::{Database, sql, tenants};
+
+/// The stamp of a user who may act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    pub stamp: Uuid,
+    /// The session that has changed the stamp and goes on.
+    kept_session: Option<Uuid>,
+}
+
+impl Standing {
+    pub(super) fn from_row(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            stamp: row.try_get("stamp")?,
+            kept_session: row.try_get("kept_session")?,
+        })
+    }
+
+    /// Whether a session with this stamp goes on.
+    pub fn permits(&self, session: Uuid, stamp: Uuid) -> bool {
+        stamp == self.stamp || self.kept_session == Some(session)
+    }
+}
+
+/// Looks up standings. Cloning shares the cache.
+#[derive(Debug, Clone)]
+pub struct Standings(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    database: Database,
+    loader: TenantLoader<Standing>,
+    cache: Option<Cache<(Tenant, Uuid), Standing>>,
+    /// Counts invalidations: a result that was read before one is not kept.
+    invalidations: AtomicU64,
+    /// Whether changes of stamps arrive.
+    is_subscribed: AtomicBool,
+    freshness: watch::Receiver<Freshness>,
+    freshness_bound: Duration,
+}
+
+impl Standings {
+    pub fn new(database: Database, settings: &config::Config, freshness: watch::Receiver<Freshness>) -> Self {
+        let seconds = settings.auth.device_cache_seconds;
+        Self(Arc::new(Shared {
+            loader: TenantLoader::new(database.clone(), fetch),
+            database,
+            cache: (seconds > 0).then(|| {
+                Cache::builder()
+                    .max_capacity(settings.cache.entries_max)
+                    .time_to_live(Duration::from_secs(seconds))
+                    .build()
+            }),
+            invalidations: AtomicU64::new(0),
+            is_subscribed: AtomicBool::new(false),
+            freshness,
+            freshness_bound: Duration::from_secs(settings.health.max_staleness_seconds),
+        }))
+    }
+
+    /// The standing of a user; `None` for one who may not act.
+    pub async fn get(&self, tenant: &Tenant, user: Uuid) -> Result<Option<Standing>, Error> {
+        let key = (tenant.clone(), user);
+        let cache = self.0.fresh_cache();
+        if let Some(standing) = cache.and_then(|cache| cache.get(&key)) {
+            return Ok(Some(standing));
+        }
+        let before = self.0.invalidations.load(Ordering::SeqCst);
+        let standing = self.read(tenant, user).await?;
+        if let (Some(cache), Some(standing)) = (cache, standing) {
+            cache.insert(key.clone(), standing);
+            // After the insertion, so that an invalidation meanwhile is not missed.
+            if self.0.invalidations.load(Ordering::SeqCst) != before {
+                cache.invalidate(&key);
+            }
+        }
+        Ok(standing)
+    }
+
+    /// Like [`Standings::get`], without the cache.
+    pub async fn read(&self, tenant: &Tenant, user: Uuid) -> Result<Option<Standing>, Error> {
+        self.0.loader.load(tenant, user).await
+    }
+
+    /// Changes the stamp of a user: only this session goes on.
+    pub(super) async fn change(&self, tenant: &Tenant, user: Uuid, kept: Option<Uuid>) -> Result<(), Error> {
+        self.0
+            .database
+            .query(
+                &sql!("accounts/stamp_change"),
+                &[(&tenant.name, Type::TEXT), (&user, Type::UUID), (&kept, Type::UUID)],
+            )
+            .await?;
+        self.invalidate(tenant, user);
+        Ok(())
+    }
+
+    /// The standing of this user has changed.
+    pub(super) fn invalidate(&self, tenant: &Tenant, user: Uuid) {
+        self.0.invalidations.fetch_add(1, Ordering::SeqCst);
+        if let Some(cache) = &self.0.cache {
+            cache.invalidate(&(tenant.clone(), user));
+        }
+    }
+
+    /// Any standing may have changed.
+    pub(super) fn invalidate_all(&self) {
+        self.0.invalidations.fetch_add(1, Ordering::SeqCst);
+        if let Some(cache) = &self.0.cache {
+            cache.invalidate_all();
+        }
+    }
+
+    /// Changes of stamps arrive from now on, or no longer.
+    pub(super) fn set_subscribed(&self, is_subscribed: bool) {
+        self.0.is_subscribed.store(is_subscribed, Ordering::SeqCst);
+        self.invalidate_all();
+    }
+}
+
+impl Shared {
+    /// The cache, while all changes arrive.
+    fn fresh_cache(&self) -> Option<&Cache<(Tenant, Uuid), Standing>> {
+        let age = self.freshness.borrow().age();
+        let is_fresh = age.is_some_and(|age| age <= self.freshness_bound);
+        let cache = self.cache.as_ref();
+        cache.filter(|_| is_fresh && self.is_subscribed.load(Ordering::SeqCst))
+    }
+}
+
+async fn fetch(database: Database, tenant: Tenant, users: Vec<Uuid>) -> Found<Uuid, Standing> {
+    // A token may outlive its tenant.
+    if tenants::find(&database, &tenant.name).await?.is_none() {
+        return Ok(HashMap::new());
+    }
+    let rows = database
+        .query(
+            &sql!("accounts/standings", tenant),
+            &[(&tenant.name, Type::TEXT), (&users, Type::UUID_ARRAY)],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("id")?, Standing::from_row(row)?)))
+        .collect()
+}
