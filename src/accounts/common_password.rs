@@ -98,9 +98,9 @@ fn is_periodic(plain: &str) -> bool {
 fn is_made_of_rows(plain: &str) -> bool {
     let mut rest = plain;
     while !rest.is_empty() {
-        let ends = rest.char_indices().map(|(start, c)| start + c.len_utf8());
+        let mut ends = rest.char_indices().map(|(start, c)| start + c.len_utf8());
         let fits = |end: &usize| rest.get(..*end).is_some_and(is_part_of_row);
-        let Some(end) = ends.filter(fits).last() else {
+        let Some(end) = ends.rfind(fits) else {
             return false;
         };
         rest = rest.get(end..).unwrap_or_default();

@@ -25,6 +25,9 @@ use crate::feature::Error;
 use crate::live::tail::Freshness;
 use crate::postgres::{Database, sql, tenants};
 
+/// Longest use of a cached stamp: what neither way carries, such as a tenant that was dropped by SQL, is noticed after it.
+const LIFETIME_MAX: Duration = Duration::from_secs(10);
+
 /// The stamp of a user who may act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
@@ -73,7 +76,7 @@ impl Standings {
             cache: (seconds > 0).then(|| {
                 Cache::builder()
                     .max_capacity(settings.cache.entries_max)
-                    .time_to_live(Duration::from_secs(seconds))
+                    .time_to_live(Duration::from_secs(seconds).min(LIFETIME_MAX))
                     .build()
             }),
             invalidations: AtomicU64::new(0),

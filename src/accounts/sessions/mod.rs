@@ -14,12 +14,10 @@
 //! tokens, and the contents of Redis reveal none of them.
 
 mod refresh_token;
+mod watched;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -28,15 +26,16 @@ use chrono::{DateTime, Utc};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::refresh_token::RefreshToken;
 use self::refresh_token::random;
+use self::watched::Watched;
+pub use self::watched::{SessionClaim, Watch};
 use crate::accounts::devices::{self, Devices};
 use crate::accounts::login::Login;
 use crate::accounts::standing::Standings;
@@ -164,101 +163,6 @@ pub struct Granted {
     pub session: Uuid,
     /// Only its hash is stored.
     pub refresh_token: String,
-}
-
-/// A session as its access tokens name it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionClaim {
-    pub tenant: Tenant,
-    pub user: Uuid,
-    pub session: Uuid,
-    /// The security stamp when the token was issued.
-    pub stamp: Uuid,
-}
-
-/// The open streams of a session.
-#[derive(Debug)]
-struct WatchedSession {
-    claim: SessionClaim,
-    ended: CancellationToken,
-    count: usize,
-}
-
-/// Sessions with open streams.
-#[derive(Debug, Default)]
-struct WatchedSessions {
-    sessions: HashMap<Uuid, WatchedSession>,
-    by_user: HashMap<(Tenant, Uuid), HashSet<Uuid>>,
-}
-
-impl WatchedSessions {
-    /// Signals the end of a session that a further stream has.
-    fn add(&mut self, claim: SessionClaim) -> CancellationToken {
-        let of_user = self.by_user.entry((claim.tenant.clone(), claim.user)).or_default();
-        of_user.insert(claim.session);
-        let session = self.sessions.entry(claim.session).or_insert_with(|| WatchedSession {
-            claim: claim.clone(),
-            ended: CancellationToken::new(),
-            count: 0,
-        });
-        session.count += 1;
-        // A later token has the later stamp.
-        session.claim = claim;
-        session.ended.clone()
-    }
-
-    fn remove(&mut self, session: Uuid) {
-        let Some(watched) = self.sessions.get_mut(&session) else {
-            return;
-        };
-        watched.count -= 1;
-        if watched.count > 0 {
-            return;
-        }
-        let user = (watched.claim.tenant.clone(), watched.claim.user);
-        self.sessions.remove(&session);
-        if let Some(of_user) = self.by_user.get_mut(&user) {
-            of_user.remove(&session);
-            if of_user.is_empty() {
-                self.by_user.remove(&user);
-            }
-        }
-    }
-
-    fn of_user(&self, user: &(Tenant, Uuid)) -> Vec<SessionClaim> {
-        let sessions = self.by_user.get(user).into_iter().flatten();
-        sessions
-            .filter_map(|session| Some(self.sessions.get(session)?.claim.clone()))
-            .collect()
-    }
-}
-
-type Watched = Arc<Mutex<WatchedSessions>>;
-
-/// Signals the end of a session; dropping it stops the watch.
-#[derive(Debug)]
-pub struct Watch {
-    session: Uuid,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
-    watched: Watched,
-}
-
-impl Watch {
-    /// The session's id.
-    pub fn session(&self) -> Uuid {
-        self.session
-    }
-
-    /// Ready when the session has ended.
-    pub fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        self.ended.as_mut().poll(context)
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.watched.lock().remove(self.session);
-    }
 }
 
 /// Stores sessions. Cloning shares the connection.
@@ -532,18 +436,12 @@ impl Sessions {
 
     /// Watches for the end of a session from now on; for earlier ends see [`Sessions::is_ended`].
     pub fn watch(&self, claim: SessionClaim) -> Watch {
-        let session = claim.session;
-        let ended = self.watched.lock().add(claim);
-        Watch {
-            session,
-            ended: Box::pin(ended.cancelled_owned()),
-            watched: self.watched.clone(),
-        }
+        Watch::begin(&self.watched, claim)
     }
 
     /// The users who have open streams here.
     fn watched_users(&self) -> Vec<(Tenant, Uuid)> {
-        self.watched.lock().by_user.keys().cloned().collect()
+        self.watched.lock().users()
     }
 
     /// Ends the streams of a user whose stamp is no longer the user's.
@@ -584,7 +482,7 @@ impl Sessions {
     }
 
     async fn recheck_watched(&self, asks_existence: bool) -> Result<(), Error> {
-        let watched: Vec<Uuid> = self.watched.lock().sessions.keys().copied().collect();
+        let watched: Vec<Uuid> = self.watched.lock().ids();
         for sessions in watched.chunks(LOOK_MAX) {
             let mut pipe = redis::pipe();
             for &session in sessions {
@@ -615,10 +513,7 @@ impl Sessions {
     /// Caches the end of a session and signals its open streams.
     fn set_ended(&self, session: Uuid) {
         self.ended.insert(session, ());
-        let watched = self.watched.lock();
-        if let Some(session) = watched.sessions.get(&session) {
-            session.ended.cancel();
-        }
+        self.watched.lock().end(session);
     }
 
     /// Ends the sessions beyond `auth.sessions_max`, the least recently used ones.
