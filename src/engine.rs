@@ -30,6 +30,7 @@ use crate::replication::epoch::Break;
 use crate::replication::report::{ReplicationStatus, ReplicatorState, Report};
 use crate::replication::{catalog, replicator, trim};
 use crate::sync::outgoing::Outcome;
+use crate::sync::tables;
 use crate::telemetry::metrics::{Labels, Metrics};
 use crate::telemetry::traces;
 
@@ -99,6 +100,19 @@ fn metrics(role: Role) -> Arc<Metrics> {
     Arc::new(Metrics::new(role.replicates(), &labels))
 }
 
+/// Warns of tables with uploads in which two users may have rows of the same id.
+async fn warn_of_shared_ids(database: &Database, config: &Config) -> Result<()> {
+    let tables = tables::without_unique_id(database, &config.routes).await;
+    for (schema, table) in tables.context("cannot read the tables with uploads")? {
+        tracing::warn!(
+            schema,
+            table,
+            "devices upload into a table whose `id` is not unique; see `posduif doctor`"
+        );
+    }
+    Ok(())
+}
+
 /// A running engine.
 #[derive(Debug)]
 pub struct Engine {
@@ -120,6 +134,10 @@ impl Engine {
             .await
             .context("cannot migrate the schemas")?;
         publication::ensure(&database, &config.replication.publication).await?;
+
+        if role.serves_api() {
+            warn_of_shared_ids(&database, &config).await?;
+        }
 
         let store = Store::new(&config.redis).context("key `redis.url`")?;
         // Before anything runs, so that an occupied port leaves no work half done.

@@ -87,6 +87,21 @@ impl Rule {
         Self::built_in("message_conflicts", "user_id", "conflict", &[])
     }
 
+    /// Who sees the rows of the tables with built-in rules.
+    pub fn all_built_in() -> [Self; 5] {
+        let parties = ["sender_id", "recipient_id"].map(str::to_owned);
+        [
+            Self {
+                to: parties.into(),
+                ..Self::built_in("messages", TENANT, "change", &[])
+            },
+            Self::built_in("users", TENANT, "change", &[]),
+            Self::built_in("devices", "user_id", "change", &[]),
+            Self::encrypted_states(),
+            Self::conflicts(),
+        ]
+    }
+
     /// A rule for a table of the tenant schema.
     pub(crate) fn built_in(table: &str, to: &str, event: &str, changed: &[&str]) -> Self {
         Self {

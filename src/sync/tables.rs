@@ -99,55 +99,60 @@ pub async fn visible(
     };
     let user = user.to_string();
     let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> =
-        vec![(&after, Type::TEXT), (&limit, Type::INT8), (&user, Type::TEXT)];
-    let mut conditions = vec!["$3::text IS NOT NULL".to_owned()];
-    if rule.to != [TENANT] {
-        let mut recipients = Vec::new();
-        for column in &rule.to {
-            let Some(column) = table.column(column) else {
-                return Ok(Vec::new());
-            };
-            let name = quote_identifier(&column.name);
-            // A plain comparison of UUIDs can use an index.
-            recipients.push(match column.type_oid {
-                UUID_OID => format!("t.{name} = $3::uuid"),
-                _ => format!("t.{name}::text = $3"),
-            });
-        }
-        conditions.push(format!("({})", recipients.join(" OR ")));
-    }
-    for (column, text) in &rule.when.equals {
-        let Some(column) = table.column(column) else {
-            return Ok(Vec::new());
-        };
-        parameters.push((text, Type::TEXT));
-        conditions.push(format!("{} = ${}", printed(&column.name), parameters.len()));
-    }
-    let gone = Rule::gone_column(&rule.table);
-    if table.column(gone).is_some() {
-        conditions.push(format!("t.{gone} IS NULL"));
-    }
-    conditions.push("t.id::text COLLATE \"C\" > $1".to_owned());
+        vec![(&user, Type::TEXT), (&after, Type::TEXT), (&limit, Type::INT8)];
+    let Some(sees) = table.condition(rule, &mut parameters) else {
+        return Ok(Vec::new());
+    };
     let statement = format!(
-        "{} WHERE {} ORDER BY t.id::text COLLATE \"C\" LIMIT $2",
+        "{} WHERE {sees} AND t.id::text COLLATE \"C\" > $2 ORDER BY t.id::text COLLATE \"C\" LIMIT $3",
         table.select(),
-        conditions.join(" AND ")
     );
     table.read(database, statement, &parameters).await
 }
 
-/// The existing rows with these ids.
+/// Those of the rows with these ids that a user sees by the rules of the table, among them the built-in ones.
 pub async fn by_id(
     database: &Database,
     tenant: &Tenant,
+    user: Uuid,
+    rules: &[Rule],
     table: &str,
     ids: &[String],
 ) -> Result<Vec<Row>, feature::Error> {
-    let Some(table) = describe(database, tenant, table).await? else {
+    let Some(described) = describe(database, tenant, table).await? else {
         return Ok(Vec::new());
     };
-    let statement = format!("{} WHERE t.id::text = ANY($1)", table.select());
-    table.read(database, statement, &[(&ids, Type::TEXT_ARRAY)]).await
+    let user = user.to_string();
+    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&user, Type::TEXT), (&ids, Type::TEXT_ARRAY)];
+    let built_in = Rule::all_built_in();
+    let rules = built_in.iter().chain(rules).filter(|rule| rule.table == table);
+    let sees = rules.filter_map(|rule| described.condition(rule, &mut parameters));
+    let sees: Vec<String> = sees.collect();
+    if sees.is_empty() {
+        return Ok(Vec::new());
+    }
+    let statement = format!(
+        "{} WHERE t.id::text = ANY($2) AND ({})",
+        described.select(),
+        sees.join(" OR ")
+    );
+    described.read(database, statement, &parameters).await
+}
+
+/// The tables of the tenants into which devices upload by these rules, and in which ids are not unique: two users may have
+/// rows of the same id.
+pub async fn without_unique_id(database: &Database, rules: &[Rule]) -> Result<Vec<(String, String)>, feature::Error> {
+    let uploads = rules.iter().filter(|rule| rule.upload.is_some());
+    let names: Vec<&str> = uploads.map(|rule| rule.table.as_str()).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = database
+        .query(&sql!("sync/tables_without_unique_id"), &[(&names, Type::TEXT_ARRAY)])
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get("schema")?, row.try_get("table")?)))
+        .collect()
 }
 
 async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<Option<Table>, feature::Error> {
@@ -183,6 +188,35 @@ fn printed(column: &str) -> String {
 impl Table {
     fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The condition under which the user of parameter 1 sees a row by a rule, whose values become further parameters. `None`
+    /// if the table lacks a column of the rule.
+    fn condition<'p>(&self, rule: &'p Rule, parameters: &mut Vec<(&'p (dyn ToSql + Sync), Type)>) -> Option<String> {
+        let mut conditions = vec!["$1::text IS NOT NULL".to_owned()];
+        if rule.to != [TENANT] {
+            let mut recipients = Vec::new();
+            for column in &rule.to {
+                let column = self.column(column)?;
+                let name = quote_identifier(&column.name);
+                // A plain comparison of UUIDs can use an index.
+                recipients.push(match column.type_oid {
+                    UUID_OID => format!("t.{name} = $1::uuid"),
+                    _ => format!("t.{name}::text = $1"),
+                });
+            }
+            conditions.push(format!("({})", recipients.join(" OR ")));
+        }
+        for (column, text) in &rule.when.equals {
+            let column = self.column(column)?;
+            parameters.push((text, Type::TEXT));
+            conditions.push(format!("{} = ${}", printed(&column.name), parameters.len()));
+        }
+        let gone = Rule::gone_column(&rule.table);
+        if self.column(gone).is_some() {
+            conditions.push(format!("t.{gone} IS NULL"));
+        }
+        Some(format!("({})", conditions.join(" AND ")))
     }
 
     fn select(&self) -> String {

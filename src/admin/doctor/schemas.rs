@@ -8,6 +8,7 @@ use crate::postgres::migrations::{self, Status};
 use crate::postgres::publication::{self, Coverage, Table};
 use crate::postgres::tenants::{self, Listed};
 use crate::postgres::{Database, Error};
+use crate::sync::tables;
 
 /// Checks schemas, and if there are any, tenants and the publication.
 pub(super) async fn examine(database: &Database, config: &Config, facts: &Facts) -> Vec<Check> {
@@ -26,6 +27,9 @@ pub(super) async fn examine(database: &Database, config: &Config, facts: &Facts)
         return checks;
     }
     checks.push(tenants(database).await);
+    if config.routes.iter().any(|rule| rule.upload.is_some()) {
+        checks.push(upload_ids(database, config).await);
+    }
     let name = &config.replication.publication;
     match publication::coverage(database, name).await {
         Ok(coverage) => checks.extend([publication(&coverage, name, facts), replica_identity(&coverage, facts)]),
@@ -100,6 +104,31 @@ async fn tenants(database: &Database) -> Check {
         format!("missing: {}", first_names(missing)),
         format!("Dropped or renamed: the tenant cannot work. Restore it from a backup{alternative}"),
     )
+}
+
+/// Whether the ids of the tables with uploads are unique.
+async fn upload_ids(database: &Database, config: &Config) -> Check {
+    const NAME: &str = "postgres.upload_ids";
+    let tables = match tables::without_unique_id(database, &config.routes).await {
+        Ok(tables) => tables,
+        Err(error) => return Check::fail(NAME, error.to_string(), "The tables with uploads cannot be read"),
+    };
+    if tables.is_empty() {
+        return Check::ok(NAME, "unique in all tables with uploads");
+    }
+    let names = tables.iter().map(|(schema, table)| format!("{schema}.{table}"));
+    let check = Check::fail(
+        NAME,
+        format!("not unique in {}", first_names(names.collect())),
+        "Devices upload into these tables, and rows of two users may have the same id, which identifies a row to clients",
+    );
+    tables.iter().fold(check, |check, (schema, table)| {
+        check.fix(format!(
+            "psql \"$DATABASE_URL\" -c 'CREATE UNIQUE INDEX CONCURRENTLY ON {}.{} (id)'",
+            shell_identifier(schema),
+            shell_identifier(table)
+        ))
+    })
 }
 
 fn publication(coverage: &Coverage, name: &str, facts: &Facts) -> Check {

@@ -455,7 +455,15 @@ impl Incoming {
             }
         }
         for (table, ids) in wanted {
-            let rows = tables::by_id(&self.database, &device.tenant, &table, &ids).await?;
+            let rows = tables::by_id(
+                &self.database,
+                &device.tenant,
+                device.user_id,
+                &self.rules,
+                &table,
+                &ids,
+            )
+            .await?;
             let mut rows: HashMap<String, _> = rows.into_iter().map(|row| (row.id, row.json)).collect();
             for item in items.iter_mut() {
                 if let Item::Change(change) = item

@@ -312,7 +312,7 @@ impl Outgoing {
         self.messages.uploaded(&device.tenant, device.user_id, ids);
     }
 
-    /// Adds the current rows to the conflicts of own tables. Without Postgres they are left out: the rows come with the
+    /// Adds the current rows to the conflicts of own tables, as far as the user sees them. Without Postgres they are left out: the rows come with the
     /// next incoming batch too.
     async fn add_conflicting_rows(&self, device: &DevicePrincipal, results: &mut [ItemResult]) {
         let mut conflicts: HashMap<String, Vec<&mut ItemResult>> = HashMap::new();
@@ -325,7 +325,8 @@ impl Outgoing {
         }
         for (table, mut results) in conflicts {
             let ids: Vec<String> = results.iter().filter_map(|result| result.id.clone()).collect();
-            let rows = match tables::by_id(&self.database, &device.tenant, &table, &ids).await {
+            let (tenant, rules) = (&device.tenant, &self.config.routes);
+            let rows = match tables::by_id(&self.database, tenant, device.user_id, rules, &table, &ids).await {
                 Ok(rows) => rows,
                 Err(error) => {
                     tracing::warn!(
