@@ -184,12 +184,12 @@ async fn tenant_and_user_create_and_list_work() {
         assert!(complaint.contains("allowed are"), "{complaint}");
     }
 
-    let bob = "user create --tenant acme --username bob --type web --password posduif-demo --json";
+    let bob = "user create --tenant acme --username bob --type web --role admin --password posduif-demo --json";
     let created = run(&mut command(bob), &[]).await.json();
     Uuid::parse_str(created["id"].as_str().unwrap()).unwrap();
     assert_eq!(
-        (&created["username"], &created["user_type"]),
-        (&json!("bob"), &json!("web"))
+        (&created["username"], &created["user_type"], &created["role"]),
+        (&json!("bob"), &json!("web"), &json!("admin"))
     );
     let complaint = run(&mut command(bob), &[]).await.complaint(1);
     assert!(complaint.contains("taken"), "{complaint}");
@@ -234,12 +234,17 @@ async fn tenant_and_user_create_and_list_work() {
             "disabled_at",
             "id",
             "last_seen",
+            "role",
             "user_type",
             "username"
         ]
     );
     let names: Vec<&Value> = users.as_array().unwrap().iter().map(|user| &user["username"]).collect();
     assert_eq!(names, ["bob", "joe"]);
+    assert_eq!(
+        (&users[0]["role"], &users[1]["role"]),
+        (&json!("admin"), &json!("member"))
+    );
     let mobile = run(&mut command("user list --tenant acme --type mobile"), &[])
         .await
         .text();

@@ -41,6 +41,7 @@ mod push;
 mod rate_limits;
 mod recovery;
 mod refusals;
+mod roles;
 mod rules;
 mod scale;
 mod secrets;

@@ -1,6 +1,7 @@
 //! Rows of the operator's own tables, written by devices: permissions, results, and their delivery.
 
 use posduif::accounts::users::{self, NewUser, UserType};
+use posduif::admin::doctor;
 use posduif::config::Config;
 use posduif::engine::Role;
 use serde_json::{Value, json};
@@ -222,6 +223,62 @@ async fn own_table_stale_base_version_is_conflict_with_current_row() {
 }
 
 #[tokio::test]
+async fn own_table_conflict_shows_no_row_of_another_user() {
+    let (office, phone) = office().await;
+    let sally_id = office.world.user("acme", "sally", UserType::Mobile).await;
+    // Ids that are unique within each owner only.
+    office
+        .sql(&format!(
+            "CREATE TABLE tenant_acme.notes (owner uuid, id text, body text, version bigint NOT NULL, PRIMARY KEY (owner, id));
+             INSERT INTO tenant_acme.notes VALUES ('{}', 'theme', 'joe''s', 2), ('{sally_id}', 'theme', 'sally''s', 2)",
+            office.joe_id
+        ))
+        .await;
+    let edit = json!({"table": "notes", "op": "edit", "id": "theme", "row": {"body": "new"}, "base_version": 1});
+    let result = upload(&phone, &[edit]).await.remove(0);
+    assert_eq!(
+        (&result["status"], &result["server"]["body"]),
+        (&json!("conflict"), &json!("joe's")),
+        "{result}"
+    );
+    office.close().await;
+}
+
+#[tokio::test]
+async fn doctor_fails_for_an_upload_table_without_unique_id() {
+    let (office, _) = office().await;
+    let ids = async || {
+        let checks = doctor::examine(&office.world.config, "http://127.0.0.1:1").await;
+        let ids = checks
+            .into_iter()
+            .find(|check| check.name == "postgres.upload_ids")
+            .unwrap();
+        (ids.level, ids.found, ids.fix)
+    };
+    assert_eq!(
+        ids().await.0,
+        doctor::Level::Ok,
+        "the table that is there has a primary key"
+    );
+    office
+        .sql("CREATE TABLE tenant_acme.notes (owner uuid, id text, body text, PRIMARY KEY (owner, id))")
+        .await;
+    // Neither makes ids unique among all rows.
+    office
+        .sql("CREATE UNIQUE INDEX ON tenant_acme.notes (id) WHERE body IS NOT NULL; CREATE INDEX ON tenant_acme.notes (id)")
+        .await;
+    let (level, found, fix) = ids().await;
+    assert_eq!(
+        (level, found.as_str()),
+        (doctor::Level::Fail, "not unique in tenant_acme.notes")
+    );
+    assert_eq!(fix.len(), 1);
+    office.sql(fix[0].split('\'').nth(1).unwrap()).await;
+    assert_eq!(ids().await.0, doctor::Level::Ok);
+    office.close().await;
+}
+
+#[tokio::test]
 async fn own_table_row_refused_by_postgres_fails_that_item_only() {
     let (office, phone) = office().await;
     office
@@ -413,10 +470,14 @@ async fn documented_own_table_example_works_unchanged() {
     let engine = world.engine(Role::All).await;
     world.tenant("demo").await;
     let database = world.database().await;
-    for (name, user_type) in [("bob", UserType::Web), ("joe", UserType::Mobile)] {
+    for (name, user_type, role) in [
+        ("bob", UserType::Web, users::Role::Admin),
+        ("joe", UserType::Mobile, users::Role::Member),
+    ] {
         let user = NewUser {
             username: name.to_owned(),
             user_type,
+            role,
             email: None,
             password: Some("posduif-demo".to_owned()),
         };

@@ -190,6 +190,9 @@ async fn push_skips_paused_tenants_revoked_devices_and_disabled_users() {
     let ken = office.world.user("beta", "ken", UserType::Mobile).await;
     office.world.published().await;
     let eves = office.anybody.log_in("beta", "eve").await;
+    office
+        .sql("UPDATE tenant_beta.users SET role = 'admin' WHERE username = 'eve'")
+        .await;
     eves.enroll("kens", Some(&ken.to_string())).await;
     let insert = "INSERT INTO tenant_beta.messages (sender_id, recipient_id, content) VALUES ($1, $2, 'hi')";
     psql.execute(insert, &[&eve, &ken]).await.unwrap();

@@ -83,6 +83,8 @@ impl Servers {
         let user = NewUser {
             username: name.into(),
             user_type,
+            // Enrolls the devices of the others.
+            role: users::Role::Admin,
             email: None,
             password: Some(PASSWORD.into()),
         };

@@ -1,5 +1,5 @@
--- A user and the security stamp, unless disabled or deleted. $1 text: tenant; $2 uuid: id.
-SELECT u.id, u.username, u.user_type, c.stamp, c.kept_session, c.password_hash
+-- A user with the role and the security stamp, unless disabled or deleted. $1 text: tenant; $2 uuid: id.
+SELECT u.id, u.username, u.user_type, u.role, c.stamp, c.kept_session, c.password_hash
 FROM {schema}.users u
 JOIN posduif.credentials c ON c.tenant = $1 AND c.user_id = u.id
 WHERE u.id = $2 AND u.deleted_at IS NULL AND u.disabled_at IS NULL

@@ -1,5 +1,5 @@
 -- One user, and the snapshot of the statement. $1 uuid: id.
-SELECT u.id, u.username, u.user_type, u.last_seen, u.created_at, u.disabled_at, device.device_id,
+SELECT u.id, u.username, u.user_type, u.role, u.last_seen, u.created_at, u.disabled_at, device.device_id,
        pg_current_snapshot()::text AS snapshot
 FROM {schema}.users u
 LEFT JOIN LATERAL (

@@ -1,7 +1,7 @@
 -- Creates a user, with credentials when there is a hash. $1 text: username; $2 text: user_type; $3 text or null: email;
--- $4 text: tenant; $5 text or null: password hash.
+-- $4 text: tenant; $5 text or null: password hash; $6 text: role.
 WITH created AS (
-    INSERT INTO {schema}.users (username, user_type, email) VALUES ($1, $2, $3) RETURNING id
+    INSERT INTO {schema}.users (username, user_type, email, role) VALUES ($1, $2, $3, $6) RETURNING id
 ), credentials AS (
     INSERT INTO posduif.credentials (tenant, user_id, password_hash)
     SELECT $4, id, $5 FROM created WHERE $5 IS NOT NULL

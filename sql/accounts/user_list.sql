@@ -6,7 +6,7 @@
 WITH place AS (
     SELECT lower(username) AS name, id FROM {schema}.users WHERE id = $7
 ), found AS NOT MATERIALIZED (
-    SELECT id, username, user_type, last_seen, created_at, disabled_at
+    SELECT id, username, user_type, role, last_seen, created_at, disabled_at
     FROM {schema}.users
     WHERE deleted_at IS NULL
       AND ($1 IS NULL OR user_type = $1)

@@ -1,41 +1,47 @@
 //! Enrollment: the registration of a phone as a device with its own token.
 //!
-//! A web user creates an enrollment and shows its token as a QR code; the phone completes it once and receives a device token.
+//! A user creates an enrollment and shows its token as a QR code; the phone completes it once and receives a device token.
+//! Members enroll devices of their own, and web users new mobile users; admins enroll devices for anybody. The creator must
+//! still have that right when the enrollment is completed.
+//!
 //! Both tokens are random and stored only as SHA-256. The response to a completion may be lost, so the same device may
 //! complete again within `enrollment.retry_seconds`, as long as it has not used the token.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
-use crate::accounts::devices::{self, Devices, Token, check_device_id, check_public_key};
+use crate::accounts::devices::{Devices, NewDevice, Token};
 use crate::accounts::names::check_name;
 use crate::accounts::users::taken;
 use crate::config;
+use crate::core::page::{Page, Rows};
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
-use crate::feature::Error;
-use crate::postgres::{self, Database, sql};
+use crate::feature::{self, Error};
+use crate::postgres::{Database, sql};
 
 /// A new enrollment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Created {
+    pub id: Uuid,
     /// The token that the phone presents. Only its hash is stored.
     pub token: Uuid,
     pub expires_at: Timestamp,
 }
 
-/// Creates an enrollment. With `user_id` the device belongs to that user, who is the creator or a mobile user; without it,
-/// the completion creates a mobile user.
+/// Creates an enrollment. With `user_id` the device belongs to that user: the creator, or for an admin any user. Without
+/// it, the completion creates a mobile user.
 ///
 /// # Errors
-/// [`Error::NotFound`] for the user, [`Error::Forbidden`] for another web user, [`Error::Unauthorized`] when the
-/// creator is disabled or deleted.
+/// [`Error::Forbidden`] when the creator may not enroll that user, [`Error::NotFound`] for the user,
+/// [`Error::Unauthorized`] when the creator is disabled or deleted.
 pub async fn create(
     database: &Database,
     tenant: &Tenant,
@@ -58,19 +64,103 @@ pub async fn create(
         )
         .await?
         .ok_or_else(|| Error::Internal("inserting an enrollment returned no row".into()))?;
-    if !row.try_get::<_, bool>("creator_is_active")? {
-        return Err(Error::Unauthorized("this user is disabled or deleted"));
+    match row.try_get("is_allowed")? {
+        Some(true) => {}
+        Some(false) if user_id.is_some() => {
+            return Err(Error::Forbidden("only admins enroll devices for other users"));
+        }
+        Some(false) => {
+            return Err(Error::Forbidden(
+                "only web users enroll new users; set user_id to your own id for a device of yours",
+            ));
+        }
+        None => return Err(Error::Unauthorized("this user is disabled or deleted")),
     }
-    if user_id.is_some() && !row.try_get::<_, bool>("user_exists")? {
-        return Err(Error::NotFound("user"));
+    Ok(Created {
+        id: row.try_get::<_, Option<Uuid>>("id")?.ok_or(Error::NotFound("user"))?,
+        token,
+        // From the row, rounded to the precision of Postgres.
+        expires_at: row
+            .try_get::<_, Option<Timestamp>>("expires_at")?
+            .ok_or(Error::NotFound("user"))?,
+    })
+}
+
+/// An open enrollment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OpenEnrollment {
+    pub id: Uuid,
+    /// The creator's username.
+    pub created_by: String,
+    /// The user who gets the device; null for a new one.
+    pub user_id: Option<Uuid>,
+    pub username: Option<String>,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+}
+
+impl OpenEnrollment {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            created_by: row.try_get("created_by")?,
+            user_id: row.try_get("user_id")?,
+            username: row.try_get("username")?,
+            created_at: row.try_get("created_at")?,
+            expires_at: row.try_get("expires_at")?,
+        })
     }
-    // From the row, rounded to the precision of Postgres.
-    let expires_at = row
-        .try_get::<_, Option<Timestamp>>("expires_at")?
-        .ok_or(Error::Forbidden(
-            "only that web user may enroll a device for themselves",
-        ))?;
-    Ok(Created { token, expires_at })
+}
+
+/// A page of the open enrollments, newest first: of one creator, or all of the tenant.
+///
+/// # Errors
+/// [`Error::Invalid`] when the row of `before` or `after` is no such enrollment.
+pub async fn list(
+    database: &Database,
+    tenant: &Tenant,
+    created_by: Option<Uuid>,
+    page: &Page,
+) -> Result<Rows<OpenEnrollment>, Error> {
+    let (place, is_after) = (feature::page_row_id(page)?, page.is_after());
+    let rows = database
+        .query(
+            &sql!("accounts/enrollment_list", tenant),
+            &[
+                (&created_by, Type::UUID),
+                (&page.rows_max(), Type::INT8),
+                (&page.offset(), Type::INT8),
+                (&place, Type::UUID),
+                (&is_after, Type::BOOL),
+            ],
+        )
+        .await?;
+    feature::read_page(&rows, page, is_after, OpenEnrollment::from_row)
+}
+
+/// Withdraws an open enrollment, by its id or its token: of one creator, or any of the tenant.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is no such open enrollment.
+pub async fn withdraw(
+    database: &Database,
+    tenant: &Tenant,
+    created_by: Option<Uuid>,
+    id_or_token: Uuid,
+) -> Result<(), Error> {
+    database
+        .query_opt(
+            &sql!("accounts/enrollment_withdraw", tenant),
+            &[
+                (&id_or_token, Type::UUID),
+                (&hash(id_or_token).as_slice(), Type::BYTEA),
+                (&tenant.name, Type::TEXT),
+                (&created_by, Type::UUID),
+            ],
+        )
+        .await?
+        .map(|_| ())
+        .ok_or(Error::NotFound("enrollment"))
 }
 
 /// A valid enrollment.
@@ -122,6 +212,18 @@ pub struct Completion {
     pub device_info: Value,
 }
 
+impl Completion {
+    fn device(&self) -> NewDevice<'_> {
+        NewDevice {
+            id: &self.device_id,
+            name: self.device_name.as_deref(),
+            device_type: None,
+            public_key: self.public_key.as_deref(),
+            info: Some(&self.device_info),
+        }
+    }
+}
+
 /// An enrolled device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrolled {
@@ -136,74 +238,73 @@ pub struct Enrolled {
 /// Creates the device, and the user where the enrollment has none, in one transaction.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an unknown or expired token, [`Error::Invalid`] for a used one, [`Error::Conflict`] for a
-/// taken username or device id.
+/// [`Error::NotFound`] for an unknown or expired token, and for one whose creator may no longer enroll the device;
+/// [`Error::Invalid`] for a used one, [`Error::Conflict`] for a taken username, and as of [`NewDevice::add`].
 pub async fn complete(
     devices: &Devices,
     settings: &config::Enrollment,
+    devices_max: usize,
     completion: &Completion,
 ) -> Result<Enrolled, Error> {
-    check_device_id(&completion.device_id)?;
+    completion.device().check("device_name")?;
     if let Some(username) = &completion.username {
         check_name("username", username)?;
         if username.contains('@') {
             return Err(Error::invalid("username", "must not contain @"));
         }
     }
-    devices::check_name("device_name", completion.device_name.as_deref())?;
-    check_public_key(completion.public_key.as_deref())?;
     let (tenant, id) = find(devices.database(), completion.token).await?;
     let mut client = devices.database().get().await?;
     let transaction = client.transaction().await?;
-    // The row lock serializes completions of one enrollment.
+    // The locks serialize completions of one enrollment, and of one user.
     let row = transaction
         .query_typed_opt(&sql!("accounts/enrollment_lock", tenant), &[(&id, Type::UUID)])
         .await?
         .ok_or(Error::NotFound("enrollment"))?;
-    let enrollment = Enrollment {
-        id,
-        user_id: row.try_get("user_id")?,
-        device_id: row.try_get("device_id")?,
-    };
+    if !row.try_get::<_, bool>("is_allowed")? {
+        return Err(Error::NotFound("enrollment"));
+    }
+    let user_id: Option<Uuid> = row.try_get("user_id")?;
+    let device_id: Option<String> = row.try_get("device_id")?;
     let used_at: Option<DateTime<Utc>> = row.try_get("used_at")?;
     let now: DateTime<Utc> = row.try_get("now")?;
     let enrolled = match used_at {
         Some(used_at) => {
             let retry_ends = used_at + Duration::from_secs(settings.retry_seconds);
-            if enrollment.device_id.as_ref() != Some(&completion.device_id) || now > retry_ends {
+            if device_id.as_ref() != Some(&completion.device_id) || now > retry_ends {
                 return Err(Error::invalid("token", USED));
             }
             replace_token(&transaction, &tenant, &completion.device_id).await?
         }
         None if row.try_get::<_, bool>("is_expired")? => return Err(Error::NotFound("enrollment")),
-        None => enroll(&transaction, &tenant, &enrollment, completion).await?,
+        None => {
+            let enrolled = enroll(&transaction, &tenant, user_id, devices_max, completion).await?;
+            transaction
+                .query_typed(
+                    &sql!("accounts/enrollment_use", tenant),
+                    &[(&id, Type::UUID), (&completion.device_id, Type::TEXT)],
+                )
+                .await?;
+            enrolled
+        }
     };
     transaction.commit().await?;
-    // A token that this one replaces must not stay in the cache.
-    devices
-        .invalidate_written(&enrolled.tenant.name, enrolled.user_id)
-        .await;
+    devices.added(&tenant, enrolled.user_id, &enrolled.device_id).await;
     Ok(enrolled)
 }
 
-/// The locked row.
-struct Enrollment {
-    id: Uuid,
-    user_id: Option<Uuid>,
-    device_id: Option<String>,
-}
-
-/// Creates user, device and directory entry, and marks the enrollment used.
+/// Creates the device, and the user where the enrollment names none.
 async fn enroll(
     transaction: &Transaction<'_>,
     tenant: &Tenant,
-    enrollment: &Enrollment,
+    user_id: Option<Uuid>,
+    devices_max: usize,
     completion: &Completion,
 ) -> Result<Enrolled, Error> {
-    let (user_id, username) = match enrollment.user_id {
+    let (user_id, username) = match user_id {
         Some(user_id) => {
             let row = transaction
-                .query_typed_opt(&sql!("accounts/enrollment_user", tenant), &[(&user_id, Type::UUID)])
+                .query_typed_opt(&sql!("accounts/user_lock", tenant), &[(&user_id, Type::UUID)])
                 .await?
                 .ok_or(Error::NotFound("user"))?;
             let username: String = row.try_get("username")?;
@@ -229,35 +330,16 @@ async fn enroll(
             (row.try_get("id")?, username)
         }
     };
-    let token = Token::generate()?;
-    let rows = transaction
-        .query_typed(
-            &sql!("accounts/enrollment_device", tenant),
-            &[
-                (&completion.device_id, Type::TEXT),
-                (&user_id, Type::UUID),
-                (&completion.device_name, Type::TEXT),
-                (&completion.public_key, Type::TEXT),
-                (&completion.device_info, Type::JSONB),
-                (&tenant.name, Type::TEXT),
-                (&token.hash.as_bytes(), Type::BYTEA),
-                (&enrollment.id, Type::UUID),
-            ],
-        )
-        .await
-        .map_err(postgres::Error::from)?;
-    if rows.is_empty() {
-        return Err(Error::Conflict(format!(
-            "the device id {:?} is another user's device",
-            completion.device_id
-        )));
-    }
+    let device_token = completion
+        .device()
+        .add(transaction, tenant, user_id, devices_max)
+        .await?;
     Ok(Enrolled {
         tenant: tenant.clone(),
         user_id,
         username,
         device_id: completion.device_id.clone(),
-        device_token: token.text,
+        device_token,
     })
 }
 

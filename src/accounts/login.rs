@@ -10,7 +10,7 @@ use crate::accounts::limits::{Attempt, Limits, Subject, Waiting};
 use crate::accounts::names::check_name;
 use crate::accounts::password::{Passwords, Turn};
 use crate::accounts::standing::Standing;
-use crate::accounts::users::UserType;
+use crate::accounts::users::{Role, UserType};
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
 use crate::postgres::{Database, sql, tenants};
@@ -24,6 +24,7 @@ pub struct Login {
     pub user_type: UserType,
     /// The security stamp, as of when the user was read.
     pub stamp: Uuid,
+    pub role: Role,
 }
 
 impl Login {
@@ -33,6 +34,7 @@ impl Login {
             username: row.try_get("username")?,
             user_type: row.try_get::<_, &str>("user_type")?.parse()?,
             stamp: row.try_get("stamp")?,
+            role: row.try_get::<_, &str>("role")?.parse()?,
             tenant,
         })
     }

@@ -52,7 +52,7 @@ pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::accounts::users::UserType;
+    use crate::accounts::users::{Role, UserType};
 
     #[test]
     fn email_is_checked_like_in_html_forms() {
@@ -95,6 +95,7 @@ mod tests {
         let user = |username: &str, email: Option<&str>| NewUser {
             username: username.into(),
             user_type: UserType::Web,
+            role: Role::Member,
             email: email.map(str::to_owned),
             password: None,
         };

@@ -66,6 +66,45 @@ impl FromStr for UserType {
     }
 }
 
+/// What a user may do beyond the own account.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Adds and manages own devices.
+    #[default]
+    Member,
+    /// Adds and manages the devices of all users of the tenant.
+    Admin,
+}
+
+impl Role {
+    /// The word in the database and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Member => "member",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "member" => Ok(Self::Member),
+            "admin" => Ok(Self::Admin),
+            _ => Err(Error::invalid("role", "must be member or admin")),
+        }
+    }
+}
+
 /// A user as the API shows one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct User {
@@ -73,6 +112,7 @@ pub struct User {
     /// Unique within the tenant, case-insensitively.
     pub username: String,
     pub user_type: UserType,
+    pub role: Role,
     /// The device that was enrolled last and is not revoked.
     pub device_id: Option<String>,
     /// Whether it is online or away. Comes from presence, not from the row; see [`User::set_presence`].
@@ -90,6 +130,7 @@ impl User {
             id: row.try_get("id")?,
             username: row.try_get("username")?,
             user_type: row.try_get::<_, &str>("user_type")?.parse()?,
+            role: row.try_get::<_, &str>("role")?.parse()?,
             device_id: row.try_get("device_id")?,
             online_status: false,
             last_seen: row.try_get("last_seen")?,
@@ -116,6 +157,7 @@ pub struct NewUser {
     /// 1 to 255 characters.
     pub username: String,
     pub user_type: UserType,
+    pub role: Role,
     /// A second name to log in with.
     pub email: Option<String>,
     /// Without a password the user cannot log in.
@@ -164,6 +206,7 @@ pub async fn insert(database: &Database, passwords: &Passwords, tenant: &Tenant,
                 (&new.email, Type::TEXT),
                 (&tenant.name, Type::TEXT),
                 (&hash, Type::TEXT),
+                (&new.role.as_str(), Type::TEXT),
             ],
         )
         .await
@@ -366,6 +409,16 @@ pub async fn active_types(
         .collect()
 }
 
+/// Whether the user is an admin who may act. Read from the row, so that a new role counts at once.
+pub async fn is_admin(database: &Database, tenant: &Tenant, user: Uuid) -> Result<bool, Error> {
+    let statement = sql!("accounts/user_role", tenant);
+    let row = database.query_opt(&statement, &[(&user, Type::UUID)]).await?;
+    Ok(match row {
+        Some(row) => row.try_get::<_, &str>("role")?.parse::<Role>()? == Role::Admin,
+        None => false,
+    })
+}
+
 /// One user, and the snapshot of the statement.
 async fn fetch(database: &Database, tenant: &Tenant, id: Uuid) -> Result<(User, Snapshot), Error> {
     let row = database
@@ -457,6 +510,17 @@ pub async fn set_password(
         .await?
         .map(|_| ())
         .ok_or_else(|| Error::Conflict("the password was changed by another request meanwhile".into()))
+}
+
+/// Sets a user's role. Returns false when nothing changed.
+pub async fn set_role(database: &Database, tenant: &Tenant, user: Uuid, role: Role) -> Result<bool, Error> {
+    let row = database
+        .query_opt(
+            &sql!("accounts/user_set_role", tenant),
+            &[(&user, Type::UUID), (&role.as_str(), Type::TEXT)],
+        )
+        .await?;
+    Ok(row.is_some())
 }
 
 /// Disables or enables a user and changes the security stamp. Engines receive the change through the log and end the streams, devices and sessions of a

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::auth::WebPrincipal;
 use super::error::unauthorized;
-use crate::accounts::users::UserType;
+use crate::accounts::users::{Role, UserType};
 use crate::config;
 use crate::core::tenant::Tenant;
 use crate::http::error::{Code, Error};
@@ -22,6 +22,9 @@ struct Claims {
     sub: Uuid,
     tenant: String,
     user_type: UserType,
+    /// For clients: the server reads the role from the user's row. Tokens of earlier versions have none.
+    #[serde(default)]
+    role: Role,
     sid: Uuid,
     /// The user's security stamp.
     #[serde(default)]
@@ -85,13 +88,14 @@ impl Tokens {
         }
     }
 
-    /// Issues a token for a user.
-    pub fn issue(&self, user: &WebPrincipal) -> Result<String, Error> {
+    /// Issues a token for a user of this role.
+    pub fn issue(&self, user: &WebPrincipal, role: Role) -> Result<String, Error> {
         let now = Utc::now().timestamp();
         let claims = Claims {
             sub: user.user_id,
             tenant: user.tenant.name.clone(),
             user_type: user.user_type,
+            role,
             sid: user.session,
             stamp: user.stamp,
             did: user.device_id.clone(),
@@ -171,7 +175,7 @@ mod tests {
             device_id: Some("laptop".into()),
         };
         let ours = tokens(&"s".repeat(32), "posduif");
-        let token = ours.issue(&user).expect("signed");
+        let token = ours.issue(&user, Role::Member).expect("signed");
         assert_eq!(ours.check(&token).expect("valid"), user);
         assert!(tokens(&"t".repeat(32), "posduif").check(&token).is_err());
         assert!(tokens(&"s".repeat(32), "other").check(&token).is_err());
@@ -194,7 +198,7 @@ mod tests {
             device_id: None,
         };
         let (old, new) = ("o".repeat(32), "n".repeat(32));
-        let token = tokens(&old, "posduif").issue(&user).expect("signed");
+        let token = tokens(&old, "posduif").issue(&user, Role::Member).expect("signed");
         let rotated = |previous: &[&str]| {
             Tokens::new(&config::Auth {
                 jwt_secret: Secret::new(&*new),
@@ -206,7 +210,7 @@ mod tests {
         assert_eq!(both.check(&token).expect("valid"), user);
         assert!(rotated(&[]).check(&token).is_err());
         // New tokens carry the kid of the new key.
-        let fresh = both.issue(&user).expect("signed");
+        let fresh = both.issue(&user, Role::Member).expect("signed");
         assert!(rotated(&[]).check(&fresh).is_ok());
         assert!(tokens(&old, "posduif").check(&fresh).is_err());
         // The previous key under the kid of the current one, and without a kid.

@@ -1,34 +1,38 @@
-//! `/api/devices`: the caller's devices and, for web users, those of mobile users.
+//! `/api/devices`: the caller's devices and, for admins, those of all users.
 
 use std::sync::Arc;
 
 use hyper::StatusCode;
 use serde::Deserialize;
+use serde_json::json;
 use uuid::Uuid;
 
-use crate::accounts::devices::{self, Device, Filter, Update, Viewer};
+use crate::accounts::devices::{self, Device, DeviceType, Filter, NewDevice, Update};
+use crate::accounts::users;
 use crate::api::App;
 use crate::api::auth::Principal;
 use crate::api::request::Request;
-use crate::http::error::Error;
+use crate::http::error::{Code, Error};
 use crate::http::query::PAGE_ROWS;
+use crate::http::request::required;
 use crate::http::response::{self, Response};
 use crate::live::presence::List;
 
-fn viewer(caller: &Principal) -> Viewer {
-    Viewer {
-        user_id: caller.user_id(),
-        user_type: caller.user_type(),
-    }
+async fn is_admin(app: &App, caller: &Principal) -> Result<bool, Error> {
+    Ok(users::is_admin(&app.database, caller.tenant(), caller.user_id()).await?)
 }
 
 /// `GET /api/devices?user_id=&status=&limit=&offset=&before=&after=`, newest first.
+///
+/// # Errors
+/// 403 for another user unless the caller is an admin.
 pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let query = &request.query;
     let caller = request.caller()?;
+    // By default the caller's own devices.
+    let user = query.parsed("user_id", "a UUID")?.unwrap_or_else(|| caller.user_id());
     let filter = Filter {
-        // By default the caller's own devices.
-        user: Some(query.parsed("user_id", "a UUID")?.unwrap_or_else(|| caller.user_id())),
+        user: Some(user),
         device_id: None,
         is_revoked: match query.get("status") {
             None | Some("active") => Some(false),
@@ -38,9 +42,57 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         },
         page: query.page(PAGE_ROWS)?,
     };
-    let mut found = devices::list(&app.database, caller.tenant(), Some(viewer(caller)), &filter).await?;
+    if user != caller.user_id() && !is_admin(&app, caller).await? {
+        return Err(Error::new(
+            Code::FORBIDDEN,
+            "only admins list the devices of other users",
+        ));
+    }
+    let mut found = devices::list(&app.database, caller.tenant(), &filter).await?;
     add_presence(&app, caller, &mut found.rows).await;
     response::page("devices", &found, &filter.page)
+}
+
+#[derive(Deserialize)]
+struct NewDeviceBody {
+    name: Option<String>,
+    #[serde(rename = "type")]
+    device_type: Option<DeviceType>,
+    public_key: Option<String>,
+    device_id: Option<String>,
+}
+
+/// `POST /api/devices`: adds a device to the caller's account, which then syncs by its token.
+///
+/// # Errors
+/// 409 for another user's device, for a device with another public key, and for too many devices.
+pub async fn add(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    let body: NewDeviceBody = request.json(app.config.server.body_bytes_max).await?;
+    let name = required("name", body.name)?;
+    let device_type = required("type", body.device_type)?;
+    let id = body.device_id.unwrap_or_else(|| Uuid::new_v4().to_string());
+    let user = request.user()?;
+    let device = NewDevice {
+        id: &id,
+        name: Some(&name),
+        device_type: Some(device_type),
+        public_key: body.public_key.as_deref(),
+        info: None,
+    };
+    let devices_max = app.config.auth.devices_max;
+    let token = app
+        .devices
+        .add(&user.tenant, user.user_id, &device, devices_max)
+        .await?;
+    response::json(
+        StatusCode::CREATED,
+        &json!({
+            "device_id": id,
+            "device_token": token,
+            "user_id": user.user_id,
+            "tenant_id": user.tenant.name,
+        }),
+    )
 }
 
 #[derive(Deserialize)]
@@ -71,7 +123,7 @@ pub async fn update(app: Arc<App>, mut request: Request) -> Result<Response, Err
         },
     )
     .await?;
-    let mut device = devices::get(&app.database, caller.tenant(), viewer(caller), id).await?;
+    let mut device = devices::get(&app.database, caller.tenant(), Some(caller.user_id()), id).await?;
     add_presence(&app, caller, std::slice::from_mut(&mut device)).await;
     response::json(StatusCode::OK, &device)
 }
@@ -94,11 +146,16 @@ async fn add_presence(app: &App, caller: &Principal, devices: &mut [Device]) {
 /// `DELETE /api/devices/:id`: ends its token, sessions and streams on every node.
 ///
 /// # Errors
-/// 403 for a device of another user, 404 for a revoked one too.
+/// 403 for a device of another user unless the caller is an admin, 404 for a revoked one too.
 pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let caller = request.caller()?;
     let id = request.param("id");
-    devices::get(&app.database, caller.tenant(), viewer(caller), id).await?;
+    let owner = if is_admin(&app, caller).await? {
+        None
+    } else {
+        Some(caller.user_id())
+    };
+    devices::get(&app.database, caller.tenant(), owner, id).await?;
     let user = app.devices.revoke(caller.tenant(), id).await?;
     let user = user.ok_or(crate::feature::Error::NotFound("device"))?;
     if let Err(error) = app.sessions.end_of_device(caller.tenant(), user, id).await {

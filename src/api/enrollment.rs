@@ -13,11 +13,14 @@ use uuid::Uuid;
 
 use crate::accounts::enrollment::{self, Completion};
 use crate::accounts::limits::Limit;
+use crate::accounts::users;
+use crate::api::auth::Principal;
 use crate::api::request::Request;
 use crate::api::{App, OPTIONAL_TIMEOUT};
 use crate::feature;
 use crate::feature::has_control;
 use crate::http::error::Error;
+use crate::http::query::PAGE_ROWS;
 use crate::http::raw_json::RawTree;
 use crate::http::request::{required, uuid};
 use crate::http::response::{self, Response};
@@ -30,7 +33,7 @@ struct NewEnrollment {
 /// `POST /api/enrollment/create`; the body is optional.
 ///
 /// # Errors
-/// 403 if the user is another web user, 404 if it does not exist.
+/// 403 for another user unless the caller is an admin, 404 if the user does not exist.
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: NewEnrollment = request.json_or_default(app.config.server.body_bytes_max).await?;
     let user_id = body.user_id.map(|text| uuid("user_id", &text)).transpose()?;
@@ -40,11 +43,38 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
     response::json(
         StatusCode::CREATED,
         &json!({
+            "id": created.id,
             "token": created.token,
             "qr_code_data": qr_code_data(&app, created.token, &caller.tenant().name),
             "expires_at": created.expires_at,
         }),
     )
+}
+
+/// `GET /api/enrollment?limit=&offset=&before=&after=`: the open enrollments of the caller, for admins all, newest first.
+pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let (caller, page) = (request.caller()?, request.query.page(PAGE_ROWS)?);
+    let creator = creator(&app, caller).await?;
+    let found = enrollment::list(&app.database, caller.tenant(), creator, &page).await?;
+    response::page("enrollments", &found, &page)
+}
+
+/// `DELETE /api/enrollment/:token`, which may be the id as well.
+///
+/// # Errors
+/// 404 for one that is used, withdrawn or, unless the caller is an admin, another user's.
+pub async fn withdraw(app: Arc<App>, request: Request) -> Result<Response, Error> {
+    let id = request.param_id("token", "enrollment")?;
+    let caller = request.caller()?;
+    let creator = creator(&app, caller).await?;
+    enrollment::withdraw(&app.database, caller.tenant(), creator, id).await?;
+    Ok(response::no_content())
+}
+
+/// Whose enrollments the caller manages: `None` is everybody's.
+async fn creator(app: &App, caller: &Principal) -> Result<Option<Uuid>, Error> {
+    let is_admin = users::is_admin(&app.database, caller.tenant(), caller.user_id()).await?;
+    Ok((!is_admin).then(|| caller.user_id()))
 }
 
 /// The data of the QR code.
@@ -131,7 +161,12 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
         public_key: body.public_key,
         device_info,
     };
-    let completing = enrollment::complete(&app.devices, &app.config.enrollment, &completion);
+    let completing = enrollment::complete(
+        &app.devices,
+        &app.config.enrollment,
+        app.config.auth.devices_max,
+        &completion,
+    );
     let enrolled = counted(&app, address, completing).await?;
     response::json(
         StatusCode::CREATED,

@@ -96,12 +96,15 @@ static ROUTES: &[Route] = &[
     route!(DELETE "/api/messages/{id}"         Any    messages::delete),
     route!(PUT    "/api/messages/{id}/read"    Any    messages::mark_read),
 
-    route!(POST   "/api/enrollment/create"     Web    enrollment::create),
+    route!(POST   "/api/enrollment/create"     Any    enrollment::create),
     route!(POST   "/api/enrollment/complete"   Public enrollment::complete),
+    route!(GET    "/api/enrollment"            Any    enrollment::list),
     route!(GET    "/api/enrollment/{token}"    Public enrollment::get),
+    route!(DELETE "/api/enrollment/{token}"    Any    enrollment::withdraw),
     route!(GET    "/api/enrollment/{token}/qr.svg" Public enrollment::picture),
 
     route!(GET    "/api/devices"               Any    devices::list),
+    route!(POST   "/api/devices"               User   devices::add),
     route!(PATCH  "/api/devices/{id}"          Any    devices::update),
     route!(DELETE "/api/devices/{id}"          Any    devices::revoke),
 

@@ -11,7 +11,7 @@ use crate::accounts::limits::Limit;
 use crate::accounts::login::{self, Credentials, Login, Verifier};
 use crate::accounts::names;
 use crate::accounts::sessions::{Client, Granted, Owner, RefreshToken};
-use crate::accounts::users::{self, NewPassword, NewUser, UserType};
+use crate::accounts::users::{self, NewPassword, NewUser, Role, UserType};
 use crate::api::App;
 use crate::api::admission::session_ended;
 use crate::api::auth::WebPrincipal;
@@ -114,6 +114,7 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
     let new = NewUser {
         username,
         user_type: UserType::Web,
+        role: Role::Member,
         email,
         password: Some(required("password", body.password)?),
     };
@@ -350,9 +351,9 @@ fn session_body(app: &App, login: &Login, granted: &Granted, device_id: Option<&
         device_id: device_id.map(str::to_owned),
     };
     Ok(json!({
-        "token": app.tokens.issue(&principal)?,
+        "token": app.tokens.issue(&principal, login.role)?,
         "refresh_token": granted.refresh_token,
-        "user": {"id": login.id, "username": login.username, "user_type": login.user_type},
+        "user": {"id": login.id, "username": login.username, "user_type": login.user_type, "role": login.role},
         "expires_in": app.config.auth.token_expiry_seconds,
     }))
 }

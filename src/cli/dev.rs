@@ -32,11 +32,11 @@ pub(super) const DEMO_TENANT: &str = "demo";
 pub(super) const DEMO_PASSWORD: &str = "posduif-demo";
 
 /// Users of the demo tenant.
-const DEMO_USERS: [(&str, UserType); 4] = [
-    ("bob", UserType::Web),
-    ("jane", UserType::Web),
-    ("joe", UserType::Mobile),
-    ("sally", UserType::Mobile),
+const DEMO_USERS: [(&str, UserType, users::Role); 4] = [
+    ("bob", UserType::Web, users::Role::Admin),
+    ("jane", UserType::Web, users::Role::Member),
+    ("joe", UserType::Mobile, users::Role::Member),
+    ("sally", UserType::Mobile, users::Role::Member),
 ];
 
 #[derive(Debug, Args)]
@@ -194,15 +194,16 @@ async fn prepare_demo(config: &Config) -> Result<()> {
         .await
         .context("cannot create the demo tenant")?;
     let tenant = Tenant::named(DEMO_TENANT).context("invalid name of the demo tenant")?;
-    let names: Vec<&str> = DEMO_USERS.iter().map(|(name, _)| *name).collect();
+    let names: Vec<&str> = DEMO_USERS.iter().map(|(name, ..)| *name).collect();
     let statement = &sql!("admin/demo_users_missing", tenant);
     // Checked one by one: an earlier run may have been killed between two users.
     for row in database.query(statement, &[(&names, Type::TEXT_ARRAY)]).await? {
         let missing: &str = row.try_get(0)?;
-        for (name, user_type) in DEMO_USERS.into_iter().filter(|(name, _)| *name == missing) {
+        for (name, user_type, role) in DEMO_USERS.into_iter().filter(|(name, ..)| *name == missing) {
             let user = NewUser {
                 username: name.to_owned(),
                 user_type,
+                role,
                 email: None,
                 password: Some(DEMO_PASSWORD.to_owned()),
             };

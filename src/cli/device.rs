@@ -92,7 +92,7 @@ async fn find(database: &Database, tenant: &Tenant, device_id: &str) -> Result<D
         is_revoked: None,
         page: Page::first(1),
     };
-    let mut found = devices::list(database, tenant, None, &filter).await?.rows;
+    let mut found = devices::list(database, tenant, &filter).await?.rows;
     found.pop().map(DeviceRecord::of).with_context(absent)
 }
 
@@ -136,7 +136,7 @@ async fn list(config: &Config, tenant: Option<String>, user: Option<String>, all
             is_revoked: if all { None } else { Some(false) },
             page: Page { limit: PAGE, start },
         };
-        let page = devices::list(&database, &tenant, None, &filter).await?;
+        let page = devices::list(&database, &tenant, &filter).await?;
         found.extend(page.rows.into_iter().map(DeviceRecord::of));
         if !page.has_more {
             return Ok(DeviceList(found));

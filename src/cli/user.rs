@@ -15,7 +15,7 @@ use super::{Global, known_tenant};
 use crate::accounts::password::Passwords;
 use crate::accounts::sessions::Sessions;
 use crate::accounts::standing::Standings;
-use crate::accounts::users::{self, Account, Filter, NewPassword, NewUser, UserType};
+use crate::accounts::users::{self, Account, Filter, NewPassword, NewUser, Role, UserType};
 use crate::admin::status::connect_redis;
 use crate::config::Config;
 use crate::core::page::{Page, Start};
@@ -50,6 +50,18 @@ enum Verb {
         #[arg(long, env = "POSDUIF_PASSWORD", hide_env_values = true)]
         password: Option<String>,
     },
+    /// Set the role of a user, which counts from the user's next request on
+    Role {
+        /// The user, by name or id
+        #[arg(long)]
+        user: String,
+        /// The tenant [default: `server.default_tenant`]
+        #[arg(long)]
+        tenant: Option<String>,
+        /// Members manage their own devices, admins those of all users of the tenant
+        #[arg(value_parser = role())]
+        role: Role,
+    },
     /// Disable a user: logins, devices, sessions and event streams end at once; access tokens too
     Disable {
         #[command(flatten)]
@@ -82,6 +94,9 @@ struct Create {
     /// A web user logs in; a mobile user has a phone
     #[arg(long = "type", value_parser = user_type())]
     user_type: UserType,
+    /// Members manage their own devices, admins those of all users of the tenant
+    #[arg(long, value_parser = role(), default_value = Role::Member.as_str())]
+    role: Role,
     /// Alternative login name
     #[arg(long)]
     email: Option<String>,
@@ -100,6 +115,9 @@ impl User {
             Verb::Create(create) => output::print(global, &create.run(&config).await?),
             Verb::List { tenant, user_type } => output::print(global, &list(&config, tenant, user_type).await?),
             Verb::Passwd { target, password } => output::print(global, &target.set_password(&config, password).await?),
+            Verb::Role { user, tenant, role } => {
+                output::print(global, &TargetUser { user, tenant }.set_role(&config, role).await?)
+            }
             Verb::Disable { target } => output::print(global, &target.set_disabled(&config, true).await?),
             Verb::Enable { target } => output::print(global, &target.set_disabled(&config, false).await?),
         }
@@ -120,6 +138,26 @@ impl Render for PasswordSet {
             "set the password of {}; sessions with the old one have ended",
             self.username
         );
+    }
+}
+
+#[derive(Serialize)]
+struct RoleSet {
+    id: Uuid,
+    tenant: String,
+    username: String,
+    role: Role,
+    changed: bool,
+}
+
+impl Render for RoleSet {
+    fn text(&self, out: &mut Text) {
+        let (name, role) = (&self.username, self.role);
+        if self.changed {
+            outln!(out, "{name} has the role {role}");
+        } else {
+            outln!(out, "{name} had the role {role} already");
+        }
     }
 }
 
@@ -180,6 +218,18 @@ impl TargetUser {
         })
     }
 
+    async fn set_role(&self, config: &Config, role: Role) -> Result<RoleSet> {
+        let (database, tenant, account) = self.find(config).await?;
+        let changed = users::set_role(&database, &tenant, account.id, role).await?;
+        Ok(RoleSet {
+            id: account.id,
+            tenant: tenant.name,
+            username: account.username,
+            role,
+            changed,
+        })
+    }
+
     async fn set_disabled(&self, config: &Config, disabled: bool) -> Result<Disabled> {
         let (database, tenant, account) = self.find(config).await?;
         let changed = users::set_disabled(&database, &tenant, account.id, disabled).await?;
@@ -212,6 +262,7 @@ struct Created {
     tenant: String,
     username: String,
     user_type: UserType,
+    role: Role,
 }
 
 impl Render for Created {
@@ -238,6 +289,7 @@ impl Create {
         let user = NewUser {
             username: self.username.clone(),
             user_type: self.user_type,
+            role: self.role,
             email: self.email,
             password,
         };
@@ -246,6 +298,7 @@ impl Create {
             tenant: tenant.name,
             username: self.username,
             user_type: self.user_type,
+            role: self.role,
         })
     }
 }
@@ -260,6 +313,7 @@ struct UserRecord {
     id: Uuid,
     username: String,
     user_type: UserType,
+    role: Role,
     device_id: Option<String>,
     last_seen: Option<Timestamp>,
     created_at: Timestamp,
@@ -286,6 +340,7 @@ async fn list(config: &Config, tenant: Option<String>, user_type: Option<UserTyp
             id: user.id,
             username: user.username,
             user_type: user.user_type,
+            role: user.role,
             device_id: user.device_id,
             last_seen: user.last_seen,
             created_at: user.created_at,
@@ -307,13 +362,14 @@ impl Render for UserList {
             [
                 Cell::from(user.username.clone()),
                 Cell::from(user.user_type.as_str()),
+                Cell::from(user.role.as_str()),
                 Cell::from(state).toned(tone),
                 Cell::from(user.id.to_string()),
                 Cell::from(or_nothing(user.device_id.as_ref())),
                 Cell::from(or_never(user.last_seen)),
             ]
         };
-        let header = ["USERNAME", "TYPE", "STATE", "ID", "DEVICE", "LAST SEEN"];
+        let header = ["USERNAME", "TYPE", "ROLE", "STATE", "ID", "DEVICE", "LAST SEEN"];
         out.table(header, self.0.iter().map(row));
     }
 }
@@ -365,4 +421,8 @@ fn prompt_password() -> Result<String> {
 fn user_type() -> impl TypedValueParser<Value = UserType> {
     PossibleValuesParser::new([UserType::Web.as_str(), UserType::Mobile.as_str()])
         .try_map(|text| text.parse::<UserType>())
+}
+
+fn role() -> impl TypedValueParser<Value = Role> {
+    PossibleValuesParser::new([Role::Member.as_str(), Role::Admin.as_str()]).try_map(|text| text.parse::<Role>())
 }

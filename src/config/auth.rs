@@ -35,7 +35,7 @@ section! {
         pub sessions_max: usize = 100, 1..=1000;
         /// Seconds in which a refresh may be repeated with the same token after a lost response.
         pub refresh_retry_seconds: u64 = 30, 0..=300;
-        /// Maximum number of devices of a user that logins may register.
+        /// Maximum number of devices of a user that are not revoked.
         pub devices_max: usize = 100, 1..=1000;
         /// Whether registration is open in every tenant; otherwise only where the tenant itself allows it.
         pub registration_open: bool = false;

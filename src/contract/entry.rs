@@ -34,6 +34,7 @@ pub const QUARANTINED_FIELDS: [&str; 8] = ["schema", "table", "ts", "xid", "row"
 pub fn live_columns(table: &str) -> &'static [&'static str] {
     match table {
         ENCRYPTED_STATES => &["key", "version", "device_id"],
+        "devices" => &["device_id", "name", "device_type"],
         _ => &[],
     }
 }

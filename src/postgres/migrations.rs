@@ -126,6 +126,7 @@ const TENANT: &[Migration] = &[
             ("message_conflicts", "row_id")
         ]
     ),
+    migration!(9, "tenant", "0009_roles", tables: [], columns: [("users", "role")]),
 ];
 
 /// The schemas of a command.

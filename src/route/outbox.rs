@@ -26,8 +26,9 @@ pub const CONTENT_BYTES_MAX: usize = 64 * 1024;
 pub const RECIPIENTS_MAX: usize = 1000;
 
 /// Events that the server itself sends to clients.
-const RESERVED: [&str; 9] = [
+const RESERVED: [&str; 10] = [
     "bye",
+    "device_added",
     "device_changed",
     "hello",
     "presence",

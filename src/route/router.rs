@@ -135,7 +135,7 @@ impl Router {
             },
             "users" => {
                 plan.creation_column = relation.column("id");
-                let visible = ["username", "user_type", "email", "disabled_at", "deleted_at"];
+                let visible = ["username", "user_type", "role", "email", "disabled_at", "deleted_at"];
                 plan.store(&built_in(TENANT, "change", &visible), relation);
                 let access = built_in("id", "device_changed", &["disabled_at", "deleted_at"]);
                 plan.deliver_live(&access, relation);
@@ -148,6 +148,10 @@ impl Router {
                 // API nodes drop a device that changed from their caches.
                 let access = built_in("user_id", "device_changed", &["user_id", "revoked_at", "created_at"]);
                 plan.deliver_live(&access, relation);
+                // A device that is added again gets another `created_at`.
+                let mut added = built_in("user_id", "device_added", &["created_at"]);
+                added.when.op = vec![Operation::Insert, Operation::Update];
+                plan.store(&added, relation);
                 let mut other_key = built_in("user_id", "change", &["public_key"]);
                 other_key.when.op = vec![Operation::Update];
                 plan.store(&other_key, relation);

@@ -247,9 +247,16 @@ impl World {
     /// A user of a tenant with [`PASSWORD`].
     pub(crate) async fn user(&self, tenant: &str, username: &str, user_type: UserType) -> Uuid {
         let database = self.database().await;
+        // As in the demo, bob is the admin.
+        let role = if username == "bob" {
+            users::Role::Admin
+        } else {
+            users::Role::Member
+        };
         let user = NewUser {
             username: username.to_owned(),
             user_type,
+            role,
             email: None,
             password: Some(PASSWORD.to_owned()),
         };

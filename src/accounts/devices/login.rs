@@ -73,7 +73,7 @@ impl Devices {
             if let Some(row) = row {
                 let is_new = row.try_get("is_new")?;
                 if is_new {
-                    self.users.invalidate(&tenant.name, login.id);
+                    self.added(tenant, login.id, &id).await;
                 }
                 return Ok(RegisteredDevice {
                     device: Device::from_row(&row)?,
@@ -81,9 +81,7 @@ impl Devices {
                 });
             }
             if !exists(&self.database, tenant, &id).await? {
-                return Err(Error::Conflict(format!(
-                    "this user has {devices_max} devices: revoke one that is no longer used"
-                )));
+                return Err(Error::Conflict(super::too_many(devices_max)));
             }
         }
         Err(FORBIDDEN)

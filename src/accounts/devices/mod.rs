@@ -4,6 +4,7 @@
 //! `auth.device_cache_seconds`, so that a request costs no statement. Revoking a device or disabling a user invalidates the
 //! cache: at once in the same process, through the log on other nodes.
 
+mod add;
 mod authentication;
 mod cache;
 mod id;
@@ -19,10 +20,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+pub use self::add::NewDevice;
 pub use self::authentication::{DevicePrincipal, Devices};
 pub use self::id::check_device_id;
 pub use self::login::{DeviceInfo, RegisteredDevice};
-pub(crate) use self::token::Token;
+pub(in crate::accounts) use self::token::Token;
 pub use self::token::TokenHash;
 use crate::accounts::users::UserType;
 use crate::core::page::{Page, Rows};
@@ -160,13 +162,6 @@ pub(crate) async fn usable(
         .collect::<Result<_, _>>()?)
 }
 
-/// The user who reads devices: their own, and for a web user those of mobile users as well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Viewer {
-    pub user_id: Uuid,
-    pub user_type: UserType,
-}
-
 /// Which devices to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter<'a> {
@@ -178,25 +173,17 @@ pub struct Filter<'a> {
     pub page: Page,
 }
 
-/// A page of devices, newest first by `(created_at, device_id)`: those that the viewer may read, or without a viewer all of
-/// the tenant.
+/// A page of devices, newest first by `(created_at, device_id)`: those of one user, or all of the tenant.
 ///
 /// # Errors
-/// [`Error::Invalid`] when the row of `before` or `after` is no device that the viewer may read.
-pub async fn list(
-    database: &Database,
-    tenant: &Tenant,
-    viewer: Option<Viewer>,
-    filter: &Filter<'_>,
-) -> Result<Rows<Device>, Error> {
+/// [`Error::Invalid`] when the row of `before` or `after` is no such device.
+pub async fn list(database: &Database, tenant: &Tenant, filter: &Filter<'_>) -> Result<Rows<Device>, Error> {
     let page = &filter.page;
     let (place, is_after) = (page.place().map(|(_, id)| id), page.is_after());
     let rows = database
         .query(
             &sql!("accounts/device_list", tenant),
             &[
-                (&viewer.map(|viewer| viewer.user_id), Type::UUID),
-                (&viewer.map(|viewer| viewer.user_type.as_str()), Type::TEXT),
                 (&filter.user, Type::UUID),
                 (&filter.device_id, Type::TEXT),
                 (&filter.is_revoked, Type::BOOL),
@@ -210,13 +197,13 @@ pub async fn list(
     feature::read_page(&rows, page, is_after, Device::from_row)
 }
 
-/// One device.
+/// One device, of this user if one is given.
 ///
 /// # Errors
-/// [`Error::NotFound`], or [`Error::Forbidden`] when the viewer may not read it.
-pub async fn get(database: &Database, tenant: &Tenant, viewer: Viewer, device_id: &str) -> Result<Device, Error> {
+/// [`Error::NotFound`], or [`Error::Forbidden`] when it is another user's.
+pub async fn get(database: &Database, tenant: &Tenant, user: Option<Uuid>, device_id: &str) -> Result<Device, Error> {
     let one = Filter {
-        user: None,
+        user,
         device_id: Some(device_id),
         is_revoked: None,
         page: Page::first(1),
@@ -225,7 +212,7 @@ pub async fn get(database: &Database, tenant: &Tenant, viewer: Viewer, device_id
     if check_device_id(device_id).is_err() {
         return Err(Error::NotFound("device"));
     }
-    let mut devices = list(database, tenant, Some(viewer), &one).await?.rows;
+    let mut devices = list(database, tenant, &one).await?.rows;
     match devices.pop() {
         Some(device) => Ok(device),
         None => Err(not_found_or_forbidden(database, tenant, device_id).await?),
@@ -276,6 +263,11 @@ pub async fn update(
         Some(_) => Ok(()),
         None => Err(not_found_or_forbidden(database, tenant, device_id).await?),
     }
+}
+
+/// The error text when a user may have no further device.
+fn too_many(devices_max: usize) -> String {
+    format!("this user has {devices_max} devices: revoke one that is no longer used")
 }
 
 /// Checks the name that a user gives a device.
