@@ -182,7 +182,8 @@ impl Engine {
         metrics: Arc<Metrics>,
     ) -> ReplicationStatus {
         let (report, status) = Report::new(metrics);
-        let (trims, due) = mpsc::channel(TRIMS_MAX);
+        let (cuts, due) = mpsc::channel(TRIMS_MAX);
+        let full = report.full.clone();
         let stop = self.stop_replicating.clone();
         let replicating = {
             let (config, database, stop) = (config.clone(), database.clone(), stop.clone());
@@ -190,7 +191,7 @@ impl Engine {
         };
         self.parts
             .spawn(on_own_thread(replicating, self.release.token().clone()));
-        let trimming = trim::run(config.clone(), database.clone(), store.clone(), trims, stop);
+        let trimming = trim::run(config.clone(), database.clone(), store.clone(), cuts, full, stop);
         self.parts.spawn(async move {
             trimming.await;
             Ok(())

@@ -6,7 +6,7 @@ use hyper::Method;
 use posduif::accounts::users::{self, NewUser, Role, UserType};
 use posduif::api::routes::{self, Access};
 use posduif::config::DeviceAuth;
-use posduif::engine::Role;
+use posduif::engine::Role as EngineRole;
 use posduif::http::error::Code;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -154,7 +154,7 @@ async fn login_rehashes_password_when_cost_changed() {
     let mut config = office.world.config.clone();
     config.auth.argon2_memory_kib += 1024;
     let cost = format!("m={}", config.auth.argon2_memory_kib);
-    let second = office.world.engine_with(Role::Api, config).await;
+    let second = office.world.engine_with(EngineRole::Api, config).await;
     let there = second.api();
     let wrong = json!({"tenant": "acme", "username": "bob", "password": "wrong horse"});
     there.post("/api/auth/login", &wrong).await.expect(401);

@@ -699,3 +699,52 @@ async fn reader_ahead_of_the_streams_waits_and_then_resets() {
     .await;
     stage.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_grow_beyond_what_a_lagging_redis_replica_has_lost() {
+    let redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let mut stage = Stage::on(world).await;
+    stage.message(stage.bob, stage.joe, "on both").await;
+    stage.world.published().await;
+    // GIVEN a replica that knows nothing after this moment
+    let (checkpoint, live, changes) = {
+        let keys = stage.world.keys();
+        (keys.checkpoint(), keys.live(0), keys.changes("acme"))
+    };
+    let mut copies: Vec<(&String, Vec<u8>)> = Vec::new();
+    for key in [&checkpoint, &live, &changes] {
+        copies.push((key, stage.world.ask_redis(&["DUMP", key]).await));
+    }
+    let acknowledged: PgLsn = stage.world.checkpoint().await["acknowledged"].parse().unwrap();
+    // AND a slot that was confirmed since, but not up to what services have read
+    let confirmed = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1";
+    let slot = stage.world.config.replication.slot.clone();
+    stage.message(stage.bob, stage.joe, "confirmed").await;
+    eventually("the slot is confirmed", || async {
+        let at: PgLsn = stage.psql.query_one(confirmed, &[&slot]).await.unwrap().get(0);
+        (at > acknowledged).then_some(())
+    })
+    .await;
+    stage.message(stage.bob, stage.joe, "read by a service").await;
+    let read = stage.changes().await.last().unwrap().id;
+    stage.engine.take().unwrap().stop().await;
+
+    // WHEN the replica becomes the primary
+    let mut connection = stage.world.redis().await;
+    for (key, copy) in copies {
+        let mut restore = redis::cmd("RESTORE");
+        restore.arg(key).arg(0).arg(copy).arg("REPLACE");
+        let () = restore.query_async(&mut connection).await.unwrap();
+    }
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    epoch_begins(&stage, "2").await;
+    stage.message(stage.bob, stage.joe, "new").await;
+
+    // THEN the service, which passes over what is not greater, gets the `reset` and what follows it
+    let changes = stage.changes().await;
+    let (reset, behind) = behind_reset(&changes);
+    assert!(changes[reset].id > read, "{} is not above {read}", changes[reset].id);
+    assert!(!behind.is_empty());
+    stage.stop().await;
+}

@@ -12,6 +12,7 @@ use posduif::postgres::Database;
 use posduif::redis::store::{Read, ReadPosition, Store};
 use posduif::sync::item::Item;
 use posduif::sync::snapshot;
+use postgres_types::PgLsn;
 use uuid::Uuid;
 
 use crate::support::servers::{self, Own};
@@ -189,6 +190,56 @@ async fn snapshot_blind_to_a_published_commit_leaves_it_to_the_stream() {
         (slow.snapshot().await.0.position >= entry.id).then_some(())
     })
     .await;
+    slow.stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn epoch_that_begins_under_an_invisible_commit_brings_it() {
+    let slow = Slow::new().await;
+    let (bob, joe) = (slow.stage.bob, slow.stage.joe);
+    let world = &slow.stage.world;
+    // GIVEN a commit that no SELECT sees, and that Redis has held on disk for long
+    slow.hold(true).await;
+    let id = Uuid::new_v4();
+    let session = slow.waiting_session().await;
+    let held = tokio::spawn(async move { session.execute(INSERT, &[&id, &bob, &joe]).await.unwrap() });
+    let inbox = world.keys().inbox("acme", &joe.to_string());
+    eventually("the invisible commit is in the stream", || async {
+        let entries = world.stream(&inbox).await;
+        entries
+            .into_iter()
+            .find(|entry| entry.json("row")["id"] == id.to_string())
+    })
+    .await;
+    let api = slow.stage.engine.as_ref().unwrap().api();
+    // The second round has the checkpoint on disk that allows to confirm the first.
+    for _ in 0..2 {
+        slow.stage.message(bob, joe, "later").await;
+        world.published().await;
+        let end: PgLsn = world.checkpoint().await["end_lsn"].parse().unwrap();
+        eventually("it is durable", || async {
+            let ready = api.get("/ready").await.json();
+            let durable: PgLsn = ready["checks"]["replication"]["durable"].as_str()?.parse().ok()?;
+            (durable >= end).then_some(())
+        })
+        .await;
+    }
+
+    // WHEN Redis loses the checkpoint, and a device takes a snapshot in the new epoch
+    let _: i64 = world.ask_redis(&["DEL", &world.keys().checkpoint()]).await;
+    eventually("a new epoch", || async {
+        let number = world.checkpoint().await.remove("number");
+        (number.as_deref() == Some("2")).then_some(())
+    })
+    .await;
+    world.published().await;
+    let (place, seen) = slow.snapshot().await;
+    assert!(!seen.contains(&id) && !held.is_finished());
+
+    // THEN the stream brings it the commit
+    slow.hold(false).await;
+    held.await.unwrap();
+    assert!(slow.behind(place).await.contains(&id), "lost behind {place:?}");
     slow.stage.stop().await;
 }
 

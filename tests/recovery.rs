@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use posduif::accounts::users::UserType;
+use posduif::config::Secret;
 use posduif::core::position::StreamId;
 use posduif::engine::Role;
 use posduif::replication::slot;
@@ -13,6 +15,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::support::oracle::outline;
+use crate::support::proxy::Proxy;
 use crate::support::stage::Stage;
 use crate::support::{Entry, World, eventually, servers};
 
@@ -476,6 +479,135 @@ async fn temporarily_full_redis_loses_nothing() {
 
     assert_eq!(check_all_there_once_in_order(&stage).await, 1001);
     assert_eq!(epoch(&stage.world).await, first);
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_redis_is_freed_by_cutting_the_heaviest_changes() {
+    let redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let stage = Stage::on(world).await;
+    stage.world.tenant("other").await;
+    let ann = stage.world.user("other", "ann", UserType::Web).await;
+    let ben = stage.world.user("other", "ben", UserType::Mobile).await;
+    let fill = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
+                SELECT $1, $1, repeat(md5(n::text), 100) FROM generate_series(1, $2::bigint) n";
+    stage.psql.execute(fill, &[&stage.joe, &2000_i64]).await.unwrap();
+    stage.world.published().await;
+    let first = epoch(&stage.world).await;
+
+    // WHEN Redis has room for next to nothing, and one tenant goes on writing
+    let info: String = stage.world.ask_redis(&["INFO", "memory"]).await;
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:"));
+    let limit = used.unwrap().trim().parse::<u64>().unwrap() + 100_000;
+    let () = stage
+        .world
+        .ask_redis(&["CONFIG", "SET", "maxmemory", &limit.to_string()])
+        .await;
+    stage.psql.execute(fill, &[&stage.joe, &600_i64]).await.unwrap();
+    let insert = format!(
+        "INSERT INTO tenant_other.messages (sender_id, recipient_id, content) VALUES ('{ann}', '{ben}', 'small')"
+    );
+    stage.sql(&insert).await;
+
+    // THEN the rows of both arrive, and nobody has raised the limit
+    stage.world.published().await;
+    let keys = stage.world.keys();
+    let inbox = stage.world.stream(&keys.inbox("other", &ben.to_string())).await;
+    assert_eq!(inbox.last().unwrap().json("row")["content"], "small");
+    let joes = stage.inbox(stage.joe).await;
+    assert_eq!(joes.iter().filter(|entry| entry.field("op") == "insert").count(), 2600);
+    // AND the heaviest tenant's `changes` are cut, which its trim point says
+    let changes = stage.changes().await;
+    assert!(changes.len() < 2600, "{} entries", changes.len());
+    let trim_point: String = stage
+        .world
+        .ask_redis(&["HGET", &keys.meta("acme"), "trim:changes"])
+        .await;
+    assert_eq!(trim_point, changes[0].id.to_string());
+    let others = stage.world.stream(&keys.changes("other")).await;
+    assert_eq!(others[0].field("op"), "reset", "the other tenant keeps all it has");
+    assert_eq!(epoch(&stage.world).await, first);
+
+    // AND an engine that starts on a full Redis becomes the writer
+    let () = stage.world.ask_redis(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let mut stage = stage;
+    stage.engine.take().unwrap().stop().await;
+    let writer = stage.world.checkpoint().await["writer"].clone();
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    eventually("the new engine is the writer", || async {
+        (stage.world.checkpoint().await["writer"] != writer).then_some(())
+    })
+    .await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entry_failed_in_an_unread_exec_reaches_the_inbox() {
+    let world = World::new().await;
+    let proxy = Proxy::before(world.config.redis.url.expose()).await;
+    let mut config = world.config.clone();
+    config.redis.url = Secret::new(proxy.url(config.redis.url.expose()));
+    let engine = world.process_with("replicator", &config, None).await;
+    world.published().await;
+    let mut stage = Stage::without_engine(world).await;
+    stage.message(stage.bob, stage.joe, "before").await;
+    stage.world.published().await;
+
+    // GIVEN an inbox that takes no entry while one is published, and an engine that dies before it reads the reply
+    let inbox = stage.world.keys().inbox("acme", &stage.joe.to_string());
+    let aside = format!("{inbox}:aside");
+    let () = stage.world.ask_redis(&["RENAME", &inbox, &aside]).await;
+    let () = stage.world.ask_redis(&["SET", &inbox, "x"]).await;
+    proxy.mute_at("the one that failed");
+    stage.message(stage.bob, stage.joe, "the one that failed").await;
+    let changes = stage.world.keys().changes("acme");
+    eventually("the change is published", || async {
+        let entries = stage.world.stream(&changes).await;
+        (entries.last()?.json("row")["content"] == "the one that failed").then_some(())
+    })
+    .await;
+    engine.kill().await;
+
+    // WHEN the inbox is as it was, and the next engine goes on
+    let () = stage.world.ask_redis(&["DEL", &inbox]).await;
+    let () = stage.world.ask_redis(&["RENAME", &aside, &inbox]).await;
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    stage.message(stage.bob, stage.joe, "after").await;
+
+    // THEN nothing is missing, nothing is doubled
+    assert_eq!(check_all_there_once_in_order(&stage).await, 3);
+    assert_eq!(resets(&stage.changes().await), 1);
+    assert!(stage.world.stopped_streams().await.is_empty());
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_that_loses_its_append_only_file_is_still_acknowledged() {
+    let redis = servers::redis().await;
+    let world = World::on(&std::env::var("DATABASE_URL").unwrap(), &redis.server.url()).await;
+    let stage = Stage::on(world).await;
+    let () = stage.world.ask_redis(&["CONFIG", "SET", "appendonly", "no"]).await;
+    for wanted in ["no", "yes"] {
+        let () = stage.world.ask_redis(&["CONFIG", "SET", "appendonly", wanted]).await;
+        stage.message(stage.bob, stage.joe, "a row").await;
+        let end: postgres_types::PgLsn = stage
+            .psql
+            .query_one("SELECT pg_current_wal_lsn()", &[])
+            .await
+            .unwrap()
+            .get(0);
+        let confirmed = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1";
+        eventually("the slot is confirmed behind the row", || async {
+            let row = stage
+                .psql
+                .query_one(confirmed, &[&stage.world.config.replication.slot])
+                .await;
+            let at: postgres_types::PgLsn = row.unwrap().get(0);
+            (at >= end).then_some(())
+        })
+        .await;
+    }
     stage.stop().await;
 }
 

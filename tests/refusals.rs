@@ -1,6 +1,7 @@
 //! A Redis that refuses all writes for a while, or some of them: nothing is dropped, the engine reports the cause, and
 //! its memory stays flat.
 
+use futures_util::StreamExt as _;
 use posduif::accounts::users::UserType;
 use posduif::engine::Role;
 use redis::aio::MultiplexedConnection;
@@ -11,7 +12,7 @@ use crate::support::office::Office;
 use crate::support::oracle::outline;
 use crate::support::servers;
 use crate::support::stage::Stage;
-use crate::support::{World, eventually};
+use crate::support::{TIMEOUT, World, eventually};
 
 async fn redis_command(redis: &MultiplexedConnection, words: &[&str]) {
     let mut command = redis::cmd(words[0]);
@@ -190,6 +191,108 @@ async fn stream_forbidden_by_acl_stops_alone_and_is_recreated_when_allowed() {
     let changes = messages(&stage.world.stream(&keys.changes("other")).await);
     assert_eq!(changes[changes.len() - 3..], ["before", "reset", "after"]);
     check_complete(&stage).await;
+    stage.stop().await;
+}
+
+/// Keys of a world that an engine's user may use, but for those that end like this.
+fn patterns_without(prefix: &str, forbidden: &str) -> Vec<String> {
+    ["checkpoint", "window", "stopped", "aof", "live:*"]
+        .into_iter()
+        .chain([
+            "{acme}:changes",
+            "{acme}:shared",
+            "{acme}:meta",
+            "{acme}:quarantine",
+            "{acme}:inbox:*",
+        ])
+        .filter(|pattern| *pattern != forbidden)
+        .map(|pattern| format!("~{prefix}:{pattern}"))
+        .collect()
+}
+
+/// A stage whose engine logs in to a Redis of the test's own as `engine`, who may do everything at first.
+async fn stage_of_restricted_engine(redis_url: &str) -> Stage {
+    let mut world = World::on(&std::env::var("DATABASE_URL").unwrap(), redis_url).await;
+    // No heartbeat comes before the rows of the test.
+    world.config.replication.heartbeat_interval_ms = 60_000;
+    let permissions = ["on", ">secret", "~*", "&*", "+@all"];
+    redis_command(
+        &world.redis().await,
+        &[&["ACL", "SETUSER", "engine"][..], &permissions].concat(),
+    )
+    .await;
+    let place = redis_url.rsplit_once('@').unwrap().1;
+    let mut config = world.config.clone();
+    config.redis.url = posduif::config::Secret::new(format!("redis://engine:secret@{place}"));
+    let engine = world.engine_with(Role::All, config).await;
+    world.published().await;
+    let mut stage = Stage::without_engine(world).await;
+    stage.engine = Some(engine);
+    stage.message(stage.bob, stage.joe, "before").await;
+    stage.world.published().await;
+    stage
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forbidden_entry_is_marked_in_the_exec_that_passes_it() {
+    let redis = servers::redis().await;
+    let stage = stage_of_restricted_engine(&redis.server.url()).await;
+    let admin = stage.world.redis().await;
+    let keys = stage.world.keys();
+    let client = posduif::net::redis::client(&stage.world.config.redis).unwrap();
+    let mut monitor = client.get_async_monitor().await.unwrap();
+    let mut lines = monitor.on_message::<String>();
+    let patterns = patterns_without(&stage.world.config.redis.prefix, "{acme}:inbox:*");
+    let mut words = vec!["ACL", "SETUSER", "engine", "resetkeys"];
+    words.extend(patterns.iter().map(String::as_str));
+    redis_command(&admin, &words).await;
+    stage.message(stage.bob, stage.joe, "forbidden").await;
+
+    // Redis tells what each connection asks: `<time> [<database> <address>] "<command>" ...`.
+    let (change, mark) = (
+        format!("\"XADD\" \"{}\"", keys.changes("acme")),
+        format!("\"HSET\" \"{}\"", keys.stopped()),
+    );
+    let transaction = async {
+        let mut commands = Vec::new();
+        while let Some(line) = lines.next().await {
+            let (_, command) = line.split_once("] ").unwrap();
+            if command.starts_with("\"MULTI\"") {
+                commands.clear();
+            }
+            commands.push(command.to_owned());
+            let is_it = |command: &String| command.starts_with(&change) && command.contains("forbidden");
+            if command.starts_with("\"EXEC\"") && commands.iter().any(is_it) {
+                return commands;
+            }
+        }
+        panic!("the monitor has ended");
+    };
+    let commands = tokio::time::timeout(TIMEOUT, transaction)
+        .await
+        .expect("the change is published");
+    assert!(
+        commands.iter().any(|command| command.starts_with(&mark)),
+        "the stop mark is in the same EXEC: {commands:#?}"
+    );
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acl_without_the_checkpoint_is_waited_for_and_drops_nothing() {
+    let redis = servers::redis().await;
+    let stage = stage_of_restricted_engine(&redis.server.url()).await;
+    let admin = stage.world.redis().await;
+    redis_command(&admin, &["ACL", "SETUSER", "engine", "resetkeys"]).await;
+    let many = "INSERT INTO tenant_acme.messages (sender_id, recipient_id, content)
+                SELECT $1, $2, 'x' FROM generate_series(1, 400)";
+    stage.psql.execute(many, &[&stage.bob, &stage.joe]).await.unwrap();
+    ready_says(&stage, "NOPERM").await;
+    redis_command(&admin, &["ACL", "SETUSER", "engine", "~*"]).await;
+    check_complete(&stage).await;
+    assert!(stage.world.stopped_streams().await.is_empty());
+    let quarantine = stage.world.keys().quarantine("acme");
+    assert!(stage.world.stream(&quarantine).await.is_empty());
     stage.stop().await;
 }
 

@@ -112,10 +112,10 @@ fn replication(shown: &ReplicationStatus) -> Check {
         ReplicatorState::Streaming {
             epoch,
             progress,
-            refused,
+            problem,
             ..
         } => (
-            refused.map(|cause| format!("Redis refuses entries: {cause}")),
+            problem,
             json!({
                 "state": "streaming",
                 "epoch": epoch.to_string(),

@@ -25,6 +25,7 @@ const END_LSN: &str = "end_lsn";
 const XID: &str = "xid";
 const COMMIT_TS: &str = "commit_ts";
 const OPEN: &str = "open";
+const SEEN: &str = "seen";
 const ACKNOWLEDGED: &str = "acknowledged";
 const LIVE: &str = "live";
 
@@ -38,7 +39,7 @@ pub const WRITER: &str = "writer";
 const TERM: &str = "term";
 
 /// Names of its fields.
-pub const FIELDS: [&str; 17] = [
+pub const FIELDS: [&str; 18] = [
     WRITER,
     TERM,
     EPOCH,
@@ -53,6 +54,7 @@ pub const FIELDS: [&str; 17] = [
     XID,
     COMMIT_TS,
     OPEN,
+    SEEN,
     ACKNOWLEDGED,
     LIVE,
     RUN_ID,
@@ -128,6 +130,8 @@ pub struct Checkpoint {
     pub transaction: Option<TransactionMark>,
     /// The transaction inside of which `position` lies, if it does.
     pub open: Option<OpenTransaction>,
+    /// Up to here the writer has read what became of each entry; behind it, one may have failed unnoticed.
+    pub seen: StreamId,
     /// What Postgres may have been sent as acknowledged.
     pub acknowledged: PgLsn,
     /// ID of the last entry of the live stream.
@@ -186,6 +190,8 @@ impl Checkpoint {
             published: field(fields, PUBLISHED)?,
             transaction,
             open,
+            // Versions before the field was there read the replies, too, and wrote nothing of it.
+            seen: field(fields, if fields.contains_key(SEEN) { SEEN } else { POSITION })?,
             acknowledged: field(fields, ACKNOWLEDGED)?,
             live: field(fields, LIVE)?,
             run_id: field(fields, RUN_ID)?,
@@ -217,6 +223,7 @@ impl Checkpoint {
             (XID, text(mark.map(|mark| mark.xid.to_string()))),
             (COMMIT_TS, text(mark.map(|mark| mark.commit_ts.to_string()))),
             (OPEN, text(self.open.map(|open| open.to_string()))),
+            (SEEN, self.seen.to_string()),
             (ACKNOWLEDGED, self.acknowledged.to_string()),
             (LIVE, self.live.to_string()),
             (RUN_ID, self.run_id.clone()),
@@ -229,6 +236,8 @@ impl Checkpoint {
 pub struct CheckpointUpdate {
     /// What Postgres may be sent as acknowledged once this is durable.
     pub acknowledged: PgLsn,
+    /// Up to where the replies of the batches before were read.
+    pub seen: StreamId,
     /// The last entry of the batch, and the transaction inside of which it lies, if it does: a replay from there must
     /// recognise it.
     pub position: Option<(StreamId, Option<OpenTransaction>)>,
@@ -241,7 +250,10 @@ pub struct CheckpointUpdate {
 impl CheckpointUpdate {
     /// The fields that change, and their texts.
     pub fn fields(&self) -> Vec<(&'static str, String)> {
-        let mut fields = vec![(ACKNOWLEDGED, self.acknowledged.to_string())];
+        let mut fields = vec![
+            (ACKNOWLEDGED, self.acknowledged.to_string()),
+            (SEEN, self.seen.to_string()),
+        ];
         if let Some((position, open)) = self.position {
             fields.push((POSITION, position.to_string()));
             fields.push((OPEN, open.map(|open| open.to_string()).unwrap_or_default()));
@@ -359,7 +371,7 @@ mod tests {
             epoch,
             "[0-9]{1,20}",
             any::<i32>(),
-            [ids(), ids(), ids()],
+            [ids(), ids(), ids(), ids()],
             transactions,
             any::<u64>(),
             "[0-9a-f]{40}",
@@ -369,7 +381,7 @@ mod tests {
                     epoch,
                     system_id,
                     timeline,
-                    [position, published, live],
+                    [position, published, live, seen],
                     (transaction, open),
                     acknowledged,
                     run_id,
@@ -382,6 +394,7 @@ mod tests {
                         published,
                         transaction,
                         open,
+                        seen,
                         acknowledged: acknowledged.into(),
                         live,
                         run_id,
@@ -399,6 +412,7 @@ mod tests {
         fn checkpoint_reads_as_written_and_updated(
             checkpoint in checkpoints(),
             acknowledged in any::<u64>(),
+            seen in ids(),
             position in prop::option::of((ids(), prop::option::of(open_transactions()))),
             complete in prop::option::of((ids(), marks())),
             live in prop::option::of(ids()),
@@ -408,11 +422,12 @@ mod tests {
             written.insert(WRITER.to_owned(), term.to_string());
             prop_assert_eq!(Checkpoint::parse(&written), Ok(Some(checkpoint.clone())));
 
-            let update = CheckpointUpdate { acknowledged: acknowledged.into(), position, complete, live };
+            let update = CheckpointUpdate { acknowledged: acknowledged.into(), seen, position, complete, live };
             written.extend(hash(update.fields()));
             prop_assert!(written.keys().all(|name| FIELDS.contains(&name.as_str())));
             let updated = Checkpoint {
                 acknowledged: update.acknowledged,
+                seen,
                 position: position.map_or(checkpoint.position, |(position, _)| position),
                 open: position.map_or(checkpoint.open, |(_, open)| open),
                 published: complete.map_or(checkpoint.published, |(published, _)| published),

@@ -1,10 +1,13 @@
 //! The Lua scripts that Redis runs.
 
-/// Moves a stream's trim point on and trims.
+/// Moves a stream's trim point on and trims, on a full Redis, too.
 pub const TRIM: &str = include_str!("lua/trim.lua");
 
 /// Begins a term of a new writer.
 pub const TERM: &str = include_str!("lua/term.lua");
+
+/// Adds an entry unless the stream holds it.
+pub const RECHECK: &str = include_str!("lua/recheck.lua");
 
 /// Decides whether a device that is away is pushed to.
 pub const TRIGGER: &str = include_str!("lua/trigger.lua");

@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisError};
 use tokio::sync::{mpsc, watch};
 
-use super::durability::{AofState, Observation, has_waitaof};
+use super::durability::{AofState, Observation, Persistence, has_waitaof};
 use crate::config;
 use crate::contract::keys::Keys;
 use crate::net;
@@ -24,6 +24,8 @@ const WAIT: (Duration, u32) = (Duration::from_secs(2), 2);
 #[derive(Debug, Clone)]
 pub struct Reading {
     pub observation: Observation,
+    /// What protects Redis' memory now.
+    pub persistence: Persistence,
     /// Identity of the Redis process.
     pub run_id: String,
     pub written: Written,
@@ -46,7 +48,7 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
     let timeout = Duration::from_secs(config.response_timeout_seconds);
     let settings = AsyncConnectionConfig::new().set_response_timeout(Some(timeout));
     let key = Keys::new(&config.prefix).aof();
-    let mut has_refused = false;
+    let (mut has_refused, mut hides_policy) = (false, false);
     let mut connection = None;
     loop {
         tokio::select! {
@@ -62,9 +64,22 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
             let server: String = redis::cmd("INFO").arg("server").query_async(held).await?;
             let run_id = server.lines().find_map(|line| line.trim().strip_prefix("run_id:"));
             let run_id = run_id.unwrap_or_default().to_owned();
-            if has_waitaof(&server) {
+            let state = aof_state(held).await?;
+            let policy = match hides_policy {
+                true => String::new(),
+                false => match policy(held).await {
+                    // Managed servers may forbid it, and would note each refusal.
+                    Err(error) if error.code().is_some() => {
+                        hides_policy = true;
+                        String::new()
+                    }
+                    policy => policy?,
+                },
+            };
+            let persistence = Persistence::of(state.enabled, &policy);
+            if persistence == Persistence::EverySecond && has_waitaof(&server) {
                 match wait_aof(held, &key, before.published, timeout).await {
-                    Ok(observation) => return Ok((run_id, observation)),
+                    Ok(observation) => return Ok((run_id, persistence, observation)),
                     // Redis is full, for example, or its ACL forbids it: the state of the file shows the same, only
                     // later.
                     Err(error) if error.code().is_some() => {
@@ -75,13 +90,13 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
                     Err(error) => return Err(error),
                 }
             }
-            let persistence: String = redis::cmd("INFO").arg("persistence").query_async(held).await?;
-            Ok::<_, RedisError>((run_id, Observation::State(AofState::parse(&persistence))))
+            Ok::<_, RedisError>((run_id, persistence, Observation::State(state)))
         };
         match tokio::time::timeout(timeout, reading).await {
-            Ok(Ok((run_id, observation))) => {
+            Ok(Ok((run_id, persistence, observation))) => {
                 let reading = Reading {
                     observation,
+                    persistence,
                     run_id,
                     written: before,
                 };
@@ -93,6 +108,18 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
             _ => connection = None,
         }
     }
+}
+
+async fn aof_state(connection: &mut MultiplexedConnection) -> Result<AofState, RedisError> {
+    let info: String = redis::cmd("INFO").arg("persistence").query_async(connection).await?;
+    Ok(AofState::parse(&info))
+}
+
+/// The setting `appendfsync`.
+async fn policy(connection: &mut MultiplexedConnection) -> Result<String, RedisError> {
+    let mut command = redis::cmd("CONFIG");
+    let pair: Vec<String> = command.arg(&["GET", "appendfsync"]).query_async(connection).await?;
+    Ok(pair.into_iter().nth(1).unwrap_or_default())
 }
 
 /// Waits until Redis' file holds everything written before now.
@@ -161,6 +188,7 @@ mod tests {
             let bulk = |text: String| format!("${}\r\n{text}\r\n", text.len());
             let answer = match command.as_str() {
                 "INFO server" => bulk(format!("redis_version:{}\r\nrun_id:abc", script.version)),
+                "CONFIG GET appendfsync" => "*2\r\n$11\r\nappendfsync\r\n$8\r\neverysec\r\n".into(),
                 "INFO persistence" => bulk("aof_enabled:1\r\naof_buffer_length:0\r\naof_pending_bio_fsync:0".into()),
                 command if command.starts_with("HSET") => ":0\r\n".into(),
                 command if command.starts_with("WAITAOF") => (*waitaof.next().expect("an answer")).into(),
@@ -192,7 +220,8 @@ mod tests {
         Some(words.join(" "))
     }
 
-    const ROUND: [&str; 3] = ["INFO server", "HSET posduif:aof published 0/30", "WAITAOF 1 0 2000"];
+    const QUERY: [&str; 3] = ["INFO server", "INFO persistence", "CONFIG GET appendfsync"];
+    const WAIT_AOF: [&str; 2] = ["HSET posduif:aof published 0/30", "WAITAOF 1 0 2000"];
 
     #[tokio::test]
     async fn waitaof_follows_a_write_of_the_same_connection() {
@@ -205,7 +234,7 @@ mod tests {
         assert_eq!(observations, [Observation::NotYet, Observation::Synced]);
         assert_eq!(readings[1].run_id, "abc");
         assert_eq!(readings[1].written.published, 48.into());
-        assert_eq!(commands, [ROUND, ROUND].concat());
+        assert_eq!(commands, [&QUERY[..], &WAIT_AOF, &QUERY, &WAIT_AOF].concat());
     }
 
     #[tokio::test]
@@ -220,7 +249,7 @@ mod tests {
             Observation::State(AofState { enabled: true, .. })
         ));
         assert_eq!(readings[1].observation, Observation::Synced);
-        assert_eq!(commands, [&ROUND[..], &["INFO persistence"], &ROUND[..]].concat());
+        assert_eq!(commands, [&QUERY[..], &WAIT_AOF, &QUERY, &WAIT_AOF].concat());
     }
 
     #[tokio::test]
@@ -231,6 +260,6 @@ mod tests {
         };
         let (readings, commands) = watch_mock(script, 1).await;
         assert!(matches!(readings[0].observation, Observation::State(_)));
-        assert_eq!(commands, ["INFO server", "INFO persistence"]);
+        assert_eq!(commands, QUERY);
     }
 }

@@ -3,7 +3,6 @@
 use bytes::BytesMut;
 
 use crate::contract::checkpoint::{Checkpoint, CheckpointUpdate, Epoch, OpenTransaction, TransactionMark};
-use crate::contract::control::Trim;
 use crate::contract::entry::{self, EntryBody, Source};
 use crate::contract::keys::Keys;
 use crate::contract::notice::{self, NoticeWriter};
@@ -15,6 +14,7 @@ use crate::core::operation::Operation;
 use crate::core::position::{StreamId, TermId};
 use crate::core::resp;
 use crate::core::tenant::state_name;
+use crate::publish::cut::Cut;
 use crate::route::outbox::OutboxMessage;
 use crate::route::router::Delivery;
 
@@ -192,6 +192,25 @@ impl Batch {
         self.queued.push((self.commands.len(), Purpose::Entry(target)));
     }
 
+    /// Adds a change of a batch whose replies were never read, unless the stream holds it.
+    pub fn entry_unless_there(
+        &mut self,
+        target: Target,
+        id: StreamId,
+        op: Operation,
+        event: Option<&str>,
+        body: &EntryBody,
+    ) {
+        resp::begin(&mut self.commands, 5 + body.entry_arguments(event));
+        for text in ["EVAL", lua::RECHECK, "1"] {
+            resp::argument(&mut self.commands, text.as_bytes());
+        }
+        self.push_key(&target);
+        self.push_id(id);
+        body.write(&mut self.commands, op, event);
+        self.queued.push((self.commands.len(), Purpose::Entry(target)));
+    }
+
     /// Creates a stream by a `reset` entry, unless it is there.
     pub fn create_stream(&mut self, target: Target, id: StreamId, commit_ts: i64) {
         self.push_reset(&target, id, commit_ts);
@@ -216,7 +235,8 @@ impl Batch {
     /// they lie before the generation.
     pub fn reset_meta(&mut self, tenant: &str, generation: i64, is_paused: bool) {
         let (key, generation) = (self.keys.meta(tenant), generation.to_string());
-        self.other(&[b"DEL", key.as_bytes()]);
+        // It may have a field for each user; and another thread frees it.
+        self.tenant_command(&key, &[b"UNLINK", key.as_bytes()]);
         let fields = [meta::GENERATION, &generation, meta::STATE, state_name(is_paused)];
         let command = ["HSET", &key].into_iter().chain(fields).map(str::as_bytes);
         self.tenant_command(&key, &command.collect::<Vec<_>>());
@@ -244,23 +264,14 @@ impl Batch {
     /// Removes a stream, for a creation to follow.
     pub fn remove_stream(&mut self, target: &Target) {
         let key = target.key(&self.keys);
-        self.other(&[b"DEL", key.as_bytes()]);
+        self.tenant_command(&key, &[b"UNLINK", key.as_bytes()]);
     }
 
-    /// Trims a stream. The trim point is stored with it, because Redis does not keep it.
-    pub fn trim(&mut self, trim: &Trim) {
-        let (meta, field) = (self.keys.meta(trim.target.tenant()), meta::trim_field(&trim.target));
-        let (key, id) = (trim.target.key(&self.keys), trim.min_id.to_string());
-        let command: [&[u8]; 7] = [
-            b"EVAL",
-            lua::TRIM.as_bytes(),
-            b"2",
-            meta.as_bytes(),
-            key.as_bytes(),
-            field.as_bytes(),
-            id.as_bytes(),
-        ];
-        self.tenant_command(&meta, &command);
+    /// Trims a stream at this place in the log.
+    pub fn trim(&mut self, cut: &Cut) {
+        cut.write(&self.keys, "", &mut self.commands);
+        let purpose = Purpose::Tenant(cut.meta(&self.keys));
+        self.queued.push((self.commands.len(), purpose));
     }
 
     /// Adds a change that could not be routed or stored to the quarantine, with the cause.
@@ -354,7 +365,7 @@ impl Batch {
         }
         resp::command(&mut self.commands, &arguments);
         self.queued.push((self.commands.len(), Purpose::Other));
-        self.other(&[b"DEL", window.as_bytes(), terms.as_bytes()]);
+        self.other(&[b"UNLINK", window.as_bytes(), terms.as_bytes()]);
         self.position = Some(checkpoint.position);
         self.announces = true;
     }
@@ -388,18 +399,20 @@ impl Batch {
         resp::argument(&mut self.commands, &text[..length]);
     }
 
-    /// Removes a command, so that the rest can be sent again.
-    pub fn remove(&mut self, index: usize) -> Option<Purpose> {
-        let end = self.queued.get(index)?.0;
-        let start = index.checked_sub(1).map_or(0, |before| self.queued[before].0);
-        let rest = self.commands.split_off(end);
-        self.commands.truncate(start);
-        self.commands.extend_from_slice(&rest);
-        let (_, purpose) = self.queued.remove(index);
-        for (later, _) in &mut self.queued[index..] {
-            *later -= end - start;
-        }
-        Some(purpose)
+    /// Removes commands, so that the rest can be sent again.
+    pub fn remove(&mut self, is_removed: impl Fn(&Purpose) -> bool) {
+        let commands = std::mem::take(&mut self.commands);
+        let mut start = 0;
+        self.queued.retain_mut(|(end, purpose)| {
+            let command = &commands[start..*end];
+            start = *end;
+            let is_kept = !is_removed(purpose);
+            if is_kept {
+                self.commands.extend_from_slice(command);
+                *end = self.commands.len();
+            }
+            is_kept
+        });
     }
 
     /// Appends what comes behind the commands: the window, the live entry and the checkpoint.
@@ -444,7 +457,8 @@ impl Batch {
             }
         }
         let update = CheckpointUpdate {
-            acknowledged: tail.acknowledged,
+            acknowledged: tail.marks.acknowledged,
+            seen: tail.marks.seen,
             position: self.position.map(|position| (position, self.open)),
             complete: self.complete,
             live: (live != tail.live).then_some(live),
@@ -497,6 +511,15 @@ pub(super) struct Tail<'a> {
     pub(super) live_entries_max: u64,
     /// Counts batches.
     pub(super) sequence: u64,
+    /// What this batch says of the ones before.
+    pub(super) marks: Marks,
+}
+
+/// What the checkpoint says of the batches before the one that writes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Marks {
     /// What may be acknowledged to Postgres once this is durable.
-    pub(super) acknowledged: postgres_types::PgLsn,
+    pub acknowledged: postgres_types::PgLsn,
+    /// Up to where their replies were read.
+    pub seen: StreamId,
 }

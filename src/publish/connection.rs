@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::batch::{Batch, Tail, Written};
+use super::batch::{Batch, Marks, Tail, Written};
+use super::cut::Cut;
 use super::durability::Persistence;
 use super::outcome::{self, Exchange, Outcome, PublishError, Replies};
 use crate::config;
@@ -74,6 +75,17 @@ struct Prefix {
 struct InFlight {
     batch: Batch,
     written: Written,
+    /// What is cut behind it, whatever becomes of it.
+    cuts: Vec<Cut>,
+}
+
+/// What became of cuts.
+#[derive(Debug, Default)]
+pub struct CutResults {
+    /// Entries that were removed.
+    pub removed: i64,
+    /// Keys of tenants that Redis could not change, with the error.
+    pub failed: Vec<(String, String)>,
 }
 
 /// The publisher's connection.
@@ -93,6 +105,7 @@ pub struct Connection {
     in_flight: Option<InFlight>,
     prefix: Option<Prefix>,
     replies: Replies,
+    cut_results: CutResults,
     /// When the exchange under way began, or bytes of it last moved: a large row over a slow link takes its time.
     moved_at: Instant,
     timeout: Duration,
@@ -139,6 +152,7 @@ impl Connection {
             in_flight: None,
             prefix: None,
             replies: Replies::default(),
+            cut_results: CutResults::default(),
             moved_at: Instant::now(),
             timeout,
         })
@@ -228,18 +242,15 @@ impl Connection {
     }
 
     async fn persistence(&mut self) -> Result<Persistence> {
-        if self.info("persistence", "aof_enabled").await? != "1" {
-            return Ok(Persistence::Off);
-        }
-        // Managed servers may forbid CONFIG; the slower rule is safe with all policies.
-        Ok(match self.request(&[b"CONFIG", b"GET", b"appendfsync"]).await? {
+        let is_enabled = self.info("persistence", "aof_enabled").await? == "1";
+        let policy = match self.request(&[b"CONFIG", b"GET", b"appendfsync"]).await? {
             Reply::Array(pair) => match pair.get(1) {
-                Some(Reply::Bulk(policy)) if &policy[..] == b"always" => Persistence::Always,
-                Some(Reply::Bulk(policy)) if &policy[..] == b"no" => Persistence::Off,
-                _ => Persistence::EverySecond,
+                Some(Reply::Bulk(policy)) => String::from_utf8_lossy(policy).into_owned(),
+                _ => String::new(),
             },
-            _ => Persistence::EverySecond,
-        })
+            _ => String::new(),
+        };
+        Ok(Persistence::of(is_enabled, &policy))
     }
 
     async fn info(&mut self, section: &str, field: &str) -> Result<String> {
@@ -316,8 +327,11 @@ impl Connection {
         true
     }
 
-    /// Queues a batch as one guarded transaction. Only when idle.
-    pub fn send(&mut self, batch: Batch, epoch: &Epoch, acknowledged: postgres_types::PgLsn) {
+    /// Queues a batch as one guarded transaction, and cuts behind it. Only when idle.
+    ///
+    /// The cuts are no part of the transaction, since a full Redis refuses that as a whole: they free memory although
+    /// the batch is refused.
+    pub fn send(&mut self, batch: Batch, epoch: &Epoch, marks: Marks, cuts: Vec<Cut>) {
         let tail = Tail {
             lane: self.lane,
             epoch,
@@ -325,7 +339,7 @@ impl Connection {
             live: self.live,
             live_entries_max: self.live_entries_max,
             sequence: self.sequence,
-            acknowledged,
+            marks,
         };
         let sent = self.prefix.take();
         match sent {
@@ -343,13 +357,16 @@ impl Connection {
         let out = &mut self.outbound.after;
         let written = batch.write_tail(&tail, out);
         resp::command(out, &[b"EXEC"]);
+        for cut in &cuts {
+            cut.write(&self.keys, &self.writer, out);
+        }
         // The guard of the next transaction is sent along, so that it costs no round trip.
         self.push_guard();
         self.replies
             .expect_queued(written.commands - sent.map_or(0, |prefix| prefix.commands));
-        self.replies.expect_exec();
+        self.replies.expect_exec(cuts.len());
         self.sequence += 1;
-        self.in_flight = Some(InFlight { batch, written });
+        self.in_flight = Some(InFlight { batch, written, cuts });
         self.moved_at = Instant::now();
     }
 
@@ -446,12 +463,24 @@ impl Connection {
         Ok(None)
     }
 
+    /// Takes what became of the cuts so far.
+    pub fn take_cut_results(&mut self) -> CutResults {
+        std::mem::take(&mut self.cut_results)
+    }
+
     /// Ends an exchange: a batch that was run, or a prefix that was discarded.
-    fn conclude(&mut self, exchange: Exchange) -> Result<Option<Outcome>, PublishError> {
+    fn conclude(&mut self, mut exchange: Exchange) -> Result<Option<Outcome>, PublishError> {
         let is_writer = self.is_own(&exchange.writer);
-        let Some(InFlight { batch, written }) = self.in_flight.take() else {
+        let Some(InFlight { batch, written, cuts }) = self.in_flight.take() else {
             return if is_writer { Ok(None) } else { Err(PublishError::Fenced) };
         };
+        for (cut, reply) in cuts.iter().zip(exchange.cuts.drain(..)) {
+            match reply {
+                Reply::Integer(removed) => self.cut_results.removed += removed,
+                Reply::Error(cause) => self.cut_results.failed.push((cut.meta(&self.keys), cause)),
+                _ => {}
+            }
+        }
         let outcome = outcome::conclude(batch, &written, exchange, is_writer)?;
         if matches!(outcome, Outcome::Written { .. }) {
             self.live = written.live;

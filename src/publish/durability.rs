@@ -28,6 +28,46 @@ pub enum Persistence {
     Always,
 }
 
+impl Persistence {
+    /// By whether the AOF is enabled, and the setting `appendfsync`. Managed servers may keep that secret, which is an
+    /// empty text; the slower rule is safe with all policies.
+    pub fn of(is_enabled: bool, policy: &str) -> Self {
+        match policy {
+            _ if !is_enabled => Self::Off,
+            "always" => Self::Always,
+            "no" => Self::Off,
+            _ => Self::EverySecond,
+        }
+    }
+}
+
+/// How long published changes may stay out of Redis' file before that counts as a fault.
+const STALL: Duration = Duration::from_secs(30);
+
+/// Notices that Redis publishes, but no longer writes to its disk.
+#[derive(Debug, Default)]
+pub struct StallWatch {
+    /// Where durability stands while it is behind, and since when.
+    stands: Option<(PgLsn, Instant)>,
+}
+
+impl StallWatch {
+    /// Records where both stand; true when changes were published, and none became durable for long.
+    pub fn is_stalled(&mut self, published: PgLsn, durable: PgLsn, now: Instant) -> bool {
+        if durable >= published {
+            self.stands = None;
+            return false;
+        }
+        match self.stands {
+            Some((at, since)) if at == durable => now.duration_since(since) >= STALL,
+            _ => {
+                self.stands = Some((durable, now));
+                false
+            }
+        }
+    }
+}
+
 /// The AOF's part of `INFO persistence`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AofState {
@@ -114,9 +154,14 @@ impl Durability {
         }
     }
 
-    /// Whether progress depends on readings of the AOF.
-    pub fn needs_readings(&self) -> bool {
-        self.persistence == Persistence::EverySecond
+    /// Follows a change of Redis' settings; gives what protected its memory before, when that is another thing.
+    pub fn adapt(&mut self, persistence: Persistence) -> Option<Persistence> {
+        let before = std::mem::replace(&mut self.persistence, persistence);
+        if before == persistence {
+            return None;
+        }
+        self.candidates.clear();
+        Some(before)
     }
 
     /// Records a successful `EXEC`. Without a sync to wait for, the position is at once as durable as it will be.
@@ -138,6 +183,9 @@ impl Durability {
         acknowledged: PgLsn,
         now: Instant,
     ) -> Option<Durable> {
+        if self.persistence != Persistence::EverySecond {
+            return None;
+        }
         let state = match observation {
             Observation::State(state) => state,
             Observation::Synced => {
@@ -264,6 +312,41 @@ mod tests {
                 acknowledged: 2.into()
             })
         );
+    }
+
+    #[test]
+    fn change_of_persistence_is_followed_in_both_directions() {
+        assert_eq!(Persistence::of(false, "always"), Persistence::Off);
+        assert_eq!(Persistence::of(true, "no"), Persistence::Off);
+        assert_eq!(Persistence::of(true, "always"), Persistence::Always);
+        assert_eq!(Persistence::of(true, ""), Persistence::EverySecond);
+        let mut durability = Durability::new(Persistence::EverySecond);
+        let start = Instant::now();
+        assert_eq!(durability.observe(state(0, 0), 10.into(), 1.into(), start), None);
+        assert_eq!(durability.adapt(Persistence::EverySecond), None);
+        assert_eq!(durability.adapt(Persistence::Off), Some(Persistence::EverySecond));
+        assert!(durability.published(20.into(), 2.into()).is_some());
+        assert_eq!(durability.adapt(Persistence::EverySecond), Some(Persistence::Off));
+        assert_eq!(durability.published(30.into(), 3.into()), None);
+        // What was seen before does not count: the file is another one.
+        let later = start + 2 * SYNC_INTERVAL;
+        assert_eq!(durability.observe(state(0, 0), 30.into(), 3.into(), later), None);
+        assert!(
+            durability
+                .observe(state(0, 0), 30.into(), 3.into(), later + SYNC_INTERVAL)
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn stall_needs_publishing_without_durable_progress_for_long() {
+        let mut watch = StallWatch::default();
+        let start = Instant::now();
+        assert!(!watch.is_stalled(10.into(), 10.into(), start));
+        assert!(!watch.is_stalled(20.into(), 10.into(), start + STALL));
+        assert!(!watch.is_stalled(30.into(), 20.into(), start + STALL * 2));
+        assert!(watch.is_stalled(40.into(), 20.into(), start + STALL * 3));
+        assert!(!watch.is_stalled(40.into(), 40.into(), start + STALL * 4));
     }
 
     #[test]

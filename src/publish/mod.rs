@@ -9,6 +9,7 @@
 pub mod aof;
 pub mod batch;
 pub mod connection;
+pub mod cut;
 pub mod durability;
 pub mod outcome;
 pub mod progress;

@@ -3,7 +3,7 @@
 //! [`Replies`] is a queue of the replies that Redis still owes, in the order of the commands on the wire. Each reply is
 //! matched with the one at the front, so that none is interpreted by its number.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 
 use super::batch::{Batch, Purpose, Written};
@@ -32,13 +32,14 @@ pub enum Outcome {
     },
     /// Redis holds nothing of the batch and cannot take it now (OOM, READONLY, MISCONF, LOADING); try again later.
     Refused { batch: Batch, cause: String },
-    /// Redis holds nothing of the batch, because one command is not allowed (NOPERM).
+    /// Redis holds nothing of the batch, because keys of tenants are not allowed (NOPERM), and only such keys.
     Denied {
-        /// The batch without that command.
+        /// The batch without the commands for those keys.
         batch: Batch,
-        /// The purpose of that command.
-        purpose: Option<Purpose>,
-        cause: String,
+        /// Streams, with the error.
+        streams: HashMap<Target, String>,
+        /// Other keys, with the error.
+        keys: HashMap<String, String>,
     },
 }
 
@@ -77,6 +78,8 @@ enum Expected {
     /// Replies to this many commands between `MULTI` and `EXEC`.
     Queued(usize),
     Exec,
+    /// The reply to a cut behind `EXEC`.
+    Cut,
     Discard,
     Watch,
     /// The checkpoint's writer, which ends an exchange.
@@ -89,17 +92,20 @@ pub(super) struct Replies {
     expected: VecDeque<Expected>,
     /// Replies read to commands between `MULTI` and `EXEC`.
     queued: usize,
-    refusal: Option<(usize, String)>,
+    refusals: Vec<(usize, String)>,
     result: Option<Reply>,
+    cuts: Vec<Reply>,
 }
 
 /// All replies to one transaction, run or discarded, and to the guard of the next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Exchange {
-    /// The first command that Redis refused to queue: its index and the error.
-    pub(super) refusal: Option<(usize, String)>,
+    /// The commands that Redis refused to queue: their indexes and errors.
+    pub(super) refusals: Vec<(usize, String)>,
     /// The reply to `EXEC`; `None` when the transaction was discarded.
     pub(super) result: Option<Reply>,
+    /// The replies to the cuts.
+    pub(super) cuts: Vec<Reply>,
     /// The checkpoint's writer as Redis holds it.
     pub(super) writer: Reply,
 }
@@ -119,10 +125,11 @@ impl Replies {
         }
     }
 
-    /// Expects the replies to `EXEC` and the next guard.
-    pub(super) fn expect_exec(&mut self) {
-        self.expected
-            .extend([Expected::Exec, Expected::Watch, Expected::Writer]);
+    /// Expects the replies to `EXEC`, the cuts behind it, and the next guard.
+    pub(super) fn expect_exec(&mut self, cuts: usize) {
+        self.expected.push_back(Expected::Exec);
+        self.expected.extend(std::iter::repeat_n(Expected::Cut, cuts));
+        self.expected.extend([Expected::Watch, Expected::Writer]);
     }
 
     /// Expects the replies to `DISCARD` and the next guard.
@@ -155,9 +162,7 @@ impl Replies {
             *left -= 1;
             match reply {
                 Reply::Queued => {}
-                Reply::Error(text) => {
-                    self.refusal.get_or_insert((self.queued, text));
-                }
+                Reply::Error(text) => self.refusals.push((self.queued, text)),
                 other => return Err(torn("a queued command", &other)),
             }
             self.queued += 1;
@@ -167,10 +172,15 @@ impl Replies {
             self.expected.pop_front();
         }
         match (self.expected.pop_front(), reply) {
-            (Some(Expected::Multi), Reply::Status(_)) => (self.queued, self.refusal, self.result) = (0, None, None),
+            (Some(Expected::Multi), Reply::Status(_)) => {
+                (self.queued, self.result) = (0, None);
+                self.refusals.clear();
+                self.cuts.clear();
+            }
             // Without MULTI the commands that follow run one by one.
             (Some(Expected::Multi), other) => return Err(torn("MULTI", &other)),
             (Some(Expected::Exec), reply) => self.result = Some(reply),
+            (Some(Expected::Cut), reply) => self.cuts.push(reply),
             (Some(Expected::Discard | Expected::Watch), Reply::Status(_)) => {}
             (Some(Expected::Discard), other) => return Err(torn("DISCARD", &other)),
             (Some(Expected::Watch), other) => {
@@ -180,8 +190,9 @@ impl Replies {
             }
             (Some(Expected::Writer), writer) => {
                 return Ok(Some(Exchange {
-                    refusal: self.refusal.take(),
+                    refusals: std::mem::take(&mut self.refusals),
                     result: self.result.take(),
+                    cuts: std::mem::take(&mut self.cuts),
                     writer,
                 }));
             }
@@ -201,13 +212,13 @@ fn torn(command: &str, reply: &Reply) -> PublishError {
 
 /// What became of a batch whose transaction was run.
 pub(super) fn conclude(
-    mut batch: Batch,
+    batch: Batch,
     written: &Written,
     exchange: Exchange,
     is_writer: bool,
 ) -> Result<Outcome, PublishError> {
-    let Exchange { refusal, result, .. } = exchange;
-    if let Some((index, cause)) = refusal {
+    let Exchange { refusals, result, .. } = exchange;
+    if let Some((_, cause)) = refusals.first() {
         if !matches!(&result, Some(Reply::Error(text)) if text.starts_with("EXECABORT")) {
             return Err(PublishError::TornTransaction(format!(
                 "Redis refused a command ({cause}), but answered EXEC with {result:?}"
@@ -216,11 +227,7 @@ pub(super) fn conclude(
         if !is_writer {
             return Err(PublishError::Fenced);
         }
-        if error_code(&cause) == "NOPERM" && batch.purpose(index).is_some() {
-            let purpose = batch.remove(index);
-            return Ok(Outcome::Denied { batch, purpose, cause });
-        }
-        return Ok(Outcome::Refused { batch, cause });
+        return Ok(refused_outcome(batch, refusals));
     }
     match result {
         Some(Reply::Array(results)) => {
@@ -244,6 +251,30 @@ pub(super) fn conclude(
             "Redis answered EXEC with {other:?}"
         ))),
     }
+}
+
+/// What to do with a batch of which Redis refused commands. When an ACL forbids tenants' keys alone, the rest goes on
+/// without them. Whatever else is refused is no tenant's fault: the whole batch waits.
+fn refused_outcome(mut batch: Batch, refusals: Vec<(usize, String)>) -> Outcome {
+    let (mut streams, mut keys) = (HashMap::new(), HashMap::new());
+    for (index, cause) in refusals {
+        let purpose = batch.purpose(index).filter(|_| error_code(&cause) == "NOPERM");
+        match purpose {
+            Some(Purpose::Entry(target) | Purpose::Create(target) | Purpose::Recreate(target)) => {
+                streams.entry(target.clone()).or_insert(cause);
+            }
+            Some(Purpose::Tenant(key)) => {
+                keys.entry(key.clone()).or_insert(cause);
+            }
+            Some(Purpose::Other) | None => return Outcome::Refused { batch, cause },
+        }
+    }
+    batch.remove(|purpose| match purpose {
+        Purpose::Entry(target) | Purpose::Create(target) | Purpose::Recreate(target) => streams.contains_key(target),
+        Purpose::Tenant(key) => keys.contains_key(key),
+        Purpose::Other => false,
+    });
+    Outcome::Denied { batch, streams, keys }
 }
 
 /// What became of a batch whose commands Redis ran, by the reply to each.
@@ -303,7 +334,7 @@ mod tests {
         let mut replies = Replies::default();
         replies.expect_multi();
         replies.expect_queued(commands);
-        replies.expect_exec();
+        replies.expect_exec(0);
         replies
     }
 
@@ -337,10 +368,11 @@ mod tests {
         }
     }
 
-    fn executed(result: Reply, refusal: Option<(usize, String)>) -> Exchange {
+    fn executed(result: Reply, refusals: Vec<(usize, String)>) -> Exchange {
         Exchange {
-            refusal,
+            refusals,
             result: Some(result),
+            cuts: Vec::new(),
             writer: writer(),
         }
     }
@@ -353,7 +385,7 @@ mod tests {
         assert_eq!(receive_all(&mut replies, all).unwrap(), None);
         assert!(replies.has_exchange());
         let ended = replies.receive(writer()).unwrap().unwrap();
-        assert_eq!(ended, executed(results, None));
+        assert_eq!(ended, executed(results, Vec::new()));
         assert!(!replies.has_exchange() && replies.expected.is_empty());
     }
 
@@ -365,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn first_refused_command_is_kept() {
+    fn refused_commands_and_replies_to_cuts_are_kept() {
         let mut replies = sent(3);
         let all = vec![
             ok(),
@@ -377,7 +409,14 @@ mod tests {
             writer(),
         ];
         let ended = receive_all(&mut replies, all).unwrap().unwrap();
-        assert_eq!(ended.refusal, Some((1, "OOM a".into())));
+        assert_eq!(ended.refusals, [(1, "OOM a".into()), (2, "OOM b".into())]);
+        let mut replies = Replies::default();
+        replies.expect_multi();
+        replies.expect_exec(2);
+        let cut = || Reply::Integer(7);
+        let all = vec![ok(), error("EXECABORT x"), cut(), cut(), ok(), writer()];
+        let ended = receive_all(&mut replies, all).unwrap().unwrap();
+        assert_eq!(ended.cuts, [cut(), cut()]);
     }
 
     #[test]
@@ -387,10 +426,10 @@ mod tests {
         replies.expect_queued(2);
         let all = vec![ok(), error("OOM"), error("EXECABORT x"), ok(), writer()];
         let first = receive_all(&mut replies, all).unwrap().unwrap();
-        assert!(first.refusal.is_some());
+        assert!(!first.refusals.is_empty());
         assert!(!replies.has_exchange(), "a prefix alone is no exchange");
         replies.expect_queued(1);
-        replies.expect_exec();
+        replies.expect_exec(0);
         let results = Reply::Array(Vec::new());
         let all = vec![
             ok(),
@@ -402,7 +441,11 @@ mod tests {
             writer(),
         ];
         let second = receive_all(&mut replies, all).unwrap().unwrap();
-        assert_eq!(second, executed(results, None), "the first refusal is not carried over");
+        assert_eq!(
+            second,
+            executed(results, Vec::new()),
+            "the first refusal is not carried over"
+        );
     }
 
     #[test]
@@ -463,44 +506,71 @@ mod tests {
     }
 
     #[test]
-    fn refused_command_refuses_the_batch_and_noperm_removes_the_command() {
+    fn refused_command_refuses_the_batch_unless_only_tenants_keys_are() {
         let abort = || error("EXECABORT Transaction discarded because of previous errors.");
-        let outcome = |refusal: (usize, &str), result, is_writer| {
-            let (index, text) = refusal;
-            let exchange = executed(result, Some((index, text.to_owned())));
+        let outcome = |refusals: &[(usize, &str)], result, is_writer| {
+            let refusals = refusals.iter().map(|(index, text)| (*index, (*text).to_owned()));
+            let exchange = executed(result, refusals.collect());
             conclude(batch().0, &written(None), exchange, is_writer)
         };
         assert!(matches!(
-            outcome((0, "OOM x"), abort(), true),
+            outcome(&[(0, "OOM x")], abort(), true),
             Ok(Outcome::Refused { .. })
         ));
         assert!(matches!(
-            outcome((0, "OOM x"), abort(), false),
+            outcome(&[(0, "OOM x")], abort(), false),
             Err(PublishError::Fenced)
         ));
-        let denied = outcome((0, "NOPERM x"), abort(), true).unwrap();
+        let denied = outcome(&[(0, "NOPERM x")], abort(), true).unwrap();
         let Outcome::Denied {
-            batch: rest, purpose, ..
+            batch: rest,
+            streams,
+            keys,
         } = denied
         else {
             panic!("{denied:?}");
         };
-        assert_eq!((rest.command_count(), purpose), (1, Some(Purpose::Create(batch().1))));
-        // A command behind the batch's own cannot be left out.
-        assert!(matches!(
-            outcome((7, "NOPERM x"), abort(), true),
-            Ok(Outcome::Refused { .. })
-        ));
+        assert_eq!((rest.command_count(), keys.len()), (1, 0));
+        assert_eq!(streams, HashMap::from([(batch().1, "NOPERM x".to_owned())]));
+        // What belongs to no tenant cannot be left out, whatever else is refused: in the batch, or behind it.
+        for index in [1, 7] {
+            assert!(matches!(
+                outcome(&[(0, "NOPERM x"), (index, "NOPERM y")], abort(), true),
+                Ok(Outcome::Refused { cause, .. }) if cause == "NOPERM y"
+            ));
+        }
         let executed = Reply::Array(Vec::new());
         assert!(matches!(
-            outcome((0, "OOM x"), executed, true),
+            outcome(&[(0, "OOM x")], executed, true),
             Err(PublishError::TornTransaction(_))
         ));
     }
 
     #[test]
+    fn all_commands_of_a_denied_stream_are_removed_at_once() {
+        let (mut batch, changes) = batch();
+        let shared = Target::Shared("acme".into());
+        for seq in 2..5 {
+            let id = StreamId { ms: 1, seq };
+            batch.create_stream(shared.clone(), id, 0);
+            batch.recreate_stream(changes.clone(), id, 0);
+        }
+        let before = batch.commands().0.len();
+        let refusals = vec![(0, "NOPERM x".to_owned())];
+        let Outcome::Denied { batch, .. } = refused_outcome(batch, refusals) else {
+            panic!("not denied");
+        };
+        let left: Vec<_> = (0..).map_while(|index| batch.purpose(index)).collect();
+        let create = Purpose::Create(shared);
+        assert_eq!(left, [&Purpose::Other, &create, &create, &create]);
+        let commands = String::from_utf8_lossy(batch.commands().0).into_owned();
+        assert!(commands.len() < before && !commands.contains(":changes"), "{commands}");
+        assert_eq!(commands.matches("XADD").count(), 3);
+    }
+
+    #[test]
     fn exec_is_fenced_refused_or_torn() {
-        let outcome = |result, is_writer| conclude(batch().0, &written(None), executed(result, None), is_writer);
+        let outcome = |result, is_writer| conclude(batch().0, &written(None), executed(result, Vec::new()), is_writer);
         assert!(matches!(outcome(Reply::Nil, true), Err(PublishError::Fenced)));
         assert!(matches!(outcome(error("OOM x"), true), Ok(Outcome::Refused { .. })));
         assert!(matches!(outcome(error("OOM x"), false), Err(PublishError::Fenced)));
@@ -515,7 +585,7 @@ mod tests {
     #[test]
     fn failed_commands_are_reported_by_their_purpose() {
         let outcome = |results: Vec<Reply>| {
-            let exchange = executed(Reply::Array(results), None);
+            let exchange = executed(Reply::Array(results), Vec::new());
             conclude(batch().0, &written(Some(2)), exchange, true)
         };
         let (_, changes) = batch();

@@ -289,14 +289,18 @@ impl Replay {
     }
 }
 
-/// The base that keeps stream IDs growing: 0 until a rewind needs more.
+/// How far the IDs of an epoch lie above all that this Redis and this Postgres know of: a TiB of WAL. What a lost server
+/// held beyond, or a torn batch has left behind, is far below. There is room for 2^23 epochs.
+const EPOCH_GAP: u64 = 1 << 40;
+
+/// The base that keeps stream IDs growing: 0 in the first epoch.
 pub fn base_above(last_ms: u64, previous_base: u64, start: PgLsn) -> u64 {
-    let start = u64::from(start);
-    if previous_base.saturating_add(start) > last_ms {
-        previous_base
-    } else {
-        last_ms.saturating_add(1).saturating_sub(start)
+    if last_ms == 0 && previous_base == 0 {
+        return 0;
     }
+    let start = u64::from(start);
+    let known = last_ms.max(previous_base.saturating_add(start));
+    known.saturating_add(EPOCH_GAP).saturating_sub(start)
 }
 
 #[cfg(test)]
@@ -328,6 +332,7 @@ mod tests {
             published: StreamId { ms: 100, seq: 1 },
             transaction: Some(mark()),
             open: None,
+            seen: StreamId { ms: 100, seq: 1 },
             acknowledged: 90.into(),
             live: StreamId::ZERO,
             run_id: "r".into(),
@@ -478,10 +483,16 @@ mod tests {
     }
 
     #[test]
-    fn epoch_base_grows_only_when_ids_would_go_back() {
-        assert_eq!(base_above(100, 0, 101.into()), 0);
-        assert_eq!(base_above(100, 0, 100.into()), 1);
-        assert_eq!(base_above(1000, 50, 100.into()), 901);
+    fn epoch_base_leaves_a_gap_above_all_that_is_known() {
         assert_eq!(base_above(0, 0, 100.into()), 0);
+        for (last_ms, previous_base, start, known) in [
+            (100, 0, 101, 101),
+            (100, 0, 100, 100),
+            (1000, 50, 100, 1000),
+            (0, 50, 100, 150),
+        ] {
+            let base = base_above(last_ms, previous_base, start.into());
+            assert_eq!(base + start, known + EPOCH_GAP);
+        }
     }
 }

@@ -106,6 +106,9 @@ pub struct Start {
     pub base: u64,
     /// Everything up to here is published.
     pub position: StreamId,
+    /// Of what is published behind here, it is unknown whether each stream took its entries: they are added again
+    /// where they are missing.
+    pub seen: StreamId,
     /// What the replay must verify.
     pub replay: Replay,
     /// Names of the existing tenants; others are created by messages in the log.
@@ -124,6 +127,7 @@ pub struct Pipeline {
     undescribed: Option<u32>,
     base: u64,
     published: StreamId,
+    seen: StreamId,
     replay: Replay,
     transaction: Option<Transaction>,
     /// Tenants that this transaction has reset.
@@ -154,6 +158,7 @@ impl Pipeline {
             undescribed: None,
             base: start.base,
             published: start.position,
+            seen: start.seen,
             replay: start.replay,
             transaction: None,
             reset: HashSet::new(),
@@ -221,8 +226,9 @@ impl Pipeline {
     }
 
     /// Stops a stream that refuses entries: later entries are left out until the stream is recreated, by the next
-    /// session or by the tenant's resync.
-    pub fn stop_stream(&mut self, target: Target, cause: &str) {
+    /// session or by the tenant's resync. That is noted in the batch that is sent next: this one, if it is not the
+    /// pipeline's.
+    pub fn stop_stream(&mut self, target: Target, cause: &str, next: Option<&mut Batch>) {
         if !self.stopped.insert(target.clone()) {
             return;
         }
@@ -232,10 +238,10 @@ impl Pipeline {
             "stream stopped: Redis refuses its entries"
         );
         let cause = format!("Redis refuses entries of stream {}: {cause}", target.key(&self.keys));
-        self.batch
-            .quarantine(target.tenant(), None, (QuarantineKind::Stream, &cause), None);
+        let batch = next.unwrap_or(&mut self.batch);
+        batch.quarantine(target.tenant(), None, (QuarantineKind::Stream, &cause), None);
         // The mark survives a restart: entries are missing until the stream is recreated.
-        self.batch.stop(&target, &cause);
+        batch.stop(&target, &cause);
         self.counts.quarantined += 1;
     }
 
@@ -347,7 +353,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Numbers a change; `None` when it is published already.
+    /// Numbers a change; `None` when it is published and seen already.
     fn next_id(&mut self) -> Result<(Option<StreamId>, Begin), Error> {
         let transaction = self
             .transaction
@@ -362,21 +368,22 @@ impl Pipeline {
         self.counts.changes += 1;
         if id <= self.published {
             self.counts.replayed += 1;
-            return Ok((None, transaction.begin));
         }
-        Ok((Some(id), transaction.begin))
+        Ok(((id > self.seen).then_some(id), transaction.begin))
     }
 
-    /// Numbers a change of a table; `None` when it is published already or its table belongs to no tenant.
+    /// Numbers a change of a table; `None` when it is published and seen already or its table belongs to no tenant.
     fn reach(&mut self, oid: u32) -> Result<Option<(StreamId, Begin)>, Error> {
         let (Some(id), begin) = self.next_id()? else {
             return Ok(None);
         };
         let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
         let is_tenants = table.of_tenant().is_some();
-        self.batch.reach(id, is_tenants.then_some(begin.xid));
-        if let Some(transaction) = &mut self.transaction {
-            transaction.has_rows |= is_tenants;
+        if id > self.published {
+            self.batch.reach(id, is_tenants.then_some(begin.xid));
+            if let Some(transaction) = &mut self.transaction {
+                transaction.has_rows |= is_tenants;
+            }
         }
         Ok(is_tenants.then_some((id, begin)))
     }
@@ -409,7 +416,15 @@ impl Pipeline {
             Ok(()) => {
                 let changes = Target::Changes(plan.tenant.clone());
                 if !self.stopped.contains(&changes) {
-                    self.batch.entry(changes, id, row.operation, None, &self.body);
+                    add_entry(
+                        &mut self.batch,
+                        self.published,
+                        changes,
+                        id,
+                        row.operation,
+                        None,
+                        &self.body,
+                    );
                 }
                 let routed_row = if is_retried { row.as_new() } else { row };
                 if !is_whole && routed_row.operation != Operation::Insert && plan.is_routed() {
@@ -424,7 +439,11 @@ impl Pipeline {
             }
             Err(cause) => (false, Some((QuarantineKind::Row, cause.to_string()))),
         };
-        if let Some((kind, cause)) = quarantined {
+        // Of what is published, the rest of the EXEC succeeded.
+        let is_new = id > self.published;
+        if let Some((kind, cause)) = quarantined
+            && is_new
+        {
             self.counts.quarantined += 1;
             tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
             self.batch
@@ -433,7 +452,8 @@ impl Pipeline {
         if !is_stored {
             return Ok(());
         }
-        if let Some(column) = plan.creation_column
+        if is_new
+            && let Some(column) = plan.creation_column
             && row.operation == Operation::Insert
             && let Ok(Some(user)) = user_id(row.after(column))
         {
@@ -444,10 +464,18 @@ impl Pipeline {
             let target = Target::of(&plan.tenant, delivery.audience);
             if !self.stopped.contains(&target) {
                 let (operation, event) = (delivery.operation, Some(delivery.event));
-                self.batch.entry(target, id, operation, event, &self.body);
+                add_entry(
+                    &mut self.batch,
+                    self.published,
+                    target,
+                    id,
+                    operation,
+                    event,
+                    &self.body,
+                );
             }
         }
-        if !deliveries.is_empty() {
+        if is_new && !deliveries.is_empty() {
             let row_id = plan.id_column.and_then(|column| match row.latest(column) {
                 ColumnValue::Text(text) => Some(text),
                 _ => None,
@@ -482,7 +510,8 @@ impl Pipeline {
         }
         if self.reset.insert(plan.tenant.clone()) {
             self.body.begin(&source(relation, begin));
-            reset_tenant(&mut self.batch, &self.stopped, &plan.tenant, (id, begin), &self.body);
+            let sink = (&mut self.batch, self.published);
+            reset_tenant(sink, &self.stopped, &plan.tenant, (id, begin), &self.body);
         }
         Ok(())
     }
@@ -496,11 +525,20 @@ impl Pipeline {
         self.body.begin(&source(relation, &begin));
         let changes = Target::Changes(plan.tenant.clone());
         if !self.stopped.contains(&changes) {
-            self.batch.entry(changes, id, Operation::Truncate, None, &self.body);
+            add_entry(
+                &mut self.batch,
+                self.published,
+                changes,
+                id,
+                Operation::Truncate,
+                None,
+                &self.body,
+            );
         }
         if plan.is_routed() {
             // The log does not have the rows and so not their viewers: all users of the tenant take a snapshot.
-            reset_tenant(&mut self.batch, &self.stopped, &plan.tenant, (id, &begin), &self.body);
+            let sink = (&mut self.batch, self.published);
+            reset_tenant(sink, &self.stopped, &plan.tenant, (id, &begin), &self.body);
         }
         Ok(())
     }
@@ -514,13 +552,16 @@ impl Pipeline {
         let (Some(id), begin) = self.next_id()? else {
             return Ok(());
         };
+        if let Some(event) = prefix.strip_prefix(outbox::PREFIX) {
+            self.outbox_message(id, &begin, prefix, event, content);
+            return Ok(());
+        }
+        if id <= self.published {
+            return Ok(());
+        }
         self.batch.reach(id, None);
         if prefix == self.heartbeat_prefix {
             self.batch.heartbeat(begin.commit_ts);
-            return Ok(());
-        }
-        if let Some(event) = prefix.strip_prefix(outbox::PREFIX) {
-            self.outbox_message(id, &begin, prefix, event, content);
             return Ok(());
         }
         if let Some(command) = command {
@@ -554,7 +595,7 @@ impl Pipeline {
             Command::Trim(Trim { target, min_id }) if self.tenants.contains(target.tenant()) => {
                 // An entry that is not published yet must not be hidden from its readers.
                 let min_id = min_id.min(id);
-                self.batch.trim(&Trim { target, min_id });
+                self.batch.trim(&Trim { target, min_id }.into());
             }
             Command::ReportTable { tenant, cause } if self.tenants.contains(&tenant) => {
                 self.counts.quarantined += 1;
@@ -625,7 +666,14 @@ impl Pipeline {
 
     /// Publishes an outbox message, or quarantines it.
     fn outbox_message(&mut self, id: StreamId, begin: &Begin, prefix: &str, event: &str, content: &[u8]) {
+        let is_new = id > self.published;
+        if is_new {
+            self.batch.reach(id, None);
+        }
         let message = OutboxMessage::parse(event, content);
+        if message.is_err() && !is_new {
+            return;
+        }
         let name = match &message {
             Ok(message) => Some(message.tenant),
             Err(undeliverable) => undeliverable.tenant.as_deref(),
@@ -664,16 +712,44 @@ impl Pipeline {
             std::iter::once((changes, None)).chain(targets.map(|target| (target, Some(message.event))))
         {
             if !self.stopped.contains(&target) {
-                self.batch.entry(target, id, Operation::Message, event, &self.body);
+                let operation = Operation::Message;
+                add_entry(
+                    &mut self.batch,
+                    self.published,
+                    target,
+                    id,
+                    operation,
+                    event,
+                    &self.body,
+                );
             }
         }
-        self.batch.outbox_notice(id, &source, &message);
+        if is_new {
+            self.batch.outbox_notice(id, &source, &message);
+        }
+    }
+}
+
+/// Adds an entry to a stream: where it is published already, only if the stream lacks it.
+fn add_entry(
+    batch: &mut Batch,
+    published: StreamId,
+    target: Target,
+    id: StreamId,
+    operation: Operation,
+    event: Option<&str>,
+    body: &EntryBody,
+) {
+    if id > published {
+        batch.entry(target, id, operation, event, body);
+    } else {
+        batch.entry_unless_there(target, id, operation, event, body);
     }
 }
 
 /// Makes all readers of a tenant take a snapshot.
 fn reset_tenant(
-    batch: &mut Batch,
+    (batch, published): (&mut Batch, StreamId),
     stopped: &HashSet<Target>,
     tenant: &Arc<str>,
     (id, begin): (StreamId, &Begin),
@@ -681,9 +757,12 @@ fn reset_tenant(
 ) {
     let shared = Target::Shared(tenant.clone());
     if !stopped.contains(&shared) {
-        batch.entry(shared, id, Operation::Truncate, Some("reset"), body);
+        let (operation, event) = (Operation::Truncate, Some("reset"));
+        add_entry(batch, published, shared, id, operation, event, body);
     }
-    batch.reset_notice(id, tenant, begin.commit_ts);
+    if id > published {
+        batch.reset_notice(id, tenant, begin.commit_ts);
+    }
 }
 
 fn source<'a>(relation: &'a Relation, begin: &Begin) -> Source<'a> {

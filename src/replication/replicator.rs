@@ -14,10 +14,10 @@ use super::report::{ReplicatorState, Report};
 use super::session;
 use super::startup::SessionContext;
 use crate::config::Config;
-use crate::contract::control::Trim;
 use crate::core::backoff::Backoff;
 use crate::core::snapshot::Snapshot;
 use crate::postgres::Database;
+use crate::publish::cut::Cut;
 
 /// Delays between sessions: first, longest.
 const RESTART: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -32,7 +32,7 @@ const SLOT_POLL: Duration = Duration::from_millis(500);
 pub async fn run(
     config: &Config,
     database: &Database,
-    mut trims: mpsc::Receiver<Trim>,
+    mut cuts: mpsc::Receiver<Cut>,
     report: &Report,
     stop: CancellationToken,
 ) -> Result<()> {
@@ -56,7 +56,7 @@ pub async fn run(
         snapshots,
         shutting_down,
         moved: moves,
-        trims: &mut trims,
+        cuts: &mut cuts,
         report,
         stop: stop.clone(),
     };

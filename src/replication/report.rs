@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::slot::SlotSample;
 use crate::core::position::EpochId;
@@ -24,8 +24,8 @@ pub enum ReplicatorState {
         /// How many streams are stopped.
         stopped_streams: usize,
         progress: Progress,
-        /// Why Redis refuses all writes at the moment.
-        refused: Option<String>,
+        /// What is wrong with Redis at the moment.
+        problem: Option<String>,
     },
     /// The last session failed; another starts soon.
     Failed(String),
@@ -46,6 +46,8 @@ pub struct Report {
     pub sample: watch::Sender<Option<SlotSample>>,
     /// Tables that are not published with the identity that they need, a few of them.
     pub uncovered: watch::Sender<Vec<String>>,
+    /// Redis is full, and what was due to be trimmed has freed nothing.
+    pub full: Arc<Notify>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -79,6 +81,7 @@ impl Report {
             progress: watch::Sender::new(None),
             sample: watch::Sender::new(None),
             uncovered: watch::Sender::new(Vec::new()),
+            full: Arc::default(),
             metrics,
         };
         let status = ReplicationStatus {

@@ -17,19 +17,19 @@ use super::epoch::Break;
 use super::frame::Frame;
 use super::pipeline::{Pipeline, Start};
 use super::report::ReplicatorState;
-use super::startup::{self, Prepared, STATUS_INTERVAL, SessionContext, Started};
+use super::startup::{self, CUTS_MAX, Prepared, STATUS_INTERVAL, SessionContext, Started};
 use crate::config;
 use crate::contract::checkpoint::Epoch;
-use crate::contract::control::Trim;
 use crate::contract::keys::Keys;
 use crate::contract::stream_name::Target;
 use crate::contract::window::WindowEntry;
 use crate::core::backoff::Backoff;
 use crate::core::position::StreamId;
 use crate::publish::aof::{self, Written};
-use crate::publish::batch::{Batch, Purpose};
+use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection as redis_connection;
-use crate::publish::durability::{Durability, Durable};
+use crate::publish::cut::Cut;
+use crate::publish::durability::{Durability, Durable, StallWatch};
 use crate::publish::outcome::{Outcome, error_code};
 use crate::publish::progress::Progress;
 use crate::route::router::Router;
@@ -73,7 +73,7 @@ enum Event {
     /// Postgres shuts down, or no longer does.
     ShuttingDown,
     /// A stream is to be trimmed.
-    Trim(Trim),
+    Cut(Cut),
     /// Timeouts, the status update and a refused batch are due.
     Tick,
     Stop,
@@ -91,7 +91,11 @@ struct Session<'a> {
     refused: Refused,
     /// What is sent before the next batch of the pipeline, above all streams to be recreated.
     urgent: Option<Batch>,
-    /// Transactions that a snapshot may not include yet.
+    /// What is trimmed behind the next batch.
+    cuts: Vec<Cut>,
+    /// Up to here it is read and noted what became of each entry.
+    seen: StreamId,
+    /// Transactions that a snapshot may not include yet, in order.
     window: Vec<WindowEntry>,
     /// The part of the pipeline's counts that the metrics include.
     reported: ReplicationCounts,
@@ -107,6 +111,8 @@ struct DurabilityWatch {
     run_id: String,
     written: watch::Sender<Written>,
     readings: mpsc::Receiver<aof::Reading>,
+    stall: StallWatch,
+    is_stalled: bool,
 }
 
 /// About the batch in flight, which the connection to Redis holds.
@@ -160,7 +166,7 @@ impl<'a> Session<'a> {
         let Started { postgres, prepared } = started;
         let Prepared {
             redis,
-            claim,
+            mut claim,
             server,
             origin,
             tenants,
@@ -177,13 +183,14 @@ impl<'a> Session<'a> {
             acknowledged: origin.acknowledged,
         });
         let (sender, readings) = mpsc::channel(1);
-        if state.needs_readings() {
-            tokio::spawn(aof::watch(context.config.redis.clone(), written.subscribe(), sender));
-        }
+        // Without a file, too: that can be switched on.
+        tokio::spawn(aof::watch(context.config.redis.clone(), written.subscribe(), sender));
+        claim.window.sort_unstable_by_key(|entry| entry.first);
         let router = Router::new(context.config.routes.clone());
         let start = Start {
             base: origin.epoch.base,
             position: origin.position,
+            seen: origin.seen,
             replay: origin.replay,
             tenants,
         };
@@ -202,6 +209,8 @@ impl<'a> Session<'a> {
                 run_id: claim.run_id,
                 written,
                 readings,
+                stall: StallWatch::default(),
+                is_stalled: false,
             },
             in_flight: InFlight {
                 sent_at: now,
@@ -213,6 +222,8 @@ impl<'a> Session<'a> {
                 backoff: Backoff::new(RETRY.0, RETRY.1),
             },
             urgent,
+            cuts: Vec::new(),
+            seen: origin.seen,
             window: claim.window,
             reported: ReplicationCounts::default(),
             last_received: now,
@@ -284,7 +295,7 @@ impl<'a> Session<'a> {
             Ok(()) = self.context.snapshots.changed() => Ok(Event::Snapshot),
             Ok(()) = self.context.moved.changed() => Ok(Event::Moved),
             Ok(()) = self.context.shutting_down.changed() => Ok(Event::ShuttingDown),
-            Some(trim) = self.context.trims.recv(), if may_read => Ok(Event::Trim(trim)),
+            Some(cut) = self.context.cuts.recv(), if self.cuts.len() < CUTS_MAX => Ok(Event::Cut(cut)),
             _ = self.ticks.tick() => Ok(Event::Tick),
         }
     }
@@ -313,6 +324,18 @@ impl<'a> Session<'a> {
                 ));
             }
             Event::Aof(reading) => {
+                if let Some(before) = self.durable.state.adapt(reading.persistence) {
+                    tracing::warn!(
+                        ?before, now = ?reading.persistence,
+                        "the settings appendonly or appendfsync of Redis were changed; following them"
+                    );
+                    let Written {
+                        published,
+                        acknowledged,
+                    } = *self.durable.written.borrow();
+                    let durable = self.durable.state.published(published, acknowledged);
+                    self.advance(durable);
+                }
                 let Written {
                     published,
                     acknowledged,
@@ -343,7 +366,7 @@ impl<'a> Session<'a> {
                     ));
                 }
             }
-            Event::Trim(trim) => self.pipeline.batch().trim(&trim),
+            Event::Cut(cut) => self.cuts.push(cut),
             Event::Tick => self.tick()?,
             Event::Stop => return Ok(true),
         }
@@ -395,19 +418,38 @@ impl<'a> Session<'a> {
             // Recreations go first: later changes come after them in their streams.
             None => match self.urgent.take() {
                 Some(urgent) => urgent,
-                None if self.pipeline.batch().is_empty() => return,
+                None if self.pipeline.batch().is_empty() && self.cuts.is_empty() => return,
                 None => self.pipeline.take_batch(),
             },
         };
         // Postgres may have received the value in the checkpoint, so it never goes back.
         if !self.pipeline.is_unverified() {
-            self.in_flight.acknowledged = self.in_flight.acknowledged.max(self.progress.durable());
+            self.in_flight.acknowledged = self.in_flight.acknowledged.max(self.acknowledgeable());
         }
         self.in_flight.sent_at = Instant::now();
-        self.redis.send(batch, &self.epoch, self.in_flight.acknowledged);
+        let marks = Marks {
+            acknowledged: self.in_flight.acknowledged,
+            seen: self.seen,
+        };
+        let cuts = std::mem::take(&mut self.cuts);
+        self.redis.send(batch, &self.epoch, marks, cuts);
+    }
+
+    /// What Postgres may forget: what is durable, but nothing from the first commit on that snapshots may not see yet. A
+    /// new epoch begins where Postgres was confirmed, and its devices take a snapshot, so such a commit must come behind
+    /// that place.
+    fn acknowledgeable(&self) -> PgLsn {
+        let unseen = self.window.first().map(|entry| entry.first.ms);
+        let unseen = unseen.map(|ms| PgLsn::from(ms.saturating_sub(self.epoch.base)));
+        let durable = self.progress.durable();
+        unseen.map_or(durable, |unseen| unseen.min(durable))
     }
 
     fn conclude(&mut self, outcome: Outcome) -> Result<(), SessionEnd> {
+        let cuts = self.redis.take_cut_results();
+        for (key, cause) in cuts.failed {
+            tracing::error!(key, cause, "Redis refuses to trim; check the ACL and the key's type");
+        }
         match outcome {
             Outcome::Written {
                 batch,
@@ -436,9 +478,11 @@ impl<'a> Session<'a> {
                     self.progress.publish(mark.end_lsn);
                 }
                 self.recreate(missing, batch.position());
+                // The next EXEC tells that this batch was seen; so what is known of it must be noted there.
+                self.seen = batch.position().unwrap_or(self.seen);
                 self.pipeline.recycle(batch);
                 for (target, cause) in failed {
-                    self.pipeline.stop_stream(target, &cause);
+                    self.pipeline.stop_stream(target, &cause, self.urgent.as_mut());
                 }
                 recreated.iter().for_each(|target| self.pipeline.batch().unstop(target));
                 for (key, cause) in wrong_type {
@@ -467,19 +511,31 @@ impl<'a> Session<'a> {
                 if self.refused.cause.as_ref() != Some(&cause) {
                     tracing::warn!(cause, "Redis refuses writes; retrying the batch");
                 }
+                if error_code(&cause) == "OOM" && cuts.removed == 0 {
+                    self.context.report.full.notify_one();
+                }
                 self.refused.cause = Some(cause);
                 let retry_at = Instant::now() + self.refused.backoff.next();
                 self.refused.batch = Some((batch, retry_at));
                 self.report_state();
             }
-            Outcome::Denied { batch, purpose, cause } => {
-                self.context.report.metrics.replication.refused(&cause);
-                if let Some(Purpose::Entry(target) | Purpose::Create(target) | Purpose::Recreate(target)) = purpose {
-                    self.pipeline.stop_stream(target, &cause);
-                } else {
+            Outcome::Denied {
+                mut batch,
+                streams,
+                keys,
+            } => {
+                if let Some(cause) = streams.values().chain(keys.values()).next() {
+                    self.context.report.metrics.replication.refused(cause);
+                }
+                // The marks are in the same EXEC as the checkpoint that passes the entries: no crash comes in between.
+                for (target, cause) in streams {
+                    self.pipeline.stop_stream(target, &cause, Some(&mut batch));
+                }
+                for (key, cause) in keys {
                     tracing::error!(
+                        key,
                         cause,
-                        "Redis forbids a command of the publisher; check the ACL against the documentation"
+                        "Redis forbids a key of a tenant; check the ACL against the documentation"
                     );
                 }
                 self.refused.batch = Some((batch, Instant::now()));
@@ -571,8 +627,13 @@ impl<'a> Session<'a> {
         }
         let metrics = &self.context.report.metrics.replication;
         metrics.add(self.pipeline.counts(), &mut self.reported);
-        metrics.waiting(self.pipeline.batch().changes(), self.context.trims.len());
+        metrics.waiting(
+            self.pipeline.batch().changes(),
+            self.context.cuts.len() + self.cuts.len(),
+        );
         metrics.tenants(self.pipeline.tenants());
+        let (published, durable) = (self.progress.published(), self.progress.durable());
+        self.durable.is_stalled = self.durable.stall.is_stalled(published, durable, now);
         self.report_state();
         Ok(())
     }
@@ -593,8 +654,22 @@ impl<'a> Session<'a> {
             number: self.epoch.number,
             stopped_streams: self.pipeline.stopped_streams(),
             progress: self.progress,
-            refused: self.refused.cause.clone(),
+            problem: self.problem(),
         });
+    }
+
+    /// What is wrong with Redis.
+    fn problem(&self) -> Option<String> {
+        let refused = self.refused.cause.as_ref();
+        let refused = refused.map(|cause| format!("Redis refuses entries: {cause}"));
+        let is_stalled = self.durable.is_stalled;
+        refused.or_else(|| {
+            is_stalled.then(|| {
+                "Redis accepts entries, but does not write them to its append-only file; check its disk and \
+                 `INFO persistence`"
+                    .to_owned()
+            })
+        })
     }
 
     /// Publishes the batch in flight and the one being filled, so that a restart has little to replay.

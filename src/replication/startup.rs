@@ -21,7 +21,6 @@ use super::report::Report;
 use super::slot;
 use crate::config::Config;
 use crate::contract::checkpoint::{Checkpoint, Epoch};
-use crate::contract::control::Trim;
 use crate::contract::keys::Keys;
 use crate::contract::stream_name::Target;
 use crate::core::position::{EpochId, StreamId};
@@ -29,16 +28,20 @@ use crate::core::snapshot::Snapshot;
 use crate::core::tenant::{PAUSED, Tenant};
 use crate::net;
 use crate::postgres::{self, Database, sql};
-use crate::publish::batch::Batch;
+use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection::{self as redis_connection, Claim};
+use crate::publish::cut::Cut;
 use crate::publish::durability::Persistence;
-use crate::publish::outcome::Outcome;
+use crate::publish::outcome::{Outcome, error_code};
 
 /// Status updates are sent at least this often, far below any `wal_sender_timeout`.
 pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the response timeout of Redis is checked.
 const TIMEOUT_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Most cuts behind one transaction.
+pub(super) const CUTS_MAX: usize = 100;
 
 /// `reset` entries in one transaction when an epoch begins.
 const RESETS_PER_BATCH: usize = 1000;
@@ -54,7 +57,7 @@ pub struct SessionContext<'a> {
     pub shutting_down: watch::Receiver<bool>,
     /// Counts tables that left a tenant's schema or returned.
     pub moved: watch::Receiver<u64>,
-    pub trims: &'a mut mpsc::Receiver<Trim>,
+    pub cuts: &'a mut mpsc::Receiver<Cut>,
     pub report: &'a Report,
     pub stop: CancellationToken,
 }
@@ -68,7 +71,7 @@ impl SessionContext<'_> {
             snapshots: self.snapshots.clone(),
             shutting_down: self.shutting_down.clone(),
             moved: self.moved.clone(),
-            trims: self.trims,
+            cuts: self.cuts,
             report: self.report,
             stop: self.stop.clone(),
         }
@@ -94,6 +97,8 @@ pub(super) struct Prepared {
 pub(super) struct Origin {
     pub(super) epoch: Epoch,
     pub(super) position: StreamId,
+    /// Behind it, an entry may have failed unnoticed.
+    pub(super) seen: StreamId,
     pub(super) replay: Replay,
     /// `acknowledged` in the checkpoint.
     pub(super) acknowledged: PgLsn,
@@ -184,7 +189,7 @@ async fn ensure_slot(context: &SessionContext<'_>) -> Result<bool> {
 
 /// Claims the checkpoint and decides where the session continues.
 async fn prepare(
-    context: &SessionContext<'_>,
+    context: &mut SessionContext<'_>,
     upstream: &Upstream,
     mut identity: SystemIdentity,
     slot_created: bool,
@@ -197,7 +202,7 @@ async fn prepare(
     let (redis, live_entries_max) = (&context.config.redis, context.config.streams.live_entries_max);
     let connecting = redis_connection::Connection::connect(redis, live_entries_max);
     let mut redis = connecting.await.map_err(SessionEnd::by_redis)?;
-    let claim = redis.claim().await.map_err(SessionEnd::by_redis)?;
+    let mut claim = redis.claim().await.map_err(SessionEnd::by_redis)?;
     if claim.persistence == Persistence::Off {
         tracing::warn!("Redis persistence is off (appendonly no): a crash of Redis resets all devices");
     }
@@ -217,6 +222,7 @@ async fn prepare(
         (Ok(replay), Some(checkpoint)) => Origin {
             epoch: checkpoint.epoch,
             position: checkpoint.position,
+            seen: checkpoint.seen,
             replay,
             acknowledged: checkpoint.acknowledged,
         },
@@ -224,9 +230,13 @@ async fn prepare(
             let error = anyhow!("Redis holds no checkpoint, but no new epoch begins");
             return Err(SessionEnd::Failed(FailureCause::Other, error));
         }
-        (Err(broken), _) => begin_epoch(context, &mut redis, &server, &claim, &broken)
-            .await
-            .map_err(SessionEnd::by_redis)?,
+        (Err(broken), _) => {
+            let beginning = begin_epoch(context, &mut redis, &server, &claim, &broken);
+            let origin = beginning.await.map_err(SessionEnd::by_redis)?;
+            // Its IDs are of the epoch before.
+            claim.window.clear();
+            origin
+        }
     };
     let tenants = postgres::tenants::list(context.database)
         .await
@@ -269,7 +279,7 @@ async fn timeline_history(
 ///
 /// A crash before the last step leaves the old checkpoint, so that the next start detects the same break.
 async fn begin_epoch(
-    context: &SessionContext<'_>,
+    context: &mut SessionContext<'_>,
     redis: &mut redis_connection::Connection,
     server: &Server,
     claim: &Claim,
@@ -295,9 +305,14 @@ async fn begin_epoch(
     record_epoch(database, slot, &epoch, server, broken).await?;
     let mut guard = Guarded {
         redis,
+        cuts: context.cuts,
+        report: context.report,
         // Until the new checkpoint is written, the old one stays as it is.
         epoch: checkpoint.map_or(epoch, |checkpoint| checkpoint.epoch),
-        acknowledged: checkpoint.map_or(PgLsn::from(0), |checkpoint| checkpoint.acknowledged),
+        marks: Marks {
+            acknowledged: checkpoint.map_or(PgLsn::from(0), |checkpoint| checkpoint.acknowledged),
+            seen: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.seen),
+        },
     };
     for row in &tenants {
         let (name, state): (String, String) = (row.try_get("name")?, row.try_get("state")?);
@@ -315,16 +330,22 @@ async fn begin_epoch(
         published: position,
         transaction: None,
         open: None,
+        seen: position,
         acknowledged: server.confirmed,
         live: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.live),
         run_id: claim.run_id.clone(),
     });
-    (guard.epoch, guard.acknowledged) = (epoch, server.confirmed);
+    guard.epoch = epoch;
+    guard.marks = Marks {
+        acknowledged: server.confirmed,
+        seen: position,
+    };
     guard.exchange(batch).await?;
     context.report.metrics.replication.epoch_began(broken.kind());
     Ok(Origin {
         epoch,
         position,
+        seen: position,
         replay: Replay::free(),
         acknowledged: server.confirmed,
     })
@@ -448,8 +469,10 @@ async fn user_ids(database: &Database, tenant: &Tenant, after: Uuid) -> Result<V
 /// The connection to Redis, and what batches write to the checkpoint.
 struct Guarded<'a> {
     redis: &'a mut redis_connection::Connection,
+    cuts: &'a mut mpsc::Receiver<Cut>,
+    report: &'a Report,
     epoch: Epoch,
-    acknowledged: PgLsn,
+    marks: Marks,
 }
 
 impl Guarded<'_> {
@@ -458,19 +481,31 @@ impl Guarded<'_> {
     /// A command that Redis forbids for one stream is left out: the first entry of that stream will be forbidden too,
     /// and then that stream alone stops.
     async fn exchange(&mut self, batch: Batch) -> Result<()> {
-        self.redis.send(batch, &self.epoch, self.acknowledged);
+        // What was cut to free a full Redis for the attempt before.
+        let cuts = std::iter::from_fn(|| self.cuts.try_recv().ok())
+            .take(CUTS_MAX)
+            .collect();
+        self.redis.send(batch, &self.epoch, self.marks, cuts);
         loop {
             match self.redis.outcome()? {
                 Some(Outcome::Written { .. }) => return Ok(()),
-                Some(Outcome::Denied { batch, purpose, cause }) => {
-                    tracing::error!(
-                        ?purpose,
-                        cause,
-                        "Redis forbids to create a stream; check the ACL against the documentation"
-                    );
-                    self.redis.send(batch, &self.epoch, self.acknowledged);
+                Some(Outcome::Denied { batch, streams, keys }) => {
+                    for (target, cause) in streams {
+                        tracing::error!(
+                            ?target,
+                            cause,
+                            "Redis forbids to create a stream; check the ACL against the documentation"
+                        );
+                    }
+                    for (key, cause) in keys {
+                        tracing::error!(key, cause, "Redis forbids a key of a tenant; check the ACL");
+                    }
+                    self.redis.send(batch, &self.epoch, self.marks, Vec::new());
                 }
                 Some(Outcome::Refused { cause, .. }) => {
+                    if error_code(&cause) == "OOM" && self.redis.take_cut_results().removed == 0 {
+                        self.report.full.notify_one();
+                    }
                     return Err(anyhow!("Redis refused the start of a new epoch: {cause}"));
                 }
                 None => {

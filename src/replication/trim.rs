@@ -10,20 +10,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use postgres_types::Type;
 use redis::streams::StreamRangeReply;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::contract::control::Trim;
 use crate::contract::device_state::{self, TRIM_FIELDS};
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::postgres::tenants;
 use crate::postgres::{self, Database, sql};
+use crate::publish::cut::{Cut, Keep};
 use crate::redis::entries;
 use crate::redis::error::is_wrong_type;
+use crate::redis::info::Info;
 use crate::redis::store::Store;
 
 /// Users per query.
@@ -40,28 +41,97 @@ pub async fn run(
     config: Arc<Config>,
     database: Database,
     store: Store,
-    trims: mpsc::Sender<Trim>,
+    cuts: mpsc::Sender<Cut>,
+    full: Arc<Notify>,
     stop: CancellationToken,
 ) {
     let mut ticks = tokio::time::interval(Duration::from_secs(config.streams.trim_interval_seconds));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stop.cancelled() => return,
-        }
-        tokio::select! {
-            result = round(&config, &database, &store, &trims) => if let Err(error) = result {
+    let rounds = async {
+        loop {
+            ticks.tick().await;
+            if let Err(error) = round(&config, &database, &store, &cuts).await {
                 tracing::warn!(cause = format!("{error:#}"), "trimming postponed");
-            },
-            () = stop.cancelled() => return,
+            }
         }
+    };
+    // Beside the rounds, which may take long.
+    let relief = async {
+        loop {
+            full.notified().await;
+            if let Err(error) = relieve(&database, &store, &cuts).await {
+                tracing::warn!(cause = format!("{error:#}"), "Redis is full, and nothing was cut");
+            }
+        }
+    };
+    tokio::select! {
+        () = rounds => {}
+        () = relief => {}
+        () = stop.cancelled() => {}
     }
 }
 
-async fn round(config: &Config, database: &Database, store: &Store, trims: &mpsc::Sender<Trim>) -> Result<()> {
+/// Cuts the largest `changes` of all tenants to half, since Redis is full and what was due freed nothing. Services that
+/// read it find the trim point; devices do not read it. While that is not enough, Redis refuses the next batch too, and
+/// this is repeated.
+async fn relieve(database: &Database, store: &Store, cuts: &mpsc::Sender<Cut>) -> Result<()> {
+    let tenants = tenants::list(database).await.context("cannot list the tenants")?;
+    let mut sizes: Vec<(u64, &Tenant)> = Vec::new();
+    for page in tenants.chunks(PAGE) {
+        let mut pipe = redis::pipe();
+        for tenant in page {
+            let key = store.keys().changes(&tenant.name);
+            pipe.cmd("MEMORY").arg("USAGE").arg(key);
+        }
+        let bytes: Vec<Option<u64>> = pipe.query_async(&mut store.connection()).await?;
+        sizes.extend(bytes.into_iter().map(Option::unwrap_or_default).zip(page));
+    }
+    // To cut what cannot be enough would only lose history.
+    let info: String = redis::cmd("INFO")
+        .arg("memory")
+        .query_async(&mut store.connection())
+        .await?;
+    let info = Info::parse(&info);
+    let [used, limit] = ["used_memory", "maxmemory"].map(|field| info.number(field).unwrap_or_default());
+    let held = sizes.iter().map(|(bytes, _)| *bytes).sum();
+    if used.saturating_sub(limit) > held {
+        tracing::error!(
+            used,
+            limit,
+            held,
+            "Redis is full beyond what all `changes` hold; raise maxmemory"
+        );
+        return Ok(());
+    }
+    sizes.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    for (bytes, tenant) in sizes {
+        let target = Target::Changes(tenant.name.as_str().into());
+        let key = target.key(store.keys());
+        let length = redis::cmd("XLEN").arg(&key).query_async(&mut store.connection()).await;
+        let entries: u64 = match length {
+            // Not ours to cut.
+            Err(error) if is_wrong_type(&error) => continue,
+            length => length?,
+        };
+        if entries > 1 {
+            tracing::warn!(
+                stream = key,
+                bytes,
+                entries,
+                "Redis is full; cutting the largest `changes` to half"
+            );
+            let keep = Keep::Newest(entries / 2);
+            cuts.send(Cut { target, keep }).await?;
+            return Ok(());
+        }
+    }
+    tracing::error!("Redis is full, and no tenant's `changes` has anything left to cut; raise maxmemory");
+    Ok(())
+}
+
+async fn round(config: &Config, database: &Database, store: &Store, cuts: &mpsc::Sender<Cut>) -> Result<()> {
     for tenant in tenants::list(database).await.context("cannot list the tenants")? {
-        match round_of(&tenant, config, database, store, trims).await {
+        match round_of(&tenant, config, database, store, cuts).await {
             // A broken table of one tenant must not stop the trimming of the others.
             Err(error) if error.downcast_ref().is_some_and(postgres::Error::is_object_error) => {
                 tracing::error!(
@@ -81,7 +151,7 @@ async fn round_of(
     config: &Config,
     database: &Database,
     store: &Store,
-    trims: &mpsc::Sender<Trim>,
+    cuts: &mpsc::Sender<Cut>,
 ) -> Result<()> {
     let name: Arc<str> = tenant.name.as_str().into();
     for (target, entries_max) in [
@@ -90,7 +160,7 @@ async fn round_of(
     ] {
         // A key of the wrong type must not stop the trimming of other streams.
         match beyond_limit(store, target.clone(), entries_max).await {
-            Ok(Some(trim)) => trims.send(trim).await?,
+            Ok(Some(cut)) => cuts.send(cut).await?,
             Ok(None) => {}
             Err(error) => skip_wrong_type(store, &target, error)?,
         }
@@ -101,7 +171,7 @@ async fn round_of(
         for (user, devices) in &page {
             after = *user;
             match inbox(config, store, &name, *user, devices).await {
-                Ok(Some(trim)) => trims.send(trim).await?,
+                Ok(Some(cut)) => cuts.send(cut).await?,
                 Ok(None) => {}
                 Err(error) => skip_wrong_type(store, &Target::Inbox(name.clone(), *user), error)?,
             }
@@ -157,10 +227,10 @@ async fn inbox(
     tenant: &Arc<str>,
     user: Uuid,
     devices: &[String],
-) -> Result<Option<Trim>> {
+) -> Result<Option<Cut>> {
     let target = Target::Inbox(tenant.clone(), user);
-    if let Some(trim) = beyond_limit(store, target.clone(), config.streams.inbox_entries_max).await? {
-        return Ok(Some(trim));
+    if let Some(cut) = beyond_limit(store, target.clone(), config.streams.inbox_entries_max).await? {
+        return Ok(Some(cut));
     }
     if devices.is_empty() {
         return Ok(None);
@@ -198,14 +268,14 @@ async fn inbox(
         .take_while(|entry| entries::commit_ts(entry).is_none_or(|ts| ts.cast_unsigned() < keep_from))
         .filter_map(|entry| entry.id.parse::<StreamId>().ok())
         .last();
-    Ok(last_old.map(|id| Trim {
+    Ok(last_old.map(|id| Cut {
         target,
-        min_id: id.next(),
+        keep: Keep::From(id.next()),
     }))
 }
 
 /// The trim that brings a stream back to its limit.
-async fn beyond_limit(store: &Store, target: Target, entries_max: u64) -> Result<Option<Trim>> {
+async fn beyond_limit(store: &Store, target: Target, entries_max: u64) -> Result<Option<Cut>> {
     let key = target.key(store.keys());
     let length: u64 = redis::cmd("XLEN")
         .arg(&key)
@@ -215,9 +285,9 @@ async fn beyond_limit(store: &Store, target: Target, entries_max: u64) -> Result
         return Ok(None);
     };
     let last = nth(store, &key, excess.min(TRIM_MAX)).await?;
-    Ok(last.map(|id| Trim {
+    Ok(last.map(|id| Cut {
         target,
-        min_id: id.next(),
+        keep: Keep::From(id.next()),
     }))
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -15,6 +16,8 @@ struct Orders {
     target: SocketAddr,
     is_stalled: bool,
     is_refusing: bool,
+    /// No answer reaches a client any more.
+    is_muted: bool,
     cuts: u64,
     abandoned: u64,
 }
@@ -29,7 +32,9 @@ impl Orders {
 /// A proxy; dropping it resets what goes through it.
 pub(crate) struct Proxy {
     address: SocketAddr,
-    orders: watch::Sender<Orders>,
+    orders: Arc<watch::Sender<Orders>>,
+    /// What the proxy must not answer any more once a client has sent it.
+    last_words: Arc<watch::Sender<Vec<u8>>>,
     accepting: JoinHandle<()>,
 }
 
@@ -42,19 +47,31 @@ impl Proxy {
             target: host_and_port(url).parse().unwrap(),
             is_stalled: false,
             is_refusing: false,
+            is_muted: false,
             cuts: 0,
             abandoned: 0,
         });
+        let (orders, last_words) = (Arc::new(orders), Arc::new(watch::Sender::new(Vec::new())));
+        let listening = Listening {
+            orders: orders.clone(),
+            last_words: last_words.clone(),
+        };
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, given.clone()));
+                tokio::spawn(serve(client, given.clone(), listening.clone()));
             }
         });
         Self {
             address,
             orders,
+            last_words,
             accepting,
         }
+    }
+
+    /// Withholds all answers of the server from the moment at which a client sends these words, which still arrive.
+    pub(crate) fn mute_at(&self, words: &str) {
+        self.last_words.send_replace(words.as_bytes().to_vec());
     }
 
     /// The URL by which the server is reached through the proxy.
@@ -113,13 +130,29 @@ fn host_and_port(url: &str) -> &str {
     rest.split(['/', '?']).next().unwrap()
 }
 
+/// Looks for the last words in what clients send.
+#[derive(Clone)]
+struct Listening {
+    orders: Arc<watch::Sender<Orders>>,
+    last_words: Arc<watch::Sender<Vec<u8>>>,
+}
+
+impl Listening {
+    fn hear(&self, sent: &[u8]) {
+        let words = self.last_words.borrow();
+        if !words.is_empty() && sent.windows(words.len()).any(|part| part == &words[..]) {
+            self.orders.send_modify(|orders| orders.is_muted = true);
+        }
+    }
+}
+
 /// One connection, from its acceptance to its end.
-async fn serve(mut client: TcpStream, mut orders: watch::Receiver<Orders>) {
+async fn serve(mut client: TcpStream, mut orders: watch::Receiver<Orders>, listening: Listening) {
     let create_stream = *orders.borrow_and_update();
     let mut ending = orders.clone();
     let mut server = None;
     let is_over = tokio::select! {
-        () = forward(&mut client, &mut server, orders, create_stream), if !create_stream.is_refusing => true,
+        () = forward(&mut client, &mut server, orders, create_stream, listening), if !create_stream.is_refusing => true,
         // Also when the proxy is gone.
         _ = ending.wait_for(|now| now.is_refusing || now.cuts != create_stream.cuts) => false,
     };
@@ -136,6 +169,7 @@ async fn forward(
     server: &mut Option<TcpStream>,
     mut orders: watch::Receiver<Orders>,
     create_stream: Orders,
+    listening: Listening,
 ) {
     let _ = orders.wait_for(|now| now.serves(&create_stream)).await;
     let target = orders.borrow().target;
@@ -148,8 +182,8 @@ async fn forward(
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     let _ = tokio::try_join!(
-        pump(from_client, to_server, orders.clone(), create_stream),
-        pump(from_server, to_client, orders, create_stream)
+        pump(from_client, to_server, orders.clone(), create_stream, Some(listening)),
+        pump(from_server, to_client, orders, create_stream, None)
     );
 }
 
@@ -158,15 +192,22 @@ async fn pump(
     mut to: WriteHalf<'_>,
     mut orders: watch::Receiver<Orders>,
     create_stream: Orders,
+    from_client: Option<Listening>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = from.read(&mut buffer).await;
         // Neither an end nor a reset passes a proxy that is stalled.
-        let _ = orders.wait_for(|now| now.serves(&create_stream)).await;
+        let passes = |now: &Orders| now.serves(&create_stream) && (from_client.is_some() || !now.is_muted);
+        let _ = orders.wait_for(passes).await;
         match read? {
             0 => return to.shutdown().await,
-            length => to.write_all(&buffer[..length]).await?,
+            length => {
+                if let Some(listening) = &from_client {
+                    listening.hear(&buffer[..length]);
+                }
+                to.write_all(&buffer[..length]).await?;
+            }
         }
     }
 }

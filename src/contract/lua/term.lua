@@ -1,5 +1,6 @@
+#!lua flags=allow-oom
 -- Begins a term: takes over the checkpoint for a new writer, and records at which position the former writer's term ended.
--- One step, so that no batch of the former writer is between the two.
+-- One step, so that no batch of the former writer is between the two; on a full Redis, too, which the engine then frees.
 -- Keys: the checkpoint, the ended terms. Arguments: the new writer, the run_id of this Redis, how many ended terms are
 -- kept. Returns the number of the new term.
 local old = redis.call('HMGET', KEYS[1], 'writer', 'term', 'position')
