@@ -303,6 +303,9 @@ impl Engine {
     }
 }
 
+/// Futures of unoptimised builds are larger than the default stack of a thread allows.
+const REPLICATION_STACK_BYTES: usize = 8 * 1024 * 1024;
+
 /// Runs work on a dedicated thread: it wakes on each read and each reply, and moving between threads costs more than
 /// the work itself. The thread runs until `release`, or until the future is dropped.
 async fn on_own_thread(
@@ -315,6 +318,7 @@ async fn on_own_thread(
     let _guard = abandoned.clone().drop_guard();
     std::thread::Builder::new()
         .name("replication".into())
+        .stack_size(REPLICATION_STACK_BYTES)
         .spawn(move || {
             runtime.block_on(async move {
                 tokio::select! {

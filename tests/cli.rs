@@ -57,7 +57,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(4), "tenant_acme": clean(8)})
+        json!({"posduif": clean(4), "tenant_acme": clean(9)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -79,19 +79,20 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0008_upload_once", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0009_roles", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 7, "dirty": false, "pending": ["0008_upload_once"]})
+        json!({"schema": "tenant_acme", "version": 8, "dirty": false, "pending": ["0009_roles"]})
     );
-    assert!(migrate("status").await.text().contains("0008_upload_once"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0008_upload_once\n");
+    assert!(migrate("status").await.text().contains("0009_roles"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0009_roles\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0008_upload_once\ntenant_acme rolled back 0007_message_lists\n\
+        "tenant_acme rolled back 0009_roles\ntenant_acme rolled back 0008_upload_once\n\
+         tenant_acme rolled back 0007_message_lists\n\
          tenant_acme rolled back 0006_state\n\
          tenant_acme rolled back 0005_conflict_pages\n\
          tenant_acme rolled back 0004_upload_rows\ntenant_acme rolled back 0003_conflicts\n\

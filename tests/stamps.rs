@@ -131,7 +131,7 @@ async fn session_missing_in_the_list_ends_with_all_others() {
     let own_api = as_user(&office.anybody, &own);
     assert_eq!(own_api.delete("/api/auth/sessions").await.status, 204);
     assert_eq!(stream.rest().await.last().unwrap().name, "revoked");
-    assert_worthless(&[office.anybody.clone()], &hidden).await;
+    assert_worthless(std::slice::from_ref(&office.anybody), &hidden).await;
     // The caller's own session goes on, with its tokens and after a refresh.
     own_api.get("/api/messages").await.expect(200);
     let body = json!({"refresh_token": own["refresh_token"]});

@@ -1,1 +1,2 @@
-ALTER TABLE posduif.credentials DROP COLUMN kept_session, DROP COLUMN stamp;
+ALTER TABLE posduif.credentials DROP COLUMN kept_session;
+ALTER TABLE posduif.credentials DROP COLUMN stamp;

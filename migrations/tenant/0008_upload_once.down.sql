@@ -3,7 +3,8 @@ DROP FUNCTION {schema}.upload_row(uuid, text, text, text, jsonb, bigint, boolean
 DROP FUNCTION {schema}.upload_message(uuid, text, text, text, uuid, text, uuid, text, bigint, boolean, timestamptz);
 DROP TYPE {schema}.upload_outcome;
 DELETE FROM {schema}.message_conflicts WHERE message_id IS NULL;
-ALTER TABLE {schema}.message_conflicts DROP COLUMN table_name, DROP COLUMN row_id;
+ALTER TABLE {schema}.message_conflicts DROP COLUMN table_name;
+ALTER TABLE {schema}.message_conflicts DROP COLUMN row_id;
 ALTER TABLE {schema}.message_conflicts ALTER COLUMN message_id SET NOT NULL;
 
 CREATE OR REPLACE FUNCTION {schema}.message_json(message {schema}.messages) RETURNS jsonb

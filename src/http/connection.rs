@@ -211,7 +211,7 @@ impl Connector {
         guard: ConnectionGuard,
     ) -> hyper::Result<()> {
         let tasks = guard.tasks.clone();
-        let activity = Activity::new();
+        let activity = Activity::default();
         let watch = activity.clone();
         let service = service_fn(move |request| {
             let (service, tasks, open) = (service.clone(), tasks.clone(), watch.begin());

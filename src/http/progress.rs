@@ -121,8 +121,8 @@ struct Work {
 #[derive(Debug, Clone)]
 pub struct Activity(Arc<Mutex<Work>>);
 
-impl Activity {
-    pub fn new() -> Self {
+impl Default for Activity {
+    fn default() -> Self {
         Self(Arc::new(Mutex::new(Work {
             has_begun: false,
             open: 0,
@@ -131,7 +131,9 @@ impl Activity {
             next: 0,
         })))
     }
+}
 
+impl Activity {
     /// A request begins.
     pub fn begin(&self) -> OpenRequest {
         let mut work = self.0.lock();

@@ -15,6 +15,7 @@ mod login;
 pub mod pipeline;
 pub mod replicator;
 pub mod report;
+mod row_json;
 pub mod session;
 pub mod slot;
 pub mod startup;

@@ -8,6 +8,7 @@ use postgres_types::PgLsn;
 use super::catalog::{self, Outline};
 use super::epoch::{Break, Replay};
 use super::heartbeat;
+use super::row_json::{source, write_payload, write_rows};
 use crate::contract::checkpoint::{OpenTransaction, TransactionMark};
 use crate::contract::control::{Command, Trim};
 use crate::contract::entry::{EntryBody, Source};
@@ -16,9 +17,8 @@ use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::Target;
 use crate::core::operation::Operation;
 use crate::core::position::{Position, StreamId};
-use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, ReplicaIdentity, Tuple};
+use crate::decode::pgoutput::{self, Begin, Commit, DecodeError, Message, Old, ReplicaIdentity};
 use crate::decode::relation::{Relation, Types};
-use crate::decode::value::{self, NotUtf8};
 use crate::publish::batch::Batch;
 use crate::route::outbox::{self, OutboxMessage};
 use crate::route::router::{Delivery, Plan, RouteError, Router, SCHEMA_PREFIX};
@@ -763,117 +763,4 @@ fn reset_tenant(
     if id > published {
         batch.reset_notice(id, tenant, begin.commit_ts);
     }
-}
-
-fn source<'a>(relation: &'a Relation, begin: &Begin) -> Source<'a> {
-    Source {
-        schema: &relation.schema,
-        table: &relation.table,
-        commit_ts: begin.commit_ts,
-        xid: begin.xid,
-    }
-}
-
-/// Adds `row`, `old` and `unchanged`, as far as the log has them.
-fn write_rows(relation: &Relation, row: &Row<'_>, json: &mut Vec<u8>, body: &mut EntryBody) -> Result<(), NotUtf8> {
-    if let Some(new) = row.new_tuple() {
-        let old = row.old_row();
-        json.clear();
-        write_object(relation, new, |column| whole_old_cell(old, column), json)?;
-        body.row(json);
-        json.clear();
-        for (index, (column, cell)) in relation.columns.iter().zip(new).enumerate() {
-            if *cell == Cell::Unchanged && whole_old_cell(old, index).is_none() {
-                json.push(if json.is_empty() { b'[' } else { b',' });
-                value::write_string(&column.name, json);
-            }
-        }
-        if !json.is_empty() {
-            json.push(b']');
-            body.unchanged(json);
-        }
-    }
-    match row.old_row() {
-        Some(Old::Full(old)) => {
-            json.clear();
-            write_object(relation, old, |_| None, json)?;
-            body.old(json);
-        }
-        Some(Old::Key(old)) => {
-            // Columns outside the key are NULL here, whatever their value, and those of a key never are.
-            let key: Tuple<'_> = old
-                .iter()
-                .map(|cell| if *cell == Cell::Null { Cell::Unchanged } else { *cell })
-                .collect();
-            json.clear();
-            write_object(relation, &key, |_| None, json)?;
-            body.old(json);
-        }
-        None => {}
-    }
-    Ok(())
-}
-
-/// Writes a JSON object of some columns of the new row, or of the old row of a delete; values that the log lacks are
-/// left out.
-fn write_payload(relation: &Relation, columns: &[usize], row: &Row<'_>, json: &mut Vec<u8>) -> Result<(), NotUtf8> {
-    json.clear();
-    json.push(b'{');
-    for &index in columns {
-        let (Some(column), value) = (relation.columns.get(index), row.latest(index)) else {
-            continue;
-        };
-        if value == ColumnValue::Unknown {
-            continue;
-        }
-        if json.len() > 1 {
-            json.push(b',');
-        }
-        json.extend_from_slice(&column.json_key);
-        match value {
-            ColumnValue::Text(text) => value::write_json(column.kind, text, json)?,
-            ColumnValue::Null | ColumnValue::Unknown => json.extend_from_slice(b"null"),
-        }
-    }
-    json.push(b'}');
-    Ok(())
-}
-
-fn whole_old_cell<'a>(old: Option<&Old<'a>>, index: usize) -> Option<Cell<'a>> {
-    match old {
-        Some(Old::Full(tuple)) => tuple.get(index).copied().filter(|cell| *cell != Cell::Unchanged),
-        _ => None,
-    }
-}
-
-/// Writes a JSON object of the columns that have a value; an unchanged one may be supplied.
-fn write_object<'a>(
-    relation: &Relation,
-    tuple: &Tuple<'a>,
-    supplied: impl Fn(usize) -> Option<Cell<'a>>,
-    json: &mut Vec<u8>,
-) -> Result<(), NotUtf8> {
-    json.push(b'{');
-    let start = json.len();
-    for (index, (column, cell)) in relation.columns.iter().zip(tuple).enumerate() {
-        let cell = match cell {
-            Cell::Unchanged => match supplied(index) {
-                Some(cell) => cell,
-                None => continue,
-            },
-            cell => *cell,
-        };
-        if json.len() > start {
-            json.push(b',');
-        }
-        json.extend_from_slice(&column.json_key);
-        match cell {
-            Cell::Null => json.extend_from_slice(b"null"),
-            Cell::Text(text) => value::write_json(column.kind, text, json)?,
-            // The option `binary` is off.
-            Cell::Binary(_) | Cell::Unchanged => json.extend_from_slice(b"null"),
-        }
-    }
-    json.push(b'}');
-    Ok(())
 }

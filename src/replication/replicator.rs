@@ -65,7 +65,7 @@ pub async fn run(
         stop.cancel();
         result
     };
-    let watching = catalog::run(config, database.clone(), report, moved, stop.clone());
+    let watching = Box::pin(catalog::run(config, database.clone(), report, moved, stop.clone()));
     let (result, ()) = tokio::join!(following, watching);
     let _ = heartbeats.await;
     result
@@ -78,7 +78,7 @@ async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
     loop {
         // A stop must not wait for a connection attempt.
         let end = tokio::select! {
-            end = session::run(context.reborrow(), forced.clone()) => end,
+            end = Box::pin(session::run(context.reborrow(), forced.clone())) => end,
             () = stopped_while_starting(&stop, report) => SessionEnd::Stopped,
         };
         // A break stays until a new epoch has begun. A session that streamed has begun it, if one was due.

@@ -133,7 +133,7 @@ struct Refused {
 
 /// Runs one session.
 pub async fn run(mut context: SessionContext<'_>, forced: Option<Break>) -> SessionEnd {
-    match startup::start(&mut context, forced).await {
+    match Box::pin(startup::start(&mut context, forced)).await {
         Ok(started) => Session::new(context, started).run().await,
         Err(end) => end,
     }

@@ -231,7 +231,7 @@ async fn prepare(
             return Err(SessionEnd::Failed(FailureCause::Other, error));
         }
         (Err(broken), _) => {
-            let beginning = begin_epoch(context, &mut redis, &server, &claim, &broken);
+            let beginning = Box::pin(begin_epoch(context, &mut redis, &server, &claim, &broken));
             let origin = beginning.await.map_err(SessionEnd::by_redis)?;
             // Its IDs are of the epoch before.
             claim.window.clear();
