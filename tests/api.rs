@@ -1,5 +1,7 @@
 //! Every endpoint: the fields of its responses and its error codes.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::BTreeSet;
 
 use hyper::Method;
@@ -128,11 +130,9 @@ async fn login_failures_all_return_the_same_error() {
 
 /// A token with these claims over those of a good one, signed with this world's key or another.
 fn token(office: &Office, claims: &Value, secret: &str) -> String {
-    let now = chrono::Utc::now().timestamp();
-    let mut all = json!({
-        "sub": office.bob_id, "tenant": "acme", "user_type": "web", "sid": Uuid::new_v4(), "iss": "posduif", "aud": "posduif",
-        "iat": now, "nbf": now, "exp": now + 60, "jti": Uuid::new_v4(),
-    });
+    // Those of bob's own token, whose session and stamp exist.
+    let own = office.bob.header("authorization").split('.').nth(1).unwrap();
+    let mut all: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(own).unwrap()).unwrap();
     for (name, value) in claims.as_object().unwrap() {
         all[name] = value.clone();
     }
@@ -397,11 +397,11 @@ async fn disabled_user_with_valid_token_cannot_write() {
         .sql("UPDATE tenant_acme.users SET disabled_at = now() WHERE username = 'bob'")
         .await;
     let body = json!({"recipient_id": office.joe_id, "content": "hi"});
-    assert_refused(&office.bob.post("/api/messages", &body).await, 401, "UNAUTHORIZED");
+    assert_refused(&office.bob.post("/api/messages", &body).await, 401, "SESSION_ENDED");
     assert_refused(
         &office.bob.post("/api/enrollment/create", &json!({})).await,
         401,
-        "UNAUTHORIZED",
+        "SESSION_ENDED",
     );
     office.close().await;
 }
@@ -500,7 +500,7 @@ async fn enrollment_code_leads_to_a_device_that_can_sync() {
         .send(Method::POST, "/api/enrollment/create", None, "")
         .await
         .expect(201);
-    assert_eq!(fields(&created), ["expires_at", "qr_code_data", "token"]);
+    assert_eq!(fields(&created), ["expires_at", "id", "qr_code_data", "token"]);
     let token = created["token"].as_str().unwrap();
     let url = format!("https://sync.example.com/api/enrollment/{token}");
     assert_eq!(

@@ -78,7 +78,11 @@ async fn conflict_is_listed_with_both_versions_and_sent_to_devices() {
             .get(&format!("/api/sync/incoming?cursor={cursor}"))
             .await
             .expect(200);
-        let change = &batch["changes"][0];
+        let changes = batch["changes"].as_array().unwrap();
+        let change = changes
+            .iter()
+            .find(|change| change["table"] == "message_conflicts")
+            .unwrap();
         assert_eq!(
             (&change["table"], &change["id"]),
             (&json!("message_conflicts"), &conflict["id"])

@@ -183,6 +183,7 @@ impl Run {
         config.redis.url = Secret::new(to_redis.url(config.redis.url.expose()));
         // Small batches: more of them, and more transactions of several. Nothing is trimmed, for the comparison.
         config.replication.batch_changes_max = 50;
+        config.replication.catalog_interval_seconds = 0;
         config.streams.inbox_entries_max = 100_000_000;
         config.streams.shared_entries_max = 100_000_000;
         config.streams.changes_entries_max = 100_000_000;

@@ -895,7 +895,7 @@ async fn uploads_apply_once_and_lose_nothing_under_last_write_wins() {
 }
 
 /// Faults for the functions in the tenant's schema: what is replaced by what.
-const FAULTS: [(&str, &str, &str, &str); 8] = [
+const FAULTS: [(&str, &str, &str, &str); 7] = [
     (
         "guessed base",
         "upload_items",
@@ -919,12 +919,6 @@ const FAULTS: [(&str, &str, &str, &str); 8] = [
         "upload_items",
         "greatest(least(acked_seq, last_seq - kept_items), last_seq - kept_items_max)",
         "last_seq",
-    ),
-    (
-        "receipt raises the version",
-        "messages_new_version",
-        "NEW.version = OLD.version AND (",
-        "NEW.version = OLD.version AND NEW.read_at IS DISTINCT FROM OLD.read_at OR NEW.version = OLD.version AND (",
     ),
     (
         "conflict not kept",

@@ -693,6 +693,7 @@ async fn own_write_wakes_only_the_users_other_devices() {
     .await;
     let phone = office.phone("phone").await;
     office.phone("tablet").await;
+    office.world.published().await;
     let (_, cursor) = phone.sync(None).await;
     phone.sync(Some(&cursor)).await;
     let item = json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "by the phone"});

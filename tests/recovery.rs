@@ -88,7 +88,9 @@ async fn prepare(url: &str) -> Option<(tokio_postgres::Client, tokio_postgres::S
 async fn check_all_there_once_in_order(stage: &Stage) -> usize {
     let base = stage.world.checkpoint().await["base"].parse().unwrap();
     let changes = outline(&stage.changes().await);
-    let inbox = outline(&stage.inbox(stage.joe).await);
+    let mut inbox = outline(&stage.inbox(stage.joe).await);
+    // The phone itself was added before.
+    inbox.retain(|(_, _, table, _)| table == "messages");
     let expected = stage.oracle.changes("acme", base).await;
     assert_same(&changes, &expected);
     let joe = stage.joe.to_string();

@@ -317,6 +317,7 @@ impl<'a, 'r> Demonstration<'a, 'r> {
         self.report.check(name, work).await?;
         let work = async {
             read(api, bob, second).await?;
+            edit_elsewhere(api, phone, second).await?;
             let path = format!("/api/messages/{}", first.id);
             let content = json!({"content": "Hello, dear phone"});
             let edited: Message = api.call(&bob.caller, Method::PATCH, &path, Some(content)).await?;
@@ -327,7 +328,7 @@ impl<'a, 'r> Demonstration<'a, 'r> {
             );
             Ok(format!("version {} -> {}", first.version, edited.version))
         };
-        let name = "bob reads that reply and edits his first message";
+        let name = "bob reads that reply and edits his message; the author edits the reply elsewhere";
         self.report.check(name, work).await?;
         let work = async {
             let line = Line::new(api, false);
@@ -393,6 +394,21 @@ async fn enroll(api: &Api, token: &str, file: &Path) -> Result<(Phone, String)> 
     phone.enroll(&api.http, token).await?;
     let device = phone.recall("device_id")?.unwrap_or_default();
     Ok((phone, device))
+}
+
+/// Edits a message of the phone with its credentials, as another copy of the app would.
+async fn edit_elsewhere(api: &Api, phone: &Phone, message_id: &str) -> Result<()> {
+    let caller = Caller::Device {
+        id: phone.recall("device_id")?.context("the phone has no device_id")?,
+        token: phone.recall("device_token")?.context("the phone has no device_token")?,
+    };
+    let body = json!({"messages": [{"id": message_id, "op": "edit", "content": "Was in a tunnel for an hour"}]});
+    let uploaded: Value = api
+        .call(&caller, Method::POST, "/api/sync/outgoing", Some(body))
+        .await?;
+    let status = uploaded.pointer("/results/0/status").and_then(Value::as_str);
+    ensure!(status == Some("applied"), "the edit was not applied: {uploaded}");
+    Ok(())
 }
 
 async fn send(api: &Api, bob: &Bob, recipient_id: &str, content: &str) -> Result<Message> {

@@ -14,6 +14,8 @@ pub(super) struct Columns {
     recipient: usize,
     status: usize,
     synced_at: usize,
+    /// Schemas of earlier versions do not have it.
+    revision: Option<usize>,
     read_at: usize,
     deleted_at: usize,
     count: usize,
@@ -29,6 +31,7 @@ impl Columns {
             recipient: find("recipient_id")?,
             status: find("status")?,
             synced_at: find("synced_at")?,
+            revision: relation.column("revision"),
             read_at: find("read_at")?,
             deleted_at: find("deleted_at")?,
             count: relation.columns.len(),
@@ -101,7 +104,8 @@ impl Columns {
         if changed.peek().is_none() {
             return Ok(());
         }
-        let bookkeeping = changed.all(|column| column == self.status || column == self.synced_at);
+        let bookkeeping =
+            changed.all(|column| column == self.status || column == self.synced_at || Some(column) == self.revision);
         let (old_recipient, old_sender) = (user_id(row.before(self.recipient))?, user_id(row.before(self.sender))?);
         let (recipient, sender) = (user_id(row.after(self.recipient))?, user_id(row.after(self.sender))?);
 
