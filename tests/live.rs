@@ -439,6 +439,7 @@ async fn burst_beyond_reader_queue_is_read_from_the_stream() {
 async fn replay_beyond_limit_is_truncated() {
     let office = Office::with(|config| config.live.replay_events_max = 5).await;
     let phone = office.phone("phone").await;
+    office.world.published().await;
     let events = phone.events(MOBILE).await;
     let start = events.cursor.clone();
     drop(events);

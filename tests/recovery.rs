@@ -174,7 +174,7 @@ async fn repeated_kills_cause_no_loss_duplicate_or_reordering() {
     let inbox = outline(&stage.inbox(stage.joe).await);
     let inserted: Vec<String> = inbox
         .into_iter()
-        .filter(|change| change.1 == "insert")
+        .filter(|change| change.1 == "insert" && change.2 == "messages")
         .map(|change| change.3)
         .collect();
     assert_same(&received, &inserted);

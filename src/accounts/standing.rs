@@ -15,6 +15,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::sync::watch;
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -166,7 +167,12 @@ async fn fetch(database: Database, tenant: Tenant, users: Vec<Uuid>) -> Found<Uu
             &sql!("accounts/standings", tenant),
             &[(&tenant.name, Type::TEXT), (&users, Type::UUID_ARRAY)],
         )
-        .await?;
+        .await;
+    let rows = match rows {
+        // The schema was dropped by SQL, the tenant is still listed.
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => return Ok(HashMap::new()),
+        rows => rows?,
+    };
     rows.iter()
         .map(|row| Ok((row.try_get("id")?, Standing::from_row(row)?)))
         .collect()

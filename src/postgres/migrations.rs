@@ -242,6 +242,8 @@ pub async fn down(
     let mut steps = Vec::new();
     let schemas = schemas(database, target).await?;
     let total = schemas.len();
+    // Before the transaction, whose locks on the list this connection would wait for.
+    let has_tenants = *target == Target::Control && !tenants::list(database).await?.is_empty();
     for (index, (schema, migrations)) in schemas.into_iter().enumerate() {
         progress(index, total);
         let transaction = client.transaction().await?;
@@ -253,7 +255,7 @@ pub async fn down(
                 }
                 bail!("{schema} is at version {version}, which this release does not contain; use the newer release");
             };
-            if *target == Target::Control && version == 1 && !tenants::list(database).await?.is_empty() {
+            if has_tenants && version == 1 {
                 bail!("{CONTROL_SCHEMA} holds the list of tenants, which is not empty; drop the tenants first");
             }
             transaction

@@ -45,6 +45,8 @@ pub struct Devices {
     pub(super) cache: Option<Arc<PrincipalCache>>,
     /// Queries Postgres for devices that are not cached.
     directory: Loader<Proof, Candidate>,
+    /// Records first uses of tokens.
+    first_uses: Loader<TokenHash, ()>,
     /// Loads the types of active users.
     types: TenantLoader<UserType>,
     /// Revocations arrive through the log: the cache is usable while the log is fresh.
@@ -66,8 +68,13 @@ impl Devices {
             let database = database.clone();
             Loader::new(move |proofs| candidates(database.clone(), proofs))
         };
+        let first_uses = {
+            let database = database.clone();
+            Loader::new(move |hashes| record_first_uses(database.clone(), hashes))
+        };
         Self {
             directory,
+            first_uses,
             types: users::types(database.clone()),
             barrier: VisibilityBarrier::new(database.clone()),
             database,
@@ -228,10 +235,7 @@ impl Devices {
             return Ok(None);
         };
         if candidate.is_first_use {
-            let hashes: &[&[u8]] = &[proof.hash.as_bytes()];
-            self.database
-                .query(&sql!("accounts/device_first_use"), &[(&hashes, Type::BYTEA_ARRAY)])
-                .await?;
+            self.first_uses.load(proof.hash).await?;
         }
         Ok(Some(Arc::new(DevicePrincipal {
             tenant: candidate.tenant,
@@ -278,6 +282,14 @@ struct Candidate {
 }
 
 /// The devices that present these proofs, unless revoked.
+async fn record_first_uses(database: Database, hashes: Vec<TokenHash>) -> Found<TokenHash, ()> {
+    let keys: Vec<&[u8]> = hashes.iter().map(TokenHash::as_bytes).collect();
+    database
+        .query(&sql!("accounts/device_first_use"), &[(&keys, Type::BYTEA_ARRAY)])
+        .await?;
+    Ok(hashes.into_iter().map(|hash| (hash, ())).collect())
+}
+
 async fn candidates(database: Database, proofs: Vec<Proof>) -> Found<Proof, Candidate> {
     let hashes: Vec<&[u8]> = proofs.iter().map(|proof| proof.hash.as_bytes()).collect();
     let ids: Vec<&str> = proofs.iter().map(|proof| proof.device_id.as_str()).collect();
