@@ -1,5 +1,4 @@
-//! Entries of a tenant's quarantine: position, kind and cause, followed by the fields of an
-//! [`EntryBody`](super::entry::EntryBody).
+//! Entries of a tenant's quarantine: position, kind and cause, followed by the fields of an [`EntryBody`].
 
 use std::collections::BTreeMap;
 
@@ -109,7 +108,7 @@ impl QuarantineEntry {
     }
 }
 
-/// How many arguments [`write`] appends.
+/// How many arguments [`write()`] appends.
 pub fn arguments(body: Option<&EntryBody>) -> usize {
     2 * FIELDS.len() + body.map_or(0, EntryBody::arguments)
 }
