@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use posduif::transport::tls;
+use posduif::net::tls;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(hash) = tls::end_point(bytes) {

@@ -2,9 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use posduif::change::StreamId;
-use posduif::deliver::store::Place;
-use posduif::publish::checkpoint::EpochId;
+use posduif::core::position::{EpochId, StreamId, TermId};
+use posduif::redis::store::ReadPosition;
 use posduif::sync::cursor::{Cursor, CursorKey, ID_BYTES_MAX, Owner, PageStart};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -13,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
     assert!(key.decode("acme", owner, &text).is_err());
 
-    let Some((numbers, id)) = bytes.split_first_chunk::<42>() else {
+    let Some((numbers, id)) = bytes.split_first_chunk::<58>() else {
         return;
     };
     let number = |index: usize| {
@@ -24,9 +23,10 @@ fuzz_target!(|bytes: &[u8]| {
     let id = String::from_utf8_lossy(id);
     let id: String = id.chars().take(ID_BYTES_MAX / 4).collect();
     let cursor = Cursor {
-        place: Place {
+        place: ReadPosition {
             epoch: EpochId(number(0)),
             generation: number(1).cast_signed(),
+            term: TermId(number(5)),
             position: StreamId {
                 ms: number(2),
                 seq: number(3),
@@ -34,6 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
         },
         page: (numbers[0] % 2 == 1).then(|| PageStart {
             phase: numbers[1],
+            rule: number(6),
             created_at: number(4).cast_signed(),
             id,
         }),

@@ -4,12 +4,12 @@
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use posduif::change::StreamId;
+use posduif::config::rule::Rule;
 use posduif::keys::Keys;
 use posduif::publish::resp::{self, Reply};
 use posduif::replication::epoch::Replay;
 use posduif::replication::pipeline::{Pipeline, Start};
 use posduif::route::router::Router;
-use posduif::config::rule::Rule;
 use serde_json::Value;
 
 /// Fields that hold JSON.

@@ -3,7 +3,7 @@
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use posduif::publish::resp::{self, Reply};
+use posduif::core::resp::{self, Reply};
 
 /// All replies, and whether an error ended them.
 fn replies(buffer: &mut BytesMut, found: &mut Vec<Reply>) -> bool {
