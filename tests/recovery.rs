@@ -623,7 +623,7 @@ async fn large_unrouted_transaction_is_skipped_while_postgres_is_silent() {
     let stage = Stage::on_with(world, Role::All).await;
     let api = stage.engine.as_ref().unwrap().api();
     stage
-        .sql("CREATE TABLE public.big AS SELECT n FROM generate_series(1, 4000000) n")
+        .sql("CREATE TABLE public.big AS SELECT n FROM generate_series(1, 2000000) n")
         .await;
     stage.message(stage.bob, stage.joe, "behind it").await;
     stage.world.published().await;

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 
 use libfuzzer_sys::fuzz_target;
-use posduif::publish::checkpoint::Checkpoint;
+use posduif::contract::checkpoint::Checkpoint;
+use posduif::contract::window::WindowEntry;
 use posduif::publish::durability::AofState;
-use posduif::publish::window::WindowEntry;
 
 fuzz_target!(|text: &str| {
     let _ = AofState::parse(text);

@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 
 use libfuzzer_sys::fuzz_target;
-use posduif::change::StreamId;
-use posduif::deliver::hub::Hub;
-use posduif::deliver::live;
+use posduif::contract::notice::LiveEntry;
+use posduif::core::position::StreamId;
+use posduif::live::hub::Hub;
+use posduif::live::tail;
 use uuid::Uuid;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -22,12 +23,8 @@ fuzz_target!(|bytes: &[u8]| {
             .map(|(name, text)| (name, String::from_utf8_lossy(text).into_owned()))
             .collect();
         let id = StreamId { ms: number, seq: 0 };
-        live::take_entry(
-            &hub,
-            id,
-            |name| fields.get(name).cloned().unwrap_or_default(),
-            &mut last,
-        );
+        let entry = LiveEntry::parse(|name| fields.get(name).cloned());
+        tail::receive(&hub, id, &entry, &mut last);
         assert_eq!(last, Some(id));
         assert_eq!(hub.freshness().borrow().position, id);
     }

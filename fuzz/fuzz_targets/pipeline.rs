@@ -3,10 +3,10 @@
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use posduif::change::StreamId;
 use posduif::config::rule::Rule;
-use posduif::keys::Keys;
-use posduif::publish::resp::{self, Reply};
+use posduif::contract::keys::Keys;
+use posduif::core::position::StreamId;
+use posduif::core::resp::{self, Reply};
 use posduif::replication::epoch::Replay;
 use posduif::replication::pipeline::{Pipeline, Start};
 use posduif::route::router::Router;
@@ -19,6 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     let start = Start {
         base: 7,
         position: StreamId::ZERO,
+        seen: StreamId::ZERO,
         replay: Replay::free(),
         tenants: ["acme".into(), "demo".into()].into(),
     };

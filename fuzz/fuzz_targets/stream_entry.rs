@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use posduif::deliver::entry::Entry;
+use posduif::contract::entry::Entry;
 
 fuzz_target!(|bytes: &[u8]| {
     let reply = Bytes::copy_from_slice(bytes);
