@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use posduif::config::Config;
 use posduif::config::rule::{Rule, When};
-use posduif::config::{Config, Secret};
 use posduif::postgres::publication;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::support::eventually;
 use crate::support::http::Api;
 use crate::support::office::Office;
+use crate::support::owner::Owner;
 use crate::support::scrape::Scrape;
 use crate::support::{Entry, World};
 
@@ -45,24 +46,15 @@ fn unwatched(config: &mut Config) {
 /// A database whose engine is no superuser, as on managed servers.
 struct Managed {
     office: Office,
-    admin: tokio_postgres::Client,
-    role: String,
+    owner: Owner,
 }
 
 impl Managed {
     async fn open(change: fn(&mut Config)) -> Self {
         let mut world = World::new().await;
-        let name = world.config.redis.prefix.clone();
-        let role = format!("{name}_role");
-        let admin = world.psql().await;
-        let make =
-            format!("CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'secret'; ALTER DATABASE {name} OWNER TO {role};");
-        admin.batch_execute(&make).await.unwrap();
-        let url = world.config.postgres.url.expose().to_owned();
-        let (_, place) = url.rsplit_once('@').unwrap();
-        world.config.postgres.url = Secret::new(format!("postgres://{role}:secret@{place}"));
+        let owner = Owner::of(&mut world).await;
         let office = Office::within(world, change).await;
-        Self { office, admin, role }
+        Self { office, owner }
     }
 
     /// Runs statements, then publishes the tables that they made.
@@ -72,11 +64,9 @@ impl Managed {
     }
 
     async fn close(self) {
-        let Self { office, admin, role } = self;
+        let Self { office, owner } = self;
         office.engine.stop().await;
-        // Roles belong to the whole server, so this one must not stay behind.
-        let clean = format!("REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}; DROP ROLE {role};");
-        admin.batch_execute(&clean).await.unwrap();
+        owner.remove().await;
         drop(office.world);
     }
 }
@@ -470,6 +460,7 @@ async fn table_of_another_owner_resyncs_its_tenant_once() {
     recorded(office).await;
     let mut joe = Phone::new(office, "joe", joe_id).await;
     managed
+        .owner
         .admin
         .batch_execute(
             "ALTER TABLE tenant_acme.notes_01 OWNER TO CURRENT_USER;

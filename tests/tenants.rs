@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use posduif::accounts::users::UserType;
 use posduif::admin::published;
+use posduif::config::Config;
 use posduif::config::rule::{Rule, When};
-use posduif::config::{Config, Secret};
 use posduif::engine::Role;
 use posduif::postgres::{migrations, tenants};
 use posduif::redis::store::Store;
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::office::{Office, ids};
+use crate::support::owner::Owner;
 use crate::support::stage::Stage;
 use crate::support::{Entry, World, eventually};
 
@@ -568,15 +569,7 @@ async fn tenants_created_under_load_get_their_own_rows_only() {
 #[tokio::test]
 async fn late_table_with_rows_resets_the_tenant_without_superuser() {
     let mut world = World::new().await;
-    let name = world.config.redis.prefix.clone();
-    let role = format!("{name}_role");
-    let admin = world.psql().await;
-    let make =
-        format!("CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'secret'; ALTER DATABASE {name} OWNER TO {role};");
-    admin.batch_execute(&make).await.unwrap();
-    let url = world.config.postgres.url.expose().to_owned();
-    let (_, place) = url.rsplit_once('@').unwrap();
-    world.config.postgres.url = Secret::new(format!("postgres://{role}:secret@{place}"));
+    let owner = Owner::of(&mut world).await;
     let stage = Stage::on_with(world, Role::All).await;
     stage.message(stage.bob, stage.joe, "published").await;
     assert_eq!(
@@ -614,9 +607,7 @@ async fn late_table_with_rows_resets_the_tenant_without_superuser() {
 
     let Stage { engine, world, .. } = stage;
     engine.unwrap().stop().await;
-    // Roles belong to the whole server, so this one must not stay behind.
-    let clean = format!("REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}; DROP ROLE {role};");
-    admin.batch_execute(&clean).await.unwrap();
+    owner.remove().await;
     drop(world);
 }
 

@@ -3,7 +3,7 @@
 SELECT lower($1) AS name, found.*
 FROM (VALUES (1)) AS one (row)
 LEFT JOIN LATERAL (
-    SELECT u.id, u.username, u.user_type, u.role, c.password_hash
+    SELECT u.id, c.password_hash
     FROM {schema}.users u
     LEFT JOIN posduif.credentials c ON c.tenant = $2 AND c.user_id = u.id
     WHERE u.deleted_at IS NULL AND u.disabled_at IS NULL AND (lower(u.username) = lower($1) OR lower(u.email) = lower($1))

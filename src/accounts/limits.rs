@@ -6,16 +6,14 @@
 //! from other addresses do not lock the user out. A window that became full doubles the next one, up to a day. A fourth counter
 //! is of all attempts of a user from one address within a minute, right ones too: each costs a hash computation.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::config::{self, client_network};
+use crate::core::slots::{Slot, Slots};
 use crate::feature::Error;
 use crate::redis::store::Store;
 
@@ -115,28 +113,6 @@ pub enum Subject<'a> {
     Name(&'a str),
 }
 
-/// Logins in progress, by address.
-type InProgress = Arc<Mutex<HashMap<IpAddr, usize>>>;
-
-/// A login that is in progress until this is dropped.
-#[derive(Debug)]
-pub struct Waiting {
-    address: IpAddr,
-    in_progress: InProgress,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut in_progress = self.in_progress.lock();
-        if let Some(count) = in_progress.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                in_progress.remove(&self.address);
-            }
-        }
-    }
-}
-
 /// The limits. Cloning shares the connection.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -144,7 +120,8 @@ pub struct Limits {
     settings: config::Limits,
     /// Lifetime of the mark of a login at an address.
     known_for: Duration,
-    in_progress: InProgress,
+    /// Logins in progress, by address.
+    in_progress: Slots<IpAddr>,
 }
 
 impl Limits {
@@ -154,7 +131,7 @@ impl Limits {
             store,
             settings: settings.limits.clone(),
             known_for: Duration::from_secs(settings.auth.session_expiry_seconds),
-            in_progress: InProgress::default(),
+            in_progress: Slots::new(settings.limits.login_waiting_max),
         }
     }
 
@@ -162,21 +139,10 @@ impl Limits {
     ///
     /// # Errors
     /// [`Error::Busy`] while the address has `limits.login_waiting_max` there.
-    pub fn wait_at(&self, address: IpAddr) -> Result<Waiting, Error> {
-        let address = client_network(address);
-        let mut in_progress = self.in_progress.lock();
-        let count = in_progress.entry(address).or_default();
-        if *count >= self.settings.login_waiting_max {
-            return Err(Error::Busy(
-                "too many logins at once from this address; try again in a moment",
-            ));
-        }
-        *count += 1;
-        drop(in_progress);
-        Ok(Waiting {
-            address,
-            in_progress: self.in_progress.clone(),
-        })
+    pub fn wait_at(&self, address: IpAddr) -> Result<Slot<IpAddr>, Error> {
+        self.in_progress.take(client_network(address)).ok_or(Error::Busy(
+            "too many logins at once from this address; try again in a moment",
+        ))
     }
 
     /// An attempt of a user or under a name that no user has: the response must not reveal which.

@@ -6,11 +6,12 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
-use crate::accounts::limits::{Attempt, Limits, Subject, Waiting};
+use crate::accounts::limits::{Attempt, Limits, Subject};
 use crate::accounts::names::check_name;
 use crate::accounts::password::{Passwords, Turn};
 use crate::accounts::standing::Standing;
 use crate::accounts::users::{Role, UserType};
+use crate::core::slots::Slot;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
 use crate::postgres::{Database, sql, tenants};
@@ -53,6 +54,11 @@ pub async fn active(database: &Database, tenant: &Tenant, user: Uuid) -> Result<
     if tenants::find(database, &tenant.name).await?.is_none() {
         return Ok(None);
     }
+    active_in(database, tenant, user).await
+}
+
+/// [`active`] in a tenant that exists.
+pub async fn active_in(database: &Database, tenant: &Tenant, user: Uuid) -> Result<Option<ActiveUser>, Error> {
     let row = database
         .query_opt(
             &sql!("accounts/user_active", tenant),
@@ -127,7 +133,7 @@ impl Verifier<'_> {
     async fn check(
         self,
         attempt: Attempt,
-        waiting: Waiting,
+        waiting: Slot<IpAddr>,
         account: Option<Account>,
         password: &str,
     ) -> Result<Login, Error> {

@@ -9,6 +9,7 @@ pub mod loader;
 pub mod login;
 pub mod names;
 pub mod password;
+mod random;
 pub mod sessions;
 pub mod standing;
 pub mod tickets;

@@ -15,7 +15,6 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::sync::watch;
 use tokio_postgres::Row;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -150,8 +149,7 @@ impl Standings {
 impl Shared {
     /// The cache, while all changes arrive.
     fn fresh_cache(&self) -> Option<&Cache<(Tenant, Uuid), Standing>> {
-        let age = self.freshness.borrow().age();
-        let is_fresh = age.is_some_and(|age| age <= self.freshness_bound);
+        let is_fresh = self.freshness.borrow().is_within(self.freshness_bound);
         let cache = self.cache.as_ref();
         cache.filter(|_| is_fresh && self.is_subscribed.load(Ordering::SeqCst))
     }
@@ -167,12 +165,7 @@ async fn fetch(database: Database, tenant: Tenant, users: Vec<Uuid>) -> Found<Uu
             &sql!("accounts/standings", tenant),
             &[(&tenant.name, Type::TEXT), (&users, Type::UUID_ARRAY)],
         )
-        .await;
-    let rows = match rows {
-        // The schema was dropped by SQL, the tenant is still listed.
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => return Ok(HashMap::new()),
-        rows => rows?,
-    };
+        .await?;
     rows.iter()
         .map(|row| Ok((row.try_get("id")?, Standing::from_row(row)?)))
         .collect()

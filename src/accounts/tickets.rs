@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::accounts::devices::TokenHash;
+use crate::accounts::random::random;
 use crate::accounts::users::UserType;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
@@ -117,9 +118,7 @@ impl Tickets {
 
     /// A new ticket.
     pub async fn issue(&self, grant: &Grant) -> Result<String, Error> {
-        let mut bits = [0; 32];
-        getrandom::fill(&mut bits).map_err(|error| Error::Internal(format!("no random bits: {error}")))?;
-        let ticket = URL_SAFE_NO_PAD.encode(bits);
+        let ticket = URL_SAFE_NO_PAD.encode(random::<32>()?);
         let holder = match &grant.holder {
             Holder::User {
                 user_id,

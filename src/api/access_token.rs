@@ -164,16 +164,20 @@ mod tests {
         })
     }
 
-    #[test]
-    fn token_is_valid_under_its_own_key_and_audience_only() {
-        let user = WebPrincipal {
+    fn bob(device_id: Option<&str>) -> WebPrincipal {
+        WebPrincipal {
             tenant: Tenant::named("demo").expect("a name"),
             user_id: Uuid::from_u128(7),
             user_type: UserType::Web,
             session: Uuid::from_u128(8),
             stamp: Uuid::from_u128(9),
-            device_id: Some("laptop".into()),
-        };
+            device_id: device_id.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn token_is_valid_under_its_own_key_and_audience_only() {
+        let user = bob(Some("laptop"));
         let ours = tokens(&"s".repeat(32), "posduif");
         let token = ours.issue(&user, Role::Member).expect("signed");
         assert_eq!(ours.check(&token).expect("valid"), user);
@@ -189,14 +193,7 @@ mod tests {
 
     #[test]
     fn token_of_a_previous_key_is_valid_under_its_kid_only() {
-        let user = WebPrincipal {
-            tenant: Tenant::named("demo").expect("a name"),
-            user_id: Uuid::from_u128(7),
-            user_type: UserType::Web,
-            session: Uuid::from_u128(8),
-            stamp: Uuid::from_u128(9),
-            device_id: None,
-        };
+        let user = bob(None);
         let (old, new) = ("o".repeat(32), "n".repeat(32));
         let token = tokens(&old, "posduif").issue(&user, Role::Member).expect("signed");
         let rotated = |previous: &[&str]| {

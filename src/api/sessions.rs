@@ -129,7 +129,7 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
     let tenant = open.ok_or_else(|| Error::new(Code::FORBIDDEN, "registration is closed"))?;
     let id = users::insert(&app.database, &app.passwords, &tenant, &new).await?;
     drop(waiting);
-    let user = login::active(&app.database, &tenant, id).await?;
+    let user = login::active_in(&app.database, &tenant, id).await?;
     let user = user.ok_or_else(|| unauthorized("the new user was disabled; ask an operator"))?;
     log_in(&app, &request, StatusCode::CREATED, &user.login, device.as_ref()).await
 }
@@ -327,7 +327,7 @@ pub async fn end(app: Arc<App>, request: Request) -> Result<Response, Error> {
 /// The caller, whose own session must not have been ended: the access token of an ended session may be stolen.
 async fn live_session_user<'a>(app: &App, request: &'a Request) -> Result<&'a WebPrincipal, Error> {
     let user = request.user()?;
-    if app.sessions.is_ended(user.session).await? || !app.sessions.is_live(&user.session_claim()).await? {
+    if !app.sessions.is_live_everywhere(&user.session_claim()).await? {
         return Err(session_ended());
     }
     Ok(user)

@@ -29,7 +29,7 @@ impl TailGate {
     pub fn is_open(&self) -> bool {
         let freshness = *self.freshness.borrow();
         freshness.is_connected
-            && freshness.age().is_some_and(|age| age <= self.freshness_bound)
+            && freshness.is_within(self.freshness_bound)
             && freshness.position >= self.store.furthest()
     }
 }

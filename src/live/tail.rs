@@ -118,6 +118,11 @@ pub struct Freshness {
 }
 
 impl Freshness {
+    /// Whether the age is known and within a bound.
+    pub fn is_within(&self, bound: Duration) -> bool {
+        self.age().is_some_and(|age| age <= bound)
+    }
+
     /// Age of what clients can see; `None` before the first heartbeat.
     pub fn age(&self) -> Option<Duration> {
         let received_at = self.received_at?;

@@ -379,6 +379,14 @@ pub(crate) async fn up_tenant(transaction: &Transaction<'_>, tenant: &Tenant) ->
     apply(transaction, &tenant.schema, TENANT).await
 }
 
+/// Forgets the version of a tenant's schema. The caller holds the lock.
+pub(crate) async fn forget(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<()> {
+    transaction
+        .query_typed(&sql!("postgres/migrations_forget"), &[(&tenant.schema, Type::TEXT)])
+        .await?;
+    Ok(())
+}
+
 /// Creates the control schema, empty, unless it exists. The caller holds the lock.
 pub(crate) async fn bootstrap(transaction: &Transaction<'_>) -> Result<()> {
     transaction

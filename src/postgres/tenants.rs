@@ -43,6 +43,8 @@ pub async fn create(database: &Database, replication: &config::Replication, name
         .batch_execute(&tenant.sql("CREATE SCHEMA {schema}"))
         .await
         .with_context(|| format!("cannot create the schema {}", tenant.schema))?;
+    // A former schema of this name may have been dropped by SQL, which leaves its version behind.
+    migrations::forget(&transaction, &tenant).await?;
     migrations::up_tenant(&transaction, &tenant).await?;
     publication::include(&transaction, &replication.publication, &tenant).await?;
     transaction
@@ -243,9 +245,7 @@ pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLs
         .batch_execute(&tenant.sql("DROP SCHEMA IF EXISTS {schema} CASCADE"))
         .await
         .with_context(|| format!("cannot drop the schema {}", tenant.schema))?;
-    transaction
-        .query_typed(&sql!("postgres/migrations_forget"), &[(&tenant.schema, Type::TEXT)])
-        .await?;
+    migrations::forget(&transaction, &tenant).await?;
     let lsn: String = row.try_get("lsn")?;
     transaction.commit().await?;
     lsn.parse()

@@ -126,7 +126,6 @@ pub struct Pipeline {
     /// A table whose outline must be read before its rows are.
     undescribed: Option<u32>,
     base: u64,
-    published: StreamId,
     seen: StreamId,
     replay: Replay,
     transaction: Option<Transaction>,
@@ -136,11 +135,9 @@ pub struct Pipeline {
     retried: Option<Arc<str>>,
     received: PgLsn,
     tenants: HashSet<Arc<str>>,
-    stopped: HashSet<Target>,
-    batch: Batch,
+    entries: Entries,
     /// A written batch, whose memory the next one reuses.
     spare: Option<Batch>,
-    body: EntryBody,
     json: Vec<u8>,
     counts: ReplicationCounts,
 }
@@ -149,7 +146,12 @@ impl Pipeline {
     /// A pipeline for the stream of a slot.
     pub fn new(keys: Keys, router: Router, slot: &str, start: Start) -> Self {
         Self {
-            batch: Batch::new(keys.clone()),
+            entries: Entries {
+                batch: Batch::new(keys.clone()),
+                published: start.position,
+                stopped: HashSet::new(),
+                body: EntryBody::default(),
+            },
             keys,
             router,
             heartbeat_prefix: format!("{}{slot}", heartbeat::PREFIX),
@@ -157,7 +159,6 @@ impl Pipeline {
             tables: HashMap::new(),
             undescribed: None,
             base: start.base,
-            published: start.position,
             seen: start.seen,
             replay: start.replay,
             transaction: None,
@@ -165,9 +166,7 @@ impl Pipeline {
             retried: None,
             received: PgLsn::from(0),
             tenants: start.tenants,
-            stopped: HashSet::new(),
             spare: None,
-            body: EntryBody::default(),
             json: Vec::new(),
             counts: ReplicationCounts::default(),
         }
@@ -175,7 +174,7 @@ impl Pipeline {
 
     /// The batch being filled.
     pub fn batch(&mut self) -> &mut Batch {
-        &mut self.batch
+        &mut self.entries.batch
     }
 
     /// Takes the batch and starts another.
@@ -183,14 +182,14 @@ impl Pipeline {
         if let Some(Transaction { begin, ordinal, .. }) = self.transaction
             && ordinal > 0
         {
-            self.batch.leave_open(OpenTransaction {
+            self.entries.batch.leave_open(OpenTransaction {
                 lsn: begin.final_lsn,
                 xid: begin.xid,
                 commit_ts: begin.commit_ts,
             });
         }
         let next = self.spare.take().unwrap_or_else(|| Batch::new(self.keys.clone()));
-        std::mem::replace(&mut self.batch, next)
+        std::mem::replace(&mut self.entries.batch, next)
     }
 
     /// Keeps the memory of a written batch for the next one.
@@ -222,14 +221,14 @@ impl Pipeline {
 
     /// How many streams take no entries.
     pub fn stopped_streams(&self) -> usize {
-        self.stopped.len()
+        self.entries.stopped.len()
     }
 
     /// Stops a stream that refuses entries: later entries are left out until the stream is recreated, by the next
     /// session or by the tenant's resync. That is noted in the batch that is sent next: this one, if it is not the
     /// pipeline's.
     pub fn stop_stream(&mut self, target: Target, cause: &str, next: Option<&mut Batch>) {
-        if !self.stopped.insert(target.clone()) {
+        if !self.entries.stopped.insert(target.clone()) {
             return;
         }
         tracing::error!(
@@ -238,7 +237,7 @@ impl Pipeline {
             "stream stopped: Redis refuses its entries"
         );
         let cause = format!("Redis refuses entries of stream {}: {cause}", target.key(&self.keys));
-        let batch = next.unwrap_or(&mut self.batch);
+        let batch = next.unwrap_or(&mut self.entries.batch);
         batch.quarantine(target.tenant(), None, (QuarantineKind::Stream, &cause), None);
         // The mark survives a restart: entries are missing until the stream is recreated.
         batch.stop(&target, &cause);
@@ -336,11 +335,11 @@ impl Pipeline {
         let last = StreamId::of(position, self.base);
         // A replayed transaction must not move the checkpoint back; of the last one, the checkpoint may still lack the
         // commit.
-        if last >= self.published {
+        if last >= self.entries.published {
             if transaction.has_rows && traces::is_enabled() {
-                self.batch.trace(last, transaction.begin.commit_ts);
+                self.entries.batch.trace(last, transaction.begin.commit_ts);
             }
-            self.batch.complete(
+            self.entries.batch.complete(
                 last,
                 TransactionMark {
                     lsn: commit.commit_lsn,
@@ -366,7 +365,7 @@ impl Pipeline {
         };
         let id = StreamId::of(position, self.base);
         self.counts.changes += 1;
-        if id <= self.published {
+        if id <= self.entries.published {
             self.counts.replayed += 1;
         }
         Ok(((id > self.seen).then_some(id), transaction.begin))
@@ -379,8 +378,8 @@ impl Pipeline {
         };
         let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
         let is_tenants = table.of_tenant().is_some();
-        if id > self.published {
-            self.batch.reach(id, is_tenants.then_some(begin.xid));
+        if id > self.entries.published {
+            self.entries.batch.reach(id, is_tenants.then_some(begin.xid));
             if let Some(transaction) = &mut self.transaction {
                 transaction.has_rows |= is_tenants;
             }
@@ -403,29 +402,19 @@ impl Pipeline {
         };
         let row = partial.as_ref().map_or(row, |old| row.with_old(old));
         let source = source(relation, &begin);
-        self.body.begin(&source);
+        self.entries.body.begin(&source);
         let mut deliveries: Vec<Delivery<'_>> = Vec::new();
         let is_retried = self.retried.as_ref() == Some(&plan.tenant);
-        let (is_stored, quarantined) = match write_rows(relation, &row, &mut self.json, &mut self.body) {
-            Ok(()) if self.body.bytes() > ENTRY_BYTES_MAX => {
-                let bytes = self.body.bytes();
-                self.body.begin(&source);
+        let (is_stored, quarantined) = match write_rows(relation, &row, &mut self.json, &mut self.entries.body) {
+            Ok(()) if self.entries.body.bytes() > ENTRY_BYTES_MAX => {
+                let bytes = self.entries.body.bytes();
+                self.entries.body.begin(&source);
                 let cause = format!("the row has {bytes} bytes; an entry may have at most {ENTRY_BYTES_MAX}");
                 (false, Some((QuarantineKind::Row, cause)))
             }
             Ok(()) => {
                 let changes = Target::Changes(plan.tenant.clone());
-                if !self.stopped.contains(&changes) {
-                    add_entry(
-                        &mut self.batch,
-                        self.published,
-                        changes,
-                        id,
-                        row.operation,
-                        None,
-                        &self.body,
-                    );
-                }
+                self.entries.add(changes, id, row.operation, None);
                 let routed_row = if is_retried { row.as_new() } else { row };
                 if !is_whole && routed_row.operation != Operation::Insert && plan.is_routed() {
                     return self.lack_old_row(oid, id, &begin);
@@ -440,14 +429,15 @@ impl Pipeline {
             Err(cause) => (false, Some((QuarantineKind::Row, cause.to_string()))),
         };
         // Of what is published, the rest of the EXEC succeeded.
-        let is_new = id > self.published;
+        let is_new = id > self.entries.published;
         if let Some((kind, cause)) = quarantined
             && is_new
         {
             self.counts.quarantined += 1;
             tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
-            self.batch
-                .quarantine(&plan.tenant, Some(id), (kind, &cause), Some(&self.body));
+            self.entries
+                .batch
+                .quarantine(&plan.tenant, Some(id), (kind, &cause), Some(&self.entries.body));
         }
         if !is_stored {
             return Ok(());
@@ -457,23 +447,13 @@ impl Pipeline {
             && row.operation == Operation::Insert
             && let Ok(Some(user)) = user_id(row.after(column))
         {
-            self.batch
+            self.entries
+                .batch
                 .create_stream(Target::Inbox(plan.tenant.clone(), user), id, begin.commit_ts);
         }
         for delivery in deliveries.iter().filter(|delivery| delivery.stored) {
             let target = Target::of(&plan.tenant, delivery.audience);
-            if !self.stopped.contains(&target) {
-                let (operation, event) = (delivery.operation, Some(delivery.event));
-                add_entry(
-                    &mut self.batch,
-                    self.published,
-                    target,
-                    id,
-                    operation,
-                    event,
-                    &self.body,
-                );
-            }
+            self.entries.add(target, id, delivery.operation, Some(delivery.event));
         }
         if is_new && !deliveries.is_empty() {
             let row_id = plan.id_column.and_then(|column| match row.latest(column) {
@@ -485,7 +465,8 @@ impl Pipeline {
                 // A row with a value that is not UTF-8 was refused above.
                 _ => None,
             };
-            self.batch
+            self.entries
+                .batch
                 .notice(id, &plan.tenant, &source, row_id, &deliveries, payload);
         }
         Ok(())
@@ -505,13 +486,16 @@ impl Pipeline {
             self.counts.quarantined += 1;
             let cause = catalog::OLD_ROW_MISSING;
             tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
-            self.batch
-                .quarantine(&plan.tenant, Some(id), (QuarantineKind::Table, cause), Some(&self.body));
+            self.entries.batch.quarantine(
+                &plan.tenant,
+                Some(id),
+                (QuarantineKind::Table, cause),
+                Some(&self.entries.body),
+            );
         }
         if self.reset.insert(plan.tenant.clone()) {
-            self.body.begin(&source(relation, begin));
-            let sink = (&mut self.batch, self.published);
-            reset_tenant(sink, &self.stopped, &plan.tenant, (id, begin), &self.body);
+            self.entries.body.begin(&source(relation, begin));
+            self.entries.reset_tenant(&plan.tenant, id, begin);
         }
         Ok(())
     }
@@ -522,23 +506,12 @@ impl Pipeline {
         else {
             return Ok(());
         };
-        self.body.begin(&source(relation, &begin));
+        self.entries.body.begin(&source(relation, &begin));
         let changes = Target::Changes(plan.tenant.clone());
-        if !self.stopped.contains(&changes) {
-            add_entry(
-                &mut self.batch,
-                self.published,
-                changes,
-                id,
-                Operation::Truncate,
-                None,
-                &self.body,
-            );
-        }
+        self.entries.add(changes, id, Operation::Truncate, None);
         if plan.is_routed() {
             // The log does not have the rows and so not their viewers: all users of the tenant take a snapshot.
-            let sink = (&mut self.batch, self.published);
-            reset_tenant(sink, &self.stopped, &plan.tenant, (id, &begin), &self.body);
+            self.entries.reset_tenant(&plan.tenant, id, &begin);
         }
         Ok(())
     }
@@ -556,12 +529,12 @@ impl Pipeline {
             self.outbox_message(id, &begin, prefix, event, content);
             return Ok(());
         }
-        if id <= self.published {
+        if id <= self.entries.published {
             return Ok(());
         }
-        self.batch.reach(id, None);
+        self.entries.batch.reach(id, None);
         if prefix == self.heartbeat_prefix {
-            self.batch.heartbeat(begin.commit_ts);
+            self.entries.batch.heartbeat(begin.commit_ts);
             return Ok(());
         }
         if let Some(command) = command {
@@ -581,12 +554,14 @@ impl Pipeline {
             } => self.begin_tenant(id, begin, &tenant, generation, is_paused),
             Command::SetState { tenant, is_paused } => {
                 let event = if is_paused { "tenant_paused" } else { "tenant_resumed" };
-                self.batch.set_state(&tenant, is_paused);
-                self.batch.tenant_notice(id, &tenant, event, commit_ts);
+                self.entries.batch.set_state(&tenant, is_paused);
+                self.entries.batch.tenant_notice(id, &tenant, event, commit_ts);
             }
             Command::DropTenant { tenant } => self.end_tenant(id, begin, &tenant),
             Command::CreateInbox { tenant, user } => {
-                self.batch.create_stream(Target::Inbox(tenant, user), id, commit_ts);
+                self.entries
+                    .batch
+                    .create_stream(Target::Inbox(tenant, user), id, commit_ts);
             }
             Command::RecreateStream(target) if self.tenants.contains(target.tenant()) => {
                 self.renew_stream(&target, Some((id, commit_ts)));
@@ -595,12 +570,13 @@ impl Pipeline {
             Command::Trim(Trim { target, min_id }) if self.tenants.contains(target.tenant()) => {
                 // An entry that is not published yet must not be hidden from its readers.
                 let min_id = min_id.min(id);
-                self.batch.trim(&Trim { target, min_id }.into());
+                self.entries.batch.trim(&Trim { target, min_id }.into());
             }
             Command::ReportTable { tenant, cause } if self.tenants.contains(&tenant) => {
                 self.counts.quarantined += 1;
                 let cause: String = cause.chars().take(catalog::CAUSE_LENGTH_MAX).collect();
-                self.batch
+                self.entries
+                    .batch
                     .quarantine(&tenant, Some(id), (QuarantineKind::Table, &cause), None);
             }
             // A tenant that does not exist, and `Retry`, which takes effect before it is published.
@@ -614,12 +590,12 @@ impl Pipeline {
 
     /// Removes the key of a stream, whatever its type, and creates the stream again when a position and time are given.
     fn renew_stream(&mut self, target: &Target, create_stream: Option<(StreamId, i64)>) {
-        self.batch.remove_stream(target);
-        if self.stopped.remove(target) {
-            self.batch.unstop(target);
+        self.entries.batch.remove_stream(target);
+        if self.entries.stopped.remove(target) {
+            self.entries.batch.unstop(target);
         }
         if let Some((id, commit_ts)) = create_stream {
-            self.batch.create_stream(target.clone(), id, commit_ts);
+            self.entries.batch.create_stream(target.clone(), id, commit_ts);
         }
     }
 
@@ -627,18 +603,22 @@ impl Pipeline {
     fn begin_tenant(&mut self, id: StreamId, begin: &Begin, name: &str, generation: i64, is_paused: bool) {
         let tenant: Arc<str> = name.into();
         // The key of a stopped stream may be of the wrong type, which would also refuse the creation.
-        let stopped: Vec<Target> = self.stopped.extract_if(|target| *target.tenant() == tenant).collect();
+        let stopped: Vec<Target> = self
+            .entries
+            .stopped
+            .extract_if(|target| *target.tenant() == tenant)
+            .collect();
         for target in &stopped {
-            self.batch.remove_stream(target);
-            self.batch.unstop(target);
+            self.entries.batch.remove_stream(target);
+            self.entries.batch.unstop(target);
         }
         let own = [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())];
         let inboxes = stopped.into_iter().filter(|target| !own.contains(target));
         for target in own.clone().into_iter().chain(inboxes) {
-            self.batch.create_stream(target, id, begin.commit_ts);
+            self.entries.batch.create_stream(target, id, begin.commit_ts);
         }
-        self.batch.reset_meta(name, generation, is_paused);
-        self.batch.reset_notice(id, name, begin.commit_ts);
+        self.entries.batch.reset_meta(name, generation, is_paused);
+        self.entries.batch.reset_notice(id, name, begin.commit_ts);
         if self.tenants.insert(tenant) {
             // Tables that were described before their tenant existed.
             for table in self.tables.values_mut().filter(|table| table.plan.is_none()) {
@@ -654,21 +634,27 @@ impl Pipeline {
         for table in self.tables.values_mut() {
             table.plan.take_if(|plan| plan.tenant == tenant);
         }
-        let stopped: Vec<Target> = self.stopped.extract_if(|target| *target.tenant() == tenant).collect();
-        stopped.iter().for_each(|target| self.batch.unstop(target));
+        let stopped: Vec<Target> = self
+            .entries
+            .stopped
+            .extract_if(|target| *target.tenant() == tenant)
+            .collect();
+        stopped.iter().for_each(|target| self.entries.batch.unstop(target));
         for target in [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())] {
-            self.batch.remove_stream(&target);
+            self.entries.batch.remove_stream(&target);
         }
         // The access of connected devices is revoked.
-        self.batch.tenant_notice(id, name, "device_changed", begin.commit_ts);
+        self.entries
+            .batch
+            .tenant_notice(id, name, "device_changed", begin.commit_ts);
         self.tenants.remove(&tenant);
     }
 
     /// Publishes an outbox message, or quarantines it.
     fn outbox_message(&mut self, id: StreamId, begin: &Begin, prefix: &str, event: &str, content: &[u8]) {
-        let is_new = id > self.published;
+        let is_new = id > self.entries.published;
         if is_new {
-            self.batch.reach(id, None);
+            self.entries.batch.reach(id, None);
         }
         let message = OutboxMessage::parse(event, content);
         if message.is_err() && !is_new {
@@ -691,76 +677,69 @@ impl Pipeline {
             commit_ts: begin.commit_ts,
             xid: begin.xid,
         };
-        self.body.begin(&source);
+        self.entries.body.begin(&source);
         let message = match message {
             Ok(message) => message,
             Err(undeliverable) => {
                 self.counts.quarantined += 1;
                 tracing::warn!(tenant = &*tenant, %id, cause = %undeliverable, "outbox message quarantined");
-                self.body
+                self.entries
+                    .body
                     .content(&content[..content.len().min(outbox::CONTENT_BYTES_MAX)]);
                 let cause = undeliverable.to_string();
-                self.batch
-                    .quarantine(&tenant, Some(id), (QuarantineKind::Message, &cause), Some(&self.body));
+                self.entries.batch.quarantine(
+                    &tenant,
+                    Some(id),
+                    (QuarantineKind::Message, &cause),
+                    Some(&self.entries.body),
+                );
                 return;
             }
         };
-        self.body.row(message.data.as_bytes());
+        self.entries.body.row(message.data.as_bytes());
         let changes = Target::Changes(tenant.clone());
         let targets = message.to.iter().map(|audience| Target::of(&tenant, *audience));
         for (target, event) in
             std::iter::once((changes, None)).chain(targets.map(|target| (target, Some(message.event))))
         {
-            if !self.stopped.contains(&target) {
-                let operation = Operation::Message;
-                add_entry(
-                    &mut self.batch,
-                    self.published,
-                    target,
-                    id,
-                    operation,
-                    event,
-                    &self.body,
-                );
-            }
+            self.entries.add(target, id, Operation::Message, event);
         }
         if is_new {
-            self.batch.outbox_notice(id, &source, &message);
+            self.entries.batch.outbox_notice(id, &source, &message);
         }
     }
 }
 
-/// Adds an entry to a stream: where it is published already, only if the stream lacks it.
-fn add_entry(
-    batch: &mut Batch,
+/// Where the entries of a change go.
+#[derive(Debug)]
+struct Entries {
+    batch: Batch,
+    /// Everything up to here is published.
     published: StreamId,
-    target: Target,
-    id: StreamId,
-    operation: Operation,
-    event: Option<&str>,
-    body: &EntryBody,
-) {
-    if id > published {
-        batch.entry(target, id, operation, event, body);
-    } else {
-        batch.entry_unless_there(target, id, operation, event, body);
-    }
+    /// Streams that take no entries.
+    stopped: HashSet<Target>,
+    /// The change being added.
+    body: EntryBody,
 }
 
-/// Makes all readers of a tenant take a snapshot.
-fn reset_tenant(
-    (batch, published): (&mut Batch, StreamId),
-    stopped: &HashSet<Target>,
-    tenant: &Arc<str>,
-    (id, begin): (StreamId, &Begin),
-    body: &EntryBody,
-) {
-    let shared = Target::Shared(tenant.clone());
-    if !stopped.contains(&shared) {
-        let (operation, event) = (Operation::Truncate, Some("reset"));
-        add_entry(batch, published, shared, id, operation, event, body);
+impl Entries {
+    /// Adds an entry to a stream that takes entries: where it is published already, only if the stream lacks it.
+    fn add(&mut self, target: Target, id: StreamId, operation: Operation, event: Option<&str>) {
+        if self.stopped.contains(&target) {
+            return;
+        }
+        if id > self.published {
+            self.batch.entry(target, id, operation, event, &self.body);
+        } else {
+            self.batch.entry_unless_there(target, id, operation, event, &self.body);
+        }
     }
-    if id > published {
-        batch.reset_notice(id, tenant, begin.commit_ts);
+
+    /// Makes all readers of a tenant take a snapshot.
+    fn reset_tenant(&mut self, tenant: &Arc<str>, id: StreamId, begin: &Begin) {
+        self.add(Target::Shared(tenant.clone()), id, Operation::Truncate, Some("reset"));
+        if id > self.published {
+            self.batch.reset_notice(id, tenant, begin.commit_ts);
+        }
     }
 }

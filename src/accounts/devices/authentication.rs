@@ -217,8 +217,7 @@ impl Devices {
 
     /// The cache, while the log delivers revocations.
     fn fresh_cache(&self) -> Option<&PrincipalCache> {
-        let age = self.freshness.borrow().age();
-        let is_fresh = age.is_some_and(|age| age <= self.freshness_bound);
+        let is_fresh = self.freshness.borrow().is_within(self.freshness_bound);
         self.cache.as_deref().filter(|_| is_fresh)
     }
 
@@ -281,7 +280,7 @@ struct Candidate {
     is_first_use: bool,
 }
 
-/// The devices that present these proofs, unless revoked.
+/// Records the first use of these tokens.
 async fn record_first_uses(database: Database, hashes: Vec<TokenHash>) -> Found<TokenHash, ()> {
     let keys: Vec<&[u8]> = hashes.iter().map(TokenHash::as_bytes).collect();
     database
@@ -290,6 +289,7 @@ async fn record_first_uses(database: Database, hashes: Vec<TokenHash>) -> Found<
     Ok(hashes.into_iter().map(|hash| (hash, ())).collect())
 }
 
+/// The devices that present these proofs, unless revoked.
 async fn candidates(database: Database, proofs: Vec<Proof>) -> Found<Proof, Candidate> {
     let hashes: Vec<&[u8]> = proofs.iter().map(|proof| proof.hash.as_bytes()).collect();
     let ids: Vec<&str> = proofs.iter().map(|proof| proof.device_id.as_str()).collect();

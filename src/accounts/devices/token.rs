@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
+use crate::accounts::random::random;
 use crate::feature::Error;
 
 /// Longest device token that is hashed; Posduif's tokens have 43 characters.
@@ -57,9 +58,7 @@ pub(crate) struct Token {
 impl Token {
     /// 256 random bits in base64url.
     pub(crate) fn generate() -> Result<Self, Error> {
-        let mut bits = [0; 32];
-        getrandom::fill(&mut bits).map_err(|error| Error::Internal(format!("no random bits: {error}")))?;
-        let text = URL_SAFE_NO_PAD.encode(bits);
+        let text = URL_SAFE_NO_PAD.encode(random::<32>()?);
         let hash = TokenHash(Sha256::digest(text.as_bytes()).into());
         Ok(Self { text, hash })
     }

@@ -33,12 +33,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::refresh_token::RefreshToken;
-use self::refresh_token::random;
 use self::watched::Watched;
 pub use self::watched::{SessionClaim, Watch};
 use crate::accounts::devices::{self, Devices};
 use crate::accounts::login::Login;
-use crate::accounts::standing::Standings;
+use crate::accounts::random::random;
+use crate::accounts::standing::{Standing, Standings};
 use crate::config;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
@@ -397,7 +397,7 @@ impl Sessions {
 
     /// Whether this node has received the end of the session, without a query to Redis. The end on another node arrives with a
     /// short delay, or when Redis is available again.
-    pub fn is_known_ended(&self, session: Uuid) -> bool {
+    fn is_known_ended(&self, session: Uuid) -> bool {
         self.ended.contains_key(&session)
     }
 
@@ -408,13 +408,18 @@ impl Sessions {
             return Ok(false);
         }
         let standing = self.standings.get(&claim.tenant, claim.user).await?;
-        Ok(standing.is_some_and(|standing| standing.permits(claim.session, claim.stamp)))
+        Ok(permits(standing, claim))
+    }
+
+    /// Like [`Sessions::is_live`], with what any node has written to Redis.
+    pub async fn is_live_everywhere(&self, claim: &SessionClaim) -> Result<bool, Error> {
+        Ok(!self.is_ended(claim.session).await? && self.is_live(claim).await?)
     }
 
     /// Like [`Sessions::is_live`], without the cached stamp.
     pub async fn is_live_now(&self, claim: &SessionClaim) -> Result<bool, Error> {
         let standing = self.standings.read(&claim.tenant, claim.user).await?;
-        let is_permitted = standing.is_some_and(|standing| standing.permits(claim.session, claim.stamp));
+        let is_permitted = permits(standing, claim);
         Ok(is_permitted && !self.is_known_ended(claim.session))
     }
 
@@ -452,7 +457,7 @@ impl Sessions {
         }
         let standing = self.standings.get(tenant, user).await?;
         for claim in watched {
-            if !standing.is_some_and(|standing| standing.permits(claim.session, claim.stamp)) {
+            if !permits(standing, &claim) {
                 self.set_ended(claim.session);
             }
         }
@@ -730,6 +735,11 @@ fn parse_owner(fields: &[Option<String>]) -> Option<Owner> {
 /// A time in milliseconds since 1970.
 fn timestamp(text: &str) -> Option<Timestamp> {
     DateTime::<Utc>::from_timestamp_millis(text.parse().ok()?).map(Timestamp)
+}
+
+/// Whether the user of a session may act, with the stamp that the session has.
+fn permits(standing: Option<Standing>, claim: &SessionClaim) -> bool {
+    standing.is_some_and(|standing| standing.permits(claim.session, claim.stamp))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::accounts::random::random;
 use crate::feature::Error;
 
 /// A well-formed refresh token.
@@ -78,12 +79,6 @@ impl RefreshToken {
             secret: mac.finalize().into_bytes().into(),
         }
     }
-}
-
-pub(super) fn random<const N: usize>() -> Result<[u8; N], Error> {
-    let mut bits = [0; N];
-    getrandom::fill(&mut bits).map_err(|error| Error::Internal(format!("no random bits: {error}")))?;
-    Ok(bits)
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ impl Reader {
         // Watched first, so that an end in between is not missed.
         let claim = user.session_claim();
         let session = app.sessions.watch(claim.clone());
-        if app.sessions.is_ended(user.session).await? || !app.sessions.is_live(&claim).await? {
+        if !app.sessions.is_live_everywhere(&claim).await? {
             return Ok(None);
         }
         Ok(Some(Self::Web {
