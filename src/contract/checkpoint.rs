@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use postgres_types::PgLsn;
 
 use crate::core::position::{EpochId, StreamId, TermId};
+use crate::core::time::age_of;
 
 const EPOCH: &str = "epoch";
 const NUMBER: &str = "number";
@@ -201,9 +202,7 @@ impl Checkpoint {
     /// How long ago the last complete transaction was committed, by the clocks of Postgres and of this machine. While an
     /// engine publishes, it is about as old as the last heartbeat. `None` in a new epoch.
     pub fn age(&self) -> Option<Duration> {
-        let committed = Duration::from_micros(self.transaction?.commit_ts.unsigned_abs());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Some(now.saturating_sub(committed))
+        Some(age_of(self.transaction?.commit_ts))
     }
 
     /// All fields and their texts, as a new epoch writes them.

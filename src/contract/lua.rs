@@ -1,16 +1,20 @@
 //! The Lua scripts that Redis runs.
 
 /// Moves a stream's trim point on and trims, on a full Redis, too.
-pub const TRIM: &str = include_str!("lua/trim.lua");
+pub const TRIM: &str = concat!(
+    "#!lua flags=allow-oom\n",
+    include_str!("lua/ids.lua"),
+    include_str!("lua/trim.lua")
+);
 
 /// Begins a term of a new writer.
 pub const TERM: &str = include_str!("lua/term.lua");
 
 /// Adds an entry unless the stream holds it.
-pub const RECHECK: &str = include_str!("lua/recheck.lua");
+pub const RECHECK: &str = concat!(include_str!("lua/ids.lua"), include_str!("lua/recheck.lua"));
 
 /// Decides whether a device that is away is pushed to.
-pub const TRIGGER: &str = include_str!("lua/trigger.lua");
+pub const TRIGGER: &str = concat!(include_str!("lua/ids.lua"), include_str!("lua/trigger.lua"));
 
 /// Claims entries of `push` that are due at the webhook.
 pub const CLAIM: &str = include_str!("lua/claim.lua");

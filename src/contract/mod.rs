@@ -1,6 +1,7 @@
 //! The formats in Redis: names of keys, entries, notices, hashes, control messages, and the Lua scripts. Each format is in one
 //! file, both directions.
 
+#[cfg(test)]
 pub mod catalog;
 pub mod checkpoint;
 pub mod control;

@@ -3,6 +3,7 @@
 //! One entry a batch with rows, kept in Redis until a snapshot sees all of it. It names exactly the batch's
 //! transactions: other ones that run meanwhile, in other databases too, must not make a handoff begin too low.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use crate::core::position::StreamId;
@@ -40,6 +41,12 @@ impl WindowEntry {
     /// Whether a snapshot sees all of it.
     pub fn is_seen_by(&self, snapshot: &Snapshot) -> bool {
         self.runs.iter().all(|(low, high)| snapshot.sees_all(*low, *high))
+    }
+
+    /// The entries of the window's hash; malformed fields are left out.
+    pub fn parse_all(fields: &HashMap<String, String>) -> Vec<Self> {
+        let entries = fields.iter();
+        entries.filter_map(|(first, runs)| Self::parse(first, runs)).collect()
     }
 
     /// The runs as text: `7-9,12`.

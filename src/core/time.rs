@@ -1,7 +1,7 @@
 //! Times as the API prints them.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use postgres_types::{FromSql, Type};
@@ -60,6 +60,20 @@ impl<'a> FromSql<'a> for Timestamp {
     fn accepts(ty: &Type) -> bool {
         <DateTime<Utc> as FromSql<'_>>::accepts(ty)
     }
+}
+
+/// The time in µs since 1970.
+pub fn unix_micros() -> i64 {
+    i64::try_from(since_1970().as_micros()).unwrap_or(i64::MAX)
+}
+
+/// How long ago a time in µs since 1970 was, zero for one to come: the clocks of two machines may differ.
+pub fn age_of(unix_micros: i64) -> Duration {
+    since_1970().saturating_sub(Duration::from_micros(unix_micros.unsigned_abs()))
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Milliseconds of a duration, at most `i64::MAX`, so that they fit Redis, Postgres and Lua.

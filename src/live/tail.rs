@@ -1,7 +1,7 @@
 //! The live tail: one reader of the live stream a process, which delivers its notices to the [`crate::live::hub`].
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
@@ -16,6 +16,7 @@ use crate::contract::notice::{ChangeNotice, LiveEntry};
 use crate::core::backoff::Backoff;
 use crate::core::operation::Operation;
 use crate::core::position::{EpochId, StreamId, TermId};
+use crate::core::time::age_of;
 use crate::live::hub::Hub;
 use crate::net;
 use crate::redis::store::Store;
@@ -126,10 +127,8 @@ impl Freshness {
     /// Age of what clients can see; `None` before the first heartbeat.
     pub fn age(&self) -> Option<Duration> {
         let received_at = self.received_at?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let then = Duration::from_micros(self.heartbeat_ts.unsigned_abs());
         // The clocks of two machines may differ, and one may be set back.
-        Some(now.saturating_sub(then).max(received_at.elapsed()))
+        Some(age_of(self.heartbeat_ts).max(received_at.elapsed()))
     }
 }
 
@@ -311,6 +310,8 @@ fn dispatch(hub: &Hub, term: TermId, change: ChangeNotice) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
     use super::*;
 
     #[test]

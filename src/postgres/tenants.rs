@@ -154,16 +154,16 @@ pub async fn send(database: &Database, command: &Command) -> Result<PgLsn, Error
 pub(crate) async fn send_within(
     transaction: &tokio_postgres::Transaction<'_>,
     command: &Command,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<PgLsn> {
     let (prefix, content) = command.encode();
-    transaction
-        .query_typed(
+    let row = transaction
+        .query_typed_one(
             &sql!("postgres/emit_message"),
             &[(&prefix, Type::TEXT), (&content, Type::TEXT)],
         )
         .await
         .with_context(|| format!("cannot emit the message {prefix}"))?;
-    Ok(())
+    Ok(row.try_get("lsn")?)
 }
 
 /// Writes a row again unchanged, so that all its readers receive it as a new row. Returns the LSN of the request, or `None` when
@@ -179,16 +179,10 @@ pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &
     let column = quote_identifier(columns.try_get("free_column")?);
     let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
-    let (prefix, content) = Command::Retry {
+    let retry = Command::Retry {
         tenant: tenant.name.as_str().into(),
-    }
-    .encode();
-    let marked = transaction
-        .query_typed_one(
-            &sql!("postgres/emit_message"),
-            &[(&prefix, Type::TEXT), (&content, Type::TEXT)],
-        )
-        .await?;
+    };
+    let lsn = send_within(&transaction, &retry).await?;
     let condition = format!("id = ($1::text)::{id_type}");
     let row = transaction
         .query_typed(
@@ -211,7 +205,7 @@ pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &
         bail!("a trigger or a policy prevents the update of the row {id} of {name}");
     }
     transaction.commit().await?;
-    Ok(Some(marked.try_get("lsn")?))
+    Ok(Some(lsn))
 }
 
 /// Those of these users that the tenant does not have, not even deleted.

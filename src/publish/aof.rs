@@ -12,6 +12,7 @@ use super::durability::{AofState, Observation, Persistence, has_waitaof};
 use crate::config;
 use crate::contract::keys::Keys;
 use crate::net;
+use crate::redis::info::Info;
 
 /// Pause between two queries.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -62,8 +63,8 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
                 None => connection.insert(client.get_multiplexed_async_connection_with_config(&settings).await?),
             };
             let server: String = redis::cmd("INFO").arg("server").query_async(held).await?;
-            let run_id = server.lines().find_map(|line| line.trim().strip_prefix("run_id:"));
-            let run_id = run_id.unwrap_or_default().to_owned();
+            let server = Info::parse(&server);
+            let run_id = server.get("run_id").to_owned();
             let state = aof_state(held).await?;
             let policy = match hides_policy {
                 true => String::new(),

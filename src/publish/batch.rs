@@ -363,8 +363,7 @@ impl Batch {
         for (name, value) in &fields {
             arguments.extend([name.as_bytes(), value.as_bytes()]);
         }
-        resp::command(&mut self.commands, &arguments);
-        self.queued.push((self.commands.len(), Purpose::Other));
+        self.other(&arguments);
         self.other(&[b"UNLINK", window.as_bytes(), terms.as_bytes()]);
         self.position = Some(checkpoint.position);
         self.announces = true;

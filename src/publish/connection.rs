@@ -180,11 +180,7 @@ impl Connection {
             other => bail!("Redis refused the claim of the checkpoint: {other:?}"),
         }
         let checkpoint = Checkpoint::parse(&self.hash(&key).await?)?;
-        let window = self.hash(&self.keys.window()).await?;
-        let window = window
-            .iter()
-            .filter_map(|(first, runs)| WindowEntry::parse(first, runs))
-            .collect();
+        let window = WindowEntry::parse_all(&self.hash(&self.keys.window()).await?);
         let stopped = self.hash(&self.keys.stopped()).await?;
         self.live = checkpoint.as_ref().map_or(StreamId::ZERO, |checkpoint| checkpoint.live);
         self.guard().await?;

@@ -115,8 +115,7 @@ impl Observation {
 }
 
 /// Whether the server has `WAITAOF`, by its `INFO server`. Valkey also reports Redis 7.2 there.
-pub fn has_waitaof(info: &str) -> bool {
-    let info = Info::parse(info);
+pub fn has_waitaof(info: &Info) -> bool {
     let mut parts = info.get("redis_version").split('.').map(str::parse::<u32>);
     matches!((parts.next(), parts.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (7, 2))
 }
@@ -244,15 +243,16 @@ mod tests {
 
     #[test]
     fn waitaof_exists_from_redis_7_2_on() {
-        let has = |version: &str| has_waitaof(&format!("# Server\r\nredis_version:{version}\r\nos:Linux\r\n"));
+        let has = |info: &str| has_waitaof(&Info::parse(info));
+        let of = |version: &str| format!("# Server\r\nredis_version:{version}\r\nos:Linux\r\n");
         for version in ["7.2.0", "7.2.4", "7.10.1", "8.0.0", "10.0"] {
-            assert!(has(version), "{version}");
+            assert!(has(&of(version)), "{version}");
         }
         for version in ["7.0.15", "6.3.4", "2.8", "", "7", "x.y", "255"] {
-            assert!(!has(version), "{version}");
+            assert!(!has(&of(version)), "{version}");
         }
-        assert!(!has_waitaof("valkey_version:8.0.1"));
-        assert!(has_waitaof(
+        assert!(!has("valkey_version:8.0.1"));
+        assert!(has(
             "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\n"
         ));
     }

@@ -487,10 +487,7 @@ impl Store {
         Ok(Handoff {
             view: parse_view(&checkpoint)?,
             generation: meta.generation.unwrap_or(0),
-            window: window
-                .iter()
-                .filter_map(|(first, runs)| WindowEntry::parse(first, runs))
-                .collect(),
+            window: WindowEntry::parse_all(&window),
             missing: Missing {
                 tenant: !shared || meta.generation.is_none(),
                 inbox: !inbox,

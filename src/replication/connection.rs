@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use fallible_iterator::FallibleIterator;
@@ -19,6 +19,7 @@ use tokio_postgres::error::SqlState;
 
 use super::frame::{self, Frame};
 use super::login::Login;
+use crate::core::time::unix_micros;
 use crate::net::postgres::Server;
 use crate::net::{self, BoxStream};
 
@@ -423,10 +424,4 @@ fn server_error(body: &backend::ErrorResponseBody) -> Result<ServerError, Error>
         }
     }
     Ok(error)
-}
-
-/// The time in µs since 1970.
-pub(super) fn unix_micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

@@ -6,6 +6,7 @@ use tokio::sync::{Notify, watch};
 
 use super::slot::SlotSample;
 use crate::core::position::EpochId;
+use crate::publish::outcome::error_code;
 use crate::publish::progress::Progress;
 use crate::telemetry::metrics::Metrics;
 
@@ -99,6 +100,13 @@ impl Report {
 
     pub fn set_state(&self, state: ReplicatorState) {
         self.state.send_replace(state);
+    }
+
+    /// Redis refused entries, after this many were trimmed with them. If it is full, trimming must free more.
+    pub fn note_refusal(&self, cause: &str, removed: i64) {
+        if error_code(cause) == "OOM" && removed == 0 {
+            self.full.notify_one();
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use postgres_types::PgLsn;
 use tokio::sync::{mpsc, watch};
 
 use super::catalog::{self, Outline};
-use super::connection::{Connection, unix_micros};
+use super::connection::Connection;
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::Break;
 use super::frame::Frame;
@@ -25,6 +25,7 @@ use crate::contract::stream_name::Target;
 use crate::contract::window::WindowEntry;
 use crate::core::backoff::Backoff;
 use crate::core::position::StreamId;
+use crate::core::time::unix_micros;
 use crate::publish::aof::{self, Written};
 use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection as redis_connection;
@@ -270,13 +271,7 @@ impl<'a> Session<'a> {
     async fn next_event(&mut self) -> Result<Event, SessionEnd> {
         if let Some(relation) = self.pipeline.undescribed() {
             let reading = catalog::outline(self.context.database, relation);
-            return match tokio::time::timeout(OUTLINE_TIMEOUT, reading).await {
-                Ok(outline) => Ok(Event::Outline(outline?)),
-                Err(_) => Err(SessionEnd::Failed(
-                    FailureCause::Postgres,
-                    anyhow!("no answer from Postgres within {} s", OUTLINE_TIMEOUT.as_secs()),
-                )),
-            };
+            return Ok(Event::Outline(startup::within(OUTLINE_TIMEOUT, reading).await?));
         }
         let may_read = !self.is_full();
         let may_gather = !self.redis.is_idle() && self.in_flight.sent_at.elapsed() < GATHER;
@@ -511,9 +506,7 @@ impl<'a> Session<'a> {
                 if self.refused.cause.as_ref() != Some(&cause) {
                     tracing::warn!(cause, "Redis refuses writes; retrying the batch");
                 }
-                if error_code(&cause) == "OOM" && cuts.removed == 0 {
-                    self.context.report.full.notify_one();
-                }
+                self.context.report.note_refusal(&cause, cuts.removed);
                 self.refused.cause = Some(cause);
                 let retry_at = Instant::now() + self.refused.backoff.next();
                 self.refused.batch = Some((batch, retry_at));

@@ -14,7 +14,7 @@ use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::connection::{self, Connection, SystemIdentity, unix_micros};
+use super::connection::{self, Connection, SystemIdentity};
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::{self, Break, Replay, Server};
 use super::report::Report;
@@ -26,13 +26,14 @@ use crate::contract::stream_name::Target;
 use crate::core::position::{EpochId, StreamId};
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::{PAUSED, Tenant};
+use crate::core::time::unix_micros;
 use crate::net;
 use crate::postgres::{self, Database, sql};
 use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection::{self as redis_connection, Claim};
 use crate::publish::cut::Cut;
 use crate::publish::durability::Persistence;
-use crate::publish::outcome::{Outcome, error_code};
+use crate::publish::outcome::Outcome;
 
 /// Status updates are sent at least this often, far below any `wal_sender_timeout`.
 pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -127,13 +128,21 @@ impl Upstream {
 
     /// Waits for an answer of Postgres, at most for the connect timeout.
     async fn within<T>(&self, answer: impl Future<Output = Result<T, connection::Error>>) -> Result<T, SessionEnd> {
-        match tokio::time::timeout(self.connect_timeout, answer).await {
-            Ok(answer) => Ok(answer?),
-            Err(_) => Err(SessionEnd::Failed(
-                FailureCause::Postgres,
-                anyhow!("no answer from Postgres within {} s", self.connect_timeout.as_secs()),
-            )),
-        }
+        within(self.connect_timeout, answer).await
+    }
+}
+
+/// Waits for an answer of Postgres, at most for `timeout`.
+pub(super) async fn within<T, E: Into<SessionEnd>>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, SessionEnd> {
+    match tokio::time::timeout(timeout, answer).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_) => Err(SessionEnd::Failed(
+            FailureCause::Postgres,
+            anyhow!("no answer from Postgres within {} s", timeout.as_secs()),
+        )),
     }
 }
 
@@ -503,9 +512,7 @@ impl Guarded<'_> {
                     self.redis.send(batch, &self.epoch, self.marks, Vec::new());
                 }
                 Some(Outcome::Refused { cause, .. }) => {
-                    if error_code(&cause) == "OOM" && self.redis.take_cut_results().removed == 0 {
-                        self.report.full.notify_one();
-                    }
+                    self.report.note_refusal(&cause, self.redis.take_cut_results().removed);
                     return Err(anyhow!("Redis refused the start of a new epoch: {cause}"));
                 }
                 None => {

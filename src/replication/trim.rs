@@ -5,7 +5,7 @@
 //! Limits on the number of entries take precedence: a device that falls behind them takes a snapshot.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use postgres_types::Type;
@@ -19,6 +19,7 @@ use crate::contract::device_state::{self, TRIM_FIELDS};
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
+use crate::core::time::age_of;
 use crate::postgres::tenants;
 use crate::postgres::{self, Database, sql};
 use crate::publish::cut::{Cut, Keep};
@@ -257,15 +258,11 @@ async fn inbox(
         .arg(ENTRIES_PAGE)
         .query_async(&mut store.connection())
         .await?;
-    let keep_from = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .saturating_sub(Duration::from_secs(config.streams.retention_after_ack_seconds))
-        .as_micros() as u64;
+    let retention = Duration::from_secs(config.streams.retention_after_ack_seconds);
     let last_old = reply
         .ids
         .iter()
-        .take_while(|entry| entries::commit_ts(entry).is_none_or(|ts| ts.cast_unsigned() < keep_from))
+        .take_while(|entry| entries::commit_ts(entry).is_none_or(|ts| age_of(ts) > retention))
         .filter_map(|entry| entry.id.parse::<StreamId>().ok())
         .last();
     Ok(last_old.map(|id| Cut {

@@ -41,7 +41,7 @@ use crate::accounts::random::random;
 use crate::accounts::standing::{Standing, Standings};
 use crate::config;
 use crate::core::tenant::Tenant;
-use crate::core::time::Timestamp;
+use crate::core::time::{Timestamp, millis};
 use crate::feature::Error;
 use crate::live::tail::DeviceChange;
 use crate::net;
@@ -348,7 +348,7 @@ impl Sessions {
         let mut pipe = redis::pipe();
         pipe.atomic();
         let now = Utc::now().timestamp_millis();
-        let until = now.saturating_add(i64::try_from(self.ended_life.as_millis()).unwrap_or(i64::MAX));
+        let until = now.saturating_add(millis(self.ended_life));
         pipe.zrembyscore(keys.ended_sessions(), "-inf", now).ignore();
         for &session in sessions {
             pipe.del(keys.session(session)).ignore();

@@ -2,13 +2,9 @@
 -- created again or trimmed since, and one without entries was trimmed: their readers know.
 -- Keys: the stream. Arguments: as of XADD, from the ID on. Gives what XADD gives.
 local STREAM, id = KEYS[1], ARGV[1]
-local function parts(text) return string.match(text, '^(%d+)-(%d+)$') end
-local function below(a, b) if #a ~= #b then return #a < #b end return a < b end
 local first = redis.call('XRANGE', STREAM, '-', '+', 'COUNT', 1)[1]
 if first then
-  local ms, seq = parts(id)
-  local first_ms, first_seq = parts(first[1])
-  if below(ms, first_ms) or (ms == first_ms and below(seq, first_seq)) then return id end
+  if before(id, first[1]) then return id end
   if redis.call('XRANGE', STREAM, id, id)[1] then return id end
 end
 local added = redis.pcall('XADD', STREAM, 'NOMKSTREAM', unpack(ARGV))

@@ -5,19 +5,6 @@
 local DEVICE, META, USERS, SEEN, PUSH, DUE = unpack(KEYS)
 local epoch, waits, user, device = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
--- Both parts of an ID go up to 2^64, which a number of Lua does not hold.
-local function less(a, b)
-  if #a ~= #b then return #a < #b end
-  return a < b
-end
-
-local function before(a, b)
-  local a1, a2 = string.match(a, '^(%d+)-(%d+)$')
-  local b1, b2 = string.match(b, '^(%d+)-(%d+)$')
-  if a1 ~= b1 then return less(a1, b1) end
-  return less(a2, b2)
-end
-
 if redis.call('HGET', META, 'state') == 'paused' then return {'paused'} end
 local record = redis.call('HGET', USERS, user)
 if record and string.find(record, ' ' .. device .. '/', 1, true) then return {'present'} end
