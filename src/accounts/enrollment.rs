@@ -1,7 +1,7 @@
 //! Enrollment: the registration of a phone as a device with its own token.
 //!
 //! A user creates an enrollment and shows its token as a QR code; the phone completes it once and receives a device token.
-//! Members enroll devices of their own, and web users new mobile users; admins enroll devices for anybody. The creator must
+//! Members enroll devices of their own, and web users new mobile users; admins enroll devices for any user. The creator must
 //! still have that right when the enrollment is completed.
 //!
 //! Both tokens are random and stored only as SHA-256. The response to a completion may be lost, so the same device may

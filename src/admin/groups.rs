@@ -38,12 +38,12 @@ pub struct Group {
 pub enum Lag {
     /// So many entries, those included that were trimmed away meanwhile.
     Entries(u64),
-    /// At least so many. Redis cannot tell of a group that began in the middle of a stream, and they are not counted
-    /// further.
+    /// At least so many. Redis does not report the lag of a group that began in the middle of a stream, and entries are
+    /// not counted further.
     AtLeast(u64),
 }
 
-/// Entries that are counted where Redis cannot tell.
+/// Entries that are counted where Redis reports no number.
 const COUNTED_MAX: u64 = 10_000;
 
 /// What trimming has taken from a group.
@@ -53,7 +53,7 @@ pub enum Missed {
     Nothing,
     /// So many entries.
     Entries(u64),
-    /// Some; Redis cannot tell how many.
+    /// Some; Redis does not report how many.
     Some,
 }
 

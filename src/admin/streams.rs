@@ -22,13 +22,13 @@ pub const PAGE: usize = 500;
 /// For how many streams of a tenant the wrong type is reported.
 const ERRORS_SHOWN: usize = 5;
 
-/// An entry's place: its ID, and what that and its fields tell.
+/// An entry's place: its ID, and what that and its fields contain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mark {
     /// The ID.
     #[serde(serialize_with = "as_text")]
     pub id: StreamId,
-    /// Commit LSN of its transaction; of streams whose IDs are positions, as far as this epoch's base tells.
+    /// Commit LSN of its transaction; of streams whose IDs are positions, if this epoch's base yields it.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_optional_text")]
     pub commit_lsn: Option<PgLsn>,
     /// When it was committed; RFC 3339.
@@ -93,7 +93,7 @@ pub struct Lengths {
     pub shared: Option<u64>,
     /// What could not be routed or stored.
     pub quarantine: Option<u64>,
-    /// What is in the place of those of which nothing is known, and what mends it.
+    /// For keys of the wrong type: what is there, and how to repair it.
     #[serde(skip)]
     errors: Vec<String>,
     /// Beyond those.
@@ -360,7 +360,7 @@ pub async fn before_time(store: &Store, key: &str, time: DateTime<Utc>) -> Resul
     let (mut low, mut high) = (0_u64, newest.ms);
     while low < high {
         let middle = low + (high - low) / 2;
-        // The first transaction from the middle on tells about all between the two.
+        // The first transaction from the middle on decides for all between the two.
         let from = format!("{middle}-0");
         match edge("XRANGE", &from, "+").await? {
             Some((_, ts)) if ts < micros => low = middle + 1,

@@ -110,8 +110,8 @@ impl Change {
         })
     }
 
-    /// The columns that it is about, in the table's order: of an update those that differ, as far as the log tells; of
-    /// anything else all.
+    /// The columns that it is about, in the table's order: of an update those that differ, as far as the log has
+    /// the old row; of anything else all.
     pub fn columns(&self) -> Vec<Column<'_>> {
         if self.entry.op == Operation::Message {
             return Vec::new();
@@ -350,7 +350,7 @@ mod tests {
         let delete = change(Operation::Delete, None, Some(old));
         assert_eq!(columns(&delete)[1], column("body", "\"a\"", "-"));
         assert_eq!(delete.row_id().as_deref(), Some("7"));
-        // With the key alone nobody knows what else differs.
+        // With the key alone it is unknown which other columns differ.
         let partial = change(Operation::Update, Some(new), Some(r#"{"id":7}"#));
         assert_eq!(
             columns(&partial),

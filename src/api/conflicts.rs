@@ -1,4 +1,5 @@
-//! `/api/conflicts`: messages that the caller's devices and another client changed concurrently.
+//! `/api/conflicts`: messages, and rows of own tables, that the caller's devices and another client changed concurrently.
+//! A conflict about a row of an own table is resolved with `server` only.
 
 use std::sync::Arc;
 

@@ -71,7 +71,7 @@ pub async fn withdraw(app: Arc<App>, request: Request) -> Result<Response, Error
     Ok(response::no_content())
 }
 
-/// Whose enrollments the caller manages: `None` is everybody's.
+/// Whose enrollments the caller manages: `None` is all users'.
 async fn creator(app: &App, caller: &Principal) -> Result<Option<Uuid>, Error> {
     let is_admin = users::is_admin(&app.database, caller.tenant(), caller.user_id()).await?;
     Ok((!is_admin).then(|| caller.user_id()))
@@ -141,7 +141,7 @@ struct CompletionBody {
 /// in use.
 pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let address = request.address;
-    // Before the body, which anybody may send.
+    // Before the body, which any client may send.
     check_limit(&app, address).await?;
     let body: CompletionBody = request.json(app.config.server.body_bytes_max).await?;
     let token = uuid("token", &required("token", body.token)?)?;

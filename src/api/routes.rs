@@ -19,7 +19,7 @@ use crate::http::routes::Router;
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everyone.
+    /// Any client.
     Public,
     /// The access token of a web user.
     Web,

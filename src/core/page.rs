@@ -51,7 +51,7 @@ impl Page {
         matches!(self.start, Start::After(_))
     }
 
-    /// How many rows to ask for: one more than wanted tells whether there are more.
+    /// How many rows to ask for: one more than wanted shows whether there are more.
     pub fn rows_max(&self) -> i64 {
         self.limit.saturating_add(1)
     }
@@ -62,7 +62,7 @@ impl Page {
 pub struct Rows<T> {
     /// The rows, in the list's order.
     pub rows: Vec<T>,
-    /// How many there are in the whole list; of a page by `before` or `after` nobody counts.
+    /// How many there are in the whole list; not counted for a page by `before` or `after`.
     pub total: Option<i64>,
     /// Whether there are more in the direction of the page.
     pub has_more: bool,

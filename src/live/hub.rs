@@ -335,7 +335,7 @@ impl Hub {
         longest
     }
 
-    /// Changes of devices that somebody has not followed yet.
+    /// Changes of devices that a receiver has not taken yet.
     pub fn device_changes_waiting(&self) -> usize {
         self.0.device_changes.len()
     }
@@ -363,7 +363,7 @@ impl Hub {
         }
     }
 
-    /// Sends everybody back to the streams.
+    /// Sends all readers back to the streams.
     pub(crate) fn deliver_gap(&self) {
         for listener in self.listeners().iter() {
             listener.lost();

@@ -214,7 +214,7 @@ async fn follow(
                 continue;
             }
             if received_at.elapsed() > SILENCE {
-                // Nobody publishes, or nobody does so here any more: the address may lead to another server by now.
+                // No engine publishes, or none does so here any more: the address may lead to another server by now.
                 store.renew();
                 connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
                 received_at = Instant::now();

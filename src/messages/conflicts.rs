@@ -1,5 +1,6 @@
-//! Conflicts: a device changed a message based on an older version than the row's. Both versions are kept; under
-//! `sync.conflict_strategy: manual` the user who made the change resolves the conflict.
+//! Conflicts: a device changed a message, or a row of an own table, based on an older version than the row's. Both versions
+//! are kept; under `sync.conflict_strategy: manual` the user who made the change resolves the conflict. One about a row of
+//! an own table is open under either strategy, names the row by `table` and `row_id`, and is resolved with `server` only.
 //!
 //! An open conflict is a row that all devices and pages of its user receive, and that they remove when it is resolved.
 //! Resolved conflicts stay in the table, including those that `last_write_wins` resolved.
@@ -32,11 +33,11 @@ pub struct Conflict {
     pub device_id: Option<String>,
     /// The version on which the change is based; 0 for a creation.
     pub base_version: i64,
-    /// The message as the device sent it; `op` is `create`, `edit` or `delete`.
+    /// The message as the device sent it, or `row` for a row of an own table; `op` is `create`, `edit` or `delete`.
     pub client_version: Value,
-    /// The message as it was when the device's change arrived.
+    /// The message or row as it was when the device's change arrived.
     pub server_version: Value,
-    /// The message as it is now; null when it was deleted.
+    /// The message as it is now; null when it was deleted, and for a row of an own table.
     pub message: Option<Value>,
     /// The strategy in force: `last_write_wins` or `manual`.
     pub strategy: String,

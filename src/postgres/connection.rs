@@ -85,7 +85,7 @@ impl Connection {
         result
     }
 
-    /// Cancels what runs, on a connection of its own, as the protocol requires. Nobody waits for it.
+    /// Cancels what runs, on a connection of its own, as the protocol requires. No caller waits for it.
     fn abandon(&self) {
         if self.is_abandoned.swap(true, Ordering::Relaxed) {
             return;

@@ -395,7 +395,7 @@ pub async fn trigger(
         .collect())
 }
 
-/// Takes what is due at the webhook; nobody else takes it for `lease`.
+/// Takes what is due at the webhook; no other engine takes it for `lease`.
 ///
 /// # Errors
 /// See [`Error`].

@@ -35,7 +35,7 @@ use crate::postgres::{Database, sql};
 use crate::redis::store::Store;
 use crate::telemetry::metrics::Metrics;
 
-/// How long what is heard gathers, so that a burst is looked at once.
+/// How long candidates are collected, so that a burst is examined once.
 const GATHER: Duration = Duration::from_millis(200);
 
 /// Users or devices in one statement.

@@ -64,7 +64,7 @@ impl Schedule {
         due
     }
 
-    /// Whether somebody did not fit since the last question.
+    /// Whether a user did not fit since the last call.
     pub(super) fn take_overflow(&mut self) -> bool {
         std::mem::take(&mut self.has_overflown)
     }

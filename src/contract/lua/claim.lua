@@ -1,4 +1,4 @@
--- Takes what is due at the webhook, so that nobody else does for a while. Keys: what is due, how often each was tried, the
+-- Takes what is due at the webhook, so that no other engine does for a while. Keys: what is due, how often each was tried, the
 -- push stream. Arguments: ms, most entries. Gives the time, when the next one is due (empty: never), and of each entry its
 -- id, how often it is tried with this time, and its fields.
 local DUE, TRIES, PUSH = unpack(KEYS)

@@ -1,7 +1,7 @@
 -- What all scripts of presence begin with. The tenant's keys:
--- streams:   sorted set, `<user>/<place>/<stream>` by the ms since 1970 at which it is over unless somebody holds it
+-- streams:   sorted set, `<user>/<place>/<stream>` by the ms since 1970 at which it is over unless a node holds it
 -- users:     hash, user -> `<status> <last seen> [<place>/<flag>/<streams>/<last seen> ...]`; also `epoch`, `version`
---            (of the last change of anybody's status) and `trimmed` (the last version whose user was forgotten)
+--            (of the last change of any user's status) and `trimmed` (the last version whose user was forgotten)
 -- changed:   sorted set, user by the version at which its status became what it is
 -- gone:      sorted set, users who are offline by the ms since 1970 at which they became so
 -- seen:      sorted set, `<user>/<place>` by the ms since 1970 at which its last stream was seen

@@ -24,13 +24,13 @@ impl Error {
     }
 }
 
-/// How somebody is.
+/// Whether a user, device or session is present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Here.
     Online,
-    /// Connected, and says that nobody looks.
+    /// Connected, and has declared that it is not in use.
     Away,
     /// Not connected.
     Offline,

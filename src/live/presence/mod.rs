@@ -7,8 +7,8 @@
 //! - [`Presence::enter`] makes a stream count for as long as what it gives is kept. This process holds its streams in
 //!   Redis together, a few hundred at once (`streams`); when it dies, they end by themselves.
 //! - The statuses of users are folded in Redis by scripts (`store`), so that all nodes see the same.
-//! - [`Presence::watch`] tells a reader of its tenant: first how it is, then what changes. All readers of a tenant share
-//!   the same text, and how much a process tells is bounded (`rooms`).
+//! - [`Presence::watch`] delivers the presence of a tenant to a reader: first the whole, then what changes. All readers of a
+//!   tenant share the same text, and how much a process delivers is bounded (`rooms`).
 //! - [`Presence::last_seen`] returns when users and devices left, for the task that writes these times to Postgres.
 //!
 //! Without Redis nothing here waits for longer than [`TIMEOUT`]; callers must be able to continue without a result.
@@ -83,7 +83,7 @@ impl Presence {
         self.store.declare(tenant, user, place, status).await
     }
 
-    /// Tells how a tenant is, and goes on telling.
+    /// Delivers the presence of a tenant, and then its changes.
     pub fn watch(&self, tenant: &str) -> Watcher {
         Rooms::watch(&self.rooms, tenant)
     }

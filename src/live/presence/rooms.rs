@@ -54,9 +54,9 @@ struct Room {
 #[derive(Debug)]
 struct State {
     known: Known,
-    /// Everybody who is present; nothing when they are more than fit an event.
+    /// All users who are present; nothing when they are more than fit an event.
     present: Option<BTreeMap<Uuid, Status>>,
-    /// The same in the form of an event, once somebody has asked.
+    /// The same in the form of an event, once a reader has needed it.
     whole: Option<Arc<str>>,
     pending: Pending,
     /// No event goes out before.
@@ -91,7 +91,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// The next event: first how everybody is, then what changes, as the data of an event `presence`. Waits as long as
+    /// The next event: first all who are present, then what changes, as the data of an event `presence`. Waits as long as
     /// Redis is away. Safe to cancel.
     pub async fn next(&mut self) -> Arc<str> {
         poll_fn(|context| self.poll_next(context)).await
@@ -163,7 +163,7 @@ impl State {
         serde_json::to_string(&data).map_or(TRUNCATED.into(), Into::into)
     }
 
-    /// How everybody is, or that they are too many to tell.
+    /// All users who are present, or that they are too many for an event.
     fn whole(&mut self) -> Arc<str> {
         if let Some(whole) = &self.whole {
             return whole.clone();
@@ -337,7 +337,7 @@ impl Rooms {
                 continue;
             }
             if was_away {
-                // Else everybody would be offline for a moment.
+                // Else all users would be offline for a moment.
                 streams.hold_all().await;
             }
             match self.ask(store, &rooms).await {

@@ -20,9 +20,9 @@ const SLICES: u64 = 8;
 pub(crate) struct Streams {
     state: Mutex<State>,
     wake: Notify,
-    /// Rounds of telling Redis that are over.
+    /// Rounds of reports to Redis that are over.
     rounds: watch::Sender<u64>,
-    /// Tells this process's streams from others'.
+    /// Distinguishes this process's streams from others'.
     process: u32,
     left_max: usize,
 }
