@@ -326,6 +326,53 @@ async fn promoted_standby_starts_epoch_only_when_it_lacks_data() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_hosts_read_from_the_primary_and_follow_a_promotion() {
+    let mut primary = servers::postgres().await;
+    let redis = servers::redis().await;
+    let world = World::on(&primary.server.url(), &redis.server.url()).await;
+    let mut stage = Stage::on_with(world, Role::Replicator).await;
+    stage
+        .sql("SELECT pg_create_physical_replication_slot('standby', true)")
+        .await;
+    let standby = servers::standby_of(&mut primary, "standby", |options| options).await;
+    stage.engine.take().unwrap().stop().await;
+    let host = |url: &str| {
+        let (_, host) = url.split_once('@').unwrap();
+        host.split_once('/').unwrap().0.to_owned()
+    };
+    let url = stage.world.config.postgres.url.expose().to_owned();
+    let hosts = format!("{},{}", host(&standby.server.url()), host(&url));
+    let both = format!("{}?target_session_attrs=read-write", url.replace(&host(&url), &hosts));
+    stage.world.config.postgres.url = Secret::new(both);
+    stage.psql = stage.world.psql().await;
+    stage.engine = Some(stage.world.engine(Role::Replicator).await);
+    let there = connect(&standby.server.url()).await;
+    stage.message(stage.bob, stage.joe, "on the primary").await;
+    let before = stage.changes().await;
+    assert_eq!(number(&stage.world).await, "1", "no new epoch");
+
+    let end: String = stage
+        .psql
+        .query_one("SELECT pg_current_wal_lsn()::text", &[])
+        .await
+        .unwrap()
+        .get(0);
+    eventually("the standby has all of it", || async {
+        let replayed = "SELECT FROM (SELECT) AS one WHERE pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+        there.query_opt(replayed, &[&end]).await.unwrap()
+    })
+    .await;
+    primary.server.kill().await.unwrap();
+    there.execute("SELECT pg_promote()", &[]).await.unwrap();
+    stage.psql = stage.world.psql().await;
+    let reason = epoch_begins(&stage, "2").await;
+    assert!(reason.contains("slot was missing"), "{reason}");
+    let row = stage.message(stage.bob, stage.joe, "on the new primary").await;
+    check_rows_behind_reset(&stage, &before, &[row]).await;
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failover_to_standby_with_synced_slot_starts_no_epoch() {
     let mut primary = servers::postgres().await;
     // What is answered is durable, so that the slot moves on at once.
@@ -681,7 +728,7 @@ async fn reader_ahead_of_the_streams_waits_and_then_resets() {
     stage.message(stage.bob, stage.joe, "before").await;
     stage.world.published().await;
     let store = Store::new(&stage.world.config.redis).unwrap();
-    let mut place = store.handoff("acme", stage.joe).await.unwrap().place();
+    let mut place = store.standing("acme", stage.joe).await.unwrap().place();
     // Its term is the current one, so nothing was set back as far as is recorded.
     place.position = StreamId {
         ms: place.position.ms + (1 << 40),

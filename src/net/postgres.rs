@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode, SslNegotiation};
+use tokio_postgres::config::{Host, SslMode, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 
 use crate::config::CertificateFiles;
@@ -94,6 +94,7 @@ impl Server {
         }
         let is_local = |host: &Host| matches!(host, Host::Unix(_));
         let hosts = config.get_hosts();
+        let has_alternatives = hosts.len().max(config.get_hostaddrs().len()) > 1;
         let mode = if !hosts.is_empty() && hosts.iter().all(is_local) {
             // As in libpq: Unix sockets are local and have no TLS.
             Mode::Disable
@@ -107,6 +108,10 @@ impl Server {
             Mode::Prefer => SslMode::Prefer,
             _ => SslMode::Require,
         });
+        // Of several servers only the primary has the slot and takes writes.
+        if has_alternatives {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
         let connector = Connector::new(&trust, client.as_ref(), Some(PROTOCOL))?;
         Ok(Self { config, connector })
     }
@@ -320,6 +325,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> tokio_postgres::tls::TlsStream for Strea
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_hosts_need_the_primary() {
+        let wanted = |url| Server::parse(url).unwrap().config().get_target_session_attrs();
+        assert_eq!(wanted("postgres://u@a/x"), TargetSessionAttrs::Any);
+        assert_eq!(wanted("postgres://u@a,b/x"), TargetSessionAttrs::ReadWrite);
+        assert_eq!(
+            wanted("postgres://u@a:1,b:2/x?target_session_attrs=any"),
+            TargetSessionAttrs::ReadWrite
+        );
+    }
 
     fn refusal(url: &str) -> String {
         format!("{:#}", Server::parse(url).unwrap_err())

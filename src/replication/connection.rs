@@ -98,40 +98,54 @@ impl fmt::Debug for Connection {
     }
 }
 
+/// What a server is in a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ServerRole {
+    Primary,
+    Standby,
+}
+
 impl Connection {
-    /// Connects and logs in to the first reachable host.
+    /// Connects and logs in to the first host that is reachable and, of several, no standby.
     ///
     /// `sender_timeout` becomes the session's `wal_sender_timeout`, so that Postgres releases the slot of a dead
     /// engine.
     pub async fn connect(server: &Server, connect_timeout: Duration, sender_timeout: Duration) -> Result<Self, Error> {
+        let addresses = server.addresses();
         let mut last = Error::Authentication("the connection URL names no host".into());
-        for (address, name) in server.addresses() {
-            match net::connect(&address, connect_timeout).await {
-                Ok(stream) => {
-                    let login = async {
-                        let secured = server.secure(stream, &name).await;
-                        let secured = secured.map_err(|error| Error::Authentication(format!("{address}: {error}")))?;
-                        let mut connection = Self {
-                            stream: secured.stream,
-                            receive_low_water: 1,
-                            inbound: BytesMut::with_capacity(2 * READ_BYTES_MIN),
-                            outbound: BytesMut::new(),
-                        };
-                        connection
-                            .log_in(server.config(), secured.end_point, sender_timeout)
-                            .await?;
-                        Ok(connection)
-                    };
-                    return match tokio::time::timeout(connect_timeout, login).await {
-                        Ok(result) => result,
-                        Err(_) => Err(Error::Authentication(format!(
-                            "{address} did not complete the login within {} s",
-                            connect_timeout.as_secs()
-                        ))),
-                    };
+        for (address, name) in &addresses {
+            let login = async {
+                let stream = net::connect(address, connect_timeout).await?;
+                let secured = server.secure(stream, name).await;
+                let secured = secured.map_err(|error| Error::Authentication(format!("{address}: {error}")))?;
+                let mut connection = Self {
+                    stream: secured.stream,
+                    receive_low_water: 1,
+                    inbound: BytesMut::with_capacity(2 * READ_BYTES_MIN),
+                    outbound: BytesMut::new(),
+                };
+                let role = connection
+                    .log_in(server.config(), secured.end_point, sender_timeout)
+                    .await?;
+                Ok((connection, role))
+            };
+            let problem = match tokio::time::timeout(connect_timeout, login).await {
+                Ok(Ok((_, ServerRole::Standby))) if addresses.len() > 1 => {
+                    format!("{address} is a standby; the connection URL needs the primary")
                 }
-                Err(error) => last = error.into(),
-            }
+                Ok(Ok((connection, _))) => return Ok(connection),
+                // As in libpq, a refused login ends the search.
+                Ok(Err(error @ (Error::Authentication(_) | Error::Protocol(_)))) => return Err(error),
+                Ok(Err(error)) => {
+                    last = error;
+                    continue;
+                }
+                Err(_) => format!(
+                    "{address} did not complete the login within {} s",
+                    connect_timeout.as_secs()
+                ),
+            };
+            last = Error::Authentication(problem);
         }
         Err(last)
     }
@@ -141,14 +155,20 @@ impl Connection {
         config: &tokio_postgres::Config,
         end_point: Option<Vec<u8>>,
         sender_timeout: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<ServerRole, Error> {
         let mut login = Login::new(config, end_point)?;
+        let mut role = ServerRole::Primary;
         login.start(sender_timeout, &mut self.outbound)?;
         loop {
             self.flush().await?;
             match self.message().await? {
-                Message::ParameterStatus(_) | Message::BackendKeyData(_) | Message::NoticeResponse(_) => {}
-                Message::ReadyForQuery(_) => return Ok(()),
+                Message::ParameterStatus(body) => {
+                    if body.name()? == "in_hot_standby" && body.value()? == "on" {
+                        role = ServerRole::Standby;
+                    }
+                }
+                Message::BackendKeyData(_) | Message::NoticeResponse(_) => {}
+                Message::ReadyForQuery(_) => return Ok(role),
                 Message::ErrorResponse(body) => return Err(server_error(&body)?.into()),
                 request => login.answer(request, &mut self.outbound)?,
             }
