@@ -485,10 +485,10 @@ async fn cache_is_unused_while_a_reader_is_ahead_of_the_live_tail() {
     assert_eq!(name().await, "joe", "it is remembered");
 
     // Somebody is handed the change out of the stream.
-    let handoff = store.handoff("acme", office.joe_id).await.unwrap();
+    let standing = store.standing("acme", office.joe_id).await.unwrap();
     let place = ReadPosition {
         epoch: view.epoch,
-        generation: handoff.generation,
+        generation: standing.generation,
         term: view.term,
         position: view.position,
     };

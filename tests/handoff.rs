@@ -15,6 +15,8 @@ use posduif::sync::snapshot;
 use postgres_types::PgLsn;
 use uuid::Uuid;
 
+use crate::support::office::Office;
+use crate::support::owner::Owner;
 use crate::support::servers::{self, Own};
 use crate::support::stage::Stage;
 use crate::support::{TIMEOUT, World, eventually};
@@ -360,4 +362,49 @@ fn rand(bound: u32) -> u32 {
     let mut bytes = [0; 4];
     getrandom::fill(&mut bytes).unwrap();
     u32::from_ne_bytes(bytes) % bound
+}
+
+#[tokio::test]
+async fn window_stays_bounded_while_heartbeats_fail() {
+    let mut world = World::new().await;
+    let owner = Owner::of(&mut world).await;
+    // Each row is a batch.
+    let office = Office::within(world, |config| config.replication.batch_changes_max = 1).await;
+    let heartbeats = async |verb: &str, word: &str| {
+        let change = format!(
+            "DO $$ DECLARE name regprocedure; BEGIN
+                 FOR name IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
+                     EXECUTE format('{verb} EXECUTE ON FUNCTION %s {word} PUBLIC', name);
+                 END LOOP;
+             END $$"
+        );
+        owner.admin.batch_execute(&change).await.unwrap();
+    };
+    heartbeats("REVOKE", "FROM").await;
+    let ids = office.insert(1500).await;
+    let keys = office.world.keys();
+    let inbox = keys.inbox("acme", &office.joe_id.to_string());
+    eventually("all rows are published", || async {
+        let length: i64 = office.world.ask_redis(&["XLEN", &inbox]).await;
+        (length > 1500).then_some(())
+    })
+    .await;
+    let held: i64 = office.world.ask_redis(&["HLEN", &keys.window()]).await;
+    assert!((900..=1001).contains(&held), "{held}");
+    let phone = office.phone("phone").await;
+    let (pages, _) = phone.sync(None).await;
+    let messages: HashSet<&str> = pages
+        .iter()
+        .flat_map(|page| page["messages"].as_array().unwrap())
+        .map(|message| message["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(messages, ids.iter().map(String::as_str).collect());
+    heartbeats("GRANT", "TO").await;
+    eventually("a heartbeat closes the window", || async {
+        let held: i64 = office.world.ask_redis(&["HLEN", &keys.window()]).await;
+        (held == 0).then_some(())
+    })
+    .await;
+    office.engine.stop().await;
+    owner.remove().await;
 }

@@ -286,8 +286,8 @@ async fn event_published_during_resume_is_delivered_once() {
 async fn event_received_during_replay_follows_it_once() {
     let office = Office::open().await;
     let store = Store::new(&office.world.config.redis).unwrap();
-    let handoff = store.handoff("acme", office.joe_id).await.unwrap();
-    let before = handoff.place();
+    let standing = store.standing("acme", office.joe_id).await.unwrap();
+    let before = standing.place();
     let sent = office.send("in history").await;
     office.world.published().await;
     let inbox = office.world.keys().inbox("acme", &office.joe_id.to_string());

@@ -311,13 +311,21 @@ impl Users {
     }
 }
 
+impl Users {
+    /// Changes of a tenant were missed.
+    fn lost_of(&self, tenant: &str) {
+        self.0.users.invalidate_tenant(tenant);
+        self.0.totals.invalidate_tenant(tenant);
+    }
+}
+
 impl ChangeListener for Users {
     fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>) {
         let Shared {
             users: rows, totals, ..
         } = &*self.0;
         match (&*notice.table, users) {
-            _ if notice.op == Operation::Reset => self.lost(),
+            _ if notice.op == Operation::Reset => self.lost_of(tenant),
             ("users", recipients) => {
                 // All users of the tenant receive the creation, deletion or visible change of a user.
                 if recipients.is_none() {
@@ -325,7 +333,7 @@ impl ChangeListener for Users {
                 }
                 match notice.row_uuid() {
                     Some(id) => rows.invalidate_changed(&Key::new(tenant, id), notice.xid),
-                    None => rows.invalidate_all(),
+                    None => rows.invalidate_tenant(tenant),
                 }
             }
             // A user is shown with the id of a device.
@@ -334,7 +342,7 @@ impl ChangeListener for Users {
                     rows.invalidate_changed(&Key::new(tenant, *user), notice.xid);
                 }
             }
-            ("devices" | "", None) => self.lost(),
+            ("devices" | "", None) => self.lost_of(tenant),
             _ => {}
         }
     }

@@ -9,7 +9,10 @@ use std::fmt::Write as _;
 use crate::core::position::StreamId;
 use crate::core::snapshot::Snapshot;
 
-/// The transactions of one batch.
+/// Most runs of an entry that took in others.
+const RUNS_MAX: usize = 1000;
+
+/// The transactions of one batch, or of several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowEntry {
     /// Stream ID of the batch's first change; a handoff that must not miss these transactions begins below.
@@ -36,6 +39,28 @@ impl WindowEntry {
             Some((_, high)) if high.checked_add(1) == Some(xid) => *high = xid,
             _ => self.runs.push((xid, xid)),
         }
+    }
+
+    /// Takes in the next entry. The runs grow over gaps where they would become too many: then a snapshot counts as not
+    /// seeing this entry while it does not see a transaction of a gap.
+    pub fn merge(&mut self, next: Self) {
+        self.first = self.first.min(next.first);
+        self.runs.extend(next.runs);
+        self.runs.sort_unstable();
+        let mut joined: Vec<(u32, u32)> = Vec::with_capacity(self.runs.len());
+        for run in self.runs.drain(..) {
+            match joined.last_mut() {
+                Some(last) if run.0 <= last.1.saturating_add(1) => last.1 = last.1.max(run.1),
+                _ => joined.push(run),
+            }
+        }
+        while joined.len() > RUNS_MAX {
+            let pairs = joined.chunks(2);
+            joined = pairs
+                .filter_map(|pair| Some((pair.first()?.0, pair.last()?.1)))
+                .collect();
+        }
+        self.runs = joined;
     }
 
     /// Whether a snapshot sees all of it.
@@ -109,6 +134,22 @@ mod tests {
         };
         assert!(!entry.is_seen_by(&ours));
         assert_eq!(WindowEntry::parse("5-1", "x"), None);
+    }
+
+    #[test]
+    fn merged_entry_begins_at_the_first_and_names_all_transactions() {
+        let mut merged = entry(&[20, 21, 30]);
+        let second = WindowEntry {
+            first: StreamId { ms: 9, seq: 1 },
+            ..entry(&[7, 22, 29])
+        };
+        merged.merge(second);
+        assert_eq!((merged.first, merged.encode().as_str()), (FIRST, "7,20-22,29-30"));
+        for xid in 0..5000 {
+            merged.merge(WindowEntry::new(FIRST, 100 + 2 * xid));
+        }
+        assert!(merged.runs.len() <= RUNS_MAX);
+        assert!((0..5000).all(|xid| merged.runs.iter().any(|run| (run.0..=run.1).contains(&(100 + 2 * xid)))));
     }
 
     proptest! {

@@ -10,11 +10,12 @@
 //! - A change arrives during a query. A [`Ticket`] records when the query began; a value whose key was written here since, or
 //!   whose changes may have been missed since, is not kept.
 //!
-//! Writes of this process invalidate at once, other nodes follow the log. No entry lives longer than `cache.ttl_seconds`.
+//! A reset of a tenant invalidates its values only. Writes of this process invalidate at once, other nodes follow the log. No entry lives longer than `cache.ttl_seconds`.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
@@ -30,6 +31,9 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// Number of slots that record changes. Keys that share a slot invalidate each other.
 const SLOTS: usize = 16_384;
+
+/// Number of slots that record resets of tenants. Tenants that share a slot invalidate each other.
+const TENANT_SLOTS: usize = 4096;
 
 /// Whether the live tail has reached everything that this process has read.
 pub type Gate = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -99,6 +103,8 @@ pub struct Ticket {
 #[derive(Debug)]
 struct CacheEntry<V> {
     value: V,
+    /// When the query for it began.
+    clock: u64,
     snapshot: Snapshot,
 }
 
@@ -108,6 +114,8 @@ pub struct RowCache<V: Send + Sync + 'static> {
     settings: Settings,
     values: Cache<Key, Arc<CacheEntry<V>>>,
     changes: Mutex<Changes>,
+    /// The clock at the last reset of the tenants of a slot.
+    resets: Box<[AtomicU64]>,
     hasher: RandomState,
 }
 
@@ -120,6 +128,8 @@ struct Changes {
     missed: u64,
     settled: Option<Instant>,
     slots: Box<[Slot]>,
+    /// Until when nothing is kept for the tenants of a slot.
+    settling: Box<[Option<Instant>]>,
 }
 
 /// The changes of the keys of a slot.
@@ -160,13 +170,19 @@ impl<V: Clone + Send + Sync + 'static> RowCache<V> {
                 missed: 0,
                 settled: None,
                 slots: vec![Slot::default(); SLOTS].into(),
+                settling: vec![None; TENANT_SLOTS].into(),
             }),
+            resets: (0..TENANT_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
         }
     }
 
     fn slot(&self, key: &Key) -> usize {
         self.hasher.hash_one(key) as usize % SLOTS
+    }
+
+    fn tenant_slot(&self, tenant: &str) -> usize {
+        self.hasher.hash_one(tenant) as usize % TENANT_SLOTS
     }
 
     pub fn lookup(&self, key: Key) -> Lookup<V> {
@@ -182,7 +198,9 @@ impl<V: Clone + Send + Sync + 'static> RowCache<V> {
         if !(self.settings.gate)() {
             return Lookup::Miss(None);
         }
-        let found = self.values.get(&key).filter(|entry| is_usable(&entry.snapshot));
+        let reset = self.resets[self.tenant_slot(&key.tenant)].load(Ordering::Acquire);
+        let found = self.values.get(&key);
+        let found = found.filter(|entry| entry.clock >= reset && is_usable(&entry.snapshot));
         self.settings.metrics.query_cache.lookup(self.kind, found.is_some());
         match found {
             Some(entry) => Lookup::Hit(entry.value.clone()),
@@ -197,9 +215,10 @@ impl<V: Clone + Send + Sync + 'static> RowCache<V> {
 
     /// Keeps a value, unless a change has arrived that it may not show.
     pub fn insert(&self, ticket: Ticket, value: V, snapshot: Snapshot) {
-        let slot = self.slot(&ticket.key);
+        let (slot, tenant) = (self.slot(&ticket.key), self.tenant_slot(&ticket.key.tenant));
         let mut changes = self.changes.lock();
-        if changes.settled.is_some_and(|settled| Instant::now() < settled) || changes.missed > ticket.clock {
+        let settled = changes.settled.max(changes.settling[tenant]);
+        if settled.is_some_and(|settled| Instant::now() < settled) || changes.missed > ticket.clock {
             return;
         }
         let recorded = &mut changes.slots[slot];
@@ -213,7 +232,9 @@ impl<V: Clone + Send + Sync + 'static> RowCache<V> {
             recorded.xids = None;
         }
         // Under the lock, so that no change arrives between the check and the insertion.
-        self.values.insert(ticket.key, Arc::new(CacheEntry { value, snapshot }));
+        let clock = ticket.clock;
+        let entry = CacheEntry { value, clock, snapshot };
+        self.values.insert(ticket.key, Arc::new(entry));
     }
 
     /// A transaction of the log has touched a key.
@@ -237,7 +258,16 @@ impl<V: Clone + Send + Sync + 'static> RowCache<V> {
         self.values.invalidate(key);
     }
 
-    /// Changes were missed, or touch unnamed rows.
+    /// Changes of a tenant were missed, or touch unnamed rows.
+    pub fn invalidate_tenant(&self, tenant: &str) {
+        let slot = self.tenant_slot(tenant);
+        let mut changes = self.changes.lock();
+        changes.clock += 1;
+        changes.settling[slot] = Some(Instant::now() + SETTLE);
+        self.resets[slot].store(changes.clock, Ordering::Release);
+    }
+
+    /// Changes were missed.
     pub fn invalidate_all(&self) {
         let mut changes = self.changes.lock();
         changes.clock += 1;
@@ -335,6 +365,29 @@ mod tests {
         assert_eq!(value(&cache, &key), None);
         insert(&cache, cache.ticket(key.clone()), 2, "100:100:");
         assert_eq!(value(&cache, &key), Some(2));
+    }
+
+    #[test]
+    fn reset_of_a_tenant_leaves_values_of_others() {
+        let (cache, demo) = (cache(), key("demo"));
+        let others = (0..10).map(|number| key(&format!("tenant{number}")));
+        let other = others
+            .into_iter()
+            .find(|other| cache.tenant_slot(&other.tenant) != cache.tenant_slot("demo"))
+            .expect("a tenant of another slot");
+        let before = cache.ticket(demo.clone());
+        for key in [&demo, &other] {
+            insert(&cache, cache.ticket(key.clone()), 1, "100:100:");
+        }
+        cache.invalidate_tenant("demo");
+        assert_eq!((value(&cache, &demo), value(&cache, &other)), (None, Some(1)));
+        insert(&cache, cache.ticket(demo.clone()), 1, "100:100:");
+        assert_eq!(value(&cache, &demo), None, "it may not be visible yet");
+        cache.changes.lock().settling.fill(None);
+        insert(&cache, before, 1, "100:100:");
+        assert_eq!(value(&cache, &demo), None, "the query began before the reset");
+        insert(&cache, cache.ticket(demo.clone()), 2, "100:100:");
+        assert_eq!(value(&cache, &demo), Some(2));
     }
 
     #[test]

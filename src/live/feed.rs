@@ -24,7 +24,7 @@ pub enum FeedEvent {
     Change(Arc<Notice>),
     /// More changes arrived than are delivered one by one; the event covers all up to the feed's position.
     ReplayTruncated,
-    /// History breaks: only a snapshot tells what is.
+    /// Continuity was lost: only a snapshot has the current rows.
     Reset,
     /// A device of the user has changed, maybe was revoked, in the transaction of this id if that is known;
     /// nothing for the reader itself.
@@ -46,7 +46,7 @@ pub struct Feed {
     missing: Missing,
     /// The tenant is paused: what comes waits in the streams.
     is_paused: bool,
-    /// It was paused when the feed began from now on, so that nobody could tell what waits.
+    /// It was paused when the feed began from now on, so that what waits is unknown.
     owes_sum_up: bool,
 }
 
@@ -63,8 +63,8 @@ impl Feed {
         replay_max: usize,
     ) -> Result<Self, Error> {
         let Member { tenant, user, .. } = subscription.member();
-        let handoff = store.handoff(tenant, *user).await?;
-        let place = resume.unwrap_or(handoff.place());
+        let standing = store.standing(tenant, *user).await?;
+        let place = resume.unwrap_or(standing.place());
         let mut feed = Self {
             store,
             subscription,
@@ -74,9 +74,9 @@ impl Feed {
             ready: VecDeque::new(),
             has_unread_gap: false,
             is_unverified: false,
-            missing: handoff.missing,
-            is_paused: handoff.is_paused,
-            owes_sum_up: handoff.is_paused,
+            missing: standing.missing,
+            is_paused: standing.is_paused,
+            owes_sum_up: standing.is_paused,
         };
         if resume.is_some() {
             feed.catch_up().await?;
@@ -103,7 +103,7 @@ impl Feed {
     pub fn pop(&mut self) -> Option<(FeedEvent, ReadPosition)> {
         let next = self.ready.pop_front();
         if next.is_none() {
-            // Most of its life a feed has nothing to tell.
+            // Most of its life a feed has no event.
             self.ready = VecDeque::new();
         }
         next
@@ -119,7 +119,7 @@ impl Feed {
         self.subscription.poll_closed(context)
     }
 
-    /// Takes in what the hub had. True when history must be read before there is more to tell, by [`Feed::close_gap`].
+    /// Takes in what the hub had. True when history must be read before the next event, by [`Feed::close_gap`].
     pub fn take(&mut self, signals: &Signals) -> bool {
         for notice in &signals.notices {
             self.take_notice(notice);
@@ -166,7 +166,7 @@ impl Feed {
             self.is_unverified = true;
             return;
         }
-        // Behind a gap, history tells.
+        // Behind a gap, history is read.
         if self.must_read() || self.is_paused || notice.id <= self.place.position {
             return;
         }
@@ -175,7 +175,7 @@ impl Feed {
             return;
         }
         if notice.op.is_break() {
-            // The streams tell what broke.
+            // The streams show what broke.
             self.has_unread_gap = true;
             return;
         }
@@ -184,7 +184,7 @@ impl Feed {
         self.push(notice.clone());
     }
 
-    /// Tells that the reader is given a change, where its transaction's trace is sampled.
+    /// Records that the reader is given a change, where its transaction's trace is sampled.
     fn trace(&self, id: StreamId, via: &'static str, event: &str) {
         if !event.is_empty()
             && let Some(transaction) = traces::Transaction::of(self.place.epoch, id)
@@ -207,7 +207,7 @@ impl Feed {
         loop {
             let slice = match self.store.read(tenant, *user, reading, CHUNK).await {
                 Ok(Read::Slice(slice)) => slice,
-                // What a stopped stream lacks, only a snapshot tells.
+                // What a stopped stream lacks, only a snapshot has.
                 Ok(Read::Broken(_)) | Err(Error::Stopped) => return self.jump(FeedEvent::Reset).await,
                 Err(Error::Paused) => {
                     self.is_paused = true;
@@ -240,9 +240,9 @@ impl Feed {
     /// Goes on from now, with one event for all that lies between.
     async fn jump(&mut self, event: FeedEvent) -> Result<(), Error> {
         let Member { tenant, user, .. } = self.subscription.member();
-        let handoff = self.store.handoff(tenant, *user).await?;
-        self.place = handoff.place();
-        self.is_paused = handoff.is_paused;
+        let standing = self.store.standing(tenant, *user).await?;
+        self.place = standing.place();
+        self.is_paused = standing.is_paused;
         self.ready.push_back((event, self.place));
         Ok(())
     }

@@ -437,10 +437,19 @@ impl Messages {
     }
 }
 
+impl Messages {
+    /// Changes of a tenant were missed.
+    fn lost_of(&self, tenant: &str) {
+        self.0.messages.invalidate_tenant(tenant);
+        self.0.unread.invalidate_tenant(tenant);
+        self.0.totals.invalidate_tenant(tenant);
+    }
+}
+
 impl ChangeListener for Messages {
     fn changed(&self, tenant: &str, notice: &Notice, users: Option<&[Uuid]>) {
         match (&*notice.table, users) {
-            _ if notice.op == Operation::Reset => self.lost(),
+            _ if notice.op == Operation::Reset => self.lost_of(tenant),
             ("messages", Some(users)) => {
                 for user in users {
                     let key = Key::new(tenant, *user);
@@ -449,10 +458,10 @@ impl ChangeListener for Messages {
                 }
                 match notice.row_uuid() {
                     Some(id) => self.0.messages.invalidate_changed(&Key::new(tenant, id), notice.xid),
-                    None => self.0.messages.invalidate_all(),
+                    None => self.0.messages.invalidate_tenant(tenant),
                 }
             }
-            ("messages" | "", None) => self.lost(),
+            ("messages" | "", None) => self.lost_of(tenant),
             _ => {}
         }
     }

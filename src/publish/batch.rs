@@ -56,6 +56,8 @@ pub struct Batch {
     ended: Vec<(StreamId, i64)>,
     open: Option<OpenTransaction>,
     window: Option<WindowEntry>,
+    /// An entry of the window that took in another.
+    merged: Option<WindowEntry>,
     window_done: Vec<String>,
     notices: NoticeWriter,
     heartbeat_ts: Option<i64>,
@@ -75,6 +77,7 @@ impl Batch {
             ended: Vec::new(),
             open: None,
             window: None,
+            merged: None,
             window_done: Vec::new(),
             notices: NoticeWriter::default(),
             heartbeat_ts: None,
@@ -173,6 +176,12 @@ impl Batch {
     /// The window entry that it will write.
     pub fn window(&self) -> Option<&WindowEntry> {
         self.window.as_ref()
+    }
+
+    /// Writes a window entry again, since it took in the one that began at `gone`.
+    pub fn merge_window(&mut self, entry: WindowEntry, gone: StreamId) {
+        self.merged = Some(entry);
+        self.window_done.push(gone.to_string());
     }
 
     /// Forgets window entries that a snapshot has seen.
@@ -419,7 +428,8 @@ impl Batch {
         let mut count = self.queued.len();
         let mut live = tail.live;
         let mut live_index = None;
-        if let Some(entry) = &self.window {
+        // Before the removals: it may have been seen since.
+        for entry in self.merged.iter().chain(&self.window) {
             let (first, range) = (entry.first.to_string(), entry.encode());
             let window = self.keys.window();
             resp::command(out, &[b"HSET", window.as_bytes(), first.as_bytes(), range.as_bytes()]);

@@ -125,22 +125,28 @@ impl Read {
     }
 }
 
-/// What a snapshot needs before it is taken.
+/// Where the streams of a user are.
 #[derive(Debug, Clone)]
-pub struct Handoff {
+pub struct Standing {
     /// The checkpoint.
     pub view: View,
     /// The tenant's generation.
     pub generation: i64,
-    /// Transactions that a snapshot may not see yet.
-    pub window: Vec<WindowEntry>,
     /// Streams that must exist and do not.
     pub missing: Missing,
     /// Delivery is paused.
     pub is_paused: bool,
 }
 
-impl Handoff {
+/// What a snapshot needs before it is taken.
+#[derive(Debug, Clone)]
+pub struct Handoff {
+    pub standing: Standing,
+    /// Transactions that a snapshot may not see yet.
+    pub window: Vec<WindowEntry>,
+}
+
+impl Standing {
     /// The place behind everything that is published.
     pub fn place(&self) -> ReadPosition {
         ReadPosition {
@@ -469,8 +475,25 @@ impl Store {
         self.0.ranges.request(&encoded, commands.len() + 2).await
     }
 
+    /// Where the streams of a user are now.
+    pub async fn standing(&self, tenant: &str, user: Uuid) -> Result<Standing, Error> {
+        let replies: StandingReplies = self.query(&self.standing_commands(tenant, user)).await?;
+        standing(replies)
+    }
+
     /// What a snapshot needs before it is taken.
     pub async fn handoff(&self, tenant: &str, user: Uuid) -> Result<Handoff, Error> {
+        let mut pipe = self.standing_commands(tenant, user);
+        pipe.cmd("HGETALL").arg(self.0.keys.window());
+        type Replies = (bool, bool, Values, Values, HashMap<String, String>);
+        let (inbox, shared, meta, checkpoint, window): Replies = self.query(&pipe).await?;
+        Ok(Handoff {
+            standing: standing((inbox, shared, meta, checkpoint))?,
+            window: WindowEntry::parse_all(&window),
+        })
+    }
+
+    fn standing_commands(&self, tenant: &str, user: Uuid) -> Pipeline {
         let mut pipe = redis::pipe();
         pipe.atomic();
         pipe.cmd("EXISTS").arg(self.0.keys.inbox(tenant, &user.to_string()));
@@ -478,23 +501,27 @@ impl Store {
         pipe.cmd("HMGET")
             .arg(self.0.keys.meta(tenant))
             .arg(&[meta::GENERATION, meta::STATE]);
-        pipe.cmd("HGETALL").arg(self.0.keys.window());
         checkpoint_command(&mut pipe, &self.0.keys);
-        type Values = Vec<Option<String>>;
-        type Replies = (bool, bool, Values, HashMap<String, String>, Values);
-        let (inbox, shared, meta, window, checkpoint): Replies = self.query(&pipe).await?;
-        let meta = Meta::parse(meta);
-        Ok(Handoff {
-            view: parse_view(&checkpoint)?,
-            generation: meta.generation.unwrap_or(0),
-            window: WindowEntry::parse_all(&window),
-            missing: Missing {
-                tenant: !shared || meta.generation.is_none(),
-                inbox: !inbox,
-            },
-            is_paused: meta.is_paused,
-        })
+        pipe
     }
+}
+
+type Values = Vec<Option<String>>;
+
+/// Whether the inbox and `shared` exist, the tenant's meta hash, and the checkpoint.
+type StandingReplies = (bool, bool, Values, Values);
+
+fn standing((inbox, shared, meta, checkpoint): StandingReplies) -> Result<Standing, Error> {
+    let meta = Meta::parse(meta);
+    Ok(Standing {
+        view: parse_view(&checkpoint)?,
+        generation: meta.generation.unwrap_or(0),
+        missing: Missing {
+            tenant: !shared || meta.generation.is_none(),
+            inbox: !inbox,
+        },
+        is_paused: meta.is_paused,
+    })
 }
 
 fn checkpoint_command<'a>(pipe: &'a mut Pipeline, keys: &Keys) -> &'a mut Pipeline {

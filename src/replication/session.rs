@@ -48,6 +48,9 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Delays before a refused batch is sent again: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// Most entries of the window. Devices that take a snapshot read all of them.
+const WINDOW_ENTRIES_MAX: usize = 1000;
+
 /// How long the outline of a table may take, during which no status update is sent.
 const OUTLINE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -194,6 +197,7 @@ impl<'a> Session<'a> {
             seen: origin.seen,
             replay: origin.replay,
             tenants,
+            logical_messages: context.config.outbox.logical_messages,
         };
         let now = Instant::now();
         let mut ticks = tokio::time::interval(TICK);
@@ -469,11 +473,12 @@ impl<'a> Session<'a> {
                 metrics.add(self.pipeline.counts(), &mut self.reported);
                 self.trace(&batch);
                 self.window.extend(batch.window().cloned());
+                self.bound_window();
                 if let Some(mark) = batch.complete_transaction() {
                     self.progress.publish(mark.end_lsn);
                 }
                 self.recreate(missing, batch.position());
-                // The next EXEC tells that this batch was seen; so what is known of it must be noted there.
+                // The next EXEC records that this batch was seen; so what is known of it must be noted there.
                 self.seen = batch.position().unwrap_or(self.seen);
                 self.pipeline.recycle(batch);
                 for (target, cause) in failed {
@@ -582,6 +587,17 @@ impl<'a> Session<'a> {
             self.queue_status();
         }
         self.report_state();
+    }
+
+    /// While no heartbeat succeeds, entries of the window stay: the oldest take in the next ones.
+    fn bound_window(&mut self) {
+        while self.window.len() > WINDOW_ENTRIES_MAX {
+            let next = self.window.remove(1);
+            let gone = next.first;
+            let Some(oldest) = self.window.first_mut() else { return };
+            oldest.merge(next);
+            self.pipeline.batch().merge_window(oldest.clone(), gone);
+        }
     }
 
     fn close_window(&mut self) {

@@ -131,7 +131,7 @@ pub struct Scope<'a> {
 /// See [`Error`].
 pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<ReadPosition, Error> {
     let handoff = ensure_streams(database, store, tenant, user).await?;
-    if handoff.is_paused {
+    if handoff.standing.is_paused {
         return Err(store::Error::Paused.into());
     }
     let rows = database.query(&sql!("postgres/current_snapshot"), &[]).await?;
@@ -142,23 +142,25 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
     let position = unseen.map(|entry| entry.first.previous()).min();
     Ok(ReadPosition {
-        position: position.map_or(handoff.view.position, |position| position.min(handoff.view.position)),
-        ..handoff.place()
+        position: position.map_or(handoff.standing.view.position, |position| {
+            position.min(handoff.standing.view.position)
+        }),
+        ..handoff.standing.place()
     })
 }
 
 /// Reads the handoff. Missing streams are requested from the replicator through the log.
 pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Handoff, Error> {
     let handoff = store.handoff(&tenant.name, user).await?;
-    if !handoff.missing.any() {
+    if !handoff.standing.missing.any() {
         return Ok(handoff);
     }
-    tracing::warn!(tenant = tenant.name, %user, missing = ?handoff.missing, "streams missing; requesting them from the replicator");
-    if handoff.missing.tenant {
+    tracing::warn!(tenant = tenant.name, %user, missing = ?handoff.standing.missing, "streams missing; requesting them from the replicator");
+    if handoff.standing.missing.tenant {
         // The meta hash with the trim points is lost, so all cursors of the tenant must become invalid.
         tenants::resync(database, &tenant.name).await?;
     }
-    if handoff.missing.inbox {
+    if handoff.standing.missing.inbox {
         let tenant = tenant.name.as_str().into();
         tenants::send(database, &Command::CreateInbox { tenant, user }).await?;
     }
@@ -166,7 +168,7 @@ pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant,
     while Instant::now() < deadline {
         tokio::time::sleep(CREATE_POLL_INTERVAL).await;
         let handoff = store.handoff(&tenant.name, user).await?;
-        if !handoff.missing.any() {
+        if !handoff.standing.missing.any() {
             return Ok(handoff);
         }
     }

@@ -519,8 +519,8 @@ impl Incoming {
     /// Messages changed since a time that is no `sync_timestamp` of the device: acknowledges and records nothing.
     async fn messages_since(&self, delivery: &Delivery<'_>, since: DateTime<Utc>) -> Result<Batch, Error> {
         let (device, request) = (delivery.device, delivery.request);
-        let handoff = self.store.handoff(&device.tenant.name, device.user_id).await?;
-        if handoff.is_paused {
+        let standing = self.store.standing(&device.tenant.name, device.user_id).await?;
+        if standing.is_paused {
             return Err(store::Error::Paused.into());
         }
         let limit = i64::try_from(request.limit.saturating_add(1)).unwrap_or(i64::MAX);
@@ -547,7 +547,7 @@ impl Incoming {
                 has_more: rows.len() > items.len(),
                 items,
                 reset: false,
-                position: handoff.view.published,
+                position: standing.view.published,
                 source: Source::Snapshot,
             },
             cursor: None,

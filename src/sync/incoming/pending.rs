@@ -39,12 +39,12 @@ impl Incoming {
             let count = self.never_synced.load(tenant, device.user_id).await?;
             return Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0));
         };
-        let handoff = self.store.handoff(&tenant.name, device.user_id).await?;
+        let standing = self.store.standing(&tenant.name, device.user_id).await?;
         let mut place = ReadPosition {
             epoch,
-            generation: handoff.generation,
+            generation: standing.generation,
             // Both are of one Redis.
-            term: handoff.view.term,
+            term: standing.view.term,
             position: acknowledged,
         };
         let mut rows = HashSet::new();
