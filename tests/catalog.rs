@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use posduif::config::Config;
 use posduif::config::rule::{Rule, When};
-use posduif::postgres::publication;
+use posduif::postgres::{publication, tenants};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -486,4 +486,39 @@ async fn table_of_another_owner_resyncs_its_tenant_once() {
         .filter(|entry| entry.field("cause").contains("notes_01"));
     assert_eq!(resyncs.count(), 1, "{identities:?}");
     managed.close().await;
+}
+
+#[tokio::test]
+async fn commands_sent_while_unpublished_take_effect() {
+    let office = Office::with(watched).await;
+    let phone = office.phone("phone").await;
+    office.world.published().await;
+    let (_, cursor) = phone.sync(None).await;
+    let publication = &office.world.config.replication.publication;
+    let database = office.world.database().await;
+    // Locked, so that the watch comes after the command.
+    let psql = office.world.psql().await;
+    psql.batch_execute(&format!(
+        "BEGIN; LOCK TABLE posduif.tables; ALTER PUBLICATION {publication} DROP TABLE posduif.commands"
+    ))
+    .await
+    .unwrap();
+    psql.batch_execute(
+        "UPDATE posduif.tenants SET state = 'paused' WHERE name = 'acme';
+         INSERT INTO posduif.commands (name, arguments) VALUES ('set_state', 'acme paused'); COMMIT",
+    )
+    .await
+    .unwrap();
+    eventually("the tenant is paused", || async {
+        (phone.get("/api/sync/incoming").await.status.as_u16() == 503).then_some(())
+    })
+    .await;
+    assert!(tenants::set_paused(&database, "acme", false).await.unwrap());
+    office.world.published().await;
+    let page = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
+    assert_eq!(page["reset"], true, "what was commanded is unknown: {page}");
+    office.close().await;
 }

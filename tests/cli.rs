@@ -47,7 +47,8 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
             {"schema": "posduif", "migration": "0001_control", "direction": "up"},
             {"schema": "posduif", "migration": "0002_upload_ledger", "direction": "up"},
             {"schema": "posduif", "migration": "0003_tables", "direction": "up"},
-            {"schema": "posduif", "migration": "0004_stamps", "direction": "up"}
+            {"schema": "posduif", "migration": "0004_stamps", "direction": "up"},
+            {"schema": "posduif", "migration": "0005_commands", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -57,17 +58,18 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(4), "tenant_acme": clean(9)})
+        json!({"posduif": clean(5), "tenant_acme": clean(10)})
     );
 
     let complaint = migrate("down").await.complaint(1);
     assert!(complaint.contains("--yes") && complaint.contains("lost"), "{complaint}");
     assert!(
-        complaint.contains("0009_roles of tenant_acme, with the columns users.role"),
+        complaint.contains("0010_outbox of tenant_acme, with the tables outbox"),
         "{complaint}"
     );
     let complaint = migrate("down 99").await.complaint(1);
     for expected in [
+        "0009_roles of tenant_acme, with the columns users.role",
         "0006_state of tenant_acme, with the columns devices.public_key_changed_at",
         "0001_tenant of tenant_acme, with the tables encrypted_states",
         "users",
@@ -76,25 +78,25 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0004_stamps of posduif, with the columns credentials.stamp"),
+        complaint.contains("0005_commands of posduif, with the tables commands"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0009_roles", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0010_outbox", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 8, "dirty": false, "pending": ["0009_roles"]})
+        json!({"schema": "tenant_acme", "version": 9, "dirty": false, "pending": ["0010_outbox"]})
     );
-    assert!(migrate("status").await.text().contains("0009_roles"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0009_roles\n");
+    assert!(migrate("status").await.text().contains("0010_outbox"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0010_outbox\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0009_roles\ntenant_acme rolled back 0008_upload_once\n\
+        "tenant_acme rolled back 0010_outbox\ntenant_acme rolled back 0009_roles\ntenant_acme rolled back 0008_upload_once\n\
          tenant_acme rolled back 0007_message_lists\n\
          tenant_acme rolled back 0006_state\n\
          tenant_acme rolled back 0005_conflict_pages\n\
@@ -108,7 +110,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 4\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 5\ntenant_acme 1\n");
     migrate("force 99 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();

@@ -119,9 +119,7 @@ async fn outbox_message_naming_a_user_twice_is_delivered_once() {
         json!([joe, joe.to_uppercase(), stage.joe.simple().to_string()]),
         json!([stage.bob, joe, stage.bob, joe]),
     ] {
-        let content = json!({"tenant": "acme", "to": to, "data": 1}).to_string();
-        let emit = "SELECT pg_logical_emit_message(true, 'posduif:twice', $1)::text";
-        stage.psql.query(emit, &[&content]).await.unwrap();
+        stage.world.emit("twice", &to, &json!(1)).await;
     }
     let messages = |inbox: &[Entry]| inbox.iter().filter(|entry| entry.field("event") == "twice").count();
     assert_eq!(messages(&stage.inbox(stage.joe).await), 3);

@@ -233,15 +233,13 @@ async fn slow_event_stream_is_closed_and_resumes_without_loss() {
         read: String::new(),
     };
     raw.event("hello").await;
-    let emit = "SELECT pg_logical_emit_message(true, 'posduif:parcel', $1::text)";
-    let psql = office.world.psql().await;
     let subscribers = || async { metric(&office.anybody, "posduif_subscribers").await };
     assert_eq!(subscribers().await, 1.0);
     // Sockets take several megabytes before they take no more.
     let sent = 400;
     for n in 0..sent {
-        let data = json!({"tenant": "acme", "to": [office.joe_id], "data": {"n": n, "filler": "x".repeat(50_000)}});
-        psql.query_one(emit, &[&data.to_string()]).await.unwrap();
+        let data = json!({"n": n, "filler": "x".repeat(50_000)});
+        office.world.emit("parcel", &json!([office.joe_id]), &data).await;
     }
     eventually("a reader that takes nothing is let go", || async {
         (subscribers().await == 0.0).then_some(())
@@ -365,9 +363,8 @@ async fn many_streams_reconnect_together_with_few_statements() {
     .await;
     office
         .sql(
-            "SELECT pg_logical_emit_message(true, 'posduif:announcement', '{\"tenant\": \"acme\", \"to\": \"tenant\", \"data\": 1}'); \
-             SELECT pg_logical_emit_message(true, 'posduif:whisper', json_build_object('tenant', 'acme', 'to', \
-             json_build_array(md5('user 7')), 'data', 2)::text)",
+            "INSERT INTO tenant_acme.outbox (event, recipients, data) \
+             VALUES ('announcement', '\"tenant\"', '1'), ('whisper', jsonb_build_array(md5('user 7')), '2')",
         )
         .await;
     let mut ids = Vec::new();
@@ -380,9 +377,7 @@ async fn many_streams_reconnect_together_with_few_statements() {
 
     // They all go, something happens, and they all come back.
     drop(streams);
-    office
-        .sql("SELECT pg_logical_emit_message(true, 'posduif:announcement', '{\"tenant\": \"acme\", \"to\": \"tenant\", \"data\": 3}')")
-        .await;
+    office.world.emit("announcement", &json!("tenant"), &json!(3)).await;
     office.world.published().await;
     let mut streams = connect_all(&address).await;
     let (before, asked) = (taken().await, Instant::now());

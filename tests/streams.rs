@@ -704,7 +704,7 @@ async fn consumer_groups_are_created_shown_and_dropped_with_pending_entries() {
 
 #[tokio::test]
 async fn quarantine_is_listed_shown_and_purged() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(|config| config.outbox.logical_messages = true).await;
     stage.world.published().await;
     let world = &stage.world;
     assert_eq!(run(world, "stream quarantine --json").await.json(), json!([]));
@@ -776,6 +776,7 @@ async fn quarantined(world: &World) -> Vec<(String, String)> {
 #[tokio::test]
 async fn quarantined_change_is_delivered_once_after_its_cause_is_fixed() {
     let stage = Stage::with(|config| {
+        config.outbox.logical_messages = true;
         config.routes = serde_json::from_value(json!([
             {"table": "orders", "to": ["customer"], "event": "order"},
             {"table": "late", "to": ["owner"], "event": "late", "when": {"changed": ["title"]}},

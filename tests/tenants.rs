@@ -17,12 +17,10 @@ use crate::support::owner::Owner;
 use crate::support::stage::Stage;
 use crate::support::{Entry, World, eventually};
 
-const EMIT: &str = "SELECT pg_logical_emit_message(true, $1, $2::text)";
-
-/// Puts a message into the log.
-async fn emit(psql: &tokio_postgres::Client, event: &str, content: &serde_json::Value) {
-    let prefix = format!("posduif:{event}");
-    psql.execute(EMIT, &[&prefix, &content.to_string()]).await.unwrap();
+/// Writes a logical decoding message.
+async fn emit(psql: &tokio_postgres::Client, prefix: &str, content: &str) {
+    let emit = "SELECT pg_logical_emit_message(true, $1, $2::text)";
+    psql.execute(emit, &[&prefix, &content]).await.unwrap();
 }
 
 fn of_op<'a>(entries: &'a [Entry], op: &'a str) -> Vec<&'a Entry> {
@@ -37,18 +35,15 @@ async fn outbox_message_reaches_its_users_at_commit() {
     let mut mobile = phone.events("/sse/mobile/phone").await;
     let mut web = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;
     let psql = office.world.psql().await;
-    let to_joe = json!({"tenant": "acme", "to": [office.joe_id], "data": {"order": 7}});
-
-    psql.batch_execute("BEGIN").await.unwrap();
-    emit(&psql, "order_lost", &to_joe).await;
-    psql.batch_execute("ROLLBACK").await.unwrap();
-    emit(&psql, "order_shipped", &to_joe).await;
-    emit(
-        &psql,
-        "news",
-        &json!({"tenant": "acme", "to": "tenant", "data": "hello"}),
-    )
-    .await;
+    let insert = format!(
+        "INSERT INTO tenant_acme.outbox (event, recipients, data) VALUES ('order_lost', '[\"{}\"]', '{{\"order\": 7}}')",
+        office.joe_id
+    );
+    psql.batch_execute(&format!("BEGIN; {insert}; ROLLBACK")).await.unwrap();
+    psql.batch_execute(&insert.replace("lost", "shipped")).await.unwrap();
+    office.world.emit("news", &json!("tenant"), &json!("hello")).await;
+    let kept = "SELECT count(*) FROM tenant_acme.outbox";
+    assert_eq!(psql.query_one(kept, &[]).await.unwrap().get::<_, i64>(0), 0);
 
     let shipped = mobile.expect("order_shipped").await;
     assert_eq!(
@@ -85,17 +80,11 @@ async fn outbox_message_reaches_its_users_at_commit() {
 async fn resumed_stream_delivers_outbox_message_content() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
-    let psql = office.world.psql().await;
     let mut events = phone.events("/sse/mobile/phone").await;
     office.send("before").await;
     let last = events.expect("message").await.id.unwrap();
     drop(events);
-    emit(
-        &psql,
-        "ping",
-        &json!({"tenant": "acme", "to": [office.joe_id], "data": [1, 2]}),
-    )
-    .await;
+    office.world.emit("ping", &json!([office.joe_id]), &json!([1, 2])).await;
     office.world.published().await;
     let mut events = phone.with("last-event-id", &last).events("/sse/mobile/phone").await;
     assert_eq!(events.expect("ping").await.data["data"], json!([1, 2]));
@@ -103,17 +92,113 @@ async fn resumed_stream_delivers_outbox_message_content() {
 }
 
 #[tokio::test]
-async fn invalid_outbox_message_is_quarantined_and_unknown_tenant_makes_no_key() {
+async fn outbox_row_that_reaches_no_user_is_refused_by_postgres() {
     let stage = Stage::new().await;
-    emit(&stage.psql, "x", &json!({"tenant": "acme", "to": "joe"})).await;
-    emit(&stage.psql, "x", &json!({"tenant": "nowhere", "to": [stage.joe]})).await;
-    emit(&stage.psql, "x", &json!("nonsense")).await;
-    emit(
-        &stage.psql,
-        "y",
-        &json!({"tenant": "acme", "to": [stage.joe, Uuid::nil()]}),
-    )
-    .await;
+    for (event, recipients, data) in [
+        ("x", json!("joe"), json!(1)),
+        ("x", json!(["joe"]), json!(1)),
+        ("x", json!({"joe": 1}), json!(1)),
+        ("x", json!(vec![stage.joe; 1001]), json!(1)),
+        ("X", json!("tenant"), json!(1)),
+        ("reset", json!("tenant"), json!(1)),
+        ("x", json!("tenant"), json!("x".repeat(70_000))),
+    ] {
+        let insert =
+            "INSERT INTO tenant_acme.outbox (event, recipients, data) VALUES ($1, $2::text::jsonb, $3::text::jsonb)";
+        let (recipients, data) = (recipients.to_string(), data.to_string());
+        let refused = stage.psql.execute(insert, &[&event, &recipients, &data]).await;
+        assert!(refused.is_err(), "{event} {recipients:.80}");
+    }
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn role_of_a_tenant_writes_its_outbox_and_commands_nothing() {
+    let stage = Stage::new().await;
+    stage.world.published().await;
+    let role = format!("app_{}", Uuid::new_v4().simple());
+    stage
+        .sql(&format!(
+            "CREATE ROLE {role}; GRANT USAGE ON SCHEMA tenant_acme TO {role}; GRANT INSERT ON tenant_acme.outbox TO {role}"
+        ))
+        .await;
+    let generation = || async {
+        let meta = stage.world.keys().meta("acme");
+        stage.world.ask_redis::<String>(&["HGET", &meta, "generation"]).await
+    };
+    let before = generation().await;
+    let psql = stage.world.psql().await;
+    psql.batch_execute(&format!("SET ROLE {role}")).await.unwrap();
+    let insert = format!(
+        "INSERT INTO tenant_acme.outbox (event, recipients) VALUES ('ping', '[\"{}\"]')",
+        stage.joe
+    );
+    psql.batch_execute(&insert).await.unwrap();
+    let command = "INSERT INTO posduif.commands (name, arguments) VALUES ('drop_tenant', 'acme')";
+    assert!(psql.batch_execute(command).await.is_err());
+    let stranger = Uuid::new_v4();
+    for (prefix, content) in [
+        ("create_inbox", format!("acme {stranger}")),
+        ("posduif.inbox", format!("acme {stranger}")),
+        ("drop_tenant", "acme".to_owned()),
+        ("posduif.dropped", "acme".to_owned()),
+        ("posduif.tenant", "acme 99 paused".to_owned()),
+        ("posduif.state", "acme paused".to_owned()),
+        ("posduif:ping", json!({"tenant": "acme", "to": [stage.joe]}).to_string()),
+    ] {
+        emit(&psql, prefix, &content).await;
+    }
+    let inbox = stage.inbox(stage.joe).await;
+    assert_eq!(
+        of_op(&inbox, "message").len(),
+        1,
+        "the row's, and not the message's: {inbox:?}"
+    );
+    assert_eq!(generation().await, before);
+    let key = stage.world.keys().inbox("acme", &stranger.to_string());
+    let exists: i64 = stage.world.ask_redis(&["EXISTS", &key]).await;
+    assert_eq!(exists, 0);
+    stage.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn commands_for_unknown_tenants_make_no_key() {
+    let stage = Stage::new().await;
+    let (stranger, tenant) = (Uuid::new_v4(), "nowhere");
+    for (name, arguments) in [
+        ("create_inbox", format!("{tenant} {stranger}")),
+        ("set_state", format!("{tenant} paused")),
+        ("recreate_stream", format!("{tenant} shared")),
+        ("trim", format!("{tenant} shared 1-0")),
+        ("report_table", format!("{tenant} x")),
+        ("retry", tenant.to_owned()),
+        ("no_such_command", tenant.to_owned()),
+        ("create_tenant", "No Name".to_owned()),
+    ] {
+        let insert = "INSERT INTO posduif.commands (name, arguments) VALUES ($1, $2)";
+        stage.psql.execute(insert, &[&name, &arguments]).await.unwrap();
+    }
+    stage.world.published().await;
+    let keys: Vec<String> = stage
+        .world
+        .ask_redis(&["KEYS", &format!("{}:*nowhere*", stage.world.config.redis.prefix)])
+        .await;
+    assert!(keys.is_empty(), "{keys:?}");
+    stage.stop().await;
+}
+
+#[tokio::test]
+async fn invalid_outbox_message_is_quarantined_and_unknown_tenant_makes_no_key() {
+    let stage = Stage::with(|config| config.outbox.logical_messages = true).await;
+    for (prefix, content) in [
+        ("posduif:x", json!({"tenant": "acme", "to": "joe"})),
+        ("posduif:x", json!({"tenant": "nowhere", "to": [stage.joe]})),
+        ("posduif:x", json!("nonsense")),
+        ("posduif:y", json!({"tenant": "acme", "to": [stage.joe, Uuid::nil()]})),
+    ] {
+        emit(&stage.psql, prefix, &content.to_string()).await;
+    }
     let inbox = stage.inbox(stage.joe).await;
     assert_eq!(of_op(&inbox, "message").len(), 1);
     assert_eq!(of_op(&inbox, "message")[0].field("event"), "y");

@@ -50,6 +50,8 @@ async fn websocket_and_event_stream_deliver_the_same_events_and_ids() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let web = format!("/sse/web/{}", office.bob_id);
+    // An event of the added device.
+    office.world.published().await;
     let (mut stream, mut socket) = (phone.events(MOBILE).await, phone.socket("/ws").await);
     let (mut page_stream, mut page_socket) = (office.bob.events(&web).await, office.bob.socket("/ws").await);
     let message = office.send("hi").await;
@@ -662,13 +664,9 @@ async fn slow_websocket_is_closed_and_resumes_without_loss() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut slow = phone.narrow_socket("/ws", 4096).await;
-    let psql = office.world.psql().await;
-    let emit = "SELECT pg_logical_emit_message(true, 'posduif:note', $1)::text";
     for n in 0..NOTES {
-        let note = json!({
-            "tenant": "acme", "to": [office.joe_id], "data": {"n": n, "padding": "x".repeat(60_000)},
-        });
-        psql.query_one(emit, &[&note.to_string()]).await.unwrap();
+        let note = json!({"n": n, "padding": "x".repeat(60_000)});
+        office.world.emit("note", &json!([office.joe_id]), &note).await;
     }
     office.world.published().await;
     // The engine waits for it for 20 s; what has come until then is read afterwards.

@@ -320,16 +320,16 @@ impl Bench {
     async fn round(&mut self, options: &Options) -> Rate {
         let engine = self.engine.id().unwrap();
         let cpu = Process::of(engine).cpu;
-        let emit = "SELECT pg_logical_emit_message(true, 'posduif:announcement', $1::text)";
-        let content = format!(
-            r#"{{"tenant": "{TENANT}", "to": "tenant", "data": {}}}"#,
+        let insert = format!(
+            "INSERT INTO tenant_{TENANT}.outbox (event, recipients, data) \
+             VALUES ('announcement', '\"tenant\"', '{}')",
             nchan::CONTENT
         );
         let mut rate = Rate::default();
         for _ in 0..options.events {
             self.clients.tell(&Command::Forget);
             let begun = now_us();
-            self.sql.query_one(emit, &[&content]).await.unwrap();
+            self.sql.batch_execute(&insert).await.unwrap();
             let events = options.connections as u64;
             rate.add(&self.clients.tell(&Command::Await { events }), begun, events);
         }

@@ -22,6 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
         seen: StreamId::ZERO,
         replay: Replay::free(),
         tenants: ["acme".into(), "demo".into()].into(),
+        logical_messages: true,
     };
     let router = Router::new(vec![Rule {
         table: "notes".to_owned(),

@@ -7,4 +7,11 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1) AS publ
            AND current_setting('server_version_num')::int >= 150000 AS whole_schemas,
        current_setting('server_version_num')::int >= 180000 AS knows_generated,
        coalesce((SELECT to_jsonb(publication) ->> 'pubgencols' = 's'
-                 FROM pg_catalog.pg_publication publication WHERE pubname = $1), false) AS publishes_generated
+                 FROM pg_catalog.pg_publication publication WHERE pubname = $1), false) AS publishes_generated,
+       to_regclass('posduif.commands') IS NOT NULL AND NOT EXISTS (
+           SELECT
+           FROM pg_catalog.pg_publication publication
+           LEFT JOIN pg_catalog.pg_publication_rel entry ON entry.prpubid = publication.oid
+           WHERE publication.pubname = $1
+             AND (publication.puballtables OR entry.prrelid = to_regclass('posduif.commands'))
+       ) AS lacks_commands

@@ -1,6 +1,6 @@
--- Pauses or resumes a tenant, and notifies the replicator at this transaction's position in the log.
--- $1 text: name; $2 text: active or paused; $3 text: prefix of the message. One row when the tenant exists.
+-- Pauses or resumes a tenant, and sends the command at this transaction's position in the log.
+-- $1 text: name; $2 text: active or paused; $3 text: name of the command. One row when the tenant exists.
 WITH changed AS (
     UPDATE posduif.tenants SET state = $2 WHERE name = $1 RETURNING name, state
 )
-SELECT pg_logical_emit_message(true, $3, name || ' ' || state) FROM changed
+INSERT INTO posduif.commands (name, arguments) SELECT $3, name || ' ' || state FROM changed RETURNING id

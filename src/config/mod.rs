@@ -19,6 +19,7 @@ mod live;
 mod log;
 mod messages;
 mod network;
+mod outbox;
 mod postgres;
 mod presence;
 mod push;
@@ -52,6 +53,7 @@ pub use self::live::Live;
 pub use self::log::{Log, LogFormat, parse_level};
 pub use self::messages::Messages;
 pub use self::network::{Network, client_network};
+pub use self::outbox::Outbox;
 pub use self::postgres::Postgres;
 pub use self::presence::Presence;
 pub use self::push::{Push, Webhook, WebhookSecret};
@@ -107,6 +109,7 @@ pub struct Config {
     pub redis: Redis,
     pub replication: Replication,
     pub streams: Streams,
+    pub outbox: Outbox,
     pub auth: Auth,
     pub limits: Limits,
     pub sync: Sync,
@@ -191,13 +194,14 @@ impl Config {
     }
 
     /// All sections by name.
-    fn sections(&self) -> [(&'static str, &dyn Section); 20] {
+    fn sections(&self) -> [(&'static str, &dyn Section); 21] {
         [
             ("server", &self.server),
             ("postgres", &self.postgres),
             ("redis", &self.redis),
             ("replication", &self.replication),
             ("streams", &self.streams),
+            ("outbox", &self.outbox),
             ("auth", &self.auth),
             ("limits", &self.limits),
             ("sync", &self.sync),

@@ -127,7 +127,14 @@ impl Rule {
 
     /// Checks the rule by itself; the error says what is wrong with it.
     pub fn check(&self) -> Result<(), String> {
-        const BUILT_IN: [&str; 5] = ["messages", "users", "devices", ENCRYPTED_STATES, "message_conflicts"];
+        const BUILT_IN: [&str; 6] = [
+            "messages",
+            "users",
+            "devices",
+            ENCRYPTED_STATES,
+            "message_conflicts",
+            "outbox",
+        ];
         if self.table.is_empty() || self.table.len() > 63 {
             return Err(format!("table is {:?}: allowed is a name of 1 to 63 bytes", self.table));
         }

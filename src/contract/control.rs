@@ -1,7 +1,7 @@
-//! Control messages: logical decoding messages by which commands reach the engine at a position in the WAL.
+//! Commands to the engine: rows of `posduif.commands`, which reach it at a position in the WAL.
 //!
-//! The message's prefix names the command, its content are words separated by spaces, the tenant first. Contents that
-//! depend on rows (a tenant's next generation, the ids of all users) are assembled by the SQL statement that reads these.
+//! The row names the command, its arguments are words separated by spaces, the tenant first. Arguments that depend on rows
+//! (a tenant's next generation, the ids of all users) are assembled by the SQL statement that reads these.
 
 use std::sync::Arc;
 
@@ -11,33 +11,35 @@ use super::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::{ACTIVE, PAUSED, is_valid_name, state_name};
 
-/// Prefix of [`Command::CreateTenant`]: `<tenant> [<generation> [<state>]]`.
-pub const TENANT_PREFIX: &str = "posduif.tenant";
+/// The table in the schema `posduif`.
+pub const TABLE: &str = "commands";
 
-/// Prefix of [`Command::SetState`]: `<tenant> <state>`.
-pub const STATE_PREFIX: &str = "posduif.state";
+/// Name of [`Command::CreateTenant`]: `<tenant> [<generation> [<state>]]`.
+pub const CREATE_TENANT: &str = "create_tenant";
 
-/// Prefix of [`Command::DropTenant`]: `<tenant>`.
-pub const DROPPED_PREFIX: &str = "posduif.dropped";
+/// Name of [`Command::SetState`]: `<tenant> <state>`.
+pub const SET_STATE: &str = "set_state";
 
-/// Prefix of [`Command::CreateInbox`]: `<tenant> <user id>`.
-const INBOX_PREFIX: &str = "posduif.inbox";
+/// Name of [`Command::DropTenant`]: `<tenant>`.
+pub const DROP_TENANT: &str = "drop_tenant";
 
-/// Prefix of [`Command::RecreateStream`]: `<tenant> <stream>`, the stream as [`Target::stream`] names it; with a third
-/// word `gone`, of [`Command::RemoveStream`].
-pub const STREAM_PREFIX: &str = "posduif.stream";
+/// Name of [`Command::CreateInbox`]: `<tenant> <user id>`.
+const CREATE_INBOX: &str = "create_inbox";
 
-/// Prefix of [`Command::Trim`]: `<tenant> <stream> <first ID that is kept>`.
-const TRIM_PREFIX: &str = "posduif.trim";
+/// Name of [`Command::RecreateStream`]: `<tenant> <stream>`, the stream as [`Target::stream`] names it.
+pub const RECREATE_STREAM: &str = "recreate_stream";
 
-/// Prefix of [`Command::Retry`]: `<tenant>`.
-const RETRY_PREFIX: &str = "posduif.retry";
+/// Name of [`Command::RemoveStream`]: `<tenant> <stream>`.
+const REMOVE_STREAM: &str = "remove_stream";
 
-/// Prefix of [`Command::ReportTable`]: `<tenant> <cause>`.
-const TABLE_PREFIX: &str = "posduif.table";
+/// Name of [`Command::Trim`]: `<tenant> <stream> <first ID that is kept>`.
+const TRIM: &str = "trim";
 
-/// The third word of [`Command::RemoveStream`].
-const GONE: &str = "gone";
+/// Name of [`Command::Retry`]: `<tenant>`.
+const RETRY: &str = "retry";
+
+/// Name of [`Command::ReportTable`]: `<tenant> <cause>`.
+const REPORT_TABLE: &str = "report_table";
 
 /// Trimming a stream up to but not including an ID.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +90,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Prefix and content of the message.
+    /// Name and arguments.
     pub fn encode(&self) -> (&'static str, String) {
         let stream = |target: &Target| format!("{} {}", target.tenant(), target.stream());
         match self {
@@ -97,60 +99,49 @@ impl Command {
                 generation,
                 is_paused,
             } => (
-                TENANT_PREFIX,
+                CREATE_TENANT,
                 format!("{tenant} {generation} {}", state_name(*is_paused)),
             ),
-            Self::SetState { tenant, is_paused } => (STATE_PREFIX, format!("{tenant} {}", state_name(*is_paused))),
-            Self::DropTenant { tenant } => (DROPPED_PREFIX, tenant.to_string()),
-            Self::CreateInbox { tenant, user } => (INBOX_PREFIX, format!("{tenant} {user}")),
-            Self::RecreateStream(target) => (STREAM_PREFIX, stream(target)),
-            Self::RemoveStream(target) => (STREAM_PREFIX, format!("{} {GONE}", stream(target))),
-            Self::Trim(trim) => (TRIM_PREFIX, format!("{} {}", stream(&trim.target), trim.min_id)),
-            Self::Retry { tenant } => (RETRY_PREFIX, tenant.to_string()),
-            Self::ReportTable { tenant, cause } => (TABLE_PREFIX, format!("{tenant} {cause}")),
+            Self::SetState { tenant, is_paused } => (SET_STATE, format!("{tenant} {}", state_name(*is_paused))),
+            Self::DropTenant { tenant } => (DROP_TENANT, tenant.to_string()),
+            Self::CreateInbox { tenant, user } => (CREATE_INBOX, format!("{tenant} {user}")),
+            Self::RecreateStream(target) => (RECREATE_STREAM, stream(target)),
+            Self::RemoveStream(target) => (REMOVE_STREAM, stream(target)),
+            Self::Trim(trim) => (TRIM, format!("{} {}", stream(&trim.target), trim.min_id)),
+            Self::Retry { tenant } => (RETRY, tenant.to_string()),
+            Self::ReportTable { tenant, cause } => (REPORT_TABLE, format!("{tenant} {cause}")),
         }
     }
 
-    /// Reads a message; `None` when it is no command, or a malformed one. Any client of Postgres can write messages, so
-    /// the tenant need not exist.
-    pub fn parse(prefix: &str, content: &[u8]) -> Option<Self> {
-        if !prefix.starts_with("posduif.") {
-            return None;
-        }
-        let content = std::str::from_utf8(content).ok()?;
-        let mut words = content.split(' ');
+    /// Reads a row; `None` when it is malformed, or a command of another release. The tenant need not exist.
+    pub fn parse(name: &str, arguments: &str) -> Option<Self> {
+        let mut words = arguments.split(' ');
         let tenant: Arc<str> = words.next().filter(|name| is_valid_name(name))?.into();
-        match prefix {
-            TENANT_PREFIX => Some(Self::CreateTenant {
+        match name {
+            CREATE_TENANT => Some(Self::CreateTenant {
                 tenant,
                 generation: words.next().map_or(Ok(1), str::parse).ok()?,
                 is_paused: words.next().unwrap_or(ACTIVE) == PAUSED,
             }),
-            STATE_PREFIX => Some(Self::SetState {
+            SET_STATE => Some(Self::SetState {
                 tenant,
                 is_paused: words.next().unwrap_or(ACTIVE) == PAUSED,
             }),
-            DROPPED_PREFIX => Some(Self::DropTenant { tenant }),
-            INBOX_PREFIX => Some(Self::CreateInbox {
+            DROP_TENANT => Some(Self::DropTenant { tenant }),
+            CREATE_INBOX => Some(Self::CreateInbox {
                 tenant,
                 user: words.next()?.parse().ok()?,
             }),
-            STREAM_PREFIX => {
-                let target = Target::within(&tenant, words.next()?)?;
-                Some(if words.next() == Some(GONE) {
-                    Self::RemoveStream(target)
-                } else {
-                    Self::RecreateStream(target)
-                })
-            }
-            TRIM_PREFIX => Some(Self::Trim(Trim {
+            RECREATE_STREAM => Target::within(&tenant, words.next()?).map(Self::RecreateStream),
+            REMOVE_STREAM => Target::within(&tenant, words.next()?).map(Self::RemoveStream),
+            TRIM => Some(Self::Trim(Trim {
                 target: Target::within(&tenant, words.next()?)?,
                 min_id: words.next()?.parse().ok()?,
             })),
-            RETRY_PREFIX => Some(Self::Retry { tenant }),
-            TABLE_PREFIX => Some(Self::ReportTable {
+            RETRY => Some(Self::Retry { tenant }),
+            REPORT_TABLE => Some(Self::ReportTable {
                 tenant,
-                cause: content.split_once(' ')?.1.to_owned(),
+                cause: arguments.split_once(' ')?.1.to_owned(),
             }),
             _ => None,
         }
@@ -197,13 +188,13 @@ mod tests {
     proptest! {
         #[test]
         fn command_reads_as_written(command in commands()) {
-            let (prefix, content) = command.encode();
-            prop_assert_eq!(Command::parse(prefix, content.as_bytes()), Some(command));
+            let (name, arguments) = command.encode();
+            prop_assert_eq!(Command::parse(name, &arguments), Some(command));
         }
 
         #[test]
-        fn no_message_makes_the_parser_panic(prefix in "posduif\\.[a-z]{0,8}", content in any::<Vec<u8>>()) {
-            let _ = Command::parse(&prefix, &content);
+        fn no_row_makes_the_parser_panic(command in commands(), arguments in any::<String>()) {
+            let _ = Command::parse(command.encode().0, &arguments);
         }
     }
 
@@ -216,13 +207,13 @@ mod tests {
             generation,
             is_paused: false,
         };
-        assert_eq!(Command::parse(TENANT_PREFIX, b"acme"), Some(created(1)));
-        assert_eq!(Command::parse(TENANT_PREFIX, b"acme 3 active"), Some(created(3)));
+        assert_eq!(Command::parse(CREATE_TENANT, "acme"), Some(created(1)));
+        assert_eq!(Command::parse(CREATE_TENANT, "acme 3 active"), Some(created(3)));
         assert_eq!(
-            Command::parse(STREAM_PREFIX, format!("acme inbox:{user}").as_bytes()),
+            Command::parse(RECREATE_STREAM, &format!("acme inbox:{user}")),
             Some(Command::RecreateStream(Target::Inbox(tenant.clone(), user)))
         );
-        assert_eq!(Command::parse(STREAM_PREFIX, b"acme inbox:me"), None);
-        assert_eq!(Command::parse("posduif:order", b"acme"), None);
+        assert_eq!(Command::parse(RECREATE_STREAM, "acme inbox:me"), None);
+        assert_eq!(Command::parse("order", "acme"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The formats in Redis: names of keys, entries, notices, hashes, control messages, and the Lua scripts. Each format is in one
+//! The formats in Redis: names of keys, entries, notices, hashes, commands, and the Lua scripts. Each format is in one
 //! file, both directions.
 
 #[cfg(test)]

@@ -82,6 +82,7 @@ const CONTROL: &[Migration] = &[
         tables: [],
         columns: [("credentials", "stamp"), ("credentials", "kept_session")]
     ),
+    migration!(5, "control", "0005_commands", tables: ["commands"], columns: []),
 ];
 const TENANT: &[Migration] = &[
     migration!(
@@ -127,6 +128,7 @@ const TENANT: &[Migration] = &[
         ]
     ),
     migration!(9, "tenant", "0009_roles", tables: [], columns: [("users", "role")]),
+    migration!(10, "tenant", "0010_outbox", tables: ["outbox"], columns: []),
 ];
 
 /// The schemas of a command.

@@ -14,7 +14,10 @@ use tokio_postgres::{Row, Transaction};
 use crate::core::tenant::{Tenant, quote_identifier};
 use crate::postgres::{Database, Param, migrations, sql, tenants};
 
-/// Creates the publication, without tables, unless it exists; and the event trigger where possible. The role needs CREATE on
+/// The table of commands to the engine, which every publication has.
+pub(crate) const COMMANDS: &str = "posduif.commands";
+
+/// Creates the publication, with the table of commands, unless it exists; and the event trigger where possible. The role needs CREATE on
 /// the database.
 pub async fn ensure(database: &Database, publication: &str) -> Result<()> {
     let mut client = database.connect_dedicated().await?;
@@ -353,6 +356,12 @@ pub(crate) async fn prepare(transaction: &Transaction<'_>, publication: &str) ->
             ))
             .await
             .with_context(|| format!("cannot publish stored generated columns in the publication {publication}"))?;
+    }
+    if rights.try_get::<_, bool>("lacks_commands")? {
+        transaction
+            .batch_execute(&format!("ALTER PUBLICATION {name} ADD TABLE {COMMANDS}"))
+            .await
+            .with_context(|| format!("cannot add {COMMANDS} to the publication {publication}"))?;
     }
     let whole_schemas: bool = rights.try_get("whole_schemas")?;
     if whole_schemas {

@@ -7,7 +7,7 @@ use tokio_postgres::types::{PgLsn, Type};
 use uuid::Uuid;
 
 use crate::config;
-use crate::contract::control::{Command, DROPPED_PREFIX, STATE_PREFIX, STREAM_PREFIX, TENANT_PREFIX};
+use crate::contract::control::{CREATE_TENANT, Command, DROP_TENANT, RECREATE_STREAM, SET_STATE};
 use crate::contract::stream_name::Target;
 use crate::core::tenant::{SCHEMA_MISSING, Tenant, is_valid_name, quote_identifier, state_name};
 use crate::core::time::Timestamp;
@@ -16,8 +16,8 @@ use crate::postgres::{Database, Error, migrations, publication};
 /// Context of an error while the tenants are read.
 pub const UNREADABLE: &str = "cannot read the tenants; `posduif migrate up` creates the tables of the control schema";
 
-/// Creates a tenant: schema, tables, publication entry and directory row, in one transaction that also carries the message
-/// `posduif.tenant`, on which the replicator creates the tenant's streams. Returns false when the tenant exists.
+/// Creates a tenant: schema, tables, publication entry and directory row, in one transaction with the command on which the
+/// replicator creates the tenant's streams. Returns false when the tenant exists.
 pub async fn create(database: &Database, replication: &config::Replication, name: &str) -> anyhow::Result<bool> {
     let Some(tenant) = Tenant::named(name) else {
         bail!("{name:?} is no valid tenant name: allowed are a letter and up to 47 of a-z, 0-9 and _");
@@ -47,9 +47,12 @@ pub async fn create(database: &Database, replication: &config::Replication, name
     migrations::forget(&transaction, &tenant).await?;
     migrations::up_tenant(&transaction, &tenant).await?;
     publication::include(&transaction, &replication.publication, &tenant).await?;
-    transaction
-        .query_typed(&sql!("postgres/tenant_announce"), &[(&tenant.name, Type::TEXT)])
-        .await?;
+    let announcement = Command::CreateTenant {
+        tenant: tenant.name.as_str().into(),
+        generation: 1,
+        is_paused: false,
+    };
+    send_within(&transaction, &announcement).await?;
     transaction.commit().await?;
     Ok(true)
 }
@@ -61,7 +64,7 @@ pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result
     let rows = database
         .query(
             &sql!("postgres/tenant_set_state"),
-            &[(&name, Type::TEXT), (&state, Type::TEXT), (&STATE_PREFIX, Type::TEXT)],
+            &[(&name, Type::TEXT), (&state, Type::TEXT), (&SET_STATE, Type::TEXT)],
         )
         .await?;
     Ok(!rows.is_empty())
@@ -84,7 +87,7 @@ pub async fn resync(database: &Database, name: &str) -> Result<Option<PgLsn>, Er
     let row = database
         .query_opt(
             &sql!("postgres/tenant_resync"),
-            &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
+            &[(&name, Type::TEXT), (&CREATE_TENANT, Type::TEXT)],
         )
         .await?;
     Ok(row.map(|row| row.try_get("lsn")).transpose()?)
@@ -109,7 +112,7 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
         return Ok(None);
     };
     let shared = Target::Shared(name.into());
-    // As many messages as users may take longer than a statement of the pool may.
+    // As many commands as users may take longer than a statement of the pool may.
     let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await?;
     for target in gone.iter().chain([&shared]) {
@@ -118,14 +121,14 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
     let inboxes = transaction
         .query_typed(
             &sql!("postgres/tenant_inboxes_recreate", tenant),
-            &[(&name, Type::TEXT), (&STREAM_PREFIX, Type::TEXT)],
+            &[(&name, Type::TEXT), (&RECREATE_STREAM, Type::TEXT)],
         )
         .await
         .with_context(|| format!("cannot list the users of tenant {name}"))?;
     let next = transaction
         .query_typed(
             &sql!("postgres/tenant_resync"),
-            &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
+            &[(&name, Type::TEXT), (&CREATE_TENANT, Type::TEXT)],
         )
         .await?;
     let Some(next) = next.first() else { return Ok(None) };
@@ -140,11 +143,11 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
 
 /// Sends a command to the engine by way of the WAL. Returns the LSN behind which it is executed.
 pub async fn send(database: &Database, command: &Command) -> Result<PgLsn, Error> {
-    let (prefix, content) = command.encode();
+    let (name, arguments) = command.encode();
     let row = database
         .query_opt(
-            &sql!("postgres/emit_message"),
-            &[(&prefix, Type::TEXT), (&content, Type::TEXT)],
+            &sql!("postgres/command_send"),
+            &[(&name, Type::TEXT), (&arguments, Type::TEXT)],
         )
         .await?;
     row.map_or(Ok(PgLsn::from(0)), |row| Ok(row.try_get("lsn")?))
@@ -155,14 +158,14 @@ pub(crate) async fn send_within(
     transaction: &tokio_postgres::Transaction<'_>,
     command: &Command,
 ) -> anyhow::Result<PgLsn> {
-    let (prefix, content) = command.encode();
+    let (name, arguments) = command.encode();
     let row = transaction
         .query_typed_one(
-            &sql!("postgres/emit_message"),
-            &[(&prefix, Type::TEXT), (&content, Type::TEXT)],
+            &sql!("postgres/command_send"),
+            &[(&name, Type::TEXT), (&arguments, Type::TEXT)],
         )
         .await
-        .with_context(|| format!("cannot emit the message {prefix}"))?;
+        .with_context(|| format!("cannot send the command {name}"))?;
     Ok(row.try_get("lsn")?)
 }
 
@@ -231,7 +234,7 @@ pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLs
     let rows = transaction
         .query_typed(
             &sql!("postgres/tenant_drop"),
-            &[(&name, Type::TEXT), (&DROPPED_PREFIX, Type::TEXT)],
+            &[(&name, Type::TEXT), (&DROP_TENANT, Type::TEXT)],
         )
         .await?;
     let Some(row) = rows.first() else { return Ok(None) };
@@ -240,11 +243,9 @@ pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLs
         .await
         .with_context(|| format!("cannot drop the schema {}", tenant.schema))?;
     migrations::forget(&transaction, &tenant).await?;
-    let lsn: String = row.try_get("lsn")?;
+    let lsn = row.try_get("lsn")?;
     transaction.commit().await?;
-    lsn.parse()
-        .map(Some)
-        .map_err(|_| anyhow::anyhow!("Postgres returned {lsn:?} as an LSN"))
+    Ok(Some(lsn))
 }
 
 /// [`resync`] as a part of a transaction.
@@ -252,7 +253,7 @@ pub(crate) async fn resync_within(transaction: &tokio_postgres::Transaction<'_>,
     transaction
         .query_typed(
             &sql!("postgres/tenant_resync"),
-            &[(&name, Type::TEXT), (&TENANT_PREFIX, Type::TEXT)],
+            &[(&name, Type::TEXT), (&CREATE_TENANT, Type::TEXT)],
         )
         .await
         .with_context(|| format!("cannot recreate the streams of tenant {name}"))?;
@@ -274,7 +275,7 @@ pub struct TenantStats {
     pub state: String,
     /// Counts its resyncs.
     pub generation: i64,
-    /// Whether anybody may register.
+    /// Whether any client may register.
     pub registration_open: bool,
     /// When it was made.
     pub created_at: Timestamp,
@@ -288,7 +289,7 @@ pub struct TenantStats {
     pub devices: i64,
     /// Devices that were revoked.
     pub revoked_devices: i64,
-    /// Conflicts that nobody has resolved.
+    /// Conflicts that are not resolved.
     pub open_conflicts: i64,
 }
 

@@ -245,7 +245,7 @@ impl Difference {
         (!only_adds_nulls(&known.columns, &present.columns)).then_some(Kind::Columns)
     }
 
-    /// The same for a table that was not recorded. One that never had a row surprises nobody.
+    /// The same for a table that was not recorded. One that never had a row needs no resync.
     fn kind_of_new(&self, present: &Table) -> Option<Kind> {
         if !self.has_pages {
             return None;
@@ -364,10 +364,36 @@ impl Watcher<'_> {
                 }
             }
         }
-        let rows = self.database.query(&sql!("replication/catalog_uncovered"), &[]).await?;
+        let rows = self
+            .database
+            .query(
+                &sql!("replication/catalog_uncovered"),
+                &[(&self.publication, Type::TEXT)],
+            )
+            .await?;
         let uncovered = rows.iter().map(|row| row.try_get("name"));
         let uncovered = uncovered.collect::<Result<Vec<String>, _>>()?;
+        let lacks_commands = uncovered.iter().any(|name| name == publication::COMMANDS);
         self.report.uncovered.send_replace(uncovered);
+        if lacks_commands {
+            self.publish_commands().await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes the table of commands again. What was commanded meanwhile is in no log: the next session reads the tenants
+    /// from their table, and each tenant's streams are recreated.
+    async fn publish_commands(&self) -> Result<()> {
+        publication::ensure(&self.database, self.publication).await?;
+        tracing::warn!(
+            table = publication::COMMANDS,
+            publication = self.publication,
+            "table of commands was not published; recreating the streams of all tenants"
+        );
+        for tenant in tenants::list(&self.database).await? {
+            tenants::resync(&self.database, &tenant.name).await?;
+        }
+        self.moved.send_modify(|count| *count += 1);
         Ok(())
     }
 

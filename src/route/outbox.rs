@@ -1,12 +1,19 @@
-//! The transactional outbox: a message that any session writes to the log, for users that it names.
+//! The transactional outbox: an event for users that its writer names, published when its transaction commits, in commit
+//! order. It is a row of a tenant's table `outbox`:
+//!
+//! ```sql
+//! INSERT INTO tenant_acme.outbox (event, recipients, data)
+//! VALUES ('order_shipped', '["5f1a…"]', '{"order": 7}');
+//! ```
+//!
+//! or, where `outbox.logical_messages` is on, a logical decoding message:
 //!
 //! ```sql
 //! SELECT pg_logical_emit_message(true, 'posduif:order_shipped',
 //!     '{"tenant": "acme", "to": ["5f1a…"], "data": {"order": 7}}');
 //! ```
 //!
-//! It is published when its transaction commits, in commit order, and needs no table. It is an event, not state: a
-//! device that takes a snapshot afterwards does not receive it.
+//! It is not state: a device that takes a snapshot afterwards does not receive it.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -16,7 +23,10 @@ use crate::config::rule::{TENANT, is_event_name};
 use crate::contract::stream_name::Audience;
 use crate::core::tenant::is_valid_name;
 
-/// Prefix of outbox messages; the event's name follows.
+/// The table in a tenant's schema.
+pub const TABLE: &str = "outbox";
+
+/// Prefix of logical decoding messages, and of the table's name in entries; the event's name follows.
 pub const PREFIX: &str = "posduif:";
 
 /// Longest content in bytes: live entries hold it too, although they hold no rows. Larger data belongs in a table.
@@ -77,7 +87,31 @@ enum To {
 }
 
 impl<'a> OutboxMessage<'a> {
-    /// Parses a message whose prefix, without [`PREFIX`], is `event`.
+    /// Reads a row of a tenant's outbox; `None` for a value that the row lacks or that is no UTF-8.
+    pub fn from_row(
+        tenant: &'a str,
+        event: Option<&'a str>,
+        recipients: Option<&str>,
+        data: Option<&'a str>,
+    ) -> Result<Self, Undeliverable> {
+        let refused = |cause: String| Undeliverable {
+            event: event.unwrap_or_default().chars().take(64).collect(),
+            tenant: Some(tenant.to_owned()),
+            cause,
+        };
+        let (Some(event), Some(recipients)) = (event, recipients) else {
+            return Err(refused("the row lacks `event` or `recipients`".into()));
+        };
+        let data = data.unwrap_or("null");
+        if data.len() > CONTENT_BYTES_MAX {
+            return Err(refused(too_large(data.len())));
+        }
+        let to: To = serde_json::from_str(recipients)
+            .map_err(|_| refused(format!("`recipients` must be a list of user ids, or \"{TENANT}\"")))?;
+        Self::addressed(tenant, event, to, data).map_err(|cause| refused(cause.into()))
+    }
+
+    /// Parses a logical decoding message whose prefix, without [`PREFIX`], is `event`.
     pub fn parse(event: &'a str, content: &'a [u8]) -> Result<Self, Undeliverable> {
         let refused = |tenant: Option<&str>, cause: String| Undeliverable {
             event: event.chars().take(64).collect(),
@@ -85,11 +119,7 @@ impl<'a> OutboxMessage<'a> {
             cause,
         };
         if content.len() > CONTENT_BYTES_MAX {
-            let cause = format!(
-                "content has {} bytes; at most {CONTENT_BYTES_MAX} are allowed, store larger data in a table",
-                content.len()
-            );
-            return Err(refused(tenant_of(content), cause));
+            return Err(refused(tenant_of(content), too_large(content.len())));
         }
         let parsed: Content<'a> = serde_json::from_slice(content).map_err(|error| {
             let cause = format!(
@@ -100,20 +130,23 @@ impl<'a> OutboxMessage<'a> {
         if !is_valid_name(parsed.tenant) {
             return Err(refused(None, "invalid tenant name".into()));
         }
-        let refused = |cause: &str| refused(Some(parsed.tenant), cause.into());
+        let data = parsed.data.map_or("null", RawValue::get);
+        Self::addressed(parsed.tenant, event, parsed.to, data)
+            .map_err(|cause| refused(Some(parsed.tenant), cause.into()))
+    }
+
+    fn addressed(tenant: &'a str, event: &'a str, to: To, data: &'a str) -> Result<Self, &'static str> {
         if !is_event_name(event) {
-            return Err(refused("an event name has 1 to 64 characters of a-z, 0-9 and _"));
+            return Err("an event name has 1 to 64 characters of a-z, 0-9 and _");
         }
         if RESERVED.contains(&event) {
-            return Err(refused("the event name is reserved for the server; use another"));
+            return Err("the event name is reserved for the server; use another");
         }
-        let to = match parsed.to {
+        let to = match to {
             To::Word(word) if word == TENANT => vec![Audience::Tenant],
-            To::Word(_) => return Err(refused("`to` must be a list of user ids, or \"tenant\"")),
+            To::Word(_) => return Err("recipients must be a list of user ids, or \"tenant\""),
             To::Users(users) if users.len() > RECIPIENTS_MAX => {
-                return Err(refused(
-                    "more than 1,000 recipients; send several messages, or one to \"tenant\"",
-                ));
+                return Err("more than 1,000 recipients; send several messages, or one to \"tenant\"");
             }
             To::Users(mut users) => {
                 users.sort_unstable();
@@ -123,11 +156,15 @@ impl<'a> OutboxMessage<'a> {
         };
         Ok(Self {
             event,
-            tenant: parsed.tenant,
+            tenant,
             to,
-            data: parsed.data.map_or("null", RawValue::get),
+            data,
         })
     }
+}
+
+fn too_large(bytes: usize) -> String {
+    format!("content has {bytes} bytes; at most {CONTENT_BYTES_MAX} are allowed, store larger data in a table")
 }
 
 /// The tenant of an invalid content, for its quarantine.
@@ -157,6 +194,40 @@ mod tests {
         assert_eq!(message.to, [Audience::User(USER.parse().unwrap())]);
         let message = OutboxMessage::parse("news", br#"{"tenant": "acme", "to": "tenant"}"#).unwrap();
         assert_eq!((message.to, message.data), (vec![Audience::Tenant], "null"));
+    }
+
+    #[test]
+    fn postgres_refuses_reserved_events() {
+        let migration = include_str!("../../migrations/tenant/0010_outbox.up.sql");
+        let (_, list) = migration.split_once("NOT IN (").unwrap();
+        let (list, _) = list.split_once(')').unwrap();
+        let names: Vec<&str> = list.split(',').map(|name| name.trim().trim_matches('\'')).collect();
+        assert_eq!(names, RESERVED);
+    }
+
+    #[test]
+    fn row_names_event_recipients_and_data() {
+        let recipients = format!(r#"["{USER}"]"#);
+        let of = |event, recipients, data| OutboxMessage::from_row("acme", event, recipients, data);
+        let message = of(Some("ping"), Some(&recipients), Some("[1]")).unwrap();
+        assert_eq!((message.event, message.tenant, message.data), ("ping", "acme", "[1]"));
+        assert_eq!(message.to, [Audience::User(USER.parse().unwrap())]);
+        let message = of(Some("news"), Some(r#""tenant""#), None).unwrap();
+        assert_eq!((message.to, message.data), (vec![Audience::Tenant], "null"));
+        let large = "x".repeat(CONTENT_BYTES_MAX + 1);
+        for (event, recipients, data) in [
+            (None, Some("[]"), None),
+            (Some("x"), None, None),
+            (Some("x"), Some("{}"), None),
+            (Some("x"), Some(r#"["joe"]"#), None),
+            (Some("x"), Some(r#""joe""#), None),
+            (Some("X"), Some("[]"), None),
+            (Some("reset"), Some("[]"), None),
+            (Some("x"), Some("[]"), Some(&*large)),
+        ] {
+            let refused = of(event, recipients, data).unwrap_err();
+            assert_eq!(refused.tenant.as_deref(), Some("acme"), "{refused}");
+        }
     }
 
     #[test]

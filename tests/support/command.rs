@@ -2,7 +2,8 @@
 
 use std::process::{Output, Stdio};
 
-use serde_json::Value;
+use posduif::config::Config;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::{TIMEOUT, World};
@@ -20,19 +21,38 @@ pub(crate) fn posduif() -> Command {
     command
 }
 
-/// The program with a world's settings.
+/// The program with a world's settings, but for those of the server, such as the default tenant.
 pub(crate) fn posduif_in(world: &World) -> Command {
-    let config = &world.config;
     let mut command = posduif();
+    let variables = variables(&world.config).into_iter();
+    command.envs(variables.filter(|(name, _)| !name.starts_with("POSDUIF__SERVER__")));
     command
-        .env("POSDUIF__POSTGRES__URL", config.postgres.url.expose())
-        .env("POSDUIF__REDIS__URL", config.redis.url.expose())
-        .env("POSDUIF__REDIS__PREFIX", &config.redis.prefix)
-        .env("POSDUIF__REPLICATION__SLOT", &config.replication.slot)
-        .env("POSDUIF__REPLICATION__PUBLICATION", &config.replication.publication)
-        .env("POSDUIF__AUTH__ARGON2_MEMORY_KIB", "8192")
-        .env("POSDUIF__AUTH__ARGON2_ITERATIONS", "1");
-    command
+}
+
+/// The settings that differ from the defaults, lists apart, as variables of the environment.
+pub(crate) fn variables(config: &Config) -> Vec<(String, String)> {
+    let (ours, defaults) = (json!(config), json!(Config::default()));
+    let mut variables = Vec::new();
+    for (section, keys) in ours.as_object().unwrap() {
+        for (key, value) in keys.as_object().into_iter().flatten() {
+            let text = match value {
+                _ if *value == defaults[section][key] => continue,
+                Value::Array(_) | Value::Object(_) | Value::Null => continue,
+                Value::String(text) if text == "***" => continue,
+                Value::String(text) => text.clone(),
+                value => value.to_string(),
+            };
+            variables.push((format!("POSDUIF__{section}__{key}").to_uppercase(), text));
+        }
+    }
+    // Serialized as asterisks.
+    let secrets = [
+        ("POSDUIF__POSTGRES__URL", &config.postgres.url),
+        ("POSDUIF__REDIS__URL", &config.redis.url),
+        ("POSDUIF__AUTH__JWT_SECRET", &config.auth.jwt_secret),
+    ];
+    variables.extend(secrets.map(|(name, secret)| (name.to_owned(), secret.expose().to_owned())));
+    variables
 }
 
 /// What a command printed and how it ended.

@@ -29,6 +29,7 @@ use posduif::engine::{Engine, Role};
 use posduif::net::postgres::Server;
 use posduif::postgres::{Database, tenants};
 use redis::aio::MultiplexedConnection;
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
@@ -176,49 +177,13 @@ impl World {
             let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
             file.unwrap().into()
         });
-        let numbers = [
-            (
-                "REPLICATION__HEARTBEAT_INTERVAL_MS",
-                config.replication.heartbeat_interval_ms,
-            ),
-            (
-                "REPLICATION__IDLE_TIMEOUT_SECONDS",
-                config.replication.idle_timeout_seconds,
-            ),
-            (
-                "REPLICATION__WAL_SENDER_TIMEOUT_SECONDS",
-                config.replication.wal_sender_timeout_seconds,
-            ),
-            (
-                "REPLICATION__BATCH_CHANGES_MAX",
-                config.replication.batch_changes_max as u64,
-            ),
-            ("REDIS__RESPONSE_TIMEOUT_SECONDS", config.redis.response_timeout_seconds),
-            ("STREAMS__INBOX_ENTRIES_MAX", config.streams.inbox_entries_max),
-            ("STREAMS__SHARED_ENTRIES_MAX", config.streams.shared_entries_max),
-            ("STREAMS__CHANGES_ENTRIES_MAX", config.streams.changes_entries_max),
-            ("PRESENCE__GRACE_SECONDS", config.presence.grace_seconds),
-            ("PRESENCE__TICK_MS", config.presence.tick_ms),
-            ("LIVE__HEARTBEAT_SECONDS", config.live.heartbeat_seconds),
-            ("HEALTH__MAX_STALENESS_SECONDS", config.health.max_staleness_seconds),
-        ];
-        for (name, value) in numbers {
-            command.env(format!("POSDUIF__{name}"), value.to_string());
-        }
         command
             .args(["serve", "--role", role])
             .current_dir(std::env::temp_dir())
             .env_remove("DATABASE_URL")
             .env_remove("REDIS_URL")
-            .env("POSDUIF__POSTGRES__URL", config.postgres.url.expose())
-            .env("POSDUIF__REDIS__URL", config.redis.url.expose())
-            .env("POSDUIF__REDIS__PREFIX", &config.redis.prefix)
-            .env("POSDUIF__REPLICATION__SLOT", &config.replication.slot)
-            .env("POSDUIF__REPLICATION__PUBLICATION", &config.replication.publication)
-            .env("POSDUIF__LOG__LEVEL", &config.log.level)
+            .envs(command::variables(config))
             .env("POSDUIF__SERVER__PORT", "0")
-            .env("POSDUIF__SERVER__DEFAULT_TENANT", &config.server.default_tenant)
-            .env("POSDUIF__AUTH__JWT_SECRET", config.auth.jwt_secret.expose())
             .env("POSDUIF__LOG__LEVEL", &config.log.level)
             .stdout(Stdio::piped())
             .stderr(errors)
@@ -262,6 +227,15 @@ impl World {
             password: Some(PASSWORD.to_owned()),
         };
         users::create(&database, &self.config.auth, tenant, user).await.unwrap()
+    }
+
+    /// Adds an event to the outbox of the tenant `acme`.
+    pub(crate) async fn emit(&self, event: &str, recipients: &Value, data: &Value) {
+        let insert =
+            "INSERT INTO tenant_acme.outbox (event, recipients, data) VALUES ($1, $2::text::jsonb, $3::text::jsonb)";
+        let (recipients, data) = (recipients.to_string(), data.to_string());
+        let psql = self.psql().await;
+        psql.execute(insert, &[&event, &recipients, &data]).await.unwrap();
     }
 
     /// Waits until all that is committed now has been published.

@@ -1,5 +1,8 @@
 //! From pgoutput messages to a batch of commands: decode, number, route, encode. No IO but log lines, and no clock.
 
+mod commands;
+mod outbox;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -10,18 +13,19 @@ use super::epoch::{Break, Replay};
 use super::heartbeat;
 use super::row_json::{source, write_payload, write_rows};
 use crate::contract::checkpoint::{OpenTransaction, TransactionMark};
-use crate::contract::control::{Command, Trim};
-use crate::contract::entry::{EntryBody, Source};
+use crate::contract::control;
+use crate::contract::entry::EntryBody;
 use crate::contract::keys::Keys;
 use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::Target;
 use crate::core::operation::Operation;
 use crate::core::position::{Position, StreamId};
-use crate::decode::pgoutput::{self, Begin, Commit, DecodeError, Message, Old, ReplicaIdentity};
+use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, ReplicaIdentity, Tuple};
 use crate::decode::relation::{Relation, Types};
+use crate::postgres::migrations::CONTROL_SCHEMA;
 use crate::publish::batch::Batch;
-use crate::route::outbox::{self, OutboxMessage};
-use crate::route::router::{Delivery, Plan, RouteError, Router, SCHEMA_PREFIX};
+use crate::route::outbox::TABLE as OUTBOX;
+use crate::route::router::{Delivery, Plan, RouteError, Router};
 use crate::route::row::{ColumnValue, Row, user_id};
 use crate::telemetry::metrics::ReplicationCounts;
 use crate::telemetry::traces;
@@ -53,10 +57,32 @@ struct Transaction {
     has_rows: bool,
 }
 
+/// What the rows of a table are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// Rows of a tenant, or of no tenant.
+    Data,
+    /// Commands to the engine.
+    Commands,
+    /// Events of a tenant, where its schema is a tenant's.
+    Outbox,
+}
+
+impl Purpose {
+    fn of(relation: &Relation) -> Self {
+        match (&*relation.schema, &*relation.table) {
+            (CONTROL_SCHEMA, control::TABLE) => Self::Commands,
+            (_, OUTBOX) => Self::Outbox,
+            _ => Self::Data,
+        }
+    }
+}
+
 /// A table and its plan.
 #[derive(Debug)]
 struct Table {
     relation: Relation,
+    purpose: Purpose,
     /// `None` for tables outside of tenants' schemas.
     plan: Option<Plan>,
     /// Of a partitioned table.
@@ -66,6 +92,11 @@ struct Table {
 }
 
 impl Table {
+    /// Whether its old rows must be examined by its outline: rows are routed by them, and the log marks them as whole.
+    fn needs_outline(&self) -> bool {
+        self.plan.as_ref().is_some_and(Plan::is_routed) && self.relation.replica_identity == ReplicaIdentity::Full
+    }
+
     /// The table and its plan, when it belongs to a tenant.
     fn of_tenant(&self) -> Option<(&Relation, &Plan)> {
         self.plan.as_ref().map(|plan| (&self.relation, plan))
@@ -93,7 +124,7 @@ pub struct Counts {
     pub changes: u64,
     /// Changes of a replay that the checkpoint already includes.
     pub replayed: u64,
-    /// Messages outside of transactions, which have no position.
+    /// Messages outside of transactions, which have no position, and outbox messages where these are off.
     pub ignored_messages: u64,
     /// Changes that went to a quarantine.
     pub quarantined: u64,
@@ -111,8 +142,10 @@ pub struct Start {
     pub seen: StreamId,
     /// What the replay must verify.
     pub replay: Replay,
-    /// Names of the existing tenants; others are created by messages in the log.
+    /// Names of the existing tenants; others are created by commands in the log.
     pub tenants: HashSet<Arc<str>>,
+    /// Whether logical decoding messages are published as outbox messages.
+    pub logical_messages: bool,
 }
 
 /// The stages between the two connections.
@@ -123,8 +156,8 @@ pub struct Pipeline {
     heartbeat_prefix: String,
     types: Types,
     tables: HashMap<u32, Table>,
-    /// A table whose outline must be read before its rows are.
-    undescribed: Option<u32>,
+    /// Tables whose outlines must be read before their rows are.
+    undescribed: Vec<u32>,
     base: u64,
     seen: StreamId,
     replay: Replay,
@@ -135,6 +168,7 @@ pub struct Pipeline {
     retried: Option<Arc<str>>,
     received: PgLsn,
     tenants: HashSet<Arc<str>>,
+    logical_messages: bool,
     entries: Entries,
     /// A written batch, whose memory the next one reuses.
     spare: Option<Batch>,
@@ -157,7 +191,7 @@ impl Pipeline {
             heartbeat_prefix: format!("{}{slot}", heartbeat::PREFIX),
             types: Types::default(),
             tables: HashMap::new(),
-            undescribed: None,
+            undescribed: Vec::new(),
             base: start.base,
             seen: start.seen,
             replay: start.replay,
@@ -166,6 +200,7 @@ impl Pipeline {
             retried: None,
             received: PgLsn::from(0),
             tenants: start.tenants,
+            logical_messages: start.logical_messages,
             spare: None,
             json: Vec::new(),
             counts: ReplicationCounts::default(),
@@ -246,12 +281,12 @@ impl Pipeline {
 
     /// A table whose outline must be read, and given to [`Self::describe`], before the next message is applied.
     pub fn undescribed(&self) -> Option<u32> {
-        self.undescribed
+        self.undescribed.last().copied()
     }
 
-    /// Takes the outline of the table that was last described.
+    /// Takes the outline of that table.
     pub fn describe(&mut self, outline: Option<Outline>) {
-        if let Some(table) = self.undescribed.take().and_then(|oid| self.tables.get_mut(&oid)) {
+        if let Some(table) = self.undescribed.pop().and_then(|oid| self.tables.get_mut(&oid)) {
             table.outline = outline;
         }
     }
@@ -270,16 +305,16 @@ impl Pipeline {
                     .router
                     .plan(&relation)
                     .filter(|plan| self.tenants.contains(&plan.tenant));
-                // Where nothing is routed, nothing depends on old rows.
-                if plan.as_ref().is_some_and(Plan::is_routed) {
-                    self.undescribed = Some(relation.oid);
-                }
                 let table = Table {
+                    purpose: Purpose::of(&relation),
                     relation,
                     plan,
                     outline: None,
                     is_reported: false,
                 };
+                if table.needs_outline() {
+                    self.undescribed.push(table.relation.oid);
+                }
                 self.tables.insert(table.relation.oid, table);
                 Ok(())
             }
@@ -288,9 +323,19 @@ impl Pipeline {
                 Ok(())
             }
             Message::Origin { .. } => Ok(()),
-            Message::Insert { relation, new } => self.row(relation, Row::inserted(&new)),
-            Message::Update { relation, old, new } => self.row(relation, Row::updated(old.as_ref(), &new)),
-            Message::Delete { relation, old } => self.row(relation, Row::deleted(&old)),
+            Message::Insert { relation, new } => match self.purpose(relation)? {
+                Purpose::Data => self.row(relation, Row::inserted(&new)),
+                Purpose::Commands => self.command(relation, &new),
+                Purpose::Outbox => self.outbox_row(relation, &new),
+            },
+            Message::Update { relation, old, new } => match self.purpose(relation)? {
+                Purpose::Data => self.row(relation, Row::updated(old.as_ref(), &new)),
+                Purpose::Commands | Purpose::Outbox => self.pass(),
+            },
+            Message::Delete { relation, old } => match self.purpose(relation)? {
+                Purpose::Data => self.row(relation, Row::deleted(&old)),
+                Purpose::Commands | Purpose::Outbox => self.pass(),
+            },
             Message::Truncate { relations, .. } => relations.into_iter().try_for_each(|oid| self.truncate(oid)),
             Message::Logical {
                 transactional: false, ..
@@ -385,6 +430,21 @@ impl Pipeline {
             }
         }
         Ok(is_tenants.then_some((id, begin)))
+    }
+
+    fn purpose(&self, oid: u32) -> Result<Purpose, Error> {
+        let table = self.tables.get(&oid).ok_or(Error::UnknownRelation(oid))?;
+        Ok(table.purpose)
+    }
+
+    /// Numbers a change that is not published.
+    fn pass(&mut self) -> Result<(), Error> {
+        if let (Some(id), _) = self.next_id()?
+            && id > self.entries.published
+        {
+            self.entries.batch.reach(id, None);
+        }
+        Ok(())
     }
 
     fn row(&mut self, oid: u32, row: Row<'_>) -> Result<(), Error> {
@@ -501,6 +561,9 @@ impl Pipeline {
     }
 
     fn truncate(&mut self, oid: u32) -> Result<(), Error> {
+        if self.purpose(oid)? != Purpose::Data {
+            return self.pass();
+        }
         let (Some((id, begin)), Some((relation, plan))) =
             (self.reach(oid)?, self.tables.get(&oid).and_then(Table::of_tenant))
         else {
@@ -515,198 +578,13 @@ impl Pipeline {
         }
         Ok(())
     }
+}
 
-    fn message(&mut self, prefix: &str, content: &[u8]) -> Result<(), Error> {
-        let command = Command::parse(prefix, content);
-        if let Some(Command::Retry { tenant }) = &command {
-            // Also when the message is published already: the rows behind it may not be.
-            self.retried = self.tenants.get(tenant).cloned();
-        }
-        let (Some(id), begin) = self.next_id()? else {
-            return Ok(());
-        };
-        if let Some(event) = prefix.strip_prefix(outbox::PREFIX) {
-            self.outbox_message(id, &begin, prefix, event, content);
-            return Ok(());
-        }
-        if id <= self.entries.published {
-            return Ok(());
-        }
-        self.entries.batch.reach(id, None);
-        if prefix == self.heartbeat_prefix {
-            self.entries.batch.heartbeat(begin.commit_ts);
-            return Ok(());
-        }
-        if let Some(command) = command {
-            self.execute(command, id, &begin);
-        }
-        Ok(())
-    }
-
-    /// Executes a control message.
-    fn execute(&mut self, command: Command, id: StreamId, begin: &Begin) {
-        let commit_ts = begin.commit_ts;
-        match command {
-            Command::CreateTenant {
-                tenant,
-                generation,
-                is_paused,
-            } => self.begin_tenant(id, begin, &tenant, generation, is_paused),
-            Command::SetState { tenant, is_paused } => {
-                let event = if is_paused { "tenant_paused" } else { "tenant_resumed" };
-                self.entries.batch.set_state(&tenant, is_paused);
-                self.entries.batch.tenant_notice(id, &tenant, event, commit_ts);
-            }
-            Command::DropTenant { tenant } => self.end_tenant(id, begin, &tenant),
-            Command::CreateInbox { tenant, user } => {
-                self.entries
-                    .batch
-                    .create_stream(Target::Inbox(tenant, user), id, commit_ts);
-            }
-            Command::RecreateStream(target) if self.tenants.contains(target.tenant()) => {
-                self.renew_stream(&target, Some((id, commit_ts)));
-            }
-            Command::RemoveStream(target) if self.tenants.contains(target.tenant()) => self.renew_stream(&target, None),
-            Command::Trim(Trim { target, min_id }) if self.tenants.contains(target.tenant()) => {
-                // An entry that is not published yet must not be hidden from its readers.
-                let min_id = min_id.min(id);
-                self.entries.batch.trim(&Trim { target, min_id }.into());
-            }
-            Command::ReportTable { tenant, cause } if self.tenants.contains(&tenant) => {
-                self.counts.quarantined += 1;
-                let cause: String = cause.chars().take(catalog::CAUSE_LENGTH_MAX).collect();
-                self.entries
-                    .batch
-                    .quarantine(&tenant, Some(id), (QuarantineKind::Table, &cause), None);
-            }
-            // A tenant that does not exist, and `Retry`, which takes effect before it is published.
-            Command::RecreateStream(_)
-            | Command::RemoveStream(_)
-            | Command::Trim(_)
-            | Command::ReportTable { .. }
-            | Command::Retry { .. } => {}
-        }
-    }
-
-    /// Removes the key of a stream, whatever its type, and creates the stream again when a position and time are given.
-    fn renew_stream(&mut self, target: &Target, create_stream: Option<(StreamId, i64)>) {
-        self.entries.batch.remove_stream(target);
-        if self.entries.stopped.remove(target) {
-            self.entries.batch.unstop(target);
-        }
-        if let Some((id, commit_ts)) = create_stream {
-            self.entries.batch.create_stream(target.clone(), id, commit_ts);
-        }
-    }
-
-    /// Creates a tenant's streams, or resets them.
-    fn begin_tenant(&mut self, id: StreamId, begin: &Begin, name: &str, generation: i64, is_paused: bool) {
-        let tenant: Arc<str> = name.into();
-        // The key of a stopped stream may be of the wrong type, which would also refuse the creation.
-        let stopped: Vec<Target> = self
-            .entries
-            .stopped
-            .extract_if(|target| *target.tenant() == tenant)
-            .collect();
-        for target in &stopped {
-            self.entries.batch.remove_stream(target);
-            self.entries.batch.unstop(target);
-        }
-        let own = [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())];
-        let inboxes = stopped.into_iter().filter(|target| !own.contains(target));
-        for target in own.clone().into_iter().chain(inboxes) {
-            self.entries.batch.create_stream(target, id, begin.commit_ts);
-        }
-        self.entries.batch.reset_meta(name, generation, is_paused);
-        self.entries.batch.reset_notice(id, name, begin.commit_ts);
-        if self.tenants.insert(tenant) {
-            // Tables that were described before their tenant existed.
-            for table in self.tables.values_mut().filter(|table| table.plan.is_none()) {
-                let plan = self.router.plan(&table.relation);
-                table.plan = plan.filter(|plan| self.tenants.contains(&plan.tenant));
-            }
-        }
-    }
-
-    /// Removes a dropped tenant and its streams; `tenant drop` removes the inboxes.
-    fn end_tenant(&mut self, id: StreamId, begin: &Begin, name: &str) {
-        let tenant: Arc<str> = name.into();
-        for table in self.tables.values_mut() {
-            table.plan.take_if(|plan| plan.tenant == tenant);
-        }
-        let stopped: Vec<Target> = self
-            .entries
-            .stopped
-            .extract_if(|target| *target.tenant() == tenant)
-            .collect();
-        stopped.iter().for_each(|target| self.entries.batch.unstop(target));
-        for target in [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())] {
-            self.entries.batch.remove_stream(&target);
-        }
-        // The access of connected devices is revoked.
-        self.entries
-            .batch
-            .tenant_notice(id, name, "device_changed", begin.commit_ts);
-        self.tenants.remove(&tenant);
-    }
-
-    /// Publishes an outbox message, or quarantines it.
-    fn outbox_message(&mut self, id: StreamId, begin: &Begin, prefix: &str, event: &str, content: &[u8]) {
-        let is_new = id > self.entries.published;
-        if is_new {
-            self.entries.batch.reach(id, None);
-        }
-        let message = OutboxMessage::parse(event, content);
-        if message.is_err() && !is_new {
-            return;
-        }
-        let name = match &message {
-            Ok(message) => Some(message.tenant),
-            Err(undeliverable) => undeliverable.tenant.as_deref(),
-        };
-        let Some(tenant) = name.and_then(|name| self.tenants.get(name)).cloned() else {
-            self.counts.quarantined += 1;
-            let cause = message.as_ref().err().map_or("no such tenant", |error| &error.cause);
-            tracing::error!(prefix, %id, tenant = name, cause, "outbox message dropped");
-            return;
-        };
-        let schema = format!("{SCHEMA_PREFIX}{tenant}");
-        let source = Source {
-            schema: &schema,
-            table: prefix,
-            commit_ts: begin.commit_ts,
-            xid: begin.xid,
-        };
-        self.entries.body.begin(&source);
-        let message = match message {
-            Ok(message) => message,
-            Err(undeliverable) => {
-                self.counts.quarantined += 1;
-                tracing::warn!(tenant = &*tenant, %id, cause = %undeliverable, "outbox message quarantined");
-                self.entries
-                    .body
-                    .content(&content[..content.len().min(outbox::CONTENT_BYTES_MAX)]);
-                let cause = undeliverable.to_string();
-                self.entries.batch.quarantine(
-                    &tenant,
-                    Some(id),
-                    (QuarantineKind::Message, &cause),
-                    Some(&self.entries.body),
-                );
-                return;
-            }
-        };
-        self.entries.body.row(message.data.as_bytes());
-        let changes = Target::Changes(tenant.clone());
-        let targets = message.to.iter().map(|audience| Target::of(&tenant, *audience));
-        for (target, event) in
-            std::iter::once((changes, None)).chain(targets.map(|target| (target, Some(message.event))))
-        {
-            self.entries.add(target, id, Operation::Message, event);
-        }
-        if is_new {
-            self.entries.batch.outbox_notice(id, &source, &message);
-        }
+/// A column's text.
+fn text<'a>(relation: &Relation, row: &Tuple<'a>, column: &str) -> Option<&'a str> {
+    match row.get(relation.column(column)?)? {
+        Cell::Text(bytes) => std::str::from_utf8(bytes).ok(),
+        _ => None,
     }
 }
 

@@ -1,0 +1,2 @@
+DROP TABLE posduif.commands;
+DROP FUNCTION posduif.commands_clear();

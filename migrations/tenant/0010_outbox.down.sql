@@ -1,0 +1,2 @@
+DROP TABLE {schema}.outbox;
+DROP FUNCTION {schema}.outbox_clear();
