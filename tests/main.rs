@@ -27,6 +27,7 @@ mod once;
 mod operators;
 mod outages;
 mod overlaps;
+mod oversized;
 mod own_tables;
 mod packaging;
 mod pages;

@@ -19,6 +19,9 @@ section! {
         /// `wal_sender_timeout` of the session in seconds: without a reply for this long, Postgres releases the slot of a
         /// failed engine.
         pub wal_sender_timeout_seconds: u64 = 6, 2..=300;
+        /// Maximum size in bytes of a change in the log, with the old row. A larger one is not read: it goes to the
+        /// quarantine, and where a rule covers its table, all devices of the tenant take a snapshot.
+        pub row_bytes_max: usize = 64 * 1024 * 1024, MIB..=384 * MIB;
         /// Maximum number of changes in one batch to Redis.
         pub batch_changes_max: usize = 500, 1..=100_000;
         /// Bytes of commands at which a batch is full; one change may exceed it.

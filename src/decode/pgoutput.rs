@@ -192,6 +192,35 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
     Ok(message)
 }
 
+/// What the first bytes of a message show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// An insert, update or delete.
+    Row {
+        /// OID of the table.
+        relation: u32,
+    },
+    /// Written by `pg_logical_emit_message`.
+    Logical { transactional: bool },
+}
+
+/// Decodes the beginning of a message whose rest is unknown.
+///
+/// # Errors
+/// When it is of another kind, or less than 5 bytes long.
+pub fn decode_head(bytes: &[u8]) -> Result<Head, DecodeError> {
+    let mut reader = Reader { bytes, offset: 0 };
+    match reader.u8()? {
+        b'I' | b'U' | b'D' => Ok(Head::Row {
+            relation: reader.u32()?,
+        }),
+        b'M' => Ok(Head::Logical {
+            transactional: reader.u8()? & 1 != 0,
+        }),
+        _ => Err(reader.error("message too large")),
+    }
+}
+
 struct Reader<'a> {
     bytes: &'a [u8],
     offset: usize,
@@ -425,5 +454,22 @@ impl<'a> Reader<'a> {
     fn value(&mut self) -> Result<&'a [u8], DecodeError> {
         let length = self.u32()? as usize;
         self.take(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn head_names_table_or_kind() {
+        for tag in *b"IUD" {
+            let head = [tag, 0, 0, 1, 2, b'N', 0];
+            assert_eq!(decode_head(&head), Ok(Head::Row { relation: 258 }));
+            assert!(decode_head(&head[..4]).is_err());
+        }
+        assert_eq!(decode_head(b"M\x01rest"), Ok(Head::Logical { transactional: true }));
+        assert_eq!(decode_head(b"M\x00rest"), Ok(Head::Logical { transactional: false }));
+        assert!(decode_head(b"R1234").is_err() && decode_head(b"").is_err());
     }
 }

@@ -68,6 +68,17 @@ impl ServerError {
     pub fn is_slot_in_use(&self) -> bool {
         self.code == SqlState::OBJECT_IN_USE
     }
+
+    /// Postgres may be unable to send a change: one of more than 1 GiB, as `out of memory`, `string buffer exceeds maximum
+    /// allowed length` or `invalid memory alloc request size`.
+    pub fn is_undecodable(&self) -> bool {
+        [
+            SqlState::OUT_OF_MEMORY,
+            SqlState::PROGRAM_LIMIT_EXCEEDED,
+            SqlState::INTERNAL_ERROR,
+        ]
+        .contains(&self.code)
+    }
 }
 
 /// The row of `IDENTIFY_SYSTEM`.
@@ -84,6 +95,10 @@ pub struct SystemIdentity {
 /// A connection in replication mode.
 pub struct Connection {
     stream: BoxStream,
+    /// Longest message that is read into memory while streaming.
+    message_bytes_max: usize,
+    /// Bytes of an oversized message that are still to come.
+    skipped: usize,
     /// Bytes at which the stream becomes readable.
     receive_low_water: usize,
     inbound: BytesMut,
@@ -96,6 +111,19 @@ impl fmt::Debug for Connection {
             .field("inbound", &self.inbound.len())
             .finish_non_exhaustive()
     }
+}
+
+/// What [`Connection::start_replication`] requests.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamRequest<'a> {
+    pub slot: &'a str,
+    pub publication: &'a str,
+    /// Commits before it are left out, as those before the slot's confirmed position are.
+    pub from: PgLsn,
+    /// Values come in the form of the types' send functions.
+    pub is_binary: bool,
+    /// Longer messages are not read into memory: [`Connection::peek`] gives their first bytes only.
+    pub message_bytes_max: usize,
 }
 
 /// What a server is in a cluster.
@@ -120,6 +148,8 @@ impl Connection {
                 let secured = secured.map_err(|error| Error::Authentication(format!("{address}: {error}")))?;
                 let mut connection = Self {
                     stream: secured.stream,
+                    message_bytes_max: usize::MAX,
+                    skipped: 0,
                     receive_low_water: 1,
                     inbound: BytesMut::with_capacity(2 * READ_BYTES_MIN),
                     outbound: BytesMut::new(),
@@ -217,15 +247,24 @@ impl Connection {
         }
     }
 
-    /// Starts streaming from the slot's confirmed position; frames are then read by [`Connection::peek`].
+    /// Starts streaming; frames are then read by [`Connection::peek`].
     ///
     /// # Errors
     /// [`Error::Server`] when the slot is in use, missing or lost.
-    pub async fn start_replication(&mut self, slot: &str, publication: &str) -> Result<(), Error> {
-        // 0/0 means the slot's confirmed position. Both names consist of a-z, 0-9 and _ (checked by the config).
+    pub async fn start_replication(&mut self, request: &StreamRequest<'_>) -> Result<(), Error> {
+        let StreamRequest {
+            slot,
+            publication,
+            from,
+            is_binary,
+            message_bytes_max,
+        } = request;
+        self.message_bytes_max = *message_bytes_max;
+        // Both names consist of a-z, 0-9 and _ (checked by the config).
         let command = format!(
-            "START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 \
-             (proto_version '1', publication_names '\"{publication}\"', messages 'true')"
+            "START_REPLICATION SLOT \"{slot}\" LOGICAL {from} \
+             (proto_version '1', publication_names '\"{publication}\"', messages 'true'{})",
+            if *is_binary { ", binary 'true'" } else { "" }
         );
         frontend::query(&command, &mut self.outbound)?;
         self.flush().await?;
@@ -249,11 +288,20 @@ impl Connection {
     /// # Errors
     /// Also when Postgres has ended the stream.
     pub fn peek(&mut self) -> Result<Option<Frame<'_>>, Error> {
+        self.skip();
         loop {
             let Some(header) = Header::parse(&self.inbound)? else {
                 return Ok(None);
             };
             let length = 1 + header_length(header);
+            if header.tag() == b'd' && length > self.message_bytes_max {
+                let Some(content) = self.inbound.get(5..5 + frame::HEAD_BYTES) else {
+                    return Ok(None);
+                };
+                return frame::parse_oversized(content, length - 5)
+                    .map(Some)
+                    .map_err(|error| Error::Protocol(error.to_string()));
+            }
             if self.inbound.len() < length {
                 return Ok(None);
             }
@@ -291,9 +339,15 @@ impl Connection {
     /// Removes the frame that [`Connection::peek`] gave.
     pub fn consume(&mut self) {
         if let Ok(Some(header)) = Header::parse(&self.inbound) {
-            let length = (1 + header_length(header)).min(self.inbound.len());
-            self.inbound.advance(length);
+            self.skipped = 1 + header_length(header);
+            self.skip();
         }
+    }
+
+    fn skip(&mut self) {
+        let length = self.skipped.min(self.inbound.len());
+        self.inbound.advance(length);
+        self.skipped -= length;
     }
 
     async fn fill(&mut self) -> Result<(), Error> {
@@ -308,8 +362,12 @@ impl Connection {
         if self.inbound.is_empty() && self.inbound.capacity() > READ_BUFFER_KEEP_BYTES {
             self.inbound = BytesMut::with_capacity(2 * READ_BYTES_MIN);
         }
+        self.skip();
         // A large message gets its whole space at once instead of by doubling.
-        let wanted = Header::parse(&self.inbound)?.map_or(0, |header| 1 + header_length(header));
+        let wanted = match Header::parse(&self.inbound)?.map(|header| 1 + header_length(header)) {
+            Some(wanted) if wanted <= self.message_bytes_max => wanted,
+            _ => 0,
+        };
         self.inbound
             .reserve(READ_BYTES_MIN.max(wanted.saturating_sub(self.inbound.len())));
         Ok(())

@@ -1,6 +1,8 @@
 //! Why a session ended, and what the errors of its parts mean for it.
 
-use super::connection;
+use postgres_types::PgLsn;
+
+use super::connection::{self, ServerError};
 use super::epoch::Break;
 use super::pipeline;
 use crate::publish::outcome::PublishError;
@@ -16,6 +18,8 @@ pub enum SessionEnd {
     SlotInUse,
     /// Continuity was lost: a new epoch must begin.
     Broken(Break),
+    /// Postgres failed to send a change of the transaction that commits here.
+    Undecodable(PgLsn, ServerError),
     /// Anything else; another session may succeed.
     Failed(FailureCause, anyhow::Error),
 }

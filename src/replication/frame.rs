@@ -16,6 +16,13 @@ pub enum Frame<'a> {
         server_end: PgLsn,
         payload: &'a [u8],
     },
+    /// One pgoutput message that is too large to be read.
+    Oversized {
+        /// Its first bytes.
+        head: &'a [u8],
+        /// Its length.
+        bytes: usize,
+    },
     Keepalive {
         /// Current end of WAL on the server.
         server_end: PgLsn,
@@ -48,13 +55,33 @@ pub fn parse(content: &[u8]) -> Result<Frame<'_>, FrameError> {
         Some(b'w') => Ok(Frame::XLogData {
             start: u64_at(1)?.into(),
             server_end: u64_at(9)?.into(),
-            payload: content.get(25..).ok_or(error)?,
+            payload: content.get(XLOG_DATA_HEADER..).ok_or(error)?,
         }),
         Some(b'k') if content.len() == 18 => Ok(Frame::Keepalive {
             server_end: u64_at(1)?.into(),
             reply_requested: content[17] != 0,
         }),
         _ => Err(error),
+    }
+}
+
+/// Bytes before the pgoutput message in the content of XLogData.
+const XLOG_DATA_HEADER: usize = 25;
+
+/// Bytes of the content that [`parse_oversized`] needs.
+pub const HEAD_BYTES: usize = XLOG_DATA_HEADER + 16;
+
+/// Parses the first [`HEAD_BYTES`] of a content of so many bytes.
+pub fn parse_oversized(content: &[u8], bytes: usize) -> Result<Frame<'_>, FrameError> {
+    match (content.first(), content.get(XLOG_DATA_HEADER..)) {
+        (Some(b'w'), Some(head)) => Ok(Frame::Oversized {
+            head,
+            bytes: bytes.saturating_sub(XLOG_DATA_HEADER),
+        }),
+        (tag, _) => Err(FrameError {
+            tag: tag.copied().unwrap_or(0),
+            length: bytes,
+        }),
     }
 }
 

@@ -4,6 +4,7 @@
 //! whether replication continues; the session then moves frames from the [`connection`] ([`frame`], `login`) through
 //! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`] and [`catalog`] are ordinary
 //! SQL beside the stream, and [`trim`] decides what the streams may drop. [`report`] is what other parts see of all this.
+//! `undecodable` leads past transactions that Postgres fails to send.
 
 pub mod catalog;
 pub mod connection;
@@ -20,3 +21,4 @@ pub mod session;
 pub mod slot;
 pub mod startup;
 pub mod trim;
+mod undecodable;

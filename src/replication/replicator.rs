@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use postgres_types::PgLsn;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,9 @@ const RESTART: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 
 /// How often a waiting engine checks whether the slot is free.
 const SLOT_POLL: Duration = Duration::from_millis(500);
+
+/// How often a transaction is requested before it is left out: a lack of memory may be over soon.
+const DECODE_ATTEMPTS: u32 = 2;
 
 /// Follows the log until `stop`, across lost connections.
 ///
@@ -57,6 +61,7 @@ pub async fn run(
         shutting_down,
         moved: moves,
         cuts: &mut cuts,
+        undecodable: None,
         report,
         stop: stop.clone(),
     };
@@ -74,6 +79,7 @@ async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
     let (report, stop) = (context.report, context.stop.clone());
     let metrics = &report.metrics.replication;
     let mut forced: Option<Break> = None;
+    let mut failures: Option<(PgLsn, u32)> = None;
     let mut backoff = Backoff::new(RESTART.0, RESTART.1);
     loop {
         // A stop must not wait for a connection attempt.
@@ -108,6 +114,19 @@ async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
                 report.set_state(ReplicatorState::Failed(cause));
                 forced = Some(broken);
                 backoff.reset();
+                backoff.next()
+            }
+            SessionEnd::Undecodable(commit_lsn, error) => {
+                failures = match failures {
+                    Some((lsn, count)) if lsn == commit_lsn => Some((lsn, count + 1)),
+                    _ => Some((commit_lsn, 1)),
+                };
+                context.undecodable = failures
+                    .filter(|(_, count)| *count >= DECODE_ATTEMPTS)
+                    .map(|(lsn, _)| lsn);
+                metrics.restarted(FailureCause::Postgres.as_str());
+                tracing::warn!(%commit_lsn, cause = %error, "Postgres failed to send a transaction; retrying");
+                report.set_state(ReplicatorState::Failed(error.to_string()));
                 backoff.next()
             }
             SessionEnd::Failed(cause, error) => {

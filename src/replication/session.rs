@@ -11,13 +11,14 @@ use postgres_types::PgLsn;
 use tokio::sync::{mpsc, watch};
 
 use super::catalog::{self, Outline};
-use super::connection::Connection;
+use super::connection::{self, Connection, ServerError};
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::Break;
 use super::frame::Frame;
 use super::pipeline::{Pipeline, Start};
 use super::report::ReplicatorState;
 use super::startup::{self, CUTS_MAX, Prepared, STATUS_INTERVAL, SessionContext, Started};
+use super::undecodable;
 use crate::config;
 use crate::contract::checkpoint::Epoch;
 use crate::contract::keys::Keys;
@@ -248,6 +249,11 @@ impl<'a> Session<'a> {
             match self.handle(event) {
                 Ok(false) => {}
                 Ok(true) => break self.drain().await,
+                Err(SessionEnd::Undecodable(lsn, error)) if self.context.undecodable == Some(lsn) => {
+                    if let Err(end) = Box::pin(self.pass_undecodable(lsn, &error)).await {
+                        break end;
+                    }
+                }
                 Err(end) => break end,
             }
         };
@@ -264,6 +270,27 @@ impl<'a> Session<'a> {
         );
         self.postgres.close().await;
         end
+    }
+
+    /// Goes on behind a transaction that Postgres fails to send. Its tenants are resynced before, so that no crash can leave
+    /// them without it.
+    async fn pass_undecodable(&mut self, commit_lsn: PgLsn, error: &ServerError) -> Result<(), SessionEnd> {
+        if !matches!(self.drain().await, SessionEnd::Stopped) || !self.redis.is_idle() {
+            return Err(SessionEnd::Undecodable(commit_lsn, error.clone()));
+        }
+        let pass = undecodable::Pass {
+            config: self.context.config,
+            database: self.context.database,
+            tenants: self.pipeline.tenant_names().cloned().collect(),
+        };
+        let from = tokio::select! {
+            from = pass.resync(commit_lsn, error) => from?,
+            () = self.context.stop.cancelled() => return Err(SessionEnd::Stopped),
+        };
+        self.pipeline.abandon_transaction(from)?;
+        self.postgres = pass.connect(from).await?;
+        self.last_received = Instant::now();
+        Ok(())
     }
 
     fn is_full(&mut self) -> bool {
@@ -376,12 +403,22 @@ impl<'a> Session<'a> {
     fn apply_frames(&mut self) -> Result<(), SessionEnd> {
         let (started, mut bytes) = (Instant::now(), 0);
         while !self.is_full() && self.pipeline.undescribed().is_none() {
-            match self.postgres.peek()? {
+            let frame = match self.postgres.peek() {
+                Err(connection::Error::Server(error)) if error.is_undecodable() => {
+                    return Err(match self.pipeline.open_transaction() {
+                        Some(begin) => SessionEnd::Undecodable(begin.final_lsn, error),
+                        None => connection::Error::from(error).into(),
+                    });
+                }
+                frame => frame?,
+            };
+            match frame {
                 None => break,
                 Some(Frame::XLogData { payload, .. }) => {
                     bytes += payload.len();
                     self.pipeline.apply(payload)?;
                 }
+                Some(Frame::Oversized { head, bytes }) => self.pipeline.apply_oversized(head, bytes)?,
                 Some(Frame::Keepalive { reply_requested, .. }) => {
                     if reply_requested {
                         self.queue_status();

@@ -14,7 +14,7 @@ use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::connection::{self, Connection, SystemIdentity};
+use super::connection::{self, Connection, StreamRequest, SystemIdentity};
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::{self, Break, Replay, Server};
 use super::report::Report;
@@ -59,6 +59,8 @@ pub struct SessionContext<'a> {
     /// Counts tables that left a tenant's schema or returned.
     pub moved: watch::Receiver<u64>,
     pub cuts: &'a mut mpsc::Receiver<Cut>,
+    /// The commit of a transaction that Postgres fails to send each time.
+    pub undecodable: Option<PgLsn>,
     pub report: &'a Report,
     pub stop: CancellationToken,
 }
@@ -73,6 +75,7 @@ impl SessionContext<'_> {
             shutting_down: self.shutting_down.clone(),
             moved: self.moved.clone(),
             cuts: self.cuts,
+            undecodable: self.undecodable,
             report: self.report,
             stop: self.stop.clone(),
         }
@@ -106,7 +109,7 @@ pub(super) struct Origin {
 }
 
 /// How Postgres is reached in replication mode.
-struct Upstream {
+pub(super) struct Upstream {
     server: net::postgres::Server,
     connect_timeout: Duration,
     sender_timeout: Duration,
@@ -114,7 +117,7 @@ struct Upstream {
 
 impl Upstream {
     /// Reads the URL and its files for each session, so that renewed certificates are used.
-    fn parse(config: &Config) -> Result<Self> {
+    pub(super) fn parse(config: &Config) -> Result<Self> {
         Ok(Self {
             server: net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?,
             connect_timeout: Duration::from_secs(config.postgres.connect_timeout_seconds),
@@ -122,12 +125,15 @@ impl Upstream {
         })
     }
 
-    async fn connect(&self) -> Result<Connection, connection::Error> {
+    pub(super) async fn connect(&self) -> Result<Connection, connection::Error> {
         Connection::connect(&self.server, self.connect_timeout, self.sender_timeout).await
     }
 
     /// Waits for an answer of Postgres, at most for the connect timeout.
-    async fn within<T>(&self, answer: impl Future<Output = Result<T, connection::Error>>) -> Result<T, SessionEnd> {
+    pub(super) async fn within<T>(
+        &self,
+        answer: impl Future<Output = Result<T, connection::Error>>,
+    ) -> Result<T, SessionEnd> {
         within(self.connect_timeout, answer).await
     }
 }
@@ -157,7 +163,9 @@ pub(super) async fn start(context: &mut SessionContext<'_>, forced: Option<Break
     let slot_created = ensure_slot(context).await?;
     let mut postgres = upstream.connect().await?;
     let identity = upstream.within(postgres.identify_system()).await?;
-    let starting = postgres.start_replication(&settings.slot, &settings.publication);
+    // 0/0 means the slot's confirmed position.
+    let request = stream_request(settings, PgLsn::from(0));
+    let starting = postgres.start_replication(&request);
     upstream.within(starting).await?;
     // The preparation may take long, and Postgres ends a stream without status updates.
     let prepared = tokio::select! {
@@ -171,6 +179,17 @@ pub(super) async fn start(context: &mut SessionContext<'_>, forced: Option<Break
         "replication started"
     );
     Ok(Started { postgres, prepared })
+}
+
+/// The stream that a session reads.
+pub(super) fn stream_request(settings: &crate::config::Replication, from: PgLsn) -> StreamRequest<'_> {
+    StreamRequest {
+        slot: &settings.slot,
+        publication: &settings.publication,
+        from,
+        is_binary: false,
+        message_bytes_max: settings.row_bytes_max,
+    }
 }
 
 /// Makes sure that the slot exists and can be read; true when it was created.

@@ -497,13 +497,22 @@ pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
 }
 
 /// Polls until there is a result; panics with `what` after the timeout.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl FnMut() -> F) -> T {
+    eventually_within(TIMEOUT, what, ask).await
+}
+
+/// [`eventually`] with another timeout.
+pub(crate) async fn eventually_within<T, F: Future<Output = Option<T>>>(
+    timeout: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(start.elapsed() < TIMEOUT, "waited {TIMEOUT:?} until {what}");
+        assert!(start.elapsed() < timeout, "waited {timeout:?} until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -20,7 +20,7 @@ use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::Target;
 use crate::core::operation::Operation;
 use crate::core::position::{Position, StreamId};
-use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Message, Old, ReplicaIdentity, Tuple};
+use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Head, Message, Old, ReplicaIdentity, Tuple};
 use crate::decode::relation::{Relation, Types};
 use crate::postgres::migrations::CONTROL_SCHEMA;
 use crate::publish::batch::Batch;
@@ -346,6 +346,71 @@ impl Pipeline {
             }
             Message::Logical { prefix, content, .. } => self.message(prefix, content),
         }
+    }
+
+    /// Applies a message that is too large to be read, by its first bytes.
+    ///
+    /// # Errors
+    /// When the message is not of a row, and of no logical decoding message.
+    pub fn apply_oversized(&mut self, head: &[u8], bytes: usize) -> Result<(), Error> {
+        match pgoutput::decode_head(head)? {
+            Head::Row { relation } => self.oversized_row(relation, bytes),
+            Head::Logical { transactional: true } => self.pass(),
+            Head::Logical { transactional: false } => {
+                self.counts.ignored_messages += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Quarantines a row without its content. Where its table is routed, its readers are unknown.
+    fn oversized_row(&mut self, oid: u32, bytes: usize) -> Result<(), Error> {
+        let (Some((id, begin)), Some(table)) = (self.reach(oid)?, self.tables.get(&oid)) else {
+            return Ok(());
+        };
+        let Some((relation, plan)) = table.of_tenant() else {
+            return Ok(());
+        };
+        self.entries.body.begin(&source(relation, &begin));
+        if id > self.entries.published {
+            self.counts.quarantined += 1;
+            let cause = format!(
+                "the change has {bytes} bytes in the log, more than replication.row_bytes_max; it is in no stream"
+            );
+            tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
+            self.entries.batch.quarantine(
+                &plan.tenant,
+                Some(id),
+                (QuarantineKind::Row, &cause),
+                Some(&self.entries.body),
+            );
+        }
+        if plan.is_routed() && self.reset.insert(plan.tenant.clone()) {
+            self.entries.reset_tenant(&plan.tenant, id, &begin);
+        }
+        Ok(())
+    }
+
+    /// The transaction that is being read.
+    pub fn open_transaction(&self) -> Option<Begin> {
+        self.transaction.as_ref().map(|transaction| transaction.begin)
+    }
+
+    /// Ends the open transaction, whose other changes cannot be read.
+    pub fn abandon_transaction(&mut self, end_lsn: PgLsn) -> Result<(), Error> {
+        let Some(begin) = self.open_transaction() else {
+            return Ok(());
+        };
+        self.commit(&Commit {
+            commit_lsn: begin.final_lsn,
+            end_lsn,
+            commit_ts: begin.commit_ts,
+        })
+    }
+
+    /// The names of all tenants.
+    pub fn tenant_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.tenants.iter()
     }
 
     fn begin(&mut self, begin: Begin) -> Result<(), Error> {
