@@ -704,6 +704,41 @@ async fn migrate(stage: &Stage) {
 }
 
 #[tokio::test]
+async fn tenant_created_again_at_once_has_nothing_of_the_former_one() {
+    let stage = Stage::with(|config| config.outbox.logical_messages = true).await;
+    emit(
+        &stage.psql,
+        "posduif:x",
+        &json!({"tenant": "acme", "to": "joe"}).to_string(),
+    )
+    .await;
+    stage.world.published().await;
+    let keys = stage.world.keys();
+    assert_eq!(stage.world.stream(&keys.quarantine("acme")).await.len(), 1);
+    let database = stage.world.database().await;
+    let dropped = tenants::drop(&database, "acme").await.unwrap().unwrap();
+    stage.world.tenant("acme").await;
+    let ann = stage.world.user("acme", "ann", UserType::Mobile).await;
+    let store = Store::new(&stage.world.config.redis).unwrap();
+    let removed = published::remove_tenant(&database, &store, "acme", dropped, Duration::from_secs(20), |_| {}).await;
+    assert_eq!(removed.unwrap(), 0, "the keys are of the present tenant");
+    stage.world.published().await;
+    assert_eq!(stage.world.stream(&keys.quarantine("acme")).await.len(), 0);
+    let log = stage.world.stream(&keys.changes("acme")).await;
+    assert_eq!(
+        (of_op(&log, "reset").len(), of_op(&log, "insert").len()),
+        (1, 1),
+        "{log:?}"
+    );
+    let inbox: i64 = stage
+        .world
+        .ask_redis(&["EXISTS", &keys.inbox("acme", &ann.to_string())])
+        .await;
+    assert_eq!(inbox, 1);
+    stage.stop().await;
+}
+
+#[tokio::test]
 async fn dropped_tenant_leaves_no_keys_and_others_continue() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
@@ -716,7 +751,7 @@ async fn dropped_tenant_leaves_no_keys_and_others_continue() {
     assert_eq!(tenants::drop(&database, "acme").await.unwrap(), None);
     let store = Store::new(&office.world.config.redis).unwrap();
     assert!(
-        published::remove_tenant(&store, "acme", dropped, Duration::from_secs(20), |_| {})
+        published::remove_tenant(&database, &store, "acme", dropped, Duration::from_secs(20), |_| {})
             .await
             .unwrap()
             > 0

@@ -5,6 +5,7 @@ use std::time::Duration;
 use postgres_types::PgLsn;
 use tokio::time::Instant;
 
+use crate::postgres::{Database, tenants};
 use crate::redis::store::{Error, Store};
 
 /// Delay between two reads of the checkpoint.
@@ -56,18 +57,19 @@ pub async fn wait(
     }
 }
 
-/// Waits until the drop of a tenant is published, then removes every key of the tenant. Returns their number, which
-/// `progress` receives as it grows.
+/// Waits until the drop of a tenant is published, then removes every key of the tenant, as long as there is no tenant of that
+/// name again. Returns their number, which `progress` receives as it grows.
 ///
 /// # Errors
 /// [`Error::NotPublished`] when publishing makes no progress for `timeout`.
 pub async fn remove_tenant(
+    database: &Database,
     store: &Store,
     tenant: &str,
     dropped: PgLsn,
     timeout: Duration,
     mut progress: impl FnMut(u64),
-) -> Result<u64, Error> {
+) -> anyhow::Result<u64> {
     wait(store, dropped, timeout, |_| {}).await?;
     let pattern = store.keys().of_tenant(tenant);
     let (mut count, mut cursor) = (0, 0_u64);
@@ -77,6 +79,9 @@ pub async fn remove_tenant(
             .arg(&["MATCH", &pattern, "COUNT", "1000"])
             .query_async(&mut store.connection())
             .await?;
+        if tenants::registered(database, tenant).await?.is_some() {
+            return Ok(count);
+        }
         if !keys.is_empty() {
             let unlinked: u64 = redis::cmd("UNLINK")
                 .arg(keys)

@@ -222,7 +222,9 @@ async fn drop(
         .await?
         .with_context(|| dropped_meanwhile(&name))?;
     progress.turn_to("removing keys in Redis", None);
-    let removing = published::remove_tenant(&store, &name, dropped, DROP_TIMEOUT, |keys| progress.set(keys));
+    let removing = published::remove_tenant(database, &store, &name, dropped, DROP_TIMEOUT, |keys| {
+        progress.set(keys)
+    });
     let keys = removing.await.with_context(|| {
         format!(
             "the tenant {name} is dropped, but its keys in Redis are not removed; when an engine replicates, create the \

@@ -82,6 +82,23 @@ impl Keys {
         format!("{}:{{{tenant}}}:meta", self.prefix)
     }
 
+    /// The keys of a tenant that do not name a user or a device of it: the next tenant of this name has the same ones.
+    pub fn without_users(&self, tenant: &str) -> Vec<String> {
+        let parts = ["users", "changed", "gone", "seen", "unwritten"];
+        let presence = parts.map(|part| self.presence_part(tenant, part));
+        let others = [
+            self.changes(tenant),
+            self.shared(tenant),
+            self.meta(tenant),
+            self.quarantine(tenant),
+            self.push(tenant),
+            self.push_due(tenant),
+            self.push_tries(tenant),
+            self.presence(tenant),
+        ];
+        others.into_iter().chain(presence).collect()
+    }
+
     /// Pattern of all keys of a tenant.
     pub fn of_tenant(&self, tenant: &str) -> String {
         // Characters with a meaning in patterns are escaped.

@@ -270,6 +270,14 @@ impl Batch {
         self.other(&[b"HDEL", key.as_bytes(), name.as_bytes()]);
     }
 
+    /// Removes what a dropped tenant leaves to the next one of its name.
+    pub fn remove_tenant(&mut self, tenant: &str) {
+        let keys = self.keys.without_users(tenant);
+        let command = ["UNLINK"].into_iter().chain(keys.iter().map(String::as_str));
+        let command: Vec<&[u8]> = command.map(str::as_bytes).collect();
+        self.tenant_command(&self.keys.meta(tenant), &command);
+    }
+
     /// Removes a stream, for a creation to follow.
     pub fn remove_stream(&mut self, target: &Target) {
         let key = target.key(&self.keys);

@@ -9,11 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::catalog;
 use super::end::{FailureCause, SessionEnd};
-use super::epoch::Break;
 use super::heartbeat;
 use super::report::{ReplicatorState, Report};
 use super::session;
-use super::startup::SessionContext;
+use super::startup::{MetBreak, SessionContext};
 use crate::config::Config;
 use crate::core::backoff::Backoff;
 use crate::core::snapshot::Snapshot;
@@ -78,7 +77,7 @@ pub async fn run(
 async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
     let (report, stop) = (context.report, context.stop.clone());
     let metrics = &report.metrics.replication;
-    let mut forced: Option<Break> = None;
+    let mut forced: Option<MetBreak> = None;
     let mut failures: Option<(PgLsn, u32)> = None;
     let mut backoff = Backoff::new(RESTART.0, RESTART.1);
     loop {
@@ -88,7 +87,11 @@ async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
             () = stopped_while_starting(&stop, report) => SessionEnd::Stopped,
         };
         // A break stays until a new epoch has begun. A session that streamed has begun it, if one was due.
-        if report.state().is_streaming() {
+        let epoch = match *report.state() {
+            ReplicatorState::Streaming { number, .. } => Some(number),
+            _ => None,
+        };
+        if epoch.is_some() {
             forced = None;
             backoff.reset();
         }
@@ -112,7 +115,7 @@ async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
                 metrics.restarted(FailureCause::Broken.as_str());
                 let cause = format!("replication continuity lost: {broken}");
                 report.set_state(ReplicatorState::Failed(cause));
-                forced = Some(broken);
+                forced = Some(MetBreak { cause: broken, epoch });
                 backoff.reset();
                 backoff.next()
             }

@@ -13,11 +13,10 @@ use tokio::sync::{mpsc, watch};
 use super::catalog::{self, Outline};
 use super::connection::{self, Connection, ServerError};
 use super::end::{FailureCause, SessionEnd};
-use super::epoch::Break;
 use super::frame::Frame;
 use super::pipeline::{Pipeline, Start};
 use super::report::ReplicatorState;
-use super::startup::{self, CUTS_MAX, Prepared, STATUS_INTERVAL, SessionContext, Started};
+use super::startup::{self, CUTS_MAX, MetBreak, Prepared, STATUS_INTERVAL, SessionContext, Started};
 use super::undecodable;
 use crate::config;
 use crate::contract::checkpoint::Epoch;
@@ -137,7 +136,7 @@ struct Refused {
 }
 
 /// Runs one session.
-pub async fn run(mut context: SessionContext<'_>, forced: Option<Break>) -> SessionEnd {
+pub async fn run(mut context: SessionContext<'_>, forced: Option<MetBreak>) -> SessionEnd {
     match Box::pin(startup::start(&mut context, forced)).await {
         Ok(started) => Session::new(context, started).run().await,
         Err(end) => end,

@@ -108,6 +108,24 @@ pub(super) struct Origin {
     pub(super) acknowledged: PgLsn,
 }
 
+/// A break that a session met, until a new epoch has begun.
+#[derive(Debug, Clone)]
+pub struct MetBreak {
+    pub cause: Break,
+    /// The number of the epoch, if it was known: another engine may begin the next one.
+    pub epoch: Option<i64>,
+}
+
+impl MetBreak {
+    /// Whether no later epoch has begun. `current` is the number of the epoch in the checkpoint.
+    fn is_due(&self, current: Option<i64>) -> bool {
+        match (self.epoch, current) {
+            (Some(met), Some(current)) => current <= met,
+            _ => true,
+        }
+    }
+}
+
 /// How Postgres is reached in replication mode.
 pub(super) struct Upstream {
     server: net::postgres::Server,
@@ -153,7 +171,7 @@ pub(super) async fn within<T, E: Into<SessionEnd>>(
 }
 
 /// Starts a session: slot, replication stream, checkpoint and, if continuity was lost or `forced` says so, a new epoch.
-pub(super) async fn start(context: &mut SessionContext<'_>, forced: Option<Break>) -> Result<Started, SessionEnd> {
+pub(super) async fn start(context: &mut SessionContext<'_>, forced: Option<MetBreak>) -> Result<Started, SessionEnd> {
     // If Postgres is still shutting down, the next statements fail.
     context.shutting_down.mark_unchanged();
     // This session reads the present names.
@@ -221,7 +239,7 @@ async fn prepare(
     upstream: &Upstream,
     mut identity: SystemIdentity,
     slot_created: bool,
-    forced: Option<Break>,
+    forced: Option<MetBreak>,
 ) -> Result<Prepared, SessionEnd> {
     let confirmed = slot::state(context.database, &context.config.replication.slot)
         .await?
@@ -242,8 +260,9 @@ async fn prepare(
         slot_created,
         confirmed,
     };
+    let forced = forced.filter(|met| met.is_due(claim.checkpoint.as_ref().map(|checkpoint| checkpoint.epoch.number)));
     let verdict = match forced {
-        Some(broken) => Err(broken),
+        Some(met) => Err(met.cause),
         None => epoch::detect_break(&server, claim.checkpoint.as_ref()),
     };
     let origin = match (verdict, &claim.checkpoint) {
@@ -542,5 +561,21 @@ impl Guarded<'_> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn break_is_forgotten_once_another_engine_began_the_next_epoch() {
+        let met = |epoch| MetBreak {
+            cause: Break::TornTransaction("a reply".into()),
+            epoch,
+        };
+        assert!(met(Some(3)).is_due(Some(3)) && met(Some(3)).is_due(Some(2)));
+        assert!(!met(Some(3)).is_due(Some(4)));
+        assert!(met(None).is_due(Some(4)) && met(Some(3)).is_due(None));
     }
 }

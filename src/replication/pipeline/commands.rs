@@ -127,7 +127,7 @@ impl Pipeline {
         }
     }
 
-    /// Removes a dropped tenant and its streams; `tenant drop` removes the inboxes.
+    /// Removes a dropped tenant and its keys; `tenant drop` removes those of users and devices.
     fn end_tenant(&mut self, id: StreamId, begin: &Begin, name: &str) {
         let tenant: Arc<str> = name.into();
         for table in self.tables.values_mut() {
@@ -139,9 +139,7 @@ impl Pipeline {
             .extract_if(|target| *target.tenant() == tenant)
             .collect();
         stopped.iter().for_each(|target| self.entries.batch.unstop(target));
-        for target in [Target::Changes(tenant.clone()), Target::Shared(tenant.clone())] {
-            self.entries.batch.remove_stream(&target);
-        }
+        self.entries.batch.remove_tenant(name);
         // The access of connected devices is revoked.
         self.entries
             .batch

@@ -185,6 +185,7 @@ impl Pipeline {
                 published: start.position,
                 stopped: HashSet::new(),
                 body: EntryBody::default(),
+                logged: HashSet::new(),
             },
             keys,
             router,
@@ -315,6 +316,7 @@ impl Pipeline {
                 if table.needs_outline() {
                     self.undescribed.push(table.relation.oid);
                 }
+                self.entries.logged.remove(&table.relation.oid);
                 self.tables.insert(table.relation.oid, table);
                 Ok(())
             }
@@ -377,13 +379,8 @@ impl Pipeline {
             let cause = format!(
                 "the change has {bytes} bytes in the log, more than replication.row_bytes_max; it is in no stream"
             );
-            tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
-            self.entries.batch.quarantine(
-                &plan.tenant,
-                Some(id),
-                (QuarantineKind::Row, &cause),
-                Some(&self.entries.body),
-            );
+            self.entries
+                .quarantine(relation, &plan.tenant, id, (QuarantineKind::Row, &cause));
         }
         if plan.is_routed() && self.reset.insert(plan.tenant.clone()) {
             self.entries.reset_tenant(&plan.tenant, id, &begin);
@@ -559,10 +556,7 @@ impl Pipeline {
             && is_new
         {
             self.counts.quarantined += 1;
-            tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
-            self.entries
-                .batch
-                .quarantine(&plan.tenant, Some(id), (kind, &cause), Some(&self.entries.body));
+            self.entries.quarantine(relation, &plan.tenant, id, (kind, &cause));
         }
         if !is_stored {
             return Ok(());
@@ -610,13 +604,8 @@ impl Pipeline {
         if !is_reported {
             self.counts.quarantined += 1;
             let cause = catalog::OLD_ROW_MISSING;
-            tracing::warn!(tenant = &*plan.tenant, table = &*relation.table, %id, cause, "row quarantined");
-            self.entries.batch.quarantine(
-                &plan.tenant,
-                Some(id),
-                (QuarantineKind::Table, cause),
-                Some(&self.entries.body),
-            );
+            self.entries
+                .quarantine(relation, &plan.tenant, id, (QuarantineKind::Table, cause));
         }
         if self.reset.insert(plan.tenant.clone()) {
             self.entries.body.begin(&source(relation, begin));
@@ -663,6 +652,8 @@ struct Entries {
     stopped: HashSet<Target>,
     /// The change being added.
     body: EntryBody,
+    /// Tables of which the log names a quarantined row.
+    logged: HashSet<u32>,
 }
 
 impl Entries {
@@ -676,6 +667,17 @@ impl Entries {
         } else {
             self.batch.entry_unless_there(target, id, operation, event, &self.body);
         }
+    }
+
+    /// Adds the change to the quarantine. A table may have millions of such rows: only the first is logged.
+    fn quarantine(&mut self, relation: &Relation, tenant: &str, id: StreamId, reason: (QuarantineKind, &str)) {
+        if self.logged.insert(relation.oid) {
+            tracing::warn!(
+                tenant, table = &*relation.table, %id, cause = reason.1,
+                "row quarantined; further ones of this table are not logged"
+            );
+        }
+        self.batch.quarantine(tenant, Some(id), reason, Some(&self.body));
     }
 
     /// Makes all readers of a tenant take a snapshot.
