@@ -531,7 +531,12 @@ async fn dev_runs_demo_and_restarts_with_its_data_after_stop_or_kill() {
     assert!(before.as_u64().unwrap() > 0);
 
     let environment = std::fs::read_to_string(folder.0.join("dev.env")).unwrap();
-    for name in ["POSDUIF_URL=", "DATABASE_URL=", "REDIS_URL="] {
+    for name in [
+        "POSDUIF_URL=",
+        "POSDUIF_ADMIN_URL=http://127.0.0.1:",
+        "DATABASE_URL=",
+        "REDIS_URL=",
+    ] {
         assert!(environment.lines().any(|line| line.starts_with(name)), "{environment}");
     }
     // A second start in the same folder while the first runs is refused and harms nothing.

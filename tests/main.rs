@@ -1,6 +1,7 @@
 //! All integration tests, in one binary. They need a Postgres and a Redis: `./scripts/test` starts both.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod admin_listener;
 mod api;
 mod bad_input;
 mod bounds;

@@ -154,6 +154,7 @@ impl Servers {
             .env("POSDUIF__POSTGRES__URL", self.config.postgres.url.expose())
             .env("POSDUIF__REDIS__URL", self.config.redis.url.expose())
             .env("POSDUIF__SERVER__PORT", "0")
+            .env("POSDUIF__ADMIN__LISTEN", "127.0.0.1:0")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.unwrap())

@@ -136,20 +136,42 @@ static ROUTES: &[Route] = &[
 
     route!(       "/health"                    Diagnostics health::health),
     route!(       "/ready"                     Diagnostics health::ready),
+];
+
+/// The routes of the admin listener.
+#[rustfmt::skip]
+static ADMIN_ROUTES: &[Route] = &[
+    route!(       "/health"                    Diagnostics health::health),
+    route!(       "/ready"                     Diagnostics health::ready_in_full),
     route!(       "/metrics"                   Diagnostics metrics::metrics),
 ];
+
+/// What a listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surface {
+    /// The API and the public diagnostics.
+    Api,
+    /// The public diagnostics only.
+    Diagnostics,
+    /// The routes of the admin listener.
+    Admin,
+}
 
 pub fn table() -> &'static [Route] {
     ROUTES
 }
 
-/// The router over the table; without the API, over the diagnostics only.
+/// The router of a surface.
 ///
 /// # Errors
-/// When two paths of the table collide.
-pub fn router(with_api: bool) -> Result<Router<&'static Route>, matchit::InsertError> {
-    let is_served = |route: &&Route| with_api || matches!(route.handler, Handler::Diagnostics(_));
-    let routes = ROUTES.iter().filter(is_served);
+/// When two of its paths collide.
+pub fn router(surface: Surface) -> Result<Router<&'static Route>, matchit::InsertError> {
+    let table = match surface {
+        Surface::Api | Surface::Diagnostics => ROUTES,
+        Surface::Admin => ADMIN_ROUTES,
+    };
+    let is_served = |route: &&Route| surface == Surface::Api || matches!(route.handler, Handler::Diagnostics(_));
+    let routes = table.iter().filter(is_served);
     Router::new(routes.map(|route| (route.method.clone(), route.path, route)))
 }
 
@@ -159,13 +181,28 @@ mod tests {
     use crate::http::error::Code;
 
     #[test]
-    fn router_without_the_api_serves_diagnostics_only() {
-        router(true).expect("no two paths collide");
-        let diagnostics = router(false).expect("no two paths collide");
-        assert!(diagnostics.find(&Method::GET, "/ready").is_ok());
-        let api = diagnostics
-            .find(&Method::GET, "/api/users")
-            .map(|(route, _)| route.path);
-        assert_eq!(api.map_err(|error| error.code), Err(Code::NOT_FOUND));
+    fn router_serves_the_routes_of_its_surface_only() {
+        let served = |surface, path| {
+            let router = router(surface).expect("no two paths collide");
+            router.find(&Method::GET, path).map(drop).map_err(|error| error.code)
+        };
+        for (path, surfaces) in [
+            ("/health", [true, true, true]),
+            ("/ready", [true, true, true]),
+            ("/metrics", [false, false, true]),
+            ("/api/users", [true, false, false]),
+        ] {
+            for (surface, expected) in [Surface::Api, Surface::Diagnostics, Surface::Admin]
+                .into_iter()
+                .zip(surfaces)
+            {
+                let found = served(surface, path);
+                assert_eq!(
+                    found,
+                    if expected { Ok(()) } else { Err(Code::NOT_FOUND) },
+                    "{surface:?} {path}"
+                );
+            }
+        }
     }
 }

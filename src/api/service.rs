@@ -18,7 +18,7 @@ use super::auth::Principal;
 use super::health::Diagnostics;
 use super::request::Request;
 use super::request_log::{Failure, RequestRecord, Target};
-use super::routes::{self, Handler, HandlerFuture, Route};
+use super::routes::{self, Handler, HandlerFuture, Route, Surface};
 use crate::http::address;
 use crate::http::error::{Code, Error};
 use crate::http::memory::BodyMemory;
@@ -31,12 +31,14 @@ use crate::http::security_headers;
 use crate::http::server;
 use crate::telemetry::traces;
 
-/// The API, or only its diagnostics.
+/// The API, its public diagnostics only, or the admin listener's.
 #[derive(Debug)]
 pub struct Service {
     diagnostics: Arc<Diagnostics>,
-    /// `None` in roles that serve diagnostics only.
+    /// `None` where diagnostics only are served.
     app: Option<Arc<App>>,
+    /// Whether its listener speaks HTTPS.
+    is_secure: bool,
     router: Router<&'static Route>,
     /// For the bodies of all requests.
     memory: BodyMemory,
@@ -90,18 +92,45 @@ impl server::Service for Service {
         if let Ok(id) = HeaderValue::try_from(&record.id) {
             headers.insert(X_REQUEST_ID, id);
         }
-        security_headers::add(headers, self.diagnostics.config.server.is_secure());
+        security_headers::add(headers, self.is_secure);
         record.finish(&self.diagnostics.metrics, &response, failure.as_ref());
         response
     }
 }
 
 impl Service {
+    /// The public service: the API if there is one, and the public diagnostics.
+    ///
     /// # Errors
     /// When two paths of the route table collide.
     pub fn new(diagnostics: Arc<Diagnostics>, app: Option<Arc<App>>) -> Result<Self, matchit::InsertError> {
+        let surface = if app.is_some() {
+            Surface::Api
+        } else {
+            Surface::Diagnostics
+        };
         Ok(Self {
-            router: routes::router(app.is_some())?,
+            is_secure: diagnostics.config.server.is_secure(),
+            ..Self::of(diagnostics, app, surface)?
+        })
+    }
+
+    /// The service of the admin listener.
+    ///
+    /// # Errors
+    /// When two paths of the route table collide.
+    pub fn admin(diagnostics: Arc<Diagnostics>) -> Result<Self, matchit::InsertError> {
+        Self::of(diagnostics, None, Surface::Admin)
+    }
+
+    fn of(
+        diagnostics: Arc<Diagnostics>,
+        app: Option<Arc<App>>,
+        surface: Surface,
+    ) -> Result<Self, matchit::InsertError> {
+        Ok(Self {
+            router: routes::router(surface)?,
+            is_secure: false,
             memory: BodyMemory::new(diagnostics.config.body_memory_bytes()),
             diagnostics,
             app,

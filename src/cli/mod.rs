@@ -33,6 +33,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::admin::status::EngineUrls;
 use crate::config::Config;
 use crate::core::tenant::Tenant;
 use crate::postgres::Database;
@@ -171,11 +172,30 @@ pub async fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Base URL of the running engine: from the command line or `POSDUIF_URL`, else `server.public_url`.
-fn engine_url(named: Option<String>, config: &Config) -> String {
-    match named {
-        Some(url) if !url.is_empty() => url.trim_end_matches('/').to_owned(),
-        _ => config.public_url(),
+/// The addresses of a running engine.
+#[derive(Debug, Args)]
+struct EngineAddress {
+    /// Base URL of the engine [default: `server.public_url`]
+    #[arg(long, env = "POSDUIF_URL")]
+    url: Option<String>,
+    /// Base URL of its admin listener, which has the details [default: `admin.listen`, unless --url is given]
+    #[arg(long, env = "POSDUIF_ADMIN_URL")]
+    admin_url: Option<String>,
+}
+
+impl EngineAddress {
+    /// The URLs that are given, else those of the configuration. The admin listener of the configuration may be that of
+    /// another engine than the URL.
+    fn urls(self, config: &Config) -> EngineUrls {
+        let given = |url: Option<String>| {
+            url.filter(|url| !url.is_empty())
+                .map(|url| url.trim_end_matches('/').to_owned())
+        };
+        let (public, admin) = (given(self.url), given(self.admin_url));
+        EngineUrls {
+            admin: admin.or_else(|| public.is_none().then(|| config.admin.url()).flatten()),
+            public: public.unwrap_or_else(|| config.public_url()),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! tests compare `config/config.yaml` and `.env.example` with these declarations. Conditions between fields are in the
 //! section's `check`.
 
+mod admin;
 mod app;
 mod auth;
 mod cache;
@@ -41,6 +42,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::admin::{Admin, OFF};
 pub use self::app::{App, Widget};
 pub use self::auth::{Auth, DeviceAuth};
 pub use self::cache::Cache;
@@ -103,6 +105,7 @@ const RENAMED: [(&str, &str); 6] = [
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub server: Server,
+    pub admin: Admin,
     pub postgres: Postgres,
     pub redis: Redis,
     pub replication: Replication,
@@ -191,9 +194,10 @@ impl Config {
     }
 
     /// All sections by name.
-    fn sections(&self) -> [(&'static str, &dyn Section); 20] {
+    fn sections(&self) -> [(&'static str, &dyn Section); 21] {
         [
             ("server", &self.server),
+            ("admin", &self.admin),
             ("postgres", &self.postgres),
             ("redis", &self.redis),
             ("replication", &self.replication),
@@ -226,6 +230,7 @@ impl Config {
             }
         }
         self.server.check()?;
+        self.admin.check()?;
         self.redis.check()?;
         self.replication.check()?;
         self.sync.check()?;

@@ -15,6 +15,7 @@ pub(crate) fn posduif() -> Command {
         .env_remove("DATABASE_URL")
         .env_remove("REDIS_URL")
         .env_remove("POSDUIF_URL")
+        .env_remove("POSDUIF_ADMIN_URL")
         .stdin(Stdio::null())
         .kill_on_drop(true);
     command
@@ -28,6 +29,7 @@ pub(crate) fn posduif_in(world: &World) -> Command {
         .env("POSDUIF__POSTGRES__URL", config.postgres.url.expose())
         .env("POSDUIF__REDIS__URL", config.redis.url.expose())
         .env("POSDUIF__REDIS__PREFIX", &config.redis.prefix)
+        .env("POSDUIF__ADMIN__LISTEN", "127.0.0.1:0")
         .env("POSDUIF__REPLICATION__SLOT", &config.replication.slot)
         .env("POSDUIF__REPLICATION__PUBLICATION", &config.replication.publication)
         .env("POSDUIF__AUTH__ARGON2_MEMORY_KIB", "8192")
