@@ -21,7 +21,7 @@ use crate::http::server::Server;
 use crate::live::hub::Hub;
 use crate::live::tail;
 use crate::net;
-use crate::postgres::{Database, migrations, publication};
+use crate::postgres::{Database, audit, migrations, publication};
 use crate::push::Waker;
 use crate::push::webhook::Webhook;
 use crate::redis::store::Store;
@@ -192,6 +192,7 @@ impl Engine {
             metrics,
             probe: Probe::default(),
         };
+        engine.start_pruning(&diagnostics);
         engine.serve(listener, admin, diagnostics, role.serves_api())?;
         Ok(engine)
     }
@@ -219,6 +220,16 @@ impl Engine {
             Ok(())
         });
         status
+    }
+
+    /// Every role does it: it is idempotent, and rare.
+    fn start_pruning(&mut self, diagnostics: &Diagnostics) {
+        let days = diagnostics.config.audit.retention_days;
+        let pruning = audit::run_pruning(diagnostics.database.clone(), days, self.stop_serving.clone());
+        self.parts.spawn(async move {
+            pruning.await;
+            Ok(())
+        });
     }
 
     fn start_push(&mut self, waker: Waker, status: &ReplicationStatus) {

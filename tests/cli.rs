@@ -47,7 +47,8 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
             {"schema": "posduif", "migration": "0001_control", "direction": "up"},
             {"schema": "posduif", "migration": "0002_upload_ledger", "direction": "up"},
             {"schema": "posduif", "migration": "0003_tables", "direction": "up"},
-            {"schema": "posduif", "migration": "0004_stamps", "direction": "up"}
+            {"schema": "posduif", "migration": "0004_stamps", "direction": "up"},
+            {"schema": "posduif", "migration": "0005_audit", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -57,7 +58,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(4), "tenant_acme": clean(9)})
+        json!({"posduif": clean(5), "tenant_acme": clean(9)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -76,7 +77,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0004_stamps of posduif, with the columns credentials.stamp"),
+        complaint.contains("0005_audit of posduif, with the tables audit"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
@@ -108,7 +109,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 4\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 5\ntenant_acme 1\n");
     migrate("force 99 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();

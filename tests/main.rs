@@ -3,6 +3,7 @@
 
 mod admin_listener;
 mod api;
+mod audit;
 mod bad_input;
 mod bounds;
 mod browser;

@@ -40,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use self::access_token::Tokens;
 use self::unlisted_proxy::UnlistedProxy;
 use crate::accounts::devices::Devices;
+use crate::accounts::failed_logins::FailedLogins;
 use crate::accounts::limits::Limits;
 use crate::accounts::password::Passwords;
 use crate::accounts::sessions::Sessions;
@@ -79,6 +80,7 @@ pub struct App {
     pub sessions: Sessions,
     pub tickets: Tickets,
     pub limits: Limits,
+    pub failed_logins: FailedLogins,
     pub unlisted_proxy: UnlistedProxy,
     /// Authenticates devices.
     pub devices: Devices,
@@ -160,6 +162,7 @@ impl App {
             ),
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
+            failed_logins: FailedLogins::new(database.clone()),
             unlisted_proxy: UnlistedProxy::new(store.clone()),
             devices: Devices::new(
                 database.clone(),

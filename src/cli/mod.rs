@@ -5,6 +5,7 @@
 // `println!` panics on a closed pipe; `output::write` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod audit;
 mod completions;
 mod config;
 #[cfg(feature = "demo")]
@@ -130,6 +131,8 @@ enum Command {
     Publication(publication::Publication),
     /// Inspect and manage the streams in Redis
     Stream(stream::Stream),
+    /// Show the audit log: logins that failed, and acts of users and operators
+    Audit(audit::Audit),
     /// Show or check the configuration
     Config(config::ConfigCommand),
     /// Print a completion script for a shell
@@ -154,6 +157,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Slot(command) => command.run(&cli.global).await,
         Command::Publication(command) => command.run(&cli.global).await,
         Command::Stream(command) => command.run(&cli.global).await,
+        Command::Audit(command) => command.run(&cli.global).await,
         Command::Config(command) => command.run(&cli.global),
         Command::Completions(command) => command.run(&cli.global),
         Command::Man(command) => command.run(&cli.global),

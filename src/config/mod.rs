@@ -11,6 +11,7 @@
 
 mod admin;
 mod app;
+mod audit;
 mod auth;
 mod cache;
 mod certificate;
@@ -46,6 +47,7 @@ use serde_json::Value;
 
 pub use self::admin::{Admin, OFF};
 pub use self::app::{App, Widget};
+pub use self::audit::Audit;
 pub use self::auth::{Auth, DeviceAuth};
 pub use self::cache::Cache;
 pub use self::certificate::CertificateFiles;
@@ -113,6 +115,7 @@ pub struct Config {
     pub replication: Replication,
     pub streams: Streams,
     pub auth: Auth,
+    pub audit: Audit,
     pub limits: Limits,
     pub sync: Sync,
     pub messages: Messages,
@@ -184,7 +187,7 @@ impl Config {
     }
 
     /// All sections by name.
-    fn sections(&self) -> [(&'static str, &dyn Section); 21] {
+    fn sections(&self) -> [(&'static str, &dyn Section); 22] {
         [
             ("server", &self.server),
             ("admin", &self.admin),
@@ -193,6 +196,7 @@ impl Config {
             ("replication", &self.replication),
             ("streams", &self.streams),
             ("auth", &self.auth),
+            ("audit", &self.audit),
             ("limits", &self.limits),
             ("sync", &self.sync),
             ("messages", &self.messages),

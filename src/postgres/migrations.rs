@@ -82,6 +82,7 @@ const CONTROL: &[Migration] = &[
         tables: [],
         columns: [("credentials", "stamp"), ("credentials", "kept_session")]
     ),
+    migration!(5, "control", "0005_audit", tables: ["audit"], columns: []),
 ];
 const TENANT: &[Migration] = &[
     migration!(
