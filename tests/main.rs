@@ -41,6 +41,7 @@ mod properties;
 mod protocol;
 mod push;
 mod rate_limits;
+mod rates;
 mod recovery;
 mod refusals;
 mod roles;

@@ -21,6 +21,7 @@ pub mod messages;
 pub mod metrics;
 pub mod openapi;
 pub mod presence;
+pub mod rates;
 pub mod request;
 mod request_log;
 pub mod routes;
@@ -38,6 +39,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use self::access_token::Tokens;
+use self::rates::Rates;
 use self::unlisted_proxy::UnlistedProxy;
 use crate::accounts::devices::Devices;
 use crate::accounts::failed_logins::FailedLogins;
@@ -81,6 +83,8 @@ pub struct App {
     pub tickets: Tickets,
     pub limits: Limits,
     pub failed_logins: FailedLogins,
+    /// Limits the requests of addresses, users, devices and tenants.
+    pub rates: Rates,
     pub unlisted_proxy: UnlistedProxy,
     /// Authenticates devices.
     pub devices: Devices,
@@ -163,6 +167,7 @@ impl App {
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
             failed_logins: FailedLogins::new(database.clone()),
+            rates: Rates::new(&config.rates, metrics.clone()),
             unlisted_proxy: UnlistedProxy::new(store.clone()),
             devices: Devices::new(
                 database.clone(),

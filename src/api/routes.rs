@@ -51,16 +51,19 @@ pub struct Route {
     /// The path, with parameters in braces.
     pub path: &'static str,
     pub access: Access,
+    /// Tokens of the section `rates` that a request takes.
+    pub cost: u32,
     pub handler: Handler,
 }
 
-/// One line: method, path, access, handler. Diagnostics are public.
+/// One line: method, path, access, cost, handler. Diagnostics are public, and cost nothing: monitoring must not be limited.
 macro_rules! route {
-    ($method:ident $path:literal $access:ident $handler:path) => {
+    ($method:ident $path:literal $access:ident $cost:literal $handler:path) => {
         Route {
             method: Method::$method,
             path: $path,
             access: Access::$access,
+            cost: $cost,
             handler: Handler::Api(|app, request| Box::pin($handler(app, request))),
         }
     };
@@ -69,6 +72,7 @@ macro_rules! route {
             method: Method::GET,
             path: $path,
             access: Access::Public,
+            cost: 0,
             handler: Handler::Diagnostics(|diagnostics, request| Box::pin($handler(diagnostics, request))),
         }
     };
@@ -76,63 +80,63 @@ macro_rules! route {
 
 #[rustfmt::skip]
 static ROUTES: &[Route] = &[
-    route!(POST   "/api/auth/login"            Public sessions::login),
-    route!(POST   "/api/auth/register"         Public sessions::register),
-    route!(POST   "/api/auth/refresh"          Public sessions::refresh),
-    route!(POST   "/api/auth/logout"           User   sessions::logout),
-    route!(POST   "/api/auth/password"         User   sessions::change_password),
-    route!(GET    "/api/auth/sessions"         User   sessions::list),
-    route!(DELETE "/api/auth/sessions"         User   sessions::end_others),
-    route!(DELETE "/api/auth/sessions/{id}"    User   sessions::end),
+    route!(POST   "/api/auth/login"            Public  5 sessions::login),
+    route!(POST   "/api/auth/register"         Public 10 sessions::register),
+    route!(POST   "/api/auth/refresh"          Public  2 sessions::refresh),
+    route!(POST   "/api/auth/logout"           User    1 sessions::logout),
+    route!(POST   "/api/auth/password"         User   10 sessions::change_password),
+    route!(GET    "/api/auth/sessions"         User    2 sessions::list),
+    route!(DELETE "/api/auth/sessions"         User    5 sessions::end_others),
+    route!(DELETE "/api/auth/sessions/{id}"    User    1 sessions::end),
 
-    route!(GET    "/api/users"                 Web    users::list),
-    route!(GET    "/api/users/{id}"            Any    users::get),
+    route!(GET    "/api/users"                 Web     5 users::list),
+    route!(GET    "/api/users/{id}"            Any     1 users::get),
 
-    route!(POST   "/api/messages"              Web    messages::create),
-    route!(GET    "/api/messages"              Any    messages::list),
-    route!(GET    "/api/messages/unread-count" Any    messages::unread_count),
-    route!(GET    "/api/messages/{id}"         Any    messages::get),
-    route!(PATCH  "/api/messages/{id}"         Any    messages::edit),
-    route!(DELETE "/api/messages/{id}"         Any    messages::delete),
-    route!(PUT    "/api/messages/{id}/read"    Any    messages::mark_read),
+    route!(POST   "/api/messages"              Web     2 messages::create),
+    route!(GET    "/api/messages"              Any     3 messages::list),
+    route!(GET    "/api/messages/unread-count" Any     1 messages::unread_count),
+    route!(GET    "/api/messages/{id}"         Any     1 messages::get),
+    route!(PATCH  "/api/messages/{id}"         Any     2 messages::edit),
+    route!(DELETE "/api/messages/{id}"         Any     2 messages::delete),
+    route!(PUT    "/api/messages/{id}/read"    Any     2 messages::mark_read),
 
-    route!(POST   "/api/enrollment/create"     Any    enrollment::create),
-    route!(POST   "/api/enrollment/complete"   Public enrollment::complete),
-    route!(GET    "/api/enrollment"            Any    enrollment::list),
-    route!(GET    "/api/enrollment/{token}"    Public enrollment::get),
-    route!(DELETE "/api/enrollment/{token}"    Any    enrollment::withdraw),
-    route!(GET    "/api/enrollment/{token}/qr.svg" Public enrollment::picture),
+    route!(POST   "/api/enrollment/create"     Any     5 enrollment::create),
+    route!(POST   "/api/enrollment/complete"   Public 10 enrollment::complete),
+    route!(GET    "/api/enrollment"            Any     2 enrollment::list),
+    route!(GET    "/api/enrollment/{token}"    Public  2 enrollment::get),
+    route!(DELETE "/api/enrollment/{token}"    Any     2 enrollment::withdraw),
+    route!(GET    "/api/enrollment/{token}/qr.svg" Public  3 enrollment::picture),
 
-    route!(GET    "/api/devices"               Any    devices::list),
-    route!(POST   "/api/devices"               User   devices::add),
-    route!(PATCH  "/api/devices/{id}"          Any    devices::update),
-    route!(DELETE "/api/devices/{id}"          Any    devices::revoke),
+    route!(GET    "/api/devices"               Any     2 devices::list),
+    route!(POST   "/api/devices"               User   10 devices::add),
+    route!(PATCH  "/api/devices/{id}"          Any     3 devices::update),
+    route!(DELETE "/api/devices/{id}"          Any     5 devices::revoke),
 
-    route!(GET    "/api/presence"              Any    presence::list),
-    route!(PUT    "/api/presence"              Any    presence::declare),
+    route!(GET    "/api/presence"              Any     1 presence::list),
+    route!(PUT    "/api/presence"              Any     2 presence::declare),
 
-    route!(GET    "/api/app-instructions"      Device app_instructions::instructions),
+    route!(GET    "/api/app-instructions"      Device  1 app_instructions::instructions),
 
-    route!(GET    "/api/sync/incoming"         Device sync::incoming),
-    route!(POST   "/api/sync/ack"              Device sync::acknowledge),
-    route!(POST   "/api/sync/outgoing"         Device sync::outgoing),
-    route!(GET    "/api/sync/status"           Device sync::status),
+    route!(GET    "/api/sync/incoming"         Device  3 sync::incoming),
+    route!(POST   "/api/sync/ack"              Device  1 sync::acknowledge),
+    route!(POST   "/api/sync/outgoing"         Device  5 sync::outgoing),
+    route!(GET    "/api/sync/status"           Device  1 sync::status),
 
-    route!(GET    "/api/state"                 Any    state::list),
-    route!(POST   "/api/state/batch"           Any    state::batch),
-    route!(GET    "/api/state/{key}"           Any    state::get),
-    route!(PUT    "/api/state/{key}"           Any    state::put),
-    route!(DELETE "/api/state/{key}"           Any    state::delete),
+    route!(GET    "/api/state"                 Any     3 state::list),
+    route!(POST   "/api/state/batch"           Any     5 state::batch),
+    route!(GET    "/api/state/{key}"           Any     1 state::get),
+    route!(PUT    "/api/state/{key}"           Any     2 state::put),
+    route!(DELETE "/api/state/{key}"           Any     2 state::delete),
 
-    route!(GET    "/api/conflicts"             Any    conflicts::list),
-    route!(POST   "/api/conflicts/{id}/resolve" Any   conflicts::resolve),
+    route!(GET    "/api/conflicts"             Any     3 conflicts::list),
+    route!(POST   "/api/conflicts/{id}/resolve" Any     3 conflicts::resolve),
 
-    route!(POST   "/api/sse/ticket"            Any    tickets::create),
-    route!(GET    "/sse/mobile/{device_id}"    Device sse::mobile),
-    route!(GET    "/sse/web/{user_id}"         Web    sse::web),
-    route!(GET    "/ws"                        Any    websocket::open),
+    route!(POST   "/api/sse/ticket"            Any     2 tickets::create),
+    route!(GET    "/sse/mobile/{device_id}"    Device  3 sse::mobile),
+    route!(GET    "/sse/web/{user_id}"         Web     3 sse::web),
+    route!(GET    "/ws"                        Any     3 websocket::open),
 
-    route!(GET    "/openapi.json"              Public openapi::openapi),
+    route!(GET    "/openapi.json"              Public  1 openapi::openapi),
 
     route!(       "/health"                    Diagnostics health::health),
     route!(       "/ready"                     Diagnostics health::ready),

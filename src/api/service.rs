@@ -164,7 +164,7 @@ impl Service {
         let (head, body) = request.into_parts();
         let admitted = match self.route(&head, target) {
             Ok(routed) => self
-                .admit(&routed, &head.headers)
+                .admit(&routed, &head.headers, peer)
                 .await
                 .map(|(call, principal)| (call, principal, routed)),
             Err(error) => Err(error),
@@ -212,7 +212,12 @@ impl Service {
         Ok(Routed { route, params, query })
     }
 
-    async fn admit(&self, routed: &Routed, headers: &HeaderMap) -> Result<(Call, Option<Principal>), Error> {
+    async fn admit(
+        &self,
+        routed: &Routed,
+        headers: &HeaderMap,
+        peer: SocketAddr,
+    ) -> Result<(Call, Option<Principal>), Error> {
         let Routed { route, params, query } = routed;
         let (handler, app) = match (route.handler, &self.app) {
             (Handler::Diagnostics(handler), _) => {
@@ -221,8 +226,16 @@ impl Service {
             (Handler::Api(handler), Some(app)) => (handler, app),
             (Handler::Api(_), None) => return Err(Error::internal("the router returned a route that is not served")),
         };
+        let trusted = &self.diagnostics.config.server.trusted_proxies;
+        let address = address::client(peer.ip(), headers, trusted);
+        app.rates.take_of_address(address, route.cost)?;
         Ok(match admit(app, route, headers, params, query).await? {
-            Admission::Admitted(principal) => (Call::Api(handler, app.clone()), principal),
+            Admission::Admitted(principal) => {
+                if let Some(principal) = &principal {
+                    app.rates.take_of_principal(principal, route.cost)?;
+                }
+                (Call::Api(handler, app.clone()), principal)
+            }
             Admission::Revoked => (Call::NoContent, None),
         })
     }

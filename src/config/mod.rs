@@ -26,6 +26,7 @@ mod network;
 mod postgres;
 mod presence;
 mod push;
+mod rates;
 mod redis;
 mod replication;
 pub mod rule;
@@ -61,6 +62,7 @@ pub use self::network::{Network, client_network};
 pub use self::postgres::Postgres;
 pub use self::presence::Presence;
 pub use self::push::{Push, Webhook, WebhookSecret};
+pub use self::rates::Rates;
 pub use self::redis::Redis;
 pub use self::replication::Replication;
 use self::rule::Rule;
@@ -117,6 +119,7 @@ pub struct Config {
     pub auth: Auth,
     pub audit: Audit,
     pub limits: Limits,
+    pub rates: Rates,
     pub sync: Sync,
     pub messages: Messages,
     pub state: State,
@@ -187,7 +190,7 @@ impl Config {
     }
 
     /// All sections by name.
-    fn sections(&self) -> [(&'static str, &dyn Section); 22] {
+    fn sections(&self) -> [(&'static str, &dyn Section); 23] {
         [
             ("server", &self.server),
             ("admin", &self.admin),
@@ -198,6 +201,7 @@ impl Config {
             ("auth", &self.auth),
             ("audit", &self.audit),
             ("limits", &self.limits),
+            ("rates", &self.rates),
             ("sync", &self.sync),
             ("messages", &self.messages),
             ("state", &self.state),

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use posduif::accounts::users::{self, NewUser, UserType};
-use posduif::config::{Config, Secret};
+use posduif::config::{Config, Rates, Secret};
 use posduif::contract::keys::Keys;
 use posduif::core::position::StreamId;
 use posduif::engine::{Engine, Role};
@@ -97,6 +97,14 @@ impl World {
         limits.register_address_max = 1_000_000;
         limits.refresh_address_max = 1_000_000;
         limits.enrollment_address_max = 1_000_000;
+        // Nor do they wait for each other.
+        config.rates = Rates {
+            address_per_second: 0,
+            user_per_second: 0,
+            device_per_second: 0,
+            tenant_per_second: 0,
+            ..Rates::default()
+        };
         Self {
             config,
             name,
@@ -202,6 +210,10 @@ impl World {
             ("PRESENCE__TICK_MS", config.presence.tick_ms),
             ("LIVE__HEARTBEAT_SECONDS", config.live.heartbeat_seconds),
             ("HEALTH__MAX_STALENESS_SECONDS", config.health.max_staleness_seconds),
+            ("RATES__ADDRESS_PER_SECOND", config.rates.address_per_second.into()),
+            ("RATES__USER_PER_SECOND", config.rates.user_per_second.into()),
+            ("RATES__DEVICE_PER_SECOND", config.rates.device_per_second.into()),
+            ("RATES__TENANT_PER_SECOND", config.rates.tenant_per_second.into()),
         ];
         for (name, value) in numbers {
             command.env(format!("POSDUIF__{name}"), value.to_string());
