@@ -52,7 +52,7 @@ EXPOSE 8080
 # balancer. The admin listener answers while the public one has no connection left; without it the check only opens a
 # connection to the public one.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["bash", "-c", "[[ $POSDUIF__ADMIN__LISTEN != off ]] || exec 3<>/dev/tcp/127.0.0.1/$POSDUIF__SERVER__PORT; [[ $POSDUIF__ADMIN__LISTEN == off ]] || { exec 3<>/dev/tcp/127.0.0.1/${POSDUIF__ADMIN__LISTEN##*:} && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '; }"]
+    CMD ["bash", "-c", "if [[ $POSDUIF__ADMIN__LISTEN == off ]]; then exec 3<>/dev/tcp/127.0.0.1/$POSDUIF__SERVER__PORT; else exec 3<>/dev/tcp/127.0.0.1/${POSDUIF__ADMIN__LISTEN##*:} && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '; fi"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/posduif"]
 CMD ["serve"]
