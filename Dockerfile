@@ -45,12 +45,14 @@ USER 10001:10001
 WORKDIR /
 ENV POSDUIF__SERVER__HOST=0.0.0.0 \
     POSDUIF__SERVER__PORT=8080 \
+    POSDUIF__ADMIN__LISTEN=127.0.0.1:8081 \
     POSDUIF__LOG__FORMAT=json
 EXPOSE 8080
 # Liveness, not readiness: restarting the container does not help while Redis is unreachable. /ready is for the load
-# balancer. If the engine terminates TLS, the check only opens a connection.
+# balancer. The admin listener answers while the public one has no connection left; without it the check only opens a
+# connection to the public one.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/$POSDUIF__SERVER__PORT && { [[ -n $POSDUIF__SERVER__TLS_CERT_FILE ]] || { printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '; }; }"]
+    CMD ["bash", "-c", "if [[ $POSDUIF__ADMIN__LISTEN == off ]]; then exec 3<>/dev/tcp/127.0.0.1/$POSDUIF__SERVER__PORT; else exec 3<>/dev/tcp/127.0.0.1/${POSDUIF__ADMIN__LISTEN##*:} && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '; fi"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/posduif"]
 CMD ["serve"]

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::accounts::last_seen;
-use crate::api::health::Diagnostics;
+use crate::api::health::{Diagnostics, Probe};
 use crate::api::service::Service;
 use crate::api::{App, Parts};
 use crate::config::{self, Config};
@@ -21,7 +21,7 @@ use crate::http::server::Server;
 use crate::live::hub::Hub;
 use crate::live::tail;
 use crate::net;
-use crate::postgres::{Database, migrations, publication};
+use crate::postgres::{Database, audit, migrations, publication};
 use crate::push::Waker;
 use crate::push::webhook::Webhook;
 use crate::redis::store::Store;
@@ -113,10 +113,29 @@ async fn warn_of_shared_ids(database: &Database, config: &Config) -> Result<()> 
     Ok(())
 }
 
+/// The admin listener before it serves.
+#[derive(Debug)]
+struct AdminListener {
+    listener: TcpListener,
+    settings: config::Server,
+}
+
+impl AdminListener {
+    async fn listen(config: &Config) -> Result<Option<Self>> {
+        let Some(address) = config.admin.address()? else {
+            return Ok(None);
+        };
+        let settings = config.admin.server(address, &config.server);
+        let listener = listener::listen(&settings, "`admin.listen`").await?;
+        Ok(Some(Self { listener, settings }))
+    }
+}
+
 /// A running engine.
 #[derive(Debug)]
 pub struct Engine {
     address: SocketAddr,
+    admin_address: Option<SocketAddr>,
     parts: JoinSet<Result<()>>,
     stop_serving: CancellationToken,
     stop_replicating: CancellationToken,
@@ -141,10 +160,12 @@ impl Engine {
 
         let store = Store::new(&config.redis).context("key `redis.url`")?;
         // Before anything runs, so that an occupied port leaves no work half done.
-        let listener = listener::listen(&config.server).await?;
+        let listener = listener::listen(&config.server, "`server.host` and `server.port`").await?;
+        let admin = AdminListener::listen(&config).await?;
         let metrics = metrics(role);
         let mut engine = Self {
             address: listener.local_addr()?,
+            admin_address: admin.as_ref().map(|admin| admin.listener.local_addr()).transpose()?,
             parts: JoinSet::new(),
             stop_serving: CancellationToken::new(),
             stop_replicating: CancellationToken::new(),
@@ -169,8 +190,10 @@ impl Engine {
             store,
             replication,
             metrics,
+            probe: Probe::default(),
         };
-        engine.serve(listener, diagnostics, role.serves_api())?;
+        engine.start_pruning(&diagnostics);
+        engine.serve(listener, admin, diagnostics, role.serves_api())?;
         Ok(engine)
     }
 
@@ -199,6 +222,16 @@ impl Engine {
         status
     }
 
+    /// Every role does it: it is idempotent, and rare.
+    fn start_pruning(&mut self, diagnostics: &Diagnostics) {
+        let days = diagnostics.config.audit.retention_days;
+        let pruning = audit::run_pruning(diagnostics.database.clone(), days, self.stop_serving.clone());
+        self.parts.spawn(async move {
+            pruning.await;
+            Ok(())
+        });
+    }
+
     fn start_push(&mut self, waker: Waker, status: &ReplicationStatus) {
         let waking = waker.run(
             status.state.clone(),
@@ -211,7 +244,13 @@ impl Engine {
         });
     }
 
-    fn serve(&mut self, listener: TcpListener, diagnostics: Diagnostics, with_api: bool) -> Result<()> {
+    fn serve(
+        &mut self,
+        listener: TcpListener,
+        admin: Option<AdminListener>,
+        diagnostics: Diagnostics,
+        with_api: bool,
+    ) -> Result<()> {
         let diagnostics = Arc::new(diagnostics);
         let stop = self.stop_serving.clone();
         // Freshness depends on the tail, so it runs in every role.
@@ -222,8 +261,15 @@ impl Engine {
             Ok(())
         });
         let app = with_api.then(|| self.start_api(&diagnostics)).transpose()?;
-        let (config, metrics) = (diagnostics.config.clone(), diagnostics.metrics.clone());
-        let server = Server::new(listener, config, metrics, Service::new(diagnostics, app)?)?;
+        let metrics = diagnostics.metrics.clone();
+        if let Some(AdminListener { listener, settings }) = admin {
+            let service = Service::admin(diagnostics.clone())?;
+            let (server, stop) = (Server::new(listener, settings, metrics.clone(), service)?, stop.clone());
+            self.parts
+                .spawn(async move { server.run(stop).await.context("the admin listener failed") });
+        }
+        let settings = diagnostics.config.server.clone();
+        let server = Server::new(listener, settings, metrics, Service::new(diagnostics, app)?)?;
         self.parts
             .spawn(async move { server.run(stop).await.context("the HTTP server failed") });
         Ok(())
@@ -272,6 +318,11 @@ impl Engine {
     /// Where HTTP listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the admin listener listens.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
     }
 
     /// Waits until a part has failed permanently; pending as long as none has.

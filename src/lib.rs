@@ -21,7 +21,7 @@
 //! - [`contract`]: every format in Redis, both directions in one file: keys, names of streams, entries, the checkpoint, the
 //!   window, quarantine, control commands, Lua scripts. A new stream begins here (`src/contract/stream_name.rs`).
 //! - [`redis`]: connections to Redis, and reads of streams.
-//! - [`postgres`]: the pool, statements (`sql/`), migrations, the publication, tenants.
+//! - [`postgres`]: the pool, statements (`sql/`), migrations, the publication, tenants, the audit log.
 //!
 //! From the log to the streams:
 //!
@@ -34,7 +34,7 @@
 //!
 //! - [`live`]: the tail of the live stream, its fan-out to readers, presence.
 //! - [`feature`]: what features share: the error of a request, pages, checks of input.
-//! - [`accounts`]: users, devices, enrollment, sessions, tickets, rate limits, and the cache of all of them.
+//! - [`accounts`]: users, devices, enrollment, sessions, tickets, limits on guessing, and the cache of all of them.
 //! - [`messages`]: messages, and conflicts between their versions.
 //! - [`state`]: encrypted state of a user's devices.
 //! - [`sync`]: batches: incoming (snapshot, then stream) with cursors and acknowledgements; outgoing uploads with the results of
@@ -45,7 +45,8 @@
 //!
 //! - [`admin`]: what operators see and do: streams, consumer groups, quarantine, slots, `doctor`.
 //! - [`http`]: HTTP plumbing: server, upgrade, request, response, error. It has no route and no feature.
-//! - [`api`]: one thin file for each group of routes: parse, call a feature, render; SSE and WebSocket in `src/api/live`.
+//! - [`api`]: one thin file for each group of routes: parse, call a feature, render; SSE and WebSocket in `src/api/live`;
+//!   the rates of requests; the routes of the admin listener.
 //! - [`engine`]: starts the parts in order, registers listeners between them, stops them in order.
 //! - [`dev`]: the private Postgres and Redis of `posduif dev` and of the tests.
 //! - [`cli`]: the command line, one file or folder for each noun, declared in `src/cli/mod.rs`.

@@ -277,7 +277,6 @@ const LINES: &[Line] = &[
     line("GET", "/openapi.json", Access::Public),
     line("GET", "/health", Access::Public),
     line("GET", "/ready", Access::Public),
-    line("GET", "/metrics", Access::Public),
 ];
 
 impl Line {

@@ -29,7 +29,7 @@ async fn unread(of: &Api) -> i64 {
 /// How often memory answered.
 async fn hits(of: &Api, kind: &str) -> u64 {
     let name = format!("posduif_cache_lookups_total{{cache=\"{kind}\",result=\"hit\"}} ");
-    let text = String::from_utf8(of.get("/metrics").await.body.to_vec()).unwrap();
+    let text = String::from_utf8(of.admin().get("/metrics").await.body.to_vec()).unwrap();
     let value = text.lines().find_map(|line| line.strip_prefix(&name));
     value.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
 }

@@ -469,7 +469,7 @@ async fn table_of_another_owner_resyncs_its_tenant_once() {
         .await
         .unwrap();
     noticed(office, "identity").await;
-    let ready = office.anybody.get("/ready").await.json();
+    let ready = office.anybody.admin().get("/ready").await.json();
     let unrepaired = &ready["checks"]["replication"]["unrepaired_tables"];
     assert_eq!(unrepaired, &json!(["tenant_acme.notes_01"]), "{ready}");
     office

@@ -48,7 +48,8 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
             {"schema": "posduif", "migration": "0002_upload_ledger", "direction": "up"},
             {"schema": "posduif", "migration": "0003_tables", "direction": "up"},
             {"schema": "posduif", "migration": "0004_stamps", "direction": "up"},
-            {"schema": "posduif", "migration": "0005_commands", "direction": "up"}
+            {"schema": "posduif", "migration": "0005_commands", "direction": "up"},
+            {"schema": "posduif", "migration": "0006_audit", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -58,7 +59,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(5), "tenant_acme": clean(10)})
+        json!({"posduif": clean(6), "tenant_acme": clean(10)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -78,7 +79,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0005_commands of posduif, with the tables commands"),
+        complaint.contains("0006_audit of posduif, with the tables audit"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
@@ -110,7 +111,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 5\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 6\ntenant_acme 1\n");
     migrate("force 99 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();
@@ -533,7 +534,12 @@ async fn dev_runs_demo_and_restarts_with_its_data_after_stop_or_kill() {
     assert!(before.as_u64().unwrap() > 0);
 
     let environment = std::fs::read_to_string(folder.0.join("dev.env")).unwrap();
-    for name in ["POSDUIF_URL=", "DATABASE_URL=", "REDIS_URL="] {
+    for name in [
+        "POSDUIF_URL=",
+        "POSDUIF_ADMIN_URL=http://127.0.0.1:",
+        "DATABASE_URL=",
+        "REDIS_URL=",
+    ] {
         assert!(environment.lines().any(|line| line.starts_with(name)), "{environment}");
     }
     // A second start in the same folder while the first runs is refused and harms nothing.

@@ -13,7 +13,7 @@ use crate::support::command::{Ended, posduif, posduif_in, posduif_says, run};
 const ALONE: [&[&str]; 4] = [&["config", "check"], &["config", "show"], &["completions"], &["man"]];
 
 /// Commands that run until they are stopped, also without Redis.
-const ENDLESS: [&[&str]; 2] = [&["serve"], &["dev"]];
+const ENDLESS: [&[&str]; 3] = [&["serve"], &["dev"], &["audit", "tail"]];
 
 /// Every command without further ones below it, as the words that call it.
 fn verbs() -> Vec<Vec<String>> {

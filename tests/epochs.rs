@@ -711,7 +711,7 @@ async fn epoch_break_survives_failed_restarts() {
         .message(stage.bob, stage.joe, "in a transaction that Redis tears")
         .await;
     eventually("a start has failed", || async {
-        let ready = api.get("/ready").await.json();
+        let ready = api.admin().get("/ready").await.json();
         let detail = ready["checks"]["replication"]["detail"].to_string();
         detail.contains("Redis refused HGETALL").then_some(())
     })

@@ -220,7 +220,7 @@ async fn epoch_that_begins_under_an_invisible_commit_brings_it() {
         world.published().await;
         let end: PgLsn = world.checkpoint().await["end_lsn"].parse().unwrap();
         eventually("it is durable", || async {
-            let ready = api.get("/ready").await.json();
+            let ready = api.admin().get("/ready").await.json();
             let durable: PgLsn = ready["checks"]["replication"]["durable"].as_str()?.parse().ok()?;
             (durable >= end).then_some(())
         })

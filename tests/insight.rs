@@ -1,4 +1,4 @@
-//! What the engine reports about itself: `/metrics`, and the slot in `/ready`, in every role.
+//! What the engine reports about itself at its admin listener: `/metrics`, and the slot in `/ready`, in every role.
 
 use std::io::{Read as _, Write as _};
 
@@ -19,7 +19,7 @@ use crate::support::{TIMEOUT, World, eventually, servers};
 
 /// What `/ready` says of the replicator.
 async fn replication(api: &Api) -> Value {
-    api.get("/ready").await.json()["checks"]["replication"].clone()
+    api.admin().get("/ready").await.json()["checks"]["replication"].clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -333,7 +333,7 @@ async fn replicate_only_process_serves_health_and_metrics_only() {
     let api = process.announced().await;
     assert_eq!(api.get("/health").await.status, 200);
     let ready = eventually("it is ready", || async {
-        let answer = api.get("/ready").await;
+        let answer = api.admin().get("/ready").await;
         (answer.status == 200).then(|| answer.json())
     })
     .await;
@@ -353,7 +353,7 @@ async fn replicate_only_process_serves_health_and_metrics_only() {
             "{path}"
         );
     }
-    assert_eq!(api.send(Method::POST, "/metrics", None, "").await.status, 405);
+    assert_eq!(api.admin().send(Method::POST, "/metrics", None, "").await.status, 405);
     assert_eq!(process.terminate().await, Some(0));
 }
 
@@ -365,7 +365,7 @@ async fn engine_waiting_for_the_slot_reports_freshness_without_lag() {
     let waiting = eventually("one streams, the other waits, both are ready", || async {
         let mut waiting = None;
         for api in &apis {
-            let answer = api.get("/ready").await;
+            let answer = api.admin().get("/ready").await;
             if answer.status != 200 {
                 return None;
             }
@@ -394,14 +394,18 @@ async fn engine_waiting_for_the_slot_reports_freshness_without_lag() {
 async fn occupied_port_is_named_in_the_error() {
     let world = World::new().await;
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut config = world.config.clone();
-    config.server.port = taken.local_addr().unwrap().port();
-    let place = format!("127.0.0.1:{}", config.server.port);
-    let error = posduif::engine::Engine::start(config, Role::Replicator)
-        .await
-        .unwrap_err();
-    let text = format!("{error:#}");
-    assert!(text.contains(&place) && text.contains("server.port"), "{text}");
+    let place = taken.local_addr().unwrap();
+    let mut public = world.config.clone();
+    public.server.port = place.port();
+    let mut admin = world.config.clone();
+    admin.admin.listen = place.to_string();
+    for (config, key) in [(public, "server.port"), (admin, "admin.listen")] {
+        let error = posduif::engine::Engine::start(config, Role::Replicator)
+            .await
+            .unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains(&place.to_string()) && text.contains(key), "{text}");
+    }
 }
 
 #[tokio::test]

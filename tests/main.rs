@@ -1,7 +1,9 @@
 //! All integration tests, in one binary. They need a Postgres and a Redis: `./scripts/test` starts both.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod admin_listener;
 mod api;
+mod audit;
 mod bad_input;
 mod bounds;
 mod browser;
@@ -40,6 +42,7 @@ mod properties;
 mod protocol;
 mod push;
 mod rate_limits;
+mod rates;
 mod recovery;
 mod refusals;
 mod roles;

@@ -396,10 +396,9 @@ async fn serve_prints_its_address_as_text_and_json() {
             break ready;
         }
     };
-    assert!(
-        ready["url"].as_str().unwrap().starts_with("http://127.0.0.1:"),
-        "{ready}"
-    );
+    for url in ["url", "admin_url"] {
+        assert!(ready[url].as_str().unwrap().starts_with("http://127.0.0.1:"), "{ready}");
+    }
     child.kill().await.unwrap();
 }
 
@@ -456,6 +455,7 @@ async fn status_shows_every_part_and_marks_unreachable_ones() {
     let look = async |arguments: &[&str], redis: Option<&str>| {
         let mut command = posduif_in(&office.world);
         command.env("POSDUIF__SERVER__PUBLIC_URL", &url);
+        command.env("POSDUIF__ADMIN__LISTEN", office.anybody.admin().address());
         if let Some(redis) = redis {
             command.env("POSDUIF__REDIS__URL", redis);
         }
@@ -540,8 +540,9 @@ async fn status_finds_the_engine_by_environment_or_argument() {
         by_environment.env("POSDUIF_URL", format!("{url}/"));
         let said = run(&mut by_environment, &arguments).await.stdout;
         let mut by_option = posduif_in(&office.world);
-        // The option counts.
+        // The option counts, and an admin listener that does not answer is no obstacle.
         by_option.env("POSDUIF_URL", "http://127.0.0.1:1");
+        by_option.env("POSDUIF_ADMIN_URL", "http://127.0.0.1:1");
         let named = [&arguments[..], &["--url", &url]].concat();
         for said in [said, run(&mut by_option, &named).await.stdout] {
             let said: Value = serde_json::from_str(&said).unwrap();

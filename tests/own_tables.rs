@@ -2,6 +2,7 @@
 
 use posduif::accounts::users::{self, NewUser, UserType};
 use posduif::admin::doctor;
+use posduif::admin::status::EngineUrls;
 use posduif::config::Config;
 use posduif::engine::Role;
 use serde_json::{Value, json};
@@ -248,7 +249,11 @@ async fn own_table_conflict_shows_no_row_of_another_user() {
 async fn doctor_fails_for_an_upload_table_without_unique_id() {
     let (office, _) = office().await;
     let ids = async || {
-        let checks = doctor::examine(&office.world.config, "http://127.0.0.1:1").await;
+        let nowhere = EngineUrls {
+            public: "http://127.0.0.1:1".into(),
+            admin: None,
+        };
+        let checks = doctor::examine(&office.world.config, &nowhere).await;
         let ids = checks
             .into_iter()
             .find(|check| check.name == "postgres.upload_ids")

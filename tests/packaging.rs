@@ -7,10 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use posduif::config::Config;
+use posduif::config::{Config, Secret};
+use posduif::engine::Role;
 use serde_json::Value;
 
-use crate::support::{TIMEOUT, World};
+use crate::support::{TIMEOUT, World, connect, eventually, servers};
 
 const DOCKERFILE: &str = include_str!("../Dockerfile");
 const COMPOSE: &str = include_str!("../docker-compose.yml");
@@ -92,9 +93,14 @@ fn every_shipped_setting_exists() {
         let words =
             text.split(|letter: char| !(letter.is_ascii_uppercase() || letter.is_ascii_digit() || letter == '_'));
         for word in words.filter(|word| word.starts_with("POSDUIF__")) {
+            let setting = match word.strip_suffix("__FILE").unwrap_or(word) {
+                "POSDUIF__POSTGRES__URL" => "DATABASE_URL",
+                "POSDUIF__REDIS__URL" => "REDIS_URL",
+                other => other,
+            };
             let is_known = known
                 .lines()
-                .any(|line| line.trim_start_matches('#').split('=').next() == Some(word));
+                .any(|line| line.trim_start_matches('#').split('=').next() == Some(setting));
             assert!(is_known, "{name}: {word}");
             seen += 1;
         }
@@ -193,5 +199,171 @@ fn supervisor_timeouts_exceed_those_of_the_engine() {
             descriptors > config.server.connections_max as u64 + 100,
             "{descriptors}"
         );
+    }
+}
+
+const REDIS_SCRIPT: &str = include_str!("../config/compose/redis.sh");
+
+/// A folder that is removed when it is dropped.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("posduif-compose-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> std::path::PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn compose_role_is_no_superuser_and_sufficient_for_an_engine() {
+    let (own, folder) = (servers::postgres().await, Folder::new());
+    let password = folder.write("password", "it's a \"secret\"\n");
+    let url = own.server.url();
+    let (login, place) = url.strip_prefix("postgres://").unwrap().rsplit_once('@').unwrap();
+    let (superuser, superuser_password) = login.split_once(':').unwrap();
+    let (host, rest) = place.split_once(':').unwrap();
+    let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    let output = tokio::process::Command::new("bash")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/compose/postgres-role.sh"))
+        .envs([("PGHOST", host), ("PGPORT", &port), ("PGPASSWORD", superuser_password)])
+        .envs([
+            ("POSTGRES_USER", superuser),
+            ("POSDUIF_ROLE", "engine"),
+            ("POSDUIF_DATABASE", "engine"),
+        ])
+        .env("POSDUIF_PASSWORD_FILE", &password)
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let psql = connect(&url).await;
+    let role = "SELECT rolsuper OR rolcreatedb OR rolcreaterole OR rolbypassrls, rolreplication AND rolcanlogin \
+                FROM pg_roles WHERE rolname = 'engine'";
+    let role = psql.query_one(role, &[]).await.unwrap();
+    assert_eq!((role.get::<_, bool>(0), role.get::<_, bool>(1)), (false, true));
+
+    let mut world = World::on(&url, &std::env::var("REDIS_URL").unwrap()).await;
+    world.config.postgres.url = Secret::new(format!(
+        "postgres://engine:it%27s%20a%20%22secret%22@{host}:{port}/engine"
+    ));
+    let engine = world.engine(Role::All).await;
+    world.tenant("acme").await;
+    let admin = engine.api().admin();
+    eventually("the engine is ready", || async {
+        (admin.get("/ready").await.status == 200).then_some(())
+    })
+    .await;
+    engine.stop().await;
+    drop(world);
+}
+
+#[test]
+fn compose_redis_user_has_the_documented_permissions() {
+    let docs = include_str!("../docs/operations.md");
+    let documented = docs
+        .lines()
+        .find_map(|line| line.strip_prefix("user posduif on >PASSWORD "))
+        .unwrap();
+    let shipped = REDIS_SCRIPT
+        .lines()
+        .find_map(|line| line.strip_prefix("user posduif on >$password "))
+        .unwrap();
+    let operators = docs.split("need more: `").nth(1).unwrap().split('`').next().unwrap();
+    assert_eq!(shipped, format!("{documented} +waitaof {operators}"));
+}
+
+#[tokio::test]
+async fn compose_redis_admits_the_engine_only_and_ends_at_a_signal() {
+    let folder = Folder::new();
+    let version = Command::new("redis-server").arg("--version").output().unwrap();
+    let version = String::from_utf8(version.stdout).unwrap();
+    // Which older servers do not have.
+    let script = if version.contains("v=7.0.") {
+        REDIS_SCRIPT.replace(" +waitaof", "")
+    } else {
+        REDIS_SCRIPT.to_owned()
+    };
+    let (script, password) = (folder.write("redis.sh", &script), folder.write("password", "0123abc\n"));
+    let mut server = tokio::process::Command::new("sh")
+        .arg(script)
+        .args(["--port", "0", "--save", "", "--unixsocket", "socket", "--dir"])
+        .arg(&folder.0)
+        .env("REDIS_PASSWORD_FILE", &password)
+        .current_dir(&folder.0)
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let socket = folder.0.join("socket");
+    let client = |login: &str| {
+        let url = format!("unix://{}{login}", socket.display());
+        let settings = posduif::config::Redis {
+            url: Secret::new(url),
+            ..posduif::config::Redis::default()
+        };
+        posduif::net::redis::client(&settings).unwrap()
+    };
+    let mut engine = eventually("Redis serves", || async {
+        let login = client("?user=posduif&pass=0123abc");
+        login.get_multiplexed_async_connection().await.ok()
+    })
+    .await;
+    let mut ask = async |words: &[&str]| {
+        let reply: redis::RedisResult<redis::Value> =
+            redis::cmd(words[0]).arg(&words[1..]).query_async(&mut engine).await;
+        reply
+            .map(drop)
+            .map_err(|error| error.code().unwrap_or_default().to_owned())
+    };
+    assert_eq!(ask(&["SET", "posduif:key", "1"]).await, Ok(()));
+    for words in [
+        &["SET", "other:key", "1"][..],
+        &["FLUSHALL"],
+        &["CONFIG", "SET", "dir", "/"],
+        &["ACL", "LIST"],
+        &["KEYS", "*"],
+    ] {
+        assert_eq!(ask(words).await, Err("NOPERM".to_owned()), "{words:?}");
+    }
+    let stranger = client("").get_multiplexed_async_connection().await;
+    if let Ok(mut stranger) = stranger {
+        let reply: redis::RedisResult<String> = redis::cmd("PING").query_async(&mut stranger).await;
+        assert_eq!(reply.unwrap_err().code(), Some("NOAUTH"));
+    }
+    // The shell was replaced, so that the signal reaches Redis.
+    crate::support::send_signal(server.id().unwrap(), Signal::SIGTERM);
+    let ended = tokio::time::timeout(TIMEOUT, server.wait()).await;
+    assert_eq!(ended.expect("it ends in time").unwrap().code(), Some(0));
+}
+
+#[test]
+fn compose_has_no_secret_in_an_environment_or_on_a_command_line() {
+    for word in ["PASSWORD:", "JWT_SECRET:", "requirepass", "DATABASE_URL", "REDIS_URL"] {
+        assert!(!COMPOSE.contains(word), "{word}");
+    }
+    // Each secret that a service uses is a file that the head of the file explains.
+    let (head, rest) = COMPOSE.split_once("\nservices:").unwrap();
+    let (_, declared) = rest.rsplit_once("\nsecrets:\n").unwrap();
+    let names: Vec<&str> = declared
+        .lines()
+        .filter_map(|line| Some(line.trim().split_once(':')?.0))
+        .collect();
+    assert!(names.len() >= 6, "{names:?}");
+    for name in names {
+        assert!(head.contains(name), "{name} is not explained");
+        assert!(rest.contains(&format!("/run/secrets/{name}\n")), "{name} is not used");
     }
 }

@@ -456,7 +456,7 @@ async fn webhook_retry_is_re_signed_with_the_same_body() {
         forged.body = Bytes::from(forged.json().to_string().replace("phone", "other"));
         verify(&python, &forged, SECRET).await.unwrap_err();
     }
-    let metrics = office.anybody.get("/metrics").await;
+    let metrics = office.anybody.admin().get("/metrics").await;
     let metrics = String::from_utf8_lossy(&metrics.body);
     for line in [
         "posduif_push_triggers_total 1",
@@ -748,7 +748,7 @@ async fn webhook_over_https_verifies_the_configured_authority() {
     office.send("hi").await;
     let refused = async |api: &crate::support::http::Api| {
         eventually("the webhook was not taken", || async {
-            let metrics = api.get("/metrics").await;
+            let metrics = api.admin().get("/metrics").await;
             let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
             let line = "posduif_push_webhooks_total{outcome=\"refused\"} ";
             let count = metrics.lines().find_map(|text| text.strip_prefix(line)).unwrap_or("0");

@@ -339,7 +339,7 @@ async fn logins_are_counted_by_result() {
     assert_eq!(guess(&here, "bob").await, 401);
     assert_eq!(guess(&here, "bob").await, 429);
     log_in(&here, "joe", PASSWORD).await.expect(200);
-    let text = String::from_utf8(office.anybody.get("/metrics").await.body.to_vec()).unwrap();
+    let text = String::from_utf8(office.anybody.admin().get("/metrics").await.body.to_vec()).unwrap();
     // The office itself has logged bob in.
     for (result, count) in [("granted", 2), ("refused", 1), ("limited", 1), ("failed", 0)] {
         let line = format!("posduif_logins_total{{result=\"{result}\"}} {count}");

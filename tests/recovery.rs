@@ -628,7 +628,7 @@ async fn large_unrouted_transaction_is_skipped_while_postgres_is_silent() {
     stage.message(stage.bob, stage.joe, "behind it").await;
     stage.world.published().await;
     check_all_there_once_in_order(&stage).await;
-    let metrics = String::from_utf8(api.get("/metrics").await.body.to_vec()).unwrap();
+    let metrics = String::from_utf8(api.admin().get("/metrics").await.body.to_vec()).unwrap();
     let interrupted = "posduif_session_restarts_total{cause=\"postgres\"} 0";
     assert!(metrics.contains(interrupted), "{metrics}");
     stage.stop().await;

@@ -33,7 +33,7 @@ async fn refusals(redis: &MultiplexedConnection, word: &str) -> u64 {
 async fn ready_says(stage: &Stage, word: &str) {
     let api = stage.engine.as_ref().unwrap().api();
     eventually("the engine says what is wrong", || async {
-        let answer = api.get("/ready").await;
+        let answer = api.admin().get("/ready").await;
         let cause = answer.json()["checks"]["replication"]["detail"].to_string();
         (answer.status == 503 && cause.contains(word)).then_some(())
     })

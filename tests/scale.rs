@@ -265,7 +265,7 @@ async fn slow_event_stream_is_closed_and_resumes_without_loss() {
 
 /// A value of the metrics.
 async fn metric(anybody: &Api, name: &str) -> f64 {
-    let text = String::from_utf8(anybody.get("/metrics").await.body.to_vec()).unwrap();
+    let text = String::from_utf8(anybody.admin().get("/metrics").await.body.to_vec()).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no metric {name}")).parse().unwrap()
 }

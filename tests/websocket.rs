@@ -638,7 +638,7 @@ async fn websocket_of_a_revoked_client_is_notified_and_closed() {
 async fn websocket_close_is_acknowledged_and_leaves_no_subscription() {
     let office = Office::open().await;
     let subscribers = || async {
-        let metrics = office.anybody.get("/metrics").await;
+        let metrics = office.anybody.admin().get("/metrics").await;
         let text = String::from_utf8_lossy(&metrics.body).into_owned();
         let line = text.lines().find(|line| line.starts_with("posduif_subscribers "));
         line.unwrap().split(' ').nth(1).unwrap().parse::<f64>().unwrap()
@@ -695,7 +695,7 @@ async fn slow_websocket_is_closed_and_resumes_without_loss() {
 async fn eventually_cut(office: &Office) -> bool {
     let is_cut = async {
         loop {
-            let metrics = office.anybody.get("/metrics").await;
+            let metrics = office.anybody.admin().get("/metrics").await;
             if String::from_utf8_lossy(&metrics.body).contains("posduif_subscribers 0") {
                 return;
             }

@@ -1,7 +1,8 @@
 -- Adds a device with its directory entry to a user who is locked. A device of the same user is added again: its former
 -- token becomes invalid, and its public key stays. One row with the reasons if it may not be added.
 -- $1 text: device id; $2 uuid: user; $3 text or null: name; $4 text or null: type; $5 text or null: public key;
--- $6 jsonb or null: info; $7 text: tenant; $8 bytea: SHA-256 of the token; $9 bigint: most devices.
+-- $6 jsonb or null: info; $7 text: tenant; $8 bytea: SHA-256 of the token; $9 bigint: most devices; $10 text: actor;
+-- $11 inet or null: address.
 WITH former AS (
     SELECT user_id FROM {schema}.devices WHERE device_id = $1
 ), others AS (
@@ -22,5 +23,10 @@ WITH former AS (
     ON CONFLICT (tenant, device_id) DO UPDATE
         SET user_id = EXCLUDED.user_id, token_hash = EXCLUDED.token_hash, issued_at = now(), first_used_at = NULL,
             revoked_at = NULL
+), audit AS (
+    INSERT INTO posduif.audit (tenant, actor, address, action, subject, detail)
+    SELECT $7, $10, $11, 'device_added', device_id,
+           jsonb_build_object('user_id', user_id, 'is_new', NOT EXISTS (SELECT FROM former))
+    FROM device
 )
 SELECT EXISTS (SELECT FROM device) AS is_added, has_room, EXISTS (SELECT FROM former WHERE user_id = $2) AS is_own FROM others

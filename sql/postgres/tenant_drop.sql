@@ -5,5 +5,7 @@ WITH dropped AS (
     DELETE FROM posduif.tenants WHERE name = $1 RETURNING name
 ), sent AS (
     INSERT INTO posduif.commands (name, arguments) SELECT $2, name FROM dropped RETURNING id
+), audit AS (
+    INSERT INTO posduif.audit (tenant, actor, action) SELECT name, 'cli', 'tenant_dropped' FROM dropped
 )
 SELECT pg_current_wal_insert_lsn() AS lsn FROM sent

@@ -7,6 +7,7 @@
 //! Both tokens are random and stored only as SHA-256. The response to a completion may be lost, so the same device may
 //! complete again within `enrollment.retry_seconds`, as long as it has not used the token.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -25,6 +26,7 @@ use crate::core::page::{Page, Rows};
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature::{self, Error};
+use crate::postgres::audit::Actor;
 use crate::postgres::{Database, sql};
 
 /// A new enrollment.
@@ -48,7 +50,10 @@ pub async fn create(
     created_by: Uuid,
     user_id: Option<Uuid>,
     lifetime: Duration,
+    address: IpAddr,
 ) -> Result<Created, Error> {
+    let by = Actor::user(created_by, address);
+    let [actor, address] = by.params();
     let token = Uuid::new_v4();
     let expires_at = Utc::now() + lifetime;
     let row = database
@@ -60,6 +65,8 @@ pub async fn create(
                 (&expires_at, Type::TIMESTAMPTZ),
                 (&hash(token).as_slice(), Type::BYTEA),
                 (&tenant.name, Type::TEXT),
+                actor,
+                address,
             ],
         )
         .await?
@@ -147,7 +154,9 @@ pub async fn withdraw(
     tenant: &Tenant,
     created_by: Option<Uuid>,
     id_or_token: Uuid,
+    by: &Actor,
 ) -> Result<(), Error> {
+    let [actor, address] = by.params();
     database
         .query_opt(
             &sql!("accounts/enrollment_withdraw", tenant),
@@ -156,6 +165,8 @@ pub async fn withdraw(
                 (&hash(id_or_token).as_slice(), Type::BYTEA),
                 (&tenant.name, Type::TEXT),
                 (&created_by, Type::UUID),
+                actor,
+                address,
             ],
         )
         .await?
@@ -245,6 +256,7 @@ pub async fn complete(
     settings: &config::Enrollment,
     devices_max: usize,
     completion: &Completion,
+    address: IpAddr,
 ) -> Result<Enrolled, Error> {
     completion.device().check("device_name")?;
     if let Some(username) = &completion.username {
@@ -278,11 +290,19 @@ pub async fn complete(
         }
         None if row.try_get::<_, bool>("is_expired")? => return Err(Error::NotFound("enrollment")),
         None => {
-            let enrolled = enroll(&transaction, &tenant, user_id, devices_max, completion).await?;
+            let enrolled = enroll(&transaction, &tenant, user_id, devices_max, completion, address).await?;
+            let by = Actor::user(enrolled.user_id, address);
+            let [actor, client] = by.params();
             transaction
                 .query_typed(
                     &sql!("accounts/enrollment_use", tenant),
-                    &[(&id, Type::UUID), (&completion.device_id, Type::TEXT)],
+                    &[
+                        (&id, Type::UUID),
+                        (&completion.device_id, Type::TEXT),
+                        (&tenant.name, Type::TEXT),
+                        actor,
+                        client,
+                    ],
                 )
                 .await?;
             enrolled
@@ -300,6 +320,7 @@ async fn enroll(
     user_id: Option<Uuid>,
     devices_max: usize,
     completion: &Completion,
+    address: IpAddr,
 ) -> Result<Enrolled, Error> {
     let (user_id, username) = match user_id {
         Some(user_id) => {
@@ -332,7 +353,13 @@ async fn enroll(
     };
     let device_token = completion
         .device()
-        .add(transaction, tenant, user_id, devices_max)
+        .add(
+            transaction,
+            tenant,
+            user_id,
+            devices_max,
+            &Actor::user(user_id, address),
+        )
         .await?;
     Ok(Enrolled {
         tenant: tenant.clone(),

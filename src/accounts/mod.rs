@@ -3,6 +3,7 @@
 mod common_password;
 pub mod devices;
 pub mod enrollment;
+pub mod failed_logins;
 pub mod last_seen;
 pub mod limits;
 pub mod loader;

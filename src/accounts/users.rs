@@ -24,6 +24,7 @@ use crate::feature::cache::{Key, Lookup, RowCache, Settings};
 use crate::feature::{self, Error};
 use crate::live::presence::Entry;
 use crate::live::tail::{ChangeListener, Notice};
+use crate::postgres::audit::Actor;
 use crate::postgres::tenants;
 use crate::postgres::{self, Database, sql};
 use crate::telemetry::metrics;
@@ -174,7 +175,7 @@ pub async fn create(database: &Database, auth: &config::Auth, tenant: &str, new:
         .await?
         .ok_or(Error::NotFound("tenant"))?;
     let passwords = Passwords::new(auth).map_err(|error| Error::Internal(error.to_string()))?;
-    insert(database, &passwords, &tenant, &new).await
+    insert(database, &passwords, &tenant, &new, &Actor::cli()).await
 }
 
 /// The tenant, if it exists and its registration is open, there or `everywhere`.
@@ -192,11 +193,18 @@ pub async fn open_to_all(database: &Database, tenant: &str, everywhere: bool) ->
 }
 
 /// Creates a user whose names were checked. Errors as of [`create`].
-pub async fn insert(database: &Database, passwords: &Passwords, tenant: &Tenant, new: &NewUser) -> Result<Uuid, Error> {
+pub async fn insert(
+    database: &Database,
+    passwords: &Passwords,
+    tenant: &Tenant,
+    new: &NewUser,
+    by: &Actor,
+) -> Result<Uuid, Error> {
     let hash = match &new.password {
         Some(password) => Some(passwords.hash(password, &new.username).await?),
         None => None,
     };
+    let [actor, address] = by.params();
     let created = database
         .query_opt(
             &sql!("accounts/user_insert", tenant),
@@ -207,6 +215,8 @@ pub async fn insert(database: &Database, passwords: &Passwords, tenant: &Tenant,
                 (&tenant.name, Type::TEXT),
                 (&hash, Type::TEXT),
                 (&new.role.as_str(), Type::TEXT),
+                actor,
+                address,
             ],
         )
         .await
@@ -481,6 +491,7 @@ pub async fn find(database: &Database, tenant: &Tenant, name: &str) -> Result<Ac
 /// A password to set.
 #[derive(Clone, Copy)]
 pub struct NewPassword<'a> {
+    pub by: &'a Actor,
     pub password: &'a str,
     /// The user's name, which the password must not be.
     pub username: &'a str,
@@ -504,6 +515,7 @@ pub async fn set_password(
     new: NewPassword<'_>,
 ) -> Result<(), Error> {
     let hash = passwords.hash(new.password, new.username).await?;
+    let [actor, address] = new.by.params();
     database
         .query_opt(
             &sql!("accounts/user_set_password"),
@@ -513,6 +525,8 @@ pub async fn set_password(
                 (&hash, Type::TEXT),
                 (&new.kept, Type::UUID),
                 (&new.replaced, Type::UUID),
+                actor,
+                address,
             ],
         )
         .await?
@@ -520,24 +534,40 @@ pub async fn set_password(
         .ok_or_else(|| Error::Conflict("the password was changed by another request meanwhile".into()))
 }
 
-/// Sets a user's role. Returns false when nothing changed.
+/// Sets a user's role, for the command line. Returns false when nothing changed.
 pub async fn set_role(database: &Database, tenant: &Tenant, user: Uuid, role: Role) -> Result<bool, Error> {
+    let by = Actor::cli();
+    let [actor, address] = by.params();
     let row = database
         .query_opt(
             &sql!("accounts/user_set_role", tenant),
-            &[(&user, Type::UUID), (&role.as_str(), Type::TEXT)],
+            &[
+                (&user, Type::UUID),
+                (&role.as_str(), Type::TEXT),
+                (&tenant.name, Type::TEXT),
+                actor,
+                address,
+            ],
         )
         .await?;
     Ok(row.is_some())
 }
 
-/// Disables or enables a user and changes the security stamp. Engines receive the change through the log and end the streams, devices and sessions of a
-/// disabled user. Returns false when nothing changed.
+/// Disables or enables a user, for the command line, and changes the security stamp. Engines receive the change through the
+/// log and end the streams, devices and sessions of a disabled user. Returns false when nothing changed.
 pub async fn set_disabled(database: &Database, tenant: &Tenant, user: Uuid, disabled: bool) -> Result<bool, Error> {
+    let by = Actor::cli();
+    let [actor, address] = by.params();
     let row = database
         .query_opt(
             &sql!("accounts/user_set_disabled", tenant),
-            &[(&user, Type::UUID), (&disabled, Type::BOOL), (&tenant.name, Type::TEXT)],
+            &[
+                (&user, Type::UUID),
+                (&disabled, Type::BOOL),
+                (&tenant.name, Type::TEXT),
+                actor,
+                address,
+            ],
         )
         .await?;
     Ok(row.is_some())

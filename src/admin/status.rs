@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use postgres_types::PgLsn;
 use serde::{Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::admin::slot_report::{SlotReport, SlotSnapshot};
 use crate::admin::streams::{self, Lengths};
@@ -22,6 +22,14 @@ use crate::telemetry;
 
 /// Timeout of the request to the engine.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The base URLs of a running engine.
+#[derive(Debug, Clone)]
+pub struct EngineUrls {
+    pub public: String,
+    /// That of the admin listener, if it is known.
+    pub admin: Option<String>,
+}
 
 /// The report of `posduif status`.
 #[derive(Debug, Serialize)]
@@ -47,7 +55,7 @@ pub struct EngineStatus {
     pub url: String,
     pub reachable: bool,
     pub ready: bool,
-    /// The checks of `/ready`.
+    /// The checks of `/ready`; those that fail, without details, if the public listener answered.
     pub checks: Value,
     pub error: Option<String>,
 }
@@ -116,10 +124,10 @@ pub struct TenantStatus {
 }
 
 impl StatusReport {
-    /// Queries the engine at `url`, Postgres and Redis. Rates are computed since the `earlier` snapshot.
-    pub async fn read(config: &Config, url: &str, earlier: Option<&SlotSnapshot>) -> Self {
+    /// Queries the engine, Postgres and Redis. Rates are computed since the `earlier` snapshot.
+    pub async fn read(config: &Config, urls: &EngineUrls, earlier: Option<&SlotSnapshot>) -> Self {
         let (engine, postgres, store) = tokio::join!(
-            EngineStatus::read(url),
+            EngineStatus::read(urls),
             PostgresFacts::read(config, earlier),
             connect_redis(config)
         );
@@ -249,18 +257,11 @@ fn as_text<S: Serializer>(value: &impl ToString, serializer: S) -> Result<S::Ok,
 }
 
 impl EngineStatus {
-    async fn read(url: &str) -> Self {
-        let (url, answer) = (url.to_owned(), Self::checks(url).await);
-        match answer {
-            Ok(mut body) => Self {
-                url,
-                reachable: true,
-                ready: body["ready"] == true,
-                checks: body["checks"].take(),
-                error: None,
-            },
+    async fn read(urls: &EngineUrls) -> Self {
+        match Readiness::of(urls).await {
+            Ok((url, readiness)) => Self::reachable(url, readiness),
             Err(error) => Self {
-                url,
+                url: urls.public.clone(),
                 reachable: false,
                 ready: false,
                 checks: Value::Null,
@@ -269,17 +270,14 @@ impl EngineStatus {
         }
     }
 
-    async fn checks(url: &str) -> Result<Value> {
-        let answer = http::get(&format!("{url}/ready"), ENGINE_TIMEOUT).await?;
-        serde_json::from_slice::<Value>(&answer.body)
-            .ok()
-            .filter(|body| body["checks"].is_object())
-            .ok_or_else(|| {
-                anyhow!(
-                    "{url}/ready returned {}, which is not the answer of an engine",
-                    answer.status
-                )
-            })
+    fn reachable(url: &str, readiness: Readiness) -> Self {
+        Self {
+            url: url.to_owned(),
+            reachable: true,
+            ready: readiness.ready,
+            checks: readiness.checks,
+            error: None,
+        }
     }
 
     /// The failing checks with their details.
@@ -289,6 +287,55 @@ impl EngineStatus {
 
     fn lag(&self, stage: &str) -> Option<u64> {
         self.checks.get("replication")?.get("lag_bytes")?.get(stage)?.as_u64()
+    }
+}
+
+/// The answer of `/ready`.
+#[derive(Debug)]
+pub(crate) struct Readiness {
+    pub(crate) ready: bool,
+    /// By name; the failed ones only if the public listener answered.
+    pub(crate) checks: Value,
+}
+
+impl Readiness {
+    /// Queries the admin listener if it is known and answers, else the public one, and returns which one answered.
+    pub(crate) async fn of(urls: &EngineUrls) -> Result<(&str, Self)> {
+        if let Some(url) = &urls.admin
+            && let Ok(readiness) = Self::of_admin(url).await
+        {
+            return Ok((url, readiness));
+        }
+        Ok((&urls.public, Self::of_public(&urls.public).await?))
+    }
+
+    /// Queries the admin listener.
+    async fn of_admin(url: &str) -> Result<Self> {
+        Self::read(url, |body| body["checks"].is_object().then(|| body["checks"].take())).await
+    }
+
+    /// Queries the public listener.
+    async fn of_public(url: &str) -> Result<Self> {
+        Self::read(url, |body| {
+            let failed = body["failed"].as_array()?.iter().filter_map(Value::as_str);
+            Some(failed.map(|name| (name.to_owned(), json!({"ok": false}))).collect())
+        })
+        .await
+    }
+
+    async fn read(url: &str, checks: impl FnOnce(&mut Value) -> Option<Value>) -> Result<Self> {
+        let answer = http::get(&format!("{url}/ready"), ENGINE_TIMEOUT).await?;
+        let mut body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let Some(checks) = checks(&mut body) else {
+            bail!(
+                "{url}/ready returned {}, which is not the answer of an engine",
+                answer.status
+            );
+        };
+        Ok(Self {
+            ready: body["ready"] == true,
+            checks,
+        })
     }
 }
 

@@ -17,6 +17,7 @@ use crate::http::query::PAGE_ROWS;
 use crate::http::request::required;
 use crate::http::response::{self, Response};
 use crate::live::presence::List;
+use crate::postgres::audit::Actor;
 
 async fn is_admin(app: &App, caller: &Principal) -> Result<bool, Error> {
     Ok(users::is_admin(&app.database, caller.tenant(), caller.user_id()).await?)
@@ -80,9 +81,10 @@ pub async fn add(app: Arc<App>, mut request: Request) -> Result<Response, Error>
         info: None,
     };
     let devices_max = app.config.auth.devices_max;
+    let by = Actor::user(user.user_id, request.address);
     let token = app
         .devices
-        .add(&user.tenant, user.user_id, &device, devices_max)
+        .add(&user.tenant, user.user_id, &device, devices_max, &by)
         .await?;
     response::json(
         StatusCode::CREATED,
@@ -156,7 +158,8 @@ pub async fn revoke(app: Arc<App>, request: Request) -> Result<Response, Error> 
         Some(caller.user_id())
     };
     devices::get(&app.database, caller.tenant(), owner, id).await?;
-    let user = app.devices.revoke(caller.tenant(), id).await?;
+    let by = Actor::user(caller.user_id(), request.address);
+    let user = app.devices.revoke(caller.tenant(), id, &by).await?;
     let user = user.ok_or(crate::feature::Error::NotFound("device"))?;
     if let Err(error) = app.sessions.end_of_device(caller.tenant(), user, id).await {
         tracing::warn!(%error, device = id, "cannot end the sessions of a revoked device now; they end with its change in the log");

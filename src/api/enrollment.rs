@@ -24,6 +24,7 @@ use crate::http::query::PAGE_ROWS;
 use crate::http::raw_json::RawTree;
 use crate::http::request::{required, uuid};
 use crate::http::response::{self, Response};
+use crate::postgres::audit::Actor;
 
 #[derive(Default, Deserialize)]
 struct NewEnrollment {
@@ -39,7 +40,15 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
     let user_id = body.user_id.map(|text| uuid("user_id", &text)).transpose()?;
     let caller = request.caller()?;
     let lifetime = Duration::from_secs(app.config.enrollment.expiry_seconds);
-    let created = enrollment::create(&app.database, caller.tenant(), caller.user_id(), user_id, lifetime).await?;
+    let created = enrollment::create(
+        &app.database,
+        caller.tenant(),
+        caller.user_id(),
+        user_id,
+        lifetime,
+        request.address,
+    )
+    .await?;
     response::json(
         StatusCode::CREATED,
         &json!({
@@ -67,7 +76,8 @@ pub async fn withdraw(app: Arc<App>, request: Request) -> Result<Response, Error
     let id = request.param_id("token", "enrollment")?;
     let caller = request.caller()?;
     let creator = creator(&app, caller).await?;
-    enrollment::withdraw(&app.database, caller.tenant(), creator, id).await?;
+    let by = Actor::user(caller.user_id(), request.address);
+    enrollment::withdraw(&app.database, caller.tenant(), creator, id, &by).await?;
     Ok(response::no_content())
 }
 
@@ -166,6 +176,7 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
         &app.config.enrollment,
         app.config.auth.devices_max,
         &completion,
+        address,
     );
     let enrolled = counted(&app, address, completing).await?;
     response::json(

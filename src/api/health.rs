@@ -1,10 +1,12 @@
-//! `/health`: the process is alive. `/ready`: what clients see is fresh. Every role serves both.
+//! `/health`: the process is alive. `/ready`: what clients see is fresh. Every role serves both, on both listeners; only
+//! the admin listener shows the details of the checks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 use serde_json::{Map, Value, json};
+use tokio::sync::Mutex;
 
 use crate::api::request::Request;
 use crate::config::Config;
@@ -19,6 +21,9 @@ use crate::telemetry::metrics::Metrics;
 /// Maximum duration of the check of a server.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the public `/ready` uses the result of a check of the servers: any client may send it often.
+const PROBE_LIFETIME: Duration = Duration::from_secs(1);
+
 /// The parts of a process that report its state; the same for all roles.
 #[derive(Debug)]
 pub struct Diagnostics {
@@ -29,7 +34,12 @@ pub struct Diagnostics {
     /// The state of this process's replicator; `None` without one.
     pub replication: Option<ReplicationStatus>,
     pub metrics: Arc<Metrics>,
+    /// The last check of the servers for the public `/ready`.
+    pub probe: Probe,
 }
+
+/// The last check of the servers, and when it ended.
+pub type Probe = Mutex<Option<(Instant, [bool; 2])>>;
 
 /// The result of a check: the problem, if there is one, and details.
 type Check = (Option<String>, Value);
@@ -39,8 +49,47 @@ pub async fn health(_diagnostics: Arc<Diagnostics>, _request: Request) -> Result
     Ok(response::text(StatusCode::OK, "OK"))
 }
 
-/// `GET /ready`: 503 while a check fails, with the detail of each check.
+/// `GET /ready`: 503 while a check fails, with the names of the failed checks.
 pub async fn ready(diagnostics: Arc<Diagnostics>, _request: Request) -> Result<Response, Error> {
+    let [postgres, redis] = probe(&diagnostics).await;
+    let replication = diagnostics.replication.as_ref().map(replication);
+    let failed: Vec<&str> = [
+        ("postgres", !postgres),
+        ("redis", !redis),
+        ("replication", replication.is_some_and(|(problem, _)| problem.is_some())),
+        ("freshness", freshness(&diagnostics).0.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, has_failed)| has_failed.then_some(name))
+    .collect();
+    let ready = failed.is_empty();
+    response::json(status(ready), &json!({"ready": ready, "failed": failed}))
+}
+
+/// Whether Postgres and Redis pass their checks. Concurrent requests share one check.
+async fn probe(diagnostics: &Diagnostics) -> [bool; 2] {
+    let mut last = diagnostics.probe.lock().await;
+    if let Some((at, results)) = *last
+        && at.elapsed() < PROBE_LIFETIME
+    {
+        return results;
+    }
+    let (postgres, redis) = tokio::join!(postgres(diagnostics), redis(diagnostics));
+    let results = [postgres.0.is_none(), redis.0.is_none()];
+    *last = Some((Instant::now(), results));
+    results
+}
+
+fn status(ready: bool) -> StatusCode {
+    if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+/// `GET /ready` of the admin listener: 503 while a check fails, with the detail of each check.
+pub async fn ready_in_full(diagnostics: Arc<Diagnostics>, _request: Request) -> Result<Response, Error> {
     let (postgres, redis) = tokio::join!(postgres(&diagnostics), redis(&diagnostics));
     let results = [
         ("postgres", Some(postgres)),
@@ -57,12 +106,7 @@ pub async fn ready(diagnostics: Arc<Diagnostics>, _request: Request) -> Result<R
         detail["detail"] = problem.into();
         checks.insert(name.to_owned(), detail);
     }
-    let status = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    response::json(status, &json!({"ready": ready, "checks": checks}))
+    response::json(status(ready), &json!({"ready": ready, "checks": checks}))
 }
 
 fn timed_out() -> Option<String> {

@@ -21,6 +21,7 @@ pub mod messages;
 pub mod metrics;
 pub mod openapi;
 pub mod presence;
+pub mod rates;
 pub mod request;
 mod request_log;
 pub mod routes;
@@ -38,8 +39,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use self::access_token::Tokens;
+use self::rates::Rates;
 use self::unlisted_proxy::UnlistedProxy;
 use crate::accounts::devices::Devices;
+use crate::accounts::failed_logins::FailedLogins;
 use crate::accounts::limits::Limits;
 use crate::accounts::password::Passwords;
 use crate::accounts::sessions::Sessions;
@@ -79,6 +82,9 @@ pub struct App {
     pub sessions: Sessions,
     pub tickets: Tickets,
     pub limits: Limits,
+    pub failed_logins: FailedLogins,
+    /// Limits the requests of addresses, users, devices and tenants.
+    pub rates: Rates,
     pub unlisted_proxy: UnlistedProxy,
     /// Authenticates devices.
     pub devices: Devices,
@@ -160,6 +166,8 @@ impl App {
             ),
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
+            failed_logins: FailedLogins::new(database.clone()),
+            rates: Rates::new(&config.rates, metrics.clone()),
             unlisted_proxy: UnlistedProxy::new(store.clone()),
             devices: Devices::new(
                 database.clone(),

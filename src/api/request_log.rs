@@ -1,6 +1,6 @@
 //! The request log: one line, one trace and one count for each request.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use hyper::Method;
@@ -9,6 +9,7 @@ use hyper::body::{Body as _, Incoming};
 use super::auth::Principal;
 use super::metrics::request_labels;
 use crate::config::Network;
+use crate::http::address;
 use crate::http::error::Error;
 use crate::http::request::header;
 use crate::http::request_id::request_id;
@@ -21,6 +22,7 @@ pub(crate) struct RequestRecord {
     started: Instant,
     method: Method,
     peer: SocketAddr,
+    client: IpAddr,
     pub(crate) id: String,
     pub(crate) trace: Option<traces::Request>,
     pub(crate) target: Target,
@@ -61,6 +63,7 @@ impl RequestRecord {
             started: Instant::now(),
             method: request.method().clone(),
             peer,
+            client: address::client(peer.ip(), request.headers(), trusted),
             id: request_id(request.headers()),
             trace: traces::Request::begin(traceparent),
             target: Target::default(),
@@ -73,6 +76,7 @@ impl RequestRecord {
             started,
             method,
             peer,
+            client,
             id,
             trace,
             target: Target { pattern, principal },
@@ -105,6 +109,7 @@ impl RequestRecord {
                     request_id = id,
                     trace_id,
                     %peer,
+                    %client,
                     code = failure.map(|failure| failure.code),
                     cause = failure.and_then(|failure| failure.cause.as_deref()),
                     backtrace = failure.and_then(|failure| failure.backtrace.as_deref()),

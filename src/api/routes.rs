@@ -51,16 +51,19 @@ pub struct Route {
     /// The path, with parameters in braces.
     pub path: &'static str,
     pub access: Access,
+    /// Tokens of the section `rates` that a request takes.
+    pub cost: u32,
     pub handler: Handler,
 }
 
-/// One line: method, path, access, handler. Diagnostics are public.
+/// One line: method, path, access, cost, handler. Diagnostics are public, and cost nothing: monitoring must not be limited.
 macro_rules! route {
-    ($method:ident $path:literal $access:ident $handler:path) => {
+    ($method:ident $path:literal $access:ident $cost:literal $handler:path) => {
         Route {
             method: Method::$method,
             path: $path,
             access: Access::$access,
+            cost: $cost,
             handler: Handler::Api(|app, request| Box::pin($handler(app, request))),
         }
     };
@@ -69,6 +72,7 @@ macro_rules! route {
             method: Method::GET,
             path: $path,
             access: Access::Public,
+            cost: 0,
             handler: Handler::Diagnostics(|diagnostics, request| Box::pin($handler(diagnostics, request))),
         }
     };
@@ -76,80 +80,102 @@ macro_rules! route {
 
 #[rustfmt::skip]
 static ROUTES: &[Route] = &[
-    route!(POST   "/api/auth/login"            Public sessions::login),
-    route!(POST   "/api/auth/register"         Public sessions::register),
-    route!(POST   "/api/auth/refresh"          Public sessions::refresh),
-    route!(POST   "/api/auth/logout"           User   sessions::logout),
-    route!(POST   "/api/auth/password"         User   sessions::change_password),
-    route!(GET    "/api/auth/sessions"         User   sessions::list),
-    route!(DELETE "/api/auth/sessions"         User   sessions::end_others),
-    route!(DELETE "/api/auth/sessions/{id}"    User   sessions::end),
+    route!(POST   "/api/auth/login"            Public  5 sessions::login),
+    route!(POST   "/api/auth/register"         Public 10 sessions::register),
+    route!(POST   "/api/auth/refresh"          Public  2 sessions::refresh),
+    route!(POST   "/api/auth/logout"           User    1 sessions::logout),
+    route!(POST   "/api/auth/password"         User   10 sessions::change_password),
+    route!(GET    "/api/auth/sessions"         User    2 sessions::list),
+    route!(DELETE "/api/auth/sessions"         User    5 sessions::end_others),
+    route!(DELETE "/api/auth/sessions/{id}"    User    1 sessions::end),
 
-    route!(GET    "/api/users"                 Web    users::list),
-    route!(GET    "/api/users/{id}"            Any    users::get),
+    route!(GET    "/api/users"                 Web     5 users::list),
+    route!(GET    "/api/users/{id}"            Any     1 users::get),
 
-    route!(POST   "/api/messages"              Web    messages::create),
-    route!(GET    "/api/messages"              Any    messages::list),
-    route!(GET    "/api/messages/unread-count" Any    messages::unread_count),
-    route!(GET    "/api/messages/{id}"         Any    messages::get),
-    route!(PATCH  "/api/messages/{id}"         Any    messages::edit),
-    route!(DELETE "/api/messages/{id}"         Any    messages::delete),
-    route!(PUT    "/api/messages/{id}/read"    Any    messages::mark_read),
+    route!(POST   "/api/messages"              Web     2 messages::create),
+    route!(GET    "/api/messages"              Any     3 messages::list),
+    route!(GET    "/api/messages/unread-count" Any     1 messages::unread_count),
+    route!(GET    "/api/messages/{id}"         Any     1 messages::get),
+    route!(PATCH  "/api/messages/{id}"         Any     2 messages::edit),
+    route!(DELETE "/api/messages/{id}"         Any     2 messages::delete),
+    route!(PUT    "/api/messages/{id}/read"    Any     2 messages::mark_read),
 
-    route!(POST   "/api/enrollment/create"     Any    enrollment::create),
-    route!(POST   "/api/enrollment/complete"   Public enrollment::complete),
-    route!(GET    "/api/enrollment"            Any    enrollment::list),
-    route!(GET    "/api/enrollment/{token}"    Public enrollment::get),
-    route!(DELETE "/api/enrollment/{token}"    Any    enrollment::withdraw),
-    route!(GET    "/api/enrollment/{token}/qr.svg" Public enrollment::picture),
+    route!(POST   "/api/enrollment/create"     Any     5 enrollment::create),
+    route!(POST   "/api/enrollment/complete"   Public 10 enrollment::complete),
+    route!(GET    "/api/enrollment"            Any     2 enrollment::list),
+    route!(GET    "/api/enrollment/{token}"    Public  2 enrollment::get),
+    route!(DELETE "/api/enrollment/{token}"    Any     2 enrollment::withdraw),
+    route!(GET    "/api/enrollment/{token}/qr.svg" Public  3 enrollment::picture),
 
-    route!(GET    "/api/devices"               Any    devices::list),
-    route!(POST   "/api/devices"               User   devices::add),
-    route!(PATCH  "/api/devices/{id}"          Any    devices::update),
-    route!(DELETE "/api/devices/{id}"          Any    devices::revoke),
+    route!(GET    "/api/devices"               Any     2 devices::list),
+    route!(POST   "/api/devices"               User   10 devices::add),
+    route!(PATCH  "/api/devices/{id}"          Any     3 devices::update),
+    route!(DELETE "/api/devices/{id}"          Any     5 devices::revoke),
 
-    route!(GET    "/api/presence"              Any    presence::list),
-    route!(PUT    "/api/presence"              Any    presence::declare),
+    route!(GET    "/api/presence"              Any     1 presence::list),
+    route!(PUT    "/api/presence"              Any     2 presence::declare),
 
-    route!(GET    "/api/app-instructions"      Device app_instructions::instructions),
+    route!(GET    "/api/app-instructions"      Device  1 app_instructions::instructions),
 
-    route!(GET    "/api/sync/incoming"         Device sync::incoming),
-    route!(POST   "/api/sync/ack"              Device sync::acknowledge),
-    route!(POST   "/api/sync/outgoing"         Device sync::outgoing),
-    route!(GET    "/api/sync/status"           Device sync::status),
+    route!(GET    "/api/sync/incoming"         Device  3 sync::incoming),
+    route!(POST   "/api/sync/ack"              Device  1 sync::acknowledge),
+    route!(POST   "/api/sync/outgoing"         Device  5 sync::outgoing),
+    route!(GET    "/api/sync/status"           Device  1 sync::status),
 
-    route!(GET    "/api/state"                 Any    state::list),
-    route!(POST   "/api/state/batch"           Any    state::batch),
-    route!(GET    "/api/state/{key}"           Any    state::get),
-    route!(PUT    "/api/state/{key}"           Any    state::put),
-    route!(DELETE "/api/state/{key}"           Any    state::delete),
+    route!(GET    "/api/state"                 Any     3 state::list),
+    route!(POST   "/api/state/batch"           Any     5 state::batch),
+    route!(GET    "/api/state/{key}"           Any     1 state::get),
+    route!(PUT    "/api/state/{key}"           Any     2 state::put),
+    route!(DELETE "/api/state/{key}"           Any     2 state::delete),
 
-    route!(GET    "/api/conflicts"             Any    conflicts::list),
-    route!(POST   "/api/conflicts/{id}/resolve" Any   conflicts::resolve),
+    route!(GET    "/api/conflicts"             Any     3 conflicts::list),
+    route!(POST   "/api/conflicts/{id}/resolve" Any     3 conflicts::resolve),
 
-    route!(POST   "/api/sse/ticket"            Any    tickets::create),
-    route!(GET    "/sse/mobile/{device_id}"    Device sse::mobile),
-    route!(GET    "/sse/web/{user_id}"         Web    sse::web),
-    route!(GET    "/ws"                        Any    websocket::open),
+    route!(POST   "/api/sse/ticket"            Any     2 tickets::create),
+    route!(GET    "/sse/mobile/{device_id}"    Device  3 sse::mobile),
+    route!(GET    "/sse/web/{user_id}"         Web     3 sse::web),
+    route!(GET    "/ws"                        Any     3 websocket::open),
 
-    route!(GET    "/openapi.json"              Public openapi::openapi),
+    route!(GET    "/openapi.json"              Public  1 openapi::openapi),
 
     route!(       "/health"                    Diagnostics health::health),
     route!(       "/ready"                     Diagnostics health::ready),
+];
+
+/// The routes of the admin listener.
+#[rustfmt::skip]
+static ADMIN_ROUTES: &[Route] = &[
+    route!(       "/health"                    Diagnostics health::health),
+    route!(       "/ready"                     Diagnostics health::ready_in_full),
     route!(       "/metrics"                   Diagnostics metrics::metrics),
 ];
+
+/// What a listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surface {
+    /// The API and the public diagnostics.
+    Api,
+    /// The public diagnostics only.
+    Diagnostics,
+    /// The routes of the admin listener.
+    Admin,
+}
 
 pub fn table() -> &'static [Route] {
     ROUTES
 }
 
-/// The router over the table; without the API, over the diagnostics only.
+/// The router of a surface.
 ///
 /// # Errors
-/// When two paths of the table collide.
-pub fn router(with_api: bool) -> Result<Router<&'static Route>, matchit::InsertError> {
-    let is_served = |route: &&Route| with_api || matches!(route.handler, Handler::Diagnostics(_));
-    let routes = ROUTES.iter().filter(is_served);
+/// When two of its paths collide.
+pub fn router(surface: Surface) -> Result<Router<&'static Route>, matchit::InsertError> {
+    let table = match surface {
+        Surface::Api | Surface::Diagnostics => ROUTES,
+        Surface::Admin => ADMIN_ROUTES,
+    };
+    let is_served = |route: &&Route| surface == Surface::Api || matches!(route.handler, Handler::Diagnostics(_));
+    let routes = table.iter().filter(is_served);
     Router::new(routes.map(|route| (route.method.clone(), route.path, route)))
 }
 
@@ -159,13 +185,28 @@ mod tests {
     use crate::http::error::Code;
 
     #[test]
-    fn router_without_the_api_serves_diagnostics_only() {
-        router(true).expect("no two paths collide");
-        let diagnostics = router(false).expect("no two paths collide");
-        assert!(diagnostics.find(&Method::GET, "/ready").is_ok());
-        let api = diagnostics
-            .find(&Method::GET, "/api/users")
-            .map(|(route, _)| route.path);
-        assert_eq!(api.map_err(|error| error.code), Err(Code::NOT_FOUND));
+    fn router_serves_the_routes_of_its_surface_only() {
+        let served = |surface, path| {
+            let router = router(surface).expect("no two paths collide");
+            router.find(&Method::GET, path).map(drop).map_err(|error| error.code)
+        };
+        for (path, surfaces) in [
+            ("/health", [true, true, true]),
+            ("/ready", [true, true, true]),
+            ("/metrics", [false, false, true]),
+            ("/api/users", [true, false, false]),
+        ] {
+            for (surface, expected) in [Surface::Api, Surface::Diagnostics, Surface::Admin]
+                .into_iter()
+                .zip(surfaces)
+            {
+                let found = served(surface, path);
+                assert_eq!(
+                    found,
+                    if expected { Ok(()) } else { Err(Code::NOT_FOUND) },
+                    "{surface:?} {path}"
+                );
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ use super::auth::Principal;
 use super::health::Diagnostics;
 use super::request::Request;
 use super::request_log::{Failure, RequestRecord, Target};
-use super::routes::{self, Handler, HandlerFuture, Route};
+use super::routes::{self, Handler, HandlerFuture, Route, Surface};
 use crate::http::address;
 use crate::http::error::{Code, Error};
 use crate::http::memory::BodyMemory;
@@ -31,12 +31,14 @@ use crate::http::security_headers;
 use crate::http::server;
 use crate::telemetry::traces;
 
-/// The API, or only its diagnostics.
+/// The API, its public diagnostics only, or the admin listener's.
 #[derive(Debug)]
 pub struct Service {
     diagnostics: Arc<Diagnostics>,
-    /// `None` in roles that serve diagnostics only.
+    /// `None` where diagnostics only are served.
     app: Option<Arc<App>>,
+    /// Whether its listener speaks HTTPS.
+    is_secure: bool,
     router: Router<&'static Route>,
     /// For the bodies of all requests.
     memory: BodyMemory,
@@ -90,18 +92,45 @@ impl server::Service for Service {
         if let Ok(id) = HeaderValue::try_from(&record.id) {
             headers.insert(X_REQUEST_ID, id);
         }
-        security_headers::add(headers, self.diagnostics.config.server.is_secure());
+        security_headers::add(headers, self.is_secure);
         record.finish(&self.diagnostics.metrics, &response, failure.as_ref());
         response
     }
 }
 
 impl Service {
+    /// The public service: the API if there is one, and the public diagnostics.
+    ///
     /// # Errors
     /// When two paths of the route table collide.
     pub fn new(diagnostics: Arc<Diagnostics>, app: Option<Arc<App>>) -> Result<Self, matchit::InsertError> {
+        let surface = if app.is_some() {
+            Surface::Api
+        } else {
+            Surface::Diagnostics
+        };
         Ok(Self {
-            router: routes::router(app.is_some())?,
+            is_secure: diagnostics.config.server.is_secure(),
+            ..Self::of(diagnostics, app, surface)?
+        })
+    }
+
+    /// The service of the admin listener.
+    ///
+    /// # Errors
+    /// When two paths of the route table collide.
+    pub fn admin(diagnostics: Arc<Diagnostics>) -> Result<Self, matchit::InsertError> {
+        Self::of(diagnostics, None, Surface::Admin)
+    }
+
+    fn of(
+        diagnostics: Arc<Diagnostics>,
+        app: Option<Arc<App>>,
+        surface: Surface,
+    ) -> Result<Self, matchit::InsertError> {
+        Ok(Self {
+            router: routes::router(surface)?,
+            is_secure: false,
             memory: BodyMemory::new(diagnostics.config.body_memory_bytes()),
             diagnostics,
             app,
@@ -135,7 +164,7 @@ impl Service {
         let (head, body) = request.into_parts();
         let admitted = match self.route(&head, target) {
             Ok(routed) => self
-                .admit(&routed, &head.headers)
+                .admit(&routed, &head.headers, peer)
                 .await
                 .map(|(call, principal)| (call, principal, routed)),
             Err(error) => Err(error),
@@ -183,7 +212,12 @@ impl Service {
         Ok(Routed { route, params, query })
     }
 
-    async fn admit(&self, routed: &Routed, headers: &HeaderMap) -> Result<(Call, Option<Principal>), Error> {
+    async fn admit(
+        &self,
+        routed: &Routed,
+        headers: &HeaderMap,
+        peer: SocketAddr,
+    ) -> Result<(Call, Option<Principal>), Error> {
         let Routed { route, params, query } = routed;
         let (handler, app) = match (route.handler, &self.app) {
             (Handler::Diagnostics(handler), _) => {
@@ -192,8 +226,16 @@ impl Service {
             (Handler::Api(handler), Some(app)) => (handler, app),
             (Handler::Api(_), None) => return Err(Error::internal("the router returned a route that is not served")),
         };
+        let trusted = &self.diagnostics.config.server.trusted_proxies;
+        let address = address::client(peer.ip(), headers, trusted);
+        app.rates.take_of_address(address, route.cost)?;
         Ok(match admit(app, route, headers, params, query).await? {
-            Admission::Admitted(principal) => (Call::Api(handler, app.clone()), principal),
+            Admission::Admitted(principal) => {
+                if let Some(principal) = &principal {
+                    app.rates.take_of_principal(principal, route.cost)?;
+                }
+                (Call::Api(handler, app.clone()), principal)
+            }
             Admission::Revoked => (Call::NoContent, None),
         })
     }

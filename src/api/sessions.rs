@@ -5,8 +5,10 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::accounts::devices::{self, DeviceInfo, DeviceType};
+use crate::accounts::failed_logins::Reason;
 use crate::accounts::limits::Limit;
 use crate::accounts::login::{self, Credentials, Login, Verifier};
 use crate::accounts::names;
@@ -21,6 +23,7 @@ use crate::feature;
 use crate::http::error::{Code, Error};
 use crate::http::request::required;
 use crate::http::response::{self, Response, json};
+use crate::postgres::audit::{self, Act, Actor};
 use crate::telemetry::metrics::LoginResult;
 
 #[derive(Deserialize)]
@@ -97,6 +100,15 @@ pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Erro
         Err(feature::Error::Limited(_) | feature::Error::Busy(_)) => LoginResult::Limited,
         Err(_) => LoginResult::Failed,
     });
+    if let Err(error @ (feature::Error::Unauthorized(_) | feature::Error::Limited(_) | feature::Error::Busy(_))) =
+        &verified
+    {
+        let reason = match error {
+            feature::Error::Unauthorized(_) => Reason::Refused,
+            _ => Reason::Limited,
+        };
+        app.failed_logins.note(request.address, credentials, reason).await;
+    }
     let login = verified?;
     log_in(&app, &request, StatusCode::OK, &login, device.as_ref()).await
 }
@@ -127,7 +139,8 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
     let open = users::open_to_all(&app.database, &tenant, app.config.auth.registration_open).await?;
     // The same error for an unknown tenant, which does not reveal whether it exists.
     let tenant = open.ok_or_else(|| Error::new(Code::FORBIDDEN, "registration is closed"))?;
-    let id = users::insert(&app.database, &app.passwords, &tenant, &new).await?;
+    let by = Actor::anonymous(request.address);
+    let id = users::insert(&app.database, &app.passwords, &tenant, &new, &by).await?;
     drop(waiting);
     let user = login::active_in(&app.database, &tenant, id).await?;
     let user = user.ok_or_else(|| unauthorized("the new user was disabled; ask an operator"))?;
@@ -151,7 +164,11 @@ async fn log_in(
     device: Option<&DeviceInfo>,
 ) -> Result<Response, Error> {
     let device = match device {
-        Some(named) => Some(app.devices.register(login, named, app.config.auth.devices_max).await?),
+        Some(named) => {
+            let devices_max = app.config.auth.devices_max;
+            let registering = app.devices.register(login, named, devices_max, request.address);
+            Some(registering.await?)
+        }
         None => None,
     };
     let device_id = device.as_ref().map(|device| &*device.device.device_id);
@@ -243,7 +260,9 @@ pub async fn change_password(app: Arc<App>, mut request: Request) -> Result<Resp
     let active = active.ok_or_else(session_ended)?;
     let login = verifier(&app).confirm(request.address, &active, &current).await?;
     let waiting = app.limits.wait_at(request.address)?;
+    let by = Actor::user(user.user_id, request.address);
     let password = NewPassword {
+        by: &by,
         password: &new,
         username: &login.username,
         replaced: Some(login.stamp),
@@ -302,7 +321,20 @@ pub async fn end_others(app: Arc<App>, request: Request) -> Result<Response, Err
     app.sessions
         .end_all(&user.tenant, user.user_id, Some(user.session))
         .await?;
+    record(&app, &request, user, "sessions_ended", user.user_id).await;
     Ok(response::no_content())
+}
+
+/// Adds an entry to the audit log for an act of the caller.
+async fn record(app: &App, request: &Request, user: &WebPrincipal, action: &'static str, subject: Uuid) {
+    let act = Act {
+        tenant: Some(&user.tenant.name),
+        actor: &Actor::user(user.user_id, request.address),
+        action,
+        subject: Some(subject.to_string()),
+        detail: json!({}),
+    };
+    audit::record(&app.database, act).await;
 }
 
 /// `DELETE /api/auth/sessions/:id`.
@@ -321,6 +353,7 @@ pub async fn end(app: Arc<App>, request: Request) -> Result<Response, Error> {
         _ => return Err(Error::new(Code::NOT_FOUND, "session not found")),
     }
     app.sessions.end(user.user_id, &[id]).await?;
+    record(&app, &request, user, "session_ended", id).await;
     Ok(response::no_content())
 }
 

@@ -6,6 +6,7 @@
 mod signals;
 
 use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
@@ -20,7 +21,7 @@ use self::signals::StopSignals;
 use super::Global;
 use super::output::{self, Render, Text, outln};
 use crate::accounts::users::{self, NewUser, UserType};
-use crate::config::{Config, Secret};
+use crate::config::{Admin, Config, Secret};
 use crate::core::tenant::Tenant;
 use crate::dev::{Durability, Servers, ServersOptions, env_file};
 use crate::engine::{Engine, Role};
@@ -41,7 +42,8 @@ const DEMO_USERS: [(&str, UserType, users::Role); 4] = [
 
 #[derive(Debug, Args)]
 pub(super) struct Dev {
-    /// TCP port of the API; 0 for any free port [default: `server.port`]
+    /// TCP port of the API; 0 for any free port [default: `server.port`]. The admin listener takes the next free one, unless
+    /// `admin.listen` is set
     #[arg(long)]
     port: Option<u16>,
     /// Folder for the data of Postgres and Redis [default: .posduif]
@@ -149,8 +151,11 @@ fn configure(config: &mut Config, servers: &Servers, port: Option<u16>) {
 }
 
 /// Runs the engine until a signal arrives or a part fails.
-async fn serve(config: Config, servers: &mut Servers, signals: &mut StopSignals, global: &Global) -> Result<()> {
+async fn serve(mut config: Config, servers: &mut Servers, signals: &mut StopSignals, global: &Global) -> Result<()> {
     let folder = servers.folder().to_owned();
+    if config.admin == Admin::default() {
+        config.admin.listen = admin_address(config.server.port).to_string();
+    }
     let mut engine = tokio::select! {
         engine = Engine::start(config.clone(), Role::All) => engine?,
         error = servers.failed() => return Err(error),
@@ -158,7 +163,7 @@ async fn serve(config: Config, servers: &mut Servers, signals: &mut StopSignals,
     };
     let work = async {
         prepare_demo(&config).await?;
-        announce(&config, &folder, engine.address().port(), global)?;
+        announce(&config, &folder, &engine, global)?;
         engine.failed().await
     };
     let outcome = tokio::select! {
@@ -173,6 +178,21 @@ async fn serve(config: Config, servers: &mut Servers, signals: &mut StopSignals,
         () = engine.stop() => outcome,
         _ = signals.next() => outcome,
     }
+}
+
+/// Ports that are tried for the admin listener.
+const PORTS_TRIED: usize = 100;
+
+/// The first free port of the loopback address after the API's; port 0 stands for any.
+fn admin_address(port: u16) -> SocketAddr {
+    let following = (port != 0).then(|| port.saturating_add(1)..=u16::MAX);
+    following
+        .into_iter()
+        .flatten()
+        .map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
+        .take(PORTS_TRIED)
+        .find(|address| TcpListener::bind(address).is_ok())
+        .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
 }
 
 /// Stops the servers, in order unless there is a second signal.
@@ -218,6 +238,7 @@ async fn prepare_demo(config: &Config) -> Result<()> {
 #[derive(Serialize)]
 struct Ready {
     ready: String,
+    admin: Option<String>,
     env: PathBuf,
     data: PathBuf,
 }
@@ -225,20 +246,25 @@ struct Ready {
 impl Render for Ready {
     fn text(&self, out: &mut Text) {
         outln!(out, "ready: {}", self.ready);
+        if let Some(url) = &self.admin {
+            outln!(out, "admin: {url}");
+        }
         let program = std::env::current_exe().map_or_else(|_| "posduif".to_owned(), |path| relative(&path));
         out.line(&next_steps(&program, &relative(&self.env)));
     }
 }
 
 /// Writes `dev.env` and prints that the system is ready.
-fn announce(config: &Config, folder: &Path, port: u16, global: &Global) -> Result<()> {
+fn announce(config: &Config, folder: &Path, engine: &Engine, global: &Global) -> Result<()> {
     let ready = Ready {
-        ready: format!("http://127.0.0.1:{port}"),
+        ready: format!("http://127.0.0.1:{}", engine.address().port()),
+        admin: engine.admin_address().map(|address| format!("http://{address}")),
         env: folder.join("dev.env"),
         data: folder.to_owned(),
     };
     let variables = [
         ("POSDUIF_URL", &*ready.ready),
+        ("POSDUIF_ADMIN_URL", ready.admin.as_deref().unwrap_or_default()),
         ("DATABASE_URL", config.postgres.url.expose()),
         ("REDIS_URL", config.redis.url.expose()),
     ];

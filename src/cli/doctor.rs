@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::output::{self, Render, Text, outln};
 use super::table::Tone;
-use super::{Global, human};
+use super::{EngineAddress, Global, human};
 use crate::admin::doctor::{self, Check, Level};
 
 #[derive(Debug, Args)]
@@ -14,15 +14,14 @@ pub(super) struct Doctor {
     /// Print only failures and warnings
     #[arg(long)]
     failing: bool,
-    /// Base URL of the engine [default: `server.public_url`]
-    #[arg(long, env = "POSDUIF_URL")]
-    url: Option<String>,
+    #[command(flatten)]
+    engine: EngineAddress,
 }
 
 impl Doctor {
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
-        let mut checks = doctor::examine(&config, &super::engine_url(self.url, &config)).await;
+        let mut checks = doctor::examine(&config, &self.engine.urls(&config)).await;
         let count = |level| checks.iter().filter(|check| check.level == level).count();
         let (failed, warned, well) = (count(Level::Fail), count(Level::Warn), count(Level::Ok));
         if self.failing {

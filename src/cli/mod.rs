@@ -5,6 +5,7 @@
 // `println!` panics on a closed pipe; `output::write` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod audit;
 mod completions;
 mod config;
 #[cfg(feature = "demo")]
@@ -33,6 +34,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::admin::status::EngineUrls;
 use crate::config::Config;
 use crate::core::tenant::Tenant;
 use crate::postgres::Database;
@@ -129,6 +131,8 @@ enum Command {
     Publication(publication::Publication),
     /// Inspect and manage the streams in Redis
     Stream(stream::Stream),
+    /// Show the audit log: logins that failed, and acts of users and operators
+    Audit(audit::Audit),
     /// Show or check the configuration
     Config(config::ConfigCommand),
     /// Print a completion script for a shell
@@ -153,6 +157,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Slot(command) => command.run(&cli.global).await,
         Command::Publication(command) => command.run(&cli.global).await,
         Command::Stream(command) => command.run(&cli.global).await,
+        Command::Audit(command) => command.run(&cli.global).await,
         Command::Config(command) => command.run(&cli.global),
         Command::Completions(command) => command.run(&cli.global),
         Command::Man(command) => command.run(&cli.global),
@@ -171,11 +176,30 @@ pub async fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Base URL of the running engine: from the command line or `POSDUIF_URL`, else `server.public_url`.
-fn engine_url(named: Option<String>, config: &Config) -> String {
-    match named {
-        Some(url) if !url.is_empty() => url.trim_end_matches('/').to_owned(),
-        _ => config.public_url(),
+/// The addresses of a running engine.
+#[derive(Debug, Args)]
+struct EngineAddress {
+    /// Base URL of the engine [default: `server.public_url`]
+    #[arg(long, env = "POSDUIF_URL")]
+    url: Option<String>,
+    /// Base URL of its admin listener, which has the details [default: `admin.listen`, unless --url is given]
+    #[arg(long, env = "POSDUIF_ADMIN_URL")]
+    admin_url: Option<String>,
+}
+
+impl EngineAddress {
+    /// The URLs that are given, else those of the configuration. The admin listener of the configuration may be that of
+    /// another engine than the URL.
+    fn urls(self, config: &Config) -> EngineUrls {
+        let given = |url: Option<String>| {
+            url.filter(|url| !url.is_empty())
+                .map(|url| url.trim_end_matches('/').to_owned())
+        };
+        let (public, admin) = (given(self.url), given(self.admin_url));
+        EngineUrls {
+            admin: admin.or_else(|| public.is_none().then(|| config.admin.url()).flatten()),
+            public: public.unwrap_or_else(|| config.public_url()),
+        }
     }
 }
 

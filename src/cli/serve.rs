@@ -48,6 +48,7 @@ impl Serve {
         let ready = Ready {
             ready: true,
             url: format!("{scheme}://{}", engine.address()),
+            admin_url: engine.admin_address().map(|address| format!("http://{address}")),
         };
         // The engine serves even if its standard output is closed.
         output::write(&output::frame(global, &ready)?).ok();
@@ -76,11 +77,15 @@ impl Serve {
 struct Ready {
     ready: bool,
     url: String,
+    admin_url: Option<String>,
 }
 
 impl Render for Ready {
     fn text(&self, out: &mut Text) {
         outln!(out, "ready: {}", self.url);
+        if let Some(url) = &self.admin_url {
+            outln!(out, "admin: {url}");
+        }
     }
 }
 

@@ -6,15 +6,14 @@ use clap::Args;
 use super::output::{self, Render, Text, outln};
 use super::table::{Cell, NOTHING, Tone, number_or_nothing, or_nothing};
 use super::watch::Repetition;
-use super::{Global, human};
+use super::{EngineAddress, Global, human};
 use crate::admin::status::{EngineStatus, Freshness, PostgresStatus, RedisStatus, StatusReport, TenantStatus};
 use crate::core::tenant::{ACTIVE, PAUSED};
 
 #[derive(Debug, Args)]
 pub(super) struct Status {
-    /// Base URL of the engine [default: `server.public_url`]
-    #[arg(long, env = "POSDUIF_URL")]
-    url: Option<String>,
+    #[command(flatten)]
+    engine: EngineAddress,
     /// Update until Ctrl-C, in place on a terminal
     #[arg(long)]
     watch: bool,
@@ -25,18 +24,18 @@ pub(super) struct Status {
 impl Status {
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
-        let url = super::engine_url(self.url, &config);
+        let urls = self.engine.urls(&config);
         if !self.watch {
             if self.repetition.is_given() {
                 output::usage_error!("`--interval` and `--count` require `--watch`");
             }
-            let report = StatusReport::read(&config, &url, None).await;
+            let report = StatusReport::read(&config, &urls, None).await;
             output::print(global, &report)?;
             return report.check();
         }
         let mut earlier = None;
         let read = async || {
-            let report = StatusReport::read(&config, &url, earlier.as_ref()).await;
+            let report = StatusReport::read(&config, &urls, earlier.as_ref()).await;
             earlier = report.snapshot.clone().or(earlier.take());
             Ok(report)
         };

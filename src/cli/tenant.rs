@@ -14,6 +14,7 @@ use crate::admin::published;
 use crate::admin::status::connect_redis;
 use crate::admin::tenants::{TenantRecord, TenantReport, dropped_meanwhile, report};
 use crate::config::Config;
+use crate::postgres::audit::{self, Act, Actor};
 use crate::postgres::{Database, tenants};
 use crate::redis::store::Store;
 
@@ -266,6 +267,14 @@ async fn resync(
     let requested = tenants::resync(database, &name)
         .await?
         .with_context(|| dropped_meanwhile(&name))?;
+    let act = Act {
+        tenant: Some(&name),
+        actor: &Actor::cli(),
+        action: "tenant_resynced",
+        subject: None,
+        detail: serde_json::json!({}),
+    };
+    audit::record(database, act).await;
     let _progress = Progress::new(global, "waiting for the engine", None);
     let published = published::wait(&store, requested, RESYNC_TIMEOUT, |_| {}).await.is_ok();
     Ok(Resynced {

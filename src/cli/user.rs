@@ -22,6 +22,7 @@ use crate::core::page::{Page, Start};
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::postgres::Database;
+use crate::postgres::audit::Actor;
 
 #[derive(Debug, Args)]
 pub(super) struct User {
@@ -198,7 +199,9 @@ impl TargetUser {
         // Connected first: sessions with a password that may be compromised must not outlive it.
         let store = connect_redis(config).await?;
         let passwords = Passwords::new(&config.auth)?;
+        let by = Actor::cli();
         let new = NewPassword {
+            by: &by,
             password: &password,
             username: &account.username,
             replaced: None,

@@ -1,18 +1,22 @@
 //! Every setting: its meaning, unit, bounds and default.
 //!
 //! Settings come from three places, later ones winning: the defaults, the YAML file given by `--config`, and the
-//! environment (`POSDUIF__SECTION__KEY`; also plain `DATABASE_URL` and `REDIS_URL`). An unknown or invalid key stops the
+//! environment (`POSDUIF__SECTION__KEY`; also plain `DATABASE_URL` and `REDIS_URL`). A secret key may be in a file of its
+//! own, which `POSDUIF__SECTION__KEY__FILE` names. An unknown or invalid key stops the
 //! start; the error names the key, the value and what is allowed.
 //!
 //! Each section is a file here. It declares each field once, with its documentation, default and bounds (`section!`);
 //! tests compare `config/config.yaml` and `.env.example` with these declarations. Conditions between fields are in the
 //! section's `check`.
 
+mod admin;
 mod app;
+mod audit;
 mod auth;
 mod cache;
 mod certificate;
 mod enrollment;
+mod environment;
 mod health;
 mod limits;
 mod live;
@@ -23,6 +27,7 @@ mod outbox;
 mod postgres;
 mod presence;
 mod push;
+mod rates;
 mod redis;
 mod replication;
 pub mod rule;
@@ -42,7 +47,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::admin::{Admin, OFF};
 pub use self::app::{App, Widget};
+pub use self::audit::Audit;
 pub use self::auth::{Auth, DeviceAuth};
 pub use self::cache::Cache;
 pub use self::certificate::CertificateFiles;
@@ -57,6 +64,7 @@ pub use self::outbox::Outbox;
 pub use self::postgres::Postgres;
 pub use self::presence::Presence;
 pub use self::push::{Push, Webhook, WebhookSecret};
+pub use self::rates::Rates;
 pub use self::redis::Redis;
 pub use self::replication::Replication;
 use self::rule::Rule;
@@ -105,13 +113,16 @@ const RENAMED: [(&str, &str); 6] = [
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub server: Server,
+    pub admin: Admin,
     pub postgres: Postgres,
     pub redis: Redis,
     pub replication: Replication,
     pub streams: Streams,
     pub outbox: Outbox,
     pub auth: Auth,
+    pub audit: Audit,
     pub limits: Limits,
+    pub rates: Rates,
     pub sync: Sync,
     pub messages: Messages,
     pub state: State,
@@ -137,7 +148,7 @@ impl Config {
                 .with_context(|| format!("cannot read the configuration file {}", path.display()))?,
             None => String::new(),
         };
-        Self::from_sources(&text, environment()?).with_context(|| match file {
+        Self::from_sources(&text, environment::of_process()?).with_context(|| match file {
             Some(path) => format!("configuration {}", path.display()),
             None => "configuration from the environment".to_owned(),
         })
@@ -169,19 +180,7 @@ impl Config {
         }
         // The defaults define which keys exist and their types, so that a password of digits stays text.
         let defaults = serde_json::to_value(Self::default()).context("defaults")?;
-        let mut overrides: Vec<(String, String)> = Vec::new();
-        for (name, value) in env {
-            match name.as_str() {
-                "DATABASE_URL" => overrides.insert(0, ("postgres.url".into(), value)),
-                "REDIS_URL" => overrides.insert(0, ("redis.url".into(), value)),
-                _ => {
-                    if let Some(path) = name.strip_prefix(ENV_PREFIX) {
-                        overrides.push((path.to_ascii_lowercase().replace("__", "."), value));
-                    }
-                }
-            }
-        }
-        for (path, value) in overrides {
+        for (path, value) in environment::overrides(env)? {
             apply_override(&mut tree, &defaults, &path, &value)?;
         }
         let config: Self = serde_path_to_error::deserialize(&tree).map_err(|error| {
@@ -194,16 +193,19 @@ impl Config {
     }
 
     /// All sections by name.
-    fn sections(&self) -> [(&'static str, &dyn Section); 21] {
+    fn sections(&self) -> [(&'static str, &dyn Section); 24] {
         [
             ("server", &self.server),
+            ("admin", &self.admin),
             ("postgres", &self.postgres),
             ("redis", &self.redis),
             ("replication", &self.replication),
             ("streams", &self.streams),
             ("outbox", &self.outbox),
             ("auth", &self.auth),
+            ("audit", &self.audit),
             ("limits", &self.limits),
+            ("rates", &self.rates),
             ("sync", &self.sync),
             ("messages", &self.messages),
             ("state", &self.state),
@@ -230,6 +232,7 @@ impl Config {
             }
         }
         self.server.check()?;
+        self.admin.check()?;
         self.redis.check()?;
         self.replication.check()?;
         self.sync.check()?;
@@ -329,20 +332,6 @@ fn refused(found: Option<&Value>, path: &str, why: &str) -> anyhow::Error {
         }
         _ => anyhow!("key `{path}`: {why}"),
     }
-}
-
-/// The variables of the process that are settings. Other variables need not be UTF-8.
-fn environment() -> Result<Vec<(String, String)>> {
-    std::env::vars_os()
-        .filter_map(|(name, value)| {
-            let name = name.into_string().ok()?;
-            let is_ours = name.starts_with(ENV_PREFIX) || matches!(name.as_str(), "DATABASE_URL" | "REDIS_URL");
-            is_ours.then(|| match value.into_string() {
-                Ok(value) => Ok((name, value)),
-                Err(_) => Err(anyhow!("environment variable {name} is not UTF-8")),
-            })
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -7,14 +7,12 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config;
 
-/// Listens at `server.host` and `server.port` with a backlog of `server.backlog` connections.
-pub async fn listen(settings: &config::Server) -> io::Result<TcpListener> {
+/// Listens at the host and port of these settings with a backlog of `backlog` connections. An error names the `keys` that
+/// have the address.
+pub async fn listen(settings: &config::Server, keys: &str) -> io::Result<TcpListener> {
     listen_at_first(settings).await.map_err(|error| {
         let address = format!("{}:{}", settings.host, settings.port);
-        io::Error::new(
-            error.kind(),
-            format!("cannot listen on {address}: {error}; see `server.host` and `server.port`"),
-        )
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}; see {keys}"))
     })
 }
 

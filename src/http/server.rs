@@ -16,7 +16,7 @@ use super::connection::{ConnectionGuard, Connector};
 use super::cors;
 use super::response::Response;
 use super::secure::Acceptor;
-use crate::config::{Config, client_network};
+use crate::config::{self, client_network};
 use crate::core::slots::Slots;
 use crate::telemetry::metrics::Metrics;
 
@@ -37,7 +37,7 @@ pub trait Service: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Server<S> {
     listener: TcpListener,
-    config: Arc<Config>,
+    settings: config::Server,
     metrics: Arc<Metrics>,
     acceptor: Option<Acceptor>,
     service: Arc<S>,
@@ -48,11 +48,16 @@ impl<S: Service> Server<S> {
     ///
     /// # Errors
     /// When the certificate cannot be read.
-    pub fn new(listener: TcpListener, config: Arc<Config>, metrics: Arc<Metrics>, service: S) -> anyhow::Result<Self> {
+    pub fn new(
+        listener: TcpListener,
+        settings: config::Server,
+        metrics: Arc<Metrics>,
+        service: S,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             listener,
-            acceptor: config.server.certificate_files().map(Acceptor::new).transpose()?,
-            config,
+            acceptor: settings.certificate_files().map(Acceptor::new).transpose()?,
+            settings,
             metrics,
             service: Arc::new(service),
         })
@@ -60,7 +65,7 @@ impl<S: Service> Server<S> {
 
     /// Serves until `shutdown`; then requests in progress may finish within `server.shutdown_grace_seconds`.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
-        let settings = &self.config.server;
+        let settings = &self.settings;
         let slots = Arc::new(Semaphore::new(settings.connections_max));
         let address_slots = Slots::new(settings.connections_per_address_max);
         let tasks = TaskTracker::new();

@@ -83,6 +83,7 @@ const CONTROL: &[Migration] = &[
         columns: [("credentials", "stamp"), ("credentials", "kept_session")]
     ),
     migration!(5, "control", "0005_commands", tables: ["commands"], columns: []),
+    migration!(6, "control", "0006_audit", tables: ["audit"], columns: []),
 ];
 const TENANT: &[Migration] = &[
     migration!(

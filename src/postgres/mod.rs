@@ -8,6 +8,7 @@
 //! Every session formats values as the replication connection does, in UTC, and has timeouts for statements, locks and idle
 //! transactions. `search_path` is not set: each name is qualified.
 
+pub mod audit;
 pub mod connection;
 mod error;
 pub mod migrations;

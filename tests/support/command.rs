@@ -16,6 +16,7 @@ pub(crate) fn posduif() -> Command {
         .env_remove("DATABASE_URL")
         .env_remove("REDIS_URL")
         .env_remove("POSDUIF_URL")
+        .env_remove("POSDUIF_ADMIN_URL")
         .stdin(Stdio::null())
         .kill_on_drop(true);
     command

@@ -66,6 +66,7 @@ impl Answer {
 pub(crate) struct Api {
     client: Client<HttpConnector, Full<Bytes>>,
     address: String,
+    admin_address: Option<String>,
     headers: Vec<(String, String)>,
     /// Whether its responses must match the API's description.
     is_described: bool,
@@ -77,9 +78,23 @@ impl Api {
         Self {
             client: Client::builder(TokioExecutor::new()).build_http(),
             address: address.to_owned(),
+            admin_address: None,
             headers: Vec::new(),
             is_described: true,
         }
+    }
+
+    /// The same client, which knows where the admin listener is.
+    pub(crate) fn with_admin(mut self, address: Option<String>) -> Self {
+        self.admin_address = address;
+        self
+    }
+
+    /// A client of the admin listener.
+    pub(crate) fn admin(&self) -> Self {
+        let mut admin = Self::new(self.admin_address.as_ref().expect("an admin listener"));
+        admin.is_described = false;
+        admin
     }
 
     /// The same client of a process that serves less than the API.
@@ -125,6 +140,7 @@ impl Api {
     pub(crate) fn at(&self, other: &Self) -> Self {
         let mut there = self.clone();
         there.address.clone_from(&other.address);
+        there.admin_address.clone_from(&other.admin_address);
         there
     }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use posduif::accounts::users::{self, NewUser, UserType};
-use posduif::config::{Config, Secret};
+use posduif::config::{Config, Rates, Secret};
 use posduif::contract::keys::Keys;
 use posduif::core::position::StreamId;
 use posduif::engine::{Engine, Role};
@@ -79,6 +79,7 @@ impl World {
         // Its resyncs would come at any time; tests of it enable it.
         config.replication.catalog_interval_seconds = 0;
         config.server.port = 0;
+        config.admin.listen = "127.0.0.1:0".into();
         config.server.default_tenant = "acme".into();
         // Who has gone is to be gone soon.
         config.presence.grace_seconds = 1;
@@ -97,6 +98,14 @@ impl World {
         limits.register_address_max = 1_000_000;
         limits.refresh_address_max = 1_000_000;
         limits.enrollment_address_max = 1_000_000;
+        // Nor do they wait for each other.
+        config.rates = Rates {
+            address_per_second: 0,
+            user_per_second: 0,
+            device_per_second: 0,
+            tenant_per_second: 0,
+            ..Rates::default()
+        };
         Self {
             config,
             name,
@@ -194,7 +203,11 @@ impl World {
             command.arg("--config").arg(file).env_remove("POSDUIF__LOG__LEVEL");
         }
         let child = command.spawn().unwrap();
-        let mut process = Process { child, address: None };
+        let mut process = Process {
+            child,
+            address: None,
+            admin_address: None,
+        };
         // One that only replicates may be struck by faults while it starts, too, and is used without its address.
         if role != "replicator" {
             process.announced().await;
@@ -380,7 +393,9 @@ pub(crate) struct RunningEngine {
 impl RunningEngine {
     /// A client of its API.
     pub(crate) fn api(&self) -> Api {
-        Api::new(&self.engine.as_ref().unwrap().address().to_string())
+        let engine = self.engine.as_ref().unwrap();
+        let admin = engine.admin_address().map(|address| address.to_string());
+        Api::new(&engine.address().to_string()).with_admin(admin)
     }
 
     /// Stops it as Ctrl-C does.
@@ -395,21 +410,26 @@ impl RunningEngine {
 pub(crate) struct Process {
     child: Child,
     address: Option<String>,
+    admin_address: Option<String>,
 }
 
 impl Process {
     /// A client of its API.
     pub(crate) fn api(&self) -> Api {
-        Api::new(self.address.as_ref().unwrap())
+        Api::new(self.address.as_ref().unwrap()).with_admin(self.admin_address.clone())
     }
 
     /// Waits until it listens, and returns its address.
     pub(crate) async fn announced(&mut self) -> Api {
         if let Some(output) = self.child.stdout.take() {
             let mut lines = BufReader::new(output).lines();
-            let line = tokio::time::timeout(TIMEOUT, lines.next_line()).await.unwrap();
-            let line = line.unwrap().unwrap();
-            self.address = Some(line.strip_prefix("ready: http://").unwrap().to_owned());
+            let mut address = async |prefix: &str| {
+                let line = tokio::time::timeout(TIMEOUT, lines.next_line()).await.unwrap();
+                let line = line.unwrap().unwrap();
+                line.strip_prefix(prefix).unwrap().to_owned()
+            };
+            self.address = Some(address("ready: http://").await);
+            self.admin_address = Some(address("admin: http://").await);
         }
         self.api()
     }

@@ -90,10 +90,10 @@ impl Office {
         self.bob.get(&format!("/api/messages/{id}")).await.expect(200)
     }
 
-    /// Waits until the engine calls itself ready.
+    /// Waits until the engine calls itself ready; gives its checks and their details.
     pub(crate) async fn ready(&self) -> Value {
         eventually("the engine is ready", || async {
-            let answer = self.anybody.get("/ready").await;
+            let answer = self.anybody.admin().get("/ready").await;
             (answer.status == 200).then(|| answer.json())
         })
         .await

@@ -15,7 +15,7 @@ pub(crate) struct Scrape {
 
 impl Scrape {
     pub(crate) async fn of(api: &Api) -> Self {
-        let answer = api.get("/metrics").await;
+        let answer = api.admin().get("/metrics").await;
         assert_eq!(answer.status, 200);
         assert_eq!(
             answer.headers["content-type"],

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{DeviceType, Devices, Token, check_device_id, check_name, check_public_key};
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
+use crate::postgres::audit::Actor;
 use crate::postgres::sql;
 
 /// A device to add to an account.
@@ -45,7 +46,9 @@ impl NewDevice<'_> {
         tenant: &Tenant,
         user: Uuid,
         devices_max: usize,
+        by: &Actor,
     ) -> Result<String, Error> {
+        let [actor, address] = by.params();
         let token = Token::generate()?;
         let most = i64::try_from(devices_max).unwrap_or(i64::MAX);
         let row = transaction
@@ -61,6 +64,8 @@ impl NewDevice<'_> {
                     (&tenant.name, Type::TEXT),
                     (&token.hash.as_bytes(), Type::BYTEA),
                     (&most, Type::INT8),
+                    actor,
+                    address,
                 ],
             )
             .await?;
@@ -89,6 +94,7 @@ impl Devices {
         user: Uuid,
         device: &NewDevice<'_>,
         devices_max: usize,
+        by: &Actor,
     ) -> Result<String, Error> {
         device.check("name")?;
         let mut client = self.database.get().await?;
@@ -97,7 +103,7 @@ impl Devices {
             .query_typed_opt(&sql!("accounts/user_lock", tenant), &[(&user, Type::UUID)])
             .await?
             .ok_or(Error::Unauthorized("this user is disabled or deleted"))?;
-        let token = device.add(&transaction, tenant, user, devices_max).await?;
+        let token = device.add(&transaction, tenant, user, devices_max, by).await?;
         transaction.commit().await?;
         self.added(tenant, user, device.id).await;
         Ok(token)

@@ -1,5 +1,7 @@
 //! Devices that are registered by a login.
 
+use std::net::IpAddr;
+
 use serde::Serialize;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
@@ -7,6 +9,7 @@ use uuid::Uuid;
 use super::{Device, DeviceType, Devices, FORBIDDEN, check_device_id, check_name, check_public_key, exists};
 use crate::accounts::login::Login;
 use crate::feature::Error;
+use crate::postgres::audit::Actor;
 use crate::postgres::sql;
 
 /// The device in a login request.
@@ -49,12 +52,15 @@ impl Devices {
         login: &Login,
         info: &DeviceInfo,
         devices_max: usize,
+        address: IpAddr,
     ) -> Result<RegisteredDevice, Error> {
         let tenant = &login.tenant;
         let id = info.id.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
         let most = i64::try_from(devices_max).unwrap_or(i64::MAX);
+        let by = Actor::user(login.id, address);
         // Of two concurrent logins with the same new device, the second one finds it when it repeats the statement.
         for _ in 0..2 {
+            let [actor, address] = by.params();
             let row = self
                 .database
                 .query_opt(
@@ -67,6 +73,9 @@ impl Devices {
                         (&info.public_key, Type::TEXT),
                         (&DeviceType::default_of(login.user_type).as_str(), Type::TEXT),
                         (&most, Type::INT8),
+                        (&tenant.name, Type::TEXT),
+                        actor,
+                        address,
                     ],
                 )
                 .await?;

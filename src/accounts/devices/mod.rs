@@ -32,20 +32,27 @@ use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature::{self, Error, check_line, check_text};
 use crate::live::presence::{Entry, Status};
+use crate::postgres::audit::Actor;
 use crate::postgres::{Database, sql};
 
 const FORBIDDEN: Error = Error::Forbidden("this device is another user's, or revoked");
 
-/// Revokes a device. Engines receive the change through the log. Returns its user, or `None` when there is no such device or
-/// it is revoked already.
+/// Revokes a device, for the command line. Engines receive the change through the log. Returns its user, or `None` when there
+/// is no such device or it is revoked already.
 pub async fn revoke(database: &Database, tenant: &Tenant, device_id: &str) -> Result<Option<Uuid>, Error> {
+    revoke_by(&Actor::cli(), database, tenant, device_id).await
+}
+
+/// [`revoke`] by anybody.
+async fn revoke_by(by: &Actor, database: &Database, tenant: &Tenant, device_id: &str) -> Result<Option<Uuid>, Error> {
     if check_device_id(device_id).is_err() {
         return Ok(None);
     }
+    let [actor, address] = by.params();
     let row = database
         .query_opt(
             &sql!("accounts/device_revoke", tenant),
-            &[(&tenant.name, Type::TEXT), (&device_id, Type::TEXT)],
+            &[(&tenant.name, Type::TEXT), (&device_id, Type::TEXT), actor, address],
         )
         .await?;
     Ok(row.map(|row| row.try_get("user_id")).transpose()?)

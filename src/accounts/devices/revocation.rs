@@ -12,6 +12,7 @@ use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
 use crate::live::tail::DeviceChange;
+use crate::postgres::audit::Actor;
 use crate::postgres::{Database, sql};
 
 /// Interval of the polls for the visibility of a transaction.
@@ -121,8 +122,8 @@ impl Devices {
 
     /// Revokes a device. This process refuses its token at once, other nodes when the log delivers the change. Returns its
     /// user, or `None` when there is no such device or it is revoked already.
-    pub async fn revoke(&self, tenant: &Tenant, device_id: &str) -> Result<Option<Uuid>, Error> {
-        let user = super::revoke(&self.database, tenant, device_id).await?;
+    pub async fn revoke(&self, tenant: &Tenant, device_id: &str, by: &Actor) -> Result<Option<Uuid>, Error> {
+        let user = super::revoke_by(by, &self.database, tenant, device_id).await?;
         if let Some(user) = user {
             self.invalidate_written(&tenant.name, user).await;
         }

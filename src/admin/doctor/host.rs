@@ -1,12 +1,11 @@
-//! Checks of this machine, of the secrets, and of the engine at its public URL.
+//! Checks of this machine, of the secrets, and of the engine at its URLs.
 
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
-use serde_json::Value;
 
 use crate::admin::doctor::{Check, Level};
-use crate::admin::status::failing_checks;
+use crate::admin::status::{EngineUrls, Readiness, failing_checks};
 use crate::config::Config;
 use crate::net::http;
 
@@ -17,12 +16,12 @@ const ENGINE_TIMEOUT: Duration = Duration::from_secs(3);
 const OTHER_DESCRIPTORS: u64 = 100;
 
 /// Checks this machine, and the engine as seen from it.
-pub(crate) async fn examine(config: &Config, url: &str) -> Vec<Check> {
+pub(crate) async fn examine(config: &Config, urls: &EngineUrls) -> Vec<Check> {
     let mut checks = vec![secret(config)];
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         checks.push(descriptors(config, soft, hard));
     }
-    checks.extend(engine(url).await);
+    checks.extend(engine(urls).await);
     checks
 }
 
@@ -63,12 +62,12 @@ fn descriptors(config: &Config, soft: u64, hard: u64) -> Check {
     }
 }
 
-async fn engine(url: &str) -> Vec<Check> {
-    let health = health(url).await;
+async fn engine(urls: &EngineUrls) -> Vec<Check> {
+    let health = health(&urls.public).await;
     if health.level != Level::Ok {
         return vec![health];
     }
-    vec![health, ready(url).await]
+    vec![health, ready(urls).await]
 }
 
 async fn health(url: &str) -> Check {
@@ -90,16 +89,13 @@ async fn health(url: &str) -> Check {
     }
 }
 
-async fn ready(url: &str) -> Check {
+async fn ready(urls: &EngineUrls) -> Check {
     const NAME: &str = "engine.ready";
-    match http::get(&format!("{url}/ready"), ENGINE_TIMEOUT).await {
-        Ok(response) if response.status == 200 => Check::ok(NAME, "fresh"),
-        // A proxy may hide it from the outside, as it should.
-        Ok(response) if response.status != 503 => Check::ok(NAME, "not exposed at the public URL"),
-        Ok(response) => {
-            let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+    match Readiness::of(urls).await {
+        Ok((_, Readiness { ready: true, .. })) => Check::ok(NAME, "fresh"),
+        Ok((_, Readiness { checks, .. })) => {
             let meaning = "Clients receive stale data; this shows more";
-            Check::fail(NAME, failing_checks(&body["checks"]), meaning).fix("posduif status")
+            Check::fail(NAME, failing_checks(&checks), meaning).fix("posduif status")
         }
         Err(error) => Check::warn(
             NAME,

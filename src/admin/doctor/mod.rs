@@ -18,6 +18,7 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use crate::admin::status::EngineUrls;
 use crate::config::Config;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -91,14 +92,14 @@ impl Check {
     }
 }
 
-/// Checks everything, including the engine at this base URL. An unreachable part is a failed check; each part is bounded by
+/// Checks everything, including the engine at these URLs. An unreachable part is a failed check; each part is bounded by
 /// its timeouts in the settings.
-pub async fn examine(config: &Config, url: &str) -> Vec<Check> {
+pub async fn examine(config: &Config, urls: &EngineUrls) -> Vec<Check> {
     let (postgres, redis, streams, host) = tokio::join!(
         postgres::examine(config),
         redis::examine(&config.redis),
         streams::examine(config),
-        host::examine(config, url)
+        host::examine(config, urls)
     );
     [postgres, redis, streams, host].concat()
 }

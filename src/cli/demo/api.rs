@@ -10,7 +10,6 @@ use serde_json::Value;
 use tokio::time::{self, Instant};
 
 use super::phone::{Answer, Event, Events, Http, Network, Phone, Request};
-use crate::admin::status::failing_checks;
 
 /// Timeout of `/ready` after another request has failed.
 const READY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -118,10 +117,7 @@ impl Api {
             Ok(Ok(answer)) if answer.status == StatusCode::OK => {
                 "/ready returned 200: Postgres, Redis and replication are ready".to_owned()
             }
-            Ok(Ok(answer)) => match failing_checks(answer.body.get("checks").unwrap_or(&Value::Null)) {
-                failing if failing.is_empty() => format!("/ready returned {}: {}", answer.status, brief(&answer.body)),
-                failing => format!("/ready returned {}: {failing}", answer.status),
-            },
+            Ok(Ok(answer)) => format!("/ready returned {}: {}", answer.status, brief(&answer.body)),
             Ok(Err(error)) => format!("/ready failed: {error:#}"),
             Err(_) => format!(
                 "/ready did not answer within {} s either: the engine or a server behind it hangs",

@@ -17,6 +17,7 @@ use crate::admin::tenants::dropped_meanwhile;
 use crate::contract::quarantine::{QuarantineEntry, QuarantineKind};
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
+use crate::postgres::audit::{self, Act, Actor};
 use crate::postgres::tenants;
 use crate::redis::store::Error;
 
@@ -98,6 +99,9 @@ impl Quarantine {
                 } else {
                     retry(context, &tenant, remedies).await?
                 };
+                if retried.settled > 0 {
+                    record(context, &tenant.name, "quarantine_retried", retried.settled as u64).await;
+                }
                 output::print(context.global, &retried)?;
                 retried.check()
             }
@@ -472,7 +476,22 @@ async fn drop(context: &Context<'_>, selection: Selection, confirm: Confirm) -> 
     } else {
         drop_some(context, &tenant, &ids, confirm).await?
     };
+    if dropped > 0 {
+        record(context, &tenant, "quarantine_dropped", dropped).await;
+    }
     Ok(Dropped { tenant, dropped })
+}
+
+/// Adds an entry to the audit log.
+async fn record(context: &Context<'_>, tenant: &str, action: &'static str, changes: u64) {
+    let act = Act {
+        tenant: Some(tenant),
+        actor: &Actor::cli(),
+        action,
+        subject: None,
+        detail: serde_json::json!({"changes": changes}),
+    };
+    audit::record(&context.database, act).await;
 }
 
 fn confirm_drop(confirm: Confirm, count: u64) -> Result<()> {

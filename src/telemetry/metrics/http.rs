@@ -21,6 +21,7 @@ pub struct Http {
     connections: Gauge,
     connections_refused: Counter,
     logins: Family<Label, Counter>,
+    limited: Family<Label, Counter>,
 }
 
 /// How a login ended.
@@ -49,6 +50,28 @@ impl LoginResult {
     }
 }
 
+/// Whose rate a request exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitedBy {
+    Address,
+    User,
+    Device,
+    Tenant,
+}
+
+impl LimitedBy {
+    const ALL: [Self; 4] = [Self::Address, Self::User, Self::Device, Self::Tenant];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Address => "address",
+            Self::User => "user",
+            Self::Device => "device",
+            Self::Tenant => "tenant",
+        }
+    }
+}
+
 /// Counts a connection until it is dropped.
 #[derive(Debug)]
 pub struct OpenConnection(Gauge);
@@ -73,7 +96,9 @@ impl Http {
             connections: Gauge::default(),
             connections_refused: Counter::default(),
             logins: Family::default(),
+            limited: Family::default(),
         };
+        create(&new.limited, "by", &LimitedBy::ALL.map(LimitedBy::as_str));
         create(&new.logins, "result", &LoginResult::ALL.map(LoginResult::as_str));
         create(&new.websocket_items, "status", &labels.upload_results);
         new
@@ -110,6 +135,11 @@ impl Http {
             "Connections closed at once because their address had server.connections_per_address_max",
             self.connections_refused.clone(),
         );
+        registry.register(
+            "http_requests_limited",
+            "Requests refused, and items of WebSockets delayed, by the rate that they exceeded (section rates)",
+            self.limited.clone(),
+        );
         registry.register("logins", "Logins with a password, by result", self.logins.clone());
     }
 
@@ -133,6 +163,11 @@ impl Http {
     /// A login was answered.
     pub fn login(&self, result: LoginResult) {
         self.logins.get_or_create(&[("result", result.as_str())]).inc();
+    }
+
+    /// A request exceeded a rate.
+    pub fn limited(&self, by: LimitedBy) {
+        self.limited.get_or_create(&[("by", by.as_str())]).inc();
     }
 
     /// An event was written to an event stream.

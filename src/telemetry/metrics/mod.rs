@@ -19,7 +19,7 @@ use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
 pub use self::cache::{Cache, CacheUse, QueryCache};
-pub use self::http::{Direction, Gzip, Http, LoginResult, OpenConnection, RequestLabels};
+pub use self::http::{Direction, Gzip, Http, LimitedBy, LoginResult, OpenConnection, RequestLabels};
 pub use self::label::{Label, Labels};
 pub use self::operations::Operations;
 pub use self::push::Push;

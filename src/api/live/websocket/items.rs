@@ -59,6 +59,7 @@ pub(crate) fn parse(text: &str, items_max: usize) -> Result<Frame, Error> {
 /// Executes the items of a frame and returns their results in order. Like a request, it can be cancelled safely.
 pub(crate) async fn execute(app: Arc<App>, caller: Principal, items: Vec<Value>) -> Vec<ItemBody> {
     let mut results = Vec::with_capacity(items.len());
+    app.rates.wait_for_principal(&caller, cost(&caller, items.len())).await;
     match &caller {
         Principal::Web(user) => {
             for item in &items {
@@ -99,6 +100,14 @@ pub(crate) async fn execute(app: Arc<App>, caller: Principal, items: Vec<Value>)
         }
     }
     results
+}
+
+/// What the items of a frame cost: those of a device are one upload.
+fn cost(caller: &Principal, items: usize) -> u32 {
+    match caller {
+        Principal::Web(_) => u32::try_from(2 * items).unwrap_or(u32::MAX),
+        Principal::Device(_) => 5,
+    }
 }
 
 /// Applies the timeout of requests.

@@ -1,0 +1,2 @@
+DROP TABLE posduif.audit;
+DROP FUNCTION posduif.audit_append_only();
