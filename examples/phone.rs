@@ -426,9 +426,10 @@ impl Phone {
         for (item, result) in items.iter().zip(results) {
             let mut is_in_effect = true;
             match (result.status.as_str(), &result.server) {
-                // Stored at once, so that the user does not see the former row until the stream delivers the change.
-                ("applied", _) if !item.is_overtaken => item.store_effect(&transaction, result, &user_id)?,
-                ("applied" | "duplicate", _) => {}
+                // Stored at once, so that the user does not see the former row, and change that, until the stream delivers
+                // the change.
+                ("applied", _) => item.store_effect(&transaction, result, &user_id)?,
+                ("duplicate", _) => {}
                 // Another client changed it, too. The server decides which version applies, and keeps both.
                 ("conflict", server) => {
                     is_in_effect = result.winner.as_deref() == Some("mine");
@@ -769,9 +770,13 @@ impl Item {
         Some(row)
     }
 
-    /// Stores the row after the change, with what its result adds.
+    /// Stores the row after the change, with what its result adds. A batch that came in between may have delivered the change,
+    /// and others after it: then only a row that is older than the result is replaced.
     fn store_effect(&self, transaction: &Transaction<'_>, result: &ItemResult, user_id: &str) -> Result<(), Trouble> {
         let before = stored(transaction, &self.table, &self.id)?;
+        if self.is_overtaken && !before.as_ref().is_some_and(|row| is_older(row, result)) {
+            return Ok(());
+        }
         let Some(mut after) = self.change(before, user_id) else {
             return remove(transaction, &self.table, &self.id);
         };
@@ -791,6 +796,18 @@ impl Item {
             None => item["base_version"] = json!(self.base_version),
         }
         item
+    }
+}
+
+/// Whether a row is older than the result of a change of it.
+fn is_older(row: &Value, result: &ItemResult) -> bool {
+    let number = |name: &str| row.get(name).and_then(Value::as_i64);
+    match (number("revision"), result.revision) {
+        (Some(row), Some(result)) => row < result,
+        // Rows of own tables have at most a version.
+        _ => number("version")
+            .zip(result.version)
+            .is_some_and(|(row, result)| row < result),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Uploads with sequence numbers: each item is applied exactly once, nobody's edit is lost, and no device is in conflict with
 //! itself. `tests/model.rs` checks the same with random histories.
 
+use posduif::accounts::users::UserType;
 use posduif::config::{Config, ConflictStrategy};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -173,6 +174,26 @@ async fn deleted_message_stays_deleted_after_a_conflict() {
     );
     assert_eq!(result.get("server"), Some(&Value::Null), "the row is gone");
     assert!(result["conflict_id"].is_string(), "{result}");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn repeated_conflict_does_not_show_a_row_of_others() {
+    let office = office(ConflictStrategy::Manual).await;
+    let phone = office.phone("phone").await;
+    let id = Uuid::new_v4();
+    results(&phone, &numbered(1, &[message(&office, id, "one")])).await;
+    office.sql("UPDATE tenant_acme.messages SET content = 'other'").await;
+    let late = numbered(2, &[based(edit(id, "late"), "base_version", 1)]);
+    let shown = |results: Vec<Value>| results[0]["server"]["content"].clone();
+    assert_eq!(shown(results(&phone, &late).await), "other");
+    office.sql("UPDATE tenant_acme.messages SET content = 'newer'").await;
+    assert_eq!(shown(results(&phone, &late).await), "newer", "the row as it is now");
+    let sally = office.world.user("acme", "sally", UserType::Mobile).await;
+    office
+        .sql(&format!("UPDATE tenant_acme.messages SET sender_id = '{sally}'"))
+        .await;
+    assert_eq!(shown(results(&phone, &late).await), Value::Null);
     office.close().await;
 }
 

@@ -837,6 +837,37 @@ mod outbox {
     }
 
     #[tokio::test]
+    async fn first_result_of_a_repeated_item_replaces_an_older_row() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.phone.edit(&id, "a").unwrap();
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        // A batch of before the edit was published.
+        let batch = json!({
+            "messages": [], "users": [], "changes": [], "cursor": scene.memory("cursor"), "has_more": false,
+            "reset": false,
+        });
+        scene.line.play([Play::Say(Answer {
+            status: StatusCode::OK,
+            retry_after: None,
+            body: batch,
+        })]);
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        // What the user sees, and changes next, is their own edit.
+        scene.check(State::Stream, &["message 1", "a"]);
+        scene.phone.edit(&id, "b").unwrap();
+        assert_eq!(scene.bases(), [(3, None, Some(2))]);
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("b", 0)
+        );
+        scene.close().await;
+    }
+
+    #[tokio::test]
     async fn first_result_of_a_repeated_item_is_shown_at_once() {
         let mut scene = Scene::stream().await;
         let id = scene.write("mine");
