@@ -175,7 +175,7 @@ pub struct Details {
 /// The enrollment of a token.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an unknown token, [`Error::Invalid`] for one that is used or has expired.
+/// [`Error::NotFound`] for an unknown token, [`Error::EnrollmentUsed`], [`Error::Invalid`] for one that has expired.
 pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
     let (tenant, id) = find(database, token).await?;
     let row = database
@@ -183,7 +183,7 @@ pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
         .await?
         .ok_or(Error::NotFound("enrollment"))?;
     if row.try_get::<_, bool>("is_used")? {
-        return Err(Error::invalid("token", USED));
+        return Err(Error::EnrollmentUsed);
     }
     let expires_at: Timestamp = row.try_get("expires_at")?;
     if row.try_get::<_, bool>("is_expired")? {
@@ -195,8 +195,6 @@ pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
         tenant: tenant.name,
     })
 }
-
-const USED: &str = "was already used";
 
 /// The request that completes an enrollment.
 #[derive(Debug, Clone)]
@@ -239,7 +237,7 @@ pub struct Enrolled {
 ///
 /// # Errors
 /// [`Error::NotFound`] for an unknown or expired token, and for one whose creator may no longer enroll the device;
-/// [`Error::Invalid`] for a used one, [`Error::Conflict`] for a taken username, and as of [`NewDevice::add`].
+/// [`Error::EnrollmentUsed`], [`Error::Conflict`] for a taken username, and as of [`NewDevice::add`].
 pub async fn complete(
     devices: &Devices,
     settings: &config::Enrollment,
@@ -272,7 +270,7 @@ pub async fn complete(
         Some(used_at) => {
             let retry_ends = used_at + Duration::from_secs(settings.retry_seconds);
             if device_id.as_ref() != Some(&completion.device_id) || now > retry_ends {
-                return Err(Error::invalid("token", USED));
+                return Err(Error::EnrollmentUsed);
             }
             replace_token(&transaction, &tenant, &completion.device_id).await?
         }
@@ -356,7 +354,7 @@ async fn replace_token(transaction: &Transaction<'_>, tenant: &Tenant, device_id
             ],
         )
         .await?
-        .ok_or_else(|| Error::invalid("token", USED))?;
+        .ok_or(Error::EnrollmentUsed)?;
     Ok(Enrolled {
         tenant: tenant.clone(),
         user_id: row.try_get("user_id")?,
