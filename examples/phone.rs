@@ -65,7 +65,7 @@ CREATE TABLE IF NOT EXISTS outbox (
     base_seq     INTEGER,             -- the own item that the user saw, or
     base_version INTEGER,             -- the version that the user saw; for an item with a base_seq, that of its result
     created_at   TEXT NOT NULL,
-    sent         INTEGER NOT NULL DEFAULT 0 -- 1 after the first attempt, 2 if a batch was stored after that
+    sent         INTEGER NOT NULL DEFAULT 0 -- 1 after the first attempt, 2 if the row was deleted after that
 );
 CREATE TABLE IF NOT EXISTS refused (
     place  INTEGER PRIMARY KEY,
@@ -125,7 +125,7 @@ pub(crate) struct Item {
     /// The version that the change is based on. With `base_seq` it is that of the item's result, if there is one.
     pub(crate) base_version: Option<i64>,
     created_at: String,
-    /// A batch was stored after its first attempt. It may have delivered the change, and others after it.
+    /// The row was deleted after its first attempt, or replaced by one that does not compare.
     is_overtaken: bool,
 }
 
@@ -342,6 +342,7 @@ impl Phone {
 
     /// Stores a batch and its cursor (rules 1 and 3).
     fn store(&mut self, batch: &Batch) -> Result<(), Trouble> {
+        let is_snapshot = batch.reset || self.recall("in_snapshot")?.is_some();
         let transaction = self.database.transaction()?;
         if batch.reset {
             // A snapshot begins. Rows that it does not deliver are deleted at its end; until then they remain visible.
@@ -351,14 +352,17 @@ impl Phone {
         for (table, rows) in [("messages", &batch.messages), ("users", &batch.users)] {
             for row in rows {
                 if let Some(id) = row.get("id").and_then(Value::as_str) {
-                    put(&transaction, table, id, row)?;
+                    receive(&transaction, table, id, row)?;
                 }
             }
         }
         for change in &batch.changes {
             match (change.op.as_str(), &change.id, &change.row) {
-                ("delete", Some(id), _) => remove(&transaction, &change.table, id)?,
-                ("insert" | "update", Some(id), Some(row)) => put(&transaction, &change.table, id, row)?,
+                ("delete", Some(id), _) => {
+                    remove(&transaction, &change.table, id)?;
+                    overtake(&transaction, &change.table, id)?;
+                }
+                ("insert" | "update", Some(id), Some(row)) => receive(&transaction, &change.table, id, row)?,
                 // A `message` is not a row; an app that uses messages handles it here.
                 _ => {}
             }
@@ -367,7 +371,14 @@ impl Phone {
             transaction.execute("DELETE FROM rows WHERE stale", [])?;
             forget(&transaction, "in_snapshot")?;
         }
-        transaction.execute("UPDATE outbox SET sent = 2 WHERE sent = 1", [])?;
+        if is_snapshot && !batch.has_more {
+            // A snapshot does not mention deleted rows.
+            transaction.execute(
+                "UPDATE outbox SET sent = 2
+                 WHERE sent = 1 AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = outbox.tbl AND rows.id = outbox.id)",
+                [],
+            )?;
+        }
         remember(&transaction, "cursor", &batch.cursor)?;
         transaction.commit()?;
         Ok(())
@@ -770,11 +781,11 @@ impl Item {
         Some(row)
     }
 
-    /// Stores the row after the change, with what its result adds. A batch that came in between may have delivered the change,
-    /// and others after it: then only a row that is older than the result is replaced.
+    /// Stores the row after the change, with what its result adds. If the item was sent before, batches may have delivered the
+    /// change since, and others after it: a row that is not older stays, and a deleted one stays deleted.
     fn store_effect(&self, transaction: &Transaction<'_>, result: &ItemResult, user_id: &str) -> Result<(), Trouble> {
         let before = stored(transaction, &self.table, &self.id)?;
-        if self.is_overtaken && !before.as_ref().is_some_and(|row| is_older(row, result)) {
+        if self.is_overtaken || before.as_ref().is_some_and(|row| !is_older(row, result)) {
             return Ok(());
         }
         let Some(mut after) = self.change(before, user_id) else {
@@ -807,7 +818,7 @@ fn is_older(row: &Value, result: &ItemResult) -> bool {
         // Rows of own tables have at most a version.
         _ => number("version")
             .zip(result.version)
-            .is_some_and(|(row, result)| row < result),
+            .is_none_or(|(row, result)| row < result),
     }
 }
 
@@ -825,6 +836,26 @@ fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Res
          WHERE rows.stale OR rows.tbl <> 'messages' OR excluded.row ->> 'revision' >= rows.row ->> 'revision'",
         params![table, id, row.to_string()],
     )?;
+    Ok(())
+}
+
+/// Stores a row of a batch.
+fn receive(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
+    let created_at = |row: &Value| chrono::DateTime::parse_from_rfc3339(row.get("created_at")?.as_str()?).ok();
+    let is_counted = row.get("revision").or(row.get("version")).is_some();
+    let before = stored(transaction, table, id)?;
+    // Another row with the same id, whose numbers start again.
+    let is_other = before.is_some_and(|before| created_at(&before).is_some() && created_at(&before) != created_at(row));
+    if is_other || !is_counted {
+        overtake(transaction, table, id)?;
+    }
+    put(transaction, table, id, row)
+}
+
+/// Marks the items of a row that were sent: what they changed is no longer there.
+fn overtake(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Trouble> {
+    let mark = "UPDATE outbox SET sent = 2 WHERE sent = 1 AND tbl = ?1 AND id = ?2";
+    transaction.execute(mark, [table, id])?;
     Ok(())
 }
 
