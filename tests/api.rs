@@ -591,12 +591,12 @@ async fn enrollment_is_valid_for_one_device_until_expiry() {
         .sql("UPDATE tenant_acme.enrollments SET expires_at = now() - interval '1 second' WHERE used_at IS NULL")
         .await;
     let path = format!("/api/enrollment/{}", late["token"].as_str().unwrap());
-    assert_refused(&office.anybody.get(&path).await, 400, "VALIDATION_ERROR");
+    assert_refused(&office.anybody.get(&path).await, 400, "ENROLLMENT_EXPIRED");
     let answer = office
         .anybody
         .post("/api/enrollment/complete", &completion(&late["token"], "three"))
         .await;
-    assert_refused(&answer, 404, "NOT_FOUND");
+    assert_refused(&answer, 400, "ENROLLMENT_EXPIRED");
 
     let unknown = json!(Uuid::new_v4());
     let path = format!("/api/enrollment/{}", unknown.as_str().unwrap());
@@ -766,11 +766,10 @@ async fn app_instructions_reflect_configuration() {
                 "type": "remote_widget", "url": "https://cdn.example.com/widgets/inbox.json", "version": "1.0.0",
             }},
             "tables": [],
-            "sync_config": {
-                "batch_size": 100, "batch_size_max": 1000, "compression": true, "conflict_strategy": "manual",
-                "sync_interval_seconds": 300, "upload_items_max": 7, "upload_bytes_max": 8 * 1024 * 1024,
-            },
+            "sync_config": {"batch_size": 100, "compression": true, "sync_interval_seconds": 300},
+            "conflict_strategy": "manual",
             "limits": {
+                "batch_size_max": 1000, "upload_items_max": 7, "upload_bytes_max": 8 * 1024 * 1024,
                 "body_bytes_max": 1024 * 1024, "content_chars_max": 10_000, "state_bytes_max": 64 * 1024,
                 "state_nonce_bytes_max": 64, "state_keys_max": 1000, "state_batch_items_max": 100,
                 "state_batch_bytes_max": 8 * 1024 * 1024, "websocket_message_bytes_max": 256 * 1024,
@@ -935,6 +934,8 @@ fn openapi_responses_list_all_fields_except_user_content() {
         "/api/devices/{id}.device_info",
         "/api/sync/incoming.changes[].row",
         "/api/sync/outgoing.results[].server",
+        "/api/tables/{table}.rows[]",
+        "/api/tables/{table}/{id}",
         "/openapi.json",
     ];
     assert_eq!(found, known.map(str::to_owned).into());

@@ -175,7 +175,7 @@ pub struct Details {
 /// The enrollment of a token.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an unknown token, [`Error::EnrollmentUsed`], [`Error::Invalid`] for one that has expired.
+/// [`Error::NotFound`] for an unknown token, [`Error::EnrollmentUsed`], [`Error::EnrollmentExpired`].
 pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
     let (tenant, id) = find(database, token).await?;
     let row = database
@@ -187,7 +187,7 @@ pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
     }
     let expires_at: Timestamp = row.try_get("expires_at")?;
     if row.try_get::<_, bool>("is_expired")? {
-        return Err(Error::invalid("token", format!("has expired at {expires_at}")));
+        return Err(Error::EnrollmentExpired);
     }
     Ok(Details {
         created_by: row.try_get("created_by")?,
@@ -236,8 +236,9 @@ pub struct Enrolled {
 /// Creates the device, and the user where the enrollment has none, in one transaction.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an unknown or expired token, and for one whose creator may no longer enroll the device;
-/// [`Error::EnrollmentUsed`], [`Error::Conflict`] for a taken username, and as of [`NewDevice::add`].
+/// [`Error::NotFound`] for an unknown token, and for one whose creator may no longer enroll the device;
+/// [`Error::EnrollmentUsed`], [`Error::EnrollmentExpired`], [`Error::Conflict`] for a taken username, and as of
+/// [`NewDevice::add`].
 pub async fn complete(
     devices: &Devices,
     settings: &config::Enrollment,
@@ -274,7 +275,7 @@ pub async fn complete(
             }
             replace_token(&transaction, &tenant, &completion.device_id).await?
         }
-        None if row.try_get::<_, bool>("is_expired")? => return Err(Error::NotFound("enrollment")),
+        None if row.try_get::<_, bool>("is_expired")? => return Err(Error::EnrollmentExpired),
         None => {
             let enrolled = enroll(&transaction, &tenant, user_id, devices_max, completion).await?;
             transaction

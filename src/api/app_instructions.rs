@@ -26,14 +26,14 @@ pub async fn instructions(app: Arc<App>, request: Request) -> Result<Response, E
             "tables": tables,
             "sync_config": {
                 "batch_size": sync.batch_size,
-                "batch_size_max": sync.batch_size_max,
                 "compression": sync.compression,
-                "conflict_strategy": sync.conflict_strategy,
                 "sync_interval_seconds": sync.interval_seconds,
+            },
+            "conflict_strategy": sync.conflict_strategy,
+            "limits": {
+                "batch_size_max": sync.batch_size_max,
                 "upload_items_max": sync.upload_items_max,
                 "upload_bytes_max": sync.upload_bytes_max,
-            },
-            "limits": {
                 "body_bytes_max": config.server.body_bytes_max,
                 "content_chars_max": config.messages.content_chars_max,
                 "state_bytes_max": config.state.bytes_max,

@@ -10,7 +10,7 @@ use super::live::{sse, websocket};
 use super::request::Request;
 use super::{
     App, app_instructions, conflicts, devices, enrollment, health, messages, metrics, openapi, presence, sessions,
-    state, sync, tickets, users,
+    state, sync, tables, tickets, users,
 };
 use crate::http::error::Error;
 use crate::http::response::Response;
@@ -117,6 +117,9 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/sync/ack"              Device sync::acknowledge),
     route!(POST   "/api/sync/outgoing"         Device sync::outgoing),
     route!(GET    "/api/sync/status"           Device sync::status),
+
+    route!(GET    "/api/tables/{table}"        Any    tables::list),
+    route!(GET    "/api/tables/{table}/{id}"   Any    tables::get),
 
     route!(GET    "/api/state"                 Any    state::list),
     route!(POST   "/api/state/batch"           Any    state::batch),

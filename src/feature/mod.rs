@@ -34,6 +34,8 @@ pub enum Error {
     /// A token of an enrollment that was used, by another device or too long ago to be repeated.
     #[error("token: the enrollment was already used")]
     EnrollmentUsed,
+    #[error("token: the enrollment has expired")]
+    EnrollmentExpired,
     /// A message without content.
     #[error("a message needs content")]
     EmptyMessage,
