@@ -7,21 +7,25 @@
 //! cargo run --example phone -- watch
 //! ```
 //!
-//! Three tables hold the state:
+//! Four tables hold the state:
 //!
 //! - `rows`: the rows of all tables, as received from the server.
-//! - `outbox`: changes of the user without a result from the server, oldest first.
-//! - `memory`: identity, cursor, id of the last event.
+//! - `outbox`: changes of the user without a result from the server, by sequence number.
+//! - `refused`: changes that the server rejected, for the user.
+//! - `memory`: identity, cursor, id of the last event, highest number with a result.
 //!
-//! The user sees `rows` with the outbox applied ([`Phone::messages`]); the two are stored separately.
+//! The user sees `rows` with the outbox applied ([`Phone::view`]); the two are stored separately.
 //!
-//! Five rules make it exact, whatever is lost, repeated or killed:
+//! Six rules make it exact, whatever is lost, repeated or killed:
 //!
 //! 1. Rows and cursor are stored in **one transaction**. A phone that dies requests again what it has not stored.
 //! 2. A cursor is sent **only after its rows are stored**, because sending it acknowledges them.
 //! 3. A row **replaces** the stored one unless that has a newer revision. Duplicates have no effect.
-//! 4. The phone assigns ids and base versions in the outbox, so an upload without a response is **repeated** unchanged.
-//! 5. An item leaves the outbox only in the transaction that stores **its result**.
+//! 4. Each change gets the next **sequence number**. Without a response the same items are **repeated** unchanged, and the
+//!    server returns their first results.
+//! 5. A change names **what the user saw**: the version of the row, or the own change in the outbox on which it stands. It
+//!    never guesses a version.
+//! 6. An item leaves the outbox only in the transaction that stores **its result**, and in order.
 //!
 //! It uses plain HTTP; an app uses the HTTPS client of its platform.
 
@@ -53,17 +57,28 @@ CREATE TABLE IF NOT EXISTS rows (
     PRIMARY KEY (tbl, id)
 );
 CREATE TABLE IF NOT EXISTS outbox (
-    place        INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq          INTEGER PRIMARY KEY, -- counted from 1, without gaps
     op           TEXT NOT NULL,       -- create, edit, delete, read
-    id           TEXT NOT NULL,       -- of the message
-    recipient_id TEXT,
-    content      TEXT,
-    base_version INTEGER,             -- the version that the change is based on
+    tbl          TEXT NOT NULL,
+    id           TEXT NOT NULL,       -- of the row
+    row          TEXT NOT NULL,       -- JSON: the columns to write
+    base_seq     INTEGER,             -- the own item that the user saw, or
+    base_version INTEGER,             -- the version that the user saw; for an item with a base_seq, that of its result
     created_at   TEXT NOT NULL,
-    refusal      TEXT                 -- why the server rejected it; kept for the user
+    sent         INTEGER NOT NULL DEFAULT 0 -- 1 after the first attempt, 2 if the row was deleted after that
+);
+CREATE TABLE IF NOT EXISTS refused (
+    place  INTEGER PRIMARY KEY,
+    op     TEXT NOT NULL,
+    tbl    TEXT NOT NULL,
+    id     TEXT NOT NULL,
+    row    TEXT NOT NULL,
+    reason TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS memory (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 ";
+
+const MESSAGES: &str = "messages";
 
 /// Most items in one upload; the server's default limit is 1,000.
 const UPLOAD_ITEMS_MAX: usize = 500;
@@ -82,7 +97,7 @@ pub(crate) struct Message {
     pub(crate) sender_id: String,
     pub(crate) recipient_id: String,
     pub(crate) content: String,
-    /// Incremented by each change of the content: the base of the next one.
+    /// The server increments it by each change of the content.
     pub(crate) version: i64,
     /// Incremented by each change of the row, receipts included: the higher one is newer.
     #[serde(default)]
@@ -96,19 +111,32 @@ pub(crate) struct Message {
 /// A change of the user without a result from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Item {
-    place: i64,
+    /// Its number.
+    pub(crate) seq: i64,
     /// `create`, `edit`, `delete` or `read`.
     pub(crate) op: String,
-    /// Id of the message.
+    pub(crate) table: String,
+    /// Id of the row.
     pub(crate) id: String,
-    recipient_id: Option<String>,
-    /// The new content.
-    pub(crate) content: Option<String>,
-    /// The version that the change is based on.
+    /// The columns to write.
+    pub(crate) row: Value,
+    /// The own item that the change is based on.
+    pub(crate) base_seq: Option<i64>,
+    /// The version that the change is based on. With `base_seq` it is that of the item's result, if there is one.
     pub(crate) base_version: Option<i64>,
     created_at: String,
-    /// Why the server rejected it.
-    pub(crate) refusal: Option<String>,
+    /// The row was deleted after its first attempt, or replaced by one that does not compare.
+    is_overtaken: bool,
+}
+
+/// A change that the server rejected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) op: String,
+    pub(crate) table: String,
+    pub(crate) id: String,
+    pub(crate) row: Value,
+    pub(crate) reason: String,
 }
 
 /// The states of `docs/sync-protocol.md`.
@@ -140,7 +168,12 @@ pub(crate) enum Trouble {
     Unenrolled,
     /// A permanent failure.
     #[error("refused, {code}: {message}")]
-    Refused { code: String, message: String },
+    Refused {
+        code: String,
+        message: String,
+        /// For a wrong sequence number: the next one.
+        expected: Option<i64>,
+    },
     /// An invalid request by the user.
     #[error("{0}")]
     Misuse(String),
@@ -174,6 +207,8 @@ pub(crate) struct Phone {
     database: Connection,
     /// Rows per batch; default of the server if unset.
     pub(crate) batch_rows: Option<usize>,
+    /// Most items in one upload.
+    pub(crate) upload_items: usize,
 }
 
 impl Phone {
@@ -184,6 +219,7 @@ impl Phone {
         Ok(Self {
             database,
             batch_rows: None,
+            upload_items: UPLOAD_ITEMS_MAX,
         })
     }
 
@@ -235,8 +271,8 @@ impl Phone {
         let transaction = self.database.transaction()?;
         if is_another_user {
             // Rows and outbox of one user are private to that user.
-            transaction.execute_batch("DELETE FROM rows; DELETE FROM outbox")?;
-            ["cursor", "in_snapshot", "last_event_id"]
+            transaction.execute_batch("DELETE FROM rows; DELETE FROM outbox; DELETE FROM refused")?;
+            ["cursor", "in_snapshot", "last_event_id", "acked_seq"]
                 .iter()
                 .try_for_each(|key| forget(&transaction, key))?;
         }
@@ -306,6 +342,7 @@ impl Phone {
 
     /// Stores a batch and its cursor (rules 1 and 3).
     fn store(&mut self, batch: &Batch) -> Result<(), Trouble> {
+        let is_snapshot = batch.reset || self.recall("in_snapshot")?.is_some();
         let transaction = self.database.transaction()?;
         if batch.reset {
             // A snapshot begins. Rows that it does not deliver are deleted at its end; until then they remain visible.
@@ -315,14 +352,17 @@ impl Phone {
         for (table, rows) in [("messages", &batch.messages), ("users", &batch.users)] {
             for row in rows {
                 if let Some(id) = row.get("id").and_then(Value::as_str) {
-                    put(&transaction, table, id, row)?;
+                    receive(&transaction, table, id, row)?;
                 }
             }
         }
         for change in &batch.changes {
             match (change.op.as_str(), &change.id, &change.row) {
-                ("delete", Some(id), _) => remove(&transaction, &change.table, id)?,
-                ("insert" | "update", Some(id), Some(row)) => put(&transaction, &change.table, id, row)?,
+                ("delete", Some(id), _) => {
+                    remove(&transaction, &change.table, id)?;
+                    overtake(&transaction, &change.table, id)?;
+                }
+                ("insert" | "update", Some(id), Some(row)) => receive(&transaction, &change.table, id, row)?,
                 // A `message` is not a row; an app that uses messages handles it here.
                 _ => {}
             }
@@ -331,81 +371,141 @@ impl Phone {
             transaction.execute("DELETE FROM rows WHERE stale", [])?;
             forget(&transaction, "in_snapshot")?;
         }
+        if is_snapshot && !batch.has_more {
+            // A snapshot does not mention deleted rows.
+            transaction.execute(
+                "UPDATE outbox SET sent = 2
+                 WHERE sent = 1 AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = outbox.tbl AND rows.id = outbox.id)",
+                [],
+            )?;
+        }
         remember(&transaction, "cursor", &batch.cursor)?;
         transaction.commit()?;
         Ok(())
     }
 
-    /// Sends the outbox, oldest first, until each item has a result.
+    /// Sends the outbox in order, until each item has a result.
     pub(crate) async fn upload(&mut self, network: &impl Network) -> Result<(), Trouble> {
-        let mut items_max = UPLOAD_ITEMS_MAX;
+        let mut items_max = self.upload_items;
         loop {
             let mut items = self.waiting()?;
             let count = items.len();
             items.truncate(items_max);
-            if items.is_empty() {
+            let (Some(first), Some(last)) = (items.first(), items.last()) else {
                 return Ok(());
-            }
+            };
+            let mark = "UPDATE outbox SET sent = 1 WHERE seq <= ?1 AND sent = 0";
+            self.database.execute(mark, [last.seq])?;
             let body = json!({
-                "messages": items.iter().map(Item::to_json).collect::<Vec<_>>(),
+                "items": items.iter().map(Item::to_json).collect::<Vec<_>>(),
+                "acked_seq": self.acked_seq()?,
                 "pending_count": count - items.len(),
             });
             let path = "/api/sync/outgoing".to_owned();
-            let answer = match self.request(network, Method::POST, path, Some(body)).await {
-                Err(trouble) if trouble.is_refusal("PAYLOAD_TOO_LARGE") => {
-                    match items.as_slice() {
-                        [item] => refuse(&self.database, item.place, "it is too large")?,
-                        items => items_max = items.len() / 2,
+            match self.request(network, Method::POST, path, Some(body)).await {
+                Ok(answer) => {
+                    let left = self.settle(&items, &read::<UploadAnswer>(&answer)?.results)?;
+                    if left > 0 {
+                        return Err(Trouble::later(format!("{left} items must be sent again")));
                     }
-                    continue;
                 }
-                answer => read::<UploadAnswer>(&answer?)?,
-            };
-            let left = self.settle(&items, &answer.results)?;
-            if left > 0 {
-                return Err(Trouble::later(format!("{left} items must be sent again")));
+                Err(Trouble::Refused { code, expected, .. }) if is_about_items(&code) => {
+                    match (code.as_str(), expected) {
+                        // Of a restored phone, the first items may be repeats; they get their results when they are sent alone.
+                        ("PAYLOAD_TOO_LARGE" | "DEVICE_RESTORED", _) if items.len() > 1 => items_max = items.len() / 2,
+                        ("PAYLOAD_TOO_LARGE", _) => {
+                            self.drop_oversized(first)?;
+                            items_max = self.upload_items;
+                        }
+                        (_, Some(expected)) if expected != first.seq => {
+                            self.renumber(first.seq, expected)?;
+                            items_max = self.upload_items;
+                        }
+                        _ => return Err(Trouble::later("the server refuses the number that it expects")),
+                    }
+                }
+                Err(trouble) => return Err(trouble),
             }
         }
     }
 
-    /// Stores results (rule 5), which are in the order of the items; returns the number of items to be sent again.
+    /// Stores results (rule 6), which are in the order of the items; returns the number of items to be sent again.
     fn settle(&mut self, items: &[Item], results: &[ItemResult]) -> Result<usize, Trouble> {
         let user_id = self.recall("user_id")?.unwrap_or_default();
         let transaction = self.database.transaction()?;
         let mut done = 0;
         for (item, result) in items.iter().zip(results) {
+            let mut is_in_effect = true;
             match (result.status.as_str(), &result.server) {
-                // Stored at once, so that the user does not see the former text until the stream delivers the change.
-                ("applied", _) => {
-                    let before = message(&transaction, &item.id)?;
-                    match item.change(before, &user_id) {
-                        Some(mut after) => {
-                            after.version = result.version.unwrap_or(after.version);
-                            after.revision = result.revision.unwrap_or(after.revision);
-                            put(&transaction, "messages", &item.id, &json!(after))?;
-                        }
-                        None => remove(&transaction, "messages", &item.id)?,
+                // Stored at once, so that the user does not see the former row, and change that, until the stream delivers
+                // the change.
+                ("applied", _) => item.store_effect(&transaction, result, &user_id)?,
+                ("duplicate", _) => {}
+                // Another client changed it, too. The server decides which version applies, and keeps both.
+                ("conflict", server) => {
+                    is_in_effect = result.winner.as_deref() == Some("mine");
+                    match server {
+                        Some(server) => put(&transaction, &item.table, &item.id, server)?,
+                        None if item.table == MESSAGES => remove(&transaction, MESSAGES, &item.id)?,
+                        // The deletion of a row of an own table comes by the stream.
+                        None => {}
                     }
                 }
-                // Another client changed it, too. The server decides which version applies, and keeps both.
-                ("conflict", Some(server)) => put(&transaction, "messages", &item.id, server)?,
-                ("conflict", None) => remove(&transaction, "messages", &item.id)?,
-                // Applied by an earlier upload whose response was lost. The stream delivers the outcome.
-                ("duplicate", _) => {}
                 ("rejected", _) => {
-                    let reason = result.message.as_deref().unwrap_or("no reason given");
-                    refuse(&transaction, item.place, reason)?;
-                    done += 1;
-                    continue;
+                    is_in_effect = false;
+                    refuse(
+                        &transaction,
+                        item,
+                        result.message.as_deref().unwrap_or("no reason given"),
+                    )?;
                 }
-                // `retry`, and statuses of newer servers.
-                _ => continue,
+                // `retry`, and statuses of newer servers: this item and those behind it keep their numbers.
+                _ => break,
             }
-            transaction.execute("DELETE FROM outbox WHERE place = ?1", [item.place])?;
+            // What items that stand on this one fall back on when it is no longer in the outbox.
+            transaction.execute(
+                "UPDATE outbox SET base_version = ?2 WHERE base_seq = ?1",
+                params![item.seq, result.version.filter(|_| is_in_effect)],
+            )?;
+            transaction.execute("DELETE FROM outbox WHERE seq = ?1", [item.seq])?;
+            remember(&transaction, "acked_seq", &item.seq.to_string())?;
             done += 1;
         }
         transaction.commit()?;
         Ok(items.len() - done)
+    }
+
+    /// Takes the first item out of the outbox, which is too large for the server by itself. Its number was not used up.
+    fn drop_oversized(&mut self, item: &Item) -> Result<(), Trouble> {
+        let transaction = self.database.transaction()?;
+        refuse(&transaction, item, "it is too large")?;
+        transaction.execute("DELETE FROM outbox WHERE seq = ?1", [item.seq])?;
+        transaction.execute(
+            "UPDATE outbox SET base_seq = ?2, base_version = ?3 WHERE base_seq = ?1",
+            params![item.seq, item.base_seq, item.base_version],
+        )?;
+        shift(&transaction, item.seq, -1)?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Numbers the outbox from what the server expects, and lets a snapshot begin. Either this phone was restored from a
+    /// backup (or copied) and has used its numbers before, or the server was restored and does not have the last ones.
+    fn renumber(&mut self, first: i64, expected: i64) -> Result<(), Trouble> {
+        let transaction = self.database.transaction()?;
+        // The results of these bases are stored, and the versions in them.
+        transaction.execute("UPDATE outbox SET base_seq = NULL WHERE base_seq < ?1", [first])?;
+        shift(&transaction, first - 1, expected - first)?;
+        remember(&transaction, "acked_seq", &(expected - 1).to_string())?;
+        forget(&transaction, "cursor")?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// The highest number whose result is stored.
+    fn acked_seq(&self) -> Result<i64, Trouble> {
+        let stored = self.recall("acked_seq")?;
+        Ok(stored.and_then(|seq| seq.parse().ok()).unwrap_or(0))
     }
 
     /// Sends a request as this device.
@@ -522,67 +622,94 @@ impl Phone {
 
     /// Writes a message, online or not; returns its id.
     pub(crate) fn send(&mut self, recipient_id: &str, content: &str) -> Result<String, Trouble> {
-        let id = uuid::Uuid::new_v4().to_string();
-        self.queue("create", &id, Some(recipient_id), Some(content), None)?;
-        Ok(id)
+        let row = json!({"recipient_id": recipient_id, "content": content, "created_at": now()});
+        self.create_row(MESSAGES, row)
     }
 
     pub(crate) fn edit(&mut self, id: &str, content: &str) -> Result<(), Trouble> {
-        let base = self.seen(id)?.version;
-        self.queue("edit", id, None, Some(content), Some(base))
+        self.edit_row(MESSAGES, id, json!({"content": content}))
     }
 
     pub(crate) fn delete(&mut self, id: &str) -> Result<(), Trouble> {
-        let base = self.seen(id)?.version;
-        self.queue("delete", id, None, None, Some(base))
+        self.delete_row(MESSAGES, id)
     }
 
     /// Marks a message as read.
     pub(crate) fn read(&mut self, id: &str) -> Result<(), Trouble> {
-        let base = self.seen(id)?.version;
-        self.queue("read", id, None, None, Some(base))
+        self.queue("read", MESSAGES, id, json!({}))
     }
 
-    /// A message as the user sees it now. Its version is the base of the next change: the server's, plus one for each change
-    /// in the outbox.
-    fn seen(&self, id: &str) -> Result<Message, Trouble> {
-        self.messages()?
-            .remove(id)
-            .ok_or_else(|| Trouble::Misuse(format!("there is no message {id} here")))
+    /// Adds a row to a table that the server lets devices write; returns its id.
+    pub(crate) fn create_row(&mut self, table: &str, row: Value) -> Result<String, Trouble> {
+        let id = uuid::Uuid::new_v4().to_string();
+        self.queue("create", table, &id, row)?;
+        Ok(id)
     }
 
-    fn queue(
-        &mut self,
-        op: &str,
-        id: &str,
-        recipient_id: Option<&str>,
-        content: Option<&str>,
-        base_version: Option<i64>,
-    ) -> Result<(), Trouble> {
-        let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+    /// Changes columns of a row.
+    pub(crate) fn edit_row(&mut self, table: &str, id: &str, columns: Value) -> Result<(), Trouble> {
+        self.queue("edit", table, id, columns)
+    }
+
+    pub(crate) fn delete_row(&mut self, table: &str, id: &str) -> Result<(), Trouble> {
+        self.queue("delete", table, id, json!({}))
+    }
+
+    /// Adds a change to the outbox with the next number (rule 4) and its base (rule 5).
+    fn queue(&mut self, op: &str, table: &str, id: &str, row: Value) -> Result<(), Trouble> {
+        if op != "create" && !self.view(table)?.contains_key(id) {
+            return Err(Trouble::Misuse(format!("there is no row {id} of {table} here")));
+        }
+        // Reading contests nothing, and a new row has no base.
+        let (base_seq, base_version) = match op {
+            "edit" | "delete" => self.base(table, id)?,
+            _ => (None, None),
+        };
+        let acked_seq = self.acked_seq()?;
         self.database.execute(
-            "INSERT INTO outbox (op, id, recipient_id, content, base_version, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![op, id, recipient_id, content, base_version, now],
+            "INSERT INTO outbox (seq, op, tbl, id, row, base_seq, base_version, created_at)
+             VALUES ((SELECT coalesce(max(seq), ?1) + 1 FROM outbox), ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![acked_seq, op, table, id, row.to_string(), base_seq, base_version, now()],
         )?;
         Ok(())
+    }
+
+    /// What the user sees of a row is the last own change in the outbox, or else a version of the server.
+    fn base(&self, table: &str, id: &str) -> Result<(Option<i64>, Option<i64>), Trouble> {
+        let own: Option<i64> = self.database.query_row(
+            "SELECT max(seq) FROM outbox WHERE tbl = ?1 AND id = ?2 AND op <> 'read'",
+            [table, id],
+            |row| row.get(0),
+        )?;
+        Ok(match own {
+            Some(seq) => (Some(seq), None),
+            None => {
+                let row = stored(&self.database, table, id)?;
+                (None, row.and_then(|row| row.get("version")?.as_i64()))
+            }
+        })
     }
 
     // ------------------------------------------------------------------------------------------------ what the user sees
 
     /// All messages by id, with the outbox applied.
     pub(crate) fn messages(&self) -> Result<BTreeMap<String, Message>, Trouble> {
-        let user_id = self.recall("user_id")?.unwrap_or_default();
-        let mut messages: BTreeMap<String, Message> = self
-            .rows("messages")?
-            .into_iter()
+        let messages = self.view(MESSAGES)?.into_iter();
+        Ok(messages
             .filter_map(|(id, row)| Some((id, Message::deserialize(row).ok()?)))
-            .collect();
-        for item in self.waiting()? {
-            if let Some(after) = item.change(messages.remove(&item.id), &user_id) {
-                messages.insert(item.id, after);
+            .collect())
+    }
+
+    /// All rows of a table by id, with the outbox applied.
+    pub(crate) fn view(&self, table: &str) -> Result<BTreeMap<String, Value>, Trouble> {
+        let user_id = self.recall("user_id")?.unwrap_or_default();
+        let mut rows = self.rows(table)?;
+        for item in self.waiting()?.into_iter().filter(|item| item.table == table) {
+            if let Some(after) = item.change(rows.remove(&item.id), &user_id) {
+                rows.insert(item.id, after);
             }
         }
-        Ok(messages)
+        Ok(rows)
     }
 
     /// All rows of a table by id, as received.
@@ -592,28 +719,35 @@ impl Phone {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Changes without a result, oldest first.
+    /// Changes without a result, in their order.
     pub(crate) fn waiting(&self) -> Result<Vec<Item>, Trouble> {
-        self.items("SELECT * FROM outbox WHERE refusal IS NULL ORDER BY place")
+        let mut statement = self.database.prepare("SELECT * FROM outbox ORDER BY seq")?;
+        let items = statement.query_map([], |row| {
+            Ok(Item {
+                seq: row.get("seq")?,
+                op: row.get("op")?,
+                table: row.get("tbl")?,
+                id: row.get("id")?,
+                row: parse(&row.get::<_, String>("row")?),
+                base_seq: row.get("base_seq")?,
+                base_version: row.get("base_version")?,
+                created_at: row.get("created_at")?,
+                is_overtaken: row.get::<_, i64>("sent")? == 2,
+            })
+        })?;
+        Ok(items.collect::<Result<_, _>>()?)
     }
 
     /// Rejected changes.
-    pub(crate) fn refused(&self) -> Result<Vec<Item>, Trouble> {
-        self.items("SELECT * FROM outbox WHERE refusal IS NOT NULL ORDER BY place")
-    }
-
-    fn items(&self, query: &str) -> Result<Vec<Item>, Trouble> {
-        let mut statement = self.database.prepare(query)?;
+    pub(crate) fn refused(&self) -> Result<Vec<Refused>, Trouble> {
+        let mut statement = self.database.prepare("SELECT * FROM refused ORDER BY place")?;
         let items = statement.query_map([], |row| {
-            Ok(Item {
-                place: row.get("place")?,
+            Ok(Refused {
                 op: row.get("op")?,
+                table: row.get("tbl")?,
                 id: row.get("id")?,
-                recipient_id: row.get("recipient_id")?,
-                content: row.get("content")?,
-                base_version: row.get("base_version")?,
-                created_at: row.get("created_at")?,
-                refusal: row.get("refusal")?,
+                row: parse(&row.get::<_, String>("row")?),
+                reason: row.get("reason")?,
             })
         })?;
         Ok(items.collect::<Result<_, _>>()?)
@@ -629,45 +763,68 @@ impl Phone {
 }
 
 impl Item {
-    /// The message after the change; `None` if it deletes the message or there is none.
-    fn change(&self, before: Option<Message>, user_id: &str) -> Option<Message> {
-        if self.op == "create" {
-            return Some(Message {
-                id: self.id.clone(),
-                sender_id: user_id.to_owned(),
-                recipient_id: self.recipient_id.clone().unwrap_or_default(),
-                content: self.content.clone().unwrap_or_default(),
-                version: 1,
-                revision: 1,
-                created_at: self.created_at.clone(),
-                read_at: None,
-            });
-        }
-        let mut message = before?;
-        match self.op.as_str() {
-            "edit" => {
-                message.content = self.content.clone().unwrap_or_default();
-                message.version += 1;
+    /// The row after the change; `None` if it deletes the row or there is none.
+    fn change(&self, before: Option<Value>, user_id: &str) -> Option<Value> {
+        let mut row = match self.op.as_str() {
+            "create" if self.table == MESSAGES => {
+                json!({"id": self.id, "sender_id": user_id, "version": 1, "revision": 1, "read_at": null})
             }
-            "read" if message.read_at.is_none() => message.read_at = Some(self.created_at.clone()),
-            "read" => return Some(message),
-            _ => return None,
+            "create" => json!({"id": self.id}),
+            "delete" => return None,
+            _ => before?,
+        };
+        let columns = row.as_object_mut()?;
+        columns.extend(self.row.as_object()?.clone());
+        if self.op == "read" && columns.get("read_at").is_none_or(Value::is_null) {
+            columns.insert("read_at".to_owned(), json!(self.created_at));
         }
-        message.revision += 1;
-        Some(message)
+        Some(row)
     }
 
-    /// The item in an upload.
-    fn to_json(&self) -> Value {
-        json!({
-            "op": self.op,
-            "id": self.id,
-            "recipient_id": self.recipient_id,
-            "content": self.content,
-            "base_version": self.base_version,
-            "created_at": self.created_at,
-        })
+    /// Stores the row after the change, with what its result adds. If the item was sent before, batches may have delivered the
+    /// change since, and others after it: a row that is not older stays, and a deleted one stays deleted.
+    fn store_effect(&self, transaction: &Transaction<'_>, result: &ItemResult, user_id: &str) -> Result<(), Trouble> {
+        let before = stored(transaction, &self.table, &self.id)?;
+        if self.is_overtaken || before.as_ref().is_some_and(|row| !is_older(row, result)) {
+            return Ok(());
+        }
+        let Some(mut after) = self.change(before, user_id) else {
+            return remove(transaction, &self.table, &self.id);
+        };
+        for (name, value) in [("version", result.version), ("revision", result.revision)] {
+            if let (Some(columns), Some(value)) = (after.as_object_mut(), value) {
+                columns.insert(name.to_owned(), json!(value));
+            }
+        }
+        put(transaction, &self.table, &self.id, &after)
     }
+
+    /// The item in an upload: the same each time.
+    fn to_json(&self) -> Value {
+        let mut item = json!({"seq": self.seq, "table": self.table, "op": self.op, "id": self.id, "row": self.row});
+        match self.base_seq {
+            Some(seq) => item["base_seq"] = json!(seq),
+            None => item["base_version"] = json!(self.base_version),
+        }
+        item
+    }
+}
+
+/// Whether a row is older than the result of a change of it.
+fn is_older(row: &Value, result: &ItemResult) -> bool {
+    let number = |name: &str| row.get(name).and_then(Value::as_i64);
+    match (number("revision"), result.revision) {
+        (Some(row), Some(result)) => row < result,
+        // Rows of own tables have at most a version.
+        _ => number("version")
+            .zip(result.version)
+            .is_none_or(|(row, result)| row < result),
+    }
+}
+
+/// Whether a refusal of an upload is about the number of its items or their sequence numbers.
+fn is_about_items(code: &str) -> bool {
+    matches!(code, "PAYLOAD_TOO_LARGE" | "DEVICE_RESTORED" | "SEQUENCE_GAP")
 }
 
 /// Stores a row unless the stored one is newer. Only messages have revisions; of other rows the last one applies. Stale rows
@@ -682,10 +839,31 @@ fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Res
     Ok(())
 }
 
-fn message(transaction: &Transaction<'_>, id: &str) -> Result<Option<Message>, Trouble> {
-    let query = "SELECT row FROM rows WHERE tbl = 'messages' AND id = ?1";
-    let row = transaction.query_row(query, [id], |row| row.get::<_, String>(0));
-    Ok(row.optional()?.and_then(|row| Message::deserialize(parse(&row)).ok()))
+/// Stores a row of a batch.
+fn receive(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
+    let created_at = |row: &Value| chrono::DateTime::parse_from_rfc3339(row.get("created_at")?.as_str()?).ok();
+    let is_counted = row.get("revision").or(row.get("version")).is_some();
+    let before = stored(transaction, table, id)?;
+    // Another row with the same id, whose numbers start again.
+    let is_other = before.is_some_and(|before| created_at(&before).is_some() && created_at(&before) != created_at(row));
+    if is_other || !is_counted {
+        overtake(transaction, table, id)?;
+    }
+    put(transaction, table, id, row)
+}
+
+/// Marks the items of a row that were sent: what they changed is no longer there.
+fn overtake(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Trouble> {
+    let mark = "UPDATE outbox SET sent = 2 WHERE sent = 1 AND tbl = ?1 AND id = ?2";
+    transaction.execute(mark, [table, id])?;
+    Ok(())
+}
+
+/// A row as received.
+fn stored(database: &Connection, table: &str, id: &str) -> Result<Option<Value>, Trouble> {
+    let query = "SELECT row FROM rows WHERE tbl = ?1 AND id = ?2";
+    let row = database.query_row(query, [table, id], |row| row.get::<_, String>(0));
+    Ok(row.optional()?.map(|row| parse(&row)))
 }
 
 fn remove(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Trouble> {
@@ -693,12 +871,29 @@ fn remove(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Tr
     Ok(())
 }
 
-fn refuse(database: &Connection, place: i64, reason: &str) -> Result<(), Trouble> {
-    database.execute(
-        "UPDATE outbox SET refusal = ?2 WHERE place = ?1",
-        params![place, reason],
+/// Keeps a change that will never succeed, for the user.
+fn refuse(transaction: &Transaction<'_>, item: &Item, reason: &str) -> Result<(), Trouble> {
+    transaction.execute(
+        "INSERT INTO refused (op, tbl, id, row, reason) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![item.op, item.table, item.id, item.row.to_string(), reason],
     )?;
     Ok(())
+}
+
+/// Adds `by` to the numbers above `last`, also where they are bases.
+fn shift(transaction: &Transaction<'_>, last: i64, by: i64) -> Result<(), Trouble> {
+    // In two steps by way of negative numbers, because a number must not be there twice in between.
+    transaction.execute("UPDATE outbox SET seq = -(seq + ?2) WHERE seq > ?1", [last, by])?;
+    transaction.execute("UPDATE outbox SET seq = -seq WHERE seq < 0", [])?;
+    transaction.execute(
+        "UPDATE outbox SET base_seq = base_seq + ?2 WHERE base_seq > ?1",
+        [last, by],
+    )?;
+    Ok(())
+}
+
+fn now() -> String {
+    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
 }
 
 fn remember(database: &Connection, key: &str, value: &str) -> Result<(), Trouble> {
@@ -764,7 +959,9 @@ struct ItemResult {
     message: Option<String>,
     version: Option<i64>,
     revision: Option<i64>,
-    /// The server's current version of the message; null if it was deleted.
+    /// Of a conflict: `mine` or `theirs`.
+    winner: Option<String>,
+    /// Of a conflict: the server's current row; null if it was deleted.
     server: Option<Value>,
 }
 
@@ -795,7 +992,11 @@ fn classify(answer: Result<Answer, Lost>) -> Result<Answer, Trouble> {
             cause: message,
             after: answer.retry_after,
         }),
-        _ => Err(Trouble::Refused { code, message }),
+        _ => Err(Trouble::Refused {
+            code,
+            message,
+            expected: answer.body.pointer("/error/details/expected").and_then(Value::as_i64),
+        }),
     }
 }
 
@@ -1105,7 +1306,7 @@ async fn main() -> anyhow::Result<()> {
             }
             println!("{:?}, {} pending uploads", phone.state()?, phone.waiting()?.len());
             for item in phone.refused()? {
-                println!("refused: {} {}: {}", item.op, item.id, item.refusal.unwrap_or_default());
+                println!("refused: {} {}: {}", item.op, item.id, item.reason);
             }
         }
         Command::Watch => {

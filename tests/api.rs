@@ -204,7 +204,7 @@ async fn users_list_has_mobile_users_with_device_and_presence() {
     let phone = office.phone("joes-phone").await;
 
     let list = office.bob.get("/api/users").await.expect(200);
-    assert_eq!(fields(&list), ["limit", "offset", "total", "users"]);
+    assert_eq!(fields(&list), ["has_more", "limit", "offset", "total", "users"]);
     let names: Vec<&str> = list["users"]
         .as_array()
         .unwrap()
@@ -422,7 +422,7 @@ async fn messages_list_is_newest_first_filtered_and_paged() {
     let newest_first: Vec<String> = written.iter().rev().cloned().collect();
 
     let list = office.bob.get("/api/messages").await.expect(200);
-    assert_eq!(fields(&list), ["limit", "messages", "offset", "total"]);
+    assert_eq!(fields(&list), ["has_more", "limit", "messages", "offset", "total"]);
     assert_eq!(
         (&list["total"], &list["limit"], &list["offset"]),
         (&json!(6), &json!(50), &json!(0))
@@ -566,7 +566,7 @@ async fn enrollment_code_leads_to_a_device_that_can_sync() {
     assert_refused(
         &office.anybody.get(&format!("/api/enrollment/{token}")).await,
         400,
-        "VALIDATION_ERROR",
+        "ENROLLMENT_USED",
     );
     office.close().await;
 }
@@ -584,19 +584,19 @@ async fn enrollment_is_valid_for_one_device_until_expiry() {
         .anybody
         .post("/api/enrollment/complete", &completion(&used["token"], "two"))
         .await;
-    assert_refused(&second, 400, "VALIDATION_ERROR");
+    assert_refused(&second, 400, "ENROLLMENT_USED");
 
     let late = new_enrollment(&office).await;
     office
         .sql("UPDATE tenant_acme.enrollments SET expires_at = now() - interval '1 second' WHERE used_at IS NULL")
         .await;
     let path = format!("/api/enrollment/{}", late["token"].as_str().unwrap());
-    assert_refused(&office.anybody.get(&path).await, 400, "VALIDATION_ERROR");
+    assert_refused(&office.anybody.get(&path).await, 400, "ENROLLMENT_EXPIRED");
     let answer = office
         .anybody
         .post("/api/enrollment/complete", &completion(&late["token"], "three"))
         .await;
-    assert_refused(&answer, 404, "NOT_FOUND");
+    assert_refused(&answer, 400, "ENROLLMENT_EXPIRED");
 
     let unknown = json!(Uuid::new_v4());
     let path = format!("/api/enrollment/{}", unknown.as_str().unwrap());
@@ -636,7 +636,7 @@ async fn enrollment_lost_response_can_be_repeated_until_first_use() {
     assert_ne!(lost["device_token"], again["device_token"]);
     assert_refused(&with(&lost).get("/api/sync/status").await, 401, "UNAUTHORIZED");
     with(&again).get("/api/sync/status").await.expect(200);
-    assert_refused(&complete().await, 400, "VALIDATION_ERROR");
+    assert_refused(&complete().await, 400, "ENROLLMENT_USED");
 
     let enrollment = new_enrollment(&office).await;
     let body = completion(&enrollment["token"], "other");
@@ -645,7 +645,7 @@ async fn enrollment_lost_response_can_be_repeated_until_first_use() {
         .sql("UPDATE tenant_acme.enrollments SET used_at = used_at - interval '601 seconds' WHERE device_id = 'other'")
         .await;
     let late = office.anybody.post("/api/enrollment/complete", &body).await;
-    assert_refused(&late, 400, "VALIDATION_ERROR");
+    assert_refused(&late, 400, "ENROLLMENT_USED");
     office.close().await;
 }
 
@@ -743,6 +743,8 @@ async fn enrollment_taken_name_or_device_is_conflict_unless_it_names_the_user() 
 async fn app_instructions_reflect_configuration() {
     let office = Office::with(|config| {
         config.server.public_url = "https://backend.example.com".into();
+        config.sync.conflict_strategy = posduif::config::ConflictStrategy::Manual;
+        config.sync.upload_items_max = 7;
         config.app.widgets.insert(
             "inbox".into(),
             posduif::config::Widget {
@@ -765,6 +767,14 @@ async fn app_instructions_reflect_configuration() {
             }},
             "tables": [],
             "sync_config": {"batch_size": 100, "compression": true, "sync_interval_seconds": 300},
+            "conflict_strategy": "manual",
+            "limits": {
+                "batch_size_max": 1000, "upload_items_max": 7, "upload_bytes_max": 8 * 1024 * 1024,
+                "body_bytes_max": 1024 * 1024, "content_chars_max": 10_000, "state_bytes_max": 64 * 1024,
+                "state_nonce_bytes_max": 64, "state_keys_max": 1000, "state_batch_items_max": 100,
+                "state_batch_bytes_max": 8 * 1024 * 1024, "websocket_message_bytes_max": 256 * 1024,
+                "websocket_items_max": 100, "streams_per_user_max": 200,
+            },
         })
     );
     assert_refused(&office.anybody.get("/api/app-instructions").await, 401, "UNAUTHORIZED");
@@ -924,6 +934,8 @@ fn openapi_responses_list_all_fields_except_user_content() {
         "/api/devices/{id}.device_info",
         "/api/sync/incoming.changes[].row",
         "/api/sync/outgoing.results[].server",
+        "/api/tables/{table}.rows[]",
+        "/api/tables/{table}/{id}",
         "/openapi.json",
     ];
     assert_eq!(found, known.map(str::to_owned).into());

@@ -222,6 +222,11 @@ const LINES: &[Line] = &[
     },
     line("GET", "/api/sync/status", Access::Device),
     Line {
+        bad_queries: &["limit=0", "limit=1001", "offset=-1", "offset=1", "before=1&after=2"],
+        ..line("GET", "/api/tables/{table}", Access::Any)
+    },
+    line("GET", "/api/tables/{table}/{id}", Access::Any),
+    Line {
         bad_queries: &[
             "limit=0",
             "limit=1001",

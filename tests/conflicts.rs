@@ -132,6 +132,7 @@ async fn conflict_resolution_sets_the_chosen_text() {
         .as_array()
         .unwrap()
         .iter()
+        .filter(|change| change["table"] == "message_conflicts")
         .map(|change| &change["op"])
         .collect();
     assert_eq!(left, ["delete"; 3], "a resolved conflict leaves the devices");

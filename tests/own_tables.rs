@@ -117,6 +117,76 @@ async fn uploaded_row_reaches_every_user_of_its_rule() {
 }
 
 #[tokio::test]
+async fn page_reads_the_rows_that_its_rules_show() {
+    let (office, phone) = office().await;
+    // Four of five are bob's to see, and one of those is deleted.
+    let ids: Vec<Uuid> = (1..=5).map(Uuid::from_u128).collect();
+    for (number, id) in ids.iter().enumerate() {
+        let assignee = (number != 2).then_some(office.bob_id);
+        let row = json!({"title": format!("task {number}"), "assignee_id": assignee, "price": "1.50", "tags": ["a"]});
+        assert_eq!(one(&phone, task("create", *id, row, None)).await, done(1));
+    }
+    office
+        .sql(&format!(
+            "UPDATE tenant_acme.tasks SET deleted_at = now() WHERE id = '{}'",
+            ids[4]
+        ))
+        .await;
+    let list = async |query: &str| office.bob.get(&format!("/api/tables/tasks?{query}")).await.expect(200);
+    let shown = |page: &Value| -> (Vec<String>, bool) {
+        (
+            crate::support::office::ids(&page["rows"]),
+            page["has_more"].as_bool().unwrap(),
+        )
+    };
+    let text = |number: usize| ids[number].to_string();
+    let all = list("").await;
+    assert_eq!(shown(&all), (vec![text(0), text(1), text(3)], false));
+    assert_eq!(shown(&list("limit=2").await), (vec![text(0), text(1)], true));
+    let after = list(&format!("limit=2&after={}", ids[1])).await;
+    assert_eq!(shown(&after), (vec![text(3)], false));
+    let before = list(&format!("limit=1&before={}", ids[3])).await;
+    assert_eq!(shown(&before), (vec![text(1)], true));
+    // Whether the row of the place is there, or visible, does not matter.
+    let behind_hidden = list(&format!("after={}", ids[2])).await;
+    assert_eq!(shown(&behind_hidden), (vec![text(3)], false));
+
+    let row = office
+        .bob
+        .get(&format!("/api/tables/tasks/{}", ids[0]))
+        .await
+        .expect(200);
+    assert_eq!(row, all["rows"][0]);
+    assert_eq!(
+        (&row["price"], &row["tags"], &row["done"]),
+        (&json!("1.50"), &json!(["a"]), &json!(false))
+    );
+    for hidden in [
+        format!("tasks/{}", ids[2]),
+        format!("tasks/{}", ids[4]),
+        "tasks/none".into(),
+    ] {
+        assert_eq!(
+            office.bob.get(&format!("/api/tables/{hidden}")).await.status,
+            404,
+            "{hidden}"
+        );
+    }
+    // Neither tables without a rule nor those that the tenant does not have.
+    for table in ["users", "messages", "absent", "pg_class"] {
+        assert_eq!(
+            office.bob.get(&format!("/api/tables/{table}")).await.status,
+            404,
+            "{table}"
+        );
+        let path = format!("/api/tables/{table}/{}", office.joe_id);
+        assert_eq!(office.bob.get(&path).await.status, 404, "{path}");
+    }
+    assert_eq!(office.anybody.get("/api/tables/tasks").await.status, 401);
+    office.close().await;
+}
+
+#[tokio::test]
 async fn app_instructions_describe_the_tables() {
     let (office, phone) = office().await;
     office

@@ -13,10 +13,23 @@ async fn page(of: &Api, list: &str, query: &str) -> (Vec<Value>, bool) {
     (answer[list].as_array().unwrap().clone(), answer["has_more"] == true)
 }
 
-/// The ids of a whole list by offset.
+/// The ids of a whole list by offset, in pages of three.
 async fn all(of: &Api, list: &str, query: &str) -> Vec<String> {
-    let answer = of.get(&format!("/api/{list}?limit=1000&{query}")).await.expect(200);
-    ids(&answer[list])
+    let mut found = Vec::new();
+    loop {
+        let path = format!("/api/{list}?limit=3&offset={}&{query}", found.len());
+        let answer = of.get(&path).await.expect(200);
+        found.extend(ids(&answer[list]));
+        let has_more = answer["has_more"].as_bool().unwrap();
+        assert_eq!(
+            has_more,
+            found.len() < answer["total"].as_u64().unwrap() as usize,
+            "{path}: {answer}"
+        );
+        if !has_more {
+            return found;
+        }
+    }
 }
 
 /// A list from behind its first row to its end, in pages of two; `between` is done between two pages.

@@ -294,6 +294,8 @@ async fn presence_of_other_tenants_is_hidden() {
 async fn presence_opt_out_stream_receives_no_presence() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
+    // The new device is an event too.
+    office.world.published().await;
     let mut quiet = phone.events("/sse/mobile/phone?presence=false").await;
     becomes(&office.bob, office.joe_id, "online").await;
     let mut page = office.bob.events(&format!("/sse/web/{}", office.bob_id)).await;

@@ -62,7 +62,7 @@ impl Line {
         let asked = std::mem::take(&mut *self.asked.lock().unwrap());
         let bodies = asked.into_iter().filter(|request| request.path.contains("outgoing"));
         bodies
-            .map(|request| request.body.unwrap()["messages"].as_array().unwrap().clone())
+            .map(|request| request.body.unwrap()["items"].as_array().unwrap().clone())
             .collect()
     }
 }
@@ -189,11 +189,30 @@ impl Scene {
         self.close().await;
     }
 
+    /// The changes in the outbox: sequence number, base by own item, base by version.
+    fn bases(&self) -> Vec<(i64, Option<i64>, Option<i64>)> {
+        let waiting = self.phone.waiting().unwrap().into_iter();
+        waiting
+            .map(|item| (item.seq, item.base_seq, item.base_version))
+            .collect()
+    }
+
     /// Bob writes, and it is published.
     async fn bob_writes(&self, content: &str) -> String {
         let id = self.office.send(content).await;
         self.office.world.published().await;
         id
+    }
+
+    /// Copies the phone's file, as a backup does.
+    fn save(&self) {
+        std::fs::copy(&self.file, self.file.with_extension("copy")).unwrap();
+    }
+
+    /// The copy takes the file's place.
+    fn restore(&mut self) {
+        std::fs::rename(self.file.with_extension("copy"), &self.file).unwrap();
+        self.die();
     }
 
     /// The phone dies and starts again from its file.
@@ -230,6 +249,16 @@ impl Scene {
             .map(|message| message.content)
             .collect();
         assert_eq!(messages, texts.iter().map(|text| (*text).to_owned()).collect());
+    }
+
+    /// A message of joe's that both sides have; gives its id.
+    async fn shared_message(&mut self) -> String {
+        let id = self.phone.send(&self.office.bob_id.to_string(), "mine").unwrap();
+        self.sync().await.unwrap();
+        self.office.world.published().await;
+        self.sync().await.unwrap();
+        self.line.asked();
+        id
     }
 
     /// What waits in the outbox.
@@ -681,46 +710,53 @@ mod stream {
     #[tokio::test]
     async fn restored_older_copy_catches_up_or_resets() {
         let mut scene = Scene::stream().await;
-        let copy = scene.file.with_extension("copy");
-        std::fs::copy(&scene.file, &copy).unwrap();
+        scene.save();
         let one = scene.bob_writes("one").await;
         scene.sync().await.unwrap();
         scene.office.bob.delete(&format!("/api/messages/{one}")).await;
         scene.bob_writes("two").await;
         scene.sync().await.unwrap();
         scene.check(State::Stream, &["message 1", "two"]);
-        std::fs::rename(&copy, &scene.file).unwrap();
-        scene.die();
+        scene.restore();
         scene.check(State::Stream, &["message 1"]);
         scene.finish(&["message 1", "two"]).await;
     }
 
     #[tokio::test]
-    async fn user_actions_go_to_outbox_with_seen_version() {
+    async fn user_actions_go_to_outbox_with_seen_base() {
         let mut scene = Scene::stream().await;
+        let shared = scene.shared_message().await;
         let bob = scene.office.bob_id.to_string();
-        let theirs = scene.phone.messages().unwrap().into_keys().next().unwrap();
+        let theirs = scene
+            .phone
+            .messages()
+            .unwrap()
+            .into_keys()
+            .find(|id| *id != shared)
+            .unwrap();
         let mine = scene.phone.send(&bob, "one").unwrap();
         scene.phone.edit(&mine, "two").unwrap();
         scene.phone.edit(&mine, "three").unwrap();
         scene.phone.read(&theirs).unwrap();
         let gone = scene.phone.send(&bob, "never mind").unwrap();
         scene.phone.delete(&gone).unwrap();
+        scene.phone.edit(&shared, "mine again").unwrap();
+        scene.phone.delete(&shared).unwrap();
         scene.check(State::Stream, &["message 1", "three"]);
-        let bases: Vec<Option<i64>> = scene
-            .phone
-            .waiting()
-            .unwrap()
-            .into_iter()
-            .map(|item| item.base_version)
-            .collect();
-        assert_eq!(
-            bases,
-            [None, Some(1), Some(2), Some(1), None, Some(1)],
-            "each upon the one before"
-        );
+        let expected = [
+            (2, None, None),
+            (3, Some(2), None),
+            (4, Some(3), None),
+            (5, None, None),
+            (6, None, None),
+            (7, Some(6), None),
+            (8, None, Some(1)),
+            (9, Some(8), None),
+        ];
+        assert_eq!(scene.bases(), expected, "each is based on what the user saw");
         scene.die();
-        assert_eq!(scene.waiting(), ["create", "edit", "edit", "read", "create", "delete"]);
+        let ops = ["create", "edit", "edit", "read", "create", "delete", "edit", "delete"];
+        assert_eq!(scene.waiting(), ops);
         scene.sync().await.unwrap();
         scene.check(State::Stream, &["message 1", "three"]);
         let message = scene.office.message(&mine).await;
@@ -735,16 +771,6 @@ mod outbox {
     use super::*;
 
     impl Scene {
-        /// A message of joe's that both sides have; gives its id.
-        async fn shared_message(&mut self) -> String {
-            let id = self.phone.send(&self.office.bob_id.to_string(), "mine").unwrap();
-            self.sync().await.unwrap();
-            self.office.world.published().await;
-            self.sync().await.unwrap();
-            self.line.asked();
-            id
-        }
-
         /// Another device of joe's, or somebody at `psql`, changes a message.
         async fn change_elsewhere(&self, id: &str) {
             let change = format!("UPDATE tenant_acme.messages SET content = 'theirs' WHERE id = '{id}'");
@@ -780,30 +806,200 @@ mod outbox {
         scene.check(State::Stream, &["message 1", "mine"]);
         assert_eq!(scene.phone.messages().unwrap()[&id].version, 1);
         scene.phone.delete(&id).unwrap();
+        assert_eq!(scene.bases(), [(2, None, Some(1))], "numbers go on");
         scene.phone.upload(&scene.line).await.unwrap();
         scene.check(State::Stream, &["message 1"]);
         scene.close().await;
     }
 
     #[tokio::test]
-    async fn duplicate_item_is_removed() {
+    async fn first_result_of_a_repeated_item_leaves_newer_rows() {
+        let mut scene = Scene::stream().await;
+        let (edited, deleted) = (scene.write("mine"), scene.write("gone soon"));
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        scene.change_elsewhere(&edited).await;
+        let delete = format!("UPDATE tenant_acme.messages SET deleted_at = now() WHERE id = '{deleted}'");
+        scene.office.sql(&delete).await;
+        scene.office.world.published().await;
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.check(State::Stream, &["message 1", "mine", "gone soon"]);
+        scene.phone.upload(&scene.line).await.unwrap();
+        let uploads = scene.line.uploaded();
+        assert_eq!(
+            (uploads.len(), &uploads[0]),
+            (2, &uploads[1]),
+            "the same items with the same numbers"
+        );
+        // Both were applied, and what others did since is what counts.
+        scene.check(State::Stream, &["message 1", "theirs"]);
+        scene.finish(&["message 1", "theirs"]).await;
+    }
+
+    #[tokio::test]
+    async fn first_result_of_a_repeated_item_replaces_an_older_row() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.phone.edit(&id, "a").unwrap();
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        // A batch of before the edit was published.
+        let batch = json!({
+            "messages": [], "users": [], "changes": [], "cursor": scene.memory("cursor"), "has_more": false,
+            "reset": false,
+        });
+        scene.line.play([Play::Say(Answer {
+            status: StatusCode::OK,
+            retry_after: None,
+            body: batch,
+        })]);
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        // What the user sees, and changes next, is their own edit.
+        scene.check(State::Stream, &["message 1", "a"]);
+        scene.phone.edit(&id, "b").unwrap();
+        assert_eq!(scene.bases(), [(3, None, Some(2))]);
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("b", 0)
+        );
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn first_result_of_a_repeated_item_is_shown_at_once() {
         let mut scene = Scene::stream().await;
         let id = scene.write("mine");
         scene.line.play([Play::LoseAnswer]);
         assert!(is_later(&scene.phone.upload(&scene.line).await));
         assert_eq!(scene.waiting(), ["create"]);
         scene.phone.upload(&scene.line).await.unwrap();
-        let uploads = scene.line.uploaded();
-        assert_eq!(
-            (uploads.len(), &uploads[0]),
-            (2, &uploads[1]),
-            "the same items go again"
-        );
         assert!(scene.waiting().is_empty());
+        scene.check(State::Stream, &["message 1", "mine"]);
         assert_eq!(
             (scene.stands(&id).await.as_str(), scene.count("messages").await),
             ("mine", 2)
         );
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn duplicate_item_is_removed() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.change_elsewhere(&id).await;
+        // The other device wrote the same.
+        scene.phone.edit(&id, "theirs").unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert!(scene.waiting().is_empty() && scene.phone.refused().unwrap().is_empty());
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("theirs", 0)
+        );
+        scene.finish(&["message 1", "theirs"]).await;
+    }
+
+    #[tokio::test]
+    async fn several_edits_of_one_row_are_applied_in_order() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        for text in ["a", "b", "c", "d", "e"] {
+            scene.phone.edit(&id, text).unwrap();
+        }
+        let chain = [
+            (2, None, Some(1)),
+            (3, Some(2), None),
+            (4, Some(3), None),
+            (5, Some(4), None),
+            (6, Some(5), None),
+        ];
+        assert_eq!(scene.bases(), chain);
+        scene.phone.upload(&scene.line).await.unwrap();
+        let message = scene.office.message(&id).await;
+        assert_eq!((&message["content"], &message["version"]), (&json!("e"), &json!(6)));
+        assert_eq!(
+            scene.count("message_conflicts").await,
+            0,
+            "none is in conflict with another"
+        );
+        scene.check(State::Stream, &["message 1", "e"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn edit_after_a_lost_response_stands_on_the_unanswered_one() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.phone.edit(&id, "a").unwrap();
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        scene.office.world.published().await;
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.phone.edit(&id, "b").unwrap();
+        assert_eq!(scene.bases(), [(2, None, Some(1)), (3, Some(2), None)]);
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("b", 0)
+        );
+        scene.check(State::Stream, &["message 1", "b"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn edits_after_a_lost_conflict_are_rejected() {
+        let mut scene = Scene::stream_under(|config| config.sync.conflict_strategy = ConflictStrategy::Manual).await;
+        let id = scene.shared_message().await;
+        scene.change_elsewhere(&id).await;
+        scene.phone.edit(&id, "a").unwrap();
+        scene.phone.edit(&id, "b").unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        // The other device's text stands, the first edit is kept as a conflict, and the user learns of the second.
+        scene.check(State::Stream, &["message 1", "theirs"]);
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("theirs", 1)
+        );
+        let refused = scene.phone.refused().unwrap();
+        assert_eq!((refused.len(), &refused[0].row["content"]), (1, &json!("b")));
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn edits_after_a_won_conflict_are_applied() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.change_elsewhere(&id).await;
+        scene.phone.edit(&id, "a").unwrap();
+        scene.phone.edit(&id, "b").unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("b", 1)
+        );
+        scene.check(State::Stream, &["message 1", "b"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn stored_results_are_acknowledged() {
+        let mut scene = Scene::stream().await;
+        let acked = |scene: &Scene| -> Vec<Value> {
+            let asked = std::mem::take(&mut *scene.line.asked.lock().unwrap()).into_iter();
+            let uploads = asked.filter(|request| request.path.contains("outgoing"));
+            uploads
+                .map(|request| request.body.unwrap()["acked_seq"].clone())
+                .collect()
+        };
+        scene.write("one");
+        scene.write("two");
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        scene.phone.upload(&scene.line).await.unwrap();
+        scene.write("three");
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(acked(&scene), [json!(0), json!(0), json!(2)]);
         scene.close().await;
     }
 
@@ -842,6 +1038,21 @@ mod outbox {
     }
 
     #[tokio::test]
+    async fn conflict_of_a_delete_removes_the_row() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.change_elsewhere(&id).await;
+        scene.phone.delete(&id).unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        // Deleted all the same, with the other text kept.
+        scene.check(State::Stream, &["message 1"]);
+        assert_eq!(scene.office.bob.get(&format!("/api/messages/{id}")).await.status, 404);
+        assert_eq!(scene.count("message_conflicts").await, 1);
+        scene.office.world.published().await;
+        scene.finish(&["message 1"]).await;
+    }
+
+    #[tokio::test]
     async fn rejected_item_leaves_the_queue() {
         let mut scene = Scene::stream().await;
         let nobody = Uuid::new_v4().to_string();
@@ -851,8 +1062,8 @@ mod outbox {
         // One bad item holds up no other, and the user learns of it.
         scene.check(State::Stream, &["message 1", "to bob"]);
         let refused = scene.phone.refused().unwrap();
-        assert_eq!((refused.len(), refused[0].content.as_deref()), (1, Some("to nobody")));
-        assert!(refused[0].refusal.as_deref().unwrap().contains("recipient"));
+        assert_eq!((refused.len(), &refused[0].row["content"]), (1, &json!("to nobody")));
+        assert!(refused[0].reason.contains("recipient"));
         scene.line.asked();
         scene.sync().await.unwrap();
         assert!(scene.line.uploaded().is_empty(), "it is not tried again");
@@ -860,18 +1071,30 @@ mod outbox {
     }
 
     #[tokio::test]
-    async fn retry_item_stays_for_next_upload() {
+    async fn retry_item_and_those_behind_it_stay() {
         let mut scene = Scene::stream().await;
-        let id = scene.write("mine");
-        scene.line.play([Play::Say(Answer {
-            status: StatusCode::OK,
-            retry_after: None,
-            body: json!({"results": [{"id": id, "status": "retry"}]}),
-        })]);
-        assert!(is_later(&scene.phone.upload(&scene.line).await));
-        assert_eq!(scene.waiting(), ["create"]);
+        let (first, second) = (scene.write("one"), scene.write("two"));
+        scene.write("three");
+        let result = |seq: i64, status: &str| json!({"seq": seq, "status": status, "version": 1, "revision": 1});
+        // The last one would be `applied` on a server that does not stop, and a newer one may have other statuses.
+        for status in ["retry", "postponed"] {
+            let results = json!([result(1, status), result(2, status), result(3, "applied")]);
+            scene.line.play([Play::Say(Answer {
+                status: StatusCode::OK,
+                retry_after: None,
+                body: json!({"results": results}),
+            })]);
+            assert!(is_later(&scene.phone.upload(&scene.line).await));
+            assert_eq!(scene.bases(), [(1, None, None), (2, None, None), (3, None, None)]);
+        }
         scene.sync().await.unwrap();
-        assert_eq!(scene.stands(&id).await, "mine");
+        assert_eq!(
+            (
+                scene.stands(&first).await.as_str(),
+                scene.stands(&second).await.as_str()
+            ),
+            ("one", "two")
+        );
         scene.close().await;
     }
 
@@ -894,11 +1117,116 @@ mod outbox {
     async fn oversized_single_item_is_rejected() {
         let mut scene = Scene::stream_under(|config| config.sync.upload_bytes_max = 64 * 1024).await;
         let bob = scene.office.bob_id.to_string();
-        scene.phone.send(&bob, &"long ".repeat(20_000)).unwrap();
+        let id = scene.shared_message().await;
+        scene.phone.edit(&id, &"long ".repeat(20_000)).unwrap();
+        scene.phone.edit(&id, "shorter").unwrap();
         scene.phone.send(&bob, "short").unwrap();
         scene.phone.upload(&scene.line).await.unwrap();
-        assert_eq!(scene.phone.refused().unwrap().len(), 1);
-        scene.check(State::Stream, &["message 1", "short"]);
+        // The server never had its number, and what stood on it has its base.
+        let refused = scene.phone.refused().unwrap();
+        assert_eq!((refused.len(), refused[0].op.as_str()), (1, "edit"));
+        let last = scene.line.uploaded().pop().unwrap();
+        let sent: Vec<(&Value, &Value)> = last.iter().map(|item| (&item["seq"], &item["base_version"])).collect();
+        assert_eq!(sent, [(&json!(2), &json!(1)), (&json!(3), &Value::Null)]);
+        scene.check(State::Stream, &["message 1", "short", "shorter"]);
+        assert_eq!(scene.stands(&id).await, "shorter");
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn sequence_gap_renumbers_the_outbox() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.phone.edit(&id, "a").unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        scene.phone.edit(&id, "b").unwrap();
+        scene.phone.edit(&id, "c").unwrap();
+        assert_eq!(scene.bases(), [(3, None, Some(2)), (4, Some(3), None)]);
+        // The server was restored from a backup of before it had seen this device.
+        scene.office.sql("DELETE FROM posduif.upload_devices").await;
+        scene.phone.upload(&scene.line).await.unwrap();
+        let numbers = scene.line.uploaded();
+        let numbers: Vec<&Value> = numbers.iter().map(|items| &items[0]["seq"]).collect();
+        assert_eq!(numbers, [2, 3, 1]);
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("c", 0)
+        );
+        scene.check(State::Fresh, &["message 1", "c"]);
+        scene.finish(&["message 1", "c"]).await;
+    }
+
+    #[tokio::test]
+    async fn restored_device_gets_the_results_of_repeats_first() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.phone.edit(&id, "a").unwrap();
+        scene.phone.edit(&id, "b").unwrap();
+        scene.save();
+        scene.phone.upload(&scene.line).await.unwrap();
+        scene.write("lost with the phone");
+        scene.sync().await.unwrap();
+        scene.restore();
+        scene.line.asked();
+        scene.phone.edit(&id, "c").unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        let uploads = scene.line.uploaded();
+        let numbers = |items: &Vec<Value>| items.iter().map(|item| item["seq"].as_i64().unwrap()).collect();
+        let numbers: Vec<Vec<i64>> = uploads.iter().map(numbers).collect();
+        assert_eq!(numbers, [vec![2, 3, 4], vec![2], vec![3], vec![4], vec![5]]);
+        // The first two were applied once, and the third stands on what the server made of them.
+        let message = scene.office.message(&id).await;
+        assert_eq!((&message["content"], &message["version"]), (&json!("c"), &json!(4)));
+        assert_eq!(scene.count("message_conflicts").await, 0);
+        scene.office.world.published().await;
+        scene.finish(&["message 1", "c", "lost with the phone"]).await;
+    }
+
+    #[tokio::test]
+    async fn restored_device_renumbers_the_outbox() {
+        let mut scene = Scene::stream_under(|config| config.sync.conflict_strategy = ConflictStrategy::Manual).await;
+        let id = scene.shared_message().await;
+        scene.save();
+        scene.phone.edit(&id, "before the loss").unwrap();
+        scene.sync().await.unwrap();
+        scene.restore();
+        scene.phone.edit(&id, "after it").unwrap();
+        let other = scene.write("unsent");
+        scene.phone.upload(&scene.line).await.unwrap();
+        // The user has not seen the first edit again: neither of the two is lost.
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("before the loss", 1)
+        );
+        assert_eq!(scene.stands(&other).await, "unsent");
+        scene.check(State::Fresh, &["message 1", "before the loss", "unsent"]);
+        scene.office.world.published().await;
+        scene.finish(&["message 1", "before the loss", "unsent"]).await;
+    }
+
+    #[tokio::test]
+    async fn renumbered_edit_keeps_the_version_of_its_base() {
+        let mut scene = Scene::stream_under(|config| {
+            config.sync.conflict_strategy = ConflictStrategy::Manual;
+            config.sync.upload_items_max = 1;
+        })
+        .await;
+        let id = scene.shared_message().await;
+        scene.phone.edit(&id, "a").unwrap();
+        scene.phone.edit(&id, "b").unwrap();
+        // Both are too many; the first one is applied, and the connection is lost.
+        scene.line.play([Play::Real, Play::Real, Play::LoseRequest]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        assert_eq!(scene.bases(), [(3, Some(2), Some(2))]);
+        scene.change_elsewhere(&id).await;
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.office.sql("DELETE FROM posduif.upload_devices").await;
+        scene.phone.upload(&scene.line).await.unwrap();
+        // The row has a newer version on the phone, which the user had not seen when they wrote.
+        assert_eq!(
+            (scene.stands(&id).await.as_str(), scene.count("message_conflicts").await),
+            ("theirs", 1)
+        );
         scene.close().await;
     }
 

@@ -455,8 +455,10 @@ BEGIN
         IF item <= known THEN
             outcome := jsonb_populate_record(outcome, results[item]);
             IF outcome.status = 'conflict' AND NOT entry ? 'table' AND NOT entry ? 'refused' THEN
+                -- It may have become another user's since.
                 SELECT {schema}.message_json(m) INTO outcome.server FROM {schema}.messages m
-                    WHERE m.id = (entry ->> 'id')::uuid AND m.deleted_at IS NULL;
+                    WHERE m.id = (entry ->> 'id')::uuid AND m.deleted_at IS NULL
+                      AND author IN (m.sender_id, m.recipient_id);
             END IF;
         ELSIF is_stopped THEN
             outcome.status := 'retry';

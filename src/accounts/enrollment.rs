@@ -186,7 +186,7 @@ pub struct Details {
 /// The enrollment of a token.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an unknown token, [`Error::Invalid`] for one that is used or has expired.
+/// [`Error::NotFound`] for an unknown token, [`Error::EnrollmentUsed`], [`Error::EnrollmentExpired`].
 pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
     let (tenant, id) = find(database, token).await?;
     let row = database
@@ -194,11 +194,11 @@ pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
         .await?
         .ok_or(Error::NotFound("enrollment"))?;
     if row.try_get::<_, bool>("is_used")? {
-        return Err(Error::invalid("token", USED));
+        return Err(Error::EnrollmentUsed);
     }
     let expires_at: Timestamp = row.try_get("expires_at")?;
     if row.try_get::<_, bool>("is_expired")? {
-        return Err(Error::invalid("token", format!("has expired at {expires_at}")));
+        return Err(Error::EnrollmentExpired);
     }
     Ok(Details {
         created_by: row.try_get("created_by")?,
@@ -206,8 +206,6 @@ pub async fn get(database: &Database, token: Uuid) -> Result<Details, Error> {
         tenant: tenant.name,
     })
 }
-
-const USED: &str = "was already used";
 
 /// The request that completes an enrollment.
 #[derive(Debug, Clone)]
@@ -249,8 +247,9 @@ pub struct Enrolled {
 /// Creates the device, and the user where the enrollment has none, in one transaction.
 ///
 /// # Errors
-/// [`Error::NotFound`] for an unknown or expired token, and for one whose creator may no longer enroll the device;
-/// [`Error::Invalid`] for a used one, [`Error::Conflict`] for a taken username, and as of [`NewDevice::add`].
+/// [`Error::NotFound`] for an unknown token, and for one whose creator may no longer enroll the device;
+/// [`Error::EnrollmentUsed`], [`Error::EnrollmentExpired`], [`Error::Conflict`] for a taken username, and as of
+/// [`NewDevice::add`].
 pub async fn complete(
     devices: &Devices,
     settings: &config::Enrollment,
@@ -284,11 +283,11 @@ pub async fn complete(
         Some(used_at) => {
             let retry_ends = used_at + Duration::from_secs(settings.retry_seconds);
             if device_id.as_ref() != Some(&completion.device_id) || now > retry_ends {
-                return Err(Error::invalid("token", USED));
+                return Err(Error::EnrollmentUsed);
             }
             replace_token(&transaction, &tenant, &completion.device_id).await?
         }
-        None if row.try_get::<_, bool>("is_expired")? => return Err(Error::NotFound("enrollment")),
+        None if row.try_get::<_, bool>("is_expired")? => return Err(Error::EnrollmentExpired),
         None => {
             let enrolled = enroll(&transaction, &tenant, user_id, devices_max, completion, address).await?;
             let by = Actor::user(enrolled.user_id, address);
@@ -383,7 +382,7 @@ async fn replace_token(transaction: &Transaction<'_>, tenant: &Tenant, device_id
             ],
         )
         .await?
-        .ok_or_else(|| Error::invalid("token", USED))?;
+        .ok_or(Error::EnrollmentUsed)?;
     Ok(Enrolled {
         tenant: tenant.clone(),
         user_id: row.try_get("user_id")?,

@@ -13,7 +13,8 @@ use crate::sync::tables;
 
 /// `GET /api/app-instructions`.
 pub async fn instructions(app: Arc<App>, request: Request) -> Result<Response, Error> {
-    let sync = &app.config.sync;
+    let config = &app.config;
+    let sync = &config.sync;
     let tables = tables::forms(&app.database, &request.device()?.tenant, &app.config.routes).await?;
     response::json(
         StatusCode::OK,
@@ -27,6 +28,22 @@ pub async fn instructions(app: Arc<App>, request: Request) -> Result<Response, E
                 "batch_size": sync.batch_size,
                 "compression": sync.compression,
                 "sync_interval_seconds": sync.interval_seconds,
+            },
+            "conflict_strategy": sync.conflict_strategy,
+            "limits": {
+                "batch_size_max": sync.batch_size_max,
+                "upload_items_max": sync.upload_items_max,
+                "upload_bytes_max": sync.upload_bytes_max,
+                "body_bytes_max": config.server.body_bytes_max,
+                "content_chars_max": config.messages.content_chars_max,
+                "state_bytes_max": config.state.bytes_max,
+                "state_nonce_bytes_max": config.state.nonce_bytes_max,
+                "state_keys_max": config.state.keys_max,
+                "state_batch_items_max": config.state.batch_items_max,
+                "state_batch_bytes_max": config.state.batch_bytes_max,
+                "websocket_message_bytes_max": config.websocket.message_bytes_max,
+                "websocket_items_max": config.websocket.items_max,
+                "streams_per_user_max": config.live.streams_per_user_max,
             },
         }),
     )

@@ -110,7 +110,7 @@ pub async fn picture(app: Arc<App>, request: Request) -> Result<Response, Error>
 /// `GET /api/enrollment/:token`.
 ///
 /// # Errors
-/// 404 for an unknown token, 400 for a used or expired one, 429 after too many of those.
+/// 404 for an unknown token, 400 `ENROLLMENT_USED` or `ENROLLMENT_EXPIRED`, 429 after too many of those.
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let token = request.param_id("token", "enrollment")?;
     let details = limited(&app, request.address, enrollment::get(&app.database, token)).await?;
@@ -147,7 +147,7 @@ struct CompletionBody {
 /// `POST /api/enrollment/complete`: creates the device.
 ///
 /// # Errors
-/// 400 for a used token, 404 for an unknown or expired one, 429 after too many of those, 409 for a username or device id
+/// 400 for a used or expired token, 404 for an unknown one, 429 after too many of those, 409 for a username or device id
 /// in use.
 pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let address = request.address;
@@ -220,8 +220,10 @@ async fn counted<T>(
     address: IpAddr,
     work: impl Future<Output = Result<T, feature::Error>>,
 ) -> Result<T, Error> {
+    use feature::Error::{EnrollmentExpired, EnrollmentUsed, Invalid, NotFound};
+
     let result = work.await;
-    if let Err(feature::Error::NotFound(_) | feature::Error::Invalid { .. }) = &result {
+    if let Err(NotFound(_) | Invalid { .. } | EnrollmentUsed | EnrollmentExpired) = &result {
         let counting = app.limits.count_address(Limit::Enrollment, address);
         tokio::time::timeout(OPTIONAL_TIMEOUT, counting).await.ok();
     }

@@ -16,6 +16,9 @@ impl Code {
     pub const EMPTY_MESSAGE: Self = Self::new("EMPTY_MESSAGE", StatusCode::BAD_REQUEST);
     /// A malformed cursor, or one of another reader.
     pub const INVALID_CURSOR: Self = Self::new("INVALID_CURSOR", StatusCode::BAD_REQUEST);
+    /// The token of an enrollment was used: the user needs a new one.
+    pub const ENROLLMENT_USED: Self = Self::new("ENROLLMENT_USED", StatusCode::BAD_REQUEST);
+    pub const ENROLLMENT_EXPIRED: Self = Self::new("ENROLLMENT_EXPIRED", StatusCode::BAD_REQUEST);
     pub const UNAUTHORIZED: Self = Self::new("UNAUTHORIZED", StatusCode::UNAUTHORIZED);
     /// An expired access token: a refresh gives another.
     pub const TOKEN_EXPIRED: Self = Self::new("TOKEN_EXPIRED", StatusCode::UNAUTHORIZED);
@@ -41,10 +44,12 @@ impl Code {
     pub const TENANT_PAUSED: Self = Self::new("TENANT_PAUSED", StatusCode::SERVICE_UNAVAILABLE);
     pub const TIMEOUT: Self = Self::new("TIMEOUT", StatusCode::SERVICE_UNAVAILABLE);
 
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::VALIDATION_ERROR,
         Self::EMPTY_MESSAGE,
         Self::INVALID_CURSOR,
+        Self::ENROLLMENT_USED,
+        Self::ENROLLMENT_EXPIRED,
         Self::UNAUTHORIZED,
         Self::TOKEN_EXPIRED,
         Self::SESSION_ENDED,
@@ -89,6 +94,8 @@ impl From<feature::Error> for Error {
             Feature::TooLarge { field, bytes_max } => Self::new(Code::PAYLOAD_TOO_LARGE, text)
                 .with("field", field)
                 .with("bytes_max", bytes_max),
+            Feature::EnrollmentUsed => Self::new(Code::ENROLLMENT_USED, text).with("field", "token"),
+            Feature::EnrollmentExpired => Self::new(Code::ENROLLMENT_EXPIRED, text).with("field", "token"),
             Feature::EmptyMessage => Self::new(Code::EMPTY_MESSAGE, text).with("field", "content"),
             Feature::InvalidRecipient => Self::new(Code::INVALID_RECIPIENT, text).with("field", "recipient_id"),
             Feature::NotFound(_) => Self::new(Code::NOT_FOUND, text),

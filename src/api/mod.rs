@@ -29,6 +29,7 @@ pub mod service;
 pub mod sessions;
 pub mod state;
 pub mod sync;
+pub mod tables;
 pub mod tickets;
 pub mod unlisted_proxy;
 pub mod users;

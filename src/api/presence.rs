@@ -65,10 +65,12 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         None => app.presence.page(tenant, limit, offset).await?,
     };
     let rows: Vec<PresenceBody> = list.entries.iter().map(PresenceBody::of).collect();
+    let end = offset.saturating_add(i64::try_from(rows.len()).unwrap_or(i64::MAX));
+    let has_more = request.query.get("user_id").is_none() && end < list.total;
     response::json(
         StatusCode::OK,
         &json!({"presence": rows, "version": list.version, "total": list.total, "limit": limit,
-                "offset": offset}),
+                "offset": offset, "has_more": has_more}),
     )
 }
 

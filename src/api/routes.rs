@@ -10,7 +10,7 @@ use super::live::{sse, websocket};
 use super::request::Request;
 use super::{
     App, app_instructions, conflicts, devices, enrollment, health, messages, metrics, openapi, presence, sessions,
-    state, sync, tickets, users,
+    state, sync, tables, tickets, users,
 };
 use crate::http::error::Error;
 use crate::http::response::Response;
@@ -121,6 +121,9 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/sync/ack"              Device  1 sync::acknowledge),
     route!(POST   "/api/sync/outgoing"         Device  5 sync::outgoing),
     route!(GET    "/api/sync/status"           Device  1 sync::status),
+
+    route!(GET    "/api/tables/{table}"        Any     3 tables::list),
+    route!(GET    "/api/tables/{table}/{id}"   Any     1 tables::get),
 
     route!(GET    "/api/state"                 Any     3 state::list),
     route!(POST   "/api/state/batch"           Any     5 state::batch),

@@ -31,6 +31,11 @@ pub enum Error {
         field: &'static str,
         bytes_max: usize,
     },
+    /// A token of an enrollment that was used, by another device or too long ago to be repeated.
+    #[error("token: the enrollment was already used")]
+    EnrollmentUsed,
+    #[error("token: the enrollment has expired")]
+    EnrollmentExpired,
     /// A message without content.
     #[error("a message needs content")]
     EmptyMessage,

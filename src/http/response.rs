@@ -30,7 +30,7 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Erro
     Ok(with_type(status, "application/json", bytes))
 }
 
-/// A page of a list under its name, with its offset and the total, or with whether there is more in its direction.
+/// A page of a list under its name, with whether there is more in its direction; by offset also with the offset and the total.
 pub fn page<T: Serialize>(name: &str, found: &Rows<T>, page: &Page) -> Result<Response, Error> {
     json(StatusCode::OK, &ListPage { name, found, page })
 }
@@ -46,12 +46,10 @@ impl<T: Serialize> Serialize for ListPage<'_, T> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry(self.name, &self.found.rows)?;
         map.serialize_entry("limit", &self.page.limit)?;
-        match (self.found.total, &self.page.start) {
-            (Some(total), Start::Offset(offset)) => {
-                map.serialize_entry("total", &total)?;
-                map.serialize_entry("offset", offset)?;
-            }
-            _ => map.serialize_entry("has_more", &self.found.has_more)?,
+        map.serialize_entry("has_more", &self.found.has_more)?;
+        if let (Some(total), Start::Offset(offset)) = (self.found.total, &self.page.start) {
+            map.serialize_entry("total", &total)?;
+            map.serialize_entry("offset", offset)?;
         }
         map.end()
     }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::config::rule::{Rule, TENANT};
 use crate::contract::entry::Text;
+use crate::core::page::{Page, Rows, Start};
 use crate::core::tenant::{Tenant, quote_identifier};
 use crate::decode::relation::Types;
 use crate::decode::value::{self, Kind};
@@ -108,6 +109,57 @@ pub async fn visible(
         table.select(),
     );
     table.read(database, statement, &parameters).await
+}
+
+/// A page of the rows that a user sees by the rules of a table, in the order of their ids as text. `None` if no rule names the
+/// table, or the tenant does not have it.
+pub async fn page(
+    database: &Database,
+    tenant: &Tenant,
+    user: Uuid,
+    rules: &[Rule],
+    table: &str,
+    page: &Page,
+) -> Result<Option<Rows<Row>>, feature::Error> {
+    let rules: Vec<&Rule> = rules.iter().filter(|rule| rule.table == table).collect();
+    if rules.is_empty() {
+        return Ok(None);
+    }
+    let Some(described) = describe(database, tenant, table).await? else {
+        return Ok(None);
+    };
+    let user = user.to_string();
+    let (place, limit) = (page.place().map(|(_, id)| id), page.rows_max());
+    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> =
+        vec![(&user, Type::TEXT), (&place, Type::TEXT), (&limit, Type::INT8)];
+    let sees = rules
+        .iter()
+        .filter_map(|rule| described.condition(rule, &mut parameters));
+    let sees: Vec<String> = sees.collect();
+    let mut found = Rows {
+        rows: Vec::new(),
+        total: None,
+        has_more: false,
+    };
+    if !sees.is_empty() {
+        let is_upwards = matches!(page.start, Start::Before(_));
+        let (beyond, order) = if is_upwards { ("<", "DESC") } else { (">", "ASC") };
+        let id = "t.id::text COLLATE \"C\"";
+        let statement = format!(
+            "{} WHERE ({}) AND ($2::text IS NULL OR {id} {beyond} $2) ORDER BY {id} {order} LIMIT $3",
+            described.select(),
+            sees.join(" OR ")
+        );
+        found.rows = described.read(database, statement, &parameters).await?;
+        found.has_more = found.rows.len() as u64 > page.limit.unsigned_abs();
+        if found.has_more {
+            found.rows.pop();
+        }
+        if is_upwards {
+            found.rows.reverse();
+        }
+    }
+    Ok(Some(found))
 }
 
 /// Those of the rows with these ids that a user sees by the rules of the table, among them the built-in ones.

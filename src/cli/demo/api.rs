@@ -21,8 +21,6 @@ pub(super) enum Caller {
     Anonymous,
     /// A person in a browser, by access token.
     User { token: String },
-    /// A phone, by its enrolled device.
-    Device { id: String, token: String },
 }
 
 impl Caller {
@@ -30,10 +28,6 @@ impl Caller {
         match self {
             Self::Anonymous => Vec::new(),
             Self::User { token } => vec![("authorization", format!("Bearer {token}"))],
-            Self::Device { id, token } => vec![
-                ("x-device-id", id.clone()),
-                ("authorization", format!("Bearer {token}")),
-            ],
         }
     }
 }
