@@ -358,3 +358,35 @@ async fn receipts_and_edits_at_the_same_time_make_no_conflict() {
     tokio::join!(reads, edits);
     office.close().await;
 }
+
+#[tokio::test]
+async fn receipt_storm_while_authors_edit_makes_no_conflict() {
+    const MESSAGES: usize = 10_000;
+    const UPLOAD: usize = 500;
+    let office = office(ConflictStrategy::Manual).await;
+    let author = office.phone("author").await;
+    let ann = office.world.user("acme", "ann", UserType::Mobile).await;
+    let reader = office.bob.enroll("reader", Some(&ann.to_string())).await.0;
+    let ids: Vec<Uuid> = (0..MESSAGES).map(|_| Uuid::new_v4()).collect();
+    let all = async |phone: &Api, first: usize, item: &dyn Fn(Uuid) -> Value| {
+        for (number, ids) in ids.chunks(UPLOAD).enumerate() {
+            let items: Vec<Value> = ids.iter().map(|&id| item(id)).collect();
+            let first = i64::try_from(first + number * UPLOAD).unwrap();
+            let results = results(phone, &numbered(first, &items)).await;
+            assert!(
+                statuses(&results).iter().all(|status| *status == "applied"),
+                "{results:?}"
+            );
+        }
+    };
+    let create = |id: Uuid| json!({"table": "messages", "op": "create", "id": id, "row": {"recipient_id": ann, "content": "one"}});
+    all(&author, 1, &create).await;
+    let edit = |id: Uuid| based(edit(id, "two"), "base_version", 1);
+    let read = |id: Uuid| json!({"table": "messages", "op": "read", "id": id});
+    tokio::join!(all(&author, MESSAGES + 1, &edit), all(&reader, 1, &read));
+    let counts = "SELECT count(*) FILTER (WHERE read_at IS NOT NULL AND version = 2 AND content = 'two'),
+                         (SELECT count(*) FROM tenant_acme.message_conflicts) FROM tenant_acme.messages";
+    let row = office.world.psql().await.query_one(counts, &[]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (10_000, 0));
+    office.close().await;
+}

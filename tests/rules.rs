@@ -3,6 +3,7 @@
 use posduif::config::Config;
 use posduif::config::rule::{Rule, When};
 use posduif::contract::control::{Command, Trim};
+use posduif::contract::lua;
 use posduif::contract::stream_name::Target;
 use posduif::core::operation::Operation;
 use posduif::core::position::StreamId;
@@ -10,8 +11,8 @@ use posduif::engine::Role;
 use posduif::postgres::tenants;
 use uuid::Uuid;
 
-use crate::support::Entry;
 use crate::support::stage::Stage;
+use crate::support::{Entry, World};
 
 fn rule(table: &str, to: &[&str], when: When) -> Rule {
     Rule {
@@ -297,6 +298,40 @@ async fn quarantine_or_meta_key_of_wrong_type_starts_no_epoch() {
         .unwrap();
     assert_eq!(generation, Some(2));
     stage.stop().await;
+}
+
+#[tokio::test]
+async fn repeated_entry_below_a_reset_does_not_stop_the_stream_again() {
+    let world = World::new().await;
+    let key = world.keys().inbox("acme", "joe");
+    for words in [
+        ["XADD", &key, "1-0", "op", "reset"],
+        ["XADD", &key, "5-0", "op", "insert"],
+        ["XADD", &key, "9-0", "op", "reset"],
+    ] {
+        let _: String = world.ask_redis(&words).await;
+    }
+    let add = async |id: &str| -> Result<String, redis::RedisError> {
+        let mut command = redis::cmd("EVAL");
+        command
+            .arg(lua::RECHECK)
+            .arg(1)
+            .arg(&key)
+            .arg(id)
+            .arg("op")
+            .arg("insert");
+        command.query_async(&mut world.redis().await).await
+    };
+    // There already; in the hole that the reset shows; new.
+    for id in ["5-0", "7-0", "12-0"] {
+        assert_eq!(add(id).await.unwrap(), id);
+    }
+    let entries = world.stream(&key).await;
+    assert_eq!(
+        entries.iter().map(|entry| entry.id.ms).collect::<Vec<_>>(),
+        [1, 5, 9, 12]
+    );
+    assert!(add("11-0").await.is_err(), "no reset shows this hole");
 }
 
 #[tokio::test]

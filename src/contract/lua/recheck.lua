@@ -8,5 +8,12 @@ if first then
   if redis.call('XRANGE', STREAM, id, id)[1] then return id end
 end
 local added = redis.pcall('XADD', STREAM, 'NOMKSTREAM', unpack(ARGV))
-if type(added) == 'table' and added.err and not first then return id end
+if type(added) ~= 'table' or not added.err then return added end
+if not first then return id end
+-- The stream was stopped, and a later reset shows its readers the hole.
+for _, entry in ipairs(redis.call('XRANGE', STREAM, '(' .. id, '+', 'COUNT', 1000)) do
+  for field = 1, #entry[2], 2 do
+    if entry[2][field] == 'op' and entry[2][field + 1] == 'reset' then return id end
+  end
+end
 return added

@@ -87,7 +87,7 @@ struct Table {
     plan: Option<Plan>,
     /// Of a partitioned table.
     outline: Option<Outline>,
-    /// An old row that is not whole was quarantined since the table was described.
+    /// An old row that is not whole was quarantined since the table was described so.
     is_reported: bool,
 }
 
@@ -306,17 +306,25 @@ impl Pipeline {
                     .router
                     .plan(&relation)
                     .filter(|plan| self.tenants.contains(&plan.tenant));
+                // Postgres also describes a table again that has not changed.
+                let former = self
+                    .tables
+                    .get(&relation.oid)
+                    .filter(|former| former.relation == relation);
+                let is_reported = former.is_some_and(|former| former.is_reported);
+                if former.is_none() {
+                    self.entries.logged.remove(&relation.oid);
+                }
                 let table = Table {
                     purpose: Purpose::of(&relation),
                     relation,
                     plan,
                     outline: None,
-                    is_reported: false,
+                    is_reported,
                 };
                 if table.needs_outline() {
                     self.undescribed.push(table.relation.oid);
                 }
-                self.entries.logged.remove(&table.relation.oid);
                 self.tables.insert(table.relation.oid, table);
                 Ok(())
             }
