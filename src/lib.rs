@@ -100,6 +100,9 @@
 //! - A change that cannot be decoded stops the engine; a change that cannot be routed or stored goes to the quarantine of its
 //!   tenant.
 
+// A large future takes stack at each level of awaiting, and memory in each task.
+#![warn(clippy::large_futures)]
+
 pub mod accounts;
 pub mod admin;
 pub mod api;

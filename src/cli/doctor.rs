@@ -21,7 +21,7 @@ pub(super) struct Doctor {
 impl Doctor {
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
-        let mut checks = doctor::examine(&config, &self.engine.urls(&config)).await;
+        let mut checks = Box::pin(doctor::examine(&config, &self.engine.urls(&config))).await;
         let count = |level| checks.iter().filter(|check| check.level == level).count();
         let (failed, warned, well) = (count(Level::Fail), count(Level::Warn), count(Level::Ok));
         if self.failing {

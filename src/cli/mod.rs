@@ -148,7 +148,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Dev(command) => command.run(&cli.global).await,
         #[cfg(feature = "demo")]
         Command::Demo(command) => command.run(&cli.global).await,
-        Command::Doctor(command) => command.run(&cli.global).await,
+        Command::Doctor(command) => Box::pin(command.run(&cli.global)).await,
         Command::Status(command) => command.run(&cli.global).await,
         Command::Migrate(command) => command.run(&cli.global).await,
         Command::Tenant(command) => command.run(&cli.global).await,

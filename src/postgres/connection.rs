@@ -38,7 +38,8 @@ impl managed::Manager for Manager {
     type Error = tokio_postgres::Error;
 
     async fn create(&self) -> Result<Connection, tokio_postgres::Error> {
-        let (client, connection) = self.config.connect(self.server.clone()).await?;
+        // On the heap: each statement may have to connect, and would have room for it in its future.
+        let (client, connection) = Box::pin(self.config.connect(self.server.clone())).await?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::warn!(cause = telemetry::chain(&error), "Postgres connection lost");

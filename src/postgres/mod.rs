@@ -160,7 +160,8 @@ impl Database {
     /// A connection outside of the pool and without timeouts, for work that holds session locks: dropping it releases them.
     pub async fn connect_dedicated(&self) -> Result<tokio_postgres::Client, Error> {
         // The timeout in `config` covers the socket only, not a server that accepts and does not respond.
-        let connecting = tokio::time::timeout(self.connect_timeout, self.config.connect(self.server.clone()));
+        let connecting = Box::pin(self.config.connect(self.server.clone()));
+        let connecting = tokio::time::timeout(self.connect_timeout, connecting);
         let (client, connection) = match connecting.await {
             Ok(connected) => connected.map_err(|error| match error.as_db_error() {
                 Some(_) => Error::from(error),

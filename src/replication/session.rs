@@ -138,7 +138,7 @@ struct Refused {
 /// Runs one session.
 pub async fn run(mut context: SessionContext<'_>, forced: Option<MetBreak>) -> SessionEnd {
     match Box::pin(startup::start(&mut context, forced)).await {
-        Ok(started) => Session::new(context, started).run().await,
+        Ok(started) => Box::pin(Session::new(context, started).run()).await,
         Err(end) => end,
     }
 }
