@@ -469,9 +469,12 @@ async fn table_of_another_owner_resyncs_its_tenant_once() {
         .await
         .unwrap();
     noticed(office, "identity").await;
-    let ready = office.anybody.admin().get("/ready").await.json();
-    let unrepaired = &ready["checks"]["replication"]["unrepaired_tables"];
-    assert_eq!(unrepaired, &json!(["tenant_acme.notes_01"]), "{ready}");
+    eventually("the table is named", || async {
+        let ready = office.anybody.admin().get("/ready").await.json();
+        let unrepaired = &ready["checks"]["replication"]["unrepaired_tables"];
+        (*unrepaired == json!(["tenant_acme.notes_01"])).then_some(())
+    })
+    .await;
     office
         .sql(&format!(
             "INSERT INTO tenant_acme.notes VALUES (1, '{joe_id}', 'a', '2026-01-02')"
