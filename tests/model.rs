@@ -10,9 +10,11 @@
 //!
 //! A third test seeds faults into the functions that apply uploads, and expects the model to find each of them.
 //!
-//! The phone is the reference phone itself. Stories come from a seed, which is printed; each can be replayed:
+//! The phone is the reference phone itself. Stories come from a seed. The suite always has the same one, so that only a
+//! change makes it fail; look for more with others. Each story can be replayed:
 //!
 //! ```sh
+//! POSDUIF_MODEL_SEED=$RANDOM POSDUIF_MODEL_CASES=20000 cargo nextest run model
 //! POSDUIF_MODEL_SEED=7 POSDUIF_MODEL_CASE=33 cargo nextest run model
 //! ```
 //!
@@ -2000,7 +2002,7 @@ async fn stories(stage: &Arc<Stage>, seed: u64, numbers: VecDeque<usize>) -> Opt
 }
 
 async fn run(name: &str, strategy: ConflictStrategy, parity: usize) {
-    let seed = from_environment("POSDUIF_MODEL_SEED").unwrap_or_else(|| getrandom::u64().unwrap() >> 32);
+    let seed = from_environment("POSDUIF_MODEL_SEED").unwrap_or(7);
     let cases = from_environment("POSDUIF_MODEL_CASES").map_or(CASES, |cases| cases as usize);
     let numbers: VecDeque<usize> = match from_environment("POSDUIF_MODEL_CASE") {
         Some(number) => VecDeque::from([number as usize]),
