@@ -879,7 +879,7 @@ struct Case<'a> {
     tasks: Vec<Uuid>,
     /// Messages whose deletion somebody at `psql` has taken back.
     restored: BTreeSet<String>,
-    /// How often somebody at `psql` has removed a row. Its versions start again then, if it comes back.
+    /// How often SQL has removed a row. Its versions start again then, if it comes back.
     removed: HashMap<String, i64>,
 }
 
@@ -1778,7 +1778,7 @@ impl<'a> Case<'a> {
             };
             let is_other = notes.iter().filter(between).any(|note| note.is_edit && !is_own(note));
             if !is_other && !self.removed.contains_key(id) {
-                return Err(format!("phone {index}: nobody else is in {conflict:?}: {notes:?}"));
+                return Err(format!("phone {index}: no other side is in {conflict:?}: {notes:?}"));
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Uploads with sequence numbers: each item is applied exactly once, nobody's edit is lost, and no device is in conflict with
+//! Uploads with sequence numbers: each item is applied exactly once, no edit is lost, and no device is in conflict with
 //! itself. `tests/model.rs` checks the same with random histories.
 
 use posduif::accounts::users::UserType;

@@ -512,7 +512,7 @@ async fn full_redis_is_freed_by_cutting_the_heaviest_changes() {
     );
     stage.sql(&insert).await;
 
-    // THEN the rows of both arrive, and nobody has raised the limit
+    // THEN the rows of both arrive, and no client has raised the limit
     stage.world.published().await;
     let keys = stage.world.keys();
     let inbox = stage.world.stream(&keys.inbox("other", &ben.to_string())).await;
