@@ -271,7 +271,7 @@ async fn page_adds_a_device_and_syncs_by_its_token() {
     office.world.published().await;
     let (pages, _) = device.sync(None).await;
     assert_eq!(pages[0]["messages"][0]["id"], json!(sent));
-    // A device adds none, and nobody takes over a device of another user or its key.
+    // A device adds none, and no user takes over a device of another user or its key.
     assert_refused(&device.post("/api/devices", &page).await, 403, "FORBIDDEN");
     assert_refused(&office.bob.post("/api/devices", &page).await, 409, "CONFLICT");
     let mut again = page.clone();

@@ -149,7 +149,7 @@ async fn disabling_that_falls_into_a_gap_ends_tokens_and_streams() {
     bob.get("/api/users").await.expect(200);
     let world = office.world;
     office.engine.stop().await;
-    // Nobody publishes this.
+    // No engine publishes this.
     world
         .psql()
         .await

@@ -98,18 +98,8 @@ pub(super) fn of_process() -> Result<Vec<(String, String)>> {
 #[cfg(test)]
 mod tests {
     use super::super::Config;
+    use super::super::tests::{load, refusal};
     use super::*;
-
-    fn load(yaml: &str, env: &[(&str, &str)]) -> Result<Config> {
-        let env = env
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Config::from_sources(yaml, env)
-    }
-
-    fn refusal(yaml: &str, env: &[(&str, &str)]) -> String {
-        format!("{:#}", load(yaml, env).unwrap_err())
-    }
 
     /// A file with these bytes, removed when it is dropped.
     struct SecretFile(std::path::PathBuf);

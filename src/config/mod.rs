@@ -341,14 +341,14 @@ mod tests {
 
     const YAML: &str = include_str!("../../config/config.yaml");
 
-    fn load(yaml: &str, env: &[(&str, &str)]) -> Result<Config> {
+    pub(super) fn load(yaml: &str, env: &[(&str, &str)]) -> Result<Config> {
         let env = env
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Config::from_sources(yaml, env)
     }
 
-    fn refusal(yaml: &str, env: &[(&str, &str)]) -> String {
+    pub(super) fn refusal(yaml: &str, env: &[(&str, &str)]) -> String {
         format!("{:#}", load(yaml, env).unwrap_err())
     }
 
