@@ -7,9 +7,10 @@
 //! cargo run --example phone -- watch
 //! ```
 //!
-//! Four tables hold the state:
+//! Five tables hold the state:
 //!
 //! - `rows`: the rows of all tables, as received from the server.
+//! - `settled`: which of them the result of an upload brought, ahead of the batches.
 //! - `outbox`: changes of the user without a result from the server, by sequence number.
 //! - `refused`: changes that the server rejected, for the user.
 //! - `memory`: identity, cursor, id of the last event, highest number with a result.
@@ -20,7 +21,8 @@
 //!
 //! 1. Rows and cursor are stored in **one transaction**. A phone that dies requests again what it has not stored.
 //! 2. A cursor is sent **only after its rows are stored**, because sending it acknowledges them.
-//! 3. A row **replaces** the stored one unless that has a newer revision. Duplicates have no effect.
+//! 3. A row **replaces** the stored one unless that is newer: by its revision, or by the result of an own upload that batches
+//!    have not reached. Duplicates have no effect.
 //! 4. Each change gets the next **sequence number**. Without a response the same items are **repeated** unchanged, and the
 //!    server returns their first results.
 //! 5. A change names **what the user saw**: the version of the row, or the own change in the outbox on which it stands. It
@@ -66,6 +68,12 @@ CREATE TABLE IF NOT EXISTS outbox (
     base_version INTEGER,             -- the version that the user saw; for an item with a base_seq, that of its result
     created_at   TEXT NOT NULL,
     sent         INTEGER NOT NULL DEFAULT 0 -- 1 after the first attempt, 2 if the row was deleted after that
+);
+CREATE TABLE IF NOT EXISTS settled ( -- rows as the results of own changes left them, which no batch has reached yet
+    tbl    TEXT NOT NULL,
+    id     TEXT NOT NULL,
+    number INTEGER NOT NULL,          -- `revision` or `version` of the result
+    PRIMARY KEY (tbl, id)
 );
 CREATE TABLE IF NOT EXISTS refused (
     place  INTEGER PRIMARY KEY,
@@ -271,7 +279,8 @@ impl Phone {
         let transaction = self.database.transaction()?;
         if is_another_user {
             // Rows and outbox of one user are private to that user.
-            transaction.execute_batch("DELETE FROM rows; DELETE FROM outbox; DELETE FROM refused")?;
+            transaction
+                .execute_batch("DELETE FROM rows; DELETE FROM settled; DELETE FROM outbox; DELETE FROM refused")?;
             ["cursor", "in_snapshot", "last_event_id", "acked_seq"]
                 .iter()
                 .try_for_each(|key| forget(&transaction, key))?;
@@ -352,7 +361,7 @@ impl Phone {
         for (table, rows) in [("messages", &batch.messages), ("users", &batch.users)] {
             for row in rows {
                 if let Some(id) = row.get("id").and_then(Value::as_str) {
-                    receive(&transaction, table, id, row)?;
+                    receive(&transaction, table, id, row, is_snapshot)?;
                 }
             }
         }
@@ -361,8 +370,11 @@ impl Phone {
                 ("delete", Some(id), _) => {
                     remove(&transaction, &change.table, id)?;
                     overtake(&transaction, &change.table, id)?;
+                    unsettle(&transaction, &change.table, id)?;
                 }
-                ("insert" | "update", Some(id), Some(row)) => receive(&transaction, &change.table, id, row)?,
+                ("insert" | "update", Some(id), Some(row)) => {
+                    receive(&transaction, &change.table, id, row, is_snapshot)?;
+                }
                 // A `message` is not a row; an app that uses messages handles it here.
                 _ => {}
             }
@@ -376,6 +388,11 @@ impl Phone {
             transaction.execute(
                 "UPDATE outbox SET sent = 2
                  WHERE sent = 1 AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = outbox.tbl AND rows.id = outbox.id)",
+                [],
+            )?;
+            transaction.execute(
+                "DELETE FROM settled
+                 WHERE NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = settled.tbl AND rows.id = settled.id)",
                 [],
             )?;
         }
@@ -445,8 +462,14 @@ impl Phone {
                 ("conflict", server) => {
                     is_in_effect = result.winner.as_deref() == Some("mine");
                     match server {
-                        Some(server) => put(&transaction, &item.table, &item.id, server)?,
-                        None if item.table == MESSAGES => remove(&transaction, MESSAGES, &item.id)?,
+                        Some(server) => {
+                            put(&transaction, &item.table, &item.id, server)?;
+                            settle(&transaction, item, number(server))?;
+                        }
+                        None if item.table == MESSAGES => {
+                            remove(&transaction, MESSAGES, &item.id)?;
+                            settle(&transaction, item, result.number())?;
+                        }
                         // The deletion of a row of an own table comes by the stream.
                         None => {}
                     }
@@ -788,6 +811,7 @@ impl Item {
         if self.is_overtaken || before.as_ref().is_some_and(|row| !is_older(row, result)) {
             return Ok(());
         }
+        settle(transaction, self, result.number())?;
         let Some(mut after) = self.change(before, user_id) else {
             return remove(transaction, &self.table, &self.id);
         };
@@ -812,13 +836,19 @@ impl Item {
 
 /// Whether a row is older than the result of a change of it.
 fn is_older(row: &Value, result: &ItemResult) -> bool {
-    let number = |name: &str| row.get(name).and_then(Value::as_i64);
-    match (number("revision"), result.revision) {
-        (Some(row), Some(result)) => row < result,
-        // Rows of own tables have at most a version.
-        _ => number("version")
-            .zip(result.version)
-            .is_none_or(|(row, result)| row < result),
+    number(row)
+        .zip(result.number())
+        .is_none_or(|(row, result)| row < result)
+}
+
+/// What grows with each change of a row: `revision` of messages, `version` of own tables that have one.
+fn number(row: &Value) -> Option<i64> {
+    row.get("revision").or(row.get("version"))?.as_i64()
+}
+
+impl ItemResult {
+    fn number(&self) -> Option<i64> {
+        self.revision.or(self.version)
     }
 }
 
@@ -839,17 +869,52 @@ fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Res
     Ok(())
 }
 
-/// Stores a row of a batch.
-fn receive(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
+/// Stores a row of a batch, unless the result of an own change has brought a newer one: the batches have not reached that
+/// change yet, and the user goes on from what they see.
+fn receive(
+    transaction: &Transaction<'_>,
+    table: &str,
+    id: &str,
+    row: &Value,
+    is_snapshot: bool,
+) -> Result<(), Trouble> {
     let created_at = |row: &Value| chrono::DateTime::parse_from_rfc3339(row.get("created_at")?.as_str()?).ok();
-    let is_counted = row.get("revision").or(row.get("version")).is_some();
     let before = stored(transaction, table, id)?;
     // Another row with the same id, whose numbers start again.
     let is_other = before.is_some_and(|before| created_at(&before).is_some() && created_at(&before) != created_at(row));
-    if is_other || !is_counted {
+    let query = "SELECT number FROM settled WHERE tbl = ?1 AND id = ?2";
+    let settled: Option<i64> = transaction.query_row(query, [table, id], |row| row.get(0)).optional()?;
+    match (settled, number(row)) {
+        (Some(settled), Some(number)) if number < settled && !is_snapshot && !is_other => return Ok(()),
+        // The numbers of a snapshot are those that count: it may be of a restored server. Entries of before it may follow.
+        (Some(_), Some(number)) if is_snapshot => {
+            let update = "UPDATE settled SET number = ?3 WHERE tbl = ?1 AND id = ?2";
+            transaction.execute(update, params![table, id, number])?;
+        }
+        (Some(_), _) => unsettle(transaction, table, id)?,
+        (None, _) => {}
+    }
+    if is_other || number(row).is_none() {
         overtake(transaction, table, id)?;
     }
     put(transaction, table, id, row)
+}
+
+/// Notes that a row is as the result of an own change left it, or that the change deleted it.
+fn settle(transaction: &Transaction<'_>, item: &Item, number: Option<i64>) -> Result<(), Trouble> {
+    match number {
+        Some(number) => transaction.execute(
+            "INSERT OR REPLACE INTO settled (tbl, id, number) VALUES (?1, ?2, ?3)",
+            params![item.table, item.id, number],
+        )?,
+        None => return unsettle(transaction, &item.table, &item.id),
+    };
+    Ok(())
+}
+
+fn unsettle(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Trouble> {
+    transaction.execute("DELETE FROM settled WHERE tbl = ?1 AND id = ?2", [table, id])?;
+    Ok(())
 }
 
 /// Marks the items of a row that were sent: what they changed is no longer there.

@@ -868,6 +868,86 @@ mod outbox {
     }
 
     #[tokio::test]
+    async fn batches_behind_a_stored_result_leave_its_row() {
+        let mut scene = Scene::stream().await;
+        let say = |body: Value| {
+            Play::Say(Answer {
+                status: StatusCode::OK,
+                retry_after: None,
+                body,
+            })
+        };
+        let cursor = scene.memory("cursor");
+        let batch = |changes: Value| {
+            say(json!({
+                "messages": [], "users": [], "changes": changes, "cursor": cursor, "has_more": false, "reset": false,
+            }))
+        };
+        let tasks = |op: &str, versions: [(&str, i64); 2]| -> Value {
+            versions
+                .iter()
+                .map(|(id, version)| {
+                    let row = json!({"id": id, "title": format!("version {version}"), "version": version});
+                    json!({"op": op, "table": "tasks", "id": id, "row": row})
+                })
+                .collect()
+        };
+        let titles = |scene: &Scene| -> Vec<(String, Value)> {
+            let rows = scene.phone.view("tasks").unwrap();
+            rows.into_iter().map(|(id, row)| (id, row["title"].clone())).collect()
+        };
+        scene.line.play([batch(tasks("insert", [("a", 1), ("b", 1)]))]);
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene
+            .phone
+            .edit_row("tasks", "a", json!({"title": "version 3"}))
+            .unwrap();
+        scene.phone.delete_row("tasks", "b").unwrap();
+        let result = |seq: i64| json!({"seq": seq, "status": "applied", "version": 3});
+        scene.line.play([say(json!({"results": [result(1), result(2)]}))]);
+        scene.phone.upload(&scene.line).await.unwrap();
+        // The stream is still at what came before both.
+        scene.line.play([batch(tasks("update", [("a", 2), ("b", 2)]))]);
+        scene.phone.fetch(&scene.line).await.unwrap();
+        assert_eq!(titles(&scene), [("a".to_owned(), json!("version 3"))]);
+        scene.phone.edit_row("tasks", "a", json!({"title": "mine"})).unwrap();
+        assert_eq!(scene.bases(), [(3, None, Some(3))], "its base is the own change");
+        scene.phone.delete_row("tasks", "a").unwrap();
+        // It reaches them, and from then on the last row that comes counts again, whatever its number.
+        for version in [3, 2] {
+            scene
+                .line
+                .play([batch(tasks("update", [("a", version), ("b", version)]))]);
+            scene.phone.fetch(&scene.line).await.unwrap();
+        }
+        let rows = scene.phone.rows("tasks").unwrap();
+        assert_eq!((&rows["a"]["version"], &rows["b"]["version"]), (&json!(2), &json!(2)));
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn deleted_row_stays_away_until_batches_reach_its_deletion() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        let before = scene.phone.rows("messages").unwrap()[&id].clone();
+        scene.phone.delete(&id).unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        let batch = json!({
+            "messages": [before], "users": [], "changes": [], "cursor": scene.memory("cursor"), "has_more": false,
+            "reset": false,
+        });
+        scene.line.play([Play::Say(Answer {
+            status: StatusCode::OK,
+            retry_after: None,
+            body: batch,
+        })]);
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.check(State::Stream, &["message 1"]);
+        scene.office.world.published().await;
+        scene.finish(&["message 1"]).await;
+    }
+
+    #[tokio::test]
     async fn first_result_of_a_repeated_item_is_shown_at_once() {
         let mut scene = Scene::stream().await;
         let id = scene.write("mine");
