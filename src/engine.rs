@@ -67,7 +67,7 @@ pub fn check(config: &Config, role: Role) -> Result<()> {
         config.check_secrets()?;
     }
     net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?;
-    let store = Store::new(&config.redis).context("key `redis.url`")?;
+    let store = Store::with_groups(&config.redis, config.groups.clone()).context("key `redis.url`")?;
     config.server.certificate_files().map(Acceptor::new).transpose()?;
     if role.replicates() {
         Webhook::new(&config.push, store, metrics(role))?;
@@ -158,7 +158,7 @@ impl Engine {
             warn_of_shared_ids(&database, &config).await?;
         }
 
-        let store = Store::new(&config.redis).context("key `redis.url`")?;
+        let store = Store::with_groups(&config.redis, config.groups.clone()).context("key `redis.url`")?;
         // Before anything runs, so that an occupied port leaves no work half done.
         let listener = listener::listen(&config.server, "`server.host` and `server.port`").await?;
         let admin = AdminListener::listen(&config).await?;

@@ -20,6 +20,7 @@ mod doctor;
 mod epochs;
 mod faults;
 mod freshness;
+mod groups;
 mod handoff;
 mod insight;
 mod live;

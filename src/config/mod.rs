@@ -17,6 +17,7 @@ mod cache;
 mod certificate;
 mod enrollment;
 mod environment;
+pub mod group;
 mod health;
 mod limits;
 mod live;
@@ -54,6 +55,7 @@ pub use self::auth::{Auth, DeviceAuth};
 pub use self::cache::Cache;
 pub use self::certificate::CertificateFiles;
 pub use self::enrollment::Enrollment;
+use self::group::Groups;
 pub use self::health::Health;
 pub use self::limits::Limits;
 pub use self::live::Live;
@@ -136,6 +138,8 @@ pub struct Config {
     pub health: Health,
     pub log: Log,
     pub telemetry: Telemetry,
+    /// Groups of users, to which rules may send rows.
+    pub groups: Groups,
     /// Routing rules for the operator's own tables, in addition to the built-in ones.
     pub routes: Vec<Rule>,
 }
@@ -239,6 +243,7 @@ impl Config {
         self.push.check()?;
         self.log.check()?;
         self.telemetry.check()?;
+        group::check_all(&self.groups, &self.routes)?;
         rule::check_all(&self.routes)
     }
 

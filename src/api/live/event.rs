@@ -91,6 +91,10 @@ impl<'a> Event<'a> {
             if notice.table == "messages" {
                 return json!({"type": name, "message_id": notice.row_id}).to_string();
             }
+            if let Some(membership) = notice.membership() {
+                let group = membership.group();
+                return json!({"type": notice.event, "group": group.name(), "id": group.id()}).to_string();
+            }
             let mut data =
                 json!({"type": notice.event, "table": notice.table, "op": notice.op.as_str(), "id": notice.row_id});
             let columns = notice.data.as_ref().and_then(|text| serde_json::from_str(text).ok());
