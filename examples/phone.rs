@@ -7,9 +7,10 @@
 //! cargo run --example phone -- watch
 //! ```
 //!
-//! Five tables hold the state:
+//! Six tables hold the state:
 //!
 //! - `rows`: the rows of all tables, as received from the server.
+//! - `groups`: the groups of the user. A row that groups see is kept while one of them, or the user, is among its `via`.
 //! - `settled`: which of them the result of an upload brought, ahead of the batches.
 //! - `outbox`: changes of the user without a result from the server, by sequence number.
 //! - `refused`: changes that the server rejected, for the user.
@@ -56,7 +57,11 @@ CREATE TABLE IF NOT EXISTS rows (
     id    TEXT NOT NULL,
     row   TEXT NOT NULL,              -- JSON, as received
     stale INTEGER NOT NULL DEFAULT 0, -- 1 during a snapshot that has not delivered it yet
+    via   TEXT,                       -- JSON: who sees it, of tables that groups see
     PRIMARY KEY (tbl, id)
+);
+CREATE TABLE IF NOT EXISTS groups (
+    name TEXT PRIMARY KEY             -- a group of which the user is a member, `list:42`
 );
 CREATE TABLE IF NOT EXISTS outbox (
     seq          INTEGER PRIMARY KEY, -- counted from 1, without gaps
@@ -279,8 +284,9 @@ impl Phone {
         let transaction = self.database.transaction()?;
         if is_another_user {
             // Rows and outbox of one user are private to that user.
-            transaction
-                .execute_batch("DELETE FROM rows; DELETE FROM settled; DELETE FROM outbox; DELETE FROM refused")?;
+            transaction.execute_batch(
+                "DELETE FROM rows; DELETE FROM groups; DELETE FROM settled; DELETE FROM outbox; DELETE FROM refused",
+            )?;
             ["cursor", "in_snapshot", "last_event_id", "acked_seq"]
                 .iter()
                 .try_for_each(|key| forget(&transaction, key))?;
@@ -356,6 +362,8 @@ impl Phone {
         if batch.reset {
             // A snapshot begins. Rows that it does not deliver are deleted at its end; until then they remain visible.
             transaction.execute("UPDATE rows SET stale = 1", [])?;
+            // The snapshot names them all again.
+            transaction.execute("DELETE FROM groups", [])?;
             remember(&transaction, "in_snapshot", "1")?;
         }
         for (table, rows) in [("messages", &batch.messages), ("users", &batch.users)] {
@@ -365,15 +373,30 @@ impl Phone {
                 }
             }
         }
+        let user_id = self_id(&transaction)?;
         for change in &batch.changes {
             match (change.op.as_str(), &change.id, &change.row) {
-                ("delete", Some(id), _) => {
+                ("join", Some(id), _) => {
+                    let join = "INSERT OR IGNORE INTO groups (name) VALUES (?1)";
+                    transaction.execute(join, [format!("{}:{id}", change.group)])?;
+                }
+                ("leave", Some(id), _) => {
+                    let leave = "DELETE FROM groups WHERE name = ?1";
+                    transaction.execute(leave, [format!("{}:{id}", change.group)])?;
+                    forget_unseen(&transaction, &user_id)?;
+                }
+                ("insert" | "update", Some(id), Some(row))
+                    if is_seen(&transaction, change.via.as_deref(), &user_id)? =>
+                {
+                    receive(&transaction, &change.table, id, row, is_snapshot)?;
+                    let via = change.via.as_ref().map(|via| json!(via).to_string());
+                    let set = "UPDATE rows SET via = ?3 WHERE tbl = ?1 AND id = ?2";
+                    transaction.execute(set, params![change.table, id, via])?;
+                }
+                ("delete" | "insert" | "update", Some(id), _) => {
                     remove(&transaction, &change.table, id)?;
                     overtake(&transaction, &change.table, id)?;
                     unsettle(&transaction, &change.table, id)?;
-                }
-                ("insert" | "update", Some(id), Some(row)) => {
-                    receive(&transaction, &change.table, id, row, is_snapshot)?;
                 }
                 // A `message` is not a row; an app that uses messages handles it here.
                 _ => {}
@@ -900,6 +923,50 @@ fn receive(
     put(transaction, table, id, row)
 }
 
+/// Whether a user sees a row: every row that names nobody, else one that names the user, a group of theirs, or the tenant.
+fn is_seen(database: &Connection, via: Option<&[String]>, user_id: &str) -> Result<bool, Trouble> {
+    let Some(via) = via else {
+        return Ok(true);
+    };
+    let own = format!("user:{user_id}");
+    let mut is_member = database.prepare("SELECT 1 FROM groups WHERE name = ?1")?;
+    for audience in via {
+        if *audience == own || audience == "tenant" || is_member.exists([audience])? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Deletes the rows that nobody shows the user any more, after a group was left. Rows that results brought, ahead of the
+/// batches, go as well: they come with a batch if they are still seen.
+fn forget_unseen(transaction: &Transaction<'_>, user_id: &str) -> Result<(), Trouble> {
+    let mut statement = transaction.prepare("SELECT tbl, id, via FROM rows WHERE via IS NOT NULL")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))?;
+    let rows: Vec<(String, String, String)> = rows.collect::<Result<_, _>>()?;
+    for (table, id, via) in rows {
+        let via: Vec<String> = serde_json::from_str(&via).unwrap_or_default();
+        if !is_seen(transaction, Some(&via), user_id)? {
+            remove(transaction, &table, &id)?;
+            overtake(transaction, &table, &id)?;
+            unsettle(transaction, &table, &id)?;
+        }
+    }
+    transaction.execute(
+        "DELETE FROM rows WHERE via IS NULL
+         AND EXISTS (SELECT 1 FROM settled WHERE settled.tbl = rows.tbl AND settled.id = rows.id)",
+        [],
+    )?;
+    Ok(())
+}
+
+/// The id of the user.
+fn self_id(database: &Connection) -> Result<String, Trouble> {
+    let query = "SELECT value FROM memory WHERE key = 'user_id'";
+    let found: Option<String> = database.query_row(query, [], |row| row.get(0)).optional()?;
+    Ok(found.unwrap_or_default())
+}
+
 /// Notes that a row is as the result of an own change left it, or that the change deleted it.
 fn settle(transaction: &Transaction<'_>, item: &Item, number: Option<i64>) -> Result<(), Trouble> {
     match number {
@@ -1001,13 +1068,20 @@ struct Batch {
     reset: bool,
 }
 
-/// A row of another table, or a deleted row of any table.
+/// A row of another table, a deleted row of any table, or a group that the user joined or left.
 #[derive(Deserialize)]
 struct Change {
+    #[serde(default)]
     table: String,
+    /// The name of the group.
+    #[serde(default)]
+    group: String,
     op: String,
+    /// Of the row, or of the group.
     id: Option<String>,
     row: Option<Value>,
+    /// Who sees the row, of tables that groups see.
+    via: Option<Vec<String>>,
 }
 
 /// Response of `POST /api/sync/outgoing`.

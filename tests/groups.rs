@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use posduif::accounts::users::UserType;
 use posduif::config::Config;
+use posduif::engine::Role;
 use posduif::postgres::tenants;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::support::TIMEOUT;
@@ -468,10 +470,7 @@ async fn connected_members_receive_events_until_they_leave() {
     // The next event is one of another kind.
     write(&office, "INSERT INTO tasks VALUES (2, 1, NULL, 'secret')").await;
     office.send("hello").await;
-    assert_eq!(
-        events.next_of_all().await.map(|event| event.name).as_deref(),
-        Some("message")
-    );
+    assert_eq!(events.next().await.map(|event| event.name).as_deref(), Some("message"));
     drop(events);
 
     // A member who connects receives what follows, and on another connection what was missed.
@@ -526,6 +525,75 @@ async fn pages_read_rows_of_their_lists() {
     assert_eq!(titles, ["ours"]);
     office.bob.get("/api/tables/tasks/1").await.expect(200);
     office.bob.get("/api/tables/tasks/2").await.expect(404);
+    office.close().await;
+}
+
+/// A member is removed while rows are written, and while two nodes serve polls and live streams.
+#[tokio::test]
+async fn removed_member_receives_nothing_of_later_commits() {
+    const ROUNDS: i64 = 60;
+    let office = office().await;
+    let other = office.world.engine(Role::Api).await;
+    let joe = Device::of(&office, "joes", office.joe_id).await;
+    let done = CancellationToken::new();
+    let mut readers = tokio::task::JoinSet::new();
+    for api in [joe.api.clone(), joe.api.at(&other.api())] {
+        let (polling, stop) = (api.clone(), done.clone());
+        readers.spawn(async move {
+            let (mut seen, mut cursor) = (BTreeSet::new(), None::<String>);
+            loop {
+                let is_last = stop.is_cancelled();
+                let (pages, next) = polling.sync(cursor.as_deref()).await;
+                let changes = pages.iter().flat_map(|page| page["changes"].as_array().unwrap());
+                let tasks = changes.filter(|change| change["table"] == "tasks" && change["op"] != "delete");
+                seen.extend(tasks.map(|change| change["id"].as_str().unwrap().parse::<i64>().unwrap()));
+                cursor = Some(next);
+                if is_last {
+                    return seen;
+                }
+            }
+        });
+        let (mut events, stop) = (api.events("/sse/mobile/joes").await, done.clone());
+        readers.spawn(async move {
+            let mut seen = BTreeSet::new();
+            loop {
+                tokio::select! {
+                    event = events.next() => {
+                        let event = event.expect("an open stream");
+                        if event.name == "task_changed" {
+                            seen.insert(event.data["id"].as_str().unwrap().parse().unwrap());
+                        }
+                    }
+                    () = stop.cancelled() => return seen,
+                }
+            }
+        });
+    }
+    for list in 1..=ROUNDS {
+        join(&office, list, office.joe_id).await;
+        write(
+            &office,
+            &format!("INSERT INTO tasks VALUES ({}, {list}, NULL, 'ours')", 2 * list),
+        )
+        .await;
+        leave(&office, list, office.joe_id).await;
+        write(
+            &office,
+            &format!("INSERT INTO tasks VALUES ({}, {list}, NULL, 'secret')", 2 * list + 1),
+        )
+        .await;
+    }
+    office.world.published().await;
+    done.cancel();
+    let mut received = 0;
+    while let Some(seen) = readers.join_next().await {
+        let seen: BTreeSet<i64> = seen.unwrap();
+        let secret: Vec<&i64> = seen.iter().filter(|id| *id % 2 == 1).collect();
+        assert!(secret.is_empty(), "received {secret:?}");
+        received += seen.len();
+    }
+    assert!(received > 0, "the readers raced with nothing");
+    other.stop().await;
     office.close().await;
 }
 
@@ -613,7 +681,7 @@ async fn devices_equal_postgres_after_any_history() {
                 office.engine = {
                     let (world, engine) = (&office.world, office.engine);
                     engine.stop().await;
-                    world.engine(posduif::engine::Role::All).await
+                    world.engine(Role::All).await
                 };
                 let address = office.engine.api();
                 devices

@@ -1351,6 +1351,160 @@ mod outbox {
     }
 }
 
+mod groups {
+    use super::*;
+
+    impl Scene {
+        /// Joe's phone follows lists, which have tasks.
+        async fn lists() -> Self {
+            let mut scene = Self::with(|config| {
+                config.groups = serde_json::from_value(json!({
+                    "list": {"table": "list_members", "id": "list_id", "user": "user_id"},
+                }))
+                .unwrap();
+                config.routes = serde_json::from_value(json!([
+                    {"table": "tasks", "to": [{"list": "list_id"}, "assignee_id"],
+                     "upload": {"by": {"list": "list_id"}, "columns": ["list_id", "title"]}},
+                ]))
+                .unwrap();
+            })
+            .await;
+            scene
+                .lists_sql(
+                    "CREATE TABLE list_members (id bigint GENERATED ALWAYS AS IDENTITY, list_id text, user_id uuid);
+                     CREATE TABLE tasks (id text PRIMARY KEY, list_id text, assignee_id uuid, title text,
+                                         version bigint NOT NULL DEFAULT 1);
+                     ALTER TABLE list_members REPLICA IDENTITY FULL; ALTER TABLE tasks REPLICA IDENTITY FULL;",
+                )
+                .await;
+            scene.enroll().await.unwrap();
+            scene.sync().await.unwrap();
+            scene
+        }
+
+        /// Runs statements on the tenant's tables, and waits until they are published.
+        async fn lists_sql(&self, statements: &str) {
+            self.office
+                .sql(&format!("SET search_path = tenant_acme; {statements}"))
+                .await;
+            self.office.world.published().await;
+        }
+
+        async fn joins(&self, list: &str) {
+            let joe = self.office.joe_id;
+            self.lists_sql(&format!(
+                "INSERT INTO list_members (list_id, user_id) VALUES ('{list}', '{joe}')"
+            ))
+            .await;
+        }
+
+        async fn leaves(&self, list: &str) {
+            self.lists_sql(&format!("DELETE FROM list_members WHERE list_id = '{list}'"))
+                .await;
+        }
+
+        /// The ids of the tasks that joe sees.
+        fn tasks(&self) -> Vec<String> {
+            self.phone.view("tasks").unwrap().into_keys().collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn join_brings_rows_of_before() {
+        let mut scene = Scene::lists().await;
+        scene.lists_sql("INSERT INTO tasks VALUES ('a', '1'), ('b', '2')").await;
+        scene.joins("1").await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["a"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn rows_after_the_join_follow_the_snapshot_of_the_group() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.lists_sql("INSERT INTO tasks VALUES ('a', '1')").await;
+        scene.line.play([Play::Real, Play::LoseAnswer]);
+        assert!(is_later(&scene.sync().await));
+        scene
+            .lists_sql("INSERT INTO tasks VALUES ('b', '1'); DELETE FROM tasks WHERE id = 'a'")
+            .await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["b"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn leave_removes_rows_seen_by_that_group_only() {
+        let mut scene = Scene::lists().await;
+        let joe = scene.office.joe_id;
+        scene.joins("1").await;
+        scene
+            .lists_sql(&format!(
+                "INSERT INTO tasks VALUES ('a', '1', '{joe}'), ('b', '1', NULL)"
+            ))
+            .await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["a", "b"]);
+        scene.leaves("1").await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["a"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn row_that_no_audience_of_the_device_sees_is_not_kept() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.lists_sql("INSERT INTO tasks VALUES ('a', '1')").await;
+        scene.sync().await.unwrap();
+        let change = |via: &str| json!({"table": "tasks", "op": "update", "id": "a", "row": {"id": "a"}, "via": [via]});
+        for (via, kept) in [("list:1", 1), ("list:2", 0)] {
+            let batch = json!({
+                "messages": [], "users": [], "changes": [change(via)], "cursor": scene.memory("cursor"),
+                "has_more": false, "reset": false,
+            });
+            scene.line.play([Play::Say(Answer {
+                status: StatusCode::OK,
+                retry_after: None,
+                body: batch,
+            })]);
+            scene.phone.fetch(&scene.line).await.unwrap();
+            assert_eq!(scene.tasks().len(), kept, "{via}");
+        }
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn reset_forgets_groups_until_the_snapshot_names_them() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.joins("2").await;
+        scene.lists_sql("INSERT INTO tasks VALUES ('a', '1'), ('b', '2')").await;
+        scene.sync().await.unwrap();
+        resync(&scene.office).await;
+        scene.leaves("1").await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["b"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn leave_removes_rows_that_only_results_have_brought() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.sync().await.unwrap();
+        let row = json!({"title": "mine", "list_id": "1"});
+        scene.phone.create_row("tasks", row).unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(scene.tasks().len(), 1);
+        scene.leaves("1").await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), [""; 0]);
+        scene.close().await;
+    }
+}
+
 mod events {
     use super::*;
 

@@ -42,6 +42,9 @@ pub const FIELDS: [&str; 11] = [
     "memberships",
 ];
 
+/// Names of the fields of an entry of `changes`.
+pub const CHANGES_FIELDS: [&str; 8] = ["op", "schema", "table", "ts", "xid", "row", "old", "unchanged"];
+
 /// Names of the fields that an [`EntryBody`] adds to an entry of the quarantine.
 pub const QUARANTINED_FIELDS: [&str; 8] = ["schema", "table", "ts", "xid", "row", "old", "unchanged", "content"];
 

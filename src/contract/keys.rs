@@ -111,6 +111,7 @@ impl Keys {
         let others = [
             self.changes(tenant),
             self.shared(tenant),
+            self.groups(tenant),
             self.meta(tenant),
             self.quarantine(tenant),
             self.push(tenant),

@@ -17,18 +17,18 @@ use uuid::Uuid;
 use crate::config;
 use crate::config::group::Groups;
 use crate::contract::checkpoint::{Checkpoint, Published, View};
-use crate::contract::entry::{Entry, Text};
+use crate::contract::entry::Entry;
 use crate::contract::group::GroupId;
 use crate::contract::keys::Keys;
 use crate::contract::lua;
 use crate::contract::members::Members;
 use crate::contract::meta::{self, Meta};
-use crate::contract::stream_name::{Audience, Target};
+use crate::contract::stream_name::Target;
 use crate::contract::terms::{self, Continuity};
 use crate::contract::window::WindowEntry;
-use crate::core::operation::Operation;
 use crate::core::position::{EpochId, StreamId, TermId};
 use crate::core::resp::{self, RespError, transaction};
+use crate::redis::merge::merge;
 use crate::redis::range::Connections;
 use crate::redis::shared::SharedConnection;
 use crate::telemetry::metrics::Operations;
@@ -758,60 +758,4 @@ fn parse_view(values: &[Option<String>]) -> Result<View, Error> {
 fn verify(place: ReadPosition, view: &View, ended: Option<String>) -> Continuity {
     let ended = ended.and_then(|text| text.parse().ok());
     terms::verify(place.term, place.position, view, ended)
-}
-
-/// Merges ranges that were each cut at `count` entries: the inbox, then what others see, too.
-fn merge(
-    ranges: Vec<Vec<Entry>>,
-    count: usize,
-    after: StreamId,
-    view: View,
-    (user, members): (Uuid, Arc<Members>),
-) -> Read {
-    // Behind the last entry of a cut range there may be others, so the merge ends there.
-    let cut = |entries: &Vec<Entry>| entries.last().filter(|_| entries.len() >= count).map(|last| last.id);
-    let horizon = ranges.iter().filter_map(cut).min();
-    // Entries behind the published position were not written by the publisher; a reader that moved there would skip
-    // entries that are still to come.
-    let horizon = horizon.filter(|horizon| *horizon < view.position);
-    let end = horizon.unwrap_or(view.position);
-    let mut entries: Vec<Entry> = ranges.into_iter().flatten().filter(|entry| entry.id <= end).collect();
-    // Each is sorted. A change that differs for the user is in several streams, and the inbox has precedence.
-    entries.sort_by_key(|entry| entry.id);
-    if entries.iter().any(|entry| entry.op.is_break()) {
-        return Read::Broken(view);
-    }
-    for entry in &mut entries {
-        // What one audience does not see any more, the user may see by another.
-        if entry.op == Operation::Delete && entry.via.as_ref().is_some_and(|via| is_seen(via, user, &members)) {
-            entry.op = Operation::Update;
-        }
-    }
-    entries.dedup_by(|next, kept| {
-        let is_same = next.id == kept.id;
-        // What the user is told about memberships and the row belong together.
-        if is_same && kept.op == Operation::Member {
-            let member = kept.member.take();
-            std::mem::swap(kept, next);
-            kept.member = member;
-        }
-        is_same
-    });
-    Read::Slice(Slice {
-        end: entries.last().map_or(after, |entry| entry.id),
-        has_more: horizon.is_some(),
-        entries,
-        view,
-        members,
-    })
-}
-
-/// Whether a user is among audiences, which are a JSON array of texts.
-fn is_seen(via: &Text, user: Uuid, members: &Members) -> bool {
-    let audiences: Vec<String> = serde_json::from_slice(via.as_bytes()).unwrap_or_default();
-    audiences.iter().any(|audience| {
-        *audience == Audience::Tenant.to_string()
-            || *audience == Audience::User(user).to_string()
-            || audience.parse().is_ok_and(|group| members.groups.contains_key(&group))
-    })
 }

@@ -305,13 +305,13 @@ mod tests {
 
     #[test]
     fn versions_end_at_the_first_group_that_the_user_joins() {
-        let mut told = entry(2, Operation::Insert, "b", "1");
-        told.member = Some("-list:1 +list:2".to_owned().into());
+        let mut moved = entry(2, Operation::Insert, "b", "1");
+        moved.member = Some("-list:1 +list:2".to_owned().into());
         let mut joined = entry(4, Operation::Member, "", "");
         joined.member = Some("+list:3".to_owned().into());
         let entries = vec![
             entry(1, Operation::Insert, "a", "1"),
-            told,
+            moved,
             entry(3, Operation::Insert, "c", "1"),
             joined,
         ];

@@ -370,6 +370,48 @@ pub async fn without_unique_id(database: &Database, rules: &[Rule]) -> Result<Ve
         .collect()
 }
 
+/// A table in which a group and a member may stand twice.
+#[derive(Debug, PartialEq)]
+pub struct AmbiguousMembers {
+    pub schema: String,
+    pub table: String,
+    /// The columns with the group and the member.
+    pub columns: [String; 2],
+}
+
+/// The tables of the tenants with memberships in which a group and a member may stand twice: the end of one row would end the
+/// membership, although the other row is there.
+pub async fn ambiguous_members(database: &Database, groups: &Groups) -> Result<Vec<AmbiguousMembers>, feature::Error> {
+    let column =
+        |get: fn(&Group) -> &String| -> Vec<&str> { groups.values().map(|group| get(group).as_str()).collect() };
+    let (tables, ids, users) = (
+        column(|group| &group.table),
+        column(|group| &group.id),
+        column(|group| &group.user),
+    );
+    if tables.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = database
+        .query(
+            &sql!("sync/tables_without_unique_members"),
+            &[
+                (&tables, Type::TEXT_ARRAY),
+                (&ids, Type::TEXT_ARRAY),
+                (&users, Type::TEXT_ARRAY),
+            ],
+        )
+        .await?;
+    let found = rows.iter().map(|row| {
+        Ok(AmbiguousMembers {
+            schema: row.try_get("schema")?,
+            table: row.try_get("table")?,
+            columns: [row.try_get("id_column")?, row.try_get("user_column")?],
+        })
+    });
+    found.collect()
+}
+
 /// A table that can be read by the ids of its rows.
 async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<Option<Table>, feature::Error> {
     let table = read_columns(database, tenant, table).await?;
@@ -502,7 +544,7 @@ impl Table {
         Some(format!("({})", conditions.join(" AND ")))
     }
 
-    /// What a rule demands of a row, whoever the reader is.
+    /// What a rule demands of a row for all readers.
     fn conditions_of_rows<'p>(&self, rule: &'p Rule, parameters: &mut Parameters<'p>) -> Option<Vec<String>> {
         let mut conditions = Vec::new();
         for (column, text) in &rule.when.equals {
