@@ -187,7 +187,9 @@ impl Provider {
     fn check(&self) -> Result<()> {
         check_text("issuer", &self.issuer)?;
         if self.audience.is_empty() {
-            bail!("audience must name the audience of this server: without one, tokens for other services would be accepted");
+            bail!(
+                "audience must name the audience of this server: without one, tokens for other services would be accepted"
+            );
         }
         check_texts("audience", &self.audience)?;
         check_text("jwks", &self.jwks)?;
@@ -242,7 +244,9 @@ impl Provider {
             (tenant, true) if !is_valid_name(tenant) => {
                 bail!("tenant is {tenant:?}: allowed are a letter and up to 47 of a-z, 0-9 and _")
             }
-            (_, true) if !self.tenants.is_empty() => bail!("tenants maps the values of claims.tenant, which is not set"),
+            (_, true) if !self.tenants.is_empty() => {
+                bail!("tenants maps the values of claims.tenant, which is not set")
+            }
             (_, true) => {}
         }
         within("tenants (their number)", self.tenants.len() as u64, &(0..=10_000))?;
@@ -306,7 +310,9 @@ pub(super) fn check_all(providers: &[Provider], own_issuer: &str) -> Result<()> 
         }
         for (other, earlier) in providers[..index].iter().enumerate() {
             if provider.issuer == earlier.issuer {
-                bail!("key `auth.providers[{index}].issuer` is that of `auth.providers[{other}]`: list a provider once");
+                bail!(
+                    "key `auth.providers[{index}].issuer` is that of `auth.providers[{other}]`: list a provider once"
+                );
             }
             if provider.subject_prefix == earlier.subject_prefix && provider.shares_a_tenant_with(earlier) {
                 bail!(
@@ -353,7 +359,10 @@ mod tests {
     fn provider_from_the_environment_is_that_of_the_file() {
         let list = format!("[{{{GOOD}, tenant: acme}}]");
         let by_variable = load("", &[("POSDUIF__AUTH__PROVIDERS", &list)]).unwrap();
-        assert_eq!(by_variable, load(&yaml(&[&format!("{GOOD}, tenant: acme")]), &[]).unwrap());
+        assert_eq!(
+            by_variable,
+            load(&yaml(&[&format!("{GOOD}, tenant: acme")]), &[]).unwrap()
+        );
         assert_ne!(by_variable, Config::default());
     }
 
@@ -361,7 +370,7 @@ mod tests {
     fn weak_algorithms_are_refused() {
         for bad in ["HS256", "HS384", "HS512", "none", "None", "ES512", "rs256"] {
             let text = refusal(&yaml(&[&format!("{GOOD}, tenant: acme, algorithms: [{bad}]")]), &[]);
-            assert!(text.contains("algorithms[0]` = ") && text.contains("`EdDSA`"), "{text}");
+            assert!(text.contains("algorithms[0]`") && text.contains("`EdDSA`"), "{text}");
         }
     }
 
@@ -373,32 +382,73 @@ mod tests {
             ("issuer: i, audience: a, tenant: acme".to_owned(), "jwks must have"),
             (GOOD.to_owned(), "tenant or claims.tenant"),
             (format!("{GOOD}, tenant: Acme"), "tenant is \"Acme\""),
-            (format!("{GOOD}, tenant: acme, claims: {{tenant: org}}"), "exclude each other"),
+            (
+                format!("{GOOD}, tenant: acme, claims: {{tenant: org}}"),
+                "exclude each other",
+            ),
             (format!("{GOOD}, tenant: acme, tenants: {{a: b}}"), "which is not set"),
-            (format!("{GOOD}, claims: {{tenant: org}}, tenants: {{a: B}}"), "tenants.\"a\" is \"B\""),
-            (format!("{GOOD}, tenant: acme, claims: {{user: ''}}"), "claims.user and claims.audience"),
-            (format!("{GOOD}, tenant: acme, claims: {{role: role}}"), "must be set together"),
-            (format!("{GOOD}, tenant: acme, admin_roles: [owner]"), "must be set together"),
+            (
+                format!("{GOOD}, claims: {{tenant: org}}, tenants: {{a: B}}"),
+                "tenants.\"a\" is \"B\"",
+            ),
+            (
+                format!("{GOOD}, tenant: acme, claims: {{user: ''}}"),
+                "claims.user and claims.audience",
+            ),
+            (
+                format!("{GOOD}, tenant: acme, claims: {{role: role}}"),
+                "must be set together",
+            ),
+            (
+                format!("{GOOD}, tenant: acme, admin_roles: [owner]"),
+                "must be set together",
+            ),
             (format!("{GOOD}, tenant: acme, algorithms: []"), "at least one"),
-            (format!("{GOOD}, tenant: acme, leeway_seconds: 301"), "leeway_seconds` is 301"),
-            (format!("{GOOD}, tenant: acme, jwks_stale_seconds: 299"), "at least jwks_refresh_seconds"),
-            (format!("{GOOD}, tenant: acme, claims: {{name: [a, b, c, d, e, f, g, h, i]}}"), "allowed are 8"),
-            (format!("{GOOD}, tenant: acme, subject_prefix: \"a\\tb\""), "subject_prefix"),
+            (
+                format!("{GOOD}, tenant: acme, leeway_seconds: 301"),
+                "leeway_seconds` is 301",
+            ),
+            (
+                format!("{GOOD}, tenant: acme, jwks_stale_seconds: 299"),
+                "at least jwks_refresh_seconds",
+            ),
+            (
+                format!("{GOOD}, tenant: acme, claims: {{name: [a, b, c, d, e, f, g, h, i]}}"),
+                "allowed are 8",
+            ),
+            (
+                format!("{GOOD}, tenant: acme, subject_prefix: \"a\\tb\""),
+                "subject_prefix",
+            ),
         ] {
             let text = refusal(&yaml(&[&text]), &[]);
-            assert!(text.contains("`auth.providers[0]") && text.contains(expected), "{expected}: {text}");
+            assert!(
+                text.contains("`auth.providers[0]") && text.contains(expected),
+                "{expected}: {text}"
+            );
         }
-        let text = refusal("auth: {jwt_issuer: i, providers: [{issuer: i, audience: a, jwks: f, tenant: acme}]}", &[]);
+        let text = refusal(
+            "auth: {jwt_issuer: i, providers: [{issuer: i, audience: a, jwks: f, tenant: acme}]}",
+            &[],
+        );
         assert!(text.contains("`auth.jwt_issuer`"), "{text}");
     }
 
     #[test]
     fn keys_over_plain_http_are_allowed_on_this_machine_only() {
         let source = |jwks: &str| {
-            let provider = Provider { jwks: jwks.into(), ..Provider::default() };
+            let provider = Provider {
+                jwks: jwks.into(),
+                ..Provider::default()
+            };
             provider.jwks_source().is_ok()
         };
-        for good in ["https://id.example.com/keys?v=1", "http://127.0.0.1:1/k", "http://[::1]/k", "http://localhost/k"] {
+        for good in [
+            "https://id.example.com/keys?v=1",
+            "http://127.0.0.1:1/k",
+            "http://[::1]/k",
+            "http://localhost/k",
+        ] {
             assert!(source(good), "{good}");
         }
         for bad in [
@@ -435,14 +485,19 @@ mod tests {
         ] {
             pair(a, b).unwrap();
         }
-        let twice = refusal(&yaml(&[&format!("{one}, tenant: a"), &format!("{one}, tenant: b")]), &[]);
+        let twice = refusal(
+            &yaml(&[&format!("{one}, tenant: a"), &format!("{one}, tenant: b")]),
+            &[],
+        );
         assert!(twice.contains("list a provider once"), "{twice}");
     }
 
     /// The example in the shipped file, without the marks of its comment.
     fn example() -> String {
         let lines = include_str!("../../config/config.yaml").lines();
-        let lines = lines.skip_while(|line| !line.contains("(docs/external-logins.md)")).skip(1);
+        let lines = lines
+            .skip_while(|line| !line.contains("(docs/external-logins.md)"))
+            .skip(1);
         let block = lines.take_while(|line| !line.starts_with("  providers:"));
         let text: Vec<&str> = block.map(|line| line.strip_prefix("  # ").unwrap()).collect();
         text.join("\n")
@@ -487,7 +542,14 @@ mod tests {
     #[test]
     fn server_without_any_login_is_refused() {
         let text = refusal("auth: {passwords: false}", &[]);
-        assert!(text.contains("`auth.passwords`") && text.contains("`auth.providers`"), "{text}");
-        load(&yaml(&[&format!("{GOOD}, tenant: acme")]).replace("{providers", "{passwords: false, providers"), &[]).unwrap();
+        assert!(
+            text.contains("`auth.passwords`") && text.contains("`auth.providers`"),
+            "{text}"
+        );
+        load(
+            &yaml(&[&format!("{GOOD}, tenant: acme")]).replace("{providers", "{passwords: false, providers"),
+            &[],
+        )
+        .unwrap();
     }
 }

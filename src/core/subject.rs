@@ -80,11 +80,21 @@ mod tests {
     #[test]
     fn id_of_a_subject_never_changes() {
         for (tenant, prefix, text, expected) in [
-            ("acme", "", "auth0|5f7c8ec7c33c6c004bbafe82", "e18d3da2-cea3-5d63-b7f1-936e2a96e889"),
+            (
+                "acme",
+                "",
+                "auth0|5f7c8ec7c33c6c004bbafe82",
+                "e18d3da2-cea3-5d63-b7f1-936e2a96e889",
+            ),
             ("acme", "", "42", "f25c5926-ee95-56a9-875f-19e3ede6e0a2"),
             ("globex", "", "42", "6c525966-e6fc-599d-8c6c-3427466f58a7"),
             ("acme", "kc:", "42", "10fa6802-f6bd-5371-a2c5-e8e613e32bd5"),
-            ("acme", "", "jürgen@bücher.example", "a2aa8024-2146-52fe-9e8f-317ec45df45d"),
+            (
+                "acme",
+                "",
+                "jürgen@bücher.example",
+                "a2aa8024-2146-52fe-9e8f-317ec45df45d",
+            ),
         ] {
             assert_eq!(id(tenant, prefix, text), expected, "{tenant} {prefix}{text}");
         }

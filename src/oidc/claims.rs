@@ -53,7 +53,9 @@ pub(super) struct Mapped {
 pub(super) fn map(claims: &Claims, settings: &Provider, prefixes: &[String]) -> Result<Mapped, RefusedClaim> {
     let names = &settings.claims;
     let tenant = tenant(claims, settings).ok_or(RefusedClaim::Tenant)?;
-    let user = find(claims, &names.user).and_then(identifier).ok_or(RefusedClaim::User)?;
+    let user = find(claims, &names.user)
+        .and_then(identifier)
+        .ok_or(RefusedClaim::User)?;
     let own = settings.subject_prefix.as_str();
     let subject = Subject::new(own, &user).ok_or(RefusedClaim::User)?;
     // Of two prefixes that both fit, the longer one is the provider's whose users have it.
@@ -136,11 +138,13 @@ pub(super) fn has_audience(claims: &Claims, settings: &Provider) -> bool {
 
 /// Seconds since 1970 (`NumericDate`, RFC 7519, section 2).
 pub(super) fn seconds(claims: &Claims, name: &str) -> Option<i64> {
+    /// Far beyond any time, and far from where sums overflow.
+    const BOUND: i64 = 1_000_000_000_000;
     let value = claims.get(name)?;
-    let whole = value.as_i64();
-    #[expect(clippy::cast_possible_truncation, reason = "within the bounds of a time")]
-    let rounded = value.as_f64().filter(|seconds| seconds.abs() < 1e15).map(|seconds| seconds.floor() as i64);
-    whole.or(rounded).filter(|seconds| seconds.abs() < 1_000_000_000_000_000)
+    let fraction = value.as_f64().filter(|seconds| seconds.abs() < BOUND as f64);
+    #[expect(clippy::cast_possible_truncation, reason = "within the bound")]
+    let seconds = value.as_i64().or(fraction.map(|seconds| seconds.floor() as i64));
+    seconds.filter(|seconds| (-BOUND..=BOUND).contains(seconds))
 }
 
 #[cfg(test)]
@@ -173,19 +177,41 @@ mod tests {
         let found = |path: &[&str]| find(&claims, &Texts::from(path)).cloned();
         assert_eq!(found(&["https://example.com/role"]), Some(json!("a")));
         assert_eq!(found(&["realm", "roles"]), Some(json!(["b"])));
-        for missing in [&["realm.roles"][..], &["realm", "x"], &["text", "roles"], &["realm", "roles", "0"], &[]] {
+        for missing in [
+            &["realm.roles"][..],
+            &["realm", "x"],
+            &["text", "roles"],
+            &["realm", "roles", "0"],
+            &[],
+        ] {
             assert_eq!(found(missing), None, "{missing:?}");
         }
     }
 
     #[test]
     fn user_is_a_text_or_an_integer() {
-        for (value, expected) in [(json!("auth0|1"), "auth0|1"), (json!(42), "42"), (json!(u64::MAX), "18446744073709551615")] {
+        for (value, expected) in [
+            (json!("auth0|1"), "auth0|1"),
+            (json!(42), "42"),
+            (json!(u64::MAX), "18446744073709551615"),
+        ] {
             let subject = mapped(&provider(), json!({ "sub": value })).expect("mapped").subject;
             assert_eq!(subject.as_str(), expected);
         }
-        for bad in [json!(null), json!(1.5), json!(true), json!(["a"]), json!({"a": 1}), json!(""), json!("a\0")] {
-            assert_eq!(mapped(&provider(), json!({ "sub": bad })), Err(RefusedClaim::User), "{bad}");
+        for bad in [
+            json!(null),
+            json!(1.5),
+            json!(true),
+            json!(["a"]),
+            json!({"a": 1}),
+            json!(""),
+            json!("a\0"),
+        ] {
+            assert_eq!(
+                mapped(&provider(), json!({ "sub": bad })),
+                Err(RefusedClaim::User),
+                "{bad}"
+            );
         }
         assert_eq!(mapped(&provider(), json!({})), Err(RefusedClaim::User));
     }
@@ -211,16 +237,34 @@ mod tests {
     #[test]
     fn tenant_is_constant_claimed_or_mapped() {
         let tenant = |settings: &Provider, value: Value| mapped(settings, value).map(|mapped| mapped.tenant.name);
-        assert_eq!(tenant(&provider(), json!({"sub": "a", "org": "globex"})), Ok("acme".into()));
+        assert_eq!(
+            tenant(&provider(), json!({"sub": "a", "org": "globex"})),
+            Ok("acme".into())
+        );
         let mut settings = provider();
         settings.tenant.clear();
         settings.claims.tenant = Texts::from(&["org", "slug"][..]);
         let named = |name: Value| json!({"sub": "a", "org": {"slug": name}});
         assert_eq!(tenant(&settings, named(json!("globex"))), Ok("globex".into()));
-        for bad in [json!("Globex"), json!("a/b"), json!(""), json!(7), json!(null), json!(["acme"])] {
-            assert_eq!(tenant(&settings, named(bad.clone())), Err(RefusedClaim::Tenant), "{bad}");
+        for bad in [
+            json!("Globex"),
+            json!("a/b"),
+            json!(""),
+            json!(7),
+            json!(null),
+            json!(["acme"]),
+        ] {
+            assert_eq!(
+                tenant(&settings, named(bad.clone())),
+                Err(RefusedClaim::Tenant),
+                "{bad}"
+            );
         }
-        settings.tenants = [("org_2Zk".to_owned(), "acme".to_owned()), ("7".to_owned(), "seven".to_owned())].into();
+        settings.tenants = [
+            ("org_2Zk".to_owned(), "acme".to_owned()),
+            ("7".to_owned(), "seven".to_owned()),
+        ]
+        .into();
         assert_eq!(tenant(&settings, named(json!("org_2Zk"))), Ok("acme".into()));
         assert_eq!(tenant(&settings, named(json!(7))), Ok("seven".into()));
         assert_eq!(tenant(&settings, named(json!("acme"))), Err(RefusedClaim::Tenant));
@@ -229,7 +273,8 @@ mod tests {
     #[test]
     fn role_is_admin_for_listed_values_only() {
         let mut settings = provider();
-        let role = |settings: &Provider, role: Value| mapped(settings, json!({"sub": "a", "role": role})).map(|m| m.is_admin);
+        let role =
+            |settings: &Provider, role: Value| mapped(settings, json!({"sub": "a", "role": role})).map(|m| m.is_admin);
         assert_eq!(role(&settings, json!("owner")), Ok(None));
         settings.claims.role = "role".into();
         settings.admin_roles = vec!["owner".into(), "admin".into()];
@@ -246,7 +291,10 @@ mod tests {
         for bad in [json!(1), json!(true), json!({"owner": true}), json!(["owner", 1])] {
             assert_eq!(role(&settings, bad.clone()), Err(RefusedClaim::Role), "{bad}");
         }
-        assert_eq!(mapped(&settings, json!({"sub": "a"})).map(|m| m.is_admin), Ok(Some(false)));
+        assert_eq!(
+            mapped(&settings, json!({"sub": "a"})).map(|m| m.is_admin),
+            Ok(Some(false))
+        );
     }
 
     #[test]
@@ -268,7 +316,14 @@ mod tests {
     fn audience_is_a_text_or_in_a_list() {
         let has = |audience: Value| has_audience(&claims(json!({ "aud": audience })), &provider());
         assert!(has(json!("posduif")) && has(json!(["other", "posduif"])));
-        for bad in [json!("other"), json!("posduif "), json!([]), json!([["posduif"]]), json!({"posduif": 1}), json!(null)] {
+        for bad in [
+            json!("other"),
+            json!("posduif "),
+            json!([]),
+            json!([["posduif"]]),
+            json!({"posduif": 1}),
+            json!(null),
+        ] {
             assert!(!has(bad.clone()), "{bad}");
         }
         assert!(!has_audience(&Claims::new(), &provider()));

@@ -109,7 +109,12 @@ impl KeySet {
         }
         let set: Set<'_> = serde_json::from_slice(json).map_err(|_| NotAJwkSet)?;
         let total = set.keys.len();
-        let keys: Vec<Key> = set.keys.iter().take(KEYS_MAX).filter_map(|key| parse_key(key)).collect();
+        let keys: Vec<Key> = set
+            .keys
+            .iter()
+            .take(KEYS_MAX)
+            .filter_map(|key| parse_key(key))
+            .collect();
         Ok(Self {
             ignored: total - keys.len(),
             keys,
@@ -128,6 +133,11 @@ impl KeySet {
     /// The number of keys that cannot be used.
     pub fn ignored(&self) -> usize {
         self.ignored
+    }
+
+    /// Whether one of the keys verifies signatures of an algorithm.
+    pub fn has_key_for(&self, algorithm: SignatureAlgorithm) -> bool {
+        self.keys.iter().any(|key| key.can_verify(algorithm))
     }
 
     /// The keys that may have signed a token with this header; empty if none is known. A token without a `kid` must leave no
@@ -259,7 +269,13 @@ mod tests {
     fn keys_of_the_supported_types_are_usable() {
         let okp = json!({"kty": "OKP", "crv": "Ed25519", "x": text(32)});
         let p384 = json!({"kty": "EC", "crv": "P-384", "x": text(48), "y": text(48)});
-        for key in [rsa_key(), p256(), p384, okp.clone(), with(okp, json!({"use": "sig", "key_ops": ["verify"]}))] {
+        for key in [
+            rsa_key(),
+            p256(),
+            p384,
+            okp.clone(),
+            with(okp, json!({"use": "sig", "key_ops": ["verify"]})),
+        ] {
             assert!(usable(key.clone()), "{key}");
         }
         for algorithm in ["RS256", "RS512", "PS256"] {

@@ -5,7 +5,8 @@
 //! of clients never fetch; one with an unknown key waits for an attempt in progress, within its timeout. While the provider is
 //! away, the last keys are used for `jwks_stale_seconds`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use hyper::Request;
 use hyper::header::{ACCEPT, DATE, USER_AGENT};
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -53,11 +53,17 @@ pub struct Reader {
 
 impl Reader {
     /// # Errors
-    /// When the URL is malformed, or the authorities cannot be read.
+    /// When the URL is malformed, the authorities cannot be read, or the file of the keys has none.
     pub fn new(settings: &Provider) -> Result<Self> {
         let timeout = Duration::from_secs(settings.jwks_timeout_seconds);
         let place = match settings.jwks_source()? {
-            JwksSource::File(path) => Place::File(path),
+            JwksSource::File(path) => {
+                // A file is not away for a while, as a server may be: it is wrong.
+                if read_file(&path, settings.jwks_bytes_max)?.is_empty() {
+                    bail!("{path} has no usable key");
+                }
+                Place::File(path)
+            }
             JwksSource::Url(url) => {
                 let roots = match settings.ca_file.as_str() {
                     "" => Roots::System,
@@ -75,11 +81,6 @@ impl Reader {
             timeout,
             bytes_max: settings.jwks_bytes_max,
         })
-    }
-
-    /// Whether the keys are in a file.
-    pub fn is_file(&self) -> bool {
-        matches!(self.place, Place::File(_))
     }
 
     /// Reads the keys.
@@ -106,29 +107,29 @@ impl Reader {
                 })
             }
             Place::File(path) => {
-                let bytes = tokio::time::timeout(self.timeout, self.read_file(path)).await;
-                let bytes = bytes.context("the file was not read in time")?;
-                let bytes = bytes.with_context(|| format!("cannot read {path}"))?;
+                let (path, bytes_max) = (path.clone(), self.bytes_max);
+                let reading = tokio::task::spawn_blocking(move || read_file(&path, bytes_max));
+                let keys = tokio::time::timeout(self.timeout, reading).await;
                 Ok(Fetched {
-                    keys: KeySet::parse(&bytes)?,
+                    keys: keys.context("the file was not read in time")???,
                     date: None,
                 })
             }
         }
     }
+}
 
-    async fn read_file(&self, path: &str) -> io::Result<Vec<u8>> {
+fn read_file(path: &str, bytes_max: usize) -> Result<KeySet> {
+    let read = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let file = tokio::fs::File::open(path).await?;
-        file.take(self.bytes_max as u64 + 1).read_to_end(&mut bytes).await?;
-        if bytes.len() > self.bytes_max {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                format!("it has more than {} bytes", self.bytes_max),
-            ));
-        }
+        File::open(path)?.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
+    };
+    let bytes = read().with_context(|| format!("cannot read {path}"))?;
+    if bytes.len() > bytes_max {
+        bail!("{path} has more than {bytes_max} bytes");
     }
+    KeySet::parse(&bytes).with_context(|| path.to_owned())
 }
 
 /// What the last reads have given.
@@ -193,7 +194,11 @@ impl Keys {
                 self.store(result);
                 // Also after a failure: the provider may be overloaded.
                 tokio::time::sleep(self.cooldown).await;
-                let pause = if has_failed { Duration::ZERO } else { self.refresh.saturating_sub(self.cooldown) };
+                let pause = if has_failed {
+                    Duration::ZERO
+                } else {
+                    self.refresh.saturating_sub(self.cooldown)
+                };
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     () = self.wanted.notified() => {}
@@ -291,13 +296,10 @@ impl Keys {
         has_just_read && !state.is_reading
     }
 
-    fn find(
-        &self,
-        state: &State,
-        kid: Option<&str>,
-        algorithm: SignatureAlgorithm,
-    ) -> Result<(Vec<Key>, u64), NoKey> {
-        let rest = state.last.map_or(self.cooldown, |(at, _)| self.cooldown.saturating_sub(at.elapsed()));
+    fn find(&self, state: &State, kid: Option<&str>, algorithm: SignatureAlgorithm) -> Result<(Vec<Key>, u64), NoKey> {
+        let rest = state
+            .last
+            .map_or(self.cooldown, |(at, _)| self.cooldown.saturating_sub(at.elapsed()));
         let Some(keys) = self.usable(state) else {
             return Err(NoKey::Unavailable(rest));
         };

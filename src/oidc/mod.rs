@@ -25,12 +25,15 @@ use uuid::Uuid;
 
 pub use self::claims::RefusedClaim;
 pub use self::jwks::{KeySet, NotAJwkSet};
-use self::keys::{Keys, NoKey};
 pub use self::keys::{Fetched, Reader};
+use self::keys::{Keys, NoKey};
 use crate::config::{self, NewUserType};
 use crate::core::subject::Subject;
 use crate::core::tenant::Tenant;
 use crate::telemetry::metrics::{Auth, ExternalToken};
+
+/// How long a verified token stays in memory without a request.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// A verified token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +67,10 @@ pub enum Refused {
     Invalid(&'static str),
     Expired,
     /// It is genuine, and one of its claims is not accepted.
-    Claim { issuer: Arc<str>, claim: RefusedClaim },
+    Claim {
+        issuer: Arc<str>,
+        claim: RefusedClaim,
+    },
     /// The keys of the provider are not available; they may be after this time.
     Unavailable(Duration),
 }
@@ -108,8 +114,15 @@ impl Providers {
         });
         Ok(Self {
             providers: providers.collect::<Result<_>>()?,
-            by_issuer: all.iter().enumerate().map(|(index, one)| (one.issuer.clone(), index)).collect(),
-            verified: Cache::builder().max_capacity(settings.cache.entries_max).build(),
+            by_issuer: all
+                .iter()
+                .enumerate()
+                .map(|(index, one)| (one.issuer.clone(), index))
+                .collect(),
+            verified: Cache::builder()
+                .max_capacity(settings.cache.entries_max)
+                .time_to_idle(IDLE)
+                .build(),
             metrics,
         })
     }
@@ -157,7 +170,11 @@ impl Providers {
 
     async fn try_verify(&self, text: &str) -> Result<VerifiedToken, Refused> {
         const UNKNOWN: Refused = Refused::Invalid("its issuer is not accepted");
-        let bytes_max = self.providers.iter().map(|provider| provider.settings.token_bytes_max).max();
+        let bytes_max = self
+            .providers
+            .iter()
+            .map(|provider| provider.settings.token_bytes_max)
+            .max();
         if bytes_max.is_none_or(|bytes_max| text.len() > bytes_max) {
             return Err(Refused::Invalid("it is too long"));
         }

@@ -60,7 +60,13 @@ pub(super) struct Checked {
 }
 
 /// Checks signature, issuer, audience and times.
-pub(super) fn check(token: &str, header: &Header, keys: &[Key], settings: &Provider, now: i64) -> Result<Checked, Refused> {
+pub(super) fn check(
+    token: &str,
+    header: &Header,
+    keys: &[Key],
+    settings: &Provider,
+    now: i64,
+) -> Result<Checked, Refused> {
     if header.crit.is_some() {
         return Err(Refused::Invalid("its header has critical extensions"));
     }
@@ -153,7 +159,9 @@ mod tests {
         }
         assert!(header(&token(&json!({"alg": ["RS256"]}))).is_none());
         assert!(header(&token(&json!({"alg": "RS256", "kid": 7}))).is_none());
-        let good = header(&token(&json!({"alg": "EdDSA", "kid": "a", "jku": "https://evil.example.com"})));
+        let good = header(&token(
+            &json!({"alg": "EdDSA", "kid": "a", "jku": "https://evil.example.com"}),
+        ));
         assert_eq!(good.expect("a header").kid.as_deref(), Some("a"));
         assert!(header(&token(&json!({"alg": "RS256", "kid": "x".repeat(HEADER_BYTES_MAX)}))).is_none());
     }
@@ -162,7 +170,13 @@ mod tests {
     fn issuer_is_read_of_three_parts_only() {
         let claims = URL_SAFE_NO_PAD.encode(r#"{"iss":"i"}"#);
         assert_eq!(issuer(&format!("h.{claims}.s")).as_deref(), Some("i"));
-        for bad in [format!("h.{claims}"), format!("h.{claims}.s.t"), "h..s".into(), "..".into(), String::new()] {
+        for bad in [
+            format!("h.{claims}"),
+            format!("h.{claims}.s.t"),
+            "h..s".into(),
+            "..".into(),
+            String::new(),
+        ] {
             assert_eq!(issuer(&bad), None, "{bad}");
         }
     }
