@@ -18,7 +18,7 @@ pub(super) const CANDIDATES_MAX: usize = 4;
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 
 /// What a key can verify.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum KeyType {
     Rsa,
     P256,
@@ -54,21 +54,32 @@ pub(super) fn library_algorithm(algorithm: SignatureAlgorithm) -> Algorithm {
     }
 }
 
+/// What a key is, for comparisons.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Content {
+    kid: Option<String>,
+    key_type: KeyType,
+    /// The only algorithm that the provider uses it for, if it names one.
+    algorithm: Option<SignatureAlgorithm>,
+    /// Its numbers in base64.
+    numbers: [Option<String>; 4],
+}
+
 /// A key that verifies signatures.
 #[derive(Clone)]
 pub(super) struct Key {
-    kid: Option<String>,
-    key_type: KeyType,
-    /// The only algorithm that the provider uses it for, if it says so.
-    algorithm: Option<SignatureAlgorithm>,
+    content: Content,
     pub(super) decoding: DecodingKey,
-    /// What distinguishes it from other keys.
-    text: String,
 }
 
 impl Key {
     fn can_verify(&self, algorithm: SignatureAlgorithm) -> bool {
-        self.key_type.can_verify(algorithm) && self.algorithm.is_none_or(|own| own == algorithm)
+        let Content {
+            key_type,
+            algorithm: own,
+            ..
+        } = &self.content;
+        key_type.can_verify(algorithm) && own.is_none_or(|own| own == algorithm)
     }
 }
 
@@ -82,15 +93,20 @@ pub struct KeySet {
 
 impl std::fmt::Debug for KeySet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kids: Vec<_> = self.keys.iter().map(|key| &key.kid).collect();
+        let kids: Vec<_> = self.keys.iter().map(|key| &key.content.kid).collect();
         f.debug_struct("KeySet").field("kids", &kids).finish_non_exhaustive()
     }
 }
 
 impl PartialEq for KeySet {
     fn eq(&self, other: &Self) -> bool {
-        let texts = |set: &Self| set.keys.iter().map(|key| key.text.clone()).collect::<Vec<_>>();
-        texts(self) == texts(other)
+        // Some providers change the order with each response.
+        let sorted = |set: &Self| {
+            let mut contents: Vec<_> = set.keys.iter().map(|key| key.content.clone()).collect();
+            contents.sort();
+            contents
+        };
+        sorted(self) == sorted(other)
     }
 }
 
@@ -146,7 +162,7 @@ impl KeySet {
         let fitting = self.keys.iter().filter(|key| key.can_verify(algorithm));
         match kid {
             Some(kid) => fitting
-                .filter(|key| key.kid.as_deref() == Some(kid))
+                .filter(|key| key.content.kid.as_deref() == Some(kid))
                 .take(CANDIDATES_MAX)
                 .collect(),
             None => {
@@ -201,11 +217,13 @@ fn parse_key(json: &RawValue) -> Option<Key> {
         return None;
     }
     Some(Key {
-        kid: jwk.kid,
-        key_type,
-        algorithm,
+        content: Content {
+            kid: jwk.kid,
+            key_type,
+            algorithm,
+            numbers: [jwk.n, jwk.e, jwk.x, jwk.y],
+        },
         decoding,
-        text: json.get().to_owned(),
     })
 }
 
@@ -355,6 +373,26 @@ mod tests {
         assert_eq!((keys.len(), keys.ignored()), (KEYS_MAX, 1000 - KEYS_MAX));
         let candidates = keys.candidates(Some("r"), SignatureAlgorithm::RS256);
         assert_eq!(candidates.len(), CANDIDATES_MAX);
+    }
+
+    #[test]
+    fn set_equals_one_with_the_same_keys_in_another_order() {
+        let two = with(rsa_key(), json!({"kid": "s"}));
+        let one = set(&[rsa_key(), two.clone()]);
+        let spaced = r#"{"keys": [ %2, %1 ], "more": 1}"#;
+        let text = spaced
+            .replace("%1", &rsa_key().to_string())
+            .replace("%2", &two.to_string());
+        assert_eq!(KeySet::parse(text.as_bytes()).expect("a set"), one);
+        for other in [
+            set(&[rsa_key()]),
+            set(&[rsa_key(), rsa_key()]),
+            set(&[two.clone(), two]),
+        ] {
+            assert_ne!(other, one);
+        }
+        let changed = with(rsa_key(), json!({"e": "Aw"}));
+        assert_ne!(set(&[changed]), set(&[rsa_key()]));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! One task per provider reads them: at the start, every `jwks_refresh_seconds`, and when a token names a key that is not
 //! known. After each attempt it rests for `jwks_cooldown_seconds`, so that no number of tokens causes more requests. Requests
 //! of clients never fetch; one with an unknown key waits for an attempt in progress, within its timeout. While the provider is
-//! away, the last keys are used for `jwks_stale_seconds`.
+//! away, the last keys are used for `jwks_stale_seconds` more.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -161,7 +161,8 @@ pub(super) struct Keys {
     issuer: String,
     refresh: Duration,
     cooldown: Duration,
-    stale: Duration,
+    /// Maximum age of keys in use.
+    age_max: Duration,
     state: watch::Sender<State>,
     /// A token names an unknown key.
     wanted: Notify,
@@ -175,7 +176,7 @@ impl Keys {
             issuer: settings.issuer.clone(),
             refresh: Duration::from_secs(settings.jwks_refresh_seconds),
             cooldown: Duration::from_secs(settings.jwks_cooldown_seconds),
-            stale: Duration::from_secs(settings.jwks_stale_seconds),
+            age_max: Duration::from_secs(settings.jwks_refresh_seconds + settings.jwks_stale_seconds),
             state: watch::Sender::default(),
             wanted: Notify::new(),
             metrics,
@@ -257,7 +258,7 @@ impl Keys {
 
     fn usable(&self, state: &State) -> Option<Arc<KeySet>> {
         let (keys, read_at) = state.keys.as_ref()?;
-        (read_at.elapsed() <= self.stale).then(|| keys.clone())
+        (read_at.elapsed() <= self.age_max).then(|| keys.clone())
     }
 
     /// The keys that may have signed a token with this header, and their version. Waits for a read if none is known.

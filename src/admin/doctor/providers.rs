@@ -33,7 +33,7 @@ async fn examine_one(provider: &config::Provider) -> Vec<Check> {
         Err(error) => vec![Check::fail(
             NAME,
             format!("{}: {error:#}", provider.issuer),
-            "Its access tokens cannot be verified: they get 503 when the last keys are older than `jwks_stale_seconds`. \
+            "Its access tokens cannot be verified: they get 503 when the last keys are too old (`jwks_stale_seconds`). \
              Check `jwks` of the provider and the network from this machine",
         )],
     }
