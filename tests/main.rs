@@ -18,6 +18,7 @@ mod decoder;
 mod devices;
 mod doctor;
 mod epochs;
+mod external_identities;
 mod faults;
 mod freshness;
 mod groups;

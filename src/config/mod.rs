@@ -27,6 +27,7 @@ mod network;
 mod outbox;
 mod postgres;
 mod presence;
+mod provider;
 mod push;
 mod rates;
 mod redis;
@@ -65,6 +66,7 @@ pub use self::network::{Network, client_network};
 pub use self::outbox::Outbox;
 pub use self::postgres::Postgres;
 pub use self::presence::Presence;
+pub use self::provider::{Claims, JwksSource, NewUserType, Provider, SignatureAlgorithm, Texts};
 pub use self::push::{Push, Webhook, WebhookSecret};
 pub use self::rates::Rates;
 pub use self::redis::Redis;
@@ -239,6 +241,7 @@ impl Config {
         self.admin.check()?;
         self.redis.check()?;
         self.replication.check()?;
+        self.auth.check()?;
         self.sync.check()?;
         self.push.check()?;
         self.log.check()?;
@@ -382,7 +385,7 @@ mod tests {
     }
 
     /// A doc comment on one line, with the bounds as the shipped files show them.
-    fn comment(doc: &str, key: &str, bounds: Option<&std::ops::RangeInclusive<u64>>) -> String {
+    pub(super) fn comment(doc: &str, key: &str, bounds: Option<&std::ops::RangeInclusive<u64>>) -> String {
         let doc = doc.lines().map(str::trim).collect::<Vec<_>>().join(" ");
         let Some(bounds) = bounds else { return doc };
         let number = |number: u64| match [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
@@ -402,7 +405,7 @@ mod tests {
     }
 
     /// The comment above each key of a file, on one line.
-    fn comments(
+    pub(super) fn comments(
         text: &str,
         mut key_of: impl FnMut(&str) -> Option<String>,
     ) -> std::collections::HashMap<String, String> {

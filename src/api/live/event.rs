@@ -69,7 +69,8 @@ impl<'a> Event<'a> {
         Self::new("revoked", &json!({"type": "revoked"}))
     }
 
-    /// `bye`: the server shuts down; reconnect after this many milliseconds.
+    /// `bye`: the server shuts down, or the access token of another provider has expired; reconnect after this many
+    /// milliseconds.
     pub fn bye(reconnect_ms: u64) -> Self {
         Self::new("bye", &json!({"type": "bye", "reconnect_ms": reconnect_ms}))
     }
