@@ -389,9 +389,10 @@ impl Phone {
                     if is_seen(&transaction, change.via.as_deref(), &user_id)? =>
                 {
                     receive(&transaction, &change.table, id, row, is_snapshot)?;
-                    let via = change.via.as_ref().map(|via| json!(via).to_string());
-                    let set = "UPDATE rows SET via = ?3 WHERE tbl = ?1 AND id = ?2";
-                    transaction.execute(set, params![change.table, id, via])?;
+                    if let Some(via) = &change.via {
+                        let set = "UPDATE rows SET via = ?3 WHERE tbl = ?1 AND id = ?2";
+                        transaction.execute(set, params![change.table, id, json!(via).to_string()])?;
+                    }
                 }
                 ("delete" | "insert" | "update", Some(id), _) => {
                     remove(&transaction, &change.table, id)?;

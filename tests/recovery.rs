@@ -618,12 +618,12 @@ async fn large_unrouted_transaction_is_skipped_while_postgres_is_silent() {
     let postgres = servers::postgres().await;
     let mut world = World::on(&postgres.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
     // Much less than Postgres needs for it.
-    world.config.replication.idle_timeout_seconds = 2;
-    world.config.replication.wal_sender_timeout_seconds = 2;
+    world.config.replication.idle_timeout_seconds = 4;
+    world.config.replication.wal_sender_timeout_seconds = 4;
     let stage = Stage::on_with(world, Role::All).await;
     let api = stage.engine.as_ref().unwrap().api();
     stage
-        .sql("CREATE TABLE public.big AS SELECT n FROM generate_series(1, 2000000) n")
+        .sql("CREATE TABLE public.big AS SELECT n FROM generate_series(1, 4000000) n")
         .await;
     stage.message(stage.bob, stage.joe, "behind it").await;
     stage.world.published().await;
