@@ -10,7 +10,8 @@ CREATE TABLE {schema}.outbox (
     recipients jsonb NOT NULL CHECK (
         recipients = '"tenant"' OR (jsonb_typeof(recipients) = 'array' AND jsonb_array_length(recipients) <= 1000)
         OR (jsonb_typeof(recipients) = 'object'
-            AND jsonb_array_length(jsonb_path_query_array(recipients, '$.keyvalue()')) = 1)
+            AND jsonb_array_length(jsonb_path_query_array(recipients, '$.keyvalue()')) = 1
+            AND jsonb_path_exists(recipients, '$.* ? (@.type() == "string")'))
     ),
     data       jsonb NOT NULL DEFAULT 'null' CHECK (octet_length(data::text) <= 65536)
 );
