@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::support::oracle::outline;
 use crate::support::proxy::Proxy;
 use crate::support::stage::Stage;
-use crate::support::{Entry, World, eventually, servers};
+use crate::support::{Entry, World, eventually, eventually_within, servers};
 
 const INSERT: &str = "INSERT INTO tenant_acme.messages (id, sender_id, recipient_id, content) VALUES ($1, $2, $3, 'x') ON CONFLICT DO NOTHING";
 
@@ -623,9 +623,16 @@ async fn large_unrouted_transaction_is_skipped_while_postgres_is_silent() {
     let stage = Stage::on_with(world, Role::All).await;
     let api = stage.engine.as_ref().unwrap().api();
     stage
-        .sql("CREATE TABLE public.big AS SELECT n FROM generate_series(1, 4000000) n")
+        .sql("CREATE TABLE public.big AS SELECT n FROM generate_series(1, 3000000) n")
         .await;
     stage.message(stage.bob, stage.joe, "behind it").await;
+    let inbox = stage.world.keys().inbox("acme", &stage.joe.to_string());
+    eventually_within(Duration::from_secs(90), "the message behind it arrives", || async {
+        let entries = stage.world.stream(&inbox).await;
+        entries.iter().any(|entry| entry.field("op") == "insert").then_some(())
+    })
+    .await;
+    stage.world.published().await;
     stage.world.published().await;
     check_all_there_once_in_order(&stage).await;
     let metrics = String::from_utf8(api.admin().get("/metrics").await.body.to_vec()).unwrap();
