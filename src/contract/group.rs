@@ -148,7 +148,7 @@ pub fn write(memberships: &[Membership]) -> String {
     words.join(" ")
 }
 
-/// Reads [`write`]'s text; malformed words are left out.
+/// Reads the text of [`write()`]; malformed words are left out.
 pub fn read(text: &str) -> Vec<Membership> {
     text.split(' ').filter_map(|word| word.parse().ok()).collect()
 }
