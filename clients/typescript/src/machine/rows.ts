@@ -1,0 +1,54 @@
+import { count, text, type JsonObject } from '../json.js'
+import type { ItemResult } from './event.js'
+import type { Draft } from './draft.js'
+import type { StoredRow } from './state.js'
+
+/** The table whose rows have revisions. */
+export const MESSAGES = 'messages'
+
+/**
+ * Stores a row of a batch or of a conflict, unless the stored one is newer: a message with a higher revision, or a row
+ * that an own upload stored under a higher version. Rows from before the current snapshot do not compare.
+ */
+export function put(draft: Draft, table: string, id: string, row: JsonObject, own: number | null): void {
+  const before = draft.stored(table, id)
+  const { generation } = draft.state.device
+  if (before && before.generation === generation) {
+    const [had, has] = [count(before.row['revision']), count(row['revision'])]
+    if (table === MESSAGES && had !== null && has !== null && has < had) return
+    const version = count(row['version'])
+    if (own === null && before.own !== undefined && version !== null && version < before.own) return
+  }
+  draft.put(table, id, own === null ? { row, generation } : { row, generation, own })
+}
+
+/** Stores a row of a batch, and marks the items whose effect it cannot be compared with. */
+export function receive(draft: Draft, table: string, id: string, row: JsonObject): void {
+  const before = draft.stored(table, id)
+  const isCounted = count(row['revision']) !== null || count(row['version']) !== null
+  if (!isCounted || (before && isAnother(before.row, row))) overtake(draft, table, id)
+  put(draft, table, id, row, null)
+}
+
+/** Marks the items of a row that were sent: what they changed is no longer there. */
+export function overtake(draft: Draft, table: string, id: string): void {
+  draft.items((item) =>
+    item.sent === 'yes' && item.table === table && item.id === id ? { ...item, sent: 'overtaken' } : item,
+  )
+}
+
+/** Whether a row is older than the result of a change of it. */
+export function isOlder({ row }: StoredRow, result: ItemResult): boolean {
+  const revision = count(row['revision'])
+  if (revision !== null && result.revision !== null) return revision < result.revision
+  const version = count(row['version'])
+  return version === null || result.version === null || version < result.version
+}
+
+/** Whether the id was used again: the numbers of such a row start again. */
+function isAnother(before: JsonObject, row: JsonObject): boolean {
+  const created = text(before['created_at'])
+  if (created === null) return false
+  const other = text(row['created_at'])
+  return created !== other && (other === null || Date.parse(created) !== Date.parse(other))
+}
