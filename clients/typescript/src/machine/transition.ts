@@ -86,6 +86,7 @@ function handle(draft: Draft, event: Event): void {
       else if (draft.state.live.status === 'waiting') draft.live({ status: 'closed' })
       return
     case 'liveOpened':
+      if (draft.state.live.status !== 'opening') return
       draft.live({ status: 'open', error: null })
       // Earlier changes are not sent as events.
       draft.lane('down', { wanted: true })
@@ -96,6 +97,7 @@ function handle(draft: Draft, event: Event): void {
     case 'liveEvent':
       return handleLiveEvent(draft, event)
     case 'liveFailed':
+      if (draft.state.live.status !== 'opening' && draft.state.live.status !== 'open') return
       return handleLiveFailure(draft, event.failure)
     case 'liveWanted':
       return wantLive(draft, event.wanted)
