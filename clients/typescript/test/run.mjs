@@ -26,5 +26,5 @@ await build({
   outExtension: { '.js': '.mjs' },
 })
 const tests = files.map((file) => join(out, file.replace(/\.ts$/, '.mjs')))
-const runner = spawn(process.execPath, ['--enable-source-maps', '--test', '--test-reporter=spec', ...tests], { stdio: 'inherit', cwd: root })
+const runner = spawn(process.execPath, ['--enable-source-maps', '--test', '--test-reporter=spec', '--test-timeout=120000', ...tests], { stdio: 'inherit', cwd: root })
 runner.on('exit', (code) => process.exit(code ?? 1))
