@@ -47,7 +47,14 @@ export class Draft {
     if (hasChanged) this.set({ outbox })
   }
 
+  /** A row as the user has it. */
   stored(table: string, id: string): StoredRow | null {
+    const entry = this.entry(table, id)
+    return entry?.isDeleted ? null : entry
+  }
+
+  /** The same, or the mark of one that was deleted here. */
+  entry(table: string, id: string): StoredRow | null {
     const name = rowName(table, id)
     const changed = this.rows.get(name)
     return changed ? changed[2] : (this.#stored.get(name) ?? null)

@@ -3,7 +3,7 @@ import type { Item } from '../outbox/item.js'
 import { change } from '../outbox/overlay.js'
 import { Draft } from './draft.js'
 import type { ItemResult, RowId } from './event.js'
-import { isOlder, MESSAGES, put } from './rows.js'
+import { bury, isOlder, MESSAGES, put } from './rows.js'
 import type { State, StoredResult } from './state.js'
 
 /** The rows that results may change: the event needs them as stored. */
@@ -31,7 +31,7 @@ export function storeResults(draft: Draft, results: readonly ItemResult[]): numb
       isInEffect = result.winner === 'mine'
       if (result.server) put(draft, item.table, item.id, result.server, result.version ?? versionOf(result.server))
       // The deletion of a row of an own table comes in a batch.
-      else if (item.table === MESSAGES) draft.put(MESSAGES, item.id, null)
+      else if (item.table === MESSAGES) bury(draft, MESSAGES, item.id, result)
     } else if (result.status === 'rejected') {
       isInEffect = false
     } else if (result.status !== 'duplicate') {
@@ -82,7 +82,7 @@ function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
   if (item.sent === 'overtaken' || (before && !isOlder(before, result))) return
   const { device } = draft.state
   const after = change(before?.row ?? null, item, device.userId)
-  if (!after) return draft.put(item.table, item.id, null)
+  if (!after) return before ? bury(draft, item.table, item.id, result) : undefined
   const { version, revision } = result
   const row: JsonObject = { ...after, ...(version !== null && { version }), ...(revision !== null && { revision }) }
   draft.put(item.table, item.id, {

@@ -11,15 +11,25 @@ export const MESSAGES = 'messages'
  * that an own upload stored under a higher version. Rows from before the current snapshot do not compare.
  */
 export function put(draft: Draft, table: string, id: string, row: JsonObject, own: number | null): void {
-  const before = draft.stored(table, id)
-  const { generation } = draft.state.device
+  const before = draft.entry(table, id)
+  const { generation, inSnapshot } = draft.state.device
   if (before && before.generation === generation) {
     const [had, has] = [count(before.row['revision']), count(row['revision'])]
     if (table === MESSAGES && had !== null && has !== null && has < had) return
     const version = count(row['version'])
     if (own === null && before.own !== undefined && version !== null && version < before.own) return
+    if (own === null && before.isDeleted && (before.own === undefined || version === null)) return
+    // After a snapshot the stream repeats what an upload did meanwhile: this version has to come once more.
+    if (own === null && inSnapshot && before.own !== undefined) own = before.own
   }
   draft.put(table, id, own === null ? { row, generation } : { row, generation, own })
+}
+
+/** Deletes a row by an own upload. Entries of the stream from before must not bring it back. */
+export function bury(draft: Draft, table: string, id: string, { version, revision }: ItemResult): void {
+  const row = { id, ...(revision !== null && { revision }) }
+  const { generation } = draft.state.device
+  draft.put(table, id, { row, generation, ...(version !== null && { own: version }), isDeleted: true })
 }
 
 /** Stores a row of a batch, and marks the items whose effect it cannot be compared with. */

@@ -42,6 +42,8 @@ export type StoredRow = {
   readonly generation: number
   /** The version of the own upload that stored it: a batch with a lower one is older than what the user sees. */
   readonly own?: number
+  /** An own upload deleted it: what batches bring of it is from before, until they bring the deletion. */
+  readonly isDeleted?: true
 }
 
 /** What happened to a change. It stays until the user has seen a refusal, or the tab that wrote it has the result. */

@@ -65,7 +65,8 @@ export class View {
     table.seen.clear()
     for (const { key, value } of entries) {
       const id = (key as readonly [string, string])[1]
-      table.stored.set(id, (value as StoredRow).row)
+      const { row, isDeleted } = value as StoredRow
+      if (!isDeleted) table.stored.set(id, row)
       this.#see(name, table, id)
     }
     for (const item of this.#outbox) if (item.table === name) this.#see(name, table, item.id)
@@ -97,7 +98,7 @@ export class View {
     for (const [table, id, stored] of rows) {
       const known = this.#tables.get(table)
       if (!known?.isLoaded) continue
-      if (stored) known.stored.set(id, stored.row)
+      if (stored && !stored.isDeleted) known.stored.set(id, stored.row)
       else known.stored.delete(id)
       touch(table, id)
     }

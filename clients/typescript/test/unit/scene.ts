@@ -207,7 +207,8 @@ export class Scene {
   }
 
   stored(table: string, id: string): JsonObject | null {
-    return this.rows.get(rowName(table, id))?.row ?? null
+    const stored = this.rows.get(rowName(table, id))
+    return !stored || stored.isDeleted ? null : stored.row
   }
 
   /** What the user sees. */
@@ -217,7 +218,7 @@ export class Scene {
   }
 
   ids(table: string): string[] {
-    return [...this.rows.keys()].map(split).filter(([name]) => name === table).map(([, id]) => id).sort()
+    return [...this.rows].filter(([, { isDeleted }]) => !isDeleted).map(([name]) => split(name)).filter(([name]) => name === table).map(([, id]) => id).sort()
   }
 
   outbox(): Item[] {
