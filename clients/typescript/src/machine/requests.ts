@@ -17,7 +17,7 @@ export function proceed(draft: Draft): void {
       return draft.does({ type: 'credentials', ticket: draft.state.ticket, reason: auth.reason })
     }
     if (isReady(up) && outbox.length > 0) upload(draft)
-    else if (isReady(down)) fetch(draft)
+    else if (isReady(down)) requestBatch(draft)
     else if (draft.state.isUnacknowledged && device.cursor !== null && down.pause === 'none') {
       begin(draft, 'ack')
       draft.set({ isUnacknowledged: false })
@@ -45,7 +45,7 @@ function upload(draft: Draft): void {
   draft.does({ type: 'upload', ticket: draft.state.ticket, items, ackedSeq: device.ackedSeq, pending })
 }
 
-function fetch(draft: Draft): void {
+function requestBatch(draft: Draft): void {
   begin(draft, 'down')
   draft.lane('down', { wanted: false })
   draft.live({ covered: draft.state.live.seen })

@@ -101,8 +101,9 @@ export function createQuery<T>(host: QueryHost, table: string, { where, orderBy,
 
   const subscribe = (listener: () => void): Unsubscribe => {
     isRunning += 1
-    start()
+    // Before the query starts, so that its first rows are not missed.
     const unsubscribe = signal.subscribe(listener)
+    start()
     let isOver = false
     return () => {
       if (isOver) return
