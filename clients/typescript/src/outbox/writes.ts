@@ -94,7 +94,9 @@ export class Writes {
   }
 
   async #flush(): Promise<void> {
-    const queue = this.#queue.splice(0)
+    // Without those that were refused since.
+    const queue = this.#queue.splice(0).filter(({ request }) => this.#pending.has(request.key))
+    if (queue.length === 0) return
     const error = await this.#append(queue.map(({ request }) => request))
     for (const { request, resolveLocal } of queue) {
       if (error) this.refuse(request.key, error.code, error.message)

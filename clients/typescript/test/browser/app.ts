@@ -3,7 +3,7 @@ import { createElement, StrictMode } from 'react'
 import { createRoot } from 'react-dom/client'
 import { createClient, table } from '../../src/index.js'
 import { indexeddb } from '../../src/indexeddb/index.js'
-import { useQuery, useStatus } from '../../src/react/index.js'
+import { useQuery, useStatus, useWrite } from '../../src/react/index.js'
 
 type Task = { readonly id: string; readonly title: string; readonly done: boolean; readonly version: number }
 
@@ -21,10 +21,14 @@ const open = client.tasks.query({ orderBy: 'title' })
 function Tasks() {
   const { rows, phase } = useQuery(open)
   const { state, leader, outbox } = useStatus(client)
+  const [add, last] = useWrite((title: string) => client.tasks.create({ title }))
   return createElement(
     'section',
     null,
     createElement('output', { 'data-phase': phase, 'data-state': state, 'data-leader': leader }, outbox.waiting),
+    createElement('button', { onClick: () => add('by button') }, 'Add'),
+    createElement('button', { onClick: () => add('') }, 'Add nothing'),
+    createElement('p', { role: 'status' }, `${last.state} ${last.result?.code ?? ''}`.trim()),
     createElement('ul', null, rows.map(({ id, title }) => createElement('li', { key: id }, title))),
   )
 }

@@ -194,6 +194,11 @@ describe('in a browser', () => {
     await item.filter({ hasText: 'milk' }).waitFor()
     await tab.evaluate(() => page.add(['bread']))
     await item.first().filter({ hasText: 'bread' }).waitFor()
+    await tab.getByRole('button', { name: 'Add', exact: true }).click()
+    await tab.getByRole('status').filter({ hasText: /^done$/ }).waitFor()
+    await tab.getByRole('button', { name: 'Add nothing' }).click()
+    await tab.getByRole('status').filter({ hasText: /^failed VALIDATION_ERROR$/ }).waitFor()
+    assert.deepEqual(await item.allTextContents(), ['bread', 'by button', 'milk'])
     assert.equal(await tab.locator('output[data-phase=ready][data-state=stream][data-leader=true]').count(), 1)
   })
 
