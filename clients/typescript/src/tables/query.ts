@@ -45,6 +45,9 @@ export type QueryHost = {
 /** How long a query without subscribers keeps its rows, for a component that mounts again. */
 const LINGER_MS = 1000
 
+/** Above this number of changes, one pass over the list costs less than moving row by row. */
+const MANY = 50
+
 const EMPTY: QuerySnapshot<never> = { rows: [], phase: 'loading', error: null }
 
 export function createQuery<T>(host: QueryHost, table: string, { where, orderBy, limit }: QueryOptions<T>): Query<T> {
@@ -52,33 +55,42 @@ export function createQuery<T>(host: QueryHost, table: string, { where, orderBy,
   const compare = compileOrder(orderBy)
   const signal = new Signal((error) => host.report(error))
   let snapshot: QuerySnapshot<T> = EMPTY
-  /** All that match, in their order: a change moves its rows only. */
+  /** All that match, by id and in their order: a change moves its rows only. */
+  const found = new Map<string, JsonObject>()
   let sorted: JsonObject[] = []
   let stop: (() => void) | null = null
   let cancelStop = () => {}
   let isRunning = 0
 
   const publish = (error: StoreError | null): void => {
-    const isLoaded = host.view.rows(table) !== null
-    const rows = (limit === undefined ? sorted : sorted.slice(0, limit)) as unknown as readonly T[]
-    const phase = !isLoaded ? 'loading' : host.hasSynced() ? 'ready' : 'partial'
-    const isSame = phase === snapshot.phase && error === snapshot.error && isSameList(rows, snapshot.rows)
-    if (isSame) return
-    snapshot = { rows: isSameList(rows, snapshot.rows) ? snapshot.rows : rows, phase, error }
+    const phase = host.view.rows(table) === null ? 'loading' : host.hasSynced() ? 'ready' : 'partial'
+    const shown = limit === undefined ? sorted : sorted.slice(0, limit)
+    const isSame = isSameList(shown, snapshot.rows)
+    if (isSame && phase === snapshot.phase && error === snapshot.error) return
+    // A copy: the list goes on to change.
+    const rows = isSame ? snapshot.rows : ([...shown] as unknown as readonly T[])
+    snapshot = { rows, phase, error }
     signal.notify()
   }
 
   const recompute = (ids: ReadonlySet<string> | null): void => {
     const rows = host.view.rows(table)
     if (!rows) return
-    if (ids === null || ids.size * 4 > sorted.length) {
-      sorted = [...rows.values()].filter(matches).sort(compare)
-    } else {
-      sorted = sorted.filter((row) => !ids.has(String(row['id'])))
-      for (const id of ids) {
-        const row = rows.get(id)
-        if (row && matches(row)) sorted.splice(placeOf(sorted, row, compare), 0, row)
-      }
+    const changed = ids ?? new Set([...rows.keys(), ...found.keys()])
+    const isMany = changed.size > MANY
+    const added: JsonObject[] = []
+    for (const id of changed) {
+      const [before, row] = [found.get(id), rows.get(id)]
+      if (before && !isMany) sorted.splice(placeOf(sorted, before, compare), 1)
+      if (row && matches(row)) {
+        found.set(id, row)
+        if (isMany) added.push(row)
+        else sorted.splice(placeOf(sorted, row, compare), 0, row)
+      } else found.delete(id)
+    }
+    if (isMany) {
+      const rest = sorted.filter((row) => !changed.has(String(row['id'])))
+      sorted = merge(rest, added.sort(compare), compare)
     }
     publish(null)
   }
@@ -93,6 +105,7 @@ export function createQuery<T>(host: QueryHost, table: string, { where, orderBy,
       unsubscribe()
       stop = null
       sorted = []
+      found.clear()
       snapshot = EMPTY
     }
     if (host.view.rows(table)) recompute(null)
@@ -131,6 +144,16 @@ export function createQuery<T>(host: QueryHost, table: string, { where, orderBy,
 
 function isSameList(one: readonly unknown[], other: readonly unknown[]): boolean {
   return one.length === other.length && one.every((row, place) => row === other[place])
+}
+
+function merge(one: JsonObject[], other: JsonObject[], compare: (a: JsonObject, b: JsonObject) => number): JsonObject[] {
+  const merged: JsonObject[] = []
+  let place = 0
+  for (const row of one) {
+    for (let next = other[place]; next && compare(next, row) < 0; next = other[++place]) merged.push(next)
+    merged.push(row)
+  }
+  return merged.concat(other.slice(place))
 }
 
 /** The place of a row among sorted ones. */
