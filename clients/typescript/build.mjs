@@ -9,7 +9,9 @@ const root = import.meta.dirname ?? new URL('.', import.meta.url).pathname
 rmSync(join(root, 'dist'), { recursive: true, force: true })
 await build({
   absWorkingDir: root,
-  entryPoints: ['index', 'indexeddb/index', 'memory/index', 'sqlite/index', 'react/index'].map((name) => `src/${name}.ts`),
+  entryPoints: ['index', 'indexeddb/index', 'memory/index', 'sqlite/index', 'react/index'].map(
+    (name) => `src/${name}.ts`,
+  ),
   outdir: 'dist',
   outbase: 'src',
   bundle: true,
@@ -19,4 +21,6 @@ await build({
   target: 'es2022',
   packages: 'external',
 })
-execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-p', join(root, 'tsconfig.json')], { stdio: 'inherit' })
+execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-p', join(root, 'tsconfig.json')], {
+  stdio: 'inherit',
+})

@@ -16,7 +16,15 @@ import { Session } from './session/session.js'
 import { codeOf, INITIAL_STATUS, statusOf, type Status } from './status.js'
 import type { Store, StoreError } from './store/store.js'
 import { createQuery, type Query, type QueryOptions } from './tables/query.js'
-import { createTable, type ConflictRow, type MessageTable, type ReadableTable, type Table, type TableDefinition, type User } from './tables/table.js'
+import {
+  createTable,
+  type ConflictRow,
+  type MessageTable,
+  type ReadableTable,
+  type Table,
+  type TableDefinition,
+  type User,
+} from './tables/table.js'
 import { openChannel, type Channel, type Message as TabMessage } from './tabs/channel.js'
 import { Leader } from './tabs/leader.js'
 import { isVisible, watchPage } from './tabs/lifecycle.js'
@@ -90,7 +98,9 @@ export type ClientEvents = {
   message: { readonly event: string; readonly id: string | null; readonly data: JsonObject | null }
 }
 
-export type Outcome = { readonly ok: true } | { readonly ok: false; readonly code: string; readonly message: string; readonly retryAt?: number | null }
+export type Outcome =
+  | { readonly ok: true }
+  | { readonly ok: false; readonly code: string; readonly message: string; readonly retryAt?: number | null }
 
 export type Login = {
   readonly username?: string
@@ -146,7 +156,10 @@ export function createClient<const T extends Tables = Record<never, never>>(opti
   const base: ClientBase = core.base()
   const tables: Record<string, unknown> = {}
   for (const [key, definition] of Object.entries(options.tables ?? {})) {
-    if (key in base) throw new Error(`tables.${key}: the client has a member of this name; use another key with table({ name: '${key}' })`)
+    if (key in base)
+      throw new Error(
+        `tables.${key}: the client has a member of this name; use another key with table({ name: '${key}' })`,
+      )
     tables[key] = createTable(core, definition.name ?? key, definition.merge === 'columns')
   }
   core.start()
@@ -214,7 +227,9 @@ class Core {
       presence: options.presence ?? false,
       WebSocket: environment.WebSocket ?? globalThis.WebSocket,
       credentials: options.credentials,
-      device: options.device ?? (isBrowser ? { name: 'Browser', type: 'browser' } : { name: 'Posduif client', type: 'desktop' }),
+      device:
+        options.device ??
+        (isBrowser ? { name: 'Browser', type: 'browser' } : { name: 'Posduif client', type: 'desktop' }),
     })
     this.#channel = openChannel(store.sharedName, (message) => this.#receive(message))
     this.#leader = new Leader({
@@ -262,7 +277,8 @@ class Core {
     this.#leaderStatus = null
     const isLive = this.#mode !== 'off' && this.#mode !== 'poll'
     const error = await this.#session.lead(isLive, this.#options.credentials !== undefined)
-    if (error || !this.#leader.leads) return
+    if (!this.#leader.leads) return
+    if (error) return this.#recover()
     this.#failures = 0
     // A former leader may have stopped between storing and notifying.
     this.#channel.post({ type: 'changed', rows: null })
@@ -275,10 +291,13 @@ class Core {
     this.#cancelRecovery()
     if (this.#isClosed || this.#isOutdated) return
     this.#failures += 1
-    this.#cancelRecovery = this.#clock.schedule(() => {
-      if (this.#leader.leads) void this.#lead()
-      else void this.#begin()
-    }, backoff(this.#failures, null, this.#clock.random()))
+    this.#cancelRecovery = this.#clock.schedule(
+      () => {
+        if (this.#leader.leads) void this.#lead()
+        else void this.#begin()
+      },
+      backoff(this.#failures, null, this.#clock.random()),
+    )
   }
 
   #lost(reason: 'outdated' | 'closed'): void {
@@ -326,7 +345,7 @@ class Core {
         // Of a former leader that does not know it yet.
         if (message.term < this.#leaderTerm) return
         this.#leaderTerm = message.term
-        this.#leader.heard()
+        this.#leader.leaderAnswered()
         if (this.#leader.leads) return
         this.#leaderStatus = message.status as Status
         if (message.presence) this.#presence.replace(new Map(message.presence as [string, 'online' | 'away'][]))
@@ -407,9 +426,17 @@ class Core {
   async #request(method: 'GET' | 'POST', path: string, body?: unknown): ReturnType<Http['send']> {
     const { deviceId, token } = this.#session.state.device
     if (deviceId === null || token === null) {
-      return { ok: false, failure: { kind: 'ended', code: 'LOCAL_NOT_ENROLLED', message: 'this device is not enrolled' } }
+      return {
+        ok: false,
+        failure: { kind: 'ended', code: 'LOCAL_NOT_ENROLLED', message: 'this device is not enrolled' },
+      }
     }
-    return this.#http.send({ method, path, headers: deviceHeaders({ deviceId, token }), ...(body !== undefined && { body }) })
+    return this.#http.send({
+      method,
+      path,
+      headers: deviceHeaders({ deviceId, token }),
+      ...(body !== undefined && { body }),
+    })
   }
 
   // ---------------------------------------------------------------------------------------------------------- status
@@ -418,9 +445,10 @@ class Core {
     if (this.#isClosed) return
     this.#runner.poll()
     this.#stepSignal.notify()
-    const { state, storeError, lastSyncedAt } = this.#session
+    const { state, storeError } = this.#session
     const own = statusOf({
-      state, storeError, lastSyncedAt,
+      state,
+      storeError,
       storage: this.#storage,
       transport: this.#runner.transport,
       mode: this.#mode,
@@ -428,11 +456,11 @@ class Core {
       open: this.#open,
     })
     // A follower shows what its leader does, and what its own storage has.
-    const { state: phase, hasSynced, outbox, storage } = own
+    const { state: phase, hasSynced, lastSyncedAt, outbox, storage } = own
     const next: Status =
       state.leads || !this.#leaderStatus || storeError
         ? own
-        : { ...this.#leaderStatus, state: phase, hasSynced, outbox, storage, leader: false }
+        : { ...this.#leaderStatus, state: phase, hasSynced, lastSyncedAt, outbox, storage, leader: false }
     if (JSON.stringify(next) === JSON.stringify(this.#status)) return
     this.#status = next
     this.#statusSignal.notify()
@@ -492,7 +520,15 @@ class Core {
         return () => void handlers.delete(entry)
       },
       login: (login) => this.#login(login),
-      enroll: (url) => this.#enroll({ by: 'code', token: url.split('/api/enrollment/').at(-1)?.replace(/[?#/].*$/s, '') ?? '' }),
+      enroll: (url) =>
+        this.#enroll({
+          by: 'code',
+          token:
+            url
+              .split('/api/enrollment/')
+              .at(-1)
+              ?.replace(/[?#/].*$/s, '') ?? '',
+        }),
       firstSync,
       sync: () => this.#sync(),
       wipe: ({ keepOutbox = false } = {}) => this.#wipe(keepOutbox),
@@ -524,18 +560,26 @@ class Core {
       // Reported below.
     }
     const write = this.#writes.add({ key, table, op, id: id ?? this.#clock.uuid(), row: row ?? {}, merges, at })
-    if (row === null) this.#writes.refuse(key, 'LOCAL_INVALID', 'the row cannot be written as JSON: it has a cycle or a BigInt')
+    if (row === null)
+      this.#writes.refuse(key, 'LOCAL_INVALID', 'the row cannot be written as JSON: it has a cycle or a BigInt')
     return write
   }
 
   async #login({ username, email, password, tenant }: Login): Promise<Outcome> {
     const answer = await this.#http.send({
-      method: 'POST', path: '/api/auth/login', body: { username, email, password, tenant },
+      method: 'POST',
+      path: '/api/auth/login',
+      body: { username, email, password, tenant },
     })
     if (!answer.ok) {
       const { failure } = answer
       const seconds = failure.kind === 'later' ? failure.retryAfter : null
-      return { ok: false, code: codeOf(failure), message: failure.message, retryAt: seconds === null ? null : this.#clock.now() + seconds }
+      return {
+        ok: false,
+        code: codeOf(failure),
+        message: failure.message,
+        retryAt: seconds === null ? null : this.#clock.now() + seconds,
+      }
     }
     const token = isObject(answer.body) ? text(answer.body['token']) : null
     if (token === null) return { ok: false, code: 'LOCAL_NO_ANSWER', message: 'the response is not a login' }
@@ -546,7 +590,8 @@ class Core {
   }
 
   async #enroll(enrollment: { by: 'code' | 'user'; token: string }): Promise<Outcome> {
-    if (enrollment.token === '') return { ok: false, code: 'LOCAL_INVALID', message: 'the address of an enrollment ends with its token' }
+    if (enrollment.token === '')
+      return { ok: false, code: 'LOCAL_INVALID', message: 'the address of an enrollment ends with its token' }
     const before = this.#session.state.device.token
     const error = await this.#session.dispatch({ type: 'enroll', enrollment, freshId: this.#clock.uuid() })
     if (error) return failed(error)
@@ -582,10 +627,15 @@ class Core {
   }
 
   async #list(): Promise<OutboxEntry[]> {
-    const waiting = this.#session.state.outbox.map((item) => entryOf(item, item.sent === 'no' ? 'waiting' : 'sent', null))
+    const waiting = this.#session.state.outbox.map((item) =>
+      entryOf(item, item.sent === 'no' ? 'waiting' : 'sent', null),
+    )
     const open = await this.#session.open().catch(() => [])
     open.sort((one, other) => (one.item.at < other.item.at ? -1 : 1))
-    return [...waiting, ...open.map((result) => entryOf(result.item, result.status === 'conflict' ? 'conflict' : 'rejected', result))]
+    return [
+      ...waiting,
+      ...open.map((result) => entryOf(result.item, result.status === 'conflict' ? 'conflict' : 'rejected', result)),
+    ]
   }
 
   async #retry(key: string): Promise<Write | null> {
@@ -593,7 +643,13 @@ class Core {
     if (!result?.isOpen) return null
     const { table, op, id, row, baseRow } = result.item
     const write = this.#writes.add({
-      key: this.#clock.uuid(), table, op, id, row, merges: baseRow !== undefined, at: new Date(this.#clock.now()).toISOString(),
+      key: this.#clock.uuid(),
+      table,
+      op,
+      id,
+      row,
+      merges: baseRow !== undefined,
+      at: new Date(this.#clock.now()).toISOString(),
     })
     // Only then is the former one forgotten.
     if ((await write.local).ok) await this.#discard(key)
@@ -603,7 +659,11 @@ class Core {
   async #discard(key: string): Promise<Outcome> {
     const item = this.#session.state.outbox.find((each) => each.key === key)
     if (item && item.sent !== 'no') {
-      return { ok: false, code: 'LOCAL_SENT', message: 'the change was sent and may have been applied: make another one' }
+      return {
+        ok: false,
+        code: 'LOCAL_SENT',
+        message: 'the change was sent and may have been applied: make another one',
+      }
     }
     const error = await this.#session.discard(key)
     await this.#countOpen()
@@ -681,8 +741,16 @@ class Core {
 function entryOf(item: Item, state: OutboxEntry['state'], result: StoredResult | null): OutboxEntry {
   const { key, table, op, id, row, at } = item
   return {
-    key, table, op, id, row, at, state,
-    code: result?.code ?? null, message: result?.message ?? null, server: result?.server ?? null,
+    key,
+    table,
+    op,
+    id,
+    row,
+    at,
+    state,
+    code: result?.code ?? null,
+    message: result?.message ?? null,
+    server: result?.server ?? null,
   }
 }
 
@@ -692,6 +760,7 @@ function failed(error: StoreError): Outcome {
 
 function failedStatus({ error, state }: Status): Outcome {
   if (error) return { ok: false, code: error.code, message: error.message, retryAt: error.retryAt }
-  if (state === 'unenrolled') return { ok: false, code: 'LOCAL_NOT_ENROLLED', message: 'this device is not enrolled: call login or enroll' }
+  if (state === 'unenrolled')
+    return { ok: false, code: 'LOCAL_NOT_ENROLLED', message: 'this device is not enrolled: call login or enroll' }
   return { ok: false, code: 'LOCAL_TIMEOUT', message: 'the sync takes longer; status shows its progress' }
 }

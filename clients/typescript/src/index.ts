@@ -1,6 +1,14 @@
 export { createClient } from './client.js'
 export type {
-  Client, ClientBase, ClientEvents, ClientOptions, Conflict, Login, Outcome, OutboxEntry, Tables,
+  Client,
+  ClientBase,
+  ClientEvents,
+  ClientOptions,
+  Conflict,
+  Login,
+  Outcome,
+  OutboxEntry,
+  Tables,
 } from './client.js'
 export type { Clock } from './clock.js'
 export type { CredentialsCallback } from './effects/credentials.js'
@@ -16,5 +24,14 @@ export { StoreError } from './store/store.js'
 export type { Check, Durability, Entry, Key, Op, Read, Space, Store } from './store/store.js'
 export type { Query, QueryOptions, QueryPhase, QuerySnapshot } from './tables/query.js'
 export { table } from './tables/table.js'
-export type { ConflictRow, Message, MessageTable, NewRow, ReadableTable, Table, TableDefinition, User } from './tables/table.js'
+export type {
+  ConflictRow,
+  Message,
+  MessageTable,
+  NewRow,
+  ReadableTable,
+  Table,
+  TableDefinition,
+  User,
+} from './tables/table.js'
 export type { Comparison, Direction, OrderBy, Where } from './tables/where.js'

@@ -61,7 +61,6 @@ export type StatusInputs = {
   readonly state: State
   readonly storage: Status['storage']
   readonly storeError: StoreError | null
-  readonly lastSyncedAt: number | null
   readonly transport: Transport | null
   readonly mode: LiveMode
   readonly retryAt: ReadonlyMap<string, number>
@@ -69,7 +68,7 @@ export type StatusInputs = {
 }
 
 export function statusOf(inputs: StatusInputs): Status {
-  const { state, storage, lastSyncedAt, mode, open } = inputs
+  const { state, storage, mode, open } = inputs
   const { device, outbox, live, down, up, busy } = state
   const isNotified = live.status === 'open' || mode === 'poll' || mode === 'off'
   const isIdle = busy !== 'down' && !down.wanted && !down.error
@@ -82,7 +81,7 @@ export function statusOf(inputs: StatusInputs): Status {
     storage,
     hasSynced: device.hasSynced,
     upToDate: phase(device) === 'stream' && isIdle && isNotified,
-    lastSyncedAt,
+    lastSyncedAt: device.lastSyncedAt,
     serverAge: null,
     progress: device.inSnapshot ? { rows: state.progress } : null,
     outbox: { waiting: outbox.length, oldest: first ? Date.parse(first.at) : null, ...open },

@@ -13,10 +13,20 @@ const run = (command, args, options = {}) => execFileSync(command, args, { cwd: 
 try {
   const [{ filename, files }] = JSON.parse(run('npm', ['pack', '--json', '--pack-destination', folder]))
   const names = files.map(({ path }) => path)
-  for (const name of ['README.md', 'CHANGELOG.md', 'LICENSE-MIT', 'LICENSE-APACHE', 'dist/index.js', 'dist/index.d.ts']) {
+  for (const name of [
+    'README.md',
+    'CHANGELOG.md',
+    'LICENSE-MIT',
+    'LICENSE-APACHE',
+    'dist/index.js',
+    'dist/index.d.ts',
+  ]) {
     assert.ok(names.includes(name), `the package lacks ${name}`)
   }
-  assert.deepEqual(names.filter((name) => /test|\.tsx?$/.test(name) && !name.endsWith('.d.ts')), [])
+  assert.deepEqual(
+    names.filter((name) => /test|\.tsx?$/.test(name) && !name.endsWith('.d.ts')),
+    [],
+  )
   const tarball = join(folder, filename)
   const bin = join(root, 'node_modules/.bin')
   run(join(bin, 'publint'), ['--strict', tarball], { stdio: 'inherit' })
@@ -37,7 +47,9 @@ try {
      if (process.getActiveResourcesInfo().length > timers) throw new Error('importing the package starts something')`,
   )
   run(process.execPath, [join(folder, 'import.mjs')])
-  console.log(`${names.length} files, ${paths.length} entry points, ${readdirSync(join(folder, 'package', 'dist')).length} names in dist`)
+  console.log(
+    `${names.length} files, ${paths.length} entry points, ${readdirSync(join(folder, 'package', 'dist')).length} names in dist`,
+  )
 } finally {
   rmSync(folder, { recursive: true, force: true })
 }

@@ -7,7 +7,9 @@ import { build } from 'esbuild'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const [folder = 'unit', pattern = ''] = process.argv.slice(2)
-const files = readdirSync(join(root, 'test', folder)).filter((file) => file.endsWith('.test.ts') && file.includes(pattern))
+const files = readdirSync(join(root, 'test', folder)).filter(
+  (file) => file.endsWith('.test.ts') && file.includes(pattern),
+)
 if (files.length === 0) {
   console.error(`test/${folder}: no test file has "${pattern}" in its name`)
   process.exit(1)
@@ -26,5 +28,9 @@ await build({
   outExtension: { '.js': '.mjs' },
 })
 const tests = files.map((file) => join(out, file.replace(/\.ts$/, '.mjs')))
-const runner = spawn(process.execPath, ['--enable-source-maps', '--test', '--test-reporter=spec', '--test-timeout=120000', ...tests], { stdio: 'inherit', cwd: root })
+const runner = spawn(
+  process.execPath,
+  ['--enable-source-maps', '--test', '--test-reporter=spec', '--test-timeout=120000', ...tests],
+  { stdio: 'inherit', cwd: root },
+)
 runner.on('exit', (code) => process.exit(code ?? 1))

@@ -12,7 +12,12 @@ const react = `${core}; export { useQuery, useStatus, usePresence, useWrite } fr
 async function size(contents) {
   const { outputFiles } = await build({
     stdin: { contents, resolveDir: root },
-    bundle: true, minify: true, format: 'esm', target: 'es2022', write: false, external: ['react'],
+    bundle: true,
+    minify: true,
+    format: 'esm',
+    target: 'es2022',
+    write: false,
+    external: ['react'],
   })
   return gzipSync(outputFiles[0].contents, { level: 9 }).length
 }

@@ -59,7 +59,11 @@ export class Http {
     control.signal.addEventListener('abort', () => signal?.removeEventListener('abort', abort))
     return this.#fetch(this.base + path, {
       method,
-      headers: { accept: 'application/json', ...(body !== undefined && { 'content-type': 'application/json' }), ...headers },
+      headers: {
+        accept: 'application/json',
+        ...(body !== undefined && { 'content-type': 'application/json' }),
+        ...headers,
+      },
       signal: control.signal,
       // A device has credentials of its own.
       credentials: 'omit',

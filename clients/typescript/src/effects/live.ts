@@ -49,7 +49,7 @@ export function openLive(transport: Transport, options: LiveOptions, handler: Li
     control.abort()
     if (failure) handler.failed(failure)
   }
-  const heard = () => {
+  const received = () => {
     cancelSilence()
     if (control.signal.aborted) return
     cancelSilence = options.clock.schedule(() => end(lost(`no heartbeat for ${SILENCE_MS / 1000} s`)), SILENCE_MS)
@@ -63,9 +63,9 @@ export function openLive(transport: Transport, options: LiveOptions, handler: Li
     }
     handler.event(name, id, isObject(read) ? (read as JsonObject) : {})
   }
-  heard()
+  received()
   const open = transport === 'sse' ? openStream : openSocket
-  open(options, control, heard, receive).then(end, (error: unknown) => {
+  open(options, control, received, receive).then(end, (error: unknown) => {
     end(lost(error instanceof Error ? error.message : 'the stream failed'))
   })
   return () => end(null)
@@ -77,7 +77,7 @@ type Receive = (name: string, id: string | null, data: string | JsonObject) => v
 async function openStream(
   { http, credentials, lastEventId, presence }: LiveOptions,
   control: AbortController,
-  heard: () => void,
+  received: () => void,
   receive: Receive,
 ): Promise<Failure> {
   const path = `/sse/mobile/${encodeURIComponent(credentials.deviceId)}${queryOf(lastEventId, presence)}`
@@ -96,17 +96,26 @@ async function openStream(
   for (;;) {
     const { done, value } = await reader.read()
     if (done) return lost('the server ended the stream')
-    heard()
+    received()
     for (const { name, id, data } of parser.push(decoder.decode(value, { stream: true }))) receive(name, id, data)
   }
 }
 
-async function openSocket(options: LiveOptions, control: AbortController, heard: () => void, receive: Receive): Promise<Failure> {
+async function openSocket(
+  options: LiveOptions,
+  control: AbortController,
+  received: () => void,
+  receive: Receive,
+): Promise<Failure> {
   const { http, clock, credentials, lastEventId, presence, WebSocket: Socket } = options
   if (!Socket) return lost('there is no WebSocket here')
   // A page cannot send headers with a WebSocket.
   const ticket = await http.send({
-    method: 'POST', path: '/api/sse/ticket', headers: deviceHeaders(credentials), body: { stream: '/ws' }, signal: control.signal,
+    method: 'POST',
+    path: '/api/sse/ticket',
+    headers: deviceHeaders(credentials),
+    body: { stream: '/ws' },
+    signal: control.signal,
   })
   if (!ticket.ok) return ticket.failure
   const value = isObject(ticket.body) ? text(ticket.body['ticket']) : null
@@ -129,7 +138,7 @@ async function openSocket(options: LiveOptions, control: AbortController, heard:
       socket.close()
     })
     socket.onmessage = ({ data }) => {
-      heard()
+      received()
       const frame = parse(String(data))
       if (!isObject(frame)) return
       const name = text(frame['event'])
@@ -162,5 +171,11 @@ function ended(message: string): Failure {
 }
 
 function invalidId(): Failure {
-  return { kind: 'refused', status: 400, code: 'INVALID_CURSOR', message: 'the last event id was refused', expected: null }
+  return {
+    kind: 'refused',
+    status: 400,
+    code: 'INVALID_CURSOR',
+    message: 'the last event id was refused',
+    expected: null,
+  }
 }

@@ -94,14 +94,15 @@ export class Runner {
   }
 
   async #fetch({ ticket, cursor }: Effect & { type: 'fetch' }): Promise<void> {
-    await this.#readSettings()
     const query = new URLSearchParams()
     if (this.#batchRows !== null) query.set('limit', String(this.#batchRows))
     if (cursor !== null) query.set('cursor', cursor)
     const answer = await this.#send({ method: 'GET', path: `/api/sync/incoming?${query}` })
     const batch = answer.ok ? readBatch(answer.body) : null
-    if (batch) await this.#session.batch(ticket, cursor, batch)
-    else this.#fail(ticket, answer, 'a batch')
+    if (batch) {
+      void this.#readSettings()
+      await this.#session.batch(ticket, cursor, batch)
+    } else this.#fail(ticket, answer, 'a batch')
   }
 
   async #upload({ ticket, items, ackedSeq, pending }: Effect & { type: 'upload' }): Promise<void> {
@@ -123,10 +124,18 @@ export class Runner {
     const { signal } = this.#request
     const answer = await this.#options.http.send(
       enrollment.by === 'code'
-        ? { method: 'POST', path: '/api/enrollment/complete', signal, body: { token: enrollment.token, device_id: deviceId, device_name: name } }
+        ? {
+            method: 'POST',
+            path: '/api/enrollment/complete',
+            signal,
+            body: { token: enrollment.token, device_id: deviceId, device_name: name },
+          }
         : {
-            method: 'POST', path: '/api/devices', signal,
-            headers: { authorization: `Bearer ${enrollment.token}` }, body: { name, type, device_id: deviceId },
+            method: 'POST',
+            path: '/api/devices',
+            signal,
+            headers: { authorization: `Bearer ${enrollment.token}` },
+            body: { name, type, device_id: deviceId },
           },
     )
     const enrolled = answer.ok ? readEnrolled(answer.body) : null
@@ -139,7 +148,8 @@ export class Runner {
   async #credentials({ ticket, reason }: Effect & { type: 'credentials' }): Promise<void> {
     const { credentials, clock } = this.#options
     const answer = await requestToken(credentials, reason, clock, this.#request.signal)
-    if (answer.ok) await this.#session.dispatch({ type: 'credentials', ticket, token: answer.token, freshId: clock.uuid() })
+    if (answer.ok)
+      await this.#session.dispatch({ type: 'credentials', ticket, token: answer.token, freshId: clock.uuid() })
     else this.#failed(ticket, { kind: 'lost', message: answer.message })
   }
 

@@ -1,5 +1,12 @@
 import {
-  SPACES, StoreError, type Check, type Durability, type Entry, type Op, type Read, type Store,
+  SPACES,
+  StoreError,
+  type Check,
+  type Durability,
+  type Entry,
+  type Op,
+  type Read,
+  type Store,
 } from '../store/store.js'
 
 /** Of the layout of the spaces, not of the app's tables. */
@@ -23,7 +30,10 @@ export function indexeddb(name: string, { factory, timeoutMs = TIMEOUT_MS }: Opt
   let lost: (reason: 'outdated' | 'closed') => void = () => {}
 
   const close = (): void => {
-    opened?.then((database) => database.close(), () => {})
+    opened?.then(
+      (database) => database.close(),
+      () => {},
+    )
     opened = null
   }
 
@@ -114,7 +124,11 @@ export function indexeddb(name: string, { factory, timeoutMs = TIMEOUT_MS }: Opt
           transaction.commit()
         }
         if (checks.length === 0) issue()
-        else verify(transaction, checks, (met) => { isMet = met; issue() })
+        else
+          verify(transaction, checks, (met) => {
+            isMet = met
+            issue()
+          })
         return () => isMet
       }),
     clear: () =>
@@ -199,10 +213,12 @@ function bounded<T>(
     const timer = setTimeout(() => {
       reject(new StoreError('LOCAL_STORE_TIMEOUT', `${what} takes longer than ${timeoutMs / 1000} s`))
     }, timeoutMs)
-    const settle = <V>(then: (value: V) => void) => (value: V) => {
-      clearTimeout(timer)
-      then(value)
-    }
+    const settle =
+      <V>(then: (value: V) => void) =>
+      (value: V) => {
+        clearTimeout(timer)
+        then(value)
+      }
     start(settle(resolve), settle(reject))
   })
 }

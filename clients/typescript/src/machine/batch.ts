@@ -14,7 +14,8 @@ export function rowsOf(batch: Batch, state: State): RowId[] {
     }
   }
   for (const { table, id } of batch.changes) if (id !== null) rows.push([table, id])
-  if (endsSnapshot(batch, state)) for (const { table, id, sent } of state.outbox) if (sent === 'yes') rows.push([table, id])
+  if (endsSnapshot(batch, state))
+    for (const { table, id, sent } of state.outbox) if (sent === 'yes') rows.push([table, id])
   return rows
 }
 
@@ -25,7 +26,7 @@ export function endsSnapshot(batch: Batch, { device }: State): boolean {
 
 /** Stores a batch with its cursor, or discards it whole. */
 export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void {
-  const { batch, requested, old } = event
+  const { batch, requested, old, at } = event
   const { cursor } = draft.state.device
   // Another request has moved the cursor; what this batch brings comes again.
   if (requested !== cursor) return
@@ -65,6 +66,7 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
     draft.lane('down', { wanted: true })
   } else {
     const { seen, covered } = draft.state.live
+    draft.device({ lastSyncedAt: at })
     if (covered !== null) draft.device({ lastEventId: covered })
     // Events that came after the request was sent need another one.
     draft.lane('down', { wanted: seen !== covered })

@@ -41,7 +41,11 @@ export function storeEnrollment(draft: Draft, event: Event & { type: 'enrolled' 
 }
 
 /** What follows when `complete` or `POST /api/devices` refuses. */
-export function refuseEnrollment(draft: Draft, failure: Failure & { kind: 'refused' | 'ended' }, freshId: string): void {
+export function refuseEnrollment(
+  draft: Draft,
+  failure: Failure & { kind: 'refused' | 'ended' },
+  freshId: string,
+): void {
   const { device, auth } = draft.state
   const { code, message } = failure
   const isRepeat = auth.error?.kind === 'refused' && auth.error.code === 'CONFLICT'

@@ -48,18 +48,30 @@ export type Event =
   /** The user has seen a refused change, or withdraws one that was never sent. */
   | { readonly type: 'discard'; readonly key: string; readonly result: StoredResult | null }
   | { readonly type: 'enroll'; readonly enrollment: Enrollment; readonly freshId: string }
-  | { readonly type: 'enrolled'; readonly ticket: number; readonly userId: string; readonly deviceId: string; readonly token: string }
+  | {
+      readonly type: 'enrolled'
+      readonly ticket: number
+      readonly userId: string
+      readonly deviceId: string
+      readonly token: string
+    }
   | { readonly type: 'credentials'; readonly ticket: number; readonly token: string | null; readonly freshId: string }
   | {
       readonly type: 'batch'
       readonly ticket: number
       readonly requested: string | null
+      readonly at: number
       readonly batch: Batch
       readonly stored: Stored
       /** At the end of a snapshot: all stored rows that are older than it. */
       readonly old: readonly RowId[]
     }
-  | { readonly type: 'results'; readonly ticket: number; readonly results: readonly ItemResult[]; readonly stored: Stored }
+  | {
+      readonly type: 'results'
+      readonly ticket: number
+      readonly results: readonly ItemResult[]
+      readonly stored: Stored
+    }
   | { readonly type: 'acknowledged'; readonly ticket: number }
   | { readonly type: 'failed'; readonly ticket: number; readonly failure: Failure; readonly freshId: string }
   /** A delay is over. */

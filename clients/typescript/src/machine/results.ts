@@ -56,8 +56,15 @@ export function storeResults(draft: Draft, results: readonly ItemResult[]): numb
 /** Keeps a change that will never succeed, for the user. */
 export function refuse(draft: Draft, item: Item, code: string, message: string): void {
   const result: ItemResult = {
-    seq: item.seq, status: 'rejected', code, message,
-    version: null, revision: null, winner: null, conflictId: null, server: null,
+    seq: item.seq,
+    status: 'rejected',
+    code,
+    message,
+    version: null,
+    revision: null,
+    winner: null,
+    conflictId: null,
+    server: null,
   }
   keepResult(draft, item, result, false)
 }
@@ -66,7 +73,14 @@ function keepResult(draft: Draft, item: Item, result: ItemResult, isInEffect: bo
   const { code, message, version, winner, conflictId, server } = result
   const status = result.status as StoredResult['status']
   const stored: StoredResult = {
-    item, status, code, message, version, winner, conflictId, server,
+    item,
+    status,
+    code,
+    message,
+    version,
+    winner,
+    conflictId,
+    server,
     isOpen: !isInEffect,
   }
   draft.results.set(item.key, stored)

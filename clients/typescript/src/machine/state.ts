@@ -22,6 +22,8 @@ export type Device = {
   readonly lastEventId: string | null
   /** Whether a snapshot of this user was ever complete. */
   readonly hasSynced: boolean
+  /** When the last sync ended, in ms since 1970. */
+  readonly lastSyncedAt: number | null
   /** Changes of former users of this storage, until they return. */
   readonly parked: readonly Parked[]
 }
@@ -146,6 +148,7 @@ export const EMPTY_DEVICE: Device = {
   ackedSeq: 0,
   lastEventId: null,
   hasSynced: false,
+  lastSyncedAt: null,
   parked: [],
 }
 

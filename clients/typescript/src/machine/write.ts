@@ -21,7 +21,11 @@ export function append(draft: Draft, writes: readonly Write[]): void {
     const isBased = op === 'edit' || op === 'delete'
     const base = isBased ? own.findLast((item) => item.op !== 'read') : undefined
     const item: Item = {
-      key, table, op, id, at,
+      key,
+      table,
+      op,
+      id,
+      at,
       seq: (outbox.at(-1)?.seq ?? device.ackedSeq) + 1,
       row: write.row,
       baseSeq: base?.seq ?? null,

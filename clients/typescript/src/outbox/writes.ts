@@ -4,7 +4,8 @@ import type { StoreError } from '../store/store.js'
 import type { Write as WriteRequest } from './item.js'
 
 /** Whether a change is durable in the outbox, and visible in queries. */
-export type LocalResult = { readonly ok: true } | { readonly ok: false; readonly code: string; readonly message: string }
+export type LocalResult =
+  { readonly ok: true } | { readonly ok: false; readonly code: string; readonly message: string }
 
 /** What became of a change. A refusal is a value, never an exception. */
 export type ServerResult = {
@@ -80,7 +81,9 @@ export class Writes {
 
   settle(results: ReadonlyMap<string, StoredResult | null>): void {
     for (const [key, result] of results) {
-      this.#pending.get(key)?.resolveServer(result ? toServerResult(result) : unknown('the change is no longer in the outbox'))
+      this.#pending
+        .get(key)
+        ?.resolveServer(result ? toServerResult(result) : unknown('the change is no longer in the outbox'))
       this.#pending.delete(key)
     }
   }

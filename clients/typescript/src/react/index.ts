@@ -7,7 +7,7 @@ import type { Query, QuerySnapshot } from '../tables/query.js'
 
 const LOADING: QuerySnapshot<never> = { rows: [], phase: 'loading', error: null }
 
-const NOBODY: Presence = new Map()
+const NO_USERS: Presence = new Map()
 
 /**
  * The rows of a query, live. Create the query outside of the component, or in `useState` or `useMemo`: each query object is a
@@ -23,7 +23,7 @@ export function useStatus(client: Pick<ClientBase, 'status'>): Status {
 
 /** The users who are present; create the client with `presence: true`. */
 export function usePresence(client: Pick<ClientBase, 'presence'>): Presence {
-  return useSyncExternalStore(client.presence.subscribe, client.presence.getSnapshot, () => NOBODY)
+  return useSyncExternalStore(client.presence.subscribe, client.presence.getSnapshot, () => NO_USERS)
 }
 
 /** The last change that a component has made. */
@@ -37,7 +37,9 @@ export type WriteState = {
 const NO_WRITE: WriteState = { state: 'none', result: null }
 
 /** Calls a function that writes, and follows its last change: `const [add, last] = useWrite((title) => client.tasks.create({ title }))`. */
-export function useWrite<Arguments extends unknown[]>(make: (...values: Arguments) => Write): [(...values: Arguments) => Write, WriteState] {
+export function useWrite<Arguments extends unknown[]>(
+  make: (...values: Arguments) => Write,
+): [(...values: Arguments) => Write, WriteState] {
   const [state, setState] = useState(NO_WRITE)
   const latest = useRef<string | null>(null)
   const maker = useRef(make)

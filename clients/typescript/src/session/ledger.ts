@@ -109,7 +109,14 @@ export class Ledger {
       { op: 'put', space: 'meta', key: 'n', value: this.#n + 1 },
       { op: 'put', space: 'meta', key: 'rev', value: this.#rev + 1 },
     ]
-    return this.#store.transaction(ops, [{ key: 'n', equals: this.#n }, { key: 'rev', equals: this.#rev }], 'strict')
+    return this.#store.transaction(
+      ops,
+      [
+        { key: 'n', equals: this.#n },
+        { key: 'rev', equals: this.#rev },
+      ],
+      'strict',
+    )
   }
 
   #settle(results: Step['results']): string[] {

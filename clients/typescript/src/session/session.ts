@@ -53,7 +53,6 @@ export class Session {
   #last: Promise<unknown> = Promise.resolve()
   #isClosed = false
   storeError: StoreError | null = null
-  lastSyncedAt: number | null = null
 
   constructor(store: Store, clock: Clock, hooks: SessionHooks) {
     this.#store = store
@@ -100,28 +99,33 @@ export class Session {
   }
 
   batch(ticket: number, requested: string | null, batch: Batch): Promise<StoreError | null> {
-    return this.#enqueue(async () => {
-      await this.#step(async (state) => {
+    return this.#enqueue(() =>
+      this.#step(async (state) => {
         const stored = await this.#rows(rowsOf(batch, state))
         const generation = state.device.generation + (batch.reset ? 1 : 0)
         const old = endsSnapshot(batch, state) ? await this.#olderThan(generation) : []
-        return { type: 'batch', ticket, requested, batch, stored, old }
-      })
-      if (!batch.hasMore) this.lastSyncedAt = this.#clock.now()
-      this.#hooks.changed()
-    })
+        return { type: 'batch', ticket, requested, at: this.#clock.now(), batch, stored, old }
+      }),
+    )
   }
 
   results(ticket: number, results: (Event & { type: 'results' })['results']): Promise<StoreError | null> {
     return this.#enqueue(() =>
-      this.#step(async (state) => ({ type: 'results', ticket, results, stored: await this.#rows(rowsInFlight(state)) })),
+      this.#step(async (state) => ({
+        type: 'results',
+        ticket,
+        results,
+        stored: await this.#rows(rowsInFlight(state)),
+      })),
     )
   }
 
   write(writes: readonly Write[]): Promise<StoreError | null> {
     return this.#enqueue(async () => {
       await this.#step(async () => ({
-        type: 'write', writes, stored: await this.#rows(writes.map(({ table, id }) => [table, id])),
+        type: 'write',
+        writes,
+        stored: await this.#rows(writes.map(({ table, id }) => [table, id])),
       }))
       this.#hooks.appended(writes)
     })
@@ -167,7 +171,8 @@ export class Session {
   }
 
   #resign(): void {
-    if (this.state.leads) this.#adopt(transition(this.state, { type: 'leads', leads: false, live: false, hasCredentials: false }))
+    if (this.state.leads)
+      this.#adopt(transition(this.state, { type: 'leads', leads: false, live: false, hasCredentials: false }))
   }
 
   /** One after the other. Resolves to the failure of the storage, if there is one. */
@@ -222,8 +227,12 @@ export class Session {
   async #reload(rows: readonly RowId[] | null): Promise<void> {
     for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt += 1) {
       const tables = rows === null ? this.view.followed() : []
-      const parts = await this.#refresh(rows ?? [], tables.map((table) => ({ space: 'rows', table })))
-      for (const [place, table] of tables.entries()) if (this.view.rows(table)) this.view.load(table, parts[place] ?? [])
+      const parts = await this.#refresh(
+        rows ?? [],
+        tables.map((table) => ({ space: 'rows', table })),
+      )
+      for (const [place, table] of tables.entries())
+        if (this.view.rows(table)) this.view.load(table, parts[place] ?? [])
       const { device, outbox } = this.#ledger
       const step = transition(this.state, { type: 'loaded', device, outbox })
       if (await this.#ledger.store(step, this.state.leads)) {
@@ -278,7 +287,7 @@ export class Session {
 
   async #olderThan(generation: number): Promise<RowId[]> {
     const old: RowId[] = []
-    for (let after: RowId | undefined; ; ) {
+    for (let after: RowId | undefined; ;) {
       const [entries = []] = await this.#store.read([{ space: 'rows', limit: PAGE, ...(after && { after }) }])
       for (const { key, value } of entries) if ((value as StoredRow).generation < generation) old.push(key as RowId)
       if (entries.length < PAGE) return old

@@ -78,7 +78,9 @@ export function sqlite(driver: SqliteDriver): Store {
         // Every transaction is durable: a file is not written often enough for the difference to matter.
         driver.exec('PRAGMA synchronous = FULL')
         for (const space of SPACES) {
-          driver.exec(`CREATE TABLE IF NOT EXISTS posduif_${space} (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID`)
+          driver.exec(
+            `CREATE TABLE IF NOT EXISTS posduif_${space} (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID`,
+          )
         }
         isOpen = true
       } catch (error) {

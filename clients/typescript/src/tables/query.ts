@@ -146,7 +146,11 @@ function isSameList(one: readonly unknown[], other: readonly unknown[]): boolean
   return one.length === other.length && one.every((row, place) => row === other[place])
 }
 
-function merge(one: JsonObject[], other: JsonObject[], compare: (a: JsonObject, b: JsonObject) => number): JsonObject[] {
+function merge(
+  one: JsonObject[],
+  other: JsonObject[],
+  compare: (a: JsonObject, b: JsonObject) => number,
+): JsonObject[] {
   const merged: JsonObject[] = []
   let place = 0
   for (const row of one) {
@@ -157,7 +161,11 @@ function merge(one: JsonObject[], other: JsonObject[], compare: (a: JsonObject, 
 }
 
 /** The place of a row among sorted ones. */
-function placeOf(sorted: readonly JsonObject[], row: JsonObject, compare: (a: JsonObject, b: JsonObject) => number): number {
+function placeOf(
+  sorted: readonly JsonObject[],
+  row: JsonObject,
+  compare: (a: JsonObject, b: JsonObject) => number,
+): number {
   let [from, to] = [0, sorted.length]
   while (from < to) {
     const middle = (from + to) >> 1

@@ -69,7 +69,11 @@ export type TableHost = {
   query<Row>(table: string, options: QueryOptions<Row>): Query<Row>
 }
 
-export function createTable<Row>(host: TableHost, name: string, merges: boolean): Table<Row> & { read(id: string): Write } {
+export function createTable<Row>(
+  host: TableHost,
+  name: string,
+  merges: boolean,
+): Table<Row> & { read(id: string): Write } {
   return {
     query: (options = {}) => host.query<Row>(name, options),
     create: (row) => host.write('create', name, idOf(row), row, merges),

@@ -29,7 +29,12 @@ export class View {
 
   /** Starts to follow a table; the result stops it. The rows come with `load`. */
   follow(name: string, listener: ViewListener): () => void {
-    const table = this.#tables.get(name) ?? { isLoaded: false, stored: new Map(), seen: new Map(), listeners: new Set() }
+    const table = this.#tables.get(name) ?? {
+      isLoaded: false,
+      stored: new Map(),
+      seen: new Map(),
+      listeners: new Set(),
+    }
     this.#tables.set(name, table)
     table.listeners.add(listener)
     return () => {
@@ -104,7 +109,9 @@ export class View {
     }
     for (const [name, table] of this.#tables) {
       if (!table.isLoaded) continue
-      const ids = clears ? new Set([...table.seen.keys(), ...table.stored.keys(), ...(touched.get(name) ?? [])]) : touched.get(name)
+      const ids = clears
+        ? new Set([...table.seen.keys(), ...table.stored.keys(), ...(touched.get(name) ?? [])])
+        : touched.get(name)
       if (!ids) continue
       for (const id of ids) this.#see(name, table, id)
       notify(table, ids)

@@ -16,12 +16,15 @@ export type Where<T> = { readonly [K in keyof T]?: T[K] | Comparison<T[K]> } | (
 export type Direction = 'asc' | 'desc'
 
 /** A column, one with its direction, or several of both. */
-export type OrderBy<T> = (keyof T & string) | readonly [keyof T & string, Direction] | readonly (readonly [keyof T & string, Direction])[]
+export type OrderBy<T> =
+  (keyof T & string) | readonly [keyof T & string, Direction] | readonly (readonly [keyof T & string, Direction])[]
 
 export function compileWhere<T>(where: Where<T> | undefined): (row: JsonObject) => boolean {
   if (where === undefined) return () => true
   if (typeof where === 'function') return where as unknown as (row: JsonObject) => boolean
-  const tests = Object.entries(where).map(([column, wanted]) => compileColumn(column, wanted as Json | Comparison<Json>))
+  const tests = Object.entries(where).map(([column, wanted]) =>
+    compileColumn(column, wanted as Json | Comparison<Json>),
+  )
   return (row) => tests.every((test) => test(row))
 }
 

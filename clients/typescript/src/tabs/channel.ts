@@ -4,7 +4,12 @@ import type { RowId } from '../machine/event.js'
 /** A message between the tabs of one storage. It names what has changed; the receiver reads the storage. */
 export type Message =
   /** Of the leader, each second and whenever its status changes. */
-  | { readonly type: 'beat'; readonly term: number; readonly status: unknown; readonly presence?: readonly (readonly [string, string])[] }
+  | {
+      readonly type: 'beat'
+      readonly term: number
+      readonly status: unknown
+      readonly presence?: readonly (readonly [string, string])[]
+    }
   /** Is there a leader? */
   | { readonly type: 'ping' }
   /** Rows: null for any. */
@@ -49,7 +54,12 @@ export function readMessage(data: unknown): Message | null {
       if (term === null || !isObject(data['status'])) return null
       const { presence } = data
       const isPresence = Array.isArray(presence) && presence.every(isPair)
-      return { type: 'beat', term, status: data['status'], ...(isPresence && { presence: presence as [string, string][] }) }
+      return {
+        type: 'beat',
+        term,
+        status: data['status'],
+        ...(isPresence && { presence: presence as [string, string][] }),
+      }
     }
     case 'ping':
       return { type: 'ping' }

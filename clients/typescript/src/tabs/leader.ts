@@ -6,7 +6,7 @@ export type LeaderOptions = {
   readonly locks: LockManager | undefined
   readonly clock: Clock
   readonly isVisible: () => boolean
-  /** Asks whether a leader is there; an answer comes to `heard`. */
+  /** Requests a sign of the leader, which comes to `leaderAnswered`. */
   readonly ping: () => void
   readonly beat: () => void
   readonly onLead: () => void
@@ -34,6 +34,7 @@ export class Leader {
   #isCandidate = false
   #silentTicks = 0
   #cancelTick = () => {}
+  #cancelQueue = () => {}
   #pauseMs = STEAL_PAUSE_MS
   #stoleAt = Number.NEGATIVE_INFINITY
   /** Answers of an earlier candidacy are ignored. */
@@ -58,12 +59,13 @@ export class Leader {
     this.#isCandidate = false
     this.#turn += 1
     this.#cancelTick()
+    this.#cancelQueue()
     this.#request?.abort()
     this.#lose()
   }
 
   /** The leader has given a sign of life. */
-  heard(): void {
+  leaderAnswered(): void {
     this.#silentTicks = 0
   }
 
@@ -88,7 +90,8 @@ export class Leader {
         // Stolen, or the request was withdrawn.
         if (turn !== this.#turn) return
         this.#lose()
-        this.#queue()
+        // Where locks are refused, as in a sandboxed frame, this must not become a loop without a pause.
+        this.#cancelQueue = this.#options.clock.schedule(() => this.#queue(), TICK_MS)
       },
     )
   }

@@ -15,12 +15,18 @@ test(`first sync of ${ROWS} rows, and uploads, in a browser`, async () => {
     )
     const tab = await site.tab('?quiet')
     let start = performance.now()
-    await tab.evaluate((login) => page.client.login(login), { username: 'bob', password: 'posduif-demo', tenant: 'demo' })
+    await tab.evaluate((login) => page.client.login(login), {
+      username: 'bob',
+      password: 'posduif-demo',
+      tenant: 'demo',
+    })
     await tab.waitForFunction(() => page.status().upToDate, null, { timeout: 100_000 })
     report('first sync', ROWS, start)
     start = performance.now()
     await tab.reload()
-    await tab.waitForFunction((rows) => 'page' in globalThis && page.titles().length === rows, ROWS, { timeout: 60_000 })
+    await tab.waitForFunction((rows) => 'page' in globalThis && page.titles().length === rows, ROWS, {
+      timeout: 60_000,
+    })
     report('reload until all rows are shown', ROWS, start)
     start = performance.now()
     assert.ok(await tab.evaluate(() => page.add(Array.from({ length: 2000 }, (_, n) => `new ${n}`))))

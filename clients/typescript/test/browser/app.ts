@@ -29,7 +29,11 @@ function Tasks() {
     createElement('button', { onClick: () => add('by button') }, 'Add'),
     createElement('button', { onClick: () => add('') }, 'Add nothing'),
     createElement('p', { role: 'status' }, `${last.state} ${last.result?.code ?? ''}`.trim()),
-    createElement('ul', null, rows.map(({ id, title }) => createElement('li', { key: id }, title))),
+    createElement(
+      'ul',
+      null,
+      rows.map(({ id, title }) => createElement('li', { key: id }, title)),
+    ),
   )
 }
 
@@ -42,7 +46,8 @@ let ticks = 0
 setInterval(() => (ticks += 1), 50)
 
 const events: string[] = []
-for (const name of ['reset', 'signedOut', 'outdated', 'rejected', 'conflict'] as const) client.on(name, () => events.push(name))
+for (const name of ['reset', 'signedOut', 'outdated', 'rejected', 'conflict'] as const)
+  client.on(name, () => events.push(name))
 
 const page = {
   client,

@@ -36,7 +36,9 @@ async function shows(tab: Page, titles: string[]): Promise<void> {
 }
 
 async function insert(title: string): Promise<void> {
-  await engine.sql(`INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, '${title}' FROM tenant_demo.users WHERE username = 'bob'`)
+  await engine.sql(
+    `INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, '${title}' FROM tenant_demo.users WHERE username = 'bob'`,
+  )
 }
 
 async function leaderOf(tabs: Page[]): Promise<Page> {
@@ -99,7 +101,10 @@ describe('in a browser', () => {
     const between = new Set(await processes())
     const other = await site.tab()
     // Pages of one site may share a process, and then stopping one stops both.
-    assert.ok((await processes()).some((id) => !between.has(id)), 'both pages share a process')
+    assert.ok(
+      (await processes()).some((id) => !between.has(id)),
+      'both pages share a process',
+    )
     const ticks = await first.evaluate(() => page.ticks())
     process.kill(stopped, 'SIGSTOP')
     try {
@@ -129,10 +134,13 @@ describe('in a browser', () => {
     await tab.reload()
     let count = 0
     // Of the first answers, some are lost.
-    site.proxy.fault = (_method, path) => (path.startsWith('/api/sync/outgoing') && ++count % 2 === 1 && count < 6 ? 'lose answer' : 'pass')
+    site.proxy.fault = (_method, path) =>
+      path.startsWith('/api/sync/outgoing') && ++count % 2 === 1 && count < 6 ? 'lose answer' : 'pass'
     await tab.waitForFunction(() => 'page' in globalThis && page.titles().length === 1000)
     await tab.waitForFunction(() => page.status().outbox.waiting === 0, null, { timeout: 60_000 })
-    assert.deepEqual(await engine.sql('SELECT count(*), count(DISTINCT title), max(version) FROM tenant_demo.tasks'), ['1000|1000|1'])
+    assert.deepEqual(await engine.sql('SELECT count(*), count(DISTINCT title), max(version) FROM tenant_demo.tasks'), [
+      '1000|1000|1',
+    ])
     await shows(tab, titles)
     assert.deepEqual(await tab.evaluate(() => page.events), [])
   })
@@ -141,11 +149,13 @@ describe('in a browser', () => {
     const tabs = [await signedIn(), await site.tab()]
     await tabs[0]!.evaluate(() => page.addAndWait('before'))
     await engine.revoke('bob')
-    for (const tab of tabs) await tab.waitForFunction(() => page.status().state === 'unenrolled' && page.events.includes('signedOut'))
+    for (const tab of tabs)
+      await tab.waitForFunction(() => page.status().state === 'unenrolled' && page.events.includes('signedOut'))
     assert.equal(await tabs[1]!.evaluate(() => page.add(['during'])), true)
     for (const tab of tabs) await shows(tab, ['before', 'during'])
     assert.deepEqual(await tabs[1]!.evaluate((login) => page.client.login(login), bob), { ok: true })
-    for (const tab of tabs) await tab.waitForFunction(() => page.status().upToDate && page.status().outbox.waiting === 0)
+    for (const tab of tabs)
+      await tab.waitForFunction(() => page.status().upToDate && page.status().outbox.waiting === 0)
     assert.deepEqual(await engine.sql('SELECT title FROM tenant_demo.tasks ORDER BY 1'), ['before', 'during'])
   })
 
@@ -157,9 +167,13 @@ describe('in a browser', () => {
     await tab.evaluate(() => page.add(Array.from({ length: 600 }, (_, n) => `offline ${n}`)))
     await engine.resync()
     site.proxy.up()
-    await tab.waitForFunction(() => page.events.includes('reset') && page.status().outbox.waiting === 0 && page.status().upToDate, null, {
-      timeout: 60_000,
-    })
+    await tab.waitForFunction(
+      () => page.events.includes('reset') && page.status().outbox.waiting === 0 && page.status().upToDate,
+      null,
+      {
+        timeout: 60_000,
+      },
+    )
     assert.equal(await tab.evaluate(() => page.titles().length), 601)
     assert.deepEqual(await engine.sql('SELECT count(*), count(DISTINCT title) FROM tenant_demo.tasks'), ['601|601'])
   })
@@ -195,9 +209,15 @@ describe('in a browser', () => {
     await tab.evaluate(() => page.add(['bread']))
     await item.first().filter({ hasText: 'bread' }).waitFor()
     await tab.getByRole('button', { name: 'Add', exact: true }).click()
-    await tab.getByRole('status').filter({ hasText: /^done$/ }).waitFor()
+    await tab
+      .getByRole('status')
+      .filter({ hasText: /^done$/ })
+      .waitFor()
     await tab.getByRole('button', { name: 'Add nothing' }).click()
-    await tab.getByRole('status').filter({ hasText: /^failed VALIDATION_ERROR$/ }).waitFor()
+    await tab
+      .getByRole('status')
+      .filter({ hasText: /^failed VALIDATION_ERROR$/ })
+      .waitFor()
     assert.deepEqual(await item.allTextContents(), ['bread', 'by button', 'milk'])
     assert.equal(await tab.locator('output[data-phase=ready][data-state=stream][data-leader=true]').count(), 1)
   })

@@ -12,7 +12,8 @@ declare global {
   var page: TestPage
 }
 
-const HTML = '<!doctype html><meta charset="utf-8"><title>Tasks</title><div id="root"></div><script type="module" src="/app.js"></script>'
+const HTML =
+  '<!doctype html><meta charset="utf-8"><title>Tasks</title><div id="root"></div><script type="module" src="/app.js"></script>'
 
 // The bundled tests are in build/browser.
 const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
@@ -41,7 +42,10 @@ export async function launch(): Promise<Browser> {
 export async function bundle(): Promise<string> {
   const { outputFiles } = await build({
     entryPoints: [join(root, 'test/browser/app.ts')],
-    bundle: true, format: 'esm', target: 'es2022', write: false,
+    bundle: true,
+    format: 'esm',
+    target: 'es2022',
+    write: false,
     define: { 'process.env.NODE_ENV': '"production"' },
   })
   return outputFiles[0]!.text
@@ -61,7 +65,11 @@ export class Site {
   static async open(browser: Browser, engineUrl: string, app: string): Promise<Site> {
     const proxy = await Proxy.start(engineUrl)
     proxy.files = (path) =>
-      path === '/' ? { type: 'text/html', body: HTML } : path === '/app.js' ? { type: 'text/javascript', body: app } : null
+      path === '/'
+        ? { type: 'text/html', body: HTML }
+        : path === '/app.js'
+          ? { type: 'text/javascript', body: app }
+          : null
     return new Site(proxy, await browser.newContext())
   }
 
@@ -70,7 +78,8 @@ export class Site {
     tab.on('pageerror', (error) => this.problems.push(`${error.name}: ${error.message}`))
     tab.on('console', (message) => {
       // A request that gets no answer, or a refusal, is reported by the browser; the tests cause both.
-      if (message.type() === 'error' && !message.text().startsWith('Failed to load resource')) this.problems.push(message.text())
+      if (message.type() === 'error' && !message.text().startsWith('Failed to load resource'))
+        this.problems.push(message.text())
     })
     await tab.goto(`${this.proxy.url}/${query}`)
     await tab.waitForFunction(() => 'page' in globalThis)

@@ -59,11 +59,16 @@ async function titles(): Promise<string[]> {
 
 describe('with an engine', () => {
   test('login adds a device and the first snapshot arrives', async () => {
-    await engine.sql(`INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, 'milk' FROM tenant_demo.users WHERE username = 'bob'`)
+    await engine.sql(
+      `INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, 'milk' FROM tenant_demo.users WHERE username = 'bob'`,
+    )
     const phone = await signedIn()
     await untilTitles(phone, 'milk')
     const users = await phone.users.query({ orderBy: 'username' }).get()
-    assert.deepEqual(users.map(({ username }) => username), ['bob', 'jane', 'joe', 'sally'])
+    assert.deepEqual(
+      users.map(({ username }) => username),
+      ['bob', 'jane', 'joe', 'sally'],
+    )
     assert.equal(phone.status.getSnapshot().state, 'stream')
   })
 
@@ -93,16 +98,22 @@ describe('with an engine', () => {
   })
 
   for (const live of ['sse', 'websocket', 'auto'] as const) {
-    test(`change in Postgres is notified by ${live}`, { skip: live === 'websocket' && typeof WebSocket === 'undefined' && 'Node has no WebSocket before 22' }, async () => {
-      const phone = await signedIn({ live })
-      await untilStatus(phone, (status) => status.upToDate && status.live !== 'connecting', 'an open stream')
-      await engine.sql(`INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, 'milk' FROM tenant_demo.users WHERE username = 'bob'`)
-      await untilTitles(phone, 'milk')
-      await engine.sql(`UPDATE tenant_demo.tasks SET title = 'soy', version = version + 1`)
-      await untilTitles(phone, 'soy')
-      await engine.sql('DELETE FROM tenant_demo.tasks')
-      await untilTitles(phone)
-    })
+    test(
+      `change in Postgres is notified by ${live}`,
+      { skip: live === 'websocket' && typeof WebSocket === 'undefined' && 'Node has no WebSocket before 22' },
+      async () => {
+        const phone = await signedIn({ live })
+        await untilStatus(phone, (status) => status.upToDate && status.live !== 'connecting', 'an open stream')
+        await engine.sql(
+          `INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, 'milk' FROM tenant_demo.users WHERE username = 'bob'`,
+        )
+        await untilTitles(phone, 'milk')
+        await engine.sql(`UPDATE tenant_demo.tasks SET title = 'soy', version = version + 1`)
+        await untilTitles(phone, 'soy')
+        await engine.sql('DELETE FROM tenant_demo.tasks')
+        await untilTitles(phone)
+      },
+    )
   }
 
   test('broken stream is opened again and what was missed arrives', async () => {
@@ -110,7 +121,9 @@ describe('with an engine', () => {
     await untilStatus(phone, ({ live }) => live === 'sse', 'an open stream')
     proxy.down()
     await untilStatus(phone, ({ live }) => live === 'connecting', 'a broken stream')
-    await engine.sql(`INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, 'missed' FROM tenant_demo.users WHERE username = 'bob'`)
+    await engine.sql(
+      `INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, 'missed' FROM tenant_demo.users WHERE username = 'bob'`,
+    )
     proxy.up()
     await untilTitles(phone, 'missed')
     await untilStatus(phone, ({ live, error }) => live === 'sse' && error === null, 'an open stream')
@@ -118,7 +131,14 @@ describe('with an engine', () => {
 
   test('lost answers of uploads apply each change once', async () => {
     const phone = await signedIn()
-    faults('/api/sync/outgoing', 'lose answer', 'lose request', 'cut answer', { status: 503, headers: { 'retry-after': '0' } }, 'lose answer')
+    faults(
+      '/api/sync/outgoing',
+      'lose answer',
+      'lose request',
+      'cut answer',
+      { status: 503, headers: { 'retry-after': '0' } },
+      'lose answer',
+    )
     const write = phone.tasks.create({ title: 'one' })
     const edit = phone.tasks.edit(write.id, { title: 'two' })
     await applied(write.server)
@@ -177,7 +197,8 @@ describe('with an engine', () => {
     await applied(write.server)
     await untilTitles(other, 'base')
     for (const choice of ['server', 'mine'] as const) {
-      proxy.fault = (_method, path) => (path.startsWith('/sse') || path.startsWith('/api/sync') ? 'lose request' : 'pass')
+      proxy.fault = (_method, path) =>
+        path.startsWith('/sse') || path.startsWith('/api/sync') ? 'lose request' : 'pass'
       const late = other.tasks.edit(write.id, { title: `late ${choice}` })
       await late.local
       const conflict = new Promise<Conflict>((resolve) => other.on('conflict', resolve))
@@ -194,7 +215,9 @@ describe('with an engine', () => {
       await untilTitles(other, choice === 'mine' ? 'late mine' : 'first server')
       await untilStatus(other, ({ outbox }) => outbox.conflicts === 0 && outbox.waiting === 0, 'no open conflict')
     }
-    assert.deepEqual(await engine.sql(`SELECT count(*) FROM tenant_demo.message_conflicts WHERE resolved_at IS NULL`), ['0'])
+    assert.deepEqual(await engine.sql(`SELECT count(*) FROM tenant_demo.message_conflicts WHERE resolved_at IS NULL`), [
+      '0',
+    ])
   })
 
   test('revoked device keeps rows and outbox, and continues after a login', async () => {
@@ -224,7 +247,11 @@ describe('with an engine', () => {
     assert.equal(await phone.firstSync, true)
     assert.deepEqual(reasons, ['start'])
     await engine.revoke('bob')
-    await untilStatus(phone, ({ state, error }) => state === 'stream' && error === null && reasons.length === 4, 'a new token')
+    await untilStatus(
+      phone,
+      ({ state, error }) => state === 'stream' && error === null && reasons.length === 4,
+      'a new token',
+    )
     assert.deepEqual(reasons, ['start', 'refused', 'refused', 'refused'])
     const sent = proxy.seen.filter(({ path }) => path === '/api/devices').length
     assert.equal(sent, 3)
@@ -306,9 +333,12 @@ describe('with an engine', () => {
     assert.deepEqual(await phone.login(bob), { ok: true })
     await untilTitles(phone, 'of bob', 'unsent')
     await untilStatus(phone, ({ outbox }) => outbox.waiting === 0, 'an empty outbox')
-    assert.deepEqual(await engine.sql(`SELECT title, username FROM tenant_demo.tasks JOIN tenant_demo.users u ON u.id = owner_id ORDER BY 1`), [
-      'of bob|bob', 'unsent|bob',
-    ])
+    assert.deepEqual(
+      await engine.sql(
+        `SELECT title, username FROM tenant_demo.tasks JOIN tenant_demo.users u ON u.id = owner_id ORDER BY 1`,
+      ),
+      ['of bob|bob', 'unsent|bob'],
+    )
   })
 
   test('messages are created, edited, read and deleted', async () => {

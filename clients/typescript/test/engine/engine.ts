@@ -47,7 +47,8 @@ export class Engine {
 
   static async start(): Promise<Engine> {
     const binary = process.env['POSDUIF_BIN']
-    if (!binary) throw new Error('POSDUIF_BIN names no program: run scripts/client --browser, or set it to a built posduif')
+    if (!binary)
+      throw new Error('POSDUIF_BIN names no program: run scripts/client --browser, or set it to a built posduif')
     const folder = mkdtempSync(join(tmpdir(), 'posduif-client-'))
     const config = join(folder, 'config.yaml')
     writeFileSync(config, CONFIG)
@@ -62,8 +63,12 @@ export class Engine {
       child.once('error', reject)
       child.once('exit', (code) => reject(new Error(`posduif dev ended with ${code}:\n${log.slice(-20).join('\n')}`)))
     })
-    const lines = readFileSync(ready.env, 'utf8').split('\n').filter((line) => line.includes('='))
-    const env = Object.fromEntries(lines.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]))
+    const lines = readFileSync(ready.env, 'utf8')
+      .split('\n')
+      .filter((line) => line.includes('='))
+    const env = Object.fromEntries(
+      lines.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
+    )
     const engine = new Engine(child, folder, ready.ready, env)
     await engine.sql(TABLES)
     return engine
@@ -91,7 +96,11 @@ export class Engine {
   }
 
   async token(username: string): Promise<string> {
-    const { token } = await this.#call('POST', '/api/auth/login', null, { username, password: 'posduif-demo', tenant: 'demo' })
+    const { token } = await this.#call('POST', '/api/auth/login', null, {
+      username,
+      password: 'posduif-demo',
+      tenant: 'demo',
+    })
     return token as string
   }
 

@@ -90,25 +90,28 @@ export class Proxy {
     }
     if (fault === 'lose request') return void incoming.socket.destroy()
     const headers = { ...incoming.headers, host: this.#target.host }
-    const forward = sendRequest({ host: this.#target.hostname, port: this.#target.port, method, path, headers }, (response) => {
-      if (fault === 'lose answer') {
-        response.resume()
-        response.on('end', () => incoming.socket.destroy())
-        return
-      }
-      const isStream = path.startsWith('/sse/') && response.statusCode === 200
-      if (isStream) this.#track(incoming.socket)
-      outgoing.writeHead(response.statusCode ?? 502, response.headers)
-      // A page must not wait for the first event.
-      outgoing.flushHeaders()
-      if (fault === 'cut answer') {
-        response.once('data', (chunk: Buffer) => {
-          outgoing.write(chunk.subarray(0, Math.floor(chunk.length / 2)), () => incoming.socket.destroy())
-        })
-        response.on('end', () => incoming.socket.destroy())
-      } else response.pipe(outgoing)
-      outgoing.on('close', () => response.destroy())
-    })
+    const forward = sendRequest(
+      { host: this.#target.hostname, port: this.#target.port, method, path, headers },
+      (response) => {
+        if (fault === 'lose answer') {
+          response.resume()
+          response.on('end', () => incoming.socket.destroy())
+          return
+        }
+        const isStream = path.startsWith('/sse/') && response.statusCode === 200
+        if (isStream) this.#track(incoming.socket)
+        outgoing.writeHead(response.statusCode ?? 502, response.headers)
+        // A page must not wait for the first event.
+        outgoing.flushHeaders()
+        if (fault === 'cut answer') {
+          response.once('data', (chunk: Buffer) => {
+            outgoing.write(chunk.subarray(0, Math.floor(chunk.length / 2)), () => incoming.socket.destroy())
+          })
+          response.on('end', () => incoming.socket.destroy())
+        } else response.pipe(outgoing)
+        outgoing.on('close', () => response.destroy())
+      },
+    )
     forward.on('error', () => incoming.socket.destroy())
     forward.end(body)
   }

@@ -29,7 +29,11 @@ export function client(url: string, options: Partial<ClientOptions<typeof tables
 }
 
 /** Waits until a condition of what a subscription reports holds. */
-export function until(source: { subscribe(listener: () => void): () => void }, holds: () => boolean, what: string): Promise<void> {
+export function until(
+  source: { subscribe(listener: () => void): () => void },
+  holds: () => boolean,
+  what: string,
+): Promise<void> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
       unsubscribe()

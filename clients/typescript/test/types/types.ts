@@ -7,10 +7,20 @@ type Task = { readonly id: string; readonly title: string; readonly done: boolea
 const client = createClient({
   url: 'https://api.example.com',
   store: memory(),
-  tables: { tasks: table<Task>(), lists: table<{ readonly id: number; readonly name: string }>({ name: 'todo_lists', merge: 'columns' }) },
+  tables: {
+    tasks: table<Task>(),
+    lists: table<{ readonly id: number; readonly name: string }>({ name: 'todo_lists', merge: 'columns' }),
+  },
 })
 
-const open = client.tasks.query({ where: { done: false, rank: { gt: 3 } }, orderBy: [['rank', 'desc'], ['title', 'asc']], limit: 10 })
+const open = client.tasks.query({
+  where: { done: false, rank: { gt: 3 } },
+  orderBy: [
+    ['rank', 'desc'],
+    ['title', 'asc'],
+  ],
+  limit: 10,
+})
 const snapshot: QuerySnapshot<Task> = open.getSnapshot()
 const title: string | undefined = snapshot.rows[0]?.title
 client.tasks.query({ where: (row) => row.done })

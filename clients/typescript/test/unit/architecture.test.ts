@@ -12,11 +12,18 @@ const files = readdirSync('src', { recursive: true, encoding: 'utf8' })
 function only(names: RegExp, pattern: RegExp, what: string): void {
   const others = files.filter(({ file, text }) => !names.test(file) && pattern.test(text)).map(({ file }) => file)
   assert.deepEqual(others, [], `${what} in`)
-  assert.ok(files.some(({ file, text }) => names.test(file) && pattern.test(text)), `${what}: no file does it`)
+  assert.ok(
+    files.some(({ file, text }) => names.test(file) && pattern.test(text)),
+    `${what}: no file does it`,
+  )
 }
 
 test('only the clock reads time and random values', () => {
-  only(/^clock\.ts$/, /\bDate\.now\b|\bnew Date\(\)|\bMath\.random\b|\bcrypto\b|\bperformance\b/, 'time or random values')
+  only(
+    /^clock\.ts$/,
+    /\bDate\.now\b|\bnew Date\(\)|\bMath\.random\b|\bcrypto\b|\bperformance\b/,
+    'time or random values',
+  )
   // IndexedDB bounds its own waits, so that an adapter needs no clock.
   only(/^(clock|indexeddb\/index)\.ts$/, /\bset(Timeout|Interval)\b/, 'timers')
 })
@@ -26,7 +33,11 @@ test('only effects perform network requests', () => {
 })
 
 test('only tabs use locks, channels and events of the page', () => {
-  only(/^tabs\//, /new BroadcastChannel|locks\??\.request|\baddEventListener\(\s*'(online|page\w+|visibilitychange)'/, 'locks or channels')
+  only(
+    /^tabs\//,
+    /new BroadcastChannel|locks\??\.request|\baddEventListener\(\s*'(online|page\w+|visibilitychange)'/,
+    'locks or channels',
+  )
 })
 
 test('only the adapter touches IndexedDB', () => {
@@ -43,7 +54,9 @@ test('machine imports only itself, items and JSON, and has no asynchronous code'
 
 test('importing the package has no effect', async () => {
   for (const { file, text } of files) {
-    const top = text.split('\n').filter((line) => /^(?!import|export|const|let|class|function|type|async|\s|\}|\)|\]|\/|$|'|\*)/.test(line))
+    const top = text
+      .split('\n')
+      .filter((line) => /^(?!import|export|const|let|class|function|type|async|\s|\}|\)|\]|\/|$|'|\*)/.test(line))
     assert.deepEqual(top, [], file)
   }
 })

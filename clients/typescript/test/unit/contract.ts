@@ -30,11 +30,7 @@ export function contract(name: string, create: () => Promise<Store>, reopen: (()
       ]
       assert.equal(await store.transaction(ops, [], 'strict'), true)
       const read = await store.read([{ space: 'rows' }, { space: 'outbox' }, { space: 'meta' }])
-      assert.deepEqual(read, [
-        [{ key: ['t', 'a'], value: { n: 2 } }],
-        [{ key: 1, value: { text: 'ä\u2028' } }],
-        [],
-      ])
+      assert.deepEqual(read, [[{ key: ['t', 'a'], value: { n: 2 } }], [{ key: 1, value: { text: 'ä\u2028' } }], []])
       store.close()
     })
 
@@ -43,7 +39,10 @@ export function contract(name: string, create: () => Promise<Store>, reopen: (()
       assert.equal(await store.transaction([put('meta', 'term', 3)], [{ key: 'term', equals: 0 }], 'strict'), true)
       const late = await store.transaction(
         [put('rows', ['t', 'a'], 1), { op: 'clear', space: 'meta' }],
-        [{ key: 'term', equals: 3 }, { key: 'rev', equals: 1 }],
+        [
+          { key: 'term', equals: 3 },
+          { key: 'rev', equals: 1 },
+        ],
         'relaxed',
       )
       assert.equal(late, false)
@@ -77,21 +76,35 @@ export function contract(name: string, create: () => Promise<Store>, reopen: (()
       const seqs = [2, 10, 9, 1000]
       const ops = [
         ...ids.map((id) => put('rows', ['tasks', id], id)),
-        put('rows', ['task', 'x'], 0), put('rows', ['tasks2', 'x'], 0), put('rows', ['taskt', 'x'], 0),
+        put('rows', ['task', 'x'], 0),
+        put('rows', ['tasks2', 'x'], 0),
+        put('rows', ['taskt', 'x'], 0),
         ...seqs.map((seq) => put('outbox', seq, seq)),
       ]
       await store.transaction(ops, [], 'relaxed')
       const [rows, outbox] = await store.read([{ space: 'rows', table: 'tasks' }, { space: 'outbox' }])
-      assert.deepEqual(rows?.map(({ value }) => value), ['', '10', '9', 'Z', 'a', 'ü'])
-      assert.deepEqual(outbox?.map(({ key }) => key), [2, 9, 10, 1000])
+      assert.deepEqual(
+        rows?.map(({ value }) => value),
+        ['', '10', '9', 'Z', 'a', 'ü'],
+      )
+      assert.deepEqual(
+        outbox?.map(({ key }) => key),
+        [2, 9, 10, 1000],
+      )
       const [page, rest] = await store.read([
         { space: 'rows', table: 'tasks', limit: 2 },
         { space: 'rows', table: 'tasks', after: ['tasks', '10'], limit: 2 },
       ])
-      assert.deepEqual([page, rest].map((part) => part?.map(({ value }) => value)), [['', '10'], ['9', 'Z']])
+      assert.deepEqual(
+        [page, rest].map((part) => part?.map(({ value }) => value)),
+        [
+          ['', '10'],
+          ['9', 'Z'],
+        ],
+      )
       // All rows, page by page.
       const all: unknown[] = []
-      for (let after: readonly [string, string] | undefined; ; ) {
+      for (let after: readonly [string, string] | undefined; ;) {
         const [entries = []] = await store.read([{ space: 'rows', limit: 4, ...(after && { after }) }])
         all.push(...entries.map(({ key }) => key))
         if (entries.length < 4) break
@@ -106,7 +119,14 @@ export function contract(name: string, create: () => Promise<Store>, reopen: (()
       const store = await opened()
       await store.transaction([put('rows', ['t', 'a'], 1), put('rows', ['t', 'b'], 2)], [], 'relaxed')
       const [some, none] = await store.read([
-        { space: 'rows', keys: [['t', 'b'], ['t', 'x'], ['t', 'a']] },
+        {
+          space: 'rows',
+          keys: [
+            ['t', 'b'],
+            ['t', 'x'],
+            ['t', 'a'],
+          ],
+        },
         { space: 'meta', keys: [] },
       ])
       assert.deepEqual(some?.map(({ value }) => value).sort(), [1, 2])
@@ -125,9 +145,16 @@ export function contract(name: string, create: () => Promise<Store>, reopen: (()
 
     test('clear deletes everything', async () => {
       const store = await opened()
-      await store.transaction([put('rows', ['t', 'a'], 1), put('outbox', 1, 1), put('results', 'k', 1), put('meta', 'm', 1)], [], 'strict')
+      await store.transaction(
+        [put('rows', ['t', 'a'], 1), put('outbox', 1, 1), put('results', 'k', 1), put('meta', 'm', 1)],
+        [],
+        'strict',
+      )
       await store.clear()
-      assert.deepEqual(await store.read([{ space: 'rows' }, { space: 'outbox' }, { space: 'results' }, { space: 'meta' }]), [[], [], [], []])
+      assert.deepEqual(
+        await store.read([{ space: 'rows' }, { space: 'outbox' }, { space: 'results' }, { space: 'meta' }]),
+        [[], [], [], []],
+      )
       store.close()
     })
 

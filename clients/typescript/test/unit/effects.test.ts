@@ -46,31 +46,70 @@ describe('responses', () => {
       }),
     )
     const part = fc.oneof(fc.jsonValue(), fc.constant([]), fc.constant([{ table: 't', op: 'insert', id: 1 }]))
-    const batch = fc.record({ messages: part, users: part, changes: part, cursor: part, has_more: part, reset: part, results: part })
+    const batch = fc.record({
+      messages: part,
+      users: part,
+      changes: part,
+      cursor: part,
+      has_more: part,
+      reset: part,
+      results: part,
+    })
     fc.assert(fc.property(batch, (body) => void [readBatch(body), readResults(body)]))
   })
 
   test('batch of the documentation is read', () => {
     const batch = readBatch({
-      messages: [{ id: 'm' }], users: [], changes: [{ table: 't', op: 'delete', id: 5, row: null }],
-      cursor: 'c', has_more: false, reset: true, position: '1-1',
+      messages: [{ id: 'm' }],
+      users: [],
+      changes: [{ table: 't', op: 'delete', id: 5, row: null }],
+      cursor: 'c',
+      has_more: false,
+      reset: true,
+      position: '1-1',
     })
     assert.deepEqual(batch, {
-      messages: [{ id: 'm' }], users: [], changes: [{ table: 't', op: 'delete', id: '5', row: null }],
-      cursor: 'c', hasMore: false, reset: true,
+      messages: [{ id: 'm' }],
+      users: [],
+      changes: [{ table: 't', op: 'delete', id: '5', row: null }],
+      cursor: 'c',
+      hasMore: false,
+      reset: true,
     })
   })
 
   const answers: [Response | Error, object][] = [
-    [new Response('{"error":{"code":"DATABASE_ERROR","message":"down"}}', { status: 503, headers: { 'retry-after': '3' } }),
-      { kind: 'later', code: 'DATABASE_ERROR', message: 'down', retryAfter: 3000 }],
-    [new Response('<html>', { status: 502 }), { kind: 'later', code: 'HTTP_502', message: 'the server answered 502', retryAfter: null }],
-    [new Response('{}', { status: 429, headers: { 'retry-after': 'soon' } }), { kind: 'later', code: 'HTTP_429', message: 'the server answered 429', retryAfter: null }],
-    [new Response('{"error":{"code":"DEVICE_REVOKED"}}', { status: 401 }), { kind: 'ended', code: 'DEVICE_REVOKED', message: 'the server answered 401' }],
-    [new Response('{"error":{"code":"SEQUENCE_GAP","message":"gap","details":{"expected":7}}}', { status: 409 }),
-      { kind: 'refused', status: 409, code: 'SEQUENCE_GAP', message: 'gap', expected: 7 }],
-    [new Response('[]', { status: 400 }), { kind: 'refused', status: 400, code: 'HTTP_400', message: 'the server answered 400', expected: null }],
-    [new TypeError('fetch failed', { cause: new Error('refused') }), { kind: 'lost', message: 'http://server does not answer: refused' }],
+    [
+      new Response('{"error":{"code":"DATABASE_ERROR","message":"down"}}', {
+        status: 503,
+        headers: { 'retry-after': '3' },
+      }),
+      { kind: 'later', code: 'DATABASE_ERROR', message: 'down', retryAfter: 3000 },
+    ],
+    [
+      new Response('<html>', { status: 502 }),
+      { kind: 'later', code: 'HTTP_502', message: 'the server answered 502', retryAfter: null },
+    ],
+    [
+      new Response('{}', { status: 429, headers: { 'retry-after': 'soon' } }),
+      { kind: 'later', code: 'HTTP_429', message: 'the server answered 429', retryAfter: null },
+    ],
+    [
+      new Response('{"error":{"code":"DEVICE_REVOKED"}}', { status: 401 }),
+      { kind: 'ended', code: 'DEVICE_REVOKED', message: 'the server answered 401' },
+    ],
+    [
+      new Response('{"error":{"code":"SEQUENCE_GAP","message":"gap","details":{"expected":7}}}', { status: 409 }),
+      { kind: 'refused', status: 409, code: 'SEQUENCE_GAP', message: 'gap', expected: 7 },
+    ],
+    [
+      new Response('[]', { status: 400 }),
+      { kind: 'refused', status: 400, code: 'HTTP_400', message: 'the server answered 400', expected: null },
+    ],
+    [
+      new TypeError('fetch failed', { cause: new Error('refused') }),
+      { kind: 'lost', message: 'http://server does not answer: refused' },
+    ],
   ]
   for (const [answer, failure] of answers) {
     test(`${answer instanceof Response ? answer.status : 'no answer'} is ${JSON.stringify(failure)}`, async () => {
@@ -85,12 +124,18 @@ describe('responses', () => {
   test('response that does not come is lost after its timeout', async () => {
     const timers: (() => void)[] = []
     const slow = { ...clock, schedule: (run: () => void) => (timers.push(run), () => {}) }
-    const http = new Http('http://server', slow, (_url, init) =>
-      new Promise((_resolve, reject) => init?.signal?.addEventListener('abort', () => reject(new Error('aborted')))),
+    const http = new Http(
+      'http://server',
+      slow,
+      (_url, init) =>
+        new Promise((_resolve, reject) => init?.signal?.addEventListener('abort', () => reject(new Error('aborted')))),
     )
     const answer = http.send({ method: 'GET', path: '/' })
     timers.forEach((run) => run())
-    assert.deepEqual(await answer, { ok: false, failure: { kind: 'lost', message: 'http://server does not answer: no response within 30 s' } })
+    assert.deepEqual(await answer, {
+      ok: false,
+      failure: { kind: 'lost', message: 'http://server does not answer: no response within 30 s' },
+    })
   })
 })
 
@@ -101,12 +146,22 @@ describe('credentials', () => {
     const hanging = { ...clock, schedule: (run: () => void) => (queueMicrotask(run), () => {}) }
     const outcomes = await Promise.all([
       requestToken(() => Promise.reject(new Error('offline')), 'start', clock, never),
-      requestToken(() => { throw new Error('of the app') }, 'start', clock, never),
+      requestToken(
+        () => {
+          throw new Error('of the app')
+        },
+        'start',
+        clock,
+        never,
+      ),
       requestToken(() => new Promise(() => {}), 'start', hanging, never),
       requestToken(async () => ({}) as { token: string }, 'start', clock, never),
       requestToken(async () => undefined as unknown as null, 'start', clock, never),
     ])
-    assert.deepEqual(outcomes.map(({ ok }) => ok), [false, false, false, false, false])
+    assert.deepEqual(
+      outcomes.map(({ ok }) => ok),
+      [false, false, false, false, false],
+    )
   })
 
   test('null means signed out', async () => {

@@ -36,5 +36,8 @@ test('newer build in another tab closes the database and is reported', async () 
 test('storage that does not answer rejects within its bound', async () => {
   const silent = { open: () => ({}) } as unknown as IDBFactory
   const store = indexeddb('app', { factory: silent, timeoutMs: 20 })
-  await assert.rejects(store.open(() => {}), (error: StoreError) => error.code === 'LOCAL_STORE_TIMEOUT')
+  await assert.rejects(
+    store.open(() => {}),
+    (error: StoreError) => error.code === 'LOCAL_STORE_TIMEOUT',
+  )
 })

@@ -10,7 +10,11 @@ class Locks {
   #held: { fail: (error: Error) => void } | null = null
   #queue: Waiter[] = []
 
-  readonly request = (_name: string, options: LockOptions, callback: () => Promise<void> | undefined): Promise<unknown> =>
+  readonly request = (
+    _name: string,
+    options: LockOptions,
+    callback: () => Promise<void> | undefined,
+  ): Promise<unknown> =>
     new Promise((resolve, reject) => {
       const waiter: Waiter = {
         fail: reject,
@@ -76,7 +80,13 @@ function settled(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve))
 }
 
-function tab(locks: Locks, time: Time, events: string[], name: string, options: { isVisible?: boolean; ping?: () => void } = {}): Leader {
+function tab(
+  locks: Locks,
+  time: Time,
+  events: string[],
+  name: string,
+  options: { isVisible?: boolean; ping?: () => void } = {},
+): Leader {
   return new Leader({
     name: 'app',
     locks: locks as unknown as LockManager,
@@ -107,7 +117,7 @@ test('one tab leads, and the next one when it stops', async () => {
 test('leader that answers pings keeps the lead', async () => {
   const [locks, time, events] = [new Locks(), new Time(), [] as string[]]
   const one = tab(locks, time, events, 'one')
-  const other = tab(locks, time, events, 'other', { ping: () => other.heard() })
+  const other = tab(locks, time, events, 'other', { ping: () => other.leaderAnswered() })
   one.start()
   other.start()
   await time.advance(300_000)
@@ -149,8 +159,14 @@ test('two tabs that do not hear each other change the lead less and less often',
 test('without locks a client leads at once', () => {
   const events: string[] = []
   const leader = new Leader({
-    name: null, locks: undefined, clock: new Time().clock, isVisible: () => true,
-    ping: () => {}, beat: () => {}, onLead: () => events.push('leads'), onLose: () => events.push('lost'),
+    name: null,
+    locks: undefined,
+    clock: new Time().clock,
+    isVisible: () => true,
+    ping: () => {},
+    beat: () => {},
+    onLead: () => events.push('leads'),
+    onLose: () => events.push('lost'),
   })
   leader.start()
   leader.stop()

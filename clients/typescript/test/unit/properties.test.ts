@@ -7,8 +7,21 @@ import { FakeServer } from './server.js'
 const id = fc.constantFrom('a', 'b', 'c', 'd', 'e')
 
 const step = fc.oneof(
-  { weight: 4, arbitrary: fc.record({ do: fc.constant('write' as const), id, op: fc.constantFrom('create', 'edit', 'edit', 'delete') }) },
-  { weight: 8, arbitrary: fc.record({ do: fc.constant('answer' as const), fate: fc.constantFrom('pass', 'pass', 'lose request', 'lose answer') }) },
+  {
+    weight: 4,
+    arbitrary: fc.record({
+      do: fc.constant('write' as const),
+      id,
+      op: fc.constantFrom('create', 'edit', 'edit', 'delete'),
+    }),
+  },
+  {
+    weight: 8,
+    arbitrary: fc.record({
+      do: fc.constant('answer' as const),
+      fate: fc.constantFrom('pass', 'pass', 'lose request', 'lose answer'),
+    }),
+  },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('elsewhere' as const), id, isDelete: fc.boolean() }) },
   { weight: 3, arbitrary: fc.record({ do: fc.constantFrom('retry up', 'retry down', 'event', 'hint') }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constantFrom('crash', 'trim', 'sign out') }) },
@@ -90,7 +103,8 @@ class Story {
     for (const row of this.#contested) {
       const hasItems = this.scene.outbox().some((item) => item.id === row)
       const [stored, there] = [this.scene.stored('tasks', row), this.server.rows.get(row)]
-      if (!hasItems && stored?.['title'] === there?.title && stored?.['version'] === there?.version) this.#contested.delete(row)
+      if (!hasItems && stored?.['title'] === there?.title && stored?.['version'] === there?.version)
+        this.#contested.delete(row)
     }
     for (const [row, title] of this.expected) {
       const seen = this.scene.seen('tasks', row)?.['title'] ?? null
@@ -98,7 +112,10 @@ class Story {
     }
     const seqs = this.scene.outbox().map(({ seq }) => seq)
     const { ackedSeq } = this.scene.state.device
-    assert.deepEqual(seqs, seqs.map((_, place) => ackedSeq + 1 + place))
+    assert.deepEqual(
+      seqs,
+      seqs.map((_, place) => ackedSeq + 1 + place),
+    )
     for (const { seq, baseSeq } of this.scene.outbox()) assert.ok(baseSeq === null || baseSeq < seq)
   }
 

@@ -20,7 +20,13 @@ state('unenrolled', {
   enrollment_response_stores_token_and_user() {
     const scene = Scene.unenrolled()
     scene.do({ type: 'enroll', enrollment: { by: 'code', token: 'code' }, freshId: 'device-1' })
-    const step = scene.do({ type: 'enrolled', ticket: scene.request.ticket, userId: 'user-1', deviceId: 'device-1', token: 'secret' })
+    const step = scene.do({
+      type: 'enrolled',
+      ticket: scene.request.ticket,
+      userId: 'user-1',
+      deviceId: 'device-1',
+      token: 'secret',
+    })
     assert.equal(scene.phase, 'fresh')
     assert.deepEqual(
       [step.state.device.token, step.state.device.userId, step.state.device.enrollment],
@@ -42,7 +48,11 @@ state('unenrolled', {
     assert.deepEqual({ ...scene.request, ticket: 0 }, { ...request, ticket: 0 })
   },
   refused_enrollment_needs_a_new_one() {
-    for (const [status, code] of [[400, 'ENROLLMENT_USED'], [400, 'ENROLLMENT_EXPIRED'], [404, 'NOT_FOUND']] as const) {
+    for (const [status, code] of [
+      [400, 'ENROLLMENT_USED'],
+      [400, 'ENROLLMENT_EXPIRED'],
+      [404, 'NOT_FOUND'],
+    ] as const) {
       const scene = Scene.unenrolled()
       scene.do({ type: 'enroll', enrollment: { by: 'code', token: 'code' }, freshId: 'device-1' })
       scene.refuse(status, code)
@@ -89,7 +99,10 @@ state('unenrolled', {
   user_write_goes_to_outbox() {
     const scene = Scene.unenrolled()
     scene.write('create', 'tasks', 't1', { title: 'milk' })
-    assert.deepEqual(scene.outbox().map(({ seq, sent }) => [seq, sent]), [[1, 'no']])
+    assert.deepEqual(
+      scene.outbox().map(({ seq, sent }) => [seq, sent]),
+      [[1, 'no']],
+    )
     assert.deepEqual(scene.taken(), [])
   },
 })
@@ -133,7 +146,10 @@ state('fresh', {
     scene.write('create', 'tasks', 't1', { title: 'milk' })
     scene.lose()
     // Uploads need no cursor.
-    assert.deepEqual(scene.uploading.map(({ seq }) => seq), [1])
+    assert.deepEqual(
+      scene.uploading.map(({ seq }) => seq),
+      [1],
+    )
     assert.equal(scene.phase, 'fresh')
   },
 })
@@ -176,7 +192,10 @@ state('snapshot', {
     scene.refuse(400, 'INVALID_CURSOR')
     assert.equal(scene.phase, 'fresh')
     assert.deepEqual(scene.ids('messages'), ['m1'])
-    assert.deepEqual(scene.outbox().map((item) => item.key), [key])
+    assert.deepEqual(
+      scene.outbox().map((item) => item.key),
+      [key],
+    )
   },
   ended_token_is_deleted() {
     const scene = Scene.snapshot()
@@ -201,7 +220,10 @@ state('snapshot', {
     const key = scene.write('create', 'tasks', 't9', { title: 'milk' })
     scene.batch({ hasMore: true, cursor: 'c2' })
     // Between two pages the outbox goes first.
-    assert.deepEqual(scene.uploading.map((item) => item.key), [key])
+    assert.deepEqual(
+      scene.uploading.map((item) => item.key),
+      [key],
+    )
     assert.equal(scene.seen('tasks', 't9')?.['title'], 'milk')
   },
 })
@@ -212,7 +234,13 @@ state('stream', {
     scene.sync()
     scene.batch({ hasMore: true, cursor: 'c2', changes: [insert('t3', task('rye'))] })
     scene.batch({ cursor: 'c3', messages: [message('m2')] })
-    assert.deepEqual([scene.ids('tasks'), scene.ids('messages')], [['t1', 't2', 't3'], ['m1', 'm2']])
+    assert.deepEqual(
+      [scene.ids('tasks'), scene.ids('messages')],
+      [
+        ['t1', 't2', 't3'],
+        ['m1', 'm2'],
+      ],
+    )
     const request = scene.request
     assert.ok(request.type === 'acknowledge' && request.cursor === 'c3')
   },
@@ -372,7 +400,10 @@ state('outbox', {
     const scene = Scene.stream()
     scene.write('edit', 'messages', 'm1', { content: 'mine' })
     scene.answer({
-      status: 'conflict', winner: 'mine', version: 3, revision: 3,
+      status: 'conflict',
+      winner: 'mine',
+      version: 3,
+      revision: 3,
       server: message('m1', { content: 'mine', version: 3, revision: 3 }),
     })
     assert.deepEqual(scene.outbox(), [])
@@ -382,12 +413,18 @@ state('outbox', {
     const scene = Scene.stream()
     const key = scene.write('edit', 'messages', 'm1', { content: 'mine' })
     scene.answer({
-      status: 'conflict', winner: 'theirs', version: 2, conflictId: 'x',
+      status: 'conflict',
+      winner: 'theirs',
+      version: 2,
+      conflictId: 'x',
       server: message('m1', { content: 'theirs', version: 2, revision: 3 }),
     })
     assert.equal(scene.stored('messages', 'm1')?.['content'], 'theirs')
     assert.deepEqual([scene.results.get(key)?.isOpen, scene.results.get(key)?.conflictId], [true, 'x'])
-    assert.deepEqual(scene.notices().map(({ name }) => name), ['conflict'])
+    assert.deepEqual(
+      scene.notices().map(({ name }) => name),
+      ['conflict'],
+    )
   },
   conflict_of_a_delete_removes_the_row() {
     const scene = Scene.stream()
@@ -404,7 +441,14 @@ state('outbox', {
     for (const title of ['a', 'b', 'c']) scene.write('edit', 'tasks', 't1', { title })
     scene.do({ type: 'enroll', enrollment: { by: 'code', token: 'other' }, freshId: 'unused' })
     scene.enrolled('user-1')
-    assert.deepEqual(scene.uploading.map(({ baseSeq, baseVersion }) => [baseSeq, baseVersion]), [[null, 1], [1, null], [2, null]])
+    assert.deepEqual(
+      scene.uploading.map(({ baseSeq, baseVersion }) => [baseSeq, baseVersion]),
+      [
+        [null, 1],
+        [1, null],
+        [2, null],
+      ],
+    )
     scene.answer({ version: 2 }, { version: 3 }, { version: 4 })
     assert.deepEqual(scene.stored('tasks', 't1'), { id: 't1', title: 'c', version: 4 })
   },
@@ -420,7 +464,10 @@ state('outbox', {
     )
     assert.deepEqual(scene.outbox(), [])
     assert.equal(scene.seen('tasks', 't1')?.['title'], 'theirs')
-    assert.deepEqual([...scene.results.values()].map(({ isOpen }) => isOpen), [true, true])
+    assert.deepEqual(
+      [...scene.results.values()].map(({ isOpen }) => isOpen),
+      [true, true],
+    )
   },
   edits_after_a_won_conflict_are_applied() {
     const scene = Scene.stream()
@@ -429,7 +476,13 @@ state('outbox', {
     scene.write('edit', 'messages', 'm1', { content: 'b' })
     scene.retry('up')
     scene.answer(
-      { status: 'conflict', winner: 'mine', version: 3, revision: 3, server: message('m1', { content: 'a', version: 3, revision: 3 }) },
+      {
+        status: 'conflict',
+        winner: 'mine',
+        version: 3,
+        revision: 3,
+        server: message('m1', { content: 'a', version: 3, revision: 3 }),
+      },
       { version: 4, revision: 4 },
     )
     assert.equal(scene.stored('messages', 'm1')?.['content'], 'b')
@@ -468,7 +521,13 @@ state('outbox', {
       scene.do({ type: 'enroll', enrollment: { by: 'code', token: 'other' }, freshId: 'unused' })
       scene.enrolled('user-1')
       scene.answer({ version: 1 }, { status }, { status: 'applied', version: 1 })
-      assert.deepEqual(scene.outbox().map(({ seq, id }) => [seq, id]), [[2, 'b'], [3, 'c']])
+      assert.deepEqual(
+        scene.outbox().map(({ seq, id }) => [seq, id]),
+        [
+          [2, 'b'],
+          [3, 'c'],
+        ],
+      )
       assert.equal(scene.state.up.pause, 'backoff')
       assert.equal(scene.request.type, 'fetch')
     }
@@ -501,13 +560,17 @@ state('outbox', {
     scene.write('edit', 'tasks', 't2', { title: 'rye' })
     scene.write('edit', 'tasks', 't2', { title: 'oat' })
     scene.retry('up')
-    for (let left = 2; left-- > 0; ) scene.refuse(413, 'PAYLOAD_TOO_LARGE')
+    for (let left = 2; left-- > 0;) scene.refuse(413, 'PAYLOAD_TOO_LARGE')
     assert.equal(scene.uploading.length, 1)
     scene.refuse(413, '')
     assert.equal(scene.results.get(key)?.status, 'rejected')
     assert.deepEqual(
       scene.outbox().map(({ seq, baseSeq, baseVersion }) => [seq, baseSeq, baseVersion]),
-      [[1, null, 1], [2, null, 1], [3, 2, null]],
+      [
+        [1, null, 1],
+        [2, null, 1],
+        [3, 2, null],
+      ],
     )
   },
   sequence_gap_renumbers_the_outbox() {
@@ -530,11 +593,20 @@ state('outbox', {
     scene.do({ type: 'enroll', enrollment: { by: 'code', token: 'other' }, freshId: 'unused' })
     scene.enrolled('user-1')
     scene.refuse(409, 'DEVICE_RESTORED', 9)
-    assert.deepEqual(scene.uploading.map(({ seq }) => seq), [1])
+    assert.deepEqual(
+      scene.uploading.map(({ seq }) => seq),
+      [1],
+    )
     scene.answer({ version: 1 })
-    assert.deepEqual(scene.uploading.map(({ seq }) => seq), [2])
+    assert.deepEqual(
+      scene.uploading.map(({ seq }) => seq),
+      [2],
+    )
     scene.refuse(409, 'DEVICE_RESTORED', 9)
-    assert.deepEqual(scene.uploading.map(({ seq }) => seq), [9])
+    assert.deepEqual(
+      scene.uploading.map(({ seq }) => seq),
+      [9],
+    )
   },
   restored_device_renumbers_the_outbox() {
     const scene = Scene.stream()
@@ -553,14 +625,22 @@ state('outbox', {
     scene.answer({ version: 2 }, { status: 'retry' })
     // The base stays in what is sent, so that a repeat is the same.
     assert.deepEqual(wireItem(scene.outbox()[0]!), {
-      seq: 2, table: 'tasks', op: 'edit', id: 't1', row: { title: 'b' }, base_seq: 1,
+      seq: 2,
+      table: 'tasks',
+      op: 'edit',
+      id: 't1',
+      row: { title: 'b' },
+      base_seq: 1,
     })
     scene.sync('user')
     scene.refuse(409, 'DEVICE_RESTORED', 10)
     scene.refuse(409, 'DEVICE_RESTORED', 10)
     assert.deepEqual(
       scene.outbox().map(({ seq, baseSeq, baseVersion }) => [seq, baseSeq, baseVersion]),
-      [[10, null, 2], [11, 10, null]],
+      [
+        [10, null, 2],
+        [11, 10, null],
+      ],
     )
   },
   missing_response_keeps_items_and_fetches() {
@@ -611,7 +691,10 @@ state('events', {
     scene.taken()
     scene.do({ type: 'liveOpened' })
     scene.batch({ cursor: 'c2' })
-    assert.deepEqual(scene.taken().map(({ type }) => type), ['fetch'])
+    assert.deepEqual(
+      scene.taken().map(({ type }) => type),
+      ['fetch'],
+    )
   },
   broken_stream_resumes_by_last_event_id() {
     const scene = live()

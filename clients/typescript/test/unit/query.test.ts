@@ -28,7 +28,11 @@ function host(view: View, reported: unknown[] = []): QueryHost & { run(): void }
 }
 
 function apply(view: View, rows: Record<string, JsonObject | null>): void {
-  view.apply(Object.entries(rows).map(([id, row]) => ['tasks', id, row && { row: { id, ...row }, generation: 0 }]), [], null)
+  view.apply(
+    Object.entries(rows).map(([id, row]) => ['tasks', id, row && { row: { id, ...row }, generation: 0 }]),
+    [],
+    null,
+  )
 }
 
 /** Listeners are called in a later microtask. */
@@ -43,7 +47,10 @@ describe('query', () => {
     await notified()
     apply(view, { a: { n: 2, done: false }, b: { n: 1, done: false } })
     const first = query.getSnapshot()
-    assert.deepEqual(first.rows.map(({ id }) => id), ['b', 'a'])
+    assert.deepEqual(
+      first.rows.map(({ id }) => id),
+      ['b', 'a'],
+    )
     apply(view, { c: { n: 3, done: true } })
     assert.equal(query.getSnapshot(), first)
     await notified()
@@ -60,7 +67,9 @@ describe('query', () => {
     const [view, reported] = [new View(), [] as unknown[]]
     const query = createQuery<Row>(host(view, reported), 'tasks', {})
     let calls = 0
-    query.subscribe(() => { throw new Error('of the app') })
+    query.subscribe(() => {
+      throw new Error('of the app')
+    })
     query.subscribe(() => (calls += 1))
     await notified()
     assert.equal(reported.length, 1)
@@ -91,18 +100,38 @@ describe('query', () => {
     query.subscribe(() => {})
     await notified()
     apply(view, { a: { n: 1 }, b: { n: 2 }, c: { n: 3 }, d: { n: null } })
-    assert.deepEqual(query.getSnapshot().rows.map(({ id }) => id), ['c', 'b'])
+    assert.deepEqual(
+      query.getSnapshot().rows.map(({ id }) => id),
+      ['c', 'b'],
+    )
     apply(view, { c: null })
-    assert.deepEqual(query.getSnapshot().rows.map(({ id }) => id), ['b', 'a'])
+    assert.deepEqual(
+      query.getSnapshot().rows.map(({ id }) => id),
+      ['b', 'a'],
+    )
     apply(view, { a: null })
     // Nulls come last.
-    assert.deepEqual(query.getSnapshot().rows.map(({ id }) => id), ['b', 'd'])
+    assert.deepEqual(
+      query.getSnapshot().rows.map(({ id }) => id),
+      ['b', 'd'],
+    )
   })
 
   test('changes one by one give the same rows as a query from the beginning', () => {
-    const row = fc.record({ n: fc.option(fc.integer({ min: 0, max: 3 })), text: fc.constantFrom('a', 'b'), done: fc.boolean() })
+    const row = fc.record({
+      n: fc.option(fc.integer({ min: 0, max: 3 })),
+      text: fc.constantFrom('a', 'b'),
+      done: fc.boolean(),
+    })
     const change = fc.tuple(fc.constantFrom(...'abcdefghijkl'), fc.option(row, { freq: 4 }))
-    const options: QueryOptions<Row> = { where: { done: false, n: { gte: 1 } }, orderBy: [['n', 'desc'], ['text', 'asc']], limit: 4 }
+    const options: QueryOptions<Row> = {
+      where: { done: false, n: { gte: 1 } },
+      orderBy: [
+        ['n', 'desc'],
+        ['text', 'asc'],
+      ],
+      limit: 4,
+    }
     fc.assert(
       fc.property(fc.array(change, { maxLength: 60 }), (changes) => {
         const view = new View()
@@ -114,7 +143,10 @@ describe('query', () => {
           apply(view, { [id]: columns })
           if (columns) rows.set(id, { id, ...columns })
           else rows.delete(id)
-          const wanted = [...rows.values()].filter(compileWhere(options.where)).sort(compileOrder(options.orderBy)).slice(0, 4)
+          const wanted = [...rows.values()]
+            .filter(compileWhere(options.where))
+            .sort(compileOrder(options.orderBy))
+            .slice(0, 4)
           assert.deepEqual(query.getSnapshot().rows, wanted)
         }
       }),
@@ -136,8 +168,11 @@ describe('where', () => {
     [(row) => row.n === 5, ['b']],
   ]
   for (const [where, ids] of cases) {
-    test(`${typeof where === 'function' ? 'function' : JSON.stringify(where) ?? 'none'} finds ${ids.join(', ') || 'nothing'}`, () => {
-      assert.deepEqual(rows.filter(compileWhere<Row>(where)).map(({ id }) => id), ids)
+    test(`${typeof where === 'function' ? 'function' : (JSON.stringify(where) ?? 'none')} finds ${ids.join(', ') || 'nothing'}`, () => {
+      assert.deepEqual(
+        rows.filter(compileWhere<Row>(where)).map(({ id }) => id),
+        ids,
+      )
     })
   }
 })

@@ -7,7 +7,12 @@ import { memory } from '../../src/memory/index.js'
 import { usePresence, useQuery, useStatus, useWrite } from '../../src/react/index.js'
 
 test('server renders the constant first state, whatever the client has', async () => {
-  const client = createClient({ url: 'http://127.0.0.1:9', store: memory(), tables: { tasks: table<{ id: string; title: string }>() }, live: 'off' })
+  const client = createClient({
+    url: 'http://127.0.0.1:9',
+    store: memory(),
+    tables: { tasks: table<{ id: string; title: string }>() },
+    live: 'off',
+  })
   const open = client.tasks.query()
   const stop = open.subscribe(() => {})
   await client.tasks.create({ title: 'milk' }).local
@@ -15,7 +20,11 @@ test('server renders the constant first state, whatever the client has', async (
   function Page() {
     const { rows, phase } = useQuery(open)
     const [, last] = useWrite((title: string) => client.tasks.create({ title }))
-    return createElement('p', null, [rows.length, phase, useStatus(client).outbox.waiting, usePresence(client).size, last.state].join(' '))
+    return createElement(
+      'p',
+      null,
+      [rows.length, phase, useStatus(client).outbox.waiting, usePresence(client).size, last.state].join(' '),
+    )
   }
   assert.equal(renderToString(createElement(Page)), '<p>0 loading 0 0 none</p>')
   stop()
@@ -23,7 +32,12 @@ test('server renders the constant first state, whatever the client has', async (
 })
 
 test('every promise settles when the client is closed', async () => {
-  const client = createClient({ url: 'http://127.0.0.1:9', store: memory(), tables: { tasks: table<{ id: string; title: string }>() }, live: 'off' })
+  const client = createClient({
+    url: 'http://127.0.0.1:9',
+    store: memory(),
+    tables: { tasks: table<{ id: string; title: string }>() },
+    live: 'off',
+  })
   const write = client.tasks.create({ title: 'milk' })
   assert.deepEqual(await write.local, { ok: true })
   const late = client.tasks.create({ title: 'late' })
@@ -44,7 +58,12 @@ test('table whose name is taken is refused with the way out', () => {
 })
 
 test('row without JSON is refused as a value', async () => {
-  const client = createClient({ url: 'http://127.0.0.1:9', store: memory(), tables: { tasks: table<{ id: string; n: unknown }>() }, live: 'off' })
+  const client = createClient({
+    url: 'http://127.0.0.1:9',
+    store: memory(),
+    tables: { tasks: table<{ id: string; n: unknown }>() },
+    live: 'off',
+  })
   const cycle: { self?: unknown } = {}
   cycle.self = cycle
   for (const n of [cycle, 5n]) {
@@ -57,8 +76,13 @@ test('row without JSON is refused as a value', async () => {
 
 test('storage that cannot be opened is a status, and no promise rejects', async () => {
   const client = createClient({
-    url: 'http://127.0.0.1:9', live: 'off',
-    store: { ...memory(), open: () => Promise.reject(new Error('blocked')), transaction: () => Promise.reject(new Error('blocked')) },
+    url: 'http://127.0.0.1:9',
+    live: 'off',
+    store: {
+      ...memory(),
+      open: () => Promise.reject(new Error('blocked')),
+      transaction: () => Promise.reject(new Error('blocked')),
+    },
     tables: { tasks: table<{ id: string; title: string }>() },
   })
   const { ok } = await client.tasks.create({ title: 'milk' }).local

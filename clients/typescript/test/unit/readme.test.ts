@@ -12,8 +12,11 @@ test('README has the limits of sizes that are checked', () => {
 })
 
 test('README gives the reason of each development dependency', () => {
-  const { devDependencies } = JSON.parse(readFileSync('package.json', 'utf8')) as { devDependencies: Record<string, string> }
-  for (const name of Object.keys(devDependencies).filter((each) => !each.startsWith('@types/react'))) assert.ok(readme.includes(name), name)
+  const { devDependencies } = JSON.parse(readFileSync('package.json', 'utf8')) as {
+    devDependencies: Record<string, string>
+  }
+  for (const name of Object.keys(devDependencies).filter((each) => !each.startsWith('@types/react')))
+    assert.ok(readme.includes(name), name)
 })
 
 test('README names the codes of the client', () => {

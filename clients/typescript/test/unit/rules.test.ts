@@ -28,7 +28,10 @@ describe('row stored from the result of an own upload', () => {
     for (const version of [3, 4]) {
       const scene = twiceEdited()
       scene.sync()
-      scene.batch({ cursor: 'c2', changes: [insert('t1', { ...task('of the server', version), done: true }, 'update')] })
+      scene.batch({
+        cursor: 'c2',
+        changes: [insert('t1', { ...task('of the server', version), done: true }, 'update')],
+      })
       assert.deepEqual(scene.stored('tasks', 't1'), { id: 't1', title: 'of the server', version, done: true })
       // From then on the last one received is the newest: the server may have been restored.
       scene.acknowledged()
@@ -79,7 +82,7 @@ describe('row stored from the result of an own upload', () => {
     assert.equal(scene.seen('tasks', 't1')?.['title'], 'restored')
   })
 
-  test('that is the server\'s row of a conflict stays in the same way', () => {
+  test("that is the server's row of a conflict stays in the same way", () => {
     const scene = Scene.stream()
     scene.write('edit', 'tasks', 't1', { title: 'mine' })
     scene.answer({ status: 'conflict', winner: 'theirs', version: 5, server: { id: 't1', ...task('theirs', 5) } })
@@ -109,7 +112,7 @@ describe('batches', () => {
     scene.sync()
     const { ticket } = scene.request
     const batch = { messages: [message('late')], users: [], changes: [], cursor: 'x', hasMore: false, reset: false }
-    scene.do({ type: 'batch', ticket, requested: 'another', batch, stored: new Map(), old: [] })
+    scene.do({ type: 'batch', ticket, requested: 'another', at: 1, batch, stored: new Map(), old: [] })
     assert.equal(scene.stored('messages', 'late'), null)
     assert.equal(scene.state.device.cursor, 'c1')
   })
@@ -149,7 +152,13 @@ describe('outbox', () => {
     const key = scene.write('edit', 'tasks', 'a', { title: 'b' })
     scene.write('edit', 'tasks', 'a', { title: 'c' })
     scene.do({ type: 'discard', key, result: null })
-    assert.deepEqual(scene.outbox().map(({ seq, baseSeq }) => [seq, baseSeq]), [[1, null], [2, 1]])
+    assert.deepEqual(
+      scene.outbox().map(({ seq, baseSeq }) => [seq, baseSeq]),
+      [
+        [1, null],
+        [2, 1],
+      ],
+    )
   })
 
   test('change that was sent cannot be withdrawn', () => {

@@ -4,7 +4,13 @@ import type { Effect, Notice, Step } from '../../src/machine/effect.js'
 import type { Batch, Change, Event, ItemResult, RowId } from '../../src/machine/event.js'
 import { rowsInFlight } from '../../src/machine/results.js'
 import {
-  INITIAL, phase, rowName, type Failure, type State, type StoredResult, type StoredRow,
+  INITIAL,
+  phase,
+  rowName,
+  type Failure,
+  type State,
+  type StoredResult,
+  type StoredRow,
 } from '../../src/machine/state.js'
 import { transition } from '../../src/machine/transition.js'
 import type { Item, ItemOp } from '../../src/outbox/item.js'
@@ -116,7 +122,13 @@ export class Scene {
       for (const [name, row] of this.rows) if (row.generation < generation) old.push(split(name))
     }
     this.do({
-      type: 'batch', ticket: request.ticket, requested: request.cursor, batch, old, stored: this.#read(rowsOf(batch, this.state)),
+      type: 'batch',
+      ticket: request.ticket,
+      requested: request.cursor,
+      at: 1,
+      batch,
+      old,
+      stored: this.#read(rowsOf(batch, this.state)),
     })
   }
 
@@ -128,8 +140,16 @@ export class Scene {
       ticket: request.ticket,
       stored: this.#read(rowsInFlight(this.state)),
       results: results.map((result) => ({
-        seq: null, status: 'applied', code: null, message: null, version: null, revision: null,
-        winner: null, conflictId: null, server: null, ...result,
+        seq: null,
+        status: 'applied',
+        code: null,
+        message: null,
+        version: null,
+        revision: null,
+        winner: null,
+        conflictId: null,
+        server: null,
+        ...result,
       })),
     })
   }
@@ -218,7 +238,12 @@ export class Scene {
   }
 
   ids(table: string): string[] {
-    return [...this.rows].filter(([, { isDeleted }]) => !isDeleted).map(([name]) => split(name)).filter(([name]) => name === table).map(([, id]) => id).sort()
+    return [...this.rows]
+      .filter(([, { isDeleted }]) => !isDeleted)
+      .map(([name]) => split(name))
+      .filter(([name]) => name === table)
+      .map(([, id]) => id)
+      .sort()
   }
 
   outbox(): Item[] {
@@ -249,8 +274,15 @@ function split(name: string): [string, string] {
 
 export function message(id: string, columns: JsonObject = {}): JsonObject {
   return {
-    id, sender_id: 'user-1', recipient_id: 'user-2', content: `text of ${id}`, version: 1, revision: 1,
-    created_at: '2026-01-01T00:00:00Z', read_at: null, ...columns,
+    id,
+    sender_id: 'user-1',
+    recipient_id: 'user-2',
+    content: `text of ${id}`,
+    version: 1,
+    revision: 1,
+    created_at: '2026-01-01T00:00:00Z',
+    read_at: null,
+    ...columns,
   }
 }
 

@@ -41,7 +41,8 @@ export class FakeServer {
     const rest = [...this.rows.keys()].sort().filter((id) => isFirst || id > after)
     const page = rest.slice(0, PAGE)
     const changes = page.map((id) => ({ table: 'tasks', op: 'insert', id, row: this.#row(id) }))
-    if (rest.length > PAGE) return { ...batch, changes, reset: isFirst, hasMore: true, cursor: `snapshot:${from}:${page.at(-1)}` }
+    if (rest.length > PAGE)
+      return { ...batch, changes, reset: isFirst, hasMore: true, cursor: `snapshot:${from}:${page.at(-1)}` }
     return { ...batch, changes, reset: isFirst, cursor: `stream:${from}` }
   }
 
@@ -75,7 +76,8 @@ export class FakeServer {
     }
     if (!row) return answer({ status: 'rejected', code: 'NOT_FOUND' })
     if (base === null) throw new Error('a change without a base')
-    if (row.version > base) return answer({ status: 'conflict', winner: 'theirs', version: row.version, server: this.#row(item.id) })
+    if (row.version > base)
+      return answer({ status: 'conflict', winner: 'theirs', version: row.version, server: this.#row(item.id) })
     if (item.op === 'delete') return this.#store(item.id, null)
     return this.#store(item.id, { title: String(item.row['title']), version: row.version + 1 })
   }
@@ -103,15 +105,27 @@ export class FakeServer {
       to += 1
     }
     return {
-      messages: [], users: [], changes: [...newest.values()], reset: false,
-      hasMore: to < this.#log.length, cursor: `stream:${to}`,
+      messages: [],
+      users: [],
+      changes: [...newest.values()],
+      reset: false,
+      hasMore: to < this.#log.length,
+      cursor: `stream:${to}`,
     }
   }
 }
 
 function answer(part: Partial<ItemResult>): ItemResult {
   return {
-    seq: null, status: 'applied', code: null, message: null, version: null, revision: null,
-    winner: null, conflictId: null, server: null, ...part,
+    seq: null,
+    status: 'applied',
+    code: null,
+    message: null,
+    version: null,
+    revision: null,
+    winner: null,
+    conflictId: null,
+    server: null,
+    ...part,
   }
 }

@@ -10,15 +10,31 @@ const ignore = () => {}
 
 function session(store: Store, hooks: Partial<SessionHooks> = {}): Session {
   return new Session(store, clock, {
-    run: ignore, notify: ignore, stored: ignore, changed: ignore, deposed: ignore, failed: ignore,
-    appended: ignore, waiting: () => [], settled: ignore, ...hooks,
+    run: ignore,
+    notify: ignore,
+    stored: ignore,
+    changed: ignore,
+    deposed: ignore,
+    failed: ignore,
+    appended: ignore,
+    waiting: () => [],
+    settled: ignore,
+    ...hooks,
   })
 }
 
 let keys = 0
 
 function create(title: string): Write {
-  return { key: `k${++keys}`, table: 'tasks', op: 'create', id: title, row: { title }, merges: false, at: '2026-01-01T00:00:00Z' }
+  return {
+    key: `k${++keys}`,
+    table: 'tasks',
+    op: 'create',
+    id: title,
+    row: { title },
+    merges: false,
+    at: '2026-01-01T00:00:00Z',
+  }
 }
 
 async function leading(store: Store, hooks: Partial<SessionHooks> = {}): Promise<Session> {
@@ -35,7 +51,14 @@ async function enrolled(store: Store, hooks: Partial<SessionHooks> = {}): Promis
   return one
 }
 
-const batch = { messages: [], users: [], changes: [{ table: 'tasks', op: 'insert', id: 'x', row: { id: 'x' } }], cursor: 'c1', hasMore: false, reset: true }
+const batch = {
+  messages: [],
+  users: [],
+  changes: [{ table: 'tasks', op: 'insert', id: 'x', row: { id: 'x' } }],
+  cursor: 'c1',
+  hasMore: false,
+  reset: true,
+}
 
 describe('tabs of one storage', () => {
   test('former leader that continues stores nothing and steps down', async () => {
@@ -57,7 +80,10 @@ describe('tabs of one storage', () => {
     const writes = Array.from({ length: 30 }, (_, n) => tabs[n % 3]!.write([create(`task ${n}`)]))
     for (const error of await Promise.all(writes)) assert.equal(error, null)
     const [entries = []] = await store.read([{ space: 'outbox' }])
-    assert.deepEqual(entries.map(({ key }) => key), Array.from({ length: 30 }, (_, n) => n + 1))
+    assert.deepEqual(
+      entries.map(({ key }) => key),
+      Array.from({ length: 30 }, (_, n) => n + 1),
+    )
     assert.equal(new Set(entries.map(({ value }) => (value as { key: string }).key)).size, 30)
   })
 
@@ -73,11 +99,23 @@ describe('tabs of one storage', () => {
     assert.equal(leader.state.busy, 'up')
     await other.reload([])
     await other.write([{ ...create('a'), op: 'edit', row: { title: 'b' } }])
-    const result = { seq: 1, status: 'applied', code: null, message: null, version: 1, revision: null, winner: null, conflictId: null, server: null }
+    const result = {
+      seq: 1,
+      status: 'applied',
+      code: null,
+      message: null,
+      version: 1,
+      revision: null,
+      winner: null,
+      conflictId: null,
+      server: null,
+    }
     assert.equal(await leader.results(leader.state.ticket, [result]), null)
     const [entries = []] = await store.read([{ space: 'outbox' }])
     assert.deepEqual(
-      entries.map(({ value }) => value as { seq: number }).map(({ seq, baseSeq, baseVersion }: Record<string, unknown>) => [seq, baseSeq, baseVersion]),
+      entries
+        .map(({ value }) => value as { seq: number })
+        .map(({ seq, baseSeq, baseVersion }: Record<string, unknown>) => [seq, baseSeq, baseVersion]),
       [[2, 1, 1]],
     )
   })
@@ -88,12 +126,27 @@ describe('tabs of one storage', () => {
     const follower = session(store)
     await follower.start(ignore)
     await leader.write([create('a')])
-    await leader.dispatch({ type: 'failed', ticket: leader.state.ticket, failure: { kind: 'lost', message: '' }, freshId: '' })
+    await leader.dispatch({
+      type: 'failed',
+      ticket: leader.state.ticket,
+      failure: { kind: 'lost', message: '' },
+      freshId: '',
+    })
     const seen: unknown[] = []
     follower.view.follow('tasks', () => seen.push(follower.view.rows('tasks')?.get('a')?.['title'] ?? null))
     await follower.load('tasks')
     await leader.results(leader.state.ticket, [
-      { seq: 1, status: 'applied', code: null, message: null, version: 1, revision: null, winner: null, conflictId: null, server: null },
+      {
+        seq: 1,
+        status: 'applied',
+        code: null,
+        message: null,
+        version: 1,
+        revision: null,
+        winner: null,
+        conflictId: null,
+        server: null,
+      },
     ])
     // It is notified of another row first; what has left its outbox comes with it.
     await follower.reload([['tasks', 'other']])
@@ -101,7 +154,7 @@ describe('tabs of one storage', () => {
     assert.deepEqual(new Set(seen), new Set(['a']))
   })
 
-  test('enrollment by another tab ends the leader\'s requests and is used by it', async () => {
+  test("enrollment by another tab ends the leader's requests and is used by it", async () => {
     const store = memory()
     const ran: string[] = []
     const leader = await enrolled(store, { run: ({ type }) => ran.push(type) })
@@ -109,7 +162,12 @@ describe('tabs of one storage', () => {
     await other.start(ignore)
     await other.dispatch({ type: 'enroll', enrollment: { by: 'user', token: 'new' }, freshId: 'unused' })
     ran.length = 0
-    await leader.dispatch({ type: 'failed', ticket: leader.state.ticket, failure: { kind: 'lost', message: '' }, freshId: '' })
+    await leader.dispatch({
+      type: 'failed',
+      ticket: leader.state.ticket,
+      failure: { kind: 'lost', message: '' },
+      freshId: '',
+    })
     await leader.reload([])
     assert.ok(ran.includes('enroll'))
   })
@@ -118,7 +176,12 @@ describe('tabs of one storage', () => {
 describe('failing storage', () => {
   test('step that cannot be stored has no effect', async () => {
     const store = memory()
-    const broken = { ...store, transaction: async () => { throw new StoreError('LOCAL_QUOTA', 'full') } }
+    const broken = {
+      ...store,
+      transaction: async () => {
+        throw new StoreError('LOCAL_QUOTA', 'full')
+      },
+    }
     const failures: string[] = []
     const one = await enrolled(store, { failed: ({ code }) => failures.push(code) })
     const before = one.state
@@ -134,12 +197,19 @@ describe('failing storage', () => {
     const store = memory()
     const { transaction } = store
     const one = await enrolled(store)
-    Object.assign(store, { transaction: async () => { throw new StoreError('LOCAL_QUOTA', 'full') } })
+    Object.assign(store, {
+      transaction: async () => {
+        throw new StoreError('LOCAL_QUOTA', 'full')
+      },
+    })
     await one.write([create('a')])
     assert.equal(one.storeError?.code, 'LOCAL_QUOTA')
     Object.assign(store, { transaction })
     assert.equal(await one.write([create('b')]), null)
     assert.equal(one.storeError, null)
-    assert.deepEqual(one.state.outbox.map(({ seq, id }) => [seq, id]), [[1, 'b']])
+    assert.deepEqual(
+      one.state.outbox.map(({ seq, id }) => [seq, id]),
+      [[1, 'b']],
+    )
   })
 })
