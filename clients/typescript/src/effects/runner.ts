@@ -68,9 +68,7 @@ export class Runner {
       case 'wait':
         return this.#wait(effect)
       case 'abort':
-        this.#request.abort()
-        this.#request = new AbortController()
-        return
+        return this.#abort()
       case 'openLive':
         return this.#openLive(effect.lastEventId)
       case 'closeLive':
@@ -88,9 +86,15 @@ export class Runner {
   }
 
   stop(): void {
-    this.#request.abort()
+    this.#abort()
     this.#closeLive()
     for (const name of [...this.#cancels.keys()]) this.#cancel(name)
+  }
+
+  /** Ends the request in flight, and none that follows. */
+  #abort(): void {
+    this.#request.abort()
+    this.#request = new AbortController()
   }
 
   async #fetch({ ticket, cursor }: Effect & { type: 'fetch' }): Promise<void> {

@@ -16,7 +16,7 @@ const HTML =
   '<!doctype html><meta charset="utf-8"><title>Tasks</title><div id="root"></div><script type="module" src="/app.js"></script>'
 
 // The bundled tests are in build/browser.
-const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
+export const folder = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
 
 export function findBrowser(): string {
   const named = process.env['POSDUIF_BROWSER']
@@ -41,7 +41,7 @@ export async function launch(): Promise<Browser> {
 
 export async function bundle(): Promise<string> {
   const { outputFiles } = await build({
-    entryPoints: [join(root, 'test/browser/app.ts')],
+    entryPoints: [join(folder, 'test/browser/app.ts')],
     bundle: true,
     format: 'esm',
     target: 'es2022',
