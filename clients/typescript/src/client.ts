@@ -657,17 +657,12 @@ class Core {
   }
 
   async #discard(key: string): Promise<Outcome> {
-    const item = this.#session.state.outbox.find((each) => each.key === key)
-    if (item && item.sent !== 'no') {
-      return {
-        ok: false,
-        code: 'LOCAL_SENT',
-        message: 'the change was sent and may have been applied: make another one',
-      }
-    }
     const error = await this.#session.discard(key)
     await this.#countOpen()
-    return error ? failed(error) : { ok: true }
+    if (error) return failed(error)
+    const isSent = this.#session.state.outbox.some((item) => item.key === key)
+    const message = 'the change was sent and may have been applied: make another one'
+    return isSent ? { ok: false, code: 'LOCAL_SENT', message } : { ok: true }
   }
 
   async #wipe(keepOutbox: boolean): Promise<Outcome> {

@@ -6,7 +6,7 @@ export type LifecycleHandlers = {
   /** The page goes into the cache, or ends. */
   readonly onSuspend: () => void
   readonly onResume: () => void
-  /** On a phone, the page was hidden for long. */
+  /** The page is frozen, or on a phone was hidden for long. */
   readonly onHiddenLong: () => void
   readonly onVisible: () => void
 }
@@ -21,7 +21,16 @@ export function watchPage(clock: Clock, handlers: LifecycleHandlers): () => void
   let cancelHidden = () => {}
   const isMobile = typeof matchMedia === 'function' && matchMedia('(pointer: coarse)').matches
   addEventListener('online', () => handlers.onHint(), { signal })
-  document.addEventListener('resume', () => handlers.onHint(), { signal })
+  // A frozen page neither syncs nor answers the other tabs.
+  document.addEventListener('freeze', () => handlers.onHiddenLong(), { signal })
+  document.addEventListener(
+    'resume',
+    () => {
+      handlers.onVisible()
+      handlers.onHint()
+    },
+    { signal },
+  )
   document.addEventListener(
     'visibilitychange',
     () => {

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync } from 'node:fs'
+import { copyFileSync, mkdtempSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test'
 import wasm from 'node-sqlite3-wasm'
 import { sqlite } from '../../src/sqlite/index.js'
-import type { Conflict, OutboxEntry, ServerResult } from '../../src/index.js'
+import type { Conflict, OutboxEntry, ServerResult, Store } from '../../src/index.js'
 import { memory } from '../../src/memory/index.js'
 import { Engine } from './engine.js'
 import { Proxy, type Fault } from './proxy.js'
@@ -55,6 +55,18 @@ function faults(path: string, ...list: Fault[]): void {
 
 async function titles(): Promise<string[]> {
   return engine.sql('SELECT title FROM tenant_demo.tasks WHERE deleted_at IS NULL ORDER BY title')
+}
+
+function sqliteFile(file: string): Store {
+  const database = new wasm.Database(file)
+  return sqlite({
+    exec: (sql) => database.exec(sql),
+    prepare: (sql) => {
+      const statement = database.prepare(sql)
+      return { run: (...values) => statement.run(values), all: (...values) => statement.all(values) }
+    },
+    close: () => database.close(),
+  })
 }
 
 describe('with an engine', () => {
@@ -292,18 +304,7 @@ describe('with an engine', () => {
 
   test('client that ends before the answer sends its changes after it starts again', async () => {
     const file = join(mkdtempSync(join(tmpdir(), 'posduif-client-')), 'app.sqlite')
-    const storage = () => {
-      const database = new wasm.Database(file)
-      return sqlite({
-        exec: (sql) => database.exec(sql),
-        prepare: (sql) => {
-          const statement = database.prepare(sql)
-          return { run: (...values) => statement.run(values), all: (...values) => statement.all(values) }
-        },
-        close: () => database.close(),
-      })
-    }
-    const first = await signedIn({ store: storage() })
+    const first = await signedIn({ store: sqliteFile(file) })
     proxy.fault = (_method, path) => (path.startsWith('/api/sync/outgoing') ? 'lose answer' : 'pass')
     const write = first.tasks.create({ title: 'one' })
     await write.local
@@ -313,10 +314,46 @@ describe('with an engine', () => {
     first.close()
     assert.equal((await write.server).status, 'unknown')
     proxy.fault = () => 'pass'
-    const second = open({ store: storage() })
+    const second = open({ store: sqliteFile(file) })
     await untilStatus(second, ({ outbox, upToDate }) => outbox.waiting === 0 && upToDate, 'an empty outbox')
     await untilTitles(second, 'two')
     assert.deepEqual(await engine.sql('SELECT title, version FROM tenant_demo.tasks'), ['two|2'])
+  })
+
+  test('client that was restored from an older copy loses and repeats nothing', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'posduif-client-'))
+    const [file, copy] = [join(folder, 'app.sqlite'), join(folder, 'copy.sqlite')]
+    const first = await signedIn({ store: sqliteFile(file) })
+    await applied(first.tasks.create({ title: 'before' }).server)
+    first.close()
+    copyFileSync(file, copy)
+    const second = open({ store: sqliteFile(file) })
+    await applied(second.tasks.create({ title: 'after the copy' }).server)
+    second.close()
+    const restored = open({ store: sqliteFile(copy) })
+    await applied(restored.tasks.create({ title: 'restored' }).server)
+    await untilStatus(restored, ({ upToDate }) => upToDate, 'the end of the snapshot')
+    await untilTitles(restored, 'after the copy', 'before', 'restored')
+    assert.deepEqual(await titles(), ['after the copy', 'before', 'restored'])
+  })
+
+  test('change that was never sent can be withdrawn, and one that was sent cannot', async () => {
+    const phone = await signedIn()
+    proxy.fault = (_method, path) => (path.startsWith('/api/sync/outgoing') ? 'lose answer' : 'pass')
+    const sent = phone.tasks.create({ title: 'sent' })
+    await untilStatus(phone, ({ error }) => error?.at === 'up', 'a lost answer')
+    const never = phone.tasks.create({ title: 'never' })
+    const kept = phone.tasks.create({ title: 'kept' })
+    await kept.local
+    const first = await phone.outbox.discard(sent.key)
+    assert.ok(!first.ok && first.code === 'LOCAL_SENT')
+    const second = await phone.outbox.discard(never.key)
+    proxy.fault = () => 'pass'
+    await applied(sent.server)
+    await applied(kept.server)
+    // A repeat may have begun in the meantime; then it cannot be withdrawn any more.
+    assert.deepEqual(await titles(), second.ok ? ['kept', 'sent'] : ['kept', 'never', 'sent'])
+    if (second.ok) assert.equal((await never.server).status, 'unknown')
   })
 
   test('another user does not see the rows, and unsent changes wait for their user', async () => {
