@@ -82,6 +82,57 @@ describe('row stored from the result of an own upload', () => {
     assert.equal(scene.seen('tasks', 't1')?.['title'], 'restored')
   })
 
+  test('during a snapshot stays until the stream has repeated it', () => {
+    const scene = Scene.snapshot()
+    scene.write('create', 'tasks', 't9', { title: 'first' })
+    scene.write('edit', 'tasks', 't9', { title: 'second' })
+    scene.batch({ hasMore: true, cursor: 'c2' })
+    scene.answer({ version: 1 }, { version: 2 })
+    scene.batch({ hasMore: true, cursor: 'c3', changes: [insert('t9', task('second', 2))] })
+    scene.batch({ cursor: 'c4' })
+    // The stream begins where the snapshot began.
+    for (const [version, title] of [
+      [1, 'first'],
+      [2, 'second'],
+    ] as const) {
+      scene.sync()
+      scene.batch({ cursor: `c${4 + version}`, changes: [insert('t9', task(title, version), 'update')] })
+      scene.acknowledged()
+      assert.equal(scene.seen('tasks', 't9')?.['title'], 'second')
+    }
+  })
+
+  test('does not return when batches have deleted it before its first result', () => {
+    const scene = Scene.stream()
+    scene.write('create', 'tasks', 't9', { title: 'mine' })
+    scene.lose()
+    scene.sync('timer')
+    scene.batch({ cursor: 'c2', changes: [insert('t9', task('mine', 1))] })
+    scene.acknowledged()
+    scene.sync('timer')
+    scene.batch({ cursor: 'c3', changes: [remove('t9')] })
+    scene.acknowledged()
+    scene.retry('up')
+    scene.answer({ version: 1 })
+    assert.deepEqual(scene.outbox(), [])
+    assert.equal(scene.stored('tasks', 't9'), null)
+  })
+
+  test('is not replaced by its first result if batches bring rows without versions', () => {
+    const scene = Scene.stream()
+    scene.sync()
+    scene.batch({ cursor: 'c2', changes: [insert('u1', { title: 'base' })] })
+    scene.acknowledged()
+    scene.write('edit', 'tasks', 'u1', { title: 'mine' })
+    scene.lose()
+    scene.sync('timer')
+    scene.batch({ cursor: 'c3', changes: [insert('u1', { title: 'later' }, 'update')] })
+    scene.acknowledged()
+    scene.retry('up')
+    scene.answer({})
+    assert.equal(scene.stored('tasks', 'u1')?.['title'], 'later')
+  })
+
   test("that is the server's row of a conflict stays in the same way", () => {
     const scene = Scene.stream()
     scene.write('edit', 'tasks', 't1', { title: 'mine' })
