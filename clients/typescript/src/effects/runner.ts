@@ -160,7 +160,7 @@ export class Runner {
   #wait({ lane, failures, least }: Effect & { type: 'wait' }): void {
     const { clock } = this.#options
     // A delay that the server names for its return already differs between clients.
-    const ms = failures === 0 && least !== null ? least : backoff(failures, least, clock.random())
+    const ms = backoff(failures, least, failures === 0 ? 0 : clock.random())
     this.retryAt.set(lane, clock.now() + ms)
     this.#schedule(lane, ms, () => {
       this.retryAt.delete(lane)

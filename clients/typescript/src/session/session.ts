@@ -52,6 +52,8 @@ export class Session {
   readonly #clock: Clock
   #last: Promise<unknown> = Promise.resolve()
   #isClosed = false
+  /** The ledger has read what the state does not have yet. */
+  #isBehind = false
   storeError: StoreError | null = null
 
   constructor(store: Store, clock: Clock, hooks: SessionHooks) {
@@ -156,13 +158,13 @@ export class Session {
     return this.#enqueue(async () => {
       if (this.view.rows(table) || !this.view.isFollowed(table)) return
       // With the outbox of the same moment: a row must not be seen without its waiting changes.
-      const [rows = []] = await this.#refresh([], [{ space: 'rows', table }])
-      this.view.load(table, rows)
+      await this.#reload([], [table])
     })
   }
 
   wipe(keepOutbox: boolean): Promise<StoreError | null> {
     return this.#enqueue(async () => {
+      this.#isBehind = true
       do await this.#ledger.read([])
       while (!(await this.#ledger.wipe(keepOutbox)))
       await this.#reload(null)
@@ -195,6 +197,8 @@ export class Session {
   }
 
   async #step(prepare: (state: State) => Promise<Event>): Promise<void> {
+    // A step from an older state than the ledger's would undo what other tabs have stored.
+    if (this.#isBehind) await this.#reload([])
     for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt += 1) {
       const step = transition(this.state, await prepare(this.state))
       if (await this.#ledger.store(step, this.state.leads)) {
@@ -223,21 +227,23 @@ export class Session {
     this.#hooks.changed()
   }
 
-  /** Reads what other clients have changed, and lets the machine adapt. */
-  async #reload(rows: readonly RowId[] | null): Promise<void> {
+  /** Reads what other clients have changed, and lets the machine adapt. Rows: null for those of all followed tables. */
+  async #reload(
+    rows: readonly RowId[] | null,
+    tables: readonly string[] = rows ? [] : this.view.followed(),
+  ): Promise<void> {
     for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt += 1) {
-      const tables = rows === null ? this.view.followed() : []
       const parts = await this.#refresh(
         rows ?? [],
         tables.map((table) => ({ space: 'rows', table })),
       )
-      for (const [place, table] of tables.entries())
-        if (this.view.rows(table)) this.view.load(table, parts[place] ?? [])
+      for (const [place, table] of tables.entries()) this.view.load(table, parts[place] ?? [])
       const { device, outbox } = this.#ledger
       const step = transition(this.state, { type: 'loaded', device, outbox })
       if (await this.#ledger.store(step, this.state.leads)) {
         // What was read is no change of this client.
         this.state = { ...this.state, device, outbox }
+        this.#isBehind = false
         return this.#adopt(step)
       }
     }
@@ -253,6 +259,7 @@ export class Session {
     const keys = [...wanted.values()]
     const waiting = this.#hooks.waiting()
     const { term } = this.#ledger
+    this.#isBehind = true
     const [changed = [], results = [], ...parts] = await this.#ledger.read([
       { space: 'rows', keys },
       { space: 'results', keys: waiting },

@@ -42,7 +42,11 @@ test('full disk is a status, and what was stored before is sent when there is sp
     await cdp.send('Storage.overrideQuotaForOrigin', { origin: site.proxy.url, quotaSize: 2_000_000 })
     await tab.goto(site.proxy.url)
     await tab.waitForFunction(() => 'page' in globalThis)
-    await tab.evaluate((login) => page.client.login(login), { username: 'bob', password: 'posduif-demo', tenant: 'demo' })
+    await tab.evaluate((login) => page.client.login(login), {
+      username: 'bob',
+      password: 'posduif-demo',
+      tenant: 'demo',
+    })
     await tab.waitForFunction(() => page.status().upToDate)
     site.proxy.fault = (_method, path) => (path.startsWith('/api') || path.startsWith('/sse') ? 'lose request' : 'pass')
     assert.equal(await tab.evaluate(() => page.add(['before'])), true)

@@ -175,6 +175,8 @@ test('delay grows to a bound, respects Retry-After and varies', () => {
   assert.deepEqual(least, [1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000])
   assert.equal(backoff(1, 5000, 0), 5000)
   assert.equal(backoff(1, null, 0.5), 1500)
+  assert.equal(backoff(1, 1e15, 0), 3_600_000)
+  assert.equal(backoff(0, 1234, 0), 1234)
   assert.ok(Number.isFinite(backoff(100_000, null, 0.5)))
 })
 

@@ -173,6 +173,57 @@ describe('tabs of one storage', () => {
   })
 })
 
+test('tab that loads a table keeps what another tab wrote meanwhile', async () => {
+  const store = memory()
+  const [one, other] = [await leading(store), session(store)]
+  await other.start(ignore)
+  await one.write([create('of one')])
+  other.view.follow('tasks', ignore)
+  await other.load('tasks')
+  assert.deepEqual([...(other.view.rows('tasks')?.keys() ?? [])], ['of one'])
+  await other.write([create('of the other')])
+  const [entries = []] = await store.read([{ space: 'outbox' }])
+  assert.deepEqual(
+    entries.map(({ key, value }) => [key, (value as { id: string }).id]),
+    [
+      [1, 'of one'],
+      [2, 'of the other'],
+    ],
+  )
+})
+
+test('tab whose reload fails half-way keeps what another tab wrote meanwhile', async () => {
+  const store = memory()
+  const { transaction } = store
+  const leader = await enrolled(store)
+  const other = session(store)
+  await other.start(ignore)
+  await other.write([create('of the other')])
+  // The leader reads the change, and cannot store that it sends it.
+  await leader.dispatch({
+    type: 'failed',
+    ticket: leader.state.ticket,
+    failure: { kind: 'lost', message: '' },
+    freshId: '',
+  })
+  Object.assign(store, {
+    transaction: async () => {
+      throw new StoreError('LOCAL_QUOTA', 'full')
+    },
+  })
+  assert.equal((await leader.reload([]))?.code, 'LOCAL_QUOTA')
+  Object.assign(store, { transaction })
+  assert.equal(await leader.write([create('of the leader')]), null)
+  const [entries = []] = await store.read([{ space: 'outbox' }])
+  assert.deepEqual(
+    entries.map(({ key, value }) => [key, (value as { id: string }).id]),
+    [
+      [1, 'of the other'],
+      [2, 'of the leader'],
+    ],
+  )
+})
+
 describe('failing storage', () => {
   test('step that cannot be stored has no effect', async () => {
     const store = memory()
