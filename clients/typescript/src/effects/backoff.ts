@@ -6,9 +6,9 @@ const LEAST_MS_MAX = 3_600_000
 
 /**
  * The delay before a repeat: 1 s to 1 min, at least what the server asks for, and up to as much again, so that clients
- * that lost the server together do not return together.
+ * that lost the server together do not return together. Without a failure it is what the server asks for.
  */
 export function backoff(failures: number, least: number | null, random: number): number {
-  const grown = Math.min(FIRST_MS * 2 ** Math.max(failures - 1, 0), MOST_MS)
+  const grown = failures === 0 ? 0 : Math.min(FIRST_MS * 2 ** (failures - 1), MOST_MS)
   return Math.max(grown, Math.min(least ?? 0, LEAST_MS_MAX)) * (1 + random)
 }
