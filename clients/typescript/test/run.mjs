@@ -30,7 +30,7 @@ await build({
 const tests = files.map((file) => join(out, file.replace(/\.ts$/, '.mjs')))
 const runner = spawn(
   process.execPath,
-  ['--enable-source-maps', '--test', '--test-reporter=spec', '--test-timeout=120000', ...tests],
+  ['--enable-source-maps', '--test', '--test-reporter=spec', '--test-timeout=900000', ...tests],
   { stdio: 'inherit', cwd: root },
 )
 runner.on('exit', (code) => process.exit(code ?? 1))

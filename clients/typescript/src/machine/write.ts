@@ -2,14 +2,22 @@ import { count, type Json, type JsonObject } from '../json.js'
 import type { Item, Write } from '../outbox/item.js'
 import { overlay } from '../outbox/overlay.js'
 import type { Draft } from './draft.js'
+import { rowName } from './state.js'
 
 /** Adds changes of the user to the outbox, each with the next number and what the user saw as its base. */
 export function append(draft: Draft, writes: readonly Write[]): void {
   const { device } = draft.state
   const outbox = [...draft.state.outbox]
+  const byRow = new Map<string, Item[]>()
+  const ownItems = (table: string, id: string): Item[] => {
+    const name = rowName(table, id)
+    const known = byRow.get(name) ?? outbox.filter((item) => item.table === table && item.id === id)
+    byRow.set(name, known)
+    return known
+  }
   for (const write of writes) {
     const { key, table, op, id, at } = write
-    const own = outbox.filter((item) => item.table === table && item.id === id)
+    const own = op === 'create' ? [] : ownItems(table, id)
     const stored = draft.stored(table, id)?.row ?? null
     const seen = op === 'create' ? null : overlay(stored, own, device.userId)
     if (op !== 'create' && !seen) {
@@ -34,6 +42,7 @@ export function append(draft: Draft, writes: readonly Write[]): void {
       sent: 'no',
     }
     outbox.push(item)
+    byRow.get(rowName(table, id))?.push(item)
   }
   if (outbox.length === draft.state.outbox.length) return
   draft.set({ outbox })

@@ -1,6 +1,7 @@
 import type { Step } from '../machine/effect.js'
 import type { RowId } from '../machine/event.js'
 import { EMPTY_DEVICE, type Device, type StoredResult, type StoredRow } from '../machine/state.js'
+import { difference, reuse } from '../outbox/difference.js'
 import type { Item } from '../outbox/item.js'
 import type { Entry, Op, Check, Read, Store } from '../store/store.js'
 
@@ -37,7 +38,10 @@ export class Ledger {
     this.#n = (value('n') as number | undefined) ?? 0
     this.#rev = (value('rev') as number | undefined) ?? 0
     this.term = (value('term') as number | undefined) ?? 0
-    this.outbox = outbox.map((entry) => entry.value as Item)
+    this.outbox = reuse(
+      outbox.map((entry) => entry.value as Item),
+      this.outbox,
+    )
     return rest
   }
 
@@ -78,7 +82,7 @@ export class Ledger {
       ops.push({ op: 'put', space: 'meta', key: 'n', value: this.#n + 1 })
     }
     if (hasOutbox) {
-      ops.push(...difference(this.outbox, state.outbox))
+      ops.push(...outboxOps(this.outbox, state.outbox))
       checks.push({ key: 'rev', equals: this.#rev })
       ops.push({ op: 'put', space: 'meta', key: 'rev', value: this.#rev + 1 })
     }
@@ -131,15 +135,14 @@ export class Ledger {
 }
 
 /** The operations that turn one outbox into another. */
-function difference(before: readonly Item[], after: readonly Item[]): Op[] {
-  const had = new Map(before.map((item) => [item.seq, item]))
-  const ops: Op[] = []
-  for (const item of after) {
-    if (had.get(item.seq) !== item) ops.push({ op: 'put', space: 'outbox', key: item.seq, value: item })
-    had.delete(item.seq)
-  }
-  for (const seq of had.keys()) ops.push({ op: 'delete', space: 'outbox', key: seq })
-  return ops
+function outboxOps(before: readonly Item[], after: readonly Item[]): Op[] {
+  const [removed, added] = difference(before, after)
+  const seqs = new Set(added.map(({ seq }) => seq))
+  const gone = removed.filter(({ seq }) => !seqs.has(seq))
+  return [
+    ...gone.map(({ seq }): Op => ({ op: 'delete', space: 'outbox', key: seq })),
+    ...added.map((item): Op => ({ op: 'put', space: 'outbox', key: item.seq, value: item })),
+  ]
 }
 
 /** Stored rows by their name. */

@@ -5,7 +5,8 @@ import type { Batch, Event, RowId } from '../machine/event.js'
 import { rowsInFlight } from '../machine/results.js'
 import { INITIAL, type State, type StoredResult, type StoredRow } from '../machine/state.js'
 import { transition } from '../machine/transition.js'
-import type { Item, Write } from '../outbox/item.js'
+import { difference } from '../outbox/difference.js'
+import type { Write } from '../outbox/item.js'
 import { StoreError, type Entry, type Read, type Store } from '../store/store.js'
 import { View } from '../tables/view.js'
 import { Ledger, storedRows } from './ledger.js'
@@ -219,7 +220,7 @@ export class Session {
     if (step.clears || step.rows.length > 0 || isOutbox || device !== before.device) {
       this.#hooks.stored({ rows: step.clears ? null : step.rows.map(([table, id]) => [table, id]), isOutbox })
     }
-    if (isOutbox) this.#settle(step.results, outbox)
+    if (isOutbox) this.#settle(step.results, difference(before.outbox, outbox))
     for (const effect of step.effects) {
       if (effect.type === 'notify') this.#hooks.notify(effect.notice)
       else this.#hooks.run(effect)
@@ -257,14 +258,9 @@ export class Session {
       if (this.view.rows(row[0])) wanted.set(row.join('\0'), row)
     }
     const keys = [...wanted.values()]
-    const waiting = this.#hooks.waiting()
     const { term } = this.#ledger
     this.#isBehind = true
-    const [changed = [], results = [], ...parts] = await this.#ledger.read([
-      { space: 'rows', keys },
-      { space: 'results', keys: waiting },
-      ...more,
-    ])
+    const [changed = [], ...parts] = await this.#ledger.read([{ space: 'rows', keys }, ...more])
     if (this.state.leads && this.#ledger.term !== term) {
       this.#resign()
       this.#hooks.deposed()
@@ -272,18 +268,27 @@ export class Session {
     const found = storedRows(changed)
     const changes = keys.map(([table, id]): RowChange => [table, id, found.get(`${table}\0${id}`) ?? null])
     this.view.apply(changes, this.#ledger.outbox, this.#ledger.device.userId)
-    const known = new Map(results.map(({ key, value }) => [String(key), value as StoredResult | null]))
-    this.#settle(known, this.#ledger.outbox)
+    await this.#findResults()
     return parts
   }
 
-  /** Reports the results of changes that have left the outbox. */
-  #settle(results: ReadonlyMap<string, StoredResult | null>, outbox: readonly Item[]): void {
+  /** Reports the results of changes that this step has taken out of the outbox. */
+  #settle(results: Step['results'], [removed, added]: ReturnType<typeof difference>): void {
+    const still = new Set(added.map(({ key }) => key))
+    const gone = removed.filter(({ key }) => !still.has(key))
+    if (gone.length > 0) this.#hooks.settled(new Map(gone.map(({ key }) => [key, results.get(key) ?? null])))
+  }
+
+  /** Reports the results of changes that another client has taken out of the outbox. */
+  async #findResults(): Promise<void> {
     const waiting = this.#hooks.waiting()
     if (waiting.length === 0) return
-    const still = new Set(outbox.map(({ key }) => key))
+    const still = new Set(this.#ledger.outbox.map(({ key }) => key))
     const gone = waiting.filter((key) => !still.has(key))
-    if (gone.length > 0) this.#hooks.settled(new Map(gone.map((key) => [key, results.get(key) ?? null])))
+    if (gone.length === 0) return
+    const [results = []] = await this.#store.read([{ space: 'results', keys: gone }])
+    const found = new Map(results.map(({ key, value }) => [key, value as StoredResult]))
+    this.#hooks.settled(new Map(gone.map((key) => [key, found.get(key) ?? null])))
   }
 
   async #rows(ids: readonly RowId[]): Promise<Map<string, StoredRow>> {

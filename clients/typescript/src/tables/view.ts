@@ -2,6 +2,7 @@ import type { JsonObject } from '../json.js'
 import type { RowChange } from '../machine/effect.js'
 import type { RowId } from '../machine/event.js'
 import { rowName, type StoredRow } from '../machine/state.js'
+import { difference } from '../outbox/difference.js'
 import type { Item } from '../outbox/item.js'
 import { overlay } from '../outbox/overlay.js'
 import type { Entry } from '../store/store.js'
@@ -24,7 +25,8 @@ type Table = {
 export class View {
   readonly #tables = new Map<string, Table>()
   #outbox: readonly Item[] = []
-  #items = new Map<string, Item[]>()
+  /** The outbox by row. */
+  readonly #items = new Map<string, Item[]>()
   #userId: string | null = null
 
   /** Starts to follow a table; the result stops it. The rows come with `load`. */
@@ -86,17 +88,24 @@ export class View {
       touched.set(table, ids)
       ids.add(id)
     }
-    if (outbox !== this.#outbox) {
-      const [before, after] = [this.#outbox, outbox]
-      const [had, has] = [keysOf(before), keysOf(after)]
-      for (const { key, table, id } of before) if (!has.has(key)) touch(table, id)
-      for (const { key, table, id } of after) if (!had.has(key)) touch(table, id)
-      this.#outbox = outbox
-      this.#items = new Map()
-      for (const item of outbox) {
-        const name = rowName(item.table, item.id)
-        this.#items.set(name, [...(this.#items.get(name) ?? []), item])
-      }
+    const [removed, added] = difference(this.#outbox, outbox)
+    this.#outbox = outbox
+    const [had, has] = [keysOf(removed), keysOf(added)]
+    for (const item of removed) {
+      const name = rowName(item.table, item.id)
+      const rest = (this.#items.get(name) ?? []).filter(({ key }) => key !== item.key)
+      if (rest.length > 0) this.#items.set(name, rest)
+      else this.#items.delete(name)
+      if (!has.has(item.key)) touch(item.table, item.id)
+    }
+    for (const item of added) {
+      const name = rowName(item.table, item.id)
+      const items = [...(this.#items.get(name) ?? []), item]
+      this.#items.set(
+        name,
+        items.sort((one, other) => one.seq - other.seq),
+      )
+      if (!had.has(item.key)) touch(item.table, item.id)
     }
     this.#userId = userId
     if (clears) for (const table of this.#tables.values()) table.stored.clear()
