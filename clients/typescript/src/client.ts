@@ -25,7 +25,7 @@ import {
   type TableDefinition,
   type User,
 } from './tables/table.js'
-import { openChannel, type Channel, type Message as TabMessage } from './tabs/channel.js'
+import { NO_CHANNEL, openChannel, type Channel, type Message as TabMessage } from './tabs/channel.js'
 import { Leader } from './tabs/leader.js'
 import { isVisible, watchPage } from './tabs/lifecycle.js'
 
@@ -175,7 +175,8 @@ class Core {
   readonly #runner: Runner
   readonly #writes: Writes
   readonly #leader: Leader
-  readonly #channel: Channel
+  /** Opened with the storage: a client without one must not keep a server running. */
+  #channel: Channel = NO_CHANNEL
   readonly #presence: PresenceStore
   readonly #statusSignal: Signal
   /** Of every step, also those that the status does not show. */
@@ -231,7 +232,6 @@ class Core {
         options.device ??
         (isBrowser ? { name: 'Browser', type: 'browser' } : { name: 'Posduif client', type: 'desktop' }),
     })
-    this.#channel = openChannel(store.sharedName, (message) => this.#receive(message))
     this.#leader = new Leader({
       name: store.sharedName,
       locks: environment.locks ?? globalThis.navigator?.locks,
@@ -267,7 +267,12 @@ class Core {
   async #begin(): Promise<void> {
     const error = await this.#session.start((reason) => this.#lost(reason))
     if (this.#isClosed) return
-    if (error) return this.#recover()
+    if (error) return error.code === 'LOCAL_NO_STORE' ? undefined : this.#recover()
+    if (this.#channel === NO_CHANNEL) {
+      this.#channel = openChannel(this.#store.sharedName, (message) => this.#receive(message))
+      // What other tabs have changed between the first read and now.
+      void this.#session.reload(null)
+    }
     this.#leader.start()
     await this.#countOpen()
     if (this.#store.kind === 'indexeddb') await this.#persist()

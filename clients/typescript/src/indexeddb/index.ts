@@ -39,7 +39,12 @@ export function indexeddb(name: string, { factory, timeoutMs = TIMEOUT_MS }: Opt
 
   const connect = (): Promise<IDBDatabase> =>
     bounded(timeoutMs, `opening the database ${name}`, (resolve, reject) => {
-      const request = (factory ?? indexedDB).open(name, LAYOUT)
+      const source = factory ?? globalThis.indexedDB
+      if (!source) {
+        const message = 'there is no IndexedDB here: create the client in the browser only, or with memory()'
+        return reject(new StoreError('LOCAL_NO_STORE', message))
+      }
+      const request = source.open(name, LAYOUT)
       request.onupgradeneeded = () => {
         for (const space of SPACES) {
           if (!request.result.objectStoreNames.contains(space)) request.result.createObjectStore(space)

@@ -58,10 +58,11 @@ export interface Store {
   close(): void
 }
 
-/** The storage failed. `quota`: it is full. `unavailable`: it cannot be opened, or was closed. */
+/** The storage failed. `LOCAL_QUOTA`: it is full. `LOCAL_NO_STORE`: this platform does not have it, now or later. */
 export class StoreError extends Error {
   override readonly name = 'StoreError'
-  readonly code: 'LOCAL_QUOTA' | 'LOCAL_STORE_UNAVAILABLE' | 'LOCAL_STORE_FAILED' | 'LOCAL_STORE_TIMEOUT'
+  readonly code:
+    'LOCAL_QUOTA' | 'LOCAL_NO_STORE' | 'LOCAL_STORE_UNAVAILABLE' | 'LOCAL_STORE_FAILED' | 'LOCAL_STORE_TIMEOUT'
 
   constructor(code: StoreError['code'], message: string) {
     super(message)

@@ -25,9 +25,12 @@ export type Channel = {
   close(): void
 }
 
+/** There are no other tabs. */
+export const NO_CHANNEL: Channel = { post: () => {}, close: () => {} }
+
 /** A channel to the other tabs; without BroadcastChannel, or of a storage that no other tab has, there are none. */
 export function openChannel(name: string | null, receive: (message: Message) => void): Channel {
-  if (name === null || typeof BroadcastChannel === 'undefined') return { post: () => {}, close: () => {} }
+  if (name === null || typeof BroadcastChannel === 'undefined') return NO_CHANNEL
   const channel = new BroadcastChannel(CHANNEL + name)
   let isClosed = false
   channel.onmessage = ({ data }: MessageEvent<unknown>) => {

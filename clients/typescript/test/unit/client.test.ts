@@ -2,7 +2,9 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { createElement } from 'react'
 import { renderToString } from 'react-dom/server'
+import { clock } from '../../src/clock.js'
 import { createClient, table } from '../../src/index.js'
+import { indexeddb } from '../../src/indexeddb/index.js'
 import { memory } from '../../src/memory/index.js'
 import { usePresence, useQuery, useStatus, useWrite } from '../../src/react/index.js'
 
@@ -89,4 +91,19 @@ test('storage that cannot be opened is a status, and no promise rejects', async 
   assert.equal(ok, false)
   assert.equal(client.status.getSnapshot().error?.at, 'store')
   client.close()
+})
+
+test('client without IndexedDB, as on a server, starts nothing and reports it', async () => {
+  const delays: number[] = []
+  const recorder = { ...clock, schedule: (_run: () => void, ms: number) => (delays.push(ms), () => {}) }
+  const client = createClient({
+    url: 'http://127.0.0.1:9',
+    store: indexeddb('app'),
+    tables: { tasks: table<{ id: string; title: string }>() },
+    environment: { clock: recorder },
+  })
+  const result = await client.tasks.create({ title: 'milk' }).local
+  assert.ok(!result.ok && result.code === 'LOCAL_NO_STORE', JSON.stringify(result))
+  assert.equal(client.status.getSnapshot().error?.code, 'LOCAL_NO_STORE')
+  assert.deepEqual(delays, [])
 })
