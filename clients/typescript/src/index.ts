@@ -9,7 +9,7 @@ export type {
   Outcome,
   OutboxEntry,
   Tables,
-} from './client.js'
+} from './types.js'
 export type { Clock } from './clock.js'
 export type { CredentialsCallback } from './effects/credentials.js'
 export type { LiveMode, Transport } from './effects/live.js'

@@ -1,5 +1,5 @@
 import { useCallback, useEffect, useRef, useState, useSyncExternalStore } from 'react'
-import type { ClientBase } from '../client.js'
+import type { ClientBase } from '../types.js'
 import type { ServerResult, Write } from '../outbox/writes.js'
 import type { Presence } from '../presence.js'
 import { INITIAL_STATUS, type Status } from '../status.js'

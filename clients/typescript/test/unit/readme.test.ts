@@ -20,7 +20,7 @@ test('README gives the reason of each development dependency', () => {
 })
 
 test('README names the codes of the client', () => {
-  const sources = ['client.ts', 'status.ts', 'store/store.ts', 'machine/write.ts', 'outbox/writes.ts']
+  const sources = ['client.ts', 'outcome.ts', 'status.ts', 'store/store.ts', 'machine/write.ts', 'outbox/writes.ts']
   const codes = new Set(sources.flatMap((file) => readFileSync(`src/${file}`, 'utf8').match(/LOCAL_[A-Z_]+/g) ?? []))
   const internal = ['LOCAL_UNKNOWN', 'LOCAL_SENT', 'LOCAL_TIMEOUT', 'LOCAL_NOT_ENROLLED']
   for (const code of codes) if (!internal.includes(code)) assert.ok(readme.includes(code), code)
