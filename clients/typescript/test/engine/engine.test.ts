@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { copyFileSync, mkdtempSync } from 'node:fs'
+import { copyFileSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test'
@@ -27,6 +27,7 @@ beforeEach(async () => {
 afterEach(async () => {
   for (const each of clients) each.close()
   await proxy.stop()
+  for (const folder of folders.splice(0)) rmSync(folder, { recursive: true, force: true })
 })
 
 function open(options: Parameters<typeof client>[1] = {}): TestClient {
@@ -55,6 +56,14 @@ function faults(path: string, ...list: Fault[]): void {
 
 async function titles(): Promise<string[]> {
   return engine.sql('SELECT title FROM tenant_demo.tasks WHERE deleted_at IS NULL ORDER BY title')
+}
+
+const folders: string[] = []
+
+function temporaryFolder(): string {
+  const folder = mkdtempSync(join(tmpdir(), 'posduif-client-'))
+  folders.push(folder)
+  return folder
 }
 
 function sqliteFile(file: string): Store {
@@ -303,7 +312,7 @@ describe('with an engine', () => {
   })
 
   test('client that ends before the answer sends its changes after it starts again', async () => {
-    const file = join(mkdtempSync(join(tmpdir(), 'posduif-client-')), 'app.sqlite')
+    const file = join(temporaryFolder(), 'app.sqlite')
     const first = await signedIn({ store: sqliteFile(file) })
     proxy.fault = (_method, path) => (path.startsWith('/api/sync/outgoing') ? 'lose answer' : 'pass')
     const write = first.tasks.create({ title: 'one' })
@@ -321,7 +330,7 @@ describe('with an engine', () => {
   })
 
   test('client that was restored from an older copy loses and repeats nothing', async () => {
-    const folder = mkdtempSync(join(tmpdir(), 'posduif-client-'))
+    const folder = temporaryFolder()
     const [file, copy] = [join(folder, 'app.sqlite'), join(folder, 'copy.sqlite')]
     const first = await signedIn({ store: sqliteFile(file) })
     await applied(first.tasks.create({ title: 'before' }).server)

@@ -1,6 +1,7 @@
-import { mkdtempSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { after } from 'node:test'
 // It has the interface of better-sqlite3, without a compiler.
 import wasm from 'node-sqlite3-wasm'
 import { sqlite, type SqliteDriver } from '../../src/sqlite/index.js'
@@ -8,6 +9,8 @@ import { contract } from './contract.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'posduif-client-'))
 let files = 0
+
+after(() => rmSync(folder, { recursive: true, force: true }))
 
 function open(): SqliteDriver {
   const database = new wasm.Database(join(folder, `${files}.sqlite`))
