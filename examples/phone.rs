@@ -7,9 +7,11 @@
 //! cargo run --example phone -- watch
 //! ```
 //!
-//! Four tables hold the state:
+//! Six tables hold the state:
 //!
 //! - `rows`: the rows of all tables, as received from the server.
+//! - `groups`: the groups of the user. A row that groups see is kept while one of them, or the user, is among its `via`.
+//! - `settled`: which of them the result of an upload brought, ahead of the batches.
 //! - `outbox`: changes of the user without a result from the server, by sequence number.
 //! - `refused`: changes that the server rejected, for the user.
 //! - `memory`: identity, cursor, id of the last event, highest number with a result.
@@ -20,7 +22,8 @@
 //!
 //! 1. Rows and cursor are stored in **one transaction**. A phone that dies requests again what it has not stored.
 //! 2. A cursor is sent **only after its rows are stored**, because sending it acknowledges them.
-//! 3. A row **replaces** the stored one unless that has a newer revision. Duplicates have no effect.
+//! 3. A row **replaces** the stored one unless that is newer: by its revision, or by the result of an own upload that batches
+//!    have not reached. Duplicates have no effect.
 //! 4. Each change gets the next **sequence number**. Without a response the same items are **repeated** unchanged, and the
 //!    server returns their first results.
 //! 5. A change names **what the user saw**: the version of the row, or the own change in the outbox on which it stands. It
@@ -54,7 +57,11 @@ CREATE TABLE IF NOT EXISTS rows (
     id    TEXT NOT NULL,
     row   TEXT NOT NULL,              -- JSON, as received
     stale INTEGER NOT NULL DEFAULT 0, -- 1 during a snapshot that has not delivered it yet
+    via   TEXT,                       -- JSON: who sees it, of tables that groups see
     PRIMARY KEY (tbl, id)
+);
+CREATE TABLE IF NOT EXISTS groups (
+    name TEXT PRIMARY KEY             -- a group of which the user is a member, `list:42`
 );
 CREATE TABLE IF NOT EXISTS outbox (
     seq          INTEGER PRIMARY KEY, -- counted from 1, without gaps
@@ -66,6 +73,12 @@ CREATE TABLE IF NOT EXISTS outbox (
     base_version INTEGER,             -- the version that the user saw; for an item with a base_seq, that of its result
     created_at   TEXT NOT NULL,
     sent         INTEGER NOT NULL DEFAULT 0 -- 1 after the first attempt, 2 if the row was deleted after that
+);
+CREATE TABLE IF NOT EXISTS settled ( -- rows as the results of own changes left them, which no batch has reached yet
+    tbl    TEXT NOT NULL,
+    id     TEXT NOT NULL,
+    number INTEGER NOT NULL,          -- `revision` or `version` of the result
+    PRIMARY KEY (tbl, id)
 );
 CREATE TABLE IF NOT EXISTS refused (
     place  INTEGER PRIMARY KEY,
@@ -271,7 +284,9 @@ impl Phone {
         let transaction = self.database.transaction()?;
         if is_another_user {
             // Rows and outbox of one user are private to that user.
-            transaction.execute_batch("DELETE FROM rows; DELETE FROM outbox; DELETE FROM refused")?;
+            transaction.execute_batch(
+                "DELETE FROM rows; DELETE FROM groups; DELETE FROM settled; DELETE FROM outbox; DELETE FROM refused",
+            )?;
             ["cursor", "in_snapshot", "last_event_id", "acked_seq"]
                 .iter()
                 .try_for_each(|key| forget(&transaction, key))?;
@@ -347,22 +362,42 @@ impl Phone {
         if batch.reset {
             // A snapshot begins. Rows that it does not deliver are deleted at its end; until then they remain visible.
             transaction.execute("UPDATE rows SET stale = 1", [])?;
+            // The snapshot names them all again.
+            transaction.execute("DELETE FROM groups", [])?;
             remember(&transaction, "in_snapshot", "1")?;
         }
         for (table, rows) in [("messages", &batch.messages), ("users", &batch.users)] {
             for row in rows {
                 if let Some(id) = row.get("id").and_then(Value::as_str) {
-                    receive(&transaction, table, id, row)?;
+                    receive(&transaction, table, id, row, is_snapshot)?;
                 }
             }
         }
+        let user_id = self_id(&transaction)?;
         for change in &batch.changes {
             match (change.op.as_str(), &change.id, &change.row) {
-                ("delete", Some(id), _) => {
+                ("join", Some(id), _) => {
+                    let join = "INSERT OR IGNORE INTO groups (name) VALUES (?1)";
+                    transaction.execute(join, [format!("{}:{id}", change.group)])?;
+                }
+                ("leave", Some(id), _) => {
+                    let leave = "DELETE FROM groups WHERE name = ?1";
+                    transaction.execute(leave, [format!("{}:{id}", change.group)])?;
+                    forget_unseen(&transaction, &user_id)?;
+                }
+                ("insert" | "update", Some(id), Some(row))
+                    if is_seen(&transaction, change.via.as_deref(), &user_id)? =>
+                {
+                    receive(&transaction, &change.table, id, row, is_snapshot)?;
+                    let via = change.via.as_ref().map(|via| json!(via).to_string());
+                    let set = "UPDATE rows SET via = ?3 WHERE tbl = ?1 AND id = ?2";
+                    transaction.execute(set, params![change.table, id, via])?;
+                }
+                ("delete" | "insert" | "update", Some(id), _) => {
                     remove(&transaction, &change.table, id)?;
                     overtake(&transaction, &change.table, id)?;
+                    unsettle(&transaction, &change.table, id)?;
                 }
-                ("insert" | "update", Some(id), Some(row)) => receive(&transaction, &change.table, id, row)?,
                 // A `message` is not a row; an app that uses messages handles it here.
                 _ => {}
             }
@@ -376,6 +411,11 @@ impl Phone {
             transaction.execute(
                 "UPDATE outbox SET sent = 2
                  WHERE sent = 1 AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = outbox.tbl AND rows.id = outbox.id)",
+                [],
+            )?;
+            transaction.execute(
+                "DELETE FROM settled
+                 WHERE NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = settled.tbl AND rows.id = settled.id)",
                 [],
             )?;
         }
@@ -445,8 +485,14 @@ impl Phone {
                 ("conflict", server) => {
                     is_in_effect = result.winner.as_deref() == Some("mine");
                     match server {
-                        Some(server) => put(&transaction, &item.table, &item.id, server)?,
-                        None if item.table == MESSAGES => remove(&transaction, MESSAGES, &item.id)?,
+                        Some(server) => {
+                            put(&transaction, &item.table, &item.id, server)?;
+                            settle(&transaction, item, number(server))?;
+                        }
+                        None if item.table == MESSAGES => {
+                            remove(&transaction, MESSAGES, &item.id)?;
+                            settle(&transaction, item, result.number())?;
+                        }
                         // The deletion of a row of an own table comes by the stream.
                         None => {}
                     }
@@ -788,6 +834,7 @@ impl Item {
         if self.is_overtaken || before.as_ref().is_some_and(|row| !is_older(row, result)) {
             return Ok(());
         }
+        settle(transaction, self, result.number())?;
         let Some(mut after) = self.change(before, user_id) else {
             return remove(transaction, &self.table, &self.id);
         };
@@ -812,13 +859,19 @@ impl Item {
 
 /// Whether a row is older than the result of a change of it.
 fn is_older(row: &Value, result: &ItemResult) -> bool {
-    let number = |name: &str| row.get(name).and_then(Value::as_i64);
-    match (number("revision"), result.revision) {
-        (Some(row), Some(result)) => row < result,
-        // Rows of own tables have at most a version.
-        _ => number("version")
-            .zip(result.version)
-            .is_none_or(|(row, result)| row < result),
+    number(row)
+        .zip(result.number())
+        .is_none_or(|(row, result)| row < result)
+}
+
+/// What grows with each change of a row: `revision` of messages, `version` of own tables that have one.
+fn number(row: &Value) -> Option<i64> {
+    row.get("revision").or(row.get("version"))?.as_i64()
+}
+
+impl ItemResult {
+    fn number(&self) -> Option<i64> {
+        self.revision.or(self.version)
     }
 }
 
@@ -839,17 +892,96 @@ fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Res
     Ok(())
 }
 
-/// Stores a row of a batch.
-fn receive(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
+/// Stores a row of a batch, unless the result of an own change has brought a newer one: the batches have not reached that
+/// change yet, and the user goes on from what they see.
+fn receive(
+    transaction: &Transaction<'_>,
+    table: &str,
+    id: &str,
+    row: &Value,
+    is_snapshot: bool,
+) -> Result<(), Trouble> {
     let created_at = |row: &Value| chrono::DateTime::parse_from_rfc3339(row.get("created_at")?.as_str()?).ok();
-    let is_counted = row.get("revision").or(row.get("version")).is_some();
     let before = stored(transaction, table, id)?;
     // Another row with the same id, whose numbers start again.
     let is_other = before.is_some_and(|before| created_at(&before).is_some() && created_at(&before) != created_at(row));
-    if is_other || !is_counted {
+    let query = "SELECT number FROM settled WHERE tbl = ?1 AND id = ?2";
+    let settled: Option<i64> = transaction.query_row(query, [table, id], |row| row.get(0)).optional()?;
+    match (settled, number(row)) {
+        (Some(settled), Some(number)) if number < settled && !is_snapshot && !is_other => return Ok(()),
+        // The numbers of a snapshot are those that count: it may be of a restored server. Entries of before it may follow.
+        (Some(_), Some(number)) if is_snapshot => {
+            let update = "UPDATE settled SET number = ?3 WHERE tbl = ?1 AND id = ?2";
+            transaction.execute(update, params![table, id, number])?;
+        }
+        (Some(_), _) => unsettle(transaction, table, id)?,
+        (None, _) => {}
+    }
+    if is_other || number(row).is_none() {
         overtake(transaction, table, id)?;
     }
     put(transaction, table, id, row)
+}
+
+/// Whether a user sees a row: every row that names nobody, else one that names the user, a group of theirs, or the tenant.
+fn is_seen(database: &Connection, via: Option<&[String]>, user_id: &str) -> Result<bool, Trouble> {
+    let Some(via) = via else {
+        return Ok(true);
+    };
+    let own = format!("user:{user_id}");
+    let mut is_member = database.prepare("SELECT 1 FROM groups WHERE name = ?1")?;
+    for audience in via {
+        if *audience == own || audience == "tenant" || is_member.exists([audience])? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Deletes the rows that nobody shows the user any more, after a group was left. Rows that results brought, ahead of the
+/// batches, go as well: they come with a batch if they are still seen.
+fn forget_unseen(transaction: &Transaction<'_>, user_id: &str) -> Result<(), Trouble> {
+    let mut statement = transaction.prepare("SELECT tbl, id, via FROM rows WHERE via IS NOT NULL")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))?;
+    let rows: Vec<(String, String, String)> = rows.collect::<Result<_, _>>()?;
+    for (table, id, via) in rows {
+        let via: Vec<String> = serde_json::from_str(&via).unwrap_or_default();
+        if !is_seen(transaction, Some(&via), user_id)? {
+            remove(transaction, &table, &id)?;
+            overtake(transaction, &table, &id)?;
+            unsettle(transaction, &table, &id)?;
+        }
+    }
+    transaction.execute(
+        "DELETE FROM rows WHERE via IS NULL
+         AND EXISTS (SELECT 1 FROM settled WHERE settled.tbl = rows.tbl AND settled.id = rows.id)",
+        [],
+    )?;
+    Ok(())
+}
+
+/// The id of the user.
+fn self_id(database: &Connection) -> Result<String, Trouble> {
+    let query = "SELECT value FROM memory WHERE key = 'user_id'";
+    let found: Option<String> = database.query_row(query, [], |row| row.get(0)).optional()?;
+    Ok(found.unwrap_or_default())
+}
+
+/// Notes that a row is as the result of an own change left it, or that the change deleted it.
+fn settle(transaction: &Transaction<'_>, item: &Item, number: Option<i64>) -> Result<(), Trouble> {
+    match number {
+        Some(number) => transaction.execute(
+            "INSERT OR REPLACE INTO settled (tbl, id, number) VALUES (?1, ?2, ?3)",
+            params![item.table, item.id, number],
+        )?,
+        None => return unsettle(transaction, &item.table, &item.id),
+    };
+    Ok(())
+}
+
+fn unsettle(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Trouble> {
+    transaction.execute("DELETE FROM settled WHERE tbl = ?1 AND id = ?2", [table, id])?;
+    Ok(())
 }
 
 /// Marks the items of a row that were sent: what they changed is no longer there.
@@ -936,13 +1068,20 @@ struct Batch {
     reset: bool,
 }
 
-/// A row of another table, or a deleted row of any table.
+/// A row of another table, a deleted row of any table, or a group that the user joined or left.
 #[derive(Deserialize)]
 struct Change {
+    #[serde(default)]
     table: String,
+    /// The name of the group.
+    #[serde(default)]
+    group: String,
     op: String,
+    /// Of the row, or of the group.
     id: Option<String>,
     row: Option<Value>,
+    /// Who sees the row, of tables that groups see.
+    via: Option<Vec<String>>,
 }
 
 /// Response of `POST /api/sync/outgoing`.

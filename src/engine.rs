@@ -21,6 +21,7 @@ use crate::http::server::Server;
 use crate::live::hub::Hub;
 use crate::live::tail;
 use crate::net;
+use crate::oidc::Providers;
 use crate::postgres::{Database, audit, migrations, publication};
 use crate::push::Waker;
 use crate::push::webhook::Webhook;
@@ -65,9 +66,10 @@ impl Role {
 pub fn check(config: &Config, role: Role) -> Result<()> {
     if role.serves_api() {
         config.check_secrets()?;
+        Providers::new(config, metrics(role).auth.clone())?;
     }
     net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?;
-    let store = Store::new(&config.redis).context("key `redis.url`")?;
+    let store = Store::with_groups(&config.redis, config.groups.clone()).context("key `redis.url`")?;
     config.server.certificate_files().map(Acceptor::new).transpose()?;
     if role.replicates() {
         Webhook::new(&config.push, store, metrics(role))?;
@@ -158,7 +160,7 @@ impl Engine {
             warn_of_shared_ids(&database, &config).await?;
         }
 
-        let store = Store::new(&config.redis).context("key `redis.url`")?;
+        let store = Store::with_groups(&config.redis, config.groups.clone()).context("key `redis.url`")?;
         // Before anything runs, so that an occupied port leaves no work half done.
         let listener = listener::listen(&config.server, "`server.host` and `server.port`").await?;
         let admin = AdminListener::listen(&config).await?;
@@ -305,10 +307,20 @@ impl Engine {
         let beating = app.hub.clone().beat(heartbeat, stop.clone());
         let presence = app.presence.clone().run(app.config.clone(), stop.clone());
         let (database, settings) = (diagnostics.database.clone(), app.config.presence.clone());
-        let last_seen = last_seen::run(app.presence.clone(), database, settings, stop);
+        let last_seen = last_seen::run(app.presence.clone(), database, settings, stop.clone());
+        let with_providers = app.clone();
+        let reading_keys = async move { with_providers.providers.run(stop).await };
         self.parts.spawn(async move {
             tokio::join!(
-                metadata, forgetting, ending, hearing, looking, beating, presence, last_seen
+                metadata,
+                forgetting,
+                ending,
+                hearing,
+                looking,
+                beating,
+                presence,
+                last_seen,
+                reading_keys
             );
             Ok(())
         });

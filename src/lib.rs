@@ -34,6 +34,7 @@
 //!
 //! - [`live`]: the tail of the live stream, its fan-out to readers, presence.
 //! - [`feature`]: what features share: the error of a request, pages, checks of input.
+//! - [`oidc`]: access tokens of other providers: keys, signatures, claims.
 //! - [`accounts`]: users, devices, enrollment, sessions, tickets, limits on guessing, and the cache of all of them.
 //! - [`messages`]: messages, and conflicts between their versions.
 //! - [`state`]: encrypted state of a user's devices.
@@ -71,14 +72,15 @@
 //! | `replication` | `decode`, `route`, `publish`, `postgres`, `contract`, `net`, `redis` |
 //! | `live` | `redis`, `contract`, `net` |
 //! | `feature` | `postgres`, `redis` |
-//! | `accounts` | `feature`, `postgres`, `redis`, `contract`, `live` |
+//! | `oidc` | `net` |
+//! | `accounts` | `oidc`, `feature`, `postgres`, `redis`, `contract`, `live` |
 //! | `messages` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
 //! | `state` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
 //! | `sync` | `feature`, `accounts`, `messages`, `state`, `live`, `postgres`, `redis`, `contract`, `route`, `decode` |
 //! | `push` | `live`, `redis`, `postgres`, `contract`, `net` |
 //! | `admin` | everything above |
 //! | `http` | `net` |
-//! | `api` | `http`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract`, `replication` |
+//! | `api` | `http`, `oidc`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract`, `replication` |
 //! | `engine` | everything above |
 //! | `dev` | everything above |
 //! | `cli` | everything above |
@@ -118,6 +120,7 @@ pub mod http;
 pub mod live;
 pub mod messages;
 pub mod net;
+pub mod oidc;
 pub mod postgres;
 pub mod publish;
 pub mod push;

@@ -85,6 +85,7 @@ const RESUME: &[&str] = &[
 
 /// Every route there is.
 const LINES: &[Line] = &[
+    line("GET", "/api/auth/methods", Access::Public),
     Line {
         fields: CREDENTIALS,
         ..line("POST", "/api/auth/login", Access::Public)

@@ -49,7 +49,8 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
             {"schema": "posduif", "migration": "0003_tables", "direction": "up"},
             {"schema": "posduif", "migration": "0004_stamps", "direction": "up"},
             {"schema": "posduif", "migration": "0005_commands", "direction": "up"},
-            {"schema": "posduif", "migration": "0006_audit", "direction": "up"}
+            {"schema": "posduif", "migration": "0006_audit", "direction": "up"},
+            {"schema": "posduif", "migration": "0007_identities", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -59,7 +60,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(6), "tenant_acme": clean(10)})
+        json!({"posduif": clean(7), "tenant_acme": clean(10)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -79,7 +80,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0006_audit of posduif, with the tables audit"),
+        complaint.contains("0007_identities of posduif, with the tables identities"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
@@ -111,7 +112,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 6\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 7\ntenant_acme 1\n");
     migrate("force 99 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();

@@ -12,6 +12,7 @@ use posduif::postgres::Database;
 use posduif::redis::store::{Read, ReadPosition, Store};
 use posduif::sync::item::Item;
 use posduif::sync::snapshot;
+use posduif::sync::tables::Routing;
 use postgres_types::PgLsn;
 use uuid::Uuid;
 
@@ -95,15 +96,19 @@ impl Slow {
     /// Takes a snapshot for Joe: the place at which the stream goes on, and the messages in it.
     async fn snapshot(&self) -> (ReadPosition, HashSet<Uuid>) {
         let joe = self.stage.joe;
-        let place = snapshot::begin(&self.database, &self.store, &self.tenant, joe)
+        let beginning = snapshot::begin(&self.database, &self.store, &self.tenant, joe)
             .await
             .unwrap();
+        let place = beginning.place;
         let mut seen = HashSet::new();
         let scope = snapshot::Scope {
             database: &self.database,
             tenant: &self.tenant,
             user: joe,
-            rules: &[],
+            routing: Routing {
+                rules: &[],
+                groups: self.store.groups(),
+            },
         };
         let mut next = Some(snapshot::phase_start(0));
         while let Some(start) = next {

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use posduif::config::rule::{Rule, When};
+use posduif::config::group::Groups;
+use posduif::config::rule::{Recipient, Rule, When};
 use posduif::contract::stream_name::Audience;
 use posduif::core::operation::Operation;
 use posduif::decode::pgoutput::{Cell, Old, ReplicaIdentity, Tuple};
@@ -112,7 +113,7 @@ fn check_audiences(
         .iter()
         .map(|delivery| match delivery.audience {
             Audience::User(user) => (user, delivery.operation),
-            Audience::Tenant => panic!("nobody said that all shall see it"),
+            Audience::Group(_) | Audience::Tenant => panic!("nobody said that all shall see it"),
         })
         .collect();
     for user in before.union(after) {
@@ -160,7 +161,7 @@ fn ticket_rules() -> impl Strategy<Value = Rule> {
     let op = prop_oneof![2 => Just(Vec::new()), 1 => proptest::sample::subsequence(operations.to_vec(), 1..3)];
     (to, op, any::<bool>(), any::<bool>()).prop_map(|(to, op, is_conditional, watches_title)| Rule {
         table: "tickets".into(),
-        to: to.into_iter().map(str::to_owned).collect(),
+        to: to.into_iter().map(Recipient::from).collect(),
         event: String::new(),
         when: When {
             op,
@@ -235,7 +236,7 @@ proptest! {
 
     #[test]
     fn message_reaches_exactly_old_and_new_viewers(change in changes(message_rows())) {
-        let router = Router::new(Vec::new());
+        let router = Router::new(Vec::new(), Groups::new());
         let plan = router.plan(&relation("messages", &MESSAGE)).unwrap();
         let deliveries = route(&plan, &change);
         let visible = |row: Option<&Vec<Content>>| match row {
@@ -257,7 +258,7 @@ proptest! {
         }
         if only_bookkeeping {
             let recipient: Uuid = new.unwrap()[2].as_ref().unwrap().parse().unwrap();
-            let delivered: Vec<Audience> = deliveries.iter().map(|delivery| delivery.audience).collect();
+            let delivered: Vec<Audience> = deliveries.iter().map(|delivery| delivery.audience.clone()).collect();
             prop_assert!(!delivered.contains(&Audience::User(recipient)));
         }
         // A user who did not see it before receives a new message when it is addressed to them.
@@ -281,20 +282,20 @@ proptest! {
     ) {
         let named = rules.iter().enumerate().map(|(at, rule)| Rule { event: format!("event{at}"), ..rule.clone() });
         let rules: Vec<Rule> = named.collect();
-        let router = Router::new(rules.clone());
+        let router = Router::new(rules.clone(), Groups::new());
         let plan = router.plan(&relation("tickets", &TICKET)).unwrap();
         let (deliveries, result) = try_route(&plan, &change);
-        let audiences: HashSet<Audience> = deliveries.iter().map(|delivery| delivery.audience).collect();
+        let audiences: HashSet<Audience> = deliveries.iter().map(|delivery| delivery.audience.clone()).collect();
         prop_assert_eq!(audiences.len(), deliveries.len(), "each audience once: {:?}", deliveries);
 
         let shows = |rule: &Rule, row: Option<&Vec<Content>>| row.is_some_and(|row| {
             row[4].is_none() && rule.when.equals.iter().all(|(_, state)| row[2].as_ref() == Some(state))
         });
         let columns = |rule: &Rule| -> Vec<usize> {
-            rule.to.iter().filter_map(|to| TICKET.iter().position(|column| column == to)).collect()
+            rule.to.iter().filter_map(|to| TICKET.iter().position(|column| *column == to.column())).collect()
         };
         let sees = |rule: &Rule, row: Option<&Vec<Content>>, user: Uuid| {
-            shows(rule, row) && (rule.to == ["tenant"] || users(row, &columns(rule)).contains(&user))
+            shows(rule, row) && (rule.is_for_tenant() || users(row, &columns(rule)).contains(&user))
         };
         // Everybody who may be named, and somebody who never is.
         for user in (1_u128..6).map(Uuid::from_u128) {

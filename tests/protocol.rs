@@ -868,6 +868,86 @@ mod outbox {
     }
 
     #[tokio::test]
+    async fn batches_behind_a_stored_result_leave_its_row() {
+        let mut scene = Scene::stream().await;
+        let say = |body: Value| {
+            Play::Say(Answer {
+                status: StatusCode::OK,
+                retry_after: None,
+                body,
+            })
+        };
+        let cursor = scene.memory("cursor");
+        let batch = |changes: Value| {
+            say(json!({
+                "messages": [], "users": [], "changes": changes, "cursor": cursor, "has_more": false, "reset": false,
+            }))
+        };
+        let tasks = |op: &str, versions: [(&str, i64); 2]| -> Value {
+            versions
+                .iter()
+                .map(|(id, version)| {
+                    let row = json!({"id": id, "title": format!("version {version}"), "version": version});
+                    json!({"op": op, "table": "tasks", "id": id, "row": row})
+                })
+                .collect()
+        };
+        let titles = |scene: &Scene| -> Vec<(String, Value)> {
+            let rows = scene.phone.view("tasks").unwrap();
+            rows.into_iter().map(|(id, row)| (id, row["title"].clone())).collect()
+        };
+        scene.line.play([batch(tasks("insert", [("a", 1), ("b", 1)]))]);
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene
+            .phone
+            .edit_row("tasks", "a", json!({"title": "version 3"}))
+            .unwrap();
+        scene.phone.delete_row("tasks", "b").unwrap();
+        let result = |seq: i64| json!({"seq": seq, "status": "applied", "version": 3});
+        scene.line.play([say(json!({"results": [result(1), result(2)]}))]);
+        scene.phone.upload(&scene.line).await.unwrap();
+        // The stream is still at what came before both.
+        scene.line.play([batch(tasks("update", [("a", 2), ("b", 2)]))]);
+        scene.phone.fetch(&scene.line).await.unwrap();
+        assert_eq!(titles(&scene), [("a".to_owned(), json!("version 3"))]);
+        scene.phone.edit_row("tasks", "a", json!({"title": "mine"})).unwrap();
+        assert_eq!(scene.bases(), [(3, None, Some(3))], "its base is the own change");
+        scene.phone.delete_row("tasks", "a").unwrap();
+        // It reaches them, and from then on the last row that comes counts again, whatever its number.
+        for version in [3, 2] {
+            scene
+                .line
+                .play([batch(tasks("update", [("a", version), ("b", version)]))]);
+            scene.phone.fetch(&scene.line).await.unwrap();
+        }
+        let rows = scene.phone.rows("tasks").unwrap();
+        assert_eq!((&rows["a"]["version"], &rows["b"]["version"]), (&json!(2), &json!(2)));
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn deleted_row_stays_away_until_batches_reach_its_deletion() {
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        let before = scene.phone.rows("messages").unwrap()[&id].clone();
+        scene.phone.delete(&id).unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        let batch = json!({
+            "messages": [before], "users": [], "changes": [], "cursor": scene.memory("cursor"), "has_more": false,
+            "reset": false,
+        });
+        scene.line.play([Play::Say(Answer {
+            status: StatusCode::OK,
+            retry_after: None,
+            body: batch,
+        })]);
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.check(State::Stream, &["message 1"]);
+        scene.office.world.published().await;
+        scene.finish(&["message 1"]).await;
+    }
+
+    #[tokio::test]
     async fn first_result_of_a_repeated_item_is_shown_at_once() {
         let mut scene = Scene::stream().await;
         let id = scene.write("mine");
@@ -1267,6 +1347,160 @@ mod outbox {
         assert!(matches!(scene.phone.upload(&scene.line).await, Err(Trouble::Ended)));
         scene.check(State::Unenrolled, &["message 1", "mine"]);
         assert_eq!(scene.waiting(), ["create"]);
+        scene.close().await;
+    }
+}
+
+mod groups {
+    use super::*;
+
+    impl Scene {
+        /// Joe's phone follows lists, which have tasks.
+        async fn lists() -> Self {
+            let mut scene = Self::with(|config| {
+                config.groups = serde_json::from_value(json!({
+                    "list": {"table": "list_members", "id": "list_id", "user": "user_id"},
+                }))
+                .unwrap();
+                config.routes = serde_json::from_value(json!([
+                    {"table": "tasks", "to": [{"list": "list_id"}, "assignee_id"],
+                     "upload": {"by": {"list": "list_id"}, "columns": ["list_id", "title"]}},
+                ]))
+                .unwrap();
+            })
+            .await;
+            scene
+                .lists_sql(
+                    "CREATE TABLE list_members (id bigint GENERATED ALWAYS AS IDENTITY, list_id text, user_id uuid);
+                     CREATE TABLE tasks (id text PRIMARY KEY, list_id text, assignee_id uuid, title text,
+                                         version bigint NOT NULL DEFAULT 1);
+                     ALTER TABLE list_members REPLICA IDENTITY FULL; ALTER TABLE tasks REPLICA IDENTITY FULL;",
+                )
+                .await;
+            scene.enroll().await.unwrap();
+            scene.sync().await.unwrap();
+            scene
+        }
+
+        /// Runs statements on the tenant's tables, and waits until they are published.
+        async fn lists_sql(&self, statements: &str) {
+            self.office
+                .sql(&format!("SET search_path = tenant_acme; {statements}"))
+                .await;
+            self.office.world.published().await;
+        }
+
+        async fn joins(&self, list: &str) {
+            let joe = self.office.joe_id;
+            self.lists_sql(&format!(
+                "INSERT INTO list_members (list_id, user_id) VALUES ('{list}', '{joe}')"
+            ))
+            .await;
+        }
+
+        async fn leaves(&self, list: &str) {
+            self.lists_sql(&format!("DELETE FROM list_members WHERE list_id = '{list}'"))
+                .await;
+        }
+
+        /// The ids of the tasks that joe sees.
+        fn tasks(&self) -> Vec<String> {
+            self.phone.view("tasks").unwrap().into_keys().collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn join_brings_rows_of_before() {
+        let mut scene = Scene::lists().await;
+        scene.lists_sql("INSERT INTO tasks VALUES ('a', '1'), ('b', '2')").await;
+        scene.joins("1").await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["a"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn rows_after_the_join_follow_the_snapshot_of_the_group() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.lists_sql("INSERT INTO tasks VALUES ('a', '1')").await;
+        scene.line.play([Play::Real, Play::LoseAnswer]);
+        assert!(is_later(&scene.sync().await));
+        scene
+            .lists_sql("INSERT INTO tasks VALUES ('b', '1'); DELETE FROM tasks WHERE id = 'a'")
+            .await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["b"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn leave_removes_rows_seen_by_that_group_only() {
+        let mut scene = Scene::lists().await;
+        let joe = scene.office.joe_id;
+        scene.joins("1").await;
+        scene
+            .lists_sql(&format!(
+                "INSERT INTO tasks VALUES ('a', '1', '{joe}'), ('b', '1', NULL)"
+            ))
+            .await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["a", "b"]);
+        scene.leaves("1").await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["a"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn row_that_no_audience_of_the_device_sees_is_not_kept() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.lists_sql("INSERT INTO tasks VALUES ('a', '1')").await;
+        scene.sync().await.unwrap();
+        let change = |via: &str| json!({"table": "tasks", "op": "update", "id": "a", "row": {"id": "a"}, "via": [via]});
+        for (via, kept) in [("list:1", 1), ("list:2", 0)] {
+            let batch = json!({
+                "messages": [], "users": [], "changes": [change(via)], "cursor": scene.memory("cursor"),
+                "has_more": false, "reset": false,
+            });
+            scene.line.play([Play::Say(Answer {
+                status: StatusCode::OK,
+                retry_after: None,
+                body: batch,
+            })]);
+            scene.phone.fetch(&scene.line).await.unwrap();
+            assert_eq!(scene.tasks().len(), kept, "{via}");
+        }
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn reset_forgets_groups_until_the_snapshot_names_them() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.joins("2").await;
+        scene.lists_sql("INSERT INTO tasks VALUES ('a', '1'), ('b', '2')").await;
+        scene.sync().await.unwrap();
+        resync(&scene.office).await;
+        scene.leaves("1").await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["b"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn leave_removes_rows_that_only_results_have_brought() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.sync().await.unwrap();
+        let row = json!({"title": "mine", "list_id": "1"});
+        scene.phone.create_row("tasks", row).unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert_eq!(scene.tasks().len(), 1);
+        scene.leaves("1").await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), [""; 0]);
         scene.close().await;
     }
 }

@@ -1,7 +1,7 @@
 //! The operator's own rules, and changes that cannot be routed by them.
 
 use posduif::config::Config;
-use posduif::config::rule::{Rule, When};
+use posduif::config::rule::{Recipient, Rule, When};
 use posduif::contract::control::{Command, Trim};
 use posduif::contract::lua;
 use posduif::contract::stream_name::Target;
@@ -17,7 +17,7 @@ use crate::support::{Entry, World};
 fn rule(table: &str, to: &[&str], when: When) -> Rule {
     Rule {
         table: table.into(),
-        to: to.iter().map(|column| (*column).to_owned()).collect(),
+        to: to.iter().map(|column| Recipient::from(*column)).collect(),
         event: format!("{table}_changed"),
         when,
         upload: None,

@@ -3,7 +3,8 @@
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
-use posduif::config::rule::Rule;
+use posduif::config::group::Group;
+use posduif::config::rule::{Recipient, Rule};
 use posduif::contract::keys::Keys;
 use posduif::core::position::StreamId;
 use posduif::core::resp::{self, Reply};
@@ -24,13 +25,19 @@ fuzz_target!(|bytes: &[u8]| {
         tenants: ["acme".into(), "demo".into()].into(),
         logical_messages: true,
     };
-    let router = Router::new(vec![Rule {
+    let rule = Rule {
         table: "notes".to_owned(),
-        to: vec!["user_id".to_owned()],
+        to: vec!["user_id".into(), Recipient::Group([("list".to_owned(), "list_id".to_owned())].into())],
         event: "note_changed".to_owned(),
         when: Default::default(),
         upload: None,
-    }]);
+    };
+    let list = Group {
+        table: "list_members".to_owned(),
+        id: "list_id".to_owned(),
+        user: "user_id".to_owned(),
+    };
+    let router = Router::new(vec![rule], [("list".to_owned(), list)].into());
     let mut pipeline = Pipeline::new(Keys::new("posduif"), router, "posduif", start);
     let (mut rest, mut received) = (bytes, pipeline.received());
     while let Some((length, behind)) = rest.split_first_chunk::<2>() {

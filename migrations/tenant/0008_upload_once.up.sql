@@ -205,15 +205,18 @@ BEGIN
 END
 $$;
 
--- Applies one item to a row of an own table. `entry` has `table`, `owner` (the column that names whose row it is), `op`,
--- `id` as text, `row` (only columns that may be written), `columns` (all of those), `base_row` (values that the device saw
--- in the columns of `row`) and `merge`. The caller has checked which tables and columns are open; `space` is the tenant's
--- schema.
+-- Applies one item to a row of an own table. `entry` has `table`, `owner` (the column that names whose row it is, or null),
+-- `by` (groups whose members may write: the `column` of the row with the group's id, and the `members`, `id` and `user` of
+-- the group's table), `op`, `id` as text, `row` (only columns that may be written), `columns` (all of those), `base_row`
+-- (values that the device saw in the columns of `row`) and `merge`. The caller has checked which tables and columns are
+-- open; `space` is the tenant's schema.
 --
 --   create  A new id is inserted, with the author as its owner. A known one of the author's is a duplicate when it says
 --           the same, is deleted, or has a version above 1; else a conflict.
---   edit    By the owner. What is there already is a duplicate.
---   delete  By the owner; soft where the table has `deleted_at`. What has gone already is a duplicate.
+--   edit    By the owner or a member. What is there already is a duplicate.
+--   delete  By the owner or a member; soft where the table has `deleted_at`. What has gone already is a duplicate.
+--
+-- A row goes only into groups of which the author is a member.
 --
 -- A column `version` that is not the device's to write grows with each change. An older base is a conflict: the row stays,
 -- and both versions are kept in message_conflicts. With `merge` it is none as long as the columns of `row` still have the
@@ -229,6 +232,11 @@ DECLARE
     op text := entry ->> 'op';
     id text := entry ->> 'id';
     owner text := entry ->> 'owner';
+    -- The condition under which the row `t` is the author's to write, and the one under which the groups are that the item
+    -- puts it into; $author stands for the author's id as text.
+    mine text;
+    allowed text;
+    is_allowed boolean;
     given jsonb;
     seen jsonb;
     keys text[];
@@ -271,9 +279,29 @@ BEGIN
             LEFT JOIN pg_attribute a ON a.attrelid = relation AND a.attname = v.key AND NOT a.attisdropped
         ) c;
 
-    -- The owner stands in the condition: of an id that is not unique, only the author's own row is read and written.
-    EXECUTE format('SELECT to_jsonb(t), t.%1$I::text = $2 FROM %2$s t WHERE t.id = $1::%3$s '
-                   'ORDER BY t.%1$I::text = $2 DESC NULLS LAST LIMIT 1 FOR UPDATE', owner, relation, id_type)
+    SELECT string_agg(c.is_member, ' OR '),
+           string_agg(format('(t.%I IS NULL OR %s)', c.of_row, c.is_member), ' AND ') FILTER (WHERE c.of_row = ANY (keys))
+        INTO mine, allowed
+        FROM (
+            SELECT g ->> 'column' AS of_row, format(
+                       'EXISTS (SELECT FROM %I.%I m WHERE m.%I::text = t.%I::text AND m.%I::text = $author%s)',
+                       space, g ->> 'members', g ->> 'id', g ->> 'column', g ->> 'user',
+                       CASE WHEN EXISTS (
+                           SELECT FROM pg_attribute a
+                           WHERE a.attrelid = to_regclass(format('%I.%I', space, g ->> 'members'))
+                             AND a.attname = 'deleted_at' AND NOT a.attisdropped
+                       ) THEN ' AND m.deleted_at IS NULL' ELSE '' END
+                   ) AS is_member
+            FROM jsonb_array_elements(coalesce(entry -> 'by', '[]')) g
+        ) c;
+    mine := concat_ws(' OR ', 't.' || quote_ident(owner) || '::text = $author', mine);
+    -- Without an owner, a new row is of a group or of nobody.
+    allowed := concat_ws(' AND ', CASE WHEN owner IS NULL AND op = 'create' THEN format('(%s)', mine) END, allowed);
+    allowed := coalesce(nullif(allowed, ''), 'true');
+
+    -- Who may write stands in the condition: of an id that is not unique, only the author's own row is read and written.
+    EXECUTE format('SELECT to_jsonb(t), %1$s FROM %2$s t WHERE t.id = $1::%3$s '
+                   'ORDER BY (%1$s) DESC NULLS LAST LIMIT 1 FOR UPDATE', replace(mine, '$author', '$2'), relation, id_type)
         INTO current, is_own USING id, author::text;
     is_deleted := is_soft AND current ->> 'deleted_at' IS NOT NULL;
     IF is_versioned THEN
@@ -294,11 +322,12 @@ BEGIN
         outcome.code := 'VALIDATION_ERROR';
         outcome.message := 'base_version: the table has no column version that the server counts';
     ELSIF current IS NULL AND op = 'create' THEN
-        EXECUTE format('INSERT INTO %1$s AS t (id, %2$I%3$s) SELECT $1::%4$s, r.%2$I%5$s '
-                       'FROM jsonb_populate_record(NULL::%1$s, $2) r RETURNING %6$s',
-                       relation, owner, coalesce(', ' || named, ''), id_type,
-                       (SELECT string_agg(format(', r.%I', k), '') FROM unnest(keys) k), returned)
-            INTO outcome.version USING id, given || jsonb_build_object(owner, author);
+        EXECUTE format('INSERT INTO %1$s AS t (id%2$s%3$s) SELECT $1::%4$s%5$s%6$s '
+                       'FROM jsonb_populate_record(NULL::%1$s, $2) r RETURNING %7$s, %8$s',
+                       relation, ', ' || quote_ident(owner), coalesce(', ' || named, ''), id_type, ', r.' || quote_ident(owner),
+                       (SELECT string_agg(format(', r.%I', k), '') FROM unnest(keys) k), returned, replace(allowed, '$author', '$3'))
+            INTO outcome.version, is_allowed
+            USING id, CASE WHEN owner IS NULL THEN given ELSE given || jsonb_build_object(owner, author) END, author::text;
         outcome.status := 'applied';
     ELSIF current IS NULL THEN
         outcome.status := CASE WHEN op = 'delete' THEN 'duplicate' ELSE 'rejected' END;
@@ -334,20 +363,23 @@ BEGIN
             ) RETURNING c.id INTO outcome.conflict_id;
         END IF;
     ELSIF op = 'delete' AND NOT is_soft THEN
-        EXECUTE format('DELETE FROM %s t WHERE t.id = $1::%s AND t.%I::text = $2', relation, id_type, owner)
+        EXECUTE format('DELETE FROM %s t WHERE t.id = $1::%s AND (%s)', relation, id_type, replace(mine, '$author', '$2'))
             USING id, author::text;
         outcome.status := 'applied';
         outcome.version := NULL;
     ELSE
         EXECUTE format('UPDATE %1$s t SET %2$s%3$s FROM jsonb_populate_record(NULL::%1$s, $2) r '
-                       'WHERE t.id = $1::%4$s AND t.%6$I::text = $3 RETURNING %5$s',
+                       'WHERE t.id = $1::%4$s AND (%6$s) RETURNING %5$s, %7$s',
                        relation,
                        CASE WHEN op = 'delete' THEN 'deleted_at = now()'
                             ELSE (SELECT string_agg(format('%1$I = r.%1$I', k), ', ') FROM unnest(keys) k) END,
                        CASE WHEN is_versioned THEN ', version = t.version + 1' END,
-                       id_type, returned, owner)
-            INTO outcome.version USING id, given, author::text;
+                       id_type, returned, replace(mine, '$author', '$3'), replace(allowed, '$author', '$3'))
+            INTO outcome.version, is_allowed USING id, given, author::text;
         outcome.status := 'applied';
+    END IF;
+    IF NOT coalesce(is_allowed, true) THEN
+        RAISE EXCEPTION USING ERRCODE = 'PF001', MESSAGE = 'the row names a group of which you are no member';
     END IF;
     RETURN outcome;
 EXCEPTION
@@ -359,6 +391,9 @@ EXCEPTION
             WHEN state ~ '^(22|23|44|P0001)' THEN
                 outcome.status := 'rejected';
                 outcome.code := CASE WHEN state = '23505' THEN 'CONFLICT' ELSE 'VALIDATION_ERROR' END;
+            WHEN state = 'PF001' THEN
+                outcome.status := 'rejected';
+                outcome.code := 'FORBIDDEN';
             -- Names and privileges, deadlocks, locks: the operator or time corrects these, not the device.
             WHEN state ~ '^(42|40|55)' THEN
                 outcome.status := 'retry';

@@ -4,11 +4,13 @@ CREATE TABLE {schema}.outbox (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     event      text NOT NULL CHECK (event ~ '^[a-z0-9_]{1,64}$'),
     -- Events that the server itself sends.
-    CHECK (event NOT IN ('bye', 'device_added', 'device_changed', 'hello', 'presence', 'reset', 'revoked', 'sync_required',
-                         'tenant_paused', 'tenant_resumed')),
-    -- A list of the ids of users, or "tenant".
+    CHECK (event NOT IN ('bye', 'device_added', 'device_changed', 'group_joined', 'group_left', 'hello', 'presence',
+                         'reset', 'revoked', 'sync_required', 'tenant_paused', 'tenant_resumed')),
+    -- A list of the ids of users, a group as an object of its name and its id, or "tenant".
     recipients jsonb NOT NULL CHECK (
         recipients = '"tenant"' OR (jsonb_typeof(recipients) = 'array' AND jsonb_array_length(recipients) <= 1000)
+        OR (jsonb_typeof(recipients) = 'object'
+            AND jsonb_array_length(jsonb_path_query_array(recipients, '$.keyvalue()')) = 1)
     ),
     data       jsonb NOT NULL DEFAULT 'null' CHECK (octet_length(data::text) <= 65536)
 );

@@ -5,7 +5,7 @@ WITH changed AS (
     WHERE id = $1 AND deleted_at IS NULL AND (disabled_at IS NOT NULL) <> $2
     RETURNING id
 ), stamped AS (
-    UPDATE posduif.credentials SET stamp = gen_random_uuid(), kept_session = NULL
+    UPDATE posduif.credentials SET stamp = gen_random_uuid(), stamped_at = clock_timestamp(), kept_session = NULL
     WHERE tenant = $3 AND user_id IN (SELECT id FROM changed)
 ), audit AS (
     INSERT INTO posduif.audit (tenant, actor, address, action, subject)

@@ -4,7 +4,8 @@
 WITH changed AS (
     INSERT INTO posduif.credentials AS c (tenant, user_id, password_hash) VALUES ($1, $2, $3)
     ON CONFLICT (tenant, user_id) DO UPDATE
-    SET password_hash = excluded.password_hash, updated_at = now(), stamp = gen_random_uuid(), kept_session = $4
+    SET password_hash = excluded.password_hash, updated_at = now(), stamp = gen_random_uuid(),
+        stamped_at = clock_timestamp(), kept_session = $4
     WHERE $5 IS NULL OR c.stamp = $5
     RETURNING user_id
 ), audit AS (

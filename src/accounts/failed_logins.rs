@@ -40,6 +40,17 @@ impl Reason {
     }
 }
 
+/// A genuine token of another provider that was refused.
+#[derive(Debug, Clone, Copy)]
+pub struct RefusedIdentity<'a> {
+    /// The tenant that it names, if any.
+    pub tenant: Option<&'a str>,
+    pub issuer: &'a str,
+    /// Its subject, if it has one.
+    pub subject: Option<&'a str>,
+    pub reason: &'static str,
+}
+
 /// Records failed logins. Cloning shares the rates.
 #[derive(Debug, Clone)]
 pub struct FailedLogins {
@@ -66,11 +77,9 @@ impl FailedLogins {
         let tenant = is_valid_name(credentials.tenant).then_some(credentials.tenant);
         let reason = reason.as_str();
         tracing::warn!(tenant, name, client = %address, reason, "login failed");
-        if self.of_address.take(client_network(address)).is_err() || self.total.take(()).is_err() {
-            self.skipped.fetch_add(1, Ordering::Relaxed);
+        let Some(skipped) = self.skipped_for(address) else {
             return;
-        }
-        let skipped = self.skipped.swap(0, Ordering::Relaxed);
+        };
         let act = Act {
             tenant,
             actor: &Actor::anonymous(address),
@@ -79,6 +88,37 @@ impl FailedLogins {
             detail: json!({"reason": reason, "skipped": skipped}),
         };
         audit::record(&self.database, act).await;
+    }
+
+    /// Logs a genuine token of another provider that was refused. Beyond the rates it is only counted.
+    pub async fn note_identity(&self, address: IpAddr, refused: RefusedIdentity<'_>) {
+        let RefusedIdentity {
+            tenant,
+            issuer,
+            subject,
+            reason,
+        } = refused;
+        tracing::warn!(tenant, issuer, subject, client = %address, reason, "identity refused");
+        let Some(skipped) = self.skipped_for(address) else {
+            return;
+        };
+        let act = Act {
+            tenant,
+            actor: &Actor::anonymous(address),
+            action: "identity_refused",
+            subject: subject.map(str::to_owned),
+            detail: json!({"issuer": issuer, "reason": reason, "skipped": skipped}),
+        };
+        audit::record(&self.database, act).await;
+    }
+
+    /// The number of failures since the last entry; `None` beyond the rates.
+    fn skipped_for(&self, address: IpAddr) -> Option<u64> {
+        if self.of_address.take(client_network(address)).is_err() || self.total.take(()).is_err() {
+            self.skipped.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.skipped.swap(0, Ordering::Relaxed))
     }
 }
 

@@ -41,12 +41,12 @@ impl Login {
     }
 }
 
-/// A user with a password who may act.
+/// A user who may act, with a password or an identity at another provider.
 #[derive(Debug, Clone)]
 pub struct ActiveUser {
     pub login: Login,
     pub standing: Standing,
-    password_hash: String,
+    password_hash: Option<String>,
 }
 
 /// The user, unless disabled or deleted. `None` also when the tenant does not exist.
@@ -121,7 +121,7 @@ impl Verifier<'_> {
         let account = Account {
             tenant: login.tenant.clone(),
             user: login.id,
-            hash: Some(user.password_hash.clone()),
+            hash: user.password_hash.clone(),
         };
         let checked = self.check(attempt, waiting, Some(account), password).await;
         checked.map_err(|error| match error {

@@ -1,8 +1,9 @@
-//! Users, devices, enrollment, logins, sessions, tickets and limits.
+//! Users, devices, enrollment, logins, identities of other providers, sessions, tickets and limits.
 
 mod common_password;
 pub mod devices;
 pub mod enrollment;
+pub mod external;
 pub mod failed_logins;
 pub mod last_seen;
 pub mod limits;

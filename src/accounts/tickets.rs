@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::accounts::devices::TokenHash;
 use crate::accounts::random::random;
+use crate::accounts::standing::StampProof;
 use crate::accounts::users::UserType;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
@@ -67,8 +68,9 @@ pub enum Holder {
         user_type: UserType,
         /// The session of the access token.
         session: Uuid,
-        /// The user's security stamp.
-        stamp: Uuid,
+        proof: StampProof,
+        /// When the stream ends, in seconds since 1970, unless it ends with the session.
+        expires_at: Option<i64>,
         /// The device that the session is bound to.
         device_id: Option<String>,
     },
@@ -96,13 +98,22 @@ enum StoredHolder {
         user: Uuid,
         user_type: UserType,
         session: Uuid,
-        stamp: Uuid,
+        #[serde(flatten)]
+        proof: StoredProof,
+        expires_at: Option<i64>,
         bound_to: Option<String>,
     },
     Device {
         device: String,
         token: Option<String>,
     },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StoredProof {
+    Stamp(Uuid),
+    IssuedAt(i64),
 }
 
 /// Issues and redeems tickets. Cloning shares the connection.
@@ -124,13 +135,18 @@ impl Tickets {
                 user_id,
                 user_type,
                 session,
-                stamp,
+                proof,
+                expires_at,
                 device_id,
             } => StoredHolder::User {
                 user: *user_id,
                 user_type: *user_type,
                 session: *session,
-                stamp: *stamp,
+                proof: match proof {
+                    StampProof::Stamp(stamp) => StoredProof::Stamp(*stamp),
+                    StampProof::IssuedAt(seconds) => StoredProof::IssuedAt(*seconds),
+                },
+                expires_at: *expires_at,
                 bound_to: device_id.clone(),
             },
             Holder::Device { device_id, token } => StoredHolder::Device {
@@ -184,13 +200,18 @@ impl Stored {
                 user,
                 user_type,
                 session,
-                stamp,
+                proof,
+                expires_at,
                 bound_to,
             } => Holder::User {
                 user_id: user,
                 user_type,
                 session,
-                stamp,
+                proof: match proof {
+                    StoredProof::Stamp(stamp) => StampProof::Stamp(stamp),
+                    StoredProof::IssuedAt(seconds) => StampProof::IssuedAt(seconds),
+                },
+                expires_at,
                 device_id: bound_to,
             },
             StoredHolder::Device { device, token } => Holder::Device {

@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 use super::auth::WebPrincipal;
 use super::error::unauthorized;
+use crate::accounts::login::Login;
+use crate::accounts::standing::StampProof;
 use crate::accounts::users::{Role, UserType};
 use crate::config;
 use crate::core::tenant::Tenant;
@@ -50,6 +52,8 @@ pub struct Tokens {
     issuer: String,
     audience: String,
     lifetime_seconds: i64,
+    /// Whether sessions cannot be refreshed, so that streams end with the token that opened them.
+    is_final: bool,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -85,20 +89,21 @@ impl Tokens {
             issuer: settings.jwt_issuer.clone(),
             audience: settings.jwt_audience.clone(),
             lifetime_seconds: i64::try_from(settings.token_expiry_seconds).unwrap_or(i64::MAX),
+            is_final: !settings.passwords,
         }
     }
 
-    /// Issues a token for a user of this role.
-    pub fn issue(&self, user: &WebPrincipal, role: Role) -> Result<String, Error> {
+    /// Issues a token for a session of a user, which may be bound to a device.
+    pub fn issue(&self, login: &Login, session: Uuid, device_id: Option<&str>) -> Result<String, Error> {
         let now = Utc::now().timestamp();
         let claims = Claims {
-            sub: user.user_id,
-            tenant: user.tenant.name.clone(),
-            user_type: user.user_type,
-            role,
-            sid: user.session,
-            stamp: user.stamp,
-            did: user.device_id.clone(),
+            sub: login.id,
+            tenant: login.tenant.name.clone(),
+            user_type: login.user_type,
+            role: login.role,
+            sid: session,
+            stamp: login.stamp,
+            did: device_id.map(str::to_owned),
             iss: self.issuer.clone(),
             aud: self.audience.clone(),
             iat: now,
@@ -136,7 +141,8 @@ impl Tokens {
             user_id: claims.sub,
             user_type: claims.user_type,
             session: claims.sid,
-            stamp: claims.stamp,
+            proof: StampProof::Stamp(claims.stamp),
+            expires_at: self.is_final.then_some(claims.exp),
             device_id: claims.did,
         })
     }
@@ -164,22 +170,37 @@ mod tests {
         })
     }
 
-    fn bob(device_id: Option<&str>) -> WebPrincipal {
-        WebPrincipal {
+    const SESSION: Uuid = Uuid::from_u128(8);
+
+    fn bob() -> Login {
+        Login {
             tenant: Tenant::named("demo").expect("a name"),
-            user_id: Uuid::from_u128(7),
+            id: Uuid::from_u128(7),
+            username: "bob".into(),
             user_type: UserType::Web,
-            session: Uuid::from_u128(8),
             stamp: Uuid::from_u128(9),
+            role: Role::Member,
+        }
+    }
+
+    fn principal(device_id: Option<&str>) -> WebPrincipal {
+        let login = bob();
+        WebPrincipal {
+            tenant: login.tenant,
+            user_id: login.id,
+            user_type: login.user_type,
+            session: SESSION,
+            proof: StampProof::Stamp(login.stamp),
+            expires_at: None,
             device_id: device_id.map(str::to_owned),
         }
     }
 
     #[test]
     fn token_is_valid_under_its_own_key_and_audience_only() {
-        let user = bob(Some("laptop"));
+        let user = principal(Some("laptop"));
         let ours = tokens(&"s".repeat(32), "posduif");
-        let token = ours.issue(&user, Role::Member).expect("signed");
+        let token = ours.issue(&bob(), SESSION, Some("laptop")).expect("signed");
         assert_eq!(ours.check(&token).expect("valid"), user);
         assert!(tokens(&"t".repeat(32), "posduif").check(&token).is_err());
         assert!(tokens(&"s".repeat(32), "other").check(&token).is_err());
@@ -192,10 +213,23 @@ mod tests {
     }
 
     #[test]
+    fn token_ends_its_streams_where_sessions_cannot_be_refreshed() {
+        let secret = "s".repeat(32);
+        let token = tokens(&secret, "posduif").issue(&bob(), SESSION, None).expect("signed");
+        let without_passwords = Tokens::new(&config::Auth {
+            jwt_secret: Secret::new(&*secret),
+            passwords: false,
+            ..config::Auth::default()
+        });
+        let user = without_passwords.check(&token).expect("valid");
+        assert!(user.expires_at.expect("an end") > Utc::now().timestamp());
+    }
+
+    #[test]
     fn token_of_a_previous_key_is_valid_under_its_kid_only() {
-        let user = bob(None);
+        let user = principal(None);
         let (old, new) = ("o".repeat(32), "n".repeat(32));
-        let token = tokens(&old, "posduif").issue(&user, Role::Member).expect("signed");
+        let token = tokens(&old, "posduif").issue(&bob(), SESSION, None).expect("signed");
         let rotated = |previous: &[&str]| {
             Tokens::new(&config::Auth {
                 jwt_secret: Secret::new(&*new),
@@ -207,7 +241,7 @@ mod tests {
         assert_eq!(both.check(&token).expect("valid"), user);
         assert!(rotated(&[]).check(&token).is_err());
         // New tokens carry the kid of the new key.
-        let fresh = both.issue(&user, Role::Member).expect("signed");
+        let fresh = both.issue(&bob(), SESSION, None).expect("signed");
         assert!(rotated(&[]).check(&fresh).is_ok());
         assert!(tokens(&old, "posduif").check(&fresh).is_err());
         // The previous key under the kid of the current one, and without a kid.

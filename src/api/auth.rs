@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::sessions::SessionClaim;
+use crate::accounts::standing::StampProof;
 use crate::accounts::users::UserType;
 use crate::core::tenant::Tenant;
 use crate::sync::cursor::Owner;
@@ -19,8 +20,10 @@ pub struct WebPrincipal {
     pub user_type: UserType,
     /// The session that the token belongs to.
     pub session: Uuid,
-    /// The user's security stamp when the token was issued.
-    pub stamp: Uuid,
+    /// The user's security stamp when the token was issued, or that time.
+    pub proof: StampProof,
+    /// When streams of the token end, in seconds since 1970; those of an own one end with its session.
+    pub expires_at: Option<i64>,
     /// The device that the session is bound to, if any.
     pub device_id: Option<String>,
 }
@@ -32,7 +35,7 @@ impl WebPrincipal {
             tenant: self.tenant.clone(),
             user: self.user_id,
             session: self.session,
-            stamp: self.stamp,
+            proof: self.proof,
         }
     }
 }

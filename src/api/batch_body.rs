@@ -30,14 +30,14 @@ pub(crate) fn encode(batch: &Batch, rows_bytes: usize, is_compressed: bool) -> R
         _ => None,
     });
     write_list(&mut out, "users", users, write_row);
-    let changes = items.iter().filter_map(|item| match item {
-        Item::Change(change) => Some(change),
-        _ => None,
-    });
-    write_list(&mut out, "changes", changes, write_change);
+    let is_change = |item: &&Item| matches!(item, Item::Change(_) | Item::Membership(_));
+    write_list(&mut out, "changes", items.iter().filter(is_change), write_change);
     write_field(&mut out, "cursor", &batch.cursor)?;
     write_field(&mut out, "has_more", &content.has_more)?;
     write_field(&mut out, "reset", &content.reset)?;
+    if let Some(scope) = &content.scope {
+        write_field(&mut out, "scope", &scope.to_string())?;
+    }
     write_field(&mut out, "position", &content.position.to_string())?;
     write_field(&mut out, "compressed", &is_compressed)?;
     write_field(&mut out, "sync_timestamp", &batch.timestamp)?;
@@ -80,7 +80,24 @@ fn write_row(out: &mut Vec<u8>, json: &Text) {
     out.extend_from_slice(json.as_bytes());
 }
 
-fn write_change(out: &mut Vec<u8>, change: &Change) {
+fn write_change(out: &mut Vec<u8>, item: &Item) {
+    match item {
+        Item::Change(change) => write_row_change(out, change),
+        Item::Membership(membership) => {
+            let group = membership.group();
+            out.extend_from_slice(b"{\"op\":");
+            write_string(membership.operation(), out);
+            out.extend_from_slice(b",\"group\":");
+            write_string(group.name(), out);
+            out.extend_from_slice(b",\"id\":");
+            write_string(group.id(), out);
+            out.push(b'}');
+        }
+        Item::Message(_) | Item::User(_) => {}
+    }
+}
+
+fn write_row_change(out: &mut Vec<u8>, change: &Change) {
     out.extend_from_slice(b"{\"table\":");
     write_string(change.table.as_str(), out);
     out.extend_from_slice(b",\"op\":");
@@ -92,6 +109,10 @@ fn write_change(out: &mut Vec<u8>, change: &Change) {
     }
     out.extend_from_slice(b",\"row\":");
     out.extend_from_slice(change.row.as_ref().map_or(b"null", Text::as_bytes));
+    if let Some(via) = &change.via {
+        out.extend_from_slice(b",\"via\":");
+        out.extend_from_slice(via.as_bytes());
+    }
     out.push(b'}');
 }
 
@@ -100,6 +121,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::contract::group::Membership;
     use crate::core::position::StreamId;
     use crate::core::time::Timestamp;
     use crate::sync::device_state::SyncStatus;
@@ -114,16 +136,28 @@ mod tests {
             id: None,
             row: None,
             is_partial: false,
+            via: None,
         };
+        let seen = Change {
+            op: "update",
+            id: Some("7".to_owned().into()),
+            row: Some(r#"{"id":7}"#.to_owned().into()),
+            via: Some(r#"["list:42"]"#.to_owned().into()),
+            ..change.clone()
+        };
+        let joined = Membership::Join("list:42".parse().expect("a group"));
         let batch = Batch {
             content: Content {
                 items: vec![
                     Item::Message(r#"{"id":1}"#.to_owned().into()),
                     Item::Change(change),
+                    Item::Change(seen),
+                    Item::Membership(joined),
                     Item::Message(r#"{"id":2}"#.to_owned().into()),
                 ],
                 has_more: true,
                 reset: false,
+                scope: Some("list:42".parse().expect("a group")),
                 position: StreamId { ms: 7, seq: 1 },
                 source: Source::Stream,
             },
@@ -138,8 +172,12 @@ mod tests {
             body,
             json!({
                 "messages": [{"id": 1}, {"id": 2}], "users": [],
-                "changes": [{"table": "tasks", "op": "delete", "id": null, "row": null}],
-                "cursor": "abc", "has_more": true, "reset": false, "position": "7-1", "compressed": false,
+                "changes": [
+                    {"table": "tasks", "op": "delete", "id": null, "row": null},
+                    {"table": "tasks", "op": "update", "id": "7", "row": {"id": 7}, "via": ["list:42"]},
+                    {"op": "join", "group": "list", "id": "42"},
+                ],
+                "cursor": "abc", "has_more": true, "reset": false, "scope": "list:42", "position": "7-1", "compressed": false,
                 "sync_timestamp": null,
             })
         );

@@ -37,6 +37,8 @@ impl Code {
     pub const PRECONDITION_REQUIRED: Self = Self::new("PRECONDITION_REQUIRED", StatusCode::PRECONDITION_REQUIRED);
     pub const UPGRADE_REQUIRED: Self = Self::new("UPGRADE_REQUIRED", StatusCode::UPGRADE_REQUIRED);
     pub const RATE_LIMITED: Self = Self::new("RATE_LIMITED", StatusCode::TOO_MANY_REQUESTS);
+    /// The keys of the provider of an access token cannot be read.
+    pub const PROVIDER_UNAVAILABLE: Self = Self::new("PROVIDER_UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE);
     pub const DATABASE_ERROR: Self = Self::new("DATABASE_ERROR", StatusCode::SERVICE_UNAVAILABLE);
     pub const REDIS_ERROR: Self = Self::new("REDIS_ERROR", StatusCode::SERVICE_UNAVAILABLE);
     /// The stream cannot be read now.
@@ -44,7 +46,7 @@ impl Code {
     pub const TENANT_PAUSED: Self = Self::new("TENANT_PAUSED", StatusCode::SERVICE_UNAVAILABLE);
     pub const TIMEOUT: Self = Self::new("TIMEOUT", StatusCode::SERVICE_UNAVAILABLE);
 
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::VALIDATION_ERROR,
         Self::EMPTY_MESSAGE,
         Self::INVALID_CURSOR,
@@ -68,6 +70,7 @@ impl Code {
         Self::UPGRADE_REQUIRED,
         Self::RATE_LIMITED,
         Self::INTERNAL_ERROR,
+        Self::PROVIDER_UNAVAILABLE,
         Self::DATABASE_ERROR,
         Self::REDIS_ERROR,
         Self::SYNC_ERROR,

@@ -43,6 +43,7 @@ use self::access_token::Tokens;
 use self::rates::Rates;
 use self::unlisted_proxy::UnlistedProxy;
 use crate::accounts::devices::Devices;
+use crate::accounts::external::ExternalUsers;
 use crate::accounts::failed_logins::FailedLogins;
 use crate::accounts::limits::Limits;
 use crate::accounts::password::Passwords;
@@ -60,6 +61,7 @@ use crate::live::gate::TailGate;
 use crate::live::hub::Hub;
 use crate::live::presence::Presence;
 use crate::messages::Messages;
+use crate::oidc::Providers;
 use crate::postgres::Database;
 use crate::redis::store::Store;
 use crate::sync::cursor::CursorKey;
@@ -80,6 +82,10 @@ pub struct App {
     pub passwords: Passwords,
     /// Issues and checks access tokens.
     pub tokens: Tokens,
+    /// Verifies access tokens of other providers.
+    pub providers: Providers,
+    /// Finds and creates their users.
+    pub external_users: ExternalUsers,
     pub sessions: Sessions,
     pub tickets: Tickets,
     pub limits: Limits,
@@ -157,17 +163,22 @@ impl App {
             store: store.clone(),
             metadata: metadata.clone(),
         };
+        let standings = Standings::new(database.clone(), &config, hub.freshness());
+        let failed_logins = FailedLogins::new(database.clone());
         Ok(Self {
+            providers: Providers::new(&config, metrics.auth.clone())?,
+            external_users: ExternalUsers::new(
+                database.clone(),
+                standings.clone(),
+                users.clone(),
+                failed_logins.clone(),
+            ),
             passwords: Passwords::new(&config.auth)?,
             tokens: Tokens::new(&config.auth),
-            sessions: Sessions::new(
-                store.clone(),
-                Standings::new(database.clone(), &config, hub.freshness()),
-                &config,
-            ),
+            sessions: Sessions::new(store.clone(), standings, &config),
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
-            failed_logins: FailedLogins::new(database.clone()),
+            failed_logins,
             rates: Rates::new(&config.rates, metrics.clone()),
             unlisted_proxy: UnlistedProxy::new(store.clone()),
             devices: Devices::new(

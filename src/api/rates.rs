@@ -12,6 +12,9 @@ use crate::core::rate::Rate;
 use crate::http::error::{Code, Error};
 use crate::telemetry::metrics::{LimitedBy, Metrics};
 
+/// Tokens that the verification of a signature of another provider takes from the bucket of its address.
+pub(crate) const VERIFICATION_COST: u32 = 5;
+
 /// The rates of a process.
 #[derive(Debug)]
 pub struct Rates {

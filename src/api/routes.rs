@@ -80,6 +80,7 @@ macro_rules! route {
 
 #[rustfmt::skip]
 static ROUTES: &[Route] = &[
+    route!(GET    "/api/auth/methods"          Public  1 sessions::methods),
     route!(POST   "/api/auth/login"            Public  5 sessions::login),
     route!(POST   "/api/auth/register"         Public 10 sessions::register),
     route!(POST   "/api/auth/refresh"          Public  2 sessions::refresh),

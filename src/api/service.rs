@@ -229,7 +229,7 @@ impl Service {
         let trusted = &self.diagnostics.config.server.trusted_proxies;
         let address = address::client(peer.ip(), headers, trusted);
         app.rates.take_of_address(address, route.cost)?;
-        Ok(match admit(app, route, headers, params, query).await? {
+        Ok(match admit(app, route, headers, address, params, query).await? {
             Admission::Admitted(principal) => {
                 if let Some(principal) = &principal {
                     app.rates.take_of_principal(principal, route.cost)?;

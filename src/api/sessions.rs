@@ -13,6 +13,7 @@ use crate::accounts::limits::Limit;
 use crate::accounts::login::{self, Credentials, Login, Verifier};
 use crate::accounts::names;
 use crate::accounts::sessions::{Client, Granted, Owner, RefreshToken};
+use crate::accounts::standing::StampProof;
 use crate::accounts::users::{self, NewPassword, NewUser, Role, UserType};
 use crate::api::App;
 use crate::api::admission::session_ended;
@@ -71,12 +72,33 @@ impl LoginBody {
     }
 }
 
+/// `GET /api/auth/methods`: how users log in.
+pub async fn methods(app: Arc<App>, _request: Request) -> Result<Response, Error> {
+    let auth = &app.config.auth;
+    let providers = auth.providers.iter();
+    let providers: Vec<Value> = providers
+        .map(|provider| json!({"issuer": provider.issuer, "audience": provider.audience}))
+        .collect();
+    let body = json!({"passwords": auth.passwords, "providers": providers});
+    json(StatusCode::OK, &body)
+}
+
+/// Refuses what belongs to logins with a password where there are none.
+fn check_passwords(app: &App) -> Result<(), Error> {
+    if app.config.auth.passwords {
+        return Ok(());
+    }
+    let text = "this server has no logins with a password: GET /api/auth/methods lists the providers of access tokens";
+    Err(Error::new(Code::FORBIDDEN, text))
+}
+
 /// `POST /api/auth/login`, with a device or without.
 ///
 /// # Errors
-/// 401 with the same text for a wrong tenant, name and password, 403 for a revoked device or one of another user, 409 for
-/// too many devices, 429 after too many wrong passwords.
+/// 401 with the same text for a wrong tenant, name and password, 403 for a revoked device or one of another user, and where
+/// there are no passwords, 409 for too many devices, 429 after too many wrong passwords.
 pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    check_passwords(&app)?;
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
     let tenant = body.tenant(&app, &request);
     let name = required("username", body.username.or(body.email))?;
@@ -116,8 +138,9 @@ pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Erro
 /// `POST /api/auth/register`: creates a web user and logs them in.
 ///
 /// # Errors
-/// 403 if registration is closed, 409 for a username or email in use, 429 after too many registrations.
+/// 403 if registration is closed or there are no passwords, 409 for a username or email in use, 429 after too many registrations.
 pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    check_passwords(&app)?;
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
     let tenant = body.tenant(&app, &request);
     let username = required("username", body.username.clone().or(body.email.clone()))?;
@@ -192,10 +215,11 @@ struct RefreshBody {
 /// `POST /api/auth/refresh`.
 ///
 /// # Errors
-/// 401 for an invalid token, and for one of a disabled or deleted user; 429 after too many tokens without a session.
+/// 401 for an invalid token, and for one of a disabled or deleted user; 403 where there are no passwords; 429 after too many tokens without a session.
 /// Tokens of a session are never limited, and texts that are no tokens are counted apart. While Redis or Postgres is
 /// unavailable, the token stays valid.
 pub async fn refresh(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    check_passwords(&app)?;
     let body: RefreshBody = request.json(app.config.server.body_bytes_max).await?;
     let token = required("refresh_token", body.refresh_token)?;
     let invalid = || unauthorized("the refresh token is not valid; log in again");
@@ -225,7 +249,7 @@ async fn rotate(
         app.sessions.end_all(tenant, user, None).await?;
         return Ok(None);
     };
-    if !active.standing.permits(token.session(), owner.stamp) {
+    if !active.standing.permits(token.session(), StampProof::Stamp(owner.stamp)) {
         app.sessions.end(user, &[token.session()]).await?;
         return Ok(None);
     }
@@ -250,8 +274,9 @@ struct PasswordBody {
 ///
 /// # Errors
 /// 400 for a password that is too short or easily guessed, 401 if the caller's own session was ended, 403 for a wrong
-/// current password, 409 if the password was changed meanwhile, 429 after too many wrong ones.
+/// current password and where there are none, 409 if the password was changed meanwhile, 429 after too many wrong ones.
 pub async fn change_password(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    check_passwords(&app)?;
     let body: PasswordBody = request.json(app.config.server.body_bytes_max).await?;
     let current = required("current", body.current)?;
     let new = required("new", body.new)?;
@@ -375,16 +400,8 @@ fn client(request: &Request) -> Client {
 
 /// The response to a login or a refresh.
 fn session_body(app: &App, login: &Login, granted: &Granted, device_id: Option<&str>) -> Result<Value, Error> {
-    let principal = WebPrincipal {
-        tenant: login.tenant.clone(),
-        user_id: login.id,
-        user_type: login.user_type,
-        session: granted.session,
-        stamp: login.stamp,
-        device_id: device_id.map(str::to_owned),
-    };
     Ok(json!({
-        "token": app.tokens.issue(&principal, login.role)?,
+        "token": app.tokens.issue(login, granted.session, device_id)?,
         "refresh_token": granted.refresh_token,
         "user": {"id": login.id, "username": login.username, "user_type": login.user_type, "role": login.role},
         "expires_in": app.config.auth.token_expiry_seconds,

@@ -10,7 +10,7 @@ use crate::core::page::Rows;
 use crate::http::error::{Code, Error};
 use crate::http::query::PAGE_ROWS;
 use crate::http::response::{self, Response};
-use crate::sync::tables::{self, Row};
+use crate::sync::tables::{self, Routing, Row};
 
 /// `GET /api/tables/:table?limit=&before=&after=`: the rows that the caller sees, in the order of their ids as text.
 ///
@@ -22,8 +22,8 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         return Err(Error::invalid("offset", "is not supported here: use before or after"));
     }
     let (caller, table) = (request.caller()?, request.param("table"));
-    let (user, rules) = (caller.user_id(), &app.config.routes);
-    let found = tables::page(&app.database, caller.tenant(), user, rules, table, &page).await?;
+    let (user, routing) = (caller.user_id(), routing(&app));
+    let found = tables::page(&app.database, caller.tenant(), user, routing, table, &page).await?;
     let found = found.ok_or_else(|| Error::new(Code::NOT_FOUND, "table not found"))?;
     let rows: Result<Vec<Box<RawValue>>, Error> = found.rows.iter().map(body).collect();
     let rows = Rows {
@@ -40,17 +40,24 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 /// 404 for a row that the caller does not see.
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let (caller, table) = (request.caller()?, request.param("table"));
-    let (user, rules) = (caller.user_id(), &app.config.routes);
+    let (user, routing) = (caller.user_id(), routing(&app));
     let ids = [request.param("id").to_owned()];
-    let is_routed = rules.iter().any(|rule| rule.table == table);
+    let is_routed = routing.rules.iter().any(|rule| rule.table == table);
     let rows = match is_routed {
-        true => tables::by_id(&app.database, caller.tenant(), user, rules, table, &ids).await?,
+        true => tables::by_id(&app.database, caller.tenant(), user, routing, table, &ids).await?,
         false => Vec::new(),
     };
     let row = rows
         .first()
         .ok_or_else(|| Error::new(Code::NOT_FOUND, "row not found"))?;
     response::json(hyper::StatusCode::OK, &body(row)?)
+}
+
+fn routing(app: &App) -> Routing<'_> {
+    Routing {
+        rules: &app.config.routes,
+        groups: &app.config.groups,
+    }
 }
 
 fn body(row: &Row) -> Result<Box<RawValue>, Error> {

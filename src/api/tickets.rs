@@ -50,7 +50,8 @@ pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Err
                 user_id: user.user_id,
                 user_type: user.user_type,
                 session: user.session,
-                stamp: user.stamp,
+                proof: user.proof,
+                expires_at: user.expires_at,
                 device_id: user.device_id.clone(),
             }
         }
@@ -117,7 +118,8 @@ pub(crate) async fn redeem(app: &App, ticket: &str, stream: &Stream) -> Result<P
             user_id,
             user_type,
             session,
-            stamp,
+            proof,
+            expires_at,
             device_id,
         } => {
             let user = WebPrincipal {
@@ -125,7 +127,8 @@ pub(crate) async fn redeem(app: &App, ticket: &str, stream: &Stream) -> Result<P
                 user_id,
                 user_type,
                 session,
-                stamp,
+                proof,
+                expires_at,
                 device_id,
             };
             check_bound(app, &user).await?;

@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::provider::{self, Provider};
 use super::secret::Secret;
 use super::section::section;
 
@@ -27,6 +28,12 @@ section! {
         pub jwt_issuer: String = "posduif".into();
         /// `aud` of access tokens.
         pub jwt_audience: String = "posduif".into();
+        /// Whether users log in here with a password. Otherwise login, registration and refresh respond with 403, and
+        /// sessions end when their access tokens expire.
+        pub passwords: bool = true;
+        /// Providers of external identities, whose access tokens are accepted like own ones
+        /// (docs/external-logins.md).
+        pub providers: Vec<Provider> = Vec::new();
         /// Seconds until an access token expires.
         pub token_expiry_seconds: u64 = 3600, 60..=86_400;
         /// Seconds after its last login or refresh at which a session expires.
@@ -58,6 +65,13 @@ section! {
 const DISTINCT_MIN: usize = 8;
 
 impl Auth {
+    pub(super) fn check(&self) -> Result<()> {
+        if !self.passwords && self.providers.is_empty() {
+            bail!("key `auth.passwords` is false, and key `auth.providers` lists no provider: no user could log in");
+        }
+        provider::check_all(&self.providers, &self.jwt_issuer)
+    }
+
     /// Refuses a missing or short token secret, and well-known examples.
     pub(super) fn check_secrets(&self) -> Result<()> {
         fn is_weak(secret: &Secret) -> bool {

@@ -17,6 +17,7 @@ mod cache;
 mod certificate;
 mod enrollment;
 mod environment;
+pub mod group;
 mod health;
 mod limits;
 mod live;
@@ -26,6 +27,7 @@ mod network;
 mod outbox;
 mod postgres;
 mod presence;
+mod provider;
 mod push;
 mod rates;
 mod redis;
@@ -54,6 +56,7 @@ pub use self::auth::{Auth, DeviceAuth};
 pub use self::cache::Cache;
 pub use self::certificate::CertificateFiles;
 pub use self::enrollment::Enrollment;
+use self::group::Groups;
 pub use self::health::Health;
 pub use self::limits::Limits;
 pub use self::live::Live;
@@ -63,6 +66,7 @@ pub use self::network::{Network, client_network};
 pub use self::outbox::Outbox;
 pub use self::postgres::Postgres;
 pub use self::presence::Presence;
+pub use self::provider::{Claims, JwksSource, NewUserType, Provider, SignatureAlgorithm, Texts};
 pub use self::push::{Push, Webhook, WebhookSecret};
 pub use self::rates::Rates;
 pub use self::redis::Redis;
@@ -136,6 +140,8 @@ pub struct Config {
     pub health: Health,
     pub log: Log,
     pub telemetry: Telemetry,
+    /// Groups of users, to which rules may send rows.
+    pub groups: Groups,
     /// Routing rules for the operator's own tables, in addition to the built-in ones.
     pub routes: Vec<Rule>,
 }
@@ -235,10 +241,12 @@ impl Config {
         self.admin.check()?;
         self.redis.check()?;
         self.replication.check()?;
+        self.auth.check()?;
         self.sync.check()?;
         self.push.check()?;
         self.log.check()?;
         self.telemetry.check()?;
+        group::check_all(&self.groups, &self.routes)?;
         rule::check_all(&self.routes)
     }
 
@@ -377,7 +385,7 @@ mod tests {
     }
 
     /// A doc comment on one line, with the bounds as the shipped files show them.
-    fn comment(doc: &str, key: &str, bounds: Option<&std::ops::RangeInclusive<u64>>) -> String {
+    pub(super) fn comment(doc: &str, key: &str, bounds: Option<&std::ops::RangeInclusive<u64>>) -> String {
         let doc = doc.lines().map(str::trim).collect::<Vec<_>>().join(" ");
         let Some(bounds) = bounds else { return doc };
         let number = |number: u64| match [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
@@ -397,7 +405,7 @@ mod tests {
     }
 
     /// The comment above each key of a file, on one line.
-    fn comments(
+    pub(super) fn comments(
         text: &str,
         mut key_of: impl FnMut(&str) -> Option<String>,
     ) -> std::collections::HashMap<String, String> {

@@ -12,8 +12,27 @@ use crate::core::operation::Operation;
 /// The value of `to` for every user of the tenant.
 pub const TENANT: &str = "tenant";
 
+/// The live event of a user who joined a group.
+pub const GROUP_JOINED: &str = "group_joined";
+
+/// The live event of a user who left a group.
+pub const GROUP_LEFT: &str = "group_left";
+
+/// Events that no rule may send, since they say something about the reader.
+const RESERVED_EVENTS: [&str; 2] = [GROUP_JOINED, GROUP_LEFT];
+
 /// The table of encrypted state.
 pub const ENCRYPTED_STATES: &str = "encrypted_states";
+
+/// Tables of a tenant's schema whose rules are built in.
+const BUILT_IN: [&str; 6] = [
+    "messages",
+    "users",
+    "devices",
+    ENCRYPTED_STATES,
+    "message_conflicts",
+    "outbox",
+];
 
 /// A rule's condition; all given parts must hold.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -32,8 +51,12 @@ pub struct When {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Upload {
-    /// The column with the id of the owner: only devices of that user may change the row.
-    pub owner: String,
+    /// The column with the id of the owner: devices of that user may change the row, and create it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Groups whose members may change and create rows: the name of the group, and the column with its id.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by: BTreeMap<String, String>,
     /// Columns that devices may set.
     pub columns: Vec<String>,
     /// How an edit that is based on an older version is merged; it is a conflict if absent.
@@ -49,14 +72,48 @@ pub enum Merge {
     Columns,
 }
 
+/// Who receives the rows of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Recipient {
+    /// A column that holds a user's id, or [`TENANT`].
+    Column(String),
+    /// The members of a group, whose id a column holds: `{<group>: <column>}`.
+    Group(BTreeMap<String, String>),
+}
+
+impl Recipient {
+    /// The name of the group and the column with its id, if it is one.
+    pub fn group(&self) -> Option<(&String, &String)> {
+        match self {
+            Self::Column(_) => None,
+            Self::Group(group) => group.iter().next(),
+        }
+    }
+
+    /// The column that names the recipient.
+    pub fn column(&self) -> &str {
+        match self {
+            Self::Column(column) => column,
+            Self::Group(group) => group.values().next().map_or("", String::as_str),
+        }
+    }
+}
+
+impl From<&str> for Recipient {
+    fn from(column: &str) -> Self {
+        Self::Column(column.to_owned())
+    }
+}
+
 /// Routes the changes of one table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Table name within each tenant's schema.
     pub table: String,
-    /// Columns that hold user ids, or `tenant` alone for every user of the tenant.
-    pub to: Vec<String>,
+    /// Columns that hold user ids, groups with the column of their id, or `tenant` alone for every user of the tenant.
+    pub to: Vec<Recipient>,
     /// Name of the live event; `change` unless given.
     #[serde(default = "default_event")]
     pub event: String,
@@ -89,10 +146,9 @@ impl Rule {
 
     /// Who sees the rows of the tables with built-in rules.
     pub fn all_built_in() -> [Self; 5] {
-        let parties = ["sender_id", "recipient_id"].map(str::to_owned);
         [
             Self {
-                to: parties.into(),
+                to: ["sender_id", "recipient_id"].map(Recipient::from).into(),
                 ..Self::built_in("messages", TENANT, "change", &[])
             },
             Self::built_in("users", TENANT, "change", &[]),
@@ -116,6 +172,16 @@ impl Rule {
         }
     }
 
+    /// Whether every user of the tenant receives its rows.
+    pub fn is_for_tenant(&self) -> bool {
+        matches!(&self.to[..], [Recipient::Column(word)] if word == TENANT)
+    }
+
+    /// Whether a table of a tenant's schema is Posduif's.
+    pub fn has_built_in(table: &str) -> bool {
+        BUILT_IN.contains(&table)
+    }
+
     /// The column of a table that marks a row as deleted when it is set.
     pub fn gone_column(table: &str) -> &'static str {
         match table {
@@ -127,25 +193,27 @@ impl Rule {
 
     /// Checks the rule by itself; the error says what is wrong with it.
     pub fn check(&self) -> Result<(), String> {
-        const BUILT_IN: [&str; 6] = [
-            "messages",
-            "users",
-            "devices",
-            ENCRYPTED_STATES,
-            "message_conflicts",
-            "outbox",
-        ];
         if self.table.is_empty() || self.table.len() > 63 {
             return Err(format!("table is {:?}: allowed is a name of 1 to 63 bytes", self.table));
         }
-        if BUILT_IN.contains(&self.table.as_str()) {
+        if Self::has_built_in(&self.table) {
             return Err(format!(
                 "table {:?} has a built-in rule; own rules are for own tables",
                 self.table
             ));
         }
-        if self.to.is_empty() || (self.to.len() > 1 && self.to.iter().any(|column| column == TENANT)) {
-            return Err("`to` must be columns that hold user ids, or [tenant] alone".into());
+        let is_tenant = |to: &Recipient| matches!(to, Recipient::Column(word) if word == TENANT);
+        let is_malformed = |to: &Recipient| matches!(to, Recipient::Group(group) if group.len() != 1);
+        if self.to.is_empty()
+            || (self.to.len() > 1 && self.to.iter().any(is_tenant))
+            || self.to.iter().any(is_malformed)
+        {
+            return Err(
+                "`to` must be columns that hold user ids, groups such as {list: list_id}, or [tenant] alone".into(),
+            );
+        }
+        if RESERVED_EVENTS.contains(&self.event.as_str()) {
+            return Err(format!("event {:?} is Posduif's: choose another name", self.event));
         }
         if !is_event_name(&self.event) {
             return Err(format!(
@@ -157,7 +225,10 @@ impl Rule {
             if upload.columns.is_empty() {
                 return Err("upload.columns must name the columns that devices may set".into());
             }
-            for reserved in [upload.owner.as_str(), "id", "deleted_at"] {
+            if upload.owner.is_none() && upload.by.is_empty() {
+                return Err("upload must say who may write: `owner`, a column, or `by`, groups with columns".into());
+            }
+            for reserved in upload.owner.as_deref().into_iter().chain(["id", "deleted_at"]) {
                 if upload.columns.iter().any(|column| column == reserved) {
                     return Err(format!(
                         "upload.columns names {reserved:?}, which the engine sets: omit it"

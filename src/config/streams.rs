@@ -7,6 +7,8 @@ section! {
         pub inbox_entries_max: u64 = 50_000, 100..=100_000_000;
         /// Maximum number of entries in a tenant's shared stream.
         pub shared_entries_max: u64 = 50_000, 100..=100_000_000;
+        /// Maximum number of entries in a group's stream; a device behind them receives a snapshot.
+        pub group_entries_max: u64 = 10_000, 100..=100_000_000;
         /// Maximum number of entries in a tenant's stream of all changes.
         pub changes_entries_max: u64 = 1_000_000, 100..=1_000_000_000;
         /// Maximum number of entries in a live stream, one per batch.

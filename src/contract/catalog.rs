@@ -1,6 +1,6 @@
 //! Every key with its type and fields, as docs/redis.md describes them.
 
-use super::{checkpoint, device_state, entry, meta, notice, push, quarantine};
+use super::{checkpoint, device_state, entry, members, meta, notice, push, quarantine};
 
 /// A key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,16 +18,19 @@ const fn key(pattern: &'static str, kind: &'static str, fields: &'static [&'stat
 }
 
 /// All keys.
-pub const KEYS: [KeyFormat; 28] = [
+pub const KEYS: [KeyFormat; 31] = [
     key("posduif:checkpoint", "hash", &[&checkpoint::FIELDS]),
     key("posduif:terms", "hash", &[]),
     key("posduif:window", "hash", &[]),
     key("posduif:stopped", "hash", &[]),
     key("posduif:aof", "hash", &[&["published"]]),
     key("posduif:live:<lane>", "stream", &[&notice::FIELDS]),
-    key("posduif:{<tenant>}:changes", "stream", &[&entry::FIELDS]),
+    key("posduif:{<tenant>}:changes", "stream", &[&entry::CHANGES_FIELDS]),
     key("posduif:{<tenant>}:shared", "stream", &[&entry::FIELDS]),
     key("posduif:{<tenant>}:inbox:<user>", "stream", &[&entry::FIELDS]),
+    key("posduif:{<tenant>}:group:<group>:<id>", "stream", &[&entry::FIELDS]),
+    key("posduif:{<tenant>}:groups", "set", &[]),
+    key("posduif:{<tenant>}:groups:<user>", "hash", &[&members::FIELDS]),
     key(
         "posduif:{<tenant>}:quarantine",
         "stream",
@@ -83,6 +86,10 @@ mod tests {
             keys.changes(tenant),
             keys.shared(tenant),
             keys.inbox(tenant, "<user>"),
+            keys.group(tenant, &"group:42".parse().expect("a group"))
+                .replace("group:group:42", "group:<group>:<id>"),
+            keys.groups(tenant),
+            keys.members(tenant, "<user>"),
             keys.quarantine(tenant),
             keys.meta(tenant),
             keys.device(tenant, "<device>"),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::group::GroupId;
 use super::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::{ACTIVE, PAUSED, is_valid_name, state_name};
@@ -25,6 +26,9 @@ pub const DROP_TENANT: &str = "drop_tenant";
 
 /// Name of [`Command::CreateInbox`]: `<tenant> <user id>`.
 const CREATE_INBOX: &str = "create_inbox";
+
+/// Name of [`Command::CreateGroup`]: `<tenant> <group>:<id>`.
+const CREATE_GROUP: &str = "create_group";
 
 /// Name of [`Command::RecreateStream`]: `<tenant> <stream>`, the stream as [`Target::stream`] names it.
 pub const RECREATE_STREAM: &str = "recreate_stream";
@@ -72,6 +76,11 @@ pub enum Command {
         tenant: Arc<str>,
         user: Uuid,
     },
+    /// Creates the stream of a group that is missing.
+    CreateGroup {
+        tenant: Arc<str>,
+        group: GroupId,
+    },
     /// Removes a stream and creates it again.
     RecreateStream(Target),
     /// Removes a stream.
@@ -105,6 +114,7 @@ impl Command {
             Self::SetState { tenant, is_paused } => (SET_STATE, format!("{tenant} {}", state_name(*is_paused))),
             Self::DropTenant { tenant } => (DROP_TENANT, tenant.to_string()),
             Self::CreateInbox { tenant, user } => (CREATE_INBOX, format!("{tenant} {user}")),
+            Self::CreateGroup { tenant, group } => (CREATE_GROUP, format!("{tenant} {group}")),
             Self::RecreateStream(target) => (RECREATE_STREAM, stream(target)),
             Self::RemoveStream(target) => (REMOVE_STREAM, stream(target)),
             Self::Trim(trim) => (TRIM, format!("{} {}", stream(&trim.target), trim.min_id)),
@@ -131,6 +141,10 @@ impl Command {
             CREATE_INBOX => Some(Self::CreateInbox {
                 tenant,
                 user: words.next()?.parse().ok()?,
+            }),
+            CREATE_GROUP => Some(Self::CreateGroup {
+                tenant,
+                group: words.next()?.parse().ok()?,
             }),
             RECREATE_STREAM => Target::within(&tenant, words.next()?).map(Self::RecreateStream),
             REMOVE_STREAM => Target::within(&tenant, words.next()?).map(Self::RemoveStream),
@@ -159,6 +173,7 @@ mod tests {
             (tenant(), 0..3, any::<u128>()).prop_map(|(tenant, kind, user)| match kind {
                 0 => Target::Changes(tenant),
                 1 => Target::Shared(tenant),
+                2 => Target::Group(tenant, "list:a:42".parse().unwrap()),
                 _ => Target::Inbox(tenant, Uuid::from_u128(user)),
             })
         };

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use bytes::{Bytes, BytesMut};
 
+use super::group::{self, Membership};
 use super::json::members;
 use crate::core::operation::Operation;
 use crate::core::position::StreamId;
@@ -22,10 +23,27 @@ const EVENT: &[u8] = b"event";
 const ROW: &[u8] = b"row";
 const OLD: &[u8] = b"old";
 const UNCHANGED: &[u8] = b"unchanged";
+const VIA: &[u8] = b"via";
+const MEMBER: &[u8] = b"memberships";
 const CONTENT: &[u8] = b"content";
 
 /// Names of an entry's fields; no other file contains them as names of fields.
-pub const FIELDS: [&str; 9] = ["op", "schema", "table", "ts", "xid", "event", "row", "old", "unchanged"];
+pub const FIELDS: [&str; 11] = [
+    "op",
+    "schema",
+    "table",
+    "ts",
+    "xid",
+    "event",
+    "row",
+    "old",
+    "unchanged",
+    "via",
+    "memberships",
+];
+
+/// Names of the fields of an entry of `changes`.
+pub const CHANGES_FIELDS: [&str; 8] = ["op", "schema", "table", "ts", "xid", "row", "old", "unchanged"];
 
 /// Names of the fields that an [`EntryBody`] adds to an entry of the quarantine.
 pub const QUARANTINED_FIELDS: [&str; 8] = ["schema", "table", "ts", "xid", "row", "old", "unchanged", "content"];
@@ -105,6 +123,10 @@ pub struct Entry {
     pub old: Option<Text>,
     /// Columns that the WAL left out, as a JSON array.
     pub unchanged: Option<Text>,
+    /// The audiences that see the row after the change, as a JSON array; only of tables that a group sees.
+    pub via: Option<Text>,
+    /// Groups that the user joined or left by the change, see [`super::group::read`].
+    pub member: Option<Text>,
 }
 
 impl Entry {
@@ -157,6 +179,8 @@ impl Entry {
             ROW => self.row = Some(Text(bytes())),
             OLD => self.old = Some(Text(bytes())),
             UNCHANGED => self.unchanged = Some(Text(bytes())),
+            VIA => self.via = Some(Text(bytes())),
+            MEMBER => self.member = Some(Text(bytes())),
             _ => {}
         }
     }
@@ -166,10 +190,20 @@ impl Entry {
         self.event.as_ref().map_or("", Text::as_str)
     }
 
+    /// Groups that the user joined or left by the change, those left first.
+    pub fn memberships(&self) -> Vec<Membership> {
+        self.member
+            .as_ref()
+            .map_or(Vec::new(), |text| group::read(text.as_str()))
+    }
+
     /// What live events contain beside the row's id, JSON: the data of a message, some columns of some tables.
     pub fn payload(&self) -> Option<Text> {
         if self.op == Operation::Message {
             return self.row.clone();
+        }
+        if let Some(membership) = self.memberships().last() {
+            return Some(membership.payload().into());
         }
         let columns = live_columns(self.table.as_str());
         if columns.is_empty() {
@@ -280,6 +314,11 @@ impl EntryBody {
         self.field(UNCHANGED, json);
     }
 
+    /// Adds who sees the row after the change, as a JSON array.
+    pub fn via(&mut self, json: &[u8]) {
+        self.field(VIA, json);
+    }
+
     /// Adds the content of a malformed outbox message.
     pub fn content(&mut self, content: &[u8]) {
         self.field(CONTENT, content);
@@ -301,18 +340,22 @@ impl EntryBody {
     }
 
     /// How many arguments [`EntryBody::write`] appends.
-    pub fn entry_arguments(&self, event: Option<&str>) -> usize {
-        2 + self.arguments + if event.is_some() { 2 } else { 0 }
+    pub fn entry_arguments(&self, event: Option<&str>, memberships: &[Membership]) -> usize {
+        2 + self.arguments + 2 * usize::from(event.is_some()) + 2 * usize::from(!memberships.is_empty())
     }
 
     /// Appends the fields of an entry as arguments of a command.
-    pub fn write(&self, out: &mut BytesMut, op: Operation, event: Option<&str>) {
+    pub fn write(&self, out: &mut BytesMut, op: Operation, event: Option<&str>, memberships: &[Membership]) {
         resp::argument(out, OP);
         resp::argument(out, op.as_str().as_bytes());
         out.extend_from_slice(&self.encoded);
         if let Some(event) = event {
             resp::argument(out, EVENT);
             resp::argument(out, event.as_bytes());
+        }
+        if !memberships.is_empty() {
+            resp::argument(out, MEMBER);
+            resp::argument(out, group::write(memberships).as_bytes());
         }
     }
 
@@ -399,18 +442,21 @@ mod tests {
             operation in prop::sample::select(Operation::ALL.to_vec()),
             (schema, table) in any::<(String, String)>(),
             (commit_ts, xid) in any::<(i64, u32)>(),
-            texts in any::<[Option<String>; 4]>(),
+            texts in any::<[Option<String>; 5]>(),
+            joins in any::<bool>(),
         ) {
             let mut body = EntryBody::default();
             body.begin(&Source { schema: &schema, table: &table, commit_ts, xid });
-            let [event, row, old, unchanged] = texts;
+            let [event, row, old, unchanged, via] = texts;
+            let memberships: Vec<Membership> = joins.then(|| Membership::Join("list:42".parse().unwrap())).into_iter().collect();
             if let Some(row) = &row { body.row(row.as_bytes()); }
             if let Some(old) = &old { body.old(old.as_bytes()); }
             if let Some(unchanged) = &unchanged { body.unchanged(unchanged.as_bytes()); }
+            if let Some(via) = &via { body.via(via.as_bytes()); }
             let mut out = BytesMut::new();
-            body.write(&mut out, operation, event.as_deref());
+            body.write(&mut out, operation, event.as_deref(), &memberships);
 
-            let arguments = body.entry_arguments(event.as_deref());
+            let arguments = body.entry_arguments(event.as_deref(), &memberships);
             let range = format!("*1\r\n*2\r\n$3\r\n7-1\r\n*{arguments}\r\n");
             let range = Bytes::from([range.as_bytes(), &out].concat());
             let text = |text: Option<String>| text.map(Text::from);
@@ -425,6 +471,8 @@ mod tests {
                 row: text(row),
                 old: text(old),
                 unchanged: text(unchanged),
+                via: text(via),
+                member: joins.then(|| "+list:42".to_owned().into()),
             };
             prop_assert_eq!(&Entry::parse_range(&range).unwrap(), std::slice::from_ref(&expected));
             let fields = fields(&out, arguments);

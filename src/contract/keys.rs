@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use super::group::GroupId;
+
 /// Makes key names under one prefix (`redis.prefix`).
 #[derive(Debug, Clone)]
 pub struct Keys {
@@ -66,6 +68,26 @@ impl Keys {
         [&self.prefix, ":{", tenant, "}:inbox:", user]
     }
 
+    /// Stream: what the members of one group must see.
+    pub fn group(&self, tenant: &str, group: &GroupId) -> String {
+        self.group_parts(tenant, group).concat()
+    }
+
+    /// The parts of [`Keys::group`], for code that writes many.
+    pub fn group_parts<'a>(&'a self, tenant: &'a str, group: &'a GroupId) -> [&'a str; 7] {
+        [&self.prefix, ":{", tenant, "}:group:", group.name(), ":", group.id()]
+    }
+
+    /// Set: the groups that have a stream.
+    pub fn groups(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:groups", self.prefix)
+    }
+
+    /// Hash: the groups of one user, see [`super::members`].
+    pub fn members(&self, tenant: &str, user: &str) -> String {
+        format!("{}:{{{tenant}}}:groups:{user}", self.prefix)
+    }
+
     /// Stream: what could not be routed or stored, with the cause.
     pub fn quarantine(&self, tenant: &str) -> String {
         format!("{}:{{{tenant}}}:quarantine", self.prefix)
@@ -89,6 +111,7 @@ impl Keys {
         let others = [
             self.changes(tenant),
             self.shared(tenant),
+            self.groups(tenant),
             self.meta(tenant),
             self.quarantine(tenant),
             self.push(tenant),

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::group::GroupId;
 use super::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::PAUSED;
@@ -12,11 +13,21 @@ pub const GENERATION: &str = "generation";
 /// `active` or `paused`.
 pub const STATE: &str = "state";
 
+/// The stream ID of the last reset of all readers, behind which memberships in groups must be read again; missing before the
+/// first.
+pub const GROUPS_RESET: &str = "groups";
+
 /// The trim point of the shared stream.
 const TRIM_SHARED: &str = "trim:shared";
 
+/// A reset of which the place is unknown.
+const UNKNOWN: StreamId = StreamId {
+    ms: u64::MAX,
+    seq: u64::MAX,
+};
+
 /// Names of its fields.
-pub const FIELDS: [&str; 3] = [GENERATION, STATE, "trim:<stream>"];
+pub const FIELDS: [&str; 4] = [GENERATION, STATE, GROUPS_RESET, "trim:<stream>"];
 
 /// The field with the trim point of a stream: the first ID that was kept.
 pub fn trim_field(target: &Target) -> String {
@@ -24,13 +35,11 @@ pub fn trim_field(target: &Target) -> String {
 }
 
 /// The fields that a read of one user's streams needs, in the order that [`Meta::parse`] expects.
-pub fn fields_of_reader(user: Uuid) -> [String; 4] {
-    [
-        GENERATION.to_owned(),
-        STATE.to_owned(),
-        TRIM_SHARED.to_owned(),
-        format!("trim:inbox:{user}"),
-    ]
+pub fn fields_of_reader<'g>(user: Uuid, groups: impl Iterator<Item = &'g GroupId>) -> Vec<String> {
+    let common = [GENERATION, STATE, GROUPS_RESET, TRIM_SHARED].map(str::to_owned);
+    let inbox = format!("trim:inbox:{user}");
+    let groups = groups.map(|group| format!("trim:group:{group}"));
+    common.into_iter().chain([inbox]).chain(groups).collect()
 }
 
 /// What a reader of one user's streams reads of the hash.
@@ -39,8 +48,10 @@ pub struct Meta {
     /// `None` when the hash is missing or malformed.
     pub generation: Option<i64>,
     pub is_paused: bool,
+    /// The last reset of all readers.
+    pub groups_reset: StreamId,
     /// Trim points of the streams, as far as these were trimmed.
-    trim_points: [Option<String>; 2],
+    trim_points: Vec<String>,
 }
 
 impl Meta {
@@ -51,13 +62,15 @@ impl Meta {
         Self {
             generation: next().and_then(|text| text.parse().ok()),
             is_paused: next().is_some_and(|state| state == PAUSED),
-            trim_points: [next(), next()],
+            // What is malformed must be read again.
+            groups_reset: next().map_or(StreamId::ZERO, |text| text.parse().unwrap_or(UNKNOWN)),
+            trim_points: values.flatten().collect(),
         }
     }
 
     /// Whether entries that follow a position were trimmed. A trim point that is malformed counts as such.
     pub fn is_trimmed_after(&self, position: StreamId) -> bool {
-        self.trim_points.iter().flatten().any(|text| {
+        self.trim_points.iter().any(|text| {
             text.parse::<StreamId>()
                 .map_or(true, |first_kept| position.next() < first_kept)
         })
@@ -77,6 +90,7 @@ mod tests {
                 Some(generation.to_string()),
                 Some(crate::core::tenant::state_name(paused).to_owned()),
                 None,
+                None,
                 Some(trim_point.to_string()),
             ];
             let meta = Meta::parse(values);
@@ -89,14 +103,16 @@ mod tests {
     #[test]
     fn trim_fields_of_a_reader_are_those_of_its_streams() {
         let (tenant, user) = (std::sync::Arc::<str>::from("acme"), Uuid::from_u128(7));
-        let fields = fields_of_reader(user);
-        assert_eq!(fields[2], trim_field(&Target::Shared(tenant.clone())));
-        assert_eq!(fields[3], trim_field(&Target::Inbox(tenant, user)));
+        let group: GroupId = "list:42".parse().unwrap();
+        let fields = fields_of_reader(user, std::iter::once(&group));
+        assert_eq!(fields[3], trim_field(&Target::Shared(tenant.clone())));
+        assert_eq!(fields[4], trim_field(&Target::Inbox(tenant.clone(), user)));
+        assert_eq!(fields[5], trim_field(&Target::Group(tenant, group)));
     }
 
     #[test]
     fn malformed_trim_point_counts_as_trimmed() {
-        let meta = Meta::parse(vec![None, None, Some("x".into())]);
+        let meta = Meta::parse(vec![None, None, None, Some("x".into())]);
         assert!(meta.is_trimmed_after(StreamId::ZERO));
     }
 }

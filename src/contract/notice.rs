@@ -1,7 +1,8 @@
 //! Entries of the live stream: [`LiveEntry`] has their fields, [`NoticeWriter`] and [`ChangeNotice`] are the two directions
 //! of the notices in them.
 //!
-//! A notice is a JSON array `[id, tenant, table, row id or null, xid, commit time, [[event, op, users or null], …]]`. A
+//! A notice is a JSON array `[id, tenant, table, row id or null, xid, commit time, [[event, op, users or null, groups], …]]`, where
+//! `groups` is left out without any. A
 //! payload may follow as the last element: the data of an outbox message, or some columns of the row.
 
 use std::io::Write as _;
@@ -12,6 +13,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::entry::Source;
+use super::group::GroupId;
 use super::stream_name::Audience;
 use crate::core::json::write_string;
 use crate::core::operation::Operation;
@@ -95,7 +97,7 @@ pub struct ChangeNotice {
     pub xid: u32,
     /// Commit time, µs since 1970.
     pub commit_ts: i64,
-    pub groups: Vec<Group>,
+    pub recipients: Vec<Recipients>,
     /// The data of an outbox message, or some columns of the row.
     #[serde(default)]
     pub payload: Option<Box<RawValue>>,
@@ -103,13 +105,22 @@ pub struct ChangeNotice {
 
 /// The recipients of one event.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
-pub struct Group {
+pub struct Recipients {
     /// The live event's name.
     pub event: String,
     #[serde(deserialize_with = "operation")]
     pub operation: Operation,
     /// `None` is every user of the tenant.
     pub users: Option<Vec<Uuid>>,
+    /// Groups whose members are recipients beside these users.
+    #[serde(default, deserialize_with = "groups")]
+    pub groups: Vec<GroupId>,
+}
+
+fn groups<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<GroupId>, D::Error> {
+    let texts = <Vec<std::borrow::Cow<'de, str>>>::deserialize(deserializer)?;
+    let parsed = texts.iter().map(|text| text.parse());
+    parsed.collect::<Result<_, _>>().map_err(serde::de::Error::custom)
 }
 
 fn stream_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StreamId, D::Error> {
@@ -151,7 +162,7 @@ impl NoticeWriter {
         tenant: &str,
         source: &Source<'_>,
         row_id: Option<&[u8]>,
-        recipients: impl Iterator<Item = (&'a str, Operation, Audience)> + Clone,
+        recipients: impl Iterator<Item = (&'a str, Operation, &'a Audience)> + Clone,
         payload: Option<&[u8]>,
     ) {
         self.begin(id, tenant, source, row_id);
@@ -186,7 +197,7 @@ impl NoticeWriter {
         let _ = write!(out, ",{},{},[", source.xid, source.commit_ts);
     }
 
-    fn group(&mut self, event: &str, operation: Operation, audiences: impl Iterator<Item = Audience>) {
+    fn group<'a>(&mut self, event: &str, operation: Operation, audiences: impl Iterator<Item = &'a Audience> + Clone) {
         let out = &mut self.json;
         if out.last() == Some(&b']') {
             out.push(b',');
@@ -195,10 +206,13 @@ impl NoticeWriter {
         write_string(event, out);
         let _ = write!(out, ",\"{}\",", operation.as_str());
         let start = out.len();
-        for audience in audiences {
+        out.push(b'[');
+        for audience in audiences.clone() {
             match audience {
                 Audience::User(user) => {
-                    out.push(if out.len() == start { b'[' } else { b',' });
+                    if out.len() > start + 1 {
+                        out.push(b',');
+                    }
                     out.push(b'"');
                     out.extend_from_slice(user.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
                     out.push(b'"');
@@ -208,9 +222,22 @@ impl NoticeWriter {
                     out.extend_from_slice(b"null]");
                     return;
                 }
+                Audience::Group(_) => {}
             }
         }
-        out.extend_from_slice(b"]]");
+        out.push(b']');
+        let mut is_first = true;
+        for audience in audiences {
+            if let Audience::Group(group) = audience {
+                out.extend_from_slice(if is_first { b",[" } else { b"," });
+                is_first = false;
+                write_string(&group.to_string(), out);
+            }
+        }
+        if !is_first {
+            out.push(b']');
+        }
+        out.push(b']');
     }
 
     fn end(&mut self, payload: Option<&[u8]>) {
@@ -233,31 +260,37 @@ mod tests {
         let audience = prop_oneof![
             4 => any::<u128>().prop_map(|id| Audience::User(Uuid::from_u128(id))),
             1 => Just(Audience::Tenant),
+            2 => "[!-~]{1,9}".prop_map(|id| Audience::Group(GroupId::new(&"list".into(), id.as_bytes()).unwrap())),
         ];
         let operation = prop::sample::select(Operation::ALL.to_vec());
         proptest::collection::vec(("[a-c]", operation, audience), 1..12)
     }
 
     /// The groups in the order of their first recipients.
-    fn groups(recipients: &[(String, Operation, Audience)]) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
+    fn grouped(recipients: &[(String, Operation, Audience)]) -> Vec<Recipients> {
+        let mut groups: Vec<Recipients> = Vec::new();
         for (event, operation, audience) in recipients {
-            let is_same = |group: &&mut Group| group.event == *event && group.operation == *operation;
+            let is_same = |group: &&mut Recipients| group.event == *event && group.operation == *operation;
             let group = match groups.iter_mut().find(is_same) {
                 Some(group) => group,
                 None => {
-                    groups.push(Group {
+                    groups.push(Recipients {
                         event: event.clone(),
                         operation: *operation,
                         users: Some(Vec::new()),
+                        groups: Vec::new(),
                     });
                     groups.last_mut().unwrap()
                 }
             };
             match (audience, &mut group.users) {
                 (Audience::User(user), Some(users)) => users.push(*user),
-                (Audience::Tenant, users) => *users = None,
-                (Audience::User(_), None) => {}
+                (Audience::Tenant, users) => {
+                    *users = None;
+                    group.groups.clear();
+                }
+                (Audience::Group(id), Some(_)) => group.groups.push(id.clone()),
+                (Audience::User(_) | Audience::Group(_), None) => {}
             }
         }
         groups
@@ -279,7 +312,7 @@ mod tests {
             let mut writer = NoticeWriter::default();
             for ((ms, seq), table, row_id, (xid, commit_ts), recipients, payload) in &notices {
                 let source = Source { schema: "s", table, commit_ts: *commit_ts, xid: *xid };
-                let recipients = recipients.iter().map(|(event, operation, audience)| (&**event, *operation, *audience));
+                let recipients = recipients.iter().map(|(event, operation, audience)| (&**event, *operation, audience));
                 let payload = payload.map(|payload| payload.to_string());
                 let row_id = row_id.as_ref().map(|text| text.as_bytes());
                 let payload = payload.as_ref().map(|text| text.as_bytes());
@@ -301,7 +334,7 @@ mod tests {
                 prop_assert_eq!(read.id, StreamId { ms: *ms, seq: *seq });
                 prop_assert_eq!((&*read.tenant, &read.table, &read.row_id), ("acme", table, row_id));
                 prop_assert_eq!((read.xid, read.commit_ts), (*xid, *commit_ts));
-                prop_assert_eq!(&read.groups, &groups(recipients));
+                prop_assert_eq!(&read.recipients, &grouped(recipients));
                 let read = read.payload.as_ref().map(|payload| payload.get().to_owned());
                 prop_assert_eq!(read, payload.map(|payload| payload.to_string()));
             }

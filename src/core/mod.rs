@@ -1,4 +1,5 @@
-//! Values without IO that all parts use: positions, tenants, times, pages, RESP, JSON, backoff, and bounds for each key.
+//! Values without IO that all parts use: positions, tenants, subjects, times, pages, RESP, JSON, backoff, and bounds for each
+//! key.
 
 pub mod backoff;
 pub mod json;
@@ -9,5 +10,6 @@ pub mod rate;
 pub mod resp;
 pub mod slots;
 pub mod snapshot;
+pub mod subject;
 pub mod tenant;
 pub mod time;

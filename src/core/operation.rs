@@ -19,6 +19,9 @@ pub enum Operation {
     /// An outbox message, which is no row.
     #[serde(skip)]
     Message,
+    /// The reader joined or left a group, and sees no row of the change itself.
+    #[serde(skip)]
+    Member,
     /// An operation of another version, or none at all.
     #[default]
     #[serde(skip)]
@@ -27,12 +30,13 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation that an entry can have.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Insert,
         Self::Update,
         Self::Delete,
         Self::Truncate,
         Self::Message,
+        Self::Member,
         Self::Reset,
     ];
 
@@ -45,6 +49,7 @@ impl Operation {
             Self::Truncate => "truncate",
             Self::Reset => "reset",
             Self::Message => "message",
+            Self::Member => "member",
             Self::Other => "other",
         }
     }
@@ -58,6 +63,7 @@ impl Operation {
             b"truncate" => Self::Truncate,
             b"reset" => Self::Reset,
             b"message" => Self::Message,
+            b"member" => Self::Member,
             _ => Self::Other,
         }
     }

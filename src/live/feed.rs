@@ -11,7 +11,7 @@ use crate::contract::entry::Entry;
 use crate::core::position::StreamId;
 use crate::live::hub::{Member, Signals, Subscription};
 use crate::live::tail::Notice;
-use crate::redis::store::{Error, Missing, Read, ReadPosition, Store};
+use crate::redis::store::{Error, Missing, Read, ReadPosition, Standing, Store};
 use crate::telemetry::traces;
 
 /// Entries read at once in a replay.
@@ -78,7 +78,9 @@ impl Feed {
             is_paused: standing.is_paused,
             owes_sum_up: standing.is_paused,
         };
-        if resume.is_some() {
+        feed.set_groups(&standing);
+        // What the groups of the user had meanwhile is in their streams only.
+        if resume.is_some() || (!standing.missing.groups && !standing.members.groups.is_empty()) {
             feed.catch_up().await?;
         }
         Ok(feed)
@@ -205,6 +207,7 @@ impl Feed {
         let mut entries: Vec<Entry> = Vec::new();
         let mut reading = self.place;
         loop {
+            let knew_groups = !self.store.has_groups() || self.subscription.knows_groups();
             let slice = match self.store.read(tenant, *user, reading, CHUNK).await {
                 Ok(Read::Slice(slice)) => slice,
                 // What a stopped stream lacks, only a snapshot has.
@@ -220,7 +223,10 @@ impl Feed {
             if entries.len() > self.replay_max {
                 return self.jump(FeedEvent::ReplayTruncated).await;
             }
-            if !slice.has_more {
+            if !knew_groups {
+                let groups = slice.members.groups.keys();
+                self.subscription.set_groups(groups, slice.view.position);
+            } else if !slice.has_more {
                 break;
             }
         }
@@ -237,10 +243,19 @@ impl Feed {
         Ok(())
     }
 
+    /// Lets the notices of the user's groups arrive, if the groups are known.
+    fn set_groups(&self, standing: &Standing) {
+        if !standing.missing.groups {
+            let groups = standing.members.groups.keys();
+            self.subscription.set_groups(groups, standing.view.position);
+        }
+    }
+
     /// Goes on from now, with one event for all that lies between.
     async fn jump(&mut self, event: FeedEvent) -> Result<(), Error> {
         let Member { tenant, user, .. } = self.subscription.member();
         let standing = self.store.standing(tenant, *user).await?;
+        self.set_groups(&standing);
         self.place = standing.place();
         self.is_paused = standing.is_paused;
         self.ready.push_back((event, self.place));

@@ -3,7 +3,7 @@
 //! Tens of thousands of readers are silent most of the time, so one costs little while nothing happens: a mailbox
 //! without a queue, a place in the list of its user and one in the wheel of heartbeats. No reader has a timer.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -15,10 +15,15 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::contract::group::{GroupId, Membership};
+use crate::core::position::StreamId;
 use crate::live::tail::{ChangeListener, DeviceChange, Freshness, Notice};
 
 /// Changed devices that may wait for who follows them.
 const DEVICE_CHANGES_MAX: usize = 1024;
+
+/// Memberships that may wait until the groups of their user are known.
+const MEMBERSHIPS_MAX: usize = 1000;
 
 /// Notices that a reader takes at once.
 const TAKE_MAX: usize = 200;
@@ -125,7 +130,81 @@ impl Wheel {
     }
 }
 
-type Readers = HashMap<Uuid, Vec<Arc<Mailbox>>>;
+/// The readers of one user.
+#[derive(Debug, Default)]
+struct OfUser {
+    mailboxes: Vec<Arc<Mailbox>>,
+    groups: Known,
+}
+
+/// The groups of a user who is connected.
+#[derive(Debug)]
+enum Known {
+    /// Not yet: what the live stream says until then.
+    Not(Vec<(StreamId, Membership)>),
+    Groups(HashSet<GroupId>),
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self::Not(Vec::new())
+    }
+}
+
+/// The readers of one tenant.
+#[derive(Debug, Default)]
+struct Readers {
+    users: HashMap<Uuid, OfUser>,
+    /// Users by group, as far as their groups are known.
+    members: HashMap<GroupId, HashSet<Uuid>>,
+}
+
+impl Readers {
+    /// Applies a membership to what is known of a user. True if too many wait, so that the user must be read again.
+    fn apply(&mut self, user: Uuid, id: StreamId, membership: &Membership) -> bool {
+        let Some(of_user) = self.users.get_mut(&user) else {
+            return false;
+        };
+        match &mut of_user.groups {
+            Known::Not(waiting) if waiting.len() >= MEMBERSHIPS_MAX => {
+                waiting.clear();
+                return true;
+            }
+            Known::Not(waiting) => waiting.push((id, membership.clone())),
+            Known::Groups(groups) => match membership {
+                Membership::Join(group) => {
+                    groups.insert(group.clone());
+                    self.members.entry(group.clone()).or_default().insert(user);
+                }
+                Membership::Leave(group) => {
+                    groups.remove(group);
+                    leave(&mut self.members, group, user);
+                }
+            },
+        }
+        false
+    }
+
+    /// Forgets a user's groups.
+    fn forget(&mut self, user: Uuid) {
+        if let Some(of_user) = self.users.get_mut(&user)
+            && let Known::Groups(groups) = std::mem::take(&mut of_user.groups)
+        {
+            for group in &groups {
+                leave(&mut self.members, group, user);
+            }
+        }
+    }
+}
+
+fn leave(members: &mut HashMap<GroupId, HashSet<Uuid>>, group: &GroupId, user: Uuid) {
+    if let Some(users) = members.get_mut(group) {
+        users.remove(&user);
+        if users.is_empty() {
+            members.remove(group);
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Subscribers {
@@ -160,6 +239,17 @@ impl Subscription {
     /// Whose it is.
     pub fn member(&self) -> &Member {
         &self.mailbox.member
+    }
+
+    /// Whether the groups of the user are known, so that their notices arrive.
+    pub fn knows_groups(&self) -> bool {
+        self.hub.knows_groups(self.member())
+    }
+
+    /// Sets the groups of the user, as they were at a position, unless they are known. Notices of the groups from before are
+    /// in the streams only.
+    pub fn set_groups<'g>(&self, groups: impl Iterator<Item = &'g GroupId>, position: StreamId) {
+        self.hub.set_groups(self.member(), groups, position);
     }
 
     /// What waits, when something does.
@@ -248,10 +338,10 @@ impl Hub {
             waiting: Mutex::default(),
         });
         mailbox.lock().signals.is_closed = seats.is_closed;
-        let of_user = seats.tenants.entry(tenant).or_default().entry(user).or_default();
+        let of_user = seats.tenants.entry(tenant).or_default().users.entry(user).or_default();
         // Most users have one stream.
-        of_user.reserve_exact(1);
-        of_user.push(mailbox.clone());
+        of_user.mailboxes.reserve_exact(1);
+        of_user.mailboxes.push(mailbox.clone());
         drop(seats);
         self.0.count.fetch_add(1, Ordering::Relaxed);
         self.wheel().add(&mailbox);
@@ -268,13 +358,14 @@ impl Hub {
         let Some(readers) = seats.tenants.get_mut(tenant) else {
             return;
         };
-        if let Some(of_user) = readers.get_mut(user) {
-            of_user.retain(|other| !Arc::ptr_eq(other, mailbox));
-            if of_user.is_empty() {
-                readers.remove(user);
+        if let Some(of_user) = readers.users.get_mut(user) {
+            of_user.mailboxes.retain(|other| !Arc::ptr_eq(other, mailbox));
+            if of_user.mailboxes.is_empty() {
+                readers.forget(*user);
+                readers.users.remove(user);
             }
         }
-        if readers.is_empty() {
+        if readers.users.is_empty() {
             seats.tenants.remove(tenant);
         }
     }
@@ -345,21 +436,75 @@ impl Hub {
         self.0.count.load(Ordering::Relaxed)
     }
 
-    /// Sends a notice to these users' readers, or to all of the tenant.
-    pub(crate) fn deliver(&self, tenant: &str, users: Option<&[Uuid]>, notice: Notice) {
+    /// Whether the groups of a reader's user are known here.
+    fn knows_groups(&self, member: &Member) -> bool {
+        let seats = self.seats();
+        let readers = seats.tenants.get(&member.tenant);
+        let of_user = readers.and_then(|readers| readers.users.get(&member.user));
+        of_user.is_some_and(|of_user| matches!(of_user.groups, Known::Groups(_)))
+    }
+
+    /// Sets the groups of a reader's user, as they were at a position, unless they are known.
+    fn set_groups<'g>(&self, member: &Member, groups: impl Iterator<Item = &'g GroupId>, position: StreamId) {
+        let mut seats = self.seats();
+        let Some(readers) = seats.tenants.get_mut(&member.tenant) else {
+            return;
+        };
+        let Some(OfUser {
+            groups: known @ Known::Not(_),
+            ..
+        }) = readers.users.get_mut(&member.user)
+        else {
+            return;
+        };
+        let Known::Not(later) = std::mem::replace(known, Known::Groups(HashSet::new())) else {
+            return;
+        };
+        let groups = groups.cloned().map(|group| (position, Membership::Join(group)));
+        let later = later.into_iter().filter(|(id, _)| *id > position);
+        for (id, membership) in groups.chain(later) {
+            readers.apply(member.user, id, &membership);
+        }
+    }
+
+    /// Users joined or left a group: from here on its notices reach them, or do not.
+    pub(crate) fn change_membership(&self, tenant: &str, users: &[Uuid], id: StreamId, membership: &Membership) {
+        let mut seats = self.seats();
+        let Some(readers) = seats.tenants.get_mut(tenant) else {
+            return;
+        };
+        for user in users {
+            if readers.apply(*user, id, membership)
+                && let Some(of_user) = readers.users.get(user)
+            {
+                of_user
+                    .mailboxes
+                    .iter()
+                    .for_each(|mailbox| mailbox.put(|signals| signals.is_gap = true));
+            }
+        }
+    }
+
+    /// Sends a notice to the readers of these users and groups, or to all of the tenant.
+    pub(crate) fn deliver(&self, tenant: &str, users: Option<&[Uuid]>, groups: &[GroupId], notice: Notice) {
         let notice = Arc::new(notice);
         let seats = self.seats();
         let Some(readers) = seats.tenants.get(tenant) else {
             return;
         };
-        let send = |of_user: &Vec<Arc<Mailbox>>| {
-            for mailbox in of_user {
+        let send = |of_user: &OfUser| {
+            for mailbox in &of_user.mailboxes {
                 mailbox.put_notice(&notice, self.0.queue_max);
             }
         };
-        match users {
-            Some(users) => users.iter().filter_map(|user| readers.get(user)).for_each(send),
-            None => readers.values().for_each(send),
+        let Some(users) = users else {
+            return readers.users.values().for_each(send);
+        };
+        users.iter().filter_map(|user| readers.users.get(user)).for_each(send);
+        // A user of several groups receives it several times; the reader recognises that by its place.
+        for members in groups.iter().filter_map(|group| readers.members.get(group)) {
+            let others = members.iter().filter(|member| !users.contains(member));
+            others.filter_map(|user| readers.users.get(user)).for_each(send);
         }
     }
 
@@ -369,8 +514,15 @@ impl Hub {
             listener.lost();
         }
         self.send_device_change(DeviceChange::Any);
-        self.seats()
-            .each(|mailbox| mailbox.put(|signals| signals.is_gap = true));
+        let mut seats = self.seats();
+        for readers in seats.tenants.values_mut() {
+            readers.members.clear();
+            readers
+                .users
+                .values_mut()
+                .for_each(|of_user| of_user.groups = Known::default());
+        }
+        seats.each(|mailbox| mailbox.put(|signals| signals.is_gap = true));
     }
 
     /// Ends all streams, and those that begin from now on.
@@ -401,8 +553,10 @@ impl Hub {
 
 impl Subscribers {
     fn each(&self, mut act: impl FnMut(&Mailbox)) {
-        let of_users = self.tenants.values().flat_map(HashMap::values);
-        of_users.flatten().for_each(|mailbox| act(mailbox));
+        let of_users = self.tenants.values().flat_map(|readers| readers.users.values());
+        of_users
+            .flat_map(|of_user| &of_user.mailboxes)
+            .for_each(|mailbox| act(mailbox));
     }
 }
 
@@ -410,7 +564,6 @@ impl Subscribers {
 mod tests {
     use super::*;
     use crate::contract::notice::LiveEntry;
-    use crate::core::position::StreamId;
     use crate::live::tail::receive;
 
     fn notice(number: u64) -> Notice {
@@ -433,18 +586,18 @@ mod tests {
         let mut other = hub.subscribe("acme", two);
         let mut elsewhere = hub.subscribe("globex", one);
         assert_eq!(hub.subscribers(), 4);
-        hub.deliver("acme", Some(&[one]), notice(1));
-        hub.deliver("acme", None, notice(2));
+        hub.deliver("acme", Some(&[one]), &[], notice(1));
+        hub.deliver("acme", None, &[], notice(2));
         assert!(elsewhere.try_signals().is_none());
         assert_eq!(numbers(&other.try_signals().expect("one notice")), [2]);
         assert_eq!(numbers(&page.try_signals().expect("two notices")), [1, 2]);
 
         // The first has not looked, and two are all that wait for it.
-        hub.deliver("acme", Some(&[one]), notice(3));
-        hub.deliver("acme", Some(&[one]), notice(4));
+        hub.deliver("acme", Some(&[one]), &[], notice(3));
+        hub.deliver("acme", Some(&[one]), &[], notice(4));
         let signals = first.try_signals().expect("signals");
         assert_eq!((numbers(&signals), signals.is_gap), (vec![1, 2], true));
-        hub.deliver("acme", Some(&[one]), notice(5));
+        hub.deliver("acme", Some(&[one]), &[], notice(5));
         let signals = first.try_signals().expect("signals");
         assert_eq!((numbers(&signals), signals.is_gap), (vec![5], false));
 
@@ -452,6 +605,44 @@ mod tests {
         assert_eq!(hub.subscribers(), 2);
         hub.deliver_gap();
         assert!(other.try_signals().is_some_and(|signals| signals.is_gap));
+    }
+
+    #[test]
+    fn notices_of_a_group_reach_its_members_from_join_to_leave() {
+        let hub = Hub::new(100);
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let mut first = hub.subscribe("acme", one);
+        let mut second = hub.subscribe("acme", two);
+        let list = |id: &str| format!("list:{id}").parse::<GroupId>().expect("a group");
+        let at = |ms| StreamId { ms, seq: 1 };
+        let send = |number: u64, id: &str| hub.deliver("acme", Some(&[]), &[list(id)], notice(number));
+        let taken = |reader: &mut Subscription| reader.try_signals().map_or(Vec::new(), |signals| numbers(&signals));
+
+        // What happened behind the position at which the groups were read counts, what happened before it does not.
+        hub.change_membership("acme", &[one], at(2), &Membership::Leave(list("a")));
+        hub.change_membership("acme", &[one], at(4), &Membership::Join(list("b")));
+        send(5, "a");
+        assert!(!first.knows_groups());
+        first.set_groups([list("a")].iter(), at(3));
+        second.set_groups([].iter(), at(3));
+        assert!(first.knows_groups() && second.knows_groups());
+        send(6, "a");
+        send(7, "b");
+        send(8, "c");
+        assert_eq!((taken(&mut first), taken(&mut second)), (vec![6, 7], vec![]));
+
+        hub.change_membership("acme", &[one], at(9), &Membership::Leave(list("a")));
+        hub.change_membership("acme", &[two], at(9), &Membership::Join(list("a")));
+        send(10, "a");
+        assert_eq!((taken(&mut first), taken(&mut second)), (vec![], vec![10]));
+
+        // Behind a gap they are unknown.
+        hub.deliver_gap();
+        assert!(!first.knows_groups());
+        send(11, "b");
+        assert_eq!(taken(&mut first), [0; 0]);
+        drop((first, second));
+        assert!(hub.seats().tenants.is_empty());
     }
 
     /// Counts changes, and whether a reader received one before.

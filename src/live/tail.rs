@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::contract::entry::Entry;
+use crate::contract::group::Membership;
 use crate::contract::keys::Keys;
-use crate::contract::notice::{ChangeNotice, LiveEntry};
+use crate::contract::notice::{ChangeNotice, LiveEntry, Recipients};
 use crate::core::backoff::Backoff;
 use crate::core::operation::Operation;
 use crate::core::position::{EpochId, StreamId, TermId};
@@ -65,6 +66,11 @@ impl Notice {
 }
 
 impl Notice {
+    /// The group that the recipients joined or left, if the event is about that.
+    pub fn membership(&self) -> Option<Membership> {
+        Membership::from_event(&self.event, self.data.as_deref()?)
+    }
+
     /// The row's id, if it is a UUID.
     pub fn row_uuid(&self) -> Option<Uuid> {
         Uuid::try_parse(self.row_id.as_deref()?).ok()
@@ -271,27 +277,29 @@ pub fn receive(hub: &Hub, id: StreamId, entry: &LiveEntry, last: &mut Option<Str
 fn dispatch(hub: &Hub, term: TermId, change: ChangeNotice) {
     let tenant = change.tenant;
     let data = change.payload.map(|payload| String::from(Box::<str>::from(payload)));
-    let mut notices: Vec<(Notice, Option<Vec<Uuid>>)> = Vec::with_capacity(change.groups.len());
-    for group in change.groups {
+    let mut notices: Vec<(Notice, Recipients)> = Vec::with_capacity(change.recipients.len());
+    for recipients in change.recipients {
         let notice = Notice {
             id: change.id,
             term,
             table: change.table.clone(),
             row_id: change.row_id.clone(),
             xid: change.xid,
-            op: group.operation,
-            event: group.event,
+            op: recipients.operation,
+            event: recipients.event.clone(),
             data: data.clone(),
             rendered: OnceLock::new(),
         };
-        notices.push((notice, group.users));
+        notices.push((notice, recipients));
     }
+    // A reader takes a change once: one that is gone for one audience may be there by another.
+    notices.sort_by_key(|(notice, _)| notice.op == Operation::Delete);
     for listener in hub.listeners().iter() {
-        for (notice, users) in &notices {
-            listener.changed(&tenant, notice, users.as_deref());
+        for (notice, recipients) in &notices {
+            listener.changed(&tenant, notice, recipients.users.as_deref());
         }
     }
-    for (notice, users) in notices {
+    for (notice, Recipients { users, groups, .. }) in notices {
         if notice.event == "device_changed" {
             match &users {
                 None => hub.send_device_change(DeviceChange::Any),
@@ -304,7 +312,10 @@ fn dispatch(hub: &Hub, term: TermId, change: ChangeNotice) {
                 }
             }
         }
-        hub.deliver(&tenant, users.as_deref(), notice);
+        if let (Some(membership), Some(users)) = (notice.membership(), &users) {
+            hub.change_membership(&tenant, users, notice.id, &membership);
+        }
+        hub.deliver(&tenant, users.as_deref(), &groups, notice);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The HTTP client: for other engines, for the webhook and for the collector of traces.
+//! The HTTP client: for other engines, for the webhook, for identity providers and for the collector of traces.
 //!
 //! `telemetry` must not import `net`, so [`Client`] implements the exporter's own trait, [`HttpClient`], and `engine` hands
 //! one over.
@@ -23,7 +23,7 @@ use crate::config::HttpUrl;
 use crate::net::tls::{Connector, Roots, Trust};
 use crate::net::{Address, BoxStream};
 
-/// Maximum size of a response body.
+/// Maximum size of a response body, unless a client has another one.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// An open connection: its handle and the task that drives it.
@@ -36,6 +36,7 @@ pub struct Client {
     url: HttpUrl,
     connector: Option<Connector>,
     timeout: Duration,
+    body_bytes_max: usize,
 }
 
 impl Client {
@@ -50,7 +51,15 @@ impl Client {
             url,
             connector,
             timeout,
+            body_bytes_max: BODY_BYTES_MAX,
         })
+    }
+
+    /// The same client with another maximum size of a response body.
+    #[must_use]
+    pub fn with_body_bytes_max(mut self, bytes_max: usize) -> Self {
+        self.body_bytes_max = bytes_max;
+        self
     }
 
     /// Sends a request to the server and returns the whole response. The request's URI is a path and query; an absolute one
@@ -58,7 +67,7 @@ impl Client {
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>> {
         self.in_time(async {
             let (head, body, _connection) = self.exchange(request).await?;
-            let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
+            let body = Limited::new(body, self.body_bytes_max).collect().await;
             match body {
                 Ok(body) => Ok(Response::from_parts(head, body.to_bytes())),
                 Err(error) => bail!("the response of {} is incomplete: {error}", self.url.authority),

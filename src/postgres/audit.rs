@@ -19,12 +19,14 @@ use crate::postgres::{Database, Error, Param, sql};
 use crate::telemetry;
 
 /// All actions, in alphabetical order.
-pub const ACTIONS: [&str; 22] = [
+pub const ACTIONS: [&str; 24] = [
     "device_added",
     "device_revoked",
     "enrollment_completed",
     "enrollment_created",
     "enrollment_withdrawn",
+    "identity_linked",
+    "identity_refused",
     "login_failed",
     "password_changed",
     "quarantine_dropped",

@@ -84,6 +84,13 @@ const CONTROL: &[Migration] = &[
     ),
     migration!(5, "control", "0005_commands", tables: ["commands"], columns: []),
     migration!(6, "control", "0006_audit", tables: ["audit"], columns: []),
+    migration!(
+        7,
+        "control",
+        "0007_identities",
+        tables: ["identities"],
+        columns: [("credentials", "stamped_at")]
+    ),
 ];
 const TENANT: &[Migration] = &[
     migration!(

@@ -1,9 +1,13 @@
 //! A batch: the commands of one `MULTI`/`EXEC`, encoded as changes arrive, and the totals of its content.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
+use uuid::Uuid;
 
 use crate::contract::checkpoint::{Checkpoint, CheckpointUpdate, Epoch, OpenTransaction, TransactionMark};
 use crate::contract::entry::{self, EntryBody, Source};
+use crate::contract::group::{GroupId, Membership};
 use crate::contract::keys::Keys;
 use crate::contract::notice::{self, NoticeWriter};
 use crate::contract::quarantine::{self, QuarantineKind};
@@ -40,6 +44,27 @@ pub enum Purpose {
     Tenant(String),
     /// Anything else, which must succeed.
     Other,
+}
+
+/// What an entry says beside the fields that all audiences of a change have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    pub op: Operation,
+    /// The live event; none in `changes`.
+    pub event: Option<&'a str>,
+    /// Groups that the user joins or leaves by it.
+    pub memberships: &'a [Membership],
+}
+
+impl<'a> Change<'a> {
+    /// A change that concerns no membership.
+    pub fn of(op: Operation, event: Option<&'a str>) -> Self {
+        Self {
+            op,
+            event,
+            memberships: &[],
+        }
+    }
 }
 
 /// The commands of one `EXEC` in the making.
@@ -190,34 +215,76 @@ impl Batch {
     }
 
     /// Adds a change to a stream.
-    pub fn entry(&mut self, target: Target, id: StreamId, op: Operation, event: Option<&str>, body: &EntryBody) {
-        resp::begin(&mut self.commands, 4 + body.entry_arguments(event));
+    pub fn entry(&mut self, target: Target, id: StreamId, change: Change<'_>, body: &EntryBody) {
+        let Change { op, event, memberships } = change;
+        resp::begin(&mut self.commands, 4 + body.entry_arguments(event, memberships));
         resp::argument(&mut self.commands, b"XADD");
         self.push_key(&target);
         // A missing stream must not be created with a hole in front: only `create_stream` does that.
         resp::argument(&mut self.commands, b"NOMKSTREAM");
         self.push_id(id);
-        body.write(&mut self.commands, op, event);
+        body.write(&mut self.commands, op, event, memberships);
         self.queued.push((self.commands.len(), Purpose::Entry(target)));
     }
 
     /// Adds a change of a batch whose replies were never read, unless the stream holds it.
-    pub fn entry_unless_there(
-        &mut self,
-        target: Target,
-        id: StreamId,
-        op: Operation,
-        event: Option<&str>,
-        body: &EntryBody,
-    ) {
-        resp::begin(&mut self.commands, 5 + body.entry_arguments(event));
+    pub fn entry_unless_there(&mut self, target: Target, id: StreamId, change: Change<'_>, body: &EntryBody) {
+        let Change { op, event, memberships } = change;
+        resp::begin(&mut self.commands, 5 + body.entry_arguments(event, memberships));
         for text in ["EVAL", lua::RECHECK, "1"] {
             resp::argument(&mut self.commands, text.as_bytes());
         }
         self.push_key(&target);
         self.push_id(id);
-        body.write(&mut self.commands, op, event);
+        body.write(&mut self.commands, op, event, memberships);
         self.queued.push((self.commands.len(), Purpose::Entry(target)));
+    }
+
+    /// Records that a user joined or left a group, where the user's memberships are kept.
+    pub fn membership(&mut self, tenant: &Arc<str>, user: Uuid, membership: &Membership, id: StreamId, commit_ts: i64) {
+        let user = user.to_string();
+        let (members, name) = (self.keys.members(tenant, &user), membership.group().to_string());
+        match membership {
+            Membership::Join(group) => {
+                let (stream, groups) = (self.keys.group(tenant, group), self.keys.groups(tenant));
+                let keys = [&members, &stream, &groups].map(String::as_str);
+                self.script(
+                    lua::JOIN_GROUP,
+                    &keys,
+                    &[&name, &id.to_string(), &commit_ts.to_string()],
+                );
+            }
+            Membership::Leave(_) => self.script(lua::LEAVE_GROUP, &[&members], &[&name]),
+        }
+    }
+
+    /// Creates a group's stream by a `reset` entry, unless there is one.
+    pub fn create_group(&mut self, tenant: &Arc<str>, group: &GroupId, id: StreamId, commit_ts: i64) {
+        let (stream, groups) = (self.keys.group(tenant, group), self.keys.groups(tenant));
+        let arguments = [group.to_string(), id.to_string(), commit_ts.to_string()];
+        self.script(
+            lua::CREATE_GROUP,
+            &[&stream, &groups],
+            &arguments.each_ref().map(String::as_str),
+        );
+    }
+
+    /// Runs a script on keys of one tenant, the first of which tells what fails with it.
+    fn script(&mut self, script: &str, keys: &[&str], arguments: &[&str]) {
+        let count = keys.len().to_string();
+        let words = ["EVAL", script, &count].into_iter();
+        let words: Vec<&[u8]> = words
+            .chain(keys.iter().copied())
+            .chain(arguments.iter().copied())
+            .map(str::as_bytes)
+            .collect();
+        self.tenant_command(keys.first().copied().unwrap_or_default(), &words);
+    }
+
+    /// Records that all readers of a tenant are reset here, so that memberships must be read again.
+    pub fn reset_groups(&mut self, tenant: &str, id: StreamId) {
+        let (key, id) = (self.keys.meta(tenant), id.to_string());
+        self.tenant_command(&key, &["HSET", &key, meta::GROUPS_RESET, &id].map(str::as_bytes));
     }
 
     /// Creates a stream by a `reset` entry, unless it is there.
@@ -327,14 +394,14 @@ impl Batch {
     ) {
         let recipients = deliveries
             .iter()
-            .map(|delivery| (delivery.event, delivery.operation, delivery.audience));
+            .map(|delivery| (delivery.event, delivery.operation, &delivery.audience));
         self.notices.push(id, tenant, source, row_id, recipients, payload);
     }
 
     /// Notifies API nodes of an outbox message.
     pub fn outbox_notice(&mut self, id: StreamId, source: &Source<'_>, message: &OutboxMessage<'_>) {
         let recipients = message.to.iter();
-        let recipients = recipients.map(|audience| (message.event, Operation::Message, *audience));
+        let recipients = recipients.map(|audience| (message.event, Operation::Message, audience));
         let (row_id, payload) = (id.to_string(), message.data.as_bytes());
         self.notices.push(
             id,
@@ -363,7 +430,7 @@ impl Batch {
             commit_ts,
             xid: 0,
         };
-        let recipients = std::iter::once((event, op, Audience::Tenant));
+        let recipients = std::iter::once((event, op, &Audience::Tenant));
         self.notices.push(id, tenant, &source, None, recipients, None);
     }
 

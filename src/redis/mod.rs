@@ -4,6 +4,7 @@ pub mod connect;
 pub mod entries;
 pub mod error;
 pub mod info;
+mod merge;
 pub mod range;
 pub mod shared;
 pub mod store;

@@ -4,30 +4,46 @@
 //! Otherwise a read could miss an entry of the inbox and return a later one of the shared stream.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use lru::LruCache;
 use parking_lot::Mutex;
 use redis::{Pipeline, RedisError};
 use uuid::Uuid;
 
 use crate::config;
+use crate::config::group::Groups;
 use crate::contract::checkpoint::{Checkpoint, Published, View};
 use crate::contract::entry::Entry;
+use crate::contract::group::GroupId;
 use crate::contract::keys::Keys;
+use crate::contract::lua;
+use crate::contract::members::Members;
 use crate::contract::meta::{self, Meta};
 use crate::contract::stream_name::Target;
 use crate::contract::terms::{self, Continuity};
 use crate::contract::window::WindowEntry;
 use crate::core::position::{EpochId, StreamId, TermId};
 use crate::core::resp::{self, RespError, transaction};
+use crate::redis::merge::merge;
 use crate::redis::range::Connections;
 use crate::redis::shared::SharedConnection;
 use crate::telemetry::metrics::Operations;
 
 /// Most entries read at once from one stream.
 const READ_MAX: usize = 1000;
+
+/// Fewest entries read at once from each stream of a user with groups.
+const GROUP_ENTRIES_MIN: usize = 16;
+
+/// Users whose memberships are remembered.
+const ASSUMED_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(9_999);
+
+/// How often a read is repeated because the user joined or left a group meanwhile.
+const MEMBERSHIP_READS_MAX: usize = 5;
 
 /// How long a reader ahead of the streams waits for them, before it counts as one of a lost history. A stale server is
 /// replaced within this time, or a session of the publisher begins, which decides.
@@ -96,7 +112,7 @@ pub struct ReadPosition {
 /// A range of a user's entries.
 #[derive(Debug, Clone)]
 pub struct Slice {
-    /// Entries of the inbox and the shared stream in commit order.
+    /// Entries of the user's streams in commit order.
     pub entries: Vec<Entry>,
     /// Everything up to here is in it.
     pub end: StreamId,
@@ -104,6 +120,8 @@ pub struct Slice {
     pub has_more: bool,
     /// The checkpoint at that moment.
     pub view: View,
+    /// The user's memberships at that moment; empty without groups.
+    pub members: Arc<Members>,
 }
 
 /// The result of a read.
@@ -136,6 +154,12 @@ pub struct Standing {
     pub missing: Missing,
     /// Delivery is paused.
     pub is_paused: bool,
+    /// The user's memberships; empty without groups.
+    pub members: Arc<Members>,
+    /// The memberships are not known, but must be.
+    pub lacks_members: bool,
+    /// Groups of the user whose stream does not exist.
+    pub missing_groups: Vec<GroupId>,
 }
 
 /// What a snapshot needs before it is taken.
@@ -165,12 +189,14 @@ pub struct Missing {
     pub tenant: bool,
     /// The user's inbox.
     pub inbox: bool,
+    /// The user's memberships, or the stream of one of the groups.
+    pub groups: bool,
 }
 
 impl Missing {
     /// Whether any is missing.
     pub fn any(self) -> bool {
-        self.tenant || self.inbox
+        self.tenant || self.inbox || self.groups
     }
 }
 
@@ -183,6 +209,10 @@ struct Shared {
     /// For ranges of streams.
     ranges: Connections,
     keys: Keys,
+    /// The groups of which it reads the streams.
+    groups: Groups,
+    /// Memberships as last read, by tenant and user: what the next read of the user assumes.
+    assumed: Mutex<LruCache<(String, Uuid), Arc<Members>>>,
     operations: Operations,
     /// The last entry that a reader of this process received.
     furthest: Mutex<StreamId>,
@@ -210,14 +240,21 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// A store that connects when it is first used.
+    /// A store that connects when it is first used, and reads no streams of groups.
     pub fn new(config: &config::Redis) -> Result<Self, Error> {
+        Self::with_groups(config, Groups::new())
+    }
+
+    /// A store for readers of users' streams, with those of groups.
+    pub fn with_groups(config: &config::Redis, groups: Groups) -> Result<Self, Error> {
         let timeout = Duration::from_secs(config.response_timeout_seconds);
         let operations = Operations::new("command");
         Ok(Self(Arc::new(Shared {
             connection: SharedConnection::new(config, timeout, operations.clone())?,
             ranges: Connections::new(config, operations.clone()),
             keys: Keys::new(&config.prefix),
+            groups,
+            assumed: Mutex::new(LruCache::new(ASSUMED_MAX)),
             furthest: Mutex::new(StreamId::ZERO),
             tail: Mutex::default(),
             ahead: Mutex::default(),
@@ -225,6 +262,16 @@ impl Store {
             operations,
             timeout,
         })))
+    }
+
+    /// The groups of which it reads the streams.
+    pub fn groups(&self) -> &Groups {
+        &self.0.groups
+    }
+
+    /// Whether there are any.
+    pub fn has_groups(&self) -> bool {
+        !self.0.groups.is_empty()
     }
 
     /// The shared connection.
@@ -381,31 +428,107 @@ impl Store {
         place: ReadPosition,
         limit: usize,
     ) -> Result<(Read, Continuity), Error> {
-        let (inbox, shared) = (self.0.keys.inbox(tenant, &user.to_string()), self.0.keys.shared(tenant));
+        let mut members = self.assumed(tenant, user).await?;
+        for _ in 0..MEMBERSHIP_READS_MAX {
+            match self.read_assuming(tenant, user, place, limit, &members).await? {
+                Reading::Done(read, continuity) => return Ok((read, continuity)),
+                Reading::OtherMembers(now) => {
+                    members = Arc::new(now);
+                    self.assume(tenant, user, &members);
+                }
+            }
+        }
+        Err(std::io::Error::other("the user's memberships changed with each read").into())
+    }
+
+    /// The groups that a read of a user assumes.
+    async fn assumed(&self, tenant: &str, user: Uuid) -> Result<Arc<Members>, Error> {
+        if !self.has_groups() {
+            return Ok(Arc::default());
+        }
+        if let Some(assumed) = self.0.assumed.lock().get(&(tenant.to_owned(), user)) {
+            return Ok(assumed.clone());
+        }
+        let mut pipe = redis::pipe();
+        pipe.hgetall(self.0.keys.members(tenant, &user.to_string()));
+        let (fields,): (HashMap<String, String>,) = self.query(&pipe).await?;
+        let members = Arc::new(Members::parse(&fields));
+        self.assume(tenant, user, &members);
+        Ok(members)
+    }
+
+    fn assume(&self, tenant: &str, user: Uuid, members: &Arc<Members>) {
+        self.0.assumed.lock().put((tenant.to_owned(), user), members.clone());
+    }
+
+    /// Reads the streams of a user with these memberships, and checks in the same transaction that they are right.
+    async fn read_assuming(
+        &self,
+        tenant: &str,
+        user: Uuid,
+        place: ReadPosition,
+        limit: usize,
+        assumed: &Arc<Members>,
+    ) -> Result<Reading, Error> {
+        let (name, user_text): (Arc<str>, String) = (tenant.into(), user.to_string());
+        let own = [Target::Inbox(name.clone(), user), Target::Shared(name.clone())];
+        let mut streams: Vec<(Target, StreamId)> = own.map(|target| (target, place.position)).into();
+        // Rows of before the user joined come by a snapshot of the group.
+        let groups = assumed.groups.iter();
+        streams.extend(groups.map(|(group, joined)| {
+            let target = Target::Group(name.clone(), group.clone());
+            (target, place.position.max(*joined))
+        }));
+        let count = match streams.len() {
+            2 => limit,
+            // All of them are in memory together.
+            streams => (limit / streams).max(GROUP_ENTRIES_MIN),
+        }
+        .clamp(1, READ_MAX);
+        let keys: Vec<String> = streams.iter().map(|(target, _)| target.key(&self.0.keys)).collect();
+        let names: Vec<String> = streams.iter().map(|(target, _)| target.name()).collect();
+        let from: Vec<String> = streams.iter().map(|(_, after)| after.next().to_string()).collect();
         let (meta, checkpoint) = (self.0.keys.meta(tenant), self.0.keys.checkpoint());
         let (stopped, terms, term) = (self.0.keys.stopped(), self.0.keys.terms(), place.term.to_string());
-        let name: Arc<str> = tenant.into();
-        let names = [Target::Inbox(name.clone(), user), Target::Shared(name)].map(|target| target.name());
-        let count = limit.clamp(1, READ_MAX);
-        let (from, count_text) = (place.position.next().to_string(), count.to_string());
-        let [generation, state, trim_shared, trim_inbox] = meta::fields_of_reader(user);
-        let [epoch, base, position, published, writer] = View::FIELDS;
-        let commands: [&[&str]; 7] = [
-            &["XRANGE", &inbox, &from, "+", "COUNT", &count_text],
-            &["XRANGE", &shared, &from, "+", "COUNT", &count_text],
-            &["EXISTS", &inbox, &shared],
-            &["HMGET", &meta, &generation, &state, &trim_shared, &trim_inbox],
-            &["HMGET", &checkpoint, epoch, base, position, published, writer],
-            &["HMGET", &stopped, &names[0], &names[1]],
-            &["HMGET", &terms, &term],
-        ];
+        let (members, count_text) = (self.0.keys.members(tenant, &user_text), count.to_string());
+        let meta_fields = meta::fields_of_reader(user, assumed.groups.keys());
+        let mut commands: Vec<Vec<&str>> = Vec::with_capacity(streams.len() + 6);
+        for (key, from) in keys.iter().zip(&from) {
+            commands.push(vec!["XRANGE", key, from, "+", "COUNT", &count_text]);
+        }
+        let exist = std::iter::once("EXISTS").chain(keys.iter().map(String::as_str));
+        commands.push(exist.collect());
+        commands.push(
+            ["HMGET", &meta]
+                .into_iter()
+                .chain(meta_fields.iter().map(String::as_str))
+                .collect(),
+        );
+        commands.push(["HMGET", &checkpoint].into_iter().chain(View::FIELDS).collect());
+        commands.push(
+            ["HMGET", &stopped]
+                .into_iter()
+                .chain(names.iter().map(String::as_str))
+                .collect(),
+        );
+        commands.push(vec!["HMGET", &terms, &term]);
+        if self.has_groups() {
+            commands.push(vec!["HGETALL", &members]);
+        }
         let reply = self.transact(&commands).await?;
         let mut replies = transaction(&reply, commands.len())?;
-        let mine = Entry::read_range(&mut replies, &reply)?;
-        let common = Entry::read_range(&mut replies, &reply)?;
+        let mut ranges = Vec::with_capacity(streams.len());
+        for _ in &streams {
+            ranges.push(Entry::read_range(&mut replies, &reply)?);
+        }
         let existing = replies.integer()?;
         let (meta, checkpoint, stopped) = (replies.texts()?, replies.texts()?, replies.texts()?);
         let ended = replies.texts()?.into_iter().flatten().next();
+        let members = if self.has_groups() {
+            replies.texts()?
+        } else {
+            Vec::new()
+        };
 
         let view = parse_view(&checkpoint)?;
         let meta = Meta::parse(meta);
@@ -413,26 +536,42 @@ impl Store {
             return Err(Error::Paused);
         }
         let is_known = view.epoch == place.epoch && meta.generation == Some(place.generation);
-        if !is_known || existing != 2 || meta.is_trimmed_after(place.position) {
-            return Ok((Read::Broken(view), Continuity::Valid));
+        if !is_known || meta.is_trimmed_after(place.position) {
+            return Ok(Reading::Done(Read::Broken(view), Continuity::Valid));
+        }
+        let mut held = assumed.clone();
+        if self.has_groups() {
+            let members = Members::parse(&pairs(members));
+            let is_complete = members.is_of(view.epoch, meta.generation, meta.groups_reset)
+                && members.since.is_some_and(|since| since <= place.position);
+            if !is_complete {
+                return Ok(Reading::Done(Read::Broken(view), Continuity::Valid));
+            }
+            if members.groups != assumed.groups {
+                return Ok(Reading::OtherMembers(members));
+            }
+            held = Arc::new(members);
+        }
+        if existing != i64::try_from(streams.len()).unwrap_or(i64::MAX) {
+            return Ok(Reading::Done(Read::Broken(view), Continuity::Valid));
         }
         let continuity = verify(place, &view, ended);
         if continuity != Continuity::Valid {
-            return Ok((Read::Broken(view), continuity));
+            return Ok(Reading::Done(Read::Broken(view), continuity));
         }
-        let read = merge(mine, common, count, place.position, view);
+        let read = merge(ranges, count, place.position, view, (user, held));
         if let Read::Slice(slice) = &read {
             let Some(last) = slice.entries.last() else {
                 return if stopped.iter().any(Option::is_some) {
                     Err(Error::Stopped)
                 } else {
-                    Ok((read, continuity))
+                    Ok(Reading::Done(read, continuity))
                 };
             };
             let mut furthest = self.0.furthest.lock();
             *furthest = last.id.max(*furthest);
         }
-        Ok((read, continuity))
+        Ok(Reading::Done(read, continuity))
     }
 
     /// The last entry that a reader of this process received: cached rows must not be older.
@@ -462,10 +601,11 @@ impl Store {
     }
 
     /// Runs commands as one transaction and returns the replies as Redis sent them.
-    async fn transact(&self, commands: &[&[&str]]) -> Result<bytes::Bytes, RedisError> {
+    async fn transact<'c>(&self, commands: &[impl AsRef<[&'c str]>]) -> Result<bytes::Bytes, RedisError> {
         let mut encoded = BytesMut::with_capacity(1024);
         resp::command(&mut encoded, &[b"MULTI"]);
         for command in commands {
+            let command = command.as_ref();
             resp::begin(&mut encoded, command.len());
             command
                 .iter()
@@ -478,17 +618,18 @@ impl Store {
     /// Where the streams of a user are now.
     pub async fn standing(&self, tenant: &str, user: Uuid) -> Result<Standing, Error> {
         let replies: StandingReplies = self.query(&self.standing_commands(tenant, user)).await?;
-        standing(replies)
+        self.stand(tenant, replies).await
     }
 
     /// What a snapshot needs before it is taken.
     pub async fn handoff(&self, tenant: &str, user: Uuid) -> Result<Handoff, Error> {
         let mut pipe = self.standing_commands(tenant, user);
         pipe.cmd("HGETALL").arg(self.0.keys.window());
-        type Replies = (bool, bool, Values, Values, HashMap<String, String>);
-        let (inbox, shared, meta, checkpoint, window): Replies = self.query(&pipe).await?;
+        type Replies = (bool, bool, Values, Values, Fields, Fields);
+        let (inbox, shared, meta, checkpoint, members, window): Replies = self.query(&pipe).await?;
+        let standing = self.stand(tenant, (inbox, shared, meta, checkpoint, members)).await?;
         Ok(Handoff {
-            standing: standing((inbox, shared, meta, checkpoint))?,
+            standing,
             window: WindowEntry::parse_all(&window),
         })
     }
@@ -496,32 +637,113 @@ impl Store {
     fn standing_commands(&self, tenant: &str, user: Uuid) -> Pipeline {
         let mut pipe = redis::pipe();
         pipe.atomic();
-        pipe.cmd("EXISTS").arg(self.0.keys.inbox(tenant, &user.to_string()));
+        let user = user.to_string();
+        pipe.cmd("EXISTS").arg(self.0.keys.inbox(tenant, &user));
         pipe.cmd("EXISTS").arg(self.0.keys.shared(tenant));
         pipe.cmd("HMGET")
             .arg(self.0.keys.meta(tenant))
-            .arg(&[meta::GENERATION, meta::STATE]);
+            .arg(&[meta::GENERATION, meta::STATE, meta::GROUPS_RESET]);
         checkpoint_command(&mut pipe, &self.0.keys);
+        pipe.cmd("HGETALL").arg(self.0.keys.members(tenant, &user));
         pipe
+    }
+
+    async fn stand(&self, tenant: &str, replies: StandingReplies) -> Result<Standing, Error> {
+        let (inbox, shared, meta, checkpoint, members) = replies;
+        let (meta, view) = (Meta::parse(meta), parse_view(&checkpoint)?);
+        let mut members = Members::parse(&members);
+        let mut missing_groups: Vec<GroupId> = Vec::new();
+        let mut lacks_members = false;
+        if self.has_groups() {
+            lacks_members = !members.is_of(view.epoch, meta.generation, meta.groups_reset) || members.since.is_none();
+            missing_groups = self.without_streams(tenant, members.groups.keys()).await?;
+        } else {
+            members = Members::default();
+        }
+        Ok(Standing {
+            view,
+            generation: meta.generation.unwrap_or(0),
+            missing: Missing {
+                tenant: !shared || meta.generation.is_none(),
+                inbox: !inbox,
+                groups: lacks_members || !missing_groups.is_empty(),
+            },
+            is_paused: meta.is_paused,
+            members: Arc::new(members),
+            lacks_members,
+            missing_groups,
+        })
+    }
+
+    /// Those of the groups that have no stream.
+    async fn without_streams(
+        &self,
+        tenant: &str,
+        groups: impl Iterator<Item = &GroupId> + Clone,
+    ) -> Result<Vec<GroupId>, Error> {
+        let mut pipe = redis::pipe();
+        for group in groups.clone() {
+            pipe.cmd("EXISTS").arg(self.0.keys.group(tenant, group));
+        }
+        if pipe.is_empty() {
+            return Ok(Vec::new());
+        }
+        let exist: Vec<bool> = self.query(&pipe).await?;
+        let missing = groups.zip(exist).filter(|(_, exists)| !exists);
+        Ok(missing.map(|(group, _)| group.clone()).collect())
+    }
+
+    /// Lets the publisher keep a user's memberships from here on; gives what is published. `None` without a checkpoint or the
+    /// tenant's streams.
+    pub async fn mark_members(&self, tenant: &str, user: Uuid) -> Result<Option<StreamId>, Error> {
+        let keys = [
+            self.0.keys.members(tenant, &user.to_string()),
+            self.0.keys.checkpoint(),
+            self.0.keys.meta(tenant),
+        ];
+        let mut pipe = redis::pipe();
+        pipe.cmd("EVAL").arg(lua::MARK_MEMBERS).arg(keys.len()).arg(&keys);
+        let (marked,): (Option<String>,) = self.query(&pipe).await?;
+        Ok(marked.and_then(|marked| marked.parse().ok()))
+    }
+
+    /// Adds a user's memberships from Postgres, complete up to `since`, to what the publisher recorded since the mark.
+    pub async fn add_members(
+        &self,
+        tenant: &str,
+        user: Uuid,
+        (mark, since): (StreamId, StreamId),
+        groups: &[GroupId],
+    ) -> Result<(), Error> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("EVAL").arg(lua::ADD_MEMBERS).arg(1);
+        pipe.arg(self.0.keys.members(tenant, &user.to_string()));
+        pipe.arg(mark.to_string()).arg(since.to_string());
+        for group in groups {
+            pipe.arg(group.to_string());
+        }
+        pipe.ignore();
+        Ok(self.query::<()>(&pipe).await?)
     }
 }
 
+/// What came of a read that assumed a user's memberships.
+enum Reading {
+    Done(Read, Continuity),
+    /// The user has these.
+    OtherMembers(Members),
+}
+
 type Values = Vec<Option<String>>;
+type Fields = HashMap<String, String>;
 
-/// Whether the inbox and `shared` exist, the tenant's meta hash, and the checkpoint.
-type StandingReplies = (bool, bool, Values, Values);
+/// Whether the inbox and `shared` exist, the tenant's meta hash, the checkpoint, and the user's memberships.
+type StandingReplies = (bool, bool, Values, Values, Fields);
 
-fn standing((inbox, shared, meta, checkpoint): StandingReplies) -> Result<Standing, Error> {
-    let meta = Meta::parse(meta);
-    Ok(Standing {
-        view: parse_view(&checkpoint)?,
-        generation: meta.generation.unwrap_or(0),
-        missing: Missing {
-            tenant: !shared || meta.generation.is_none(),
-            inbox: !inbox,
-        },
-        is_paused: meta.is_paused,
-    })
+/// Names and values that alternate.
+fn pairs(texts: Values) -> Fields {
+    let mut texts = texts.into_iter().flatten();
+    std::iter::from_fn(|| Some((texts.next()?, texts.next()?))).collect()
 }
 
 fn checkpoint_command<'a>(pipe: &'a mut Pipeline, keys: &Keys) -> &'a mut Pipeline {
@@ -536,33 +758,4 @@ fn parse_view(values: &[Option<String>]) -> Result<View, Error> {
 fn verify(place: ReadPosition, view: &View, ended: Option<String>) -> Continuity {
     let ended = ended.and_then(|text| text.parse().ok());
     terms::verify(place.term, place.position, view, ended)
-}
-
-/// Merges two ranges that were each cut at `count` entries.
-fn merge(mine: Vec<Entry>, common: Vec<Entry>, count: usize, after: StreamId, view: View) -> Read {
-    // Behind the last entry of a cut range there may be others, so the merge ends there.
-    let cut = |entries: &[Entry]| entries.last().filter(|_| entries.len() >= count).map(|last| last.id);
-    let horizon = match (cut(&mine), cut(&common)) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (one, other) => one.or(other),
-    };
-    // Entries behind the published position were not written by the publisher; a reader that moved there would skip
-    // entries that are still to come.
-    let horizon = horizon.filter(|horizon| *horizon < view.position);
-    let end = horizon.unwrap_or(view.position);
-    let mut entries = mine;
-    entries.extend(common);
-    entries.retain(|entry| entry.id <= end);
-    // Both are sorted. A change that differs for the user is in both streams, and the inbox has precedence.
-    entries.sort_by_key(|entry| entry.id);
-    if entries.iter().any(|entry| entry.op.is_break()) {
-        return Read::Broken(view);
-    }
-    entries.dedup_by_key(|entry| entry.id);
-    Read::Slice(Slice {
-        end: entries.last().map_or(after, |entry| entry.id),
-        has_more: horizon.is_some(),
-        entries,
-        view,
-    })
 }

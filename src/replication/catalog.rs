@@ -305,7 +305,7 @@ pub async fn run(
     }
     let watcher = Watcher {
         publication: &config.replication.publication,
-        router: Router::new(config.routes.clone()),
+        router: Router::new(config.routes.clone(), config.groups.clone()),
         database,
         report,
         moved,

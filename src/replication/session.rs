@@ -190,7 +190,7 @@ impl<'a> Session<'a> {
         // Without a file, too: that can be switched on.
         tokio::spawn(aof::watch(context.config.redis.clone(), written.subscribe(), sender));
         claim.window.sort_unstable_by_key(|entry| entry.first);
-        let router = Router::new(context.config.routes.clone());
+        let router = Router::new(context.config.routes.clone(), context.config.groups.clone());
         let start = Start {
             base: origin.epoch.base,
             position: origin.position,
@@ -593,12 +593,13 @@ impl<'a> Session<'a> {
     }
 
     /// Recreates streams that are missing with a `reset` entry, which their readers receive. An inbox is recreated when
-    /// a device of its user takes a snapshot, since only the API can check that the user exists.
+    /// a device of its user takes a snapshot, since only the API can check that the user exists; the stream of a group when
+    /// one of a member does.
     fn recreate(&mut self, missing: Vec<Target>, position: Option<StreamId>) {
         let Some(position) = position else { return };
         for target in missing {
-            if matches!(target, Target::Inbox(..)) {
-                tracing::debug!(?target, "inbox missing");
+            if matches!(target, Target::Inbox(..) | Target::Group(..)) {
+                tracing::debug!(?target, "stream missing");
                 continue;
             }
             let keys = Keys::new(&self.context.config.redis.prefix);

@@ -166,6 +166,9 @@ async fn round_of(
             Err(error) => skip_wrong_type(store, &target, error)?,
         }
     }
+    if !config.groups.is_empty() {
+        groups(config, store, &name, cuts).await?;
+    }
     let mut after = Uuid::nil();
     loop {
         let page = inboxes(config, database, tenant, after).await?;
@@ -182,6 +185,47 @@ async fn round_of(
         }
     }
     Ok(())
+}
+
+/// Trims the streams of groups that are beyond their limit.
+async fn groups(config: &Config, store: &Store, tenant: &Arc<str>, cuts: &mpsc::Sender<Cut>) -> Result<()> {
+    let entries_max = config.streams.group_entries_max;
+    let mut cursor = "0".to_owned();
+    loop {
+        let (next, names): (String, Vec<String>) = redis::cmd("SSCAN")
+            .arg(store.keys().groups(tenant))
+            .arg(&cursor)
+            .arg("COUNT")
+            .arg(PAGE)
+            .query_async(&mut store.connection())
+            .await?;
+        let groups = names.iter().filter_map(|name| name.parse().ok());
+        let targets: Vec<Target> = groups.map(|group| Target::Group(tenant.clone(), group)).collect();
+        let mut pipe = redis::pipe();
+        for target in &targets {
+            pipe.cmd("XLEN").arg(target.key(store.keys()));
+        }
+        // A key of the wrong type is an error of its own, below.
+        let lengths: Vec<redis::Value> = match targets.is_empty() {
+            true => Vec::new(),
+            false => pipe.ignore_errors().query_async(&mut store.connection()).await?,
+        };
+        for (target, length) in targets.into_iter().zip(lengths) {
+            if matches!(length, redis::Value::Int(length) if u64::try_from(length).is_ok_and(|length| length <= entries_max))
+            {
+                continue;
+            }
+            match beyond_limit(store, target.clone(), entries_max).await {
+                Ok(Some(cut)) => cuts.send(cut).await?,
+                Ok(None) => {}
+                Err(error) => skip_wrong_type(store, &target, error)?,
+            }
+        }
+        if next == "0" {
+            return Ok(());
+        }
+        cursor = next;
+    }
 }
 
 /// Logs a key that holds no stream; other errors are returned.

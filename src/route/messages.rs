@@ -47,7 +47,9 @@ impl Columns {
             Operation::Insert => self.appear(row, out),
             Operation::Delete => self.disappear(row, out),
             // No operations of a row.
-            Operation::Truncate | Operation::Reset | Operation::Message | Operation::Other => Ok(()),
+            Operation::Truncate | Operation::Reset | Operation::Message | Operation::Member | Operation::Other => {
+                Ok(())
+            }
             Operation::Update => {
                 let was_deleted = row.before(self.deleted_at).is_set();
                 let is_deleted = row.after(self.deleted_at).is_set();

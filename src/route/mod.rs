@@ -3,6 +3,7 @@
 //! A [`Rule`](crate::config::rule::Rule) is data. The [`router::Router`] compiles the rules of each table once into a [`router::Plan`];
 //! routing a row then needs no lookup, since its new and old values name the recipients.
 
+mod membership;
 pub mod messages;
 pub mod outbox;
 pub mod router;

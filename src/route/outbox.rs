@@ -15,11 +15,14 @@
 //!
 //! It is not state: a device that takes a snapshot afterwards does not receive it.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::config::rule::{TENANT, is_event_name};
+use crate::config::rule::{GROUP_JOINED, GROUP_LEFT, TENANT, is_event_name};
+use crate::contract::group::GroupId;
 use crate::contract::stream_name::Audience;
 use crate::core::tenant::is_valid_name;
 
@@ -36,10 +39,12 @@ pub const CONTENT_BYTES_MAX: usize = 64 * 1024;
 pub const RECIPIENTS_MAX: usize = 1000;
 
 /// Events that the server itself sends to clients.
-const RESERVED: [&str; 10] = [
+const RESERVED: [&str; 12] = [
     "bye",
     "device_added",
     "device_changed",
+    GROUP_JOINED,
+    GROUP_LEFT,
     "hello",
     "presence",
     "reset",
@@ -84,6 +89,8 @@ struct Content<'a> {
 enum To {
     Word(String),
     Users(Vec<Uuid>),
+    /// A group: its name and id.
+    Group(BTreeMap<String, String>),
 }
 
 impl<'a> OutboxMessage<'a> {
@@ -106,8 +113,11 @@ impl<'a> OutboxMessage<'a> {
         if data.len() > CONTENT_BYTES_MAX {
             return Err(refused(too_large(data.len())));
         }
-        let to: To = serde_json::from_str(recipients)
-            .map_err(|_| refused(format!("`recipients` must be a list of user ids, or \"{TENANT}\"")))?;
+        let to: To = serde_json::from_str(recipients).map_err(|_| {
+            refused(format!(
+                "`recipients` must be a list of user ids, a group such as {{\"list\": \"42\"}}, or \"{TENANT}\""
+            ))
+        })?;
         Self::addressed(tenant, event, to, data).map_err(|cause| refused(cause.into()))
     }
 
@@ -152,6 +162,16 @@ impl<'a> OutboxMessage<'a> {
                 users.sort_unstable();
                 users.dedup();
                 users.into_iter().map(Audience::User).collect()
+            }
+            To::Group(group) => {
+                let mut groups = group.iter();
+                let (Some((name, id)), None) = (groups.next(), groups.next()) else {
+                    return Err("recipients that are a group must name one, such as {\"list\": \"42\"}");
+                };
+                let group = GroupId::new(&name.as_str().into(), id.as_bytes());
+                vec![Audience::Group(
+                    group.map_err(|_| "the id of the group is none that a group can have")?,
+                )]
             }
         };
         Ok(Self {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use uuid::Uuid;
-
+use super::membership;
 use super::messages;
 use super::row::{ColumnValue, NotAUserId, Row, user_id};
-use crate::config::rule::{ENCRYPTED_STATES, Rule, TENANT};
+use crate::config::group::Groups;
+use crate::config::rule::{ENCRYPTED_STATES, Recipient, Rule, TENANT};
 use crate::contract::entry::live_columns;
+use crate::contract::group::{GroupId, InvalidId, Membership};
 use crate::contract::stream_name::Audience;
 use crate::core::operation::Operation;
 use crate::decode::relation::Relation;
@@ -19,15 +20,17 @@ pub const SCHEMA_PREFIX: &str = "tenant_";
 const BUILT_IN: [&str; 5] = ["messages", "users", ENCRYPTED_STATES, "message_conflicts", "devices"];
 
 /// One change for one audience.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery<'p> {
     pub audience: Audience,
     /// What happened from their point of view: a row that moved to another user is deleted for the previous one.
     pub operation: Operation,
     /// Name of the live event.
     pub event: &'p str,
-    /// Stored in the inbox or the shared stream; otherwise only live.
+    /// Stored in the audience's stream; otherwise only live.
     pub stored: bool,
+    /// What the change says about the user's own memberships.
+    pub memberships: Vec<Membership>,
 }
 
 impl<'p> Delivery<'p> {
@@ -38,6 +41,7 @@ impl<'p> Delivery<'p> {
             operation,
             event,
             stored: true,
+            memberships: Vec::new(),
         }
     }
 }
@@ -48,6 +52,9 @@ pub enum RouteError {
     /// A recipient column holds no user id.
     #[error("column {column}: {cause}")]
     Recipient { column: String, cause: NotAUserId },
+    /// A column holds no id of a group.
+    #[error("column {column}: {cause}")]
+    Group { column: String, cause: InvalidId },
     /// A rule does not fit its table.
     #[error("{0}")]
     Rule(String),
@@ -57,6 +64,7 @@ pub enum RouteError {
 #[derive(Debug, Clone)]
 pub struct Router {
     rules: Vec<Rule>,
+    groups: Groups,
 }
 
 /// The rules of one table, compiled.
@@ -76,6 +84,10 @@ pub struct Plan {
     stored: Vec<ColumnsRoute>,
     /// Rules whose deliveries are only live; each rule sends its own event.
     live_only: Vec<ColumnsRoute>,
+    /// The table lists the members of a group.
+    members: Option<membership::Columns>,
+    /// Some rule sends rows to a group, so that entries name all audiences of the row.
+    names_audiences: bool,
     /// Why a rule cannot route rows of this table.
     broken: Option<String>,
 }
@@ -95,18 +107,58 @@ struct ColumnsRoute {
 #[derive(Debug, Clone)]
 enum Recipients {
     Tenant,
-    Columns(Vec<(usize, String)>),
+    Columns(Vec<RecipientColumn>),
+}
+
+/// A column that names recipients.
+#[derive(Debug, Clone)]
+struct RecipientColumn {
+    index: usize,
+    name: String,
+    /// The column holds the id of such a group; else of a user.
+    group: Option<Arc<str>>,
+}
+
+impl RecipientColumn {
+    /// Whom a value names, if anybody.
+    fn audience(&self, value: ColumnValue<'_>) -> Result<Option<Audience>, RouteError> {
+        let column = || self.name.clone();
+        match (&self.group, value) {
+            (None, value) => {
+                user_id(value)
+                    .map(|user| user.map(Audience::User))
+                    .map_err(|cause| RouteError::Recipient {
+                        column: column(),
+                        cause,
+                    })
+            }
+            (Some(group), ColumnValue::Text(id)) => GroupId::new(group, id)
+                .map(|group| Some(Audience::Group(group)))
+                .map_err(|cause| RouteError::Group {
+                    column: column(),
+                    cause,
+                }),
+            (Some(_), ColumnValue::Null | ColumnValue::Unknown) => Ok(None),
+        }
+    }
 }
 
 impl Router {
     /// A router with the built-in rules and the configured ones.
-    pub fn new(rules: Vec<Rule>) -> Self {
-        Self { rules }
+    pub fn new(rules: Vec<Rule>, groups: Groups) -> Self {
+        Self { rules, groups }
     }
 
-    /// Whether any rule covers tables of this name.
+    /// Whether groups are configured.
+    pub fn has_groups(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
+    /// Whether any rule covers tables of this name, or a group has it as its table.
     pub fn covers(&self, table: &str) -> bool {
-        BUILT_IN.contains(&table) || self.rules.iter().any(|rule| *rule.table == *table)
+        BUILT_IN.contains(&table)
+            || self.rules.iter().any(|rule| *rule.table == *table)
+            || self.groups.values().any(|group| group.table == table)
     }
 
     /// The plan for a table, `None` when it belongs to no tenant.
@@ -125,6 +177,8 @@ impl Router {
             messages: None,
             stored: Vec::new(),
             live_only: Vec::new(),
+            members: None,
+            names_audiences: false,
             broken: None,
         };
         let built_in = |to: &str, event: &str, changed: &[&str]| Rule::built_in(&relation.table, to, event, changed);
@@ -159,7 +213,14 @@ impl Router {
             _ => {}
         }
         for rule in self.rules.iter().filter(|rule| *rule.table == *relation.table) {
+            plan.names_audiences |= rule.to.iter().any(|to| to.group().is_some());
             plan.store(rule, relation);
+        }
+        if let Some((name, group)) = self.groups.iter().find(|(_, group)| *group.table == *relation.table) {
+            match membership::Columns::compile(name, group, relation) {
+                Ok(columns) => plan.members = Some(columns),
+                Err(cause) => plan.broken = plan.broken.or(Some(cause)),
+            }
         }
         Some(plan)
     }
@@ -189,7 +250,31 @@ impl Plan {
 
     /// Whether any rule covers the table.
     pub fn is_routed(&self) -> bool {
-        self.messages.is_some() || !self.stored.is_empty() || !self.live_only.is_empty() || self.broken.is_some()
+        self.messages.is_some()
+            || self.members.is_some()
+            || !self.stored.is_empty()
+            || !self.live_only.is_empty()
+            || self.broken.is_some()
+    }
+
+    /// Who sees a row after the change, where a rule sends rows of this table to groups.
+    pub fn audiences(&self, row: &Row<'_>) -> Option<Vec<Audience>> {
+        if !self.names_audiences {
+            return None;
+        }
+        let mut audiences: Vec<Audience> = Vec::new();
+        for route in &self.stored {
+            let named = match route.visibility(row).after {
+                Viewers::WholeTenant => vec![Audience::Tenant],
+                Viewers::Some(named) => named,
+            };
+            for audience in named {
+                if !audiences.contains(&audience) {
+                    audiences.push(audience);
+                }
+            }
+        }
+        Some(audiences)
     }
 
     /// Appends the deliveries of a changed row. A user has at most one that is stored, and so has the tenant; where the
@@ -227,12 +312,21 @@ impl Plan {
                 result = result.and(visibility.check);
             }
             routes => {
-                let visibilities: Vec<_> = routes.iter().map(|route| route.visibility(row)).collect();
+                let mut visibilities: Vec<_> = routes.iter().map(|route| route.visibility(row)).collect();
+                if self.names_audiences && change_of_audiences(&visibilities) {
+                    // All who see the row must learn by whom it is seen, since a client keeps it by that.
+                    visibilities
+                        .iter_mut()
+                        .for_each(|visibility| visibility.is_watched = true);
+                }
                 deliver(&visibilities, true, out);
                 for visibility in visibilities {
                     result = result.and(visibility.check);
                 }
             }
+        }
+        if let Some(columns) = &self.members {
+            result = result.and(columns.route(row, out));
         }
         result
     }
@@ -284,7 +378,7 @@ impl Transition {
 
 impl Visibility<'_> {
     /// Whether the rule by itself sends its event to an audience.
-    fn sends_to(&self, audience: Audience) -> bool {
+    fn sends_to(&self, audience: &Audience) -> bool {
         let transition = Transition::of(self.before.include(audience), self.after.include(audience));
         self.covers_operation
             && match transition {
@@ -297,31 +391,31 @@ impl Visibility<'_> {
 
 enum Viewers {
     WholeTenant,
-    Users(Vec<Uuid>),
+    Some(Vec<Audience>),
 }
 
 impl Viewers {
-    const NONE: Self = Self::Users(Vec::new());
+    const NONE: Self = Self::Some(Vec::new());
 
-    fn users(&self) -> &[Uuid] {
+    /// The audiences other than the tenant.
+    fn named(&self) -> &[Audience] {
         match self {
             Self::WholeTenant => &[],
-            Self::Users(users) => users,
+            Self::Some(named) => named,
         }
     }
 
-    fn include(&self, audience: Audience) -> bool {
-        match (self, audience) {
-            (Self::WholeTenant, _) => true,
-            (Self::Users(users), Audience::User(user)) => users.contains(&user),
-            (Self::Users(_), Audience::Tenant) => false,
+    fn include(&self, audience: &Audience) -> bool {
+        match self {
+            Self::WholeTenant => true,
+            Self::Some(named) => named.contains(audience),
         }
     }
 }
 
 /// The delivery of a change to one audience by several rules. A row is visible as long as one rule shows it, and the
 /// event is that of the first rule that sends one and still shows the row, or else of the first that sends one.
-fn delivery<'p>(rules: &[Visibility<'p>], audience: Audience, stored: bool) -> Option<Delivery<'p>> {
+fn delivery<'p>(rules: &[Visibility<'p>], audience: &Audience, stored: bool) -> Option<Delivery<'p>> {
     let before = rules.iter().any(|rule| rule.before.include(audience));
     let after = rules.iter().any(|rule| rule.after.include(audience));
     let operation = Transition::of(before, after).operation()?;
@@ -329,26 +423,38 @@ fn delivery<'p>(rules: &[Visibility<'p>], audience: Audience, stored: bool) -> O
     let first = senders.clone().next()?;
     let sender = senders.find(|rule| rule.after.include(audience)).unwrap_or(first);
     Some(Delivery {
-        audience,
+        audience: audience.clone(),
         operation,
         event: sender.event,
         stored,
+        memberships: Vec::new(),
     })
 }
 
-/// Appends the deliveries of a change to all audiences of these rules. A user whose delivery equals the tenant's gets
-/// only that.
+/// Whether other audiences see the row than before.
+fn change_of_audiences(rules: &[Visibility<'_>]) -> bool {
+    let named = rules
+        .iter()
+        .flat_map(|rule| rule.before.named().iter().chain(rule.after.named()));
+    named.chain([&Audience::Tenant]).any(|audience| {
+        let before = rules.iter().any(|rule| rule.before.include(audience));
+        before != rules.iter().any(|rule| rule.after.include(audience))
+    })
+}
+
+/// Appends the deliveries of a change to all audiences of these rules. One whose delivery equals the tenant's gets only
+/// that.
 fn deliver<'p>(rules: &[Visibility<'p>], stored: bool, out: &mut Vec<Delivery<'p>>) {
-    let common = delivery(rules, Audience::Tenant, stored);
+    let common = delivery(rules, &Audience::Tenant, stored);
     let equals_common = |own: &Delivery<'p>| {
+        let common = common.as_ref();
         common.is_some_and(|common| (common.operation, common.event) == (own.operation, own.event))
     };
-    let before = rules.iter().flat_map(|rule| rule.before.users());
-    let after = rules.iter().flat_map(|rule| rule.after.users());
+    let before = rules.iter().flat_map(|rule| rule.before.named());
+    let after = rules.iter().flat_map(|rule| rule.after.named());
     let start = out.len();
-    for user in before.chain(after) {
-        let audience = Audience::User(*user);
-        if !out[start..].iter().any(|other| other.audience == audience) {
+    for audience in before.chain(after) {
+        if !out[start..].iter().any(|other| other.audience == *audience) {
             out.extend(delivery(rules, audience, stored).filter(|own| !equals_common(own)));
         }
     }
@@ -357,7 +463,7 @@ fn deliver<'p>(rules: &[Visibility<'p>], stored: bool, out: &mut Vec<Delivery<'p
 
 impl ColumnsRoute {
     fn compile(rule: &Rule, relation: &Relation) -> Result<Self, String> {
-        let find = |column: &String| {
+        let find = |column: &str| {
             let missing = || {
                 format!(
                     "the rule for table {} names column {column}, which does not exist",
@@ -366,15 +472,26 @@ impl ColumnsRoute {
             };
             relation.column(column).ok_or_else(missing)
         };
-        let mut changed: Vec<usize> = rule.when.changed.iter().map(find).collect::<Result<_, _>>()?;
-        let to = if rule.to == [TENANT] {
+        let mut changed: Vec<usize> = rule
+            .when
+            .changed
+            .iter()
+            .map(|column| find(column))
+            .collect::<Result<_, _>>()?;
+        let to = if rule.is_for_tenant() {
             Recipients::Tenant
         } else {
-            let columns = rule.to.iter().map(|column| Ok((find(column)?, column.clone())));
-            let columns = columns.collect::<Result<Vec<_>, String>>()?;
-            // Users who lose or get a row must receive that, whatever else is watched.
+            let column = |to: &Recipient| {
+                Ok(RecipientColumn {
+                    index: find(to.column())?,
+                    name: to.column().to_owned(),
+                    group: to.group().map(|(group, _)| group.as_str().into()),
+                })
+            };
+            let columns = rule.to.iter().map(column).collect::<Result<Vec<_>, String>>()?;
+            // Those who lose or get a row must receive that, whatever else is watched.
             if !changed.is_empty() {
-                changed.extend(columns.iter().map(|(column, _)| *column));
+                changed.extend(columns.iter().map(|column| column.index));
             }
             Recipients::Columns(columns)
         };
@@ -407,13 +524,13 @@ impl ColumnsRoute {
             Viewers::NONE
         };
         // Where the log lacks the old recipients, the new ones count as such.
-        if let (Recipients::Columns(columns), Viewers::Users(old)) = (&self.to, &mut before)
+        if let (Recipients::Columns(columns), Viewers::Some(old)) = (&self.to, &mut before)
             && old_matches
             && columns
                 .iter()
-                .any(|(column, _)| row.before(*column) == ColumnValue::Unknown)
+                .any(|column| row.before(column.index) == ColumnValue::Unknown)
         {
-            old.extend(after.users());
+            old.extend_from_slice(after.named());
         }
         Visibility {
             before,
@@ -435,21 +552,18 @@ impl ColumnsRoute {
         self.equals.iter().all(equal) && !self.gone.is_some_and(|column| value(column).is_set())
     }
 
-    /// The recipients that these values name, and an error for the first that is no user id.
+    /// The recipients that these values name, and an error for the first that is no id.
     fn viewers<'a>(&self, value: impl Fn(usize) -> ColumnValue<'a>) -> (Viewers, Result<(), RouteError>) {
         let Recipients::Columns(columns) = &self.to else {
             return (Viewers::WholeTenant, Ok(()));
         };
-        let (mut users, mut check) = (Vec::new(), Ok(()));
-        for (column, name) in columns {
-            match user_id(value(*column)) {
-                Ok(user) => users.extend(user.filter(|user| !users.contains(user))),
-                Err(cause) => {
-                    let column = name.clone();
-                    check = check.and(Err(RouteError::Recipient { column, cause }));
-                }
+        let (mut named, mut check) = (Vec::new(), Ok(()));
+        for column in columns {
+            match column.audience(value(column.index)) {
+                Ok(audience) => named.extend(audience.filter(|audience| !named.contains(audience))),
+                Err(cause) => check = check.and(Err(cause)),
             }
         }
-        (Viewers::Users(users), check)
+        (Viewers::Some(named), check)
     }
 }

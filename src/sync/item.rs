@@ -5,12 +5,13 @@ use std::collections::HashSet;
 use bytes::{BufMut as _, BytesMut};
 
 use crate::contract::entry::{Entry, Text};
+use crate::contract::group::{GroupId, Membership};
 use crate::contract::json::members;
 use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 
 /// A changed row of a table without a list of its own, or a deleted row.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Change {
     pub table: Text,
     /// `insert`, `update`, `delete`, or `message` for an event without a row.
@@ -20,6 +21,8 @@ pub struct Change {
     pub row: Option<Text>,
     /// The log omits unchanged columns; the row must be completed before it is delivered.
     pub is_partial: bool,
+    /// The audiences that see the row as a JSON array, where a rule sends rows of the table to groups.
+    pub via: Option<Text>,
 }
 
 /// One row of a batch.
@@ -30,6 +33,8 @@ pub enum Item {
     /// A user as JSON, as other users see them.
     User(Text),
     Change(Change),
+    /// The user joined or left a group.
+    Membership(Membership),
 }
 
 impl Item {
@@ -38,6 +43,7 @@ impl Item {
         match self {
             Self::Message(json) | Self::User(json) => json.as_bytes().len(),
             Self::Change(change) => 64 + change.row.as_ref().map_or(0, |row| row.as_bytes().len()),
+            Self::Membership(_) => 64,
         }
     }
 }
@@ -83,53 +89,84 @@ pub struct Version {
 }
 
 impl Version {
+    /// The group that the user joined.
+    pub fn joined(&self) -> Option<&GroupId> {
+        match &self.item {
+            Some(Item::Membership(Membership::Join(group))) => Some(group),
+            _ => None,
+        }
+    }
+
     fn is_deletion(&self) -> bool {
         matches!(&self.item, Some(Item::Change(change)) if change.op == Operation::Delete.as_str())
     }
 }
 
-/// Converts entries, one version each.
+/// Converts entries: one version each, and one for each group that the user joined or left by it.
 pub fn versions(entries: Vec<Entry>) -> impl Iterator<Item = Version> {
     let mut memory = BytesMut::new();
-    entries.into_iter().map(move |entry| {
-        let place = entry.id;
-        if entry.op.is_break() || entry.op == Operation::Other {
-            return Version {
-                place,
-                row: None,
-                former: None,
-                item: None,
-            };
-        }
-        let (id, former) = match entry.op {
-            // The reader has the row under its former id.
-            Operation::Delete => (entry.former_id().or_else(|| entry.row_id()), None),
-            Operation::Update => (entry.row_id(), entry.former_id()),
-            _ => (entry.row_id(), None),
-        };
-        let former = former.map(|id| Box::new((entry.table.clone(), id)));
-        let row = entry.row.filter(|_| entry.op != Operation::Delete);
-        let shown = row.as_ref().and_then(|row| match entry.table.as_bytes() {
-            b"messages" => project(row, &MESSAGE, &mut memory).map(Item::Message),
-            b"users" => project(row, &USER, &mut memory).map(Item::User),
-            _ => None,
-        });
-        let item = shown.unwrap_or_else(|| {
-            Item::Change(Change {
-                is_partial: row.is_some() && entry.unchanged.is_some(),
-                table: entry.table.clone(),
-                op: entry.op.as_str(),
-                id: id.clone(),
-                row,
-            })
-        });
-        Version {
+    entries.into_iter().flat_map(move |entry| {
+        let (place, memberships) = (entry.id, entry.memberships());
+        let memberships = memberships.into_iter().map(move |membership| Version {
             place,
-            row: id.map(|id| (entry.table, id)),
-            former,
-            item: Some(item),
-        }
+            row: None,
+            former: None,
+            item: Some(Item::Membership(membership)),
+        });
+        std::iter::once(version(entry, &mut memory)).chain(memberships)
     })
+}
+
+/// The version of the row that an entry has; one without content if it has none.
+fn version(entry: Entry, memory: &mut BytesMut) -> Version {
+    let place = entry.id;
+    if entry.op.is_break() || matches!(entry.op, Operation::Member | Operation::Other) {
+        return Version {
+            place,
+            row: None,
+            former: None,
+            item: None,
+        };
+    }
+    let (id, former) = match entry.op {
+        // The reader has the row under its former id.
+        Operation::Delete => (entry.former_id().or_else(|| entry.row_id()), None),
+        Operation::Update => (entry.row_id(), entry.former_id()),
+        _ => (entry.row_id(), None),
+    };
+    let former = former.map(|id| Box::new((entry.table.clone(), id)));
+    let row = entry.row.filter(|_| entry.op != Operation::Delete);
+    let shown = row.as_ref().and_then(|row| match entry.table.as_bytes() {
+        b"messages" => project(row, &MESSAGE, memory).map(Item::Message),
+        b"users" => project(row, &USER, memory).map(Item::User),
+        _ => None,
+    });
+    let item = shown.unwrap_or_else(|| {
+        Item::Change(Change {
+            is_partial: row.is_some() && entry.unchanged.is_some(),
+            table: entry.table.clone(),
+            op: entry.op.as_str(),
+            id: id.clone(),
+            via: entry.via.filter(|_| row.is_some()),
+            row,
+        })
+    });
+    Version {
+        place,
+        row: id.map(|id| (entry.table, id)),
+        former,
+        item: Some(item),
+    }
+}
+
+/// Truncates behind the first group that the user joined, of which the older rows come next; returns the group.
+pub fn end_at_join(versions: &mut Vec<Version>) -> Option<GroupId> {
+    let (at, group) = versions
+        .iter()
+        .enumerate()
+        .find_map(|(at, version)| Some((at, version.joined()?.clone())))?;
+    versions.truncate(at + 1);
+    Some(group)
 }
 
 /// Truncates before a row that returns after its deletion; returns whether there was one.
@@ -174,6 +211,7 @@ pub fn newest(versions: Vec<Version>) -> Vec<Item> {
                 id: Some(id),
                 row: None,
                 is_partial: false,
+                via: None,
             }));
         }
         items.extend(version.item.filter(|_| is_newest));
@@ -245,6 +283,7 @@ mod tests {
                 }
                 Item::Change(change) => format!("{}-{}", change.op, change.id.as_ref().map_or("?", Text::as_str)),
                 Item::User(_) => "user".into(),
+                Item::Membership(membership) => membership.to_string(),
             })
             .collect()
     }
@@ -262,6 +301,32 @@ mod tests {
             entry(4, Operation::Delete, "b", "1"),
         ]);
         assert_eq!(show(&items), ["a=2", "delete-b"]);
+    }
+
+    #[test]
+    fn versions_end_at_the_first_group_that_the_user_joins() {
+        let mut moved = entry(2, Operation::Insert, "b", "1");
+        moved.member = Some("-list:1 +list:2".to_owned().into());
+        let mut joined = entry(4, Operation::Member, "", "");
+        joined.member = Some("+list:3".to_owned().into());
+        let entries = vec![
+            entry(1, Operation::Insert, "a", "1"),
+            moved,
+            entry(3, Operation::Insert, "c", "1"),
+            joined,
+        ];
+        let mut whole: Vec<Version> = versions(entries).collect();
+        let mut rest = whole.split_off(4);
+        assert_eq!(
+            end_at_join(&mut whole).map(|group| group.to_string()).as_deref(),
+            Some("list:2")
+        );
+        assert_eq!(show(&newest(whole)), ["a=1", "b=1", "-list:1", "+list:2"]);
+        assert_eq!(
+            end_at_join(&mut rest).map(|group| group.to_string()).as_deref(),
+            Some("list:3")
+        );
+        assert_eq!(show(&newest(rest)), ["c=1", "+list:3"]);
     }
 
     #[test]

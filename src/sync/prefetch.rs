@@ -146,6 +146,7 @@ mod tests {
         Range {
             versions: Vec::new(),
             has_more,
+            joined: None,
             term: TermId(1),
             published: id(published),
         }
@@ -184,6 +185,7 @@ mod tests {
             term: TermId(1),
         };
         let there = Read::Slice(Slice {
+            members: Arc::default(),
             entries: Vec::new(),
             end: id(1),
             has_more: true,

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::item::{self, Version};
 use crate::contract::entry::Entry;
+use crate::contract::group::GroupId;
 use crate::core::position::{StreamId, TermId};
 use crate::redis::store::{Error, Read, ReadPosition, Store};
 
@@ -23,13 +24,16 @@ pub struct Bounds {
     pub bytes_max: usize,
 }
 
-/// A range. If more follows, it ends with a whole transaction, unless it is part of a single one.
+/// A range. If more follows, it ends with a whole transaction, unless it is part of a single one or ends where the user joined
+/// a group.
 #[derive(Debug)]
 pub struct Range {
     /// All versions of rows in commit order.
     pub versions: Vec<Version>,
     /// More follows.
     pub has_more: bool,
+    /// It ends where the user joined this group.
+    pub joined: Option<GroupId>,
     /// The term in which it was read.
     pub term: TermId,
     /// The published checkpoint.
@@ -63,15 +67,17 @@ pub async fn gather(
         let room = bounds.limit.saturating_sub(count);
         if !slice.has_more || room == 0 || bytes >= bounds.bytes_max {
             versions.extend(item::versions(slice.entries));
-            versions.truncate(bounds.limit);
+            truncate(&mut versions, bounds.limit);
             let is_cut = versions.last().is_some_and(|last| last.place < slice.end);
             let has_more = item::end_before_return(&mut versions) || slice.has_more || is_cut;
-            if has_more {
+            let joined = item::end_at_join(&mut versions);
+            if has_more && joined.is_none() {
                 end_at_transaction(&mut versions);
             }
             return Ok(Some(Range {
                 versions,
-                has_more,
+                has_more: has_more || joined.is_some(),
+                joined,
                 term: place.term,
                 published: slice.view.published,
             }));
@@ -83,6 +89,17 @@ pub async fn gather(
         });
         read = next?;
     }
+}
+
+/// Truncates to a number of versions, and those that are of the same change as the last.
+fn truncate(versions: &mut Vec<Version>, limit: usize) {
+    let last = versions.get(limit.saturating_sub(1)).map(|version| version.place);
+    let rest = versions
+        .iter()
+        .skip(limit)
+        .take_while(|version| Some(version.place) == last);
+    let end = limit + rest.count();
+    versions.truncate(end);
 }
 
 /// Truncates to the end of a transaction, unless all versions belong to one.
@@ -107,6 +124,18 @@ mod tests {
             ..Entry::default()
         };
         item::versions(ids.iter().map(entry).collect()).collect()
+    }
+
+    #[test]
+    fn all_versions_of_a_change_are_in_one_range() {
+        let mut cut = versions(&[(1, 1), (1, 2), (1, 2), (1, 2), (1, 3)]);
+        truncate(&mut cut, 2);
+        assert_eq!(cut.len(), 4);
+        truncate(&mut cut, 4);
+        truncate(&mut cut, 9);
+        assert_eq!(cut.len(), 4);
+        truncate(&mut cut, 1);
+        assert_eq!(cut.len(), 1);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! stream starts before every published transaction that the snapshot does not see. Transactions published after the
 //! position was read follow it anyway. Later pages only see more, and a row seen twice is the same row.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres_types::Type;
@@ -13,18 +15,21 @@ use uuid::Uuid;
 
 use super::cursor::{ID_BYTES_MAX, PageStart};
 use super::item::{Change, Item};
-use super::tables;
-use crate::config::rule::Rule;
+use super::tables::{self, Routing, Selection};
+use crate::config::rule::{Recipient, Rule};
 use crate::contract::control::Command;
 use crate::contract::entry::Text;
+use crate::contract::group::GroupId;
+use crate::contract::members::{GROUPS_MAX, Members};
 use crate::core::operation::Operation;
+use crate::core::position::StreamId;
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature;
 use crate::messages::{Message, Status};
 use crate::postgres::{Database, sql, tenants};
-use crate::redis::store::{self, Handoff, ReadPosition, Store};
+use crate::redis::store::{self, Handoff, Missing, ReadPosition, Store};
 
 /// How long to wait for the replicator to create a missing stream.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,6 +47,12 @@ pub enum Error {
     /// The user's streams are missing.
     #[error("the replicator did not create the user's streams within {} s", CREATE_TIMEOUT.as_secs())]
     NoStreams,
+    /// Postgres does not show what is published.
+    #[error("Postgres did not show all that is published within {} s", CREATE_TIMEOUT.as_secs())]
+    NotSeen,
+    /// The user is in too many groups.
+    #[error("the user is a member of more than {GROUPS_MAX} groups; end memberships until there are fewer")]
+    TooManyGroups,
 }
 
 impl From<crate::postgres::Error> for Error {
@@ -56,6 +67,8 @@ const SENT: u8 = 1;
 const USERS: u8 = 2;
 /// The rules' tables, in the order of [`ordered`].
 const TABLES: u8 = 3;
+/// Not a phase of a whole snapshot: the rows of one group, which the user joined. `id` is the group, a space, and the row.
+const GROUP: u8 = 4;
 /// Not a phase of a device's snapshot, but a list of a user's encrypted state; see [`super::states`].
 pub const STATES: u8 = u8::MAX;
 
@@ -83,7 +96,7 @@ pub fn phase_start(phase: u8) -> PageStart {
 pub fn is_page(start: &PageStart, rules: &[Rule]) -> bool {
     match start.phase {
         RECEIVED | SENT | USERS => true,
-        TABLES => rules.iter().any(|rule| digest(rule) == start.rule),
+        TABLES | GROUP => rules.iter().any(|rule| digest(rule) == start.rule),
         _ => false,
     }
 }
@@ -95,6 +108,32 @@ fn digest(rule: &Rule) -> u64 {
     digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
+/// The start of the snapshot of a group; `None` if no rule sends rows to it.
+pub fn group_start(group: &GroupId, rules: &[Rule]) -> Option<PageStart> {
+    let rules = ordered(rules);
+    let (digest, _) = rules.iter().find(|(_, rule)| sends_to(rule, group))?;
+    Some(start_of_group(group, *digest, ""))
+}
+
+/// The group of a page, and the row after which it starts; `None` for pages of a whole snapshot.
+pub fn group_of(start: &PageStart) -> Option<(GroupId, &str)> {
+    let (group, row) = start.id.split_once(' ').filter(|_| start.phase == GROUP)?;
+    Some((group.parse().ok()?, row))
+}
+
+fn start_of_group(group: &GroupId, rule: u64, row: &str) -> PageStart {
+    PageStart {
+        rule,
+        id: format!("{group} {row}"),
+        ..phase_start(GROUP)
+    }
+}
+
+fn sends_to(rule: &Rule, group: &GroupId) -> bool {
+    let mut groups = rule.to.iter().filter_map(Recipient::group);
+    groups.any(|(name, _)| name == group.name())
+}
+
 /// Rules in the order of pages. It does not depend on the configuration's order, which may change between two pages.
 fn ordered(rules: &[Rule]) -> Vec<(u64, &Rule)> {
     let mut ordered: Vec<(u64, &Rule)> = rules.iter().map(|rule| (digest(rule), rule)).collect();
@@ -104,6 +143,12 @@ fn ordered(rules: &[Rule]) -> Vec<(u64, &Rule)> {
 
 /// The start of what follows a kind of rows; `None` when the stream takes over.
 fn following(start: &PageStart, rules: &[(u64, &Rule)]) -> Option<PageStart> {
+    if let Some((group, _)) = group_of(start) {
+        let at = rules.iter().position(|(digest, _)| *digest == start.rule)?;
+        let mut rest = rules.iter().skip(at + 1);
+        let (digest, _) = rest.find(|(_, rule)| sends_to(rule, &group))?;
+        return Some(start_of_group(&group, *digest, ""));
+    }
     let next = match start.phase {
         RECEIVED | SENT => return Some(phase_start(start.phase + 1)),
         USERS => 0,
@@ -121,63 +166,154 @@ pub struct Scope<'a> {
     pub database: &'a Database,
     pub tenant: &'a Tenant,
     pub user: Uuid,
-    /// Rules of the tables without a phase of their own.
-    pub rules: &'a [Rule],
+    /// Rules of the tables without a phase of their own, and the groups that they name.
+    pub routing: Routing<'a>,
 }
 
-/// Finds the place from which the stream goes on behind a snapshot that begins now.
+/// Where a snapshot begins.
+#[derive(Debug)]
+pub struct Beginning {
+    /// From here the stream goes on behind it.
+    pub place: ReadPosition,
+    /// The user's memberships.
+    pub members: Arc<Members>,
+}
+
+/// Begins a snapshot.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<ReadPosition, Error> {
-    let handoff = ensure_streams(database, store, tenant, user).await?;
-    if handoff.standing.is_paused {
-        return Err(store::Error::Paused.into());
+pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Beginning, Error> {
+    let deadline = Instant::now() + CREATE_TIMEOUT;
+    loop {
+        let handoff = ensure_streams(database, store, tenant, user).await?;
+        let standing = &handoff.standing;
+        if standing.is_paused {
+            return Err(store::Error::Paused.into());
+        }
+        let position = seen(database, &handoff).await?;
+        // Behind a place before the memberships, the streams of the groups would be read from there on only.
+        if standing.members.since.is_none_or(|since| since <= position) {
+            return Ok(Beginning {
+                place: ReadPosition {
+                    position,
+                    ..standing.place()
+                },
+                members: standing.members.clone(),
+            });
+        }
+        pause(deadline).await?;
     }
+}
+
+/// Waits until Postgres shows everything up to a place.
+pub async fn wait_until_seen(
+    database: &Database,
+    store: &Store,
+    tenant: &Tenant,
+    user: Uuid,
+    place: StreamId,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + CREATE_TIMEOUT;
+    while seen(database, &store.handoff(&tenant.name, user).await?).await? < place {
+        pause(deadline).await?;
+    }
+    Ok(())
+}
+
+async fn pause(deadline: Instant) -> Result<(), Error> {
+    if Instant::now() >= deadline {
+        return Err(Error::NotSeen);
+    }
+    tokio::time::sleep(CREATE_POLL_INTERVAL).await;
+    Ok(())
+}
+
+/// Up to where a statement that begins now sees everything that was published before.
+async fn seen(database: &Database, handoff: &Handoff) -> Result<StreamId, Error> {
     let rows = database.query(&sql!("postgres/current_snapshot"), &[]).await?;
     let snapshot = rows
         .first()
         .and_then(|row| Snapshot::parse(row.try_get("snapshot").ok()?))
         .ok_or_else(|| feature::Error::Internal("cannot parse pg_current_snapshot()".into()))?;
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
+    let published = handoff.standing.view.position;
     let position = unseen.map(|entry| entry.first.previous()).min();
-    Ok(ReadPosition {
-        position: position.map_or(handoff.standing.view.position, |position| {
-            position.min(handoff.standing.view.position)
-        }),
-        ..handoff.standing.place()
-    })
+    Ok(position.map_or(published, |position| position.min(published)))
 }
 
-/// Reads the handoff. Missing streams are requested from the replicator through the log.
+/// Reads the handoff. Missing streams are requested from the replicator through the log, and missing memberships are read.
 pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Handoff, Error> {
-    let handoff = store.handoff(&tenant.name, user).await?;
-    if !handoff.standing.missing.any() {
-        return Ok(handoff);
+    let deadline = Instant::now() + CREATE_TIMEOUT;
+    let mut requested = HashSet::new();
+    let mut has_requested_own = false;
+    loop {
+        let handoff = store.handoff(&tenant.name, user).await?;
+        let standing = &handoff.standing;
+        if !standing.missing.any() {
+            return Ok(handoff);
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NoStreams);
+        }
+        if standing.missing.tenant || standing.missing.inbox {
+            if !std::mem::replace(&mut has_requested_own, true) {
+                request_own(database, tenant, user, standing.missing).await?;
+            }
+        } else if standing.lacks_members {
+            load_members(database, store, tenant, user).await?;
+            continue;
+        } else {
+            for group in &standing.missing_groups {
+                if requested.insert(group.clone()) {
+                    let tenant = tenant.name.as_str().into();
+                    let group = group.clone();
+                    tenants::send(database, &Command::CreateGroup { tenant, group }).await?;
+                }
+            }
+        }
+        tokio::time::sleep(CREATE_POLL_INTERVAL).await;
     }
-    tracing::warn!(tenant = tenant.name, %user, missing = ?handoff.standing.missing, "streams missing; requesting them from the replicator");
-    if handoff.standing.missing.tenant {
+}
+
+/// Requests the streams that a user has without groups.
+async fn request_own(database: &Database, tenant: &Tenant, user: Uuid, missing: Missing) -> Result<(), Error> {
+    tracing::warn!(tenant = tenant.name, %user, ?missing, "streams missing; requesting them from the replicator");
+    if missing.tenant {
         // The meta hash with the trim points is lost, so all cursors of the tenant must become invalid.
         tenants::resync(database, &tenant.name).await?;
     }
-    if handoff.standing.missing.inbox {
+    if missing.inbox {
         let tenant = tenant.name.as_str().into();
         tenants::send(database, &Command::CreateInbox { tenant, user }).await?;
     }
+    Ok(())
+}
+
+/// Reads a user's memberships, which the publisher keeps from then on.
+async fn load_members(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<(), Error> {
     let deadline = Instant::now() + CREATE_TIMEOUT;
-    while Instant::now() < deadline {
-        tokio::time::sleep(CREATE_POLL_INTERVAL).await;
+    let Some(mark) = store.mark_members(&tenant.name, user).await? else {
+        return pause(deadline).await;
+    };
+    loop {
         let handoff = store.handoff(&tenant.name, user).await?;
-        if !handoff.standing.missing.any() {
-            return Ok(handoff);
+        let since = seen(database, &handoff).await?;
+        if since < mark {
+            pause(deadline).await?;
+            continue;
         }
+        let members = tables::groups_of(database, tenant, user, store.groups()).await?;
+        if members.len() > GROUPS_MAX {
+            return Err(Error::TooManyGroups);
+        }
+        return Ok(store.add_members(&tenant.name, user, (mark, since), &members).await?);
     }
-    Err(Error::NoStreams)
 }
 
 /// Reads a page of at most `limit` rows and about `bytes_max` bytes.
 pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: usize) -> Result<Page, Error> {
-    let rules = ordered(scope.rules);
+    let rules = ordered(scope.routing.rules);
     let mut page = Page {
         items: Vec::new(),
         pending: Vec::new(),
@@ -191,7 +327,8 @@ pub async fn page(scope: Scope<'_>, start: PageStart, limit: usize, bytes_max: u
         let rows = rows(scope, &rules, &start, room).await?;
         let is_last = rows.len() < room;
         for row in rows {
-            if row.next.id.len() > ID_BYTES_MAX {
+            let id = group_of(&row.next).map_or(row.next.id.len(), |(_, id)| id.len());
+            if id > ID_BYTES_MAX {
                 return Err(feature::Error::Internal("the id of a row is too long for a cursor".into()).into());
             }
             bytes += row.item.bytes();
@@ -293,7 +430,13 @@ impl<'a> UserView<'a> {
 }
 
 async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64) -> Result<Vec<SnapshotRow>, Error> {
-    let rows = tables::visible(scope.database, scope.tenant, scope.user, rule, &start.id, limit).await?;
+    let of_group = group_of(start);
+    let (group, after) = of_group
+        .as_ref()
+        .map_or((None, start.id.as_str()), |(group, row)| (Some(group), *row));
+    let selection = Selection { rule, group };
+    let (database, tenant, user) = (scope.database, scope.tenant, scope.user);
+    let rows = tables::visible(database, tenant, user, scope.routing, selection, after, limit).await?;
     let row = |row: tables::Row| SnapshotRow {
         item: Item::Change(Change {
             table: rule.table.clone().into(),
@@ -301,11 +444,15 @@ async fn table_rows(scope: Scope<'_>, rule: &Rule, start: &PageStart, limit: i64
             id: Some(row.id.clone().into()),
             row: Some(row.json),
             is_partial: false,
+            via: row.via,
         }),
         pending: None,
-        next: PageStart {
-            id: row.id,
-            ..start.clone()
+        next: match group {
+            Some(group) => start_of_group(group, start.rule, &row.id),
+            None => PageStart {
+                id: row.id,
+                ..start.clone()
+            },
         },
     };
     Ok(rows.into_iter().map(row).collect())

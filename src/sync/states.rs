@@ -131,8 +131,8 @@ async fn list(
     let (place, mut after) = match resumed {
         Some((place, page)) => (place, Uuid::parse_str(&page.id).unwrap_or(Uuid::nil())),
         None => {
-            let place = snapshot::begin(sources.database, sources.store, request.tenant, request.user).await?;
-            (place, Uuid::nil())
+            let beginning = snapshot::begin(sources.database, sources.store, request.tenant, request.user).await?;
+            (beginning.place, Uuid::nil())
         }
     };
     let owner = state::Owner {
@@ -268,6 +268,6 @@ pub fn kind(op: Operation) -> Option<&'static str> {
         Operation::Insert => Some("create"),
         Operation::Update => Some("update"),
         Operation::Delete => Some("delete"),
-        Operation::Truncate | Operation::Reset | Operation::Message | Operation::Other => None,
+        Operation::Truncate | Operation::Reset | Operation::Message | Operation::Member | Operation::Other => None,
     }
 }

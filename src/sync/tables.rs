@@ -3,14 +3,20 @@
 //! The rule that routes a table's changes also determines which rows a user sees. Values are printed by Postgres' output
 //! functions and converted to JSON by the same code as those of the log.
 
+use std::collections::{HashMap, HashSet};
+
 use bytes::Bytes;
 use postgres_types::Type;
 use serde::Serialize;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::config::rule::{Rule, TENANT};
+use crate::config::group::{Group, Groups};
+use crate::config::rule::{Recipient, Rule};
 use crate::contract::entry::Text;
+use crate::contract::group::GroupId;
+use crate::contract::members::GROUPS_MAX;
+use crate::contract::stream_name::Audience;
 use crate::core::page::{Page, Rows, Start};
 use crate::core::tenant::{Tenant, quote_identifier};
 use crate::decode::relation::Types;
@@ -18,8 +24,21 @@ use crate::decode::value::{self, Kind};
 use crate::feature;
 use crate::postgres::{Database, Statement, sql};
 
+/// Parameters of a statement.
+type Parameters<'p> = Vec<(&'p (dyn ToSql + Sync), Type)>;
+
+/// OIDs below are of types that Postgres brings.
+const FIRST_USER_OID: u32 = 16_384;
+
 /// OID of the type `uuid`.
 const UUID_OID: u32 = 2950;
+
+/// Who sees which rows: the rules, and the groups that they name.
+#[derive(Debug, Clone, Copy)]
+pub struct Routing<'a> {
+    pub rules: &'a [Rule],
+    pub groups: &'a Groups,
+}
 
 #[derive(Debug)]
 struct Table {
@@ -42,6 +61,120 @@ pub struct Row {
     pub id: String,
     /// The whole row as JSON.
     pub json: Text,
+    /// The audiences that see it as a JSON array, where a rule sends rows of the table to groups.
+    pub via: Option<Text>,
+}
+
+/// The table with the memberships of a group.
+struct MemberTable {
+    /// Qualified and quoted.
+    name: String,
+    id: Column,
+    user: Column,
+    has_gone: bool,
+}
+
+impl MemberTable {
+    /// The condition under which the row `m` says that the user of parameter 1 is a member.
+    fn is_of_user(&self) -> String {
+        let user = quote_identifier(&self.user.name);
+        let is_user = match self.user.type_oid {
+            UUID_OID => format!("m.{user} = $1::uuid"),
+            _ => format!("m.{user}::text = $1"),
+        };
+        let gone = Rule::gone_column("");
+        let is_there = if self.has_gone {
+            format!(" AND m.{gone} IS NULL")
+        } else {
+            String::new()
+        };
+        format!("{is_user}{is_there}")
+    }
+
+    /// The condition under which the user of parameter 1 is a member of the group in a column of `t`.
+    fn includes(&self, column: &Column) -> String {
+        let (own, of_group) = (quote_identifier(&column.name), quote_identifier(&self.id.name));
+        // A plain comparison can use an index.
+        let cast = if column.type_oid == self.id.type_oid {
+            ""
+        } else {
+            "::text"
+        };
+        let (name, is_of_user) = (&self.name, self.is_of_user());
+        format!("t.{own}{cast} IN (SELECT m.{of_group}{cast} FROM {name} AS m WHERE {is_of_user})")
+    }
+}
+
+/// Groups by name, as far as the tenant has their tables.
+type MemberTables = HashMap<String, MemberTable>;
+
+async fn member_tables<'r>(
+    database: &Database,
+    tenant: &Tenant,
+    rules: impl Iterator<Item = &'r Rule>,
+    groups: &Groups,
+) -> Result<MemberTables, feature::Error> {
+    let mut tables = MemberTables::new();
+    for (name, _) in rules.flat_map(|rule| &rule.to).filter_map(Recipient::group) {
+        if let (Some(group), false) = (groups.get(name), tables.contains_key(name)) {
+            let table = member_table(database, tenant, group).await?;
+            tables.extend(table.map(|table| (name.clone(), table)));
+        }
+    }
+    Ok(tables)
+}
+
+async fn member_table(
+    database: &Database,
+    tenant: &Tenant,
+    group: &Group,
+) -> Result<Option<MemberTable>, feature::Error> {
+    let Table { name, mut columns } = read_columns(database, tenant, &group.table).await?;
+    let has_gone = columns
+        .iter()
+        .any(|column| column.name == Rule::gone_column(&group.table));
+    let mut take = |name: &str| {
+        let at = columns.iter().position(|column| column.name == name)?;
+        Some(columns.swap_remove(at))
+    };
+    Ok(take(&group.id).zip(take(&group.user)).map(|(id, user)| MemberTable {
+        name,
+        id,
+        user,
+        has_gone,
+    }))
+}
+
+/// The groups of which a user is a member, at most one more than allowed.
+pub async fn groups_of(
+    database: &Database,
+    tenant: &Tenant,
+    user: Uuid,
+    groups: &Groups,
+) -> Result<Vec<GroupId>, feature::Error> {
+    let (mut found, user) = (Vec::new(), user.to_string());
+    let limit = i64::try_from(GROUPS_MAX + 1).unwrap_or(i64::MAX);
+    for (name, group) in groups {
+        let Some(table) = member_table(database, tenant, group).await? else {
+            continue;
+        };
+        let statement = format!(
+            "SELECT DISTINCT m.{}::text FROM {} AS m WHERE $1::text IS NOT NULL AND {} LIMIT $2",
+            quote_identifier(&table.id.name),
+            table.name,
+            table.is_of_user(),
+        );
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&user, Type::TEXT), (&limit, Type::INT8)];
+        let rows = database.query(&Statement::composed(statement), &parameters).await?;
+        let name = name.as_str().into();
+        for row in &rows {
+            // An id that no group can have is in quarantine.
+            let id: Option<&str> = row.try_get(0)?;
+            found.extend(id.and_then(|id| GroupId::new(&name, id.as_bytes()).ok()));
+        }
+    }
+    found.truncate(GROUPS_MAX + 1);
+    Ok(found)
 }
 
 /// The form of a table, from which an app can create its own.
@@ -91,24 +224,48 @@ pub async fn visible(
     database: &Database,
     tenant: &Tenant,
     user: Uuid,
-    rule: &Rule,
+    routing: Routing<'_>,
+    selection: Selection<'_>,
     after: &str,
     limit: i64,
 ) -> Result<Vec<Row>, feature::Error> {
+    let Selection { rule, group } = selection;
     let Some(table) = describe(database, tenant, &rule.table).await? else {
         return Ok(Vec::new());
     };
+    let members = member_tables(database, tenant, std::iter::once(rule), routing.groups).await?;
     let user = user.to_string();
     let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> =
         vec![(&user, Type::TEXT), (&after, Type::TEXT), (&limit, Type::INT8)];
-    let Some(sees) = table.condition(rule, &mut parameters) else {
+    let id = group.map(GroupId::id);
+    let sees = match (group, &id) {
+        (Some(group), Some(id)) => table.condition_of_group(rule, group, &members, id, &mut parameters),
+        _ => table.condition(rule, &members, &mut parameters),
+    };
+    let Some(sees) = sees else {
         return Ok(Vec::new());
     };
     let statement = format!(
         "{} WHERE {sees} AND t.id::text COLLATE \"C\" > $2 ORDER BY t.id::text COLLATE \"C\" LIMIT $3",
         table.select(),
     );
-    table.read(database, statement, &parameters).await
+    table
+        .read(database, statement, &parameters, routing.of(&rule.table))
+        .await
+}
+
+/// Rows that a user sees by a rule: all of them, or those of one group.
+#[derive(Debug, Clone, Copy)]
+pub struct Selection<'a> {
+    pub rule: &'a Rule,
+    pub group: Option<&'a GroupId>,
+}
+
+impl<'a> Routing<'a> {
+    /// The rules of a table.
+    fn of(self, table: &str) -> Vec<&'a Rule> {
+        self.rules.iter().filter(|rule| rule.table == table).collect()
+    }
 }
 
 /// A page of the rows that a user sees by the rules of a table, in the order of their ids as text. `None` if no rule names the
@@ -117,24 +274,25 @@ pub async fn page(
     database: &Database,
     tenant: &Tenant,
     user: Uuid,
-    rules: &[Rule],
+    routing: Routing<'_>,
     table: &str,
     page: &Page,
 ) -> Result<Option<Rows<Row>>, feature::Error> {
-    let rules: Vec<&Rule> = rules.iter().filter(|rule| rule.table == table).collect();
+    let rules = routing.of(table);
     if rules.is_empty() {
         return Ok(None);
     }
     let Some(described) = describe(database, tenant, table).await? else {
         return Ok(None);
     };
+    let members = member_tables(database, tenant, rules.iter().copied(), routing.groups).await?;
     let user = user.to_string();
     let (place, limit) = (page.place().map(|(_, id)| id), page.rows_max());
     let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> =
         vec![(&user, Type::TEXT), (&place, Type::TEXT), (&limit, Type::INT8)];
     let sees = rules
         .iter()
-        .filter_map(|rule| described.condition(rule, &mut parameters));
+        .filter_map(|rule| described.condition(rule, &members, &mut parameters));
     let sees: Vec<String> = sees.collect();
     let mut found = Rows {
         rows: Vec::new(),
@@ -150,7 +308,7 @@ pub async fn page(
             described.select(),
             sees.join(" OR ")
         );
-        found.rows = described.read(database, statement, &parameters).await?;
+        found.rows = described.read(database, statement, &parameters, rules).await?;
         found.has_more = found.rows.len() as u64 > page.limit.unsigned_abs();
         if found.has_more {
             found.rows.pop();
@@ -167,18 +325,23 @@ pub async fn by_id(
     database: &Database,
     tenant: &Tenant,
     user: Uuid,
-    rules: &[Rule],
+    routing: Routing<'_>,
     table: &str,
     ids: &[String],
 ) -> Result<Vec<Row>, feature::Error> {
     let Some(described) = describe(database, tenant, table).await? else {
         return Ok(Vec::new());
     };
+    let own = routing.of(table);
+    let members = member_tables(database, tenant, own.iter().copied(), routing.groups).await?;
     let user = user.to_string();
     let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&user, Type::TEXT), (&ids, Type::TEXT_ARRAY)];
     let built_in = Rule::all_built_in();
-    let rules = built_in.iter().chain(rules).filter(|rule| rule.table == table);
-    let sees = rules.filter_map(|rule| described.condition(rule, &mut parameters));
+    let rules = built_in
+        .iter()
+        .filter(|rule| rule.table == table)
+        .chain(own.iter().copied());
+    let sees = rules.filter_map(|rule| described.condition(rule, &members, &mut parameters));
     let sees: Vec<String> = sees.collect();
     if sees.is_empty() {
         return Ok(Vec::new());
@@ -188,7 +351,7 @@ pub async fn by_id(
         described.select(),
         sees.join(" OR ")
     );
-    described.read(database, statement, &parameters).await
+    described.read(database, statement, &parameters, own).await
 }
 
 /// The tables of the tenants into which devices upload by these rules, and in which ids are not unique: two users may have
@@ -207,7 +370,55 @@ pub async fn without_unique_id(database: &Database, rules: &[Rule]) -> Result<Ve
         .collect()
 }
 
+/// A table in which a group and a member may stand twice.
+#[derive(Debug, PartialEq)]
+pub struct AmbiguousMembers {
+    pub schema: String,
+    pub table: String,
+    /// The columns with the group and the member.
+    pub columns: [String; 2],
+}
+
+/// The tables of the tenants with memberships in which a group and a member may stand twice: the end of one row would end the
+/// membership, although the other row is there.
+pub async fn ambiguous_members(database: &Database, groups: &Groups) -> Result<Vec<AmbiguousMembers>, feature::Error> {
+    let column =
+        |get: fn(&Group) -> &String| -> Vec<&str> { groups.values().map(|group| get(group).as_str()).collect() };
+    let (tables, ids, users) = (
+        column(|group| &group.table),
+        column(|group| &group.id),
+        column(|group| &group.user),
+    );
+    if tables.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = database
+        .query(
+            &sql!("sync/tables_without_unique_members"),
+            &[
+                (&tables, Type::TEXT_ARRAY),
+                (&ids, Type::TEXT_ARRAY),
+                (&users, Type::TEXT_ARRAY),
+            ],
+        )
+        .await?;
+    let found = rows.iter().map(|row| {
+        Ok(AmbiguousMembers {
+            schema: row.try_get("schema")?,
+            table: row.try_get("table")?,
+            columns: [row.try_get("id_column")?, row.try_get("user_column")?],
+        })
+    });
+    found.collect()
+}
+
+/// A table that can be read by the ids of its rows.
 async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<Option<Table>, feature::Error> {
+    let table = read_columns(database, tenant, table).await?;
+    Ok(table.column("id").is_some().then_some(table))
+}
+
+async fn read_columns(database: &Database, tenant: &Tenant, table: &str) -> Result<Table, feature::Error> {
     let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
     let rows = database
         .query(&sql!("sync/table_columns"), &[(&name, Type::TEXT)])
@@ -227,8 +438,38 @@ async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<O
             kind: types.kind(type_oid),
         });
     }
-    let table = Table { name, columns };
-    Ok(table.column("id").is_some().then_some(table))
+    Ok(Table { name, columns })
+}
+
+/// Who sees a row with these values that is not deleted, as [`crate::route`] finds it for a change: a JSON array.
+fn audiences<'v>(rules: &[&Rule], value: impl Fn(&str) -> Option<&'v str>) -> Text {
+    let mut found: Vec<String> = Vec::new();
+    let shows = |rule: &&&Rule| {
+        let mut equals = rule.when.equals.iter();
+        equals.all(|(column, text)| value(column) == Some(text.as_str()))
+    };
+    for rule in rules.iter().filter(shows) {
+        if rule.is_for_tenant() {
+            found.push(Audience::Tenant.to_string());
+            continue;
+        }
+        for recipient in &rule.to {
+            let Some(text) = value(recipient.column()) else {
+                continue;
+            };
+            // Ids that are none are in quarantine.
+            let audience = match recipient.group() {
+                Some((group, _)) => GroupId::new(&group.as_str().into(), text.as_bytes())
+                    .ok()
+                    .map(Audience::Group),
+                None => text.parse().ok().map(Audience::User),
+            };
+            found.extend(audience.map(|audience| audience.to_string()));
+        }
+    }
+    let mut seen = HashSet::new();
+    found.retain(|audience| seen.insert(audience.clone()));
+    serde_json::Value::from(found).to_string().into()
 }
 
 /// An expression that prints a column by its type's output function; a cast to text differs for some types.
@@ -243,22 +484,69 @@ impl Table {
     }
 
     /// The condition under which the user of parameter 1 sees a row by a rule, whose values become further parameters. `None`
-    /// if the table lacks a column of the rule.
-    fn condition<'p>(&self, rule: &'p Rule, parameters: &mut Vec<(&'p (dyn ToSql + Sync), Type)>) -> Option<String> {
+    /// if the table lacks a column of the rule, or the tenant the table of a group.
+    fn condition<'p>(&self, rule: &'p Rule, members: &MemberTables, parameters: &mut Parameters<'p>) -> Option<String> {
         let mut conditions = vec!["$1::text IS NOT NULL".to_owned()];
-        if rule.to != [TENANT] {
+        if !rule.is_for_tenant() {
             let mut recipients = Vec::new();
-            for column in &rule.to {
-                let column = self.column(column)?;
+            for recipient in &rule.to {
+                let column = self.column(recipient.column())?;
                 let name = quote_identifier(&column.name);
                 // A plain comparison of UUIDs can use an index.
-                recipients.push(match column.type_oid {
-                    UUID_OID => format!("t.{name} = $1::uuid"),
-                    _ => format!("t.{name}::text = $1"),
+                recipients.push(match (recipient.group(), column.type_oid) {
+                    (Some((group, _)), _) => members.get(group)?.includes(column),
+                    (None, UUID_OID) => format!("t.{name} = $1::uuid"),
+                    (None, _) => format!("t.{name}::text = $1"),
                 });
             }
             conditions.push(format!("({})", recipients.join(" OR ")));
         }
+        conditions.extend(self.conditions_of_rows(rule, parameters)?);
+        Some(format!("({})", conditions.join(" AND ")))
+    }
+
+    /// The same for the rows of one group, of which the user must be a member.
+    fn condition_of_group<'p>(
+        &self,
+        rule: &'p Rule,
+        group: &GroupId,
+        members: &MemberTables,
+        id: &'p (dyn ToSql + Sync),
+        parameters: &mut Parameters<'p>,
+    ) -> Option<String> {
+        parameters.push((id, Type::TEXT));
+        let (id, table) = (parameters.len(), members.get(group.name())?);
+        let mut recipients = Vec::new();
+        let of_group = rule.to.iter().filter_map(Recipient::group);
+        for (_, column) in of_group.filter(|(name, _)| *name == group.name()) {
+            let column = self.column(column)?;
+            let name = quote_identifier(&column.name);
+            recipients.push(match column.type_oid {
+                // The id was printed from a value of this type, so it is one, and an index serves.
+                oid if oid == table.id.type_oid && oid < FIRST_USER_OID => {
+                    format!("t.{name} = ${id}::text::{}", quote_identifier(&column.type_name))
+                }
+                _ => format!("t.{name}::text = ${id}"),
+            });
+        }
+        if recipients.is_empty() {
+            return None;
+        }
+        let (name, of_group) = (&table.name, quote_identifier(&table.id.name));
+        let mut conditions = vec![
+            format!("({})", recipients.join(" OR ")),
+            format!(
+                "EXISTS (SELECT FROM {name} AS m WHERE m.{of_group}::text = ${id} AND {})",
+                table.is_of_user()
+            ),
+        ];
+        conditions.extend(self.conditions_of_rows(rule, parameters)?);
+        Some(format!("({})", conditions.join(" AND ")))
+    }
+
+    /// What a rule demands of a row for all readers.
+    fn conditions_of_rows<'p>(&self, rule: &'p Rule, parameters: &mut Parameters<'p>) -> Option<Vec<String>> {
+        let mut conditions = Vec::new();
         for (column, text) in &rule.when.equals {
             let column = self.column(column)?;
             parameters.push((text, Type::TEXT));
@@ -268,7 +556,7 @@ impl Table {
         if self.column(gone).is_some() {
             conditions.push(format!("t.{gone} IS NULL"));
         }
-        Some(format!("({})", conditions.join(" AND ")))
+        Some(conditions)
     }
 
     fn select(&self) -> String {
@@ -281,7 +569,9 @@ impl Table {
         database: &Database,
         statement: String,
         parameters: &[(&(dyn ToSql + Sync), Type)],
+        rules: Vec<&Rule>,
     ) -> Result<Vec<Row>, feature::Error> {
+        let names_audiences = rules.iter().flat_map(|rule| &rule.to).any(|to| to.group().is_some());
         let rows = database.query(&Statement::composed(statement), parameters).await?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
@@ -298,9 +588,14 @@ impl Table {
                 }
             }
             json.push(b'}');
+            let value = |name: &str| {
+                let index = self.columns.iter().position(|column| column.name == name)?;
+                row.try_get::<_, Option<&str>>(index + 1).ok().flatten()
+            };
             found.push(Row {
                 id: row.try_get(0)?,
                 json: Bytes::from(json).into(),
+                via: names_audiences.then(|| audiences(&rules, value)),
             });
         }
         Ok(found)

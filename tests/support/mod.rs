@@ -5,6 +5,7 @@ pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
 pub(crate) mod owner;
+pub(crate) mod provider;
 pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod running;

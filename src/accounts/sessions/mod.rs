@@ -38,7 +38,7 @@ pub use self::watched::{SessionClaim, Watch};
 use crate::accounts::devices::{self, Devices};
 use crate::accounts::login::Login;
 use crate::accounts::random::random;
-use crate::accounts::standing::{Standing, Standings};
+use crate::accounts::standing::{StampProof, Standing, Standings};
 use crate::config;
 use crate::core::tenant::Tenant;
 use crate::core::time::{Timestamp, millis};
@@ -185,7 +185,11 @@ pub struct Sessions {
 impl Sessions {
     pub fn new(store: Store, standings: Standings, settings: &config::Config) -> Self {
         let auth = &settings.auth;
-        let ended_life = Duration::from_secs(auth.token_expiry_seconds) + ENDED_MARGIN;
+        let lifetimes = auth.providers.iter();
+        let longest = lifetimes
+            .map(|provider| provider.token_lifetime_seconds_max + provider.leeway_seconds)
+            .fold(auth.token_expiry_seconds, u64::max);
+        let ended_life = Duration::from_secs(longest) + ENDED_MARGIN;
         let ended_max = settings.cache.entries_max;
         Self {
             store,
@@ -408,7 +412,7 @@ impl Sessions {
             return Ok(false);
         }
         let standing = self.standings.get(&claim.tenant, claim.user).await?;
-        Ok(permits(standing, claim))
+        Ok(permits(standing.as_ref(), claim))
     }
 
     /// Like [`Sessions::is_live`], with what any node has written to Redis.
@@ -419,7 +423,7 @@ impl Sessions {
     /// Like [`Sessions::is_live`], without the cached stamp.
     pub async fn is_live_now(&self, claim: &SessionClaim) -> Result<bool, Error> {
         let standing = self.standings.read(&claim.tenant, claim.user).await?;
-        let is_permitted = permits(standing, claim);
+        let is_permitted = permits(standing.as_ref(), claim);
         Ok(is_permitted && !self.is_known_ended(claim.session))
     }
 
@@ -430,7 +434,7 @@ impl Sessions {
             tenant: login.tenant.clone(),
             user: login.id,
             session,
-            stamp: login.stamp,
+            proof: StampProof::Stamp(login.stamp),
         };
         let is_good = self.is_live_now(&claim).await?;
         if !is_good {
@@ -457,7 +461,7 @@ impl Sessions {
         }
         let standing = self.standings.get(tenant, user).await?;
         for claim in watched {
-            if !permits(standing, &claim) {
+            if !permits(standing.as_ref(), &claim) {
                 self.set_ended(claim.session);
             }
         }
@@ -497,22 +501,31 @@ impl Sessions {
             for (&session, _) in sessions.iter().zip(ended).filter(|(_, until)| until.is_some()) {
                 self.set_ended(session);
             }
-            if asks_existence {
-                let mut pipe = redis::pipe();
-                for &session in sessions {
-                    pipe.exists(self.store.keys().session(session));
-                }
-                let exists: Vec<bool> = self.store.query(&pipe).await?;
-                for (&session, _) in sessions.iter().zip(exists).filter(|(_, exists)| !exists) {
-                    self.set_ended(session);
-                }
-            }
+        }
+        if asks_existence {
+            self.recheck_existence().await?;
         }
         futures_util::stream::iter(self.watched_users())
             .map(|(tenant, user)| async move { self.end_outdated(&tenant, user).await })
             .buffer_unordered(LOOK_MAX)
             .try_collect()
             .await
+    }
+
+    /// Ends the streams of sessions that have expired.
+    async fn recheck_existence(&self) -> Result<(), Error> {
+        let stored: Vec<Uuid> = self.watched.lock().stored_ids();
+        for sessions in stored.chunks(LOOK_MAX) {
+            let mut pipe = redis::pipe();
+            for &session in sessions {
+                pipe.exists(self.store.keys().session(session));
+            }
+            let exists: Vec<bool> = self.store.query(&pipe).await?;
+            for (&session, _) in sessions.iter().zip(exists).filter(|(_, exists)| !exists) {
+                self.set_ended(session);
+            }
+        }
+        Ok(())
     }
 
     /// Caches the end of a session and signals its open streams.
@@ -738,8 +751,8 @@ fn timestamp(text: &str) -> Option<Timestamp> {
 }
 
 /// Whether the user of a session may act, with the stamp that the session has.
-fn permits(standing: Option<Standing>, claim: &SessionClaim) -> bool {
-    standing.is_some_and(|standing| standing.permits(claim.session, claim.stamp))
+fn permits(standing: Option<&Standing>, claim: &SessionClaim) -> bool {
+    standing.is_some_and(|standing| standing.permits(claim.session, claim.proof))
 }
 
 #[cfg(test)]

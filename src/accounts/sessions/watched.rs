@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use uuid::Uuid;
 
+use crate::accounts::standing::StampProof;
 use crate::core::tenant::Tenant;
 
 /// A session as its access tokens name it.
@@ -17,8 +18,8 @@ pub struct SessionClaim {
     pub tenant: Tenant,
     pub user: Uuid,
     pub session: Uuid,
-    /// The security stamp when the token was issued.
-    pub stamp: Uuid,
+    /// The security stamp when the token was issued, or that time.
+    pub proof: StampProof,
 }
 
 /// The open streams of a session.
@@ -73,6 +74,13 @@ impl WatchedSessions {
     /// The sessions.
     pub(super) fn ids(&self) -> Vec<Uuid> {
         self.sessions.keys().copied().collect()
+    }
+
+    /// Those that have an entry in Redis: tokens of other providers have none.
+    pub(super) fn stored_ids(&self) -> Vec<Uuid> {
+        let sessions = self.sessions.iter();
+        let stored = sessions.filter(|(_, session)| matches!(session.claim.proof, StampProof::Stamp(_)));
+        stored.map(|(id, _)| *id).collect()
     }
 
     /// Their users.

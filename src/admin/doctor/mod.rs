@@ -1,13 +1,14 @@
 //! Checks everything that an engine depends on; each problem has its meaning and its fix.
 //!
 //! The parts are checked independently, so that an unreachable one does not hide problems of the others. Facts are read
-//! first and checked by pure functions: [`postgres`], `slots`, `schemas`, [`redis`], [`streams`], and [`host`] for this
-//! machine and the engine.
+//! first and checked by pure functions: [`postgres`], `slots`, `schemas`, [`redis`], [`streams`], `providers` of
+//! identities, and [`host`] for this machine and the engine.
 //!
 //! Commands name the servers as `"$DATABASE_URL"` and `"$REDIS_URL"`, so that no secret is printed.
 
 pub mod host;
 pub mod postgres;
+mod providers;
 pub mod redis;
 mod schemas;
 mod slots;
@@ -95,13 +96,14 @@ impl Check {
 /// Checks everything, including the engine at these URLs. An unreachable part is a failed check; each part is bounded by
 /// its timeouts in the settings.
 pub async fn examine(config: &Config, urls: &EngineUrls) -> Vec<Check> {
-    let (postgres, redis, streams, host) = tokio::join!(
+    let (postgres, redis, streams, providers, host) = tokio::join!(
         postgres::examine(config),
         redis::examine(&config.redis),
         streams::examine(config),
+        providers::examine(config),
         host::examine(config, urls)
     );
-    [postgres, redis, streams, host].concat()
+    [postgres, redis, streams, providers, host].concat()
 }
 
 /// The first names, and the number of the others.

@@ -30,6 +30,9 @@ pub(super) async fn examine(database: &Database, config: &Config, facts: &Facts)
     if config.routes.iter().any(|rule| rule.upload.is_some()) {
         checks.push(upload_ids(database, config).await);
     }
+    if !config.groups.is_empty() {
+        checks.push(group_members(database, config).await);
+    }
     let name = &config.replication.publication;
     match publication::coverage(database, name).await {
         Ok(coverage) => checks.extend([publication(&coverage, name, facts), replica_identity(&coverage, facts)]),
@@ -127,6 +130,32 @@ async fn upload_ids(database: &Database, config: &Config) -> Check {
             "psql \"$DATABASE_URL\" -c 'CREATE UNIQUE INDEX CONCURRENTLY ON {}.{} (id)'",
             shell_identifier(schema),
             shell_identifier(table)
+        ))
+    })
+}
+
+/// Whether each membership of a group stands once in its table.
+async fn group_members(database: &Database, config: &Config) -> Check {
+    const NAME: &str = "postgres.group_members";
+    let tables = match tables::ambiguous_members(database, &config.groups).await {
+        Ok(tables) => tables,
+        Err(error) => return Check::fail(NAME, error.to_string(), "The tables with memberships cannot be read"),
+    };
+    if tables.is_empty() {
+        return Check::ok(NAME, "each group and member stand once");
+    }
+    let names = tables.iter().map(|found| format!("{}.{}", found.schema, found.table));
+    let check = Check::fail(
+        NAME,
+        format!("not unique in {}", first_names(names.collect())),
+        "A group and a member may stand twice in these tables, and the end of one row ends the membership",
+    );
+    tables.iter().fold(check, |check, found| {
+        let [id, user] = found.columns.each_ref().map(|column| shell_identifier(column));
+        check.fix(format!(
+            "psql \"$DATABASE_URL\" -c 'CREATE UNIQUE INDEX CONCURRENTLY ON {}.{} ({id}, {user})'",
+            shell_identifier(&found.schema),
+            shell_identifier(&found.table)
         ))
     })
 }

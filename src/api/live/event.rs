@@ -69,7 +69,8 @@ impl<'a> Event<'a> {
         Self::new("revoked", &json!({"type": "revoked"}))
     }
 
-    /// `bye`: the server shuts down; reconnect after this many milliseconds.
+    /// `bye`: the server shuts down, or the access token of another provider has expired; reconnect after this many
+    /// milliseconds.
     pub fn bye(reconnect_ms: u64) -> Self {
         Self::new("bye", &json!({"type": "bye", "reconnect_ms": reconnect_ms}))
     }
@@ -90,6 +91,10 @@ impl<'a> Event<'a> {
         let data = notice.rendered(|notice| {
             if notice.table == "messages" {
                 return json!({"type": name, "message_id": notice.row_id}).to_string();
+            }
+            if let Some(membership) = notice.membership() {
+                let group = membership.group();
+                return json!({"type": notice.event, "group": group.name(), "id": group.id()}).to_string();
             }
             let mut data =
                 json!({"type": notice.event, "table": notice.table, "op": notice.op.as_str(), "id": notice.row_id});

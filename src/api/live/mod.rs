@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tokio::time::Sleep;
 use uuid::Uuid;
 
@@ -56,6 +57,8 @@ pub enum Reader {
         /// Reports the end of the session.
         session: Watch,
         claim: SessionClaim,
+        /// When the token ends that opened the stream, if that ends it.
+        expiry: Option<Pin<Box<Sleep>>>,
     },
 }
 
@@ -73,6 +76,7 @@ impl Reader {
             user: user.user_id,
             session,
             claim,
+            expiry: user.expires_at.map(|at| Box::pin(tokio::time::sleep(time_until(at)))),
         }))
     }
 
@@ -112,6 +116,16 @@ impl Reader {
             Self::Web { session, .. } => session.poll_ended(context),
         }
     }
+
+    /// Ready when the token of a web user has expired.
+    fn poll_expired(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Web {
+                expiry: Some(expiry), ..
+            } => expiry.as_mut().poll(context),
+            _ => Poll::Pending,
+        }
+    }
 }
 
 /// A stream that is ready to start.
@@ -140,6 +154,7 @@ enum Wake {
     Signals(Signals),
     Resume(String),
     Ended,
+    Expired,
     Done,
     Gone,
     Slow,
@@ -241,6 +256,9 @@ impl Live {
         if self.reader.poll_ended(context).is_ready() {
             return Poll::Ready(Wake::Ended);
         }
+        if self.reader.poll_expired(context).is_ready() {
+            return Poll::Ready(Wake::Expired);
+        }
         match sink.poll_flush(context) {
             Poll::Ready(Ok(())) => self.slow_timer = None,
             Poll::Ready(Err(_)) => return Poll::Ready(Wake::Gone),
@@ -290,7 +308,8 @@ impl Live {
                 self.send(sink, &Event::revoked());
                 Some(End::Closed)
             }
-            Wake::Stop => {
+            // The client reconnects with another token.
+            Wake::Expired | Wake::Stop => {
                 let bye = Event::bye(self.retry().as_millis() as u64);
                 self.send(sink, &bye);
                 Some(End::Closed)
@@ -524,6 +543,12 @@ async fn resume_place(app: &App, reader: &Reader, text: &str) -> Result<ReadPosi
         }
     }
     Ok(place)
+}
+
+/// The time until a number of seconds since 1970.
+fn time_until(seconds: i64) -> Duration {
+    let left = DateTime::from_timestamp(seconds, 0).map(|at| at - Utc::now());
+    left.and_then(|left| left.to_std().ok()).unwrap_or_default()
 }
 
 fn random_up_to(bound: u64) -> u64 {

@@ -91,6 +91,7 @@ impl StreamName {
             Self::Live => Some(limits.live_entries_max),
             Self::Published(Target::Changes(_)) => Some(limits.changes_entries_max),
             Self::Published(Target::Shared(_)) => Some(limits.shared_entries_max),
+            Self::Published(Target::Group(..)) => Some(limits.group_entries_max),
             Self::Published(Target::Inbox(..)) => Some(limits.inbox_entries_max),
             Self::Push(_) | Self::Quarantine(_) => None,
         }

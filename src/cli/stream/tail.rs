@@ -444,7 +444,7 @@ fn colour(op: Operation) -> &'static str {
         Operation::Insert => "32",
         Operation::Update => "33",
         Operation::Delete | Operation::Truncate => "31",
-        Operation::Message => "36",
+        Operation::Message | Operation::Member => "36",
         Operation::Reset | Operation::Other => "35",
     }
 }

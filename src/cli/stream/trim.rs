@@ -212,7 +212,8 @@ impl Affected {
                 let devices = devices.map(|device| device.device_id).collect();
                 affected.add_devices(context, tenant, devices, first_kept).await?;
             }
-            Target::Shared(_) => {
+            // Any device may be of a member.
+            Target::Shared(_) | Target::Group(..) => {
                 let visit = async |devices| affected.add_devices(context, tenant, devices, first_kept).await;
                 each_device_page(&context.database, tenant, visit).await?;
             }

@@ -57,6 +57,9 @@ impl Pipeline {
                     .batch
                     .create_stream(Target::Inbox(tenant, user), id, commit_ts);
             }
+            Command::CreateGroup { tenant, group } if self.tenants.contains(&tenant) => {
+                self.entries.batch.create_group(&tenant, &group, id, commit_ts);
+            }
             Command::RecreateStream(target) if self.tenants.contains(target.tenant()) => {
                 self.renew_stream(&target, Some((id, commit_ts)));
             }
@@ -76,6 +79,7 @@ impl Pipeline {
             // A tenant that does not exist, and `Retry`, which takes effect before it is published.
             Command::SetState { .. }
             | Command::CreateInbox { .. }
+            | Command::CreateGroup { .. }
             | Command::RecreateStream(_)
             | Command::RemoveStream(_)
             | Command::Trim(_)

@@ -17,13 +17,14 @@ use crate::contract::control;
 use crate::contract::entry::EntryBody;
 use crate::contract::keys::Keys;
 use crate::contract::quarantine::QuarantineKind;
-use crate::contract::stream_name::Target;
+use crate::contract::stream_name::{Audience, Target};
+use crate::core::json::write_string;
 use crate::core::operation::Operation;
 use crate::core::position::{Position, StreamId};
 use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Head, Message, Old, ReplicaIdentity, Tuple};
 use crate::decode::relation::{Relation, Types};
 use crate::postgres::migrations::CONTROL_SCHEMA;
-use crate::publish::batch::Batch;
+use crate::publish::batch::{Batch, Change};
 use crate::route::outbox::TABLE as OUTBOX;
 use crate::route::router::{Delivery, Plan, RouteError, Router};
 use crate::route::row::{ColumnValue, Row, user_id};
@@ -186,6 +187,7 @@ impl Pipeline {
                 stopped: HashSet::new(),
                 body: EntryBody::default(),
                 logged: HashSet::new(),
+                has_groups: router.has_groups(),
             },
             keys,
             router,
@@ -544,14 +546,16 @@ impl Pipeline {
             }
             Ok(()) => {
                 let changes = Target::Changes(plan.tenant.clone());
-                self.entries.add(changes, id, row.operation, None);
+                self.entries.add(changes, id, Change::of(row.operation, None));
                 let routed_row = if is_retried { row.as_new() } else { row };
                 if !is_whole && routed_row.operation != Operation::Insert && plan.is_routed() {
                     return self.lack_old_row(oid, id, &begin);
                 }
                 let routed = plan.route(&routed_row, &mut deliveries);
                 let quarantined = routed.err().map(|cause| match &cause {
-                    RouteError::Recipient { .. } => (QuarantineKind::Recipient, cause.to_string()),
+                    RouteError::Recipient { .. } | RouteError::Group { .. } => {
+                        (QuarantineKind::Recipient, cause.to_string())
+                    }
                     RouteError::Rule(_) => (QuarantineKind::Rule, cause.to_string()),
                 });
                 (true, quarantined)
@@ -578,23 +582,54 @@ impl Pipeline {
                 .batch
                 .create_stream(Target::Inbox(plan.tenant.clone(), user), id, begin.commit_ts);
         }
+        if let Some(audiences) = plan.audiences(&row) {
+            write_audiences(&audiences, &mut self.json);
+            self.entries.body.via(&self.json);
+        }
         for delivery in deliveries.iter().filter(|delivery| delivery.stored) {
-            let target = Target::of(&plan.tenant, delivery.audience);
-            self.entries.add(target, id, delivery.operation, Some(delivery.event));
+            let target = Target::of(&plan.tenant, delivery.audience.clone());
+            let change = Change {
+                op: delivery.operation,
+                event: Some(delivery.event),
+                memberships: &delivery.memberships,
+            };
+            self.entries.add(target, id, change);
+        }
+        if is_new {
+            for delivery in &deliveries {
+                let Audience::User(user) = delivery.audience else {
+                    continue;
+                };
+                for membership in &delivery.memberships {
+                    let batch = &mut self.entries.batch;
+                    batch.membership(&plan.tenant, user, membership, id, begin.commit_ts);
+                }
+            }
         }
         if is_new && !deliveries.is_empty() {
             let row_id = plan.id_column.and_then(|column| match row.latest(column) {
                 ColumnValue::Text(text) => Some(text),
                 _ => None,
             });
+            // A user who joined or left a group receives an event about that.
+            deliveries.retain(|delivery| {
+                for membership in &delivery.memberships {
+                    let (batch, payload) = (&mut self.entries.batch, membership.payload());
+                    let delivery = std::slice::from_ref(delivery);
+                    batch.notice(id, &plan.tenant, &source, row_id, delivery, Some(payload.as_bytes()));
+                }
+                delivery.memberships.is_empty()
+            });
             let payload = match write_payload(relation, &plan.live_columns, &row, &mut self.json) {
                 Ok(()) if !plan.live_columns.is_empty() => Some(&*self.json),
                 // A row with a value that is not UTF-8 was refused above.
                 _ => None,
             };
-            self.entries
-                .batch
-                .notice(id, &plan.tenant, &source, row_id, &deliveries, payload);
+            if !deliveries.is_empty() {
+                self.entries
+                    .batch
+                    .notice(id, &plan.tenant, &source, row_id, &deliveries, payload);
+            }
         }
         Ok(())
     }
@@ -633,13 +668,26 @@ impl Pipeline {
         };
         self.entries.body.begin(&source(relation, &begin));
         let changes = Target::Changes(plan.tenant.clone());
-        self.entries.add(changes, id, Operation::Truncate, None);
+        self.entries.add(changes, id, Change::of(Operation::Truncate, None));
         if plan.is_routed() {
             // The log does not have the rows and so not their viewers: all users of the tenant take a snapshot.
             self.entries.reset_tenant(&plan.tenant, id, &begin);
         }
         Ok(())
     }
+}
+
+/// Writes audiences as a JSON array of texts.
+fn write_audiences(audiences: &[Audience], out: &mut Vec<u8>) {
+    out.clear();
+    out.push(b'[');
+    for audience in audiences {
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        write_string(&audience.to_string(), out);
+    }
+    out.push(b']');
 }
 
 /// A column's text.
@@ -662,18 +710,20 @@ struct Entries {
     body: EntryBody,
     /// Tables of which the log names a quarantined row.
     logged: HashSet<u32>,
+    /// Groups are configured.
+    has_groups: bool,
 }
 
 impl Entries {
     /// Adds an entry to a stream that takes entries: where it is published already, only if the stream lacks it.
-    fn add(&mut self, target: Target, id: StreamId, operation: Operation, event: Option<&str>) {
+    fn add(&mut self, target: Target, id: StreamId, change: Change<'_>) {
         if self.stopped.contains(&target) {
             return;
         }
         if id > self.published {
-            self.batch.entry(target, id, operation, event, &self.body);
+            self.batch.entry(target, id, change, &self.body);
         } else {
-            self.batch.entry_unless_there(target, id, operation, event, &self.body);
+            self.batch.entry_unless_there(target, id, change, &self.body);
         }
     }
 
@@ -690,8 +740,12 @@ impl Entries {
 
     /// Makes all readers of a tenant take a snapshot.
     fn reset_tenant(&mut self, tenant: &Arc<str>, id: StreamId, begin: &Begin) {
-        self.add(Target::Shared(tenant.clone()), id, Operation::Truncate, Some("reset"));
+        let change = Change::of(Operation::Truncate, Some("reset"));
+        self.add(Target::Shared(tenant.clone()), id, change);
         if id > self.published {
+            if self.has_groups {
+                self.batch.reset_groups(tenant, id);
+            }
             self.batch.reset_notice(id, tenant, begin.commit_ts);
         }
     }

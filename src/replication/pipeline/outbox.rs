@@ -9,6 +9,7 @@ use crate::contract::stream_name::Target;
 use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::decode::pgoutput::{Begin, Tuple};
+use crate::publish::batch::Change;
 use crate::route::outbox::{self, OutboxMessage, Undeliverable};
 use crate::route::router::SCHEMA_PREFIX;
 
@@ -126,11 +127,11 @@ impl Pipeline {
         };
         self.entries.body.row(message.data.as_bytes());
         let changes = Target::Changes(tenant.clone());
-        let targets = message.to.iter().map(|audience| Target::of(tenant, *audience));
+        let targets = message.to.iter().map(|audience| Target::of(tenant, audience.clone()));
         for (target, event) in
             std::iter::once((changes, None)).chain(targets.map(|target| (target, Some(message.event))))
         {
-            self.entries.add(target, id, Operation::Message, event);
+            self.entries.add(target, id, Change::of(Operation::Message, event));
         }
         if is_new {
             self.entries.batch.outbox_notice(id, &source, &message);

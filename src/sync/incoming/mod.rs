@@ -23,10 +23,11 @@ use super::range::{self, Bounds, FIRST_ENTRIES, Range};
 use super::report::Reports;
 use super::snapshot::{self, Scope};
 use super::statuses::Statuses;
-use super::tables;
+use super::tables::{self, Routing};
 use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::loader::TenantLoader;
 use crate::config::rule::Rule;
+use crate::contract::group::{GroupId, Membership};
 use crate::contract::terms::Continuity;
 use crate::core::position::StreamId;
 use crate::core::time::Timestamp;
@@ -58,7 +59,9 @@ impl From<snapshot::Error> for Error {
         match error {
             snapshot::Error::Store(error) => Self::Store(error),
             snapshot::Error::Feature(error) => Self::Feature(error),
-            error @ snapshot::Error::NoStreams => Self::Snapshot(error.to_string()),
+            error @ (snapshot::Error::NoStreams | snapshot::Error::NotSeen | snapshot::Error::TooManyGroups) => {
+                Self::Snapshot(error.to_string())
+            }
         }
     }
 }
@@ -72,6 +75,8 @@ pub struct Content {
     pub has_more: bool,
     /// This is the first page of a snapshot, which replaces the device's data.
     pub reset: bool,
+    /// This is a page of the snapshot of a group, which adds to the device's data.
+    pub scope: Option<GroupId>,
     /// The published checkpoint.
     pub position: StreamId,
     pub source: Source,
@@ -420,10 +425,13 @@ impl Incoming {
             term: range.term,
             ..start
         };
-        if range.has_more {
+        if range.has_more && range.joined.is_none() {
             self.prefetch.begin(&self.store, device, place, request.bounds());
         }
         trace::delivered(place.epoch, &range);
+        // What the group had before comes next, then the stream from here.
+        let group = range.joined.as_ref();
+        let page = group.and_then(|group| snapshot::group_start(group, &self.rules));
         let mut items = item::newest(range.versions);
         self.complete(device, &mut items).await?;
         Ok(Page {
@@ -431,10 +439,11 @@ impl Incoming {
                 items,
                 has_more: range.has_more,
                 reset: false,
+                scope: None,
                 position: range.published,
                 source: Source::Stream,
             },
-            next: Cursor { place, page: None },
+            next: Cursor { place, page },
             pending: Vec::new(),
         })
     }
@@ -459,19 +468,20 @@ impl Incoming {
                 &self.database,
                 &device.tenant,
                 device.user_id,
-                &self.rules,
+                self.routing(),
                 &table,
                 &ids,
             )
             .await?;
-            let mut rows: HashMap<String, _> = rows.into_iter().map(|row| (row.id, row.json)).collect();
+            let mut rows: HashMap<String, _> = rows.into_iter().map(|row| (row.id, (row.json, row.via))).collect();
             for item in items.iter_mut() {
                 if let Item::Change(change) = item
                     && change.is_partial
                     && change.table.as_str() == table
-                    && let Some(json) = change.id.as_ref().and_then(|id| rows.remove(id.as_str()))
+                    && let Some((json, via)) = change.id.as_ref().and_then(|id| rows.remove(id.as_str()))
                 {
                     change.row = Some(json);
+                    change.via = via;
                     change.is_partial = false;
                 }
             }
@@ -487,20 +497,31 @@ impl Incoming {
         request: Request<'_>,
     ) -> Result<Page, Error> {
         let is_first = resumed.is_none();
+        let (database, store) = (&self.database, &self.store);
+        let (tenant, user) = (&device.tenant, device.user_id);
+        let mut joined: Vec<Item> = Vec::new();
         let (place, start) = match resumed {
             Some(resumed) => resumed,
             None => {
-                let place = snapshot::begin(&self.database, &self.store, &device.tenant, device.user_id).await?;
-                (place, snapshot::phase_start(0))
+                let beginning = snapshot::begin(database, store, tenant, user).await?;
+                let groups = beginning.members.groups.keys().cloned();
+                joined.extend(groups.map(|group| Item::Membership(Membership::Join(group))));
+                (beginning.place, snapshot::phase_start(0))
             }
         };
+        let group = snapshot::group_of(&start).map(|(group, row)| (group, row.is_empty()));
+        if let Some((_, true)) = &group {
+            // The membership itself, before all.
+            snapshot::wait_until_seen(database, store, tenant, user, place.position).await?;
+        }
         let scope = Scope {
-            database: &self.database,
-            tenant: &device.tenant,
-            user: device.user_id,
-            rules: &self.rules,
+            database,
+            tenant,
+            user,
+            routing: self.routing(),
         };
-        let page = snapshot::page(scope, start, request.limit, request.bytes_max).await?;
+        let mut page = snapshot::page(scope, start, request.limit, request.bytes_max).await?;
+        page.items.splice(0..0, joined);
         let view = self.store.view().await?;
         Ok(Page {
             content: Content {
@@ -508,12 +529,20 @@ impl Incoming {
                 // After the last page the stream may contain more.
                 has_more: page.next.is_some() || view.position > place.position,
                 reset: is_first,
+                scope: group.map(|(group, _)| group),
                 position: view.published,
                 source: Source::Snapshot,
             },
             next: Cursor { place, page: page.next },
             pending: page.pending,
         })
+    }
+
+    fn routing(&self) -> Routing<'_> {
+        Routing {
+            rules: &self.rules,
+            groups: self.store.groups(),
+        }
     }
 
     /// Messages changed since a time that is no `sync_timestamp` of the device: acknowledges and records nothing.
@@ -547,6 +576,7 @@ impl Incoming {
                 has_more: rows.len() > items.len(),
                 items,
                 reset: false,
+                scope: None,
                 position: standing.view.published,
                 source: Source::Snapshot,
             },

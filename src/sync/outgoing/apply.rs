@@ -13,6 +13,7 @@ use crate::config::{Config, ConflictStrategy};
 use crate::core::time::Timestamp;
 use crate::feature;
 use crate::postgres::{self, Database, sql};
+use crate::sync::tables::Routing;
 
 /// Applies a batch in one transaction and one round trip to Postgres.
 ///
@@ -55,7 +56,11 @@ pub(super) async fn apply(
 /// with its sequence number.
 fn entry(item: &Value, is_row: bool, items: Items<'_>, device: &DevicePrincipal, config: &Config) -> Value {
     let checked = if is_row {
-        rows::parse(item, &config.routes)
+        let routing = Routing {
+            rules: &config.routes,
+            groups: &config.groups,
+        };
+        rows::parse(item, routing)
     } else {
         messages::parse(
             item,

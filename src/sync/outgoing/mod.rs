@@ -30,7 +30,7 @@ use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
 use super::report::Reports;
-use super::tables;
+use super::tables::{self, Routing};
 use crate::accounts::devices::DevicePrincipal;
 use crate::config::Config;
 #[cfg(doc)]
@@ -325,8 +325,12 @@ impl Outgoing {
         }
         for (table, mut results) in conflicts {
             let ids: Vec<String> = results.iter().filter_map(|result| result.id.clone()).collect();
-            let (tenant, rules) = (&device.tenant, &self.config.routes);
-            let rows = match tables::by_id(&self.database, tenant, device.user_id, rules, &table, &ids).await {
+            let tenant = &device.tenant;
+            let routing = Routing {
+                rules: &self.config.routes,
+                groups: &self.config.groups,
+            };
+            let rows = match tables::by_id(&self.database, tenant, device.user_id, routing, &table, &ids).await {
                 Ok(rows) => rows,
                 Err(error) => {
                     tracing::warn!(

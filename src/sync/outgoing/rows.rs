@@ -4,20 +4,21 @@ use serde_json::{Value, json};
 
 use super::ItemCode;
 use super::form::{Refusal, base_version, fields, operation};
-use crate::config::rule::Rule;
 use crate::feature::has_nul;
+use crate::sync::tables::Routing;
 
 /// Longest id of a row, in characters.
 pub(super) const ID_CHARS_MAX: usize = 128;
 
 /// Checks an item and converts it to the form that `upload_items()` takes.
-pub(super) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
+pub(super) fn parse(item: &Value, routing: Routing<'_>) -> Result<Value, Refusal> {
     let fields = fields(item)?;
     let table = fields
         .get("table")
         .and_then(Value::as_str)
         .ok_or_else(|| Refusal::invalid("table: must be the name of a table"))?;
-    let upload = rules
+    let upload = routing
+        .rules
         .iter()
         .filter(|rule| rule.table == table)
         .find_map(|rule| rule.upload.as_ref())
@@ -71,15 +72,21 @@ pub(super) fn parse(item: &Value, rules: &[Rule]) -> Result<Value, Refusal> {
     if has_nul(&base_row) {
         return Err(Refusal::invalid("base_row: must not contain the character NUL"));
     }
+    let by = upload.by.iter().filter_map(|(name, column)| {
+        let group = routing.groups.get(name)?;
+        Some(json!({"column": column, "members": group.table, "id": group.id, "user": group.user}))
+    });
     Ok(json!({
-        "table": table, "owner": upload.owner, "columns": upload.columns, "op": op, "id": id, "row": row,
-        "base": base_version(fields)?, "base_row": base_row, "merge": upload.merge.is_some(),
+        "table": table, "owner": upload.owner, "by": by.collect::<Vec<_>>(), "columns": upload.columns, "op": op, "id": id,
+        "row": row, "base": base_version(fields)?, "base_row": base_row, "merge": upload.merge.is_some(),
     }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::group::Groups;
+    use crate::config::rule::Rule;
 
     fn rules() -> Vec<Rule> {
         serde_json::from_value(json!([
@@ -91,19 +98,45 @@ mod tests {
         .unwrap()
     }
 
+    fn routing<'a>(rules: &'a [Rule], groups: &'a Groups) -> Routing<'a> {
+        Routing { rules, groups }
+    }
+
     fn code(item: Value) -> Option<ItemCode> {
-        parse(&item, &rules()).err().map(|refusal| refusal.code)
+        parse(&item, routing(&rules(), &Groups::new()))
+            .err()
+            .map(|refusal| refusal.code)
     }
 
     #[test]
     fn item_is_completed_from_its_rule() {
         let item = json!({"table": "tasks", "id": 7, "row": {"title": "milk"}, "whatever": 1});
         assert_eq!(
-            parse(&item, &rules()),
+            parse(&item, routing(&rules(), &Groups::new())),
             Ok(json!({
-                "table": "tasks", "owner": "owner_id", "columns": ["title", "done"], "op": "create", "id": "7",
+                "table": "tasks", "owner": "owner_id", "by": [], "columns": ["title", "done"], "op": "create", "id": "7",
                 "row": {"title": "milk"}, "base": null, "base_row": {}, "merge": false,
             }))
+        );
+    }
+
+    #[test]
+    fn item_names_the_groups_whose_members_may_write() {
+        let rules: Vec<Rule> = serde_json::from_value(json!([
+            {"table": "tasks", "to": [{"list": "list_id"}], "upload": {"by": {"list": "list_id"}, "columns": ["title"]}},
+        ]))
+        .unwrap();
+        let list = json!({"table": "list_members", "id": "list", "user": "member"});
+        let groups: Groups = serde_json::from_value(json!({"list": list})).unwrap();
+        let item = parse(
+            &json!({"table": "tasks", "op": "delete", "id": 7}),
+            routing(&rules, &groups),
+        )
+        .unwrap();
+        assert_eq!(item["owner"], Value::Null);
+        assert_eq!(
+            item["by"],
+            json!([{"column": "list_id", "members": "list_members", "id": "list", "user": "member"}])
         );
     }
 

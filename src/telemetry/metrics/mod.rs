@@ -5,6 +5,7 @@
 //! that can be read at scrape time are built by the handler of `/metrics` (`api::metrics`), which knows what they measure.
 //! Labels have few values, all known beforehand: no tenant, no user, no raw path.
 
+mod auth;
 mod cache;
 mod http;
 mod label;
@@ -14,10 +15,12 @@ mod replication;
 mod sync;
 
 use std::fmt;
+use std::sync::Arc;
 
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
+pub use self::auth::{Auth, ExternalToken, KeyRead};
 pub use self::cache::{Cache, CacheUse, QueryCache};
 pub use self::http::{Direction, Gzip, Http, LimitedBy, LoginResult, OpenConnection, RequestLabels};
 pub use self::label::{Label, Labels};
@@ -39,6 +42,8 @@ pub struct Metrics {
     registry: Registry,
     pub replication: Replication,
     pub http: Http,
+    /// Shared with the readers of keys.
+    pub auth: Arc<Auth>,
     pub gzip: Gzip,
     pub push: Push,
     pub sync: Sync,
@@ -60,6 +65,7 @@ impl Metrics {
         let new = Self {
             replication: Replication::new(labels),
             http: Http::new(labels),
+            auth: Arc::new(Auth::new()),
             gzip: Gzip::new(),
             push: Push::new(),
             sync: Sync::new(labels),
@@ -72,6 +78,7 @@ impl Metrics {
             new.push.register(&mut registry);
         }
         new.http.register(&mut registry);
+        new.auth.register(&mut registry);
         new.gzip.register(&mut registry);
         new.sync.register(&mut registry);
         new.device_cache.register(&mut registry);

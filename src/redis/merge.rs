@@ -1,0 +1,166 @@
+//! What a user reads of one moment: the entries of several streams as one.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::store::{Read, Slice};
+use crate::contract::checkpoint::View;
+use crate::contract::entry::{Entry, Text};
+use crate::contract::members::Members;
+use crate::contract::stream_name::Audience;
+use crate::core::operation::Operation;
+use crate::core::position::StreamId;
+
+/// Merges ranges that were each cut at `count` entries: the inbox, then what others see, too.
+pub(super) fn merge(
+    ranges: Vec<Vec<Entry>>,
+    count: usize,
+    after: StreamId,
+    view: View,
+    (user, members): (Uuid, Arc<Members>),
+) -> Read {
+    // Behind the last entry of a cut range there may be others, so the merge ends there.
+    let cut = |entries: &Vec<Entry>| entries.last().filter(|_| entries.len() >= count).map(|last| last.id);
+    let horizon = ranges.iter().filter_map(cut).min();
+    // Entries behind the published position were not written by the publisher; a reader that moved there would skip
+    // entries that are still to come.
+    let horizon = horizon.filter(|horizon| *horizon < view.position);
+    let end = horizon.unwrap_or(view.position);
+    let mut entries: Vec<Entry> = ranges.into_iter().flatten().filter(|entry| entry.id <= end).collect();
+    // Each is sorted. A change that differs for the user is in several streams, and the inbox has precedence.
+    entries.sort_by_key(|entry| entry.id);
+    if entries.iter().any(|entry| entry.op.is_break()) {
+        return Read::Broken(view);
+    }
+    for entry in &mut entries {
+        // What one audience does not see any more, the user may see by another.
+        if entry.op == Operation::Delete && entry.via.as_ref().is_some_and(|via| is_seen(via, user, &members)) {
+            entry.op = Operation::Update;
+        }
+    }
+    entries.dedup_by(|next, kept| {
+        let is_same = next.id == kept.id;
+        // Memberships of the user and the row belong together.
+        if is_same && kept.op == Operation::Member {
+            let member = kept.member.take();
+            std::mem::swap(kept, next);
+            kept.member = member;
+        }
+        is_same
+    });
+    Read::Slice(Slice {
+        end: entries.last().map_or(after, |entry| entry.id),
+        has_more: horizon.is_some(),
+        entries,
+        view,
+        members,
+    })
+}
+
+/// Whether a user is among audiences, which are a JSON array of texts.
+fn is_seen(via: &Text, user: Uuid, members: &Members) -> bool {
+    let audiences: Vec<String> = serde_json::from_slice(via.as_bytes()).unwrap_or_default();
+    audiences.iter().any(|audience| {
+        *audience == Audience::Tenant.to_string()
+            || *audience == Audience::User(user).to_string()
+            || audience.parse().is_ok_and(|group| members.groups.contains_key(&group))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::position::{EpochId, TermId};
+
+    fn entry(seq: u64, op: Operation, via: &[&str]) -> Entry {
+        Entry {
+            id: StreamId { ms: 1, seq },
+            op,
+            row: Some(format!("{{\"id\":{seq}}}").into()),
+            via: Some(serde_json::json!(via).to_string().into()),
+            ..Entry::default()
+        }
+    }
+
+    /// Number, operation and memberships of each entry, for a member of list 1; `None` if continuity has ended.
+    fn merged(ranges: Vec<Vec<Entry>>, count: usize) -> Option<Vec<(u64, &'static str, String)>> {
+        let groups = [("list:1".parse().expect("a group"), StreamId::ZERO)];
+        let members = Members {
+            groups: groups.into(),
+            ..Members::default()
+        };
+        let position = StreamId { ms: 1, seq: 9 };
+        let view = View {
+            epoch: EpochId(1),
+            base: 0,
+            position,
+            published: position,
+            term: TermId(1),
+        };
+        let reader = (Uuid::from_u128(7), Arc::new(members));
+        let Read::Slice(slice) = merge(ranges, count, StreamId::ZERO, view, reader) else {
+            return None;
+        };
+        let outline = |entry: Entry| {
+            let memberships = entry.memberships();
+            let texts: Vec<String> = memberships.iter().map(ToString::to_string).collect();
+            (entry.id.seq, entry.op.as_str(), texts.join(" "))
+        };
+        Some(slice.entries.into_iter().map(outline).collect())
+    }
+
+    fn plain(entries: &[(u64, &'static str)]) -> Option<Vec<(u64, &'static str, String)>> {
+        Some(entries.iter().map(|(seq, op)| (*seq, *op, String::new())).collect())
+    }
+
+    #[test]
+    fn deletion_for_one_audience_is_an_update_for_another_of_the_reader() {
+        use Operation::{Delete, Insert, Update};
+        let own = format!("user:{}", Uuid::from_u128(7));
+        let gone = vec![
+            entry(1, Delete, &["list:1"]),
+            entry(2, Delete, &[&own]),
+            entry(3, Delete, &["tenant"]),
+            entry(4, Delete, &["list:2"]),
+            entry(5, Delete, &[]),
+        ];
+        let expected = [
+            (1, "update"),
+            (2, "update"),
+            (3, "update"),
+            (4, "delete"),
+            (5, "delete"),
+        ];
+        assert_eq!(merged(vec![gone], 100), plain(&expected));
+        // It comes once, however many streams have it.
+        let (inbox, group) = (
+            vec![entry(1, Update, &["list:1"])],
+            vec![entry(1, Insert, &["list:1"]), entry(2, Insert, &[])],
+        );
+        assert_eq!(merged(vec![inbox, group], 100), plain(&[(1, "update"), (2, "insert")]));
+    }
+
+    #[test]
+    fn memberships_stay_with_the_row_of_the_same_change() {
+        let mut joined = entry(1, Operation::Member, &[]);
+        joined.member = Some("+list:2".to_owned().into());
+        let group = vec![entry(1, Operation::Insert, &["list:1"])];
+        assert_eq!(
+            merged(vec![vec![joined], group], 100),
+            Some(vec![(1, "insert", "+list:2".to_owned())])
+        );
+    }
+
+    #[test]
+    fn merge_ends_where_the_first_cut_stream_ends() {
+        use Operation::{Insert, Reset};
+        let long = vec![entry(1, Insert, &[]), entry(3, Insert, &[])];
+        let short = vec![entry(2, Insert, &[]), entry(4, Insert, &[])];
+        assert_eq!(
+            merged(vec![long, short.clone()], 2),
+            plain(&[(1, "insert"), (2, "insert"), (3, "insert")])
+        );
+        assert_eq!(merged(vec![short, vec![entry(3, Reset, &[])]], 100), None);
+    }
+}
