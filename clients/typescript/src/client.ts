@@ -262,8 +262,8 @@ class Core {
     if (name === 'conflict' || name === 'rejected') {
       const result = key === null ? null : await this.#session.result(key).catch(() => null)
       if (result) this.#emitResult(name, result)
-    } else if (name === 'reset' || name === 'signedOut' || name === 'deviceAdded' || name === 'message') {
-      this.#emit(name, data as never)
+    } else if (['reset', 'joined', 'left', 'signedOut', 'deviceAdded', 'message'].includes(name)) {
+      this.#emit(name as keyof ClientEvents, data as never)
     }
   }
 

@@ -30,7 +30,7 @@ export type Status = {
   readonly lastSyncedAt: number | null
   /** How old the server's own data is, in ms; null: the server does not report it. */
   readonly serverAge: number | null
-  /** Rows received of the snapshot in progress. */
+  /** Rows received of the snapshot in progress, of all or of a group that was joined. */
   readonly progress: { readonly rows: number } | null
   readonly outbox: {
     readonly waiting: number
@@ -83,7 +83,7 @@ export function statusOf(inputs: StatusInputs): Status {
     upToDate: phase(device) === 'stream' && isIdle && isNotified,
     lastSyncedAt: device.lastSyncedAt,
     serverAge: null,
-    progress: device.inSnapshot ? { rows: state.progress } : null,
+    progress: device.inSnapshot || state.progress > 0 ? { rows: state.progress } : null,
     outbox: { waiting: outbox.length, oldest: first ? Date.parse(first.at) : null, ...open },
     error: errorOf(inputs),
   }

@@ -70,6 +70,10 @@ export type ClientEvents = {
   rejected: OutboxEntry
   /** The server begins a snapshot that replaces the rows. */
   reset: Record<string, never>
+  /** The user joined a group; its rows follow. */
+  joined: { readonly group: string; readonly id: string }
+  /** The membership ended: rows that only this group sees are gone, at a reset with the end of the snapshot. */
+  left: { readonly group: string; readonly id: string }
   signedOut: { readonly code: string; readonly message: string }
   /** A newer build of the app needs the storage: ask the user to reload. */
   outdated: Record<string, never>

@@ -5,21 +5,26 @@ import type { Batch, Change, ItemResult } from '../machine/event.js'
 export function readBatch(body: unknown): Batch | null {
   if (!isObject(body)) return null
   const { messages, users, changes, cursor, has_more: hasMore, reset } = body
+  const scope = text(body['scope'])
   if (!isRows(messages) || !isRows(users) || !Array.isArray(changes) || typeof cursor !== 'string') return null
   if (typeof hasMore !== 'boolean' || typeof reset !== 'boolean') return null
   const read: Change[] = []
   for (const change of changes as unknown[]) {
     if (!isObject(change)) return null
-    const { table, op, id, row } = change
-    if (typeof table !== 'string' || typeof op !== 'string') return null
+    const { table, op, id, row, via } = change
+    const group = text(change['group'])
+    if (!(typeof table === 'string' || group !== null) || typeof op !== 'string') return null
+    if (via !== undefined && !isTexts(via)) return null
     read.push({
-      table,
+      table: text(table) ?? '',
       op,
       id: typeof id === 'number' ? String(id) : text(id),
       row: isObject(row) ? (row as JsonObject) : null,
+      ...(via && { via }),
+      ...(group !== null && { group }),
     })
   }
-  return { messages, users, changes: read, cursor, hasMore, reset }
+  return { messages, users, changes: read, cursor, hasMore, reset, ...(scope !== null && { scope }) }
 }
 
 /** The response to `POST /api/sync/outgoing`; null if it has another form. */
@@ -49,6 +54,10 @@ export function readEnrolled(body: unknown): Enrolled | null {
   if (!isObject(body)) return null
   const [userId, deviceId, token] = [text(body['user_id']), text(body['device_id']), text(body['device_token'])]
   return userId !== null && deviceId !== null && token !== null ? { userId, deviceId, token } : null
+}
+
+function isTexts(value: unknown): value is string[] {
+  return Array.isArray(value) && value.every((part) => typeof part === 'string')
 }
 
 function isRows(value: unknown): value is JsonObject[] {

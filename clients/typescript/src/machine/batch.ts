@@ -1,8 +1,9 @@
 import { text, type JsonObject } from '../json.js'
 import { Draft } from './draft.js'
 import type { Batch, Event, RowId } from './event.js'
-import { overtake, receive } from './rows.js'
-import { rowName, type State } from './state.js'
+import { audiencesOf, forgetUnseen, groupName, isSeen, storeGroups } from './groups.js'
+import { overtake, overtakeMissing, receive } from './rows.js'
+import { rowName, type State, type StoredRow } from './state.js'
 
 /** The rows that a batch may change or compare with: the event needs them as stored. */
 export function rowsOf(batch: Batch, state: State): RowId[] {
@@ -13,8 +14,8 @@ export function rowsOf(batch: Batch, state: State): RowId[] {
       if (id !== null) rows.push([table, id])
     }
   }
-  for (const { table, id } of batch.changes) if (id !== null) rows.push([table, id])
-  if (endsSnapshot(batch, state))
+  for (const { table, id, group } of batch.changes) if (id !== null && group === undefined) rows.push([table, id])
+  if (endsSnapshot(batch, state) || batch.changes.some(({ op }) => op === 'leave'))
     for (const { table, id, sent } of state.outbox) if (sent === 'yes') rows.push([table, id])
   return rows
 }
@@ -24,9 +25,18 @@ export function endsSnapshot(batch: Batch, { device }: State): boolean {
   return !batch.hasMore && (batch.reset || device.inSnapshot)
 }
 
+/** Which stored rows a `leave` of a batch may concern, in addition; null: it has none. */
+export function unseenAfter(batch: Batch, { device }: State): ((row: StoredRow) => boolean) | null {
+  const left = batch.changes.filter(({ op }) => op === 'leave').map(groupName)
+  if (left.length === 0) return null
+  const audiences = audiencesOf(device, batch.reset)
+  for (const group of left) audiences.groups.delete(group)
+  return ({ via }) => !isSeen(via, audiences)
+}
+
 /** Stores a batch with its cursor, or discards it whole. */
 export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void {
-  const { batch, requested, old, at } = event
+  const { batch, requested, old, unseen, at } = event
   const { cursor } = draft.state.device
   // Another request has moved the cursor; what this batch brings comes again.
   if (requested !== cursor) return
@@ -43,21 +53,33 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
       if (id !== null) receive(draft, table, id, row)
     }
   }
-  for (const { table, op, id, row } of batch.changes) {
+  const audiences = audiencesOf(draft.state.device, batch.reset)
+  let hasLeft = false
+  for (const change of batch.changes) {
+    const { table, op, id, row, via, group } = change
+    // All that leave together are one pass over the rows.
+    if (hasLeft && op !== 'leave') forgetUnseen(draft, unseen, audiences)
+    hasLeft = op === 'leave'
     if (op === 'message') {
       draft.notify({ name: 'message', event: table.replace(/^posduif:/, ''), id, data: row })
-    } else if (id !== null && op === 'delete') {
+    } else if (group !== undefined) {
+      if (op === 'join') audiences.groups.add(groupName(change))
+      else if (hasLeft) audiences.groups.delete(groupName(change))
+    } else if (id !== null && (op === 'delete' || (row && !isSeen(via, audiences)))) {
       draft.put(table, id, null)
       overtake(draft, table, id)
     } else if (id !== null && row) {
-      receive(draft, table, id, row)
+      receive(draft, table, id, row, via)
     }
   }
+  if (hasLeft) forgetUnseen(draft, unseen, audiences)
+  storeGroups(draft, audiences)
   const received = batch.messages.length + batch.users.length + batch.changes.length
   draft.device({ cursor: batch.cursor })
   draft.set({ isUnacknowledged: received > 0 || draft.state.isUnacknowledged })
-  if (draft.state.device.inSnapshot) draft.set({ progress: draft.state.progress + received })
   if (isLastOfSnapshot) endSnapshot(draft, old)
+  const isPage = draft.state.device.inSnapshot || (batch.scope !== undefined && batch.hasMore)
+  draft.set({ progress: isPage ? draft.state.progress + received : 0 })
   if (batch.hasMore) {
     if (batch.cursor === cursor) {
       const message = 'the server has more rows, but the cursor does not advance'
@@ -78,12 +100,8 @@ function endSnapshot(draft: Draft, old: readonly RowId[]): void {
     // The batch itself may have brought it.
     if (!draft.rows.has(rowName(table, id))) draft.put(table, id, null)
   }
-  // A snapshot does not mention deleted rows.
-  draft.items((item) =>
-    item.sent === 'yes' && !draft.stored(item.table, item.id) ? { ...item, sent: 'overtaken' } : item,
-  )
+  overtakeMissing(draft)
   draft.device({ inSnapshot: false, hasSynced: true })
-  draft.set({ progress: 0 })
 }
 
 function listsOf(batch: Batch): readonly (readonly [string, readonly JsonObject[]])[] {

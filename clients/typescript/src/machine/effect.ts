@@ -33,6 +33,7 @@ export type Effect =
 export type Notice =
   | { readonly name: 'conflict' | 'rejected'; readonly result: StoredResult }
   | { readonly name: 'reset' }
+  | { readonly name: 'joined' | 'left'; readonly group: string; readonly id: string }
   | { readonly name: 'signedOut'; readonly code: string; readonly message: string }
   | { readonly name: 'message'; readonly event: string; readonly id: string | null; readonly data: JsonObject | null }
   | { readonly name: 'deviceAdded'; readonly data: JsonObject }

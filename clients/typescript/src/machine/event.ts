@@ -11,6 +11,8 @@ export type Batch = {
   readonly cursor: string
   readonly hasMore: boolean
   readonly reset: boolean
+  /** The group whose rows the batch has, after a join. */
+  readonly scope?: string
 }
 
 export type Change = {
@@ -18,6 +20,10 @@ export type Change = {
   readonly op: string
   readonly id: string | null
   readonly row: JsonObject | null
+  /** Who sees the row, of tables that groups see. */
+  readonly via?: readonly string[]
+  /** Of `join` and `leave`: the kind of the group, whose id is `id`. */
+  readonly group?: string
 }
 
 /** A result of `POST /api/sync/outgoing`. */
@@ -65,6 +71,8 @@ export type Event =
       readonly stored: Stored
       /** At the end of a snapshot: all stored rows that are older than it. */
       readonly old: readonly RowId[]
+      /** Those that a `leave` of the batch may concern; `stored` has them. */
+      readonly unseen: readonly RowId[]
     }
   | {
       readonly type: 'results'

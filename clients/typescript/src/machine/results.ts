@@ -3,7 +3,7 @@ import type { Item } from '../outbox/item.js'
 import { change } from '../outbox/overlay.js'
 import { Draft } from './draft.js'
 import type { ItemResult, RowId } from './event.js'
-import { bury, isOlder, MESSAGES, put } from './rows.js'
+import { bury, isOlder, MESSAGES, put, viaOf } from './rows.js'
 import type { State, StoredResult } from './state.js'
 
 /** The rows that results may change: the event needs them as stored. */
@@ -29,7 +29,11 @@ export function storeResults(draft: Draft, results: readonly ItemResult[]): numb
       storeEffect(draft, item, result)
     } else if (result.status === 'conflict') {
       isInEffect = result.winner === 'mine'
-      if (result.server) put(draft, item.table, item.id, result.server, result.version ?? versionOf(result.server))
+      const { server } = result
+      if (server) {
+        const via = viaOf(draft, item.table, item.id)
+        put(draft, item.table, item.id, server, result.version ?? versionOf(server), via)
+      }
       // The deletion of a row of an own table comes in a batch.
       else if (item.table === MESSAGES) bury(draft, MESSAGES, item.id, result)
     } else if (result.status === 'rejected') {
@@ -99,10 +103,12 @@ function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
   if (!after) return before ? bury(draft, item.table, item.id, result) : undefined
   const { version, revision } = result
   const row: JsonObject = { ...after, ...(version !== null && { version }), ...(revision !== null && { revision }) }
+  const via = viaOf(draft, item.table, item.id)
   draft.put(item.table, item.id, {
     row,
     generation: device.generation,
     ...(version !== null && { own: version }),
+    ...(via && { via }),
   })
 }
 

@@ -24,6 +24,8 @@ export type Device = {
   readonly hasSynced: boolean
   /** When the last sync ended, in ms since 1970. */
   readonly lastSyncedAt: number | null
+  /** The audiences that the user joined, as in `via`: `list:42`. */
+  readonly groups: readonly string[]
   /** Changes of former users of this storage, until they return. */
   readonly parked: readonly Parked[]
 }
@@ -46,6 +48,8 @@ export type StoredRow = {
   readonly own?: number
   /** An own upload deleted it: what batches bring of it is from before, until they bring the deletion. */
   readonly isDeleted?: true
+  /** Who sees it, of tables that groups see. Empty: only results of own uploads have brought it. */
+  readonly via?: readonly string[]
 }
 
 /** What happened to a change. It stays until the user has seen a refusal, or the tab that wrote it has the result. */
@@ -117,7 +121,7 @@ export type State = {
   readonly down: Lane
   readonly auth: Lane & { readonly reason: 'start' | 'refused'; readonly refused: string | null }
   readonly live: Live
-  /** Rows of the snapshot in progress. */
+  /** Rows of the snapshot in progress, of all or of a group that was joined. */
   readonly progress: number
 }
 
@@ -149,6 +153,7 @@ export const EMPTY_DEVICE: Device = {
   lastEventId: null,
   hasSynced: false,
   lastSyncedAt: null,
+  groups: [],
   parked: [],
 }
 

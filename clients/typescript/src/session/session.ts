@@ -1,9 +1,9 @@
 import type { Clock } from '../clock.js'
-import { endsSnapshot, rowsOf } from '../machine/batch.js'
+import { endsSnapshot, rowsOf, unseenAfter } from '../machine/batch.js'
 import type { Effect, Notice, RowChange, Step } from '../machine/effect.js'
 import type { Batch, Event, RowId } from '../machine/event.js'
 import { rowsInFlight } from '../machine/results.js'
-import { INITIAL, type State, type StoredResult, type StoredRow } from '../machine/state.js'
+import { INITIAL, rowName, type State, type StoredResult, type StoredRow } from '../machine/state.js'
 import { transition } from '../machine/transition.js'
 import { difference } from '../outbox/difference.js'
 import type { Write } from '../outbox/item.js'
@@ -11,7 +11,7 @@ import { StoreError, type Entry, type Read, type Store } from '../store/store.js
 import { View } from '../tables/view.js'
 import { Ledger, storedRows } from './ledger.js'
 
-/** Rows that are read at once at the end of a snapshot. */
+/** Rows that are read at once when all are visited. */
 const PAGE = 2000
 
 /** Attempts to store a step that other tabs overtake; each of them means that another tab has made progress. */
@@ -106,8 +106,18 @@ export class Session {
       this.#step(async (state) => {
         const stored = await this.#rows(rowsOf(batch, state))
         const generation = state.device.generation + (batch.reset ? 1 : 0)
-        const old = endsSnapshot(batch, state) ? await this.#olderThan(generation) : []
-        return { type: 'batch', ticket, requested, at: this.#clock.now(), batch, stored, old }
+        const isLast = endsSnapshot(batch, state)
+        const isUnseen = unseenAfter(batch, state)
+        const [old, unseen]: [RowId[], RowId[]] = [[], []]
+        if (isLast || isUnseen) {
+          await this.#scan((id, row) => {
+            if (isLast && row.generation < generation) old.push(id)
+            if (!isUnseen?.(row)) return
+            unseen.push(id)
+            stored.set(rowName(...id), row)
+          })
+        }
+        return { type: 'batch', ticket, requested, at: this.#clock.now(), batch, stored, old, unseen }
       }),
     )
   }
@@ -297,12 +307,12 @@ export class Session {
     return storedRows(entries)
   }
 
-  async #olderThan(generation: number): Promise<RowId[]> {
-    const old: RowId[] = []
+  /** Passes all stored rows, a page at a time. */
+  async #scan(visit: (id: RowId, row: StoredRow) => void): Promise<void> {
     for (let after: RowId | undefined; ;) {
       const [entries = []] = await this.#store.read([{ space: 'rows', limit: PAGE, ...(after && { after }) }])
-      for (const { key, value } of entries) if ((value as StoredRow).generation < generation) old.push(key as RowId)
-      if (entries.length < PAGE) return old
+      for (const { key, value } of entries) visit(key as RowId, value as StoredRow)
+      if (entries.length < PAGE) return
       after = entries.at(-1)?.key as RowId
     }
   }

@@ -163,7 +163,7 @@ describe('batches', () => {
     scene.sync()
     const { ticket } = scene.request
     const batch = { messages: [message('late')], users: [], changes: [], cursor: 'x', hasMore: false, reset: false }
-    scene.do({ type: 'batch', ticket, requested: 'another', at: 1, batch, stored: new Map(), old: [] })
+    scene.do({ type: 'batch', ticket, requested: 'another', at: 1, batch, stored: new Map(), old: [], unseen: [] })
     assert.equal(scene.stored('messages', 'late'), null)
     assert.equal(scene.state.device.cursor, 'c1')
   })

@@ -1,5 +1,5 @@
 import type { JsonObject } from '../../src/json.js'
-import { endsSnapshot, rowsOf } from '../../src/machine/batch.js'
+import { endsSnapshot, rowsOf, unseenAfter } from '../../src/machine/batch.js'
 import type { Effect, Notice, Step } from '../../src/machine/effect.js'
 import type { Batch, Change, Event, ItemResult, RowId } from '../../src/machine/event.js'
 import { rowsInFlight } from '../../src/machine/results.js'
@@ -121,15 +121,15 @@ export class Scene {
     if (endsSnapshot(batch, this.state)) {
       for (const [name, row] of this.rows) if (row.generation < generation) old.push(split(name))
     }
-    this.do({
-      type: 'batch',
-      ticket: request.ticket,
-      requested: request.cursor,
-      at: 1,
-      batch,
-      old,
-      stored: this.#read(rowsOf(batch, this.state)),
-    })
+    const stored = this.#read(rowsOf(batch, this.state))
+    const isUnseen = unseenAfter(batch, this.state)
+    const unseen: RowId[] = []
+    for (const [name, row] of this.rows) {
+      if (!isUnseen?.(row)) continue
+      unseen.push(split(name))
+      stored.set(name, row)
+    }
+    this.do({ type: 'batch', ticket: request.ticket, requested: request.cursor, at: 1, batch, old, unseen, stored })
   }
 
   answer(...results: Partial<ItemResult>[]): void {
@@ -288,6 +288,16 @@ export function message(id: string, columns: JsonObject = {}): JsonObject {
 
 export function insert(id: string, columns: JsonObject, op = 'insert'): Change {
   return { table: 'tasks', op, id, row: { id, ...columns } }
+}
+
+/** A task that only these audiences see. */
+export function shared(id: string, columns: JsonObject, ...via: string[]): Change {
+  return { table: 'tasks', op: 'update', id, row: { id, ...columns }, via }
+}
+
+/** A membership of lists begins or ends. */
+export function membership(op: 'join' | 'leave', id: string): Change {
+  return { table: '', op, id, row: null, group: 'list' }
 }
 
 export function remove(id: string, table = 'tasks'): Change {
