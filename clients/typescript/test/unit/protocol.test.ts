@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { describe, test } from 'node:test'
 import { wireItem } from '../../src/outbox/item.js'
-import { insert, message, remove, Scene, task } from './scene.js'
+import { insert, membership, message, remove, Scene, shared, task } from './scene.js'
 
 const names: string[] = []
 
@@ -390,6 +390,44 @@ state('outbox', {
     assert.equal(scene.stored('messages', 'm1')?.['content'], 'newer')
     assert.equal(scene.stored('tasks', 't2'), null)
   },
+  batches_behind_a_stored_result_leave_its_row() {
+    const scene = Scene.stream()
+    scene.write('edit', 'tasks', 't1', { title: 'mine' })
+    scene.answer({ version: 3 })
+    const receive = (version: number) => {
+      if (!scene.state.busy) scene.sync()
+      scene.batch({ cursor: `v${version}`, changes: [insert('t1', task(`version ${version}`, version), 'update')] })
+      scene.acknowledged()
+    }
+    // The stream is still at what came before the edit.
+    receive(2)
+    assert.equal(scene.seen('tasks', 't1')?.['title'], 'mine')
+    scene.write('edit', 'tasks', 't1', { title: 'mine again' })
+    assert.equal(scene.outbox()[0]?.baseVersion, 3, 'its base is the own change')
+    scene.answer({ version: 4 })
+    // It reaches the last one, and from then on the last row that comes counts, whatever its number.
+    receive(4)
+    receive(1)
+    assert.equal(scene.seen('tasks', 't1')?.['title'], 'version 1')
+  },
+  deleted_row_stays_away_until_batches_reach_its_deletion() {
+    const scene = Scene.stream()
+    scene.write('delete', 'tasks', 't1')
+    scene.answer({ version: 2 })
+    scene.write('delete', 'messages', 'm1')
+    scene.answer({ version: 2, revision: 2 })
+    scene.sync()
+    scene.batch({ cursor: 'c2', messages: [message('m1')], changes: [insert('t1', task('milk'), 'update')] })
+    assert.deepEqual([scene.ids('tasks'), scene.ids('messages')], [['t2'], []])
+    scene.acknowledged()
+    scene.sync()
+    scene.batch({ cursor: 'c3', changes: [remove('t1'), remove('m1', 'messages')] })
+    scene.acknowledged()
+    assert.deepEqual([scene.ids('tasks'), scene.ids('messages')], [['t2'], []])
+    scene.sync()
+    scene.batch({ cursor: 'c4', changes: [insert('t1', task('created again'))] })
+    assert.deepEqual(scene.ids('tasks'), ['t1', 't2'])
+  },
   duplicate_item_is_removed() {
     const scene = Scene.stream()
     scene.write('edit', 'tasks', 't1', { title: 'soy' })
@@ -669,6 +707,129 @@ state('outbox', {
   },
 })
 
+state('groups', {
+  join_brings_rows_of_before() {
+    const scene = Scene.fresh()
+    scene.batch({ reset: true, cursor: 'c1', changes: [shared('a', task('mine'), 'user:user-1')] })
+    scene.acknowledged()
+    scene.sync()
+    scene.batch({ cursor: 'c2', hasMore: true, changes: [membership('join', '1')] })
+    assert.deepEqual(scene.state.device.groups, ['list:1'])
+    scene.batch({ cursor: 'c3', hasMore: true, scope: 'list:1', changes: [shared('b', task('of before'), 'list:1')] })
+    assert.equal(scene.state.progress, 1)
+    scene.batch({ cursor: 'c4' })
+    assert.deepEqual([scene.phase, scene.state.progress, scene.ids('tasks')], ['stream', 0, ['a', 'b']])
+    assert.deepEqual(scene.notices(), [{ name: 'joined', group: 'list', id: '1' }])
+  },
+  rows_after_the_join_follow_the_snapshot_of_the_group() {
+    const scene = Scene.stream()
+    scene.sync()
+    scene.batch({ cursor: 'c2', hasMore: true, changes: [membership('join', '1')] })
+    scene.lose()
+    scene.crash()
+    assert.ok(scene.request.type === 'fetch' && scene.request.cursor === 'c2')
+    scene.batch({ cursor: 'c3', hasMore: true, scope: 'list:1', changes: [shared('a', task('a'), 'list:1')] })
+    scene.batch({ cursor: 'c4', changes: [remove('a'), shared('b', task('b'), 'list:1')] })
+    assert.deepEqual(scene.ids('tasks'), ['b', 't1', 't2'])
+  },
+  leave_removes_rows_seen_by_that_group_only() {
+    const scene = member()
+    const changes = [
+      shared('a', task('of 1'), 'list:1'),
+      shared('b', task('of both'), 'list:1', 'list:2'),
+      shared('c', task('of 1 and the user'), 'list:1', 'user:user-1'),
+      shared('d', task('of all'), 'tenant'),
+    ]
+    scene.batch({ cursor: 'c2', changes })
+    scene.acknowledged()
+    scene.sync()
+    scene.taken()
+    scene.batch({ cursor: 'c3', changes: [membership('leave', '1')] })
+    // Rows that no group sees stay: these have no audiences.
+    assert.deepEqual(scene.ids('tasks'), ['b', 'c', 'd', 't1', 't2'])
+    assert.deepEqual(scene.state.device.groups, ['list:2'])
+    assert.deepEqual(scene.notices(), [{ name: 'left', group: 'list', id: '1' }])
+    // Changes apply in their order: a row before the leave goes with it, one behind it is of another membership.
+    scene.acknowledged()
+    scene.sync()
+    scene.batch({
+      cursor: 'c4',
+      changes: [
+        shared('e', task('before'), 'list:2'),
+        membership('leave', '2'),
+        membership('join', '2'),
+        shared('f', task('behind'), 'list:2'),
+      ],
+    })
+    assert.deepEqual(scene.ids('tasks'), ['c', 'd', 'f', 't1', 't2'])
+  },
+  leave_removes_rows_that_only_results_have_brought() {
+    const scene = member()
+    scene.batch({ cursor: 'c2' })
+    scene.write('create', 'tasks', 'n1', { title: 'first', list: '1' })
+    scene.write('edit', 'tasks', 'n1', { title: 'mine' })
+    scene.answer({ version: 1 })
+    scene.answer({ version: 2 })
+    // A row that a batch has brought without audiences is of a table without groups.
+    scene.write('edit', 'tasks', 't1', { title: 'oat milk' })
+    scene.answer({ version: 2 })
+    scene.sync()
+    scene.batch({ cursor: 'c3', changes: [membership('leave', '2')] })
+    assert.deepEqual(scene.ids('tasks'), ['t1', 't2'])
+    scene.acknowledged()
+    // It is still seen, and comes back as the user wrote it.
+    for (const [version, titles] of [
+      [1, undefined],
+      [2, 'mine'],
+    ] as const) {
+      scene.sync()
+      scene.batch({ cursor: `d${version}`, changes: [shared('n1', task('mine', version), 'list:1')] })
+      scene.acknowledged()
+      assert.equal(scene.seen('tasks', 'n1')?.['title'], titles)
+    }
+  },
+  row_that_no_audience_of_the_device_sees_is_not_kept() {
+    const scene = member()
+    scene.batch({ cursor: 'c2', changes: [shared('a', task('of 1'), 'list:1')] })
+    scene.acknowledged()
+    scene.write('edit', 'tasks', 'a', { title: 'mine' })
+    scene.lose()
+    scene.sync('timer')
+    scene.batch({ cursor: 'c3', changes: [shared('a', task('of 3', 2), 'list:3', 'user:user-2'), shared('b', task('of nobody'))] })
+    assert.deepEqual(scene.ids('tasks'), ['t1', 't2'])
+    // As with a deletion, the first result of a repeated item does not bring it back.
+    assert.equal(scene.outbox()[0]?.sent, 'overtaken')
+    scene.acknowledged()
+    scene.retry('up')
+    scene.answer({ version: 2 })
+    assert.deepEqual(scene.ids('tasks'), ['t1', 't2'])
+  },
+  reset_forgets_groups_until_the_snapshot_names_them() {
+    const scene = member()
+    scene.batch({ cursor: 'c2', changes: [shared('a', task('of 1'), 'list:1'), shared('b', task('of 2'), 'list:2')] })
+    scene.acknowledged()
+    scene.sync()
+    scene.taken()
+    scene.batch({
+      reset: true,
+      hasMore: true,
+      cursor: 'd1',
+      changes: [membership('join', '2'), membership('join', '3'), shared('b', task('of 2'), 'list:2')],
+    })
+    assert.deepEqual(scene.state.device.groups, ['list:2', 'list:3'])
+    // The user sees no incomplete list meanwhile.
+    assert.deepEqual(scene.ids('tasks'), ['a', 'b', 't1', 't2'])
+    // This page was read before the membership of it ended.
+    scene.batch({ cursor: 'd2', changes: [shared('c', task('of 1'), 'list:1')] })
+    assert.deepEqual(scene.ids('tasks'), ['b'])
+    assert.deepEqual(scene.notices(), [
+      { name: 'reset' },
+      { name: 'joined', group: 'list', id: '3' },
+      { name: 'left', group: 'list', id: '1' },
+    ])
+  },
+})
+
 state('events', {
   event_triggers_one_sync() {
     const scene = live()
@@ -758,6 +919,17 @@ test('each line of the protocol has a test', () => {
   assert.ok(lines.length > 60)
   assert.deepEqual([...names].sort(), lines.sort())
 })
+
+/** A member of the lists 1 and 2, which have no tasks; a request for the next batch is in flight. */
+function member(): Scene {
+  const scene = Scene.stream()
+  scene.sync()
+  for (const id of ['1', '2']) {
+    scene.batch({ cursor: `join ${id}`, hasMore: true, changes: [membership('join', id)] })
+    scene.batch({ cursor: `scope ${id}`, hasMore: true, scope: `list:${id}` })
+  }
+  return scene
+}
 
 /** A device with an open stream, synced. */
 function live(): Scene {
