@@ -47,10 +47,11 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
     draft.set({ progress: 0 })
     if (generation > 0) draft.notify({ name: 'reset' })
   }
+  const isPage = draft.state.device.inSnapshot || batch.scope !== undefined
   for (const [table, rows] of listsOf(batch)) {
     for (const row of rows) {
       const id = text(row['id'])
-      if (id !== null) receive(draft, table, id, row)
+      if (id !== null) receive(draft, table, id, row, isPage)
     }
   }
   const audiences = audiencesOf(draft.state.device, batch.reset)
@@ -69,7 +70,7 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
       draft.put(table, id, null)
       overtake(draft, table, id)
     } else if (id !== null && row) {
-      receive(draft, table, id, row, via)
+      receive(draft, table, id, row, isPage, via)
     }
   }
   if (hasLeft) forgetUnseen(draft, unseen, audiences)
@@ -78,8 +79,7 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
   draft.device({ cursor: batch.cursor })
   draft.set({ isUnacknowledged: received > 0 || draft.state.isUnacknowledged })
   if (isLastOfSnapshot) endSnapshot(draft, old)
-  const isPage = draft.state.device.inSnapshot || (batch.scope !== undefined && batch.hasMore)
-  draft.set({ progress: isPage ? draft.state.progress + received : 0 })
+  draft.set({ progress: isPage && batch.hasMore ? draft.state.progress + received : 0 })
   if (batch.hasMore) {
     if (batch.cursor === cursor) {
       const message = 'the server has more rows, but the cursor does not advance'

@@ -13,9 +13,9 @@ export const MESSAGES = 'messages'
  * Stores a row of a batch or of a conflict, unless the stored one is newer: a message with a higher revision, or a row
  * that an own upload stored under a higher version. Rows from before the current snapshot do not compare.
  */
-export function put(draft: Draft, table: string, id: string, row: JsonObject, own: number | null, via: Via): void {
+export function put(draft: Draft, table: string, id: string, row: JsonObject, own: number | null, via: Via, isPage = false): void {
   const before = draft.entry(table, id)
-  const { generation, inSnapshot } = draft.state.device
+  const { generation } = draft.state.device
   if (before && before.generation === generation) {
     const [had, has] = [count(before.row['revision']), count(row['revision'])]
     if (table === MESSAGES && had !== null && has !== null && has < had) return
@@ -28,7 +28,7 @@ export function put(draft: Draft, table: string, id: string, row: JsonObject, ow
       return
     }
     // After a snapshot the stream repeats what an upload did meanwhile: this version has to come once more.
-    if (own === null && inSnapshot && before.own !== undefined) own = before.own
+    if (own === null && isPage && before.own !== undefined) own = before.own
   }
   draft.put(table, id, { row, generation, ...(own !== null && { own }), ...(via && { via }) })
 }
@@ -54,11 +54,11 @@ export function viaOf(draft: Draft, table: string, id: string): Via {
 }
 
 /** Stores a row of a batch, and marks the items whose effect it cannot be compared with. */
-export function receive(draft: Draft, table: string, id: string, row: JsonObject, via?: Via): void {
+export function receive(draft: Draft, table: string, id: string, row: JsonObject, isPage: boolean, via?: Via): void {
   const before = draft.stored(table, id)
   const isCounted = count(row['revision']) !== null || count(row['version']) !== null
   if (!isCounted || (before && isAnother(before.row, row))) overtake(draft, table, id)
-  put(draft, table, id, row, null, via)
+  put(draft, table, id, row, null, via, isPage)
 }
 
 /** Marks the items of a row that were sent: what they changed is no longer there. */
