@@ -45,7 +45,10 @@ export function storeGroups(draft: Draft, { groups }: Audiences): void {
   const left = before.filter((name) => !groups.has(name))
   if (joined.length + left.length === 0) return
   draft.device({ groups: [...groups] })
-  for (const [name, list] of [['joined', joined], ['left', left]] as const) {
+  for (const [name, list] of [
+    ['joined', joined],
+    ['left', left],
+  ] as const) {
     for (const audience of list) {
       const end = audience.indexOf(':')
       draft.notify({ name, group: audience.slice(0, end), id: audience.slice(end + 1) })

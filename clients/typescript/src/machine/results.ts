@@ -97,11 +97,16 @@ function keepResult(draft: Draft, item: Item, result: ItemResult, isInEffect: bo
  */
 function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
   const before = draft.stored(item.table, item.id)
-  if (item.sent === 'overtaken' || (before && !isOlder(before, result))) return
+  if (item.sent === 'overtaken') return
+  const { version, revision } = result
+  if (before && !isOlder(before, result)) {
+    // A snapshot has brought it, and the stream repeats what led to it.
+    if (version !== null) draft.put(item.table, item.id, { own: version, ...before })
+    return
+  }
   const { device } = draft.state
   const after = change(before?.row ?? null, item, device.userId)
   if (!after) return before ? bury(draft, item.table, item.id, result) : undefined
-  const { version, revision } = result
   const row: JsonObject = { ...after, ...(version !== null && { version }), ...(revision !== null && { revision }) }
   const via = viaOf(draft, item.table, item.id)
   draft.put(item.table, item.id, {

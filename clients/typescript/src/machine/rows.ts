@@ -13,7 +13,15 @@ export const MESSAGES = 'messages'
  * Stores a row of a batch or of a conflict, unless the stored one is newer: a message with a higher revision, or a row
  * that an own upload stored under a higher version. Rows from before the current snapshot do not compare.
  */
-export function put(draft: Draft, table: string, id: string, row: JsonObject, own: number | null, via: Via, isPage = false): void {
+export function put(
+  draft: Draft,
+  table: string,
+  id: string,
+  row: JsonObject,
+  own: number | null,
+  via: Via,
+  isPage = false,
+): void {
   const before = draft.entry(table, id)
   const { generation } = draft.state.device
   if (before && before.generation === generation) {

@@ -31,7 +31,7 @@ const TABLES = `
   );
 `
 
-/** A complete system with demo users and a table of tasks, in a folder of its own. */
+/** A complete system with demo users and tables of a test, in a folder of its own. */
 export class Engine {
   readonly #process: ChildProcess
   readonly #folder: string
@@ -45,14 +45,14 @@ export class Engine {
     this.#env = env
   }
 
-  static async start(): Promise<Engine> {
+  static async start(config = CONFIG, tables = TABLES): Promise<Engine> {
     const binary = process.env['POSDUIF_BIN']
     if (!binary)
       throw new Error('POSDUIF_BIN names no program: run scripts/client --browser, or set it to a built posduif')
     const folder = mkdtempSync(join(tmpdir(), 'posduif-client-'))
-    const config = join(folder, 'config.yaml')
-    writeFileSync(config, CONFIG)
-    const child = spawn(binary, ['dev', '--config', config, '--port', '0', '--data', join(folder, 'data'), '--json'], {
+    const file = join(folder, 'config.yaml')
+    writeFileSync(file, config)
+    const child = spawn(binary, ['dev', '--config', file, '--port', '0', '--data', join(folder, 'data'), '--json'], {
       cwd: folder,
       stdio: ['ignore', 'pipe', 'pipe'],
     })
@@ -70,7 +70,7 @@ export class Engine {
       lines.map((line) => [line.slice(0, line.indexOf('=')), line.slice(line.indexOf('=') + 1)]),
     )
     const engine = new Engine(child, folder, ready.ready, env)
-    await engine.sql(TABLES)
+    await engine.sql(tables)
     return engine
   }
 

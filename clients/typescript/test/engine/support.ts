@@ -50,7 +50,7 @@ export function until(
   })
 }
 
-export function untilStatus(of: TestClient, holds: (status: Status) => boolean, what: string): Promise<void> {
+export function untilStatus(of: Pick<TestClient, 'status'>, holds: (status: Status) => boolean, what: string): Promise<void> {
   return until(of.status, () => holds(of.status.getSnapshot()), what)
 }
 

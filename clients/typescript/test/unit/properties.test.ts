@@ -174,6 +174,18 @@ class Story {
     switch (request.type) {
       case 'fetch': {
         const batch = server.incoming(request.cursor)
+        // A snapshot ends without the rows that are not seen any more, if it comes before the leave.
+        if (batch.reset || scene.state.device.inSnapshot) {
+          for (const row of this.expected.keys()) {
+            if (scene.stored('tasks', row) && !server.visible.has(row)) this.expected.delete(row)
+          }
+          // Its pages may show rows of a list whose join the stream brings later.
+          const joins = batch.changes.filter(({ op }) => op === 'join').map((change) => `list:${change.id}`)
+          const known = ['user:user-1', ...joins, ...(batch.reset ? [] : scene.state.device.groups)]
+          for (const { id: row, via } of batch.changes) {
+            if (via && !via.some((name) => known.includes(name))) this.expected.delete(row!)
+          }
+        }
         const left = batch.changes.filter(({ op }) => op === 'leave').map((change) => `list:${change.id}`)
         for (const row of left.length > 0 ? [...this.expected.keys()] : []) {
           const via = scene.rows.get(rowName('tasks', row))?.via

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { insert, message, remove, Scene, task } from './scene.js'
+import type { Change } from '../../src/machine/event.js'
+import { insert, membership, message, remove, Scene, shared, task } from './scene.js'
 
 /** The user edits a row twice; both are applied, and the stream is behind. */
 function twiceEdited(): Scene {
@@ -140,6 +141,86 @@ describe('row stored from the result of an own upload', () => {
     scene.sync()
     scene.batch({ cursor: 'c2', changes: [insert('t1', task('between', 4), 'update')] })
     assert.equal(scene.seen('tasks', 't1')?.['title'], 'theirs')
+  })
+})
+
+describe('groups', () => {
+  function member(...changes: Change[]): Scene {
+    const scene = Scene.stream()
+    scene.sync()
+    for (const id of ['1', '2']) scene.batch({ cursor: `join ${id}`, hasMore: true, changes: [membership('join', id)] })
+    scene.batch({ cursor: 'c2', changes })
+    if (scene.state.busy) scene.acknowledged()
+    return scene
+  }
+
+  function next(scene: Scene, ...changes: Change[]): void {
+    if (!scene.state.busy) scene.sync('timer')
+    scene.batch({ cursor: `after ${scene.state.device.cursor}`, changes })
+    if (scene.state.busy === 'ack') scene.acknowledged()
+  }
+
+  test('row of an unanswered upload does not stay when the membership ended first', () => {
+    const scene = member()
+    scene.write('create', 'tasks', 'n1', { title: 'mine' })
+    scene.lose()
+    // Of a group that was left the stream has nothing, not even the own row.
+    next(scene, membership('leave', '1'))
+    scene.retry('up')
+    scene.answer({ version: 1 })
+    assert.deepEqual([scene.outbox(), scene.stored('tasks', 'n1')], [[], null])
+  })
+
+  test('batch behind a result does not change its row, but says who sees it', () => {
+    const scene = member(shared('a', task('base'), 'list:1'))
+    scene.write('edit', 'tasks', 'a', { title: 'mine' })
+    scene.answer({ version: 3 })
+    next(scene, shared('a', task('moved', 2), 'list:2'))
+    next(scene, membership('leave', '1'))
+    assert.equal(scene.seen('tasks', 'a')?.['title'], 'mine')
+    next(scene, membership('leave', '2'))
+    assert.equal(scene.seen('tasks', 'a'), null)
+  })
+
+  test('mark of a deleted row goes with its group', () => {
+    const scene = member(shared('a', task('base'), 'list:1'))
+    scene.write('delete', 'tasks', 'a')
+    scene.answer({})
+    next(scene, membership('leave', '1'))
+    next(scene, membership('join', '1'))
+    next(scene, shared('a', task('restored'), 'list:1'))
+    assert.equal(scene.seen('tasks', 'a')?.['title'], 'restored')
+  })
+
+  test("page of a group's snapshot keeps the mark of a result until the stream has repeated it", () => {
+    const scene = member(shared('a', task('base'), 'list:1'))
+    for (const title of ['first', 'second']) {
+      scene.write('edit', 'tasks', 'a', { title })
+      scene.answer({ version: title === 'first' ? 2 : 3 })
+    }
+    next(scene, membership('join', '3'))
+    scene.sync()
+    scene.batch({ cursor: 'scope', hasMore: true, scope: 'list:3', changes: [shared('a', task('second', 3), 'list:3')] })
+    next(scene, shared('a', task('first', 2), 'list:3'))
+    assert.equal(scene.seen('tasks', 'a')?.['title'], 'second')
+  })
+
+  test('waiting change of a row that was left is refused by the server, not lost', () => {
+    const scene = member(shared('a', task('base'), 'list:1'))
+    scene.sync()
+    scene.write('edit', 'tasks', 'a', { title: 'mine' })
+    next(scene, membership('leave', '1'))
+    assert.equal(scene.seen('tasks', 'a'), null)
+    scene.answer({ status: 'rejected', code: 'NOT_FOUND' })
+    assert.deepEqual([...scene.results.values()].at(-1)?.isOpen, true)
+  })
+
+  test('another user of the storage has none of the groups', () => {
+    const scene = member()
+    scene.end()
+    scene.do({ type: 'enroll', enrollment: { by: 'code', token: 'other' }, freshId: 'unused' })
+    scene.enrolled('user-2')
+    assert.deepEqual(scene.state.device.groups, [])
   })
 })
 
