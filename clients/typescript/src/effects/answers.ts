@@ -13,7 +13,8 @@ export function readBatch(body: unknown): Batch | null {
     if (!isObject(change)) return null
     const { table, op, id, row, via } = change
     const group = text(change['group'])
-    if (!(typeof table === 'string' || group !== null) || typeof op !== 'string') return null
+    // A membership has no table.
+    if ((typeof table !== 'string' && group === null) || typeof op !== 'string') return null
     if (via !== undefined && !isTexts(via)) return null
     read.push({
       table: text(table) ?? '',

@@ -78,6 +78,28 @@ describe('responses', () => {
     })
   })
 
+  test('batch with memberships is read, and one with audiences that are no texts is refused', () => {
+    const body = (change: object) => ({
+      messages: [],
+      users: [],
+      changes: [{ op: 'join', group: 'list', id: '42' }, change],
+      cursor: 'c',
+      has_more: true,
+      reset: false,
+      scope: 'list:42',
+    })
+    const batch = readBatch(body({ table: 't', op: 'insert', id: 'a', row: { id: 'a' }, via: ['list:42'] }))
+    assert.equal(batch?.scope, 'list:42')
+    assert.deepEqual(batch.changes, [
+      { table: '', op: 'join', id: '42', row: null, group: 'list' },
+      { table: 't', op: 'insert', id: 'a', row: { id: 'a' }, via: ['list:42'] },
+    ])
+    for (const via of ['list:42', [42], {}, null]) {
+      assert.equal(readBatch(body({ table: 't', op: 'insert', id: 'a', row: { id: 'a' }, via })), null)
+    }
+    assert.equal(readBatch(body({ op: 'insert', id: 'a', row: { id: 'a' } })), null)
+  })
+
   const answers: [Response | Error, object][] = [
     [
       new Response('{"error":{"code":"DATABASE_ERROR","message":"down"}}', {

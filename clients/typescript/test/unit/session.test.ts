@@ -173,6 +173,35 @@ describe('tabs of one storage', () => {
   })
 })
 
+test('groups and audiences outlive the process, and a leave passes all stored rows', async () => {
+  const store = memory()
+  const count = 4500
+  const one = await enrolled(store)
+  const changes = Array.from({ length: count }, (_, n) => ({
+    table: 'tasks',
+    op: 'insert',
+    id: `t${n}`,
+    row: { id: `t${n}` },
+    via: n % 1000 === 0 ? ['list:1', 'user:u'] : ['list:1'],
+  }))
+  const join = { table: '', op: 'join', id: '1', row: null, group: 'list' }
+  await one.batch(one.state.ticket, null, { ...batch, changes: [join, ...changes] })
+  one.close()
+
+  const left: unknown[] = []
+  const two = await leading(store, { notify: (notice) => left.push(notice) })
+  assert.deepEqual(two.state.device.groups, ['list:1'])
+  await two.batch(two.state.ticket, 'c1', { ...batch, reset: false, cursor: 'c2', changes: [{ ...join, op: 'leave' }] })
+  const [rows = []] = await store.read([{ space: 'rows' }])
+  assert.deepEqual(
+    rows.map(({ key }) => key[1 as never]),
+    ['t0', 't1000', 't2000', 't3000', 't4000'],
+  )
+  assert.deepEqual(left, [{ name: 'left', group: 'list', id: '1' }])
+  two.close()
+  assert.deepEqual((await leading(store)).state.device.groups, [])
+})
+
 test('tab that loads a table keeps what another tab wrote meanwhile', async () => {
   const store = memory()
   const [one, other] = [await leading(store), session(store)]

@@ -19,7 +19,7 @@ const action = fc.oneof(
   { weight: 5, arbitrary: fc.record({ do: fc.constantFrom('create', 'edit'), tab }) },
   { weight: 6, arbitrary: fc.record({ do: fc.constantFrom('answer', 'answer', 'lose answer', 'lose request'), tab }) },
   { weight: 4, arbitrary: fc.record({ do: fc.constantFrom('receive', 'load', 'retry', 'sync'), tab }) },
-  { weight: 1, arbitrary: fc.record({ do: fc.constantFrom('lead', 'crash', 'elsewhere', 'trim'), tab }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constantFrom('lead', 'crash', 'elsewhere', 'trim', 'join', 'leave'), tab }) },
 )
 
 type Action = typeof action extends fc.Arbitrary<infer T> ? T : never
@@ -83,7 +83,8 @@ class Browser {
 
   constructor(seed: number) {
     this.#seed = seed
-    this.server.change('a', 'first')
+    this.server.join('1')
+    this.server.change('a', 'first', 'list:1')
   }
 
   async open(): Promise<Tab> {
@@ -161,6 +162,10 @@ class Browser {
       case 'trim':
         this.server.trim()
         return
+      case 'join':
+      case 'leave':
+        this.server[what]('1')
+        return
       default:
         await this.answer(tab, what)
     }
@@ -211,8 +216,10 @@ test('tabs that write, crash and take the lead at once lose and repeat nothing',
         const { server, store } = browser
         const [rows = [], outbox = []] = await store.read([{ space: 'rows' }, { space: 'outbox' }])
         assert.deepEqual(outbox, [])
-        const stored = rows.map(({ key, value }) => [key[1 as never], (value as StoredRow).row] as const)
-        const there = [...server.rows].map(([id, row]) => [id, { id, ...row }] as const)
+        const stored = rows
+          .filter(({ value }) => !(value as StoredRow).isDeleted)
+          .map(({ key, value }) => [key[1 as never], (value as StoredRow).row] as const)
+        const there = [...server.visible].map(([id, row]) => [id, { id, ...row }] as const)
         assert.deepEqual(Object.fromEntries(stored), Object.fromEntries(there))
         for (const key of browser.durable) assert.equal(server.effects.get(key), 1, `the change ${key}`)
         for (const [key, count] of server.effects) assert.equal(count, 1, key)
