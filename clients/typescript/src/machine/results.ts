@@ -1,0 +1,123 @@
+import type { JsonObject } from '../json.js'
+import type { Item } from '../outbox/item.js'
+import { change } from '../outbox/overlay.js'
+import { Draft } from './draft.js'
+import type { ItemResult, RowId } from './event.js'
+import { bury, isOlder, MESSAGES, put, viaOf } from './rows.js'
+import type { State, StoredResult } from './state.js'
+
+/** The rows that results may change: the event needs them as stored. */
+export function rowsInFlight(state: State): RowId[] {
+  return inFlight(state).map(({ table, id }) => [table, id])
+}
+
+export function inFlight({ outbox, sentUpTo }: State): Item[] {
+  return outbox.filter(({ seq }) => seq <= sentUpTo)
+}
+
+/** Stores results in the order of their items, and returns how many items must be sent again. */
+export function storeResults(draft: Draft, results: readonly ItemResult[]): number {
+  const items = inFlight(draft.state)
+  const versions = new Map<number, number | null>()
+  let acked = draft.state.device.ackedSeq
+  for (const [place, item] of items.entries()) {
+    const result = results[place]
+    // A result of another item is no result.
+    if (!result || (result.seq !== null && result.seq !== item.seq)) break
+    let isInEffect = true
+    if (result.status === 'applied') {
+      storeEffect(draft, item, result)
+    } else if (result.status === 'conflict') {
+      isInEffect = result.winner === 'mine'
+      const { server } = result
+      if (server) {
+        const via = viaOf(draft, item.table, item.id)
+        put(draft, item.table, item.id, server, result.version ?? versionOf(server), via)
+      }
+      // The deletion of a row of an own table comes in a batch.
+      else if (item.table === MESSAGES) bury(draft, MESSAGES, item.id, result)
+    } else if (result.status === 'rejected') {
+      isInEffect = false
+    } else if (result.status !== 'duplicate') {
+      // `retry`, and statuses of newer servers: this item and those behind it keep their numbers.
+      break
+    }
+    keepResult(draft, item, result, isInEffect)
+    versions.set(item.seq, isInEffect ? result.version : null)
+    acked = item.seq
+  }
+  if (versions.size > 0) {
+    draft.items((item) => {
+      if (versions.has(item.seq)) return null
+      const version = item.baseSeq === null ? undefined : versions.get(item.baseSeq)
+      return version === undefined ? item : { ...item, baseVersion: version }
+    })
+    draft.device({ ackedSeq: acked })
+  }
+  return items.length - versions.size
+}
+
+/** Keeps a change that will never succeed, for the user. */
+export function refuse(draft: Draft, item: Item, code: string, message: string): void {
+  const result: ItemResult = {
+    seq: item.seq,
+    status: 'rejected',
+    code,
+    message,
+    version: null,
+    revision: null,
+    winner: null,
+    conflictId: null,
+    server: null,
+  }
+  keepResult(draft, item, result, false)
+}
+
+function keepResult(draft: Draft, item: Item, result: ItemResult, isInEffect: boolean): void {
+  const { code, message, version, winner, conflictId, server } = result
+  const status = result.status as StoredResult['status']
+  const stored: StoredResult = {
+    item,
+    status,
+    code,
+    message,
+    version,
+    winner,
+    conflictId,
+    server,
+    isOpen: !isInEffect,
+  }
+  draft.results.set(item.key, stored)
+  if (status === 'conflict' || status === 'rejected') draft.notify({ name: status, result: stored })
+}
+
+/**
+ * Stores the row after the change, with what its result adds. If the item was sent before, batches may have brought the
+ * change since, and others after it: a row that is not older stays, and a deleted one stays deleted.
+ */
+function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
+  const before = draft.stored(item.table, item.id)
+  if (item.sent === 'overtaken') return
+  const { version, revision } = result
+  if (before && !isOlder(before, result)) {
+    // A snapshot has brought it, and the stream repeats what led to it.
+    if (version !== null) draft.put(item.table, item.id, { own: version, ...before })
+    return
+  }
+  const { device } = draft.state
+  const after = change(before?.row ?? null, item, device.userId)
+  if (!after) return before ? bury(draft, item.table, item.id, result) : undefined
+  const row: JsonObject = { ...after, ...(version !== null && { version }), ...(revision !== null && { revision }) }
+  const via = viaOf(draft, item.table, item.id)
+  draft.put(item.table, item.id, {
+    row,
+    generation: device.generation,
+    ...(version !== null && { own: version }),
+    ...(via && { via }),
+  })
+}
+
+function versionOf(row: JsonObject): number | null {
+  const { version } = row
+  return typeof version === 'number' ? version : null
+}

@@ -1,0 +1,100 @@
+import { count, text, type JsonObject } from '../json.js'
+import type { ItemResult } from './event.js'
+import type { Draft } from './draft.js'
+import type { StoredRow } from './state.js'
+
+/** Who sees a row; undefined in tables that no group sees. */
+export type Via = readonly string[] | undefined
+
+/** The table whose rows have revisions. */
+export const MESSAGES = 'messages'
+
+/**
+ * Stores a row of a batch or of a conflict, unless the stored one is newer: a message with a higher revision, or a row
+ * that an own upload stored under a higher version. Rows from before the current snapshot do not compare.
+ */
+export function put(
+  draft: Draft,
+  table: string,
+  id: string,
+  row: JsonObject,
+  own: number | null,
+  via: Via,
+  isPage = false,
+): void {
+  const before = draft.entry(table, id)
+  const { generation } = draft.state.device
+  if (before && before.generation === generation) {
+    const [had, has] = [count(before.row['revision']), count(row['revision'])]
+    if (table === MESSAGES && had !== null && has !== null && has < had) return
+    const version = count(row['version'])
+    const isBehind = before.own !== undefined && version !== null && version < before.own
+    const isAway = before.isDeleted && (before.own === undefined || version === null)
+    if (own === null && (isBehind || isAway)) {
+      // Who sees it is what batches say, also behind the result.
+      if (via) draft.put(table, id, { ...before, via })
+      return
+    }
+    // After a snapshot the stream repeats what an upload did meanwhile: this version has to come once more.
+    if (own === null && isPage && before.own !== undefined) own = before.own
+  }
+  draft.put(table, id, { row, generation, ...(own !== null && { own }), ...(via && { via }) })
+}
+
+/** Deletes a row by an own upload. Entries of the stream from before must not bring it back. */
+export function bury(draft: Draft, table: string, id: string, { version, revision }: ItemResult): void {
+  const row = { id, ...(revision !== null && { revision }) }
+  const { generation } = draft.state.device
+  const via = viaOf(draft, table, id)
+  draft.put(table, id, {
+    row,
+    generation,
+    ...(version !== null && { own: version }),
+    ...(via && { via }),
+    isDeleted: true,
+  })
+}
+
+/** Who sees a row that a result brings: results do not name them. Messages have no groups. */
+export function viaOf(draft: Draft, table: string, id: string): Via {
+  const before = draft.entry(table, id)
+  return before ? before.via : table === MESSAGES ? undefined : []
+}
+
+/** Stores a row of a batch, and marks the items whose effect it cannot be compared with. */
+export function receive(draft: Draft, table: string, id: string, row: JsonObject, isPage: boolean, via?: Via): void {
+  const before = draft.stored(table, id)
+  const isCounted = count(row['revision']) !== null || count(row['version']) !== null
+  if (!isCounted || (before && isAnother(before.row, row))) overtake(draft, table, id)
+  put(draft, table, id, row, null, via, isPage)
+}
+
+/** Marks the items of a row that were sent: what they changed is no longer there. */
+export function overtake(draft: Draft, table: string, id: string): void {
+  draft.items((item) =>
+    item.sent === 'yes' && item.table === table && item.id === id ? { ...item, sent: 'overtaken' } : item,
+  )
+}
+
+/** Marks all items that were sent and whose rows are not here: batches no longer mention those rows. */
+export function overtakeMissing(draft: Draft): void {
+  draft.items((item) =>
+    item.sent === 'yes' && !draft.stored(item.table, item.id) ? { ...item, sent: 'overtaken' } : item,
+  )
+}
+
+/** Whether a row is older than the result of a change of it. */
+export function isOlder({ row }: StoredRow, result: ItemResult): boolean {
+  const revision = count(row['revision'])
+  if (revision !== null && result.revision !== null) return revision < result.revision
+  const version = count(row['version'])
+  return version === null || result.version === null || version < result.version
+}
+
+/** Whether the id was used again: the numbers of such a row start again. */
+function isAnother(before: JsonObject, row: JsonObject): boolean {
+  const created = text(before['created_at'])
+  if (created === null) return false
+  const other = text(row['created_at'])
+  return created !== other && (other === null || Date.parse(created) !== Date.parse(other))
+}

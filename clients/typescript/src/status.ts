@@ -1,0 +1,113 @@
+import type { LiveMode, Transport } from './effects/live.js'
+import type { Failure, Phase, State } from './machine/state.js'
+import { phase } from './machine/state.js'
+import type { StoreError } from './store/store.js'
+
+export type ClientError = {
+  /** Where: receiving, sending, the stream, credentials, or the storage. */
+  readonly at: 'down' | 'up' | 'live' | 'auth' | 'store'
+  readonly code: string
+  readonly message: string
+  /** When the client tries again, in ms since 1970; null: not by itself. */
+  readonly retryAt: number | null
+}
+
+/** What an app shows of its sync. The same in all tabs, except `leader`. */
+export type Status = {
+  readonly state: Phase
+  readonly live: Transport | 'poll' | 'connecting' | 'off'
+  /** Whether the last request was answered. */
+  readonly online: boolean
+  /** Whether this tab holds the stream. */
+  readonly leader: boolean
+  /** `evictable`: the browser may delete it when the disk is full. */
+  readonly storage: 'persistent' | 'evictable' | 'memory'
+  /** Whether all rows of the user were here once. */
+  readonly hasSynced: boolean
+  /** Whether the rows are those of the server, as far as this client was notified. */
+  readonly upToDate: boolean
+  /** In ms since 1970. */
+  readonly lastSyncedAt: number | null
+  /** How old the server's own data is, in ms; null: the server does not report it. */
+  readonly serverAge: number | null
+  /** Rows received of the snapshot in progress, of all or of a group that was joined. */
+  readonly progress: { readonly rows: number } | null
+  readonly outbox: {
+    readonly waiting: number
+    /** When the first waiting change was made, in ms since 1970. */
+    readonly oldest: number | null
+    readonly rejected: number
+    readonly conflicts: number
+  }
+  readonly error: ClientError | null
+}
+
+export const INITIAL_STATUS: Status = {
+  state: 'unenrolled',
+  live: 'off',
+  online: true,
+  leader: false,
+  storage: 'memory',
+  hasSynced: false,
+  upToDate: false,
+  lastSyncedAt: null,
+  serverAge: null,
+  progress: null,
+  outbox: { waiting: 0, oldest: null, rejected: 0, conflicts: 0 },
+  error: null,
+}
+
+export type StatusInputs = {
+  readonly state: State
+  readonly storage: Status['storage']
+  readonly storeError: StoreError | null
+  readonly transport: Transport | null
+  readonly mode: LiveMode
+  readonly retryAt: ReadonlyMap<string, number>
+  readonly open: { readonly rejected: number; readonly conflicts: number }
+}
+
+export function statusOf(inputs: StatusInputs): Status {
+  const { state, storage, mode, open } = inputs
+  const { device, outbox, live, down, up, busy } = state
+  const isNotified = live.status === 'open' || mode === 'poll' || mode === 'off'
+  const isIdle = busy !== 'down' && !down.wanted && !down.error
+  const first = outbox[0]
+  return {
+    state: phase(device),
+    live: liveOf(inputs),
+    online: [down, up].every(({ error }) => error?.kind !== 'lost'),
+    leader: state.leads,
+    storage,
+    hasSynced: device.hasSynced,
+    upToDate: phase(device) === 'stream' && isIdle && isNotified,
+    lastSyncedAt: device.lastSyncedAt,
+    serverAge: null,
+    progress: device.inSnapshot || state.progress > 0 ? { rows: state.progress } : null,
+    outbox: { waiting: outbox.length, oldest: first ? Date.parse(first.at) : null, ...open },
+    error: errorOf(inputs),
+  }
+}
+
+function liveOf({ state: { live, device }, transport, mode }: StatusInputs): Status['live'] {
+  if (live.status === 'open' && transport) return transport
+  if (device.token === null) return 'off'
+  if (mode === 'poll') return 'poll'
+  return live.wanted ? 'connecting' : 'off'
+}
+
+/** The first thing that the user or the app can do something about. */
+function errorOf({ state, storeError, retryAt }: StatusInputs): ClientError | null {
+  if (storeError) return { at: 'store', code: storeError.code, message: storeError.message, retryAt: null }
+  const { refusal } = state.device
+  if (refusal) return { at: 'auth', ...refusal, retryAt: null }
+  for (const at of ['auth', 'down', 'up', 'live'] as const) {
+    const { error } = state[at]
+    if (error) return { at, code: codeOf(error), message: error.message, retryAt: retryAt.get(at) ?? null }
+  }
+  return null
+}
+
+export function codeOf(failure: Failure): string {
+  return failure.kind === 'lost' ? 'LOCAL_NO_ANSWER' : failure.code
+}

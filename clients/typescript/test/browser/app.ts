@@ -1,0 +1,70 @@
+// The page of the browser tests: a client on IndexedDB, and React on it. The tests call what is on `window`.
+import { createElement, StrictMode } from 'react'
+import { createRoot } from 'react-dom/client'
+import { createClient, table } from '../../src/index.js'
+import { indexeddb } from '../../src/indexeddb/index.js'
+import { useQuery, useStatus, useWrite } from '../../src/react/index.js'
+
+type Task = { readonly id: string; readonly title: string; readonly done: boolean; readonly version: number }
+
+const parameters = new URLSearchParams(location.search)
+const client = createClient({
+  url: location.origin,
+  store: indexeddb('app'),
+  tables: { tasks: table<Task>() },
+  live: (parameters.get('live') ?? 'auto') as 'auto',
+  onError: (error) => console.error(error),
+})
+
+const open = client.tasks.query({ orderBy: 'title' })
+
+function Tasks() {
+  const { rows, phase } = useQuery(open)
+  const { state, leader, outbox } = useStatus(client)
+  const [add, last] = useWrite((title: string) => client.tasks.create({ title }))
+  return createElement(
+    'section',
+    null,
+    createElement('output', { 'data-phase': phase, 'data-state': state, 'data-leader': leader }, outbox.waiting),
+    createElement('button', { onClick: () => add('by button') }, 'Add'),
+    createElement('button', { onClick: () => add('') }, 'Add nothing'),
+    createElement('p', { role: 'status' }, `${last.state} ${last.result?.code ?? ''}`.trim()),
+    createElement(
+      'ul',
+      null,
+      rows.map(({ id, title }) => createElement('li', { key: id }, title)),
+    ),
+  )
+}
+
+// A benchmark measures the client, not React with a long list.
+const root = parameters.has('quiet') ? null : document.getElementById('root')
+if (!root) open.subscribe(() => {})
+else createRoot(root).render(createElement(StrictMode, null, createElement(Tasks)))
+
+let ticks = 0
+setInterval(() => (ticks += 1), 50)
+
+const events: string[] = []
+for (const name of ['reset', 'signedOut', 'outdated', 'rejected', 'conflict'] as const)
+  client.on(name, () => events.push(name))
+
+const page = {
+  client,
+  events,
+  ticks: () => ticks,
+  status: () => client.status.getSnapshot(),
+  titles: () => open.getSnapshot().rows.map(({ title }) => title),
+  /** Adds tasks that are durable when this resolves. */
+  add: async (titles: string[]) => {
+    const writes = titles.map((title) => client.tasks.create({ title }))
+    const results = await Promise.all(writes.map(({ local }) => local))
+    return results.every(({ ok }) => ok)
+  },
+  /** Adds a task, and returns the status of its result. */
+  addAndWait: async (title: string) => (await client.tasks.create({ title }).server).status,
+}
+
+export type TestPage = typeof page
+
+Object.assign(window, { page })

@@ -1,0 +1,231 @@
+import assert from 'node:assert/strict'
+import { after, afterEach, before, beforeEach, describe, test } from 'node:test'
+import type { Browser, Page } from 'playwright-core'
+import { Engine } from '../engine/engine.js'
+import { bundle, launch, Site } from './harness.js'
+
+let engine: Engine
+let browser: Browser
+let app: string
+let site: Site
+
+const bob = { username: 'bob', password: 'posduif-demo', tenant: 'demo' }
+
+before(async () => {
+  ;[engine, browser, app] = await Promise.all([Engine.start(), launch(), bundle()])
+})
+after(async () => {
+  await browser?.close()
+  await engine?.stop()
+})
+beforeEach(async () => {
+  await engine.sql('DELETE FROM tenant_demo.tasks')
+  site = await Site.open(browser, engine.url, app)
+})
+afterEach(() => site.close())
+
+async function signedIn(query = ''): Promise<Page> {
+  const tab = await site.tab(query)
+  assert.deepEqual(await tab.evaluate((login) => page.client.login(login), bob), { ok: true })
+  await tab.waitForFunction(() => page.status().upToDate)
+  return tab
+}
+
+async function shows(tab: Page, titles: string[]): Promise<void> {
+  await tab.waitForFunction((wanted) => JSON.stringify(page.titles()) === JSON.stringify(wanted), titles)
+}
+
+async function insert(title: string): Promise<void> {
+  await engine.sql(
+    `INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, '${title}' FROM tenant_demo.users WHERE username = 'bob'`,
+  )
+}
+
+describe('in a browser', () => {
+  test('three tabs hold one stream, and each shows what any of them writes', async () => {
+    const first = await signedIn()
+    const tabs = [first, await site.tab(), await site.tab()]
+    await insert('from Postgres')
+    for (const tab of tabs) await shows(tab, ['from Postgres'])
+    for (const [place, tab] of tabs.entries()) {
+      assert.equal(await tab.evaluate((title) => page.addAndWait(title), `tab ${place}`), 'applied')
+    }
+    for (const tab of tabs) await shows(tab, ['from Postgres', 'tab 0', 'tab 1', 'tab 2'])
+    assert.equal(site.proxy.streams, 1)
+    const leaders = await Promise.all(tabs.map((tab) => tab.evaluate(() => page.status().leader)))
+    assert.deepEqual(leaders, [true, false, false])
+    // The status is the same in all tabs.
+    for (const tab of tabs) await tab.waitForFunction(() => page.status().live === 'sse' && page.status().upToDate)
+  })
+
+  test('leader that is closed is replaced', async () => {
+    const first = await signedIn()
+    const others = [await site.tab(), await site.tab()]
+    await first.close()
+    await Promise.race(others.map((tab) => tab.waitForFunction(() => page.status().leader)))
+    await insert('after')
+    for (const tab of others) await shows(tab, ['after'])
+    assert.equal(await others[0]!.evaluate(() => page.addAndWait('own')), 'applied')
+  })
+
+  test('leader that crashes is replaced, and its unsent changes arrive', async () => {
+    const first = await signedIn()
+    const other = await site.tab()
+    site.proxy.fault = (_method, path) => (path.startsWith('/api/sync/outgoing') ? 'lose request' : 'pass')
+    assert.equal(await first.evaluate(() => page.add(['unsent'])), true)
+    const session = await site.context.newCDPSession(first)
+    // The process ends before it answers.
+    session.send('Page.crash').catch(() => {})
+    await other.waitForFunction(() => page.status().leader)
+    site.proxy.fault = () => 'pass'
+    await other.evaluate(() => page.client.sync())
+    await other.waitForFunction(() => page.status().outbox.waiting === 0)
+    assert.deepEqual(await engine.sql('SELECT title FROM tenant_demo.tasks'), ['unsent'])
+  })
+
+  test('leader that is stopped loses the lead, and writes nothing when it continues', async () => {
+    const processes = async () => {
+      const cdp = await browser.newBrowserCDPSession()
+      const { processInfo } = await cdp.send('SystemInfo.getProcessInfo')
+      return processInfo.filter(({ type }) => type === 'renderer').map(({ id }) => id)
+    }
+    const before = new Set(await processes())
+    const first = await signedIn()
+    const [stopped] = (await processes()).filter((id) => !before.has(id))
+    assert.ok(stopped, 'the page has no process of its own')
+    const between = new Set(await processes())
+    const other = await site.tab()
+    // Pages of one site may share a process, and then stopping one stops both.
+    assert.ok(
+      (await processes()).some((id) => !between.has(id)),
+      'both pages share a process',
+    )
+    const ticks = await first.evaluate(() => page.ticks())
+    process.kill(stopped, 'SIGSTOP')
+    try {
+      await other.waitForFunction(() => page.status().leader, null, { timeout: 30_000 })
+      await insert('while stopped')
+      await shows(other, ['while stopped'])
+      assert.equal(await other.evaluate(() => page.addAndWait('written')), 'applied')
+    } finally {
+      process.kill(stopped, 'SIGCONT')
+    }
+    await shows(first, ['while stopped', 'written'])
+    await first.waitForFunction((least) => page.ticks() > least, ticks)
+    await first.waitForFunction(() => !page.status().leader)
+    assert.equal(await first.evaluate(() => page.addAndWait('continued')), 'applied')
+    await shows(other, ['continued', 'while stopped', 'written'])
+    // And it can lead again.
+    await other.close()
+    await first.waitForFunction(() => page.status().leader)
+    assert.equal(await first.evaluate(() => page.addAndWait('led again')), 'applied')
+  })
+
+  test('thousand changes made offline survive a reload and arrive once each', async () => {
+    const tab = await signedIn()
+    site.proxy.fault = (_method, path) => (path.startsWith('/api') || path.startsWith('/sse') ? 'lose request' : 'pass')
+    const titles = Array.from({ length: 1000 }, (_, n) => `task ${String(n).padStart(4, '0')}`)
+    assert.equal(await tab.evaluate((list) => page.add(list.slice(0, 500)), titles), true)
+    await tab.reload()
+    await tab.waitForFunction(() => 'page' in globalThis && page.titles().length === 500)
+    assert.equal(await tab.evaluate((list) => page.add(list.slice(500)), titles), true)
+    await tab.reload()
+    let count = 0
+    // Of the first answers, some are lost.
+    site.proxy.fault = (_method, path) =>
+      path.startsWith('/api/sync/outgoing') && ++count % 2 === 1 && count < 6 ? 'lose answer' : 'pass'
+    await tab.waitForFunction(() => 'page' in globalThis && page.titles().length === 1000)
+    await tab.waitForFunction(() => page.status().outbox.waiting === 0, null, { timeout: 60_000 })
+    assert.deepEqual(await engine.sql('SELECT count(*), count(DISTINCT title), max(version) FROM tenant_demo.tasks'), [
+      '1000|1000|1',
+    ])
+    await shows(tab, titles)
+    assert.deepEqual(await tab.evaluate(() => page.events), [])
+  })
+
+  test('revoked device is signed out in all tabs, and a login in any of them continues', async () => {
+    const tabs = [await signedIn(), await site.tab()]
+    await tabs[0]!.evaluate(() => page.addAndWait('before'))
+    await engine.revoke('bob')
+    for (const tab of tabs)
+      await tab.waitForFunction(() => page.status().state === 'unenrolled' && page.events.includes('signedOut'))
+    assert.equal(await tabs[1]!.evaluate(() => page.add(['during'])), true)
+    for (const tab of tabs) await shows(tab, ['before', 'during'])
+    assert.deepEqual(await tabs[1]!.evaluate((login) => page.client.login(login), bob), { ok: true })
+    for (const tab of tabs)
+      await tab.waitForFunction(() => page.status().upToDate && page.status().outbox.waiting === 0)
+    assert.deepEqual(await engine.sql('SELECT title FROM tenant_demo.tasks ORDER BY 1'), ['before', 'during'])
+  })
+
+  test('reset while all tabs are offline with a full outbox loses no change', async () => {
+    const tab = await signedIn()
+    await tab.evaluate(() => page.addAndWait('known'))
+    site.proxy.down()
+    await tab.waitForFunction(() => page.status().live === 'connecting')
+    await tab.evaluate(() => page.add(Array.from({ length: 600 }, (_, n) => `offline ${n}`)))
+    await engine.resync()
+    site.proxy.up()
+    await tab.waitForFunction(
+      () => page.events.includes('reset') && page.status().outbox.waiting === 0 && page.status().upToDate,
+      null,
+      {
+        timeout: 60_000,
+      },
+    )
+    assert.equal(await tab.evaluate(() => page.titles().length), 601)
+    assert.deepEqual(await engine.sql('SELECT count(*), count(DISTINCT title) FROM tenant_demo.tasks'), ['601|601'])
+  })
+
+  test('newer build in another tab closes the storage and is reported', async () => {
+    const tab = await signedIn()
+    const other = await site.context.newPage()
+    await other.goto(`${site.proxy.url}/app.js`)
+    await other.evaluate(
+      () =>
+        new Promise<void>((resolve, reject) => {
+          const request = indexedDB.open('app', 99)
+          request.onsuccess = () => resolve()
+          request.onerror = () => reject(request.error)
+        }),
+    )
+    await tab.waitForFunction(() => page.events.includes('outdated'))
+  })
+
+  test('websocket carries the events of a page', async () => {
+    const tab = await signedIn('?live=websocket')
+    await tab.waitForFunction(() => page.status().live === 'websocket')
+    await insert('by websocket')
+    await shows(tab, ['by websocket'])
+    assert.equal(site.proxy.streams, 1)
+  })
+
+  test('React components show rows and status as they change', async () => {
+    const tab = await signedIn()
+    await insert('milk')
+    const item = tab.locator('li')
+    await item.filter({ hasText: 'milk' }).waitFor()
+    await tab.evaluate(() => page.add(['bread']))
+    await item.first().filter({ hasText: 'bread' }).waitFor()
+    await tab.getByRole('button', { name: 'Add', exact: true }).click()
+    await tab
+      .getByRole('status')
+      .filter({ hasText: /^done$/ })
+      .waitFor()
+    await tab.getByRole('button', { name: 'Add nothing' }).click()
+    await tab
+      .getByRole('status')
+      .filter({ hasText: /^failed VALIDATION_ERROR$/ })
+      .waitFor()
+    assert.deepEqual(await item.allTextContents(), ['bread', 'by button', 'milk'])
+    assert.equal(await tab.locator('output[data-phase=ready][data-state=stream][data-leader=true]').count(), 1)
+  })
+
+  test('page that goes into the cache and returns continues', async () => {
+    const tab = await signedIn()
+    await tab.goto(`${site.proxy.url}/app.js`)
+    await insert('meanwhile')
+    await tab.goBack()
+    await tab.waitForFunction(() => 'page' in globalThis)
+    await shows(tab, ['meanwhile'])
+  })
+})

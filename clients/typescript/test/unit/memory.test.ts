@@ -1,0 +1,4 @@
+import { memory } from '../../src/memory/index.js'
+import { contract } from './contract.js'
+
+contract('memory', async () => memory(), null)

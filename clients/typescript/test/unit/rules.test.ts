@@ -1,0 +1,338 @@
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import type { Change } from '../../src/machine/event.js'
+import { insert, membership, message, remove, Scene, shared, task } from './scene.js'
+
+/** The user edits a row twice; both are applied, and the stream is behind. */
+function twiceEdited(): Scene {
+  const scene = Scene.stream()
+  for (const title of ['first', 'second']) {
+    const place = scene.outbox().length
+    assert.equal(place, 0)
+    scene.write('edit', 'tasks', 't1', { title })
+    scene.answer({ version: title === 'first' ? 2 : 3 })
+  }
+  return scene
+}
+
+describe('row stored from the result of an own upload', () => {
+  test('stays when a batch brings an older version', () => {
+    const scene = twiceEdited()
+    scene.sync()
+    scene.batch({ cursor: 'c2', changes: [insert('t1', task('first', 2), 'update')] })
+    assert.equal(scene.seen('tasks', 't1')?.['title'], 'second')
+    scene.write('edit', 'tasks', 't1', { title: 'third' })
+    assert.equal(scene.outbox()[0]?.baseVersion, 3)
+  })
+
+  test('is replaced by a version that is at least as high', () => {
+    for (const version of [3, 4]) {
+      const scene = twiceEdited()
+      scene.sync()
+      scene.batch({
+        cursor: 'c2',
+        changes: [insert('t1', { ...task('of the server', version), done: true }, 'update')],
+      })
+      assert.deepEqual(scene.stored('tasks', 't1'), { id: 't1', title: 'of the server', version, done: true })
+      // From then on the last one received is the newest: the server may have been restored.
+      scene.acknowledged()
+      scene.sync()
+      scene.batch({ cursor: 'c3', changes: [insert('t1', task('older', 1), 'update')] })
+      assert.equal(scene.seen('tasks', 't1')?.['title'], 'older')
+    }
+  })
+
+  test('is removed by a batch that deletes it', () => {
+    const scene = twiceEdited()
+    scene.sync()
+    scene.batch({ cursor: 'c2', changes: [remove('t1')] })
+    assert.equal(scene.stored('tasks', 't1'), null)
+  })
+
+  test('is replaced by a snapshot, whatever its version', () => {
+    const scene = twiceEdited()
+    scene.sync()
+    scene.batch({ reset: true, cursor: 'd1', changes: [insert('t1', task('restored', 1))] })
+    assert.equal(scene.seen('tasks', 't1')?.['title'], 'restored')
+  })
+
+  test('that it deleted does not come back with an entry from before', () => {
+    for (const version of [null, 3]) {
+      const scene = Scene.stream()
+      scene.write('delete', 'tasks', 't1')
+      scene.answer({ version })
+      scene.sync()
+      scene.batch({ cursor: 'c2', changes: [insert('t1', task('before', 2), 'update')] })
+      scene.acknowledged()
+      assert.equal(scene.seen('tasks', 't1'), null)
+      scene.sync()
+      scene.batch({ cursor: 'c3', changes: [remove('t1')] })
+      scene.acknowledged()
+      scene.sync()
+      scene.batch({ cursor: 'c4', changes: [insert('t1', task('created again', 1))] })
+      assert.equal(scene.seen('tasks', 't1')?.['title'], 'created again')
+    }
+  })
+
+  test('that it deleted comes back with a later version', () => {
+    const scene = Scene.stream()
+    scene.write('delete', 'tasks', 't1')
+    scene.answer({ version: 2 })
+    scene.sync()
+    scene.batch({ cursor: 'c2', changes: [insert('t1', task('restored', 3), 'update')] })
+    assert.equal(scene.seen('tasks', 't1')?.['title'], 'restored')
+  })
+
+  test('during a snapshot stays until the stream has repeated it', () => {
+    const scene = Scene.snapshot()
+    scene.write('create', 'tasks', 't9', { title: 'first' })
+    scene.write('edit', 'tasks', 't9', { title: 'second' })
+    scene.batch({ hasMore: true, cursor: 'c2' })
+    scene.answer({ version: 1 }, { version: 2 })
+    scene.batch({ hasMore: true, cursor: 'c3', changes: [insert('t9', task('second', 2))] })
+    scene.batch({ cursor: 'c4' })
+    // The stream begins where the snapshot began.
+    for (const [version, title] of [
+      [1, 'first'],
+      [2, 'second'],
+    ] as const) {
+      scene.sync()
+      scene.batch({ cursor: `c${4 + version}`, changes: [insert('t9', task(title, version), 'update')] })
+      scene.acknowledged()
+      assert.equal(scene.seen('tasks', 't9')?.['title'], 'second')
+    }
+  })
+
+  test('does not return when batches have deleted it before its first result', () => {
+    const scene = Scene.stream()
+    scene.write('create', 'tasks', 't9', { title: 'mine' })
+    scene.lose()
+    scene.sync('timer')
+    scene.batch({ cursor: 'c2', changes: [insert('t9', task('mine', 1))] })
+    scene.acknowledged()
+    scene.sync('timer')
+    scene.batch({ cursor: 'c3', changes: [remove('t9')] })
+    scene.acknowledged()
+    scene.retry('up')
+    scene.answer({ version: 1 })
+    assert.deepEqual(scene.outbox(), [])
+    assert.equal(scene.stored('tasks', 't9'), null)
+  })
+
+  test('is not replaced by its first result if batches bring rows without versions', () => {
+    const scene = Scene.stream()
+    scene.sync()
+    scene.batch({ cursor: 'c2', changes: [insert('u1', { title: 'base' })] })
+    scene.acknowledged()
+    scene.write('edit', 'tasks', 'u1', { title: 'mine' })
+    scene.lose()
+    scene.sync('timer')
+    scene.batch({ cursor: 'c3', changes: [insert('u1', { title: 'later' }, 'update')] })
+    scene.acknowledged()
+    scene.retry('up')
+    scene.answer({})
+    assert.equal(scene.stored('tasks', 'u1')?.['title'], 'later')
+  })
+
+  test("that is the server's row of a conflict stays in the same way", () => {
+    const scene = Scene.stream()
+    scene.write('edit', 'tasks', 't1', { title: 'mine' })
+    scene.answer({ status: 'conflict', winner: 'theirs', version: 5, server: { id: 't1', ...task('theirs', 5) } })
+    scene.sync()
+    scene.batch({ cursor: 'c2', changes: [insert('t1', task('between', 4), 'update')] })
+    assert.equal(scene.seen('tasks', 't1')?.['title'], 'theirs')
+  })
+})
+
+describe('groups', () => {
+  function member(...changes: Change[]): Scene {
+    const scene = Scene.stream()
+    scene.sync()
+    for (const id of ['1', '2']) scene.batch({ cursor: `join ${id}`, hasMore: true, changes: [membership('join', id)] })
+    scene.batch({ cursor: 'c2', changes })
+    if (scene.state.busy) scene.acknowledged()
+    return scene
+  }
+
+  function next(scene: Scene, ...changes: Change[]): void {
+    if (!scene.state.busy) scene.sync('timer')
+    scene.batch({ cursor: `after ${scene.state.device.cursor}`, changes })
+    if (scene.state.busy === 'ack') scene.acknowledged()
+  }
+
+  test('row of an unanswered upload does not stay when the membership ended first', () => {
+    const scene = member()
+    scene.write('create', 'tasks', 'n1', { title: 'mine' })
+    scene.lose()
+    // Of a group that was left the stream has nothing, not even the own row.
+    next(scene, membership('leave', '1'))
+    scene.retry('up')
+    scene.answer({ version: 1 })
+    assert.deepEqual([scene.outbox(), scene.stored('tasks', 'n1')], [[], null])
+  })
+
+  test('batch behind a result does not change its row, but says who sees it', () => {
+    const scene = member(shared('a', task('base'), 'list:1'))
+    scene.write('edit', 'tasks', 'a', { title: 'mine' })
+    scene.answer({ version: 3 })
+    next(scene, shared('a', task('moved', 2), 'list:2'))
+    next(scene, membership('leave', '1'))
+    assert.equal(scene.seen('tasks', 'a')?.['title'], 'mine')
+    next(scene, membership('leave', '2'))
+    assert.equal(scene.seen('tasks', 'a'), null)
+  })
+
+  test('mark of a deleted row goes with its group', () => {
+    const scene = member(shared('a', task('base'), 'list:1'))
+    scene.write('delete', 'tasks', 'a')
+    scene.answer({})
+    next(scene, membership('leave', '1'))
+    next(scene, membership('join', '1'))
+    next(scene, shared('a', task('restored'), 'list:1'))
+    assert.equal(scene.seen('tasks', 'a')?.['title'], 'restored')
+  })
+
+  test("page of a group's snapshot keeps the mark of a result until the stream has repeated it", () => {
+    const scene = member(shared('a', task('base'), 'list:1'))
+    for (const title of ['first', 'second']) {
+      scene.write('edit', 'tasks', 'a', { title })
+      scene.answer({ version: title === 'first' ? 2 : 3 })
+    }
+    next(scene, membership('join', '3'))
+    scene.sync()
+    scene.batch({ cursor: 'scope', hasMore: true, scope: 'list:3', changes: [shared('a', task('second', 3), 'list:3')] })
+    next(scene, shared('a', task('first', 2), 'list:3'))
+    assert.equal(scene.seen('tasks', 'a')?.['title'], 'second')
+  })
+
+  test('waiting change of a row that was left is refused by the server, not lost', () => {
+    const scene = member(shared('a', task('base'), 'list:1'))
+    scene.sync()
+    scene.write('edit', 'tasks', 'a', { title: 'mine' })
+    next(scene, membership('leave', '1'))
+    assert.equal(scene.seen('tasks', 'a'), null)
+    scene.answer({ status: 'rejected', code: 'NOT_FOUND' })
+    assert.deepEqual([...scene.results.values()].at(-1)?.isOpen, true)
+  })
+
+  test('another user of the storage has none of the groups', () => {
+    const scene = member()
+    scene.end()
+    scene.do({ type: 'enroll', enrollment: { by: 'code', token: 'other' }, freshId: 'unused' })
+    scene.enrolled('user-2')
+    assert.deepEqual(scene.state.device.groups, [])
+  })
+})
+
+describe('batches', () => {
+  test('message with a lower revision does not replace a newer one, except an old one', () => {
+    const scene = Scene.stream()
+    scene.sync()
+    scene.batch({ cursor: 'c2', messages: [message('m1', { content: 'new', revision: 5 })] })
+    scene.acknowledged()
+    scene.sync()
+    scene.batch({ cursor: 'c3', messages: [message('m1', { content: 'late', revision: 4 })] })
+    assert.equal(scene.stored('messages', 'm1')?.['content'], 'new')
+    scene.acknowledged()
+    scene.sync()
+    scene.batch({ reset: true, cursor: 'd1', messages: [message('m1', { content: 'restored', revision: 1 })] })
+    assert.equal(scene.stored('messages', 'm1')?.['content'], 'restored')
+  })
+
+  test('batch that was requested with another cursor is discarded', () => {
+    const scene = Scene.stream()
+    scene.sync()
+    const { ticket } = scene.request
+    const batch = { messages: [message('late')], users: [], changes: [], cursor: 'x', hasMore: false, reset: false }
+    scene.do({ type: 'batch', ticket, requested: 'another', at: 1, batch, stored: new Map(), old: [], unseen: [] })
+    assert.equal(scene.stored('messages', 'late'), null)
+    assert.equal(scene.state.device.cursor, 'c1')
+  })
+
+  test('cursor that does not advance while there is more is repeated after a delay', () => {
+    const scene = Scene.stream()
+    scene.sync()
+    scene.batch({ cursor: 'c1', hasMore: true })
+    assert.equal(scene.state.busy, null)
+    assert.equal(scene.state.down.pause, 'backoff')
+  })
+
+  test('answer to an abandoned request is ignored', () => {
+    const scene = Scene.stream()
+    scene.sync()
+    const { ticket } = scene.request
+    scene.do({ type: 'leads', leads: false, live: false, hasCredentials: false })
+    const before = scene.state
+    scene.do({ type: 'failed', ticket, failure: { kind: 'ended', code: 'X', message: '' }, freshId: '' })
+    assert.equal(scene.state, before)
+  })
+
+  test('outbox message of Postgres is an event and no row', () => {
+    const scene = Scene.stream()
+    scene.sync()
+    const change = { table: 'posduif:mail', op: 'message', id: 'x', row: { to: 'bob' } }
+    scene.batch({ cursor: 'c2', changes: [change] })
+    assert.deepEqual(scene.notices(), [{ name: 'message', event: 'mail', id: 'x', data: { to: 'bob' } }])
+    assert.deepEqual(scene.ids('posduif:mail'), [])
+  })
+})
+
+describe('outbox', () => {
+  test('change that was never sent can be withdrawn, and those behind it keep their bases', () => {
+    const scene = Scene.unenrolled()
+    scene.write('create', 'tasks', 'a', { title: 'a' })
+    const key = scene.write('edit', 'tasks', 'a', { title: 'b' })
+    scene.write('edit', 'tasks', 'a', { title: 'c' })
+    scene.do({ type: 'discard', key, result: null })
+    assert.deepEqual(
+      scene.outbox().map(({ seq, baseSeq }) => [seq, baseSeq]),
+      [
+        [1, null],
+        [2, 1],
+      ],
+    )
+  })
+
+  test('change that was sent cannot be withdrawn', () => {
+    const scene = Scene.stream()
+    const key = scene.write('edit', 'tasks', 't1', { title: 'b' })
+    scene.do({ type: 'discard', key, result: null })
+    assert.equal(scene.outbox().length, 1)
+  })
+
+  test('results of other items are no results', () => {
+    const scene = Scene.stream()
+    scene.write('edit', 'tasks', 't1', { title: 'b' })
+    scene.answer({ seq: 7, version: 2 })
+    assert.equal(scene.outbox().length, 1)
+    assert.equal(scene.state.up.pause, 'backoff')
+  })
+
+  test('change of a row that is not there is refused', () => {
+    const scene = Scene.stream()
+    const key = scene.write('edit', 'tasks', 'missing', { title: 'b' })
+    assert.deepEqual(scene.outbox(), [])
+    const [notice] = scene.notices()
+    assert.ok(notice?.name === 'writeRefused' && notice.key === key && notice.code === 'LOCAL_NOT_FOUND')
+  })
+
+  test('unsent changes of a former user return with that user', () => {
+    const scene = Scene.stream()
+    scene.sync()
+    scene.write('edit', 'tasks', 't1', { title: 'b' })
+    scene.end()
+    for (const user of ['user-2', 'user-1']) {
+      scene.do({ type: 'enroll', enrollment: { by: 'code', token: user }, freshId: 'unused' })
+      scene.enrolled(user)
+      assert.equal(scene.outbox().length, user === 'user-1' ? 1 : 0)
+    }
+    assert.deepEqual(scene.state.device.parked, [])
+  })
+
+  test('enrollment that is refused keeps the token that is there', () => {
+    const scene = Scene.stream()
+    scene.do({ type: 'enroll', enrollment: { by: 'code', token: 'mistyped' }, freshId: 'unused' })
+    scene.refuse(404, 'NOT_FOUND')
+    assert.equal(scene.phase, 'stream')
+  })
+})
