@@ -101,7 +101,7 @@ function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
   const { version, revision } = result
   if (before && !isOlder(before, result)) {
     // A snapshot has brought it, and the stream repeats what led to it.
-    if (version !== null) draft.put(item.table, item.id, { own: version, ...before })
+    if (version !== null) draft.put(item.table, item.id, { ...before, own: Math.max(version, before.own ?? version) })
     return
   }
   const { device } = draft.state

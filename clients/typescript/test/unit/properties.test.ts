@@ -5,6 +5,9 @@ import { Scene } from './scene.js'
 import { rowName } from '../../src/machine/state.js'
 import { FakeServer } from './server.js'
 
+/** The stories are the same in each run; another seed tells others. */
+const SEED = Number(process.env['POSDUIF_CLIENT_SEED'] ?? 7)
+
 const id = fc.constantFrom('a', 'b', 'c', 'd', 'e')
 
 const list = fc.constantFrom('1', '2', '3')
@@ -233,13 +236,13 @@ function check(plays: readonly Step[], hasLists: boolean): void {
 test('device ends with the rows of the server, and no row goes back meanwhile', () => {
   fc.assert(
     fc.property(fc.array(fc.oneof(...steps), { maxLength: 80 }), (plays) => check(plays as Step[], false)),
-    { numRuns: 3000 },
+    { seed: SEED, numRuns: 3000 },
   )
 })
 
 test('member of lists ends with the rows that the lists show, whatever was joined and left meanwhile', () => {
   fc.assert(
     fc.property(fc.array(step, { maxLength: 80 }), (plays) => check(plays, true)),
-    { numRuns: 3000 },
+    { seed: SEED, numRuns: 3000 },
   )
 })

@@ -788,6 +788,31 @@ state('groups', {
       assert.equal(scene.seen('tasks', 'n1')?.['title'], titles)
     }
   },
+  leave_keeps_rows_that_a_snapshot_has_brought() {
+    const scene = member()
+    scene.batch({ cursor: 'c2' })
+    scene.write('create', 'tasks', 'n1', { title: 'mine' })
+    scene.answer({ version: 1 })
+    scene.sync()
+    scene.batch({ cursor: 'c3', reset: true, changes: [membership('join', '1'), insert('n1', task('mine'))] })
+    scene.acknowledged()
+    scene.sync()
+    scene.batch({ cursor: 'c4', changes: [membership('leave', '1')] })
+    assert.deepEqual(scene.ids('tasks'), ['n1'])
+  },
+  result_of_a_repeat_after_the_leave_brings_no_row() {
+    const scene = member()
+    scene.batch({ cursor: 'c2' })
+    scene.write('create', 'tasks', 'n1', { title: 'mine', list: '1' })
+    scene.lose()
+    scene.sync('timer')
+    scene.batch({ cursor: 'c3', changes: [membership('leave', '1')] })
+    scene.acknowledged()
+    scene.retry('up')
+    scene.answer({ version: 1 })
+    assert.deepEqual(scene.ids('tasks'), ['t1', 't2'])
+    assert.equal(scene.outbox().length, 0)
+  },
   row_that_no_audience_of_the_device_sees_is_not_kept() {
     const scene = member()
     scene.batch({ cursor: 'c2', changes: [shared('a', task('of 1'), 'list:1')] })

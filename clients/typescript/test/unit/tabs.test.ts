@@ -11,6 +11,9 @@ import { Session } from '../../src/session/session.js'
 import type { Store } from '../../src/store/store.js'
 import { FakeServer } from './server.js'
 
+/** The stories are the same in each run; another seed tells others. */
+const SEED = Number(process.env['POSDUIF_CLIENT_SEED'] ?? 7)
+
 const TABS = 3
 
 const tab = fc.nat({ max: TABS - 1 })
@@ -231,6 +234,6 @@ test('tabs that write, crash and take the lead at once lose and repeat nothing',
         }
       },
     ),
-    { numRuns: 80 },
+    { seed: SEED, numRuns: 80 },
   )
 })
