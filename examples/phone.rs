@@ -78,6 +78,7 @@ CREATE TABLE IF NOT EXISTS settled ( -- rows as the results of own changes left 
     tbl    TEXT NOT NULL,
     id     TEXT NOT NULL,
     number INTEGER NOT NULL,          -- `revision` or `version` of the result
+    known  INTEGER NOT NULL,          -- 1 if a batch has brought the row at all
     PRIMARY KEY (tbl, id)
 );
 CREATE TABLE IF NOT EXISTS refused (
@@ -358,6 +359,8 @@ impl Phone {
     /// Stores a batch and its cursor (rules 1 and 3).
     fn store(&mut self, batch: &Batch) -> Result<(), Trouble> {
         let is_snapshot = batch.reset || self.recall("in_snapshot")?.is_some();
+        // Behind a snapshot, and behind the rows of a group, the stream may repeat what is older.
+        let is_ahead = is_snapshot || batch.scope.is_some();
         let transaction = self.database.transaction()?;
         if batch.reset {
             // A snapshot begins. Rows that it does not deliver are deleted at its end; until then they remain visible.
@@ -369,7 +372,7 @@ impl Phone {
         for (table, rows) in [("messages", &batch.messages), ("users", &batch.users)] {
             for row in rows {
                 if let Some(id) = row.get("id").and_then(Value::as_str) {
-                    receive(&transaction, table, id, row, is_snapshot)?;
+                    receive(&transaction, table, id, row, is_ahead)?;
                 }
             }
         }
@@ -388,7 +391,7 @@ impl Phone {
                 ("insert" | "update", Some(id), Some(row))
                     if is_seen(&transaction, change.via.as_deref(), &user_id)? =>
                 {
-                    receive(&transaction, &change.table, id, row, is_snapshot)?;
+                    receive(&transaction, &change.table, id, row, is_ahead)?;
                     if let Some(via) = &change.via {
                         let set = "UPDATE rows SET via = ?3 WHERE tbl = ?1 AND id = ?2";
                         transaction.execute(set, params![change.table, id, json!(via).to_string()])?;
@@ -409,11 +412,7 @@ impl Phone {
         }
         if is_snapshot && !batch.has_more {
             // A snapshot does not mention deleted rows.
-            transaction.execute(
-                "UPDATE outbox SET sent = 2
-                 WHERE sent = 1 AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = outbox.tbl AND rows.id = outbox.id)",
-                [],
-            )?;
+            overtake_absent(&transaction)?;
             transaction.execute(
                 "DELETE FROM settled
                  WHERE NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = settled.tbl AND rows.id = settled.id)",
@@ -487,12 +486,12 @@ impl Phone {
                     is_in_effect = result.winner.as_deref() == Some("mine");
                     match server {
                         Some(server) => {
-                            put(&transaction, &item.table, &item.id, server)?;
                             settle(&transaction, item, number(server))?;
+                            put(&transaction, &item.table, &item.id, server)?;
                         }
                         None if item.table == MESSAGES => {
-                            remove(&transaction, MESSAGES, &item.id)?;
                             settle(&transaction, item, result.number())?;
+                            remove(&transaction, MESSAGES, &item.id)?;
                         }
                         // The deletion of a row of an own table comes by the stream.
                         None => {}
@@ -895,13 +894,7 @@ fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Res
 
 /// Stores a row of a batch, unless the result of an own change has brought a newer one: the batches have not reached that
 /// change yet, and the user goes on from what they see.
-fn receive(
-    transaction: &Transaction<'_>,
-    table: &str,
-    id: &str,
-    row: &Value,
-    is_snapshot: bool,
-) -> Result<(), Trouble> {
+fn receive(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value, is_ahead: bool) -> Result<(), Trouble> {
     let created_at = |row: &Value| chrono::DateTime::parse_from_rfc3339(row.get("created_at")?.as_str()?).ok();
     let before = stored(transaction, table, id)?;
     // Another row with the same id, whose numbers start again.
@@ -909,10 +902,10 @@ fn receive(
     let query = "SELECT number FROM settled WHERE tbl = ?1 AND id = ?2";
     let settled: Option<i64> = transaction.query_row(query, [table, id], |row| row.get(0)).optional()?;
     match (settled, number(row)) {
-        (Some(settled), Some(number)) if number < settled && !is_snapshot && !is_other => return Ok(()),
+        (Some(settled), Some(number)) if number < settled && !is_ahead && !is_other => return Ok(()),
         // The numbers of a snapshot are those that count: it may be of a restored server. Entries of before it may follow.
-        (Some(_), Some(number)) if is_snapshot => {
-            let update = "UPDATE settled SET number = ?3 WHERE tbl = ?1 AND id = ?2";
+        (Some(_), Some(number)) if is_ahead => {
+            let update = "UPDATE settled SET number = ?3, known = 1 WHERE tbl = ?1 AND id = ?2";
             transaction.execute(update, params![table, id, number])?;
         }
         (Some(_), _) => unsettle(transaction, table, id)?,
@@ -955,10 +948,10 @@ fn forget_unseen(transaction: &Transaction<'_>, user_id: &str) -> Result<(), Tro
     }
     transaction.execute(
         "DELETE FROM rows WHERE via IS NULL
-         AND EXISTS (SELECT 1 FROM settled WHERE settled.tbl = rows.tbl AND settled.id = rows.id)",
+         AND EXISTS (SELECT 1 FROM settled WHERE settled.tbl = rows.tbl AND settled.id = rows.id AND NOT settled.known)",
         [],
     )?;
-    Ok(())
+    overtake_absent(transaction)
 }
 
 /// The id of the user.
@@ -969,10 +962,16 @@ fn self_id(database: &Connection) -> Result<String, Trouble> {
 }
 
 /// Notes that a row is as the result of an own change left it, or that the change deleted it.
+///
+/// A row that was stored before is known from batches, unless it is settled already and not known.
 fn settle(transaction: &Transaction<'_>, item: &Item, number: Option<i64>) -> Result<(), Trouble> {
     match number {
         Some(number) => transaction.execute(
-            "INSERT OR REPLACE INTO settled (tbl, id, number) VALUES (?1, ?2, ?3)",
+            "INSERT OR REPLACE INTO settled (tbl, id, number, known)
+             VALUES (?1, ?2, ?3, coalesce(
+                 (SELECT known FROM settled WHERE tbl = ?1 AND id = ?2),
+                 EXISTS (SELECT 1 FROM rows WHERE tbl = ?1 AND id = ?2)
+             ))",
             params![item.table, item.id, number],
         )?,
         None => return unsettle(transaction, &item.table, &item.id),
@@ -989,6 +988,16 @@ fn unsettle(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), 
 fn overtake(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Trouble> {
     let mark = "UPDATE outbox SET sent = 2 WHERE sent = 1 AND tbl = ?1 AND id = ?2";
     transaction.execute(mark, [table, id])?;
+    Ok(())
+}
+
+/// Marks the items that were sent and whose row is not there: what their results bring may be gone.
+fn overtake_absent(transaction: &Transaction<'_>) -> Result<(), Trouble> {
+    transaction.execute(
+        "UPDATE outbox SET sent = 2
+         WHERE sent = 1 AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = outbox.tbl AND rows.id = outbox.id)",
+        [],
+    )?;
     Ok(())
 }
 
@@ -1067,6 +1076,8 @@ struct Batch {
     has_more: bool,
     /// The first batch of a snapshot: it replaces the stored rows.
     reset: bool,
+    /// The group of which it has the rows of before the user joined.
+    scope: Option<String>,
 }
 
 /// A row of another table, a deleted row of any table, or a group that the user joined or left.

@@ -1503,6 +1503,39 @@ mod groups {
         assert_eq!(scene.tasks(), [""; 0]);
         scene.close().await;
     }
+
+    #[tokio::test]
+    async fn result_of_a_repeat_after_the_leave_brings_no_row() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.sync().await.unwrap();
+        let row = json!({"title": "mine", "list_id": "1"});
+        scene.phone.create_row("tasks", row).unwrap();
+        scene.line.play([Play::LoseAnswer]);
+        assert!(is_later(&scene.phone.upload(&scene.line).await));
+        scene.leaves("1").await;
+        scene.phone.fetch(&scene.line).await.unwrap();
+        scene.sync().await.unwrap();
+        assert!(scene.waiting().is_empty(), "the repeat has its result");
+        assert_eq!(scene.tasks(), [""; 0]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn leave_keeps_rows_that_a_snapshot_has_brought() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene.bob_writes("hello").await;
+        scene.sync().await.unwrap();
+        let id = scene.write("mine");
+        scene.phone.upload(&scene.line).await.unwrap();
+        resync(&scene.office).await;
+        scene.sync().await.unwrap();
+        scene.leaves("1").await;
+        scene.sync().await.unwrap();
+        assert!(scene.phone.messages().unwrap().contains_key(&id));
+        scene.close().await;
+    }
 }
 
 mod events {
