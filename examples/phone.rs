@@ -917,7 +917,7 @@ fn receive(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value, is
     put(transaction, table, id, row)
 }
 
-/// Whether a user sees a row: every row that names nobody, else one that names the user, a group of theirs, or the tenant.
+/// Whether a user sees a row: every row without audiences, else one that names the user, a group of theirs, or the tenant.
 fn is_seen(database: &Connection, via: Option<&[String]>, user_id: &str) -> Result<bool, Trouble> {
     let Some(via) = via else {
         return Ok(true);
@@ -932,7 +932,7 @@ fn is_seen(database: &Connection, via: Option<&[String]>, user_id: &str) -> Resu
     Ok(false)
 }
 
-/// Deletes the rows that nobody shows the user any more, after a group was left. Rows that results brought, ahead of the
+/// Deletes the rows that no audience shows the user any more, after a group was left. Rows that results brought, ahead of the
 /// batches, go as well: they come with a batch if they are still seen.
 fn forget_unseen(transaction: &Transaction<'_>, user_id: &str) -> Result<(), Trouble> {
     let mut statement = transaction.prepare("SELECT tbl, id, via FROM rows WHERE via IS NOT NULL")?;

@@ -433,7 +433,7 @@ async fn members_write_rows_of_their_groups_only() {
         forbidden()
     );
     assert_eq!(
-        upload("create", 12, json!({"title": "of nobody"}), None).await,
+        upload("create", 12, json!({"title": "without a list"}), None).await,
         forbidden()
     );
     assert_eq!(upload("edit", 1, json!({"list_id": 3}), Some(3)).await, forbidden());

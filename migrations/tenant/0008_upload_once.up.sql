@@ -295,7 +295,7 @@ BEGIN
             FROM jsonb_array_elements(coalesce(entry -> 'by', '[]')) g
         ) c;
     mine := concat_ws(' OR ', 't.' || quote_ident(owner) || '::text = $author', mine);
-    -- Without an owner, a new row is of a group or of nobody.
+    -- Without an owner, a new row must be of a group.
     allowed := concat_ws(' AND ', CASE WHEN owner IS NULL AND op = 'create' THEN format('(%s)', mine) END, allowed);
     allowed := coalesce(nullif(allowed, ''), 'true');
 

@@ -2,8 +2,8 @@
 //!
 //! The id of the user follows from the tenant and the subject ([`crate::core::subject`]). `posduif.identities` holds which
 //! provider identifies a user: no other provider may, whatever its tokens say. The first token of a subject creates the user
-//! where the provider's settings allow it, or links a user who exists under this id and whom nobody has used yet, without a
-//! password and without a device; any other existing user is never linked by a token, or a provider could take over accounts.
+//! where the provider's settings allow it, or links a user who exists under this id without a password and without a device
+//! so far; any other existing user is never linked by a token, or a provider could take over accounts.
 //!
 //! The role follows the newest token, so that a token from before a change does not undo it. Everything else that a token says
 //! is used when the user is created.
