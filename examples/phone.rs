@@ -361,6 +361,7 @@ impl Phone {
         let is_snapshot = batch.reset || self.recall("in_snapshot")?.is_some();
         // Behind a snapshot, and behind the rows of a group, the stream may repeat what is older.
         let is_ahead = is_snapshot || batch.scope.is_some();
+        let user_id = self.recall("user_id")?.unwrap_or_default();
         let transaction = self.database.transaction()?;
         if batch.reset {
             // A snapshot begins. Rows that it does not deliver are deleted at its end; until then they remain visible.
@@ -376,7 +377,6 @@ impl Phone {
                 }
             }
         }
-        let user_id = self_id(&transaction)?;
         for change in &batch.changes {
             match (change.op.as_str(), &change.id, &change.row) {
                 ("join", Some(id), _) => {
@@ -952,13 +952,6 @@ fn forget_unseen(transaction: &Transaction<'_>, user_id: &str) -> Result<(), Tro
         [],
     )?;
     overtake_absent(transaction)
-}
-
-/// The id of the user.
-fn self_id(database: &Connection) -> Result<String, Trouble> {
-    let query = "SELECT value FROM memory WHERE key = 'user_id'";
-    let found: Option<String> = database.query_row(query, [], |row| row.get(0)).optional()?;
-    Ok(found.unwrap_or_default())
 }
 
 /// Notes that a row is as the result of an own change left it, or that the change deleted it.

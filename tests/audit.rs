@@ -15,7 +15,7 @@ use crate::support::running::Running;
 use crate::support::{PASSWORD, eventually};
 
 /// The entries of an action, oldest first.
-async fn entries(office: &Office, action: &str) -> Vec<Entry> {
+pub(crate) async fn entries(office: &Office, action: &str) -> Vec<Entry> {
     let filter = Filter {
         action: Some(action.to_owned()),
         ..Filter::default()

@@ -13,12 +13,12 @@ use posduif::config::{self, Texts};
 use posduif::core::subject::Subject;
 use posduif::core::tenant::Tenant;
 use posduif::engine::{self, Role};
-use posduif::postgres::audit::{self, Entry, Filter};
 use serde_json::{Value, json};
 use sha2::Sha256;
 use uuid::Uuid;
 
 use crate::api::assert_refused;
+use crate::audit::entries;
 use crate::support::command::{posduif_in, posduif_says, run};
 use crate::support::eventually;
 use crate::support::http::{Answer, Api};
@@ -41,17 +41,6 @@ async fn office_with(provider: &Provider, change: impl FnOnce(&mut config::Provi
 fn user_id(tenant: &str, subject: &str) -> Uuid {
     let tenant = Tenant::named(tenant).unwrap();
     Subject::new("", subject).unwrap().user_id(&tenant)
-}
-
-async fn entries(office: &Office, action: &str) -> Vec<Entry> {
-    let filter = Filter {
-        action: Some(action.to_owned()),
-        ..Filter::default()
-    };
-    let database = office.world.database().await;
-    let mut found = audit::list(&database, &filter, 1000).await.unwrap();
-    found.reverse();
-    found
 }
 
 /// What any user may request.
@@ -243,7 +232,7 @@ async fn forged_foreign_and_untimely_tokens_are_refused() {
             answer.json()
         );
     }
-    // Nobody was created, and no stranger made the provider work.
+    // No user was created, and no stranger made the provider work.
     assert_eq!(entries(&office, "user_created").await.len(), 2);
     assert_eq!(provider.requests(), 1);
     let now = Utc::now().timestamp();

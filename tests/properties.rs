@@ -113,7 +113,7 @@ fn check_audiences(
         .iter()
         .map(|delivery| match delivery.audience {
             Audience::User(user) => (user, delivery.operation),
-            Audience::Group(_) | Audience::Tenant => panic!("nobody said that all shall see it"),
+            Audience::Group(_) | Audience::Tenant => panic!("no rule sends it to a group or to all"),
         })
         .collect();
     for user in before.union(after) {

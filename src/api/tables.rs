@@ -22,7 +22,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         return Err(Error::invalid("offset", "is not supported here: use before or after"));
     }
     let (caller, table) = (request.caller()?, request.param("table"));
-    let (user, routing) = (caller.user_id(), routing(&app));
+    let (user, routing) = (caller.user_id(), Routing::configured(&app.config));
     let found = tables::page(&app.database, caller.tenant(), user, routing, table, &page).await?;
     let found = found.ok_or_else(|| Error::new(Code::NOT_FOUND, "table not found"))?;
     let rows: Result<Vec<Box<RawValue>>, Error> = found.rows.iter().map(body).collect();
@@ -40,7 +40,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
 /// 404 for a row that the caller does not see.
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let (caller, table) = (request.caller()?, request.param("table"));
-    let (user, routing) = (caller.user_id(), routing(&app));
+    let (user, routing) = (caller.user_id(), Routing::configured(&app.config));
     let ids = [request.param("id").to_owned()];
     let is_routed = routing.rules.iter().any(|rule| rule.table == table);
     let rows = match is_routed {
@@ -51,13 +51,6 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
         .first()
         .ok_or_else(|| Error::new(Code::NOT_FOUND, "row not found"))?;
     response::json(hyper::StatusCode::OK, &body(row)?)
-}
-
-fn routing(app: &App) -> Routing<'_> {
-    Routing {
-        rules: &app.config.routes,
-        groups: &app.config.groups,
-    }
 }
 
 fn body(row: &Row) -> Result<Box<RawValue>, Error> {

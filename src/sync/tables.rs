@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use crate::config::Config;
 use crate::config::group::{Group, Groups};
 use crate::config::rule::{Recipient, Rule};
 use crate::contract::entry::Text;
@@ -262,6 +263,14 @@ pub struct Selection<'a> {
 }
 
 impl<'a> Routing<'a> {
+    /// That of the configuration.
+    pub fn configured(config: &'a Config) -> Self {
+        Self {
+            rules: &config.routes,
+            groups: &config.groups,
+        }
+    }
+
     /// The rules of a table.
     fn of(self, table: &str) -> Vec<&'a Rule> {
         self.rules.iter().filter(|rule| rule.table == table).collect()

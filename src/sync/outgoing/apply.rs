@@ -56,11 +56,7 @@ pub(super) async fn apply(
 /// with its sequence number.
 fn entry(item: &Value, is_row: bool, items: Items<'_>, device: &DevicePrincipal, config: &Config) -> Value {
     let checked = if is_row {
-        let routing = Routing {
-            rules: &config.routes,
-            groups: &config.groups,
-        };
-        rows::parse(item, routing)
+        rows::parse(item, Routing::configured(config))
     } else {
         messages::parse(
             item,

@@ -326,10 +326,7 @@ impl Outgoing {
         for (table, mut results) in conflicts {
             let ids: Vec<String> = results.iter().filter_map(|result| result.id.clone()).collect();
             let tenant = &device.tenant;
-            let routing = Routing {
-                rules: &self.config.routes,
-                groups: &self.config.groups,
-            };
+            let routing = Routing::configured(&self.config);
             let rows = match tables::by_id(&self.database, tenant, device.user_id, routing, &table, &ids).await {
                 Ok(rows) => rows,
                 Err(error) => {

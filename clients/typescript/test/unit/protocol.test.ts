@@ -820,7 +820,7 @@ state('groups', {
     scene.write('edit', 'tasks', 'a', { title: 'mine' })
     scene.lose()
     scene.sync('timer')
-    scene.batch({ cursor: 'c3', changes: [shared('a', task('of 3', 2), 'list:3', 'user:user-2'), shared('b', task('of nobody'))] })
+    scene.batch({ cursor: 'c3', changes: [shared('a', task('of 3', 2), 'list:3', 'user:user-2'), shared('b', task('of no list'))] })
     assert.deepEqual(scene.ids('tasks'), ['t1', 't2'])
     // As with a deletion, the first result of a repeated item does not bring it back.
     assert.equal(scene.outbox()[0]?.sent, 'overtaken')
