@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::accounts::last_seen;
+use crate::api::console::Console;
 use crate::api::health::{Diagnostics, Probe};
 use crate::api::service::Service;
 use crate::api::{App, Parts};
@@ -265,7 +266,14 @@ impl Engine {
         let app = with_api.then(|| self.start_api(&diagnostics)).transpose()?;
         let metrics = diagnostics.metrics.clone();
         if let Some(AdminListener { listener, settings }) = admin {
-            let service = Service::admin(diagnostics.clone())?;
+            let url = format!("http://{}", listener.local_addr()?);
+            let console = Arc::new(Console::new(diagnostics.clone(), url, stop.clone())?);
+            let sampling = console.sample();
+            self.parts.spawn(async move {
+                sampling.await;
+                Ok(())
+            });
+            let service = Service::admin(diagnostics.clone(), console)?;
             let (server, stop) = (Server::new(listener, settings, metrics.clone(), service)?, stop.clone());
             self.parts
                 .spawn(async move { server.run(stop).await.context("the admin listener failed") });

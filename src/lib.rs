@@ -47,7 +47,7 @@
 //! - [`admin`]: what operators see and do: streams, consumer groups, quarantine, slots, `doctor`.
 //! - [`http`]: HTTP plumbing: server, upgrade, request, response, error. It has no route and no feature.
 //! - [`api`]: one thin file for each group of routes: parse, call a feature, render; SSE and WebSocket in `src/api/live`;
-//!   the rates of requests; the routes of the admin listener.
+//!   the rates of requests; the routes of the admin listener, with the console in `src/api/console`.
 //! - [`engine`]: starts the parts in order, registers listeners between them, stops them in order.
 //! - [`dev`]: the private Postgres and Redis of `posduif dev` and of the tests.
 //! - [`cli`]: the command line, one file or folder for each noun, declared in `src/cli/mod.rs`.
@@ -80,7 +80,7 @@
 //! | `push` | `live`, `redis`, `postgres`, `contract`, `net` |
 //! | `admin` | everything above |
 //! | `http` | `net` |
-//! | `api` | `http`, `oidc`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract`, `replication` |
+//! | `api` | `http`, `admin`, `oidc`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract`, `replication` |
 //! | `engine` | everything above |
 //! | `dev` | everything above |
 //! | `cli` | everything above |

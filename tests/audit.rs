@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use hyper::Method;
 use nix::sys::signal::Signal;
 use posduif::config::Config;
-use posduif::postgres::audit::{self, ACTIONS, Entry, Filter};
+use posduif::postgres::audit::{self, ACTIONS, Actor, Entry, Filter};
 use posduif::postgres::tenants;
 use serde_json::{Value, json};
 
@@ -266,10 +266,16 @@ async fn audit_tail_prints_old_and_new_entries_as_lines() {
         "audit tail --json --lines 1 --interval 0.1 --action tenant_paused",
     );
     // Entries of another action are passed over.
-    tenants::set_paused(&database, "acme", true).await.unwrap();
+    tenants::set_paused(&database, "acme", true, &Actor::cli())
+        .await
+        .unwrap();
     let first = tail.json().await;
-    tenants::set_paused(&database, "acme", false).await.unwrap();
-    tenants::set_paused(&database, "acme", true).await.unwrap();
+    tenants::set_paused(&database, "acme", false, &Actor::cli())
+        .await
+        .unwrap();
+    tenants::set_paused(&database, "acme", true, &Actor::cli())
+        .await
+        .unwrap();
     let second = tail.json().await;
     for entry in [&first, &second] {
         assert_eq!(

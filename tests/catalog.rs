@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use posduif::config::Config;
 use posduif::config::rule::{Rule, When};
+use posduif::postgres::audit::Actor;
 use posduif::postgres::{publication, tenants};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -516,7 +517,11 @@ async fn commands_sent_while_unpublished_take_effect() {
         (phone.get("/api/sync/incoming").await.status.as_u16() == 503).then_some(())
     })
     .await;
-    assert!(tenants::set_paused(&database, "acme", false).await.unwrap());
+    assert!(
+        tenants::set_paused(&database, "acme", false, &Actor::cli())
+            .await
+            .unwrap()
+    );
     office.world.published().await;
     let page = phone
         .get(&format!("/api/sync/incoming?cursor={cursor}"))

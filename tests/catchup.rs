@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use posduif::engine::Role;
+use posduif::postgres::audit::Actor;
 use posduif::postgres::tenants;
 use serde_json::{Value, json};
 
@@ -223,7 +224,9 @@ async fn failed_sync_shows_error_at_every_node_until_one_succeeds() {
     let elsewhere = phone.at(&other.api());
     let here = caught_up(&office, &phone).await;
     let database = office.world.database().await;
-    tenants::set_paused(&database, "acme", true).await.unwrap();
+    tenants::set_paused(&database, "acme", true, &Actor::cli())
+        .await
+        .unwrap();
     office.world.published().await;
     let path = format!("/api/sync/incoming?cursor={here}");
     assert_eq!(phone.get(&path).await.status, 503);
@@ -235,7 +238,9 @@ async fn failed_sync_shows_error_at_every_node_until_one_succeeds() {
     // Written, and so forgotten by the node that saw it.
     assert_eq!(status(&phone).await, "error");
 
-    tenants::set_paused(&database, "acme", false).await.unwrap();
+    tenants::set_paused(&database, "acme", false, &Actor::cli())
+        .await
+        .unwrap();
     office.world.published().await;
     elsewhere.get(&path).await.expect(200);
     assert_eq!(

@@ -17,6 +17,7 @@ use posduif::config::{CertificateFiles, Config, Secret};
 use posduif::engine::Role;
 use posduif::http::secure::Acceptor;
 use posduif::live::presence::{Place, Presence};
+use posduif::postgres::audit::Actor;
 use posduif::push::candidates;
 use posduif::redis::store::Store;
 use posduif::telemetry::metrics::Operations;
@@ -176,7 +177,7 @@ async fn push_skips_paused_tenants_revoked_devices_and_disabled_users() {
         ))
         .await;
     let database = office.world.database().await;
-    posduif::postgres::tenants::set_paused(&database, "acme", true)
+    posduif::postgres::tenants::set_paused(&database, "acme", true, &Actor::cli())
         .await
         .unwrap();
     office.world.published().await;
@@ -201,7 +202,7 @@ async fn push_skips_paused_tenants_revoked_devices_and_disabled_users() {
     })
     .await;
     assert_eq!(pushes(&office.world, "acme").await, []);
-    posduif::postgres::tenants::set_paused(&database, "acme", false)
+    posduif::postgres::tenants::set_paused(&database, "acme", false, &Actor::cli())
         .await
         .unwrap();
     assert_eq!(devices(&pushed(&office.world, 1).await), ["one"]);

@@ -8,6 +8,7 @@ use posduif::contract::stream_name::Target;
 use posduif::core::operation::Operation;
 use posduif::core::position::StreamId;
 use posduif::engine::Role;
+use posduif::postgres::audit::Actor;
 use posduif::postgres::tenants;
 use uuid::Uuid;
 
@@ -271,7 +272,9 @@ async fn quarantine_or_meta_key_of_wrong_type_starts_no_epoch() {
         )
         .await;
     let database = world.database().await;
-    tenants::set_paused(&database, "acme", false).await.unwrap();
+    tenants::set_paused(&database, "acme", false, &Actor::cli())
+        .await
+        .unwrap();
     let trim = Trim {
         target: Target::Inbox("acme".into(), stage.joe),
         min_id: StreamId { ms: 1, seq: 1 },

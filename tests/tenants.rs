@@ -7,6 +7,7 @@ use posduif::admin::published;
 use posduif::config::Config;
 use posduif::config::rule::{Rule, When};
 use posduif::engine::Role;
+use posduif::postgres::audit::Actor;
 use posduif::postgres::{migrations, tenants};
 use posduif::redis::store::Store;
 use serde_json::{Value, json};
@@ -229,7 +230,11 @@ async fn paused_tenant_receives_everything_once_after_resume() {
     let (_, cursor) = phone.sync(None).await;
     let mut events = phone.events("/sse/mobile/phone").await;
     let database = office.world.database().await;
-    assert!(tenants::set_paused(&database, "acme", true).await.unwrap());
+    assert!(
+        tenants::set_paused(&database, "acme", true, &Actor::cli())
+            .await
+            .unwrap()
+    );
     assert!(!tenants::set_paused(&database, "nowhere", true).await.unwrap());
     office.world.published().await;
 
@@ -256,7 +261,9 @@ async fn paused_tenant_receives_everything_once_after_resume() {
     let during = phone.post("/api/sync/outgoing", &json!({"messages": []})).await;
     assert_eq!(during.status.as_u16(), 200, "uploads are taken meanwhile");
 
-    tenants::set_paused(&database, "acme", false).await.unwrap();
+    tenants::set_paused(&database, "acme", false, &Actor::cli())
+        .await
+        .unwrap();
     events.expect("sync_required").await;
     let batch = phone
         .get(&format!("/api/sync/incoming?cursor={cursor}"))

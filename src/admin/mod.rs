@@ -1,7 +1,11 @@
 //! What operators see and do: tenants, streams, consumer groups, quarantine, slots, the whole system, and `doctor`. The
 //! values are serializable; the command line only renders them.
 
+pub mod access;
+pub mod conflicts;
+pub mod devices;
 pub mod doctor;
+pub mod figures;
 pub mod groups;
 pub mod published;
 pub mod quarantine;
@@ -11,3 +15,5 @@ pub mod stream_report;
 pub mod streams;
 pub mod tail;
 pub mod tenants;
+pub mod trace;
+pub mod verdict;

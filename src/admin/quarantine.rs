@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use redis::streams::StreamRangeReply;
+use serde::Serialize;
 use serde_json::Value;
 
+use crate::admin::streams::{rfc3339, time_of_micros};
 use crate::contract::quarantine::{QuarantineEntry, QuarantineKind};
 use crate::core::position::StreamId;
 use crate::redis::store::{Error, Store};
@@ -26,6 +28,47 @@ pub enum Remedy {
     Resync(&'static str),
     /// Its sender must send it again.
     Sender,
+}
+
+/// A quarantined change.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    pub tenant: String,
+    pub id: String,
+    pub time: Option<String>,
+    pub position: Option<String>,
+    pub table: Option<String>,
+    pub kind: Option<&'static str>,
+    pub cause: String,
+    pub settled_by: &'static str,
+    #[serde(skip)]
+    pub entry: QuarantineEntry,
+}
+
+impl Report {
+    pub fn of(tenant: &str, entry: QuarantineEntry) -> Self {
+        Self {
+            tenant: tenant.to_owned(),
+            id: entry.id.to_string(),
+            time: time(&entry).map(rfc3339),
+            position: entry.position.map(|position| position.to_string()),
+            table: entry.fields.get("table").filter(|table| !table.is_empty()).cloned(),
+            kind: entry.kind.map(QuarantineKind::as_str),
+            cause: entry.cause.clone(),
+            settled_by: match remedy(&entry) {
+                Remedy::Row { .. } => "retry",
+                Remedy::Resync(_) => "resync",
+                Remedy::Sender => "sender",
+            },
+            entry,
+        }
+    }
+}
+
+/// When a change was quarantined.
+pub fn time(entry: &QuarantineEntry) -> Option<chrono::DateTime<chrono::Utc>> {
+    let ms = i64::try_from(entry.id.ms).ok()?;
+    time_of_micros(ms.checked_mul(1000)?)
 }
 
 /// What resolves an entry.

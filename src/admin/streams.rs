@@ -370,6 +370,15 @@ pub async fn before_time(store: &Store, key: &str, time: DateTime<Utc>) -> Resul
     Ok(StreamId { ms: low, seq: 0 }.previous())
 }
 
+/// The newest entry of a stream; [`StreamId::ZERO`] for an empty one, and without a stream.
+///
+/// # Errors
+/// When Redis fails, or the key holds no stream.
+pub async fn newest(store: &Store, key: &str) -> Result<StreamId, Error> {
+    let newest = edge(store, "XREVRANGE", key, "+", "-").await?;
+    Ok(newest.map_or(StreamId::ZERO, |(id, _)| id))
+}
+
 async fn edge(store: &Store, command: &str, key: &str, from: &str, to: &str) -> Result<Option<(StreamId, i64)>, Error> {
     let mut pipe = redis::pipe();
     pipe.cmd(command).arg(key).arg(&[from, to, "COUNT", "1"]);

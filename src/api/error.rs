@@ -46,6 +46,27 @@ impl Code {
     pub const TENANT_PAUSED: Self = Self::new("TENANT_PAUSED", StatusCode::SERVICE_UNAVAILABLE);
     pub const TIMEOUT: Self = Self::new("TIMEOUT", StatusCode::SERVICE_UNAVAILABLE);
 
+    /// A link of the console that was used, is too old, or another engine's.
+    pub const LINK_INVALID: Self = Self::new("LINK_INVALID", StatusCode::UNAUTHORIZED);
+    /// Not `admin.token`.
+    pub const TOKEN_INVALID: Self = Self::new("TOKEN_INVALID", StatusCode::UNAUTHORIZED);
+    /// The console only shows (`admin.actions`).
+    pub const ACTIONS_DISABLED: Self = Self::new("ACTIONS_DISABLED", StatusCode::FORBIDDEN);
+    /// The operator typed another name.
+    pub const CONFIRM_MISMATCH: Self = Self::new("CONFIRM_MISMATCH", StatusCode::BAD_REQUEST);
+    /// Postgres or Redis is unavailable, with the cause, for operators.
+    pub const UNAVAILABLE: Self = Self::new("UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE);
+
+    /// The codes of the admin API beside those of the public one.
+    pub const CONSOLE: [Self; 5] = [
+        Self::LINK_INVALID,
+        Self::TOKEN_INVALID,
+        Self::ACTIONS_DISABLED,
+        Self::CONFIRM_MISMATCH,
+        Self::UNAVAILABLE,
+    ];
+
+    /// The codes of the public API.
     pub const ALL: [Self; 30] = [
         Self::VALIDATION_ERROR,
         Self::EMPTY_MESSAGE,

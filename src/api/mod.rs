@@ -11,6 +11,7 @@ pub mod app_instructions;
 pub mod auth;
 mod batch_body;
 pub mod conflicts;
+pub mod console;
 pub mod devices;
 pub mod enrollment;
 pub mod error;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hyper::Method;
 
+use super::console::{self, Console, actions, streams, values};
 use super::health::Diagnostics;
 use super::live::{sse, websocket};
 use super::request::Request;
@@ -29,6 +30,10 @@ pub enum Access {
     Device,
     /// Any access token or device credentials.
     Any,
+    /// A session of the console, or `admin.token`.
+    Operator,
+    /// The same, for a change.
+    OperatorAction,
 }
 
 /// The boxed future of a handler, so that all handlers have one type. It must complete within
@@ -41,6 +46,8 @@ pub enum Handler {
     Api(fn(Arc<App>, Request) -> HandlerFuture),
     /// Served in every role.
     Diagnostics(fn(Arc<Diagnostics>, Request) -> HandlerFuture),
+    /// On the admin listener.
+    Console(fn(Arc<Console>, Request) -> HandlerFuture),
 }
 
 /// One line of the table.
@@ -65,6 +72,15 @@ macro_rules! route {
             access: Access::$access,
             cost: $cost,
             handler: Handler::Api(|app, request| Box::pin($handler(app, request))),
+        }
+    };
+    (Console $method:ident $path:literal $access:ident $handler:path) => {
+        Route {
+            method: Method::$method,
+            path: $path,
+            access: Access::$access,
+            cost: 0,
+            handler: Handler::Console(|console, request| Box::pin($handler(console, request))),
         }
     };
     ($path:literal Diagnostics $handler:path) => {
@@ -152,6 +168,42 @@ static ADMIN_ROUTES: &[Route] = &[
     route!(       "/health"                    Diagnostics health::health),
     route!(       "/ready"                     Diagnostics health::ready_in_full),
     route!(       "/metrics"                   Diagnostics metrics::metrics),
+
+    route!(Console GET    "/"                                Public   console::home),
+    route!(Console GET    "/console/"                        Public   console::page),
+    route!(Console GET    "/console/{file}"                  Public   console::page),
+
+    route!(Console GET    "/admin/api/about"                 Public   console::session::about),
+    route!(Console POST   "/admin/api/session"               Public   console::session::open),
+    route!(Console GET    "/admin/api/session"               Operator console::session::show),
+    route!(Console DELETE "/admin/api/session"               OperatorAction console::session::end),
+    route!(Console POST   "/admin/api/link"                  OperatorAction console::session::link),
+
+    route!(Console GET    "/admin/api/figures"               Operator streams::figures),
+    route!(Console GET    "/admin/api/trace"                 Operator streams::trace),
+
+    route!(Console GET    "/admin/api/status"                Operator values::status),
+    route!(Console GET    "/admin/api/slots"                 Operator values::slots),
+    route!(Console GET    "/admin/api/epochs"                Operator values::epochs),
+    route!(Console GET    "/admin/api/tenants"               Operator values::tenants),
+    route!(Console GET    "/admin/api/tenants/{tenant}"      Operator values::tenant),
+    route!(Console GET    "/admin/api/tenants/{tenant}/devices" Operator values::devices),
+    route!(Console GET    "/admin/api/tenants/{tenant}/devices/{device}" Operator values::device),
+    route!(Console GET    "/admin/api/tenants/{tenant}/groups" Operator values::groups),
+    route!(Console GET    "/admin/api/tenants/{tenant}/quarantine" Operator values::quarantine),
+    route!(Console GET    "/admin/api/tenants/{tenant}/conflicts" Operator values::conflicts),
+    route!(Console GET    "/admin/api/streams"               Operator values::streams),
+    route!(Console GET    "/admin/api/audit"                 Operator values::audit),
+    route!(Console GET    "/admin/api/doctor"                Operator values::doctor),
+    route!(Console GET    "/admin/api/config"                Operator values::config),
+
+    route!(Console POST   "/admin/api/slots/{slot}/drop"     OperatorAction actions::drop_slot),
+    route!(Console POST   "/admin/api/tenants/{tenant}/pause" OperatorAction actions::pause),
+    route!(Console POST   "/admin/api/tenants/{tenant}/resume" OperatorAction actions::resume),
+    route!(Console POST   "/admin/api/tenants/{tenant}/resync" OperatorAction actions::resync),
+    route!(Console POST   "/admin/api/tenants/{tenant}/devices/{device}/revoke" OperatorAction actions::revoke),
+    route!(Console POST   "/admin/api/tenants/{tenant}/quarantine/{id}/drop" OperatorAction actions::drop_quarantined),
+    route!(Console POST   "/admin/api/tenants/{tenant}/conflicts/{id}/resolve" OperatorAction actions::resolve_conflict),
 ];
 
 /// What a listener serves.
@@ -165,8 +217,14 @@ pub enum Surface {
     Admin,
 }
 
+/// The routes of the public listener.
 pub fn table() -> &'static [Route] {
     ROUTES
+}
+
+/// The routes of the admin listener.
+pub fn admin_table() -> &'static [Route] {
+    ADMIN_ROUTES
 }
 
 /// The router of a surface.
@@ -178,7 +236,10 @@ pub fn router(surface: Surface) -> Result<Router<&'static Route>, matchit::Inser
         Surface::Api | Surface::Diagnostics => ROUTES,
         Surface::Admin => ADMIN_ROUTES,
     };
-    let is_served = |route: &&Route| surface == Surface::Api || matches!(route.handler, Handler::Diagnostics(_));
+    let is_served = |route: &&Route| match surface {
+        Surface::Api | Surface::Admin => true,
+        Surface::Diagnostics => matches!(route.handler, Handler::Diagnostics(_)),
+    };
     let routes = table.iter().filter(is_served);
     Router::new(routes.map(|route| (route.method.clone(), route.path, route)))
 }

@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 use super::App;
 use super::admission::{Admission, admit};
 use super::auth::Principal;
+use super::console::Console;
 use super::health::Diagnostics;
 use super::request::Request;
 use super::request_log::{Failure, RequestRecord, Target};
@@ -37,6 +38,8 @@ pub struct Service {
     diagnostics: Arc<Diagnostics>,
     /// `None` where diagnostics only are served.
     app: Option<Arc<App>>,
+    /// On the admin listener.
+    console: Option<Arc<Console>>,
     /// Whether its listener speaks HTTPS.
     is_secure: bool,
     router: Router<&'static Route>,
@@ -48,6 +51,7 @@ pub struct Service {
 enum Call {
     Api(fn(Arc<App>, Request) -> HandlerFuture, Arc<App>),
     Diagnostics(fn(Arc<Diagnostics>, Request) -> HandlerFuture, Arc<Diagnostics>),
+    Console(fn(Arc<Console>, Request) -> HandlerFuture, Arc<Console>),
     /// 204: the device was revoked and must not reconnect.
     NoContent,
 }
@@ -57,6 +61,7 @@ impl Call {
         match self {
             Self::Api(handler, app) => handler(app, request).await,
             Self::Diagnostics(handler, diagnostics) => handler(diagnostics, request).await,
+            Self::Console(handler, console) => handler(console, request).await,
             Self::NoContent => Ok(response::no_content()),
         }
     }
@@ -119,8 +124,11 @@ impl Service {
     ///
     /// # Errors
     /// When two paths of the route table collide.
-    pub fn admin(diagnostics: Arc<Diagnostics>) -> Result<Self, matchit::InsertError> {
-        Self::of(diagnostics, None, Surface::Admin)
+    pub fn admin(diagnostics: Arc<Diagnostics>, console: Arc<Console>) -> Result<Self, matchit::InsertError> {
+        Ok(Self {
+            console: Some(console),
+            ..Self::of(diagnostics, None, Surface::Admin)?
+        })
     }
 
     fn of(
@@ -134,6 +142,7 @@ impl Service {
             memory: BodyMemory::new(diagnostics.config.body_memory_bytes()),
             diagnostics,
             app,
+            console: None,
         })
     }
 
@@ -219,12 +228,17 @@ impl Service {
         peer: SocketAddr,
     ) -> Result<(Call, Option<Principal>), Error> {
         let Routed { route, params, query } = routed;
-        let (handler, app) = match (route.handler, &self.app) {
-            (Handler::Diagnostics(handler), _) => {
+        let unserved = || Error::internal("the router returned a route that is not served");
+        let (handler, app) = match route.handler {
+            Handler::Diagnostics(handler) => {
                 return Ok((Call::Diagnostics(handler, self.diagnostics.clone()), None));
             }
-            (Handler::Api(handler), Some(app)) => (handler, app),
-            (Handler::Api(_), None) => return Err(Error::internal("the router returned a route that is not served")),
+            Handler::Console(handler) => {
+                let console = self.console.as_ref().ok_or_else(unserved)?;
+                console.admit(route.access, headers)?;
+                return Ok((Call::Console(handler, console.clone()), None));
+            }
+            Handler::Api(handler) => (handler, self.app.as_ref().ok_or_else(unserved)?),
         };
         let trusted = &self.diagnostics.config.server.trusted_proxies;
         let address = address::client(peer.ip(), headers, trusted);

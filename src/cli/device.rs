@@ -10,13 +10,13 @@ use super::table::{Cell, NOTHING, Tone, or_nothing};
 use super::user::{find_user, or_never};
 use super::{Confirm, Global, known_tenant};
 use crate::accounts::devices::{self, Filter};
+use crate::admin::devices::SyncState;
 use crate::admin::status::connect_redis;
 use crate::config::Config;
 use crate::core::page::{Page, Start};
 use crate::core::tenant::Tenant;
-use crate::core::time::Timestamp;
 use crate::postgres::Database;
-use crate::sync::device_state::{self, DeviceState, SyncStatus};
+use crate::sync::device_state;
 
 /// Devices per query of a listing.
 const PAGE: i64 = 1000;
@@ -173,30 +173,6 @@ struct DeviceDetail {
     sync: SyncState,
     #[serde(skip)]
     tenant: String,
-}
-
-#[derive(Serialize)]
-struct SyncState {
-    status: SyncStatus,
-    last_sync_at: Option<Timestamp>,
-    acknowledged: Option<String>,
-    epoch: Option<String>,
-    pending_outgoing_count: u32,
-    error: Option<String>,
-}
-
-impl SyncState {
-    fn of(state: DeviceState) -> Self {
-        let last_sync = state.last_sync_ms.and_then(chrono::DateTime::from_timestamp_millis);
-        Self {
-            status: state.status(),
-            last_sync_at: last_sync.map(Timestamp),
-            acknowledged: state.acknowledged.map(|(_, position)| position.to_string()),
-            epoch: state.acknowledged.map(|(epoch, _)| epoch.to_string()),
-            pending_outgoing_count: state.pending_outgoing,
-            error: state.error,
-        }
-    }
 }
 
 async fn show(config: &Config, tenant: Option<String>, device_id: &str) -> Result<DeviceDetail> {

@@ -8,6 +8,7 @@
 mod audit;
 mod completions;
 mod config;
+mod console;
 #[cfg(feature = "demo")]
 mod demo;
 mod dev;
@@ -119,6 +120,8 @@ enum Command {
     Status(status::Status),
     /// Apply, roll back and inspect schema migrations
     Migrate(migrate::Migrate),
+    /// Print a link that opens the console of a running engine, once
+    Console(console::Console),
     /// Manage tenants; each has its own schema
     Tenant(tenant::Tenant),
     /// Manage the users of a tenant
@@ -151,6 +154,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Doctor(command) => Box::pin(command.run(&cli.global)).await,
         Command::Status(command) => command.run(&cli.global).await,
         Command::Migrate(command) => command.run(&cli.global).await,
+        Command::Console(command) => command.run(&cli.global).await,
         Command::Tenant(command) => command.run(&cli.global).await,
         Command::User(command) => command.run(&cli.global).await,
         Command::Device(command) => command.run(&cli.global).await,

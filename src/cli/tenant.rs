@@ -184,7 +184,7 @@ struct PauseState {
 }
 
 async fn set_paused(database: &Database, name: String, paused: bool) -> Result<PauseState> {
-    if !tenants::set_paused(database, &name, paused).await? {
+    if !tenants::set_paused(database, &name, paused, &Actor::cli()).await? {
         bail!(super::no_tenant(&name));
     }
     let state = crate::core::tenant::state_name(paused);

@@ -2,6 +2,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
 
+use super::secret::Secret;
 use super::section::section;
 use super::server::Server;
 
@@ -11,12 +12,20 @@ pub const OFF: &str = "off";
 /// Connections of the admin listener at once.
 const CONNECTIONS_MAX: usize = 100;
 
+/// Fewest bytes of `token`.
+const TOKEN_BYTES_MIN: usize = 32;
+
 section! {
-    /// The admin listener: `/health`, `/ready` with all details, and `/metrics`. It has no authentication and no TLS.
+    /// The admin listener: `/health`, `/ready` with all details and `/metrics`, which need no authentication, and the
+    /// operator's console, which does. It has no TLS: open the console by localhost or a tunnel.
     pub struct Admin {
         /// Address and TCP port to listen on, for example `10.0.0.5:8081`; port 0 selects any free port, `off` disables
         /// it.
         pub listen: String = "127.0.0.1:8081".into();
+        /// Token of the admin API for programs, at least 32 bytes; empty means that only links of `posduif console` open it.
+        pub token: Secret = Secret::new("");
+        /// Whether the console may change something; otherwise it only shows.
+        pub actions: bool = false;
     }
 }
 
@@ -69,6 +78,14 @@ impl Admin {
     }
 
     pub(super) fn check(&self) -> Result<()> {
+        let token = self.token.expose();
+        if !token.is_empty() && token.len() < TOKEN_BYTES_MIN {
+            bail!(
+                "key `admin.token` has {} bytes: at least {TOKEN_BYTES_MIN} are required, or none; `openssl rand -hex 32` \
+                 prints a good one",
+                token.len()
+            );
+        }
         self.address().map(drop)
     }
 }
@@ -78,7 +95,14 @@ mod tests {
     use super::*;
 
     fn url(listen: &str) -> Option<String> {
-        Admin { listen: listen.into() }.url()
+        listening(listen).url()
+    }
+
+    fn listening(listen: &str) -> Admin {
+        Admin {
+            listen: listen.into(),
+            ..Admin::default()
+        }
     }
 
     #[test]
@@ -92,12 +116,26 @@ mod tests {
 
     #[test]
     fn admin_listen_accepts_addresses_and_off() {
-        let is_valid = |listen: &str| Admin { listen: listen.into() }.check().is_ok();
+        let is_valid = |listen: &str| listening(listen).check().is_ok();
         for listen in ["127.0.0.1:8081", "[::1]:0", "off"] {
             assert!(is_valid(listen), "{listen}");
         }
         for listen in ["", "8081", "localhost", "localhost:8081", "127.0.0.1", "OFF"] {
             assert!(!is_valid(listen), "{listen}");
         }
+    }
+
+    #[test]
+    fn admin_token_is_empty_or_long() {
+        let is_valid = |token: String| {
+            Admin {
+                token: Secret::new(token),
+                ..Admin::default()
+            }
+            .check()
+            .is_ok()
+        };
+        assert!(is_valid(String::new()) && is_valid("x".repeat(32)));
+        assert!(!is_valid("x".repeat(31)));
     }
 }

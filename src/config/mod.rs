@@ -86,7 +86,8 @@ pub use self::websocket::WebSocket;
 const ENV_PREFIX: &str = "POSDUIF__";
 
 /// Keys whose values are secret.
-const SECRETS: [&str; 7] = [
+const SECRETS: [&str; 8] = [
+    "admin.token",
     "telemetry.otlp_headers",
     "postgres.url",
     "redis.url",

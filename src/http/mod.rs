@@ -4,6 +4,7 @@
 //! belong to that service; this folder knows none of them.
 
 pub mod address;
+pub mod assets;
 pub mod connection;
 pub mod cors;
 pub mod descriptors;

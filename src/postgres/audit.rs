@@ -19,7 +19,9 @@ use crate::postgres::{Database, Error, Param, sql};
 use crate::telemetry;
 
 /// All actions, in alphabetical order.
-pub const ACTIONS: [&str; 24] = [
+pub const ACTIONS: [&str; 27] = [
+    "conflict_resolved",
+    "console_opened",
     "device_added",
     "device_revoked",
     "enrollment_completed",
@@ -36,6 +38,7 @@ pub const ACTIONS: [&str; 24] = [
     "role_changed",
     "session_ended",
     "sessions_ended",
+    "slot_dropped",
     "tenant_created",
     "tenant_dropped",
     "tenant_paused",
@@ -65,6 +68,14 @@ impl Actor {
         Self {
             name: "cli".to_owned(),
             address: None,
+        }
+    }
+
+    /// An operator, by the console or the admin API.
+    pub fn console(address: IpAddr) -> Self {
+        Self {
+            name: "console".to_owned(),
+            address: Some(address),
         }
     }
 
@@ -162,9 +173,12 @@ pub struct Filter {
     pub tenant: Option<String>,
     pub actor: Option<String>,
     pub action: Option<String>,
+    pub subject: Option<String>,
     pub since: Option<DateTime<Utc>>,
     /// Only entries with greater ids.
     pub after: i64,
+    /// Only entries with lower ids.
+    pub before: Option<i64>,
 }
 
 /// The newest entries that pass the filter, newest first.
@@ -179,6 +193,8 @@ pub async fn list(database: &Database, filter: &Filter, most: i64) -> Result<Vec
                 (&filter.since, Type::TIMESTAMPTZ),
                 (&filter.after, Type::INT8),
                 (&most, Type::INT8),
+                (&filter.before, Type::INT8),
+                (&filter.subject, Type::TEXT),
             ],
         )
         .await?;

@@ -11,6 +11,7 @@ use crate::contract::control::{CREATE_TENANT, Command, DROP_TENANT, RECREATE_STR
 use crate::contract::stream_name::Target;
 use crate::core::tenant::{SCHEMA_MISSING, Tenant, is_valid_name, quote_identifier, state_name};
 use crate::core::time::Timestamp;
+use crate::postgres::audit::Actor;
 use crate::postgres::{Database, Error, migrations, publication};
 
 /// Context of an error while the tenants are read.
@@ -59,12 +60,19 @@ pub async fn create(database: &Database, replication: &config::Replication, name
 
 /// Pauses or resumes a tenant's delivery; changes that are published meanwhile stay in its streams. Returns false when there is
 /// no such tenant.
-pub async fn set_paused(database: &Database, name: &str, paused: bool) -> Result<bool, Error> {
+pub async fn set_paused(database: &Database, name: &str, paused: bool, by: &Actor) -> Result<bool, Error> {
     let state = state_name(paused);
+    let [actor, address] = by.params();
     let rows = database
         .query(
             &sql!("postgres/tenant_set_state"),
-            &[(&name, Type::TEXT), (&state, Type::TEXT), (&SET_STATE, Type::TEXT)],
+            &[
+                (&name, Type::TEXT),
+                (&state, Type::TEXT),
+                (&SET_STATE, Type::TEXT),
+                actor,
+                address,
+            ],
         )
         .await?;
     Ok(!rows.is_empty())

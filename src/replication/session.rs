@@ -25,7 +25,7 @@ use crate::contract::stream_name::Target;
 use crate::contract::window::WindowEntry;
 use crate::core::backoff::Backoff;
 use crate::core::position::StreamId;
-use crate::core::time::unix_micros;
+use crate::core::time::{age_of, unix_micros};
 use crate::publish::aof::{self, Written};
 use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection as redis_connection;
@@ -34,6 +34,7 @@ use crate::publish::durability::{Durability, Durable, StallWatch};
 use crate::publish::outcome::{Outcome, error_code};
 use crate::publish::progress::Progress;
 use crate::route::router::Router;
+use crate::telemetry::journal::{Step, StepKind};
 use crate::telemetry::metrics::ReplicationCounts;
 use crate::telemetry::traces;
 
@@ -512,6 +513,12 @@ impl<'a> Session<'a> {
                 self.bound_window();
                 if let Some(mark) = batch.complete_transaction() {
                     self.progress.publish(mark.end_lsn);
+                    let journal = &self.context.report.metrics.journal;
+                    journal.latency(age_of(mark.commit_ts));
+                    journal.note(|| Step {
+                        kind: StepKind::Published(mark.end_lsn),
+                        at: unix_micros(),
+                    });
                 }
                 self.recreate(missing, batch.position());
                 // The next EXEC records that this batch was seen; so what is known of it must be noted there.
@@ -616,6 +623,10 @@ impl<'a> Session<'a> {
     fn advance(&mut self, durable: Option<Durable>) {
         let Some(durable) = durable else { return };
         self.progress.make_durable(durable.published);
+        self.context.report.metrics.journal.note(|| Step {
+            kind: StepKind::Durable(self.progress.durable()),
+            at: unix_micros(),
+        });
         let before = self.progress.acknowledged();
         if !self.pipeline.is_unverified() {
             self.progress.acknowledge(durable.acknowledged);

@@ -1,5 +1,6 @@
-//! Logs, metrics and traces.
+//! Logs, metrics, traces, and the journal of the console.
 
+pub mod journal;
 pub mod logging;
 pub mod metrics;
 pub mod process;

@@ -44,7 +44,12 @@ pub async fn revoke(database: &Database, tenant: &Tenant, device_id: &str) -> Re
 }
 
 /// [`revoke`] by anybody.
-async fn revoke_by(by: &Actor, database: &Database, tenant: &Tenant, device_id: &str) -> Result<Option<Uuid>, Error> {
+pub async fn revoke_by(
+    by: &Actor,
+    database: &Database,
+    tenant: &Tenant,
+    device_id: &str,
+) -> Result<Option<Uuid>, Error> {
     if check_device_id(device_id).is_err() {
         return Ok(None);
     }

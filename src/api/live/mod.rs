@@ -27,8 +27,10 @@ use crate::api::App;
 use crate::api::auth::WebPrincipal;
 use crate::api::request::Request;
 use crate::contract::terms::Continuity;
+use crate::core::position::StreamId;
 use crate::core::slots::Slot;
 use crate::core::tenant::Tenant;
+use crate::core::time::unix_micros;
 use crate::http::error::{Code, Error};
 use crate::live::feed::{Feed, FeedEvent};
 use crate::live::hub::Signals;
@@ -37,6 +39,7 @@ use crate::live::tail::Notice;
 use crate::redis::store::ReadPosition;
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
+use crate::telemetry::journal::{ReaderProgress, ReaderStep, Step, StepKind};
 
 /// Pause before a feed reads again after a failure of Redis.
 const RETRY: Duration = Duration::from_millis(500);
@@ -374,6 +377,9 @@ impl Live {
     /// Sends an event of the feed in the form of its reader.
     async fn send_feed_event(&mut self, sink: &mut impl EventSink, event: FeedEvent, place: ReadPosition) {
         let cursor = self.cursor(place);
+        if let FeedEvent::Change(notice) = &event {
+            self.note(notice.id);
+        }
         match (event, &self.reader) {
             (FeedEvent::DeviceChanged(xid), _) => self.unchecked = Some(xid),
             (FeedEvent::Change(notice), Reader::Web { .. }) if is_new_message(&notice) => {
@@ -400,6 +406,22 @@ impl Live {
                 }
             }
         }
+    }
+
+    /// Notes for the console that the reader is sent the event of a change.
+    fn note(&self, id: StreamId) {
+        self.app.metrics.journal.note(|| Step {
+            kind: StepKind::Reader(Arc::new(ReaderStep {
+                tenant: self.reader.tenant().name.clone(),
+                user: self.reader.user_id(),
+                device: match &self.reader {
+                    Reader::Device(device) => Some(device.device_id.clone()),
+                    Reader::Web { .. } => None,
+                },
+                progress: ReaderProgress::Notified(id),
+            })),
+            at: unix_micros(),
+        });
     }
 
     fn send(&self, sink: &mut impl EventSink, event: &Event<'_>) {

@@ -11,10 +11,9 @@ use super::super::Confirm;
 use super::super::output::{self, Render, Text, outln};
 use super::super::table::or_nothing;
 use super::{Context, Tenants, seconds};
-use crate::admin::quarantine::{self, Remedy};
-use crate::admin::streams::{rfc3339, time_of_micros};
+use crate::admin::quarantine::{self, Remedy, Report as Entry, time};
 use crate::admin::tenants::dropped_meanwhile;
-use crate::contract::quarantine::{QuarantineEntry, QuarantineKind};
+use crate::contract::quarantine::QuarantineEntry;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::postgres::audit::{self, Act, Actor};
@@ -110,46 +109,6 @@ impl Quarantine {
             }
         }
     }
-}
-
-/// A quarantined change.
-#[derive(Serialize)]
-struct Entry {
-    tenant: String,
-    id: String,
-    time: Option<String>,
-    position: Option<String>,
-    table: Option<String>,
-    kind: Option<&'static str>,
-    cause: String,
-    settled_by: &'static str,
-    #[serde(skip)]
-    entry: QuarantineEntry,
-}
-
-impl Entry {
-    fn of(tenant: &str, entry: QuarantineEntry) -> Self {
-        Self {
-            tenant: tenant.to_owned(),
-            id: entry.id.to_string(),
-            time: time(&entry).map(rfc3339),
-            position: entry.position.map(|position| position.to_string()),
-            table: entry.fields.get("table").filter(|table| !table.is_empty()).cloned(),
-            kind: entry.kind.map(QuarantineKind::as_str),
-            cause: entry.cause.clone(),
-            settled_by: match quarantine::remedy(&entry) {
-                Remedy::Row { .. } => "retry",
-                Remedy::Resync(_) => "resync",
-                Remedy::Sender => "sender",
-            },
-            entry,
-        }
-    }
-}
-
-fn time(entry: &QuarantineEntry) -> Option<chrono::DateTime<chrono::Utc>> {
-    let ms = i64::try_from(entry.id.ms).ok()?;
-    time_of_micros(ms.checked_mul(1000)?)
 }
 
 #[derive(Serialize)]

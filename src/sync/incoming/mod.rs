@@ -30,11 +30,12 @@ use crate::config::rule::Rule;
 use crate::contract::group::{GroupId, Membership};
 use crate::contract::terms::Continuity;
 use crate::core::position::StreamId;
-use crate::core::time::Timestamp;
+use crate::core::time::{Timestamp, unix_micros};
 use crate::feature;
 use crate::messages::Message;
 use crate::postgres::{Database, sql};
 use crate::redis::store::{self, Read, ReadPosition, Store};
+use crate::telemetry::journal::{ReaderProgress, ReaderStep, Step, StepKind};
 use crate::telemetry::metrics::{Metrics, Source};
 
 /// Rows of a catch-up whose statuses are flushed within its requests; those of a longer one are flushed in the background.
@@ -346,6 +347,7 @@ impl Incoming {
         if cursor.page.is_some() || place.position <= before {
             return Ok(Update::default());
         }
+        self.note(device, ReaderProgress::Acknowledged(before, place.position));
         let settled = match state.behind() {
             Some((settled, _)) => settled.min(before),
             None if state.catching_up > FLUSH_AT_ONCE_MAX => before,
@@ -429,6 +431,7 @@ impl Incoming {
             self.prefetch.begin(&self.store, device, place, request.bounds());
         }
         trace::delivered(place.epoch, &range);
+        self.note(device, ReaderProgress::Delivered(start.position, place.position));
         // What the group had before comes next, then the stream from here.
         let group = range.joined.as_ref();
         let page = group.and_then(|group| snapshot::group_start(group, &self.rules));
@@ -446,6 +449,19 @@ impl Incoming {
             next: Cursor { place, page },
             pending: Vec::new(),
         })
+    }
+
+    /// Notes a step for the console.
+    fn note(&self, device: &DevicePrincipal, progress: ReaderProgress) {
+        self.metrics.journal.note(|| Step {
+            kind: StepKind::Reader(Arc::new(ReaderStep {
+                tenant: device.tenant.name.clone(),
+                user: device.user_id,
+                device: Some(device.device_id.clone()),
+                progress,
+            })),
+            at: unix_micros(),
+        });
     }
 
     /// Completes rows whose unchanged columns the log omits. A row that was deleted meanwhile is left out: its deletion

@@ -15,6 +15,8 @@ pub type RequestLabels = [(&'static str, &'static str); 3];
 #[derive(Debug)]
 pub struct Http {
     requests: Family<RequestLabels, Counter>,
+    /// All of them, for the console.
+    answered: Counter,
     request_seconds: Family<RequestLabels, Histogram, fn() -> Histogram>,
     live_events: Family<Label, Counter>,
     websocket_items: Family<Label, Counter>,
@@ -86,6 +88,7 @@ impl Http {
     pub(super) fn new(labels: &Labels) -> Self {
         let new = Self {
             requests: Family::default(),
+            answered: Counter::default(),
             request_seconds: Family::new_with_constructor(|| {
                 Histogram::new([
                     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -145,8 +148,14 @@ impl Http {
 
     /// A request was answered.
     pub fn answered(&self, labels: RequestLabels, took: Duration) {
+        self.answered.inc();
         self.requests.get_or_create(&labels).inc();
         self.request_seconds.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Requests answered so far.
+    pub fn requests_answered(&self) -> u64 {
+        self.answered.get()
     }
 
     /// A client connected.

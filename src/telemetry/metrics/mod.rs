@@ -28,6 +28,7 @@ pub use self::operations::Operations;
 pub use self::push::Push;
 pub use self::replication::{Replication, ReplicationCounts};
 pub use self::sync::{Source, Sync};
+use crate::telemetry::journal::Journal;
 use crate::telemetry::process;
 
 /// The format of [`Metrics::render`].
@@ -51,6 +52,8 @@ pub struct Metrics {
     pub device_cache: CacheUse,
     /// The cache of rows of Postgres.
     pub query_cache: QueryCache,
+    /// What the console shows of the last moments.
+    pub journal: Journal,
 }
 
 /// A registry with the engine's prefix.
@@ -71,6 +74,7 @@ impl Metrics {
             sync: Sync::new(labels),
             device_cache: CacheUse::new(),
             query_cache: QueryCache::new(),
+            journal: Journal::default(),
             registry: Registry::default(),
         };
         if replicates {

@@ -187,6 +187,11 @@ impl Replication {
         }
     }
 
+    /// Changes read so far.
+    pub fn changes(&self) -> u64 {
+        self.changes.get()
+    }
+
     /// Adds the difference between two totals of a pipeline.
     pub fn add(&self, counts: ReplicationCounts, reported: &mut ReplicationCounts) {
         let before = std::mem::replace(reported, counts);

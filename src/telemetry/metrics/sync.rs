@@ -94,6 +94,11 @@ impl Sync {
         }
     }
 
+    /// Uploaded items with this result so far.
+    pub fn upload_items(&self, result: &'static str) -> u64 {
+        self.upload_items.get_or_create(&[("result", result)]).get()
+    }
+
     /// A device acknowledged without requesting a batch.
     pub fn acknowledged(&self) {
         self.acknowledgements.inc();

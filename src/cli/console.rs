@@ -1,0 +1,72 @@
+//! `posduif console`: a link that opens the console of an engine, once.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::output::{self, Render, Text, outln};
+use super::{EngineAddress, Global};
+use crate::admin::access::{AccessKey, LINK_SECONDS};
+use crate::core::time::unix_micros;
+use crate::net::http;
+
+/// How long the engine may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+pub(super) struct Console {
+    #[command(flatten)]
+    engine: EngineAddress,
+}
+
+#[derive(Serialize)]
+struct Link {
+    url: String,
+    expires_in_seconds: u64,
+}
+
+impl Console {
+    pub(super) async fn run(self, global: &Global) -> Result<()> {
+        let config = global.load()?;
+        let Some(admin) = self.engine.urls(&config).admin else {
+            bail!(
+                "the engine's admin listener is not known: set `admin.listen` to an address with a port, or name its URL in \
+                 --admin-url"
+            );
+        };
+        let Some(key) = AccessKey::of(&config) else {
+            bail!("key `auth.jwt_secret` is not set: links are made with the same value as the engine's");
+        };
+        let about = http::get(&format!("{admin}/admin/api/about"), TIMEOUT)
+            .await
+            .with_context(|| format!("cannot reach the admin listener at {admin}; check that the engine runs"))?;
+        let body: Value = serde_json::from_slice(&about.body).unwrap_or_default();
+        let Some(engine) = body["engine"].as_str() else {
+            bail!(
+                "{admin} is not the admin listener of an engine with a console: it returned {}",
+                about.status
+            );
+        };
+        let now = u64::try_from(unix_micros() / 1_000_000).context("the clock is before 1970")?;
+        let code = key.link(engine, now).context("no random bits")?;
+        let link = Link {
+            url: format!("{admin}/console/#link={code}"),
+            expires_in_seconds: LINK_SECONDS,
+        };
+        output::print(global, &link)
+    }
+}
+
+impl Render for Link {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "{}", self.url);
+        outln!(
+            out,
+            "Open it within {} s, once. On another machine, forward the port first: ssh -L 8081:127.0.0.1:8081 <host>",
+            self.expires_in_seconds
+        );
+    }
+}
