@@ -13,6 +13,7 @@ mod catchup;
 mod cli;
 mod commands;
 mod conflicts;
+mod console;
 mod database_docs;
 mod decoder;
 mod devices;

@@ -235,7 +235,11 @@ async fn paused_tenant_receives_everything_once_after_resume() {
             .await
             .unwrap()
     );
-    assert!(!tenants::set_paused(&database, "nowhere", true).await.unwrap());
+    assert!(
+        !tenants::set_paused(&database, "nowhere", true, &Actor::cli())
+            .await
+            .unwrap()
+    );
     office.world.published().await;
 
     let message = office.send("while paused").await;

@@ -52,7 +52,7 @@ impl Report {
             id: entry.id.to_string(),
             time: time(&entry).map(rfc3339),
             position: entry.position.map(|position| position.to_string()),
-            table: entry.fields.get("table").filter(|table| !table.is_empty()).cloned(),
+            table: entry.table().filter(|table| !table.is_empty()).map(str::to_owned),
             kind: entry.kind.map(QuarantineKind::as_str),
             cause: entry.cause.clone(),
             settled_by: match remedy(&entry) {

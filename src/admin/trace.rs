@@ -17,7 +17,7 @@ use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::redis::store::{Error, Store};
-use crate::telemetry::journal::{Follower, Journal, Step, StepKind};
+use crate::telemetry::journal::{Journal, Step, StepKind, StepReceiver};
 
 /// Changes whose further steps are shown.
 const CHANGES_MAX: usize = 1000;
@@ -92,7 +92,7 @@ pub struct Trace {
     tail: Tail,
     filter: Filter,
     base: u64,
-    steps: Follower,
+    steps: StepReceiver,
     recent: VecDeque<Recent>,
     /// Steps that may have come before their change.
     early: VecDeque<Step>,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hyper::Method;
 
+use super::console::session::Need;
 use super::console::{self, Console, actions, streams, values};
 use super::health::Diagnostics;
 use super::live::{sse, websocket};
@@ -30,10 +31,6 @@ pub enum Access {
     Device,
     /// Any access token or device credentials.
     Any,
-    /// A session of the console, or `admin.token`.
-    Operator,
-    /// The same, for a change.
-    OperatorAction,
 }
 
 /// The boxed future of a handler, so that all handlers have one type. It must complete within
@@ -47,7 +44,7 @@ pub enum Handler {
     /// Served in every role.
     Diagnostics(fn(Arc<Diagnostics>, Request) -> HandlerFuture),
     /// On the admin listener.
-    Console(fn(Arc<Console>, Request) -> HandlerFuture),
+    Console(Need, fn(Arc<Console>, Request) -> HandlerFuture),
 }
 
 /// One line of the table.
@@ -74,13 +71,13 @@ macro_rules! route {
             handler: Handler::Api(|app, request| Box::pin($handler(app, request))),
         }
     };
-    (Console $method:ident $path:literal $access:ident $handler:path) => {
+    (Console $method:ident $path:literal $need:ident $handler:path) => {
         Route {
             method: Method::$method,
             path: $path,
-            access: Access::$access,
+            access: Access::Public,
             cost: 0,
-            handler: Handler::Console(|console, request| Box::pin($handler(console, request))),
+            handler: Handler::Console(Need::$need, |console, request| Box::pin($handler(console, request))),
         }
     };
     ($path:literal Diagnostics $handler:path) => {
@@ -169,41 +166,42 @@ static ADMIN_ROUTES: &[Route] = &[
     route!(       "/ready"                     Diagnostics health::ready_in_full),
     route!(       "/metrics"                   Diagnostics metrics::metrics),
 
-    route!(Console GET    "/"                                Public   console::home),
-    route!(Console GET    "/console/"                        Public   console::page),
-    route!(Console GET    "/console/{file}"                  Public   console::page),
+    route!(Console GET    "/"                                Nothing  console::home),
+    route!(Console GET    "/console/"                        Nothing  console::page),
+    route!(Console GET    "/console/{file}"                  Nothing  console::page),
 
-    route!(Console GET    "/admin/api/about"                 Public   console::session::about),
-    route!(Console POST   "/admin/api/session"               Public   console::session::open),
-    route!(Console GET    "/admin/api/session"               Operator console::session::show),
-    route!(Console DELETE "/admin/api/session"               OperatorAction console::session::end),
-    route!(Console POST   "/admin/api/link"                  OperatorAction console::session::link),
+    route!(Console GET    "/admin/openapi.json"              Nothing  openapi::admin_openapi),
+    route!(Console GET    "/admin/api/about"                 Nothing  console::session::about),
+    route!(Console POST   "/admin/api/session"               Nothing  console::session::open),
+    route!(Console GET    "/admin/api/session"               Session console::session::show),
+    route!(Console DELETE "/admin/api/session"               Change console::session::end),
+    route!(Console POST   "/admin/api/link"                  Change console::session::link),
 
-    route!(Console GET    "/admin/api/figures"               Operator streams::figures),
-    route!(Console GET    "/admin/api/trace"                 Operator streams::trace),
+    route!(Console GET    "/admin/api/figures"               Session streams::figures),
+    route!(Console GET    "/admin/api/trace"                 Session streams::trace),
 
-    route!(Console GET    "/admin/api/status"                Operator values::status),
-    route!(Console GET    "/admin/api/slots"                 Operator values::slots),
-    route!(Console GET    "/admin/api/epochs"                Operator values::epochs),
-    route!(Console GET    "/admin/api/tenants"               Operator values::tenants),
-    route!(Console GET    "/admin/api/tenants/{tenant}"      Operator values::tenant),
-    route!(Console GET    "/admin/api/tenants/{tenant}/devices" Operator values::devices),
-    route!(Console GET    "/admin/api/tenants/{tenant}/devices/{device}" Operator values::device),
-    route!(Console GET    "/admin/api/tenants/{tenant}/groups" Operator values::groups),
-    route!(Console GET    "/admin/api/tenants/{tenant}/quarantine" Operator values::quarantine),
-    route!(Console GET    "/admin/api/tenants/{tenant}/conflicts" Operator values::conflicts),
-    route!(Console GET    "/admin/api/streams"               Operator values::streams),
-    route!(Console GET    "/admin/api/audit"                 Operator values::audit),
-    route!(Console GET    "/admin/api/doctor"                Operator values::doctor),
-    route!(Console GET    "/admin/api/config"                Operator values::config),
+    route!(Console GET    "/admin/api/status"                Session values::status),
+    route!(Console GET    "/admin/api/slots"                 Session values::slots),
+    route!(Console GET    "/admin/api/epochs"                Session values::epochs),
+    route!(Console GET    "/admin/api/tenants"               Session values::tenants),
+    route!(Console GET    "/admin/api/tenants/{tenant}"      Session values::tenant),
+    route!(Console GET    "/admin/api/tenants/{tenant}/devices" Session values::devices),
+    route!(Console GET    "/admin/api/tenants/{tenant}/devices/{device}" Session values::device),
+    route!(Console GET    "/admin/api/tenants/{tenant}/groups" Session values::groups),
+    route!(Console GET    "/admin/api/tenants/{tenant}/quarantine" Session values::quarantine),
+    route!(Console GET    "/admin/api/tenants/{tenant}/conflicts" Session values::conflicts),
+    route!(Console GET    "/admin/api/streams"               Session values::streams),
+    route!(Console GET    "/admin/api/audit"                 Session values::audit),
+    route!(Console GET    "/admin/api/doctor"                Session values::doctor),
+    route!(Console GET    "/admin/api/config"                Session values::config),
 
-    route!(Console POST   "/admin/api/slots/{slot}/drop"     OperatorAction actions::drop_slot),
-    route!(Console POST   "/admin/api/tenants/{tenant}/pause" OperatorAction actions::pause),
-    route!(Console POST   "/admin/api/tenants/{tenant}/resume" OperatorAction actions::resume),
-    route!(Console POST   "/admin/api/tenants/{tenant}/resync" OperatorAction actions::resync),
-    route!(Console POST   "/admin/api/tenants/{tenant}/devices/{device}/revoke" OperatorAction actions::revoke),
-    route!(Console POST   "/admin/api/tenants/{tenant}/quarantine/{id}/drop" OperatorAction actions::drop_quarantined),
-    route!(Console POST   "/admin/api/tenants/{tenant}/conflicts/{id}/resolve" OperatorAction actions::resolve_conflict),
+    route!(Console POST   "/admin/api/slots/{slot}/drop"     Change actions::drop_slot),
+    route!(Console POST   "/admin/api/tenants/{tenant}/pause" Change actions::pause),
+    route!(Console POST   "/admin/api/tenants/{tenant}/resume" Change actions::resume),
+    route!(Console POST   "/admin/api/tenants/{tenant}/resync" Change actions::resync),
+    route!(Console POST   "/admin/api/tenants/{tenant}/devices/{device}/revoke" Change actions::revoke),
+    route!(Console POST   "/admin/api/tenants/{tenant}/quarantine/{id}/drop" Change actions::drop_quarantined),
+    route!(Console POST   "/admin/api/tenants/{tenant}/conflicts/{id}/resolve" Change actions::resolve_conflict),
 ];
 
 /// What a listener serves.

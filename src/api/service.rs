@@ -233,9 +233,9 @@ impl Service {
             Handler::Diagnostics(handler) => {
                 return Ok((Call::Diagnostics(handler, self.diagnostics.clone()), None));
             }
-            Handler::Console(handler) => {
+            Handler::Console(need, handler) => {
                 let console = self.console.as_ref().ok_or_else(unserved)?;
-                console.admit(route.access, headers)?;
+                console.admit(need, headers)?;
                 return Ok((Call::Console(handler, console.clone()), None));
             }
             Handler::Api(handler) => (handler, self.app.as_ref().ok_or_else(unserved)?),

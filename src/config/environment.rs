@@ -129,7 +129,7 @@ mod tests {
                 _ if key.ends_with("previous_secrets") => "[\"whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3\"]",
                 "push.webhook_secret" => "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3",
                 "telemetry.otlp_headers" => "key=value",
-                _ => "a value: of its own",
+                _ => "a value: of its own, which is long",
             };
             let file = SecretFile::new(format!("{value}\n").as_bytes());
             let name = variable(key);

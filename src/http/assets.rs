@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn index_is_served_with_a_strict_policy_and_its_files_for_ever() {
+    fn index_is_served_with_a_strict_policy_and_files_as_immutable() {
         for page in [Page::Console, Page::Demo] {
             assert!(page.is_built());
             let index = page.respond("", &["http://127.0.0.1:1".to_owned()]).expect("an index");

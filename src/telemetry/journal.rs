@@ -120,9 +120,9 @@ impl Journal {
     }
 
     /// Follows the steps from now on.
-    pub fn follow(&self) -> Follower {
+    pub fn follow(&self) -> StepReceiver {
         self.0.followers.fetch_add(1, Ordering::Relaxed);
-        Follower {
+        StepReceiver {
             steps: self.0.steps.subscribe(),
             journal: self.clone(),
         }
@@ -131,12 +131,12 @@ impl Journal {
 
 /// Receives steps until it is dropped.
 #[derive(Debug)]
-pub struct Follower {
+pub struct StepReceiver {
     steps: broadcast::Receiver<Step>,
     journal: Journal,
 }
 
-impl Follower {
+impl StepReceiver {
     /// The next step; `None` if some were missed. May be dropped and called again.
     pub async fn next(&mut self) -> Option<Step> {
         match self.steps.recv().await {
@@ -148,7 +148,7 @@ impl Follower {
     }
 }
 
-impl Drop for Follower {
+impl Drop for StepReceiver {
     fn drop(&mut self) {
         self.journal.0.followers.fetch_sub(1, Ordering::Relaxed);
     }

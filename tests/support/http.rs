@@ -97,6 +97,13 @@ impl Api {
         admin
     }
 
+    /// A client of the admin API with `admin.token`, whose responses must match its description.
+    pub(crate) fn operator(&self, token: &str) -> Self {
+        let mut operator = self.admin();
+        operator.is_described = true;
+        operator.with("authorization", &format!("Bearer {token}"))
+    }
+
     /// The same client of a process that serves less than the API.
     pub(crate) fn undescribed(&self) -> Self {
         let mut other = self.clone();

@@ -1,4 +1,4 @@
-//! The API's description, against which every answer is checked that a test gets.
+//! The descriptions of the public and the admin API, against which every answer is checked that a test gets.
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex};
@@ -11,6 +11,8 @@ use super::http::Answer;
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| posduif::api::openapi::document().unwrap());
 
+static ADMIN_DOCUMENT: LazyLock<Value> = LazyLock::new(|| posduif::api::openapi::admin_document().unwrap());
+
 /// Validators by where their schemas stand.
 static VALIDATORS: LazyLock<Mutex<HashMap<String, Validator>>> = LazyLock::new(Mutex::default);
 
@@ -19,10 +21,24 @@ pub(crate) fn document() -> &'static Value {
     &DOCUMENT
 }
 
-/// What a reference refers to, or the value itself.
-fn resolved(value: &'static Value) -> &'static Value {
+/// The description of the admin API.
+pub(crate) fn admin_document() -> &'static Value {
+    &ADMIN_DOCUMENT
+}
+
+/// The description that has a path.
+fn document_of(path: &str) -> &'static Value {
+    if path.starts_with("/admin/") {
+        &ADMIN_DOCUMENT
+    } else {
+        &DOCUMENT
+    }
+}
+
+/// What a reference in a description refers to, or the value itself.
+fn resolved(document: &'static Value, value: &'static Value) -> &'static Value {
     match value["$ref"].as_str() {
-        Some(reference) => DOCUMENT.pointer(reference.trim_start_matches('#')).unwrap(),
+        Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
         None => value,
     }
 }
@@ -30,7 +46,7 @@ fn resolved(value: &'static Value) -> &'static Value {
 /// The path's pattern in the description; a literal path goes before one with parameters.
 fn pattern(path: &str) -> Option<&'static str> {
     let path = path.split('?').next().unwrap();
-    let paths = DOCUMENT["paths"].as_object().unwrap();
+    let paths = document_of(path)["paths"].as_object().unwrap();
     let fits = |pattern: &str| {
         pattern.split('/').count() == path.split('/').count()
             && pattern
@@ -64,12 +80,18 @@ pub(crate) fn check_webhook(name: &str, headers: &HashMap<String, String>, body:
 /// Fails on a value that does not match its schema.
 #[track_caller]
 fn warn_line(place: &str, schema: &Value, value: &Value) {
+    check_value(&DOCUMENT, place, schema, value);
+}
+
+/// Fails on a value that does not match a schema of a description.
+#[track_caller]
+pub(crate) fn check_value(document: &Value, place: &str, schema: &Value, value: &Value) {
     let mut validators = VALIDATORS.lock().unwrap();
     let validator = validators.entry(place.to_owned()).or_insert_with(|| {
         let schema = json!({
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "allOf": [schema],
-            "components": DOCUMENT["components"],
+            "components": document["components"],
         });
         jsonschema::validator_for(&schema).unwrap_or_else(|error| panic!("the schema of {place}: {error}"))
     });
@@ -79,7 +101,7 @@ fn warn_line(place: &str, schema: &Value, value: &Value) {
         .collect();
     assert!(
         complaints.is_empty(),
-        "{place} is not as docs/openapi.yaml says: {complaints:?}\n{value}"
+        "{place} is not as its description says: {complaints:?}\n{value}"
     );
 }
 
@@ -87,7 +109,8 @@ fn warn_line(place: &str, schema: &Value, value: &Value) {
 #[track_caller]
 pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     let Some(pattern) = pattern(path) else { return };
-    let operation = &DOCUMENT["paths"][pattern][method.as_str().to_lowercase()];
+    let document = document_of(path);
+    let operation = &document["paths"][pattern][method.as_str().to_lowercase()];
     let place = format!("{method} {pattern} {}", answer.status.as_u16());
     if operation.is_null() {
         // Other methods are 405, and HEAD is what GET is.
@@ -96,10 +119,10 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     let known = &operation["responses"][answer.status.as_str()];
     assert!(
         !known.is_null(),
-        "docs/openapi.yaml does not know {place}: {}",
+        "the description does not know {place}: {}",
         answer.json()
     );
-    let known = resolved(known);
+    let known = resolved(document, known);
     let Some(content) = known["content"].as_object() else {
         assert!(answer.body.is_empty(), "{place} has a body");
         return;
@@ -108,9 +131,9 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     let media = sent.split(';').next().unwrap();
     let known = content
         .get(media)
-        .unwrap_or_else(|| panic!("docs/openapi.yaml does not know {media} of {place}"));
+        .unwrap_or_else(|| panic!("the description does not know {media} of {place}"));
     if media != "application/json" || answer.headers.contains_key("content-encoding") {
         return;
     }
-    warn_line(&place, &known["schema"], &answer.json());
+    check_value(document, &place, &known["schema"], &answer.json());
 }

@@ -1,7 +1,7 @@
 //! The operator's console on the admin listener: its page, and the API under `/admin/api` that programs may use too.
 //!
 //! [`session`] decides who may use it, [`values`] shows what [`crate::admin`] reads, [`actions`] changes something, [`streams`]
-//! follows figures and changes. A route without a session is [`Access::Public`](super::routes::Access::Public).
+//! follows figures and changes.
 
 pub mod actions;
 pub mod session;

@@ -15,7 +15,6 @@ use super::{BODY_BYTES_MAX, Console, operator};
 use crate::admin::access::{SESSION_SECONDS, Session};
 use crate::api::error::unauthorized;
 use crate::api::request::Request;
-use crate::api::routes::Access;
 use crate::core::time::{Timestamp, unix_micros};
 use crate::http::error::{Code, Error};
 use crate::http::request::header;
@@ -25,6 +24,16 @@ use crate::telemetry;
 
 /// Name of the cookie.
 const SESSION_COOKIE: &str = "__Host-posduif-console";
+
+/// What a route needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    Nothing,
+    /// A session, or `admin.token`.
+    Session,
+    /// The same, and of a session its CSRF token.
+    Change,
+}
 
 /// Who sends a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,13 +47,13 @@ impl Console {
     /// Checks that a request may use a route.
     ///
     /// # Errors
-    /// 401 without a session, 403 for a request that another site caused, and for a change where `admin.actions` is off.
-    pub fn admit(&self, access: Access, headers: &HeaderMap) -> Result<(), Error> {
-        if access == Access::Public {
+    /// 401 without a session, 403 for a request that another site caused, and for a change without the CSRF token.
+    pub fn admit(&self, need: Need, headers: &HeaderMap) -> Result<(), Error> {
+        if need == Need::Nothing {
             return Ok(());
         }
         let caller = self.caller(headers)?;
-        if access != Access::OperatorAction {
+        if need == Need::Session {
             return Ok(());
         }
         if let Caller::Session(session) = caller {
