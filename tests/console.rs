@@ -150,7 +150,7 @@ async fn admin_api_is_closed_without_session_or_token() {
         let path = route.path.replace(['{', '}'], "");
         for client in [
             &stranger,
-            &stranger.with("cookie", "__Host-posduif-console=AAAA"),
+            &stranger.with("cookie", "__Host-posduif-console-1=AAAA"),
             &operator.with("authorization", "Bearer wrong"),
         ] {
             let answer = client.send(route.method.clone(), &path, None, "").await;
@@ -168,7 +168,7 @@ async fn link_opens_one_session_and_is_refused_a_second_time() {
     let opened = open(&browser, &json!({"link": code})).await;
     let cookie = opened.headers["set-cookie"].to_str().unwrap().to_owned();
     for part in [
-        "__Host-posduif-console=",
+        "__Host-posduif-console-",
         "; Path=/",
         "; Secure",
         "; HttpOnly",

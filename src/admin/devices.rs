@@ -1,12 +1,15 @@
 //! How far devices are behind, for their operator.
 
+use std::collections::HashMap;
+
 use redis::streams::StreamRangeReply;
 use serde::Serialize;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use crate::admin::streams::{device_places, inbox};
+use crate::admin::streams::{PAGE, inbox};
 use crate::contract::stream_name::Target;
+use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
 use crate::core::time::{Timestamp, age_of};
 use crate::postgres::{self, Database, sql};
@@ -31,13 +34,48 @@ pub struct Behind {
     pub seconds: Option<f64>,
 }
 
-/// How far each of some devices is behind. The streams of groups are not counted.
+/// The states of some devices' syncs.
 ///
 /// # Errors
 /// When Redis fails.
-pub async fn behind(store: &Store, tenant: &Tenant, devices: &[(Uuid, String)]) -> Result<Vec<Behind>, store::Error> {
-    let ids: Vec<String> = devices.iter().map(|(_, id)| id.clone()).collect();
-    let places = device_places(store, &tenant.name, &ids).await?;
+pub async fn states(
+    store: &Store,
+    tenant: &Tenant,
+    devices: &[(Uuid, String)],
+) -> Result<Vec<DeviceState>, store::Error> {
+    let mut states = Vec::with_capacity(devices.len());
+    for page in devices.chunks(PAGE) {
+        let mut pipe = redis::pipe();
+        for (_, device) in page {
+            pipe.hgetall(store.keys().device(&tenant.name, device));
+        }
+        let fields: Vec<HashMap<String, String>> = store.query(&pipe).await?;
+        states.extend(fields.iter().map(DeviceState::parse));
+    }
+    Ok(states)
+}
+
+/// How far each of some devices, whose states these are, is behind. The streams of groups are not counted.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn behind(
+    store: &Store,
+    tenant: &Tenant,
+    devices: &[(Uuid, String)],
+    states: &[DeviceState],
+) -> Result<Vec<Behind>, store::Error> {
+    let epoch = match store.view().await {
+        Ok(view) => Some(view.epoch),
+        Err(store::Error::NoCheckpoint) => None,
+        Err(error) => return Err(error),
+    };
+    // What was acknowledged in another epoch says nothing about this one.
+    let place = |state: &DeviceState| {
+        let (of, position) = state.acknowledged?;
+        (Some(of) == epoch).then_some(position)
+    };
+    let places: Vec<Option<StreamId>> = states.iter().map(place).collect();
     let shared = Target::Shared(tenant.name.as_str().into()).key(store.keys());
     let mut pipe = redis::pipe();
     for ((user, _), place) in devices.iter().zip(&places) {

@@ -531,7 +531,11 @@ async fn read_redis(
 
 /// Those recently seen devices of a tenant that are far behind. Unknown without Redis.
 async fn slow_devices(store: &Store, tenant: &Tenant, devices: &DeviceFigures) -> Vec<SlowDevice> {
-    let Ok(behind) = devices::behind(store, tenant, &devices.recent).await else {
+    let behind = async {
+        let states = devices::states(store, tenant, &devices.recent).await?;
+        devices::behind(store, tenant, &devices.recent, &states).await
+    };
+    let Ok(behind) = behind.await else {
         return Vec::new();
     };
     let behind = devices.recent.iter().zip(behind);

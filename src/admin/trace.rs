@@ -51,7 +51,8 @@ struct Recent {
     tenant: Arc<str>,
     /// Its transaction.
     commit: PgLsn,
-    commit_ts: i64,
+    /// µs since 1970.
+    commit_ts: Option<i64>,
     is_published: bool,
     is_durable: bool,
 }
@@ -80,7 +81,8 @@ impl Recent {
                 "step": name,
                 "device": reader.and_then(|reader| reader.device.as_deref()),
                 "user": reader.map(|reader| reader.user),
-                "ms": (step.at - self.commit_ts) as f64 / 1000.0,
+                // The clocks of two machines may differ.
+                "ms": self.commit_ts.map(|commit_ts| (step.at - commit_ts).max(0) as f64 / 1000.0),
             }),
         })
     }
@@ -91,6 +93,8 @@ impl Recent {
 pub struct Trace {
     tail: Tail,
     filter: Filter,
+    store: Store,
+    /// Of the epoch: it makes LSNs of IDs.
     base: u64,
     steps: StepReceiver,
     recent: VecDeque<Recent>,
@@ -111,11 +115,6 @@ impl Trace {
         filter: Filter,
     ) -> Result<Self, Error> {
         let steps = journal.follow();
-        let base = match store.view().await {
-            Ok(view) => view.base,
-            Err(Error::NoCheckpoint) => 0,
-            Err(error) => return Err(error),
-        };
         let mut tail = Tail::new(&config.redis)?;
         for tenant in tenants {
             let target = Target::Changes(tenant.name.as_str().into());
@@ -125,7 +124,8 @@ impl Trace {
         Ok(Self {
             tail,
             filter,
-            base,
+            base: base(store).await?,
+            store: store.clone(),
             steps,
             recent: VecDeque::new(),
             early: VecDeque::new(),
@@ -137,14 +137,29 @@ impl Trace {
     /// # Errors
     /// When Redis fails; the next call reconnects.
     pub async fn next(&mut self) -> Result<Vec<Shown>, Error> {
-        tokio::select! {
-            // Steps first, so that a change finds those that came before it.
-            biased;
-            step = self.steps.next() => Ok(match step {
-                Some(step) => self.on_step(step),
-                None => vec![gap(None)],
-            }),
-            seen = self.tail.next() => Ok(seen?.into_iter().flat_map(|seen| self.on_seen(seen)).collect()),
+        loop {
+            let shown = tokio::select! {
+                // Steps first, so that a change finds those that came before it.
+                biased;
+                step = self.steps.next() => match step {
+                    Some(step) => self.on_step(step),
+                    None => vec![gap(None)],
+                },
+                seen = self.tail.next() => {
+                    let seen = seen?;
+                    if seen.is_empty() {
+                        return Ok(Vec::new());
+                    }
+                    if seen.iter().any(|seen| !matches!(seen, Seen::Change(_))) {
+                        // A new epoch may have another base.
+                        self.base = base(&self.store).await?;
+                    }
+                    seen.into_iter().flat_map(|seen| self.on_seen(seen)).collect()
+                }
+            };
+            if !shown.is_empty() {
+                return Ok(shown);
+            }
         }
     }
 
@@ -184,7 +199,7 @@ impl Trace {
             id: entry.id,
             tenant: change.target.tenant().clone(),
             commit: PgLsn::from(entry.id.ms.saturating_sub(self.base)),
-            commit_ts: entry.commit_ts.unwrap_or_default(),
+            commit_ts: entry.commit_ts,
             is_published: false,
             is_durable: false,
         };
@@ -206,6 +221,14 @@ impl Trace {
         shown.extend(self.early.iter().filter_map(|step| recent.step(step)));
         keep(&mut self.recent, recent, CHANGES_MAX);
         shown
+    }
+}
+
+async fn base(store: &Store) -> Result<u64, Error> {
+    match store.view().await {
+        Ok(view) => Ok(view.base),
+        Err(Error::NoCheckpoint) => Ok(0),
+        Err(error) => Err(error),
     }
 }
 

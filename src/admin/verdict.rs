@@ -187,7 +187,7 @@ impl Facts {
                 "posduif status",
             ),
             Replicator::Absent => (
-                " This process does not replicate; none that does is heard of.",
+                " This process does not replicate, and no other one seems to.",
                 "posduif serve",
             ),
             Replicator::Starting => (" Replication is starting.", "posduif status"),
@@ -215,7 +215,7 @@ impl Facts {
                     Level::Fail,
                     format!("No engine reads the slot {name}, which retains {retained} of WAL."),
                 )),
-                _ if left.is_some_and(|left| left < SLOT_URGENT_SECONDS) => Some((
+                SlotVerdict::InUse if left.is_some_and(|left| left < SLOT_URGENT_SECONDS) => Some((
                     Level::Fail,
                     format!(
                         "The reader of the slot {name} is too slow: the slot will be lost in {}.",
@@ -241,7 +241,7 @@ impl Facts {
             found.push(warn(
                 "stopped",
                 format!("Streams are stopped, of {}: they lack entries.", names(&self.stopped)),
-                format!("posduif tenant resync {first} --yes"),
+                format!("posduif stream rebuild --tenant {first} --yes"),
                 "streams",
             ));
         }

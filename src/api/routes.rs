@@ -195,13 +195,13 @@ static ADMIN_ROUTES: &[Route] = &[
     route!(Console GET    "/admin/api/doctor"                Session values::doctor),
     route!(Console GET    "/admin/api/config"                Session values::config),
 
-    route!(Console POST   "/admin/api/slots/{slot}/drop"     Change actions::drop_slot),
-    route!(Console POST   "/admin/api/tenants/{tenant}/pause" Change actions::pause),
-    route!(Console POST   "/admin/api/tenants/{tenant}/resume" Change actions::resume),
-    route!(Console POST   "/admin/api/tenants/{tenant}/resync" Change actions::resync),
-    route!(Console POST   "/admin/api/tenants/{tenant}/devices/{device}/revoke" Change actions::revoke),
-    route!(Console POST   "/admin/api/tenants/{tenant}/quarantine/{id}/drop" Change actions::drop_quarantined),
-    route!(Console POST   "/admin/api/tenants/{tenant}/conflicts/{id}/resolve" Change actions::resolve_conflict),
+    route!(Console POST   "/admin/api/slots/{slot}/drop"     Action actions::drop_slot),
+    route!(Console POST   "/admin/api/tenants/{tenant}/pause" Action actions::pause),
+    route!(Console POST   "/admin/api/tenants/{tenant}/resume" Action actions::resume),
+    route!(Console POST   "/admin/api/tenants/{tenant}/resync" Action actions::resync),
+    route!(Console POST   "/admin/api/tenants/{tenant}/devices/{device}/revoke" Action actions::revoke),
+    route!(Console POST   "/admin/api/tenants/{tenant}/quarantine/{id}/drop" Action actions::drop_quarantined),
+    route!(Console POST   "/admin/api/tenants/{tenant}/conflicts/{id}/resolve" Action actions::resolve_conflict),
 ];
 
 /// What a listener serves.

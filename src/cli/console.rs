@@ -26,6 +26,9 @@ pub(super) struct Console {
 struct Link {
     url: String,
     expires_in_seconds: u64,
+    /// Of the admin listener.
+    #[serde(skip)]
+    authority: String,
 }
 
 impl Console {
@@ -55,6 +58,10 @@ impl Console {
         let link = Link {
             url: format!("{admin}/console/#link={code}"),
             expires_in_seconds: LINK_SECONDS,
+            authority: admin
+                .split_once("://")
+                .map_or(admin.as_str(), |(_, rest)| rest)
+                .to_owned(),
         };
         output::print(global, &link)
     }
@@ -63,10 +70,12 @@ impl Console {
 impl Render for Link {
     fn text(&self, out: &mut Text) {
         outln!(out, "{}", self.url);
+        let port = self.authority.rsplit(':').next().unwrap_or_default();
         outln!(
             out,
-            "Open it within {} s, once. On another machine, forward the port first: ssh -L 8081:127.0.0.1:8081 <host>",
-            self.expires_in_seconds
+            "Open it within {} s, once. On another machine, forward the port before: ssh -L {port}:{} <host>",
+            self.expires_in_seconds,
+            self.authority
         );
     }
 }

@@ -35,9 +35,17 @@ enum Choice {
     Client,
 }
 
-/// Checks that an action is allowed and names the thing.
-async fn confirmed(console: &Console, request: &mut Request, name: &str) -> Result<(Option<Choice>, Actor), Error> {
-    console.check_actions()?;
+impl Choice {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        }
+    }
+}
+
+/// Checks that a request names the thing.
+async fn confirmed(request: &mut Request, name: &str) -> Result<(Option<Choice>, Actor), Error> {
     let Confirmation { confirm, choose } = request.json(BODY_BYTES_MAX).await?;
     if confirm != name {
         return Err(Error::new(
@@ -62,7 +70,7 @@ fn not_found(thing: &str) -> Error {
 /// 404, or 409 for a slot that has a reader.
 pub async fn drop_slot(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
     let name = request.param("slot").to_owned();
-    let (_, actor) = confirmed(&console, &mut request, &name).await?;
+    let (_, actor) = confirmed(&mut request, &name).await?;
     let database = &console.diagnostics.database;
     let snapshot = SlotSnapshot::take(database)
         .await
@@ -97,7 +105,7 @@ pub async fn resume(console: Arc<Console>, request: Request) -> Result<Response,
 
 async fn set_paused(console: &Console, mut request: Request, paused: bool) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?.name;
-    let (_, actor) = confirmed(console, &mut request, &tenant).await?;
+    let (_, actor) = confirmed(&mut request, &tenant).await?;
     if !tenants::set_paused(&console.diagnostics.database, &tenant, paused, &actor).await? {
         return Err(not_found("tenant"));
     }
@@ -108,7 +116,7 @@ async fn set_paused(console: &Console, mut request: Request, paused: bool) -> Re
 /// `POST /admin/api/tenants/:tenant/resync`.
 pub async fn resync(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?.name;
-    let (_, actor) = confirmed(&console, &mut request, &tenant).await?;
+    let (_, actor) = confirmed(&mut request, &tenant).await?;
     let database = &console.diagnostics.database;
     let requested = tenants::resync(database, &tenant).await?;
     requested.ok_or_else(|| not_found("tenant"))?;
@@ -127,7 +135,7 @@ pub async fn resync(console: Arc<Console>, mut request: Request) -> Result<Respo
 pub async fn revoke(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?;
     let device = request.param("device").to_owned();
-    let (_, actor) = confirmed(&console, &mut request, &device).await?;
+    let (_, actor) = confirmed(&mut request, &device).await?;
     let revoked = devices::revoke_by(&actor, &console.diagnostics.database, &tenant, &device).await?;
     revoked.ok_or_else(|| not_found("device"))?;
     done(format!("revoked the device {device}"))
@@ -137,7 +145,7 @@ pub async fn revoke(console: Arc<Console>, mut request: Request) -> Result<Respo
 pub async fn drop_quarantined(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?;
     let id = request.param("id").to_owned();
-    let (_, actor) = confirmed(&console, &mut request, &id).await?;
+    let (_, actor) = confirmed(&mut request, &id).await?;
     let parsed: StreamId = id.parse().map_err(|_| not_found("entry"))?;
     let removed = quarantine::forget(&console.diagnostics.store, &tenant.name, &[parsed]).await?;
     if removed == 0 {
@@ -161,7 +169,7 @@ pub async fn drop_quarantined(console: Arc<Console>, mut request: Request) -> Re
 pub async fn resolve_conflict(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?;
     let id = request.param_id("id", "conflict")?;
-    let (choose, actor) = confirmed(&console, &mut request, &id.to_string()).await?;
+    let (choose, actor) = confirmed(&mut request, &id.to_string()).await?;
     let resolution = match choose {
         Some(Choice::Server) => Resolution::Server,
         Some(Choice::Client) => Resolution::Client,
@@ -176,7 +184,7 @@ pub async fn resolve_conflict(console: Arc<Console>, mut request: Request) -> Re
         actor: &actor,
         action: "conflict_resolved",
         subject: Some(id.to_string()),
-        detail: json!({"user_id": user}),
+        detail: json!({"user_id": user, "resolution": choose.map(Choice::as_str)}),
     };
     audit::record(database, act).await;
     done(format!("resolved the conflict {id}"))

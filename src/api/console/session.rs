@@ -22,8 +22,15 @@ use crate::http::response::{self, Response};
 use crate::postgres::audit::{self, Act};
 use crate::telemetry;
 
-/// Name of the cookie.
+/// Name of the cookie; the port follows, since browsers send a cookie to all ports of its host.
 const SESSION_COOKIE: &str = "__Host-posduif-console";
+
+fn cookie_name(host: &str) -> String {
+    match host.rsplit_once(':') {
+        Some((_, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => format!("{SESSION_COOKIE}-{port}"),
+        _ => SESSION_COOKIE.to_owned(),
+    }
+}
 
 /// What a route needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +40,8 @@ pub enum Need {
     Session,
     /// The same, and of a session its CSRF token.
     Change,
+    /// The same, and `admin.actions`.
+    Action,
 }
 
 /// Who sends a request.
@@ -56,6 +65,9 @@ impl Console {
         if need == Need::Session {
             return Ok(());
         }
+        if need == Need::Action {
+            self.check_actions()?;
+        }
         if let Caller::Session(session) = caller {
             let token = header(headers, "x-csrf-token").unwrap_or_default();
             let is_right: bool = token.as_bytes().ct_eq(session.csrf.as_bytes()).into();
@@ -73,7 +85,7 @@ impl Console {
     ///
     /// # Errors
     /// 403 where `admin.actions` is off.
-    pub(super) fn check_actions(&self) -> Result<(), Error> {
+    fn check_actions(&self) -> Result<(), Error> {
         if self.diagnostics.config.admin.actions {
             return Ok(());
         }
@@ -95,7 +107,7 @@ impl Console {
             return Err(unauthorized("the header Authorization must be `Bearer <admin.token>`"));
         }
         check_site(headers)?;
-        let session = cookie(headers).and_then(|cookie| self.door.check(cookie, host(headers)?, now()));
+        let session = host(headers).and_then(|host| self.door.check(cookie(headers, host)?, host, now()));
         session
             .map(Caller::Session)
             .ok_or_else(|| unauthorized("a session is required: open the link that `posduif console` prints"))
@@ -131,11 +143,12 @@ fn host(headers: &HeaderMap) -> Option<&str> {
     headers.get(HOST)?.to_str().ok().filter(|host| !host.is_empty())
 }
 
-fn cookie(headers: &HeaderMap) -> Option<&str> {
+fn cookie<'a>(headers: &'a HeaderMap, host: &str) -> Option<&'a str> {
+    let wanted = cookie_name(host);
     let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     cookies.flat_map(|value| value.split(';')).find_map(|pair| {
         let (name, value) = pair.trim().split_once('=')?;
-        (name == SESSION_COOKIE).then_some(value)
+        (name == wanted).then_some(value)
     })
 }
 
@@ -208,7 +221,7 @@ pub async fn open(console: Arc<Console>, mut request: Request) -> Result<Respons
     };
     audit::record(&console.diagnostics.database, act).await;
     let mut response = response::json(StatusCode::OK, &console.describe(Some(&session)))?;
-    set_cookie(&mut response, &session.cookie, SESSION_SECONDS)?;
+    set_cookie(&mut response, host, &session.cookie, SESSION_SECONDS)?;
     Ok(response)
 }
 
@@ -227,7 +240,9 @@ pub async fn end(console: Arc<Console>, request: Request) -> Result<Response, Er
         console.door.end(&session, now());
     }
     let mut response = response::no_content();
-    set_cookie(&mut response, "", 0)?;
+    if let Some(host) = host(&request.headers) {
+        set_cookie(&mut response, host, "", 0)?;
+    }
     Ok(response)
 }
 
@@ -244,8 +259,9 @@ pub async fn link(console: Arc<Console>, request: Request) -> Result<Response, E
     )
 }
 
-fn set_cookie(response: &mut Response, value: &str, seconds: u64) -> Result<(), Error> {
-    let cookie = format!("{SESSION_COOKIE}={value}; Path=/; Max-Age={seconds}; Secure; HttpOnly; SameSite=Strict");
+fn set_cookie(response: &mut Response, host: &str, value: &str, seconds: u64) -> Result<(), Error> {
+    let name = cookie_name(host);
+    let cookie = format!("{name}={value}; Path=/; Max-Age={seconds}; Secure; HttpOnly; SameSite=Strict");
     let cookie =
         HeaderValue::try_from(cookie).map_err(|error| Error::internal(format!("a cookie cannot be sent: {error}")))?;
     response.headers_mut().insert(SET_COOKIE, cookie);
@@ -292,9 +308,17 @@ mod tests {
 
     #[test]
     fn cookie_is_found_among_others() {
-        let found = |value: &str| cookie(&headers(&[("cookie", value)])).map(str::to_owned);
-        assert_eq!(found("a=1; __Host-posduif-console=x; b=2"), Some("x".to_owned()));
-        assert_eq!(found("posduif-console=x"), None);
-        assert_eq!(found(""), None);
+        let found = |value: &str, host: &str| cookie(&headers(&[("cookie", value)]), host).map(str::to_owned);
+        assert_eq!(
+            found("a=1; __Host-posduif-console-81=x; b=2", "localhost:81"),
+            Some("x".to_owned())
+        );
+        assert_eq!(found("__Host-posduif-console-81=x", "localhost:82"), None);
+        assert_eq!(
+            found("__Host-posduif-console=x", "console.example"),
+            Some("x".to_owned())
+        );
+        assert_eq!(found("posduif-console=x", "console.example"), None);
+        assert_eq!(found("", "localhost:81"), None);
     }
 }

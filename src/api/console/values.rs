@@ -1,6 +1,7 @@
 //! What the console shows: the values of [`crate::admin`], which the command line prints, too.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::StatusCode;
 use serde::Serialize;
@@ -25,7 +26,6 @@ use crate::http::response::{self, Response};
 use crate::postgres::audit::{self, ACTIONS};
 use crate::postgres::tenants;
 use crate::redis::store;
-use crate::sync::device_state;
 
 /// Most rows of a list.
 const ROWS_MAX: i64 = 1000;
@@ -47,12 +47,15 @@ pub async fn status(console: Arc<Console>, _request: Request) -> Result<Response
     shown(&report)
 }
 
-/// `GET /admin/api/slots`: the slots of the server, with the rates of the last moments if the console is watched.
+/// How far the two snapshots of slots are apart, from which rates are computed.
+const SLOTS_APART: Duration = Duration::from_secs(1);
+
+/// `GET /admin/api/slots`: the slots of the server, with the rates of one second.
 pub async fn slots(console: Arc<Console>, _request: Request) -> Result<Response, Error> {
-    let snapshot = SlotSnapshot::take(&console.diagnostics.database)
+    let (earlier, snapshot) = SlotSnapshot::take_two(&console.diagnostics.database, SLOTS_APART)
         .await
         .map_err(|error| unavailable(&error))?;
-    let slots = snapshot.reports(&snapshot, &console.diagnostics.config.replication.slot);
+    let slots = snapshot.reports(&earlier, &console.diagnostics.config.replication.slot);
     shown(&json!({
         "slots": slots,
         "wal_position": snapshot.wal_position.to_string(),
@@ -97,7 +100,8 @@ struct DeviceRecord {
     username: String,
     /// `None` while Redis is unavailable.
     sync: Option<SyncState>,
-    behind: Behind,
+    /// `None` while Redis is unavailable.
+    behind: Option<Behind>,
 }
 
 async fn device_records(
@@ -110,21 +114,20 @@ async fn device_records(
         .iter()
         .map(|device| (device.user_id, device.device_id.clone()))
         .collect();
-    let mut behind = devices::behind(store, tenant, &ids)
-        .await
-        .unwrap_or_default()
-        .into_iter();
-    let mut records = Vec::with_capacity(found.len());
-    for device in found {
-        let state = device_state::read(store, &tenant.name, &device.device_id).await;
-        records.push(DeviceRecord {
-            username: device.username.clone(),
-            sync: state.ok().map(SyncState::of),
-            behind: behind.next().unwrap_or_default(),
-            device,
-        });
-    }
-    Ok(records)
+    let states = devices::states(store, tenant, &ids).await;
+    let behind = match &states {
+        Ok(states) => devices::behind(store, tenant, &ids, states).await,
+        Err(_) => Ok(Vec::new()),
+    };
+    let mut states = states.unwrap_or_default().into_iter();
+    let mut behind = behind.unwrap_or_default().into_iter();
+    let records = found.into_iter().map(|device| DeviceRecord {
+        username: device.username.clone(),
+        sync: states.next().map(SyncState::of),
+        behind: behind.next(),
+        device,
+    });
+    Ok(records.collect())
 }
 
 /// `GET /admin/api/tenants/:tenant/devices`: a page of devices, newest first.
@@ -187,11 +190,14 @@ pub async fn device(console: Arc<Console>, request: Request) -> Result<Response,
 pub async fn streams(console: Arc<Console>, request: Request) -> Result<Response, Error> {
     let diagnostics = &console.diagnostics;
     let all = match request.query.get("tenant") {
-        Some(name) => tenants::registered(&diagnostics.database, name)
-            .await?
-            .map(|listed| listed.tenant)
-            .into_iter()
-            .collect(),
+        Some(name) => {
+            let listed = tenants::registered(&diagnostics.database, name).await?;
+            vec![
+                listed
+                    .ok_or_else(|| Error::new(Code::NOT_FOUND, "tenant not found"))?
+                    .tenant,
+            ]
+        }
         None => tenants::list(&diagnostics.database).await?,
     };
     let view = match diagnostics.store.view().await {
