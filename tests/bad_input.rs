@@ -281,6 +281,7 @@ const LINES: &[Line] = &[
     },
     line("GET", "/ws", Access::Any),
     line("GET", "/openapi.json", Access::Public),
+    line("GET", "/", Access::Public),
     line("GET", "/health", Access::Public),
     line("GET", "/ready", Access::Public),
 ];
