@@ -6,6 +6,7 @@
 //!   with the same data. Both are a [`PrivateServer`] with a [`Program`].
 //! - [`Servers`]: both in one data folder, with a lock on the folder and stored ports and passwords.
 //! - [`engine`]: the engine as a child process, which starts again after it was killed.
+//! - [`demo`]: the demo's tenant, and the server of its page.
 //! - [`env_file`]: `dev.env`, the connection URLs for a shell.
 //!
 //! Promises: a server listens on 127.0.0.1 only and requires a password; the terminal's Ctrl-C does not reach it, so that
@@ -15,6 +16,7 @@
 //! For development and tests: no backups, no replicas, no TLS.
 
 mod allocate;
+pub mod demo;
 pub mod engine;
 pub mod env_file;
 mod folder;
@@ -25,7 +27,8 @@ mod server;
 mod servers;
 pub mod state;
 
-pub use allocate::random_secret;
+pub use allocate::{free_port, random_secret};
+pub use folder::write_private;
 pub use postgres::{PostgresOptions, PrivatePostgres};
 pub use redis::{PrivateRedis, RedisOptions};
 pub use server::{PrivateServer, Program};
