@@ -12,7 +12,6 @@
 pub mod control;
 pub mod data;
 pub mod events;
-mod page;
 pub mod service;
 mod sql_box;
 

@@ -20,8 +20,9 @@ use super::control::Control;
 use super::data::{self, LIST_NAME, Prepared};
 use super::events::{self, AdminListener};
 use super::sql_box::{Refusal, SqlBox};
-use super::{PASSWORD, TENANT, page};
+use super::{PASSWORD, TENANT};
 use crate::config;
+use crate::http::assets::Page;
 use crate::http::error::{Code, Error};
 use crate::http::memory::BodyMemory;
 use crate::http::own_origin::OwnOrigin;
@@ -238,7 +239,7 @@ impl Service {
     async fn get(&self, route: Route, request: &Request<()>) -> Result<Response, Error> {
         match route {
             Route::Root => response::see_other("/demo/"),
-            Route::Page => page::respond(file(&request.params), &self.engine_origins()),
+            Route::Page => Page::Demo.respond(file(&request.params), &self.engine_origins()),
             Route::Setup => self.setup(),
             Route::Truth => self.truth(request).await,
             Route::Events => self.events(),
