@@ -1,5 +1,7 @@
 //! `posduif dev`: the engine as its child, and the server of its demo.
 
+use std::time::Duration;
+
 use hyper::Method;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -7,9 +9,9 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::support::dev::{Dev, Folder};
-use crate::support::eventually;
 use crate::support::http::{Answer, Api};
 use crate::support::office::Office;
+use crate::support::{TIMEOUT, eventually};
 
 async fn run_sql(dev: &Dev, statement: &str) -> Answer {
     dev.demo().post("/demo/api/sql", &json!({"sql": statement})).await
@@ -272,6 +274,22 @@ async fn event_stream_outlives_the_engine() {
     let second = next("engine").await;
     assert_eq!(second["state"], "up");
     assert!(second["pid"] != first["pid"] && second["down_ms"].is_u64(), "{second}");
+    // The trace of the new engine comes through, as do links to its console.
+    let traced = async {
+        loop {
+            run_sql(&dev, "UPDATE tasks SET done = NOT done WHERE title = 'Milk'")
+                .await
+                .expect(200);
+            let change = tokio::time::timeout(Duration::from_millis(500), next("change")).await;
+            if let Ok(change) = change {
+                return change;
+            }
+        }
+    };
+    let change = tokio::time::timeout(TIMEOUT, traced).await.expect("a change in time");
+    assert_eq!((&change["table"], &change["op"]), (&json!("tasks"), &json!("update")));
+    let link = dev.demo().post("/demo/api/console-link", &json!({})).await.expect(200);
+    assert!(link["url"].as_str().unwrap().contains("/console/#link="), "{link}");
     // An open stream does not delay the end.
     dev.end(Signal::SIGTERM).await;
 }

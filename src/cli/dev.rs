@@ -29,7 +29,7 @@ use crate::dev::demo::service::{self, Parts};
 use crate::dev::demo::{PASSWORD, data};
 use crate::dev::engine::{self, EngineEnded, EngineProcess};
 use crate::dev::state::StateSender;
-use crate::dev::{Durability, Servers, ServersOptions, env_file, random_secret};
+use crate::dev::{Durability, Servers, ServersOptions, env_file};
 use crate::postgres::Database;
 
 #[derive(Debug, Args)]
@@ -135,6 +135,7 @@ async fn serve(mut config: Config, servers: &mut Servers, signals: &mut StopSign
     let demo_listener = settings::set_addresses(&mut config)?;
     let demo_port = demo_listener.local_addr()?.port();
     settings::allow_demo(&mut config, demo_port);
+    settings::open_console(&mut config)?;
     let prepared = async {
         let database = Database::connect(&config.postgres).await?;
         let has_tables = data::add_routing(&mut config, &database).await?;
@@ -145,7 +146,6 @@ async fn serve(mut config: Config, servers: &mut Servers, signals: &mut StopSign
         error = servers.failed() => return Err(error),
         _ = signals.next() => return Ok(()),
     };
-    let token = random_secret()?;
     let file = settings::write_file(servers.folder(), global.file().as_deref(), &config)?;
     let arguments = vec!["--config".into(), file.clone().into_os_string()];
     let mut engine = EngineProcess::new(arguments, settings::environment(&config));
@@ -170,7 +170,7 @@ async fn serve(mut config: Config, servers: &mut Servers, signals: &mut StopSign
             let parts = Parts {
                 port: demo_port,
                 engine: settings::engine_url(config),
-                admin: settings::admin_listener(config, &token),
+                admin: settings::admin_listener(config),
                 prepared: data::prepare(&database, config, has_tables).await?,
                 database,
                 private_postgres,

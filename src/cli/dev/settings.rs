@@ -11,7 +11,7 @@ use crate::cli::Global;
 use crate::config::{Admin, Config, Secret};
 use crate::dev::demo::TENANT;
 use crate::dev::demo::events::AdminListener;
-use crate::dev::{Servers, free_port, write_private};
+use crate::dev::{Servers, free_port, random_secret, write_private};
 use crate::http::own_origin::OwnOrigin;
 
 /// The configuration file in the data folder.
@@ -96,15 +96,27 @@ pub(super) fn demo_url(port: u16) -> String {
     format!("http://{}/demo/", loopback(port))
 }
 
+/// Lets the demo's server use the admin API, and the console change something: both are for this machine only.
+pub(super) fn open_console(config: &mut Config) -> Result<()> {
+    if config.admin.token.expose().is_empty() {
+        config.admin.token = random_secret()?;
+    }
+    config.admin.actions |= config
+        .admin
+        .address()?
+        .is_some_and(|address| address.ip().is_loopback());
+    Ok(())
+}
+
 /// Where processes of this machine reach the engine.
 pub(super) fn engine_url(config: &Config) -> String {
     format!("{}://{}", config.server.scheme(), loopback(config.server.port))
 }
 
 /// The admin listener, if there is one.
-pub(super) fn admin_listener(config: &Config, token: &Secret) -> Option<AdminListener> {
+pub(super) fn admin_listener(config: &Config) -> Option<AdminListener> {
     let url = config.admin.url()?;
-    let token = token.clone();
+    let token = config.admin.token.clone();
     Some(AdminListener { url, token })
 }
 
@@ -158,6 +170,8 @@ pub(super) fn environment(config: &Config) -> Vec<(String, String)> {
         ("SERVER__HOME_URL", server.home_url.clone()),
         ("SERVER__CORS_ORIGINS", json!(server.cors_origins).to_string()),
         ("ADMIN__LISTEN", admin.listen.clone()),
+        ("ADMIN__TOKEN", admin.token.expose().to_owned()),
+        ("ADMIN__ACTIONS", admin.actions.to_string()),
     ]
     .map(|(key, value)| (format!("POSDUIF__{key}"), value))
     .into()
@@ -206,6 +220,7 @@ mod tests {
         allow_demo(&mut config, 8082);
         config.server.port = 9000;
         config.admin.listen = "127.0.0.1:9001".into();
+        open_console(&mut config).unwrap();
         let file = merged("# Nothing else.\nserver: {port: 1}\nroutes:\n", &config).unwrap();
         let read = Config::from_sources(&file, environment(&config)).unwrap();
         assert_eq!(read, config);
