@@ -1156,7 +1156,6 @@ async fn wrong_method_is_405_with_allow_header() {
         }
     }
     for path in [
-        "/",
         "/api",
         "/api/",
         "//",
