@@ -326,3 +326,23 @@ async fn root_of_the_api_redirects_or_says_what_it_is() {
     assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
     office.close().await;
 }
+
+#[tokio::test]
+async fn demo_leaves_tables_of_the_same_names_alone() {
+    let folder = Folder::new();
+    let dev = Dev::start(&folder).await;
+    for statement in [
+        "CREATE SCHEMA tenant_other",
+        "CREATE TABLE tenant_other.tasks (id int PRIMARY KEY)",
+    ] {
+        dev.sql(&folder, statement).await;
+    }
+    dev.end(Signal::SIGTERM).await;
+    let dev = Dev::start(&folder).await;
+    let setup = dev.demo().get("/demo/api/setup").await.expect(200);
+    assert_eq!(setup["list"], Value::Null);
+    let file = std::fs::read_to_string(folder.0.join("dev.yaml")).unwrap();
+    assert!(!file.contains("tasks"), "{file}");
+    run_sql(&dev, "SELECT * FROM messages").await.expect(200);
+    dev.end(Signal::SIGTERM).await;
+}

@@ -99,6 +99,18 @@ impl Dev {
         Api::new(&self.demo).undescribed().with("origin", &origin)
     }
 
+    /// Runs SQL as the owner of the private Postgres.
+    pub(crate) async fn sql(&self, folder: &Folder, statement: &str) {
+        let environment = std::fs::read_to_string(folder.0.join("dev.env")).unwrap();
+        let url = environment
+            .lines()
+            .find_map(|line| line.strip_prefix("DATABASE_URL="))
+            .unwrap();
+        let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute(statement).await.unwrap();
+    }
+
     /// The process of the engine; `None` while there is none.
     pub(crate) fn engine_pid(&self) -> Option<i32> {
         let parent = format!("PPid:\t{}", self.child.id()?);

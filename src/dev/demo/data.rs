@@ -49,7 +49,7 @@ pub(super) fn tenant() -> Result<Tenant> {
 }
 
 /// Adds the demo's groups and routes to settings without any. Returns whether the settings have them: not if there are others,
-/// or tables of the same names in another form.
+/// or tables of the same names in another form in any tenant.
 pub async fn add_routing(config: &mut Config, database: &Database) -> Result<bool> {
     let demo = Config::from_sources(ROUTING, []).context("config/demo.yaml")?;
     let has_none = config.groups.is_empty() && config.routes.is_empty();
@@ -57,16 +57,13 @@ pub async fn add_routing(config: &mut Config, database: &Database) -> Result<boo
     if !has_none && !has_demo {
         return Ok(false);
     }
-    let schema = tenant()?.schema;
-    let taken = database
-        .query(&sql!("dev/demo_tables_taken"), &[(&schema, Type::TEXT)])
-        .await?;
+    let taken = database.query(&sql!("dev/demo_tables_taken"), &[]).await?;
     if let Some(row) = taken.first() {
-        let table: &str = row.try_get(0)?;
+        let (schema, table): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
         tracing::warn!(
             schema,
             table,
-            "the tenant has a table of this name in another form: the demo runs without its list"
+            "a tenant has a table of this name in another form: the demo runs without its list"
         );
         return Ok(false);
     }
@@ -82,10 +79,12 @@ pub async fn prepare(database: &Database, config: &Config, has_tables: bool) -> 
         .context("cannot create the demo tenant")?;
     let tenant = tenant()?;
     create_users(database, config, &tenant).await?;
-    if has_tables {
-        create_tables(database, config, &tenant)
-            .await
-            .context("cannot create the tables of the demo")?;
+    let mut has_tables = has_tables;
+    if has_tables && let Err(error) = create_tables(database, config, &tenant).await {
+        // The role of a Postgres that is not private may lack the right.
+        let cause = format!("{error:#}");
+        tracing::warn!(cause, "cannot create the tables of the demo: it runs without its list");
+        has_tables = false;
     }
     let names = USERS.map(|(name, ..)| name);
     let rows = database
