@@ -49,7 +49,8 @@
 //! - [`api`]: one thin file for each group of routes: parse, call a feature, render; SSE and WebSocket in `src/api/live`;
 //!   the rates of requests; the routes of the admin listener, with the console in `src/api/console`.
 //! - [`engine`]: starts the parts in order, registers listeners between them, stops them in order.
-//! - [`dev`]: the private Postgres and Redis of `posduif dev` and of the tests.
+//! - [`dev`]: the private Postgres and Redis of `posduif dev` and of the tests; the engine as a child process; the demo and
+//!   its server.
 //! - [`cli`]: the command line, one file or folder for each noun, declared in `src/cli/mod.rs`.
 //!
 //! # Arrows

@@ -281,6 +281,7 @@ const LINES: &[Line] = &[
     },
     line("GET", "/ws", Access::Any),
     line("GET", "/openapi.json", Access::Public),
+    line("GET", "/", Access::Public),
     line("GET", "/health", Access::Public),
     line("GET", "/ready", Access::Public),
 ];
@@ -1155,7 +1156,6 @@ async fn wrong_method_is_405_with_allow_header() {
         }
     }
     for path in [
-        "/",
         "/api",
         "/api/",
         "//",

@@ -1,21 +1,15 @@
 //! The command line: what it prints, its exit codes, and `dev` and `demo` from start to end.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use posduif::dev::{PrivateRedis, RedisOptions};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::Child;
 use uuid::Uuid;
 
 use crate::support::command::{posduif, posduif_in, run};
-use crate::support::http::Api;
+use crate::support::dev::{Dev, Folder};
 use crate::support::office::Office;
-use crate::support::{TIMEOUT, World, eventually};
+use crate::support::{World, eventually};
 
 #[tokio::test]
 async fn migrate_goes_up_and_down_and_shows_each_schema() {
@@ -432,92 +426,6 @@ async fn unreachable_postgres_is_reported_plainly() {
     }
 }
 
-/// A folder for `dev` that goes with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        Self(std::env::temp_dir().join(format!("posduif-cli-test-{}", Uuid::new_v4().simple())))
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-
-    /// Processes that work in the folder or name it.
-    fn processes(&self) -> Vec<String> {
-        let numbered = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-            let entry = entry.ok()?;
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            (pid != std::process::id()).then(|| entry.path())
-        });
-        let names = |process: &Path| -> Option<String> {
-            let line = std::fs::read(process.join("cmdline")).ok()?;
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            let works_here = std::fs::read_link(process.join("cwd")).is_ok_and(|folder| folder.starts_with(&self.0));
-            (works_here || line.contains(self.path())).then_some(line)
-        };
-        numbered.filter_map(|process| names(&process)).collect()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A running `posduif dev`.
-struct Dev {
-    child: Child,
-    url: String,
-    stderr: tokio::task::JoinHandle<String>,
-}
-
-impl Dev {
-    async fn start(folder: &Folder) -> Self {
-        let mut command = posduif();
-        command
-            .args(["dev", "--port", "0", "--data", folder.path(), "--json"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut log = child.stderr.take().unwrap();
-        let stderr = tokio::spawn(async move {
-            let mut text = String::new();
-            let _ = log.read_to_string(&mut text).await;
-            text
-        });
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line())
-            .await
-            .expect("dev is ready in time");
-        let Some(line) = line.unwrap() else {
-            panic!("dev ended: {}", stderr.await.unwrap());
-        };
-        let ready: Value = serde_json::from_str(&line).unwrap();
-        Self {
-            child,
-            url: ready["ready"].as_str().unwrap().to_owned(),
-            stderr,
-        }
-    }
-
-    fn api(&self) -> Api {
-        Api::new(self.url.strip_prefix("http://").unwrap())
-    }
-
-    /// Sends a signal and waits for the end.
-    async fn end(mut self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().unwrap().cast_signed()), signal).unwrap();
-        let status = tokio::time::timeout(TIMEOUT, self.child.wait())
-            .await
-            .expect("dev ends in time")
-            .unwrap();
-        assert_eq!(status.code(), Some(0), "{}", self.stderr.await.unwrap());
-    }
-}
-
 #[tokio::test]
 async fn dev_runs_demo_and_restarts_with_its_data_after_stop_or_kill() {
     let folder = Folder::new();
@@ -538,6 +446,8 @@ async fn dev_runs_demo_and_restarts_with_its_data_after_stop_or_kill() {
     for name in [
         "POSDUIF_URL=",
         "POSDUIF_ADMIN_URL=http://127.0.0.1:",
+        "POSDUIF_DEMO_URL=http://127.0.0.1:",
+        "POSDUIF_CONFIG=/",
         "DATABASE_URL=",
         "REDIS_URL=",
     ] {

@@ -16,6 +16,7 @@ mod conflicts;
 mod console;
 mod database_docs;
 mod decoder;
+mod dev;
 mod devices;
 mod doctor;
 mod epochs;

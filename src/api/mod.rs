@@ -16,6 +16,7 @@ pub mod devices;
 pub mod enrollment;
 pub mod error;
 pub mod health;
+pub mod home;
 mod item_body;
 pub mod live;
 pub mod messages;

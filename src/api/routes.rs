@@ -11,8 +11,8 @@ use super::health::Diagnostics;
 use super::live::{sse, websocket};
 use super::request::Request;
 use super::{
-    App, app_instructions, conflicts, devices, enrollment, health, messages, metrics, openapi, presence, sessions,
-    state, sync, tables, tickets, users,
+    App, app_instructions, conflicts, devices, enrollment, health, home, messages, metrics, openapi, presence,
+    sessions, state, sync, tables, tickets, users,
 };
 use crate::http::error::Error;
 use crate::http::response::Response;
@@ -154,6 +154,7 @@ static ROUTES: &[Route] = &[
     route!(GET    "/ws"                        Any     3 websocket::open),
 
     route!(GET    "/openapi.json"              Public  1 openapi::openapi),
+    route!(GET    "/"                          Public  1 home::home),
 
     route!(       "/health"                    Diagnostics health::health),
     route!(       "/ready"                     Diagnostics health::ready),

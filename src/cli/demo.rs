@@ -29,8 +29,8 @@ use self::api::{Api, Caller, EventStream, encode};
 use self::phone::{Answer, Event, Http, Lost, Message, Network, Phone, Request, Trouble};
 use self::report::Report;
 use super::Global;
-use super::dev::{DEMO_PASSWORD, DEMO_TENANT};
 use super::output::{self, OutputClosed};
+use crate::dev::demo::{PASSWORD, TENANT};
 
 #[derive(Debug, Args)]
 pub(super) struct Demo {
@@ -365,7 +365,7 @@ impl<'a, 'r> Demonstration<'a, 'r> {
 }
 
 async fn log_in(api: &Api) -> Result<(Bob, String)> {
-    let body = json!({"tenant": DEMO_TENANT, "username": "bob", "password": DEMO_PASSWORD});
+    let body = json!({"tenant": TENANT, "username": "bob", "password": PASSWORD});
     let login: Login = api
         .call(&Caller::Anonymous, Method::POST, "/api/auth/login", Some(body))
         .await?;
@@ -373,7 +373,7 @@ async fn log_in(api: &Api) -> Result<(Bob, String)> {
         id: login.user.id,
         caller: Caller::User { token: login.token },
     };
-    Ok((bob, format!("tenant {DEMO_TENANT}")))
+    Ok((bob, format!("tenant {TENANT}")))
 }
 
 async fn read_enrollment(api: &Api, token: &str) -> Result<String> {
@@ -381,8 +381,8 @@ async fn read_enrollment(api: &Api, token: &str) -> Result<String> {
     let details: EnrollmentDetails = api.call(&Caller::Anonymous, Method::GET, &path, None).await?;
     ensure!(details.valid, "the new enrollment is not valid");
     ensure!(
-        details.tenant_id == DEMO_TENANT,
-        "the enrollment is for tenant {}, not {DEMO_TENANT}",
+        details.tenant_id == TENANT,
+        "the enrollment is for tenant {}, not {TENANT}",
         details.tenant_id
     );
     Ok("valid".to_owned())

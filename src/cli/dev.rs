@@ -1,44 +1,36 @@
 //! `posduif dev`: a complete system on this machine, in one process tree and one folder.
 //!
-//! Start order: data folder and its lock, Postgres and Redis, engine, demo tenant, `ready:`. The shutdown order is the
-//! reverse, so that the engine can publish and acknowledge its last batch.
+//! Start order: data folder and its lock, Postgres and Redis, engine, demo tenant and its server, `ready:`. The shutdown order
+//! is the reverse, so that the engine can publish and acknowledge its last batch. The engine is a child process: an engine
+//! that is killed starts again at the same addresses.
 
+mod settings;
 mod signals;
 
 use std::ffi::OsString;
-use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use tokio::process::Command;
-use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::signals::StopSignals;
 use super::Global;
 use super::output::{self, Render, Text, outln};
-use crate::accounts::users::{self, NewUser, UserType};
-use crate::config::{Admin, Config, Secret};
-use crate::core::tenant::Tenant;
+use crate::config::{Config, Secret};
+use crate::dev::demo::control::{self, Control};
+use crate::dev::demo::service::{self, Parts};
+use crate::dev::demo::{PASSWORD, data};
+use crate::dev::engine::{self, EngineEnded, EngineProcess};
+use crate::dev::state::StateSender;
 use crate::dev::{Durability, Servers, ServersOptions, env_file};
-use crate::engine::{Engine, Role};
-use crate::postgres::tenants;
-use crate::postgres::{Database, sql};
-
-pub(super) const DEMO_TENANT: &str = "demo";
-
-pub(super) const DEMO_PASSWORD: &str = "posduif-demo";
-
-/// Users of the demo tenant.
-const DEMO_USERS: [(&str, UserType, users::Role); 4] = [
-    ("bob", UserType::Web, users::Role::Admin),
-    ("jane", UserType::Web, users::Role::Member),
-    ("joe", UserType::Mobile, users::Role::Member),
-    ("sally", UserType::Mobile, users::Role::Member),
-];
+use crate::postgres::Database;
 
 #[derive(Debug, Args)]
 pub(super) struct Dev {
@@ -62,19 +54,26 @@ impl Dev {
         if self.servers_only {
             return self.run_with_servers(global).await;
         }
+        let folder = self.data.clone().unwrap_or_else(|| PathBuf::from(".posduif"));
+        let global = &settings::without_own_file(global, &folder);
         let mut config = global.load()?;
         crate::telemetry::init(&config.log)?;
         let mut signals = StopSignals::listen()?;
-        let folder = self.data.clone().unwrap_or_else(|| PathBuf::from(".posduif"));
         let options = private_servers(&folder, Durability::Full);
         let mut servers = tokio::select! {
             servers = Servers::start(&folder, &options) => servers?,
             // Started servers are killed when dropped.
             _ = signals.next() => return Ok(()),
         };
-        configure(&mut config, &servers, self.port);
-        let outcome = serve(config, &mut servers, &mut signals, global).await;
+        settings::configure(&mut config, &servers, self.port);
+        let outcome = Box::pin(serve(config, &mut servers, &mut signals, global)).await;
         let stopped = stop(&mut servers, &mut signals).await;
+        if let Err(error) = &outcome
+            && let Some(EngineEnded(code)) = error.downcast_ref()
+        {
+            // The engine has printed why.
+            std::process::exit(*code);
+        }
         outcome.and(stopped)
     }
 
@@ -131,68 +130,115 @@ fn private_servers(folder: &Path, durability: Durability) -> ServersOptions {
     }
 }
 
-/// Points the settings at the private servers and sets defaults for development.
-fn configure(config: &mut Config, servers: &Servers, port: Option<u16>) {
-    if let Some(postgres) = servers.postgres() {
-        config.postgres.url = Secret::new(postgres.url());
-    }
-    if let Some(redis) = servers.redis() {
-        config.redis.url = Secret::new(redis.url());
-    }
-    if config.auth.jwt_secret.expose().is_empty() {
-        config.auth.jwt_secret = servers.jwt_secret().clone();
-    }
-    if config.server.default_tenant.is_empty() {
-        config.server.default_tenant = DEMO_TENANT.to_owned();
-    }
-    if let Some(port) = port {
-        config.server.port = port;
-    }
-}
-
-/// Runs the engine until a signal arrives or a part fails.
+/// Runs the engine and the demo's server until a signal arrives or a part fails.
 async fn serve(mut config: Config, servers: &mut Servers, signals: &mut StopSignals, global: &Global) -> Result<()> {
-    let folder = servers.folder().to_owned();
-    if config.admin == Admin::default() {
-        config.admin.listen = admin_address(config.server.port).to_string();
-    }
-    let mut engine = tokio::select! {
-        engine = Engine::start(config.clone(), Role::All) => engine?,
+    let demo_listener = settings::set_addresses(&mut config)?;
+    let demo_port = demo_listener.local_addr()?.port();
+    settings::allow_demo(&mut config, demo_port);
+    settings::open_console(&mut config)?;
+    let prepared = async {
+        let database = Database::connect(&config.postgres).await?;
+        let has_tables = data::add_routing(&mut config, &database).await?;
+        anyhow::Ok((database, has_tables))
+    };
+    let (database, has_tables) = tokio::select! {
+        prepared = prepared => prepared?,
         error = servers.failed() => return Err(error),
         _ = signals.next() => return Ok(()),
     };
-    let work = async {
-        prepare_demo(&config).await?;
-        announce(&config, &folder, &engine, global)?;
-        engine.failed().await
-    };
-    let outcome = tokio::select! {
-        outcome = work => outcome,
-        error = servers.failed() => Err(error),
-        _ = signals.next() => {
-            tracing::info!("stopping the engine, Redis and Postgres; a second signal stops them at once");
-            Ok(())
+    let file = settings::write_file(servers.folder(), global.file().as_deref(), &config)?;
+    let arguments = vec!["--config".into(), file.clone().into_os_string()];
+    let mut engine = EngineProcess::new(arguments, settings::environment(&config));
+    let mut redis_state = StateSender::new();
+    if let Some(redis) = servers.redis() {
+        redis_state.up(redis.pid());
+    }
+    let (control, mut requests) = Control::new(engine.state(), redis_state.subscribe());
+    let stop_demo = CancellationToken::new();
+    let work = {
+        let (config, file, stop) = (&config, &file, stop_demo.clone());
+        let stored = Data {
+            folder: servers.folder().to_owned(),
+            jwt_secret: servers.jwt_secret().clone(),
+        };
+        let private_postgres = servers
+            .postgres()
+            .map(|postgres| (postgres.port(), postgres.database().to_owned()));
+        let has_private_redis = servers.redis().is_some();
+        async move {
+            engine::listening(control.engine.clone()).await?;
+            let parts = Parts {
+                port: demo_port,
+                engine: settings::engine_url(config),
+                admin: settings::admin_listener(config),
+                prepared: data::prepare(&database, config, has_tables).await?,
+                database,
+                private_postgres,
+                has_private_redis,
+                control,
+                stop: stop.clone(),
+            };
+            let server = service::server(demo_listener, parts).await?;
+            announce(config, file, stored, demo_port, global)?;
+            anyhow::Ok(AbortOnDropHandle::new(tokio::spawn(server.run(stop))))
         }
     };
-    tokio::select! {
-        () = engine.stop() => outcome,
-        _ = signals.next() => outcome,
-    }
+    let mut work = std::pin::pin!(work);
+    let mut demo = None;
+    let outcome = loop {
+        tokio::select! {
+            started = &mut work, if demo.is_none() => match started {
+                Ok(started) => demo = Some(started),
+                Err(error) => break Err(error),
+            },
+            ended = engine.run() => break ended,
+            error = servers.failed() => break Err(error),
+            Some(request) = requests.recv() => {
+                let answered = tokio::select! {
+                    answered = answer(request, &engine, servers, &mut redis_state) => answered,
+                    _ = signals.next() => break Ok(()),
+                };
+                if let Err(error) = answered {
+                    break Err(error);
+                }
+            }
+            _ = signals.next() => {
+                tracing::info!("stopping the engine, Redis and Postgres; a second signal stops them at once");
+                break Ok(());
+            }
+        }
+    };
+    stop_demo.cancel();
+    let stopped = tokio::select! {
+        stopped = engine.stop() => stopped,
+        _ = signals.next() => engine.stop_at_once().await,
+    };
+    outcome.and(stopped)
 }
 
-/// Ports that are tried for the admin listener.
-const PORTS_TRIED: usize = 100;
-
-/// The first free port of the loopback address after the API's; port 0 stands for any.
-fn admin_address(port: u16) -> SocketAddr {
-    let following = (port != 0).then(|| port.saturating_add(1)..=u16::MAX);
-    following
-        .into_iter()
-        .flatten()
-        .map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
-        .take(PORTS_TRIED)
-        .find(|address| TcpListener::bind(address).is_ok())
-        .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+/// Does what the demo's page requests.
+async fn answer(
+    request: control::Request,
+    engine: &EngineProcess,
+    servers: &mut Servers,
+    redis_state: &mut StateSender,
+) -> Result<()> {
+    // The page may have gone.
+    match request {
+        control::Request::KillEngine(result) => drop(result.send(engine.kill())),
+        control::Request::RestartRedis(result) => {
+            let started = Instant::now();
+            if let Some(redis) = servers.redis_mut() {
+                redis_state.down();
+                redis.stop().await?;
+                redis.restart().await?;
+                redis_state.up(redis.pid());
+            }
+            let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            result.send(took).ok();
+        }
+    }
+    Ok(())
 }
 
 /// Stops the servers, in order unless there is a second signal.
@@ -207,38 +253,11 @@ async fn stop(servers: &mut Servers, signals: &mut StopSignals) -> Result<()> {
     bail!("stopped at once by a second signal; the next start performs recovery")
 }
 
-/// Creates the demo tenant and missing demo users.
-async fn prepare_demo(config: &Config) -> Result<()> {
-    let database = Database::connect(&config.postgres).await?;
-    tenants::create(&database, &config.replication, DEMO_TENANT)
-        .await
-        .context("cannot create the demo tenant")?;
-    let tenant = Tenant::named(DEMO_TENANT).context("invalid name of the demo tenant")?;
-    let names: Vec<&str> = DEMO_USERS.iter().map(|(name, ..)| *name).collect();
-    let statement = &sql!("admin/demo_users_missing", tenant);
-    // Checked one by one: an earlier run may have been killed between two users.
-    for row in database.query(statement, &[(&names, Type::TEXT_ARRAY)]).await? {
-        let missing: &str = row.try_get(0)?;
-        for (name, user_type, role) in DEMO_USERS.into_iter().filter(|(name, ..)| *name == missing) {
-            let user = NewUser {
-                username: name.to_owned(),
-                user_type,
-                role,
-                email: None,
-                password: Some(DEMO_PASSWORD.to_owned()),
-            };
-            users::create(&database, &config.auth, DEMO_TENANT, user)
-                .await
-                .with_context(|| format!("cannot create the demo user {name}"))?;
-        }
-    }
-    Ok(())
-}
-
 #[derive(Serialize)]
 struct Ready {
     ready: String,
     admin: Option<String>,
+    demo: String,
     env: PathBuf,
     data: PathBuf,
 }
@@ -249,25 +268,41 @@ impl Render for Ready {
         if let Some(url) = &self.admin {
             outln!(out, "admin: {url}");
         }
+        outln!(out, "demo:  {}", self.demo);
         let program = std::env::current_exe().map_or_else(|_| "posduif".to_owned(), |path| relative(&path));
-        out.line(&next_steps(&program, &relative(&self.env)));
+        out.line(&next_steps(&self.demo, &program, &relative(&self.env)));
     }
 }
 
+/// What the data folder has.
+struct Data {
+    folder: PathBuf,
+    jwt_secret: Secret,
+}
+
 /// Writes `dev.env` and prints that the system is ready.
-fn announce(config: &Config, folder: &Path, engine: &Engine, global: &Global) -> Result<()> {
+fn announce(config: &Config, file: &Path, stored: Data, demo_port: u16, global: &Global) -> Result<()> {
+    let Data { folder, jwt_secret } = stored;
     let ready = Ready {
-        ready: format!("http://127.0.0.1:{}", engine.address().port()),
-        admin: engine.admin_address().map(|address| format!("http://{address}")),
+        ready: settings::engine_url(config),
+        admin: config.admin.url(),
+        demo: settings::demo_url(demo_port),
         env: folder.join("dev.env"),
-        data: folder.to_owned(),
+        data: folder,
     };
-    let variables = [
+    let file = file.to_string_lossy();
+    let mut variables = vec![
         ("POSDUIF_URL", &*ready.ready),
         ("POSDUIF_ADMIN_URL", ready.admin.as_deref().unwrap_or_default()),
+        ("POSDUIF_DEMO_URL", &ready.demo),
+        ("POSDUIF_CONFIG", &file),
         ("DATABASE_URL", config.postgres.url.expose()),
         ("REDIS_URL", config.redis.url.expose()),
     ];
+    // Another one is in the configuration or in the environment of that shell, too.
+    if config.auth.jwt_secret == jwt_secret {
+        variables.push(("POSDUIF__AUTH__JWT_SECRET", jwt_secret.expose()));
+    }
     env_file::write(&ready.env, &variables)?;
     // The system runs even if its standard output is closed.
     output::write(&output::frame(global, &ready)?).ok();
@@ -287,19 +322,21 @@ const DEMO_STEP: &str = "  '{program}' demo    # a scripted conversation, with a
 #[cfg(not(feature = "demo"))]
 const DEMO_STEP: &str = "";
 
-fn next_steps(program: &str, env: &str) -> String {
+fn next_steps(url: &str, program: &str, env: &str) -> String {
     let demo = DEMO_STEP.replace("{program}", program);
     format!(
         r#"
-Try, in another terminal:
+Open {url} in a browser: two clients side by side, and what you do to them.
+
+Or try, in another terminal:
   set -a; . '{env}'; set +a
 {demo}  curl -s "$POSDUIF_URL/api/auth/login" -H 'Content-Type: application/json' \
-       -d '{{"username":"bob","password":"{DEMO_PASSWORD}"}}'
+       -d '{{"username":"bob","password":"{PASSWORD}"}}'
   psql "$DATABASE_URL" -c "INSERT INTO tenant_demo.messages (sender_id, recipient_id, content)
        SELECT b.id, j.id, 'from psql' FROM tenant_demo.users b, tenant_demo.users j
        WHERE b.username = 'bob' AND j.username = 'joe'"
 
-Demo users, password {DEMO_PASSWORD}: bob, jane (web), joe, sally (mobile). Ctrl-C stops everything."#
+Demo users, password {PASSWORD}: bob, jane (web), joe, sally (mobile). Ctrl-C stops everything."#
     )
 }
 
@@ -366,34 +403,5 @@ mod tests {
             .filter_map(|line| line.trim_start_matches('#').split_once('='))
             .map(|(name, value)| (name.to_owned(), value.to_owned()));
         Config::from_sources("", variables).unwrap();
-    }
-
-    #[test]
-    fn configure_keeps_settings_that_are_set() {
-        let folder = tempfolder();
-        let mut config = Config::default();
-        config.server.default_tenant = "acme".into();
-        config.auth.jwt_secret = Secret::new("mine");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let none = ServersOptions {
-            postgres: false,
-            redis: false,
-            durability: Durability::Disposable,
-        };
-        let servers = runtime.block_on(Servers::start(&folder, &none)).unwrap();
-        let before = config.clone();
-        configure(&mut config, &servers, None);
-        assert_eq!(config, before);
-        configure(&mut config, &servers, Some(0));
-        assert_eq!(config.server.port, 0);
-        drop(servers);
-        std::fs::remove_dir_all(&folder).unwrap();
-    }
-
-    fn tempfolder() -> PathBuf {
-        std::env::temp_dir().join(format!("posduif-dev-test-{}", std::process::id()))
     }
 }

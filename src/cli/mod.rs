@@ -57,11 +57,14 @@ pub struct Cli {
     command: Command,
 }
 
+/// The configuration file unless another one is given.
+const DEFAULT_FILE: &str = "config/config.yaml";
+
 /// Options of every command.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Configuration file [default: config/config.yaml if it exists, else built-in defaults]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", env = "POSDUIF_CONFIG")]
     config: Option<PathBuf>,
     /// Print JSON instead of text
     #[arg(long, global = true)]
@@ -77,13 +80,14 @@ impl Global {
         Ok(())
     }
 
+    /// The configuration file that [`Self::load`] reads, if there is one.
+    fn file(&self) -> Option<PathBuf> {
+        let default = || Some(PathBuf::from(DEFAULT_FILE)).filter(|default| default.exists());
+        self.config.clone().or_else(default)
+    }
+
     fn load(&self) -> Result<Config> {
-        let default = PathBuf::from("config/config.yaml");
-        match &self.config {
-            Some(path) => Config::load(Some(path)),
-            None if default.exists() => Config::load(Some(&default)),
-            None => Config::load(None),
-        }
+        Config::load(self.file().as_deref())
     }
 }
 

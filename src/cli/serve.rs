@@ -1,5 +1,6 @@
 //! `posduif serve`: runs the engine until Ctrl-C or SIGTERM. SIGHUP reloads `log.level`.
 
+use std::io;
 use std::time::Duration;
 
 use clap::Args;
@@ -24,12 +25,18 @@ pub(super) struct Serve {
     /// Which parts to run
     #[arg(long, value_enum, default_value = "all")]
     role: Role,
+    /// End when the standard input closes, which `posduif dev` keeps open as long as it lives
+    #[arg(long, hide = true)]
+    supervised: bool,
 }
 
 impl Serve {
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let config = global.load()?;
         let logging = crate::telemetry::init(&config.log)?;
+        if self.supervised {
+            end_with_supervisor()?;
+        }
         let stop_traces = CancellationToken::new();
         let traces = engine::trace_client(&config.telemetry)?
             .map(|client| crate::telemetry::traces::init(&config.telemetry, client, stop_traces.clone()))
@@ -87,6 +94,20 @@ impl Render for Ready {
             outln!(out, "admin: {url}");
         }
     }
+}
+
+/// Ends the process when the standard input closes. It does not drain: a supervisor that is killed takes its engine with it,
+/// and what the engine had not published stays in the log.
+fn end_with_supervisor() -> io::Result<()> {
+    let watch = || {
+        io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
+        tracing::warn!("the supervisor has ended, and the engine ends with it");
+        std::process::exit(1);
+    };
+    std::thread::Builder::new()
+        .name("supervisor".into())
+        .spawn(watch)
+        .map(drop)
 }
 
 /// Raises the limit of file descriptors as far as allowed.

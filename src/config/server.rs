@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use super::certificate::CertificateFiles;
 use super::network::Network;
 use super::section::{GIB, KIB, MIB, section};
-use super::url;
+use super::url::{self, HttpUrl};
 
 section! {
     /// The HTTP server.
@@ -16,6 +16,8 @@ section! {
         pub port: u16 = 8080;
         /// Base URL under which clients reach this server; empty means `http://<host>:<port>`.
         pub public_url: String = String::new();
+        /// URL to which `/` redirects; empty means a page that says what this server is.
+        pub home_url: String = String::new();
         /// Tenant of a login that does not name one; empty means that each login must name its tenant.
         pub default_tenant: String = String::new();
         /// Maximum duration of a request in seconds, event streams excepted.
@@ -83,6 +85,12 @@ impl Server {
             bail!(
                 "key `server.public_url` is {:?}: must be a URL such as https://app.example.com, or empty",
                 self.public_url
+            );
+        }
+        if !self.home_url.is_empty() && self.home_url.parse::<HttpUrl>().is_err() {
+            bail!(
+                "key `server.home_url` is {:?}: must be a URL such as https://app.example.com/start, or empty",
+                self.home_url
             );
         }
         if let Some(origin) = self.cors_origins.iter().find(|origin| !url::is_origin(origin)) {

@@ -22,7 +22,7 @@ pub(super) fn random_hex<const N: usize>() -> Result<String> {
 ///
 /// The port is below the ephemeral range (32768 and up on Linux): from that range a client that retries while the server
 /// is down could occupy the port itself, or connect to itself.
-pub(super) fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;
     for _ in 0..200 {

@@ -45,7 +45,7 @@ pub(super) fn create_private(folder: &Path) -> Result<()> {
 }
 
 /// Replaces a file by one that only its owner may read; readers see the old text or the new one, never a part.
-pub(super) fn write_private(path: &Path, text: &str) -> Result<()> {
+pub fn write_private(path: &Path, text: &str) -> Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".new");
     let partial = PathBuf::from(partial);

@@ -5,6 +5,8 @@
 //! - [`PrivatePostgres`], [`PrivateRedis`]: one server each: create its data, start, stop, kill, restart on the same port
 //!   with the same data. Both are a [`PrivateServer`] with a [`Program`].
 //! - [`Servers`]: both in one data folder, with a lock on the folder and stored ports and passwords.
+//! - [`engine`]: the engine as a child process, which starts again after it was killed.
+//! - [`demo`]: the demo's tenant, and the server of its page.
 //! - [`env_file`]: `dev.env`, the connection URLs for a shell.
 //!
 //! Promises: a server listens on 127.0.0.1 only and requires a password; the terminal's Ctrl-C does not reach it, so that
@@ -14,6 +16,8 @@
 //! For development and tests: no backups, no replicas, no TLS.
 
 mod allocate;
+pub mod demo;
+pub mod engine;
 pub mod env_file;
 mod folder;
 mod postgres;
@@ -21,8 +25,10 @@ mod process;
 mod redis;
 mod server;
 mod servers;
+pub mod state;
 
-pub use allocate::random_secret;
+pub use allocate::{free_port, random_secret};
+pub use folder::write_private;
 pub use postgres::{PostgresOptions, PrivatePostgres};
 pub use redis::{PrivateRedis, RedisOptions};
 pub use server::{PrivateServer, Program};

@@ -152,6 +152,13 @@ impl PrivatePostgres {
     }
 }
 
+impl PrivatePostgres {
+    /// The name of the database.
+    pub fn database(&self) -> &'static str {
+        NAME
+    }
+}
+
 impl Program for Postgres {
     const STOP: &'static Escalation = STOP;
     const STOP_AT_ONCE: &'static Escalation = STOP_AT_ONCE;

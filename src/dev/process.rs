@@ -85,17 +85,7 @@ impl Supervised {
 
     /// Sends the signals one after the other until the process has exited.
     pub(super) async fn stop(&mut self, escalation: &Escalation) -> Result<()> {
-        for (signal, limit) in escalation {
-            let Some(pid) = self.child.id() else { return Ok(()) };
-            send(pid, *signal);
-            // After SIGSTOP a process handles only SIGKILL until it continues.
-            send(pid, Signal::SIGCONT);
-            if let Ok(status) = timeout(*limit, self.child.wait()).await {
-                status.with_context(|| format!("cannot wait for {}", self.name))?;
-                return Ok(());
-            }
-        }
-        bail!("{} does not exit, not even by SIGKILL", self.name)
+        stop(self.name, &mut self.child, escalation).await
     }
 
     /// Sends SIGKILL and waits for the exit.
@@ -105,6 +95,21 @@ impl Supervised {
             .await
             .with_context(|| format!("cannot kill {}", self.name))
     }
+}
+
+/// Sends the signals to a child one after the other until it has exited.
+pub(super) async fn stop(name: &str, child: &mut Child, escalation: &Escalation) -> Result<()> {
+    for (signal, limit) in escalation {
+        let Some(pid) = child.id() else { return Ok(()) };
+        send(pid, *signal);
+        // After SIGSTOP a process handles only SIGKILL until it continues.
+        send(pid, Signal::SIGCONT);
+        if let Ok(status) = timeout(*limit, child.wait()).await {
+            status.with_context(|| format!("cannot wait for {name}"))?;
+            return Ok(());
+        }
+    }
+    bail!("{name} does not exit, not even by SIGKILL")
 }
 
 /// Stops a process that is not a child of this one.

@@ -18,6 +18,9 @@ use super::postgres::{self, PostgresOptions, PrivatePostgres};
 use super::redis::{PrivateRedis, RedisOptions};
 use crate::config::Secret;
 
+/// WAL that a slot may retain.
+const WAL_KEPT_MAX: &str = "4GB";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// A commit is on disk.
@@ -92,9 +95,11 @@ impl Servers {
                 return Ok(None);
             }
             let mut settings = memory.postgres_options();
-            if options.durability == Durability::Disposable {
-                settings = settings.setting("fsync", "off").setting("full_page_writes", "off");
-            }
+            settings = match options.durability {
+                Durability::Disposable => settings.setting("fsync", "off").setting("full_page_writes", "off"),
+                // Without an engine its slot would retain WAL until the disk is full.
+                Durability::Full => settings.setting("max_slot_wal_keep_size", WAL_KEPT_MAX),
+            };
             PrivatePostgres::start(&postgres_folder, settings).await.map(Some)
         };
         let start_redis = async {

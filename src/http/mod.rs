@@ -12,6 +12,7 @@ pub mod error;
 pub mod gzip;
 pub mod listener;
 pub mod memory;
+pub mod own_origin;
 pub mod percent;
 pub mod precondition;
 pub mod progress;

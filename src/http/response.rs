@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
@@ -28,6 +28,11 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Erro
     let bytes =
         serde_json::to_vec(value).map_err(|error| Error::internal(format!("cannot serialize a response: {error}")))?;
     Ok(with_type(status, "application/json", bytes))
+}
+
+/// A JSON response of status 200.
+pub fn ok(value: &impl Serialize) -> Result<Response, Error> {
+    json(StatusCode::OK, value)
 }
 
 /// A page of a list under its name, with whether there is more in its direction; by offset also with the offset and the total.
@@ -58,6 +63,31 @@ impl<T: Serialize> Serialize for ListPage<'_, T> {
 /// A plain text response.
 pub fn text(status: StatusCode, text: &'static str) -> Response {
     with_type(status, "text/plain; charset=utf-8", text)
+}
+
+/// 303 to another address.
+///
+/// # Errors
+/// When a header cannot have the address as its value.
+pub fn see_other(location: &str) -> Result<Response, Error> {
+    let location = HeaderValue::from_str(location)
+        .map_err(|error| Error::internal(format!("cannot redirect to {location:?}: {error}")))?;
+    let mut response = hyper::Response::new(full(Bytes::new()));
+    *response.status_mut() = StatusCode::SEE_OTHER;
+    response.headers_mut().insert(LOCATION, location);
+    Ok(response)
+}
+
+/// A stream of events (SSE) over hyper.
+pub fn event_stream(body: Body) -> Response {
+    let mut response = hyper::Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    response
 }
 
 /// 204.

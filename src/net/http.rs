@@ -29,6 +29,14 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// An open connection: its handle and the task that drives it.
 type Connection = (SendRequest<Full<Bytes>>, AbortOnDropHandle<()>);
 
+/// A response whose body arrives as long as this value lives.
+#[derive(Debug)]
+pub struct OpenResponse {
+    pub head: Parts,
+    pub body: Incoming,
+    _connection: Connection,
+}
+
 /// A client of one server. Each request has its own connection, since requests are rare: every few seconds at most. A
 /// server of HTTPS must prove its name.
 #[derive(Debug)]
@@ -81,6 +89,19 @@ impl Client {
         self.in_time(async {
             let (head, _, _connection) = self.exchange(request).await?;
             Ok(head)
+        })
+        .await
+    }
+
+    /// Sends a request and returns the response while its body arrives, for streams. The timeout applies to the head only.
+    pub async fn open(&self, request: Request<Bytes>) -> Result<OpenResponse> {
+        self.in_time(async {
+            let (head, body, connection) = self.exchange(request).await?;
+            Ok(OpenResponse {
+                head,
+                body,
+                _connection: connection,
+            })
         })
         .await
     }

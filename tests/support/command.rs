@@ -17,6 +17,7 @@ pub(crate) fn posduif() -> Command {
         .env_remove("REDIS_URL")
         .env_remove("POSDUIF_URL")
         .env_remove("POSDUIF_ADMIN_URL")
+        .env_remove("POSDUIF_CONFIG")
         .stdin(Stdio::null())
         .kill_on_drop(true);
     command

@@ -1,6 +1,7 @@
 //! What tests share: a world for each test, made of a database, a slot and a Redis prefix of its own.
 
 pub(crate) mod command;
+pub(crate) mod dev;
 pub(crate) mod http;
 pub(crate) mod office;
 pub(crate) mod oracle;
