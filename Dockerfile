@@ -4,6 +4,15 @@
 #
 #   docker build --build-arg POSDUIF_COMMIT=$(git rev-parse --short=12 HEAD) -t posduif .
 
+# The pages of the console, which the program contains.
+FROM node:20-bookworm-slim AS web
+WORKDIR /src/web
+COPY web/package.json web/package-lock.json ./
+RUN npm ci --no-audit --no-fund --loglevel=error
+COPY clients/typescript/src ../clients/typescript/src
+COPY web ./
+RUN npm run --silent build
+
 # The same Debian release in both stages: the program is linked against its C library.
 FROM rust:1.95-slim-bookworm AS build
 # ring compiles C.
@@ -26,13 +35,15 @@ RUN mkdir -p src examples tests benches/live sql \
 COPY build.rs ./
 COPY sql sql
 COPY migrations migrations
-COPY docs/openapi.yaml docs/openapi.yaml
+COPY docs/openapi.yaml docs/openapi-admin.yaml docs/
+COPY config/demo.yaml config/demo.yaml
+COPY --from=web /src/web/dist web/dist
 COPY src src
 # The commit for `posduif --version`: the build context has no repository.
 ARG POSDUIF_COMMIT=
 RUN mkdir -p tests benches/live examples \
     && touch tests/main.rs examples/phone.rs benches/replication.rs benches/sync.rs benches/api.rs benches/live/main.rs \
-    && POSDUIF_COMMIT=$POSDUIF_COMMIT cargo build --profile dist --no-default-features --locked --bin posduif
+    && POSDUIF_COMMIT=$POSDUIF_COMMIT cargo build --profile dist --no-default-features --features web --locked --bin posduif
 
 FROM debian:bookworm-slim
 # Certificate authorities for TLS to Postgres and Redis.

@@ -60,7 +60,7 @@ impl ConflictReport {
 /// When Postgres fails.
 pub async fn list(database: &Database, tenant: &Tenant, most: i64) -> Result<Vec<ConflictReport>, Error> {
     let rows = database
-        .query(&sql!("admin/conflict_list", tenant), &[(&most, Type::INT8)])
+        .query(&sql!("admin/conflicts_of_tenant", tenant), &[(&most, Type::INT8)])
         .await?;
     rows.iter().map(ConflictReport::from_row).collect()
 }

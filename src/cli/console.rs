@@ -45,7 +45,9 @@ impl Console {
         };
         let about = http::get(&format!("{admin}/admin/api/about"), TIMEOUT)
             .await
-            .with_context(|| format!("cannot reach the admin listener at {admin}; check that the engine runs"))?;
+            .with_context(|| {
+                format!("no engine answers at its admin listener {admin}; check that it runs, and `admin.listen`")
+            })?;
         let body: Value = serde_json::from_slice(&about.body).unwrap_or_default();
         let Some(engine) = body["engine"].as_str() else {
             bail!(
