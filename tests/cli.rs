@@ -54,17 +54,15 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(7), "tenant_acme": clean(10)})
+        json!({"posduif": clean(7), "tenant_acme": clean(11)})
     );
 
     let complaint = migrate("down").await.complaint(1);
     assert!(complaint.contains("--yes") && complaint.contains("lost"), "{complaint}");
-    assert!(
-        complaint.contains("0010_outbox of tenant_acme, with the tables outbox"),
-        "{complaint}"
-    );
+    assert!(complaint.contains("0011_conflicts of tenant_acme"), "{complaint}");
     let complaint = migrate("down 99").await.complaint(1);
     for expected in [
+        "0010_outbox of tenant_acme, with the tables outbox",
         "0009_roles of tenant_acme, with the columns users.role",
         "0006_state of tenant_acme, with the columns devices.public_key_changed_at",
         "0001_tenant of tenant_acme, with the tables encrypted_states",
@@ -80,19 +78,20 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0010_outbox", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0011_conflicts", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 9, "dirty": false, "pending": ["0010_outbox"]})
+        json!({"schema": "tenant_acme", "version": 10, "dirty": false, "pending": ["0011_conflicts"]})
     );
-    assert!(migrate("status").await.text().contains("0010_outbox"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0010_outbox\n");
+    assert!(migrate("status").await.text().contains("0011_conflicts"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0011_conflicts\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0010_outbox\ntenant_acme rolled back 0009_roles\ntenant_acme rolled back 0008_upload_once\n\
+        "tenant_acme rolled back 0011_conflicts\n\
+         tenant_acme rolled back 0010_outbox\ntenant_acme rolled back 0009_roles\ntenant_acme rolled back 0008_upload_once\n\
          tenant_acme rolled back 0007_message_lists\n\
          tenant_acme rolled back 0006_state\n\
          tenant_acme rolled back 0005_conflict_pages\n\

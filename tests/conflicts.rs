@@ -265,3 +265,20 @@ async fn conflict_under_last_write_wins_is_recorded_as_resolved() {
     assert_eq!(batch["changes"], json!([]));
     office.close().await;
 }
+
+#[tokio::test]
+async fn role_with_rights_on_messages_only_deletes_one_and_closes_its_conflict() {
+    let (office, phone, _) = office().await;
+    let message = contested(&office, &phone, edit("", "phone's", 1)).await;
+    let role = format!("writer_{}", Uuid::new_v4().simple());
+    office
+        .sql(&format!(
+            "CREATE ROLE {role}; GRANT USAGE ON SCHEMA tenant_acme TO {role}; \
+             GRANT SELECT, DELETE ON tenant_acme.messages TO {role}; SET ROLE {role}; \
+             DELETE FROM tenant_acme.messages WHERE id = '{message}'; RESET ROLE; \
+             DROP OWNED BY {role}; DROP ROLE {role}"
+        ))
+        .await;
+    assert!(conflicts(&phone, "").await.is_empty());
+    office.close().await;
+}

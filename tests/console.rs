@@ -590,6 +590,42 @@ async fn quarantined_change_is_a_problem_and_its_row_is_listed() {
 }
 
 #[tokio::test]
+async fn connected_device_that_does_not_sync_is_a_problem_until_it_does() {
+    let office = Office::with(|config| {
+        with_token(config);
+        config.health.device_behind_seconds = 1;
+    })
+    .await;
+    let mut events = watch(&office.anybody.operator(TOKEN), "/admin/api/figures").await;
+    let phone = office.phone("phone").await;
+    let (_, cursor) = phone.sync(None).await;
+    phone
+        .post("/api/sync/ack", &json!({"cursor": cursor}))
+        .await
+        .expect(200);
+    office.send("hello").await;
+    let found = problem(&mut events, "device").await;
+    assert_eq!(
+        (&found["level"], &found["command"]),
+        (&json!("warn"), &json!("posduif device show phone --tenant acme"))
+    );
+    let listed = office
+        .anybody
+        .operator(TOKEN)
+        .get("/admin/api/tenants/acme/devices")
+        .await;
+    let behind = &listed.expect(200)["devices"][0]["behind"];
+    assert_eq!((&behind["rows"], &behind["at_least"]), (&json!(1), &json!(false)));
+    let (_, cursor) = phone.sync(Some(&cursor)).await;
+    phone
+        .post("/api/sync/ack", &json!({"cursor": cursor}))
+        .await
+        .expect(200);
+    no_problem(&mut events).await;
+    office.close().await;
+}
+
+#[tokio::test]
 async fn trace_shows_the_life_of_a_row() {
     let (office, operator) = office().await;
     let phone = office.phone("phone").await;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::devices::{self, DeviceFigures};
 use crate::admin::slot_report::{SlotReport, SlotSnapshot};
-use crate::admin::verdict::{DEVICE_BEHIND_SECONDS, Facts, Replicator, SlowDevice, Verdict};
+use crate::admin::verdict::{Facts, Replicator, SlowDevice, Verdict};
 use crate::config::Config;
 use crate::contract::stream_name::Target;
 use crate::core::tenant::{PAUSED, Tenant};
@@ -39,7 +39,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the figures of a tenant, and the list of tenants, are used.
-const TENANT_LIFETIME: Duration = Duration::from_secs(30);
+const TENANT_LIFETIME: Duration = Duration::from_secs(10);
 
 /// Figures that wait for a slow watcher; a slower one misses some.
 const WAITING_MAX: usize = 16;
@@ -396,7 +396,7 @@ impl Sampler {
             return Ok(Asked::No);
         };
         let devices = devices::figures(database, &tenant).await?;
-        let slow = slow_devices(&self.inputs.store, &tenant, &devices).await;
+        let slow = slow_devices(&self.inputs, &tenant, &devices).await;
         let at = Instant::now();
         servers.tenants.insert(tenant.name, TenantFigures { at, devices, slow });
         Ok(Asked::Yes)
@@ -530,7 +530,10 @@ async fn read_redis(
 }
 
 /// Those recently seen devices of a tenant that are far behind. Unknown without Redis.
-async fn slow_devices(store: &Store, tenant: &Tenant, devices: &DeviceFigures) -> Vec<SlowDevice> {
+async fn slow_devices(inputs: &Inputs, tenant: &Tenant, devices: &DeviceFigures) -> Vec<SlowDevice> {
+    let store = &inputs.store;
+    #[expect(clippy::cast_precision_loss, reason = "at most 86,400")]
+    let bound = inputs.config.health.device_behind_seconds as f64;
     let behind = async {
         let states = devices::states(store, tenant, &devices.recent).await?;
         devices::behind(store, tenant, &devices.recent, &states).await
@@ -541,7 +544,7 @@ async fn slow_devices(store: &Store, tenant: &Tenant, devices: &DeviceFigures) -
     let behind = devices.recent.iter().zip(behind);
     behind
         .filter_map(|((_, device), behind)| {
-            let seconds = behind.seconds.filter(|seconds| *seconds > DEVICE_BEHIND_SECONDS)?;
+            let seconds = behind.seconds.filter(|seconds| *seconds > bound)?;
             Some(SlowDevice {
                 tenant: tenant.name.clone(),
                 device: device.clone(),

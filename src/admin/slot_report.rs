@@ -144,13 +144,11 @@ pub struct SlotSnapshot {
 
 impl SlotSnapshot {
     pub async fn take(database: &Database) -> Result<Self> {
-        let read = async {
-            let server = database.query_opt(&sql!("admin/slot_context"), &[]).await?;
-            let slots = database.query(&sql!("admin/slot_list"), &[]).await?;
-            Ok::<_, crate::postgres::Error>((server, slots))
-        };
-        let (server, slots) = read.await.context("cannot read the replication slots")?;
-        let row = server.context("Postgres returned no position of its log")?;
+        let rows = database
+            .query(&sql!("admin/slot_snapshot"), &[])
+            .await
+            .context("cannot read the replication slots")?;
+        let row = rows.first().context("Postgres returned no position of its log")?;
         let keep: Option<i64> = row.try_get("keep_bytes")?;
         Ok(Self {
             at: Instant::now(),
@@ -158,7 +156,11 @@ impl SlotSnapshot {
             is_standby: row.try_get("is_standby")?,
             keep_bytes: keep.and_then(|keep| u64::try_from(keep).ok()),
             idle_timeout_seconds: row.try_get("idle_timeout_seconds")?,
-            slots: slots.iter().map(Slot::read).collect::<Result<_, _>>()?,
+            slots: rows
+                .iter()
+                .filter(|row| !matches!(row.try_get::<_, Option<&str>>("name"), Ok(None)))
+                .map(Slot::read)
+                .collect::<Result<_, _>>()?,
         })
     }
 

@@ -10,9 +10,6 @@ use crate::admin::slot_report::{SlotReport, Verdict as SlotVerdict};
 /// A slot that is lost within this time is urgent.
 const SLOT_URGENT_SECONDS: f64 = 3600.0;
 
-/// A connected device that is further behind than this is a problem.
-pub const DEVICE_BEHIND_SECONDS: f64 = 60.0;
-
 /// Names that one sentence has at most.
 const NAMES_MAX: usize = 3;
 

@@ -7,8 +7,8 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::Global;
 use super::output::{self, Render, Text, outln};
-use super::{EngineAddress, Global};
 use crate::admin::access::{AccessKey, LINK_SECONDS};
 use crate::core::time::unix_micros;
 use crate::net::http;
@@ -18,8 +18,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct Console {
-    #[command(flatten)]
-    engine: EngineAddress,
+    /// Base URL of the engine's admin listener [default: `admin.listen`]
+    #[arg(long, env = "POSDUIF_ADMIN_URL")]
+    admin_url: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -34,12 +35,14 @@ struct Link {
 impl Console {
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
-        let Some(admin) = self.engine.urls(&config).admin else {
+        let named = self.admin_url.filter(|url| !url.is_empty());
+        let Some(admin) = named.or_else(|| config.admin.url()) else {
             bail!(
                 "the engine's admin listener is not known: set `admin.listen` to an address with a port, or name its URL in \
                  --admin-url"
             );
         };
+        let admin = admin.trim_end_matches('/');
         let Some(key) = AccessKey::of(&config) else {
             bail!("key `auth.jwt_secret` is not set: links are made with the same value as the engine's");
         };
@@ -60,10 +63,7 @@ impl Console {
         let link = Link {
             url: format!("{admin}/console/#link={code}"),
             expires_in_seconds: LINK_SECONDS,
-            authority: admin
-                .split_once("://")
-                .map_or(admin.as_str(), |(_, rest)| rest)
-                .to_owned(),
+            authority: admin.split_once("://").map_or(admin, |(_, rest)| rest).to_owned(),
         };
         output::print(global, &link)
     }

@@ -137,6 +137,7 @@ const TENANT: &[Migration] = &[
     ),
     migration!(9, "tenant", "0009_roles", tables: [], columns: [("users", "role")]),
     migration!(10, "tenant", "0010_outbox", tables: ["outbox"], columns: []),
+    migration!(11, "tenant", "0011_conflicts", tables: [], columns: []),
 ];
 
 /// The schemas of a command.

@@ -85,12 +85,15 @@ function handle(draft: Draft, event: Event): void {
       if (event.lane !== 'live') draft.lane(event.lane, { pause: 'none' })
       else if (draft.state.live.status === 'waiting') draft.live({ status: 'closed' })
       return
-    case 'liveOpened':
-      if (draft.state.live.status !== 'opening') return
+    case 'liveOpened': {
+      const { status, error } = draft.state.live
+      if (status !== 'opening') return
       draft.live({ status: 'open', error: null })
+      if (error?.kind === 'lost') reached(draft)
       // Earlier changes are not sent as events.
       draft.lane('down', { wanted: true })
       return
+    }
     case 'liveSteady':
       draft.live({ failures: 0 })
       return
@@ -150,7 +153,19 @@ function resume(draft: Draft, lane: 'up' | 'down' | 'auth', by: 'user' | 'hint' 
 }
 
 function succeed(draft: Draft, lane: 'up' | 'down'): void {
+  const { error } = draft.state[lane]
   draft.lane(lane, { failures: 0, error: null })
+  if (error?.kind === 'lost') reached(draft)
+}
+
+/** The server is reachable again: what failed only because it was not is tried at once. */
+function reached(draft: Draft): void {
+  for (const lane of ['up', 'down', 'auth'] as const) {
+    const { pause, error } = draft.state[lane]
+    if (pause === 'backoff' && error?.kind === 'lost') draft.lane(lane, { pause: 'none' })
+  }
+  const { live } = draft.state
+  if (live.status === 'waiting' && !live.isServerDelay && live.error?.kind === 'lost') draft.live({ status: 'closed' })
 }
 
 /** Repeats the request after a delay. */

@@ -329,6 +329,38 @@ describe('outbox', () => {
     assert.deepEqual(scene.state.device.parked, [])
   })
 
+  /** A stream that has just ended. */
+  const streamless = () => {
+    const scene = Scene.stream()
+    scene.do({ type: 'liveWanted', wanted: true })
+    scene.do({ type: 'liveOpened' })
+    scene.batch({ cursor: 'c2' })
+    scene.do({ type: 'liveFailed', failure: { kind: 'lost', message: 'ended' } })
+    return scene
+  }
+
+  test('what was lost in an outage does not wait when the server answers again', () => {
+    const scene = streamless()
+    scene.sync('timer')
+    scene.lose()
+    scene.write('edit', 'tasks', 't1', { title: 'b' })
+    scene.lose()
+    assert.deepEqual([scene.state.up.pause, scene.state.down.pause], ['backoff', 'backoff'])
+    assert.equal(scene.state.live.status, 'waiting')
+    scene.retry('down')
+    scene.batch({ cursor: 'c3' })
+    assert.equal(scene.request.type, 'upload')
+    scene.answer({ seq: 1, status: 'applied', version: 2 })
+    assert.equal(scene.state.live.status, 'opening')
+  })
+
+  test('stream that alone is lost waits, although batches arrive', () => {
+    const scene = streamless()
+    scene.sync('timer')
+    scene.batch({ cursor: 'c3' })
+    assert.equal(scene.state.live.status, 'waiting')
+  })
+
   test('enrollment that is refused keeps the token that is there', () => {
     const scene = Scene.stream()
     scene.do({ type: 'enroll', enrollment: { by: 'code', token: 'mistyped' }, freshId: 'unused' })
