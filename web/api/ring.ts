@@ -6,6 +6,9 @@ export const RING_SECONDS = 900
 /** Seconds that the charts show, by how much history there is. */
 const SPANS = [120, 300, RING_SECONDS]
 
+/** A row that is nearer to the last one is left out: rates over so little time are noise. */
+const LEAST_SECONDS = 0.5
+
 /** A pause between two rows that is longer than this is drawn as a gap. */
 const GAP_SECONDS = 2.5
 
@@ -49,7 +52,7 @@ export class Ring {
   #append(row: Row): boolean {
     const at = row[0]
     const last = this.#rows.at(-1)?.[0]
-    if (at == null || (last != null && at <= last)) return false
+    if (at == null || (last != null && at - last < LEAST_SECONDS)) return false
     if (last != null && at - last > GAP_SECONDS) this.#rows.push([last + 1, ...row.slice(1).map(() => null)])
     this.#rows.push(row)
     while (this.#rows.length > this.capacity) this.#rows.shift()
@@ -64,6 +67,11 @@ export class Ring {
   last(name: Column): number | null {
     const at = this.#columns.indexOf(name)
     return at < 0 ? null : (this.#rows.at(-1)?.[at] ?? null)
+  }
+
+  /** The newest value of some seconds: a second in which nothing happened has no latency. */
+  recent(name: Column, seconds: number): number | null {
+    return this.column(name).slice(-seconds).findLast((value) => value !== null) ?? null
   }
 
   /** Seconds that charts show: the history of an engine that has just started is short. */

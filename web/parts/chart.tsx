@@ -124,7 +124,7 @@ function options(box: HTMLElement, latest: { current: Props }, read: (text: stri
         grid: { show: false },
         size: 22,
         space: 64,
-        values: (_, splits) => splits.map((at) => clockTime(at * 1000).slice(0, isWithinMinutes(splits) ? 8 : 5)),
+        values: timeLabels,
       },
       { ...axis, size: 62, space: 28, values: (_, splits) => splits.map((value) => latest.current.format(value)) },
     ],
@@ -154,19 +154,26 @@ function readingAt(index: number | null | undefined, props: Props): string {
   return `${clockTime(at * 1000)}  ${values.join('  ')}`
 }
 
+/** Half of the width of a character of a label, which is centred. */
+const LABEL_CHARACTER_PX = 3.5
+
 /** A bar stands to the right of its time. */
 function timeRange({ seconds, barSeconds = 0 }: Props, min: number, max: number): [number, number] {
   return max == null ? [min, max] : [max + barSeconds - seconds, max + barSeconds]
 }
 
-function isWithinMinutes([first, second]: number[]): boolean {
-  return first !== undefined && second !== undefined && second - first < 60
+/** Times of the axis, without those that would be cut off at the right. */
+function timeLabels(chart: uPlot, splits: number[]): (string | null)[] {
+  const [first = 0, second = 60] = splits
+  const length = second - first < 60 ? 8 : 5
+  const end = chart.width - chart.over.offsetLeft - length * LABEL_CHARACTER_PX
+  return splits.map((at) => (chart.valToPos(at, 'x') > end ? null : clockTime(at * 1000).slice(0, length)))
 }
 
-/** The bound belongs into the picture if the values are near it, or it would flatten them. */
+/** With a bound, how far the values are from it is what the chart shows. */
 function ceiling(max: number | null, bound: number | undefined, least: number): number {
   const top = (max ?? 0) * 1.15
-  if (bound !== undefined && (max ?? 0) > bound * 0.2) return Math.max(top, bound * 1.15)
+  if (bound !== undefined) return Math.max(top, bound * 1.15)
   return top > 0 ? Math.max(top, least > 1 ? least : 0) : least
 }
 

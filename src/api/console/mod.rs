@@ -116,6 +116,20 @@ impl Console {
         listed.check().map_err(|error| unavailable(&error))?;
         Ok(listed.tenant)
     }
+
+    /// The tenant that the parameter `tenant` names, or all.
+    ///
+    /// # Errors
+    /// 404 if there is none of this name.
+    async fn tenants_named(&self, request: &Request) -> Result<Vec<Tenant>, Error> {
+        let database = &self.diagnostics.database;
+        let Some(name) = request.query.get("tenant") else {
+            return Ok(tenants::list(database).await?);
+        };
+        let listed = tenants::registered(database, name).await?;
+        let listed = listed.ok_or_else(|| Error::new(Code::NOT_FOUND, "tenant not found"))?;
+        Ok(vec![listed.tenant])
+    }
 }
 
 /// An operator at an address.

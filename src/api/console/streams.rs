@@ -18,7 +18,6 @@ use crate::api::request::Request;
 use crate::http::error::{Code, Error};
 use crate::http::request::uuid;
 use crate::http::response::{self, Response};
-use crate::postgres::tenants;
 
 /// Events that wait for a client.
 const WAITING_MAX: usize = 64;
@@ -105,17 +104,7 @@ pub async fn figures(console: Arc<Console>, _request: Request) -> Result<Respons
 /// 404 for an unknown tenant, 503 while Postgres or Redis is unavailable, or too many streams are open.
 pub async fn trace(console: Arc<Console>, request: Request) -> Result<Response, Error> {
     let diagnostics = &console.diagnostics;
-    let followed = match request.query.get("tenant") {
-        Some(name) => {
-            let listed = tenants::registered(&diagnostics.database, name).await?;
-            vec![
-                listed
-                    .ok_or_else(|| Error::new(Code::NOT_FOUND, "tenant not found"))?
-                    .tenant,
-            ]
-        }
-        None => tenants::list(&diagnostics.database).await?,
-    };
+    let followed = console.tenants_named(&request).await?;
     let text = |name: &str| request.query.get(name).map(str::to_owned);
     let filter = Filter {
         table: text("table"),

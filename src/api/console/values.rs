@@ -24,7 +24,6 @@ use crate::core::tenant::Tenant;
 use crate::http::error::{Code, Error};
 use crate::http::response::{self, Response};
 use crate::postgres::audit::{self, ACTIONS};
-use crate::postgres::tenants;
 use crate::redis::store;
 
 /// Most rows of a list.
@@ -189,17 +188,7 @@ pub async fn device(console: Arc<Console>, request: Request) -> Result<Response,
 /// `GET /admin/api/streams`: what Redis holds, of one tenant or all.
 pub async fn streams(console: Arc<Console>, request: Request) -> Result<Response, Error> {
     let diagnostics = &console.diagnostics;
-    let all = match request.query.get("tenant") {
-        Some(name) => {
-            let listed = tenants::registered(&diagnostics.database, name).await?;
-            vec![
-                listed
-                    .ok_or_else(|| Error::new(Code::NOT_FOUND, "tenant not found"))?
-                    .tenant,
-            ]
-        }
-        None => tenants::list(&diagnostics.database).await?,
-    };
+    let all = console.tenants_named(&request).await?;
     let view = match diagnostics.store.view().await {
         Ok(view) => Some(view),
         Err(store::Error::NoCheckpoint) => None,

@@ -14,6 +14,9 @@ import { href } from '../location'
 import { Pipeline } from './pipeline'
 import { UploadsChart } from './uploads-chart'
 
+/** How old a latency may be that is shown as that of now. */
+const RECENT_SECONDS = 10
+
 /** What must work for fresh data, as `/ready` names it. */
 const LANES = ['postgres', 'redis', 'replication', 'freshness']
 
@@ -76,8 +79,8 @@ function Freshness({ latest, ring, restarts }: Part) {
 
 function Charts({ ring, restarts }: Omit<Part, 'latest'>) {
   const shared = { times: times(ring), seconds: ring.span, marks: restarts }
-  const p50 = ring.last('commit_to_stream_p50_ms')
-  const p99 = ring.last('commit_to_stream_p99_ms')
+  const p50 = ring.recent('commit_to_stream_p50_ms', RECENT_SECONDS)
+  const p99 = ring.recent('commit_to_stream_p99_ms', RECENT_SECONDS)
   return (
     <div class="grid two">
       <section class="panel">
@@ -188,7 +191,7 @@ function Rest({ latest, ring }: { latest: Figures; ring: Ring }) {
 
 function RedisMemory({ redis }: { redis: NonNullable<Figures['redis']> }) {
   const { used_memory_bytes: used, maxmemory_bytes: max } = redis
-  if (!max) return <>{bytes(used)} of no limit</>
+  if (!max) return <>{bytes(used)}, no limit</>
   return (
     <>
       {bytes(used)} of {bytes(max)}

@@ -182,13 +182,17 @@ function Commands({ slots }: { slots: SlotReport[] }) {
   )
 }
 
+export function shareText(share: number): string {
+  return share > 0 && share < 0.01 ? '< 1 %' : `${Math.round(share * 100)} %`
+}
+
 function Retained({ slot, keep }: { slot: SlotReport; keep: number | null }) {
   const { retained_wal_bytes: retained, name } = slot
   if (retained === null) return <>–</>
   return (
     <>
       {bytes(retained)}
-      {keep !== null && <span class="sub">{Math.round((retained / keep) * 100)} % of the bound</span>}
+      {keep !== null && <span class="sub">{shareText(retained / keep)} of the bound</span>}
       {keep !== null && <Meter value={retained} max={keep} label={`WAL retained by ${name}`} level={levelOf(slot)} />}
     </>
   )

@@ -2,7 +2,7 @@ import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
 import { url } from '../../api/client'
 import { Store } from '../../api/store'
 import { followTrace, TRACE_MAX, type TraceFilter, type TraceItem, type TraceState } from '../../api/trace'
-import type { TenantRow, TraceChange, TraceStep } from '../../api/types'
+import type { Level, TenantRow, TraceChange, TraceStep } from '../../api/types'
 import { Field } from '../../parts/field'
 import { clockTime, count, shortId } from '../../parts/format'
 import { useResource, useStore } from '../../parts/hooks'
@@ -66,10 +66,9 @@ export function Trace({ params }: { params: Params }) {
           Clear
         </button>
         <span class="link">
-          <State level={state.link === 'open' ? 'ok' : state.link === 'broken' ? 'fail' : 'none'}>
+          <State level={linkLevel(paused !== null, state.link)}>
             {paused !== null ? 'paused' : state.link === 'open' ? 'live' : state.link}
           </State>
-          <span class="sub">{count(state.received, 'change')} received</span>
         </span>
       </div>
       {!isUserValid && (
@@ -78,14 +77,26 @@ export function Trace({ params }: { params: Params }) {
         </p>
       )}
       {item?.kind === 'change' && <RowLife change={item.change} steps={item.steps} onClose={() => setChosen(null)} />}
-      <List items={items} chosen={chosen} onChoose={setChosen} />
-      <p class="sub">The newest {TRACE_MAX} changes since the page was opened. Milliseconds count from the commit.</p>
+      <List items={items} chosen={chosen} onChoose={setChosen} withTenant={tenant === ''} />
+      <p class="sub">
+        {count(state.received, 'change')} received; the newest {TRACE_MAX} are shown. Milliseconds count from the commit.
+      </p>
     </>
   )
 }
 
-function List(props: { items: readonly TraceItem[]; chosen: number | null; onChoose: (key: number) => void }) {
-  const { items, chosen, onChoose } = props
+function linkLevel(isPaused: boolean, link: TraceState['link']): Level | 'none' {
+  if (link === 'broken') return 'fail'
+  return isPaused || link === 'connecting' ? 'none' : 'ok'
+}
+
+function List(props: {
+  items: readonly TraceItem[]
+  chosen: number | null
+  onChoose: (key: number) => void
+  withTenant: boolean
+}) {
+  const { items, chosen, onChoose, withTenant } = props
   if (items.length === 0) return <p class="empty">No change yet. Changes appear here as they are published.</p>
   return (
     <div class="scroll" role="region" aria-label="Changes" tabIndex={0}>
@@ -93,11 +104,13 @@ function List(props: { items: readonly TraceItem[]; chosen: number | null; onCho
         <thead>
           <tr>
             <th scope="col">Committed</th>
-            <th scope="col">Tenant</th>
+            {withTenant && <th scope="col">Tenant</th>}
             <th scope="col">Op</th>
             <th scope="col">Table</th>
             <th scope="col">Row</th>
-            <th scope="col">Columns</th>
+            <th scope="col" class="columns">
+              Columns
+            </th>
             {STEPS.map((step) => (
               <th key={step} scope="col" class="end">
                 {step}
@@ -116,7 +129,13 @@ function List(props: { items: readonly TraceItem[]; chosen: number | null; onCho
                 </td>
               </tr>
             ) : (
-              <ChangeRow key={item.key} item={item} isChosen={item.key === chosen} onChoose={onChoose} />
+              <ChangeRow
+                key={item.key}
+                item={item}
+                isChosen={item.key === chosen}
+                onChoose={onChoose}
+                withTenant={withTenant}
+              />
             ),
           )}
         </tbody>
@@ -129,8 +148,9 @@ function ChangeRow(props: {
   item: Extract<TraceItem, { kind: 'change' }>
   isChosen: boolean
   onChoose: (key: number) => void
+  withTenant: boolean
 }) {
-  const { item, isChosen, onChoose } = props
+  const { item, isChosen, onChoose, withTenant } = props
   const { change, steps } = item
   return (
     <tr class={isChosen ? 'selected' : undefined}>
@@ -139,7 +159,7 @@ function ChangeRow(props: {
           {committedText(change)}
         </button>
       </th>
-      <td>{change.tenant}</td>
+      {withTenant && <td>{change.tenant}</td>}
       <td>
         <span class={`op ${change.op}`}>{change.op}</span>
       </td>

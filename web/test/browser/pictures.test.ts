@@ -40,7 +40,7 @@ describe('pictures', { skip: folder ? false : 'POSDUIF_SCREENSHOTS names no fold
   test('the screen Now of a system in order', async () => {
     const console = await Console.signedIn(browser, scene.engine, { view: { width: 1280, height: 900, scheme: 'dark' } })
     await console.page.locator('.verdict.ok').waitFor()
-    await console.page.getByText('4', { exact: true }).first().waitFor()
+    await console.page.locator('.facts > div', { hasText: 'Devices online' }).getByText('4', { exact: true }).waitFor()
     await console.picture('now-in-order', false)
     await console.close()
     await scene.trouble()
@@ -53,6 +53,7 @@ describe('pictures', { skip: folder ? false : 'POSDUIF_SCREENSHOTS names no fold
         await console.show(path, title)
         await console.page.locator('main').getByText(shows).first().waitFor()
         await console.page.waitForFunction(() => !document.body.innerText.includes('Reading…'))
+        if (name === 'tenants') await console.page.locator('.sparkline .line[d*="L"]').first().waitFor()
         if (name === 'trace') {
           // Some changes with all of their steps, and the life of one of them.
           await console.page.getByRole('row').nth(14).waitFor()

@@ -3,7 +3,7 @@ import { createClient, table, type Client } from '@posduif/client'
 import { memory } from '@posduif/client/memory'
 import { Engine } from './engine'
 
-type Order = { id: string; customer_id: string; title: string; quantity: number; state: string; version: number }
+type Order = { id: string; title: string; quantity: number; state: string; version: number }
 
 const tables = { orders: table<Order>() }
 
@@ -83,6 +83,9 @@ class Network {
   }
 }
 
+/** Of the users of `posduif dev`. */
+const PASSWORD = 'posduif-demo'
+
 type Device = { client: Client<typeof tables>; network: Network }
 
 /** A system in use: devices that receive and write, and some things that need an operator. */
@@ -110,10 +113,10 @@ export class Scene {
       ['joe', 'Pixel 9 of Joe', 'mobile'],
       ['joe', 'Joe’s Galaxy Tab', 'mobile'],
       ['sally', 'Sally’s iPhone 16 Pro', 'mobile'],
-      ['bob', 'Firefox on Debian', 'browser'],
     ] as const) {
       await scene.#enroll(token, user, name, type)
     }
+    await scene.#signIn('bob', 'Firefox on Debian')
     await engine.sql(`
       UPDATE tenant_demo.devices SET device_info =
         jsonb_build_object('app_version', '2.4.' || length(name) % 4, 'os', CASE device_type
@@ -159,7 +162,7 @@ export class Scene {
         round += 1
         for (const { client, network } of this.#devices.slice(0, round % 3 === 0 ? 3 : 1)) {
           network.losesNext = round % 9 === 4
-          client.orders.create({ customer_id: client.userId ?? '', title: 'From the app', quantity: 1, state: 'new' })
+          client.orders.create({ title: 'Wool blanket', quantity: 1, state: 'new' })
         }
         if (round % 40 === 20) {
           this.#devices[1]?.client.messages.create({ recipient_id: '00000000-0000-4000-8000-000000000000', content: 'Hi' })
@@ -172,7 +175,7 @@ export class Scene {
 
   async #conflict(): Promise<void> {
     const { client, network } = this.#devices[2]!
-    const write = client.orders.create({ customer_id: client.userId ?? '', title: 'Reading lamp', quantity: 2, state: 'new' })
+    const write = client.orders.create({ title: 'Reading lamp', quantity: 2, state: 'new' })
     await write.server
     network.isOffline = true
     const edit = client.orders.edit(write.id, { quantity: 3, title: 'Reading lamp, brass' })
@@ -184,21 +187,33 @@ export class Scene {
   }
 
   async #login(): Promise<string> {
-    const body = { username: 'bob', password: 'posduif-demo', tenant: 'demo' }
+    const body = { username: 'bob', password: PASSWORD, tenant: 'demo' }
     return (await this.#post<{ token: string }>('/api/auth/login', body)).token
   }
 
-  async #enroll(token: string, user: string, name: string, type: 'mobile' | 'browser'): Promise<void> {
+  #add(name: string, type: 'mobile' | 'browser'): Client<typeof tables> {
     const network = new Network()
     const client = createClient({
       url: this.engine.url,
       store: memory(),
       tables,
-      live: type === 'browser' ? 'websocket' : 'sse',
+      live: 'sse',
       device: { name, type },
       environment: { fetch: network.fetch },
     })
     this.#devices.push({ client, network })
+    return client
+  }
+
+  async #signIn(username: string, name: string): Promise<void> {
+    const client = this.#add(name, 'browser')
+    const outcome = await client.login({ username, password: PASSWORD, tenant: 'demo' })
+    if (!outcome.ok) throw new Error(`${name}: ${outcome.code}: ${outcome.message}`)
+    await client.firstSync
+  }
+
+  async #enroll(token: string, user: string, name: string, type: 'mobile' | 'browser'): Promise<void> {
+    const client = this.#add(name, type)
     const [id] = await this.engine.sql(`SELECT id FROM tenant_demo.users WHERE username = '${user}'`)
     const created = await this.#post<{ qr_code_data: { enrollment_url: string } }>(
       '/api/enrollment/create',

@@ -22,6 +22,15 @@ test('a row that is not newer than the last one is left out', () => {
   assert.deepEqual([ring.length, ring.version], [1, version])
 })
 
+test('a row right after another one is left out, and the newest value is found', () => {
+  const ring = new Ring()
+  ring.merge(history([[10, 1, 0]]))
+  ring.push([10.05, 2, 0])
+  ring.push([11, null, 0])
+  assert.deepEqual(ring.column('at'), [10, 11])
+  assert.deepEqual([ring.recent('age_seconds', 2), ring.recent('age_seconds', 1)], [1, null])
+})
+
 test('a pause becomes a row without values, so that the line breaks', () => {
   const ring = new Ring()
   ring.merge(history([[10, 1, 0]]))

@@ -4,7 +4,7 @@ import type { QuarantineEntry, SlotReport } from '../../api/types'
 import { secondsOf } from '../../console/screens/pipeline'
 import { causesOf } from '../../console/screens/quarantine'
 import { momentsOf } from '../../console/screens/row-life'
-import { growthText, levelOf } from '../../console/screens/slots'
+import { growthText, levelOf, shareText } from '../../console/screens/slots'
 import { stack } from '../../parts/stack'
 
 const slot = (part: Partial<SlotReport>): SlotReport =>
@@ -23,6 +23,10 @@ test('a slot that is lost soon is a failure, later a warning, and one in use is 
   assert.equal(levelOf(slot({ lost_in_seconds: 60 })), 'fail')
   assert.equal(levelOf(slot({ verdict: 'lost' })), 'fail')
   assert.equal(levelOf(slot({ verdict: 'no engine reads it' })), 'warn')
+})
+
+test('a share that is not zero is not shown as zero', () => {
+  assert.deepEqual([shareText(0), shareText(0.001), shareText(0.126)], ['0 %', '< 1 %', '13 %'])
 })
 
 test('bytes become seconds only at a known rate', () => {
