@@ -30,8 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 from urllib.parse import quote, urlencode, urlsplit
 
-Row = dict[str, Any]
-Json = dict[str, Any]
+Row = Json = dict[str, Any]
 
 REQUEST_SECONDS = 40.0      # more than server.request_timeout_seconds (30)
 SILENCE_SECONDS = 45.0      # three heartbeats (live.heartbeat_seconds, 15)
@@ -66,7 +65,6 @@ class Refused(PhoneError):
 
 
 # Storage
-
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rows (
@@ -139,15 +137,12 @@ def number_of(table: str, row: Json) -> int | None:
 def effect(row: Row | None, item: Item, user_id: str | None) -> Row | None:
     """What a device stores: the row as the user sees it, with the change of the item applied."""
     if item.op == "create":
-        fresh: Row = {"id": item.id}
-        if item.table == "messages":
-            fresh |= {"sender_id": user_id, "status": "pending_sync", "synced_at": None, "read_at": None}
-        return fresh | (row or {}) | (item.row or {})
+        sent = {"sender_id": user_id, "status": "pending_sync", "synced_at": None, "read_at": None}
+        return {"id": item.id} | (sent if item.table == "messages" else {}) | (row or {}) | (item.row or {})
     if row is None or item.op == "delete":
         return None
-    if item.op == "read":
-        return row | {"read_at": row.get("read_at") or time.strftime(TIME, time.gmtime()), "status": "read"}
-    return row | (item.row or {})
+    read = {"read_at": row.get("read_at") or time.strftime(TIME, time.gmtime()), "status": "read"}
+    return row | (read if item.op == "read" else item.row or {})
 
 
 class Store:
@@ -197,8 +192,8 @@ class Store:
         self.db.execute("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?, ?)",
                         (table, id, dump(stored.row), dump(stored.via), stored.old, stored.brought))
 
-    def delete_row(self, table: str, id: str) -> None:
-        self.db.execute("DELETE FROM rows WHERE tbl = ? AND id = ?", (table, id))
+    def delete(self, kind: str, table: str, id: str) -> None:
+        self.db.execute(f"DELETE FROM {kind} WHERE tbl = ? AND id = ?", (table, id))
 
     def view(self, table: str) -> dict[str, Row]:
         """What a device stores: the rows with the changes of the outbox applied to them."""
@@ -215,9 +210,6 @@ class Store:
 
     def settle(self, table: str, id: str, number: int | None) -> None:
         self.db.execute("INSERT OR REPLACE INTO settled VALUES (?, ?, ?, 0)", (table, id, number))
-
-    def unsettle(self, table: str, id: str) -> None:
-        self.db.execute("DELETE FROM settled WHERE tbl = ? AND id = ?", (table, id))
 
     def audiences(self) -> set[str]:
         """Groups: the audiences of a device are its user, the tenant and the groups that it has stored."""
@@ -258,7 +250,6 @@ class Store:
 
 
 # Requests
-
 def base_of(url: str) -> tuple[http.client.HTTPConnection, str]:
     """A connection to the server of a URL, and the path of that URL."""
     parts = urlsplit(url)
@@ -322,7 +313,6 @@ def within(seconds: float, action: Callable[[], int]) -> int:
 
 
 # The device
-
 class Phone:
     """A device: its storage, and the requests that change it."""
 
@@ -551,7 +541,7 @@ class Phone:
         """Settled rows: stores or deletes the row of a result. A row that the snapshot has not sent stays old."""
         before = self.store.row(item.table, item.id) or StoredRow({}, None, bool(self.store.number("snapshot")), False)
         if row is None:
-            self.store.delete_row(item.table, item.id)
+            self.store.delete("rows", item.table, item.id)
         else:
             self.store.put_row(item.table, item.id, StoredRow(row, before.via, before.old, before.brought))
         self.store.settle(item.table, item.id, number)
@@ -573,8 +563,8 @@ class Phone:
 
     def download(self) -> int:
         """Fresh, Snapshot, Stream: requests and stores batches, and acknowledges after the last one."""
-        rows, resets = 0, 0
-        while True:
+        rows, resets, batch = 0, 0, {"has_more": True}
+        while batch["has_more"]:
             cursor = self.store.get("cursor")
             query = {"cursor": cursor, "limit": self.batch_rows}
             given = urlencode({key: value for key, value in query.items() if value is not None})
@@ -588,8 +578,6 @@ class Phone:
                 continue
             if self.store_batch(cursor, batch):
                 rows += sum(len(batch[key]) for key in ("messages", "users", "changes"))
-            if not batch["has_more"]:
-                break
         if rows:
             with suppress(Unanswered, Refused):     # the next request with the cursor acknowledges, too
                 self.request("POST", "/api/sync/ack", {"cursor": self.store.get("cursor")})
@@ -643,8 +631,7 @@ class Phone:
         """Batches: stores a row of a batch, unless a result or a batch has stored a newer one."""
         store, number = self.store, number_of(table, row)
         if via is not None and not store.audiences() & set(via):
-            self.remove(table, id)
-            return
+            return self.remove(table, id)
         stored, (is_settled, least) = store.row(table, id), store.settled(table, id)
         if not always and number is not None and least is not None and number < least:
             return
@@ -654,14 +641,14 @@ class Phone:
         if number is None or used_again:
             store.mark_gone(table, id)
         store.put_row(table, id, StoredRow(row, via, False, True))
-        store.unsettle(table, id)
+        store.delete("settled", table, id)
         if is_settled and always:
             store.settle(table, id, number)
 
     def remove(self, table: str, id: str) -> None:
         """Stream, a batch with deletions: deletes the row, if present."""
-        self.store.delete_row(table, id)
-        self.store.unsettle(table, id)
+        self.store.delete("rows", table, id)
+        self.store.delete("settled", table, id)
         self.store.mark_gone(table, id)
 
     def leave(self, audience: str) -> None:
@@ -696,7 +683,6 @@ class Phone:
 
 
 # Live events
-
 @dataclass
 class Event:
     name: str
@@ -713,8 +699,7 @@ class LiveStream:
         self.connection, prefix = base_of(phone.store.get("server") or "")
         self.connection.timeout = SILENCE_SECONDS
         headers = {"Accept": "text/event-stream"} | phone.credentials()
-        last = phone.store.get("last_event")
-        if last:
+        if last := phone.store.get("last_event"):
             headers["Last-Event-ID"] = last
         path = f"{prefix}/sse/mobile/{quote(phone.store.get('device_id') or '', safe='')}?presence=false"
         with network():
@@ -771,6 +756,7 @@ class Follower:
         self.opening, self.syncing = Backoff(), Backoff()
         self.is_due = True                      # a sync is wanted
         self.not_before = 0.0                   # but not before this time
+        self.is_stuck = False                   # the server has refused the upload: the next event repeats it
         self.synced_at = 0.0
         self.last_id: str | None = None         # of the last event that no sync has followed yet
 
@@ -828,34 +814,33 @@ class Follower:
         """Any event with an `id`: syncs once for all events received so far, then stores the last `id`.
 
         Changes that another process has added to the outbox are a reason, too."""
-        if time.monotonic() < self.not_before or not (self.is_due or self.phone.store.items("NOT sent", limit=1)):
+        has_items = not self.is_stuck and self.phone.store.items("NOT sent", limit=1)
+        if time.monotonic() < self.not_before or not (self.is_due or has_items):
             return
         try:
-            rows = self.phone.sync()
-        except (Unanswered, Refused) as error:
-            self.is_due = True
-            again = isinstance(error, Unanswered)
-            wait = self.syncing.next(error.retry_after) if again else self.phone.store.number("sync_interval")
-            self.not_before = time.monotonic() + wait
+            self.report(f"synced {self.phone.sync()} rows")
+            self.is_stuck = False
+        except Unanswered as error:
+            self.is_due, self.not_before = True, time.monotonic() + self.syncing.next(error.retry_after)
             return self.report(str(error))
+        except Refused as error:
+            self.is_stuck = True
+            self.report(str(error))
         if self.last_id is not None:
             self.phone.store.set(last_event=self.last_id)
         self.syncing = Backoff()
         self.is_due, self.last_id, self.synced_at = False, None, time.monotonic()
-        self.report(f"synced {rows} rows")
 
 
 # Command line
-
 def print_outbox(store: Store) -> None:
     """Prints the changes without a result, and those that were refused, until the user has seen them."""
     for item in store.items():
         print(item.seq, "sent, no result" if item.sent else "waits", json.dumps(item.body()), sep="\t")
     refused = store.db.execute("SELECT n, status, code, message, tbl, op, id, row, server FROM refused ORDER BY n")
     for n, status, code, message, table, op, id, row, server in refused:
-        change = {"table": table, "op": op, "id": id, "row": json.loads(row) if row else None}
-        if server:
-            change["server"] = json.loads(server)
+        change = {"table": table, "op": op, "id": id, "row": json.loads(row or "null"),
+                  "server": json.loads(server or "null")}
         print(f"r{n}", f"{status} {code or ''}: {message or ''}", json.dumps(change), sep="\t")
 
 
@@ -889,11 +874,9 @@ def run(options: argparse.Namespace) -> None:
     elif options.command == "list":
         for row in phone.store.view(options.table).values():
             print(json.dumps(row, ensure_ascii=False))
-    elif options.command in ("create", "edit", "delete"):
+    elif options.command in ("create", "edit", "delete", "read"):
         given = vars(options)
-        print(phone.change(options.table, options.command, given.get("id"), given.get("json")).id)
-    elif options.command == "read":
-        phone.change("messages", "read", options.id)
+        print(phone.change(given.get("table", "messages"), options.command, given.get("id"), given.get("json")).id)
     elif options.command == "outbox":
         print_outbox(phone.store)
     elif options.command == "discard":

@@ -994,7 +994,8 @@ class Groups(PhoneTest):
         phone = self.synced()
         row = self.task(phone)
         with phone.store.transaction():
-            phone.apply_change({"table": "tasks", "op": "update", "id": row["id"], "row": row, "via": ["list:other"]}, False)
+            phone.apply_change({"table": "tasks", "op": "update", "id": row["id"], "row": row, "via": ["list:other"]},
+                               False)
         self.assertEqual(phone.store.view("tasks"), {})
 
     def test_reset_forgets_groups_until_the_snapshot_names_them(self):
@@ -1109,7 +1110,8 @@ CLASSES = (Unenrolled, Fresh, Snapshot, Stream, Outbox, Groups, Events)
 
 def load_tests(loader, tests, pattern):
     """The tests that each class defines itself, and the number of rows of the protocol's tables that they cover."""
-    named = {f"{kind.__name__.lower()}::{name[5:]}" for kind in CLASSES for name in vars(kind) if name.startswith("test_")}
+    named = {f"{kind.__name__.lower()}::{name[5:]}" for kind in CLASSES for name in vars(kind)
+             if name.startswith("test_")}
     protocol = (HERE.parent / "docs" / "sync-protocol.md").read_text()
     rows = set(re.findall(r"`(\w+::\w+)` \|$", protocol, re.MULTILINE))
     print(f"{len(rows & named)} of {len(rows)} rows of the tables have a test", file=sys.stderr)

@@ -16,7 +16,8 @@
 //!
 //! - [`core`]: values without IO: positions, tenants' names, times, pages, the RESP codec.
 //! - [`config`]: every setting with its default, bounds and unit.
-//! - [`telemetry`]: logs, traces, and every metric (`src/telemetry/metrics/`, one file for each group).
+//! - [`telemetry`]: logs, traces, every metric (`src/telemetry/metrics/`, one file for each group), and the journal of the
+//!   console.
 //! - [`net`]: TCP, Unix sockets and TLS to servers, the HTTP client.
 //! - [`contract`]: every format in Redis, both directions in one file: keys, names of streams, entries, the checkpoint, the
 //!   window, quarantine, control commands, Lua scripts. A new stream begins here (`src/contract/stream_name.rs`).
@@ -44,7 +45,7 @@
 //!
 //! The surfaces:
 //!
-//! - [`admin`]: what operators see and do: streams, consumer groups, quarantine, slots, `doctor`.
+//! - [`admin`]: what operators see and do: streams, consumer groups, quarantine, slots, `doctor`, figures with their verdict.
 //! - [`http`]: HTTP plumbing: server, upgrade, request, response, error. It has no route and no feature.
 //! - [`api`]: one thin file for each group of routes: parse, call a feature, render; SSE and WebSocket in `src/api/live`;
 //!   the rates of requests; the routes of the admin listener, with the console in `src/api/console`.
