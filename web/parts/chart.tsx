@@ -126,7 +126,7 @@ function options(box: HTMLElement, latest: { current: Props }, read: (text: stri
         space: 64,
         values: timeLabels,
       },
-      { ...axis, size: 62, space: 28, values: (_, splits) => splits.map((value) => latest.current.format(value)) },
+      { ...axis, size: AXIS_PX, space: 28, values: (_, splits) => splits.map((value) => latest.current.format(value)) },
     ],
     series: [
       {},
@@ -154,6 +154,9 @@ function readingAt(index: number | null | undefined, props: Props): string {
   return `${clockTime(at * 1000)}  ${values.join('  ')}`
 }
 
+/** Width of the axis at the left. */
+const AXIS_PX = 62
+
 /** Half of the width of a character of a label, which is centred. */
 const LABEL_CHARACTER_PX = 3.5
 
@@ -166,7 +169,7 @@ function timeRange({ seconds, barSeconds = 0 }: Props, min: number, max: number)
 function timeLabels(chart: uPlot, splits: number[]): (string | null)[] {
   const [first = 0, second = 60] = splits
   const length = second - first < 60 ? 8 : 5
-  const end = chart.width - chart.over.offsetLeft - length * LABEL_CHARACTER_PX
+  const end = chart.width - AXIS_PX - length * LABEL_CHARACTER_PX
   return splits.map((at) => (chart.valToPos(at, 'x') > end ? null : clockTime(at * 1000).slice(0, length)))
 }
 

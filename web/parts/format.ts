@@ -97,6 +97,14 @@ export function dateTimeUtc(at: number): string {
   return new Date(at).toISOString().replace('T', ' ').replace('Z', ' UTC')
 }
 
+/** The fields of a JSON object as `name value`, with short ids. */
+export function detailText(value: unknown): string {
+  if (typeof value !== 'object' || value === null) return jsonText(value)
+  return Object.entries(value)
+    .map(([name, field]) => `${name.replaceAll('_', ' ')} ${typeof field === 'string' ? shortId(field) : jsonText(field)}`)
+    .join(', ')
+}
+
 /** A JSON value on one line; texts without their quotes. */
 export function jsonText(value: unknown): string {
   if (value == null) return ''

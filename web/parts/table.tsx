@@ -10,6 +10,8 @@ export type ColumnOf<T> = {
   sort?: (row: T) => number | string | null
   /** Texts that may break. */
   wrap?: boolean
+  /** Names, of which long ones break. */
+  name?: boolean
 }
 
 type Props<T> = {
@@ -57,7 +59,7 @@ export function Table<T>(props: Props<T>) {
             <tr key={rowKey(row)} role="row" class={selected === rowKey(row) ? 'selected' : undefined}>
               {columns.map((column, index) =>
                 index === 0 ? (
-                  <th key={column.key} role="rowheader" scope="row" class={column.end ? 'end' : undefined}>
+                  <th key={column.key} role="rowheader" scope="row" class={column.name ? 'breaks' : undefined}>
                     {column.cell(row)}
                   </th>
                 ) : (
@@ -65,7 +67,7 @@ export function Table<T>(props: Props<T>) {
                     key={column.key}
                     role="cell"
                     data-head={column.head}
-                    class={`${column.end ? 'end' : ''} ${column.wrap ? 'wrap' : ''}`}
+                    class={`${column.end ? 'end' : ''} ${column.wrap ? 'wrap' : ''} ${column.name ? 'breaks' : ''}`}
                   >
                     <div>{column.cell(row)}</div>
                   </td>

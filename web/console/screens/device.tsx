@@ -3,7 +3,7 @@ import type { DeviceDetail } from '../../api/types'
 import { ActionButton } from '../../parts/action'
 import { Ago, Time } from '../../parts/duration'
 import { Facts } from '../../parts/facts'
-import { duration, jsonText, number } from '../../parts/format'
+import { detailText, duration, number } from '../../parts/format'
 import { useResource } from '../../parts/hooks'
 import { State } from '../../parts/level'
 import { Loaded } from '../../parts/loaded'
@@ -83,7 +83,7 @@ function TimeLine({ detail }: { detail: DeviceDetail }) {
             <Time at={entry.at} />
             <span>
               {entry.action.replaceAll('_', ' ')} <small>by {entry.actor}</small>
-              {jsonText(entry.detail) && <span class="sub">{jsonText(entry.detail)}</span>}
+              {detailText(entry.detail) && <span class="sub">{detailText(entry.detail)}</span>}
             </span>
           </li>
         ))}

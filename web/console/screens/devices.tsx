@@ -70,6 +70,7 @@ function columnsOf(params: Params): ColumnOf<Device>[] {
     {
       key: 'device',
       head: 'Device',
+      name: true,
       sort: (device) => device.name ?? device.device_id,
       cell: (device) => (
         <>
@@ -82,7 +83,7 @@ function columnsOf(params: Params): ColumnOf<Device>[] {
         </>
       ),
     },
-    { key: 'user', head: 'User', sort: (device) => device.username, cell: (device) => device.username },
+    { key: 'user', head: 'User', name: true, sort: (device) => device.username, cell: (device) => device.username },
     {
       key: 'state',
       head: 'State',

@@ -34,11 +34,14 @@ export function Doctor({ params }: { params: Params }) {
           <>
             <output class="lead">
               {count(checks.length, 'check')}:{' '}
-              {ORDER.map((level) => (
-                <State key={level} level={level}>
-                  {countText(level, checks.filter((check) => check.level === level).length)}
-                </State>
-              ))}
+              {ORDER.map((level) => {
+                const found = checks.filter((check) => check.level === level).length
+                return (
+                  <State key={level} level={found === 0 ? 'none' : level}>
+                    {countText(level, found)}
+                  </State>
+                )
+              })}
             </output>
             {ORDER.filter((level) => !onlyProblems || level !== 'ok').map((level) => (
               <Group key={level} level={level} checks={checks.filter((check) => check.level === level)} />

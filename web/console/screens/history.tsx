@@ -4,7 +4,7 @@ import { url } from '../../api/client'
 import type { Audit, AuditEntry, Epoch, TenantRow } from '../../api/types'
 import { Time } from '../../parts/duration'
 import { Field } from '../../parts/field'
-import { jsonText, number, shortId } from '../../parts/format'
+import { detailText, jsonText, number, shortId } from '../../parts/format'
 import { useResource, useStore } from '../../parts/hooks'
 import { Loaded } from '../../parts/loaded'
 import { More } from '../../parts/more'
@@ -91,7 +91,7 @@ const EPOCHS: ColumnOf<Epoch>[] = [
 const AUDIT: ColumnOf<AuditEntry>[] = [
   { key: 'at', head: 'At', cell: (entry) => <Time at={entry.at} /> },
   { key: 'action', head: 'Action', cell: (entry) => entry.action.replaceAll('_', ' ') },
-  { key: 'tenant', head: 'Tenant', cell: (entry) => entry.tenant ?? '–' },
+  { key: 'tenant', head: 'Tenant', name: true, cell: (entry) => entry.tenant ?? '–' },
   { key: 'actor', head: 'Actor', cell: (entry) => <span title={entry.actor}>{shortId(entry.actor)}</span> },
   {
     key: 'subject',
@@ -99,5 +99,5 @@ const AUDIT: ColumnOf<AuditEntry>[] = [
     cell: (entry) => (entry.subject ? <code title={entry.subject}>{shortId(entry.subject)}</code> : '–'),
   },
   { key: 'address', head: 'Address', cell: (entry) => entry.address ?? '–' },
-  { key: 'detail', head: 'Detail', wrap: true, cell: (entry) => jsonText(entry.detail) },
+  { key: 'detail', head: 'Detail', wrap: true, cell: (entry) => <span title={jsonText(entry.detail)}>{detailText(entry.detail) || '–'}</span> },
 ]

@@ -54,6 +54,7 @@ function columnsOf(keep: number | null, reload: () => void): ColumnOf<SlotReport
     {
       key: 'name',
       head: 'Slot',
+      name: true,
       sort: (slot) => slot.name,
       cell: (slot) => (
         <>

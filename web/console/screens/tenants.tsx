@@ -77,6 +77,7 @@ function columnsOf(params: Params, tails: Tails): ColumnOf<TenantRow>[] {
     {
       key: 'name',
       head: 'Tenant',
+      name: true,
       sort: (tenant) => tenant.name,
       cell: (tenant) => <a href={href('tenants', { ...params, tenant: tenant.name })}>{tenant.name}</a>,
     },

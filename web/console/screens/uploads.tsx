@@ -110,12 +110,31 @@ function OneConflict(props: { conflict: Conflict; tenant: string; onChanged: () 
   )
 }
 
+type Line = { name: string; server: string | null; client: string | null; differs: boolean }
+
+/** The columns of both versions, those that the device changed first. `null`: the version does not have the column. */
+export function linesOf({ client, server }: Pick<Conflict, 'client' | 'server'>): Line[] {
+  const { op: _, row, ...message } = client ?? {}
+  // Of an own table, the device sends its columns as `row`.
+  const sent = isObject(row) ? row : message
+  const names = new Set([...Object.keys(server ?? {}), ...Object.keys(sent)])
+  const text = (version: Record<string, unknown> | null, name: string): string | null =>
+    version !== null && name in version ? (version[name] === null ? 'null' : jsonText(version[name])) : null
+  const lines = [...names].map((name) => {
+    const [ours, theirs] = [text(server, name), text(sent, name)]
+    return { name, server: ours, client: theirs, differs: theirs !== null && theirs !== ours }
+  })
+  return lines.sort((a, b) => Number(b.differs) - Number(a.differs))
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
 /** Both versions side by side; rows that differ are marked. */
 function Versions({ conflict }: { conflict: Conflict }) {
   const { client, server } = conflict
-  // `op` says what the device did; it is no column.
-  const all = new Set([...Object.keys(server ?? {}), ...Object.keys(client ?? {})])
-  const names = [...all].filter((name) => name !== 'op')
+  const isDelete = client === null || client['op'] === 'delete'
   return (
     <div class="scroll" role="region" aria-label={`Versions of conflict ${conflict.id}`} tabIndex={0}>
       <table class="versions">
@@ -127,20 +146,16 @@ function Versions({ conflict }: { conflict: Conflict }) {
           </tr>
         </thead>
         <tbody>
-          {names.map((name) => {
-            const [ours, theirs] = [jsonText(server?.[name]), jsonText(client?.[name])]
-            const differs = client !== null && name in client && ours !== theirs
-            return (
-              <tr key={name} class={differs ? 'differs' : undefined}>
-                <th scope="row">
-                  {name}
-                  {differs && <span class="visually-hidden"> differs</span>}
-                </th>
-                <td>{server === null ? 'deleted' : ours}</td>
-                <td>{client === null ? 'deleted' : name in client ? theirs : <span class="none">unchanged</span>}</td>
-              </tr>
-            )
-          })}
+          {linesOf(conflict).map((line) => (
+            <tr key={line.name} class={line.differs ? 'differs' : undefined}>
+              <th scope="row">
+                {line.name}
+                {line.differs && <span class="visually-hidden"> differs</span>}
+              </th>
+              <td>{server === null ? 'deleted' : (line.server ?? <span class="none">–</span>)}</td>
+              <td>{line.client ?? <span class="none">{isDelete ? 'deleted' : 'unchanged'}</span>}</td>
+            </tr>
+          ))}
         </tbody>
       </table>
     </div>

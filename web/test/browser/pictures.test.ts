@@ -58,8 +58,8 @@ describe('pictures', { skip: folder ? false : 'POSDUIF_SCREENSHOTS names no fold
           // Some changes with all of their steps, and the life of one of them.
           await console.page.getByRole('row').nth(14).waitFor()
           await console.page.getByRole('button', { name: 'Pause' }).click()
-          const row = console.page.getByRole('row').filter({ has: console.page.locator('td.end:last-child:has-text("+")') })
-          await row.first().getByRole('button').first().click()
+          const complete = console.page.locator('.trace tbody tr').filter({ hasNotText: '–' })
+          await complete.first().getByRole('button').first().click()
         }
         await console.picture(`${name}-${view.width}-${view.scheme}`)
       }

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { age, bytes, count, dateTime, decimal, duration, instant, milliseconds, shortId } from '../../parts/format'
+import { age, bytes, count, dateTime, decimal, detailText, duration, instant, milliseconds, shortId } from '../../parts/format'
 
 test('sizes have one decimal and binary units', () => {
   for (const [size, text] of [
@@ -55,6 +55,12 @@ test('the day is shown unless it is today', () => {
   const noon = new Date(2026, 10, 29, 12, 0, 0).getTime()
   assert.equal(dateTime(noon, noon + 3_600_000), '12:00:00')
   assert.equal(dateTime(noon, noon + 86_400_000), '2026-11-29 12:00:00')
+})
+
+test('details are names with values, and long ids are short', () => {
+  const detail = { device_id: '0192a3f4-7c1e-7abc-9d00-000000001001', is_new: true, by: 'link' }
+  assert.equal(detailText(detail), 'device id 0192…001001, is new true, by link')
+  assert.deepEqual([detailText({}), detailText(null), detailText('text')], ['', '', 'text'])
 })
 
 test('a short id stays as it is and a long one keeps both ends', () => {

@@ -5,6 +5,7 @@ import { secondsOf } from '../../console/screens/pipeline'
 import { causesOf } from '../../console/screens/quarantine'
 import { momentsOf } from '../../console/screens/row-life'
 import { growthText, levelOf, shareText } from '../../console/screens/slots'
+import { linesOf } from '../../console/screens/uploads'
 import { stack } from '../../parts/stack'
 
 const slot = (part: Partial<SlotReport>): SlotReport =>
@@ -58,6 +59,17 @@ test('the moments of a change are in their order and begin with the commit', () 
       ['delivered', 'device phone-1'],
     ],
   )
+})
+
+test('a conflict shows the columns that the device changed first', () => {
+  const server = { id: '1', note: null, title: 'black' }
+  const lines = [
+    { name: 'title', server: 'black', client: 'brass', differs: true },
+    { name: 'id', server: '1', client: null, differs: false },
+    { name: 'note', server: 'null', client: null, differs: false },
+  ]
+  assert.deepEqual(linesOf({ server, client: { op: 'update', title: 'brass' } }), lines)
+  assert.deepEqual(linesOf({ server, client: { op: 'update', row: { title: 'brass' } } }), lines, 'of an own table')
 })
 
 test('bars stand on those before them, also where a value is missing', () => {
