@@ -206,10 +206,11 @@ class PhoneTest(unittest.TestCase):
 
     def synced(self, rows=None, tasks=1, user=None):
         """A phone of a new user with a list and tasks, synced to the end."""
-        phone = self.phone(user, rows)
+        phone = self.phone(user, 1000)
         phone.list = self.new_list(phone, tasks)
         until(lambda: phone.sync() is not None and len(phone.store.view("tasks")) >= tasks)
         until(lambda: phone.sync() == 0)
+        phone.batch_rows = rows
         return phone
 
     def new_list(self, phone, tasks=1):
@@ -492,7 +493,7 @@ class Snapshot(Fresh):
         phone = self.begun()
         id = phone.change("tasks", "create", None, {"list_id": phone.list, "title": "meanwhile"}).id
         while phone.store.number("snapshot"):
-            self.step(phone, wait=False)
+            self.step(phone, 1000, wait=False)
         self.assertIn(id, phone.store.view("tasks"))
         self.assertEqual(len(phone.store.items()), 1)
 
@@ -547,7 +548,7 @@ class Stream(Snapshot):
         self.assertTrue(self.step(phone)["reset"])
         self.assertTrue(phone.store.number("snapshot"))
         while phone.store.number("snapshot"):
-            self.step(phone, wait=False)
+            self.step(phone, 1000, wait=False)
         self.assertEqual(len(phone.store.items()), 1)
         self.assertIn(id, phone.store.view("tasks"))
 
@@ -658,12 +659,13 @@ class Outbox(Fresh):
         self.download_until(phone, lambda: self.stored(phone, phone.id)["version"] == 3)
         phone.upload()
         self.assertEqual((self.stored(phone, phone.id)["title"], phone.store.items()), ("server", []))
-        phone.change("tasks", "edit", phone.id, {"title": "once more"})
+        id = phone.change("tasks", "create", None, {"list_id": phone.list, "title": "deleted since"}).id
         self.lost(phone)
-        sql(f"DELETE FROM tasks WHERE id = '{phone.id}'")
-        self.download_until(phone, lambda: self.stored(phone, phone.id) is None)
+        self.download_until(phone, lambda: self.stored(phone, id))
+        sql(f"DELETE FROM tasks WHERE id = '{id}'")
+        self.download_until(phone, lambda: self.stored(phone, id) is None)
         phone.upload()
-        self.assertEqual((self.stored(phone, phone.id), phone.store.items()), (None, []))
+        self.assertEqual((self.stored(phone, id), phone.store.items()), (None, []))
 
     def test_batches_behind_a_stored_result_leave_its_row(self):
         """Outbox: a batch brings the row with a lower number than the result that was stored."""
@@ -1032,6 +1034,7 @@ class Events(PhoneTest):
         """Live events: the stream opens."""
         phone = self.synced()
         self.add(phone)
+        until(lambda: phone.request("GET", f"/api/sync/incoming?cursor={phone.store.get('cursor')}")["changes"])
         with self.following(phone) as record:
             self.shows(phone, 2)
             time.sleep(1.0)
@@ -1050,13 +1053,16 @@ class Events(PhoneTest):
             until(lambda: len(self.proxy.requests("/sse/")) == 2)
         self.assertEqual(self.proxy.requests("/sse/")[1]["headers"].get("Last-Event-ID"), last)
 
-    def raw(self, text):
-        """A stream in place of the next one: these events, then the end."""
+    def raw(self, text, seconds=0.0):
+        """A stream in place of the next one: `hello`, these events after a second, and the end."""
         def stream(handler):
             handler.send_response(200)
             handler.send_header("Content-Type", "text/event-stream")
             handler.end_headers()
+            handler.wfile.write(b'event: hello\ndata: {"type":"hello"}\n\n')
+            time.sleep(1.0)
             handler.wfile.write(text.encode())
+            time.sleep(seconds)
         real = Handler.handle_one
 
         def once(handler):
@@ -1070,18 +1076,19 @@ class Events(PhoneTest):
     def test_bye_reconnects_after_given_delay(self):
         """Live events: `bye`."""
         phone = self.synced()
-        self.raw('event: hello\ndata: {"type":"hello"}\n\nevent: bye\ndata: {"type":"bye","reconnect_ms":700}\n\n')
+        self.raw('event: bye\ndata: {"type":"bye","reconnect_ms":2500}\n\n')
         with self.following(phone) as record:
             first, second = until(lambda: (found := self.proxy.requests("/sse/")) and len(found) == 2 and found)
-            self.assertGreaterEqual(second["at"] - first["at"], 0.7)
+            self.assertGreaterEqual(second["at"] - first["at"], 2.5)
             until(lambda: record.syncs)
 
     def test_reset_event_triggers_sync(self):
         """Live events: `reset`."""
         phone = self.synced()
-        self.raw('event: hello\ndata: {"type":"hello"}\n\nevent: reset\ndata: {"type":"reset"}\n\n: wait\n\n')
+        self.raw('event: reset\ndata: {"type":"reset"}\n\n', 5.0)
         with self.following(phone) as record:
-            until(lambda: len(record.syncs) >= 2)
+            until(lambda: len(record.syncs) == 2, 5.0)
+            self.assertEqual(len(self.proxy.requests("/sse/")), 1)
 
     def test_revoked_event_deletes_token(self):
         """Live events: `revoked`."""
