@@ -167,8 +167,8 @@ function timeRange({ seconds, barSeconds = 0 }: Props, min: number, max: number)
 
 /** Times of the axis, without those that would be cut off at the right. */
 function timeLabels(chart: uPlot, splits: number[]): (string | null)[] {
-  const [first = 0, second = 60] = splits
-  const length = second - first < 60 ? 8 : 5
+  const [first, second] = splits
+  const length = first !== undefined && second !== undefined && second - first < 60 ? 8 : 5
   const end = chart.width - AXIS_PX - length * LABEL_CHARACTER_PX
   return splits.map((at) => (chart.valToPos(at, 'x') > end ? null : clockTime(at * 1000).slice(0, length)))
 }

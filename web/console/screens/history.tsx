@@ -8,6 +8,7 @@ import { detailText, jsonText, number, shortId } from '../../parts/format'
 import { useResource, useStore } from '../../parts/hooks'
 import { Loaded } from '../../parts/loaded'
 import { More } from '../../parts/more'
+import { Name } from '../../parts/name'
 import { Table, type ColumnOf } from '../../parts/table'
 import { setParams } from '../location'
 import type { Params } from '../routes'
@@ -91,7 +92,7 @@ const EPOCHS: ColumnOf<Epoch>[] = [
 const AUDIT: ColumnOf<AuditEntry>[] = [
   { key: 'at', head: 'At', cell: (entry) => <Time at={entry.at} /> },
   { key: 'action', head: 'Action', cell: (entry) => entry.action.replaceAll('_', ' ') },
-  { key: 'tenant', head: 'Tenant', name: true, cell: (entry) => entry.tenant ?? '–' },
+  { key: 'tenant', head: 'Tenant', name: true, cell: (entry) => (entry.tenant ? <Name text={entry.tenant} /> : '–') },
   { key: 'actor', head: 'Actor', cell: (entry) => <span title={entry.actor}>{shortId(entry.actor)}</span> },
   {
     key: 'subject',

@@ -179,7 +179,7 @@ function Rest({ latest, ring }: { latest: Figures; ring: Ring }) {
             return (
               <li key={name}>
                 <State level={problem?.level ?? 'ok'}>{name}</State>
-                <span class="sub">{problem?.sentence ?? 'ok'}</span>
+                <span class="sub">{problem ? 'see above' : 'ok'}</span>
               </li>
             )
           })}

@@ -10,6 +10,7 @@ import { useResource, useStore } from '../../parts/hooks'
 import { State } from '../../parts/level'
 import { Loaded } from '../../parts/loaded'
 import { Meter } from '../../parts/meter'
+import { Name } from '../../parts/name'
 import { Sparkline } from '../../parts/sparkline'
 import { Table, type ColumnOf } from '../../parts/table'
 import { setParams } from '../location'
@@ -58,7 +59,7 @@ function columnsOf(keep: number | null, reload: () => void): ColumnOf<SlotReport
       sort: (slot) => slot.name,
       cell: (slot) => (
         <>
-          <span class="name">{slot.name}</span>
+          <Name text={slot.name} />
           {slot.ours && <span class="tag">ours</span>}
           <span class="sub">
             {[slot.slot_type, slot.plugin, slot.database].filter(Boolean).join(' · ')}

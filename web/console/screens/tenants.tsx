@@ -6,6 +6,7 @@ import { number } from '../../parts/format'
 import { useResource } from '../../parts/hooks'
 import { State } from '../../parts/level'
 import { Loaded } from '../../parts/loaded'
+import { Name } from '../../parts/name'
 import { Sparkline } from '../../parts/sparkline'
 import { Table, type ColumnOf } from '../../parts/table'
 import { href, setParams } from '../location'
@@ -79,7 +80,11 @@ function columnsOf(params: Params, tails: Tails): ColumnOf<TenantRow>[] {
       head: 'Tenant',
       name: true,
       sort: (tenant) => tenant.name,
-      cell: (tenant) => <a href={href('tenants', { ...params, tenant: tenant.name })}>{tenant.name}</a>,
+      cell: (tenant) => (
+        <a href={href('tenants', { ...params, tenant: tenant.name })}>
+          <Name text={tenant.name} />
+        </a>
+      ),
     },
     {
       key: 'state',

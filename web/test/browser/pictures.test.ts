@@ -18,6 +18,12 @@ const SCREENS = [
   { name: 'history', path: 'history', title: 'History', shows: 'console opened' },
 ]
 
+/** Once the first reader has opened the figures, the engine counts devices and measures the rate of the log. */
+async function isCounted({ page }: Console): Promise<void> {
+  await page.locator('.facts > div', { hasText: 'Devices online' }).getByText('4', { exact: true }).waitFor()
+  await page.locator('.pipeline li').first().getByText(/^[1-9].*\/s$/).waitFor()
+}
+
 const folder = process.env['POSDUIF_SCREENSHOTS']
 
 /** Seconds of load before the first picture. */
@@ -38,9 +44,11 @@ describe('pictures', { skip: folder ? false : 'POSDUIF_SCREENSHOTS names no fold
   })
 
   test('the screen Now of a system in order', async () => {
-    const console = await Console.signedIn(browser, scene.engine, { view: { width: 1280, height: 900, scheme: 'dark' } })
+    const console = await Console.signedIn(browser, scene.engine, {
+      view: { width: 1280, height: 976, scheme: 'dark' },
+    })
     await console.page.locator('.verdict.ok').waitFor()
-    await console.page.locator('.facts > div', { hasText: 'Devices online' }).getByText('4', { exact: true }).waitFor()
+    await isCounted(console)
     await console.picture('now-in-order', false)
     await console.close()
     await scene.trouble()
@@ -53,6 +61,7 @@ describe('pictures', { skip: folder ? false : 'POSDUIF_SCREENSHOTS names no fold
         await console.show(path, title)
         await console.page.locator('main').getByText(shows).first().waitFor()
         await console.page.waitForFunction(() => !document.body.innerText.includes('Reading…'))
+        if (name === 'now') await isCounted(console)
         if (name === 'tenants') await console.page.locator('.sparkline .line[d*="L"]').first().waitFor()
         if (name === 'trace') {
           // Some changes with all of their steps, and the life of one of them.
