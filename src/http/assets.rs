@@ -2,14 +2,35 @@
 //!
 //! Only `index.html` has a fixed name; the name of every other file has a hash of its content, so it never changes.
 
-use hyper::StatusCode;
-use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, HeaderValue, X_FRAME_OPTIONS};
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::LazyLock;
 
-use super::error::Error;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use hyper::StatusCode;
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, VARY, X_FRAME_OPTIONS,
+};
+
+use super::error::{Code, Error};
+use super::gzip;
 use super::response::{self, Response};
 
 /// The files: path and content.
 static FILES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/web.rs"));
+
+/// The files that are smaller when compressed, compressed at the first request.
+static COMPRESSED: LazyLock<HashMap<&str, Bytes>> = LazyLock::new(|| {
+    let compressed = FILES.iter().filter_map(|(path, content)| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(content).ok()?;
+        let bytes = encoder.finish().ok()?;
+        (bytes.len() < content.len()).then(|| (*path, bytes.into()))
+    });
+    compressed.collect()
+});
 
 /// The directives of a page's policy beside `connect-src`: no other host, no inline script, no frame.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; \
@@ -42,23 +63,30 @@ impl Page {
             .copied()
     }
 
-    /// A file of the page, the index for the empty name. The page may connect to its own origin and to these others.
+    /// A file of the page, the index for the empty name, compressed if the request accepts that. The page may connect to its
+    /// own origin and to these others.
     ///
     /// # Errors
-    /// [`Error`] 404 for any other name, and when the program was built without the pages.
-    pub fn respond(self, name: &str, connect_to: &[String]) -> Result<Response, Error> {
+    /// 404 for any other name, and when the program was built without the pages.
+    pub fn respond(self, name: &str, request: &HeaderMap, connect_to: &[String]) -> Result<Response, Error> {
         let is_index = name.is_empty() || name == "index.html";
         let Some((path, content)) = self.find(if is_index { "index.html" } else { name }) else {
             return Err(if self.is_built() {
-                Error::new(super::error::Code::NOT_FOUND, "no resource at this path")
+                Error::new(Code::NOT_FOUND, "no resource at this path")
             } else {
                 Error::new(
-                    super::error::Code::NOT_FOUND,
+                    Code::NOT_FOUND,
                     "this program was built without its web pages (--no-default-features)",
                 )
             });
         };
-        let mut response = response::with_type(StatusCode::OK, content_type(path), content);
+        let compressed = gzip::is_accepted(request).then(|| COMPRESSED.get(path)).flatten();
+        let body = compressed.map_or_else(|| Bytes::from_static(content), Bytes::clone);
+        let mut response = response::with_type(StatusCode::OK, content_type(path), body);
+        if compressed.is_some() {
+            let encoding = HeaderValue::from_static("gzip");
+            response.headers_mut().insert(CONTENT_ENCODING, encoding);
+        }
         let connect = connect_to
             .iter()
             .fold(String::from("'self'"), |all, one| all + " " + one);
@@ -73,6 +101,7 @@ impl Page {
         let headers = response.headers_mut();
         headers.insert(CONTENT_SECURITY_POLICY, policy);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static(caching));
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
         headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
         for name in ["cross-origin-opener-policy", "cross-origin-resource-policy"] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("same-origin"));
@@ -101,7 +130,9 @@ mod tests {
     fn index_is_served_with_a_strict_policy_and_files_as_immutable() {
         for page in [Page::Console, Page::Demo] {
             assert!(page.is_built());
-            let index = page.respond("", &["http://127.0.0.1:1".to_owned()]).expect("an index");
+            let index = page
+                .respond("", &HeaderMap::new(), &["http://127.0.0.1:1".to_owned()])
+                .expect("an index");
             let policy = index.headers()[CONTENT_SECURITY_POLICY].to_str().expect("text");
             assert!(policy.ends_with("connect-src 'self' http://127.0.0.1:1"), "{policy}");
             assert!(!policy.contains("unsafe"), "{policy}");
@@ -111,7 +142,7 @@ mod tests {
                 let Some(name) = path.strip_prefix(&folder) else {
                     continue;
                 };
-                let file = page.respond(name, &[]).expect("a file");
+                let file = page.respond(name, &HeaderMap::new(), &[]).expect("a file");
                 assert!(
                     file.headers()[CACHE_CONTROL]
                         .to_str()
@@ -120,8 +151,21 @@ mod tests {
                 );
             }
             for name in ["nothing.js", "../console/index.html", "/index.html", "index.html/"] {
-                assert!(page.respond(name, &[]).is_err(), "{name}");
+                assert!(page.respond(name, &HeaderMap::new(), &[]).is_err(), "{name}");
             }
+        }
+    }
+
+    #[test]
+    fn files_are_compressed_for_who_accepts_that() {
+        let mut headers = HeaderMap::new();
+        headers.insert("accept-encoding", HeaderValue::from_static("br, gzip"));
+        for page in [Page::Console, Page::Demo] {
+            let plain = page.respond("", &HeaderMap::new(), &[]).expect("an index");
+            assert!(!plain.headers().contains_key(CONTENT_ENCODING));
+            let compressed = page.respond("", &headers, &[]).expect("an index");
+            assert_eq!(compressed.headers()[CONTENT_ENCODING], "gzip");
+            assert_eq!(compressed.headers()[VARY], "accept-encoding");
         }
     }
 }

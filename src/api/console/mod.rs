@@ -157,5 +157,5 @@ pub async fn home(_console: Arc<Console>, _request: Request) -> Result<Response,
 /// # Errors
 /// 404 for a file that the page does not have.
 pub async fn page(_console: Arc<Console>, request: Request) -> Result<Response, Error> {
-    Page::Console.respond(request.param("file"), &[])
+    Page::Console.respond(request.param("file"), &request.headers, &[])
 }

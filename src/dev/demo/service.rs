@@ -239,7 +239,7 @@ impl Service {
     async fn get(&self, route: Route, request: &Request<()>) -> Result<Response, Error> {
         match route {
             Route::Root => response::see_other("/demo/"),
-            Route::Page => Page::Demo.respond(file(&request.params), &self.engine_origins()),
+            Route::Page => Page::Demo.respond(file(&request.params), &request.headers, &self.engine_origins()),
             Route::Setup => self.setup(),
             Route::Truth => self.truth(request).await,
             Route::Events => self.events(),
