@@ -9,7 +9,8 @@ use posduif::engine::Role;
 use posduif::feature::cache::Settings;
 use posduif::live::gate::TailGate;
 use posduif::live::tail::{ChangeListener as _, Freshness};
-use posduif::redis::store::{Read, ReadPosition, Store};
+use posduif::redis::read_position::ReadPosition;
+use posduif::redis::store::{Read, Store};
 use posduif::telemetry::metrics::{Labels, Metrics};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -491,6 +492,7 @@ async fn cache_is_unused_while_a_reader_is_ahead_of_the_live_tail() {
         generation: standing.generation,
         term: view.term,
         position: view.position,
+        resets_covered: None,
     };
     let read = store.read("acme", office.joe_id, place, 1000).await.unwrap();
     let Read::Slice(slice) = read else { panic!("{read:?}") };

@@ -6,10 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use posduif::contract::control::Command;
+use posduif::contract::stream_name::Target;
 use posduif::core::position::StreamId;
 use posduif::core::tenant::Tenant;
-use posduif::postgres::Database;
-use posduif::redis::store::{Read, ReadPosition, Store};
+use posduif::engine::Role;
+use posduif::postgres::{Database, tenants};
+use posduif::redis::read_position::ReadPosition;
+use posduif::redis::store::{Read, Store};
 use posduif::sync::item::Item;
 use posduif::sync::snapshot;
 use posduif::sync::tables::Routing;
@@ -36,6 +40,10 @@ struct Slow {
 
 impl Slow {
     async fn new() -> Self {
+        Self::with(Role::Replicator).await
+    }
+
+    async fn with(role: Role) -> Self {
         let server = servers::postgres().await;
         let world = World::on(&server.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
         let admin = world.psql().await;
@@ -47,7 +55,7 @@ impl Slow {
         let local = format!("ALTER DATABASE {name} SET synchronous_commit = local");
         admin.batch_execute(&local).await.unwrap();
         let admin = world.psql().await;
-        let stage = Stage::on(world).await;
+        let stage = Stage::on_with(world, role).await;
         Self {
             store: Store::new(&stage.world.config.redis).unwrap(),
             database: stage.world.database().await,
@@ -91,6 +99,25 @@ impl Slow {
         let client = self.stage.world.psql().await;
         client.batch_execute("SET synchronous_commit = on").await.unwrap();
         client
+    }
+
+    /// Commits a message to Joe that no SELECT sees while commits are held; gives its id, and the commit.
+    async fn invisible_message(&self) -> (Uuid, tokio::task::JoinHandle<()>) {
+        let (id, bob, joe) = (Uuid::new_v4(), self.stage.bob, self.stage.joe);
+        let session = self.waiting_session().await;
+        let commit = tokio::spawn(async move {
+            session.execute(INSERT, &[&id, &bob, &joe]).await.unwrap();
+        });
+        let inbox = self.stage.world.keys().inbox("acme", &joe.to_string());
+        eventually("the invisible commit is in the stream", || async {
+            let entries = self.stage.world.stream(&inbox).await;
+            let is_it = |entry: &crate::support::Entry| {
+                entry.field("op") == "insert" && entry.json("row")["id"] == id.to_string()
+            };
+            entries.iter().any(is_it).then_some(())
+        })
+        .await;
+        (id, commit)
     }
 
     /// Takes a snapshot for Joe: the place at which the stream goes on, and the messages in it.
@@ -318,6 +345,74 @@ async fn snapshot_and_stream_hold_every_commit_at_any_time() {
         handed_over += usize::from(!snapshot.is_empty() && !stream.is_subset(&snapshot));
     }
     assert!(handed_over > 10, "hardly any snapshot was taken while rows came");
+    slow.stage.stop().await;
+}
+
+#[tokio::test]
+async fn reset_above_an_invisible_commit_costs_one_snapshot() {
+    let slow = Slow::with(Role::All).await;
+    let (bob, joe) = (slow.stage.bob, slow.stage.joe);
+    let web = slow.stage.engine.as_ref().unwrap().api().log_in("acme", "bob").await;
+    let phone = web.enroll("phone", Some(&joe.to_string())).await.0;
+    // All that the inbox had is trimmed.
+    let inbox = slow.stage.world.keys().inbox("acme", &joe.to_string());
+    let _: i64 = slow.stage.world.ask_redis(&["XTRIM", &inbox, "MAXLEN", "0"]).await;
+
+    // GIVEN a commit that is in the stream while SELECT does not see it, and a reset of the tenant above it
+    slow.hold(true).await;
+    let (id, held) = slow.invisible_message().await;
+    tenants::resync(&slow.database, "acme").await.unwrap();
+    slow.stage.world.published().await;
+    let later = slow.stage.message(bob, joe, "later").await;
+    slow.stage.world.published().await;
+
+    // WHEN a device syncs for as long as the commit is invisible
+    let (mut cursor, mut resets, mut seen) = (None::<String>, 0, HashSet::new());
+    for _ in 0..10 {
+        let from = cursor.map_or(String::new(), |cursor| format!("?cursor={cursor}"));
+        let batch = phone.get(&format!("/api/sync/incoming{from}")).await.expect(200);
+        resets += usize::from(batch["reset"] == true);
+        for message in batch["messages"].as_array().unwrap() {
+            seen.insert(message["id"].as_str().unwrap().parse::<Uuid>().unwrap());
+        }
+        cursor = Some(batch["cursor"].as_str().unwrap().to_owned());
+    }
+
+    // THEN it takes one snapshot, and has all that is committed
+    assert!(!held.is_finished());
+    assert_eq!((resets, seen), (1, HashSet::from([id, later])));
+
+    // AND a later reset still takes effect
+    slow.hold(false).await;
+    held.await.unwrap();
+    tenants::resync(&slow.database, "acme").await.unwrap();
+    slow.stage.world.published().await;
+    let next = format!("/api/sync/incoming?cursor={}", cursor.unwrap());
+    assert_eq!(phone.get(&next).await.expect(200)["reset"], true);
+    slow.stage.stop().await;
+}
+
+#[tokio::test]
+async fn stream_recreated_above_an_invisible_commit_breaks() {
+    let slow = Slow::new().await;
+    let joe = slow.stage.joe;
+    // GIVEN a commit that SELECT does not see, and that the inbox has lost since
+    slow.hold(true).await;
+    let (id, held) = slow.invisible_message().await;
+    let target = Target::Inbox("acme".into(), joe);
+    tenants::send(&slow.database, &Command::RecreateStream(target))
+        .await
+        .unwrap();
+    slow.stage.world.published().await;
+    // WHEN a snapshot is taken meanwhile
+    let (place, seen) = slow.snapshot().await;
+    assert!(!seen.contains(&id));
+    // THEN the stream does not count as complete behind it
+    let read = slow.store.read("acme", joe, place, 100).await.unwrap();
+    assert!(matches!(read, Read::Broken(_)), "{read:?}");
+    slow.hold(false).await;
+    held.await.unwrap();
+    assert!(slow.snapshot().await.1.contains(&id));
     slow.stage.stop().await;
 }
 

@@ -1,19 +1,23 @@
 //! The API during an outage of Postgres or Redis: requests that need neither succeed, all others fail in time, and
 //! everything recovers without a restart.
 
+use std::cell::Cell;
+
 use hyper::Method;
+use nix::sys::signal::Signal;
 use posduif::config::Config;
 use posduif::config::Secret;
 use posduif::dev::{PrivatePostgres, PrivateRedis, RedisOptions};
 use posduif::engine::Role;
-use serde_json::json;
+use postgres_types::PgLsn;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::http::Api;
 use crate::support::office::{Office, id, ids};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, host_and_port};
 use crate::support::servers::{self, Own};
-use crate::support::{World, eventually};
+use crate::support::{World, eventually, send_signal};
 
 /// An office on servers of its own, with joe's phone.
 async fn office(change: impl FnOnce(&mut Config)) -> (Office, Api, Own<PrivatePostgres>, Own<PrivateRedis>) {
@@ -196,18 +200,31 @@ async fn redis_outage_requests_with_token_succeed_and_nothing_is_lost() {
 
 /// A Redis, and another that follows it.
 async fn redis_and_replica() -> (Own<PrivateRedis>, Own<PrivateRedis>) {
+    redis_and_replica_that_sync("everysec").await
+}
+
+/// The same under this `appendfsync`.
+async fn redis_and_replica_that_sync(policy: &str) -> (Own<PrivateRedis>, Own<PrivateRedis>) {
     let password = "both";
     let of_pair = |options: RedisOptions| {
         let options = RedisOptions {
             password: Secret::new(password),
             ..options
         };
-        options.setting("masterauth", password)
+        options.setting("masterauth", password).setting("appendfsync", policy)
     };
     let first = servers::redis_with(|_, options| of_pair(options)).await;
     let follow = format!("127.0.0.1 {}", first.server.port());
     let second = servers::redis_with(|_, options| of_pair(options).setting("replicaof", &follow)).await;
     (first, second)
+}
+
+/// Sends a command to a server.
+async fn ask(server: &Own<PrivateRedis>, words: &[&str]) {
+    let client = redis::Client::open(server.server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut command = redis::cmd(words[0]);
+    let _: String = command.arg(&words[1..]).query_async(&mut connection).await.unwrap();
 }
 
 async fn replica_follows(world: &World) {
@@ -304,5 +321,128 @@ async fn readers_of_a_stale_redis_reconnect_to_the_resolved_address() {
     let (pages, _) = phone.sync(None).await;
     assert!(ids(&pages[0]["messages"]).contains(&message), "{pages:?}");
     two.stop().await;
+    office.close().await;
+}
+
+/// Where publishing stands, by the admin listener.
+struct Stands {
+    published: PgLsn,
+    acknowledged: PgLsn,
+    replicas: Value,
+}
+
+async fn stands(office: &Office) -> Stands {
+    let ready = office.anybody.admin().get("/ready").await.json();
+    let replication = &ready["checks"]["replication"];
+    let lsn = |name: &str| {
+        replication[name]
+            .as_str()
+            .map_or(0.into(), |text| text.parse().unwrap())
+    };
+    Stands {
+        published: lsn("published"),
+        acknowledged: lsn("acknowledged"),
+        replicas: replication["replicas"].clone(),
+    }
+}
+
+/// Waits until Postgres may forget all that is published now.
+async fn acknowledged(office: &Office) {
+    let published = stands(office).await.published;
+    eventually("what is published is acknowledged", || async {
+        (stands(office).await.acknowledged >= published).then_some(())
+    })
+    .await;
+}
+
+/// Publishing goes on while the replica does not acknowledge, and nothing more is acknowledged; gives up to where it is.
+async fn acknowledged_meanwhile(office: &Office) -> PgLsn {
+    let before = eventually("the replica does not acknowledge", || async {
+        let now = stands(office).await;
+        (now.replicas == 0).then_some(now)
+    })
+    .await;
+    let last = Cell::new((before.published, 0));
+    eventually("publishing goes on", || async {
+        let (published, times) = last.get();
+        let now = stands(office).await.published;
+        if now > published {
+            last.set((now, times + 1));
+        }
+        (times >= 10).then_some(())
+    })
+    .await;
+    assert_eq!(stands(office).await.acknowledged, before.acknowledged);
+    before.acknowledged
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledging_waits_for_the_required_replica() {
+    // The disk delays nothing, so only the replica can.
+    let (first, second) = redis_and_replica_that_sync("always").await;
+    let url = std::env::var("DATABASE_URL").unwrap();
+    let world = World::on(&url, &first.server.url()).await;
+    let office = Office::within(world, |config| config.redis.replicas_min = 1).await;
+    replica_follows(&office.world).await;
+    acknowledged(&office).await;
+    assert_eq!(stands(&office).await.replicas, 1);
+
+    let replica = second.server.pid().unwrap();
+    send_signal(replica, Signal::SIGSTOP);
+    let before = acknowledged_meanwhile(&office).await;
+    office.send("while the replica hangs").await;
+    office.world.published().await;
+
+    send_signal(replica, Signal::SIGCONT);
+    acknowledged(&office).await;
+    let after = stands(&office).await;
+    assert!(after.acknowledged > before);
+    assert_eq!(after.replicas, 1);
+    office.ready().await;
+    office.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failover_to_the_required_replica_loses_nothing_and_starts_no_epoch() {
+    let (mut first, second) = redis_and_replica_that_sync("always").await;
+    let link = Proxy::before(&first.server.url()).await;
+    let proxy = Proxy::before(&first.server.url()).await;
+    let url = std::env::var("DATABASE_URL").unwrap();
+    let world = World::on(&url, &proxy.url(&first.server.url())).await;
+    let office = Office::within(world, |config| config.redis.replicas_min = 1).await;
+    let through = link.url(&first.server.url());
+    let (host, port) = host_and_port(&through).split_once(':').unwrap();
+    ask(&second, &["REPLICAOF", host, port]).await;
+    replica_follows(&office.world).await;
+    let mut sent = vec![office.send("before").await];
+    acknowledged(&office).await;
+    let checkpoint = office.world.checkpoint().await;
+
+    // The replica lags, and the primary dies.
+    link.stall();
+    for number in 0..20 {
+        sent.push(office.send(&format!("while the replica lags {number}")).await);
+    }
+    office.world.published().await;
+    acknowledged_meanwhile(&office).await;
+    first.server.kill().await.unwrap();
+    ask(&second, &["REPLICAOF", "NO", "ONE"]).await;
+    proxy.lead_to(&second.server.url());
+    proxy.cut();
+
+    sent.push(office.send("to the new primary").await);
+    office.world.published().await;
+    assert_eq!(
+        office.world.checkpoint().await["epoch"],
+        checkpoint["epoch"],
+        "no new epoch"
+    );
+    let inbox = office.world.keys().inbox("acme", &office.joe_id.to_string());
+    let entries = office.world.stream(&inbox).await;
+    let inserted = entries.iter().filter(|entry| entry.field("op") == "insert");
+    let inserted: Vec<String> = inserted
+        .map(|entry| entry.json("row")["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(inserted, sent);
     office.close().await;
 }

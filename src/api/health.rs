@@ -156,11 +156,13 @@ fn replication(shown: &ReplicationStatus) -> Check {
         ReplicatorState::Streaming {
             epoch,
             progress,
+            replicas,
             problem,
             ..
         } => (
             problem,
             json!({
+                "replicas": replicas,
                 "state": "streaming",
                 "epoch": epoch.to_string(),
                 "received": progress.received().to_string(),

@@ -135,9 +135,15 @@ fn replication_gauges(now: &mut Registry, shown: &ReplicationStatus) {
     if let ReplicatorState::Streaming {
         number,
         stopped_streams,
+        replicas,
         ..
     } = state
     {
+        now.register(
+            "redis_replicas_acknowledged",
+            "Replicas of Redis that acknowledge in time, where redis.replicas_min requires some",
+            ConstGauge::new(replicas.unwrap_or(0) as f64),
+        );
         now.register("epoch_number", "Number of the epoch", ConstGauge::new(number));
         now.register(
             "streams_stopped",

@@ -19,6 +19,9 @@ section! {
         pub prefix: String = "posduif".into();
         /// Maximum time in seconds to wait for a reply.
         pub response_timeout_seconds: u64 = 5, 1..=60;
+        /// Number of replicas that must acknowledge a write before it is confirmed to Postgres, so that a failover of
+        /// Redis to one of them starts no epoch; 0 for none.
+        pub replicas_min: u64 = 0, 0..=100;
     }
 }
 

@@ -11,7 +11,8 @@ use crate::contract::entry::Entry;
 use crate::core::position::StreamId;
 use crate::live::hub::{Member, Signals, Subscription};
 use crate::live::tail::Notice;
-use crate::redis::store::{Error, Missing, Read, ReadPosition, Standing, Store};
+use crate::redis::read_position::ReadPosition;
+use crate::redis::store::{Error, Missing, Read, Standing, Store};
 use crate::telemetry::traces;
 
 /// Entries read at once in a replay.

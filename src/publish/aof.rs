@@ -1,5 +1,5 @@
-//! Queries Redis about its append-only file, on a connection of its own, so that `WAITAOF` does not block the
-//! publisher.
+//! Queries Redis about its append-only file and its replicas, on a connection of its own, so that `WAITAOF` and `WAIT`
+//! do not block the publisher.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::redis::info::Info;
 /// Pause between two queries.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// The longest `WAITAOF`, and the part (1/n) of the response timeout that it may take: a sync comes about once a
+/// The longest `WAITAOF` or `WAIT`, and the part (1/n) of the response timeout that it may take: a sync comes about once a
 /// second.
 const WAIT: (Duration, u32) = (Duration::from_secs(2), 2);
 
@@ -25,6 +25,8 @@ const WAIT: (Duration, u32) = (Duration::from_secs(2), 2);
 #[derive(Debug, Clone)]
 pub struct Reading {
     pub observation: Observation,
+    /// How many replicas have acknowledged what was written; 0 if none are required.
+    pub replicas: u64,
     /// What protects Redis' memory now.
     pub persistence: Persistence,
     /// Identity of the Redis process.
@@ -49,7 +51,8 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
     let timeout = Duration::from_secs(config.response_timeout_seconds);
     let settings = AsyncConnectionConfig::new().set_response_timeout(Some(timeout));
     let key = Keys::new(&config.prefix).aof();
-    let (mut has_refused, mut hides_policy) = (false, false);
+    let replicas_min = config.replicas_min;
+    let (mut has_refused, mut has_refused_replicas, mut hides_policy) = (false, false, false);
     let mut connection = None;
     loop {
         tokio::select! {
@@ -79,8 +82,8 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
             };
             let persistence = Persistence::of(state.enabled, &policy);
             if persistence == Persistence::EverySecond && has_waitaof(&server) {
-                match wait_aof(held, &key, before.published, timeout).await {
-                    Ok(observation) => return Ok((run_id, persistence, observation)),
+                match wait_aof(held, &key, before.published, replicas_min, timeout).await {
+                    Ok((observation, replicas)) => return Ok((run_id, persistence, observation, replicas)),
                     // Redis is full, for example, or its ACL forbids it: the state of the file shows the same, only
                     // later.
                     Err(error) if error.code().is_some() => {
@@ -91,12 +94,28 @@ pub async fn watch(config: config::Redis, written: watch::Receiver<Written>, rea
                     Err(error) => return Err(error),
                 }
             }
-            Ok::<_, RedisError>((run_id, persistence, Observation::State(state)))
+            let mut replicas = 0;
+            if replicas_min > 0 {
+                replicas = match wait_replicas(held, &key, before.published, replicas_min, timeout).await {
+                    Err(error) if error.code().is_some() => {
+                        if !std::mem::replace(&mut has_refused_replicas, true) {
+                            tracing::warn!(
+                                %error,
+                                "Redis refuses WAIT, which redis.replicas_min needs; nothing is confirmed to Postgres"
+                            );
+                        }
+                        0
+                    }
+                    replicas => replicas?,
+                };
+            }
+            Ok::<_, RedisError>((run_id, persistence, Observation::State(state), replicas))
         };
         match tokio::time::timeout(timeout, reading).await {
-            Ok(Ok((run_id, persistence, observation))) => {
+            Ok(Ok((run_id, persistence, observation, replicas))) => {
                 let reading = Reading {
                     observation,
+                    replicas,
                     persistence,
                     run_id,
                     written: before,
@@ -123,23 +142,45 @@ async fn policy(connection: &mut MultiplexedConnection) -> Result<String, RedisE
     Ok(pair.into_iter().nth(1).unwrap_or_default())
 }
 
-/// Waits until Redis' file holds everything written before now.
+/// Waits until Redis' file, and those of as many replicas, hold everything written before now; gives how many do.
 async fn wait_aof(
     connection: &mut MultiplexedConnection,
     key: &str,
     published: PgLsn,
+    replicas_min: u64,
     timeout: Duration,
-) -> Result<Observation, RedisError> {
-    // Redis waits for the last write of the calling connection, so one must follow the publisher's.
+) -> Result<(Observation, u64), RedisError> {
+    mark(connection, key, published).await?;
+    let arguments = [1, replicas_min, wait_ms(timeout)];
+    let (synced, replicas): (i64, u64) = redis::cmd("WAITAOF").arg(&arguments).query_async(connection).await?;
+    Ok((Observation::of_waitaof(synced), replicas))
+}
+
+/// Waits until as many replicas have received everything written before now; gives how many have.
+async fn wait_replicas(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+    published: PgLsn,
+    replicas_min: u64,
+    timeout: Duration,
+) -> Result<u64, RedisError> {
+    // Without a write of its own, a connection waits for nothing, and all replicas count.
+    mark(connection, key, published).await?;
+    let arguments = [replicas_min, wait_ms(timeout)];
+    redis::cmd("WAIT").arg(&arguments).query_async(connection).await
+}
+
+/// Redis waits for the last write of the calling connection, so one must follow the publisher's.
+async fn mark(connection: &mut MultiplexedConnection, key: &str, published: PgLsn) -> Result<(), RedisError> {
     let mark = published.to_string();
-    let _: i64 = redis::cmd("HSET")
-        .arg(&[key, "published", &mark])
-        .query_async(connection)
-        .await?;
+    let mut command = redis::cmd("HSET");
+    let _: i64 = command.arg(&[key, "published", &mark]).query_async(connection).await?;
+    Ok(())
+}
+
+fn wait_ms(timeout: Duration) -> u64 {
     let (longest, part) = WAIT;
-    let wait = (timeout / part).min(longest).as_millis() as u64;
-    let (synced, _replicas): (i64, i64) = redis::cmd("WAITAOF").arg(&[1, 0, wait]).query_async(connection).await?;
-    Ok(Observation::of_waitaof(synced))
+    (timeout / part).min(longest).as_millis() as u64
 }
 
 #[cfg(test)]
@@ -151,9 +192,12 @@ mod tests {
     use crate::config::Secret;
 
     /// The replies of a mock server of another version.
+    #[derive(Default)]
     struct Script {
         version: &'static str,
+        replicas_min: u64,
         waitaof: &'static [&'static str],
+        wait: &'static [&'static str],
     }
 
     /// Watches a mock server for a number of readings; gives these and the commands that it received, without the
@@ -162,6 +206,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let config = config::Redis {
             url: Secret::new(format!("redis://{}", listener.local_addr().expect("an address"))),
+            replicas_min: script.replicas_min,
             ..config::Redis::default()
         };
         let position = Written {
@@ -184,7 +229,7 @@ mod tests {
         let (stream, _) = listener.accept().await.expect("a connection");
         let mut stream = BufReader::new(stream);
         let mut commands = Vec::new();
-        let mut waitaof = script.waitaof.iter();
+        let (mut waitaof, mut wait) = (script.waitaof.iter(), script.wait.iter());
         while let Some(command) = read_command(&mut stream).await {
             let bulk = |text: String| format!("${}\r\n{text}\r\n", text.len());
             let answer = match command.as_str() {
@@ -192,6 +237,7 @@ mod tests {
                 "CONFIG GET appendfsync" => "*2\r\n$11\r\nappendfsync\r\n$8\r\neverysec\r\n".into(),
                 "INFO persistence" => bulk("aof_enabled:1\r\naof_buffer_length:0\r\naof_pending_bio_fsync:0".into()),
                 command if command.starts_with("HSET") => ":0\r\n".into(),
+                command if command.starts_with("WAIT ") => (*wait.next().expect("an answer")).into(),
                 command if command.starts_with("WAITAOF") => (*waitaof.next().expect("an answer")).into(),
                 _ => "+OK\r\n".into(),
             };
@@ -229,6 +275,7 @@ mod tests {
         let script = Script {
             version: "7.2.4",
             waitaof: &["*2\r\n:0\r\n:0\r\n", "*2\r\n:1\r\n:0\r\n"],
+            ..Script::default()
         };
         let (readings, commands) = watch_mock(script, 2).await;
         let observations: Vec<Observation> = readings.iter().map(|reading| reading.observation).collect();
@@ -243,6 +290,7 @@ mod tests {
         let script = Script {
             version: "8.0.1",
             waitaof: &["-NOPERM this user has no permissions\r\n", "*2\r\n:1\r\n:3\r\n"],
+            ..Script::default()
         };
         let (readings, commands) = watch_mock(script, 2).await;
         assert!(matches!(
@@ -257,10 +305,43 @@ mod tests {
     async fn older_server_is_queried_by_info_only() {
         let script = Script {
             version: "7.0.15",
-            waitaof: &[],
+            ..Script::default()
         };
         let (readings, commands) = watch_mock(script, 1).await;
         assert!(matches!(readings[0].observation, Observation::State(_)));
         assert_eq!(commands, QUERY);
+    }
+
+    #[tokio::test]
+    async fn required_replicas_are_waited_for_by_either_command() {
+        let script = Script {
+            version: "7.2.4",
+            replicas_min: 2,
+            waitaof: &["*2\r\n:1\r\n:1\r\n", "-NOPERM this user has no permissions\r\n"],
+            wait: &[":2\r\n"],
+        };
+        let (readings, commands) = watch_mock(script, 2).await;
+        let found: Vec<(bool, u64)> = readings
+            .iter()
+            .map(|reading| (reading.observation == Observation::Synced, reading.replicas))
+            .collect();
+        assert_eq!(found, [(true, 1), (false, 2)]);
+        let [mark, _] = WAIT_AOF;
+        let wait_aof = [mark, "WAITAOF 1 2 2000"];
+        let expected = [&QUERY[..], &wait_aof, &QUERY, &wait_aof, &[mark, "WAIT 2 2000"]].concat();
+        assert_eq!(commands, expected);
+    }
+
+    #[tokio::test]
+    async fn replicas_count_as_missing_while_wait_is_refused() {
+        let script = Script {
+            version: "7.0.15",
+            replicas_min: 1,
+            wait: &["-NOPERM this user has no permissions\r\n", ":1\r\n"],
+            ..Script::default()
+        };
+        let (readings, _) = watch_mock(script, 2).await;
+        let replicas: Vec<u64> = readings.iter().map(|reading| reading.replicas).collect();
+        assert_eq!(replicas, [0, 1]);
     }
 }

@@ -293,8 +293,17 @@ impl Batch {
         self.queued.push((self.commands.len(), Purpose::Create(target)));
     }
 
-    /// Ends the continuity of a stream that has a hole by a `reset` entry.
+    /// Ends the continuity of a stream that has a hole by a `reset` entry. It is the trim point, too: readers that may
+    /// ignore resets must not miss what the stream lacks.
     pub fn recreate_stream(&mut self, target: Target, id: StreamId, commit_ts: i64) {
+        let (meta, field, id_text) = (
+            self.keys.meta(target.tenant()),
+            meta::trim_field(&target),
+            id.to_string(),
+        );
+        let command = ["HSET", &meta, &field, &id_text].map(str::as_bytes);
+        resp::command(&mut self.commands, &command);
+        self.queued.push((self.commands.len(), Purpose::Entry(target.clone())));
         self.push_reset(&target, id, commit_ts);
         self.queued.push((self.commands.len(), Purpose::Recreate(target)));
     }

@@ -7,6 +7,8 @@
 //!
 //! A server with `WAITAOF` (Redis 7.2, Valkey) reports the same earlier and without assumptions about its internals: it
 //! waits until its file holds the last write of the calling connection, and all writes before that one.
+//!
+//! Where `redis.replicas_min` requires replicas, a position is durable when as many of them have acknowledged it, too.
 
 use crate::redis::info::Info;
 use std::collections::VecDeque;
@@ -134,6 +136,27 @@ pub struct Durability {
     persistence: Persistence,
     /// Oldest first; each observation adds one, and each leaves after some seconds, so there are few.
     candidates: VecDeque<Candidate>,
+    replicas: Option<Replicas>,
+}
+
+/// How far Redis itself and its replicas are, where replicas are required.
+#[derive(Debug, Default)]
+struct Replicas {
+    /// What Redis itself can no longer lose.
+    local: Option<Durable>,
+    /// What enough replicas have acknowledged.
+    acknowledged: Option<Durable>,
+}
+
+impl Replicas {
+    /// What both have.
+    fn meet(&self) -> Option<Durable> {
+        let (local, replicas) = self.local.zip(self.acknowledged)?;
+        Some(Durable {
+            published: local.published.min(replicas.published),
+            acknowledged: local.acknowledged.min(replicas.acknowledged),
+        })
+    }
 }
 
 /// What has become durable: a position, and the checkpoint's `acknowledged` at that time.
@@ -146,10 +169,32 @@ pub struct Durable {
 }
 
 impl Durability {
-    pub fn new(persistence: Persistence) -> Self {
+    pub fn new(persistence: Persistence, needs_replicas: bool) -> Self {
         Self {
             persistence,
             candidates: VecDeque::new(),
+            replicas: needs_replicas.then(Replicas::default),
+        }
+    }
+
+    /// Records that enough replicas have what an `EXEC` had written before the query.
+    pub fn replicated(&mut self, published: PgLsn, acknowledged: PgLsn) -> Option<Durable> {
+        let replicas = self.replicas.as_mut()?;
+        replicas.acknowledged = Some(Durable {
+            published,
+            acknowledged,
+        });
+        replicas.meet()
+    }
+
+    /// What is durable, now that Redis itself can no longer lose this.
+    fn reach(&mut self, local: Durable) -> Option<Durable> {
+        match &mut self.replicas {
+            Some(replicas) => {
+                replicas.local = Some(local);
+                replicas.meet()
+            }
+            None => Some(local),
         }
     }
 
@@ -166,7 +211,7 @@ impl Durability {
     /// Records a successful `EXEC`. Without a sync to wait for, the position is at once as durable as it will be.
     pub fn published(&mut self, published: PgLsn, acknowledged: PgLsn) -> Option<Durable> {
         match self.persistence {
-            Persistence::Off | Persistence::Always => Some(Durable {
+            Persistence::Off | Persistence::Always => self.reach(Durable {
                 published,
                 acknowledged,
             }),
@@ -190,7 +235,7 @@ impl Durability {
             Observation::Synced => {
                 // All candidates are older.
                 self.candidates.clear();
-                return Some(Durable {
+                return self.reach(Durable {
                     published,
                     acknowledged,
                 });
@@ -220,7 +265,7 @@ impl Durability {
                 written_at: now,
             });
         }
-        reached
+        self.reach(reached?)
     }
 }
 
@@ -259,7 +304,7 @@ mod tests {
 
     #[test]
     fn waitaof_confirms_at_once_or_not_at_all() {
-        let mut durability = Durability::new(Persistence::EverySecond);
+        let mut durability = Durability::new(Persistence::EverySecond, false);
         let now = Instant::now();
         assert_eq!(Observation::of_waitaof(0), Observation::NotYet);
         assert_eq!(durability.observe(Observation::NotYet, 10.into(), 1.into(), now), None);
@@ -275,7 +320,7 @@ mod tests {
 
     #[test]
     fn refused_waitaof_falls_back_to_the_state_and_never_goes_back() {
-        let mut durability = Durability::new(Persistence::EverySecond);
+        let mut durability = Durability::new(Persistence::EverySecond, false);
         let start = Instant::now();
         assert_eq!(durability.observe(state(0, 0), 10.into(), 1.into(), start), None);
         let synced = durability.observe(Observation::Synced, 20.into(), 2.into(), start);
@@ -297,7 +342,7 @@ mod tests {
 
     #[test]
     fn position_is_durable_after_empty_buffer_and_one_whole_sync() {
-        let mut durability = Durability::new(Persistence::EverySecond);
+        let mut durability = Durability::new(Persistence::EverySecond, false);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_millis(seconds);
         assert_eq!(durability.published(10.into(), 1.into()), None);
@@ -320,7 +365,7 @@ mod tests {
         assert_eq!(Persistence::of(true, "no"), Persistence::Off);
         assert_eq!(Persistence::of(true, "always"), Persistence::Always);
         assert_eq!(Persistence::of(true, ""), Persistence::EverySecond);
-        let mut durability = Durability::new(Persistence::EverySecond);
+        let mut durability = Durability::new(Persistence::EverySecond, false);
         let start = Instant::now();
         assert_eq!(durability.observe(state(0, 0), 10.into(), 1.into(), start), None);
         assert_eq!(durability.adapt(Persistence::EverySecond), None);
@@ -339,6 +384,33 @@ mod tests {
     }
 
     #[test]
+    fn required_replicas_and_the_file_must_both_have_a_position() {
+        let durable = |published: u64, acknowledged: u64| {
+            Some(Durable {
+                published: published.into(),
+                acknowledged: acknowledged.into(),
+            })
+        };
+        let now = Instant::now();
+        let mut durability = Durability::new(Persistence::EverySecond, true);
+        let synced = |durability: &mut Durability, published: u64, acknowledged: u64| {
+            durability.observe(Observation::Synced, published.into(), acknowledged.into(), now)
+        };
+        assert_eq!(synced(&mut durability, 10, 1), None);
+        assert_eq!(durability.replicated(20.into(), 2.into()), durable(10, 1));
+        assert_eq!(synced(&mut durability, 30, 3), durable(20, 2));
+        assert_eq!(durability.replicated(40.into(), 4.into()), durable(30, 3));
+        let mut durability = Durability::new(Persistence::Off, true);
+        assert_eq!(durability.published(10.into(), 1.into()), None);
+        assert_eq!(durability.replicated(10.into(), 1.into()), durable(10, 1));
+        assert_eq!(durability.published(20.into(), 2.into()), durable(10, 1));
+        // What is not required delays nothing.
+        let mut durability = Durability::new(Persistence::Off, false);
+        assert_eq!(durability.replicated(10.into(), 1.into()), None);
+        assert_eq!(durability.published(20.into(), 2.into()), durable(20, 2));
+    }
+
+    #[test]
     fn stall_needs_publishing_without_durable_progress_for_long() {
         let mut watch = StallWatch::default();
         let start = Instant::now();
@@ -351,7 +423,7 @@ mod tests {
 
     #[test]
     fn failing_write_restarts_the_wait() {
-        let mut durability = Durability::new(Persistence::EverySecond);
+        let mut durability = Durability::new(Persistence::EverySecond, false);
         let start = Instant::now();
         durability.observe(state(0, 0), 10.into(), 1.into(), start);
         let failing = Observation::State(AofState {

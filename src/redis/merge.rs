@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::read_position::ReadPosition;
 use super::store::{Read, Slice};
 use crate::contract::checkpoint::View;
 use crate::contract::entry::{Entry, Text};
 use crate::contract::members::Members;
 use crate::contract::stream_name::Audience;
 use crate::core::operation::Operation;
-use crate::core::position::StreamId;
 
 /// Merges ranges that were each cut at `count` entries: the inbox, then what others see, too.
 pub(super) fn merge(
     ranges: Vec<Vec<Entry>>,
     count: usize,
-    after: StreamId,
+    place: ReadPosition,
     view: View,
     (user, members): (Uuid, Arc<Members>),
 ) -> Read {
@@ -30,6 +30,9 @@ pub(super) fn merge(
     let mut entries: Vec<Entry> = ranges.into_iter().flatten().filter(|entry| entry.id <= end).collect();
     // Each is sorted. A change that differs for the user is in several streams, and the inbox has precedence.
     entries.sort_by_key(|entry| entry.id);
+    // Also where nothing else is left, the reader moves on.
+    let last = entries.last().map_or(place.position, |entry| entry.id);
+    entries.retain(|entry| entry.op != Operation::Reset || !place.covers_reset(entry.id));
     if entries.iter().any(|entry| entry.op.is_break()) {
         return Read::Broken(view);
     }
@@ -50,7 +53,7 @@ pub(super) fn merge(
         is_same
     });
     Read::Slice(Slice {
-        end: entries.last().map_or(after, |entry| entry.id),
+        end: last,
         has_more: horizon.is_some(),
         entries,
         view,
@@ -71,7 +74,7 @@ fn is_seen(via: &Text, user: Uuid, members: &Members) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::position::{EpochId, TermId};
+    use crate::core::position::{EpochId, StreamId, TermId};
 
     fn entry(seq: u64, op: Operation, via: &[&str]) -> Entry {
         Entry {
@@ -85,6 +88,15 @@ mod tests {
 
     /// Number, operation and memberships of each entry, for a member of list 1; `None` if continuity has ended.
     fn merged(ranges: Vec<Vec<Entry>>, count: usize) -> Option<Vec<(u64, &'static str, String)>> {
+        merged_behind(ranges, count, None)
+    }
+
+    /// The same behind a snapshot that covers resets up to a number.
+    fn merged_behind(
+        ranges: Vec<Vec<Entry>>,
+        count: usize,
+        resets_covered: Option<u64>,
+    ) -> Option<Vec<(u64, &'static str, String)>> {
         let groups = [("list:1".parse().expect("a group"), StreamId::ZERO)];
         let members = Members {
             groups: groups.into(),
@@ -99,7 +111,7 @@ mod tests {
             term: TermId(1),
         };
         let reader = (Uuid::from_u128(7), Arc::new(members));
-        let Read::Slice(slice) = merge(ranges, count, StreamId::ZERO, view, reader) else {
+        let Read::Slice(slice) = merge(ranges, count, place(resets_covered), view, reader) else {
             return None;
         };
         let outline = |entry: Entry| {
@@ -112,6 +124,28 @@ mod tests {
 
     fn plain(entries: &[(u64, &'static str)]) -> Option<Vec<(u64, &'static str, String)>> {
         Some(entries.iter().map(|(seq, op)| (*seq, *op, String::new())).collect())
+    }
+
+    fn place(resets_covered: Option<u64>) -> ReadPosition {
+        ReadPosition {
+            epoch: EpochId(1),
+            generation: 1,
+            term: TermId(1),
+            position: StreamId::ZERO,
+            resets_covered: resets_covered.map(|seq| StreamId { ms: 1, seq }),
+        }
+    }
+
+    #[test]
+    fn reset_is_ignored_only_if_the_snapshot_covers_it() {
+        use Operation::{Insert, Reset, Truncate};
+        let inbox = || vec![entry(1, Insert, &[]), entry(2, Reset, &[]), entry(3, Insert, &[])];
+        // The row of another user, whose inbox was created by the same change.
+        let shared = || vec![entry(2, Insert, &[])];
+        let all = plain(&[(1, "insert"), (2, "insert"), (3, "insert")]);
+        assert_eq!(merged_behind(vec![inbox(), shared()], 100, Some(2)), all);
+        assert_eq!(merged_behind(vec![inbox(), shared()], 100, Some(1)), None);
+        assert_eq!(merged_behind(vec![vec![entry(2, Truncate, &[])]], 100, Some(2)), None);
     }
 
     #[test]

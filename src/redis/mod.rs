@@ -1,11 +1,13 @@
 //! Redis: connections, reading streams, replies that several parts need.
 
 pub mod connect;
+mod coverage;
 pub mod entries;
 pub mod error;
 pub mod info;
 mod merge;
 pub mod range;
+pub mod read_position;
 pub mod shared;
 pub mod store;
 mod wrong_type;

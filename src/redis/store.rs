@@ -24,12 +24,13 @@ use crate::contract::lua;
 use crate::contract::members::Members;
 use crate::contract::meta::{self, Meta};
 use crate::contract::stream_name::Target;
-use crate::contract::terms::{self, Continuity};
+use crate::contract::terms::Continuity;
 use crate::contract::window::WindowEntry;
 use crate::core::position::{EpochId, StreamId, TermId};
 use crate::core::resp::{self, RespError, transaction};
 use crate::redis::merge::merge;
 use crate::redis::range::Connections;
+use crate::redis::read_position::{ReadPosition, verify};
 use crate::redis::shared::SharedConnection;
 use crate::telemetry::metrics::Operations;
 
@@ -94,19 +95,6 @@ impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
         Self::Redis(error.into())
     }
-}
-
-/// Up to where a reader has read the streams of a tenant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReadPosition {
-    /// The epoch that the position belongs to.
-    pub epoch: EpochId,
-    /// The tenant's generation that it belongs to.
-    pub generation: i64,
-    /// The term in which it was received.
-    pub term: TermId,
-    /// Everything up to here was read.
-    pub position: StreamId,
 }
 
 /// A range of a user's entries.
@@ -178,6 +166,7 @@ impl Standing {
             generation: self.generation,
             term: self.view.term,
             position: self.view.position,
+            resets_covered: None,
         }
     }
 }
@@ -362,7 +351,7 @@ impl Store {
         }
         let (read, continuity) = reading;
         match continuity {
-            Continuity::NotReached if self.is_awaited(read.view(), place.position) => Err(Error::NotReached),
+            Continuity::NotReached if self.is_awaited(read.view(), place.reach()) => Err(Error::NotReached),
             _ => Ok(read),
         }
     }
@@ -559,10 +548,10 @@ impl Store {
         if continuity != Continuity::Valid {
             return Ok(Reading::Done(Read::Broken(view), continuity));
         }
-        let read = merge(ranges, count, place.position, view, (user, held));
+        let read = merge(ranges, count, place, view, (user, held));
         if let Read::Slice(slice) = &read {
             let Some(last) = slice.entries.last() else {
-                return if stopped.iter().any(Option::is_some) {
+                return if !slice.has_more && stopped.iter().any(Option::is_some) {
                     Err(Error::Stopped)
                 } else {
                     Ok(Reading::Done(read, continuity))
@@ -752,10 +741,4 @@ fn checkpoint_command<'a>(pipe: &'a mut Pipeline, keys: &Keys) -> &'a mut Pipeli
 
 fn parse_view(values: &[Option<String>]) -> Result<View, Error> {
     View::parse(values).ok_or(Error::NoCheckpoint)
-}
-
-/// Checks a place of the view's epoch with what Redis has of its term, if that has ended.
-fn verify(place: ReadPosition, view: &View, ended: Option<String>) -> Continuity {
-    let ended = ended.and_then(|text| text.parse().ok());
-    terms::verify(place.term, place.position, view, ended)
 }

@@ -4,10 +4,12 @@
 //! whether replication continues; the session then moves frames from the [`connection`] ([`frame`], `login`) through
 //! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`] and [`catalog`] are ordinary
 //! SQL beside the stream, and [`trim`] decides what the streams may drop. [`report`] is what other parts see of all this.
-//! `undecodable` leads past transactions that Postgres fails to send.
+//! `durability_watch` follows the disk of Redis and its replicas. `undecodable` leads past transactions that Postgres fails
+//! to send.
 
 pub mod catalog;
 pub mod connection;
+mod durability_watch;
 pub mod end;
 pub mod epoch;
 pub mod frame;

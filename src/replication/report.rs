@@ -25,6 +25,8 @@ pub enum ReplicatorState {
         /// How many streams are stopped.
         stopped_streams: usize,
         progress: Progress,
+        /// How many replicas of Redis acknowledge; `None` if none are required, or before that is known.
+        replicas: Option<u64>,
         /// What is wrong with Redis at the moment.
         problem: Option<String>,
     },

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::catalog::{self, Outline};
 use super::connection::{self, Connection, ServerError};
+use super::durability_watch::DurabilityWatch;
 use super::end::{FailureCause, SessionEnd};
 use super::frame::Frame;
 use super::pipeline::{Pipeline, Start};
@@ -30,7 +31,7 @@ use crate::publish::aof::{self, Written};
 use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection as redis_connection;
 use crate::publish::cut::Cut;
-use crate::publish::durability::{Durability, Durable, StallWatch};
+use crate::publish::durability::Durable;
 use crate::publish::outcome::{Outcome, error_code};
 use crate::publish::progress::Progress;
 use crate::route::router::Router;
@@ -109,17 +110,6 @@ struct Session<'a> {
     ticks: tokio::time::Interval,
 }
 
-/// Follows what Redis has written to disk.
-struct DurabilityWatch {
-    state: Durability,
-    /// Identity of the Redis process that the publisher writes to.
-    run_id: String,
-    written: watch::Sender<Written>,
-    readings: mpsc::Receiver<aof::Reading>,
-    stall: StallWatch,
-    is_stalled: bool,
-}
-
 /// About the batch in flight, which the connection to Redis holds.
 struct InFlight {
     sent_at: Instant,
@@ -180,9 +170,10 @@ impl<'a> Session<'a> {
         let timeline = server.identity.timeline;
         let has_switched = claim
             .checkpoint
+            .as_ref()
             .is_some_and(|checkpoint| checkpoint.timeline != timeline);
         let urgent = opening_batch(&keys, &claim.stopped, origin.position, has_switched.then_some(timeline));
-        let state = Durability::new(claim.persistence);
+        let replicas_min = context.config.redis.replicas_min;
         let (written, _) = watch::channel(Written {
             published: server.confirmed,
             acknowledged: origin.acknowledged,
@@ -210,14 +201,7 @@ impl<'a> Session<'a> {
             redis,
             epoch: origin.epoch,
             progress: Progress::starting_at(server.confirmed),
-            durable: DurabilityWatch {
-                state,
-                run_id: claim.run_id,
-                written,
-                readings,
-                stall: StallWatch::default(),
-                is_stalled: false,
-            },
+            durable: DurabilityWatch::new(&claim, written, readings, replicas_min),
             in_flight: InFlight {
                 sent_at: now,
                 acknowledged: origin.acknowledged,
@@ -370,6 +354,8 @@ impl<'a> Session<'a> {
                     .durable
                     .state
                     .observe(reading.observation, published, acknowledged, Instant::now());
+                self.advance(durable);
+                let durable = self.durable.note_replicas(&reading);
                 self.advance(durable);
             }
             Event::Snapshot => self.close_window(),
@@ -690,7 +676,7 @@ impl<'a> Session<'a> {
         );
         metrics.tenants(self.pipeline.tenants());
         let (published, durable) = (self.progress.published(), self.progress.durable());
-        self.durable.is_stalled = self.durable.stall.is_stalled(published, durable, now);
+        self.durable.note_progress(published, durable, now);
         self.report_state();
         Ok(())
     }
@@ -711,6 +697,7 @@ impl<'a> Session<'a> {
             number: self.epoch.number,
             stopped_streams: self.pipeline.stopped_streams(),
             progress: self.progress,
+            replicas: self.durable.replicas(),
             problem: self.problem(),
         });
     }
@@ -719,14 +706,7 @@ impl<'a> Session<'a> {
     fn problem(&self) -> Option<String> {
         let refused = self.refused.cause.as_ref();
         let refused = refused.map(|cause| format!("Redis refuses entries: {cause}"));
-        let is_stalled = self.durable.is_stalled;
-        refused.or_else(|| {
-            is_stalled.then(|| {
-                "Redis accepts entries, but does not write them to its append-only file; check its disk and \
-                 `INFO persistence`"
-                    .to_owned()
-            })
-        })
+        refused.or_else(|| self.durable.problem())
     }
 
     /// Publishes the batch in flight and the one being filled, so that a restart has little to replay.

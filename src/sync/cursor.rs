@@ -11,10 +11,13 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use crate::core::position::{EpochId, StreamId, TermId};
-use crate::redis::store::ReadPosition;
+use crate::redis::read_position::ReadPosition;
 
 /// Incremented when the layout changes.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+
+/// Cursors that ignore no resets. They are still written, since earlier versions accept them.
+const VERSION_WITHOUT_RESETS: u8 = 2;
 
 /// Cursors without a term; they are accepted as of the term of all earlier versions, but continue no snapshot of a table.
 const VERSION_WITHOUT_TERM: u8 = 1;
@@ -22,7 +25,7 @@ const VERSION_WITHOUT_TERM: u8 = 1;
 /// The authentication code is truncated to 128 bits (RFC 2104, section 5).
 const TAG_BYTES: usize = 16;
 
-const STREAM_BYTES: usize = 1 + 1 + 8 + 8 + 8 + 8 + 8;
+const STREAM_BYTES: usize = 1 + 1 + 8 + 8 + 8 + 8 + 8 + 8 + 8;
 
 /// Without the id, which follows.
 const PAGE_BYTES: usize = 1 + 8 + 8;
@@ -126,13 +129,23 @@ impl CursorKey {
 
     pub fn encode(&self, tenant: &str, owner: Owner<'_>, cursor: &Cursor) -> String {
         let mut bytes = Vec::with_capacity(STREAM_BYTES + TAG_BYTES);
-        bytes.push(VERSION);
+        // Behind that position there is nothing to ignore.
+        let resets_covered = cursor
+            .place
+            .resets_covered
+            .filter(|covered| *covered > cursor.place.position);
+        bytes.push(match resets_covered {
+            Some(_) => VERSION,
+            None => VERSION_WITHOUT_RESETS,
+        });
         bytes.push(u8::from(cursor.page.is_some()));
         bytes.extend_from_slice(&cursor.place.epoch.0.to_be_bytes());
         bytes.extend_from_slice(&cursor.place.generation.to_be_bytes());
         bytes.extend_from_slice(&cursor.place.term.0.to_be_bytes());
-        bytes.extend_from_slice(&cursor.place.position.ms.to_be_bytes());
-        bytes.extend_from_slice(&cursor.place.position.seq.to_be_bytes());
+        for position in std::iter::once(cursor.place.position).chain(resets_covered) {
+            bytes.extend_from_slice(&position.ms.to_be_bytes());
+            bytes.extend_from_slice(&position.seq.to_be_bytes());
+        }
         if let Some(page) = &cursor.page {
             bytes.push(page.phase);
             bytes.extend_from_slice(&page.rule.to_be_bytes());
@@ -158,9 +171,10 @@ impl CursorKey {
             return Err(InvalidCursor);
         }
         let mut fields = Fields(payload);
-        let has_term = match fields.byte()? {
-            VERSION => true,
-            VERSION_WITHOUT_TERM => false,
+        let (has_term, has_resets) = match fields.byte()? {
+            VERSION => (true, true),
+            VERSION_WITHOUT_RESETS => (true, false),
+            VERSION_WITHOUT_TERM => (false, false),
             _ => return Err(InvalidCursor),
         };
         let has_page = match fields.byte()? {
@@ -176,10 +190,8 @@ impl CursorKey {
             } else {
                 TermId::EARLIER_VERSIONS
             },
-            position: StreamId {
-                ms: fields.number()?,
-                seq: fields.number()?,
-            },
+            position: fields.id()?,
+            resets_covered: if has_resets { Some(fields.id()?) } else { None },
         };
         let page = if has_page {
             Some(PageStart {
@@ -208,6 +220,13 @@ impl Fields<'_> {
         Ok(*byte)
     }
 
+    fn id(&mut self) -> Result<StreamId, InvalidCursor> {
+        Ok(StreamId {
+            ms: self.number()?,
+            seq: self.number()?,
+        })
+    }
+
     fn number(&mut self) -> Result<u64, InvalidCursor> {
         let (number, rest) = self.0.split_first_chunk().ok_or(InvalidCursor)?;
         self.0 = rest;
@@ -228,11 +247,14 @@ mod tests {
             created_at,
             id,
         });
-        let place = any::<(u64, i64, u64, u64, u64)>().prop_map(|(epoch, generation, term, ms, seq)| ReadPosition {
+        let id = || any::<(u64, u64)>().prop_map(|(ms, seq)| StreamId { ms, seq });
+        let place = (any::<(u64, i64, u64)>(), id(), proptest::option::of(id()));
+        let place = place.prop_map(|((epoch, generation, term), position, covered)| ReadPosition {
             epoch: EpochId(epoch),
             generation,
             term: TermId(term),
-            position: StreamId { ms, seq },
+            position,
+            resets_covered: covered.filter(|covered| *covered > position),
         });
         (place, proptest::option::of(page)).prop_map(|(place, page)| Cursor { place, page })
     }
@@ -273,10 +295,23 @@ mod tests {
             let key = CursorKey::derive("secret");
             let text = encode_without_term(&key, &cursor);
             cursor.place.term = TermId::EARLIER_VERSIONS;
+            cursor.place.resets_covered = None;
             if let Some(page) = &mut cursor.page {
                 page.rule = 0;
             }
             prop_assert_eq!(key.decode("demo", Owner::Device("d1"), &text), Ok(cursor));
+        }
+
+        #[test]
+        fn cursor_behind_the_resets_is_one_of_the_earlier_version(mut cursor in cursors(), covered in any::<u64>()) {
+            let key = CursorKey::derive("secret");
+            cursor.place.resets_covered = None;
+            let text = key.encode("demo", Owner::Device("d1"), &cursor);
+            prop_assert_eq!(BASE64.decode(&text).unwrap()[0], VERSION_WITHOUT_RESETS);
+            let mut behind = cursor;
+            let covered = StreamId { ms: covered, seq: 0 }.min(behind.place.position);
+            behind.place.resets_covered = Some(covered);
+            prop_assert_eq!(key.encode("demo", Owner::Device("d1"), &behind), text);
         }
 
         #[test]

@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 
 use super::range::{self, Bounds, FIRST_ENTRIES, Range};
 use crate::accounts::devices::DevicePrincipal;
-use crate::redis::store::{Error, Read, ReadPosition, Store};
+use crate::redis::read_position::ReadPosition;
+use crate::redis::store::{Error, Read, Store};
 
 /// Ranges kept at once, each within the bounds of a batch.
 const RANGES_MAX: usize = 8;
@@ -139,6 +140,7 @@ mod tests {
             generation: 0,
             term: TermId(1),
             position: id(ms),
+            resets_covered: None,
         }
     }
 

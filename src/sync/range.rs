@@ -6,7 +6,8 @@ use super::item::{self, Version};
 use crate::contract::entry::Entry;
 use crate::contract::group::GroupId;
 use crate::core::position::{StreamId, TermId};
-use crate::redis::store::{Error, Read, ReadPosition, Store};
+use crate::redis::read_position::ReadPosition;
+use crate::redis::store::{Error, Read, Store};
 
 /// Entries of the first read, before their size is known.
 pub const FIRST_ENTRIES: usize = 256;

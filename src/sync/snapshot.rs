@@ -29,7 +29,8 @@ use crate::core::time::Timestamp;
 use crate::feature;
 use crate::messages::{Message, Status};
 use crate::postgres::{Database, sql, tenants};
-use crate::redis::store::{self, Handoff, Missing, ReadPosition, Store};
+use crate::redis::read_position::ReadPosition;
+use crate::redis::store::{self, Handoff, Missing, Store};
 
 /// How long to wait for the replicator to create a missing stream.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -194,9 +195,16 @@ pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uu
         let position = seen(database, &handoff).await?;
         // Behind a place before the memberships, the streams of the groups would be read from there on only.
         if standing.members.since.is_none_or(|since| since <= position) {
+            // Below a reset, the place would lead to another snapshot, for as long as a commit is not seen.
+            let published = standing.view.position;
+            let is_covered = position < published
+                && store
+                    .reach_back(&tenant.name, user, &standing.members, position)
+                    .await?;
             return Ok(Beginning {
                 place: ReadPosition {
                     position,
+                    resets_covered: is_covered.then_some(published),
                     ..standing.place()
                 },
                 members: standing.members.clone(),

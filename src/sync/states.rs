@@ -16,7 +16,8 @@ use crate::contract::entry::Entry;
 use crate::core::operation::Operation;
 use crate::core::tenant::Tenant;
 use crate::postgres::Database;
-use crate::redis::store::{Read, ReadPosition, Store};
+use crate::redis::read_position::ReadPosition;
+use crate::redis::store::{Read, Store};
 use crate::state::{self, State};
 
 /// Entries read for one response, those of other tables included.

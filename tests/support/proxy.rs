@@ -124,7 +124,7 @@ impl Drop for Proxy {
     }
 }
 
-fn host_and_port(url: &str) -> &str {
+pub(crate) fn host_and_port(url: &str) -> &str {
     let rest = url.split_once("://").unwrap().1;
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
     rest.split(['/', '?']).next().unwrap()

@@ -17,6 +17,9 @@ const VERSION_MIN: u32 = 7;
 /// Part of `maxmemory` in use that is a warning.
 const NEARLY_FULL: f64 = 0.8;
 
+/// Replicas acknowledge each second; one that is silent for longer hangs.
+const REPLICA_LAG_MAX_SECONDS: u64 = 10;
+
 /// Freshness is measured by the clock of Postgres; that of Redis only matters for presence and sessions.
 const SKEW_BOUND_SECONDS: u64 = 60;
 
@@ -28,6 +31,8 @@ struct Facts {
     settings: Option<HashMap<String, String>>,
     /// How far the server's clock is ahead of ours.
     skew_seconds: f64,
+    /// `redis.replicas_min`.
+    replicas_min: u64,
 }
 
 impl Facts {
@@ -55,6 +60,7 @@ impl Facts {
             info: Info::parse(&info).0,
             settings,
             skew_seconds,
+            replicas_min: config.replicas_min,
         })
     }
 
@@ -117,6 +123,7 @@ fn facts_checks(facts: &Facts, shell: &str) -> Vec<Check> {
         Some(maxmemory_policy(facts, shell)),
         Some(memory(facts, shell)),
         Some(file(facts)),
+        replicas(facts, shell),
         latency_tracking(facts, shell),
         Some(clock("redis.clock", "Redis", facts.skew_seconds, SKEW_BOUND_SECONDS)),
     ];
@@ -245,6 +252,30 @@ fn file(facts: &Facts) -> Check {
     }
 }
 
+/// `None` if none are required.
+fn replicas(facts: &Facts, shell: &str) -> Option<Check> {
+    const NAME: &str = "redis.replicas";
+    let required = facts.replicas_min;
+    if required == 0 {
+        return None;
+    }
+    // slave0:ip=10.0.0.2,port=6379,state=online,offset=1234,lag=1
+    let replicas = (0_u64..).map_while(|number| facts.info.get(&format!("slave{number}")));
+    let acknowledges = |replica: &&String| {
+        let field = |name: &str| replica.split(',').find_map(|field| field.strip_prefix(name));
+        let lag = field("lag=").and_then(|lag| lag.parse().ok());
+        field("state=") == Some("online") && lag.is_some_and(|lag: u64| lag <= REPLICA_LAG_MAX_SECONDS)
+    };
+    let found = replicas.filter(acknowledges).count() as u64;
+    let text = format!("{found} of {required}");
+    if found >= required {
+        return Some(Check::ok(NAME, text));
+    }
+    let meaning = "Fewer replicas acknowledge than `redis.replicas_min` requires: changes are published, but Postgres \
+                   retains its log. Start the replicas, or lower the key";
+    Some(Check::fail(NAME, text, meaning).fix(format!("{shell} INFO replication")))
+}
+
 /// `None` if Redis does not have the setting, or CONFIG GET is refused.
 fn latency_tracking(facts: &Facts, shell: &str) -> Option<Check> {
     const NAME: &str = "redis.latency_tracking";
@@ -294,6 +325,7 @@ mod tests {
                 ("latency-tracking", "no"),
             ])),
             skew_seconds: 0.0,
+            replicas_min: 0,
         }
     }
 
@@ -358,6 +390,24 @@ mod tests {
             assert_eq!(wrong[0].name, check);
             assert!(wrong[0].fix.join("; ").contains(fix), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn required_replicas_must_be_online_and_acknowledge() {
+        let mut facts = facts();
+        facts.replicas_min = 2;
+        let mut replica = |number: usize, state: &str, lag: u64| {
+            let text = format!("ip=10.0.0.{number},port=6379,state={state},offset=9,lag={lag}");
+            facts.info.insert(format!("slave{number}"), text);
+            let wrong = wrong(&facts);
+            let found = wrong.first().map(|check| (check.name, check.found.clone()));
+            found.unwrap_or(("", String::new()))
+        };
+        let short = ("redis.replicas", "1 of 2".to_owned());
+        assert_eq!(replica(0, "online", 1), short);
+        assert_eq!(replica(1, "wait_bgsave", 0), short);
+        assert_eq!(replica(2, "online", 60), short);
+        assert_eq!(replica(3, "online", 0).0, "");
     }
 
     #[test]

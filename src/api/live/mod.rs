@@ -36,7 +36,7 @@ use crate::live::feed::{Feed, FeedEvent};
 use crate::live::hub::Signals;
 use crate::live::presence;
 use crate::live::tail::Notice;
-use crate::redis::store::ReadPosition;
+use crate::redis::read_position::ReadPosition;
 use crate::sync::cursor::{Cursor, Owner};
 use crate::sync::{device_state, incoming, snapshot};
 use crate::telemetry::journal::{ReaderProgress, ReaderStep, Step, StepKind};

@@ -34,7 +34,8 @@ use crate::core::time::{Timestamp, unix_micros};
 use crate::feature;
 use crate::messages::Message;
 use crate::postgres::{Database, sql};
-use crate::redis::store::{self, Read, ReadPosition, Store};
+use crate::redis::read_position::ReadPosition;
+use crate::redis::store::{self, Read, Store};
 use crate::telemetry::journal::{ReaderProgress, ReaderStep, Step, StepKind};
 use crate::telemetry::metrics::{Metrics, Source};
 

@@ -10,7 +10,8 @@ use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::loader::{Found, TenantLoader};
 use crate::core::tenant::Tenant;
 use crate::postgres::{Database, sql};
-use crate::redis::store::{self, Read, ReadPosition};
+use crate::redis::read_position::ReadPosition;
+use crate::redis::store::{self, Read};
 use crate::sync::device_state;
 use crate::sync::range::FIRST_ENTRIES;
 
@@ -46,6 +47,7 @@ impl Incoming {
             // Both are of one Redis.
             term: standing.view.term,
             position: acknowledged,
+            resets_covered: None,
         };
         let mut rows = HashSet::new();
         let mut entries = 0;
