@@ -72,7 +72,7 @@ CREATE TABLE IF NOT EXISTS outbox (
     base_seq     INTEGER,             -- the own item that the user saw, or
     base_version INTEGER,             -- the version that the user saw; for an item with a base_seq, that of its result
     created_at   TEXT NOT NULL,
-    sent         INTEGER NOT NULL DEFAULT 0 -- 1 after the first attempt, 2 if the row was deleted after that
+    sent         INTEGER NOT NULL DEFAULT 0 -- 1 after the first attempt, 2 if the row was deleted after that, 3 if a snapshot began
 );
 CREATE TABLE IF NOT EXISTS settled ( -- rows as the results of own changes left them, which no batch has reached yet
     tbl    TEXT NOT NULL,
@@ -141,6 +141,8 @@ pub(crate) struct Item {
     created_at: String,
     /// The row was deleted after its first attempt, or replaced by one that does not compare.
     is_overtaken: bool,
+    /// It was sent before the last snapshot began.
+    is_earlier: bool,
 }
 
 /// A change that the server rejected.
@@ -366,6 +368,8 @@ impl Phone {
         if batch.reset {
             // A snapshot begins. Rows that it does not deliver are deleted at its end; until then they remain visible.
             transaction.execute("UPDATE rows SET stale = 1", [])?;
+            // Results of what was sent before may be older than the snapshot.
+            transaction.execute("UPDATE outbox SET sent = 3 WHERE sent = 1", [])?;
             // The snapshot names them all again.
             transaction.execute("DELETE FROM groups", [])?;
             remember(&transaction, "in_snapshot", "1")?;
@@ -779,6 +783,7 @@ impl Phone {
                 base_version: row.get("base_version")?,
                 created_at: row.get("created_at")?,
                 is_overtaken: row.get::<_, i64>("sent")? == 2,
+                is_earlier: row.get::<_, i64>("sent")? == 3,
             })
         })?;
         Ok(items.collect::<Result<_, _>>()?)
@@ -835,6 +840,14 @@ impl Item {
             return Ok(());
         }
         settle(transaction, self, result.number())?;
+        // Only the snapshot decides whether such a row is still there.
+        let is_uncertain = self.is_earlier
+            && transaction.query_row(
+                "SELECT EXISTS (SELECT 1 FROM memory WHERE key = 'in_snapshot')
+                    AND NOT EXISTS (SELECT 1 FROM rows WHERE tbl = ?1 AND id = ?2 AND NOT stale)",
+                [&self.table, &self.id],
+                |row| row.get(0),
+            )?;
         let Some(mut after) = self.change(before, user_id) else {
             return remove(transaction, &self.table, &self.id);
         };
@@ -843,7 +856,10 @@ impl Item {
                 columns.insert(name.to_owned(), json!(value));
             }
         }
-        put(transaction, &self.table, &self.id, &after)
+        put(transaction, &self.table, &self.id, &after)?;
+        let keep = "UPDATE rows SET stale = 1 WHERE ?3 AND tbl = ?1 AND id = ?2";
+        transaction.execute(keep, params![self.table, self.id, is_uncertain])?;
+        Ok(())
     }
 
     /// The item in an upload: the same each time.
@@ -979,7 +995,7 @@ fn unsettle(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), 
 
 /// Marks the items of a row that were sent: what they changed is no longer there.
 fn overtake(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), Trouble> {
-    let mark = "UPDATE outbox SET sent = 2 WHERE sent = 1 AND tbl = ?1 AND id = ?2";
+    let mark = "UPDATE outbox SET sent = 2 WHERE sent IN (1, 3) AND tbl = ?1 AND id = ?2";
     transaction.execute(mark, [table, id])?;
     Ok(())
 }
@@ -988,7 +1004,7 @@ fn overtake(transaction: &Transaction<'_>, table: &str, id: &str) -> Result<(), 
 fn overtake_absent(transaction: &Transaction<'_>) -> Result<(), Trouble> {
     transaction.execute(
         "UPDATE outbox SET sent = 2
-         WHERE sent = 1 AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = outbox.tbl AND rows.id = outbox.id)",
+         WHERE sent IN (1, 3) AND NOT EXISTS (SELECT 1 FROM rows WHERE rows.tbl = outbox.tbl AND rows.id = outbox.id)",
         [],
     )?;
     Ok(())

@@ -52,6 +52,8 @@ async fn event_stream_starts_with_retry_and_hello_and_has_heartbeats() {
     })
     .await;
     let phone = office.phone("phone").await;
+    // Else the event of the new device may come first.
+    office.world.published().await;
     let web = format!("/sse/web/{}", office.bob_id);
     let check = |api: Api, path: String| async move {
         let mut events = api.open(&format!("{path}?presence=false")).await.unwrap();

@@ -488,6 +488,21 @@ mod snapshot {
         // The first snapshot's row is of before, and stays until the second one's end.
         scene.check(State::Snapshot, &ALL[..2]);
         scene.finish(&ALL[1..]).await;
+
+        // Nor does a result keep a row that is gone, if its item was sent before.
+        let mut scene = Scene::stream().await;
+        let id = scene.shared_message().await;
+        scene.phone.edit(&id, "edited").unwrap();
+        let lost = [Play::LoseAnswer, Play::LoseRequest];
+        scene.sync_later(lost, State::Stream, &["message 1", "edited"]).await;
+        resync(&scene.office).await;
+        let delete = format!("DELETE FROM tenant_acme.messages WHERE id = '{id}'");
+        scene.office.sql(&delete).await;
+        scene.office.world.published().await;
+        scene.phone.batch_rows = Some(1);
+        let page = [Play::LoseRequest, Play::Real, Play::LoseRequest];
+        scene.sync_later(page, State::Snapshot, &["message 1", "edited"]).await;
+        scene.finish(&["message 1"]).await;
     }
 
     #[tokio::test]

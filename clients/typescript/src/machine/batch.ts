@@ -45,6 +45,7 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
     const { generation } = draft.state.device
     draft.device({ generation: generation + 1, inSnapshot: true })
     draft.set({ progress: 0 })
+    draft.items((item) => (item.sent === 'yes' ? { ...item, sent: 'earlier' } : item))
     if (generation > 0) draft.notify({ name: 'reset' })
   }
   const isPage = draft.state.device.inSnapshot || batch.scope !== undefined

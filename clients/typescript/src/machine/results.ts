@@ -93,7 +93,8 @@ function keepResult(draft: Draft, item: Item, result: ItemResult, isInEffect: bo
 
 /**
  * Stores the row after the change, with what its result adds. If the item was sent before, batches may have brought the
- * change since, and others after it: a row that is not older stays, and a deleted one stays deleted.
+ * change since, and others after it: a row that is not older stays, and a deleted one stays deleted. Of an item that was
+ * sent before a snapshot, the result may be older than that: only the snapshot decides whether the row is still there.
  */
 function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
   const before = draft.stored(item.table, item.id)
@@ -109,9 +110,10 @@ function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
   if (!after) return before ? bury(draft, item.table, item.id, result) : undefined
   const row: JsonObject = { ...after, ...(version !== null && { version }), ...(revision !== null && { revision }) }
   const via = viaOf(draft, item.table, item.id)
+  const isUncertain = item.sent === 'earlier' && device.inSnapshot
   draft.put(item.table, item.id, {
     row,
-    generation: device.generation,
+    generation: isUncertain ? (before?.generation ?? device.generation - 1) : device.generation,
     ...(version !== null && { own: version }),
     ...(via && { via }),
   })

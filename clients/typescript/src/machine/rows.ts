@@ -72,14 +72,14 @@ export function receive(draft: Draft, table: string, id: string, row: JsonObject
 /** Marks the items of a row that were sent: what they changed is no longer there. */
 export function overtake(draft: Draft, table: string, id: string): void {
   draft.items((item) =>
-    item.sent === 'yes' && item.table === table && item.id === id ? { ...item, sent: 'overtaken' } : item,
+    item.sent !== 'no' && item.table === table && item.id === id ? { ...item, sent: 'overtaken' } : item,
   )
 }
 
 /** Marks all items that were sent and whose rows are not here: batches no longer mention those rows. */
 export function overtakeMissing(draft: Draft): void {
   draft.items((item) =>
-    item.sent === 'yes' && !draft.stored(item.table, item.id) ? { ...item, sent: 'overtaken' } : item,
+    item.sent !== 'no' && !draft.stored(item.table, item.id) ? { ...item, sent: 'overtaken' } : item,
   )
 }
 

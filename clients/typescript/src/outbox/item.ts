@@ -22,8 +22,11 @@ export type Item = {
   readonly baseRow?: JsonObject
   /** RFC 3339. */
   readonly at: string
-  /** `overtaken`: its row was deleted after the first attempt, or replaced by one that does not compare. */
-  readonly sent: 'no' | 'yes' | 'overtaken'
+  /**
+   * `earlier`: first sent before the last `reset`, so that the snapshot may not have what it changed.
+   * `overtaken`: its row was deleted after the first attempt, or replaced by one that does not compare.
+   */
+  readonly sent: 'no' | 'yes' | 'earlier' | 'overtaken'
 }
 
 /** A change as the user asks for it. */

@@ -119,6 +119,20 @@ describe('row stored from the result of an own upload', () => {
     assert.equal(scene.stored('tasks', 't9'), null)
   })
 
+  test('of an item that was sent before a reset is gone at its end if the server no longer has it', () => {
+    const scene = Scene.stream()
+    scene.write('edit', 'tasks', 't1', { title: 'mine' })
+    scene.lose()
+    scene.sync('timer')
+    scene.retry('up')
+    scene.batch({ reset: true, hasMore: true, cursor: 's1', changes: [insert('t2', { title: 'bread', version: 1 })] })
+    // The server deleted the row after the first attempt, and repeats its first result.
+    scene.answer({ version: 2 })
+    assert.equal(scene.stored('tasks', 't1')?.['title'], 'mine')
+    scene.batch({ cursor: 's2' })
+    assert.equal(scene.stored('tasks', 't1'), null)
+  })
+
   test('is not replaced by its first result if batches bring rows without versions', () => {
     const scene = Scene.stream()
     scene.sync()
