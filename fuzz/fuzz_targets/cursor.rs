@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use posduif::core::position::{EpochId, StreamId, TermId};
-use posduif::redis::store::ReadPosition;
+use posduif::redis::read_position::ReadPosition;
 use posduif::sync::cursor::{Cursor, CursorKey, ID_BYTES_MAX, Owner, PageStart};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
     assert!(key.decode("acme", owner, &text).is_err());
 
-    let Some((numbers, id)) = bytes.split_first_chunk::<58>() else {
+    let Some((numbers, id)) = bytes.split_first_chunk::<74>() else {
         return;
     };
     let number = |index: usize| {
@@ -31,6 +31,10 @@ fuzz_target!(|bytes: &[u8]| {
                 ms: number(2),
                 seq: number(3),
             },
+            resets_covered: (numbers[0] & 2 == 2).then(|| StreamId {
+                ms: number(7),
+                seq: number(8),
+            }),
         },
         page: (numbers[0] % 2 == 1).then(|| PageStart {
             phase: numbers[1],
