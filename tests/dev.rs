@@ -281,13 +281,16 @@ async fn event_stream_outlives_the_engine() {
                 .await
                 .expect(200);
             let change = tokio::time::timeout(Duration::from_millis(500), next("change")).await;
-            if let Ok(change) = change {
+            // The first engine may have been killed before it published the demo's rows.
+            if let Ok(change) = change
+                && change["op"] == "update"
+            {
                 return change;
             }
         }
     };
     let change = tokio::time::timeout(TIMEOUT, traced).await.expect("a change in time");
-    assert_eq!((&change["table"], &change["op"]), (&json!("tasks"), &json!("update")));
+    assert_eq!(change["table"], "tasks");
     let link = dev.demo().post("/demo/api/console-link", &json!({})).await.expect(200);
     assert!(link["url"].as_str().unwrap().contains("/console/#link="), "{link}");
     // An open stream does not delay the end.
