@@ -1,7 +1,7 @@
 //! Figures for the console, once a second, and those of the last 15 minutes.
 //!
-//! What this process knows by itself is sampled all the time, and costs next to nothing. Servers are asked only while somebody
-//! watches, however many do: Redis once a second, Postgres with one statement a second.
+//! What this process knows by itself is sampled all the time, and costs next to nothing. Servers are queried only while there
+//! are watchers, however many: Redis once a second, Postgres with one statement a second.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -92,7 +92,7 @@ pub struct Figures(Arc<Shared>);
 struct Shared {
     rows: Mutex<VecDeque<Row>>,
     watchers: broadcast::Sender<Arc<str>>,
-    /// Somebody begins to watch.
+    /// A watcher has begun.
     begun: Notify,
 }
 

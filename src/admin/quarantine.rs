@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use redis::streams::StreamRangeReply;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::admin::streams::{rfc3339, time_of_micros};
 use crate::contract::quarantine::{QuarantineEntry, QuarantineKind};
 use crate::core::position::StreamId;
+use crate::postgres::Database;
+use crate::postgres::audit::{self, Act, Actor};
 use crate::redis::store::{Error, Store};
 
 /// Changes read at once; each may hold a large row twice.
@@ -179,6 +181,18 @@ pub async fn forget(store: &Store, tenant: &str, ids: &[StreamId]) -> Result<u64
     let ids: Vec<String> = ids.iter().map(StreamId::to_string).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     query(store, tenant, "XDEL", &ids).await
+}
+
+/// Records who retried or dropped so many changes.
+pub async fn record(database: &Database, tenant: &str, action: &'static str, changes: u64, by: &Actor) {
+    let act = Act {
+        tenant: Some(tenant),
+        actor: by,
+        action,
+        subject: None,
+        detail: json!({"changes": changes}),
+    };
+    audit::record(database, act).await;
 }
 
 /// Removes all changes up to this one; those that arrive meanwhile stay. Returns how many there were.

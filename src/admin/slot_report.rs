@@ -9,10 +9,13 @@ use anyhow::{Context, Result, bail};
 use postgres_types::{PgLsn, Type};
 use serde::ser::SerializeStruct as _;
 use serde::{Serialize, Serializer};
+use serde_json::json;
 use tokio_postgres::Row;
 
 use crate::core::time::Timestamp;
+use crate::postgres::audit::{self, Act, Actor};
 use crate::postgres::{Database, sql};
+use crate::replication::slot;
 
 /// A reader this close to the end of the log keeps up, whatever it confirmed between two snapshots: it confirms in steps.
 const KEEPS_UP_BYTES: u64 = 64 * 1024 * 1024;
@@ -443,6 +446,23 @@ pub fn refuse_in_use(slot: &Slot) -> Result<()> {
         "the slot {} is in use: {reader} reads from it; stop the reader first",
         slot.name
     )
+}
+
+/// Drops an inactive slot, and records who did it.
+///
+/// # Errors
+/// When Postgres refuses.
+pub async fn drop(database: &Database, report: &SlotReport, by: &Actor) -> Result<()> {
+    slot::drop(database, &report.slot.name).await?;
+    let act = Act {
+        tenant: None,
+        actor: by,
+        action: "slot_dropped",
+        subject: Some(report.slot.name.clone()),
+        detail: json!({"freed_wal_bytes": report.retained_bytes}),
+    };
+    audit::record(database, act).await;
+    Ok(())
 }
 
 /// Moves an inactive slot forward and returns its new position. The reader never receives the changes in between.

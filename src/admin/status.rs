@@ -400,6 +400,31 @@ async fn read_tenants(database: &Database) -> Result<Vec<(Listed, Option<TenantS
     Ok(found)
 }
 
+/// All tenants, each with its numbers.
+///
+/// # Errors
+/// When Postgres fails. What Redis does not answer is `None`.
+pub async fn tenants(database: &Database, store: &Store) -> Result<Vec<TenantStatus>> {
+    let found = read_tenants(database).await?;
+    let names = found.iter().map(|(listed, _)| listed.tenant.name.clone()).collect();
+    // Once for all of them: each would wait for its own timeout.
+    let lengths = match store.check().await {
+        Ok(()) => Some(read_lengths(store, names).await),
+        Err(_) => None,
+    };
+    let status = |tenant| TenantStatus::of(tenant, lengths.as_ref());
+    Ok(found.iter().map(status).collect())
+}
+
+async fn read_lengths(store: &Store, tenants: Vec<String>) -> TenantLengths {
+    let mut lengths = TenantLengths::new();
+    for tenant in tenants {
+        let found = streams::lengths_of(store, &tenant).await;
+        lengths.insert(tenant, found.map_err(|error| error.to_string()));
+    }
+    lengths
+}
+
 /// Lengths of each tenant's streams.
 type TenantLengths = HashMap<String, Result<Lengths, String>>;
 
@@ -430,11 +455,7 @@ pub async fn connect_redis(config: &Config) -> Result<Store> {
 impl RedisFacts {
     async fn read(store: &Store, tenants: Vec<String>) -> Result<Self> {
         let (version, used_memory_bytes) = info::version_and_memory(store).await?;
-        let mut lengths = TenantLengths::new();
-        for tenant in tenants {
-            let found = streams::lengths_of(store, &tenant).await;
-            lengths.insert(tenant, found.map_err(|error| error.to_string()));
-        }
+        let lengths = read_lengths(store, tenants).await;
         let (checkpoint, stopped) = (store.checkpoint().await, store.stopped().await);
         let errors = [
             checkpoint.as_ref().err().map(ToString::to_string),

@@ -1,13 +1,16 @@
 //! Tenants for their operator: the directory, and what one tenant has in Postgres and Redis.
 
 use anyhow::{Context, Result, bail};
+use postgres_types::PgLsn;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::admin::stream_report::each_inbox;
 use crate::admin::streams::{self, Length, Lengths};
 use crate::core::tenant::Tenant;
+use crate::postgres::audit::{self, Act, Actor};
 use crate::postgres::tenants::{Listed, TenantStats};
-use crate::postgres::{Database, tenants};
+use crate::postgres::{self, Database, tenants};
 use crate::redis::store::Store;
 
 /// A tenant of the directory.
@@ -84,6 +87,25 @@ pub async fn report(database: &Database, store: &Store, tenant: &Tenant) -> Resu
         stats,
         streams: stream_totals(database, store, tenant).await?,
     })
+}
+
+/// Recreates a tenant's streams, and records who did it. Returns the LSN of the request, or `None` when there is no such tenant.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn resync(database: &Database, name: &str, by: &Actor) -> Result<Option<PgLsn>, postgres::Error> {
+    let requested = tenants::resync(database, name).await?;
+    if requested.is_some() {
+        let act = Act {
+            tenant: Some(name),
+            actor: by,
+            action: "tenant_resynced",
+            subject: None,
+            detail: json!({}),
+        };
+        audit::record(database, act).await;
+    }
+    Ok(requested)
 }
 
 async fn stream_totals(database: &Database, store: &Store, tenant: &Tenant) -> Result<StreamTotals> {

@@ -17,7 +17,7 @@ const NAMES_MAX: usize = 3;
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     Ok,
-    /// Clients see fresh data, and somebody or something does not.
+    /// Clients see fresh data, and a part of the system needs an operator.
     Warn,
     /// Clients see stale data, or will soon.
     Fail,

@@ -13,7 +13,7 @@ use super::watch::{Repetition, seconds};
 use super::{Confirm, Global, human};
 use crate::admin::slot_report::{self, PastEpoch, Slot, SlotReport, SlotSnapshot, TimeLeft, Verdict};
 use crate::config::Config;
-use crate::postgres::audit::{self, Act, Actor};
+use crate::postgres::audit::Actor;
 use crate::postgres::{Database, publication};
 use crate::redis::store::Store;
 use crate::replication::slot;
@@ -561,15 +561,7 @@ async fn drop(config: &Config, database: &Database, name: String, confirm: Confi
             human::bytes(report.retained_bytes.unwrap_or_default())
         )
     })?;
-    slot::drop(database, &name).await?;
-    let act = Act {
-        tenant: None,
-        actor: &Actor::cli(),
-        action: "slot_dropped",
-        subject: Some(name.clone()),
-        detail: serde_json::json!({"freed_wal_bytes": report.retained_bytes}),
-    };
-    audit::record(database, act).await;
+    slot_report::drop(database, &report, &Actor::cli()).await?;
     Ok(Dropped {
         name,
         dropped: true,

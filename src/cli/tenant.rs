@@ -10,11 +10,11 @@ use super::output::{self, Render, Text, outln};
 use super::progress::Progress;
 use super::table::{Cell, Tone, or_nothing};
 use super::{Confirm, Global, find_registered, find_tenant};
-use crate::admin::published;
 use crate::admin::status::connect_redis;
 use crate::admin::tenants::{TenantRecord, TenantReport, dropped_meanwhile, report};
+use crate::admin::{self, published};
 use crate::config::Config;
-use crate::postgres::audit::{self, Act, Actor};
+use crate::postgres::audit::Actor;
 use crate::postgres::{Database, tenants};
 use crate::redis::store::Store;
 
@@ -264,17 +264,9 @@ async fn resync(
     let devices = tenants::count_devices(database, &name).await?;
     confirm.check(|| format!("the {devices} devices of tenant {name} would each take a snapshot"))?;
     let store = Store::new(&config.redis).context("key `redis.url`")?;
-    let requested = tenants::resync(database, &name)
+    let requested = admin::tenants::resync(database, &name, &Actor::cli())
         .await?
         .with_context(|| dropped_meanwhile(&name))?;
-    let act = Act {
-        tenant: Some(&name),
-        actor: &Actor::cli(),
-        action: "tenant_resynced",
-        subject: None,
-        detail: serde_json::json!({}),
-    };
-    audit::record(database, act).await;
     let _progress = Progress::new(global, "waiting for the engine", None);
     let published = published::wait(&store, requested, RESYNC_TIMEOUT, |_| {}).await.is_ok();
     Ok(Resynced {

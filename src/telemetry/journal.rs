@@ -1,5 +1,5 @@
 //! What has just happened, for the console: how long transactions took to be published, and the steps of rows on their way to
-//! devices. Steps are made only while somebody follows them.
+//! devices. Steps are made only while they have a receiver.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -179,11 +179,11 @@ mod tests {
             kind: StepKind::Published(7.into()),
             at: 0,
         };
-        journal.note(|| unreachable!("nobody follows"));
+        journal.note(|| unreachable!("there is no receiver"));
         let mut follower = journal.follow();
         journal.note(|| step.clone());
         assert_eq!(follower.next().await, Some(step));
         drop(follower);
-        journal.note(|| unreachable!("nobody follows any longer"));
+        journal.note(|| unreachable!("there is no receiver any longer"));
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{BODY_BYTES_MAX, Console, operator, unavailable};
 use crate::accounts::devices;
 use crate::admin::slot_report::{self, SlotSnapshot};
-use crate::admin::{conflicts, quarantine};
+use crate::admin::{self, conflicts, quarantine};
 use crate::api::request::Request;
 use crate::core::position::StreamId;
 use crate::http::error::{Code, Error};
@@ -18,7 +18,6 @@ use crate::http::response::{self, Response};
 use crate::messages::conflicts::{Resolution, resolve};
 use crate::postgres::audit::{self, Act, Actor};
 use crate::postgres::tenants;
-use crate::replication::slot;
 
 #[derive(Debug, Deserialize)]
 struct Confirmation {
@@ -81,15 +80,9 @@ pub async fn drop_slot(console: Arc<Console>, mut request: Request) -> Result<Re
         .find(|report| report.slot.name == name)
         .ok_or_else(|| not_found("slot"))?;
     slot_report::refuse_in_use(&report.slot).map_err(|error| Error::new(Code::CONFLICT, error.to_string()))?;
-    slot::drop(database, &name).await.map_err(|error| unavailable(&error))?;
-    let act = Act {
-        tenant: None,
-        actor: &actor,
-        action: "slot_dropped",
-        subject: Some(name.clone()),
-        detail: json!({"freed_wal_bytes": report.retained_bytes}),
-    };
-    audit::record(database, act).await;
+    slot_report::drop(database, &report, &actor)
+        .await
+        .map_err(|error| unavailable(&error))?;
     done(format!("dropped the slot {name}"))
 }
 
@@ -118,16 +111,8 @@ pub async fn resync(console: Arc<Console>, mut request: Request) -> Result<Respo
     let tenant = console.tenant(&request).await?.name;
     let (_, actor) = confirmed(&mut request, &tenant).await?;
     let database = &console.diagnostics.database;
-    let requested = tenants::resync(database, &tenant).await?;
+    let requested = admin::tenants::resync(database, &tenant, &actor).await?;
     requested.ok_or_else(|| not_found("tenant"))?;
-    let act = Act {
-        tenant: Some(&tenant),
-        actor: &actor,
-        action: "tenant_resynced",
-        subject: None,
-        detail: json!({}),
-    };
-    audit::record(database, act).await;
     done(format!("each device of the tenant {tenant} takes a snapshot"))
 }
 
@@ -151,14 +136,8 @@ pub async fn drop_quarantined(console: Arc<Console>, mut request: Request) -> Re
     if removed == 0 {
         return Err(not_found("entry"));
     }
-    let act = Act {
-        tenant: Some(&tenant.name),
-        actor: &actor,
-        action: "quarantine_dropped",
-        subject: None,
-        detail: json!({"changes": removed}),
-    };
-    audit::record(&console.diagnostics.database, act).await;
+    let database = &console.diagnostics.database;
+    quarantine::record(database, &tenant.name, "quarantine_dropped", removed, &actor).await;
     done(format!("removed {id} from quarantine"))
 }
 

@@ -14,7 +14,7 @@ use crate::admin::devices::{self, Behind, SyncState};
 use crate::admin::groups::{self, Group, Lag, Missed};
 use crate::admin::quarantine::{self, Remedy};
 use crate::admin::slot_report::{self, SlotSnapshot};
-use crate::admin::status::StatusReport;
+use crate::admin::status::{self, StatusReport};
 use crate::admin::stream_report::{Sources, StreamList};
 use crate::admin::tenants::report;
 use crate::admin::{conflicts, doctor};
@@ -73,12 +73,11 @@ pub async fn epochs(console: Arc<Console>, request: Request) -> Result<Response,
 
 /// `GET /admin/api/tenants`: all tenants, each with its numbers.
 pub async fn tenants(console: Arc<Console>, _request: Request) -> Result<Response, Error> {
-    let report = Box::pin(StatusReport::read(&console.diagnostics.config, &console.urls, None)).await;
-    report
-        .postgres
-        .as_ref()
-        .map_err(|error| Error::new(Code::UNAVAILABLE, error))?;
-    shown(&json!({"tenants": report.tenants}))
+    let diagnostics = &console.diagnostics;
+    let tenants = status::tenants(&diagnostics.database, &diagnostics.store)
+        .await
+        .map_err(|error| unavailable(&error))?;
+    shown(&json!({"tenants": tenants}))
 }
 
 /// `GET /admin/api/tenants/:tenant`: one tenant.

@@ -16,7 +16,7 @@ use crate::admin::tenants::dropped_meanwhile;
 use crate::contract::quarantine::QuarantineEntry;
 use crate::core::position::StreamId;
 use crate::core::tenant::Tenant;
-use crate::postgres::audit::{self, Act, Actor};
+use crate::postgres::audit::Actor;
 use crate::postgres::tenants;
 use crate::redis::store::Error;
 
@@ -443,14 +443,7 @@ async fn drop(context: &Context<'_>, selection: Selection, confirm: Confirm) -> 
 
 /// Adds an entry to the audit log.
 async fn record(context: &Context<'_>, tenant: &str, action: &'static str, changes: u64) {
-    let act = Act {
-        tenant: Some(tenant),
-        actor: &Actor::cli(),
-        action,
-        subject: None,
-        detail: serde_json::json!({"changes": changes}),
-    };
-    audit::record(&context.database, act).await;
+    quarantine::record(&context.database, tenant, action, changes, &Actor::cli()).await;
 }
 
 fn confirm_drop(confirm: Confirm, count: u64) -> Result<()> {

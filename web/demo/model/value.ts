@@ -4,7 +4,7 @@ export type Readable<T> = {
   readonly getSnapshot: () => T
 }
 
-/** A value with listeners. Setting the same value again notifies nobody. */
+/** A value with listeners. Setting the same value again notifies no listener. */
 export class Value<T> implements Readable<T> {
   #value: T
   readonly #listeners = new Set<() => void>()
