@@ -1,5 +1,6 @@
 //! A private Redis: append-only file, no eviction, a password.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -83,7 +84,7 @@ pub type PrivateRedis = PrivateServer<Redis>;
 #[derive(Debug)]
 pub struct Redis {
     options: RedisOptions,
-    program: &'static str,
+    program: OsString,
     folder: PathBuf,
     log: PathBuf,
     _lock: FolderLock,
@@ -129,7 +130,7 @@ impl Program for Redis {
     async fn launch(&self) -> Result<Supervised> {
         // In a file, because arguments are visible to every user of the machine.
         folder::write_private(&self.folder.join("redis.conf"), &configuration(&self.options))?;
-        let mut command = Command::new(self.program);
+        let mut command = Command::new(&self.program);
         command.arg("redis.conf").current_dir(&self.folder);
         let mut process = Supervised::spawn("Redis", command, &self.log)?;
         self.wait_until_ready(&mut process).await?;
@@ -185,15 +186,29 @@ fn configuration(options: &RedisOptions) -> String {
     text
 }
 
-fn find_program() -> Result<&'static str> {
+/// The program to start: that which `POSDUIF_REDIS_BIN` names, else one on the `PATH`.
+fn find_program() -> Result<OsString> {
+    if let Some(program) = std::env::var_os("POSDUIF_REDIS_BIN").filter(|program| !program.is_empty()) {
+        // An orphaned server is found by this name.
+        let is_known = program.to_str().is_some_and(is_redis);
+        return if is_known && Path::new(&program).is_file() {
+            Ok(program)
+        } else {
+            Err(anyhow!(
+                "POSDUIF_REDIS_BIN is {program:?}: it must be the path of a program named redis-server or valkey-server"
+            ))
+        };
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
     PROGRAMS
         .into_iter()
         .find(|program| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+        .map(OsString::from)
         .ok_or_else(|| {
             anyhow!(
                 "redis-server not found on the PATH: install it (Debian, Ubuntu: apt-get install redis-server; Fedora: \
-                 dnf install redis; macOS: brew install redis), or set REDIS_URL to use a server that runs"
+                 dnf install redis; macOS: brew install redis), name a program in POSDUIF_REDIS_BIN, or set REDIS_URL to \
+                 use a server that runs"
             )
         })
 }
