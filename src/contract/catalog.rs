@@ -18,12 +18,14 @@ const fn key(pattern: &'static str, kind: &'static str, fields: &'static [&'stat
 }
 
 /// All keys.
-pub const KEYS: [KeyFormat; 31] = [
+pub const KEYS: [KeyFormat; 33] = [
     key("posduif:checkpoint", "hash", &[&checkpoint::FIELDS]),
     key("posduif:terms", "hash", &[]),
     key("posduif:window", "hash", &[]),
     key("posduif:stopped", "hash", &[]),
     key("posduif:aof", "hash", &[&["published"]]),
+    key("posduif:probe:<random>:stream", "stream", &[&["n"]]),
+    key("posduif:probe:<random>:mark", "hash", &[&["n"]]),
     key("posduif:live:<lane>", "stream", &[&notice::FIELDS]),
     key("posduif:{<tenant>}:changes", "stream", &[&entry::CHANGES_FIELDS]),
     key("posduif:{<tenant>}:shared", "stream", &[&entry::FIELDS]),
@@ -76,12 +78,15 @@ mod tests {
         };
         let tenant = "<tenant>";
         let part = |part: &str| keys.presence_part(tenant, part);
+        let [probe_stream, probe_mark] = keys.probe("<random>");
         let names: BTreeSet<String> = [
             keys.checkpoint(),
             keys.terms(),
             keys.window(),
             keys.stopped(),
             keys.aof(),
+            probe_stream,
+            probe_mark,
             keys.live(0),
             keys.changes(tenant),
             keys.shared(tenant),

@@ -43,6 +43,11 @@ impl Keys {
         format!("{}:aof", self.prefix)
     }
 
+    /// Stream and hash: scratch keys on which `posduif doctor` tries what the server permits.
+    pub fn probe(&self, random: &str) -> [String; 2] {
+        ["stream", "mark"].map(|part| format!("{}:probe:{random}:{part}", self.prefix))
+    }
+
     /// Stream: thin notices for API nodes, one stream a lane.
     pub fn live(&self, lane: u32) -> String {
         format!("{}:live:{lane}", self.prefix)

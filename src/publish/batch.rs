@@ -424,23 +424,35 @@ impl Batch {
 
     /// Notifies API nodes that streams of a tenant were created, or that their continuity ends.
     pub fn reset_notice(&mut self, id: StreamId, tenant: &str, commit_ts: i64) {
-        self.notify_tenant(id, tenant, ("reset", Operation::Reset), commit_ts);
+        self.notify(id, tenant, ("reset", Operation::Reset, &Audience::Tenant), commit_ts);
+    }
+
+    /// Notifies API nodes that a stream was recreated: those who read it look at it.
+    pub fn recreation_notice(&mut self, id: StreamId, target: &Target, commit_ts: i64) {
+        let audience = match target {
+            Target::Inbox(_, user) => Audience::User(*user),
+            Target::Group(_, group) => Audience::Group(group.clone()),
+            Target::Shared(_) => Audience::Tenant,
+            Target::Changes(_) => return,
+        };
+        self.notify(id, target.tenant(), ("reset", Operation::Reset, &audience), commit_ts);
     }
 
     /// Notifies API nodes of an event of a tenant as a whole.
     pub fn tenant_notice(&mut self, id: StreamId, tenant: &str, event: &str, commit_ts: i64) {
-        self.notify_tenant(id, tenant, (event, Operation::Other), commit_ts);
+        self.notify(id, tenant, (event, Operation::Other, &Audience::Tenant), commit_ts);
     }
 
-    fn notify_tenant(&mut self, id: StreamId, tenant: &str, (event, op): (&str, Operation), commit_ts: i64) {
+    /// Notifies an audience of an event that is no row's.
+    fn notify(&mut self, id: StreamId, tenant: &str, recipient: (&str, Operation, &Audience), commit_ts: i64) {
         let source = Source {
             schema: "",
             table: "",
             commit_ts,
             xid: 0,
         };
-        let recipients = std::iter::once((event, op, &Audience::Tenant));
-        self.notices.push(id, tenant, &source, None, recipients, None);
+        self.notices
+            .push(id, tenant, &source, None, std::iter::once(recipient), None);
     }
 
     /// A heartbeat was reached; its age at the clients is the freshness.

@@ -8,7 +8,9 @@ use chrono::DateTime;
 
 use crate::admin::doctor::{Check, clock, skew};
 use crate::config;
+use crate::contract::keys::Keys;
 use crate::net;
+use crate::publish::probe::{OnDisk, Probe};
 use crate::redis::info::Info;
 
 /// The oldest supported version.
@@ -33,6 +35,8 @@ struct Facts {
     skew_seconds: f64,
     /// `redis.replicas_min`.
     replicas_min: u64,
+    /// What the server permits.
+    probe: Probe,
 }
 
 impl Facts {
@@ -56,11 +60,14 @@ impl Facts {
         let (seconds, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut connection).await?;
         let there = DateTime::from_timestamp_micros(seconds * 1_000_000 + micros).unwrap_or_default();
         let skew_seconds = skew(there, began);
+        let info = Info::parse(&info);
+        let probe = Probe::run(&mut connection, &Keys::new(&config.prefix), &info).await?;
         Ok(Self {
-            info: Info::parse(&info).0,
+            info: info.0,
             settings,
             skew_seconds,
             replicas_min: config.replicas_min,
+            probe,
         })
     }
 
@@ -118,12 +125,15 @@ fn facts_checks(facts: &Facts, shell: &str) -> Vec<Check> {
     let checks = [
         Some(version(facts)),
         Some(server(facts)),
+        Some(transactions(facts)),
+        Some(scripts(facts)),
         Some(appendonly(facts, shell)),
         Some(appendfsync(facts, shell)),
         Some(maxmemory_policy(facts, shell)),
         Some(memory(facts, shell)),
         Some(file(facts)),
         replicas(facts, shell),
+        Some(durability(facts)),
         latency_tracking(facts, shell),
         Some(clock("redis.clock", "Redis", facts.skew_seconds, SKEW_BOUND_SECONDS)),
     ];
@@ -172,17 +182,89 @@ fn server(facts: &Facts) -> Check {
     }
 }
 
+/// Redis Cluster behind a proxy, for example, shows only here.
+fn transactions(facts: &Facts) -> Check {
+    const NAME: &str = "redis.transactions";
+    match &facts.probe.transaction {
+        Ok(()) => Check::ok(NAME, "guarded, with ids of our choice"),
+        Err(cause) => Check::fail(
+            NAME,
+            cause,
+            "The engine writes each batch in a transaction that watches another key, with the ids of its entries: a server \
+             that refuses this cannot serve",
+        )
+        .then("use another server, or permit WATCH, MULTI, EXEC, XADD, HSET, PEXPIRE and UNLINK to the user"),
+    }
+}
+
+fn scripts(facts: &Facts) -> Check {
+    const NAME: &str = "redis.scripts";
+    match &facts.probe.script {
+        Ok(()) => Check::ok(NAME, "run"),
+        Err(cause) => Check::fail(
+            NAME,
+            cause,
+            "Without EVAL the engine cannot create or trim streams, and presence fails",
+        )
+        .then("permit EVAL to the user, or switch the server's scripting on"),
+    }
+}
+
+/// Whether the server has an append-only file; `None` if it does not say so, as managed servers.
+fn has_file(facts: &Facts) -> Option<bool> {
+    match facts.setting("appendonly") {
+        Some(value) => Some(value == "yes"),
+        None if facts.info("aof_enabled") == "1" => Some(true),
+        None if facts.settings.is_none() => None,
+        None => Some(false),
+    }
+}
+
 fn appendonly(facts: &Facts, shell: &str) -> Check {
     const NAME: &str = "redis.appendonly";
-    let is_persistent = match facts.setting("appendonly") {
-        Some(value) => value == "yes",
-        None => facts.info("aof_enabled") == "1",
-    };
-    if is_persistent {
-        return Check::ok(NAME, "yes");
+    match has_file(facts) {
+        Some(true) => Check::ok(NAME, "yes"),
+        None => Check::warn(
+            NAME,
+            "unknown: CONFIG GET is refused, and INFO shows no append-only file",
+            "If the provider keeps no log of its own, a failure of Redis loses the streams: a new epoch, and every device \
+             takes a snapshot",
+        )
+        .then("read what the provider promises, or require replicas with `redis.replicas_min`"),
+        Some(false) => {
+            let meaning = "A crash or restart of Redis loses the streams: a new epoch, and every device takes a snapshot";
+            set(Check::fail(NAME, "no", meaning), facts, shell, "appendonly", "yes")
+        }
     }
-    let meaning = "A crash or restart of Redis loses the streams: a new epoch, and every device takes a snapshot";
-    set(Check::fail(NAME, "no", meaning), facts, shell, "appendonly", "yes")
+}
+
+/// How far an entry has come when its position is confirmed to Postgres. What is wrong is said by other checks.
+fn durability(facts: &Facts) -> Check {
+    const NAME: &str = "redis.durability";
+    let place = match (has_file(facts), &facts.probe.on_disk) {
+        (Some(true), OnDisk::Confirmed) => "on disk, as WAITAOF confirms",
+        (Some(true), OnDisk::Refused(_) | OnDisk::Late | OnDisk::Unsupported) => "on disk, as INFO persistence shows",
+        (Some(false), _) => "in memory only",
+        (None, _) => "the provider's word",
+    };
+    let mut found = place.to_owned();
+    if facts.replicas_min > 0 {
+        found.push_str(&format!("; on {} replicas", facts.replicas_min));
+    }
+    match &facts.probe.on_disk {
+        OnDisk::Refused(cause) => Check::warn(
+            NAME,
+            format!("{found}; WAITAOF: {cause}"),
+            "Positions are confirmed to Postgres later than they could be",
+        )
+        .then("permit WAITAOF to the user"),
+        OnDisk::Late => Check::warn(
+            NAME,
+            format!("{found}; WAITAOF did not confirm a write within 2 s"),
+            "The disk of Redis is slow: Postgres retains its log for longer",
+        ),
+        OnDisk::Confirmed | OnDisk::Unsupported => Check::ok(NAME, found),
+    }
 }
 
 fn appendfsync(facts: &Facts, shell: &str) -> Check {
@@ -326,6 +408,7 @@ mod tests {
             ])),
             skew_seconds: 0.0,
             replicas_min: 0,
+            probe: Probe::default(),
         }
     }
 
@@ -414,8 +497,57 @@ mod tests {
     fn settings_hidden_by_acl_are_inferred_or_unknown() {
         let mut hidden = facts();
         hidden.settings = None;
-        let wrong: Vec<&str> = wrong(&hidden).iter().map(|check| check.name).collect();
-        assert_eq!(wrong, ["redis.appendfsync"]);
+        let names = |facts: &Facts| wrong(facts).iter().map(|check| check.name).collect::<Vec<_>>();
+        assert_eq!(names(&hidden), ["redis.appendfsync"]);
+        assert_eq!(durability(&hidden).found, "on disk, as INFO persistence shows");
+        hidden.info.remove("aof_enabled");
+        assert_eq!(names(&hidden), ["redis.appendonly", "redis.appendfsync"]);
+        assert_eq!(durability(&hidden).found, "the provider's word");
+    }
+
+    #[test]
+    fn refused_commands_fail_the_check_that_needs_them() {
+        let refused = || Err("NOPERM".to_owned());
+        for (probe, check) in [
+            (
+                Probe {
+                    transaction: refused(),
+                    ..Probe::default()
+                },
+                "redis.transactions",
+            ),
+            (
+                Probe {
+                    script: refused(),
+                    ..Probe::default()
+                },
+                "redis.scripts",
+            ),
+            (
+                Probe {
+                    on_disk: OnDisk::Refused("NOPERM".into()),
+                    ..Probe::default()
+                },
+                "redis.durability",
+            ),
+        ] {
+            let facts = Facts { probe, ..facts() };
+            let wrong = wrong(&facts);
+            assert_eq!(wrong.len(), 1, "{wrong:?}");
+            assert!(wrong[0].name == check && wrong[0].found.contains("NOPERM"), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn durability_names_where_confirmed_entries_are() {
+        let mut facts = facts();
+        assert_eq!(durability(&facts).found, "on disk, as INFO persistence shows");
+        facts.probe.on_disk = OnDisk::Confirmed;
+        facts.replicas_min = 2;
+        assert_eq!(durability(&facts).found, "on disk, as WAITAOF confirms; on 2 replicas");
+        let settings = facts.settings.as_mut().unwrap();
+        settings.insert("appendonly".to_owned(), "no".to_owned());
+        assert_eq!(durability(&facts).found, "in memory only; on 2 replicas");
     }
 
     #[test]
