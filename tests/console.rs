@@ -383,6 +383,7 @@ async fn actions_need_the_name_and_are_audited() {
         ("tenants/acme/pause", "acme", "tenant_paused"),
         ("tenants/acme/resume", "acme", "tenant_resumed"),
         ("tenants/acme/resync", "acme", "tenant_resynced"),
+        ("tenants/acme/devices/phone/resync", "phone", "user_resynced"),
         ("tenants/acme/devices/phone/revoke", "phone", "device_revoked"),
         (&*format!("slots/{slot}/drop"), &*slot, "slot_dropped"),
     ] {
@@ -588,7 +589,7 @@ async fn quarantined_change_is_a_problem_and_its_row_is_listed() {
 }
 
 #[tokio::test]
-async fn connected_device_that_does_not_sync_is_a_problem_until_it_does() {
+async fn device_that_does_not_sync_is_a_problem_whose_command_fixes_it() {
     let office = Office::with(|config| {
         with_token(config);
         config.health.device_behind_seconds = 1;
@@ -601,11 +602,17 @@ async fn connected_device_that_does_not_sync_is_a_problem_until_it_does() {
         .post("/api/sync/ack", &json!({"cursor": cursor}))
         .await
         .expect(200);
+    // A client that follows its stream, and for some reason does not sync.
+    let mut live = phone.events("/sse/mobile/phone").await;
     office.send("hello").await;
+    live.expect("message").await;
     let found = problem(&mut events, "device").await;
     assert_eq!(
         (&found["level"], &found["command"]),
-        (&json!("warn"), &json!("posduif device show phone --tenant acme"))
+        (
+            &json!("warn"),
+            &json!("posduif device resync phone --tenant acme --yes")
+        )
     );
     let listed = office
         .anybody
@@ -614,6 +621,9 @@ async fn connected_device_that_does_not_sync_is_a_problem_until_it_does() {
         .await;
     let behind = &listed.expect(200)["devices"][0]["behind"];
     assert_eq!((&behind["rows"], &behind["at_least"]), (&json!(1), &json!(false)));
+    let command = found["command"].as_str().unwrap().strip_prefix("posduif ").unwrap();
+    posduif_says(&office.world, command).await.text();
+    live.expect("reset").await;
     let (_, cursor) = phone.sync(Some(&cursor)).await;
     phone
         .post("/api/sync/ack", &json!({"cursor": cursor}))

@@ -161,6 +161,24 @@ async fn device_list_show_and_revoke_work() {
         .text();
     assert!(text.contains("acknowledged") && text.contains("of epoch"), "{text}");
 
+    let asked = posduif_says(&office.world, "device resync phone-1 --tenant acme")
+        .await
+        .complaint(1);
+    assert!(asked.contains("take a snapshot") && asked.contains("--yes"), "{asked}");
+    let (_, cursor) = phone.sync(None).await;
+    let resynced = posduif_says(&office.world, "device resync phone-1 --tenant acme --yes --json")
+        .await
+        .json();
+    assert_eq!(
+        resynced,
+        json!({"device_id": "phone-1", "user_id": office.joe_id, "published": true})
+    );
+    let again = phone
+        .get(&format!("/api/sync/incoming?cursor={cursor}"))
+        .await
+        .expect(200);
+    assert_eq!(again["reset"], true, "{again}");
+
     let asked = posduif_says(&office.world, "device revoke phone-1 --tenant acme")
         .await
         .complaint(1);

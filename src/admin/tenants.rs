@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use postgres_types::PgLsn;
 use serde::Serialize;
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::admin::stream_report::each_inbox;
 use crate::admin::streams::{self, Length, Lengths};
@@ -105,6 +106,28 @@ pub async fn resync(database: &Database, name: &str, by: &Actor) -> Result<Optio
         };
         audit::record(database, act).await;
     }
+    Ok(requested)
+}
+
+/// Recreates a user's inbox, and records who did it: each device of the user takes a snapshot. Returns the LSN of the request.
+///
+/// # Errors
+/// When Postgres fails.
+pub async fn resync_user(
+    database: &Database,
+    tenant: &Tenant,
+    user: Uuid,
+    by: &Actor,
+) -> Result<PgLsn, postgres::Error> {
+    let requested = tenants::resync_user(database, tenant, user).await?;
+    let act = Act {
+        tenant: Some(&tenant.name),
+        actor: by,
+        action: "user_resynced",
+        subject: Some(user.to_string()),
+        detail: json!({}),
+    };
+    audit::record(database, act).await;
     Ok(requested)
 }
 

@@ -279,7 +279,7 @@ impl Facts {
                         count => format!(", and {} more are", count - 1),
                     }
                 ),
-                format!("posduif device show {} --tenant {}", first.device, first.tenant),
+                format!("posduif device resync {} --tenant {} --yes", first.device, first.tenant),
                 "devices",
             ));
         }

@@ -6,16 +6,22 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::output::{self, Render, Text, outln};
+use super::progress::Progress;
 use super::table::{Cell, NOTHING, Tone, or_nothing};
+use super::tenant::{RESYNC_TIMEOUT, later};
 use super::user::{find_user, or_never};
 use super::{Confirm, Global, known_tenant};
 use crate::accounts::devices::{self, Filter};
 use crate::admin::devices::SyncState;
 use crate::admin::status::connect_redis;
+use crate::admin::{self, published};
 use crate::config::Config;
 use crate::core::page::{Page, Start};
 use crate::core::tenant::Tenant;
+use crate::feature;
 use crate::postgres::Database;
+use crate::postgres::audit::Actor;
+use crate::redis::store::Store;
 use crate::sync::device_state;
 
 /// Devices per query of a listing.
@@ -49,6 +55,16 @@ enum Verb {
         #[arg(long)]
         tenant: Option<String>,
     },
+    /// Let a device, and all others of its user, take a snapshot: when it is uncertain what they hold, or one is behind
+    Resync {
+        /// The id of the device
+        device: String,
+        /// The tenant [default: `server.default_tenant`]
+        #[arg(long)]
+        tenant: Option<String>,
+        #[command(flatten)]
+        confirm: Confirm,
+    },
     /// Revoke a device: its token and its event streams end at once; later uploads are refused
     Revoke {
         /// The id of the device
@@ -67,6 +83,11 @@ impl Device {
         match self.verb {
             Verb::List { tenant, user, all } => output::print(global, &list(&config, tenant, user, all).await?),
             Verb::Show { device, tenant } => output::print(global, &show(&config, tenant, &device).await?),
+            Verb::Resync {
+                device,
+                tenant,
+                confirm,
+            } => output::print(global, &resync(global, &config, tenant, &device, confirm).await?),
             Verb::Revoke {
                 device,
                 tenant,
@@ -77,23 +98,14 @@ impl Device {
 }
 
 async fn find(database: &Database, tenant: &Tenant, device_id: &str) -> Result<DeviceRecord> {
-    let absent = || {
-        format!(
+    match devices::get(database, tenant, None, device_id).await {
+        Ok(device) => Ok(DeviceRecord::of(device)),
+        Err(feature::Error::NotFound(_)) => bail!(
             "the tenant {name} has no device {device_id:?}; `posduif device list --tenant {name} --all` lists them",
             name = tenant.name
-        )
-    };
-    if devices::check_device_id(device_id).is_err() {
-        bail!(absent());
+        ),
+        Err(error) => Err(error.into()),
     }
-    let filter = Filter {
-        user: None,
-        device_id: Some(device_id),
-        is_revoked: None,
-        page: Page::first(1),
-    };
-    let mut found = devices::list(database, tenant, &filter).await?.rows;
-    found.pop().map(DeviceRecord::of).with_context(absent)
 }
 
 /// A device, with the name of its user.
@@ -218,6 +230,51 @@ impl Render for DeviceDetail {
                 Cell::from(or_nothing(sync.error.as_ref())).toned(Tone::Bad),
             ),
         ]);
+    }
+}
+
+#[derive(Serialize)]
+struct Resynced {
+    device_id: String,
+    user_id: Uuid,
+    /// Whether an engine has published the request.
+    published: bool,
+    #[serde(skip)]
+    username: String,
+}
+
+async fn resync(
+    global: &Global,
+    config: &Config,
+    tenant: Option<String>,
+    device_id: &str,
+    confirm: Confirm,
+) -> Result<Resynced> {
+    let (database, tenant) = known_tenant(config, tenant).await?;
+    let DeviceRecord { device, username } = find(&database, &tenant, device_id).await?;
+    confirm.check(|| format!("each device of {username} would take a snapshot"))?;
+    let store = Store::new(&config.redis).context("key `redis.url`")?;
+    let requested = admin::tenants::resync_user(&database, &tenant, device.user_id, &Actor::cli())
+        .await
+        .context("cannot request the resync")?;
+    let _progress = Progress::new(global, "waiting for the engine", None);
+    let published = published::wait(&store, requested, RESYNC_TIMEOUT, |_| {}).await.is_ok();
+    Ok(Resynced {
+        device_id: device.device_id,
+        user_id: device.user_id,
+        published,
+        username,
+    })
+}
+
+impl Render for Resynced {
+    fn text(&self, out: &mut Text) {
+        outln!(
+            out,
+            "each device of {} takes a snapshot at its next sync{}",
+            self.username,
+            later(self.published)
+        );
     }
 }
 

@@ -22,7 +22,7 @@ use crate::redis::store::Store;
 const DROP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a resync waits for the replicator. The request is in the log and takes effect in any case.
-const RESYNC_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const RESYNC_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct Tenant {
@@ -276,18 +276,23 @@ async fn resync(
     })
 }
 
+/// What follows "at the next sync" in a sentence.
+pub(super) fn later(published: bool) -> &'static str {
+    if published {
+        ""
+    } else {
+        " after an engine has published the request; none has yet"
+    }
+}
+
 impl Render for Resynced {
     fn text(&self, out: &mut Text) {
-        let later = if self.published {
-            ""
-        } else {
-            " after an engine has published the request; none has yet"
-        };
         outln!(
             out,
-            "the {} devices of tenant {} take a snapshot at their next sync{later}",
+            "the {} devices of tenant {} take a snapshot at their next sync{}",
             self.devices,
-            self.name
+            self.name,
+            later(self.published)
         );
     }
 }

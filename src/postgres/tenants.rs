@@ -101,6 +101,13 @@ pub async fn resync(database: &Database, name: &str) -> Result<Option<PgLsn>, Er
     Ok(row.map(|row| row.try_get("lsn")).transpose()?)
 }
 
+/// Recreates a user's inbox: each device of the user takes a snapshot, every other reader receives a `reset`. Returns the LSN of
+/// the request.
+pub async fn resync_user(database: &Database, tenant: &Tenant, user: Uuid) -> Result<PgLsn, Error> {
+    let inbox = Target::Inbox(tenant.name.as_str().into(), user);
+    send(database, &Command::RecreateStream(inbox)).await
+}
+
 /// A rebuild that was requested through the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rebuild {

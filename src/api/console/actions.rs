@@ -126,6 +126,17 @@ pub async fn revoke(console: Arc<Console>, mut request: Request) -> Result<Respo
     done(format!("revoked the device {device}"))
 }
 
+/// `POST /admin/api/tenants/:tenant/devices/:device/resync`.
+pub async fn resync_device(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
+    let tenant = console.tenant(&request).await?;
+    let device = request.param("device").to_owned();
+    let (_, actor) = confirmed(&mut request, &device).await?;
+    let database = &console.diagnostics.database;
+    let found = devices::get(database, &tenant, None, &device).await?;
+    admin::tenants::resync_user(database, &tenant, found.user_id, &actor).await?;
+    done(format!("each device of {} takes a snapshot", found.username))
+}
+
 /// `POST /admin/api/tenants/:tenant/quarantine/:id/drop`.
 pub async fn drop_quarantined(console: Arc<Console>, mut request: Request) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?;

@@ -21,7 +21,7 @@ use crate::admin::{conflicts, doctor};
 use crate::api::request::Request;
 use crate::core::page::{Page, Start};
 use crate::core::tenant::Tenant;
-use crate::http::error::{Code, Error};
+use crate::http::error::Error;
 use crate::http::response::{self, Response};
 use crate::postgres::audit::{self, ACTIONS};
 use crate::redis::store;
@@ -159,27 +159,16 @@ pub async fn device(console: Arc<Console>, request: Request) -> Result<Response,
     let tenant = console.tenant(&request).await?;
     let database = &console.diagnostics.database;
     let id = request.param("device");
-    let absent = || Error::new(Code::NOT_FOUND, "device not found");
-    accounts_devices::check_device_id(id).map_err(|_| absent())?;
-    let filter = accounts_devices::Filter {
-        user: None,
-        device_id: Some(id),
-        is_revoked: None,
-        page: Page::first(1),
-    };
-    let found = accounts_devices::list(database, &tenant, &filter).await?.rows;
-    let record = device_records(&console, &tenant, found)
-        .await?
-        .pop()
-        .ok_or_else(absent)?;
+    let found = accounts_devices::get(database, &tenant, None, id).await?;
+    let record = device_records(&console, &tenant, vec![found]).await?.pop();
     let acts = audit::Filter {
         tenant: Some(tenant.name.clone()),
         subject: Some(id.to_owned()),
         ..audit::Filter::default()
     };
     let history = audit::list(database, &acts, HISTORY_ROWS).await?;
-    let mut value = serde_json::to_value(&record)
-        .map_err(|error| Error::internal(format!("cannot serialize a device: {error}")))?;
+    let mut value =
+        serde_json::to_value(record).map_err(|error| Error::internal(format!("cannot serialize a device: {error}")))?;
     value["history"] = json!(history);
     shown(&value)
 }

@@ -96,6 +96,7 @@ impl Pipeline {
         }
         if let Some((id, commit_ts)) = create_stream {
             self.entries.batch.create_stream(target.clone(), id, commit_ts);
+            self.entries.batch.recreation_notice(id, target, commit_ts);
         }
     }
 

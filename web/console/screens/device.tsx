@@ -36,6 +36,18 @@ export function DeviceView(props: { tenant: string; device: string; onChanged: (
                 <ActionButton
                   onDone={changed}
                   action={{
+                    verb: 'Resync the device',
+                    name: device,
+                    noun: 'the id of the device',
+                    path: url(['tenants', tenant, 'devices', device, 'resync']),
+                    effect: `This and all other devices of ${detail.username} take a snapshot, pages receive a reset.`,
+                  }}
+                />
+              )}
+              {detail.revoked_at === null && (
+                <ActionButton
+                  onDone={changed}
+                  action={{
                     verb: 'Revoke the device',
                     name: device,
                     noun: 'the id of the device',
