@@ -9,7 +9,7 @@ import type { Notice } from './machine/effect.js'
 import type { RowId } from './machine/event.js'
 import type { StoredResult } from './machine/state.js'
 import { entryOf, failed, failedStatus } from './outcome.js'
-import type { Item, ItemOp } from './outbox/item.js'
+import type { ItemOp } from './outbox/item.js'
 import { Writes, type Write } from './outbox/writes.js'
 import { PresenceStore } from './presence.js'
 import { Session } from './session/session.js'
@@ -20,7 +20,17 @@ import { createTable, type ConflictRow, type MessageTable, type User } from './t
 import { NO_CHANNEL, openChannel, type Channel, type Message as TabMessage } from './tabs/channel.js'
 import { Leader } from './tabs/leader.js'
 import { isVisible, watchPage } from './tabs/lifecycle.js'
-import type { Client, ClientBase, ClientEvents, ClientOptions, Login, Outcome, OutboxEntry, Tables } from './types.js'
+import type {
+  Client,
+  ClientBase,
+  ClientEvents,
+  ClientOptions,
+  Conflict,
+  Login,
+  Outcome,
+  OutboxEntry,
+  Tables,
+} from './types.js'
 
 /** How long a login waits for the server to add the device. */
 const ENROLL_MS = 60_000
@@ -66,7 +76,8 @@ class Core {
   #leaderStatus: Status | null = null
   #leaderTerm = 0
   #storage: Status['storage']
-  #open = { rejected: 0, conflicts: 0 }
+  /** What the user has to decide, by key: refused changes and lost conflicts. */
+  #open: ReadonlyMap<string, StoredResult> = new Map()
   #stopPage = () => {}
   #cancelRecovery = () => {}
   #failures = 0
@@ -152,7 +163,7 @@ class Core {
       void this.#session.reload(null)
     }
     this.#leader.start()
-    await this.#countOpen()
+    await this.#readOpen()
     if (this.#store.kind === 'indexeddb') await this.#persist()
   }
 
@@ -254,14 +265,14 @@ class Core {
     queueMicrotask(() => {
       const dirty = this.#dirty
       this.#dirty = null
-      if (dirty) void this.#session.reload(dirty.rows).then(() => this.#countOpen())
+      if (dirty) void this.#session.reload(dirty.rows).then(() => this.#readOpen())
     })
   }
 
   async #receiveNotice({ name, key, data }: TabMessage & { type: 'notice' }): Promise<void> {
-    if (name === 'conflict' || name === 'rejected') {
+    if (name === 'conflict') {
       const result = key === null ? null : await this.#session.result(key).catch(() => null)
-      if (result) this.#emitResult(name, result)
+      if (result) this.#emitResult(result)
     } else if (['reset', 'joined', 'left', 'signedOut', 'deviceAdded', 'message'].includes(name)) {
       this.#emit(name as keyof ClientEvents, data as never)
     }
@@ -275,10 +286,11 @@ class Core {
         return this.#applyPresence(notice.data)
       case 'conflict':
       case 'rejected': {
-        const { key } = notice.result.item
-        this.#channel.post({ type: 'notice', name: notice.name, key, data: {} })
-        void this.#countOpen()
-        return this.#emitResult(notice.name, notice.result)
+        const { result } = notice
+        // The others, here and in other tabs, come with what is read: an event must outlive this process.
+        if (result.isOpen) return void this.#readOpen()
+        this.#channel.post({ type: 'notice', name: 'conflict', key: result.item.key, data: {} })
+        return this.#emitResult(result)
       }
       case 'deviceAdded':
         this.#channel.post({ type: 'notice', name: notice.name, key: null, data: notice.data })
@@ -301,25 +313,12 @@ class Core {
   }
 
   async #readPresence(): Promise<void> {
-    const answer = await this.#request('GET', '/api/presence')
+    const { deviceId, token } = this.#session.state.device
+    if (deviceId === null || token === null) return
+    const headers = deviceHeaders({ deviceId, token })
+    const answer = await this.#http.send({ method: 'GET', path: '/api/presence', headers })
     if (answer.ok && isObject(answer.body)) this.#presence.apply(answer.body['presence'], true)
     this.#beat()
-  }
-
-  async #request(method: 'GET' | 'POST', path: string, body?: unknown): ReturnType<Http['send']> {
-    const { deviceId, token } = this.#session.state.device
-    if (deviceId === null || token === null) {
-      return {
-        ok: false,
-        failure: { kind: 'ended', code: 'LOCAL_NOT_ENROLLED', message: 'this device is not enrolled' },
-      }
-    }
-    return this.#http.send({
-      method,
-      path,
-      headers: deviceHeaders({ deviceId, token }),
-      ...(body !== undefined && { body }),
-    })
   }
 
   // ---------------------------------------------------------------------------------------------------------- status
@@ -336,7 +335,7 @@ class Core {
       transport: this.#runner.transport,
       mode: this.#mode,
       retryAt: this.#runner.retryAt,
-      open: this.#open,
+      open: [...this.#open.values()],
     })
     // A follower shows what its leader does, and what its own storage has.
     const { state: phase, hasSynced, lastSyncedAt, outbox, storage } = own
@@ -350,10 +349,14 @@ class Core {
     if (state.leads) this.#beat()
   }
 
-  async #countOpen(): Promise<void> {
-    const results = await this.#session.open().catch(() => [])
-    const conflicts = results.filter(({ status }) => status === 'conflict').length
-    this.#open = { rejected: results.length - conflicts, conflicts }
+  /** Reads what the user has to decide, and reports what was not known. */
+  async #readOpen(): Promise<void> {
+    const results = await this.#session.open()
+    if (results && !this.#isClosed) {
+      const known = this.#open
+      this.#open = new Map(results.map((result) => [result.item.key, result]))
+      for (const [key, result] of this.#open) if (!known.has(key)) this.#emitResult(result)
+    }
     this.#refreshStatus()
   }
 
@@ -400,6 +403,10 @@ class Core {
         this.#handlers.set(name, handlers)
         const entry = (event: never) => handler(event)
         handlers.add(entry)
+        // What waits for a decision since before, maybe since before a reload.
+        for (const result of this.#open.values()) {
+          if (result.status === name) this.#deliver(entry, this.#eventOf(result))
+        }
         return () => void handlers.delete(entry)
       },
       login: (login) => this.#login(login),
@@ -499,10 +506,10 @@ class Core {
     const isIdle = await this.#until(() => {
       const { busy, up, down, auth, outbox } = this.#session.state
       const isRunning = (lane: { wanted: boolean; pause: string }) => lane.wanted && lane.pause === 'none'
-      const { token, enrollment } = this.#session.state.device
+      const { token, enrollment, decided } = this.#session.state.device
       if (busy) return false
       if (token === null) return !(isRunning(auth) && (enrollment || this.#options.credentials))
-      return !(isRunning(up) && outbox.length > 0) && !isRunning(down)
+      return !(isRunning(up) && outbox.length + decided.length > 0) && !isRunning(down)
     }, SYNC_MS)
     const { error: problem, state } = this.#status
     const isFailed = !isIdle || state === 'unenrolled' || (problem && problem.at !== 'live')
@@ -513,7 +520,7 @@ class Core {
     const waiting = this.#session.state.outbox.map((item) =>
       entryOf(item, item.sent === 'no' ? 'waiting' : 'sent', null),
     )
-    const open = await this.#session.open().catch(() => [])
+    const open = (await this.#session.open()) ?? []
     open.sort((one, other) => (one.item.at < other.item.at ? -1 : 1))
     return [
       ...waiting,
@@ -541,7 +548,7 @@ class Core {
 
   async #discard(key: string): Promise<Outcome> {
     const error = await this.#session.discard(key)
-    await this.#countOpen()
+    await this.#readOpen()
     if (error) return failed(error)
     const isSent = this.#session.state.outbox.some((item) => item.key === key)
     const message = 'the change was sent and may have been applied: make another one'
@@ -550,7 +557,7 @@ class Core {
 
   async #wipe(keepOutbox: boolean): Promise<Outcome> {
     const error = await this.#session.wipe(keepOutbox)
-    await this.#countOpen()
+    await this.#readOpen()
     return error ? failed(error) : { ok: true }
   }
 
@@ -570,44 +577,37 @@ class Core {
 
   // ---------------------------------------------------------------------------------------------------------- events
 
-  #emitResult(name: 'conflict' | 'rejected', result: StoredResult): void {
-    const { item, server, winner, conflictId } = result
-    if (name === 'rejected') return this.#emit('rejected', entryOf(item, 'rejected', result))
-    this.#emit('conflict', {
-      key: item.key,
-      table: item.table,
-      id: item.id,
-      mine: item.op === 'delete' ? null : item.row,
-      server,
-      winner,
-      resolve: (choice) => this.#resolve(item, conflictId, choice),
-    })
+  #emitResult(result: StoredResult): void {
+    const name = result.status === 'conflict' ? 'conflict' : 'rejected'
+    this.#emit(name, this.#eventOf(result) as never)
   }
 
-  async #resolve(item: Item, conflictId: string | null, choice: 'mine' | 'server'): Promise<Outcome> {
-    if (choice === 'mine' && item.table !== 'messages') {
-      const write = await this.#retry(item.key)
-      if (!write) return { ok: false, code: 'LOCAL_NOT_FOUND', message: 'this conflict was resolved' }
-    }
-    if (conflictId !== null) {
-      const resolution = choice === 'mine' && item.table === 'messages' ? 'client' : 'server'
-      const path = `/api/conflicts/${encodeURIComponent(conflictId)}/resolve`
-      const answer = await this.#request('POST', path, { resolution })
-      if (!answer.ok) return { ok: false, code: codeOf(answer.failure), message: answer.failure.message }
-    }
-    return this.#discard(item.key)
+  #eventOf(result: StoredResult): Conflict | OutboxEntry {
+    const { item, status, server, winner } = result
+    const { key, table, op, id, row } = item
+    if (status !== 'conflict') return entryOf(item, 'rejected', result)
+    const mine = op === 'delete' ? null : row
+    return { key, table, id, mine, server, winner, resolve: (choice) => this.#resolve(key, choice) }
+  }
+
+  async #resolve(key: string, choice: 'mine' | 'server'): Promise<Outcome> {
+    if (choice === 'server') return this.#discard(key)
+    const write = await this.#retry(key)
+    return write ? write.local : { ok: false, code: 'LOCAL_NOT_FOUND', message: 'this conflict was resolved' }
   }
 
   #emit<Name extends keyof ClientEvents>(name: Name, event: ClientEvents[Name]): void {
-    for (const handler of [...(this.#handlers.get(name) ?? [])]) {
-      queueMicrotask(() => {
-        try {
-          handler(event as never)
-        } catch (error) {
-          this.#report(error)
-        }
-      })
-    }
+    for (const handler of this.#handlers.get(name) ?? []) this.#deliver(handler, event)
+  }
+
+  #deliver(handler: (event: never) => void, event: unknown): void {
+    queueMicrotask(() => {
+      try {
+        handler(event as never)
+      } catch (error) {
+        this.#report(error)
+      }
+    })
   }
 
   readonly #report = (error: unknown): void => {

@@ -1,5 +1,5 @@
 import type { LiveMode, Transport } from './effects/live.js'
-import type { Failure, Phase, State } from './machine/state.js'
+import type { Failure, Phase, State, StoredResult } from './machine/state.js'
 import { phase } from './machine/state.js'
 import type { StoreError } from './store/store.js'
 
@@ -64,7 +64,7 @@ export type StatusInputs = {
   readonly transport: Transport | null
   readonly mode: LiveMode
   readonly retryAt: ReadonlyMap<string, number>
-  readonly open: { readonly rejected: number; readonly conflicts: number }
+  readonly open: readonly StoredResult[]
 }
 
 export function statusOf(inputs: StatusInputs): Status {
@@ -73,6 +73,7 @@ export function statusOf(inputs: StatusInputs): Status {
   const isNotified = live.status === 'open' || mode === 'poll' || mode === 'off'
   const isIdle = busy !== 'down' && !down.wanted && !down.error
   const first = outbox[0]
+  const conflicts = open.filter(({ status }) => status === 'conflict').length
   return {
     state: phase(device),
     live: liveOf(inputs),
@@ -84,7 +85,12 @@ export function statusOf(inputs: StatusInputs): Status {
     lastSyncedAt: device.lastSyncedAt,
     serverAge: null,
     progress: device.inSnapshot || state.progress > 0 ? { rows: state.progress } : null,
-    outbox: { waiting: outbox.length, oldest: first ? Date.parse(first.at) : null, ...open },
+    outbox: {
+      waiting: outbox.length,
+      oldest: first ? Date.parse(first.at) : null,
+      rejected: open.length - conflicts,
+      conflicts,
+    },
     error: errorOf(inputs),
   }
 }

@@ -66,6 +66,7 @@ export type Conflict = {
 }
 
 export type ClientEvents = {
+  /** A handler receives open conflicts and refusals once each, also those of before a reload. */
   conflict: Conflict
   rejected: OutboxEntry
   /** The server begins a snapshot that replaces the rows. */
@@ -103,9 +104,9 @@ export type ClientBase = {
   readonly outbox: {
     /** Waiting changes, then those that were refused. */
     list(): Promise<OutboxEntry[]>
-    /** Makes a refused change again, based on what the user sees now; null if there is none of this key. */
+    /** Makes a change again that was refused or lost, based on what the user sees now; null if there is none of this key. */
     retry(key: string): Promise<Write | null>
-    /** Forgets a refused change, or withdraws one that was never sent. */
+    /** Forgets a change that was refused or lost, or withdraws one that was never sent. */
     discard(key: string): Promise<Outcome>
   }
   /** The user of the rows; null before the first enrollment. */

@@ -67,8 +67,9 @@ export class Demo {
       live,
       device: { name: 'bobs-browser', type: 'browser' },
       mark,
-      // The client itself calls `credentials` when it has no device.
+      // The client itself calls `credentials` when it has no device, and after a revocation when it is asked to.
       enter: async (client) => {
+        void client.sync()
         const isAdded = () => client.status.getSnapshot().state !== 'unenrolled'
         const isIn = await until([client.status], isAdded, ENROLL_AGAIN_MS)
         return isIn ? null : (client.status.getSnapshot().error?.message ?? 'the engine does not answer')

@@ -2,7 +2,6 @@ import {
   createClient,
   table,
   type Client,
-  type Conflict,
   type CredentialsCallback,
   type LiveMode,
   type Message,
@@ -66,7 +65,6 @@ export class Pane {
   readonly #setup: Setup
   readonly #enter: PaneOptions['enter']
   readonly #mark: (text: string) => string
-  readonly #conflicts = new Map<string, Conflict>()
 
   constructor({ name, setup, store, faults, live, device, mark, enter, credentials }: PaneOptions) {
     this.name = name
@@ -88,7 +86,6 @@ export class Pane {
     this.lists = this.client.lists.query()
     this.messages = this.client.messages.query({ orderBy: 'created_at' })
     this.client.status.subscribe(() => this.#follow())
-    this.client.on('conflict', (conflict) => void this.#conflicts.set(conflict.key, conflict))
     this.client.on('signedOut', ({ code, message }) => this.#signedOut(code, message))
   }
 
@@ -150,10 +147,7 @@ export class Pane {
   }
 
   async resolve(key: string, choice: 'mine' | 'server'): Promise<void> {
-    const conflict = this.#conflicts.get(key)
-    // After a reload the event is gone, and the outbox still has the change.
-    if (conflict) await conflict.resolve(choice)
-    else if (choice === 'mine') await this.client.outbox.retry(key)
+    if (choice === 'mine') await this.client.outbox.retry(key)
     else await this.client.outbox.discard(key)
     await this.refreshOutbox()
   }

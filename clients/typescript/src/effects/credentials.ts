@@ -3,7 +3,7 @@ import type { Clock } from '../clock.js'
 /**
  * Returns the access token of a user, for adding this device to the account. `start`: there is no token yet. `refused`: the
  * server has refused the last one, and the same one is not sent again. Null: the user is signed out. Throw to be called again
- * later.
+ * later. After a revocation it is called when the app calls `sync`.
  */
 export type CredentialsCallback = (request: {
   readonly reason: 'start' | 'expiring' | 'refused'

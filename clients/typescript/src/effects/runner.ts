@@ -61,6 +61,8 @@ export class Runner {
         return void this.#upload(effect)
       case 'acknowledge':
         return void this.#acknowledge(effect)
+      case 'resolve':
+        return void this.#resolve(effect)
       case 'enroll':
         return void this.#enroll(effect)
       case 'credentials':
@@ -120,6 +122,13 @@ export class Runner {
   async #acknowledge({ ticket, cursor }: Effect & { type: 'acknowledge' }): Promise<void> {
     const answer = await this.#send({ method: 'POST', path: '/api/sync/ack', body: { cursor } })
     if (answer.ok) await this.#session.dispatch({ type: 'acknowledged', ticket })
+    else this.#fail(ticket, answer, '')
+  }
+
+  async #resolve({ ticket, conflict }: Effect & { type: 'resolve' }): Promise<void> {
+    const path = `/api/conflicts/${encodeURIComponent(conflict)}/resolve`
+    const answer = await this.#send({ method: 'POST', path, body: { resolution: 'server' } })
+    if (answer.ok) await this.#session.dispatch({ type: 'resolved', ticket })
     else this.#fail(ticket, answer, '')
   }
 

@@ -14,6 +14,8 @@ export type Effect =
       readonly pending: number
     }
   | { readonly type: 'acknowledge'; readonly ticket: number; readonly cursor: string }
+  /** Closes a conflict in the server's list, and leaves the row as it is. */
+  | { readonly type: 'resolve'; readonly ticket: number; readonly conflict: string }
   | { readonly type: 'enroll'; readonly ticket: number; readonly enrollment: Enrollment; readonly deviceId: string }
   | { readonly type: 'credentials'; readonly ticket: number; readonly reason: 'start' | 'refused' }
   /** `exact`: the server named the delay in ms; otherwise it grows with the failures, and is at least `least`. */

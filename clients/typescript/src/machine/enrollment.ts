@@ -65,16 +65,24 @@ export function refuseEnrollment(
   }
 }
 
+/**
+ * The code of a device that was revoked, or enrolled elsewhere under the same id. Credentials of the app may still be valid,
+ * and would undo that: this device is added again only when the user wants it.
+ */
+export const REVOKED = 'DEVICE_REVOKED'
+
 /** The token is no longer valid: rows and outbox stay. */
 export function endToken(draft: Draft, code: string, message: string): void {
+  const isRevoked = code === REVOKED
   draft.abandon()
-  draft.device({ token: null })
+  draft.device({ token: null, ...(isRevoked && { refusal: { code, message } }) })
   closeLive(draft)
   draft.lane('up', { wanted: false })
   draft.lane('down', { wanted: false })
   if (draft.state.hasCredentials) {
-    draft.set({ auth: { ...draft.state.auth, wanted: true, pause: 'none', reason: 'refused' } })
-  } else {
+    draft.set({ auth: { ...draft.state.auth, wanted: !isRevoked, pause: 'none', reason: 'refused' } })
+  }
+  if (isRevoked || !draft.state.hasCredentials) {
     draft.notify({ name: 'signedOut', code, message })
   }
 }

@@ -81,6 +81,7 @@ export type Event =
       readonly stored: Stored
     }
   | { readonly type: 'acknowledged'; readonly ticket: number }
+  | { readonly type: 'resolved'; readonly ticket: number }
   | { readonly type: 'failed'; readonly ticket: number; readonly failure: Failure; readonly freshId: string }
   /** A delay is over. */
   | { readonly type: 'retry'; readonly lane: 'up' | 'down' | 'auth' | 'live' }

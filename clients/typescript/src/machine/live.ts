@@ -1,6 +1,6 @@
 import { count, text } from '../json.js'
 import type { Draft } from './draft.js'
-import { closeLive, endToken } from './enrollment.js'
+import { closeLive, endToken, REVOKED } from './enrollment.js'
 import type { Event } from './event.js'
 import type { Failure } from './state.js'
 
@@ -19,7 +19,7 @@ export function handleLiveEvent(draft: Draft, { name, id, data }: Event & { type
       draft.does({ type: 'wait', lane: 'live', failures: 0, least: count(data['reconnect_ms']) ?? RECONNECT_MS })
       return
     case 'revoked':
-      return endToken(draft, 'DEVICE_REVOKED', text(data['message']) ?? 'this device was revoked: enroll it again')
+      return endToken(draft, REVOKED, text(data['message']) ?? 'this device was revoked: enroll it again')
     default:
       if (name === 'device_added') draft.notify({ name: 'deviceAdded', data })
       // Events signal a change; the rows come by sync, one for all events so far.

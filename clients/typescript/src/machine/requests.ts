@@ -16,8 +16,12 @@ export function proceed(draft: Draft): void {
       begin(draft, 'credentials')
       return draft.does({ type: 'credentials', ticket: draft.state.ticket, reason: auth.reason })
     }
+    const [conflict] = device.decided
     if (isReady(up) && outbox.length > 0) upload(draft)
-    else if (isReady(down)) requestBatch(draft)
+    else if (isReady(up) && conflict !== undefined) {
+      begin(draft, 'resolve')
+      draft.does({ type: 'resolve', ticket: draft.state.ticket, conflict })
+    } else if (isReady(down)) requestBatch(draft)
     else if (draft.state.isUnacknowledged && device.cursor !== null && down.pause === 'none') {
       begin(draft, 'ack')
       draft.set({ isUnacknowledged: false })

@@ -3,7 +3,7 @@ import type { Item } from '../outbox/item.js'
 import { change } from '../outbox/overlay.js'
 import { Draft } from './draft.js'
 import type { ItemResult, RowId } from './event.js'
-import { bury, isOlder, MESSAGES, put, viaOf } from './rows.js'
+import { bury, isOlder, MESSAGES, numberOf, put, viaOf } from './rows.js'
 import type { State, StoredResult } from './state.js'
 
 /** The rows that results may change: the event needs them as stored. */
@@ -32,7 +32,7 @@ export function storeResults(draft: Draft, results: readonly ItemResult[]): numb
       const { server } = result
       if (server) {
         const via = viaOf(draft, item.table, item.id)
-        put(draft, item.table, item.id, server, result.version ?? versionOf(server), via)
+        put(draft, item.table, item.id, server, numberOf(item.table, server), via)
       }
       // The deletion of a row of an own table comes in a batch.
       else if (item.table === MESSAGES) bury(draft, MESSAGES, item.id, result)
@@ -100,9 +100,10 @@ function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
   const before = draft.stored(item.table, item.id)
   if (item.sent === 'overtaken') return
   const { version, revision } = result
-  if (before && !isOlder(before, result)) {
+  const own = numberOf(item.table, result)
+  if (before && !isOlder(item.table, before, result)) {
     // A snapshot has brought it, and the stream repeats what led to it.
-    if (version !== null) draft.put(item.table, item.id, { ...before, own: Math.max(version, before.own ?? version) })
+    if (own !== null) draft.put(item.table, item.id, { ...before, own: Math.max(own, before.own ?? own) })
     return
   }
   const { device } = draft.state
@@ -114,12 +115,7 @@ function storeEffect(draft: Draft, item: Item, result: ItemResult): void {
   draft.put(item.table, item.id, {
     row,
     generation: isUncertain ? (before?.generation ?? device.generation - 1) : device.generation,
-    ...(version !== null && { own: version }),
+    ...(own !== null && { own }),
     ...(via && { via }),
   })
-}
-
-function versionOf(row: JsonObject): number | null {
-  const { version } = row
-  return typeof version === 'number' ? version : null
 }

@@ -9,9 +9,14 @@ export type Via = readonly string[] | undefined
 /** The table whose rows have revisions. */
 export const MESSAGES = 'messages'
 
+/** What grows with each change of a row: the revision of messages, the version of rows of other tables. */
+export function numberOf(table: string, of: { readonly revision?: unknown; readonly version?: unknown }): number | null {
+  return count(table === MESSAGES ? of.revision : of.version)
+}
+
 /**
  * Stores a row of a batch or of a conflict, unless the stored one is newer: a message with a higher revision, or a row
- * that an own upload stored under a higher version. Rows from before the current snapshot do not compare.
+ * that an own upload stored under a higher number. Rows from before the current snapshot do not compare.
  */
 export function put(
   draft: Draft,
@@ -24,32 +29,34 @@ export function put(
 ): void {
   const before = draft.entry(table, id)
   const { generation } = draft.state.device
+  const number = numberOf(table, row)
   if (before && before.generation === generation) {
-    const [had, has] = [count(before.row['revision']), count(row['revision'])]
-    if (table === MESSAGES && had !== null && has !== null && has < had) return
-    const version = count(row['version'])
-    const isBehind = before.own !== undefined && version !== null && version < before.own
-    const isAway = before.isDeleted && (before.own === undefined || version === null)
+    const had = numberOf(table, before.row)
+    if (table === MESSAGES && had !== null && number !== null && number < had) return
+    const isBehind = before.own !== undefined && number !== null && number < before.own
+    const isAway = before.isDeleted && (before.own === undefined || number === null)
     if (own === null && (isBehind || isAway)) {
       // Who sees it is what batches say, also behind the result.
       if (via) draft.put(table, id, { ...before, via })
       return
     }
-    // After a snapshot the stream repeats what an upload did meanwhile: this version has to come once more.
-    if (own === null && isPage && before.own !== undefined) own = before.own
   }
+  // Behind a page the stream repeats entries from before it: the row of the page has to come once more.
+  if (own === null && isPage && before?.own !== undefined) own = number
   draft.put(table, id, { row, generation, ...(own !== null && { own }), ...(via && { via }) })
 }
 
 /** Deletes a row by an own upload. Entries of the stream from before must not bring it back. */
-export function bury(draft: Draft, table: string, id: string, { version, revision }: ItemResult): void {
+export function bury(draft: Draft, table: string, id: string, result: ItemResult): void {
+  const { revision } = result
   const row = { id, ...(revision !== null && { revision }) }
   const { generation } = draft.state.device
   const via = viaOf(draft, table, id)
+  const own = numberOf(table, result)
   draft.put(table, id, {
     row,
     generation,
-    ...(version !== null && { own: version }),
+    ...(own !== null && { own }),
     ...(via && { via }),
     isDeleted: true,
   })
@@ -64,8 +71,7 @@ export function viaOf(draft: Draft, table: string, id: string): Via {
 /** Stores a row of a batch, and marks the items whose effect it cannot be compared with. */
 export function receive(draft: Draft, table: string, id: string, row: JsonObject, isPage: boolean, via?: Via): void {
   const before = draft.stored(table, id)
-  const isCounted = count(row['revision']) !== null || count(row['version']) !== null
-  if (!isCounted || (before && isAnother(before.row, row))) overtake(draft, table, id)
+  if (numberOf(table, row) === null || (before && isAnother(before.row, row))) overtake(draft, table, id)
   put(draft, table, id, row, null, via, isPage)
 }
 
@@ -84,11 +90,9 @@ export function overtakeMissing(draft: Draft): void {
 }
 
 /** Whether a row is older than the result of a change of it. */
-export function isOlder({ row }: StoredRow, result: ItemResult): boolean {
-  const revision = count(row['revision'])
-  if (revision !== null && result.revision !== null) return revision < result.revision
-  const version = count(row['version'])
-  return version === null || result.version === null || version < result.version
+export function isOlder(table: string, { row }: StoredRow, result: ItemResult): boolean {
+  const [has, wrote] = [numberOf(table, row), numberOf(table, result)]
+  return has === null || wrote === null || has < wrote
 }
 
 /** Whether the id was used again: the numbers of such a row start again. */

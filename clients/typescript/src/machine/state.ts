@@ -12,7 +12,7 @@ export type Device = {
   readonly userId: string | null
   /** What the device exchanges for a token, kept until the response is stored. */
   readonly enrollment: Enrollment | null
-  /** Why the last enrollment failed, until the next one begins. */
+  /** Why the last enrollment failed, or that this device was revoked, until the next one begins. */
   readonly refusal: Refusal | null
   readonly cursor: string | null
   /** Rows of a lower generation are old: the current snapshot has not sent them. */
@@ -26,6 +26,8 @@ export type Device = {
   readonly lastSyncedAt: number | null
   /** The audiences that the user joined, as in `via`: `list:42`. */
   readonly groups: readonly string[]
+  /** Conflicts that the user has decided here, and that the server still lists as open. */
+  readonly decided: readonly string[]
   /** Changes of former users of this storage, until they return. */
   readonly parked: readonly Parked[]
 }
@@ -44,7 +46,7 @@ export type Parked = {
 export type StoredRow = {
   readonly row: JsonObject
   readonly generation: number
-  /** The version of the own upload that stored it: a batch with a lower one is older than what the user sees. */
+  /** The number of the own upload that stored it: a batch with a lower one is older than what the user sees. */
   readonly own?: number
   /** An own upload deleted it: what batches bring of it is from before, until they bring the deletion. */
   readonly isDeleted?: true
@@ -101,7 +103,7 @@ export type Live = {
   readonly covered: string | null
 }
 
-export type Busy = 'up' | 'down' | 'ack' | 'enroll' | 'credentials'
+export type Busy = 'up' | 'resolve' | 'down' | 'ack' | 'enroll' | 'credentials'
 
 export type State = {
   readonly device: Device
@@ -154,6 +156,7 @@ export const EMPTY_DEVICE: Device = {
   hasSynced: false,
   lastSyncedAt: null,
   groups: [],
+  decided: [],
   parked: [],
 }
 

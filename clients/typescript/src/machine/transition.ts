@@ -1,7 +1,7 @@
 import { storeBatch } from './batch.js'
 import { Draft } from './draft.js'
 import type { Step } from './effect.js'
-import { beginEnrollment, closeLive, endToken, refuseEnrollment, storeEnrollment } from './enrollment.js'
+import { beginEnrollment, closeLive, endToken, refuseEnrollment, REVOKED, storeEnrollment } from './enrollment.js'
 import type { Event } from './event.js'
 import { handleLiveEvent, handleLiveFailure, wantLive } from './live.js'
 import { renumber, withdraw } from './numbering.js'
@@ -32,7 +32,12 @@ function handle(draft: Draft, event: Event): void {
     case 'write':
       return append(draft, event.writes)
     case 'discard': {
-      if (event.result) draft.results.set(event.key, null)
+      const { result } = event
+      if (result) draft.results.set(event.key, null)
+      if (result?.isOpen && result.conflictId !== null) {
+        draft.device({ decided: [...device.decided, result.conflictId] })
+        draft.lane('up', { wanted: true })
+      }
       const item = outbox.find(({ key }) => key === event.key)
       if (item?.sent === 'no') withdraw(draft, item)
       return
@@ -71,13 +76,17 @@ function handle(draft: Draft, event: Event): void {
         return pause(draft, 'up', { kind: 'later', code: 'SYNC_ERROR', message, retryAfter: null })
       }
       succeed(draft, 'up')
-      draft.lane('up', { wanted: draft.state.outbox.length > 0 })
+      draft.lane('up', { wanted: hasUploads(draft) })
       if (draft.state.outbox.length === 0) draft.set({ uploadMax: UPLOAD_ITEMS_MAX })
       return
     }
     case 'acknowledged':
       draft.set({ busy: null })
       return
+    case 'resolved':
+      draft.set({ busy: null })
+      succeed(draft, 'up')
+      return dropDecided(draft)
     case 'failed':
       draft.set({ busy: null })
       return fail(draft, busy, event)
@@ -117,7 +126,7 @@ function load(draft: Draft, { device, outbox }: Event & { type: 'loaded' }): voi
     closeLive(draft)
     draft.lane('down', { wanted: true, pause: 'none', failures: 0, error: null })
   }
-  if (outbox.length > 0) draft.lane('up', { wanted: true })
+  if (hasUploads(draft)) draft.lane('up', { wanted: true })
   if (device.enrollment && device.enrollment.token !== before.enrollment?.token) {
     draft.set({ auth: { ...draft.state.auth, wanted: true, pause: 'none', failures: 0, error: null } })
   }
@@ -131,6 +140,7 @@ function lead(draft: Draft, { leads, live, hasCredentials }: Event & { type: 'le
   for (const lane of ['up', 'down', 'auth'] as const) {
     draft.lane(lane, { wanted: leads, pause: 'none', failures: 0, error: null })
   }
+  if (draft.state.device.refusal?.code === REVOKED) draft.lane('auth', { wanted: false })
 }
 
 function want(draft: Draft, by: 'user' | 'hint' | 'timer'): void {
@@ -168,6 +178,16 @@ function reached(draft: Draft): void {
   if (live.status === 'waiting' && !live.isServerDelay && live.error?.kind === 'lost') draft.live({ status: 'closed' })
 }
 
+function hasUploads({ state: { outbox, device } }: Draft): boolean {
+  return outbox.length + device.decided.length > 0
+}
+
+/** The first of the decided conflicts is closed, here or elsewhere. */
+function dropDecided(draft: Draft): void {
+  draft.device({ decided: draft.state.device.decided.slice(1) })
+  draft.lane('up', { wanted: hasUploads(draft) })
+}
+
 /** Repeats the request after a delay. */
 function pause(draft: Draft, name: 'up' | 'down' | 'auth', failure: Failure): void {
   const failures = draft.state[name].failures + 1
@@ -177,7 +197,7 @@ function pause(draft: Draft, name: 'up' | 'down' | 'auth', failure: Failure): vo
 }
 
 function fail(draft: Draft, busy: State['busy'], { failure, freshId }: Event & { type: 'failed' }): void {
-  const lane = busy === 'up' ? 'up' : busy === 'enroll' || busy === 'credentials' ? 'auth' : 'down'
+  const lane = busy === 'up' || busy === 'resolve' ? 'up' : busy === 'enroll' || busy === 'credentials' ? 'auth' : 'down'
   if (failure.kind === 'lost' || failure.kind === 'later') return pause(draft, lane, failure)
   if (busy === 'enroll' && failure.kind === 'ended' && draft.state.device.enrollment?.by === 'code') {
     // An invalid code is 404 or 400: something else on the way asks for credentials.
@@ -186,6 +206,8 @@ function fail(draft: Draft, busy: State['busy'], { failure, freshId }: Event & {
   if (busy === 'enroll' || busy === 'credentials') return refuseEnrollment(draft, failure, freshId)
   if (failure.kind === 'ended') return endToken(draft, failure.code, failure.message)
   if (busy === 'up' && failUpload(draft, failure)) return
+  // It was resolved in another way, or is gone with its row.
+  if (busy === 'resolve') return dropDecided(draft)
   if (failure.code === 'INVALID_CURSOR' && draft.state.device.cursor !== null) {
     draft.device({ cursor: null, inSnapshot: false })
     draft.lane('down', { wanted: true })

@@ -153,10 +153,14 @@ export class Session {
     return (entry?.value as StoredResult | undefined) ?? null
   }
 
-  /** Changes that were refused, or lost a conflict, until the user has seen them. */
-  async open(): Promise<StoredResult[]> {
-    const [results = []] = await this.#store.read([{ space: 'results' }])
-    return results.map(({ value }) => value as StoredResult).filter(({ isOpen }) => isOpen)
+  /** Changes that were refused, or lost a conflict, until the user has decided; null: the storage failed. */
+  async open(): Promise<StoredResult[] | null> {
+    let open: StoredResult[] | null = null
+    await this.#enqueue(async () => {
+      const [results = []] = await this.#store.read([{ space: 'results' }])
+      open = results.map(({ value }) => value as StoredResult).filter(({ isOpen }) => isOpen)
+    })
+    return open
   }
 
   /** Another client has changed the storage. */

@@ -1,7 +1,7 @@
 // The page of the browser tests: a client on IndexedDB, and React on it. The tests call what is on `window`.
 import { createElement, StrictMode } from 'react'
 import { createRoot } from 'react-dom/client'
-import { createClient, table } from '../../src/index.js'
+import { createClient, table, type Conflict } from '../../src/index.js'
 import { indexeddb } from '../../src/indexeddb/index.js'
 import { useQuery, useStatus, useWrite } from '../../src/react/index.js'
 
@@ -49,6 +49,25 @@ const events: string[] = []
 for (const name of ['reset', 'signedOut', 'outdated', 'rejected', 'conflict'] as const)
   client.on(name, () => events.push(name))
 
+let conflict: Conflict | null = null
+client.on('conflict', (event) => (conflict = event))
+
+/** The record of the device in the storage of this page. */
+function record(mode: IDBTransactionMode, use: (meta: IDBObjectStore) => IDBRequest): Promise<unknown> {
+  return new Promise((resolve, reject) => {
+    const opening = indexedDB.open('app')
+    opening.onsuccess = () => {
+      const transaction = opening.result.transaction('meta', mode)
+      const request = use(transaction.objectStore('meta'))
+      transaction.oncomplete = () => {
+        opening.result.close()
+        resolve(request.result)
+      }
+      transaction.onabort = () => reject(transaction.error)
+    }
+  })
+}
+
 const page = {
   client,
   events,
@@ -62,6 +81,9 @@ const page = {
     return results.every(({ ok }) => ok)
   },
   /** Adds a task, and returns the status of its result. */
+  decide: (choice: 'mine' | 'server') => conflict?.resolve(choice),
+  device: () => record('readonly', (meta) => meta.get('device')),
+  restore: (device: unknown) => record('readwrite', (meta) => meta.put(device, 'device')),
   addAndWait: async (title: string) => (await client.tasks.create({ title }).server).status,
 }
 

@@ -12,7 +12,9 @@ let site: Site
 const bob = { username: 'bob', password: 'posduif-demo', tenant: 'demo' }
 
 before(async () => {
-  ;[engine, browser, app] = await Promise.all([Engine.start(), launch(), bundle()])
+  // First: if it does not start, no browser is left behind.
+  engine = await Engine.start()
+  ;[browser, app] = await Promise.all([launch(), bundle()])
 })
 after(async () => {
   await browser?.close()
@@ -197,6 +199,58 @@ describe('in a browser', () => {
     await insert('by websocket')
     await shows(tab, ['by websocket'])
     assert.equal(site.proxy.streams, 1)
+  })
+
+  test('page on a websocket goes on when the server has lost its numbers, or the page has', async () => {
+    const tab = await signedIn('?live=websocket')
+    await tab.waitForFunction(() => page.status().live === 'websocket')
+    for (const title of ['1', '2']) assert.equal(await tab.evaluate((t) => page.addAndWait(t), title), 'applied')
+    const uploads = () => site.proxy.count('POST', '/api/sync/outgoing')
+    let before = uploads()
+    // SEQUENCE_GAP.
+    await engine.sql('DELETE FROM posduif.upload_devices')
+    assert.equal(await tab.evaluate(() => page.addAndWait('3')), 'applied')
+    assert.ok(uploads() - before >= 2, 'there was no gap')
+    // DEVICE_RESTORED: the storage of before the next change.
+    const copy = await tab.evaluate(() => page.device())
+    assert.equal(await tab.evaluate(() => page.addAndWait('4')), 'applied')
+    await tab.evaluate((device) => page.restore(device), copy)
+    await tab.reload()
+    await tab.waitForFunction(() => 'page' in globalThis && page.status().live === 'websocket')
+    before = uploads()
+    assert.equal(await tab.evaluate(() => page.addAndWait('5')), 'applied')
+    assert.ok(uploads() - before >= 2, 'the numbers were not known')
+    await tab.waitForFunction(() => page.status().upToDate && page.status().error === null)
+    await shows(tab, ['1', '2', '3', '4', '5'])
+    assert.deepEqual(await engine.sql('SELECT title FROM tenant_demo.tasks ORDER BY 1'), ['1', '2', '3', '4', '5'])
+  })
+
+  test('conflict without a decision is reported again after a reload, in all tabs, and any of them decides it', async () => {
+    const tab = await signedIn()
+    const id = await tab.evaluate(async () => {
+      const write = page.client.tasks.create({ title: 'base' })
+      await write.server
+      return write.id
+    })
+    const rule = (_method: string, path: string) => (/^\/(api|sse)/.test(path) ? 'lose request' : 'pass')
+    site.proxy.fault = rule
+    await tab.evaluate((row) => page.client.tasks.edit(row, { title: 'late' }).local, id)
+    await engine.sql("UPDATE tenant_demo.tasks SET title = 'first', version = version + 1")
+    site.proxy.fault = () => 'pass'
+    await tab.evaluate(() => void page.client.sync())
+    await tab.waitForFunction(() => page.events.includes('conflict'))
+    await tab.reload()
+    const other = await site.tab()
+    for (const each of [tab, other]) {
+      await each.waitForFunction(() => 'page' in globalThis && page.events.includes('conflict'))
+      assert.deepEqual(await each.evaluate(() => page.events), ['conflict'])
+    }
+    const follower = (await tab.evaluate(() => page.status().leader)) ? other : tab
+    assert.deepEqual(await follower.evaluate(() => page.decide('server')), { ok: true })
+    for (const each of [tab, other]) await each.waitForFunction(() => page.status().outbox.conflicts === 0)
+    assert.deepEqual(await follower.evaluate(() => page.client.sync()), { ok: true })
+    const open = 'SELECT count(*) FROM tenant_demo.message_conflicts WHERE resolved_at IS NULL'
+    while ((await engine.sql(open))[0] !== '0') await tab.waitForFunction(() => page.status().upToDate)
   })
 
   test('React components show rows and status as they change', async () => {

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test'
 import wasm from 'node-sqlite3-wasm'
 import { sqlite } from '../../src/sqlite/index.js'
-import type { Conflict, OutboxEntry, ServerResult, Store } from '../../src/index.js'
+import type { Conflict, OutboxEntry, ServerResult, Store, Write } from '../../src/index.js'
 import { memory } from '../../src/memory/index.js'
 import { Engine } from './engine.js'
 import { Proxy, type Fault } from './proxy.js'
@@ -22,7 +22,7 @@ after(() => engine?.stop())
 beforeEach(async () => {
   proxy = await Proxy.start(engine.url)
   clients = []
-  await engine.sql('DELETE FROM tenant_demo.tasks')
+  await engine.sql('DELETE FROM tenant_demo.tasks; DELETE FROM tenant_demo.message_conflicts')
 })
 afterEach(async () => {
   for (const each of clients) each.close()
@@ -52,6 +52,35 @@ async function applied(result: Promise<ServerResult>): Promise<void> {
 function faults(path: string, ...list: Fault[]): void {
   const left = [...list]
   proxy.fault = (_method, requested) => (requested.startsWith(path) ? (left.shift() ?? 'pass') : 'pass')
+}
+
+/** As of an engine that was restored to before this device: it does not know the token. */
+function forgetDevice(): void {
+  let isKnown = false
+  proxy.fault = (_method, path) => {
+    if (path === '/api/devices') isKnown = true
+    return isKnown || !path.startsWith('/api/sync') ? 'pass' : { status: 401, body: '{"error":{"code":"UNAUTHORIZED"}}' }
+  }
+}
+
+async function openConflicts(): Promise<string> {
+  const [count] = await engine.sql('SELECT count(*) FROM tenant_demo.message_conflicts WHERE resolved_at IS NULL')
+  return count!
+}
+
+/** Makes a change offline that is late, and returns it with its conflict. */
+async function lateEdit(
+  by: TestClient,
+  edit: () => Write,
+  other: () => Promise<void>,
+): Promise<{ late: Write; conflict: Conflict }> {
+  proxy.fault = (_method, path) => (path.startsWith('/sse') || path.startsWith('/api/sync') ? 'lose request' : 'pass')
+  const late = edit()
+  await late.local
+  const conflict = new Promise<Conflict>((resolve) => by.on('conflict', resolve))
+  await other()
+  proxy.fault = () => 'pass'
+  return { late, conflict: await conflict }
 }
 
 async function titles(): Promise<string[]> {
@@ -212,33 +241,100 @@ describe('with an engine', () => {
     assert.equal(phone.status.getSnapshot().outbox.rejected, 0)
   })
 
-  test('two devices of one user: late edit is a conflict, and either side can be chosen', async () => {
-    const [one, other] = [await signedIn(), await signedIn()]
-    const write = one.tasks.create({ title: 'base' })
-    await applied(write.server)
-    await untilTitles(other, 'base')
-    for (const choice of ['server', 'mine'] as const) {
-      proxy.fault = (_method, path) =>
-        path.startsWith('/sse') || path.startsWith('/api/sync') ? 'lose request' : 'pass'
-      const late = other.tasks.edit(write.id, { title: `late ${choice}` })
-      await late.local
-      const conflict = new Promise<Conflict>((resolve) => other.on('conflict', resolve))
-      const [version] = await engine.sql('SELECT version FROM tenant_demo.tasks')
-      await engine.sql(`UPDATE tenant_demo.tasks SET title = 'first ${choice}', version = version + 1`)
-      proxy.fault = () => 'pass'
+  const decisions = {
+    "the event's server": (_client: TestClient, { resolve }: Conflict) => resolve('server'),
+    "the event's mine": (_client: TestClient, { resolve }: Conflict) => resolve('mine'),
+    'outbox.discard': (client: TestClient, { key }: Conflict) => client.outbox.discard(key),
+    'outbox.retry': async (client: TestClient, { key }: Conflict) => (await client.outbox.retry(key))?.local,
+  }
+
+  for (const [name, decide] of Object.entries(decisions))
+    test(`late edit of another device is a conflict that ${name} decides, here and on the server`, async () => {
+      const isMine = name.endsWith('mine') || name.endsWith('retry')
+      const [one, other] = [await signedIn(), await signedIn()]
+      const write = one.tasks.create({ title: 'base' })
+      await applied(write.server)
+      await untilTitles(other, 'base')
+      const { late, conflict } = await lateEdit(other, () => other.tasks.edit(write.id, { title: 'late' }), async () => {
+        await engine.sql("UPDATE tenant_demo.tasks SET title = 'first', version = version + 1")
+      })
       const result = await late.server
-      assert.deepEqual([result.status, result.winner], ['conflict', 'theirs'])
-      assert.equal(result.server?.['version'], Number(version) + 1)
-      const { mine, resolve } = await conflict
-      assert.deepEqual(mine, { title: `late ${choice}` })
-      assert.deepEqual(await resolve(choice), { ok: true })
-      await untilTitles(one, choice === 'mine' ? 'late mine' : 'first server')
-      await untilTitles(other, choice === 'mine' ? 'late mine' : 'first server')
+      assert.deepEqual([result.status, result.winner, result.server?.['version']], ['conflict', 'theirs', 2])
+      assert.deepEqual(conflict.mine, { title: 'late' })
+      await untilStatus(other, ({ outbox }) => outbox.conflicts === 1, 'the conflict')
+      assert.equal(await openConflicts(), '1')
+      assert.deepEqual(await decide(other, conflict), { ok: true })
+      assert.deepEqual(await other.sync(), { ok: true })
+      assert.equal(await openConflicts(), '0')
+      for (const each of [one, other]) await untilTitles(each, isMine ? 'late' : 'first')
       await untilStatus(other, ({ outbox }) => outbox.conflicts === 0 && outbox.waiting === 0, 'no open conflict')
+    })
+
+  test('conflict of a message is decided in the same way', async () => {
+    for (const choice of ['mine', 'server'] as const) {
+      const [web, phone] = [await signedIn(), open()]
+      assert.deepEqual(await phone.enroll(await engine.enrollment('joe')), { ok: true })
+      const sent = web.messages.create({ recipient_id: phone.userId!, content: 'hello' })
+      await applied(sent.server)
+      const inbox = phone.messages.query({ where: { id: sent.id } })
+      const content = () => inbox.getSnapshot().rows[0]?.content
+      await until(inbox, () => content() === 'hello', 'the message')
+      const { conflict } = await lateEdit(web, () => web.messages.edit(sent.id, { content: 'late' }), async () => {
+        await engine.sql(`UPDATE tenant_demo.messages SET content = 'first' WHERE id = '${sent.id}'`)
+      })
+      assert.deepEqual([conflict.table, conflict.server?.['content']], ['messages', 'first'])
+      assert.deepEqual(await conflict.resolve(choice), { ok: true })
+      assert.deepEqual(await web.sync(), { ok: true })
+      assert.equal(await openConflicts(), '0')
+      await until(inbox, () => content() === (choice === 'mine' ? 'late' : 'first'), 'the decision')
+      for (const each of [web, phone]) each.close()
     }
-    assert.deepEqual(await engine.sql(`SELECT count(*) FROM tenant_demo.message_conflicts WHERE resolved_at IS NULL`), [
-      '0',
-    ])
+  })
+
+  test('conflict without a decision is reported again after a restart, and is decided offline', async () => {
+    const file = join(temporaryFolder(), 'app.sqlite')
+    const first = await signedIn({ store: sqliteFile(file) })
+    const write = first.tasks.create({ title: 'base' })
+    await applied(write.server)
+    await lateEdit(first, () => first.tasks.edit(write.id, { title: 'late' }), async () => {
+      await engine.sql("UPDATE tenant_demo.tasks SET title = 'first', version = version + 1")
+    })
+    const bad = first.tasks.create({ title: '' })
+    assert.equal((await bad.server).status, 'rejected')
+    first.close()
+    proxy.down()
+    const second = open({ store: sqliteFile(file) })
+    const reported: string[] = []
+    second.on('rejected', ({ key }) => reported.push(key))
+    const conflict = await new Promise<Conflict>((resolve) => second.on('conflict', resolve))
+    assert.deepEqual([conflict.id, conflict.mine, reported], [write.id, { title: 'late' }, [bad.key]])
+    await untilStatus(second, ({ outbox }) => outbox.conflicts === 1 && outbox.rejected === 1, 'what is open')
+    // A handler that comes later receives it, too.
+    const again = await new Promise<Conflict>((resolve) => second.on('conflict', resolve))
+    assert.equal(again.key, conflict.key)
+    assert.deepEqual(await conflict.resolve('server'), { ok: true })
+    assert.deepEqual((await second.outbox.list()).map(({ key }) => key), [bad.key])
+    second.close()
+    proxy.up()
+    const third = open({ store: sqliteFile(file) })
+    third.on('conflict', () => assert.fail('the conflict was decided'))
+    await untilStatus(third, ({ upToDate }) => upToDate, 'a sync')
+    assert.deepEqual(await third.sync(), { ok: true })
+    assert.equal(await openConflicts(), '0')
+  })
+
+  test('conflict that was decided elsewhere holds nothing back', async () => {
+    const phone = await signedIn()
+    const write = phone.tasks.create({ title: 'base' })
+    await applied(write.server)
+    const { conflict } = await lateEdit(phone, () => phone.tasks.edit(write.id, { title: 'late' }), async () => {
+      await engine.sql("UPDATE tenant_demo.tasks SET title = 'first', version = version + 1")
+    })
+    await engine.sql('DELETE FROM tenant_demo.message_conflicts')
+    assert.deepEqual(await conflict.resolve('server'), { ok: true })
+    assert.deepEqual(await phone.sync(), { ok: true })
+    await applied(phone.tasks.create({ title: 'next' }).server)
+    assert.equal(proxy.count('POST', '/api/conflicts/'), 1)
   })
 
   test('revoked device keeps rows and outbox, and continues after a login', async () => {
@@ -256,6 +352,32 @@ describe('with an engine', () => {
     assert.deepEqual(await titles(), ['before', 'during'])
   })
 
+  test('revoked device is not added again by itself, although the app still has a token', async () => {
+    const file = join(temporaryFolder(), 'app.sqlite')
+    const reasons: string[] = []
+    const credentials = async ({ reason }: { reason: string }) => {
+      reasons.push(reason)
+      return { token: await engine.token('bob') }
+    }
+    const first = open({ credentials, store: sqliteFile(file) })
+    await first.firstSync
+    const signedOut = new Promise<{ code: string }>((resolve) => first.on('signedOut', resolve))
+    await engine.revoke('bob')
+    assert.equal((await signedOut).code, 'DEVICE_REVOKED')
+    assert.deepEqual(await first.tasks.create({ title: 'during' }).local, { ok: true })
+    first.close()
+    const second = open({ credentials, store: sqliteFile(file) })
+    await untilStatus(second, ({ error }) => error?.code === 'DEVICE_REVOKED', 'the reason')
+    await untilTitles(second, 'during')
+    assert.deepEqual(reasons, ['start'])
+    assert.deepEqual(await titles(), [])
+    // The user wants it.
+    assert.deepEqual(await second.sync(), { ok: true })
+    await untilStatus(second, ({ state, error, outbox }) => state === 'stream' && !error && outbox.waiting === 0, 'a sync')
+    assert.equal(reasons.length, 2)
+    assert.deepEqual(await titles(), ['during'])
+  })
+
   test('credentials are asked for once when the token ends, and the same one is not sent again', async () => {
     const reasons: string[] = []
     const tokens = [await engine.token('bob'), 'not a token', 'not a token', await engine.token('bob')]
@@ -267,7 +389,8 @@ describe('with an engine', () => {
     })
     assert.equal(await phone.firstSync, true)
     assert.deepEqual(reasons, ['start'])
-    await engine.revoke('bob')
+    forgetDevice()
+    void phone.sync()
     await untilStatus(
       phone,
       ({ state, error }) => state === 'stream' && error === null && reasons.length === 4,
@@ -285,7 +408,8 @@ describe('with an engine', () => {
     await applied(phone.tasks.create({ title: 'milk' }).server)
     token = null
     const signedOut = new Promise((resolve) => phone.on('signedOut', resolve))
-    await engine.revoke('bob')
+    forgetDevice()
+    void phone.sync()
     await signedOut
     await untilTitles(phone, 'milk')
     const outcome = await phone.sync()
@@ -346,6 +470,18 @@ describe('with an engine', () => {
     assert.deepEqual(await titles(), ['after the copy', 'before', 'restored'])
   })
 
+  test('client whose numbers the server has lost goes on from what it expects', async () => {
+    const phone = await signedIn()
+    for (const title of ['first', 'second']) await applied(phone.tasks.create({ title }).server)
+    await engine.sql('DELETE FROM posduif.upload_devices')
+    const before = proxy.count('POST', '/api/sync/outgoing')
+    await applied(phone.tasks.create({ title: 'third' }).server)
+    assert.ok(proxy.count('POST', '/api/sync/outgoing') - before >= 2, 'there was no gap')
+    assert.deepEqual(await titles(), ['first', 'second', 'third'])
+    await untilStatus(phone, ({ upToDate, error }) => upToDate && error === null, 'the end of the snapshot')
+    await untilTitles(phone, 'first', 'second', 'third')
+  })
+
   test('change that was never sent can be withdrawn, and one that was sent cannot', async () => {
     const phone = await signedIn()
     proxy.fault = (_method, path) => (path.startsWith('/api/sync/outgoing') ? 'lose answer' : 'pass')
@@ -392,7 +528,7 @@ describe('with an engine', () => {
     assert.deepEqual(await phone.enroll(await engine.enrollment('joe')), { ok: true })
     const sent = web.messages.create({ recipient_id: phone.userId!, content: 'hello' })
     await applied(sent.server)
-    const inbox = phone.messages.query()
+    const inbox = phone.messages.query({ where: { id: sent.id } })
     await until(inbox, () => inbox.getSnapshot().rows.some(({ id }) => id === sent.id), 'the message')
     await applied(phone.messages.read(sent.id).server)
     const outbox = web.messages.query({ where: { id: sent.id } })

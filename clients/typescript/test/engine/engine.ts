@@ -15,6 +15,8 @@ routes:
     upload:
       owner: owner_id
       columns: [title, done, assignee_id]
+sync:
+  conflict_strategy: manual
 limits:
   login_attempts_max: 1000
 `

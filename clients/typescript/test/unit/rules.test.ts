@@ -156,6 +156,49 @@ describe('row stored from the result of an own upload', () => {
     scene.batch({ cursor: 'c2', changes: [insert('t1', task('between', 4), 'update')] })
     assert.equal(scene.seen('tasks', 't1')?.['title'], 'theirs')
   })
+
+  test("that is the current row of a repeated conflict stays by that row's number, not by the result's", () => {
+    const scene = Scene.stream()
+    scene.write('edit', 'tasks', 't1', { title: 'mine' })
+    scene.lose()
+    scene.retry('up')
+    // The first result was of version 3; the row has changed since.
+    scene.answer({ status: 'conflict', winner: 'theirs', version: 3, server: { id: 't1', ...task('current', 5) } })
+    scene.sync()
+    scene.batch({ cursor: 'c2', changes: [insert('t1', task('between', 4), 'update')] })
+    assert.equal(scene.seen('tasks', 't1')?.['title'], 'current')
+  })
+
+  test('that deleted a message does not come back with a lower revision', () => {
+    const scene = Scene.stream()
+    scene.write('delete', 'messages', 'm1')
+    scene.answer({ version: 2, revision: 4 })
+    scene.sync()
+    // The version alone would not tell them apart.
+    scene.batch({ cursor: 'c2', messages: [message('m1', { version: 2, revision: 3 })] })
+    assert.equal(scene.stored('messages', 'm1'), null)
+  })
+
+  test('is compared by its version where an own table has a column named revision', () => {
+    const scene = Scene.stream()
+    scene.write('edit', 'tasks', 't1', { title: 'mine' })
+    scene.answer({ version: 2 })
+    scene.sync()
+    const late = insert('t1', { ...task('late', 1), revision: 9 }, 'update')
+    scene.batch({ cursor: 'c2', changes: [late] })
+    assert.equal(scene.seen('tasks', 't1')?.['title'], 'mine')
+  })
+
+  test('keeps the number of the page of a snapshot that brings it', () => {
+    const scene = twiceEdited()
+    scene.sync()
+    // The stream begins where the snapshot began, which was before the page was read.
+    scene.batch({ reset: true, cursor: 'd1', changes: [insert('t1', task('second', 3))] })
+    scene.acknowledged()
+    scene.sync()
+    scene.batch({ cursor: 'd2', changes: [insert('t1', task('first', 2), 'update')] })
+    assert.equal(scene.seen('tasks', 't1')?.['title'], 'second')
+  })
 })
 
 describe('groups', () => {
@@ -352,6 +395,66 @@ describe('outbox', () => {
     scene.do({ type: 'liveFailed', failure: { kind: 'lost', message: 'ended' } })
     return scene
   }
+
+  test('decided conflict is closed on the server once, whatever is lost', () => {
+    const scene = Scene.stream()
+    const key = scene.write('edit', 'tasks', 't1', { title: 'mine' })
+    const server = { id: 't1', ...task('theirs', 2) }
+    scene.answer({ status: 'conflict', winner: 'theirs', version: 2, conflictId: 'c-1', server })
+    scene.do({ type: 'discard', key, result: scene.results.get(key)! })
+    assert.deepEqual([scene.results.size, scene.state.device.decided], [0, ['c-1']])
+    scene.lose()
+    scene.crash()
+    scene.write('create', 'tasks', 't9', task('before it'))
+    const sent: string[] = []
+    while (scene.state.busy) {
+      const { type, ticket } = scene.request
+      sent.push(type)
+      if (type === 'upload') scene.answer({ version: 1 })
+      else if (type === 'resolve') scene.do({ type: 'resolved', ticket })
+      else scene.batch({ cursor: 'c2' })
+    }
+    assert.deepEqual(sent, ['resolve', 'upload', 'fetch'])
+    assert.deepEqual(scene.state.device.decided, [])
+  })
+
+  test('conflict that the server has closed in another way holds nothing back', () => {
+    const scene = Scene.stream()
+    const key = scene.write('edit', 'tasks', 't1', { title: 'mine' })
+    scene.answer({ status: 'conflict', winner: 'theirs', version: 2, conflictId: 'c-1' })
+    scene.do({ type: 'discard', key, result: scene.results.get(key)! })
+    scene.refuse(409, 'CONFLICT')
+    assert.deepEqual([scene.state.device.decided, scene.state.up.error], [[], null])
+  })
+
+  test('conflict that the change has won, and a refusal, leave nothing to close', () => {
+    const scene = Scene.stream()
+    const won = scene.write('edit', 'messages', 'm1', { content: 'mine' })
+    scene.answer({ status: 'conflict', winner: 'mine', version: 3, conflictId: 'c-1' })
+    const refused = scene.write('create', 'tasks', 't9', task(''))
+    scene.answer({ status: 'rejected', code: 'VALIDATION_ERROR' })
+    for (const key of [won, refused]) scene.do({ type: 'discard', key, result: scene.results.get(key)! })
+    assert.deepEqual([scene.results.size, scene.state.device.decided], [0, []])
+  })
+
+  test('revoked device asks for credentials when the user wants it, and one with an unknown token at once', () => {
+    for (const code of ['DEVICE_REVOKED', 'UNAUTHORIZED']) {
+      const scene = Scene.stream()
+      scene.do({ type: 'leads', leads: true, live: false, hasCredentials: true })
+      scene.fail({ kind: 'ended', code, message: code })
+      const isAsked = code === 'UNAUTHORIZED'
+      assert.equal(scene.state.busy, isAsked ? 'credentials' : null, code)
+      assert.equal(scene.notices().some(({ name }) => name === 'signedOut'), !isAsked, code)
+      const { device, outbox } = scene.state
+      scene.state = { ...scene.state, busy: null }
+      scene.do({ type: 'loaded', device, outbox })
+      scene.do({ type: 'leads', leads: true, live: false, hasCredentials: true })
+      scene.sync('hint')
+      assert.equal(scene.state.busy, isAsked ? 'credentials' : null, `${code} after a restart`)
+      scene.sync('user')
+      assert.equal(scene.state.busy, 'credentials', code)
+    }
+  })
 
   test('what was lost in an outage does not wait when the server answers again', () => {
     const scene = streamless()
