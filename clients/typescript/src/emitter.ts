@@ -10,10 +10,6 @@ export class Signal {
     this.#report = report
   }
 
-  get isHeard(): boolean {
-    return this.#listeners.size > 0
-  }
-
   readonly subscribe = (listener: () => void): Unsubscribe => {
     // One function may be subscribed twice.
     const entry = () => listener()

@@ -28,8 +28,6 @@ export type Status = {
   readonly upToDate: boolean
   /** In ms since 1970. */
   readonly lastSyncedAt: number | null
-  /** How old the server's own data is, in ms; null: the server does not report it. */
-  readonly serverAge: number | null
   /** Rows received of the snapshot in progress, of all or of a group that was joined. */
   readonly progress: { readonly rows: number } | null
   readonly outbox: {
@@ -51,7 +49,6 @@ export const INITIAL_STATUS: Status = {
   hasSynced: false,
   upToDate: false,
   lastSyncedAt: null,
-  serverAge: null,
   progress: null,
   outbox: { waiting: 0, oldest: null, rejected: 0, conflicts: 0 },
   error: null,
@@ -83,7 +80,6 @@ export function statusOf(inputs: StatusInputs): Status {
     hasSynced: device.hasSynced,
     upToDate: phase(device) === 'stream' && isIdle && isNotified,
     lastSyncedAt: device.lastSyncedAt,
-    serverAge: null,
     progress: device.inSnapshot || state.progress > 0 ? { rows: state.progress } : null,
     outbox: {
       waiting: outbox.length,

@@ -1,7 +1,7 @@
 import type { Effect, Notice, RowChange, Step } from './effect.js'
 import type { Stored } from './event.js'
 import type { Item } from '../outbox/item.js'
-import { rowName, type Device, type Lane, type State, type StoredResult, type StoredRow } from './state.js'
+import { rowName, type Device, type State, type StoredResult, type StoredRow } from './state.js'
 
 const NOTHING: Stored = new Map()
 
@@ -27,12 +27,17 @@ export class Draft {
     this.set({ device: { ...this.state.device, ...patch } })
   }
 
-  lane(name: 'up' | 'down' | 'auth', patch: Partial<Lane>): void {
+  lane<Name extends 'up' | 'down' | 'auth' | 'live'>(name: Name, patch: Partial<State[Name]>): void {
     this.set({ [name]: { ...this.state[name], ...patch } })
   }
 
+  /** Wants the request of a lane now, whatever has failed before. */
+  want(name: 'up' | 'down' | 'auth', wanted = true): void {
+    this.lane(name, { wanted, pause: 'none', failures: 0, error: null })
+  }
+
   live(patch: Partial<State['live']>): void {
-    this.set({ live: { ...this.state.live, ...patch } })
+    this.lane('live', patch)
   }
 
   /** Replaces items of the outbox; null removes one. */

@@ -7,7 +7,7 @@ export function beginEnrollment(draft: Draft, { enrollment, freshId }: Event & {
   const { deviceId } = draft.state.device
   // The id is stored before it is sent: only the same device may repeat a request whose response was lost.
   draft.device({ enrollment, refusal: null, deviceId: deviceId ?? freshId })
-  draft.set({ auth: { ...draft.state.auth, wanted: true, pause: 'none', failures: 0, error: null } })
+  draft.want('auth')
 }
 
 export function storeEnrollment(draft: Draft, event: Event & { type: 'enrolled' }): void {
@@ -35,9 +35,10 @@ export function storeEnrollment(draft: Draft, event: Event & { type: 'enrolled' 
     draft.clears = true
     draft.live({ seen: null, covered: null })
   }
-  draft.set({ auth: { ...draft.state.auth, wanted: false, failures: 0, error: null, reason: 'start', refused: null } })
-  draft.lane('up', { wanted: true, pause: 'none', failures: 0, error: null })
-  draft.lane('down', { wanted: true, pause: 'none', failures: 0, error: null })
+  draft.want('auth', false)
+  draft.lane('auth', { reason: 'start', refused: null })
+  draft.want('up')
+  draft.want('down')
 }
 
 /** What follows when `complete` or `POST /api/devices` refuses. */
@@ -61,7 +62,7 @@ export function refuseEnrollment(
   draft.device({ enrollment: null, refusal: { code, message } })
   draft.lane('auth', { error: failure, wanted: false })
   if (wasUser && failure.kind === 'ended' && draft.state.hasCredentials) {
-    draft.set({ auth: { ...draft.state.auth, wanted: true, reason: 'refused', refused: token } })
+    draft.lane('auth', { wanted: true, reason: 'refused', refused: token })
   }
 }
 
@@ -80,7 +81,7 @@ export function endToken(draft: Draft, code: string, message: string): void {
   draft.lane('up', { wanted: false })
   draft.lane('down', { wanted: false })
   if (draft.state.hasCredentials) {
-    draft.set({ auth: { ...draft.state.auth, wanted: !isRevoked, pause: 'none', reason: 'refused' } })
+    draft.lane('auth', { wanted: !isRevoked, pause: 'none', reason: 'refused' })
   }
   if (isRevoked || !draft.state.hasCredentials) {
     draft.notify({ name: 'signedOut', code, message })

@@ -124,11 +124,11 @@ function load(draft: Draft, { device, outbox }: Event & { type: 'loaded' }): voi
   if (isOther) {
     draft.abandon()
     closeLive(draft)
-    draft.lane('down', { wanted: true, pause: 'none', failures: 0, error: null })
+    draft.want('down')
   }
   if (hasUploads(draft)) draft.lane('up', { wanted: true })
   if (device.enrollment && device.enrollment.token !== before.enrollment?.token) {
-    draft.set({ auth: { ...draft.state.auth, wanted: true, pause: 'none', failures: 0, error: null } })
+    draft.want('auth')
   }
 }
 
@@ -137,9 +137,7 @@ function lead(draft: Draft, { leads, live, hasCredentials }: Event & { type: 'le
   closeLive(draft)
   draft.set({ leads, hasCredentials })
   draft.live({ wanted: live, failures: 0 })
-  for (const lane of ['up', 'down', 'auth'] as const) {
-    draft.lane(lane, { wanted: leads, pause: 'none', failures: 0, error: null })
-  }
+  for (const lane of ['up', 'down', 'auth'] as const) draft.want(lane, leads)
   if (draft.state.device.refusal?.code === REVOKED) draft.lane('auth', { wanted: false })
 }
 
