@@ -9,7 +9,7 @@ const root = import.meta.dirname ?? new URL('.', import.meta.url).pathname
 rmSync(join(root, 'dist'), { recursive: true, force: true })
 await build({
   absWorkingDir: root,
-  entryPoints: ['index', 'indexeddb/index', 'memory/index', 'sqlite/index', 'react/index', 'tanstack-db/index'].map(
+  entryPoints: ['index', 'indexeddb/index', 'memory/index', 'sqlite/index', 'react/index', 'tanstack-db/index', 'devtools/index'].map(
     (name) => `src/${name}.ts`,
   ),
   outdir: 'dist',

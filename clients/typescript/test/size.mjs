@@ -28,6 +28,7 @@ sizes.react = (await size(react)) - sizes['core and indexeddb']
 sizes.sqlite = await size(`export { sqlite } from './dist/sqlite/index.js'`)
 sizes.memory = await size(`export { memory } from './dist/memory/index.js'`)
 sizes['tanstack-db'] = await size(`export { toCollectionOptions } from './dist/tanstack-db/index.js'`)
+sizes.devtools = await size(`export { devtools } from './dist/devtools/index.js'`)
 let isOver = false
 for (const [name, bytes] of Object.entries(sizes)) {
   const limit = limits[name]

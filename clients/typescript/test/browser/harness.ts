@@ -39,9 +39,9 @@ export async function launch(): Promise<Browser> {
   })
 }
 
-export async function bundle(): Promise<string> {
+export async function bundle(entry = 'app.ts'): Promise<string> {
   const { outputFiles } = await build({
-    entryPoints: [join(folder, 'test/browser/app.ts')],
+    entryPoints: [join(folder, 'test/browser', entry)],
     bundle: true,
     format: 'esm',
     target: 'es2022',
@@ -62,11 +62,11 @@ export class Site {
     this.context = context
   }
 
-  static async open(browser: Browser, engineUrl: string, app: string): Promise<Site> {
+  static async open(browser: Browser, engineUrl: string, app: string, html = HTML): Promise<Site> {
     const proxy = await Proxy.start(engineUrl)
     proxy.files = (path) =>
       path === '/'
-        ? { type: 'text/html', body: HTML }
+        ? { type: 'text/html', body: html }
         : path === '/app.js'
           ? { type: 'text/javascript', body: app }
           : null

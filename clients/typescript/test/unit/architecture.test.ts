@@ -29,12 +29,13 @@ test('only the clock reads time and random values', () => {
 })
 
 test('only effects perform network requests', () => {
-  only(/^effects\//, /\bfetch\(|new (WebSocket|Socket|EventSource)\b/, 'requests')
+  // The devtools stand between the client and the platform.
+  only(/^(effects|devtools\/faults)/, /\bfetch\(|new (WebSocket|Socket|EventSource)\b/, 'requests')
 })
 
 test('only tabs use locks, channels and events of the page', () => {
   only(
-    /^tabs\//,
+    /^(tabs\/|devtools\/faults)/,
     /new BroadcastChannel|locks\??\.request|\baddEventListener\(\s*'(online|page\w+|visibilitychange)'/,
     'locks or channels',
   )
