@@ -74,7 +74,8 @@ export function statusOf(inputs: StatusInputs): Status {
   return {
     state: phase(device),
     live: liveOf(inputs),
-    online: [down, up].every(({ error }) => error?.kind !== 'lost'),
+    // A stream may end for many reasons; one that cannot be opened again is a request without an answer.
+    online: [down, up].every(isAnswered) && (live.failures < 2 || isAnswered(live)),
     leader: state.leads,
     storage,
     hasSynced: device.hasSynced,
@@ -89,6 +90,10 @@ export function statusOf(inputs: StatusInputs): Status {
     },
     error: errorOf(inputs),
   }
+}
+
+function isAnswered({ error }: { readonly error: Failure | null }): boolean {
+  return error?.kind !== 'lost'
 }
 
 function liveOf({ state: { live, device }, transport, mode }: StatusInputs): Status['live'] {

@@ -174,9 +174,10 @@ describe('with an engine', () => {
     await engine.sql(
       `INSERT INTO tenant_demo.tasks (owner_id, title) SELECT id, 'missed' FROM tenant_demo.users WHERE username = 'bob'`,
     )
+    await untilStatus(phone, ({ online }) => !online, 'offline, although no request failed but that of the stream')
     proxy.up()
     await untilTitles(phone, 'missed')
-    await untilStatus(phone, ({ live, error }) => live === 'sse' && error === null, 'an open stream')
+    await untilStatus(phone, ({ live, online, error }) => live === 'sse' && online && !error, 'an open stream')
   })
 
   test('lost answers of uploads apply each change once', async () => {
