@@ -73,7 +73,7 @@ export class Site {
     return new Site(proxy, await browser.newContext())
   }
 
-  async tab(query = ''): Promise<Page> {
+  async page(query = ''): Promise<Page> {
     const tab = await this.context.newPage()
     tab.on('pageerror', (error) => this.problems.push(`${error.name}: ${error.message}`))
     tab.on('console', (message) => {
@@ -82,6 +82,12 @@ export class Site {
         this.problems.push(message.text())
     })
     await tab.goto(`${this.proxy.url}/${query}`)
+    return tab
+  }
+
+  /** A page of the tests, which has put `page` on its window. */
+  async tab(query = ''): Promise<Page> {
+    const tab = await this.page(query)
     await tab.waitForFunction(() => 'page' in globalThis)
     return tab
   }
