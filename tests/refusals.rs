@@ -347,6 +347,15 @@ async fn documented_redis_permissions_are_sufficient() {
     let permissions = documented_permissions(&world.config.redis.prefix);
     let mut words = vec!["ACL", "SETUSER", "posduif"];
     words.extend(permissions.iter().map(String::as_str));
+    // Older servers do not have the command, and refuse the line.
+    let known: Vec<redis::Value> = redis::cmd("COMMAND")
+        .arg(&["INFO", "waitaof"])
+        .query_async(&mut admin.clone())
+        .await
+        .unwrap();
+    if known != [redis::Value::Nil] {
+        words.push("+waitaof");
+    }
     redis_command(&admin, &words).await;
     let place = redis.server.url().rsplit_once('@').unwrap().1.to_owned();
     world.config.redis.url = posduif::config::Secret::new(format!("redis://posduif:PASSWORD@{place}"));
