@@ -43,6 +43,7 @@ use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use crate::phone::{Answer, Http, Lost, Message, Network, Phone, Request, State, Trouble};
+use crate::support::folder::Folder;
 use crate::support::http::Api;
 use crate::support::{RunningEngine, TIMEOUT, World, eventually};
 
@@ -396,14 +397,6 @@ struct Stage {
     tallies: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _gone = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 impl Stage {
     async fn new(strategy: ConflictStrategy, fault: Option<Fault>) -> Arc<Self> {
         let mut world = World::new().await;
@@ -426,8 +419,6 @@ impl Stage {
         // In memory where there is such a folder: phones sync their files to the disk, which is not what is tested.
         let parent = Some(PathBuf::from("/dev/shm")).filter(|path| path.is_dir());
         let folder = parent.unwrap_or_else(std::env::temp_dir);
-        let folder = folder.join(format!("posduif-model-{}", Uuid::new_v4().simple()));
-        std::fs::create_dir(&folder).unwrap();
         let psql = world.psql().await;
         // What anybody ever wrote, outside of the published schemas.
         psql.batch_execute(
@@ -470,7 +461,7 @@ impl Stage {
             redis: world.redis().await,
             database: world.database().await,
             psql,
-            folder: Folder(folder),
+            folder: Folder::within(&folder),
             world,
             strategy,
             fault,
@@ -917,7 +908,7 @@ impl<'a> Case<'a> {
             removed: HashMap::new(),
         };
         for owner in [1, 1, 1, 2, 2] {
-            let file = stage.folder.0.join(format!("{}.sqlite", Uuid::new_v4().simple()));
+            let file = stage.folder.path().join(format!("{}.sqlite", Uuid::new_v4().simple()));
             let address = stage.address.lock().unwrap().clone();
             case.devices.push(Device {
                 phone: Device::open(&file),

@@ -11,6 +11,7 @@ use posduif::config::{Config, Secret};
 use posduif::engine::Role;
 use serde_json::Value;
 
+use crate::support::folder::Folder;
 use crate::support::{TIMEOUT, World, connect, eventually, servers};
 
 const DOCKERFILE: &str = include_str!("../Dockerfile");
@@ -204,29 +205,6 @@ fn supervisor_timeouts_exceed_those_of_the_engine() {
 
 const REDIS_SCRIPT: &str = include_str!("../config/compose/redis.sh");
 
-/// A folder that is removed when it is dropped.
-struct Folder(std::path::PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("posduif-compose-{}", uuid::Uuid::new_v4().simple()));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn write(&self, name: &str, text: &str) -> std::path::PathBuf {
-        let path = self.0.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).unwrap();
-    }
-}
-
 #[tokio::test]
 async fn compose_role_is_no_superuser_and_sufficient_for_an_engine() {
     let (own, folder) = (servers::postgres().await, Folder::new());
@@ -300,14 +278,14 @@ async fn compose_redis_admits_the_engine_only_and_ends_at_a_signal() {
     let mut server = tokio::process::Command::new("sh")
         .arg(script)
         .args(["--port", "0", "--save", "", "--unixsocket", "socket", "--dir"])
-        .arg(&folder.0)
+        .arg(folder.path())
         .env("REDIS_PASSWORD_FILE", &password)
-        .current_dir(&folder.0)
+        .current_dir(folder.path())
         .stdout(std::process::Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let socket = folder.0.join("socket");
+    let socket = folder.path().join("socket");
     let client = |login: &str| {
         let url = format!("unix://{}{login}", socket.display());
         let settings = posduif::config::Redis {

@@ -1,6 +1,6 @@
 //! Connections to the API: HTTP/1.1 and HTTP/2, with and without TLS, from pages of other origins, by slow clients.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,28 +20,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use uuid::Uuid;
 
+use crate::support::folder::Folder;
 use crate::support::office::Office;
 use crate::support::{TIMEOUT, World, eventually};
 use crate::tls::Authority;
-
-/// A folder of the test's own.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("posduif-wire-test-{}", Uuid::new_v4().simple()));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Certificate and key where the server looks for them.
 fn install(folder: &Path, authority: &Authority, name: &str) {
@@ -191,10 +174,10 @@ async fn websocket_opens_over_tls_and_not_over_http2() {
 
     let folder = Folder::new();
     let authority = Authority::new("authority");
-    install(&folder.0, &authority, "example");
+    install(folder.path(), &authority, "example");
     let mut config = office.world.config.clone();
-    config.server.tls_cert_file = folder.0.join("server.crt").display().to_string();
-    config.server.tls_key_file = folder.0.join("server.key").display().to_string();
+    config.server.tls_cert_file = folder.path().join("server.crt").display().to_string();
+    config.server.tls_key_file = folder.path().join("server.key").display().to_string();
     let secure = office.world.engine_with(Role::Api, config).await;
     let stream = connect(secure.api().address(), &authority, &["http/1.1"])
         .await
@@ -237,10 +220,10 @@ async fn websocket_opens_over_tls_and_not_over_http2() {
 async fn https_reloads_a_renewed_certificate_without_restart() {
     let folder = Folder::new();
     let (old, new) = (Authority::new("old authority"), Authority::new("new authority"));
-    install(&folder.0, &old, "old.example");
+    install(folder.path(), &old, "old.example");
     let mut world = World::new().await;
-    world.config.server.tls_cert_file = folder.0.join("server.crt").display().to_string();
-    world.config.server.tls_key_file = folder.0.join("server.key").display().to_string();
+    world.config.server.tls_cert_file = folder.path().join("server.crt").display().to_string();
+    world.config.server.tls_key_file = folder.path().join("server.key").display().to_string();
     let engine = world.engine(Role::All).await;
     let api = engine.api();
     let address = api.address();
@@ -268,13 +251,13 @@ async fn https_reloads_a_renewed_certificate_without_restart() {
     assert!(!bytes.starts_with(b"HTTP"), "{bytes:?}");
 
     assert!(connect(address, &new, &[]).await.is_err());
-    install(&folder.0, &new, "new.example");
+    install(folder.path(), &new, "new.example");
     eventually("the new certificate is in force", || async {
         connect(address, &new, &[]).await.ok()
     })
     .await;
     // Half a renewal leaves what is in force.
-    std::fs::write(folder.0.join("server.crt"), "no certificate").unwrap();
+    std::fs::write(folder.path().join("server.crt"), "no certificate").unwrap();
     assert_eq!(
         ask_http1(connect(address, &new, &[]).await.unwrap(), "/health")
             .await
@@ -302,12 +285,12 @@ async fn read_until<S: tokio::io::AsyncRead + Unpin>(stream: &mut S, text: &mut 
 async fn event_stream_over_https_receives_events_and_ends() {
     let folder = Folder::new();
     let authority = Authority::new("authority");
-    install(&folder.0, &authority, "www.example");
+    install(folder.path(), &authority, "www.example");
     let office = Office::open().await;
     let phone = office.phone("phone").await;
     let mut config = office.world.config.clone();
-    config.server.tls_cert_file = folder.0.join("server.crt").display().to_string();
-    config.server.tls_key_file = folder.0.join("server.key").display().to_string();
+    config.server.tls_cert_file = folder.path().join("server.crt").display().to_string();
+    config.server.tls_key_file = folder.path().join("server.key").display().to_string();
     let secure = office.world.engine_with(Role::Api, config).await;
     let mut stream = connect(secure.api().address(), &authority, &["http/1.1"])
         .await

@@ -47,7 +47,7 @@ pub(super) fn files(places: &[&str], extensions: &[&str]) -> Vec<File> {
         if whole.is_dir() {
             for entry in std::fs::read_dir(&whole).unwrap() {
                 let name = entry.unwrap().file_name().into_string().unwrap();
-                if !matches!(name.as_str(), "target" | "corpus" | "data") {
+                if !matches!(name.as_str(), "target" | "corpus" | "data" | "node_modules" | "dist") {
                     walk(root, &format!("{path}/{name}"), extensions, found);
                 }
             }
