@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::World;
+use crate::support::command::posduif_says;
+use crate::support::folder::Folder;
 use crate::support::http::Api;
 use crate::support::office::Office;
 
@@ -575,4 +577,52 @@ async fn documented_own_table_example_works_unchanged() {
     assert!(output.status.success(), "{printed}\n{complaint}");
     assert_eq!(printed, blocks("text"), "{complaint}");
     engine.stop().await;
+}
+
+#[tokio::test]
+async fn types_for_clients_are_those_of_the_columns() {
+    let office = Office::with(configure).await;
+    office
+        .sql("CREATE TYPE tenant_acme.mood AS ENUM ('calm', 'in \"love\"'); CREATE DOMAIN tenant_acme.cents AS bigint NOT NULL")
+        .await;
+    office
+        .sql(
+            "CREATE TABLE tenant_acme.notes (id uuid PRIMARY KEY, owner uuid NOT NULL, body text, mood tenant_acme.mood,
+             price tenant_acme.cents, stars integer[], detail jsonb, \"due at\" timestamptz)",
+        )
+        .await;
+    // Lists are not in the environment.
+    let folder = Folder::new();
+    let routes = json!({"routes": office.world.config.routes}).to_string();
+    let file = folder.write("routes.yaml", &routes);
+    let command = format!("client types --tenant acme --config {}", file.display());
+    let ended = posduif_says(&office.world, &command).await;
+    assert!(ended.stderr.contains("no table \"absent\""), "{}", ended.stderr);
+    assert_eq!(
+        ended.text(),
+        r#"// Rows of the tenant acme, by `posduif client types`. Run it again when a table changes.
+import { table } from '@posduif/client'
+
+export type NotesRow = {
+  id: string
+  owner: string
+  body: string | null
+  mood: "calm" | "in \"love\"" | null
+  price: number | string
+  stars: (number | null)[] | null
+  detail: unknown | null
+  "due at": string | null
+}
+
+export const tables = {
+  notes: table<NotesRow>(),
+}
+"#
+    );
+    let listed = posduif_says(&office.world, &format!("{command} --json")).await.json();
+    assert_eq!(
+        listed["tables"][0]["columns"][2],
+        json!({"name": "body", "type": "string", "nullable": true})
+    );
+    office.close().await;
 }

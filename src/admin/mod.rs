@@ -2,6 +2,7 @@
 //! values are serializable; the command line only renders them.
 
 pub mod access;
+pub mod client_types;
 pub mod conflicts;
 pub mod devices;
 pub mod doctor;

@@ -6,6 +6,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod audit;
+mod client;
 mod completions;
 mod config;
 mod console;
@@ -138,6 +139,8 @@ enum Command {
     Publication(publication::Publication),
     /// Inspect and manage the streams in Redis
     Stream(stream::Stream),
+    /// Print what developers of clients need
+    Client(client::Client),
     /// Show the audit log: logins that failed, and acts of users and operators
     Audit(audit::Audit),
     /// Show or check the configuration
@@ -165,6 +168,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Slot(command) => command.run(&cli.global).await,
         Command::Publication(command) => command.run(&cli.global).await,
         Command::Stream(command) => command.run(&cli.global).await,
+        Command::Client(command) => command.run(&cli.global).await,
         Command::Audit(command) => command.run(&cli.global).await,
         Command::Config(command) => command.run(&cli.global),
         Command::Completions(command) => command.run(&cli.global),
