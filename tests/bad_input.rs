@@ -121,6 +121,14 @@ const LINES: &[Line] = &[
     },
     line("GET", "/api/users/{id}", Access::Any),
     Line {
+        fields: &[("current", Takes::Text)],
+        ..line("POST", "/api/users/{id}/delete", Access::User)
+    },
+    Line {
+        fields: &[("current", Takes::Text)],
+        ..line("POST", "/api/account/delete", Access::User)
+    },
+    Line {
         fields: &[("recipient_id", Takes::Text), ("content", Takes::Text)],
         ..line("POST", "/api/messages", Access::Web)
     },
@@ -437,6 +445,7 @@ impl Scene {
             "/api/auth/refresh" => json!({"refresh_token": "x".repeat(64)}),
             "/api/auth/login" => json!({"tenant": "acme", "username": "bob", "password": "wrong, so nothing happens"}),
             "/api/auth/password" => json!({"current": "wrong, so nothing happens", "new": "another horse"}),
+            "/api/users/{id}/delete" | "/api/account/delete" => json!({"current": "wrong, so nothing happens"}),
             "/api/messages" => json!({"recipient_id": self.office.joe_id, "content": "hi"}),
             "/api/messages/{id}" => json!({"content": "hi again"}),
             "/api/enrollment/create" => json!({"user_id": self.office.joe_id}),
@@ -951,7 +960,7 @@ async fn bad_bodies_are_4xx() {
                 .await;
         }
     }
-    assert_eq!(taking_bodies, 17);
+    assert_eq!(taking_bodies, 19);
     // Rows of others, named in a body.
     let foreign = [
         (
@@ -1114,7 +1123,7 @@ async fn oversized_body_is_refused_and_unread_body_is_harmless() {
                 .await;
         }
     }
-    assert_eq!(refused, 17);
+    assert_eq!(refused, 19);
     findings.report(30);
     scene.office.close().await;
 }

@@ -796,6 +796,27 @@ async fn disabled_user_is_refused_at_once_and_needs_a_newer_token_later() {
 }
 
 #[tokio::test]
+async fn fresh_token_takes_the_place_of_the_password_of_an_erasure() {
+    let key = SigningKey::new("k", Algorithm::ES256);
+    let (provider, office) = office_of(&key, |_| {}).await;
+    let account = "/api/account/delete";
+    let age = |seconds: i64| with(provider.claims("ann"), json!({"iat": Utc::now().timestamp() - seconds}));
+    let old = office.anybody.bearing(&key.sign(&age(400)));
+    ask(&old).await.expect(200);
+    assert_refused(&old.post(account, &json!({})).await, 403, "FORBIDDEN");
+    let fresh = office.anybody.bearing(&key.sign(&age(0)));
+    fresh.post(account, &json!({})).await.expect(204);
+    let later = office.anybody.bearing(&key.sign(&age(-5)));
+    for api in [fresh, later] {
+        eventually("the token is refused", || async {
+            (ask(&api).await.code() == "SESSION_ENDED").then_some(())
+        })
+        .await;
+    }
+    office.close().await;
+}
+
+#[tokio::test]
 async fn deleted_user_is_not_created_again() {
     let key = SigningKey::new("k", Algorithm::ES256);
     let (provider, office) = office_of(&key, |_| {}).await;

@@ -20,6 +20,7 @@ mod dev;
 mod devices;
 mod doctor;
 mod epochs;
+mod erasure;
 mod external_identities;
 mod faults;
 mod freshness;

@@ -3,6 +3,7 @@
 mod common_password;
 pub mod devices;
 pub mod enrollment;
+pub mod erasure;
 pub mod external;
 pub mod failed_logins;
 pub mod last_seen;

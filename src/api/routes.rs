@@ -105,6 +105,8 @@ static ROUTES: &[Route] = &[
 
     route!(GET    "/api/users"                 Web     5 users::list),
     route!(GET    "/api/users/{id}"            Any     1 users::get),
+    route!(POST   "/api/users/{id}/delete"     User   10 users::erase),
+    route!(POST   "/api/account/delete"        User   10 users::erase_own),
 
     route!(POST   "/api/messages"              Web     2 messages::create),
     route!(GET    "/api/messages"              Any     3 messages::list),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::Utc;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -26,6 +27,9 @@ use crate::http::request::required;
 use crate::http::response::{self, Response, json};
 use crate::postgres::audit::{self, Act, Actor};
 use crate::telemetry::metrics::LoginResult;
+
+/// Age of another provider's token up to which it shows that the user has just logged in.
+const FRESH_TOKEN_SECONDS: i64 = 300;
 
 #[derive(Deserialize)]
 struct LoginBody {
@@ -304,6 +308,32 @@ pub async fn change_password(app: Arc<App>, mut request: Request) -> Result<Resp
         .end_all(&user.tenant, user.user_id, Some(user.session))
         .await?;
     Ok(response::no_content())
+}
+
+/// Confirms that the caller of a grave act is the user: by the password, or by a token of another provider that was issued a
+/// moment ago.
+///
+/// # Errors
+/// 401 if the caller's own session was ended, 403 for a wrong password and for an older token, 429 after too many wrong
+/// passwords.
+pub(super) async fn confirm_caller<'a>(
+    app: &App,
+    request: &'a Request,
+    password: Option<String>,
+) -> Result<&'a WebPrincipal, Error> {
+    let user = live_session_user(app, request).await?;
+    if let StampProof::IssuedAt(at) = user.proof {
+        if Utc::now().timestamp() - at > FRESH_TOKEN_SECONDS {
+            let text = format!("log in again: the token was issued more than {FRESH_TOKEN_SECONDS} s ago");
+            return Err(Error::new(Code::FORBIDDEN, text));
+        }
+        return Ok(user);
+    }
+    let password = required("current", password)?;
+    let active = login::active(&app.database, &user.tenant, user.user_id).await?;
+    let active = active.ok_or_else(session_ended)?;
+    verifier(app).confirm(request.address, &active, &password).await?;
+    Ok(user)
 }
 
 fn verifier(app: &App) -> Verifier<'_> {

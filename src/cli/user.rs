@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use super::output::{self, Render, Text, outln};
 use super::table::{Cell, Tone, or_nothing};
-use super::{Global, known_tenant};
+use super::{Confirm, Global, known_tenant};
+use crate::accounts::erasure;
 use crate::accounts::password::Passwords;
 use crate::accounts::sessions::Sessions;
 use crate::accounts::standing::Standings;
@@ -68,6 +69,13 @@ enum Verb {
         #[command(flatten)]
         target: TargetUser,
     },
+    /// Delete a user for good, with names, devices, sent messages and encrypted state
+    Erase {
+        #[command(flatten)]
+        target: TargetUser,
+        #[command(flatten)]
+        confirm: Confirm,
+    },
     /// Enable a disabled user
     Enable {
         #[command(flatten)]
@@ -120,6 +128,7 @@ impl User {
                 output::print(global, &TargetUser { user, tenant }.set_role(&config, role).await?)
             }
             Verb::Disable { target } => output::print(global, &target.set_disabled(&config, true).await?),
+            Verb::Erase { target, confirm } => output::print(global, &target.erase(&config, confirm).await?),
             Verb::Enable { target } => output::print(global, &target.set_disabled(&config, false).await?),
         }
     }
@@ -233,6 +242,23 @@ impl TargetUser {
         })
     }
 
+    async fn erase(&self, config: &Config, confirm: Confirm) -> Result<Erased> {
+        let (database, tenant, account) = self.find(config).await?;
+        confirm.check(|| {
+            format!(
+                "{}, the user's devices, sent messages and encrypted state would be deleted for good",
+                account.username
+            )
+        })?;
+        erasure::erase(&database, &tenant, account.id, &Actor::cli()).await?;
+        Ok(Erased {
+            id: account.id,
+            tenant: tenant.name,
+            username: account.username,
+            erased: true,
+        })
+    }
+
     async fn set_disabled(&self, config: &Config, disabled: bool) -> Result<Disabled> {
         let (database, tenant, account) = self.find(config).await?;
         let changed = users::set_disabled(&database, &tenant, account.id, disabled).await?;
@@ -257,6 +283,20 @@ pub(super) fn no_user(tenant: &Tenant, user: &str) -> String {
         "the tenant {name} has no user {user:?}; `posduif user list --tenant {name}` lists them",
         name = tenant.name
     )
+}
+
+#[derive(Serialize)]
+struct Erased {
+    id: Uuid,
+    tenant: String,
+    username: String,
+    erased: bool,
+}
+
+impl Render for Erased {
+    fn text(&self, out: &mut Text) {
+        outln!(out, "erased the user {} of {}", self.username, self.tenant);
+    }
 }
 
 #[derive(Serialize)]

@@ -19,7 +19,7 @@ use crate::postgres::{Database, Error, Param, sql};
 use crate::telemetry;
 
 /// All actions, in alphabetical order.
-pub const ACTIONS: [&str; 28] = [
+pub const ACTIONS: [&str; 29] = [
     "conflict_resolved",
     "console_opened",
     "device_added",
@@ -47,6 +47,7 @@ pub const ACTIONS: [&str; 28] = [
     "user_created",
     "user_disabled",
     "user_enabled",
+    "user_erased",
     "user_resynced",
 ];
 
