@@ -100,7 +100,10 @@ class Core {
     this.#session = new Session(store, this.#clock, {
       run: (effect) => this.#runner.run(effect),
       notify: (notice) => this.#notify(notice),
-      stored: ({ rows }) => this.#channel.post({ type: 'changed', rows }),
+      stored: ({ rows, hasResults }) => {
+        this.#channel.post({ type: 'changed', rows })
+        if (hasResults) void this.#readOpen()
+      },
       changed: () => this.#refreshStatus(),
       deposed: () => this.#deposed(),
       failed: () => this.#recover(),
@@ -285,13 +288,8 @@ class Core {
       case 'presence':
         return this.#applyPresence(notice.data)
       case 'conflict':
-      case 'rejected': {
-        const { result } = notice
-        // The others, here and in other tabs, come with what is read: an event must outlive this process.
-        if (result.isOpen) return void this.#readOpen()
-        this.#channel.post({ type: 'notice', name: 'conflict', key: result.item.key, data: {} })
-        return this.#emitResult(result)
-      }
+        this.#channel.post({ type: 'notice', name: 'conflict', key: notice.result.item.key, data: {} })
+        return this.#emitResult(notice.result)
       case 'deviceAdded':
         this.#channel.post({ type: 'notice', name: notice.name, key: null, data: notice.data })
         return this.#emit('deviceAdded', notice.data)

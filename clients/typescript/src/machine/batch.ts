@@ -34,9 +34,17 @@ export function unseenAfter(batch: Batch, { device }: State): ((row: StoredRow) 
   return ({ via }) => !isSeen(via, audiences)
 }
 
+/** The table whose rows are the open conflicts of the user. */
+const CONFLICTS = 'message_conflicts'
+
+/** Whether a batch may end conflicts: the event needs those that are open here. */
+export function endsConflicts(batch: Batch, state: State): boolean {
+  return endsSnapshot(batch, state) || batch.changes.some(({ table, op }) => table === CONFLICTS && op === 'delete')
+}
+
 /** Stores a batch with its cursor, or discards it whole. */
 export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void {
-  const { batch, requested, old, unseen, at } = event
+  const { batch, requested, old, unseen, at, conflicts } = event
   const { cursor } = draft.state.device
   // Another request has moved the cursor; what this batch brings comes again.
   if (requested !== cursor) return
@@ -68,7 +76,7 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
       if (op === 'join') audiences.groups.add(groupName(change))
       else if (hasLeft) audiences.groups.delete(groupName(change))
     } else if (id !== null && (op === 'delete' || (row && !isSeen(via, audiences)))) {
-      draft.put(table, id, null)
+      remove(draft, table, id, conflicts)
       overtake(draft, table, id)
     } else if (id !== null && row) {
       receive(draft, table, id, row, isPage, via)
@@ -79,7 +87,7 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
   const received = batch.messages.length + batch.users.length + batch.changes.length
   draft.device({ cursor: batch.cursor })
   draft.set({ isUnacknowledged: received > 0 || draft.state.isUnacknowledged })
-  if (isLastOfSnapshot) endSnapshot(draft, old)
+  if (isLastOfSnapshot) endSnapshot(draft, old, conflicts)
   draft.set({ progress: isPage && batch.hasMore ? draft.state.progress + received : 0 })
   if (batch.hasMore) {
     if (batch.cursor === cursor) {
@@ -96,10 +104,17 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
   }
 }
 
-function endSnapshot(draft: Draft, old: readonly RowId[]): void {
+/** Deletes a row. A conflict whose row goes was decided on another device or page of the user, or with its row. */
+function remove(draft: Draft, table: string, id: string, conflicts: ReadonlyMap<string, string>): void {
+  draft.put(table, id, null)
+  const key = table === CONFLICTS ? conflicts.get(id) : undefined
+  if (key !== undefined) draft.results.set(key, null)
+}
+
+function endSnapshot(draft: Draft, old: readonly RowId[], conflicts: ReadonlyMap<string, string>): void {
   for (const [table, id] of old) {
     // The batch itself may have brought it.
-    if (!draft.rows.has(rowName(table, id))) draft.put(table, id, null)
+    if (!draft.rows.has(rowName(table, id))) remove(draft, table, id, conflicts)
   }
   overtakeMissing(draft)
   draft.device({ inSnapshot: false, hasSynced: true })

@@ -33,7 +33,8 @@ export type Effect =
 
 /** What the app may want to know. */
 export type Notice =
-  | { readonly name: 'conflict' | 'rejected'; readonly result: StoredResult }
+  /** The change has won. */
+  | { readonly name: 'conflict'; readonly result: StoredResult }
   | { readonly name: 'reset' }
   | { readonly name: 'joined' | 'left'; readonly group: string; readonly id: string }
   | { readonly name: 'signedOut'; readonly code: string; readonly message: string }

@@ -73,6 +73,8 @@ export type Event =
       readonly old: readonly RowId[]
       /** Those that a `leave` of the batch may concern; `stored` has them. */
       readonly unseen: readonly RowId[]
+      /** The keys of changes that lost a conflict which the user has not decided here, by its id. */
+      readonly conflicts: ReadonlyMap<string, string>
     }
   | {
       readonly type: 'results'

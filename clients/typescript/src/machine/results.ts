@@ -88,7 +88,8 @@ function keepResult(draft: Draft, item: Item, result: ItemResult, isInEffect: bo
     isOpen: !isInEffect,
   }
   draft.results.set(item.key, stored)
-  if (status === 'conflict' || status === 'rejected') draft.notify({ name: status, result: stored })
+  // What the user has to decide is read from the storage: it must outlive this process.
+  if (status === 'conflict' && isInEffect) draft.notify({ name: 'conflict', result: stored })
 }
 
 /**

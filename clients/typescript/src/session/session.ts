@@ -1,5 +1,5 @@
 import type { Clock } from '../clock.js'
-import { endsSnapshot, rowsOf, unseenAfter } from '../machine/batch.js'
+import { endsConflicts, endsSnapshot, rowsOf, unseenAfter } from '../machine/batch.js'
 import type { Effect, Notice, RowChange, Step } from '../machine/effect.js'
 import type { Batch, Event, RowId } from '../machine/event.js'
 import { rowsInFlight } from '../machine/results.js'
@@ -18,7 +18,7 @@ const PAGE = 2000
 const ATTEMPTS_MAX = 50
 
 /** What others must learn of a change of the storage. Rows: null for any. */
-export type Changes = { readonly rows: readonly RowId[] | null; readonly isOutbox: boolean }
+export type Changes = { readonly rows: readonly RowId[] | null; readonly hasResults: boolean }
 
 export type SessionHooks = {
   /** Runs an effect of the leader. */
@@ -117,7 +117,11 @@ export class Session {
             stored.set(rowName(...id), row)
           })
         }
-        return { type: 'batch', ticket, requested, at: this.#clock.now(), batch, stored, old, unseen }
+        const conflicts = new Map<string, string>()
+        for (const { item, conflictId } of endsConflicts(batch, state) ? await this.#open() : []) {
+          if (conflictId !== null) conflicts.set(conflictId, item.key)
+        }
+        return { type: 'batch', ticket, requested, at: this.#clock.now(), batch, stored, old, unseen, conflicts }
       }),
     )
   }
@@ -156,10 +160,7 @@ export class Session {
   /** Changes that were refused, or lost a conflict, until the user has decided; null: the storage failed. */
   async open(): Promise<StoredResult[] | null> {
     let open: StoredResult[] | null = null
-    await this.#enqueue(async () => {
-      const [results = []] = await this.#store.read([{ space: 'results' }])
-      open = results.map(({ value }) => value as StoredResult).filter(({ isOpen }) => isOpen)
-    })
+    await this.#enqueue(async () => void (open = await this.#open()))
     return open
   }
 
@@ -183,7 +184,7 @@ export class Session {
       do await this.#ledger.read([])
       while (!(await this.#ledger.wipe(keepOutbox)))
       await this.#reload(null)
-      this.#hooks.stored({ rows: null, isOutbox: true })
+      this.#hooks.stored({ rows: null, hasResults: true })
     })
   }
 
@@ -231,8 +232,9 @@ export class Session {
     const { outbox, device } = step.state
     this.view.apply(step.rows, outbox, device.userId, step.clears)
     const isOutbox = outbox !== before.outbox
-    if (step.clears || step.rows.length > 0 || isOutbox || device !== before.device) {
-      this.#hooks.stored({ rows: step.clears ? null : step.rows.map(([table, id]) => [table, id]), isOutbox })
+    const hasResults = step.clears || step.results.size > 0
+    if (hasResults || step.rows.length > 0 || isOutbox || device !== before.device) {
+      this.#hooks.stored({ rows: step.clears ? null : step.rows.map(([table, id]) => [table, id]), hasResults })
     }
     if (isOutbox) this.#settle(step.results, difference(before.outbox, outbox))
     for (const effect of step.effects) {
@@ -303,6 +305,11 @@ export class Session {
     const [results = []] = await this.#store.read([{ space: 'results', keys: gone }])
     const found = new Map(results.map(({ key, value }) => [key, value as StoredResult]))
     this.#hooks.settled(new Map(gone.map((key) => [key, found.get(key) ?? null])))
+  }
+
+  async #open(): Promise<StoredResult[]> {
+    const [results = []] = await this.#store.read([{ space: 'results' }])
+    return results.map(({ value }) => value as StoredResult).filter(({ isOpen }) => isOpen)
   }
 
   async #rows(ids: readonly RowId[]): Promise<Map<string, StoredRow>> {

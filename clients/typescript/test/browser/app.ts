@@ -80,10 +80,12 @@ const page = {
     const results = await Promise.all(writes.map(({ local }) => local))
     return results.every(({ ok }) => ok)
   },
-  /** Adds a task, and returns the status of its result. */
+  /** Resolves when no transaction is open: one that writes everything waits for all others. */
+  idle: () => record('readwrite', (meta) => meta.count()),
   decide: (choice: 'mine' | 'server') => conflict?.resolve(choice),
   device: () => record('readonly', (meta) => meta.get('device')),
   restore: (device: unknown) => record('readwrite', (meta) => meta.put(device, 'device')),
+  /** Adds a task, and returns the status of its result. */
   addAndWait: async (title: string) => (await client.tasks.create({ title }).server).status,
 }
 

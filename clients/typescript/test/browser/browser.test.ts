@@ -214,7 +214,13 @@ describe('in a browser', () => {
     // DEVICE_RESTORED: the storage of before the next change.
     const copy = await tab.evaluate(() => page.device())
     assert.equal(await tab.evaluate(() => page.addAndWait('4')), 'applied')
-    await tab.evaluate((device) => page.restore(device), copy)
+    await tab.waitForFunction(() => page.status().upToDate && page.status().outbox.waiting === 0)
+    // What still runs would store the newer record again.
+    await tab.evaluate(async (device) => {
+      page.client.close()
+      await page.idle()
+      await page.restore(device)
+    }, copy)
     await tab.reload()
     await tab.waitForFunction(() => 'page' in globalThis && page.status().live === 'websocket')
     before = uploads()

@@ -324,6 +324,23 @@ describe('with an engine', () => {
     assert.equal(await openConflicts(), '0')
   })
 
+  test('conflict that is decided on another page is no longer open here', async () => {
+    const phone = await signedIn()
+    const write = phone.tasks.create({ title: 'base' })
+    await applied(write.server)
+    const { conflict } = await lateEdit(phone, () => phone.tasks.edit(write.id, { title: 'late' }), async () => {
+      await engine.sql("UPDATE tenant_demo.tasks SET title = 'first', version = version + 1")
+    })
+    const rows = phone.conflicts.query()
+    await until(rows, () => rows.getSnapshot().rows.length === 1, 'the row of the conflict')
+    await engine.resolveConflicts()
+    await untilStatus(phone, ({ outbox }) => outbox.conflicts === 0, 'no open conflict')
+    assert.deepEqual(await phone.outbox.list(), [])
+    const late = await conflict.resolve('mine')
+    assert.ok(!late.ok && late.code === 'LOCAL_NOT_FOUND', JSON.stringify(late))
+    assert.deepEqual(await titles(), ['first'])
+  })
+
   test('conflict that was decided elsewhere holds nothing back', async () => {
     const phone = await signedIn()
     const write = phone.tasks.create({ title: 'base' })

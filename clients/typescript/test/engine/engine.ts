@@ -106,6 +106,14 @@ export class Engine {
     return token as string
   }
 
+  /** Resolves the open conflicts of bob on another page of his. */
+  async resolveConflicts(): Promise<void> {
+    const token = await this.token('bob')
+    const { conflicts } = await this.#call('GET', '/api/conflicts', token)
+    for (const { id } of conflicts as { id: string }[])
+      await this.#call('POST', `/api/conflicts/${id}/resolve`, token, { resolution: 'server' })
+  }
+
   /** The address in the QR code of an enrollment for a user. */
   async enrollment(username: string): Promise<string> {
     const admin = await this.token('bob')

@@ -459,10 +459,6 @@ state('outbox', {
     })
     assert.equal(scene.stored('messages', 'm1')?.['content'], 'theirs')
     assert.deepEqual([scene.results.get(key)?.isOpen, scene.results.get(key)?.conflictId], [true, 'x'])
-    assert.deepEqual(
-      scene.notices().map(({ name }) => name),
-      ['conflict'],
-    )
   },
   conflict_of_a_delete_removes_the_row() {
     const scene = Scene.stream()

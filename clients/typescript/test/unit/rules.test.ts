@@ -301,7 +301,7 @@ describe('batches', () => {
     scene.sync()
     const { ticket } = scene.request
     const batch = { messages: [message('late')], users: [], changes: [], cursor: 'x', hasMore: false, reset: false }
-    scene.do({ type: 'batch', ticket, requested: 'another', at: 1, batch, stored: new Map(), old: [], unseen: [] })
+    scene.do({ type: 'batch', ticket, requested: 'another', at: 1, batch, stored: new Map(), old: [], unseen: [], conflicts: new Map() })
     assert.equal(scene.stored('messages', 'late'), null)
     assert.equal(scene.state.device.cursor, 'c1')
   })
@@ -425,6 +425,25 @@ describe('outbox', () => {
     scene.do({ type: 'discard', key, result: scene.results.get(key)! })
     scene.refuse(409, 'CONFLICT')
     assert.deepEqual([scene.state.device.decided, scene.state.up.error], [[], null])
+  })
+
+  test('conflict that was decided on another device is no longer open here', () => {
+    for (const isReset of [false, true]) {
+      const scene = Scene.stream()
+      scene.sync()
+      const row = { id: 'c-1', table_name: 'tasks', row_id: 't1' }
+      scene.batch({ cursor: 'c2', changes: [{ table: 'message_conflicts', op: 'insert', id: 'c-1', row }] })
+      scene.acknowledged()
+      scene.write('edit', 'tasks', 't1', { title: 'mine' })
+      scene.write('edit', 'tasks', 't2', { title: 'other' })
+      for (const conflictId of ['c-1', 'c-2'])
+        scene.answer({ status: 'conflict', winner: 'theirs', version: 2, conflictId })
+      scene.sync()
+      const change = { table: 'message_conflicts', op: 'delete', id: 'c-1', row: null }
+      scene.batch(isReset ? { cursor: 'd1', reset: true } : { cursor: 'c3', changes: [change] })
+      assert.deepEqual([...scene.results.values()].map(({ conflictId }) => conflictId), ['c-2'])
+      assert.deepEqual(scene.state.device.decided, [])
+    }
   })
 
   test('conflict that the change has won, and a refusal, leave nothing to close', () => {

@@ -129,7 +129,10 @@ export class Scene {
       unseen.push(split(name))
       stored.set(name, row)
     }
-    this.do({ type: 'batch', ticket: request.ticket, requested: request.cursor, at: 1, batch, old, unseen, stored })
+    const conflicts = new Map<string, string>()
+    for (const [key, { isOpen, conflictId }] of this.results) if (isOpen && conflictId) conflicts.set(conflictId, key)
+    const { ticket, cursor } = request
+    this.do({ type: 'batch', ticket, requested: cursor, at: 1, batch, old, unseen, stored, conflicts })
   }
 
   answer(...results: Partial<ItemResult>[]): void {
