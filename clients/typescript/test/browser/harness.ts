@@ -43,6 +43,8 @@ export async function bundle(entry = 'app.ts'): Promise<string> {
   const { outputFiles } = await build({
     entryPoints: [join(folder, 'test/browser', entry)],
     bundle: true,
+    // As apps load it.
+    minify: true,
     format: 'esm',
     target: 'es2022',
     write: false,
