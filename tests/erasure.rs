@@ -93,7 +93,7 @@ async fn erased_user_is_in_no_table_and_has_no_access() {
         401,
         "UNAUTHORIZED",
     );
-    // Whoever had the message loses it.
+    // Devices that had the message lose it.
     office.world.published().await;
     let (pages, _) = phone.sync(Some(&cursor)).await;
     let changes: Vec<&Value> = pages

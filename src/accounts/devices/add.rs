@@ -8,7 +8,10 @@ use tokio_postgres::Transaction;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{DeviceType, Devices, Token, check_device_id, check_name, check_public_key};
+use super::authentication::Devices;
+use super::device::{DeviceType, check_name, check_public_key, too_many};
+use super::id::check_device_id;
+use super::token::Token;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
 use crate::postgres::audit::Actor;
@@ -74,7 +77,7 @@ impl NewDevice<'_> {
         }
         let id = self.id;
         Err(Error::Conflict(if !row.try_get::<_, bool>("has_room")? {
-            super::too_many(devices_max)
+            too_many(devices_max)
         } else if row.try_get("is_own")? {
             format!("the device {id:?} has another public key: replace it as that device, or choose another device id")
         } else {

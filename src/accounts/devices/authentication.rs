@@ -9,7 +9,8 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::cache::{BoundDevice, PrincipalCache, Proof};
-use super::check_device_id;
+use super::device;
+use super::id::check_device_id;
 use super::revocation::VisibilityBarrier;
 use super::token::TokenHash;
 use crate::accounts::loader::{Found, Loader, TenantLoader};
@@ -205,7 +206,7 @@ impl Devices {
             return Ok(());
         }
         let sequence = self.sequence();
-        let usable = super::usable(&self.database, tenant, user, &[device_id]).await?;
+        let usable = device::usable(&self.database, tenant, user, &[device_id]).await?;
         if usable.is_empty() {
             return Err(Error::Unauthorized("the device of this session is revoked"));
         }

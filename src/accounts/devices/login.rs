@@ -6,7 +6,9 @@ use serde::Serialize;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{Device, DeviceType, Devices, FORBIDDEN, check_device_id, check_name, check_public_key, exists};
+use super::authentication::Devices;
+use super::device::{self, Device, DeviceType, FORBIDDEN, check_name, check_public_key, exists};
+use super::id::check_device_id;
 use crate::accounts::login::Login;
 use crate::feature::Error;
 use crate::postgres::audit::Actor;
@@ -90,7 +92,7 @@ impl Devices {
                 });
             }
             if !exists(&self.database, tenant, &id).await? {
-                return Err(Error::Conflict(super::too_many(devices_max)));
+                return Err(Error::Conflict(device::too_many(devices_max)));
             }
         }
         Err(FORBIDDEN)

@@ -7,7 +7,8 @@ use tokio::sync::{Mutex, broadcast};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Devices;
+use super::authentication::Devices;
+use super::device;
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
@@ -123,7 +124,7 @@ impl Devices {
     /// Revokes a device. This process refuses its token at once, other nodes when the log delivers the change. Returns its
     /// user, or `None` when there is no such device or it is revoked already.
     pub async fn revoke(&self, tenant: &Tenant, device_id: &str, by: &Actor) -> Result<Option<Uuid>, Error> {
-        let user = super::revoke_by(by, &self.database, tenant, device_id).await?;
+        let user = device::revoke_by(by, &self.database, tenant, device_id).await?;
         if let Some(user) = user {
             self.invalidate_written(&tenant.name, user).await;
         }
