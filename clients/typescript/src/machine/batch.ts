@@ -1,7 +1,7 @@
 import { text, type JsonObject } from '../json.js'
 import { Draft } from './draft.js'
 import type { Batch, Event, RowId } from './event.js'
-import { audiencesOf, forgetUnseen, groupName, isSeen, storeGroups } from './groups.js'
+import { audiencesOf, forgetAudience, forgetUnseen, groupName, isSeen, storeGroups } from './groups.js'
 import { overtake, overtakeMissing, receive } from './rows.js'
 import { rowName, type State, type StoredRow } from './state.js'
 
@@ -25,13 +25,13 @@ export function endsSnapshot(batch: Batch, { device }: State): boolean {
   return !batch.hasMore && (batch.reset || device.inSnapshot)
 }
 
-/** Which stored rows a `leave` of a batch may concern, in addition; null: it has none. */
-export function unseenAfter(batch: Batch, { device }: State): ((row: StoredRow) => boolean) | null {
-  const left = batch.changes.filter(({ op }) => op === 'leave').map(groupName)
-  if (left.length === 0) return null
+/** Which stored rows a `join` or `leave` of a batch may concern, in addition; null: it has none. */
+export function regroupedBy(batch: Batch, { device }: State): ((row: StoredRow) => boolean) | null {
+  const [joined, left] = ['join', 'leave'].map((name) => batch.changes.filter(({ op }) => op === name).map(groupName))
+  if (!joined || !left || joined.length + left.length === 0) return null
   const audiences = audiencesOf(device, batch.reset)
   for (const group of left) audiences.groups.delete(group)
-  return ({ via }) => !isSeen(via, audiences)
+  return ({ via }) => (left.length > 0 && !isSeen(via, audiences)) || joined.some((group) => via?.includes(group))
 }
 
 /** The table whose rows are the open conflicts of the user. */
@@ -44,7 +44,7 @@ export function endsConflicts(batch: Batch, state: State): boolean {
 
 /** Stores a batch with its cursor, or discards it whole. */
 export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void {
-  const { batch, requested, old, unseen, at, conflicts } = event
+  const { batch, requested, old, regrouped, at, conflicts } = event
   const { cursor } = draft.state.device
   // Another request has moved the cursor; what this batch brings comes again.
   if (requested !== cursor) return
@@ -68,13 +68,16 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
   for (const change of batch.changes) {
     const { table, op, id, row, via, group } = change
     // All that leave together are one pass over the rows.
-    if (hasLeft && op !== 'leave') forgetUnseen(draft, unseen, audiences)
+    if (hasLeft && op !== 'leave') forgetUnseen(draft, regrouped, audiences)
     hasLeft = op === 'leave'
     if (op === 'message') {
       draft.notify({ name: 'message', event: table.replace(/^posduif:/, ''), id, data: row })
     } else if (group !== undefined) {
-      if (op === 'join') audiences.groups.add(groupName(change))
-      else if (hasLeft) audiences.groups.delete(groupName(change))
+      if (op === 'join') {
+        // A snapshot is as of now already.
+        if (!batch.reset) forgetAudience(draft, regrouped, audiences, groupName(change))
+        audiences.groups.add(groupName(change))
+      } else if (hasLeft) audiences.groups.delete(groupName(change))
     } else if (id !== null && (op === 'delete' || (row && !isSeen(via, audiences)))) {
       remove(draft, table, id, conflicts)
       overtake(draft, table, id)
@@ -82,7 +85,7 @@ export function storeBatch(draft: Draft, event: Event & { type: 'batch' }): void
       receive(draft, table, id, row, isPage, via)
     }
   }
-  if (hasLeft) forgetUnseen(draft, unseen, audiences)
+  if (hasLeft) forgetUnseen(draft, regrouped, audiences)
   storeGroups(draft, audiences)
   const received = batch.messages.length + batch.users.length + batch.changes.length
   draft.device({ cursor: batch.cursor })

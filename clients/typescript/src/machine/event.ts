@@ -71,8 +71,8 @@ export type Event =
       readonly stored: Stored
       /** At the end of a snapshot: all stored rows that are older than it. */
       readonly old: readonly RowId[]
-      /** Those that a `leave` of the batch may concern; `stored` has them. */
-      readonly unseen: readonly RowId[]
+      /** Those that a `join` or `leave` of the batch may concern; `stored` has them. */
+      readonly regrouped: readonly RowId[]
       /** The keys of changes that lost a conflict which the user has not decided here, by its id. */
       readonly conflicts: ReadonlyMap<string, string>
     }

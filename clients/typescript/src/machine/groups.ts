@@ -21,11 +21,25 @@ export function groupName({ group, id }: Change): string {
 }
 
 /**
+ * What the stored rows say of a group is from before the user joined it, and the stream has nothing of what changed
+ * meanwhile. Its pages name it again.
+ */
+export function forgetAudience(draft: Draft, rows: readonly RowId[], { groups }: Audiences, group: string): void {
+  if (groups.has(group)) return
+  for (const [table, id] of [...rows, ...draft.rows.values()]) {
+    const entry = draft.entry(table, id)
+    const via = entry?.via?.filter((audience) => audience !== group)
+    // Of a row that no other audience sees there is nothing to keep apart.
+    if (entry && via && via.length > 0) draft.put(table, id, { ...entry, via })
+  }
+}
+
+/**
  * Deletes the rows that no audience of the device sees, after a group was left. Rows that only results have brought go as
  * well: a batch brings them if they are still seen, but not in a version from before the result.
  */
-export function forgetUnseen(draft: Draft, unseen: readonly RowId[], audiences: Audiences): void {
-  for (const [table, id] of [...unseen, ...draft.rows.values()]) {
+export function forgetUnseen(draft: Draft, rows: readonly RowId[], audiences: Audiences): void {
+  for (const [table, id] of [...rows, ...draft.rows.values()]) {
     const entry = draft.entry(table, id)
     if (!entry || isSeen(entry.via, audiences)) continue
     const { via, own, generation, isDeleted } = entry

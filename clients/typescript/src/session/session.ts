@@ -1,5 +1,5 @@
 import type { Clock } from '../clock.js'
-import { endsConflicts, endsSnapshot, rowsOf, unseenAfter } from '../machine/batch.js'
+import { endsConflicts, endsSnapshot, regroupedBy, rowsOf } from '../machine/batch.js'
 import type { Effect, Notice, RowChange, Step } from '../machine/effect.js'
 import type { Batch, Event, RowId } from '../machine/event.js'
 import { rowsInFlight } from '../machine/results.js'
@@ -107,13 +107,13 @@ export class Session {
         const stored = await this.#rows(rowsOf(batch, state))
         const generation = state.device.generation + (batch.reset ? 1 : 0)
         const isLast = endsSnapshot(batch, state)
-        const isUnseen = unseenAfter(batch, state)
-        const [old, unseen]: [RowId[], RowId[]] = [[], []]
-        if (isLast || isUnseen) {
+        const isRegrouped = regroupedBy(batch, state)
+        const [old, regrouped]: [RowId[], RowId[]] = [[], []]
+        if (isLast || isRegrouped) {
           await this.#scan((id, row) => {
             if (isLast && row.generation < generation) old.push(id)
-            if (!isUnseen?.(row)) return
-            unseen.push(id)
+            if (!isRegrouped?.(row)) return
+            regrouped.push(id)
             stored.set(rowName(...id), row)
           })
         }
@@ -121,7 +121,8 @@ export class Session {
         for (const { item, conflictId } of endsConflicts(batch, state) ? await this.#open() : []) {
           if (conflictId !== null) conflicts.set(conflictId, item.key)
         }
-        return { type: 'batch', ticket, requested, at: this.#clock.now(), batch, stored, old, unseen, conflicts }
+        const at = this.#clock.now()
+        return { type: 'batch', ticket, requested, at, batch, stored, old, regrouped, conflicts }
       }),
     )
   }

@@ -348,7 +348,9 @@ describe('with an engine', () => {
     const { conflict } = await lateEdit(phone, () => phone.tasks.edit(write.id, { title: 'late' }), async () => {
       await engine.sql("UPDATE tenant_demo.tasks SET title = 'first', version = version + 1")
     })
-    await engine.sql('DELETE FROM tenant_demo.message_conflicts')
+    // As of a conflict that another page has resolved with another resolution, before the batch says so.
+    const refusal = { status: 409, body: '{"error":{"code":"CONFLICT"}}' }
+    proxy.fault = (_method, path) => (path.startsWith('/api/conflicts/') ? refusal : 'pass')
     assert.deepEqual(await conflict.resolve('server'), { ok: true })
     assert.deepEqual(await phone.sync(), { ok: true })
     await applied(phone.tasks.create({ title: 'next' }).server)

@@ -13,7 +13,7 @@ groups:
 routes:
   - {table: lists, to: [{list: id}]}
   - table: tasks
-    to: [{list: list_id}, assignee_id]
+    to: [{list: list_id}, {list: also_in}, assignee_id]
     upload: {by: {list: list_id}, columns: [title, done, list_id]}
 limits:
   login_attempts_max: 1000
@@ -29,6 +29,7 @@ const TABLES = `
   CREATE TABLE tenant_demo.tasks (
     id          uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     list_id     text NOT NULL REFERENCES tenant_demo.lists,
+    also_in     text REFERENCES tenant_demo.lists,
     assignee_id uuid REFERENCES tenant_demo.users,
     title       text NOT NULL,
     done        boolean NOT NULL DEFAULT false,
@@ -90,7 +91,11 @@ async function addTask(title: string, list: string, assignee: string | null = nu
 
 async function untilTitles(phone: Phone, ...titles: string[]): Promise<void> {
   const query = phone.tasks.query({ orderBy: 'title' })
-  const shown = () => query.getSnapshot().rows.map(({ title }) => title)
+  // A query that has not been read yet shows nothing.
+  const shown = () => {
+    const { rows, phase } = query.getSnapshot()
+    return phase === 'loading' ? null : rows.map(({ title }) => title)
+  }
   await until(query, () => JSON.stringify(shown()) === JSON.stringify(titles), `the titles ${titles.join(', ')}`)
 }
 
@@ -142,6 +147,26 @@ describe('groups', () => {
     await leave('bob', 'work')
     await addTask('bread', 'home')
     await untilTitles(first, 'bread', 'oat milk')
+  })
+
+  test('row that left a list before the user joined it goes with the other list', async () => {
+    await join('bob', 'home')
+    await addTask('milk', 'home')
+    await engine.sql("UPDATE tenant_demo.tasks SET also_in = 'work', version = version + 1")
+    const phone = await signedIn(bob)
+    await untilTitles(phone, 'milk')
+    proxy.fault = (_method, path) => (path.startsWith('/sse') || path.startsWith('/api/sync') ? 'lose request' : 'pass')
+    proxy.cut()
+    await engine.sql('UPDATE tenant_demo.tasks SET also_in = NULL, version = version + 1')
+    await join('bob', 'work')
+    await leave('bob', 'home')
+    const left = next(phone, 'left')
+    proxy.fault = () => 'pass'
+    await phone.sync()
+    await left
+    await untilStatus(phone, ({ upToDate }) => upToDate, 'the last batch')
+    assert.deepEqual(await listsOf(phone), ['work'])
+    await untilTitles(phone)
   })
 
   test('member writes rows of the own lists, and into no other list', async () => {

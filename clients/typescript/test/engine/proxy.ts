@@ -60,6 +60,11 @@ export class Proxy {
     this.#isDown = false
   }
 
+  /** Open connections break; new ones do not. */
+  cut(): void {
+    for (const socket of this.#sockets) socket.destroy()
+  }
+
   /** The requests of a method and path so far. */
   count(method: string, path: string): number {
     return this.seen.filter((seen) => seen.method === method && seen.path.startsWith(path)).length

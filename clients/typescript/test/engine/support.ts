@@ -57,7 +57,11 @@ export function untilStatus(of: Pick<TestClient, 'status'>, holds: (status: Stat
 /** Waits until the titles of a client's tasks, in their order, are these. */
 export async function untilTitles(of: TestClient, ...titles: string[]): Promise<void> {
   const query = of.tasks.query({ orderBy: 'title' })
-  const shown = () => query.getSnapshot().rows.map(({ title }) => title)
+  // A query that has not been read yet shows nothing.
+  const shown = () => {
+    const { rows, phase } = query.getSnapshot()
+    return phase === 'loading' ? null : rows.map(({ title }) => title)
+  }
   await until(query, () => JSON.stringify(shown()) === JSON.stringify(titles), `the titles ${titles.join(', ')}`)
 }
 

@@ -1,5 +1,5 @@
 import type { JsonObject } from '../../src/json.js'
-import { endsSnapshot, rowsOf, unseenAfter } from '../../src/machine/batch.js'
+import { endsSnapshot, regroupedBy, rowsOf } from '../../src/machine/batch.js'
 import type { Effect, Notice, Step } from '../../src/machine/effect.js'
 import type { Batch, Change, Event, ItemResult, RowId } from '../../src/machine/event.js'
 import { rowsInFlight } from '../../src/machine/results.js'
@@ -122,17 +122,17 @@ export class Scene {
       for (const [name, row] of this.rows) if (row.generation < generation) old.push(split(name))
     }
     const stored = this.#read(rowsOf(batch, this.state))
-    const isUnseen = unseenAfter(batch, this.state)
-    const unseen: RowId[] = []
+    const isRegrouped = regroupedBy(batch, this.state)
+    const regrouped: RowId[] = []
     for (const [name, row] of this.rows) {
-      if (!isUnseen?.(row)) continue
-      unseen.push(split(name))
+      if (!isRegrouped?.(row)) continue
+      regrouped.push(split(name))
       stored.set(name, row)
     }
     const conflicts = new Map<string, string>()
     for (const [key, { isOpen, conflictId }] of this.results) if (isOpen && conflictId) conflicts.set(conflictId, key)
     const { ticket, cursor } = request
-    this.do({ type: 'batch', ticket, requested: cursor, at: 1, batch, old, unseen, stored, conflicts })
+    this.do({ type: 'batch', ticket, requested: cursor, at: 1, batch, old, regrouped, stored, conflicts })
   }
 
   answer(...results: Partial<ItemResult>[]): void {

@@ -9,10 +9,14 @@ type Row = { title: string; version: number; lists?: string }
 
 type Entry = { change: Change; before?: readonly string[] | undefined }
 
+const CONFLICTS = 'message_conflicts'
+
 const PAGE = 2
 
 export class FakeServer {
   readonly rows = new Map<string, Row>()
+  /** Which the user has not decided, on any device or page. */
+  readonly conflicts = new Set<string>()
   /** How often each item took effect. */
   readonly effects = new Map<string, number>()
   /** The lists that the user is a member of, and where in the log each membership began. */
@@ -51,6 +55,11 @@ export class FakeServer {
     return !via || via.some((name) => name === 'user:user-1' || (this.#members.get(name) ?? Infinity) < at)
   }
 
+  /** The user decides a conflict, here or on another page: a repeat changes nothing. */
+  resolve(id: string): void {
+    if (this.conflicts.delete(id)) this.#log.push({ change: { ...conflictRow(id), op: 'delete', row: null }, before: [] })
+  }
+
   /** Devices with an older cursor get a snapshot. */
   trim(): void {
     this.#start = this.#log.length
@@ -68,7 +77,8 @@ export class FakeServer {
     const rest = [...this.visible.keys()].sort().filter((id) => isFirst || id > after)
     const page = rest.slice(0, PAGE)
     const joins = isFirst ? [...this.#members.keys()].map((name) => membership('join', name.slice(5))) : []
-    const changes = [...joins, ...page.map((id) => this.#insert(id))]
+    const conflicts = isFirst ? [...this.conflicts].map(conflictRow) : []
+    const changes = [...joins, ...conflicts, ...page.map((id) => this.#insert(id))]
     if (rest.length > PAGE)
       return { ...batch, changes, reset: isFirst, hasMore: true, cursor: `snapshot ${from} ${page.at(-1)}` }
     return { ...batch, changes, reset: isFirst, cursor: `stream ${from}` }
@@ -123,8 +133,13 @@ export class FakeServer {
     }
     if (!row || !this.#isSeen(viaOf(row))) return answer({ status: 'rejected', code: 'NOT_FOUND' })
     if (base === null) throw new Error('a change without a base')
-    if (row.version > base)
-      return answer({ status: 'conflict', winner: 'theirs', version: row.version, server: this.#seenRow(item.id) })
+    if (row.version > base) {
+      const conflictId = `conflict ${item.seq}`
+      this.conflicts.add(conflictId)
+      this.#log.push({ change: conflictRow(conflictId) })
+      const server = this.#seenRow(item.id)
+      return answer({ status: 'conflict', winner: 'theirs', version: row.version, conflictId, server })
+    }
     if (item.op === 'delete') return this.#store(item.id, null)
     return this.#write(item, { ...row, version: row.version + 1 })
   }
@@ -168,7 +183,7 @@ export class FakeServer {
       const { change, before } = this.#log[to]!
       const id = change.id!
       const isMembership = change.group !== undefined
-      const isSeen = isMembership || (change.row !== null && this.#isSeen(change.via, to))
+      const isSeen = isMembership || change.table === CONFLICTS || (change.row !== null && this.#isSeen(change.via, to))
       if (isSeen || this.#isSeen(before, to)) {
         const name = isMembership ? `member ${to}` : id
         // A row that was deleted and created again comes in two batches.
@@ -194,6 +209,11 @@ export class FakeServer {
 
 function viaOf({ lists }: Row): readonly string[] | undefined {
   return lists?.split(' ')
+}
+
+/** Only the user whose change lost it sees it. */
+function conflictRow(id: string): Change {
+  return { table: CONFLICTS, op: 'insert', id, row: { id } }
 }
 
 function deletion(id: string): Change {
