@@ -133,7 +133,7 @@ describe('query', () => {
       limit: 4,
     }
     fc.assert(
-      fc.property(fc.array(change, { maxLength: 60 }), (changes) => {
+      fc.property(fc.array(change, { maxLength: 60, size: 'max' }), (changes) => {
         const view = new View()
         const query = createQuery<Row>(host(view), 'tasks', options)
         query.subscribe(() => {})
