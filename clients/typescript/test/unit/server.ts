@@ -13,6 +13,16 @@ const CONFLICTS = 'message_conflicts'
 
 const PAGE = 2
 
+/** The number of an item is known, and its result no longer kept. */
+export class DeviceRestored extends Error {
+  readonly expected: number
+
+  constructor(expected: number) {
+    super('DEVICE_RESTORED')
+    this.expected = expected
+  }
+}
+
 export class FakeServer {
   readonly rows = new Map<string, Row>()
   /** Which the user has not decided, on any device or page. */
@@ -108,6 +118,7 @@ export class FakeServer {
       const known = this.#results.get(item.seq)
       // Only the row of a conflict is current.
       if (known) return known.status === 'conflict' ? { ...known, server: this.#seenRow(item.id) } : known
+      if (item.seq <= this.#last) throw new DeviceRestored(this.#last + 1)
       if (item.seq !== this.#last + 1) throw new Error(`the item ${item.seq} follows ${this.#last}`)
       this.#last = item.seq
       const result = { ...this.#apply(item), seq: item.seq }

@@ -9,7 +9,7 @@ import type { StoredRow } from '../../src/machine/state.js'
 import { memory } from '../../src/memory/index.js'
 import { Session } from '../../src/session/session.js'
 import type { Store } from '../../src/store/store.js'
-import { FakeServer } from './server.js'
+import { DeviceRestored, FakeServer } from './server.js'
 
 /** The stories are the same in each run; another seed tells others. */
 const SEED = Number(process.env['POSDUIF_CLIENT_SEED'] ?? 7)
@@ -186,8 +186,16 @@ class Browser {
       const batch = this.server.incoming(request.cursor)
       await (fate === 'answer' ? session.batch(ticket, request.cursor, batch) : lose())
     } else if (request.type === 'upload') {
-      const results = this.server.outgoing(request.items, request.ackedSeq)
-      await (fate === 'answer' ? session.results(ticket, results) : lose())
+      try {
+        const results = this.server.outgoing(request.items, request.ackedSeq)
+        await (fate === 'answer' ? session.results(ticket, results) : lose())
+      } catch (error) {
+        // Of a former leader, whose request was on its way while the next one went on. It must not number anything again.
+        if (!(error instanceof DeviceRestored)) throw error
+        const { expected, message: code } = error
+        const failure = { kind: 'refused', status: 409, code, message: code, expected } as const
+        await session.dispatch({ type: 'failed', ticket, failure, freshId: '' })
+      }
     } else if (request.type === 'acknowledge') {
       await (fate === 'answer' ? session.dispatch({ type: 'acknowledged', ticket }) : lose())
     }
