@@ -11,6 +11,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::accounts::last_seen;
+use crate::accounts::limits::Limits;
+use crate::accounts::password_reset::{self, Resets};
 use crate::api::console::Console;
 use crate::api::health::{Diagnostics, Probe};
 use crate::api::service::Service;
@@ -68,6 +70,7 @@ pub fn check(config: &Config, role: Role) -> Result<()> {
     if role.serves_api() {
         config.check_secrets()?;
         Providers::new(config, metrics(role).auth.clone())?;
+        password_reset::sender(&config.mail)?;
     }
     net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?;
     let store = Store::with_groups(&config.redis, config.groups.clone()).context("key `redis.url`")?;
@@ -287,9 +290,13 @@ impl Engine {
 
     fn start_api(&mut self, diagnostics: &Diagnostics) -> Result<Arc<App>> {
         let stop = self.stop_serving.clone();
+        let limits = Limits::new(diagnostics.store.clone(), &diagnostics.config);
+        let mails = Resets::new(&diagnostics.config, diagnostics.database.clone(), limits)?;
+        let (resets, mailer) = mails.unzip();
         let app = Arc::new(App::new(
             diagnostics.config.clone(),
             Parts {
+                resets,
                 database: diagnostics.database.clone(),
                 store: diagnostics.store.clone(),
                 hub: diagnostics.hub.clone(),
@@ -316,6 +323,14 @@ impl Engine {
         let presence = app.presence.clone().run(app.config.clone(), stop.clone());
         let (database, settings) = (diagnostics.database.clone(), app.config.presence.clone());
         let last_seen = last_seen::run(app.presence.clone(), database, settings, stop.clone());
+        let mailing = {
+            let stop = stop.clone();
+            async move {
+                if let Some(mailer) = mailer {
+                    mailer.run(stop).await;
+                }
+            }
+        };
         let with_providers = app.clone();
         let reading_keys = async move { with_providers.providers.run(stop).await };
         self.parts.spawn(async move {
@@ -328,6 +343,7 @@ impl Engine {
                 beating,
                 presence,
                 last_seen,
+                mailing,
                 reading_keys
             );
             Ok(())

@@ -75,7 +75,7 @@
 //! | `live` | `redis`, `contract`, `net` |
 //! | `feature` | `postgres`, `redis` |
 //! | `oidc` | `net` |
-//! | `accounts` | `oidc`, `feature`, `postgres`, `redis`, `contract`, `live` |
+//! | `accounts` | `oidc`, `feature`, `postgres`, `redis`, `contract`, `live`, `net` |
 //! | `messages` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
 //! | `state` | `accounts`, `feature`, `postgres`, `redis`, `contract`, `live` |
 //! | `sync` | `feature`, `accounts`, `messages`, `state`, `live`, `postgres`, `redis`, `contract`, `route`, `decode` |

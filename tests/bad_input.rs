@@ -9,11 +9,13 @@ use bytes::Bytes;
 use hyper::Method;
 use posduif::accounts::users::UserType;
 use posduif::api::routes::{self, Access};
+use posduif::config::Secret;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::http::{Answer, Api};
 use crate::support::office::{Office, id};
+use crate::support::receiver;
 
 /// In every text that the callers of these tests must never see.
 const SECRET: &str = "quartz";
@@ -102,6 +104,14 @@ const LINES: &[Line] = &[
     Line {
         fields: &[("current", Takes::Text), ("new", Takes::Text)],
         ..line("POST", "/api/auth/password", Access::User)
+    },
+    Line {
+        fields: &[("email", Takes::Text), ("tenant", Takes::Text)],
+        ..line("POST", "/api/auth/reset", Access::Public)
+    },
+    Line {
+        fields: &[("token", Takes::Text), ("password", Takes::Text)],
+        ..line("POST", "/api/auth/reset/complete", Access::Public)
     },
     line("GET", "/api/auth/sessions", Access::User),
     line("DELETE", "/api/auth/sessions", Access::User),
@@ -348,7 +358,14 @@ async fn session_of(api: &Api) -> String {
 
 impl Scene {
     async fn set() -> Self {
-        let office = Office::with(|config| config.server.body_bytes_max = 8192).await;
+        let office = Office::with(|config| {
+            config.server.body_bytes_max = 8192;
+            // Nothing listens there.
+            config.mail.webhook_url = "http://127.0.0.1:1/hook".into();
+            config.mail.webhook_secret = Secret::new(receiver::SECRET);
+            config.limits.reset_address_max = 1_000_000;
+        })
+        .await;
         office.ready().await;
         let phone = office.phone("phone").await;
         // Of the same tenant, and somebody else's.
@@ -445,6 +462,8 @@ impl Scene {
             "/api/auth/refresh" => json!({"refresh_token": "x".repeat(64)}),
             "/api/auth/login" => json!({"tenant": "acme", "username": "bob", "password": "wrong, so nothing happens"}),
             "/api/auth/password" => json!({"current": "wrong, so nothing happens", "new": "another horse"}),
+            "/api/auth/reset" => json!({"tenant": "acme", "email": "nobody@example.com"}),
+            "/api/auth/reset/complete" => json!({"token": "x".repeat(150), "password": "another horse"}),
             "/api/users/{id}/delete" | "/api/account/delete" => json!({"current": "wrong, so nothing happens"}),
             "/api/messages" => json!({"recipient_id": self.office.joe_id, "content": "hi"}),
             "/api/messages/{id}" => json!({"content": "hi again"}),
@@ -960,7 +979,7 @@ async fn bad_bodies_are_4xx() {
                 .await;
         }
     }
-    assert_eq!(taking_bodies, 19);
+    assert_eq!(taking_bodies, 21);
     // Rows of others, named in a body.
     let foreign = [
         (
@@ -1123,7 +1142,7 @@ async fn oversized_body_is_refused_and_unread_body_is_harmless() {
                 .await;
         }
     }
-    assert_eq!(refused, 19);
+    assert_eq!(refused, 21);
     findings.report(30);
     scene.office.close().await;
 }

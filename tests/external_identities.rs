@@ -921,7 +921,10 @@ async fn server_without_passwords_accepts_tokens_of_providers_and_devices_only()
     let granted = office.anybody.post("/api/auth/login", &login).await.expect(200);
     let methods = office.anybody.get("/api/auth/methods").await.expect(200);
     let listed = json!([{"issuer": provider.issuer, "audience": ["posduif"]}]);
-    assert_eq!(methods, json!({"passwords": true, "providers": listed}));
+    assert_eq!(
+        methods,
+        json!({"passwords": true, "password_resets": false, "providers": listed})
+    );
     let phone = office.phone("phone").await;
 
     let mut config = office.world.config.clone();
@@ -930,7 +933,10 @@ async fn server_without_passwords_accepts_tokens_of_providers_and_devices_only()
     let node = office.world.engine_with(Role::Api, config).await;
     let anybody = node.api();
     let methods = anybody.get("/api/auth/methods").await.expect(200);
-    assert_eq!(methods, json!({"passwords": false, "providers": listed}));
+    assert_eq!(
+        methods,
+        json!({"passwords": false, "password_resets": false, "providers": listed})
+    );
     let register = json!({"tenant": "acme", "username": "eve", "password": "another horse"});
     let refresh = json!({"refresh_token": granted["refresh_token"]});
     for (path, body) in [

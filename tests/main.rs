@@ -38,6 +38,7 @@ mod oversized;
 mod own_tables;
 mod packaging;
 mod pages;
+mod password_reset;
 #[path = "../examples/phone.rs"]
 #[expect(dead_code, reason = "its command line and what only that uses")]
 mod phone;

@@ -1,17 +1,11 @@
 //! Push: an offline device with pending changes is woken once until it has synced, through a webhook.
 
-use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use posduif::accounts::users::UserType;
 use posduif::config::{CertificateFiles, Config, Secret};
 use posduif::engine::Role;
@@ -21,18 +15,16 @@ use posduif::postgres::audit::Actor;
 use posduif::push::candidates;
 use posduif::redis::store::Store;
 use posduif::telemetry::metrics::Operations;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
-use tokio_util::either::Either;
 use uuid::Uuid;
 
 use crate::support::office::Office;
+use crate::support::receiver::{Delivery, Receiver, Reply, SECRET};
 use crate::support::{Entry, World, eventually, spec};
 use crate::tls::Authority;
-
-const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
 
 /// The entries of a tenant's stream `push`.
 async fn pushes(world: &World, tenant: &str) -> Vec<Entry> {
@@ -47,6 +39,18 @@ async fn pushed(world: &World, count: usize) -> Vec<Entry> {
         (pushes.len() == count).then_some(pushes)
     })
     .await
+}
+
+/// Settings under which a receiver gets the webhook soon.
+fn configure(receiver: &Receiver, config: &mut Config) {
+    quick(config);
+    config.push.webhook_url = format!("http://{}/hook", receiver.address);
+    configure_sending(config);
+}
+
+fn configure_sending(config: &mut Config) {
+    config.push.webhook_secret = Secret::new(SECRET);
+    config.push.webhook_timeout_seconds = 1;
 }
 
 fn quick(config: &mut Config) {
@@ -261,108 +265,6 @@ async fn push_covers_changes_of_downtime_for_configured_events_only() {
     engine.stop().await;
 }
 
-/// A request that a receiver got.
-#[derive(Debug, Clone)]
-struct Delivery {
-    headers: HashMap<String, String>,
-    body: Bytes,
-}
-
-impl Delivery {
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap()
-    }
-}
-
-/// What a receiver answers with.
-#[derive(Debug, Clone, Copy)]
-enum Reply {
-    Status(u16),
-    Redirect,
-    Silence,
-}
-
-/// A server that receives the webhook.
-#[derive(Clone)]
-struct Receiver {
-    address: String,
-    deliveries: Arc<Mutex<Vec<Delivery>>>,
-}
-
-impl Receiver {
-    /// One that answers so, and then by 204.
-    async fn start(replies: &[Reply]) -> Self {
-        Self::start_with(replies, None).await
-    }
-
-    /// The same, over HTTPS if it has a certificate.
-    async fn start_with(replies: &[Reply], acceptor: Option<Acceptor>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let deliveries: Arc<Mutex<Vec<Delivery>>> = Arc::default();
-        let replies = Arc::new(Mutex::new(VecDeque::from(replies.to_vec())));
-        let (shared, here) = (deliveries.clone(), address.clone());
-        tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let stream = match &acceptor {
-                    None => Either::Left(stream),
-                    Some(acceptor) => match acceptor.accept(stream).await {
-                        Ok(stream) => Either::Right(stream),
-                        // The client does not like the certificate.
-                        Err(_) => continue,
-                    },
-                };
-                let (deliveries, replies, here) = (shared.clone(), replies.clone(), here.clone());
-                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let (deliveries, replies, here) = (deliveries.clone(), replies.clone(), here.clone());
-                    async move {
-                        assert_eq!(request.uri().path(), "/hook", "a redirect was followed");
-                        let headers = request.headers().iter();
-                        let headers =
-                            headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
-                        let headers = headers.collect();
-                        let body = request.into_body().collect().await.unwrap().to_bytes();
-                        deliveries.lock().unwrap().push(Delivery { headers, body });
-                        let reply = replies.lock().unwrap().pop_front().unwrap_or(Reply::Status(204));
-                        let response = Response::builder();
-                        let response = match reply {
-                            Reply::Status(status) => response.status(status),
-                            Reply::Redirect => response.status(302).header("location", format!("http://{here}/else")),
-                            Reply::Silence => std::future::pending().await,
-                        };
-                        Ok::<_, Infallible>(response.body(Full::new(Bytes::new())).unwrap())
-                    }
-                });
-                let connection =
-                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                tokio::spawn(connection);
-            }
-        });
-        Self { address, deliveries }
-    }
-
-    fn configure(&self, config: &mut Config) {
-        quick(config);
-        config.push.webhook_url = format!("http://{}/hook", self.address);
-        Self::configure_telling(config);
-    }
-
-    fn configure_telling(config: &mut Config) {
-        config.push.webhook_secret = Secret::new(SECRET);
-        config.push.webhook_timeout_seconds = 1;
-    }
-
-    /// Waits for this many deliveries.
-    async fn received(&self, count: usize) -> Vec<Delivery> {
-        eventually(&format!("the webhook received {count} requests"), || async {
-            let deliveries = self.deliveries.lock().unwrap().clone();
-            (deliveries.len() >= count).then_some(deliveries)
-        })
-        .await
-    }
-}
-
 /// What is due at the webhook.
 async fn due(world: &World) -> u64 {
     let mut redis = world.redis().await;
@@ -417,7 +319,7 @@ async fn verify(python: &Path, delivery: &Delivery, secret: &str) -> Result<(), 
 async fn webhook_retry_is_re_signed_with_the_same_body() {
     let receiver = Receiver::start(&[Reply::Status(500), Reply::Redirect]).await;
     let office = Office::with(|config| {
-        receiver.configure(config);
+        configure(&receiver, config);
         config.push.webhook_previous_secrets = vec![Secret::new("whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")];
     })
     .await;
@@ -510,7 +412,7 @@ async fn push_candidate_that_syncs_before_the_decision_is_not_woken() {
 #[tokio::test]
 async fn unfinished_push_is_sent_by_another_engine_with_the_same_id() {
     let receiver = Receiver::start(&[Reply::Silence]).await;
-    let office = Office::with(|config| receiver.configure(config)).await;
+    let office = Office::with(|config| configure(&receiver, config)).await;
     office.phone("phone").await;
     office.send("hi").await;
     let first = receiver.received(1).await.remove(0);
@@ -530,7 +432,7 @@ async fn unfinished_push_is_sent_by_another_engine_with_the_same_id() {
 async fn webhook_gone_stops_delivery_and_failing_delivery_is_bounded() {
     let receiver = Receiver::start(&[Reply::Status(503), Reply::Status(429), Reply::Status(410)]).await;
     let office = Office::with(|config| {
-        receiver.configure(config);
+        configure(&receiver, config);
         config.push.webhook_attempts_max = 2;
     })
     .await;
@@ -740,7 +642,7 @@ async fn webhook_over_https_verifies_the_configured_authority() {
             quick(config);
             config.push.webhook_url = url;
             config.push.webhook_ca_file = ca;
-            Receiver::configure_telling(config);
+            configure_sending(config);
         }
     };
     // The system's authorities, another one, and the right one for another name.
@@ -849,7 +751,7 @@ async fn webhook_response_is_bounded_in_time_and_bytes() {
     let office = Office::with(|config| {
         quick(config);
         config.push.webhook_url = format!("http://{address}/hook");
-        Receiver::configure_telling(config);
+        configure_sending(config);
     })
     .await;
     let users: Vec<String> = (1..=HOSTILE).map(|number| format!("phone-{number}")).collect();

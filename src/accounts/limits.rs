@@ -78,6 +78,8 @@ pub enum Limit {
     MalformedRefresh,
     /// Failed reads and completions of enrollments.
     Enrollment,
+    /// Requests to reset a password.
+    Reset,
 }
 
 impl Limit {
@@ -87,6 +89,7 @@ impl Limit {
             Self::Refresh => "refresh",
             Self::MalformedRefresh => "refresh-malformed",
             Self::Enrollment => "enrollment",
+            Self::Reset => "reset",
         }
     }
 }
@@ -120,6 +123,8 @@ pub struct Limits {
     settings: config::Limits,
     /// Lifetime of the mark of a login at an address.
     known_for: Duration,
+    /// `mail.user_max`.
+    mails_max: u64,
     /// Logins in progress, by address.
     in_progress: Slots<IpAddr>,
 }
@@ -131,6 +136,7 @@ impl Limits {
             store,
             settings: settings.limits.clone(),
             known_for: Duration::from_secs(settings.auth.session_expiry_seconds),
+            mails_max: settings.mail.user_max,
             in_progress: Slots::new(settings.limits.login_waiting_max),
         }
     }
@@ -273,6 +279,16 @@ impl Limits {
             .await
     }
 
+    /// Counts a mail to a user, unless the user has had as many as `mail.user_max` permits.
+    ///
+    /// # Errors
+    /// [`Error::Limited`] until the window ends.
+    pub async fn take_mail(&self, tenant: &str, user: Uuid) -> Result<(), Error> {
+        let name = digest(&[tenant, &user.to_string()]);
+        let key = self.store.keys().limit("mail", &name);
+        self.take_key(&key, self.mails_max, self.window_ms()).await
+    }
+
     async fn take_key(&self, key: &str, most: u64, window_ms: u64) -> Result<(), Error> {
         let mut pipe = redis::pipe();
         pipe.cmd("EVAL").arg(TAKE).arg(1).arg(key).arg(most).arg(window_ms);
@@ -290,6 +306,7 @@ impl Limits {
             Limit::Register => self.settings.register_address_max,
             Limit::Refresh | Limit::MalformedRefresh => self.settings.refresh_address_max,
             Limit::Enrollment => self.settings.enrollment_address_max,
+            Limit::Reset => self.settings.reset_address_max,
         }
     }
 

@@ -12,6 +12,7 @@ pub mod loader;
 pub mod login;
 pub mod names;
 pub mod password;
+pub mod password_reset;
 mod random;
 pub mod sessions;
 pub mod standing;

@@ -22,6 +22,7 @@ pub mod live;
 pub mod messages;
 pub mod metrics;
 pub mod openapi;
+pub mod password_reset;
 pub mod presence;
 pub mod rates;
 pub mod request;
@@ -49,6 +50,7 @@ use crate::accounts::external::ExternalUsers;
 use crate::accounts::failed_logins::FailedLogins;
 use crate::accounts::limits::Limits;
 use crate::accounts::password::Passwords;
+use crate::accounts::password_reset::Resets;
 use crate::accounts::sessions::Sessions;
 use crate::accounts::standing::Standings;
 use crate::accounts::tickets::Tickets;
@@ -92,6 +94,8 @@ pub struct App {
     pub tickets: Tickets,
     pub limits: Limits,
     pub failed_logins: FailedLogins,
+    /// Where a webhook sends mails.
+    pub resets: Option<Resets>,
     /// Limits the requests of addresses, users, devices and tenants.
     pub rates: Rates,
     pub unlisted_proxy: UnlistedProxy,
@@ -125,6 +129,8 @@ pub struct Parts {
     pub store: Store,
     pub hub: Hub,
     pub metrics: Arc<Metrics>,
+    /// Where a webhook sends mails.
+    pub resets: Option<Resets>,
     /// Ends streams when the server stops.
     pub stop: CancellationToken,
 }
@@ -139,6 +145,7 @@ impl App {
             store,
             hub,
             metrics,
+            resets,
             stop,
         } = parts;
         let previous = config.auth.jwt_previous_secrets.iter();
@@ -181,6 +188,7 @@ impl App {
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
             failed_logins,
+            resets,
             rates: Rates::new(&config.rates, metrics.clone()),
             unlisted_proxy: UnlistedProxy::new(store.clone()),
             devices: Devices::new(

@@ -11,8 +11,8 @@ use super::health::Diagnostics;
 use super::live::{sse, websocket};
 use super::request::Request;
 use super::{
-    App, app_instructions, conflicts, devices, enrollment, health, home, messages, metrics, openapi, presence,
-    sessions, state, sync, tables, tickets, users,
+    App, app_instructions, conflicts, devices, enrollment, health, home, messages, metrics, openapi, password_reset,
+    presence, sessions, state, sync, tables, tickets, users,
 };
 use crate::http::error::Error;
 use crate::http::response::Response;
@@ -99,6 +99,8 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/auth/refresh"          Public  2 sessions::refresh),
     route!(POST   "/api/auth/logout"           User    1 sessions::logout),
     route!(POST   "/api/auth/password"         User   10 sessions::change_password),
+    route!(POST   "/api/auth/reset"            Public 10 password_reset::request),
+    route!(POST   "/api/auth/reset/complete"   Public 10 password_reset::complete),
     route!(GET    "/api/auth/sessions"         User    2 sessions::list),
     route!(DELETE "/api/auth/sessions"         User    5 sessions::end_others),
     route!(DELETE "/api/auth/sessions/{id}"    User    1 sessions::end),

@@ -61,19 +61,17 @@ impl From<DeviceBody> for DeviceInfo {
     }
 }
 
-impl LoginBody {
-    /// The tenant of the body, of the header `X-Tenant`, or the default.
-    fn tenant(&self, app: &App, request: &Request) -> Result<String, Error> {
-        let named = self.tenant.as_deref().or_else(|| request.header("x-tenant"));
-        let tenant = named.unwrap_or(&app.config.server.default_tenant);
-        if tenant.is_empty() {
-            return Err(Error::invalid(
-                "tenant",
-                "is missing: set it here or in the header X-Tenant; this server has no default tenant",
-            ));
-        }
-        Ok(tenant.to_owned())
+/// The tenant of a body, of the header `X-Tenant`, or the default.
+pub(super) fn named_tenant(app: &App, request: &Request, in_body: Option<&str>) -> Result<String, Error> {
+    let named = in_body.or_else(|| request.header("x-tenant"));
+    let tenant = named.unwrap_or(&app.config.server.default_tenant);
+    if tenant.is_empty() {
+        return Err(Error::invalid(
+            "tenant",
+            "is missing: set it here or in the header X-Tenant; this server has no default tenant",
+        ));
     }
+    Ok(tenant.to_owned())
 }
 
 /// `GET /api/auth/methods`: how users log in.
@@ -83,12 +81,16 @@ pub async fn methods(app: Arc<App>, _request: Request) -> Result<Response, Error
     let providers: Vec<Value> = providers
         .map(|provider| json!({"issuer": provider.issuer, "audience": provider.audience}))
         .collect();
-    let body = json!({"passwords": auth.passwords, "providers": providers});
+    let body = json!({
+        "passwords": auth.passwords,
+        "password_resets": app.resets.is_some(),
+        "providers": providers,
+    });
     json(StatusCode::OK, &body)
 }
 
 /// Refuses what belongs to logins with a password where there are none.
-fn check_passwords(app: &App) -> Result<(), Error> {
+pub(super) fn check_passwords(app: &App) -> Result<(), Error> {
     if app.config.auth.passwords {
         return Ok(());
     }
@@ -104,7 +106,7 @@ fn check_passwords(app: &App) -> Result<(), Error> {
 pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     check_passwords(&app)?;
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
-    let tenant = body.tenant(&app, &request);
+    let tenant = named_tenant(&app, &request, body.tenant.as_deref());
     let name = required("username", body.username.or(body.email))?;
     let password = required("password", body.password)?;
     for (field, text) in [("username", &name), ("password", &password)] {
@@ -146,7 +148,7 @@ pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Erro
 pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     check_passwords(&app)?;
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
-    let tenant = body.tenant(&app, &request);
+    let tenant = named_tenant(&app, &request, body.tenant.as_deref());
     let username = required("username", body.username.clone().or(body.email.clone()))?;
     // A username that is an email address is the email too.
     let email = body.email.or_else(|| username.contains('@').then(|| username.clone()));

@@ -22,5 +22,7 @@ section! {
         pub refresh_address_max: u64 = 1000, 1..=1_000_000;
         /// Failed requests for an enrollment, or for its completion, from one address.
         pub enrollment_address_max: u64 = 1000, 1..=1_000_000;
+        /// Requests to reset a password from one address.
+        pub reset_address_max: u64 = 20, 1..=1_000_000;
     }
 }

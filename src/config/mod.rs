@@ -22,6 +22,7 @@ mod health;
 mod limits;
 mod live;
 mod log;
+mod mail;
 mod messages;
 mod network;
 mod outbox;
@@ -41,6 +42,7 @@ mod streams;
 mod sync;
 mod telemetry;
 mod url;
+mod webhook;
 mod websocket;
 
 use std::path::Path;
@@ -61,13 +63,14 @@ pub use self::health::Health;
 pub use self::limits::Limits;
 pub use self::live::Live;
 pub use self::log::{Log, LogFormat, parse_level};
+pub use self::mail::Mail;
 pub use self::messages::Messages;
 pub use self::network::{Network, client_network};
 pub use self::outbox::Outbox;
 pub use self::postgres::Postgres;
 pub use self::presence::Presence;
 pub use self::provider::{Claims, JwksSource, NewUserType, Provider, SignatureAlgorithm, Texts};
-pub use self::push::{Push, Webhook, WebhookSecret};
+pub use self::push::Push;
 pub use self::rates::Rates;
 pub use self::redis::Redis;
 pub use self::replication::Replication;
@@ -80,13 +83,14 @@ pub use self::streams::Streams;
 pub use self::sync::{ConflictStrategy, Sync};
 pub use self::telemetry::Telemetry;
 pub use self::url::{HttpUrl, InvalidUrl};
+pub use self::webhook::{Webhook, WebhookSecret};
 pub use self::websocket::WebSocket;
 
 /// Prefix of environment variables that override keys.
 const ENV_PREFIX: &str = "POSDUIF__";
 
 /// Keys whose values are secret.
-const SECRETS: [&str; 8] = [
+const SECRETS: [&str; 10] = [
     "admin.token",
     "telemetry.otlp_headers",
     "postgres.url",
@@ -95,6 +99,8 @@ const SECRETS: [&str; 8] = [
     "auth.jwt_previous_secrets",
     "push.webhook_secret",
     "push.webhook_previous_secrets",
+    "mail.webhook_secret",
+    "mail.webhook_previous_secrets",
 ];
 
 /// Keys of former versions, and what they are called now. A section stands for all its keys.
@@ -125,6 +131,7 @@ pub struct Config {
     pub streams: Streams,
     pub outbox: Outbox,
     pub auth: Auth,
+    pub mail: Mail,
     pub audit: Audit,
     pub limits: Limits,
     pub rates: Rates,
@@ -200,7 +207,7 @@ impl Config {
     }
 
     /// All sections by name.
-    fn sections(&self) -> [(&'static str, &dyn Section); 24] {
+    fn sections(&self) -> [(&'static str, &dyn Section); 25] {
         [
             ("server", &self.server),
             ("admin", &self.admin),
@@ -210,6 +217,7 @@ impl Config {
             ("streams", &self.streams),
             ("outbox", &self.outbox),
             ("auth", &self.auth),
+            ("mail", &self.mail),
             ("audit", &self.audit),
             ("limits", &self.limits),
             ("rates", &self.rates),
@@ -243,6 +251,7 @@ impl Config {
         self.redis.check()?;
         self.replication.check()?;
         self.auth.check()?;
+        self.mail.check()?;
         self.sync.check()?;
         self.push.check()?;
         self.log.check()?;

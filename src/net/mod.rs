@@ -5,11 +5,13 @@
 //!   connection.
 //! - [`redis`]: the same for Redis, shared by the publisher's own connection and the `redis` crate.
 //! - [`http`]: the only HTTP client.
+//! - [`webhook`]: signed requests to a webhook of the operator.
 
 pub mod http;
 pub mod postgres;
 pub mod redis;
 pub mod tls;
+pub mod webhook;
 
 use std::io;
 use std::path::PathBuf;

@@ -1,5 +1,4 @@
-//! Sends triggered pushes to the operator's server: Standard Webhooks
-//! (<https://github.com/standard-webhooks/standard-webhooks>, specification 1.0.0).
+//! Sends triggered pushes to the webhook of the operator ([`crate::net::webhook`]).
 //!
 //! Each entry of a stream `push` is sent at least once, with the same `webhook-id` each time, until the server accepts it
 //! (any status of 2xx), answers 410 Gone, or the attempts are used up. Entries stay in Redis until then, so a crash loses
@@ -11,23 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use hmac::{Hmac, KeyInit, Mac};
-use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use parking_lot::Mutex;
 use serde_json::json;
-use sha2::Sha256;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::config::{self, WebhookSecret};
+use crate::config;
 use crate::core::backoff::Backoff;
 use crate::core::time::{Timestamp, millis};
-use crate::net::http::Client;
-use crate::net::tls::Roots;
+use crate::net::webhook::{Answer, Sender};
 use crate::postgres::{Database, tenants};
 use crate::push::candidates::{self, Claimed, Trigger};
 use crate::redis::store::Store;
@@ -36,39 +28,13 @@ use crate::telemetry::metrics::Metrics;
 /// Delays before an entry is sent again.
 const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 
-/// The longest wait that a server may ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
-
 /// Pause before Redis or Postgres is asked again.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// The header `webhook-signature`: one signature per secret.
-pub fn sign(secrets: &[WebhookSecret], id: &str, timestamp: i64, body: &[u8]) -> Option<String> {
-    let signatures = secrets.iter().map(|secret| {
-        let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose()).ok()?;
-        mac.update(format!("{id}.{timestamp}.").as_bytes());
-        mac.update(body);
-        Some(format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes())))
-    });
-    Some(signatures.collect::<Option<Vec<_>>>()?.join(" "))
-}
-
-/// What the server said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
-    Taken,
-    /// It wants none any more.
-    Gone,
-    /// It did not take it, and may want to be left alone for a while.
-    Refused(StatusCode, Option<Duration>),
-}
-
-/// Tells entries.
+/// Sends entries.
 #[derive(Debug)]
 pub struct Webhook {
-    client: Client,
-    path: String,
-    secrets: Vec<WebhookSecret>,
+    sender: Sender,
     timeout: Duration,
     attempts_max: u32,
     concurrency: usize,
@@ -85,19 +51,13 @@ impl Webhook {
     /// # Errors
     /// When a secret or the URL is malformed, or the file of the authority cannot be read.
     pub fn new(settings: &config::Push, store: Store, metrics: Arc<Metrics>) -> Result<Option<Self>> {
-        let Some(config::Webhook { url, secrets }) = settings.webhook()? else {
+        let Some(webhook) = settings.webhook()? else {
             return Ok(None);
         };
-        let roots = match settings.webhook_ca_file.as_str() {
-            "" => Roots::System,
-            file => Roots::File(file.into()),
-        };
         let timeout = Duration::from_secs(settings.webhook_timeout_seconds);
-        let path = url.path.clone();
+        let sender = Sender::new(webhook, &settings.webhook_ca_file, timeout);
         Ok(Some(Self {
-            client: Client::new(url, roots, timeout).context("key `push.webhook_ca_file`")?,
-            path,
-            secrets,
+            sender: sender.context("key `push.webhook_ca_file`")?,
             timeout,
             attempts_max: settings.webhook_attempts_max,
             concurrency: settings.webhook_concurrency,
@@ -192,7 +152,7 @@ impl Webhook {
         let answer = if self.is_gone.load(Ordering::Relaxed) {
             Ok(Answer::Gone)
         } else {
-            self.send(trigger).await
+            self.sender.send(&trigger.entry.id, body(trigger)).await
         };
         let (cause, asked) = match answer {
             Ok(Answer::Taken) => {
@@ -241,32 +201,6 @@ impl Webhook {
             }
         }
     }
-
-    async fn send(&self, trigger: &Trigger) -> Result<Answer> {
-        let body = body(trigger);
-        let timestamp = chrono::Utc::now().timestamp();
-        let signature =
-            sign(&self.secrets, &trigger.entry.id, timestamp, &body).context("the request cannot be signed")?;
-        let request = hyper::Request::post(&self.path)
-            .header(CONTENT_TYPE, "application/json")
-            .header(USER_AGENT, concat!("posduif/", env!("CARGO_PKG_VERSION")))
-            .header("webhook-id", &trigger.entry.id)
-            .header("webhook-timestamp", timestamp)
-            .header("webhook-signature", signature)
-            .body(body)
-            .context("the request cannot be built")?;
-        let head = self.client.send_for_head(request).await?;
-        // A redirect counts as a refusal: signed requests go to the configured URL only.
-        Ok(match head.status {
-            status if status.is_success() => Answer::Taken,
-            StatusCode::GONE => Answer::Gone,
-            status => {
-                let asked = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-                let seconds = asked.and_then(|text| text.parse().ok()).map(Duration::from_secs);
-                Answer::Refused(status, seconds.map(|wait| wait.min(RETRY_AFTER_MAX)))
-            }
-        })
-    }
 }
 
 /// The body of the request, the same in each attempt.
@@ -284,23 +218,4 @@ fn body(trigger: &Trigger) -> Bytes {
         },
     });
     body.to_string().into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_signature_is_that_of_the_specifications_example() {
-        // Of the libraries' own tests: https://github.com/standard-webhooks/standard-webhooks/tree/main/libraries
-        let secret = WebhookSecret::decode("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("a secret");
-        let signature = sign(
-            &[secret.clone(), secret],
-            "msg_p5jXN8AQM9LWM0D4loKWxJek",
-            1_614_265_330,
-            br#"{"test": 2432232314}"#,
-        );
-        let one = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
-        assert_eq!(signature.expect("signed"), format!("{one} {one}"));
-    }
 }

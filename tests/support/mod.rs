@@ -10,6 +10,7 @@ pub(crate) mod owner;
 pub(crate) mod provider;
 pub(crate) mod proxy;
 pub(crate) mod random;
+pub(crate) mod receiver;
 pub(crate) mod running;
 pub(crate) mod scrape;
 pub(crate) mod servers;
