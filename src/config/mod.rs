@@ -25,6 +25,7 @@ mod log;
 mod messages;
 mod network;
 mod outbox;
+pub mod placement;
 mod postgres;
 mod presence;
 mod provider;
@@ -248,7 +249,8 @@ impl Config {
         self.log.check()?;
         self.telemetry.check()?;
         group::check_all(&self.groups, &self.routes)?;
-        rule::check_all(&self.routes)
+        rule::check_subjects(&self.routes, &self.groups, &self.auth.providers)?;
+        rule::check_all(&self.routes, &self.groups)
     }
 
     /// The memory for request bodies: at least what the largest request needs, which could never succeed otherwise.

@@ -9,9 +9,11 @@
 //! [`outgoing`]: what a device changed offline. [`report`] and [`metadata`] record how each sync went.
 
 pub mod cursor;
+mod described;
 pub mod device_state;
 pub mod incoming;
 pub mod item;
+mod members;
 pub mod metadata;
 pub mod outgoing;
 pub mod prefetch;

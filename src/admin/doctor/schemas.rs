@@ -8,6 +8,7 @@ use crate::postgres::migrations::{self, Status};
 use crate::postgres::publication::{self, Coverage, Table};
 use crate::postgres::tenants::{self, Listed};
 use crate::postgres::{Database, Error};
+use crate::route::router::Router;
 use crate::sync::tables;
 
 /// Checks schemas, and if there are any, tenants and the publication.
@@ -34,7 +35,8 @@ pub(super) async fn examine(database: &Database, config: &Config, facts: &Facts)
         checks.push(group_members(database, config).await);
     }
     let name = &config.replication.publication;
-    match publication::coverage(database, name).await {
+    let router = Router::configured(config);
+    match publication::coverage(database, name, &router.outside()).await {
         Ok(coverage) => checks.extend([publication(&coverage, name, facts), replica_identity(&coverage, facts)]),
         Err(error) => checks.push(Check::fail(PUBLICATION, format!("{error:#}"), "It cannot be read")),
     }
