@@ -1,7 +1,7 @@
 //! Routing rules: which table's changes are delivered to which users. Rules are data: built-in ones for messages, users and
 //! encrypted state, and the operator's own from the configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ pub const TENANT: &str = "tenant";
 
 /// The value of `subjects` for columns that hold ids of users.
 pub const NO_SUBJECTS: &str = "none";
+
+/// Most columns in a list of a rule.
+const COLUMNS_MAX: usize = 1600;
 
 /// The live event of a user who joined a group.
 pub const GROUP_JOINED: &str = "group_joined";
@@ -130,6 +133,9 @@ pub struct Rule {
     pub subjects: Option<String>,
     /// Columns that hold user ids, groups with the column of their id, or `tenant` alone for every user of the tenant.
     pub to: Vec<Recipient>,
+    /// The only columns that devices and pages receive, beside `id`; empty means all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<String>,
     /// Name of the live event; `change` unless given.
     #[serde(default = "default_event")]
     pub event: String,
@@ -147,6 +153,22 @@ fn default_event() -> String {
 /// Whether a text is a valid name of a live event: 1 to 64 of a-z, 0-9 and _.
 pub fn is_event_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
+impl Default for Rule {
+    fn default() -> Self {
+        Self {
+            table: String::new(),
+            schema: None,
+            tenant: None,
+            subjects: None,
+            to: Vec::new(),
+            columns: Vec::new(),
+            event: default_event(),
+            when: When::default(),
+            upload: None,
+        }
+    }
 }
 
 impl Rule {
@@ -178,22 +200,24 @@ impl Rule {
     pub(crate) fn built_in(table: &str, to: &str, event: &str, changed: &[&str]) -> Self {
         Self {
             table: table.into(),
-            schema: None,
-            tenant: None,
-            subjects: None,
             to: vec![to.into()],
             event: event.into(),
             when: When {
                 changed: changed.iter().map(|column| (*column).to_owned()).collect(),
                 ..When::default()
             },
-            upload: None,
+            ..Self::default()
         }
     }
 
     /// Where its rows are.
     pub fn placement(&self) -> Placement<'_> {
         Placement::of(&self.table, self.schema.as_ref(), self.tenant.as_ref())
+    }
+
+    /// Whether devices and pages receive a column.
+    pub fn delivers(&self, column: &str) -> bool {
+        self.columns.is_empty() || column == "id" || self.columns.iter().any(|listed| listed == column)
     }
 
     /// Whether every user of the tenant receives its rows.
@@ -246,7 +270,18 @@ impl Rule {
                 self.event
             ));
         }
+        if self.columns.len() > COLUMNS_MAX {
+            return Err(format!("columns has more than {COLUMNS_MAX} names"));
+        }
+        if let Some(column) = self.columns.iter().find(|column| column.is_empty() || column.len() > 63) {
+            return Err(format!("columns names {column:?}: allowed is a name of 1 to 63 bytes"));
+        }
         if let Some(upload) = &self.upload {
+            if let Some(column) = upload.columns.iter().find(|column| !self.delivers(column)) {
+                return Err(format!(
+                    "upload.columns names {column:?}, which `columns` does not: devices would write what they cannot read"
+                ));
+            }
             if upload.columns.is_empty() {
                 return Err("upload.columns must name the columns that devices may set".into());
             }
@@ -306,6 +341,13 @@ pub(super) fn check_all(rules: &[Rule], groups: &Groups) -> Result<()> {
         if rule.upload.is_some() && rules[..index].iter().any(has_upload) {
             bail!(
                 "key `routes[{index}].upload`: the table {:?} has one in another rule",
+                rule.table
+            );
+        }
+        let set = |rule: &Rule| rule.columns.iter().cloned().collect::<BTreeSet<String>>();
+        if rules[..index].iter().any(|other| other.table == rule.table && set(other) != set(rule)) {
+            bail!(
+                "key `routes[{index}].columns`: another rule has other columns of the table {:?}; all its rules need the same list",
                 rule.table
             );
         }

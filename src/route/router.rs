@@ -80,6 +80,8 @@ pub struct Plan {
     pub id_column: Option<usize>,
     /// In `users`, the column with the id of the user that an insert creates.
     pub creation_column: Option<usize>,
+    /// Which columns devices receive; `None` for all.
+    pub delivered: Option<Vec<bool>>,
     /// Columns whose values live events deliver.
     pub live_columns: Vec<usize>,
     /// The built-in rule for messages, where this is their table.
@@ -231,6 +233,7 @@ impl Router {
                 .column("id")
                 .or_else(|| relation.columns.iter().position(|column| column.is_key)),
             creation_column: None,
+            delivered: None,
             live_columns: live_columns(&relation.table)
                 .iter()
                 .filter_map(|column| relation.column(column))
@@ -279,6 +282,10 @@ impl Router {
             plan.names_audiences |= rule.to.iter().any(|to| to.group().is_some());
             let route = plan.compile(rule, names, relation);
             plan.stored.extend(route);
+            if !rule.columns.is_empty() {
+                let mask = relation.columns.iter().map(|column| rule.delivers(&column.name));
+                plan.delivered = Some(mask.collect());
+            }
         }
         if let Some((name, group, names)) = self.groups.iter().find(|(_, group, _)| is_this(group.placement())) {
             match membership::Columns::compile(name, group, names, relation) {

@@ -21,11 +21,11 @@ pub(super) struct MemberTable {
     table: Table,
     pub(super) id: Column,
     user: Column,
-    names: UserNames,
+    pub(super) names: UserNames,
 }
 
 impl MemberTable {
-    async fn read(
+    pub(super) async fn read(
         database: &Database,
         tenant: &Tenant,
         group: &Group,
@@ -41,15 +41,31 @@ impl MemberTable {
     }
 
     /// The condition under which the row `m` says that a user is a member.
-    pub(super) fn is_of(&self, viewer: &Viewer<'_>, parameters: &mut Parameters) -> Option<String> {
+    fn is_of(&self, viewer: &Viewer<'_>, parameters: &mut Parameters) -> Option<String> {
         let is_user = self.user.is_one_of("m", &viewer.values(&self.names), parameters);
+        let is_valid = self.is_valid(parameters)?;
+        Some(format!("{is_user} AND {is_valid}"))
+    }
+
+    /// The condition under which the row `m` is a membership of the tenant.
+    fn is_valid(&self, parameters: &mut Parameters) -> Option<String> {
         let is_of_tenant = self.table.is_of_tenant("m", parameters)?;
         let gone = Rule::gone_column("");
         let is_there = match self.table.column(gone) {
             Some(_) => format!(" AND m.{gone} IS NULL"),
             None => String::new(),
         };
-        Some(format!("{is_user} AND {is_of_tenant}{is_there}"))
+        Some(format!("{is_of_tenant}{is_there}"))
+    }
+
+    /// A statement that reads the members of a group.
+    pub(super) fn members(&self, id: &str, limit: &str, parameters: &mut Parameters) -> Option<String> {
+        let has_id = self.id.equals("m", id, parameters);
+        let (is_valid, user) = (self.is_valid(parameters)?, quote_identifier(&self.user.name));
+        let name = &self.table.name;
+        Some(format!(
+            "SELECT m.{user}::text FROM {name} AS m WHERE {has_id} AND {is_valid} ORDER BY 1 LIMIT {limit}"
+        ))
     }
 
     /// The condition under which a user is a member of the group in a column of `t`.

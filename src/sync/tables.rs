@@ -135,7 +135,8 @@ pub async fn forms(database: &Database, tenant: &Tenant, rules: &[Rule]) -> Resu
         if let Some(known) = forms.iter_mut().find(|form| form.name == rule.table) {
             known.writable.extend(writable);
         } else if let Some(table) = Table::with_id(database, tenant, rule.placement()).await? {
-            let columns = table.columns.into_iter().map(|column| ColumnForm {
+            let delivered = table.columns.into_iter().filter(|column| rule.delivers(&column.name));
+            let columns = delivered.map(|column| ColumnForm {
                 name: column.name,
                 type_name: column.type_name,
             });
@@ -337,10 +338,11 @@ impl<'a> View<'a> {
     }
 }
 
-/// The tables of the tenants into which devices upload by these rules, and in which ids are not unique: two users may have
+/// The tables in tenants' schemas into which devices upload by these rules, and in which ids are not unique: two users may have
 /// rows of the same id.
 pub async fn without_unique_id(database: &Database, rules: &[Rule]) -> Result<Vec<(String, String)>, feature::Error> {
     let uploads = rules.iter().filter(|rule| rule.upload.is_some());
+    let uploads = uploads.filter(|rule| rule.placement().outside.is_none());
     let names: Vec<&str> = uploads.map(|rule| rule.table.as_str()).collect();
     if names.is_empty() {
         return Ok(Vec::new());
@@ -362,11 +364,11 @@ pub struct AmbiguousMembers {
     pub columns: [String; 2],
 }
 
-/// The tables of the tenants with memberships in which a group and a member may stand twice: the end of one row would end the
+/// The tables in tenants' schemas with memberships in which a group and a member may stand twice: the end of one row would end the
 /// membership, although the other row is there.
 pub async fn ambiguous_members(database: &Database, groups: &Groups) -> Result<Vec<AmbiguousMembers>, feature::Error> {
-    let column =
-        |get: fn(&Group) -> &String| -> Vec<&str> { groups.values().map(|group| get(group).as_str()).collect() };
+    let of_tenants = || groups.values().filter(|group| group.placement().outside.is_none());
+    let column = |get: fn(&Group) -> &String| -> Vec<&str> { of_tenants().map(|group| get(group).as_str()).collect() };
     let (tables, ids, users) = (
         column(|group| &group.table),
         column(|group| &group.id),
@@ -430,7 +432,7 @@ fn audiences<'v>(view: &View<'_>, value: impl Fn(&str) -> Option<&'v str>) -> Te
 }
 
 /// An expression that prints a column by its type's output function; a cast to text differs for some types.
-fn printed(column: &str) -> String {
+pub(super) fn printed(column: &str) -> String {
     let column = quote_identifier(column);
     format!("CASE WHEN t.{column} IS NOT NULL THEN format('%s', t.{column}) END")
 }
@@ -525,7 +527,10 @@ impl Table {
         for row in &rows {
             let mut json = vec![b'{'];
             for (index, column) in self.columns.iter().enumerate() {
-                if index > 0 {
+                if !view.rules.iter().all(|rule| rule.delivers(&column.name)) {
+                    continue;
+                }
+                if json.len() > 1 {
                     json.push(b',');
                 }
                 value::write_string(&column.name, &mut json);

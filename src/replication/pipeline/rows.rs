@@ -112,7 +112,7 @@ impl Pipeline {
         self.entries.body.begin(&source);
         let mut deliveries: Vec<Delivery<'_>> = Vec::new();
         let is_retried = self.retried.as_ref() == Some(tenant);
-        let (is_stored, quarantined) = match write_rows(relation, &row, &mut self.json, &mut self.entries.body) {
+        let (is_stored, quarantined) = match write_rows(relation, &row, None, &mut self.json, &mut self.entries.body) {
             Ok(()) if self.entries.body.bytes() > ENTRY_BYTES_MAX => {
                 let bytes = self.entries.body.bytes();
                 self.entries.body.begin(&source);
@@ -156,6 +156,16 @@ impl Pipeline {
             self.entries
                 .batch
                 .create_stream(Target::Inbox(tenant.clone(), user), id, begin.commit_ts);
+        }
+        // The log of the tenant has all columns, its readers those of the list.
+        if let Some(shown) = plan.delivered.as_deref()
+            && deliveries.iter().any(|delivery| delivery.stored)
+        {
+            self.entries.body.begin(&source);
+            // A value that is not UTF-8 was refused above.
+            if write_rows(relation, &row, Some(shown), &mut self.json, &mut self.entries.body).is_err() {
+                return Ok(());
+            }
         }
         if let Some(audiences) = plan.audiences(tenant, &row) {
             write_audiences(&audiences, &mut self.json);

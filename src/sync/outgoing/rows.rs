@@ -90,6 +90,9 @@ pub(super) fn parse(item: &Value, routing: Routing<'_>, author: &Viewer<'_>) -> 
         "base": base_version(fields)?, "base_row": base_row, "merge": upload.merge.is_some(),
         "authors": author.values(&routing.names(rule.subjects.as_ref())),
     })));
+    if !rule.columns.is_empty() {
+        entry.insert("visible".into(), rule.columns.clone().into());
+    }
     Ok(Value::Object(entry))
 }
 
