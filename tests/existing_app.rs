@@ -34,9 +34,16 @@ async fn documented_existing_app_syncs_as_the_page_says() {
     let folder = std::env::temp_dir().join(format!("posduif-app-{}", uuid::Uuid::new_v4().simple()));
     std::fs::create_dir(&folder).unwrap();
     let program = PathBuf::from(env!("CARGO_BIN_EXE_posduif"));
-    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let path = format!(
+        "{}:{}",
+        program.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
     let port = port().await;
-    let script = format!("set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null' EXIT\n{}", blocks("sh"));
+    let script = format!(
+        "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{}",
+        blocks("sh")
+    );
     let mut command = Command::new("bash");
     command
         .args(["-c", &script])
@@ -50,7 +57,10 @@ async fn documented_existing_app_syncs_as_the_page_says() {
         .env("DATABASE_URL", world.config.postgres.url.expose())
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    let output = tokio::time::timeout(Duration::from_secs(120), command.output()).await.unwrap().unwrap();
+    let output = tokio::time::timeout(Duration::from_secs(120), command.output())
+        .await
+        .unwrap()
+        .unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     let complaint = String::from_utf8_lossy(&output.stderr);
     let log = std::fs::read_to_string(folder.join("posduif.log")).unwrap_or_default();

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use posduif::accounts::users::UserType;
+use posduif::admin::doctor;
+use posduif::admin::status::EngineUrls;
 use posduif::config::Config;
 use posduif::replication::outside;
 use posduif::route::router::Router;
@@ -78,7 +80,11 @@ impl Orgs {
         let gina_id = office.world.user("globex", "gina", UserType::Mobile).await;
         office.world.published().await;
         let globex = office.anybody.log_in("globex", "bob").await;
-        Self { office, globex, gina_id }
+        Self {
+            office,
+            globex,
+            gina_id,
+        }
     }
 
     async fn joe(&self, device: &str) -> Device {
@@ -157,7 +163,10 @@ impl Device {
             "leave" => {
                 self.groups.remove(&group);
                 let rows = std::mem::take(&mut self.rows);
-                self.rows = rows.into_iter().filter(|(_, (_, via))| self.sees(via.as_ref())).collect();
+                self.rows = rows
+                    .into_iter()
+                    .filter(|(_, (_, via))| self.sees(via.as_ref()))
+                    .collect();
             }
             "insert" | "update" if ["lists", "tasks", "contacts"].contains(&key.0.as_str()) => {
                 let via: Option<Vec<String>> = serde_json::from_value(change["via"].clone()).unwrap();
@@ -180,7 +189,10 @@ impl Device {
 
     /// The titles of its rows, by table and id.
     fn titles(&self) -> Vec<&str> {
-        self.rows.values().map(|(row, _)| row["title"].as_str().unwrap_or("?")).collect()
+        self.rows
+            .values()
+            .map(|(row, _)| row["title"].as_str().unwrap_or("?"))
+            .collect()
     }
 
     /// Syncs what is published now; gives the titles.
@@ -203,7 +215,11 @@ impl Device {
 
     /// Uploads an item; gives status and code.
     async fn upload(&self, item: Value) -> (String, Value) {
-        let answer = self.api.post("/api/sync/outgoing", &json!({"changes": [item]})).await.expect(200);
+        let answer = self
+            .api
+            .post("/api/sync/outgoing", &json!({"changes": [item]}))
+            .await
+            .expect(200);
         let result = &answer["results"][0];
         (result["status"].as_str().unwrap().to_owned(), result["code"].clone())
     }
@@ -225,7 +241,10 @@ async fn rows_of_each_tenant_reach_its_own_users_only() {
     .await;
     orgs.office.world.published().await;
     let (mut joes, mut ginas) = (orgs.joe("joes").await, orgs.gina("ginas").await);
-    assert_eq!((joes.titles(), ginas.titles()), (vec!["joe before"], vec!["gina before"]));
+    assert_eq!(
+        (joes.titles(), ginas.titles()),
+        (vec!["joe before"], vec!["gina before"])
+    );
     let mut events = joes.api.events("/sse/mobile/joes").await;
     orgs.sql(&format!(
         "INSERT INTO tasks VALUES (6, 2, NULL, '{joe}', 'not joe'), (7, 2, NULL, '{gina}', 'gina after');
@@ -238,7 +257,10 @@ async fn rows_of_each_tenant_reach_its_own_users_only() {
     assert_eq!(joes.synced(&orgs.office).await, ["joe before", "joe after"]);
     assert_eq!(ginas.synced(&orgs.office).await, ["gina changed", "gina after"]);
     assert_eq!((joes.snapshots, ginas.snapshots), (1, 1));
-    for (device, others) in [(&joes, ["gina", "not joe", "nobody"]), (&ginas, ["joe b", "joe a", "not gina"])] {
+    for (device, others) in [
+        (&joes, ["gina", "not joe", "nobody"]),
+        (&ginas, ["joe b", "joe a", "not gina"]),
+    ] {
         for other in others {
             assert!(!device.seen.contains(other), "{other} in {}", device.seen);
         }
@@ -248,7 +270,10 @@ async fn rows_of_each_tenant_reach_its_own_users_only() {
         let rows = page["rows"].as_array().unwrap().iter();
         rows.map(|row| row["title"].as_str().unwrap().to_owned()).collect()
     };
-    assert_eq!(titles(&joes.api.get("/api/tables/tasks").await.expect(200)), ["joe before", "joe after"]);
+    assert_eq!(
+        titles(&joes.api.get("/api/tables/tasks").await.expect(200)),
+        ["joe before", "joe after"]
+    );
     joes.api.get("/api/tables/tasks/8").await.expect(200);
     for other in [2, 3, 4, 5, 6, 7] {
         joes.api.get(&format!("/api/tables/tasks/{other}")).await.expect(404);
@@ -278,22 +303,32 @@ async fn row_that_moves_is_deleted_for_the_old_tenant_and_new_for_the_other() {
     ))
     .await;
     assert_eq!(joes.synced(&orgs.office).await, ["x".repeat(9000)]);
-    orgs.sql(&format!("UPDATE tasks SET org_id = 2, assignee_id = '{gina}' WHERE id = 1; UPDATE tasks SET org_id = 2 WHERE id = 2"))
-        .await;
+    orgs.sql(&format!(
+        "UPDATE tasks SET org_id = 2, assignee_id = '{gina}' WHERE id = 1; UPDATE tasks SET org_id = 2 WHERE id = 2"
+    ))
+    .await;
     assert_eq!(joes.synced(&orgs.office).await, [""; 0]);
     assert_eq!(ginas.synced(&orgs.office).await, ["x".repeat(9000).as_str(), "both"]);
     // No stream of the old tenant has the row as it is for the new one.
     let world = &orgs.office.world;
     let changes = world.stream(&world.keys().changes("acme")).await;
     let last = changes.iter().rfind(|entry| entry.field("table") == "tasks").unwrap();
-    assert_eq!((last.field("op"), last.json("row"), &last.json("old")["org_id"]), ("delete", Value::Null, &json!(1)));
+    assert_eq!(
+        (last.field("op"), last.json("row"), &last.json("old")["org_id"]),
+        ("delete", Value::Null, &json!(1))
+    );
     let changes = world.stream(&world.keys().changes("globex")).await;
     let last = changes.iter().rfind(|entry| entry.field("table") == "tasks").unwrap();
-    assert_eq!((last.field("op"), last.json("old"), &last.json("row")["org_id"]), ("insert", Value::Null, &json!(2)));
+    assert_eq!(
+        (last.field("op"), last.json("old"), &last.json("row")["org_id"]),
+        ("insert", Value::Null, &json!(2))
+    );
     // Out of all tenants, and back.
-    orgs.sql("UPDATE tasks SET org_id = NULL WHERE id = 1; UPDATE tasks SET org_id = 9 WHERE id = 2").await;
+    orgs.sql("UPDATE tasks SET org_id = NULL WHERE id = 1; UPDATE tasks SET org_id = 9 WHERE id = 2")
+        .await;
     assert_eq!(ginas.synced(&orgs.office).await, [""; 0]);
-    orgs.sql("UPDATE tasks SET org_id = 2 WHERE id = 2; DELETE FROM tasks WHERE id = 1").await;
+    orgs.sql("UPDATE tasks SET org_id = 2 WHERE id = 2; DELETE FROM tasks WHERE id = 1")
+        .await;
     assert_eq!(ginas.synced(&orgs.office).await, ["both"]);
     assert_eq!((joes.snapshots, ginas.snapshots), (1, 1));
     orgs.close().await;
@@ -303,21 +338,30 @@ async fn row_that_moves_is_deleted_for_the_old_tenant_and_new_for_the_other() {
 async fn groups_of_two_tenants_with_one_id_are_kept_apart() {
     let orgs = Orgs::open().await;
     let (joe, gina) = (orgs.office.joe_id, orgs.gina_id);
-    orgs.sql("INSERT INTO lists VALUES (1, 'todo', 'acme''s'), (2, 'todo', 'globex''')").await;
+    orgs.sql("INSERT INTO lists VALUES (1, 'todo', 'acme''s'), (2, 'todo', 'globex''')")
+        .await;
     let (mut joes, mut ginas) = (orgs.joe("joes").await, orgs.gina("ginas").await);
     let join = |org: i64, user: Uuid| format!("INSERT INTO list_members VALUES ({org}, 'todo', '{user}')");
     // Joe's id as a member at globex gives nothing at acme.
     orgs.sql(&join(2, joe)).await;
     assert_eq!(joes.synced(&orgs.office).await, [""; 0]);
     orgs.sql(&format!("{}; {}", join(1, joe), join(2, gina))).await;
-    orgs.sql("INSERT INTO tasks VALUES (1, 1, 'todo', NULL, 'acme task'), (2, 2, 'todo', NULL, 'globex task')").await;
+    orgs.sql("INSERT INTO tasks VALUES (1, 1, 'todo', NULL, 'acme task'), (2, 2, 'todo', NULL, 'globex task')")
+        .await;
     assert_eq!(joes.synced(&orgs.office).await, ["acme's", "acme task"]);
     assert_eq!(ginas.synced(&orgs.office).await, ["globex'", "globex task"]);
-    assert_eq!((joes.snapshots, ginas.snapshots), (1, 1), "what was there comes with the join");
+    assert_eq!(
+        (joes.snapshots, ginas.snapshots),
+        (1, 1),
+        "what was there comes with the join"
+    );
     // A task moves between the organisations and stays in the list of that id.
     orgs.sql("UPDATE tasks SET org_id = 2 WHERE id = 1").await;
     assert_eq!(joes.synced(&orgs.office).await, ["acme's"]);
-    assert_eq!(ginas.synced(&orgs.office).await, ["globex'", "acme task", "globex task"]);
+    assert_eq!(
+        ginas.synced(&orgs.office).await,
+        ["globex'", "acme task", "globex task"]
+    );
     // So does a membership.
     orgs.sql(&format!("DELETE FROM list_members WHERE user_id = '{joe}' AND org_id = 2; UPDATE list_members SET org_id = 2 WHERE user_id = '{joe}'"))
         .await;
@@ -361,25 +405,45 @@ async fn device_cannot_touch_rows_of_another_tenant() {
             };
             assert_eq!(got, expected, "{op} {other}");
         }
-        let stale = joes.upload(task("edit", other, json!({"title": "mine"}), Some(1))).await;
+        let stale = joes
+            .upload(task("edit", other, json!({"title": "mine"}), Some(1)))
+            .await;
         assert_eq!(stale, refused("NOT_FOUND"), "and no conflict, which would show the row");
     }
     // The tenant is no column of the device's.
-    for forged in [json!({"title": "x", "org_id": 2}), json!({"title": "x", "assignee_id": gina})] {
-        assert_eq!(joes.upload(task("create", 10, forged.clone(), None)).await, refused("VALIDATION_ERROR"));
-        assert_eq!(joes.upload(task("edit", 1, forged, Some(1))).await, refused("VALIDATION_ERROR"));
+    for forged in [
+        json!({"title": "x", "org_id": 2}),
+        json!({"title": "x", "assignee_id": gina}),
+    ] {
+        assert_eq!(
+            joes.upload(task("create", 10, forged.clone(), None)).await,
+            refused("VALIDATION_ERROR")
+        );
+        assert_eq!(
+            joes.upload(task("edit", 1, forged, Some(1))).await,
+            refused("VALIDATION_ERROR")
+        );
     }
     // Membership of another tenant's list gives nothing, membership of the own one what it gives.
     assert_eq!(
-        joes.upload(task("create", 11, json!({"title": "x", "list_id": "secret"}), None)).await,
+        joes.upload(task("create", 11, json!({"title": "x", "list_id": "secret"}), None))
+            .await,
         refused("FORBIDDEN")
     );
     assert_eq!(
-        joes.upload(task("edit", 1, json!({"list_id": "secret"}), Some(1))).await,
+        joes.upload(task("edit", 1, json!({"list_id": "secret"}), Some(1)))
+            .await,
         refused("FORBIDDEN")
     );
-    assert_eq!(joes.upload(task("create", 12, json!({"title": "new", "list_id": "todo"}), None)).await, ok());
-    assert_eq!(joes.upload(task("edit", 1, json!({"title": "edited"}), Some(1))).await, ok());
+    assert_eq!(
+        joes.upload(task("create", 12, json!({"title": "new", "list_id": "todo"}), None))
+            .await,
+        ok()
+    );
+    assert_eq!(
+        joes.upload(task("edit", 1, json!({"title": "edited"}), Some(1))).await,
+        ok()
+    );
     // What a trigger would make another tenant's is refused.
     orgs.sql(
         "CREATE FUNCTION public.stray() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.org_id := 2; RETURN NEW; END $$;
@@ -387,15 +451,22 @@ async fn device_cannot_touch_rows_of_another_tenant() {
          EXECUTE FUNCTION public.stray()",
     )
     .await;
-    for stray in [task("create", 13, json!({"title": "stray"}), None), task("edit", 1, json!({"title": "stray"}), Some(2))] {
+    for stray in [
+        task("create", 13, json!({"title": "stray"}), None),
+        task("edit", 1, json!({"title": "stray"}), Some(2)),
+    ] {
         assert_eq!(joes.upload(stray).await, refused("FORBIDDEN"));
     }
     let rows = "SELECT id, org_id, list_id, assignee_id::text, title FROM tasks ORDER BY id";
     let rows = orgs.office.world.psql().await.query(rows, &[]).await.unwrap();
-    let rows: Vec<(i64, Option<i64>, String, Option<String>, String)> =
-        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))).collect();
+    let rows: Vec<(i64, Option<i64>, String, Option<String>, String)> = rows
+        .iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4)))
+        .collect();
     let (joe, gina) = (Some(joe.to_string()), Some(gina.to_string()));
-    let row = |id, org, list: &str, user: &Option<String>, title: &str| (id, org, list.to_owned(), user.clone(), title.to_owned());
+    let row = |id, org, list: &str, user: &Option<String>, title: &str| {
+        (id, org, list.to_owned(), user.clone(), title.to_owned())
+    };
     assert_eq!(
         rows,
         [
@@ -425,16 +496,30 @@ async fn change_without_the_old_tenant_resyncs_each_tenant_it_may_concern() {
         shared.iter().filter(|entry| entry.field("event") == "reset").count()
     };
     // The key alone: whose row it was is unknown.
-    orgs.sql("ALTER TABLE tasks REPLICA IDENTITY DEFAULT; DELETE FROM tasks WHERE id = 1").await;
+    orgs.sql("ALTER TABLE tasks REPLICA IDENTITY DEFAULT; DELETE FROM tasks WHERE id = 1")
+        .await;
     assert_eq!(joes.synced(&orgs.office).await, ["b"]);
     assert_eq!(ginas.synced(&orgs.office).await, ["c"]);
     assert_eq!((joes.snapshots, ginas.snapshots), (2, 2));
-    assert_eq!(generation("initech").await, 0, "no value of the column names this tenant");
+    assert_eq!(
+        generation("initech").await,
+        0,
+        "no value of the column names this tenant"
+    );
     let quarantined = orgs.quarantine("globex").await;
     assert_eq!(quarantined.len(), 1, "{quarantined:?}");
-    assert_eq!((quarantined[0].field("kind"), quarantined[0].field("table")), ("table", "tasks"));
-    assert!(quarantined[0].field("cause").contains("REPLICA IDENTITY"), "{quarantined:?}");
-    assert!(!quarantined[0].fields.contains_key("old"), "it may be another tenant's: {quarantined:?}");
+    assert_eq!(
+        (quarantined[0].field("kind"), quarantined[0].field("table")),
+        ("table", "tasks")
+    );
+    assert!(
+        quarantined[0].field("cause").contains("REPLICA IDENTITY"),
+        "{quarantined:?}"
+    );
+    assert!(
+        !quarantined[0].fields.contains_key("old"),
+        "it may be another tenant's: {quarantined:?}"
+    );
     // With the tenant in the identity, only that one.
     orgs.sql(
         "ALTER TABLE tasks ALTER org_id SET NOT NULL; CREATE UNIQUE INDEX tasks_of_org ON tasks (org_id, id);
@@ -443,7 +528,8 @@ async fn change_without_the_old_tenant_resyncs_each_tenant_it_may_concern() {
     .await;
     orgs.sql("DELETE FROM tasks WHERE id = 2").await;
     assert_eq!(joes.synced(&orgs.office).await, [""; 0]);
-    orgs.sql(&format!("UPDATE tasks SET assignee_id = '{joe}' WHERE id = 3")).await;
+    orgs.sql(&format!("UPDATE tasks SET assignee_id = '{joe}' WHERE id = 3"))
+        .await;
     assert_eq!(ginas.synced(&orgs.office).await, [""; 0]);
     joes.sync().await;
     assert_eq!((joes.snapshots, ginas.snapshots), (3, 3));
@@ -454,9 +540,15 @@ async fn change_without_the_old_tenant_resyncs_each_tenant_it_may_concern() {
 async fn truncated_table_resyncs_its_tenants() {
     let orgs = Orgs::open().await;
     let (joe, gina) = (orgs.office.joe_id, orgs.gina_id);
-    orgs.sql(&format!("INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'a'), (3, 2, NULL, '{gina}', 'c')")).await;
+    orgs.sql(&format!(
+        "INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'a'), (3, 2, NULL, '{gina}', 'c')"
+    ))
+    .await;
     let (mut joes, mut ginas) = (orgs.joe("joes").await, orgs.gina("ginas").await);
-    orgs.sql(&format!("TRUNCATE tasks; INSERT INTO tasks VALUES (4, 1, NULL, '{joe}', 'd')")).await;
+    orgs.sql(&format!(
+        "TRUNCATE tasks; INSERT INTO tasks VALUES (4, 1, NULL, '{joe}', 'd')"
+    ))
+    .await;
     assert_eq!(joes.synced(&orgs.office).await, ["d"]);
     assert_eq!(ginas.synced(&orgs.office).await, [""; 0]);
     let world = &orgs.office.world;
@@ -471,11 +563,16 @@ async fn truncated_table_resyncs_its_tenants() {
 async fn after(statement: &str, kind: &str, titles: &[&str]) {
     let orgs = Orgs::with(watched).await;
     let (joe, gina) = (orgs.office.joe_id, orgs.gina_id);
-    orgs.sql(&format!("INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', '10'), (3, 2, NULL, '{gina}', '10')")).await;
+    orgs.sql(&format!(
+        "INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', '10'), (3, 2, NULL, '{gina}', '10')"
+    ))
+    .await;
     let psql = orgs.office.world.psql().await;
     let known = "SELECT FROM posduif.outside_tables WHERE name = 'tasks' AND is_covered";
-    eventually("the table is recorded", || async { (!psql.query(known, &[]).await.unwrap().is_empty()).then_some(()) })
-        .await;
+    eventually("the table is recorded", || async {
+        (!psql.query(known, &[]).await.unwrap().is_empty()).then_some(())
+    })
+    .await;
     let (mut joes, mut ginas) = (orgs.joe("joes").await, orgs.gina("ginas").await);
     joes.holds(&["10"]).await;
     ginas.holds(&["10"]).await;
@@ -489,7 +586,12 @@ async fn after(statement: &str, kind: &str, titles: &[&str]) {
     ginas.holds(titles).await;
     for tenant in ["acme", "globex"] {
         let quarantined = orgs.quarantine(tenant).await;
-        assert!(quarantined.iter().any(|entry| entry.field("cause").contains("public.tasks")), "{quarantined:?}");
+        assert!(
+            quarantined
+                .iter()
+                .any(|entry| entry.field("cause").contains("public.tasks")),
+            "{quarantined:?}"
+        );
     }
     orgs.close().await;
 }
@@ -506,7 +608,12 @@ async fn renamed_column_reaches_the_devices_of_each_tenant() {
 
 #[tokio::test]
 async fn rewritten_table_reaches_the_devices_of_each_tenant() {
-    after("ALTER TABLE tasks ALTER title TYPE text USING title || '!'", "rewrite", &["10!"]).await;
+    after(
+        "ALTER TABLE tasks ALTER title TYPE text USING title || '!'",
+        "rewrite",
+        &["10!"],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -529,7 +636,9 @@ async fn detached_partition_of_a_table_outside_leaves_its_devices() {
     let world = World::new().await;
     let psql = world.psql().await;
     let partitioned = APP.replace("id bigint PRIMARY KEY, org_id bigint", "id bigint, org_id bigint");
-    psql.batch_execute(&partitioned.replace("DEFAULT 1\n)", "DEFAULT 1\n) PARTITION BY LIST (org_id)")).await.unwrap();
+    psql.batch_execute(&partitioned.replace("DEFAULT 1\n)", "DEFAULT 1\n) PARTITION BY LIST (org_id)"))
+        .await
+        .unwrap();
     // Partitions may be in another schema.
     psql.batch_execute("CREATE SCHEMA parts; CREATE TABLE parts.acme PARTITION OF tasks FOR VALUES IN (1); CREATE TABLE parts.rest PARTITION OF tasks DEFAULT")
         .await
@@ -537,16 +646,22 @@ async fn detached_partition_of_a_table_outside_leaves_its_devices() {
     let orgs = Orgs::within(world, watched).await;
     let (joe, gina) = (orgs.office.joe_id, orgs.gina_id);
     let (mut joes, mut ginas) = (orgs.joe("joes").await, orgs.gina("ginas").await);
-    orgs.sql(&format!("INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'a'), (3, 2, NULL, '{gina}', 'c'), (4, 2, NULL, '{gina}', 'd')"))
-        .await;
+    orgs.sql(&format!(
+        "INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'a'), (3, 2, NULL, '{gina}', 'c'), (4, 2, NULL, '{gina}', 'd')"
+    ))
+    .await;
     joes.holds(&["a"]).await;
     ginas.holds(&["c", "d"]).await;
-    orgs.sql(&format!("DELETE FROM tasks WHERE id = 3; UPDATE tasks SET org_id = 1, assignee_id = '{joe}' WHERE id = 4")).await;
+    orgs.sql(&format!(
+        "DELETE FROM tasks WHERE id = 3; UPDATE tasks SET org_id = 1, assignee_id = '{joe}' WHERE id = 4"
+    ))
+    .await;
     joes.holds(&["a", "d"]).await;
     ginas.holds(&[]).await;
     orgs.sql("ALTER TABLE tasks DETACH PARTITION parts.acme").await;
     joes.holds(&[]).await;
-    orgs.sql("ALTER TABLE tasks ATTACH PARTITION parts.acme FOR VALUES IN (1)").await;
+    orgs.sql("ALTER TABLE tasks ATTACH PARTITION parts.acme FOR VALUES IN (1)")
+        .await;
     joes.holds(&["a", "d"]).await;
     orgs.close().await;
 }
@@ -555,7 +670,8 @@ async fn detached_partition_of_a_table_outside_leaves_its_devices() {
 async fn rule_for_a_table_with_rows_shows_them_to_devices_that_are_there() {
     let orgs = Orgs::with(|_| {}).await;
     let joe = orgs.office.joe_id;
-    orgs.sql(&format!("INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'old')")).await;
+    orgs.sql(&format!("INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'old')"))
+        .await;
     let mut joes = orgs.joe("joes").await;
     assert_eq!(joes.synced(&orgs.office).await, [""; 0]);
     let Orgs { mut office, .. } = orgs;
@@ -586,7 +702,9 @@ async fn row_of_no_tenant_is_not_delivered_and_counted() {
     .await;
     assert_eq!(joes.synced(&orgs.office).await, ["ours"]);
     eventually("the rows are counted", || async {
-        let count = Scrape::of(&orgs.office.anybody).await.get("changes_without_tenant_total");
+        let count = Scrape::of(&orgs.office.anybody)
+            .await
+            .get("changes_without_tenant_total");
         (count >= 2.0).then(|| assert_eq!(count, 2.0))
     })
     .await;
@@ -645,11 +763,46 @@ async fn table_of_another_owner_is_published_by_the_statements_for_it() {
     let publication = orgs.office.world.config.replication.publication.clone();
     let published = async || {
         let found = "SELECT count(*) FROM pg_publication_tables WHERE pubname = $1 AND schemaname = 'public'";
-        owner.admin.query_one(found, &[&publication]).await.unwrap().get::<_, i64>(0)
+        owner
+            .admin
+            .query_one(found, &[&publication])
+            .await
+            .unwrap()
+            .get::<_, i64>(0)
     };
     outside::examine(&database, &publication, &router).await.unwrap();
     assert_eq!(published().await, 0);
-    owner.admin.batch_execute("UPDATE public.tasks SET title = 'unseen'").await.unwrap();
+    // The doctor prints what a superuser has to run.
+    let nowhere = EngineUrls {
+        public: "http://127.0.0.1:1".into(),
+        admin: None,
+    };
+    let routes = async || {
+        let checks = doctor::examine(&orgs.office.world.config, &nowhere).await;
+        let check = checks
+            .into_iter()
+            .find(|check| check.name == "postgres.routes")
+            .unwrap();
+        (check.level, check.fix)
+    };
+    let (level, fix) = routes().await;
+    assert_eq!(level, doctor::Level::Fail);
+    for table in ["lists", "list_members", "tasks"] {
+        for part in [
+            format!("ALTER TABLE \"public\".\"{table}\" REPLICA IDENTITY FULL"),
+            format!("ALTER PUBLICATION \"{publication}\" ADD TABLE \"public\".\"{table}\""),
+        ] {
+            assert!(
+                fix.iter().any(|fix| fix.contains(&part) && fix.contains("-U postgres")),
+                "{part}: {fix:?}"
+            );
+        }
+    }
+    owner
+        .admin
+        .batch_execute("UPDATE public.tasks SET title = 'unseen'")
+        .await
+        .unwrap();
     for table in ["lists", "list_members", "tasks"] {
         owner
             .admin
@@ -660,7 +813,11 @@ async fn table_of_another_owner_is_published_by_the_statements_for_it() {
             .unwrap();
     }
     joes.holds(&["unseen"]).await;
-    owner.admin.batch_execute("UPDATE public.tasks SET title = 'seen'").await.unwrap();
+    owner
+        .admin
+        .batch_execute("UPDATE public.tasks SET title = 'seen'")
+        .await
+        .unwrap();
     joes.holds(&["seen"]).await;
     let Orgs { office, .. } = orgs;
     office.engine.stop().await;
@@ -711,11 +868,15 @@ mod numbers {
             let key = SigningKey::new("k", Algorithm::ES256);
             let provider = Provider::start(&[&key]).await;
             let world = World::new().await;
-            let app = APP.replace("user_id uuid", "user_id bigint").replace("assignee_id uuid", "assignee_id bigint");
+            let app = APP
+                .replace("user_id uuid", "user_id bigint")
+                .replace("assignee_id uuid", "assignee_id bigint");
             world.psql().await.batch_execute(&app).await.unwrap();
             let settings = config::Provider {
                 tenant: String::new(),
-                tenants: [("1", "acme"), ("2", "globex")].map(|(value, name)| (value.into(), name.into())).into(),
+                tenants: [("1", "acme"), ("2", "globex")]
+                    .map(|(value, name)| (value.into(), name.into()))
+                    .into(),
                 claims: config::Claims {
                     tenant: "org".into(),
                     ..config::Claims::default()
@@ -730,7 +891,12 @@ mod numbers {
             .await;
             office.world.tenant("globex").await;
             office.world.published().await;
-            Self { provider, key, office, prefix }
+            Self {
+                provider,
+                key,
+                office,
+                prefix,
+            }
         }
 
         fn user_id(&self, tenant: &str, subject: i64) -> Uuid {
@@ -739,7 +905,10 @@ mod numbers {
         }
 
         fn bearer(&self, subject: i64, org: i64) -> Api {
-            let claims = with(self.provider.claims(&subject.to_string()), json!({"org": org.to_string()}));
+            let claims = with(
+                self.provider.claims(&subject.to_string()),
+                json!({"org": org.to_string()}),
+            );
             self.office.anybody.bearing(&self.key.sign(&claims))
         }
 
@@ -770,7 +939,10 @@ mod numbers {
         office.world.published().await;
         let (mut ann, mut gus) = (app.phone(7, 1).await, app.phone(7, 2).await);
         assert_eq!((ann.user, gus.user), (app.user_id("acme", 7), app.user_id("globex", 7)));
-        assert_eq!((ann.titles(), gus.titles()), (vec!["acme 7", "acme todo"], vec!["globex 7"]));
+        assert_eq!(
+            (ann.titles(), gus.titles()),
+            (vec!["acme 7", "acme todo"], vec!["globex 7"])
+        );
         office
             .sql(
                 "INSERT INTO tasks VALUES (6, 1, NULL, 7, 'acme new'); UPDATE tasks SET assignee_id = 7 WHERE id = 3;
@@ -795,7 +967,10 @@ mod numbers {
         assert_eq!(ann.upload(edit(2)).await.1, "NOT_FOUND");
         assert_eq!(gus.upload(edit(4)).await.1, "NOT_FOUND");
         let psql = office.world.psql().await;
-        let row = psql.query_one("SELECT assignee_id, org_id FROM tasks WHERE id = 20", &[]).await.unwrap();
+        let row = psql
+            .query_one("SELECT assignee_id, org_id FROM tasks WHERE id = 20", &[])
+            .await
+            .unwrap();
         assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (7, 1));
         app.office.close().await;
     }
@@ -824,18 +999,37 @@ mod numbers {
 #[tokio::test]
 async fn ids_that_only_postgres_makes_refuse_creations_with_the_reason() {
     let world = World::new().await;
-    let app = APP.replace("id bigint PRIMARY KEY, org_id", "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, org_id");
+    let app = APP.replace(
+        "id bigint PRIMARY KEY, org_id",
+        "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, org_id",
+    );
     world.psql().await.batch_execute(&app).await.unwrap();
     let orgs = Orgs::within(world, configure).await;
     let joe = orgs.office.joe_id;
-    orgs.sql(&format!("INSERT INTO tasks (org_id, assignee_id, title) VALUES (1, '{joe}', 'a')")).await;
+    orgs.sql(&format!(
+        "INSERT INTO tasks (org_id, assignee_id, title) VALUES (1, '{joe}', 'a')"
+    ))
+    .await;
     let joes = orgs.joe("joes").await;
     let item = task("create", 7, json!({"title": "mine"}), None);
-    let answer = joes.api.post("/api/sync/outgoing", &json!({"changes": [item]})).await.expect(200);
+    let answer = joes
+        .api
+        .post("/api/sync/outgoing", &json!({"changes": [item]}))
+        .await
+        .expect(200);
     let result = &answer["results"][0];
-    assert_eq!((&result["status"], &result["code"]), (&json!("rejected"), &json!("VALIDATION_ERROR")));
-    assert!(result["message"].as_str().unwrap().contains("GENERATED ALWAYS"), "{result}");
-    assert_eq!(joes.upload(task("edit", 1, json!({"title": "b"}), Some(1))).await.0, "applied");
+    assert_eq!(
+        (&result["status"], &result["code"]),
+        (&json!("rejected"), &json!("VALIDATION_ERROR"))
+    );
+    assert!(
+        result["message"].as_str().unwrap().contains("GENERATED ALWAYS"),
+        "{result}"
+    );
+    assert_eq!(
+        joes.upload(task("edit", 1, json!({"title": "b"}), Some(1))).await.0,
+        "applied"
+    );
     orgs.close().await;
 }
 
@@ -859,8 +1053,10 @@ async fn column_outside_of_the_list_leaves_in_nothing() {
     .await;
     let mut joes = orgs.joe("joes").await;
     let mut events = joes.api.events("/sse/mobile/joes").await;
-    orgs.sql(&format!("INSERT INTO list_members VALUES (1, 'todo', '{joe}'); UPDATE tasks SET note = note || '2' WHERE id = 1"))
-        .await;
+    orgs.sql(&format!(
+        "INSERT INTO list_members VALUES (1, 'todo', '{joe}'); UPDATE tasks SET note = note || '2'"
+    ))
+    .await;
     let event = events.expect("task_changed").await;
     assert!(!event.data.to_string().contains(HIDDEN), "{event:?}");
     orgs.sql(&format!("INSERT INTO tasks VALUES (3, 1, NULL, '{joe}', 'c'); DELETE FROM tasks WHERE id = 3; UPDATE tasks SET id = 4 WHERE id = 1"))
@@ -875,12 +1071,21 @@ async fn column_outside_of_the_list_leaves_in_nothing() {
     assert_eq!(names(&page["rows"][0]), expected);
     assert_eq!(names(&joes.api.get("/api/tables/tasks/4").await.expect(200)), expected);
     let tables = joes.api.get("/api/app-instructions").await.expect(200);
-    let tasks = tables["tables"].as_array().unwrap().iter().find(|table| table["name"] == "tasks").unwrap();
+    let tasks = tables["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|table| table["name"] == "tasks")
+        .unwrap();
     assert_eq!(tasks["columns"].as_array().unwrap().len(), 4);
     // A conflict shows the row in the result, and is a row of its own.
     orgs.sql("UPDATE tasks SET version = 5 WHERE id = 4").await;
     let item = task("edit", 4, json!({"title": "mine"}), Some(1));
-    let answer = joes.api.post("/api/sync/outgoing", &json!({"changes": [item]})).await.expect(200);
+    let answer = joes
+        .api
+        .post("/api/sync/outgoing", &json!({"changes": [item]}))
+        .await
+        .expect(200);
     assert_eq!(names(&answer["results"][0]["server"]), expected);
     let conflicts = joes.api.get("/api/conflicts").await.expect(200);
     assert_eq!(names(&conflicts["conflicts"][0]["server_version"]), expected);
@@ -890,7 +1095,11 @@ async fn column_outside_of_the_list_leaves_in_nothing() {
     for answer in [&page, &answer, &conflicts, &tables] {
         assert!(!answer.to_string().contains(HIDDEN), "{answer}");
     }
-    assert!(!joes.seen.contains(HIDDEN) && !joes.seen.contains("\"org_id\""), "{}", joes.seen);
+    assert!(
+        !joes.seen.contains(HIDDEN) && !joes.seen.contains("\"org_id\""),
+        "{}",
+        joes.seen
+    );
     // The streams of users and groups do not have it either; the log of the tenant, for other services, does.
     let (world, keys) = (&orgs.office.world, orgs.office.world.keys());
     let group = "list:todo".parse().unwrap();
@@ -899,9 +1108,16 @@ async fn column_outside_of_the_list_leaves_in_nothing() {
         (keys.group("acme", &group), false),
         (keys.changes("acme"), true),
     ] {
-        let tasks: Vec<Entry> = world.stream(&key).await.into_iter().filter(|entry| entry.field("table") == "tasks").collect();
+        let tasks: Vec<Entry> = world
+            .stream(&key)
+            .await
+            .into_iter()
+            .filter(|entry| entry.field("table") == "tasks")
+            .collect();
         assert!(!tasks.is_empty(), "{key}");
-        let found = tasks.iter().any(|entry| entry.fields.values().any(|value| value.contains(HIDDEN)));
+        let found = tasks
+            .iter()
+            .any(|entry| entry.fields.values().any(|value| value.contains(HIDDEN)));
         assert_eq!(found, has_it, "{key}");
     }
     orgs.close().await;
@@ -937,42 +1153,91 @@ async fn routes_check_reports_what_prevents_delivery_and_its_fixes_work() {
     let orgs = Orgs::within(world, configure).await;
     let check = async || {
         let ended = run(&mut routed(&orgs.office.world), &["routes", "check", "--json"]).await;
-        (ended.code, serde_json::from_str::<Value>(&ended.stdout).unwrap_or_else(|_| panic!("{}", ended.stderr)))
+        (
+            ended.code,
+            serde_json::from_str::<Value>(&ended.stdout).unwrap_or_else(|_| panic!("{}", ended.stderr)),
+        )
     };
     let (code, report) = check().await;
     assert_eq!((code, &report["ok"]), (Some(1), &json!(false)));
-    let tasks = report["tables"].as_array().unwrap().iter().find(|table| table["table"] == "tasks").unwrap();
+    let tasks = report["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|table| table["table"] == "tasks")
+        .unwrap();
     assert_eq!(
-        (&tasks["schema"], &tasks["rows_of"], &tasks["named_by"], &tasks["published"]),
-        (&json!("public"), &json!("by column org_id"), &json!(["routes[1]"]), &json!(false))
+        (
+            &tasks["schema"],
+            &tasks["rows_of"],
+            &tasks["named_by"],
+            &tasks["published"]
+        ),
+        (
+            &json!("public"),
+            &json!("by column org_id"),
+            &json!(["routes[1]"]),
+            &json!(false)
+        )
     );
     let texts = tasks["findings"].to_string();
-    for part in ["replica identity is default", "lacks it", "the same id", "lacks SELECT", "begins with assignee_id"] {
+    for part in [
+        "replica identity is default",
+        "lacks it",
+        "the same id",
+        "lacks SELECT",
+        "begins with assignee_id",
+    ] {
         assert!(texts.contains(part), "{part}: {texts}");
     }
     // Each fix is a statement; the tables' owner is a superuser here.
     for _ in 0..2 {
         let (_, report) = check().await;
         for table in report["tables"].as_array().unwrap() {
-            for fix in table["findings"].as_array().unwrap().iter().flat_map(|finding| finding["fix"].as_array().unwrap()) {
+            for fix in table["findings"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .flat_map(|finding| finding["fix"].as_array().unwrap())
+            {
                 owner.admin.batch_execute(fix.as_str().unwrap()).await.unwrap();
             }
         }
     }
     let (code, report) = check().await;
     assert_eq!(code, Some(0), "{report}");
-    let tasks = report["tables"].as_array().unwrap().iter().find(|table| table["table"] == "tasks").unwrap();
+    let tasks = report["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|table| table["table"] == "tasks")
+        .unwrap();
     let findings = tasks["findings"].as_array().unwrap();
     assert_eq!(findings.len(), 1, "{tasks}");
     let text = findings[0]["text"].as_str().unwrap();
-    assert!(text.contains("2 rows") && text.contains("NULL") && text.contains("\"9\""), "{text}");
+    assert!(
+        text.contains("2 rows") && text.contains("NULL") && text.contains("\"9\""),
+        "{text}"
+    );
     let text = run(&mut routed(&orgs.office.world), &["routes", "check"]).await.text();
-    assert!(text.contains("ok    public.list_members (groups.list), rows by column org_id"), "{text}");
+    assert!(
+        text.contains("ok    public.list_members (groups.list), rows by column org_id"),
+        "{text}"
+    );
     // A missing column fails.
-    owner.admin.batch_execute("ALTER TABLE public.tasks RENAME assignee_id TO assignee").await.unwrap();
+    owner
+        .admin
+        .batch_execute("ALTER TABLE public.tasks RENAME assignee_id TO assignee")
+        .await
+        .unwrap();
     let (code, report) = check().await;
     assert_eq!(code, Some(1));
-    assert!(report.to_string().contains("names the column assignee_id, which does not exist"), "{report}");
+    assert!(
+        report
+            .to_string()
+            .contains("names the column assignee_id, which does not exist"),
+        "{report}"
+    );
     let Orgs { office, .. } = orgs;
     office.engine.stop().await;
     owner.remove().await;
@@ -989,7 +1254,14 @@ async fn routes_explain_says_who_sees_a_row_and_why_not() {
     ))
     .await;
     let explain = async |tenant: &str, table: &str, id: &str| {
-        run(&mut routed(&orgs.office.world), &["routes", "explain", "--json", "--tenant", tenant, "--table", table, "--id", id]).await.json()
+        run(
+            &mut routed(&orgs.office.world),
+            &[
+                "routes", "explain", "--json", "--tenant", tenant, "--table", table, "--id", id,
+            ],
+        )
+        .await
+        .json()
     };
     let seen = explain("acme", "tasks", "1").await;
     assert_eq!((&seen["seen"], &seen["reasons"]), (&json!(true), &json!([])));
@@ -1006,7 +1278,10 @@ async fn routes_explain_says_who_sees_a_row_and_why_not() {
     );
     let unseen = explain("acme", "tasks", "3").await;
     assert_eq!(unseen["seen"], json!(false));
-    assert_eq!(unseen["rules"][0]["audiences"][0]["note"], json!("the group has no members"));
+    assert_eq!(
+        unseen["rules"][0]["audiences"][0]["note"],
+        json!("the group has no members")
+    );
     for (tenant, table, id, reason) in [
         ("acme", "tasks", "2", "not of tenant acme: its column names \"2\""),
         ("acme", "tasks", "9", "no such row"),
@@ -1016,7 +1291,10 @@ async fn routes_explain_says_who_sees_a_row_and_why_not() {
     ] {
         let explained = explain(tenant, table, id).await;
         assert_eq!(explained["seen"], json!(false));
-        assert!(explained["reasons"].to_string().contains(&reason.replace('"', "\\\"")), "{explained}");
+        assert!(
+            explained["reasons"].to_string().contains(&reason.replace('"', "\\\"")),
+            "{explained}"
+        );
     }
     assert_eq!(explain("globex", "tasks", "2").await["seen"], json!(true));
     orgs.close().await;

@@ -1,14 +1,14 @@
 //! `posduif routes`: checks rules and groups against the database, and explains who sees a row.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
 use super::output::{self, Render, Text, outln};
 use super::table::Tone;
-use super::{Global, human};
+use super::{Global, find_tenant, human, known_tenant};
 use crate::admin::level::Level;
 use crate::admin::routes::{self, Audience, Explanation, Report, TableReport};
-use crate::postgres::{Database, tenants};
+use crate::postgres::Database;
 
 #[derive(Debug, Args)]
 pub(super) struct Routes {
@@ -41,25 +41,24 @@ enum Verb {
 impl Routes {
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
-        let database = Database::connect(&config.postgres).await?;
-        let find = async |name: &str| {
-            let tenant = tenants::find(&database, name).await.context(tenants::UNREADABLE)?;
-            tenant.with_context(|| format!("there is no tenant {name:?}"))
-        };
         match self.verb {
             Verb::Check { tenant } => {
+                let database = Database::connect(&config.postgres).await?;
                 if let Some(name) = &tenant {
-                    find(name).await?;
+                    find_tenant(&database, name).await?;
                 }
                 let report = routes::check(&database, &config, tenant.as_deref(), true).await?;
                 output::print(global, &report)?;
                 if !report.ok {
-                    bail!("{} cannot be delivered or written as configured", human::count(report.failed, "table"));
+                    bail!(
+                        "{} cannot be delivered or written as configured",
+                        human::count(report.failed, "table")
+                    );
                 }
                 Ok(())
             }
             Verb::Explain { tenant, table, id } => {
-                let tenant = find(tenant.as_deref().unwrap_or(&config.server.default_tenant)).await?;
+                let (database, tenant) = known_tenant(&config, tenant).await?;
                 let explanation = Box::pin(routes::explain(&database, &config, &tenant, &table, &id)).await?;
                 output::print(global, &explanation)
             }
@@ -78,7 +77,10 @@ fn tone(level: Level) -> Tone {
 impl Render for Report {
     fn text(&self, out: &mut Text) {
         if self.tables.is_empty() {
-            outln!(out, "the configuration has no rules and no groups, or there is no tenant");
+            outln!(
+                out,
+                "the configuration has no rules and no groups, or there is no tenant"
+            );
             return;
         }
         for table in &self.tables {
@@ -103,12 +105,17 @@ fn table_text(table: &TableReport, out: &mut Text) {
         &format!("  {name} ({}), rows {}", table.named_by.join(", "), table.rows_of),
     );
     if let Some(identity) = &table.replica_identity {
-        let to = if table.to.is_empty() { "no users".to_owned() } else { table.to.join(", ") };
+        let to = if table.to.is_empty() {
+            "no users".to_owned()
+        } else {
+            table.to.join(", ")
+        };
         let published = if table.published { "published" } else { "not published" };
         outln!(out, "      to {to}; {published}, replica identity {identity}");
         let delivered = table.columns.iter().filter(|column| column.delivered);
-        let delivered: Vec<String> =
-            delivered.map(|column| format!("{} {}", column.name, column.type_name)).collect();
+        let delivered: Vec<String> = delivered
+            .map(|column| format!("{} {}", column.name, column.type_name))
+            .collect();
         if !delivered.is_empty() {
             outln!(out, "      devices receive {}", delivered.join(", "));
         }
@@ -116,7 +123,11 @@ fn table_text(table: &TableReport, out: &mut Text) {
     for finding in &table.findings {
         outln!(out, "      {}: {}.", finding.level.as_str(), finding.text);
         for fix in &finding.fix {
-            let role = if finding.by_owner { " (as the owner or a superuser)" } else { "" };
+            let role = if finding.by_owner {
+                " (as the owner or a superuser)"
+            } else {
+                ""
+            };
             outln!(out, "      fix{role}: {fix};");
         }
     }
@@ -158,7 +169,11 @@ fn audience_text(audience: &Audience) -> String {
             (None, _) => format!("{}, who is no user of the tenant", user.id),
         })
         .collect();
-    let kind = if audience.kind == "user" { String::new() } else { format!(" ({})", audience.kind) };
+    let kind = if audience.kind == "user" {
+        String::new()
+    } else {
+        format!(" ({})", audience.kind)
+    };
     let note = audience.note.iter().map(String::as_str);
     let parts: Vec<&str> = users.iter().map(String::as_str).chain(note).collect();
     format!("{column} = {value}{kind}: {}", parts.join(", "))

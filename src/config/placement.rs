@@ -186,7 +186,9 @@ impl<'a> Placement<'a> {
 pub(super) fn check(schema: Option<&String>, tenant: Option<&TenantOf>) -> Result<(), String> {
     match (schema, tenant) {
         (None, None) => Ok(()),
-        (None, Some(_)) => Err("tenant is for a table with `schema`: a table in each tenant's schema has its tenant".into()),
+        (None, Some(_)) => {
+            Err("tenant is for a table with `schema`: a table in each tenant's schema has its tenant".into())
+        }
         (Some(schema), _) if schema.is_empty() || schema.len() > 63 || schema.contains('\0') => {
             Err(format!("schema is {schema:?}: allowed is a name of 1 to 63 bytes"))
         }
@@ -194,20 +196,23 @@ pub(super) fn check(schema: Option<&String>, tenant: Option<&TenantOf>) -> Resul
             "schema is {schema:?}: omit it for tables in the tenants' schemas; those of Posduif and Postgres are not delivered"
         )),
         (Some(_), None) => Err(
-            "a table with `schema` needs `tenant`: {column: <the column that names it>} or {constant: <a tenant>}".into(),
+            "a table with `schema` needs `tenant`: {column: <the column that names it>} or {constant: <a tenant>}"
+                .into(),
         ),
         (Some(_), Some(tenant)) => tenant.check(),
     }
 }
 
 fn is_reserved(schema: &str) -> bool {
-    ["tenant_", "pg_"].iter().any(|prefix| schema.starts_with(prefix)) || ["posduif", "information_schema"].contains(&schema)
+    ["tenant_", "pg_"].iter().any(|prefix| schema.starts_with(prefix))
+        || ["posduif", "information_schema"].contains(&schema)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::tests::{load, refusal};
     use super::*;
 
     fn by_prefix(prefix: &str) -> TenantOf {
@@ -222,7 +227,9 @@ mod tests {
     fn value_names_one_tenant_and_a_tenant_one_value() {
         let mapped = TenantOf {
             column: "org_id".into(),
-            tenants: [("1", "acme"), ("2", "globex")].map(|(value, name)| (value.into(), name.into())).into(),
+            tenants: [("1", "acme"), ("2", "globex")]
+                .map(|(value, name)| (value.into(), name.into()))
+                .into(),
             ..TenantOf::default()
         };
         let uuid = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
@@ -232,7 +239,11 @@ mod tests {
             (by_prefix(""), "Acme", None),
             (by_prefix("org_"), "7", Some("org_7")),
             (by_prefix("org_"), "-7", None),
-            (by_prefix("org_"), uuid, Some("org_7c9e6679_7425_40de_944b_e07fc1f90ae7")),
+            (
+                by_prefix("org_"),
+                uuid,
+                Some("org_7c9e6679_7425_40de_944b_e07fc1f90ae7"),
+            ),
             (by_prefix("org_"), "7c9e6679_7425_40de_944b_e07fc1f90ae7", None),
             (mapped.clone(), "1", Some("acme")),
             (mapped, "acme", None),
@@ -244,6 +255,46 @@ mod tests {
             }
         }
         assert!(!by_prefix("org_").may_be("acme"));
+    }
+
+    #[test]
+    fn placement_that_would_mix_tenants_is_refused_with_the_reason() {
+        let rule = |keys: &str| format!("routes: [{{table: tasks, to: [owner], {keys}}}]");
+        for (yaml, expected) in [
+            (rule("schema: public"), "needs `tenant`"),
+            (rule("tenant: {column: org}"), "for a table with `schema`"),
+            (rule("schema: public, tenant: {}"), "`column` or `constant`"),
+            (rule("schema: public, tenant: {column: org, constant: acme}"), "exclude each other"),
+            (rule("schema: public, tenant: {constant: Acme}"), "tenant.constant is \"Acme\""),
+            (rule("schema: public, tenant: {column: org, prefix: 7_}"), "tenant.prefix is \"7_\""),
+            (rule("schema: public, tenant: {column: org, prefix: o, tenants: {a: b}}"), "exclude each other"),
+            (rule("schema: public, tenant: {column: org, tenants: {a: acme, b: acme}}"), "two values for \"acme\""),
+            (rule("schema: tenant_acme, tenant: {column: org}"), "omit it for tables in the tenants' schemas"),
+            (rule("schema: posduif, tenant: {column: org}"), "are not delivered"),
+            (
+                rule("schema: public, tenant: {column: org}, upload: {owner: owner, columns: [org]}"),
+                "upload.columns names \"org\"",
+            ),
+            (
+                "routes: [{table: tasks, to: [a]}, {table: tasks, to: [b], schema: public, tenant: {column: org}}]".into(),
+                "with another `schema` or `tenant`",
+            ),
+            (
+                "{groups: {list: {table: tasks, id: a, user: b}}, routes: [{table: tasks, to: [b], schema: public, tenant: {constant: a}}]}".into(),
+                "with another `schema` or `tenant`",
+            ),
+            (rule("subjects: https://id.example.com"), "`auth.providers`"),
+            (rule("columns: [a], upload: {owner: owner, columns: [b]}"), "cannot read"),
+            ("routes: [{table: t, to: [a], columns: [x]}, {table: t, to: [b]}]".into(), "the same list"),
+        ] {
+            let text = refusal(&yaml, &[]);
+            assert!(text.contains("key `") && text.contains(expected), "{yaml}: {text}");
+        }
+        load(
+            &rule("schema: public, tenant: {column: org, tenants: {7: acme}}, subjects: none"),
+            &[],
+        )
+        .unwrap();
     }
 
     proptest! {

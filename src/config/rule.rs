@@ -273,7 +273,11 @@ impl Rule {
         if self.columns.len() > COLUMNS_MAX {
             return Err(format!("columns has more than {COLUMNS_MAX} names"));
         }
-        if let Some(column) = self.columns.iter().find(|column| column.is_empty() || column.len() > 63) {
+        if let Some(column) = self
+            .columns
+            .iter()
+            .find(|column| column.is_empty() || column.len() > 63)
+        {
             return Err(format!("columns names {column:?}: allowed is a name of 1 to 63 bytes"));
         }
         if let Some(upload) = &self.upload {
@@ -288,7 +292,11 @@ impl Rule {
             if upload.owner.is_none() && upload.by.is_empty() {
                 return Err("upload must say who may write: `owner`, a column, or `by`, groups with columns".into());
             }
-            let set = upload.owner.as_deref().into_iter().chain(self.placement().tenant_column());
+            let set = upload
+                .owner
+                .as_deref()
+                .into_iter()
+                .chain(self.placement().tenant_column());
             for reserved in set.chain(["id", "deleted_at"]) {
                 if upload.columns.iter().any(|column| column == reserved) {
                     return Err(format!(
@@ -310,7 +318,9 @@ pub fn user_names(subjects: Option<&String>, providers: &[Provider]) -> UserName
         (Some(issuer), providers) => providers
             .iter()
             .find(|provider| provider.issuer == issuer)
-            .map_or(UserNames::Ids, |provider| UserNames::Subjects(provider.subject_prefix.clone())),
+            .map_or(UserNames::Ids, |provider| {
+                UserNames::Subjects(provider.subject_prefix.clone())
+            }),
     }
 }
 
@@ -318,7 +328,9 @@ pub fn user_names(subjects: Option<&String>, providers: &[Provider]) -> UserName
 pub(super) fn check_subjects(rules: &[Rule], groups: &Groups, providers: &[Provider]) -> Result<()> {
     let of_rules = rules.iter().enumerate();
     let of_rules = of_rules.map(|(index, rule)| (format!("routes[{index}]"), &rule.subjects));
-    let of_groups = groups.iter().map(|(name, group)| (format!("groups.{name}"), &group.subjects));
+    let of_groups = groups
+        .iter()
+        .map(|(name, group)| (format!("groups.{name}"), &group.subjects));
     for (key, subjects) in of_rules.chain(of_groups) {
         let Some(subjects) = subjects.as_deref().filter(|subjects| *subjects != NO_SUBJECTS) else {
             continue;
@@ -345,7 +357,10 @@ pub(super) fn check_all(rules: &[Rule], groups: &Groups) -> Result<()> {
             );
         }
         let set = |rule: &Rule| rule.columns.iter().cloned().collect::<BTreeSet<String>>();
-        if rules[..index].iter().any(|other| other.table == rule.table && set(other) != set(rule)) {
+        if rules[..index]
+            .iter()
+            .any(|other| other.table == rule.table && set(other) != set(rule))
+        {
             bail!(
                 "key `routes[{index}].columns`: another rule has other columns of the table {:?}; all its rules need the same list",
                 rule.table

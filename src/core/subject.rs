@@ -190,8 +190,14 @@ mod tests {
         let user = |names: &UserNames, value: &str| names.user_id("acme", value.as_bytes()).map(|id| id.to_string());
         let subject = |text: &str| Some(Subject::new("", text).expect("a subject").user_id(&tenant).to_string());
         assert_eq!((user(&ids, "42"), user(&ids, uuid)), (None, Some(uuid.into())));
-        assert_eq!((user(&plain, "42"), user(&plain, uuid)), (subject("42"), Some(uuid.into())));
-        assert_eq!((user(&both, "42"), user(&both, uuid)), (subject("kc:42"), Some(uuid.into())));
+        assert_eq!(
+            (user(&plain, "42"), user(&plain, uuid)),
+            (subject("42"), Some(uuid.into()))
+        );
+        assert_eq!(
+            (user(&both, "42"), user(&both, uuid)),
+            (subject("kc:42"), Some(uuid.into()))
+        );
         assert_eq!(user(&subjects, uuid), subject(&format!("kc:{uuid}")));
         assert_eq!((user(&plain, ""), user(&plain, "a\n")), (None, None));
         // A subject of another provider is no value of this one.

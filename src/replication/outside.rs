@@ -123,7 +123,11 @@ pub async fn examine(database: &Database, publication: &str, router: &Router) ->
             kind.get_or_insert(Kind::Rule);
         }
     }
-    let concerned: Vec<(&Examined, Kind)> = tables.iter().zip(&kinds).filter_map(|(table, kind)| Some((table, (*kind)?))).collect();
+    let concerned: Vec<(&Examined, Kind)> = tables
+        .iter()
+        .zip(&kinds)
+        .filter_map(|(table, kind)| Some((table, (*kind)?)))
+        .collect();
     for tenant in tenants::list(database).await? {
         let mut causes: BTreeMap<Kind, BTreeSet<String>> = BTreeMap::new();
         for (table, kind) in &concerned {
@@ -151,12 +155,16 @@ pub async fn examine(database: &Database, publication: &str, router: &Router) ->
     transaction.commit().await?;
     changes.kinds = kinds.into_iter().flatten().collect();
     for (table, kind) in &concerned {
-        tracing::warn!(
-            table = table.name(),
-            kind = kind.as_str(),
-            tenants = changes.resynced.len(),
-            "table of a rule changed outside of the log; streams of its tenants recreated"
-        );
+        let (table, kind, tenants) = (table.name(), kind.as_str(), changes.resynced.len());
+        // Without tenants there is no device that could lack a row.
+        if tenants > 0 {
+            tracing::warn!(
+                table,
+                kind,
+                tenants,
+                "table of a rule changed outside of the log; streams of its tenants recreated"
+            );
+        }
     }
     if !changes.others.is_empty() {
         tracing::error!(

@@ -131,14 +131,12 @@ impl RecipientColumn {
     fn audience(&self, tenant: &str, value: ColumnValue<'_>) -> Result<Option<Audience>, RouteError> {
         let column = || self.name.clone();
         match (&self.group, value) {
-            (None, value) => {
-                named_user(&self.names, tenant, value)
-                    .map(|user| user.map(Audience::User))
-                    .map_err(|cause| RouteError::Recipient {
-                        column: column(),
-                        cause,
-                    })
-            }
+            (None, value) => named_user(&self.names, tenant, value)
+                .map(|user| user.map(Audience::User))
+                .map_err(|cause| RouteError::Recipient {
+                    column: column(),
+                    cause,
+                }),
             (Some(group), ColumnValue::Text(id)) => GroupId::new(group, id)
                 .map(|group| Some(Audience::Group(group)))
                 .map_err(|cause| RouteError::Group {
@@ -166,7 +164,9 @@ impl Router {
         let rules = config.routes.iter();
         let groups = config.groups.iter();
         Self {
-            rules: rules.map(|rule| (rule.clone(), names(rule.subjects.as_ref()))).collect(),
+            rules: rules
+                .map(|rule| (rule.clone(), names(rule.subjects.as_ref())))
+                .collect(),
             groups: groups
                 .map(|(name, group)| (name.clone(), group.clone(), names(group.subjects.as_ref())))
                 .collect(),
@@ -193,7 +193,9 @@ impl Router {
     /// The tables outside of tenants' schemas that rules and groups name, by schema and name, each once.
     pub fn outside(&self) -> Vec<(&str, &str)> {
         let places = self.placements();
-        let mut tables: Vec<_> = places.filter_map(|place| Some((place.outside?.0, place.table))).collect();
+        let mut tables: Vec<_> = places
+            .filter_map(|place| Some((place.outside?.0, place.table)))
+            .collect();
         tables.sort_unstable();
         tables.dedup();
         tables
@@ -625,11 +627,7 @@ impl ColumnsRoute {
     }
 
     /// The recipients that these values name, and an error for the first that is no id.
-    fn viewers<'a>(
-        &self,
-        tenant: &str,
-        value: impl Fn(usize) -> ColumnValue<'a>,
-    ) -> (Viewers, Result<(), RouteError>) {
+    fn viewers<'a>(&self, tenant: &str, value: impl Fn(usize) -> ColumnValue<'a>) -> (Viewers, Result<(), RouteError>) {
         let Recipients::Columns(columns) = &self.to else {
             return (Viewers::WholeTenant, Ok(()));
         };

@@ -189,7 +189,9 @@ pub fn named_user(names: &UserNames, tenant: &str, value: ColumnValue<'_>) -> Re
             value: String::from_utf8_lossy(&text[..text.len().min(64)]).into_owned(),
             expected: match names {
                 UserNames::Ids => "a user id (a UUID)",
-                UserNames::Subjects(_) | UserNames::Both(_) => "a subject: it is empty, too long or has control characters",
+                UserNames::Subjects(_) | UserNames::Both(_) => {
+                    "a subject: it is empty, too long or has control characters"
+                }
             },
         }),
     }

@@ -30,7 +30,9 @@ impl Parameters {
 
     pub(super) fn as_params(&self) -> Vec<Param<'_>> {
         let values = self.values.iter();
-        values.map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone())).collect()
+        values
+            .map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone()))
+            .collect()
     }
 }
 
@@ -117,7 +119,10 @@ impl Column {
 
     /// The condition that it has one of these values.
     pub(super) fn is_one_of(&self, alias: &str, values: &[String], parameters: &mut Parameters) -> String {
-        let conditions: Vec<String> = values.iter().map(|value| self.equals(alias, value, parameters)).collect();
+        let conditions: Vec<String> = values
+            .iter()
+            .map(|value| self.equals(alias, value, parameters))
+            .collect();
         match conditions.as_slice() {
             [] => "false".to_owned(),
             conditions => format!("({})", conditions.join(" OR ")),

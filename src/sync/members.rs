@@ -69,12 +69,7 @@ impl MemberTable {
     }
 
     /// The condition under which a user is a member of the group in a column of `t`.
-    pub(super) fn includes(
-        &self,
-        column: &Column,
-        viewer: &Viewer<'_>,
-        parameters: &mut Parameters,
-    ) -> Option<String> {
+    pub(super) fn includes(&self, column: &Column, viewer: &Viewer<'_>, parameters: &mut Parameters) -> Option<String> {
         let (own, of_group) = (quote_identifier(&column.name), quote_identifier(&self.id.name));
         // A plain comparison can use an index.
         let cast = if column.type_oid == self.id.type_oid {
@@ -126,7 +121,10 @@ pub(super) async fn groups_of(
     routing: Routing<'_>,
 ) -> Result<Vec<GroupId>, feature::Error> {
     let mut found = Vec::new();
-    let names = routing.groups.values().map(|group| routing.names(group.subjects.as_ref()));
+    let names = routing
+        .groups
+        .values()
+        .map(|group| routing.names(group.subjects.as_ref()));
     let viewer = Viewer::of(database, tenant, user, names).await?;
     let limit = i64::try_from(GROUPS_MAX + 1).unwrap_or(i64::MAX);
     for (name, group) in routing.groups {

@@ -18,8 +18,8 @@ use crate::core::tenant::Tenant;
 use crate::postgres::Database;
 use crate::redis::read_position::ReadPosition;
 use crate::redis::store::{Read, Store};
-use crate::sync::tables::Routing;
 use crate::state::{self, State};
+use crate::sync::tables::Routing;
 
 /// Entries read for one response, those of other tables included.
 const ENTRIES_MAX: usize = 10_000;

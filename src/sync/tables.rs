@@ -284,7 +284,9 @@ pub async fn by_id(
     ids: &[String],
 ) -> Result<Vec<Row>, feature::Error> {
     let own = routing.of(table);
-    let placement = own.first().map_or(Placement { table, outside: None }, |rule| rule.placement());
+    let placement = own
+        .first()
+        .map_or(Placement { table, outside: None }, |rule| rule.placement());
     let Some(described) = Table::with_id(database, tenant, placement).await? else {
         return Ok(Vec::new());
     };
@@ -497,7 +499,11 @@ impl Table {
         let mut conditions = Vec::new();
         for (column, text) in &rule.when.equals {
             let column = self.column(column)?;
-            conditions.push(format!("{} = {}", printed(&column.name), parameters.text(text.as_str())));
+            conditions.push(format!(
+                "{} = {}",
+                printed(&column.name),
+                parameters.text(text.as_str())
+            ));
         }
         let gone = Rule::gone_column(&rule.table);
         if self.column(gone).is_some() {

@@ -179,9 +179,17 @@ async fn outside_tables(database: &Database, config: &Config, facts: &Facts) -> 
     let outside: Vec<&TableReport> = report.tables.iter().filter(|table| table.tenant.is_none()).collect();
     let level = outside.iter().map(|table| table.level()).max().unwrap_or(Level::Ok);
     if level == Level::Ok {
-        return Check::ok(NAME, format!("all {} tables outside of tenants' schemas are deliverable", outside.len()));
+        return Check::ok(
+            NAME,
+            format!(
+                "all {} tables outside of tenants' schemas are deliverable",
+                outside.len()
+            ),
+        );
     }
-    let findings = outside.iter().flat_map(|table| table.findings.iter().map(move |finding| (table, finding)));
+    let findings = outside
+        .iter()
+        .flat_map(|table| table.findings.iter().map(move |finding| (table, finding)));
     let worst: Vec<_> = findings.filter(|(_, finding)| finding.level == level).collect();
     let found = worst.iter().map(|(table, finding)| {
         let text = finding.text.split([':', '.']).next().unwrap_or_default();
@@ -190,7 +198,10 @@ async fn outside_tables(database: &Database, config: &Config, facts: &Facts) -> 
     let meaning = "`posduif routes check` has the details. Rows are not delivered, or not as they should be";
     let check = Check::new(NAME, level, first_names(found.collect()), meaning);
     worst.iter().fold(check, |check, (_, finding)| {
-        let commands = finding.fix.iter().map(|statement| facts.command(statement, finding.by_owner));
+        let commands = finding
+            .fix
+            .iter()
+            .map(|statement| facts.command(statement, finding.by_owner));
         commands.fold(check, Check::fix)
     })
 }

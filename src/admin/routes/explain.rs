@@ -72,7 +72,13 @@ pub struct Explanation {
 ///
 /// # Errors
 /// When Postgres fails.
-pub async fn explain(database: &Database, config: &Config, tenant: &Tenant, table: &str, id: &str) -> Result<Explanation> {
+pub async fn explain(
+    database: &Database,
+    config: &Config,
+    tenant: &Tenant,
+    table: &str,
+    id: &str,
+) -> Result<Explanation> {
     let mut explanation = Explanation {
         tenant: tenant.name.clone(),
         table: table.to_owned(),
@@ -90,7 +96,10 @@ pub async fn explain(database: &Database, config: &Config, tenant: &Tenant, tabl
         });
         return Ok(explanation);
     };
-    explanation.reasons.extend(obstacles(&check(database, config, Some(&tenant.name), false).await?, table));
+    explanation.reasons.extend(obstacles(
+        &check(database, config, Some(&tenant.name), false).await?,
+        table,
+    ));
     let routing = Routing::configured(config);
     let row = lookup::row(database, tenant, named.placement, id).await?;
     let row = match row {
@@ -136,7 +145,9 @@ fn obstacles(report: &Report, table: &str) -> Vec<String> {
 fn missing(lookup: &Lookup, tenant: &Tenant) -> String {
     match lookup {
         Lookup::NotOfTenant => format!("the table has no rows of tenant {}", tenant.name),
-        Lookup::NoTable => "the table does not exist, or lacks the column id or the one that names the tenant".to_owned(),
+        Lookup::NoTable => {
+            "the table does not exist, or lacks the column id or the one that names the tenant".to_owned()
+        }
         Lookup::OtherTenant(value) => format!(
             "the row is not of tenant {}: its column names {}",
             tenant.name,
@@ -165,9 +176,10 @@ fn hides(rule: &Rule, row: &RowValues, explained: &mut RuleExplanation) {
     }
     if !rule.when.op.is_empty() {
         let operations: Vec<&str> = rule.when.op.iter().map(|op| op.as_str()).collect();
-        explained
-            .notes
-            .push(format!("when.op: only {} is delivered; snapshots have the row", operations.join(", ")));
+        explained.notes.push(format!(
+            "when.op: only {} is delivered; snapshots have the row",
+            operations.join(", ")
+        ));
     }
     if !rule.when.changed.is_empty() {
         explained.notes.push(format!(

@@ -51,7 +51,9 @@ pub(super) fn of(named: &Named<'_>, found: &Found, config: &Config) -> Vec<Findi
         return vec![fail(text)];
     }
     if found.is_partition {
-        return vec![fail("it is a partition: its changes arrive under the name of its table. Name that table")];
+        return vec![fail(
+            "it is a partition: its changes arrive under the name of its table. Name that table",
+        )];
     }
     if !found.is_permanent {
         let text = "it is unlogged: its changes are not in the log";
@@ -72,6 +74,15 @@ pub(super) fn of(named: &Named<'_>, found: &Found, config: &Config) -> Vec<Findi
 fn columns(named: &Named<'_>, found: &Found, findings: &mut Vec<Finding>) {
     if !named.rules.is_empty() && !found.has("id") {
         findings.push(fail("it has no column id, by which devices know a row"));
+    }
+    let is_padded = |column: &str| {
+        let at = found.columns.iter().position(|name| name == column);
+        at.is_some_and(|at| found.types[at].starts_with("character("))
+    };
+    if let Some(column) = named.placement.tenant_column().filter(|column| is_padded(column)) {
+        findings.push(fail(format!(
+            "the column {column}, which names the tenant, is padded with spaces (character): use text or varchar"
+        )));
     }
     for (key, column) in named.needed() {
         if !found.has(column) {
@@ -102,7 +113,9 @@ fn users(named: &Named<'_>, found: &Found, config: &Config, findings: &mut Vec<F
         let type_name = found.types[at].split('(').next().unwrap_or_default().trim();
         let holds_numbers = matches!(type_name, "bigint" | "integer" | "smallint");
         if !ID_TYPES.contains(&type_name) {
-            findings.push(warn(format!("the column {column} with users is of the type {type_name}")));
+            findings.push(warn(format!(
+                "the column {column} with users is of the type {type_name}"
+            )));
         }
         match names {
             UserNames::Ids if holds_numbers => findings.push(fail(format!(
@@ -117,7 +130,8 @@ fn users(named: &Named<'_>, found: &Found, config: &Config, findings: &mut Vec<F
             _ => {}
         }
         if !found.leading.iter().any(|first| first == column) {
-            let text = format!("no index begins with {column}: each snapshot and each list of rows reads the whole table");
+            let text =
+                format!("no index begins with {column}: each snapshot and each list of rows reads the whole table");
             findings.push(warn(text).fix(index(found, "", &[column])));
         }
     }
@@ -125,7 +139,11 @@ fn users(named: &Named<'_>, found: &Found, config: &Config, findings: &mut Vec<F
 
 fn index(found: &Found, unique: &str, columns: &[&str]) -> String {
     let columns: Vec<String> = columns.iter().map(|column| quote_identifier(column)).collect();
-    let concurrently = if found.kind.as_deref() == Some("p") { "" } else { "CONCURRENTLY " };
+    let concurrently = if found.kind.as_deref() == Some("p") {
+        ""
+    } else {
+        "CONCURRENTLY "
+    };
     format!(
         "CREATE {unique}INDEX {concurrently}ON {} ({})",
         found.quoted(),
@@ -180,13 +198,18 @@ fn keys(named: &Named<'_>, found: &Found, findings: &mut Vec<Finding>) {
     }
     if !named.rules.is_empty() && found.has("id") && !within(&["id"]) {
         let text = "two rows may have the same id, by which devices know a row";
-        let finding = if named.upload().is_some() { fail(text) } else { warn(text) };
+        let finding = if named.upload().is_some() {
+            fail(text)
+        } else {
+            warn(text)
+        };
         findings.push(finding.fix(index(found, "UNIQUE ", &["id"])));
     }
     if let Some((name, group)) = named.group
         && !within(&[&group.id, &group.user])
     {
-        let text = format!("a member of a group {name} may stand in it twice, and the end of one row ends the membership");
+        let text =
+            format!("a member of a group {name} may stand in it twice, and the end of one row ends the membership");
         findings.push(fail(text).fix(index(found, "UNIQUE ", &[&group.id, &group.user])));
     }
     if named.upload().is_some() {

@@ -71,7 +71,11 @@ pub struct TableReport {
 impl TableReport {
     /// The worst level of its findings.
     pub fn level(&self) -> Level {
-        self.findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+        self.findings
+            .iter()
+            .map(|finding| finding.level)
+            .max()
+            .unwrap_or(Level::Ok)
     }
 }
 
@@ -115,7 +119,12 @@ impl<'c> Named<'c> {
             of(rule.placement(), format!("routes[{index}]"), Some(rule), None);
         }
         for (name, group) in &config.groups {
-            of(group.placement(), format!("groups.{name}"), None, Some((name.as_str(), group)));
+            of(
+                group.placement(),
+                format!("groups.{name}"),
+                None,
+                Some((name.as_str(), group)),
+            );
         }
         all
     }
@@ -153,9 +162,23 @@ impl<'c> Named<'c> {
         for rule in &self.rules {
             let users = rule.to.iter().filter(|_| !rule.is_for_tenant());
             needed.extend(users.map(|to| ("to".to_owned(), to.column())));
-            needed.extend(rule.columns.iter().map(|column| ("columns".to_owned(), column.as_str())));
-            needed.extend(rule.when.changed.iter().map(|column| ("when.changed".to_owned(), column.as_str())));
-            needed.extend(rule.when.equals.keys().map(|column| ("when.equals".to_owned(), column.as_str())));
+            needed.extend(
+                rule.columns
+                    .iter()
+                    .map(|column| ("columns".to_owned(), column.as_str())),
+            );
+            needed.extend(
+                rule.when
+                    .changed
+                    .iter()
+                    .map(|column| ("when.changed".to_owned(), column.as_str())),
+            );
+            needed.extend(
+                rule.when
+                    .equals
+                    .keys()
+                    .map(|column| ("when.equals".to_owned(), column.as_str())),
+            );
             if let Some(upload) = &rule.upload {
                 let by = upload.by.values().chain(&upload.owner).chain(&upload.columns);
                 needed.extend(by.map(|column| ("upload".to_owned(), column.as_str())));
@@ -288,11 +311,15 @@ pub async fn check(database: &Database, config: &Config, tenant: Option<&str>, i
 
 fn report(named: &Named<'_>, found: Found, findings: Vec<Finding>) -> TableReport {
     let exists = found.name.is_some();
-    let columns = found.columns.iter().zip(&found.types).map(|(name, type_name)| ColumnReport {
-        name: name.clone(),
-        type_name: type_name.clone(),
-        delivered: named.rules.first().is_some_and(|rule| rule.delivers(name)),
-    });
+    let columns = found
+        .columns
+        .iter()
+        .zip(&found.types)
+        .map(|(name, type_name)| ColumnReport {
+            name: name.clone(),
+            type_name: type_name.clone(),
+            delivered: named.rules.first().is_some_and(|rule| rule.delivers(name)),
+        });
     TableReport {
         rows_of: named.rows_of(found.tenant.as_deref()),
         schema: found
@@ -315,7 +342,11 @@ async fn strangers(database: &Database, named: &Named<'_>, found: &Found) -> Res
     let (Some((_, of)), Some(column)) = (named.placement.outside, named.placement.tenant_column()) else {
         return Ok(None);
     };
-    let existing: BTreeSet<String> = tenants::list(database).await?.into_iter().map(|tenant| tenant.name).collect();
+    let existing: BTreeSet<String> = tenants::list(database)
+        .await?
+        .into_iter()
+        .map(|tenant| tenant.name)
+        .collect();
     let statement = format!(
         "SELECT t.{column}::text AS value, count(*) AS rows FROM {} AS t GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT $1",
         found.quoted(),
@@ -342,7 +373,11 @@ async fn strangers(database: &Database, named: &Named<'_>, found: &Found) -> Res
     if shown.is_empty() {
         return Ok(None);
     }
-    let others = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let others = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
     Ok(Some(Finding {
         level: Level::Warn,
         text: format!(

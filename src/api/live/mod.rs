@@ -531,9 +531,15 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
     let mut feed = Feed::open(app.store.clone(), subscription, resume, replay_max).await?;
     if feed.missing().any() {
         // A missing stream would never deliver anything.
-        snapshot::ensure_streams(&app.database, &app.store, tenant, user, Routing::configured(&app.config))
-            .await
-            .map_err(incoming::Error::from)?;
+        snapshot::ensure_streams(
+            &app.database,
+            &app.store,
+            tenant,
+            user,
+            Routing::configured(&app.config),
+        )
+        .await
+        .map_err(incoming::Error::from)?;
         feed = Feed::open(app.store.clone(), feed.into_subscription(), resume, replay_max).await?;
     }
     let pending = match reader {

@@ -121,7 +121,13 @@ impl Pipeline {
         self.entries.batch.reset_notice(id, name, begin.commit_ts);
         if self.tenants.insert(tenant) {
             // Tables that were described before their tenant existed.
-            let Self { tables, router, tenants, undescribed, .. } = self;
+            let Self {
+                tables,
+                router,
+                tenants,
+                undescribed,
+                ..
+            } = self;
             for table in tables.values_mut().filter(|table| table.plan.is_none()) {
                 table.plan = plan_of(router, tenants, &table.relation);
                 if table.needs_outline() {

@@ -503,7 +503,6 @@ impl Pipeline {
         }
         Ok(())
     }
-
 }
 
 /// The plan of a table with rows of a tenant that exists, or that a column names.

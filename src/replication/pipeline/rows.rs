@@ -33,7 +33,9 @@ impl Pipeline {
 
     /// A changed row of a table in which a column names the tenant.
     fn row_by_column(&mut self, oid: u32, row: Row<'_>, at: (StreamId, &Begin)) -> Result<(), Error> {
-        let Some(table) = self.tables.get(&oid) else { return Ok(()) };
+        let Some(table) = self.tables.get(&oid) else {
+            return Ok(());
+        };
         let Some((relation, plan)) = table.of_tenant() else {
             return Ok(());
         };
@@ -69,7 +71,9 @@ impl Pipeline {
                     _ => "",
                 };
                 tracing::warn!(
-                    schema = &*relation.schema, table = &*relation.table, tenant = value,
+                    schema = &*relation.schema,
+                    table = &*relation.table,
+                    tenant = value,
                     "row of no tenant is not delivered; further ones of this table are not logged; see `posduif routes check`"
                 );
             }
@@ -94,6 +98,9 @@ impl Pipeline {
 
     /// The tenants of which a table may have rows.
     fn tenants_of(&self, plan: &Plan) -> Vec<Arc<str>> {
+        if let Some(tenant) = plan.tenancy.whole() {
+            return vec![tenant.clone()];
+        }
         let tenants = self.tenants.iter().filter(|tenant| plan.tenancy.may_be(tenant));
         tenants.cloned().collect()
     }
@@ -101,7 +108,9 @@ impl Pipeline {
     /// A changed row of a tenant, or the part of the change that the tenant may see.
     fn row_of(&mut self, oid: u32, tenant: &Arc<str>, row: Row<'_>, at: (StreamId, &Begin)) -> Result<(), Error> {
         let (id, begin) = at;
-        let Some(table) = self.tables.get(&oid) else { return Ok(()) };
+        let Some(table) = self.tables.get(&oid) else {
+            return Ok(());
+        };
         let Some((relation, plan)) = table.of_tenant() else {
             return Ok(());
         };
@@ -305,15 +314,19 @@ impl Pipeline {
     }
 
     pub(super) fn truncate(&mut self, oid: u32) -> Result<(), Error> {
-        let (Some((id, begin)), Some((relation, plan))) =
-            (self.reach(oid)?, self.tables.get(&oid).and_then(super::Table::of_tenant))
-        else {
+        let (Some((id, begin)), Some((relation, plan))) = (
+            self.reach(oid)?,
+            self.tables.get(&oid).and_then(super::Table::of_tenant),
+        ) else {
             return Ok(());
         };
         self.entries.body.begin(&source(relation, &begin));
         for tenant in self.tenants_of(plan) {
-            self.entries
-                .add(Target::Changes(tenant.clone()), id, Change::of(Operation::Truncate, None));
+            self.entries.add(
+                Target::Changes(tenant.clone()),
+                id,
+                Change::of(Operation::Truncate, None),
+            );
             if plan.is_routed() {
                 // The log does not have the rows and so not their viewers: all users of the tenant take a snapshot.
                 self.entries.reset_tenant(&tenant, id, &begin);

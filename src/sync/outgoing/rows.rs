@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::ItemCode;
 use super::form::{Refusal, base_version, fields, operation};
-use crate::feature::has_nul;
 use crate::config::placement::{Placement, Share};
+use crate::feature::has_nul;
 use crate::sync::tables::{Routing, Viewer};
 
 /// Longest id of a row, in characters.
@@ -75,7 +75,9 @@ pub(super) fn parse(item: &Value, routing: Routing<'_>, author: &Viewer<'_>) -> 
     let mut by = Vec::new();
     for (name, column) in &upload.by {
         // A group without rows of the tenant has no members.
-        let Some(group) = routing.groups.get(name) else { continue };
+        let Some(group) = routing.groups.get(name) else {
+            continue;
+        };
         let Some(mut entry) = placed(group.placement(), author) else {
             continue;
         };
@@ -192,8 +194,10 @@ mod tests {
 
     #[test]
     fn item_of_a_table_outside_names_the_tenant_of_the_device_only() {
-        let place = |tenant: Value| json!({"table": "tasks", "to": ["owner"], "schema": "public", "tenant": tenant,
-            "upload": {"owner": "owner", "columns": ["title"]}});
+        let place = |tenant: Value| {
+            json!({"table": "tasks", "to": ["owner"], "schema": "public", "tenant": tenant,
+            "upload": {"owner": "owner", "columns": ["title"]}})
+        };
         let item = json!({"table": "tasks", "id": 7, "row": {"title": "milk"}});
         let parsed = |tenant: Value| {
             let rules: Vec<Rule> = serde_json::from_value(json!([place(tenant)])).unwrap();
@@ -204,7 +208,10 @@ mod tests {
             (&entry["schema"], &entry["tenant"]),
             (&json!("public"), &json!({"column": "org_id", "value": "1"}))
         );
-        for other in [json!({"constant": "globex"}), json!({"column": "org_id", "tenants": {"2": "globex"}})] {
+        for other in [
+            json!({"constant": "globex"}),
+            json!({"column": "org_id", "tenants": {"2": "globex"}}),
+        ] {
             assert_eq!(parsed(other).unwrap_err().code, ItemCode::Forbidden);
         }
     }
