@@ -18,6 +18,7 @@ use crate::support::command::{posduif_in, run};
 use crate::support::http::Api;
 use crate::support::office::Office;
 use crate::support::owner::Owner;
+use crate::support::random::Random;
 use crate::support::scrape::Scrape;
 use crate::support::{Entry, World, eventually};
 
@@ -112,12 +113,15 @@ impl Orgs {
     }
 }
 
+/// A table and the id of a row.
+type Key = (String, String);
+
 /// A device that keeps rows by whom they are seen.
 struct Device {
     api: Api,
     user: Uuid,
     cursor: Option<String>,
-    rows: BTreeMap<(String, String), (Value, Option<Vec<String>>)>,
+    rows: BTreeMap<Key, (Value, Option<Vec<String>>)>,
     groups: BTreeSet<String>,
     snapshots: usize,
     /// All bodies of its batches, as text.
@@ -224,6 +228,9 @@ impl Device {
         (result["status"].as_str().unwrap().to_owned(), result["code"].clone())
     }
 }
+
+/// Id, organisation, list, assignee and title.
+type Task = (i64, Option<i64>, String, Option<String>, String);
 
 fn task(op: &str, id: i64, row: Value, base: Option<i64>) -> Value {
     json!({"table": "tasks", "op": op, "id": id, "row": row, "base_version": base})
@@ -459,7 +466,7 @@ async fn device_cannot_touch_rows_of_another_tenant() {
     }
     let rows = "SELECT id, org_id, list_id, assignee_id::text, title FROM tasks ORDER BY id";
     let rows = orgs.office.world.psql().await.query(rows, &[]).await.unwrap();
-    let rows: Vec<(i64, Option<i64>, String, Option<String>, String)> = rows
+    let rows: Vec<Task> = rows
         .iter()
         .map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4)))
         .collect();
@@ -823,6 +830,110 @@ async fn table_of_another_owner_is_published_by_the_statements_for_it() {
     office.engine.stop().await;
     owner.remove().await;
     drop(office.world);
+}
+
+/// What Postgres shows a user of an organisation: tables, ids and titles.
+async fn truth(orgs: &Orgs, org: i64, user: Uuid) -> BTreeSet<(String, String, String)> {
+    let query = "
+        WITH mine AS (SELECT list_id FROM list_members WHERE (org_id, user_id) = ($1, $2))
+        SELECT 'lists', id, title FROM lists WHERE org_id = $1 AND id IN (TABLE mine)
+        UNION ALL
+        SELECT 'tasks', id::text, title FROM tasks WHERE org_id = $1 AND (list_id IN (TABLE mine) OR assignee_id = $2)";
+    let rows = orgs
+        .office
+        .world
+        .psql()
+        .await
+        .query(query, &[&org, &user])
+        .await
+        .unwrap();
+    rows.iter()
+        .map(|row| (row.get::<_, &str>(0).to_owned(), row.get(1), row.get(2)))
+        .collect()
+}
+
+/// A random commit of the application, in which rows and memberships come, change, move between organisations, and go.
+fn commit(random: &mut Random, users: &[Uuid]) -> String {
+    let mut statements = Vec::new();
+    for _ in 0..=random.below(4) {
+        let (org, other, list) = (1 + random.below(3), 1 + random.below(3), ["a", "b"][random.below(2)]);
+        let (task, user) = (1 + random.below(8), users[random.below(users.len())]);
+        let title = format!("'text {}'", random.next() % 100_000);
+        let assignee = if random.one_in(2) {
+            format!("'{user}'")
+        } else {
+            "NULL".into()
+        };
+        let within = if random.one_in(8) {
+            "NULL".to_owned()
+        } else {
+            org.to_string()
+        };
+        statements.push(match random.below(8) {
+            0 | 1 => format!("INSERT INTO list_members VALUES ({org}, '{list}', '{user}') ON CONFLICT DO NOTHING"),
+            2 => format!("DELETE FROM list_members WHERE (org_id, list_id, user_id) = ({org}, '{list}', '{user}')"),
+            3 => format!(
+                "UPDATE list_members SET org_id = {other} WHERE (org_id, list_id, user_id) = ({org}, '{list}', '{user}')
+                 AND NOT EXISTS (SELECT FROM list_members o WHERE (o.org_id, o.list_id, o.user_id) = ({other}, '{list}', '{user}'))"
+            ),
+            4 => format!("INSERT INTO lists VALUES ({org}, '{list}', {title}) ON CONFLICT (org_id, id) DO UPDATE SET title = {title}"),
+            5 | 6 => format!(
+                "INSERT INTO tasks VALUES ({task}, {within}, '{list}', {assignee}, {title})
+                 ON CONFLICT (id) DO UPDATE SET org_id = {within}, list_id = '{list}', assignee_id = {assignee}, title = {title}"
+            ),
+            _ => format!("DELETE FROM tasks WHERE id = {task}"),
+        });
+    }
+    let end = if random.one_in(8) { "ROLLBACK" } else { "COMMIT" };
+    format!("BEGIN; {}; {end}", statements.join("; "))
+}
+
+#[tokio::test]
+async fn devices_of_each_tenant_equal_postgres_after_any_history() {
+    let seed = std::env::var("POSDUIF_OUTSIDE_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    let rounds = std::env::var("POSDUIF_OUTSIDE_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok());
+    let mut random = Random::new(seed.unwrap_or(7));
+    let orgs = Orgs::open().await;
+    let (joe, gina) = (orgs.office.joe_id, orgs.gina_id);
+    let mut devices = vec![
+        (1, orgs.joe("a").await),
+        (1, orgs.joe("b").await),
+        (2, orgs.gina("c").await),
+    ];
+    for round in 0..rounds.unwrap_or(60) {
+        for _ in 0..random.below(4) {
+            let statement = commit(&mut random, &[joe, gina]);
+            orgs.sql(&statement).await;
+        }
+        if random.one_in(20) {
+            orgs.sql("TRUNCATE tasks").await;
+        }
+        // Some sync before all is published.
+        for (_, device) in &mut devices {
+            if random.one_in(3) {
+                device.sync().await;
+            }
+        }
+        orgs.office.world.published().await;
+        for (org, device) in &mut devices {
+            device.sync().await;
+            let shown: BTreeSet<(String, String, String)> = device
+                .rows
+                .iter()
+                .map(|((table, id), (row, _))| (table.clone(), id.clone(), row["title"].as_str().unwrap().to_owned()))
+                .collect();
+            assert_eq!(
+                shown,
+                truth(&orgs, *org, device.user).await,
+                "round {round}, organisation {org}"
+            );
+        }
+    }
+    orgs.close().await;
 }
 
 /// The application with users whose ids are numbers, which are the subjects of a provider.
