@@ -101,7 +101,7 @@ pub async fn examine(database: &Database, publication: &str, router: &Router) ->
             &places.params(&publication, &false, &false),
         )
         .await
-        .context("cannot compare the tables of rules with the catalogs")?;
+        .context("cannot compare the tables of rules with the catalogs; `posduif migrate up` creates the table with their state")?;
     if rows.is_empty() {
         return Ok(Changes::default());
     }

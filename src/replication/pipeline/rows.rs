@@ -47,7 +47,9 @@ impl Pipeline {
                 "the rule for table {} names column {name} for the tenant, which does not exist",
                 relation.table
             );
-            let tenants = self.tenants_of(plan);
+            // Once: no snapshot has rows of such a table, and so none is stale afterwards.
+            let mut tenants = self.tenants_of(plan);
+            tenants.retain(|tenant| !table.reported.contains(tenant));
             return self.lack_tenant(oid, &tenants, at, (QuarantineKind::Rule, &cause));
         }
         let partial = table.key_of_partial(&row);
@@ -82,7 +84,7 @@ impl Pipeline {
             (Some(old), Some(new)) if old == new => self.row_of(oid, &old, row, at),
             (old, new) => {
                 // The value that the log omits for the new row is that of the old one.
-                let arriving = arriving(&row);
+                let arriving = arriving(&known);
                 if let Some(old) = old {
                     let leaving = if row.has_after() { row.departing() } else { row };
                     self.row_of(oid, &old, leaving, at)?;
