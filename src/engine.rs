@@ -32,7 +32,8 @@ use crate::redis::store::Store;
 use crate::replication::end::FailureCause;
 use crate::replication::epoch::Break;
 use crate::replication::report::{ReplicationStatus, ReplicatorState, Report};
-use crate::replication::{catalog, replicator, trim};
+use crate::replication::{catalog, outside, replicator, trim};
+use crate::route::router::Router;
 use crate::sync::outgoing::Outcome;
 use crate::sync::tables;
 use crate::telemetry::metrics::{Labels, Metrics};
@@ -159,6 +160,11 @@ impl Engine {
             .await
             .context("cannot migrate the schemas")?;
         publication::ensure(&database, &config.replication.publication).await?;
+        // The next look at the catalogs tries again.
+        let router = Router::configured(&config);
+        if let Err(error) = outside::examine(&database, &config.replication.publication, &router).await {
+            tracing::error!(cause = format!("{error:#}"), "tables of rules not published");
+        }
 
         if role.serves_api() {
             warn_of_shared_ids(&database, &config).await?;

@@ -31,7 +31,7 @@ fn note_rule() -> Rule {
         to: vec!["owner".into()],
         event: "note".into(),
         when: When::default(),
-        upload: None,
+        ..Rule::default()
     }
 }
 

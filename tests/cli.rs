@@ -44,7 +44,8 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
             {"schema": "posduif", "migration": "0004_stamps", "direction": "up"},
             {"schema": "posduif", "migration": "0005_commands", "direction": "up"},
             {"schema": "posduif", "migration": "0006_audit", "direction": "up"},
-            {"schema": "posduif", "migration": "0007_identities", "direction": "up"}
+            {"schema": "posduif", "migration": "0007_identities", "direction": "up"},
+            {"schema": "posduif", "migration": "0008_outside_tables", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -54,12 +55,12 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(7), "tenant_acme": clean(11)})
+        json!({"posduif": clean(8), "tenant_acme": clean(12)})
     );
 
     let complaint = migrate("down").await.complaint(1);
     assert!(complaint.contains("--yes") && complaint.contains("lost"), "{complaint}");
-    assert!(complaint.contains("0011_conflicts of tenant_acme"), "{complaint}");
+    assert!(complaint.contains("0012_outside_tables of tenant_acme"), "{complaint}");
     let complaint = migrate("down 99").await.complaint(1);
     for expected in [
         "0010_outbox of tenant_acme, with the tables outbox",
@@ -72,25 +73,26 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0007_identities of posduif, with the tables identities"),
+        complaint.contains("0008_outside_tables of posduif, with the tables outside_tables"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
     assert_eq!(
         steps,
-        json!([{"schema": "tenant_acme", "migration": "0011_conflicts", "direction": "down"}])
+        json!([{"schema": "tenant_acme", "migration": "0012_outside_tables", "direction": "down"}])
     );
     let status = migrate("status --json").await.json();
     assert_eq!(
         status[1],
-        json!({"schema": "tenant_acme", "version": 10, "dirty": false, "pending": ["0011_conflicts"]})
+        json!({"schema": "tenant_acme", "version": 11, "dirty": false, "pending": ["0012_outside_tables"]})
     );
-    assert!(migrate("status").await.text().contains("0011_conflicts"));
-    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0011_conflicts\n");
+    assert!(migrate("status").await.text().contains("0012_outside_tables"));
+    assert_eq!(migrate("up").await.text(), "tenant_acme applied 0012_outside_tables\n");
     let all = migrate("down 99 --yes").await.text();
     assert_eq!(
         all,
-        "tenant_acme rolled back 0011_conflicts\n\
+        "tenant_acme rolled back 0012_outside_tables\n\
+         tenant_acme rolled back 0011_conflicts\n\
          tenant_acme rolled back 0010_outbox\ntenant_acme rolled back 0009_roles\ntenant_acme rolled back 0008_upload_once\n\
          tenant_acme rolled back 0007_message_lists\n\
          tenant_acme rolled back 0006_state\n\
@@ -105,7 +107,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 7\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 8\ntenant_acme 1\n");
     migrate("force 99 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();

@@ -123,7 +123,12 @@ impl Slow {
     /// Takes a snapshot for Joe: the place at which the stream goes on, and the messages in it.
     async fn snapshot(&self) -> (ReadPosition, HashSet<Uuid>) {
         let joe = self.stage.joe;
-        let beginning = snapshot::begin(&self.database, &self.store, &self.tenant, joe)
+        let routing = Routing {
+            rules: &[],
+            groups: self.store.groups(),
+            providers: &[],
+        };
+        let beginning = snapshot::begin(&self.database, &self.store, &self.tenant, joe, routing)
             .await
             .unwrap();
         let place = beginning.place;
@@ -132,10 +137,7 @@ impl Slow {
             database: &self.database,
             tenant: &self.tenant,
             user: joe,
-            routing: Routing {
-                rules: &[],
-                groups: self.store.groups(),
-            },
+            routing,
         };
         let mut next = Some(snapshot::phase_start(0));
         while let Some(start) = next {

@@ -19,7 +19,7 @@ async fn change_beyond_row_bytes_max_is_quarantined_and_resets_its_readers() {
             to: vec!["owner".into()],
             event: "note".into(),
             when: When::default(),
-            upload: None,
+            ..Rule::default()
         }];
     })
     .await;

@@ -92,7 +92,7 @@ fn try_route<'p>(plan: &'p Plan, change: &Change) -> (Vec<Delivery<'p>>, Result<
         (None, None) => unreachable!("a change has a side"),
     };
     let mut deliveries = Vec::new();
-    let result = plan.route(&row, &mut deliveries);
+    let result = plan.route("acme", &row, &mut deliveries);
     (deliveries, result)
 }
 
@@ -171,7 +171,7 @@ fn ticket_rules() -> impl Strategy<Value = Rule> {
                 .into_iter()
                 .collect(),
         },
-        upload: None,
+        ..Rule::default()
     })
 }
 

@@ -21,7 +21,7 @@ fn rule(table: &str, to: &[&str], when: When) -> Rule {
         to: to.iter().map(|column| Recipient::from(*column)).collect(),
         event: format!("{table}_changed"),
         when,
-        upload: None,
+        ..Rule::default()
     }
 }
 

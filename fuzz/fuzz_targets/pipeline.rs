@@ -30,10 +30,13 @@ fuzz_target!(|bytes: &[u8]| {
         to: vec!["user_id".into(), Recipient::Group([("list".to_owned(), "list_id".to_owned())].into())],
         event: "note_changed".to_owned(),
         when: Default::default(),
-        upload: None,
+        ..Rule::default()
     };
     let list = Group {
         table: "list_members".to_owned(),
+        schema: None,
+        tenant: None,
+        subjects: None,
         id: "list_id".to_owned(),
         user: "user_id".to_owned(),
     };

@@ -8,7 +8,8 @@ SELECT tenant.name AS tenant, schema.nspname::text AS schema, class.relname::tex
            AS identity,
        virtual.has AS has_virtual_columns,
        class.relpersistence = 'p' AS is_permanent,
-       pg_has_role(class.relowner, 'USAGE') AS is_ours
+       pg_has_role(class.relowner, 'USAGE') AS is_ours,
+       pg_get_userbyid(class.relowner)::text AS owner
 FROM posduif.tenants tenant
 JOIN pg_catalog.pg_namespace schema ON schema.nspname = tenant.schema_name
 JOIN pg_catalog.pg_class class ON class.relnamespace = schema.oid

@@ -4,6 +4,10 @@
  WHERE is_present AND NOT is_covered
  ORDER BY 1 LIMIT 20)
 UNION ALL
+(SELECT schema_name || '.' || name FROM posduif.outside_tables
+ WHERE is_present AND NOT is_covered
+ ORDER BY 1 LIMIT 20)
+UNION ALL
 SELECT 'posduif.commands'
 WHERE NOT EXISTS (
     SELECT

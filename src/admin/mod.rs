@@ -1,4 +1,4 @@
-//! What operators see and do: tenants, streams, consumer groups, quarantine, slots, the whole system, and `doctor`. The
+//! What operators see and do: tenants, rules, streams, consumer groups, quarantine, slots, the whole system, and `doctor`. The
 //! values are serializable; the command line only renders them.
 
 pub mod access;
@@ -8,8 +8,10 @@ pub mod devices;
 pub mod doctor;
 pub mod figures;
 pub mod groups;
+pub mod level;
 pub mod published;
 pub mod quarantine;
+pub mod routes;
 pub mod slot_report;
 pub mod status;
 pub mod stream_report;

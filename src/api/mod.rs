@@ -207,6 +207,7 @@ impl App {
                     .into_iter()
                     .chain(config.routes.iter().cloned())
                     .collect(),
+                providers: config.auth.providers.clone().into(),
                 prefetch: Prefetch::default(),
                 statuses: Statuses::new(messages.clone(), store.clone(), stop.clone()),
                 reports: reports.clone(),

@@ -21,6 +21,7 @@ use crate::http::request::required;
 use crate::http::response::{self, Response};
 use crate::state::{self, Condition, Opaque, Outcome, Owner, Refused, Write, Written, check_key};
 use crate::sync::states::{self, Sources};
+use crate::sync::tables::Routing;
 
 /// Standard base64 (RFC 4648, section 4), with or without its padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -49,6 +50,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Error> {
         database: &app.database,
         store: &app.store,
         cursors: &app.cursors,
+        routing: Routing::configured(&app.config),
     };
     response::json(StatusCode::OK, &states::page(sources, wanted).await?)
 }

@@ -21,6 +21,7 @@ mod notify;
 mod output;
 mod progress;
 mod publication;
+mod routes;
 mod serve;
 mod slot;
 mod status;
@@ -137,6 +138,8 @@ enum Command {
     Slot(slot::SlotCommand),
     /// Inspect and complete the publication
     Publication(publication::Publication),
+    /// Check the rules of `routes` and groups against the database, and explain who sees a row
+    Routes(routes::Routes),
     /// Inspect and manage the streams in Redis
     Stream(stream::Stream),
     /// Print what developers of clients need
@@ -167,6 +170,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Device(command) => command.run(&cli.global).await,
         Command::Slot(command) => command.run(&cli.global).await,
         Command::Publication(command) => command.run(&cli.global).await,
+        Command::Routes(command) => command.run(&cli.global).await,
         Command::Stream(command) => command.run(&cli.global).await,
         Command::Client(command) => command.run(&cli.global).await,
         Command::Audit(command) => command.run(&cli.global).await,

@@ -10,6 +10,8 @@ use super::{Global, human};
 use crate::core::tenant::Tenant;
 use crate::postgres::Database;
 use crate::postgres::publication::{self, Coverage, Included, Table};
+use crate::replication::outside;
+use crate::route::router::Router;
 
 #[derive(Debug, Args)]
 pub(super) struct Publication {
@@ -33,16 +35,20 @@ impl Publication {
     pub(super) async fn run(self, global: &Global) -> Result<()> {
         let config = global.load()?;
         let database = Database::connect(&config.postgres).await?;
+        let router = Router::configured(&config);
         let name = config.replication.publication;
         match self.verb {
             Verb::Show { missing } => {
-                let coverage = publication::coverage(&database, &name).await?;
+                let coverage = publication::coverage(&database, &name, &router.outside()).await?;
                 output::print(global, &Report::of(name, coverage, missing))
             }
             Verb::Sync => {
                 let changes = publication::sync(&database, &name).await?;
-                let changes = changes.into_iter().map(TenantChanges::of).collect();
-                output::print(global, &Synced { changes, name })
+                let outside = outside::examine(&database, &name, &router).await?;
+                let mut changes: Vec<TenantChanges> = changes.into_iter().map(TenantChanges::of).collect();
+                let others = outside.others.clone();
+                changes.extend(TenantChanges::of_outside(outside));
+                output::print(global, &Synced { changes, name, others })
             }
         }
     }
@@ -138,8 +144,11 @@ fn row(table: &Table) -> [Cell; 4] {
     };
     let identity_tone = if table.is_identified() { Tone::Plain } else { Tone::Bad };
     [
-        Cell::from(table.tenant.clone()),
-        Cell::from(table.table.clone()),
+        Cell::from(table.tenant.clone().unwrap_or_else(|| "-".to_owned())),
+        Cell::from(match table.tenant {
+            Some(_) => table.table.clone(),
+            None => format!("{}.{}", table.schema, table.table),
+        }),
         Cell::from(published).toned(tone),
         Cell::from(identity).toned(identity_tone),
     ]
@@ -151,11 +160,15 @@ struct Synced {
     changes: Vec<TenantChanges>,
     #[serde(skip)]
     name: String,
+    /// Tables that only their owner can publish.
+    #[serde(skip)]
+    others: Vec<String>,
 }
 
 #[derive(Serialize)]
 struct TenantChanges {
-    tenant: String,
+    /// `None` for tables that are in no tenant's schema, whose names are qualified.
+    tenant: Option<String>,
     added: Vec<String>,
     identified: Vec<String>,
     keyed: Vec<String>,
@@ -167,20 +180,43 @@ struct TenantChanges {
 impl TenantChanges {
     fn of((tenant, included): (Tenant, Included)) -> Self {
         Self {
-            tenant: tenant.name,
+            tenant: Some(tenant.name),
             added: included.added,
             identified: included.identified,
             keyed: included.keyed,
             resynced: included.has_rows,
-            schema: tenant.schema,
+            schema: format!("{}.", tenant.schema),
         }
+    }
+
+    fn of_outside(changes: outside::Changes) -> Option<Self> {
+        let names = |identity| {
+            let tables = changes.identified.iter().filter(move |(_, set)| *set == identity);
+            tables.map(|(table, _)| table.clone()).collect()
+        };
+        let (identified, keyed) = (names("full"), names("default"));
+        let is_something = !changes.added.is_empty() || !changes.identified.is_empty();
+        is_something.then(|| Self {
+            tenant: None,
+            identified,
+            keyed,
+            added: changes.added,
+            resynced: !changes.resynced.is_empty(),
+            schema: String::new(),
+        })
     }
 }
 
 impl Render for Synced {
     fn text(&self, out: &mut Text) {
-        if self.changes.is_empty() {
+        if self.changes.is_empty() && self.others.is_empty() {
             outln!(out, "nothing to do");
+        }
+        for table in &self.others {
+            outln!(
+                out,
+                "{table} belongs to another role: `posduif routes check` has the statements for its owner"
+            );
         }
         for TenantChanges {
             tenant,
@@ -192,18 +228,19 @@ impl Render for Synced {
         } in &self.changes
         {
             for table in added {
-                outln!(out, "added {schema}.{table} to the publication {}", self.name);
+                outln!(out, "added {schema}{table} to the publication {}", self.name);
             }
             for table in identified {
-                outln!(out, "set REPLICA IDENTITY FULL on {schema}.{table}");
+                outln!(out, "set REPLICA IDENTITY FULL on {schema}{table}");
             }
             for table in keyed {
                 outln!(
                     out,
-                    "set the replica identity of {schema}.{table} to its primary key, because of its virtual columns"
+                    "set the replica identity of {schema}{table} to its primary key, because of its virtual columns"
                 );
             }
             if *resynced {
+                let tenant = tenant.as_deref().unwrap_or("their tenants");
                 outln!(
                     out,
                     "the streams of {tenant} lack existing rows of the added tables and are recreated: its devices take a \

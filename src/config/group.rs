@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use super::placement::{self, Placement, TenantOf};
 use super::rule::{Recipient, Rule, TENANT};
 use super::section::within;
 
@@ -18,8 +19,17 @@ pub type Groups = BTreeMap<String, Group>;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// The table with the memberships, in each tenant's schema.
+    /// The table with the memberships: in each tenant's schema, unless there is `schema`.
     pub table: String,
+    /// The schema of a table that is not in each tenant's schema.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+    /// The tenant of the rows of such a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<TenantOf>,
+    /// Whose subjects the column with members holds: the issuer of a provider, or `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subjects: Option<String>,
     /// Its column with the id of the group.
     pub id: String,
     /// Its column with the id of the member, a user.
@@ -27,6 +37,11 @@ pub struct Group {
 }
 
 impl Group {
+    /// Where its rows are.
+    pub fn placement(&self) -> Placement<'_> {
+        Placement::of(&self.table, self.schema.as_ref(), self.tenant.as_ref())
+    }
+
     /// Checks the group by itself; the error says what is wrong with it.
     fn check(&self, name: &str) -> Result<(), String> {
         let is_letter = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
@@ -44,6 +59,7 @@ impl Group {
         if Rule::has_built_in(&self.table) {
             return Err(format!("table {:?} is Posduif's: name one of your own", self.table));
         }
+        placement::check(self.schema.as_ref(), self.tenant.as_ref())?;
         if self.id == self.user {
             return Err("id and user must be two columns".into());
         }

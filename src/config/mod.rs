@@ -26,6 +26,7 @@ mod mail;
 mod messages;
 mod network;
 mod outbox;
+pub mod placement;
 mod postgres;
 mod presence;
 mod provider;
@@ -58,7 +59,7 @@ pub use self::auth::{Auth, DeviceAuth};
 pub use self::cache::Cache;
 pub use self::certificate::CertificateFiles;
 pub use self::enrollment::Enrollment;
-use self::group::Groups;
+use self::group::{Group, Groups};
 pub use self::health::Health;
 pub use self::limits::Limits;
 pub use self::live::Live;
@@ -85,6 +86,7 @@ pub use self::telemetry::Telemetry;
 pub use self::url::{HttpUrl, InvalidUrl};
 pub use self::webhook::{Webhook, WebhookSecret};
 pub use self::websocket::WebSocket;
+use crate::core::tenant::Tenant;
 
 /// Prefix of environment variables that override keys.
 const ENV_PREFIX: &str = "POSDUIF__";
@@ -257,7 +259,16 @@ impl Config {
         self.log.check()?;
         self.telemetry.check()?;
         group::check_all(&self.groups, &self.routes)?;
-        rule::check_all(&self.routes)
+        rule::check_subjects(&self.routes, &self.groups, &self.auth.providers)?;
+        rule::check_all(&self.routes, &self.groups)
+    }
+
+    /// The schema that has a tenant's rows of a table.
+    pub fn schema_of<'a>(&'a self, table: &str, tenant: &'a Tenant) -> &'a str {
+        let rules = self.routes.iter().map(Rule::placement);
+        let mut places = rules.chain(self.groups.values().map(Group::placement));
+        let place = places.find(|place| place.table == table);
+        place.map_or(tenant.schema.as_str(), |place| place.schema(tenant))
     }
 
     /// The memory for request bodies: at least what the largest request needs, which could never succeed otherwise.

@@ -1,16 +1,26 @@
 //! Routing rules: which table's changes are delivered to which users. Rules are data: built-in ones for messages, users and
 //! encrypted state, and the operator's own from the configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use super::group::Groups;
+use super::placement::{self, Placement, TenantOf};
+use super::provider::Provider;
 use super::section::within;
 use crate::core::operation::Operation;
+use crate::core::subject::UserNames;
 
 /// The value of `to` for every user of the tenant.
 pub const TENANT: &str = "tenant";
+
+/// The value of `subjects` for columns that hold ids of users.
+pub const NO_SUBJECTS: &str = "none";
+
+/// Most columns in a list of a rule.
+const COLUMNS_MAX: usize = 1600;
 
 /// The live event of a user who joined a group.
 pub const GROUP_JOINED: &str = "group_joined";
@@ -110,10 +120,22 @@ impl From<&str> for Recipient {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Table name within each tenant's schema.
+    /// The table: in each tenant's schema, unless there is `schema`.
     pub table: String,
+    /// The schema of a table that is not in each tenant's schema.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+    /// The tenant of the rows of such a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<TenantOf>,
+    /// Whose subjects the columns with users hold: the issuer of a provider, or [`NO_SUBJECTS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subjects: Option<String>,
     /// Columns that hold user ids, groups with the column of their id, or `tenant` alone for every user of the tenant.
     pub to: Vec<Recipient>,
+    /// The only columns that devices and pages receive, beside `id`; empty means all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<String>,
     /// Name of the live event; `change` unless given.
     #[serde(default = "default_event")]
     pub event: String,
@@ -131,6 +153,22 @@ fn default_event() -> String {
 /// Whether a text is a valid name of a live event: 1 to 64 of a-z, 0-9 and _.
 pub fn is_event_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
+impl Default for Rule {
+    fn default() -> Self {
+        Self {
+            table: String::new(),
+            schema: None,
+            tenant: None,
+            subjects: None,
+            to: Vec::new(),
+            columns: Vec::new(),
+            event: default_event(),
+            when: When::default(),
+            upload: None,
+        }
+    }
 }
 
 impl Rule {
@@ -168,8 +206,18 @@ impl Rule {
                 changed: changed.iter().map(|column| (*column).to_owned()).collect(),
                 ..When::default()
             },
-            upload: None,
+            ..Self::default()
         }
+    }
+
+    /// Where its rows are.
+    pub fn placement(&self) -> Placement<'_> {
+        Placement::of(&self.table, self.schema.as_ref(), self.tenant.as_ref())
+    }
+
+    /// Whether devices and pages receive a column.
+    pub fn delivers(&self, column: &str) -> bool {
+        self.columns.is_empty() || column == "id" || self.columns.iter().any(|listed| listed == column)
     }
 
     /// Whether every user of the tenant receives its rows.
@@ -202,6 +250,7 @@ impl Rule {
                 self.table
             ));
         }
+        placement::check(self.schema.as_ref(), self.tenant.as_ref())?;
         let is_tenant = |to: &Recipient| matches!(to, Recipient::Column(word) if word == TENANT);
         let is_malformed = |to: &Recipient| matches!(to, Recipient::Group(group) if group.len() != 1);
         if self.to.is_empty()
@@ -221,14 +270,34 @@ impl Rule {
                 self.event
             ));
         }
+        if self.columns.len() > COLUMNS_MAX {
+            return Err(format!("columns has more than {COLUMNS_MAX} names"));
+        }
+        if let Some(column) = self
+            .columns
+            .iter()
+            .find(|column| column.is_empty() || column.len() > 63)
+        {
+            return Err(format!("columns names {column:?}: allowed is a name of 1 to 63 bytes"));
+        }
         if let Some(upload) = &self.upload {
+            if let Some(column) = upload.columns.iter().find(|column| !self.delivers(column)) {
+                return Err(format!(
+                    "upload.columns names {column:?}, which `columns` does not: devices would write what they cannot read"
+                ));
+            }
             if upload.columns.is_empty() {
                 return Err("upload.columns must name the columns that devices may set".into());
             }
             if upload.owner.is_none() && upload.by.is_empty() {
                 return Err("upload must say who may write: `owner`, a column, or `by`, groups with columns".into());
             }
-            for reserved in upload.owner.as_deref().into_iter().chain(["id", "deleted_at"]) {
+            let set = upload
+                .owner
+                .as_deref()
+                .into_iter()
+                .chain(self.placement().tenant_column());
+            for reserved in set.chain(["id", "deleted_at"]) {
                 if upload.columns.iter().any(|column| column == reserved) {
                     return Err(format!(
                         "upload.columns names {reserved:?}, which the engine sets: omit it"
@@ -240,8 +309,43 @@ impl Rule {
     }
 }
 
-/// Checks all rules, and that no table has two uploads.
-pub(super) fn check_all(rules: &[Rule]) -> Result<()> {
+/// How the columns of a rule or a group name users. With one provider, values that are no UUID are its subjects unless the
+/// key `subjects` says otherwise.
+pub fn user_names(subjects: Option<&String>, providers: &[Provider]) -> UserNames {
+    match (subjects.map(String::as_str), providers) {
+        (None, [only]) => UserNames::Both(only.subject_prefix.clone()),
+        (None | Some(NO_SUBJECTS), _) => UserNames::Ids,
+        (Some(issuer), providers) => providers
+            .iter()
+            .find(|provider| provider.issuer == issuer)
+            .map_or(UserNames::Ids, |provider| {
+                UserNames::Subjects(provider.subject_prefix.clone())
+            }),
+    }
+}
+
+/// Checks that the provider of each rule and group is known.
+pub(super) fn check_subjects(rules: &[Rule], groups: &Groups, providers: &[Provider]) -> Result<()> {
+    let of_rules = rules.iter().enumerate();
+    let of_rules = of_rules.map(|(index, rule)| (format!("routes[{index}]"), &rule.subjects));
+    let of_groups = groups
+        .iter()
+        .map(|(name, group)| (format!("groups.{name}"), &group.subjects));
+    for (key, subjects) in of_rules.chain(of_groups) {
+        let Some(subjects) = subjects.as_deref().filter(|subjects| *subjects != NO_SUBJECTS) else {
+            continue;
+        };
+        if !providers.iter().any(|provider| provider.issuer == subjects) {
+            bail!(
+                "key `{key}.subjects` is {subjects:?}: allowed are the issuer of one of `auth.providers`, and `{NO_SUBJECTS}`"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Checks all rules, that no table has two uploads, and that a name is one table's.
+pub(super) fn check_all(rules: &[Rule], groups: &Groups) -> Result<()> {
     within("routes (their number)", rules.len() as u64, &(0..=200))?;
     for (index, rule) in rules.iter().enumerate() {
         rule.check().map_err(|why| anyhow!("key `routes[{index}]`: {why}"))?;
@@ -249,6 +353,25 @@ pub(super) fn check_all(rules: &[Rule]) -> Result<()> {
         if rule.upload.is_some() && rules[..index].iter().any(has_upload) {
             bail!(
                 "key `routes[{index}].upload`: the table {:?} has one in another rule",
+                rule.table
+            );
+        }
+        let set = |rule: &Rule| rule.columns.iter().cloned().collect::<BTreeSet<String>>();
+        if rules[..index]
+            .iter()
+            .any(|other| other.table == rule.table && set(other) != set(rule))
+        {
+            bail!(
+                "key `routes[{index}].columns`: another rule has other columns of the table {:?}; all its rules need the same list",
+                rule.table
+            );
+        }
+        let others = rules[..index].iter().map(Rule::placement);
+        let mut others = others.chain(groups.values().map(|group| group.placement()));
+        if others.any(|other| other.table == rule.table && other.outside != rule.placement().outside) {
+            bail!(
+                "key `routes[{index}]`: another rule or group names the table {:?} with another `schema` or `tenant`; clients \
+                 know a table by its name",
                 rule.table
             );
         }

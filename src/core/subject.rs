@@ -40,14 +40,17 @@ impl Subject {
 
     /// The id of the user in this tenant.
     pub fn user_id(&self, tenant: &Tenant) -> Uuid {
-        if let Ok(id) = Uuid::try_parse(&self.0)
-            && id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == &*self.0
-        {
+        self.user_id_in(&tenant.name)
+    }
+
+    /// The id of the user in the tenant of this name.
+    fn user_id_in(&self, tenant: &str) -> Uuid {
+        if let Some(id) = canonical(&self.0) {
             return id;
         }
         let digest: [u8; 20] = Sha1::new()
             .chain_update(NAMESPACE)
-            .chain_update(&tenant.name)
+            .chain_update(tenant)
             .chain_update("/")
             .chain_update(&*self.0)
             .finalize()
@@ -61,6 +64,59 @@ impl Subject {
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The UUID of a text that is one in its canonical form.
+fn canonical(text: &str) -> Option<Uuid> {
+    let id = Uuid::try_parse(text).ok()?;
+    (*id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *text).then_some(id)
+}
+
+/// How the values of a column name users.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum UserNames {
+    /// By their ids.
+    #[default]
+    Ids,
+    /// By subjects of the provider with this prefix.
+    Subjects(String),
+    /// By id, where the value is a UUID in its canonical form, else by a subject of the provider with this prefix.
+    Both(String),
+}
+
+impl UserNames {
+    /// The id of the user whom a value names in a tenant; `None` for a value that names no user.
+    pub fn user_id(&self, tenant: &str, value: &[u8]) -> Option<Uuid> {
+        let prefix = match self {
+            Self::Ids => return Uuid::try_parse_ascii(value).ok(),
+            Self::Subjects(prefix) | Self::Both(prefix) => prefix,
+        };
+        let text = std::str::from_utf8(value).ok()?;
+        match canonical(text) {
+            Some(id) if matches!(self, Self::Both(_)) => Some(id),
+            _ => Some(Subject::new(prefix, text)?.user_id_in(tenant)),
+        }
+    }
+
+    /// The values that name a user, who has this subject, preferred ones first.
+    pub fn values(&self, user: Uuid, subject: Option<&str>) -> Vec<String> {
+        let prefix = match self {
+            Self::Ids => return vec![user.to_string()],
+            Self::Subjects(prefix) | Self::Both(prefix) => prefix,
+        };
+        // A subject that is the id needs no entry.
+        let by_id = (prefix.is_empty() || matches!(self, Self::Both(_))).then(|| user.to_string());
+        let by_subject = subject.and_then(|subject| subject.strip_prefix(prefix.as_str()));
+        let by_subject = by_subject.filter(|value| !value.is_empty() && (prefix.is_empty() || self.is_subject(value)));
+        let mut values: Vec<String> = by_subject.map(str::to_owned).into_iter().collect();
+        values.extend(by_id.filter(|id| !values.contains(id)));
+        values
+    }
+
+    /// Whether a value is a subject and no id.
+    fn is_subject(&self, value: &str) -> bool {
+        matches!(self, Self::Subjects(_)) || canonical(value).is_none()
     }
 }
 
@@ -125,7 +181,47 @@ mod tests {
         assert_eq!(Subject::new("kc:", &"x".repeat(BYTES_MAX)), None);
     }
 
+    #[test]
+    fn value_names_the_user_of_its_subject() {
+        let tenant = Tenant::named("acme").expect("a name");
+        let uuid = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
+        let (ids, plain) = (UserNames::Ids, UserNames::Both(String::new()));
+        let (both, subjects) = (UserNames::Both("kc:".into()), UserNames::Subjects("kc:".into()));
+        let user = |names: &UserNames, value: &str| names.user_id("acme", value.as_bytes()).map(|id| id.to_string());
+        let subject = |text: &str| Some(Subject::new("", text).expect("a subject").user_id(&tenant).to_string());
+        assert_eq!((user(&ids, "42"), user(&ids, uuid)), (None, Some(uuid.into())));
+        assert_eq!(
+            (user(&plain, "42"), user(&plain, uuid)),
+            (subject("42"), Some(uuid.into()))
+        );
+        assert_eq!(
+            (user(&both, "42"), user(&both, uuid)),
+            (subject("kc:42"), Some(uuid.into()))
+        );
+        assert_eq!(user(&subjects, uuid), subject(&format!("kc:{uuid}")));
+        assert_eq!((user(&plain, ""), user(&plain, "a\n")), (None, None));
+        // A subject of another provider is no value of this one.
+        let other = Uuid::from_u128(7);
+        assert_eq!(subjects.values(other, Some("1001")), [""; 0]);
+    }
+
     proptest! {
+        #[test]
+        fn values_of_a_user_name_this_user(prefix in "(|[a-z]{1,3}:)", text in "[ -~]{1,40}", kind in 0..3) {
+            let names = match kind {
+                0 => UserNames::Ids,
+                1 => UserNames::Subjects(prefix.clone()),
+                _ => UserNames::Both(prefix.clone()),
+            };
+            let subject = Subject::new(&prefix, &text).expect("a subject");
+            let user = subject.user_id(&Tenant::named("acme").expect("a name"));
+            let values = names.values(user, Some(subject.as_str()));
+            prop_assert!(!values.is_empty());
+            for value in values {
+                prop_assert_eq!(names.user_id("acme", value.as_bytes()), Some(user), "{}", value);
+            }
+        }
+
         #[test]
         fn different_subjects_and_tenants_have_different_ids(
             a in "[ -~]{1,40}", b in "[ -~]{1,40}", s in "[a-z][a-z0-9_]{0,10}", t in "[a-z][a-z0-9_]{0,10}",

@@ -91,6 +91,7 @@ const CONTROL: &[Migration] = &[
         tables: ["identities"],
         columns: [("credentials", "stamped_at")]
     ),
+    migration!(8, "control", "0008_outside_tables", tables: ["outside_tables"], columns: []),
 ];
 const TENANT: &[Migration] = &[
     migration!(
@@ -138,6 +139,7 @@ const TENANT: &[Migration] = &[
     migration!(9, "tenant", "0009_roles", tables: [], columns: [("users", "role")]),
     migration!(10, "tenant", "0010_outbox", tables: ["outbox"], columns: []),
     migration!(11, "tenant", "0011_conflicts", tables: [], columns: []),
+    migration!(12, "tenant", "0012_outside_tables"),
 ];
 
 /// The schemas of a command.

@@ -142,6 +142,37 @@ async fn add_tables(
     Ok(included)
 }
 
+/// Sets the replica identity of a table outside of tenants' schemas, and adds it to the publication. Both are optional; the role
+/// owns the table, which is qualified and quoted. Returns whether an added table has rows, which no stream contains.
+pub(crate) async fn publish_outside(
+    transaction: &Transaction<'_>,
+    publication: &str,
+    table: &str,
+    identity: Option<&str>,
+    is_added: bool,
+) -> Result<bool> {
+    if let Some(identity) = identity {
+        transaction
+            .batch_execute(&format!("ALTER TABLE {table} REPLICA IDENTITY {identity}"))
+            .await
+            .with_context(|| format!("cannot set REPLICA IDENTITY {identity} of {table}"))?;
+    }
+    if is_added {
+        prepare(transaction, publication).await?;
+        // Locked against writers, so that no row is inserted between the check and the addition.
+        transaction
+            .batch_execute(&format!(
+                "LOCK TABLE {table} IN SHARE MODE; ALTER PUBLICATION {} ADD TABLE {table}",
+                quote_identifier(publication)
+            ))
+            .await
+            .with_context(|| format!("cannot add {table} to the publication {publication}"))?;
+        let any_row = format!("SELECT FROM {table} LIMIT 1");
+        return Ok(!transaction.query_typed(&any_row, &[]).await?.is_empty());
+    }
+    Ok(false)
+}
+
 /// [`include()`]. Recreates the tenant's streams when an added table has rows.
 pub(crate) async fn include_whole(
     transaction: &Transaction<'_>,
@@ -178,10 +209,11 @@ pub async fn sync(database: &Database, publication: &str) -> Result<Vec<(Tenant,
     Ok(done)
 }
 
-/// A tenant's table, and its state in the publication.
+/// A tenant's table or one that a rule names, and its state in the publication.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Table {
-    pub tenant: String,
+    /// `None` for a table that is in no tenant's schema.
+    pub tenant: Option<String>,
     pub schema: String,
     pub table: String,
     pub published: bool,
@@ -192,6 +224,8 @@ pub struct Table {
     /// Whether the engine's role owns it, as changes to its identity require.
     #[serde(skip)]
     pub is_ours: bool,
+    #[serde(skip)]
+    pub owner: String,
     /// Whether it is neither unlogged nor temporary.
     #[serde(skip)]
     is_permanent: bool,
@@ -207,6 +241,7 @@ impl Table {
             replica_identity: row.try_get("identity")?,
             virtual_columns: row.try_get("has_virtual_columns")?,
             is_ours: row.try_get("is_ours")?,
+            owner: row.try_get("owner")?,
             is_permanent: row.try_get("is_permanent")?,
         })
     }
@@ -227,7 +262,7 @@ pub struct Coverage {
     pub operations: Vec<&'static str>,
     /// Whether it publishes partitions under their root's name.
     pub via_partition_root: bool,
-    /// The tables of all tenants.
+    /// The tables of all tenants, and those that rules name.
     pub tables: Vec<Table>,
 }
 
@@ -254,8 +289,9 @@ impl Coverage {
 
 const OPERATIONS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 
-/// Reads the coverage of the publication.
-pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage> {
+/// Reads the coverage of the publication: the tables of tenants, and those outside of their schemas that are named by schema and
+/// name.
+pub async fn coverage(database: &Database, publication: &str, outside: &[(&str, &str)]) -> Result<Coverage> {
     let name: [Param<'_>; 1] = [(&publication, Type::TEXT)];
     let every_schema: Option<&str> = None;
     let rights = database
@@ -278,6 +314,14 @@ pub async fn coverage(database: &Database, publication: &str) -> Result<Coverage
         }
     }
     let mut tables = rows.iter().map(Table::from_row).collect::<Result<Vec<_>>>()?;
+    let (schemas, names): (Vec<&str>, Vec<&str>) = outside.iter().copied().unzip();
+    let params: [Param<'_>; 3] = [
+        (&publication, Type::TEXT),
+        (&schemas, Type::TEXT_ARRAY),
+        (&names, Type::TEXT_ARRAY),
+    ];
+    let rows = database.query(&sql!("postgres/outside_coverage"), &params).await?;
+    tables.extend(rows.iter().map(Table::from_row).collect::<Result<Vec<_>>>()?);
     tables.retain(|table| table.is_permanent);
     Ok(Coverage {
         exists: row.is_some(),

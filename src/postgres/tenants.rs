@@ -184,10 +184,15 @@ pub(crate) async fn send_within(
     Ok(row.try_get("lsn")?)
 }
 
-/// Writes a row again unchanged, so that all its readers receive it as a new row. Returns the LSN of the request, or `None` when
-/// there is no such row.
-pub async fn touch_rows(database: &Database, tenant: &Tenant, table: &str, id: &str) -> anyhow::Result<Option<PgLsn>> {
-    let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
+/// Writes a row of a table again unchanged, so that all its readers receive it as a new row. Returns the LSN of the request, or
+/// `None` when there is no such row.
+pub async fn touch_rows(
+    database: &Database,
+    tenant: &Tenant,
+    (schema, table): (&str, &str),
+    id: &str,
+) -> anyhow::Result<Option<PgLsn>> {
+    let name = format!("{}.{}", quote_identifier(schema), quote_identifier(table));
     let columns = database
         .query_opt(&sql!("postgres/table_row_columns"), &[(&name, Type::TEXT)])
         .await

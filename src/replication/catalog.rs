@@ -3,8 +3,8 @@
 //! Postgres logs no rows when a table is rewritten, dropped, attached, detached or unpublished, or when a partition is
 //! truncated; a table that lost its replica identity logs no whole old rows; and a walsender of Postgres 15 or older goes on
 //! to name a renamed schema as before. A look compares the catalogs with what the last look recorded, in one statement. It
-//! repairs what this role may, and resyncs the tenants whose readers may hold other rows than Postgres. One transaction has
-//! the repair, the resync and the record, so that no change is missed or acted upon twice, across restarts too.
+//! repairs what this role may, and resyncs the tenants whose readers may hold other rows than Postgres. [`super::outside`] does
+//! the same for tables that are in no tenant's schema. One transaction has the repair, the resync and the record, so that no change is missed or acted upon twice, across restarts too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Row, Transaction};
 use tokio_util::sync::CancellationToken;
 
+use super::outside;
 use super::report::Report;
 use crate::config::Config;
 use crate::contract::control::Command;
@@ -30,7 +31,7 @@ use crate::route::router::Router;
 const LOAD_MAX: u32 = 20;
 
 /// How long a look waits for a lock; the next one tries again.
-const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
+pub(super) const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
 
 /// Longest cause in the quarantine in characters.
 pub(super) const CAUSE_LENGTH_MAX: usize = 2048;
@@ -97,10 +98,12 @@ pub enum Kind {
     Dropped,
     /// It left the tenant's schema, or returned: most often the schema was renamed.
     Moved,
+    /// A rule names it for the first time.
+    Rule,
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Identity,
         Self::Publication,
         Self::Partition,
@@ -109,6 +112,7 @@ impl Kind {
         Self::Renamed,
         Self::Dropped,
         Self::Moved,
+        Self::Rule,
     ];
 
     /// The value of the label.
@@ -122,6 +126,7 @@ impl Kind {
             Self::Renamed => "renamed",
             Self::Dropped => "dropped",
             Self::Moved => "moved",
+            Self::Rule => "rule",
         }
     }
 
@@ -135,42 +140,43 @@ impl Kind {
             Self::Columns => "the columns changed, which is not in the log",
             Self::Renamed => "the table was renamed",
             Self::Dropped => "the table was dropped, which is not in the log",
-            Self::Moved => "the table left the tenant's schema or returned, or the schema was renamed",
+            Self::Moved => "the table left its schema or returned, or a table or schema was renamed",
+            Self::Rule => "a rule names the table for the first time, and no stream has its rows",
         }
     }
 }
 
 /// A table as the catalogs have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Table {
-    name: String,
-    root: String,
-    parent: u32,
-    filenode: u32,
-    identity: String,
-    is_published: bool,
-    columns: Vec<String>,
+pub(super) struct Table {
+    pub(super) name: String,
+    pub(super) root: String,
+    pub(super) parent: u32,
+    pub(super) filenode: u32,
+    pub(super) identity: String,
+    pub(super) is_published: bool,
+    pub(super) columns: Vec<String>,
 }
 
 /// A table whose state differs from the recorded one.
 #[derive(Debug, Clone)]
-struct Difference {
-    relation: u32,
-    present: Option<Table>,
+pub(super) struct Difference {
+    pub(super) relation: u32,
+    pub(super) present: Option<Table>,
     /// Whether it has the required replica identity.
-    is_identified: bool,
-    known: Option<Table>,
+    pub(super) is_identified: bool,
+    pub(super) known: Option<Table>,
     /// Whether it was in the schema when it was recorded.
     was_present: bool,
     is_known_tenant: bool,
     has_schema: bool,
     still_exists: bool,
     /// Whether it has rows, or had some.
-    has_pages: bool,
+    pub(super) has_pages: bool,
 }
 
 impl Difference {
-    fn read(row: &Row) -> Result<Self> {
+    pub(super) fn read(row: &Row) -> Result<Self> {
         let table = |[name, root, parent, filenode, identity, published, columns]: [&str; 7]| {
             let Some(name) = row.try_get::<_, Option<String>>(name)? else {
                 return Ok::<_, tokio_postgres::Error>(None);
@@ -215,7 +221,7 @@ impl Difference {
     }
 
     /// What happened, when readers may hold other rows than Postgres; `None` when the log has all of it.
-    fn kind(&self) -> Option<Kind> {
+    pub(super) fn kind(&self) -> Option<Kind> {
         let (present, known) = match (&self.present, &self.known) {
             (None, _) if self.still_exists => return Some(Kind::Moved),
             (None, _) => return Some(Kind::Dropped),
@@ -267,12 +273,12 @@ impl Difference {
     }
 
     /// The names under which its rows are or were published.
-    fn roots(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn roots(&self) -> impl Iterator<Item = &str> {
         self.present.iter().chain(&self.known).map(|table| &*table.root)
     }
 
     /// Its name.
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         self.present
             .as_ref()
             .or(self.known.as_ref())
@@ -305,7 +311,7 @@ pub async fn run(
     }
     let watcher = Watcher {
         publication: &config.replication.publication,
-        router: Router::new(config.routes.clone(), config.groups.clone()),
+        router: Router::configured(config),
         database,
         report,
         moved,
@@ -363,6 +369,20 @@ impl Watcher<'_> {
                     );
                 }
             }
+        }
+        match outside::examine(&self.database, self.publication, &self.router).await {
+            Ok(changes) => {
+                for kind in &changes.kinds {
+                    self.report.metrics.replication.catalog_changed(kind.as_str());
+                }
+                if changes.has_moved() {
+                    self.moved.send_modify(|count| *count += 1);
+                }
+            }
+            Err(error) => tracing::warn!(
+                cause = format!("{error:#}"),
+                "changes of tables outside of tenants' schemas not handled; trying again"
+            ),
         }
         let rows = self
             .database
@@ -457,7 +477,7 @@ impl Watcher<'_> {
     }
 }
 
-fn cause(kind: Kind, names: &BTreeSet<&str>) -> String {
+pub(super) fn cause(kind: Kind, names: &BTreeSet<&str>) -> String {
     let names: Vec<&str> = names.iter().copied().collect();
     let mut cause = format!("{}: {}", names.join(", "), kind.cause());
     if cause.len() > CAUSE_LENGTH_MAX {
@@ -496,7 +516,7 @@ async fn repair(transaction: &mut Transaction<'_>, publication: &str, tenant: &T
     Ok(included)
 }
 
-fn is_locked(error: &anyhow::Error) -> bool {
+pub(super) fn is_locked(error: &anyhow::Error) -> bool {
     let errors = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<tokio_postgres::Error>());

@@ -2,8 +2,8 @@
 //!
 //! [`replicator`] runs one [`session`] after another. [`startup`] connects both servers and decides with [`epoch`]
 //! whether replication continues; the session then moves frames from the [`connection`] ([`frame`], `login`) through
-//! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`] and [`catalog`] are ordinary
-//! SQL beside the stream, and [`trim`] decides what the streams may drop. [`report`] is what other parts see of all this.
+//! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`], [`catalog`] and [`outside`] are
+//! ordinary SQL beside the stream, and [`trim`] decides what the streams may drop. [`report`] is what other parts see of all this.
 //! `durability_watch` follows the disk of Redis and its replicas. `undecodable` leads past transactions that Postgres fails
 //! to send.
 
@@ -15,6 +15,7 @@ pub mod epoch;
 pub mod frame;
 pub mod heartbeat;
 mod login;
+pub mod outside;
 pub mod pipeline;
 pub mod replicator;
 pub mod report;

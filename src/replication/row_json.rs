@@ -15,21 +15,22 @@ pub(super) fn source<'a>(relation: &'a Relation, begin: &Begin) -> Source<'a> {
     }
 }
 
-/// Adds `row`, `old` and `unchanged`, as far as the log has them.
+/// Adds `row`, `old` and `unchanged`, as far as the log has them: of all columns, or of those that are shown.
 pub(super) fn write_rows(
     relation: &Relation,
     row: &Row<'_>,
+    shown: Option<&[bool]>,
     json: &mut Vec<u8>,
     body: &mut EntryBody,
 ) -> Result<(), NotUtf8> {
     if let Some(new) = row.new_tuple() {
         let old = row.old_row();
         json.clear();
-        write_object(relation, new, |column| whole_old_cell(old, column), json)?;
+        write_object(relation, new, shown, |column| whole_old_cell(old, column), json)?;
         body.row(json);
         json.clear();
         for (index, (column, cell)) in relation.columns.iter().zip(new).enumerate() {
-            if *cell == Cell::Unchanged && whole_old_cell(old, index).is_none() {
+            if *cell == Cell::Unchanged && whole_old_cell(old, index).is_none() && is_shown(shown, index) {
                 json.push(if json.is_empty() { b'[' } else { b',' });
                 value::write_string(&column.name, json);
             }
@@ -42,7 +43,7 @@ pub(super) fn write_rows(
     match row.old_row() {
         Some(Old::Full(old)) => {
             json.clear();
-            write_object(relation, old, |_| None, json)?;
+            write_object(relation, old, shown, |_| None, json)?;
             body.old(json);
         }
         Some(Old::Key(old)) => {
@@ -52,7 +53,7 @@ pub(super) fn write_rows(
                 .map(|cell| if *cell == Cell::Null { Cell::Unchanged } else { *cell })
                 .collect();
             json.clear();
-            write_object(relation, &key, |_| None, json)?;
+            write_object(relation, &key, shown, |_| None, json)?;
             body.old(json);
         }
         None => {}
@@ -90,6 +91,10 @@ pub(super) fn write_payload(
     Ok(())
 }
 
+fn is_shown(shown: Option<&[bool]>, column: usize) -> bool {
+    shown.is_none_or(|shown| shown.get(column) == Some(&true))
+}
+
 pub(super) fn whole_old_cell<'a>(old: Option<&Old<'a>>, index: usize) -> Option<Cell<'a>> {
     match old {
         Some(Old::Full(tuple)) => tuple.get(index).copied().filter(|cell| *cell != Cell::Unchanged),
@@ -101,12 +106,16 @@ pub(super) fn whole_old_cell<'a>(old: Option<&Old<'a>>, index: usize) -> Option<
 pub(super) fn write_object<'a>(
     relation: &Relation,
     tuple: &Tuple<'a>,
+    shown: Option<&[bool]>,
     supplied: impl Fn(usize) -> Option<Cell<'a>>,
     json: &mut Vec<u8>,
 ) -> Result<(), NotUtf8> {
     json.push(b'{');
     let start = json.len();
     for (index, (column, cell)) in relation.columns.iter().zip(tuple).enumerate() {
+        if !is_shown(shown, index) {
+            continue;
+        }
         let cell = match cell {
             Cell::Unchanged => match supplied(index) {
                 Some(cell) => cell,

@@ -182,7 +182,7 @@ impl<'a> Session<'a> {
         // Without a file, too: that can be switched on.
         tokio::spawn(aof::watch(context.config.redis.clone(), written.subscribe(), sender));
         claim.window.sort_unstable_by_key(|entry| entry.first);
-        let router = Router::new(context.config.routes.clone(), context.config.groups.clone());
+        let router = Router::configured(context.config);
         let start = Start {
             base: origin.epoch.base,
             position: origin.position,

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::contract::control::Command;
 use crate::decode::pgoutput::{self, Head, Message};
 use crate::postgres::{Database, tenants};
-use crate::route::router::SCHEMA_PREFIX;
+use crate::route::router::Router;
 
 /// Longest message of which more than the first bytes are read.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -37,10 +37,13 @@ impl Pass<'_> {
     /// Resyncs the tenants whose tables the transaction changed. Returns where the stream goes on.
     pub(super) async fn resync(&self, commit_lsn: PgLsn, error: &ServerError) -> Result<PgLsn, SessionEnd> {
         let (tenants, from) = match self.examine(commit_lsn).await? {
-            Some((schemas, end_lsn)) => {
-                let names = schemas.iter().filter_map(|schema| schema.strip_prefix(SCHEMA_PREFIX));
-                let names = names.filter_map(|name| self.tenants.iter().find(|tenant| &***tenant == name));
-                (names.cloned().collect(), end_lsn)
+            Some((tables, end_lsn)) => {
+                let router = Router::configured(self.config);
+                let is_touched = |tenant: &&Arc<str>| {
+                    let mut tables = tables.iter();
+                    tables.any(|(schema, table)| router.may_be(schema, table, tenant))
+                };
+                (self.tenants.iter().filter(is_touched).cloned().collect(), end_lsn)
             }
             // Its commit is left out as soon as the stream begins behind the first byte of its record.
             None => (
@@ -89,8 +92,8 @@ impl Pass<'_> {
             .context("cannot request the streams of tenants")
     }
 
-    /// The schemas whose tables the transaction changed, and its end; `None` when it cannot be sent in binary form either.
-    async fn examine(&self, commit_lsn: PgLsn) -> Result<Option<(BTreeSet<String>, PgLsn)>, SessionEnd> {
+    /// The tables that the transaction changed, by schema and name, and its end; `None` when it cannot be sent in binary form either.
+    async fn examine(&self, commit_lsn: PgLsn) -> Result<Option<(BTreeSet<TableName>, PgLsn)>, SessionEnd> {
         let request = StreamRequest {
             is_binary: true,
             message_bytes_max: MESSAGE_BYTES_MAX,
@@ -124,17 +127,19 @@ impl Pass<'_> {
             stream.consume();
         };
         stream.close().await;
-        Ok(end.map(|end| (examined.schemas, end)))
+        Ok(end.map(|end| (examined.changed, end)))
     }
 }
+
+/// A schema and a table.
+type TableName = (String, String);
 
 /// What was read of a transaction.
 #[derive(Debug, Default)]
 struct Examined {
-    /// Schemas of the tables that were described, by OID.
-    described: HashMap<u32, String>,
-    /// Schemas of the tables that were changed.
-    schemas: BTreeSet<String>,
+    /// The tables that were described, by OID.
+    described: HashMap<u32, TableName>,
+    changed: BTreeSet<TableName>,
 }
 
 impl Examined {
@@ -151,7 +156,8 @@ impl Examined {
             }
             Message::Commit(commit) => return Ok(Some(commit.end_lsn)),
             Message::Relation(relation) => {
-                self.described.insert(relation.oid, relation.namespace.to_owned());
+                let name = (relation.namespace.to_owned(), relation.name.to_owned());
+                self.described.insert(relation.oid, name);
             }
             Message::Truncate { relations, .. } => relations.into_iter().for_each(|oid| self.change(oid)),
             _ => {}
@@ -169,6 +175,6 @@ impl Examined {
     }
 
     fn change(&mut self, relation: u32) {
-        self.schemas.extend(self.described.get(&relation).cloned());
+        self.changed.extend(self.described.get(&relation).cloned());
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::router::{Delivery, RouteError};
-use super::row::{ColumnValue, Row, user_id};
+use super::row::{ColumnValue, Row, named_user};
 use crate::config::group::Group;
 use crate::config::rule::Rule;
 use crate::contract::group::{GroupId, Membership};
 use crate::contract::stream_name::Audience;
 use crate::core::operation::Operation;
+use crate::core::subject::UserNames;
 use crate::decode::relation::Relation;
 
 /// The columns of the table that say who is a member of what.
@@ -19,13 +20,14 @@ pub(super) struct Columns {
     group: Arc<str>,
     id: (usize, String),
     user: (usize, String),
+    names: UserNames,
     /// A value in this column ends the membership, as if the row were deleted.
     gone: Option<usize>,
 }
 
 impl Columns {
     /// The columns of a group's table. An error names the one that is missing.
-    pub(super) fn compile(name: &str, group: &Group, relation: &Relation) -> Result<Self, String> {
+    pub(super) fn compile(name: &str, group: &Group, names: &UserNames, relation: &Relation) -> Result<Self, String> {
         let find = |column: &String| {
             let missing = || {
                 format!(
@@ -42,6 +44,7 @@ impl Columns {
             group: name.into(),
             id: find(&group.id)?,
             user: find(&group.user)?,
+            names: names.clone(),
             gone: relation.column(Rule::gone_column(&group.table)),
         })
     }
@@ -50,15 +53,15 @@ impl Columns {
     ///
     /// # Errors
     /// When the new row names no user or group that could be one; a membership that ends is delivered nevertheless.
-    pub(super) fn route(&self, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), RouteError> {
-        let before = match row.operation {
-            Operation::Insert => None,
+    pub(super) fn route(&self, tenant: &str, row: &Row<'_>, out: &mut Vec<Delivery<'_>>) -> Result<(), RouteError> {
+        let before = match row.has_before() {
+            false => None,
             // What is malformed was reported when it was written.
-            _ => self.member(|column| row.before(column)).unwrap_or_default(),
+            true => self.member(tenant, |column| row.before(column)).unwrap_or_default(),
         };
-        let after = match row.operation {
-            Operation::Delete => Ok(None),
-            _ => self.member(|column| row.after(column)),
+        let after = match row.has_after() {
+            false => Ok(None),
+            true => self.member(tenant, |column| row.after(column)),
         };
         let (after, result) = match after {
             Ok(after) => (after, Ok(())),
@@ -75,12 +78,16 @@ impl Columns {
         result
     }
 
-    fn member<'a>(&self, value: impl Fn(usize) -> ColumnValue<'a>) -> Result<Option<(Uuid, GroupId)>, RouteError> {
+    fn member<'a>(
+        &self,
+        tenant: &str,
+        value: impl Fn(usize) -> ColumnValue<'a>,
+    ) -> Result<Option<(Uuid, GroupId)>, RouteError> {
         if self.gone.is_some_and(|column| value(column).is_set()) {
             return Ok(None);
         }
         let ((id, id_name), (user, user_name)) = (&self.id, &self.user);
-        let user = user_id(value(*user)).map_err(|cause| RouteError::Recipient {
+        let user = named_user(&self.names, tenant, value(*user)).map_err(|cause| RouteError::Recipient {
             column: user_name.clone(),
             cause,
         })?;

@@ -8,3 +8,4 @@ pub mod messages;
 pub mod outbox;
 pub mod router;
 pub mod row;
+pub mod tenancy;

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use super::membership;
 use super::messages;
-use super::row::{ColumnValue, NotAUserId, Row, user_id};
-use crate::config::group::Groups;
-use crate::config::rule::{ENCRYPTED_STATES, Recipient, Rule, TENANT};
+use super::row::{ColumnValue, NotAUserId, Row, named_user};
+use super::tenancy::Tenancy;
+use crate::config::Config;
+use crate::config::group::{Group, Groups};
+use crate::config::placement::Placement;
+use crate::config::rule::{ENCRYPTED_STATES, Recipient, Rule, TENANT, user_names};
 use crate::contract::entry::live_columns;
 use crate::contract::group::{GroupId, InvalidId, Membership};
 use crate::contract::stream_name::Audience;
 use crate::core::operation::Operation;
+use crate::core::subject::UserNames;
 use crate::decode::relation::Relation;
 
 /// A tenant's schema is this prefix and its name.
@@ -63,19 +67,21 @@ pub enum RouteError {
 /// All rules, built-in and configured.
 #[derive(Debug, Clone)]
 pub struct Router {
-    rules: Vec<Rule>,
-    groups: Groups,
+    rules: Vec<(Rule, UserNames)>,
+    groups: Vec<(String, Group, UserNames)>,
 }
 
 /// The rules of one table, compiled.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The tenant whose schema holds the table.
-    pub tenant: Arc<str>,
+    /// Whose rows the table has.
+    pub tenancy: Tenancy,
     /// The column that identifies a row to clients, `id` where there is one.
     pub id_column: Option<usize>,
     /// In `users`, the column with the id of the user that an insert creates.
     pub creation_column: Option<usize>,
+    /// Which columns devices receive; `None` for all.
+    pub delivered: Option<Vec<bool>>,
     /// Columns whose values live events deliver.
     pub live_columns: Vec<usize>,
     /// The built-in rule for messages, where this is their table.
@@ -115,23 +121,22 @@ enum Recipients {
 struct RecipientColumn {
     index: usize,
     name: String,
-    /// The column holds the id of such a group; else of a user.
+    /// The column holds the id of such a group; else it names a user.
     group: Option<Arc<str>>,
+    names: UserNames,
 }
 
 impl RecipientColumn {
     /// Whom a value names, if anybody.
-    fn audience(&self, value: ColumnValue<'_>) -> Result<Option<Audience>, RouteError> {
+    fn audience(&self, tenant: &str, value: ColumnValue<'_>) -> Result<Option<Audience>, RouteError> {
         let column = || self.name.clone();
         match (&self.group, value) {
-            (None, value) => {
-                user_id(value)
-                    .map(|user| user.map(Audience::User))
-                    .map_err(|cause| RouteError::Recipient {
-                        column: column(),
-                        cause,
-                    })
-            }
+            (None, value) => named_user(&self.names, tenant, value)
+                .map(|user| user.map(Audience::User))
+                .map_err(|cause| RouteError::Recipient {
+                    column: column(),
+                    cause,
+                }),
             (Some(group), ColumnValue::Text(id)) => GroupId::new(group, id)
                 .map(|group| Some(Audience::Group(group)))
                 .map_err(|cause| RouteError::Group {
@@ -144,9 +149,28 @@ impl RecipientColumn {
 }
 
 impl Router {
-    /// A router with the built-in rules and the configured ones.
+    /// A router with the built-in rules and these, whose columns hold ids of users.
     pub fn new(rules: Vec<Rule>, groups: Groups) -> Self {
-        Self { rules, groups }
+        let ids = UserNames::default;
+        Self {
+            rules: rules.into_iter().map(|rule| (rule, ids())).collect(),
+            groups: groups.into_iter().map(|(name, group)| (name, group, ids())).collect(),
+        }
+    }
+
+    /// A router with the built-in rules and the configured ones.
+    pub fn configured(config: &Config) -> Self {
+        let names = |subjects| user_names(subjects, &config.auth.providers);
+        let rules = config.routes.iter();
+        let groups = config.groups.iter();
+        Self {
+            rules: rules
+                .map(|rule| (rule.clone(), names(rule.subjects.as_ref())))
+                .collect(),
+            groups: groups
+                .map(|(name, group)| (name.clone(), group.clone(), names(group.subjects.as_ref())))
+                .collect(),
+        }
     }
 
     /// Whether groups are configured.
@@ -154,22 +178,64 @@ impl Router {
         !self.groups.is_empty()
     }
 
-    /// Whether any rule covers tables of this name, or a group has it as its table.
+    /// Where the rows of rules and groups are.
+    fn placements(&self) -> impl Iterator<Item = Placement<'_>> {
+        let rules = self.rules.iter().map(|(rule, _)| rule.placement());
+        rules.chain(self.groups.iter().map(|(_, group, _)| group.placement()))
+    }
+
+    /// Whether any rule covers tables of this name in tenants' schemas, or a group has it as its table.
     pub fn covers(&self, table: &str) -> bool {
-        BUILT_IN.contains(&table)
-            || self.rules.iter().any(|rule| *rule.table == *table)
-            || self.groups.values().any(|group| group.table == table)
+        let is_there = |place: Placement<'_>| place.outside.is_none() && place.table == table;
+        BUILT_IN.contains(&table) || self.placements().any(is_there)
+    }
+
+    /// The tables outside of tenants' schemas that rules and groups name, by schema and name, each once.
+    pub fn outside(&self) -> Vec<(&str, &str)> {
+        let places = self.placements();
+        let mut tables: Vec<_> = places
+            .filter_map(|place| Some((place.outside?.0, place.table)))
+            .collect();
+        tables.sort_unstable();
+        tables.dedup();
+        tables
+    }
+
+    /// Whether some row of a table may be a tenant's.
+    pub fn may_be(&self, schema: &str, table: &str, tenant: &str) -> bool {
+        match schema.strip_prefix(SCHEMA_PREFIX) {
+            Some(own) => own == tenant,
+            None => self
+                .placements()
+                .any(|place| place.is(schema, table) && place.share_of(tenant).is_some()),
+        }
+    }
+
+    /// Whose rows a table has; `None` if no rule or group names a table that is in no tenant's schema.
+    fn tenancy(&self, relation: &Relation) -> Option<Tenancy> {
+        if let Some(tenant) = relation.schema.strip_prefix(SCHEMA_PREFIX) {
+            return Some(Tenancy::Whole(tenant.into()));
+        }
+        let mut places = self.placements();
+        let place = places.find(|place| place.is(&relation.schema, &relation.table))?;
+        place.outside.map(|(_, of)| Tenancy::outside(of, relation))
     }
 
     /// The plan for a table, `None` when it belongs to no tenant.
     pub fn plan(&self, relation: &Relation) -> Option<Plan> {
-        let tenant = relation.schema.strip_prefix(SCHEMA_PREFIX)?;
+        let tenancy = self.tenancy(relation)?;
+        let is_outside = !relation.schema.starts_with(SCHEMA_PREFIX);
+        let is_this = |place: Placement<'_>| match is_outside {
+            true => place.is(&relation.schema, &relation.table),
+            false => place.outside.is_none() && *place.table == *relation.table,
+        };
         let mut plan = Plan {
-            tenant: tenant.into(),
+            tenancy,
             id_column: relation
                 .column("id")
                 .or_else(|| relation.columns.iter().position(|column| column.is_key)),
             creation_column: None,
+            delivered: None,
             live_columns: live_columns(&relation.table)
                 .iter()
                 .filter_map(|column| relation.column(column))
@@ -183,6 +249,8 @@ impl Router {
         };
         let built_in = |to: &str, event: &str, changed: &[&str]| Rule::built_in(&relation.table, to, event, changed);
         match &*relation.table {
+            // What only has the name of one of Posduif's.
+            _ if is_outside => {}
             "messages" => match messages::Columns::of(relation) {
                 Ok(columns) => plan.messages = Some(columns),
                 Err(column) => plan.broken = Some(format!("table messages lacks the column {column}")),
@@ -212,12 +280,17 @@ impl Router {
             }
             _ => {}
         }
-        for rule in self.rules.iter().filter(|rule| *rule.table == *relation.table) {
+        for (rule, names) in self.rules.iter().filter(|(rule, _)| is_this(rule.placement())) {
             plan.names_audiences |= rule.to.iter().any(|to| to.group().is_some());
-            plan.store(rule, relation);
+            let route = plan.compile(rule, names, relation);
+            plan.stored.extend(route);
+            if !rule.columns.is_empty() {
+                let mask = relation.columns.iter().map(|column| rule.delivers(&column.name));
+                plan.delivered = Some(mask.collect());
+            }
         }
-        if let Some((name, group)) = self.groups.iter().find(|(_, group)| *group.table == *relation.table) {
-            match membership::Columns::compile(name, group, relation) {
+        if let Some((name, group, names)) = self.groups.iter().find(|(_, group, _)| is_this(group.placement())) {
+            match membership::Columns::compile(name, group, names, relation) {
                 Ok(columns) => plan.members = Some(columns),
                 Err(cause) => plan.broken = plan.broken.or(Some(cause)),
             }
@@ -228,18 +301,18 @@ impl Router {
 
 impl Plan {
     fn store(&mut self, rule: &Rule, relation: &Relation) {
-        let route = self.compile(rule, relation);
+        let route = self.compile(rule, &UserNames::Ids, relation);
         self.stored.extend(route);
     }
 
     fn deliver_live(&mut self, rule: &Rule, relation: &Relation) {
-        let route = self.compile(rule, relation);
+        let route = self.compile(rule, &UserNames::Ids, relation);
         self.live_only.extend(route);
     }
 
     /// Compiles a rule for this table; records the first that does not fit.
-    fn compile(&mut self, rule: &Rule, relation: &Relation) -> Option<ColumnsRoute> {
-        match ColumnsRoute::compile(rule, relation) {
+    fn compile(&mut self, rule: &Rule, names: &UserNames, relation: &Relation) -> Option<ColumnsRoute> {
+        match ColumnsRoute::compile(rule, names, relation) {
             Ok(route) => Some(route),
             Err(cause) => {
                 self.broken.get_or_insert(cause);
@@ -258,13 +331,13 @@ impl Plan {
     }
 
     /// Who sees a row after the change, where a rule sends rows of this table to groups.
-    pub fn audiences(&self, row: &Row<'_>) -> Option<Vec<Audience>> {
+    pub fn audiences(&self, tenant: &str, row: &Row<'_>) -> Option<Vec<Audience>> {
         if !self.names_audiences {
             return None;
         }
         let mut audiences: Vec<Audience> = Vec::new();
         for route in &self.stored {
-            let named = match route.visibility(row).after {
+            let named = match route.visibility(tenant, row).after {
                 Viewers::WholeTenant => vec![Audience::Tenant],
                 Viewers::Some(named) => named,
             };
@@ -277,13 +350,13 @@ impl Plan {
         Some(audiences)
     }
 
-    /// Appends the deliveries of a changed row. A user has at most one that is stored, and so has the tenant; where the
+    /// Appends the deliveries of a tenant's changed row. A user has at most one that is stored, and so has the tenant; where the
     /// user's own differs from the tenant's, it precedes that.
     ///
     /// # Errors
     /// When a rule does not fit the table, or a recipient column holds no user id. Deliveries by other rules and
     /// columns are appended nevertheless, as a snapshot would show the row to these users.
-    pub fn route<'p>(&'p self, row: &Row<'_>, out: &mut Vec<Delivery<'p>>) -> Result<(), RouteError> {
+    pub fn route<'p>(&'p self, tenant: &str, row: &Row<'_>, out: &mut Vec<Delivery<'p>>) -> Result<(), RouteError> {
         let mut result = match &self.broken {
             Some(broken) => Err(RouteError::Rule(broken.clone())),
             None => Ok(()),
@@ -299,7 +372,7 @@ impl Plan {
             }
         }
         for route in &self.live_only {
-            let visibility = route.visibility(row);
+            let visibility = route.visibility(tenant, row);
             deliver(std::slice::from_ref(&visibility), false, out);
             result = result.and(visibility.check);
         }
@@ -307,12 +380,12 @@ impl Plan {
             [] => {}
             // Nearly every table has one rule at most, which costs no allocation.
             [route] => {
-                let visibility = route.visibility(row);
+                let visibility = route.visibility(tenant, row);
                 deliver(std::slice::from_ref(&visibility), true, out);
                 result = result.and(visibility.check);
             }
             routes => {
-                let mut visibilities: Vec<_> = routes.iter().map(|route| route.visibility(row)).collect();
+                let mut visibilities: Vec<_> = routes.iter().map(|route| route.visibility(tenant, row)).collect();
                 if self.names_audiences && change_of_audiences(&visibilities) {
                     // All who see the row must learn by whom it is seen, since a client keeps it by that.
                     visibilities
@@ -326,7 +399,7 @@ impl Plan {
             }
         }
         if let Some(columns) = &self.members {
-            result = result.and(columns.route(row, out));
+            result = result.and(columns.route(tenant, row, out));
         }
         result
     }
@@ -462,7 +535,7 @@ fn deliver<'p>(rules: &[Visibility<'p>], stored: bool, out: &mut Vec<Delivery<'p
 }
 
 impl ColumnsRoute {
-    fn compile(rule: &Rule, relation: &Relation) -> Result<Self, String> {
+    fn compile(rule: &Rule, names: &UserNames, relation: &Relation) -> Result<Self, String> {
         let find = |column: &str| {
             let missing = || {
                 format!(
@@ -486,6 +559,7 @@ impl ColumnsRoute {
                     index: find(to.column())?,
                     name: to.column().to_owned(),
                     group: to.group().map(|(group, _)| group.as_str().into()),
+                    names: names.clone(),
                 })
             };
             let columns = rule.to.iter().map(column).collect::<Result<Vec<_>, String>>()?;
@@ -510,16 +584,16 @@ impl ColumnsRoute {
 
     /// Who sees a row by this rule. A row that begins or ceases to match the condition appears or disappears. A
     /// recipient that is no user id is skipped and reported.
-    fn visibility(&self, row: &Row<'_>) -> Visibility<'_> {
-        let old_matches = row.operation != Operation::Insert && self.matches(|column| row.before(column));
-        let new_matches = row.operation != Operation::Delete && self.matches(|column| row.after(column));
+    fn visibility(&self, tenant: &str, row: &Row<'_>) -> Visibility<'_> {
+        let old_matches = row.has_before() && self.matches(|column| row.before(column));
+        let new_matches = row.has_after() && self.matches(|column| row.after(column));
         let (after, check) = if new_matches {
-            self.viewers(|column| row.after(column))
+            self.viewers(tenant, |column| row.after(column))
         } else {
             (Viewers::NONE, Ok(()))
         };
         let mut before = if old_matches {
-            self.viewers(|column| row.before(column)).0
+            self.viewers(tenant, |column| row.before(column)).0
         } else {
             Viewers::NONE
         };
@@ -553,13 +627,13 @@ impl ColumnsRoute {
     }
 
     /// The recipients that these values name, and an error for the first that is no id.
-    fn viewers<'a>(&self, value: impl Fn(usize) -> ColumnValue<'a>) -> (Viewers, Result<(), RouteError>) {
+    fn viewers<'a>(&self, tenant: &str, value: impl Fn(usize) -> ColumnValue<'a>) -> (Viewers, Result<(), RouteError>) {
         let Recipients::Columns(columns) = &self.to else {
             return (Viewers::WholeTenant, Ok(()));
         };
         let (mut named, mut check) = (Vec::new(), Ok(()));
         for column in columns {
-            match column.audience(value(column.index)) {
+            match column.audience(tenant, value(column.index)) {
                 Ok(audience) => named.extend(audience.filter(|audience| !named.contains(audience))),
                 Err(cause) => check = check.and(Err(cause)),
             }

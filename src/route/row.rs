@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use crate::core::operation::Operation;
+use crate::core::subject::UserNames;
 use crate::decode::pgoutput::{Cell, Old, Tuple};
 
 /// A column's value, as far as the log has it.
@@ -36,6 +37,8 @@ pub struct Row<'a> {
     pub operation: Operation,
     new: Option<&'a Tuple<'a>>,
     old: Option<&'a Old<'a>>,
+    /// The row comes from another tenant, which alone has seen what it was before.
+    arrives: bool,
 }
 
 impl<'a> Row<'a> {
@@ -44,6 +47,7 @@ impl<'a> Row<'a> {
             operation: Operation::Insert,
             new: Some(new),
             old: None,
+            arrives: false,
         }
     }
 
@@ -52,6 +56,7 @@ impl<'a> Row<'a> {
             operation: Operation::Update,
             new: Some(new),
             old,
+            arrives: false,
         }
     }
 
@@ -60,6 +65,7 @@ impl<'a> Row<'a> {
             operation: Operation::Delete,
             new: None,
             old: Some(old),
+            arrives: false,
         }
     }
 
@@ -79,6 +85,42 @@ impl<'a> Row<'a> {
     #[must_use]
     pub fn with_old(self, old: &'a Old<'a>) -> Self {
         Self { old: Some(old), ..self }
+    }
+
+    /// An updated row, for the tenant that it leaves: the old row alone.
+    #[must_use]
+    pub fn departing(self) -> Self {
+        Self { new: None, ..self }
+    }
+
+    /// An updated row, for the tenant that it comes to: the new row alone, without values that the log omits.
+    #[must_use]
+    pub fn arriving(self, new: &'a Tuple<'a>) -> Self {
+        Self {
+            new: Some(new),
+            old: None,
+            arrives: true,
+            ..self
+        }
+    }
+
+    /// Whether there was a row before the change.
+    pub fn has_before(&self) -> bool {
+        self.operation != Operation::Insert && !self.arrives
+    }
+
+    /// Whether there is a row after the change.
+    pub fn has_after(&self) -> bool {
+        self.new.is_some()
+    }
+
+    /// The change as the tenant sees it.
+    pub fn effect(&self) -> Operation {
+        match self.operation {
+            Operation::Update if !self.has_after() => Operation::Delete,
+            Operation::Update if self.arrives => Operation::Insert,
+            operation => operation,
+        }
     }
 
     /// The new row's cells.
@@ -123,6 +165,9 @@ impl<'a> Row<'a> {
 
     /// Whether an update changed a column. A value that the log lacks counts as changed.
     pub fn has_changed(&self, column: usize) -> bool {
+        if !self.has_before() || !self.has_after() {
+            return true;
+        }
         if let Some(Cell::Unchanged) = self.new.and_then(|tuple| tuple.get(column)) {
             return false;
         }
@@ -133,15 +178,29 @@ impl<'a> Row<'a> {
 
 /// Reads a user id out of a column.
 pub fn user_id(value: ColumnValue<'_>) -> Result<Option<Uuid>, NotAUserId> {
+    named_user(&UserNames::Ids, "", value)
+}
+
+/// The user of a tenant whom a column names.
+pub fn named_user(names: &UserNames, tenant: &str, value: ColumnValue<'_>) -> Result<Option<Uuid>, NotAUserId> {
     match value {
         ColumnValue::Null | ColumnValue::Unknown => Ok(None),
-        ColumnValue::Text(text) => Uuid::try_parse_ascii(text)
-            .map(Some)
-            .map_err(|_| NotAUserId(String::from_utf8_lossy(&text[..text.len().min(64)]).into_owned())),
+        ColumnValue::Text(text) => names.user_id(tenant, text).map(Some).ok_or_else(|| NotAUserId {
+            value: String::from_utf8_lossy(&text[..text.len().min(64)]).into_owned(),
+            expected: match names {
+                UserNames::Ids => "a user id (a UUID)",
+                UserNames::Subjects(_) | UserNames::Both(_) => {
+                    "a subject: it is empty, too long or has control characters"
+                }
+            },
+        }),
     }
 }
 
-/// The value of a recipient column that is no UUID.
+/// The value of a recipient column that names no user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a user id (a UUID)")]
-pub struct NotAUserId(pub String);
+#[error("{value:?} is not {expected}")]
+pub struct NotAUserId {
+    pub value: String,
+    pub expected: &'static str,
+}

@@ -6,12 +6,15 @@
 //! Redis, what each device was given and has acknowledged; [`statuses`] updates Postgres. [`states`] lists the changes of a
 //! user's encrypted state.
 //!
-//! [`outgoing`]: what a device changed offline. [`report`] and [`metadata`] record how each sync went.
+//! [`lookup`] reads rows for operators. [`outgoing`]: what a device changed offline. [`report`] and [`metadata`] record how each sync went.
 
 pub mod cursor;
+mod described;
 pub mod device_state;
 pub mod incoming;
 pub mod item;
+pub mod lookup;
+mod members;
 pub mod metadata;
 pub mod outgoing;
 pub mod prefetch;

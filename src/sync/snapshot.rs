@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::cursor::{ID_BYTES_MAX, PageStart};
 use super::item::{Change, Item};
+use super::members;
 use super::tables::{self, Routing, Selection};
 use crate::config::rule::{Recipient, Rule};
 use crate::contract::control::Command;
@@ -104,7 +105,12 @@ pub fn is_page(start: &PageStart, rules: &[Rule]) -> bool {
 
 /// Identifies a rule by the rows that it selects.
 fn digest(rule: &Rule) -> u64 {
-    let selection = serde_json::to_vec(&(&rule.table, &rule.to, &rule.when)).unwrap_or_default();
+    let selection = (&rule.table, &rule.to, &rule.when);
+    let selection = match (rule.placement().outside, &rule.subjects) {
+        (None, None) => serde_json::to_vec(&selection),
+        placed => serde_json::to_vec(&(selection, placed)),
+    };
+    let selection = selection.unwrap_or_default();
     let digest = Sha256::digest(selection);
     digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
@@ -184,10 +190,16 @@ pub struct Beginning {
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Beginning, Error> {
+pub async fn begin(
+    database: &Database,
+    store: &Store,
+    tenant: &Tenant,
+    user: Uuid,
+    routing: Routing<'_>,
+) -> Result<Beginning, Error> {
     let deadline = Instant::now() + CREATE_TIMEOUT;
     loop {
-        let handoff = ensure_streams(database, store, tenant, user).await?;
+        let handoff = ensure_streams(database, store, tenant, user, routing).await?;
         let standing = &handoff.standing;
         if standing.is_paused {
             return Err(store::Error::Paused.into());
@@ -251,7 +263,13 @@ async fn seen(database: &Database, handoff: &Handoff) -> Result<StreamId, Error>
 }
 
 /// Reads the handoff. Missing streams are requested from the replicator through the log, and missing memberships are read.
-pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Handoff, Error> {
+pub async fn ensure_streams(
+    database: &Database,
+    store: &Store,
+    tenant: &Tenant,
+    user: Uuid,
+    routing: Routing<'_>,
+) -> Result<Handoff, Error> {
     let deadline = Instant::now() + CREATE_TIMEOUT;
     let mut requested = HashSet::new();
     let mut has_requested_own = false;
@@ -269,7 +287,7 @@ pub async fn ensure_streams(database: &Database, store: &Store, tenant: &Tenant,
                 request_own(database, tenant, user, standing.missing).await?;
             }
         } else if standing.lacks_members {
-            load_members(database, store, tenant, user).await?;
+            load_members(database, store, tenant, user, routing).await?;
             continue;
         } else {
             for group in &standing.missing_groups {
@@ -299,7 +317,13 @@ async fn request_own(database: &Database, tenant: &Tenant, user: Uuid, missing: 
 }
 
 /// Reads a user's memberships, which the publisher keeps from then on.
-async fn load_members(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<(), Error> {
+async fn load_members(
+    database: &Database,
+    store: &Store,
+    tenant: &Tenant,
+    user: Uuid,
+    routing: Routing<'_>,
+) -> Result<(), Error> {
     let deadline = Instant::now() + CREATE_TIMEOUT;
     let Some(mark) = store.mark_members(&tenant.name, user).await? else {
         return pause(deadline).await;
@@ -311,7 +335,7 @@ async fn load_members(database: &Database, store: &Store, tenant: &Tenant, user:
             pause(deadline).await?;
             continue;
         }
-        let members = tables::groups_of(database, tenant, user, store.groups()).await?;
+        let members = members::groups_of(database, tenant, user, routing).await?;
         if members.len() > GROUPS_MAX {
             return Err(Error::TooManyGroups);
         }

@@ -19,6 +19,7 @@ use crate::postgres::Database;
 use crate::redis::read_position::ReadPosition;
 use crate::redis::store::{Read, Store};
 use crate::state::{self, State};
+use crate::sync::tables::Routing;
 
 /// Entries read for one response, those of other tables included.
 const ENTRIES_MAX: usize = 10_000;
@@ -81,6 +82,7 @@ pub struct Sources<'a> {
     pub database: &'a Database,
     pub store: &'a Store,
     pub cursors: &'a CursorKey,
+    pub routing: Routing<'a>,
 }
 
 /// What follows the request's cursor.
@@ -132,7 +134,14 @@ async fn list(
     let (place, mut after) = match resumed {
         Some((place, page)) => (place, Uuid::parse_str(&page.id).unwrap_or(Uuid::nil())),
         None => {
-            let beginning = snapshot::begin(sources.database, sources.store, request.tenant, request.user).await?;
+            let beginning = snapshot::begin(
+                sources.database,
+                sources.store,
+                request.tenant,
+                request.user,
+                sources.routing,
+            )
+            .await?;
             (beginning.place, Uuid::nil())
         }
     };

@@ -3,57 +3,39 @@
 //! The rule that routes a table's changes also determines which rows a user sees. Values are printed by Postgres' output
 //! functions and converted to JSON by the same code as those of the log.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use bytes::Bytes;
 use postgres_types::Type;
 use serde::Serialize;
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::config::Config;
+use super::described::{Parameters, Table};
+use super::members::{MemberTables, member_tables};
 use crate::config::group::{Group, Groups};
-use crate::config::rule::{Recipient, Rule};
+use crate::config::placement::Placement;
+use crate::config::rule::{Recipient, Rule, user_names};
+use crate::config::{Config, Provider};
 use crate::contract::entry::Text;
 use crate::contract::group::GroupId;
-use crate::contract::members::GROUPS_MAX;
 use crate::contract::stream_name::Audience;
 use crate::core::page::{Page, Rows, Start};
+use crate::core::subject::UserNames;
 use crate::core::tenant::{Tenant, quote_identifier};
-use crate::decode::relation::Types;
-use crate::decode::value::{self, Kind};
+use crate::decode::value;
 use crate::feature;
 use crate::postgres::{Database, Statement, sql};
 
-/// Parameters of a statement.
-type Parameters<'p> = Vec<(&'p (dyn ToSql + Sync), Type)>;
-
 /// OIDs below are of types that Postgres brings.
 const FIRST_USER_OID: u32 = 16_384;
-
-/// OID of the type `uuid`.
-const UUID_OID: u32 = 2950;
 
 /// Who sees which rows: the rules, and the groups that they name.
 #[derive(Debug, Clone, Copy)]
 pub struct Routing<'a> {
     pub rules: &'a [Rule],
     pub groups: &'a Groups,
-}
-
-#[derive(Debug)]
-struct Table {
-    /// Qualified and quoted.
-    name: String,
-    columns: Vec<Column>,
-}
-
-#[derive(Debug)]
-struct Column {
-    name: String,
-    type_oid: u32,
-    type_name: String,
-    kind: Kind,
+    /// Whose subjects columns may hold.
+    pub providers: &'a [Provider],
 }
 
 #[derive(Debug)]
@@ -66,116 +48,64 @@ pub struct Row {
     pub via: Option<Text>,
 }
 
-/// The table with the memberships of a group.
-struct MemberTable {
-    /// Qualified and quoted.
-    name: String,
-    id: Column,
-    user: Column,
-    has_gone: bool,
+/// A user as the columns of rules and groups name the user.
+#[derive(Debug)]
+pub(super) struct Viewer<'a> {
+    pub(super) tenant: &'a Tenant,
+    pub(super) user: Uuid,
+    /// With the prefix of its provider.
+    subject: Option<String>,
 }
 
-impl MemberTable {
-    /// The condition under which the row `m` says that the user of parameter 1 is a member.
-    fn is_of_user(&self) -> String {
-        let user = quote_identifier(&self.user.name);
-        let is_user = match self.user.type_oid {
-            UUID_OID => format!("m.{user} = $1::uuid"),
-            _ => format!("m.{user}::text = $1"),
-        };
-        let gone = Rule::gone_column("");
-        let is_there = if self.has_gone {
-            format!(" AND m.{gone} IS NULL")
-        } else {
-            String::new()
-        };
-        format!("{is_user}{is_there}")
+impl<'a> Viewer<'a> {
+    /// Reads the subject of a user if columns that name users in one of these ways may hold it.
+    pub(super) async fn of(
+        database: &Database,
+        tenant: &'a Tenant,
+        user: Uuid,
+        mut names: impl Iterator<Item = UserNames>,
+    ) -> Result<Self, feature::Error> {
+        let mut subject = None;
+        if names.any(|names| names != UserNames::Ids) {
+            let row = database
+                .query_opt(
+                    &sql!("sync/user_subject"),
+                    &[(&tenant.name, Type::TEXT), (&user, Type::UUID)],
+                )
+                .await?;
+            subject = row.map(|row| row.try_get("subject")).transpose()?;
+        }
+        Ok(Self { tenant, user, subject })
     }
 
-    /// The condition under which the user of parameter 1 is a member of the group in a column of `t`.
-    fn includes(&self, column: &Column) -> String {
-        let (own, of_group) = (quote_identifier(&column.name), quote_identifier(&self.id.name));
-        // A plain comparison can use an index.
-        let cast = if column.type_oid == self.id.type_oid {
-            ""
-        } else {
-            "::text"
-        };
-        let (name, is_of_user) = (&self.name, self.is_of_user());
-        format!("t.{own}{cast} IN (SELECT m.{of_group}{cast} FROM {name} AS m WHERE {is_of_user})")
-    }
-}
-
-/// Groups by name, as far as the tenant has their tables.
-type MemberTables = HashMap<String, MemberTable>;
-
-async fn member_tables<'r>(
-    database: &Database,
-    tenant: &Tenant,
-    rules: impl Iterator<Item = &'r Rule>,
-    groups: &Groups,
-) -> Result<MemberTables, feature::Error> {
-    let mut tables = MemberTables::new();
-    for (name, _) in rules.flat_map(|rule| &rule.to).filter_map(Recipient::group) {
-        if let (Some(group), false) = (groups.get(name), tables.contains_key(name)) {
-            let table = member_table(database, tenant, group).await?;
-            tables.extend(table.map(|table| (name.clone(), table)));
+    /// A user whom columns name by id.
+    #[cfg(test)]
+    pub(super) fn with_id(tenant: &'a Tenant, user: Uuid) -> Self {
+        Self {
+            tenant,
+            user,
+            subject: None,
         }
     }
-    Ok(tables)
-}
 
-async fn member_table(
-    database: &Database,
-    tenant: &Tenant,
-    group: &Group,
-) -> Result<Option<MemberTable>, feature::Error> {
-    let Table { name, mut columns } = read_columns(database, tenant, &group.table).await?;
-    let has_gone = columns
-        .iter()
-        .any(|column| column.name == Rule::gone_column(&group.table));
-    let mut take = |name: &str| {
-        let at = columns.iter().position(|column| column.name == name)?;
-        Some(columns.swap_remove(at))
-    };
-    Ok(take(&group.id).zip(take(&group.user)).map(|(id, user)| MemberTable {
-        name,
-        id,
-        user,
-        has_gone,
-    }))
-}
-
-/// The groups of which a user is a member, at most one more than allowed.
-pub async fn groups_of(
-    database: &Database,
-    tenant: &Tenant,
-    user: Uuid,
-    groups: &Groups,
-) -> Result<Vec<GroupId>, feature::Error> {
-    let (mut found, user) = (Vec::new(), user.to_string());
-    let limit = i64::try_from(GROUPS_MAX + 1).unwrap_or(i64::MAX);
-    for (name, group) in groups {
-        let Some(table) = member_table(database, tenant, group).await? else {
-            continue;
-        };
-        let statement = format!(
-            "SELECT DISTINCT m.{}::text FROM {} AS m WHERE $1::text IS NOT NULL AND {} LIMIT $2",
-            quote_identifier(&table.id.name),
-            table.name,
-            table.is_of_user(),
-        );
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&user, Type::TEXT), (&limit, Type::INT8)];
-        let rows = database.query(&Statement::composed(statement), &parameters).await?;
-        let name = name.as_str().into();
-        for row in &rows {
-            // An id that no group can have is in quarantine.
-            let id: Option<&str> = row.try_get(0)?;
-            found.extend(id.and_then(|id| GroupId::new(&name, id.as_bytes()).ok()));
-        }
+    /// The author of uploads.
+    pub(super) async fn author(
+        database: &Database,
+        tenant: &'a Tenant,
+        user: Uuid,
+        routing: Routing<'_>,
+    ) -> Result<Self, feature::Error> {
+        let rules = routing.rules.iter().filter(|rule| rule.upload.is_some());
+        let subjects = rules.map(|rule| &rule.subjects);
+        let subjects = subjects.chain(routing.groups.values().map(|group| &group.subjects));
+        let names = subjects.map(|subjects| routing.names(subjects.as_ref()));
+        Self::of(database, tenant, user, names).await
     }
-    found.truncate(GROUPS_MAX + 1);
-    Ok(found)
+
+    /// The values of a column that name the user, preferred ones first.
+    pub(super) fn values(&self, names: &UserNames) -> Vec<String> {
+        names.values(self.user, self.subject.as_deref())
+    }
 }
 
 /// The form of a table, from which an app can create its own.
@@ -204,8 +134,9 @@ pub async fn forms(database: &Database, tenant: &Tenant, rules: &[Rule]) -> Resu
         let writable = rule.upload.iter().flat_map(|upload| upload.columns.iter().cloned());
         if let Some(known) = forms.iter_mut().find(|form| form.name == rule.table) {
             known.writable.extend(writable);
-        } else if let Some(table) = describe(database, tenant, &rule.table).await? {
-            let columns = table.columns.into_iter().map(|column| ColumnForm {
+        } else if let Some(table) = Table::with_id(database, tenant, rule.placement()).await? {
+            let delivered = table.columns.into_iter().filter(|column| rule.delivers(&column.name));
+            let columns = delivered.map(|column| ColumnForm {
                 name: column.name,
                 type_name: column.type_name,
             });
@@ -231,28 +162,28 @@ pub async fn visible(
     limit: i64,
 ) -> Result<Vec<Row>, feature::Error> {
     let Selection { rule, group } = selection;
-    let Some(table) = describe(database, tenant, &rule.table).await? else {
+    let Some(table) = Table::with_id(database, tenant, rule.placement()).await? else {
         return Ok(Vec::new());
     };
-    let members = member_tables(database, tenant, std::iter::once(rule), routing.groups).await?;
-    let user = user.to_string();
-    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> =
-        vec![(&user, Type::TEXT), (&after, Type::TEXT), (&limit, Type::INT8)];
-    let id = group.map(GroupId::id);
-    let sees = match (group, &id) {
-        (Some(group), Some(id)) => table.condition_of_group(rule, group, &members, id, &mut parameters),
-        _ => table.condition(rule, &members, &mut parameters),
+    let view = View::of(database, tenant, user, routing, vec![rule]).await?;
+    let mut parameters = Parameters::default();
+    let (after, limit) = (parameters.text(after), parameters.add(limit, Type::INT8));
+    let sees = match group {
+        Some(group) => table.condition_of_group(rule, group, &view, &mut parameters),
+        None => table.condition(rule, &view, &mut parameters),
     };
     let Some(sees) = sees else {
         return Ok(Vec::new());
     };
     let statement = format!(
-        "{} WHERE {sees} AND t.id::text COLLATE \"C\" > $2 ORDER BY t.id::text COLLATE \"C\" LIMIT $3",
+        "{} WHERE {sees} AND t.id::text COLLATE \"C\" > {after} ORDER BY t.id::text COLLATE \"C\" LIMIT {limit}",
         table.select(),
     );
-    table
-        .read(database, statement, &parameters, routing.of(&rule.table))
-        .await
+    let view = View {
+        rules: routing.of(&rule.table),
+        ..view
+    };
+    table.read_rows(database, statement, &parameters, &view).await
 }
 
 /// Rows that a user sees by a rule: all of them, or those of one group.
@@ -268,7 +199,21 @@ impl<'a> Routing<'a> {
         Self {
             rules: &config.routes,
             groups: &config.groups,
+            providers: &config.auth.providers,
         }
+    }
+
+    /// How the columns of a rule name users. Those of Posduif's own tables have ids.
+    pub(super) fn names_of(self, rule: &Rule) -> UserNames {
+        match Rule::has_built_in(&rule.table) {
+            true => UserNames::Ids,
+            false => self.names(rule.subjects.as_ref()),
+        }
+    }
+
+    /// How the columns of a rule or a group name users.
+    pub(super) fn names(self, subjects: Option<&String>) -> UserNames {
+        user_names(subjects, self.providers)
     }
 
     /// The rules of a table.
@@ -288,21 +233,21 @@ pub async fn page(
     page: &Page,
 ) -> Result<Option<Rows<Row>>, feature::Error> {
     let rules = routing.of(table);
-    if rules.is_empty() {
-        return Ok(None);
-    }
-    let Some(described) = describe(database, tenant, table).await? else {
+    let Some(first) = rules.first() else {
         return Ok(None);
     };
-    let members = member_tables(database, tenant, rules.iter().copied(), routing.groups).await?;
-    let user = user.to_string();
-    let (place, limit) = (page.place().map(|(_, id)| id), page.rows_max());
-    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> =
-        vec![(&user, Type::TEXT), (&place, Type::TEXT), (&limit, Type::INT8)];
-    let sees = rules
+    let Some(described) = Table::with_id(database, tenant, first.placement()).await? else {
+        return Ok(None);
+    };
+    let view = View::of(database, tenant, user, routing, rules).await?;
+    let mut parameters = Parameters::default();
+    let place = parameters.add(page.place().map(|(_, id)| id.to_owned()), Type::TEXT);
+    let limit = parameters.add(page.rows_max(), Type::INT8);
+    let sees: Vec<String> = view
+        .rules
         .iter()
-        .filter_map(|rule| described.condition(rule, &members, &mut parameters));
-    let sees: Vec<String> = sees.collect();
+        .filter_map(|rule| described.condition(rule, &view, &mut parameters))
+        .collect();
     let mut found = Rows {
         rows: Vec::new(),
         total: None,
@@ -313,11 +258,11 @@ pub async fn page(
         let (beyond, order) = if is_upwards { ("<", "DESC") } else { (">", "ASC") };
         let id = "t.id::text COLLATE \"C\"";
         let statement = format!(
-            "{} WHERE ({}) AND ($2::text IS NULL OR {id} {beyond} $2) ORDER BY {id} {order} LIMIT $3",
+            "{} WHERE ({}) AND ({place}::text IS NULL OR {id} {beyond} {place}) ORDER BY {id} {order} LIMIT {limit}",
             described.select(),
             sees.join(" OR ")
         );
-        found.rows = described.read(database, statement, &parameters, rules).await?;
+        found.rows = described.read_rows(database, statement, &parameters, &view).await?;
         found.has_more = found.rows.len() as u64 > page.limit.unsigned_abs();
         if found.has_more {
             found.rows.pop();
@@ -338,35 +283,68 @@ pub async fn by_id(
     table: &str,
     ids: &[String],
 ) -> Result<Vec<Row>, feature::Error> {
-    let Some(described) = describe(database, tenant, table).await? else {
+    let own = routing.of(table);
+    let placement = own
+        .first()
+        .map_or(Placement { table, outside: None }, |rule| rule.placement());
+    let Some(described) = Table::with_id(database, tenant, placement).await? else {
         return Ok(Vec::new());
     };
-    let own = routing.of(table);
-    let members = member_tables(database, tenant, own.iter().copied(), routing.groups).await?;
-    let user = user.to_string();
-    let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&user, Type::TEXT), (&ids, Type::TEXT_ARRAY)];
+    let view = View::of(database, tenant, user, routing, own).await?;
+    let mut parameters = Parameters::default();
+    let ids = parameters.add(ids.to_vec(), Type::TEXT_ARRAY);
     let built_in = Rule::all_built_in();
     let rules = built_in
         .iter()
         .filter(|rule| rule.table == table)
-        .chain(own.iter().copied());
-    let sees = rules.filter_map(|rule| described.condition(rule, &members, &mut parameters));
+        .chain(view.rules.iter().copied());
+    let sees = rules.filter_map(|rule| described.condition(rule, &view, &mut parameters));
     let sees: Vec<String> = sees.collect();
     if sees.is_empty() {
         return Ok(Vec::new());
     }
     let statement = format!(
-        "{} WHERE t.id::text = ANY($2) AND ({})",
+        "{} WHERE t.id::text = ANY({ids}) AND ({})",
         described.select(),
         sees.join(" OR ")
     );
-    described.read(database, statement, &parameters, own).await
+    described.read_rows(database, statement, &parameters, &view).await
 }
 
-/// The tables of the tenants into which devices upload by these rules, and in which ids are not unique: two users may have
+/// The rules of a table for a user, with what they need to be applied.
+struct View<'a> {
+    viewer: Viewer<'a>,
+    routing: Routing<'a>,
+    rules: Vec<&'a Rule>,
+    members: MemberTables,
+}
+
+impl<'a> View<'a> {
+    async fn of(
+        database: &Database,
+        tenant: &'a Tenant,
+        user: Uuid,
+        routing: Routing<'a>,
+        rules: Vec<&'a Rule>,
+    ) -> Result<Self, feature::Error> {
+        let members = member_tables(database, tenant, rules.iter().copied(), routing).await?;
+        let groups = members.keys().filter_map(|name| routing.groups.get(name));
+        let of_rules = rules.iter().map(|rule| routing.names_of(rule));
+        let names = of_rules.chain(groups.map(|group| routing.names(group.subjects.as_ref())));
+        Ok(Self {
+            viewer: Viewer::of(database, tenant, user, names).await?,
+            routing,
+            rules,
+            members,
+        })
+    }
+}
+
+/// The tables in tenants' schemas into which devices upload by these rules, and in which ids are not unique: two users may have
 /// rows of the same id.
 pub async fn without_unique_id(database: &Database, rules: &[Rule]) -> Result<Vec<(String, String)>, feature::Error> {
     let uploads = rules.iter().filter(|rule| rule.upload.is_some());
+    let uploads = uploads.filter(|rule| rule.placement().outside.is_none());
     let names: Vec<&str> = uploads.map(|rule| rule.table.as_str()).collect();
     if names.is_empty() {
         return Ok(Vec::new());
@@ -388,11 +366,11 @@ pub struct AmbiguousMembers {
     pub columns: [String; 2],
 }
 
-/// The tables of the tenants with memberships in which a group and a member may stand twice: the end of one row would end the
+/// The tables in tenants' schemas with memberships in which a group and a member may stand twice: the end of one row would end the
 /// membership, although the other row is there.
 pub async fn ambiguous_members(database: &Database, groups: &Groups) -> Result<Vec<AmbiguousMembers>, feature::Error> {
-    let column =
-        |get: fn(&Group) -> &String| -> Vec<&str> { groups.values().map(|group| get(group).as_str()).collect() };
+    let of_tenants = || groups.values().filter(|group| group.placement().outside.is_none());
+    let column = |get: fn(&Group) -> &String| -> Vec<&str> { of_tenants().map(|group| get(group).as_str()).collect() };
     let (tables, ids, users) = (
         column(|group| &group.table),
         column(|group| &group.id),
@@ -421,43 +399,15 @@ pub async fn ambiguous_members(database: &Database, groups: &Groups) -> Result<V
     found.collect()
 }
 
-/// A table that can be read by the ids of its rows.
-async fn describe(database: &Database, tenant: &Tenant, table: &str) -> Result<Option<Table>, feature::Error> {
-    let table = read_columns(database, tenant, table).await?;
-    Ok(table.column("id").is_some().then_some(table))
-}
-
-async fn read_columns(database: &Database, tenant: &Tenant, table: &str) -> Result<Table, feature::Error> {
-    let name = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(table));
-    let rows = database
-        .query(&sql!("sync/table_columns"), &[(&name, Type::TEXT)])
-        .await?;
-    let mut types = Types::default();
-    let mut columns = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let type_oid: u32 = row.try_get("type_oid")?;
-        // Built-in types are identified by their OID.
-        if Kind::of_type(type_oid) == Kind::Text {
-            types.insert(type_oid, row.try_get("namespace")?, row.try_get("type_name")?);
-        }
-        columns.push(Column {
-            name: row.try_get("name")?,
-            type_oid,
-            type_name: row.try_get("type_name")?,
-            kind: types.kind(type_oid),
-        });
-    }
-    Ok(Table { name, columns })
-}
-
 /// Who sees a row with these values that is not deleted, as [`crate::route`] finds it for a change: a JSON array.
-fn audiences<'v>(rules: &[&Rule], value: impl Fn(&str) -> Option<&'v str>) -> Text {
+fn audiences<'v>(view: &View<'_>, value: impl Fn(&str) -> Option<&'v str>) -> Text {
     let mut found: Vec<String> = Vec::new();
     let shows = |rule: &&&Rule| {
         let mut equals = rule.when.equals.iter();
         equals.all(|(column, text)| value(column) == Some(text.as_str()))
     };
-    for rule in rules.iter().filter(shows) {
+    for rule in view.rules.iter().filter(shows) {
+        let names = view.routing.names_of(rule);
         if rule.is_for_tenant() {
             found.push(Audience::Tenant.to_string());
             continue;
@@ -471,7 +421,9 @@ fn audiences<'v>(rules: &[&Rule], value: impl Fn(&str) -> Option<&'v str>) -> Te
                 Some((group, _)) => GroupId::new(&group.as_str().into(), text.as_bytes())
                     .ok()
                     .map(Audience::Group),
-                None => text.parse().ok().map(Audience::User),
+                None => names
+                    .user_id(&view.viewer.tenant.name, text.as_bytes())
+                    .map(Audience::User),
             };
             found.extend(audience.map(|audience| audience.to_string()));
         }
@@ -482,30 +434,24 @@ fn audiences<'v>(rules: &[&Rule], value: impl Fn(&str) -> Option<&'v str>) -> Te
 }
 
 /// An expression that prints a column by its type's output function; a cast to text differs for some types.
-fn printed(column: &str) -> String {
+pub(super) fn printed(column: &str) -> String {
     let column = quote_identifier(column);
     format!("CASE WHEN t.{column} IS NOT NULL THEN format('%s', t.{column}) END")
 }
 
 impl Table {
-    fn column(&self, name: &str) -> Option<&Column> {
-        self.columns.iter().find(|column| column.name == name)
-    }
-
-    /// The condition under which the user of parameter 1 sees a row by a rule, whose values become further parameters. `None`
-    /// if the table lacks a column of the rule, or the tenant the table of a group.
-    fn condition<'p>(&self, rule: &'p Rule, members: &MemberTables, parameters: &mut Parameters<'p>) -> Option<String> {
-        let mut conditions = vec!["$1::text IS NOT NULL".to_owned()];
+    /// The condition under which a user sees a row by a rule. `None` if the table lacks a column of the rule or the one that
+    /// names the tenant, or the tenant the table of a group.
+    fn condition(&self, rule: &Rule, view: &View<'_>, parameters: &mut Parameters) -> Option<String> {
+        let mut conditions = vec![self.is_of_tenant("t", parameters)?];
         if !rule.is_for_tenant() {
+            let values = view.viewer.values(&view.routing.names_of(rule));
             let mut recipients = Vec::new();
             for recipient in &rule.to {
                 let column = self.column(recipient.column())?;
-                let name = quote_identifier(&column.name);
-                // A plain comparison of UUIDs can use an index.
-                recipients.push(match (recipient.group(), column.type_oid) {
-                    (Some((group, _)), _) => members.get(group)?.includes(column),
-                    (None, UUID_OID) => format!("t.{name} = $1::uuid"),
-                    (None, _) => format!("t.{name}::text = $1"),
+                recipients.push(match recipient.group() {
+                    Some((group, _)) => view.members.get(group)?.includes(column, &view.viewer, parameters)?,
+                    None => column.is_one_of("t", &values, parameters),
                 });
             }
             conditions.push(format!("({})", recipients.join(" OR ")));
@@ -515,16 +461,14 @@ impl Table {
     }
 
     /// The same for the rows of one group, of which the user must be a member.
-    fn condition_of_group<'p>(
+    fn condition_of_group(
         &self,
-        rule: &'p Rule,
+        rule: &Rule,
         group: &GroupId,
-        members: &MemberTables,
-        id: &'p (dyn ToSql + Sync),
-        parameters: &mut Parameters<'p>,
+        view: &View<'_>,
+        parameters: &mut Parameters,
     ) -> Option<String> {
-        parameters.push((id, Type::TEXT));
-        let (id, table) = (parameters.len(), members.get(group.name())?);
+        let (id, table) = (parameters.text(group.id()), view.members.get(group.name())?);
         let mut recipients = Vec::new();
         let of_group = rule.to.iter().filter_map(Recipient::group);
         for (_, column) in of_group.filter(|(name, _)| *name == group.name()) {
@@ -533,33 +477,33 @@ impl Table {
             recipients.push(match column.type_oid {
                 // The id was printed from a value of this type, so it is one, and an index serves.
                 oid if oid == table.id.type_oid && oid < FIRST_USER_OID => {
-                    format!("t.{name} = ${id}::text::{}", quote_identifier(&column.type_name))
+                    format!("t.{name} = {id}::text::{}", quote_identifier(&column.type_name))
                 }
-                _ => format!("t.{name}::text = ${id}"),
+                _ => format!("t.{name}::text = {id}"),
             });
         }
         if recipients.is_empty() {
             return None;
         }
-        let (name, of_group) = (&table.name, quote_identifier(&table.id.name));
         let mut conditions = vec![
+            self.is_of_tenant("t", parameters)?,
             format!("({})", recipients.join(" OR ")),
-            format!(
-                "EXISTS (SELECT FROM {name} AS m WHERE m.{of_group}::text = ${id} AND {})",
-                table.is_of_user()
-            ),
+            table.has(&id, &view.viewer, parameters)?,
         ];
         conditions.extend(self.conditions_of_rows(rule, parameters)?);
         Some(format!("({})", conditions.join(" AND ")))
     }
 
     /// What a rule demands of a row for all readers.
-    fn conditions_of_rows<'p>(&self, rule: &'p Rule, parameters: &mut Parameters<'p>) -> Option<Vec<String>> {
+    fn conditions_of_rows(&self, rule: &Rule, parameters: &mut Parameters) -> Option<Vec<String>> {
         let mut conditions = Vec::new();
         for (column, text) in &rule.when.equals {
             let column = self.column(column)?;
-            parameters.push((text, Type::TEXT));
-            conditions.push(format!("{} = ${}", printed(&column.name), parameters.len()));
+            conditions.push(format!(
+                "{} = {}",
+                printed(&column.name),
+                parameters.text(text.as_str())
+            ));
         }
         let gone = Rule::gone_column(&rule.table);
         if self.column(gone).is_some() {
@@ -573,20 +517,26 @@ impl Table {
         format!("SELECT t.id::text, {} FROM {} AS t", columns.join(", "), self.name)
     }
 
-    async fn read(
+    async fn read_rows(
         &self,
         database: &Database,
         statement: String,
-        parameters: &[(&(dyn ToSql + Sync), Type)],
-        rules: Vec<&Rule>,
+        parameters: &Parameters,
+        view: &View<'_>,
     ) -> Result<Vec<Row>, feature::Error> {
-        let names_audiences = rules.iter().flat_map(|rule| &rule.to).any(|to| to.group().is_some());
-        let rows = database.query(&Statement::composed(statement), parameters).await?;
+        let mut recipients = view.rules.iter().flat_map(|rule| &rule.to);
+        let names_audiences = recipients.any(|to| to.group().is_some());
+        let rows = database
+            .query(&Statement::composed(statement), &parameters.as_params())
+            .await?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
             let mut json = vec![b'{'];
             for (index, column) in self.columns.iter().enumerate() {
-                if index > 0 {
+                if !view.rules.iter().all(|rule| rule.delivers(&column.name)) {
+                    continue;
+                }
+                if json.len() > 1 {
                     json.push(b',');
                 }
                 value::write_string(&column.name, &mut json);
@@ -604,7 +554,7 @@ impl Table {
             found.push(Row {
                 id: row.try_get(0)?,
                 json: Bytes::from(json).into(),
-                via: names_audiences.then(|| audiences(&rules, value)),
+                via: names_audiences.then(|| audiences(view, value)),
             });
         }
         Ok(found)

@@ -89,6 +89,16 @@ impl Facts {
         }
     }
 
+    /// A command that runs a statement as our role, or as a superuser where ours may not.
+    pub(super) fn command(&self, statement: &str, as_superuser: bool) -> String {
+        let quoted = statement.replace('\'', "'\\''");
+        if as_superuser && !self.is_superuser {
+            format!("psql {}-U postgres -d {} -c '{quoted}'", self.reach, self.database)
+        } else {
+            format!("psql \"$DATABASE_URL\" -c '{quoted}'")
+        }
+    }
+
     /// A note, unless our role is a superuser, on how to run a fix that needs one.
     pub(super) fn elsewhere(&self, parameter: &str) -> String {
         if self.is_superuser {

@@ -1,8 +1,11 @@
 //! Checks of schemas, tenants and the publication.
 
 use crate::admin::doctor::postgres::{Facts, shell_identifier};
-use crate::admin::doctor::{Check, first_names};
+use crate::admin::doctor::{Check, Level, first_names};
+use crate::admin::routes::{self, TableReport};
 use crate::config::Config;
+use crate::config::group::Group;
+use crate::config::rule::Rule;
 use crate::core::tenant::quote_identifier;
 use crate::postgres::migrations::{self, Status};
 use crate::postgres::publication::{self, Coverage, Table};
@@ -33,8 +36,13 @@ pub(super) async fn examine(database: &Database, config: &Config, facts: &Facts)
     if !config.groups.is_empty() {
         checks.push(group_members(database, config).await);
     }
+    let places = config.routes.iter().map(Rule::placement);
+    let mut places = places.chain(config.groups.values().map(Group::placement));
+    if places.any(|place| place.outside.is_some()) {
+        checks.push(outside_tables(database, config, facts).await);
+    }
     let name = &config.replication.publication;
-    match publication::coverage(database, name).await {
+    match publication::coverage(database, name, &[]).await {
         Ok(coverage) => checks.extend([publication(&coverage, name, facts), replica_identity(&coverage, facts)]),
         Err(error) => checks.push(Check::fail(PUBLICATION, format!("{error:#}"), "It cannot be read")),
     }
@@ -157,6 +165,44 @@ async fn group_members(database: &Database, config: &Config) -> Check {
             shell_identifier(&found.schema),
             shell_identifier(&found.table)
         ))
+    })
+}
+
+/// Whether the tables of rules outside of tenants' schemas can be delivered and written.
+async fn outside_tables(database: &Database, config: &Config, facts: &Facts) -> Check {
+    const NAME: &str = "postgres.routes";
+    let report = match routes::check(database, config, None, false).await {
+        Ok(report) => report,
+        Err(error) => return Check::fail(NAME, format!("{error:#}"), "The tables of rules cannot be read"),
+    };
+    // Other checks examine those in tenants' schemas.
+    let outside: Vec<&TableReport> = report.tables.iter().filter(|table| table.tenant.is_none()).collect();
+    let level = outside.iter().map(|table| table.level()).max().unwrap_or(Level::Ok);
+    if level == Level::Ok {
+        return Check::ok(
+            NAME,
+            format!(
+                "all {} tables outside of tenants' schemas are deliverable",
+                outside.len()
+            ),
+        );
+    }
+    let findings = outside
+        .iter()
+        .flat_map(|table| table.findings.iter().map(move |finding| (table, finding)));
+    let worst: Vec<_> = findings.filter(|(_, finding)| finding.level == level).collect();
+    let found = worst.iter().map(|(table, finding)| {
+        let text = finding.text.split([':', '.']).next().unwrap_or_default();
+        format!("{}.{}: {text}", table.schema, table.table)
+    });
+    let meaning = "`posduif routes check` has the details. Rows are not delivered, or not as they should be";
+    let check = Check::new(NAME, level, first_names(found.collect()), meaning);
+    worst.iter().fold(check, |check, (_, finding)| {
+        let commands = finding
+            .fix
+            .iter()
+            .map(|statement| facts.command(statement, finding.by_owner));
+        commands.fold(check, Check::fix)
     })
 }
 

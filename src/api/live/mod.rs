@@ -38,6 +38,7 @@ use crate::live::presence;
 use crate::live::tail::Notice;
 use crate::redis::read_position::ReadPosition;
 use crate::sync::cursor::{Cursor, Owner};
+use crate::sync::tables::Routing;
 use crate::sync::{device_state, incoming, snapshot};
 use crate::telemetry::journal::{ReaderProgress, ReaderStep, Step, StepKind};
 
@@ -530,9 +531,15 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
     let mut feed = Feed::open(app.store.clone(), subscription, resume, replay_max).await?;
     if feed.missing().any() {
         // A missing stream would never deliver anything.
-        snapshot::ensure_streams(&app.database, &app.store, tenant, user)
-            .await
-            .map_err(incoming::Error::from)?;
+        snapshot::ensure_streams(
+            &app.database,
+            &app.store,
+            tenant,
+            user,
+            Routing::configured(&app.config),
+        )
+        .await
+        .map_err(incoming::Error::from)?;
         feed = Feed::open(app.store.clone(), feed.into_subscription(), resume, replay_max).await?;
     }
     let pending = match reader {

@@ -351,7 +351,8 @@ async fn touch(
 ) -> Result<()> {
     let mut last = None;
     for ((table, row), ids) in rows {
-        match tenants::touch_rows(&context.database, tenant, table, row).await {
+        let schema = context.config.schema_of(table, tenant);
+        match tenants::touch_rows(&context.database, tenant, (schema, table), row).await {
             Ok(Some(position)) => last = Some(position),
             // The row is gone, and there is nothing to deliver.
             Ok(None) => {}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, Pipeline, text};
+use super::{Error, Pipeline, plan_of, text};
 use crate::contract::control::{Command, Trim};
 use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::Target;
@@ -122,11 +122,17 @@ impl Pipeline {
         self.entries.batch.reset_notice(id, name, begin.commit_ts);
         if self.tenants.insert(tenant) {
             // Tables that were described before their tenant existed.
-            for table in self.tables.values_mut().filter(|table| table.plan.is_none()) {
-                let plan = self.router.plan(&table.relation);
-                table.plan = plan.filter(|plan| self.tenants.contains(&plan.tenant));
+            let Self {
+                tables,
+                router,
+                tenants,
+                undescribed,
+                ..
+            } = self;
+            for table in tables.values_mut().filter(|table| table.plan.is_none()) {
+                table.plan = plan_of(router, tenants, &table.relation);
                 if table.needs_outline() {
-                    self.undescribed.push(table.relation.oid);
+                    undescribed.push(table.relation.oid);
                 }
             }
         }
@@ -136,7 +142,8 @@ impl Pipeline {
     fn end_tenant(&mut self, id: StreamId, begin: &Begin, name: &str) {
         let tenant: Arc<str> = name.into();
         for table in self.tables.values_mut() {
-            table.plan.take_if(|plan| plan.tenant == tenant);
+            table.plan.take_if(|plan| plan.tenancy.whole() == Some(&tenant));
+            table.reported.remove(&tenant);
         }
         let stopped: Vec<Target> = self
             .entries

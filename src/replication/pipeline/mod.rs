@@ -2,23 +2,22 @@
 
 mod commands;
 mod outbox;
+mod rows;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use postgres_types::PgLsn;
 
-use super::catalog::{self, Outline};
+use super::catalog::Outline;
 use super::epoch::{Break, Replay};
 use super::heartbeat;
-use super::row_json::{source, write_payload, write_rows};
 use crate::contract::checkpoint::{OpenTransaction, TransactionMark};
 use crate::contract::control;
 use crate::contract::entry::EntryBody;
 use crate::contract::keys::Keys;
 use crate::contract::quarantine::QuarantineKind;
-use crate::contract::stream_name::{Audience, Target};
-use crate::core::json::write_string;
+use crate::contract::stream_name::Target;
 use crate::core::operation::Operation;
 use crate::core::position::{Position, StreamId};
 use crate::decode::pgoutput::{self, Begin, Cell, Commit, DecodeError, Head, Message, Old, ReplicaIdentity, Tuple};
@@ -26,8 +25,8 @@ use crate::decode::relation::{Relation, Types};
 use crate::postgres::migrations::CONTROL_SCHEMA;
 use crate::publish::batch::{Batch, Change};
 use crate::route::outbox::TABLE as OUTBOX;
-use crate::route::router::{Delivery, Plan, RouteError, Router};
-use crate::route::row::{ColumnValue, Row, user_id};
+use crate::route::router::{Plan, Router};
+use crate::route::row::Row;
 use crate::telemetry::metrics::ReplicationCounts;
 use crate::telemetry::traces;
 
@@ -88,8 +87,8 @@ struct Table {
     plan: Option<Plan>,
     /// Of a partitioned table.
     outline: Option<Outline>,
-    /// An old row that is not whole was quarantined since the table was described so.
-    is_reported: bool,
+    /// Tenants in whose quarantine an old row is that is not whole, since the table was described so.
+    reported: HashSet<Arc<str>>,
 }
 
 impl Table {
@@ -103,10 +102,18 @@ impl Table {
         self.plan.as_ref().map(|plan| (&self.relation, plan))
     }
 
+    /// The old row of a change as far as it is known, where it is not whole: columns that are NULL in it are unknown.
+    fn key_of_partial<'a>(&self, row: &Row<'a>) -> Option<Old<'a>> {
+        match row.old_row() {
+            Some(Old::Full(old)) if !self.has_whole_old(row) => Some(Old::Key(old.clone())),
+            _ => None,
+        }
+    }
+
     /// Whether the log has the whole old row of a change.
     fn has_whole_old(&self, row: &Row<'_>) -> bool {
         match row.old_row() {
-            _ if row.operation == Operation::Insert => true,
+            _ if !row.has_before() => true,
             Some(Old::Full(old)) if self.relation.replica_identity == ReplicaIdentity::Full => {
                 let outline = self.outline.as_ref();
                 outline.is_none_or(|outline| outline.is_whole(&self.relation, old))
@@ -187,6 +194,7 @@ impl Pipeline {
                 stopped: HashSet::new(),
                 body: EntryBody::default(),
                 logged: HashSet::new(),
+                logged_nameless: HashSet::new(),
                 has_groups: router.has_groups(),
             },
             keys,
@@ -304,25 +312,20 @@ impl Pipeline {
             Message::Commit(commit) => self.commit(&commit),
             Message::Relation(relation) => {
                 let relation = self.types.relation(&relation);
-                let plan = self
-                    .router
-                    .plan(&relation)
-                    .filter(|plan| self.tenants.contains(&plan.tenant));
+                let plan = plan_of(&self.router, &self.tenants, &relation);
                 // Postgres also describes a table again that has not changed.
-                let former = self
-                    .tables
-                    .get(&relation.oid)
-                    .filter(|former| former.relation == relation);
-                let is_reported = former.is_some_and(|former| former.is_reported);
+                let former = self.tables.remove(&relation.oid);
+                let former = former.filter(|former| former.relation == relation);
                 if former.is_none() {
                     self.entries.logged.remove(&relation.oid);
+                    self.entries.logged_nameless.remove(&relation.oid);
                 }
                 let table = Table {
                     purpose: Purpose::of(&relation),
                     relation,
                     plan,
                     outline: None,
-                    is_reported,
+                    reported: former.map(|former| former.reported).unwrap_or_default(),
                 };
                 if table.needs_outline() {
                     self.undescribed.push(table.relation.oid);
@@ -348,7 +351,12 @@ impl Pipeline {
                 Purpose::Data => self.row(relation, Row::deleted(&old)),
                 Purpose::Commands | Purpose::Outbox => self.pass(),
             },
-            Message::Truncate { relations, .. } => relations.into_iter().try_for_each(|oid| self.truncate(oid)),
+            Message::Truncate { relations, .. } => {
+                relations.into_iter().try_for_each(|oid| match self.purpose(oid)? {
+                    Purpose::Data => self.truncate(oid),
+                    Purpose::Commands | Purpose::Outbox => self.pass(),
+                })
+            }
             Message::Logical {
                 transactional: false, ..
             } => {
@@ -373,29 +381,6 @@ impl Pipeline {
                 Ok(())
             }
         }
-    }
-
-    /// Quarantines a row without its content. Where its table is routed, its readers are unknown.
-    fn oversized_row(&mut self, oid: u32, bytes: usize) -> Result<(), Error> {
-        let (Some((id, begin)), Some(table)) = (self.reach(oid)?, self.tables.get(&oid)) else {
-            return Ok(());
-        };
-        let Some((relation, plan)) = table.of_tenant() else {
-            return Ok(());
-        };
-        self.entries.body.begin(&source(relation, &begin));
-        if id > self.entries.published {
-            self.counts.quarantined += 1;
-            let cause = format!(
-                "the change has {bytes} bytes in the log, more than replication.row_bytes_max; it is in no stream"
-            );
-            self.entries
-                .quarantine(relation, &plan.tenant, id, (QuarantineKind::Row, &cause));
-        }
-        if plan.is_routed() && self.reset.insert(plan.tenant.clone()) {
-            self.entries.reset_tenant(&plan.tenant, id, &begin);
-        }
-        Ok(())
     }
 
     /// The transaction that is being read.
@@ -518,176 +503,13 @@ impl Pipeline {
         }
         Ok(())
     }
-
-    fn row(&mut self, oid: u32, row: Row<'_>) -> Result<(), Error> {
-        let (Some((id, begin)), Some(table)) = (self.reach(oid)?, self.tables.get(&oid)) else {
-            return Ok(());
-        };
-        let Some((relation, plan)) = table.of_tenant() else {
-            return Ok(());
-        };
-        let is_whole = table.has_whole_old(&row);
-        // Columns that are NULL in it are unknown.
-        let partial = match row.old_row() {
-            Some(Old::Full(old)) if !is_whole => Some(Old::Key(old.clone())),
-            _ => None,
-        };
-        let row = partial.as_ref().map_or(row, |old| row.with_old(old));
-        let source = source(relation, &begin);
-        self.entries.body.begin(&source);
-        let mut deliveries: Vec<Delivery<'_>> = Vec::new();
-        let is_retried = self.retried.as_ref() == Some(&plan.tenant);
-        let (is_stored, quarantined) = match write_rows(relation, &row, &mut self.json, &mut self.entries.body) {
-            Ok(()) if self.entries.body.bytes() > ENTRY_BYTES_MAX => {
-                let bytes = self.entries.body.bytes();
-                self.entries.body.begin(&source);
-                let cause = format!("the row has {bytes} bytes; an entry may have at most {ENTRY_BYTES_MAX}");
-                (false, Some((QuarantineKind::Row, cause)))
-            }
-            Ok(()) => {
-                let changes = Target::Changes(plan.tenant.clone());
-                self.entries.add(changes, id, Change::of(row.operation, None));
-                let routed_row = if is_retried { row.as_new() } else { row };
-                if !is_whole && routed_row.operation != Operation::Insert && plan.is_routed() {
-                    return self.lack_old_row(oid, id, &begin);
-                }
-                let routed = plan.route(&routed_row, &mut deliveries);
-                let quarantined = routed.err().map(|cause| match &cause {
-                    RouteError::Recipient { .. } | RouteError::Group { .. } => {
-                        (QuarantineKind::Recipient, cause.to_string())
-                    }
-                    RouteError::Rule(_) => (QuarantineKind::Rule, cause.to_string()),
-                });
-                (true, quarantined)
-            }
-            Err(cause) => (false, Some((QuarantineKind::Row, cause.to_string()))),
-        };
-        // Of what is published, the rest of the EXEC succeeded.
-        let is_new = id > self.entries.published;
-        if let Some((kind, cause)) = quarantined
-            && is_new
-        {
-            self.counts.quarantined += 1;
-            self.entries.quarantine(relation, &plan.tenant, id, (kind, &cause));
-        }
-        if !is_stored {
-            return Ok(());
-        }
-        if is_new
-            && let Some(column) = plan.creation_column
-            && row.operation == Operation::Insert
-            && let Ok(Some(user)) = user_id(row.after(column))
-        {
-            self.entries
-                .batch
-                .create_stream(Target::Inbox(plan.tenant.clone(), user), id, begin.commit_ts);
-        }
-        if let Some(audiences) = plan.audiences(&row) {
-            write_audiences(&audiences, &mut self.json);
-            self.entries.body.via(&self.json);
-        }
-        for delivery in deliveries.iter().filter(|delivery| delivery.stored) {
-            let target = Target::of(&plan.tenant, delivery.audience.clone());
-            let change = Change {
-                op: delivery.operation,
-                event: Some(delivery.event),
-                memberships: &delivery.memberships,
-            };
-            self.entries.add(target, id, change);
-        }
-        if is_new {
-            for delivery in &deliveries {
-                let Audience::User(user) = delivery.audience else {
-                    continue;
-                };
-                for membership in &delivery.memberships {
-                    let batch = &mut self.entries.batch;
-                    batch.membership(&plan.tenant, user, membership, id, begin.commit_ts);
-                }
-            }
-        }
-        if is_new && !deliveries.is_empty() {
-            let row_id = plan.id_column.and_then(|column| match row.latest(column) {
-                ColumnValue::Text(text) => Some(text),
-                _ => None,
-            });
-            // A user who joined or left a group receives an event about that.
-            deliveries.retain(|delivery| {
-                for membership in &delivery.memberships {
-                    let (batch, payload) = (&mut self.entries.batch, membership.payload());
-                    let delivery = std::slice::from_ref(delivery);
-                    batch.notice(id, &plan.tenant, &source, row_id, delivery, Some(payload.as_bytes()));
-                }
-                delivery.memberships.is_empty()
-            });
-            let payload = match write_payload(relation, &plan.live_columns, &row, &mut self.json) {
-                Ok(()) if !plan.live_columns.is_empty() => Some(&*self.json),
-                // A row with a value that is not UTF-8 was refused above.
-                _ => None,
-            };
-            if !deliveries.is_empty() {
-                self.entries
-                    .batch
-                    .notice(id, &plan.tenant, &source, row_id, &deliveries, payload);
-            }
-        }
-        Ok(())
-    }
-
-    /// The log does not have who saw a row before its change: all users of the tenant take a snapshot. One transaction
-    /// resets a tenant once, since a snapshot includes all of it.
-    fn lack_old_row(&mut self, oid: u32, id: StreamId, begin: &Begin) -> Result<(), Error> {
-        let Some(table) = self.tables.get_mut(&oid) else {
-            return Ok(());
-        };
-        let is_reported = std::mem::replace(&mut table.is_reported, true);
-        let Some((relation, plan)) = table.of_tenant() else {
-            return Ok(());
-        };
-        if !is_reported {
-            self.counts.quarantined += 1;
-            let cause = catalog::OLD_ROW_MISSING;
-            self.entries
-                .quarantine(relation, &plan.tenant, id, (QuarantineKind::Table, cause));
-        }
-        if self.reset.insert(plan.tenant.clone()) {
-            self.entries.body.begin(&source(relation, begin));
-            self.entries.reset_tenant(&plan.tenant, id, begin);
-        }
-        Ok(())
-    }
-
-    fn truncate(&mut self, oid: u32) -> Result<(), Error> {
-        if self.purpose(oid)? != Purpose::Data {
-            return self.pass();
-        }
-        let (Some((id, begin)), Some((relation, plan))) =
-            (self.reach(oid)?, self.tables.get(&oid).and_then(Table::of_tenant))
-        else {
-            return Ok(());
-        };
-        self.entries.body.begin(&source(relation, &begin));
-        let changes = Target::Changes(plan.tenant.clone());
-        self.entries.add(changes, id, Change::of(Operation::Truncate, None));
-        if plan.is_routed() {
-            // The log does not have the rows and so not their viewers: all users of the tenant take a snapshot.
-            self.entries.reset_tenant(&plan.tenant, id, &begin);
-        }
-        Ok(())
-    }
 }
 
-/// Writes audiences as a JSON array of texts.
-fn write_audiences(audiences: &[Audience], out: &mut Vec<u8>) {
-    out.clear();
-    out.push(b'[');
-    for audience in audiences {
-        if out.len() > 1 {
-            out.push(b',');
-        }
-        write_string(&audience.to_string(), out);
-    }
-    out.push(b']');
+/// The plan of a table with rows of a tenant that exists, or that a column names.
+fn plan_of(router: &Router, tenants: &HashSet<Arc<str>>, relation: &Relation) -> Option<Plan> {
+    let plan = router.plan(relation)?;
+    let exists = plan.tenancy.whole().is_none_or(|tenant| tenants.contains(tenant));
+    exists.then_some(plan)
 }
 
 /// A column's text.
@@ -710,6 +532,8 @@ struct Entries {
     body: EntryBody,
     /// Tables of which the log names a quarantined row.
     logged: HashSet<u32>,
+    /// Tables of which the log names a row of no tenant.
+    logged_nameless: HashSet<u32>,
     /// Groups are configured.
     has_groups: bool,
 }

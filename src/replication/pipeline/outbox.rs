@@ -49,7 +49,9 @@ impl Pipeline {
         let Some((relation, plan)) = table.of_tenant() else {
             return self.pass();
         };
-        let tenant = plan.tenant.clone();
+        let Some(tenant) = plan.tenancy.whole().cloned() else {
+            return self.pass();
+        };
         let column = |name| text(relation, new, name);
         let (event, recipients, data) = (column("event"), column("recipients"), column("data"));
         let (Some(id), begin) = self.next_id()? else {

@@ -26,6 +26,7 @@ use super::statuses::Statuses;
 use super::tables::{self, Routing};
 use crate::accounts::devices::DevicePrincipal;
 use crate::accounts::loader::TenantLoader;
+use crate::config::Provider;
 use crate::config::rule::Rule;
 use crate::contract::group::{GroupId, Membership};
 use crate::contract::terms::Continuity;
@@ -136,6 +137,8 @@ pub struct Incoming {
     pub cursors: CursorKey,
     /// Rules of the tables that appear under `changes`.
     pub rules: Arc<[Rule]>,
+    /// Whose subjects the columns of rules may hold.
+    pub providers: Arc<[Provider]>,
     pub prefetch: Prefetch,
     pub statuses: Statuses,
     pub reports: Reports,
@@ -520,7 +523,7 @@ impl Incoming {
         let (place, start) = match resumed {
             Some(resumed) => resumed,
             None => {
-                let beginning = snapshot::begin(database, store, tenant, user).await?;
+                let beginning = snapshot::begin(database, store, tenant, user, self.routing()).await?;
                 let groups = beginning.members.groups.keys().cloned();
                 joined.extend(groups.map(|group| Item::Membership(Membership::Join(group))));
                 (beginning.place, snapshot::phase_start(0))
@@ -559,6 +562,7 @@ impl Incoming {
         Routing {
             rules: &self.rules,
             groups: self.store.groups(),
+            providers: &self.providers,
         }
     }
 

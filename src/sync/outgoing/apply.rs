@@ -13,7 +13,7 @@ use crate::config::{Config, ConflictStrategy};
 use crate::core::time::Timestamp;
 use crate::feature;
 use crate::postgres::{self, Database, sql};
-use crate::sync::tables::Routing;
+use crate::sync::tables::{Routing, Viewer};
 
 /// Applies a batch in one transaction and one round trip to Postgres.
 ///
@@ -25,9 +25,11 @@ pub(super) async fn apply(
     items: Items<'_>,
     config: &Config,
 ) -> Result<Uploaded, Error> {
+    let routing = Routing::configured(config);
+    let author = Viewer::author(database, &device.tenant, device.user_id, routing).await?;
     let entries: Vec<Value> = items
         .iter()
-        .map(|(item, is_row)| entry(item, is_row, items, device, config))
+        .map(|(item, is_row)| entry(item, is_row, items, &author, config))
         .collect();
     let (replies, position) = execute(database, device, items, &entries, config.sync.conflict_strategy).await?;
     if let Some(first) = replies.first()
@@ -54,14 +56,14 @@ pub(super) async fn apply(
 
 /// An item in the form that `upload_items()` takes. An invalid one is passed on as refused, so that its result is stored
 /// with its sequence number.
-fn entry(item: &Value, is_row: bool, items: Items<'_>, device: &DevicePrincipal, config: &Config) -> Value {
+fn entry(item: &Value, is_row: bool, items: Items<'_>, author: &Viewer<'_>, config: &Config) -> Value {
     let checked = if is_row {
-        rows::parse(item, Routing::configured(config))
+        rows::parse(item, Routing::configured(config), author)
     } else {
         messages::parse(
             item,
             items.is_numbered(),
-            device.user_id,
+            author.user,
             config.messages.content_chars_max,
         )
     };

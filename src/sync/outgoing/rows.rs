@@ -1,31 +1,31 @@
 //! Items that are rows of the operator's own tables.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::ItemCode;
 use super::form::{Refusal, base_version, fields, operation};
+use crate::config::placement::{Placement, Share};
 use crate::feature::has_nul;
-use crate::sync::tables::Routing;
+use crate::sync::tables::{Routing, Viewer};
 
 /// Longest id of a row, in characters.
 pub(super) const ID_CHARS_MAX: usize = 128;
 
 /// Checks an item and converts it to the form that `upload_items()` takes.
-pub(super) fn parse(item: &Value, routing: Routing<'_>) -> Result<Value, Refusal> {
+pub(super) fn parse(item: &Value, routing: Routing<'_>, author: &Viewer<'_>) -> Result<Value, Refusal> {
     let fields = fields(item)?;
     let table = fields
         .get("table")
         .and_then(Value::as_str)
         .ok_or_else(|| Refusal::invalid("table: must be the name of a table"))?;
-    let upload = routing
-        .rules
-        .iter()
-        .filter(|rule| rule.table == table)
-        .find_map(|rule| rule.upload.as_ref())
-        .ok_or_else(|| Refusal {
-            code: ItemCode::Forbidden,
-            message: "table: devices may not write to this table".into(),
-        })?;
+    let forbidden = || Refusal {
+        code: ItemCode::Forbidden,
+        message: "table: devices may not write to this table".into(),
+    };
+    let mut rules = routing.rules.iter().filter(|rule| rule.table == table);
+    let rule = rules.find(|rule| rule.upload.is_some()).ok_or_else(forbidden)?;
+    let upload = rule.upload.as_ref().ok_or_else(forbidden)?;
+    let mut entry = placed(rule.placement(), author).ok_or_else(forbidden)?;
     let op = operation(fields, &["create", "edit", "delete"])?;
     let id = match fields.get("id") {
         Some(Value::String(id)) if !id.is_empty() && id.chars().count() <= ID_CHARS_MAX && !id.contains('\0') => {
@@ -72,14 +72,51 @@ pub(super) fn parse(item: &Value, routing: Routing<'_>) -> Result<Value, Refusal
     if has_nul(&base_row) {
         return Err(Refusal::invalid("base_row: must not contain the character NUL"));
     }
-    let by = upload.by.iter().filter_map(|(name, column)| {
-        let group = routing.groups.get(name)?;
-        Some(json!({"column": column, "members": group.table, "id": group.id, "user": group.user}))
-    });
-    Ok(json!({
-        "table": table, "owner": upload.owner, "by": by.collect::<Vec<_>>(), "columns": upload.columns, "op": op, "id": id,
-        "row": row, "base": base_version(fields)?, "base_row": base_row, "merge": upload.merge.is_some(),
-    }))
+    let mut by = Vec::new();
+    for (name, column) in &upload.by {
+        // A group without rows of the tenant has no members.
+        let Some(group) = routing.groups.get(name) else {
+            continue;
+        };
+        let Some(mut entry) = placed(group.placement(), author) else {
+            continue;
+        };
+        entry.extend(members(json!({
+            "column": column, "members": group.table, "id": group.id, "user": group.user,
+            "authors": author.values(&routing.names(group.subjects.as_ref())),
+        })));
+        by.push(Value::Object(entry));
+    }
+    entry.extend(members(json!({
+        "table": table, "owner": upload.owner, "by": by, "columns": upload.columns, "op": op, "id": id, "row": row,
+        "base": base_version(fields)?, "base_row": base_row, "merge": upload.merge.is_some(),
+        "authors": author.values(&routing.names(rule.subjects.as_ref())),
+    })));
+    if !rule.columns.is_empty() {
+        entry.insert("visible".into(), rule.columns.clone().into());
+    }
+    Ok(Value::Object(entry))
+}
+
+/// Where the rows of the author's tenant are: nothing for a table of the tenant's schema, `None` if the table has none of the
+/// tenant.
+fn placed(placement: Placement<'_>, author: &Viewer<'_>) -> Option<Map<String, Value>> {
+    let share = placement.share_of(&author.tenant.name)?;
+    let mut entry = Map::new();
+    if placement.outside.is_some() {
+        entry.insert("schema".into(), placement.schema(author.tenant).into());
+    }
+    if let Share::Part { column, value } = share {
+        entry.insert("tenant".into(), json!({"column": column, "value": value}));
+    }
+    Some(entry)
+}
+
+fn members(object: Value) -> Map<String, Value> {
+    match object {
+        Value::Object(members) => members,
+        _ => Map::new(),
+    }
 }
 
 #[cfg(test)]
@@ -87,6 +124,8 @@ mod tests {
     use super::*;
     use crate::config::group::Groups;
     use crate::config::rule::Rule;
+    use crate::core::tenant::Tenant;
+    use uuid::Uuid;
 
     fn rules() -> Vec<Rule> {
         serde_json::from_value(json!([
@@ -99,7 +138,18 @@ mod tests {
     }
 
     fn routing<'a>(rules: &'a [Rule], groups: &'a Groups) -> Routing<'a> {
-        Routing { rules, groups }
+        Routing {
+            rules,
+            groups,
+            providers: &[],
+        }
+    }
+
+    const AUTHOR: &str = "00000000-0000-0000-0000-000000000007";
+
+    fn parse(item: &Value, routing: Routing<'_>) -> Result<Value, Refusal> {
+        let tenant = Tenant::named("acme").unwrap();
+        super::parse(item, routing, &Viewer::with_id(&tenant, Uuid::from_u128(7)))
     }
 
     fn code(item: Value) -> Option<ItemCode> {
@@ -115,7 +165,7 @@ mod tests {
             parse(&item, routing(&rules(), &Groups::new())),
             Ok(json!({
                 "table": "tasks", "owner": "owner_id", "by": [], "columns": ["title", "done"], "op": "create", "id": "7",
-                "row": {"title": "milk"}, "base": null, "base_row": {}, "merge": false,
+                "row": {"title": "milk"}, "base": null, "base_row": {}, "merge": false, "authors": [AUTHOR],
             }))
         );
     }
@@ -136,8 +186,34 @@ mod tests {
         assert_eq!(item["owner"], Value::Null);
         assert_eq!(
             item["by"],
-            json!([{"column": "list_id", "members": "list_members", "id": "list", "user": "member"}])
+            json!([{
+                "column": "list_id", "members": "list_members", "id": "list", "user": "member", "authors": [AUTHOR],
+            }])
         );
+    }
+
+    #[test]
+    fn item_of_a_table_outside_names_the_tenant_of_the_device_only() {
+        let place = |tenant: Value| {
+            json!({"table": "tasks", "to": ["owner"], "schema": "public", "tenant": tenant,
+            "upload": {"owner": "owner", "columns": ["title"]}})
+        };
+        let item = json!({"table": "tasks", "id": 7, "row": {"title": "milk"}});
+        let parsed = |tenant: Value| {
+            let rules: Vec<Rule> = serde_json::from_value(json!([place(tenant)])).unwrap();
+            parse(&item, routing(&rules, &Groups::new()))
+        };
+        let entry = parsed(json!({"column": "org_id", "tenants": {"1": "acme", "2": "globex"}})).unwrap();
+        assert_eq!(
+            (&entry["schema"], &entry["tenant"]),
+            (&json!("public"), &json!({"column": "org_id", "value": "1"}))
+        );
+        for other in [
+            json!({"constant": "globex"}),
+            json!({"column": "org_id", "tenants": {"2": "globex"}}),
+        ] {
+            assert_eq!(parsed(other).unwrap_err().code, ItemCode::Forbidden);
+        }
     }
 
     #[test]

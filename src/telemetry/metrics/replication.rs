@@ -22,6 +22,7 @@ pub struct Replication {
     changes: Counter,
     replayed: Counter,
     quarantined: Counter,
+    without_tenant: Counter,
     ignored_messages: Counter,
     batches: Counter,
     entries: Counter,
@@ -52,6 +53,8 @@ pub struct ReplicationCounts {
     pub ignored_messages: u64,
     /// Changes that were quarantined.
     pub quarantined: u64,
+    /// Changes of rows that name no tenant.
+    pub without_tenant: u64,
 }
 
 impl Replication {
@@ -61,6 +64,7 @@ impl Replication {
             changes: Counter::default(),
             replayed: Counter::default(),
             quarantined: Counter::default(),
+            without_tenant: Counter::default(),
             ignored_messages: Counter::default(),
             batches: Counter::default(),
             entries: Counter::default(),
@@ -106,6 +110,11 @@ impl Replication {
                 "changes_quarantined",
                 "Changes that could not be routed or stored",
                 &self.quarantined,
+            ),
+            (
+                "changes_without_tenant",
+                "Changes of rows whose column names no tenant that exists; they are not delivered",
+                &self.without_tenant,
             ),
             (
                 "messages_ignored",
@@ -200,6 +209,7 @@ impl Replication {
             (&self.changes, counts.changes, before.changes),
             (&self.replayed, counts.replayed, before.replayed),
             (&self.quarantined, counts.quarantined, before.quarantined),
+            (&self.without_tenant, counts.without_tenant, before.without_tenant),
             (&self.ignored_messages, counts.ignored_messages, before.ignored_messages),
         ] {
             counter.inc_by(now.saturating_sub(before));
