@@ -212,9 +212,9 @@ class Story {
             if (via && !via.some((name) => known.includes(name))) this.expected.delete(row!)
           }
         }
-        // An own change may have moved it to a list that the user has left since, maybe to join it again later.
-        for (const { op, id: row } of batch.changes)
-          if (op === 'delete' && row !== null && this.#hasLists) this.expected.delete(row)
+        // Another client deleted it, also where the stream has repeated it since; or an own change moved it to a list that
+        // the user has left, maybe to join it again later.
+        for (const { op, id: row } of batch.changes) if (op === 'delete' && row !== null) this.expected.delete(row)
         const left = batch.changes.filter(({ op }) => op === 'leave').map((change) => `list:${change.id}`)
         for (const row of left.length > 0 ? [...this.expected.keys()] : []) {
           const via = scene.rows.get(rowName('tasks', row))?.via
