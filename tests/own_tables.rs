@@ -581,7 +581,20 @@ async fn documented_own_table_example_works_unchanged() {
 
 #[tokio::test]
 async fn types_for_clients_are_those_of_the_columns() {
-    let office = Office::with(configure).await;
+    let office = Office::with(|config| {
+        configure(config);
+        config.routes.extend(
+            serde_json::from_value::<Vec<_>>(json!([
+                {"table": "plans", "to": ["tenant"], "schema": "public", "tenant": {"column": "org"}, "columns": ["title"]},
+                {"table": "others", "to": ["tenant"], "schema": "public", "tenant": {"constant": "globex"}},
+            ]))
+            .unwrap(),
+        );
+    })
+    .await;
+    office
+        .sql("CREATE TABLE public.plans (id bigint PRIMARY KEY, org text NOT NULL, title text NOT NULL, secret text)")
+        .await;
     office
         .sql("CREATE TYPE tenant_acme.mood AS ENUM ('calm', 'in \"love\"'); CREATE DOMAIN tenant_acme.cents AS bigint NOT NULL")
         .await;
@@ -614,8 +627,14 @@ export type NotesRow = {
   "due at": string | null
 }
 
+export type PlansRow = {
+  id: number | string
+  title: string
+}
+
 export const tables = {
   notes: table<NotesRow>(),
+  plans: table<PlansRow>(),
 }
 "#
     );

@@ -1,6 +1,6 @@
 //! The types of the rows of own tables as TypeScript clients see them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tokio_postgres::types::Type;
@@ -27,7 +27,7 @@ pub struct ColumnType {
     pub nullable: bool,
 }
 
-/// The tables of the rules, by name, each with the columns that a tenant's table has.
+/// The tables of the rules, by name, each with the columns that devices of a tenant receive.
 ///
 /// # Errors
 /// When Postgres fails.
@@ -36,10 +36,14 @@ pub async fn client_types(
     tenant: &Tenant,
     rules: &[Rule],
 ) -> Result<Vec<TableType>, postgres::Error> {
-    let names: BTreeSet<&str> = rules.iter().map(|rule| rule.table.as_str()).collect();
-    let mut tables = Vec::with_capacity(names.len());
-    for name in names {
-        let qualified = format!("{}.{}", quote_identifier(&tenant.schema), quote_identifier(name));
+    let rules = rules
+        .iter()
+        .filter(|rule| rule.placement().share_of(&tenant.name).is_some());
+    let rules: BTreeMap<&str, &Rule> = rules.map(|rule| (rule.table.as_str(), rule)).collect();
+    let mut tables = Vec::with_capacity(rules.len());
+    for (name, rule) in rules {
+        let schema = quote_identifier(rule.placement().schema(tenant));
+        let qualified = format!("{schema}.{}", quote_identifier(name));
         let rows = database
             .query(&sql!("admin/client_columns"), &[(&qualified, Type::TEXT)])
             .await?;
@@ -53,7 +57,9 @@ pub async fn client_types(
         });
         tables.push(TableType {
             name: name.to_owned(),
-            columns: columns.collect::<Result<_, postgres::Error>>()?,
+            columns: columns
+                .filter(|column| column.as_ref().map_or(true, |column| rule.delivers(&column.name)))
+                .collect::<Result<_, postgres::Error>>()?,
         });
     }
     Ok(tables)
