@@ -185,33 +185,45 @@ pub struct Beginning {
 /// # Errors
 /// See [`Error`].
 pub async fn begin(database: &Database, store: &Store, tenant: &Tenant, user: Uuid) -> Result<Beginning, Error> {
-    let deadline = Instant::now() + CREATE_TIMEOUT;
-    loop {
-        let handoff = ensure_streams(database, store, tenant, user).await?;
-        let standing = &handoff.standing;
-        if standing.is_paused {
-            return Err(store::Error::Paused.into());
-        }
-        let position = seen(database, &handoff).await?;
-        // Behind a place before the memberships, the streams of the groups would be read from there on only.
-        if standing.members.since.is_none_or(|since| since <= position) {
-            // Below a reset, the place would lead to another snapshot, for as long as a commit is not seen.
-            let published = standing.view.position;
-            let is_covered = position < published
-                && store
-                    .reach_back(&tenant.name, user, &standing.members, position)
-                    .await?;
-            return Ok(Beginning {
-                place: ReadPosition {
-                    position,
-                    resets_covered: is_covered.then_some(published),
-                    ..standing.place()
-                },
-                members: standing.members.clone(),
-            });
-        }
-        pause(deadline).await?;
+    let handoff = ensure_streams(database, store, tenant, user).await?;
+    let standing = handoff.standing.clone();
+    if standing.is_paused {
+        return Err(store::Error::Paused.into());
     }
+    let (position, published) = (seen(database, &handoff).await?, standing.view.position);
+    let mut place = standing.place();
+    if position < published {
+        // Where the streams do not reach back so far, the stream goes on later, and rows are missing until another
+        // snapshot: the place itself would lead to one, for as long as a commit is not seen.
+        let kept = store.kept_behind(&tenant.name, user, &standing.members).await?;
+        let known = standing.members.since.unwrap_or(StreamId::ZERO);
+        let floor = kept.max(known).min(published);
+        place = ReadPosition {
+            position: position.max(floor),
+            resets_covered: Some(published),
+            is_incomplete: position < floor,
+            ..place
+        };
+    }
+    Ok(Beginning {
+        place,
+        members: standing.members,
+    })
+}
+
+/// Whether a snapshot lacked rows that Postgres shows by now, so that another one is due.
+pub async fn is_due_again(
+    database: &Database,
+    store: &Store,
+    tenant: &Tenant,
+    user: Uuid,
+    place: ReadPosition,
+) -> Result<bool, Error> {
+    let (true, Some(until)) = (place.is_incomplete, place.resets_covered) else {
+        return Ok(false);
+    };
+    let handoff = store.handoff(&tenant.name, user).await?;
+    Ok(handoff.standing.view.epoch == place.epoch && seen(database, &handoff).await? >= until)
 }
 
 /// Waits until Postgres shows everything up to a place.
@@ -239,15 +251,18 @@ async fn pause(deadline: Instant) -> Result<(), Error> {
 
 /// Up to where a statement that begins now sees everything that was published before.
 async fn seen(database: &Database, handoff: &Handoff) -> Result<StreamId, Error> {
-    let rows = database.query(&sql!("postgres/current_snapshot"), &[]).await?;
-    let snapshot = rows
-        .first()
-        .and_then(|row| Snapshot::parse(row.try_get("snapshot").ok()?))
-        .ok_or_else(|| feature::Error::Internal("cannot parse pg_current_snapshot()".into()))?;
+    let snapshot = current(database).await?;
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
     let published = handoff.standing.view.position;
     let position = unseen.map(|entry| entry.first.previous()).min();
     Ok(position.map_or(published, |position| position.min(published)))
+}
+
+/// The snapshot of a statement that begins now.
+pub(super) async fn current(database: &Database) -> Result<Snapshot, Error> {
+    let row = database.query_opt(&sql!("postgres/current_snapshot"), &[]).await?;
+    let snapshot = row.and_then(|row| Snapshot::parse(row.try_get("snapshot").ok()?));
+    Ok(snapshot.ok_or_else(|| feature::Error::Internal("cannot parse pg_current_snapshot()".into()))?)
 }
 
 /// Reads the handoff. Missing streams are requested from the replicator through the log, and missing memberships are read.
