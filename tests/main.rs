@@ -69,5 +69,6 @@ mod tidy;
 mod tls;
 mod uploads;
 mod values;
+mod visibility;
 mod websocket;
 mod wire;

@@ -62,6 +62,7 @@ use crate::feature::turns::Turns;
 use crate::live::gate::TailGate;
 use crate::live::hub::Hub;
 use crate::live::presence::Presence;
+use crate::live::visibility::Visibility;
 use crate::messages::Messages;
 use crate::oidc::Providers;
 use crate::postgres::Database;
@@ -106,6 +107,8 @@ pub struct App {
     pub declarations: Rate<(Arc<str>, Uuid)>,
     pub store: Store,
     pub hub: Hub,
+    /// Whether Postgres shows what is published.
+    pub visibility: Visibility,
     pub cursors: CursorKey,
     /// Delivers batches to devices.
     pub incoming: Incoming,
@@ -223,6 +226,7 @@ impl App {
             config,
             store,
             hub,
+            visibility: Visibility::default(),
             cursors,
             metrics,
             stop,
