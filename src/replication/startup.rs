@@ -382,6 +382,7 @@ async fn begin_epoch(
         live: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.live),
         run_id: claim.run_id.clone(),
     });
+        torn: None,
     guard.epoch = epoch;
     guard.marks = Marks {
         acknowledged: server.confirmed,
