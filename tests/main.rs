@@ -22,6 +22,7 @@ mod doctor;
 mod epochs;
 mod external_identities;
 mod faults;
+mod failover;
 mod freshness;
 mod groups;
 mod handoff;

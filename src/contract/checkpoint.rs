@@ -331,11 +331,13 @@ pub struct View {
     pub published: StreamId,
     /// The term of the writer.
     pub term: TermId,
+    /// The timeline of the Postgres server that is published.
+    pub timeline: i32,
 }
 
 impl View {
     /// The fields of [`View::parse`].
-    pub const FIELDS: [&'static str; 5] = [EPOCH, BASE, POSITION, PUBLISHED, WRITER];
+    pub const FIELDS: [&'static str; 6] = [EPOCH, BASE, POSITION, PUBLISHED, WRITER, TIMELINE];
 
     /// Reads the values of [`View::FIELDS`]; `None` before the first epoch, or when one is malformed.
     pub fn parse(values: &[Option<String>]) -> Option<Self> {
@@ -346,7 +348,13 @@ impl View {
             published: value(values, 3)?,
             // Earlier versions named writers otherwise.
             term: value(values, 4).unwrap_or(TermId::EARLIER_VERSIONS),
+            timeline: value(values, 5)?,
         })
+    }
+
+    /// The commit LSN of the last entry's transaction.
+    pub fn lsn(&self) -> PgLsn {
+        self.position.ms.saturating_sub(self.base).into()
     }
 }
 
@@ -420,6 +428,7 @@ mod tests {
             [ids(), ids(), ids(), ids()],
             transactions,
             any::<u64>(),
+            prop::option::of((any::<i64>(), ".{0,40}").prop_map(|(number, cause)| Torn::new(number, &cause))),
             "[0-9a-f]{40}",
         )
             .prop_map(
@@ -428,9 +437,9 @@ mod tests {
                     system_id,
                     timeline,
                     [position, published, live, seen],
-            prop::option::of((any::<i64>(), ".{0,40}").prop_map(|(number, cause)| Torn::new(number, &cause))),
                     (transaction, open),
                     acknowledged,
+                    torn,
                     run_id,
                 )| {
                     Checkpoint {
@@ -439,12 +448,12 @@ mod tests {
                         timeline,
                         position,
                         published,
-                    torn,
                         transaction,
                         open,
                         seen,
                         acknowledged: acknowledged.into(),
                         live,
+                        torn,
                         run_id,
                     }
                 },
@@ -453,7 +462,6 @@ mod tests {
 
     fn hash(fields: Vec<(&'static str, String)>) -> HashMap<String, String> {
         fields.into_iter().map(|(name, text)| (name.to_owned(), text)).collect()
-                        torn,
     }
 
     proptest! {
@@ -493,7 +501,9 @@ mod tests {
                 position: updated.position,
                 published: updated.published,
                 term,
+                timeline: updated.timeline,
             }));
+            prop_assert_eq!(view.map(|view| view.lsn()), Some(updated.position.ms.saturating_sub(updated.epoch.base).into()));
             let published = Published::parse(&Published::FIELDS.map(|name| written.get(name).cloned()));
             let end_lsn = complete.map(|(_, mark)| mark.end_lsn);
             let end_lsn = end_lsn.or(checkpoint.transaction.map(|mark| mark.end_lsn)).unwrap_or(checkpoint.acknowledged);
@@ -510,6 +520,6 @@ mod tests {
             Ok(None)
         );
         assert!(Checkpoint::parse(&HashMap::from([(EPOCH.into(), "x".into())])).is_err());
-        assert_eq!(View::parse(&[None, None, None, None, None]), None);
+        assert_eq!(View::parse(&[None, None, None, None, None, None]), None);
     }
 }

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::held::{Held, Released, SumUp, published};
-use super::visibility::{Sight, Visibility};
+use super::held::{Held, Released, Truncated, published};
+use super::visibility::{Look, Visibility};
 use crate::contract::entry::Entry;
 use crate::contract::group::Membership;
 use crate::core::position::StreamId;
@@ -119,7 +119,7 @@ impl Feed {
         };
         feed.set_groups(&standing);
         if is_page && resume.is_none() && !standing.missing.any() {
-            feed.hold_unseen().await;
+            Box::pin(feed.hold_unseen()).await;
             feed.beginning = feed.resumable(place);
         }
         // What the groups of the user had meanwhile is in their streams only.
@@ -194,7 +194,7 @@ impl Feed {
         if self.held.as_ref().is_some_and(|held| held.is_empty()) {
             self.held = None;
         }
-        let sum_up = released.has_sum_up.then_some(FeedEvent::ReplayTruncated);
+        let sum_up = released.has_truncated.then_some(FeedEvent::ReplayTruncated);
         let changes = released.notices.into_iter().map(FeedEvent::Change);
         // All before the feed's place was given, or is held.
         let place = self.place;
@@ -373,16 +373,16 @@ impl Feed {
         self.place = standing.place();
         self.is_paused = standing.is_paused;
         self.push_event(event);
-        self.hold_unseen().await;
+        Box::pin(self.hold_unseen()).await;
         Ok(())
     }
 
     /// Holds what is published up to the feed's place and not shown: a reader that loads its rows now lacks it.
     async fn hold_unseen(&mut self) {
         let until = self.place.position;
-        let sight = self.visibility.look().await;
-        let from = match &sight {
-            Some(sight) => match sight.position(self.place.epoch) {
+        let look = self.visibility.look().await;
+        let from = match &look {
+            Some(look) => match look.position(self.place.epoch) {
                 Some(from) if from < until => from,
                 // Nothing, or the epoch has ended, which the next notice shows.
                 _ => {
@@ -393,8 +393,8 @@ impl Feed {
             None => StreamId::ZERO,
         };
         let mut held = Held::new(self.place.epoch);
-        let unseen = match &sight {
-            Some(sight) if self.is_page => self.unseen(sight, from).await,
+        let unseen = match &look {
+            Some(look) if self.is_page => self.unseen(look, from).await,
             // A device whose snapshot lacks rows takes another one then.
             _ => None,
         };
@@ -406,14 +406,14 @@ impl Feed {
     }
 
     /// Changes that the reader will be given as one event.
-    fn sum_up(&self, from: StreamId, until: StreamId) -> SumUp {
+    fn sum_up(&self, from: StreamId, until: StreamId) -> Truncated {
         // A device resumes where it is: its cursor says what its snapshot lacks.
         let from = if self.is_page { from } else { until };
-        SumUp { from, until }
+        Truncated { from, until }
     }
 
     /// The changes behind a place, up to the feed's, that are not shown; `None` if the streams cannot say it.
-    async fn unseen(&self, sight: &Sight, from: StreamId) -> Option<Vec<Arc<Notice>>> {
+    async fn unseen(&self, look: &Look, from: StreamId) -> Option<Vec<Arc<Notice>>> {
         let Member { tenant, user, .. } = self.subscription.member();
         let until = self.place;
         let mut reading = ReadPosition {
@@ -430,7 +430,7 @@ impl Feed {
             let entries = slice.entries.into_iter().take_while(|entry| entry.id <= until.position);
             let notices = entries.map(|entry| Arc::new(Notice::from(entry)));
             unseen.extend(
-                notices.filter(|notice| !notice.event.is_empty() && !sight.shows(until.epoch, published(notice))),
+                notices.filter(|notice| !notice.event.is_empty() && !look.shows(until.epoch, published(notice))),
             );
             if slice.is_incomplete || unseen.len() > self.replay_max {
                 return None;

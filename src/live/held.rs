@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::tail::Notice;
-use super::visibility::{Answer, Published, Sight, Visibility, Wish};
+use super::visibility::{Answer, Look, Published, Visibility, Wish};
 use crate::core::position::{EpochId, StreamId};
 
 /// What one page waits for. Events of other changes pass it: a change that depends on one that is not shown is not shown
@@ -16,13 +16,13 @@ pub(super) struct Held {
     /// In the order of their places.
     notices: Vec<Arc<Notice>>,
     /// More is held than is kept here: one event for all of it is due.
-    sum_up: Option<SumUp>,
+    sum_up: Option<Truncated>,
     answer: Option<Answer>,
 }
 
 /// Changes that one event stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SumUp {
+pub(super) struct Truncated {
     /// They begin behind this place …
     pub(super) from: StreamId,
     /// … and it is due when everything up to here is shown.
@@ -33,7 +33,7 @@ pub(super) struct SumUp {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Released {
     pub(super) notices: Vec<Arc<Notice>>,
-    pub(super) has_sum_up: bool,
+    pub(super) has_truncated: bool,
 }
 
 impl Held {
@@ -69,18 +69,18 @@ impl Held {
     /// Lets one event stand for everything that is held, and for changes up to a place.
     pub(super) fn sum_up(&mut self, until: StreamId) {
         let from = self.from(until);
-        self.owe(SumUp { from, until });
+        self.owe(Truncated { from, until });
     }
 
     /// Lets one event stand for these changes, and for everything that is held.
-    pub(super) fn owe(&mut self, changes: SumUp) {
+    pub(super) fn owe(&mut self, changes: Truncated) {
         self.answer = None;
         let held = self.notices.drain(..).map(|notice| notice.id);
         let (from, until) = held.fold((changes.from, changes.until), |(from, until), id| {
             (from.min(id.previous()), until.max(id))
         });
-        let before = self.sum_up.unwrap_or(SumUp { from, until });
-        self.sum_up = Some(SumUp {
+        let before = self.sum_up.unwrap_or(Truncated { from, until });
+        self.sum_up = Some(Truncated {
             from: from.min(before.from),
             until: until.max(before.until),
         });
@@ -98,37 +98,37 @@ impl Held {
         loop {
             let answer = self.answer.get_or_insert_with(|| {
                 visibility.wish(match self.sum_up {
-                    Some(SumUp { until, .. }) => Wish::All(self.epoch, until),
+                    Some(Truncated { until, .. }) => Wish::All(self.epoch, until),
                     None => Wish::Any(
                         self.epoch,
                         self.notices.iter().map(|notice| published(notice)).collect(),
                     ),
                 })
             });
-            let Poll::Ready(sight) = Pin::new(answer).poll(context) else {
+            let Poll::Ready(look) = Pin::new(answer).poll(context) else {
                 return Poll::Pending;
             };
             self.answer = None;
-            if let Ok(sight) = sight {
-                return Poll::Ready(self.release(&sight));
+            if let Ok(look) = look {
+                return Poll::Ready(self.release(&look));
             }
         }
     }
 
-    fn release(&mut self, sight: &Sight) -> Released {
+    fn release(&mut self, look: &Look) -> Released {
         if self.sum_up.is_some() {
             self.sum_up = None;
             return Released {
-                has_sum_up: true,
+                has_truncated: true,
                 ..Released::default()
             };
         }
         let notices = self
             .notices
-            .extract_if(.., |notice| sight.shows(self.epoch, published(notice)));
+            .extract_if(.., |notice| look.shows(self.epoch, published(notice)));
         Released {
             notices: notices.collect(),
-            has_sum_up: false,
+            has_truncated: false,
         }
     }
 }
@@ -165,18 +165,18 @@ mod tests {
         held
     }
 
-    fn sight(text: &str) -> Sight {
-        Sight::of(Snapshot::parse(text).expect("a snapshot"))
+    fn look(text: &str) -> Look {
+        Look::of(Snapshot::parse(text).expect("a snapshot"))
     }
 
     #[test]
     fn what_is_shown_is_released_and_a_reader_resumes_below_the_rest() {
         let mut held = held(&[(4, 100), (6, 101), (7, 100)], 10);
         assert_eq!(held.from(at(9)), at(4).previous());
-        let released = held.release(&sight("100:102:101"));
+        let released = held.release(&look("100:102:101"));
         let ids: Vec<u64> = released.notices.iter().map(|notice| notice.id.ms).collect();
         assert_eq!((ids, held.from(at(9))), (vec![4, 7], at(6).previous()));
-        held.release(&sight("102:102:"));
+        held.release(&look("102:102:"));
         assert!(held.is_empty());
         assert_eq!(held.from(at(9)), at(9));
     }
@@ -184,28 +184,28 @@ mod tests {
     #[test]
     fn one_event_stands_for_more_than_is_kept() {
         let mut held = held(&[(4, 100), (6, 101), (7, 102), (8, 103)], 2);
-        let sum_up = SumUp {
+        let sum_up = Truncated {
             from: at(4).previous(),
             until: at(8),
         };
         assert_eq!((held.sum_up, held.notices.len()), (Some(sum_up), 0));
         assert_eq!(held.from(at(9)), sum_up.from);
-        assert!(held.release(&sight("104:104:")).has_sum_up && held.is_empty());
+        assert!(held.release(&look("104:104:")).has_truncated && held.is_empty());
     }
 
     #[test]
     fn one_event_stands_for_all_that_is_held_when_more_is_owed() {
         let mut held = held(&[(4, 100), (6, 101)], 10);
-        held.owe(SumUp {
+        held.owe(Truncated {
             from: at(5),
             until: at(5),
         });
-        held.owe(SumUp {
+        held.owe(Truncated {
             from: at(2),
             until: at(3),
         });
         held.sum_up(at(9));
-        let sum_up = SumUp {
+        let sum_up = Truncated {
             from: at(2),
             until: at(9),
         };

@@ -38,13 +38,13 @@ pub struct Extent {
 
 /// What a statement that begins now shows.
 #[derive(Debug, Clone)]
-pub struct Sight {
+pub struct Look {
     snapshot: Snapshot,
     /// What was published before the snapshot was taken; its window has what the snapshot does not see.
     extent: Option<Extent>,
 }
 
-impl Sight {
+impl Look {
     /// Of a snapshot alone.
     pub fn of(snapshot: Snapshot) -> Self {
         let extent = None;
@@ -87,7 +87,7 @@ impl Sight {
 #[derive(Debug, Clone)]
 pub enum Wish {
     /// What is shown, with all that is published.
-    Look,
+    Latest,
     /// One of these changes is shown.
     Any(EpochId, Vec<Published>),
     /// Everything up to a place is shown.
@@ -95,29 +95,29 @@ pub enum Wish {
 }
 
 impl Wish {
-    /// Whether a sight fulfils it. It must be later than the wish.
-    fn is_fulfilled_by(&self, sight: &Sight) -> bool {
+    /// Whether a look fulfils it. It must be later than the wish.
+    fn is_fulfilled_by(&self, look: &Look) -> bool {
         match self {
-            Self::Look => sight.extent.is_some(),
-            Self::Any(epoch, changes) => changes.iter().any(|change| sight.shows(*epoch, *change)),
+            Self::Latest => look.extent.is_some(),
+            Self::Any(epoch, changes) => changes.iter().any(|change| look.shows(*epoch, *change)),
             Self::All(epoch, until) => {
                 // What has ended is shown by what follows.
-                sight.is_of_another(*epoch) || sight.position(*epoch).is_some_and(|position| position >= *until)
+                look.is_of_another(*epoch) || look.position(*epoch).is_some_and(|position| position >= *until)
             }
         }
     }
 
-    fn is_look(&self) -> bool {
-        matches!(self, Self::Look)
+    fn is_latest(&self) -> bool {
+        matches!(self, Self::Latest)
     }
 }
 
-/// Resolves with the sight that fulfils a wish; fails when there will be none.
-pub type Answer = oneshot::Receiver<Arc<Sight>>;
+/// Resolves with the look that fulfils a wish; fails when there will be none.
+pub type Answer = oneshot::Receiver<Arc<Look>>;
 
 #[derive(Debug, Default)]
 struct Wishes {
-    waiting: Vec<(Wish, oneshot::Sender<Arc<Sight>>)>,
+    waiting: Vec<(Wish, oneshot::Sender<Arc<Look>>)>,
     latest: Option<(Instant, Snapshot)>,
 }
 
@@ -149,8 +149,8 @@ impl Visibility {
     }
 
     /// What is shown now of all that is published; `None` when Postgres or Redis does not answer.
-    pub async fn look(&self) -> Option<Arc<Sight>> {
-        let look = self.wish(Wish::Look);
+    pub async fn look(&self) -> Option<Arc<Look>> {
+        let look = self.wish(Wish::Latest);
         tokio::time::timeout(LOOK_TIMEOUT, look).await.ok()?.ok()
     }
 
@@ -166,15 +166,15 @@ impl Visibility {
         Taken(waiting)
     }
 
-    /// Answers those of the wishes that a later sight fulfils, and keeps the others. Returns whether any are left.
-    pub fn answer(&self, taken: Taken, sight: Sight) -> bool {
-        let sight = Arc::new(sight);
+    /// Answers those of the wishes that a later look fulfils, and keeps the others. Returns whether any are left.
+    pub fn answer(&self, taken: Taken, look: Look) -> bool {
+        let look = Arc::new(look);
         let mut left = Vec::new();
         // Before the answers, for readers that get the same change meanwhile.
-        self.0.wishes.lock().latest = Some((Instant::now(), sight.snapshot.clone()));
+        self.0.wishes.lock().latest = Some((Instant::now(), look.snapshot.clone()));
         for (wish, sender) in taken.0 {
-            if wish.is_fulfilled_by(&sight) {
-                sender.send(sight.clone()).ok();
+            if wish.is_fulfilled_by(&look) {
+                sender.send(look.clone()).ok();
             } else {
                 left.push((wish, sender));
             }
@@ -186,14 +186,14 @@ impl Visibility {
 
     /// Keeps wishes that could not be answered, except looks, whose readers do not wait longer.
     pub fn keep(&self, mut taken: Taken) {
-        taken.0.retain(|(wish, _)| !wish.is_look());
+        taken.0.retain(|(wish, _)| !wish.is_latest());
         self.0.wishes.lock().waiting.append(&mut taken.0);
     }
 }
 
 /// Wishes that are being answered.
 #[derive(Debug)]
-pub struct Taken(Vec<(Wish, oneshot::Sender<Arc<Sight>>)>);
+pub struct Taken(Vec<(Wish, oneshot::Sender<Arc<Look>>)>);
 
 impl Taken {
     pub fn is_empty(&self) -> bool {
@@ -202,7 +202,7 @@ impl Taken {
 
     /// Whether some are about all that is published.
     pub fn has_looks(&self) -> bool {
-        self.0.iter().any(|(wish, _)| wish.is_look())
+        self.0.iter().any(|(wish, _)| wish.is_latest())
     }
 }
 
@@ -224,28 +224,28 @@ mod tests {
         Snapshot::parse(text).expect("a snapshot")
     }
 
-    fn sight(window: &[(u64, u32)], text: &str) -> Sight {
+    fn look_with(window: &[(u64, u32)], text: &str) -> Look {
         let window = window.iter().map(|(first, xid)| WindowEntry::new(at(*first), *xid));
         let extent = Extent {
             epoch: EPOCH,
             position: at(9),
             window: window.collect(),
         };
-        Sight::behind(extent, snapshot(text))
+        Look::behind(extent, snapshot(text))
     }
 
     #[test]
     fn change_is_not_shown_while_the_window_has_its_transaction() {
-        let sight = sight(&[(4, 100), (6, 101)], "100:102:100");
-        assert!(!sight.shows(EPOCH, change(4, 100)) && sight.shows(EPOCH, change(6, 101)));
-        assert_eq!(sight.position(EPOCH), Some(at(4).previous()));
+        let look = look_with(&[(4, 100), (6, 101)], "100:102:100");
+        assert!(!look.shows(EPOCH, change(4, 100)) && look.shows(EPOCH, change(6, 101)));
+        assert_eq!(look.position(EPOCH), Some(at(4).previous()));
         // One so old that its id lies ahead again, and one that the window cannot have yet.
-        assert!(sight.shows(EPOCH, change(3, 500)));
-        assert!(!sight.shows(EPOCH, change(10, 500)));
+        assert!(look.shows(EPOCH, change(3, 500)));
+        assert!(!look.shows(EPOCH, change(10, 500)));
         // A server that was set back may never show the transaction.
-        assert!(sight.shows(EpochId(2), change(4, 100)));
-        assert_eq!(sight.position(EpochId(2)), None);
-        assert!(sight.shows(EPOCH, change(4, 0)));
+        assert!(look.shows(EpochId(2), change(4, 100)));
+        assert_eq!(look.position(EpochId(2)), None);
+        assert!(look.shows(EPOCH, change(4, 0)));
     }
 
     #[tokio::test]
@@ -253,22 +253,22 @@ mod tests {
         let visibility = Visibility::default();
         let mut early = visibility.wish(Wish::Any(EPOCH, vec![change(4, 100), change(6, 101)]));
         let mut all = visibility.wish(Wish::All(EPOCH, at(6)));
-        let mut look = visibility.wish(Wish::Look);
+        let mut look = visibility.wish(Wish::Latest);
         drop(visibility.wish(Wish::Any(EPOCH, vec![change(4, 100)])));
 
         let taken = visibility.take();
         assert!(taken.has_looks());
-        assert!(visibility.answer(taken, sight(&[(4, 100), (6, 101)], "100:102:100,101")));
+        assert!(visibility.answer(taken, look_with(&[(4, 100), (6, 101)], "100:102:100,101")));
         assert!(early.try_recv().is_err() && all.try_recv().is_err());
         assert!(look.try_recv().is_ok());
         assert!(!visibility.knows(101));
 
         // A snapshot alone shows the change, but not that nothing else is missing.
-        assert!(visibility.answer(visibility.take(), Sight::of(snapshot("100:102:100"))));
+        assert!(visibility.answer(visibility.take(), Look::of(snapshot("100:102:100"))));
         assert!(visibility.knows(101) && !visibility.knows(100));
         assert!(early.try_recv().is_ok() && all.try_recv().is_err());
 
-        assert!(!visibility.answer(visibility.take(), sight(&[(4, 100)], "102:102:")));
+        assert!(!visibility.answer(visibility.take(), look_with(&[(4, 100)], "102:102:")));
         assert!(all.try_recv().is_ok());
     }
 
@@ -276,7 +276,7 @@ mod tests {
     async fn look_ends_when_nothing_answers() {
         let visibility = Visibility::default();
         let mut all = visibility.wish(Wish::All(EPOCH, at(6)));
-        let look = visibility.wish(Wish::Look);
+        let look = visibility.wish(Wish::Latest);
         visibility.keep(visibility.take());
         assert!(look.await.is_err());
         assert!(matches!(all.try_recv(), Err(oneshot::error::TryRecvError::Empty)));

@@ -123,6 +123,7 @@ mod tests {
             position,
             published: position,
             term: TermId(1),
+            timeline: 1,
         };
         let reader = (Uuid::from_u128(7), Arc::new(members));
         match merge(ranges, count, place(resets_covered), view, reader) {

@@ -55,6 +55,7 @@ mod tests {
             position: at(9),
             published: at(9),
             term: TermId(2),
+            timeline: 1,
         };
         let place = |covered: Option<u64>| ReadPosition {
             epoch: EpochId(1),

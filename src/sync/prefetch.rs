@@ -187,6 +187,7 @@ mod tests {
             position: id(20),
             published: id(20),
             term: TermId(1),
+            timeline: 1,
         };
         let there = Read::Slice(Slice {
             members: Arc::default(),

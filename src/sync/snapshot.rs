@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postgres_types::Type;
+use postgres_types::{PgLsn, Type};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -17,6 +17,7 @@ use super::cursor::{ID_BYTES_MAX, PageStart};
 use super::item::{Change, Item};
 use super::tables::{self, Routing, Selection};
 use crate::config::rule::{Recipient, Rule};
+use crate::contract::checkpoint::View;
 use crate::contract::control::Command;
 use crate::contract::entry::Text;
 use crate::contract::group::GroupId;
@@ -51,6 +52,11 @@ pub enum Error {
     /// Postgres does not show what is published.
     #[error("Postgres did not show all that is published within {} s", CREATE_TIMEOUT.as_secs())]
     NotSeen,
+    /// Postgres lacks what is published.
+    #[error(
+        "Postgres lacks what is published: `postgres.url` leads to a former primary, or to a copy that was restored"
+    )]
+    FormerPrimary,
     /// The user is in too many groups.
     #[error("the user is a member of more than {GROUPS_MAX} groups; end memberships until there are fewer")]
     TooManyGroups,
@@ -251,7 +257,7 @@ async fn pause(deadline: Instant) -> Result<(), Error> {
 
 /// Up to where a statement that begins now sees everything that was published before.
 async fn seen(database: &Database, handoff: &Handoff) -> Result<StreamId, Error> {
-    let snapshot = current(database).await?;
+    let snapshot = behind(database, &handoff.standing.view).await?;
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
     let published = handoff.standing.view.position;
     let position = unseen.map(|entry| entry.first.previous()).min();
@@ -263,6 +269,23 @@ pub(super) async fn current(database: &Database) -> Result<Snapshot, Error> {
     let row = database.query_opt(&sql!("postgres/current_snapshot"), &[]).await?;
     let snapshot = row.and_then(|row| Snapshot::parse(row.try_get("snapshot").ok()?));
     Ok(snapshot.ok_or_else(|| feature::Error::Internal("cannot parse pg_current_snapshot()".into()))?)
+}
+
+/// The snapshot of a statement that begins now, on a server that has all that is published.
+pub(super) async fn behind(database: &Database, view: &View) -> Result<Snapshot, Error> {
+    database.require_timeline(view.timeline);
+    let row = database.query_opt(&sql!("postgres/snapshot_and_timeline"), &[]).await?;
+    let row = row.ok_or_else(|| feature::Error::Internal("pg_current_snapshot() returned no row".into()))?;
+    let column = |error: tokio_postgres::Error| feature::Error::Internal(error.to_string());
+    let (lsn, timeline): (PgLsn, i32) = (
+        row.try_get("lsn").map_err(column)?,
+        row.try_get("timeline").map_err(column)?,
+    );
+    // What it lacks is in the streams before the place where they would go on.
+    if timeline < view.timeline || lsn < view.lsn() {
+        return Err(Error::FormerPrimary);
+    }
+    Ok(Snapshot::from_row(&row).map_err(column)?)
 }
 
 /// Reads the handoff. Missing streams are requested from the replicator through the log, and missing memberships are read.

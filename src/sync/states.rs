@@ -91,7 +91,8 @@ pub async fn page(sources: Sources<'_>, request: Request<'_>) -> Result<Page, Er
     let found = match cursor {
         Some(Cursor { place, page: None }) => {
             let Sources { database, store, .. } = sources;
-            match snapshot::is_due_again(database, store, request.tenant, request.user, place).await? {
+            let due = snapshot::is_due_again(database, store, request.tenant, request.user, place);
+            match Box::pin(due).await? {
                 true => None,
                 false => changes(sources, request, place).await?,
             }

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::snapshot::{self, Error};
 use crate::core::backoff::Backoff;
-use crate::live::visibility::{Extent, Sight, Taken, Visibility};
+use crate::live::visibility::{Extent, Look, Taken, Visibility};
 use crate::postgres::Database;
 use crate::redis::store::Store;
 
@@ -58,7 +58,7 @@ async fn answer(
             Ok(snapshot) => snapshot,
             Err(error) => return postpone(visibility, taken, &error),
         };
-        if !visibility.answer(taken, Sight::of(snapshot)) {
+        if !visibility.answer(taken, Look::of(snapshot)) {
             return false;
         }
         if looked.is_some_and(|looked| looked.elapsed() < LOOK_INTERVAL) {
@@ -68,7 +68,7 @@ async fn answer(
     }
     *looked = Some(Instant::now());
     match look(database, store).await {
-        Ok(sight) => visibility.answer(taken, sight),
+        Ok(look) => visibility.answer(taken, look),
         Err(error) => postpone(visibility, taken, &error),
     }
 }
@@ -82,13 +82,14 @@ fn postpone(visibility: &Visibility, taken: Taken, error: &Error) -> bool {
     true
 }
 
-async fn look(database: &Database, store: &Store) -> Result<Sight, Error> {
+async fn look(database: &Database, store: &Store) -> Result<Look, Error> {
     // In this order: what is published later may be neither in the window nor in the snapshot.
     let (view, window) = store.window().await?;
+    let snapshot = snapshot::behind(database, &view).await?;
     let extent = Extent {
         epoch: view.epoch,
         position: view.position,
         window,
     };
-    Ok(Sight::behind(extent, snapshot::current(database).await?))
+    Ok(Look::behind(extent, snapshot))
 }

@@ -61,9 +61,10 @@ impl From<snapshot::Error> for Error {
         match error {
             snapshot::Error::Store(error) => Self::Store(error),
             snapshot::Error::Feature(error) => Self::Feature(error),
-            error @ (snapshot::Error::NoStreams | snapshot::Error::NotSeen | snapshot::Error::TooManyGroups) => {
-                Self::Snapshot(error.to_string())
-            }
+            error @ (snapshot::Error::NoStreams
+            | snapshot::Error::NotSeen
+            | snapshot::Error::FormerPrimary
+            | snapshot::Error::TooManyGroups) => Self::Snapshot(error.to_string()),
         }
     }
 }
@@ -401,7 +402,7 @@ impl Incoming {
     /// gets what the streams have.
     async fn is_due_again(&self, device: &DevicePrincipal, place: ReadPosition) -> bool {
         let due = snapshot::is_due_again(&self.database, &self.store, &device.tenant, device.user_id, place);
-        due.await.unwrap_or_else(|error| {
+        Box::pin(due).await.unwrap_or_else(|error| {
             tracing::warn!(cause = crate::telemetry::chain(&error), "snapshot postponed");
             false
         })
