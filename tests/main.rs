@@ -58,6 +58,7 @@ mod sessions;
 mod slots;
 mod stamps;
 mod state;
+mod startup;
 mod statements;
 mod streams;
 mod support;
