@@ -35,7 +35,7 @@ use crate::replication::report::{ReplicationStatus, ReplicatorState, Report};
 use crate::replication::{catalog, outside, replicator, trim};
 use crate::route::router::Router;
 use crate::sync::outgoing::Outcome;
-use crate::sync::tables;
+use crate::sync::{tables, visibility};
 use crate::telemetry::metrics::{Labels, Metrics};
 use crate::telemetry::traces;
 
@@ -326,6 +326,8 @@ impl Engine {
         let heartbeat = Duration::from_secs(diagnostics.config.live.heartbeat_seconds);
         let looking = app.sessions.clone().recheck(heartbeat, stop.clone());
         let beating = app.hub.clone().beat(heartbeat, stop.clone());
+        let (database, store) = (diagnostics.database.clone(), diagnostics.store.clone());
+        let looking_for_pages = visibility::run(database, store, app.visibility.clone(), stop.clone());
         let presence = app.presence.clone().run(app.config.clone(), stop.clone());
         let (database, settings) = (diagnostics.database.clone(), app.config.presence.clone());
         let last_seen = last_seen::run(app.presence.clone(), database, settings, stop.clone());
@@ -347,6 +349,7 @@ impl Engine {
                 hearing,
                 looking,
                 beating,
+                looking_for_pages,
                 presence,
                 last_seen,
                 mailing,

@@ -493,6 +493,7 @@ async fn cache_is_unused_while_a_reader_is_ahead_of_the_live_tail() {
         term: view.term,
         position: view.position,
         resets_covered: None,
+        is_incomplete: false,
     };
     let read = store.read("acme", office.joe_id, place, 1000).await.unwrap();
     let Read::Slice(slice) = read else { panic!("{read:?}") };

@@ -354,6 +354,16 @@ async fn truncated_partition_leaves_phones() {
 }
 
 #[tokio::test]
+async fn change_before_the_first_look_at_a_tenant_reaches_phones() {
+    // As after a restore of Postgres to a copy from before that look.
+    let attach = "DELETE FROM posduif.tables WHERE tenant = 'acme';
+         CREATE TABLE tenant_acme.notes_02 (LIKE tenant_acme.notes INCLUDING ALL);
+         INSERT INTO tenant_acme.notes_02 SELECT 3, owner, 'attached', '2026-02-02' FROM tenant_acme.notes WHERE id = 1;
+         ALTER TABLE tenant_acme.notes ATTACH PARTITION tenant_acme.notes_02 FOR VALUES FROM ('2026-02-01') TO ('2026-03-01')";
+    after(attach, |notes| notes.contains_key("3")).await;
+}
+
+#[tokio::test]
 async fn detached_partition_leaves_phones() {
     let detach = "ALTER TABLE tenant_acme.notes DETACH PARTITION tenant_acme.notes_01";
     after(detach, BTreeMap::is_empty).await;
@@ -433,6 +443,8 @@ async fn harmless_ddl_resyncs_nobody() {
         ))
         .await;
     recorded(&office).await;
+    // The first look may have found rows in a partition.
+    let quarantined = quarantine(&office).await;
     let mut joe = Phone::new(&office, "joe", joe_id).await;
     let snapshots = joe.snapshots;
     office
@@ -449,7 +461,7 @@ async fn harmless_ddl_resyncs_nobody() {
         .await;
     joe.holds_ids(&["1", "2"]).await;
     assert_eq!(joe.snapshots, snapshots);
-    assert!(quarantine(&office).await.is_empty());
+    assert_eq!(quarantine(&office).await.len(), quarantined.len());
     office.close().await;
 }
 

@@ -9,9 +9,8 @@ use futures_util::StreamExt as _;
 use posduif::contract::control::Command;
 use posduif::contract::stream_name::Target;
 use posduif::core::position::StreamId;
-use posduif::core::tenant::Tenant;
 use posduif::engine::Role;
-use posduif::postgres::{Database, tenants};
+use posduif::postgres::tenants;
 use posduif::redis::read_position::ReadPosition;
 use posduif::redis::store::{Read, Store};
 use posduif::sync::item::Item;
@@ -20,106 +19,14 @@ use posduif::sync::tables::Routing;
 use postgres_types::PgLsn;
 use uuid::Uuid;
 
+use crate::support::http::Api;
 use crate::support::office::Office;
 use crate::support::owner::Owner;
-use crate::support::servers::{self, Own};
+use crate::support::slow::{INSERT, Slow};
 use crate::support::stage::Stage;
 use crate::support::{TIMEOUT, World, eventually};
 
-/// A stage whose Postgres can keep commits invisible: shipped, but waiting for a standby that does not exist. Only
-/// sessions that ask for it wait.
-struct Slow {
-    stage: Stage,
-    store: Store,
-    database: Database,
-    tenant: Tenant,
-    admin: tokio_postgres::Client,
-    // Last: the world is cleaned up before its server goes.
-    _server: Own<posduif::dev::PrivatePostgres>,
-}
-
 impl Slow {
-    async fn new() -> Self {
-        Self::with(Role::Replicator).await
-    }
-
-    async fn with(role: Role) -> Self {
-        let server = servers::postgres().await;
-        let world = World::on(&server.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
-        let admin = world.psql().await;
-        let name: String = admin
-            .query_one("SELECT current_database()::text", &[])
-            .await
-            .unwrap()
-            .get(0);
-        let local = format!("ALTER DATABASE {name} SET synchronous_commit = local");
-        admin.batch_execute(&local).await.unwrap();
-        let admin = world.psql().await;
-        let stage = Stage::on_with(world, role).await;
-        Self {
-            store: Store::new(&stage.world.config.redis).unwrap(),
-            database: stage.world.database().await,
-            tenant: Tenant::named("acme").unwrap(),
-            stage,
-            admin,
-            _server: server,
-        }
-    }
-
-    /// From now on, waiting sessions' commits stay invisible, or become visible.
-    async fn hold(&self, held: bool) {
-        let set = match held {
-            true => "ALTER SYSTEM SET synchronous_standby_names = 'nobody'",
-            false => "ALTER SYSTEM RESET synchronous_standby_names",
-        };
-        self.admin.batch_execute(set).await.unwrap();
-        self.admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-        // Each process of the server reads its settings when it comes to it. Holding has begun when a commit is held.
-        loop {
-            let session = self.waiting_session().await;
-            let emit = "SELECT pg_logical_emit_message(true, 'test', '')";
-            let probe = tokio::spawn(async move { session.batch_execute(emit).await });
-            let is_held = eventually("a commit is held or not", || async {
-                let held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-                let held: i64 = self.admin.query_one(held, &[]).await.unwrap().get(0);
-                match held {
-                    0 => probe.is_finished().then_some(false),
-                    _ => Some(true),
-                }
-            })
-            .await;
-            if is_held == held {
-                return;
-            }
-        }
-    }
-
-    /// A session that waits for the standby.
-    async fn waiting_session(&self) -> tokio_postgres::Client {
-        let client = self.stage.world.psql().await;
-        client.batch_execute("SET synchronous_commit = on").await.unwrap();
-        client
-    }
-
-    /// Commits a message to Joe that no SELECT sees while commits are held; gives its id, and the commit.
-    async fn invisible_message(&self) -> (Uuid, tokio::task::JoinHandle<()>) {
-        let (id, bob, joe) = (Uuid::new_v4(), self.stage.bob, self.stage.joe);
-        let session = self.waiting_session().await;
-        let commit = tokio::spawn(async move {
-            session.execute(INSERT, &[&id, &bob, &joe]).await.unwrap();
-        });
-        let inbox = self.stage.world.keys().inbox("acme", &joe.to_string());
-        eventually("the invisible commit is in the stream", || async {
-            let entries = self.stage.world.stream(&inbox).await;
-            let is_it = |entry: &crate::support::Entry| {
-                entry.field("op") == "insert" && entry.json("row")["id"] == id.to_string()
-            };
-            entries.iter().any(is_it).then_some(())
-        })
-        .await;
-        (id, commit)
-    }
-
     /// Takes a snapshot for Joe: the place at which the stream goes on, and the messages in it.
     async fn snapshot(&self) -> (ReadPosition, HashSet<Uuid>) {
         let joe = self.stage.joe;
@@ -172,8 +79,6 @@ impl Slow {
         }
     }
 }
-
-const INSERT: &str = "INSERT INTO tenant_acme.messages (id, sender_id, recipient_id, content) VALUES ($1, $2, $3, 'x')";
 
 #[tokio::test]
 async fn snapshot_blind_to_a_published_commit_leaves_it_to_the_stream() {
@@ -350,71 +255,146 @@ async fn snapshot_and_stream_hold_every_commit_at_any_time() {
     slow.stage.stop().await;
 }
 
+/// A device of Joe's that syncs.
+struct Device {
+    phone: Api,
+    cursor: Option<String>,
+    /// The messages that it has.
+    messages: HashSet<Uuid>,
+    snapshots: usize,
+}
+
+impl Device {
+    async fn of(slow: &Slow) -> Self {
+        let web = slow.stage.engine.as_ref().unwrap().api().log_in("acme", "bob").await;
+        Self {
+            phone: web.enroll("phone", Some(&slow.stage.joe.to_string())).await.0,
+            cursor: None,
+            messages: HashSet::new(),
+            snapshots: 0,
+        }
+    }
+
+    /// Gets so many batches.
+    async fn sync(&mut self, batches: usize) {
+        for _ in 0..batches {
+            let from = self
+                .cursor
+                .take()
+                .map_or(String::new(), |cursor| format!("?cursor={cursor}"));
+            let batch = self.phone.get(&format!("/api/sync/incoming{from}")).await.expect(200);
+            if batch["reset"] == true {
+                self.snapshots += 1;
+                self.messages.clear();
+            }
+            for message in batch["messages"].as_array().unwrap() {
+                self.messages.insert(message["id"].as_str().unwrap().parse().unwrap());
+            }
+            self.cursor = Some(batch["cursor"].as_str().unwrap().to_owned());
+        }
+    }
+}
+
 #[tokio::test]
 async fn reset_above_an_invisible_commit_costs_one_snapshot() {
     let slow = Slow::with(Role::All).await;
     let (bob, joe) = (slow.stage.bob, slow.stage.joe);
-    let web = slow.stage.engine.as_ref().unwrap().api().log_in("acme", "bob").await;
-    let phone = web.enroll("phone", Some(&joe.to_string())).await.0;
-    // All that the inbox had is trimmed.
-    let inbox = slow.stage.world.keys().inbox("acme", &joe.to_string());
-    let _: i64 = slow.stage.world.ask_redis(&["XTRIM", &inbox, "MAXLEN", "0"]).await;
-
+    let mut device = Device::of(&slow).await;
+    let mut events = device.phone.events("/sse/mobile/phone").await;
     // GIVEN a commit that is in the stream while SELECT does not see it, and a reset of the tenant above it
     slow.hold(true).await;
-    let (id, held) = slow.invisible_message().await;
+    let (id, held) = slow.invisible_message(bob, joe).await;
     tenants::resync(&slow.database, "acme").await.unwrap();
     slow.stage.world.published().await;
+    events.expect("reset").await;
+    events.expect("sync_required").await;
     let later = slow.stage.message(bob, joe, "later").await;
     slow.stage.world.published().await;
 
     // WHEN a device syncs for as long as the commit is invisible
-    let (mut cursor, mut resets, mut seen) = (None::<String>, 0, HashSet::new());
-    for _ in 0..10 {
-        let from = cursor.map_or(String::new(), |cursor| format!("?cursor={cursor}"));
-        let batch = phone.get(&format!("/api/sync/incoming{from}")).await.expect(200);
-        resets += usize::from(batch["reset"] == true);
-        for message in batch["messages"].as_array().unwrap() {
-            seen.insert(message["id"].as_str().unwrap().parse::<Uuid>().unwrap());
-        }
-        cursor = Some(batch["cursor"].as_str().unwrap().to_owned());
-    }
-
+    device.sync(10).await;
     // THEN it takes one snapshot, and has all that is committed
     assert!(!held.is_finished());
-    assert_eq!((resets, seen), (1, HashSet::from([id, later])));
+    assert_eq!((device.snapshots, &device.messages), (1, &HashSet::from([id, later])));
 
-    // AND a later reset still takes effect
+    // AND another when the commit is visible, since rows may have gone with the reset; then none
     slow.hold(false).await;
     held.await.unwrap();
+    events.expect("sync_required").await;
+    device.sync(10).await;
+    assert_eq!((device.snapshots, &device.messages), (2, &HashSet::from([id, later])));
+    // AND a later reset still takes effect
     tenants::resync(&slow.database, "acme").await.unwrap();
     slow.stage.world.published().await;
-    let next = format!("/api/sync/incoming?cursor={}", cursor.unwrap());
-    assert_eq!(phone.get(&next).await.expect(200)["reset"], true);
+    device.sync(10).await;
+    assert_eq!(device.snapshots, 3);
     slow.stage.stop().await;
 }
 
 #[tokio::test]
-async fn stream_recreated_above_an_invisible_commit_breaks() {
-    let slow = Slow::new().await;
-    let joe = slow.stage.joe;
+async fn truncate_above_an_invisible_commit_costs_one_snapshot() {
+    let slow = Slow::with(Role::All).await;
+    let (bob, joe) = (slow.stage.bob, slow.stage.joe);
+    let mut device = Device::of(&slow).await;
+    slow.hold(true).await;
+    let (id, held) = slow.invisible_message(bob, joe).await;
+    slow.stage.sql("TRUNCATE tenant_acme.encrypted_states").await;
+    slow.stage.world.published().await;
+    device.sync(10).await;
+    assert!(!held.is_finished());
+    assert_eq!((device.snapshots, &device.messages), (1, &HashSet::from([id])));
+    // What preceded the table's end may be there still: the next snapshot decides.
+    slow.hold(false).await;
+    held.await.unwrap();
+    device.sync(10).await;
+    assert_eq!((device.snapshots, &device.messages), (2, &HashSet::from([id])));
+    slow.stage.stop().await;
+}
+
+#[tokio::test]
+async fn stream_recreated_above_an_invisible_commit_costs_two_snapshots() {
+    let slow = Slow::with(Role::All).await;
+    let (bob, joe) = (slow.stage.bob, slow.stage.joe);
+    let mut device = Device::of(&slow).await;
+    device.sync(2).await;
     // GIVEN a commit that SELECT does not see, and that the inbox has lost since
     slow.hold(true).await;
-    let (id, held) = slow.invisible_message().await;
+    let (id, held) = slow.invisible_message(bob, joe).await;
     let target = Target::Inbox("acme".into(), joe);
     tenants::send(&slow.database, &Command::RecreateStream(target))
         .await
         .unwrap();
+    let later = slow.stage.message(bob, joe, "later").await;
     slow.stage.world.published().await;
-    // WHEN a snapshot is taken meanwhile
-    let (place, seen) = slow.snapshot().await;
-    assert!(!seen.contains(&id));
-    // THEN the stream does not count as complete behind it
-    let read = slow.store.read("acme", joe, place, 100).await.unwrap();
-    assert!(matches!(read, Read::Broken(_)), "{read:?}");
+    // WHEN the device syncs meanwhile THEN it takes one snapshot, with what is visible
+    device.sync(10).await;
+    assert!(!held.is_finished());
+    assert_eq!((device.snapshots, &device.messages), (2, &HashSet::from([later])));
+    // WHEN the commit is visible THEN it takes one that has it
     slow.hold(false).await;
     held.await.unwrap();
-    assert!(slow.snapshot().await.1.contains(&id));
+    device.sync(10).await;
+    assert_eq!((device.snapshots, &device.messages), (3, &HashSet::from([id, later])));
+    slow.stage.stop().await;
+}
+
+#[tokio::test]
+async fn stream_created_above_an_invisible_commit_costs_two_snapshots() {
+    let slow = Slow::with(Role::All).await;
+    let (bob, joe) = (slow.stage.bob, slow.stage.joe);
+    let mut device = Device::of(&slow).await;
+    slow.hold(true).await;
+    let (id, held) = slow.invisible_message(bob, joe).await;
+    // GIVEN an inbox that was lost, and is created when a device asks for it
+    let inbox = slow.stage.world.keys().inbox("acme", &joe.to_string());
+    let _: i64 = slow.stage.world.ask_redis(&["DEL", &inbox]).await;
+    device.sync(10).await;
+    assert!(!held.is_finished());
+    assert_eq!((device.snapshots, &device.messages), (1, &HashSet::new()));
+    slow.hold(false).await;
+    held.await.unwrap();
+    device.sync(10).await;
+    assert_eq!((device.snapshots, &device.messages), (2, &HashSet::from([id])));
     slow.stage.stop().await;
 }
 

@@ -9,9 +9,10 @@ use posduif::contract::notice::LiveEntry;
 use posduif::core::position::StreamId;
 use posduif::core::tenant::Tenant;
 use posduif::engine::Role;
-use posduif::live::feed::{Feed, FeedEvent};
+use posduif::live::feed::{Feed, FeedEvent, Opening};
 use posduif::live::hub::Hub;
 use posduif::live::tail::receive;
+use posduif::live::visibility::Visibility;
 use posduif::redis::store::Store;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -323,7 +324,13 @@ async fn event_received_during_replay_follows_it_once() {
         };
         receive(&hub, id, &entry, &mut last);
     }
-    let mut feed = Feed::open(store, subscription, Some(before), 100).await.unwrap();
+    let opening = Opening {
+        resume: Some(before),
+        replay_max: 100,
+        visibility: Visibility::default(),
+        is_page: false,
+    };
+    let mut feed = Feed::open(store, subscription, opening).await.unwrap();
     let mut received = Vec::new();
     while received.len() < 2 {
         while let Some((FeedEvent::Change(notice), _)) = feed.pop() {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use posduif::config::{Config, Secret};
+use posduif::engine::Role;
 
 use crate::support::oracle::outline;
 use crate::support::proxy::Proxy;
@@ -121,4 +122,36 @@ async fn paused_engine_does_no_harm_when_resumed_after_takeover() {
     first.signal(Signal::SIGCONT);
     write(&stage, 50).await;
     check_waits_and_takes_over(&stage, first, second, &writing).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn torn_transaction_of_an_ended_engine_starts_one_epoch() {
+    let mut stage = Stage::new().await;
+    let (world, window) = (&stage.world, stage.world.keys().window());
+    stage.message(stage.bob, stage.joe, "before").await;
+    world.published().await;
+    // GIVEN an engine of whose transaction Redis ran only parts, and that ends before it can begin an epoch
+    let _: String = world.ask_redis(&["SET", &window, "of another program"]).await;
+    stage.message(stage.bob, stage.joe, "torn").await;
+    eventually("the tear is recorded", || async {
+        let torn = world.checkpoint().await.remove("torn");
+        torn.filter(|torn| torn.starts_with("1 "))
+    })
+    .await;
+    stage.engine.take().unwrap().stop().await;
+    let _: i64 = stage.world.ask_redis(&["DEL", &window]).await;
+    assert_eq!(stage.world.checkpoint().await["number"], "1");
+
+    // WHEN others take over THEN the first of them begins an epoch, and no other does
+    for _ in 0..2 {
+        stage.engine = Some(stage.world.engine(Role::Replicator).await);
+        stage.message(stage.bob, stage.joe, "after").await;
+        stage.world.published().await;
+        stage.engine.take().unwrap().stop().await;
+        let checkpoint = stage.world.checkpoint().await;
+        assert_eq!((checkpoint["number"].as_str(), checkpoint["torn"].as_str()), ("2", ""));
+    }
+    let reason = "SELECT reason FROM posduif.epochs ORDER BY number DESC LIMIT 1";
+    let reason: String = stage.psql.query_one(reason, &[]).await.unwrap().get(0);
+    assert!(reason.contains("did not run a transaction atomically"), "{reason}");
 }

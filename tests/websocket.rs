@@ -663,6 +663,8 @@ const NOTES: usize = 150;
 async fn slow_websocket_is_closed_and_resumes_without_loss() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;
+    // Its user gets an event of the new phone.
+    office.world.published().await;
     let mut slow = phone.narrow_socket("/ws", 4096).await;
     for n in 0..NOTES {
         let note = json!({"n": n, "padding": "x".repeat(60_000)});
@@ -685,7 +687,7 @@ async fn slow_websocket_is_closed_and_resumes_without_loss() {
     }
     let numbers: Vec<u64> = received
         .iter()
-        .map(|event| event.data["data"]["n"].as_u64().unwrap())
+        .map(|event| event.data["data"]["n"].as_u64().unwrap_or_else(|| panic!("{event:?}")))
         .collect();
     assert_eq!(numbers, (0..NOTES as u64).collect::<Vec<_>>());
     office.close().await;

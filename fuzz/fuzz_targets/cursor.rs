@@ -35,6 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
                 ms: number(7),
                 seq: number(8),
             }),
+            is_incomplete: numbers[0] & 6 == 6,
         },
         page: (numbers[0] % 2 == 1).then(|| PageStart {
             phase: numbers[1],

@@ -38,8 +38,6 @@ SELECT tenant, relation,
        known.name AS known_name, known.root AS known_root, known.parent AS known_parent, known.filenode AS known_filenode,
        known.identity AS known_identity, known.is_published AS known_published, known.columns AS known_columns,
        known.is_present AS was_present,
-       EXISTS (SELECT FROM posduif.tables other WHERE other.tenant = coalesce(present.tenant, known.tenant))
-           AS is_known_tenant,
        EXISTS (SELECT FROM pg_catalog.pg_namespace schema WHERE schema.nspname = 'tenant_' || tenant) AS has_schema,
        EXISTS (SELECT FROM pg_catalog.pg_class class WHERE class.oid = relation) AS still_exists,
        -- Not for all tenants: it waits for locks.

@@ -64,6 +64,7 @@ use crate::feature::turns::Turns;
 use crate::live::gate::TailGate;
 use crate::live::hub::Hub;
 use crate::live::presence::Presence;
+use crate::live::visibility::Visibility;
 use crate::messages::Messages;
 use crate::oidc::Providers;
 use crate::postgres::Database;
@@ -110,6 +111,8 @@ pub struct App {
     pub declarations: Rate<(Arc<str>, Uuid)>,
     pub store: Store,
     pub hub: Hub,
+    /// Whether Postgres shows what is published.
+    pub visibility: Visibility,
     pub cursors: CursorKey,
     /// Delivers batches to devices.
     pub incoming: Incoming,
@@ -232,6 +235,7 @@ impl App {
             config,
             store,
             hub,
+            visibility: Visibility::default(),
             cursors,
             metrics,
             stop,

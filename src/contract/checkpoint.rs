@@ -29,6 +29,7 @@ const OPEN: &str = "open";
 const SEEN: &str = "seen";
 const ACKNOWLEDGED: &str = "acknowledged";
 const LIVE: &str = "live";
+const TORN: &str = "torn";
 
 /// Identity of the Redis process.
 const RUN_ID: &str = "run_id";
@@ -40,7 +41,7 @@ pub const WRITER: &str = "writer";
 const TERM: &str = "term";
 
 /// Names of its fields.
-pub const FIELDS: [&str; 18] = [
+pub const FIELDS: [&str; 19] = [
     WRITER,
     TERM,
     EPOCH,
@@ -58,6 +59,7 @@ pub const FIELDS: [&str; 18] = [
     SEEN,
     ACKNOWLEDGED,
     LIVE,
+    TORN,
     RUN_ID,
 ];
 
@@ -114,6 +116,40 @@ impl OpenTransaction {
     }
 }
 
+/// Longest cause that is kept of a torn transaction.
+const CAUSE_CHARS_MAX: usize = 500;
+
+/// Redis ran only parts of a transaction: a new epoch must follow this one, whichever engine begins it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Torn {
+    /// The number of the epoch in which that happened.
+    pub number: i64,
+    /// What Redis answered.
+    pub cause: String,
+}
+
+impl Torn {
+    pub fn new(number: i64, cause: &str) -> Self {
+        let cause = cause.chars().take(CAUSE_CHARS_MAX).collect();
+        Self { number, cause }
+    }
+
+    /// Reads what [`fmt::Display`] wrote.
+    fn parse(text: &str) -> Option<Self> {
+        let (number, cause) = text.split_once(' ')?;
+        Some(Self {
+            number: number.parse().ok()?,
+            cause: cause.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Torn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.number, self.cause)
+    }
+}
+
 /// The checkpoint hash, complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -137,6 +173,8 @@ pub struct Checkpoint {
     pub acknowledged: PgLsn,
     /// ID of the last entry of the live stream.
     pub live: StreamId,
+    /// A transaction of which Redis ran only parts.
+    pub torn: Option<Torn>,
     /// Identity of the Redis process at the writer's claim.
     pub run_id: String,
 }
@@ -179,6 +217,13 @@ impl Checkpoint {
                 value: text.to_owned(),
             })?),
         };
+        let torn = match fields.get(TORN).map_or("", String::as_str) {
+            "" => None,
+            text => Some(Torn::parse(text).ok_or_else(|| CheckpointError {
+                field: TORN,
+                value: text.to_owned(),
+            })?),
+        };
         Ok(Some(Self {
             epoch: Epoch {
                 id: field(fields, EPOCH)?,
@@ -195,6 +240,7 @@ impl Checkpoint {
             seen: field(fields, if fields.contains_key(SEEN) { SEEN } else { POSITION })?,
             acknowledged: field(fields, ACKNOWLEDGED)?,
             live: field(fields, LIVE)?,
+            torn,
             run_id: field(fields, RUN_ID)?,
         }))
     }
@@ -225,6 +271,7 @@ impl Checkpoint {
             (SEEN, self.seen.to_string()),
             (ACKNOWLEDGED, self.acknowledged.to_string()),
             (LIVE, self.live.to_string()),
+            (TORN, text(self.torn.as_ref().map(ToString::to_string))),
             (RUN_ID, self.run_id.clone()),
         ]
     }
@@ -284,11 +331,13 @@ pub struct View {
     pub published: StreamId,
     /// The term of the writer.
     pub term: TermId,
+    /// The timeline of the Postgres server that is published.
+    pub timeline: i32,
 }
 
 impl View {
     /// The fields of [`View::parse`].
-    pub const FIELDS: [&'static str; 5] = [EPOCH, BASE, POSITION, PUBLISHED, WRITER];
+    pub const FIELDS: [&'static str; 6] = [EPOCH, BASE, POSITION, PUBLISHED, WRITER, TIMELINE];
 
     /// Reads the values of [`View::FIELDS`]; `None` before the first epoch, or when one is malformed.
     pub fn parse(values: &[Option<String>]) -> Option<Self> {
@@ -299,7 +348,13 @@ impl View {
             published: value(values, 3)?,
             // Earlier versions named writers otherwise.
             term: value(values, 4).unwrap_or(TermId::EARLIER_VERSIONS),
+            timeline: value(values, 5)?,
         })
+    }
+
+    /// The commit LSN of the last entry's transaction.
+    pub fn lsn(&self) -> PgLsn {
+        self.position.ms.saturating_sub(self.base).into()
     }
 }
 
@@ -373,6 +428,7 @@ mod tests {
             [ids(), ids(), ids(), ids()],
             transactions,
             any::<u64>(),
+            prop::option::of((any::<i64>(), ".{0,40}").prop_map(|(number, cause)| Torn::new(number, &cause))),
             "[0-9a-f]{40}",
         )
             .prop_map(
@@ -383,6 +439,7 @@ mod tests {
                     [position, published, live, seen],
                     (transaction, open),
                     acknowledged,
+                    torn,
                     run_id,
                 )| {
                     Checkpoint {
@@ -396,6 +453,7 @@ mod tests {
                         seen,
                         acknowledged: acknowledged.into(),
                         live,
+                        torn,
                         run_id,
                     }
                 },
@@ -443,7 +501,9 @@ mod tests {
                 position: updated.position,
                 published: updated.published,
                 term,
+                timeline: updated.timeline,
             }));
+            prop_assert_eq!(view.map(|view| view.lsn()), Some(updated.position.ms.saturating_sub(updated.epoch.base).into()));
             let published = Published::parse(&Published::FIELDS.map(|name| written.get(name).cloned()));
             let end_lsn = complete.map(|(_, mark)| mark.end_lsn);
             let end_lsn = end_lsn.or(checkpoint.transaction.map(|mark| mark.end_lsn)).unwrap_or(checkpoint.acknowledged);
@@ -460,6 +520,6 @@ mod tests {
             Ok(None)
         );
         assert!(Checkpoint::parse(&HashMap::from([(EPOCH.into(), "x".into())])).is_err());
-        assert_eq!(View::parse(&[None, None, None, None, None]), None);
+        assert_eq!(View::parse(&[None, None, None, None, None, None]), None);
     }
 }

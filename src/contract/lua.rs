@@ -10,6 +10,9 @@ pub const TRIM: &str = concat!(
 /// Begins a term of a new writer.
 pub const TERM: &str = include_str!("lua/term.lua");
 
+/// Records that Redis ran only parts of a transaction.
+pub const TORN: &str = include_str!("lua/torn.lua");
+
 /// Adds an entry unless the stream holds it.
 pub const RECHECK: &str = concat!(include_str!("lua/ids.lua"), include_str!("lua/recheck.lua"));
 

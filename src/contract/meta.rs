@@ -68,6 +68,12 @@ impl Meta {
         }
     }
 
+    /// Behind which position nothing was trimmed.
+    pub fn kept_behind(&self) -> StreamId {
+        let first_kept = self.trim_points.iter().filter_map(|text| text.parse().ok());
+        first_kept.map(StreamId::previous).max().unwrap_or(StreamId::ZERO)
+    }
+
     /// Whether entries that follow a position were trimmed. A trim point that is malformed counts as such.
     pub fn is_trimmed_after(&self, position: StreamId) -> bool {
         self.trim_points.iter().any(|text| {
@@ -95,6 +101,7 @@ mod tests {
             ];
             let meta = Meta::parse(values);
             prop_assert_eq!((meta.generation, meta.is_paused), (Some(generation), paused));
+            prop_assert_eq!(meta.kept_behind(), trim_point.previous());
             prop_assert!(!meta.is_trimmed_after(trim_point.previous()));
             prop_assert!(meta.is_trimmed_after(trim_point.previous().previous()));
         }

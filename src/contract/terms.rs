@@ -162,6 +162,7 @@ mod tests {
                 position: self.position,
                 published: self.position,
                 term: self.term,
+                timeline: 1,
             }
         }
 

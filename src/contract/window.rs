@@ -32,7 +32,7 @@ impl WindowEntry {
 
     /// Adds a transaction. Transactions mostly commit in the order of their ids, so runs stay few.
     pub fn add(&mut self, xid: u32) {
-        if self.runs.iter().rev().any(|(low, high)| (*low..=*high).contains(&xid)) {
+        if self.contains(xid) {
             return;
         }
         match self.runs.last_mut() {
@@ -61,6 +61,11 @@ impl WindowEntry {
                 .collect();
         }
         self.runs = joined;
+    }
+
+    /// Whether a transaction may be one of it.
+    pub fn contains(&self, xid: u32) -> bool {
+        self.runs.iter().rev().any(|(low, high)| (*low..=*high).contains(&xid))
     }
 
     /// Whether a snapshot sees all of it.
@@ -149,7 +154,7 @@ mod tests {
             merged.merge(WindowEntry::new(FIRST, 100 + 2 * xid));
         }
         assert!(merged.runs.len() <= RUNS_MAX);
-        assert!((0..5000).all(|xid| merged.runs.iter().any(|run| (run.0..=run.1).contains(&(100 + 2 * xid)))));
+        assert!((0..5000).all(|xid| merged.contains(100 + 2 * xid)));
     }
 
     proptest! {
@@ -160,7 +165,7 @@ mod tests {
             let entry = entry(&xids);
             prop_assert_eq!(WindowEntry::parse("5-1", &entry.encode()), Some(entry.clone()));
             for xid in xids {
-                prop_assert!(entry.runs.iter().any(|(low, high)| (*low..=*high).contains(&xid)));
+                prop_assert!(entry.contains(xid));
             }
         }
     }

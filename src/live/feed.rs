@@ -2,12 +2,17 @@
 //!
 //! The reader registers with the hub before it reads history, so nothing falls between the two; what the hub repeats is
 //! recognised by its place. After a gap, history is read again from the last place seen.
+//!
+//! A page's feed holds an event back until Postgres shows its change; see [`super::visibility`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::held::{Held, Released, Truncated, published};
+use super::visibility::{Look, Visibility};
 use crate::contract::entry::Entry;
+use crate::contract::group::Membership;
 use crate::core::position::StreamId;
 use crate::live::hub::{Member, Signals, Subscription};
 use crate::live::tail::Notice;
@@ -17,6 +22,9 @@ use crate::telemetry::traces;
 
 /// Entries read at once in a replay.
 const CHUNK: usize = 200;
+
+/// Most of these reads for changes that Postgres does not show.
+const UNSEEN_CHUNKS_MAX: usize = 50;
 
 /// What a feed gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +48,11 @@ pub struct Feed {
     replay_max: usize,
     beginning: ReadPosition,
     place: ReadPosition,
-    ready: VecDeque<(FeedEvent, ReadPosition)>,
+    ready: VecDeque<Ready>,
+    visibility: Visibility,
+    is_page: bool,
+    /// What it does not show yet.
+    held: Option<Box<Held>>,
     has_unread_gap: bool,
     /// Another session publishes: whether its history contains what was read before, the streams show.
     is_unverified: bool,
@@ -51,18 +63,41 @@ pub struct Feed {
     owes_sum_up: bool,
 }
 
+/// How a feed is opened.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// The place of the last event that the reader has; else it begins from now on.
+    pub resume: Option<ReadPosition>,
+    /// Up to so many entries of its history are delivered one by one.
+    pub replay_max: usize,
+    /// Whether Postgres shows what is published.
+    pub visibility: Visibility,
+    /// The reader reads rows from Postgres, so that it gets each event when Postgres shows its change. A device gets
+    /// rows from the streams, which have them.
+    pub is_page: bool,
+}
+
+/// An event that can be given.
+#[derive(Debug)]
+struct Ready {
+    event: FeedEvent,
+    place: ReadPosition,
+    /// Postgres shows its change.
+    is_shown: bool,
+}
+
 impl Feed {
-    /// A feed of what a reader who is registered already has not seen: behind the place of the last event that it has,
-    /// else from now on. Up to `replay_max` entries of its history are delivered one by one.
+    /// A feed of what a reader who is registered already has not seen.
     ///
     /// # Errors
     /// When Redis fails.
-    pub async fn open(
-        store: Store,
-        subscription: Subscription,
-        resume: Option<ReadPosition>,
-        replay_max: usize,
-    ) -> Result<Self, Error> {
+    pub async fn open(store: Store, subscription: Subscription, opening: Opening) -> Result<Self, Error> {
+        let Opening {
+            resume,
+            replay_max,
+            visibility,
+            is_page,
+        } = opening;
         let Member { tenant, user, .. } = subscription.member();
         let standing = store.standing(tenant, *user).await?;
         let place = resume.unwrap_or(standing.place());
@@ -73,6 +108,9 @@ impl Feed {
             beginning: place,
             place,
             ready: VecDeque::new(),
+            visibility,
+            is_page,
+            held: None,
             has_unread_gap: false,
             is_unverified: false,
             missing: standing.missing,
@@ -80,6 +118,10 @@ impl Feed {
             owes_sum_up: standing.is_paused,
         };
         feed.set_groups(&standing);
+        if is_page && resume.is_none() && !standing.missing.any() {
+            Box::pin(feed.hold_unseen()).await;
+            feed.beginning = feed.resumable(place);
+        }
         // What the groups of the user had meanwhile is in their streams only.
         if resume.is_some() || (!standing.missing.groups && !standing.members.groups.is_empty()) {
             feed.catch_up().await?;
@@ -104,16 +146,74 @@ impl Feed {
 
     /// The next event with its place, of those that are known.
     pub fn pop(&mut self) -> Option<(FeedEvent, ReadPosition)> {
-        let next = self.ready.pop_front();
-        if next.is_none() {
-            // Most of its life a feed has no event.
-            self.ready = VecDeque::new();
+        while let Some(next) = self.ready.pop_front() {
+            if let Some(event) = self.unless_held(next.event, next.is_shown) {
+                return Some((event, self.resumable(next.place)));
+            }
         }
-        next
+        // Most of its life a feed has no event.
+        self.ready = VecDeque::new();
+        None
+    }
+
+    /// Gives an event back, unless Postgres does not show its change.
+    fn unless_held(&mut self, event: FeedEvent, is_shown: bool) -> Option<FeedEvent> {
+        let (true, FeedEvent::Change(notice)) = (self.is_page, &event) else {
+            return Some(event);
+        };
+        if !is_shown && !self.visibility.knows(notice.xid) {
+            let epoch = self.place.epoch;
+            let held = self.held.get_or_insert_with(|| Box::new(Held::new(epoch)));
+            held.hold(notice.clone(), self.replay_max);
+            return None;
+        }
+        if let Some(held) = &mut self.held
+            && matches!(notice.membership(), Some(Membership::Leave(_)))
+        {
+            // Nothing may name a row of the group behind this event.
+            held.sum_up(notice.id);
+        }
+        Some(event)
+    }
+
+    /// The place from which a reader that has this place gets all that is held, too.
+    fn resumable(&self, place: ReadPosition) -> ReadPosition {
+        let held = self.held.as_ref().filter(|held| held.epoch() == place.epoch);
+        let position = held.map_or(place.position, |held| held.from(place.position));
+        if position == place.position {
+            return place;
+        }
+        ReadPosition {
+            position,
+            resets_covered: Some(place.reach()),
+            ..place
+        }
+    }
+
+    fn release(&mut self, released: Released) {
+        if self.held.as_ref().is_some_and(|held| held.is_empty()) {
+            self.held = None;
+        }
+        let sum_up = released.has_truncated.then_some(FeedEvent::ReplayTruncated);
+        let changes = released.notices.into_iter().map(FeedEvent::Change);
+        // All before the feed's place was given, or is held.
+        let place = self.place;
+        self.ready.extend(changes.chain(sum_up).map(|event| Ready {
+            event,
+            place,
+            is_shown: true,
+        }));
     }
 
     /// Waits for what the hub has for this reader. To be taken in by [`Feed::take`].
     pub fn poll_signals(&mut self, context: &mut Context<'_>) -> Poll<Signals> {
+        // A tenant that is paused gets nothing.
+        if let (Some(held), false) = (&mut self.held, self.is_paused)
+            && let Poll::Ready(released) = held.poll_shown(&self.visibility, context)
+        {
+            self.release(released);
+            return Poll::Ready(Signals::default());
+        }
         self.subscription.poll_signals(context)
     }
 
@@ -140,7 +240,7 @@ impl Feed {
         self.is_unverified = false;
         if std::mem::take(&mut self.has_unread_gap) {
             // Changes of devices are in no stream.
-            self.ready.push_back((FeedEvent::DeviceChanged(None), self.place));
+            self.push_event(FeedEvent::DeviceChanged(None));
         }
         Ok(())
     }
@@ -153,8 +253,7 @@ impl Feed {
     fn take_notice(&mut self, notice: &Arc<Notice>) {
         // In no stream and at a place that another event may have: it is delivered as often as it arrives.
         if notice.event == "device_changed" {
-            self.ready
-                .push_back((FeedEvent::DeviceChanged(Some(notice.xid)), self.place));
+            self.push_event(FeedEvent::DeviceChanged(Some(notice.xid)));
             return;
         }
         // For what is remembered here, not for readers.
@@ -198,8 +297,16 @@ impl Feed {
 
     fn push(&mut self, notice: Arc<Notice>) {
         if !notice.event.is_empty() {
-            self.ready.push_back((FeedEvent::Change(notice), self.place));
+            self.push_event(FeedEvent::Change(notice));
         }
+    }
+
+    fn push_event(&mut self, event: FeedEvent) {
+        self.ready.push_back(Ready {
+            event,
+            place: self.place,
+            is_shown: false,
+        });
     }
 
     /// Reads history from the current place to its end.
@@ -220,6 +327,12 @@ impl Feed {
                 Err(error) => return Err(error),
             };
             (reading.position, reading.term) = (slice.end, slice.view.term);
+            if let (true, Some(until)) = (slice.is_incomplete, reading.resets_covered) {
+                // The streams may lack what Postgres does not show yet.
+                let (changes, epoch) = (self.sum_up(self.place.position, until), self.place.epoch);
+                let held = self.held.get_or_insert_with(|| Box::new(Held::new(epoch)));
+                held.owe(changes);
+            }
             entries.extend(slice.entries);
             if entries.len() > self.replay_max {
                 return self.jump(FeedEvent::ReplayTruncated).await;
@@ -234,7 +347,7 @@ impl Feed {
         self.is_paused = false;
         self.place.term = reading.term;
         if std::mem::take(&mut self.owes_sum_up) {
-            self.ready.push_back((FeedEvent::ReplayTruncated, self.place));
+            self.push_event(FeedEvent::ReplayTruncated);
         }
         for entry in entries {
             self.place.position = entry.id;
@@ -259,7 +372,73 @@ impl Feed {
         self.set_groups(&standing);
         self.place = standing.place();
         self.is_paused = standing.is_paused;
-        self.ready.push_back((event, self.place));
+        self.push_event(event);
+        Box::pin(self.hold_unseen()).await;
         Ok(())
+    }
+
+    /// Holds what is published up to the feed's place and not shown: a reader that loads its rows now lacks it.
+    async fn hold_unseen(&mut self) {
+        let until = self.place.position;
+        let look = self.visibility.look().await;
+        let from = match &look {
+            Some(look) => match look.position(self.place.epoch) {
+                Some(from) if from < until => from,
+                // Nothing, or the epoch has ended, which the next notice shows.
+                _ => {
+                    self.held = None;
+                    return;
+                }
+            },
+            None => StreamId::ZERO,
+        };
+        let mut held = Held::new(self.place.epoch);
+        let unseen = match &look {
+            Some(look) if self.is_page => self.unseen(look, from).await,
+            // A device whose snapshot lacks rows takes another one then.
+            _ => None,
+        };
+        match unseen {
+            Some(unseen) => unseen.into_iter().for_each(|notice| held.hold(notice, self.replay_max)),
+            None => held.owe(self.sum_up(from, until)),
+        }
+        self.held = (!held.is_empty()).then(|| Box::new(held));
+    }
+
+    /// Changes that the reader will be given as one event.
+    fn sum_up(&self, from: StreamId, until: StreamId) -> Truncated {
+        // A device resumes where it is: its cursor says what its snapshot lacks.
+        let from = if self.is_page { from } else { until };
+        Truncated { from, until }
+    }
+
+    /// The changes behind a place, up to the feed's, that are not shown; `None` if the streams cannot say it.
+    async fn unseen(&self, look: &Look, from: StreamId) -> Option<Vec<Arc<Notice>>> {
+        let Member { tenant, user, .. } = self.subscription.member();
+        let until = self.place;
+        let mut reading = ReadPosition {
+            position: from,
+            resets_covered: Some(until.position),
+            ..until
+        };
+        let mut unseen = Vec::new();
+        for _ in 0..UNSEEN_CHUNKS_MAX {
+            let Ok(Read::Slice(slice)) = self.store.read(tenant, *user, reading, CHUNK).await else {
+                return None;
+            };
+            (reading.position, reading.term) = (slice.end, slice.view.term);
+            let entries = slice.entries.into_iter().take_while(|entry| entry.id <= until.position);
+            let notices = entries.map(|entry| Arc::new(Notice::from(entry)));
+            unseen.extend(
+                notices.filter(|notice| !notice.event.is_empty() && !look.shows(until.epoch, published(notice))),
+            );
+            if slice.is_incomplete || unseen.len() > self.replay_max {
+                return None;
+            }
+            if !slice.has_more || slice.end >= until.position {
+                return Some(unseen);
+            }
+        }
+        None
     }
 }

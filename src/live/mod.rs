@@ -2,6 +2,8 @@
 
 pub mod feed;
 pub mod gate;
+mod held;
 pub mod hub;
 pub mod presence;
 pub mod tail;
+pub mod visibility;

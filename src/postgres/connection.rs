@@ -6,7 +6,8 @@
 
 use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult};
@@ -18,7 +19,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, Statement};
 
 use crate::net::postgres::Server;
-use crate::postgres::Param;
+use crate::postgres::{Param, sql};
 use crate::telemetry;
 
 /// Maximum time to cancel a statement.
@@ -31,6 +32,8 @@ pub struct Manager {
     pub(crate) server: Server,
     /// Most prepared statements of a connection.
     pub(crate) statements_max: usize,
+    /// The timeline of the server that is published: connections to a former primary serve no longer.
+    pub(crate) timeline: Arc<AtomicI32>,
 }
 
 impl managed::Manager for Manager {
@@ -45,8 +48,14 @@ impl managed::Manager for Manager {
                 tracing::warn!(cause = telemetry::chain(&error), "Postgres connection lost");
             }
         });
+        let timeline = async {
+            let rows = client.query_typed(&sql!("postgres/timeline"), &[]).await?;
+            rows.first().map_or(Ok(0), |row| row.try_get("timeline"))
+        };
+        let timeline = Box::pin(timeline).await?;
         Ok(Connection {
             client,
+            timeline,
             server: self.server.clone(),
             is_abandoned: AtomicBool::new(false),
             task,
@@ -61,6 +70,9 @@ impl managed::Manager for Manager {
         if *connection.is_abandoned.get_mut() {
             return Err(RecycleError::message("a statement of the connection was abandoned"));
         }
+        if connection.timeline < self.timeline.load(Ordering::Relaxed) {
+            return Err(RecycleError::message("the connection leads to a former primary"));
+        }
         Ok(())
     }
 }
@@ -69,6 +81,8 @@ impl managed::Manager for Manager {
 #[derive(Debug)]
 pub struct Connection {
     client: tokio_postgres::Client,
+    /// The timeline of its server, which a primary never changes; 0 of a standby.
+    timeline: i32,
     /// How to reach the server for a cancellation.
     server: Server,
     /// The caller of a statement went away before its end: the connection must not serve another one.

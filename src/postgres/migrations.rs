@@ -8,13 +8,13 @@
 //! All work on schemas holds one advisory lock: any number of engines may start at the same time.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::{Client, Row, Transaction};
 
 use crate::config;
 use crate::core::tenant::Tenant;
@@ -209,8 +209,8 @@ pub struct Status {
     pub pending: Vec<&'static str>,
 }
 
-/// Applies every missing migration: first to the control schema, then to each tenant's, each tenant's in one
-/// transaction with the publication of its new tables. Creates the publication. After an error, the migrations of the
+/// Applies every missing migration: first to the control schema, then to each tenant's that lacks one or has a table that is
+/// not published as required, each in one transaction with the publication of its new tables. The others cost nothing. Creates the publication. After an error, the migrations of the
 /// schemas before the failed one stay applied.
 pub async fn up(database: &Database, replication: &config::Replication) -> Result<Vec<Step>> {
     up_with_progress(database, replication, |_, _| {}).await
@@ -226,9 +226,11 @@ pub async fn up_with_progress(
     let transaction = client.transaction().await?;
     bootstrap(&transaction).await?;
     let mut steps = apply(&transaction, CONTROL_SCHEMA, CONTROL).await?;
-    publication::prepare(&transaction, &replication.publication).await?;
+    let whole_schemas = publication::prepare(&transaction, &replication.publication).await?;
     transaction.commit().await?;
-    let tenants = tenants::list(database).await?;
+    let mut tenants = tenants::list(database).await?;
+    let due = incomplete(&client, &replication.publication, whole_schemas, &tenants).await?;
+    tenants.retain(|tenant| due.contains(&tenant.schema));
     for (index, tenant) in tenants.iter().enumerate() {
         progress(index + 1, tenants.len() + 1);
         let transaction = client.transaction().await?;
@@ -238,6 +240,36 @@ pub async fn up_with_progress(
         steps.extend(applied);
     }
     Ok(steps)
+}
+
+/// The schemas of tenants that [`up`] changes.
+async fn incomplete(
+    client: &Client,
+    publication: &str,
+    whole_schemas: bool,
+    tenants: &[Tenant],
+) -> Result<HashSet<String>> {
+    let newest = TENANT.last().map_or(0, |migration| migration.number);
+    let read = |rows: Vec<Row>| -> Result<HashSet<String>, tokio_postgres::Error> {
+        rows.iter().map(|row| row.try_get("schema_name")).collect()
+    };
+    let rows = client
+        .query_typed(
+            &sql!("postgres/tenants_incomplete"),
+            &[(&publication, Type::TEXT), (&newest, Type::INT4)],
+        )
+        .await
+        .context("cannot read which tenants are complete")?;
+    let mut schemas = read(rows)?;
+    if whole_schemas {
+        let rows = client
+            .query_typed(&sql!("postgres/publication_schemas"), &[(&publication, Type::TEXT)])
+            .await?;
+        let whole = read(rows)?;
+        let lacking = tenants.iter().filter(|tenant| !whole.contains(&tenant.schema));
+        schemas.extend(lacking.map(|tenant| tenant.schema.clone()));
+    }
+    Ok(schemas)
 }
 
 /// Rolls back the last `count` migrations of each schema of the target, newest first. The data of dropped tables and columns

@@ -17,7 +17,7 @@ pub mod statement;
 pub mod tenants;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -77,6 +77,7 @@ pub struct Database {
     /// Time until a connection was available, opening and checking included.
     waits: Histogram,
     taken: Arc<AtomicU64>,
+    timeline: Arc<AtomicI32>,
 }
 
 impl Database {
@@ -100,10 +101,12 @@ impl Database {
         if config.get_application_name().is_none() {
             config.application_name("posduif");
         }
+        let timeline = Arc::<AtomicI32>::default();
         let manager = Manager {
             config: config.clone(),
             server: server.clone(),
             statements_max: settings.prepared_statements_max,
+            timeline: timeline.clone(),
         };
         let pool = Pool::builder(manager)
             .max_size(settings.pool_size)
@@ -138,6 +141,7 @@ impl Database {
             // 0.1 ms to 6.5 s.
             waits: Histogram::new(exponential_buckets(0.000_1, 4.0, 9)),
             taken: Arc::default(),
+            timeline,
         };
         database.check().await.with_context(|| {
             format!(
@@ -146,6 +150,12 @@ impl Database {
             )
         })?;
         Ok(database)
+    }
+
+    /// Names the timeline of the server that is published. Connections to a server of an earlier one are replaced: after a
+    /// failover, those to a former primary that still runs would go on.
+    pub fn require_timeline(&self, timeline: i32) {
+        self.timeline.store(timeline, Ordering::Relaxed);
     }
 
     /// A connection of the pool, within `postgres.connect_timeout_seconds`.

@@ -16,7 +16,7 @@ use super::cut::Cut;
 use super::durability::Persistence;
 use super::outcome::{self, Exchange, Outcome, PublishError, Replies};
 use crate::config;
-use crate::contract::checkpoint::{Checkpoint, Epoch, WRITER};
+use crate::contract::checkpoint::{Checkpoint, Epoch, Torn, WRITER};
 use crate::contract::keys::Keys;
 use crate::contract::stream_name::Target;
 use crate::contract::window::WindowEntry;
@@ -156,6 +156,24 @@ impl Connection {
             moved_at: Instant::now(),
             timeout,
         })
+    }
+
+    /// Records for the engine that comes next that Redis ran only parts of a transaction.
+    pub async fn record_torn(&mut self, torn: &Torn) -> Result<()> {
+        let key = self.keys.checkpoint();
+        let (number, text) = (torn.number.to_string(), torn.to_string());
+        let record: [&[u8]; 6] = [
+            b"EVAL",
+            lua::TORN.as_bytes(),
+            b"1",
+            key.as_bytes(),
+            number.as_bytes(),
+            text.as_bytes(),
+        ];
+        match self.request(&record).await? {
+            Reply::Integer(_) => Ok(()),
+            other => bail!("Redis refused the mark of a torn transaction: {other:?}"),
+        }
     }
 
     /// Becomes the writer: from now on no `EXEC` of another engine succeeds. Then reads the checkpoint and watches it.

@@ -32,7 +32,10 @@ pub(super) fn merge(
     entries.sort_by_key(|entry| entry.id);
     // Also where nothing else is left, the reader moves on.
     let last = entries.last().map_or(place.position, |entry| entry.id);
-    entries.retain(|entry| entry.op != Operation::Reset || !place.covers_reset(entry.id));
+    let count = entries.len();
+    entries.retain(|entry| !entry.op.is_break() || !place.covers_reset(entry.id));
+    // What was published before it may be missing in a stream, and not shown to the snapshot.
+    let is_incomplete = place.is_incomplete || entries.len() < count;
     if entries.iter().any(|entry| entry.op.is_break()) {
         return Read::Broken(view);
     }
@@ -55,6 +58,7 @@ pub(super) fn merge(
     Read::Slice(Slice {
         end: last,
         has_more: horizon.is_some(),
+        is_incomplete,
         entries,
         view,
         members,
@@ -97,6 +101,16 @@ mod tests {
         count: usize,
         resets_covered: Option<u64>,
     ) -> Option<Vec<(u64, &'static str, String)>> {
+        let slice = slice_behind(ranges, count, resets_covered)?;
+        let outline = |entry: Entry| {
+            let memberships = entry.memberships();
+            let texts: Vec<String> = memberships.iter().map(ToString::to_string).collect();
+            (entry.id.seq, entry.op.as_str(), texts.join(" "))
+        };
+        Some(slice.entries.into_iter().map(outline).collect())
+    }
+
+    fn slice_behind(ranges: Vec<Vec<Entry>>, count: usize, resets_covered: Option<u64>) -> Option<Slice> {
         let groups = [("list:1".parse().expect("a group"), StreamId::ZERO)];
         let members = Members {
             groups: groups.into(),
@@ -109,17 +123,13 @@ mod tests {
             position,
             published: position,
             term: TermId(1),
+            timeline: 1,
         };
         let reader = (Uuid::from_u128(7), Arc::new(members));
-        let Read::Slice(slice) = merge(ranges, count, place(resets_covered), view, reader) else {
-            return None;
-        };
-        let outline = |entry: Entry| {
-            let memberships = entry.memberships();
-            let texts: Vec<String> = memberships.iter().map(ToString::to_string).collect();
-            (entry.id.seq, entry.op.as_str(), texts.join(" "))
-        };
-        Some(slice.entries.into_iter().map(outline).collect())
+        match merge(ranges, count, place(resets_covered), view, reader) {
+            Read::Slice(slice) => Some(slice),
+            Read::Broken(_) => None,
+        }
     }
 
     fn plain(entries: &[(u64, &'static str)]) -> Option<Vec<(u64, &'static str, String)>> {
@@ -133,6 +143,7 @@ mod tests {
             term: TermId(1),
             position: StreamId::ZERO,
             resets_covered: resets_covered.map(|seq| StreamId { ms: 1, seq }),
+            is_incomplete: false,
         }
     }
 
@@ -145,7 +156,13 @@ mod tests {
         let all = plain(&[(1, "insert"), (2, "insert"), (3, "insert")]);
         assert_eq!(merged_behind(vec![inbox(), shared()], 100, Some(2)), all);
         assert_eq!(merged_behind(vec![inbox(), shared()], 100, Some(1)), None);
-        assert_eq!(merged_behind(vec![vec![entry(2, Truncate, &[])]], 100, Some(2)), None);
+        let truncated = || vec![vec![entry(2, Truncate, &[])]];
+        assert_eq!(merged_behind(truncated(), 100, Some(2)), plain(&[]));
+        assert_eq!(merged_behind(truncated(), 100, Some(1)), None);
+        // Another snapshot is due when the reader has passed one.
+        let is_incomplete = |ranges, covered| slice_behind(ranges, 100, Some(covered)).map(|slice| slice.is_incomplete);
+        assert_eq!(is_incomplete(truncated(), 2), Some(true));
+        assert_eq!(is_incomplete(vec![vec![entry(2, Insert, &[])]], 2), Some(false));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Redis: connections, reading streams, replies that several parts need.
 
 pub mod connect;
-mod coverage;
 pub mod entries;
 pub mod error;
 pub mod info;

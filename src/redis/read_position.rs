@@ -15,19 +15,22 @@ pub struct ReadPosition {
     pub term: TermId,
     /// Everything up to here was read.
     pub position: StreamId,
-    /// After a snapshot that begins below what was published: up to where it was published. The snapshot has what
-    /// resets up to here are about, and the streams have the rest.
+    /// After a snapshot that begins below what was published: up to where it was published. The snapshot was taken
+    /// after each reset up to here.
     pub resets_covered: Option<StreamId>,
+    /// The snapshot lacks rows that no stream has: once Postgres shows everything up to `resets_covered`, another
+    /// snapshot is due.
+    pub is_incomplete: bool,
 }
 
 impl ReadPosition {
     /// The end of what the reader may have received.
-    pub(super) fn reach(&self) -> StreamId {
+    pub fn reach(&self) -> StreamId {
         self.resets_covered
             .map_or(self.position, |covered| covered.max(self.position))
     }
 
-    /// Whether the reader has received what a reset at this position is about.
+    /// Whether the reader's snapshot was taken after a reset at this position.
     pub(super) fn covers_reset(&self, at: StreamId) -> bool {
         self.resets_covered.is_some_and(|covered| at <= covered)
     }
@@ -52,6 +55,7 @@ mod tests {
             position: at(9),
             published: at(9),
             term: TermId(2),
+            timeline: 1,
         };
         let place = |covered: Option<u64>| ReadPosition {
             epoch: EpochId(1),
@@ -59,6 +63,7 @@ mod tests {
             term: TermId(1),
             position: at(3),
             resets_covered: covered.map(at),
+            is_incomplete: false,
         };
         // The term ended between the position and that of the snapshot: another history has followed.
         let ended = || Some(format!("1 {}", at(5)));

@@ -106,6 +106,8 @@ pub struct Slice {
     pub end: StreamId,
     /// There is more behind it.
     pub has_more: bool,
+    /// See [`ReadPosition::is_incomplete`]: the reader was, or has passed a reset that its snapshot covers.
+    pub is_incomplete: bool,
     /// The checkpoint at that moment.
     pub view: View,
     /// The user's memberships at that moment; empty without groups.
@@ -167,6 +169,7 @@ impl Standing {
             term: self.view.term,
             position: self.view.position,
             resets_covered: None,
+            is_incomplete: false,
         }
     }
 }
@@ -310,6 +313,25 @@ impl Store {
         let key = self.0.keys.checkpoint();
         let (fields,): (Vec<Option<String>>,) = self.query_key(&pipe, None, &key).await?;
         parse_view(&fields)
+    }
+
+    /// Behind which position nothing was trimmed of the streams of a user.
+    pub async fn kept_behind(&self, tenant: &str, user: Uuid, members: &Members) -> Result<StreamId, Error> {
+        let mut pipe = redis::pipe();
+        let fields = meta::fields_of_reader(user, members.groups.keys());
+        pipe.cmd("HMGET").arg(self.0.keys.meta(tenant)).arg(fields);
+        let (values,): (Values,) = self.query(&pipe).await?;
+        Ok(Meta::parse(values).kept_behind())
+    }
+
+    /// The checkpoint, and the transactions that a snapshot may not see yet.
+    pub async fn window(&self) -> Result<(View, Vec<WindowEntry>), Error> {
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        checkpoint_command(&mut pipe, &self.0.keys);
+        pipe.hgetall(self.0.keys.window());
+        let (checkpoint, window): (Values, Fields) = self.query(&pipe).await?;
+        Ok((parse_view(&checkpoint)?, WindowEntry::parse_all(&window)))
     }
 
     /// Sends `PING`, with `redis.response_timeout_seconds` as the timeout.

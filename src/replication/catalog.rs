@@ -168,7 +168,6 @@ pub(super) struct Difference {
     pub(super) known: Option<Table>,
     /// Whether it was in the schema when it was recorded.
     was_present: bool,
-    is_known_tenant: bool,
     has_schema: bool,
     still_exists: bool,
     /// Whether it has rows, or had some.
@@ -213,7 +212,6 @@ impl Difference {
                 "known_columns",
             ])?,
             was_present: row.try_get::<_, Option<bool>>("was_present")?.unwrap_or(false),
-            is_known_tenant: row.try_get("is_known_tenant")?,
             has_schema: row.try_get("has_schema")?,
             still_exists: row.try_get("still_exists")?,
             has_pages: row.try_get("has_pages")?,
@@ -251,7 +249,8 @@ impl Difference {
         (!only_adds_nulls(&known.columns, &present.columns)).then_some(Kind::Columns)
     }
 
-    /// The same for a table that was not recorded. One that never had a row needs no resync.
+    /// The same for a table that was not recorded, also when none of its tenant is: it may have changed since it was created, or
+    /// since Postgres was restored. One that never had a row needs no resync.
     fn kind_of_new(&self, present: &Table) -> Option<Kind> {
         if !self.has_pages {
             return None;
@@ -261,9 +260,6 @@ impl Difference {
         }
         if !present.is_published {
             return Some(Kind::Publication);
-        }
-        if !self.is_known_tenant {
-            return None;
         }
         if present.parent != 0 {
             return Some(Kind::Partition);

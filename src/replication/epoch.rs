@@ -174,6 +174,10 @@ impl fmt::Display for Break {
 /// The [`Break`] that requires a new epoch.
 pub fn detect_break(server: &Server, checkpoint: Option<&Checkpoint>) -> Result<Replay, Break> {
     let checkpoint = checkpoint.ok_or(Break::NoCheckpoint)?;
+    let number = checkpoint.epoch.number;
+    if let Some(torn) = checkpoint.torn.as_ref().filter(|torn| torn.number == number) {
+        return Err(Break::TornTransaction(torn.cause.clone()));
+    }
     if checkpoint.system_id != server.identity.system_id {
         return Err(Break::OtherSystem {
             was: checkpoint.system_id.clone(),
@@ -335,6 +339,7 @@ mod tests {
             seen: StreamId { ms: 100, seq: 1 },
             acknowledged: 90.into(),
             live: StreamId::ZERO,
+            torn: None,
             run_id: "r".into(),
         }
     }

@@ -9,14 +9,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::catalog;
 use super::end::{FailureCause, SessionEnd};
+use super::epoch::Break;
 use super::heartbeat;
 use super::report::{ReplicatorState, Report};
 use super::session;
 use super::startup::{MetBreak, SessionContext};
 use crate::config::Config;
+use crate::contract::checkpoint::Torn;
 use crate::core::backoff::Backoff;
 use crate::core::snapshot::Snapshot;
 use crate::postgres::Database;
+use crate::publish::connection::Connection;
 use crate::publish::cut::Cut;
 
 /// Delays between sessions: first, longest.
@@ -115,6 +118,9 @@ async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
                 metrics.restarted(FailureCause::Broken.as_str());
                 let cause = format!("replication continuity lost: {broken}");
                 report.set_state(ReplicatorState::Failed(cause));
+                if let (Break::TornTransaction(cause), Some(number)) = (&broken, epoch) {
+                    record_torn(context.config, &Torn::new(number, cause)).await;
+                }
                 forced = Some(MetBreak { cause: broken, epoch });
                 backoff.reset();
                 backoff.next()
@@ -143,6 +149,20 @@ async fn sessions(context: &mut SessionContext<'_>) -> Result<()> {
             () = tokio::time::sleep(delay) => {}
             () = stop.cancelled() => return Ok(()),
         }
+    }
+}
+
+/// Records a torn transaction for the engine that takes over, in case that this one does not begin the new epoch.
+async fn record_torn(config: &Config, torn: &Torn) {
+    let recording = async {
+        let mut redis = Connection::connect(&config.redis, config.streams.live_entries_max).await?;
+        redis.record_torn(torn).await
+    };
+    if let Err(error) = recording.await {
+        tracing::warn!(
+            cause = format!("{error:#}"),
+            "torn transaction not recorded in the checkpoint"
+        );
     }
 }
 

@@ -181,6 +181,8 @@ pub(super) async fn start(context: &mut SessionContext<'_>, forced: Option<MetBr
     let slot_created = ensure_slot(context).await?;
     let mut postgres = upstream.connect().await?;
     let identity = upstream.within(postgres.identify_system()).await?;
+    // What is asked beside the stream must be of the same server.
+    context.database.require_timeline(identity.timeline);
     // 0/0 means the slot's confirmed position.
     let request = stream_request(settings, PgLsn::from(0));
     let starting = postgres.start_replication(&request);
@@ -380,6 +382,7 @@ async fn begin_epoch(
         seen: position,
         acknowledged: server.confirmed,
         live: checkpoint.map_or(StreamId::ZERO, |checkpoint| checkpoint.live),
+        torn: None,
         run_id: claim.run_id.clone(),
     });
     guard.epoch = epoch;

@@ -14,7 +14,10 @@ use crate::core::position::{EpochId, StreamId, TermId};
 use crate::redis::read_position::ReadPosition;
 
 /// Incremented when the layout changes.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
+
+/// Cursors behind a complete snapshot that ignore resets.
+const VERSION_COMPLETE: u8 = 3;
 
 /// Cursors that ignore no resets. They are still written, since earlier versions accept them.
 const VERSION_WITHOUT_RESETS: u8 = 2;
@@ -129,13 +132,13 @@ impl CursorKey {
 
     pub fn encode(&self, tenant: &str, owner: Owner<'_>, cursor: &Cursor) -> String {
         let mut bytes = Vec::with_capacity(STREAM_BYTES + TAG_BYTES);
+        let (position, is_incomplete) = (cursor.place.position, cursor.place.is_incomplete);
         // Behind that position there is nothing to ignore.
-        let resets_covered = cursor
-            .place
-            .resets_covered
-            .filter(|covered| *covered > cursor.place.position);
+        let resets_covered = cursor.place.resets_covered;
+        let resets_covered = resets_covered.filter(|covered| is_incomplete || *covered > position);
         bytes.push(match resets_covered {
-            Some(_) => VERSION,
+            Some(_) if is_incomplete => VERSION,
+            Some(_) => VERSION_COMPLETE,
             None => VERSION_WITHOUT_RESETS,
         });
         bytes.push(u8::from(cursor.page.is_some()));
@@ -171,8 +174,9 @@ impl CursorKey {
             return Err(InvalidCursor);
         }
         let mut fields = Fields(payload);
-        let (has_term, has_resets) = match fields.byte()? {
-            VERSION => (true, true),
+        let version = fields.byte()?;
+        let (has_term, has_resets) = match version {
+            VERSION | VERSION_COMPLETE => (true, true),
             VERSION_WITHOUT_RESETS => (true, false),
             VERSION_WITHOUT_TERM => (false, false),
             _ => return Err(InvalidCursor),
@@ -192,6 +196,7 @@ impl CursorKey {
             },
             position: fields.id()?,
             resets_covered: if has_resets { Some(fields.id()?) } else { None },
+            is_incomplete: version == VERSION,
         };
         let page = if has_page {
             Some(PageStart {
@@ -248,13 +253,20 @@ mod tests {
             id,
         });
         let id = || any::<(u64, u64)>().prop_map(|(ms, seq)| StreamId { ms, seq });
-        let place = (any::<(u64, i64, u64)>(), id(), proptest::option::of(id()));
+        let place = (
+            any::<(u64, i64, u64)>(),
+            id(),
+            proptest::option::of((id(), any::<bool>())),
+        );
         let place = place.prop_map(|((epoch, generation, term), position, covered)| ReadPosition {
             epoch: EpochId(epoch),
             generation,
             term: TermId(term),
             position,
-            resets_covered: covered.filter(|covered| *covered > position),
+            resets_covered: covered
+                .filter(|(covered, is_incomplete)| *is_incomplete || *covered > position)
+                .map(|(covered, _)| covered),
+            is_incomplete: covered.is_some_and(|(_, is_incomplete)| is_incomplete),
         });
         (place, proptest::option::of(page)).prop_map(|(place, page)| Cursor { place, page })
     }
@@ -295,7 +307,7 @@ mod tests {
             let key = CursorKey::derive("secret");
             let text = encode_without_term(&key, &cursor);
             cursor.place.term = TermId::EARLIER_VERSIONS;
-            cursor.place.resets_covered = None;
+            (cursor.place.resets_covered, cursor.place.is_incomplete) = (None, false);
             if let Some(page) = &mut cursor.page {
                 page.rule = 0;
             }
@@ -305,7 +317,7 @@ mod tests {
         #[test]
         fn cursor_behind_the_resets_is_one_of_the_earlier_version(mut cursor in cursors(), covered in any::<u64>()) {
             let key = CursorKey::derive("secret");
-            cursor.place.resets_covered = None;
+            (cursor.place.resets_covered, cursor.place.is_incomplete) = (None, false);
             let text = key.encode("demo", Owner::Device("d1"), &cursor);
             prop_assert_eq!(BASE64.decode(&text).unwrap()[0], VERSION_WITHOUT_RESETS);
             let mut behind = cursor;

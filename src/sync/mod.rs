@@ -4,7 +4,7 @@
 //! reach back to, it gets a [`snapshot`] from Postgres ([`tables`] reads the operator's own tables), which hands over to the
 //! stream without a gap. The stream is read one [`range`] at a time, the next one [`prefetch`]ed. [`device_state`] keeps, in
 //! Redis, what each device was given and has acknowledged; [`statuses`] updates Postgres. [`states`] lists the changes of a
-//! user's encrypted state.
+//! user's encrypted state. [`visibility`] tells pages' streams what Postgres shows.
 //!
 //! [`lookup`] reads rows for operators. [`outgoing`]: what a device changed offline. [`report`] and [`metadata`] record how each sync went.
 
@@ -24,3 +24,4 @@ pub mod snapshot;
 pub mod states;
 pub mod statuses;
 pub mod tables;
+pub mod visibility;

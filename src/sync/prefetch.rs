@@ -141,6 +141,7 @@ mod tests {
             term: TermId(1),
             position: id(ms),
             resets_covered: None,
+            is_incomplete: false,
         }
     }
 
@@ -150,6 +151,7 @@ mod tests {
             has_more,
             joined: None,
             term: TermId(1),
+            is_incomplete: false,
             published: id(published),
         }
     }
@@ -185,12 +187,14 @@ mod tests {
             position: id(20),
             published: id(20),
             term: TermId(1),
+            timeline: 1,
         };
         let there = Read::Slice(Slice {
             members: Arc::default(),
             entries: Vec::new(),
             end: id(1),
             has_more: true,
+            is_incomplete: false,
             view,
         });
         let published = async |now: &Read, prefetched: Range| {

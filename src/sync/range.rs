@@ -37,6 +37,8 @@ pub struct Range {
     pub joined: Option<GroupId>,
     /// The term in which it was read.
     pub term: TermId,
+    /// See [`ReadPosition::is_incomplete`].
+    pub is_incomplete: bool,
     /// The published checkpoint.
     pub published: StreamId,
 }
@@ -62,7 +64,7 @@ pub async fn gather(
         let Read::Slice(slice) = read else {
             return Ok(None);
         };
-        (place.position, place.term) = (slice.end, slice.view.term);
+        (place.position, place.term, place.is_incomplete) = (slice.end, slice.view.term, slice.is_incomplete);
         bytes += slice.entries.iter().map(Entry::bytes).sum::<usize>();
         let count = versions.len() + slice.entries.len();
         let room = bounds.limit.saturating_sub(count);
@@ -80,6 +82,7 @@ pub async fn gather(
                 has_more: has_more || joined.is_some(),
                 joined,
                 term: place.term,
+                is_incomplete: place.is_incomplete,
                 published: slice.view.published,
             }));
         }

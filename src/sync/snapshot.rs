@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postgres_types::Type;
+use postgres_types::{PgLsn, Type};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -18,6 +18,7 @@ use super::item::{Change, Item};
 use super::members;
 use super::tables::{self, Routing, Selection};
 use crate::config::rule::{Recipient, Rule};
+use crate::contract::checkpoint::View;
 use crate::contract::control::Command;
 use crate::contract::entry::Text;
 use crate::contract::group::GroupId;
@@ -52,6 +53,11 @@ pub enum Error {
     /// Postgres does not show what is published.
     #[error("Postgres did not show all that is published within {} s", CREATE_TIMEOUT.as_secs())]
     NotSeen,
+    /// Postgres lacks what is published.
+    #[error(
+        "Postgres lacks what is published: `postgres.url` leads to a former primary, or to a copy that was restored"
+    )]
+    FormerPrimary,
     /// The user is in too many groups.
     #[error("the user is a member of more than {GROUPS_MAX} groups; end memberships until there are fewer")]
     TooManyGroups,
@@ -197,33 +203,45 @@ pub async fn begin(
     user: Uuid,
     routing: Routing<'_>,
 ) -> Result<Beginning, Error> {
-    let deadline = Instant::now() + CREATE_TIMEOUT;
-    loop {
-        let handoff = ensure_streams(database, store, tenant, user, routing).await?;
-        let standing = &handoff.standing;
-        if standing.is_paused {
-            return Err(store::Error::Paused.into());
-        }
-        let position = seen(database, &handoff).await?;
-        // Behind a place before the memberships, the streams of the groups would be read from there on only.
-        if standing.members.since.is_none_or(|since| since <= position) {
-            // Below a reset, the place would lead to another snapshot, for as long as a commit is not seen.
-            let published = standing.view.position;
-            let is_covered = position < published
-                && store
-                    .reach_back(&tenant.name, user, &standing.members, position)
-                    .await?;
-            return Ok(Beginning {
-                place: ReadPosition {
-                    position,
-                    resets_covered: is_covered.then_some(published),
-                    ..standing.place()
-                },
-                members: standing.members.clone(),
-            });
-        }
-        pause(deadline).await?;
+    let handoff = ensure_streams(database, store, tenant, user, routing).await?;
+    let standing = handoff.standing.clone();
+    if standing.is_paused {
+        return Err(store::Error::Paused.into());
     }
+    let (position, published) = (seen(database, &handoff).await?, standing.view.position);
+    let mut place = standing.place();
+    if position < published {
+        // Where the streams do not reach back so far, the stream goes on later, and rows are missing until another
+        // snapshot: the place itself would lead to one, for as long as a commit is not seen.
+        let kept = store.kept_behind(&tenant.name, user, &standing.members).await?;
+        let known = standing.members.since.unwrap_or(StreamId::ZERO);
+        let floor = kept.max(known).min(published);
+        place = ReadPosition {
+            position: position.max(floor),
+            resets_covered: Some(published),
+            is_incomplete: position < floor,
+            ..place
+        };
+    }
+    Ok(Beginning {
+        place,
+        members: standing.members,
+    })
+}
+
+/// Whether a snapshot lacked rows that Postgres shows by now, so that another one is due.
+pub async fn is_due_again(
+    database: &Database,
+    store: &Store,
+    tenant: &Tenant,
+    user: Uuid,
+    place: ReadPosition,
+) -> Result<bool, Error> {
+    let (true, Some(until)) = (place.is_incomplete, place.resets_covered) else {
+        return Ok(false);
+    };
+    let handoff = store.handoff(&tenant.name, user).await?;
+    Ok(handoff.standing.view.epoch == place.epoch && seen(database, &handoff).await? >= until)
 }
 
 /// Waits until Postgres shows everything up to a place.
@@ -251,15 +269,35 @@ async fn pause(deadline: Instant) -> Result<(), Error> {
 
 /// Up to where a statement that begins now sees everything that was published before.
 async fn seen(database: &Database, handoff: &Handoff) -> Result<StreamId, Error> {
-    let rows = database.query(&sql!("postgres/current_snapshot"), &[]).await?;
-    let snapshot = rows
-        .first()
-        .and_then(|row| Snapshot::parse(row.try_get("snapshot").ok()?))
-        .ok_or_else(|| feature::Error::Internal("cannot parse pg_current_snapshot()".into()))?;
+    let snapshot = behind(database, &handoff.standing.view).await?;
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
     let published = handoff.standing.view.position;
     let position = unseen.map(|entry| entry.first.previous()).min();
     Ok(position.map_or(published, |position| position.min(published)))
+}
+
+/// The snapshot of a statement that begins now.
+pub(super) async fn current(database: &Database) -> Result<Snapshot, Error> {
+    let row = database.query_opt(&sql!("postgres/current_snapshot"), &[]).await?;
+    let snapshot = row.and_then(|row| Snapshot::parse(row.try_get("snapshot").ok()?));
+    Ok(snapshot.ok_or_else(|| feature::Error::Internal("cannot parse pg_current_snapshot()".into()))?)
+}
+
+/// The snapshot of a statement that begins now, on a server that has all that is published.
+pub(super) async fn behind(database: &Database, view: &View) -> Result<Snapshot, Error> {
+    database.require_timeline(view.timeline);
+    let row = database.query_opt(&sql!("postgres/snapshot_and_timeline"), &[]).await?;
+    let row = row.ok_or_else(|| feature::Error::Internal("pg_current_snapshot() returned no row".into()))?;
+    let column = |error: tokio_postgres::Error| feature::Error::Internal(error.to_string());
+    let (lsn, timeline): (PgLsn, i32) = (
+        row.try_get("lsn").map_err(column)?,
+        row.try_get("timeline").map_err(column)?,
+    );
+    // What it lacks is in the streams before the place where they would go on.
+    if timeline < view.timeline || lsn < view.lsn() {
+        return Err(Error::FormerPrimary);
+    }
+    Ok(Snapshot::from_row(&row).map_err(column)?)
 }
 
 /// Reads the handoff. Missing streams are requested from the replicator through the log, and missing memberships are read.

@@ -91,7 +91,14 @@ pub async fn page(sources: Sources<'_>, request: Request<'_>) -> Result<Page, Er
     let decode = |text| sources.cursors.decode(tenant, request.owner, text);
     let cursor = request.cursor.map(decode).transpose()?;
     let found = match cursor {
-        Some(Cursor { place, page: None }) => changes(sources, request, place).await?,
+        Some(Cursor { place, page: None }) => {
+            let Sources { database, store, .. } = sources;
+            let due = snapshot::is_due_again(database, store, request.tenant, request.user, place);
+            match Box::pin(due).await? {
+                true => None,
+                false => changes(sources, request, place).await?,
+            }
+        }
         Some(Cursor {
             place,
             page: Some(page),
@@ -213,7 +220,7 @@ async fn changes(sources: Sources<'_>, request: Request<'_>, mut place: ReadPosi
             return Ok(None);
         };
         read_entries += slice.entries.len();
-        place.term = slice.view.term;
+        (place.term, place.is_incomplete) = (slice.view.term, slice.is_incomplete);
         for entry in slice.entries {
             if found.len() >= request.limit || bytes >= request.bytes_max {
                 break 'all true;

@@ -14,6 +14,7 @@ pub(crate) mod receiver;
 pub(crate) mod running;
 pub(crate) mod scrape;
 pub(crate) mod servers;
+pub(crate) mod slow;
 pub(crate) mod socket;
 pub(crate) mod spec;
 pub(crate) mod stage;

@@ -32,7 +32,7 @@ use crate::core::slots::Slot;
 use crate::core::tenant::Tenant;
 use crate::core::time::unix_micros;
 use crate::http::error::{Code, Error};
-use crate::live::feed::{Feed, FeedEvent};
+use crate::live::feed::{Feed, FeedEvent, Opening};
 use crate::live::hub::Signals;
 use crate::live::presence;
 use crate::live::tail::Notice;
@@ -527,8 +527,13 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
     };
     let (tenant, user) = (reader.tenant(), reader.user_id());
     let subscription = app.hub.subscribe(&tenant.name, user);
-    let replay_max = app.config.live.replay_events_max;
-    let mut feed = Feed::open(app.store.clone(), subscription, resume, replay_max).await?;
+    let opening = Opening {
+        resume,
+        replay_max: app.config.live.replay_events_max,
+        visibility: app.visibility.clone(),
+        is_page: matches!(reader, Reader::Web { .. }),
+    };
+    let mut feed = Feed::open(app.store.clone(), subscription, opening.clone()).await?;
     if feed.missing().any() {
         // A missing stream would never deliver anything.
         snapshot::ensure_streams(
@@ -540,7 +545,7 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
         )
         .await
         .map_err(incoming::Error::from)?;
-        feed = Feed::open(app.store.clone(), feed.into_subscription(), resume, replay_max).await?;
+        feed = Feed::open(app.store.clone(), feed.into_subscription(), opening).await?;
     }
     let pending = match reader {
         Reader::Device(device) => app.incoming.pending(device).await?,

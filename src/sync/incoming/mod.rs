@@ -62,9 +62,10 @@ impl From<snapshot::Error> for Error {
         match error {
             snapshot::Error::Store(error) => Self::Store(error),
             snapshot::Error::Feature(error) => Self::Feature(error),
-            error @ (snapshot::Error::NoStreams | snapshot::Error::NotSeen | snapshot::Error::TooManyGroups) => {
-                Self::Snapshot(error.to_string())
-            }
+            error @ (snapshot::Error::NoStreams
+            | snapshot::Error::NotSeen
+            | snapshot::Error::FormerPrimary
+            | snapshot::Error::TooManyGroups) => Self::Snapshot(error.to_string()),
         }
     }
 }
@@ -375,8 +376,10 @@ impl Incoming {
                     None => self.range(device, *place, request).await?,
                 };
                 match range {
-                    Some(range) => self.stream_page(device, *place, range, request).await,
-                    None => self.snapshot_page(device, None, request).await,
+                    Some(range) if !self.is_due_again(device, *place).await => {
+                        self.stream_page(device, *place, range, request).await
+                    }
+                    _ => self.snapshot_page(device, None, request).await,
                 }
             }
             Some((
@@ -396,6 +399,16 @@ impl Incoming {
             // No cursor, or one of a changed or removed rule, or of a list of encrypted state.
             _ => self.snapshot_page(device, None, request).await,
         }
+    }
+
+    /// Whether a device's snapshot lacked rows that Postgres shows by now. While Postgres does not answer, the device
+    /// gets what the streams have.
+    async fn is_due_again(&self, device: &DevicePrincipal, place: ReadPosition) -> bool {
+        let due = snapshot::is_due_again(&self.database, &self.store, &device.tenant, device.user_id, place);
+        Box::pin(due).await.unwrap_or_else(|error| {
+            tracing::warn!(cause = crate::telemetry::chain(&error), "snapshot postponed");
+            false
+        })
     }
 
     /// The range of the streams after a place; `None` if they do not reach back to it.
@@ -429,6 +442,7 @@ impl Incoming {
         let place = ReadPosition {
             position: range.end().unwrap_or(start.position),
             term: range.term,
+            is_incomplete: range.is_incomplete,
             ..start
         };
         if range.has_more && range.joined.is_none() {

@@ -48,6 +48,7 @@ impl Incoming {
             term: standing.view.term,
             position: acknowledged,
             resets_covered: None,
+            is_incomplete: false,
         };
         let mut rows = HashSet::new();
         let mut entries = 0;

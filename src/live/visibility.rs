@@ -1,0 +1,286 @@
+//! Whether Postgres shows what is published.
+//!
+//! The log can report a commit before `SELECT` shows it: for a moment always, and for as long as the commit waits for a
+//! synchronous standby. A device reads rows from the streams, which have them. A page reads them by request, so it is
+//! given an event only when a statement that begins then shows the change. [`crate::sync::visibility`] answers what
+//! readers ask here, with one look at Postgres for all that ask at the same time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use crate::contract::window::WindowEntry;
+use crate::core::position::{EpochId, StreamId};
+use crate::core::snapshot::Snapshot;
+
+/// How long a snapshot is reused. What is visible stays visible, but after a failover transaction ids are used again.
+const SNAPSHOT_LIFETIME: Duration = Duration::from_secs(1);
+
+/// How long a reader waits for a look.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The place of a change and its transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    pub id: StreamId,
+    pub xid: u32,
+}
+
+/// What was published, as Redis has it.
+#[derive(Debug, Clone)]
+pub struct Extent {
+    pub epoch: EpochId,
+    pub position: StreamId,
+    pub window: Vec<WindowEntry>,
+}
+
+/// What a statement that begins now shows.
+#[derive(Debug, Clone)]
+pub struct Look {
+    snapshot: Snapshot,
+    /// What was published before the snapshot was taken; its window has what the snapshot does not see.
+    extent: Option<Extent>,
+}
+
+impl Look {
+    /// Of a snapshot alone.
+    pub fn of(snapshot: Snapshot) -> Self {
+        let extent = None;
+        Self { snapshot, extent }
+    }
+
+    /// Of a snapshot, and of what was published before it was taken.
+    pub fn behind(mut extent: Extent, snapshot: Snapshot) -> Self {
+        extent.window.retain(|entry| !entry.is_seen_by(&snapshot));
+        let extent = Some(extent);
+        Self { snapshot, extent }
+    }
+
+    /// Whether a change of an epoch is shown. A transaction that the snapshot does not name may be older than half of all
+    /// transaction ids, or of a server that was set back: it is not shown only while it is in the window.
+    pub fn shows(&self, epoch: EpochId, change: Published) -> bool {
+        let Published { id, xid } = change;
+        // Without an id it is of no transaction.
+        xid == 0
+            || self.snapshot.sees_all(xid, xid)
+            || self.extent.as_ref().is_some_and(|extent| {
+                let is_in = |entry: &WindowEntry| entry.first <= id && entry.contains(xid);
+                extent.epoch != epoch || (id <= extent.position && !extent.window.iter().any(is_in))
+            })
+    }
+
+    /// Up to where everything of an epoch is shown.
+    pub fn position(&self, epoch: EpochId) -> Option<StreamId> {
+        let extent = self.extent.as_ref().filter(|extent| extent.epoch == epoch)?;
+        let unseen = extent.window.iter().map(|entry| entry.first.previous());
+        Some(unseen.fold(extent.position, StreamId::min))
+    }
+
+    fn is_of_another(&self, epoch: EpochId) -> bool {
+        self.extent.as_ref().is_some_and(|extent| extent.epoch != epoch)
+    }
+}
+
+/// What a reader waits for.
+#[derive(Debug, Clone)]
+pub enum Wish {
+    /// What is shown, with all that is published.
+    Latest,
+    /// One of these changes is shown.
+    Any(EpochId, Vec<Published>),
+    /// Everything up to a place is shown.
+    All(EpochId, StreamId),
+}
+
+impl Wish {
+    /// Whether a look fulfils it. It must be later than the wish.
+    fn is_fulfilled_by(&self, look: &Look) -> bool {
+        match self {
+            Self::Latest => look.extent.is_some(),
+            Self::Any(epoch, changes) => changes.iter().any(|change| look.shows(*epoch, *change)),
+            Self::All(epoch, until) => {
+                // What has ended is shown by what follows.
+                look.is_of_another(*epoch) || look.position(*epoch).is_some_and(|position| position >= *until)
+            }
+        }
+    }
+
+    fn is_latest(&self) -> bool {
+        matches!(self, Self::Latest)
+    }
+}
+
+/// Resolves with the look that fulfils a wish; fails when there will be none.
+pub type Answer = oneshot::Receiver<Arc<Look>>;
+
+#[derive(Debug, Default)]
+struct Wishes {
+    waiting: Vec<(Wish, oneshot::Sender<Arc<Look>>)>,
+    latest: Option<(Instant, Snapshot)>,
+}
+
+/// What readers wait for. Cloning shares it. Each reader has one wish at a time, so there are no more than readers.
+#[derive(Debug, Clone, Default)]
+pub struct Visibility(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    wishes: Mutex<Wishes>,
+    wished: Notify,
+}
+
+impl Visibility {
+    /// Whether a change is known to be shown, without asking.
+    pub fn knows(&self, xid: u32) -> bool {
+        let wishes = self.0.wishes.lock();
+        let latest = wishes.latest.as_ref();
+        let latest = latest.filter(|(at, _)| at.elapsed() < SNAPSHOT_LIFETIME);
+        xid == 0 || latest.is_some_and(|(_, snapshot)| snapshot.sees_all(xid, xid))
+    }
+
+    /// Waits for a wish.
+    pub fn wish(&self, wish: Wish) -> Answer {
+        let (sender, answer) = oneshot::channel();
+        self.0.wishes.lock().waiting.push((wish, sender));
+        self.0.wished.notify_one();
+        answer
+    }
+
+    /// What is shown now of all that is published; `None` when Postgres or Redis does not answer.
+    pub async fn look(&self) -> Option<Arc<Look>> {
+        let look = self.wish(Wish::Latest);
+        tokio::time::timeout(LOOK_TIMEOUT, look).await.ok()?.ok()
+    }
+
+    /// Waits until a reader wishes something.
+    pub async fn wished(&self) {
+        self.0.wished.notified().await;
+    }
+
+    /// The wishes of readers that still wait. They are given back to [`Visibility::answer`].
+    pub fn take(&self) -> Taken {
+        let mut waiting = std::mem::take(&mut self.0.wishes.lock().waiting);
+        waiting.retain(|(_, sender)| !sender.is_closed());
+        Taken(waiting)
+    }
+
+    /// Answers those of the wishes that a later look fulfils, and keeps the others. Returns whether any are left.
+    pub fn answer(&self, taken: Taken, look: Look) -> bool {
+        let look = Arc::new(look);
+        let mut left = Vec::new();
+        // Before the answers, for readers that get the same change meanwhile.
+        self.0.wishes.lock().latest = Some((Instant::now(), look.snapshot.clone()));
+        for (wish, sender) in taken.0 {
+            if wish.is_fulfilled_by(&look) {
+                sender.send(look.clone()).ok();
+            } else {
+                left.push((wish, sender));
+            }
+        }
+        let has_left = !left.is_empty();
+        self.0.wishes.lock().waiting.append(&mut left);
+        has_left
+    }
+
+    /// Keeps wishes that could not be answered, except looks, whose readers do not wait longer.
+    pub fn keep(&self, mut taken: Taken) {
+        taken.0.retain(|(wish, _)| !wish.is_latest());
+        self.0.wishes.lock().waiting.append(&mut taken.0);
+    }
+}
+
+/// Wishes that are being answered.
+#[derive(Debug)]
+pub struct Taken(Vec<(Wish, oneshot::Sender<Arc<Look>>)>);
+
+impl Taken {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether some are about all that is published.
+    pub fn has_looks(&self) -> bool {
+        self.0.iter().any(|(wish, _)| wish.is_latest())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EPOCH: EpochId = EpochId(1);
+
+    fn at(ms: u64) -> StreamId {
+        StreamId { ms, seq: 1 }
+    }
+
+    fn change(ms: u64, xid: u32) -> Published {
+        Published { id: at(ms), xid }
+    }
+
+    fn snapshot(text: &str) -> Snapshot {
+        Snapshot::parse(text).expect("a snapshot")
+    }
+
+    fn look_with(window: &[(u64, u32)], text: &str) -> Look {
+        let window = window.iter().map(|(first, xid)| WindowEntry::new(at(*first), *xid));
+        let extent = Extent {
+            epoch: EPOCH,
+            position: at(9),
+            window: window.collect(),
+        };
+        Look::behind(extent, snapshot(text))
+    }
+
+    #[test]
+    fn change_is_not_shown_while_the_window_has_its_transaction() {
+        let look = look_with(&[(4, 100), (6, 101)], "100:102:100");
+        assert!(!look.shows(EPOCH, change(4, 100)) && look.shows(EPOCH, change(6, 101)));
+        assert_eq!(look.position(EPOCH), Some(at(4).previous()));
+        // One so old that its id lies ahead again, and one that the window cannot have yet.
+        assert!(look.shows(EPOCH, change(3, 500)));
+        assert!(!look.shows(EPOCH, change(10, 500)));
+        // A server that was set back may never show the transaction.
+        assert!(look.shows(EpochId(2), change(4, 100)));
+        assert_eq!(look.position(EpochId(2)), None);
+        assert!(look.shows(EPOCH, change(4, 0)));
+    }
+
+    #[tokio::test]
+    async fn wish_is_answered_by_the_first_sight_that_fulfils_it() {
+        let visibility = Visibility::default();
+        let mut early = visibility.wish(Wish::Any(EPOCH, vec![change(4, 100), change(6, 101)]));
+        let mut all = visibility.wish(Wish::All(EPOCH, at(6)));
+        let mut look = visibility.wish(Wish::Latest);
+        drop(visibility.wish(Wish::Any(EPOCH, vec![change(4, 100)])));
+
+        let taken = visibility.take();
+        assert!(taken.has_looks());
+        assert!(visibility.answer(taken, look_with(&[(4, 100), (6, 101)], "100:102:100,101")));
+        assert!(early.try_recv().is_err() && all.try_recv().is_err());
+        assert!(look.try_recv().is_ok());
+        assert!(!visibility.knows(101));
+
+        // A snapshot alone shows the change, but not that nothing else is missing.
+        assert!(visibility.answer(visibility.take(), Look::of(snapshot("100:102:100"))));
+        assert!(visibility.knows(101) && !visibility.knows(100));
+        assert!(early.try_recv().is_ok() && all.try_recv().is_err());
+
+        assert!(!visibility.answer(visibility.take(), look_with(&[(4, 100)], "102:102:")));
+        assert!(all.try_recv().is_ok());
+    }
+
+    #[tokio::test]
+    async fn look_ends_when_nothing_answers() {
+        let visibility = Visibility::default();
+        let mut all = visibility.wish(Wish::All(EPOCH, at(6)));
+        let look = visibility.wish(Wish::Latest);
+        visibility.keep(visibility.take());
+        assert!(look.await.is_err());
+        assert!(matches!(all.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+        let taken = visibility.take();
+        assert!(!taken.is_empty() && !taken.has_looks());
+    }
+}
