@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hyper::Method;
 use posduif::accounts::users::UserType;
-use posduif::config::rule::{Rule, When};
+use posduif::config::rule::Rule;
 use posduif::dev::{PrivatePostgres, PrivateRedis};
 use posduif::engine::Role;
 use serde_json::Value;
@@ -170,8 +170,7 @@ impl Run {
             table: "notes".into(),
             to: vec!["owner".into()],
             event: "note".into(),
-            when: When::default(),
-            upload: None,
+            ..Rule::default()
         }];
         // Only sessions that ask for it wait for a standby.
         let psql = world.psql().await;
