@@ -253,19 +253,27 @@ async fn incomplete(
     let read = |rows: Vec<Row>| -> Result<HashSet<String>, tokio_postgres::Error> {
         rows.iter().map(|row| row.try_get("schema_name")).collect()
     };
+    let mut whole = HashSet::new();
+    if whole_schemas {
+        let rows = client
+            .query_typed(&sql!("postgres/publication_schemas"), &[(&publication, Type::TEXT)])
+            .await?;
+        whole = read(rows)?;
+    }
+    let published: Vec<&str> = whole.iter().map(String::as_str).collect();
     let rows = client
         .query_typed(
             &sql!("postgres/tenants_incomplete"),
-            &[(&publication, Type::TEXT), (&newest, Type::INT4)],
+            &[
+                (&publication, Type::TEXT),
+                (&newest, Type::INT4),
+                (&published, Type::TEXT_ARRAY),
+            ],
         )
         .await
         .context("cannot read which tenants are complete")?;
     let mut schemas = read(rows)?;
     if whole_schemas {
-        let rows = client
-            .query_typed(&sql!("postgres/publication_schemas"), &[(&publication, Type::TEXT)])
-            .await?;
-        let whole = read(rows)?;
         let lacking = tenants.iter().filter(|tenant| !whole.contains(&tenant.schema));
         schemas.extend(lacking.map(|tenant| tenant.schema.clone()));
     }
