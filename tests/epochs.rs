@@ -9,7 +9,8 @@ use posduif::config::Secret;
 use posduif::core::position::StreamId;
 use posduif::dev::{PrivatePostgres, PrivateRedis};
 use posduif::engine::Role;
-use posduif::redis::store::{Error, Read, Store};
+use posduif::redis::reading::Read;
+use posduif::redis::store::{Error, Store};
 use postgres_types::PgLsn;
 use uuid::Uuid;
 

@@ -17,7 +17,9 @@ use crate::core::position::StreamId;
 use crate::live::hub::{Member, Signals, Subscription};
 use crate::live::tail::Notice;
 use crate::redis::read_position::ReadPosition;
-use crate::redis::store::{Error, Missing, Read, Standing, Store};
+use crate::redis::reading::Read;
+use crate::redis::standing::{Missing, Standing};
+use crate::redis::store::{Error, Store};
 use crate::telemetry::traces;
 
 /// Entries read at once in a replay.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::read_position::ReadPosition;
-use super::store::{Read, Slice};
+use super::reading::{Read, Slice};
 use crate::contract::checkpoint::View;
 use crate::contract::entry::{Entry, Text};
 use crate::contract::members::Members;

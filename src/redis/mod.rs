@@ -7,6 +7,8 @@ pub mod info;
 mod merge;
 pub mod range;
 pub mod read_position;
+pub mod reading;
 pub mod shared;
+pub mod standing;
 pub mod store;
 mod wrong_type;

@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 use super::range::{self, Bounds, FIRST_ENTRIES, Range};
 use crate::accounts::devices::DevicePrincipal;
 use crate::redis::read_position::ReadPosition;
-use crate::redis::store::{Error, Read, Store};
+use crate::redis::reading::Read;
+use crate::redis::store::{Error, Store};
 
 /// Ranges kept at once, each within the bounds of a batch.
 const RANGES_MAX: usize = 8;
@@ -110,7 +111,7 @@ mod tests {
     use crate::core::position::EpochId;
     use crate::core::position::{StreamId, TermId};
     use crate::core::tenant::Tenant;
-    use crate::redis::store::Slice;
+    use crate::redis::reading::Slice;
 
     const BOUNDS: Bounds = Bounds {
         limit: 10,

@@ -7,7 +7,8 @@ use crate::contract::entry::Entry;
 use crate::contract::group::GroupId;
 use crate::core::position::{StreamId, TermId};
 use crate::redis::read_position::ReadPosition;
-use crate::redis::store::{Error, Read, Store};
+use crate::redis::reading::Read;
+use crate::redis::store::{Error, Store};
 
 /// Entries of the first read, before their size is known.
 pub const FIRST_ENTRIES: usize = 256;

@@ -32,7 +32,8 @@ use crate::feature;
 use crate::messages::{Message, Status};
 use crate::postgres::{Database, sql, tenants};
 use crate::redis::read_position::ReadPosition;
-use crate::redis::store::{self, Handoff, Missing, Store};
+use crate::redis::standing::{Handoff, Missing};
+use crate::redis::store::{self, Store};
 
 /// How long to wait for the replicator to create a missing stream.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -17,7 +17,8 @@ use crate::core::operation::Operation;
 use crate::core::tenant::Tenant;
 use crate::postgres::Database;
 use crate::redis::read_position::ReadPosition;
-use crate::redis::store::{Read, Store};
+use crate::redis::reading::Read;
+use crate::redis::store::Store;
 use crate::state::{self, State};
 use crate::sync::tables::Routing;
 

@@ -36,7 +36,8 @@ use crate::feature;
 use crate::messages::Message;
 use crate::postgres::{Database, sql};
 use crate::redis::read_position::ReadPosition;
-use crate::redis::store::{self, Read, Store};
+use crate::redis::reading::Read;
+use crate::redis::store::{self, Store};
 use crate::telemetry::journal::{ReaderProgress, ReaderStep, Step, StepKind};
 use crate::telemetry::metrics::{Metrics, Source};
 

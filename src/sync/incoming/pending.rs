@@ -11,7 +11,8 @@ use crate::accounts::loader::{Found, TenantLoader};
 use crate::core::tenant::Tenant;
 use crate::postgres::{Database, sql};
 use crate::redis::read_position::ReadPosition;
-use crate::redis::store::{self, Read};
+use crate::redis::reading::Read;
+use crate::redis::store;
 use crate::sync::device_state;
 use crate::sync::range::FIRST_ENTRIES;
 
