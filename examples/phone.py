@@ -543,7 +543,9 @@ class Phone:
         if row is None:
             self.store.delete("rows", item.table, item.id)
         else:
-            self.store.put_row(item.table, item.id, StoredRow(row, before.via, before.old, before.brought))
+            # What an old row says is from before the snapshot, which may not show it any more.
+            via = [] if before.old and before.via is not None else before.via
+            self.store.put_row(item.table, item.id, StoredRow(row, via, before.old, before.brought))
         self.store.settle(item.table, item.id, number)
 
     def restart_numbers(self, expected: int) -> None:
@@ -595,7 +597,7 @@ class Phone:
                 for row in batch[table]:
                     self.bring(table, row["id"], row, None, always)
             for change in batch["changes"]:
-                self.apply_change(change, always)
+                self.apply_change(change, always, batch["reset"])
             if not batch["has_more"]:
                 self.end_snapshot()
             self.store.set(cursor=batch["cursor"])
@@ -615,11 +617,11 @@ class Phone:
         self.store.mark_missing_gone()
         self.store.set(snapshot=None)
 
-    def apply_change(self, change: Json, always: bool) -> None:
+    def apply_change(self, change: Json, always: bool, reset: bool = False) -> None:
         """Batches: one of `changes`, in their order. Outbox messages (`op: message`) are events, not rows."""
         op = change["op"]
         if op == "join":
-            self.store.db.execute("INSERT OR IGNORE INTO groups VALUES (?)", (f"{change['group']}:{change['id']}",))
+            self.join(f"{change['group']}:{change['id']}", reset)
         elif op == "leave":
             self.leave(f"{change['group']}:{change['id']}")
         elif op == "delete":
@@ -634,6 +636,8 @@ class Phone:
             return self.remove(table, id)
         stored, (is_settled, least) = store.row(table, id), store.settled(table, id)
         if not always and number is not None and least is not None and number < least:
+            if stored and via is not None:
+                store.put_row(table, id, StoredRow(stored.row, via, stored.old, stored.brought))
             return
         if table == "messages" and stored and not stored.old and (number_of(table, stored.row) or 0) > (number or 0):
             return
@@ -651,13 +655,25 @@ class Phone:
         self.store.delete("settled", table, id)
         self.store.mark_gone(table, id)
 
+    def join(self, audience: str, reset: bool) -> None:
+        """Groups, `join`: stores the group. Rows may have left it before: its pages name it again in their `via`."""
+        store = self.store
+        if not store.db.execute("INSERT OR IGNORE INTO groups VALUES (?)", (audience,)).rowcount or reset:
+            return      # the rows of a snapshot are as of now already
+        for table, id, stored in store.db.execute("SELECT tbl, id, via FROM rows WHERE via IS NOT NULL").fetchall():
+            via = json.loads(stored)
+            if audience in via:
+                store.db.execute("UPDATE rows SET via = ? WHERE tbl = ? AND id = ?",
+                                 (dump([other for other in via if other != audience]), table, id))
+
     def leave(self, audience: str) -> None:
         """Groups, `leave`: removes the group and the rows that no audience of the device sees any more."""
         store = self.store
         store.db.execute("DELETE FROM groups WHERE audience = ?", (audience,))
         audiences = store.audiences()
         for table, id, via, brought in store.db.execute("SELECT tbl, id, via, brought FROM rows").fetchall():
-            if (not brought if via is None else not audiences & set(json.loads(via))):
+            is_seen = brought or table == "messages" if via is None else bool(audiences & set(json.loads(via)))
+            if not is_seen:
                 self.remove(table, id)
         store.mark_missing_gone()
 

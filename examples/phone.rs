@@ -57,7 +57,7 @@ CREATE TABLE IF NOT EXISTS rows (
     id    TEXT NOT NULL,
     row   TEXT NOT NULL,              -- JSON, as received
     stale INTEGER NOT NULL DEFAULT 0, -- 1 during a snapshot that has not delivered it yet
-    via   TEXT,                       -- JSON: who sees it, of tables that groups see
+    via   TEXT,                       -- JSON: who sees it, of tables that groups see; [] if only a result brought it
     PRIMARY KEY (tbl, id)
 );
 CREATE TABLE IF NOT EXISTS groups (
@@ -78,7 +78,6 @@ CREATE TABLE IF NOT EXISTS settled ( -- rows as the results of own changes left 
     tbl    TEXT NOT NULL,
     id     TEXT NOT NULL,
     number INTEGER NOT NULL,          -- `revision` or `version` of the result
-    known  INTEGER NOT NULL,          -- 1 if a batch has brought the row at all
     PRIMARY KEY (tbl, id)
 );
 CREATE TABLE IF NOT EXISTS refused (
@@ -377,15 +376,19 @@ impl Phone {
         for (table, rows) in [("messages", &batch.messages), ("users", &batch.users)] {
             for row in rows {
                 if let Some(id) = row.get("id").and_then(Value::as_str) {
-                    receive(&transaction, table, id, row, is_ahead)?;
+                    receive(&transaction, table, id, row, None, is_ahead)?;
                 }
             }
         }
         for change in &batch.changes {
             match (change.op.as_str(), &change.id, &change.row) {
                 ("join", Some(id), _) => {
+                    let group = format!("{}:{id}", change.group);
                     let join = "INSERT OR IGNORE INTO groups (name) VALUES (?1)";
-                    transaction.execute(join, [format!("{}:{id}", change.group)])?;
+                    // The rows of a snapshot are as of now already.
+                    if transaction.execute(join, [&group])? > 0 && !batch.reset {
+                        forget_audience(&transaction, &group)?;
+                    }
                 }
                 ("leave", Some(id), _) => {
                     let leave = "DELETE FROM groups WHERE name = ?1";
@@ -395,11 +398,8 @@ impl Phone {
                 ("insert" | "update", Some(id), Some(row))
                     if is_seen(&transaction, change.via.as_deref(), &user_id)? =>
                 {
-                    receive(&transaction, &change.table, id, row, is_ahead)?;
-                    if let Some(via) = &change.via {
-                        let set = "UPDATE rows SET via = ?3 WHERE tbl = ?1 AND id = ?2";
-                        transaction.execute(set, params![change.table, id, json!(via).to_string()])?;
-                    }
+                    let via = change.via.as_ref().map(|via| json!(via).to_string());
+                    receive(&transaction, &change.table, id, row, via.as_deref(), is_ahead)?;
                 }
                 ("delete" | "insert" | "update", Some(id), _) => {
                     remove(&transaction, &change.table, id)?;
@@ -490,11 +490,11 @@ impl Phone {
                     is_in_effect = result.winner.as_deref() == Some("mine");
                     match server {
                         Some(server) => {
-                            settle(&transaction, item, number(server))?;
-                            put(&transaction, &item.table, &item.id, server)?;
+                            settle(&transaction, item, number(&item.table, server))?;
+                            put_result(&transaction, &item.table, &item.id, server)?;
                         }
                         None if item.table == MESSAGES => {
-                            settle(&transaction, item, result.number())?;
+                            settle(&transaction, item, result.number(&item.table))?;
                             remove(&transaction, MESSAGES, &item.id)?;
                         }
                         // The deletion of a row of an own table comes by the stream.
@@ -836,10 +836,14 @@ impl Item {
     /// change since, and others after it: a row that is not older stays, and a deleted one stays deleted.
     fn store_effect(&self, transaction: &Transaction<'_>, result: &ItemResult, user_id: &str) -> Result<(), Trouble> {
         let before = stored(transaction, &self.table, &self.id)?;
-        if self.is_overtaken || before.as_ref().is_some_and(|row| !is_older(row, result)) {
+        let is_older = |row: &Value| {
+            let numbers = number(&self.table, row).zip(result.number(&self.table));
+            numbers.is_none_or(|(row, result)| row < result)
+        };
+        if self.is_overtaken || before.as_ref().is_some_and(|row| !is_older(row)) {
             return Ok(());
         }
-        settle(transaction, self, result.number())?;
+        settle(transaction, self, result.number(&self.table))?;
         // Only the snapshot decides whether such a row is still there.
         let is_uncertain = self.is_earlier
             && transaction.query_row(
@@ -856,7 +860,7 @@ impl Item {
                 columns.insert(name.to_owned(), json!(value));
             }
         }
-        put(transaction, &self.table, &self.id, &after)?;
+        put_result(transaction, &self.table, &self.id, &after)?;
         let keep = "UPDATE rows SET stale = 1 WHERE ?3 AND tbl = ?1 AND id = ?2";
         transaction.execute(keep, params![self.table, self.id, is_uncertain])?;
         Ok(())
@@ -873,21 +877,16 @@ impl Item {
     }
 }
 
-/// Whether a row is older than the result of a change of it.
-fn is_older(row: &Value, result: &ItemResult) -> bool {
-    number(row)
-        .zip(result.number())
-        .is_none_or(|(row, result)| row < result)
-}
-
-/// What grows with each change of a row: `revision` of messages, `version` of own tables that have one.
-fn number(row: &Value) -> Option<i64> {
-    row.get("revision").or(row.get("version"))?.as_i64()
+/// What grows with each change of a row: `revision` of messages, `version` of rows of other tables, if they have one. A
+/// column `revision` of an own table is one of the app.
+fn number(table: &str, row: &Value) -> Option<i64> {
+    let name = if table == MESSAGES { "revision" } else { "version" };
+    row.get(name)?.as_i64()
 }
 
 impl ItemResult {
-    fn number(&self) -> Option<i64> {
-        self.revision.or(self.version)
+    fn number(&self, table: &str) -> Option<i64> {
+        if table == MESSAGES { self.revision } else { self.version }
     }
 }
 
@@ -896,41 +895,62 @@ fn is_about_items(code: &str) -> bool {
     matches!(code, "PAYLOAD_TOO_LARGE" | "DEVICE_RESTORED" | "SEQUENCE_GAP")
 }
 
-/// Stores a row unless the stored one is newer. Only messages have revisions; of other rows the last one applies. Stale rows
-/// are of another epoch, whose revisions do not compare.
-fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
+/// Stores a row and who sees it, unless the stored one is newer. Only messages have revisions; of other rows the last one
+/// applies. Stale rows are of another epoch, whose revisions do not compare.
+fn put(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value, via: Option<&str>) -> Result<(), Trouble> {
     transaction.execute(
-        "INSERT INTO rows (tbl, id, row, stale) VALUES (?1, ?2, ?3, 0)
-         ON CONFLICT (tbl, id) DO UPDATE SET row = excluded.row, stale = 0
+        "INSERT INTO rows (tbl, id, row, stale, via) VALUES (?1, ?2, ?3, 0, ?4)
+         ON CONFLICT (tbl, id) DO UPDATE SET row = excluded.row, stale = 0, via = excluded.via
          WHERE rows.stale OR rows.tbl <> 'messages' OR excluded.row ->> 'revision' >= rows.row ->> 'revision'",
-        params![table, id, row.to_string()],
+        params![table, id, row.to_string(), via],
     )?;
     Ok(())
 }
 
+/// Stores a row of a result, which does not say who sees it. What the stored row says counts, but not that of a stale one:
+/// the snapshot may not show the row any more. Without it, a batch says so. Messages are seen by no group.
+fn put_result(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value) -> Result<(), Trouble> {
+    let query = "SELECT via FROM rows WHERE tbl = ?1 AND id = ?2 AND NOT stale";
+    let stored: Option<Option<String>> = transaction.query_row(query, [table, id], |row| row.get(0)).optional()?;
+    let none = (table != MESSAGES).then(|| "[]".to_owned());
+    put(transaction, table, id, row, stored.unwrap_or(none).as_deref())
+}
+
 /// Stores a row of a batch, unless the result of an own change has brought a newer one: the batches have not reached that
 /// change yet, and the user goes on from what they see.
-fn receive(transaction: &Transaction<'_>, table: &str, id: &str, row: &Value, is_ahead: bool) -> Result<(), Trouble> {
+fn receive(
+    transaction: &Transaction<'_>,
+    table: &str,
+    id: &str,
+    row: &Value,
+    via: Option<&str>,
+    is_ahead: bool,
+) -> Result<(), Trouble> {
     let created_at = |row: &Value| chrono::DateTime::parse_from_rfc3339(row.get("created_at")?.as_str()?).ok();
     let before = stored(transaction, table, id)?;
     // Another row with the same id, whose numbers start again.
     let is_other = before.is_some_and(|before| created_at(&before).is_some() && created_at(&before) != created_at(row));
     let query = "SELECT number FROM settled WHERE tbl = ?1 AND id = ?2";
     let settled: Option<i64> = transaction.query_row(query, [table, id], |row| row.get(0)).optional()?;
-    match (settled, number(row)) {
-        (Some(settled), Some(number)) if number < settled && !is_ahead && !is_other => return Ok(()),
+    match (settled, number(table, row)) {
+        (Some(settled), Some(number)) if number < settled && !is_ahead && !is_other => {
+            // Who sees the row is what batches say, also behind the result.
+            let set = "UPDATE rows SET via = coalesce(?3, via) WHERE tbl = ?1 AND id = ?2";
+            transaction.execute(set, params![table, id, via])?;
+            return Ok(());
+        }
         // The numbers of a snapshot are those that count: it may be of a restored server. Entries of before it may follow.
         (Some(_), Some(number)) if is_ahead => {
-            let update = "UPDATE settled SET number = ?3, known = 1 WHERE tbl = ?1 AND id = ?2";
+            let update = "UPDATE settled SET number = ?3 WHERE tbl = ?1 AND id = ?2";
             transaction.execute(update, params![table, id, number])?;
         }
         (Some(_), _) => unsettle(transaction, table, id)?,
         (None, _) => {}
     }
-    if is_other || number(row).is_none() {
+    if is_other || number(table, row).is_none() {
         overtake(transaction, table, id)?;
     }
-    put(transaction, table, id, row)
+    put(transaction, table, id, row, via)
 }
 
 /// Whether a user sees a row: every row without audiences, else one that names the user, a group of theirs, or the tenant.
@@ -948,39 +968,48 @@ fn is_seen(database: &Connection, via: Option<&[String]>, user_id: &str) -> Resu
     Ok(false)
 }
 
-/// Deletes the rows that no audience shows the user any more, after a group was left. Rows that results brought, ahead of the
-/// batches, go as well: they come with a batch if they are still seen.
-fn forget_unseen(transaction: &Transaction<'_>, user_id: &str) -> Result<(), Trouble> {
+/// Rows with their audiences, of tables that groups see.
+fn shared(transaction: &Transaction<'_>) -> Result<Vec<(String, String, Vec<String>)>, Trouble> {
     let mut statement = transaction.prepare("SELECT tbl, id, via FROM rows WHERE via IS NOT NULL")?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)))?;
-    let rows: Vec<(String, String, String)> = rows.collect::<Result<_, _>>()?;
-    for (table, id, via) in rows {
-        let via: Vec<String> = serde_json::from_str(&via).unwrap_or_default();
-        if !is_seen(transaction, Some(&via), user_id)? {
-            remove(transaction, &table, &id)?;
-            overtake(transaction, &table, &id)?;
-            unsettle(transaction, &table, &id)?;
+    let rows = statement.query_map([], |row| {
+        let via: String = row.get(2)?;
+        Ok((row.get(0)?, row.get(1)?, serde_json::from_str(&via).unwrap_or_default()))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Takes a group that the user joined out of what rows say: they may have left it before, of which the batches have nothing.
+/// The rows that the group has now follow, and name it again.
+fn forget_audience(transaction: &Transaction<'_>, group: &str) -> Result<(), Trouble> {
+    for (table, id, mut via) in shared(transaction)? {
+        if via.iter().any(|audience| audience == group) {
+            via.retain(|audience| audience != group);
+            let set = "UPDATE rows SET via = ?3 WHERE tbl = ?1 AND id = ?2";
+            transaction.execute(set, params![table, id, json!(via).to_string()])?;
         }
     }
-    transaction.execute(
-        "DELETE FROM rows WHERE via IS NULL
-         AND EXISTS (SELECT 1 FROM settled WHERE settled.tbl = rows.tbl AND settled.id = rows.id AND NOT settled.known)",
-        [],
-    )?;
+    Ok(())
+}
+
+/// Deletes the rows that no audience shows the user any more, after a group was left. Rows that results brought, ahead of the
+/// batches, go as well: they come with a batch if they are still seen, but not as they were before the result.
+fn forget_unseen(transaction: &Transaction<'_>, user_id: &str) -> Result<(), Trouble> {
+    for (table, id, via) in shared(transaction)? {
+        if !is_seen(transaction, Some(&via), user_id)? {
+            remove(transaction, &table, &id)?;
+            if !via.is_empty() {
+                unsettle(transaction, &table, &id)?;
+            }
+        }
+    }
     overtake_absent(transaction)
 }
 
 /// Notes that a row is as the result of an own change left it, or that the change deleted it.
-///
-/// A row that was stored before is known from batches, unless it is settled already and not known.
 fn settle(transaction: &Transaction<'_>, item: &Item, number: Option<i64>) -> Result<(), Trouble> {
     match number {
         Some(number) => transaction.execute(
-            "INSERT OR REPLACE INTO settled (tbl, id, number, known)
-             VALUES (?1, ?2, ?3, coalesce(
-                 (SELECT known FROM settled WHERE tbl = ?1 AND id = ?2),
-                 EXISTS (SELECT 1 FROM rows WHERE tbl = ?1 AND id = ?2)
-             ))",
+            "INSERT OR REPLACE INTO settled (tbl, id, number) VALUES (?1, ?2, ?3)",
             params![item.table, item.id, number],
         )?,
         None => return unsettle(transaction, &item.table, &item.id),

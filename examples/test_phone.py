@@ -677,6 +677,7 @@ class Outbox(Fresh):
         batch = self.step(phone, 1)
         self.assertEqual([change["row"]["version"] for change in batch["changes"]], [1])
         self.assertEqual(self.stored(phone, id)["title"], "two")
+        self.assertEqual(phone.store.row("tasks", id).via, [f"list:{phone.list}"])
         self.download_until(phone, lambda: "created_at" in self.stored(phone, id))
         self.assertEqual(phone.store.settled("tasks", id), (False, None))
 
@@ -691,6 +692,21 @@ class Outbox(Fresh):
         self.assertIsNone(self.stored(phone, phone.id))
         self.download_until(phone, lambda: phone.store.settled("tasks", phone.id) == (False, None))
         self.assertIsNone(self.stored(phone, phone.id))
+
+    def test_rows_of_own_tables_compare_by_version_only(self):
+        """Outbox: the same, and the own table has a column `revision`."""
+        phone = self.edited()
+        phone.upload()
+        self.download_until(phone, lambda: phone.store.settled("tasks", phone.id) == (False, None))
+        phone.change("tasks", "edit", phone.id, {"title": "again"})
+        phone.upload()
+        row, via = self.stored(phone, phone.id), [f"list:{phone.list}"]
+        for title, version in (("before", 2), ("behind", 4)):
+            change = {"table": "tasks", "op": "update", "id": phone.id, "via": via,
+                      "row": row | {"title": title, "version": version, "revision": 1}}
+            with phone.store.transaction():
+                phone.apply_change(change, False)
+            self.assertEqual(self.stored(phone, phone.id)["title"], "again" if version == 2 else title)
 
     def test_duplicate_item_is_removed(self):
         """Outbox: `duplicate`. The row is there already, as the same content of the same user."""
@@ -947,6 +963,37 @@ class Groups(PhoneTest):
         until(lambda: phone.sync() is not None and
               [row["title"] for row in phone.store.view("tasks").values() if row["list_id"] == id] == ["meanwhile"] * 5)
 
+    def test_row_that_left_the_group_before_the_join_goes_with_the_others(self):
+        """Groups: the same, in a batch without `reset`, when the group is not stored, but rows have it in `via`."""
+        phone = self.synced(tasks=2)
+        gone, still = sorted(phone.store.view("tasks").values(), key=lambda row: row["id"])
+        join = {"op": "join", "group": "list", "id": "other"}
+        both = [{"table": "tasks", "op": "update", "id": row["id"], "row": row,
+                 "via": [f"list:{phone.list}", "list:other"]} for row in (gone, still)]
+        with phone.store.transaction():
+            for change in (*both, join, both[1], join):     # `gone` has left the list meanwhile; entries may come again
+                phone.apply_change(change, False)
+        self.assertEqual(set(phone.store.view("tasks")), {gone["id"], still["id"]})
+        self.leave(phone, phone.list)
+        until(lambda: phone.sync() is not None and self.groups(phone) == {"list:other"})
+        self.assertEqual(set(phone.store.view("tasks")), {still["id"]})
+
+    def test_result_within_a_snapshot_keeps_no_former_audiences(self):
+        """Groups: a result is stored for a row that is marked as old."""
+        phone = self.synced()
+        row = self.task(phone)
+        with phone.store.transaction():
+            phone.apply_change({"table": "tasks", "op": "update", "id": row["id"], "row": row,
+                                "via": [f"list:{phone.list}", f"user:{phone.store.get('user_id')}"]}, False)
+            phone.begin_snapshot()
+            phone.apply_change({"op": "join", "group": "list", "id": phone.list}, True)
+        phone.change("tasks", "edit", row["id"], {"title": "mine"})
+        phone.upload()
+        self.assertEqual(self.stored(phone, row["id"])["title"], "mine")
+        with phone.store.transaction():
+            phone.apply_change({"op": "leave", "group": "list", "id": phone.list}, True)
+        self.assertEqual(phone.store.view("tasks"), {})
+
     def test_leave_removes_rows_seen_by_that_group_only(self):
         """Groups: `leave`."""
         phone = self.synced()
@@ -958,7 +1005,7 @@ class Groups(PhoneTest):
         self.assertEqual(set(phone.store.view("lists")), {phone.list})
 
     def test_leave_removes_rows_that_only_results_have_brought(self):
-        """Groups: the same, while a row without `via` is settled that no batch has brought."""
+        """Groups: the same, while there are rows of own tables that only results have brought."""
         phone = self.synced()
         id = phone.change("tasks", "create", None, {"list_id": phone.list, "title": "mine"}).id
         phone.upload()

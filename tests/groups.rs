@@ -104,8 +104,9 @@ impl Device {
             let group = format!("{}:{}", text("group"), text("id"));
             let key = (text("table"), text("id"));
             match text("op").as_str() {
-                "join" => {
-                    self.groups.insert(group);
+                "join" if self.groups.insert(group.clone()) && batch["reset"] != true => {
+                    let audiences = self.rows.values_mut().map(|row| &mut row.1);
+                    audiences.for_each(|via| via.retain(|audience| *audience != group));
                 }
                 "leave" => {
                     self.groups.remove(&group);

@@ -941,6 +941,29 @@ mod outbox {
     }
 
     #[tokio::test]
+    async fn rows_of_own_tables_compare_by_version_only() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene
+            .lists_sql(
+                "ALTER TABLE tasks ADD COLUMN revision bigint NOT NULL DEFAULT 1;
+                 INSERT INTO tasks (id, list_id, title, version) VALUES ('a', '1', 'first', 5)",
+            )
+            .await;
+        scene.sync().await.unwrap();
+        scene.phone.edit_row("tasks", "a", json!({"title": "mine"})).unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        let title = |scene: &Scene| scene.phone.view("tasks").unwrap()["a"]["title"].clone();
+        assert_eq!(title(&scene), "mine");
+        scene
+            .lists_sql("UPDATE tasks SET title = 'theirs', version = version + 1")
+            .await;
+        scene.sync().await.unwrap();
+        assert_eq!(title(&scene), "theirs");
+        scene.close().await;
+    }
+
+    #[tokio::test]
     async fn deleted_row_stays_away_until_batches_reach_its_deletion() {
         let mut scene = Scene::stream().await;
         let id = scene.shared_message().await;
@@ -1371,14 +1394,16 @@ mod groups {
 
     impl Scene {
         /// Joe's phone follows lists, which have tasks.
-        async fn lists() -> Self {
+        pub(super) async fn lists() -> Self {
             let mut scene = Self::with(|config| {
                 config.groups = serde_json::from_value(json!({
                     "list": {"table": "list_members", "id": "list_id", "user": "user_id"},
                 }))
                 .unwrap();
                 config.routes = serde_json::from_value(json!([
-                    {"table": "tasks", "to": [{"list": "list_id"}, "assignee_id"],
+                    {"table": "tasks", "to": [{"list": "list_id"}, {"list": "also_in"}, "assignee_id"],
+                     "upload": {"by": {"list": "list_id"}, "columns": ["list_id", "title"]}},
+                    {"table": "notes", "to": [{"list": "list_id"}],
                      "upload": {"by": {"list": "list_id"}, "columns": ["list_id", "title"]}},
                 ]))
                 .unwrap();
@@ -1388,8 +1413,10 @@ mod groups {
                 .lists_sql(
                     "CREATE TABLE list_members (id bigint GENERATED ALWAYS AS IDENTITY, list_id text, user_id uuid);
                      CREATE TABLE tasks (id text PRIMARY KEY, list_id text, assignee_id uuid, title text,
-                                         version bigint NOT NULL DEFAULT 1);
-                     ALTER TABLE list_members REPLICA IDENTITY FULL; ALTER TABLE tasks REPLICA IDENTITY FULL;",
+                                         version bigint NOT NULL DEFAULT 1, also_in text);
+                     CREATE TABLE notes (id text PRIMARY KEY, list_id text, title text);
+                     ALTER TABLE list_members REPLICA IDENTITY FULL; ALTER TABLE tasks REPLICA IDENTITY FULL;
+                     ALTER TABLE notes REPLICA IDENTITY FULL;",
                 )
                 .await;
             scene.enroll().await.unwrap();
@@ -1398,14 +1425,14 @@ mod groups {
         }
 
         /// Runs statements on the tenant's tables, and waits until they are published.
-        async fn lists_sql(&self, statements: &str) {
+        pub(super) async fn lists_sql(&self, statements: &str) {
             self.office
                 .sql(&format!("SET search_path = tenant_acme; {statements}"))
                 .await;
             self.office.world.published().await;
         }
 
-        async fn joins(&self, list: &str) {
+        pub(super) async fn joins(&self, list: &str) {
             let joe = self.office.joe_id;
             self.lists_sql(&format!(
                 "INSERT INTO list_members (list_id, user_id) VALUES ('{list}', '{joe}')"
@@ -1444,6 +1471,56 @@ mod groups {
         scene
             .lists_sql("INSERT INTO tasks VALUES ('b', '1'); DELETE FROM tasks WHERE id = 'a'")
             .await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["b"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn row_that_left_the_group_before_the_join_goes_with_the_others() {
+        let mut scene = Scene::lists().await;
+        scene.joins("1").await;
+        scene
+            .lists_sql("INSERT INTO tasks (id, list_id, also_in) VALUES ('a', '1', '2'), ('b', '1', '2')")
+            .await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["a", "b"]);
+        // Only the entries of list 1 say that the row left list 2, and they are not read after the membership has ended.
+        scene.lists_sql("UPDATE tasks SET also_in = NULL WHERE id = 'a'").await;
+        scene.joins("2").await;
+        scene.leaves("1").await;
+        scene.sync().await.unwrap();
+        assert_eq!(scene.tasks(), ["b"]);
+        scene.close().await;
+    }
+
+    #[tokio::test]
+    async fn result_within_a_snapshot_keeps_no_former_audiences() {
+        let mut scene = Scene::lists().await;
+        let joe = scene.office.joe_id;
+        scene.joins("1").await;
+        scene.joins("3").await;
+        scene
+            .lists_sql(&format!(
+                "INSERT INTO tasks VALUES ('a', '1', '{joe}'), ('b', '1', NULL)"
+            ))
+            .await;
+        scene.sync().await.unwrap();
+        // Of this the phone hears by the snapshot only.
+        scene
+            .lists_sql("UPDATE tasks SET list_id = '3', assignee_id = NULL WHERE id = 'a'")
+            .await;
+        resync(&scene.office).await;
+        scene.phone.batch_rows = Some(1);
+        scene.line.play([Play::Real, Play::LoseRequest]);
+        assert!(is_later(&scene.phone.fetch(&scene.line).await.map(drop)));
+        assert_eq!(scene.phone.state().unwrap(), State::Snapshot);
+        scene.phone.edit_row("tasks", "a", json!({"title": "mine"})).unwrap();
+        scene.phone.upload(&scene.line).await.unwrap();
+        assert!(scene.waiting().is_empty() && scene.phone.refused().unwrap().is_empty());
+        assert_eq!(scene.tasks(), ["a", "b"], "the user sees the own change");
+        // No page brings the row any more.
+        scene.leaves("3").await;
         scene.sync().await.unwrap();
         assert_eq!(scene.tasks(), ["b"]);
         scene.close().await;
@@ -1509,13 +1586,17 @@ mod groups {
         let mut scene = Scene::lists().await;
         scene.joins("1").await;
         scene.sync().await.unwrap();
-        let row = json!({"title": "mine", "list_id": "1"});
-        scene.phone.create_row("tasks", row).unwrap();
+        // Results of notes have no version.
+        for table in ["tasks", "notes"] {
+            let row = json!({"title": "mine", "list_id": "1"});
+            scene.phone.create_row(table, row).unwrap();
+        }
         scene.phone.upload(&scene.line).await.unwrap();
-        assert_eq!(scene.tasks().len(), 1);
+        let rows = |scene: &Scene| ["tasks", "notes"].map(|table| scene.phone.view(table).unwrap().len());
+        assert_eq!(rows(&scene), [1, 1]);
         scene.leaves("1").await;
         scene.sync().await.unwrap();
-        assert_eq!(scene.tasks(), [""; 0]);
+        assert_eq!(rows(&scene), [0, 0]);
         scene.close().await;
     }
 
@@ -1543,12 +1624,19 @@ mod groups {
         scene.bob_writes("hello").await;
         scene.sync().await.unwrap();
         let id = scene.write("mine");
+        let row = json!({"title": "mine", "list_id": "1"});
+        let task = scene.phone.create_row("tasks", row).unwrap();
         scene.phone.upload(&scene.line).await.unwrap();
+        let joe = scene.office.joe_id;
+        scene
+            .lists_sql(&format!("UPDATE tasks SET assignee_id = '{joe}'"))
+            .await;
         resync(&scene.office).await;
         scene.sync().await.unwrap();
         scene.leaves("1").await;
         scene.sync().await.unwrap();
         assert!(scene.phone.messages().unwrap().contains_key(&id));
+        assert_eq!(scene.tasks(), [task]);
         scene.close().await;
     }
 }

@@ -410,6 +410,23 @@ state('outbox', {
     receive(1)
     assert.equal(scene.seen('tasks', 't1')?.['title'], 'version 1')
   },
+  rows_of_own_tables_compare_by_version_only() {
+    const scene = Scene.stream()
+    scene.sync()
+    scene.batch({ cursor: 'c2', changes: [insert('a', { ...task('first', 5), revision: 1 })] })
+    scene.acknowledged()
+    scene.write('edit', 'tasks', 'a', { title: 'mine' })
+    scene.answer({ version: 6 })
+    for (const [version, title] of [
+      [5, 'mine'],
+      [7, 'theirs'],
+    ] as const) {
+      scene.sync()
+      scene.batch({ cursor: `d${version}`, changes: [insert('a', { ...task('theirs', version), revision: 1 }, 'update')] })
+      scene.acknowledged()
+      assert.equal(scene.seen('tasks', 'a')?.['title'], title)
+    }
+  },
   deleted_row_stays_away_until_batches_reach_its_deletion() {
     const scene = Scene.stream()
     scene.write('delete', 'tasks', 't1')
@@ -727,6 +744,42 @@ state('groups', {
     scene.batch({ cursor: 'c3', hasMore: true, scope: 'list:1', changes: [shared('a', task('a'), 'list:1')] })
     scene.batch({ cursor: 'c4', changes: [remove('a'), shared('b', task('b'), 'list:1')] })
     assert.deepEqual(scene.ids('tasks'), ['b', 't1', 't2'])
+  },
+  row_that_left_the_group_before_the_join_goes_with_the_others() {
+    for (const isStill of [false, true]) {
+      const scene = Scene.stream()
+      scene.sync()
+      scene.batch({ cursor: 'join 1', hasMore: true, changes: [membership('join', '1')] })
+      scene.batch({ cursor: 'c2', changes: [shared('a', task('of both'), 'list:1', 'list:2')] })
+      scene.acknowledged()
+      scene.sync()
+      // That it left the list 2 is in the stream of the list 1 only, which is not read after the membership has ended.
+      scene.batch({ cursor: 'join 2', hasMore: true, changes: [membership('join', '2')] })
+      const page = isStill ? [shared('a', task('of both'), 'list:1', 'list:2')] : []
+      scene.batch({ cursor: 'c3', hasMore: true, scope: 'list:2', changes: page })
+      scene.batch({ cursor: 'c4', changes: [membership('leave', '1')] })
+      assert.deepEqual(scene.ids('tasks'), isStill ? ['a', 't1', 't2'] : ['t1', 't2'])
+    }
+  },
+  result_within_a_snapshot_keeps_no_former_audiences() {
+    for (const status of ['conflict', 'applied']) {
+      const scene = Scene.stream()
+      scene.sync()
+      scene.batch({ cursor: 'join 1', hasMore: true, changes: [membership('join', '1')] })
+      scene.batch({ cursor: 'c2', changes: [shared('a', task('old'), 'list:1', 'user:user-1')] })
+      scene.acknowledged()
+      scene.sync()
+      scene.write('edit', 'tasks', 'a', { title: 'mine' })
+      // The row is in the list 3 only by now, and its page would be the next.
+      const joins = [membership('join', '1'), membership('join', '3')]
+      scene.batch({ reset: true, hasMore: true, cursor: 'd1', changes: [...joins, insert('t1', task('milk'))] })
+      const server = { id: 'a', ...task('of list 3', 2) }
+      scene.answer(status === 'conflict' ? { status, winner: 'theirs', version: 2, server } : { status, version: 2 })
+      scene.batch({ cursor: 'd2', hasMore: true })
+      assert.ok(scene.seen('tasks', 'a'), status)
+      scene.batch({ cursor: 'd3', changes: [membership('leave', '3')] })
+      assert.deepEqual(scene.ids('tasks'), ['t1'], status)
+    }
   },
   leave_removes_rows_seen_by_that_group_only() {
     const scene = member()

@@ -262,44 +262,6 @@ describe('groups', () => {
     assert.equal(scene.seen('tasks', 'a')?.['title'], 'second')
   })
 
-  test('row of two lists that left one before the user joined that goes with the other', () => {
-    for (const isStill of [false, true]) {
-      const scene = Scene.stream()
-      scene.sync()
-      scene.batch({ cursor: 'join 1', hasMore: true, changes: [membership('join', '1')] })
-      scene.batch({ cursor: 'c2', changes: [shared('a', task('of both'), 'list:1', 'list:2')] })
-      scene.acknowledged()
-      scene.sync()
-      // That it left the list 2 is in the stream of the list 1 only, which is not read after the membership has ended.
-      scene.batch({ cursor: 'join 2', hasMore: true, changes: [membership('join', '2')] })
-      const page = isStill ? [shared('a', task('of both'), 'list:1', 'list:2')] : []
-      scene.batch({ cursor: 'c3', hasMore: true, scope: 'list:2', changes: page })
-      scene.batch({ cursor: 'c4', changes: [membership('leave', '1')] })
-      assert.deepEqual(scene.ids('tasks'), isStill ? ['a', 't1', 't2'] : ['t1', 't2'])
-    }
-  })
-
-  test('row that only a result has brought since the snapshot began goes with the group', () => {
-    for (const status of ['conflict', 'applied']) {
-      const scene = Scene.stream()
-      scene.sync()
-      scene.batch({ cursor: 'join 1', hasMore: true, changes: [membership('join', '1')] })
-      scene.batch({ cursor: 'c2', changes: [shared('a', task('old'), 'list:1', 'user:user-1')] })
-      scene.acknowledged()
-      scene.sync()
-      scene.write('edit', 'tasks', 'a', { title: 'mine' })
-      // The row is in the list 3 only by now, and its page would be the next.
-      const joins = [membership('join', '1'), membership('join', '3')]
-      scene.batch({ reset: true, hasMore: true, cursor: 'd1', changes: [...joins, insert('t1', task('milk'))] })
-      const server = { id: 'a', ...task('of list 3', 2) }
-      scene.answer(status === 'conflict' ? { status, winner: 'theirs', version: 2, server } : { status, version: 2 })
-      scene.batch({ cursor: 'd2', hasMore: true })
-      assert.ok(scene.seen('tasks', 'a'), status)
-      scene.batch({ cursor: 'd3', changes: [membership('leave', '3')] })
-      assert.deepEqual(scene.ids('tasks'), ['t1'], status)
-    }
-  })
-
   test('waiting change of a row that was left is refused by the server, not lost', () => {
     const scene = member(shared('a', task('base'), 'list:1'))
     scene.sync()
