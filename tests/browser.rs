@@ -170,6 +170,8 @@ struct Reports {
 impl Reports {
     /// The data of the next event of this name in one of the page's streams.
     async fn next(&mut self, by: &str, name: &str) -> Value {
+        // A page that connects again and again reports, too.
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
         loop {
             let known = self
                 .early
@@ -178,7 +180,7 @@ impl Reports {
             if let Some(index) = known {
                 return self.early.remove(index)["data"].take();
             }
-            let report = tokio::time::timeout(TIMEOUT, self.reports.recv()).await;
+            let report = tokio::time::timeout_at(deadline, self.reports.recv()).await;
             let report = report.unwrap_or_else(|_| panic!("no {name} by {by}; there were {:?}", self.early));
             let report = report.unwrap();
             assert_ne!(report["name"], "error", "{report}");
