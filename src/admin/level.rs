@@ -1,4 +1,4 @@
-//! How bad a finding is.
+//! How bad a finding of `doctor`, of `routes check` or of the verdict is.
 
 use serde::Serialize;
 

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 
 use serde::Serialize;
 
+use crate::admin::level::Level;
 use crate::admin::slot_report::{SlotReport, Verdict as SlotVerdict};
 
 /// A slot that is lost within this time is urgent.
@@ -13,19 +14,11 @@ const SLOT_URGENT_SECONDS: f64 = 3600.0;
 /// Names that one sentence has at most.
 const NAMES_MAX: usize = 3;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    Ok,
-    /// Clients see fresh data, and a part of the system needs an operator.
-    Warn,
-    /// Clients see stale data, or will soon.
-    Fail,
-}
-
 /// A problem, or that there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verdict {
+    /// A warning: clients see fresh data, and a part of the system needs an operator. A failure: they see stale data, or will
+    /// soon.
     pub level: Level,
     /// For example `redis` or `slot`.
     pub name: &'static str,

@@ -38,7 +38,7 @@ pub struct Audience {
     pub kind: String,
     /// The users, at most 100; null for the whole tenant.
     pub users: Option<Vec<SeenBy>>,
-    /// Why it is nobody.
+    /// Why no user sees it.
     pub note: Option<String>,
 }
 
