@@ -16,11 +16,12 @@
 //!
 //! - [`core`]: values without IO: positions, tenants' names, times, pages, the RESP codec.
 //! - [`config`]: every setting with its default, bounds and unit.
-//! - [`telemetry`]: logs, traces, every metric (`src/telemetry/metrics/`, one file for each group), and the journal of the
-//!   console.
-//! - [`net`]: TCP, Unix sockets and TLS to servers, the HTTP client.
+//! - [`telemetry`]: logs, traces, counters and histograms (`src/telemetry/metrics/`, one file for each group), and the journal
+//!   of the console. Gauges of the current state are in `src/api/metrics.rs`, which may read every part.
+//! - [`net`]: TCP, Unix sockets and TLS to servers, the HTTP client, signed requests to webhooks.
 //! - [`contract`]: every format in Redis, both directions in one file: keys, names of streams, entries, the checkpoint, the
-//!   window, quarantine, control commands, Lua scripts. A new stream begins here (`src/contract/stream_name.rs`).
+//!   window, quarantine, commands, Lua scripts. A new key or stream begins in `src/contract/keys.rs` and
+//!   `src/contract/catalog.rs`; one to which changes of rows are routed in `src/contract/stream_name.rs`, too.
 //! - [`redis`]: connections to Redis, and reads of streams.
 //! - [`postgres`]: the pool, statements (`sql/`), migrations, the publication, tenants, the audit log.
 //!
@@ -36,23 +37,37 @@
 //! - [`live`]: the tail of the live stream, its fan-out to readers, presence.
 //! - [`feature`]: what features share: the error of a request, pages, checks of input.
 //! - [`oidc`]: access tokens of other providers: keys, signatures, claims.
-//! - [`accounts`]: users, devices, enrollment, sessions, tickets, limits on guessing, and the cache of all of them.
+//! - [`accounts`]: users, devices (`src/accounts/devices/device.rs` lists them, for the API and the command line), enrollment,
+//!   sessions, tickets, limits on guessing, and the cache of all of them.
 //! - [`messages`]: messages, and conflicts between their versions.
 //! - [`state`]: encrypted state of a user's devices.
 //! - [`sync`]: batches: incoming (snapshot, then stream) with cursors and acknowledgements; outgoing uploads with the results of
-//!   their items (`src/sync/outgoing`).
+//!   their items (`src/sync/outgoing`; their JSON is in `src/api/item_body.rs`).
 //! - [`push`]: waking offline devices: candidates, the schedule, and the webhook with its retries (`src/push/webhook.rs`).
 //!
 //! The surfaces:
 //!
-//! - [`admin`]: what operators see and do: streams, consumer groups, quarantine, slots, `doctor`, figures with their verdict.
+//! - [`admin`]: what operators see and do: streams, consumer groups, quarantine, slots, how far devices are behind, `doctor`,
+//!   figures with their verdict.
 //! - [`http`]: HTTP plumbing: server, upgrade, request, response, error. It has no route and no feature.
 //! - [`api`]: one thin file for each group of routes: parse, call a feature, render; SSE and WebSocket in `src/api/live`;
 //!   the rates of requests; the routes of the admin listener, with the console in `src/api/console`.
 //! - [`engine`]: starts the parts in order, registers listeners between them, stops them in order.
 //! - [`dev`]: the private Postgres and Redis of `posduif dev` and of the tests; the engine as a child process; the demo and
 //!   its server.
-//! - [`cli`]: the command line, one file or folder for each noun, declared in `src/cli/mod.rs`.
+//! - [`cli`]: the command line, one file or folder for each noun, declared in `src/cli/mod.rs`. A command prints what [`admin`]
+//!   or a feature returns.
+//!
+//! # What spans folders
+//!
+//! | subject | files |
+//! |---|---|
+//! | groups: users who share rows | `src/config/group.rs`; the id, and the most groups of a user, in `src/contract/group.rs` and `src/contract/members.rs`; `src/route/membership.rs`, `src/sync/members.rs`, `src/live/hub.rs` |
+//! | consumer groups of Redis | `src/admin/groups.rs`, `src/cli/stream/groups.rs` |
+//! | results of uploads | decided by functions in `migrations/tenant/`; `src/sync/outgoing/mod.rs`, `src/api/item_body.rs` |
+//! | quarantine | kinds in `src/contract/quarantine.rs`; reasons in `src/route/router.rs` and `src/replication/pipeline/rows.rs`; what settles an entry in `src/admin/quarantine.rs` |
+//! | webhooks | settings in `src/config/webhook.rs`, requests in `src/net/webhook.rs`; retries in `src/push/webhook.rs` (devices) and `src/accounts/password_reset.rs` (mails) |
+//! | metrics | `src/telemetry/metrics/`, gauges in `src/api/metrics.rs`; docs, dashboard and alerts are compared by tests |
 //!
 //! # Arrows
 //!

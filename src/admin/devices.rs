@@ -1,4 +1,4 @@
-//! How far devices are behind, for their operator.
+//! How far devices are behind, for their operator. [`crate::accounts::devices`] lists the devices themselves.
 
 use std::collections::HashMap;
 

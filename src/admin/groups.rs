@@ -1,7 +1,8 @@
 //! Consumer groups on `changes`: how other services read a tenant's changes, and how far each has come.
 //!
-//! A group is Redis' own. Trimming does not wait for it: `changes` is cut only by its bound
-//! (`streams.changes_entries_max`), so a group that is further behind than that has lost entries, which shows here.
+//! A group here is Redis' own; groups of users who share rows are in [`crate::config::group`]. Trimming does not wait for it:
+//! `changes` is cut only by its bound (`streams.changes_entries_max`), so a group that is further behind than that has lost
+//! entries, which shows here.
 
 use std::sync::Arc;
 

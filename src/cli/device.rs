@@ -1,4 +1,5 @@
-//! `posduif device`: manages the devices of a tenant's users.
+//! `posduif device`: manages the devices of a tenant's users, which [`crate::accounts::devices`] reads, with the state of
+//! their sync in Redis ([`crate::sync::device_state`]).
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};

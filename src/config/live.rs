@@ -9,7 +9,7 @@ section! {
         pub retry_ms: u64 = 1000, 100..=60_000;
         /// Seconds without progress in writing to a reader after which it is disconnected; it resumes without loss.
         pub write_timeout_seconds: u64 = 20, 1..=300;
-        /// Maximum number of events queued for a slow reader before it is disconnected; it resumes without loss.
+        /// Maximum number of events queued for a slow reader; one with more reads its streams instead.
         pub queue_events_max: usize = 256, 16..=100_000;
         /// Maximum number of events replayed individually after a resume; beyond them the reader receives one
         /// `sync_required`.

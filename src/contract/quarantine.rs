@@ -1,4 +1,5 @@
-//! Entries of a tenant's quarantine: position, kind and cause, followed by the fields of an [`EntryBody`].
+//! Entries of a tenant's quarantine: position, kind and cause, followed by the fields of an [`EntryBody`]. The kind decides
+//! what settles an entry (`src/admin/quarantine.rs`).
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! The streams of a tenant, and who reads which.
+//! The streams of a tenant to which changes are routed, and who reads which. The streams `push` and `quarantine` have files
+//! of their own.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Events that a page is not given yet, because Postgres does not show their changes.
+//! Events that a page does not receive yet, because Postgres does not show their changes. Each page has its own
+//! ([`super::feed`]); [`super::visibility`] queries Postgres for all of them.
 
 use std::pin::Pin;
 use std::sync::Arc;

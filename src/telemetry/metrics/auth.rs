@@ -1,3 +1,5 @@
+//! Access tokens of identity providers, and reads of their keys.
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;

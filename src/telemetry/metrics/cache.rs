@@ -1,3 +1,5 @@
+//! Lookups of caches: of devices, and of rows of Postgres.
+
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 

@@ -1,3 +1,5 @@
+//! Requests and their connections, compression, logins, and what live connections send and receive.
+
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;

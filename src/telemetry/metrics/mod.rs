@@ -2,7 +2,7 @@
 //!
 //! Each engine has its own registry, since several may run in one process. The structs here are updated once per batch or
 //! request, never once per row, and take plain numbers and labels: this module knows no other part of the engine. Gauges
-//! that can be read at scrape time are built by the handler of `/metrics` (`api::metrics`), which knows what they measure.
+//! that can be read at scrape time are built by the handler of `/metrics` (`src/api/metrics.rs`), which may read every part.
 //! Labels have few values, all known beforehand: no tenant, no user, no raw path.
 
 mod auth;

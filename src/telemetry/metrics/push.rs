@@ -1,3 +1,5 @@
+//! Devices that were woken, and deliveries to the webhook.
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;

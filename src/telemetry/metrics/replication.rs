@@ -1,3 +1,5 @@
+//! From the log to Redis: bytes, changes, batches, refusals, epochs, changes of tables.
+
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! Batches to devices, and uploads with the results of their items.
+
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
