@@ -4,7 +4,8 @@
 //! A superuser on Postgres 15 or newer publishes whole schemas, which include new tables. A new table may lack a replica
 //! identity, and its first UPDATE would fail; therefore an event trigger sets REPLICA IDENTITY FULL in the transaction that
 //! creates the table. The trigger exists before any schema is added. Other roles publish a list of tables, to which the next
-//! `posduif migrate up` adds new tables; when such a table has rows by then, the tenant's streams are recreated.
+//! look at the catalogs ([`crate::replication`]) or `posduif migrate up` adds new tables; when such a table has rows by then,
+//! the tenant's streams are recreated.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
