@@ -28,9 +28,13 @@ pub const KEYS: [KeyFormat; 33] = [
     key("posduif:probe:<random>:mark", "hash", &[&["n"]]),
     key("posduif:live:<lane>", "stream", &[&notice::FIELDS]),
     key("posduif:{<tenant>}:changes", "stream", &[&entry::CHANGES_FIELDS]),
-    key("posduif:{<tenant>}:shared", "stream", &[&entry::FIELDS]),
-    key("posduif:{<tenant>}:inbox:<user>", "stream", &[&entry::FIELDS]),
-    key("posduif:{<tenant>}:group:<group>:<id>", "stream", &[&entry::FIELDS]),
+    key("posduif:{<tenant>}:shared", "stream", &[&entry::DELIVERED_FIELDS]),
+    key("posduif:{<tenant>}:inbox:<user>", "stream", &[&entry::DELIVERED_FIELDS]),
+    key(
+        "posduif:{<tenant>}:group:<group>:<id>",
+        "stream",
+        &[&entry::DELIVERED_FIELDS],
+    ),
     key("posduif:{<tenant>}:groups", "set", &[]),
     key("posduif:{<tenant>}:groups:<user>", "hash", &[&members::FIELDS]),
     key(

@@ -1,13 +1,20 @@
-//! Entries of the streams `changes`, `shared` and `inbox`: [`EntryBody`] writes their fields, [`Entry`] reads them. Entries
-//! of `quarantine` contain an [`EntryBody`] as well.
+//! Entries of a tenant's streams: [`EntryBody`] writes their fields, [`Entry`] reads them.
+//!
+//! `changes` is an interface for other programs: each of its entries has a field for each thing, and the old row. The streams
+//! that devices and pages read, `shared`, `inbox` and those of groups, have two fields, `head` ([`super::head`]) and `row`:
+//! Redis works on each field, and a change has one entry for each of its readers. Of the old row they have what a reader
+//! needs to remove it. Entries of `quarantine` contain an [`EntryBody`] as well.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use bytes::{Bytes, BytesMut};
 
 use super::group::{self, Membership};
+use super::head::{self, Head};
 use super::json::members;
+use crate::core::json::write_string;
 use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::core::resp::{self, Reader, RespError};
@@ -19,31 +26,21 @@ const SCHEMA: &[u8] = b"schema";
 const TABLE: &[u8] = b"table";
 const TS: &[u8] = b"ts";
 const XID: &[u8] = b"xid";
-const EVENT: &[u8] = b"event";
 const ROW: &[u8] = b"row";
 const OLD: &[u8] = b"old";
 const UNCHANGED: &[u8] = b"unchanged";
-const VIA: &[u8] = b"via";
-const MEMBER: &[u8] = b"memberships";
 const CONTENT: &[u8] = b"content";
+const HEAD: &[u8] = head::NAME.as_bytes();
 
 /// Names of an entry's fields; no other file contains them as names of fields.
-pub const FIELDS: [&str; 11] = [
-    "op",
-    "schema",
-    "table",
-    "ts",
-    "xid",
-    "event",
-    "row",
-    "old",
-    "unchanged",
-    "via",
-    "memberships",
-];
+pub const FIELDS: [&str; 9] = ["op", "schema", "table", "ts", "xid", "row", "old", "unchanged", "head"];
 
 /// Names of the fields of an entry of `changes`.
 pub const CHANGES_FIELDS: [&str; 8] = ["op", "schema", "table", "ts", "xid", "row", "old", "unchanged"];
+
+/// Names of the fields of an entry that devices and pages read; `op` and `ts` are those of the `reset` with which a stream
+/// starts.
+pub const DELIVERED_FIELDS: [&str; 4] = ["op", "ts", "head", "row"];
 
 /// Names of the fields that an [`EntryBody`] adds to an entry of the quarantine.
 pub const QUARANTINED_FIELDS: [&str; 8] = ["schema", "table", "ts", "xid", "row", "old", "unchanged", "content"];
@@ -54,6 +51,16 @@ pub fn live_columns(table: &str) -> &'static [&'static str] {
         ENCRYPTED_STATES => &["key", "version", "device_id"],
         "devices" => &["device_id", "name", "device_type"],
         _ => &[],
+    }
+}
+
+/// The columns of a table that readers need when the row is deleted or its id changes: first the one with the id that they
+/// know the row by, then what events about it contain.
+pub fn removal_columns(table: &str) -> &'static [&'static str] {
+    match table {
+        ENCRYPTED_STATES => &["id", "key", "version", "device_id", "updated_at"],
+        "devices" => live_columns(table),
+        _ => &["id"],
     }
 }
 
@@ -71,11 +78,6 @@ impl Text {
     /// The text as bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
-    }
-
-    /// A part of it.
-    fn part(&self, part: &[u8]) -> Self {
-        Self(self.0.slice_ref(part))
     }
 }
 
@@ -108,7 +110,7 @@ impl fmt::Debug for Text {
 pub struct Entry {
     pub id: StreamId,
     pub op: Operation,
-    /// Schema of the table.
+    /// Schema of the table; only in `changes`.
     pub schema: Text,
     pub table: Text,
     /// Commit time, µs since 1970.
@@ -119,7 +121,7 @@ pub struct Entry {
     pub event: Option<Text>,
     /// The row as JSON.
     pub row: Option<Text>,
-    /// The old row as JSON.
+    /// The old row as JSON; beside `changes` only [`removal_columns`], where the row is deleted or its id has changed.
     pub old: Option<Text>,
     /// Columns that the WAL left out, as a JSON array.
     pub unchanged: Option<Text>,
@@ -175,13 +177,30 @@ impl Entry {
             TABLE => self.table = Text(bytes()),
             TS => self.commit_ts = parse(value),
             XID => self.xid = parse(value),
-            EVENT => self.event = Some(Text(bytes())),
             ROW => self.row = Some(Text(bytes())),
             OLD => self.old = Some(Text(bytes())),
             UNCHANGED => self.unchanged = Some(Text(bytes())),
-            VIA => self.via = Some(Text(bytes())),
-            MEMBER => self.member = Some(Text(bytes())),
+            HEAD => self.set_head(&bytes()),
             _ => {}
+        }
+    }
+
+    fn set_head(&mut self, head: &Bytes) {
+        let parts = head::Parts::of(head);
+        self.op = parts.op;
+        self.table = text(head, parts.table).unwrap_or_default();
+        self.event = text(head, parts.event).filter(|event| !event.as_bytes().is_empty());
+        self.commit_ts = parse(parts.commit_ts);
+        self.xid = parse(parts.xid);
+        for (name, json) in parts.members() {
+            let value = Some(Text(head.slice_ref(json)));
+            match std::str::from_utf8(name) {
+                Ok(head::OLD) => self.old = value,
+                Ok(head::UNCHANGED) => self.unchanged = value,
+                Ok(head::VIA) => self.via = value,
+                Ok(head::MEMBERSHIPS) => self.member = text(head, json),
+                _ => {}
+            }
         }
     }
 
@@ -252,9 +271,8 @@ impl Entry {
         let (_, id) = members(row.as_bytes()).find(|(name, _)| *name == column)?;
         match id {
             b"null" => None,
-            [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => Some(row.part(plain)),
-            [b'"', ..] => serde_json::from_slice::<String>(id).ok().map(Text::from),
-            _ => Some(row.part(id)),
+            [b'"', ..] => text(&row.0, id),
+            _ => Some(Text(row.0.slice_ref(id))),
         }
     }
 
@@ -262,6 +280,14 @@ impl Entry {
     pub fn bytes(&self) -> usize {
         let length = |text: &Option<Text>| text.as_ref().map_or(0, |text| text.as_bytes().len());
         128 + length(&self.row) + length(&self.old)
+    }
+}
+
+/// The text of a JSON string within bytes, whose memory it shares where it has no escapes.
+fn text(bytes: &Bytes, json: &[u8]) -> Option<Text> {
+    match json {
+        [b'"', plain @ .., b'"'] if !plain.contains(&b'\\') => Some(Text(bytes.slice_ref(plain))),
+        _ => serde_json::from_slice::<String>(json).ok().map(Text::from),
     }
 }
 
@@ -281,11 +307,21 @@ pub struct Source<'a> {
     pub xid: u32,
 }
 
-/// The fields of an entry that are the same for all its audiences, encoded once.
+/// What the entries of a change have in common, encoded once.
 #[derive(Debug, Default)]
 pub struct EntryBody {
+    /// The fields of an entry of `changes`, beside its operation.
     encoded: BytesMut,
     arguments: usize,
+    /// Where the field `row` is in them.
+    row: Range<usize>,
+    head: Head,
+    /// What readers need to remove the row, JSON.
+    removed: Vec<u8>,
+    /// The id has changed, so that readers of the new row need it as well.
+    is_renamed: bool,
+    /// A reader for whom the row is deleted may see it as a member of a group.
+    has_via: bool,
 }
 
 impl EntryBody {
@@ -293,6 +329,11 @@ impl EntryBody {
     pub fn begin(&mut self, source: &Source<'_>) {
         self.encoded.clear();
         self.arguments = 0;
+        self.row = 0..0;
+        self.removed.clear();
+        self.is_renamed = false;
+        self.has_via = false;
+        self.head.begin(source.table, source.commit_ts, source.xid);
         self.field(SCHEMA, source.schema.as_bytes());
         self.field(TABLE, source.table.as_bytes());
         self.field(TS, itoa::Buffer::new().format(source.commit_ts).as_bytes());
@@ -301,7 +342,9 @@ impl EntryBody {
 
     /// Adds the row, or the data of an outbox message, as JSON.
     pub fn row(&mut self, json: &[u8]) {
+        let start = self.encoded.len();
         self.field(ROW, json);
+        self.row = start..self.encoded.len();
     }
 
     /// Adds the old row as JSON.
@@ -309,14 +352,23 @@ impl EntryBody {
         self.field(OLD, json);
     }
 
+    /// Adds what readers need to remove the row, a JSON object of [`removal_columns`].
+    pub fn removed(&mut self, json: &[u8], is_renamed: bool) {
+        self.removed.clear();
+        self.removed.extend_from_slice(json);
+        self.is_renamed = is_renamed;
+    }
+
     /// Adds the names of the columns that the WAL left out, as a JSON array.
     pub fn unchanged(&mut self, json: &[u8]) {
         self.field(UNCHANGED, json);
+        self.head.member(head::UNCHANGED, json);
     }
 
-    /// Adds who sees the row after the change, as a JSON array.
+    /// Adds for readers who sees the row after the change, as a JSON array.
     pub fn via(&mut self, json: &[u8]) {
-        self.field(VIA, json);
+        self.head.member(head::VIA, json);
+        self.has_via = true;
     }
 
     /// Adds the content of a malformed outbox message.
@@ -340,22 +392,43 @@ impl EntryBody {
     }
 
     /// How many arguments [`EntryBody::write`] appends.
-    pub fn entry_arguments(&self, event: Option<&str>, memberships: &[Membership]) -> usize {
-        2 + self.arguments + 2 * usize::from(event.is_some()) + 2 * usize::from(!memberships.is_empty())
+    pub fn changes_arguments(&self) -> usize {
+        2 + self.arguments
     }
 
-    /// Appends the fields of an entry as arguments of a command.
-    pub fn write(&self, out: &mut BytesMut, op: Operation, event: Option<&str>, memberships: &[Membership]) {
+    /// Appends the fields of an entry of `changes` as arguments of a command.
+    pub fn write(&self, out: &mut BytesMut, op: Operation) {
         resp::argument(out, OP);
         resp::argument(out, op.as_str().as_bytes());
         out.extend_from_slice(&self.encoded);
-        if let Some(event) = event {
-            resp::argument(out, EVENT);
-            resp::argument(out, event.as_bytes());
+    }
+
+    /// How many arguments [`EntryBody::write_delivered`] appends.
+    pub fn delivered_arguments(&self, op: Operation) -> usize {
+        if self.row_of(op).is_empty() { 2 } else { 4 }
+    }
+
+    /// Appends the fields of an entry that devices and pages read as arguments of a command.
+    pub fn write_delivered(&self, out: &mut BytesMut, op: Operation, event: Option<&str>, memberships: &[Membership]) {
+        let mut own: Vec<(&str, &[u8])> = Vec::new();
+        let mut json = Vec::new();
+        if (op == Operation::Delete || self.is_renamed) && !self.removed.is_empty() {
+            own.push((head::OLD, &self.removed));
         }
         if !memberships.is_empty() {
-            resp::argument(out, MEMBER);
-            resp::argument(out, group::write(memberships).as_bytes());
+            write_string(&group::write(memberships), &mut json);
+            own.push((head::MEMBERSHIPS, &json));
+        }
+        resp::argument(out, HEAD);
+        self.head.write(out, op, event, &own);
+        out.extend_from_slice(self.row_of(op));
+    }
+
+    /// The field `row`, encoded; a reader who no longer sees the row by any way needs none.
+    fn row_of(&self, op: Operation) -> &[u8] {
+        match op {
+            Operation::Delete if !self.has_via => &[],
+            _ => &self.encoded[self.row.clone()],
         }
     }
 
@@ -436,6 +509,21 @@ mod tests {
         (0..count / 2).map(|_| pair()).collect()
     }
 
+    /// An entry of these fields, read from a reply and from a client library.
+    fn read(arguments: &[u8], count: usize, names: &[&str]) -> [Entry; 2] {
+        let range = format!("*1\r\n*2\r\n$3\r\n7-1\r\n*{count}\r\n");
+        let range = Bytes::from([range.as_bytes(), arguments].concat());
+        let mut entries = Entry::parse_range(&range).unwrap();
+        assert_eq!(entries.len(), 1);
+        let fields = fields(arguments, count);
+        assert!(
+            fields.iter().all(|(name, _)| names.contains(&name.as_str())),
+            "{fields:?}"
+        );
+        let pairs = fields.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+        [entries.remove(0), Entry::from_fields(StreamId { ms: 7, seq: 1 }, pairs)]
+    }
+
     proptest! {
         #[test]
         fn entry_reads_what_the_body_wrote(
@@ -443,43 +531,68 @@ mod tests {
             (schema, table) in any::<(String, String)>(),
             (commit_ts, xid) in any::<(i64, u32)>(),
             texts in any::<[Option<String>; 5]>(),
-            joins in any::<bool>(),
+            (joins, is_renamed) in any::<(bool, bool)>(),
         ) {
             let mut body = EntryBody::default();
+            body.begin(&Source { schema: "former", table: "former", commit_ts: 1, xid: 2 });
+            body.row(b"{}");
+            body.via(b"[]");
+            body.removed(b"{}", true);
             body.begin(&Source { schema: &schema, table: &table, commit_ts, xid });
+            let json = |text: String| serde_json::json!({ "id": text }).to_string();
             let [event, row, old, unchanged, via] = texts;
+            let [row, old, unchanged, via] = [row, old, unchanged, via].map(|text| text.map(json));
+            let event = event.filter(|event| !event.is_empty());
             let memberships: Vec<Membership> = joins.then(|| Membership::Join("list:42".parse().unwrap())).into_iter().collect();
             if let Some(row) = &row { body.row(row.as_bytes()); }
-            if let Some(old) = &old { body.old(old.as_bytes()); }
+            if let Some(old) = &old {
+                body.old(old.as_bytes());
+                body.removed(old.as_bytes(), is_renamed);
+            }
             if let Some(unchanged) = &unchanged { body.unchanged(unchanged.as_bytes()); }
             if let Some(via) = &via { body.via(via.as_bytes()); }
-            let mut out = BytesMut::new();
-            body.write(&mut out, operation, event.as_deref(), &memberships);
-
-            let arguments = body.entry_arguments(event.as_deref(), &memberships);
-            let range = format!("*1\r\n*2\r\n$3\r\n7-1\r\n*{arguments}\r\n");
-            let range = Bytes::from([range.as_bytes(), &out].concat());
-            let text = |text: Option<String>| text.map(Text::from);
-            let expected = Entry {
+            let text = |text: &Option<String>| text.clone().map(Text::from);
+            let in_changes = Entry {
                 id: StreamId { ms: 7, seq: 1 },
                 op: operation,
                 schema: schema.into(),
                 table: table.into(),
                 commit_ts: Some(commit_ts),
                 xid: Some(xid),
-                event: text(event),
-                row: text(row),
-                old: text(old),
-                unchanged: text(unchanged),
-                via: text(via),
-                member: joins.then(|| "+list:42".to_owned().into()),
+                row: text(&row),
+                old: text(&old),
+                unchanged: text(&unchanged),
+                ..Entry::default()
             };
-            prop_assert_eq!(&Entry::parse_range(&range).unwrap(), std::slice::from_ref(&expected));
-            let fields = fields(&out, arguments);
-            prop_assert!(fields.iter().all(|(name, _)| FIELDS.contains(&name.as_str())));
-            let pairs = fields.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
-            prop_assert_eq!(Entry::from_fields(expected.id, pairs), expected);
+            let is_deleted = operation == Operation::Delete;
+            let delivered = Entry {
+                schema: Text::default(),
+                event: text(&event),
+                row: in_changes.row.clone().filter(|_| !is_deleted || via.is_some()),
+                old: in_changes.old.clone().filter(|_| is_deleted || is_renamed),
+                via: text(&via),
+                member: joins.then(|| "+list:42".to_owned().into()),
+                ..in_changes.clone()
+            };
+
+            let mut out = BytesMut::new();
+            body.write(&mut out, operation);
+            for entry in read(&out, body.changes_arguments(), &CHANGES_FIELDS) {
+                prop_assert_eq!(&entry, &in_changes);
+            }
+            out.clear();
+            body.write_delivered(&mut out, operation, event.as_deref(), &memberships);
+            for entry in read(&out, body.delivered_arguments(operation), &DELIVERED_FIELDS) {
+                prop_assert_eq!(&entry, &delivered);
+            }
         }
+    }
+
+    #[test]
+    fn names_of_fields_are_those_of_both_forms() {
+        let both = CHANGES_FIELDS.iter().chain(&DELIVERED_FIELDS);
+        let both: std::collections::BTreeSet<&str> = both.copied().collect();
+        assert_eq!(both, FIELDS.into_iter().collect());
     }
 
     #[test]

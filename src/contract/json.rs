@@ -39,12 +39,44 @@ impl<'a> Iterator for Members<'a> {
 }
 
 impl Members<'_> {
-    fn skip_space(&self, mut at: usize) -> usize {
-        while matches!(self.text.get(at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
-            at += 1;
-        }
-        at
+    fn skip_space(&self, at: usize) -> usize {
+        skip_space(self.text, at)
     }
+}
+
+/// Goes over the elements of an array as they are written. Ends where the text is no JSON.
+pub struct Elements<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+/// The elements of an array, as [`Elements`] says.
+pub fn elements(array: &[u8]) -> Elements<'_> {
+    Elements {
+        text: array,
+        at: skip_space(array, 0),
+    }
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if !matches!(self.text.get(self.at)?, b'[' | b',') {
+            return None;
+        }
+        let value = skip_space(self.text, self.at + 1);
+        let value_end = value_end(self.text, value)?;
+        self.at = skip_space(self.text, value_end);
+        self.text.get(value..value_end)
+    }
+}
+
+fn skip_space(text: &[u8], mut at: usize) -> usize {
+    while matches!(text.get(at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+        at += 1;
+    }
+    at
 }
 
 /// Where the string that begins at a place ends.
@@ -132,9 +164,19 @@ mod tests {
         }
 
         #[test]
+        fn elements_are_what_a_parser_finds(array in proptest::collection::vec(values(), 0..8), pretty in any::<bool>()) {
+            let array = Value::from(array);
+            let text = if pretty { serde_json::to_string_pretty(&array).unwrap() } else { array.to_string() };
+            let found: Vec<Value> = elements(text.as_bytes()).map(|value| serde_json::from_slice(value).unwrap()).collect();
+            prop_assert_eq!(Value::from(found), array);
+        }
+
+        #[test]
         fn no_text_makes_it_panic(text in any::<String>(), nearly in "[{}\\[\\]\",:a\\\\ 0-9]{0,40}") {
             let _ = members(text.as_bytes()).count();
             let _ = members(nearly.as_bytes()).count();
+            let _ = elements(text.as_bytes()).count();
+            let _ = elements(nearly.as_bytes()).count();
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod control;
 pub mod device_state;
 pub mod entry;
 pub mod group;
+pub mod head;
 pub mod json;
 pub mod keys;
 pub mod lua;

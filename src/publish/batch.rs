@@ -65,6 +65,22 @@ impl<'a> Change<'a> {
             memberships: &[],
         }
     }
+
+    /// How many arguments [`Change::write`] appends.
+    fn arguments(&self, target: &Target, body: &EntryBody) -> usize {
+        match target {
+            Target::Changes(_) => body.changes_arguments(),
+            _ => body.delivered_arguments(self.op),
+        }
+    }
+
+    /// Appends the fields of its entry in a stream.
+    fn write(&self, target: &Target, body: &EntryBody, out: &mut BytesMut) {
+        match target {
+            Target::Changes(_) => body.write(out, self.op),
+            _ => body.write_delivered(out, self.op, self.event, self.memberships),
+        }
+    }
 }
 
 /// The commands of one `EXEC` in the making.
@@ -216,27 +232,25 @@ impl Batch {
 
     /// Adds a change to a stream.
     pub fn entry(&mut self, target: Target, id: StreamId, change: Change<'_>, body: &EntryBody) {
-        let Change { op, event, memberships } = change;
-        resp::begin(&mut self.commands, 4 + body.entry_arguments(event, memberships));
+        resp::begin(&mut self.commands, 4 + change.arguments(&target, body));
         resp::argument(&mut self.commands, b"XADD");
         self.push_key(&target);
         // A missing stream must not be created with a hole in front: only `create_stream` does that.
         resp::argument(&mut self.commands, b"NOMKSTREAM");
         self.push_id(id);
-        body.write(&mut self.commands, op, event, memberships);
+        change.write(&target, body, &mut self.commands);
         self.queued.push((self.commands.len(), Purpose::Entry(target)));
     }
 
     /// Adds a change of a batch whose replies were never read, unless the stream holds it.
     pub fn entry_unless_there(&mut self, target: Target, id: StreamId, change: Change<'_>, body: &EntryBody) {
-        let Change { op, event, memberships } = change;
-        resp::begin(&mut self.commands, 5 + body.entry_arguments(event, memberships));
+        resp::begin(&mut self.commands, 5 + change.arguments(&target, body));
         for text in ["EVAL", lua::RECHECK, "1"] {
             resp::argument(&mut self.commands, text.as_bytes());
         }
         self.push_key(&target);
         self.push_id(id);
-        body.write(&mut self.commands, op, event, memberships);
+        change.write(&target, body, &mut self.commands);
         self.queued.push((self.commands.len(), Purpose::Entry(target)));
     }
 

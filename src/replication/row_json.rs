@@ -61,6 +61,30 @@ pub(super) fn write_rows(
     Ok(())
 }
 
+/// Adds what readers need to remove a row: the id that they know it by, which is the first column, and others as they were
+/// last.
+pub(super) fn write_removal(
+    relation: &Relation,
+    columns: &[usize],
+    row: &Row<'_>,
+    json: &mut Vec<u8>,
+    body: &mut EntryBody,
+) -> Result<(), NotUtf8> {
+    let known_by = |id| match row.before(id) {
+        ColumnValue::Unknown => row.after(id),
+        value => value,
+    };
+    let id = columns.first().copied();
+    let value_of = |column| match Some(column) == id {
+        true => known_by(column),
+        false => row.latest(column),
+    };
+    write_columns(relation, columns, value_of, json)?;
+    let is_renamed = id.is_some_and(|id| row.has_after() && known_by(id) != row.after(id));
+    body.removed(json, is_renamed);
+    Ok(())
+}
+
 /// Writes a JSON object of some columns of the new row, or of the old row of a delete; values that the log lacks are
 /// left out.
 pub(super) fn write_payload(
@@ -69,10 +93,19 @@ pub(super) fn write_payload(
     row: &Row<'_>,
     json: &mut Vec<u8>,
 ) -> Result<(), NotUtf8> {
+    write_columns(relation, columns, |column| row.latest(column), json)
+}
+
+fn write_columns<'a>(
+    relation: &Relation,
+    columns: &[usize],
+    value_of: impl Fn(usize) -> ColumnValue<'a>,
+    json: &mut Vec<u8>,
+) -> Result<(), NotUtf8> {
     json.clear();
     json.push(b'{');
     for &index in columns {
-        let (Some(column), value) = (relation.columns.get(index), row.latest(index)) else {
+        let (Some(column), value) = (relation.columns.get(index), value_of(index)) else {
             continue;
         };
         if value == ColumnValue::Unknown {

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::config::group::{Group, Groups};
 use crate::config::placement::Placement;
 use crate::config::rule::{ENCRYPTED_STATES, Recipient, Rule, TENANT, user_names};
-use crate::contract::entry::live_columns;
+use crate::contract::entry::{live_columns, removal_columns};
 use crate::contract::group::{GroupId, InvalidId, Membership};
 use crate::contract::stream_name::Audience;
 use crate::core::operation::Operation;
@@ -84,6 +84,8 @@ pub struct Plan {
     pub delivered: Option<Vec<bool>>,
     /// Columns whose values live events deliver.
     pub live_columns: Vec<usize>,
+    /// Columns that readers need when the row is deleted.
+    pub removal_columns: Vec<usize>,
     /// The built-in rule for messages, where this is their table.
     messages: Option<messages::Columns>,
     /// Rules whose deliveries are stored: each user gets a change once, however many rules match.
@@ -229,6 +231,7 @@ impl Router {
             true => place.is(&relation.schema, &relation.table),
             false => place.outside.is_none() && *place.table == *relation.table,
         };
+        let columns = |names: &[&str]| names.iter().filter_map(|name| relation.column(name)).collect();
         let mut plan = Plan {
             tenancy,
             id_column: relation
@@ -236,10 +239,8 @@ impl Router {
                 .or_else(|| relation.columns.iter().position(|column| column.is_key)),
             creation_column: None,
             delivered: None,
-            live_columns: live_columns(&relation.table)
-                .iter()
-                .filter_map(|column| relation.column(column))
-                .collect(),
+            live_columns: columns(live_columns(&relation.table)),
+            removal_columns: columns(removal_columns(&relation.table)),
             messages: None,
             stored: Vec::new(),
             live_only: Vec::new(),

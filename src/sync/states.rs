@@ -258,7 +258,10 @@ struct Columns {
     key: String,
     version: i64,
     device_id: Option<String>,
+    /// Null in what is left of a deleted row.
+    #[serde(default)]
     state: Value,
+    #[serde(default)]
     nonce: Value,
     updated_at: Value,
 }

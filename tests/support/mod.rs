@@ -311,13 +311,10 @@ impl World {
         reply
             .ids
             .into_iter()
-            .map(|raw| Entry {
-                id: raw.id.parse().unwrap(),
-                fields: raw
-                    .map
-                    .into_iter()
-                    .map(|(name, value)| (name, redis::from_redis_value(value).unwrap()))
-                    .collect(),
+            .map(|raw| {
+                let fields = raw.map.into_iter();
+                let fields = fields.map(|(name, value)| (name, redis::from_redis_value(value).unwrap()));
+                Entry::new(raw.id.parse().unwrap(), fields.collect())
             })
             .collect()
     }
@@ -369,7 +366,7 @@ impl Drop for World {
     }
 }
 
-/// An entry of a stream with its fields.
+/// An entry of a stream with its fields; where it has a `head`, the parts of that under the names of docs/redis.md.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) id: StreamId,
@@ -377,6 +374,26 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    pub(crate) fn new(id: StreamId, mut fields: HashMap<String, String>) -> Self {
+        if let Some(head) = fields.remove("head") {
+            let head: Vec<serde_json::Value> = serde_json::from_str(&head).unwrap();
+            let text = |value: &serde_json::Value| match value {
+                serde_json::Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let names = ["op", "event", "table", "ts", "xid"].map(str::to_owned);
+            fields.extend(names.into_iter().zip(head.iter().map(text)));
+            let members = head.get(5).and_then(serde_json::Value::as_object);
+            fields.extend(
+                members
+                    .into_iter()
+                    .flatten()
+                    .map(|(name, value)| (name.clone(), text(value))),
+            );
+        }
+        Self { id, fields }
+    }
+
     /// A field, empty when absent.
     pub(crate) fn field(&self, name: &str) -> &str {
         self.fields.get(name).map_or("", String::as_str)

@@ -11,7 +11,7 @@ use crate::core::position::StreamId;
 use crate::decode::pgoutput::{Begin, Cell, Old, Tuple};
 use crate::publish::batch::Change;
 use crate::replication::catalog;
-use crate::replication::row_json::{source, write_payload, write_rows};
+use crate::replication::row_json::{source, write_payload, write_removal, write_rows};
 use crate::route::router::{Delivery, Plan, RouteError};
 use crate::route::row::{ColumnValue, Row, user_id};
 use crate::route::tenancy::{RowTenant, Tenancy};
@@ -175,6 +175,13 @@ impl Pipeline {
             self.entries.body.begin(&source);
             // A value that is not UTF-8 was refused above.
             if write_rows(relation, &row, Some(shown), &mut self.json, &mut self.entries.body).is_err() {
+                return Ok(());
+            }
+        }
+        let is_removal = |delivery: &Delivery<'_>| delivery.operation == Operation::Delete;
+        if row.has_before() || deliveries.iter().any(is_removal) {
+            let (json, body) = (&mut self.json, &mut self.entries.body);
+            if write_removal(relation, &plan.removal_columns, &row, json, body).is_err() {
                 return Ok(());
             }
         }
