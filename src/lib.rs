@@ -63,7 +63,7 @@
 //! | subject | files |
 //! |---|---|
 //! | groups: users who share rows | `src/config/group.rs`; the id, and the most groups of a user, in `src/contract/group.rs` and `src/contract/members.rs`; `src/route/membership.rs`, `src/sync/members.rs`, `src/live/hub.rs` |
-//! | consumer groups of Redis | `src/admin/groups.rs`, `src/cli/stream/groups.rs` |
+//! | consumer groups of Redis | `src/admin/consumer_groups.rs`, `src/cli/stream/groups.rs` |
 //! | results of uploads | decided by functions in `migrations/tenant/`; `src/sync/outgoing/mod.rs`, `src/api/item_body.rs` |
 //! | quarantine | kinds in `src/contract/quarantine.rs`; reasons in `src/route/router.rs` and `src/replication/pipeline/rows.rs`; what settles an entry in `src/admin/quarantine.rs` |
 //! | webhooks | settings in `src/config/webhook.rs`, requests in `src/net/webhook.rs`; retries in `src/push/webhook.rs` (devices) and `src/accounts/password_reset.rs` (mails) |

@@ -353,6 +353,87 @@ async fn truncated_table_of_members_ends_all_memberships() {
 }
 
 #[tokio::test]
+async fn truncated_table_of_members_ends_live_events() {
+    let office = office().await;
+    let mut joe = Device::of(&office, "joes", office.joe_id).await;
+    join(&office, 1, office.joe_id).await;
+    office.world.published().await;
+    joe.sync().await;
+    let mut events = joe.api.events("/sse/mobile/joes").await;
+    write(&office, "TRUNCATE list_members").await;
+    events.expect("reset").await;
+    events.expect("sync_required").await;
+    let bell = json!({"rings": 1});
+    office.world.emit("bell", &json!({"list": "1"}), &bell).await;
+    office.send("hello").await;
+    assert_eq!(events.next().await.map(|event| event.name).as_deref(), Some("message"));
+    // Who joins again receives it again, without another connection.
+    join(&office, 1, office.joe_id).await;
+    events.expect("group_joined").await;
+    office.world.emit("bell", &json!({"list": "1"}), &bell).await;
+    events.expect("bell").await;
+    office.close().await;
+}
+
+#[tokio::test]
+async fn connected_member_receives_events_of_the_group_in_a_new_epoch() {
+    let office = office().await;
+    let (phone, page) = (
+        Device::of(&office, "joes", office.joe_id).await,
+        format!("/sse/web/{}", office.bob_id),
+    );
+    join(&office, 1, office.joe_id).await;
+    join(&office, 1, office.bob_id).await;
+    office.world.published().await;
+    let mut readers = [
+        phone.api.events("/sse/mobile/joes").await,
+        office.bob.events(&page).await,
+    ];
+    let _: i64 = office
+        .world
+        .ask_redis(&["DEL", &office.world.keys().checkpoint()])
+        .await;
+    for events in &mut readers {
+        events.expect("reset").await;
+    }
+    // No device has taken a snapshot, and none has connected again.
+    write(&office, "INSERT INTO tasks VALUES (1, 1, NULL, 'dig')").await;
+    for events in &mut readers {
+        assert_eq!(events.expect("task_changed").await.data["id"], "1");
+    }
+    office.close().await;
+}
+
+#[tokio::test]
+async fn membership_that_moves_is_announced_as_left_and_joined() {
+    let office = office().await;
+    let mut joe = Device::of(&office, "joes", office.joe_id).await;
+    join(&office, 1, office.joe_id).await;
+    office.world.published().await;
+    joe.sync().await;
+    let mut events = joe.api.events("/sse/mobile/joes").await;
+    let before = events.cursor.clone();
+    write(&office, "UPDATE list_members SET list_id = 2").await;
+    let mut again = None;
+    for _ in 0..2 {
+        let events = again.as_mut().unwrap_or(&mut events);
+        let [left, joined] = ["group_left", "group_joined"];
+        assert_eq!(events.expect(left).await.data["id"], "1");
+        assert_eq!(events.expect(joined).await.data["id"], "2");
+        // The same for a reader who was away.
+        let late = joe.api.with("last-event-id", &before).events("/sse/mobile/joes").await;
+        again = Some(late);
+    }
+    write(
+        &office,
+        "INSERT INTO tasks VALUES (1, 1, NULL, 'theirs'), (2, 2, NULL, 'ours')",
+    )
+    .await;
+    assert_eq!(events.expect("task_changed").await.data["id"], "2");
+    office.close().await;
+}
+
+#[tokio::test]
 async fn large_group_arrives_in_pages() {
     let office = office().await;
     let mut joe = Device::of(&office, "joes", office.joe_id).await;

@@ -297,6 +297,36 @@ impl Device {
 }
 
 #[tokio::test]
+async fn device_with_an_incomplete_snapshot_is_notified_when_another_is_due() {
+    let slow = Slow::with(Role::All).await;
+    let (bob, joe) = (slow.stage.bob, slow.stage.joe);
+    let mut device = Device::of(&slow).await;
+    slow.hold(true).await;
+    let (id, held) = slow.invisible_message(bob, joe).await;
+    tenants::resync(&slow.database, "acme").await.unwrap();
+    slow.stage.world.published().await;
+    // GIVEN a device whose snapshot lacks what is not shown, and that connects only then, twice
+    device.sync(2).await;
+    assert_eq!(device.snapshots, 1);
+    let mut events = device.phone.events("/sse/mobile/phone").await;
+    slow.stage.message(bob, joe, "later").await;
+    let place = events.expect("message").await.id.unwrap();
+    drop(events);
+    let mut events = device
+        .phone
+        .with("last-event-id", &place)
+        .events("/sse/mobile/phone")
+        .await;
+    // WHEN the commit is shown THEN it syncs
+    slow.hold(false).await;
+    held.await.unwrap();
+    events.expect("sync_required").await;
+    device.sync(10).await;
+    assert!(device.snapshots == 2 && device.messages.contains(&id));
+    slow.stage.stop().await;
+}
+
+#[tokio::test]
 async fn reset_above_an_invisible_commit_costs_one_snapshot() {
     let slow = Slow::with(Role::All).await;
     let (bob, joe) = (slow.stage.bob, slow.stage.joe);

@@ -5,6 +5,7 @@
 //! needed fails, too.
 
 mod exceptions;
+mod links;
 mod source;
 mod words;
 
@@ -299,6 +300,24 @@ fn markdown_lines_fit_120_characters() {
     let files = files(&["docs", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"], &[".md"]);
     let findings: Vec<_> = files.iter().flat_map(wide).collect();
     check(&findings, &owned(exceptions::WIDE_MARKDOWN));
+}
+
+#[test]
+fn links_of_documents_lead_to_files_and_headings() {
+    let documents = files(
+        &[
+            "docs",
+            "README.md",
+            "CHANGELOG.md",
+            "CONTRIBUTING.md",
+            "SECURITY.md",
+            "clients/typescript/README.md",
+            "examples",
+        ],
+        &[".md"],
+    );
+    let findings: Vec<_> = documents.iter().flat_map(links::broken).collect();
+    check(&findings, &[]);
 }
 
 #[test]

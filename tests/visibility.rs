@@ -1,6 +1,15 @@
 //! Live events of commits that Postgres does not show yet: a page hears of a row when it can read it.
 
+use std::task::{Context, Poll, Waker};
+
+use posduif::contract::notice::LiveEntry;
+use posduif::core::position::StreamId;
+use posduif::core::snapshot::Snapshot;
 use posduif::engine::Role;
+use posduif::live::feed::{Feed, FeedEvent, Opening};
+use posduif::live::hub::Hub;
+use posduif::live::tail::receive;
+use posduif::live::visibility::{Extent, Look, Visibility};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -135,5 +144,71 @@ async fn device_event_of_an_invisible_commit_is_sent_at_once() {
     assert!(!held.is_finished());
     slow.hold(false).await;
     held.await.unwrap();
+    slow.stage.stop().await;
+}
+
+#[tokio::test]
+async fn event_that_is_shown_passes_none_that_the_same_snapshot_shows() {
+    let slow = Slow::with(Role::All).await;
+    let standing = slow.store.standing("acme", slow.stage.bob).await.unwrap();
+    let (hub, visibility) = (Hub::new(16), Visibility::default());
+    let look = |snapshot: &str| {
+        let extent = Extent {
+            epoch: standing.view.epoch,
+            position: standing.view.position,
+            window: Vec::new(),
+        };
+        Look::behind(extent, Snapshot::parse(snapshot).unwrap())
+    };
+    let opening = Opening {
+        resume: None,
+        replay_max: 10,
+        visibility: visibility.clone(),
+        is_page: true,
+    };
+    let subscription = hub.subscribe("acme", slow.stage.bob);
+    let answer = async {
+        visibility.wished().await;
+        visibility.answer(visibility.take(), look("100:100:"));
+    };
+    let (feed, _) = tokio::join!(Feed::open(slow.store.clone(), subscription, opening), answer);
+    let mut feed = feed.unwrap();
+    let mut last = None;
+    let mut arrive = |feed: &mut Feed, place: u64, xid: u32| {
+        let id = StreamId {
+            ms: standing.view.position.ms + place,
+            seq: 1,
+        };
+        let entry = LiveEntry {
+            previous: last,
+            epoch: Some(standing.view.epoch),
+            term: standing.view.term,
+            heartbeat_ts: None,
+            notices: format!(
+                r#"[["{id}","acme","messages","{xid}",{xid},0,[["new_message","insert",["{}"]]]]]"#,
+                slow.stage.bob
+            ),
+        };
+        receive(&hub, id, &entry, &mut last);
+        match feed.poll_signals(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(signals) => assert!(!feed.take(&signals)),
+            Poll::Pending => panic!("the notice has not arrived"),
+        }
+    };
+    // GIVEN a change that is held, and one that follows it
+    arrive(&mut feed, 1, 100);
+    assert!(feed.pop().is_none());
+    arrive(&mut feed, 2, 101);
+    // WHEN both are shown before the feed knows it of the first
+    visibility.answer(visibility.take(), look("102:102:"));
+    // THEN they keep their order, and a reader resumes at each
+    let mut rows = Vec::new();
+    while let Some((event, place)) = feed.pop() {
+        let FeedEvent::Change(notice) = event else {
+            panic!("{event:?}");
+        };
+        rows.push((notice.row_id.clone().unwrap(), place.position < notice.id));
+    }
+    assert_eq!(rows, [("100".to_owned(), true), ("101".to_owned(), false)]);
     slow.stage.stop().await;
 }

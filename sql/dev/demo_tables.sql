@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS {schema}.tasks (
     updated_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz
 );
+CREATE INDEX IF NOT EXISTS list_members_user ON {schema}.list_members (user_id);
 CREATE INDEX IF NOT EXISTS tasks_list ON {schema}.tasks (list_id);
 
 -- Any writer makes a new version; an upload has counted it already.

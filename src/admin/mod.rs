@@ -4,10 +4,10 @@
 pub mod access;
 pub mod client_types;
 pub mod conflicts;
+pub mod consumer_groups;
 pub mod devices;
 pub mod doctor;
 pub mod figures;
-pub mod groups;
 pub mod level;
 pub mod published;
 pub mod quarantine;

@@ -65,7 +65,7 @@ struct Selection {
     /// Only entries of this tenant
     #[arg(long)]
     tenant: Option<String>,
-    /// Only acts of this actor: the id of a user, `cli` or `anonymous`
+    /// Only acts of this actor: the id of a user, `cli`, `console` or `anonymous`
     #[arg(long)]
     actor: Option<String>,
     /// Only entries of this action

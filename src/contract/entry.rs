@@ -221,8 +221,8 @@ impl Entry {
         if self.op == Operation::Message {
             return self.row.clone();
         }
-        if let Some(membership) = self.memberships().last() {
-            return Some(membership.payload().into());
+        if let Some(payload) = group::payload(&self.memberships()) {
+            return Some(payload.into());
         }
         let columns = live_columns(self.table.as_str());
         if columns.is_empty() {

@@ -98,20 +98,10 @@ impl Membership {
 
     /// Reads an event and its [`Self::payload`]; `None` for other events.
     pub fn from_event(event: &str, payload: &str) -> Option<Self> {
-        #[derive(serde::Deserialize)]
-        struct Payload {
-            group: String,
-            id: String,
+        if !is_about_membership(event) {
+            return None;
         }
-        let membership = match event {
-            GROUP_JOINED => Self::Join,
-            GROUP_LEFT => Self::Leave,
-            _ => return None,
-        };
-        let payload: Payload = serde_json::from_str(payload).ok()?;
-        GroupId::new(&payload.group.as_str().into(), payload.id.as_bytes())
-            .ok()
-            .map(membership)
+        serde_json::from_str::<Payload>(payload).ok()?.membership(event)
     }
 
     /// What live events contain, JSON.
@@ -119,6 +109,61 @@ impl Membership {
         let group = self.group();
         serde_json::json!({"group": group.name(), "id": group.id()}).to_string()
     }
+}
+
+#[derive(serde::Deserialize)]
+struct Payload {
+    group: String,
+    id: String,
+    /// Where it is one of several.
+    #[serde(default)]
+    event: String,
+}
+
+impl Payload {
+    fn membership(&self, event: &str) -> Option<Membership> {
+        let membership = match event {
+            GROUP_JOINED => Membership::Join,
+            GROUP_LEFT => Membership::Leave,
+            _ => return None,
+        };
+        GroupId::new(&self.group.as_str().into(), self.id.as_bytes())
+            .ok()
+            .map(membership)
+    }
+}
+
+/// Whether an event is about memberships.
+pub fn is_about_membership(event: &str) -> bool {
+    matches!(event, GROUP_JOINED | GROUP_LEFT)
+}
+
+/// What a notice contains of the memberships that one change begins and ends, JSON: of one what live events contain, of several
+/// an array of that, each with its event. `None` without any.
+pub fn payload(memberships: &[Membership]) -> Option<String> {
+    match memberships {
+        [] => None,
+        [membership] => Some(membership.payload()),
+        several => {
+            let payloads = several.iter().map(|membership| {
+                let group = membership.group();
+                serde_json::json!({"event": membership.event(), "group": group.name(), "id": group.id()})
+            });
+            Some(serde_json::Value::from_iter(payloads).to_string())
+        }
+    }
+}
+
+/// Reads a notice's event and its [`payload()`]; empty for other events.
+pub fn of_notice(event: &str, payload: &str) -> Vec<Membership> {
+    if !is_about_membership(event) {
+        return Vec::new();
+    }
+    if !payload.starts_with('[') {
+        return Membership::from_event(event, payload).into_iter().collect();
+    }
+    let payloads: Vec<Payload> = serde_json::from_str(payload).unwrap_or_default();
+    payloads.iter().filter_map(|one| one.membership(&one.event)).collect()
 }
 
 impl fmt::Display for Membership {
@@ -169,6 +214,11 @@ mod tests {
                 })
                 .collect();
             prop_assert_eq!(&read(&write(&memberships)), &memberships);
+            if let Some(last) = memberships.last() {
+                let payload = payload(&memberships).unwrap();
+                prop_assert_eq!(&of_notice(last.event(), &payload), &memberships);
+                prop_assert_eq!(of_notice("new_message", &payload), []);
+            }
             for membership in &memberships {
                 let read = Membership::from_event(membership.event(), &membership.payload());
                 prop_assert_eq!(read.as_ref(), Some(membership));
@@ -180,6 +230,7 @@ mod tests {
         #[test]
         fn any_text_reads_without_panic(text in ".{0,80}") {
             read(&text);
+            of_notice(GROUP_JOINED, &text);
             let _: Result<GroupId, _> = text.parse();
         }
     }

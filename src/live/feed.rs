@@ -55,6 +55,8 @@ pub struct Feed {
     is_page: bool,
     /// What it does not show yet.
     held: Option<Box<Held>>,
+    /// The place of the last event that was given.
+    given: ReadPosition,
     has_unread_gap: bool,
     /// Another session publishes: whether its history contains what was read before, the streams show.
     is_unverified: bool,
@@ -88,6 +90,13 @@ struct Ready {
     is_shown: bool,
 }
 
+impl Ready {
+    fn shown(event: FeedEvent, place: ReadPosition) -> Self {
+        let is_shown = true;
+        Self { event, place, is_shown }
+    }
+}
+
 impl Feed {
     /// A feed of what a reader who is registered already has not seen.
     ///
@@ -113,6 +122,7 @@ impl Feed {
             visibility,
             is_page,
             held: None,
+            given: place,
             has_unread_gap: false,
             is_unverified: false,
             missing: standing.missing,
@@ -120,7 +130,7 @@ impl Feed {
             owes_sum_up: standing.is_paused,
         };
         feed.set_groups(&standing);
-        if is_page && resume.is_none() && !standing.missing.any() {
+        if resume.is_none() && !standing.missing.any() {
             Box::pin(feed.hold_unseen()).await;
             feed.beginning = feed.resumable(place);
         }
@@ -131,7 +141,8 @@ impl Feed {
         Ok(feed)
     }
 
-    /// Which of the user's streams did not exist when the feed was opened.
+    /// Which of the user's streams did not exist when the feed was opened, or continuity was lost. What only the memberships
+    /// lack must be read before [`Feed::close_gap`] goes on.
     pub fn missing(&self) -> Missing {
         self.missing
     }
@@ -149,8 +160,9 @@ impl Feed {
     /// The next event with its place, of those that are known.
     pub fn pop(&mut self) -> Option<(FeedEvent, ReadPosition)> {
         while let Some(next) = self.ready.pop_front() {
-            if let Some(event) = self.unless_held(next.event, next.is_shown) {
-                return Some((event, self.resumable(next.place)));
+            if let Some(Ready { event, place, .. }) = self.unless_held(next) {
+                self.given = place;
+                return Some((event, self.resumable(place)));
             }
         }
         // Most of its life a feed has no event.
@@ -158,24 +170,45 @@ impl Feed {
         None
     }
 
-    /// Gives an event back, unless Postgres does not show its change.
-    fn unless_held(&mut self, event: FeedEvent, is_shown: bool) -> Option<FeedEvent> {
-        let (true, FeedEvent::Change(notice)) = (self.is_page, &event) else {
-            return Some(event);
+    /// Gives an event back, unless Postgres does not show its change, or shows earlier ones that are held: then it is next
+    /// behind these.
+    fn unless_held(&mut self, mut next: Ready) -> Option<Ready> {
+        let (true, FeedEvent::Change(notice)) = (self.is_page, &next.event) else {
+            return Some(next);
         };
-        if !is_shown && !self.visibility.knows(notice.xid) {
+        if !next.is_shown && notice.xid != 0 {
             let epoch = self.place.epoch;
-            let held = self.held.get_or_insert_with(|| Box::new(Held::new(epoch)));
-            held.hold(notice.clone(), self.replay_max);
-            return None;
+            let look = self.visibility.known();
+            let Some(look) = look.filter(|look| look.shows(epoch, published(notice))) else {
+                let held = self.held.get_or_insert_with(|| Box::new(Held::new(epoch)));
+                held.hold(notice.clone(), self.replay_max);
+                return None;
+            };
+            next.is_shown = true;
+            let released = self.held.as_mut().map(|held| held.release(&look).notices);
+            if let Some(released) = released.filter(|released| !released.is_empty()) {
+                self.forget_empty();
+                let place = self.given;
+                self.ready.push_front(next);
+                for notice in released.into_iter().rev() {
+                    self.ready.push_front(Ready::shown(FeedEvent::Change(notice), place));
+                }
+                return None;
+            }
         }
-        if let Some(held) = &mut self.held
+        if let (Some(held), FeedEvent::Change(notice)) = (&mut self.held, &next.event)
             && matches!(notice.membership(), Some(Membership::Leave(_)))
         {
             // Nothing may name a row of the group behind this event.
             held.sum_up(notice.id);
         }
-        Some(event)
+        Some(next)
+    }
+
+    fn forget_empty(&mut self) {
+        if self.held.as_ref().is_some_and(|held| held.is_empty()) {
+            self.held = None;
+        }
     }
 
     /// The place from which a reader that has this place gets all that is held, too.
@@ -193,18 +226,15 @@ impl Feed {
     }
 
     fn release(&mut self, released: Released) {
-        if self.held.as_ref().is_some_and(|held| held.is_empty()) {
-            self.held = None;
-        }
+        self.forget_empty();
+        // What the snapshot lacked is shown.
+        self.place.is_incomplete &= !released.has_truncated;
         let sum_up = released.has_truncated.then_some(FeedEvent::ReplayTruncated);
         let changes = released.notices.into_iter().map(FeedEvent::Change);
         // All before the feed's place was given, or is held.
         let place = self.place;
-        self.ready.extend(changes.chain(sum_up).map(|event| Ready {
-            event,
-            place,
-            is_shown: true,
-        }));
+        let events = changes.chain(sum_up);
+        self.ready.extend(events.map(|event| Ready::shown(event, place)));
     }
 
     /// Waits for what the hub has for this reader. To be taken in by [`Feed::take`].
@@ -233,18 +263,21 @@ impl Feed {
         self.must_read()
     }
 
-    /// Reads the history behind the last place.
+    /// Reads the history behind the last place. False when the user's memberships must be read first.
     ///
     /// # Errors
     /// When Redis fails; calling again tries again.
-    pub async fn close_gap(&mut self) -> Result<(), Error> {
-        self.catch_up().await?;
+    pub async fn close_gap(&mut self) -> Result<bool, Error> {
+        if !self.catch_up().await? {
+            self.has_unread_gap = true;
+            return Ok(false);
+        }
         self.is_unverified = false;
         if std::mem::take(&mut self.has_unread_gap) {
             // Changes of devices are in no stream.
             self.push_event(FeedEvent::DeviceChanged(None));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// History must be read before notices count.
@@ -298,8 +331,19 @@ impl Feed {
     }
 
     fn push(&mut self, notice: Arc<Notice>) {
-        if !notice.event.is_empty() {
-            self.push_event(FeedEvent::Change(notice));
+        let events = events(notice);
+        let count = events.len();
+        for (number, notice) in events.into_iter().enumerate() {
+            let mut place = self.place;
+            if number + 1 < count {
+                // A reader that resumes behind it gets the others of the same change.
+                place.position = notice.id.previous();
+            }
+            self.ready.push_back(Ready {
+                event: FeedEvent::Change(notice),
+                place,
+                is_shown: false,
+            });
         }
     }
 
@@ -311,8 +355,8 @@ impl Feed {
         });
     }
 
-    /// Reads history from the current place to its end.
-    async fn catch_up(&mut self) -> Result<(), Error> {
+    /// Reads history from the current place to its end. False when the user's memberships must be read first.
+    async fn catch_up(&mut self) -> Result<bool, Error> {
         let Member { tenant, user, .. } = self.subscription.member();
         let mut entries: Vec<Entry> = Vec::new();
         let mut reading = self.place;
@@ -324,7 +368,7 @@ impl Feed {
                 Ok(Read::Broken(_)) | Err(Error::Stopped) => return self.jump(FeedEvent::Reset).await,
                 Err(Error::Paused) => {
                     self.is_paused = true;
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(error) => return Err(error),
             };
@@ -334,6 +378,8 @@ impl Feed {
                 let (changes, epoch) = (self.sum_up(self.place.position, until), self.place.epoch);
                 let held = self.held.get_or_insert_with(|| Box::new(Held::new(epoch)));
                 held.owe(changes);
+                // So that a reader who resumes behind it is owed it as well.
+                (self.place.is_incomplete, self.place.resets_covered) = (true, Some(until));
             }
             entries.extend(slice.entries);
             if entries.len() > self.replay_max {
@@ -341,7 +387,9 @@ impl Feed {
             }
             if !knew_groups {
                 let groups = slice.members.groups.keys();
-                self.subscription.set_groups(groups, slice.view.position);
+                if !self.subscription.set_groups(groups, slice.view.position) {
+                    return Err(Error::NotReached);
+                }
             } else if !slice.has_more {
                 break;
             }
@@ -356,27 +404,32 @@ impl Feed {
             self.trace(entry.id, "replay", entry.event_name());
             self.push(Arc::new(entry.into()));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Lets the notices of the user's groups arrive, if the groups are known.
-    fn set_groups(&self, standing: &Standing) {
-        if !standing.missing.groups {
+    fn set_groups(&self, standing: &Standing) -> bool {
+        !standing.missing.groups && {
             let groups = standing.members.groups.keys();
-            self.subscription.set_groups(groups, standing.view.position);
+            self.subscription.set_groups(groups, standing.view.position)
         }
     }
 
-    /// Goes on from now, with one event for all that lies between.
-    async fn jump(&mut self, event: FeedEvent) -> Result<(), Error> {
+    /// Goes on from now, with one event for all that lies between. False when the user's memberships must be read first, since
+    /// no event of a group would come.
+    async fn jump(&mut self, event: FeedEvent) -> Result<bool, Error> {
         let Member { tenant, user, .. } = self.subscription.member();
         let standing = self.store.standing(tenant, *user).await?;
-        self.set_groups(&standing);
+        self.missing = standing.missing;
+        // Without the other streams, continuity ends again when they are there.
+        if !self.set_groups(&standing) && standing.missing.is_groups_only() && !standing.is_paused {
+            return Ok(false);
+        }
         self.place = standing.place();
         self.is_paused = standing.is_paused;
         self.push_event(event);
         Box::pin(self.hold_unseen()).await;
-        Ok(())
+        Ok(true)
     }
 
     /// Holds what is published up to the feed's place and not shown: a reader that loads its rows now lacks it.
@@ -430,10 +483,8 @@ impl Feed {
             };
             (reading.position, reading.term) = (slice.end, slice.view.term);
             let entries = slice.entries.into_iter().take_while(|entry| entry.id <= until.position);
-            let notices = entries.map(|entry| Arc::new(Notice::from(entry)));
-            unseen.extend(
-                notices.filter(|notice| !notice.event.is_empty() && !look.shows(until.epoch, published(notice))),
-            );
+            let notices = entries.flat_map(|entry| events(Arc::new(Notice::from(entry))));
+            unseen.extend(notices.filter(|notice| !look.shows(until.epoch, published(notice))));
             if slice.is_incomplete || unseen.len() > self.replay_max {
                 return None;
             }
@@ -442,5 +493,16 @@ impl Feed {
             }
         }
         None
+    }
+}
+
+/// The events that a reader is given of a notice.
+fn events(notice: Arc<Notice>) -> Vec<Arc<Notice>> {
+    if notice.event.is_empty() {
+        return Vec::new();
+    }
+    match notice.parts() {
+        parts if parts.is_empty() => vec![notice],
+        parts => parts.into_iter().map(Arc::new).collect(),
     }
 }

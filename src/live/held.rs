@@ -16,8 +16,10 @@ pub(super) struct Held {
     epoch: EpochId,
     /// In the order of their places.
     notices: Vec<Arc<Notice>>,
-    /// More is held than is kept here: one event for all of it is due.
+    /// One event for all of these is due, since more was held than is kept here.
     sum_up: Option<Truncated>,
+    /// The same, of what came since: the reader must not wait for this to get that.
+    later: Option<Truncated>,
     answer: Option<Answer>,
 }
 
@@ -43,6 +45,7 @@ impl Held {
             epoch,
             notices: Vec::new(),
             sum_up: None,
+            later: None,
             answer: None,
         }
     }
@@ -57,13 +60,19 @@ impl Held {
 
     /// Holds a change. Beyond so many, one event will stand for all.
     pub(super) fn hold(&mut self, notice: Arc<Notice>, notices_max: usize) {
-        self.answer = None;
-        if let Some(sum_up) = &mut self.sum_up {
-            sum_up.until = sum_up.until.max(notice.id);
-        } else if self.notices.len() >= notices_max {
-            self.sum_up(notice.id);
-        } else {
+        if let Some(later) = &mut self.later {
+            later.until = later.until.max(notice.id);
+        } else if self.notices.len() < notices_max {
             self.notices.push(notice);
+            self.answer = None;
+        } else if self.sum_up.is_some() {
+            let held = self.notices.drain(..).map(|notice| notice.id);
+            let from = held.fold(notice.id, StreamId::min).previous();
+            let until = notice.id;
+            self.later = Some(Truncated { from, until });
+            self.answer = None;
+        } else {
+            self.sum_up(notice.id);
         }
     }
 
@@ -80,17 +89,18 @@ impl Held {
         let (from, until) = held.fold((changes.from, changes.until), |(from, until), id| {
             (from.min(id.previous()), until.max(id))
         });
-        let before = self.sum_up.unwrap_or(Truncated { from, until });
-        self.sum_up = Some(Truncated {
-            from: from.min(before.from),
-            until: until.max(before.until),
-        });
+        let before = [self.sum_up, self.later.take()].into_iter().flatten();
+        self.sum_up = Some(before.fold(Truncated { from, until }, |all, one| Truncated {
+            from: all.from.min(one.from),
+            until: all.until.max(one.until),
+        }));
     }
 
     /// From where a reader must resume to get everything that is held; `place` if nothing before it is.
     pub(super) fn from(&self, place: StreamId) -> StreamId {
         let first = self.notices.iter().map(|notice| notice.id.previous()).min();
-        let owed = self.sum_up.map(|sum_up| sum_up.from);
+        let owed = [self.sum_up, self.later].into_iter().flatten();
+        let owed = owed.map(|changes| changes.from);
         first.into_iter().chain(owed).fold(place, StreamId::min)
     }
 
@@ -98,12 +108,10 @@ impl Held {
     pub(super) fn poll_shown(&mut self, visibility: &Visibility, context: &mut Context<'_>) -> Poll<Released> {
         loop {
             let answer = self.answer.get_or_insert_with(|| {
-                visibility.wish(match self.sum_up {
-                    Some(Truncated { until, .. }) => Wish::All(self.epoch, until),
-                    None => Wish::Any(
-                        self.epoch,
-                        self.notices.iter().map(|notice| published(notice)).collect(),
-                    ),
+                visibility.wish(Wish::Shown {
+                    epoch: self.epoch,
+                    changes: self.notices.iter().map(|notice| published(notice)).collect(),
+                    until: self.sum_up.map(|changes| changes.until),
                 })
             });
             let Poll::Ready(look) = Pin::new(answer).poll(context) else {
@@ -116,21 +124,19 @@ impl Held {
         }
     }
 
-    fn release(&mut self, look: &Look) -> Released {
-        if self.sum_up.is_some() {
-            self.sum_up = None;
-            return Released {
-                has_truncated: true,
-                ..Released::default()
-            };
+    /// Takes out what a look shows.
+    pub(super) fn release(&mut self, look: &Look) -> Released {
+        let epoch = self.epoch;
+        let has_truncated = self.sum_up.is_some_and(|changes| look.shows_all(epoch, changes.until));
+        if has_truncated {
+            self.sum_up = self.later.take();
         }
-        let notices = self
-            .notices
-            .extract_if(.., |notice| look.shows(self.epoch, published(notice)));
-        Released {
-            notices: notices.collect(),
-            has_truncated: false,
+        let shown = |notice: &mut Arc<Notice>| look.shows(epoch, published(notice));
+        let notices: Vec<_> = self.notices.extract_if(.., shown).collect();
+        if has_truncated || !notices.is_empty() {
+            self.answer = None;
         }
+        Released { notices, has_truncated }
     }
 }
 
@@ -144,6 +150,7 @@ pub(super) fn published(notice: &Notice) -> Published {
 
 #[cfg(test)]
 mod tests {
+    use super::super::visibility::Extent;
     use super::*;
     use crate::core::snapshot::Snapshot;
 
@@ -153,17 +160,30 @@ mod tests {
         StreamId { ms, seq: 1 }
     }
 
+    fn notice(ms: u64, xid: u32) -> Arc<Notice> {
+        Arc::new(Notice {
+            id: at(ms),
+            xid,
+            ..Notice::default()
+        })
+    }
+
     fn held(changes: &[(u64, u32)], notices_max: usize) -> Held {
         let mut held = Held::new(EPOCH);
         for (ms, xid) in changes {
-            let notice = Notice {
-                id: at(*ms),
-                xid: *xid,
-                ..Notice::default()
-            };
-            held.hold(Arc::new(notice), notices_max);
+            held.hold(notice(*ms, *xid), notices_max);
         }
         held
+    }
+
+    /// A look that shows everything up to a place.
+    fn look_at(ms: u64, text: &str) -> Look {
+        let extent = Extent {
+            epoch: EPOCH,
+            position: at(ms),
+            window: Vec::new(),
+        };
+        Look::behind(extent, Snapshot::parse(text).expect("a snapshot"))
     }
 
     fn look(text: &str) -> Look {
@@ -191,7 +211,26 @@ mod tests {
         };
         assert_eq!((held.sum_up, held.notices.len()), (Some(sum_up), 0));
         assert_eq!(held.from(at(9)), sum_up.from);
-        assert!(held.release(&look("104:104:")).has_truncated && held.is_empty());
+        // A snapshot alone does not say that nothing else is missing.
+        assert!(!held.release(&look("104:104:")).has_truncated);
+        assert!(held.release(&look_at(8, "104:104:")).has_truncated && held.is_empty());
+    }
+
+    #[test]
+    fn what_comes_behind_one_event_for_many_does_not_delay_it() {
+        let mut held = held(&[(4, 100), (6, 101), (7, 102)], 2);
+        for (ms, xid) in [(8, 103), (9, 104)] {
+            held.hold(notice(ms, xid), 2);
+        }
+        // One that is shown passes those that are not.
+        let released = held.release(&look("103:105:104"));
+        assert_eq!((released.notices.len(), released.has_truncated), (1, false));
+        held.hold(notice(10, 105), 2);
+        held.hold(notice(11, 106), 2);
+        let released = held.release(&look_at(7, "103:104:"));
+        assert_eq!((released.notices.len(), released.has_truncated), (0, true));
+        assert_eq!(held.from(at(12)), at(9).previous());
+        assert!(held.release(&look_at(11, "107:107:")).has_truncated && held.is_empty());
     }
 
     #[test]

@@ -140,14 +140,26 @@ struct OfUser {
 /// The groups of a user who is connected.
 #[derive(Debug)]
 enum Known {
-    /// Not yet: what the live stream says until then.
-    Not(Vec<(StreamId, Membership)>),
+    /// Not yet.
+    Not {
+        /// What was read of the streams before this place is too old.
+        since: StreamId,
+        /// What the live stream says meanwhile.
+        later: Vec<(StreamId, Membership)>,
+    },
     Groups(HashSet<GroupId>),
+}
+
+impl Known {
+    fn not_since(since: StreamId) -> Self {
+        let later = Vec::new();
+        Self::Not { since, later }
+    }
 }
 
 impl Default for Known {
     fn default() -> Self {
-        Self::Not(Vec::new())
+        Self::not_since(StreamId::ZERO)
     }
 }
 
@@ -166,11 +178,12 @@ impl Readers {
             return false;
         };
         match &mut of_user.groups {
-            Known::Not(waiting) if waiting.len() >= MEMBERSHIPS_MAX => {
-                waiting.clear();
+            Known::Not { since, later } if later.len() >= MEMBERSHIPS_MAX => {
+                later.clear();
+                *since = id;
                 return true;
             }
-            Known::Not(waiting) => waiting.push((id, membership.clone())),
+            Known::Not { later, .. } => later.push((id, membership.clone())),
             Known::Groups(groups) => match membership {
                 Membership::Join(group) => {
                     groups.insert(group.clone());
@@ -183,6 +196,14 @@ impl Readers {
             },
         }
         false
+    }
+
+    /// Forgets the groups of all users, as they were before a place.
+    fn forget_all(&mut self, before: StreamId) {
+        self.members.clear();
+        for of_user in self.users.values_mut() {
+            of_user.groups = Known::not_since(before);
+        }
     }
 
     /// Forgets a user's groups.
@@ -247,9 +268,10 @@ impl Subscription {
     }
 
     /// Sets the groups of the user, as they were at a position, unless they are known. Notices of the groups from before are
-    /// in the streams only.
-    pub fn set_groups<'g>(&self, groups: impl Iterator<Item = &'g GroupId>, position: StreamId) {
-        self.hub.set_groups(self.member(), groups, position);
+    /// in the streams only. False if they are not known now, since something happened behind that position that the live
+    /// stream does not say.
+    pub fn set_groups<'g>(&self, groups: impl Iterator<Item = &'g GroupId>, position: StreamId) -> bool {
+        self.hub.set_groups(self.member(), groups, position)
     }
 
     /// What waits, when something does.
@@ -444,27 +466,27 @@ impl Hub {
         of_user.is_some_and(|of_user| matches!(of_user.groups, Known::Groups(_)))
     }
 
-    /// Sets the groups of a reader's user, as they were at a position, unless they are known.
-    fn set_groups<'g>(&self, member: &Member, groups: impl Iterator<Item = &'g GroupId>, position: StreamId) {
+    /// Sets the groups of a reader's user, as they were at a position, unless they are known. Whether they are known now.
+    fn set_groups<'g>(&self, member: &Member, groups: impl Iterator<Item = &'g GroupId>, position: StreamId) -> bool {
         let mut seats = self.seats();
         let Some(readers) = seats.tenants.get_mut(&member.tenant) else {
-            return;
+            return false;
         };
-        let Some(OfUser {
-            groups: known @ Known::Not(_),
-            ..
-        }) = readers.users.get_mut(&member.user)
-        else {
-            return;
+        let Some(OfUser { groups: known, .. }) = readers.users.get_mut(&member.user) else {
+            return false;
         };
-        let Known::Not(later) = std::mem::replace(known, Known::Groups(HashSet::new())) else {
-            return;
+        let later = match known {
+            Known::Groups(_) => return true,
+            Known::Not { since, .. } if position < *since => return false,
+            Known::Not { later, .. } => std::mem::take(later),
         };
+        *known = Known::Groups(HashSet::new());
         let groups = groups.cloned().map(|group| (position, Membership::Join(group)));
         let later = later.into_iter().filter(|(id, _)| *id > position);
         for (id, membership) in groups.chain(later) {
             readers.apply(member.user, id, &membership);
         }
+        true
     }
 
     /// Users joined or left a group: from here on its notices reach them, or do not.
@@ -488,10 +510,15 @@ impl Hub {
     /// Sends a notice to the readers of these users and groups, or to all of the tenant.
     pub(crate) fn deliver(&self, tenant: &str, users: Option<&[Uuid]>, groups: &[GroupId], notice: Notice) {
         let notice = Arc::new(notice);
-        let seats = self.seats();
-        let Some(readers) = seats.tenants.get(tenant) else {
+        let mut seats = self.seats();
+        let Some(readers) = seats.tenants.get_mut(tenant) else {
             return;
         };
+        if users.is_none() && notice.op.is_break() {
+            // It may have ended memberships that the log does not name.
+            readers.forget_all(notice.id);
+        }
+        let readers = &*readers;
         let send = |of_user: &OfUser| {
             for mailbox in &of_user.mailboxes {
                 mailbox.put_notice(&notice, self.0.queue_max);
@@ -508,19 +535,15 @@ impl Hub {
         }
     }
 
-    /// Sends all readers back to the streams.
-    pub(crate) fn deliver_gap(&self) {
+    /// Sends all readers back to the streams: what happened before a place may be missing.
+    pub(crate) fn deliver_gap(&self, before: StreamId) {
         for listener in self.listeners().iter() {
             listener.lost();
         }
         self.send_device_change(DeviceChange::Any);
         let mut seats = self.seats();
         for readers in seats.tenants.values_mut() {
-            readers.members.clear();
-            readers
-                .users
-                .values_mut()
-                .for_each(|of_user| of_user.groups = Known::default());
+            readers.forget_all(before);
         }
         seats.each(|mailbox| mailbox.put(|signals| signals.is_gap = true));
     }
@@ -603,7 +626,7 @@ mod tests {
 
         drop((first, page));
         assert_eq!(hub.subscribers(), 2);
-        hub.deliver_gap();
+        hub.deliver_gap(StreamId::ZERO);
         assert!(other.try_signals().is_some_and(|signals| signals.is_gap));
     }
 
@@ -637,7 +660,7 @@ mod tests {
         assert_eq!((taken(&mut first), taken(&mut second)), (vec![], vec![10]));
 
         // Behind a gap they are unknown.
-        hub.deliver_gap();
+        hub.deliver_gap(StreamId::ZERO);
         assert!(!first.knows_groups());
         send(11, "b");
         assert_eq!(taken(&mut first), [0; 0]);
@@ -720,7 +743,7 @@ mod tests {
         hub.add_listener(memory.clone());
         let mut devices = hub.device_changes();
         let mut reader = hub.subscribe("acme", Uuid::nil());
-        hub.deliver_gap();
+        hub.deliver_gap(StreamId::ZERO);
         assert_eq!(memory.lost.load(Ordering::Relaxed), 1);
         assert_eq!(devices.try_recv(), Ok(DeviceChange::Any));
         assert!(reader.try_signals().is_some_and(|signals| signals.is_gap));

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::contract::entry::Entry;
-use crate::contract::group::Membership;
+use crate::contract::group::{self, Membership};
 use crate::contract::keys::Keys;
 use crate::contract::notice::{ChangeNotice, LiveEntry, Recipients};
 use crate::core::backoff::Backoff;
@@ -66,9 +66,30 @@ impl Notice {
 }
 
 impl Notice {
-    /// The group that the recipients joined or left, if the event is about that.
+    /// The group that the recipients joined or left, if the event is about one.
     pub fn membership(&self) -> Option<Membership> {
         Membership::from_event(&self.event, self.data.as_deref()?)
+    }
+
+    /// The groups that the recipients left and joined by the change, in the order in which it happens.
+    pub fn memberships(&self) -> Vec<Membership> {
+        let data = self.data.as_deref();
+        data.map_or(Vec::new(), |data| group::of_notice(&self.event, data))
+    }
+
+    /// The events that readers are given, where it has several memberships: one for each.
+    pub fn parts(&self) -> Vec<Self> {
+        let memberships = match group::is_about_membership(&self.event) {
+            true => self.memberships(),
+            false => return Vec::new(),
+        };
+        let parts = memberships.iter().map(|membership| Self {
+            event: membership.event().to_owned(),
+            data: Some(membership.payload()),
+            rendered: OnceLock::new(),
+            ..self.clone()
+        });
+        parts.collect()
     }
 
     /// The row's id, if it is a UUID.
@@ -216,7 +237,7 @@ async fn follow(
             let newest = newest(&mut connection, &key).await?;
             if newest < from {
                 *last = Some(StreamId::ZERO);
-                hub.deliver_gap();
+                hub.deliver_gap(StreamId::ZERO);
                 continue;
             }
             if received_at.elapsed() > SILENCE {
@@ -251,7 +272,7 @@ pub fn receive(hub: &Hub, id: StreamId, entry: &LiveEntry, last: &mut Option<Str
     let is_break = previous.epoch.is_some() && previous.epoch != entry.epoch;
     *last = Some(id);
     if is_gap || is_break {
-        hub.deliver_gap();
+        hub.deliver_gap(entry.previous.unwrap_or_default());
     }
     // A process without readers only needs the freshness.
     if hub.has_readers() {
@@ -259,7 +280,7 @@ pub fn receive(hub: &Hub, id: StreamId, entry: &LiveEntry, last: &mut Option<Str
             Ok(changes) => changes.into_iter().for_each(|change| dispatch(hub, entry.term, change)),
             Err(error) => {
                 tracing::error!(%id, %error, "live entry is malformed; readers return to their streams");
-                hub.deliver_gap();
+                hub.deliver_gap(id);
             }
         }
     }
@@ -312,8 +333,10 @@ fn dispatch(hub: &Hub, term: TermId, change: ChangeNotice) {
                 }
             }
         }
-        if let (Some(membership), Some(users)) = (notice.membership(), &users) {
-            hub.change_membership(&tenant, users, notice.id, &membership);
+        if let Some(users) = &users {
+            for membership in notice.memberships() {
+                hub.change_membership(&tenant, users, notice.id, &membership);
+            }
         }
         hub.deliver(&tenant, users.as_deref(), &groups, notice);
     }

@@ -18,6 +18,9 @@ use crate::core::snapshot::Snapshot;
 /// How long a snapshot is reused. What is visible stays visible, but after a failover transaction ids are used again.
 const SNAPSHOT_LIFETIME: Duration = Duration::from_secs(1);
 
+/// So many wishes wait before it is checked who still waits.
+const WISHES_MIN: usize = 64;
+
 /// How long a reader waits for a look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -51,6 +54,11 @@ impl Look {
         Self { snapshot, extent }
     }
 
+    /// The same, of the snapshot alone.
+    fn without_extent(&self) -> Self {
+        Self::of(self.snapshot.clone())
+    }
+
     /// Of a snapshot, and of what was published before it was taken.
     pub fn behind(mut extent: Extent, snapshot: Snapshot) -> Self {
         extent.window.retain(|entry| !entry.is_seen_by(&snapshot));
@@ -78,8 +86,10 @@ impl Look {
         Some(unseen.fold(extent.position, StreamId::min))
     }
 
-    fn is_of_another(&self, epoch: EpochId) -> bool {
-        self.extent.as_ref().is_some_and(|extent| extent.epoch != epoch)
+    /// Whether everything of an epoch up to a place is shown. What has ended is shown by what follows.
+    pub(super) fn shows_all(&self, epoch: EpochId, until: StreamId) -> bool {
+        let is_of_another = self.extent.as_ref().is_some_and(|extent| extent.epoch != epoch);
+        is_of_another || self.position(epoch).is_some_and(|position| position >= until)
     }
 }
 
@@ -88,10 +98,12 @@ impl Look {
 pub enum Wish {
     /// What is shown, with all that is published.
     Latest,
-    /// One of these changes is shown.
-    Any(EpochId, Vec<Published>),
-    /// Everything up to a place is shown.
-    All(EpochId, StreamId),
+    /// One of these changes is shown, or everything up to a place.
+    Shown {
+        epoch: EpochId,
+        changes: Vec<Published>,
+        until: Option<StreamId>,
+    },
 }
 
 impl Wish {
@@ -99,10 +111,9 @@ impl Wish {
     fn is_fulfilled_by(&self, look: &Look) -> bool {
         match self {
             Self::Latest => look.extent.is_some(),
-            Self::Any(epoch, changes) => changes.iter().any(|change| look.shows(*epoch, *change)),
-            Self::All(epoch, until) => {
-                // What has ended is shown by what follows.
-                look.is_of_another(*epoch) || look.position(*epoch).is_some_and(|position| position >= *until)
+            Self::Shown { epoch, changes, until } => {
+                changes.iter().any(|change| look.shows(*epoch, *change))
+                    || until.is_some_and(|until| look.shows_all(*epoch, until))
             }
         }
     }
@@ -118,10 +129,13 @@ pub type Answer = oneshot::Receiver<Arc<Look>>;
 #[derive(Debug, Default)]
 struct Wishes {
     waiting: Vec<(Wish, oneshot::Sender<Arc<Look>>)>,
-    latest: Option<(Instant, Snapshot)>,
+    /// Length at which wishes that no reader waits for are removed.
+    cleared_at: usize,
+    latest: Option<(Instant, Arc<Look>)>,
 }
 
-/// What readers wait for. Cloning shares it. Each reader has one wish at a time, so there are no more than readers.
+/// What readers wait for. Cloning shares it. Each reader has one wish at a time; those that another one replaced are removed
+/// before they are more than the others.
 #[derive(Debug, Clone, Default)]
 pub struct Visibility(Arc<Shared>);
 
@@ -132,18 +146,23 @@ struct Shared {
 }
 
 impl Visibility {
-    /// Whether a change is known to be shown, without asking.
-    pub fn knows(&self, xid: u32) -> bool {
+    /// What is known to be shown, without asking.
+    pub fn known(&self) -> Option<Arc<Look>> {
         let wishes = self.0.wishes.lock();
-        let latest = wishes.latest.as_ref();
-        let latest = latest.filter(|(at, _)| at.elapsed() < SNAPSHOT_LIFETIME);
-        xid == 0 || latest.is_some_and(|(_, snapshot)| snapshot.sees_all(xid, xid))
+        let (at, look) = wishes.latest.as_ref()?;
+        (at.elapsed() < SNAPSHOT_LIFETIME).then(|| look.clone())
     }
 
     /// Waits for a wish.
     pub fn wish(&self, wish: Wish) -> Answer {
         let (sender, answer) = oneshot::channel();
-        self.0.wishes.lock().waiting.push((wish, sender));
+        let mut wishes = self.0.wishes.lock();
+        if wishes.waiting.len() >= wishes.cleared_at {
+            wishes.waiting.retain(|(_, sender)| !sender.is_closed());
+            wishes.cleared_at = WISHES_MIN.max(2 * wishes.waiting.len());
+        }
+        wishes.waiting.push((wish, sender));
+        drop(wishes);
         self.0.wished.notify_one();
         answer
     }
@@ -171,7 +190,7 @@ impl Visibility {
         let look = Arc::new(look);
         let mut left = Vec::new();
         // Before the answers, for readers that get the same change meanwhile.
-        self.0.wishes.lock().latest = Some((Instant::now(), look.snapshot.clone()));
+        self.0.wishes.lock().latest = Some((Instant::now(), Arc::new(look.without_extent())));
         for (wish, sender) in taken.0 {
             if wish.is_fulfilled_by(&look) {
                 sender.send(look.clone()).ok();
@@ -248,24 +267,51 @@ mod tests {
         assert!(look.shows(EPOCH, change(4, 0)));
     }
 
+    fn any(changes: Vec<Published>) -> Wish {
+        Wish::Shown {
+            epoch: EPOCH,
+            changes,
+            until: None,
+        }
+    }
+
+    fn all_until(until: StreamId) -> Wish {
+        Wish::Shown {
+            epoch: EPOCH,
+            changes: Vec::new(),
+            until: Some(until),
+        }
+    }
+
+    #[test]
+    fn wishes_that_were_replaced_do_not_gather_while_no_look_ends() {
+        let visibility = Visibility::default();
+        let kept: Vec<Answer> = (0..100).map(|_| visibility.wish(all_until(at(6)))).collect();
+        for _ in 0..10_000 {
+            drop(visibility.wish(any(vec![change(4, 100)])));
+        }
+        assert!(visibility.0.wishes.lock().waiting.len() <= 2 * kept.len());
+    }
+
     #[tokio::test]
     async fn wish_is_answered_by_the_first_sight_that_fulfils_it() {
         let visibility = Visibility::default();
-        let mut early = visibility.wish(Wish::Any(EPOCH, vec![change(4, 100), change(6, 101)]));
-        let mut all = visibility.wish(Wish::All(EPOCH, at(6)));
+        let mut early = visibility.wish(any(vec![change(4, 100), change(6, 101)]));
+        let mut all = visibility.wish(all_until(at(6)));
         let mut look = visibility.wish(Wish::Latest);
-        drop(visibility.wish(Wish::Any(EPOCH, vec![change(4, 100)])));
+        drop(visibility.wish(any(vec![change(4, 100)])));
 
         let taken = visibility.take();
         assert!(taken.has_looks());
         assert!(visibility.answer(taken, look_with(&[(4, 100), (6, 101)], "100:102:100,101")));
         assert!(early.try_recv().is_err() && all.try_recv().is_err());
         assert!(look.try_recv().is_ok());
-        assert!(!visibility.knows(101));
+        let knows = |xid| visibility.known().is_some_and(|look| look.shows(EPOCH, change(6, xid)));
+        assert!(!knows(101));
 
         // A snapshot alone shows the change, but not that nothing else is missing.
         assert!(visibility.answer(visibility.take(), Look::of(snapshot("100:102:100"))));
-        assert!(visibility.knows(101) && !visibility.knows(100));
+        assert!(knows(101) && !knows(100));
         assert!(early.try_recv().is_ok() && all.try_recv().is_err());
 
         assert!(!visibility.answer(visibility.take(), look_with(&[(4, 100)], "102:102:")));
@@ -275,7 +321,7 @@ mod tests {
     #[tokio::test]
     async fn look_ends_when_nothing_answers() {
         let visibility = Visibility::default();
-        let mut all = visibility.wish(Wish::All(EPOCH, at(6)));
+        let mut all = visibility.wish(all_until(at(6)));
         let look = visibility.wish(Wish::Latest);
         visibility.keep(visibility.take());
         assert!(look.await.is_err());

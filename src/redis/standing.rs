@@ -73,6 +73,11 @@ impl Missing {
     pub fn any(self) -> bool {
         self.tenant || self.inbox || self.groups
     }
+
+    /// Whether nothing but what groups need is missing.
+    pub fn is_groups_only(self) -> bool {
+        self.groups && !self.tenant && !self.inbox
+    }
 }
 
 impl Store {

@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::{Console, unavailable};
 use crate::accounts::{devices as accounts_devices, users};
+use crate::admin::consumer_groups::{self, Group, Lag, Missed};
 use crate::admin::devices::{self, Behind, SyncState};
-use crate::admin::groups::{self, Group, Lag, Missed};
 use crate::admin::quarantine::{self, Remedy};
 use crate::admin::slot_report::{self, SlotSnapshot};
 use crate::admin::status::{self, StatusReport};
@@ -196,7 +196,7 @@ pub async fn streams(console: Arc<Console>, request: Request) -> Result<Response
 /// `GET /admin/api/tenants/:tenant/groups`: the consumer groups of its `changes`.
 pub async fn groups(console: Arc<Console>, request: Request) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?;
-    let groups = groups::list(&console.diagnostics.store, &tenant.name).await?;
+    let groups = consumer_groups::list(&console.diagnostics.store, &tenant.name).await?;
     let groups: Vec<Value> = groups.unwrap_or_default().iter().map(group_value).collect();
     shown(&json!({"groups": groups}))
 }

@@ -348,10 +348,20 @@ impl Live {
 
     /// Reads the events that the hub dropped; retries after a failure.
     async fn close_gap(&mut self) {
-        if let Err(error) = self.feed.close_gap().await {
-            tracing::debug!(%error, "feed waits for Redis");
-            self.retry_timer = Some(Box::pin(tokio::time::sleep(RETRY)));
+        match self.try_close_gap().await {
+            Ok(true) => return,
+            Ok(false) => tracing::debug!("feed waits for the memberships of its user"),
+            Err(error) => tracing::debug!(cause = crate::telemetry::chain(&error), "feed waits for its streams"),
         }
+        self.retry_timer = Some(Box::pin(tokio::time::sleep(RETRY)));
+    }
+
+    async fn try_close_gap(&mut self) -> Result<bool, incoming::Error> {
+        if self.feed.close_gap().await? {
+            return Ok(true);
+        }
+        ensure_streams(&self.app, &self.reader).await?;
+        Ok(self.feed.close_gap().await?)
     }
 
     /// Sends the start of the stream, and whether rows are pending.
@@ -536,15 +546,7 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
     let mut feed = Feed::open(app.store.clone(), subscription, opening.clone()).await?;
     if feed.missing().any() {
         // A missing stream would never deliver anything.
-        snapshot::ensure_streams(
-            &app.database,
-            &app.store,
-            tenant,
-            user,
-            Routing::configured(&app.config),
-        )
-        .await
-        .map_err(incoming::Error::from)?;
+        ensure_streams(app, reader).await?;
         feed = Feed::open(app.store.clone(), feed.into_subscription(), opening).await?;
     }
     let pending = match reader {
@@ -552,6 +554,14 @@ async fn feed(app: &App, reader: &Reader, resume: Option<&str>) -> Result<(Feed,
         Reader::Web { .. } => 0,
     };
     Ok((feed, pending))
+}
+
+/// Creates the streams that a reader lacks, and reads its memberships.
+async fn ensure_streams(app: &App, reader: &Reader) -> Result<(), incoming::Error> {
+    let (tenant, user) = (reader.tenant(), reader.user_id());
+    let routing = Routing::configured(&app.config);
+    snapshot::ensure_streams(&app.database, &app.store, tenant, user, routing).await?;
+    Ok(())
 }
 
 /// The place to resume from.

@@ -9,7 +9,7 @@ use super::super::output::{self, Render, Text, outln, usage_error};
 use super::super::table::{Cell, Tone, number_or_nothing, or_nothing};
 use super::position::StreamPosition;
 use super::{Context, Tenants, duration};
-use crate::admin::groups::{self, Consumer, Group, Lag, Missed, Pending};
+use crate::admin::consumer_groups::{self, Consumer, Group, Lag, Missed, Pending};
 use crate::admin::streams;
 use crate::contract::stream_name::Target;
 
@@ -184,7 +184,9 @@ struct GroupList(Vec<GroupReport>);
 async fn list(context: &Context<'_>, tenants: &Tenants) -> Result<GroupList> {
     let mut found = Vec::new();
     for tenant in context.tenants(tenants).await? {
-        let groups = groups::list(&context.store, &tenant.name).await?.unwrap_or_default();
+        let groups = consumer_groups::list(&context.store, &tenant.name)
+            .await?
+            .unwrap_or_default();
         let report = |group| GroupReport::of(context, &tenant.name, group);
         found.extend(groups.into_iter().map(report));
     }
@@ -227,7 +229,7 @@ impl Render for GroupList {
 
 async fn find(context: &Context<'_>, GroupName { tenant, name }: &GroupName) -> Result<GroupReport> {
     context.tenant(tenant).await?;
-    let groups = groups::list(&context.store, tenant).await?.unwrap_or_default();
+    let groups = consumer_groups::list(&context.store, tenant).await?.unwrap_or_default();
     let group = groups.into_iter().find(|group| group.name == *name).with_context(|| {
         format!(
             "`changes` of tenant {tenant} has no group {name}; `posduif stream groups list --tenant {tenant}` lists all"
@@ -258,13 +260,13 @@ async fn create(context: &Context<'_>, group: GroupName, from: StreamPosition) -
     let target = Target::Changes(tenant.as_str().into());
     let key = target.key(context.store.keys());
     let after = from.before(context, &key).await?;
-    match groups::create(&context.store, &tenant, &name, after).await? {
-        groups::Created::New => {}
-        groups::Created::Exists => bail!(
+    match consumer_groups::create(&context.store, &tenant, &name, after).await? {
+        consumer_groups::Created::New => {}
+        consumer_groups::Created::Exists => bail!(
             "`changes` of tenant {tenant} has a group {name} already; `posduif stream groups show --tenant {tenant} \
              {name}` shows it"
         ),
-        groups::Created::NoStream => bail!(
+        consumer_groups::Created::NoStream => bail!(
             "tenant {tenant} has no stream `changes` yet: an engine creates it when it replicates; `posduif stream list \
              --tenant {tenant}` lists its streams"
         ),
@@ -323,8 +325,8 @@ impl ConsumerReport {
 async fn show(context: &Context<'_>, group: GroupName) -> Result<GroupDetail> {
     let report = find(context, &group).await?;
     let GroupName { tenant, name } = &group;
-    let consumers = groups::consumers(&context.store, tenant, name).await?;
-    let pending = groups::pending(&context.store, tenant, name, PENDING_MAX).await?;
+    let consumers = consumer_groups::consumers(&context.store, tenant, name).await?;
+    let pending = consumer_groups::pending(&context.store, tenant, name, PENDING_MAX).await?;
     Ok(GroupDetail {
         report: GroupReport {
             consumers: None,
@@ -402,7 +404,7 @@ async fn drop(context: &Context<'_>, group: GroupName, confirm: Confirm) -> Resu
             report.lag_text()
         )
     })?;
-    if !groups::drop(&context.store, &tenant, &name).await? {
+    if !consumer_groups::drop(&context.store, &tenant, &name).await? {
         bail!("the group {name} was dropped by another process meanwhile");
     }
     Ok(Dropped {

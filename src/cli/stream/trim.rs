@@ -11,7 +11,7 @@ use super::super::table::or_nothing;
 use super::Context;
 use super::position::StreamPosition;
 use super::show::StreamName;
-use crate::admin::groups::{self, Group};
+use crate::admin::consumer_groups::{self, Group};
 use crate::admin::stream_report::{each_device_page, inbox_devices};
 use crate::admin::streams::{self, Found, Shape};
 use crate::contract::control::{self, Command};
@@ -198,7 +198,9 @@ impl Affected {
         let mut affected = Self::default();
         match target {
             Target::Changes(_) => {
-                let groups = groups::list(&context.store, &tenant.name).await?.unwrap_or_default();
+                let groups = consumer_groups::list(&context.store, &tenant.name)
+                    .await?
+                    .unwrap_or_default();
                 let is_affected = |group: &Group| {
                     let oldest = group.oldest_pending.as_ref();
                     group.last_delivered.next() < first_kept || oldest.is_some_and(|oldest| oldest.id < first_kept)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{ENTRY_BYTES_MAX, Error, Pipeline};
+use crate::contract::group;
 use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::{Audience, Target};
 use crate::core::json::write_string;
@@ -216,12 +217,12 @@ impl Pipeline {
             });
             // A user who joined or left a group receives an event about that.
             deliveries.retain(|delivery| {
-                for membership in &delivery.memberships {
-                    let (batch, payload) = (&mut self.entries.batch, membership.payload());
-                    let delivery = std::slice::from_ref(delivery);
+                let payload = group::payload(&delivery.memberships);
+                if let Some(payload) = &payload {
+                    let (batch, delivery) = (&mut self.entries.batch, std::slice::from_ref(delivery));
                     batch.notice(id, tenant, &source, row_id, delivery, Some(payload.as_bytes()));
                 }
-                delivery.memberships.is_empty()
+                payload.is_none()
             });
             let payload = match write_payload(relation, &plan.live_columns, &row, &mut self.json) {
                 Ok(()) if !plan.live_columns.is_empty() => Some(&*self.json),
