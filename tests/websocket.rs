@@ -443,6 +443,37 @@ async fn websocket_pipelined_items_apply_in_frame_order() {
 }
 
 #[tokio::test]
+async fn websocket_items_out_of_sequence_come_again_by_the_expected_number() {
+    let office = Office::open().await;
+    let phone = office.phone("phone").await;
+    let mut socket = phone.socket("/ws").await;
+    let item = |seq: u64, content: &str| {
+        json!({"type": "item", "seq": seq, "table": "messages", "op": "create", "id": Uuid::new_v4(),
+               "row": {"recipient_id": office.bob_id, "content": content}})
+    };
+    let gap = [item(3, "third"), item(4, "fourth")];
+    socket.outln(&json!(gap)).await;
+    for _ in &gap {
+        let result = socket.result().await;
+        assert_eq!(
+            (outcome(&result), &result["expected"]),
+            (("retry", "SEQUENCE_GAP"), &json!(1))
+        );
+    }
+    let first = item(1, "first");
+    socket.outln(&first).await;
+    assert_eq!(outcome(&socket.result().await), ("applied", ""));
+    // Another item under a number that was used, as a device sends that was restored.
+    socket.outln(&item(1, "another")).await;
+    let result = socket.result().await;
+    assert_eq!(
+        (outcome(&result), &result["expected"]),
+        (("retry", "DEVICE_RESTORED"), &json!(2))
+    );
+    office.close().await;
+}
+
+#[tokio::test]
 async fn websocket_resumes_after_the_clients_cursor() {
     let office = Office::open().await;
     let phone = office.phone("phone").await;

@@ -20,6 +20,9 @@ pub(crate) struct ItemBody {
     code: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
+    /// The number with which the next item must come, where numbers are out of sequence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     winner: Option<Winner>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,6 +46,7 @@ impl From<ItemResult> for ItemBody {
             status: result.status,
             code: result.code.map(ItemCode::as_str),
             message: result.message,
+            expected: None,
             winner: result.winner,
             conflict_id: result.conflict_id,
             version: result.version,
@@ -68,7 +72,9 @@ impl ItemBody {
         if let Some(cause) = &error.cause {
             tracing::error!(code = error.code.as_str(), cause, "WebSocket item failed");
         }
-        let status = if error.code.is_retryable() {
+        // Items out of sequence are good: they come again under other numbers.
+        let expected = error.details.get("expected").cloned();
+        let status = if error.code.is_retryable() || expected.is_some() {
             Outcome::Retry
         } else {
             Outcome::Rejected
@@ -76,6 +82,7 @@ impl ItemBody {
         Self {
             code: Some(error.code.as_str()),
             message: Some(error.message.clone()),
+            expected,
             ..Self::plain(id, status)
         }
     }
@@ -88,6 +95,7 @@ impl ItemBody {
             status,
             code: None,
             message: None,
+            expected: None,
             winner: None,
             conflict_id: None,
             version: None,
