@@ -253,6 +253,7 @@ fn phrases_of_the_glossary_are_not_used() {
         "fuzz",
         "docs",
         "config",
+        "deploy",
         "scripts",
         "examples",
         "sql",
