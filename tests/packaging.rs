@@ -1,4 +1,5 @@
-//! Files shipped beside the program: the image, the compose file, the systemd unit, and notifications to systemd.
+//! Files shipped beside the program: the image, the compose file, the chart, the systemd unit, and notifications to systemd.
+//! What the chart renders is checked by scripts/chart, which needs Helm.
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
@@ -17,6 +18,9 @@ use crate::support::{TIMEOUT, World, connect, eventually, servers};
 const DOCKERFILE: &str = include_str!("../Dockerfile");
 const COMPOSE: &str = include_str!("../docker-compose.yml");
 const UNIT: &str = include_str!("../config/posduif.service");
+const CHART: &str = include_str!("../deploy/helm/posduif/Chart.yaml");
+const CHART_HELPERS: &str = include_str!("../deploy/helm/posduif/templates/_helpers.tpl");
+const CHART_VALUES: &str = include_str!("../deploy/helm/posduif/values.yaml");
 
 /// The next notification that a supervisor receives.
 async fn notification(socket: &tokio::net::UnixDatagram) -> String {
@@ -90,10 +94,11 @@ fn every_shipped_setting_exists() {
         ("Dockerfile", DOCKERFILE),
         ("docker-compose.yml", COMPOSE),
         ("posduif.service", UNIT),
+        ("_helpers.tpl", CHART_HELPERS),
     ] {
         let words =
             text.split(|letter: char| !(letter.is_ascii_uppercase() || letter.is_ascii_digit() || letter == '_'));
-        for word in words.filter(|word| word.starts_with("POSDUIF__")) {
+        for word in words.filter(|word| word.strip_prefix("POSDUIF__").is_some_and(|key| !key.is_empty())) {
             let setting = match word.strip_suffix("__FILE").unwrap_or(word) {
                 "POSDUIF__POSTGRES__URL" => "DATABASE_URL",
                 "POSDUIF__REDIS__URL" => "REDIS_URL",
@@ -200,6 +205,91 @@ fn supervisor_timeouts_exceed_those_of_the_engine() {
             descriptors > config.server.connections_max as u64 + 100,
             "{descriptors}"
         );
+    }
+}
+
+/// What stands between `before` and `after`.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let rest = text.split_once(before).unwrap_or_else(|| panic!("no {before}")).1;
+    rest.split_once(after).unwrap_or_else(|| panic!("no {after}")).0
+}
+
+#[test]
+fn chart_agrees_with_program_and_image() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(between(CHART, "\nversion: ", "\n"), version);
+    assert_eq!(between(CHART, "\nappVersion: \"", "\""), version);
+
+    // Defaults that templates repeat.
+    let config = Config::default();
+    let defaults = [
+        (
+            "\"server\" \"shutdown_grace_seconds\" ",
+            config.server.shutdown_grace_seconds,
+        ),
+        ("\"server\" \"body_bytes_max\" ", config.server.body_bytes_max as u64),
+        ("\"sync\" \"upload_bytes_max\" ", config.sync.upload_bytes_max as u64),
+        ("\"state\" \"batch_bytes_max\" ", config.state.batch_bytes_max as u64),
+    ];
+    for (before, value) in defaults {
+        assert_eq!(between(CHART_HELPERS, before, " "), value.to_string(), "{before}");
+    }
+    let notes = include_str!("../deploy/helm/posduif/templates/NOTES.txt");
+    let pool = between(notes, "\"postgres\" \"pool_size\" ", " ");
+    assert_eq!(pool, config.postgres.pool_size.to_string());
+
+    let user = between(DOCKERFILE, "\nUSER ", ":");
+    assert_eq!(between(CHART_VALUES, "runAsUser: ", "\n"), user);
+    assert_eq!(between(CHART_VALUES, "fsGroup: ", "\n"), user);
+    let port = between(DOCKERFILE, "\nEXPOSE ", "\n");
+    assert_eq!(between(CHART_HELPERS, "{name: http, containerPort: ", "}"), port);
+}
+
+#[test]
+fn chart_settings_are_accepted_and_each_secret_is_a_file() {
+    let posduif = |arguments: &[&str], variable: (&str, &str)| {
+        let command = &mut Command::new(env!("CARGO_BIN_EXE_posduif"));
+        let command = command.args(arguments).current_dir(std::env::temp_dir());
+        command.env_clear().env(variable.0, variable.1).output().unwrap()
+    };
+    // The settings of the values, at the left margin.
+    let settings: String = between(CHART_VALUES, "\nconfig:\n", "\n\n")
+        .lines()
+        .map(|line| format!("{}\n", &line[2..]))
+        .collect();
+    let folder = Folder::new();
+    let file = folder.write("config.yaml", &settings);
+    let output = posduif(
+        &["config", "show", "--json"],
+        ("POSDUIF_CONFIG", file.to_str().unwrap()),
+    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(shown["auth"]["hash_concurrency"], 2);
+
+    // The refusal of a file lists the keys that are read from files.
+    let output = posduif(&["config", "check"], ("POSDUIF__SERVER__PORT__FILE", "port"));
+    let refusal = String::from_utf8(output.stderr).unwrap();
+    let listed = refusal.trim_end().rsplit_once("from files: ").unwrap().1;
+    let known: BTreeSet<String> = listed
+        .split(", ")
+        .map(|key| format!("POSDUIF__{}", key.to_ascii_uppercase().replace('.', "__")))
+        .collect();
+    let shipped: BTreeSet<String> = CHART_HELPERS
+        .split("variable: ")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(',').map(|(name, _)| name.to_owned()))
+        .collect();
+    assert!(known.len() >= 10);
+    assert_eq!(shipped, known);
+}
+
+#[test]
+fn chart_has_the_alerts_and_the_dashboard_of_the_project() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for name in ["prometheus-alerts.yml", "grafana-dashboard.json"] {
+        let read = |folder: &str| std::fs::read_to_string(root.join(folder).join(name)).unwrap();
+        assert_eq!(read("deploy/helm/posduif/files"), read("config"), "{name}");
     }
 }
 
