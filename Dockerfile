@@ -3,18 +3,27 @@
 # .env.example; docker-compose.yml runs a complete system.
 #
 #   docker build --build-arg POSDUIF_COMMIT=$(git rev-parse --short=12 HEAD) -t posduif .
+#
+# For other processors too: docker buildx build --platform linux/amd64,linux/arm64. There are no cache mounts, since other
+# builds of the machine can write to them; layers are the cache.
 
-# The pages of the console, which the program contains.
-FROM node:20-bookworm-slim AS web
+# The images it starts from. Name them by digest (debian@sha256:…) for builds that can be repeated.
+ARG NODE_IMAGE=node:24-bookworm-slim
+ARG RUST_IMAGE=rust:1.95-slim-bookworm
+# The same Debian release as Rust's: the program is linked against its C library.
+ARG BASE_IMAGE=debian:bookworm-slim
+
+# The pages of the console, which the program contains. They are the same for all processors.
+FROM --platform=$BUILDPLATFORM $NODE_IMAGE AS web
 WORKDIR /src/web
 COPY web/package.json web/package-lock.json ./
-RUN npm ci --no-audit --no-fund --loglevel=error
+# Without the scripts of packages: the build needs none.
+RUN npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 COPY clients/typescript/src ../clients/typescript/src
 COPY web ./
 RUN npm run --silent build
 
-# The same Debian release in both stages: the program is linked against its C library.
-FROM rust:1.95-slim-bookworm AS build
+FROM $RUST_IMAGE AS build
 # ring compiles C.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev make \
@@ -45,25 +54,30 @@ RUN mkdir -p tests benches/live examples \
     && touch tests/main.rs examples/phone.rs benches/replication.rs benches/sync.rs benches/api.rs benches/live/main.rs \
     && POSDUIF_COMMIT=$POSDUIF_COMMIT cargo build --profile dist --no-default-features --features web --locked --bin posduif
 
-FROM debian:bookworm-slim
-# Certificate authorities for TLS to Postgres and Redis.
+FROM $BASE_IMAGE
+# Certificate authorities for TLS to Postgres and Redis. No program of the image may give its user other rights.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent posduif
+    && useradd --system --uid 10001 --user-group --no-create-home --home-dir /nonexistent posduif \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+COPY LICENSE-APACHE LICENSE-MIT /usr/share/doc/posduif/
+COPY --chmod=755 config/healthcheck.sh /usr/local/bin/posduif-healthcheck
 COPY --from=build /src/target/dist/posduif /usr/local/bin/posduif
 USER 10001:10001
 WORKDIR /
+# They have precedence over a file of settings.
 ENV POSDUIF__SERVER__HOST=0.0.0.0 \
     POSDUIF__SERVER__PORT=8080 \
     POSDUIF__ADMIN__LISTEN=127.0.0.1:8081 \
     POSDUIF__LOG__FORMAT=json
 EXPOSE 8080
-# Liveness, not readiness: restarting the container does not help while Redis is unreachable. /ready is for the load
-# balancer. The admin listener answers while the public one has no connection left; without it the check only opens a
-# connection to the public one.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["bash", "-c", "if [[ $POSDUIF__ADMIN__LISTEN == off ]]; then exec 3<>/dev/tcp/127.0.0.1/$POSDUIF__SERVER__PORT; else exec 3<>/dev/tcp/127.0.0.1/${POSDUIF__ADMIN__LISTEN##*:} && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '; fi"]
+# An engine listens after its migrations, which may take long; the first success ends the period.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=1h --retries=3 CMD ["posduif-healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/posduif"]
 CMD ["serve"]
+ARG POSDUIF_COMMIT=
+LABEL org.opencontainers.image.title=Posduif \
+    org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+    org.opencontainers.image.revision=$POSDUIF_COMMIT
