@@ -10,7 +10,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use posduif::config::{Config, Secret};
 use posduif::engine::Role;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::folder::Folder;
 use crate::support::{TIMEOUT, World, connect, eventually, servers};
@@ -79,11 +80,70 @@ fn image_build_has_a_stub_for_each_target() {
     let (dependencies, rest) = DOCKERFILE.split_once("\nCOPY build.rs").unwrap();
     for path in paths {
         assert!(dependencies.contains(path), "the dependencies' layer has no {path}");
-        let is_copied = ["build.rs", "src/", "examples/"]
-            .iter()
-            .any(|copied| path.starts_with(copied));
+        let is_copied = ["build.rs", "src/"].iter().any(|copied| path.starts_with(copied));
         assert!(is_copied || rest.contains(path), "the build has no {path}");
     }
+}
+
+/// Whether the health check of the image passes with these settings.
+async fn is_healthy(settings: &[(&str, &str)]) -> bool {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/healthcheck.sh");
+    let mut command = tokio::process::Command::new(script);
+    let command = command.env_clear().envs(settings.iter().copied());
+    command.output().await.unwrap().status.success()
+}
+
+#[tokio::test]
+async fn image_health_check_follows_the_addresses_in_force() {
+    const LISTEN: &str = "POSDUIF__ADMIN__LISTEN";
+    let world = World::new().await;
+    let engine = world.engine(Role::All).await;
+    let (public, admin) = (engine.api(), engine.api().admin());
+    let port = |address: &str| address.rsplit_once(':').unwrap().1.to_owned();
+    let any = format!("0.0.0.0:{}", port(admin.address()));
+    assert!(is_healthy(&[(LISTEN, admin.address())]).await && is_healthy(&[(LISTEN, &any)]).await);
+    let public_port = port(public.address());
+    let without = |port| {
+        [
+            (LISTEN, "off"),
+            ("POSDUIF__SERVER__HOST", "0.0.0.0"),
+            ("POSDUIF__SERVER__PORT", port),
+        ]
+    };
+    assert!(is_healthy(&without(&public_port)).await);
+
+    // Bound, and nothing listens.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed_address = closed.local_addr().unwrap().to_string();
+    assert!(!is_healthy(&[(LISTEN, &closed_address)]).await);
+    assert!(!is_healthy(&without(&port(&closed_address))).await);
+
+    // Another address of this machine, and a server that answers with an error.
+    let other = if cfg!(target_os = "linux") {
+        "127.0.0.2:0"
+    } else {
+        "127.0.0.1:0"
+    };
+    for (address, answer, expected) in [(other, "200 OK", true), ("127.0.0.1:0", "503 No", false)] {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let answering = async {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                assert!(client.read_buf(&mut request).await.unwrap() > 0);
+            }
+            let answer = format!("HTTP/1.0 {answer}\r\n\r\n");
+            client.write_all(answer.as_bytes()).await.unwrap();
+            request
+        };
+        let settings = [(LISTEN, address.as_str())];
+        let (request, healthy) = tokio::join!(answering, is_healthy(&settings));
+        assert_eq!(healthy, expected, "{address}");
+        assert!(request.starts_with(b"GET /health "), "{address}");
+    }
+    engine.stop().await;
 }
 
 #[test]
@@ -415,6 +475,24 @@ async fn compose_redis_admits_the_engine_only_and_ends_at_a_signal() {
     crate::support::send_signal(server.id().unwrap(), Signal::SIGTERM);
     let ended = tokio::time::timeout(TIMEOUT, server.wait()).await;
     assert_eq!(ended.expect("it ends in time").unwrap().code(), Some(0));
+}
+
+#[test]
+fn compose_services_have_bounded_logs_and_no_way_to_privileges() {
+    let compose: Value = serde_saphyr::from_str(COMPOSE).unwrap();
+    let services = compose["services"].as_object().unwrap();
+    assert_eq!(services.len(), 3);
+    for (name, service) in services {
+        assert_eq!(service["security_opt"], json!(["no-new-privileges:true"]), "{name}");
+        assert!(service["logging"]["options"]["max-size"].is_string(), "{name}");
+        let ports = service["ports"].as_array().map_or(&[][..], Vec::as_slice);
+        assert_eq!(!ports.is_empty(), name == "posduif", "{name}");
+        let is_local = |port: &Value| port.as_str().unwrap().starts_with("127.0.0.1:");
+        assert!(ports.iter().all(is_local), "{ports:?}");
+        let networks = service["networks"].as_array().unwrap();
+        assert_eq!(networks.contains(&json!("default")), name == "posduif", "{name}");
+    }
+    assert_eq!(compose["networks"]["servers"], json!({"internal": true}));
 }
 
 #[test]
