@@ -292,10 +292,10 @@ fn chart_agrees_with_program_and_image() {
         ("\"state\" \"batch_bytes_max\" ", config.state.batch_bytes_max as u64),
     ];
     for (before, value) in defaults {
-        assert_eq!(between(CHART_HELPERS, before, " "), value.to_string(), "{before}");
+        assert_eq!(between(CHART_HELPERS, before, ")"), value.to_string(), "{before}");
     }
     let notes = include_str!("../deploy/helm/posduif/templates/NOTES.txt");
-    let pool = between(notes, "\"postgres\" \"pool_size\" ", " ");
+    let pool = between(notes, "\"postgres\" \"pool_size\" ", ")");
     assert_eq!(pool, config.postgres.pool_size.to_string());
 
     let user = between(DOCKERFILE, "\nUSER ", ":");

@@ -59,6 +59,9 @@ EVERYTHING = {
 LEAST = {
     "api": {"autoscaling": {"enabled": False}, "replicas": 1, "unreadyPeriods": 100_000_000},
     "replicator": {"replicas": 1},
+    # As after a section whose keys are comments.
+    "config": {"server": None, "log": None, "auth": None},
+    "ingress": {"enabled": True, "hosts": ["sync.example.com"]},
     "certificates": {"configMap": "authorities"},
     "podDisruptionBudget": None,
     "networkPolicy": {"enabled": False},
@@ -71,6 +74,7 @@ REFUSED = [
     ({"imagge": {}}, "imagge"),
     ({"image": {"digest": "sha256:0"}}, "digest"),
     ({"api": {"replicas": 0}}, "replicas"),
+    ({"config": {"server.port": 9000}}, "config"),
     ({"config": {"server": {"port": 9000}}}, "config.server.port"),
     ({"config": {"admin": {"listen": "off"}}}, "config.admin.listen"),
     ({"config": {"postgres": {"url": "postgres://a:b@c/d"}}}, "secrets.postgresUrl"),
@@ -161,7 +165,7 @@ def check_pods(manifests, values):
         for probe, path in {"startupProbe": "/health", "livenessProbe": "/health", "readinessProbe": "/ready"}.items():
             assert container[probe]["httpGet"] == {"path": path, "port": "admin"}
 
-        grace = values.get("config", {}).get("server", {}).get("shutdown_grace_seconds", 10)
+        grace = (values.get("config", {}).get("server") or {}).get("shutdown_grace_seconds", 10)
         pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1]) if role == "api" else 0
         assert pod["terminationGracePeriodSeconds"] >= pause + grace + 10
 

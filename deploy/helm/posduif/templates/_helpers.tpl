@@ -34,16 +34,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* Seconds of `server.shutdown_grace_seconds`. */}}
+{{/* A setting of `config`, else its default: (list $ "section" "key" default). A section without keys is null. */}}
+{{- define "posduif.setting" -}}
+{{- $section := get (first .).Values.config (index . 1) | default dict -}}
+{{- $value := ternary (get $section (index . 2)) (index . 3) (hasKey $section (index . 2)) -}}
+{{- /* Numbers of YAML are fractions here, which are printed with an exponent. */ -}}
+{{- ternary (int64 $value) $value (kindIs "float64" $value) -}}
+{{- end -}}
+
 {{- define "posduif.grace" -}}
-{{- dig "server" "shutdown_grace_seconds" 10 .Values.config | int -}}
+{{- include "posduif.setting" (list . "server" "shutdown_grace_seconds" 10) -}}
 {{- end -}}
 
 {{/* The largest body of a request in bytes. */}}
 {{- define "posduif.bodyBytes" -}}
-{{- $body := dig "server" "body_bytes_max" 1048576 .Values.config | int64 -}}
-{{- $upload := dig "sync" "upload_bytes_max" 8388608 .Values.config | int64 -}}
-{{- $state := dig "state" "batch_bytes_max" 8388608 .Values.config | int64 -}}
+{{- $body := include "posduif.setting" (list . "server" "body_bytes_max" 1048576) | int64 -}}
+{{- $upload := include "posduif.setting" (list . "sync" "upload_bytes_max" 8388608) | int64 -}}
+{{- $state := include "posduif.setting" (list . "state" "batch_bytes_max" 8388608) | int64 -}}
 {{- max $body $upload $state -}}
 {{- end -}}
 
@@ -76,10 +83,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- fail (printf "config.%s is a secret, and a ConfigMap is not: name a Secret in secrets.%s" (join "." $path) .value) -}}
 {{- end -}}
 {{- end -}}
-{{- $public := dig "server" "public_url" "" $config -}}
+{{- $public := include "posduif.setting" (list . "server" "public_url" "") -}}
 {{- if and (not $public) .Values.ingress.enabled .Values.ingress.hosts -}}
 {{- $url := printf "%s://%s" (ternary "https" "http" (not (empty .Values.ingress.tls))) (first .Values.ingress.hosts) -}}
-{{- $config = merge (dict "server" (dict "public_url" $url)) (deepCopy $config) -}}
+{{- $server := merge (dict "public_url" $url) (get $config "server" | default dict) -}}
+{{- $config = merge (dict "server" $server) $config -}}
 {{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
@@ -131,10 +139,10 @@ spec:
     {{- toYaml $root.Values.podSecurityContext | nindent 4 }}
   {{- if eq $role "api" }}
   # The pause before the stop, server.shutdown_grace_seconds, and the time to close what is left.
-  terminationGracePeriodSeconds: {{ add $values.preStopSeconds (include "posduif.grace" $root) 15 }}
+  terminationGracePeriodSeconds: {{ add $values.preStopSeconds (include "posduif.grace" $root | int64) 15 }}
   {{- else }}
   # server.shutdown_grace_seconds, and the time to publish the last batch.
-  terminationGracePeriodSeconds: {{ add (include "posduif.grace" $root) 15 }}
+  terminationGracePeriodSeconds: {{ add (include "posduif.grace" $root | int64) 15 }}
   {{- end }}
   {{- with $values.priorityClassName }}
   priorityClassName: {{ . }}
@@ -188,7 +196,7 @@ spec:
         - name: POSDUIF__ADMIN__LISTEN
           value: {{ printf "%s:8081" $any | quote }}
         - name: POSDUIF__LOG__FORMAT
-          value: {{ dig "log" "format" "json" $root.Values.config | quote }}
+          value: {{ include "posduif.setting" (list $root "log" "format" "json") | quote }}
         {{- range $secrets }}
         - name: {{ .variable }}__FILE
           value: {{ printf "/run/posduif/secrets/%s" (trimPrefix "POSDUIF__" .variable | lower) }}
