@@ -3,8 +3,10 @@ promises. scripts/chart installs what this needs and runs it: check.py HELM"""
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
+import textwrap
 
 import kubernetes_validate
 import yaml
@@ -236,6 +238,15 @@ def check_rollouts(helm):
     assert all(changed[name] != pod for name, pod in first.items())
 
 
+def check_documentation(helm):
+    """The values of the documentation are accepted."""
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    blocks = re.findall(r"^( *)```yaml\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    for _, block in blocks:
+        render(helm, yaml.safe_load(textwrap.dedent(block)))
+
+
 def main():
     helm = sys.argv[1]
     for values in [{}, EVERYTHING, LEAST]:
@@ -247,6 +258,7 @@ def main():
         check_network(manifests, values)
     check_everything(render(helm, EVERYTHING))
     check_rollouts(helm)
+    check_documentation(helm)
     check_schemas(render(helm, {}, release="a" * 53))
     for values, reason in REFUSED:
         done = run(helm, values, "template", "live")
