@@ -85,6 +85,37 @@ fn image_build_has_a_stub_for_each_target() {
     }
 }
 
+#[test]
+fn image_build_finds_what_it_copies_in_its_context() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let admitted: Vec<&str> = include_str!("../.dockerignore")
+        .lines()
+        .filter_map(|line| line.strip_prefix('!'))
+        .collect();
+    let mut copied = 0;
+    for line in DOCKERFILE.lines().filter_map(|line| line.strip_prefix("COPY ")) {
+        if line.contains("--from=") {
+            continue;
+        }
+        let mut words: Vec<&str> = line.split(' ').filter(|word| !word.starts_with("--")).collect();
+        words.pop();
+        for source in words {
+            assert!(root.join(source).exists(), "{source} does not exist");
+            let is_admitted = admitted.iter().any(|path| Path::new(source).starts_with(path));
+            assert!(is_admitted, ".dockerignore leaves {source} out");
+            copied += 1;
+        }
+    }
+    // And nothing else is in the context.
+    assert!(copied > 10);
+    for path in admitted {
+        assert!(
+            DOCKERFILE.contains(path),
+            ".dockerignore admits {path}, which is not copied"
+        );
+    }
+}
+
 /// Whether the health check of the image passes with these settings.
 async fn is_healthy(settings: &[(&str, &str)]) -> bool {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/healthcheck.sh");
@@ -154,6 +185,7 @@ fn every_shipped_setting_exists() {
         ("Dockerfile", DOCKERFILE),
         ("docker-compose.yml", COMPOSE),
         ("posduif.service", UNIT),
+        ("healthcheck.sh", include_str!("../config/healthcheck.sh")),
         ("_helpers.tpl", CHART_HELPERS),
     ] {
         let words =

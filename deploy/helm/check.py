@@ -1,11 +1,14 @@
 """Renders the chart with several values and checks the manifests: against the schemas of Kubernetes, and for what the chart
-promises. scripts/chart installs what this needs and runs it: check.py HELM"""
+promises. With a build of Posduif, also that an engine accepts settings and secrets. scripts/chart installs what this needs and
+runs it: check.py HELM [POSDUIF]"""
 
 import json
 import pathlib
 import re
+import secrets
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import kubernetes_validate
@@ -26,6 +29,9 @@ EVERYTHING = {
         "server": {"shutdown_grace_seconds": 60, "connections_max": 1_000_000, "trusted_proxies": ["10.0.0.0/8"]},
         "sync": {"upload_bytes_max": 16_777_216},
         "log": {"format": "text", "level": "info,posduif::publish=debug"},
+        "push": {"webhook_url": "https://push.example.com/posduif"},
+        "mail": {"webhook_url": "https://mail.example.com/posduif"},
+        "telemetry": {"otlp_endpoint": "http://127.0.0.1:4318"},
         "routes": [{"table": "orders", "to": ["customer_id"]}],
     },
     "secrets": {
@@ -154,8 +160,8 @@ def check_pods(manifests, values):
             for item in source["secret"]["items"]
         }
         assert files == {path for variable, path in variables.items() if variable.endswith("__FILE")}
-        of_api = {variable for variable in variables if "JWT" in variable or "MAIL" in variable}
-        of_replicator = {variable for variable in variables if "PUSH" in variable}
+        of_api = {path for path in files if "jwt" in path or "mail" in path}
+        of_replicator = {path for path in files if "push" in path}
         assert bool(of_api) == (role == "api") and not (role == "api" and of_replicator), name
         assert variables["POSDUIF_CONFIG"].startswith(mounts["config"] + "/")
 
@@ -170,6 +176,32 @@ def check_pods(manifests, values):
         grace = (values.get("config", {}).get("server") or {}).get("shutdown_grace_seconds", 10)
         pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1]) if role == "api" else 0
         assert pod["terminationGracePeriodSeconds"] >= pause + grace + 10
+
+
+def check_settings(posduif, manifests):
+    """An engine of each role starts with its settings and files."""
+    key = "whsec_" + "MDEy" * 8
+    values = {"postgres__url": "postgres://a:b@db/c", "redis__url": "redis://a:b@redis/0", "telemetry__otlp_headers": "a=b"}
+    (settings,) = [each["data"] for each in of_kind(manifests, "ConfigMap").values() if "config.yaml" in each["data"]]
+    for deployment in of_kind(manifests, "Deployment").values():
+        container = pod_of(deployment)[2]
+        with tempfile.TemporaryDirectory() as folder:
+            environment = {}
+            for variable in container["env"]:
+                name, value = variable["name"], variable["value"]
+                if name.endswith("__FILE"):
+                    path = pathlib.Path(folder, pathlib.Path(value).name)
+                    secret = values.get(path.name, key if "webhook" in path.name else secrets.token_hex(32))
+                    path.write_text(f"[{secret}]" if "previous" in path.name else secret)
+                    value = str(path)
+                elif name == "POSDUIF_CONFIG":
+                    pathlib.Path(folder, "config.yaml").write_text(settings["config.yaml"])
+                    value = f"{folder}/config.yaml"
+                environment[name] = value
+            role = container["args"][2]
+            command = [posduif, "config", "check", "--role", role]
+            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{role}: {done.stderr}"
 
 
 def check_network(manifests, values):
@@ -248,7 +280,7 @@ def check_documentation(helm):
 
 
 def main():
-    helm = sys.argv[1]
+    helm, posduif = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     for values in [{}, EVERYTHING, LEAST]:
         done = run(helm, values, "lint", "--strict")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -256,6 +288,8 @@ def main():
         check_schemas(manifests)
         check_pods(manifests, values)
         check_network(manifests, values)
+        if posduif:
+            check_settings(posduif, manifests)
     check_everything(render(helm, EVERYTHING))
     check_rollouts(helm)
     check_documentation(helm)

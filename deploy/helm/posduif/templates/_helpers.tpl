@@ -201,6 +201,9 @@ spec:
         - name: {{ .variable }}__FILE
           value: {{ printf "/run/posduif/secrets/%s" (trimPrefix "POSDUIF__" .variable | lower) }}
         {{- end }}
+        # The other role sends these, and has the secret that the setting needs.
+        - name: {{ ternary "POSDUIF__PUSH__WEBHOOK_URL" "POSDUIF__MAIL__WEBHOOK_URL" (eq $role "api") }}
+          value: ""
         {{- with $values.extraEnv }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
