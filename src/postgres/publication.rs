@@ -187,7 +187,7 @@ pub(crate) async fn include_whole(
             reason = "a table with rows was added to the publication",
             "streams recreated"
         );
-        tenants::resync_within(transaction, &tenant.name).await?;
+        tenants::resync_within(transaction, &[&tenant.name]).await?;
     }
     Ok(included)
 }

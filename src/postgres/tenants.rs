@@ -95,7 +95,7 @@ pub async fn resync(database: &Database, name: &str) -> Result<Option<PgLsn>, Er
     let row = database
         .query_opt(
             &sql!("postgres/tenant_resync"),
-            &[(&name, Type::TEXT), (&CREATE_TENANT, Type::TEXT)],
+            &[(&[name].as_slice(), Type::TEXT_ARRAY), (&CREATE_TENANT, Type::TEXT)],
         )
         .await?;
     Ok(row.map(|row| row.try_get("lsn")).transpose()?)
@@ -143,7 +143,7 @@ pub async fn rebuild(database: &Database, name: &str, gone: &[Target]) -> anyhow
     let next = transaction
         .query_typed(
             &sql!("postgres/tenant_resync"),
-            &[(&name, Type::TEXT), (&CREATE_TENANT, Type::TEXT)],
+            &[(&[name].as_slice(), Type::TEXT_ARRAY), (&CREATE_TENANT, Type::TEXT)],
         )
         .await?;
     let Some(next) = next.first() else { return Ok(None) };
@@ -162,7 +162,10 @@ pub async fn send(database: &Database, command: &Command) -> Result<PgLsn, Error
     let row = database
         .query_opt(
             &sql!("postgres/command_send"),
-            &[(&name, Type::TEXT), (&arguments, Type::TEXT)],
+            &[
+                (&[name].as_slice(), Type::TEXT_ARRAY),
+                (&[arguments].as_slice(), Type::TEXT_ARRAY),
+            ],
         )
         .await?;
     row.map_or(Ok(PgLsn::from(0)), |row| Ok(row.try_get("lsn")?))
@@ -173,14 +176,22 @@ pub(crate) async fn send_within(
     transaction: &tokio_postgres::Transaction<'_>,
     command: &Command,
 ) -> anyhow::Result<PgLsn> {
-    let (name, arguments) = command.encode();
+    send_all_within(transaction, std::slice::from_ref(command)).await
+}
+
+/// [`send_within`] for several commands, in one statement.
+pub(crate) async fn send_all_within(
+    transaction: &tokio_postgres::Transaction<'_>,
+    commands: &[Command],
+) -> anyhow::Result<PgLsn> {
+    let (names, arguments): (Vec<&str>, Vec<String>) = commands.iter().map(Command::encode).unzip();
     let row = transaction
         .query_typed_one(
             &sql!("postgres/command_send"),
-            &[(&name, Type::TEXT), (&arguments, Type::TEXT)],
+            &[(&names, Type::TEXT_ARRAY), (&arguments, Type::TEXT_ARRAY)],
         )
         .await
-        .with_context(|| format!("cannot send the command {name}"))?;
+        .with_context(|| format!("cannot send the command {}", names.first().unwrap_or(&"")))?;
     Ok(row.try_get("lsn")?)
 }
 
@@ -268,15 +279,15 @@ pub async fn drop(database: &Database, name: &str) -> anyhow::Result<Option<PgLs
     Ok(Some(lsn))
 }
 
-/// [`resync`] as a part of a transaction.
-pub(crate) async fn resync_within(transaction: &tokio_postgres::Transaction<'_>, name: &str) -> anyhow::Result<()> {
+/// [`resync`] of several tenants as a part of a transaction, in one statement.
+pub(crate) async fn resync_within(transaction: &tokio_postgres::Transaction<'_>, names: &[&str]) -> anyhow::Result<()> {
     transaction
         .query_typed(
             &sql!("postgres/tenant_resync"),
-            &[(&name, Type::TEXT), (&CREATE_TENANT, Type::TEXT)],
+            &[(&names, Type::TEXT_ARRAY), (&CREATE_TENANT, Type::TEXT)],
         )
         .await
-        .with_context(|| format!("cannot recreate the streams of tenant {name}"))?;
+        .with_context(|| format!("cannot recreate the streams of the tenants {}", names.join(", ")))?;
     Ok(())
 }
 

@@ -443,7 +443,7 @@ impl Watcher<'_> {
         // Without its schema, a tenant has nothing that devices could receive. It is resynced when that returns.
         let has_schema = differences.iter().any(|difference| difference.has_schema);
         if (!causes.is_empty() && has_schema) || included.has_rows {
-            tenants::resync_within(&transaction, &tenant.name).await?;
+            tenants::resync_within(&transaction, &[&tenant.name]).await?;
         }
         for cause in &causes {
             let command = Command::ReportTable {

@@ -128,6 +128,7 @@ pub async fn examine(database: &Database, publication: &str, router: &Router) ->
         .zip(&kinds)
         .filter_map(|(table, kind)| Some((table, (*kind)?)))
         .collect();
+    let mut reports = Vec::new();
     for tenant in tenants::list(database).await? {
         let mut causes: BTreeMap<Kind, BTreeSet<String>> = BTreeMap::new();
         for (table, kind) in &concerned {
@@ -139,16 +140,17 @@ pub async fn examine(database: &Database, publication: &str, router: &Router) ->
         if causes.is_empty() {
             continue;
         }
-        tenants::resync_within(&transaction, &tenant.name).await?;
         for (kind, names) in causes {
-            let command = Command::ReportTable {
+            reports.push(Command::ReportTable {
                 tenant: tenant.name.as_str().into(),
                 cause: cause(kind, &names.iter().map(String::as_str).collect()),
-            };
-            tenants::send_within(&transaction, &command).await?;
+            });
         }
         changes.resynced.push(tenant.name);
     }
+    let resynced: Vec<&str> = changes.resynced.iter().map(String::as_str).collect();
+    tenants::resync_within(&transaction, &resynced).await?;
+    tenants::send_all_within(&transaction, &reports).await?;
     for table in &tables {
         record(&transaction, table).await?;
     }

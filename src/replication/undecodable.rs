@@ -78,14 +78,14 @@ impl Pass<'_> {
         let cause: String = cause.chars().take(catalog::CAUSE_LENGTH_MAX).collect();
         let mut client = self.database.connect_dedicated().await?;
         let transaction = client.transaction().await?;
-        for tenant in names {
-            tenants::resync_within(&transaction, tenant).await?;
-            let command = Command::ReportTable {
-                tenant: tenant.clone(),
-                cause: cause.clone(),
-            };
-            tenants::send_within(&transaction, &command).await?;
-        }
+        let reports = names.iter().map(|tenant| Command::ReportTable {
+            tenant: tenant.clone(),
+            cause: cause.clone(),
+        });
+        let reports: Vec<Command> = reports.collect();
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+        tenants::resync_within(&transaction, &names).await?;
+        tenants::send_all_within(&transaction, &reports).await?;
         transaction
             .commit()
             .await
