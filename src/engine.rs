@@ -32,7 +32,7 @@ use crate::redis::store::Store;
 use crate::replication::end::FailureCause;
 use crate::replication::epoch::Break;
 use crate::replication::report::{ReplicationStatus, ReplicatorState, Report};
-use crate::replication::{catalog, outside, replicator, trim};
+use crate::replication::{difference, outside, replicator, trim};
 use crate::route::router::Router;
 use crate::sync::outgoing::Outcome;
 use crate::sync::{tables, visibility};
@@ -101,7 +101,7 @@ fn metrics(role: Role) -> Arc<Metrics> {
     let labels = Labels {
         restart_causes: FailureCause::ALL.map(FailureCause::as_str).into(),
         epoch_reasons: Break::KINDS.into(),
-        catalog_kinds: catalog::Kind::ALL.map(catalog::Kind::as_str).into(),
+        catalog_kinds: difference::Kind::ALL.map(difference::Kind::as_str).into(),
         upload_results: Outcome::ALL.map(Outcome::as_str).into(),
     };
     Arc::new(Metrics::new(role.replicates(), &labels))

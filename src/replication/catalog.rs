@@ -4,7 +4,8 @@
 //! truncated; a table that lost its replica identity logs no whole old rows; and a walsender of Postgres 15 or older goes on
 //! to name a renamed schema as before. A look compares the catalogs with what the last look recorded, in one statement. It
 //! repairs what this role may, and resyncs the tenants whose readers may hold other rows than Postgres. [`super::outside`] does
-//! the same for tables that are in no tenant's schema. One transaction has the repair, the resync and the record, so that no change is missed or acted upon twice, across restarts too.
+//! the same for tables that are in no tenant's schema. One transaction has the repair, the resync and the record, so that no
+//! change is missed or acted upon twice, across restarts too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -12,10 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use postgres_types::Type;
 use tokio::sync::watch;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Row, Transaction};
+use tokio_postgres::{Client, Row, Transaction};
 use tokio_util::sync::CancellationToken;
 
+use super::difference::{self, Difference, Kind, cause, is_locked};
 use super::outside;
 use super::report::Report;
 use crate::config::Config;
@@ -24,17 +25,11 @@ use crate::core::tenant::Tenant;
 use crate::decode::pgoutput::{Cell, Tuple};
 use crate::decode::relation::Relation;
 use crate::postgres::publication::{self, Included};
-use crate::postgres::{Database, Param, migrations, sql, tenants};
+use crate::postgres::{Database, Param, sql, tenants};
 use crate::route::router::Router;
 
 /// A look takes at most this part of the time.
 const LOAD_MAX: u32 = 20;
-
-/// How long a look waits for a lock; the next one tries again.
-pub(super) const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
-
-/// Longest cause in the quarantine in characters.
-pub(super) const CAUSE_LENGTH_MAX: usize = 2048;
 
 /// Cause of a quarantined change whose old row the log does not have whole.
 pub(super) const OLD_ROW_MISSING: &str = "the log lacks the old row: the table or partition needs REPLICA IDENTITY \
@@ -79,217 +74,6 @@ pub async fn outline(database: &Database, relation: u32) -> Result<Option<Outlin
         })
     })
     .transpose()
-}
-
-/// What happened to a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// Its replica identity does not log whole old rows.
-    Identity,
-    /// It joined or left the publication, or that publishes other operations.
-    Publication,
-    /// It became a partition, or ceased to be one.
-    Partition,
-    /// Its rows were written again, or truncated.
-    Rewrite,
-    /// Its columns changed.
-    Columns,
-    Renamed,
-    Dropped,
-    /// It left the tenant's schema, or returned: most often the schema was renamed.
-    Moved,
-    /// A rule names it for the first time.
-    Rule,
-}
-
-impl Kind {
-    pub const ALL: [Self; 9] = [
-        Self::Identity,
-        Self::Publication,
-        Self::Partition,
-        Self::Rewrite,
-        Self::Columns,
-        Self::Renamed,
-        Self::Dropped,
-        Self::Moved,
-        Self::Rule,
-    ];
-
-    /// The value of the label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Identity => "identity",
-            Self::Publication => "publication",
-            Self::Partition => "partition",
-            Self::Rewrite => "rewrite",
-            Self::Columns => "columns",
-            Self::Renamed => "renamed",
-            Self::Dropped => "dropped",
-            Self::Moved => "moved",
-            Self::Rule => "rule",
-        }
-    }
-
-    /// The cause as the quarantine has it.
-    fn cause(self) -> &'static str {
-        match self {
-            Self::Identity => "the log had no whole old rows, because REPLICA IDENTITY was not as required",
-            Self::Publication => "changes were not published, because the publication lacked the table or operations",
-            Self::Partition => "rows came or went with a partition, by ATTACH, DETACH or CREATE TABLE",
-            Self::Rewrite => "the table was rewritten or truncated, which is not in the log",
-            Self::Columns => "the columns changed, which is not in the log",
-            Self::Renamed => "the table was renamed",
-            Self::Dropped => "the table was dropped, which is not in the log",
-            Self::Moved => "the table left its schema or returned, or a table or schema was renamed",
-            Self::Rule => "a rule names the table for the first time, and no stream has its rows",
-        }
-    }
-}
-
-/// A table as the catalogs have it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Table {
-    pub(super) name: String,
-    pub(super) root: String,
-    pub(super) parent: u32,
-    pub(super) filenode: u32,
-    pub(super) identity: String,
-    pub(super) is_published: bool,
-    pub(super) columns: Vec<String>,
-}
-
-/// A table whose state differs from the recorded one.
-#[derive(Debug, Clone)]
-pub(super) struct Difference {
-    pub(super) relation: u32,
-    pub(super) present: Option<Table>,
-    /// Whether it has the required replica identity.
-    pub(super) is_identified: bool,
-    pub(super) known: Option<Table>,
-    /// Whether it was in the schema when it was recorded.
-    was_present: bool,
-    has_schema: bool,
-    still_exists: bool,
-    /// Whether it has rows, or had some.
-    pub(super) has_pages: bool,
-}
-
-impl Difference {
-    pub(super) fn read(row: &Row) -> Result<Self> {
-        let table = |[name, root, parent, filenode, identity, published, columns]: [&str; 7]| {
-            let Some(name) = row.try_get::<_, Option<String>>(name)? else {
-                return Ok::<_, tokio_postgres::Error>(None);
-            };
-            Ok(Some(Table {
-                name,
-                root: row.try_get(root)?,
-                parent: row.try_get(parent)?,
-                filenode: row.try_get(filenode)?,
-                identity: row.try_get(identity)?,
-                is_published: row.try_get(published)?,
-                columns: row.try_get(columns)?,
-            }))
-        };
-        Ok(Self {
-            relation: row.try_get("relation")?,
-            present: table([
-                "name",
-                "root",
-                "parent",
-                "filenode",
-                "identity",
-                "is_published",
-                "columns",
-            ])?,
-            is_identified: row.try_get::<_, Option<bool>>("is_identified")?.unwrap_or(false),
-            known: table([
-                "known_name",
-                "known_root",
-                "known_parent",
-                "known_filenode",
-                "known_identity",
-                "known_published",
-                "known_columns",
-            ])?,
-            was_present: row.try_get::<_, Option<bool>>("was_present")?.unwrap_or(false),
-            has_schema: row.try_get("has_schema")?,
-            still_exists: row.try_get("still_exists")?,
-            has_pages: row.try_get("has_pages")?,
-        })
-    }
-
-    /// What happened, when readers may hold other rows than Postgres; `None` when the log has all of it.
-    pub(super) fn kind(&self) -> Option<Kind> {
-        let (present, known) = match (&self.present, &self.known) {
-            (None, _) if self.still_exists => return Some(Kind::Moved),
-            (None, _) => return Some(Kind::Dropped),
-            (Some(present), None) => return self.kind_of_new(present),
-            (Some(present), Some(known)) => (present, known),
-        };
-        if !self.was_present {
-            return Some(Kind::Moved);
-        }
-        if present.parent != known.parent {
-            return Some(Kind::Partition);
-        }
-        if (&present.name, &present.root) != (&known.name, &known.root) {
-            return Some(Kind::Renamed);
-        }
-        if present.identity != known.identity && !self.is_identified {
-            return Some(Kind::Identity);
-        }
-        if present.is_published != known.is_published {
-            return Some(Kind::Publication);
-        }
-        // The log has a TRUNCATE of a table that is no partition.
-        let is_truncated = present.parent == 0 && !self.has_pages;
-        if present.filenode != known.filenode && !is_truncated {
-            return Some(Kind::Rewrite);
-        }
-        (!only_adds_nulls(&known.columns, &present.columns)).then_some(Kind::Columns)
-    }
-
-    /// The same for a table that was not recorded, also when none of its tenant is: it may have changed since it was created, or
-    /// since Postgres was restored. One that never had a row needs no resync.
-    fn kind_of_new(&self, present: &Table) -> Option<Kind> {
-        if !self.has_pages {
-            return None;
-        }
-        if !self.is_identified {
-            return Some(Kind::Identity);
-        }
-        if !present.is_published {
-            return Some(Kind::Publication);
-        }
-        if present.parent != 0 {
-            return Some(Kind::Partition);
-        }
-        // The first file of a table has the table's OID as its name.
-        (present.filenode != self.relation).then_some(Kind::Rewrite)
-    }
-
-    /// The names under which its rows are or were published.
-    pub(super) fn roots(&self) -> impl Iterator<Item = &str> {
-        self.present.iter().chain(&self.known).map(|table| &*table.root)
-    }
-
-    /// Its name.
-    pub(super) fn name(&self) -> &str {
-        self.present
-            .as_ref()
-            .or(self.known.as_ref())
-            .map_or("", |table| &*table.name)
-    }
-}
-
-/// Whether the only change is that columns were added which are NULL in all rows.
-fn only_adds_nulls(known: &[String], present: &[String]) -> bool {
-    let has_no_value = |column: &&String| column.split(' ').nth(2) == Some("-");
-    known.iter().all(|column| present.contains(column))
-        && present
-            .iter()
-            .filter(|column| !known.contains(column))
-            .all(|column| has_no_value(&column))
 }
 
 /// Looks periodically until `stop`, while this engine holds the slot. `moved` counts tables that left a tenant's schema or
@@ -357,7 +141,7 @@ impl Watcher<'_> {
             let mut client = self.database.connect_dedicated().await?;
             for tenant in names.iter().filter_map(|name| Tenant::named(name)) {
                 // A locked table of one tenant must not delay the others.
-                if let Err(error) = self.examine(client.transaction().await?, &tenant).await {
+                if let Err(error) = self.examine(&mut client, &tenant).await {
                     tracing::warn!(
                         tenant = tenant.name,
                         cause = format!("{error:#}"),
@@ -414,18 +198,14 @@ impl Watcher<'_> {
     }
 
     /// Repairs, resyncs and records what differs in a tenant.
-    async fn examine(&self, mut transaction: Transaction<'_>, tenant: &Tenant) -> Result<()> {
-        transaction.batch_execute(LOCK_TIMEOUT).await?;
-        migrations::lock_for_transaction(&transaction).await?;
+    async fn examine(&self, client: &mut Client, tenant: &Tenant) -> Result<()> {
+        let mut transaction = difference::begin(client).await?;
         let params: [Param<'_>; 2] = [(&self.publication, Type::TEXT), (&tenant.name, Type::TEXT)];
         let rows = transaction
             .query_typed(&sql!("replication/catalog_differences"), &params)
             .await?;
         let mut differences = rows.iter().map(Difference::read).collect::<Result<Vec<_>>>()?;
-        let is_repairable = |difference: &Difference| {
-            let present = difference.present.as_ref();
-            present.is_some_and(|table| !(difference.is_identified && table.is_published))
-        };
+        let is_repairable = |difference: &Difference| difference.present.is_some() && !difference.is_covered();
         let kinds: Vec<Option<Kind>> = differences.iter().map(Difference::kind).collect();
         let mut included = Included::default();
         if differences.iter().any(is_repairable) {
@@ -473,20 +253,6 @@ impl Watcher<'_> {
     }
 }
 
-pub(super) fn cause(kind: Kind, names: &BTreeSet<&str>) -> String {
-    let names: Vec<&str> = names.iter().copied().collect();
-    let mut cause = format!("{}: {}", names.join(", "), kind.cause());
-    if cause.len() > CAUSE_LENGTH_MAX {
-        let count = names.len();
-        cause = format!(
-            "{} and others, {count} tables: {}",
-            names.first().unwrap_or(&""),
-            kind.cause()
-        );
-    }
-    cause
-}
-
 /// Sets identities and adds tables, each as far as this role may.
 async fn repair(transaction: &mut Transaction<'_>, publication: &str, tenant: &Tenant) -> Result<Included> {
     let mut included = Included::default();
@@ -510,20 +276,6 @@ async fn repair(transaction: &mut Transaction<'_>, publication: &str, tenant: &T
         }
     }
     Ok(included)
-}
-
-pub(super) fn is_locked(error: &anyhow::Error) -> bool {
-    let errors = error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<tokio_postgres::Error>());
-    errors.filter_map(tokio_postgres::Error::code).any(|code| {
-        [
-            SqlState::LOCK_NOT_AVAILABLE,
-            SqlState::T_R_DEADLOCK_DETECTED,
-            SqlState::QUERY_CANCELED,
-        ]
-        .contains(code)
-    })
 }
 
 /// Records a table as it was read, and as it was repaired.
@@ -609,15 +361,5 @@ mod tests {
             ..relation
         };
         assert!(of(&["id", "day"]).is_whole(&keys, &vec![text, text]));
-    }
-
-    #[test]
-    fn columns_that_are_null_everywhere_are_no_change() {
-        let known = strings(&["1 23 - id", "2 25 - body"]);
-        let with = |column: &str| [known.clone(), strings(&[column])].concat();
-        assert!(only_adds_nulls(&known, &with("3 25 - tag")));
-        assert!(!only_adds_nulls(&known, &with("3 25 d41d8cd9 tag")));
-        assert!(!only_adds_nulls(&known, &known[..1]));
-        assert!(!only_adds_nulls(&known, &strings(&["1 23 - id", "2 1043 - body"])));
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! [`replicator`] runs one [`session`] after another. [`startup`] connects both servers and decides with [`epoch`]
 //! whether replication continues; the session then moves frames from the [`connection`] ([`frame`], `login`) through
-//! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`], [`catalog`] and [`outside`] are
-//! ordinary SQL beside the stream, and [`trim`] decides what the streams may drop. [`report`] is what other parts see of all this.
-//! `durability_watch` follows the disk of Redis and its replicas. `undecodable` leads past transactions that Postgres fails
-//! to send.
+//! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`], [`catalog`] and [`outside`], which share
+//! [`difference`], are ordinary SQL beside the stream, and [`trim`] decides what the streams may drop. [`report`] is what other
+//! parts see of all this. `durability_watch` follows the disk of Redis and its replicas. `undecodable` leads past transactions
+//! that Postgres fails to send.
 
 pub mod catalog;
 pub mod connection;
+pub mod difference;
 mod durability_watch;
 pub mod end;
 pub mod epoch;

@@ -12,10 +12,10 @@ use anyhow::{Context, Result};
 use postgres_types::Type;
 use tokio_postgres::{Row, Transaction};
 
-use super::catalog::{Difference, Kind, LOCK_TIMEOUT, Table, cause, is_locked};
+use super::difference::{self, Difference, Kind, Table, cause, is_locked};
 use crate::contract::control::Command;
 use crate::core::tenant::quote_identifier;
-use crate::postgres::{Database, Param, migrations, publication, sql, tenants};
+use crate::postgres::{Database, Param, publication, sql, tenants};
 use crate::route::router::Router;
 
 /// A table as the catalogs have it, with its recorded state.
@@ -106,9 +106,7 @@ pub async fn examine(database: &Database, publication: &str, router: &Router) ->
         return Ok(Changes::default());
     }
     let mut client = database.connect_dedicated().await?;
-    let mut transaction = client.transaction().await?;
-    transaction.batch_execute(LOCK_TIMEOUT).await?;
-    migrations::lock_for_transaction(&transaction).await?;
+    let mut transaction = difference::begin(&mut client).await?;
     let rows = transaction
         .query_typed(
             &sql!("replication/outside_differences"),
@@ -258,6 +256,7 @@ async fn repair(
 
 async fn record(transaction: &Transaction<'_>, table: &Examined) -> Result<()> {
     let relation = &table.difference.relation;
+    let is_covered = table.difference.is_covered();
     let Some(Table {
         name,
         root,
@@ -273,7 +272,6 @@ async fn record(transaction: &Transaction<'_>, table: &Examined) -> Result<()> {
             .await?;
         return Ok(());
     };
-    let is_covered = *is_published && table.difference.is_identified;
     let params: [Param<'_>; 11] = [
         (relation, Type::OID),
         (&table.schema, Type::TEXT),

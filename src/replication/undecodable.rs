@@ -11,8 +11,8 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use postgres_types::PgLsn;
 
-use super::catalog;
 use super::connection::{self, Connection, ServerError, StreamRequest};
+use super::difference::CAUSE_LENGTH_MAX;
 use super::end::{FailureCause, SessionEnd};
 use super::frame::Frame;
 use super::startup::{STATUS_INTERVAL, Upstream, stream_request};
@@ -75,7 +75,7 @@ impl Pass<'_> {
         let cause = format!(
             "Postgres cannot send the transaction that was committed at {commit_lsn}, whose changes are in no stream: {error}"
         );
-        let cause: String = cause.chars().take(catalog::CAUSE_LENGTH_MAX).collect();
+        let cause: String = cause.chars().take(CAUSE_LENGTH_MAX).collect();
         let mut client = self.database.connect_dedicated().await?;
         let transaction = client.transaction().await?;
         let reports = names.iter().map(|tenant| Command::ReportTable {

@@ -8,7 +8,7 @@ use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::Target;
 use crate::core::position::StreamId;
 use crate::decode::pgoutput::{Begin, Tuple};
-use crate::replication::catalog;
+use crate::replication::difference::CAUSE_LENGTH_MAX;
 
 impl Pipeline {
     /// A row of the table of commands.
@@ -71,7 +71,7 @@ impl Pipeline {
             }
             Command::ReportTable { tenant, cause } if self.tenants.contains(&tenant) => {
                 self.counts.quarantined += 1;
-                let cause: String = cause.chars().take(catalog::CAUSE_LENGTH_MAX).collect();
+                let cause: String = cause.chars().take(CAUSE_LENGTH_MAX).collect();
                 self.entries
                     .batch
                     .quarantine(&tenant, Some(id), (QuarantineKind::Table, &cause), None);
