@@ -31,8 +31,9 @@ use crate::push::webhook::Webhook;
 use crate::redis::store::Store;
 use crate::replication::end::FailureCause;
 use crate::replication::epoch::Break;
+use crate::replication::outside::{Failures, Outside};
 use crate::replication::report::{ReplicationStatus, ReplicatorState, Report};
-use crate::replication::{difference, outside, replicator, trim};
+use crate::replication::{difference, replicator, trim};
 use crate::route::router::Router;
 use crate::sync::outgoing::Outcome;
 use crate::sync::{tables, visibility};
@@ -160,9 +161,13 @@ impl Engine {
             .await
             .context("cannot migrate the schemas")?;
         publication::ensure(&database, &config.replication.publication).await?;
+        let outside = Outside {
+            database: &database,
+            publication: &config.replication.publication,
+            router: &Router::configured(&config),
+        };
         // The next look at the catalogs tries again.
-        let router = Router::configured(&config);
-        if let Err(error) = outside::examine(&database, &config.replication.publication, &router).await {
+        if let Err(error) = outside.publish(&mut Failures::default()).await {
             tracing::error!(cause = format!("{error:#}"), "tables of rules not published");
         }
 

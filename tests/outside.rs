@@ -7,8 +7,7 @@ use posduif::accounts::users::UserType;
 use posduif::admin::doctor;
 use posduif::admin::status::EngineUrls;
 use posduif::config::Config;
-use posduif::replication::outside;
-use posduif::route::router::Router;
+use posduif::engine::Role;
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::Mutex;
@@ -603,12 +602,7 @@ async fn after(statement: &str, kind: &str, titles: &[&str]) {
         "INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', '10'), (3, 2, NULL, '{gina}', '10')"
     ))
     .await;
-    let psql = orgs.office.world.psql().await;
-    let known = "SELECT FROM posduif.outside_tables WHERE name = 'tasks' AND is_covered";
-    eventually("the table is recorded", || async {
-        (!psql.query(known, &[]).await.unwrap().is_empty()).then_some(())
-    })
-    .await;
+    recorded(&orgs, "tasks", true).await;
     let (mut joes, mut ginas) = (orgs.joe("joes").await, orgs.gina("ginas").await);
     joes.holds(&["10"]).await;
     ginas.holds(&["10"]).await;
@@ -725,10 +719,256 @@ async fn rule_for_a_table_with_rows_shows_them_to_devices_that_are_there() {
     ))
     .await
     .unwrap();
-    let engine = office.world.engine(posduif::engine::Role::All).await;
+    let engine = office.world.engine(Role::All).await;
     joes.api = joes.api.at(&engine.api());
     joes.holds(&["old"]).await;
     engine.stop().await;
+}
+
+/// A rule for `tasks` alone, without groups, whose memberships would lead to a snapshot, too. The first look is at the start.
+fn tasks_alone(config: &mut Config) {
+    config.routes = serde_json::from_value(json!([
+        {"schema": "public", "table": "tasks", "tenant": tenants(), "to": ["assignee_id"], "event": "task_changed"},
+    ]))
+    .unwrap();
+    config.replication.catalog_interval_seconds = 3600;
+}
+
+#[tokio::test]
+async fn rule_of_a_waiting_engine_counts_from_its_takeover_on() {
+    let orgs = Orgs::with(|config| config.replication.catalog_interval_seconds = 3600).await;
+    let joe = orgs.office.joe_id;
+    orgs.sql(&format!("INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'old')"))
+        .await;
+    let mut joes = orgs.joe("joes").await;
+    let Orgs { mut office, .. } = orgs;
+    tasks_alone(&mut office.world.config);
+    // What publishes the table does not deliver it yet.
+    let synced = run(&mut routed(&office.world), &["publication", "sync"]).await.text();
+    assert!(synced.contains("added public.tasks to the publication"), "{synced}");
+    let waiting = office.world.engine(Role::All).await;
+    assert_eq!(joes.synced(&office).await, [""; 0]);
+    office.sql("UPDATE tasks SET title = 'new'").await;
+    assert_eq!(joes.synced(&office).await, [""; 0]);
+    let before = joes.snapshots;
+    office.engine.stop().await;
+    joes.api = joes.api.at(&waiting.api());
+    joes.holds(&["new"]).await;
+    assert_eq!((before, joes.snapshots), (1, 2));
+    waiting.stop().await;
+}
+
+#[tokio::test]
+async fn rule_that_returns_brings_what_changed_without_it() {
+    let orgs = Orgs::with(tasks_alone).await;
+    let joe = orgs.office.joe_id;
+    orgs.sql(&format!("INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'a')"))
+        .await;
+    let mut joes = orgs.joe("joes").await;
+    joes.holds(&["a"]).await;
+    let Orgs { mut office, .. } = orgs;
+    let with_rule = office.world.config.clone();
+    office.world.config.routes.clear();
+    let without = office.world.engine(Role::All).await;
+    office.engine.stop().await;
+    office.world.published().await;
+    joes.api = joes.api.at(&without.api());
+    let with = office.world.engine_with(Role::All, with_rule).await;
+    office.world.published().await;
+    joes.sync().await;
+    office
+        .world
+        .psql()
+        .await
+        .batch_execute("UPDATE tasks SET title = 'b'")
+        .await
+        .unwrap();
+    office.world.published().await;
+    joes.sync().await;
+    without.stop().await;
+    joes.api = joes.api.at(&with.api());
+    joes.holds(&["b"]).await;
+    with.stop().await;
+}
+
+#[tokio::test]
+async fn repair_by_the_command_leads_to_a_snapshot_of_the_next_session() {
+    for lost in [
+        "ALTER PUBLICATION {} DROP TABLE tasks",
+        "ALTER TABLE tasks REPLICA IDENTITY NOTHING",
+    ] {
+        let orgs = Orgs::with(tasks_alone).await;
+        let joe = orgs.office.joe_id;
+        orgs.sql(&format!("INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'a')"))
+            .await;
+        let mut joes = orgs.joe("joes").await;
+        assert_eq!(joes.synced(&orgs.office).await, ["a"]);
+        let Orgs { office, .. } = orgs;
+        office
+            .sql(&lost.replace("{}", &office.world.config.replication.publication))
+            .await;
+        run(&mut routed(&office.world), &["publication", "sync"]).await.text();
+        assert_eq!(joes.synced(&office).await, ["a"]);
+        office.engine.stop().await;
+        let engine = office.world.engine(Role::All).await;
+        joes.api = joes.api.at(&engine.api());
+        let device = Mutex::new(&mut joes);
+        eventually("the device takes a snapshot", || async {
+            let mut device = device.lock().await;
+            device.sync().await;
+            (device.snapshots == 2).then_some(())
+        })
+        .await;
+        engine.stop().await;
+    }
+}
+
+/// Waits until the engine has recorded a table as covered, or not.
+async fn recorded(orgs: &Orgs, table: &str, is_covered: bool) {
+    let psql = orgs.office.world.psql().await;
+    let known = "SELECT FROM posduif.outside_tables WHERE name = $1 AND is_covered = $2";
+    eventually("the table is recorded", || async {
+        (!psql.query(known, &[&table, &is_covered]).await.unwrap().is_empty()).then_some(())
+    })
+    .await;
+}
+
+/// The organisations with a task `10` of joe, and his device.
+async fn with_a_task() -> (Orgs, Device) {
+    let orgs = Orgs::with(watched).await;
+    let joe = orgs.office.joe_id;
+    orgs.sql(&format!("INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', '10')"))
+        .await;
+    recorded(&orgs, "tasks", true).await;
+    let mut joes = orgs.joe("joes").await;
+    joes.holds(&["10"]).await;
+    (orgs, joes)
+}
+
+#[tokio::test]
+async fn table_with_a_long_writer_does_not_delay_another() {
+    let (orgs, mut joes) = with_a_task().await;
+    let publication = &orgs.office.world.config.replication.publication;
+    let writer = orgs.office.world.psql().await;
+    writer
+        .batch_execute("BEGIN; INSERT INTO lists VALUES (1, 'todo', 'a')")
+        .await
+        .unwrap();
+    orgs.sql(&format!(
+        "ALTER PUBLICATION {publication} DROP TABLE lists; ALTER TABLE tasks ALTER title TYPE text USING title || '!'"
+    ))
+    .await;
+    joes.holds(&["10!"]).await;
+    let published = "SELECT FROM pg_publication_tables WHERE pubname = $1 AND tablename = 'lists'";
+    assert!(writer.query(published, &[publication]).await.unwrap().is_empty());
+    let complaint = run(&mut routed(&orgs.office.world), &["publication", "sync"])
+        .await
+        .complaint(1);
+    assert!(complaint.contains("not published: public.lists: "), "{complaint}");
+    writer.batch_execute("COMMIT").await.unwrap();
+    eventually("the other table is published, too", || async {
+        (!writer.query(published, &[publication]).await.unwrap().is_empty()).then_some(())
+    })
+    .await;
+    // What was written while it was not published.
+    let joe = orgs.office.joe_id;
+    orgs.sql(&format!("INSERT INTO list_members VALUES (1, 'todo', '{joe}')"))
+        .await;
+    joes.holds(&["a", "10!"]).await;
+    orgs.close().await;
+}
+
+#[tokio::test]
+async fn table_locked_by_its_application_does_not_delay_another() {
+    let (orgs, _) = with_a_task().await;
+    let Orgs { office, .. } = orgs;
+    office.engine.stop().await;
+    let psql = office.world.psql().await;
+    psql.batch_execute("ALTER TABLE lists ADD note text; ALTER TABLE tasks ALTER title TYPE text USING title || '!'")
+        .await
+        .unwrap();
+    psql.batch_execute("BEGIN; LOCK TABLE lists").await.unwrap();
+    let engine = office.world.engine(Role::All).await;
+    let reported = async |table: &str| {
+        eventually(&format!("{table} is reported"), || async {
+            office.world.published().await;
+            let entries = office.world.stream(&office.world.keys().quarantine("acme")).await;
+            entries.iter().find(|entry| entry.field("cause").contains(table))?;
+            Some(())
+        })
+        .await;
+    };
+    reported("public.tasks").await;
+    psql.batch_execute("ALTER TABLE lists DROP note; COMMIT").await.unwrap();
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn repair_stays_while_the_snapshots_are_not_requested() {
+    let (orgs, mut joes) = with_a_task().await;
+    let other = orgs.office.world.psql().await;
+    other
+        .batch_execute("BEGIN; SELECT FROM posduif.tenants FOR UPDATE")
+        .await
+        .unwrap();
+    orgs.sql("ALTER TABLE tasks REPLICA IDENTITY NOTHING").await;
+    let identity = "SELECT FROM pg_class WHERE oid = 'public.tasks'::regclass AND relreplident = 'f'";
+    eventually("the identity is repaired", || async {
+        (!other.query(identity, &[]).await.unwrap().is_empty()).then_some(())
+    })
+    .await;
+    other.batch_execute("COMMIT").await.unwrap();
+    let device = Mutex::new(&mut joes);
+    eventually("the device takes a snapshot", || async {
+        let mut device = device.lock().await;
+        device.sync().await;
+        (device.snapshots == 2).then_some(())
+    })
+    .await;
+    orgs.close().await;
+}
+
+#[tokio::test]
+async fn table_is_published_once_the_role_is_a_member_of_its_owner() {
+    let mut world = World::new().await;
+    world.psql().await.batch_execute(APP).await.unwrap();
+    let owner = Owner::of(&mut world).await;
+    let prefix = world.config.redis.prefix.clone();
+    owner
+        .admin
+        .batch_execute(&format!(
+            "CREATE ROLE {prefix}_app; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {prefix}_role;
+             ALTER TABLE lists OWNER TO {prefix}_app; ALTER TABLE list_members OWNER TO {prefix}_app;
+             ALTER TABLE tasks OWNER TO {prefix}_app"
+        ))
+        .await
+        .unwrap();
+    let orgs = Orgs::within(world, watched).await;
+    let joe = orgs.office.joe_id;
+    let admin = async |statement: &str| owner.admin.batch_execute(statement).await.unwrap();
+    admin(&format!("INSERT INTO public.tasks VALUES (1, 1, NULL, '{joe}', 'old')")).await;
+    recorded(&orgs, "tasks", false).await;
+    let mut joes = orgs.joe("joes").await;
+    joes.holds(&["old"]).await;
+    admin("UPDATE public.tasks SET title = 'unseen'").await;
+    for _ in 0..2 {
+        let synced = run(&mut routed(&orgs.office.world), &["publication", "sync"])
+            .await
+            .text();
+        assert!(synced.contains("public.tasks belongs to another role"), "{synced}");
+    }
+    admin(&format!("GRANT {prefix}_app TO {prefix}_role")).await;
+    joes.holds(&["unseen"]).await;
+    admin("UPDATE public.tasks SET title = 'seen'").await;
+    joes.holds(&["seen"]).await;
+    let Orgs { office, .. } = orgs;
+    office.engine.stop().await;
+    admin(&format!(
+        "REASSIGN OWNED BY {prefix}_app TO CURRENT_USER; DROP OWNED BY {prefix}_app; DROP ROLE {prefix}_app"
+    ))
+    .await;
+    owner.remove().await;
+    drop(office.world);
 }
 
 #[tokio::test]
@@ -798,8 +1038,6 @@ async fn table_of_another_owner_is_published_by_the_statements_for_it() {
     owner.admin.batch_execute(&insert).await.unwrap();
     let mut joes = orgs.joe("joes").await;
     joes.holds(&["old"]).await;
-    let database = orgs.office.world.database().await;
-    let router = Router::configured(&orgs.office.world.config);
     let publication = orgs.office.world.config.replication.publication.clone();
     let published = async || {
         let found = "SELECT count(*) FROM pg_publication_tables WHERE pubname = $1 AND schemaname = 'public'";
@@ -810,7 +1048,9 @@ async fn table_of_another_owner_is_published_by_the_statements_for_it() {
             .unwrap()
             .get::<_, i64>(0)
     };
-    outside::examine(&database, &publication, &router).await.unwrap();
+    run(&mut routed(&orgs.office.world), &["publication", "sync"])
+        .await
+        .text();
     assert_eq!(published().await, 0);
     // The doctor prints what a superuser has to run.
     let nowhere = EngineUrls {

@@ -1,7 +1,8 @@
 -- The tables outside of tenants' schemas that are named, with their partitions, whose state in the catalogs differs from the
--- recorded one, or all of them; both states side by side as in catalog_differences.sql. A table that is new has no recorded
--- state, one that is gone no present one. $1 text: publication; $2 text[], $3 text[]: schemas and names of tables;
--- $4 boolean: whether to examine their files, which waits for locks; $5 boolean: also those that do not differ.
+-- recorded one, or which this role could repair; both states side by side as in catalog_differences.sql. A table that is new has
+-- no recorded state, one that is gone no present one. It waits for no lock: of a table that another transaction locks,
+-- `is_locked` is true and `has_pages` unknown. $1 text: publication; $2 text[], $3 text[]: schemas and names of tables;
+-- $4 boolean: whether to examine their files.
 WITH RECURSIVE part AS (
     SELECT class.oid AS relation, class.oid AS root
     FROM unnest($2::text[], $3::text[]) AS place (schema, name)
@@ -20,13 +21,12 @@ WITH RECURSIVE part AS (
            class.relfilenode AS filenode,
            CASE class.relreplident WHEN 'f' THEN 'full' WHEN 'i' THEN 'index' WHEN 'n' THEN 'nothing' ELSE 'default' END
                AS identity,
-           coalesce((class.oid <> root.oid OR published.tablename IS NOT NULL) AND publication.pubinsert
-                    AND publication.pubupdate AND publication.pubdelete AND publication.pubtruncate
-                    AND publication.pubviaroot, false) AS is_published,
+           listed.is_listed,
+           coalesce(listed.is_listed AND publication.pubinsert AND publication.pubupdate AND publication.pubdelete
+                    AND publication.pubtruncate AND publication.pubviaroot, false) AS is_published,
            coalesce(form.columns, '{}') AS columns,
-           coalesce(form.has_virtual, false) AS has_virtual,
-           pg_has_role(class.relowner, 'USAGE') AS is_ours,
-           pg_get_userbyid(class.relowner)::text AS owner
+           (class.relreplident = 'f') <> coalesce(form.has_virtual, false) AS is_identified,
+           pg_has_role(class.relowner, 'USAGE') AS is_ours
     FROM part
     JOIN pg_catalog.pg_class class ON class.oid = part.relation
     JOIN pg_catalog.pg_namespace schema ON schema.oid = class.relnamespace
@@ -37,6 +37,9 @@ WITH RECURSIVE part AS (
     LEFT JOIN pg_catalog.pg_publication_tables published
         ON published.pubname = $1 AND published.schemaname = schema.nspname AND published.tablename = class.relname
     CROSS JOIN LATERAL (
+        SELECT class.oid <> root.oid OR published.tablename IS NOT NULL AS is_listed
+    ) listed
+    CROSS JOIN LATERAL (
         SELECT array_agg(concat_ws(' ', attribute.attnum, attribute.atttypid,
                                    coalesce(md5(attribute.attmissingval::text), '-'), attribute.attname)
                          ORDER BY attribute.attnum) AS columns,
@@ -46,23 +49,33 @@ WITH RECURSIVE part AS (
     ) form
 ), known AS (
     SELECT * FROM posduif.outside_tables
+), locked AS (
+    SELECT DISTINCT lock.relation
+    FROM pg_catalog.pg_locks lock
+    WHERE $4 AND lock.locktype = 'relation' AND lock.mode = 'AccessExclusiveLock'
+      AND lock.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 )
 SELECT relation, coalesce(present.schema, known.schema_name) AS schema,
        coalesce(present.root_schema, known.root_schema) AS root_schema,
        present.name, present.root, present.parent, present.filenode, present.identity, present.is_published,
-       present.columns, present.has_virtual, present.is_ours, present.owner,
-       (present.identity = 'full') <> present.has_virtual AS is_identified,
+       present.columns, present.is_identified, present.is_listed, present.is_ours,
        known.name AS known_name, known.root AS known_root, known.parent AS known_parent, known.filenode AS known_filenode,
        known.identity AS known_identity, known.is_published AS known_published, known.columns AS known_columns,
        known.is_present AS was_present,
-       false AS is_known_tenant, true AS has_schema,
+       true AS has_schema,
        EXISTS (SELECT FROM pg_catalog.pg_class class WHERE class.oid = relation) AS still_exists,
-       $4 AND coalesce(pg_relation_size(relation::regclass), 0) > 0 AS has_pages
-FROM present FULL JOIN known USING (relation)
+       locked.relation IS NOT NULL AS is_locked,
+       CASE WHEN NOT $4 OR locked.relation IS NOT NULL THEN false
+            ELSE coalesce(pg_relation_size(relation::regclass), 0) > 0
+       END AS has_pages
+FROM present
+FULL JOIN known USING (relation)
+LEFT JOIN locked USING (relation)
 WHERE CASE
     WHEN present.name IS NULL THEN known.is_present
-    WHEN known.name IS NULL OR $5 THEN true
+    WHEN known.name IS NULL THEN true
     ELSE NOT known.is_present
+         OR present.is_ours AND NOT (present.is_listed AND present.is_identified)
          OR (present.schema, present.name, present.root_schema, present.root, present.parent, present.filenode,
              present.identity, present.is_published, present.columns)
             IS DISTINCT FROM (known.schema_name, known.name, known.root_schema, known.root, known.parent, known.filenode,

@@ -1,6 +1,6 @@
 //! `posduif publication`: inspects and completes the publication.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use super::{Global, human};
 use crate::core::tenant::Tenant;
 use crate::postgres::Database;
 use crate::postgres::publication::{self, Coverage, Included, Table};
-use crate::replication::outside;
+use crate::replication::outside::{Failures, Outside, Published};
 use crate::route::router::Router;
 
 #[derive(Debug, Args)]
@@ -44,11 +44,33 @@ impl Publication {
             }
             Verb::Sync => {
                 let changes = publication::sync(&database, &name).await?;
-                let outside = outside::examine(&database, &name, &router).await?;
+                let outside = Outside {
+                    database: &database,
+                    publication: &name,
+                    router: &router,
+                };
+                let mut outside = outside.publish(&mut Failures::default()).await?;
+                let (others, failed) = (std::mem::take(&mut outside.others), std::mem::take(&mut outside.failed));
                 let mut changes: Vec<TenantChanges> = changes.into_iter().map(TenantChanges::of).collect();
-                let others = outside.others.clone();
                 changes.extend(TenantChanges::of_outside(outside));
-                output::print(global, &Synced { changes, name, others })
+                let has_failed = !failed.is_empty();
+                output::print(
+                    global,
+                    &Synced {
+                        changes,
+                        name,
+                        others,
+                        has_failed,
+                    },
+                )?;
+                if has_failed {
+                    let causes: Vec<String> = failed
+                        .iter()
+                        .map(|(table, cause)| format!("{table}: {cause}"))
+                        .collect();
+                    bail!("not published: {}", causes.join("; "));
+                }
+                Ok(())
             }
         }
     }
@@ -163,6 +185,8 @@ struct Synced {
     /// Tables that only their owner can publish.
     #[serde(skip)]
     others: Vec<String>,
+    #[serde(skip)]
+    has_failed: bool,
 }
 
 #[derive(Serialize)]
@@ -189,7 +213,7 @@ impl TenantChanges {
         }
     }
 
-    fn of_outside(changes: outside::Changes) -> Option<Self> {
+    fn of_outside(changes: Published) -> Option<Self> {
         let names = |identity| {
             let tables = changes.identified.iter().filter(move |(_, set)| *set == identity);
             tables.map(|(table, _)| table.clone()).collect()
@@ -201,7 +225,8 @@ impl TenantChanges {
             identified,
             keyed,
             added: changes.added,
-            resynced: !changes.resynced.is_empty(),
+            // By the engine that delivers them.
+            resynced: false,
             schema: String::new(),
         })
     }
@@ -209,7 +234,7 @@ impl TenantChanges {
 
 impl Render for Synced {
     fn text(&self, out: &mut Text) {
-        if self.changes.is_empty() && self.others.is_empty() {
+        if self.changes.is_empty() && self.others.is_empty() && !self.has_failed {
             outln!(out, "nothing to do");
         }
         for table in &self.others {
@@ -239,13 +264,17 @@ impl Render for Synced {
                     "set the replica identity of {schema}{table} to its primary key, because of its virtual columns"
                 );
             }
-            if *resynced {
-                let tenant = tenant.as_deref().unwrap_or("their tenants");
-                outln!(
+            match tenant {
+                Some(tenant) if *resynced => outln!(
                     out,
                     "the streams of {tenant} lack existing rows of the added tables and are recreated: its devices take a \
                      snapshot"
-                );
+                ),
+                Some(_) => {}
+                None => outln!(
+                    out,
+                    "the engine that delivers these tables makes the devices of their tenants take a snapshot"
+                ),
             }
         }
     }

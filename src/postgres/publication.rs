@@ -143,35 +143,29 @@ async fn add_tables(
     Ok(included)
 }
 
-/// Sets the replica identity of a table outside of tenants' schemas, and adds it to the publication. Both are optional; the role
-/// owns the table, which is qualified and quoted. Returns whether an added table has rows, which no stream contains.
-pub(crate) async fn publish_outside(
-    transaction: &Transaction<'_>,
-    publication: &str,
-    table: &str,
-    identity: Option<&str>,
-    is_added: bool,
-) -> Result<bool> {
-    if let Some(identity) = identity {
+/// Sets the replica identity of a table outside of tenants' schemas, and adds it to the publication, where it lacks them. The
+/// role owns the table.
+pub(crate) async fn publish_outside(transaction: &Transaction<'_>, publication: &str, table: &Table) -> Result<()> {
+    let quoted = format!("{}.{}", quote_identifier(&table.schema), quote_identifier(&table.table));
+    if !table.is_identified() {
+        let identity = table.required_identity();
         transaction
-            .batch_execute(&format!("ALTER TABLE {table} REPLICA IDENTITY {identity}"))
+            .batch_execute(&format!("ALTER TABLE {quoted} REPLICA IDENTITY {identity}"))
             .await
-            .with_context(|| format!("cannot set REPLICA IDENTITY {identity} of {table}"))?;
+            .with_context(|| format!("cannot set REPLICA IDENTITY {identity} of {quoted}"))?;
     }
-    if is_added {
+    if !table.published {
         prepare(transaction, publication).await?;
-        // Locked against writers, so that no row is inserted between the check and the addition.
+        // Locked against writers: a row that is written before the addition must be visible to all snapshots after it.
         transaction
             .batch_execute(&format!(
-                "LOCK TABLE {table} IN SHARE MODE; ALTER PUBLICATION {} ADD TABLE {table}",
+                "LOCK TABLE {quoted} IN SHARE MODE; ALTER PUBLICATION {} ADD TABLE {quoted}",
                 quote_identifier(publication)
             ))
             .await
-            .with_context(|| format!("cannot add {table} to the publication {publication}"))?;
-        let any_row = format!("SELECT FROM {table} LIMIT 1");
-        return Ok(!transaction.query_typed(&any_row, &[]).await?.is_empty());
+            .with_context(|| format!("cannot add {quoted} to the publication {publication}"))?;
     }
-    Ok(false)
+    Ok(())
 }
 
 /// [`include()`]. Recreates the tenant's streams when an added table has rows.
@@ -251,6 +245,16 @@ impl Table {
     pub fn is_identified(&self) -> bool {
         (self.replica_identity == "full") != self.virtual_columns
     }
+
+    /// The replica identity that it needs.
+    pub(crate) fn required_identity(&self) -> &'static str {
+        if self.virtual_columns { "default" } else { "full" }
+    }
+
+    /// Schema and name.
+    pub(crate) fn qualified(&self) -> String {
+        format!("{}.{}", self.schema, self.table)
+    }
 }
 
 /// The coverage of a publication.
@@ -315,15 +319,8 @@ pub async fn coverage(database: &Database, publication: &str, outside: &[(&str, 
         }
     }
     let mut tables = rows.iter().map(Table::from_row).collect::<Result<Vec<_>>>()?;
-    let (schemas, names): (Vec<&str>, Vec<&str>) = outside.iter().copied().unzip();
-    let params: [Param<'_>; 3] = [
-        (&publication, Type::TEXT),
-        (&schemas, Type::TEXT_ARRAY),
-        (&names, Type::TEXT_ARRAY),
-    ];
-    let rows = database.query(&sql!("postgres/outside_coverage"), &params).await?;
-    tables.extend(rows.iter().map(Table::from_row).collect::<Result<Vec<_>>>()?);
     tables.retain(|table| table.is_permanent);
+    tables.extend(outside_coverage(database, publication, outside).await?);
     Ok(Coverage {
         exists: row.is_some(),
         whole_schemas: rights.try_get("whole_schemas")?,
@@ -331,6 +328,25 @@ pub async fn coverage(database: &Database, publication: &str, outside: &[(&str, 
         via_partition_root: flag("pubviaroot")?,
         tables,
     })
+}
+
+/// The tables outside of tenants' schemas that are named by schema and name, and those of their partitions that lack the required
+/// replica identity.
+pub(crate) async fn outside_coverage(
+    database: &Database,
+    publication: &str,
+    outside: &[(&str, &str)],
+) -> Result<Vec<Table>> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) = outside.iter().copied().unzip();
+    let params: [Param<'_>; 3] = [
+        (&publication, Type::TEXT),
+        (&schemas, Type::TEXT_ARRAY),
+        (&names, Type::TEXT_ARRAY),
+    ];
+    let rows = database.query(&sql!("postgres/outside_coverage"), &params).await?;
+    let mut tables = rows.iter().map(Table::from_row).collect::<Result<Vec<_>>>()?;
+    tables.retain(|table| table.is_permanent);
+    Ok(tables)
 }
 
 /// Sets the required replica identity of every table of the tenant.

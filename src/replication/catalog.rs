@@ -17,7 +17,7 @@ use tokio_postgres::{Client, Row, Transaction};
 use tokio_util::sync::CancellationToken;
 
 use super::difference::{self, Difference, Kind, cause, is_locked};
-use super::outside;
+use super::outside::{Failures, Outside};
 use super::report::Report;
 use crate::config::Config;
 use crate::contract::control::Command;
@@ -89,12 +89,14 @@ pub async fn run(
     if interval.is_zero() {
         return;
     }
-    let watcher = Watcher {
+    let mut watcher = Watcher {
         publication: &config.replication.publication,
         router: Router::configured(config),
         database,
         report,
         moved,
+        failures: Failures::default(),
+        waited: Duration::ZERO,
     };
     let mut delay = interval;
     loop {
@@ -112,7 +114,9 @@ pub async fn run(
             },
             () = stop.cancelled() => return,
         }
-        delay = interval.max(started.elapsed() * LOAD_MAX);
+        // A locked table of an application is tried again at intervals of its own, and must not delay the others.
+        let worked = started.elapsed().saturating_sub(std::mem::take(&mut watcher.waited));
+        delay = interval.max(worked * LOAD_MAX);
     }
 }
 
@@ -122,10 +126,13 @@ struct Watcher<'a> {
     database: Database,
     report: &'a Report,
     moved: watch::Sender<u64>,
+    failures: Failures,
+    /// How long this look has waited for locks of tables outside of tenants' schemas, or of their record.
+    waited: Duration,
 }
 
 impl Watcher<'_> {
-    async fn look(&self) -> Result<()> {
+    async fn look(&mut self) -> Result<()> {
         let every_tenant: Option<&str> = None;
         let rows = self
             .database
@@ -150,7 +157,15 @@ impl Watcher<'_> {
                 }
             }
         }
-        match outside::examine(&self.database, self.publication, &self.router).await {
+        let outside = Outside {
+            database: &self.database,
+            publication: self.publication,
+            router: &self.router,
+        };
+        let started = Instant::now();
+        let looked = outside.look(&mut self.failures).await;
+        self.waited = self.failures.take_waited();
+        match looked {
             Ok(changes) => {
                 for kind in &changes.kinds {
                     self.report.metrics.replication.catalog_changed(kind.as_str());
@@ -159,10 +174,15 @@ impl Watcher<'_> {
                     self.moved.send_modify(|count| *count += 1);
                 }
             }
-            Err(error) => tracing::warn!(
-                cause = format!("{error:#}"),
-                "changes of tables outside of tenants' schemas not handled; trying again"
-            ),
+            Err(error) => {
+                if is_locked(&error) {
+                    self.waited = started.elapsed();
+                }
+                tracing::warn!(
+                    cause = format!("{error:#}"),
+                    "changes of tables outside of tenants' schemas not handled; trying again"
+                );
+            }
         }
         let rows = self
             .database

@@ -73,7 +73,7 @@ impl Kind {
             Self::Columns => "the columns changed, which is not in the log",
             Self::Renamed => "the table was renamed",
             Self::Dropped => "the table was dropped, which is not in the log",
-            Self::Moved => "the table left its schema or returned, or a table or schema was renamed",
+            Self::Moved => "the table left its schema or the rules, or returned, or a table or schema was renamed",
             Self::Rule => "a rule names the table for the first time, and no stream has its rows",
         }
     }

@@ -67,6 +67,12 @@ impl FailureCause {
 }
 
 impl SessionEnd {
+    /// The end by a table or schema that has another name: the next session reads it.
+    pub(super) fn moved() -> Self {
+        let cause = "a schema was renamed, or a table moved out of one or of the rules; reading the present names";
+        Self::Failed(FailureCause::Other, anyhow::anyhow!(cause))
+    }
+
     /// The end by an error of Redis, unless the error belongs to Postgres.
     pub(super) fn by_redis(error: anyhow::Error) -> Self {
         match error.into() {

@@ -364,12 +364,7 @@ impl<'a> Session<'a> {
                 self.apply_frames()?;
             }
             // Until Postgres 15, a walsender does not learn that a schema has another name; a new one does.
-            Event::Moved => {
-                return Err(SessionEnd::Failed(
-                    FailureCause::Other,
-                    anyhow!("a tenant's schema was renamed, or a table moved out of one; reading their present names"),
-                ));
-            }
+            Event::Moved => return Err(SessionEnd::moved()),
             Event::ShuttingDown => {
                 if *self.context.shutting_down.borrow_and_update() {
                     return Err(SessionEnd::Failed(

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::connection::{self, Connection, StreamRequest, SystemIdentity};
 use super::end::{FailureCause, SessionEnd};
 use super::epoch::{self, Break, Replay, Server};
+use super::outside::Outside;
 use super::report::Report;
 use super::slot;
 use crate::config::Config;
@@ -34,6 +35,7 @@ use crate::publish::connection::{self as redis_connection, Claim};
 use crate::publish::cut::Cut;
 use crate::publish::durability::Persistence;
 use crate::publish::outcome::Outcome;
+use crate::route::router::Router;
 
 /// Status updates are sent at least this often, far below any `wal_sender_timeout`.
 pub(super) const STATUS_INTERVAL: Duration = Duration::from_secs(1);
@@ -243,6 +245,7 @@ async fn prepare(
     slot_created: bool,
     forced: Option<MetBreak>,
 ) -> Result<Prepared, SessionEnd> {
+    examine_outside(context).await?;
     let confirmed = slot::state(context.database, &context.config.replication.slot)
         .await?
         .context("the replication slot disappeared during the start")?
@@ -297,6 +300,33 @@ async fn prepare(
         origin,
         tenants: tenants.into_iter().map(|tenant| tenant.name.into()).collect(),
     })
+}
+
+/// Examines the tables outside of tenants' schemas before anything is published: an engine with other rules may have held the slot
+/// until now, and passed their changes.
+async fn examine_outside(context: &SessionContext<'_>) -> Result<(), SessionEnd> {
+    let outside = Outside {
+        database: context.database,
+        publication: &context.config.replication.publication,
+        router: &Router::configured(context.config),
+    };
+    outside.forget_unrouted().await?;
+    match outside.examine().await {
+        Ok(changes) => {
+            for kind in &changes.kinds {
+                context.report.metrics.replication.catalog_changed(kind.as_str());
+            }
+            // The walsender has started, and may have read a former name.
+            if changes.has_moved() {
+                return Err(SessionEnd::moved());
+            }
+        }
+        Err(error) => tracing::warn!(
+            cause = format!("{error:#}"),
+            "tables outside of tenants' schemas not examined; the next look at the catalogs tries again"
+        ),
+    }
+    Ok(())
 }
 
 async fn wal_end(database: &Database) -> Result<PgLsn> {

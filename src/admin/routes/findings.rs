@@ -157,7 +157,8 @@ fn replication(found: &Found, publication: &str, findings: &mut Vec<Finding>) {
         (Some(owner), false) => format!(
             ". The table belongs to {owner}: run this as {owner} for the table, and as a superuser for the publication"
         ),
-        _ => ". The engine repairs that when it starts, or with `posduif publication sync`".to_owned(),
+        _ => ". An engine repairs that when it starts and at its looks at the catalogs, `posduif publication sync` at once"
+            .to_owned(),
     };
     if !is_identified {
         let identity = if found.has_virtual { "DEFAULT" } else { "FULL" };
