@@ -55,6 +55,7 @@
 //! - [`engine`]: starts the parts in order, registers listeners between them, stops them in order.
 //! - [`dev`]: the private Postgres and Redis of `posduif dev` and of the tests; the engine as a child process; the demo and
 //!   its server.
+//! - [`kit`]: the conformance kit: cases in YAML, a scripted server over a history in memory, drivers of clients.
 //! - [`cli`]: the command line, one file or folder for each noun, declared in `src/cli/mod.rs`. A command prints what [`admin`]
 //!   or a feature returns.
 //!
@@ -100,6 +101,7 @@
 //! | `api` | `http`, `admin`, `oidc`, `accounts`, `messages`, `state`, `sync`, `live`, `feature`, `postgres`, `redis`, `contract`, `replication` |
 //! | `engine` | everything above |
 //! | `dev` | everything above |
+//! | `kit` | `http`, `api` |
 //! | `cli` | everything above |
 //!
 //! # Invariants
@@ -134,6 +136,7 @@ pub mod dev;
 pub mod engine;
 pub mod feature;
 pub mod http;
+pub mod kit;
 pub mod live;
 pub mod messages;
 pub mod net;

@@ -16,6 +16,7 @@ mod dev;
 mod device;
 mod doctor;
 mod human;
+mod kit;
 mod migrate;
 mod notify;
 mod output;
@@ -144,6 +145,8 @@ enum Command {
     Stream(stream::Stream),
     /// Print what developers of clients need
     Client(client::Client),
+    /// Test whether a client keeps to the sync protocol
+    Kit(kit::Kit),
     /// Show the audit log: logins that failed, and acts of users and operators
     Audit(audit::Audit),
     /// Show or check the configuration
@@ -173,6 +176,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Routes(command) => command.run(&cli.global).await,
         Command::Stream(command) => command.run(&cli.global).await,
         Command::Client(command) => command.run(&cli.global).await,
+        Command::Kit(command) => Box::pin(command.run(&cli.global)).await,
         Command::Audit(command) => command.run(&cli.global).await,
         Command::Config(command) => command.run(&cli.global),
         Command::Completions(command) => command.run(&cli.global),

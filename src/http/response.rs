@@ -35,6 +35,11 @@ pub fn ok(value: &impl Serialize) -> Result<Response, Error> {
     json(StatusCode::OK, value)
 }
 
+/// A JSON response of status 201.
+pub fn created(value: &impl Serialize) -> Result<Response, Error> {
+    json(StatusCode::CREATED, value)
+}
+
 /// A page of a list under its name, with whether there is more in its direction; by offset also with the offset and the total.
 pub fn page<T: Serialize>(name: &str, found: &Rows<T>, page: &Page) -> Result<Response, Error> {
     json(StatusCode::OK, &ListPage { name, found, page })
