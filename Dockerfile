@@ -44,7 +44,7 @@ RUN mkdir -p src examples tests benches/live sql \
 COPY build.rs ./
 COPY sql sql
 COPY migrations migrations
-COPY docs/openapi.yaml docs/openapi-admin.yaml docs/
+COPY docs/openapi.yaml docs/openapi-admin.yaml docs/sync-protocol.md docs/
 COPY config/demo.yaml config/demo.yaml
 COPY --from=web /src/web/dist web/dist
 COPY src src

@@ -598,7 +598,7 @@ class Phone:
                     self.bring(table, row["id"], row, None, always)
             for change in batch["changes"]:
                 self.apply_change(change, always, batch["reset"])
-            if not batch["has_more"]:
+            if not batch["has_more"] and self.store.number("snapshot"):
                 self.end_snapshot()
             self.store.set(cursor=batch["cursor"])
         return True

@@ -83,6 +83,16 @@ phone.queue = Queues
 
 
 class Stream(phone.LiveStream):
+    is_open = False
+
+    def __init__(self, device: Any) -> None:
+        super().__init__(device)
+        Stream.is_open = True
+
+    def close(self) -> None:
+        Stream.is_open = False
+        super().close()
+
     def next(self, seconds: float) -> list[Any]:
         clock.wait(seconds, self.events)
         if clock.is_closing:
@@ -203,9 +213,8 @@ class Driver:
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
         get = self.phone.store.get
-        if get("device_token") is None:
-            return {"state": "unenrolled"}
-        return {"state": "fresh" if get("cursor") is None else "snapshot" if get("snapshot") else "stream"}
+        state = "fresh" if get("cursor") is None else "snapshot" if get("snapshot") else "stream"
+        return {"state": state if get("device_token") else "unenrolled", "live": "open" if Stream.is_open else "closed"}
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
         name = command["do"]
@@ -225,7 +234,7 @@ def main() -> None:
         if command["do"] == "bye":
             driver.close(command)
             return
-        print(json.dumps({"id": command["id"]} | driver.answer(command)), flush=True)
+        print(json.dumps({"n": command["n"]} | driver.answer(command)), flush=True)
 
 
 if __name__ == "__main__":

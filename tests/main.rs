@@ -30,6 +30,7 @@ mod freshness;
 mod groups;
 mod handoff;
 mod insight;
+mod kit;
 mod live;
 mod model;
 mod monitoring;

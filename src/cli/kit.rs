@@ -46,6 +46,9 @@ struct Run {
     /// Only this case; may be repeated
     #[arg(long, value_name = "ID")]
     case: Vec<String>,
+    /// Run the cases of this YAML file instead of those of the program
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
     /// For random values: the same seed repeats them
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -96,7 +99,10 @@ impl Kit {
 
 /// The cases of these levels and ids; all without any.
 fn chosen(levels: &[Level], ids: &[String]) -> Result<Vec<Case>> {
-    let mut cases = case::all()?;
+    select(case::all()?, levels, ids)
+}
+
+fn select(mut cases: Vec<Case>, levels: &[Level], ids: &[String]) -> Result<Vec<Case>> {
     if let Some(unknown) = ids.iter().find(|id| cases.iter().all(|case| case.id != **id)) {
         output::usage_error!("there is no case {unknown:?}; `posduif kit list` lists all");
     }
@@ -107,7 +113,15 @@ fn chosen(levels: &[Level], ids: &[String]) -> Result<Vec<Case>> {
 
 impl Run {
     async fn run(self, global: &Global) -> Result<()> {
-        let cases = chosen(&self.level, &self.case)?;
+        let cases = match &self.file {
+            None => case::all()?,
+            Some(file) => {
+                let name = file.display().to_string();
+                let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+                case::read(&name, case::Level::Reader, &text)?
+            }
+        };
+        let cases = select(cases, &self.level, &self.case)?;
         if cases.is_empty() {
             output::usage_error!("no case of --case has the --level; `posduif kit list` lists all");
         }

@@ -32,7 +32,7 @@ pub enum Error {
     Ended { during: String, stderr: String },
     #[error("the driver did not answer `{during}` within {} s{stderr}", COMMAND_TIMEOUT.as_secs())]
     Silent { during: String, stderr: String },
-    #[error("the driver answered `{during}` with {line:?}, which is not a JSON object with the `id` of the command")]
+    #[error("the driver answered `{during}` with {line:?}, which is not a JSON object with the `n` of the command")]
     Malformed { during: String, line: String },
 }
 
@@ -136,7 +136,7 @@ impl Driver {
         let id = self.next;
         self.next += 1;
         command["do"] = name.into();
-        command["id"] = id.into();
+        command["n"] = id.into();
         let line = format!("{command}\n");
         let written = async {
             self.input.write_all(line.as_bytes()).await?;
@@ -182,7 +182,7 @@ impl Driver {
                 return Err(self.ended(&pending.what).await);
             }
             let answer: Option<Value> = serde_json::from_slice(&line).ok();
-            let id = answer.as_ref().and_then(|answer| answer["id"].as_u64());
+            let id = answer.as_ref().and_then(|answer| answer["n"].as_u64());
             let (Some(answer), Some(id)) = (answer, id) else {
                 let line = String::from_utf8_lossy(&line).trim_end().to_owned();
                 return Err(Error::Malformed {

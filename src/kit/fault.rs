@@ -26,10 +26,15 @@ pub struct Fault {
     /// How many requests.
     #[serde(default = "once")]
     pub times: u32,
+    /// How many go through before.
+    #[serde(default)]
+    pub skip: u32,
     /// Of `refuse`.
     pub code: Option<String>,
     /// `Retry-After` of `refuse`, in seconds.
     pub retry_after: Option<u32>,
+    /// The sequence number that `refuse` says it expects.
+    pub expected: Option<u64>,
 }
 
 fn once() -> u32 {
@@ -62,7 +67,10 @@ impl Fault {
         let code = Code::ALL.into_iter().find(|code| code.as_str() == name);
         let mut error = Error::new(code.unwrap_or(Code::INTERNAL_ERROR), "refused by the case");
         error.retry_after_seconds = self.retry_after;
-        error
+        match self.expected {
+            Some(expected) => error.with("expected", expected),
+            None => error,
+        }
     }
 }
 

@@ -219,7 +219,12 @@ impl History {
             let was_seen = before.as_ref().is_some_and(|row| self.sees(&name, row));
             match seen {
                 Some(row) => self.add(&name, Change::Row(key.clone(), row.clone())),
-                None if was_seen => self.add(&name, Change::Gone(key.clone())),
+                None if was_seen => {
+                    // A row that others still see comes with its audiences, none of which is the device's.
+                    let others = row.as_ref().filter(|row| row.via.is_some());
+                    let change = others.map_or(Change::Gone(key.clone()), |row| Change::Row(key.clone(), row.clone()));
+                    self.add(&name, change);
+                }
                 None => {}
             }
         }
@@ -286,6 +291,19 @@ impl History {
         (self.epoch, self.seconds) = (epoch, seconds);
         for user in self.users.values_mut() {
             user.fork = user.stream.len();
+        }
+    }
+
+    /// Repeats the last change of a row that readers have seen, as streams do behind a snapshot.
+    pub fn repeat(&mut self, key: &Key) {
+        for user in self.users.values_mut() {
+            let end = user.end();
+            let is_of_row = |change: &&Change| matches!(change, Change::Row(found, _) if found == key);
+            let Some(change) = user.stream.iter().take(end).rev().find(is_of_row).cloned() else {
+                continue;
+            };
+            user.stream.insert(end, change);
+            user.horizon = user.horizon.map(|horizon| horizon + 1);
         }
     }
 

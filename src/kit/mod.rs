@@ -7,10 +7,13 @@
 
 pub mod case;
 pub mod driver;
+pub mod failure;
 pub mod fault;
 pub mod history;
+pub mod outside;
 pub mod protocol;
 pub mod report;
+pub mod requests;
 pub mod script;
 pub mod server;
 pub mod stage;

@@ -5,8 +5,9 @@ use serde::Serialize;
 
 use super::case::{Case, Level};
 use super::driver::Introduction;
+use super::failure::Failure;
 use super::protocol;
-use super::script::{self, Failure};
+use super::script;
 
 /// How a case ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::case::{Case, Expected, Outcome, Step};
-use super::driver::{self, Driver, Introduction, Pending};
-use super::history::{Key, TABLES, uuid_of};
+use super::case::{Case, Feature, Outcome, Step};
+use super::driver::{Driver, Introduction, Pending};
+use super::failure::{Failure, broken};
+use super::history::{TABLES, uuid_of};
+use super::outside::{outside, with_ids};
+use super::requests::{self, Wanted};
 use super::server::{self, Listening};
 use super::stage::{Inner, Stage};
-use super::uploads::Scripted;
-use super::wire::{End, Record, Route};
+use super::wire::Route;
 
 /// Attempts of a sync that ends well.
 const ATTEMPTS: u32 = 8;
@@ -24,34 +26,19 @@ const AWAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest time from the begin of a sync to a kill at random, in microseconds.
 const KILL_MICROS: u64 = 25_000;
 
+/// How long a device may take to show another state, and the pause between two looks.
+const STATE_TIMEOUT: Duration = Duration::from_secs(5);
+const STATE_PAUSE: Duration = Duration::from_millis(10);
+
+/// Time passes in pieces of this length at most; `advance-until` takes so many.
+const PIECE_MS: u64 = 500;
+const PIECES: u64 = 100;
+
 /// Columns of messages that are bookkeeping of the server.
 const BOOKKEEPING: [&str; 2] = ["status", "synced_at"];
 
 /// Lines of the wire that a report shows.
 const WIRE_LINES: usize = 24;
-
-/// Why a case did not pass.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The client broke a rule: of this heading, else of the heading of the case.
-    #[error("{text}")]
-    Broken {
-        heading: Option<&'static str>,
-        text: String,
-    },
-    #[error(transparent)]
-    Driver(#[from] driver::Error),
-    /// The kit itself failed.
-    #[error("{0}")]
-    Kit(String),
-}
-
-fn broken(text: impl Into<String>) -> Failure {
-    Failure::Broken {
-        heading: None,
-        text: text.into(),
-    }
-}
 
 /// What a case ended with.
 #[derive(Debug)]
@@ -279,7 +266,8 @@ impl Script<'_> {
             Step::Read { id } => self.change("read", "messages", id, None).await,
             Step::Open {} => self.plain("open", json!({})).await,
             Step::Close {} => self.plain("close", json!({})).await,
-            Step::Advance { ms } => self.plain("advance", json!({"ms": ms})).await,
+            Step::Advance { ms } => self.advance(*ms).await,
+            Step::AdvanceUntil { on, least, most } => self.advance_until(*on, *least, *most).await,
             Step::Kill {} => {
                 self.kill().await;
                 self.start().await
@@ -294,12 +282,20 @@ impl Script<'_> {
             Step::Rows { table, are } => self.check_rows(table, are).await,
             Step::Outbox { is } => self.check_outbox(*is).await,
             Step::Refused { codes } => self.check_refused(codes).await,
-            Step::State { is } => {
-                let answer = self.call("status", json!({})).await?;
-                match answer["state"].as_str() {
-                    Some(state) if state == is => Ok(()),
-                    state => Err(broken(format!("the state of the device is {state:?}, not {is:?}"))),
+            Step::State { is } => self.check_status("state", is).await,
+            Step::Opened {} => {
+                self.check_status("live", "open").await?;
+                self.idle().await
+            }
+            Step::Cut {} => {
+                self.stage.with(|inner| inner.end_streams());
+                self.next_command();
+                // Without a clock the device may have opened another one already.
+                if self.introduction.has(Feature::Clock) {
+                    self.check_status("live", "closed").await?;
+                    self.idle().await?;
                 }
+                Ok(())
             }
             Step::Await { on, count, done } => self.wait_for(*on, *count, *done).await,
             Step::Count { on, least, most } => {
@@ -320,18 +316,23 @@ impl Script<'_> {
                 last_event_id,
                 body,
                 items,
-            } => self
-                .stage
-                .read(|inner| check_last(inner, *on, *nth, *cursor, *last_event_id, body, items.as_deref())),
-            Step::Revoke { .. } | Step::Event { .. } | Step::Cut {} => {
+            } => {
+                let wanted = Wanted {
+                    route: *on,
+                    nth: *nth,
+                    cursor: *cursor,
+                    last_event_id: *last_event_id,
+                    body,
+                    items: items.as_deref(),
+                };
+                self.stage.read(|inner| requests::check(inner, wanted))
+            }
+            Step::Revoke { .. } | Step::Event { .. } => {
                 self.stage.with(|inner| outside(inner, step));
                 self.next_command();
                 Ok(())
             }
-            Step::Release {} => {
-                self.stage.release();
-                Ok(())
-            }
+            Step::Release {} => self.release().await,
             outside_step => self
                 .stage
                 .with(|inner| outside(inner, outside_step))
@@ -431,10 +432,7 @@ impl Script<'_> {
         let arrived = async {
             loop {
                 changes.mark_unchanged();
-                let found = stage.read(|inner| {
-                    let found = inner.log.since_watch(route);
-                    found.filter(|record| !is_done || record.end != End::Open).count()
-                });
+                let found = stage.read(|inner| inner.log.arrived(route, is_done));
                 if found >= count {
                     return;
                 }
@@ -446,6 +444,59 @@ impl Script<'_> {
         }
         self.stage.read(check_violations)?;
         if is_done { self.idle().await } else { Ok(()) }
+    }
+
+    /// Lets time pass in pieces, so that a request and its repetition are distinguished.
+    async fn advance(&mut self, ms: u64) -> Done {
+        let mut left = ms;
+        while left > 0 {
+            let piece = left.min(PIECE_MS);
+            self.plain("advance", json!({"ms": piece})).await?;
+            left -= piece;
+        }
+        Ok(())
+    }
+
+    async fn advance_until(&mut self, route: Route, least: u64, most: u64) -> Done {
+        let count = |inner: &Inner| inner.log.records.iter().filter(|record| record.route == route).count();
+        let before = self.stage.read(count);
+        let piece = (most / PIECES).clamp(1, PIECE_MS);
+        let mut passed = 0;
+        while passed < most + piece {
+            self.plain("advance", json!({"ms": piece})).await?;
+            passed += piece;
+            if self.stage.read(count) == before {
+                continue;
+            }
+            if passed < least {
+                let name = route.name();
+                return Err(broken(format!(
+                    "a request `{name}` was sent after {passed} ms, not after {least} to {most} ms"
+                )));
+            }
+            return Ok(());
+        }
+        Err(broken(format!(
+            "no request `{}` was sent within {most} ms",
+            route.name()
+        )))
+    }
+
+    /// Lets the delayed answer go, as soon as there is one.
+    async fn release(&mut self) -> Done {
+        let stage = self.stage.clone();
+        let mut changes = stage.watch();
+        let held = async {
+            changes.mark_unchanged();
+            while stage.read(|inner| inner.held == 0) {
+                changes.changed().await.ok();
+            }
+        };
+        if tokio::time::timeout(AWAIT_TIMEOUT, held).await.is_err() {
+            return Err(broken("no request was sent whose answer could be delayed"));
+        }
+        self.stage.release();
+        Ok(())
     }
 
     async fn rows(&mut self, table: &str) -> Result<BTreeMap<String, Map<String, Value>>, Failure> {
@@ -530,7 +581,7 @@ impl Script<'_> {
     }
 
     async fn check_outbox(&mut self, count: usize) -> Done {
-        if !self.introduction.has(super::case::Feature::Write) {
+        if !self.introduction.has(Feature::Write) {
             return Ok(());
         }
         let waiting = self.outbox("waiting").await?;
@@ -542,6 +593,24 @@ impl Script<'_> {
             waiting.len(),
             Value::Array(waiting)
         )))
+    }
+
+    /// A part of the status, which may follow from an event that is on its way.
+    async fn check_status(&mut self, name: &str, is: &str) -> Done {
+        let deadline = tokio::time::Instant::now() + STATE_TIMEOUT;
+        loop {
+            let answer = self.call("status", json!({})).await?;
+            if answer[name] == is {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(broken(format!(
+                    "the state of the device is {}, not {is:?}",
+                    answer["state"]
+                )));
+            }
+            tokio::time::sleep(STATE_PAUSE).await;
+        }
     }
 
     async fn check_refused(&mut self, codes: &[String]) -> Done {
@@ -579,168 +648,6 @@ fn expect(answer: &Value, then: Outcome, what: &str) -> Done {
         ))),
         _ => Ok(()),
     }
-}
-
-/// The columns with the UUIDs of names that begin with `@`.
-fn with_ids(row: &Map<String, Value>) -> Map<String, Value> {
-    let value = |value: &Value| match value.as_str().and_then(|text| text.strip_prefix('@')) {
-        Some(user @ ("alice" | "bob")) => super::history::user_id(user).into(),
-        Some(name) => uuid_of(name).into(),
-        None => value.clone(),
-    };
-    row.iter().map(|(name, given)| (name.clone(), value(given))).collect()
-}
-
-/// What others and the server do.
-fn outside(inner: &mut Inner, step: &Step) -> Option<Failure> {
-    let key = |table: &str, id: &str| -> Key { (table.to_owned(), uuid_of(id)) };
-    match step {
-        Step::Put {
-            table,
-            id,
-            row,
-            via,
-            by,
-            silent,
-        } => {
-            let users = if table == "messages" {
-                vec!["alice", "bob"]
-            } else {
-                vec![by.as_str()]
-            };
-            inner.history.put(
-                key(table, id),
-                Value::Object(with_ids(row)),
-                via.clone(),
-                &users,
-                *silent,
-            );
-        }
-        Step::Remove { table, id, silent } => inner.history.remove(&key(table, id), *silent),
-        Step::Join { group } => inner.history.join("alice", group),
-        Step::Leave { group } => inner.history.leave("alice", group),
-        Step::Message { event } => inner.history.send("alice", event, json!({"text": "hello"})),
-        Step::Page { rows } => inner.page = *rows,
-        Step::Trim {} => inner.history.trim(),
-        Step::Mark {} => inner.copy = Some((inner.history.clone(), inner.uploads.clone())),
-        Step::Restore {} => {
-            let Some((history, uploads)) = inner.copy.clone() else {
-                return Some(Failure::Kit("`restore` needs a `mark` before".to_owned()));
-            };
-            inner.history.restore(&history);
-            inner.uploads = uploads;
-            inner.has_gone_back = true;
-        }
-        Step::Lag {} => inner.history.hold(true),
-        Step::CatchUp { changes: Some(changes) } => inner.history.let_through(*changes),
-        Step::CatchUp { changes: None } => inner.history.hold(false),
-        Step::Fault(fault) => inner.faults.push(fault.clone()),
-        Step::Offline {} => inner.is_offline = true,
-        Step::Online {} => inner.is_offline = false,
-        Step::Result {
-            id,
-            status,
-            code,
-            winner,
-            gone,
-        } => {
-            let mut result = json!({"status": status});
-            if let Some(code) = code {
-                result["code"] = code.clone().into();
-                result["message"] = "by the case".into();
-            }
-            if let Some(winner) = winner {
-                result["winner"] = winner.clone().into();
-            }
-            if *gone {
-                result["server"] = Value::Null;
-            }
-            inner.uploads.scripted.push(Scripted {
-                id: uuid_of(id),
-                result,
-            });
-        }
-        Step::TooLarge { items, id } => {
-            inner.uploads.items_max = *items;
-            inner.uploads.oversized = id.as_deref().map(uuid_of);
-        }
-        Step::Manual {} => inner.uploads.is_manual = true,
-        Step::Revoke { user } => inner.revoke(user),
-        Step::Expire {} => inner.expire_invitations(),
-        Step::Event { name, data, id } => inner.send_event(name, &Value::Object(data.clone()), *id),
-        Step::Cut {} => inner.end_streams(),
-        Step::ForgetEvents {} => inner.forget_event_ids(),
-        Step::Watch {} => inner.log.watched = inner.log.records.len(),
-        other => return Some(Failure::Kit(format!("no step of the server: {other:?}"))),
-    }
-    None
-}
-
-fn check_last(
-    inner: &Inner,
-    route: Route,
-    nth: Option<usize>,
-    cursor: Option<Expected>,
-    last_event_id: Option<Expected>,
-    body: &Map<String, Value>,
-    items: Option<&[Map<String, Value>]>,
-) -> Done {
-    let found: Vec<&Record> = inner.log.since_watch(route).collect();
-    let record = nth.map_or(found.last(), |nth| found.get(nth.saturating_sub(1)));
-    let Some(record) = record else {
-        return Err(broken(format!("no such request `{}` was sent", route.name())));
-    };
-    let is_as_expected = |expected: Option<Expected>, value: &Option<String>| match expected {
-        Some(Expected::None) => value.is_none(),
-        Some(Expected::Some) => value.is_some(),
-        None => true,
-    };
-    if !is_as_expected(cursor, &record.cursor) {
-        return Err(broken(format!(
-            "`{}`: the cursor is {:?}, but {cursor:?} was expected",
-            record.line, record.cursor
-        )));
-    }
-    if !is_as_expected(last_event_id, &record.last_event_id) {
-        let is = &record.last_event_id;
-        return Err(broken(format!(
-            "`{}`: `Last-Event-ID` is {is:?}, but {last_event_id:?} was expected",
-            record.line
-        )));
-    }
-    check_part(&record.body, body, &record.line)?;
-    let Some(items) = items else { return Ok(()) };
-    let sent = record.body["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if sent.len() != items.len() {
-        return Err(broken(format!(
-            "{} items were sent, not {}: {}",
-            sent.len(),
-            items.len(),
-            record.body
-        )));
-    }
-    for (sent, item) in sent.iter().zip(items) {
-        check_part(sent, item, "an item of the upload")?;
-    }
-    Ok(())
-}
-
-/// Whether an object has these fields; null stands for none.
-fn check_part(value: &Value, part: &Map<String, Value>, what: &str) -> Done {
-    for (name, expected) in with_ids(part) {
-        let expected = match name.as_str() {
-            "id" => expected
-                .as_str()
-                .filter(|id| id.len() < 36)
-                .map_or(expected.clone(), |id| uuid_of(id).into()),
-            _ => expected,
-        };
-        let is = value.get(&name).unwrap_or(&Value::Null);
-        if *is != expected {
-            return Err(broken(format!("{what}: `{name}` is {is}, not {expected}, in {value}")));
-        }
-    }
-    Ok(())
 }
 
 fn absent(error: std::io::Error) -> std::io::Result<()> {

@@ -245,7 +245,7 @@ impl Service {
                     return Ok(response::no_content());
                 };
                 let (sender, receiver) = mpsc::channel(FRAMES_MAX);
-                stage.add_stream(arrived, sender);
+                stage.add_stream(arrived, number, sender);
                 let (stage, is_http1) = (stage.clone(), version < Version::HTTP_2);
                 let mut response = response::event_stream(response::full(""));
                 response
@@ -274,7 +274,7 @@ struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.stage.end(number, End::Lost);
+            self.stage.with(|inner| inner.log.gone(number));
         }
     }
 }
@@ -288,6 +288,8 @@ fn record(route: Route, line: String, headers: &HeaderMap, parameters: &BTreeMap
         device: header("x-device-id"),
         token: header("authorization").and_then(|value| Some(value.strip_prefix("Bearer ")?.to_owned())),
         cursor: parameter("cursor"),
+        is_newest: false,
+        is_streaming: false,
         last_event_id: header("last-event-id")
             .or_else(|| parameter("last_event_id"))
             .or_else(|| parameter("lastEventId")),

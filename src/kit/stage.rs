@@ -38,7 +38,6 @@ struct Registered {
 struct Invitation {
     user: String,
     used_by: Option<String>,
-    is_expired: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -76,6 +75,8 @@ pub struct Inner {
     invitations: BTreeMap<String, Invitation>,
     issued: BTreeMap<String, Issued>,
     refused_cursors: BTreeSet<String>,
+    /// The cursor of the last batch.
+    newest: Option<String>,
     streams: Vec<Stream>,
     random: u64,
 }
@@ -127,6 +128,7 @@ impl Stage {
                 invitations: BTreeMap::new(),
                 issued: BTreeMap::new(),
                 refused_cursors: BTreeSet::new(),
+                newest: None,
                 streams: Vec::new(),
                 random: seed,
             }),
@@ -161,7 +163,12 @@ impl Stage {
     pub fn arrive(&self, record: Record) -> usize {
         self.with(|inner| {
             let command = inner.log.command;
-            inner.log.arrive(Record { command, ..record })
+            let is_newest = record.cursor.is_some() && record.cursor == inner.newest;
+            inner.log.arrive(Record {
+                command,
+                is_newest,
+                ..record
+            })
         })
     }
 
@@ -176,6 +183,10 @@ impl Stage {
                 .faults
                 .iter_mut()
                 .find(|fault| fault.on == route && fault.times > 0)?;
+            if fault.skip > 0 {
+                fault.skip -= 1;
+                return None;
+            }
             fault.times -= 1;
             let taken = fault.clone();
             if taken.action == Action::Refuse && taken.code.as_deref() == Some("INVALID_CURSOR") {
@@ -183,6 +194,7 @@ impl Stage {
                 let cursor = last.and_then(|record| record.cursor.clone());
                 inner.refused_cursors.extend(cursor);
             }
+            inner.has_gone_back |= taken.expected.is_some();
             Some(taken)
         })
     }
@@ -229,7 +241,9 @@ impl Stage {
             let rows = inner.page.min(limit.unwrap_or(inner.page)).max(1);
             let batch = inner.history.batch(&user, cursor.as_ref(), rows);
             let mut body = batch.body;
-            body["cursor"] = inner.issue(&device, batch.next, false).into();
+            let next = inner.issue(&device, batch.next, false);
+            inner.newest = Some(next.clone());
+            body["cursor"] = next.into();
             body["position"] = "1-0".into();
             body["sync_timestamp"] = inner.history.now().into();
             Ok(body)
@@ -319,9 +333,14 @@ impl Stage {
         })
     }
 
-    pub fn add_stream(&self, record: &Record, sender: mpsc::Sender<Frame>) {
+    pub fn add_stream(&self, record: &Record, number: usize, sender: mpsc::Sender<Frame>) {
         let device = record.device.clone().unwrap_or_default();
-        self.with(|inner| inner.streams.push(Stream { device, sender }));
+        self.with(|inner| {
+            inner.streams.push(Stream { device, sender });
+            if let Some(record) = inner.log.records.get_mut(number) {
+                record.is_streaming = true;
+            }
+        });
     }
 }
 
@@ -346,25 +365,14 @@ impl Inner {
         let invitation = Invitation {
             user: user.to_owned(),
             used_by: None,
-            is_expired: false,
         };
         self.invitations.insert(token.clone(), invitation);
         token
     }
 
-    /// Lets all enrollments expire that were not used.
-    pub fn expire_invitations(&mut self) {
-        for invitation in self.invitations.values_mut() {
-            invitation.is_expired = invitation.used_by.is_none();
-        }
-    }
-
     fn usable(&self, token: &str, device: Option<&str>) -> Result<String, Error> {
         let found = self.invitations.get(token);
         let found = found.ok_or_else(|| Error::new(Code::NOT_FOUND, "the enrollment does not exist"))?;
-        if found.is_expired {
-            return Err(Error::new(Code::ENROLLMENT_EXPIRED, "the enrollment has expired"));
-        }
         if found.used_by.is_some() && found.used_by.as_deref() != device {
             return Err(Error::new(Code::ENROLLMENT_USED, "the enrollment was used"));
         }
@@ -465,8 +473,8 @@ impl Inner {
         self.issued.get(text).is_some_and(|issued| issued.is_event)
     }
 
-    /// Revokes all devices of a user. Streams end with `revoked`.
-    pub fn revoke(&mut self, user: &str) {
+    /// Revokes all devices of a user. Streams end with `revoked`, unless it is silent.
+    pub fn revoke(&mut self, user: &str, is_silent: bool) {
         let devices = self.devices.iter_mut().filter(|(_, device)| device.user == user);
         let revoked: BTreeSet<String> = devices
             .map(|(id, device)| {
@@ -474,6 +482,9 @@ impl Inner {
                 id.clone()
             })
             .collect();
+        if is_silent {
+            return;
+        }
         let text = server::event("revoked", None, &json!({}));
         for stream in self.streams.iter().filter(|stream| revoked.contains(&stream.device)) {
             stream.sender.try_send(Frame::Text(text.clone())).ok();

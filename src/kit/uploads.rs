@@ -47,6 +47,8 @@ pub struct Uploads {
     pub oversized: Option<String>,
     /// Conflicts of messages are decided by hand instead of by the last write.
     pub is_manual: bool,
+    /// What uploads write enters no stream.
+    pub is_silent: bool,
     pub scripted: Vec<Scripted>,
 }
 
@@ -140,7 +142,9 @@ impl Uploads {
         let Some(row) = history.row(&key).cloned() else {
             return match operation {
                 "create" => {
-                    history.put(key.clone(), created(&key, user, columns), None, &[user], false);
+                    let list = columns["list_id"].as_str();
+                    let via = list.map(|list| vec![format!("list:{list}")]);
+                    history.put(key.clone(), created(&key, user, columns), via, &[user], self.is_silent);
                     applied(history, &key)
                 }
                 _ => rejected("NOT_FOUND", "the row does not exist or was deleted"),

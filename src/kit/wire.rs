@@ -60,6 +60,10 @@ pub struct Record {
     pub device: Option<String>,
     pub token: Option<String>,
     pub cursor: Option<String>,
+    /// Whether the cursor is that of the last batch.
+    pub is_newest: bool,
+    /// Whether its stream receives events.
+    pub is_streaming: bool,
     pub last_event_id: Option<String>,
     pub body: Value,
     /// The driver command during which it arrived.
@@ -186,12 +190,26 @@ impl Log {
         }
     }
 
+    /// Notes that the client has gone before the answer, which is no failure of a request.
+    pub fn gone(&mut self, number: usize) {
+        if let Some(record) = self.records.get_mut(number) {
+            record.end = End::Lost;
+        }
+    }
+
     /// Requests of a route since `watch`.
     pub fn since_watch(&self, route: Route) -> impl Iterator<Item = &Record> {
         self.records
             .iter()
             .skip(self.watched)
             .filter(move |record| record.route == route)
+    }
+
+    /// How many of them are there: ended, or at least arrived; a stream must be open.
+    pub fn arrived(&self, route: Route, is_done: bool) -> usize {
+        let is_there =
+            |record: &&Record| record.end != End::Open || !is_done && (route != Route::Live || record.is_streaming);
+        self.since_watch(route).filter(is_there).count()
     }
 
     pub fn lines(&self) -> Vec<String> {
@@ -225,6 +243,8 @@ mod tests {
             device: None,
             token: Some("secret".to_owned()),
             cursor: None,
+            is_newest: false,
+            is_streaming: false,
             last_event_id: None,
             body: Value::Null,
             command,
