@@ -1,6 +1,7 @@
 //! Erasing accounts: nothing that the user wrote stays, and nothing that the user had is of any use.
 
 use posduif::accounts::users::UserType;
+use posduif::engine::Role;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -8,7 +9,7 @@ use crate::api::assert_refused;
 use crate::support::command::posduif_says;
 use crate::support::http::{Answer, Api};
 use crate::support::office::{Office, id};
-use crate::support::{PASSWORD, eventually};
+use crate::support::{PASSWORD, World, eventually};
 
 /// What must be nowhere afterwards.
 const SECRET: &str = "orchid-4711";
@@ -25,8 +26,8 @@ async fn erase(api: &Api, user: Uuid, password: &str) -> Answer {
 }
 
 /// The tables that have the secret in a row.
-async fn tables_with_secret(office: &Office) -> Vec<String> {
-    let psql = office.world.psql().await;
+async fn tables_with_secret(world: &World) -> Vec<String> {
+    let psql = world.psql().await;
     let tables = psql
         .query(
             "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
@@ -69,7 +70,7 @@ async fn erased_user_is_in_no_table_and_has_no_access() {
     let mut live = ann.events(&format!("/sse/web/{ann_id}")).await;
     let (_, cursor) = phone.sync(None).await;
     assert_eq!(
-        tables_with_secret(&office).await,
+        tables_with_secret(&office.world).await,
         ["tenant_acme.devices", "tenant_acme.messages", "tenant_acme.users"]
     );
 
@@ -80,7 +81,7 @@ async fn erased_user_is_in_no_table_and_has_no_access() {
     let confirmed = json!({"current": PASSWORD});
     ann.post(account, &confirmed).await.expect(204);
 
-    assert_eq!(tables_with_secret(&office).await, Vec::<String>::new());
+    assert_eq!(tables_with_secret(&office.world).await, Vec::<String>::new());
     live.expect("revoked").await;
     eventually("the access token is refused", || async {
         (ann.get("/api/messages").await.status == 401).then_some(())
@@ -140,32 +141,209 @@ async fn admin_erases_a_user_of_a_phone() {
     office.close().await;
 }
 
+/// Waits until a session waits for a lock with each of these statements, or parts of them.
+async fn blocked(world: &World, statements: &[&str]) {
+    let psql = world.psql().await;
+    eventually(&format!("{statements:?} wait"), || async {
+        let query =
+            "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let waiting = psql.query(query, &[]).await.unwrap();
+        let is_waiting = |part: &&str| waiting.iter().any(|row| row.get::<_, &str>(0).contains(*part));
+        statements.iter().all(|part| is_waiting(part)).then_some(())
+    })
+    .await;
+}
+
+/// What the statements of [`blocked`] have in common with those of the engine.
+const INSERT: &str = ".messages (sender_id";
+const UPLOAD: &str = ".upload_items(";
+const ENROLL: &str = ".devices AS known";
+
+/// A user with a name to be forgotten, and a browser that may upload.
+async fn add_ann_with_browser(office: &Office) -> (Api, Api, Uuid) {
+    let (ann, ann_id) = add_ann(office).await;
+    let device = json!({"name": "browser", "type": "browser"});
+    let added = ann.post("/api/devices", &device).await.expect(201);
+    let text = |name: &str| added[name].as_str().unwrap().to_owned();
+    let browser = office
+        .anybody
+        .with("x-device-id", &text("device_id"))
+        .with("authorization", &format!("Bearer {}", text("device_token")));
+    browser.sync(None).await;
+    (ann, browser, ann_id)
+}
+
+async fn upload_to(browser: &Api, recipient: Uuid) -> Answer {
+    let row = json!({"recipient_id": recipient, "content": SECRET});
+    let item = json!({"seq": 1, "table": "messages", "id": Uuid::new_v4(), "row": row});
+    let body = json!({"items": [item], "acked_seq": 0});
+    browser.post("/api/sync/outgoing", &body).await
+}
+
+fn command_to_erase(user: Uuid) -> String {
+    format!("user erase {user} --tenant acme --yes --json")
+}
+
 #[tokio::test]
-async fn request_that_was_running_leaves_nothing_behind() {
-    let office = Office::open().await;
-    let (_, ann_id) = add_ann(&office).await;
-    let running = office.world.psql().await;
-    let insert = format!(
-        "BEGIN; INSERT INTO tenant_acme.messages (sender_id, recipient_id, content) VALUES ('{ann_id}', '{}', '{SECRET}')",
-        office.joe_id
+async fn erasure_waits_for_running_requests_and_erases_what_they_wrote() {
+    let office = Office::with(|config| config.postgres.pool_size = 8).await;
+    let world = &office.world;
+    let (ann, browser, ann_id) = add_ann_with_browser(&office).await;
+    let enrollment = json!({"user_id": ann_id});
+    let enrollment = ann.post("/api/enrollment/create", &enrollment).await.expect(201);
+    let completion = json!({"token": enrollment["token"], "device_id": "phone", "device_name": SECRET});
+    // Keeps those of messages to joe, and that of the device, from their end.
+    let other = world.psql().await;
+    let keep = format!(
+        "BEGIN; SELECT FROM tenant_acme.users WHERE id = '{}' FOR UPDATE;
+         INSERT INTO tenant_acme.devices (device_id, user_id) VALUES ('phone', '{}')",
+        office.joe_id, office.bob_id
     );
-    running.batch_execute(&insert).await.unwrap();
-    let command = format!("user erase {ann_id} --tenant acme --yes --json");
-    let erasing = posduif_says(&office.world, &command);
-    let committing = async {
-        eventually("the user is deleted", || async {
-            let deleted = format!("SELECT FROM tenant_acme.users WHERE id = '{ann_id}' AND deleted_at IS NOT NULL");
-            let found = office.world.psql().await.query(&deleted, &[]).await.unwrap();
-            (!found.is_empty()).then_some(())
-        })
-        .await;
-        running.batch_execute("COMMIT").await.unwrap();
+    other.batch_execute(&keep).await.unwrap();
+    let to_joe = json!({"recipient_id": office.joe_id, "content": SECRET});
+    let erasing = async {
+        blocked(world, &[INSERT, UPLOAD, ENROLL]).await;
+        let command = command_to_erase(ann_id);
+        let releasing = async {
+            eventually("the erasure waits", || async {
+                let waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%erase%'";
+                let waiting = world.psql().await.query(waiting, &[]).await.unwrap();
+                (!waiting.is_empty()).then_some(())
+            })
+            .await;
+            other.batch_execute("ROLLBACK").await.unwrap();
+        };
+        tokio::join!(posduif_says(world, &command), releasing).0
     };
-    let (erased, ()) = tokio::join!(erasing, committing);
+    // An enrollment locks the user before it comes to the device.
+    let sending = async {
+        blocked(world, &[ENROLL]).await;
+        ann.post("/api/messages", &to_joe).await
+    };
+    let (erased, message, upload, enrolled) = tokio::join!(
+        erasing,
+        sending,
+        upload_to(&browser, office.joe_id),
+        office.anybody.post("/api/enrollment/complete", &completion),
+    );
+    message.expect(201);
+    assert_eq!(upload.expect(200)["results"][0]["status"], "applied");
+    enrolled.expect(201);
     assert_eq!(
         erased.json(),
         json!({"id": ann_id, "tenant": "acme", "username": SECRET, "erased": true})
     );
-    assert_eq!(tables_with_secret(&office).await, Vec::<String>::new());
+    assert_eq!(tables_with_secret(world).await, Vec::<String>::new());
+    office.close().await;
+}
+
+#[tokio::test]
+async fn request_that_begins_before_the_erasure_commits_writes_nothing() {
+    let office = Office::with(|config| config.postgres.pool_size = 8).await;
+    let world = &office.world;
+    let (ann, browser, ann_id) = add_ann_with_browser(&office).await;
+    let hold = world.psql().await;
+    hold.batch_execute(
+        "CREATE FUNCTION public.wait_for_release() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NULL; END $$;
+         CREATE CONSTRAINT TRIGGER wait_for_release AFTER UPDATE ON tenant_acme.users DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW WHEN (NEW.deleted_at IS NOT NULL) EXECUTE FUNCTION public.wait_for_release();
+         SELECT pg_advisory_lock(42)",
+    )
+    .await
+    .unwrap();
+    // Keeps messages to joe from their end until the erasure has ended.
+    let other = world.psql().await;
+    let command = command_to_erase(ann_id);
+    let erasing = async {
+        let erased = posduif_says(world, &command).await;
+        other.batch_execute("COMMIT").await.unwrap();
+        erased
+    };
+    let to_joe = json!({"recipient_id": office.joe_id, "content": SECRET});
+    let writing = async {
+        blocked(world, &["COMMIT"]).await;
+        let keep = format!(
+            "BEGIN; SELECT FROM tenant_acme.users WHERE id = '{}' FOR UPDATE",
+            office.joe_id
+        );
+        other.batch_execute(&keep).await.unwrap();
+        let releasing = async {
+            blocked(world, &[INSERT, UPLOAD]).await;
+            hold.batch_execute("SELECT pg_advisory_unlock(42)").await.unwrap();
+        };
+        tokio::join!(
+            ann.post("/api/messages", &to_joe),
+            upload_to(&browser, office.joe_id),
+            releasing
+        )
+    };
+    let (erased, (message, upload, ())) = tokio::join!(erasing, writing);
+    erased.json();
+    assert_eq!(tables_with_secret(world).await, Vec::<String>::new());
+    assert_refused(&message, 401, "UNAUTHORIZED");
+    assert_refused(&upload, 401, "DEVICE_REVOKED");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn upload_with_a_remembered_token_is_refused_after_the_erasure() {
+    let office = Office::open().await;
+    let (_, browser, ann_id) = add_ann_with_browser(&office).await;
+    let phone = office.phone("joes-phone").await;
+    let Office {
+        world,
+        engine,
+        joe_id,
+        bob_id,
+        ..
+    } = office;
+    // A node that remembers tokens as long as it takes until it hears of changes.
+    let mut config = world.config.clone();
+    config.health.max_staleness_seconds = 3600;
+    let node = world.engine_with(Role::Api, config).await;
+    let (browser, phone) = (browser.at(&node.api()), phone.at(&node.api()));
+    let lookups = async || {
+        let name = "posduif_database_query_seconds_count{statement=\"accounts/devices_by_token\"} ";
+        let text = String::from_utf8(phone.admin().get("/metrics").await.body.to_vec()).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned))
+    };
+    for device in [&browser, &phone] {
+        eventually("the node remembers the token", || async {
+            let before = lookups().await;
+            let is_allowed = device.get("/api/sync/incoming").await.status == 200;
+            (is_allowed && lookups().await == before).then_some(())
+        })
+        .await;
+    }
+    engine.stop().await;
+    posduif_says(&world, &command_to_erase(ann_id)).await.json();
+    let revoke = "UPDATE tenant_acme.devices SET revoked_at = now() WHERE device_id = 'joes-phone'";
+    world.psql().await.batch_execute(revoke).await.unwrap();
+    assert_refused(&upload_to(&browser, joe_id).await, 401, "DEVICE_REVOKED");
+    assert_refused(&upload_to(&phone, bob_id).await, 401, "DEVICE_REVOKED");
+    let remembered = browser.get("/api/sync/incoming").await;
+    assert_eq!(remembered.status, 200, "the token was remembered");
+    assert_eq!(tables_with_secret(&world).await, Vec::<String>::new());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn erasure_that_waits_too_long_changes_nothing_and_says_so() {
+    let office = Office::with(|config| config.postgres.query_timeout_seconds = 1).await;
+    let (_, ann_id) = add_ann(&office).await;
+    let running = office.world.psql().await;
+    let lock = format!("BEGIN; SELECT FROM tenant_acme.users WHERE id = '{ann_id}' FOR SHARE");
+    running.batch_execute(&lock).await.unwrap();
+    let refused = erase(&office.bob, ann_id, PASSWORD).await;
+    assert_refused(&refused, 429, "RATE_LIMITED");
+    let complaint = posduif_says(&office.world, &command_to_erase(ann_id))
+        .await
+        .complaint(1);
+    assert!(complaint.contains("requests of this user"), "{complaint}");
+    assert_eq!(tables_with_secret(&office.world).await, ["tenant_acme.users"]);
+    running.batch_execute("ROLLBACK").await.unwrap();
+    erase(&office.bob, ann_id, PASSWORD).await.expect(204);
+    assert_eq!(tables_with_secret(&office.world).await, Vec::<String>::new());
     office.close().await;
 }

@@ -1,4 +1,4 @@
--- Deletes a user with names, credentials and devices; no row when there is none. $1 uuid: user;
+-- Deletes a user, who is locked, with names, credentials and devices. $1 uuid: user;
 -- $2 text: tenant; $3 text: actor; $4 inet or null: address; $5, $6 text: name and arguments of the command that removes
 -- the inbox.
 WITH erased AS (
@@ -26,4 +26,4 @@ WITH erased AS (
     INSERT INTO posduif.audit (tenant, actor, address, action, subject)
     SELECT $2, $3, $4, 'user_erased', id FROM erased
 )
-SELECT clock_timestamp() AS erased_at FROM erased
+SELECT id FROM erased

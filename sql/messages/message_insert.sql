@@ -1,7 +1,9 @@
--- Creates a message to a mobile user; one row: the types of the parties, and the message if it was created.
+-- Creates a message to a mobile user; one row: the types of the parties, and the message if it was created. The sender is
+-- locked, so that erasing the sender waits for the message, or goes before it.
 -- $1 uuid: sender; $2 uuid: recipient; $3 text: content.
 WITH sender AS (
     SELECT id FROM {schema}.users WHERE id = $1 AND deleted_at IS NULL AND disabled_at IS NULL
+    FOR SHARE
 ), recipient AS (
     SELECT id, user_type FROM {schema}.users WHERE id = $2 AND deleted_at IS NULL
 ), created AS (

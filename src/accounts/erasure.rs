@@ -1,10 +1,12 @@
 //! Erasing an account: the user is deleted with names, credentials and devices, and so is what the user wrote.
+//!
+//! Postgres decides between the erasure and requests of the user that run at the same time: uploads take turns under an
+//! advisory lock, all other writes lock the user's row and look at it. The erasure takes both locks first. What was
+//! written before is erased; what comes later finds the user deleted.
 
-use std::time::{Duration, Instant};
-
-use chrono::{DateTime, Utc};
-use tokio_postgres::GenericClient;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use crate::contract::control::Command;
@@ -12,27 +14,53 @@ use crate::contract::stream_name::Target;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
 use crate::postgres::audit::Actor;
-use crate::postgres::{self, Database, Param, sql};
-
-/// The longest wait for requests that were running, and the pause between two looks. A statement ends after
-/// `postgres.query_timeout_seconds`.
-const SETTLING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_millis(200));
+use crate::postgres::{self, Database, Param, Statement, sql};
 
 /// Deletes a user: names, credentials, devices, encrypted state, sent messages and conflicts, in one transaction. What others
 /// wrote to the user stays theirs. Engines end the user's streams, and remove the inbox, at that place of the log. Rows of
 /// own tables stay.
 ///
 /// # Errors
-/// [`Error::NotFound`] when there is no such user.
+/// [`Error::NotFound`] when there is no such user, [`Error::Busy`] when requests of the user last longer than a statement
+/// of the pool may. Nothing is erased then.
 pub async fn erase(database: &Database, tenant: &Tenant, user: Uuid, by: &Actor) -> Result<(), Error> {
-    let inbox = Target::Inbox(tenant.name.as_str().into(), user);
-    let (command, arguments) = Command::RemoveStream(inbox).encode();
-    let [actor, address] = by.params();
     // As many messages as a user may have take longer than a statement of the pool may.
     let mut client = database.connect_dedicated().await?;
     let transaction = client.transaction().await.map_err(postgres::Error::from)?;
-    erase_content(database, &transaction, tenant, user).await?;
-    let statement = sql!("accounts/user_erase", tenant);
+    erase_within(database, &transaction, tenant, user, by)
+        .await
+        .map_err(|error| match error {
+            Error::Database(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                Error::Busy("requests of this user are still running, and nothing was erased; try again in a moment")
+            }
+            error => error,
+        })?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+async fn erase_within(
+    database: &Database,
+    transaction: &Transaction<'_>,
+    tenant: &Tenant,
+    user: Uuid,
+    by: &Actor,
+) -> Result<(), Error> {
+    let run = async |statement: Statement, parameters: &[Param<'_>]| -> Result<Vec<Row>, postgres::Error> {
+        let rows = transaction.query_typed(&statement, parameters);
+        database.counted(&statement, rows).await
+    };
+    let wait_ms = database.statement_timeout().as_millis();
+    transaction
+        .batch_execute(&format!("SET LOCAL lock_timeout = {wait_ms}"))
+        .await?;
+    let locked = run(sql!("accounts/user_erase_lock", tenant), &[(&user, Type::UUID)]).await?;
+    if locked.is_empty() {
+        return Err(Error::NotFound("user"));
+    }
+    let inbox = Target::Inbox(tenant.name.as_str().into(), user);
+    let (command, arguments) = Command::RemoveStream(inbox).encode();
+    let [actor, address] = by.params();
     let parameters: [Param<'_>; 6] = [
         (&user, Type::UUID),
         (&tenant.name, Type::TEXT),
@@ -41,49 +69,13 @@ pub async fn erase(database: &Database, tenant: &Tenant, user: Uuid, by: &Actor)
         (&command, Type::TEXT),
         (&arguments, Type::TEXT),
     ];
-    let rows = transaction.query_typed(&statement, &parameters);
-    let rows = database.counted(&statement, rows).await?;
-    let erased = rows.first().ok_or(Error::NotFound("user"))?;
-    let at: DateTime<Utc> = erased.try_get("erased_at").map_err(postgres::Error::from)?;
-    transaction.commit().await.map_err(postgres::Error::from)?;
-    // A request of the user that was running may have written since.
-    settle(database, at).await?;
-    erase_content(database, &client, tenant, user).await?;
-    Ok(())
-}
-
-async fn erase_content(
-    database: &Database,
-    client: &impl GenericClient,
-    tenant: &Tenant,
-    user: Uuid,
-) -> Result<(), Error> {
+    run(sql!("accounts/user_erase", tenant), &parameters).await?;
     for statement in [
         sql!("accounts/user_erase_messages", tenant),
         sql!("accounts/user_erase_conflicts", tenant),
         sql!("accounts/user_erase_states", tenant),
     ] {
-        let parameters: [Param<'_>; 1] = [(&user, Type::UUID)];
-        let running = client.execute_typed(&statement, &parameters);
-        database.counted(&statement, running).await?;
-    }
-    Ok(())
-}
-
-/// Waits until requests that were running at a time have ended.
-async fn settle(database: &Database, at: DateTime<Utc>) -> Result<(), Error> {
-    let (longest, pause) = SETTLING;
-    let deadline = Instant::now() + longest;
-    let statement = sql!("accounts/user_erase_settled");
-    while Instant::now() < deadline {
-        let row = database.query_opt(&statement, &[(&at, Type::TIMESTAMPTZ)]).await?;
-        if row
-            .map_or(Ok(true), |row| row.try_get("settled"))
-            .map_err(postgres::Error::from)?
-        {
-            break;
-        }
-        tokio::time::sleep(pause).await;
+        run(statement, &[(&user, Type::UUID)]).await?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use hyper::header::HeaderMap;
 
 use super::App;
 use super::auth::{Principal, WebPrincipal};
-use super::error::unauthorized;
+use super::error::{device_revoked, unauthorized};
 use super::rates::VERIFICATION_COST;
 use super::routes::{Access, Route};
 use super::tickets;
@@ -59,7 +59,7 @@ pub(crate) async fn admit(
             if matches!(stream, Some(Stream::Mobile(_))) {
                 return Ok(Admission::Revoked);
             }
-            return Err(Error::new(Code::DEVICE_REVOKED, DEVICE_REVOKED));
+            return Err(device_revoked());
         }
         authenticated => authenticated?,
     };
@@ -73,8 +73,6 @@ pub(crate) async fn admit(
     }
     Ok(Admission::Admitted(principal))
 }
-
-const DEVICE_REVOKED: &str = "the device was revoked, or its user disabled; enroll it again";
 
 /// 401 for a session that was ended.
 pub(crate) fn session_ended() -> Error {

@@ -105,6 +105,12 @@ pub(crate) fn unauthorized(message: &str) -> Error {
     Error::new(Code::UNAUTHORIZED, message)
 }
 
+/// 401 for a device that may not act any more.
+pub(crate) fn device_revoked() -> Error {
+    let text = "the device was revoked, or its user disabled; enroll it again";
+    Error::new(Code::DEVICE_REVOKED, text)
+}
+
 fn redis_unavailable(cause: &dyn std::error::Error) -> Error {
     Error::new(Code::REDIS_ERROR, "Redis is unavailable; try again in a moment").caused_by(cause)
 }
@@ -146,6 +152,7 @@ impl From<outgoing::Error> for Error {
     fn from(error: outgoing::Error) -> Self {
         let (fault, expected) = match error {
             outgoing::Error::Feature(error) => return error.into(),
+            outgoing::Error::Revoked => return device_revoked(),
             outgoing::Error::OutOfSequence { fault, expected } => (fault, expected),
         };
         let (code, text) = match fault {

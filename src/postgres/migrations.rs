@@ -140,6 +140,7 @@ const TENANT: &[Migration] = &[
     migration!(10, "tenant", "0010_outbox", tables: ["outbox"], columns: []),
     migration!(11, "tenant", "0011_conflicts", tables: [], columns: []),
     migration!(12, "tenant", "0012_outside_tables"),
+    migration!(13, "tenant", "0013_uploads_of_active_users"),
 ];
 
 /// The schemas of a command.

@@ -195,6 +195,11 @@ impl Database {
         Ok(client)
     }
 
+    /// The time after which a statement of the pool has ended, at the latest.
+    pub fn statement_timeout(&self) -> Duration {
+        self.statement_timeout
+    }
+
     /// Runs one statement in one round trip and returns all its rows.
     pub async fn query(&self, statement: &Statement, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
         let client = self.get().await?;

@@ -18,7 +18,8 @@ use crate::sync::tables::{Routing, Viewer};
 /// Applies a batch in one transaction and one round trip to Postgres.
 ///
 /// # Errors
-/// [`Error::OutOfSequence`] for a wrong sequence number; otherwise only when Postgres fails. Nothing is applied then.
+/// [`Error::OutOfSequence`] for a wrong sequence number, [`Error::Revoked`]; otherwise only when Postgres fails. Nothing is
+/// applied then.
 pub(super) async fn apply(
     database: &Database,
     device: &DevicePrincipal,
@@ -35,7 +36,7 @@ pub(super) async fn apply(
     if let Some(first) = replies.first()
         && first.try_get::<_, i32>("item")? == 0
     {
-        return Err(out_of_sequence(first)?);
+        return Err(refusal(first)?);
     }
     let results: Result<Vec<ItemResult>, feature::Error> = items
         .iter()
@@ -159,8 +160,10 @@ fn digests(items: &[Value]) -> Vec<Vec<u8>> {
     items.iter().map(digest).collect()
 }
 
-fn out_of_sequence(row: &Row) -> Result<Error, feature::Error> {
+/// Why nothing of an upload was applied.
+fn refusal(row: &Row) -> Result<Error, feature::Error> {
     let fault = match row.try_get("code")? {
+        "DEVICE_REVOKED" => return Ok(Error::Revoked),
         "SEQUENCE_GAP" => Fault::Gap,
         "DEVICE_RESTORED" => Fault::Restored,
         code => return Err(feature::Error::Internal(format!("unknown fault {code:?} of an upload"))),

@@ -151,6 +151,9 @@ pub enum Error {
         /// The next number.
         expected: i64,
     },
+    /// The token was checked before that was known.
+    #[error("the device was revoked, or its user disabled or deleted")]
+    Revoked,
     #[error(transparent)]
     Feature(#[from] feature::Error),
 }
@@ -239,7 +242,7 @@ impl Outgoing {
     /// Applies a batch and reports it. `pending` is the length of the device's own queue, as the device reports it.
     ///
     /// # Errors
-    /// [`Error::OutOfSequence`], when Postgres fails, or when too many uploads of the user wait; an invalid item is a result. Nothing of the batch is applied then,
+    /// [`Error::OutOfSequence`], [`Error::Revoked`], when Postgres fails, or when too many uploads of the user wait; an invalid item is a result. Nothing of the batch is applied then,
     /// and the same batch can be sent again.
     pub async fn upload(
         &self,
