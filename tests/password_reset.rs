@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::api::assert_refused;
 use crate::support::http::{Answer, Api};
 use crate::support::office::Office;
-use crate::support::receiver::{Receiver, Reply, SECRET};
+use crate::support::receiver::{Delivery, Receiver, Reply, SECRET};
 use crate::support::{PASSWORD, eventually};
 
 const EMAIL: &str = "ann@example.com";
@@ -179,6 +179,55 @@ async fn requests_of_an_address_and_mails_to_a_user_are_bounded() {
         .collect();
     receivers.sort_by_key(Value::to_string);
     assert_eq!(receivers, ["ann", "ann", "eve"]);
+    office.close().await;
+}
+
+/// Adds a web user with an address.
+async fn add_user(office: &Office, tenant: &str, name: &str) {
+    office.world.user(tenant, name, UserType::Web).await;
+    let email = format!("UPDATE tenant_{tenant}.users SET email = '{name}@example.com' WHERE username = '{name}'");
+    office.sql(&email).await;
+}
+
+async fn request_in(api: &Api, tenant: &str, name: &str) {
+    let body = json!({"tenant": tenant, "email": format!("{name}@example.com")});
+    api.post("/api/auth/reset", &body).await.expect(202);
+}
+
+/// Who the mails are to that the webhook received, when there are so many.
+async fn recipients(receiver: &Receiver, count: usize) -> Vec<String> {
+    let mails = receiver.received(count).await;
+    let name = |mail: &Delivery| mail.json()["data"]["username"].as_str().unwrap().to_owned();
+    mails.iter().map(name).collect()
+}
+
+#[tokio::test]
+async fn mails_that_the_webhook_postpones_do_not_delay_others() {
+    let receiver = Receiver::start(&[Reply::Later(600); 4]).await;
+    let office = Office::with(|config| configure(&receiver, config)).await;
+    office.world.tenant("globex").await;
+    let refused = ["a", "b", "c", "d"];
+    for name in refused {
+        add_user(&office, "acme", name).await;
+        request_in(&office.anybody, "acme", name).await;
+    }
+    receiver.received(4).await;
+    add_user(&office, "globex", "eve").await;
+    request_in(&office.anybody, "globex", "eve").await;
+    assert_eq!(recipients(&receiver, 5).await[4], "eve");
+    office.close().await;
+}
+
+#[tokio::test]
+async fn mail_that_the_webhook_refuses_for_good_is_not_repeated() {
+    let receiver = Receiver::start(&[Reply::Status(422), Reply::Status(503), Reply::Status(408)]).await;
+    let office = office_with_ann(&receiver).await;
+    add_user(&office, "acme", "eve").await;
+    request(&office.anybody, EMAIL).await.expect(202);
+    receiver.received(1).await;
+    request_in(&office.anybody, "acme", "eve").await;
+    // The second delay is longer than the first: a repeat to ann would come before.
+    assert_eq!(recipients(&receiver, 4).await, ["ann", "eve", "eve", "eve"]);
     office.close().await;
 }
 

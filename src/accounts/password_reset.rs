@@ -4,6 +4,7 @@
 //! works once, and none outlives another change of the password, a disabling or the end of all sessions. The server
 //! stores nothing. The response to a request does not show whether there is such a user: the work is done afterwards.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use hmac::{Hmac, KeyInit, Mac};
+use parking_lot::Mutex;
 use serde_json::json;
 use sha2::Sha256;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -40,6 +42,10 @@ const CONCURRENCY: usize = 4;
 /// Attempts for one mail, and the delays between them. The user can ask again.
 const ATTEMPTS_MAX: u32 = 5;
 const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+
+/// Mails that may wait for their next attempt, and those of one tenant. They hold none of the requests at once.
+const RETRIES_MAX: usize = 1000;
+const RETRIES_OF_TENANT_MAX: usize = 250;
 
 /// Separates this use of the secret from all others.
 const PURPOSE: &[u8] = b"posduif password reset";
@@ -208,11 +214,13 @@ impl Mailer {
             expiry,
             limits,
             database,
+            slots: Semaphore::new(CONCURRENCY),
+            retries: Retries::default(),
         });
         let wanted = stream::unfold(queue, |mut queue| async {
             queue.recv().await.map(|next| (next, queue))
         });
-        let sending = wanted.for_each_concurrent(CONCURRENCY, |wanted| {
+        let sending = wanted.for_each_concurrent(CONCURRENCY + RETRIES_MAX, |wanted| {
             let mails = mails.clone();
             async move {
                 if let Err(error) = mails.send(&wanted).await {
@@ -234,10 +242,16 @@ struct Mails {
     expiry: Duration,
     limits: Limits,
     database: Database,
+    /// One for each request to the webhook at once.
+    slots: Semaphore,
+    retries: Retries,
 }
 
 impl Mails {
     async fn send(&self, wanted: &Wanted) -> Result<(), Error> {
+        let Ok(slot) = self.slots.acquire().await else {
+            return Ok(());
+        };
         let Some(tenant) = tenants::find(&self.database, &wanted.tenant).await? else {
             return Ok(());
         };
@@ -273,28 +287,93 @@ impl Mails {
             &token,
             [at, expires_at],
         );
-        self.deliver(&tenant, user, body).await
+        self.deliver(&tenant, user, (body, expires_at), slot).await
     }
 
-    async fn deliver(&self, tenant: &Tenant, user: Uuid, body: Bytes) -> Result<(), Error> {
+    async fn deliver(
+        &self,
+        tenant: &Tenant,
+        user: Uuid,
+        (body, expires_at): (Bytes, DateTime<Utc>),
+        mut slot: SemaphorePermit<'_>,
+    ) -> Result<(), Error> {
         let id = format!("mail_{}", Uuid::new_v4().simple());
-        for attempt in 1..=ATTEMPTS_MAX {
-            let (cause, asked) = match self.sender.send(&id, body.clone()).await {
+        let mut attempt = 1;
+        loop {
+            let answer = self.sender.send(&id, body.clone()).await;
+            let is_final = answer.as_ref().is_ok_and(|answer| answer.is_final());
+            let (cause, asked) = match answer {
                 Ok(Answer::Taken) => return Ok(()),
                 Ok(Answer::Gone) => ("it answered 410 Gone".to_owned(), None),
                 Ok(Answer::Refused(status, asked)) => (format!("it answered {status}"), asked),
                 Err(error) => (format!("{error:#}"), None),
             };
-            let wait = asked.unwrap_or_default().max(RETRY.after(attempt));
-            if attempt == ATTEMPTS_MAX || wait > self.expiry {
-                return Err(Error::Internal(format!(
-                    "the webhook did not take the mail to the user {user}: {cause}"
-                )));
-            }
+            let failed = |reason: &str| {
+                let text = format!("the webhook did not take the mail to the user {user}: {cause}{reason}");
+                Err(Error::Internal(text))
+            };
+            let wait = wait(attempt, asked, (Utc::now(), expires_at)).filter(|_| !is_final);
+            let Some(wait) = wait else { return failed("") };
+            let Some(retry) = self.retries.enter(&tenant.name) else {
+                return failed("; too many mails wait for another attempt");
+            };
             tracing::warn!(tenant = tenant.name, %user, attempt, cause, "mail not taken by the webhook; retrying");
+            drop(slot);
             tokio::time::sleep(wait).await;
+            slot = match self.slots.acquire().await {
+                Ok(slot) => slot,
+                Err(_) => return Ok(()),
+            };
+            drop(retry);
+            if Utc::now() >= expires_at {
+                return failed("; its token has ended");
+            }
+            attempt += 1;
         }
-        Ok(())
+    }
+}
+
+/// How long a mail waits for its next attempt; `None` after the last one, or if its token would have ended by then.
+fn wait(attempt: u32, asked: Option<Duration>, (now, expires_at): (DateTime<Utc>, DateTime<Utc>)) -> Option<Duration> {
+    let wait = asked.unwrap_or_default().max(RETRY.after(attempt));
+    (attempt < ATTEMPTS_MAX && now + wait < expires_at).then_some(wait)
+}
+
+/// The mails of each tenant that wait for their next attempt.
+#[derive(Default)]
+struct Retries(Mutex<HashMap<String, usize>>);
+
+/// The place of a mail that waits.
+struct Retry<'a> {
+    all: &'a Retries,
+    tenant: &'a str,
+}
+
+impl Retries {
+    /// A place, unless too many wait.
+    fn enter<'a>(&'a self, tenant: &'a str) -> Option<Retry<'a>> {
+        let mut waiting = self.0.lock();
+        if waiting.values().sum::<usize>() >= RETRIES_MAX {
+            return None;
+        }
+        let of_tenant = waiting.entry(tenant.to_owned()).or_default();
+        if *of_tenant >= RETRIES_OF_TENANT_MAX {
+            return None;
+        }
+        *of_tenant += 1;
+        Some(Retry { all: self, tenant })
+    }
+}
+
+impl Drop for Retry<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.all.0.lock();
+        if let Some(of_tenant) = waiting.get_mut(self.tenant) {
+            *of_tenant -= 1;
+            if *of_tenant == 0 {
+                waiting.remove(self.tenant);
+            }
+        }
     }
 }
 
@@ -348,6 +427,29 @@ mod tests {
             ..claim()
         };
         assert_eq!(key.check(&key.token(&longest), 0), Some(longest));
+    }
+
+    #[test]
+    fn mail_is_not_retried_when_its_token_would_have_ended() {
+        let (now, asked) = (Utc::now(), Some(Duration::from_secs(600)));
+        let expires_at = now + Duration::from_secs(900);
+        assert_eq!(wait(1, asked, (now, expires_at)), asked);
+        assert_eq!(wait(2, asked, (now + Duration::from_secs(600), expires_at)), None);
+        assert_eq!(wait(ATTEMPTS_MAX, None, (now, expires_at)), None);
+    }
+
+    #[test]
+    fn mails_that_wait_are_bounded_for_each_tenant_and_in_all() {
+        fn fill<'a>(retries: &'a Retries, tenant: &'a str) -> Vec<Retry<'a>> {
+            std::iter::from_fn(|| retries.enter(tenant)).collect()
+        }
+        let retries = Retries::default();
+        let mut waiting = ["a", "b", "c", "d"].map(|tenant| fill(&retries, tenant));
+        let counts = waiting.each_ref().map(Vec::len);
+        assert_eq!(counts, [RETRIES_OF_TENANT_MAX; 4]);
+        assert_eq!(fill(&retries, "e").len(), 0);
+        waiting[0].clear();
+        assert_eq!(fill(&retries, "e").len(), RETRIES_OF_TENANT_MAX);
     }
 
     proptest! {

@@ -41,6 +41,20 @@ pub enum Answer {
     Refused(StatusCode, Option<Duration>),
 }
 
+impl Answer {
+    /// Whether the same request would be refused again, at any time.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Taken => false,
+            Self::Gone => true,
+            Self::Refused(status, _) => {
+                let is_passing = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+                status.is_client_error() && !is_passing
+            }
+        }
+    }
+}
+
 /// Sends signed requests to one URL.
 #[derive(Debug)]
 pub struct Sender {

@@ -36,6 +36,8 @@ impl Delivery {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Reply {
     Status(u16),
+    /// 429, and the seconds of `Retry-After`.
+    Later(u64),
     Redirect,
     Silence,
 }
@@ -86,6 +88,7 @@ impl Receiver {
                         let response = Response::builder();
                         let response = match reply {
                             Reply::Status(status) => response.status(status),
+                            Reply::Later(seconds) => response.status(429).header("retry-after", seconds),
                             Reply::Redirect => response.status(302).header("location", format!("http://{here}/else")),
                             Reply::Silence => std::future::pending().await,
                         };
