@@ -149,7 +149,7 @@ async fn blocked(world: &World, statements: &[&str]) {
             "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         let waiting = psql.query(query, &[]).await.unwrap();
         let is_waiting = |part: &&str| waiting.iter().any(|row| row.get::<_, &str>(0).contains(*part));
-        statements.iter().all(|part| is_waiting(part)).then_some(())
+        statements.iter().all(is_waiting).then_some(())
     })
     .await;
 }
