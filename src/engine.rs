@@ -344,6 +344,16 @@ impl Engine {
                 }
             }
         };
+        let factors = app.factors.clone();
+        let resealing = async move {
+            if let Err(error) = factors.reseal().await {
+                let cause = crate::telemetry::chain(&error);
+                tracing::warn!(
+                    cause,
+                    "secrets of second factors not encrypted again; the next start tries it"
+                );
+            }
+        };
         let with_providers = app.clone();
         let reading_keys = async move { with_providers.providers.run(stop).await };
         self.parts.spawn(async move {
@@ -358,6 +368,7 @@ impl Engine {
                 presence,
                 last_seen,
                 mailing,
+                resealing,
                 reading_keys
             );
             Ok(())

@@ -75,8 +75,12 @@ const CREDENTIALS: &[(&str, Takes)] = &[
     ("username", Takes::Text),
     ("email", Takes::Text),
     ("password", Takes::Text),
+    ("code", Takes::Text),
     ("device", Takes::Object),
 ];
+
+/// What shows that the caller is the user.
+const PROOF: &[(&str, Takes)] = &[("current", Takes::Text), ("code", Takes::Text)];
 
 const RESUME: &[&str] = &[
     "last_event_id=nonsense",
@@ -102,8 +106,24 @@ const LINES: &[Line] = &[
     },
     line("POST", "/api/auth/logout", Access::User),
     Line {
-        fields: &[("current", Takes::Text), ("new", Takes::Text)],
+        fields: &[("current", Takes::Text), ("code", Takes::Text), ("new", Takes::Text)],
         ..line("POST", "/api/auth/password", Access::User)
+    },
+    Line {
+        fields: PROOF,
+        ..line("POST", "/api/auth/second-factor", Access::User)
+    },
+    Line {
+        fields: &[("code", Takes::Text)],
+        ..line("POST", "/api/auth/second-factor/confirm", Access::User)
+    },
+    Line {
+        fields: PROOF,
+        ..line("POST", "/api/auth/second-factor/delete", Access::User)
+    },
+    Line {
+        fields: PROOF,
+        ..line("POST", "/api/users/{id}/second-factor/delete", Access::User)
     },
     Line {
         fields: &[("email", Takes::Text), ("tenant", Takes::Text)],
@@ -131,11 +151,11 @@ const LINES: &[Line] = &[
     },
     line("GET", "/api/users/{id}", Access::Any),
     Line {
-        fields: &[("current", Takes::Text)],
+        fields: PROOF,
         ..line("POST", "/api/users/{id}/delete", Access::User)
     },
     Line {
-        fields: &[("current", Takes::Text)],
+        fields: PROOF,
         ..line("POST", "/api/account/delete", Access::User)
     },
     Line {
@@ -155,7 +175,11 @@ const LINES: &[Line] = &[
     line("DELETE", "/api/messages/{id}", Access::Any),
     line("PUT", "/api/messages/{id}/read", Access::Any),
     Line {
-        fields: &[("user_id", Takes::Text)],
+        fields: &[
+            ("user_id", Takes::Text),
+            ("current", Takes::Text),
+            ("code", Takes::Text),
+        ],
         ..line("POST", "/api/enrollment/create", Access::Any)
     },
     Line {
@@ -464,7 +488,12 @@ impl Scene {
             "/api/auth/password" => json!({"current": "wrong, so nothing happens", "new": "another horse"}),
             "/api/auth/reset" => json!({"tenant": "acme", "email": "nobody@example.com"}),
             "/api/auth/reset/complete" => json!({"token": "x".repeat(150), "password": "another horse"}),
-            "/api/users/{id}/delete" | "/api/account/delete" => json!({"current": "wrong, so nothing happens"}),
+            "/api/users/{id}/delete"
+            | "/api/users/{id}/second-factor/delete"
+            | "/api/account/delete"
+            | "/api/auth/second-factor"
+            | "/api/auth/second-factor/delete" => json!({"current": "wrong, so nothing happens", "code": "123456"}),
+            "/api/auth/second-factor/confirm" => json!({"code": "123456"}),
             "/api/messages" => json!({"recipient_id": self.office.joe_id, "content": "hi"}),
             "/api/messages/{id}" => json!({"content": "hi again"}),
             "/api/enrollment/create" => json!({"user_id": self.office.joe_id}),
@@ -979,7 +1008,7 @@ async fn bad_bodies_are_4xx() {
                 .await;
         }
     }
-    assert_eq!(taking_bodies, 21);
+    assert_eq!(taking_bodies, 25);
     // Rows of others, named in a body.
     let foreign = [
         (
@@ -1142,7 +1171,7 @@ async fn oversized_body_is_refused_and_unread_body_is_harmless() {
                 .await;
         }
     }
-    assert_eq!(refused, 21);
+    assert_eq!(refused, 25);
     findings.report(30);
     scene.office.close().await;
 }

@@ -59,6 +59,7 @@ mod refusals;
 mod roles;
 mod rules;
 mod scale;
+mod second_factor;
 mod secrets;
 mod sessions;
 mod slots;

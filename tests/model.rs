@@ -948,7 +948,8 @@ impl<'a> Case<'a> {
     async fn enroll(&mut self, device: usize) -> Result<(), String> {
         let since = Instant::now();
         loop {
-            let body = json!({"user_id": self.devices[device].user});
+            // A long run outlives the time in which the login is a proof.
+            let body = json!({"user_id": self.devices[device].user, "current": crate::support::PASSWORD});
             let created = self.by_bob(Method::POST, "/api/enrollment/create", &body).await?;
             let device = &mut self.devices[device];
             if let Some(token) = created.as_ref().and_then(|created| created["token"].as_str()) {

@@ -22,12 +22,14 @@ fn configure(receiver: &Receiver, config: &mut Config) {
 async fn office_with_ann(receiver: &Receiver) -> Office {
     let office = Office::with(|config| configure(receiver, config)).await;
     office.world.user("acme", "ann", UserType::Web).await;
+    set_address(&office, "ann", EMAIL).await;
     office
-        .sql(&format!(
-            "UPDATE tenant_acme.users SET email = '{EMAIL}' WHERE username = 'ann'"
-        ))
-        .await;
-    office
+}
+
+/// Gives a user an address.
+pub(crate) async fn set_address(office: &Office, username: &str, email: &str) {
+    let update = format!("UPDATE tenant_acme.users SET email = '{email}' WHERE username = '{username}'");
+    office.sql(&update).await;
 }
 
 async fn request(api: &Api, email: &str) -> Answer {

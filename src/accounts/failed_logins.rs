@@ -27,6 +27,8 @@ const NAME_MAX: usize = 255;
 pub enum Reason {
     /// The tenant, name or password is wrong, or the user is disabled.
     Refused,
+    /// The password is right, and the code of the second factor is wrong.
+    WrongCode,
     /// Too many attempts.
     Limited,
 }
@@ -35,6 +37,7 @@ impl Reason {
     fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
+            Self::WrongCode => "wrong_code",
             Self::Limited => "limited",
         }
     }

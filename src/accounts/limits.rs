@@ -5,6 +5,10 @@
 //! addresses or many names. They do not apply to a user at an address where that user has logged in before, so that attempts
 //! from other addresses do not lock the user out. A window that became full doubles the next one, up to a day. A fourth counter
 //! is of all attempts of a user from one address within a minute, right ones too: each costs a hash computation.
+//!
+//! Codes of a second factor have counters of their own, of the same three kinds. Who tries them knows the password, so the
+//! limit of a user is lower. An attempt is counted before the code is checked and taken back when it is right, so that no
+//! more codes are tried than the limits allow, however many requests there are at once on however many nodes.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -50,6 +54,40 @@ for index = 1, 3 do
     redis.call('PEXPIRE', full, string.format('%.0f', window + ARGV[2]))
   end
 end";
+
+/// Counts a code as a failed one, unless a limit is reached. Keys: those of [`FAILED`], then the mark of an earlier login with
+/// a code; arguments: those of [`FAILED`]. Returns the milliseconds until a code is allowed, 0 for one that was counted.
+const TAKE_CODE: &str = "\
+local ms = 0
+local known = redis.call('EXISTS', KEYS[7]) == 1
+for index = 1, 3 do
+  if index == 1 or not known then
+    if tonumber(redis.call('GET', KEYS[index]) or '0') >= tonumber(ARGV[index + 2]) then
+      ms = math.max(ms, redis.call('PTTL', KEYS[index]), 1)
+    end
+  end
+end
+if ms > 0 then return ms end
+for index = 1, 3 do
+  local counter, full = KEYS[index], KEYS[index + 3]
+  local count = redis.call('INCR', counter)
+  if redis.call('PTTL', counter) < 0 then redis.call('PEXPIRE', counter, ARGV[1]) end
+  if count == tonumber(ARGV[index + 2]) then
+    local before = math.min(redis.call('INCR', full), 32) - 1
+    local window = math.min(ARGV[1] * 2 ^ before, math.max(ARGV[2], ARGV[1]))
+    redis.call('PEXPIRE', counter, string.format('%.0f', window))
+    redis.call('PEXPIRE', full, string.format('%.0f', window + ARGV[2]))
+  end
+end
+return 0";
+
+/// Takes the count of a right code back. Keys: three counters, the mark; argument: lifetime of the mark in seconds.
+const RIGHT_CODE: &str = "\
+for index = 1, 3 do
+  local count = tonumber(redis.call('GET', KEYS[index]) or '0')
+  if count > 0 then redis.call('SET', KEYS[index], count - 1, 'KEEPTTL') end
+end
+redis.call('SETEX', KEYS[4], ARGV[1], 1)";
 
 /// Increments the key unless the limit is reached. Returns the milliseconds until the window ends, 0 after an increment.
 /// Arguments: the limit, milliseconds of the window.
@@ -107,6 +145,10 @@ pub struct Attempt {
     known: String,
 }
 
+/// An attempt to find a code, which was counted as a wrong one.
+#[derive(Debug)]
+pub struct CodeAttempt(Attempt);
+
 /// Whose login an attempt is.
 #[derive(Debug, Clone, Copy)]
 pub enum Subject<'a> {
@@ -153,6 +195,15 @@ impl Limits {
 
     /// An attempt of a user or under a name that no user has: the response must not reveal which.
     pub fn attempt(&self, tenant: &str, subject: Subject<'_>, address: IpAddr) -> Attempt {
+        self.attempt_of("login", tenant, subject, address)
+    }
+
+    /// An attempt to find a code of a user's second factor.
+    fn code_attempt(&self, tenant: &str, user: Uuid, address: IpAddr) -> Attempt {
+        self.attempt_of("code", tenant, Subject::User(user), address)
+    }
+
+    fn attempt_of(&self, kind: &str, tenant: &str, subject: Subject<'_>, address: IpAddr) -> Attempt {
         let name = match subject {
             Subject::User(user) => format!("user {user}"),
             Subject::Name(name) => format!("name {name}"),
@@ -167,17 +218,17 @@ impl Limits {
         let [at_address, user, anyone] = &digests;
         Attempt {
             counters: [
-                keys.limit("login-user-address", at_address),
-                keys.limit("login-user", user),
-                keys.limit("login-address", anyone),
+                keys.limit(&format!("{kind}-user-address"), at_address),
+                keys.limit(&format!("{kind}-user"), user),
+                keys.limit(&format!("{kind}-address"), anyone),
             ],
             full: [
-                keys.limit("login-user-address-full", at_address),
-                keys.limit("login-user-full", user),
-                keys.limit("login-address-full", anyone),
+                keys.limit(&format!("{kind}-user-address-full"), at_address),
+                keys.limit(&format!("{kind}-user-full"), user),
+                keys.limit(&format!("{kind}-address-full"), anyone),
             ],
-            attempts: keys.limit("login-attempts", at_address),
-            known: keys.limit("login-known", at_address),
+            attempts: keys.limit(&format!("{kind}-attempts"), at_address),
+            known: keys.limit(&format!("{kind}-known"), at_address),
         }
     }
 
@@ -240,6 +291,45 @@ impl Limits {
     pub async fn succeeded(&self, attempt: &Attempt) -> Result<(), Error> {
         let mut pipe = redis::pipe();
         pipe.set_ex(&attempt.known, 1, self.known_for.as_secs()).ignore();
+        Ok(self.store.query(&pipe).await?)
+    }
+
+    /// Counts a code of a second factor as a wrong one, before it is checked.
+    ///
+    /// # Errors
+    /// [`Error::Limited`] until the window ends.
+    pub async fn take_code(&self, tenant: &str, user: Uuid, address: IpAddr) -> Result<CodeAttempt, Error> {
+        let attempt = self.code_attempt(tenant, user, address);
+        let limits = &self.settings;
+        let mut pipe = redis::pipe();
+        pipe.cmd("EVAL")
+            .arg(TAKE_CODE)
+            .arg(7)
+            .arg(&attempt.counters)
+            .arg(&attempt.full)
+            .arg(&attempt.known)
+            .arg(&[
+                self.window_ms(),
+                LONGEST_WINDOW_SECONDS * 1000,
+                limits.login_user_address_max,
+                limits.code_user_max,
+                limits.login_address_max,
+            ]);
+        let (ms,): (u64,) = self.store.query(&pipe).await?;
+        admit(ms)?;
+        Ok(CodeAttempt(attempt))
+    }
+
+    /// The code was right: it does not count, and other addresses do not lock the user out of this one.
+    pub async fn right_code(&self, attempt: CodeAttempt) -> Result<(), Error> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("EVAL")
+            .arg(RIGHT_CODE)
+            .arg(4)
+            .arg(&attempt.0.counters)
+            .arg(&attempt.0.known)
+            .arg(self.known_for.as_secs())
+            .ignore();
         Ok(self.store.query(&pipe).await?)
     }
 

@@ -9,11 +9,13 @@ use uuid::Uuid;
 use crate::accounts::limits::{Attempt, Limits, Subject};
 use crate::accounts::names::check_name;
 use crate::accounts::password::{Passwords, Turn};
+use crate::accounts::second_factor::{Factor, SecondFactors};
 use crate::accounts::standing::Standing;
 use crate::accounts::users::{Role, UserType};
 use crate::core::slots::Slot;
 use crate::core::tenant::Tenant;
 use crate::feature::Error;
+use crate::postgres::audit::Actor;
 use crate::postgres::{Database, sql, tenants};
 
 /// A user who may act.
@@ -47,6 +49,15 @@ pub struct ActiveUser {
     pub login: Login,
     pub standing: Standing,
     password_hash: Option<String>,
+    factor: Option<Factor>,
+    /// How many recovery codes are left; `None` without a second factor.
+    pub recovery_codes: Option<i32>,
+}
+
+impl ActiveUser {
+    pub fn has_password(&self) -> bool {
+        self.password_hash.is_some()
+    }
 }
 
 /// The user, unless disabled or deleted. `None` also when the tenant does not exist.
@@ -70,6 +81,8 @@ pub async fn active_in(database: &Database, tenant: &Tenant, user: Uuid) -> Resu
             login: Login::from_row(&row, tenant.clone())?,
             standing: Standing::from_row(&row)?,
             password_hash: row.try_get("password_hash")?,
+            factor: Factor::from_row(&row)?,
+            recovery_codes: row.try_get("recovery_codes")?,
         })
     })
     .transpose()
@@ -82,20 +95,27 @@ pub struct Credentials<'a> {
     /// Username or email.
     pub name: &'a str,
     pub password: &'a str,
+    /// Of the second factor.
+    pub code: Option<&'a str>,
 }
 
-/// Checks passwords within the limits of attempts.
+/// Checks passwords and codes within the limits of attempts.
 #[derive(Debug, Clone, Copy)]
 pub struct Verifier<'a> {
     pub database: &'a Database,
     pub passwords: &'a Passwords,
     pub limits: &'a Limits,
+    pub factors: &'a SecondFactors,
 }
 
 impl Verifier<'_> {
     /// Checks a password. Whatever is wrong (tenant, name, password, a disabled user), the error and the time it takes are
     /// the same. A wrong one counts against the limits. They are checked before the attempt queues for a hash computation,
-    /// and again when it has its turn, so that no more passwords are tried than they allow.
+    /// and again when it has its turn, so that no more passwords are tried than they allow. A user with a second factor needs a
+    /// code as well, which is looked at when the password was right.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`], [`Error::CodeRequired`], [`Error::CodeInvalid`], [`Error::Limited`], [`Error::Busy`].
     pub async fn verify(self, address: IpAddr, credentials: Credentials<'_>) -> Result<Login, Error> {
         let waiting = self.limits.wait_at(address)?;
         let (name, account) = self.find(credentials).await?;
@@ -105,14 +125,22 @@ impl Verifier<'_> {
                 .attempt(&account.tenant.name, Subject::User(account.user), address),
             None => self.limits.attempt(credentials.tenant, Subject::Name(&name), address),
         };
-        self.check(attempt, waiting, account, credentials.password).await
+        let secrets = (credentials.password, credentials.code);
+        self.check(attempt, waiting, account, secrets, address).await
     }
 
-    /// Checks the password of a user who is logged in. Attempts count like those of logins.
+    /// Checks the password of a user who is logged in, and the code where there is a second factor. Attempts count like those
+    /// of logins.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] for a wrong one, [`Error::Limited`].
-    pub async fn confirm(self, address: IpAddr, user: &ActiveUser, password: &str) -> Result<Login, Error> {
+    /// [`Error::Forbidden`] for a wrong password, the other ones of [`Verifier::verify`].
+    pub async fn confirm(
+        self,
+        address: IpAddr,
+        user: &ActiveUser,
+        password: &str,
+        code: Option<&str>,
+    ) -> Result<Login, Error> {
         let waiting = self.limits.wait_at(address)?;
         let login = &user.login;
         let attempt = self
@@ -123,11 +151,34 @@ impl Verifier<'_> {
             user: login.id,
             hash: user.password_hash.clone(),
         };
-        let checked = self.check(attempt, waiting, Some(account), password).await;
+        let secrets = (password, code);
+        let checked = self.check(attempt, waiting, Some(account), secrets, address).await;
         checked.map_err(|error| match error {
             Error::Unauthorized(_) => Error::Forbidden("current: this is not the password"),
             other => other,
         })
+    }
+
+    /// Checks the code of a user who is logged in and has confirmed to be there by other means than the password.
+    ///
+    /// # Errors
+    /// [`Error::CodeRequired`], [`Error::CodeInvalid`], [`Error::Limited`].
+    pub async fn confirm_code(self, address: IpAddr, user: &ActiveUser, code: Option<&str>) -> Result<(), Error> {
+        let (limits, factors) = (self.limits.clone(), self.factors.clone());
+        let (login, factor) = (user.login.clone(), user.factor.clone());
+        let code = code.map(str::to_owned);
+        let checking = async move {
+            let check = CodeCheck {
+                limits: &limits,
+                factors: &factors,
+                address,
+            };
+            check.run(&login, factor.as_ref(), code.as_deref()).await
+        };
+        // A task of its own, as for a password.
+        tokio::spawn(checking)
+            .await
+            .map_err(|error| Error::Internal(format!("checking a code failed: {error}")))?
     }
 
     async fn check(
@@ -135,7 +186,8 @@ impl Verifier<'_> {
         attempt: Attempt,
         waiting: Slot<IpAddr>,
         account: Option<Account>,
-        password: &str,
+        (password, code): (&str, Option<&str>),
+        address: IpAddr,
     ) -> Result<Login, Error> {
         self.limits.begin(&attempt).await?;
         let turn = self.passwords.turn().await?;
@@ -146,6 +198,9 @@ impl Verifier<'_> {
             attempt,
             account,
             password: password.to_owned(),
+            factors: self.factors.clone(),
+            code: code.map(str::to_owned),
+            address,
         };
         // A task of its own, so that the attempt is counted when the client disconnects.
         tokio::spawn(async move {
@@ -208,6 +263,9 @@ struct Check {
     attempt: Attempt,
     account: Option<Account>,
     password: String,
+    factors: SecondFactors,
+    code: Option<String>,
+    address: IpAddr,
 }
 
 impl Check {
@@ -221,9 +279,16 @@ impl Check {
             return Err(Error::Unauthorized(WRONG));
         };
         // The attempt has waited, and the password may be another by now.
-        let Some(login) = self.verified(account, &hash).await? else {
+        let Some((login, factor)) = self.verified(account, &hash).await? else {
             return Err(Error::Unauthorized(WRONG));
         };
+        // Before the mark of a login at this address, which a password alone does not earn.
+        let check = CodeCheck {
+            limits: &self.limits,
+            factors: &self.factors,
+            address: self.address,
+        };
+        check.run(&login, factor.as_ref(), self.code.as_deref()).await?;
         self.limits.succeeded(&self.attempt).await?;
         if let Err(error) = self.renew_hash(&turn, account, &hash).await {
             tracing::warn!(cause = crate::telemetry::chain(&error), "password hash not renewed");
@@ -231,8 +296,9 @@ impl Check {
         Ok(login)
     }
 
-    /// The user, if this is still the hash and the user may act, with the stamp that belongs to it.
-    async fn verified(&self, account: &Account, hash: &str) -> Result<Option<Login>, Error> {
+    /// The user, if this is still the hash and the user may act, with the stamp and the second factor that belong to it: a
+    /// factor that is added later changes the stamp.
+    async fn verified(&self, account: &Account, hash: &str) -> Result<Option<(Login, Option<Factor>)>, Error> {
         let tenant = &account.tenant;
         let row = self
             .database
@@ -245,7 +311,8 @@ impl Check {
                 ],
             )
             .await?;
-        row.map(|row| Login::from_row(&row, tenant.clone())).transpose()
+        row.map(|row| Ok((Login::from_row(&row, tenant.clone())?, Factor::from_row(&row)?)))
+            .transpose()
     }
 
     /// Hashes the password again when the cost of Argon2 has changed.
@@ -265,6 +332,27 @@ impl Check {
             )
             .await?;
         Ok(())
+    }
+}
+
+/// The check of the code of a user whose password was right.
+struct CodeCheck<'a> {
+    limits: &'a Limits,
+    factors: &'a SecondFactors,
+    address: IpAddr,
+}
+
+impl CodeCheck<'_> {
+    async fn run(self, login: &Login, factor: Option<&Factor>, code: Option<&str>) -> Result<(), Error> {
+        let Some(factor) = factor else { return Ok(()) };
+        let code = code.filter(|code| !code.is_empty()).ok_or(Error::CodeRequired)?;
+        let (tenant, user, address) = (&login.tenant, login.id, self.address);
+        let attempt = self.limits.take_code(&tenant.name, user, address).await?;
+        let by = Actor::user(user, address);
+        if !self.factors.accept(tenant, user, factor, code, &by).await? {
+            return Err(Error::CodeInvalid);
+        }
+        self.limits.right_code(attempt).await
     }
 }
 

@@ -14,6 +14,7 @@ pub mod names;
 pub mod password;
 pub mod password_reset;
 mod random;
+pub mod second_factor;
 pub mod sessions;
 pub mod standing;
 pub mod tickets;

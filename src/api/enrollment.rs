@@ -15,6 +15,7 @@ use crate::accounts::enrollment::{self, Completion};
 use crate::accounts::limits::Limit;
 use crate::accounts::users;
 use crate::api::auth::Principal;
+use crate::api::confirmation::{Proof, confirm_principal};
 use crate::api::request::Request;
 use crate::api::{App, OPTIONAL_TIMEOUT};
 use crate::feature;
@@ -29,16 +30,28 @@ use crate::postgres::audit::Actor;
 #[derive(Default, Deserialize)]
 struct NewEnrollment {
     user_id: Option<String>,
+    current: Option<String>,
+    code: Option<String>,
 }
 
 /// `POST /api/enrollment/create`; the body is optional.
 ///
 /// # Errors
-/// 403 for another user unless the caller is an admin, 404 if the user does not exist.
+/// 403 for another user unless the caller is an admin who has logged in a moment ago or sends the password, 404 if the user
+/// does not exist.
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: NewEnrollment = request.json_or_default(app.config.server.body_bytes_max).await?;
     let user_id = body.user_id.map(|text| uuid("user_id", &text)).transpose()?;
     let caller = request.caller()?;
+    let is_others = user_id.is_some_and(|user| user != caller.user_id());
+    // Whose enrollment it is not gets no device by it. Who is no admin is refused below.
+    if is_others && users::is_admin(&app.database, caller.tenant(), caller.user_id()).await? {
+        let proof = Proof {
+            current: body.current,
+            code: body.code,
+        };
+        confirm_principal(&app, &request, proof).await?;
+    }
     let lifetime = Duration::from_secs(app.config.enrollment.expiry_seconds);
     let created = enrollment::create(
         &app.database,

@@ -27,6 +27,10 @@ impl Code {
     /// The device was revoked, or its user disabled.
     pub const DEVICE_REVOKED: Self = Self::new("DEVICE_REVOKED", StatusCode::UNAUTHORIZED);
     pub const FORBIDDEN: Self = Self::new("FORBIDDEN", StatusCode::FORBIDDEN);
+    /// The account has a second factor: the same request with a code may succeed.
+    pub const CODE_REQUIRED: Self = Self::new("CODE_REQUIRED", StatusCode::FORBIDDEN);
+    /// A wrong code of a second factor, or one that was used.
+    pub const CODE_INVALID: Self = Self::new("CODE_INVALID", StatusCode::FORBIDDEN);
     pub const INVALID_RECIPIENT: Self = Self::new("INVALID_RECIPIENT", StatusCode::NOT_FOUND);
     pub const CONFLICT: Self = Self::new("CONFLICT", StatusCode::CONFLICT);
     /// Numbers of an upload are missing.
@@ -67,7 +71,7 @@ impl Code {
     ];
 
     /// The codes of the public API.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::VALIDATION_ERROR,
         Self::EMPTY_MESSAGE,
         Self::INVALID_CURSOR,
@@ -78,6 +82,8 @@ impl Code {
         Self::SESSION_ENDED,
         Self::DEVICE_REVOKED,
         Self::FORBIDDEN,
+        Self::CODE_REQUIRED,
+        Self::CODE_INVALID,
         Self::NOT_FOUND,
         Self::INVALID_RECIPIENT,
         Self::METHOD_NOT_ALLOWED,
@@ -131,6 +137,8 @@ impl From<feature::Error> for Error {
             Feature::NotFound(_) => Self::new(Code::NOT_FOUND, text),
             Feature::Forbidden(_) => Self::new(Code::FORBIDDEN, text),
             Feature::Unauthorized(_) => Self::new(Code::UNAUTHORIZED, text),
+            Feature::CodeRequired => Self::new(Code::CODE_REQUIRED, text).with("field", "code"),
+            Feature::CodeInvalid => Self::new(Code::CODE_INVALID, text).with("field", "code"),
             Feature::Conflict(_) => Self::new(Code::CONFLICT, text),
             Feature::Busy(_) => Self::new(Code::RATE_LIMITED, text),
             Feature::Limited(wait) => {

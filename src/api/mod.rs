@@ -10,6 +10,7 @@ pub mod admission;
 pub mod app_instructions;
 pub mod auth;
 mod batch_body;
+mod confirmation;
 pub mod conflicts;
 pub mod console;
 pub mod devices;
@@ -28,6 +29,7 @@ pub mod rates;
 pub mod request;
 mod request_log;
 pub mod routes;
+pub mod second_factor;
 pub mod service;
 pub mod sessions;
 pub mod state;
@@ -51,6 +53,7 @@ use crate::accounts::failed_logins::FailedLogins;
 use crate::accounts::limits::Limits;
 use crate::accounts::password::Passwords;
 use crate::accounts::password_reset::Resets;
+use crate::accounts::second_factor::SecondFactors;
 use crate::accounts::sessions::Sessions;
 use crate::accounts::standing::Standings;
 use crate::accounts::tickets::Tickets;
@@ -94,6 +97,7 @@ pub struct App {
     pub sessions: Sessions,
     pub tickets: Tickets,
     pub limits: Limits,
+    pub factors: SecondFactors,
     pub failed_logins: FailedLogins,
     /// Where a webhook sends mails.
     pub resets: Option<Resets>,
@@ -190,6 +194,7 @@ impl App {
             sessions: Sessions::new(store.clone(), standings, &config),
             tickets: Tickets::new(store.clone()),
             limits: Limits::new(store.clone(), &config),
+            factors: SecondFactors::new(database.clone(), &config.auth)?,
             failed_logins,
             resets,
             rates: Rates::new(&config.rates, metrics.clone()),

@@ -12,7 +12,7 @@ use super::live::{sse, websocket};
 use super::request::Request;
 use super::{
     App, app_instructions, conflicts, devices, enrollment, health, home, messages, metrics, openapi, password_reset,
-    presence, sessions, state, sync, tables, tickets, users,
+    presence, second_factor, sessions, state, sync, tables, tickets, users,
 };
 use crate::http::error::Error;
 use crate::http::response::Response;
@@ -104,10 +104,14 @@ static ROUTES: &[Route] = &[
     route!(GET    "/api/auth/sessions"         User    2 sessions::list),
     route!(DELETE "/api/auth/sessions"         User    5 sessions::end_others),
     route!(DELETE "/api/auth/sessions/{id}"    User    1 sessions::end),
+    route!(POST   "/api/auth/second-factor"    User   10 second_factor::begin),
+    route!(POST   "/api/auth/second-factor/confirm" User   10 second_factor::confirm),
+    route!(POST   "/api/auth/second-factor/delete" User   10 second_factor::remove_own),
 
     route!(GET    "/api/users"                 Web     5 users::list),
     route!(GET    "/api/users/{id}"            Any     1 users::get),
     route!(POST   "/api/users/{id}/delete"     User   10 users::erase),
+    route!(POST   "/api/users/{id}/second-factor/delete" User   10 second_factor::remove),
     route!(POST   "/api/account/delete"        User   10 users::erase_own),
 
     route!(POST   "/api/messages"              Web     2 messages::create),

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use chrono::Utc;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -19,6 +18,7 @@ use crate::accounts::users::{self, NewPassword, NewUser, Role, UserType};
 use crate::api::App;
 use crate::api::admission::session_ended;
 use crate::api::auth::WebPrincipal;
+use crate::api::confirmation::{Confirmed, Means, Proof, confirm_caller};
 use crate::api::error::unauthorized;
 use crate::api::request::Request;
 use crate::feature;
@@ -28,15 +28,13 @@ use crate::http::response::{self, Response, json};
 use crate::postgres::audit::{self, Act, Actor};
 use crate::telemetry::metrics::LoginResult;
 
-/// Age of another provider's token up to which it shows that the user has just logged in.
-const FRESH_TOKEN_SECONDS: i64 = 300;
-
 #[derive(Deserialize)]
 struct LoginBody {
     tenant: Option<String>,
     username: Option<String>,
     email: Option<String>,
     password: Option<String>,
+    code: Option<String>,
     device: Option<DeviceBody>,
 }
 
@@ -101,8 +99,9 @@ pub(super) fn check_passwords(app: &App) -> Result<(), Error> {
 /// `POST /api/auth/login`, with a device or without.
 ///
 /// # Errors
-/// 401 with the same text for a wrong tenant, name and password, 403 for a revoked device or one of another user, and where
-/// there are no passwords, 409 for too many devices, 429 after too many wrong passwords.
+/// 401 with the same text for a wrong tenant, name and password, 403 for a missing or wrong code of the second factor, for a
+/// revoked device or one of another user, and where there are no passwords, 409 for too many devices, 429 after too many
+/// wrong passwords or codes.
 pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     check_passwords(&app)?;
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
@@ -120,21 +119,23 @@ pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Erro
         tenant: &tenant,
         name: &name,
         password: &password,
+        code: body.code.as_deref(),
     };
     let verified = verifier(&app).verify(request.address, credentials).await;
     app.metrics.http.login(match &verified {
         Ok(_) => LoginResult::Granted,
-        Err(feature::Error::Unauthorized(_)) => LoginResult::Refused,
+        Err(feature::Error::Unauthorized(_) | feature::Error::CodeInvalid) => LoginResult::Refused,
+        Err(feature::Error::CodeRequired) => LoginResult::CodeRequired,
         Err(feature::Error::Limited(_) | feature::Error::Busy(_)) => LoginResult::Limited,
         Err(_) => LoginResult::Failed,
     });
-    if let Err(error @ (feature::Error::Unauthorized(_) | feature::Error::Limited(_) | feature::Error::Busy(_))) =
-        &verified
-    {
-        let reason = match error {
-            feature::Error::Unauthorized(_) => Reason::Refused,
-            _ => Reason::Limited,
-        };
+    let reason = match &verified {
+        Err(feature::Error::Unauthorized(_)) => Some(Reason::Refused),
+        Err(feature::Error::CodeInvalid) => Some(Reason::WrongCode),
+        Err(feature::Error::Limited(_) | feature::Error::Busy(_)) => Some(Reason::Limited),
+        _ => None,
+    };
+    if let Some(reason) = reason {
         app.failed_logins.note(request.address, credentials, reason).await;
     }
     let login = verified?;
@@ -273,6 +274,7 @@ async fn rotate(
 #[derive(Deserialize)]
 struct PasswordBody {
     current: Option<String>,
+    code: Option<String>,
     new: Option<String>,
 }
 
@@ -280,16 +282,17 @@ struct PasswordBody {
 ///
 /// # Errors
 /// 400 for a password that is too short or easily guessed, 401 if the caller's own session was ended, 403 for a wrong
-/// current password and where there are none, 409 if the password was changed meanwhile, 429 after too many wrong ones.
+/// current password or code and where there are none, 409 if the password was changed meanwhile, 429 after too many wrong
+/// ones.
 pub async fn change_password(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     check_passwords(&app)?;
     let body: PasswordBody = request.json(app.config.server.body_bytes_max).await?;
-    let current = required("current", body.current)?;
+    let proof = Proof {
+        current: Some(required("current", body.current)?),
+        code: body.code,
+    };
     let new = required("new", body.new)?;
-    let user = live_session_user(&app, &request).await?;
-    let active = login::active(&app.database, &user.tenant, user.user_id).await?;
-    let active = active.ok_or_else(session_ended)?;
-    let login = verifier(&app).confirm(request.address, &active, &current).await?;
+    let Confirmed { user, login } = confirm_caller(&app, &request, proof, Means::Password).await?;
     let waiting = app.limits.wait_at(request.address)?;
     let by = Actor::user(user.user_id, request.address);
     let password = NewPassword {
@@ -312,37 +315,12 @@ pub async fn change_password(app: Arc<App>, mut request: Request) -> Result<Resp
     Ok(response::no_content())
 }
 
-/// Confirms that the caller of a grave act is the user: by the password, or by a token of another provider that was issued a
-/// moment ago.
-///
-/// # Errors
-/// 401 if the caller's own session was ended, 403 for a wrong password and for an older token, 429 after too many wrong
-/// passwords.
-pub(super) async fn confirm_caller<'a>(
-    app: &App,
-    request: &'a Request,
-    password: Option<String>,
-) -> Result<&'a WebPrincipal, Error> {
-    let user = live_session_user(app, request).await?;
-    if let StampProof::IssuedAt(at) = user.proof {
-        if Utc::now().timestamp() - at > FRESH_TOKEN_SECONDS {
-            let text = format!("log in again: the token was issued more than {FRESH_TOKEN_SECONDS} s ago");
-            return Err(Error::new(Code::FORBIDDEN, text));
-        }
-        return Ok(user);
-    }
-    let password = required("current", password)?;
-    let active = login::active(&app.database, &user.tenant, user.user_id).await?;
-    let active = active.ok_or_else(session_ended)?;
-    verifier(app).confirm(request.address, &active, &password).await?;
-    Ok(user)
-}
-
-fn verifier(app: &App) -> Verifier<'_> {
+pub(super) fn verifier(app: &App) -> Verifier<'_> {
     Verifier {
         database: &app.database,
         passwords: &app.passwords,
         limits: &app.limits,
+        factors: &app.factors,
     }
 }
 
@@ -415,7 +393,7 @@ pub async fn end(app: Arc<App>, request: Request) -> Result<Response, Error> {
 }
 
 /// The caller, whose own session must not have been ended: the access token of an ended session may be stolen.
-async fn live_session_user<'a>(app: &App, request: &'a Request) -> Result<&'a WebPrincipal, Error> {
+pub(super) async fn live_session_user<'a>(app: &App, request: &'a Request) -> Result<&'a WebPrincipal, Error> {
     let user = request.user()?;
     if !app.sessions.is_live_everywhere(&user.session_claim()).await? {
         return Err(session_ended());

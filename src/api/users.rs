@@ -9,8 +9,8 @@ use uuid::Uuid;
 use crate::accounts::erasure;
 use crate::accounts::users::{self, Among, Filter, User, UserType};
 use crate::api::App;
+use crate::api::confirmation::{Confirmed, Means, Proof, confirm_caller};
 use crate::api::request::Request;
-use crate::api::sessions::confirm_caller;
 use crate::feature;
 use crate::http::error::{Code, Error};
 use crate::http::query::PAGE_MAX;
@@ -51,12 +51,13 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Error> {
 #[derive(Deserialize)]
 struct EraseBody {
     current: Option<String>,
+    code: Option<String>,
 }
 
 /// `POST /api/account/delete`, since a `DELETE` should have no content (RFC 9110, section 9.3.5): deletes the caller's account, and what the caller wrote.
 ///
 /// # Errors
-/// 401 if the caller's own session was ended, 403 for a wrong password, 429 after too many.
+/// 401 if the caller's own session was ended, 403 for a wrong password or code, 429 after too many.
 pub async fn erase_own(app: Arc<App>, request: Request) -> Result<Response, Error> {
     let own = request.user()?.user_id;
     erase_user(app, request, own).await
@@ -78,7 +79,11 @@ pub async fn erase(app: Arc<App>, request: Request) -> Result<Response, Error> {
 
 async fn erase_user(app: Arc<App>, mut request: Request, id: Uuid) -> Result<Response, Error> {
     let body: EraseBody = request.json(app.config.server.body_bytes_max).await?;
-    let caller = confirm_caller(&app, &request, body.current).await?;
+    let proof = Proof {
+        current: body.current,
+        code: body.code,
+    };
+    let Confirmed { user: caller, .. } = confirm_caller(&app, &request, proof, Means::PasswordOrToken).await?;
     let (tenant, by) = (caller.tenant.clone(), Actor::user(caller.user_id, request.address));
     // It ends also when the client goes away.
     let erasing = tokio::spawn(async move {

@@ -14,6 +14,7 @@ use super::table::{Cell, Tone, or_nothing};
 use super::{Confirm, Global, known_tenant};
 use crate::accounts::erasure;
 use crate::accounts::password::Passwords;
+use crate::accounts::second_factor;
 use crate::accounts::sessions::Sessions;
 use crate::accounts::standing::Standings;
 use crate::accounts::users::{self, Account, Filter, NewPassword, NewUser, Role, UserType};
@@ -24,6 +25,7 @@ use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::postgres::Database;
 use crate::postgres::audit::Actor;
+use crate::redis::store::Store;
 
 #[derive(Debug, Args)]
 pub(super) struct User {
@@ -63,6 +65,11 @@ enum Verb {
         /// Members manage their own devices, admins those of all users of the tenant
         #[arg(value_parser = role())]
         role: Role,
+    },
+    /// Remove the second factor of a user who has lost it; ends the user's sessions and their event streams
+    RemoveSecondFactor {
+        #[command(flatten)]
+        target: TargetUser,
     },
     /// Disable a user: logins, devices, sessions and event streams end at once; access tokens too
     Disable {
@@ -127,6 +134,7 @@ impl User {
             Verb::Role { user, tenant, role } => {
                 output::print(global, &TargetUser { user, tenant }.set_role(&config, role).await?)
             }
+            Verb::RemoveSecondFactor { target } => output::print(global, &target.remove_second_factor(&config).await?),
             Verb::Disable { target } => output::print(global, &target.set_disabled(&config, true).await?),
             Verb::Erase { target, confirm } => output::print(global, &target.erase(&config, confirm).await?),
             Verb::Enable { target } => output::print(global, &target.set_disabled(&config, false).await?),
@@ -148,6 +156,25 @@ impl Render for PasswordSet {
             "set the password of {}; sessions with the old one have ended",
             self.username
         );
+    }
+}
+
+#[derive(Serialize)]
+struct SecondFactorRemoved {
+    id: Uuid,
+    tenant: String,
+    username: String,
+    changed: bool,
+}
+
+impl Render for SecondFactorRemoved {
+    fn text(&self, out: &mut Text) {
+        let name = &self.username;
+        if self.changed {
+            outln!(out, "removed the second factor of {name}; sessions have ended");
+        } else {
+            outln!(out, "{name} has no second factor");
+        }
     }
 }
 
@@ -217,9 +244,7 @@ impl TargetUser {
             kept: None,
         };
         users::set_password(&database, &passwords, &tenant, account.id, new).await?;
-        // Without a receiver of changes, nothing is cached here.
-        let standings = Standings::new(database, config, watch::Sender::default().subscribe());
-        Sessions::new(store, standings, config)
+        sessions(config, database, store)
             .end_all(&tenant, account.id, None)
             .await
             .context("the password is set, but sessions with the old one have not ended; try again")?;
@@ -227,6 +252,24 @@ impl TargetUser {
             id: account.id,
             tenant: tenant.name,
             username: account.username,
+        })
+    }
+
+    async fn remove_second_factor(&self, config: &Config) -> Result<SecondFactorRemoved> {
+        let (database, tenant, account) = self.find(config).await?;
+        let store = connect_redis(config).await?;
+        let changed = second_factor::remove(&database, &tenant, account.id, None, None, &Actor::cli()).await?;
+        if changed {
+            sessions(config, database, store)
+                .end_all(&tenant, account.id, None)
+                .await
+                .context("the second factor is removed, but event streams have not ended; they end within moments")?;
+        }
+        Ok(SecondFactorRemoved {
+            id: account.id,
+            tenant: tenant.name,
+            username: account.username,
+            changed,
         })
     }
 
@@ -270,6 +313,12 @@ impl TargetUser {
             changed,
         })
     }
+}
+
+/// The sessions of users. Without a receiver of changes, nothing is cached here.
+fn sessions(config: &Config, database: Database, store: Store) -> Sessions {
+    let standings = Standings::new(database, config, watch::Sender::default().subscribe());
+    Sessions::new(store, standings, config)
 }
 
 /// A user of a tenant, by name or id.

@@ -10,6 +10,8 @@ section! {
         pub login_user_address_max: u64 = 10, 1..=1_000_000;
         /// Failed logins of a user from all addresses except those where that user has logged in before.
         pub login_user_max: u64 = 100, 1..=1_000_000;
+        /// Wrong codes of a user's second factor from all addresses except those where that user has given a right one.
+        pub code_user_max: u64 = 20, 1..=1_000_000;
         /// Failed logins from one address; users who have logged in there before are exempt.
         pub login_address_max: u64 = 200, 1..=1_000_000;
         /// Logins of a user from one address within a minute, successful or not.

@@ -51,6 +51,11 @@ pub enum Error {
     /// The caller is not authenticated, or no longer valid.
     #[error("{0}")]
     Unauthorized(&'static str),
+    /// The password is right, and a code is needed as well.
+    #[error("code: this account has a second factor: send a code of the authenticator app, or a recovery code")]
+    CodeRequired,
+    #[error("code: is wrong, or was used before: wait for the next one")]
+    CodeInvalid,
     /// A conflict with an existing object.
     #[error("{0}")]
     Conflict(String),

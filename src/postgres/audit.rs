@@ -19,7 +19,7 @@ use crate::postgres::{Database, Error, Param, sql};
 use crate::telemetry;
 
 /// All actions, in alphabetical order.
-pub const ACTIONS: [&str; 29] = [
+pub const ACTIONS: [&str; 32] = [
     "conflict_resolved",
     "console_opened",
     "device_added",
@@ -33,9 +33,12 @@ pub const ACTIONS: [&str; 29] = [
     "password_changed",
     "quarantine_dropped",
     "quarantine_retried",
+    "recovery_code_used",
     "registration_closed",
     "registration_opened",
     "role_changed",
+    "second_factor_added",
+    "second_factor_removed",
     "session_ended",
     "sessions_ended",
     "slot_dropped",

@@ -92,6 +92,7 @@ const CONTROL: &[Migration] = &[
         columns: [("credentials", "stamped_at")]
     ),
     migration!(8, "control", "0008_outside_tables", tables: ["outside_tables"], columns: []),
+    migration!(9, "control", "0009_second_factors", tables: ["second_factors"], columns: []),
 ];
 const TENANT: &[Migration] = &[
     migration!(

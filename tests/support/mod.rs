@@ -97,6 +97,7 @@ impl World {
         let limits = &mut config.limits;
         limits.login_user_address_max = 1_000_000;
         limits.login_user_max = 1_000_000;
+        limits.code_user_max = 1_000_000;
         limits.login_address_max = 1_000_000;
         limits.login_attempts_max = 1_000_000;
         limits.login_waiting_max = 100_000;

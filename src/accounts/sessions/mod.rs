@@ -257,6 +257,14 @@ impl Sessions {
         Ok(parse_owner(&fields))
     }
 
+    /// When the user logged in who has this session; `None` when it does not exist.
+    pub async fn logged_in_at(&self, session: Uuid) -> Result<Option<Timestamp>, Error> {
+        let mut pipe = redis::pipe();
+        pipe.hget(self.store.keys().session(session), "created_at");
+        let (text,): (Option<String>,) = self.store.query(&pipe).await?;
+        Ok(text.as_deref().and_then(timestamp))
+    }
+
     /// Exchanges a refresh token of this user for its successor. Within `auth.refresh_retry_seconds` a repetition returns the same
     /// successor, because the response may be lost. A token that was used before ends the session, on all nodes. `None`
     /// when the token is invalid.

@@ -33,8 +33,10 @@ pub struct Http {
 pub enum LoginResult {
     /// The password was right.
     Granted,
-    /// The tenant, name or password was wrong.
+    /// The tenant, name, password or code was wrong.
     Refused,
+    /// The password was right, and a code of the second factor is needed.
+    CodeRequired,
     /// Too many attempts.
     Limited,
     /// Postgres or Redis was unavailable.
@@ -42,12 +44,19 @@ pub enum LoginResult {
 }
 
 impl LoginResult {
-    const ALL: [Self; 4] = [Self::Granted, Self::Refused, Self::Limited, Self::Failed];
+    const ALL: [Self; 5] = [
+        Self::Granted,
+        Self::Refused,
+        Self::CodeRequired,
+        Self::Limited,
+        Self::Failed,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Granted => "granted",
             Self::Refused => "refused",
+            Self::CodeRequired => "code_required",
             Self::Limited => "limited",
             Self::Failed => "failed",
         }

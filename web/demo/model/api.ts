@@ -69,6 +69,8 @@ export class Session {
   async enrollment(userId: string): Promise<string> {
     const created = await this.#call<{ qr_code_data: { enrollment_url: string } }>('POST', '/api/enrollment/create', {
       user_id: userId,
+      // The login may be older than 5 minutes.
+      current: this.#setup.password,
     })
     return created.qr_code_data.enrollment_url
   }
