@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::accounts::last_seen;
 use crate::accounts::limits::Limits;
-use crate::accounts::password_reset::{self, Resets};
+use crate::accounts::mail::{self, Mails};
 use crate::api::console::Console;
 use crate::api::health::{Diagnostics, Probe};
 use crate::api::service::Service;
@@ -72,7 +72,7 @@ pub fn check(config: &Config, role: Role) -> Result<()> {
     if role.serves_api() {
         config.check_secrets()?;
         Providers::new(config, metrics(role).auth.clone())?;
-        password_reset::sender(&config.mail)?;
+        mail::sender(&config.mail)?;
     }
     net::postgres::Server::parse(config.postgres.url.expose()).context("key `postgres.url`")?;
     let store = Store::with_groups(&config.redis, config.groups.clone()).context("key `redis.url`")?;
@@ -302,12 +302,12 @@ impl Engine {
     fn start_api(&mut self, diagnostics: &Diagnostics) -> Result<Arc<App>> {
         let stop = self.stop_serving.clone();
         let limits = Limits::new(diagnostics.store.clone(), &diagnostics.config);
-        let mails = Resets::new(&diagnostics.config, diagnostics.database.clone(), limits)?;
-        let (resets, mailer) = mails.unzip();
+        let (database, counted) = (diagnostics.database.clone(), diagnostics.metrics.mail.clone());
+        let (mails, mailer) = Mails::new(&diagnostics.config, database, limits, counted)?.unzip();
         let app = Arc::new(App::new(
             diagnostics.config.clone(),
             Parts {
-                resets,
+                mails,
                 database: diagnostics.database.clone(),
                 store: diagnostics.store.clone(),
                 hub: diagnostics.hub.clone(),

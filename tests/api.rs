@@ -63,6 +63,7 @@ async fn login_accepts_name_or_email_and_tenant_in_body_header_or_config() {
         user_type: UserType::Web,
         role: Role::Member,
         email: Some("ann@example.com".into()),
+        is_email_unverified: false,
         password: Some(PASSWORD.into()),
     };
     let ann_id = users::create(&database, &office.world.config.auth, "acme", ann)

@@ -46,7 +46,8 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
             {"schema": "posduif", "migration": "0006_audit", "direction": "up"},
             {"schema": "posduif", "migration": "0007_identities", "direction": "up"},
             {"schema": "posduif", "migration": "0008_outside_tables", "direction": "up"},
-            {"schema": "posduif", "migration": "0009_second_factors", "direction": "up"}
+            {"schema": "posduif", "migration": "0009_second_factors", "direction": "up"},
+            {"schema": "posduif", "migration": "0010_verified_addresses", "direction": "up"}
         ])
     );
     assert_eq!(migrate("up").await.text(), "nothing to do\n");
@@ -56,7 +57,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     let clean = |version: i32| json!({"version": version, "dirty": false});
     assert_eq!(
         migrate("version --json").await.json(),
-        json!({"posduif": clean(9), "tenant_acme": clean(12)})
+        json!({"posduif": clean(10), "tenant_acme": clean(12)})
     );
 
     let complaint = migrate("down").await.complaint(1);
@@ -74,7 +75,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
     }
     let complaint = migrate("down --schema posduif").await.complaint(1);
     assert!(
-        complaint.contains("0009_second_factors of posduif, with the tables second_factors"),
+        complaint.contains("0010_verified_addresses of posduif, with the columns credentials.unverified_email"),
         "{complaint}"
     );
     let steps = migrate("down 1 --yes --json").await.json();
@@ -108,7 +109,7 @@ async fn migrate_goes_up_and_down_and_shows_each_schema() {
 
     let forced = migrate("force 1 --schema tenant_acme --json").await.json();
     assert_eq!(forced, json!({"forced": ["tenant_acme"], "version": 1}));
-    assert_eq!(migrate("version").await.text(), "posduif 9\ntenant_acme 1\n");
+    assert_eq!(migrate("version").await.text(), "posduif 10\ntenant_acme 1\n");
     migrate("force 99 --schema tenant_acme").await.complaint(1);
     migrate("force 2 --schema tenant_nobody").await.complaint(1);
     migrate("force 2 --schema tenant_acme").await.text();

@@ -923,7 +923,7 @@ async fn server_without_passwords_accepts_tokens_of_providers_and_devices_only()
     let listed = json!([{"issuer": provider.issuer, "audience": ["posduif"]}]);
     assert_eq!(
         methods,
-        json!({"passwords": true, "password_resets": false, "providers": listed})
+        json!({"passwords": true, "password_resets": false, "email_verification": false, "providers": listed})
     );
     let phone = office.phone("phone").await;
 
@@ -935,7 +935,7 @@ async fn server_without_passwords_accepts_tokens_of_providers_and_devices_only()
     let methods = anybody.get("/api/auth/methods").await.expect(200);
     assert_eq!(
         methods,
-        json!({"passwords": false, "password_resets": false, "providers": listed})
+        json!({"passwords": false, "password_resets": false, "email_verification": false, "providers": listed})
     );
     let register = json!({"tenant": "acme", "username": "eve", "password": "another horse"});
     let refresh = json!({"refresh_token": granted["refresh_token"]});

@@ -20,6 +20,7 @@ mod decoder;
 mod dev;
 mod devices;
 mod doctor;
+mod email_verification;
 mod epochs;
 mod erasure;
 mod existing_app;

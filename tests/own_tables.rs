@@ -556,6 +556,7 @@ async fn documented_own_table_example_works_unchanged() {
             user_type,
             role,
             email: None,
+            is_email_unverified: false,
             password: Some("posduif-demo".to_owned()),
         };
         users::create(&database, &world.config.auth, "demo", user)

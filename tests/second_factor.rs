@@ -440,6 +440,41 @@ async fn reset_of_the_password_keeps_the_factor() {
 }
 
 #[tokio::test]
+async fn change_of_the_factor_is_mailed_to_a_verified_address() {
+    let receiver = Receiver::start(&[]).await;
+    let office = Office::with(|config| {
+        config.mail.webhook_url = format!("http://{}/hook", receiver.address);
+        config.mail.webhook_secret = Secret::new(receiver::SECRET);
+    })
+    .await;
+    let eve_id = office.world.user("acme", "eve", UserType::Web).await;
+    crate::password_reset::set_address(&office, "eve", "eve@example.com").await;
+    let unverified =
+        format!("UPDATE posduif.credentials SET unverified_email = 'eve@example.com' WHERE user_id = '{eve_id}'");
+    office.sql(&unverified).await;
+    guard(&office, "eve", eve_id).await;
+    let ann_id = office.world.user("acme", "ann", UserType::Web).await;
+    crate::password_reset::set_address(&office, "ann", "ann@example.com").await;
+    let ann = guard(&office, "ann", ann_id).await;
+    let mails = receiver.received(1).await;
+    let path = format!("/api/users/{}/second-factor/delete", ann.id);
+    office.bob.post(&path, &json!({"current": PASSWORD})).await.expect(204);
+    let mails = [mails, receiver.received(2).await.split_off(1)].concat();
+    let shown: Vec<(String, String)> = mails
+        .iter()
+        .map(|mail| {
+            let mail = mail.json();
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            (text(&mail["type"]), text(&mail["data"]["email"]))
+        })
+        .collect();
+    let expected = ["account.second_factor_added", "account.second_factor_removed"]
+        .map(|kind| (kind.to_owned(), "ann@example.com".to_owned()));
+    assert_eq!(shown, expected);
+    office.close().await;
+}
+
+#[tokio::test]
 async fn admin_removes_the_factor_of_a_member_only() {
     let (office, ann) = office_with_ann(|_| {}).await;
     let path = |id: Uuid| format!("/api/users/{id}/second-factor/delete");

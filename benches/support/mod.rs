@@ -86,6 +86,7 @@ impl Servers {
             // Enrolls the devices of the others.
             role: users::Role::Admin,
             email: None,
+            is_email_unverified: false,
             password: Some(PASSWORD.into()),
         };
         users::create(&database, &self.config.auth, TENANT, user).await.unwrap()

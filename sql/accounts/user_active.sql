@@ -1,5 +1,6 @@
 -- A user with the role, the security stamp and the second factor, unless disabled or deleted. $1 text: tenant; $2 uuid: id.
-SELECT u.id, u.username, u.user_type, u.role, c.stamp, c.kept_session, c.stamped_at, c.password_hash,
+SELECT u.id, u.username, u.user_type, u.role, u.email, c.unverified_email, c.email_stamp,
+    c.stamp, c.kept_session, c.stamped_at, c.password_hash,
     i.issuer, i.subject, i.claims_at,
     f.id AS factor_id, f.secret AS factor_secret, cardinality(f.recovery) AS recovery_codes
 FROM {schema}.users u

@@ -245,6 +245,7 @@ impl ExternalUsers {
                     },
                     role: role(token.is_admin.unwrap_or(false)),
                     email: email.clone(),
+                    is_email_unverified: false,
                     password: None,
                 };
                 if names::check(&new).is_err() {

@@ -379,6 +379,21 @@ impl Limits {
         self.take_key(&key, self.mails_max, self.window_ms()).await
     }
 
+    /// Counts a mail to verify an address, unless the user, or the address for whichever users, has had as many as
+    /// `mail.user_max` permits.
+    ///
+    /// # Errors
+    /// [`Error::Limited`] until the window ends.
+    pub async fn take_verification(&self, tenant: &str, user: Uuid, email: &str) -> Result<(), Error> {
+        let user = digest(&[tenant, &user.to_string()]);
+        let address = digest(&[&email.to_lowercase()]);
+        for (limit, name) in [("mail-verification", user), ("mail-address", address)] {
+            let key = self.store.keys().limit(limit, &name);
+            self.take_key(&key, self.mails_max, self.window_ms()).await?;
+        }
+        Ok(())
+    }
+
     async fn take_key(&self, key: &str, most: u64, window_ms: u64) -> Result<(), Error> {
         let mut pipe = redis::pipe();
         pipe.cmd("EVAL").arg(TAKE).arg(1).arg(key).arg(most).arg(window_ms);

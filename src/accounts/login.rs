@@ -50,6 +50,11 @@ pub struct ActiveUser {
     pub standing: Standing,
     password_hash: Option<String>,
     factor: Option<Factor>,
+    pub email: Option<String>,
+    /// The address that no mail has verified.
+    pub unverified_email: Option<String>,
+    /// Tokens of mails to verify an address carry it.
+    pub email_stamp: Uuid,
     /// How many recovery codes are left; `None` without a second factor.
     pub recovery_codes: Option<i32>,
 }
@@ -82,6 +87,9 @@ pub async fn active_in(database: &Database, tenant: &Tenant, user: Uuid) -> Resu
             standing: Standing::from_row(&row)?,
             password_hash: row.try_get("password_hash")?,
             factor: Factor::from_row(&row)?,
+            email: row.try_get("email")?,
+            unverified_email: row.try_get("unverified_email")?,
+            email_stamp: row.try_get("email_stamp")?,
             recovery_codes: row.try_get("recovery_codes")?,
         })
     })

@@ -19,7 +19,7 @@ pub fn check(new: &NewUser) -> Result<(), Error> {
 }
 
 /// Checks the form of an email: that of HTML forms (WHATWG HTML, section 4.10.5.1.5), and non-ASCII letters (RFC 6531).
-fn check_email(email: &str) -> Result<(), Error> {
+pub(crate) fn check_email(email: &str) -> Result<(), Error> {
     const LOCAL: &str = ".!#$%&'*+/=?^_`{|}~-";
     check_text("email", email, 254)?;
     let is_letter = |c: char| c.is_ascii_alphanumeric() || (!c.is_ascii() && c.is_alphanumeric());
@@ -97,6 +97,7 @@ mod tests {
             user_type: UserType::Web,
             role: Role::Member,
             email: email.map(str::to_owned),
+            is_email_unverified: false,
             password: None,
         };
         assert!(check(&user("bob", Some("bob@example.com"))).is_ok());

@@ -161,6 +161,8 @@ pub struct NewUser {
     pub role: Role,
     /// A second name to log in with.
     pub email: Option<String>,
+    /// Whether only the user says that the email is the user's.
+    pub is_email_unverified: bool,
     /// Without a password the user cannot log in.
     pub password: Option<String>,
 }
@@ -217,6 +219,7 @@ pub async fn insert(
                 (&new.role.as_str(), Type::TEXT),
                 actor,
                 address,
+                (&new.is_email_unverified, Type::BOOL),
             ],
         )
         .await

@@ -6,6 +6,7 @@
 //! safe, because every change is one statement or one transaction.
 
 pub mod access_token;
+pub mod account;
 pub mod admission;
 pub mod app_instructions;
 pub mod auth;
@@ -51,8 +52,8 @@ use crate::accounts::devices::Devices;
 use crate::accounts::external::ExternalUsers;
 use crate::accounts::failed_logins::FailedLogins;
 use crate::accounts::limits::Limits;
+use crate::accounts::mail::Mails;
 use crate::accounts::password::Passwords;
-use crate::accounts::password_reset::Resets;
 use crate::accounts::second_factor::SecondFactors;
 use crate::accounts::sessions::Sessions;
 use crate::accounts::standing::Standings;
@@ -100,7 +101,7 @@ pub struct App {
     pub factors: SecondFactors,
     pub failed_logins: FailedLogins,
     /// Where a webhook sends mails.
-    pub resets: Option<Resets>,
+    pub mails: Option<Mails>,
     /// Limits the requests of addresses, users, devices and tenants.
     pub rates: Rates,
     pub unlisted_proxy: UnlistedProxy,
@@ -137,7 +138,7 @@ pub struct Parts {
     pub hub: Hub,
     pub metrics: Arc<Metrics>,
     /// Where a webhook sends mails.
-    pub resets: Option<Resets>,
+    pub mails: Option<Mails>,
     /// Ends streams when the server stops.
     pub stop: CancellationToken,
 }
@@ -152,7 +153,7 @@ impl App {
             store,
             hub,
             metrics,
-            resets,
+            mails,
             stop,
         } = parts;
         let previous = config.auth.jwt_previous_secrets.iter();
@@ -196,7 +197,7 @@ impl App {
             limits: Limits::new(store.clone(), &config),
             factors: SecondFactors::new(database.clone(), &config.auth)?,
             failed_logins,
-            resets,
+            mails,
             rates: Rates::new(&config.rates, metrics.clone()),
             unlisted_proxy: UnlistedProxy::new(store.clone()),
             devices: Devices::new(

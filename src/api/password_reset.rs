@@ -6,27 +6,22 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::sessions::{check_passwords, named_tenant};
+use super::account::mails;
+use super::sessions::named_tenant;
 use crate::accounts::limits::Limit;
 use crate::accounts::login;
+use crate::accounts::mail;
 use crate::accounts::names;
-use crate::accounts::password_reset::Resets;
 use crate::accounts::users::{self, NewPassword};
 use crate::api::App;
 use crate::api::request::Request;
 use crate::core::tenant::is_valid_name;
 use crate::feature;
-use crate::http::error::{Code, Error};
+use crate::http::error::Error;
 use crate::http::request::required;
 use crate::http::response::{self, Response};
 use crate::postgres::audit::Actor;
 use crate::postgres::tenants;
-
-fn resets(app: &App) -> Result<&Resets, Error> {
-    check_passwords(app)?;
-    let text = "this server sends no mails: ask an operator for another password";
-    app.resets.as_ref().ok_or_else(|| Error::new(Code::FORBIDDEN, text))
-}
 
 #[derive(Deserialize)]
 struct ResetBody {
@@ -40,7 +35,7 @@ struct ResetBody {
 /// 403 where there are no mails or no passwords, 429 after too many requests from the address, and while too many mails wait.
 pub async fn request(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: ResetBody = request.json(app.config.server.body_bytes_max).await?;
-    let resets = resets(&app)?;
+    let mails = mails(&app)?;
     let email = required("email", body.email)?;
     names::check_name("email", &email)?;
     let tenant = named_tenant(&app, &request, body.tenant.as_deref())?;
@@ -51,7 +46,7 @@ pub async fn request(app: Arc<App>, mut request: Request) -> Result<Response, Er
         ));
     }
     app.limits.take(Limit::Reset, request.address).await?;
-    resets.request(tenant, email)?;
+    mails.request_reset(tenant, email)?;
     response::json(StatusCode::ACCEPTED, &json!({"status": "accepted"}))
 }
 
@@ -67,15 +62,15 @@ struct CompleteBody {
 /// 400 for a token that is not valid, was used or has expired, and for a password that is too short or easily guessed.
 pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: CompleteBody = request.json(app.config.server.body_bytes_max).await?;
-    let resets = resets(&app)?;
+    let mails = mails(&app)?;
     let token = required("token", body.token)?;
     let password = required("password", body.password)?;
     let invalid = || Error::invalid("token", "is not valid, was used, or has expired: request another mail");
-    let claim = resets.check(&token).ok_or_else(invalid)?;
+    let claim = mails.check_reset(&token).ok_or_else(invalid)?;
     let tenant = tenants::find(&app.database, &claim.tenant).await?.ok_or_else(invalid)?;
     let active = login::active_in(&app.database, &tenant, claim.user).await?;
     let login = active
-        .filter(|active| active.login.stamp == claim.stamp)
+        .filter(|active| mail::reset_stamp(active.login.stamp, active.email_stamp) == claim.stamp)
         .ok_or_else(invalid)?
         .login;
     let waiting = app.limits.wait_at(request.address)?;
@@ -84,7 +79,7 @@ pub async fn complete(app: Arc<App>, mut request: Request) -> Result<Response, E
         by: &by,
         password: &password,
         username: &login.username,
-        replaced: Some(claim.stamp),
+        replaced: Some(login.stamp),
         kept: None,
     };
     users::set_password(&app.database, &app.passwords, &tenant, claim.user, new)

@@ -11,8 +11,8 @@ use super::health::Diagnostics;
 use super::live::{sse, websocket};
 use super::request::Request;
 use super::{
-    App, app_instructions, conflicts, devices, enrollment, health, home, messages, metrics, openapi, password_reset,
-    presence, second_factor, sessions, state, sync, tables, tickets, users,
+    App, account, app_instructions, conflicts, devices, enrollment, health, home, messages, metrics, openapi,
+    password_reset, presence, second_factor, sessions, state, sync, tables, tickets, users,
 };
 use crate::http::error::Error;
 use crate::http::response::Response;
@@ -112,6 +112,9 @@ static ROUTES: &[Route] = &[
     route!(GET    "/api/users/{id}"            Any     1 users::get),
     route!(POST   "/api/users/{id}/delete"     User   10 users::erase),
     route!(POST   "/api/users/{id}/second-factor/delete" User   10 second_factor::remove),
+    route!(GET    "/api/account"               User    1 account::get),
+    route!(POST   "/api/account/email"         User   10 account::change_address),
+    route!(POST   "/api/account/email/verify"  Public 10 account::verify_address),
     route!(POST   "/api/account/delete"        User   10 users::erase_own),
 
     route!(POST   "/api/messages"              Web     2 messages::create),

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::confirmation::{Confirmed, Means, Proof, confirm_caller};
 use super::sessions::{check_passwords, live_session_user};
 use crate::accounts::login;
+use crate::accounts::mail::Notice;
 use crate::accounts::second_factor;
 use crate::accounts::users;
 use crate::api::App;
 use crate::api::admission::session_ended;
 use crate::api::request::Request;
+use crate::core::tenant::Tenant;
 use crate::feature;
 use crate::http::error::{Code, Error};
 use crate::http::request::required;
@@ -80,6 +83,7 @@ pub async fn confirm(app: Arc<App>, mut request: Request) -> Result<Response, Er
     let confirmed = app.factors.confirm(&active.login, &code, user.session, &by).await?;
     let codes = confirmed.ok_or(feature::Error::CodeInvalid)?;
     app.limits.right_code(attempt).await?;
+    notify(&app, Notice::SecondFactorAdded, tenant, id);
     app.sessions.end_all(tenant, id, Some(user.session)).await?;
     response::json(StatusCode::OK, &json!({ "recovery_codes": codes }))
 }
@@ -99,6 +103,7 @@ pub async fn remove_own(app: Arc<App>, mut request: Request) -> Result<Response,
     if !removing.await? {
         return Err(none());
     }
+    notify(&app, Notice::SecondFactorRemoved, tenant, id);
     app.sessions.end_all(tenant, id, kept).await?;
     Ok(response::no_content())
 }
@@ -127,8 +132,16 @@ pub async fn remove(app: Arc<App>, mut request: Request) -> Result<Response, Err
     if !second_factor::remove(&app.database, &user.tenant, id, None, None, &by).await? {
         return Err(none());
     }
+    notify(&app, Notice::SecondFactorRemoved, &user.tenant, id);
     app.sessions.end_all(&user.tenant, id, None).await?;
     Ok(response::no_content())
+}
+
+/// A mail to the user, where there are mails and an address: the session, or the admin, may be a thief.
+fn notify(app: &App, notice: Notice, tenant: &Tenant, user: Uuid) {
+    if let Some(mails) = &app.mails {
+        mails.notify(notice, tenant.clone(), user, None);
+    }
 }
 
 fn none() -> Error {

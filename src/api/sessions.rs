@@ -81,7 +81,8 @@ pub async fn methods(app: Arc<App>, _request: Request) -> Result<Response, Error
         .collect();
     let body = json!({
         "passwords": auth.passwords,
-        "password_resets": app.resets.is_some(),
+        "password_resets": app.mails.is_some(),
+        "email_verification": app.mails.is_some(),
         "providers": providers,
     });
     json(StatusCode::OK, &body)
@@ -145,19 +146,18 @@ pub async fn login(app: Arc<App>, mut request: Request) -> Result<Response, Erro
 /// `POST /api/auth/register`: creates a web user and logs them in.
 ///
 /// # Errors
-/// 403 if registration is closed or there are no passwords, 409 for a username or email in use, 429 after too many registrations.
+/// 403 if registration is closed or there are no passwords, 409 for a username in use, or an email where no mail verifies it, 429 after too many registrations.
 pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     check_passwords(&app)?;
     let body: LoginBody = request.json(app.config.server.body_bytes_max).await?;
     let tenant = named_tenant(&app, &request, body.tenant.as_deref());
-    let username = required("username", body.username.clone().or(body.email.clone()))?;
-    // A username that is an email address is the email too.
-    let email = body.email.or_else(|| username.contains('@').then(|| username.clone()));
+    let (username, email, unproven) = registered_names(&app, body.username, body.email)?;
     let new = NewUser {
         username,
         user_type: UserType::Web,
         role: Role::Member,
         email,
+        is_email_unverified: true,
         password: Some(required("password", body.password)?),
     };
     names::check(&new)?;
@@ -174,7 +174,36 @@ pub async fn register(app: Arc<App>, mut request: Request) -> Result<Response, E
     drop(waiting);
     let user = login::active_in(&app.database, &tenant, id).await?;
     let user = user.ok_or_else(|| unauthorized("the new user was disabled; ask an operator"))?;
+    if let (Some(email), Some(mails)) = (unproven, &app.mails)
+        && let Err(error) = mails.request_verification(tenant, id, email)
+    {
+        tracing::warn!(user = %id, %error, "no mail to verify the address of a new user, who may ask for another");
+    }
     log_in(&app, &request, StatusCode::CREATED, &user.login, device.as_ref()).await
+}
+
+/// The username and email of a new user, and an address to verify first. Where mails can verify one, the user gets it by that:
+/// a response must not show whether another user has it, and no client may occupy another's address.
+fn registered_names(
+    app: &App,
+    username: Option<String>,
+    email: Option<String>,
+) -> Result<(String, Option<String>, Option<String>), Error> {
+    if app.mails.is_none() {
+        let username = required("username", username.or(email.clone()))?;
+        // A username that is an email address is the email too.
+        let email = email.or_else(|| username.contains('@').then(|| username.clone()));
+        return Ok((username, email, None));
+    }
+    let username = required("username", username)?;
+    if username.contains('@') {
+        let text = "must not contain @: log in by the email when it is verified";
+        return Err(Error::invalid("username", text));
+    }
+    if let Some(email) = &email {
+        names::check_email(email)?;
+    }
+    Ok((username, None, email))
 }
 
 fn named(body: Option<DeviceBody>) -> Result<Option<DeviceInfo>, Error> {

@@ -383,6 +383,7 @@ impl Create {
             user_type: self.user_type,
             role: self.role,
             email: self.email,
+            is_email_unverified: false,
             password,
         };
         Ok(Created {

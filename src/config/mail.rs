@@ -7,8 +7,8 @@ use super::webhook::Webhook;
 section! {
     /// Mails about accounts. The engine sends none itself: a webhook of yours does.
     pub struct Mail {
-        /// URL to which each mail is sent as JSON, for example `https://mail.example.com/posduif`; empty means none, and no
-        /// password can be reset.
+        /// URL to which each mail is sent as JSON, for example `https://mail.example.com/posduif`; empty means none: no
+        /// password can be reset, and no address verified.
         pub webhook_url: String = String::new();
         /// Key that signs the requests: `whsec_` and the base64 of 24 to 64 random bytes.
         pub webhook_secret: Secret = Secret::new("");
@@ -20,7 +20,11 @@ section! {
         pub webhook_timeout_seconds: u64 = 10, 1..=60;
         /// Seconds in which a password can be reset with a mail.
         pub reset_expiry_seconds: u64 = 900, 60..=86_400;
-        /// Mails to one user within `limits.window_seconds`.
+        /// Seconds in which an address can be verified with a mail.
+        pub verification_expiry_seconds: u64 = 86_400, 300..=604_800;
+        /// Whether a mail to reset a password goes to no address that a registration has given and no mail has verified.
+        pub verified_only: bool = true;
+        /// Mails of each kind to one user, and to verify one address, within `limits.window_seconds`.
         pub user_max: u64 = 3, 1..=1000;
     }
 }

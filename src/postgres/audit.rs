@@ -19,11 +19,12 @@ use crate::postgres::{Database, Error, Param, sql};
 use crate::telemetry;
 
 /// All actions, in alphabetical order.
-pub const ACTIONS: [&str; 32] = [
+pub const ACTIONS: [&str; 33] = [
     "conflict_resolved",
     "console_opened",
     "device_added",
     "device_revoked",
+    "email_verified",
     "enrollment_completed",
     "enrollment_created",
     "enrollment_withdrawn",

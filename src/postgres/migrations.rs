@@ -93,6 +93,13 @@ const CONTROL: &[Migration] = &[
     ),
     migration!(8, "control", "0008_outside_tables", tables: ["outside_tables"], columns: []),
     migration!(9, "control", "0009_second_factors", tables: ["second_factors"], columns: []),
+    migration!(
+        10,
+        "control",
+        "0010_verified_addresses",
+        tables: [],
+        columns: [("credentials", "unverified_email"), ("credentials", "email_stamp")]
+    ),
 ];
 const TENANT: &[Migration] = &[
     migration!(

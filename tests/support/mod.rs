@@ -243,6 +243,7 @@ impl World {
             user_type,
             role,
             email: None,
+            is_email_unverified: false,
             password: Some(PASSWORD.to_owned()),
         };
         users::create(&database, &self.config.auth, tenant, user).await.unwrap()

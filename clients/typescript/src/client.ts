@@ -453,11 +453,11 @@ class Core {
     return write
   }
 
-  async #login({ username, email, password, tenant }: Login): Promise<Outcome> {
+  async #login({ username, email, password, code, tenant }: Login): Promise<Outcome> {
     const answer = await this.#http.send({
       method: 'POST',
       path: '/api/auth/login',
-      body: { username, email, password, tenant },
+      body: { username, email, password, code, tenant },
     })
     if (!answer.ok) {
       const { failure } = answer

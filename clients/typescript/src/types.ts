@@ -92,6 +92,8 @@ export type Login = {
   readonly username?: string
   readonly email?: string
   readonly password: string
+  /** Of the account's second factor, after a login that failed with `CODE_REQUIRED`. */
+  readonly code?: string
   readonly tenant?: string
 }
 

@@ -280,7 +280,7 @@ pub async fn audit(console: Arc<Console>, request: Request) -> Result<Response, 
         ..audit::Filter::default()
     };
     let entries = audit::list(&console.diagnostics.database, &filter, limit(&request, 100)?).await?;
-    shown(&json!({"entries": entries, "actions": ACTIONS}))
+    shown(&json!({"entries": entries, "actions": ACTIONS.as_slice()}))
 }
 
 /// `GET /admin/api/doctor`: all checks, one request at a time.

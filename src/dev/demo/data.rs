@@ -110,6 +110,7 @@ async fn create_users(database: &Database, config: &Config, tenant: &Tenant) -> 
                 user_type,
                 role,
                 email: None,
+                is_email_unverified: false,
                 password: Some(PASSWORD.to_owned()),
             };
             users::create(database, &config.auth, TENANT, user)

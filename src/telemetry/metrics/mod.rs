@@ -9,6 +9,7 @@ mod auth;
 mod cache;
 mod http;
 mod label;
+mod mail;
 mod operations;
 mod push;
 mod replication;
@@ -24,6 +25,7 @@ pub use self::auth::{Auth, ExternalToken, KeyRead};
 pub use self::cache::{Cache, CacheUse, QueryCache};
 pub use self::http::{Direction, Gzip, Http, LimitedBy, LoginResult, OpenConnection, RequestLabels};
 pub use self::label::{Label, Labels};
+pub use self::mail::{Mail, MailResult};
 pub use self::operations::Operations;
 pub use self::push::Push;
 pub use self::replication::{Replication, ReplicationCounts};
@@ -46,6 +48,7 @@ pub struct Metrics {
     /// Shared with the readers of keys.
     pub auth: Arc<Auth>,
     pub gzip: Gzip,
+    pub mail: Mail,
     pub push: Push,
     pub sync: Sync,
     /// The cache of device tokens.
@@ -70,6 +73,7 @@ impl Metrics {
             http: Http::new(labels),
             auth: Arc::new(Auth::new()),
             gzip: Gzip::new(),
+            mail: Mail::new(),
             push: Push::new(),
             sync: Sync::new(labels),
             device_cache: CacheUse::new(),
@@ -84,6 +88,7 @@ impl Metrics {
         new.http.register(&mut registry);
         new.auth.register(&mut registry);
         new.gzip.register(&mut registry);
+        new.mail.register(&mut registry);
         new.sync.register(&mut registry);
         new.device_cache.register(&mut registry);
         new.query_cache.register(&mut registry);
