@@ -96,8 +96,8 @@ pub(crate) async fn run(target: Target) {
         };
         tasks.spawn(client.play(number));
     }
-    let mut end = Vec::new();
-    tokio::io::stdin().read_to_end(&mut end).await.unwrap();
+    let end = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()));
+    end.await.unwrap().unwrap();
     tasks.abort_all();
     let mut lines: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for ((kind, outcome), count) in &*tally.0.lock().unwrap() {
