@@ -61,6 +61,8 @@ struct Client {
     from: Ipv4Addr,
     target: Arc<Target>,
     tally: Arc<Tally>,
+    /// What it sends again and again.
+    asked: Arc<Vec<Vec<u8>>>,
 }
 
 pub(crate) async fn run(target: Target) {
@@ -70,6 +72,9 @@ pub(crate) async fn run(target: Target) {
         .into_iter()
         .filter(|kind| target.only.as_deref().is_none_or(|only| only == *kind))
         .collect();
+    // Large ones take seconds to build, and all clients of a kind send the same.
+    let asked: Vec<Arc<Vec<Vec<u8>>>> = kinds.iter().map(|kind| Arc::new(requests(kind, &target))).collect();
+    println!("ready");
     for number in 0..target.clients {
         let kind = kinds[number % kinds.len()];
         let client = Client {
@@ -77,6 +82,7 @@ pub(crate) async fn run(target: Target) {
             from: Ipv4Addr::new(127, 1, (number / 250) as u8, (number % 250 + 1) as u8),
             target: target.clone(),
             tally: tally.clone(),
+            asked: asked[number % kinds.len()].clone(),
         };
         let connections = if matches!(kind, "uploads" | "readers" | "halves") {
             HOLDING
@@ -93,6 +99,7 @@ pub(crate) async fn run(target: Target) {
             from: Ipv4Addr::new(127, 3, 0, 1),
             target: target.clone(),
             tally: tally.clone(),
+            asked: Arc::default(),
         };
         tasks.spawn(client.play(number));
     }
@@ -113,11 +120,10 @@ impl Client {
     async fn play(self, number: usize) {
         // Not all in the same moment.
         tokio::time::sleep(Duration::from_millis(number as u64 % 1000)).await;
-        let asked = self.requests();
         loop {
             let end = match self.kind {
                 "idle" | "halves" | "readers" | "uploads" => self.hold(number).await,
-                _ => self.repeat(&asked).await,
+                _ => self.repeat().await,
             };
             if end.is_err() {
                 self.tally.count(self.kind, "no connection");
@@ -127,10 +133,10 @@ impl Client {
     }
 
     /// Sends requests as fast as they are answered.
-    async fn repeat(&self, asked: &[Vec<u8>]) -> std::io::Result<()> {
+    async fn repeat(&self) -> std::io::Result<()> {
         let mut connection = Connection::open(self.from, self.target.address).await?;
         loop {
-            for request in asked {
+            for request in &*self.asked {
                 match connection.ask(request).await {
                     Ok((status, _)) => self.tally.count(self.kind, status.to_string()),
                     Err(_) => {
@@ -206,71 +212,71 @@ impl Client {
             _ => request("GET", "/api/messages?limit=1000", eve, b"").repeat(50),
         }
     }
+}
 
-    /// What a client sends again and again.
-    fn requests(&self) -> Vec<Vec<u8>> {
-        let post = |path: &str, headers: &str, body: &str| request("POST", path, headers, body.as_bytes());
-        let Target {
-            eve, eve_device, users, ..
-        } = &*self.target;
-        match self.kind {
-            "trees" => {
-                let wide = vec!["{\"\":0}"; 130_000].join(",");
-                let deep = "[".repeat(500_000);
-                let id = uuid::Uuid::new_v4();
-                vec![
-                    post(
-                        "/api/enrollment/complete",
-                        "",
-                        &format!("{{\"token\":\"{id}\",\"device_id\":\"x\",\"device_info\":{{\"a\":[{wide}]}}}}"),
-                    ),
-                    post(
-                        "/api/auth/login",
-                        "",
-                        &format!("{{\"username\":\"x\",\"device\":[{wide}]}}"),
-                    ),
-                    post("/api/auth/login", "", &format!("{{\"username\":{deep}")),
-                ]
-            }
-            "bombs" => {
-                let items = vec!["{\"\":0}"; 1_190_000].join(",");
-                ["changes", "messages"]
-                    .map(|field| {
-                        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-                        write!(encoder, "{{\"{field}\":[{items}]}}").unwrap();
-                        let headers = format!("{eve_device}content-encoding: gzip\r\n");
-                        request("POST", "/api/sync/outgoing", &headers, &encoder.finish().unwrap())
-                    })
-                    .to_vec()
-            }
-            "logins" => users
-                .iter()
-                .map(|user| {
-                    let body = json!({"tenant": TENANT, "username": user, "password": "not the password"});
-                    post("/api/auth/login", "", &body.to_string())
-                })
-                .collect(),
-            "presence" => ["away", "online"]
-                .map(|status| {
-                    let body = json!({"status": status}).to_string();
-                    request("PUT", "/api/presence", eve, body.as_bytes())
-                })
-                .to_vec(),
-            "junk" => {
-                let bits = || uuid::Uuid::new_v4().simple().to_string();
-                let token = format!("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.{}.{}", bits(), bits());
-                let bearer = format!("authorization: Bearer {token}\r\n");
-                let of_device = format!("authorization: Bearer {}\r\nx-device-id: phone\r\n", bits());
-                vec![
-                    request("GET", "/api/messages", &bearer, b""),
-                    request("GET", "/api/sync/incoming", &of_device, b""),
-                    post("/api/auth/refresh", "", &json!({"refresh_token": bits()}).to_string()),
-                    post("/api/account/email/verify", "", &json!({"token": bits()}).to_string()),
-                    request("GET", &format!("/api/enrollment/{}", uuid::Uuid::new_v4()), "", b""),
-                    request("GET", &format!("/ws?ticket={}", bits()), "", b""),
-                ]
-            }
-            _ => Vec::new(),
+/// What a client of a kind sends again and again.
+fn requests(kind: &str, target: &Target) -> Vec<Vec<u8>> {
+    let post = |path: &str, headers: &str, body: &str| request("POST", path, headers, body.as_bytes());
+    let Target {
+        eve, eve_device, users, ..
+    } = target;
+    match kind {
+        "trees" => {
+            let wide = vec!["{\"\":0}"; 130_000].join(",");
+            let deep = "[".repeat(500_000);
+            let id = uuid::Uuid::new_v4();
+            vec![
+                post(
+                    "/api/enrollment/complete",
+                    "",
+                    &format!("{{\"token\":\"{id}\",\"device_id\":\"x\",\"device_info\":{{\"a\":[{wide}]}}}}"),
+                ),
+                post(
+                    "/api/auth/login",
+                    "",
+                    &format!("{{\"username\":\"x\",\"device\":[{wide}]}}"),
+                ),
+                post("/api/auth/login", "", &format!("{{\"username\":{deep}")),
+            ]
         }
+        "bombs" => {
+            let items = vec!["{\"\":0}"; 1_190_000].join(",");
+            ["changes", "messages"]
+                .map(|field| {
+                    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+                    write!(encoder, "{{\"{field}\":[{items}]}}").unwrap();
+                    let headers = format!("{eve_device}content-encoding: gzip\r\n");
+                    request("POST", "/api/sync/outgoing", &headers, &encoder.finish().unwrap())
+                })
+                .to_vec()
+        }
+        "logins" => users
+            .iter()
+            .map(|user| {
+                let body = json!({"tenant": TENANT, "username": user, "password": "not the password"});
+                post("/api/auth/login", "", &body.to_string())
+            })
+            .collect(),
+        "presence" => ["away", "online"]
+            .map(|status| {
+                let body = json!({"status": status}).to_string();
+                request("PUT", "/api/presence", eve, body.as_bytes())
+            })
+            .to_vec(),
+        "junk" => {
+            let bits = || uuid::Uuid::new_v4().simple().to_string();
+            let token = format!("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.{}.{}", bits(), bits());
+            let bearer = format!("authorization: Bearer {token}\r\n");
+            let of_device = format!("authorization: Bearer {}\r\nx-device-id: phone\r\n", bits());
+            vec![
+                request("GET", "/api/messages", &bearer, b""),
+                request("GET", "/api/sync/incoming", &of_device, b""),
+                post("/api/auth/refresh", "", &json!({"refresh_token": bits()}).to_string()),
+                post("/api/account/email/verify", "", &json!({"token": bits()}).to_string()),
+                request("GET", &format!("/api/enrollment/{}", uuid::Uuid::new_v4()), "", b""),
+                request("GET", &format!("/ws?ticket={}", bits()), "", b""),
+            ]
+        }
+        _ => Vec::new(),
     }
 }

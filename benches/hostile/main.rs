@@ -218,16 +218,18 @@ impl Bench {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
+        let mut lines = BufReader::new(hostile.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("ready"));
+        self.shared.seen.take();
         tokio::time::sleep(Duration::from_secs_f64(options.minutes * 60.0)).await;
         let attacked = self.shared.seen.take();
         // Its standard input ends, and it prints what it has done.
         drop(hostile.stdin.take());
-        let mut lines = BufReader::new(hostile.stdout.take().unwrap()).lines();
         let mut report = Vec::new();
         while let Some(line) = lines.next_line().await.unwrap() {
             report.push(line);
         }
-        hostile.kill().await.unwrap();
+        hostile.wait().await.unwrap();
 
         self.shared.is_over.set(true);
         while let Some(task) = tasks.join_next().await {
