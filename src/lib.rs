@@ -67,7 +67,7 @@
 //! | consumer groups of Redis | `src/admin/consumer_groups.rs`, `src/cli/stream/groups.rs` |
 //! | results of uploads | decided by functions in `migrations/tenant/`; `src/sync/outgoing/mod.rs`, `src/api/item_body.rs` |
 //! | quarantine | kinds in `src/contract/quarantine.rs`; reasons in `src/route/router.rs` and `src/replication/pipeline/rows.rs`; what settles an entry in `src/admin/quarantine.rs` |
-//! | webhooks | settings in `src/config/webhook.rs`, requests in `src/net/webhook.rs`; retries in `src/push/webhook.rs` (devices) and `src/accounts/password_reset.rs` (mails) |
+//! | webhooks | settings in `src/config/webhook.rs`, requests in `src/net/webhook.rs`; retries in `src/push/webhook.rs` (devices) and `src/accounts/mail/retries.rs` (mails) |
 //! | metrics | `src/telemetry/metrics/`, gauges in `src/api/metrics.rs`; docs, dashboard and alerts are compared by tests |
 //!
 //! # Arrows
