@@ -1,15 +1,19 @@
 //! Rows that are shared by membership: what members receive, from when to when, and what they may write.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use posduif::accounts::users::UserType;
 use posduif::config::Config;
+use posduif::contract::members::{GROUPS_MAX, Members};
 use posduif::engine::Role;
 use posduif::postgres::tenants;
+use posduif::redis::reading::Read;
+use posduif::redis::store::Store;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::api::assert_refused;
 use crate::support::TIMEOUT;
 use crate::support::http::Api;
 use crate::support::office::Office;
@@ -611,6 +615,112 @@ async fn pages_read_rows_of_their_lists() {
 }
 
 /// A member is removed while rows are written, and while two nodes serve polls and live streams.
+#[tokio::test]
+async fn user_of_too_many_groups_is_refused_until_memberships_end() {
+    let office = office().await;
+    let mut joe = Device::of(&office, "joes", office.joe_id).await;
+    joe.sync().await;
+    let key = office.world.keys().members("acme", &office.joe_id.to_string());
+    let join_all = async |from: usize, to: usize| {
+        let rows = format!(
+            "INSERT INTO list_members (list_id, user_id) SELECT n, '{}' FROM generate_series({from}, {to}) n",
+            office.joe_id
+        );
+        write(&office, &rows).await;
+        office.world.published().await;
+    };
+    let groups = async || {
+        let fields: HashMap<String, String> = office.world.ask_redis(&["HGETALL", &key]).await;
+        Members::parse(&fields).groups.len()
+    };
+    join_all(1, GROUPS_MAX).await;
+    assert_eq!(groups().await, GROUPS_MAX);
+    joe.page(10).await;
+    // One more than allowed, and as many as a client likes.
+    let path = format!("/api/sync/incoming?cursor={}", joe.cursor.as_ref().unwrap());
+    for (from, to) in [(GROUPS_MAX + 1, GROUPS_MAX + 1), (GROUPS_MAX + 2, 3 * GROUPS_MAX)] {
+        join_all(from, to).await;
+        assert!(groups().await <= GROUPS_MAX);
+        assert_refused(&joe.api.get(&path).await, 503, "SYNC_ERROR");
+    }
+    write(&office, "DELETE FROM list_members WHERE list_id > 3").await;
+    office.world.published().await;
+    assert!(groups().await <= GROUPS_MAX);
+    joe.take_log();
+    joe.sync().await;
+    assert_eq!((joe.take_log(), joe.groups.len()), (vec!["reset".to_owned()], 3));
+
+    // A hash of too many, which an earlier version has written, is not used.
+    let names: Vec<String> = (0..=GROUPS_MAX).map(|n| format!("list:other{n}")).collect();
+    let fields = names.iter().flat_map(|name| [name.as_str(), "1-1"]);
+    let words: Vec<&str> = ["HSET", &key].into_iter().chain(fields).collect();
+    let _: i64 = office.world.ask_redis(&words).await;
+    joe.sync().await;
+    assert_eq!((joe.take_log(), joe.groups.len()), (vec!["reset".to_owned()], 3));
+    office.close().await;
+}
+
+#[tokio::test]
+async fn reads_of_many_groups_have_no_more_entries_than_their_limit() {
+    const LIMIT: usize = 20;
+    let office = office().await;
+    let mut joe = Device::of(&office, "joes", office.joe_id).await;
+    let rows = format!(
+        "INSERT INTO list_members (list_id, user_id) SELECT n, '{}' FROM generate_series(1, 50) n",
+        office.joe_id
+    );
+    write(&office, &rows).await;
+    office.world.published().await;
+    joe.sync().await;
+    let store = Store::with_groups(&office.world.config.redis, office.world.config.groups.clone()).unwrap();
+    let mut place = store.standing("acme", office.joe_id).await.unwrap().place();
+    // Some lists have one task, and one has as many as all others.
+    write(
+        &office,
+        "INSERT INTO tasks SELECT n, CASE n % 2 WHEN 0 THEN 7 ELSE n % 50 + 1 END, NULL, n FROM generate_series(1, 200) n;
+         INSERT INTO tasks SELECT n, n - 200, NULL, n FROM generate_series(201, 250) n",
+    )
+    .await;
+    office.world.published().await;
+    let (mut found, mut last): (Vec<u64>, u64) = (Vec::new(), 250);
+    while found.len() < 300 {
+        if last < 300 {
+            let (first, next) = (last + 1, last + 10);
+            let rows =
+                format!("INSERT INTO tasks SELECT n, n % 50 + 1, NULL, n FROM generate_series({first}, {next}) n");
+            write(&office, &rows).await;
+            last = next;
+        }
+        let Read::Slice(slice) = store.read("acme", office.joe_id, place, LIMIT).await.unwrap() else {
+            panic!("the streams reach back");
+        };
+        assert!(slice.entries.len() <= LIMIT, "{}", slice.entries.len());
+        let rows = slice.entries.iter().filter_map(|entry| entry.row.as_ref());
+        found.extend(rows.map(|row| {
+            let row: Value = serde_json::from_slice(row.as_bytes()).unwrap();
+            row["id"].as_u64().unwrap()
+        }));
+        assert_eq!(found, (1..=found.len() as u64).collect::<Vec<u64>>());
+        if !slice.has_more && last == 300 {
+            office.world.published().await;
+        }
+        place.position = slice.end;
+    }
+    let path = office.world.keys().group("acme", &"list:7".parse().unwrap());
+    let before = joe.cursor.clone();
+    while joe.page(LIMIT).await {}
+    assert_eq!(joe.titles().len(), 300);
+    assert_eq!(joe.shown(), truth(&office, office.joe_id).await);
+    assert_eq!(joe.take_log(), ["reset"]);
+    // One of the streams is lost.
+    let () = office.world.ask_redis(&["DEL", &path]).await;
+    joe.cursor = before;
+    joe.sync().await;
+    assert_eq!(joe.take_log(), ["reset"]);
+    assert_eq!(joe.shown(), truth(&office, office.joe_id).await);
+    office.close().await;
+}
+
 #[tokio::test]
 async fn removed_member_receives_nothing_of_later_commits() {
     const ROUNDS: i64 = 60;

@@ -20,16 +20,27 @@ pub const RECHECK: &str = concat!(include_str!("lua/ids.lua"), include_str!("lua
 pub const CREATE_GROUP: &str = concat!(include_str!("lua/create.lua"), include_str!("lua/create_group.lua"));
 
 /// Records that a user joined a group.
-pub const JOIN_GROUP: &str = concat!(include_str!("lua/create.lua"), include_str!("lua/join_group.lua"));
+pub const JOIN_GROUP: &str = concat!(
+    include_str!("lua/create.lua"),
+    include_str!("lua/too_many.lua"),
+    include_str!("lua/join_group.lua")
+);
 
 /// Records that a user left a group.
-pub const LEAVE_GROUP: &str = include_str!("lua/leave_group.lua");
+pub const LEAVE_GROUP: &str = concat!(include_str!("lua/too_many.lua"), include_str!("lua/leave_group.lua"));
 
 /// From here on the publisher keeps a user's memberships.
-pub const MARK_MEMBERS: &str = concat!(include_str!("lua/ids.lua"), include_str!("lua/mark_members.lua"));
+pub const MARK_MEMBERS: &str = concat!(
+    include_str!("lua/ids.lua"),
+    include_str!("lua/too_many.lua"),
+    include_str!("lua/mark_members.lua")
+);
 
 /// Adds the memberships from Postgres.
-pub const ADD_MEMBERS: &str = include_str!("lua/add_members.lua");
+pub const ADD_MEMBERS: &str = concat!(include_str!("lua/too_many.lua"), include_str!("lua/add_members.lua"));
+
+/// Tells which streams have entries, without the entries.
+pub const HEADS: &str = include_str!("lua/heads.lua");
 
 /// Decides whether a device that is away is pushed to.
 pub const TRIGGER: &str = concat!(include_str!("lua/ids.lua"), include_str!("lua/trigger.lua"));

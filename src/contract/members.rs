@@ -27,7 +27,7 @@ pub const FIELDS: [&str; 5] = [EPOCH, GENERATION, MARKED, SINCE, "<group>:<id>"]
 /// The value of a group that was left before the memberships from Postgres were added.
 pub const LEFT: &str = "-";
 
-/// Most groups of one user.
+/// Most groups of one user. Scripts remove a hash of more, so that the next snapshot reads the memberships, and refuses.
 pub const GROUPS_MAX: usize = 1000;
 
 /// A user's memberships.
@@ -63,10 +63,11 @@ impl Members {
         }
     }
 
-    /// Whether it holds for an epoch and a generation of the tenant whose readers were last reset at `reset`.
+    /// Whether it holds for an epoch and a generation of the tenant whose readers were last reset at `reset`, and is within
+    /// its bound.
     pub fn is_of(&self, epoch: EpochId, generation: Option<i64>, reset: StreamId) -> bool {
         let is_known = self.epoch == Some(epoch) && self.generation.is_some() && self.generation == generation;
-        is_known && self.marked.is_some_and(|marked| marked >= reset)
+        is_known && self.marked.is_some_and(|marked| marked >= reset) && self.groups.len() <= GROUPS_MAX
     }
 }
 

@@ -9,6 +9,7 @@ use crate::contract::checkpoint::{Checkpoint, CheckpointUpdate, Epoch, OpenTrans
 use crate::contract::entry::{self, EntryBody, Source};
 use crate::contract::group::{GroupId, Membership};
 use crate::contract::keys::Keys;
+use crate::contract::members::GROUPS_MAX;
 use crate::contract::notice::{self, NoticeWriter};
 use crate::contract::quarantine::{self, QuarantineKind};
 use crate::contract::stream_name::{Audience, Target};
@@ -258,6 +259,7 @@ impl Batch {
     pub fn membership(&mut self, tenant: &Arc<str>, user: Uuid, membership: &Membership, id: StreamId, commit_ts: i64) {
         let user = user.to_string();
         let (members, name) = (self.keys.members(tenant, &user), membership.group().to_string());
+        let max = GROUPS_MAX.to_string();
         match membership {
             Membership::Join(group) => {
                 let (stream, groups) = (self.keys.group(tenant, group), self.keys.groups(tenant));
@@ -265,10 +267,10 @@ impl Batch {
                 self.script(
                     lua::JOIN_GROUP,
                     &keys,
-                    &[&name, &id.to_string(), &commit_ts.to_string()],
+                    &[&name, &id.to_string(), &commit_ts.to_string(), &max],
                 );
             }
-            Membership::Leave(_) => self.script(lua::LEAVE_GROUP, &[&members], &[&name]),
+            Membership::Leave(_) => self.script(lua::LEAVE_GROUP, &[&members], &[&name, &max]),
         }
     }
 

@@ -11,18 +11,23 @@ use crate::contract::entry::{Entry, Text};
 use crate::contract::members::Members;
 use crate::contract::stream_name::Audience;
 use crate::core::operation::Operation;
+use crate::core::position::StreamId;
 
-/// Merges ranges that were each cut at `count` entries: the inbox, then what others see, too.
+/// Where the first of ranges ends that were each cut at `count` entries: behind it there may be others.
+pub(super) fn cut(ranges: &[Vec<Entry>], count: usize) -> Option<StreamId> {
+    let is_cut = |entries: &&Vec<Entry>| entries.len() >= count;
+    let lasts = ranges.iter().filter(is_cut).filter_map(|entries| entries.last());
+    lasts.map(|last| last.id).min()
+}
+
+/// Merges ranges that are complete up to a horizon, if there is one: the inbox, then what others see, too.
 pub(super) fn merge(
     ranges: Vec<Vec<Entry>>,
-    count: usize,
+    horizon: Option<StreamId>,
     place: ReadPosition,
     view: View,
     (user, members): (Uuid, Arc<Members>),
 ) -> Read {
-    // Behind the last entry of a cut range there may be others, so the merge ends there.
-    let cut = |entries: &Vec<Entry>| entries.last().filter(|_| entries.len() >= count).map(|last| last.id);
-    let horizon = ranges.iter().filter_map(cut).min();
     // Entries behind the published position were not written by the publisher; a reader that moved there would skip
     // entries that are still to come.
     let horizon = horizon.filter(|horizon| *horizon < view.position);
@@ -78,7 +83,7 @@ fn is_seen(via: &Text, user: Uuid, members: &Members) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::position::{EpochId, StreamId, TermId};
+    use crate::core::position::{EpochId, TermId};
 
     fn entry(seq: u64, op: Operation, via: &[&str]) -> Entry {
         Entry {
@@ -126,7 +131,8 @@ mod tests {
             timeline: 1,
         };
         let reader = (Uuid::from_u128(7), Arc::new(members));
-        match merge(ranges, count, place(resets_covered), view, reader) {
+        let horizon = cut(&ranges, count);
+        match merge(ranges, horizon, place(resets_covered), view, reader) {
             Read::Slice(slice) => Some(slice),
             Read::Broken(_) => None,
         }

@@ -11,7 +11,7 @@ use super::store::{Error, Fields, Store, Values, checkpoint_command, parse_view}
 use crate::contract::checkpoint::View;
 use crate::contract::group::GroupId;
 use crate::contract::lua;
-use crate::contract::members::Members;
+use crate::contract::members::{GROUPS_MAX, Members};
 use crate::contract::meta::{self, Meta};
 use crate::contract::window::WindowEntry;
 use crate::core::position::StreamId;
@@ -122,7 +122,9 @@ impl Store {
         let mut lacks_members = false;
         if self.has_groups() {
             lacks_members = !members.is_of(view.epoch, meta.generation, meta.groups_reset) || members.since.is_none();
-            missing_groups = self.without_streams(tenant, members.groups.keys()).await?;
+            if !lacks_members {
+                missing_groups = self.without_streams(tenant, members.groups.keys()).await?;
+            }
         } else {
             members = Members::default();
         }
@@ -169,6 +171,7 @@ impl Store {
         ];
         let mut pipe = redis::pipe();
         pipe.cmd("EVAL").arg(lua::MARK_MEMBERS).arg(keys.len()).arg(&keys);
+        pipe.arg(GROUPS_MAX);
         let (marked,): (Option<String>,) = self.query(&pipe).await?;
         Ok(marked.and_then(|marked| marked.parse().ok()))
     }
@@ -184,7 +187,7 @@ impl Store {
         let mut pipe = redis::pipe();
         pipe.cmd("EVAL").arg(lua::ADD_MEMBERS).arg(1);
         pipe.arg(self.0.keys.members(tenant, &user.to_string()));
-        pipe.arg(mark.to_string()).arg(since.to_string());
+        pipe.arg(mark.to_string()).arg(since.to_string()).arg(GROUPS_MAX);
         for group in groups {
             pipe.arg(group.to_string());
         }
