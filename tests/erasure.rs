@@ -1,6 +1,7 @@
 //! Erasing accounts: nothing that the user wrote stays, and nothing that the user had is of any use.
 
 use posduif::accounts::users::UserType;
+use posduif::config::Config;
 use posduif::engine::Role;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -158,6 +159,14 @@ async fn blocked(world: &World, statements: &[&str]) {
 const INSERT: &str = ".messages (sender_id";
 const UPLOAD: &str = ".upload_items(";
 const ENROLL: &str = ".devices AS known";
+const ERASE: &str = "FOR NO KEY UPDATE OF u";
+
+/// Settings under which several requests may wait for locks, on a busy machine, too.
+fn let_requests_wait(config: &mut Config) {
+    config.postgres.pool_size = 8;
+    config.postgres.lock_timeout_seconds = 60;
+    config.postgres.query_timeout_seconds = 60;
+}
 
 /// A user with a name to be forgotten, and a browser that may upload.
 async fn add_ann_with_browser(office: &Office) -> (Api, Api, Uuid) {
@@ -184,62 +193,77 @@ fn command_to_erase(user: Uuid) -> String {
     format!("user erase {user} --tenant acme --yes --json")
 }
 
-#[tokio::test]
-async fn erasure_waits_for_running_requests_and_erases_what_they_wrote() {
-    let office = Office::with(|config| config.postgres.pool_size = 8).await;
-    let world = &office.world;
-    let (ann, browser, ann_id) = add_ann_with_browser(&office).await;
-    let enrollment = json!({"user_id": ann_id});
-    let enrollment = ann.post("/api/enrollment/create", &enrollment).await.expect(201);
-    let completion = json!({"token": enrollment["token"], "device_id": "phone", "device_name": SECRET});
-    // Keeps those of messages to joe, and that of the device, from their end.
-    let other = world.psql().await;
-    let keep = format!(
-        "BEGIN; SELECT FROM tenant_acme.users WHERE id = '{}' FOR UPDATE;
-         INSERT INTO tenant_acme.devices (device_id, user_id) VALUES ('phone', '{}')",
-        office.joe_id, office.bob_id
-    );
-    other.batch_execute(&keep).await.unwrap();
-    let to_joe = json!({"recipient_id": office.joe_id, "content": SECRET});
+/// Erases a user while requests of the user wait with these statements for a transaction, which ends when the erasure waits,
+/// too; gives what became of the requests.
+async fn erase_behind<T>(
+    world: &World,
+    user: Uuid,
+    (transaction, waiting): (&tokio_postgres::Client, &[&str]),
+    requests: impl Future<Output = T>,
+) -> T {
+    let command = command_to_erase(user);
     let erasing = async {
-        blocked(world, &[INSERT, UPLOAD, ENROLL]).await;
-        let command = command_to_erase(ann_id);
+        blocked(world, waiting).await;
         let releasing = async {
-            eventually("the erasure waits", || async {
-                let waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%erase%'";
-                let waiting = world.psql().await.query(waiting, &[]).await.unwrap();
-                (!waiting.is_empty()).then_some(())
-            })
-            .await;
-            other.batch_execute("ROLLBACK").await.unwrap();
+            blocked(world, &[ERASE]).await;
+            transaction.batch_execute("ROLLBACK").await.unwrap();
         };
         tokio::join!(posduif_says(world, &command), releasing).0
     };
-    // An enrollment locks the user before it comes to the device.
-    let sending = async {
-        blocked(world, &[ENROLL]).await;
-        ann.post("/api/messages", &to_joe).await
-    };
-    let (erased, message, upload, enrolled) = tokio::join!(
-        erasing,
-        sending,
-        upload_to(&browser, office.joe_id),
-        office.anybody.post("/api/enrollment/complete", &completion),
-    );
-    message.expect(201);
-    assert_eq!(upload.expect(200)["results"][0]["status"], "applied");
-    enrolled.expect(201);
+    let (erased, answers) = tokio::join!(erasing, requests);
     assert_eq!(
         erased.json(),
-        json!({"id": ann_id, "tenant": "acme", "username": SECRET, "erased": true})
+        json!({"id": user, "tenant": "acme", "username": SECRET, "erased": true})
     );
+    answers
+}
+
+#[tokio::test]
+async fn erasure_waits_for_running_requests_and_erases_what_they_wrote() {
+    let office = Office::with(let_requests_wait).await;
+    let world = &office.world;
+    let (ann, browser, ann_id) = add_ann_with_browser(&office).await;
+    // Keeps messages to joe from their end.
+    let other = world.psql().await;
+    let keep = format!(
+        "BEGIN; SELECT FROM tenant_acme.users WHERE id = '{}' FOR UPDATE",
+        office.joe_id
+    );
+    other.batch_execute(&keep).await.unwrap();
+    let to_joe = json!({"recipient_id": office.joe_id, "content": SECRET});
+    let requests = async { tokio::join!(ann.post("/api/messages", &to_joe), upload_to(&browser, office.joe_id)) };
+    let (message, upload) = erase_behind(world, ann_id, (&other, &[INSERT, UPLOAD]), requests).await;
+    message.expect(201);
+    assert_eq!(upload.expect(200)["results"][0]["status"], "applied");
+    assert_eq!(tables_with_secret(world).await, Vec::<String>::new());
+    office.close().await;
+}
+
+#[tokio::test]
+async fn erasure_waits_for_a_running_enrollment_and_erases_the_device() {
+    let office = Office::with(let_requests_wait).await;
+    let world = &office.world;
+    let (ann, ann_id) = add_ann(&office).await;
+    let enrollment = json!({"user_id": ann_id});
+    let enrollment = ann.post("/api/enrollment/create", &enrollment).await.expect(201);
+    let completion = json!({"token": enrollment["token"], "device_id": "phone", "device_name": SECRET});
+    // Keeps the enrollment, which has locked the user, from its end.
+    let other = world.psql().await;
+    let keep = format!(
+        "BEGIN; INSERT INTO tenant_acme.devices (device_id, user_id) VALUES ('phone', '{}')",
+        office.bob_id
+    );
+    other.batch_execute(&keep).await.unwrap();
+    let enrolling = office.anybody.post("/api/enrollment/complete", &completion);
+    let enrolled = erase_behind(world, ann_id, (&other, &[ENROLL]), enrolling).await;
+    enrolled.expect(201);
     assert_eq!(tables_with_secret(world).await, Vec::<String>::new());
     office.close().await;
 }
 
 #[tokio::test]
 async fn request_that_begins_before_the_erasure_commits_writes_nothing() {
-    let office = Office::with(|config| config.postgres.pool_size = 8).await;
+    let office = Office::with(let_requests_wait).await;
     let world = &office.world;
     let (ann, browser, ann_id) = add_ann_with_browser(&office).await;
     let hold = world.psql().await;
