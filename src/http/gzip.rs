@@ -10,6 +10,7 @@ use flate2::write::GzEncoder;
 use hyper::header::HeaderMap;
 
 use super::error::Error;
+use super::heavy;
 use super::request::header;
 use crate::telemetry::metrics::{Direction, Metrics};
 
@@ -43,7 +44,7 @@ pub async fn inflate(
     metrics: &Arc<Metrics>,
 ) -> Result<io::Result<Gzip>, Error> {
     let metrics = metrics.clone();
-    off_runtime(move || {
+    heavy::run(move || {
         let compressed = compressed.as_ref();
         let started = Instant::now();
         let bytes = inflate_within(compressed, bytes_max)?;

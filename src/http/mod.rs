@@ -10,6 +10,7 @@ pub mod cors;
 pub mod descriptors;
 pub mod error;
 pub mod gzip;
+mod heavy;
 pub mod listener;
 pub mod memory;
 pub mod own_origin;

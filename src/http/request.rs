@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::error::{Code, Error};
 use super::gzip;
+use super::heavy;
 use super::memory::Share;
 use super::query::Query;
 use super::routes::Params;
@@ -226,13 +227,12 @@ pub async fn drain(mut body: Incoming, headers: &HeaderMap) {
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
 }
 
-/// Parses a body; a long one outside the async runtime.
+/// Parses a body; a long one outside the async runtime, a few at once.
 async fn parse_off_runtime<T: DeserializeOwned + Send + 'static>(bytes: Bytes) -> Result<T, Error> {
     if bytes.len() <= PARSE_BYTES {
         return parse(&bytes);
     }
-    let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
-    parsed.map_err(|error| Error::internal(format!("parsing a body failed: {error}")))?
+    heavy::run(move || parse(&bytes)).await?
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
