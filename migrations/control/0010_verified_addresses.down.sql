@@ -1,1 +1,2 @@
-ALTER TABLE posduif.credentials DROP COLUMN email_stamp, DROP COLUMN unverified_email;
+ALTER TABLE posduif.credentials DROP COLUMN email_stamp;
+ALTER TABLE posduif.credentials DROP COLUMN unverified_email;

@@ -95,28 +95,23 @@ impl Truth {
             let Some(tenant) = change.schema.strip_prefix("tenant_") else {
                 continue;
             };
-            let mark = mark_of(change);
+            let content = change.column("content");
             let recipient = change.column("recipient_id");
             if !recipient.is_empty() {
-                self.streams
-                    .entry(keys.inbox(tenant, recipient))
-                    .or_default()
-                    .push(mark);
+                // Readers get the id of a deleted row only.
+                let content = if change.op == "delete" { "" } else { content };
+                let inbox = self.streams.entry(keys.inbox(tenant, recipient)).or_default();
+                inbox.push(mark_of(change, content));
             }
-            self.streams.entry(keys.changes(tenant)).or_default().push(mark);
+            let changes = self.streams.entry(keys.changes(tenant)).or_default();
+            changes.push(mark_of(change, content));
         }
     }
 }
 
-fn mark_of(change: &Change) -> Mark {
+fn mark_of(change: &Change, content: &str) -> Mark {
     let id = StreamId::of(change.position, 0);
-    Mark::new(
-        id,
-        change.op,
-        &change.table,
-        change.column("id"),
-        change.column("content"),
-    )
+    Mark::new(id, change.op, &change.table, change.column("id"), content)
 }
 
 /// What is wrong with a stream.
