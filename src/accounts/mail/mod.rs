@@ -1,7 +1,7 @@
 //! Mails about accounts, which a webhook of the operator sends: another password for a user who has forgotten it, and the
 //! verification of an address.
 //!
-//! A mail has a [token](token). The token for another password names the security stamp, which a new password changes; that
+//! A mail has a [token]. The token for another password names the security stamp, which a new password changes; that
 //! for an address names the stamp of the address, which a verification and a new password change. So each works once, and
 //! none outlives what makes it obsolete. The response to a request does not show whether there is such a user or address:
 //! the work is done afterwards.
