@@ -622,12 +622,20 @@ impl Expected {
     }
 }
 
+/// The table of an entry: a field in `changes`, the third part of the head elsewhere.
+fn table(entry: &redis::streams::StreamId) -> Option<String> {
+    entry.get("table").or_else(|| {
+        let head: serde_json::Value = serde_json::from_str(&entry.get::<String>("head")?).unwrap();
+        head[2].as_str().map(str::to_owned)
+    })
+}
+
 async fn read(redis: &mut MultiplexedConnection, key: &str, mut take: impl FnMut(Row)) {
     let mut from = "-".to_owned();
     loop {
         let page: StreamRangeReply = redis.xrange_count(key, &from, "+", PAGE).await.unwrap();
         for entry in &page.ids {
-            if entry.get::<String>("table").as_deref() == Some("events") {
+            if table(entry).as_deref() == Some("events") {
                 take(serde_json::from_str(&entry.get::<String>("row").unwrap()).unwrap());
             }
         }
