@@ -128,7 +128,7 @@ async fn no_response_shows_whether_an_address_is_taken() {
         assert_refused(answer, 409, "CONFLICT");
     }
     assert_eq!(ann.get("/api/account").await.expect(200)["email"], Value::Null);
-    // Nobody has taken it from bob.
+    // It is bob's as before.
     log_in(&office.anybody, "bob@example.com").await.expect(200);
     office.close().await;
 }

@@ -239,7 +239,7 @@ fn task(op: &str, id: i64, row: Value, base: Option<i64>) -> Value {
 async fn rows_of_each_tenant_reach_its_own_users_only() {
     let orgs = Orgs::open().await;
     let (joe, gina) = (orgs.office.joe_id, orgs.gina_id);
-    // Globex names joe's id, which is nobody's there.
+    // Globex names joe's id, which no user of its own has.
     orgs.sql(&format!(
         "INSERT INTO tasks VALUES (1, 1, NULL, '{joe}', 'joe before'), (2, 2, NULL, '{gina}', 'gina before'),
              (3, 2, NULL, '{joe}', 'not joe'), (4, 1, NULL, '{gina}', 'not gina'), (5, 3, NULL, '{joe}', 'nobody')"

@@ -331,20 +331,23 @@ impl Feed {
     }
 
     fn push(&mut self, notice: Arc<Notice>) {
-        let events = events(notice);
-        let count = events.len();
-        for (number, notice) in events.into_iter().enumerate() {
+        if notice.event.is_empty() {
+            return;
+        }
+        let mut parts = notice.parts();
+        // Nearly every notice is one event, whose memory all of its readers share.
+        let last = parts.pop().map_or(notice, Arc::new);
+        for part in parts {
             let mut place = self.place;
-            if number + 1 < count {
-                // A reader that resumes behind it gets the others of the same change.
-                place.position = notice.id.previous();
-            }
+            // A reader that resumes behind it gets the others of the same change.
+            place.position = part.id.previous();
             self.ready.push_back(Ready {
-                event: FeedEvent::Change(notice),
+                event: FeedEvent::Change(Arc::new(part)),
                 place,
                 is_shown: false,
             });
         }
+        self.push_event(FeedEvent::Change(last));
     }
 
     fn push_event(&mut self, event: FeedEvent) {

@@ -1,5 +1,6 @@
 -- From here on the publisher keeps a user's memberships. Those of another epoch or generation, or of before the last reset of
--- the tenant's readers, are forgotten, and so are too many. Gives what was published when they were marked, nothing without a checkpoint.
+-- the tenant's readers, are forgotten, and so are too many. Gives what was published when they were marked, nothing
+-- without a checkpoint.
 -- Keys: the user's memberships, the checkpoint, the tenant's meta hash. Arguments: the most groups of a user.
 local MEMBERS, CHECKPOINT, META = unpack(KEYS)
 local epoch, position = unpack(redis.call('HMGET', CHECKPOINT, 'epoch', 'position'))
