@@ -311,16 +311,17 @@ async fn device_with_an_incomplete_snapshot_is_notified_when_another_is_due() {
     let mut events = device.phone.events("/sse/mobile/phone").await;
     slow.stage.message(bob, joe, "later").await;
     let place = events.expect("message").await.id.unwrap();
-    drop(events);
-    let mut events = device
+    device.sync(2).await;
+    let mut resumed = device
         .phone
         .with("last-event-id", &place)
         .events("/sse/mobile/phone")
         .await;
-    // WHEN the commit is shown THEN it syncs
+    // WHEN the commit is shown THEN both are notified
     slow.hold(false).await;
     held.await.unwrap();
     events.expect("sync_required").await;
+    resumed.expect("sync_required").await;
     device.sync(10).await;
     assert!(device.snapshots == 2 && device.messages.contains(&id));
     slow.stage.stop().await;

@@ -132,7 +132,7 @@ impl Feed {
         feed.set_groups(&standing);
         if resume.is_none() && !standing.missing.any() {
             Box::pin(feed.hold_unseen()).await;
-            feed.beginning = feed.resumable(place);
+            feed.beginning = feed.resumable(feed.place);
         }
         // What the groups of the user had meanwhile is in their streams only.
         if resume.is_some() || (!standing.missing.groups && !standing.members.groups.is_empty()) {
@@ -458,7 +458,13 @@ impl Feed {
         };
         match unseen {
             Some(unseen) => unseen.into_iter().for_each(|notice| held.hold(notice, self.replay_max)),
-            None => held.owe(self.sum_up(from, until)),
+            None => {
+                held.owe(self.sum_up(from, until));
+                if !self.is_page {
+                    // A device that resumes behind it is owed it as well.
+                    (self.place.is_incomplete, self.place.resets_covered) = (true, Some(until));
+                }
+            }
         }
         self.held = (!held.is_empty()).then(|| Box::new(held));
     }
