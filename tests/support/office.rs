@@ -56,9 +56,11 @@ impl Office {
         }
     }
 
-    /// A phone of joe's.
+    /// A phone of joe's, enrolled and published: what it syncs from now on is what a test writes.
     pub(crate) async fn phone(&self, device_id: &str) -> Api {
-        self.bob.enroll(device_id, Some(&self.joe_id.to_string())).await.0
+        let phone = self.bob.enroll(device_id, Some(&self.joe_id.to_string())).await.0;
+        self.world.published().await;
+        phone
     }
 
     /// Bob writes to joe; gives the message's id.
