@@ -19,7 +19,7 @@ use crate::support::http::Api;
 use crate::support::office::Office;
 use crate::support::random::Random;
 
-const TABLES: &str = "
+pub(crate) const TABLES: &str = "
 CREATE TABLE tenant_acme.lists (id bigint PRIMARY KEY, title text NOT NULL, deleted_at timestamptz);
 CREATE TABLE tenant_acme.list_members (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, list_id bigint NOT NULL, user_id uuid NOT NULL,
@@ -32,7 +32,7 @@ ALTER TABLE tenant_acme.lists REPLICA IDENTITY FULL;
 ALTER TABLE tenant_acme.list_members REPLICA IDENTITY FULL;
 ALTER TABLE tenant_acme.tasks REPLICA IDENTITY FULL;";
 
-fn configure(config: &mut Config) {
+pub(crate) fn configure(config: &mut Config) {
     config.groups = serde_json::from_value(json!({
         "list": {"table": "list_members", "id": "list_id", "user": "user_id"},
     }))
@@ -53,8 +53,8 @@ async fn office() -> Office {
 }
 
 /// A device that keeps rows by whom they are seen, as docs/sync-protocol.md says.
-struct Device {
-    api: Api,
+pub(crate) struct Device {
+    pub(crate) api: Api,
     user: Uuid,
     cursor: Option<String>,
     /// By table and id: the row, by whom it is seen, and whether it is older than the snapshot that comes.
@@ -66,8 +66,13 @@ struct Device {
 
 impl Device {
     async fn of(office: &Office, name: &str, user: Uuid) -> Self {
+        Self::new(&office.bob, name, user).await
+    }
+
+    /// One that a web user enrolls.
+    pub(crate) async fn new(web: &Api, name: &str, user: Uuid) -> Self {
         Self {
-            api: office.bob.enroll(name, Some(&user.to_string())).await.0,
+            api: web.enroll(name, Some(&user.to_string())).await.0,
             user,
             cursor: None,
             rows: BTreeMap::new(),
@@ -87,7 +92,7 @@ impl Device {
     }
 
     /// Takes a batch; whether there is more. `None` when the server has none now.
-    async fn try_page(&mut self, limit: usize) -> Option<bool> {
+    pub(crate) async fn try_page(&mut self, limit: usize) -> Option<bool> {
         let cursor = self
             .cursor
             .as_ref()
@@ -147,12 +152,12 @@ impl Device {
     }
 
     /// Syncs to the end.
-    async fn sync(&mut self) {
+    pub(crate) async fn sync(&mut self) {
         while self.page(100).await {}
     }
 
     /// The titles that the user sees, in the order of tables and ids.
-    fn titles(&self) -> Vec<String> {
+    pub(crate) fn titles(&self) -> Vec<String> {
         let titles = self
             .rows
             .values()

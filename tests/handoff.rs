@@ -505,7 +505,7 @@ async fn window_stays_bounded_while_heartbeats_fail() {
     .await;
     let held: i64 = office.world.ask_redis(&["HLEN", &keys.window()]).await;
     assert!((900..=1001).contains(&held), "{held}");
-    let phone = office.phone("phone").await;
+    let (phone, _) = office.bob.enroll("phone", Some(&office.joe_id.to_string())).await;
     let (pages, _) = phone.sync(None).await;
     let messages: HashSet<&str> = pages
         .iter()

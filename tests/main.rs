@@ -30,6 +30,7 @@ mod faults;
 mod freshness;
 mod groups;
 mod handoff;
+mod held_memberships;
 mod insight;
 mod kit;
 mod live;

@@ -503,10 +503,9 @@ async fn stream_rebuild_recreates_lost_and_wrong_typed_streams_and_converges() {
         "{complaint}"
     );
     let rebuilt = run(world, "stream rebuild --tenant acme --yes --json").await.json();
-    assert_eq!(
-        (&rebuilt["inboxes"], &rebuilt["devices"], &rebuilt["generation"]),
-        (&json!(4), &json!(2), &json!(2))
-    );
+    assert_eq!((&rebuilt["inboxes"], &rebuilt["devices"]), (&json!(4), &json!(2)));
+    // It is requested again where a concurrent entry was refused.
+    assert!(rebuilt["generation"].as_i64().unwrap() >= 2, "{rebuilt}");
     assert_eq!(
         (&rebuilt["removed"], &rebuilt["changes_lost"]),
         (&json!([nobody]), &json!(false))

@@ -18,7 +18,7 @@ const fn key(pattern: &'static str, kind: &'static str, fields: &'static [&'stat
 }
 
 /// All keys.
-pub const KEYS: [KeyFormat; 33] = [
+pub const KEYS: [KeyFormat; 34] = [
     key("posduif:checkpoint", "hash", &[&checkpoint::FIELDS]),
     key("posduif:terms", "hash", &[]),
     key("posduif:window", "hash", &[]),
@@ -37,6 +37,7 @@ pub const KEYS: [KeyFormat; 33] = [
     ),
     key("posduif:{<tenant>}:groups", "set", &[]),
     key("posduif:{<tenant>}:groups:<user>", "hash", &[&members::FIELDS]),
+    key("posduif:{<tenant>}:memberships", "sorted set", &[]),
     key(
         "posduif:{<tenant>}:quarantine",
         "stream",
@@ -99,6 +100,7 @@ mod tests {
                 .replace("group:group:42", "group:<group>:<id>"),
             keys.groups(tenant),
             keys.members(tenant, "<user>"),
+            keys.memberships(tenant),
             keys.quarantine(tenant),
             keys.meta(tenant),
             keys.device(tenant, "<device>"),

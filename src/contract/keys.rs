@@ -93,6 +93,11 @@ impl Keys {
         format!("{}:{{{tenant}}}:groups:{user}", self.prefix)
     }
 
+    /// Sorted set: the memberships that began and ended lately, see [`super::membership_log`].
+    pub fn memberships(&self, tenant: &str) -> String {
+        format!("{}:{{{tenant}}}:memberships", self.prefix)
+    }
+
     /// Stream: what could not be routed or stored, with the cause.
     pub fn quarantine(&self, tenant: &str) -> String {
         format!("{}:{{{tenant}}}:quarantine", self.prefix)
@@ -117,6 +122,7 @@ impl Keys {
             self.changes(tenant),
             self.shared(tenant),
             self.groups(tenant),
+            self.memberships(tenant),
             self.meta(tenant),
             self.quarantine(tenant),
             self.push(tenant),

@@ -22,12 +22,17 @@ pub const CREATE_GROUP: &str = concat!(include_str!("lua/create.lua"), include_s
 /// Records that a user joined a group.
 pub const JOIN_GROUP: &str = concat!(
     include_str!("lua/create.lua"),
+    include_str!("lua/remember.lua"),
     include_str!("lua/too_many.lua"),
     include_str!("lua/join_group.lua")
 );
 
 /// Records that a user left a group.
-pub const LEAVE_GROUP: &str = concat!(include_str!("lua/too_many.lua"), include_str!("lua/leave_group.lua"));
+pub const LEAVE_GROUP: &str = concat!(
+    include_str!("lua/remember.lua"),
+    include_str!("lua/too_many.lua"),
+    include_str!("lua/leave_group.lua")
+);
 
 /// From here on the publisher keeps a user's memberships.
 pub const MARK_MEMBERS: &str = concat!(

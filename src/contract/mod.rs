@@ -13,6 +13,7 @@ pub mod json;
 pub mod keys;
 pub mod lua;
 pub mod members;
+pub mod membership_log;
 pub mod meta;
 pub mod notice;
 pub mod push;

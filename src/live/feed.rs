@@ -436,7 +436,7 @@ impl Feed {
     }
 
     /// Holds what is published up to the feed's place and not shown: a reader that loads its rows now lacks it.
-    async fn hold_unseen(&mut self) {
+    pub async fn hold_unseen(&mut self) {
         let until = self.place.position;
         let look = self.visibility.look().await;
         let from = match &look {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use uuid::Uuid;
 
 use crate::contract::checkpoint::{Checkpoint, CheckpointUpdate, Epoch, OpenTransaction, TransactionMark};
 use crate::contract::entry::{self, EntryBody, Source};
 use crate::contract::group::{GroupId, Membership};
 use crate::contract::keys::Keys;
 use crate::contract::members::GROUPS_MAX;
+use crate::contract::membership_log::{CHANGES_MAX, MembershipChange};
 use crate::contract::notice::{self, NoticeWriter};
 use crate::contract::quarantine::{self, QuarantineKind};
 use crate::contract::stream_name::{Audience, Target};
@@ -101,6 +101,8 @@ pub struct Batch {
     /// An entry of the window that took in another.
     merged: Option<WindowEntry>,
     window_done: Vec<String>,
+    /// Tenants of whose memberships it has changes.
+    membership_tenants: Vec<Arc<str>>,
     notices: NoticeWriter,
     heartbeat_ts: Option<i64>,
     announces: bool,
@@ -121,6 +123,7 @@ impl Batch {
             window: None,
             merged: None,
             window_done: Vec::new(),
+            membership_tenants: Vec::new(),
             notices: NoticeWriter::default(),
             heartbeat_ts: None,
             announces: false,
@@ -255,23 +258,43 @@ impl Batch {
         self.queued.push((self.commands.len(), Purpose::Entry(target)));
     }
 
-    /// Records that a user joined or left a group, where the user's memberships are kept.
-    pub fn membership(&mut self, tenant: &Arc<str>, user: Uuid, membership: &Membership, id: StreamId, commit_ts: i64) {
-        let user = user.to_string();
-        let (members, name) = (self.keys.members(tenant, &user), membership.group().to_string());
-        let max = GROUPS_MAX.to_string();
-        match membership {
-            Membership::Join(group) => {
+    /// Records that a user joined or left a group: among the tenant's latest changes, and where the user's memberships are
+    /// kept.
+    pub fn membership(&mut self, tenant: &Arc<str>, change: &MembershipChange, commit_ts: i64) {
+        let (log, members) = (
+            self.keys.memberships(tenant),
+            self.keys.members(tenant, &change.user.to_string()),
+        );
+        let (group, id) = (change.membership.group(), change.id.to_string());
+        let (text, name) = (change.encode(), group.to_string());
+        let (changes_max, groups_max) = (CHANGES_MAX.to_string(), GROUPS_MAX.to_string());
+        match &change.membership {
+            Membership::Join(_) => {
                 let (stream, groups) = (self.keys.group(tenant, group), self.keys.groups(tenant));
-                let keys = [&members, &stream, &groups].map(String::as_str);
-                self.script(
-                    lua::JOIN_GROUP,
-                    &keys,
-                    &[&name, &id.to_string(), &commit_ts.to_string(), &max],
-                );
+                let keys = [&log, &members, &stream, &groups].map(String::as_str);
+                let commit_ts = commit_ts.to_string();
+                let arguments = [&text, &changes_max, &name, &id, &commit_ts, &groups_max].map(String::as_str);
+                self.script(lua::JOIN_GROUP, &keys, &arguments);
             }
-            Membership::Leave(_) => self.script(lua::LEAVE_GROUP, &[&members], &[&name, &max]),
+            Membership::Leave(_) => {
+                let arguments = [&text, &changes_max, &name, &groups_max].map(String::as_str);
+                self.script(lua::LEAVE_GROUP, &[&log, &members], &arguments);
+            }
         }
+        if !self.membership_tenants.contains(tenant) {
+            self.membership_tenants.push(tenant.clone());
+        }
+    }
+
+    /// Tenants of whose memberships it has changes.
+    pub fn membership_tenants(&self) -> &[Arc<str>] {
+        &self.membership_tenants
+    }
+
+    /// Forgets the latest changes of a tenant's memberships.
+    pub fn forget_memberships(&mut self, tenant: &str) {
+        let key = self.keys.memberships(tenant);
+        self.tenant_command(&key, &[b"UNLINK", key.as_bytes()]);
     }
 
     /// Creates a group's stream by a `reset` entry, unless there is one.

@@ -1,6 +1,7 @@
 //! Where the streams of a user are, for snapshots and for readers that begin at the present; and the user's memberships, which
 //! the publisher keeps from a mark on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use redis::Pipeline;
@@ -12,6 +13,7 @@ use crate::contract::checkpoint::View;
 use crate::contract::group::GroupId;
 use crate::contract::lua;
 use crate::contract::members::{GROUPS_MAX, Members};
+use crate::contract::membership_log::MembershipLog;
 use crate::contract::meta::{self, Meta};
 use crate::contract::window::WindowEntry;
 use crate::core::position::StreamId;
@@ -33,6 +35,8 @@ pub struct Standing {
     pub lacks_members: bool,
     /// Groups of the user whose stream does not exist.
     pub missing_groups: Vec<GroupId>,
+    /// The last reset of the tenant's readers, after which memberships must be read again.
+    pub groups_reset: StreamId,
 }
 
 /// What a snapshot needs before it is taken.
@@ -140,6 +144,7 @@ impl Store {
             members: Arc::new(members),
             lacks_members,
             missing_groups,
+            groups_reset: meta.groups_reset,
         })
     }
 
@@ -176,20 +181,29 @@ impl Store {
         Ok(marked.and_then(|marked| marked.parse().ok()))
     }
 
-    /// Adds a user's memberships from Postgres, complete up to `since`, to what the publisher recorded since the mark.
+    /// The latest changes of a tenant's memberships.
+    pub async fn membership_log(&self, tenant: &str) -> Result<MembershipLog, Error> {
+        let mut pipe = redis::pipe();
+        pipe.cmd("ZRANGE").arg(self.0.keys.memberships(tenant)).arg(0).arg(-1);
+        let (elements,): (Vec<String>,) = self.query(&pipe).await?;
+        Ok(MembershipLog::parse(&elements))
+    }
+
+    /// Adds a user's memberships as of the mark, each with the position behind which its stream is read, to what the publisher
+    /// recorded since. Postgres shows everything up to `since`.
     pub async fn add_members(
         &self,
         tenant: &str,
         user: Uuid,
         (mark, since): (StreamId, StreamId),
-        groups: &[GroupId],
+        groups: &BTreeMap<GroupId, StreamId>,
     ) -> Result<(), Error> {
         let mut pipe = redis::pipe();
         pipe.cmd("EVAL").arg(lua::ADD_MEMBERS).arg(1);
         pipe.arg(self.0.keys.members(tenant, &user.to_string()));
         pipe.arg(mark.to_string()).arg(since.to_string()).arg(GROUPS_MAX);
-        for group in groups {
-            pipe.arg(group.to_string());
+        for (group, position) in groups {
+            pipe.arg(group.to_string()).arg(position.to_string());
         }
         pipe.ignore();
         Ok(self.query::<()>(&pipe).await?)

@@ -4,6 +4,8 @@
 //! them, [`Session::handle`] acts on it. While a batch is in flight the next one grows; when that is full, Postgres is
 //! not read, so that memory stays bounded however slow Redis is.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::anyhow;
@@ -103,6 +105,8 @@ struct Session<'a> {
     seen: StreamId,
     /// Transactions that a snapshot may not include yet, in order.
     window: Vec<WindowEntry>,
+    /// Tenants whose latest changes of memberships are kept, and the end of the last batch with some.
+    membership_changes: HashMap<Arc<str>, StreamId>,
     /// The part of the pipeline's counts that the metrics include.
     reported: ReplicationCounts,
     last_received: Instant,
@@ -215,6 +219,7 @@ impl<'a> Session<'a> {
             cuts: Vec::new(),
             seen: origin.seen,
             window: claim.window,
+            membership_changes: HashMap::new(),
             reported: ReplicationCounts::default(),
             last_received: now,
             last_status: now,
@@ -449,6 +454,10 @@ impl<'a> Session<'a> {
             seen: self.seen,
         };
         let cuts = std::mem::take(&mut self.cuts);
+        for tenant in batch.membership_tenants() {
+            let end = batch.position().unwrap_or(self.seen);
+            self.membership_changes.insert(tenant.clone(), end);
+        }
         self.redis.send(batch, &self.epoch, marks, cuts);
     }
 
@@ -641,6 +650,21 @@ impl<'a> Session<'a> {
         });
         if !seen.is_empty() {
             self.pipeline.batch().close_window(seen);
+        }
+        self.forget_memberships();
+    }
+
+    /// Removes the latest changes of memberships of tenants for which all of them are seen.
+    fn forget_memberships(&mut self) {
+        let (first, written) = (self.window.first().map(|entry| entry.first), self.seen);
+        let batch = self.pipeline.batch();
+        let is_seen = |tenant: &Arc<str>, end: &mut StreamId| {
+            // Those of the batch that is being filled would go with them.
+            *end <= written && first.is_none_or(|first| *end < first) && !batch.membership_tenants().contains(tenant)
+        };
+        let seen: Vec<_> = self.membership_changes.extract_if(is_seen).collect();
+        for (tenant, _) in seen {
+            batch.forget_memberships(&tenant);
         }
     }
 

@@ -398,6 +398,8 @@ async fn begin_epoch(
         let Some(tenant) = Tenant::named(&name) else { continue };
         let mut batch = Batch::new(keys.clone());
         batch.reset_meta(&name, row.try_get("generation")?, state == PAUSED);
+        // Their places are of the epoch before.
+        batch.forget_memberships(&name);
         reset_streams(database, &mut guard, &keys, &tenant, position, batch).await?;
     }
     let mut batch = Batch::new(keys);

@@ -113,6 +113,30 @@ pub(super) async fn member_tables<'r>(
     Ok(tables)
 }
 
+/// Whether a user is a member of a group.
+pub(super) async fn is_member(
+    database: &Database,
+    tenant: &Tenant,
+    user: Uuid,
+    group: &GroupId,
+    routing: Routing<'_>,
+) -> Result<bool, feature::Error> {
+    let Some(configured) = routing.groups.get(group.name()) else {
+        return Ok(false);
+    };
+    let Some(table) = MemberTable::read(database, tenant, configured, routing).await? else {
+        return Ok(false);
+    };
+    let viewer = Viewer::of(database, tenant, user, std::iter::once(table.names.clone())).await?;
+    let mut parameters = Parameters::default();
+    let id = parameters.text(group.id());
+    let Some(has) = table.has(&id, &viewer, &mut parameters) else {
+        return Ok(false);
+    };
+    let statement = Statement::composed(format!("SELECT 1 WHERE {has}"));
+    Ok(database.query_opt(&statement, &parameters.as_params()).await?.is_some())
+}
+
 /// The groups of which a user is a member, at most one more than allowed.
 pub(super) async fn groups_of(
     database: &Database,

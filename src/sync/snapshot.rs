@@ -5,7 +5,7 @@
 //! stream starts before every published transaction that the snapshot does not see. Transactions published after the
 //! position was read follow it anyway. Later pages only see more, and a row seen twice is the same row.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use crate::config::rule::{Recipient, Rule};
 use crate::contract::checkpoint::View;
 use crate::contract::control::Command;
 use crate::contract::entry::Text;
-use crate::contract::group::GroupId;
+use crate::contract::group::{GroupId, Membership};
 use crate::contract::members::{GROUPS_MAX, Members};
 use crate::core::operation::Operation;
 use crate::core::position::StreamId;
@@ -51,8 +51,11 @@ pub enum Error {
     /// The user's streams are missing.
     #[error("the replicator did not create the user's streams within {} s", CREATE_TIMEOUT.as_secs())]
     NoStreams,
-    /// Postgres does not show what is published.
-    #[error("Postgres did not show all that is published within {} s", CREATE_TIMEOUT.as_secs())]
+    /// Postgres does not show the user's memberships.
+    #[error(
+        "Postgres did not show the user's memberships within {} s; their commit waits for a synchronous standby",
+        CREATE_TIMEOUT.as_secs()
+    )]
     NotSeen,
     /// Postgres lacks what is published.
     #[error(
@@ -245,19 +248,30 @@ pub async fn is_due_again(
     Ok(handoff.standing.view.epoch == place.epoch && seen(database, &handoff).await? >= until)
 }
 
-/// Waits until Postgres shows everything up to a place.
-pub async fn wait_until_seen(
-    database: &Database,
+/// Waits until Postgres shows that the user is a member of a group, which they joined at a place; gives whether it shows
+/// everything up to there.
+pub async fn wait_for_membership(
+    scope: Scope<'_>,
     store: &Store,
-    tenant: &Tenant,
-    user: Uuid,
-    place: StreamId,
-) -> Result<(), Error> {
+    group: &GroupId,
+    joined: StreamId,
+) -> Result<bool, Error> {
+    let Scope {
+        database,
+        tenant,
+        user,
+        routing,
+    } = scope;
     let deadline = Instant::now() + CREATE_TIMEOUT;
-    while seen(database, &store.handoff(&tenant.name, user).await?).await? < place {
+    loop {
+        if seen(database, &store.handoff(&tenant.name, user).await?).await? >= joined {
+            return Ok(true);
+        }
+        if members::is_member(database, tenant, user, group, routing).await? {
+            return Ok(false);
+        }
         pause(deadline).await?;
     }
-    Ok(())
 }
 
 async fn pause(deadline: Instant) -> Result<(), Error> {
@@ -368,17 +382,29 @@ async fn load_members(
         return pause(deadline).await;
     };
     loop {
+        // First the changes, then what is seen: changes that the publisher forgets meanwhile are seen.
+        let log = store.membership_log(&tenant.name).await?;
         let handoff = store.handoff(&tenant.name, user).await?;
-        let since = seen(database, &handoff).await?;
-        if since < mark {
+        let since = seen(database, &handoff).await?.min(mark);
+        // A reset is no change of one membership.
+        let is_known = log.is_complete_behind(since) && handoff.standing.groups_reset <= since;
+        if since < mark && !is_known {
             pause(deadline).await?;
             continue;
         }
-        let members = members::groups_of(database, tenant, user, routing).await?;
-        if members.len() > GROUPS_MAX {
+        let groups = members::groups_of(database, tenant, user, routing).await?;
+        let mut groups: BTreeMap<GroupId, StreamId> = groups.into_iter().map(|group| (group, since)).collect();
+        // Of what is published up to the mark, the log has what Postgres may not show.
+        for change in log.of(user, since, mark) {
+            match &change.membership {
+                Membership::Join(group) => groups.insert(group.clone(), change.id),
+                Membership::Leave(group) => groups.remove(group),
+            };
+        }
+        if groups.len() > GROUPS_MAX {
             return Err(Error::TooManyGroups);
         }
-        return Ok(store.add_members(&tenant.name, user, (mark, since), &members).await?);
+        return Ok(store.add_members(&tenant.name, user, (mark, since), &groups).await?);
     }
 }
 

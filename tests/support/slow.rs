@@ -1,5 +1,6 @@
 //! A Postgres whose commits are published before any `SELECT` sees them.
 
+use posduif::config::Config;
 use posduif::core::tenant::Tenant;
 use posduif::engine::Role;
 use posduif::postgres::Database;
@@ -31,8 +32,14 @@ impl Slow {
     }
 
     pub(crate) async fn with(role: Role) -> Self {
+        Self::configured(role, |_| {}).await
+    }
+
+    /// One whose engine has other settings.
+    pub(crate) async fn configured(role: Role, change: impl FnOnce(&mut Config)) -> Self {
         let server = servers::postgres().await;
-        let world = World::on(&server.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+        let mut world = World::on(&server.server.url(), &std::env::var("REDIS_URL").unwrap()).await;
+        change(&mut world.config);
         let admin = world.psql().await;
         let name: String = admin
             .query_one("SELECT current_database()::text", &[])
@@ -86,6 +93,22 @@ impl Slow {
         let client = self.stage.world.psql().await;
         client.batch_execute("SET synchronous_commit = on").await.unwrap();
         client
+    }
+
+    /// Commits statements that no SELECT shows while commits are held, as one transaction; gives the commit once it is
+    /// published.
+    pub(crate) async fn invisible(&self, statements: &str) -> tokio::task::JoinHandle<()> {
+        let session = self.waiting_session().await;
+        let pid: i32 = session.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        let statements = statements.to_owned();
+        let commit = tokio::spawn(async move { session.batch_execute(&statements).await.unwrap() });
+        eventually("the commit waits for the standby", || async {
+            let waits = "SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep'";
+            self.admin.query_opt(waits, &[&pid]).await.unwrap().map(|_| ())
+        })
+        .await;
+        self.stage.world.published().await;
+        commit
     }
 
     /// Commits a message that no SELECT sees while commits are held; gives its id, and the commit.

@@ -26,6 +26,7 @@ use crate::accounts::sessions::{SessionClaim, Watch};
 use crate::api::App;
 use crate::api::auth::WebPrincipal;
 use crate::api::request::Request;
+use crate::contract::group::Membership;
 use crate::contract::terms::Continuity;
 use crate::core::position::StreamId;
 use crate::core::slots::Slot;
@@ -330,7 +331,12 @@ impl Live {
             Box::pin(self.close_gap()).await;
         }
         while let Some((event, place)) = self.feed.pop() {
+            let has_joined = matches!(&event, FeedEvent::Change(notice) if is_join(notice));
             self.send_feed_event(sink, event, place).await;
+            if has_joined && matches!(self.reader, Reader::Device(_)) {
+                // The snapshot of the group may lack what Postgres does not show yet.
+                Box::pin(self.feed.hold_unseen()).await;
+            }
         }
         if signals.is_beat {
             sink.heartbeat();
@@ -523,6 +529,10 @@ async fn close(mut sink: impl EventSink) {
 
 fn wants_presence(request: &Request) -> Result<bool, Error> {
     Ok(request.query.parsed("presence", "true or false")?.unwrap_or(true))
+}
+
+fn is_join(notice: &Notice) -> bool {
+    matches!(notice.membership(), Some(Membership::Join(_)))
 }
 
 fn is_new_message(notice: &Notice) -> bool {

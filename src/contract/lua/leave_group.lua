@@ -1,7 +1,10 @@
--- Records that a user left a group, if the user's memberships are kept. Until those from Postgres are added, the end is kept
--- beside them: Postgres may have been read before it.
--- Keys: the user's memberships. Arguments: the group, and the most groups of a user.
-local MEMBERS, group, max = KEYS[1], ARGV[1], ARGV[2]
+-- Records that a user left a group: among the tenant's latest changes, and in the user's memberships, if they are kept. Until
+-- those from Postgres are added, the end is kept beside them: Postgres may have been read before it.
+-- Keys: the latest changes, the user's memberships. Arguments: the change and the most of them, the group, and the most
+-- groups of a user.
+local LOG, MEMBERS = unpack(KEYS)
+local change, changes_max, group, max = unpack(ARGV)
+remember(LOG, change, changes_max)
 if redis.call('EXISTS', MEMBERS) == 0 then return 0 end
 if redis.call('HEXISTS', MEMBERS, '.since') == 1 then
   return redis.call('HDEL', MEMBERS, group)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{ENTRY_BYTES_MAX, Error, Pipeline};
 use crate::contract::group;
+use crate::contract::membership_log::MembershipChange;
 use crate::contract::quarantine::QuarantineKind;
 use crate::contract::stream_name::{Audience, Target};
 use crate::core::json::write_string;
@@ -205,8 +206,12 @@ impl Pipeline {
                     continue;
                 };
                 for membership in &delivery.memberships {
-                    let batch = &mut self.entries.batch;
-                    batch.membership(tenant, user, membership, id, begin.commit_ts);
+                    let change = MembershipChange {
+                        id,
+                        user,
+                        membership: membership.clone(),
+                    };
+                    self.entries.batch.membership(tenant, &change, begin.commit_ts);
                 }
             }
         }

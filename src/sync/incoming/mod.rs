@@ -535,7 +535,7 @@ impl Incoming {
         let (database, store) = (&self.database, &self.store);
         let (tenant, user) = (&device.tenant, device.user_id);
         let mut joined: Vec<Item> = Vec::new();
-        let (place, start) = match resumed {
+        let (mut place, start) = match resumed {
             Some(resumed) => resumed,
             None => {
                 let beginning = snapshot::begin(database, store, tenant, user, self.routing()).await?;
@@ -544,17 +544,19 @@ impl Incoming {
                 (beginning.place, snapshot::phase_start(0))
             }
         };
-        let group = snapshot::group_of(&start).map(|(group, row)| (group, row.is_empty()));
-        if let Some((_, true)) = &group {
-            // The membership itself, before all.
-            snapshot::wait_until_seen(database, store, tenant, user, place.position).await?;
-        }
         let scope = Scope {
             database,
             tenant,
             user,
             routing: self.routing(),
         };
+        let group = snapshot::group_of(&start).map(|(group, row)| (group, row.is_empty()));
+        if let Some((group, true)) = &group
+            && !snapshot::wait_for_membership(scope, store, group, place.position).await?
+        {
+            // Rows of before the user joined, in a commit that Postgres does not show, are in no stream behind here.
+            (place.is_incomplete, place.resets_covered) = (true, Some(place.reach()));
+        }
         let mut page = snapshot::page(scope, start, request.limit, request.bytes_max).await?;
         page.items.splice(0..0, joined);
         let view = self.store.view().await?;
