@@ -1,6 +1,7 @@
 //! Compressed responses and uploads, counted with their bytes before and after, and their time.
 
 use std::io::{self, Read as _, Write as _};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,14 +38,15 @@ pub async fn compress(plain: Vec<u8>, level: u32, metrics: &Arc<Metrics>) -> Res
         .map_err(|error: io::Error| Error::internal(format!("cannot compress a response: {error}")))
 }
 
-/// Inflates an upload to at most one byte more than the limit. The inner error is the decoder's.
+/// Inflates an upload of a client to at most one byte more than the limit. The inner error is the decoder's.
 pub async fn inflate(
     compressed: impl AsRef<[u8]> + Send + 'static,
     bytes_max: usize,
+    client: IpAddr,
     metrics: &Arc<Metrics>,
 ) -> Result<io::Result<Gzip>, Error> {
     let metrics = metrics.clone();
-    heavy::run(move || {
+    heavy::run(client, move || {
         let compressed = compressed.as_ref();
         let started = Instant::now();
         let bytes = inflate_within(compressed, bytes_max)?;

@@ -76,7 +76,7 @@ impl<P> Request<P> {
     /// # Errors
     /// 413, 415, or 400 with the field.
     pub async fn json<T: DeserializeOwned + Send + 'static>(&mut self, bytes_max: usize) -> Result<T, Error> {
-        parse_off_runtime(self.body(bytes_max, false).await?).await
+        parse_off_runtime(self.address, self.body(bytes_max, false).await?).await
     }
 
     /// Like [`Request::json`], with the default for an absent body.
@@ -92,7 +92,7 @@ impl<P> Request<P> {
         if bytes.is_empty() {
             Ok(T::default())
         } else {
-            parse_off_runtime(bytes).await
+            parse_off_runtime(self.address, bytes).await
         }
     }
 
@@ -101,7 +101,7 @@ impl<P> Request<P> {
     where
         T: DeserializeOwned + Send + 'static,
     {
-        parse_off_runtime(self.body(bytes_max, true).await?).await
+        parse_off_runtime(self.address, self.body(bytes_max, true).await?).await
     }
 
     async fn body(&mut self, bytes_max: usize, inflate: bool) -> Result<Bytes, Error> {
@@ -151,7 +151,7 @@ impl<P> Request<P> {
         let compressed_bytes = compressed.len();
         // Its size is unknown before.
         self.memory.take(bytes_max)?;
-        let inflated = gzip::inflate(compressed, bytes_max, &self.metrics).await?;
+        let inflated = gzip::inflate(compressed, bytes_max, self.address, &self.metrics).await?;
         let inflated = inflated
             .map_err(|error| Error::new(Code::VALIDATION_ERROR, "the body is not valid gzip").caused_by(&error))?;
         tracing::info!(
@@ -228,11 +228,11 @@ pub async fn drain(mut body: Incoming, headers: &HeaderMap) {
 }
 
 /// Parses a body; a long one outside the async runtime, a few at once.
-async fn parse_off_runtime<T: DeserializeOwned + Send + 'static>(bytes: Bytes) -> Result<T, Error> {
+async fn parse_off_runtime<T: DeserializeOwned + Send + 'static>(client: IpAddr, bytes: Bytes) -> Result<T, Error> {
     if bytes.len() <= PARSE_BYTES {
         return parse(&bytes);
     }
-    heavy::run(move || parse(&bytes)).await?
+    heavy::run(client, move || parse(&bytes)).await?
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
