@@ -159,6 +159,7 @@ async fn blocked(world: &World, statements: &[&str]) {
 const INSERT: &str = ".messages (sender_id";
 const UPLOAD: &str = ".upload_items(";
 const ENROLL: &str = ".devices AS known";
+const SET_PASSWORD: &str = "AS c (tenant, user_id, password_hash)";
 const ERASE: &str = "FOR NO KEY UPDATE OF u";
 
 /// Settings under which several requests may wait for locks, on a busy machine, too.
@@ -236,6 +237,32 @@ async fn erasure_waits_for_running_requests_and_erases_what_they_wrote() {
     message.expect(201);
     assert_eq!(upload.expect(200)["results"][0]["status"], "applied");
     assert_eq!(tables_with_secret(world).await, Vec::<String>::new());
+    office.close().await;
+}
+
+#[tokio::test]
+async fn password_that_is_set_during_an_erasure_is_refused() {
+    let office = Office::with(let_requests_wait).await;
+    let world = &office.world;
+    let (_, ann_id) = add_ann(&office).await;
+    // An erasure that has locked the user, and has not ended.
+    let erasure = world.psql().await;
+    let begin = format!(
+        "BEGIN; UPDATE tenant_acme.users SET deleted_at = now(), username = 'deleted' WHERE id = '{ann_id}';
+         DELETE FROM posduif.credentials WHERE user_id = '{ann_id}'"
+    );
+    erasure.batch_execute(&begin).await.unwrap();
+    let command = format!("user passwd {SECRET} --tenant acme --password another-horse");
+    let setting = posduif_says(world, &command);
+    let ending = async {
+        blocked(world, &[SET_PASSWORD]).await;
+        erasure.batch_execute("COMMIT").await.unwrap();
+    };
+    let (said, ()) = tokio::join!(setting, ending);
+    let complaint = said.complaint(1);
+    assert!(complaint.contains("deleted"), "{complaint}");
+    let credentials = format!("SELECT FROM posduif.credentials WHERE user_id = '{ann_id}'");
+    assert!(world.psql().await.query(&credentials, &[]).await.unwrap().is_empty());
     office.close().await;
 }
 

@@ -823,8 +823,12 @@ async fn deleted_user_is_not_created_again() {
     let ann = office.anybody.bearing(&key.sign(&provider.claims("ann")));
     ask(&ann).await.expect(200);
     let id = user_id("acme", "ann");
-    let delete = format!("UPDATE tenant_acme.users SET deleted_at = now() WHERE id = '{id}'");
-    office.sql(&delete).await;
+    let erase = format!("user erase {id} --tenant acme --yes --json");
+    assert_eq!(posduif_says(&office.world, &erase).await.json()["erased"], true);
+    // Who the user was for the provider is forgotten, too.
+    let psql = office.world.psql().await;
+    let identities = psql.query("SELECT FROM posduif.identities", &[]).await.unwrap();
+    assert!(identities.is_empty());
     let later = with(provider.claims("ann"), json!({"iat": Utc::now().timestamp() + 5}));
     for api in [ann, office.anybody.bearing(&key.sign(&later))] {
         eventually("the token is refused", || async {

@@ -475,6 +475,40 @@ async fn change_of_the_factor_is_mailed_to_a_verified_address() {
 }
 
 #[tokio::test]
+async fn renewed_recovery_codes_replace_the_former_ones() {
+    let (office, ann) = office_with_ann(|_| {}).await;
+    let path = "/api/auth/second-factor/recovery-codes";
+    let proof = |code: Option<&str>| json!({"current": PASSWORD, "code": code});
+    assert_refused(&ann.session.post(path, &proof(None)).await, 403, "CODE_REQUIRED");
+    assert_refused(
+        &ann.session.post(path, &json!({"current": "wrong"})).await,
+        403,
+        "FORBIDDEN",
+    );
+    assert_refused(
+        &office.bob.post(path, &json!({"current": PASSWORD})).await,
+        404,
+        "NOT_FOUND",
+    );
+    let body = proof(Some(&code(&ann.secret, 1)));
+    let renewed = ann.session.post(path, &body).await.expect(200);
+    let codes: Vec<&str> = renewed["recovery_codes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|code| code.as_str().unwrap())
+        .collect();
+    assert_eq!(codes.len(), ann.recovery.len());
+    let former = log_in(&office.anybody, "ann", Some(&ann.recovery[0])).await;
+    assert_refused(&former, 403, "CODE_INVALID");
+    log_in(&office.anybody, "ann", Some(codes[0])).await.expect(200);
+    // The session goes on.
+    ann.session.get("/api/auth/sessions").await.expect(200);
+    assert_eq!(entries(&office, "recovery_codes_renewed").await.len(), 1);
+    office.close().await;
+}
+
+#[tokio::test]
 async fn admin_removes_the_factor_of_a_member_only() {
     let (office, ann) = office_with_ann(|_| {}).await;
     let path = |id: Uuid| format!("/api/users/{id}/second-factor/delete");

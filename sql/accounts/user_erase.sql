@@ -1,4 +1,4 @@
--- Deletes a user, who is locked, with names, credentials and devices. $1 uuid: user;
+-- Deletes a user, who is locked, with names, credentials, identity and devices. $1 uuid: user;
 -- $2 text: tenant; $3 text: actor; $4 inet or null: address; $5, $6 text: name and arguments of the command that removes
 -- the inbox.
 WITH erased AS (
@@ -20,6 +20,8 @@ WITH erased AS (
     DELETE FROM posduif.upload_devices u USING devices WHERE u.tenant = $2 AND u.device_id = devices.device_id
 ), credentials AS (
     DELETE FROM posduif.credentials c USING erased WHERE c.tenant = $2 AND c.user_id = erased.id
+), identities AS (
+    DELETE FROM posduif.identities i USING erased WHERE i.tenant = $2 AND i.user_id = erased.id
 ), command AS (
     INSERT INTO posduif.commands (name, arguments) SELECT $5, $6 FROM erased
 ), audit AS (

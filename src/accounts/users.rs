@@ -509,7 +509,7 @@ pub struct NewPassword<'a> {
 ///
 /// # Errors
 /// [`Error::Invalid`] when it is too short, too long or easily guessed, [`Error::Conflict`] when the stamp is another
-/// by now.
+/// by now, or the user is deleted.
 pub async fn set_password(
     database: &Database,
     passwords: &Passwords,
@@ -521,7 +521,7 @@ pub async fn set_password(
     let [actor, address] = new.by.params();
     database
         .query_opt(
-            &sql!("accounts/user_set_password"),
+            &sql!("accounts/user_set_password", tenant),
             &[
                 (&tenant.name, Type::TEXT),
                 (&user, Type::UUID),
@@ -534,7 +534,9 @@ pub async fn set_password(
         )
         .await?
         .map(|_| ())
-        .ok_or_else(|| Error::Conflict("the password was changed by another request meanwhile".into()))
+        .ok_or_else(|| {
+            Error::Conflict("the password was changed, or the user deleted, by another request meanwhile".into())
+        })
 }
 
 /// Sets a user's role, for the command line. Returns false when nothing changed.

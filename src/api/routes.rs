@@ -107,6 +107,7 @@ static ROUTES: &[Route] = &[
     route!(POST   "/api/auth/second-factor"    User   10 second_factor::begin),
     route!(POST   "/api/auth/second-factor/confirm" User   10 second_factor::confirm),
     route!(POST   "/api/auth/second-factor/delete" User   10 second_factor::remove_own),
+    route!(POST   "/api/auth/second-factor/recovery-codes" User 10 second_factor::renew_recovery_codes),
 
     route!(GET    "/api/users"                 Web     5 users::list),
     route!(GET    "/api/users/{id}"            Any     1 users::get),

@@ -88,6 +88,20 @@ pub async fn confirm(app: Arc<App>, mut request: Request) -> Result<Response, Er
     response::json(StatusCode::OK, &json!({ "recovery_codes": codes }))
 }
 
+/// `POST /api/auth/second-factor/recovery-codes`: new recovery codes; the former ones are no longer accepted.
+///
+/// # Errors
+/// 403 for a wrong password or code, 404 without a second factor.
+pub async fn renew_recovery_codes(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
+    check_passwords(&app)?;
+    let body: ProofBody = request.json(app.config.server.body_bytes_max).await?;
+    let Confirmed { user, login } = confirm_caller(&app, &request, body.into(), Means::Password).await?;
+    let by = Actor::user(user.user_id, request.address);
+    let codes = app.factors.renew_recovery_codes(&login, &by).await?.ok_or_else(none)?;
+    notify(&app, Notice::RecoveryCodesRenewed, &user.tenant, user.user_id);
+    response::json(StatusCode::OK, &json!({ "recovery_codes": codes }))
+}
+
 /// `POST /api/auth/second-factor/delete`, since a `DELETE` should have no content (RFC 9110, section 9.3.5): removes the
 /// caller's second factor, and ends the other sessions.
 ///

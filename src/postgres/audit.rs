@@ -19,7 +19,7 @@ use crate::postgres::{Database, Error, Param, sql};
 use crate::telemetry;
 
 /// All actions, in alphabetical order.
-pub const ACTIONS: [&str; 33] = [
+pub const ACTIONS: [&str; 34] = [
     "conflict_resolved",
     "console_opened",
     "device_added",
@@ -35,6 +35,7 @@ pub const ACTIONS: [&str; 33] = [
     "quarantine_dropped",
     "quarantine_retried",
     "recovery_code_used",
+    "recovery_codes_renewed",
     "registration_closed",
     "registration_opened",
     "role_changed",

@@ -37,6 +37,7 @@ pub enum Notice {
     EmailChanged,
     SecondFactorAdded,
     SecondFactorRemoved,
+    RecoveryCodesRenewed,
 }
 
 impl Notice {
@@ -46,6 +47,7 @@ impl Notice {
             Self::EmailChanged => "account.email_changed",
             Self::SecondFactorAdded => "account.second_factor_added",
             Self::SecondFactorRemoved => "account.second_factor_removed",
+            Self::RecoveryCodesRenewed => "account.recovery_codes_renewed",
         }
     }
 }

@@ -165,6 +165,28 @@ impl SecondFactors {
         Ok(Some(codes))
     }
 
+    /// Replaces the recovery codes of a user whose password and code were checked. Returns the new ones; `None` without a
+    /// factor, or when the stamp was changed meanwhile.
+    pub async fn renew_recovery_codes(&self, login: &Login, by: &Actor) -> Result<Option<Vec<String>>, Error> {
+        let (codes, hashes) = code::recovery_codes()?;
+        let [actor, address] = by.params();
+        let renewed = self
+            .database
+            .query_opt(
+                &sql!("accounts/second_factor_renew"),
+                &[
+                    (&login.tenant.name, Type::TEXT),
+                    (&login.id, Type::UUID),
+                    (&login.stamp, Type::UUID),
+                    (&hashes, Type::BYTEA_ARRAY),
+                    actor,
+                    address,
+                ],
+            )
+            .await?;
+        Ok(renewed.map(|_| codes))
+    }
+
     /// Whether this is a code of the factor that was never accepted before. It is used up by that.
     pub async fn accept(
         &self,
