@@ -1,7 +1,6 @@
 //! Compressed responses and uploads, counted with their bytes before and after, and their time.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use flate2::write::GzEncoder;
 use hyper::header::HeaderMap;
 
 use super::error::Error;
-use super::heavy;
+use super::heavy::{self, Turn};
 use super::request::header;
 use crate::telemetry::metrics::{Direction, Metrics};
 
@@ -38,15 +37,15 @@ pub async fn compress(plain: Vec<u8>, level: u32, metrics: &Arc<Metrics>) -> Res
         .map_err(|error: io::Error| Error::internal(format!("cannot compress a response: {error}")))
 }
 
-/// Inflates an upload of a client to at most one byte more than the limit. The inner error is the decoder's.
-pub async fn inflate(
+/// Inflates an upload to at most one byte more than the limit. The inner error is the decoder's.
+pub(super) async fn inflate(
     compressed: impl AsRef<[u8]> + Send + 'static,
     bytes_max: usize,
-    client: IpAddr,
+    turn: Turn,
     metrics: &Arc<Metrics>,
 ) -> Result<io::Result<Gzip>, Error> {
     let metrics = metrics.clone();
-    heavy::run(client, move || {
+    heavy::run(turn, move || {
         let compressed = compressed.as_ref();
         let started = Instant::now();
         let bytes = inflate_within(compressed, bytes_max)?;

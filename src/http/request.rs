@@ -149,9 +149,10 @@ impl<P> Request<P> {
 
     async fn inflate(&mut self, compressed: Bytes, bytes_max: usize) -> Result<Bytes, Error> {
         let compressed_bytes = compressed.len();
-        // Its size is unknown before.
+        let turn = heavy::turn(self.address).await?;
+        // Its size is unknown before. One that waits holds its compressed bytes only.
         self.memory.take(bytes_max)?;
-        let inflated = gzip::inflate(compressed, bytes_max, self.address, &self.metrics).await?;
+        let inflated = gzip::inflate(compressed, bytes_max, turn, &self.metrics).await?;
         let inflated = inflated
             .map_err(|error| Error::new(Code::VALIDATION_ERROR, "the body is not valid gzip").caused_by(&error))?;
         tracing::info!(
@@ -232,7 +233,7 @@ async fn parse_off_runtime<T: DeserializeOwned + Send + 'static>(client: IpAddr,
     if bytes.len() <= PARSE_BYTES {
         return parse(&bytes);
     }
-    heavy::run(client, move || parse(&bytes)).await?
+    heavy::run(heavy::turn(client).await?, move || parse(&bytes)).await?
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
