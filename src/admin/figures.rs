@@ -125,9 +125,13 @@ impl Figures {
             rows: &rows,
         };
         let history = serde_json::to_string(&history).unwrap_or_default();
+        // Of more watchers, each would have the servers asked once more a second.
+        let is_first = self.0.watchers.receiver_count() == 0;
         let following = self.0.watchers.subscribe();
         drop(rows);
-        self.0.begun.notify_one();
+        if is_first {
+            self.0.begun.notify_one();
+        }
         (history, following)
     }
 
@@ -187,7 +191,6 @@ struct Totals {
 /// What servers have answered.
 #[derive(Debug, Default)]
 struct Servers {
-    is_asked: bool,
     postgres: Option<String>,
     redis: Option<String>,
     snapshot: Option<SlotSnapshot>,
@@ -309,7 +312,6 @@ impl Sampler {
 
     /// Asks Redis and Postgres.
     async fn ask_servers(&mut self) {
-        self.servers.is_asked = true;
         self.servers.turn += 1;
         self.servers.redis = self.ask_redis().await;
         let postgres = tokio::time::timeout(TIMEOUT, self.ask_postgres()).await;
