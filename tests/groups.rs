@@ -151,6 +151,11 @@ impl Device {
             .collect()
     }
 
+    /// Of how many groups the user is a member.
+    pub(crate) fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
     /// Syncs to the end.
     pub(crate) async fn sync(&mut self) {
         while self.page(100).await {}

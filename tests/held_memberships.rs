@@ -2,6 +2,7 @@
 
 use posduif::contract::membership_log::CHANGES_MAX;
 use posduif::engine::Role;
+use posduif::postgres::tenants;
 use uuid::Uuid;
 
 use crate::groups::{self, Device};
@@ -17,7 +18,10 @@ struct Team {
 impl Team {
     /// Two lists with a task each, and commits that are not shown from now on.
     async fn with_held_commits() -> Self {
-        let slow = Slow::configured(Role::All, groups::configure).await;
+        Self::of(Slow::configured(Role::All, groups::configure).await).await
+    }
+
+    async fn of(slow: Slow) -> Self {
         slow.stage.sql(groups::TABLES).await;
         let rows = "INSERT INTO tenant_acme.lists (id, title) VALUES (1, 'one'), (2, 'two');
                     INSERT INTO tenant_acme.tasks (id, list_id, title) VALUES (10, 1, 'first'), (20, 2, 'second')";
@@ -147,6 +151,124 @@ async fn join_waits_for_no_earlier_commit() {
     events.expect("sync_required").await;
     device.sync().await;
     assert_eq!(device.titles(), ["two", "second", "hidden"]);
+    team.close().await;
+}
+
+#[tokio::test]
+async fn membership_that_ends_at_once_keeps_nothing_waiting() {
+    let team = Team::with_held_commits().await;
+    team.commit(&team.joins(1)).await;
+    let mut device = team.device().await;
+    device.sync().await;
+    let task = "INSERT INTO tenant_acme.tasks (id, list_id, title) VALUES (11, 1, 'hidden')";
+    let held = team.slow.invisible(task).await;
+    team.commit(&team.joins(2)).await;
+    team.commit("DELETE FROM tenant_acme.list_members WHERE list_id = 2")
+        .await;
+    device.sync().await;
+    assert!(!held.is_finished());
+    assert_eq!(device.titles(), ["one", "first", "hidden"]);
+    team.slow.hold(false).await;
+    held.await.unwrap();
+    team.close().await;
+}
+
+#[tokio::test]
+async fn truncated_table_without_members_delays_no_memberships() {
+    let team = Team::with_held_commits().await;
+    team.commit(&team.joins(1)).await;
+    let held = team
+        .slow
+        .invisible("INSERT INTO tenant_acme.lists (id, title) VALUES (3, 'three')")
+        .await;
+    team.commit("TRUNCATE tenant_acme.tasks").await;
+    let mut device = team.device().await;
+    device.sync().await;
+    assert!(!held.is_finished());
+    assert_eq!(device.titles(), ["one"]);
+    team.slow.hold(false).await;
+    held.await.unwrap();
+    team.close().await;
+}
+
+#[tokio::test]
+async fn memberships_from_before_the_writer_are_waited_for() {
+    let team = Team::with_held_commits().await;
+    team.commit(&team.joins(1)).await;
+    let held = team.slow.invisible("DELETE FROM tenant_acme.list_members").await;
+    // GIVEN changes that a writer of an earlier version has not kept
+    let world = &team.slow.stage.world;
+    let (log, checkpoint) = (world.keys().memberships("acme"), world.keys().checkpoint());
+    let _: i64 = world.ask_redis(&["DEL", &log]).await;
+    let _: i64 = world.ask_redis(&["HSET", &checkpoint, "memberships", "0 0 0-0"]).await;
+    eventually("another term begins", || async {
+        let kept: String = world.ask_redis(&["HGET", &checkpoint, "memberships"]).await;
+        (!kept.starts_with("0 ")).then_some(())
+    })
+    .await;
+    let mut device = team.device().await;
+    assert_eq!(device.try_page(100).await, None);
+    assert!(!held.is_finished());
+    team.slow.hold(false).await;
+    held.await.unwrap();
+    device.sync().await;
+    team.task(11, 1, "later").await;
+    device.sync().await;
+    assert!(device.titles().is_empty(), "{:?}", device.titles());
+    team.close().await;
+}
+
+#[tokio::test]
+async fn resync_forgets_no_removal_that_the_log_does_not_name() {
+    let slow = Slow::configured(Role::All, |config| {
+        groups::configure(config);
+        config.replication.row_bytes_max = 1024 * 1024;
+    })
+    .await;
+    let team = Team::of(slow).await;
+    team.commit("ALTER TABLE tenant_acme.list_members ADD note text").await;
+    let (joe, note) = (team.joe(), "repeat('x', 2 * 1024 * 1024)");
+    let member = format!("INSERT INTO tenant_acme.list_members (list_id, user_id, note) VALUES (1, '{joe}', {note})");
+    team.commit(&member).await;
+    team.device().await.sync().await;
+    // GIVEN the end of a membership whose row is too large for the log, and another generation of the tenant
+    let held = team.slow.invisible("DELETE FROM tenant_acme.list_members").await;
+    tenants::resync(&team.slow.database, "acme").await.unwrap();
+    team.slow.stage.world.published().await;
+    let mut device = Device::new(&team.web, "tablet", joe).await;
+    assert_eq!(device.try_page(100).await, None);
+    assert!(!held.is_finished());
+    team.slow.hold(false).await;
+    held.await.unwrap();
+    device.sync().await;
+    team.task(11, 1, "later").await;
+    device.sync().await;
+    assert!(device.titles().is_empty(), "{:?}", device.titles());
+    team.close().await;
+}
+
+#[tokio::test]
+async fn too_many_memberships_are_refused_although_some_end_unseen() {
+    let team = Team::with_held_commits().await;
+    let joe = team.joe();
+    let many = format!(
+        "INSERT INTO tenant_acme.list_members (list_id, user_id) SELECT n, '{joe}' FROM generate_series(1, 1500) n"
+    );
+    team.commit(&many).await;
+    let held = team
+        .slow
+        .invisible("DELETE FROM tenant_acme.list_members WHERE list_id <= 450")
+        .await;
+    let mut device = team.device().await;
+    assert_eq!(device.try_page(100).await, None);
+    assert!(!held.is_finished());
+    team.slow.hold(false).await;
+    held.await.unwrap();
+    assert_eq!(device.try_page(100).await, None);
+    team.commit("DELETE FROM tenant_acme.list_members WHERE list_id <= 500")
+        .await;
+    device.sync().await;
+    assert_eq!(device.groups(), 1000);
     team.close().await;
 }
 

@@ -182,6 +182,7 @@ impl App {
         };
         let standings = Standings::new(database.clone(), &config, hub.freshness());
         let failed_logins = FailedLogins::new(database.clone());
+        let visibility = Visibility::default();
         Ok(Self {
             providers: Providers::new(&config, metrics.auth.clone())?,
             external_users: ExternalUsers::new(
@@ -220,6 +221,7 @@ impl App {
                 prefetch: Prefetch::default(),
                 statuses: Statuses::new(messages.clone(), store.clone(), stop.clone()),
                 reports: reports.clone(),
+                visibility: visibility.clone(),
                 metrics: metrics.clone(),
                 never_synced: incoming::never_synced(database.clone()),
             },
@@ -241,7 +243,7 @@ impl App {
             config,
             store,
             hub,
-            visibility: Visibility::default(),
+            visibility,
             cursors,
             metrics,
             stop,

@@ -40,10 +40,22 @@ pub const WRITER: &str = "writer";
 /// The number of its term.
 const TERM: &str = "term";
 
+/// `<writer> <groups> <stream ID>`: since when this writer, and those before it, kept the latest changes of memberships in these
+/// groups. Writers of earlier versions leave it as it is.
+pub const MEMBERSHIPS: &str = "memberships";
+
+/// Since when the writer of a term keeps the latest changes of memberships.
+pub fn memberships_since(value: Option<&str>, term: TermId) -> Option<StreamId> {
+    let mut words = value?.split(' ');
+    let (writer, _, since) = (words.next()?, words.next()?, words.next()?);
+    (writer.parse() == Ok(term)).then(|| since.parse().ok())?
+}
+
 /// Names of its fields.
-pub const FIELDS: [&str; 19] = [
+pub const FIELDS: [&str; 20] = [
     WRITER,
     TERM,
+    MEMBERSHIPS,
     EPOCH,
     NUMBER,
     BASE,

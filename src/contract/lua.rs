@@ -19,6 +19,9 @@ pub const RECHECK: &str = concat!(include_str!("lua/ids.lua"), include_str!("lua
 /// Creates the stream of a group unless there is one.
 pub const CREATE_GROUP: &str = concat!(include_str!("lua/create.lua"), include_str!("lua/create_group.lua"));
 
+/// Replaces a tenant's meta hash.
+pub const RESET_META: &str = include_str!("lua/reset_meta.lua");
+
 /// Records that a user joined a group.
 pub const JOIN_GROUP: &str = concat!(
     include_str!("lua/create.lua"),

@@ -3,13 +3,28 @@
 //! The hash of a user's memberships ([`super::members`]) is filled from Postgres, which may not show yet what is published.
 //! What it does not show is here. The publisher adds each change, and removes the set when Postgres shows all of it.
 
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::group::{GroupId, Membership};
+use crate::config::group::Groups;
 use crate::core::position::StreamId;
 
 /// Most changes of one tenant. Of more, the first are removed.
-pub const CHANGES_MAX: usize = 1000;
+pub const CHANGES_MAX: usize = 10_000;
+
+/// A place behind all others.
+const UNKNOWN: StreamId = StreamId {
+    ms: u64::MAX,
+    seq: u64::MAX,
+};
+
+/// Identifies the groups of which a writer records memberships.
+pub fn groups_digest(groups: &Groups) -> String {
+    let digest = Sha256::digest(serde_json::to_vec(groups).unwrap_or_default());
+    let number = digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    format!("{number:016x}")
+}
 
 /// One change of a user's memberships.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,14 +78,18 @@ impl MembershipLog {
                 Some(change) => log.changes.push(change),
                 None => {
                     log.changes.clear();
-                    log.cut = element.parse().unwrap_or(StreamId {
-                        ms: u64::MAX,
-                        seq: u64::MAX,
-                    });
+                    log.cut = element.parse().unwrap_or(UNKNOWN);
                 }
             }
         }
         log
+    }
+
+    /// The same, where it is kept since a place only. `None`: it is not kept by the present writer.
+    #[must_use]
+    pub fn kept_since(mut self, since: Option<StreamId>) -> Self {
+        self.cut = self.cut.max(since.unwrap_or(UNKNOWN));
+        self
     }
 
     /// Whether it has all changes behind a place that Postgres may not show.
@@ -115,6 +134,9 @@ mod tests {
         assert_eq!(log.of(join.user, at(5), at(9)).collect::<Vec<_>>(), [&leave]);
         assert_eq!(log.of(Uuid::nil(), at(4), at(9)).count(), 0);
         assert!(MembershipLog::default().is_complete_behind(StreamId::ZERO));
+        assert!(!MembershipLog::default().kept_since(None).is_complete_behind(at(9)));
+        assert!(!log.clone().kept_since(Some(at(6))).is_complete_behind(at(5)));
+        assert!(!log.clone().kept_since(Some(at(3))).is_complete_behind(at(3)));
         let unknown = MembershipLog::parse(&[join.encode(), "what is this".to_owned()]);
         assert!(!unknown.is_complete_behind(at(9)));
     }

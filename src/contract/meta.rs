@@ -13,9 +13,11 @@ pub const GENERATION: &str = "generation";
 /// `active` or `paused`.
 pub const STATE: &str = "state";
 
-/// The stream ID of the last reset of all readers, behind which memberships in groups must be read again; missing before the
-/// first.
+/// The stream ID of the last reset behind which memberships in groups must be read again; missing before the first.
 pub const GROUPS_RESET: &str = "groups";
+
+/// The transaction of that reset.
+pub const GROUPS_RESET_XID: &str = "groups_xid";
 
 /// The trim point of the shared stream.
 const TRIM_SHARED: &str = "trim:shared";
@@ -27,7 +29,7 @@ const UNKNOWN: StreamId = StreamId {
 };
 
 /// Names of its fields.
-pub const FIELDS: [&str; 4] = [GENERATION, STATE, GROUPS_RESET, "trim:<stream>"];
+pub const FIELDS: [&str; 5] = [GENERATION, STATE, GROUPS_RESET, GROUPS_RESET_XID, "trim:<stream>"];
 
 /// The field with the trim point of a stream: the first ID that was kept.
 pub fn trim_field(target: &Target) -> String {

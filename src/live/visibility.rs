@@ -87,7 +87,7 @@ impl Look {
     }
 
     /// Whether everything of an epoch up to a place is shown. What has ended is shown by what follows.
-    pub(super) fn shows_all(&self, epoch: EpochId, until: StreamId) -> bool {
+    pub fn shows_all(&self, epoch: EpochId, until: StreamId) -> bool {
         let is_of_another = self.extent.as_ref().is_some_and(|extent| extent.epoch != epoch);
         is_of_another || self.position(epoch).is_some_and(|position| position >= until)
     }

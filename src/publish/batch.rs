@@ -41,6 +41,8 @@ pub enum Purpose {
     Create(Target),
     /// Ends the continuity of a stream that has a hole by a `reset` entry, which must be there.
     Recreate(Target),
+    /// Records where a stream begins again.
+    TrimPoint(Target),
     /// Writes a key of a tenant that is none of these streams. A failure concerns that tenant only.
     Tenant(String),
     /// Anything else, which must succeed.
@@ -95,16 +97,17 @@ pub struct Batch {
     position: Option<StreamId>,
     complete: Option<(StreamId, TransactionMark)>,
     /// Transactions with rows of tenants that are complete here, and their commit times; kept only where traces are sent.
-    ended: Vec<(StreamId, i64)>,
+    traced: Vec<(StreamId, i64)>,
     open: Option<OpenTransaction>,
     window: Option<WindowEntry>,
-    /// An entry of the window that took in another.
+    /// The oldest entry of the window, if it took in others.
     merged: Option<WindowEntry>,
     window_done: Vec<String>,
     /// Tenants of whose memberships it has changes.
     membership_tenants: Vec<Arc<str>>,
     notices: NoticeWriter,
     heartbeat_ts: Option<i64>,
+    /// It is published although it may have no notice: a reader waits for its live entry.
     announces: bool,
 }
 
@@ -118,7 +121,7 @@ impl Batch {
             changes: 0,
             position: None,
             complete: None,
-            ended: Vec::new(),
+            traced: Vec::new(),
             open: None,
             window: None,
             merged: None,
@@ -199,12 +202,12 @@ impl Batch {
 
     /// Records a transaction with rows, for its trace.
     pub fn trace(&mut self, last: StreamId, commit_ts: i64) {
-        self.ended.push((last, commit_ts));
+        self.traced.push((last, commit_ts));
     }
 
     /// Transactions that were recorded for their traces: place and commit time, µs since 1970.
     pub fn traced(&self) -> &[(StreamId, i64)] {
-        &self.ended
+        &self.traced
     }
 
     /// Records that a transaction is complete.
@@ -320,10 +323,12 @@ impl Batch {
         self.tenant_command(keys.first().copied().unwrap_or_default(), &words);
     }
 
-    /// Records that all readers of a tenant are reset here, so that memberships must be read again.
-    pub fn reset_groups(&mut self, tenant: &str, id: StreamId) {
-        let (key, id) = (self.keys.meta(tenant), id.to_string());
-        self.tenant_command(&key, &["HSET", &key, meta::GROUPS_RESET, &id].map(str::as_bytes));
+    /// Records that memberships of a tenant must be read again, since a transaction changed them in a way that the log does not
+    /// name.
+    pub fn reset_groups(&mut self, tenant: &str, id: StreamId, xid: u32) {
+        let (key, id, xid) = (self.keys.meta(tenant), id.to_string(), xid.to_string());
+        let command = ["HSET", &key, meta::GROUPS_RESET, &id, meta::GROUPS_RESET_XID, &xid];
+        self.tenant_command(&key, &command.map(str::as_bytes));
     }
 
     /// Creates a stream by a `reset` entry, unless it is there.
@@ -342,7 +347,8 @@ impl Batch {
         );
         let command = ["HSET", &meta, &field, &id_text].map(str::as_bytes);
         resp::command(&mut self.commands, &command);
-        self.queued.push((self.commands.len(), Purpose::Entry(target.clone())));
+        self.queued
+            .push((self.commands.len(), Purpose::TrimPoint(target.clone())));
         self.push_reset(&target, id, commit_ts);
         self.queued.push((self.commands.len(), Purpose::Recreate(target)));
     }
@@ -355,15 +361,10 @@ impl Batch {
         entry::write_reset(&mut self.commands, commit_ts);
     }
 
-    /// Replaces a tenant's meta hash: its generation, which every cursor must match, and its state. The trim points go;
-    /// they lie before the generation.
+    /// Replaces a tenant's meta hash: its generation, which every cursor must match, and its state.
     pub fn reset_meta(&mut self, tenant: &str, generation: i64, is_paused: bool) {
         let (key, generation) = (self.keys.meta(tenant), generation.to_string());
-        // It may have a field for each user; and another thread frees it.
-        self.tenant_command(&key, &[b"UNLINK", key.as_bytes()]);
-        let fields = [meta::GENERATION, &generation, meta::STATE, state_name(is_paused)];
-        let command = ["HSET", &key].into_iter().chain(fields).map(str::as_bytes);
-        self.tenant_command(&key, &command.collect::<Vec<_>>());
+        self.script(lua::RESET_META, &[&key], &[&generation, state_name(is_paused)]);
     }
 
     /// Pauses or resumes a tenant's delivery.
@@ -559,7 +560,7 @@ impl Batch {
     }
 
     /// Appends what comes behind the commands: the window, the live entry and the checkpoint.
-    pub(super) fn write_tail(&self, tail: &Tail<'_>, out: &mut BytesMut) -> Written {
+    pub(super) fn write_tail(&self, tail: &Tail<'_>, out: &mut BytesMut) -> WrittenTail {
         let mut count = self.queued.len();
         let mut live = tail.live;
         let mut live_index = None;
@@ -616,7 +617,7 @@ impl Batch {
             resp::argument(out, name.as_bytes());
             resp::argument(out, value.as_bytes());
         }
-        Written {
+        WrittenTail {
             commands: count + 1,
             live,
             live_index,
@@ -631,7 +632,7 @@ impl Batch {
 
 /// What was written of a batch.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Written {
+pub(super) struct WrittenTail {
     /// Commands between MULTI and EXEC.
     pub(super) commands: usize,
     /// ID of the last live entry afterwards.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::batch::{Batch, Marks, Tail, Written};
+use super::batch::{Batch, Marks, Tail, WrittenTail};
 use super::cut::Cut;
 use super::durability::Persistence;
 use super::outcome::{self, Exchange, Outcome, PublishError, Replies};
@@ -74,7 +74,7 @@ struct Prefix {
 /// A transaction whose `EXEC` is sent.
 struct InFlight {
     batch: Batch,
-    written: Written,
+    written: WrittenTail,
     /// What is cut behind it, whatever becomes of it.
     cuts: Vec<Cut>,
 }
@@ -176,14 +176,15 @@ impl Connection {
         }
     }
 
-    /// Becomes the writer: from now on no `EXEC` of another engine succeeds. Then reads the checkpoint and watches it.
-    pub async fn claim(&mut self) -> Result<Claim> {
+    /// Becomes the writer: from now on no `EXEC` of another engine succeeds. Then reads the checkpoint and watches it. `groups`
+    /// identifies the configured groups.
+    pub async fn claim(&mut self, groups: &str) -> Result<Claim> {
         let key = self.keys.checkpoint();
         let run_id = self.info("server", "run_id").await?;
         let persistence = self.persistence().await?;
         let writer = self.writer.clone();
         let ended = self.keys.terms();
-        let claim: [&[u8]; 8] = [
+        let claim: [&[u8]; 9] = [
             b"EVAL",
             lua::TERM.as_bytes(),
             b"2",
@@ -192,6 +193,7 @@ impl Connection {
             writer.as_bytes(),
             run_id.as_bytes(),
             terms::KEPT_MAX.as_bytes(),
+            groups.as_bytes(),
         ];
         match self.request(&claim).await? {
             Reply::Integer(_) => {}
@@ -496,7 +498,7 @@ impl Connection {
             }
         }
         let outcome = outcome::conclude(batch, &written, exchange, is_writer)?;
-        if matches!(outcome, Outcome::Written { .. }) {
+        if matches!(outcome, Outcome::Written(_)) {
             self.live = written.live;
         } else {
             // This batch comes before the one whose prefix was sent.

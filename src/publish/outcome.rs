@@ -6,32 +6,38 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 
-use super::batch::{Batch, Purpose, Written};
+use super::batch::{Batch, Purpose, WrittenTail};
 use crate::contract::stream_name::Target;
 use crate::core::resp::{Reply, RespError};
 
 /// Fewest bytes of a reply to a command inside `MULTI`: `+QUEUED`, CR and LF. Errors are longer.
 const QUEUED_BYTES: usize = 9;
 
+/// A batch that Redis holds, except for what is listed.
+#[derive(Debug)]
+pub struct WrittenBatch {
+    pub batch: Batch,
+    /// Streams that do not exist: they must be recreated with a `reset` entry.
+    pub missing: Vec<Target>,
+    /// Streams that refused an entry, with the error.
+    pub failed: Vec<(Target, String)>,
+    /// Streams that had lost entries and now hold a `reset` entry.
+    pub recreated: Vec<Target>,
+    /// Other keys of tenants that are of the wrong type, with the error.
+    pub wrong_type: Vec<(String, String)>,
+    /// The live stream refused its entry; it must be recreated, which its readers notice.
+    pub live_failed: Option<String>,
+}
+
 /// What became of a batch.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Redis holds the whole batch, except for what is listed.
-    Written {
-        batch: Batch,
-        /// Streams that do not exist: they must be recreated with a `reset` entry.
-        missing: Vec<Target>,
-        /// Streams that refused an entry, with the error.
-        failed: Vec<(Target, String)>,
-        /// Streams that had lost entries and now hold a `reset` entry.
-        recreated: Vec<Target>,
-        /// Other keys of tenants that are of the wrong type, with the error.
-        wrong_type: Vec<(String, String)>,
-        /// The live stream refused its entry; it must be recreated, which its readers notice.
-        live_failed: Option<String>,
-    },
+    Written(WrittenBatch),
     /// Redis holds nothing of the batch and cannot take it now (OOM, READONLY, MISCONF, LOADING); try again later.
-    Refused { batch: Batch, cause: String },
+    Refused {
+        batch: Batch,
+        cause: String,
+    },
     /// Redis holds nothing of the batch, because keys of tenants are not allowed (NOPERM), and only such keys.
     Denied {
         /// The batch without the commands for those keys.
@@ -213,7 +219,7 @@ fn torn(command: &str, reply: &Reply) -> PublishError {
 /// What became of a batch whose transaction was run.
 pub(super) fn conclude(
     batch: Batch,
-    written: &Written,
+    written: &WrittenTail,
     exchange: Exchange,
     is_writer: bool,
 ) -> Result<Outcome, PublishError> {
@@ -260,7 +266,12 @@ fn refused_outcome(mut batch: Batch, refusals: Vec<(usize, String)>) -> Outcome 
     for (index, cause) in refusals {
         let purpose = batch.purpose(index).filter(|_| error_code(&cause) == "NOPERM");
         match purpose {
-            Some(Purpose::Entry(target) | Purpose::Create(target) | Purpose::Recreate(target)) => {
+            Some(
+                Purpose::Entry(target)
+                | Purpose::TrimPoint(target)
+                | Purpose::Create(target)
+                | Purpose::Recreate(target),
+            ) => {
                 streams.entry(target.clone()).or_insert(cause);
             }
             Some(Purpose::Tenant(key)) => {
@@ -270,7 +281,9 @@ fn refused_outcome(mut batch: Batch, refusals: Vec<(usize, String)>) -> Outcome 
         }
     }
     batch.remove(|purpose| match purpose {
-        Purpose::Entry(target) | Purpose::Create(target) | Purpose::Recreate(target) => streams.contains_key(target),
+        Purpose::Entry(target) | Purpose::TrimPoint(target) | Purpose::Create(target) | Purpose::Recreate(target) => {
+            streams.contains_key(target)
+        }
         Purpose::Tenant(key) => keys.contains_key(key),
         Purpose::Other => false,
     });
@@ -278,13 +291,15 @@ fn refused_outcome(mut batch: Batch, refusals: Vec<(usize, String)>) -> Outcome 
 }
 
 /// What became of a batch whose commands Redis ran, by the reply to each.
-fn written_outcome(batch: Batch, written: &Written, results: Vec<Reply>) -> Result<Outcome, PublishError> {
+fn written_outcome(batch: Batch, written: &WrittenTail, results: Vec<Reply>) -> Result<Outcome, PublishError> {
     let (mut missing, mut failed, mut live_failed) = (Vec::new(), Vec::new(), None);
     let (mut recreated, mut wrong_type) = (Vec::new(), Vec::new());
     for (index, result) in results.into_iter().enumerate() {
         match (batch.purpose(index), result) {
             (Some(Purpose::Entry(target)), Reply::Nil) if !missing.contains(target) => missing.push(target.clone()),
-            (Some(Purpose::Entry(target)), Reply::Error(text)) => failed.push((target.clone(), text)),
+            (Some(Purpose::Entry(target) | Purpose::TrimPoint(target)), Reply::Error(text)) => {
+                failed.push((target.clone(), text))
+            }
             // Redis refuses a creation as too old when the stream exists and holds later entries: that is as good.
             (Some(Purpose::Create(target)), Reply::Error(text)) if error_code(&text) == "WRONGTYPE" => {
                 failed.push((target.clone(), text));
@@ -301,14 +316,14 @@ fn written_outcome(batch: Batch, written: &Written, results: Vec<Reply>) -> Resu
             _ => {}
         }
     }
-    Ok(Outcome::Written {
+    Ok(Outcome::Written(WrittenBatch {
         batch,
         missing,
         failed,
         recreated,
         wrong_type,
         live_failed,
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -360,8 +375,8 @@ mod tests {
         (batch, changes)
     }
 
-    fn written(live_index: Option<usize>) -> Written {
-        Written {
+    fn written(live_index: Option<usize>) -> WrittenTail {
+        WrittenTail {
             commands: 3,
             live: StreamId::ZERO,
             live_index,
@@ -579,7 +594,7 @@ mod tests {
         }
         let all_done = || Reply::Array(vec![Reply::Bulk("1-1".into()), ok(), Reply::Integer(0)]);
         assert!(matches!(outcome(all_done(), false), Err(PublishError::Fenced)));
-        assert!(matches!(outcome(all_done(), true), Ok(Outcome::Written { .. })));
+        assert!(matches!(outcome(all_done(), true), Ok(Outcome::Written(_))));
     }
 
     #[test]
@@ -590,14 +605,14 @@ mod tests {
         };
         let (_, changes) = batch();
         let too_old = error("ERR The ID specified in XADD is equal or smaller");
-        let Ok(Outcome::Written {
+        let Ok(Outcome::Written(WrittenBatch {
             failed, live_failed, ..
-        }) = outcome(vec![too_old, ok(), error("ERR live")])
+        })) = outcome(vec![too_old, ok(), error("ERR live")])
         else {
             panic!("not written");
         };
         assert_eq!((failed, live_failed), (Vec::new(), Some("ERR live".into())));
-        let Ok(Outcome::Written { failed, .. }) = outcome(vec![error("WRONGTYPE x"), ok(), ok()]) else {
+        let Ok(Outcome::Written(WrittenBatch { failed, .. })) = outcome(vec![error("WRONGTYPE x"), ok(), ok()]) else {
             panic!("not written");
         };
         assert_eq!(failed, [(changes, "WRONGTYPE x".into())]);

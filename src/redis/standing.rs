@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::read_position::ReadPosition;
 use super::store::{Error, Fields, Store, Values, checkpoint_command, parse_view};
-use crate::contract::checkpoint::View;
+use crate::contract::checkpoint::{MEMBERSHIPS, View, memberships_since};
 use crate::contract::group::GroupId;
 use crate::contract::lua;
 use crate::contract::members::{GROUPS_MAX, Members};
@@ -45,6 +45,16 @@ pub struct Handoff {
     pub standing: Standing,
     /// Transactions that a snapshot may not see yet.
     pub window: Vec<WindowEntry>,
+}
+
+/// What is needed before memberships are read from Postgres.
+#[derive(Debug, Clone)]
+pub struct MembershipHandoff {
+    pub handoff: Handoff,
+    /// The latest changes of the tenant's memberships.
+    pub log: MembershipLog,
+    /// The transaction of [`Standing::groups_reset`], if it is known.
+    pub reset_xid: Option<u32>,
 }
 
 impl Standing {
@@ -181,12 +191,38 @@ impl Store {
         Ok(marked.and_then(|marked| marked.parse().ok()))
     }
 
-    /// The latest changes of a tenant's memberships.
-    pub async fn membership_log(&self, tenant: &str) -> Result<MembershipLog, Error> {
-        let mut pipe = redis::pipe();
+    /// What is needed before a user's memberships are read from Postgres, all of one moment.
+    pub async fn membership_handoff(&self, tenant: &str, user: Uuid) -> Result<MembershipHandoff, Error> {
+        let mut pipe = self.standing_commands(tenant, user);
+        pipe.cmd("HGETALL").arg(self.0.keys.window());
         pipe.cmd("ZRANGE").arg(self.0.keys.memberships(tenant)).arg(0).arg(-1);
-        let (elements,): (Vec<String>,) = self.query(&pipe).await?;
-        Ok(MembershipLog::parse(&elements))
+        pipe.cmd("HGET").arg(self.0.keys.checkpoint()).arg(MEMBERSHIPS);
+        pipe.cmd("HGET")
+            .arg(self.0.keys.meta(tenant))
+            .arg(meta::GROUPS_RESET_XID);
+        type Replies = (
+            bool,
+            bool,
+            Values,
+            Values,
+            Fields,
+            Fields,
+            Vec<String>,
+            Option<String>,
+            Option<String>,
+        );
+        let (inbox, shared, meta, checkpoint, members, window, log, kept, reset_xid): Replies =
+            self.query(&pipe).await?;
+        let standing = self.stand(tenant, (inbox, shared, meta, checkpoint, members)).await?;
+        let since = memberships_since(kept.as_deref(), standing.view.term);
+        Ok(MembershipHandoff {
+            log: MembershipLog::parse(&log).kept_since(since),
+            reset_xid: reset_xid.and_then(|xid| xid.parse().ok()),
+            handoff: Handoff {
+                standing,
+                window: WindowEntry::parse_all(&window),
+            },
+        })
     }
 
     /// Adds a user's memberships as of the mark, each with the position behind which its stream is read, to what the publisher

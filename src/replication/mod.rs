@@ -5,7 +5,7 @@
 //! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`], [`catalog`] and [`outside`], which share
 //! [`difference`], are ordinary SQL beside the stream, and [`trim`] decides what the streams may drop. [`report`] is what other
 //! parts see of all this. `durability_watch` follows the disk of Redis and its replicas. `undecodable` leads past transactions
-//! that Postgres fails to send.
+//! that Postgres fails to send. `unseen` is what is published and no snapshot sees yet.
 
 pub mod catalog;
 pub mod connection;
@@ -26,3 +26,4 @@ pub mod slot;
 pub mod startup;
 pub mod trim;
 mod undecodable;
+mod unseen;

@@ -5,7 +5,6 @@
 //! not read, so that memory stays bounded however slow Redis is.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::anyhow;
@@ -21,11 +20,11 @@ use super::pipeline::{Pipeline, Start};
 use super::report::ReplicatorState;
 use super::startup::{self, CUTS_MAX, MetBreak, Prepared, STATUS_INTERVAL, SessionContext, Started};
 use super::undecodable;
+use super::unseen::UnseenTransactions;
 use crate::config;
 use crate::contract::checkpoint::Epoch;
 use crate::contract::keys::Keys;
 use crate::contract::stream_name::Target;
-use crate::contract::window::WindowEntry;
 use crate::core::backoff::Backoff;
 use crate::core::position::StreamId;
 use crate::core::time::{age_of, unix_micros};
@@ -34,7 +33,7 @@ use crate::publish::batch::{Batch, Marks};
 use crate::publish::connection as redis_connection;
 use crate::publish::cut::Cut;
 use crate::publish::durability::Durable;
-use crate::publish::outcome::{Outcome, error_code};
+use crate::publish::outcome::{Outcome, WrittenBatch, error_code};
 use crate::publish::progress::Progress;
 use crate::route::router::Router;
 use crate::telemetry::journal::{Step, StepKind};
@@ -51,9 +50,6 @@ const GATHER: Duration = Duration::from_millis(100);
 
 /// Delays before a refused batch is sent again: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-
-/// Most entries of the window. Devices that take a snapshot read all of them.
-const WINDOW_ENTRIES_MAX: usize = 1000;
 
 /// How long the outline of a table may take, during which no status update is sent.
 const OUTLINE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -101,12 +97,9 @@ struct Session<'a> {
     urgent: Option<Batch>,
     /// What is trimmed behind the next batch.
     cuts: Vec<Cut>,
-    /// Up to here it is read and noted what became of each entry.
+    /// The replies to everything up to here are read and recorded.
     seen: StreamId,
-    /// Transactions that a snapshot may not include yet, in order.
-    window: Vec<WindowEntry>,
-    /// Tenants whose latest changes of memberships are kept, and the end of the last batch with some.
-    membership_changes: HashMap<Arc<str>, StreamId>,
+    unseen: UnseenTransactions,
     /// The part of the pipeline's counts that the metrics include.
     reported: ReplicationCounts,
     last_received: Instant,
@@ -218,8 +211,7 @@ impl<'a> Session<'a> {
             urgent,
             cuts: Vec::new(),
             seen: origin.seen,
-            window: claim.window,
-            membership_changes: HashMap::new(),
+            unseen: UnseenTransactions::new(claim.window),
             reported: ReplicationCounts::default(),
             last_received: now,
             last_status: now,
@@ -363,7 +355,10 @@ impl<'a> Session<'a> {
                 let durable = self.durable.note_replicas(&reading);
                 self.advance(durable);
             }
-            Event::Snapshot => self.close_window(),
+            Event::Snapshot => {
+                let snapshot = self.context.snapshots.borrow_and_update().clone();
+                self.unseen.remove_seen(&snapshot, self.seen, self.pipeline.batch());
+            }
             Event::Outline(outline) => {
                 self.pipeline.describe(outline);
                 self.apply_frames()?;
@@ -428,22 +423,33 @@ impl<'a> Session<'a> {
             }
             return;
         }
+        // The reply to DISCARD comes first.
         if self.urgent.is_some() && self.redis.discard_prefix() {
             return;
         }
-        let batch = match self.refused.batch.take() {
+        if let Some(batch) = self.next_batch() {
+            self.send(batch);
+        }
+    }
+
+    /// What is sent next: a refused batch when it is due, then what is urgent, then what was decoded.
+    fn next_batch(&mut self) -> Option<Batch> {
+        match self.refused.batch.take() {
             Some((batch, at)) if Instant::now() < at => {
                 self.refused.batch = Some((batch, at));
-                return;
+                None
             }
-            Some((batch, _)) => batch,
+            Some((batch, _)) => Some(batch),
             // Recreations go first: later changes come after them in their streams.
             None => match self.urgent.take() {
-                Some(urgent) => urgent,
-                None if self.pipeline.batch().is_empty() && self.cuts.is_empty() => return,
-                None => self.pipeline.take_batch(),
+                Some(urgent) => Some(urgent),
+                None if self.pipeline.batch().is_empty() && self.cuts.is_empty() => None,
+                None => Some(self.pipeline.take_batch()),
             },
-        };
+        }
+    }
+
+    fn send(&mut self, batch: Batch) {
         // Postgres may have received the value in the checkpoint, so it never goes back.
         if !self.pipeline.is_unverified() {
             self.in_flight.acknowledged = self.in_flight.acknowledged.max(self.acknowledgeable());
@@ -453,11 +459,8 @@ impl<'a> Session<'a> {
             acknowledged: self.in_flight.acknowledged,
             seen: self.seen,
         };
+        self.unseen.send(&batch);
         let cuts = std::mem::take(&mut self.cuts);
-        for tenant in batch.membership_tenants() {
-            let end = batch.position().unwrap_or(self.seen);
-            self.membership_changes.insert(tenant.clone(), end);
-        }
         self.redis.send(batch, &self.epoch, marks, cuts);
     }
 
@@ -465,114 +468,126 @@ impl<'a> Session<'a> {
     /// new epoch begins where Postgres was confirmed, and its devices take a snapshot, so such a commit must come behind
     /// that place.
     fn acknowledgeable(&self) -> PgLsn {
-        let unseen = self.window.first().map(|entry| entry.first.ms);
-        let unseen = unseen.map(|ms| PgLsn::from(ms.saturating_sub(self.epoch.base)));
+        let unseen = self.unseen.first();
+        let unseen = unseen.map(|first| PgLsn::from(first.ms.saturating_sub(self.epoch.base)));
         let durable = self.progress.durable();
         unseen.map_or(durable, |unseen| unseen.min(durable))
     }
 
+    /// Records what became of the batch in flight.
     fn conclude(&mut self, outcome: Outcome) -> Result<(), SessionEnd> {
         let cuts = self.redis.take_cut_results();
         for (key, cause) in cuts.failed {
             tracing::error!(key, cause, "Redis refuses to trim; check the ACL and the key's type");
         }
         match outcome {
-            Outcome::Written {
-                batch,
-                missing,
-                failed,
-                recreated,
-                wrong_type,
-                live_failed,
-            } => {
-                if self.refused.cause.take().is_some() {
-                    tracing::info!("Redis accepts writes again");
-                }
-                self.refused.backoff.reset();
-                let entries = batch.entries().saturating_sub(failed.len());
-                let metrics = &self.context.report.metrics.replication;
-                metrics.wrote(
-                    self.in_flight.sent_at.elapsed(),
-                    entries,
-                    batch.changes(),
-                    batch.bytes(),
-                );
-                metrics.add(self.pipeline.counts(), &mut self.reported);
-                self.trace(&batch);
-                self.window.extend(batch.window().cloned());
-                self.bound_window();
-                if let Some(mark) = batch.complete_transaction() {
-                    self.progress.publish(mark.end_lsn);
-                    let journal = &self.context.report.metrics.journal;
-                    journal.latency(age_of(mark.commit_ts));
-                    journal.note(|| Step {
-                        kind: StepKind::Published(mark.end_lsn),
-                        at: unix_micros(),
-                    });
-                }
-                self.recreate(missing, batch.position());
-                // The next EXEC records that this batch was seen; so what is known of it must be noted there.
-                self.seen = batch.position().unwrap_or(self.seen);
-                self.pipeline.recycle(batch);
-                for (target, cause) in failed {
-                    self.pipeline.stop_stream(target, &cause, self.urgent.as_mut());
-                }
-                recreated.iter().for_each(|target| self.pipeline.batch().unstop(target));
-                for (key, cause) in wrong_type {
-                    tracing::error!(key, cause, "key of a tenant has the wrong type; remove it");
-                }
-                if let Some(cause) = live_failed {
-                    tracing::error!(cause, "XADD to the live stream failed; recreating it");
-                    let key = Keys::new(&self.context.config.redis.prefix).live(0);
-                    self.pipeline.batch().other(&[b"DEL", key.as_bytes()]);
-                }
-                let (published, acknowledged) = (self.progress.published(), self.in_flight.acknowledged);
-                self.durable.written.send_replace(Written {
-                    published,
-                    acknowledged,
-                });
-                let durable = self.durable.state.published(published, acknowledged);
-                self.advance(durable);
-            }
-            Outcome::Refused { batch, cause } => {
-                self.context.report.metrics.replication.refused(&cause);
-                if error_code(&cause) == "READONLY" {
-                    // Another server may be the primary now, and this one may stay a replica.
-                    let cause = anyhow!("Redis is now a replica; reconnecting: {cause}");
-                    return Err(SessionEnd::Failed(FailureCause::Redis, cause));
-                }
-                if self.refused.cause.as_ref() != Some(&cause) {
-                    tracing::warn!(cause, "Redis refuses writes; retrying the batch");
-                }
-                self.context.report.note_refusal(&cause, cuts.removed);
-                self.refused.cause = Some(cause);
-                let retry_at = Instant::now() + self.refused.backoff.next();
-                self.refused.batch = Some((batch, retry_at));
-                self.report_state();
-            }
-            Outcome::Denied {
-                mut batch,
-                streams,
-                keys,
-            } => {
-                if let Some(cause) = streams.values().chain(keys.values()).next() {
-                    self.context.report.metrics.replication.refused(cause);
-                }
-                // The marks are in the same EXEC as the checkpoint that passes the entries: no crash comes in between.
-                for (target, cause) in streams {
-                    self.pipeline.stop_stream(target, &cause, Some(&mut batch));
-                }
-                for (key, cause) in keys {
-                    tracing::error!(
-                        key,
-                        cause,
-                        "Redis forbids a key of a tenant; check the ACL against the documentation"
-                    );
-                }
-                self.refused.batch = Some((batch, Instant::now()));
-            }
+            Outcome::Written(written) => self.written(written),
+            Outcome::Refused { batch, cause } => self.refused(batch, cause, cuts.removed)?,
+            Outcome::Denied { batch, streams, keys } => self.denied(batch, streams, keys),
         }
         Ok(())
+    }
+
+    /// A batch is published. What the next `EXEC` must record with the replies comes before `seen`, which is in it, too.
+    fn written(&mut self, written: WrittenBatch) {
+        let WrittenBatch {
+            batch,
+            missing,
+            failed,
+            recreated,
+            wrong_type,
+            live_failed,
+        } = written;
+        if self.refused.cause.take().is_some() {
+            tracing::info!("Redis accepts writes again");
+        }
+        self.refused.backoff.reset();
+        self.measure(&batch, failed.len());
+        self.trace(&batch);
+        self.unseen.publish(&batch, self.pipeline.batch());
+        if let Some(mark) = batch.complete_transaction() {
+            self.progress.publish(mark.end_lsn);
+        }
+        self.recreate(missing, batch.position());
+        self.seen = batch.position().unwrap_or(self.seen);
+        self.pipeline.recycle(batch);
+        for (target, cause) in failed {
+            self.pipeline.stop_stream(target, &cause, self.urgent.as_mut());
+        }
+        recreated.iter().for_each(|target| self.pipeline.batch().unstop(target));
+        for (key, cause) in wrong_type {
+            tracing::error!(key, cause, "key of a tenant has the wrong type; remove it");
+        }
+        if let Some(cause) = live_failed {
+            tracing::error!(cause, "XADD to the live stream failed; recreating it");
+            let key = Keys::new(&self.context.config.redis.prefix).live(0);
+            self.pipeline.batch().other(&[b"DEL", key.as_bytes()]);
+        }
+        let (published, acknowledged) = (self.progress.published(), self.in_flight.acknowledged);
+        self.durable.written.send_replace(Written {
+            published,
+            acknowledged,
+        });
+        let durable = self.durable.state.published(published, acknowledged);
+        self.advance(durable);
+    }
+
+    /// Counts a batch that is published.
+    fn measure(&mut self, batch: &Batch, failed: usize) {
+        let metrics = &self.context.report.metrics.replication;
+        metrics.wrote(
+            self.in_flight.sent_at.elapsed(),
+            batch.entries().saturating_sub(failed),
+            batch.changes(),
+            batch.bytes(),
+        );
+        metrics.add(self.pipeline.counts(), &mut self.reported);
+        if let Some(mark) = batch.complete_transaction() {
+            let journal = &self.context.report.metrics.journal;
+            journal.latency(age_of(mark.commit_ts));
+            journal.note(|| Step {
+                kind: StepKind::Published(mark.end_lsn),
+                at: unix_micros(),
+            });
+        }
+    }
+
+    /// A batch was refused as a whole, and is sent again later.
+    fn refused(&mut self, batch: Batch, cause: String, removed: i64) -> Result<(), SessionEnd> {
+        self.context.report.metrics.replication.refused(&cause);
+        if error_code(&cause) == "READONLY" {
+            // Another server may be the primary now, and this one may stay a replica.
+            let cause = anyhow!("Redis is now a replica; reconnecting: {cause}");
+            return Err(SessionEnd::Failed(FailureCause::Redis, cause));
+        }
+        if self.refused.cause.as_ref() != Some(&cause) {
+            tracing::warn!(cause, "Redis refuses writes; retrying the batch");
+        }
+        self.context.report.note_refusal(&cause, removed);
+        self.refused.cause = Some(cause);
+        let retry_at = Instant::now() + self.refused.backoff.next();
+        self.refused.batch = Some((batch, retry_at));
+        self.report_state();
+        Ok(())
+    }
+
+    /// Redis forbids parts of a batch, which is sent again without them.
+    fn denied(&mut self, mut batch: Batch, streams: HashMap<Target, String>, keys: HashMap<String, String>) {
+        if let Some(cause) = streams.values().chain(keys.values()).next() {
+            self.context.report.metrics.replication.refused(cause);
+        }
+        // The marks are in the same EXEC as the checkpoint that passes the entries: no crash comes in between.
+        for (target, cause) in streams {
+            self.pipeline.stop_stream(target, &cause, Some(&mut batch));
+        }
+        for (key, cause) in keys {
+            tracing::error!(
+                key,
+                cause,
+                "Redis forbids a key of a tenant; check the ACL against the documentation"
+            );
+        }
+        self.refused.batch = Some((batch, Instant::now()));
     }
 
     /// Sends the spans of the transactions that are now published, where their traces are sampled.
@@ -625,47 +640,6 @@ impl<'a> Session<'a> {
             self.queue_status();
         }
         self.report_state();
-    }
-
-    /// While no heartbeat succeeds, entries of the window stay: the oldest take in the next ones.
-    fn bound_window(&mut self) {
-        while self.window.len() > WINDOW_ENTRIES_MAX {
-            let next = self.window.remove(1);
-            let gone = next.first;
-            let Some(oldest) = self.window.first_mut() else { return };
-            oldest.merge(next);
-            self.pipeline.batch().merge_window(oldest.clone(), gone);
-        }
-    }
-
-    fn close_window(&mut self) {
-        let snapshot = self.context.snapshots.borrow_and_update().clone();
-        let mut seen = Vec::new();
-        self.window.retain(|entry| {
-            let is_seen = entry.is_seen_by(&snapshot);
-            if is_seen {
-                seen.push(entry.first.to_string());
-            }
-            !is_seen
-        });
-        if !seen.is_empty() {
-            self.pipeline.batch().close_window(seen);
-        }
-        self.forget_memberships();
-    }
-
-    /// Removes the latest changes of memberships of tenants for which all of them are seen.
-    fn forget_memberships(&mut self) {
-        let (first, written) = (self.window.first().map(|entry| entry.first), self.seen);
-        let batch = self.pipeline.batch();
-        let is_seen = |tenant: &Arc<str>, end: &mut StreamId| {
-            // Those of the batch that is being filled would go with them.
-            *end <= written && first.is_none_or(|first| *end < first) && !batch.membership_tenants().contains(tenant)
-        };
-        let seen: Vec<_> = self.membership_changes.extract_if(is_seen).collect();
-        for (tenant, _) in seen {
-            batch.forget_memberships(&tenant);
-        }
     }
 
     fn tick(&mut self) -> Result<(), SessionEnd> {

@@ -23,6 +23,7 @@ use super::slot;
 use crate::config::Config;
 use crate::contract::checkpoint::{Checkpoint, Epoch};
 use crate::contract::keys::Keys;
+use crate::contract::membership_log::groups_digest;
 use crate::contract::stream_name::Target;
 use crate::core::position::{EpochId, StreamId};
 use crate::core::snapshot::Snapshot;
@@ -253,7 +254,10 @@ async fn prepare(
     let (redis, live_entries_max) = (&context.config.redis, context.config.streams.live_entries_max);
     let connecting = redis_connection::Connection::connect(redis, live_entries_max);
     let mut redis = connecting.await.map_err(SessionEnd::by_redis)?;
-    let mut claim = redis.claim().await.map_err(SessionEnd::by_redis)?;
+    let mut claim = redis
+        .claim(&groups_digest(&context.config.groups))
+        .await
+        .map_err(SessionEnd::by_redis)?;
     if claim.persistence == Persistence::Off {
         tracing::warn!("Redis persistence is off (appendonly no): a crash of Redis resets all devices");
     }
@@ -400,7 +404,8 @@ async fn begin_epoch(
         batch.reset_meta(&name, row.try_get("generation")?, state == PAUSED);
         // Their places are of the epoch before.
         batch.forget_memberships(&name);
-        reset_streams(database, &mut guard, &keys, &tenant, position, batch).await?;
+        let since = (position, context.config.streams.device_idle_days);
+        reset_streams(database, &mut guard, &keys, &tenant, since, batch).await?;
     }
     let mut batch = Batch::new(keys);
     batch.begin_epoch(&Checkpoint {
@@ -502,7 +507,7 @@ async fn reset_streams(
     guard: &mut Guarded<'_>,
     keys: &Keys,
     tenant: &Tenant,
-    position: StreamId,
+    (position, idle_days): (StreamId, u64),
     mut batch: Batch,
 ) -> Result<()> {
     let (name, now): (Arc<str>, i64) = (tenant.name.as_str().into(), unix_micros());
@@ -511,7 +516,7 @@ async fn reset_streams(
     }
     let mut after = Uuid::nil();
     loop {
-        let users = user_ids(database, tenant, after).await?;
+        let users = reader_ids(database, tenant, after, idle_days).await?;
         for user in &users {
             batch.create_stream(Target::Inbox(name.clone(), *user), position, now);
         }
@@ -524,18 +529,18 @@ async fn reset_streams(
     }
 }
 
-/// A page of a tenant's users.
-async fn user_ids(database: &Database, tenant: &Tenant, after: Uuid) -> Result<Vec<Uuid>> {
-    let page = RESETS_PER_BATCH as i64;
+/// A page of a tenant's users whose inbox is likely to be read.
+async fn reader_ids(database: &Database, tenant: &Tenant, after: Uuid, idle_days: u64) -> Result<Vec<Uuid>> {
+    let (page, days) = (RESETS_PER_BATCH as i64, i32::try_from(idle_days).unwrap_or(i32::MAX));
     let rows = database
         .query(
-            &sql!("accounts/user_ids", tenant),
-            &[(&after, Type::UUID), (&page, Type::INT8)],
+            &sql!("accounts/reader_ids", tenant),
+            &[(&after, Type::UUID), (&page, Type::INT8), (&days, Type::INT4)],
         )
         .await;
     let rows = match rows {
         // A broken table of one tenant must not block the epoch. Cursors end with the old epoch in any case, and a
-        // missing inbox is created when a device of its user takes a snapshot.
+        // missing inbox is created when it is first read.
         Err(error) if error.is_object_error() => {
             tracing::error!(
                 tenant = tenant.name, %error,
@@ -570,7 +575,7 @@ impl Guarded<'_> {
         self.redis.send(batch, &self.epoch, self.marks, cuts);
         loop {
             match self.redis.outcome()? {
-                Some(Outcome::Written { .. }) => return Ok(()),
+                Some(Outcome::Written(_)) => return Ok(()),
                 Some(Outcome::Denied { batch, streams, keys }) => {
                     for (target, cause) in streams {
                         tracing::error!(

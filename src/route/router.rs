@@ -78,8 +78,9 @@ pub struct Plan {
     pub tenancy: Tenancy,
     /// The column that identifies a row to clients, `id` where there is one.
     pub id_column: Option<usize>,
-    /// In `users`, the column with the id of the user that an insert creates.
-    pub creation_column: Option<usize>,
+    /// In `devices`, the column with the user who gets an inbox by an insert. Other users get one when they first read it: an
+    /// empty stream takes 4 KiB.
+    pub inbox_column: Option<usize>,
     /// Which columns devices receive; `None` for all.
     pub delivered: Option<Vec<bool>>,
     /// Columns whose values live events deliver.
@@ -237,7 +238,7 @@ impl Router {
             id_column: relation
                 .column("id")
                 .or_else(|| relation.columns.iter().position(|column| column.is_key)),
-            creation_column: None,
+            inbox_column: None,
             delivered: None,
             live_columns: columns(live_columns(&relation.table)),
             removal_columns: columns(removal_columns(&relation.table)),
@@ -257,7 +258,6 @@ impl Router {
                 Err(column) => plan.broken = Some(format!("table messages lacks the column {column}")),
             },
             "users" => {
-                plan.creation_column = relation.column("id");
                 let visible = ["username", "user_type", "role", "email", "disabled_at", "deleted_at"];
                 plan.store(&built_in(TENANT, "change", &visible), relation);
                 let access = built_in("id", "device_changed", &["disabled_at", "deleted_at"]);
@@ -268,6 +268,7 @@ impl Router {
             ENCRYPTED_STATES => plan.store(&Rule::encrypted_states(), relation),
             "message_conflicts" => plan.store(&Rule::conflicts(), relation),
             "devices" => {
+                plan.inbox_column = relation.column("user_id");
                 // API nodes drop a device that changed from their caches.
                 let access = built_in("user_id", "device_changed", &["user_id", "revoked_at", "created_at"]);
                 plan.deliver_live(&access, relation);
@@ -329,6 +330,11 @@ impl Plan {
             || !self.stored.is_empty()
             || !self.live_only.is_empty()
             || self.broken.is_some()
+    }
+
+    /// Whether the table lists the members of a group.
+    pub fn lists_members(&self) -> bool {
+        self.members.is_some()
     }
 
     /// Who sees a row after the change, where a rule sends rows of this table to groups.

@@ -10,7 +10,6 @@ use super::tables::{Routing, Viewer};
 use crate::config::group::Group;
 use crate::config::rule::{Recipient, Rule};
 use crate::contract::group::GroupId;
-use crate::contract::members::GROUPS_MAX;
 use crate::core::subject::UserNames;
 use crate::core::tenant::{Tenant, quote_identifier};
 use crate::feature;
@@ -113,36 +112,13 @@ pub(super) async fn member_tables<'r>(
     Ok(tables)
 }
 
-/// Whether a user is a member of a group.
-pub(super) async fn is_member(
-    database: &Database,
-    tenant: &Tenant,
-    user: Uuid,
-    group: &GroupId,
-    routing: Routing<'_>,
-) -> Result<bool, feature::Error> {
-    let Some(configured) = routing.groups.get(group.name()) else {
-        return Ok(false);
-    };
-    let Some(table) = MemberTable::read(database, tenant, configured, routing).await? else {
-        return Ok(false);
-    };
-    let viewer = Viewer::of(database, tenant, user, std::iter::once(table.names.clone())).await?;
-    let mut parameters = Parameters::default();
-    let id = parameters.text(group.id());
-    let Some(has) = table.has(&id, &viewer, &mut parameters) else {
-        return Ok(false);
-    };
-    let statement = Statement::composed(format!("SELECT 1 WHERE {has}"));
-    Ok(database.query_opt(&statement, &parameters.as_params()).await?.is_some())
-}
-
-/// The groups of which a user is a member, at most one more than allowed.
+/// The groups of which a user is a member, at most so many.
 pub(super) async fn groups_of(
     database: &Database,
     tenant: &Tenant,
     user: Uuid,
     routing: Routing<'_>,
+    groups_max: usize,
 ) -> Result<Vec<GroupId>, feature::Error> {
     let mut found = Vec::new();
     let names = routing
@@ -150,7 +126,7 @@ pub(super) async fn groups_of(
         .values()
         .map(|group| routing.names(group.subjects.as_ref()));
     let viewer = Viewer::of(database, tenant, user, names).await?;
-    let limit = i64::try_from(GROUPS_MAX + 1).unwrap_or(i64::MAX);
+    let limit = i64::try_from(groups_max).unwrap_or(i64::MAX);
     for (name, group) in routing.groups {
         let Some(table) = MemberTable::read(database, tenant, group, routing).await? else {
             continue;
@@ -175,6 +151,6 @@ pub(super) async fn groups_of(
             found.extend(id.and_then(|id| GroupId::new(&name, id.as_bytes()).ok()));
         }
     }
-    found.truncate(GROUPS_MAX + 1);
+    found.truncate(groups_max);
     Ok(found)
 }

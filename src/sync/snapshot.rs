@@ -23,20 +23,25 @@ use crate::contract::control::Command;
 use crate::contract::entry::Text;
 use crate::contract::group::{GroupId, Membership};
 use crate::contract::members::{GROUPS_MAX, Members};
+use crate::contract::membership_log::CHANGES_MAX;
 use crate::core::operation::Operation;
 use crate::core::position::StreamId;
 use crate::core::snapshot::Snapshot;
 use crate::core::tenant::Tenant;
 use crate::core::time::Timestamp;
 use crate::feature;
+use crate::live::visibility::{Look, Published, Visibility, Wish};
 use crate::messages::{Message, Status};
 use crate::postgres::{Database, sql, tenants};
 use crate::redis::read_position::ReadPosition;
-use crate::redis::standing::{Handoff, Missing};
+use crate::redis::standing::{Handoff, MembershipHandoff, Missing};
 use crate::redis::store::{self, Store};
 
 /// How long to wait for the replicator to create a missing stream.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the snapshot of a group waits for commits before the user joined. After that, another snapshot is due.
+const EARLIER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Interval of checking for it.
 const CREATE_POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -85,7 +90,7 @@ const GROUP: u8 = 4;
 pub const STATES: u8 = u8::MAX;
 
 /// A page of a snapshot.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Page {
     pub items: Vec<Item>,
     /// Messages in it that wait for an acknowledgement.
@@ -248,30 +253,65 @@ pub async fn is_due_again(
     Ok(handoff.standing.view.epoch == place.epoch && seen(database, &handoff).await? >= until)
 }
 
-/// Waits until Postgres shows that the user is a member of a group, which they joined at a place; gives whether it shows
-/// everything up to there.
+/// What is known of a membership when the snapshot of its group is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined {
+    /// Postgres shows it, and everything before it.
+    Whole,
+    /// Postgres shows it, but not everything before it.
+    Partly,
+    /// It has ended, or began again later.
+    Over,
+}
+
+/// Waits until Postgres shows the membership that began at a place: its commit, and for a moment the commits before it.
 pub async fn wait_for_membership(
     scope: Scope<'_>,
     store: &Store,
+    visibility: &Visibility,
     group: &GroupId,
-    joined: StreamId,
-) -> Result<bool, Error> {
+    place: ReadPosition,
+) -> Result<Joined, Error> {
     let Scope {
-        database,
-        tenant,
-        user,
-        routing,
+        database, tenant, user, ..
     } = scope;
-    let deadline = Instant::now() + CREATE_TIMEOUT;
-    loop {
-        if seen(database, &store.handoff(&tenant.name, user).await?).await? >= joined {
-            return Ok(true);
-        }
-        if members::is_member(database, tenant, user, group, routing).await? {
-            return Ok(false);
-        }
-        pause(deadline).await?;
+    let (joined, epoch) = (place.position, place.epoch);
+    let handoff = store.handoff(&tenant.name, user).await?;
+    if seen(database, &handoff).await? >= joined {
+        return Ok(Joined::Whole);
     }
+    if handoff
+        .standing
+        .members
+        .groups
+        .get(group)
+        .is_none_or(|since| *since > joined)
+    {
+        return Ok(Joined::Over);
+    }
+    let entries = store.inbox(&tenant.name, user, joined.previous(), joined, 1).await?;
+    let change = entries.first().and_then(|entry| {
+        Some(Published {
+            id: joined,
+            xid: entry.xid?,
+        })
+    });
+    let shown = |changes: Vec<Published>| Wish::Shown {
+        epoch,
+        changes,
+        until: Some(joined),
+    };
+    let Some(look) = granted(visibility, shown(change.into_iter().collect()), CREATE_TIMEOUT).await else {
+        return Err(Error::NotSeen);
+    };
+    if look.shows_all(epoch, joined) || granted(visibility, shown(Vec::new()), EARLIER_TIMEOUT).await.is_some() {
+        return Ok(Joined::Whole);
+    }
+    Ok(Joined::Partly)
+}
+
+async fn granted(visibility: &Visibility, wish: Wish, timeout: Duration) -> Option<Arc<Look>> {
+    tokio::time::timeout(timeout, visibility.wish(wish)).await.ok()?.ok()
 }
 
 async fn pause(deadline: Instant) -> Result<(), Error> {
@@ -284,11 +324,16 @@ async fn pause(deadline: Instant) -> Result<(), Error> {
 
 /// Up to where a statement that begins now sees everything that was published before.
 async fn seen(database: &Database, handoff: &Handoff) -> Result<StreamId, Error> {
+    Ok(seen_by(database, handoff).await?.0)
+}
+
+/// The same, and the snapshot of that statement.
+async fn seen_by(database: &Database, handoff: &Handoff) -> Result<(StreamId, Snapshot), Error> {
     let snapshot = behind(database, &handoff.standing.view).await?;
     let unseen = handoff.window.iter().filter(|entry| !entry.is_seen_by(&snapshot));
     let published = handoff.standing.view.position;
     let position = unseen.map(|entry| entry.first.previous()).min();
-    Ok(position.map_or(published, |position| position.min(published)))
+    Ok((position.map_or(published, |position| position.min(published)), snapshot))
 }
 
 /// The snapshot of a statement that begins now.
@@ -340,7 +385,7 @@ pub async fn ensure_streams(
                 request_own(database, tenant, user, standing.missing).await?;
             }
         } else if standing.lacks_members {
-            load_members(database, store, tenant, user, routing).await?;
+            load_members(database, store, tenant, user, routing, deadline).await?;
             continue;
         } else {
             for group in &standing.missing_groups {
@@ -369,30 +414,40 @@ async fn request_own(database: &Database, tenant: &Tenant, user: Uuid, missing: 
     Ok(())
 }
 
-/// Reads a user's memberships, which the publisher keeps from then on.
+/// Reads a user's memberships, which the publisher keeps from then on. Where it ends without them, something has changed
+/// meanwhile, and it begins again.
 async fn load_members(
     database: &Database,
     store: &Store,
     tenant: &Tenant,
     user: Uuid,
     routing: Routing<'_>,
+    deadline: Instant,
 ) -> Result<(), Error> {
-    let deadline = Instant::now() + CREATE_TIMEOUT;
     let Some(mark) = store.mark_members(&tenant.name, user).await? else {
         return pause(deadline).await;
     };
     loop {
-        // First the changes, then what is seen: changes that the publisher forgets meanwhile are seen.
-        let log = store.membership_log(&tenant.name).await?;
-        let handoff = store.handoff(&tenant.name, user).await?;
-        let since = seen(database, &handoff).await?.min(mark);
+        let MembershipHandoff {
+            handoff,
+            log,
+            reset_xid,
+        } = store.membership_handoff(&tenant.name, user).await?;
+        let standing = &handoff.standing;
+        let is_marked = standing.members.marked == Some(mark) && standing.members.epoch == Some(standing.view.epoch);
+        if !is_marked || standing.view.position < mark {
+            return pause(deadline).await;
+        }
+        let (since, snapshot) = seen_by(database, &handoff).await?;
+        let since = since.min(mark);
         // A reset is no change of one membership.
-        let is_known = log.is_complete_behind(since) && handoff.standing.groups_reset <= since;
+        let reset_is_shown = || reset_xid.is_some_and(|xid| snapshot.sees_all(xid, xid));
+        let is_known = log.is_complete_behind(since) && (standing.groups_reset <= since || reset_is_shown());
         if since < mark && !is_known {
             pause(deadline).await?;
             continue;
         }
-        let groups = members::groups_of(database, tenant, user, routing).await?;
+        let groups = members::groups_of(database, tenant, user, routing, GROUPS_MAX + CHANGES_MAX + 1).await?;
         let mut groups: BTreeMap<GroupId, StreamId> = groups.into_iter().map(|group| (group, since)).collect();
         // Of what is published up to the mark, the log has what Postgres may not show.
         for change in log.of(user, since, mark) {

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use posduif::accounts::users::{self, NewUser, UserType};
 use posduif::config::{Config, Rates, Secret};
+use posduif::contract::control::Command as EngineCommand;
 use posduif::contract::keys::Keys;
 use posduif::core::position::StreamId;
 use posduif::engine::{Engine, Role};
@@ -246,7 +247,16 @@ impl World {
             is_email_unverified: false,
             password: Some(PASSWORD.to_owned()),
         };
-        users::create(&database, &self.config.auth, tenant, user).await.unwrap()
+        let user = users::create(&database, &self.config.auth, tenant, user).await.unwrap();
+        self.inbox(tenant, user).await;
+        user
+    }
+
+    /// Lets the engine create the inbox of a user who has no device yet, so that a test can look into it.
+    pub(crate) async fn inbox(&self, tenant: &str, user: Uuid) {
+        let tenant = tenant.into();
+        let create = EngineCommand::CreateInbox { tenant, user };
+        tenants::send(&self.database().await, &create).await.unwrap();
     }
 
     /// Adds an event to the outbox of the tenant `acme`.

@@ -330,13 +330,14 @@ impl Live {
         if self.feed.take(&signals) {
             Box::pin(self.close_gap()).await;
         }
+        let mut has_joined = false;
         while let Some((event, place)) = self.feed.pop() {
-            let has_joined = matches!(&event, FeedEvent::Change(notice) if is_join(notice));
+            has_joined |= matches!(&event, FeedEvent::Change(notice) if is_join(notice));
             self.send_feed_event(sink, event, place).await;
-            if has_joined && matches!(self.reader, Reader::Device(_)) {
-                // The snapshot of the group may lack what Postgres does not show yet.
-                Box::pin(self.feed.hold_unseen()).await;
-            }
+        }
+        if has_joined && matches!(self.reader, Reader::Device(_)) {
+            // The snapshot of the group may lack what Postgres does not show yet.
+            Box::pin(self.feed.hold_unseen()).await;
         }
         if signals.is_beat {
             sink.heartbeat();

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- Begins a term: takes over the checkpoint for a new writer, and records at which position the former writer's term ended.
 -- One step, so that no batch of the former writer is between the two; on a full Redis, too, which the engine then frees.
+-- The latest changes of memberships are complete from here on, or from where the former writer kept them of the same groups.
 -- Keys: the checkpoint, the ended terms. Arguments: the new writer, the run_id of this Redis, how many ended terms are
--- kept. Returns the number of the new term.
-local old = redis.call('HMGET', KEYS[1], 'writer', 'term', 'position')
+-- kept, and the groups. Returns the number of the new term.
+local old = redis.call('HMGET', KEYS[1], 'writer', 'term', 'position', 'memberships')
 local number = tonumber(old[2] or 0)
 if old[1] and old[3] then
   -- Earlier versions named writers otherwise, and their cursors name no term.
@@ -16,5 +17,9 @@ if old[1] and old[3] then
     end
   end
 end
-redis.call('HSET', KEYS[1], 'writer', ARGV[1], 'run_id', ARGV[2], 'term', string.format('%d', number + 1))
+local writer, groups, since = string.match(old[4] or '', '^(%x+) (%x+) (%S+)$')
+if not writer or writer ~= old[1] or groups ~= ARGV[4] then since = old[3] or '0-0' end
+local memberships = string.format('%s %s %s', ARGV[1], ARGV[4], since)
+redis.call('HSET', KEYS[1], 'writer', ARGV[1], 'run_id', ARGV[2], 'term', string.format('%d', number + 1),
+  'memberships', memberships)
 return number + 1

@@ -195,7 +195,6 @@ impl Pipeline {
                 body: EntryBody::default(),
                 logged: HashSet::new(),
                 logged_nameless: HashSet::new(),
-                has_groups: router.has_groups(),
             },
             keys,
             router,
@@ -534,8 +533,6 @@ struct Entries {
     logged: HashSet<u32>,
     /// Tables of which the log names a row of no tenant.
     logged_nameless: HashSet<u32>,
-    /// Groups are configured.
-    has_groups: bool,
 }
 
 impl Entries {
@@ -567,10 +564,14 @@ impl Entries {
         let change = Change::of(Operation::Truncate, Some("reset"));
         self.add(Target::Shared(tenant.clone()), id, change);
         if id > self.published {
-            if self.has_groups {
-                self.batch.reset_groups(tenant, id);
-            }
             self.batch.reset_notice(id, tenant, begin.commit_ts);
+        }
+    }
+
+    /// Lets memberships of a tenant be read again.
+    fn reset_groups(&mut self, tenant: &Arc<str>, id: StreamId, begin: &Begin) {
+        if id > self.published {
+            self.batch.reset_groups(tenant, id, begin.xid);
         }
     }
 }

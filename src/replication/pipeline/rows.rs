@@ -162,13 +162,13 @@ impl Pipeline {
             return Ok(());
         }
         if is_new
-            && let Some(column) = plan.creation_column
+            && let Some(column) = plan.inbox_column
             && row.operation == Operation::Insert
             && let Ok(Some(user)) = user_id(row.after(column))
         {
-            self.entries
-                .batch
-                .create_stream(Target::Inbox(tenant.clone(), user), id, begin.commit_ts);
+            let inbox = Target::Inbox(tenant.clone(), user);
+            // Before the entry of the row itself.
+            self.entries.batch.create_stream(inbox, id.previous(), begin.commit_ts);
         }
         // The log of the tenant has all columns, its readers those of the list.
         if let Some(shown) = plan.delivered.as_deref()
@@ -250,9 +250,10 @@ impl Pipeline {
             return Ok(());
         };
         let is_reported = !table.reported.insert(tenant.clone());
-        let Some((relation, _)) = table.of_tenant() else {
+        let Some((relation, plan)) = table.of_tenant() else {
             return Ok(());
         };
+        let lists_members = plan.lists_members();
         if !is_reported {
             self.counts.quarantined += 1;
             let cause = catalog::OLD_ROW_MISSING;
@@ -260,7 +261,7 @@ impl Pipeline {
                 .quarantine(relation, tenant, at.0, (QuarantineKind::Table, cause));
         }
         self.entries.body.begin(&source(relation, at.1));
-        self.reset(std::slice::from_ref(tenant), at);
+        self.reset(std::slice::from_ref(tenant), lists_members, at);
         Ok(())
     }
 
@@ -281,21 +282,26 @@ impl Pipeline {
             .filter(|tenant| table.reported.insert((*tenant).clone()))
             .cloned()
             .collect();
-        let Some((relation, _)) = table.of_tenant() else {
+        let Some((relation, plan)) = table.of_tenant() else {
             return Ok(());
         };
+        let lists_members = plan.lists_members();
         self.entries.body.begin(&source(relation, at.1));
         for tenant in &unreported {
             self.counts.quarantined += 1;
             self.entries.quarantine(relation, tenant, at.0, reason);
         }
-        self.reset(tenants, at);
+        self.reset(tenants, lists_members, at);
         Ok(())
     }
 
-    /// Makes the users of tenants take a snapshot, once in a transaction. The body has the source of the change.
-    fn reset(&mut self, tenants: &[Arc<str>], (id, begin): (StreamId, &Begin)) {
+    /// Makes the users of tenants take a snapshot, once in a transaction. The body has the source of the change, which may be in
+    /// a table of memberships.
+    fn reset(&mut self, tenants: &[Arc<str>], lists_members: bool, (id, begin): (StreamId, &Begin)) {
         for tenant in tenants {
+            if lists_members {
+                self.entries.reset_groups(tenant, id, begin);
+            }
             if self.reset.insert(tenant.clone()) {
                 self.entries.reset_tenant(tenant, id, begin);
             }
@@ -310,7 +316,7 @@ impl Pipeline {
         let Some((relation, plan)) = table.of_tenant() else {
             return Ok(());
         };
-        let (tenants, is_routed) = (self.tenants_of(plan), plan.is_routed());
+        let (tenants, is_routed, lists_members) = (self.tenants_of(plan), plan.is_routed(), plan.lists_members());
         self.entries.body.begin(&source(relation, &begin));
         if id > self.entries.published {
             let cause = format!(
@@ -323,7 +329,7 @@ impl Pipeline {
             }
         }
         if is_routed {
-            self.reset(&tenants, (id, &begin));
+            self.reset(&tenants, lists_members, (id, &begin));
         }
         Ok(())
     }
@@ -345,6 +351,9 @@ impl Pipeline {
             if plan.is_routed() {
                 // The log does not have the rows and so not their viewers: all users of the tenant take a snapshot.
                 self.entries.reset_tenant(&tenant, id, &begin);
+            }
+            if plan.lists_members() {
+                self.entries.reset_groups(&tenant, id, &begin);
             }
         }
         Ok(())

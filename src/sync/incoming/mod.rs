@@ -21,7 +21,7 @@ use super::item::{self, Change, Item};
 use super::prefetch::{self, Prefetch};
 use super::range::{self, Bounds, FIRST_ENTRIES, Range};
 use super::report::Reports;
-use super::snapshot::{self, Scope};
+use super::snapshot::{self, Joined, Scope};
 use super::statuses::Statuses;
 use super::tables::{self, Routing};
 use crate::accounts::devices::DevicePrincipal;
@@ -33,6 +33,7 @@ use crate::contract::terms::Continuity;
 use crate::core::position::StreamId;
 use crate::core::time::{Timestamp, unix_micros};
 use crate::feature;
+use crate::live::visibility::Visibility;
 use crate::messages::Message;
 use crate::postgres::{Database, sql};
 use crate::redis::read_position::ReadPosition;
@@ -144,6 +145,7 @@ pub struct Incoming {
     pub prefetch: Prefetch,
     pub statuses: Statuses,
     pub reports: Reports,
+    pub visibility: Visibility,
     pub metrics: Arc<Metrics>,
     /// See [`never_synced`].
     pub never_synced: TenantLoader<i64>,
@@ -159,8 +161,27 @@ struct Delivery<'a> {
     update: Update,
     /// The cursor to start after, and its text; `None` starts a snapshot.
     start: Option<(Cursor, String)>,
-    /// The prefetched or concurrently read range after `start`.
-    range: Option<Result<Option<Range>, store::Error>>,
+    following: Following,
+}
+
+/// What follows the start of a delivery in the streams.
+enum Following {
+    /// It was not read, since the start is not known, or inside a snapshot.
+    NotRead,
+    Range(Range),
+    /// The streams do not reach back to the start.
+    OutOfReach,
+    Failed(store::Error),
+}
+
+impl From<Result<Option<Range>, store::Error>> for Following {
+    fn from(read: Result<Option<Range>, store::Error>) -> Self {
+        match read {
+            Ok(Some(range)) => Self::Range(range),
+            Ok(None) => Self::OutOfReach,
+            Err(error) => Self::Failed(error),
+        }
+    }
 }
 
 /// What was read for a delivery.
@@ -264,12 +285,12 @@ impl Incoming {
             None => None,
         };
         // The range depends on the cursor only, so it is read concurrently with the device's state.
-        let (state, range) = tokio::join!(
+        let (state, following) = tokio::join!(
             device_state::read(&self.store, &device.tenant.name, &device.device_id),
             async {
                 match &requested {
-                    Some((Cursor { place, page: None }, _)) => Some(self.range(device, *place, request).await),
-                    _ => None,
+                    Some((Cursor { place, page: None }, _)) => self.range(device, *place, request).await.into(),
+                    _ => Following::NotRead,
                 }
             }
         );
@@ -287,15 +308,17 @@ impl Incoming {
             state,
             update: Update::default(),
             start,
-            range,
+            following,
         })
     }
 
     /// Whether everything before the start is in the streams. What only a lost history contained must not count as
     /// acknowledged.
     async fn is_history(&self, delivery: &Delivery<'_>) -> Result<bool, store::Error> {
-        match (&delivery.start, &delivery.range) {
-            (Some((cursor, _)), Some(Ok(None) | Err(store::Error::NotReached))) => self.covers(cursor.place).await,
+        match (&delivery.start, &delivery.following) {
+            (Some((cursor, _)), Following::OutOfReach | Following::Failed(store::Error::NotReached)) => {
+                self.covers(cursor.place).await
+            }
             _ => Ok(true),
         }
     }
@@ -372,9 +395,11 @@ impl Incoming {
         let (device, request) = (delivery.device, delivery.request);
         match &delivery.start {
             Some((Cursor { place, page: None }, _)) => {
-                let range = match delivery.range.take() {
-                    Some(range) => range?,
-                    None => self.range(device, *place, request).await?,
+                let range = match std::mem::replace(&mut delivery.following, Following::NotRead) {
+                    Following::Range(range) => Some(range),
+                    Following::OutOfReach => None,
+                    Following::Failed(error) => return Err(error.into()),
+                    Following::NotRead => self.range(device, *place, request).await?,
                 };
                 match range {
                     Some(range) if !self.is_due_again(device, *place).await => {
@@ -551,13 +576,18 @@ impl Incoming {
             routing: self.routing(),
         };
         let group = snapshot::group_of(&start).map(|(group, row)| (group, row.is_empty()));
-        if let Some((group, true)) = &group
-            && !snapshot::wait_for_membership(scope, store, group, place.position).await?
-        {
+        let membership = match &group {
+            Some((group, true)) => snapshot::wait_for_membership(scope, store, &self.visibility, group, place).await?,
+            _ => Joined::Whole,
+        };
+        if membership == Joined::Partly {
             // Rows of before the user joined, in a commit that Postgres does not show, are in no stream behind here.
             (place.is_incomplete, place.resets_covered) = (true, Some(place.reach()));
         }
-        let mut page = snapshot::page(scope, start, request.limit, request.bytes_max).await?;
+        let mut page = match membership {
+            Joined::Over => snapshot::Page::default(),
+            Joined::Whole | Joined::Partly => snapshot::page(scope, start, request.limit, request.bytes_max).await?,
+        };
         page.items.splice(0..0, joined);
         let view = self.store.view().await?;
         Ok(Page {
