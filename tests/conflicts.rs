@@ -282,3 +282,34 @@ async fn role_with_rights_on_messages_only_deletes_one_and_closes_its_conflict()
     assert!(conflicts(&phone, "").await.is_empty());
     office.close().await;
 }
+
+#[tokio::test]
+async fn conflicts_of_one_message_are_bounded_and_resolved_ones_go_first() {
+    let (office, phone, _) = office().await;
+    let message = contested(&office, &phone, edit("", "number 0", 1)).await;
+    phone.upload(&[edit(&message, "number 1", 1)]).await;
+    let listed = conflicts(&phone, "").await;
+    let second = listed
+        .iter()
+        .find(|conflict| conflict["client_version"]["content"] == "number 1");
+    resolve(&phone, second.unwrap(), json!({"resolution": "server"}))
+        .await
+        .expect(200);
+
+    let kept = async || {
+        let query = "SELECT client_version ->> 'content' FROM tenant_acme.message_conflicts ORDER BY created_at";
+        let rows = office.world.psql().await.query(query, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect::<Vec<String>>()
+    };
+    let numbers = |from: usize, to: usize| (from..to).map(|n| format!("number {n}")).collect::<Vec<_>>();
+    for n in 2..50 {
+        phone.upload(&[edit(&message, &format!("number {n}"), 1)]).await;
+    }
+    assert_eq!(kept().await, numbers(0, 50));
+    phone.upload(&[edit(&message, "number 50", 1)]).await;
+    let without_resolved = [numbers(0, 1), numbers(2, 51)].concat();
+    assert_eq!(kept().await, without_resolved);
+    phone.upload(&[edit(&message, "number 51", 1)]).await;
+    assert_eq!(kept().await, numbers(2, 52));
+    office.close().await;
+}

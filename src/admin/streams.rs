@@ -1,5 +1,6 @@
 //! What streams are like, for operators: how long, how large, from when to when, trimmed where, stopped why.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -8,6 +9,7 @@ use redis::streams::{StreamInfoStreamReply, StreamRangeReply};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::contract::budget::Exceeded;
 use crate::contract::device_state::{self, TRIM_FIELDS};
 use crate::contract::meta;
 use crate::contract::stream_name::Target;
@@ -47,7 +49,7 @@ pub struct Shape {
     pub last: Option<Mark>,
     /// The newest ID that it ever had: further entries must lie above.
     pub last_id: StreamId,
-    /// Memory in bytes, as Redis guesses it from samples.
+    /// Memory in bytes.
     pub memory_bytes: u64,
     /// Consumer groups.
     pub groups: u64,
@@ -162,7 +164,7 @@ pub async fn look(store: &Store, key: &str, ids: Ids) -> Result<Found, Error> {
     }
     let mut pipe = redis::pipe();
     pipe.cmd("XINFO").arg("STREAM").arg(key);
-    pipe.cmd("MEMORY").arg("USAGE").arg(key);
+    memory_command(&mut pipe, key);
     let answer: Result<(StreamInfoStreamReply, Option<u64>), _> = store.query(&pipe).await;
     let (info, memory) = match answer {
         Ok(answer) => answer,
@@ -259,21 +261,60 @@ pub async fn lengths_of(store: &Store, tenant: &str) -> Result<Lengths, Error> {
     Ok(known)
 }
 
-/// What these keys take together, in bytes, as Redis guesses it from samples.
+/// The memory of a key. All nodes of a stream are counted: by default Redis takes a few of the oldest, which say nothing of
+/// one that began with small entries.
+fn memory_command(pipe: &mut redis::Pipeline, key: &str) {
+    pipe.cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0);
+}
+
+/// What each of these keys takes, in bytes.
 ///
 /// # Errors
 /// When Redis fails.
-pub async fn memory(store: &Store, keys: &[String]) -> Result<u64, Error> {
-    let mut sum = 0;
+pub async fn memory(store: &Store, keys: &[String]) -> Result<Vec<u64>, Error> {
+    let mut memory = Vec::with_capacity(keys.len());
     for page in keys.chunks(PAGE) {
         let mut pipe = redis::pipe();
-        for key in page {
-            pipe.cmd("MEMORY").arg("USAGE").arg(key);
-        }
+        page.iter().for_each(|key| memory_command(&mut pipe, key));
         let bytes: Vec<Option<u64>> = store.query(&pipe).await?;
-        sum += bytes.into_iter().flatten().sum::<u64>();
+        memory.extend(bytes.into_iter().map(Option::unwrap_or_default));
     }
-    Ok(sum)
+    Ok(memory)
+}
+
+/// What the streams of a tenant's groups take together, in bytes.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn memory_of_groups(store: &Store, tenant: &str) -> Result<u64, Error> {
+    let (mut sum, mut cursor) = (0, 0_u64);
+    loop {
+        let mut pipe = redis::pipe();
+        pipe.cmd("SSCAN").arg(store.keys().groups(tenant)).arg(cursor);
+        pipe.arg("COUNT").arg(PAGE);
+        let ((next, names),): ((u64, Vec<String>),) = store.query(&pipe).await?;
+        let groups = names.iter().filter_map(|name| name.parse().ok());
+        let keys: Vec<String> = groups.map(|group| store.keys().group(tenant, &group)).collect();
+        sum += memory(store, &keys).await?.into_iter().sum::<u64>();
+        cursor = next;
+        if cursor == 0 {
+            return Ok(sum);
+        }
+    }
+}
+
+/// The tenants whose writes are refused, since they use more than their budget.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn exceeded(store: &Store) -> Result<BTreeMap<String, Exceeded>, Error> {
+    let mut pipe = redis::pipe();
+    pipe.hgetall(store.keys().exceeded());
+    let (tenants,): (BTreeMap<String, String>,) = store.query(&pipe).await?;
+    let exceeded = tenants.into_iter();
+    Ok(exceeded
+        .filter_map(|(tenant, text)| Some((tenant, text.parse().ok()?)))
+        .collect())
 }
 
 /// A tenant's generation and state, as readers see them.

@@ -167,7 +167,10 @@ impl Look<'_> {
                     Some(bytes) => bytes,
                     None => self.read_one(&target).await?.bytes,
                 };
-                let bound = Size { bytes: bytes_max, ..bound };
+                let bound = Size {
+                    bytes: bytes_max,
+                    ..bound
+                };
                 let after = self.bring_down(&target, bound, bytes_max, Bound::Tenant).await?;
                 used = used.saturating_sub(before.saturating_sub(after.bytes));
             }
@@ -324,7 +327,13 @@ impl Look<'_> {
             }
             last = Some(size.entries);
             let keep = kept(size.bytes, size.entries, goal(bytes_max));
-            tracing::warn!(key, bytes = size.bytes, bytes_max, keep, "cutting the stream of a tenant");
+            tracing::warn!(
+                key,
+                bytes = size.bytes,
+                bytes_max,
+                keep,
+                "cutting the stream of a tenant"
+            );
             let () = redis::cmd("XTRIM")
                 .arg(key)
                 .arg("MAXLEN")
@@ -343,7 +352,9 @@ impl Look<'_> {
         let lifetime = 2 * round + EXCEEDED_LIFETIME;
         let mut script = redis::cmd("EVAL");
         script.arg(lua::EXCEEDED).arg(2);
-        script.arg(self.store.keys().checkpoint()).arg(self.store.keys().exceeded());
+        script
+            .arg(self.store.keys().checkpoint())
+            .arg(self.store.keys().exceeded());
         script.arg(&*writer).arg(lifetime.as_millis() as u64);
         let budget = self.ledger().bounds.tenant;
         for (tenant, used) in exceeded.iter().take(TENANTS_MAX) {
@@ -375,10 +386,7 @@ async fn sizes(store: &Store, keys: &[String]) -> Result<Vec<Result<Option<Size>
         pipe.cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0);
     }
     // A key of the wrong type is an error of its own.
-    let replies: Vec<redis::Value> = pipe
-        .ignore_errors()
-        .query_async(&mut store.connection())
-        .await?;
+    let replies: Vec<redis::Value> = pipe.ignore_errors().query_async(&mut store.connection()).await?;
     let size = |pair: &[redis::Value]| -> Result<Option<Size>, redis::RedisError> {
         let [length, memory] = pair else { return Ok(None) };
         let entries: u64 = redis::from_redis_value(length.clone().extract_error()?)?;

@@ -147,7 +147,13 @@ mod tests {
     fn changes_are_cut_first_then_the_largest_streams() {
         let plan = |changes, streams: &[u64]| holdings(changes, 0, streams).plan(800);
         assert_eq!(plan(400, &[300, 100]), None);
-        let cut = |changes, level, streams| Some(Plan { changes, level, streams });
+        let cut = |changes, level, streams| {
+            Some(Plan {
+                changes,
+                level,
+                streams,
+            })
+        };
         assert_eq!(plan(401, &[300, 100]), cut(Some(300), u64::MAX, vec![]));
         let sorted = |plan: Option<Plan<usize>>| {
             let mut plan = plan.unwrap();

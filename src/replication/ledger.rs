@@ -322,13 +322,20 @@ impl Ledger {
     /// What the ledger has of a stream, before its size is read.
     pub fn mark(&self, target: &Target) -> Mark {
         let state = self.state.lock();
-        Mark(state.streams.peek(target).map_or_else(Size::default, |account| account.size))
+        Mark(
+            state
+                .streams
+                .peek(target)
+                .map_or_else(Size::default, |account| account.size),
+        )
     }
 
     /// The size of a stream was read, behind a mark; `None` if there is no stream. Only streams in the ledger are kept.
     pub fn settle(&self, target: &Target, mark: Mark, read: Option<Size>) {
         let mut state = self.state.lock();
-        let Some(account) = state.streams.peek_mut(target) else { return };
+        let Some(account) = state.streams.peek_mut(target) else {
+            return;
+        };
         let mut size = account.size.since(mark.0);
         let Some(read) = read else {
             if size == Size::default() {
@@ -454,10 +461,18 @@ mod tests {
         write(&ledger, &joe, 10, 50_000);
         assert_eq!(ledger.take(true).streams, [], "1,000,000 of 1,048,576 bytes");
         write(&ledger, &joe, 1, 50_000);
-        assert_eq!(ledger.take(false).streams, [joe.clone()], "beyond its bytes it is urgent");
+        assert_eq!(
+            ledger.take(false).streams,
+            [joe.clone()],
+            "beyond its bytes it is urgent"
+        );
         read(&ledger, &joe, 900_000, 795);
         write(&ledger, &joe, 10, 10);
-        assert_eq!(ledger.take(false).streams, [], "a few entries too many wait for a round");
+        assert_eq!(
+            ledger.take(false).streams,
+            [],
+            "a few entries too many wait for a round"
+        );
         assert_eq!(ledger.take(true).streams, [joe.clone()]);
         read(&ledger, &joe, 900_000, 800);
         write(&ledger, &joe, 101, 10);
@@ -510,7 +525,11 @@ mod tests {
         ledger.settle_tenant(&tenant, ledger.mark_tenant(&tenant), 9 * MIB);
         assert_eq!(ledger.exceeded(), BTreeMap::from([(tenant.clone(), 9 * MIB)]));
         write(&ledger, &joe, 10, 1_000_000);
-        assert_eq!(ledger.take(false).tenants, Vec::<Arc<str>>::new(), "cutting it at once was in vain");
+        assert_eq!(
+            ledger.take(false).tenants,
+            Vec::<Arc<str>>::new(),
+            "cutting it at once was in vain"
+        );
         assert_eq!(ledger.take(true).tenants, [tenant.clone()]);
         ledger.settle_tenant(&tenant, ledger.mark_tenant(&tenant), 8 * MIB);
         assert_eq!(ledger.exceeded(), BTreeMap::new());

@@ -165,13 +165,7 @@ async fn round(config: &Config, database: &Database, store: &Store, cuts: &Cuts)
     Ok(())
 }
 
-async fn round_of(
-    tenant: &Tenant,
-    config: &Config,
-    database: &Database,
-    store: &Store,
-    cuts: &Cuts,
-) -> Result<()> {
+async fn round_of(tenant: &Tenant, config: &Config, database: &Database, store: &Store, cuts: &Cuts) -> Result<()> {
     let name: Arc<str> = tenant.name.as_str().into();
     let mut after = Uuid::nil();
     loop {
