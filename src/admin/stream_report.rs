@@ -196,7 +196,7 @@ impl StreamList {
             live,
             tenants: Vec::with_capacity(tenants.len()),
         };
-        let exceeded = streams::exceeded(sources.store).await?;
+        let exceeded = sources.store.exceeded().await?;
         for tenant in tenants {
             let mut read = TenantStreams::read(sources, tenant, &stopped).await?;
             read.exceeded = exceeded.contains_key(&tenant.name);

@@ -1,6 +1,5 @@
 //! What streams are like, for operators: how long, how large, from when to when, trimmed where, stopped why.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -9,7 +8,6 @@ use redis::streams::{StreamInfoStreamReply, StreamRangeReply};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::contract::budget::Exceeded;
 use crate::contract::device_state::{self, TRIM_FIELDS};
 use crate::contract::meta;
 use crate::contract::stream_name::Target;
@@ -301,20 +299,6 @@ pub async fn memory_of_groups(store: &Store, tenant: &str) -> Result<u64, Error>
             return Ok(sum);
         }
     }
-}
-
-/// The tenants whose writes are refused, since they use more than their budget.
-///
-/// # Errors
-/// When Redis fails.
-pub async fn exceeded(store: &Store) -> Result<BTreeMap<String, Exceeded>, Error> {
-    let mut pipe = redis::pipe();
-    pipe.hgetall(store.keys().exceeded());
-    let (tenants,): (BTreeMap<String, String>,) = store.query(&pipe).await?;
-    let exceeded = tenants.into_iter();
-    Ok(exceeded
-        .filter_map(|(tenant, text)| Some((tenant, text.parse().ok()?)))
-        .collect())
 }
 
 /// A tenant's generation and state, as readers see them.

@@ -149,7 +149,7 @@ pub async fn resync_user(
 async fn stream_totals(database: &Database, store: &Store, tenant: &Tenant) -> Result<StreamTotals> {
     let mut totals = StreamTotals {
         lengths: streams::lengths_of(store, &tenant.name).await?,
-        exceeded: streams::exceeded(store).await?.contains_key(&tenant.name),
+        exceeded: store.exceeded().await?.contains_key(&tenant.name),
         ..StreamTotals::default()
     };
     let (names, name) = (store.keys(), &tenant.name);

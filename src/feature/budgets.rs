@@ -9,7 +9,6 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
-use crate::contract::budget::Exceeded;
 use crate::redis::store::Store;
 use crate::telemetry::metrics::{LimitedBy, Metrics};
 
@@ -22,7 +21,8 @@ const LIFETIME: Duration = Duration::from_secs(60);
 /// The tenants beyond their budget, as last read. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Budgets {
-    exceeded: Arc<RwLock<HashMap<String, Exceeded>>>,
+    /// What each uses, and what it may.
+    exceeded: Arc<RwLock<HashMap<String, (u64, u64)>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -39,7 +39,7 @@ impl Budgets {
     /// # Errors
     /// [`Error::BudgetExceeded`].
     pub fn check(&self, tenant: &str) -> Result<(), Error> {
-        let Some(Exceeded { used, budget }) = self.exceeded.read().get(tenant).copied() else {
+        let Some((used, budget)) = self.exceeded.read().get(tenant).copied() else {
             return Ok(());
         };
         self.metrics.http.limited(LimitedBy::Budget);
@@ -51,9 +51,10 @@ impl Budgets {
         let reading = async {
             let mut read_at = Instant::now();
             loop {
-                match read(&store).await {
+                match store.exceeded().await {
                     Ok(exceeded) => {
-                        *self.exceeded.write() = exceeded;
+                        let exceeded = exceeded.into_iter();
+                        *self.exceeded.write() = exceeded.map(|(tenant, it)| (tenant, (it.used, it.budget))).collect();
                         read_at = Instant::now();
                     }
                     Err(error) if read_at.elapsed() > LIFETIME => {
@@ -70,14 +71,4 @@ impl Budgets {
             () = stop.cancelled() => {}
         }
     }
-}
-
-async fn read(store: &Store) -> Result<HashMap<String, Exceeded>, redis::RedisError> {
-    let mut pipe = redis::pipe();
-    pipe.hgetall(store.keys().exceeded());
-    let (tenants,): (HashMap<String, String>,) = store.query(&pipe).await?;
-    let exceeded = tenants.into_iter();
-    Ok(exceeded
-        .filter_map(|(tenant, text)| Some((tenant, text.parse().ok()?)))
-        .collect())
 }

@@ -15,7 +15,7 @@ use redis::streams::StreamRangeReply;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::budget::{Holdings, goal, kept};
+use super::budget::{TenantUse, goal, kept};
 use super::ledger::{Due, Ledger, Size};
 use super::trim::{self, PAGE};
 use crate::config::Config;
@@ -144,13 +144,13 @@ impl Look<'_> {
         let name: Arc<str> = tenant.name.as_str().into();
         let mark = self.ledger().mark_tenant(&name);
         let budget = self.ledger().bounds.tenant;
-        let mut holdings = Holdings::default();
-        self.each_stream(tenant, &name, &mut holdings).await?;
+        let mut tenant_use = TenantUse::default();
+        self.each_stream(tenant, &name, &mut tenant_use).await?;
         for key in [self.store.keys().quarantine(&name), self.store.keys().push(&name)] {
-            holdings.add_fixed(self.bound_fixed(&key, budget / FIXED_PART).await?);
+            tenant_use.add_fixed(self.bound_fixed(&key, budget / FIXED_PART).await?);
         }
-        let mut used = holdings.used();
-        if let Some(plan) = holdings.plan(budget) {
+        let mut used = tenant_use.used();
+        if let Some(plan) = tenant_use.plan(budget) {
             tracing::warn!(
                 tenant = tenant.name,
                 used,
@@ -180,10 +180,10 @@ impl Look<'_> {
     }
 
     /// Visits the streams of a tenant, page by page.
-    async fn each_stream(&self, tenant: &Tenant, name: &Arc<str>, holdings: &mut Holdings<Target>) -> Result<()> {
+    async fn each_stream(&self, tenant: &Tenant, name: &Arc<str>, tenant_use: &mut TenantUse<Target>) -> Result<()> {
         let mut add = |target: &Target, size: Size| match target {
-            Target::Changes(_) => holdings.add_changes(size.bytes),
-            _ => holdings.add(target.clone(), size.bytes),
+            Target::Changes(_) => tenant_use.add_changes(size.bytes),
+            _ => tenant_use.add(target.clone(), size.bytes),
         };
         let common = [Target::Changes(name.clone()), Target::Shared(name.clone())];
         self.read_and_cut(&common, &mut add).await?;
@@ -278,7 +278,7 @@ impl Look<'_> {
                     entries = size.entries,
                     "the stream is beyond its bound, and was not cut; the next round tries it again"
                 );
-                self.ledger().put_back(target.clone());
+                self.ledger().put_back_stuck(target);
                 return Ok(size);
             }
             if last.is_none() {

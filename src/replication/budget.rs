@@ -15,7 +15,7 @@ pub const fn goal(bound: u64) -> u64 {
 
 /// What a tenant holds.
 #[derive(Debug)]
-pub struct Holdings<T> {
+pub struct TenantUse<T> {
     changes: u64,
     /// What is not cut: quarantine and pushes.
     fixed: u64,
@@ -35,7 +35,7 @@ pub struct Plan<T> {
     pub streams: Vec<(T, u64)>,
 }
 
-impl<T: Ord> Default for Holdings<T> {
+impl<T: Ord> Default for TenantUse<T> {
     fn default() -> Self {
         Self {
             changes: 0,
@@ -46,7 +46,7 @@ impl<T: Ord> Default for Holdings<T> {
     }
 }
 
-impl<T: Ord> Holdings<T> {
+impl<T: Ord> TenantUse<T> {
     pub fn add_changes(&mut self, bytes: u64) {
         self.changes += bytes;
     }
@@ -133,19 +133,19 @@ mod tests {
 
     use super::*;
 
-    fn holdings(changes: u64, fixed: u64, streams: &[u64]) -> Holdings<usize> {
-        let mut holdings = Holdings::default();
-        holdings.add_changes(changes);
-        holdings.add_fixed(fixed);
+    fn tenant_use(changes: u64, fixed: u64, streams: &[u64]) -> TenantUse<usize> {
+        let mut tenant_use = TenantUse::default();
+        tenant_use.add_changes(changes);
+        tenant_use.add_fixed(fixed);
         for (stream, bytes) in streams.iter().enumerate() {
-            holdings.add(stream, *bytes);
+            tenant_use.add(stream, *bytes);
         }
-        holdings
+        tenant_use
     }
 
     #[test]
     fn changes_are_cut_first_then_the_largest_streams() {
-        let plan = |changes, streams: &[u64]| holdings(changes, 0, streams).plan(800);
+        let plan = |changes, streams: &[u64]| tenant_use(changes, 0, streams).plan(800);
         assert_eq!(plan(400, &[300, 100]), None);
         let cut = |changes, level, streams| {
             Some(Plan {
@@ -169,9 +169,9 @@ mod tests {
 
     #[test]
     fn what_is_not_cut_leaves_a_quarter_to_streams() {
-        let plan = holdings(100, 5000, &[300]).plan(800).unwrap();
+        let plan = tenant_use(100, 5000, &[300]).plan(800).unwrap();
         assert_eq!((plan.changes, plan.level), (Some(0), 200));
-        assert_eq!(holdings(0, 5000, &[150]).plan(800).unwrap().streams, []);
+        assert_eq!(tenant_use(0, 5000, &[150]).plan(800).unwrap().streams, []);
     }
 
     proptest! {
@@ -182,10 +182,10 @@ mod tests {
             streams in prop::collection::vec(0..1_000_u64, 0..40),
             budget in 200..4_000_u64,
         ) {
-            let holdings = holdings(changes, fixed, &streams);
-            let used = holdings.used();
+            let tenant_use = tenant_use(changes, fixed, &streams);
+            let used = tenant_use.used();
             prop_assert_eq!(used, changes + fixed + streams.iter().sum::<u64>());
-            let Some(plan) = holdings.plan(budget) else {
+            let Some(plan) = tenant_use.plan(budget) else {
                 prop_assert!(used <= budget);
                 return Ok(());
             };
@@ -241,10 +241,10 @@ mod tests {
 
     #[test]
     fn remembered_streams_are_bounded() {
-        let mut holdings = Holdings::default();
+        let mut tenant_use = TenantUse::default();
         let count = 3 * LARGEST_MAX as u64;
-        (0..count).for_each(|bytes| holdings.add(bytes, bytes));
-        assert_eq!(holdings.largest.len(), LARGEST_MAX);
-        assert_eq!(holdings.used(), count * (count - 1) / 2);
+        (0..count).for_each(|bytes| tenant_use.add(bytes, bytes));
+        assert_eq!(tenant_use.largest.len(), LARGEST_MAX);
+        assert_eq!(tenant_use.used(), count * (count - 1) / 2);
     }
 }

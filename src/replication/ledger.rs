@@ -92,13 +92,17 @@ struct Account {
     /// Whether its size was read; if not, `size` is only what was written.
     is_known: bool,
     size: Size,
+    /// It could not be cut; the next round tries it again.
+    is_stuck: bool,
 }
 
 impl Account {
     /// Whether it must be looked at now, not only in the next round. The bound of entries bounds no memory, and a small
     /// excess over it waits.
     fn is_urgent(&self, bound: Size) -> bool {
-        if self.is_known {
+        if self.is_stuck {
+            false
+        } else if self.is_known {
             self.size.bytes > bound.bytes || self.size.entries > bound.entries.saturating_add(bound.entries / 8)
         } else {
             self.size.bytes > bound.bytes / 8 || self.size.entries > bound.entries
@@ -306,11 +310,20 @@ impl Ledger {
         }
     }
 
-    /// Puts a stream back that could not be read.
+    /// Puts a stream back that could not be read, or is not small enough yet.
     pub fn put_back(&self, target: Target) {
         let mut state = self.state.lock();
         if state.streams.contains(&target) {
             state.due.insert(target);
+        }
+    }
+
+    /// Puts a stream back that could not be cut, for the next round.
+    pub fn put_back_stuck(&self, target: &Target) {
+        let mut state = self.state.lock();
+        if let Some(account) = state.streams.peek_mut(target) {
+            account.is_stuck = true;
+            state.due.insert(target.clone());
         }
     }
 
@@ -344,7 +357,12 @@ impl Ledger {
             return;
         };
         size.add(read);
-        *account = Account { is_known: true, size };
+        let is_stuck = account.is_stuck && size.is_beyond(self.bounds.of(target));
+        *account = Account {
+            is_known: true,
+            size,
+            is_stuck,
+        };
         if !size.is_beyond(self.bounds.of(target)) {
             state.due.remove(target);
         }
@@ -480,6 +498,21 @@ mod tests {
     }
 
     #[test]
+    fn stream_that_cannot_be_cut_waits_for_rounds() {
+        let (ledger, joe) = (ledger(), inbox(7));
+        write(&ledger, &joe, 1, 2_000_000);
+        assert_eq!(ledger.take(false).streams, [joe.clone()]);
+        read(&ledger, &joe, 2_000_000, 1);
+        ledger.put_back_stuck(&joe);
+        write(&ledger, &joe, 1, 100);
+        assert_eq!(ledger.take(false).streams, []);
+        assert_eq!(ledger.take(true).streams, [joe.clone()]);
+        read(&ledger, &joe, 500_000, 1);
+        write(&ledger, &joe, 1, 2_000_000);
+        assert_eq!(ledger.take(false).streams, [joe]);
+    }
+
+    #[test]
     fn what_is_written_while_a_stream_is_read_counts() {
         let (ledger, joe) = (ledger(), inbox(7));
         write(&ledger, &joe, 1, 1000);
@@ -528,7 +561,7 @@ mod tests {
         assert_eq!(
             ledger.take(false).tenants,
             Vec::<Arc<str>>::new(),
-            "cutting it at once was in vain"
+            "cutting it at once had no effect"
         );
         assert_eq!(ledger.take(true).tenants, [tenant.clone()]);
         ledger.settle_tenant(&tenant, ledger.mark_tenant(&tenant), 8 * MIB);

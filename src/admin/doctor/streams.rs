@@ -58,7 +58,7 @@ async fn budgets(database: &Database, store: &Store, budget: u64) -> Option<Chec
         .await
         .ok()?;
     let limit = Info::parse(&info).number("maxmemory").unwrap_or_default();
-    let exceeded = streams::exceeded(store).await.ok()?;
+    let exceeded = store.exceeded().await.ok()?;
     let tenants = tenants::list(database).await.ok()?.len() as u64;
     Some(budget_check(tenants, budget, limit, exceeded.into_keys().collect()))
 }
