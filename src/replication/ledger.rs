@@ -97,16 +97,10 @@ struct Account {
 }
 
 impl Account {
-    /// Whether it must be looked at now, not only in the next round. The bound of entries bounds no memory, and a small
-    /// excess over it waits.
+    /// Whether it must be looked at now, not only in the next round. The bound of entries bounds no memory.
     fn is_urgent(&self, bound: Size) -> bool {
-        if self.is_stuck {
-            false
-        } else if self.is_known {
-            self.size.bytes > bound.bytes || self.size.entries > bound.entries.saturating_add(bound.entries / 8)
-        } else {
-            self.size.bytes > bound.bytes / 8 || self.size.entries > bound.entries
-        }
+        let bytes_max = if self.is_known { bound.bytes } else { bound.bytes / 8 };
+        !self.is_stuck && self.size.bytes > bytes_max
     }
 }
 
@@ -486,15 +480,8 @@ mod tests {
         );
         read(&ledger, &joe, 900_000, 795);
         write(&ledger, &joe, 10, 10);
-        assert_eq!(
-            ledger.take(false).streams,
-            [],
-            "a few entries too many wait for a round"
-        );
-        assert_eq!(ledger.take(true).streams, [joe.clone()]);
-        read(&ledger, &joe, 900_000, 800);
-        write(&ledger, &joe, 101, 10);
-        assert_eq!(ledger.take(false).streams, [joe]);
+        assert_eq!(ledger.take(false).streams, [], "entries wait for a round");
+        assert_eq!(ledger.take(true).streams, [joe]);
     }
 
     #[test]
