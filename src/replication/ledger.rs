@@ -428,6 +428,8 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use uuid::Uuid;
 
     use super::*;
@@ -468,14 +470,14 @@ mod tests {
         let (ledger, joe) = (ledger(), inbox(7));
         write(&ledger, &joe, 10, 1000);
         assert_eq!(ledger.take(false).streams, []);
-        assert_eq!(ledger.take(true).streams, [joe.clone()]);
+        assert_eq!(ledger.take(true).streams, *from_ref(&joe));
         read(&ledger, &joe, 500_000, 300);
         write(&ledger, &joe, 10, 50_000);
         assert_eq!(ledger.take(true).streams, [], "1,000,000 of 1,048,576 bytes");
         write(&ledger, &joe, 1, 50_000);
         assert_eq!(
             ledger.take(false).streams,
-            [joe.clone()],
+            *from_ref(&joe),
             "beyond its bytes it is urgent"
         );
         read(&ledger, &joe, 900_000, 795);
@@ -488,12 +490,12 @@ mod tests {
     fn stream_that_cannot_be_cut_waits_for_rounds() {
         let (ledger, joe) = (ledger(), inbox(7));
         write(&ledger, &joe, 1, 2_000_000);
-        assert_eq!(ledger.take(false).streams, [joe.clone()]);
+        assert_eq!(ledger.take(false).streams, *from_ref(&joe));
         read(&ledger, &joe, 2_000_000, 1);
         ledger.put_back_stuck(&joe);
         write(&ledger, &joe, 1, 100);
         assert_eq!(ledger.take(false).streams, []);
-        assert_eq!(ledger.take(true).streams, [joe.clone()]);
+        assert_eq!(ledger.take(true).streams, *from_ref(&joe));
         read(&ledger, &joe, 500_000, 1);
         write(&ledger, &joe, 1, 2_000_000);
         assert_eq!(ledger.take(false).streams, [joe]);
@@ -507,7 +509,7 @@ mod tests {
         write(&ledger, &joe, 1, 600_000);
         let read = |bytes| Some(Size { bytes, entries: 1 });
         ledger.settle(&joe, mark, read(500_000));
-        assert_eq!(ledger.take(false).streams, [joe.clone()]);
+        assert_eq!(ledger.take(false).streams, *from_ref(&joe));
         ledger.settle(&joe, ledger.mark(&joe), None);
         write(&ledger, &joe, 1, 1);
         assert_eq!(ledger.take(true).streams, [joe], "of a new stream nothing is known");
@@ -535,12 +537,12 @@ mod tests {
         let (ledger, joe) = (ledger(), inbox(7));
         let tenant: Arc<str> = "acme".into();
         write(&ledger, &joe, 1, 1);
-        assert_eq!(ledger.take(true).tenants, [tenant.clone()], "nothing is known of it");
+        assert_eq!(ledger.take(true).tenants, *from_ref(&tenant), "nothing is known of it");
         ledger.settle_tenant(&tenant, ledger.mark_tenant(&tenant), 7 * MIB);
         write(&ledger, &joe, 1, 500_000);
         assert_eq!(ledger.take(true).tenants, Vec::<Arc<str>>::new());
         write(&ledger, &joe, 1, 600_000);
-        assert_eq!(ledger.take(false).tenants, [tenant.clone()]);
+        assert_eq!(ledger.take(false).tenants, *from_ref(&tenant));
         assert_eq!(ledger.exceeded(), BTreeMap::new());
         ledger.settle_tenant(&tenant, ledger.mark_tenant(&tenant), 9 * MIB);
         assert_eq!(ledger.exceeded(), BTreeMap::from([(tenant.clone(), 9 * MIB)]));
@@ -550,7 +552,7 @@ mod tests {
             Vec::<Arc<str>>::new(),
             "cutting it at once had no effect"
         );
-        assert_eq!(ledger.take(true).tenants, [tenant.clone()]);
+        assert_eq!(ledger.take(true).tenants, *from_ref(&tenant));
         ledger.settle_tenant(&tenant, ledger.mark_tenant(&tenant), 8 * MIB);
         assert_eq!(ledger.exceeded(), BTreeMap::new());
     }
