@@ -29,6 +29,7 @@ use crate::postgres::{Database, audit, migrations, publication};
 use crate::push::Waker;
 use crate::push::webhook::Webhook;
 use crate::redis::store::Store;
+use crate::replication::bounds::Cuts;
 use crate::replication::end::FailureCause;
 use crate::replication::epoch::Break;
 use crate::replication::outside::{Failures, Outside};
@@ -221,9 +222,12 @@ impl Engine {
         store: &Store,
         metrics: Arc<Metrics>,
     ) -> ReplicationStatus {
-        let (report, status) = Report::new(metrics);
-        let (cuts, due) = mpsc::channel(TRIMS_MAX);
-        let full = report.full.clone();
+        let (report, status) = Report::new(metrics, &config.streams);
+        let (sender, due) = mpsc::channel(TRIMS_MAX);
+        let cuts = Cuts {
+            sender,
+            ledger: report.ledger.clone(),
+        };
         let stop = self.stop_replicating.clone();
         let replicating = {
             let (config, database, stop) = (config.clone(), database.clone(), stop.clone());
@@ -231,7 +235,7 @@ impl Engine {
         };
         self.parts
             .spawn(on_own_thread(replicating, self.release.token().clone()));
-        let trimming = trim::run(config.clone(), database.clone(), store.clone(), cuts, full, stop);
+        let trimming = trim::run(config.clone(), database.clone(), store.clone(), cuts, stop);
         self.parts.spawn(async move {
             trimming.await;
             Ok(())
@@ -333,6 +337,7 @@ impl Engine {
         let beating = app.hub.clone().beat(heartbeat, stop.clone());
         let (database, store) = (diagnostics.database.clone(), diagnostics.store.clone());
         let looking_for_pages = visibility::run(database, store, app.visibility.clone(), stop.clone());
+        let reading_budgets = app.budgets.clone().run(diagnostics.store.clone(), stop.clone());
         let presence = app.presence.clone().run(app.config.clone(), stop.clone());
         let (database, settings) = (diagnostics.database.clone(), app.config.presence.clone());
         let last_seen = last_seen::run(app.presence.clone(), database, settings, stop.clone());
@@ -365,6 +370,7 @@ impl Engine {
                 looking,
                 beating,
                 looking_for_pages,
+                reading_budgets,
                 presence,
                 last_seen,
                 mailing,

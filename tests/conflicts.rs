@@ -282,3 +282,25 @@ async fn role_with_rights_on_messages_only_deletes_one_and_closes_its_conflict()
     assert!(conflicts(&phone, "").await.is_empty());
     office.close().await;
 }
+
+#[tokio::test]
+async fn resolved_conflicts_of_one_message_are_bounded_and_open_ones_stay() {
+    let (office, phone, _) = office().await;
+    let message = contested(&office, &phone, edit("", "number 0", 1)).await;
+    for n in 1..60 {
+        phone.upload(&[edit(&message, &format!("number {n}"), 1)]).await;
+    }
+    let kept = async || {
+        let query = "SELECT client_version ->> 'content' FROM tenant_acme.message_conflicts ORDER BY created_at";
+        let rows = office.world.psql().await.query(query, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect::<Vec<String>>()
+    };
+    let numbers = |from: usize, to: usize| (from..to).map(|n| format!("number {n}")).collect::<Vec<_>>();
+    assert_eq!(kept().await, numbers(0, 60));
+    let resolve = "UPDATE tenant_acme.message_conflicts SET resolved_at = now(), resolution = 'server'
+                   WHERE client_version ->> 'content' <> 'number 0'";
+    office.sql(resolve).await;
+    phone.upload(&[edit(&message, "number 60", 1)]).await;
+    assert_eq!(kept().await, [numbers(0, 1), numbers(11, 61)].concat());
+    office.close().await;
+}

@@ -8,6 +8,7 @@ mod bad_input;
 mod bounds;
 mod breaks;
 mod browser;
+mod budgets;
 mod caches;
 mod catalog;
 mod catchup;

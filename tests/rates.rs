@@ -72,6 +72,29 @@ async fn limited(office: &Office, by: &str) -> u64 {
 }
 
 #[tokio::test]
+async fn upload_costs_by_its_bytes() {
+    let office = Office::with(|config| {
+        config.rates = only(|rates| {
+            rates.device_per_second = 1;
+            rates.burst_seconds = 60;
+        });
+    })
+    .await;
+    let phone = office.phone("phone").await;
+    // 1.6 MB: 5 tokens for the route, and 48 for the bytes.
+    let item = || json!({"id": Uuid::new_v4(), "recipient_id": office.bob_id, "content": "\u{1f54a}".repeat(10_000)});
+    let upload = || json!({"messages": (0..40).map(|_| item()).collect::<Vec<_>>()});
+    phone.post("/api/sync/outgoing", &upload()).await.expect(200);
+    let refused = phone.post("/api/sync/outgoing", &upload()).await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.code(), "RATE_LIMITED");
+    let count = "SELECT count(*) FROM tenant_acme.messages";
+    let row = office.world.psql().await.query_one(count, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 40, "nothing of the refused upload was written");
+    office.close().await;
+}
+
+#[tokio::test]
 async fn address_beyond_its_rate_is_refused_and_others_are_not() {
     let office = Office::with(|config| {
         config.server.trusted_proxies = vec![String::from("127.0.0.1").try_into().unwrap()];

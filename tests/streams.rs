@@ -70,8 +70,8 @@ async fn stream_list_shows_streams_of_each_tenant_and_their_problems() {
     assert!(last["commit_lsn"].as_str().unwrap().contains('/'), "{last}");
     assert!(acme["changes"]["memory_bytes"].as_u64().unwrap() > 100);
     assert_eq!(
-        (&acme["inboxes"]["count"], &acme["inboxes"]["missing"]),
-        (&json!(2), &json!(1))
+        (&acme["inboxes"]["count"], &acme["inboxes"]["unusable"]),
+        (&json!(2), &json!(0))
     );
     assert_eq!(acme["inboxes"]["longest"]["length"], 4);
     assert_eq!(
@@ -527,7 +527,7 @@ async fn stream_rebuild_recreates_lost_and_wrong_typed_streams_and_converges() {
     assert_eq!(
         (
             &list["tenants"][0]["stopped"],
-            &list["tenants"][0]["inboxes"]["missing"]
+            &list["tenants"][0]["inboxes"]["unusable"]
         ),
         (&json!([]), &json!(0))
     );

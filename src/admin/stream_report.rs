@@ -9,14 +9,12 @@ use uuid::Uuid;
 
 use crate::accounts::users;
 use crate::admin::streams::{self, Found, Ids, Length, Mark, Meta, Stopped};
+use crate::config;
 use crate::contract::checkpoint::View;
 use crate::contract::stream_name::Target;
 use crate::core::tenant::Tenant;
 use crate::postgres::{Database, sql};
 use crate::redis::store::{Error, Store};
-
-/// Inboxes whose memory is measured; the memory of all is extrapolated from them.
-const MEMORY_SAMPLE: usize = 100;
 
 /// Bound of [`DeviceReport::behind`].
 const BEHIND_MAX: u64 = 100_000;
@@ -28,6 +26,8 @@ pub struct Sources<'a> {
     pub store: &'a Store,
     /// The checkpoint; `None` before an engine has published anything.
     pub view: Option<View>,
+    /// The bounds of streams.
+    pub settings: &'a config::Streams,
 }
 
 impl Sources<'_> {
@@ -49,6 +49,8 @@ pub struct StreamReport {
     pub first: Option<Mark>,
     pub last: Option<Mark>,
     pub memory_bytes: u64,
+    /// The memory that the stream is trimmed to; `None` without a bound of its own.
+    pub bytes_max: Option<u64>,
     /// Entries below this ID were trimmed.
     pub trimmed_below: Option<String>,
     /// Why the stream accepts no entries.
@@ -67,6 +69,7 @@ impl StreamReport {
             first: None,
             last: None,
             memory_bytes: 0,
+            bytes_max: None,
             trimmed_below: None,
             stopped: None,
         };
@@ -88,6 +91,12 @@ impl StreamReport {
     pub async fn read_target(sources: Sources<'_>, target: &Target, stopped: &[Stopped]) -> Result<(Self, Found)> {
         let key = target.key(sources.store.keys());
         let (mut report, found) = Self::read(sources, &target.stream(), key, sources.positions()).await?;
+        report.bytes_max = Some(match target {
+            Target::Changes(_) => sources.settings.changes_bytes_max,
+            Target::Shared(_) => sources.settings.shared_bytes_max,
+            Target::Group(..) => sources.settings.group_bytes_max,
+            Target::Inbox(..) => sources.settings.inbox_bytes_max,
+        });
         report.trimmed_below = match streams::trim_point(sources.store, target).await {
             Ok(point) => point.map(|id| id.to_string()),
             // The report on the tenant has this error.
@@ -127,6 +136,12 @@ pub struct TenantStreams {
     pub tenant: String,
     pub state: Option<String>,
     pub generation: Option<i64>,
+    /// Memory of all its streams.
+    pub memory_bytes: u64,
+    /// What they may take.
+    pub budget_bytes: u64,
+    /// They take more although they were cut: writes of the tenant are refused.
+    pub exceeded: bool,
     pub changes: StreamReport,
     pub shared: StreamReport,
     pub inboxes: Inboxes,
@@ -140,19 +155,28 @@ pub struct TenantStreams {
 #[derive(Debug, Default, Serialize)]
 pub struct Inboxes {
     pub count: u64,
-    /// Users whose inbox is missing or has the wrong type.
-    pub missing: u64,
+    /// Users whose inbox has the wrong type.
+    pub unusable: u64,
     /// Entries of all inboxes.
     pub entries: u64,
-    /// Memory of all inboxes, extrapolated from a sample.
+    /// Memory of all inboxes.
     pub memory_bytes: u64,
+    /// The memory that each is trimmed to.
+    pub bytes_max: u64,
     pub longest: Option<LongestInbox>,
+    pub largest: Option<LargestInbox>,
 }
 
 #[derive(Debug, Serialize)]
 pub struct LongestInbox {
     pub user_id: Uuid,
     pub length: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct LargestInbox {
+    pub user_id: Uuid,
+    pub memory_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -172,8 +196,11 @@ impl StreamList {
             live,
             tenants: Vec::with_capacity(tenants.len()),
         };
+        let exceeded = sources.store.exceeded().await?;
         for tenant in tenants {
-            list.tenants.push(TenantStreams::read(sources, tenant, &stopped).await?);
+            let mut read = TenantStreams::read(sources, tenant, &stopped).await?;
+            read.exceeded = exceeded.contains_key(&tenant.name);
+            list.tenants.push(read);
         }
         Ok(list)
     }
@@ -192,13 +219,19 @@ impl TenantStreams {
         let (push, _) = StreamReport::read(sources, "push", keys.push(&name), Ids::Clock).await?;
         let (quarantine, _) = StreamReport::read(sources, "quarantine", keys.quarantine(&name), Ids::Clock).await?;
         let stopped = stopped.iter().filter(|stopped| **stopped.target.tenant() == *name);
+        let inboxes = Inboxes::read(sources, tenant).await?;
+        let of_groups = streams::memory_of_groups(sources.store, &name).await?;
+        let others = [&changes, &shared, &push, &quarantine].map(|stream| stream.memory_bytes);
         Ok(Self {
+            memory_bytes: inboxes.memory_bytes + of_groups + others.into_iter().sum::<u64>(),
+            budget_bytes: sources.settings.tenant_bytes_max,
+            exceeded: false,
             tenant: tenant.name.clone(),
             state: meta.state,
             generation: meta.generation,
             changes,
             shared,
-            inboxes: Inboxes::read(sources, tenant).await?,
+            inboxes,
             push,
             quarantine,
             stopped: stopped
@@ -214,36 +247,47 @@ impl TenantStreams {
 
 impl Inboxes {
     async fn read(sources: Sources<'_>, tenant: &Tenant) -> Result<Self> {
-        let (mut inboxes, mut sample) = (Self::default(), Vec::new());
-        each_inbox(sources.database, sources.store, tenant, |user_id, key, length| {
-            let Length::Entries(length) = length else {
-                inboxes.missing += 1;
-                return;
-            };
-            inboxes.count += 1;
-            inboxes.entries += length;
-            if inboxes.longest.as_ref().is_none_or(|longest| longest.length < length) {
-                inboxes.longest = Some(LongestInbox { user_id, length });
-            }
-            if sample.len() < MEMORY_SAMPLE {
-                sample.push(key);
-            }
-        })
+        let mut inboxes = Self {
+            bytes_max: sources.settings.inbox_bytes_max,
+            ..Self::default()
+        };
+        each_inbox(
+            sources.database,
+            sources.store,
+            tenant,
+            |user_id, _, length, memory_bytes| {
+                let length = match length {
+                    Length::Entries(length) => length,
+                    // It is created when it is first read.
+                    Length::Missing => return,
+                    Length::WrongType(_) => {
+                        inboxes.unusable += 1;
+                        return;
+                    }
+                };
+                inboxes.count += 1;
+                inboxes.entries += length;
+                if inboxes.longest.as_ref().is_none_or(|longest| longest.length < length) {
+                    inboxes.longest = Some(LongestInbox { user_id, length });
+                }
+                inboxes.memory_bytes += memory_bytes;
+                let largest = inboxes.largest.as_ref();
+                if largest.is_none_or(|largest| largest.memory_bytes < memory_bytes) {
+                    inboxes.largest = Some(LargestInbox { user_id, memory_bytes });
+                }
+            },
+        )
         .await?;
-        if !sample.is_empty() {
-            let bytes = streams::memory(sources.store, &sample).await?;
-            inboxes.memory_bytes = bytes.saturating_mul(inboxes.count) / sample.len() as u64;
-        }
         Ok(inboxes)
     }
 }
 
-/// Visits the inbox of each user that Postgres has: user, key and length.
+/// Visits the inbox of each user that Postgres has: user, key, length and memory in bytes.
 pub async fn each_inbox(
     database: &Database,
     store: &Store,
     tenant: &Tenant,
-    mut visit: impl FnMut(Uuid, String, Length),
+    mut visit: impl FnMut(Uuid, String, Length, u64),
 ) -> Result<()> {
     let mut after = Uuid::nil();
     loop {
@@ -251,8 +295,9 @@ pub async fn each_inbox(
         let key = |user: &Uuid| store.keys().inbox(&tenant.name, &user.to_string());
         let keys: Vec<String> = page.iter().map(key).collect();
         let lengths = streams::lengths(store, &keys).await?;
-        for ((user, key), length) in page.iter().zip(keys).zip(lengths) {
-            visit(*user, key, length);
+        let memory = streams::memory(store, &keys).await?;
+        for (((user, key), length), bytes) in page.iter().zip(keys).zip(lengths).zip(memory) {
+            visit(*user, key, length, bytes);
         }
         match page.last() {
             Some(last) if page.len() == streams::PAGE => after = *last,

@@ -47,7 +47,7 @@ pub struct Shape {
     pub last: Option<Mark>,
     /// The newest ID that it ever had: further entries must lie above.
     pub last_id: StreamId,
-    /// Memory in bytes, as Redis guesses it from samples.
+    /// Memory in bytes.
     pub memory_bytes: u64,
     /// Consumer groups.
     pub groups: u64,
@@ -162,7 +162,7 @@ pub async fn look(store: &Store, key: &str, ids: Ids) -> Result<Found, Error> {
     }
     let mut pipe = redis::pipe();
     pipe.cmd("XINFO").arg("STREAM").arg(key);
-    pipe.cmd("MEMORY").arg("USAGE").arg(key);
+    memory_command(&mut pipe, key);
     let answer: Result<(StreamInfoStreamReply, Option<u64>), _> = store.query(&pipe).await;
     let (info, memory) = match answer {
         Ok(answer) => answer,
@@ -259,21 +259,46 @@ pub async fn lengths_of(store: &Store, tenant: &str) -> Result<Lengths, Error> {
     Ok(known)
 }
 
-/// What these keys take together, in bytes, as Redis guesses it from samples.
+/// The memory of a key. All nodes of a stream are counted: by default Redis takes a few of the oldest, which say nothing of
+/// one that began with small entries.
+fn memory_command(pipe: &mut redis::Pipeline, key: &str) {
+    pipe.cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0);
+}
+
+/// What each of these keys takes, in bytes.
 ///
 /// # Errors
 /// When Redis fails.
-pub async fn memory(store: &Store, keys: &[String]) -> Result<u64, Error> {
-    let mut sum = 0;
+pub async fn memory(store: &Store, keys: &[String]) -> Result<Vec<u64>, Error> {
+    let mut memory = Vec::with_capacity(keys.len());
     for page in keys.chunks(PAGE) {
         let mut pipe = redis::pipe();
-        for key in page {
-            pipe.cmd("MEMORY").arg("USAGE").arg(key);
-        }
+        page.iter().for_each(|key| memory_command(&mut pipe, key));
         let bytes: Vec<Option<u64>> = store.query(&pipe).await?;
-        sum += bytes.into_iter().flatten().sum::<u64>();
+        memory.extend(bytes.into_iter().map(Option::unwrap_or_default));
     }
-    Ok(sum)
+    Ok(memory)
+}
+
+/// What the streams of a tenant's groups take together, in bytes.
+///
+/// # Errors
+/// When Redis fails.
+pub async fn memory_of_groups(store: &Store, tenant: &str) -> Result<u64, Error> {
+    let (mut sum, mut cursor) = (0, 0_u64);
+    loop {
+        let mut pipe = redis::pipe();
+        pipe.cmd("SSCAN").arg(store.keys().groups(tenant)).arg(cursor);
+        pipe.arg("COUNT").arg(PAGE);
+        let ((next, names),): ((u64, Vec<String>),) = store.query(&pipe).await?;
+        let groups = names.iter().filter_map(|name| name.parse().ok());
+        let keys: Vec<String> = groups.map(|group| store.keys().group(tenant, &group)).collect();
+        sum += memory(store, &keys).await?.into_iter().sum::<u64>();
+        cursor = next;
+        if cursor == 0 {
+            return Ok(sum);
+        }
+    }
 }
 
 /// A tenant's generation and state, as readers see them.

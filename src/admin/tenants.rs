@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::admin::stream_report::each_inbox;
 use crate::admin::streams::{self, Length, Lengths};
+use crate::config;
 use crate::core::tenant::Tenant;
 use crate::postgres::audit::{self, Act, Actor};
 use crate::postgres::tenants::{Listed, TenantStats};
@@ -63,6 +64,12 @@ pub struct StreamTotals {
     pub inboxes: u64,
     pub inbox_entries: u64,
     pub longest_inbox: u64,
+    /// Memory of all streams.
+    pub memory_bytes: u64,
+    /// What they may take.
+    pub budget_bytes: u64,
+    /// They take more although they were cut: writes of the tenant are refused.
+    pub exceeded: bool,
     pub error: Option<String>,
 }
 
@@ -70,7 +77,12 @@ pub struct StreamTotals {
 ///
 /// # Errors
 /// When tables of the tenant are missing.
-pub async fn report(database: &Database, store: &Store, tenant: &Tenant) -> Result<TenantReport> {
+pub async fn report(
+    database: &Database,
+    store: &Store,
+    tenant: &Tenant,
+    settings: &config::Streams,
+) -> Result<TenantReport> {
     let missing = tenants::missing_tables(database, Some(&tenant.name)).await?;
     if !missing.is_empty() {
         bail!(
@@ -86,7 +98,10 @@ pub async fn report(database: &Database, store: &Store, tenant: &Tenant) -> Resu
         name: tenant.name.clone(),
         schema: tenant.schema.clone(),
         stats,
-        streams: stream_totals(database, store, tenant).await?,
+        streams: StreamTotals {
+            budget_bytes: settings.tenant_bytes_max,
+            ..stream_totals(database, store, tenant).await?
+        },
     })
 }
 
@@ -134,12 +149,23 @@ pub async fn resync_user(
 async fn stream_totals(database: &Database, store: &Store, tenant: &Tenant) -> Result<StreamTotals> {
     let mut totals = StreamTotals {
         lengths: streams::lengths_of(store, &tenant.name).await?,
+        exceeded: store.exceeded().await?.contains_key(&tenant.name),
         ..StreamTotals::default()
     };
-    each_inbox(database, store, tenant, |_, key, length| match length {
+    let (names, name) = (store.keys(), &tenant.name);
+    let keys = [
+        names.changes(name),
+        names.shared(name),
+        names.quarantine(name),
+        names.push(name),
+    ];
+    totals.memory_bytes = streams::memory(store, &keys).await?.into_iter().sum();
+    totals.memory_bytes += streams::memory_of_groups(store, name).await?;
+    each_inbox(database, store, tenant, |_, key, length, bytes| match length {
         Length::Missing => {}
         Length::Entries(length) => {
             totals.inboxes += 1;
+            totals.memory_bytes += bytes;
             totals.inbox_entries += length;
             totals.longest_inbox = totals.longest_inbox.max(length);
         }

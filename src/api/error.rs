@@ -41,6 +41,8 @@ impl Code {
     pub const PRECONDITION_REQUIRED: Self = Self::new("PRECONDITION_REQUIRED", StatusCode::PRECONDITION_REQUIRED);
     pub const UPGRADE_REQUIRED: Self = Self::new("UPGRADE_REQUIRED", StatusCode::UPGRADE_REQUIRED);
     pub const RATE_LIMITED: Self = Self::new("RATE_LIMITED", StatusCode::TOO_MANY_REQUESTS);
+    /// The tenant uses more than its budget.
+    pub const QUOTA_EXCEEDED: Self = Self::new("QUOTA_EXCEEDED", StatusCode::INSUFFICIENT_STORAGE);
     /// The keys of the provider of an access token cannot be read.
     pub const PROVIDER_UNAVAILABLE: Self = Self::new("PROVIDER_UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE);
     pub const DATABASE_ERROR: Self = Self::new("DATABASE_ERROR", StatusCode::SERVICE_UNAVAILABLE);
@@ -71,7 +73,7 @@ impl Code {
     ];
 
     /// The codes of the public API.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::VALIDATION_ERROR,
         Self::EMPTY_MESSAGE,
         Self::INVALID_CURSOR,
@@ -104,8 +106,12 @@ impl Code {
         Self::TENANT_PAUSED,
         Self::OVERLOADED,
         Self::TIMEOUT,
+        Self::QUOTA_EXCEEDED,
     ];
 }
+
+/// After this time a tenant beyond its budget may have been cut further.
+const BUDGET_RETRY_SECONDS: u32 = 10;
 
 pub(crate) fn unauthorized(message: &str) -> Error {
     Error::new(Code::UNAUTHORIZED, message)
@@ -149,6 +155,12 @@ impl From<feature::Error> for Error {
                     ..Self::new(Code::RATE_LIMITED, text)
                 }
             }
+            Feature::BudgetExceeded { budget, used } => Self {
+                retry_after_seconds: Some(BUDGET_RETRY_SECONDS),
+                ..Self::new(Code::QUOTA_EXCEEDED, text)
+            }
+            .with("budget", budget)
+            .with("used", used),
             Feature::Redis(error) => redis_unavailable(&error),
             Feature::Database(error) => error.into(),
             Feature::Internal(cause) => Self::internal(cause),
@@ -256,9 +268,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retryable_codes_are_429_and_503_and_set_retry_after() {
+    fn retryable_codes_are_429_503_and_507_and_set_retry_after() {
         for code in Code::ALL {
-            let is_retryable = matches!(code.status().as_u16(), 429 | 503);
+            let is_retryable = matches!(code.status().as_u16(), 429 | 503 | 507);
             assert_eq!(code.is_retryable(), is_retryable, "{code:?}");
             let response = Error::new(code, "text").into_response("r1");
             assert_eq!(response.headers().contains_key(RETRY_AFTER), is_retryable, "{code:?}");

@@ -23,6 +23,11 @@ pub(crate) struct ItemBody {
     /// The number with which the next item must come, where numbers are out of sequence.
     #[serde(skip_serializing_if = "Option::is_none")]
     expected: Option<Value>,
+    /// What the tenant may use, and what it uses, where that is more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     winner: Option<Winner>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,6 +52,8 @@ impl From<ItemResult> for ItemBody {
             code: result.code.map(ItemCode::as_str),
             message: result.message,
             expected: None,
+            budget: None,
+            used: None,
             winner: result.winner,
             conflict_id: result.conflict_id,
             version: result.version,
@@ -72,8 +79,9 @@ impl ItemBody {
         if let Some(cause) = &error.cause {
             tracing::error!(code = error.code.as_str(), cause, "WebSocket item failed");
         }
+        let detail = |name: &str| error.details.get(name).cloned();
         // Items out of sequence are good: they come again under other numbers.
-        let expected = error.details.get("expected").cloned();
+        let expected = detail("expected");
         let status = if error.code.is_retryable() || expected.is_some() {
             Outcome::Retry
         } else {
@@ -83,6 +91,8 @@ impl ItemBody {
             code: Some(error.code.as_str()),
             message: Some(error.message.clone()),
             expected,
+            budget: detail("budget"),
+            used: detail("used"),
             ..Self::plain(id, status)
         }
     }
@@ -96,6 +106,8 @@ impl ItemBody {
             code: None,
             message: None,
             expected: None,
+            budget: None,
+            used: None,
             winner: None,
             conflict_id: None,
             version: None,

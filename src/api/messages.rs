@@ -5,10 +5,12 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::api::App;
 use crate::api::auth::WebPrincipal;
 use crate::api::request::Request;
+use crate::core::tenant::Tenant;
 use crate::http::error::{Code, Error};
 use crate::http::query::PAGE_ROWS;
 use crate::http::request::{required, uuid};
@@ -24,7 +26,7 @@ struct NewMessage {
 /// `POST /api/messages`: from a web user to a mobile user.
 ///
 /// # Errors
-/// 403 if the recipient is a web user, 404 if it does not exist.
+/// 403 if the recipient is a web user, 404 if it does not exist, 507 while the tenant is beyond its budget.
 pub async fn create(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let body: NewMessage = request.json(app.config.server.body_bytes_max).await?;
     let message = create_message(&app, request.user()?, body.recipient_id, body.content).await?;
@@ -40,6 +42,7 @@ pub(crate) async fn create_message(
 ) -> Result<Message, Error> {
     let recipient = uuid("recipient_id", &required("recipient_id", recipient_id)?)?;
     let content = checked_content(app, content)?;
+    app.budgets.check(&sender.tenant.name)?;
     let messages = &app.messages;
     let created = messages.create(&sender.tenant, sender.user_id, recipient, &content);
     Ok(created.await?)
@@ -92,11 +95,20 @@ pub async fn edit(app: Arc<App>, mut request: Request) -> Result<Response, Error
     let body: Edit = request.json(app.config.server.body_bytes_max).await?;
     let content = checked_content(&app, body.content)?;
     let caller = request.caller()?;
-    let message = app
-        .messages
-        .edit(caller.tenant(), caller.user_id(), id, &content)
-        .await?;
+    let message = edit_message(&app, caller.tenant(), caller.user_id(), id, &content).await?;
     response::json(StatusCode::OK, &message)
+}
+
+/// Edits a message of the author, for requests and WebSocket items.
+pub(crate) async fn edit_message(
+    app: &App,
+    tenant: &Tenant,
+    author: Uuid,
+    id: Uuid,
+    content: &str,
+) -> Result<Message, Error> {
+    app.budgets.check(&tenant.name)?;
+    Ok(app.messages.edit(tenant, author, id, content).await?)
 }
 
 /// `PUT /api/messages/:id/read` by its recipient. Idempotent.

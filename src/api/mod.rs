@@ -63,6 +63,7 @@ use crate::config::Config;
 use crate::config::rule::Rule;
 use crate::core::rate::Rate;
 use crate::core::slots::Slots;
+use crate::feature::budgets::Budgets;
 use crate::feature::cache;
 use crate::feature::turns::Turns;
 use crate::live::gate::TailGate;
@@ -107,6 +108,8 @@ pub struct App {
     pub unlisted_proxy: UnlistedProxy,
     /// Authenticates devices.
     pub devices: Devices,
+    /// Which tenants may write.
+    pub budgets: Budgets,
     pub users: Users,
     pub messages: Messages,
     pub presence: Presence,
@@ -181,6 +184,7 @@ impl App {
             metadata: metadata.clone(),
         };
         let standings = Standings::new(database.clone(), &config, hub.freshness());
+        let budgets = Budgets::new(metrics.clone());
         let failed_logins = FailedLogins::new(database.clone());
         let visibility = Visibility::default();
         Ok(Self {
@@ -233,7 +237,9 @@ impl App {
                 metrics: metrics.clone(),
                 turns: Turns::new(config.postgres.pool_size),
                 config: config.clone(),
+                budgets: budgets.clone(),
             },
+            budgets,
             streams: Slots::new(config.live.streams_per_user_max),
             declarations: Rate::per_minute(DECLARATIONS_PER_MINUTE),
             metadata,

@@ -15,6 +15,15 @@ use crate::telemetry::metrics::{LimitedBy, Metrics};
 /// Tokens that the verification of a signature of another provider takes from the bucket of its address.
 pub(crate) const VERIFICATION_COST: u32 = 5;
 
+/// Bytes of an upload that take a token. An upload of the largest size so takes a quarter of a device's full bucket: one of
+/// 20 edits of a large message needs 2 kB on the wire and 6 MB in Redis.
+const BYTES_PER_TOKEN: usize = 32 * 1024;
+
+/// What the bytes of an upload cost beside its route.
+pub(crate) fn cost_of_bytes(bytes: usize) -> u32 {
+    u32::try_from(bytes / BYTES_PER_TOKEN).unwrap_or(u32::MAX)
+}
+
 /// The rates of a process.
 #[derive(Debug)]
 pub struct Rates {
@@ -53,6 +62,14 @@ impl Rates {
     pub fn take_of_principal(&self, principal: &Principal, cost: u32) -> Result<(), Error> {
         self.try_take(principal, cost)
             .map_err(|(by, wait)| self.limited(by, wait))
+    }
+
+    /// Takes the tokens of the bytes of an upload, which are known when it was read.
+    ///
+    /// # Errors
+    /// 429 with the time until there are so many.
+    pub fn take_of_bytes(&self, principal: &Principal, bytes: usize) -> Result<(), Error> {
+        self.take_of_principal(principal, cost_of_bytes(bytes))
     }
 
     /// Waits for the tokens of an item of a WebSocket: its client gets no result, and its next frames are not read, until

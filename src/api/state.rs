@@ -168,6 +168,10 @@ async fn write_one(app: &App, request: &Request, write: Write) -> Result<Written
 
 async fn write_all(app: &App, request: &Request, writes: Vec<Write>) -> Result<Outcome, Error> {
     let caller = request.caller()?;
+    // Deletes make room.
+    if writes.iter().any(|write| write.value.is_some()) {
+        app.budgets.check(&caller.tenant().name)?;
+    }
     let settings = &app.config.state;
     Ok(state::write(&app.database, owner(caller), caller.device_id(), settings, writes).await?)
 }
@@ -230,6 +234,7 @@ impl Item {
 pub async fn batch(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let settings = &app.config.state;
     let body: Batch = request.json(settings.batch_bytes_max).await?;
+    app.rates.take_of_bytes(request.caller()?, request.memory.bytes())?;
     let items: Vec<Item> = required("items", body.items)?.parse("items", settings.batch_items_max)?;
     if items.is_empty() {
         return Err(Error::invalid("items", "must not be empty"));

@@ -61,12 +61,13 @@ pub(crate) fn numbered(items: &[Value], acked_seq: Option<i64>) -> Result<Items<
 /// `POST /api/sync/outgoing`: what a device changed offline.
 ///
 /// # Errors
-/// 400 for a malformed batch, 413 for a too large one, 409 for wrong sequence numbers. An invalid item is a result, not an
-/// error.
+/// 400 for a malformed batch, 413 for a too large one, 409 for wrong sequence numbers, 507 while the tenant is beyond its
+/// budget. An invalid item is a result, not an error.
 pub async fn outgoing(app: Arc<App>, mut request: Request) -> Result<Response, Error> {
     let settings = &app.config.sync;
     let items_max = settings.upload_items_max;
     let body: Upload = request.json_inflated(settings.upload_bytes_max).await?;
+    app.rates.take_of_bytes(request.caller()?, request.memory.bytes())?;
     let parse = |field, items: &Option<RawItems>| match items {
         Some(items) => items.parse(field, items_max),
         None => Ok(Vec::new()),

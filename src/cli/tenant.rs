@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::human;
 use super::output::{self, Render, Text, outln};
 use super::progress::Progress;
 use super::table::{Cell, Tone, or_nothing};
@@ -307,7 +308,20 @@ async fn show(global: &Global, config: &Config, database: &Database, name: &str)
         return Err(error);
     }
     let store = connect_redis(config).await?;
-    output::print(global, &report(database, &store, &listed.tenant).await?)
+    output::print(
+        global,
+        &report(database, &store, &listed.tenant, &config.streams).await?,
+    )
+}
+
+/// What the streams of a tenant take of its budget.
+pub(super) fn budget(used: u64, budget: u64, is_exceeded: bool) -> Cell {
+    let text = format!("{} of {}", human::bytes(used), human::bytes(budget));
+    if is_exceeded {
+        Cell::from(format!("{text}; writes are refused")).toned(Tone::Bad)
+    } else {
+        text.into()
+    }
 }
 
 impl Render for TenantReport {
@@ -362,6 +376,10 @@ impl Render for TenantReport {
                     streams.inboxes, streams.inbox_entries, streams.longest_inbox
                 )
                 .into(),
+            ),
+            (
+                "memory",
+                budget(streams.memory_bytes, streams.budget_bytes, streams.exceeded),
             ),
         ]);
         if let Some(error) = &streams.error {

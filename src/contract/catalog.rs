@@ -18,11 +18,12 @@ const fn key(pattern: &'static str, kind: &'static str, fields: &'static [&'stat
 }
 
 /// All keys.
-pub const KEYS: [KeyFormat; 34] = [
+pub const KEYS: [KeyFormat; 35] = [
     key("posduif:checkpoint", "hash", &[&checkpoint::FIELDS]),
     key("posduif:terms", "hash", &[]),
     key("posduif:window", "hash", &[]),
     key("posduif:stopped", "hash", &[]),
+    key("posduif:exceeded", "hash", &[]),
     key("posduif:aof", "hash", &[&["published"]]),
     key("posduif:probe:<random>:stream", "stream", &[&["n"]]),
     key("posduif:probe:<random>:mark", "hash", &[&["n"]]),
@@ -89,6 +90,7 @@ mod tests {
             keys.terms(),
             keys.window(),
             keys.stopped(),
+            keys.exceeded(),
             keys.aof(),
             probe_stream,
             probe_mark,

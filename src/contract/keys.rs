@@ -38,6 +38,11 @@ impl Keys {
         format!("{}:stopped", self.prefix)
     }
 
+    /// Hash: tenants that use more than their budget, see [`super::budget`].
+    pub fn exceeded(&self) -> String {
+        format!("{}:exceeded", self.prefix)
+    }
+
     /// Hash: `published`, an LSN. What is written there is only a mark behind which `WAITAOF` waits.
     pub fn aof(&self) -> String {
         format!("{}:aof", self.prefix)

@@ -7,6 +7,9 @@ pub const TRIM: &str = concat!(
     include_str!("lua/trim.lua")
 );
 
+/// Replaces the list of tenants beyond their budget.
+pub const EXCEEDED: &str = include_str!("lua/exceeded.lua");
+
 /// Begins a term of a new writer.
 pub const TERM: &str = include_str!("lua/term.lua");
 

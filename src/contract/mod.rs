@@ -1,6 +1,7 @@
 //! The formats in Redis: names of keys, entries, notices, hashes, commands, and the Lua scripts. Each format is in one
 //! file, both directions.
 
+pub mod budget;
 #[cfg(test)]
 pub mod catalog;
 pub mod checkpoint;

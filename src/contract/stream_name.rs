@@ -36,7 +36,7 @@ impl fmt::Display for Audience {
 }
 
 /// A stream that belongs to a tenant.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// Every change of the tenant.
     Changes(Arc<str>),

@@ -1,6 +1,7 @@
-//! Shared by the features (accounts, messages, state, sync): their error, a cache of rows, pages of lists,
+//! Shared by the features (accounts, messages, state, sync): their error, a cache of rows, budgets of tenants, pages of lists,
 //! checks of input, and lines of users before the pool.
 
+pub mod budgets;
 pub mod cache;
 mod check;
 mod page;
@@ -65,6 +66,9 @@ pub enum Error {
     /// Too many failed attempts; the next is allowed after this time.
     #[error("too many attempts; try again later")]
     Limited(Duration),
+    /// The streams of the tenant hold more than they may although they were cut.
+    #[error("the tenant uses {used} of {budget} bytes; try again later")]
+    BudgetExceeded { budget: u64, used: u64 },
     #[error("Redis: {0}")]
     Redis(#[from] redis::RedisError),
     #[error(transparent)]

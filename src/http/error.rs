@@ -45,7 +45,7 @@ impl Code {
     pub fn is_retryable(self) -> bool {
         matches!(
             self.status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE
         )
     }
 }

@@ -51,6 +51,11 @@ impl Share {
         Ok(())
     }
 
+    /// The bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+    }
+
     /// Gives bytes back.
     pub fn give_back(&mut self, bytes: usize) {
         drop(self.taken.as_mut().and_then(|taken| taken.split(bytes)));
@@ -69,6 +74,7 @@ mod tests {
         one.take(4).expect("free");
         assert_eq!(two.take(3).expect_err("in use").code, Code::OVERLOADED);
         one.give_back(4);
+        assert_eq!((one.bytes(), two.bytes()), (4, 0));
         two.take(3).expect("given back");
         drop((one, two));
         memory.share().take(10).expect("all are free");

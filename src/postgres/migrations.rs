@@ -149,6 +149,7 @@ const TENANT: &[Migration] = &[
     migration!(11, "tenant", "0011_conflicts", tables: [], columns: []),
     migration!(12, "tenant", "0012_outside_tables"),
     migration!(13, "tenant", "0013_uploads_of_active_users"),
+    migration!(14, "tenant", "0014_conflicts_bound"),
 ];
 
 /// The schemas of a command.

@@ -29,6 +29,9 @@ const QUARANTINE_ENTRIES_MAX: &[u8] = b"10000";
 /// Live streams are cut once in this many entries; cutting each time would cost more than the entries.
 const LIVE_TRIM_EVERY: u64 = 64;
 
+/// Bytes of a stream with one small entry.
+const STREAM_BYTES: usize = 4700;
+
 /// Size up to which an emptied batch keeps its buffer; one that a large row has grown beyond is given back.
 const BUFFER_KEEP_BYTES: usize = 4 * 1024 * 1024;
 
@@ -165,6 +168,19 @@ impl Batch {
     pub fn entries(&self) -> usize {
         let is_entry = |(_, purpose): &&(usize, Purpose)| matches!(purpose, Purpose::Entry(_));
         self.queued.iter().filter(is_entry).count()
+    }
+
+    /// The stream of each entry in it, and the bytes of its command, which are about those that it takes in Redis.
+    pub fn written(&self) -> impl Iterator<Item = (&Target, usize)> {
+        let mut start = 0;
+        self.queued.iter().filter_map(move |(end, purpose)| {
+            let bytes = end - std::mem::replace(&mut start, *end);
+            match purpose {
+                Purpose::Entry(target) => Some((target, bytes)),
+                Purpose::Create(target) | Purpose::Recreate(target) => Some((target, bytes.max(STREAM_BYTES))),
+                Purpose::TrimPoint(_) | Purpose::Tenant(_) | Purpose::Other => None,
+            }
+        })
     }
 
     /// Bytes of commands in it.

@@ -84,6 +84,8 @@ struct InFlight {
 pub struct CutResults {
     /// Entries that were removed.
     pub removed: i64,
+    /// Cuts that Redis has answered.
+    pub done: u64,
     /// Keys of tenants that Redis could not change, with the error.
     pub failed: Vec<(String, String)>,
 }
@@ -156,6 +158,11 @@ impl Connection {
             moved_at: Instant::now(),
             timeout,
         })
+    }
+
+    /// The name by which the checkpoint knows this writer.
+    pub fn writer(&self) -> &str {
+        &self.writer
     }
 
     /// Records for the engine that comes next that Redis ran only parts of a transaction.
@@ -491,6 +498,7 @@ impl Connection {
             return if is_writer { Ok(None) } else { Err(PublishError::Fenced) };
         };
         for (cut, reply) in cuts.iter().zip(exchange.cuts.drain(..)) {
+            self.cut_results.done += 1;
             match reply {
                 Reply::Integer(removed) => self.cut_results.removed += removed,
                 Reply::Error(cause) => self.cut_results.failed.push((cut.meta(&self.keys), cause)),

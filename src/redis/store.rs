@@ -1,7 +1,7 @@
 //! The connections of readers, the checkpoint, and why nothing could be read. [`super::reading`] reads streams,
 //! [`super::standing`] what a snapshot needs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::config::group::Groups;
+use crate::contract::budget::Exceeded;
 use crate::contract::checkpoint::{Checkpoint, Published, View};
 use crate::contract::keys::Keys;
 use crate::contract::members::Members;
@@ -234,6 +235,17 @@ impl Store {
         pipe.hgetall(&key);
         let (stopped,) = self.query_key(&pipe, None, &key).await?;
         Ok(stopped)
+    }
+
+    /// Tenants that use more than their budget.
+    pub async fn exceeded(&self) -> Result<BTreeMap<String, Exceeded>, Error> {
+        let (mut pipe, key) = (redis::pipe(), self.0.keys.exceeded());
+        pipe.hgetall(&key);
+        let (tenants,): (BTreeMap<String, String>,) = self.query_key(&pipe, None, &key).await?;
+        let exceeded = tenants.into_iter();
+        Ok(exceeded
+            .filter_map(|(tenant, text)| Some((tenant, text.parse().ok()?)))
+            .collect())
     }
 
     /// How far publishing is.

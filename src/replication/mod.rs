@@ -3,10 +3,13 @@
 //! [`replicator`] runs one [`session`] after another. [`startup`] connects both servers and decides with [`epoch`]
 //! whether replication continues; the session then moves frames from the [`connection`] ([`frame`], `login`) through
 //! the [`pipeline`] to the publisher, until it [ends](end). [`slot`], [`heartbeat`], [`catalog`] and [`outside`], which share
-//! [`difference`], are ordinary SQL beside the stream, and [`trim`] decides what the streams may drop. [`report`] is what other
+//! [`difference`], are ordinary SQL beside the stream, and [`trim`] decides what the streams may drop; [`bounds`] keeps
+//! them within their bounds by the [`ledger`] of what was written, and [`budget`] chooses what a tenant loses. [`report`] is what other
 //! parts see of all this. `durability_watch` follows the disk of Redis and its replicas. `undecodable` leads past transactions
 //! that Postgres fails to send. `unseen` is what is published and no snapshot sees yet.
 
+pub mod bounds;
+pub mod budget;
 pub mod catalog;
 pub mod connection;
 pub mod difference;
@@ -15,6 +18,7 @@ pub mod end;
 pub mod epoch;
 pub mod frame;
 pub mod heartbeat;
+pub mod ledger;
 mod login;
 pub mod outside;
 pub mod pipeline;

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
+use super::ledger::Ledger;
 use super::slot::SlotSample;
+use crate::config;
 use crate::core::position::EpochId;
 use crate::publish::outcome::error_code;
 use crate::publish::progress::Progress;
@@ -49,8 +51,8 @@ pub struct Report {
     pub sample: watch::Sender<Option<SlotSample>>,
     /// Tables that are not published with the identity that they need, a few of them.
     pub uncovered: watch::Sender<Vec<String>>,
-    /// Redis is full, and what was due to be trimmed has freed nothing.
-    pub full: Arc<Notify>,
+    /// What was written to streams.
+    pub ledger: Arc<Ledger>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -78,13 +80,13 @@ pub struct Lag {
 }
 
 impl Report {
-    pub fn new(metrics: Arc<Metrics>) -> (Self, ReplicationStatus) {
+    pub fn new(metrics: Arc<Metrics>, settings: &config::Streams) -> (Self, ReplicationStatus) {
         let report = Self {
             state: watch::Sender::new(ReplicatorState::Starting),
             progress: watch::Sender::new(None),
             sample: watch::Sender::new(None),
             uncovered: watch::Sender::new(Vec::new()),
-            full: Arc::default(),
+            ledger: Arc::new(Ledger::new(settings, metrics.clone())),
             metrics,
         };
         let status = ReplicationStatus {
@@ -107,7 +109,7 @@ impl Report {
     /// Redis refused entries, after this many were trimmed with them. If it is full, trimming must free more.
     pub fn note_refusal(&self, cause: &str, removed: i64) {
         if error_code(cause) == "OOM" && removed == 0 {
-            self.full.notify_one();
+            self.ledger.full.notify_one();
         }
     }
 }

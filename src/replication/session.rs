@@ -220,6 +220,7 @@ impl<'a> Session<'a> {
     }
 
     async fn run(mut self) -> SessionEnd {
+        self.context.report.ledger.begin(self.redis.writer());
         self.report_state();
         let end = loop {
             self.send_when_possible();
@@ -238,6 +239,7 @@ impl<'a> Session<'a> {
                 Err(end) => break end,
             }
         };
+        self.context.report.ledger.end();
         let counts = self.pipeline.counts();
         let metrics = &self.context.report.metrics.replication;
         metrics.add(counts, &mut self.reported);
@@ -477,6 +479,7 @@ impl<'a> Session<'a> {
     /// Records what became of the batch in flight.
     fn conclude(&mut self, outcome: Outcome) -> Result<(), SessionEnd> {
         let cuts = self.redis.take_cut_results();
+        self.context.report.ledger.cuts_done(cuts.done);
         for (key, cause) in cuts.failed {
             tracing::error!(key, cause, "Redis refuses to trim; check the ACL and the key's type");
         }
@@ -502,6 +505,7 @@ impl<'a> Session<'a> {
             tracing::info!("Redis accepts writes again");
         }
         self.refused.backoff.reset();
+        self.context.report.ledger.note(batch.written());
         self.measure(&batch, failed.len());
         self.trace(&batch);
         self.unseen.publish(&batch, self.pipeline.batch());

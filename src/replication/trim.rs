@@ -2,7 +2,7 @@
 //!
 //! An inbox keeps the entries that the slowest active device of its user has not acknowledged, or whose statuses are
 //! not settled, and keeps acknowledged ones for some time, so that a live reader can resume at an older position.
-//! Limits on the number of entries take precedence: a device that falls behind them takes a snapshot.
+//! Bounds take precedence, see [`super::bounds`]: a device that falls behind them takes a snapshot.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use postgres_types::Type;
 use redis::streams::StreamRangeReply;
-use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::bounds::{Cuts, Look};
 use crate::config::Config;
 use crate::contract::device_state::{self, TRIM_FIELDS};
 use crate::contract::stream_name::Target;
@@ -29,26 +29,23 @@ use crate::redis::info::Info;
 use crate::redis::store::Store;
 
 /// Users per query.
-const PAGE: usize = 500;
+pub(super) const PAGE: usize = 500;
+
+/// Delay after a look at bounds that failed.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Entries read at once from one stream.
 const ENTRIES_PAGE: usize = 2000;
 
-/// Most entries that one round trims from a stream beyond its limit; the next round continues.
-const TRIM_MAX: u64 = 500_000;
-
-/// Checks all streams periodically until `stop`.
-pub async fn run(
-    config: Arc<Config>,
-    database: Database,
-    store: Store,
-    cuts: mpsc::Sender<Cut>,
-    full: Arc<Notify>,
-    stop: CancellationToken,
-) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(config.streams.trim_interval_seconds));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Trims periodically, and what is beyond its bounds as soon as that shows, until `stop`.
+pub async fn run(config: Arc<Config>, database: Database, store: Store, cuts: Cuts, stop: CancellationToken) {
+    let ticks = || {
+        let mut ticks = tokio::time::interval(Duration::from_secs(config.streams.trim_interval_seconds));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        ticks
+    };
     let rounds = async {
+        let mut ticks = ticks();
         loop {
             ticks.tick().await;
             if let Err(error) = round(&config, &database, &store, &cuts).await {
@@ -59,14 +56,34 @@ pub async fn run(
     // Beside the rounds, which may take long.
     let relief = async {
         loop {
-            full.notified().await;
+            cuts.ledger.full.notified().await;
             if let Err(error) = relieve(&database, &store, &cuts).await {
                 tracing::warn!(cause = format!("{error:#}"), "Redis is full, and nothing was cut");
             }
         }
     };
+    let look = Look {
+        config: &config,
+        database: &database,
+        store: &store,
+        cuts: &cuts,
+    };
+    let looks = async {
+        let mut ticks = ticks();
+        loop {
+            let is_round = tokio::select! {
+                _ = ticks.tick() => true,
+                () = cuts.ledger.urgent.notified() => false,
+            };
+            if let Err(error) = Box::pin(look.run(is_round)).await {
+                tracing::warn!(cause = format!("{error:#}"), "bounds of streams not kept; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    };
     tokio::select! {
         () = rounds => {}
+        () = looks => {}
         () = relief => {}
         () = stop.cancelled() => {}
     }
@@ -75,14 +92,15 @@ pub async fn run(
 /// Cuts the largest `changes` of all tenants to half, since Redis is full and what was due freed nothing. Services that
 /// read it find the trim point; devices do not read it. While that is not enough, Redis refuses the next batch too, and
 /// this is repeated.
-async fn relieve(database: &Database, store: &Store, cuts: &mpsc::Sender<Cut>) -> Result<()> {
+async fn relieve(database: &Database, store: &Store, cuts: &Cuts) -> Result<()> {
     let tenants = tenants::list(database).await.context("cannot list the tenants")?;
     let mut sizes: Vec<(u64, &Tenant)> = Vec::new();
     for page in tenants.chunks(PAGE) {
         let mut pipe = redis::pipe();
         for tenant in page {
             let key = store.keys().changes(&tenant.name);
-            pipe.cmd("MEMORY").arg("USAGE").arg(key);
+            // All of its nodes: the oldest say nothing of the others.
+            pipe.cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0);
         }
         let bytes: Vec<Option<u64>> = pipe.query_async(&mut store.connection()).await?;
         sizes.extend(bytes.into_iter().map(Option::unwrap_or_default).zip(page));
@@ -130,7 +148,7 @@ async fn relieve(database: &Database, store: &Store, cuts: &mpsc::Sender<Cut>) -
     Ok(())
 }
 
-async fn round(config: &Config, database: &Database, store: &Store, cuts: &mpsc::Sender<Cut>) -> Result<()> {
+async fn round(config: &Config, database: &Database, store: &Store, cuts: &Cuts) -> Result<()> {
     for tenant in tenants::list(database).await.context("cannot list the tenants")? {
         match round_of(&tenant, config, database, store, cuts).await {
             // A broken table of one tenant must not stop the trimming of the others.
@@ -147,35 +165,15 @@ async fn round(config: &Config, database: &Database, store: &Store, cuts: &mpsc:
     Ok(())
 }
 
-async fn round_of(
-    tenant: &Tenant,
-    config: &Config,
-    database: &Database,
-    store: &Store,
-    cuts: &mpsc::Sender<Cut>,
-) -> Result<()> {
+async fn round_of(tenant: &Tenant, config: &Config, database: &Database, store: &Store, cuts: &Cuts) -> Result<()> {
     let name: Arc<str> = tenant.name.as_str().into();
-    for (target, entries_max) in [
-        (Target::Changes(name.clone()), config.streams.changes_entries_max),
-        (Target::Shared(name.clone()), config.streams.shared_entries_max),
-    ] {
-        // A key of the wrong type must not stop the trimming of other streams.
-        match beyond_limit(store, target.clone(), entries_max).await {
-            Ok(Some(cut)) => cuts.send(cut).await?,
-            Ok(None) => {}
-            Err(error) => skip_wrong_type(store, &target, error)?,
-        }
-    }
-    if !config.groups.is_empty() {
-        groups(config, store, &name, cuts).await?;
-    }
     let mut after = Uuid::nil();
     loop {
         let page = inboxes(config, database, tenant, after).await?;
         for (user, devices) in &page {
             after = *user;
             match inbox(config, store, &name, *user, devices).await {
-                Ok(Some(cut)) => cuts.send(cut).await?,
+                Ok(Some(cut)) => drop(cuts.send(cut).await?),
                 Ok(None) => {}
                 Err(error) => skip_wrong_type(store, &Target::Inbox(name.clone(), *user), error)?,
             }
@@ -187,63 +185,27 @@ async fn round_of(
     Ok(())
 }
 
-/// Trims the streams of groups that are beyond their limit.
-async fn groups(config: &Config, store: &Store, tenant: &Arc<str>, cuts: &mpsc::Sender<Cut>) -> Result<()> {
-    let entries_max = config.streams.group_entries_max;
-    let mut cursor = "0".to_owned();
-    loop {
-        let (next, names): (String, Vec<String>) = redis::cmd("SSCAN")
-            .arg(store.keys().groups(tenant))
-            .arg(&cursor)
-            .arg("COUNT")
-            .arg(PAGE)
-            .query_async(&mut store.connection())
-            .await?;
-        let groups = names.iter().filter_map(|name| name.parse().ok());
-        let targets: Vec<Target> = groups.map(|group| Target::Group(tenant.clone(), group)).collect();
-        let mut pipe = redis::pipe();
-        for target in &targets {
-            pipe.cmd("XLEN").arg(target.key(store.keys()));
-        }
-        // A key of the wrong type is an error of its own, below.
-        let lengths: Vec<redis::Value> = match targets.is_empty() {
-            true => Vec::new(),
-            false => pipe.ignore_errors().query_async(&mut store.connection()).await?,
-        };
-        for (target, length) in targets.into_iter().zip(lengths) {
-            if matches!(length, redis::Value::Int(length) if u64::try_from(length).is_ok_and(|length| length <= entries_max))
-            {
-                continue;
-            }
-            match beyond_limit(store, target.clone(), entries_max).await {
-                Ok(Some(cut)) => cuts.send(cut).await?,
-                Ok(None) => {}
-                Err(error) => skip_wrong_type(store, &target, error)?,
-            }
-        }
-        if next == "0" {
-            return Ok(());
-        }
-        cursor = next;
-    }
-}
-
 /// Logs a key that holds no stream; other errors are returned.
 fn skip_wrong_type(store: &Store, target: &Target, error: anyhow::Error) -> Result<()> {
     let refusal = error.downcast_ref::<redis::RedisError>();
     if !refusal.is_some_and(is_wrong_type) {
         return Err(error);
     }
+    warn_of_type(store, target);
+    Ok(())
+}
+
+/// Logs a key that holds no stream.
+pub(super) fn warn_of_type(store: &Store, target: &Target) {
     tracing::warn!(
         key = target.key(store.keys()),
         "key not trimmed: it is no stream; run `posduif stream rebuild --tenant {}`",
         target.tenant()
     );
-    Ok(())
 }
 
 /// A page of users with their active devices.
-async fn inboxes(
+pub(super) async fn inboxes(
     config: &Config,
     database: &Database,
     tenant: &Tenant,
@@ -274,9 +236,6 @@ async fn inbox(
     devices: &[String],
 ) -> Result<Option<Cut>> {
     let target = Target::Inbox(tenant.clone(), user);
-    if let Some(cut) = beyond_limit(store, target.clone(), config.streams.inbox_entries_max).await? {
-        return Ok(Some(cut));
-    }
     if devices.is_empty() {
         return Ok(None);
     }
@@ -310,23 +269,6 @@ async fn inbox(
         .filter_map(|entry| entry.id.parse::<StreamId>().ok())
         .last();
     Ok(last_old.map(|id| Cut {
-        target,
-        keep: Keep::From(id.next()),
-    }))
-}
-
-/// The trim that brings a stream back to its limit.
-async fn beyond_limit(store: &Store, target: Target, entries_max: u64) -> Result<Option<Cut>> {
-    let key = target.key(store.keys());
-    let length: u64 = redis::cmd("XLEN")
-        .arg(&key)
-        .query_async(&mut store.connection())
-        .await?;
-    let Some(excess) = length.checked_sub(entries_max).filter(|excess| *excess > 0) else {
-        return Ok(None);
-    };
-    let last = nth(store, &key, excess.min(TRIM_MAX)).await?;
-    Ok(last.map(|id| Cut {
         target,
         keep: Keep::From(id.next()),
     }))

@@ -126,6 +126,9 @@ export type TenantDetail = {
     inboxes: number | null
     inbox_entries: number | null
     longest_inbox: number | null
+    memory_bytes: number
+    budget_bytes: number
+    exceeded: boolean
     error: string | null
   }
 }
@@ -179,6 +182,7 @@ export type StreamReport = {
   first: Mark | null
   last: Mark | null
   memory_bytes: number
+  bytes_max: number | null
   trimmed_below: string | null
   stopped: string | null
 }
@@ -187,14 +191,19 @@ export type TenantStreams = {
   tenant: string
   state: string | null
   generation: number | null
+  memory_bytes: number
+  budget_bytes: number
+  exceeded: boolean
   changes: StreamReport
   shared: StreamReport
   inboxes: {
     count: number
-    missing: number
+    unusable: number
     entries: number
     memory_bytes: number
+    bytes_max: number
     longest: { user_id: string; length: number } | null
+    largest: { user_id: string; memory_bytes: number } | null
   }
   push: StreamReport
   quarantine: StreamReport

@@ -7,6 +7,7 @@ use crate::admin::slot_report;
 use crate::admin::streams::{self, Length};
 use crate::config::Config;
 use crate::postgres::{Database, tenants};
+use crate::redis::info::Info;
 use crate::redis::store::Store;
 
 /// Tenants whose fixes are listed.
@@ -44,8 +45,50 @@ pub(crate) async fn examine(config: &Config) -> Vec<Check> {
             "The position of publishing is unknown, and no engine continues",
         )],
     };
+    checks.extend(budgets(&database, &store, config.streams.tenant_bytes_max).await);
     checks.extend(proxies(&store).await);
     checks
+}
+
+/// Whether Redis has room for what tenants may use. Returns nothing if a server fails, which other checks report.
+async fn budgets(database: &Database, store: &Store, budget: u64) -> Option<Check> {
+    let info: String = redis::cmd("INFO")
+        .arg("memory")
+        .query_async(&mut store.connection())
+        .await
+        .ok()?;
+    let limit = Info::parse(&info).number("maxmemory").unwrap_or_default();
+    let exceeded = store.exceeded().await.ok()?;
+    let tenants = tenants::list(database).await.ok()?.len() as u64;
+    Some(budget_check(tenants, budget, limit, exceeded.into_keys().collect()))
+}
+
+fn budget_check(tenants: u64, budget: u64, limit: u64, exceeded: Vec<String>) -> Check {
+    let mib = |bytes: u64| format!("{} MiB", bytes / 1024 / 1024);
+    if !exceeded.is_empty() {
+        return Check::fail(
+            BUDGETS,
+            format!("{} beyond {}", first_names(exceeded), mib(budget)),
+            "Streams of these tenants hold more than `streams.tenant_bytes_max` although they were cut, and their writes are \
+             refused with 507",
+        )
+        .then("permit XTRIM to the engine's user, wait until the flood is over, or raise the budget");
+    }
+    let sum = tenants.saturating_mul(budget);
+    if limit == 0 {
+        return Check::ok(BUDGETS, format!("{} for all tenants, and Redis has no limit", mib(sum)));
+    }
+    let found = format!("{} for {tenants} tenants, and maxmemory is {}", mib(sum), mib(limit));
+    if sum <= limit {
+        return Check::ok(BUDGETS, found);
+    }
+    let meaning = if budget > limit {
+        "One tenant may fill Redis, in which case publishing waits for all"
+    } else {
+        "The tenants together may fill Redis, in which case publishing waits for all"
+    };
+    Check::warn(BUDGETS, found, meaning)
+        .then("lower `streams.tenant_bytes_max`, or raise maxmemory; several tenants seldom use theirs at once")
 }
 
 /// Whether an engine has met a proxy that it does not know. Returns nothing if Redis fails, which other checks report.
@@ -66,6 +109,7 @@ async fn proxies(store: &Store) -> Option<Check> {
 
 const CHECKPOINT: &str = "redis.checkpoint";
 const STREAMS: &str = "redis.streams";
+const BUDGETS: &str = "redis.budgets";
 const PROXIES: &str = "engine.proxies";
 
 /// A missing checkpoint is expected before the first epoch only.
@@ -233,6 +277,17 @@ mod tests {
         };
         change(&mut keys);
         BTreeMap::from([("acme".to_owned(), keys)])
+    }
+
+    #[test]
+    fn budgets_beyond_maxmemory_are_a_warning() {
+        let level = |tenants, budget, limit| budget_check(tenants, budget, limit, Vec::new()).level;
+        assert_eq!(
+            [level(9, 10, 0), level(9, 10, 90), level(10, 10, 90), level(1, 100, 90)],
+            [Level::Ok, Level::Ok, Level::Warn, Level::Warn]
+        );
+        let check = budget_check(1, 10, 0, vec!["acme".to_owned()]);
+        assert!(check.level == Level::Fail && check.found.contains("acme"), "{check:?}");
     }
 
     #[test]

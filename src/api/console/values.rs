@@ -84,9 +84,14 @@ pub async fn tenants(console: Arc<Console>, _request: Request) -> Result<Respons
 pub async fn tenant(console: Arc<Console>, request: Request) -> Result<Response, Error> {
     let tenant = console.tenant(&request).await?;
     let diagnostics = &console.diagnostics;
-    let report = report(&diagnostics.database, &diagnostics.store, &tenant)
-        .await
-        .map_err(|error| unavailable(&error))?;
+    let report = report(
+        &diagnostics.database,
+        &diagnostics.store,
+        &tenant,
+        &diagnostics.config.streams,
+    )
+    .await
+    .map_err(|error| unavailable(&error))?;
     shown(&report)
 }
 
@@ -186,6 +191,7 @@ pub async fn streams(console: Arc<Console>, request: Request) -> Result<Response
         database: &diagnostics.database,
         store: &diagnostics.store,
         view,
+        settings: &diagnostics.config.streams,
     };
     let list = StreamList::read(sources, &all)
         .await

@@ -24,7 +24,7 @@ impl List {
 
 impl Render for StreamList {
     fn text(&self, out: &mut Text) {
-        let mut rows: Vec<[Cell; 8]> = self.tenants.iter().flat_map(tenant_rows).collect();
+        let mut rows: Vec<[Cell; 9]> = self.tenants.iter().flat_map(tenant_rows).collect();
         rows.push(stream_row(NOTHING, &self.live, String::new()));
         let header = [
             "TENANT",
@@ -33,6 +33,7 @@ impl Render for StreamList {
             "FIRST",
             "LAST",
             "MEMORY",
+            "AT MOST",
             "TRIMMED BELOW",
             "NOTE",
         ];
@@ -57,7 +58,7 @@ impl Render for StreamList {
     }
 }
 
-fn tenant_rows(tenant: &TenantStreams) -> Vec<[Cell; 8]> {
+fn tenant_rows(tenant: &TenantStreams) -> Vec<[Cell; 9]> {
     let name = &tenant.tenant;
     let problem = |stream: &StreamReport| stream.problem().unwrap_or_default();
     let state = tenant
@@ -70,6 +71,21 @@ fn tenant_rows(tenant: &TenantStreams) -> Vec<[Cell; 8]> {
         stream_row(name, &tenant.shared, problem(&tenant.shared)),
         inboxes_row(name, &tenant.inboxes),
     ];
+    let beyond = match tenant.exceeded {
+        true => "beyond its budget: writes are refused",
+        false => "",
+    };
+    let all = [
+        Cell::from(&**name),
+        "all streams".into(),
+        NOTHING.into(),
+        NOTHING.into(),
+        NOTHING.into(),
+        Cell::number(human::bytes(tenant.memory_bytes)),
+        Cell::number(human::bytes(tenant.budget_bytes)),
+        NOTHING.into(),
+        Cell::from(beyond).toned(Tone::Bad),
+    ];
     for stream in [&tenant.push, &tenant.quarantine] {
         match stream.kind.as_str() {
             "none" => {}
@@ -77,11 +93,12 @@ fn tenant_rows(tenant: &TenantStreams) -> Vec<[Cell; 8]> {
             _ => rows.push(stream_row(name, stream, problem(stream))),
         }
     }
+    rows.push(all);
     rows
 }
 
 /// The note is a problem.
-fn stream_row(tenant: &str, stream: &StreamReport, note: String) -> [Cell; 8] {
+fn stream_row(tenant: &str, stream: &StreamReport, note: String) -> [Cell; 9] {
     [
         Cell::from(tenant),
         stream.stream.clone().into(),
@@ -89,17 +106,18 @@ fn stream_row(tenant: &str, stream: &StreamReport, note: String) -> [Cell; 8] {
         mark(stream.first.as_ref()).into(),
         mark(stream.last.as_ref()).into(),
         Cell::number(human::bytes(stream.memory_bytes)),
+        Cell::number(or_nothing(stream.bytes_max.map(human::bytes))),
         or_nothing(stream.trimmed_below.as_ref()).into(),
         Cell::from(note).toned(Tone::Bad),
     ]
 }
 
-fn inboxes_row(tenant: &str, inboxes: &Inboxes) -> [Cell; 8] {
+fn inboxes_row(tenant: &str, inboxes: &Inboxes) -> [Cell; 9] {
     let count = match inboxes.count {
         1 => "1 inbox".to_owned(),
         count => format!("{count} inboxes"),
     };
-    let tone = if inboxes.missing > 0 {
+    let tone = if inboxes.unusable > 0 {
         Tone::Warning
     } else {
         Tone::Plain
@@ -111,6 +129,7 @@ fn inboxes_row(tenant: &str, inboxes: &Inboxes) -> [Cell; 8] {
         NOTHING.into(),
         NOTHING.into(),
         Cell::number(human::bytes(inboxes.memory_bytes)),
+        Cell::number(format!("{} each", human::bytes(inboxes.bytes_max))),
         NOTHING.into(),
         Cell::from(inboxes_note(tenant, inboxes)).toned(tone),
     ]
@@ -119,12 +138,23 @@ fn inboxes_row(tenant: &str, inboxes: &Inboxes) -> [Cell; 8] {
 fn inboxes_note(tenant: &str, inboxes: &Inboxes) -> String {
     let longest = inboxes.longest.as_ref().filter(|longest| longest.length > 0);
     let longest = longest.map(|longest| format!("longest: {} of user {}", longest.length, longest.user_id));
-    let missing = (inboxes.missing > 0).then(|| {
+    let largest = inboxes
+        .largest
+        .as_ref()
+        .filter(|largest| largest.memory_bytes > inboxes.bytes_max / 2);
+    let largest = largest.map(|largest| {
         format!(
-            "{} users have none: `posduif stream rebuild --tenant {tenant}` creates them",
-            inboxes.missing
+            "largest: {} of user {}",
+            human::bytes(largest.memory_bytes),
+            largest.user_id
         )
     });
-    let notes: Vec<String> = [longest, missing].into_iter().flatten().collect();
+    let unusable = (inboxes.unusable > 0).then(|| {
+        format!(
+            "the inbox of {} users has the wrong type: `posduif stream rebuild --tenant {tenant}` recreates it",
+            inboxes.unusable
+        )
+    });
+    let notes: Vec<String> = [longest, largest, unusable].into_iter().flatten().collect();
     notes.join("; ")
 }

@@ -115,6 +115,7 @@ impl<'a> Context<'a> {
             database: &self.database,
             store: &self.store,
             view: self.view,
+            settings: &self.config.streams,
         }
     }
 

@@ -212,7 +212,7 @@ async fn verify(
         problems.extend(problem(key, &length));
     }
     let mut seen = 0;
-    each_inbox(&context.database, &context.store, tenant, |_, key, length| {
+    each_inbox(&context.database, &context.store, tenant, |_, key, length, _| {
         problems.extend(problem(&key, &length));
         seen += 1;
         progress.set(seen);

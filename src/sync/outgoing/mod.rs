@@ -39,6 +39,7 @@ use crate::contract::checkpoint::View;
 use crate::core::position::StreamId;
 use crate::core::time::Timestamp;
 use crate::feature;
+use crate::feature::budgets::Budgets;
 use crate::feature::turns::Turns;
 use crate::messages::Messages;
 use crate::postgres::Database;
@@ -234,6 +235,7 @@ pub struct Outgoing {
     pub reports: Reports,
     pub metrics: Arc<Metrics>,
     pub config: Arc<Config>,
+    pub budgets: Budgets,
     /// Uploads of a user wait for each other in Postgres.
     pub turns: Turns,
 }
@@ -242,8 +244,8 @@ impl Outgoing {
     /// Applies a batch and reports it. `pending` is the length of the device's own queue, as the device reports it.
     ///
     /// # Errors
-    /// [`Error::OutOfSequence`], [`Error::Revoked`], when Postgres fails, or when too many uploads of the user wait; an invalid item is a result. Nothing of the batch is applied then,
-    /// and the same batch can be sent again.
+    /// [`Error::OutOfSequence`], [`Error::Revoked`], when Postgres fails, when too many uploads of the user wait, or when the
+    /// tenant is beyond its budget; an invalid item is a result. Nothing of the batch is applied then, and the same batch can be sent again.
     pub async fn upload(
         &self,
         device: &DevicePrincipal,
@@ -251,6 +253,10 @@ impl Outgoing {
         pending: Option<u32>,
     ) -> Result<Uploaded, Error> {
         let started = Instant::now();
+        // Without items it stores nothing that is delivered.
+        if !items.is_empty() {
+            self.budgets.check(&device.tenant.name)?;
+        }
         let _turn = self
             .turns
             .take(device.user_id, "too many uploads of this user are in progress")

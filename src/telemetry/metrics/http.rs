@@ -70,10 +70,12 @@ pub enum LimitedBy {
     User,
     Device,
     Tenant,
+    /// Its tenant's budget of bytes, which is no rate.
+    Budget,
 }
 
 impl LimitedBy {
-    const ALL: [Self; 4] = [Self::Address, Self::User, Self::Device, Self::Tenant];
+    const ALL: [Self; 5] = [Self::Address, Self::User, Self::Device, Self::Tenant, Self::Budget];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -81,6 +83,7 @@ impl LimitedBy {
             Self::User => "user",
             Self::Device => "device",
             Self::Tenant => "tenant",
+            Self::Budget => "budget",
         }
     }
 }
@@ -151,7 +154,7 @@ impl Http {
         );
         registry.register(
             "http_requests_limited",
-            "Requests refused, and items of WebSockets delayed, by the rate that they exceeded (section rates)",
+            "Requests refused, and items of WebSockets delayed or refused, by the rate (section rates) or budget exceeded",
             self.limited.clone(),
         );
         registry.register("logins", "Logins with a password, by result", self.logins.clone());

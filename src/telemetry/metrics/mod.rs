@@ -28,7 +28,7 @@ pub use self::label::{Label, Labels};
 pub use self::mail::{Mail, MailResult};
 pub use self::operations::Operations;
 pub use self::push::Push;
-pub use self::replication::{Replication, ReplicationCounts};
+pub use self::replication::{Bound, Replication, ReplicationCounts};
 pub use self::sync::{Source, Sync};
 use crate::telemetry::journal::Journal;
 use crate::telemetry::process;

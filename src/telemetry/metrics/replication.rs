@@ -17,6 +17,29 @@ const REFUSALS: [&str; 5] = ["OOM", "READONLY", "LOADING", "MISCONF", "NOPERM"];
 /// The kind of all other refusals.
 const OTHER: &str = "other";
 
+/// The bound for which a stream is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// Its entries.
+    Entries,
+    /// Its bytes.
+    Bytes,
+    /// The budget of its tenant.
+    Tenant,
+}
+
+impl Bound {
+    const ALL: [Self; 3] = [Self::Entries, Self::Bytes, Self::Tenant];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Entries => "entries",
+            Self::Bytes => "bytes",
+            Self::Tenant => "tenant",
+        }
+    }
+}
+
 /// Metrics of the replicator.
 #[derive(Debug)]
 pub struct Replication {
@@ -36,6 +59,9 @@ pub struct Replication {
     pending_changes: Gauge<f64, AtomicU64>,
     trim_queue_length: Gauge<f64, AtomicU64>,
     tenants: Gauge<f64, AtomicU64>,
+    cuts: Family<Label, Counter>,
+    budget_used: Gauge<f64, AtomicU64>,
+    tenants_exceeded: Gauge<f64, AtomicU64>,
     refusals: Family<Label, Counter>,
     restarts: Family<Label, Counter>,
     epochs: Family<Label, Counter>,
@@ -79,11 +105,15 @@ impl Replication {
             pending_changes: Gauge::default(),
             trim_queue_length: Gauge::default(),
             tenants: Gauge::default(),
+            cuts: Family::default(),
+            budget_used: Gauge::default(),
+            tenants_exceeded: Gauge::default(),
             refusals: Family::default(),
             restarts: Family::default(),
             epochs: Family::default(),
             catalog_changes: Family::default(),
         };
+        create(&new.cuts, "bound", &Bound::ALL.map(Bound::as_str));
         create(&new.refusals, "kind", REFUSALS.iter().chain([&OTHER]));
         create(&new.restarts, "cause", &labels.restart_causes);
         create(&new.epochs, "reason", &labels.epoch_reasons);
@@ -155,6 +185,16 @@ impl Replication {
                 &self.trim_queue_length,
             ),
             ("tenants", "Tenants whose streams this process writes", &self.tenants),
+            (
+                "tenant_budget_used_ratio",
+                "Part of streams.tenant_bytes_max that the streams of the largest tenant were last seen to hold",
+                &self.budget_used,
+            ),
+            (
+                "tenants_beyond_budget",
+                "Tenants whose streams hold more than streams.tenant_bytes_max although they were cut",
+                &self.tenants_exceeded,
+            ),
         ];
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());
@@ -172,6 +212,11 @@ impl Replication {
             registry.register(name, help, histogram.clone());
         }
         let families = [
+            (
+                "streams_cut",
+                "Streams that were cut because they, or their tenant, held more than they may, by the bound",
+                &self.cuts,
+            ),
             (
                 "redis_refusals",
                 "Batches refused by Redis, which are sent again, by the first word of the error",
@@ -233,6 +278,17 @@ impl Replication {
     /// Sets the number of tenants.
     pub fn tenants(&self, count: usize) {
         self.tenants.set(count as f64);
+    }
+
+    /// A stream beyond a bound is cut.
+    pub fn cut(&self, bound: Bound) {
+        self.cuts.get_or_create(&[("bound", bound.as_str())]).inc();
+    }
+
+    /// Sets what the largest tenant uses of its budget, and how many tenants use more than theirs.
+    pub fn budgets(&self, largest: f64, exceeded: usize) {
+        self.budget_used.set(largest);
+        self.tenants_exceeded.set(exceeded as f64);
     }
 
     /// A batch was written to Redis.

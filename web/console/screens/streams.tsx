@@ -70,7 +70,7 @@ function OneTenant({ streams, live }: { streams: TenantStreams; live: StreamRepo
         <p class="lead">
           {count(inboxes.count, 'inbox', 'inboxes')} with {number(inboxes.entries)} entries,{' '}
           {bytes(inboxes.memory_bytes)}
-          {inboxes.missing > 0 && <strong class="fail">, {number(inboxes.missing)} missing</strong>}
+          {inboxes.unusable > 0 && <strong class="fail">, {number(inboxes.unusable)} unusable</strong>}
           {inboxes.longest && (
             <>
               . The longest has {number(inboxes.longest.length)} entries and belongs to{' '}

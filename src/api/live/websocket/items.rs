@@ -16,6 +16,7 @@ use crate::accounts::users::UserType;
 use crate::api::App;
 use crate::api::auth::{Principal, WebPrincipal};
 use crate::api::item_body::ItemBody;
+use crate::api::rates::cost_of_bytes;
 use crate::api::{messages as message_routes, presence as presence_routes, sync as sync_routes};
 use crate::http::error::{Code, Error};
 use crate::http::raw_json;
@@ -57,9 +58,11 @@ pub(crate) fn parse(text: &str, items_max: usize) -> Result<Frame, Error> {
 }
 
 /// Executes the items of a frame and returns their results in order. Like a request, it can be cancelled safely.
-pub(crate) async fn execute(app: Arc<App>, caller: Principal, items: Vec<Value>) -> Vec<ItemBody> {
+/// `bytes` are those of the frame.
+pub(crate) async fn execute(app: Arc<App>, caller: Principal, items: Vec<Value>, bytes: usize) -> Vec<ItemBody> {
     let mut results = Vec::with_capacity(items.len());
-    app.rates.wait_for_principal(&caller, cost(&caller, items.len())).await;
+    let cost = cost(&caller, items.len()).saturating_add(cost_of_bytes(bytes));
+    app.rates.wait_for_principal(&caller, cost).await;
     match &caller {
         Principal::Web(user) => {
             for item in &items {
@@ -276,7 +279,7 @@ async fn execute_for_user(app: &App, user: &WebPrincipal, item: &Value) -> Resul
                 "create" => message_routes::create_message(app, user, wanted.recipient_id, wanted.content).await?,
                 "edit" => {
                     let content = message_routes::checked_content(app, wanted.content.take())?;
-                    messages.edit(tenant, id, wanted.id()?, &content).await?
+                    message_routes::edit_message(app, tenant, id, wanted.id()?, &content).await?
                 }
                 "delete" => {
                     messages.delete(tenant, id, wanted.id()?).await?;

@@ -323,7 +323,7 @@ impl Socket {
             Ok(Frame::Resume(cursor)) => return Some(Received::Resume(cursor)),
             Ok(Frame::Ping(id)) => self.send_reply("pong", json!({"id": id})),
             Ok(Frame::Items(items)) => {
-                let work = items::execute(self.app.clone(), self.caller.clone(), items);
+                let work = items::execute(self.app.clone(), self.caller.clone(), items, text.len());
                 self.work = Some(Box::pin(work));
             }
             Err(error) => self.refuse(&error),
