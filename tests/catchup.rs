@@ -135,7 +135,8 @@ async fn pending_statuses_of_a_stopped_node_are_written_by_the_next_node() {
 
 #[tokio::test]
 async fn backlog_memory_is_bounded_by_page_size() {
-    let office = Office::open().await;
+    // The backlog is larger than an inbox may be by default.
+    let office = Office::with(|config| config.streams.inbox_bytes_max = 1024 * 1024 * 1024).await;
     let node = office.world.process("api").await;
     let phone = office.phone("phone").await.at(&node.api());
     let here = caught_up(&office, &phone).await;

@@ -462,3 +462,31 @@ async fn account_devices_read_each_others_keys_and_see_changes() {
     assert!(pages[0]["changes"].as_array().unwrap().is_empty());
     office.close().await;
 }
+
+#[tokio::test]
+async fn inbox_begins_with_the_first_device_of_its_user() {
+    let office = Office::open().await;
+    let ann = Uuid::new_v4();
+    let user = format!("INSERT INTO tenant_acme.users (id, username, user_type) VALUES ('{ann}', 'ann', 'mobile')");
+    office.sql(&user).await;
+    let to_ann = json!({"recipient_id": ann, "content": "before"});
+    office.bob.post("/api/messages", &to_ann).await.expect(201);
+    office.world.published().await;
+    let inbox = office.world.keys().inbox("acme", &ann.to_string());
+    assert_eq!(office.world.ask_redis::<i64>(&["EXISTS", &inbox]).await, 0);
+
+    let (phone, _) = office.bob.enroll("phone", Some(&ann.to_string())).await;
+    office.world.published().await;
+    assert_eq!(office.world.ask_redis::<i64>(&["EXISTS", &inbox]).await, 1);
+    let (pages, cursor) = phone.sync(None).await;
+    assert_eq!(pages[0]["messages"][0]["content"], "before");
+    // A further device resets no other.
+    office.bob.enroll("tablet", Some(&ann.to_string())).await;
+    let to_ann = json!({"recipient_id": ann, "content": "after"});
+    office.bob.post("/api/messages", &to_ann).await.expect(201);
+    office.world.published().await;
+    let (pages, _) = phone.sync(Some(&cursor)).await;
+    assert!(pages.iter().all(|page| page["reset"] != true), "{pages:?}");
+    assert_eq!(pages[0]["messages"][0]["content"], "after");
+    office.close().await;
+}

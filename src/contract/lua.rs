@@ -19,6 +19,9 @@ pub const TORN: &str = include_str!("lua/torn.lua");
 /// Adds an entry unless the stream holds it.
 pub const RECHECK: &str = concat!(include_str!("lua/ids.lua"), include_str!("lua/recheck.lua"));
 
+/// Creates an inbox unless there is one.
+pub const CREATE_INBOX: &str = concat!(include_str!("lua/create.lua"), include_str!("lua/create_inbox.lua"));
+
 /// Creates the stream of a group unless there is one.
 pub const CREATE_GROUP: &str = concat!(include_str!("lua/create.lua"), include_str!("lua/create_group.lua"));
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use uuid::Uuid;
 
 use crate::contract::checkpoint::{Checkpoint, CheckpointUpdate, Epoch, OpenTransaction, TransactionMark};
 use crate::contract::entry::{self, EntryBody, Source};
@@ -314,6 +315,13 @@ impl Batch {
     pub fn forget_memberships(&mut self, tenant: &str) {
         let key = self.keys.memberships(tenant);
         self.tenant_command(&key, &[b"UNLINK", key.as_bytes()]);
+    }
+
+    /// Creates an inbox by a `reset` entry, unless there is one.
+    pub fn create_inbox(&mut self, tenant: &Arc<str>, user: Uuid, id: StreamId, commit_ts: i64) {
+        let inbox = self.keys.inbox(tenant, &user.to_string());
+        let arguments = [id.to_string(), commit_ts.to_string()];
+        self.script(lua::CREATE_INBOX, &[&inbox], &arguments.each_ref().map(String::as_str));
     }
 
     /// Creates a group's stream by a `reset` entry, unless there is one.

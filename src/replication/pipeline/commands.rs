@@ -53,9 +53,7 @@ impl Pipeline {
             }
             Command::DropTenant { tenant } => self.end_tenant(id, begin, &tenant),
             Command::CreateInbox { tenant, user } if self.tenants.contains(&tenant) => {
-                self.entries
-                    .batch
-                    .create_stream(Target::Inbox(tenant, user), id, commit_ts);
+                self.entries.batch.create_inbox(&tenant, user, id, commit_ts);
             }
             Command::CreateGroup { tenant, group } if self.tenants.contains(&tenant) => {
                 self.entries.batch.create_group(&tenant, &group, id, commit_ts);

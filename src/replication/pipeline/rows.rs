@@ -166,9 +166,9 @@ impl Pipeline {
             && row.operation == Operation::Insert
             && let Ok(Some(user)) = user_id(row.after(column))
         {
-            let inbox = Target::Inbox(tenant.clone(), user);
+            let batch = &mut self.entries.batch;
             // Before the entry of the row itself.
-            self.entries.batch.create_stream(inbox, id.previous(), begin.commit_ts);
+            batch.create_inbox(tenant, user, id.previous(), begin.commit_ts);
         }
         // The log of the tenant has all columns, its readers those of the list.
         if let Some(shown) = plan.delivered.as_deref()
