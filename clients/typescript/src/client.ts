@@ -198,8 +198,8 @@ class Core {
     } catch (error) {
       this.#loading = null
       const reason = error instanceof Error ? error.message : String(error)
-      const message = `the part of the client that syncs could not be loaded, changes are kept; if this stays, reload the page: ${reason}`
-      this.#loadError = { at: 'down', code: 'LOCAL_LOAD_FAILED', message, retryAt: null }
+      const message = 'the part of the client that syncs could not be loaded, changes are kept; if this stays, reload the page'
+      this.#loadError = { at: 'down', code: 'LOCAL_LOAD_FAILED', message: `${message}: ${reason}`, retryAt: null }
       return null
     } finally {
       cancel()
@@ -492,9 +492,10 @@ class Core {
     if (this.#loadError && !this.#leaderStatus && !(await this.#load())) return this.#unloaded()
     if (!this.#leader.leads) {
       this.#channel.post({ type: 'sync', by: 'user' })
-      // The leader's status shows the rest.
-      const isDone = await this.#until(() => this.#status.upToDate && this.#status.outbox.waiting === 0, SYNC_MS)
-      return isDone ? { ok: true } : failedStatus(this.#status)
+      // The leader's status shows the rest, unless this client is about to lead.
+      const isDone = () => this.#status.upToDate && this.#status.outbox.waiting === 0
+      await this.#until(() => this.#leader.leads || isDone(), SYNC_MS)
+      if (!this.#leader.leads) return isDone() ? { ok: true } : failedStatus(this.#status)
     }
     return this.#withSync(async (sync) => {
       const error = await this.#session.dispatch({ type: 'sync', by: 'user' })
