@@ -24,8 +24,8 @@ export type RunnerOptions = {
 /** Used until the server's settings are known. */
 const POLL_MS = 300_000
 
-/** More rows make fewer requests of a snapshot; the server names its own limit. */
-const BATCH_ROWS = 1000
+/** More rows make fewer requests of a snapshot, and longer turns of the page; the server names its own limit. */
+const BATCH_ROWS = 500
 
 /** A transport that has failed this often without an event is exchanged for the other one. */
 const TRANSPORT_FAILURES_MAX = 2

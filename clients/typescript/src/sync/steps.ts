@@ -6,7 +6,7 @@ import type { Session } from '../session/session.js'
 import type { Store, StoreError } from '../store/store.js'
 
 /** Rows that are read at once when all are visited. */
-const PAGE = 2000
+const PAGE = 1000
 
 /** Stores a batch, received at `at`, with what the machine needs to know of the stored rows. */
 export function storeBatch(
