@@ -372,11 +372,9 @@ class Story {
         const id = await phone.deviceId()
         const own = kept.filter((each) => each.device_id === id)
         const open = list.filter(({ state }) => state === 'conflict').map((entry) => entry.id)
-        assert.deepEqual(
-          open.sort(),
-          own.filter((each) => each.is_open).map((each) => each.id).sort(),
-          `open conflicts of device ${place}`,
-        )
+        // More may be open here: a conflict that went with its row before its upload was answered stays until the user decides.
+        const closed = own.filter((each) => each.is_open && !open.includes(each.id)).map((each) => each.id)
+        assert.deepEqual(closed, [], `conflicts that are not open on device ${place}`)
         for (const conflict of own) {
           assert.ok(this.#hasOtherSide(phone, conflict, notes), `device ${place}: no other change is in ${JSON.stringify(conflict)}`)
         }
