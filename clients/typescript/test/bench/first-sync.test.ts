@@ -63,7 +63,9 @@ test(`first sync of ${ROWS} rows`, async () => {
 async function trace(cdp: CDPSession): Promise<() => Promise<[number[], number[]]>> {
   type Event = { name: string; ts: number; dur?: number; tdur?: number; pid: number; tid: number; args: { name?: string } }
   const events: Event[] = []
-  cdp.on('Tracing.dataCollected', ({ value }) => void events.push(...(value as unknown as Event[])))
+  cdp.on('Tracing.dataCollected', ({ value }) => {
+    for (const event of value as unknown as Event[]) events.push(event)
+  })
   await cdp.send('Tracing.start', { traceConfig: { includedCategories: ['toplevel', '__metadata'] } })
   // Both are the monotonic clock of the system, in microseconds.
   const began = Number(process.hrtime.bigint() / 1000n)
